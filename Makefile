@@ -1,0 +1,49 @@
+# Every target creates .venv when it is missing. `make demo` is the place to start.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# A caller's environment must not leak into the project's own.
+export PYTHONPATH :=
+
+.PHONY: demo test slow lint bench docs clean
+
+demo: $(VENV)/.ready
+	$(BIN)/unnoise demo
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks.speed
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/pdoc --math -d google -o docs/api unnoise.continuous unnoise.discrete unnoise.sde unnoise.shared unnoise.experiments
+	@echo "open docs/api/index.html"
+
+clean:
+	rm -rf $(VENV) build *.egg-info docs/api .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and from constraints.txt, so that no other package pulls a newer build of several gigabytes.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (about a minute, once)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt numpy torch
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(PIP) install -c constraints.txt -e ".[docs]"
+	touch $@

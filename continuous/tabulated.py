@@ -1,0 +1,63 @@
+"""The variance-preserving chain of T steps, read as a schedule on t = n / T."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..shared.corruption import Schedule, table_grid, table_time
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.tensors import Table, exact
+
+
+@described
+class Tabulated(Schedule):
+    r"""`alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2` at t = n / T (Ho et al. 2020, eq. 4).
+
+    Row n = 0 is the clean signal, so nothing special-cases the first step: the papers' code index is n - 1. Between rows the log-SNR is
+    linear; below row 1 it stays what it is there, except at t = 0.
+
+    Args:
+        betas: `(T,)`, each in (0, 1), beta_1 first.
+
+    Attributes:
+        steps: T.
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        self.betas = betas.detach().double()
+        if betas.ndim != 1 or len(betas) < 1 or not bool(((self.betas > 0) & (self.betas < 1)).all()):
+            raise UsageError("betas must be a vector of numbers between 0 and 1, such as linear_betas(1000)")
+        self.steps = len(betas)
+        self.t_min = self.t_last = 1 / self.steps
+        log_alpha2 = torch.log1p(-self.betas).cumsum(0)
+        self.alphas_cumprod = log_alpha2.exp()
+        self._log_snr = Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2)))  # rows 1..T
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        row = (exact(t) * self.steps - 1).clamp(0, self.steps - 1)
+        # The segment below a row belongs to it, so that the derivative at t is that of the step which leaves t for s < t.
+        low = (row.detach().ceil().long() - 1).clamp(0, max(self.steps - 2, 0))
+        high = (low + 1).clamp(max=self.steps - 1)
+        between = torch.lerp(self._log_snr[low], self._log_snr[high], row - low)
+        return torch.where(t <= 0, torch.inf, between).to(t.dtype)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_snr = self.log_snr(exact(t))
+        return log_snr.sigmoid().sqrt().to(t.dtype), (-log_snr).sigmoid().sqrt().to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        table = self._log_snr.on(log_snr.device)
+        value = exact(log_snr).clamp(table[-1], table[0])
+        high = torch.searchsorted(-table, -value.contiguous()).clamp(1, max(self.steps - 1, 1)).clamp(max=self.steps - 1)
+        low = (high - 1).clamp(min=0)
+        gap = table[high] - table[low]
+        part = torch.where(gap < 0, (value - table[low]) / gap, 1.0)
+        return ((low + 1 + part) / self.steps).clamp(max=1.0).to(log_snr.dtype)
+
+    def grid(self, steps: int) -> Tensor:
+        return table_grid(steps, self.steps)
+
+    def training_time(self, u: Tensor) -> Tensor:
+        return table_time(u, self.steps)

@@ -1,0 +1,53 @@
+"""How a guess about x_0 becomes a law of x_s: the reverse models of categorical diffusion."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..shared.describe import described
+from ..shared.tensors import like
+from .transition.base import Transition, normalised
+
+
+class ReverseModel(ABC):
+    """`p(x_s | x_t)` from `p0(x_0)`; at s = 0 it is p0 itself, and on a point mass p0 it is the true posterior."""
+
+    def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Normalised, `(..., K)`; t and s are scalars or `(B,)`."""
+        p = self.between(transition, x_t, p0, t, s)
+        return torch.where(like(transition.row(s) == 0, p0), p0, p)
+
+    @abstractmethod
+    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The law at s > 0."""
+
+
+@described
+@dataclass(frozen=True)
+class Product(ReverseModel):
+    r"""`p(x_s | x_t) prop. to sum_x0 q(x_s, x_t | x_0) p0(x_0) = Q_(s->t)[x_s, x_t] (p0 Q_(0->s))[x_s]` (Austin et al. 2021, eq. 4).
+
+    Under this model the best p0 is not the posterior of x_0 but that posterior over the likelihood of x_t: x_t is counted once already.
+
+    Attributes:
+        eps: added to both factors; 1e-6 in the released code for images.
+    """
+
+    eps: float = 0.0
+
+    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        back = transition.likelihood(x_t, s, t).to(p0)
+        return normalised((back + self.eps) * (transition.pushforward(p0, torch.zeros_like(s), s) + self.eps))
+
+
+@described
+@dataclass(frozen=True)
+class Marginal(ReverseModel):
+    r"""`p(x_s | x_t) = sum_x0 q(x_s | x_t, x_0) p0(x_0)`: exact when p0 is the posterior of x_0, so the denoiser means what it says."""
+
+    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return transition.posterior(x_t, p0, t, s)

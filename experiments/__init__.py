@@ -1,0 +1,9 @@
+"""Scripts: one for each paper, the demo, and the command line.
+
+Everything that a checkpoint of this package may name is imported here, so `load` needs no flags.
+"""
+
+from ..shared.training import load
+from . import d3pm_images, ddpm, score_sde
+
+__all__ = ["d3pm_images", "ddpm", "load", "score_sde"]

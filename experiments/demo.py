@@ -1,0 +1,317 @@
+"""The demo: DDPM, D3PM and a score SDE on the same digits, with one network and equal budgets, compared in the same units."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..continuous import DDIM
+from ..sde import VP, Langevin, PredictorCorrector, ProbabilityFlow, ReverseDiffusion
+from ..shared.data import ImageSet
+from ..shared.denoiser import Denoiser
+from ..shared.errors import UsageError
+from ..shared.objective import Objective
+from ..shared.progress import Progress, bar
+from ..shared.random import Streams
+from ..shared.sampler import Sampler
+from ..shared.training import Trainer
+from ..shared.training.folder import read_metrics, writable
+from . import d3pm_images, ddpm, report, score_sde
+from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, marginal_bits_per_dim, summary
+from .experiment import Experiment
+
+FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment]]] = {
+    "ddpm": ("DDPM", ddpm.digits, ddpm.smoke),
+    "d3pm": ("D3PM", d3pm_images.digits, d3pm_images.smoke),
+    "score-sde": ("VP-SDE", score_sde.digits, score_sde.smoke),
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html: about 11 minutes on two cores."""
+
+    out: Path = Path("runs/demo")
+    """Folder for everything that is written. One that exists is kept under another name."""
+    steps: int | None = None
+    """Training steps of each family; None for the recipes' own 1600."""
+    resume: bool = False
+    """Go on with an interrupted demo instead of starting afresh."""
+    smoke: bool = False
+    """Tiny networks and a few steps, to see in seconds that everything runs."""
+    seed: int = 0
+    """Seed of training and sampling."""
+
+    def experiments(self) -> dict[str, Experiment]:
+        """The three recipes, with equal budgets."""
+        recipes = {name: (smoke if self.smoke else digits)() for name, (_, digits, smoke) in FAMILIES.items()}
+        return {name: replace(e, training=self._budget(e)) for name, e in recipes.items()}
+
+    def _budget(self, experiment: Experiment):
+        training = replace(experiment.training, seed=self.seed)
+        if self.steps is None:
+            return training
+        share = self.steps / training.steps
+        return replace(training, steps=self.steps, warmup=round(training.warmup * share), cooldown=round(training.cooldown * share))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the comparison."""
+
+    model: str
+    sampler: str
+    quality: SampleQuality
+    run: SamplingRun | None = None
+    bits: tuple[float, float] | None = None
+    kind: str = ""
+
+    def cells(self) -> list[str]:
+        """As text."""
+        q, r = self.quality, self.run
+        bits = ["", ""] if self.bits is None else [f"{self.bits[0]:.2f} ± {self.bits[1]:.2f}", self.kind]
+        cost = ["", "", ""] if r is None else [str(r.steps), str(r.evaluations), f"{r.seconds:.0f}"]
+        return [self.model, self.sampler, *bits, f"{q.frechet:.2f}", f"{q.sure:.3f}", f"{q.classes} of 10", *cost]
+
+
+HEAD = ["model", "sampler", "bits/dim", "which is", "Fréchet", "sure", "digits", "steps", "evaluations", "seconds"]
+
+
+def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar) -> Path:
+    """Runs the demo and returns the path of its report."""
+    start = time.perf_counter()
+    folder = prepare(demo)
+    experiments = demo.experiments()
+    first = experiments["ddpm"]
+    train, test = first.data.load("train"), first.data.load("test")
+    torch.manual_seed(demo.seed)
+    say(f"unnoise demo: three families on {len(train.k)} digits of {'x'.join(map(str, train.shape))} and {train.scale.levels} levels,")
+    say(f"{first.training.steps} steps of {first.data.batch} each with one U-Net. Everything goes to {folder}/.")
+    trained: dict[str, Objective] = {}
+    for i, (name, experiment) in enumerate(experiments.items()):
+        say(f"\n[{i + 1}/5] training {FAMILIES[name][0]}")
+        trained[name] = train_one(experiment, train, folder / name, progress, resume=demo.resume)
+    trained_after = time.perf_counter() - start
+
+    say("\n[4/5] sampling and measuring")
+    judge = Judge(train, progress, steps=20 if demo.smoke else 600)
+    rows, pictures = measure(demo, experiments, trained, judge, train, test, progress)
+
+    say("\n[5/5] pictures and report")
+    draw_figures(folder, experiments, trained, pictures, test)
+    page = write_report(demo, folder, experiments, judge, rows, marginal_bits_per_dim(train, test), test, trained_after, start)
+    say(report.table(HEAD, [row.cells() for row in rows]))
+    say(f"\ndone in {(time.perf_counter() - start) / 60:.1f} minutes. Open {page}, or read {page.with_suffix('.md')}.")
+    say(f"Go on:  unnoise sample {folder}/ddpm --count 100 --out more.png    unnoise recipes    unnoise train --help")
+    return page
+
+
+def prepare(demo: Demo) -> Path:
+    """The folder of the demo; a finished or broken-off one that stands there is renamed, unless it is to be resumed."""
+    if demo.out.exists() and not demo.resume and any(demo.out.iterdir() if demo.out.is_dir() else [1]):
+        if not demo.out.is_dir() or not (demo.out / "demo.json").is_file():
+            raise UsageError(f"{demo.out} holds something that is not a demo: choose another folder with --out")
+        number = next(n for n in range(1, 10_000) if not demo.out.with_name(f"{demo.out.name}.{n}").exists())
+        demo.out.rename(demo.out.with_name(f"{demo.out.name}.{number}"))
+    folder = writable(demo.out)
+    (folder / "demo.json").write_text(json.dumps({"steps": demo.steps, "smoke": demo.smoke, "seed": demo.seed}))
+    return folder
+
+
+def train_one(experiment: Experiment, images: ImageSet, folder: Path, progress: Progress, *, resume: bool) -> Objective:
+    """Trains one recipe into a folder, with pictures of samples on the way."""
+    from ..shared.figures import save_grid
+
+    torch.manual_seed(experiment.training.seed)
+    batches = experiment.batches(images)
+
+    def watch(average: Objective, step: int) -> None:
+        x = experiment.sampler(average.denoiser)(
+            shape=(32, *images.shape), steps=min(25, experiment.sampling_steps), generator=Streams(0, range(32))
+        )
+        save_grid(folder / f"samples-{step:06d}.png", unit(experiment, images, x), columns=8)
+
+    trainer = Trainer(
+        experiment.objective(images.shape, images.scale),
+        experiment.training,
+        folder=folder,
+        experiment=experiment,
+        progress=progress,
+        watch=watch,
+    )
+    return trainer.fit(batches, resume=resume)
+
+
+def unit(experiment: Experiment, images: ImageSet, x: Tensor) -> Tensor:
+    """Samples of a family as images in [0, 1]."""
+    return experiment.levels(images.scale, x.cpu()).float() / (images.scale.levels - 1)
+
+
+def rows_of(name: str, experiment: Experiment, denoiser: Denoiser) -> list[tuple[str, str, Sampler, int]]:
+    """The samplers that the table compares: (model, sampler's name, sampler, steps), the paper's own first."""
+    steps = experiment.sampling_steps
+    if name == "ddpm":
+        vp = denoiser.on(VP(t_last=5e-3))  # where VP is as clean as the first row of the table
+        return [
+            ("DDPM", "ancestral", experiment.sampler(denoiser), steps),
+            ("DDPM", "DDIM", DDIM(denoiser), max(steps // 2, 2)),
+            ("DDPM crossing", "VP probability flow, Heun", ProbabilityFlow(vp), max(steps // 2, 2)),
+            ("DDPM crossing", "VP predictor-corrector", PredictorCorrector(ReverseDiffusion(vp), Langevin(vp, snr=0.1)), steps),
+        ]
+    if name == "d3pm":
+        return [("D3PM", "ancestral", experiment.sampler(denoiser), steps)]
+    return [
+        ("VP-SDE", "predictor-corrector", experiment.sampler(denoiser), steps),
+        ("VP-SDE", "probability flow, Heun", ProbabilityFlow(denoiser), max(steps // 2, 2)),
+    ]
+
+
+def measure(
+    demo: Demo,
+    experiments: dict[str, Experiment],
+    trained: dict[str, Objective],
+    judge: Judge,
+    train: ImageSet,
+    test: ImageSet,
+    progress: Progress,
+) -> tuple[list[Row], dict[str, Tensor]]:
+    """The table, and the samples that the first picture shows."""
+    count = 40 if demo.smoke else len(test.k)
+    held_out = test.k[:count]
+    chosen = torch.randperm(len(train.k), generator=torch.Generator().manual_seed(demo.seed))[:count]
+    rows = [
+        Row(
+            "real, held out",
+            "",
+            judge.quality(held_out),
+            None,
+            (marginal_bits_per_dim(train, test), 0.0),
+            "per-pixel marginal: the baseline",
+        ),
+        Row("real, training", "", judge.quality(train.k[chosen])),
+    ]
+    pictures = {"real digits": held_out}
+    for name, experiment in experiments.items():
+        denoiser = trained[name].denoiser
+        bits = bits_per_dim(experiment, denoiser, test.scale, held_out, seed=demo.seed, progress=progress)
+        for i, (model, title, sampler, steps) in enumerate(rows_of(name, experiment, denoiser)):
+            levels = lambda x, e=experiment: e.levels(test.scale, x)  # noqa: E731
+            samples = draw(sampler, levels, test.shape, count, steps, seed=demo.seed, progress=progress)
+            quality = judge.quality(samples.levels)
+            rows.append(Row(model, title, quality, samples, bits if i == 0 else None, experiment.codelength_kind if i == 0 else ""))
+            if i == 0 or "crossing" in model:
+                pictures[f"{model}: {title}"] = samples.levels
+    return rows, {title: k.float() / (test.scale.levels - 1) for title, k in pictures.items()}
+
+
+def draw_figures(
+    folder: Path, experiments: dict[str, Experiment], trained: dict[str, Objective], pictures: dict[str, Tensor], test: ImageSet
+) -> None:
+    """samples.png, one film strip for each family, and losses.png."""
+    from ..shared.figures import save_curves, save_panels, save_strip
+
+    save_panels(folder / "samples.png", {title: images[:80] for title, images in pictures.items()}, columns=10, across=3)
+    curves = {}
+    for name, experiment in experiments.items():
+        lines = read_metrics(folder / name / "metrics.jsonl")
+        curves[FAMILIES[name][0]] = ([r["step"] for r in lines], [r["loss"] for r in lines], experiment.loss_unit)
+        save_strip(
+            folder / f"film-{name}.png",
+            film(experiment, trained[name].denoiser, test),
+            f"{FAMILIES[name][0]}: destroying and making digits",
+        )
+    save_curves(folder / "losses.png", curves)
+
+
+def film(
+    experiment: Experiment, denoiser: Denoiser, test: ImageSet, rows: int = 3, frames: int = 10
+) -> dict[str, tuple[list[float], list[Tensor]]]:
+    """States of the forward process on real digits, and of the sampler from noise."""
+    corruption, generator = denoiser.corruption, torch.Generator().manual_seed(1)
+    x0 = experiment.batches(test).form(test.scale, test.k[:rows], generator)
+    grid = corruption.grid(max(frames, experiment.sampling_steps))
+    chosen = torch.linspace(0, len(grid) - 2, frames - 1).round().long().tolist()
+    times = [float(grid[i]) for i in chosen] + [0.0]
+    noised = [corruption.corrupt(x0, torch.tensor(t, dtype=torch.float64), generator=generator) for t in times[:-1]] + [x0]
+    sampler = experiment.sampler(denoiser)
+    start = corruption.prior((rows, *test.shape), generator=Streams(3, range(rows)))
+    states = [start, *sampler.trajectory(start, steps=len(grid) - 1, generator=Streams(4, range(rows)))]
+    made = [states[i] for i in chosen] + [states[-1]]
+    forward = (times[::-1], [unit(experiment, test, x) for x in reversed(noised)])
+    return {"destroyed": forward, "made": (times, [unit(experiment, test, x) for x in made])}
+
+
+def write_report(
+    demo: Demo,
+    folder: Path,
+    experiments: dict[str, Experiment],
+    judge: Judge,
+    rows: list[Row],
+    baseline: float,
+    test: ImageSet,
+    trained_after: float,
+    start: float,
+) -> Path:
+    """report.md, report.html and results.json."""
+    first, dims = experiments["ddpm"], test.dims
+    parameters = sum(p.numel() for p in first.objective(test.shape, test.scale).parameters())
+    films = "\n\n".join(f"![{FAMILIES[name][0]} destroying and making digits](film-{name}.png)" for name in experiments)
+    text = f"""# Three families of diffusion on the same digits
+
+A DDPM (Ho et al. 2020), a D3PM with discretised-Gaussian transitions (Austin et al. 2021) and a VP score SDE (Song et al. 2021) were
+trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels} grey levels: one U-Net configuration ({parameters / 1e6:.2f} M parameters),
+{first.training.steps} steps of {first.data.batch} images each, the same optimiser and averaging.
+
+## Samples
+
+![samples of each family beside real digits](samples.png)
+
+## The comparison
+
+{report.table(HEAD, [row.cells() for row in rows])}
+
+- **bits/dim**: code length of the {rows[0].quality.count} held-out digits, quantised to {test.scale.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
+  An upper bound is a variational bound; "exact up to dequantisation" is the probability flow's density of the digits spread over their
+  grey levels. The baseline codes each pixel by its own frequencies in the training set: {baseline:.2f}. Lower is better.
+- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[0].quality.count} images in each row; the real rows say what
+  perfect samples would get. Lower is better.
+- **sure**: share of images of which the classifier (accuracy {judge.accuracy(test):.3f} on held-out digits) is sure, p > 0.8.
+- **evaluations**: network calls for each image. **seconds**: for all {rows[0].quality.count} images on this machine.
+- **DDPM crossing**: the network trained as a DDPM, sampled by the VP flow and the VP predictor-corrector SDE: `ddpm.on(VP())`.
+
+## How digits are destroyed and made
+
+{films}
+
+## Losses
+
+Each family has its own unit, so the curves say how training went and not which family is better.
+
+![loss curves](losses.png)
+
+## Go on
+
+```
+unnoise sample {folder}/ddpm --count 100 --out more.png
+unnoise evaluate {folder}/d3pm
+unnoise train ddpm-digits --network.width 64 --out runs/wide
+unnoise recipes
+```
+
+Seed {demo.seed}; {trained_after / 60:.1f} minutes of training and {(time.perf_counter() - start - trained_after) / 60:.1f} of measuring;
+Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads.
+"""
+    results = [
+        {"model": r.model, "sampler": r.sampler, "bits_per_dim": r.bits and r.bits[0], "kind": r.kind}
+        | (summary(r.quality, r.run) if r.run else vars(r.quality))
+        for r in rows
+    ]
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    return report.write(folder, "report", text, "unnoise demo")[1]

@@ -1,0 +1,117 @@
+"""Samples and code lengths, measured alike for every family."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared.data import ImageSet
+from ..shared.denoiser import Denoiser
+from ..shared.metrics import frechet_distance
+from ..shared.networks.classifier import train_classifier
+from ..shared.progress import Progress, silent
+from ..shared.random import Streams
+from ..shared.sampler import Sampler, counted, device_of
+from ..shared.scale import Scale
+from .experiment import Experiment
+
+SURE = 0.8
+
+
+@dataclass(frozen=True)
+class SampleQuality:
+    """How a set of images compares with the training set, by a classifier trained on real ones."""
+
+    frechet: float
+    """Fréchet distance of the classifier's features to those of the training set."""
+    sure: float
+    """Share of images of which the classifier is sure (p > 0.8)."""
+    classes: int
+    """Classes that occur among the images."""
+    count: int
+    """Images."""
+
+
+@dataclass(frozen=True)
+class SamplingRun:
+    """A set of samples and what it cost."""
+
+    levels: Tensor
+    steps: int
+    evaluations: int
+    seconds: float
+
+
+class Judge:
+    """A classifier trained on a set, and the features of that set."""
+
+    def __init__(self, images: ImageSet, progress: Progress = silent, steps: int = 600) -> None:
+        self.scale, self.classes = images.scale, int(images.label.max()) + 1
+        self.classifier = train_classifier(self.unit(images.k), images.label, self.classes, steps=steps, progress=progress)
+        self.reference = self.features(images.k)
+
+    def unit(self, k: Tensor) -> Tensor:
+        """Levels as real numbers in [0, 1]."""
+        return k.float() / (self.scale.levels - 1)
+
+    def features(self, k: Tensor) -> Tensor:
+        """The classifier's features, `(N, d)`."""
+        return torch.cat([self.classifier.embed(part) for part in self.unit(k).split(500)])
+
+    def accuracy(self, images: ImageSet) -> float:
+        """Share of labels that the classifier gets right."""
+        return float((self._probabilities(images.k).argmax(1) == images.label).float().mean())
+
+    def quality(self, k: Tensor) -> SampleQuality:
+        """The quality of levels `(N, C, H, W)`."""
+        p = self._probabilities(k)
+        sure = float((p.max(1).values > SURE).float().mean())
+        return SampleQuality(frechet_distance(self.features(k), self.reference), sure, len(p.argmax(1).unique()), len(k))
+
+    def _probabilities(self, k: Tensor) -> Tensor:
+        return torch.cat([self.classifier(part) for part in self.unit(k).split(500)]).softmax(1)
+
+
+def draw(
+    sampler: Sampler,
+    levels: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    count: int,
+    steps: int,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> SamplingRun:
+    """`count` samples; sample i depends on (seed, i) alone."""
+    start = time.perf_counter()
+    with counted(sampler.denoiser) as evaluations:
+        x = sampler(shape=(count, *shape), steps=steps, generator=Streams(seed, range(count)), progress=progress)
+    return SamplingRun(levels(x).cpu(), steps, evaluations.calls, time.perf_counter() - start)
+
+
+def bits_per_dim(
+    experiment: Experiment, denoiser: Denoiser, scale: Scale, k: Tensor, *, seed: int = 0, progress: Progress = silent
+) -> tuple[float, float]:
+    """Mean code length of levels, bits for each dimension, and its standard error over the examples."""
+    generator = torch.Generator(device_of(denoiser)).manual_seed(seed)
+    bits = experiment.codelength(denoiser, scale)(k.to(device_of(denoiser)), generator, progress).bits_per_dim(k[0].numel())
+    return float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
+
+
+def marginal_bits_per_dim(train: ImageSet, test: ImageSet) -> float:
+    """Bits/dim of the test set when each pixel is coded by its own frequencies in the training set, one added to every count."""
+    counts = torch.nn.functional.one_hot(train.k.flatten(1).long(), train.scale.levels).sum(0) + 1.0
+    p = counts / counts.sum(-1, keepdim=True)
+    chosen = p.expand(len(test.k), -1, -1).gather(-1, test.k.flatten(1).long()[..., None])
+    return float(-chosen.log2().mean())
+
+
+def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
+    """Both as one flat dict, for JSON."""
+    return asdict(quality) | {"steps": run.steps, "evaluations": run.evaluations, "seconds": round(run.seconds, 2)}

@@ -1,0 +1,102 @@
+"""What an experiment is: data, a network, a way to train, to sample and to measure, as one frozen dataclass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..shared.bits import Codelength
+from ..shared.data import Batches, ImageSet, image_set
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.networks import UNet
+from ..shared.objective import Objective
+from ..shared.progress import Progress, silent
+from ..shared.random import Source
+from ..shared.sampler import Sampler
+from ..shared.scale import Scale
+from ..shared.training import Training
+
+
+@described
+@dataclass(frozen=True)
+class Data:
+    """Images to train on."""
+
+    name: str = "digits"
+    """A bundled set (digits, mnist5k), a folder of images, or a set on the hub."""
+    batch: int = 64
+    """Images in a batch."""
+    size: tuple[int, int] | None = None
+    """Height and width to scale and crop to; None where all images have one size."""
+    seed: int = 0
+    """Of the order of the images."""
+
+    def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
+        """The images of a split."""
+        return image_set(self.name, split=split, size=self.size, progress=progress)
+
+
+@described
+@dataclass(frozen=True)
+class Network:
+    """The U-Net; channels, size and levels come from the data."""
+
+    width: int = 32
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Channel multiplier of each resolution."""
+    blocks: int = 2
+    """Residual blocks for each resolution."""
+    attention: tuple[int, ...] = (2,)
+    """Down-sampling factors with self-attention."""
+    heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.0
+    """Dropout in residual blocks."""
+
+    def build(self, shape: tuple[int, ...], levels: int | None = None) -> UNet:
+        """The network for examples of `shape`, real-valued or of `levels` levels."""
+        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, levels=levels)
+
+
+CodelengthOf = Callable[[Tensor, Source, Progress], Codelength]
+
+
+@dataclass(frozen=True)
+class Experiment(ABC):
+    """One run. Sub-classes add what their paper adds, and say how to build it."""
+
+    data: Data = field(default_factory=Data)
+    network: Network = field(default_factory=Network)
+    training: Training = field(default_factory=Training)
+    sampling_steps: int = 100
+    """Steps of the sampler."""
+
+    codelength_kind = "upper bound"
+    """What the code length is: an upper bound, or exact up to dequantisation."""
+    loss_unit = "loss"
+    """What the loss curve shows."""
+
+    @abstractmethod
+    def batches(self, images: ImageSet) -> Batches:
+        """The images in the family's own form."""
+
+    @abstractmethod
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        """The levels, int64, of a sample in that form."""
+
+    @abstractmethod
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        """A fresh denoiser in its objective."""
+
+    @abstractmethod
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        """The paper's sampler."""
+
+    @abstractmethod
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        """The paper's code length of levels, as a function of (levels, source of noise, progress)."""

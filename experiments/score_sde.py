@@ -1,0 +1,62 @@
+"""Score-based generative modelling through SDEs (Song et al. 2021, arXiv 2011.13456)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..sde import VP, ChangeOfVariables, Langevin, Learned, PredictorCorrector, ReverseDiffusion, ScoreMatching
+from ..shared.data import Batches, ImageSet
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.objective import Objective, stratified
+from ..shared.sampler import Sampler
+from ..shared.scale import Scale
+from . import budgets
+from .experiment import CodelengthOf, Experiment
+
+
+@described
+@dataclass(frozen=True)
+class ScoreSDE(Experiment):
+    """Denoising score matching on the VP SDE, trained on dequantised data so that its density has a meaning."""
+
+    snr: float = 0.1
+    """Signal-to-noise ratio of the Langevin corrector."""
+    tolerance: float = 1e-5
+    """rtol and atol of the likelihood's solver (RK45)."""
+
+    codelength_kind = "exact up to dequantisation"
+    loss_unit = "sigma^2 x squared error of the score"
+
+    def batches(self, images: ImageSet) -> Batches:
+        return images.batches(self.data.batch, Scale.dequantised, seed=self.data.seed)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return scale.cell_of(x)
+
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        return ScoreMatching(Learned(self.network.build(shape), VP()), times=stratified)
+
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        return PredictorCorrector(ReverseDiffusion(denoiser), Langevin(denoiser, self.snr))
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        exact = ChangeOfVariables(denoiser, scale, rtol=self.tolerance, atol=self.tolerance)
+        return lambda k, generator, progress: exact(k, generator=generator)
+
+
+def digits() -> ScoreSDE:
+    """8 x 8 digits of 17 levels."""
+    return ScoreSDE(**budgets.digits(), tolerance=1e-3)
+
+
+def mnist() -> ScoreSDE:
+    """28 x 28 digits of 256 levels."""
+    return ScoreSDE(**budgets.mnist())
+
+
+def smoke() -> ScoreSDE:
+    """Seconds, to see that the whole path runs."""
+    return ScoreSDE(**budgets.smoke(), tolerance=0.1)

@@ -1,0 +1,31 @@
+"""Score SDEs: VP, sub-VP and VE, predictor-corrector sampling, the probability flow and its exact likelihood."""
+
+from ..shared.denoiser import Learned
+from ..shared.prediction import clean, noise, velocity
+from .correctors import Langevin, PredictorCorrector, batch_norm, own_norm
+from .flow import ProbabilityFlow
+from .likelihood import ChangeOfVariables
+from .objectives import ScoreMatching
+from .predictors import EulerMaruyama, ReverseDiffusion
+from .schedules import VE, VP, SubVP
+from .sde import SDE
+
+__all__ = [
+    "SDE",
+    "VE",
+    "VP",
+    "ChangeOfVariables",
+    "EulerMaruyama",
+    "Langevin",
+    "Learned",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "ReverseDiffusion",
+    "ScoreMatching",
+    "SubVP",
+    "batch_norm",
+    "clean",
+    "noise",
+    "own_norm",
+    "velocity",
+]

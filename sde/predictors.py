@@ -1,0 +1,51 @@
+"""Predictors: samplers that take a reverse SDE from one level to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..shared.denoiser import GaussianDenoiser
+from ..shared.random import Source, normal_like
+from ..shared.sampler import Sampler
+from ..shared.tensors import exact, like
+from .sde import SDE
+
+
+class EulerMaruyama(Sampler):
+    r"""`x_s = x_t - (t - s) drift + eta g sqrt(t - s) z` on the reverse SDE (Song et al. 2021, appendix G); the last step denoises.
+
+    Args:
+        denoiser: gives the score.
+        eta: noise of the reversal, 1 for the reverse SDE, 0 for Euler steps of the probability flow.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, eta: float = 1.0) -> None:
+        super().__init__(denoiser)
+        self.sde, self.eta = SDE(denoiser.corruption), eta
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if s == 0:
+            return self.denoiser(x, t, **cond)
+        drift = self.sde.reverse_drift(x, t, self.denoiser.score(x, t, **cond), self.eta)
+        x = x - like(t - s, x) * drift
+        g2 = self.sde.coefficients(t)[1]
+        return x + self.eta * like((g2 * (t - s)).sqrt(), x) * normal_like(x, generator) if self.eta else x
+
+
+class ReverseDiffusion(Sampler):
+    r"""`x_s = (2 - a) x_t + G^2 score + G z` for the forward step `x_t = a x_s + G z` (Song et al. 2021, eqs. 45 and 46).
+
+    The forward step is the schedule's own transition, exact for any stride: `a = alpha_t / alpha_s`, `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`.
+    On a table of beta that is `sqrt(1 - beta)` and beta, on VE `sigma_t^2 - sigma_s^2`, as published. The last step denoises.
+    """
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if s == 0:
+            return self.denoiser(x, t, **cond)
+        t, s = exact(t), exact(s)
+        schedule = self.corruption
+        a, g2 = schedule(t)[0] / schedule(s)[0], schedule(t)[1] ** 2 * (1 - schedule.kept(s, t))
+        mean = like(2 - a, x) * x + like(g2, x) * self.denoiser.score(x, t, **cond)
+        return mean + like(g2.sqrt(), x) * normal_like(x, generator)

@@ -1,0 +1,113 @@
+"""The schedules of Song et al. (2021)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..shared.corruption import Schedule
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.tensors import exact
+
+
+@described
+class VP(Schedule):
+    r"""Variance preserving, `dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw`, beta linear in t (Song et al. 2021, eq. 11).
+
+    `beta(t) = beta_min + t (beta_max - beta_min)`, `log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, `sigma_t^2 = 1 - alpha_t^2` (eq. 33).
+
+    Args:
+        beta_min, beta_max: at t = 0 and 1.
+        t_min: smallest time in training and likelihoods.
+        t_last: last noisy time in sampling.
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_last: float = 1e-3) -> None:
+        if not 0 < beta_min < beta_max:
+            raise UsageError(f"beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max")
+        self.beta_min, self.beta_max, self.t_min, self.t_last = beta_min, beta_max, t_min, t_last
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha2 = _log_alpha2(self, exact(t))
+        return (0.5 * log_alpha2).exp().to(t.dtype), (-torch.expm1(log_alpha2)).sqrt().to(t.dtype)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        log_alpha2 = _log_alpha2(self, exact(t))
+        return (log_alpha2 - torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return _time(self, F.softplus(-exact(log_snr))).to(log_snr.dtype)
+
+
+@described
+class SubVP(Schedule):
+    r"""`dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 int beta))) dw` (Song et al. 2021, eqs. 27 and 29).
+
+    alpha_t as VP, `sigma_t = 1 - alpha_t^2`, not its root.
+
+    Args:
+        beta_min, beta_max, t_min, t_last: as VP.
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_last: float = 1e-3) -> None:
+        if not 0 < beta_min < beta_max:
+            raise UsageError(f"beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max")
+        self.beta_min, self.beta_max, self.t_min, self.t_last = beta_min, beta_max, t_min, t_last
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha2 = _log_alpha2(self, exact(t))
+        return (0.5 * log_alpha2).exp().to(t.dtype), (-torch.expm1(log_alpha2)).to(t.dtype)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        log_alpha2 = _log_alpha2(self, exact(t))
+        return (log_alpha2 - 2 * torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        ratio = (exact(log_snr) / 2).exp()  # alpha / (1 - alpha^2), a quadratic in alpha
+        alpha = 2 * ratio / (1 + (1 + 4 * ratio**2).sqrt())
+        return _time(self, -2 * alpha.log()).to(log_snr.dtype)
+
+
+@described
+class VE(Schedule):
+    r"""Variance exploding, `alpha_t = 1`, `sigma_t = sigma_min (sigma_max / sigma_min)^t` (Song et al. 2021, eq. 30); clean at t = 0.
+
+    Published for data in [0, 1]; data in [-1, 1] need both sigmas doubled for the same process.
+
+    Args:
+        sigma_min, sigma_max: just above t = 0, and at 1.
+        t_min: smallest time in training and likelihoods.
+        t_last: last noisy time in sampling.
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5, t_last: float = 1e-5) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise UsageError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: give 0 < sigma_min < sigma_max")
+        self.sigma_min, self.sigma_max, self.t_min, self.t_last = sigma_min, sigma_max, t_min, t_last
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = (-0.5 * self.log_snr(exact(t))).exp()
+        return torch.ones_like(t), sigma.to(t.dtype)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        log_sigma = math.log(self.sigma_min) + exact(t) * math.log(self.sigma_max / self.sigma_min)
+        return torch.where(t > 0, -2 * log_sigma, torch.inf).to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        t = (-exact(log_snr) / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+        return t.clamp(self.t_min, 1.0).to(log_snr.dtype)
+
+
+def _log_alpha2(schedule: VP | SubVP, t: Tensor) -> Tensor:
+    return -0.5 * t**2 * (schedule.beta_max - schedule.beta_min) - t * schedule.beta_min
+
+
+def _time(schedule: VP | SubVP, minus_log_alpha2: Tensor) -> Tensor:
+    slope = schedule.beta_max - schedule.beta_min
+    # The positive root of slope t^2 / 2 + beta_min t = c, in the form without cancellation for small c.
+    root = (schedule.beta_min**2 + 2 * slope * minus_log_alpha2).sqrt()
+    return (2 * minus_log_alpha2 / (schedule.beta_min + root)).clamp(schedule.t_min, 1.0)

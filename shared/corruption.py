@@ -1,0 +1,102 @@
+"""A corruption says how x_0 is destroyed as t runs from 0 (clean) to 1 (noise)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .random import Source, normal, normal_like
+from .tensors import exact, like
+
+
+class Corruption(ABC):
+    """`x_t ~ q(x_t | x_0)`, and the law of `x_1` that sampling starts from.
+
+    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere.
+    """
+
+    @abstractmethod
+    def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        """A draw of `x_t` given `x_0`, of the shape of `x0`."""
+
+    @abstractmethod
+    def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
+        """A draw of `x_1`."""
+
+    @abstractmethod
+    def grid(self, steps: int) -> Tensor:
+        """The `steps + 1` times of a sampler, float64, from 1 down to 0."""
+
+    @abstractmethod
+    def training_time(self, u: Tensor) -> Tensor:
+        """Maps `u` uniform on [0, 1) to the times that training visits, float64."""
+
+
+class Schedule(Corruption):
+    r"""`q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)`, with log-SNR `lambda_t = 2 log(alpha_t / sigma_t)` (Kingma et al. 2021, section 3.1).
+
+    Attributes:
+        t_min: the smallest time that training and likelihoods visit.
+        t_last: the last noisy time of a sampling grid; the step from there to 0 returns the denoiser's mean.
+    """
+
+    t_min: float
+    t_last: float
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`alpha_t, sigma_t`, of the shape and dtype of `t`; at t = 0 exactly 1, 0 or the schedule's own limit."""
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """`lambda_t = log(alpha_t^2 / sigma_t^2)`, decreasing in `t`."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The time at which the log-SNR is `log_snr`, clamped to [t_min, 1]: the bridge between families."""
+
+    def kept(self, s: Tensor, t: Tensor) -> Tensor:
+        """`k = SNR_t / SNR_s` in [0, 1), which makes every conditional of the chain stable (s = 0 gives 0).
+
+        `q(x_t | x_s)` has variance `sigma_t^2 (1 - k)`; `q(x_s | x_t, x_0)` has variance `sigma_s^2 (1 - k)`.
+        """
+        return torch.exp(self.log_snr(t) - self.log_snr(s))
+
+    def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        alpha, sigma = (like(c, x0) for c in self(exact(t)))
+        return alpha * x0 + sigma * normal_like(x0, generator)
+
+    def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
+        return self(torch.ones(()))[1] * normal(shape, generator, device=device)
+
+    def grid(self, steps: int) -> Tensor:
+        if steps < 1:
+            raise UsageError(f"steps={steps}: a sampler needs at least one step")
+        return torch.cat([torch.linspace(1, self.t_last, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+
+    def training_time(self, u: Tensor) -> Tensor:
+        return self.t_min + (1 - self.t_min) * exact(u)
+
+
+def table_grid(steps: int, rows: int) -> Tensor:
+    """Evenly spaced rows of a table of `rows` steps, both ends included, and then 0: `(steps + 1,)`, float64.
+
+    Rows fall where OpenAI's respacing "N" puts them (its index is row - 1).
+
+    Raises:
+        UsageError: unless 1 <= steps <= rows.
+    """
+    if not 1 <= steps <= rows:
+        raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
+    stride = torch.full((steps,), (rows - 1) / max(steps - 1, 1), dtype=torch.float64)
+    index = torch.round(stride.cumsum(0) - stride) if steps > 1 else stride  # halves to even on the 0-based index, as OpenAI's
+    return torch.cat([index.flip(0) + 1, torch.zeros(1, dtype=torch.float64)]) / rows
+
+
+def table_time(u: Tensor, rows: int) -> Tensor:
+    """`u` uniform on [0, 1) to t = n / T, n uniform on 1..T, float64."""
+    return (torch.floor(exact(u) * rows) + 1) / rows

@@ -1,0 +1,71 @@
+"""Endless batches in an order that depends on a seed alone, and that a checkpoint can continue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..random import Source
+from ..scale import Scale
+
+
+class Batches:
+    """Iterates over a data set for ever; each epoch is a new permutation, a function of (seed, epoch).
+
+    Args:
+        k: the examples as levels, `(N, ...)`, any integer type.
+        batch: examples in a batch.
+        scale: what the levels mean.
+        form: how levels become `x0`: `Scale.quantised`, `Scale.continuous`, `Scale.dequantised`.
+        conditions: further tensors, `(N, ...)` by name.
+        seed: of the order and of the dequantisation.
+
+    Attributes:
+        shape: of one example.
+        position: batches given so far.
+    """
+
+    def __init__(
+        self,
+        k: Tensor,
+        batch: int,
+        scale: Scale,
+        form: Callable[[Scale, Tensor, Source], Tensor] = Scale.continuous,
+        conditions: dict[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= batch <= len(k):
+            raise UsageError(f"batch={batch}: give a number between 1 and the {len(k)} examples of the set")
+        self.k, self.batch, self.scale, self.form, self.conditions, self.seed = k, batch, scale, form, conditions or {}, seed
+        self.shape, self.position = tuple(k.shape[1:]), 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        generator, per_epoch, order, epoch = torch.Generator(), len(self.k) // self.batch, torch.empty(0), -1
+        while True:
+            if epoch != self.position // per_epoch:
+                epoch = self.position // per_epoch
+                order = torch.randperm(len(self.k), generator=generator.manual_seed(self.seed * 1_000_003 + epoch))
+            start = self.position % per_epoch * self.batch
+            rows = order[start : start + self.batch]
+            generator.manual_seed(self.seed * 1_000_003 + self.position + (1 << 40))
+            self.position += 1
+            yield {"x0": self.form(self.scale, self.k[rows], generator)} | {name: v[rows] for name, v in self.conditions.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"position": self.position, "batch": self.batch, "seed": self.seed, "examples": len(self.k)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            UsageError: where batch size, seed or data are others than the checkpoint's.
+        """
+        own = self.state_dict()
+        if wrong := [f"{key}: {state[key]} there, {own[key]} here" for key in ("batch", "seed", "examples") if state[key] != own[key]]:
+            raise UsageError(f"the data differ from the checkpoint's: {'; '.join(wrong)}")
+        self.position = state["position"]

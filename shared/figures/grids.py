@@ -1,0 +1,58 @@
+"""Grids of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..errors import UsageError
+
+
+def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+    """Images `(N, C, H, W)` in [0, 1] as one picture `(rows (H + gap) - gap, columns (W + gap) - gap, 3)`, white between them.
+
+    Channels: one is grey, three are RGB; of any other number the first is shown.
+    """
+    if images.ndim != 4:
+        raise UsageError(f"images of shape {tuple(images.shape)}: a grid takes (N, C, H, W)")
+    images = images.detach().float().cpu().clamp(0, 1)
+    count, channels, height, width = images.shape
+    images = images if channels == 3 else images[:, :1].expand(-1, 3, -1, -1)
+    rows = -(-count // columns)
+    page = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        page[top : top + height, left : left + width] = image.permute(1, 2, 0)
+    return page.numpy()
+
+
+def save_grid(path: Path, images: Tensor, columns: int = 8) -> Path:
+    """Writes a bare grid, enlarged so that single pixels can be seen."""
+    from PIL import Image
+
+    page = tile(images, columns)
+    scale = max(1, 640 // max(page.shape[:2]))
+    enlarged = np.kron(np.round(page * 255).astype(np.uint8), np.ones((scale, scale, 1), dtype=np.uint8))
+    Image.fromarray(enlarged).save(path)
+    return path
+
+
+def save_panels(path: Path, panels: Mapping[str, Tensor], columns: int = 10, across: int = 3) -> Path:
+    """Writes titled grids side by side, `across` in a row."""
+    down = -(-len(panels) // across)
+    pages = {title: tile(images, columns) for title, images in panels.items()}
+    aspect = max(page.shape[0] / page.shape[1] for page in pages.values())
+    figure = Figure(figsize=(3.4 * across, (3.4 * aspect + 0.45) * down), layout="constrained", dpi=110)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, page) in zip(axes, pages.items(), strict=False):
+        axis.imshow(page, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+    figure.savefig(path)
+    return path

@@ -1,0 +1,37 @@
+"""What number a network is fed for a time: one line each, `(schedule, t) -> label`. Released checkpoints need theirs exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from .corruption import Corruption
+from .describe import described
+
+Label: TypeAlias = Callable[[Corruption, Tensor], Tensor]
+
+
+@described
+def thousandths(corruption: Corruption, t: Tensor) -> Tensor:
+    """1000 t: this package's own default, the same for tables of any length and for continuous time."""
+    return 1000 * t
+
+
+@described
+def step_index(corruption: Corruption, t: Tensor) -> Tensor:
+    """N - 1 on a table of T steps, t = n / T: the 0-based index of Ho et al. (2020)."""
+    return t * corruption.steps - 1
+
+
+@described
+def song_vp(corruption: Corruption, t: Tensor) -> Tensor:
+    """999 t, the label of Song et al.'s (2021) VP and sub-VP networks."""
+    return 999 * t
+
+
+@described
+def noise_level(corruption: Corruption, t: Tensor) -> Tensor:
+    """sigma_t, the label of Song et al.'s (2021) VE networks."""
+    return corruption(t)[1]

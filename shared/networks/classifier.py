@@ -1,0 +1,72 @@
+"""A small classifier of images, whose features measure samples where an Inception network does not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..describe import described
+from ..progress import Progress, silent
+from .blocks import group_norm
+
+
+@described
+class Classifier(nn.Module):
+    """Three convolutions, pooling and two linear layers on images in [0, 1].
+
+    Args:
+        shape: `(C, H, W)`.
+        classes: number of classes.
+        width: channels of the first convolution.
+        features: size of the features before the last layer.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int = 10, width: int = 32, features: int = 64) -> None:
+        super().__init__()
+        self.shape, self.classes, self.width, self.features = tuple(shape), classes, width, features
+        layers: list[nn.Module] = []
+        for channels_in, channels_out in ((shape[0], width), (width, 2 * width), (2 * width, 2 * width)):
+            layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), group_norm(channels_out), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * width, features))
+        self.head = nn.Sequential(nn.SiLU(), nn.Dropout(0.2), nn.Linear(features, classes))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features, `(B, features)`, of `x` `(B, C, H, W)` in [0, 1]."""
+        return self.trunk(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, classes)`."""
+        return self.head(self.embed(x))
+
+
+def train_classifier(
+    x: Tensor, label: Tensor, classes: int, *, steps: int = 600, batch: int = 128, seed: int = 0, progress: Progress = silent
+) -> Classifier:
+    """A classifier fitted to images in [0, 1], shifted by up to one pixel; deterministic for a seed on one machine.
+
+    Args:
+        x: `(N, C, H, W)` in [0, 1].
+        label: `(N,)`.
+        classes: number of classes.
+        steps, batch: of AdamW with a cosine schedule.
+        seed: of the weights and the order.
+        progress: how to report progress.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(x.shape[1:], classes)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in progress(range(steps), steps, "training the classifier"):
+            rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator)
+            shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+            loss = F.cross_entropy(model(x[rows].roll(shift, dims=(-2, -1))), label[rows], label_smoothing=0.02)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,78 @@
+"""An objective turns clean data into a loss for each example; the trainer knows nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Denoiser, GaussianDenoiser
+from .describe import described
+from .random import Source, uniform
+from .tensors import exact, per_example
+
+
+class Loss(NamedTuple):
+    """Attributes: `total` `(B,)`, float32; `parts` by name, `(B,)` each, for the log; `t` `(B,)`, the times that were drawn."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    t: Tensor
+
+
+class Objective(nn.Module, ABC):
+    """A loss of a denoiser.
+
+    Attributes:
+        denoiser: what is trained.
+    """
+
+    denoiser: Denoiser
+
+    @abstractmethod
+    def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        """`x0`: `(B, ...)`; conditions by name."""
+
+
+Draw: TypeAlias = Callable[[int, Source], Tensor]
+
+
+@described
+def independent(batch: int, generator: Source = None) -> Tensor:
+    """`batch` independent uniform numbers on [0, 1), float64, as published for DDPM and the score SDEs."""
+    return uniform((batch,), generator, dtype=torch.float64)
+
+
+@described
+def stratified(batch: int, generator: Source = None) -> Tensor:
+    """One uniform number in each of `batch` equal strata of [0, 1), float64: the same mean with less variance (Kingma et al. 2021, I.1)."""
+    return (torch.arange(batch) + uniform((batch,), generator, dtype=torch.float64)) / batch
+
+
+@described
+def antithetic(batch: int, generator: Source = None) -> Tensor:
+    """U for half of the batch and 1 - u for the other, float64 (Song et al. 2020, DDIM code)."""
+    u = uniform(((batch + 1) // 2,), generator, dtype=torch.float64)
+    return torch.cat([u, torch.nextafter(1 - u, torch.zeros_like(u))])[:batch]
+
+
+def matching(
+    denoiser: GaussianDenoiser,
+    x0: Tensor,
+    t: Tensor,
+    weight: Callable[[Tensor, Tensor], Tensor],
+    *,
+    generator: Source = None,
+    **cond: Any,
+) -> Loss:
+    """`weight(alpha_t, sigma_t) mean((E[x_0 | x_t] - x_0)^2)` over dimensions, in float32.
+
+    With weight `(alpha / sigma)^2` this is the mean squared error of the noise, and `sigma_t^2` times that of the score.
+    """
+    x_t = denoiser.corruption.corrupt(x0, t, generator=generator)
+    error = (denoiser(x_t, t, **cond) - x0).float()
+    loss = weight(*denoiser.corruption(exact(t))).to(error.dtype) * per_example(error**2, torch.mean)
+    return Loss(loss, {"mse": loss.detach()}, t)

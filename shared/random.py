@@ -1,0 +1,107 @@
+"""Explicit randomness: every draw comes from a `torch.Generator` or from `Streams`.
+
+`Streams` is a counter-based source: the noise of row i depends on (seed, indices[i], number of the call) alone, so sample i of a
+run is the same whatever the batch size, the world size or the rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .tensors import exact
+
+# Odd constants of SplitMix64 (Steele, Lea, Flood 2014) as signed 64-bit integers.
+_GOLDEN, _MIX1, _MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts carry the sign: mask it away
+
+
+def _scrambled(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * _MIX1
+    x = (x ^ _shifted(x, 27)) * _MIX2
+    return x ^ _shifted(x, 31)
+
+
+class Streams:
+    """One independent stream of noise for each row of a batch.
+
+    Args:
+        seed: the run's seed.
+        indices: the global indices of the samples in this batch, one for each row.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:
+        self.seed, self.indices, self.calls = seed, torch.as_tensor(indices, dtype=torch.int64), 0
+
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Uniform draws on the open interval (0, 1), shape `(len(indices), ...)`."""
+        rows, per_row = shape[0], 1
+        for size in shape[1:]:
+            per_row *= size
+        if rows != len(self.indices):
+            raise UsageError(f"{rows} rows were asked of streams for {len(self.indices)} samples")
+        self.calls += 1
+        key = _scrambled(torch.tensor(self.seed, dtype=torch.int64) * _GOLDEN + 1)
+        key = _scrambled(_scrambled(key + self.indices * _GOLDEN) + torch.tensor(self.calls) * _GOLDEN).to(device)
+        word = _scrambled(key[:, None] + (1 + torch.arange(per_row, device=device)) * _GOLDEN)
+        bits = 52 if dtype == torch.float64 else 23  # (n + 1/2) / 2^bits is then exact, and neither 0 nor 1
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        return ((_shifted(word, 64 - bits).to(real) + 0.5) / 2**bits).to(dtype).reshape(tuple(shape))
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Standard normal draws, by the inverse of the distribution function."""
+        return torch.special.ndtri(self.uniform(shape, dtype, device))
+
+
+Source: TypeAlias = torch.Generator | Streams | None
+
+
+def uniform(
+    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Uniform draws on [0, 1); without a source, from torch's global generator."""
+    if isinstance(source, Streams):
+        return source.uniform(shape, dtype, torch.device(device))
+    home = device if source is None else source.device
+    return torch.rand(tuple(shape), generator=source, dtype=dtype, device=home).to(device)
+
+
+def normal(
+    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal draws; without a source, from torch's global generator."""
+    if isinstance(source, Streams):
+        return source.normal(shape, dtype, torch.device(device))
+    home = device if source is None else source.device
+    return torch.randn(tuple(shape), generator=source, dtype=dtype, device=home).to(device)
+
+
+def normal_like(x: Tensor, source: Source = None) -> Tensor:
+    """Standard normal draws of the shape, dtype and device of `x`."""
+    return normal(x.shape, source, dtype=x.dtype, device=x.device)
+
+
+def rademacher_like(x: Tensor, source: Source = None) -> Tensor:
+    """Signs, +1 or -1 with equal probability, of the shape, dtype and device of `x`."""
+    return torch.where(uniform(x.shape, source, dtype=x.dtype, device=x.device) < 0.5, -1.0, 1.0).to(x)
+
+
+def categorical(p: Tensor, source: Source = None) -> Tensor:
+    """Draws from `p`, shape `(..., K)`, not necessarily normalised, by inverting its distribution function.
+
+    One uniform number is drawn for each position. A class of probability zero is never drawn.
+
+    Returns:
+        int64, shape `(...)`.
+    """
+    cumulative = exact(p).cumsum(-1).contiguous()
+    u = 1.0 - uniform(p.shape[:-1], source, dtype=cumulative.dtype, device=p.device)  # in (0, 1]: never lands on an empty first bin
+    target = u[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target).squeeze(-1).clamp(max=p.shape[-1] - 1)

@@ -1,0 +1,130 @@
+"""A sampler walks from noise to data, one level at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .corruption import Corruption
+from .denoiser import Denoiser
+from .errors import UsageError
+from .progress import Progress, silent
+from .random import Source
+
+
+class Sampler(ABC):
+    """Runs `step` along a grid of times.
+
+    Attributes:
+        denoiser: says what x_0 was.
+        order: global order of convergence in the step size for samplers of an ODE, None for others.
+    """
+
+    order: int | None = None
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def corruption(self) -> Corruption:
+        """The process that is reversed."""
+        return self.denoiser.corruption
+
+    @abstractmethod
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        """`x_t` to `x_s`, s < t, both scalars; at s = 0 the denoiser's mean (or its draw)."""
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        x: Tensor | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+        steps: int | Tensor,
+        generator: Source = None,
+        progress: Progress = silent,
+        **cond: Any,
+    ) -> Iterator[Tensor]:
+        """Yields the state after every step.
+
+        Args:
+            x: the state to start from, at the first time of the grid; or
+            shape: the shape `(B, ...)` of a start drawn from the prior.
+            steps: the number of steps, or a decreasing grid of times.
+            generator: the source of noise, a `torch.Generator` or `Streams`.
+            progress: how to report progress.
+            cond: conditions for the network, by name.
+
+        Raises:
+            UsageError: without exactly one of x and shape, or for a grid that does not decrease within [0, 1].
+        """
+        if (x is None) == (shape is None):
+            raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
+        grid = self.corruption.grid(steps) if isinstance(steps, int) else checked(steps)
+        if x is None:
+            x = self.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
+        for t, s in progress(list(pairwise(grid)), len(grid) - 1, "sampling"):
+            x = self.step(x, t, s, generator=generator, **cond)
+            yield x
+
+    def __call__(
+        self,
+        x: Tensor | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+        steps: int | Tensor,
+        generator: Source = None,
+        progress: Progress = silent,
+        **cond: Any,
+    ) -> Tensor:
+        """The last state of `trajectory`."""
+        for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
+            last = state
+        return last
+
+
+def checked(grid: Tensor) -> Tensor:
+    """A grid of times given by hand.
+
+    Raises:
+        UsageError: unless it decreases within [0, 1].
+    """
+    grid = grid.detach().to("cpu", torch.float64)
+    if grid.ndim != 1 or len(grid) < 2 or grid[0] > 1 or grid[-1] < 0 or not bool((grid.diff() < 0).all()):
+        raise UsageError(f"a grid of times must decrease within [0, 1], such as 1, 0.5, 0; got {grid.tolist()}")
+    return grid
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's parameters; the CPU for one that has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+class Evaluations:
+    """How often a denoiser's network was called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+@contextmanager
+def counted(denoiser: Denoiser) -> Iterator[Evaluations]:
+    """Counts the network evaluations (NFE) of `denoiser` inside a `with` block; a denoiser without a network counts itself."""
+    count = Evaluations()
+
+    def add(*_: Any) -> None:
+        count.calls += 1
+
+    networks = {m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)} or {denoiser}
+    handles = [network.register_forward_pre_hook(add) for network in networks]
+    try:
+        yield count
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,7 @@
+"""The trainer and what it writes."""
+
+from .checkpoint import Checkpoint, load
+from .config import Training
+from .trainer import Trainer
+
+__all__ = ["Checkpoint", "Trainer", "Training", "load"]

@@ -1,0 +1,43 @@
+"""The optimiser's learning rate, the averaged weights, and a guard against gradients that are not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import Training
+
+
+def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.AdamW:
+    """AdamW as configured."""
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: Training, step: int) -> float:
+    """The rate of step 0, 1, ...: linear warm-up, constant, linear cool-down to 0 after the last step."""
+    rise = min(1.0, (step + 1) / max(config.warmup, 1))
+    fall = min(1.0, (config.steps - step) / max(config.cooldown, 1))
+    return config.learning_rate * rise * fall
+
+
+def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
+    """Scales the gradient down to norm `largest`, and to zero where the norm is not finite. Returns the norm from before.
+
+    Nothing waits for the device: the decision is taken where the gradients are.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factor)
+    for g in gradients:
+        g.masked_fill_(~torch.isfinite(norm), 0.0)
+    return norm
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
+    """`average <- d average + (1 - d) module` with `d = min(decay, (1 + n) / (10 + n))`: early averages forget the random start."""
+    d = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - d)
+    for a, b in zip(average.buffers(), module.buffers(), strict=True):
+        a.copy_(b)

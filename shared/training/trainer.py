@@ -1,0 +1,174 @@
+"""The one training loop, for every family."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..describe import describe
+from ..errors import UsageError
+from ..objective import Objective
+from ..progress import Progress, silent
+from .checkpoint import difference, load, newest, save
+from .config import Training
+from .folder import Metrics, writable
+from .optim import clip_gradients, learning_rate, optimizer, update_average
+
+
+class Trainer:
+    """Fits an objective: AdamW, warm-up, gradient clipping, averaged weights, checkpoints, `metrics.jsonl`.
+
+    Args:
+        objective: what to minimise; it is trained in place.
+        config: how.
+        folder: the run's folder; None writes nothing.
+        experiment: a described dataclass to save beside the weights, for the command line.
+        progress: how to report progress.
+        watch: called with the averaged objective and the step every `config.watch_every` steps.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: Training,
+        *,
+        folder: Path | str | None = None,
+        experiment: Any = None,
+        progress: Progress = silent,
+        watch: Callable[[Objective, int], None] | None = None,
+    ) -> None:
+        self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
+        self.device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self.folder = None if folder is None else writable(folder)
+        self.objective = objective.to(self.device)
+        self.average = copy.deepcopy(self.objective).eval().requires_grad_(False)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.optimizer = optimizer(self.parameters, config)
+        self.step = 0
+
+    def fit(self, batches: Iterable[dict[str, Tensor]], *, resume: bool = False) -> Objective:
+        """Trains to `config.steps` and returns the averaged objective.
+
+        Args:
+            batches: endless dicts of tensors, `x0` and conditions by name. Where it has `state_dict` and `load_state_dict`, its
+                position is part of the checkpoint, and a resumed run continues bit for bit.
+            resume: go on from the folder's newest checkpoint, if it has one.
+
+        Raises:
+            UsageError: for a folder that holds a run already, unless it is resumed; or a run of other settings.
+            KeyboardInterrupt: on Ctrl-C, after a checkpoint of the last whole step.
+            FloatingPointError: when every gradient since the last log line was not finite.
+        """
+        self._open(batches, resume)
+        config, objective, stream, log = self.config, self.objective.train(), iter(batches), Log(self.folder, self.step)
+        noise = torch.Generator(self.device)
+        with interruption() as interrupted:
+            for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
+                batch = {name: value.to(self.device, non_blocking=True) for name, value in next(stream).items()}
+                noise.manual_seed(config.seed * 1_000_003 + step)  # a function of the step, so that a resumed run draws the same
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
+                    loss = objective(**batch, generator=noise)
+                loss.total.mean().backward()
+                norm = clip_gradients(self.parameters, config.clip)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                update_average(self.average, objective, config.ema, step)
+                self.step = step + 1
+                log.add(loss.total, loss.parts, norm)
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    log.write(self.step, learning_rate(config, step))
+                if self.watch and config.watch_every and self.step % config.watch_every == 0:
+                    self.watch(self.average, self.step)
+                if self.step % config.save_every == 0 or self.step == config.steps or interrupted():
+                    self._save(batches)
+                if interrupted():
+                    raise KeyboardInterrupt
+        return self.average
+
+    def _open(self, batches: Any, resume: bool) -> None:
+        if self.folder is None:
+            return
+        if not any((self.folder / "checkpoints").glob("[0-9]*")):
+            return
+        if not resume:
+            raise UsageError(f"{self.folder} holds a run already: go on with it (resume), or choose another folder")
+        stored = load(newest(self.folder), network=getattr(self.objective.denoiser, "network", None))
+        if lines := difference(stored.description["objective"], describe(self.objective)):
+            raise UsageError(f"the run in {self.folder} has other settings: {'; '.join(lines[:4])}")
+        self.objective.load_state_dict(stored.objective.state_dict())
+        self.average.load_state_dict(stored.average.state_dict())
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in stored.tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                slots.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(stored.tensors["random.cpu"])
+        if stored.description["batches"] is not None and hasattr(batches, "load_state_dict"):
+            batches.load_state_dict(stored.description["batches"])
+        self.step = stored.step
+
+    def _save(self, batches: Any) -> None:
+        if self.folder is not None:
+            save(
+                self.folder,
+                objective=self.objective,
+                average=self.average,
+                optimizer=self.optimizer,
+                step=self.step,
+                config=self.config,
+                experiment=self.experiment,
+                batches=batches,
+            )
+
+
+class Log:
+    """Averages the loss on the device between lines, so that no step waits for it."""
+
+    def __init__(self, folder: Path | None, step: int) -> None:
+        self.metrics = None if folder is None else Metrics(folder, step)
+        self.rows: list[dict[str, Tensor]] = []
+        self.start = time.perf_counter() - (self.metrics.seconds if self.metrics else 0)
+
+    def add(self, total: Tensor, parts: dict[str, Tensor], norm: Tensor) -> None:
+        """Notes one step."""
+        self.rows.append({"loss": total.detach().mean()} | {k: v.detach().mean() for k, v in parts.items()} | {"gradient_norm": norm})
+
+    def write(self, step: int, rate: float) -> None:
+        """Writes the means since the last line; steps whose gradient was not finite are counted instead."""
+        finite = [r for r in self.rows if bool(torch.isfinite(r["gradient_norm"]) & torch.isfinite(r["loss"]))]
+        if not finite:
+            raise FloatingPointError(
+                f"no gradient of the last {len(self.rows)} steps was finite: lower the learning rate, or look at the data"
+            )
+        means = {k: float(torch.stack([r[k] for r in finite]).mean()) for k in finite[0]}
+        if self.metrics is not None:
+            seconds = round(time.perf_counter() - self.start, 3)
+            self.metrics.write(step=step, **means, learning_rate=rate, skipped=len(self.rows) - len(finite), seconds=seconds)
+        self.rows = []
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Within the block, Ctrl-C and SIGTERM are noted instead of striking in the middle of a step."""
+    received: list[int] = []
+    if current_thread() is not main_thread():
+        yield lambda: False
+        return
+    before = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,18 @@
+"""Settings of the test run."""
+
+import os
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the tests need no network
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="unnoise-hf-")
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,73 @@
+"""What several test files need."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unnoise.shared.denoiser import GaussianDenoiser
+from unnoise.shared.random import Streams
+from unnoise.shared.tensors import exact, like
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+class Fixture:
+    """Numbers computed by a reference codebase."""
+
+    def __init__(self, name: str) -> None:
+        self.about = json.loads((FIXTURES / f"{name}.json").read_text())
+        self._arrays = np.load(FIXTURES / f"{name}.npz")
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(self._arrays[key])
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """The largest difference is below `tolerance` of the expected array's largest value."""
+    assert actual.shape == expected.shape
+    scale = expected.abs().max().item() or 1.0
+    assert (actual - expected).abs().max().item() <= tolerance * scale
+
+
+class Recorded(Streams):
+    """A source of noise that replays given draws."""
+
+    def __init__(self, *draws: Tensor) -> None:
+        self.draws = list(draws)
+
+    def normal(self, shape, dtype, device) -> Tensor:
+        draw = self.draws.pop(0)
+        assert draw.shape == tuple(shape)
+        return draw.to(dtype)
+
+
+class FromScore(GaussianDenoiser):
+    """A denoiser whose score is what it is told."""
+
+    def __init__(self, score: Tensor, schedule) -> None:
+        super().__init__()
+        self.given, self.corruption = score, schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond) -> Tensor:
+        alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
+        return (x_t + sigma**2 * self.given) / alpha
+
+    def score(self, x_t: Tensor, t: Tensor, **cond) -> Tensor:
+        return self.given
+
+    def on(self, schedule) -> "FromScore":
+        return FromScore(self.given, schedule)
+
+
+class Formula(nn.Module):
+    """A network that is a formula of (x, label)."""
+
+    def __init__(self, formula) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.formula(x, label)

@@ -1,0 +1,89 @@
+"""google-research d3pm/images in float64: matrices, posteriors, bound terms and losses."""
+
+import math
+
+import pytest
+import torch
+from helpers import Fixture, Formula, assert_close
+
+from unnoise.discrete import Absorbing, Categorical, DiscretizedGaussian, Product, Uniform, VariationalBound, cosine, linear, reciprocal
+from unnoise.discrete.objectives import categorical_kl
+
+FIXTURE = Fixture("d3pm_images")
+STEPS, EPS = 20, 1e-6
+KINDS = {
+    "uniform": lambda k: Uniform(k, cosine(STEPS)),
+    "gaussian_paper": lambda k: DiscretizedGaussian(k, linear(STEPS, 0.02, 1.0)),
+    "absorbing": lambda k: Absorbing(k, reciprocal(STEPS), mask=k // 2),
+}
+N = FIXTURE["t"].long() + 1
+T, S = N.double() / STEPS, (N - 1).double() / STEPS
+
+
+def test_betas():
+    assert_close(linear(STEPS, 0.02, 1.0), FIXTURE["betas.linear"], 1e-9)
+    assert_close(cosine(STEPS), FIXTURE["betas.cosine"], 1e-9)
+    assert_close(reciprocal(STEPS), FIXTURE["betas.jsd"], 1e-9)
+
+
+@pytest.fixture(params=[(k, kind) for k in (8, 16) for kind in KINDS], ids=str)
+def case(request):
+    k, kind = request.param
+    return k, f"K{k}.{kind}", KINDS[kind](k)
+
+
+def test_matrices(case):
+    k, key, transition = case
+    states = torch.arange(k)
+    for n in range(1, STEPS + 1):
+        zero, s, t = (torch.tensor(m / STEPS, dtype=torch.float64) for m in (0, n - 1, n))
+        assert_close(transition.likelihood(states, s, t).T, FIXTURE[f"{key}.q_onestep"][n - 1], 1e-9)
+        assert_close(transition.likelihood(states, zero, t).T, FIXTURE[f"{key}.q_cumulative"][n - 1], 1e-9)
+        assert_close(transition.pushforward(torch.eye(k, dtype=torch.float64), zero, t), FIXTURE[f"{key}.q_cumulative"][n - 1], 1e-9)
+
+
+def test_forward_law_and_draws(case):
+    k, key, transition = case
+    x0 = FIXTURE[f"K{k}.x_start"].long()
+    law = transition.pushforward(transition.one_hot(x0, torch.float64), torch.zeros_like(T), T)
+    assert_close(law, FIXTURE[f"{key}.q_probs"], 1e-9)
+    noise = FIXTURE[f"K{k}.uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
+    drawn = ((law + EPS).log() - torch.log(-torch.log(noise))).argmax(-1)
+    assert torch.equal(drawn, FIXTURE[f"{key}.x_t"].long())
+
+
+def logits_of(p, like_logits):
+    """The peer does not normalise: compare up to a constant for each position."""
+    return p.log() - p.log().logsumexp(-1, keepdim=True), like_logits - like_logits.logsumexp(-1, keepdim=True)
+
+
+def test_reverse_model_and_bound(case):
+    k, key, transition = case
+    x0, x_t, logits = (FIXTURE[name] for name in (f"K{k}.x_start", f"{key}.x_t", f"K{k}.x0_logits"))
+    x0, x_t = x0.long(), x_t.long()
+    denoiser = Categorical(Formula(lambda x, label: logits), transition, Product(eps=EPS))
+    assert_close(*logits_of(denoiser.step_law(x_t, T, S), FIXTURE[f"{key}.p_logits"]), 1e-9)
+    first = N == 1
+    truth = denoiser.reverse(transition, x_t, transition.one_hot(x0, torch.float64), T, S)
+    assert_close(*logits_of(truth[~first], FIXTURE[f"{key}.q_posterior_logits_from_x0"][~first]), 1e-9)
+    terms = categorical_kl(truth, denoiser.step_law(x_t, T, S)).mean(dim=(1, 2, 3)) / math.log(2)
+    assert_close(terms, FIXTURE[f"{key}.vb_terms_bpd"], 1e-9)
+    ce = -denoiser(x_t, T).gather(-1, x0[..., None]).squeeze(-1).mean(dim=(1, 2, 3)) / math.log(2)
+    assert_close(ce, FIXTURE[f"{key}.cross_entropy_x_start"], 1e-9)
+    prior = VariationalBound(denoiser).prior(x0) / (x0[0].numel() * math.log(2))
+    # The peer adds 1e-6 inside both logarithms of the prior's KL, which is nearly all there is of it.
+    law = transition.pushforward(transition.one_hot(x0, torch.float64), torch.zeros_like(T), torch.ones_like(T))
+    stationary = transition.stationary().expand_as(law)
+    leaky = (law * ((law + EPS).log() - (stationary + EPS).log())).sum(-1).mean(dim=(1, 2, 3)) / math.log(2)
+    expected = FIXTURE[f"{key}.prior_bpd"]  # 3e-16 for absorbing and 3e-8 for uniform, where the rounding of numbers near one shows
+    assert (leaky - expected).abs().max() < 1e-9 * expected.abs().max() + 2e-15
+    assert (prior - leaky).abs().max() < 1e-5
+
+
+def test_sampling_step(case):
+    k, key, transition = case
+    x_t, logits = FIXTURE[f"{key}.x_t"].long(), FIXTURE[f"K{k}.x0_logits"]
+    law = Categorical(Formula(lambda x, label: logits), transition, Product(eps=EPS)).step_law(x_t, T, S)
+    noise = FIXTURE[f"K{k}.uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
+    gumbel = -torch.log(-torch.log(noise)) * (N > 1)[:, None, None, None, None]
+    assert torch.equal((law.log() + gumbel).argmax(-1), FIXTURE[f"{key}.p_sample"].long())

@@ -1,0 +1,106 @@
+"""The command line and the demo, as a user meets them."""
+
+import json
+import re
+
+import pytest
+
+from unnoise.experiments.cli import main
+from unnoise.experiments.recipes import RECIPES
+
+
+def run(capsys, *arguments):
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("trian",), "did you mean train?"),
+        (("train", "dppm-digits"), "did you mean ddpm-digits?"),
+        (("train", "xyz"), "lists them"),
+        (("train",), "which recipe"),
+        (("train", "ddpm-digits", "--training.steps", "many"), "--training.steps.*many"),
+        (("train", "ddpm-digits", "--training.steps", "0"), "steps=0"),
+        (("train", "ddpm-digits", "--stepz", "3"), "--stepz"),
+        (("train", "ddpm-digits", "--data.name", "/nowhere"), "there is no folder /nowhere"),
+        (("train", "ddpm-digits", "--out", "/proc/unnoise"), "cannot write to the folder /proc/unnoise"),
+        (("demo", "--out", "/proc/unnoise"), "cannot write to the folder /proc/unnoise"),
+        (("demo", "--steps", "a lot"), "--steps.*a lot"),
+        (("sample", "runs/none"), "there is no checkpoint in runs/none"),
+        (("evaluate", "runs/none"), "there is no checkpoint in runs/none"),
+        (("recipes", "all"), "takes no options"),
+    ],
+)
+def test_wrong_input_gives_one_line_and_no_traceback(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *arguments)
+    assert status not in (0, None)
+    assert re.search(words, err)
+    assert err.startswith("unnoise: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+
+
+def test_help_teaches(capsys):
+    assert "demo" in run(capsys, "--help")[1]
+    for name in ("demo", "sample", "evaluate"):
+        status, out, _ = run(capsys, name, "--help")
+        assert not status
+        assert "--seed" in out
+    status, out, _ = run(capsys, "train", "ddpm-digits", "--help")
+    assert not status
+    assert "--training.learning-rate" in out
+    assert all(name in run(capsys, "recipes")[1] for name in RECIPES)
+
+
+@pytest.mark.parametrize("recipe", ["ddpm-smoke", "d3pm-smoke", "score-sde-smoke"])
+def test_train_sample_evaluate_resume(capsys, tmp_path, monkeypatch, recipe):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, "train", recipe)
+    assert status == 0, err
+    folder = tmp_path / "runs" / recipe
+    assert sorted(p.name for p in folder.glob("*.png")) == ["samples-000004.png", "samples-000008.png"]
+    assert "holds a run already" in run(capsys, "train", recipe)[2]
+    assert run(capsys, "train", recipe, "--resume", "--training.steps", 10)[0] == 0
+    status, out, err = run(capsys, "sample", f"runs/{recipe}", "--count", 5, "--out", "pictures/five.png")
+    assert status == 0, err
+    assert (tmp_path / "pictures" / "five.png").stat().st_size > 0
+    assert run(capsys, "evaluate", f"runs/{recipe}", "--count", 20)[0] == 0
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert results["step"] == 10
+    assert 0 < results["bits_per_dim"] < 50
+    assert results["evaluations"] >= 4
+    broken = next((folder / "checkpoints").glob("*10")) / "tensors.safetensors"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    status, _, err = run(capsys, "sample", f"runs/{recipe}")
+    assert status == 2
+    assert "is damaged" in err
+
+
+def test_demo_smoke(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, "demo", "--smoke")
+    assert status == 0, err
+    folder = tmp_path / "runs" / "demo"
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r'src="(?!data:)', page)
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", page)
+    text = (folder / "report.md").read_text()
+    for word in ("2.42", "upper bound", "exact up to dequantisation", "crossing", "predictor-corrector"):
+        assert word in text
+    results = json.loads((folder / "results.json").read_text())
+    assert [r["model"] for r in results[:2]] == ["real, held out", "real, training"]
+    assert all(r["evaluations"] > 0 for r in results[2:])
+    assert run(capsys, "demo", "--smoke")[0] == 0  # a second run keeps the first
+    assert (tmp_path / "runs" / "demo.1" / "report.html").exists()
+    assert run(capsys, "demo", "--smoke", "--resume", "--steps", 8)[0] == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert "is not a demo" in run(capsys, "demo", "--smoke", "--out", "mine")[2]

@@ -1,0 +1,102 @@
+"""Data sets, batches, figures and reports."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unnoise.shared.data import Batches, image_set, images, letters
+from unnoise.shared.errors import UsageError
+from unnoise.shared.figures import save_curves, save_grid, save_panels, save_strip
+from unnoise.shared.figures.grids import tile
+from unnoise.shared.scale import Scale
+
+
+def test_bundled_sets():
+    digits, held_out, mnist = image_set("digits"), image_set("digits", split="test"), image_set("mnist5k", split="test")
+    assert (digits.shape, len(digits.k), len(held_out.k), digits.scale.levels) == ((1, 8, 8), 1500, 297, 17)
+    assert (int(digits.k.min()), int(digits.k.max())) == (0, 16)
+    assert (mnist.shape, len(mnist.k), mnist.scale.levels) == ((1, 28, 28), 500, 256)
+    assert digits.label.unique().tolist() == list(range(10))
+    batch = next(iter(images("digits", batch=4, conditions=("label",))))
+    assert batch["x0"].shape == (4, 1, 8, 8)
+    assert batch["label"].shape == (4,)
+    assert -1 <= batch["x0"].min() <= batch["x0"].max() <= 1
+    x = next(iter(digits.batches(4, Scale.quantised)))["x0"]
+    assert x.dtype == torch.int64
+    text = next(iter(letters(length=64, batch=3, split="validation")))["x0"]
+    assert text.shape == (3, 64)
+    assert 0 <= text.min() <= text.max() == 26
+
+
+def test_a_folder_of_images(tmp_path, generator):
+    for kind in ("cat", "dog"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        for i in range(3):
+            pixels = torch.randint(0, 256, (10, 14, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "train" / kind / f"{i}.png")
+    colours = image_set(str(tmp_path))
+    assert (colours.shape, len(colours.k), colours.scale.levels) == ((3, 10, 14), 6, 256)
+    assert colours.label.tolist() == [0, 0, 0, 1, 1, 1]
+    assert image_set(str(tmp_path), size=(4, 8)).shape == (3, 4, 8)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "train" / "cat" / "0.png")), colours.k[0].permute(1, 2, 0).numpy())
+    Image.new("RGB", (5, 5)).save(tmp_path / "train" / "cat" / "odd.png")
+    with pytest.raises(UsageError, match="2 different shapes.*give size="):
+        image_set(str(tmp_path))
+
+
+def test_bad_sets_are_refused_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("words")
+    for name, words in (
+        (str(tmp_path / "empty"), "holds no images"),
+        (str(tmp_path / "text"), "holds no images"),
+        (str(tmp_path / "absent"), "there is no folder"),
+        ("digit", "did you mean digits"),
+        ("somebody/something", "others need the network"),
+        ("shakespeare", "has no images: its columns are title, text"),
+    ):
+        with pytest.raises(UsageError, match=words) as error:
+            image_set(name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="has no split valid: choose from test, train"):
+        image_set("digits", split="valid")
+    with pytest.raises(UsageError, match="batch=41"):
+        Batches(torch.zeros(40, 1), 41, Scale(2))
+    with pytest.raises(UsageError, match=r"conditions=\('colour',\)"):
+        image_set("digits").batches(4, conditions=("colour",))
+
+
+def test_batches_cover_an_epoch_and_continue():
+    k = torch.arange(20)[:, None]
+    batches = Batches(k, 4, Scale(20), Scale.dequantised, seed=3)
+    stream = iter(batches)
+    epochs = [torch.cat([Scale(20).cell_of(next(stream)["x0"]) for _ in range(5)]).flatten() for _ in range(2)]
+    assert all(torch.equal(e.sort().values, torch.arange(20)) for e in epochs)
+    assert not torch.equal(*epochs)
+    state = batches.state_dict()
+    following = [next(stream)["x0"] for _ in range(7)]
+    again = Batches(k, 4, Scale(20), Scale.dequantised, seed=3)
+    again.load_state_dict(state)
+    other = iter(again)
+    assert all(torch.equal(next(other)["x0"], f) for f in following)
+    with pytest.raises(UsageError, match="batch: 4 there, 5 here"):
+        Batches(k, 5, Scale(20), seed=3).load_state_dict(state)
+
+
+def test_pictures(tmp_path, generator):
+    grey, colour, odd = (torch.rand(7, c, 5, 4, generator=generator) for c in (1, 3, 2))
+    assert tile(grey, columns=3).shape == (3 * 6 - 1, 3 * 5 - 1, 3)
+    torch.testing.assert_close(torch.from_numpy(tile(colour, 3)[6:11, 5:9]), colour[4].permute(1, 2, 0))
+    assert tile(odd, 7).shape == (5, 34, 3)
+    with pytest.raises(UsageError, match="takes"):
+        tile(grey[0], 2)
+    save_grid(tmp_path / "grid.png", grey)
+    save_panels(tmp_path / "panels.png", {"a": grey, "b": grey}, columns=4)
+    save_strip(tmp_path / "strip.png", {"made": ([1.0, 0.0], [grey[:2], grey[:2]])}, "title")
+    save_curves(tmp_path / "curves.png", {"loss": ([1, 2], [1.0, 0.1], "nats")})
+    for path in tmp_path.glob("*.png"):
+        page = np.asarray(Image.open(path).convert("L"))
+        assert page.std() > 1, path  # not blank
+    assert len(list(tmp_path.glob("*.png"))) == 4

@@ -1,0 +1,27 @@
+"""The README's code runs, and says what it should."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = [b for b in re.findall(r"```python\n(.*?)```", README, re.S) if not b.startswith("# not run")]
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=["ddpm", "d3pm", "score-sde"])
+def test_code_block_runs(code, tmp_path):
+    check = "\nassert bits.isfinite().all() and (bits > 0).all() and len(bits) == 8\n"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`", "-c", code + check], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_order_of_the_readme():
+    commands, picture, code = README.index("make demo"), README.index("docs/demo.png"), README.index("```python")
+    assert commands < README.index("make test") < picture < code
+    assert all(sum(bool(line.strip()) for line in b.splitlines()) <= 12 for b in BLOCKS)
+    assert (Path(__file__).parent.parent / "docs" / "demo.png").exists()

@@ -1,0 +1,127 @@
+"""The architecture is a test."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("shared", "continuous", "discrete", "sde", "experiments")
+SOURCES = sorted(p for package in (*PACKAGES, "benchmarks") for p in (ROOT / package).rglob("*.py"))
+MAY_IMPORT = {
+    "shared": {"shared"},
+    "continuous": {"shared", "continuous"},
+    "discrete": {"shared", "discrete"},
+    "sde": {"shared", "sde"},
+    "experiments": set(PACKAGES),
+    "benchmarks": set(PACKAGES) | {"benchmarks"},
+}
+
+
+def module_of(path: Path) -> list[str]:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """Modules of this package that a file imports, as paths from the root."""
+    here, found = module_of(path), set()
+    package = here if path.name == "__init__.py" else here[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "unnoise"}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            found |= {
+                (*base, a.name)
+                if (ROOT.joinpath(*base, a.name).with_suffix(".py")).exists() or (ROOT.joinpath(*base, a.name)).is_dir()
+                else tuple(base)
+                for a in node.names
+            }
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "unnoise":
+            found.add(tuple(node.module.split(".")[1:]))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_data_flow_one_way(path):
+    own = module_of(path)[0]
+    for target in imports(path):
+        assert target[0] in MAY_IMPORT[own], f"{path} imports {'.'.join(target)}"
+
+
+def test_no_import_cycle():
+    graph = {tuple(module_of(p)): {t for t in imports(p) if t != tuple(module_of(p))} for p in SOURCES}
+    done, on_path = set(), []
+
+    def visit(node):
+        if node in on_path:
+            raise AssertionError(" -> ".join(".".join(n) for n in [*on_path[on_path.index(node) :], node]))
+        if node in done or node not in graph:
+            return
+        on_path.append(node)
+        for target in graph[node]:
+            # A package's __init__ gathers its modules: what imports one of them does not depend on the gathering.
+            if target != node[: len(target)]:
+                visit(target)
+        done.add(on_path.pop())
+
+    for node in graph:
+        visit(node)
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *(ROOT / "tests").rglob("*.py")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_above_400_lines(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_every_package_is_listed():
+    tomllib = pytest.importorskip("tomllib")
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {"unnoise." + ".".join(p.parent.relative_to(ROOT).parts) for package in PACKAGES for p in (ROOT / package).rglob("__init__.py")}
+    assert listed == found
+
+
+def test_nothing_evaluates_or_unpickles():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "torch.load", "pickle.load", "pickle.loads", "os.system", "np.load"), f"{path}: {name}"
+                assert not any(k.arg == "shell" for k in node.keywords), path
+
+
+def modules():
+    return [importlib.import_module("unnoise." + ".".join(module_of(p))) for p in SOURCES if p.relative_to(ROOT).parts[0] in PACKAGES]
+
+
+def test_everything_public_says_what_it_is():
+    for module in modules():
+        for name, thing in vars(module).items():
+            if name.startswith("_") or getattr(thing, "__module__", None) != module.__name__ or not callable(thing):
+                continue
+            assert inspect.getdoc(thing), f"{module.__name__}.{name}"
+            if inspect.isclass(thing):
+                for method in (m for m in vars(thing) if not m.startswith("_") and inspect.isfunction(vars(thing)[m])):
+                    inside_network = "networks" in module.__name__ and method == "forward"
+                    assert inside_network or inspect.getdoc(getattr(thing, method)), f"{module.__name__}.{name}.{method}"
+
+
+@pytest.mark.parametrize("family", ["continuous", "discrete", "sde"])
+def test_importing_a_family_is_light(family):
+    code = f"import unnoise.{family}, sys; print([m for m in ('datasets', 'matplotlib', 'tyro', 'tokenizers') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert out.stdout.strip() == "[]"
+
+
+def test_classes_are_abstract_or_final():
+    """No class of the package derives from a concrete class of the package."""
+    classes = [c for module in modules() for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    for c in classes:
+        for base in c.__mro__[1:]:
+            if base.__module__.startswith("unnoise.") and not issubclass(base, Exception):
+                assert inspect.isabstract(base), f"{c.__name__} derives from the concrete {base.__name__}"

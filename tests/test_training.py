@@ -1,0 +1,203 @@
+"""The trainer: resuming bit for bit, checkpoints without flags, and guards."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from unnoise.continuous import Learned, Simple, Tabulated, linear_betas, velocity
+from unnoise.discrete import Absorbing, Categorical, Hybrid, Marginal, reciprocal
+from unnoise.experiments import load
+from unnoise.sde import VE, ScoreMatching
+from unnoise.shared.data import Batches
+from unnoise.shared.describe import build, describe
+from unnoise.shared.errors import UsageError
+from unnoise.shared.labels import noise_level
+from unnoise.shared.networks import MLP, UNet
+from unnoise.shared.objective import Loss, Objective, stratified
+from unnoise.shared.scale import Scale
+from unnoise.shared.training import Trainer, Training
+from unnoise.shared.training.folder import read_metrics
+from unnoise.shared.training.optim import clip_gradients, learning_rate, update_average
+
+
+def batches():
+    return Batches(torch.randint(0, 17, (40, 6), generator=torch.Generator().manual_seed(0)), 8, Scale(17), Scale.dequantised)
+
+
+def objective():
+    torch.manual_seed(0)
+    return Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(20)), velocity))
+
+
+CONFIG = Training(steps=12, learning_rate=1e-2, warmup=3, cooldown=4, log_every=3, save_every=5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole = Trainer(objective(), CONFIG, folder=tmp_path / "whole").fit(batches())
+    Trainer(objective(), CONFIG, folder=tmp_path / "parts").fit(batches())
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "00000012")  # as if it had stopped at step 10
+    resumed = Trainer(objective(), CONFIG, folder=tmp_path / "parts").fit(batches(), resume=True)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    steps = [[line["step"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "parts")]
+    assert steps == [[3, 6, 9, 12]] * 2
+
+
+def test_ctrl_c_saves_a_whole_step_and_resumes(tmp_path):
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    endless = Training(steps=10**6, learning_rate=1e-3, log_every=10, save_every=10**6)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(objective(), endless, folder=tmp_path).fit(batches())
+    saved = load(tmp_path).step
+    assert saved > 0
+    trainer = Trainer(objective(), Training(steps=saved + 2, learning_rate=1e-3), folder=tmp_path)
+    trainer.fit(batches(), resume=True)
+    assert trainer.step == saved + 2
+    time.sleep(0.01)
+
+
+def test_checkpoints_need_no_flags(tmp_path):
+    average = Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
+    loaded = load(tmp_path)
+    assert (loaded.step, loaded.scale, loaded.shape) == (12, Scale(17), (6,))
+    x, t = torch.randn(4, 6), torch.tensor(0.4)
+    assert torch.equal(loaded.average.denoiser(x, t), average.denoiser(x, t))
+    assert not torch.equal(loaded.objective.denoiser(x, t), average.denoiser(x, t))
+    text = json.loads((tmp_path / "checkpoints" / "00000012" / "checkpoint.json").read_text())
+    assert text["weights"]["objective.*"] == "raw"
+    assert set(text["versions"]) == {"python", "torch", "unnoise"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        objective,
+        lambda: ScoreMatching(Learned(UNet((1, 4, 4), 8, (1, 2), 1, (), classes=3), VE(sigma_max=9.0), label=noise_level), stratified),
+        lambda: Hybrid(Categorical(UNet((2, 4), 8, (1,), 1, (), levels=6), Absorbing(5, reciprocal(7)), Marginal()), ce=0.3),
+    ],
+)
+def test_descriptions_round_trip(make):
+    first = make()
+    text = json.loads(json.dumps(describe(first)))
+    again = build(text)
+    assert describe(again) == describe(first)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in first.parameters()]
+
+
+def test_a_description_can_name_only_what_is_marked():
+    for evil in ("os.system", "unnoise.shared.training.checkpoint.save", "builtins.eval"):
+        with pytest.raises(UsageError, match="not loaded"):
+            build({"class": evil, "arguments": {}})
+        with pytest.raises(UsageError, match="not loaded"):
+            build({"function": evil})
+
+
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 6)
+
+    def forward(self, x, label):
+        return self.layer(x)
+
+
+def test_a_network_of_ones_own(tmp_path):
+    average = Trainer(Simple(Learned(Own(), Tabulated(linear_betas(20)))), CONFIG, folder=tmp_path).fit(batches())
+    with pytest.raises(UsageError, match=r"a network of your own, .*Own: give it as load\(path, network="):
+        load(tmp_path)
+    loaded = load(tmp_path, network=Own())
+    x, t = torch.randn(4, 6), torch.tensor(0.4)
+    assert torch.equal(loaded.average.denoiser(x, t), average.denoiser(x, t))
+    assert not torch.equal(loaded.objective.denoiser(x, t), average.denoiser(x, t))
+
+
+def test_damaged_or_missing_checkpoints_say_so(tmp_path):
+    with pytest.raises(UsageError, match="there is no checkpoint in"):
+        load(tmp_path / "nothing")
+    Trainer(objective(), CONFIG, folder=tmp_path / "run").fit(batches())
+    with pytest.raises(UsageError, match="there are some in .*run"):
+        load(tmp_path / "rum")
+    tensors = tmp_path / "run" / "checkpoints" / "00000012" / "tensors.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match="is damaged"):
+        load(tmp_path / "run")
+    tensors.write_bytes(whole)
+    path = tensors.with_name("checkpoint.json")
+    text = path.read_text()
+    path.write_text(text.replace('"width": 16', '"width": 32'))
+    with pytest.raises(UsageError, match=r"do not fit: .*is \(16,\), not \(32,\)"):
+        load(tmp_path / "run")
+    path.write_text(text[:100])
+    with pytest.raises(UsageError, match="is damaged"):
+        load(tmp_path / "run")
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
+    with pytest.raises(UsageError, match="holds a run already"):
+        Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
+    other = Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(20))))
+    with pytest.raises(UsageError, match=r"other settings: denoiser.predicts.function: .*velocity there, .*noise here"):
+        Trainer(other, CONFIG, folder=tmp_path).fit(batches(), resume=True)
+
+
+class Poisoned(Objective):
+    """Gives a loss that is not finite at some steps."""
+
+    def __init__(self, every):
+        super().__init__()
+        self.denoiser = Learned(MLP(6, 8, 1), Tabulated(linear_betas(20)))
+        self.every, self.calls = every, 0
+
+    def forward(self, x0, *, generator=None, **cond):
+        self.calls += 1
+        loss = self.denoiser(x0, torch.tensor(0.5)).square().mean(1)
+        return Loss(loss / (0.0 if self.calls % self.every == 0 else 1.0), {}, torch.zeros(len(x0)))
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_many_are_refused(tmp_path):
+    torch.manual_seed(0)
+    trainer = Trainer(Poisoned(every=5), Training(steps=10, log_every=10))
+    average = trainer.fit(batches())
+    assert all(torch.isfinite(p).all() for p in [*trainer.parameters, *average.parameters()])
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        Trainer(Poisoned(every=1), Training(steps=10, log_every=5)).fit(batches())
+
+
+def test_clipping_learning_rate_and_average():
+    p = torch.nn.Parameter(torch.zeros(4))
+    p.grad = torch.full((4,), 3.0)
+    assert float(clip_gradients([p], 1.0)) == 6.0
+    assert float(p.grad.norm()) == pytest.approx(1, rel=1e-5)
+    p.grad = torch.tensor([1.0, torch.nan, 0, 0])
+    clip_gradients([p], 1.0)
+    assert (p.grad == 0).all()
+    config = Training(steps=10, learning_rate=1.0, warmup=4, cooldown=5)
+    assert [learning_rate(config, n) for n in range(10)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    a, b = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(a.weight)
+    torch.nn.init.ones_(b.weight)
+    update_average(a, b, 0.5, step=0)  # min(0.5, 1 / 10)
+    assert float(a.weight) == pytest.approx(0.9)
+
+
+def test_settings_are_checked():
+    for wrong, words in (({"steps": 0}, "steps=0"), ({"learning_rate": -1.0}, "learning_rate=-1.0"), ({"ema": 1.0}, "ema=1.0")):
+        with pytest.raises(UsageError, match=words):
+            Training(**wrong)
+
+
+def test_losses_are_float32_under_autocast():
+    torch.manual_seed(0)
+    denoiser = Learned(UNet((1, 4, 4), 8, (1,), 1, ()), Tabulated(linear_betas(20)))
+    categorical = Categorical(UNet((1, 4, 4), 8, (1,), 1, (), levels=5), Absorbing(4, reciprocal(7)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Simple(denoiser)(torch.randn(2, 1, 4, 4)).total.dtype == torch.float32
+        assert Hybrid(categorical)(torch.randint(0, 4, (2, 1, 4, 4))).total.dtype == torch.float32
