@@ -21,8 +21,8 @@ class VariationalBound:
     r"""`L_T + sum_(n=2..T) L_(n-1) + L_0` in nats (Ho et al. 2020, eq. 5), an upper bound on the code length of the levels.
 
     `L_T = KL(q(x_T | x_0) || N(0, I))`; `L_(n-1)` is the KL of the posterior to `N(posterior mean at E[x_0 | x_n], variance)`; L_0 codes
-    the levels by the Gaussian of the last step, integrated over their bins. There the variance would be 0, so it takes the small variance of
-    the step above, as published.
+    the levels by the Gaussian of the last step, integrated over their bins. There the variance would be 0, so it takes the small
+    variance of the step above, as published.
 
     Args:
         denoiser: on a `Tabulated` schedule; wrap it in `Clipped` for the published figures.

@@ -16,7 +16,8 @@ from ..shared.random import Source
 class ScoreMatching(Objective):
     r"""`E sigma_t^2 ||score_theta(x_t, t) - grad log q(x_t | x_0)||^2`, mean over dimensions, t uniform on [t_min, 1].
 
-    Song et al. (2021), eq. 7 with lambda(t) = sigma_t^2. In terms of the clean signal the score's error is `alpha_t / sigma_t^2` times that of x_0.
+    Song et al. (2021), eq. 7 with lambda(t) = sigma_t^2. In terms of the clean signal
+    the score's error is `alpha_t / sigma_t^2` times that of x_0.
 
     Args:
         denoiser: on the schedule to train with.

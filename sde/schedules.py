@@ -18,7 +18,8 @@ from ..shared.tensors import exact
 class VP(Schedule):
     r"""Variance preserving, `dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw`, beta linear in t (Song et al. 2021, eq. 11).
 
-    `beta(t) = beta_min + t (beta_max - beta_min)`, `log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, `sigma_t^2 = 1 - alpha_t^2` (eq. 33).
+    `beta(t) = beta_min + t (beta_max - beta_min)`, `log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, and
+    `sigma_t^2 = 1 - alpha_t^2` (eq. 33).
 
     Args:
         beta_min, beta_max: at t = 0 and 1.
