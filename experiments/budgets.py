@@ -9,9 +9,11 @@ from .experiment import Data, Network
 
 
 def digits() -> dict[str, Any]:
-    """8 x 8 digits of 17 levels and a network of 1.1 M parameters: about three minutes on two cores."""
-    training = Training(steps=1600, learning_rate=2e-3, warmup=100, cooldown=600, ema=0.995, log_every=20, watch_every=400, save_every=400)
-    return {"data": Data("digits", batch=64), "network": Network(32, (1, 2), 2, (2,), 4), "training": training, "sampling_steps": 100}
+    """8 x 8 digits of 17 levels and a network of 1.2 M parameters: about two and a half minutes on two cores."""
+    training = Training(
+        steps=1800, learning_rate=1.5e-3, warmup=100, cooldown=600, ema=0.995, log_every=25, watch_every=500, save_every=500
+    )
+    return {"data": Data("digits", batch=64), "network": Network(32, (1, 2, 2), 1, (2,), 4), "training": training, "sampling_steps": 100}
 
 
 def mnist() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from . import d3pm_images, ddpm, report, score_sde
 from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, marginal_bits_per_dim, summary
 from .experiment import Experiment
 
+SETS = 2  # sets of samples, each as many as there are held-out digits: the Fréchet distance of one set varies by about one between seeds
 FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment]]] = {
     "ddpm": ("DDPM", ddpm.digits, ddpm.smoke),
     "d3pm": ("D3PM", d3pm_images.digits, d3pm_images.smoke),
@@ -41,7 +42,7 @@ class Demo:
     out: Path = Path("runs/demo")
     """Folder for everything that is written. One that exists is kept under another name."""
     steps: int | None = None
-    """Training steps of each family; None for the recipes' own 1600."""
+    """Training steps of each family; None for the recipes' own 1800."""
     resume: bool = False
     """Go on with an interrupted demo instead of starting afresh."""
     smoke: bool = False
@@ -155,15 +156,23 @@ def unit(experiment: Experiment, images: ImageSet, x: Tensor) -> Tensor:
 
 
 def rows_of(name: str, experiment: Experiment, denoiser: Denoiser) -> list[tuple[str, str, Sampler, int]]:
-    """The samplers that the table compares: (model, sampler's name, sampler, steps), the paper's own first."""
+    """The samplers that the table compares: (model, sampler's name, sampler, steps), the paper's own first.
+
+    Beside the DDPM's two home samplers stand a stochastic and a deterministic foreign one of as many network evaluations.
+    """
     steps = experiment.sampling_steps
     if name == "ddpm":
-        vp = denoiser.on(VP(t_last=5e-3))  # where VP is as clean as the first row of the table
+        vp = denoiser.on(VP(t_last=0.015))  # where VP is as clean as the first row of the table
         return [
             ("DDPM", "ancestral", experiment.sampler(denoiser), steps),
             ("DDPM", "DDIM", DDIM(denoiser), max(steps // 2, 2)),
-            ("DDPM crossing", "VP probability flow, Heun", ProbabilityFlow(vp), max(steps // 2, 2)),
-            ("DDPM crossing", "VP predictor-corrector", PredictorCorrector(ReverseDiffusion(vp), Langevin(vp, snr=0.1)), steps),
+            ("DDPM crossing", "VP probability flow, Heun", ProbabilityFlow(vp), max(steps // 4, 2)),
+            (
+                "DDPM crossing",
+                "VP predictor-corrector",
+                PredictorCorrector(ReverseDiffusion(vp), Langevin(vp, snr=0.1)),
+                max(steps // 2, 2),
+            ),
         ]
     if name == "d3pm":
         return [("D3PM", "ancestral", experiment.sampler(denoiser), steps)]
@@ -203,8 +212,8 @@ def measure(
         bits = bits_per_dim(experiment, denoiser, test.scale, held_out, seed=demo.seed, progress=progress)
         for i, (model, title, sampler, steps) in enumerate(rows_of(name, experiment, denoiser)):
             levels = lambda x, e=experiment: e.levels(test.scale, x)  # noqa: E731
-            samples = draw(sampler, levels, test.shape, count, steps, seed=demo.seed, progress=progress)
-            quality = judge.quality(samples.levels)
+            samples = draw(sampler, levels, test.shape, SETS * count, steps, seed=demo.seed, progress=progress)
+            quality = judge.quality(samples.levels, SETS)
             rows.append(Row(model, title, quality, samples, bits if i == 0 else None, experiment.codelength_kind if i == 0 else ""))
             if i == 0 or "crossing" in model:
                 pictures[f"{model}: {title}"] = samples.levels
@@ -280,10 +289,10 @@ trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels}
 - **bits/dim**: code length of the {rows[0].quality.count} held-out digits, quantised to {test.scale.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
   An upper bound is a variational bound; "exact up to dequantisation" is the probability flow's density of the digits spread over their
   grey levels. The baseline codes each pixel by its own frequencies in the training set: {baseline:.2f}. Lower is better.
-- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[0].quality.count} images in each row; the real rows say what
-  perfect samples would get. Lower is better.
+- **Fréchet**: distance of a classifier's features to those of all training digits, from {rows[0].quality.count} images, for samples the mean of {SETS} such sets;
+  the real rows say what perfect samples would get. One set varies by about one between seeds. Lower is better.
 - **sure**: share of images of which the classifier (accuracy {judge.accuracy(test):.3f} on held-out digits) is sure, p > 0.8.
-- **evaluations**: network calls for each image. **seconds**: for all {rows[0].quality.count} images on this machine.
+- **evaluations**: network calls for each image. **seconds**: for {SETS * rows[0].quality.count} images on this machine.
 - **DDPM crossing**: the network trained as a DDPM, sampled by the VP flow and the VP predictor-corrector SDE: `ddpm.on(VP())`.
 
 ## How digits are destroyed and made

@@ -29,7 +29,7 @@ class SampleQuality:
     """How a set of images compares with the training set, by a classifier trained on real ones."""
 
     frechet: float
-    """Fréchet distance of the classifier's features to those of the training set."""
+    """Fréchet distance of the classifier's features to those of the training set, the mean over sets of equal size."""
     sure: float
     """Share of images of which the classifier is sure (p > 0.8)."""
     classes: int
@@ -68,11 +68,12 @@ class Judge:
         """Share of labels that the classifier gets right."""
         return float((self._probabilities(images.k).argmax(1) == images.label).float().mean())
 
-    def quality(self, k: Tensor) -> SampleQuality:
-        """The quality of levels `(N, C, H, W)`."""
+    def quality(self, k: Tensor, sets: int = 1) -> SampleQuality:
+        """The quality of levels `(N, C, H, W)`; the Fréchet distance is the mean over `sets` sets of N / sets, for equal numbers."""
         p = self._probabilities(k)
         sure = float((p.max(1).values > SURE).float().mean())
-        return SampleQuality(frechet_distance(self.features(k), self.reference), sure, len(p.argmax(1).unique()), len(k))
+        distances = [frechet_distance(features, self.reference) for features in self.features(k).chunk(sets)]
+        return SampleQuality(sum(distances) / sets, sure, len(p.argmax(1).unique()), len(k))
 
     def _probabilities(self, k: Tensor) -> Tensor:
         return torch.cat([self.classifier(part) for part in self.unit(k).split(500)]).softmax(1)

@@ -47,9 +47,9 @@ class Network:
 
     width: int = 32
     """Channels at full resolution."""
-    multipliers: tuple[int, ...] = (1, 2)
+    multipliers: tuple[int, ...] = (1, 2, 2)
     """Channel multiplier of each resolution."""
-    blocks: int = 2
+    blocks: int = 1
     """Residual blocks for each resolution."""
     attention: tuple[int, ...] = (2,)
     """Down-sampling factors with self-attention."""

@@ -19,7 +19,7 @@ from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.labels import noise_level
 from unnoise.shared.networks import MLP, UNet
-from unnoise.shared.objective import Loss, Objective, stratified
+from unnoise.shared.objective import Loss, Objective, Stratified
 from unnoise.shared.scale import Scale
 from unnoise.shared.training import Trainer, Training
 from unnoise.shared.training.folder import read_metrics
@@ -78,7 +78,7 @@ def test_checkpoints_need_no_flags(tmp_path):
     "make",
     [
         objective,
-        lambda: ScoreMatching(Learned(UNet((1, 4, 4), 8, (1, 2), 1, (), classes=3), VE(sigma_max=9.0), label=noise_level), stratified),
+        lambda: ScoreMatching(Learned(UNet((1, 4, 4), 8, (1, 2), 1, (), classes=3), VE(sigma_max=9.0), label=noise_level), Stratified(2.0)),
         lambda: Hybrid(Categorical(UNet((2, 4), 8, (1,), 1, (), levels=6), Absorbing(5, reciprocal(7)), Marginal()), ce=0.3),
     ],
 )
