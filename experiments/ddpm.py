@@ -58,7 +58,7 @@ def digits() -> DDPM:
     The first noise level is 0.06, half of the spacing of the levels. With the published 0.01, made for 256 levels, half of the bound would
     go to telling apart what rounding tells already.
     """
-    return DDPM(**budgets.digits(), steps=100, first_beta=4e-4, time_power=2.0)
+    return DDPM(**budgets.digits(), steps=100, first_beta=4e-4)
 
 
 def mnist() -> DDPM:
