@@ -35,13 +35,13 @@ class VariationalBound:
     def __init__(
         self,
         denoiser: GaussianDenoiser,
-        scale: Scale | None = None,
+        scale: Scale,
         *,
         variance: ReverseVariance = large,
         terms: int | None = None,
         tanh: bool = False,
     ) -> None:
-        self.denoiser, self.scale, self.variance, self.terms, self.tanh = denoiser, scale or Scale(), variance, terms, tanh
+        self.denoiser, self.scale, self.variance, self.terms, self.tanh = denoiser, scale, variance, terms, tanh
 
     @property
     def schedule(self) -> Tabulated:

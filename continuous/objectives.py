@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
-from ..shared.objective import Draw, Loss, Objective, independent, matching
+from ..shared.objective import Draw, Loss, Objective, independent, matching, snr
 from ..shared.random import Source
 
 
@@ -29,4 +29,4 @@ class Simple(Objective):
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         t = self.denoiser.corruption.training_time(self.times(len(x0), generator)).to(x0.device)
-        return matching(self.denoiser, x0, t, lambda alpha, sigma: (alpha / sigma) ** 2, generator=generator, **cond)
+        return matching(self.denoiser, x0, t, snr, generator=generator, **cond)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..shared.denoiser import GaussianDenoiser
+from ..shared.errors import UsageError
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like
@@ -43,11 +44,11 @@ class DDIM(Sampler):
         eta: 0 to 1.
     """
 
-    order = 1
-
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 0.0) -> None:
         super().__init__(denoiser)
-        self.eta = eta
+        if not 0 <= eta <= 1:
+            raise UsageError(f"eta={eta}: give a number from 0, deterministic, to 1, ancestral")
+        self.eta, self.order = eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         t, s = exact(t), exact(s)

@@ -37,8 +37,9 @@ class Tabulated(Schedule):
 
     def log_snr(self, t: Tensor) -> Tensor:
         row = (exact(t) * self.steps - 1).clamp(0, self.steps - 1)
-        # The segment below a row belongs to it, so that the derivative at t is that of the step which leaves t for s < t.
-        low = (row.detach().ceil().long() - 1).clamp(0, max(self.steps - 2, 0))
+        # The segment below a row belongs to it, so that the derivative at t is that of the step which leaves t for s < t; the shift is
+        # for rows n / T that rounding puts just above n.
+        low = ((row.detach() - 1e-9).ceil().long() - 1).clamp(0, max(self.steps - 2, 0))
         high = (low + 1).clamp(max=self.steps - 1)
         between = torch.lerp(self._log_snr[low], self._log_snr[high], row - low)
         return torch.where(t <= 0, torch.inf, between).to(t.dtype)

@@ -18,7 +18,8 @@ class ReverseModel(ABC):
 
     def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Normalised, `(..., K)`; t and s are scalars or `(B,)`."""
-        p = self.between(transition, x_t, p0, t, s)
+        # A network may give x_t's own symbol a chance that underflows, and no symbol is then left that leads to x_t: keep a trace of all.
+        p = self.between(transition, x_t, p0.clamp(min=1e-30), t, s)
         return torch.where(like(transition.row(s) == 0, p0), p0, p)
 
     @abstractmethod

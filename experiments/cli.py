@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..shared.errors import UsageError
 from ..shared.progress import bar
 from ..shared.training import Checkpoint, load
 from ..shared.training.folder import writable
+from ..shared.training.trainer import Interrupted
 from . import demo
 from .evaluation import Judge, bits_per_dim, draw, summary
 from .experiment import Experiment
@@ -71,13 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return dispatch(arguments)
-    except (UsageError, FloatingPointError) as error:
-        print(f"unnoise: {error}", file=sys.stderr)
+    except (UsageError, FloatingPointError, OSError) as error:
+        print(f"unnoise: {error}".replace("\n", " "), file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        again = shlex.join([demo.program(), *arguments, *([] if "--resume" in arguments else ["--resume"])])
+        print(f"\nunnoise: stopped after step {stop.step} and saved in {stop.folder}; go on with: {again}", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
-        again = " ".join(["unnoise", *arguments] + (["--resume"] if "--resume" not in arguments else []))
-        resumable = bool(arguments) and arguments[0] in ("demo", "train")
-        print("\nunnoise: stopped" + (f" and saved; go on with: {again}" if resumable else ""), file=sys.stderr)
+        print("\nunnoise: stopped", file=sys.stderr)
         return 130
 
 
@@ -160,7 +164,7 @@ def run_train(arguments: list[str]) -> None:
     images = experiment.data.load("train", bar)
     print(f"training {name} on {len(images.k)} images of {'x'.join(map(str, images.shape))} into {folder}/")
     demo.train_one(experiment, images, folder, bar, resume=options.resume)
-    print(f"done: unnoise sample {folder}    unnoise evaluate {folder}")
+    print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
 
 
 def run_sample(arguments: list[str]) -> None:
@@ -169,6 +173,8 @@ def run_sample(arguments: list[str]) -> None:
 
     options = parse(Sample, arguments, "sample")
     checkpoint, experiment = opened(options.run)
+    if options.out.suffix.lower() not in (".png", ".jpg", ".webp") or options.out.is_dir():
+        raise UsageError(f"--out {options.out}: give the name of a picture, such as samples.png")
     writable(options.out.parent)
     sampler = experiment.sampler(checkpoint.average.denoiser)
     run = draw(
@@ -176,7 +182,7 @@ def run_sample(arguments: list[str]) -> None:
         lambda x: experiment.levels(checkpoint.scale, x),
         checkpoint.shape,
         positive("count", options.count),
-        options.steps or experiment.sampling_steps,
+        experiment.sampling_steps if options.steps is None else positive("steps", options.steps),
         seed=options.seed,
         progress=bar,
     )
@@ -193,7 +199,7 @@ def run_evaluate(arguments: list[str]) -> None:
     denoiser = checkpoint.average.denoiser
     bits, error = bits_per_dim(experiment, denoiser, test.scale, held_out, seed=options.seed, progress=bar)
     results: dict[str, Any] = {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind, "step": checkpoint.step}
-    steps = options.steps or experiment.sampling_steps
+    steps = experiment.sampling_steps if options.steps is None else positive("steps", options.steps)
     run = draw(
         experiment.sampler(denoiser),
         lambda x: experiment.levels(test.scale, x),
@@ -206,7 +212,7 @@ def run_evaluate(arguments: list[str]) -> None:
     if train.label is not None:
         judge = Judge(train, bar)
         results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(held_out).frechet}
-    path = (options.run if options.run.name != "checkpoints" else options.run.parent) / "evaluation.json"
+    path = writable(options.run) / "evaluation.json"
     path.write_text(json.dumps(results, indent=1))
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")

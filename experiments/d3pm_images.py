@@ -14,7 +14,7 @@ from ..shared.objective import Objective, Stratified
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
-from .experiment import CodelengthOf, Experiment
+from .experiment import CodelengthOf, Experiment, at_most
 
 
 @described
@@ -32,6 +32,9 @@ class D3PM(Experiment):
     """Training times are u^time_power: 1 for the papers' uniform times, more to visit small noise more."""
 
     loss_unit = "one term of the bound + lambda CE, nats/dim"
+
+    def __post_init__(self) -> None:
+        at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
     def batches(self, images: ImageSet) -> Batches:
         return images.batches(self.data.batch, Scale.quantised, seed=self.data.seed)

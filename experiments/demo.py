@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from ..shared.errors import UsageError
 from ..shared.objective import Objective
 from ..shared.progress import Progress, bar
 from ..shared.random import Streams
-from ..shared.sampler import Sampler
-from ..shared.training import Trainer
+from ..shared.sampler import Sampler, device_of
+from ..shared.training import Trainer, Training
 from ..shared.training.folder import read_metrics, writable
 from . import d3pm_images, ddpm, report, score_sde
 from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, marginal_bits_per_dim, summary
@@ -50,12 +51,16 @@ class Demo:
     seed: int = 0
     """Seed of training and sampling."""
 
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"steps={self.steps}: give a whole number of at least 1")
+
     def experiments(self) -> dict[str, Experiment]:
         """The three recipes, with equal budgets."""
         recipes = {name: (smoke if self.smoke else digits)() for name, (_, digits, smoke) in FAMILIES.items()}
         return {name: replace(e, training=self._budget(e)) for name, e in recipes.items()}
 
-    def _budget(self, experiment: Experiment):
+    def _budget(self, experiment: Experiment) -> Training:
         training = replace(experiment.training, seed=self.seed)
         if self.steps is None:
             return training
@@ -110,19 +115,30 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
     page = write_report(demo, folder, experiments, judge, rows, marginal_bits_per_dim(train, test), test, trained_after, start)
     say(report.table(HEAD, [row.cells() for row in rows]))
     say(f"\ndone in {(time.perf_counter() - start) / 60:.1f} minutes. Open {page}, or read {page.with_suffix('.md')}.")
-    say(f"Go on:  unnoise sample {folder}/ddpm --count 100 --out more.png    unnoise recipes    unnoise train --help")
+    say(
+        f"Go on:  {program()} sample {folder}/ddpm --count 100 --out more.png    {program()} recipes    {program()} train ddpm-digits --help"
+    )
     return page
+
+
+def program() -> str:
+    """How this command was called, so that what is printed can be typed: `.venv/bin/unnoise` after `make demo`."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "unnoise" else "unnoise"
 
 
 def prepare(demo: Demo) -> Path:
     """The folder of the demo; a finished or broken-off one that stands there is renamed, unless it is to be resumed."""
-    if demo.out.exists() and not demo.resume and any(demo.out.iterdir() if demo.out.is_dir() else [1]):
-        if not demo.out.is_dir() or not (demo.out / "demo.json").is_file():
+    settings, mark = {"steps": demo.steps, "smoke": demo.smoke, "seed": demo.seed}, demo.out / "demo.json"
+    if demo.out.exists() and any(demo.out.iterdir() if demo.out.is_dir() else [1]):
+        if not mark.is_file():
             raise UsageError(f"{demo.out} holds something that is not a demo: choose another folder with --out")
-        number = next(n for n in range(1, 10_000) if not demo.out.with_name(f"{demo.out.name}.{n}").exists())
-        demo.out.rename(demo.out.with_name(f"{demo.out.name}.{number}"))
+        if demo.resume and (stored := json.loads(mark.read_text())) != settings:
+            raise UsageError(f"the demo in {demo.out} has other settings, {stored}: resume it with those")
+        if not demo.resume:
+            number = next(n for n in range(1, 10_000) if not demo.out.with_name(f"{demo.out.name}.{n}").exists())
+            demo.out.rename(demo.out.with_name(f"{demo.out.name}.{number}"))
     folder = writable(demo.out)
-    (folder / "demo.json").write_text(json.dumps({"steps": demo.steps, "smoke": demo.smoke, "seed": demo.seed}))
+    mark.write_text(json.dumps(settings))
     return folder
 
 
@@ -162,7 +178,8 @@ def rows_of(name: str, experiment: Experiment, denoiser: Denoiser) -> list[tuple
     """
     steps = experiment.sampling_steps
     if name == "ddpm":
-        vp = denoiser.on(VP(t_last=0.015))  # where VP is as clean as the first row of the table
+        first_row = denoiser.corruption.log_snr(torch.full((), denoiser.corruption.t_min, dtype=torch.float64))
+        vp = denoiser.on(VP(t_last=float(VP().time(first_row))))  # as clean as the table's first row
         return [
             ("DDPM", "ancestral", experiment.sampler(denoiser), steps),
             ("DDPM", "DDIM", DDIM(denoiser), max(steps // 2, 2)),
@@ -250,7 +267,7 @@ def film(
     times = [float(grid[i]) for i in chosen] + [0.0]
     noised = [corruption.corrupt(x0, torch.tensor(t, dtype=torch.float64), generator=generator) for t in times[:-1]] + [x0]
     sampler = experiment.sampler(denoiser)
-    start = corruption.prior((rows, *test.shape), generator=Streams(3, range(rows)))
+    start = corruption.prior((rows, *test.shape), generator=Streams(3, range(rows)), device=device_of(denoiser))
     states = [start, *sampler.trajectory(start, steps=len(grid) - 1, generator=Streams(4, range(rows)))]
     made = [states[i] for i in chosen] + [states[-1]]
     forward = (times[::-1], [unit(experiment, test, x) for x in reversed(noised)])
@@ -308,10 +325,10 @@ Each family has its own unit, so the curves say how training went and not which 
 ## Go on
 
 ```
-unnoise sample {folder}/ddpm --count 100 --out more.png
-unnoise evaluate {folder}/d3pm
-unnoise train ddpm-digits --network.width 64 --out runs/wide
-unnoise recipes
+{program()} sample {folder}/ddpm --count 100 --out more.png
+{program()} evaluate {folder}/d3pm
+{program()} train ddpm-digits --network.width 64 --out runs/wide
+{program()} recipes
 ```
 
 Seed {demo.seed}; {trained_after / 60:.1f} minutes of training and {(time.perf_counter() - start - trained_after) / 60:.1f} of measuring;

@@ -21,7 +21,7 @@ from ..shared.sampler import Sampler, counted, device_of
 from ..shared.scale import Scale
 from .experiment import Experiment
 
-SURE = 0.8
+SURE, CHUNK = 0.8, 300
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,22 @@ def draw(
     seed: int = 0,
     progress: Progress = silent,
 ) -> SamplingRun:
-    """`count` samples; sample i depends on (seed, i) alone."""
-    start = time.perf_counter()
-    with counted(sampler.denoiser) as evaluations:
-        x = sampler(shape=(count, *shape), steps=steps, generator=Streams(seed, range(count)), progress=progress)
-    return SamplingRun(levels(x).cpu(), steps, evaluations.calls, time.perf_counter() - start)
+    """`count` samples, a few hundred at a time; sample i depends on (seed, i) alone."""
+    start, parts, calls = time.perf_counter(), [], 0
+    for rows in torch.arange(count).split(CHUNK):
+        with counted(sampler.denoiser) as evaluations:
+            parts.append(levels(sampler(shape=(len(rows), *shape), steps=steps, generator=Streams(seed, rows), progress=progress)).cpu())
+        calls = evaluations.calls
+    return SamplingRun(torch.cat(parts), steps, calls, time.perf_counter() - start)
 
 
 def bits_per_dim(
     experiment: Experiment, denoiser: Denoiser, scale: Scale, k: Tensor, *, seed: int = 0, progress: Progress = silent
 ) -> tuple[float, float]:
     """Mean code length of levels, bits for each dimension, and its standard error over the examples."""
-    generator = torch.Generator(device_of(denoiser)).manual_seed(seed)
-    bits = experiment.codelength(denoiser, scale)(k.to(device_of(denoiser)), generator, progress).bits_per_dim(k[0].numel())
+    device = device_of(denoiser)
+    generator, measure = torch.Generator(device).manual_seed(seed), experiment.codelength(denoiser, scale)
+    bits = torch.cat([measure(part.to(device), generator, progress).bits_per_dim(k[0].numel()) for part in k.split(CHUNK)])
     return float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
 
 

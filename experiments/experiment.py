@@ -12,6 +12,7 @@ from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, image_set
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
+from ..shared.errors import UsageError
 from ..shared.networks import UNet
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
@@ -61,6 +62,12 @@ class Network:
     def build(self, shape: tuple[int, ...], levels: int | None = None) -> UNet:
         """The network for examples of `shape`, real-valued or of `levels` levels."""
         return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, levels=levels)
+
+
+def at_most(name: str, value: int, limit_name: str, limit: int) -> None:
+    """Refuses a value above a limit, or below one."""
+    if not 1 <= value <= limit:
+        raise UsageError(f"{name}={value}: give a whole number from 1 to {limit_name}={limit}")
 
 
 CodelengthOf = Callable[[Tensor, Source, Progress], Codelength]

@@ -50,7 +50,7 @@ class Langevin(Sampler):
         a2 = (self.corruption(s)[0] / self.corruption(below)[0]) ** 2
         for _ in range(self.repeats):
             score, z = self.denoiser.score(x, s, **cond), normal_like(x, generator)
-            size = like(2 * a2.to(x) * (self.snr * self.norm(z) / self.norm(score)) ** 2, x)
+            size = like(2 * like(a2, x) * (self.snr * self.norm(z) / self.norm(score)) ** 2, x)
             x = x + size * score + (2 * size).sqrt() * z
         return x
 

@@ -23,7 +23,7 @@ class EulerMaruyama(Sampler):
 
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 1.0) -> None:
         super().__init__(denoiser)
-        self.sde, self.eta = SDE(denoiser.corruption), eta
+        self.sde, self.eta, self.order = SDE(denoiser.corruption), eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if s == 0:

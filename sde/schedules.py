@@ -41,7 +41,7 @@ class VP(Schedule):
         return (log_alpha2 - torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return _time(self, F.softplus(-exact(log_snr))).to(log_snr.dtype)
+        return _time(self, F.softplus(-_within(self, log_snr))).to(log_snr.dtype)
 
 
 @described
@@ -68,7 +68,7 @@ class SubVP(Schedule):
         return (log_alpha2 - 2 * torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        ratio = (exact(log_snr) / 2).exp()  # alpha / (1 - alpha^2), a quadratic in alpha
+        ratio = (_within(self, log_snr) / 2).exp()  # alpha / (1 - alpha^2), a quadratic in alpha
         alpha = 2 * ratio / (1 + (1 + 4 * ratio**2).sqrt())
         return _time(self, -2 * alpha.log()).to(log_snr.dtype)
 
@@ -105,6 +105,11 @@ class VE(Schedule):
 
 def _log_alpha2(schedule: VP | SubVP, t: Tensor) -> Tensor:
     return -0.5 * t**2 * (schedule.beta_max - schedule.beta_min) - t * schedule.beta_min
+
+
+def _within(schedule: VP | SubVP, log_snr: Tensor) -> Tensor:
+    low, high = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
+    return exact(log_snr).clamp(low, high)
 
 
 def _time(schedule: VP | SubVP, minus_log_alpha2: Tensor) -> Tensor:

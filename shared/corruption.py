@@ -16,8 +16,11 @@ from .tensors import exact, like
 class Corruption(ABC):
     """`x_t ~ q(x_t | x_0)`, and the law of `x_1` that sampling starts from.
 
-    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere.
+    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. A corruption does not change, so copies of a denoiser share it.
     """
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Corruption:
+        return self
 
     @abstractmethod
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
@@ -99,4 +102,4 @@ def table_grid(steps: int, rows: int) -> Tensor:
 
 def table_time(u: Tensor, rows: int) -> Tensor:
     """`u` uniform on [0, 1) to t = n / T, n uniform on 1..T, float64."""
-    return (torch.floor(exact(u) * rows) + 1) / rows
+    return (torch.floor(exact(u) * rows) + 1).clamp(max=rows) / rows

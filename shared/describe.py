@@ -26,8 +26,8 @@ def described(thing: T) -> T:
     return thing
 
 
-def describe(value: Any) -> Any:
-    """`value` as JSON types.
+def describe(value: Any, role: str = "") -> Any:
+    """`value` as JSON types; `role` is the name of the argument that it is.
 
     Raises:
         UsageError: for a value that no description can hold, with its type.
@@ -41,10 +41,12 @@ def describe(value: Any) -> Any:
     if callable(value) and _KNOWN.get(_name(value)) is value:
         return {"function": _name(value)}
     if _KNOWN.get(_name(type(value))) is type(value):
-        return {"class": _name(type(value)), "arguments": {k: describe(getattr(value, k)) for k in _arguments(type(value))}}
-    if isinstance(value, nn.Module):
+        return {"class": _name(type(value)), "arguments": {k: describe(getattr(value, k), k) for k in _arguments(type(value))}}
+    if isinstance(value, nn.Module) and role == "network":
         return {"external": _name(type(value))}
-    raise UsageError(f"a checkpoint cannot describe {value!r}: use objects of this package, or an nn.Module as the network")
+    raise UsageError(
+        f"a checkpoint cannot describe {_name(type(value))}: mark your class or function with unnoise.shared.describe.described"
+    )
 
 
 def build(description: Any, network: nn.Module | None = None) -> Any:

@@ -64,7 +64,8 @@ class Stratified:
 
     def __call__(self, batch: int, generator: Source = None) -> Tensor:
         """`(batch,)`."""
-        return ((torch.arange(batch) + uniform((batch,), generator, dtype=torch.float64)) / batch) ** self.power
+        u = uniform((batch,), generator, dtype=torch.float64)
+        return ((torch.arange(batch, device=u.device) + u) / batch) ** self.power
 
 
 @described
@@ -72,6 +73,11 @@ def antithetic(batch: int, generator: Source = None) -> Tensor:
     """U for half of the batch and 1 - u for the other, float64 (Song et al. 2020, DDIM code)."""
     u = uniform(((batch + 1) // 2,), generator, dtype=torch.float64)
     return torch.cat([u, torch.nextafter(1 - u, torch.zeros_like(u))])[:batch]
+
+
+def snr(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """`(alpha / sigma)^2`: with this weight the error of x_0 is that of the noise, and sigma^2 times that of the score."""
+    return (alpha / sigma) ** 2
 
 
 def matching(

@@ -48,8 +48,9 @@ class Streams:
         if rows != len(self.indices):
             raise UsageError(f"{rows} rows were asked of streams for {len(self.indices)} samples")
         self.calls += 1
-        key = _scrambled(torch.tensor(self.seed, dtype=torch.int64) * _GOLDEN + 1)
-        key = _scrambled(_scrambled(key + self.indices * _GOLDEN) + torch.tensor(self.calls) * _GOLDEN).to(device)
+        self.indices = self.indices.to(device)
+        seed, call = (torch.full((), n, dtype=torch.int64, device=device) for n in (self.seed, self.calls))
+        key = _scrambled(_scrambled(_scrambled(seed * _GOLDEN + 1) + self.indices * _GOLDEN) + call * _GOLDEN)
         word = _scrambled(key[:, None] + (1 + torch.arange(per_row, device=device)) * _GOLDEN)
         bits = 52 if dtype == torch.float64 else 23  # (n + 1/2) / 2^bits is then exact, and neither 0 nor 1
         real = torch.float64 if dtype == torch.float64 else torch.float32
@@ -57,30 +58,31 @@ class Streams:
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Standard normal draws, by the inverse of the distribution function."""
-        return torch.special.ndtri(self.uniform(shape, dtype, device))
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        return torch.special.ndtri(self.uniform(shape, real, device)).to(dtype)
 
 
 Source: TypeAlias = torch.Generator | Streams | None
 
 
 def uniform(
-    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> Tensor:
-    """Uniform draws on [0, 1); without a source, from torch's global generator."""
+    """Uniform draws on [0, 1); without a source, from torch's global generator. `device` is the source's by default."""
     if isinstance(source, Streams):
-        return source.uniform(shape, dtype, torch.device(device))
-    home = device if source is None else source.device
-    return torch.rand(tuple(shape), generator=source, dtype=dtype, device=home).to(device)
+        return source.uniform(shape, dtype, torch.device(device or "cpu"))
+    home = torch.device(device or "cpu") if source is None else source.device
+    return torch.rand(tuple(shape), generator=source, dtype=dtype, device=home).to(device or home)
 
 
 def normal(
-    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> Tensor:
-    """Standard normal draws; without a source, from torch's global generator."""
+    """Standard normal draws; without a source, from torch's global generator. `device` is the source's by default."""
     if isinstance(source, Streams):
-        return source.normal(shape, dtype, torch.device(device))
-    home = device if source is None else source.device
-    return torch.randn(tuple(shape), generator=source, dtype=dtype, device=home).to(device)
+        return source.normal(shape, dtype, torch.device(device or "cpu"))
+    home = torch.device(device or "cpu") if source is None else source.device
+    return torch.randn(tuple(shape), generator=source, dtype=dtype, device=home).to(device or home)
 
 
 def normal_like(x: Tensor, source: Source = None) -> Tensor:

@@ -26,8 +26,8 @@ def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:
 
 
 def exact(t: Tensor) -> Tensor:
-    """`t` in float64, or in float32 on devices that have no float64."""
-    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+    """`t` in float64."""
+    return t.double()
 
 
 def refuse_unless(condition: Tensor, message: str) -> None:
@@ -40,21 +40,21 @@ def refuse_unless(condition: Tensor, message: str) -> None:
 
 
 class Table:
-    """A float64 table, indexed along its first axes by integer tensors on any device (a copy is kept per device)."""
+    """A constant, float64 where it is real, that is looked up on its caller's device; one copy is kept for each device."""
 
     def __init__(self, values: Tensor) -> None:
-        self.values = values.detach().to("cpu", torch.float64)
+        values = values.detach().cpu()
+        self.values = values.double() if values.is_floating_point() else values
         self._copies: dict[torch.device, Tensor] = {self.values.device: self.values}
 
     def on(self, device: torch.device) -> Tensor:
         """The table on `device`."""
         if device not in self._copies:
-            self._copies[device] = exact(self.values).to(device) if device.type != "mps" else self.values.float().to(device)
+            self._copies[device] = self.values.to(device)
         return self._copies[device]
 
-    def __getitem__(self, index: Tensor | tuple[Tensor, ...]) -> Tensor:
-        first = index[0] if isinstance(index, tuple) else index
-        return self.on(first.device)[index]
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.on(index.device)[index]
 
     def __len__(self) -> int:
         return len(self.values)

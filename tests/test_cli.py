@@ -1,7 +1,10 @@
 """The command line and the demo, as a user meets them."""
 
 import json
+import os
 import re
+import signal
+import threading
 
 import pytest
 
@@ -32,6 +35,14 @@ def run(capsys, *arguments):
         (("train", "ddpm-digits", "--out", "/proc/unnoise"), "cannot write to the folder /proc/unnoise"),
         (("demo", "--out", "/proc/unnoise"), "cannot write to the folder /proc/unnoise"),
         (("demo", "--steps", "a lot"), "--steps.*a lot"),
+        (("demo", "--steps", "0"), "steps=0"),
+        (("train", "ddpm-digits", "--training.device", "gpu"), "device=gpu is not to be had here"),
+        (("train", "ddpm-digits", "--training.betas", "2", "3"), r"betas=\(2.0, 3.0\)"),
+        (("train", "ddpm-digits", "--training.seed", "99999999999999999999"), "seed=9+"),
+        (("train", "ddpm-digits", "--network.width", "9", "--out", "a"), "give an even width"),
+        (("train", "ddpm-digits", "--network.heads", "0", "--out", "b"), "heads=0"),
+        (("train", "d3pm-digits", "--steps", "20"), "sampling_steps=100: give a whole number from 1 to steps=20"),
+        (("train", "ddpm-digits", "--data.size", "0", "0", "--out", "c"), r"size=\(0, 0\)"),
         (("sample", "runs/none"), "there is no checkpoint in runs/none"),
         (("evaluate", "runs/none"), "there is no checkpoint in runs/none"),
         (("recipes", "all"), "takes no options"),
@@ -76,11 +87,28 @@ def test_train_sample_evaluate_resume(capsys, tmp_path, monkeypatch, recipe):
     assert results["step"] == 10
     assert 0 < results["bits_per_dim"] < 50
     assert results["evaluations"] >= 4
+    assert "give the name of a picture" in run(capsys, "sample", f"runs/{recipe}", "--out", "pictures")[2]
+    assert "cannot write to the folder /proc" in run(capsys, "sample", f"runs/{recipe}", "--out", "/proc/x/y.png")[2]
+    assert "steps=0" in run(capsys, "sample", f"runs/{recipe}", "--steps", 0)[2]
     broken = next((folder / "checkpoints").glob("*10")) / "tensors.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
     status, _, err = run(capsys, "sample", f"runs/{recipe}")
     assert status == 2
     assert "is damaged" in err
+
+
+def test_ctrl_c_says_how_to_resume(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threading.Timer(4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    status, _, err = run(
+        capsys, "train", "ddpm-smoke", "--training.steps", 10**6, "--training.save-every", 10**6, "--training.watch-every", 0
+    )
+    assert status == 130
+    said = re.search(r"stopped after step (\d+) and saved in runs/ddpm-smoke; go on with: (.*)$", err.strip())
+    assert "train ddpm-smoke --training.steps 1000000" in said[2]
+    assert said[2].endswith("--resume")
+    status, _, err = run(capsys, "train", "ddpm-smoke", "--training.steps", int(said[1]) + 1, "--resume")
+    assert status == 0, err
 
 
 def test_demo_smoke(capsys, tmp_path, monkeypatch):
@@ -100,7 +128,8 @@ def test_demo_smoke(capsys, tmp_path, monkeypatch):
     assert all(r["evaluations"] > 0 for r in results[2:])
     assert run(capsys, "demo", "--smoke")[0] == 0  # a second run keeps the first
     assert (tmp_path / "runs" / "demo.1" / "report.html").exists()
-    assert run(capsys, "demo", "--smoke", "--resume", "--steps", 8)[0] == 0
+    assert run(capsys, "demo", "--smoke", "--resume")[0] == 0
+    assert "has other settings" in run(capsys, "demo", "--smoke", "--resume", "--seed", 1)[2]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     assert "is not a demo" in run(capsys, "demo", "--smoke", "--out", "mine")[2]

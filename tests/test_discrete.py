@@ -198,6 +198,15 @@ def test_a_mask_is_never_predicted():
     assert (Ancestral(denoiser)(shape=(50, 6), steps=5, generator=torch.Generator().manual_seed(0)) < 4).all()
 
 
+def test_a_certain_network_does_not_lose_the_symbol(generator):
+    """Where p0 gives no chance to anything that leads to x_t, an unmasked symbol stays what it is."""
+    transition = Absorbing(4, reciprocal(5))
+    p0 = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]])
+    t, s = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
+    for reverse in (Product(), Marginal()):
+        torch.testing.assert_close(reverse(transition, torch.tensor([1]), p0, t, s), torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]]))
+
+
 def test_schedules_of_the_papers():
     assert float(reciprocal(10)[0]) == pytest.approx(0.1)
     assert float(reciprocal(10)[-1]) == 1

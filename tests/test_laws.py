@@ -9,7 +9,9 @@ import torch
 from scipy import stats
 
 from unnoise import continuous, discrete, sde
+from unnoise.shared.networks import MLP
 from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+from unnoise.shared.sampler import counted
 from unnoise.shared.scale import Scale
 
 MEAN = torch.tensor([0.6, -0.3], dtype=torch.float64)
@@ -44,13 +46,14 @@ SAMPLERS = {
     "ddim+langevin": lambda d: sde.PredictorCorrector(continuous.DDIM(d), langevin(d)),
     "flow-heun": lambda d: sde.ProbabilityFlow(d),
     "flow-rk4": lambda d: sde.ProbabilityFlow(d, "rk4"),
+    "flow-dopri5": lambda d: sde.ProbabilityFlow(d, "dopri5", rtol=1e-4, atol=1e-4),
 }
 COUNT, STEPS = 6000, 400
 
 
 def samples(sampler_name, schedule_name, oracle, generator):
     sampler = SAMPLERS[sampler_name](oracle(SCHEDULES[schedule_name]()))
-    steps = STEPS
+    steps = 2 if "dopri5" in sampler_name else STEPS  # an adaptive method goes in one step to t_last, and then denoises
     if (sampler_name, schedule_name) == ("euler-maruyama-0.5", "cosine"):
         # The table's last beta is 0.999: no single Euler step crosses that, and with little noise nothing forgets the error.
         steps = torch.cat([torch.linspace(0.98, 0.001, STEPS), torch.zeros(1)])
@@ -86,6 +89,30 @@ def test_mixture_law(sampler, schedule, generator):
             return stats.norm(means, scales).cdf(np.asarray(v)[..., None]) @ WEIGHTS.numpy()
 
         assert ks(x[:, axis], cdf) < 0.04
+
+
+def test_langevin_with_the_norms_of_each_sample(generator):
+    """The default corrector, in 64 dimensions, keeps a Gaussian; samples do not depend on their batch."""
+    oracle = GaussianOracle(torch.zeros(64, dtype=torch.float64), 0.5 * torch.eye(64, dtype=torch.float64), sde.VP())
+    x = sde.PredictorCorrector(sde.ReverseDiffusion(oracle), sde.Langevin(oracle, snr=0.1))(shape=(400, 64), steps=200, generator=generator)
+    assert abs(float(x.mean())) < 0.01
+    assert float(x.var()) == pytest.approx(0.5, rel=0.02)
+    assert ks(x.flatten().double(), stats.norm(0, 0.5**0.5).cdf) < 0.01
+
+
+def test_evaluations_are_counted():
+    oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, sde.VP())
+    learned = continuous.Learned(MLP(2, 8, 1), continuous.Tabulated(continuous.linear_betas(20)))
+    for denoiser in (oracle, learned, continuous.Clipped(learned), learned.on(sde.VP())):
+        for sampler, expected in (
+            (continuous.DDIM(denoiser), 10),
+            (sde.EulerMaruyama(denoiser), 10),
+            (sde.ProbabilityFlow(denoiser), 19),  # two for each Heun step, one for the last
+            (sde.PredictorCorrector(sde.ReverseDiffusion(denoiser), sde.Langevin(denoiser)), 19),
+        ):
+            with counted(denoiser) as count:
+                sampler(shape=(3, 2), steps=10)
+            assert count.calls == expected
 
 
 ODE_SAMPLERS = {

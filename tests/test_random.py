@@ -34,6 +34,12 @@ def test_streams_are_uniform_normal_and_uncorrelated():
     assert abs(float(rademacher_like(torch.empty(400, 250), source).mean())) < 0.01
 
 
+def test_draws_have_the_dtype_that_is_asked():
+    for source in (Streams(0, range(3)), torch.Generator()):
+        assert normal((3, 2), source, dtype=torch.bfloat16).dtype == torch.bfloat16
+        assert uniform((3, 2), source, dtype=torch.float64).dtype == torch.float64
+
+
 def test_categorical_law_and_zero_classes(generator):
     p = torch.tensor([0.0, 0.2, 0.0, 0.5, 0.3, 0.0])
     for source in (generator, Streams(1, range(40_000))):

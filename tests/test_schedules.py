@@ -56,6 +56,23 @@ def test_a_long_table_has_the_sde_of_its_limit():
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("steps", [7, 50, 100, 1000, 4000])
+def test_the_sde_of_a_table_at_its_own_rows(steps):
+    """At t = n / T the coefficients are those of the step that leaves n, also where rounding puts t T just above n."""
+    schedule = Tabulated(linear_betas(steps, start=5e-3))
+    n = torch.arange(2, steps + 1, dtype=torch.float64)
+    _, g2 = SDE(schedule).coefficients(n / steps)
+    _, sigma = schedule(n / steps)
+    slope = (schedule.log_snr(n / steps) - schedule.log_snr((n - 1) / steps)) * steps
+    torch.testing.assert_close(g2, -(sigma**2) * slope, rtol=1e-6, atol=0)
+
+
+def test_times_outside_a_schedule_are_its_ends():
+    for schedule in SCHEDULES:
+        ends = schedule.time(torch.tensor([torch.inf, 900.0, -900.0, -torch.inf], dtype=torch.float64)).tolist()
+        assert ends == pytest.approx([schedule.t_min, schedule.t_min, 1, 1], rel=1e-6)
+
+
 @given(st.integers(0, 4), st.floats(0.02, 0.9), st.floats(0.01, 0.95))
 def test_posterior_is_bayes_rule(index, s, share):
     """q(x_s | x_t, x_0) from the two conditionals by completing the square."""

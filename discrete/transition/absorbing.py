@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...shared.describe import described
 from ...shared.errors import UsageError
-from ...shared.tensors import like
+from ...shared.tensors import Table, like
 from .base import Keeping, Transition
 
 
@@ -29,18 +30,17 @@ class Absorbing(Transition):
             raise UsageError(f"mask={mask}: choose one of the symbols 0..{levels - 1}, or None to add one")
         super().__init__(levels, levels + (mask is None), schedule)
         self.mask = mask
-        self._hole = torch.zeros(self.states, dtype=torch.float64)
-        self._hole[levels if mask is None else mask] = 1.0
+        self._hole = Table(F.one_hot(torch.tensor(levels if mask is None else mask), self.states).double())
         self._keeping = Keeping(self.schedule)
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
         kept, lost = (like(c, p) for c in self._keeping(self.row(s), self.row(t)))
-        return kept * p + lost * p.sum(-1, keepdim=True) * self._hole.to(p)
+        return kept * p + lost * p.sum(-1, keepdim=True) * self._hole.on(p.device).to(p.dtype)
 
     def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
         hit = self.one_hot(x_t, torch.float64)
         kept, lost = (like(c, hit) for c in self._keeping(self.row(s), self.row(t)))
-        return kept * hit + lost * (hit @ self._hole.to(hit))[..., None]
+        return kept * hit + lost * (hit @ self._hole.on(hit.device))[..., None]
 
     def stationary(self) -> Tensor:
-        return self._hole
+        return self._hole.values

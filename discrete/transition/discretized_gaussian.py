@@ -9,6 +9,8 @@ from ...shared.describe import described
 from ...shared.tensors import Table, refuse_unless
 from .base import Transition
 
+STRIDES_KEPT = 2**23  # numbers, 64 MiB
+
 
 @described
 class DiscretizedGaussian(Transition):
@@ -30,7 +32,7 @@ class DiscretizedGaussian(Transition):
         log_w = -4 * offset**2 / ((levels - 1) ** 2 * self.schedule[:, None])
         w = log_w.exp()
         self._offsets = Table(w / (2 * w.sum(1, keepdim=True) - 1))  # (T, K); offset 0 counts once
-        self._distance = (offset[:, None] - offset).abs().long()
+        self._distance = Table((offset[:, None] - offset).abs().long())
         total, cumulative = torch.eye(levels, dtype=torch.float64), [torch.eye(levels, dtype=torch.float64)]
         for n in range(1, self.steps + 1):
             total = total @ self._one(torch.tensor(n))
@@ -40,9 +42,10 @@ class DiscretizedGaussian(Transition):
 
     def _one(self, n: Tensor) -> Tensor:
         """Q_n, `(K, K)` or `(B, K, K)`."""
-        q = self._offsets[n - 1][..., self._distance.to(n.device)]
+        distance = self._distance.on(n.device)
+        q = self._offsets[n - 1][..., distance]
         rest = q.sum(-1) - q.diagonal(dim1=-2, dim2=-1)
-        return torch.where(self._distance.to(n.device) == 0, (1 - rest)[..., None], q)
+        return torch.where(distance == 0, (1 - rest)[..., None], q)
 
     def matrix(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor:
         """`Q_(s->t)`, float64: `(K, K)` for scalar times, any pair; `(B, K, K)` for `(B,)`, from the clean row or over one step.
@@ -52,21 +55,27 @@ class DiscretizedGaussian(Transition):
         """
         i, j = self.row(s), self.row(t)
         if i.ndim == 0 and j.ndim == 0:
-            pair = (int(i), int(j))
-            if pair[0] == 0:
-                return self._cumulative.on(device)[pair[1]]
-            if pair not in self._strides:
-                q = torch.eye(self.states, dtype=torch.float64)
-                for n in range(pair[0] + 1, pair[1] + 1):
-                    q = q @ self._one(torch.tensor(n))
-                self._strides[pair] = Table(q)
-            return self._strides[pair].on(device)
+            return self._between(int(i), int(j), device)
         i, j = torch.broadcast_tensors(i.to(device), j.to(device))
         from_clean = (i == 0)[:, None, None]
         refuse_unless(
             (i == 0) | (j - i == 1), "times that differ within a batch must start at 0 or be one step apart: sample at one time for all"
         )
         return torch.where(from_clean, self._cumulative[j], self._one(j.clamp(min=1)))
+
+    def _between(self, i: int, j: int, device: torch.device) -> Tensor:
+        if i == 0:
+            return self._cumulative.on(device)[j]
+        if j - i == 1:
+            return self._one(torch.full((), j, device=device))
+        if (i, j) not in self._strides:
+            if (len(self._strides) + 1) * self.states**2 > STRIDES_KEPT:
+                self._strides.clear()
+            q = self._one(torch.tensor(i + 1))
+            for n in range(i + 2, j + 1):
+                q = q @ self._one(torch.tensor(n))
+            self._strides[i, j] = Table(q)
+        return self._strides[i, j].on(device)
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
         q = self.matrix(s, t, p.device).to(p.dtype)

@@ -73,14 +73,19 @@ def image_set(
     """
     from PIL import Image, ImageOps
 
+    if size is not None and min(size) < 1:
+        raise UsageError(f"size={size}: give a height and a width of at least 1")
     rows = load(name, split)
     column = next((c for c in ("image", "img") if c in rows.column_names), None)
     if column is None or len(rows) == 0:
         raise UsageError(f"the data set {name} has no images: its columns are {', '.join(rows.column_names)}")
     arrays = []
-    for image in progress(rows[column], len(rows), f"reading {name}"):
-        image = image if image.mode == "L" else image.convert("RGB")
-        arrays.append(np.asarray(image if size is None else ImageOps.fit(image, size[::-1], Image.Resampling.BOX)))
+    try:
+        for image in progress(rows[column], len(rows), f"reading {name}"):
+            image = image if image.mode == "L" else image.convert("RGB")
+            arrays.append(np.asarray(image if size is None else ImageOps.fit(image, size[::-1], Image.Resampling.BOX)))
+    except OSError as error:
+        raise UsageError(f"image {len(arrays)} of {name} cannot be read ({error}): mend or remove it") from error
     if len(shapes := {a.shape for a in arrays}) > 1:
         raise UsageError(
             f"the images of {name} have {len(shapes)} different shapes, such as {sorted(shapes)[:2]}: give size=(height, width)"

@@ -49,6 +49,8 @@ def load(name: str, split: str) -> Dataset:
         return datasets.load_dataset(name, split=split)
     except UsageError:
         raise
+    except PermissionError as error:
+        raise UsageError(f"the cache of data sets cannot be written ({error}): set HF_HOME to a folder that can") from error
     except Exception as error:
         if Path(name).is_dir():
             raise UsageError(f"the folder {name} holds no images for the split {split}: put PNG or JPEG files there") from error

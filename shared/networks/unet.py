@@ -52,6 +52,11 @@ class UNet(nn.Module):
         super().__init__()
         if len(shape) not in (2, 3, 4):
             raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (1, 28, 28)")
+        if width < 2 or width % 2 or blocks < 1 or heads < 1 or not multipliers or min(multipliers) < 1:
+            raise UsageError(
+                f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}, heads={heads}: "
+                "give an even width, and one or more of everything"
+            )
         self.shape, self.width, self.multipliers, self.blocks = tuple(shape), width, tuple(multipliers), blocks
         self.attention, self.heads, self.dropout = tuple(attention), heads, dropout
         self.classes, self.levels, self.outputs = classes, levels, outputs

@@ -54,7 +54,6 @@ def save(
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
     description = {
         "format": FORMAT,
         "step": step,
@@ -95,11 +94,14 @@ def load(path: Path | str, *, network: nn.Module | None = None, device: torch.de
     try:
         description = json.loads((folder / "checkpoint.json").read_text())
         tensors = load_file(folder / "tensors.safetensors")
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"the checkpoint {folder} is damaged ({reason}): take an earlier one, or train again") from error
-    if description.get("format") != FORMAT:
-        raise UsageError(f"the checkpoint {folder} has format {description.get('format')}, this version reads format {FORMAT}")
+        found = description["format"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        others = [p for p in numbered(folder.parent) if p != folder]
+        remedy = f"delete it to go on from {others[-1].name}" if others else "train again"
+        raise UsageError(f"the checkpoint {folder} is damaged ({reason}): {remedy}") from error
+    if found != FORMAT:
+        raise UsageError(f"the checkpoint {folder} has format {found}, this version reads format {FORMAT}")
     objective, average = (build(description["objective"], copy.deepcopy(network)) for _ in range(2))
     for name, module in (("objective", objective), ("average", average)):
         fill(module, {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}, folder)

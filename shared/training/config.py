@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..describe import described
 from ..errors import UsageError
 
@@ -49,5 +51,21 @@ class Training:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}={getattr(self, name)}: give a positive number")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"ema={self.ema}: give a decay in [0, 1)")
+        for name, decays in (("ema", (self.ema,)), ("betas", self.betas)):
+            if not all(0 <= decay < 1 for decay in decays):
+                raise UsageError(f"{name}={getattr(self, name)}: give decays in [0, 1)")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"seed={self.seed}: give a whole number from 0 to 2147483647")
+
+    def chosen_device(self) -> torch.device:
+        """The device that `device` names.
+
+        Raises:
+            UsageError: where this machine or this build of torch does not have it.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"device={self.device} is not to be had here ({str(error).splitlines()[0]}): try auto or cpu") from error

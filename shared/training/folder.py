@@ -34,7 +34,9 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
         self.seconds = kept[-1]["seconds"] if kept else 0.0
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        trimmed = self.path.with_suffix(".part")
+        trimmed.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(trimmed, self.path)
 
     def write(self, **values: Any) -> None:
         """Appends one line."""
@@ -43,5 +45,6 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a `metrics.jsonl`, without a last one that a crash left half-written; none if there is no such file."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

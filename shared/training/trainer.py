@@ -24,6 +24,19 @@ from .folder import Metrics, writable
 from .optim import clip_gradients, learning_rate, optimizer, update_average
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during training, after the checkpoint of a whole step.
+
+    Attributes:
+        step: the steps done.
+        folder: where they are saved; None if nothing is.
+    """
+
+    def __init__(self, step: int, folder: Path | None) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step, self.folder = step, folder
+
+
 class Trainer:
     """Fits an objective: AdamW, warm-up, gradient clipping, averaged weights, checkpoints, `metrics.jsonl`.
 
@@ -47,8 +60,10 @@ class Trainer:
         watch: Callable[[Objective, int], None] | None = None,
     ) -> None:
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
-        self.device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self.device = config.chosen_device()
         self.folder = None if folder is None else writable(folder)
+        if folder is not None:
+            describe(objective)  # what cannot be described must not show after an hour of training
         self.objective = objective.to(self.device)
         self.average = copy.deepcopy(self.objective).eval().requires_grad_(False)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
@@ -65,16 +80,19 @@ class Trainer:
 
         Raises:
             UsageError: for a folder that holds a run already, unless it is resumed; or a run of other settings.
-            KeyboardInterrupt: on Ctrl-C, after a checkpoint of the last whole step.
+            Interrupted: on Ctrl-C, after a checkpoint of the last whole step.
             FloatingPointError: when every gradient since the last log line was not finite.
         """
         self._open(batches, resume)
         config, objective, stream, log = self.config, self.objective.train(), iter(batches), Log(self.folder, self.step)
         noise = torch.Generator(self.device)
-        with interruption() as interrupted:
+        with interruption() as interrupted, torch.random.fork_rng():
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
                 batch = {name: value.to(self.device, non_blocking=True) for name, value in next(stream).items()}
-                noise.manual_seed(config.seed * 1_000_003 + step)  # a function of the step, so that a resumed run draws the same
+                torch.manual_seed(
+                    config.seed * 1_000_003 + step
+                )  # dropout and noise are functions of the step: a resumed run draws the same
+                noise.manual_seed(config.seed * 1_000_003 + step)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
                     loss = objective(**batch, generator=noise)
                 loss.total.mean().backward()
@@ -88,12 +106,13 @@ class Trainer:
                 log.add(loss.total, loss.parts, norm)
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     log.write(self.step, learning_rate(config, step))
+                stop = interrupted()
+                if self.step % config.save_every == 0 or self.step == config.steps or stop:
+                    self._save(batches)
+                if stop:
+                    raise Interrupted(self.step, self.folder)
                 if self.watch and config.watch_every and self.step % config.watch_every == 0:
                     self.watch(self.average, self.step)
-                if self.step % config.save_every == 0 or self.step == config.steps or interrupted():
-                    self._save(batches)
-                if interrupted():
-                    raise KeyboardInterrupt
         return self.average
 
     def _open(self, batches: Any, resume: bool) -> None:
@@ -114,7 +133,6 @@ class Trainer:
                 _, index, name = key.split(".", 2)
                 slots.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(stored.tensors["random.cpu"])
         if stored.description["batches"] is not None and hasattr(batches, "load_state_dict"):
             batches.load_state_dict(stored.description["batches"])
         self.step = stored.step

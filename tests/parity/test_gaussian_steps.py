@@ -22,6 +22,7 @@ from unnoise.continuous import (
     posterior,
     small,
 )
+from unnoise.shared.scale import Scale
 
 FIXTURE = Fixture("gaussian_steps")
 SCHEDULES = {"linear_1000": linear_betas(1000), "cosine_1000": cosine_betas(1000), "cosine_4000": cosine_betas(4000)}
@@ -59,7 +60,7 @@ def test_forward_process(name):
     mean, variance = posterior(schedule, x_t, X0, t, s)
     close(mean, f"{name}.q_posterior.mean")
     close(variance[:, None, None, None].expand_as(FIXTURE[f"{name}.q_posterior.variance"]), f"{name}.q_posterior.variance")
-    bound = VariationalBound(denoiser(name, noise, False))
+    bound = VariationalBound(denoiser(name, noise, False), Scale(256))
     # At the cosine end the peer's own formula cancels (it is 3e-9 off the closed form below), hence the tolerance of that end.
     prior = bound.prior(X0) / (48 * math.log(2))
     assert_close(prior, FIXTURE[f"{name}.prior_bpd"], 1e-10 if "linear" in name else 1e-8)
@@ -79,7 +80,7 @@ def test_reverse_step_and_bound_terms(name, mean_kind, predicts, kind, variance,
     close(x0, f"{key}.pred_xstart", clip)
     mean, _ = posterior(schedule, x_t, x0, t, s)
     close(mean, f"{key}.mean", clip)
-    bound = VariationalBound(model, variance=variance, tanh=True)
+    bound = VariationalBound(model, Scale(256), variance=variance, tanh=True)
     sampler = Ancestral(model, variance)
     samples, terms = [], []
     for i in range(len(t)):  # one at a time: a sampler's times are scalars
