@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from ..shared.data import ImageSet
 from ..shared.errors import UsageError
 from ..shared.progress import bar
 from ..shared.training import Checkpoint, load
@@ -176,16 +177,10 @@ def run_sample(arguments: list[str]) -> None:
     if options.out.suffix.lower() not in (".png", ".jpg", ".webp") or options.out.is_dir():
         raise UsageError(f"--out {options.out}: give the name of a picture, such as samples.png")
     writable(options.out.parent)
+    like = ImageSet(torch.zeros(1, *checkpoint.shape), None, checkpoint.scale)
+    steps = None if options.steps is None else positive("steps", options.steps)
     sampler = experiment.sampler(checkpoint.average.denoiser)
-    run = draw(
-        sampler,
-        lambda x: experiment.levels(checkpoint.scale, x),
-        checkpoint.shape,
-        positive("count", options.count),
-        experiment.sampling_steps if options.steps is None else positive("steps", options.steps),
-        seed=options.seed,
-        progress=bar,
-    )
+    run = draw(experiment, sampler, like, positive("count", options.count), steps, seed=options.seed, progress=bar)
     save_grid(options.out, run.levels.float() / (checkpoint.scale.levels - 1), columns=max(1, round(options.count**0.5)))
     print(f"{options.count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s: {options.out}")
 
@@ -195,23 +190,18 @@ def run_evaluate(arguments: list[str]) -> None:
     options = parse(Evaluate, arguments, "evaluate")
     checkpoint, experiment = opened(options.run)
     train, test = experiment.data.load("train", bar), experiment.data.load("test", bar)
-    held_out = test.k if options.count is None else test.k[: positive("count", options.count)]
+    if options.count is not None:
+        test = test._replace(
+            k=test.k[: positive("count", options.count)], label=None if test.label is None else test.label[: options.count]
+        )
     denoiser = checkpoint.average.denoiser
-    bits, error = bits_per_dim(experiment, denoiser, test.scale, held_out, seed=options.seed, progress=bar)
+    bits, error = bits_per_dim(experiment, denoiser, test, seed=options.seed, progress=bar)
     results: dict[str, Any] = {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind, "step": checkpoint.step}
-    steps = experiment.sampling_steps if options.steps is None else positive("steps", options.steps)
-    run = draw(
-        experiment.sampler(denoiser),
-        lambda x: experiment.levels(test.scale, x),
-        test.shape,
-        len(held_out),
-        steps,
-        seed=options.seed,
-        progress=bar,
-    )
+    steps = None if options.steps is None else positive("steps", options.steps)
+    run = draw(experiment, experiment.sampler(denoiser), test, len(test.k), steps, seed=options.seed, progress=bar)
     if train.label is not None:
         judge = Judge(train, bar)
-        results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(held_out).frechet}
+        results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}
     path = writable(options.run) / "evaluation.json"
     path.write_text(json.dumps(results, indent=1))
     for key, value in results.items():

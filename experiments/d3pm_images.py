@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..discrete import Ancestral, Categorical, DiscretizedGaussian, Hybrid, Marginal, VariationalBound, linear
-from ..shared.data import Batches, ImageSet
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
+from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
@@ -36,8 +36,8 @@ class D3PM(Experiment):
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
-    def batches(self, images: ImageSet) -> Batches:
-        return images.batches(self.data.batch, Scale.quantised, seed=self.data.seed)
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.quantised(k, generator)
 
     def levels(self, scale: Scale, x: Tensor) -> Tensor:
         return x
@@ -45,7 +45,9 @@ class D3PM(Experiment):
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         transition = DiscretizedGaussian(scale.levels, linear(self.steps, 0.1 / self.steps, 20 / self.steps))
         return Hybrid(
-            Categorical(self.network.build(shape, scale.levels), transition, Marginal()), self.ce, times=Stratified(self.time_power)
+            Categorical(self.network.build(shape, scale.levels, self.data.classes), transition, Marginal()),
+            self.ce,
+            times=Stratified(self.time_power),
         )
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
@@ -53,7 +55,7 @@ class D3PM(Experiment):
 
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
         bound = VariationalBound(denoiser, terms=self.bound_terms)
-        return lambda k, generator, progress: bound(k.long(), generator=generator, progress=progress)
+        return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
 
 
 def digits() -> D3PM:

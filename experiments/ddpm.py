@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..continuous import Ancestral, Clipped, Learned, Simple, Tabulated, VariationalBound, linear_betas, small
-from ..shared.data import Batches, ImageSet
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
+from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
@@ -36,15 +36,16 @@ class DDPM(Experiment):
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
-    def batches(self, images: ImageSet) -> Batches:
-        return images.batches(self.data.batch, Scale.continuous, seed=self.data.seed)
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.continuous(k, generator)
 
     def levels(self, scale: Scale, x: Tensor) -> Tensor:
         return scale.quantise(x)
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         return Simple(
-            Learned(self.network.build(shape), Tabulated(linear_betas(self.steps, self.first_beta))), times=Stratified(self.time_power)
+            Learned(self.network.build(shape, classes=self.data.classes), Tabulated(linear_betas(self.steps, self.first_beta))),
+            times=Stratified(self.time_power),
         )
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
@@ -52,7 +53,7 @@ class DDPM(Experiment):
 
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
         bound = VariationalBound(Clipped(denoiser), scale, variance=small, terms=self.bound_terms)
-        return lambda k, generator, progress: bound(scale.continuous(k), generator=generator, progress=progress)
+        return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)
 
 
 def digits() -> DDPM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 import time
@@ -28,7 +29,6 @@ from . import d3pm_images, ddpm, report, score_sde
 from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, marginal_bits_per_dim, summary
 from .experiment import Experiment
 
-SETS = 2  # sets of samples, each as many as there are held-out digits: the Fréchet distance of one set varies by about one between seeds
 FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment]]] = {
     "ddpm": ("DDPM", ddpm.digits, ddpm.smoke),
     "d3pm": ("D3PM", d3pm_images.digits, d3pm_images.smoke),
@@ -43,7 +43,7 @@ class Demo:
     out: Path = Path("runs/demo")
     """Folder for everything that is written. One that exists is kept under another name."""
     steps: int | None = None
-    """Training steps of each family; None for the recipes' own 1800."""
+    """Training steps of each family; None for the recipes' own 2000."""
     resume: bool = False
     """Go on with an interrupted demo instead of starting afresh."""
     smoke: bool = False
@@ -150,10 +150,8 @@ def train_one(experiment: Experiment, images: ImageSet, folder: Path, progress: 
     batches = experiment.batches(images)
 
     def watch(average: Objective, step: int) -> None:
-        x = experiment.sampler(average.denoiser)(
-            shape=(32, *images.shape), steps=min(25, experiment.sampling_steps), generator=Streams(0, range(32))
-        )
-        save_grid(folder / f"samples-{step:06d}.png", unit(experiment, images, x), columns=8)
+        few = draw(experiment, experiment.sampler(average.denoiser), images, 30, min(25, experiment.sampling_steps))
+        save_grid(folder / f"samples-{step:06d}.png", few.levels.float() / (images.scale.levels - 1), columns=10)
 
     trainer = Trainer(
         experiment.objective(images.shape, images.scale),
@@ -210,31 +208,37 @@ def measure(
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """The table, and the samples that the first picture shows."""
     count = 40 if demo.smoke else len(test.k)
-    held_out = test.k[:count]
+    held_out = test._replace(k=test.k[:count], label=test.label[:count])
     chosen = torch.randperm(len(train.k), generator=torch.Generator().manual_seed(demo.seed))[:count]
     rows = [
         Row(
             "real, held out",
             "",
-            judge.quality(held_out),
+            judge.quality(held_out.k),
             None,
             (marginal_bits_per_dim(train, test), 0.0),
             "per-pixel marginal: the baseline",
         ),
         Row("real, training", "", judge.quality(train.k[chosen])),
     ]
-    pictures = {"real digits": held_out}
+    pictures = {"real digits, held out": in_turn(held_out)}
     for name, experiment in experiments.items():
         denoiser = trained[name].denoiser
-        bits = bits_per_dim(experiment, denoiser, test.scale, held_out, seed=demo.seed, progress=progress)
+        bits = bits_per_dim(experiment, denoiser, held_out, seed=demo.seed, progress=progress)
         for i, (model, title, sampler, steps) in enumerate(rows_of(name, experiment, denoiser)):
-            levels = lambda x, e=experiment: e.levels(test.scale, x)  # noqa: E731
-            samples = draw(sampler, levels, test.shape, SETS * count, steps, seed=demo.seed, progress=progress)
-            quality = judge.quality(samples.levels, SETS)
+            samples = draw(experiment, sampler, test, count, steps, seed=demo.seed, progress=progress)
+            quality = judge.quality(samples.levels)
             rows.append(Row(model, title, quality, samples, bits if i == 0 else None, experiment.codelength_kind if i == 0 else ""))
             if i == 0 or "crossing" in model:
                 pictures[f"{model}: {title}"] = samples.levels
     return rows, {title: k.float() / (test.scale.levels - 1) for title, k in pictures.items()}
+
+
+def in_turn(images: ImageSet) -> Tensor:
+    """Levels of real digits in the order of the samples: 0 to 9, again and again."""
+    order = [torch.nonzero(images.label == digit).flatten() for digit in range(10)]
+    rounds = min(len(rows) for rows in order)
+    return images.k[torch.stack([rows[:rounds] for rows in order], dim=1).flatten()]
 
 
 def draw_figures(
@@ -268,7 +272,8 @@ def film(
     noised = [corruption.corrupt(x0, torch.tensor(t, dtype=torch.float64), generator=generator) for t in times[:-1]] + [x0]
     sampler = experiment.sampler(denoiser)
     start = corruption.prior((rows, *test.shape), generator=Streams(3, range(rows)), device=device_of(denoiser))
-    states = [start, *sampler.trajectory(start, steps=len(grid) - 1, generator=Streams(4, range(rows)))]
+    labels = experiment.labels(torch.arange(rows, device=start.device))
+    states = [start, *sampler.trajectory(start, steps=len(grid) - 1, generator=Streams(4, range(rows)), **labels)]
     made = [states[i] for i in chosen] + [states[-1]]
     forward = (times[::-1], [unit(experiment, test, x) for x in reversed(noised)])
     return {"destroyed": forward, "made": (times, [unit(experiment, test, x) for x in made])}
@@ -293,7 +298,7 @@ def write_report(
 
 A DDPM (Ho et al. 2020), a D3PM with discretised-Gaussian transitions (Austin et al. 2021) and a VP score SDE (Song et al. 2021) were
 trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels} grey levels: one U-Net configuration ({parameters / 1e6:.2f} M parameters),
-{first.training.steps} steps of {first.data.batch} images each, the same optimiser and averaging.
+{first.training.steps} steps of {first.data.batch} images each, the same optimiser and averaging. All three are told the digit's label; sample i is of digit i mod 10.
 
 ## Samples
 
@@ -305,11 +310,12 @@ trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels}
 
 - **bits/dim**: code length of the {rows[0].quality.count} held-out digits, quantised to {test.scale.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
   An upper bound is a variational bound; "exact up to dequantisation" is the probability flow's density of the digits spread over their
-  grey levels. The baseline codes each pixel by its own frequencies in the training set: {baseline:.2f}. Lower is better.
-- **Fréchet**: distance of a classifier's features to those of all training digits, from {rows[0].quality.count} images, for samples the mean of {SETS} such sets;
-  the real rows say what perfect samples would get. One set varies by about one between seeds. Lower is better.
+  grey levels (solver tolerance {experiments["score-sde"].tolerance:g}). A digit is coded after its label, whose log2(10) / {dims} = {math.log2(10) / dims:.2f} bits/dim are
+  counted too, so for digits without labels every figure is an upper bound. The baseline codes each pixel by its own frequencies in the training set: {baseline:.2f}. Lower is better.
+- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[0].quality.count} images in each row; the real rows say what
+  perfect samples would get. Lower is better.
 - **sure**: share of images of which the classifier (accuracy {judge.accuracy(test):.3f} on held-out digits) is sure, p > 0.8.
-- **evaluations**: network calls for each image. **seconds**: for {SETS * rows[0].quality.count} images on this machine.
+- **evaluations**: network calls for each image. **seconds**: for all {rows[0].quality.count} images on this machine.
 - **DDPM crossing**: the network trained as a DDPM, sampled by the VP flow and the VP predictor-corrector SDE: `ddpm.on(VP())`.
 
 ## How digits are destroyed and made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ from ..shared.networks.classifier import train_classifier
 from ..shared.progress import Progress, silent
 from ..shared.random import Streams
 from ..shared.sampler import Sampler, counted, device_of
-from ..shared.scale import Scale
 from .experiment import Experiment
 
 SURE, CHUNK = 0.8, 300
@@ -29,7 +27,7 @@ class SampleQuality:
     """How a set of images compares with the training set, by a classifier trained on real ones."""
 
     frechet: float
-    """Fréchet distance of the classifier's features to those of the training set, the mean over sets of equal size."""
+    """Fréchet distance of the classifier's features to those of the training set."""
     sure: float
     """Share of images of which the classifier is sure (p > 0.8)."""
     classes: int
@@ -68,44 +66,55 @@ class Judge:
         """Share of labels that the classifier gets right."""
         return float((self._probabilities(images.k).argmax(1) == images.label).float().mean())
 
-    def quality(self, k: Tensor, sets: int = 1) -> SampleQuality:
-        """The quality of levels `(N, C, H, W)`; the Fréchet distance is the mean over `sets` sets of N / sets, for equal numbers."""
+    def quality(self, k: Tensor) -> SampleQuality:
+        """The quality of levels `(N, C, H, W)`."""
         p = self._probabilities(k)
         sure = float((p.max(1).values > SURE).float().mean())
-        distances = [frechet_distance(features, self.reference) for features in self.features(k).chunk(sets)]
-        return SampleQuality(sum(distances) / sets, sure, len(p.argmax(1).unique()), len(k))
+        return SampleQuality(frechet_distance(self.features(k), self.reference), sure, len(p.argmax(1).unique()), len(k))
 
     def _probabilities(self, k: Tensor) -> Tensor:
         return torch.cat([self.classifier(part) for part in self.unit(k).split(500)]).softmax(1)
 
 
 def draw(
+    experiment: Experiment,
     sampler: Sampler,
-    levels: Callable[[Tensor], Tensor],
-    shape: tuple[int, ...],
+    images: ImageSet,
     count: int,
-    steps: int,
+    steps: int | None = None,
     *,
     seed: int = 0,
     progress: Progress = silent,
 ) -> SamplingRun:
-    """`count` samples, a few hundred at a time; sample i depends on (seed, i) alone."""
-    start, parts, calls = time.perf_counter(), [], 0
+    """`count` samples of the shape of `images`, a few hundred at a time; sample i depends on (seed, i) alone, its label too."""
+    start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
+    steps = experiment.sampling_steps if steps is None else steps
     for rows in torch.arange(count).split(CHUNK):
+        shape, source, labels = (len(rows), *images.shape), Streams(seed, rows), experiment.labels(rows.to(device))
         with counted(sampler.denoiser) as evaluations:
-            parts.append(levels(sampler(shape=(len(rows), *shape), steps=steps, generator=Streams(seed, rows), progress=progress)).cpu())
+            x = sampler(shape=shape, steps=steps, generator=source, progress=progress, **labels)
+        parts.append(experiment.levels(images.scale, x).cpu())
         calls = evaluations.calls
     return SamplingRun(torch.cat(parts), steps, calls, time.perf_counter() - start)
 
 
 def bits_per_dim(
-    experiment: Experiment, denoiser: Denoiser, scale: Scale, k: Tensor, *, seed: int = 0, progress: Progress = silent
+    experiment: Experiment, denoiser: Denoiser, images: ImageSet, *, seed: int = 0, progress: Progress = silent
 ) -> tuple[float, float]:
-    """Mean code length of levels, bits for each dimension, and its standard error over the examples."""
+    """Mean code length of images, bits for each dimension, and its standard error over the images.
+
+    Where the model is conditional, an image is coded after its label, and the label's `log2(classes)` bits are counted too: with
+    `p(x) >= p(x | label) / classes` the sum is an upper bound on the code length of the image alone.
+    """
     device = device_of(denoiser)
-    generator, measure = torch.Generator(device).manual_seed(seed), experiment.codelength(denoiser, scale)
-    bits = torch.cat([measure(part.to(device), generator, progress).bits_per_dim(k[0].numel()) for part in k.split(CHUNK)])
-    return float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
+    generator, measure = torch.Generator(device).manual_seed(seed), experiment.codelength(denoiser, images.scale)
+    bits = []
+    for rows in torch.arange(len(images.k)).split(CHUNK):
+        labels = {} if experiment.data.classes is None else {"label": images.label[rows].to(device)}
+        bits.append(measure(images.k[rows].to(device), generator, progress, **labels).bits_per_dim(images.dims))
+    of_label = math.log2(experiment.data.classes or 1) / images.dims
+    whole = torch.cat(bits) + of_label
+    return float(whole.mean()), float(whole.std() / math.sqrt(len(whole)))
 
 
 def marginal_bits_per_dim(train: ImageSet, test: ImageSet) -> float:

@@ -33,6 +33,8 @@ class Data:
     """Images in a batch."""
     size: tuple[int, int] | None = None
     """Height and width to scale and crop to; None where all images have one size."""
+    classes: int | None = None
+    """Condition on this many class labels; None for a model without labels."""
     seed: int = 0
     """Of the order of the images."""
 
@@ -59,9 +61,9 @@ class Network:
     dropout: float = 0.0
     """Dropout in residual blocks."""
 
-    def build(self, shape: tuple[int, ...], levels: int | None = None) -> UNet:
-        """The network for examples of `shape`, real-valued or of `levels` levels."""
-        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, levels=levels)
+    def build(self, shape: tuple[int, ...], levels: int | None = None, classes: int | None = None) -> UNet:
+        """The network for examples of `shape`, real-valued or of `levels` levels, with `classes` labels or none."""
+        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, classes, levels)
 
 
 def at_most(name: str, value: int, limit_name: str, limit: int) -> None:
@@ -70,7 +72,7 @@ def at_most(name: str, value: int, limit_name: str, limit: int) -> None:
         raise UsageError(f"{name}={value}: give a whole number from 1 to {limit_name}={limit}")
 
 
-CodelengthOf = Callable[[Tensor, Source, Progress], Codelength]
+CodelengthOf = Callable[..., Codelength]
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,17 @@ class Experiment(ABC):
     """What the loss curve shows."""
 
     @abstractmethod
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        """Levels in the family's own form."""
+
     def batches(self, images: ImageSet) -> Batches:
-        """The images in the family's own form."""
+        """The images in that form, with their labels if the model is conditional."""
+        conditions = () if self.data.classes is None else ("label",)
+        return images.batches(self.data.batch, self.form, conditions=conditions, seed=self.data.seed)
+
+    def labels(self, rows: Tensor) -> dict[str, Tensor]:
+        """The conditions of samples number `rows`: each class in turn, or none."""
+        return {} if self.data.classes is None else {"label": rows % self.data.classes}
 
     @abstractmethod
     def levels(self, scale: Scale, x: Tensor) -> Tensor:
@@ -106,4 +117,4 @@ class Experiment(ABC):
 
     @abstractmethod
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        """The paper's code length of levels, as a function of (levels, source of noise, progress)."""
+        """The paper's code length of levels, as a function of (levels, source of noise, progress, conditions)."""

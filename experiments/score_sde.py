@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..sde import VP, ChangeOfVariables, Langevin, Learned, PredictorCorrector, ReverseDiffusion, ScoreMatching
-from ..shared.data import Batches, ImageSet
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
+from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
@@ -34,21 +34,23 @@ class ScoreSDE(Experiment):
     codelength_kind = "exact up to dequantisation"
     loss_unit = "sigma^2 x squared error of the score"
 
-    def batches(self, images: ImageSet) -> Batches:
-        return images.batches(self.data.batch, Scale.dequantised, seed=self.data.seed)
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.dequantised(k, generator)
 
     def levels(self, scale: Scale, x: Tensor) -> Tensor:
         return scale.cell_of(x)
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        return ScoreMatching(Learned(self.network.build(shape), VP(t_last=self.t_last)), times=Stratified(self.time_power))
+        return ScoreMatching(
+            Learned(self.network.build(shape, classes=self.data.classes), VP(t_last=self.t_last)), times=Stratified(self.time_power)
+        )
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return PredictorCorrector(ReverseDiffusion(denoiser), Langevin(denoiser, self.snr))
 
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
         exact = ChangeOfVariables(denoiser, scale, rtol=self.tolerance, atol=self.tolerance)
-        return lambda k, generator, progress: exact(k, generator=generator)
+        return lambda k, generator, progress, **cond: exact(k, generator=generator, **cond)
 
 
 def digits() -> ScoreSDE:

@@ -23,4 +23,4 @@ def bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """A tqdm bar with the time that is left, on the terminal or in a notebook."""
     from tqdm.auto import tqdm
 
-    return iter(tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5))
+    return iter(tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5, delay=0.5))

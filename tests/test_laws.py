@@ -102,7 +102,7 @@ def test_langevin_with_the_norms_of_each_sample(generator):
 
 def test_evaluations_are_counted():
     oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, sde.VP())
-    learned = continuous.Learned(MLP(2, 8, 1), continuous.Tabulated(continuous.linear_betas(20)))
+    learned = continuous.Learned(MLP(2, 8, 1), continuous.Tabulated(continuous.linear_betas(40)))
     for denoiser in (oracle, learned, continuous.Clipped(learned), learned.on(sde.VP())):
         for sampler, expected in (
             (continuous.DDIM(denoiser), 10),
