@@ -1,0 +1,69 @@
+"""What the table of the demo says."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unnoise.experiments import ddpm, evaluation, score_sde
+from unnoise.experiments.evaluation import Judge, bits_per_dim, draw, marginal_bits_per_dim
+from unnoise.shared.bits import Codelength
+from unnoise.shared.data import image_set
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return image_set("digits"), image_set("digits", split="test")
+
+
+def test_the_baseline(digits):
+    assert marginal_bits_per_dim(*digits) == pytest.approx(2.42, abs=0.005)
+
+
+@pytest.mark.parametrize("classes", [10, None])
+def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
+    experiment = ddpm.smoke()
+    experiment = replace(experiment, data=replace(experiment.data, classes=classes))
+    seen = []
+
+    def free(self, denoiser, scale):
+        def measure(k, generator, progress, **cond):
+            seen.append(cond)
+            return Codelength(*[torch.zeros(len(k))] * 3)
+
+        return measure
+
+    monkeypatch.setattr(ddpm.DDPM, "codelength", free)
+    test = digits[1]
+    mean, error = bits_per_dim(experiment, experiment.objective(test.shape, test.scale).denoiser, test)
+    assert (mean, error) == (pytest.approx(math.log2(classes or 1) / 64), 0)
+    if classes:
+        assert torch.equal(torch.cat([cond["label"] for cond in seen]), test.label)
+    else:
+        assert seen == [{}]
+
+
+def test_samples_are_drawn_in_parts_without_a_trace(digits, monkeypatch):
+    experiment = score_sde.smoke()
+    torch.manual_seed(0)
+    denoiser = experiment.objective(digits[1].shape, digits[1].scale).denoiser
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    sampler = experiment.sampler(denoiser)
+    whole = draw(experiment, sampler, digits[1], 12)
+    monkeypatch.setattr(evaluation, "CHUNK", 5)
+    parts = draw(experiment, sampler, digits[1], 12)
+    assert (whole.levels != parts.levels).float().mean() < 0.01  # rounding of batched products may move a level at its edge
+    assert whole.evaluations == parts.evaluations == 2 * experiment.sampling_steps - 1
+
+
+def test_the_judge(digits):
+    train, test = digits
+    judge = Judge(train, steps=60)
+    real, noise = judge.quality(test.k), judge.quality(torch.randint(0, 17, test.k.shape, generator=torch.Generator().manual_seed(0)))
+    assert real.count == len(test.k)
+    assert real.classes == 10
+    assert judge.accuracy(test) > 0.9
+    assert noise.frechet > 5 * real.frechet
+    assert noise.sure < real.sure
