@@ -85,13 +85,12 @@ class Trainer:
         """
         self._open(batches, resume)
         config, objective, stream, log = self.config, self.objective.train(), iter(batches), Log(self.folder, self.step)
-        noise = torch.Generator(self.device)
-        with interruption() as interrupted, torch.random.fork_rng():
+        noise, forked = torch.Generator(self.device), [self.device] if self.device.type == "cuda" else []
+        with interruption() as interrupted, torch.random.fork_rng(devices=forked):
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
                 batch = {name: value.to(self.device, non_blocking=True) for name, value in next(stream).items()}
-                torch.manual_seed(
-                    config.seed * 1_000_003 + step
-                )  # dropout and noise are functions of the step: a resumed run draws the same
+                # Dropout and noise are functions of the step, so a resumed run draws the same.
+                torch.manual_seed(config.seed * 1_000_003 + step)
                 noise.manual_seed(config.seed * 1_000_003 + step)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
                     loss = objective(**batch, generator=noise)
