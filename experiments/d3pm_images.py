@@ -31,7 +31,7 @@ class D3PM(Experiment):
     time_power: float = 1.0
     """Training times are u^time_power: 1 for the papers' uniform times, more to visit small noise more."""
 
-    loss_unit = "one term of the bound + lambda CE, nats/dim"
+    loss_unit = "L_n + lambda CE, nats/dim"
 
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)

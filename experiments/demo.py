@@ -43,7 +43,7 @@ class Demo:
     out: Path = Path("runs/demo")
     """Folder for everything that is written. One that exists is kept under another name."""
     steps: int | None = None
-    """Training steps of each family; None for the recipes' own 2000."""
+    """Training steps of each family; None for the recipes' own 1500."""
     resume: bool = False
     """Go on with an interrupted demo instead of starting afresh."""
     smoke: bool = False
@@ -265,7 +265,7 @@ def film(
 ) -> dict[str, tuple[list[float], list[Tensor]]]:
     """States of the forward process on real digits, and of the sampler from noise."""
     corruption, generator = denoiser.corruption, torch.Generator().manual_seed(1)
-    x0 = experiment.batches(test).form(test.scale, test.k[:rows], generator)
+    x0 = experiment.batches(test).form(test.scale, in_turn(test)[:rows], generator)
     grid = corruption.grid(max(frames, experiment.sampling_steps))
     chosen = torch.linspace(0, len(grid) - 2, frames - 1).round().long().tolist()
     times = [float(grid[i]) for i in chosen] + [0.0]
@@ -312,8 +312,8 @@ trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels}
   An upper bound is a variational bound; "exact up to dequantisation" is the probability flow's density of the digits spread over their
   grey levels (solver tolerance {experiments["score-sde"].tolerance:g}). A digit is coded after its label, whose log2(10) / {dims} = {math.log2(10) / dims:.2f} bits/dim are
   counted too, so for digits without labels every figure is an upper bound. The baseline codes each pixel by its own frequencies in the training set: {baseline:.2f}. Lower is better.
-- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[0].quality.count} images in each row; the real rows say what
-  perfect samples would get. Lower is better.
+- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[0].quality.count} images in each row; the real rows are
+  for comparison, and samples can fall below them because their digits are drawn evenly. Lower is better.
 - **sure**: share of images of which the classifier (accuracy {judge.accuracy(test):.3f} on held-out digits) is sure, p > 0.8.
 - **evaluations**: network calls for each image. **seconds**: for all {rows[0].quality.count} images on this machine.
 - **DDPM crossing**: the network trained as a DDPM, sampled by the VP flow and the VP predictor-corrector SDE: `ddpm.on(VP())`.

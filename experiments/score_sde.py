@@ -32,7 +32,7 @@ class ScoreSDE(Experiment):
     """Training times are u^time_power: 1 for the papers' uniform times, more to visit small noise more."""
 
     codelength_kind = "exact up to dequantisation"
-    loss_unit = "sigma^2 x squared error of the score"
+    loss_unit = "sigma² MSE of the score"
 
     def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
         return scale.dequantised(k, generator)
