@@ -74,7 +74,7 @@ class Row:
 
     model: str
     sampler: str
-    quality: SampleQuality
+    quality: SampleQuality | None = None
     run: SamplingRun | None = None
     bits: tuple[float, float] | None = None
     kind: str = ""
@@ -83,8 +83,9 @@ class Row:
         """As text."""
         q, r = self.quality, self.run
         bits = ["", ""] if self.bits is None else [f"{self.bits[0]:.2f} ± {self.bits[1]:.2f}", self.kind]
+        looks = ["", "", ""] if q is None else [f"{q.frechet:.2f}", f"{q.sure:.3f}", f"{q.classes} of 10"]
         cost = ["", "", ""] if r is None else [str(r.steps), str(r.evaluations), f"{r.seconds:.0f}"]
-        return [self.model, self.sampler, *bits, f"{q.frechet:.2f}", f"{q.sure:.3f}", f"{q.classes} of 10", *cost]
+        return [self.model, self.sampler, *bits, *looks, *cost]
 
 
 HEAD = ["model", "sampler", "bits/dim", "which is", "Fréchet", "sure", "digits", "steps", "evaluations", "seconds"]
@@ -112,7 +113,7 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
 
     say("\n[5/5] pictures and report")
     draw_figures(folder, experiments, trained, pictures, test)
-    page = write_report(demo, folder, experiments, judge, rows, marginal_bits_per_dim(train, test), test, trained_after, start)
+    page = write_report(demo, folder, experiments, judge, rows, test, trained_after, start)
     say(report.table(HEAD, [row.cells() for row in rows]))
     say(f"\ndone in {(time.perf_counter() - start) / 60:.1f} minutes. Open {page}, or read {page.with_suffix('.md')}.")
     say(
@@ -211,14 +212,8 @@ def measure(
     held_out = test._replace(k=test.k[:count], label=test.label[:count])
     chosen = torch.randperm(len(train.k), generator=torch.Generator().manual_seed(demo.seed))[:count]
     rows = [
-        Row(
-            "real, held out",
-            "",
-            judge.quality(held_out.k),
-            None,
-            (marginal_bits_per_dim(train, test), 0.0),
-            "per-pixel marginal: the baseline",
-        ),
+        Row("baseline: pixels alone", "", bits=marginal_bits_per_dim(train, test), kind="exact"),
+        Row("real, held out", "", judge.quality(held_out.k)),
         Row("real, training", "", judge.quality(train.k[chosen])),
     ]
     pictures = {"real digits, held out": in_turn(held_out)}
@@ -285,7 +280,6 @@ def write_report(
     experiments: dict[str, Experiment],
     judge: Judge,
     rows: list[Row],
-    baseline: float,
     test: ImageSet,
     trained_after: float,
     start: float,
@@ -308,14 +302,14 @@ trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels}
 
 {report.table(HEAD, [row.cells() for row in rows])}
 
-- **bits/dim**: code length of the {rows[0].quality.count} held-out digits, quantised to {test.scale.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
+- **bits/dim**: code length of the {len(test.k)} held-out digits, quantised to {test.scale.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
   An upper bound is a variational bound; "exact up to dequantisation" is the probability flow's density of the digits spread over their
   grey levels (solver tolerance {experiments["score-sde"].tolerance:g}). A digit is coded after its label, whose log2(10) / {dims} = {math.log2(10) / dims:.2f} bits/dim are
-  counted too, so for digits without labels every figure is an upper bound. The baseline codes each pixel by its own frequencies in the training set: {baseline:.2f}. Lower is better.
-- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[0].quality.count} images in each row; the real rows are
+  counted too, so for digits without labels every figure is an upper bound. The baseline codes each pixel by its own frequencies in the training set. Lower is better.
+- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[1].quality.count} images in each row; the real rows are
   for comparison, and samples can fall below them because their digits are drawn evenly. Lower is better.
 - **sure**: share of images of which the classifier (accuracy {judge.accuracy(test):.3f} on held-out digits) is sure, p > 0.8.
-- **evaluations**: network calls for each image. **seconds**: for all {rows[0].quality.count} images on this machine.
+- **evaluations**: network calls for each image. **seconds**: for all {rows[1].quality.count} images on this machine.
 - **DDPM crossing**: the network trained as a DDPM, sampled by the VP flow and the VP predictor-corrector SDE: `ddpm.on(VP())`.
 
 ## How digits are destroyed and made
@@ -342,7 +336,7 @@ Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_th
 """
     results = [
         {"model": r.model, "sampler": r.sampler, "bits_per_dim": r.bits and r.bits[0], "kind": r.kind}
-        | (summary(r.quality, r.run) if r.run else vars(r.quality))
+        | (summary(r.quality, r.run) if r.run else vars(r.quality) if r.quality else {})
         for r in rows
     ]
     (folder / "results.json").write_text(json.dumps(results, indent=1))

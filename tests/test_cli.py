@@ -124,8 +124,8 @@ def test_demo_smoke(capsys, tmp_path, monkeypatch):
     for word in ("2.42", "upper bound", "exact up to dequantisation", "crossing", "predictor-corrector"):
         assert word in text
     results = json.loads((folder / "results.json").read_text())
-    assert [r["model"] for r in results[:2]] == ["real, held out", "real, training"]
-    assert all(r["evaluations"] > 0 for r in results[2:])
+    assert [r["model"] for r in results[:3]] == ["baseline: pixels alone", "real, held out", "real, training"]
+    assert all(r["evaluations"] > 0 for r in results[3:])
     assert run(capsys, "demo", "--smoke")[0] == 0  # a second run keeps the first
     assert (tmp_path / "runs" / "demo.1" / "report.html").exists()
     assert run(capsys, "demo", "--smoke", "--resume")[0] == 0
