@@ -16,6 +16,10 @@ def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     The published 1e-4 makes the first noise level 0.01, for levels 2 / 255 apart; coarser data can start higher.
     """
     _check(steps)
+    if stop * 1000 / steps >= 1:
+        raise UsageError(
+            f"steps={steps}: beta would reach {stop * 1000 / steps:.2g}; take more than {stop * 1000:g} steps, or a smaller stop"
+        )
     return torch.linspace(start, stop, steps, dtype=torch.float64) * (1000 / steps)
 
 

@@ -29,7 +29,7 @@ from .recipes import RECIPES, find
 
 USAGE = """usage: unnoise COMMAND ...
 
-  demo                train a DDPM, a D3PM and a score SDE on digits and compare them (about 11 minutes on two cores)
+  demo                train a DDPM, a D3PM and a score SDE on digits and compare them (about 9 minutes on two cores)
   train RECIPE        train one recipe, such as ddpm-digits; every setting is an option
   sample RUN          draw samples from a trained run into a picture
   evaluate RUN        bits/dim, Fréchet distance and cost of a trained run

@@ -38,7 +38,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment
 
 @dataclass(frozen=True)
 class Demo:
-    """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html: about 11 minutes on two cores."""
+    """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html: about 9 minutes on two cores."""
 
     out: Path = Path("runs/demo")
     """Folder for everything that is written. One that exists is kept under another name."""

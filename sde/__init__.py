@@ -2,7 +2,7 @@
 
 from ..shared.denoiser import Learned
 from ..shared.prediction import clean, noise, velocity
-from .correctors import Langevin, PredictorCorrector, batch_norm, own_norm
+from .correctors import Langevin, PredictorCorrector, batch_norms, own_norms
 from .flow import ProbabilityFlow
 from .likelihood import ChangeOfVariables
 from .objectives import ScoreMatching
@@ -23,9 +23,9 @@ __all__ = [
     "ReverseDiffusion",
     "ScoreMatching",
     "SubVP",
-    "batch_norm",
+    "batch_norms",
     "clean",
     "noise",
-    "own_norm",
+    "own_norms",
     "velocity",
 ]

@@ -14,14 +14,18 @@ from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like, per_example
 
 
-def own_norm(x: Tensor) -> Tensor:
-    """The norm of each example, `(B,)`: a sample then does not depend on its batch."""
-    return per_example(x, torch.linalg.vector_norm)
+def own_norms(z: Tensor, score: Tensor) -> Tensor:
+    """`sqrt(d) / ||score||` of each example, `(B,)`: a sample then does not depend on its batch.
+
+    The noise stands with the norm that it has in the mean, since a step that grows with the length of its own noise inflates the
+    variance. What is left is a bias of order 1 / d, from steps that depend on the score.
+    """
+    return z[0].numel() ** 0.5 / per_example(score, torch.linalg.vector_norm)
 
 
-def batch_norm(x: Tensor) -> Tensor:
-    """The mean norm over the batch, `(B,)`, as in Song et al.'s (2021) code: samples of a batch then depend on each other."""
-    return own_norm(x).mean().expand(len(x))
+def batch_norms(z: Tensor, score: Tensor) -> Tensor:
+    """The batch's mean `||z||` over its mean `||score||`, as in Song et al.'s (2021) code: samples of a batch then depend on each other."""
+    return per_example(z, torch.linalg.vector_norm).mean() / per_example(score, torch.linalg.vector_norm).mean().expand(len(z))
 
 
 class Langevin(Sampler):
@@ -33,14 +37,14 @@ class Langevin(Sampler):
         denoiser: gives the score.
         snr: signal-to-noise ratio of a step; 0.16 for VE on CIFAR-10.
         repeats: steps at each level.
-        norm: `own_norm`, or `batch_norm` as published.
+        norms: the ratio `||z|| / ||score||`: `own_norms`, or `batch_norms` as published.
     """
 
     def __init__(
-        self, denoiser: GaussianDenoiser, snr: float = 0.16, repeats: int = 1, norm: Callable[[Tensor], Tensor] = own_norm
+        self, denoiser: GaussianDenoiser, snr: float = 0.16, repeats: int = 1, norms: Callable[[Tensor, Tensor], Tensor] = own_norms
     ) -> None:
         super().__init__(denoiser)
-        self.snr, self.repeats, self.norm = snr, repeats, norm
+        self.snr, self.repeats, self.norms = snr, repeats, norms
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if s == 0:
@@ -50,7 +54,7 @@ class Langevin(Sampler):
         a2 = (self.corruption(s)[0] / self.corruption(below)[0]) ** 2
         for _ in range(self.repeats):
             score, z = self.denoiser.score(x, s, **cond), normal_like(x, generator)
-            size = like(2 * like(a2, x) * (self.snr * self.norm(z) / self.norm(score)) ** 2, x)
+            size = like(2 * like(a2, x) * (self.snr * self.norms(z, score)) ** 2, x)
             x = x + size * score + (2 * size).sqrt() * z
         return x
 

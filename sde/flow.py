@@ -16,6 +16,7 @@ from ..shared.tensors import exact
 from .sde import SDE
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "bosh3": 3, "adaptive_heun": 2, "dopri5": 5, "dopri8": 8}
+ADAPTIVE = ("bosh3", "adaptive_heun", "dopri5", "dopri8")
 
 
 class ProbabilityFlow(Sampler):
@@ -54,7 +55,10 @@ class ProbabilityFlow(Sampler):
 def solve(velocity: Any, state: Any, times: Tensor, method: str, rtol: float, atol: float) -> Any:
     """`odeint`, with its assertion about vanishing steps as a `UsageError` that says what to change."""
     first = state[0] if isinstance(state, tuple) else state
+    times = times.to(first.device)
+    # Left alone, adaptive methods step over the end and interpolate back; beyond the end lie times below 0, where no schedule is defined.
+    options = {"step_t": times[1:]} if method in ADAPTIVE else None
     try:
-        return odeint(velocity, state, times.to(first.device), method=method, rtol=rtol, atol=atol)
+        return odeint(velocity, state, times, method=method, rtol=rtol, atol=atol, options=options)
     except AssertionError as error:
         raise UsageError(f"{method} cannot meet rtol={rtol}, atol={atol} ({error}): loosen them, or look for NaN in the score") from error

@@ -30,7 +30,7 @@ SCHEDULES = {
 
 
 def langevin(denoiser, snr=0.1):
-    return sde.Langevin(denoiser, snr, norm=sde.batch_norm)  # in two dimensions single norms vary too much to be step sizes
+    return sde.Langevin(denoiser, snr, norms=sde.batch_norms)  # in two dimensions single norms vary too much to be step sizes
 
 
 SAMPLERS = {
@@ -57,7 +57,8 @@ def samples(sampler_name, schedule_name, oracle, generator):
     if (sampler_name, schedule_name) == ("euler-maruyama-0.5", "cosine"):
         # The table's last beta is 0.999: no single Euler step crosses that, and with little noise nothing forgets the error.
         steps = torch.cat([torch.linspace(0.98, 0.001, STEPS), torch.zeros(1)])
-    return sampler(shape=(COUNT, 2), steps=steps, generator=generator).double()
+    start = sampler.corruption.prior((COUNT, 2), generator=generator).double()
+    return sampler(start, steps=steps, generator=generator)
 
 
 def ks(x, cdf):
@@ -91,13 +92,15 @@ def test_mixture_law(sampler, schedule, generator):
         assert ks(x[:, axis], cdf) < 0.04
 
 
-def test_langevin_with_the_norms_of_each_sample(generator):
-    """The default corrector, in 64 dimensions, keeps a Gaussian; samples do not depend on their batch."""
-    oracle = GaussianOracle(torch.zeros(64, dtype=torch.float64), 0.5 * torch.eye(64, dtype=torch.float64), sde.VP())
-    x = sde.PredictorCorrector(sde.ReverseDiffusion(oracle), sde.Langevin(oracle, snr=0.1))(shape=(400, 64), steps=200, generator=generator)
+@pytest.mark.parametrize("dims", [64, 256])
+def test_langevin_with_the_norms_of_each_sample(dims, generator):
+    """The default corrector keeps a Gaussian up to its documented bias of order 1 / d (and 1 % each for the steps of predictor and corrector)."""
+    oracle = GaussianOracle(torch.zeros(dims, dtype=torch.float64), 0.5 * torch.eye(dims, dtype=torch.float64), sde.VP())
+    x = sde.PredictorCorrector(sde.ReverseDiffusion(oracle), sde.Langevin(oracle, snr=0.1))(
+        shape=(400, dims), steps=400, generator=generator
+    )
     assert abs(float(x.mean())) < 0.01
-    assert float(x.var()) == pytest.approx(0.5, rel=0.02)
-    assert ks(x.flatten().double(), stats.norm(0, 0.5**0.5).cdf) < 0.01
+    assert float(x.var()) == pytest.approx(0.5, rel=2 / dims + 0.02)
 
 
 def test_evaluations_are_counted():
@@ -133,7 +136,7 @@ def test_order_of_convergence(sampler, schedule):
 
     exact = end(sde.ProbabilityFlow(oracle, "dopri8", rtol=1e-12, atol=1e-12), 1)
     tested = ODE_SAMPLERS[sampler](oracle)
-    counts = (64, 128) if tested.order < 4 else (32, 64)
+    counts = {1: (512, 1024), 4: (32, 64)}.get(tested.order, (64, 128))
     errors = [(end(tested, n) - exact).abs().mean() for n in counts]
     slope = float(torch.log2(errors[0] / errors[1]))
     assert abs(slope - tested.order) < 0.3, slope

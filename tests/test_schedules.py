@@ -59,7 +59,7 @@ def test_a_long_table_has_the_sde_of_its_limit():
 @pytest.mark.parametrize("steps", [7, 50, 100, 1000, 4000])
 def test_the_sde_of_a_table_at_its_own_rows(steps):
     """At t = n / T the coefficients are those of the step that leaves n, also where rounding puts t T just above n."""
-    schedule = Tabulated(linear_betas(steps, start=5e-3))
+    schedule = Tabulated(linear_betas(steps, stop=min(0.02, 9e-4 * steps)))
     n = torch.arange(2, steps + 1, dtype=torch.float64)
     _, g2 = SDE(schedule).coefficients(n / steps)
     _, sigma = schedule(n / steps)
@@ -118,7 +118,8 @@ def test_predictions_recover_their_target(predicts):
 
 def test_bad_input_is_refused_in_one_line():
     for make, words in (
-        (lambda: Tabulated(linear_betas(10)).grid(11), "this table has 10 steps"),
+        (lambda: Tabulated(linear_betas(40)).grid(41), "this table has 40 steps"),
+        (lambda: linear_betas(20), "beta would reach 1; take more than 20 steps"),
         (lambda: Tabulated(torch.tensor([0.1, 1.0])), "between 0 and 1"),
         (lambda: VP().grid(0), "at least one step"),
         (lambda: VP(beta_min=2, beta_max=1), "0 < beta_min < beta_max"),

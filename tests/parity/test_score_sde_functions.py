@@ -5,7 +5,7 @@ import torch
 from helpers import Fixture, Formula, FromScore, Recorded, assert_close
 
 from unnoise.continuous import Ancestral, Tabulated, large, small
-from unnoise.sde import SDE, VE, VP, EulerMaruyama, Langevin, Learned, ReverseDiffusion, SubVP, batch_norm
+from unnoise.sde import SDE, VE, VP, EulerMaruyama, Langevin, Learned, ReverseDiffusion, SubVP, batch_norms
 from unnoise.shared.labels import noise_level, song_vp
 from unnoise.shared.tensors import like
 
@@ -88,11 +88,11 @@ def test_discrete_predictors(name, kind):
 def test_langevin(name):
     schedule, used, level, below = chain(name)
     above = 2 * level - below
-    of_score, of_noise = batch_norm(SCORE)[:1], batch_norm(Z)[:1]  # the peer's norms are averaged over the whole batch
+    ratio = batch_norms(Z, SCORE)[:1]  # the peer's norms are averaged over the whole batch
 
     def one(i, t, s):
         score, z = SCORE[i : i + 1], Z[i : i + 1]
-        corrector = Langevin(FromScore(score, schedule), snr=0.16, norm=lambda v: of_noise if torch.equal(v, z) else of_score)
+        corrector = Langevin(FromScore(score, schedule), snr=0.16, norms=lambda z, score: ratio)
         return corrector.step(X[i : i + 1], t, s, generator=Recorded(z))
 
     steps = torch.cat([one(*row) for row in zip(used.tolist(), above, level, strict=True)])
