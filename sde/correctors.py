@@ -18,7 +18,8 @@ def own_norms(z: Tensor, score: Tensor) -> Tensor:
     """`sqrt(d) / ||score||` of each example, `(B,)`: a sample then does not depend on its batch.
 
     The noise stands with the norm that it has in the mean, since a step that grows with the length of its own noise inflates the
-    variance. What is left is a bias of order 1 / d, from steps that depend on the score.
+    variance. What is left comes from steps `e ~ 1 / ||score||^2`: their stationary law is `p / e`, which for a
+    Gaussian in d dimensions has `1 + 2 / d` times the variance.
     """
     return z[0].numel() ** 0.5 / per_example(score, torch.linalg.vector_norm)
 
