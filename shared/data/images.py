@@ -16,6 +16,7 @@ from ..scale import Scale
 from .batches import Batches
 from .sources import load
 
+NO_LABELS = "no labels; use a model without classes, or put the images into a folder for each class"
 LEVELS = {"digits": 17}  # every other set has 256
 
 
@@ -46,7 +47,7 @@ class ImageSet(NamedTuple):
     ) -> Batches:
         """Endless batches; `conditions=("label",)` adds the labels."""
         if conditions and (self.label is None or tuple(conditions) != ("label",)):
-            raise UsageError(f"conditions={tuple(conditions)}: this set has {'no labels' if self.label is None else 'label only'}")
+            raise UsageError(f"conditions={tuple(conditions)}: this set has {NO_LABELS if self.label is None else 'label only'}")
         return Batches(self.k, batch, self.scale, form, {"label": self.label} if conditions else None, seed)
 
 
