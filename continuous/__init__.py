@@ -1,28 +1,87 @@
-"""Gaussian diffusion on a table of steps: DDPM, DDIM and their bound."""
+"""Gaussian diffusion on a table of steps: DDPM and what followed from it, up to guided, distilled and few-step sampling."""
 
-from ..shared.denoiser import Clipped, Learned
+from ..shared.denoiser import Clipped, Learned, Thresholded
 from ..shared.prediction import clean, noise, velocity
-from .betas import cosine_betas, linear_betas
-from .bound import VariationalBound
-from .objectives import Simple
-from .posterior import large, posterior, small
-from .samplers import DDIM, Ancestral
+from .betas import (
+    betas_of,
+    constant_betas,
+    cosine_betas,
+    linear_betas,
+    quadratic_betas,
+    reciprocal_betas,
+    sigmoid_betas,
+    warmup_betas,
+    zero_terminal,
+)
+from .bound import RateDistortion, VariationalBound
+from .distillation import Distillation
+from .grids import karras, log_spaced, quadratic, sections, strided, trailing
+from .objectives import Hybrid, Importance, Simple, Variational
+from .posterior import LogInterpolated, large, learned_diagonal, learned_range, posterior, small
+from .prediction import PosteriorMean
+from .samplers import DDIM, Ancestral, encode, slerp
+from .schedules import Cosine, Shifted, resolution_shift
+from .solvers import LMS, DPMSolver, DPMSolverPP, DPMSolverPPSingle, Heun, UniPC, curved, exponential, midpoint
+from .stochastic import Churned, Renoised
 from .tabulated import Tabulated
+from .weights import MinSNR, PlainError, truncated_snr
 
 __all__ = [
     "DDIM",
+    "LMS",
     "Ancestral",
+    "Churned",
     "Clipped",
+    "Cosine",
+    "DPMSolver",
+    "DPMSolverPP",
+    "DPMSolverPPSingle",
+    "Distillation",
+    "Heun",
+    "Hybrid",
+    "Importance",
     "Learned",
+    "LogInterpolated",
+    "MinSNR",
+    "PlainError",
+    "PosteriorMean",
+    "RateDistortion",
+    "Renoised",
+    "Shifted",
     "Simple",
     "Tabulated",
+    "Thresholded",
+    "UniPC",
+    "Variational",
     "VariationalBound",
+    "betas_of",
     "clean",
+    "constant_betas",
     "cosine_betas",
+    "curved",
+    "encode",
+    "exponential",
+    "karras",
     "large",
+    "learned_diagonal",
+    "learned_range",
     "linear_betas",
+    "log_spaced",
+    "midpoint",
     "noise",
     "posterior",
+    "quadratic",
+    "quadratic_betas",
+    "reciprocal_betas",
+    "resolution_shift",
+    "sections",
+    "sigmoid_betas",
+    "slerp",
     "small",
+    "strided",
+    "trailing",
+    "truncated_snr",
     "velocity",
+    "warmup_betas",
+    "zero_terminal",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,17 +13,30 @@ from ..shared.denoiser import GaussianDenoiser
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
 from ..shared.scale import Scale
-from ..shared.tensors import exact, like
-from .posterior import ReverseVariance, large, posterior, small
+from ..shared.tensors import exact, like, per_example
+from .posterior import ReverseVariance, fitting, large, posterior
 from .tabulated import Tabulated
+
+
+class RateDistortion(NamedTuple):
+    """Coding x_0 progressively, from noise to data (Ho et al. 2020, section 4.3); `(T, B)` each, from the first step t = 1 to the last.
+
+    Attributes:
+        t: of x_t, `(T,)`.
+        rate: bits/dim sent once x_t is known, the prior's included.
+        rmse: root mean squared error of the estimate of x_0 from x_t, in levels: on the 0-255 scale for 8 bits.
+    """
+
+    t: Tensor
+    rate: Tensor
+    rmse: Tensor
 
 
 class VariationalBound:
     r"""`L_T + sum_(n=2..T) L_(n-1) + L_0` in nats (Ho et al. 2020, eq. 5), an upper bound on the code length of the levels.
 
     `L_T = KL(q(x_T | x_0) || N(0, I))`; `L_(n-1)` is the KL of the posterior to `N(posterior mean at E[x_0 | x_n], variance)`; L_0 codes
-    the levels by the Gaussian of the last step, integrated over their bins. There the variance would be 0, so it takes the small
-    variance of the step above, as published.
+    the levels by the Gaussian of the last step, integrated over their bins, with the variance's value at s = 0.
 
     Args:
         denoiser: on a `Tabulated` schedule; wrap it in `Clipped` for the published figures.
@@ -30,6 +44,9 @@ class VariationalBound:
         variance: of the reverse steps.
         terms: how many of the T - 1 terms of the path to evaluate, stratified over n; None for all.
         tanh: take the published approximation of the Gaussian distribution function.
+
+    Raises:
+        UsageError: for a learned variance that the denoiser's network does not say.
     """
 
     def __init__(
@@ -41,7 +58,8 @@ class VariationalBound:
         terms: int | None = None,
         tanh: bool = False,
     ) -> None:
-        self.denoiser, self.scale, self.variance, self.terms, self.tanh = denoiser, scale, variance, terms, tanh
+        self.denoiser, self.scale, self.terms, self.tanh = denoiser, scale, terms, tanh
+        self.variance = fitting(variance, denoiser)
 
     @property
     def schedule(self) -> Tabulated:
@@ -57,7 +75,22 @@ class VariationalBound:
             levels, weight = sampled_levels(2, steps, self.terms or steps, len(x0), generator)
             for n in progress(levels.flip(0), len(levels), "bound"):
                 path += weight * self.term(x0, n.to(x0.device).double() / steps, generator=generator, **cond)
-        return Codelength(self.prior(x0), path, self.data(x0, generator=generator, **cond))
+        last = torch.full((), 1 / steps, dtype=torch.float64)
+        return Codelength(self.prior(x0), path, self.term(x0, last, generator=generator, **cond))
+
+    @torch.no_grad()
+    def rate_distortion(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> RateDistortion:
+        """Rate and distortion after each step, for `x0` `(B, ...)`; every step is evaluated."""
+        steps, dims = self.schedule.steps, x0[0].numel()
+        rate, rates, errors = self.prior(x0), [], []
+        times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        for t in progress(times, steps, "rate and distortion"):
+            x_t = self.schedule.corrupt(x0, t, generator=generator)
+            estimate, v = self.denoiser.with_spread(x_t, t, **cond)
+            rates.append(rate / (dims * math.log(2)))
+            errors.append(per_example((estimate - x0) ** 2, torch.mean).sqrt() / self.scale.spacing)
+            rate = rate + self.between(x0, x_t, estimate, v, t)
+        return RateDistortion(times, torch.stack(rates), torch.stack(errors))
 
     def prior(self, x0: Tensor) -> Tensor:
         """L_T, `(B,)`."""
@@ -65,20 +98,31 @@ class VariationalBound:
         return total_nats(gaussian_kl(alpha * x0, (sigma**2).expand_as(x0), torch.zeros_like(x0), torch.ones_like(x0)))
 
     def term(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """L_(n-1) at t = n / T, n >= 2, `(B,)`."""
+        """L_(n-1) at t = n / T, `(B,)`; t is a scalar or `(B,)`."""
         t = exact(t)
-        s = t - 1 / self.schedule.steps
         x_t = self.schedule.corrupt(x0, t, generator=generator)
-        true_mean, true_variance = posterior(self.schedule, x_t, x0, t, s)
-        mean, _ = posterior(self.schedule, x_t, self.denoiser(x_t, t, **cond), t, s)
-        variance = self.variance(self.schedule, t, s)
-        return total_nats(gaussian_kl(true_mean.double(), like(true_variance, x0).double(), mean.double(), like(variance, x0).double()))
+        return self.between(x0, x_t, *self.denoiser.with_spread(x_t, t, **cond), t)
 
-    def data(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """L_0, `(B,)`: the levels given x_1."""
-        t = torch.full((), 1 / self.schedule.steps, dtype=torch.float64)
-        x_t = self.schedule.corrupt(x0, t, generator=generator)
-        mean = self.denoiser(x_t, t, **cond)
-        variance = small(self.schedule, 2 * t, t) if self.schedule.steps > 1 else self.schedule(t)[1] ** 2
-        likelihood = discretised_gaussian(self.scale.quantise(x0), mean.double(), variance.sqrt(), self.scale, tanh=self.tanh)
-        return -total_nats(likelihood)
+    def between(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
+        """L_(n-1), `(B,)`, from what the denoiser says at x_t: the KL of one step, or where n = 1 the code length of the levels."""
+        n = torch.round(t * self.schedule.steps)
+        first = n == 1
+        if t.ndim == 0:
+            return self._decoder(x0, estimate, v, t) if first else self._step(x0, x_t, estimate, v, t, (n - 1) / self.schedule.steps)
+        # Where n = 1 the step has variance 0: that of n = 2 stands in, and is not chosen.
+        t_step = torch.where(first, 2 / self.schedule.steps, t)
+        s_step = torch.where(first, 1, n - 1) / self.schedule.steps
+        decoder = self._decoder(x0, estimate, v, torch.full_like(t, 1 / self.schedule.steps))
+        return torch.where(first, decoder, self._step(x0, x_t, estimate, v, t_step, s_step)) if self.schedule.steps > 1 else decoder
+
+    def _step(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor, s: Tensor) -> Tensor:
+        true_mean, true_variance = posterior(self.schedule, x_t, x0, t, s)
+        mean, _ = posterior(self.schedule, x_t, estimate, t, s)
+        variance = self.variance(self.schedule, t, s, v)
+        return total_nats(
+            gaussian_kl(true_mean.double(), like(true_variance, x0.double()), mean.double(), like(variance.double(), x0.double()))
+        )
+
+    def _decoder(self, x0: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
+        std = like(self.variance(self.schedule, t, torch.zeros_like(t), v).double().sqrt(), x0.double())
+        return -total_nats(discretised_gaussian(self.scale.quantise(x0), estimate.double(), std, self.scale, tanh=self.tanh))

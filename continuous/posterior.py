@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from ..shared.corruption import Schedule
+from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
+from ..shared.errors import UsageError
 from ..shared.tensors import exact, like
 
-ReverseVariance: TypeAlias = Callable[[Schedule, Tensor, Tensor], Tensor]
+ReverseVariance: TypeAlias = Callable[[Schedule, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,18 +33,82 @@ def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
         The mean, of the shape of x_t, and the variance, float64, of the shape of t.
     """
     t, s = exact(t), exact(s)
+    of_x0, of_x_t = posterior_coefficients(schedule, t, s)
+    return like(of_x0, x_t) * x0 + like(of_x_t, x_t) * x_t, schedule(s)[1] ** 2 * (1 - schedule.kept(s, t))
+
+
+def posterior_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """What multiplies x_0 and x_t in the posterior's mean, `alpha_s (1 - k)` and `sqrt(k) sigma_s / sigma_t`, float64."""
     (_, sigma_t), (alpha_s, sigma_s), k = schedule(t), schedule(s), schedule.kept(s, t)
-    mean = like(alpha_s * (1 - k), x_t) * x0 + like(k.sqrt() * sigma_s / sigma_t, x_t) * x_t
-    return mean, sigma_s**2 * (1 - k)
+    return alpha_s * (1 - k), k.sqrt() * sigma_s / sigma_t
+
+
+# The variance of the model's step from t to s, `(schedule, t, s, v)`, v what the network says of it or None. At s = 0 the posterior's own
+# variance is 0, and the model's is that of the decoder, for which the published code takes the small one of the step above.
 
 
 @described
-def small(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+def small(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
     """The posterior's own variance `sigma_s^2 (1 - k)`: beta-tilde, right for data at a single point (Ho et al. 2020, section 3.2)."""
-    return schedule(exact(s))[1] ** 2 * (1 - schedule.kept(exact(s), exact(t)))
+    t, s = exact(t), exact(s)
+    above, below = torch.where(s > 0, t, 2 * t), torch.where(s > 0, s, t)
+    variance = schedule(below)[1] ** 2 * (1 - schedule.kept(below, above.clamp(max=1.0)))
+    return torch.where(above > 1 + 1e-9, schedule(t)[1] ** 2, variance)  # a chain of one step has no step above
 
 
 @described
-def large(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """`sigma_t^2 (1 - k)`: beta_t for one step, right for data of unit variance (Ho et al. 2020, section 3.2)."""
-    return schedule(exact(t))[1] ** 2 * (1 - schedule.kept(exact(s), exact(t)))
+def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
+    """`sigma_t^2 (1 - k)`: beta_t for one step, right for data of unit variance (Ho et al. 2020, section 3.2); at s = 0 the small one."""
+    return torch.where(exact(s) > 0, forward_variance(schedule, t, s), small(schedule, t, s))
+
+
+@described
+@dataclass(frozen=True)
+class LogInterpolated:
+    """`large^share small^(1 - share)` (Ho & Salimans 2022, section 3: 0.3 for ImageNet 64, 0.2 for 128).
+
+    Attributes:
+        share: 0 for small, 1 for large.
+    """
+
+    share: float
+
+    def __call__(self, schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
+        """The variance, float64."""
+        return torch.exp(torch.lerp(small(schedule, t, s).log(), large(schedule, t, s).log(), self.share))
+
+
+@described
+def learned_range(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
+    """`exp(w log beta + (1 - w) log beta-tilde)`, `w = (v + 1) / 2`, not clamped (Nichol & Dhariwal 2021, eq. 15), of the shape of v."""
+    v = _said(v)
+    low, high = (like(c.log(), v) for c in (small(schedule, t, s), forward_variance(schedule, t, s)))
+    return torch.exp(low + (v + 1) / 2 * (high - low))
+
+
+@described
+def learned_diagonal(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
+    """`exp(v)` (Ho et al. 2020, table 2: unstable with noise prediction), of the shape of v."""
+    return torch.exp(_said(v))
+
+
+def forward_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """`sigma_t^2 (1 - k)`, the variance of `q(x_t | x_s)`: beta_t for one step, also for the first."""
+    t, s = exact(t), exact(s)
+    return schedule(t)[1] ** 2 * (1 - schedule.kept(s, t))
+
+
+def fitting(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVariance:
+    """The variance, refused if it reads what the denoiser's network does not say."""
+    t = torch.full((), denoiser.corruption.t_last, dtype=torch.float64)
+    variance(denoiser.corruption, t, torch.zeros_like(t), torch.zeros(1, 1) if denoiser.spread else None)
+    return variance
+
+
+def _said(v: Tensor | None) -> Tensor:
+    if v is None:
+        raise UsageError(
+            "a learned reverse variance needs a network with a second output for each channel: build it with outputs=2, "
+            "or take the variance small or large"
+        )
+    return v

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..shared.denoiser import GaussianDenoiser
+from ..shared.denoiser import GaussianDenoiser, taken
 from ..shared.errors import UsageError
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like
-from .posterior import ReverseVariance, large, posterior
+from .posterior import ReverseVariance, fitting, large, posterior
 
 
 class Ancestral(Sampler):
     r"""`x_s ~ N(posterior mean at E[x_0 | x_t], variance)` (Ho et al. 2020, algorithm 2); the last step adds no noise.
 
+    With `large` this is the paper's sampler, which Song et al. (2020) call sigma-hat; with `small` it is `DDIM(eta=1)`.
+
     Args:
         denoiser: wrap it in `Clipped` to clip x_0 as Ho et al. do.
-        variance: `large` (beta_t, Ho et al.'s choice for CIFAR-10) or `small` (beta-tilde).
+        variance: `large` (beta_t, Ho et al.'s choice for CIFAR-10), `small` (beta-tilde), `LogInterpolated(share)`, or `learned_range` and
+            `learned_diagonal` for networks with a second output.
+        gradient: a `ClassifierGradient`: the mean moves by variance x gradient (Dhariwal & Nichol 2021, algorithm 1), at the last step too.
+
+    Raises:
+        UsageError: for a learned variance that the denoiser's network does not say.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, variance: ReverseVariance = large) -> None:
+    def __init__(
+        self, denoiser: GaussianDenoiser, variance: ReverseVariance = large, *, gradient: Callable[..., Tensor] | None = None
+    ) -> None:
         super().__init__(denoiser)
-        self.variance = variance
+        self.variance, self.gradient = fitting(variance, denoiser), gradient
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        mean, _ = posterior(self.corruption, x, self.denoiser(x, t, **cond), t, s)
-        if s == 0:
-            return mean
-        return mean + like(self.variance(self.corruption, t, s).sqrt(), x) * normal_like(x, generator)
+        mean, variance = self.law(x, t, s, **cond)
+        return mean if s == 0 else mean + variance.sqrt() * normal_like(x, generator)
+
+    def law(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """Mean and variance of `p(x_s | x_t)`, both broadcast against x."""
+        known = cond if self.gradient is None else taken(self.denoiser, cond)
+        x0, v = self.denoiser.with_spread(x, t, **known)
+        mean, _ = posterior(self.corruption, x, x0, t, s)
+        variance = like(self.variance(self.corruption, t, s, v), x)
+        return mean if self.gradient is None else mean + variance * self.gradient(x, t, **cond), variance
 
 
 class DDIM(Sampler):
@@ -51,10 +69,52 @@ class DDIM(Sampler):
         self.eta, self.order = eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        t, s = exact(t), exact(s)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.corruption(t), self.corruption(s)
-        fresh = self.eta * sigma_s * (1 - self.corruption.kept(s, t)).sqrt()
-        x0 = self.denoiser(x, t, **cond)
-        epsilon = (x - like(alpha_t, x) * x0) / like(sigma_t, x)
+        x0, epsilon = clean_and_noise(self.denoiser, x, t, **cond)
+        alpha_s, sigma_s = self.corruption(exact(s))
+        if self.eta == 0:
+            return like(alpha_s, x) * x0 + like(sigma_s, x) * epsilon
+        fresh = self.eta * sigma_s * (1 - self.corruption.kept(exact(s), exact(t))).sqrt()
         x = like(alpha_s, x) * x0 + like((sigma_s**2 - fresh**2).sqrt(), x) * epsilon
-        return x + like(fresh, x) * normal_like(x, generator) if self.eta else x
+        return x + like(fresh, x) * normal_like(x, generator)
+
+
+@torch.no_grad()
+def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: Any) -> Tensor:
+    """DDIM run backwards: the x_1 from which `DDIM(denoiser)` on the same grid returns about x_0 (Song et al. 2020, section 5.4).
+
+    The data stand for x at the smallest level of the grid, whose noise is not to be seen.
+
+    Args:
+        denoiser: of the flow.
+        x0: `(B, ...)`.
+        steps: a number of steps or a decreasing grid that ends with 0.
+        cond: conditions by name.
+    """
+    sampler = DDIM(denoiser)
+    grid = sampler.times(steps).flip(0)[1:]
+    x = x0
+    for s, t in pairwise(grid):
+        x = sampler.step(x, s, t, **cond)
+    return x
+
+
+def slerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
+    r"""`(sin((1 - a) theta) x + sin(a theta) y) / sin theta`, theta the angle of each pair (Song et al. 2020, eq. 67).
+
+    Between two draws of white noise every point then has the norm of such a draw.
+
+    Args:
+        x, y: `(B, ...)`.
+        share: a, 0 for x and 1 for y; a number or `(B,)`.
+    """
+    a = torch.as_tensor(share, dtype=x.dtype, device=x.device)
+    cosine = torch.nn.functional.cosine_similarity(x.flatten(1), y.flatten(1)).clamp(-1, 1)
+    theta = cosine.acos().clamp(min=1e-4)  # below that, the sines are their arguments and the path is a line
+    return like(torch.sin((1 - a) * theta) / theta.sin(), x) * x + like(torch.sin(a * theta) / theta.sin(), x) * y
+
+
+def clean_and_noise(denoiser: GaussianDenoiser, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+    """`x_0` and the `epsilon` with `x_t = alpha_t x_0 + sigma_t epsilon`; a clipped x_0 has its own."""
+    x0 = denoiser(x, t, **cond)
+    alpha, sigma = denoiser.corruption(exact(t))
+    return x0, (x - like(alpha, x) * x0) / like(sigma, x)

@@ -16,10 +16,10 @@ class Tabulated(Schedule):
     r"""`alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2` at t = n / T (Ho et al. 2020, eq. 4).
 
     Row n = 0 is the clean signal, so nothing special-cases the first step: the papers' code index is n - 1. Between rows the log-SNR is
-    linear; below row 1 it stays what it is there, except at t = 0.
+    linear; below row 1 it stays what it is there, except at t = 0. Where the last beta is 1, alpha falls to 0 over the last step.
 
     Args:
-        betas: `(T,)`, each in (0, 1), beta_1 first.
+        betas: `(T,)`, each in (0, 1), beta_1 first; the last may be 1, if it is not the only one.
 
     Attributes:
         steps: T.
@@ -27,13 +27,15 @@ class Tabulated(Schedule):
 
     def __init__(self, betas: Tensor) -> None:
         self.betas = betas.detach().double()
-        if betas.ndim != 1 or len(betas) < 1 or not bool(((self.betas > 0) & (self.betas < 1)).all()):
-            raise UsageError("betas must be a vector of numbers between 0 and 1, such as linear_betas(1000)")
+        body, last = self.betas[:-1], self.betas[-1:]
+        if betas.ndim != 1 or not len(betas) or not bool((self.betas > 0).all() & (body < 1).all() & (last <= 1).all()) or betas[0] == 1:
+            raise UsageError("betas must be a vector of numbers between 0 and 1, 1 at the last step only, such as linear_betas(1000)")
         self.steps = len(betas)
         self.t_min = self.t_last = 1 / self.steps
         log_alpha2 = torch.log1p(-self.betas).cumsum(0)
         self.alphas_cumprod = log_alpha2.exp()
         self._log_snr = Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2)))  # rows 1..T
+        self._ends_in_noise = bool(last == 1)
 
     def log_snr(self, t: Tensor) -> Tensor:
         row = (exact(t) * self.steps - 1).clamp(0, self.steps - 1)
@@ -41,7 +43,15 @@ class Tabulated(Schedule):
         # for rows n / T that rounding puts just above n.
         low = ((row.detach() - 1e-9).ceil().long() - 1).clamp(0, max(self.steps - 2, 0))
         high = (low + 1).clamp(max=self.steps - 1)
-        between = torch.lerp(self._log_snr[low], self._log_snr[high], row - low)
+        if self._ends_in_noise:
+            last, part = low == self.steps - 2, row - low
+            inner = torch.where(last, low, high)
+            between = torch.lerp(self._log_snr[low], self._log_snr[inner], part)
+            # 2 log of the share of alpha / sigma that is left; where the last row is rounded to, nothing is.
+            fall = 2 * torch.log1p(-torch.where(last, torch.where(part > 1 - 1e-9, 1.0, part), 0.0))
+            between = between + fall
+        else:
+            between = torch.lerp(self._log_snr[low], self._log_snr[high], row - low)
         return torch.where(t <= 0, torch.inf, between).to(t.dtype)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,6 +65,8 @@ class Tabulated(Schedule):
         low = (high - 1).clamp(min=0)
         gap = table[high] - table[low]
         part = torch.where(gap < 0, (value - table[low]) / gap, 1.0)
+        if self._ends_in_noise:
+            part = torch.where(high == self.steps - 1, -torch.expm1((value - table[low]) / 2), part)
         return ((low + 1 + part) / self.steps).clamp(max=1.0).to(log_snr.dtype)
 
     def grid(self, steps: int) -> Tensor:
@@ -62,3 +74,15 @@ class Tabulated(Schedule):
 
     def training_time(self, u: Tensor) -> Tensor:
         return table_time(u, self.steps)
+
+    def respaced(self, grid: Tensor) -> Tabulated:
+        """The chain of the rows of a sampling grid, with new betas from ratios of alpha-bar (Nichol & Dhariwal 2021, section 4).
+
+        `denoiser.on(schedule.respaced(grid))` is what the bound of a chain with fewer steps takes.
+
+        Args:
+            grid: decreasing times that end with 0, such as `schedule.grid(50)`.
+        """
+        alpha2 = self(exact(grid.flip(0)))[0] ** 2
+        ratio_minus_one = torch.expm1(alpha2[1:].log() - alpha2[:-1].log())
+        return Tabulated(-ratio_minus_one)

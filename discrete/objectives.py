@@ -37,9 +37,8 @@ class Hybrid(Objective):
         super().__init__()
         self.denoiser, self.ce, self.times = denoiser, ce, times
 
-    def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        t = transition.training_time(self.times(len(x0), generator)).to(x0.device)
         s = t - 1 / transition.steps
         x_t = transition.corrupt(x0, t, generator=generator)
         log_p0 = self.denoiser(x_t, t, **cond)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.random import Source, normal_like
-from ..shared.sampler import Sampler
+from ..shared.sampler import Sampler, Step
 from ..shared.tensors import exact, like, per_example
 
 
@@ -72,6 +72,14 @@ class PredictorCorrector(Sampler):
         super().__init__(predictor.denoiser)
         self.predictor, self.corrector = predictor, corrector
 
+    def begin(self) -> Step:
+        predict, correct = self.predictor.begin(), self.corrector.begin()
+
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            x = predict(x, t, s, generator=generator, **cond)
+            return correct(x, t, s, generator=generator, **cond)
+
+        return step
+
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        x = self.predictor.step(x, t, s, generator=generator, **cond)
-        return self.corrector.step(x, t, s, generator=generator, **cond)
+        return self.begin()(x, t, s, generator=generator, **cond)

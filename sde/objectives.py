@@ -28,6 +28,5 @@ class ScoreMatching(Objective):
         super().__init__()
         self.denoiser, self.times = denoiser, times
 
-    def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        t = self.denoiser.corruption.training_time(self.times(len(x0), generator)).to(x0.device)
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         return matching(self.denoiser, x0, t, snr, generator=generator, **cond)

@@ -27,6 +27,10 @@ class Corruption(ABC):
         """A draw of `x_t` given `x_0`, of the shape of `x0`."""
 
     @abstractmethod
+    def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        """A draw of `x_t` given `x_s`, s < t: the way back up, for samplers that revisit a level."""
+
+    @abstractmethod
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         """A draw of `x_1`."""
 
@@ -72,6 +76,12 @@ class Schedule(Corruption):
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         alpha, sigma = (like(c, x0) for c in self(exact(t)))
         return alpha * x0 + sigma * normal_like(x0, generator)
+
+    def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        s, t = exact(s), exact(t)
+        (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
+        fresh = sigma_t * (1 - self.kept(s, t)).sqrt()
+        return like(alpha_t / alpha_s, x_s) * x_s + like(fresh, x_s) * normal_like(x_s, generator)
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return self(torch.ones(()))[1] * normal(shape, generator, device=device)

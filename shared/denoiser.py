@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .corruption import Corruption, Schedule
 from .describe import described
+from .errors import UsageError
 from .labels import Label, thousandths
 from .prediction import Prediction, noise
 from .tensors import exact, like
@@ -21,9 +22,11 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         corruption: the process that made x_t.
+        conditions: names of the conditions that it takes; None where its network does not say.
     """
 
     corruption: Corruption
+    conditions: tuple[str, ...] | None = None
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -31,9 +34,14 @@ class Denoiser(nn.Module, ABC):
 
 
 class GaussianDenoiser(Denoiser):
-    """`E[x_0 | x_t]`, of the shape of `x_t`."""
+    """`E[x_0 | x_t]`, of the shape of `x_t`.
+
+    Attributes:
+        spread: whether `with_spread` says something of the reverse variance.
+    """
 
     corruption: Schedule
+    spread: bool = False
 
     @abstractmethod
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -42,6 +50,10 @@ class GaussianDenoiser(Denoiser):
     @abstractmethod
     def on(self, schedule: Schedule) -> GaussianDenoiser:
         """The same denoiser, weights shared, for signals that `schedule` has corrupted."""
+
+    def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
+        """`E[x_0 | x_t]` and, from the same evaluation, what a network with a second output says of the reverse variance, or None."""
+        return self(x_t, t, **cond), None
 
 
 @described
@@ -52,52 +64,75 @@ class Learned(GaussianDenoiser):
     asked at the home time of equal log-SNR, so a network trained as a DDPM runs under a VP or VE SDE and the other way round.
 
     Args:
-        network: `(x, time label (B,), **cond) -> F`, of the shape of x.
+        network: `(x, time label (B,), **cond) -> F`, of the shape of x; one whose attribute `outputs` is 2 gives twice the channels, F
+            and then v, which learned reverse variances read.
         schedule: the home schedule, that of training.
         predicts: what F is.
         label: the number that the network is fed for a time of the home schedule.
+
+    Raises:
+        UsageError: where x_0 cannot be told from F at some time, such as noise prediction under a schedule that ends at zero SNR.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, predicts: Prediction = noise, label: Label = thousandths) -> None:
         super().__init__()
         self.network, self.schedule, self.predicts, self.label = network, schedule, predicts, label
         self.corruption = schedule
+        self.spread, self.conditions = getattr(network, "outputs", 1) == 2, getattr(network, "conditions", None)
+        refuse_singular(predicts, schedule)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.with_spread(x_t, t, **cond)[0]
+
+    def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
         c_skip, c_out = self.predicts(*self.corruption(exact(t)))
-        return like(c_skip, x_t) * x_t + like(c_out, x_t) * self.raw(x_t, t, **cond)
+        out, v = self.raw(x_t, t, **cond)
+        return like(c_skip, x_t) * x_t + like(c_out, x_t) * out, v
 
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         alpha, sigma = self.corruption(exact(t))
         c_skip, c_out = self.predicts(alpha, sigma)
         # The coefficients are combined before they meet x_t: near t = 0 the difference alpha x_0 - x_t would have no digits left.
         of_x, of_out = (alpha * c_skip - 1) / sigma**2, alpha * c_out / sigma**2
-        return like(of_x, x_t) * x_t + like(of_out, x_t) * self.raw(x_t, t, **cond)
+        return like(of_x, x_t) * x_t + like(of_out, x_t) * self.raw(x_t, t, **cond)[0]
 
-    def raw(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """F, the network's own output at the home time of equal log-SNR, in the dtype of `x_t`."""
+    def raw(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
+        """F and v, the network's own outputs at the home time of equal log-SNR, in the dtype of `x_t`; v is None without a second one."""
         t = exact(t)
         home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
         alpha, sigma = self.corruption(t)
         scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * x_t
-        return self.network(scaled, on_every_row(self.label(self.schedule, home), x_t), **cond).to(x_t.dtype)
+        out = self.network(scaled, on_every_row(self.label(self.schedule, home), x_t), **cond).to(x_t.dtype)
+        channels = x_t.shape[1]
+        if out.shape[1] != channels * (1 + self.spread):
+            raise UsageError(
+                f"the network gave {out.shape[1]} channels for {channels}: {channels * (1 + self.spread)} are read, "
+                "twice the channels from networks whose attribute `outputs` is 2"
+            )
+        return (out[:, :channels], out[:, channels:]) if self.spread else (out, None)
 
     def on(self, schedule: Schedule) -> Learned:
+        refuse_singular(self.predicts, schedule)
         other = copy.copy(self)
         other.corruption = schedule
         return other
 
 
+@described
 class Clipped(GaussianDenoiser):
     """The denoiser's estimate clamped to the range of the data, as Ho et al. (2020) do when sampling and when coding."""
 
     def __init__(self, denoiser: GaussianDenoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
         self.denoiser, self.low, self.high = denoiser, low, high
-        self.corruption = denoiser.corruption
+        self.corruption, self.conditions, self.spread = denoiser.corruption, denoiser.conditions, denoiser.spread
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser(x_t, t, **cond).clamp(self.low, self.high)
+        return self.with_spread(x_t, t, **cond)[0]
+
+    def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
+        x0, v = self.denoiser.with_spread(x_t, t, **cond)
+        return x0.clamp(self.low, self.high), v
 
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return tweedie(self, x_t, t, **cond)
@@ -106,10 +141,59 @@ class Clipped(GaussianDenoiser):
         return Clipped(self.denoiser.on(schedule), self.low, self.high)
 
 
+@described
+class Thresholded(GaussianDenoiser):
+    r"""Dynamic thresholding: each x_0 is clamped to [-m, m] and divided by m (Saharia et al. 2022, section 2.3).
+
+    m is the quantile p of `|x_0|` of the example, at least 1: under strong guidance x_0 leaves the range of the data, and clamping alone
+    saturates it.
+
+    Args:
+        denoiser: of data in [-1, 1].
+        p: the quantile; 0.995 for Imagen and DPM-Solver++.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, p: float = 0.995) -> None:
+        super().__init__()
+        if not 0 < p <= 1:
+            raise UsageError(f"p={p}: give the quantile of |x_0| to keep, above 0 and up to 1, such as 0.995")
+        self.denoiser, self.p = denoiser, p
+        self.corruption, self.conditions, self.spread = denoiser.corruption, denoiser.conditions, denoiser.spread
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.with_spread(x_t, t, **cond)[0]
+
+    def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
+        x0, v = self.denoiser.with_spread(x_t, t, **cond)
+        m = like(x0.flatten(1).abs().quantile(self.p, dim=1).clamp(min=1.0), x0)
+        return x0.clamp(-m, m) / m, v
+
+    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return tweedie(self, x_t, t, **cond)
+
+    def on(self, schedule: Schedule) -> Thresholded:
+        return Thresholded(self.denoiser.on(schedule), self.p)
+
+
 def tweedie(denoiser: GaussianDenoiser, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
     """The score that follows from a denoiser's mean (Tweedie's formula)."""
     alpha, sigma = (like(c, x_t) for c in denoiser.corruption(exact(t)))
     return (alpha * denoiser(x_t, t, **cond) - x_t) / sigma**2
+
+
+def taken(denoiser: Denoiser, cond: dict[str, Any]) -> dict[str, Any]:
+    """Those of the conditions that the denoiser says it takes."""
+    return {name: value for name, value in cond.items() if name in (denoiser.conditions or ())}
+
+
+def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:
+    """Refuses a prediction from which x_0 does not follow at the schedule's noisiest time."""
+    if not all(bool(torch.isfinite(c)) for c in predicts(*schedule(torch.ones((), dtype=torch.float64)))):
+        name = getattr(predicts, "__name__", type(predicts).__name__)
+        raise UsageError(
+            f"the schedule ends at zero SNR, where x_1 is noise alone and {name} prediction says nothing of x_0: "
+            "predict velocity or clean, or take a schedule whose last beta is below 1"
+        )
 
 
 def on_every_row(v: Tensor, x: Tensor) -> Tensor:

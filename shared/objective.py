@@ -13,32 +13,39 @@ from torch import Tensor, nn
 from .denoiser import Denoiser, GaussianDenoiser
 from .describe import described
 from .random import Source, uniform
-from .tensors import exact, per_example
+from .tensors import at_least_float32, exact, per_example
 
 
 class Loss(NamedTuple):
-    """Attributes: `total` `(B,)`, float32; `parts` by name, `(B,)` each, for the log; `t` `(B,)`, the times that were drawn."""
+    """Attributes: `total` `(B,)`, float32 or better; `parts` by name, `(B,)` each, for the log; `t` `(B,)`, the times that were drawn."""
 
     total: Tensor
     parts: dict[str, Tensor]
     t: Tensor
 
 
+Draw: TypeAlias = Callable[[int, Source], Tensor]
+
+
 class Objective(nn.Module, ABC):
-    """A loss of a denoiser.
+    """A loss of a denoiser at times that are drawn for each batch.
 
     Attributes:
         denoiser: what is trained.
+        times: how the times of a batch are drawn, as numbers in [0, 1) that the corruption maps to its times.
     """
 
     denoiser: Denoiser
+    times: Draw
 
     @abstractmethod
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        """The loss at given times `(B,)`. `x0`: `(B, ...)`; conditions by name."""
+
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        """`x0`: `(B, ...)`; conditions by name."""
-
-
-Draw: TypeAlias = Callable[[int, Source], Tensor]
+        """The loss at drawn times."""
+        t = self.denoiser.corruption.training_time(self.times(len(x0), generator)).to(x0.device)
+        return self.at(x0, t, generator=generator, **cond)
 
 
 @described
@@ -89,11 +96,11 @@ def matching(
     generator: Source = None,
     **cond: Any,
 ) -> Loss:
-    """`weight(alpha_t, sigma_t) mean((E[x_0 | x_t] - x_0)^2)` over dimensions, in float32.
+    """`weight(alpha_t, sigma_t) mean((E[x_0 | x_t] - x_0)^2)` over dimensions, in float32 or better.
 
     With weight `(alpha / sigma)^2` this is the mean squared error of the noise, and `sigma_t^2` times that of the score.
     """
     x_t = denoiser.corruption.corrupt(x0, t, generator=generator)
-    error = (denoiser(x_t, t, **cond) - x0).float()
+    error = at_least_float32(denoiser(x_t, t, **cond) - x0)
     loss = weight(*denoiser.corruption(exact(t))).to(error.dtype) * per_example(error**2, torch.mean)
     return Loss(loss, {"mse": loss.detach()}, t)

@@ -44,6 +44,8 @@ class GaussianOracle(GaussianDenoiser):
 class MixtureOracle(GaussianDenoiser):
     r"""`E[x_0 | x_t]` of data from `sum_m w_m N(mu_m, v_m I)` in R^d; with v = 0, a finite set of points.
 
+    It takes the condition `label`, `(B,)`: the component that x_0 is from.
+
     Args:
         weights: `(M,)`, summing to one.
         means: `(M, d)`.
@@ -55,6 +57,8 @@ class MixtureOracle(GaussianDenoiser):
         super().__init__()
         self.weights, self.means, self.variances, self.corruption = weights, means, variances, schedule
 
+    conditions = ("label",)
+
     def _components(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         alpha, sigma = (like(c, x_t[..., None]) for c in self.corruption(exact(t)))
         weights, means, variances = (v.to(x_t) for v in (self.weights, self.means, self.variances))
@@ -63,14 +67,20 @@ class MixtureOracle(GaussianDenoiser):
         log_joint = weights.log() - 0.5 * (offset**2 / spread + (2 * math.pi * spread).log().expand_as(offset)).sum(-1)
         return log_joint, offset, spread, alpha
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, *, label: Tensor | None = None, **cond: Any) -> Tensor:
         log_joint, offset, spread, alpha = self._components(x_t, t)
         means, variances = self.means.to(x_t), self.variances.to(x_t)
         each = means + alpha * variances[:, None] / spread * offset
+        if label is not None:
+            return each[torch.arange(len(each)), label]
         return (log_joint.softmax(1)[..., None] * each).sum(1)
 
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return tweedie(self, x_t, t, **cond)
+
+    def log_label(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """`log q(label | x_t)`, `(B, M)`: what a perfect classifier of noisy data says."""
+        return self._components(x_t, t)[0].log_softmax(1)
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
         """`log q(x_t)`, `(B,)`, in nats."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from .denoiser import Denoiser
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
+
+Step: TypeAlias = Callable[..., Tensor]
 
 
 class Sampler(ABC):
@@ -39,6 +41,18 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """`x_t` to `x_s`, s < t, both scalars; at s = 0 the denoiser's mean (or its draw)."""
+
+    def begin(self) -> Step:
+        """The `step` of one run: samplers that look back at earlier levels give one with an empty memory."""
+        return self.step
+
+    def times(self, steps: int | Tensor) -> Tensor:
+        """The grid of that many steps, or the one that was given, checked."""
+        return self.corruption.grid(steps) if isinstance(steps, int) else checked(steps)
+
+    def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The pairs (t, s) that a run visits: the grid's neighbours, unless a sampler goes back up on its way."""
+        return list(pairwise(grid))
 
     @torch.no_grad()
     def trajectory(
@@ -66,11 +80,12 @@ class Sampler(ABC):
         """
         if (x is None) == (shape is None):
             raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
-        grid = self.corruption.grid(steps) if isinstance(steps, int) else checked(steps)
+        grid = self.times(steps)
         if x is None:
             x = self.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
-        for t, s in progress(list(pairwise(grid)), len(grid) - 1, "sampling"):
-            x = self.step(x, t, s, generator=generator, **cond)
+        step, path = self.begin(), self.path(grid)
+        for t, s in progress(path, len(path), "sampling"):
+            x = step(x, t, s, generator=generator, **cond)
             yield x
 
     def __call__(

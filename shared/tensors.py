@@ -30,6 +30,11 @@ def exact(t: Tensor) -> Tensor:
     return t.double()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or float64 where it is that already: the precision of losses under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def refuse_unless(condition: Tensor, message: str) -> None:
     """Raises `UsageError(message)` unless all of `condition` holds; on an accelerator the check does not wait for the device."""
     if condition.device.type == "cpu":

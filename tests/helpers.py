@@ -24,6 +24,10 @@ class Fixture:
     def __getitem__(self, key: str) -> Tensor:
         return torch.from_numpy(self._arrays[key])
 
+    def keys(self) -> list[str]:
+        """Names of the arrays."""
+        return list(self._arrays.files)
+
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """The largest difference is below `tolerance` of the expected array's largest value."""

@@ -69,6 +69,9 @@ class Transition(Corruption):
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         return categorical(self.pushforward(self.one_hot(x0), torch.zeros_like(t), t), generator)
 
+    def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        return categorical(self.pushforward(self.one_hot(x_s), s, t), generator)
+
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return categorical(self.stationary().to(device).expand(*shape, -1), generator)
 

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..tensors import like
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def conv(dims: int, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -57,21 +58,71 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all positions of `(B, C, *size)`."""
+    """Residual self-attention over all positions of `(B, C, *size)`, and over the states of a context where there is one.
 
-    def __init__(self, channels: int, heads: int) -> None:
+    The context's own projection is joined to the keys and values (Nichol et al. 2021, GLIDE, section 3):
+    `x + W softmax(q [k_context, k]^T / sqrt(C / heads)) [v_context, v]`.
+
+    Args:
+        channels: of the signal.
+        heads: a divisor of the channels.
+        context: size of a context's states, `(B, length, context)`, or None.
+
+    Raises:
+        UsageError: where the heads do not divide the channels, or a context meets a layer without one.
+    """
+
+    def __init__(self, channels: int, heads: int, context: int | None = None) -> None:
         super().__init__()
-        if channels % heads:
-            raise UsageError(f"{channels} channels cannot be split over {heads} heads: choose a divisor of {channels}")
+        check_heads(channels, heads)
         self.heads, self.norm = heads, group_norm(channels)
         self.qkv, self.out = nn.Conv1d(channels, 3 * channels, 1), zeroed(nn.Conv1d(channels, channels, 1))
+        self.context = None if context is None else nn.Linear(context, 2 * channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         batch, channels, *size = x.shape
         h = self.norm(x).flatten(2)  # (B, C, N)
         q, k, v = self.qkv(h).view(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
+        if context is not None:
+            if self.context is None:
+                raise UsageError("a context was given to attention without one: build it with context=..., or leave the context out")
+            further = self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (2, B, heads, length, C / heads)
+            k, v = torch.cat([further[0], k], dim=2), torch.cat([further[1], v], dim=2)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, channels, -1)
         return x + self.out(h).view(batch, channels, *size)
+
+
+class AttentionPool(nn.Module):
+    """All positions of `(B, C, *size)` in one vector `(B, C)`: their mean, as the query, attends to each of them.
+
+    `W softmax(q k^T / sqrt(C / heads)) v` with q from the mean of the normed positions, k and v from the positions
+    (Dhariwal & Nichol 2021, section 4; the pooling of Radford et al. 2021, without its position embedding, so that any size will do).
+
+    Args:
+        channels: of the signal.
+        heads: a divisor of the channels.
+
+    Raises:
+        UsageError: where the heads do not divide the channels.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        check_heads(channels, heads)
+        self.heads, self.norm = heads, group_norm(channels)
+        self.query, self.kv, self.out = nn.Linear(channels, channels), nn.Conv1d(channels, 2 * channels, 1), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x).flatten(2)  # (B, C, N)
+        q = self.query(h.mean(dim=2)).unflatten(1, (self.heads, 1, -1))  # (B, heads, 1, C / heads)
+        k, v = self.kv(h).unflatten(1, (2, self.heads, -1)).transpose(-1, -2).unbind(1)
+        return self.out(F.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+def check_heads(channels: int, heads: int) -> None:
+    """Raises `UsageError` unless the heads divide the channels."""
+    if heads < 1 or channels % heads:
+        raise UsageError(f"{channels} channels cannot be split over {heads} heads: choose a divisor of {channels}")
 
 
 class Downsample(nn.Module):
@@ -94,3 +145,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def enlarged(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """`x` `(B, C, *smaller)` at `size` by (bi-, tri-)linear interpolation between pixel centres; as it is where it has that size."""
+    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=LINEAR[len(size)], align_corners=False)

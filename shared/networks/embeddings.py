@@ -1,4 +1,4 @@
-"""How times and labels enter a network."""
+"""How times and labels enter a network, and the refusal of what it does not take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import UsageError
+
+BUILT_WITH = {"label": "classes"}
 
 
 def sinusoidal(label: Tensor, dim: int, period: float = 10_000.0) -> Tensor:
@@ -50,3 +54,11 @@ class LabelEmbedding(nn.Module):
         if label is None:
             return self.table.weight[self.classes].expand(batch, -1)
         return self.table(label)
+
+
+def refuse_others(conditions: tuple[str, ...], **given: Tensor | None) -> None:
+    """Raises `UsageError` where a condition is given that is not among those that the network takes."""
+    for name, value in given.items():
+        if value is not None and name not in conditions:
+            argument = BUILT_WITH.get(name, name)
+            raise UsageError(f"{name}=... was given to a network without {argument}: build it with {argument}=..., or leave the {name} out")

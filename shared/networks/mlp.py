@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..describe import described
-from .embeddings import TimeEmbedding
+from ..errors import UsageError
+from .embeddings import LabelEmbedding, TimeEmbedding, refuse_others
 
 
 @described
@@ -17,18 +18,34 @@ class MLP(nn.Module):
         features: size of a vector.
         width: hidden units.
         depth: residual layers.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
+        outputs: features out for each feature in: `(B, outputs * features)`, the first `features` of them the prediction.
+
+    Raises:
+        UsageError: for a number of classes or outputs below one, or a label for a network without classes.
     """
 
-    def __init__(self, features: int, width: int = 128, depth: int = 3) -> None:
+    def __init__(self, features: int, width: int = 128, depth: int = 3, classes: int | None = None, outputs: int = 1) -> None:
         super().__init__()
-        self.features, self.width, self.depth = features, width, depth
+        if outputs < 1 or (classes is not None and classes < 1):
+            raise UsageError(f"classes={classes}, outputs={outputs}: give one or more of each, or classes=None")
+        self.features, self.width, self.depth, self.classes, self.outputs = features, width, depth, classes, outputs
         self.time = TimeEmbedding(64, width)
-        self.enter, self.leave = nn.Linear(features, width), nn.Linear(width, features)
+        self.label = None if classes is None else LabelEmbedding(classes, width)
+        self.enter, self.leave = nn.Linear(features, width), nn.Linear(width, outputs * features)
         self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU()) for _ in range(depth))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """`x`: `(B, features)`; `time`: labels `(B,)`."""
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that `forward` takes."""
+        return () if self.label is None else ("label",)
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """`x`: `(B, features)`; `time`: labels `(B,)`; `label`: class indices `(B,)` or None."""
+        refuse_others(self.conditions, label=label)
         h, embedding = self.enter(x), self.time(time)
+        if self.label is not None:
+            embedding = embedding + self.label(label, len(x))
         for layer in self.layers:
             h = h + layer(torch.cat([h, embedding], dim=1))
         return self.leave(h)

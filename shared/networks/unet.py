@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..describe import described
 from ..errors import UsageError
-from .blocks import Downsample, ResidualBlock, SelfAttention, Upsample, conv, group_norm, zeroed
-from .embeddings import LabelEmbedding, TimeEmbedding
+from .blocks import Upsample, conv, enlarged, group_norm, zeroed
+from .embeddings import LabelEmbedding, TimeEmbedding, refuse_others
+from .stages import Stages, check_signal, check_sizes, descend, run
+from .tokens import TokenEncoder
 
 
 @described
@@ -27,13 +29,23 @@ class UNet(nn.Module):
             which for 32 x 32 images is the papers' "16".
         heads: attention heads.
         dropout: probability inside residual blocks.
-        classes: number of class labels, or None for an unconditional network; label `None` is the null class.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
         levels: None for real-valued signals `(B, C, *size)` in and out; a number K for integer signals in 0..K-1, which come
             back as logits `(B, C, *size, K)`.
-        outputs: real-valued channels out for each channel in.
+        outputs: real-valued channels out for each channel in: `(B, outputs * C, *size)`, the first C of them the prediction.
+        vector: size of a continuous condition vector, which a two-layer perceptron adds to the time embedding, or None; vector
+            `None` is the learned `null_vector`, and so is any row that equals it.
+        image: channels of a condition image, joined to the signal's own channels (Saharia et al. 2021; the upsamplers of
+            Dhariwal & Nichol 2021); a smaller one is interpolated linearly to the signal's size.
+        tokens: encoder of a token sequence, or None; every attention layer attends to its states too, and the last one is added
+            to the time embedding (Nichol et al. 2021, GLIDE, section 3); tokens `None` are all padding.
+
+    Attributes:
+        null_vector: the learned vector `(vector,)` that stands for none, where the network takes a vector.
 
     Raises:
-        UsageError: for a shape without 1 to 3 sizes, or a signal that is not of the shape's channels and dimensions.
+        UsageError: for a shape without 1 to 3 sizes, a signal or a condition that does not fit, a condition that the network was not
+            built with, or a missing image.
     """
 
     def __init__(
@@ -48,98 +60,122 @@ class UNet(nn.Module):
         classes: int | None = None,
         levels: int | None = None,
         outputs: int = 1,
+        vector: int | None = None,
+        image: int = 0,
+        tokens: TokenEncoder | None = None,
     ) -> None:
         super().__init__()
-        if len(shape) not in (2, 3, 4):
-            raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (1, 28, 28)")
-        if width < 2 or width % 2 or blocks < 1 or heads < 1 or not multipliers or min(multipliers) < 1:
+        check_sizes(shape, width, multipliers, blocks, heads)
+        if outputs < 1 or image < 0 or any(n is not None and n < 1 for n in (classes, levels, vector)):
             raise UsageError(
-                f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}, heads={heads}: "
-                "give an even width, and one or more of everything"
+                f"classes={classes}, levels={levels}, outputs={outputs}, vector={vector}, image={image}: give one or more, or leave it out"
+            )
+        if levels is not None and (image or outputs > 1):
+            raise UsageError(
+                f"image={image} and outputs={outputs} are for real-valued signals: leave them out, or build without levels={levels}"
             )
         self.shape, self.width, self.multipliers, self.blocks = tuple(shape), width, tuple(multipliers), blocks
         self.attention, self.heads, self.dropout = tuple(attention), heads, dropout
         self.classes, self.levels, self.outputs = classes, levels, outputs
+        self.vector, self.image, self.tokens = vector, image, tokens
 
         dims, channels, embedding = len(shape) - 1, shape[0], 4 * width
+        stages = Stages(dims, embedding, self.attention, heads, dropout, None if tokens is None else tokens.width)
         self.time = TimeEmbedding(width, embedding)
         self.label = None if classes is None else LabelEmbedding(classes, embedding)
-        self.stem = conv(dims, channels * (levels or 1), width)
-
-        def stage(factor: int, channels_in: int, channels_out: int) -> nn.ModuleList:
-            parts: list[nn.Module] = [ResidualBlock(dims, channels_in, channels_out, embedding, dropout)]
-            if factor in self.attention:
-                parts.append(SelfAttention(channels_out, heads))
-            return nn.ModuleList(parts)
-
-        self.down, self.up, skips, current = nn.ModuleList(), nn.ModuleList(), [width], width
-        for depth, multiplier in enumerate(multipliers):
-            stages = nn.ModuleList()
-            for _ in range(blocks):
-                stages.append(stage(2**depth, current, width * multiplier))
-                current = width * multiplier
-                skips.append(current)
-            last = depth == len(multipliers) - 1
-            self.down.append(nn.ModuleDict({"stages": stages} if last else {"stages": stages, "shrink": Downsample(dims, current)}))
-            skips += [] if last else [current]
-        self.middle = nn.ModuleList(
-            [
-                ResidualBlock(dims, current, current, embedding, dropout),
-                SelfAttention(current, heads),
-                ResidualBlock(dims, current, current, embedding, dropout),
-            ]
-        )
+        self.stem = conv(dims, channels * (levels or 1) + image, width)
+        self.down, skips = stages.down(width, multipliers, blocks)
+        current = skips[-1]
+        self.up = nn.ModuleList()  # before the middle: optimisers keep their state by the order of parameters
+        self.middle = stages.middle(current)
         for depth, multiplier in reversed(list(enumerate(multipliers))):
-            stages = nn.ModuleList()
+            level = nn.ModuleList()
             for _ in range(blocks + 1):
-                stages.append(stage(2**depth, current + skips.pop(), width * multiplier))
+                level.append(stages.stage(2**depth, current + skips.pop(), width * multiplier))
                 current = width * multiplier
-            self.up.append(nn.ModuleDict({"stages": stages} if depth == 0 else {"stages": stages, "grow": Upsample(dims, current)}))
+            self.up.append(nn.ModuleDict({"stages": level} if depth == 0 else {"stages": level, "grow": Upsample(dims, current)}))
         self.head = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(conv(dims, current, channels * (levels or outputs))))
+        if vector is not None:
+            self.null_vector = nn.Parameter(torch.randn(vector))
+            self.vector_mlp = nn.Sequential(nn.Linear(vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        if tokens is not None:
+            self.pooled = nn.Linear(tokens.width, embedding)
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """`x`: `(B, C, *size)`; `time`: the labels `(B,)`; `label`: class indices `(B,)` or None."""
-        self._check(x, label)
-        embedding = self.time(time)
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that `forward` takes, such as `("label", "image")`."""
+        taken = {"label": self.classes is not None, "vector": self.vector is not None, "image": self.image > 0}
+        taken["tokens"] = self.tokens is not None
+        return tuple(name for name, built in taken.items() if built)
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
+        """The prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, levels)`.
+
+        Args:
+            x: `(B, C, *size)`.
+            time: the labels `(B,)`.
+            label: class indices `(B,)`, index `classes` for none, or None.
+            vector: `(B, vector)` or None.
+            image: `(B, image, *size)`, each size at most that of x; needed where the network is built with it.
+            tokens: integers `(B, L)`, -1 for padding, or None.
+        """
+        check_signal(x, self.shape)
+        refuse_others(self.conditions, label=label, vector=vector, image=image, tokens=tokens)
+        embedding, context = self.time(time), None
         if self.label is not None:
             embedding = embedding + self.label(label, len(x))
-        h = self.stem(self._enter(x))
-        skips = [h]
-        for level in self.down:
-            for stage in level["stages"]:
-                h = run(stage, h, embedding)
-                skips.append(h)
-            if "shrink" in level:
-                h = level["shrink"](h)
-                skips.append(h)
-        h = run(self.middle, h, embedding)
+        if self.vector is not None:
+            embedding = embedding + self.vector_mlp(self._vector(vector, len(x)))
+        if self.tokens is not None:
+            context = self._states(tokens, len(x))
+            embedding = embedding + self.pooled(self.tokens.pool(context))
+        skips = descend(self.down, self.stem(self._enter(x, image)), embedding, context)
+        h = run(self.middle, skips[-1], embedding, context)
         for level in self.up:
             for stage in level["stages"]:
-                h = run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
+                h = run(stage, torch.cat([h, skips.pop()], dim=1), embedding, context)
             if "grow" in level:
                 h = level["grow"](h, skips[-1].shape[2:])
         return self._leave(self.head(h), x)
 
-    def _enter(self, x: Tensor) -> Tensor:
-        if self.levels is None:
+    def _enter(self, x: Tensor, image: Tensor | None) -> Tensor:
+        if self.levels is not None:
+            one_hot = F.one_hot(x, self.levels).movedim(-1, 2)  # (B, C, K, *size)
+            return one_hot.flatten(1, 2).to(self.stem.weight.dtype)
+        if not self.image:
             return x
-        one_hot = F.one_hot(x, self.levels).movedim(-1, 2)  # (B, C, K, *size)
-        return one_hot.flatten(1, 2).to(self.stem.weight.dtype)
+        size = x.shape[2:]
+        fits = image is not None and image.ndim == x.ndim and image.shape[:2] == (len(x), self.image) and image.is_floating_point()
+        if not fits or any(a > b for a, b in zip(image.shape[2:], size, strict=True)):
+            given = "none" if image is None else f"{image.dtype} of shape {tuple(image.shape)}"
+            raise UsageError(
+                f"the network takes image=... of shape {(len(x), self.image, *size)} or smaller sizes, real-valued, not {given}"
+            )
+        return torch.cat([x, enlarged(image.to(x.dtype), size)], dim=1)
+
+    def _vector(self, vector: Tensor | None, batch: int) -> Tensor:
+        if vector is None:
+            return self.null_vector.expand(batch, -1)
+        if vector.shape != (batch, self.vector):
+            raise UsageError(f"the network takes vector=... of shape {(batch, self.vector)}, not {tuple(vector.shape)}")
+        return vector.to(self.null_vector.dtype)
+
+    def _states(self, tokens: Tensor | None, batch: int) -> Tensor:
+        if tokens is None:
+            return self.tokens.null(batch)
+        if len(tokens) != batch:
+            raise UsageError(f"the network takes tokens=... with {batch} rows, one for each signal, not {len(tokens)}")
+        return self.tokens(tokens)
 
     def _leave(self, h: Tensor, x: Tensor) -> Tensor:
         if self.levels is None:
             return h
         return h.unflatten(1, (x.shape[1], self.levels)).movedim(2, -1)  # (B, C, *size, K)
-
-    def _check(self, x: Tensor, label: Tensor | None) -> None:
-        if x.ndim != len(self.shape) + 1 or x.shape[1] != self.shape[0]:
-            raise UsageError(f"the network takes (B, {self.shape[0]}, ...) with {len(self.shape) - 1} sizes, not {tuple(x.shape)}")
-        if label is not None and self.label is None:
-            raise UsageError("a label was given to a network without classes: build it with classes=..., or leave the label out")
-
-
-def run(stage: nn.ModuleList, h: Tensor, embedding: Tensor) -> Tensor:
-    """Residual blocks take the embedding, attention does not."""
-    for part in stage:
-        h = part(h, embedding) if isinstance(part, ResidualBlock) else part(h)
-    return h

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import Fixture, Formula, Recorded, assert_close
 
-from unnoise.continuous import Clipped, Learned, Tabulated, VariationalBound, cosine_betas, large, linear_betas
+from unnoise.continuous import Clipped, Learned, Tabulated, VariationalBound, cosine_betas, large, learned_range, linear_betas, strided
+from unnoise.shared.labels import step_index
 from unnoise.shared.scale import Scale
 
 FIXTURE = Fixture("gaussian_bpd_loop")
@@ -20,29 +21,45 @@ class Replay(Recorded):
         return torch.full(tuple(shape), 0.5, dtype=dtype)
 
 
+def network(outputs):
+    """The fixture's formula of x and the original index, with or without the second output."""
+
+    def formula(x, label):
+        eps = 0.9 * x + 0.05 * torch.sin(label.double() / 100)[:, None, None, None]
+        return eps if outputs == 1 else torch.cat([eps, 0.5 * torch.sin(5 * x)], dim=1)
+
+    net = Formula(formula)
+    net.outputs = outputs
+    return net
+
+
+@pytest.mark.parametrize(("kind", "variance", "outputs"), [("FIXED_LARGE", large, 1), ("LEARNED_RANGE", learned_range, 2)])
 @pytest.mark.parametrize(
-    ("name", "betas", "rows"),
-    [
-        ("linear_1000.ddim50", linear_betas(1000), torch.arange(0, 1000, 20)),
-        ("cosine_4000.50", cosine_betas(4000), (Tabulated(cosine_betas(4000)).grid(50)[:-1] * 4000).round().long().flip(0) - 1),
-    ],
+    ("name", "betas", "grid"),
+    [("linear_1000.ddim50", linear_betas(1000), strided(50, 1000)), ("cosine_4000.50", cosine_betas(4000), None)],
 )
-def test_fixed_large(name, betas, rows):
+def test_bound(name, betas, grid, kind, variance, outputs):
     whole = Tabulated(betas)
-    kept = torch.cat([torch.zeros(1), (rows + 1).double()]) / whole.steps
-    respaced = Tabulated(large(whole, kept[1:], kept[:-1]))
-
-    def label(schedule, t):  # the network sees the original index
-        return rows[(t * 50).round().long() - 1].double()
-
-    network = Formula(lambda x, label: 0.9 * x + 0.05 * torch.sin(label.double() / 100)[:, None, None, None])
-    bound = VariationalBound(Clipped(Learned(network, respaced, label=label)), Scale(256), tanh=True)
-    x0, noise, key = FIXTURE["x_start"], FIXTURE["noise"], f"{name}.FIXED_LARGE"
+    respaced = whole.respaced(whole.grid(50) if grid is None else grid)
+    # The network keeps its home table, so it is asked at the original index.
+    denoiser = Clipped(Learned(network(outputs), whole, label=step_index).on(respaced))
+    bound = VariationalBound(denoiser, Scale(256), variance=variance, tanh=True)
+    x0, noise, key = FIXTURE["x_start"], FIXTURE["noise"], f"{name}.{kind}"
     code = bound(x0, generator=Replay(*noise))
     assert_close(code.bits_per_dim(DIMS), FIXTURE[f"{key}.total_bpd"], 1e-9)
-    times = torch.arange(50, 1, -1, dtype=torch.float64) / 50
-    terms = [bound.term(x0, t.expand(2), generator=Recorded(z)) for t, z in zip(times, noise[:-1], strict=True)]
-    assert_close(torch.stack([*terms, code.data], dim=1) / (DIMS * math.log(2)), FIXTURE[f"{key}.vb"], 1e-9)
+    times = torch.arange(50, 0, -1, dtype=torch.float64) / 50
+    terms = [bound.term(x0, t.expand(2), generator=Recorded(z)) for t, z in zip(times, noise, strict=True)]
+    assert_close(torch.stack(terms, dim=1) / (DIMS * math.log(2)), FIXTURE[f"{key}.vb"], 1e-9)
+    curve = bound.rate_distortion(x0, generator=Recorded(*noise))
+    assert_close((curve.rmse.T * Scale(256).spacing) ** 2, FIXTURE[f"{key}.xstart_mse"], 1e-9)
+    noises = []
+    for t, z in zip(times, noise, strict=True):
+        x_t = respaced.corrupt(x0, t, generator=Recorded(z))
+        alpha, sigma = respaced(t)
+        noises.append((((x_t - alpha * denoiser(x_t, t)) / sigma - z) ** 2).mean(dim=(1, 2, 3)))
+    assert_close(torch.stack(noises, dim=1), FIXTURE[f"{key}.mse"], 1e-9)
+    spent = FIXTURE[f"{key}.prior_bpd"] + FIXTURE[f"{key}.vb"][:, :-1].sum(1)
+    assert_close(curve.rate[-1], spent, 1e-9)
     # At the cosine end the peer's own prior cancels, as in test_gaussian_steps; the closed form stands in.
     prior, alpha2 = code.prior / (DIMS * math.log(2)), respaced.alphas_cumprod[-1]
     assert_close(prior, FIXTURE[f"{key}.prior_bpd"], 1e-9 if "linear" in name else 1e-8)

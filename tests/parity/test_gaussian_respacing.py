@@ -1,25 +1,58 @@
-"""Even respacing of openai/guided-diffusion. `ddimN` and section counts come with the samplers that use them."""
+"""Respacing of openai/guided-diffusion: even, by whole strides, and by counts in sections."""
 
 import pytest
 import torch
-from helpers import Fixture, assert_close
+from helpers import Fixture, Formula, assert_close
 
-from unnoise.continuous import Tabulated, cosine_betas, large, linear_betas, small
+from unnoise.continuous import Learned, Tabulated, cosine_betas, linear_betas, posterior, sections, strided
+from unnoise.shared.labels import step_index, thousandths
 
 FIXTURE = Fixture("gaussian_respacing")
-CASES = [("linear_1000", n) for n in (100, 250, 50, 25, 7)] + [("cosine_4000", n) for n in (100, 250, 4000)]
+SCHEDULES = {"linear_1000": Tabulated(linear_betas(1000)), "cosine_4000": Tabulated(cosine_betas(4000))}
+CASES = sorted({tuple(key.split(".")[:2]) for key in FIXTURE.about["arrays"] if key.endswith("timesteps")})
 
 
-@pytest.mark.parametrize(("name", "steps"), CASES)
-def test_even_spacing(name, steps):
-    schedule = Tabulated(linear_betas(1000) if name == "linear_1000" else cosine_betas(4000))
-    grid = schedule.grid(steps)
+def grid_of(schedule, spec):
+    if spec.startswith("ddim"):
+        return strided(int(spec[4:]), schedule.steps)
+    counts = [int(n) for n in spec.split("_")]
+    return sections(counts, schedule.steps) if len(counts) > 1 else schedule.grid(counts[0])
+
+
+def test_every_case_is_tested():
+    assert len(CASES) == 14
+
+
+@pytest.mark.parametrize(("name", "spec"), CASES)
+def test_spacing(name, spec):
+    schedule = SCHEDULES[name]
+    grid = grid_of(schedule, spec)
     rows = torch.round(grid * schedule.steps).long().flip(0)
     assert rows[0] == 0
-    assert torch.equal(rows[1:] - 1, FIXTURE[f"{name}.{steps}.timesteps"].long())
-    t, s = grid.flip(0)[1:], grid.flip(0)[:-1]
-    alpha, _ = schedule(t)
+    assert torch.equal(rows[1:] - 1, FIXTURE[f"{name}.{spec}.timesteps"].long())
     tolerance = 1e-12 if name == "linear_1000" else 1e-9
-    assert_close(alpha**2, FIXTURE[f"{name}.{steps}.alphas_cumprod"], tolerance)
-    assert_close(large(schedule, t, s), FIXTURE[f"{name}.{steps}.betas"], tolerance)
-    assert_close(small(schedule, t, s), FIXTURE[f"{name}.{steps}.posterior_variance"], tolerance)
+    chain = schedule.respaced(grid)
+    assert_close(chain.betas, FIXTURE[f"{name}.{spec}.betas"], tolerance)
+    assert_close(chain.alphas_cumprod, FIXTURE[f"{name}.{spec}.alphas_cumprod"], tolerance)
+    t, s = grid.flip(0)[1:], grid.flip(0)[:-1]
+    zero = torch.zeros_like(t)
+    assert_close(posterior(schedule, zero, zero, t, s)[1], FIXTURE[f"{name}.{spec}.posterior_variance"], tolerance)
+
+
+@pytest.mark.parametrize("spec", ["100", "250", "50"])
+def test_one_section_is_even_spacing(spec):
+    assert torch.equal(sections([int(spec)], 1000), SCHEDULES["linear_1000"].grid(int(spec)))
+
+
+@pytest.mark.parametrize(("label", "key"), [(step_index, "t_given_to_network"), (thousandths, "t_given_to_network_rescaled")])
+def test_the_network_is_asked_at_its_own_index(label, key):
+    """A network of 4000 steps on the chain of 100 of them; with rescaled labels the peer feeds 1000 (n - 1) / T, one step below ours."""
+    whole, seen = SCHEDULES["cosine_4000"], []
+    denoiser = Learned(Formula(lambda x, asked: seen.append(asked) or x), whole, label=label).on(whole.respaced(whole.grid(100)))
+    for i in FIXTURE_INDICES:
+        denoiser(torch.zeros(1, 1), torch.tensor((i + 1) / 100, dtype=torch.float64))
+    shift = 1000 / 4000 if label is thousandths else 0.0
+    assert_close(torch.cat(seen).double() - shift, FIXTURE[f"cosine_4000.100.{key}"].double(), 1e-6)
+
+
+FIXTURE_INDICES = [0, 50, 99]

@@ -1,0 +1,71 @@
+"""Progressive distillation: a student that takes two of its teacher's steps in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared.denoiser import GaussianDenoiser
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.objective import Draw, Loss, Objective, independent
+from ..shared.random import Source
+from ..shared.tensors import at_least_float32, exact, like, per_example
+from .objectives import Weight
+from .samplers import DDIM
+from .weights import truncated_snr
+
+
+@described
+class Distillation(Objective):
+    r"""Two DDIM steps of the teacher, t -> t - 1/2N -> t - 1/N, as one of the student (Salimans & Ho 2022, algorithm 2), t = n / N.
+
+    The target is the x_0 that takes x_t to the teacher's x_s, s = t - 1/N, in one DDIM step:
+    `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`. The loss is `weight` times its squared error, mean over
+    dimensions. The student starts as a copy of the teacher, and is sampled by `DDIM(student)(steps=N)`.
+
+    Args:
+        denoiser: the student; with noise prediction the error of x_0 cannot be weighed where the SNR vanishes: predict velocity or clean.
+        teacher: what it learns from, wrapped in `Clipped` as published; it is not trained.
+        steps: N, of the student.
+        weight: of the squared error of x_0.
+        times: how the times of a batch are drawn.
+    """
+
+    def __init__(
+        self,
+        denoiser: GaussianDenoiser,
+        teacher: GaussianDenoiser,
+        steps: int,
+        weight: Weight = truncated_snr,
+        times: Draw = independent,
+    ) -> None:
+        super().__init__()
+        if steps < 1:
+            raise UsageError(f"steps={steps}: a student needs at least one step")
+        self.denoiser, self.teacher, self.steps, self.weight, self.times = denoiser, teacher.requires_grad_(False), steps, weight, times
+
+    def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        n = torch.floor(self.times(len(x0), generator) * self.steps).clamp(max=self.steps - 1) + 1
+        return self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond)
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        schedule, t = self.denoiser.corruption, exact(t)
+        x_t = schedule.corrupt(x0, t, generator=generator)
+        error = at_least_float32(self.denoiser(x_t, t, **cond) - self.target(x_t, t, **cond))
+        loss = self.weight(*schedule(t)).to(error) * per_example(error**2, torch.mean)
+        return Loss(loss, {"mse": per_example(error.detach() ** 2, torch.mean)}, t)
+
+    @torch.no_grad()
+    def target(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The x_0 that one DDIM step needs to land where two of the teacher's do, of the shape of x_t."""
+        self.teacher.eval()
+        middle, s = (t - 0.5 / self.steps), (t - 1 / self.steps).clamp(min=0.0)
+        s = torch.where(s < 1e-9, 0.0, s)
+        hop = DDIM(self.teacher).step
+        x_s = hop(hop(x_t, t, middle, **cond), middle, s, **cond)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.denoiser.corruption(t), self.denoiser.corruption(s)
+        ratio = sigma_s / sigma_t
+        return (x_s - like(ratio, x_t) * x_t) / like(alpha_s - ratio * alpha_t, x_t)

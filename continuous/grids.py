@@ -1,0 +1,99 @@
+"""Which times a sampler visits: `steps=` of every sampler takes a number, for the schedule's own grid, or one of these.
+
+Every grid is float64, decreasing, and ends with 0. For tables the rows are n = 1..T at t = n / T; the papers' code index is n - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..shared.corruption import Schedule
+from ..shared.errors import UsageError
+
+
+def strided(steps: int, rows: int) -> Tensor:
+    """Rows 1, 1 + i, 1 + 2 i, ..: the whole stride i that makes exactly `steps` of `rows`, OpenAI's "ddimN".
+
+    Raises:
+        UsageError: where no whole stride does.
+    """
+    for stride in range(1, rows + 1):
+        if len(range(0, rows, stride)) == steps:
+            return _table(torch.arange(0, rows, stride), rows)
+    raise UsageError(f"steps={steps}: no whole stride visits exactly {steps} of {rows} rows; take a divisor of {rows}, or even spacing")
+
+
+def sections(counts: Sequence[int], rows: int) -> Tensor:
+    """The table cut into equal sections from the clean end, `counts[i]` evenly spaced rows in section i, its ends included.
+
+    (Nichol & Dhariwal 2021, code: "90,60,60,20,20" for LSUN in Dhariwal & Nichol 2021.)
+
+    Raises:
+        UsageError: where a section has fewer rows than asked of it.
+    """
+    chosen, start = [], 0
+    for i, count in enumerate(counts):
+        size = rows // len(counts) + (i < rows % len(counts))
+        if not 1 <= count <= size:
+            raise UsageError(f"counts={','.join(map(str, counts))}: section {i + 1} has {size} rows, ask for 1 to {size}, not {count}")
+        stride = torch.full((count,), (size - 1) / max(count - 1, 1), dtype=torch.float64)
+        chosen.append(start + torch.round(stride.cumsum(0) - stride).long())  # summed and halved to even as OpenAI's
+        start += size
+    return _table(torch.cat(chosen), rows)
+
+
+def quadratic(steps: int, rows: int) -> Tensor:
+    """Rows `1 + floor(u^2)`, u evenly spaced from 0 to sqrt(0.8 T): DDIM's choice for CIFAR-10 (Song et al. 2020, appendix D.2).
+
+    The first row is about 0.8 T, though x is drawn from the prior. Rows that fall together near 0 count once.
+    """
+    if not 1 <= steps <= rows:
+        raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
+    return _table(torch.floor(torch.linspace(0, (0.8 * rows) ** 0.5, steps, dtype=torch.float64) ** 2).long().unique(), rows)
+
+
+def trailing(steps: int, rows: int) -> Tensor:
+    """Rows `round(T - i T / S)`, i = 0..S-1: the last row is always one of them (Lin et al. 2023, section 3.3)."""
+    if not 1 <= steps <= rows:
+        raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
+    return _table(torch.round(rows - torch.arange(steps - 1, -1, -1, dtype=torch.float64) * rows / steps).long() - 1, rows)
+
+
+def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
+    """`log sigma~` at `u^rho` between its ends, u evenly spaced from 1 to 0, `sigma~ = sigma_t / alpha_t`.
+
+    At rho = 1 steps are even in log-SNR (Lu et al. 2022, section 3.4).
+    """
+    low, high = _ends(schedule)
+    ramp = torch.linspace(1, 0, steps, dtype=torch.float64) ** rho
+    return _times(schedule, low.log() + ramp * (high.log() - low.log()))
+
+
+def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
+    """`sigma~^(1/rho)` evenly spaced between its ends, `sigma~ = sigma_t / alpha_t` (Karras et al. 2022, eq. 5)."""
+    low, high = _ends(schedule)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return _times(schedule, rho * torch.log(high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))))
+
+
+def noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:
+    """`sigma~_t = sigma_t / alpha_t`, float64."""
+    return torch.exp(-schedule.log_snr(t.double()) / 2)
+
+
+def _ends(schedule: Schedule) -> tuple[Tensor, Tensor]:
+    low, high = noise_ratio(schedule, torch.tensor([schedule.t_last, 1.0])).unbind()
+    if not bool(torch.isfinite(high)):
+        raise UsageError("the schedule ends at zero SNR, where steps in log-SNR would be infinite: take steps=N, or trailing(N, T)")
+    return low, high
+
+
+def _times(schedule: Schedule, log_ratio: Tensor) -> Tensor:
+    return torch.cat([schedule.time(-2 * log_ratio), torch.zeros(1, dtype=torch.float64)])
+
+
+def _table(index: Tensor, rows: int) -> Tensor:
+    return torch.cat([index.flip(0).double() + 1, torch.zeros(1, dtype=torch.float64)]) / rows

@@ -1,0 +1,89 @@
+"""Schedules of the DDPM papers in continuous time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..shared.corruption import Schedule
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.tensors import exact
+
+
+@described
+class Cosine(Schedule):
+    r"""`lambda_t = -2 log tan(a t + b)`, variance preserving, cut to [low, high] (Ho & Salimans 2022, section 3; Salimans & Ho 2022).
+
+    `b = arctan(exp(-high / 2))`, `a = arctan(exp(-low / 2)) - b`: but for the cut this is `alpha_t = cos(pi t / 2)`. At t = 0 the signal
+    is clean. `grid(N)` is N/N, .., 1/N, 0, so that grids of N and 2 N steps nest.
+
+    Args:
+        low, high: log-SNR at t = 1 and just above t = 0.
+    """
+
+    def __init__(self, low: float = -20.0, high: float = 20.0) -> None:
+        if not low < high:
+            raise UsageError(f"low={low}, high={high}: give the log-SNR at t = 1, and a higher one for t = 0, such as -20 and 20")
+        self.low, self.high, self.t_min, self.t_last = low, high, 1e-5, 1e-3
+        self._start = math.atan(math.exp(-high / 2))
+        self._slope = math.atan(math.exp(-low / 2)) - self._start
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_snr = self.log_snr(exact(t))
+        return log_snr.sigmoid().sqrt().to(t.dtype), (-log_snr).sigmoid().sqrt().to(t.dtype)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        log_snr = -2 * torch.log(torch.tan(self._slope * exact(t) + self._start))
+        return torch.where(t > 0, log_snr, torch.inf).to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        angle = torch.atan(torch.exp(-exact(log_snr) / 2))
+        return ((angle - self._start) / self._slope).clamp(self.t_min, 1.0).to(log_snr.dtype)
+
+    def grid(self, steps: int) -> Tensor:
+        if steps < 1:
+            raise UsageError(f"steps={steps}: a sampler needs at least one step")
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+@described
+class Shifted(Schedule):
+    r"""Another schedule with its log-SNR moved by `shift`, variance preserving (Hoogeboom et al. 2023, section 3.1).
+
+    Neighbouring pixels average noise away: at d x d pixels the noise of a schedule made for 64 x 64 destroys less.
+    `resolution_shift(64, d)` makes up for it.
+
+    Args:
+        schedule: of the times and the grid.
+        shift: added to the log-SNR.
+    """
+
+    def __init__(self, schedule: Schedule, shift: float) -> None:
+        self.schedule, self.shift = schedule, shift
+        self.t_min, self.t_last = schedule.t_min, schedule.t_last
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_snr = self.log_snr(exact(t))
+        return log_snr.sigmoid().sqrt().to(t.dtype), (-log_snr).sigmoid().sqrt().to(t.dtype)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return (self.schedule.log_snr(exact(t)) + self.shift).to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.schedule.time(exact(log_snr) - self.shift).to(log_snr.dtype)
+
+    def grid(self, steps: int) -> Tensor:
+        return self.schedule.grid(steps)
+
+    def training_time(self, u: Tensor) -> Tensor:
+        return self.schedule.training_time(u)
+
+
+def resolution_shift(base: int, size: int) -> float:
+    """`2 log(base / size)`, the shift of the log-SNR from images of `base` pixels across to `size` (Hoogeboom et al. 2023, eq. 4)."""
+    if base < 1 or size < 1:
+        raise UsageError(f"base={base}, size={size}: give pixels across, 1 or more")
+    return 2 * math.log(base / size)

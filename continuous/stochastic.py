@@ -1,0 +1,78 @@
+"""Noise around any solver: samplers that wrap a sampler."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared.errors import UsageError
+from ..shared.random import Source
+from ..shared.sampler import Sampler, Step
+from ..shared.tensors import exact, like
+from .grids import noise_ratio
+
+
+class Churned(Sampler):
+    r"""Before each step x is taken back up to `sigma~ (1 + gamma)` by fresh noise (Karras et al. 2022, algorithm 2).
+
+    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler.
+
+    Args:
+        sampler: takes the step down.
+        gamma: by what share the noise grows.
+        low, high: sigma~ between which it does (S_min and S_max).
+        noise: scale of the fresh noise (S_noise).
+    """
+
+    def __init__(self, sampler: Sampler, gamma: float, *, low: float = 0.0, high: float = math.inf, noise: float = 1.0) -> None:
+        super().__init__(sampler.denoiser)
+        if gamma < 0:
+            raise UsageError(f"gamma={gamma}: give the share by which the noise grows, 0 or more, such as 0.4")
+        self.sampler, self.gamma, self.low, self.high, self.noise = sampler, gamma, low, high, noise
+
+    def begin(self) -> Step:
+        inner = self.sampler.begin()
+
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            ratio = float(noise_ratio(self.corruption, t))
+            if self.gamma and self.low <= ratio <= self.high:
+                up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
+                kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
+                x, t = kept + self.noise * (self.corruption.diffuse(x, t, up, generator=generator) - kept), up
+            return inner(x, t, s, generator=generator, **cond)
+
+        return step
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        return self.begin()(x, t, s, generator=generator, **cond)
+
+
+class Renoised(Sampler):
+    r"""Each step goes below its goal and comes back up by fresh noise: the "ancestral" samplers of k-diffusion.
+
+    In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that comes back and `down^2 = s^2 - up^2` the level that the inner step goes
+    to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it is "DPM++ 2S a".
+
+    Args:
+        sampler: a single-step solver of the flow.
+        eta: 0 for none, 1 for the noise of the posterior.
+    """
+
+    def __init__(self, sampler: Sampler, eta: float = 1.0) -> None:
+        super().__init__(sampler.denoiser)
+        if not 0 <= eta <= 1:
+            raise UsageError(f"eta={eta}: give a number from 0, no noise, to 1, ancestral")
+        self.sampler, self.eta = sampler, eta
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if s == 0 or self.eta == 0:
+            return self.sampler.step(x, t, s, generator=generator, **cond)
+        kept = float(self.corruption.kept(exact(s), exact(t)))
+        down2 = 1 - self.eta**2 * (1 - kept)  # of s^2
+        log_snr = self.corruption.log_snr(exact(s)) - math.log(down2)
+        low = self.corruption.time(log_snr)
+        x = self.sampler.step(x, t, low, generator=generator, **cond)
+        return self.corruption.diffuse(x, low, s, generator=generator)

@@ -1,0 +1,113 @@
+"""Editing with a sampler as it is: hooks around its steps, for every family."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .progress import Progress, silent
+from .random import Source
+from .sampler import Sampler, Step
+
+
+class Inpainting(Sampler):
+    """Where the mask is 1, each state is replaced by the known signal, corrupted to its level (Song et al. 2021, appendix I.2).
+
+    At the end the known part is the known signal itself. Works for continuous and categorical signals.
+
+    Args:
+        sampler: fills in the rest.
+        known: `(B, ...)`, the signal; what lies outside the mask is not looked at.
+        mask: broadcast against `known`, 1 or True where the signal is known.
+    """
+
+    def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
+        super().__init__(sampler.denoiser)
+        self.sampler, self.known, self.mask = sampler, known, checked_mask(mask, known)
+
+    def begin(self) -> Step:
+        inner = self.sampler.begin()
+
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            x = inner(x, t, s, generator=generator, **cond)
+            known = self.known if s == 0 else self.corruption.corrupt(self.known, s, generator=generator)
+            return torch.where(self.mask, known.to(x), x)
+
+        return step
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        return self.begin()(x, t, s, generator=generator, **cond)
+
+
+class RePaint(Sampler):
+    """Inpainting that goes back up: every `jump` steps down are repeated `repeats` times (Lugmayr et al. 2022, algorithm 1).
+
+    Replacement alone lets the known part pull only on what comes after it; going up by fresh noise and down again harmonises the two.
+
+    Args:
+        sampler: a single-step sampler.
+        known, mask: as `Inpainting`.
+        jump: steps down before each way back up; 10 in the paper.
+        repeats: how often each stretch is walked; 10 in the paper, 1 for `Inpainting`.
+    """
+
+    def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor, *, jump: int = 10, repeats: int = 10) -> None:
+        super().__init__(sampler.denoiser)
+        if jump < 1 or repeats < 1:
+            raise UsageError(f"jump={jump}, repeats={repeats}: give whole numbers of at least 1")
+        self.inpainting, self.jump, self.repeats = Inpainting(sampler, known, mask), jump, repeats
+
+    def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:
+        pairs, walk = list(pairwise(grid)), []
+        for start in range(0, len(pairs), self.jump):
+            down = pairs[start : start + self.jump]
+            back = [(down[-1][1], down[0][0])]
+            # The way to t = 0 is walked once: the signal that it ends with holds no noise to add to.
+            walk += (down + back) * (self.repeats - 1) + down if down[-1][1] > 0 else down
+        return walk
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if s > t:
+            return self.corruption.diffuse(x, t, s, generator=generator)
+        return self.inpainting.step(x, t, s, generator=generator, **cond)
+
+
+def sdedit(
+    sampler: Sampler,
+    guide: Tensor,
+    strength: float,
+    *,
+    steps: int | Tensor,
+    generator: Source = None,
+    progress: Progress = silent,
+    **cond: Any,
+) -> Tensor:
+    """The guide is corrupted to `t = strength` and sampled from there (Meng et al. 2022, algorithm 1).
+
+    Args:
+        sampler: any.
+        guide: `(B, ...)`, strokes or an image.
+        strength: in (0, 1]: how much is free to change; the grid's first time not above it is taken.
+        steps: of the whole grid, of which the part below `strength` is walked.
+        generator: the source of noise.
+        progress: how to report progress.
+        cond: conditions by name.
+    """
+    grid = sampler.times(steps)
+    rest = grid[grid <= strength]
+    if not 0 < strength <= 1 or len(rest) < 2:
+        raise UsageError(f"strength={strength}: give a number above the grid's last noisy time, {float(grid[-2]):.4g}, and up to 1")
+    x = sampler.corruption.corrupt(guide, rest[0], generator=generator)
+    return sampler(x, steps=rest, generator=generator, progress=progress, **cond)
+
+
+def checked_mask(mask: Tensor, known: Tensor) -> Tensor:
+    """A mask as booleans of the shape of the signal."""
+    try:
+        return mask.bool().to(known.device).expand_as(known)
+    except RuntimeError:
+        raise UsageError(f"a mask of shape {tuple(mask.shape)} does not fit a signal of shape {tuple(known.shape)}") from None

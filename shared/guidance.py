@@ -1,0 +1,245 @@
+"""Guidance: a guided denoiser is a denoiser, so every sampler of every Gaussian family takes it.
+
+Two scales are in use for classifier-free guidance: Ho & Salimans's w, 0 without guidance, and s = 1 + w of GLIDE and most code since, 1
+without. Here it is w throughout. For classifier guidance the scale is that of the gradient, 0 without guidance and 1 for Bayes' rule.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .corruption import Schedule
+from .denoiser import Denoiser, GaussianDenoiser, on_every_row, taken, tweedie
+from .describe import described
+from .errors import UsageError
+from .labels import Label, thousandths
+from .objective import Draw, Loss, Objective, independent
+from .random import Source, uniform
+from .tensors import exact, like
+
+
+class ClassifierFree(GaussianDenoiser):
+    r"""`(1 + w) E[x_0 | x_t, c] - w E[x_0 | x_t]` (Ho & Salimans 2022, eq. 6, of x_0 in place of the noise: the same combination).
+
+    What the network says of the reverse variance is that of the conditional half, unguided, as in GLIDE. Two evaluations where guidance
+    acts, one elsewhere.
+
+    Args:
+        denoiser: a conditional one, trained with `ConditionDropout`.
+        w: strength; the "guidance scale" s of other code is 1 + w.
+        condition: the condition to strengthen; all others go to both halves.
+        null: what stands for no condition, by name; left out by default, which for this package's networks is their own null.
+        low, high: guidance acts for low < t <= high (Kynkaanniemi et al. 2024 leave out the noisiest and the cleanest levels).
+        rescale: phi, the share by which the guided x_0 is brought back to the standard deviation of the conditional one, for each
+            example (Lin et al. 2023, section 3.4, there for the network's own output; 0.7).
+
+    Raises:
+        UsageError: where the denoiser's network says that it does not take the condition.
+    """
+
+    def __init__(
+        self,
+        denoiser: GaussianDenoiser,
+        w: float,
+        *,
+        condition: str = "label",
+        null: Mapping[str, Tensor] | None = None,
+        low: float = 0.0,
+        high: float = 1.0,
+        rescale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        refuse_without(denoiser, condition)
+        if not 0 <= low < high <= 1 or not 0 <= rescale <= 1:
+            raise UsageError(f"low={low}, high={high}, rescale={rescale}: give 0 <= low < high <= 1, and a share from 0 to 1")
+        self.denoiser, self.w, self.condition, self.null = denoiser, w, condition, dict(null or {})
+        self.low, self.high, self.rescale = low, high, rescale
+        self.corruption, self.conditions, self.spread = denoiser.corruption, denoiser.conditions, denoiser.spread
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.with_spread(x_t, t, **cond)[0]
+
+    def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
+        conditional, v = self.denoiser.with_spread(x_t, t, **cond)
+        guided = self._stronger(conditional, self.denoiser.forward, x_t, t, cond)
+        if self.rescale:
+            share = like(conditional.flatten(1).std(1) / guided.flatten(1).std(1), x_t)
+            guided = guided * (self.rescale * share + 1 - self.rescale)
+        return guided, v
+
+    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        if self.rescale:
+            return tweedie(self, x_t, t, **cond)
+        return self._stronger(self.denoiser.score(x_t, t, **cond), self.denoiser.score, x_t, t, cond)
+
+    def _stronger(self, conditional: Tensor, ask: Callable[..., Tensor], x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        if self.condition not in cond:
+            raise UsageError(f"guidance needs the condition: give {self.condition}=..., or sample the denoiser without guidance")
+        acts = (t > self.low) & (t <= self.high)
+        if t.ndim == 0 and t.device.type == "cpu" and (self.w == 0 or not acts):
+            return conditional
+        others = {name: value for name, value in cond.items() if name != self.condition}
+        w = like(torch.where(acts, self.w, 0.0).to(x_t), x_t)
+        return conditional + w * (conditional - ask(x_t, t, **others, **self.null))
+
+    def on(self, schedule: Schedule) -> ClassifierFree:
+        settings = {"null": self.null, "low": self.low, "high": self.high, "rescale": self.rescale}
+        return ClassifierFree(self.denoiser.on(schedule), self.w, condition=self.condition, **settings)
+
+
+@described
+class NoisyClassifier(Denoiser):
+    """A network that says `log p(label | x_t)`, `(B, K)`: a denoiser of the label.
+
+    Args:
+        network: `(x_t scaled to unit variance, time label (B,)) -> logits (B, K)`, such as `Encoder`.
+        schedule: the home schedule, that of training.
+        label: the number that the network is fed for a time of the home schedule.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, label: Label = thousandths) -> None:
+        super().__init__()
+        self.network, self.schedule, self.label, self.corruption = network, schedule, label, schedule
+        self.conditions = ()
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        home = exact(t) if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(exact(t)))
+        alpha, sigma = self.corruption(exact(t))
+        scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * x_t
+        return self.network(scaled, on_every_row(self.label(self.schedule, home), x_t)).float().log_softmax(-1)
+
+    def on(self, schedule: Schedule) -> NoisyClassifier:
+        """The same classifier, weights shared, for signals that `schedule` has corrupted."""
+        other = copy.copy(self)
+        other.corruption = schedule
+        return other
+
+
+@described
+class Recognition(Objective):
+    """`-log p(label | x_t)`, t uniform (Dhariwal & Nichol 2021, section 4): trains a `NoisyClassifier`.
+
+    Args:
+        denoiser: the classifier.
+        times: how the times of a batch are drawn.
+    """
+
+    def __init__(self, denoiser: NoisyClassifier, times: Draw = independent) -> None:
+        super().__init__()
+        self.denoiser, self.times = denoiser, times
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        log_p = self.denoiser(self.denoiser.corruption.corrupt(x0, t, generator=generator), t)
+        loss = F.nll_loss(log_p, cond["label"], reduction="none")
+        return Loss(loss, {"accuracy": (log_p.argmax(-1) == cond["label"]).float()}, t)
+
+
+class ClassifierGradient:
+    """`scale grad log p(label | x_t)`, of the shape of x_t: `(x_t, t, label=...)`.
+
+    Args:
+        classifier: `(x_t, t) -> log p(label | x_t)`, `(B, K)`.
+        scale: 1 for Bayes' rule; 1 to 10 in Dhariwal & Nichol (2021).
+    """
+
+    def __init__(self, classifier: Callable[[Tensor, Tensor], Tensor], scale: float = 1.0) -> None:
+        self.classifier, self.scale = classifier, scale
+
+    def __call__(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The gradient of the chosen class, of each example by itself."""
+        if "label" not in cond:
+            raise UsageError("classifier guidance needs the class: give label=..., one for each sample")
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            chosen = self.classifier(x, t).gather(1, cond["label"][:, None]).sum()
+            return self.scale * torch.autograd.grad(chosen, x)[0].to(x_t)
+
+
+class ClassifierGuided(GaussianDenoiser):
+    r"""`E[x_0 | x_t] + (sigma_t^2 / alpha_t) gradient`: the score plus the gradient (Dhariwal & Nichol 2021, algorithm 2, the DDIM form).
+
+    With scale 1 and a perfect classifier this is the conditional denoiser, by Bayes' rule. The ancestral form, which moves the mean by
+    variance x gradient, is `Ancestral(denoiser, gradient=...)`; they agree as steps become small. The label reaches the denoiser too if it
+    takes one.
+
+    Args:
+        denoiser: unconditional or conditional; clip it before it is guided, as published.
+        classifier: with `on(schedule)`, if the guided denoiser is to have it.
+        scale: of the gradient.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, classifier: NoisyClassifier, scale: float = 1.0) -> None:
+        super().__init__()
+        if not bool(torch.isfinite(denoiser.corruption.log_snr(torch.ones((), dtype=torch.float64)))):
+            raise UsageError("the schedule ends at zero SNR, where classifier guidance divides by alpha = 0: take another schedule")
+        self.denoiser, self.classifier, self.scale = denoiser, classifier, scale
+        self.gradient = ClassifierGradient(classifier, scale)
+        self.corruption, self.conditions, self.spread = denoiser.corruption, denoiser.conditions, denoiser.spread
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.with_spread(x_t, t, **cond)[0]
+
+    def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
+        x0, v = self.denoiser.with_spread(x_t, t, **taken(self.denoiser, cond))
+        alpha, sigma = self.corruption(exact(t))
+        return x0 + like(sigma**2 / alpha, x_t) * self.gradient(x_t, t, **cond), v
+
+    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.denoiser.score(x_t, t, **taken(self.denoiser, cond)) + self.gradient(x_t, t, **cond)
+
+    def on(self, schedule: Schedule) -> ClassifierGuided:
+        return ClassifierGuided(self.denoiser.on(schedule), self.classifier.on(schedule), self.scale)
+
+
+@described
+class ConditionDropout(Objective):
+    """An objective whose condition is replaced by the null for a share p of the examples (Ho & Salimans 2022, algorithm 1).
+
+    Args:
+        objective: of a conditional denoiser.
+        null: what stands for no condition: for class labels the index `classes`, for token sequences one of padding, -1.
+        p: the share; 0.1 or 0.2.
+        condition: which.
+
+    Raises:
+        UsageError: where the denoiser's network says that it does not take the condition.
+    """
+
+    def __init__(self, objective: Objective, null: int, p: float = 0.1, condition: str = "label") -> None:
+        super().__init__()
+        refuse_without(objective.denoiser, condition)
+        if not 0 <= p < 1:
+            raise UsageError(f"p={p}: give the share of examples that lose their condition, from 0 to below 1, such as 0.1")
+        self.objective, self.null, self.p, self.condition, self.times = objective, null, p, condition, objective.times
+
+    @property
+    def denoiser(self) -> GaussianDenoiser:
+        """That of the objective."""
+        return self.objective.denoiser
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        return self.objective.at(x0, t, generator=generator, **self._dropped(cond, generator))
+
+    def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        return self.objective(x0, generator=generator, **self._dropped(cond, generator))
+
+    def _dropped(self, cond: dict[str, Any], generator: Source) -> dict[str, Any]:
+        value = cond[self.condition]
+        drop = uniform((len(value),), generator, device=value.device) < self.p
+        return cond | {self.condition: torch.where(like(drop, value), torch.full_like(value, self.null), value)}
+
+
+def refuse_without(denoiser: Denoiser, condition: str) -> None:
+    """Refuses a denoiser whose network says that it does not take the condition."""
+    if denoiser.conditions is not None and condition not in denoiser.conditions:
+        has = ", ".join(denoiser.conditions) or "none"
+        raise UsageError(
+            f"guidance by {condition} needs a denoiser that takes it, and this one takes {has}: "
+            "build its network with the condition (classes=... for labels), or guide it with a classifier"
+        )
