@@ -26,7 +26,12 @@ SCHEDULES = {
     "vp": sde.VP,
     "sub-vp": sde.SubVP,
     "ve": sde.VE,
+    "continuous-cosine": continuous.Cosine,
+    "shifted": lambda: continuous.Shifted(continuous.Tabulated(continuous.cosine_betas(1000)), -1.0),
+    "zero-terminal": lambda: continuous.Tabulated(continuous.zero_terminal(continuous.linear_betas(1000))),
 }
+# Those that divide by alpha, or move at infinite speed, where alpha falls to 0.
+NOT_FROM_ZERO_SNR = ("heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2s", "lms", "renoised-2s", "churned-heun")
 
 
 def langevin(denoiser, snr=0.1):
@@ -36,9 +41,23 @@ def langevin(denoiser, snr=0.1):
 SAMPLERS = {
     "ancestral-large": lambda d: continuous.Ancestral(d, continuous.large),
     "ancestral-small": lambda d: continuous.Ancestral(d, continuous.small),
+    "ancestral-between": lambda d: continuous.Ancestral(d, continuous.LogInterpolated(0.3)),
     "ddim-0": lambda d: continuous.DDIM(d),
     "ddim-0.5": lambda d: continuous.DDIM(d, 0.5),
     "ddim-1": lambda d: continuous.DDIM(d, 1.0),
+    "heun": continuous.Heun,
+    "dpm-solver-2": continuous.DPMSolver,
+    "dpm-solver-3": lambda d: continuous.DPMSolver(d, 3),
+    "dpm-solver++2s": continuous.DPMSolverPPSingle,
+    "dpm-solver++2m": continuous.DPMSolverPP,
+    "dpm-solver++3m": lambda d: continuous.DPMSolverPP(d, continuous.curved),
+    "dpm-solver++2m-sde": lambda d: continuous.DPMSolverPP(d, eta=1.0),
+    "dpm-solver++3m-sde": lambda d: continuous.DPMSolverPP(d, continuous.curved, eta=1.0),
+    "unipc-2": lambda d: continuous.UniPC(d, 2),
+    "unipc-3": continuous.UniPC,
+    "lms": continuous.LMS,
+    "renoised-2s": lambda d: continuous.Renoised(continuous.DPMSolverPPSingle(d)),
+    "churned-heun": lambda d: continuous.Churned(continuous.Heun(d), 0.1, low=0.05, high=50.0),
     "euler-maruyama": sde.EulerMaruyama,
     "euler-maruyama-0.5": lambda d: sde.EulerMaruyama(d, 0.5),
     "reverse-diffusion": sde.ReverseDiffusion,
@@ -48,10 +67,13 @@ SAMPLERS = {
     "flow-rk4": lambda d: sde.ProbabilityFlow(d, "rk4"),
     "flow-dopri5": lambda d: sde.ProbabilityFlow(d, "dopri5", rtol=1e-4, atol=1e-4),
 }
+OF_THE_SDE = ("euler", "reverse", "flow", "ddim+langevin")
 COUNT, STEPS = 6000, 400
 
 
 def samples(sampler_name, schedule_name, oracle, generator):
+    if schedule_name == "zero-terminal" and (sampler_name in NOT_FROM_ZERO_SNR or sampler_name.startswith(OF_THE_SDE)):
+        pytest.skip("starts where alpha is not 0")
     sampler = SAMPLERS[sampler_name](oracle(SCHEDULES[schedule_name]()))
     steps = 2 if "dopri5" in sampler_name else STEPS  # an adaptive method goes in one step to t_last, and then denoises
     if (sampler_name, schedule_name) == ("euler-maruyama-0.5", "cosine"):
@@ -103,12 +125,19 @@ def test_langevin_with_the_norms_of_each_sample(dims, generator):
     assert float(x.var()) == pytest.approx(0.5 * (1 + 2 / dims), rel=0.03)
 
 
+OF_THE_FLOW = ("ddim-0", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2s", "dpm-solver++2m", "unipc-2", "unipc-3", "lms")
+
+
 def test_evaluations_are_counted():
     oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, sde.VP())
     learned = continuous.Learned(MLP(2, 8, 1), continuous.Tabulated(continuous.linear_betas(40)))
     for denoiser in (oracle, learned, continuous.Clipped(learned), learned.on(sde.VP())):
         for sampler, expected in (
             (continuous.DDIM(denoiser), 10),
+            (continuous.Heun(denoiser), 19),
+            (continuous.DPMSolver(denoiser, 3), 28),
+            (continuous.DPMSolverPP(denoiser), 10),
+            (continuous.UniPC(denoiser), 10),
             (sde.EulerMaruyama(denoiser), 10),
             (sde.ProbabilityFlow(denoiser), 19),  # two for each Heun step, one for the last
             (sde.PredictorCorrector(sde.ReverseDiffusion(denoiser), sde.Langevin(denoiser)), 19),
@@ -119,7 +148,7 @@ def test_evaluations_are_counted():
 
 
 ODE_SAMPLERS = {
-    "ddim": lambda d: continuous.DDIM(d),
+    **{name: make for name, make in SAMPLERS.items() if name in OF_THE_FLOW},
     **{m: lambda d, m=m: sde.ProbabilityFlow(d, m) for m in ("euler", "midpoint", "heun2", "heun3", "rk4")},
 }
 

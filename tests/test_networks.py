@@ -258,12 +258,16 @@ def test_conditions_leave_the_weights_of_older_networks_in_place():
 
 def test_a_conditional_network_is_described_in_full():
     network, (x, given) = conditioned((2, 6, 5)), inputs((2, 6, 5))
-    again = build(json.loads(json.dumps(describe(network))))
-    assert describe(again) == describe(network)
-    again.load_state_dict(network.state_dict())
-    assert torch.equal(again(x, TIME, **given), network(x, TIME, **given))
-    for other in (Encoder((1, 5, 4), classes=3, width=8), MLP(3, 8, 1, classes=4, outputs=2), network.tokens):
-        assert describe(build(describe(other))) == describe(other)
+    plain = Encoder((2, 6, 5), classes=3, width=8, multipliers=(1, 3), blocks=2, attention=(1,), heads=2)
+    perceptron = MLP(3, 8, 1, classes=4, outputs=2)
+    encoder = TokenEncoder(vocabulary=7, length=4, width=8, depth=1, heads=2)
+    cases = [(network, (x, TIME)), (plain, (x, TIME)), (perceptron, (x[:, 0, 0, :3], TIME)), (encoder, (given["tokens"],))]
+    for first, arguments in cases:
+        further = given if first is network else {}
+        again = build(json.loads(json.dumps(describe(first))))
+        assert describe(again) == describe(first)
+        again.load_state_dict(awake(first, 0.3).state_dict())
+        assert torch.equal(again(*arguments, **further), first(*arguments, **further))
 
 
 @pytest.mark.parametrize(
