@@ -194,20 +194,19 @@ class UniPC(Multistep):
     Predictor: x_0 as the polynomial in lambda through the last `levels` levels, its exponential integral taken exactly. Corrector: once x_0
     at the next level is known, the same through one level more. Solving the paper's conditions exactly makes its B(h) drop out. The
     correction is applied as the difference of the two integrals, in which x does not occur, so hooks that change x between steps keep
-    working. The start, with fewer levels, makes it order 3 in all. The last step denoises.
+    working. Its order is `levels` + 1; the first steps of a run, with fewer levels to look back at, are of lower order. The last step
+    denoises.
 
     Args:
         denoiser: gives x_0.
         levels: of the predictor, 2 or 3 ("UniPC-2", "UniPC-3").
     """
 
-    order = 3
-
     def __init__(self, denoiser: GaussianDenoiser, levels: int = 3) -> None:
         super().__init__(denoiser)
         if levels not in (2, 3):
             raise UsageError(f"levels={levels}: give 2 or 3")
-        self.levels = levels
+        self.levels, self.order = levels, levels + 1
 
     def advance(self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
@@ -226,21 +225,20 @@ class UniPC(Multistep):
 class LMS(Multistep):
     r"""Adams-Bashforth in sigma~: epsilon as the polynomial through the last levels, integrated exactly ("LMS" of k-diffusion).
 
-    The first step is of order one, which keeps the whole at order 2. One evaluation a step; the last step denoises.
+    Its order is `levels`; the first steps of a run, with fewer levels to look back at, are of lower order. One evaluation a step; the last
+    step denoises.
 
     Args:
         denoiser: gives epsilon.
         levels: of the polynomial.
     """
 
-    order = 2
-
     def __init__(self, denoiser: GaussianDenoiser, levels: int = 4) -> None:
         super().__init__(denoiser)
         refuse_zero_snr(denoiser.corruption)
         if levels < 2:
             raise UsageError(f"levels={levels}: give 2 or more; one level is DDIM")
-        self.levels = levels
+        self.levels, self.order = levels, levels
 
     def advance(self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         x0, epsilon = clean_and_noise(self.denoiser, x, t, **cond)

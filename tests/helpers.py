@@ -24,7 +24,7 @@ class Fixture:
     def __getitem__(self, key: str) -> Tensor:
         return torch.from_numpy(self._arrays[key])
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Names of the arrays."""
         return list(self._arrays.files)
 

@@ -40,7 +40,7 @@ SCHEDULES = {
 MEANS = {"EPSILON": lambda schedule: noise, "START_X": lambda schedule: clean, "PREVIOUS_X": PosteriorMean}
 VARIANCES = {"FIXED_SMALL": small, "FIXED_LARGE": large, "LEARNED": learned_diagonal, "LEARNED_RANGE": learned_range}
 OUT, V, X0, NOISE, Z, GRADIENT = (FIXTURE[k] for k in ("model_out", "model_v", "x_start", "noise", "step_noise", "cond_grad"))
-KINDS = sorted({tuple(k.split(".")[1:3]) for k in FIXTURE.keys() if k.endswith(".p_sample")})
+KINDS = sorted({tuple(k.split(".")[1:3]) for k in FIXTURE.names() if k.endswith(".p_sample")})
 DIMS = 48
 
 

@@ -101,7 +101,12 @@ def test_edm(kind):
     """The levels that the peer visits tell its churn: 18 steps between sigma = 0.05 and 50, S_noise from the first churned state."""
     asked = FIXTURE[f"edm.{kind}.sigma_of_each_call"]
     inner, sigmas, states = denoiser(), [], []
-    inner.register_forward_pre_hook(lambda module, a: (states.append(a[0]), sigmas.append(WIDE(a[1])[1])) and None)
+
+    def note(module, arguments):
+        states.append(arguments[0])
+        sigmas.append(WIDE(arguments[1])[1])
+
+    inner.register_forward_pre_hook(note)
     gamma = float(asked[4] / FIXTURE["edm.plain.sigma_of_each_call"][4] - 1) if kind == "churn" else 0.0
     grid = [*FIXTURE["sigmas.karras.n18_0.002_80"]]
     within = [float(s) for s, c in zip(FIXTURE["edm.plain.sigma_of_each_call"][0::2], asked[0::2], strict=True) if c > s * 1.01]
