@@ -86,3 +86,11 @@ class Tabulated(Schedule):
         alpha2 = self(exact(grid.flip(0)))[0] ** 2
         ratio_minus_one = torch.expm1(alpha2[1:].log() - alpha2[:-1].log())
         return Tabulated(-ratio_minus_one)
+
+
+def tabulate(schedule: Schedule, steps: int) -> Tabulated:
+    """The chain of `steps` evenly spaced times of a variance-preserving schedule, for bounds and for samplers on tables."""
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    log_alpha2 = torch.nn.functional.logsigmoid(schedule.log_snr(t))
+    before = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha2[:-1]])
+    return Tabulated(-torch.expm1(log_alpha2 - before))

@@ -4,6 +4,16 @@ Everything that a checkpoint of this package may name is imported here, so `load
 """
 
 from ..shared.training import load
-from . import d3pm_images, ddpm, score_sde
+from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde
 
-__all__ = ["d3pm_images", "ddpm", "load", "score_sde"]
+__all__ = [
+    "classifier_free",
+    "d3pm_images",
+    "ddim",
+    "ddpm",
+    "guided_diffusion",
+    "improved_ddpm",
+    "load",
+    "progressive_distillation",
+    "score_sde",
+]

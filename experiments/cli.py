@@ -1,4 +1,4 @@
-"""The command line: `unnoise demo | train | sample | evaluate | recipes`."""
+"""The command line: `unnoise demo | train | sample | evaluate | reproduce | plot-schedules | recipes`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import Tensor
 
 from ..shared.data import ImageSet
 from ..shared.errors import UsageError
 from ..shared.progress import bar
+from ..shared.sampler import Sampler
 from ..shared.training import Checkpoint, load
 from ..shared.training.folder import writable
 from ..shared.training.trainer import Interrupted
@@ -26,6 +28,8 @@ from . import demo
 from .evaluation import Judge, bits_per_dim, draw, summary
 from .experiment import Experiment
 from .recipes import RECIPES, find
+from .reproduce import train_recipe
+from .spacing import spaced
 
 USAGE = """usage: unnoise COMMAND ...
 
@@ -33,6 +37,8 @@ USAGE = """usage: unnoise COMMAND ...
   train RECIPE        train one recipe, such as ddpm-digits; every setting is an option
   sample RUN          draw samples from a trained run into a picture
   evaluate RUN        bits/dim, Fréchet distance and cost of a trained run
+  reproduce RECIPE    train a recipe if need be, and draw its paper's figure and table from it
+  plot-schedules      draw every noise schedule
   recipes             list the recipes
 
 Each command explains its options with --help.
@@ -49,10 +55,21 @@ class Sample:
     """The picture."""
     count: int = 64
     """How many."""
-    steps: int | None = None
-    """Steps of the sampler; None for the recipe's own."""
+    steps: str | None = None
+    """Steps of the sampler: a number, or on tables ddim50, quad50, trailing50, or counts for sections such as 90,60,60,20,20; None for
+    the recipe's own."""
     seed: int = 0
     """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Draws every noise schedule: alpha-bar, log-SNR and beta over time."""
+
+    out: Path = Path("schedules.png")
+    """The picture."""
+    steps: int = 1000
+    """Steps of the tables."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +80,9 @@ class Evaluate:
     """Folder of the run."""
     count: int | None = None
     """Samples for the Fréchet distance, and held-out images; None for as many as are held out."""
-    steps: int | None = None
-    """Steps of the sampler; None for the recipe's own."""
+    steps: str | None = None
+    """Steps of the sampler: a number, or on tables ddim50, quad50, trailing50, or counts for sections such as 90,60,60,20,20; None for
+    the recipe's own."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -88,7 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def dispatch(arguments: list[str]) -> int:
     """Finds the command."""
-    commands = {"demo": run_demo, "train": run_train, "sample": run_sample, "evaluate": run_evaluate, "recipes": run_recipes}
+    commands = {
+        "demo": run_demo,
+        "train": run_train,
+        "sample": run_sample,
+        "evaluate": run_evaluate,
+        "reproduce": run_reproduce,
+        "plot-schedules": run_plot_schedules,
+        "recipes": run_recipes,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -137,35 +163,50 @@ def run_recipes(arguments: list[str]) -> None:
     if arguments and arguments[0] not in ("-h", "--help"):
         raise UsageError(f"unnoise recipes takes no options, not {arguments[0]}")
     for name, preset in RECIPES.items():
-        print(f"{name:18} {(preset.__doc__ or '').strip().splitlines()[0]}")
+        print(f"{name:34} {(preset.__doc__ or '').strip().splitlines()[0]}")
     print("\nTrain one with `unnoise train NAME`; `unnoise train NAME --help` shows every setting.")
 
 
 def run_train(arguments: list[str]) -> None:
     """`unnoise train RECIPE`."""
+    if (options := recipe_options("train", arguments)) is None:
+        return
+    experiment, folder, name = options.experiment, writable(options.out), arguments[0]
+    images = experiment.data.load("train", bar)
+    print(f"training {name} on {len(images.k)} images of {'x'.join(map(str, images.shape))} into {folder}/")
+    train_recipe(experiment, images, folder, bar, resume=options.resume)
+    print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
+
+
+def run_reproduce(arguments: list[str]) -> None:
+    """`unnoise reproduce RECIPE`."""
+    if (options := recipe_options("reproduce", arguments)) is None:
+        return
+    page = options.experiment.reproduce(writable(options.out), bar)
+    print(f"{page.read_text()}\nwritten to {page}, with its pictures beside it")
+
+
+def recipe_options(command: str, arguments: list[str]) -> Any:
+    """A recipe with its settings, `out` and, for training, `resume`; None after help was asked for."""
     if not arguments or arguments[0].startswith("-"):
-        print("usage: unnoise train RECIPE [options]\n\nRecipes:")
+        print(f"usage: unnoise {command} RECIPE [options]\n\nRecipes:")
         run_recipes([])
         if not arguments:
             raise UsageError("which recipe? Give one of the names above")
-        return
+        return None
     name, preset = arguments[0], find(arguments[0])
-    command = make_dataclass(
-        "Train",
-        [
-            ("experiment", Annotated[type(preset), tyro.conf.arg(name="")], field(default=preset)),
-            ("out", Path, field(default=Path("runs") / name)),
-            ("resume", bool, field(default=False)),
-        ],
-    )
-    command.__doc__ = f"Trains {name}: {(type(preset).__doc__ or '').strip()} With --resume it goes on from the newest checkpoint in --out."
-    options = parse(command, arguments[1:], f"train {name}")
-    experiment: Experiment = options.experiment
-    folder = writable(options.out)
-    images = experiment.data.load("train", bar)
-    print(f"training {name} on {len(images.k)} images of {'x'.join(map(str, images.shape))} into {folder}/")
-    demo.train_one(experiment, images, folder, bar, resume=options.resume)
-    print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
+    fields: list[Any] = [
+        ("experiment", Annotated[type(preset), tyro.conf.arg(name="")], field(default=preset)),
+        ("out", Path, field(default=Path("runs") / name)),
+    ]
+    does = {
+        "train": f"Trains {name}: {{}} With --resume it goes on from the newest checkpoint in --out.",
+        "reproduce": f"The figure of {name}: {(type(preset).reproduce.__doc__ or '').strip().splitlines()[0]} {{}} What is trained already in "
+        "--out is taken as it is, and what broke off goes on.",
+    }
+    cls = make_dataclass("Options", fields + ([("resume", bool, field(default=False))] if command == "train" else []))
+    cls.__doc__ = does[command].format((type(preset).__doc__ or "").strip())
+    return parse(cls, arguments[1:], f"{command} {name}")
 
 
 def run_sample(arguments: list[str]) -> None:
@@ -174,14 +215,19 @@ def run_sample(arguments: list[str]) -> None:
 
     options = parse(Sample, arguments, "sample")
     checkpoint, experiment = opened(options.run)
-    if options.out.suffix.lower() not in (".png", ".jpg", ".webp") or options.out.is_dir():
-        raise UsageError(f"--out {options.out}: give the name of a picture, such as samples.png")
-    writable(options.out.parent)
+    picture = picture_path(options.out)
     like = ImageSet(torch.zeros(1, *checkpoint.shape), None, checkpoint.scale)
-    steps = None if options.steps is None else positive("steps", options.steps)
     sampler = experiment.sampler(checkpoint.average.denoiser)
-    run = draw(experiment, sampler, like, positive("count", options.count), steps, seed=options.seed, progress=bar)
-    save_grid(options.out, run.levels.float() / (checkpoint.scale.levels - 1), columns=max(1, round(options.count**0.5)))
+    run = draw(
+        experiment,
+        sampler,
+        like,
+        positive("count", options.count),
+        grid_of(experiment, sampler, options.steps),
+        seed=options.seed,
+        progress=bar,
+    )
+    save_grid(picture, run.levels.float() / (checkpoint.scale.levels - 1), columns=max(1, round(options.count**0.5)))
     print(f"{options.count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s: {options.out}")
 
 
@@ -197,8 +243,8 @@ def run_evaluate(arguments: list[str]) -> None:
     denoiser = checkpoint.average.denoiser
     bits, error = bits_per_dim(experiment, denoiser, test, seed=options.seed, progress=bar)
     results: dict[str, Any] = {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind, "step": checkpoint.step}
-    steps = None if options.steps is None else positive("steps", options.steps)
-    run = draw(experiment, experiment.sampler(denoiser), test, len(test.k), steps, seed=options.seed, progress=bar)
+    sampler = experiment.sampler(denoiser)
+    run = draw(experiment, sampler, test, len(test.k), grid_of(experiment, sampler, options.steps), seed=options.seed, progress=bar)
     if train.label is not None:
         judge = Judge(train, bar)
         results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}
@@ -207,6 +253,30 @@ def run_evaluate(arguments: list[str]) -> None:
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
     print(f"written to {path}")
+
+
+def run_plot_schedules(arguments: list[str]) -> None:
+    """`unnoise plot-schedules`."""
+    from .schedules import plot
+
+    options = parse(Schedules, arguments, "plot-schedules")
+    print(f"written to {plot(picture_path(options.out), options.steps)}")
+
+
+def picture_path(path: Path) -> Path:
+    """A path to write a picture to."""
+    if path.suffix.lower() not in (".png", ".jpg", ".webp") or path.is_dir():
+        raise UsageError(f"--out {path}: give the name of a picture, such as samples.png")
+    writable(path.parent)
+    return path
+
+
+def grid_of(experiment: Experiment, sampler: Sampler, steps: str | None) -> int | Tensor:
+    """The sampling steps that were asked for, or the recipe's own."""
+    if steps is None:
+        return experiment.grid(sampler.denoiser, experiment.sampling_steps)
+    grid = spaced(steps, sampler.corruption)
+    return positive("steps", grid) if isinstance(grid, int) else grid
 
 
 def opened(path: Path) -> tuple[Checkpoint, Experiment]:

@@ -23,11 +23,12 @@ from ..shared.objective import Objective
 from ..shared.progress import Progress, bar
 from ..shared.random import Streams
 from ..shared.sampler import Sampler, device_of
-from ..shared.training import Trainer, Training
+from ..shared.training import Training
 from ..shared.training.folder import read_metrics, writable
 from . import d3pm_images, ddpm, report, score_sde
 from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, marginal_bits_per_dim, summary
 from .experiment import Experiment
+from .reproduce import train_recipe
 
 FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment]]] = {
     "ddpm": ("DDPM", ddpm.digits, ddpm.smoke),
@@ -104,7 +105,7 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
     trained: dict[str, Objective] = {}
     for i, (name, experiment) in enumerate(experiments.items()):
         say(f"\n[{i + 1}/5] training {FAMILIES[name][0]}")
-        trained[name] = train_one(experiment, train, folder / name, progress, resume=demo.resume)
+        trained[name] = train_recipe(experiment, train, folder / name, progress, resume=demo.resume)
     trained_after = time.perf_counter() - start
 
     say("\n[4/5] sampling and measuring")
@@ -141,28 +142,6 @@ def prepare(demo: Demo) -> Path:
     folder = writable(demo.out)
     mark.write_text(json.dumps(settings))
     return folder
-
-
-def train_one(experiment: Experiment, images: ImageSet, folder: Path, progress: Progress, *, resume: bool) -> Objective:
-    """Trains one recipe into a folder, with pictures of samples on the way."""
-    from ..shared.figures import save_grid
-
-    torch.manual_seed(experiment.training.seed)
-    batches = experiment.batches(images)
-
-    def watch(average: Objective, step: int) -> None:
-        few = draw(experiment, experiment.sampler(average.denoiser), images, 30, min(25, experiment.sampling_steps))
-        save_grid(folder / f"samples-{step:06d}.png", few.levels.float() / (images.scale.levels - 1), columns=10)
-
-    trainer = Trainer(
-        experiment.objective(images.shape, images.scale),
-        experiment.training,
-        folder=folder,
-        experiment=experiment,
-        progress=progress,
-        watch=watch,
-    )
-    return trainer.fit(batches, resume=resume)
 
 
 def unit(experiment: Experiment, images: ImageSet, x: Tensor) -> Tensor:

@@ -66,6 +66,10 @@ class Judge:
         """Share of labels that the classifier gets right."""
         return float((self._probabilities(images.k).argmax(1) == images.label).float().mean())
 
+    def agreement(self, k: Tensor, label: Tensor) -> float:
+        """Share of levels `(N, C, H, W)` that the classifier gives the label `(N,)`."""
+        return float((self._probabilities(k).argmax(1) == label).float().mean())
+
     def quality(self, k: Tensor) -> SampleQuality:
         """The quality of levels `(N, C, H, W)`."""
         p = self._probabilities(k)
@@ -81,7 +85,7 @@ def draw(
     sampler: Sampler,
     images: ImageSet,
     count: int,
-    steps: int | None = None,
+    steps: int | Tensor | None = None,
     *,
     seed: int = 0,
     progress: Progress = silent,
@@ -95,7 +99,7 @@ def draw(
             x = sampler(shape=shape, steps=steps, generator=source, progress=progress, **labels)
         parts.append(experiment.levels(images.scale, x).cpu())
         calls = evaluations.calls
-    return SamplingRun(torch.cat(parts), steps, calls, time.perf_counter() - start)
+    return SamplingRun(torch.cat(parts), steps if isinstance(steps, int) else len(steps) - 1, calls, time.perf_counter() - start)
 
 
 def bits_per_dim(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..shared.bits import Codelength
@@ -16,9 +18,10 @@ from ..shared.errors import UsageError
 from ..shared.networks import UNet
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
+from ..shared.random import Source, uniform
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
+from ..shared.tensors import like
 from ..shared.training import Training
 
 
@@ -35,6 +38,8 @@ class Data:
     """Height and width to scale and crop to; None where all images have one size."""
     classes: int | None = None
     """Condition on this many class labels; None for a model without labels."""
+    flip: bool = False
+    """Mirror each image left to right with probability one half."""
     seed: int = 0
     """Of the order of the images."""
 
@@ -61,9 +66,20 @@ class Network:
     dropout: float = 0.0
     """Dropout in residual blocks."""
 
-    def build(self, shape: tuple[int, ...], levels: int | None = None, classes: int | None = None) -> UNet:
+    def build(self, shape: tuple[int, ...], levels: int | None = None, classes: int | None = None, outputs: int = 1) -> UNet:
         """The network for examples of `shape`, real-valued or of `levels` levels, with `classes` labels or none."""
-        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, classes, levels)
+        settings = (self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout)
+        return UNet(shape, *settings, classes=classes, levels=levels, outputs=outputs)
+
+
+def flipped(form: Callable[[Scale, Tensor, Source], Tensor]) -> Callable[[Scale, Tensor, Source], Tensor]:
+    """A form of images that were mirrored left to right with probability one half."""
+
+    def of(scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        mirror = like(uniform((len(k),), generator, device=k.device) < 0.5, k)
+        return form(scale, torch.where(mirror, k.flip(-1), k), generator)
+
+    return of
 
 
 def at_most(name: str, value: int, limit_name: str, limit: int) -> None:
@@ -97,7 +113,8 @@ class Experiment(ABC):
     def batches(self, images: ImageSet) -> Batches:
         """The images in that form, with their labels if the model is conditional."""
         conditions = () if self.data.classes is None else ("label",)
-        return images.batches(self.data.batch, self.form, conditions=conditions, seed=self.data.seed)
+        form = flipped(self.form) if self.data.flip else self.form
+        return images.batches(self.data.batch, form, conditions=conditions, seed=self.data.seed)
 
     def labels(self, rows: Tensor) -> dict[str, Tensor]:
         """The conditions of samples number `rows`: each class in turn, or none."""
@@ -114,6 +131,18 @@ class Experiment(ABC):
     @abstractmethod
     def sampler(self, denoiser: Denoiser) -> Sampler:
         """The paper's sampler."""
+
+    def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
+        """The times at which `steps` steps of the sampler are taken: the schedule's own unless a paper says otherwise."""
+        return steps
+
+    def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
+        """The paper's figure from this recipe: trains it into `folder` if need be, and writes a picture and a table there.
+
+        Returns:
+            The table, as Markdown.
+        """
+        raise UsageError("this recipe has no figure of its own: `unnoise evaluate` measures its run")
 
     @abstractmethod
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:

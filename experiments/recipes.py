@@ -6,13 +6,22 @@ import difflib
 from collections.abc import Callable
 
 from ..shared.errors import UsageError
-from . import d3pm_images, ddpm, score_sde
+from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde
 from .experiment import Experiment
 
+SCRIPTS = {
+    "ddpm": (ddpm, ("digits", "mnist", "smoke", "cifar10", "celebahq256", "lsun256")),
+    "improved-ddpm": (improved_ddpm, ("digits", "mnist", "smoke", "cifar10", "imagenet64", "imagenet64_classes", "lsun256")),
+    "ddim": (ddim, ("digits", "mnist", "smoke", "cifar10", "celeba64", "lsun256")),
+    "guided-diffusion": (guided_diffusion, ("digits", "mnist", "smoke", "imagenet64", "imagenet128", "imagenet256", "lsun256")),
+    "classifier-free": (classifier_free, ("digits", "mnist", "smoke", "imagenet64", "imagenet128")),
+    "progressive-distillation": (progressive_distillation, ("digits", "mnist", "smoke", "cifar10", "imagenet64")),
+    "d3pm": (d3pm_images, ("digits", "mnist", "smoke")),
+    "score-sde": (score_sde, ("digits", "mnist", "smoke")),
+}
+
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    f"{name}-{preset.__name__}": preset
-    for name, script in (("ddpm", ddpm), ("d3pm", d3pm_images), ("score-sde", score_sde))
-    for preset in (script.digits, script.mnist, script.smoke)
+    f"{name}-{preset.replace('_', '-')}": getattr(script, preset) for name, (script, presets) in SCRIPTS.items() for preset in presets
 }
 
 

@@ -82,6 +82,7 @@ def antithetic(batch: int, generator: Source = None) -> Tensor:
     return torch.cat([u, torch.nextafter(1 - u, torch.zeros_like(u))])[:batch]
 
 
+@described
 def snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     """`(alpha / sigma)^2`: with this weight the error of x_0 is that of the noise, and sigma^2 times that of the score."""
     return (alpha / sigma) ** 2

@@ -1,0 +1,155 @@
+"""Progressive distillation for fast sampling (Salimans & Ho 2022, arXiv 2202.00512)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ..continuous import (
+    DDIM,
+    Clipped,
+    Cosine,
+    Distillation,
+    Learned,
+    LogInterpolated,
+    Simple,
+    VariationalBound,
+    truncated_snr,
+    velocity,
+)
+from ..continuous.tabulated import tabulate
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.objective import Objective
+from ..shared.progress import Progress, silent
+from ..shared.random import Source
+from ..shared.sampler import Sampler
+from ..shared.scale import Scale
+from ..shared.training import Training
+from . import budgets
+from .experiment import CodelengthOf, Data, Experiment, Network
+from .reproduce import Study, fitted, trained
+
+
+@described
+@dataclass(frozen=True)
+class ProgressiveDistillation(Experiment):
+    """Velocity prediction in continuous time; students that halve the number of DDIM steps, again and again."""
+
+    until: int = 1
+    """Steps of the last student; sampling_steps, those of the first teacher, are halved down to it."""
+    stage: Training = field(default_factory=Training)
+    """How to train each student."""
+    bound_steps: int = 256
+    """Steps of the chain whose bound is the teacher's code length."""
+
+    loss_unit = "weighted MSE of the image"
+
+    def __post_init__(self) -> None:
+        if self.until < 1 or self.sampling_steps % (2 * self.until) or not self.students():
+            raise UsageError(f"sampling_steps={self.sampling_steps}, until={self.until}: the first must be the second doubled some times")
+
+    def students(self) -> list[int]:
+        """Steps of each student, such as 32, 16, 8, 4, 2, 1."""
+        steps, students = self.sampling_steps, []
+        while steps > self.until and steps % 2 == 0:
+            steps //= 2
+            students.append(steps)
+        return students if steps == self.until else []
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.continuous(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return scale.quantise(x)
+
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        network = self.network.build(shape, classes=self.data.classes)
+        return Simple(Learned(network, Cosine(-20.0, 20.0), velocity), weight=truncated_snr)
+
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        return DDIM(Clipped(denoiser))
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        chain = denoiser.on(tabulate(denoiser.corruption, self.bound_steps))
+        bound = VariationalBound(Clipped(chain), scale, variance=LogInterpolated(0.3))
+        return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)
+
+    def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
+        """Fréchet distance by steps, of each student and of the first teacher at as many steps (figure 4)."""
+        from ..shared.figures import Lines, save_lines, save_panels
+
+        study = Study(self, folder, progress)
+        teacher = trained(self, study.images, folder, progress).denoiser
+        results, panels = {}, {}
+
+        def measure(name: str, denoiser: Denoiser, steps: int) -> None:
+            drawn, results[f"{name}, {steps} steps"] = study.run(self.sampler(denoiser), steps)
+            panels[f"{name}, {steps} steps"] = drawn.levels[:60].float() / (study.images.scale.levels - 1)
+
+        measure("teacher", teacher, self.sampling_steps)
+        current = teacher
+        for steps in self.students():
+            student = copy.deepcopy(current).train().requires_grad_(True)
+            objective = Distillation(student, Clipped(current), steps)
+            batches = self.batches(study.images)
+            current = fitted(objective, self.stage, batches, folder / f"student-{steps}", progress).denoiser
+            measure("student", current, steps)
+            measure("teacher", teacher, steps)
+        first = results[f"teacher, {self.sampling_steps} steps"]["frechet"]
+        lines: dict[str, tuple[list[float], list[float]]] = {"student": ([], []), "teacher": ([], [])}
+        rows = []
+        for key, measured in results.items():
+            name, steps = key.removesuffix(" steps").split(", ")
+            lines[name][0].append(int(steps))
+            lines[name][1].append(measured["frechet"])
+            figures = [f"{measured['frechet']:.2f}", f"{measured['frechet'] / first:.2f}", f"{measured['agreement']:.3f}"]
+            rows.append([name, steps, *figures])
+        panel = Lines("steps", "Fréchet distance", lines, logx=True, logy=True)
+        save_lines(folder / "figure.png", {"progressive distillation": panel})
+        save_panels(folder / "samples.png", {k: v for k, v in panels.items() if k.startswith("student") or v is panels[next(iter(panels))]})
+        head = ["model", "steps", "Fréchet distance", f"of the teacher's at {self.sampling_steps}", "agreement with the asked label"]
+        text = f"DDIM throughout; {self.stage.steps} updates for each student.\n\n![samples](samples.png)"
+        return study.write("Progressive distillation", text, head, rows, results)
+
+
+def teacher_of(steps: int, rate: float) -> Training:
+    """Adam with weight decay 0.001, as released."""
+    return Training(steps=steps, learning_rate=rate, weight_decay=0.001, warmup=1000, clip=1.0, ema=0.9999, watch_every=10_000)
+
+
+def stage_of(steps: int, rate: float, warmup: int = 0) -> Training:
+    """The rate falls linearly to 0 in each stage; no averaged weights."""
+    return Training(steps=steps, learning_rate=rate, weight_decay=0.001, warmup=warmup, cooldown=steps, clip=1.0, ema=0.0)
+
+
+def cifar10() -> ProgressiveDistillation:
+    """CIFAR-10 (table 2): teacher FID 2.51; students of 8, 4, 2, 1 steps 2.57, 3.00, 4.51, 9.12."""
+    network, data = Network(256, (1, 1, 1), 3, (2, 4), 1, dropout=0.2), Data("uoft-cs/cifar10", 128, flip=True)
+    return ProgressiveDistillation(data, network, teacher_of(800_000, 2e-4), 8192, stage=stage_of(50_000, 5e-5))
+
+
+def imagenet64() -> ProgressiveDistillation:
+    """ImageNet 64 x 64 with classes, from 1024 steps (figure 4); the paper's network predicts the image and the noise."""
+    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1)
+    data = Data("imagenet", 2048, size=(64, 64), classes=1000, flip=True)
+    return ProgressiveDistillation(data, network, teacher_of(550_000, 3e-4), 1024, stage=stage_of(50_000, 5e-5))
+
+
+def digits() -> ProgressiveDistillation:
+    """8 x 8 digits of 17 levels, from 64 steps."""
+    return ProgressiveDistillation(**budgets.digits() | {"sampling_steps": 64}, stage=stage_of(300, 3e-4, warmup=20))
+
+
+def mnist() -> ProgressiveDistillation:
+    """28 x 28 digits of 256 levels, from 256 steps."""
+    return ProgressiveDistillation(**budgets.mnist() | {"sampling_steps": 256}, stage=stage_of(5000, 1e-4))
+
+
+def smoke() -> ProgressiveDistillation:
+    """Seconds, to see that the whole path runs."""
+    return ProgressiveDistillation(**budgets.smoke(), until=2, stage=stage_of(4, 1e-4), bound_steps=8)

@@ -1,0 +1,91 @@
+"""What the scripts share that train a recipe and draw a paper's figure from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared.data import ImageSet
+from ..shared.errors import UsageError
+from ..shared.objective import Objective
+from ..shared.progress import Progress
+from ..shared.sampler import Sampler
+from ..shared.training import Trainer, Training
+from ..shared.training.folder import writable
+from .evaluation import Judge, SamplingRun, draw
+from .experiment import Experiment
+from .report import table
+
+SAMPLES = 500
+
+
+def train_recipe(experiment: Experiment, images: ImageSet, folder: Path, progress: Progress, *, resume: bool) -> Objective:
+    """Trains one recipe into a folder, with pictures of samples on the way."""
+    from ..shared.figures import save_grid
+
+    torch.manual_seed(experiment.training.seed)
+
+    def watch(average: Objective, step: int) -> None:
+        few = draw(experiment, experiment.sampler(average.denoiser), images, 30, min(25, experiment.sampling_steps))
+        save_grid(folder / f"samples-{step:06d}.png", few.levels.float() / (images.scale.levels - 1), columns=10)
+
+    objective = experiment.objective(images.shape, images.scale)
+    trainer = Trainer(objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch)
+    return trainer.fit(experiment.batches(images), resume=resume)
+
+
+def trained(experiment: Experiment, images: ImageSet, folder: Path, progress: Progress) -> Objective:
+    """The averaged objective of a recipe in a folder: as it lies there if it is finished, else trained, or trained to its end."""
+    return train_recipe(experiment, images, folder, progress, resume=True)
+
+
+def fitted(objective: Objective, training: Training, batches: Any, folder: Path, progress: Progress) -> Objective:
+    """The averaged objective of a part that is no recipe of its own, such as a classifier: loaded, resumed or trained."""
+    torch.manual_seed(training.seed)
+    return Trainer(objective, training, folder=folder, progress=progress).fit(batches, resume=True)
+
+
+class Study:
+    """A table of sampling runs, each measured against the training set by a classifier of real images.
+
+    Args:
+        experiment: the recipe.
+        folder: where pictures and tables go.
+        progress: how to report progress.
+        samples: in each run.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
+        self.experiment, self.folder, self.progress = experiment, writable(folder), progress
+        self.images, test = experiment.data.load("train", progress), experiment.data.load("test", progress)
+        if self.images.label is None:
+            raise UsageError(f"{experiment.data.name} has no labels, and its samples are measured by a classifier: take a set with labels")
+        quick = experiment.training.steps <= 100  # a smoke run
+        self.judge, self.samples = Judge(self.images, progress, 40 if quick else 600), 20 if quick else samples
+        self.real = self.judge.quality(test.k)
+        self.accuracy = self.judge.accuracy(test)
+
+    def run(self, sampler: Sampler, steps: int | Tensor, recipe: Experiment | None = None) -> tuple[SamplingRun, dict[str, float]]:
+        """Draws samples, each class asked in turn where the recipe has labels, and measures them."""
+        drawn = draw(recipe or self.experiment, sampler, self.images, self.samples, steps, progress=self.progress)
+        quality = self.judge.quality(drawn.levels)
+        asked = torch.arange(self.samples) % self.judge.classes
+        agreement = self.judge.agreement(drawn.levels, asked)
+        return drawn, {"frechet": quality.frechet, "agreement": agreement, "sure": quality.sure, "evaluations": float(drawn.evaluations)}
+
+    def write(self, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, Any]) -> Path:
+        """Writes `results.json` and `table.md`, and returns the latter."""
+        (self.folder / "results.json").write_text(json.dumps(results, indent=1))
+        page = self.folder / "table.md"
+        measured = (
+            f"{self.samples} samples a row, against the training set of {len(self.images.k)}; the Fréchet distance is of the features of a "
+            f"small classifier (accuracy {self.accuracy:.3f} on held-out images), for which {self.real.count} held-out images are at "
+            f"{self.real.frechet:.2f}. Distances compare within this page only."
+        )
+        page.write_text(f"# {title}\n\n{text}\n\n![{title}](figure.png)\n\n{table(list(head), [list(r) for r in rows])}\n\n{measured}\n")
+        return page

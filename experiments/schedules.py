@@ -1,0 +1,67 @@
+"""Every noise schedule in one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..continuous import (
+    Cosine,
+    Shifted,
+    Tabulated,
+    constant_betas,
+    cosine_betas,
+    linear_betas,
+    quadratic_betas,
+    reciprocal_betas,
+    resolution_shift,
+    sigmoid_betas,
+    warmup_betas,
+    zero_terminal,
+)
+from ..sde import VP
+from ..shared.corruption import Schedule
+
+
+def schedules(steps: int) -> dict[str, Schedule]:
+    """All variance-preserving schedules by name, tables with `steps` steps."""
+    tables = {
+        "linear": linear_betas(steps),
+        "quadratic": quadratic_betas(steps),
+        "cosine": cosine_betas(steps),
+        "sigmoid": sigmoid_betas(steps),
+        "constant": constant_betas(steps),
+        "1/T (jsd)": reciprocal_betas(steps),
+        "warm-up 10 %": warmup_betas(steps, 0.1),
+        "warm-up 50 %": warmup_betas(steps, 0.5),
+        "linear, zero-terminal": zero_terminal(linear_betas(steps)),
+    }
+    others = {
+        "continuous cosine": Cosine(),
+        "continuous cosine, 64 to 256 px": Shifted(Cosine(), resolution_shift(64, 256)),
+        "VP": VP(),
+    }
+    return {name: Tabulated(betas) for name, betas in tables.items()} | others
+
+
+def plot(path: Path, steps: int = 1000) -> Path:
+    """Writes alpha-bar, log-SNR and the share of the signal's power that each step takes."""
+    from ..shared.figures import Lines, save_lines
+
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    power, log_snr, betas = {}, {}, {}
+    for name, schedule in schedules(steps).items():
+        alpha2 = schedule(t)[0] ** 2
+        kept = alpha2 / torch.cat([torch.ones(1, dtype=torch.float64), alpha2[:-1]])
+        power[name], betas[name] = (t.tolist(), alpha2.tolist()), (t.tolist(), (1 - kept).tolist())
+        finite = schedule.log_snr(t).clamp(min=-25)
+        log_snr[name] = (t.tolist(), finite.tolist())
+    return save_lines(
+        path,
+        {
+            "signal": Lines("t", "alpha-bar = alpha_t²", power),
+            "log-SNR": Lines("t", "log(alpha_t² / sigma_t²), cut at -25", log_snr),
+            f"beta of {steps} steps": Lines("t", "1 - alpha-bar_n / alpha-bar_(n-1)", betas, logy=True),
+        },
+    )

@@ -1,0 +1,55 @@
+"""Line plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One panel.
+
+    Attributes:
+        xlabel, ylabel: with their units.
+        lines: x and y for each name.
+        logx, logy: logarithmic axes.
+        points: written at the points of a line, for names that are in it.
+    """
+
+    xlabel: str
+    ylabel: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    logx: bool = False
+    logy: bool = False
+    points: Mapping[str, Sequence[str]] | None = None
+
+
+def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path:
+    """Writes panels side by side, each with its own legend; panels of many lines share one below."""
+    figure = Figure(figsize=(4.6 * len(panels), 3.7), layout="constrained", dpi=120)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, panel) in zip(axes, panels.items(), strict=True):
+        for label, (x, y) in panel.lines.items():
+            mark = "o" if len(x) <= 12 else None
+            axis.plot(x, y, marker=mark, markersize=4, linewidth=1.4, label=label)
+            for where in zip(x, y, (panel.points or {}).get(label, ()), strict=False):
+                axis.annotate(where[2], where[:2], textcoords="offset points", xytext=(5, 4), fontsize=8)
+        axis.set_xscale("log" if panel.logx else "linear")
+        axis.set_yscale("log" if panel.logy else "linear")
+        axis.set_title(name, fontsize=11)
+        axis.set_xlabel(panel.xlabel)
+        axis.set_ylabel(panel.ylabel)
+        axis.margins(0.06)
+        axis.grid(True, linewidth=0.4, alpha=0.5)
+        if 1 < len(panel.lines) <= 6:
+            axis.legend(fontsize=8)
+    if len(panels) and all(len(panel.lines) > 6 for panel in panels.values()):
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    figure.savefig(path)
+    return path
