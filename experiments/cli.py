@@ -201,8 +201,8 @@ def recipe_options(command: str, arguments: list[str]) -> Any:
     ]
     does = {
         "train": f"Trains {name}: {{}} With --resume it goes on from the newest checkpoint in --out.",
-        "reproduce": f"The figure of {name}: {(type(preset).reproduce.__doc__ or '').strip().splitlines()[0]} {{}} What is trained already in "
-        "--out is taken as it is, and what broke off goes on.",
+        "reproduce": f"The figure of {name}: {(type(preset).reproduce.__doc__ or '').strip().splitlines()[0]} {{}} What is trained "
+        "already in --out is taken as it is, and what broke off goes on.",
     }
     cls = make_dataclass("Options", fields + ([("resume", bool, field(default=False))] if command == "train" else []))
     cls.__doc__ = does[command].format((type(preset).__doc__ or "").strip())

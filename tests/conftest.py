@@ -10,7 +10,7 @@ os.environ["MPLBACKEND"] = "agg"
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture

@@ -5,14 +5,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unnoise.continuous import Learned, Tabulated, clean, cosine_betas, linear_betas, noise, posterior, velocity
+from unnoise.continuous import (
+    Cosine,
+    Learned,
+    Shifted,
+    Tabulated,
+    clean,
+    cosine_betas,
+    linear_betas,
+    noise,
+    posterior,
+    reciprocal_betas,
+    velocity,
+    zero_terminal,
+)
 from unnoise.sde import SDE, VE, VP, SubVP
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.oracle import GaussianOracle
 from unnoise.shared.scale import Scale
 
-SCHEDULES = [Tabulated(linear_betas(1000)), Tabulated(cosine_betas(400)), VP(), SubVP(), VE()]
+SCHEDULES = [Tabulated(linear_betas(1000)), Tabulated(cosine_betas(400)), VP(), SubVP(), VE(), Cosine(), Shifted(Cosine(), -1.5)]
+TO_ZERO_SNR = [Tabulated(zero_terminal(linear_betas(100))), Tabulated(reciprocal_betas(100))]
 ids = [type(s).__name__ for s in SCHEDULES]
 TIMES = torch.linspace(0.01, 1, 200, dtype=torch.float64)
 
@@ -27,6 +41,21 @@ def test_log_snr_decreases_and_time_inverts_it(schedule):
     zero = torch.zeros(1, dtype=torch.float64)
     assert [float(c) for c in schedule(zero)] == [1.0, 0.0]
     assert schedule.log_snr(zero) == torch.inf
+
+
+@pytest.mark.parametrize("schedule", TO_ZERO_SNR)
+def test_a_table_may_end_in_noise(schedule):
+    """At t = 1 alpha is exactly 0; above the row before, alpha / sigma falls linearly, and `time` inverts it."""
+    one = torch.ones((), dtype=torch.float64)
+    assert [float(c) for c in schedule(one)] == [0.0, 1.0]
+    assert float(schedule.log_snr(one)) == -torch.inf
+    assert float(schedule.kept(one / 2, one)) == 0
+    t = torch.linspace(0.02, 0.9999, 500, dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=1e-9, atol=1e-9)
+    assert float(schedule.time(torch.tensor(-torch.inf, dtype=torch.float64))) == 1
+    last = torch.tensor([0.99, 0.9925, 0.995, 0.9975], dtype=torch.float64)
+    alpha, sigma = schedule(last)
+    torch.testing.assert_close((alpha / sigma) / (alpha / sigma)[0], torch.tensor([1, 0.75, 0.5, 0.25], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[2:], ids=ids[2:])
@@ -73,7 +102,7 @@ def test_times_outside_a_schedule_are_its_ends():
         assert ends == pytest.approx([schedule.t_min, schedule.t_min, 1, 1], rel=1e-6)
 
 
-@given(st.integers(0, 4), st.floats(0.02, 0.9), st.floats(0.01, 0.95))
+@given(st.integers(0, 6), st.floats(0.02, 0.9), st.floats(0.01, 0.95))
 def test_posterior_is_bayes_rule(index, s, share):
     """q(x_s | x_t, x_0) from the two conditionals by completing the square."""
     schedule = SCHEDULES[index]
@@ -120,7 +149,7 @@ def test_bad_input_is_refused_in_one_line():
     for make, words in (
         (lambda: Tabulated(linear_betas(40)).grid(41), "this table has 40 steps"),
         (lambda: linear_betas(20), "beta would reach 1; take more than 20 steps"),
-        (lambda: Tabulated(torch.tensor([0.1, 1.0])), "between 0 and 1"),
+        (lambda: Tabulated(torch.tensor([0.1, 1.0, 0.1])), "between 0 and 1"),
         (lambda: VP().grid(0), "at least one step"),
         (lambda: VP(beta_min=2, beta_max=1), "0 < beta_min < beta_max"),
         (lambda: VE(sigma_min=-1), "0 < sigma_min < sigma_max"),

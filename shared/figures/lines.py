@@ -35,9 +35,9 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
         figure.suptitle(title, fontsize=12)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, panel) in zip(axes, panels.items(), strict=True):
-        for label, (x, y) in panel.lines.items():
-            mark = "o" if len(x) <= 12 else None
-            axis.plot(x, y, marker=mark, markersize=4, linewidth=1.4, label=label)
+        for i, (label, (x, y)) in enumerate(panel.lines.items()):
+            mark, style = "o" if len(x) <= 12 else None, ("-", "--")[i // 8 % 2]
+            axis.plot(x, y, style, color=f"C{i % 8}", marker=mark, markersize=4, linewidth=1.4, label=label)
             for where in zip(x, y, (panel.points or {}).get(label, ()), strict=False):
                 axis.annotate(where[2], where[:2], textcoords="offset points", xytext=(5, 4), fontsize=8)
         axis.set_xscale("log" if panel.logx else "linear")

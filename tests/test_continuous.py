@@ -1,0 +1,473 @@
+"""Tables, predictions, variances, weights and objectives of the DDPM papers, each against a closed form or a plain loop."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import Formula, Recorded
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unnoise.continuous import (
+    DDIM,
+    Ancestral,
+    Clipped,
+    Cosine,
+    Distillation,
+    Heun,
+    Hybrid,
+    Importance,
+    Learned,
+    LogInterpolated,
+    MinSNR,
+    PlainError,
+    PosteriorMean,
+    Renoised,
+    Shifted,
+    Simple,
+    Tabulated,
+    Thresholded,
+    Variational,
+    VariationalBound,
+    betas_of,
+    clean,
+    constant_betas,
+    cosine_betas,
+    encode,
+    karras,
+    large,
+    learned_diagonal,
+    learned_range,
+    linear_betas,
+    noise,
+    posterior,
+    quadratic,
+    quadratic_betas,
+    reciprocal_betas,
+    resolution_shift,
+    sections,
+    sigmoid_betas,
+    slerp,
+    small,
+    strided,
+    trailing,
+    truncated_snr,
+    velocity,
+    warmup_betas,
+    zero_terminal,
+)
+from unnoise.continuous.posterior import forward_variance
+from unnoise.continuous.tabulated import tabulate
+from unnoise.shared.errors import UsageError
+from unnoise.shared.networks import MLP
+from unnoise.shared.objective import antithetic, snr
+from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+from unnoise.shared.scale import Scale
+
+TABLE = Tabulated(linear_betas(1000))
+ONE = torch.ones((), dtype=torch.float64)
+
+
+def float64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def two_outputs(features=3, seed=0):
+    """A network with a second output, none of whose parameters is zero."""
+    torch.manual_seed(seed)
+    network = MLP(features, 16, 1, outputs=2)
+    torch.nn.init.normal_(network.leave.weight, std=0.3)
+    return network.double()
+
+
+# ---- tables
+
+
+def test_tables_are_their_formulas():
+    scaled = 1000 / 500
+    for betas, first, middle, last in (
+        (linear_betas(500), 1e-4, None, 0.02),
+        (quadratic_betas(500), 1e-4, None, 0.02),
+        (sigmoid_betas(500), 1e-4 + 0.0199 / (1 + math.exp(6)), None, 1e-4 + 0.0199 / (1 + math.exp(-6))),
+        (constant_betas(500), 0.02, 0.02, 0.02),
+        (warmup_betas(500, 0.1), 1e-4, 0.02, 0.02),
+    ):
+        assert betas[[0, -1]].tolist() == pytest.approx([first * scaled, last * scaled])
+        if middle:
+            assert betas[250] == pytest.approx(middle * scaled)
+    roots = quadratic_betas(101).sqrt().diff()
+    torch.testing.assert_close(roots, roots[:1].expand(100))
+    assert float(sigmoid_betas(1001)[500]) == pytest.approx((1e-4 + 0.02) / 2 * 1000 / 1001)
+    rise = warmup_betas(1000, 0.5)
+    assert rise[499] == pytest.approx(0.02)
+    torch.testing.assert_close(rise[:500], torch.linspace(1e-4, 0.02, 500, dtype=torch.float64))
+
+
+def test_reciprocal_betas_erase_the_same_power_each_step():
+    chain = Tabulated(reciprocal_betas(50))
+    torch.testing.assert_close(chain.alphas_cumprod, 1 - torch.arange(1, 51, dtype=torch.float64) / 50, rtol=1e-12, atol=1e-14)
+
+
+@given(st.integers(2, 60), st.integers(0, 1000))
+def test_any_table_of_alpha_bar(steps, seed):
+    table = torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).mul(0.98).add(0.01).cumprod(0)
+    torch.testing.assert_close(Tabulated(betas_of(table)).alphas_cumprod, table, rtol=1e-10, atol=0)
+
+
+def test_zero_terminal_keeps_the_first_level_and_ends_at_zero():
+    before, after = TABLE.alphas_cumprod.sqrt(), Tabulated(zero_terminal(linear_betas(1000))).alphas_cumprod.sqrt()
+    assert after[0] == pytest.approx(float(before[0]), rel=1e-12)
+    assert after[-1] == 0
+    torch.testing.assert_close(after.diff() / after.diff()[0], before.diff() / before.diff()[0], rtol=1e-6, atol=1e-9)
+
+
+def test_continuous_cosine():
+    t = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
+    wide = Cosine(-60, 60)
+    torch.testing.assert_close(wide(t)[0], torch.cos(math.pi * t / 2), rtol=1e-9, atol=1e-12)
+    cut = Cosine(-20, 20)
+    assert float(cut.log_snr(ONE)) == pytest.approx(-20, abs=1e-6)
+    assert float(cut.log_snr(ONE * 1e-12)) == pytest.approx(20, abs=1e-3)
+    # Half of the time lies at either side of log-SNR 0, and lambda has the density sech(lambda / 2) / (2 pi).
+    assert float(cut.log_snr(ONE / 2)) == pytest.approx(0, abs=1e-12)
+    slope = (cut.log_snr(t + 1e-6) - cut.log_snr(t - 1e-6)) / 2e-6
+    torch.testing.assert_close(-1 / slope, 1 / (2 * math.pi * torch.cosh(cut.log_snr(t) / 2)), rtol=1e-3, atol=1e-6)
+    assert torch.equal(cut.grid(8)[::2], cut.grid(4))
+    moved = Shifted(cut, resolution_shift(64, 256))
+    torch.testing.assert_close(moved.log_snr(t), cut.log_snr(t) - 2 * math.log(4))
+    chain = tabulate(cut, 50)
+    torch.testing.assert_close(chain.log_snr(chain.grid(50)[:-1]), cut.log_snr(cut.grid(50)[:-1]), rtol=1e-9, atol=1e-9)
+
+
+def test_grids():
+    assert (strided(4, 8) * 8).tolist() == [7, 5, 3, 1, 0]
+    assert (sections([2, 3], 10) * 10).tolist() == [10, 8, 6, 5, 1, 0]
+    assert (trailing(4, 10) * 10).round().tolist() == [10, 8, 5, 2, 0]
+    quad = quadratic(10, 1000) * 1000
+    assert quad.round().tolist()[:2] == [math.floor(math.sqrt(800) ** 2 + 1e-9) + 1, math.floor((8 / 9) ** 2 * 800) + 1]
+    assert quad[-2:].tolist() == [1, 0]
+
+
+# ---- predictions, variances, weights
+
+
+def test_posterior_mean_prediction():
+    """From mu-tilde and x_n, x_0 follows; at the first row mu-tilde is x_0."""
+    n = torch.tensor([1.0, 2.0, 500.0, 1000.0], dtype=torch.float64)
+    x0, x_t = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, _ = posterior(TABLE, x_t, x0, n / 1000, (n - 1) / 1000)
+    c_skip, c_out = PosteriorMean(TABLE)(*TABLE(n / 1000))
+    torch.testing.assert_close(c_skip[:, None] * x_t + c_out[:, None] * mean, x0, rtol=1e-8, atol=1e-8)
+    assert (float(c_skip[0]), float(c_out[0])) == (0, 1)
+
+
+def test_reverse_variances_between_small_and_large():
+    t, s, v = float64(0.5), float64(0.25), torch.tensor([[[-1.0, 1.0, 0.0]]], dtype=torch.float64)
+    low, high = small(TABLE, t, s, None), large(TABLE, t, s, None)
+    assert float(low) < float(high)
+    between = learned_range(TABLE, t, s, v)
+    torch.testing.assert_close(between.flatten(), torch.cat([low, high, (low * high).sqrt()]))
+    torch.testing.assert_close(LogInterpolated(0.3)(TABLE, t, s), low**0.7 * high**0.3)
+    torch.testing.assert_close(learned_diagonal(TABLE, t, s, v), v.exp())
+
+
+def test_the_decoder_step_takes_the_small_variance_of_the_step_above():
+    first, zero = float64(0.001), float64(0.0)
+    above = small(TABLE, 2 * first, first)
+    for variance in (small, large, LogInterpolated(0.7)):
+        torch.testing.assert_close(variance(TABLE, first, zero, None), above)
+    v = torch.ones(1, 1, dtype=torch.float64)
+    torch.testing.assert_close(learned_range(TABLE, first, zero, v)[0], forward_variance(TABLE, first, zero))
+    assert float(forward_variance(TABLE, first, zero)) == pytest.approx(1e-4)
+    single = Tabulated(float64(0.4))
+    assert float(small(single, ONE, ONE * 0)) == pytest.approx(0.4)
+
+
+def test_weights_of_the_papers_are_one_weight_of_x0():
+    alpha, sigma = TABLE(torch.linspace(0.01, 0.99, 50, dtype=torch.float64))
+    ratio = (alpha / sigma) ** 2
+    torch.testing.assert_close(PlainError(noise)(alpha, sigma), snr(alpha, sigma))
+    torch.testing.assert_close(PlainError(clean)(alpha, sigma), torch.ones_like(alpha))
+    torch.testing.assert_close(PlainError(velocity)(alpha, sigma), ratio + 1)
+    for gamma in (1.0, 5.0):
+        weight = MinSNR(gamma)(alpha, sigma)
+        torch.testing.assert_close(weight / PlainError(noise)(alpha, sigma), (gamma / ratio).clamp(max=1))
+        torch.testing.assert_close(weight / PlainError(velocity)(alpha, sigma), ratio.clamp(max=gamma) / (ratio + 1))
+    torch.testing.assert_close(truncated_snr(alpha, sigma), torch.where(ratio > 1, ratio, 1.0))
+    n = torch.arange(2.0, 1000, 97, dtype=torch.float64) / 1000
+    of_x0 = posterior(TABLE, torch.zeros_like(n), torch.ones_like(n), n, n - 0.001)[0]
+    torch.testing.assert_close(PlainError(PosteriorMean(TABLE))(*TABLE(n)), of_x0**2, rtol=1e-7, atol=0)
+    zero, one = float64(0.0), float64(1.0)
+    for weight in (snr, MinSNR(), PlainError(velocity), truncated_snr):  # at zero SNR a number
+        assert torch.isfinite(weight(zero, one)).all()
+
+
+# ---- objectives
+
+
+def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
+    scale, x0 = Scale(17), Scale(17).continuous(torch.randint(0, 17, (64, 3), generator=torch.Generator().manual_seed(0))).double()
+    chain = Tabulated(linear_betas(100))
+    model = Learned(two_outputs(), chain)
+    draws = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    t = (torch.arange(64) % 20 + 1).double() / 100
+
+    def gradients(objective):
+        model.zero_grad()
+        objective.at(x0, t, generator=Recorded(draws)).total.mean().backward()
+        return model.network.leave.weight.grad.clone()
+
+    hybrid = gradients(Hybrid(model, scale, vlb=0.001))
+    simple = gradients(Simple(model))
+    pure = gradients(Variational(model, scale, learned_range))
+    torch.testing.assert_close(hybrid[:3], simple[:3])
+    torch.testing.assert_close(hybrid[3:], 0.001 * pure[3:])
+    assert float(simple[3:].abs().max()) == 0
+    assert torch.isfinite(hybrid).all()
+
+
+@pytest.mark.parametrize("variance", [large, learned_range])
+def test_the_variational_loss_is_the_bound_less_its_prior(variance):
+    """The mean over all n of T L_n is the sum of the path and the decoder, for the same noise."""
+    scale, chain = Scale(17), Tabulated(linear_betas(40))
+    x0 = scale.continuous(torch.randint(0, 17, (5, 3), generator=torch.Generator().manual_seed(0))).double()
+    model = Learned(two_outputs(), chain)
+    draws = torch.randn(40, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    n = torch.arange(1, 41).double()
+    each = [
+        Variational(model, scale, variance).at(x0, (m / 40).expand(5), generator=Recorded(z)).total for m, z in zip(n, draws, strict=True)
+    ]
+    bound = VariationalBound(model, scale, variance=variance)
+    with torch.no_grad():
+        terms = sum(bound.term(x0, m / 40, generator=Recorded(z)) for m, z in zip(n, draws, strict=True))
+    torch.testing.assert_close(torch.stack(each).mean(0), terms / (3 * math.log(2)))
+
+
+class Plain(torch.nn.Module):
+    """The published bookkeeping of the loss-second-moment sampler, one loss after the other."""
+
+    def __init__(self, steps, history):
+        super().__init__()
+        self.losses = [[] for _ in range(steps)]
+        self.history = history
+
+    def record(self, index, losses):
+        for i, loss in zip(index.tolist(), losses.tolist(), strict=True):
+            self.losses[i] = [*self.losses[i], loss][-self.history :]
+
+    def chances(self, uniform):
+        if any(len(kept) < self.history for kept in self.losses):
+            return torch.full((len(self.losses),), 1 / len(self.losses), dtype=torch.float64)
+        root = torch.tensor([math.sqrt(sum(v**2 for v in kept) / len(kept)) for kept in self.losses], dtype=torch.float64)
+        return (1 - uniform) * root / root.sum() + uniform / len(root)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_importance_remembers_as_published(batch, generator):
+    steps, history = 5, 3
+    objective = Importance(Simple(Learned(MLP(2), Tabulated(constant_betas(steps, 1e-3)))), history=history, uniform=0.01)
+    plain = Plain(steps, history)
+    for _ in range(60):
+        index, losses = torch.randint(0, steps, (batch,), generator=generator), torch.rand(batch, generator=generator).double()
+        objective.record(index, losses)
+        plain.record(index, losses)
+        torch.testing.assert_close(objective.chances(), plain.chances(0.01))
+    assert float(objective.chances().sum()) == pytest.approx(1)
+    again = Importance(Simple(Learned(MLP(2), Tabulated(constant_betas(steps, 1e-3)))), history=history, uniform=0.01)
+    again.load_state_dict(objective.state_dict())
+    torch.testing.assert_close(again.chances(), objective.chances())
+
+
+def test_importance_is_unbiased(generator):
+    """With any chances, the expectation of the weighted loss is the mean over the steps."""
+    chain = Tabulated(constant_betas(4, 1e-3))
+    inner = Simple(Learned(Formula(lambda x, label: 0.01 * label[:, None].expand_as(x).double()), chain))
+    objective = Importance(inner, history=2).train()
+    objective.record(torch.arange(4).repeat(2), float64(1, 2, 3, 10, 1, 2, 3, 10))
+    x0 = torch.zeros(40_000, 1, dtype=torch.float64)
+    p = objective.chances()
+    assert float(p[3]) > 0.6
+    objective.eval()
+    loss = objective(x0, generator=generator)
+    each = [float(inner.at(x0, torch.full((len(x0),), n / 4).double(), generator=generator).total.mean()) for n in range(1, 5)]
+    error = float(loss.total.std()) / 200
+    assert abs(float(loss.total.mean()) - sum(each) / 4) < 4 * error
+    counts = torch.bincount((loss.t * 4).round().long() - 1, minlength=4) / len(x0)
+    torch.testing.assert_close(counts.double(), p, rtol=0, atol=0.02)
+
+
+def test_antithetic_times_pair_up(generator):
+    t = TABLE.training_time(antithetic(10, generator))
+    torch.testing.assert_close(t[:5] + t[5:], torch.full((5,), 1.001, dtype=torch.float64))
+
+
+# ---- bounds with an exact denoiser
+
+
+class Strata(Recorded):
+    """Normal draws `(blocks * rows * values, 1)`: in each block those for one value fall into equal strata, so means have little error."""
+
+    def __init__(self, blocks, rows, values):
+        self.shape, self.source = (blocks, rows, values), torch.Generator().manual_seed(0)
+
+    def normal(self, shape, dtype, device):
+        u = torch.rand(self.shape, dtype=dtype, generator=self.source)
+        ranks = torch.rand(self.shape, generator=self.source).argsort(1)
+        return torch.special.ndtri((ranks + u) / self.shape[1]).view(shape)
+
+    def uniform(self, shape, dtype, device):
+        return torch.full(tuple(shape), 0.5, dtype=dtype)  # every level is taken
+
+
+LAWS = {
+    "points": (torch.tensor([0, 3, 8, 9, 15]), torch.full((5,), 0.2, dtype=torch.float64)),
+    "gaussian": (torch.arange(17), torch.softmax(-0.5 * Scale(17).continuous(torch.arange(17)).double() ** 2 / 0.1, 0)),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_bound_stays_above_the_entropy_and_its_gap_falls_as_1_over_steps(law):
+    """Exact denoisers of five levels, and of a Gaussian rounded to 17 levels, on tables even in log-SNR.
+
+    The gap is what Gaussian steps cost, in nats. On the linear table of 100 steps single steps are too coarse near the data for the limit.
+    """
+    (k, weights), scale, gaps = LAWS[law], Scale(17), []
+    where = scale.continuous(k).double()[:, None]
+    entropy = float(-(weights * weights.log()).sum())
+    for steps, rows in ((100, 600), (400, 500), (1600, 150)):
+        shape = (3, rows)
+        even = betas_of(torch.linspace(9, -9, steps, dtype=torch.float64).sigmoid())
+        oracle = MixtureOracle(weights, where, torch.zeros(len(k), dtype=torch.float64), Tabulated(even))
+        bound = VariationalBound(oracle, scale, variance=small)
+        nats = bound(where.repeat(math.prod(shape), 1), generator=Strata(*shape, len(k))).nats.view(*shape, -1)
+        blocks = nats.mean(1) @ weights - entropy
+        assert float(blocks.mean()) > 3 * float(blocks.std()) / math.sqrt(3), (steps, blocks)
+        gaps.append(float(blocks.mean()))
+    for coarse, fine in itertools.pairwise(gaps):
+        assert 3 < coarse / fine < 5, gaps
+
+
+def test_distortion_is_what_the_posterior_leaves(generator):
+    """For a Gaussian the squared error of the exact estimate is the variance of x_0 given x_t; the rate only grows."""
+    variance = 0.25
+    chain = Tabulated(linear_betas(50))
+    oracle = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), variance, dtype=torch.float64), chain)
+    bound, x0 = VariationalBound(oracle, Scale(256)), 0.5 * torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
+    curve = bound.rate_distortion(x0, generator=generator)
+    alpha, sigma = chain(curve.t)
+    left = variance * sigma**2 / (alpha**2 * variance + sigma**2)
+    measured = (curve.rmse.square().mean(1) * bound.scale.spacing**2).sqrt()
+    torch.testing.assert_close(measured, left.sqrt(), rtol=0.03, atol=0)
+    rate = curve.rate.mean(1)
+    assert (rate.diff() > 0).all()
+    torch.testing.assert_close(rate[0], bound.prior(x0).mean() / math.log(2))
+
+
+# ---- samplers: identities between them
+
+
+def test_the_named_special_cases_are_one_formula(generator):
+    oracle = GaussianOracle(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64) * 0.3, TABLE)
+    x, z = torch.randn(2, 8, 2, dtype=torch.float64, generator=generator)
+    t, s = float64(0.6)[0], float64(0.4)[0]
+
+    def step(sampler):
+        return sampler.step(x, t, s, generator=Recorded(z))
+
+    torch.testing.assert_close(step(Ancestral(oracle, small)), step(DDIM(oracle, 1.0)))
+    torch.testing.assert_close(step(Renoised(DDIM(oracle))), step(DDIM(oracle, 1.0)))
+    # sigma-hat of Song et al. (2020): the noise of the large variance, the direction of eta = 1.
+    bar_t, bar_s = TABLE(t)[0] ** 2, TABLE(s)[0] ** 2
+    x0 = oracle(x, t)
+    epsilon = (x - bar_t.sqrt() * x0) / (1 - bar_t).sqrt()
+    eta1 = (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)
+    hat = bar_s.sqrt() * x0 + (1 - bar_s - eta1).sqrt() * epsilon + (1 - bar_t / bar_s).sqrt() * z
+    torch.testing.assert_close(step(Ancestral(oracle, large)), hat)
+
+
+def test_encoding_inverts_sampling():
+    """Encode and decode: what is lost falls with the step size."""
+    oracle = MixtureOracle(float64(0.5, 0.5), torch.tensor([[-0.6, 0.2], [0.5, -0.4]], dtype=torch.float64), float64(0.05, 0.1), TABLE)
+    x0 = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0 = x0 * oracle.variances.sqrt()[torch.arange(64) % 2, None] + oracle.means[torch.arange(64) % 2]
+    errors = []
+    for steps in (50, 200, 1000):
+        latent = encode(oracle, x0, steps)
+        errors.append(float((DDIM(oracle)(latent, steps=steps) - x0).square().mean().sqrt()))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[2] < 0.01
+    assert abs(float(latent.square().mean()) - 1) < 0.3
+
+
+def test_slerp_stays_on_the_sphere():
+    x, y = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = y / y.flatten(1).norm(dim=1)[:, None, None] * x.flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(slerp(x, y, 0.0), x)
+    torch.testing.assert_close(slerp(x, y, 1.0), y)
+    middle = slerp(x, y, 0.5)
+    torch.testing.assert_close(middle.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+    shares = torch.linspace(0, 1, 5, dtype=torch.float64)
+    path = torch.stack([slerp(x, y, float(a)) for a in shares])
+    cosines = torch.nn.functional.cosine_similarity(path[:-1].flatten(2), path[1:].flatten(2), dim=2)
+    torch.testing.assert_close(cosines, cosines[:1].expand_as(cosines))  # equal angles
+    torch.testing.assert_close(slerp(x, x, 0.3), x)
+
+
+def test_dynamic_thresholding():
+    model = Thresholded(Learned(Formula(lambda x, label: 3 * x), TABLE, clean), p=0.5)
+    x = float64(0.1, 0.2, 0.3, 2.0, -2.0).expand(1, 5)
+    out = model(x, float64(0.5)[0])
+    torch.testing.assert_close(out, float64(0.3, 0.6, 0.9, 1.0, -1.0).expand(1, 5))
+    out = Thresholded(Learned(Formula(lambda x, label: 3 * x), TABLE, clean), p=1.0)(x, float64(0.5)[0])
+    torch.testing.assert_close(out, x / 2)
+
+
+def test_a_distilled_step_lands_where_two_teacher_steps_do():
+    oracle = MixtureOracle(float64(0.4, 0.6), torch.tensor([[-0.6], [0.5]], dtype=torch.float64), float64(0.02, 0.05), Cosine())
+    teacher, steps = Clipped(oracle), 4
+    objective = Distillation(Learned(MLP(1), Cosine(), velocity), teacher, steps)
+    x = torch.randn(6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for n in range(1, steps + 1):
+        t, middle, s = (float64((n - k / 2) / steps)[0] for k in range(3))
+        two = DDIM(teacher)(x, steps=torch.stack([t, middle, s]))
+        target = objective.target(x, t.expand(6))
+        one = DDIM(Learned(Formula(lambda x, label, target=target: target), Cosine(), clean)).step(x, t, s)
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+    times = objective(torch.zeros(4000, 1), generator=torch.Generator().manual_seed(0)).t
+    assert sorted(set(times.tolist())) == [0.25, 0.5, 0.75, 1.0]
+    assert not any(p.requires_grad for p in objective.teacher.parameters())
+
+
+# ---- refusals
+
+
+def test_wrong_combinations_are_refused_when_built():
+    to_zero = Tabulated(zero_terminal(linear_betas(100)))
+    one_output = Learned(MLP(2), TABLE)
+    for make, words in (
+        (lambda: Learned(MLP(2), to_zero, noise), "noise prediction says nothing of x_0: predict velocity or clean"),
+        (lambda: one_output.on(to_zero), "zero SNR"),
+        (lambda: Heun(Learned(MLP(2), to_zero, velocity)), "divides by alpha = 0: take DDIM"),
+        (lambda: karras(5, to_zero), "infinite: take steps=N"),
+        (lambda: Ancestral(one_output, learned_range), "needs a network with a second output"),
+        (lambda: VariationalBound(one_output, Scale(17), variance=learned_diagonal), "outputs=2"),
+        (lambda: Hybrid(one_output, Scale(17)), "second output"),
+        (lambda: DDIM(one_output)(shape=(1, 2), steps=1001), "this table has 1000 steps"),
+        (lambda: strided(1001, 1000), "no whole stride visits exactly 1001 of 1000 rows"),
+        (lambda: sections([400, 700], 1000), "section 2 has 500 rows, ask for 1 to 500, not 700"),
+        (lambda: betas_of(float64(0.5, 0.6)), "must fall from step to step"),
+        (lambda: Thresholded(one_output, p=0), "p=0: give the quantile"),
+        (lambda: Importance(Simple(one_output), history=0), "history=0"),
+        (lambda: Distillation(one_output, one_output, 0), "at least one step"),
+        (lambda: zero_terminal(float64(0.5)), "two steps or more"),
+        (lambda: cosine_betas(0), "at least one step"),
+    ):
+        with pytest.raises(UsageError, match=words) as error:
+            make()
+        assert "\n" not in str(error.value)
+    Learned(MLP(2), to_zero, velocity)
+    wrong = Learned(two_outputs(), TABLE)
+    wrong.network.outputs, wrong.spread = 1, False
+    with pytest.raises(UsageError, match="the network gave 6 channels for 3"):
+        wrong(torch.zeros(1, 3, dtype=torch.float64), ONE)

@@ -1,0 +1,127 @@
+"""Editing hooks, on continuous and categorical signals."""
+
+import itertools
+
+import pytest
+import torch
+
+from unnoise import discrete, sde
+from unnoise.continuous import DDIM, Ancestral, Cosine, Tabulated, UniPC, linear_betas, small
+from unnoise.shared.editing import Inpainting, RePaint, sdedit
+from unnoise.shared.errors import UsageError
+from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+
+MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.5, 0.4], [0.4, 0.5]], dtype=torch.float64)
+TABLE = Tabulated(linear_betas(1000))
+MASK = torch.tensor([True, False])
+SCHEDULES = {"table": lambda: TABLE, "cosine": Cosine, "vp": sde.VP, "sub-vp": sde.SubVP, "ve": sde.VE}
+
+
+def exact(schedule=TABLE):
+    return GaussianOracle(MEAN, COVARIANCE, schedule)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("s", "t"), [(0.0, 0.5), (0.2, 0.6), (0.5, 1.0)])
+def test_going_up_composes(name, s, t, generator):
+    """q(x_t | x_s) after q(x_s | x_0) is q(x_t | x_0): mean and variance."""
+    schedule = SCHEDULES[name]()
+    s, t = (torch.tensor(v, dtype=torch.float64) for v in (s, t))
+    x0 = torch.full((100_000, 1), 0.7, dtype=torch.float64)
+    x_s = schedule.corrupt(x0, s, generator=generator)
+    x_t = schedule.diffuse(x_s, s, t, generator=generator)
+    alpha, sigma = schedule(t)
+    assert float((x_t.mean() - alpha * 0.7) / sigma) == pytest.approx(0, abs=0.013)
+    assert float(x_t.std() / sigma) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("make", [lambda: discrete.Uniform(4, discrete.cosine(10)), lambda: discrete.Absorbing(4, discrete.reciprocal(10))])
+def test_going_up_composes_for_symbols(make, generator):
+    transition = make()
+    s, t = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
+    x0 = torch.full((50_000, 1), 2)
+    x_t = transition.diffuse(transition.corrupt(x0, s, generator=generator), s, t, generator=generator)
+    law = transition.pushforward(transition.one_hot(x0[:1], torch.float64), torch.zeros_like(t), t)[0, 0]
+    counts = torch.bincount(x_t.flatten(), minlength=transition.states).double() / len(x_t)
+    torch.testing.assert_close(counts, law, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("make", [lambda d: Ancestral(d, small), lambda d: DDIM(d), UniPC, sde.ProbabilityFlow])
+def test_inpainting_keeps_what_is_known(make, generator):
+    known = torch.tensor([[0.9, 0.0]], dtype=torch.float64).expand(50, 2)
+    x = Inpainting(make(exact()), known, MASK)(shape=(50, 2), steps=40, generator=generator)
+    assert torch.equal(x[:, 0], known[:, 0].to(x))
+    assert float(x[:, 1].std()) > 0.05
+    assert not torch.equal(x[:, 1], known[:, 1])
+
+
+def test_repaint_comes_closer_to_the_conditional_law(generator):
+    """The second number given the first, of a correlated Gaussian: replacement alone falls short of its mean, resampling reaches it."""
+    value = 1.2
+    known = torch.tensor([[value, 0.0]], dtype=torch.float64).expand(4000, 2)
+    wanted = float(MEAN[1] + COVARIANCE[0, 1] / COVARIANCE[0, 0] * (value - MEAN[0]))
+    spread = float((COVARIANCE[1, 1] - COVARIANCE[0, 1] ** 2 / COVARIANCE[0, 0]).sqrt())
+    means = []
+    for sampler in (
+        Inpainting(Ancestral(exact(), small), known, MASK),
+        RePaint(Ancestral(exact(), small), known, MASK, jump=2, repeats=10),
+    ):
+        x = sampler(shape=(4000, 2), steps=60, generator=generator)
+        assert torch.equal(x[:, 0], known[:, 0].to(x))
+        means.append(float(x[:, 1].mean()))
+    assert abs(means[1] - wanted) < 0.4 * abs(means[0] - wanted)
+    assert abs(means[1] - wanted) < 0.05
+    assert float(x[:, 1].std()) == pytest.approx(spread, rel=0.1)
+
+
+def test_repaint_walks_each_stretch_as_often_as_asked():
+    grid = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0], dtype=torch.float64)
+    path = RePaint(DDIM(exact()), torch.zeros(1, 2), MASK, jump=2, repeats=3).path(grid)
+    steps = [(round(float(t), 1), round(float(s), 1)) for t, s in path]
+    first = [(1.0, 0.8), (0.8, 0.6)]
+    second = [(0.6, 0.4), (0.4, 0.2)]
+    assert steps == [*first, (0.6, 1.0), *first, (0.6, 1.0), *first, *second, (0.2, 0.6), *second, (0.2, 0.6), *second, (0.2, 0.0)]
+    assert RePaint(DDIM(exact()), torch.zeros(1, 2), MASK, jump=2, repeats=1).path(grid) == list(itertools.pairwise(grid))
+
+
+def test_known_symbols_stay(generator):
+    law = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    for transition in (discrete.Uniform(4, discrete.cosine(20)), discrete.Absorbing(4, discrete.reciprocal(20))):
+        padded = torch.cat([law, torch.zeros(transition.states - 4, dtype=torch.float64)])
+        oracle = discrete.CategoricalOracle(padded, transition)
+        known, mask = torch.full((300, 2), 3), MASK
+        for sampler in (
+            Inpainting(discrete.Ancestral(oracle), known, mask),
+            RePaint(discrete.Ancestral(oracle), known, mask, jump=3, repeats=2),
+        ):
+            x = sampler(shape=(300, 2), steps=20, generator=generator)
+            assert (x[:, 0] == 3).all()
+            assert len(x[:, 1].unique()) > 1
+            assert int(x.max()) <= 3
+
+
+def test_sdedit_goes_from_the_guide_to_the_law(generator):
+    oracle = MixtureOracle(torch.tensor([1.0]), torch.tensor([[0.5, 0.5]]), torch.tensor([0.01]), TABLE)
+    guide = torch.full((1000, 2), -0.8, dtype=torch.float64)
+    distances = []
+    for strength in (0.02, 0.2, 0.5, 1.0):
+        x = sdedit(Ancestral(oracle, small), guide, strength, steps=400, generator=generator)
+        distances.append(float((x.mean(0) - 0.5).norm()))
+    assert distances[0] > distances[1] > distances[2] > distances[3]
+    assert distances[0] > 1.0
+    assert distances[3] < 0.03
+    free = x - x.mean(0)
+    assert float(free.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_bad_edits_are_refused():
+    known = torch.zeros(2, 3)
+    for make, words in (
+        (lambda: Inpainting(DDIM(exact()), known, torch.ones(4)), r"a mask of shape \(4,\) does not fit"),
+        (lambda: RePaint(DDIM(exact()), known, torch.ones(3), jump=0), "jump=0"),
+        (lambda: sdedit(DDIM(exact()), known, 0.0, steps=10), "strength=0.0"),
+        (lambda: sdedit(DDIM(exact()), known, 0.0005, steps=10), "above the grid's last noisy time"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            make()
