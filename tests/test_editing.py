@@ -65,9 +65,9 @@ def test_repaint_comes_closer_to_the_conditional_law(generator):
     means = []
     for sampler in (
         Inpainting(Ancestral(exact(), small), known, MASK),
-        RePaint(Ancestral(exact(), small), known, MASK, jump=2, repeats=10),
+        RePaint(Ancestral(exact(), small), known, MASK, jump=4, repeats=10),
     ):
-        x = sampler(shape=(4000, 2), steps=60, generator=generator)
+        x = sampler(shape=(4000, 2), steps=200, generator=generator)
         assert torch.equal(x[:, 0], known[:, 0].to(x))
         means.append(float(x[:, 1].mean()))
     assert abs(means[1] - wanted) < 0.4 * abs(means[0] - wanted)
@@ -108,9 +108,9 @@ def test_sdedit_goes_from_the_guide_to_the_law(generator):
     for strength in (0.02, 0.2, 0.5, 1.0):
         x = sdedit(Ancestral(oracle, small), guide, strength, steps=400, generator=generator)
         distances.append(float((x.mean(0) - 0.5).norm()))
-    assert distances[0] > distances[1] > distances[2] > distances[3]
+    assert distances[0] > 2 * distances[1] > 4 * distances[2]
     assert distances[0] > 1.0
-    assert distances[3] < 0.03
+    assert max(distances[2:]) < 0.03
     free = x - x.mean(0)
     assert float(free.std()) == pytest.approx(0.1, rel=0.1)
 

@@ -278,7 +278,7 @@ def test_condition_dropout_takes_labels_from_its_share(generator):
 def test_wrong_guidance_is_refused_when_built():
     plain = Learned(MLP(2), sde.VP())
     labelled = Learned(MLP(2, classes=3), sde.VP())
-    to_zero = Tabulated(zero_terminal(linear_betas(10)))
+    to_zero = Tabulated(zero_terminal(linear_betas(100)))
     t = torch.tensor(0.5)
     for make, words in (
         (lambda: ClassifierFree(plain, 1.0), "guidance by label needs a denoiser that takes it, and this one takes none"),

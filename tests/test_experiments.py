@@ -1,0 +1,132 @@
+"""The papers' scripts: every preset can be built and described, every smoke run draws its figure."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from unnoise import sde
+from unnoise.continuous import Importance, Tabulated, large, linear_betas, small
+from unnoise.experiments import classifier_free, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation
+from unnoise.experiments.cli import main
+from unnoise.experiments.experiment import flipped
+from unnoise.experiments.recipes import RECIPES, SCRIPTS
+from unnoise.experiments.spacing import spaced
+from unnoise.shared.describe import build, describe
+from unnoise.shared.errors import UsageError
+from unnoise.shared.scale import Scale
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_preset_describes_itself(name):
+    experiment = RECIPES[name]()
+    assert build(json.loads(json.dumps(describe(experiment)))) == experiment
+    assert RECIPES[name].__doc__
+
+
+def test_every_preset_of_a_script_is_a_recipe():
+    """Public functions of a script that take nothing are its presets."""
+    for script, presets in SCRIPTS.values():
+        found = {
+            n
+            for n, f in vars(script).items()
+            if getattr(f, "__module__", "") == script.__name__ and callable(f) and not isinstance(f, type)
+        }
+        takes_nothing = {n for n in found if vars(script)[n].__code__.co_argcount == 0}
+        assert takes_nothing == set(presets)
+
+
+def test_published_settings():
+    """Spot checks against the papers' tables."""
+    cifar = ddpm.cifar10()
+    assert (cifar.training.steps, cifar.training.learning_rate, cifar.training.warmup, cifar.data.batch) == (800_000, 2e-4, 5000, 128)
+    assert (cifar.variance, cifar.steps, cifar.network.dropout, cifar.data.flip) == ("large", 1000, 0.1, True)
+    assert cifar.sampler(cifar.objective((3, 8, 8), Scale()).denoiser).variance is large
+    improved = improved_ddpm.cifar10()
+    assert (improved.steps, improved.betas, improved.vlb, improved.training.clip) == (4000, "cosine", 1e-3, math.inf)
+    assert (improved.network.attention, improved.network.heads, improved.network.dropout) == ((2, 4), 4, 0.3)
+    assert improved_ddpm.imagenet64_classes().vlb == 1 / 4000
+    assert ddim.cifar10().quadratic
+    assert ddim.lsun256().training.ema == 0.999
+    assert not ddim.celeba64().quadratic
+    assert classifier_free.imagenet64().share == 0.3
+    assert classifier_free.imagenet128().share == 0.2
+    assert guided_diffusion.imagenet64().betas == "cosine"
+    assert guided_diffusion.lsun256().spacing == "90,60,60,20,20"
+    assert progressive_distillation.cifar10().students()[0] == 4096
+    assert progressive_distillation.cifar10().students()[-4:] == [8, 4, 2, 1]
+
+
+def test_what_the_losses_of_improved_ddpm_are(tmp_path):
+    from dataclasses import replace
+
+    recipe = improved_ddpm.smoke()
+    kinds = {loss: replace(recipe, loss=loss).objective((1, 8, 8), Scale(17)) for loss in ("simple", "hybrid", "vlb")}
+    assert [type(o).__name__ for o in kinds.values()] == ["Simple", "Hybrid", "Importance"]
+    assert [o.denoiser.spread for o in kinds.values()] == [False, True, True]
+    assert isinstance(kinds["vlb"], Importance)
+    assert recipe.sampler(kinds["simple"].denoiser).variance is small
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, (script, _) in SCRIPTS.items() if script.__name__.split(".")[-1] not in ("d3pm_images", "score_sde")]
+)
+def test_every_smoke_recipe_draws_its_figure(name, tmp_path, capsys):
+    out = tmp_path / name
+    assert main(["reproduce", f"{name}-smoke", "--out", str(out)]) == 0
+    page = (out / "table.md").read_text()
+    for picture in [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]:
+        assert (out / picture).stat().st_size > 3000
+    assert page.count("\n| ") > 2
+    assert "nan" not in page
+    before = {p: p.stat().st_mtime for p in out.rglob("*.safetensors")}
+    assert main(["reproduce", f"{name}-smoke", "--out", str(out)]) == 0  # nothing is trained again
+    assert {p: p.stat().st_mtime for p in out.rglob("*.safetensors")} == before
+    assert (out / "table.md").read_text() == page
+    capsys.readouterr()
+
+
+def test_a_recipe_without_a_figure_says_so(tmp_path, capsys):
+    assert main(["reproduce", "d3pm-smoke", "--out", str(tmp_path / "a")]) == 2
+    assert "no figure of its own" in capsys.readouterr().err
+
+
+def test_schedules_are_drawn(tmp_path, capsys):
+    assert main(["plot-schedules", "--out", str(tmp_path / "s.png"), "--steps", "100"]) == 0
+    assert (tmp_path / "s.png").stat().st_size > 30_000
+    capsys.readouterr()
+
+
+def test_spacing_by_name():
+    table = Tabulated(linear_betas(1000))
+    assert spaced("50", table) == 50
+    assert (spaced("ddim50", table) * 1000)[:2].tolist() == [981, 961]
+    assert len(spaced("90,60,60,20,20", table)) == 251
+    assert float(spaced("trailing10", table)[0]) == 1
+    assert (spaced("quad10", table) * 1000)[-2] == 1
+    for spec, words in (("fast50", "give a number such as 50"), ("10,a", "give a number such as 50"), ("ddim", "give a number")):
+        with pytest.raises(UsageError, match=words):
+            spaced(spec, table)
+    with pytest.raises(UsageError, match="time is continuous"):
+        spaced("ddim50", sde.VP())
+
+
+def test_half_of_the_images_are_mirrored(generator):
+    k = torch.arange(4).repeat(1000, 1, 2, 1)
+    x = flipped(Scale.continuous)
+    out = Scale(4).quantise(x(Scale(4), k, generator))
+    mirrored = (out == k.flip(-1)).all(-1).all(-1).all(-1)
+    kept = (out == k).all(-1).all(-1).all(-1)
+    assert (mirrored ^ kept).all()
+    assert 430 < int(mirrored.sum()) < 570
+
+
+def test_what_cannot_be_is_refused():
+    for make, words in (
+        (lambda: classifier_free.ClassifierFreeGuidance(), "classifier-free guidance needs labels"),
+        (lambda: progressive_distillation.ProgressiveDistillation(sampling_steps=48, until=5), "doubled some times"),
+        (lambda: ddim.ImplicitModel(sampling_steps=2000), "sampling_steps=2000"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            make()
