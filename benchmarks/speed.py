@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-from unnoise.continuous import DDIM, Learned, Simple, Tabulated, linear_betas
+from unnoise.continuous import DDIM, DPMSolverPP, Learned, Simple, Tabulated, UniPC, linear_betas
 from unnoise.discrete import DiscretizedGaussian, Product, linear
 from unnoise.sde import VP, ChangeOfVariables
 from unnoise.shared.data import Batches
+from unnoise.shared.guidance import ClassifierFree
 from unnoise.shared.networks import UNet
 from unnoise.shared.random import Streams, normal
-from unnoise.shared.sampler import counted
+from unnoise.shared.sampler import Sampler, counted
 from unnoise.shared.scale import Scale
 from unnoise.shared.training import Trainer, Training
 
@@ -56,16 +57,31 @@ def training_step() -> float:
 
 
 def sampling_step() -> float:
-    """A DDIM step over one network call."""
-    network, x, t = unet().eval(), torch.randn(64, 1, 8, 8), torch.rand(64)
-    sampler = DDIM(Learned(network, Tabulated(linear_betas(100))))
+    """A step of DDIM over a bare evaluation of the network."""
+    return solver_step(DDIM, 1)
+
+
+def few_step_solver() -> float:
+    """A step of UniPC over a bare evaluation of the network."""
+    return solver_step(UniPC, 1)
+
+
+def guided_step() -> float:
+    """A step of DPM-Solver++ under classifier-free guidance over two bare evaluations of the network."""
+    return solver_step(lambda denoiser: DPMSolverPP(ClassifierFree(denoiser, 1.0)), 2, label=torch.arange(64) % 10)
+
+
+def solver_step(make: Callable[[Learned], Sampler], evaluations: int, **cond: torch.Tensor) -> float:
+    """Ten steps of a sampler over as many times `evaluations` bare evaluations."""
+    network, x, t = UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4, classes=10).eval(), torch.randn(64, 1, 8, 8), torch.rand(64)
+    sampler = make(Learned(network, Tabulated(linear_betas(100))))
 
     def plain() -> None:
         with torch.no_grad():
-            for _ in range(10):
-                network(x, t)
+            for _ in range(10 * evaluations):
+                network(x, t, **cond)
 
-    return seconds(lambda: sampler(x, steps=10)) / seconds(plain)
+    return seconds(lambda: sampler(x, steps=10, **cond)) / seconds(plain)
 
 
 def likelihood_evaluation() -> float:
@@ -108,7 +124,7 @@ def streams() -> float:
 
 def main() -> None:
     """Prints one ratio a line."""
-    for work in (training_step, sampling_step, likelihood_evaluation, structured_transition, streams):
+    for work in (training_step, sampling_step, few_step_solver, guided_step, likelihood_evaluation, structured_transition, streams):
         print(f"{work():6.2f} x  {(work.__doc__ or '').strip()}", flush=True)
 
 

@@ -74,7 +74,9 @@ class VariationalBound:
         if steps > 1:
             levels, weight = sampled_levels(2, steps, self.terms or steps, len(x0), generator)
             for n in progress(levels.flip(0), len(levels), "bound"):
-                path += weight * self.term(x0, n.to(x0.device).double() / steps, generator=generator, **cond)
+                t = n.to(x0.device).double() / steps
+                x_t = self.schedule.corrupt(x0, t, generator=generator)
+                path += weight * self._step(x0, x_t, *self.denoiser.with_spread(x_t, t, **cond), t, t - 1 / steps)
         last = torch.full((), 1 / steps, dtype=torch.float64)
         return Codelength(self.prior(x0), path, self.term(x0, last, generator=generator, **cond))
 

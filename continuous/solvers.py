@@ -26,6 +26,7 @@ from ..shared.tensors import exact
 from .samplers import clean_and_noise
 
 Memory: TypeAlias = list[tuple[float, Tensor]]
+POINTS, WEIGHTS = np.polynomial.legendre.leggauss(40)
 
 
 class Heun(Sampler):
@@ -298,9 +299,8 @@ def integral(a: float, b: float, nodes: Memory, decay: float = 1.0) -> Tensor:
 
 def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -> list[float]:
     """`int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes, by Gauss-Legendre quadrature to rounding."""
-    points, weights = np.polynomial.legendre.leggauss(40)
-    u = (a + b) / 2 + (b - a) / 2 * points
-    mass = (b - a) / 2 * weights * np.exp(decay * (u - b))
+    u = (a + b) / 2 + (b - a) / 2 * POINTS
+    mass = (b - a) / 2 * WEIGHTS * np.exp(decay * (u - b))
     polynomials = (math.prod(((u - k) / (node - k) for k in nodes if k != node), start=np.ones_like(u)) for node in nodes)
     return [float(mass @ polynomial) for polynomial in polynomials]
 

@@ -89,7 +89,7 @@ class ProgressiveDistillation(Experiment):
 
         def measure(name: str, denoiser: Denoiser, steps: int) -> None:
             drawn, results[f"{name}, {steps} steps"] = study.run(self.sampler(denoiser), steps)
-            panels[f"{name}, {steps} steps"] = drawn.levels[:60].float() / (study.images.scale.levels - 1)
+            panels[f"{name}, {steps} step{'s' if steps > 1 else ''}"] = drawn.levels[:60].float() / (study.images.scale.levels - 1)
 
         measure("teacher", teacher, self.sampling_steps)
         current = teacher

@@ -85,7 +85,7 @@ class ClassifierFree(GaussianDenoiser):
         if t.ndim == 0 and t.device.type == "cpu" and (self.w == 0 or not acts):
             return conditional
         others = {name: value for name, value in cond.items() if name != self.condition}
-        w = like(torch.where(acts, self.w, 0.0).to(x_t), x_t)
+        w = like(torch.where(acts, self.w, 0.0), x_t)
         return conditional + w * (conditional - ask(x_t, t, **others, **self.null))
 
     def on(self, schedule: Schedule) -> ClassifierFree:

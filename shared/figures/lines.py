@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Lines:
     Attributes:
         xlabel, ylabel: with their units.
         lines: x and y for each name.
-        logx, logy: logarithmic axes.
+        logx, logy: logarithmic axes; with logx every x is a tick.
         points: written at the points of a line, for names that are in it.
     """
 
@@ -40,8 +41,16 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
             axis.plot(x, y, style, color=f"C{i % 8}", marker=mark, markersize=4, linewidth=1.4, label=label)
             for where in zip(x, y, (panel.points or {}).get(label, ()), strict=False):
                 axis.annotate(where[2], where[:2], textcoords="offset points", xytext=(5, 4), fontsize=8)
-        axis.set_xscale("log" if panel.logx else "linear")
-        axis.set_yscale("log" if panel.logy else "linear")
+        if panel.logx:
+            axis.set_xscale("log")
+            axis.set_xticks(sorted({x for xs, _ in panel.lines.values() for x in xs}))
+            axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.xaxis.set_minor_locator(NullLocator())
+        if panel.logy:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.yaxis.set_minor_locator(NullLocator())
         axis.set_title(name, fontsize=11)
         axis.set_xlabel(panel.xlabel)
         axis.set_ylabel(panel.ylabel)
