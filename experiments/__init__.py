@@ -4,7 +4,7 @@ Everything that a checkpoint of this package may name is imported here, so `load
 """
 
 from ..shared.training import load
-from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde
+from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde, upsampling
 
 __all__ = [
     "classifier_free",
@@ -16,4 +16,5 @@ __all__ = [
     "load",
     "progressive_distillation",
     "score_sde",
+    "upsampling",
 ]

@@ -45,7 +45,7 @@ class D3PM(Experiment):
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         transition = DiscretizedGaussian(scale.levels, linear(self.steps, 0.1 / self.steps, 20 / self.steps))
         return Hybrid(
-            Categorical(self.network.build(shape, scale.levels, self.data.classes), transition, Marginal()),
+            Categorical(self.network.build(shape, levels=scale.levels, classes=self.data.classes), transition, Marginal()),
             self.ce,
             times=Stratified(self.time_power),
         )

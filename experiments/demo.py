@@ -246,7 +246,7 @@ def film(
     noised = [corruption.corrupt(x0, torch.tensor(t, dtype=torch.float64), generator=generator) for t in times[:-1]] + [x0]
     sampler = experiment.sampler(denoiser)
     start = corruption.prior((rows, *test.shape), generator=Streams(3, range(rows)), device=device_of(denoiser))
-    labels = experiment.labels(torch.arange(rows, device=start.device))
+    labels = experiment.conditions(torch.arange(rows, device=start.device))
     states = [start, *sampler.trajectory(start, steps=len(grid) - 1, generator=Streams(4, range(rows)), **labels)]
     made = [states[i] for i in chosen] + [states[-1]]
     forward = (times[::-1], [unit(experiment, test, x) for x in reversed(noised)])

@@ -94,7 +94,7 @@ def draw(
     start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
     steps = experiment.sampling_steps if steps is None else steps
     for rows in torch.arange(count).split(CHUNK):
-        shape, source, labels = (len(rows), *images.shape), Streams(seed, rows), experiment.labels(rows.to(device))
+        shape, source, labels = (len(rows), *images.shape), Streams(seed, rows), experiment.conditions(rows.to(device))
         with counted(sampler.denoiser) as evaluations:
             x = sampler(shape=shape, steps=steps, generator=source, progress=progress, **labels)
         parts.append(experiment.levels(images.scale, x).cpu())

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,10 +67,9 @@ class Network:
     dropout: float = 0.0
     """Dropout in residual blocks."""
 
-    def build(self, shape: tuple[int, ...], levels: int | None = None, classes: int | None = None, outputs: int = 1) -> UNet:
-        """The network for examples of `shape`, real-valued or of `levels` levels, with `classes` labels or none."""
-        settings = (self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout)
-        return UNet(shape, *settings, classes=classes, levels=levels, outputs=outputs)
+    def build(self, shape: tuple[int, ...], **further: Any) -> UNet:
+        """The network for examples of `shape`; what `UNet` takes beside the size (`classes`, `levels`, `outputs`, `image`) by name."""
+        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, **further)
 
 
 def flipped(form: Callable[[Scale, Tensor, Source], Tensor]) -> Callable[[Scale, Tensor, Source], Tensor]:
@@ -116,7 +116,7 @@ class Experiment(ABC):
         form = flipped(self.form) if self.data.flip else self.form
         return images.batches(self.data.batch, form, conditions=conditions, seed=self.data.seed)
 
-    def labels(self, rows: Tensor) -> dict[str, Tensor]:
+    def conditions(self, rows: Tensor) -> dict[str, Tensor]:
         """The conditions of samples number `rows`: each class in turn, or none."""
         return {} if self.data.classes is None else {"label": rows % self.data.classes}
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from ..shared.errors import UsageError
-from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde
+from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde, upsampling
 from .experiment import Experiment
 
 SCRIPTS = {
@@ -16,6 +16,7 @@ SCRIPTS = {
     "guided-diffusion": (guided_diffusion, ("digits", "mnist", "smoke", "imagenet64", "imagenet128", "imagenet256", "lsun256")),
     "classifier-free": (classifier_free, ("digits", "mnist", "smoke", "imagenet64", "imagenet128")),
     "progressive-distillation": (progressive_distillation, ("digits", "mnist", "smoke", "cifar10", "imagenet64")),
+    "upsampling": (upsampling, ("digits", "mnist", "smoke", "imagenet256")),
     "d3pm": (d3pm_images, ("digits", "mnist", "smoke")),
     "score-sde": (score_sde, ("digits", "mnist", "smoke")),
 }

@@ -1,0 +1,136 @@
+"""Super-resolution by diffusion, one stage of a cascade (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021; Ho et al. 2021).
+
+The small image is resized and concatenated to the input of the network. A cascade is a model of small images, and this.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..continuous import Ancestral, Clipped, Hybrid, Learned, Tabulated, VariationalBound, learned_range, linear_betas
+from ..shared.data import Batches, ImageSet
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.objective import Objective
+from ..shared.progress import Progress, silent
+from ..shared.random import Source
+from ..shared.sampler import Sampler
+from ..shared.scale import Scale
+from ..shared.training import Training
+from . import budgets
+from .experiment import CodelengthOf, Data, Experiment, Network, at_most
+from .reproduce import Study, trained
+
+
+@described
+@dataclass(frozen=True)
+class Upsampler(Experiment):
+    """A hybrid-loss DDPM whose condition is the image at a fraction of its size."""
+
+    factor: int = 4
+    """How many times smaller the condition is across."""
+    steps: int = 1000
+    """T."""
+    first_beta: float = 1e-4
+    """beta_1 at T = 1000."""
+    bound_terms: int = 100
+    """Terms of the bound to evaluate, stratified over the steps."""
+
+    def __post_init__(self) -> None:
+        at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
+        if self.factor < 2 or self.data.classes is not None:
+            raise UsageError(f"factor={self.factor}, classes={self.data.classes}: give a factor of 2 or more, and no classes")
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.continuous(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return scale.quantise(x)
+
+    def small(self, scale: Scale, k: Tensor) -> Tensor:
+        """The condition: means over squares of `factor` pixels, real-valued."""
+        return F.avg_pool2d(scale.continuous(k), self.factor)
+
+    def batches(self, images: ImageSet) -> Batches:
+        if self.data.flip:
+            raise UsageError("flip=True: the condition would not be mirrored with its image; leave it out")
+        conditions = {"image": self.small(images.scale, images.k)}
+        return Batches(images.k, self.data.batch, images.scale, self.form, conditions, self.data.seed)
+
+    def conditions(self, rows: Tensor) -> dict[str, Tensor]:
+        test = self.data.load("test")
+        return {"image": self.small(test.scale, test.k[rows.cpu() % len(test.k)]).to(rows.device)}
+
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        network = self.network.build(shape, outputs=2, image=shape[0])
+        return Hybrid(Learned(network, Tabulated(linear_betas(self.steps, self.first_beta))), scale, vlb=1 / self.steps)
+
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        return Ancestral(Clipped(denoiser), learned_range)
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        bound = VariationalBound(Clipped(denoiser), scale, variance=learned_range, terms=self.bound_terms)
+
+        def given_the_small_image(k: Tensor, generator: Source, progress: Progress, **cond: Tensor):
+            return bound(scale.continuous(k), generator=generator, progress=progress, image=self.small(scale, k), **cond)
+
+        return given_the_small_image
+
+    def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
+        """Held-out images from their small versions, beside interpolation: error, agreement with the true label, Fréchet distance."""
+        from ..shared.figures import save_panels
+
+        study, test = Study(self, folder, progress), self.data.load("test", progress)
+        denoiser, scale = trained(self, study.images, folder, progress).denoiser, test.scale
+        count = min(study.samples, len(test.k))
+        real, label = test.k[:count], test.label[:count]
+        small = self.small(scale, real)
+        drawn, _ = study.run(self.sampler(denoiser), self.sampling_steps)
+        made = {
+            "real": real,
+            "diffusion": drawn.levels[:count],
+            "bilinear": scale.quantise(F.interpolate(small, size=real.shape[2:], mode="bilinear", align_corners=False)),
+            "nearest": scale.quantise(F.interpolate(small, size=real.shape[2:], mode="nearest")),
+        }
+        rows, results = [], {}
+        for name, k in made.items():
+            quality, unit = study.judge.quality(k), (k.float() - real.float()) / (scale.levels - 1)
+            psnr = -10 * math.log10(max(float(unit.square().mean()), 1e-12))
+            back = float((self.small(scale, k) - small).abs().mean() / scale.spacing)
+            results[name] = {"psnr": psnr, "agreement": study.judge.agreement(k, label), "frechet": quality.frechet, "consistency": back}
+            r = results[name]
+            rows.append([name, f"{psnr:.1f}" if name != "real" else "", f"{back:.2f}", f"{r['agreement']:.3f}", f"{r['frechet']:.2f}"])
+        panels = {"condition": scale.quantise(F.interpolate(small, size=real.shape[2:], mode="nearest"))} | made
+        save_panels(folder / "figure.png", {n: k[:60].float() / (scale.levels - 1) for n, k in panels.items() if n != "nearest"}, across=4)
+        head = ["images", "PSNR, dB", "distance of the small version, levels", "agreement with the true label", "Fréchet distance"]
+        text = f"Held-out images of {'x'.join(map(str, test.shape[1:]))} from {'x'.join(map(str, small.shape[2:]))}."
+        return study.write("Super-resolution", text, head, rows, results)
+
+
+def imagenet256() -> Upsampler:
+    """ImageNet 64 to 256 (Dhariwal & Nichol 2021, table 5): with a guided base model FID 3.94."""
+    network, data = Network(192, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4), Data("imagenet", 256, size=(256, 256))
+    training = Training(steps=500_000, learning_rate=1e-4, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)
+    return Upsampler(data, network, training, 250)
+
+
+def digits() -> Upsampler:
+    """8 x 8 digits from 4 x 4."""
+    budget = budgets.digits() | {"data": Data("digits", batch=64)}
+    return Upsampler(**budget, factor=2, steps=100, first_beta=4e-4)
+
+
+def mnist() -> Upsampler:
+    """28 x 28 digits from 7 x 7."""
+    return Upsampler(**budgets.mnist() | {"data": Data("mnist5k", batch=128), "sampling_steps": 250})
+
+
+def smoke() -> Upsampler:
+    """Seconds, to see that the whole path runs."""
+    return Upsampler(**budgets.smoke() | {"data": Data("digits", batch=16)}, factor=2, steps=100, bound_terms=4)
