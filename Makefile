@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow lint bench docs clean
+.PHONY: demo test slow lint bench results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -20,6 +20,15 @@ slow: $(VENV)/.ready-dev
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The pictures and tables of docs/results, from scratch: about half an hour on two cores.
+PAPERS := ddpm improved-ddpm ddim guided-diffusion classifier-free progressive-distillation upsampling
+results: $(VENV)/.ready
+	for paper in $(PAPERS); do \
+		$(BIN)/unnoise reproduce $$paper-digits --out runs/results/$$paper && mkdir -p docs/results/$$paper && \
+		cp runs/results/$$paper/table.md runs/results/$$paper/[!s]*.png docs/results/$$paper/ && \
+		{ cp runs/results/$$paper/samples.png docs/results/$$paper/ 2>/dev/null || true; } || exit 1; \
+	done
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.speed

@@ -69,7 +69,7 @@ class ImplicitModel(Experiment):
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fréchet distance by steps (table 1), with later solvers and the ancestral sampler at every step of the table."""
-        from ..shared.figures import Lines, save_grid, save_lines
+        from ..shared.figures import Lines, save_lines, save_panels
 
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
@@ -83,7 +83,7 @@ class ImplicitModel(Experiment):
         runs = [(name, sampler, n) for name, sampler in samplers.items() for n in counts]
         runs.append(("ancestral, large", Ancestral(Clipped(denoiser), large), self.steps))
         lines: dict[str, tuple[list[float], list[float]]] = {}
-        rows, results = [], {}
+        rows, results, panels = [], {}, {}
         for name, sampler, n in runs:
             drawn, measured = study.run(sampler, self.grid(denoiser, n) if name.startswith("DDIM") else n)
             x, y = lines.setdefault(name, ([], []))
@@ -91,12 +91,18 @@ class ImplicitModel(Experiment):
             y.append(measured["frechet"])
             results[f"{name}, {n} steps"] = measured
             rows.append([name, str(n), f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}", f"{measured['agreement']:.3f}"])
-            picture = folder / f"{name.replace(',', '').replace(' ', '-')}-{n}.png"
-            save_grid(picture, drawn.levels[:40].float() / (study.images.scale.levels - 1), columns=10)
+            panels[f"{name}, {n} steps"] = drawn.levels[:40].float() / (study.images.scale.levels - 1)
         panel = Lines("steps (network evaluations for each sample)", "Fréchet distance", lines, logx=True, logy=True)
         save_lines(folder / "figure.png", {"few-step sampling": panel})
+        save_panels(folder / "samples.png", panels, columns=10, across=len(counts))
         head = ["sampler", "steps", "Fréchet distance", "sure", "agreement with the asked label"]
-        return study.write("Fréchet distance by steps", f"One model, {self.steps} steps of the linear table.", head, rows, results)
+        return study.write(
+            "Fréchet distance by steps",
+            f"One model, {self.steps} steps of the linear table.\n\n![samples](samples.png)",
+            head,
+            rows,
+            results,
+        )
 
 
 def training(steps: int, rate: float, ema: float = 0.9999) -> Training:
