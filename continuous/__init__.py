@@ -23,7 +23,7 @@ from .samplers import DDIM, Ancestral, encode, slerp
 from .schedules import Cosine, Shifted, resolution_shift
 from .solvers import LMS, DPMSolver, DPMSolverPP, DPMSolverPPSingle, Heun, UniPC, curved, exponential, midpoint
 from .stochastic import Churned, Renoised
-from .tabulated import Tabulated
+from .tabulated import Tabulated, tabulate
 from .weights import MinSNR, PlainError, truncated_snr
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "slerp",
     "small",
     "strided",
+    "tabulate",
     "trailing",
     "truncated_snr",
     "velocity",

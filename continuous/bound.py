@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..shared.bits import Codelength, discretised_gaussian, gaussian_kl, sampled_levels, total_nats
 from ..shared.denoiser import GaussianDenoiser
+from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
 from ..shared.scale import Scale
@@ -46,7 +47,7 @@ class VariationalBound:
         tanh: take the published approximation of the Gaussian distribution function.
 
     Raises:
-        UsageError: for a learned variance that the denoiser's network does not say.
+        UsageError: for continuous time, or a learned variance that the denoiser's network does not say.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class VariationalBound:
         terms: int | None = None,
         tanh: bool = False,
     ) -> None:
+        chain_of(denoiser)
         self.denoiser, self.scale, self.terms, self.tanh = denoiser, scale, terms, tanh
         self.variance = fitting(variance, denoiser)
 
@@ -128,3 +130,10 @@ class VariationalBound:
     def _decoder(self, x0: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
         std = like(self.variance(self.schedule, t, torch.zeros_like(t), v).double().sqrt(), x0.double())
         return -total_nats(discretised_gaussian(self.scale.quantise(x0), estimate.double(), std, self.scale, tanh=self.tanh))
+
+
+def chain_of(denoiser: GaussianDenoiser) -> Tabulated:
+    """The denoiser's table of steps; continuous time has none."""
+    if not hasattr(denoiser.corruption, "steps"):
+        raise UsageError("this needs a chain of steps, and the denoiser's time is continuous: take denoiser.on(tabulate(schedule, steps))")
+    return denoiser.corruption

@@ -11,6 +11,7 @@ from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent
+from ..shared.prediction import noise
 from ..shared.random import Source
 from ..shared.tensors import at_least_float32, exact, like, per_example
 from .objectives import Weight
@@ -27,7 +28,7 @@ class Distillation(Objective):
     dimensions. The student starts as a copy of the teacher, and is sampled by `DDIM(student)(steps=N)`.
 
     Args:
-        denoiser: the student; with noise prediction the error of x_0 cannot be weighed where the SNR vanishes: predict velocity or clean.
+        denoiser: the student, on a schedule whose grid of N steps is N/N, .., 1/N, 0, such as `Cosine`.
         teacher: what it learns from, wrapped in `Clipped` as published; it is not trained.
         steps: N, of the student.
         weight: of the squared error of x_0.
@@ -45,6 +46,13 @@ class Distillation(Objective):
         super().__init__()
         if steps < 1:
             raise UsageError(f"steps={steps}: a student needs at least one step")
+        grid = denoiser.corruption.grid(2 * steps)
+        if not torch.allclose(grid, torch.linspace(1, 0, 2 * steps + 1, dtype=torch.float64)):
+            raise UsageError("a student is trained at t = n / N, where this schedule's grid has other times: take Cosine")
+        if not torch.allclose(teacher.corruption.log_snr(grid[:-1]), denoiser.corruption.log_snr(grid[:-1])):
+            raise UsageError("teacher and student have different schedules: put one on the other's with on(schedule)")
+        if getattr(denoiser, "predicts", None) is noise:
+            raise UsageError("noise prediction cannot be distilled, it says nothing of x_0 where SNR vanishes: predict velocity or clean")
         self.denoiser, self.teacher, self.steps, self.weight, self.times = denoiser, teacher.requires_grad_(False), steps, weight, times
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:

@@ -20,7 +20,7 @@ def strided(steps: int, rows: int) -> Tensor:
     Raises:
         UsageError: where no whole stride does.
     """
-    for stride in range(1, rows + 1):
+    for stride in range(1, rows):
         if len(range(0, rows, stride)) == steps:
             return _table(torch.arange(0, rows, stride), rows)
     raise UsageError(f"steps={steps}: no whole stride visits exactly {steps} of {rows} rows; take a divisor of {rows}, or even spacing")

@@ -16,8 +16,8 @@ from ..shared.objective import Draw, Loss, Objective, independent, matching, snr
 from ..shared.random import Source, categorical
 from ..shared.scale import Scale
 from ..shared.tensors import at_least_float32, exact, per_example
-from .bound import VariationalBound
-from .posterior import ReverseVariance, large, learned_range
+from .bound import VariationalBound, chain_of
+from .posterior import ReverseVariance, large, learned_range, reads_network
 
 Weight: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,10 +32,16 @@ class Simple(Objective):
         denoiser: on the schedule to train with.
         times: how the times of a batch are drawn.
         weight: of the squared error of x_0; `snr` is the simple loss, others are in `continuous.weights`.
+
+    Raises:
+        UsageError: for a weight that is 0 at t = 1, which sampling starts from, and for a network whose second output would stay untrained.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent, weight: Weight = snr) -> None:
         super().__init__()
+        if denoiser.spread:
+            raise UsageError("the network's second output would stay untrained: build it with outputs=1, or take Hybrid or Variational")
+        refuse_blind(weight, denoiser)
         self.denoiser, self.times, self.weight = denoiser, times, weight
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -102,6 +108,9 @@ class Hybrid(Objective):
         tanh: bool = False,
     ) -> None:
         super().__init__()
+        refuse_blind(weight, denoiser)
+        if not reads_network(variance, denoiser):
+            raise UsageError("in the hybrid loss the bound trains the variance alone, and this one is fixed: take learned_range, or Simple")
         self.denoiser, self.scale, self.vlb, self.variance, self.weight = denoiser, scale, vlb, variance, weight
         self.times, self.tanh = times, tanh
         self._bound = VariationalBound(denoiser, scale, variance=variance, tanh=tanh)
@@ -135,7 +144,7 @@ class Importance(Objective):
         if history < 1 or not 0 < uniform <= 1:
             raise UsageError(f"history={history}, uniform={uniform}: give one loss or more to remember, and a share above 0 and up to 1")
         self.objective, self.history, self.uniform, self.times = objective, history, uniform, objective.times
-        self.steps = objective.denoiser.corruption.steps
+        self.steps = chain_of(objective.denoiser).steps
         self.register_buffer("squares", torch.zeros(self.steps, history, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(self.steps, dtype=torch.int64))
 
@@ -173,3 +182,12 @@ class Importance(Objective):
         added = torch.zeros_like(self.squares).index_put((index, place), fresh, accumulate=True)
         self.squares.copy_(torch.where(chosen > 0, added, self.squares))
         self.counts.index_add_(0, index, torch.ones_like(index))
+
+
+def refuse_blind(weight: Weight, denoiser: GaussianDenoiser) -> None:
+    """Refuses a weight that gives the level at t = 1 no say."""
+    if not bool(weight(*denoiser.corruption(torch.ones((), dtype=torch.float64))) > 0):
+        raise UsageError(
+            "this weight is 0 at zero SNR, so the level that sampling starts from would never be trained: "
+            "take PlainError(velocity) or truncated_snr"
+        )

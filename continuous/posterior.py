@@ -105,6 +105,16 @@ def fitting(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVar
     return variance
 
 
+def reads_network(variance: ReverseVariance, denoiser: GaussianDenoiser) -> bool:
+    """Whether the variance is a learned one."""
+    t = torch.full((), denoiser.corruption.t_last, dtype=torch.float64)
+    try:
+        variance(denoiser.corruption, t, torch.zeros_like(t), None)
+    except UsageError:
+        return True
+    return False
+
+
 def _said(v: Tensor | None) -> Tensor:
     if v is None:
         raise UsageError(

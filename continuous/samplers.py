@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..shared.denoiser import GaussianDenoiser, taken
 from ..shared.errors import UsageError
+from ..shared.guidance import ClassifierGradient
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like
@@ -33,10 +33,11 @@ class Ancestral(Sampler):
     """
 
     def __init__(
-        self, denoiser: GaussianDenoiser, variance: ReverseVariance = large, *, gradient: Callable[..., Tensor] | None = None
+        self, denoiser: GaussianDenoiser, variance: ReverseVariance = large, *, gradient: ClassifierGradient | None = None
     ) -> None:
         super().__init__(denoiser)
-        self.variance, self.gradient = fitting(variance, denoiser), gradient
+        self.variance = fitting(variance, denoiser)
+        self.gradient = None if gradient is None else gradient.on(denoiser.corruption)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         mean, variance = self.law(x, t, s, **cond)
@@ -87,12 +88,14 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
     Args:
         denoiser: of the flow.
         x0: `(B, ...)`.
-        steps: a number of steps or a decreasing grid that ends with 0.
+        steps: a number of steps, two or more, or a decreasing grid.
         cond: conditions by name.
     """
     sampler = DDIM(denoiser)
-    grid = sampler.times(steps).flip(0)[1:]
-    x = x0
+    grid = sampler.times(steps).flip(0)
+    grid, x = grid[grid > 0], x0
+    if len(grid) < 2:
+        raise UsageError(f"steps={steps}: encoding goes from the smallest noisy level of the grid to the largest, give two steps or more")
     for s, t in pairwise(grid):
         x = sampler.step(x, s, t, **cond)
     return x

@@ -118,6 +118,8 @@ class DPMSolverPPSingle(Sampler):
 class Multistep(Sampler):
     """A sampler that remembers what the denoiser said at earlier levels of a run; alone, `step` has nothing to look back at."""
 
+    looks_back = True
+
     def begin(self) -> Step:
         return functools.partial(self.advance, [])
 

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from ..shared.errors import UsageError
 from ..shared.random import Source
-from ..shared.sampler import Sampler, Step
+from ..shared.sampler import Sampler, single_step
 from ..shared.tensors import exact, like
 from .grids import noise_ratio
+from .solvers import refuse_zero_snr
 
 
 class Churned(Sampler):
     r"""Before each step x is taken back up to `sigma~ (1 + gamma)` by fresh noise (Karras et al. 2022, algorithm 2).
 
-    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler.
+    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler. Above the schedule's noisiest level
+    there is none to go to, so a run's first step is as without.
 
     Args:
         sampler: takes the step down.
@@ -31,30 +33,25 @@ class Churned(Sampler):
         super().__init__(sampler.denoiser)
         if gamma < 0:
             raise UsageError(f"gamma={gamma}: give the share by which the noise grows, 0 or more, such as 0.4")
+        refuse_zero_snr(sampler.corruption)
+        single_step(sampler)
         self.sampler, self.gamma, self.low, self.high, self.noise = sampler, gamma, low, high, noise
 
-    def begin(self) -> Step:
-        inner = self.sampler.begin()
-
-        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-            ratio = float(noise_ratio(self.corruption, t))
-            if self.gamma and self.low <= ratio <= self.high:
-                up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
-                kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
-                x, t = kept + self.noise * (self.corruption.diffuse(x, t, up, generator=generator) - kept), up
-            return inner(x, t, s, generator=generator, **cond)
-
-        return step
-
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        return self.begin()(x, t, s, generator=generator, **cond)
+        ratio = float(noise_ratio(self.corruption, t))
+        if self.gamma and self.low <= ratio <= self.high:
+            up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
+            kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
+            x, t = kept + self.noise * (self.corruption.diffuse(x, t, up, generator=generator) - kept), up
+        return self.sampler.step(x, t, s, generator=generator, **cond)
 
 
 class Renoised(Sampler):
     r"""Each step goes below its goal and comes back up by fresh noise: the "ancestral" samplers of k-diffusion.
 
     In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that comes back and `down^2 = s^2 - up^2` the level that the inner step goes
-    to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it is "DPM++ 2S a".
+    to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it is "DPM++ 2S a". A table has no level
+    below its first row to go to, so the step into that row adds no noise.
 
     Args:
         sampler: a single-step solver of the flow.
@@ -65,7 +62,8 @@ class Renoised(Sampler):
         super().__init__(sampler.denoiser)
         if not 0 <= eta <= 1:
             raise UsageError(f"eta={eta}: give a number from 0, no noise, to 1, ancestral")
-        self.sampler, self.eta = sampler, eta
+        refuse_zero_snr(sampler.corruption)
+        self.sampler, self.eta = single_step(sampler), eta
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if s == 0 or self.eta == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..shared.training import Training
@@ -31,3 +32,8 @@ def smoke() -> dict[str, Any]:
     """Seconds: the whole path with a tiny network, to see that it runs."""
     training = Training(steps=8, learning_rate=1e-3, warmup=2, cooldown=2, log_every=4, watch_every=4, save_every=4)
     return {"data": Data("digits", batch=16, classes=10), "network": Network(8, (1,), 1, (), 1), "training": training, "sampling_steps": 4}
+
+
+def adm(steps: int, rate: float = 1e-4) -> Training:
+    """The released training of Improved DDPM and ADM: AdamW without clipping or warm-up."""
+    return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from ..continuous import Ancestral, Clipped, Cosine, Learned, LogInterpolated, Simple, VariationalBound
-from ..continuous.tabulated import tabulate
+from ..continuous import Ancestral, Clipped, Cosine, Learned, LogInterpolated, Simple, VariationalBound, tabulate
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.guidance import ClassifierFree, ConditionDropout
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
-from ..shared.training import Training
 from . import budgets
-from .experiment import CodelengthOf, Data, Experiment, Network
+from .experiment import Chain, Data, Network
 from .reproduce import Study, trained
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -29,7 +23,7 @@ STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 @described
 @dataclass(frozen=True)
-class ClassifierFreeGuidance(Experiment):
+class ClassifierFreeGuidance(Chain):
     """Noise prediction in continuous time, trained with and without labels at once."""
 
     drop: float = 0.1
@@ -47,15 +41,9 @@ class ClassifierFreeGuidance(Experiment):
         if self.data.classes is None:
             raise UsageError("classes=None: classifier-free guidance needs labels, give the number of classes, such as --data.classes 10")
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.continuous(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.quantise(x)
-
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         network = self.network.build(shape, classes=self.data.classes)
-        return ConditionDropout(Simple(Learned(network, Cosine(-20.0, 20.0))), null=self.data.classes, p=self.drop)
+        return ConditionDropout(Simple(Learned(network, Cosine(-20.0, 20.0))), p=self.drop)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return self.guided(denoiser, self.w)
@@ -64,10 +52,9 @@ class ClassifierFreeGuidance(Experiment):
         """The sampler at another strength."""
         return Ancestral(Clipped(ClassifierFree(denoiser, w)), LogInterpolated(self.share))
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
         chain = denoiser.on(tabulate(denoiser.corruption, self.bound_steps))
-        bound = VariationalBound(Clipped(chain), scale, variance=LogInterpolated(self.share))
-        return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)
+        return VariationalBound(Clipped(chain), scale, variance=LogInterpolated(self.share))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fidelity against diversity over w (figure 4): agreement with the asked label and Fréchet distance."""
@@ -99,23 +86,18 @@ class ClassifierFreeGuidance(Experiment):
         return study.write("Classifier-free guidance", text, head, rows, results)
 
 
-def training(steps: int, rate: float) -> Training:
-    """Adam without clipping, as for ADM; the paper does not say more."""
-    return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)
-
-
 def imagenet64() -> ClassifierFreeGuidance:
     """ImageNet 64 x 64 (table 1): FID 1.55 at w = 0.1, IS 260.2 at w = 4; 256 steps."""
     network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1)
-    data = Data("imagenet", 2048, size=(64, 64), classes=1000)
-    return ClassifierFreeGuidance(data, network, training(400_000, 3e-4), 256, drop=0.1, w=0.1, share=0.3)
+    data = Data("imagenet", 2048, size=(64, 64), classes=1000, flip=True)
+    return ClassifierFreeGuidance(data, network, budgets.adm(400_000, 3e-4), 256, drop=0.1, w=0.1, share=0.3)
 
 
 def imagenet128() -> ClassifierFreeGuidance:
     """ImageNet 128 x 128 (table 2): FID 2.43 at w = 0.3, IS 421 at w = 4; 256 steps."""
     network = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4)
-    data = Data("imagenet", 256, size=(128, 128), classes=1000)
-    return ClassifierFreeGuidance(data, network, training(2_700_000, 1e-4), 256, drop=0.2, w=0.3, share=0.2)
+    data = Data("imagenet", 256, size=(128, 128), classes=1000, flip=True)
+    return ClassifierFreeGuidance(data, network, budgets.adm(2_700_000, 1e-4), 256, drop=0.2, w=0.3, share=0.2)
 
 
 def digits() -> ClassifierFreeGuidance:

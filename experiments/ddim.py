@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,19 +17,18 @@ from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, antithetic
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from ..shared.training import Training
 from . import budgets
-from .experiment import CodelengthOf, Data, Experiment, Network, at_most
+from .experiment import Chain, Data, Network, at_most
 from .reproduce import Study, trained
 from .spacing import spaced
 
 
 @described
 @dataclass(frozen=True)
-class ImplicitModel(Experiment):
+class ImplicitModel(Chain):
     """A DDPM, trained at antithetic times, sampled by DDIM."""
 
     steps: int = 1000
@@ -37,8 +37,8 @@ class ImplicitModel(Experiment):
     """beta_1 at T = 1000."""
     eta: float = 0.0
     """0 for the deterministic sampler, 1 for DDPM's small variance."""
-    quadratic: bool = False
-    """Space the steps quadratically, as the paper does for CIFAR-10."""
+    spacing: Literal["", "ddim", "quad"] = ""
+    """Of the steps: evenly with both ends, by a whole stride as the paper, or quadratically as the paper for CIFAR-10."""
     bound_terms: int = 100
     """Terms of the bound to evaluate, stratified over the steps."""
 
@@ -46,12 +46,6 @@ class ImplicitModel(Experiment):
 
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
-
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.continuous(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.quantise(x)
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         network = self.network.build(shape, classes=self.data.classes)
@@ -61,11 +55,10 @@ class ImplicitModel(Experiment):
         return DDIM(denoiser, self.eta)
 
     def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
-        return spaced(f"quad{steps}", denoiser.corruption) if self.quadratic else steps
+        return spaced(f"{self.spacing}{steps}", denoiser.corruption)
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        bound = VariationalBound(Clipped(denoiser), scale, variance=large, terms=self.bound_terms)
-        return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)
+    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
+        return VariationalBound(Clipped(denoiser), scale, variance=large, terms=self.bound_terms)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fréchet distance by steps (table 1), with later solvers and the ancestral sampler at every step of the table."""
@@ -74,23 +67,28 @@ class ImplicitModel(Experiment):
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         counts = [n for n in (10, 20, 50) if n <= self.steps]
-        samplers: dict[str, Sampler] = {
-            "DDIM": DDIM(denoiser),
-            "DDIM, eta 1": DDIM(denoiser, 1.0),
-            "DPM-Solver++(2M)": DPMSolverPP(denoiser),
-            "UniPC-3": UniPC(denoiser),
-        }
-        runs = [(name, sampler, n) for name, sampler in samplers.items() for n in counts]
-        runs.append(("ancestral, large", Ancestral(Clipped(denoiser), large), self.steps))
+        runs: list[tuple[str, Sampler, int, int | Tensor]] = []
+        for n in counts:
+            runs += [("DDIM", DDIM(denoiser), n, self.grid(denoiser, n)), ("DDIM, eta 1", DDIM(denoiser, 1.0), n, self.grid(denoiser, n))]
+            runs += [("DPM-Solver++(2M)", DPMSolverPP(denoiser), n, n), ("UniPC-3", UniPC(denoiser), n, n)]
+        runs.append(("ancestral, large", Ancestral(Clipped(denoiser), large), self.steps, self.steps))
         lines: dict[str, tuple[list[float], list[float]]] = {}
         rows, results, panels = [], {}, {}
-        for name, sampler, n in runs:
-            drawn, measured = study.run(sampler, self.grid(denoiser, n) if name.startswith("DDIM") else n)
+        for name, sampler, n, grid in sorted(runs, key=lambda run: run[0]):
+            drawn, measured = study.run(sampler, grid)
             x, y = lines.setdefault(name, ([], []))
             x.append(n)
             y.append(measured["frechet"])
             results[f"{name}, {n} steps"] = measured
-            rows.append([name, str(n), f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}", f"{measured['agreement']:.3f}"])
+            rows.append(
+                [
+                    name,
+                    str(n),
+                    f"{measured['frechet']:.2f}",
+                    f"{measured['sure']:.3f}",
+                    f"{measured['agreement']:.3f}" if "agreement" in measured else "-",
+                ]
+            )
             panels[f"{name}, {n} steps"] = drawn.levels[:40].float() / (study.images.scale.levels - 1)
         panel = Lines("steps (network evaluations for each sample)", "Fréchet distance", lines, logx=True, logy=True)
         save_lines(folder / "figure.png", {"few-step sampling": panel})
@@ -113,19 +111,19 @@ def training(steps: int, rate: float, ema: float = 0.9999) -> Training:
 def cifar10() -> ImplicitModel:
     """CIFAR-10 (table 1), FID at 10, 20, 50, 100, 1000 steps: 13.36, 6.84, 4.67, 4.16, 4.04."""
     network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1)
-    return ImplicitModel(Data("uoft-cs/cifar10", 128, flip=True), network, training(800_000, 2e-4), 50, quadratic=True)
+    return ImplicitModel(Data("uoft-cs/cifar10", 128, flip=True), network, training(800_000, 2e-4), 50, spacing="quad")
 
 
 def celeba64() -> ImplicitModel:
     """A folder of CelebA at 64 x 64 (table 1), FID at 10, 20, 50, 100, 1000 steps: 17.33, 13.73, 9.17, 6.53, 3.51."""
     network = Network(128, (1, 2, 2, 2, 4), 2, (4,), 1, dropout=0.1)
-    return ImplicitModel(Data("celeba", 128, size=(64, 64), flip=True), network, training(500_000, 2e-4), 50)
+    return ImplicitModel(Data("celeba", 128, size=(64, 64), flip=True), network, training(500_000, 2e-4), 50, spacing="ddim")
 
 
 def lsun256() -> ImplicitModel:
     """A folder of LSUN at 256 x 256, FID at 10, 20, 50, 100 steps: Bedroom 16.95, 8.89, 6.75, 6.62, Church 19.45, 12.47, 10.84, 10.58."""
     network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1)
-    return ImplicitModel(Data("lsun", 64, size=(256, 256)), network, training(2_400_000, 2e-5, ema=0.999), 50)
+    return ImplicitModel(Data("lsun", 64, size=(256, 256)), network, training(2_400_000, 2e-5, ema=0.999), 50, spacing="ddim")
 
 
 def digits() -> ImplicitModel:

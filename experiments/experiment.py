@@ -147,3 +147,22 @@ class Experiment(ABC):
     @abstractmethod
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
         """The paper's code length of levels, as a function of (levels, source of noise, progress, conditions)."""
+
+
+@dataclass(frozen=True)
+class Chain(Experiment):
+    """An experiment of the DDPM papers: real-valued images, and the variational bound of a chain as code length."""
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.continuous(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return scale.quantise(x)
+
+    @abstractmethod
+    def bound(self, denoiser: Denoiser, scale: Scale) -> Callable[..., Codelength]:
+        """The bound that the paper reports."""
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        bound = self.bound(denoiser, scale)
+        return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)

@@ -5,12 +5,9 @@ The paper's networks are this package's U-Net at the paper's widths; its own blo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-from torch import Tensor
 
 from ..continuous import (
     Ancestral,
@@ -23,21 +20,19 @@ from ..continuous import (
     Variational,
     VariationalBound,
     cosine_betas,
+    large,
     learned_range,
     linear_betas,
-    small,
 )
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
-from ..shared.training import Training
 from . import budgets
 from .evaluation import bits_per_dim
-from .experiment import CodelengthOf, Data, Experiment, Network, at_most
+from .experiment import Chain, Data, Network, at_most
 from .reproduce import Study, trained
 
 BETAS = {"cosine": cosine_betas, "linear": linear_betas}
@@ -45,7 +40,7 @@ BETAS = {"cosine": cosine_betas, "linear": linear_betas}
 
 @described
 @dataclass(frozen=True)
-class ImprovedDDPM(Experiment):
+class ImprovedDDPM(Chain):
     """Noise prediction on a cosine table, with a learned reverse variance."""
 
     steps: int = 4000
@@ -62,12 +57,6 @@ class ImprovedDDPM(Experiment):
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.continuous(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.quantise(x)
-
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         network = self.network.build(shape, classes=self.data.classes, outputs=1 if self.loss == "simple" else 2)
         denoiser = Learned(network, Tabulated(BETAS[self.betas](self.steps)))
@@ -76,12 +65,11 @@ class ImprovedDDPM(Experiment):
         return Importance(Variational(denoiser, scale, learned_range)) if self.loss == "vlb" else Hybrid(denoiser, scale, self.vlb)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
-        return Ancestral(Clipped(denoiser), learned_range if denoiser.spread else small)
+        return Ancestral(Clipped(denoiser), learned_range if denoiser.spread else large)
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        variance = learned_range if denoiser.spread else small
-        bound = VariationalBound(Clipped(denoiser), scale, variance=variance, terms=self.bound_terms)
-        return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)
+    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
+        variance = learned_range if denoiser.spread else large
+        return VariationalBound(Clipped(denoiser), scale, variance=variance, terms=self.bound_terms)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Bits/dim and Fréchet distance of the three losses (table 1's columns), each trained alike."""
@@ -91,7 +79,7 @@ class ImprovedDDPM(Experiment):
         test = self.data.load("test", progress)
         for loss in ("simple", "hybrid", "vlb"):
             recipe = replace(self, loss=loss)
-            denoiser = trained(recipe, study.images, folder / loss, progress).denoiser
+            denoiser = trained(recipe, study.images, folder if loss == self.loss else folder / loss, progress).denoiser
             bits, error = bits_per_dim(recipe, denoiser, test, progress=progress)
             drawn, measured = study.run(recipe.sampler(denoiser), self.sampling_steps)
             results[loss] = measured | {"bits_per_dim": bits, "standard_error": error}
@@ -103,34 +91,29 @@ class ImprovedDDPM(Experiment):
         return study.write("The losses of Improved DDPM", text, head, rows, results)
 
 
-def training(steps: int, rate: float, batch: int) -> Training:
-    """AdamW without clipping or warm-up, as released; `batch` images a step."""
-    return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)
-
-
 def cifar10() -> ImprovedDDPM:
     """CIFAR-10: hybrid 3.17 bits/dim, FID 3.19; vlb 2.94, FID 11.47."""
     network = Network(128, (1, 2, 2, 2), 3, (2, 4), 4, dropout=0.3)
-    return ImprovedDDPM(Data("uoft-cs/cifar10", 128), network, training(500_000, 1e-4, 128), 4000)
+    return ImprovedDDPM(Data("uoft-cs/cifar10", 128), network, budgets.adm(500_000, 1e-4), 4000)
 
 
 def imagenet64() -> ImprovedDDPM:
     """ImageNet 64 x 64, unconditional: hybrid 3.57 bits/dim, FID 19.2; vlb 3.53, FID 40.1 (1.5M iterations)."""
     network = Network(128, (1, 2, 3, 4), 3, (4, 8), 4)
-    return ImprovedDDPM(Data("imagenet", 128, size=(64, 64)), network, training(1_500_000, 1e-4, 128), 4000)
+    return ImprovedDDPM(Data("imagenet", 128, size=(64, 64)), network, budgets.adm(1_500_000, 1e-4), 4000)
 
 
 def imagenet64_classes() -> ImprovedDDPM:
     """ImageNet 64 x 64 with classes, the larger model: FID 2.92 by 250 steps; weight of the bound 1 / T."""
     network = Network(192, (1, 2, 3, 4), 3, (4, 8), 4)
     data = Data("imagenet", 2048, size=(64, 64), classes=1000)
-    return ImprovedDDPM(data, network, training(250_000, 3e-4, 2048), 250, vlb=1 / 4000)
+    return ImprovedDDPM(data, network, budgets.adm(250_000, 3e-4), 250, vlb=1 / 4000)
 
 
 def lsun256() -> ImprovedDDPM:
     """LSUN Bedroom 256 x 256, linear table of 1000 steps."""
     network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1)
-    return ImprovedDDPM(Data("lsun", 128, size=(256, 256)), network, training(1_200_000, 1e-4, 128), 1000, steps=1000, betas="linear")
+    return ImprovedDDPM(Data("lsun", 128, size=(256, 256)), network, budgets.adm(1_200_000, 1e-4), 1000, steps=1000, betas="linear")
 
 
 def digits() -> ImprovedDDPM:

@@ -74,9 +74,10 @@ class Study:
         """Draws samples, each class asked in turn where the recipe has labels, and measures them."""
         drawn = draw(recipe or self.experiment, sampler, self.images, self.samples, steps, progress=self.progress)
         quality = self.judge.quality(drawn.levels)
-        asked = torch.arange(self.samples) % self.judge.classes
-        agreement = self.judge.agreement(drawn.levels, asked)
-        return drawn, {"frechet": quality.frechet, "agreement": agreement, "sure": quality.sure, "evaluations": float(drawn.evaluations)}
+        measured = {"frechet": quality.frechet, "sure": quality.sure, "evaluations": float(drawn.evaluations)}
+        if (recipe or self.experiment).data.classes is not None:
+            measured["agreement"] = self.judge.agreement(drawn.levels, torch.arange(self.samples) % self.judge.classes)
+        return drawn, measured
 
     def write(self, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, Any]) -> Path:
         """Writes `results.json` and `table.md`, and returns the latter."""

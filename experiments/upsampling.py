@@ -5,6 +5,7 @@ The small image is resized and concatenated to the input of the network. A casca
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,16 @@ from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
-from ..shared.training import Training
 from . import budgets
-from .experiment import CodelengthOf, Data, Experiment, Network, at_most
+from .experiment import Chain, CodelengthOf, Data, Network, at_most
 from .reproduce import Study, trained
 
 
 @described
 @dataclass(frozen=True)
-class Upsampler(Experiment):
+class Upsampler(Chain):
     """A hybrid-loss DDPM whose condition is the image at a fraction of its size."""
 
     factor: int = 4
@@ -44,27 +43,23 @@ class Upsampler(Experiment):
 
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
-        if self.factor < 2 or self.data.classes is not None:
-            raise UsageError(f"factor={self.factor}, classes={self.data.classes}: give a factor of 2 or more, and no classes")
-
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.continuous(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.quantise(x)
+        if self.factor < 2 or self.data.classes is not None or self.data.flip:
+            raise UsageError(
+                f"factor={self.factor}: give a factor of 2 or more, and neither classes nor flips, which the condition is without"
+            )
 
     def small(self, scale: Scale, k: Tensor) -> Tensor:
         """The condition: means over squares of `factor` pixels, real-valued."""
+        if any(size % self.factor for size in k.shape[2:]):
+            raise UsageError(f"factor={self.factor}: images of {'x'.join(map(str, k.shape[2:]))} cannot be divided by it, choose a divisor")
         return F.avg_pool2d(scale.continuous(k), self.factor)
 
     def batches(self, images: ImageSet) -> Batches:
-        if self.data.flip:
-            raise UsageError("flip=True: the condition would not be mirrored with its image; leave it out")
         conditions = {"image": self.small(images.scale, images.k)}
         return Batches(images.k, self.data.batch, images.scale, self.form, conditions, self.data.seed)
 
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
-        test = self.data.load("test")
+        test = held_out(self.data)
         return {"image": self.small(test.scale, test.k[rows.cpu() % len(test.k)]).to(rows.device)}
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
@@ -74,13 +69,12 @@ class Upsampler(Experiment):
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(Clipped(denoiser), learned_range)
 
+    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
+        return VariationalBound(Clipped(denoiser), scale, variance=learned_range, terms=self.bound_terms)
+
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        bound = VariationalBound(Clipped(denoiser), scale, variance=learned_range, terms=self.bound_terms)
-
-        def given_the_small_image(k: Tensor, generator: Source, progress: Progress, **cond: Tensor):
-            return bound(scale.continuous(k), generator=generator, progress=progress, image=self.small(scale, k), **cond)
-
-        return given_the_small_image
+        bound = self.bound(denoiser, scale)
+        return lambda k, generator, progress: bound(scale.continuous(k), generator=generator, progress=progress, image=self.small(scale, k))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Held-out images from their small versions, beside interpolation: error, agreement with the true label, Fréchet distance."""
@@ -113,11 +107,16 @@ class Upsampler(Experiment):
         return study.write("Super-resolution", text, head, rows, results)
 
 
+@functools.lru_cache(maxsize=1)
+def held_out(data: Data) -> ImageSet:
+    """The held-out images, read once."""
+    return data.load("test")
+
+
 def imagenet256() -> Upsampler:
     """ImageNet 64 to 256 (Dhariwal & Nichol 2021, table 5): with a guided base model FID 3.94."""
     network, data = Network(192, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4), Data("imagenet", 256, size=(256, 256))
-    training = Training(steps=500_000, learning_rate=1e-4, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)
-    return Upsampler(data, network, training, 250)
+    return Upsampler(data, network, budgets.adm(500_000, 1e-4), 250)
 
 
 def digits() -> Upsampler:

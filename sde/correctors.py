@@ -71,6 +71,7 @@ class PredictorCorrector(Sampler):
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
         super().__init__(predictor.denoiser)
         self.predictor, self.corrector = predictor, corrector
+        self.looks_back = predictor.looks_back
 
     def begin(self) -> Step:
         predict, correct = self.predictor.begin(), self.corrector.begin()

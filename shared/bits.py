@@ -88,7 +88,7 @@ def sampled_levels(first: int, last: int, terms: int, batch: int, generator: Sou
     count = last - first + 1
     terms = min(terms, count)
     u = uniform((batch, terms), generator, dtype=torch.float64).T
-    position = (torch.arange(terms, dtype=torch.float64)[:, None] + u) * (count / terms)
+    position = (torch.arange(terms, dtype=torch.float64, device=u.device)[:, None] + u) * (count / terms)
     return first + position.long().clamp(max=count - 1), count / terms
 
 

@@ -14,7 +14,7 @@ from .describe import described
 from .errors import UsageError
 from .labels import Label, thousandths
 from .prediction import Prediction, noise
-from .tensors import exact, like
+from .tensors import at_least_float32, exact, like
 
 
 class Denoiser(nn.Module, ABC):
@@ -165,7 +165,7 @@ class Thresholded(GaussianDenoiser):
 
     def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
         x0, v = self.denoiser.with_spread(x_t, t, **cond)
-        m = like(x0.flatten(1).abs().quantile(self.p, dim=1).clamp(min=1.0), x0)
+        m = like(at_least_float32(x0).flatten(1).abs().quantile(self.p, dim=1).clamp(min=1.0), x0)
         return x0.clamp(-m, m) / m, v
 
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -182,8 +182,8 @@ def tweedie(denoiser: GaussianDenoiser, x_t: Tensor, t: Tensor, **cond: Any) -> 
 
 
 def taken(denoiser: Denoiser, cond: dict[str, Any]) -> dict[str, Any]:
-    """Those of the conditions that the denoiser says it takes."""
-    return {name: value for name, value in cond.items() if name in (denoiser.conditions or ())}
+    """Those of the conditions that the denoiser takes: all, where its network does not say."""
+    return cond if denoiser.conditions is None else {name: value for name, value in cond.items() if name in denoiser.conditions}
 
 
 def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:

@@ -7,6 +7,7 @@ because a file says so.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -38,6 +39,8 @@ def describe(value: Any, role: str = "") -> Any:
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, tuple | list):
         return [describe(v) for v in value]
+    if isinstance(value, Mapping):
+        return {"mapping": {str(k): describe(v) for k, v in value.items()}}
     if callable(value) and _KNOWN.get(_name(value)) is value:
         return {"function": _name(value)}
     if _KNOWN.get(_name(type(value))) is type(value):
@@ -64,7 +67,9 @@ def build(description: Any, network: nn.Module | None = None) -> Any:
     if "external" in description:
         if network is None:
             raise UsageError(f"this checkpoint holds a network of your own, {description['external']}: give it as load(path, network=...)")
-        return network
+        return copy.deepcopy(network)  # a student and its teacher are two
+    if "mapping" in description:
+        return {k: build(v, network) for k, v in description["mapping"].items()}
     name = description.get("class") or description.get("function")
     if name not in _KNOWN:
         raise UsageError(f"the checkpoint names {name}, which is not loaded: use unnoise.experiments.load, or import its module first")

@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
-from .sampler import Sampler, Step
+from .sampler import Sampler, Step, device_of, single_step
 
 
 class Inpainting(Sampler):
@@ -27,15 +27,16 @@ class Inpainting(Sampler):
 
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
         super().__init__(sampler.denoiser)
-        self.sampler, self.known, self.mask = sampler, known, checked_mask(mask, known)
+        self.sampler, self.known, self.mask, self.looks_back = sampler, known, checked_mask(mask, known), sampler.looks_back
 
     def begin(self) -> Step:
-        inner = self.sampler.begin()
+        inner, device = self.sampler.begin(), device_of(self.denoiser)
+        clean, mask = self.known.to(device), self.mask.to(device)
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             x = inner(x, t, s, generator=generator, **cond)
-            known = self.known if s == 0 else self.corruption.corrupt(self.known, s, generator=generator)
-            return torch.where(self.mask, known.to(x), x)
+            known = clean if s == 0 else self.corruption.corrupt(clean, s, generator=generator)
+            return torch.where(mask, known.to(x), x)
 
         return step
 
@@ -49,7 +50,7 @@ class RePaint(Sampler):
     Replacement alone lets the known part pull only on what comes after it; going up by fresh noise and down again harmonises the two.
 
     Args:
-        sampler: a single-step sampler.
+        sampler: one that does not look back.
         known, mask: as `Inpainting`.
         jump: steps down before each way back up; 10 in the paper.
         repeats: how often each stretch is walked; 10 in the paper, 1 for `Inpainting`.
@@ -59,15 +60,16 @@ class RePaint(Sampler):
         super().__init__(sampler.denoiser)
         if jump < 1 or repeats < 1:
             raise UsageError(f"jump={jump}, repeats={repeats}: give whole numbers of at least 1")
-        self.inpainting, self.jump, self.repeats = Inpainting(sampler, known, mask), jump, repeats
+        self.inpainting, self.jump, self.repeats = Inpainting(single_step(sampler), known, mask), jump, repeats
 
     def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:
         pairs, walk = list(pairwise(grid)), []
         for start in range(0, len(pairs), self.jump):
             down = pairs[start : start + self.jump]
-            back = [(down[-1][1], down[0][0])]
-            # The way to t = 0 is walked once: the signal that it ends with holds no noise to add to.
-            walk += (down + back) * (self.repeats - 1) + down if down[-1][1] > 0 else down
+            # The step to t = 0 is taken once: it ends at the denoiser's mean, which is not a draw to go up from.
+            noisy = [pair for pair in down if pair[1] > 0]
+            back = [(noisy[-1][1], noisy[0][0])] if noisy else []
+            walk += (noisy + back) * (self.repeats - 1) + down
         return walk
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:

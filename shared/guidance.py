@@ -24,6 +24,7 @@ from .random import Source, uniform
 from .tensors import exact, like
 
 
+@described
 class ClassifierFree(GaussianDenoiser):
     r"""`(1 + w) E[x_0 | x_t, c] - w E[x_0 | x_t]` (Ho & Salimans 2022, eq. 6, of x_0 in place of the noise: the same combination).
 
@@ -34,7 +35,8 @@ class ClassifierFree(GaussianDenoiser):
         denoiser: a conditional one, trained with `ConditionDropout`.
         w: strength; the "guidance scale" s of other code is 1 + w.
         condition: the condition to strengthen; all others go to both halves.
-        null: what stands for no condition, by name; left out by default, which for this package's networks is their own null.
+        null: what stands for no condition, by name and for one example; left out by default, which for this package's networks is their
+            own null.
         low, high: guidance acts for low < t <= high (Kynkaanniemi et al. 2024 leave out the noisiest and the cleanest levels).
         rescale: phi, the share by which the guided x_0 is brought back to the standard deviation of the conditional one, for each
             example (Lin et al. 2023, section 3.4, there for the network's own output; 0.7).
@@ -69,7 +71,8 @@ class ClassifierFree(GaussianDenoiser):
         conditional, v = self.denoiser.with_spread(x_t, t, **cond)
         guided = self._stronger(conditional, self.denoiser.forward, x_t, t, cond)
         if self.rescale:
-            share = like(conditional.flatten(1).std(1) / guided.flatten(1).std(1), x_t)
+            wanted, has = (x.flatten(1).std(1, correction=0) for x in (conditional, guided))
+            share = like(wanted / has.clamp(min=torch.finfo(has.dtype).tiny), x_t)
             guided = guided * (self.rescale * share + 1 - self.rescale)
         return guided, v
 
@@ -85,11 +88,16 @@ class ClassifierFree(GaussianDenoiser):
         if t.ndim == 0 and t.device.type == "cpu" and (self.w == 0 or not acts):
             return conditional
         others = {name: value for name, value in cond.items() if name != self.condition}
-        w = like(torch.where(acts, self.w, 0.0), x_t)
-        return conditional + w * (conditional - ask(x_t, t, **others, **self.null))
+        null = {name: value.to(x_t.device).expand(len(x_t), *value.shape) for name, value in self.null.items()}
+        return conditional + like(acts.to(x_t.dtype) * self.w, x_t) * (conditional - ask(x_t, t, **others, **null))
 
     def on(self, schedule: Schedule) -> ClassifierFree:
-        settings = {"null": self.null, "low": self.low, "high": self.high, "rescale": self.rescale}
+        # The interval is one of noise levels: it moves to the times where the other schedule has them.
+        low, high = (
+            float(schedule.time(self.corruption.log_snr(torch.tensor(t, dtype=torch.float64)))) if 0 < t < 1 else t
+            for t in (self.low, self.high)
+        )
+        settings = {"null": self.null, "low": low, "high": high, "rescale": self.rescale}
         return ClassifierFree(self.denoiser.on(schedule), self.w, condition=self.condition, **settings)
 
 
@@ -135,6 +143,8 @@ class Recognition(Objective):
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        if "label" not in cond:
+            raise UsageError("a classifier is trained on labels: give batches with label, such as conditions=('label',)")
         log_p = self.denoiser(self.denoiser.corruption.corrupt(x0, t, generator=generator), t)
         loss = F.nll_loss(log_p, cond["label"], reduction="none")
         return Loss(loss, {"accuracy": (log_p.argmax(-1) == cond["label"]).float()}, t)
@@ -144,11 +154,11 @@ class ClassifierGradient:
     """`scale grad log p(label | x_t)`, of the shape of x_t: `(x_t, t, label=...)`.
 
     Args:
-        classifier: `(x_t, t) -> log p(label | x_t)`, `(B, K)`.
+        classifier: `(x_t, t) -> log p(label | x_t)`, `(B, K)`, with `on(schedule)`.
         scale: 1 for Bayes' rule; 1 to 10 in Dhariwal & Nichol (2021).
     """
 
-    def __init__(self, classifier: Callable[[Tensor, Tensor], Tensor], scale: float = 1.0) -> None:
+    def __init__(self, classifier: NoisyClassifier, scale: float = 1.0) -> None:
         self.classifier, self.scale = classifier, scale
 
     def __call__(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -156,11 +166,17 @@ class ClassifierGradient:
         if "label" not in cond:
             raise UsageError("classifier guidance needs the class: give label=..., one for each sample")
         with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
+            whole = x_t.requires_grad  # a likelihood differentiates the score, and with it this gradient
+            x = x_t if whole else x_t.detach().requires_grad_()
             chosen = self.classifier(x, t).gather(1, cond["label"][:, None]).sum()
-            return self.scale * torch.autograd.grad(chosen, x)[0].to(x_t)
+            return self.scale * torch.autograd.grad(chosen, x, create_graph=whole)[0].to(x_t)
+
+    def on(self, schedule: Schedule) -> ClassifierGradient:
+        """The same gradient for signals that `schedule` has corrupted."""
+        return ClassifierGradient(self.classifier.on(schedule), self.scale)
 
 
+@described
 class ClassifierGuided(GaussianDenoiser):
     r"""`E[x_0 | x_t] + (sigma_t^2 / alpha_t) gradient`: the score plus the gradient (Dhariwal & Nichol 2021, algorithm 2, the DDIM form).
 
@@ -170,7 +186,7 @@ class ClassifierGuided(GaussianDenoiser):
 
     Args:
         denoiser: unconditional or conditional; clip it before it is guided, as published.
-        classifier: with `on(schedule)`, if the guided denoiser is to have it.
+        classifier: is read on the denoiser's schedule.
         scale: of the gradient.
     """
 
@@ -178,9 +194,10 @@ class ClassifierGuided(GaussianDenoiser):
         super().__init__()
         if not bool(torch.isfinite(denoiser.corruption.log_snr(torch.ones((), dtype=torch.float64)))):
             raise UsageError("the schedule ends at zero SNR, where classifier guidance divides by alpha = 0: take another schedule")
-        self.denoiser, self.classifier, self.scale = denoiser, classifier, scale
-        self.gradient = ClassifierGradient(classifier, scale)
-        self.corruption, self.conditions, self.spread = denoiser.corruption, denoiser.conditions, denoiser.spread
+        self.denoiser, self.classifier, self.scale = denoiser, classifier.on(denoiser.corruption), scale
+        self.gradient = ClassifierGradient(self.classifier, scale)
+        self.corruption, self.spread = denoiser.corruption, denoiser.spread
+        self.conditions = tuple(dict.fromkeys(("label", *(denoiser.conditions or ()))))
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self.with_spread(x_t, t, **cond)[0]
@@ -194,7 +211,7 @@ class ClassifierGuided(GaussianDenoiser):
         return self.denoiser.score(x_t, t, **taken(self.denoiser, cond)) + self.gradient(x_t, t, **cond)
 
     def on(self, schedule: Schedule) -> ClassifierGuided:
-        return ClassifierGuided(self.denoiser.on(schedule), self.classifier.on(schedule), self.scale)
+        return ClassifierGuided(self.denoiser.on(schedule), self.classifier, self.scale)
 
 
 @described
@@ -202,18 +219,20 @@ class ConditionDropout(Objective):
     """An objective whose condition is replaced by the null for a share p of the examples (Ho & Salimans 2022, algorithm 1).
 
     Args:
-        objective: of a conditional denoiser.
-        null: what stands for no condition: for class labels the index `classes`, for token sequences one of padding, -1.
+        objective: of a `Learned`.
         p: the share; 0.1 or 0.2.
         condition: which.
+        null: what stands for no condition; None for the network's own, `network.null(condition)`, which sampling without it uses too.
 
     Raises:
-        UsageError: where the denoiser's network says that it does not take the condition.
+        UsageError: where the denoiser's network says that it does not take the condition, or has no null for it.
     """
 
-    def __init__(self, objective: Objective, null: int, p: float = 0.1, condition: str = "label") -> None:
+    def __init__(self, objective: Objective, p: float = 0.1, condition: str = "label", null: int | None = None) -> None:
         super().__init__()
         refuse_without(objective.denoiser, condition)
+        if null is None and not hasattr(getattr(objective.denoiser, "network", None), "null"):
+            raise UsageError(f"the network does not say what stands for no {condition}: give it a method null(condition), or give null=...")
         if not 0 <= p < 1:
             raise UsageError(f"p={p}: give the share of examples that lose their condition, from 0 to below 1, such as 0.1")
         self.objective, self.null, self.p, self.condition, self.times = objective, null, p, condition, objective.times
@@ -230,9 +249,12 @@ class ConditionDropout(Objective):
         return self.objective(x0, generator=generator, **self._dropped(cond, generator))
 
     def _dropped(self, cond: dict[str, Any], generator: Source) -> dict[str, Any]:
+        if self.condition not in cond:
+            raise UsageError(f"{self.condition} is to be dropped for some examples, and the batch has none: give it with the data")
         value = cond[self.condition]
         drop = uniform((len(value),), generator, device=value.device) < self.p
-        return cond | {self.condition: torch.where(like(drop, value), torch.full_like(value, self.null), value)}
+        null = self.denoiser.network.null(self.condition) if self.null is None else torch.full_like(value[0], self.null)
+        return cond | {self.condition: torch.where(like(drop, value), null.to(value.device, value.dtype), value)}
 
 
 def refuse_without(denoiser: Denoiser, condition: str) -> None:

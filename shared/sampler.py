@@ -26,9 +26,11 @@ class Sampler(ABC):
     Attributes:
         denoiser: says what x_0 was.
         order: global order of convergence in the step size for samplers of an ODE, None for others.
+        looks_back: whether a step uses what was learnt at earlier levels of the run.
     """
 
     order: int | None = None
+    looks_back: bool = False
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -102,6 +104,15 @@ class Sampler(ABC):
         for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
             last = state
         return last
+
+
+def single_step(sampler: Sampler) -> Sampler:
+    """The sampler, refused if it looks back at levels that a wrapper moves away from."""
+    if sampler.looks_back:
+        raise UsageError(
+            f"{type(sampler).__name__} looks back at earlier levels, which this leaves: take a single-step sampler, such as DDIM"
+        )
+    return sampler
 
 
 def checked(grid: Tensor) -> Tensor:

@@ -82,6 +82,8 @@ def test_repaint_walks_each_stretch_as_often_as_asked():
     first = [(1.0, 0.8), (0.8, 0.6)]
     second = [(0.6, 0.4), (0.4, 0.2)]
     assert steps == [*first, (0.6, 1.0), *first, (0.6, 1.0), *first, *second, (0.2, 0.6), *second, (0.2, 0.6), *second, (0.2, 0.0)]
+    short = RePaint(DDIM(exact()), torch.zeros(1, 2), MASK, jump=9, repeats=2).path(grid[2:])
+    assert [(round(float(t), 1), round(float(s), 1)) for t, s in short] == [*second, (0.2, 0.6), *second, (0.2, 0.0)]
     assert RePaint(DDIM(exact()), torch.zeros(1, 2), MASK, jump=2, repeats=1).path(grid) == list(itertools.pairwise(grid))
 
 
@@ -121,6 +123,8 @@ def test_bad_edits_are_refused():
         (lambda: Inpainting(DDIM(exact()), known, torch.ones(4)), r"a mask of shape \(4,\) does not fit"),
         (lambda: RePaint(DDIM(exact()), known, torch.ones(3), jump=0), "jump=0"),
         (lambda: sdedit(DDIM(exact()), known, 0.0, steps=10), "strength=0.0"),
+        (lambda: RePaint(UniPC(exact()), known, torch.ones(3)), "UniPC looks back"),
+        (lambda: RePaint(Inpainting(UniPC(exact()), known, torch.ones(3)), known, torch.ones(3)), "Inpainting looks back"),
         (lambda: sdedit(DDIM(exact()), known, 0.0005, steps=10), "above the grid's last noisy time"),
     ):
         with pytest.raises(UsageError, match=words):

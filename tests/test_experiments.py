@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from unnoise import sde
-from unnoise.continuous import Importance, Tabulated, large, linear_betas, small
-from unnoise.experiments import classifier_free, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation
+from unnoise.continuous import Importance, Tabulated, large, linear_betas
+from unnoise.experiments import classifier_free, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, upsampling
 from unnoise.experiments.cli import main
 from unnoise.experiments.experiment import flipped
 from unnoise.experiments.recipes import RECIPES, SCRIPTS
@@ -47,9 +47,11 @@ def test_published_settings():
     assert (improved.steps, improved.betas, improved.vlb, improved.training.clip) == (4000, "cosine", 1e-3, math.inf)
     assert (improved.network.attention, improved.network.heads, improved.network.dropout) == ((2, 4), 4, 0.3)
     assert improved_ddpm.imagenet64_classes().vlb == 1 / 4000
-    assert ddim.cifar10().quadratic
+    assert ddim.cifar10().spacing == "quad"
     assert ddim.lsun256().training.ema == 0.999
-    assert not ddim.celeba64().quadratic
+    assert (ddim.celeba64().grid(improved.objective((3, 8, 8), Scale()).denoiser, 40) * 4000)[:2].tolist() == [3901, 3801]
+    assert ddpm.lsun256().variance == "small"
+    assert progressive_distillation.cifar10().last_two == 2
     assert classifier_free.imagenet64().share == 0.3
     assert classifier_free.imagenet128().share == 0.2
     assert guided_diffusion.imagenet64().betas == "cosine"
@@ -66,7 +68,7 @@ def test_what_the_losses_of_improved_ddpm_are(tmp_path):
     assert [type(o).__name__ for o in kinds.values()] == ["Simple", "Hybrid", "Importance"]
     assert [o.denoiser.spread for o in kinds.values()] == [False, True, True]
     assert isinstance(kinds["vlb"], Importance)
-    assert recipe.sampler(kinds["simple"].denoiser).variance is small
+    assert recipe.sampler(kinds["simple"].denoiser).variance is large
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,10 @@ def test_what_cannot_be_is_refused():
         (lambda: classifier_free.ClassifierFreeGuidance(), "classifier-free guidance needs labels"),
         (lambda: progressive_distillation.ProgressiveDistillation(sampling_steps=48, until=5), "doubled some times"),
         (lambda: ddim.ImplicitModel(sampling_steps=2000), "sampling_steps=2000"),
+        (lambda: guided_diffusion.GuidedDiffusion(spacing="nonsense"), "spacing=nonsense"),
+        (lambda: guided_diffusion.GuidedDiffusion(spacing="10,20", sampling_steps=40), "do not add up to sampling_steps=40"),
+        (lambda: upsampling.Upsampler(factor=1), "factor=1"),
+        (lambda: upsampling.Upsampler(factor=3).small(Scale(), torch.zeros(1, 1, 8, 8)), "images of 8x8 cannot be divided"),
     ):
         with pytest.raises(UsageError, match=words):
             make()

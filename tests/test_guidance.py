@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import Formula
+from helpers import Formula, Recorded
 from scipy import stats
 
 from unnoise import sde
@@ -25,7 +25,7 @@ from unnoise.continuous import (
 from unnoise.shared.denoiser import tweedie
 from unnoise.shared.errors import UsageError
 from unnoise.shared.guidance import ClassifierFree, ClassifierGradient, ClassifierGuided, ConditionDropout, NoisyClassifier, Recognition
-from unnoise.shared.networks import MLP
+from unnoise.shared.networks import MLP, TokenEncoder, UNet
 from unnoise.shared.oracle import GaussianOracle, MixtureOracle
 from unnoise.shared.prediction import velocity
 from unnoise.shared.sampler import counted
@@ -249,10 +249,10 @@ def test_a_null_of_ones_own(generator):
     seen = []
     network = Formula(lambda x, time, label=None: seen.append(label) or x)
     network.forward = lambda x, time, label=None: seen.append(label) or x
-    null = torch.full((4,), 7)
+    null = torch.tensor(7)
     ClassifierFree(Learned(network, sde.VP()), 1.0, null={"label": null})(torch.zeros(4, 2), torch.tensor(0.5), label=torch.arange(4))
     assert torch.equal(seen[0], torch.arange(4))
-    assert torch.equal(seen[1], null)
+    assert torch.equal(seen[1], torch.full((4,), 7))
 
 
 def test_condition_dropout_takes_labels_from_its_share(generator):
@@ -265,7 +265,7 @@ def test_condition_dropout_takes_labels_from_its_share(generator):
             seen.append(label)
             return x
 
-    objective = ConditionDropout(Simple(Learned(Noting(), sde.VP())), null=3, p=0.2)
+    objective = ConditionDropout(Simple(Learned(Noting(), sde.VP())), p=0.2, null=3)
     label = torch.arange(20_000) % 3
     objective(torch.zeros(20_000, 1), generator=generator, label=label)
     dropped = seen[0] == 3
@@ -273,6 +273,66 @@ def test_condition_dropout_takes_labels_from_its_share(generator):
     assert torch.equal(seen[0][~dropped], label[~dropped])
     assert objective.denoiser is objective.objective.denoiser
     assert len([n for n, _ in objective.named_parameters()]) == len(list(objective.denoiser.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("condition", "value"), [("label", torch.tensor([0, 2, 1, 0])), ("vector", torch.randn(4, 3)), ("tokens", torch.tensor([[1, 2]] * 4))]
+)
+def test_dropped_conditions_are_what_sampling_without_them_sees(condition, value, generator):
+    """The null of training is the null of sampling, and a learned one gets its gradient."""
+    torch.manual_seed(0)
+    tokens = TokenEncoder(5, 3, 8, 1, 1) if condition == "tokens" else None
+    network = UNet((1, 4, 4), 8, (1,), 1, (1,), 1, classes=3, vector=3, tokens=tokens)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    model, x0 = Learned(network, sde.VP()), torch.randn(4, 1, 4, 4, generator=generator)
+    always = ConditionDropout(Simple(model), p=1 - 1e-9, condition=condition)
+    t, noise = torch.full((4,), 0.5, dtype=torch.float64), torch.randn(4, 1, 4, 4, generator=generator)
+
+    class Source(Recorded):
+        def uniform(self, shape, dtype, device):
+            return torch.zeros(tuple(shape))
+
+    loss = always.at(x0, t, generator=Source(noise), **{condition: value})
+    without = Simple(model).at(x0, t, generator=Recorded(noise))
+    torch.testing.assert_close(loss.total, without.total)
+    loss.total.sum().backward()
+    if condition == "vector":
+        assert float(network.null_vector.grad.abs().sum()) > 0
+
+
+def test_the_likelihood_of_a_guided_model_is_that_of_the_conditional_law(generator):
+    """A perfect classifier's gradient has a divergence, which a likelihood counts."""
+    schedule = sde.VP()
+    label = torch.arange(12) % 3
+    x0 = MEANS[label] + VARIANCES[label, None].sqrt() * torch.randn(12, 2, dtype=torch.float64, generator=generator)
+    guided = ClassifierGuided(unlabelled(schedule), Perfect(schedule))
+    nats = sde.ChangeOfVariables(guided, exact_trace=True)(x0, label=label).nats
+    variance = VARIANCES[label]
+    exact = 0.5 * ((x0 - MEANS[label]) ** 2).sum(1) / variance + torch.log(2 * math.pi * variance)
+    assert float((nats - exact).abs().mean()) < 0.01
+
+
+def test_the_classifier_is_read_on_the_denoisers_schedule(generator):
+    t = torch.tensor(0.4, dtype=torch.float64)
+    x, label = states(sde.VE(), t, generator)
+    guided = ClassifierGuided(unlabelled(sde.VE()), Perfect(sde.VP()))
+    torch.testing.assert_close(guided(x, t, label=label), mixture(sde.VE())(x, t, label=label))
+    table = Tabulated(linear_betas(100))
+    moved = Ancestral(unlabelled(table), small, gradient=ClassifierGradient(Perfect(sde.VP())))
+    home = Ancestral(unlabelled(table), small, gradient=ClassifierGradient(Perfect(table)))
+    x, label = states(table, t, generator)
+    for a, b in zip(moved.law(x, t, t / 2, label=label), home.law(x, t, t / 2, label=label), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_interval_is_one_of_noise_levels():
+    model = Learned(MLP(2, 8, 1, classes=3), sde.VP())
+    moved = ClassifierFree(model, 1.0, low=0.3, high=0.6).on(sde.VE())
+    for before, after in ((0.3, moved.low), (0.6, moved.high)):
+        levels = [s.log_snr(torch.tensor(v, dtype=torch.float64)) for s, v in ((sde.VP(), before), (sde.VE(), after))]
+        torch.testing.assert_close(*levels)
+    assert ClassifierFree(model, 1.0).on(sde.VE()).high == 1.0
 
 
 def test_wrong_guidance_is_refused_when_built():
@@ -289,8 +349,11 @@ def test_wrong_guidance_is_refused_when_built():
         (lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t), "guidance needs the condition: give label="),
         (lambda: ClassifierGuided(Learned(MLP(2), to_zero, velocity), Perfect(to_zero)), "divides by alpha = 0"),
         (lambda: ClassifierGradient(Perfect(sde.VP()))(torch.zeros(1, 2), t), "give label=..., one for each sample"),
-        (lambda: ConditionDropout(Simple(plain), null=3), "needs a denoiser that takes it"),
-        (lambda: ConditionDropout(Simple(labelled), null=3, p=1.0), "p=1.0: give the share"),
+        (lambda: ConditionDropout(Simple(plain)), "needs a denoiser that takes it"),
+        (lambda: ConditionDropout(Simple(labelled), p=1.0), "p=1.0: give the share"),
+        (lambda: ConditionDropout(Simple(Learned(Formula(None), sde.VP()))), "does not say what stands for no label"),
+        (lambda: ConditionDropout(Simple(labelled))(torch.zeros(1, 2)), "label is to be dropped"),
+        (lambda: Recognition(NoisyClassifier(TwoLayers(), sde.VP()))(torch.zeros(1, 2)), "a classifier is trained on labels"),
     ):
         with pytest.raises(UsageError, match=words) as error:
             make()

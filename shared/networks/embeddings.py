@@ -62,3 +62,14 @@ def refuse_others(conditions: tuple[str, ...], **given: Tensor | None) -> None:
         if value is not None and name not in conditions:
             argument = BUILT_WITH.get(name, name)
             raise UsageError(f"{name}=... was given to a network without {argument}: build it with {argument}=..., or leave the {name} out")
+
+
+def null_of(nulls: dict[str, Tensor | None], condition: str) -> Tensor:
+    """The null of a condition among those that a network has.
+
+    Raises:
+        UsageError: for a condition without one, such as an image to enlarge.
+    """
+    if (null := nulls.get(condition)) is None:
+        raise UsageError(f"nothing stands for no {condition} in this network: drop another condition")
+    return null

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..describe import described
 from ..errors import UsageError
-from .embeddings import LabelEmbedding, TimeEmbedding, refuse_others
+from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 
 
 @described
@@ -39,6 +39,10 @@ class MLP(nn.Module):
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions that `forward` takes."""
         return () if self.label is None else ("label",)
+
+    def null(self, condition: str) -> Tensor:
+        """What stands for no condition, for one example: of the label the index `classes`."""
+        return null_of({"label": None if self.classes is None else torch.tensor(self.classes)}, condition)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """`x`: `(B, features)`; `time`: labels `(B,)`; `label`: class indices `(B,)` or None."""

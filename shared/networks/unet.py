@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..describe import described
 from ..errors import UsageError
 from .blocks import Upsample, conv, enlarged, group_norm, zeroed
-from .embeddings import LabelEmbedding, TimeEmbedding, refuse_others
+from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 from .stages import Stages, check_signal, check_sizes, descend, run
 from .tokens import TokenEncoder
 
@@ -107,6 +107,15 @@ class UNet(nn.Module):
         taken = {"label": self.classes is not None, "vector": self.vector is not None, "image": self.image > 0}
         taken["tokens"] = self.tokens is not None
         return tuple(name for name, built in taken.items() if built)
+
+    def null(self, condition: str) -> Tensor:
+        """What stands for no condition, for one example: the label `classes`, the learned null vector, padding for tokens."""
+        nulls = {
+            "label": None if self.classes is None else torch.tensor(self.classes),
+            "vector": None if self.vector is None else self.null_vector,
+            "tokens": None if self.tokens is None else torch.tensor(-1),
+        }
+        return null_of(nulls, condition)
 
     def forward(
         self,

@@ -28,7 +28,7 @@ from unnoise.continuous import (
     posterior,
     small,
 )
-from unnoise.shared.guidance import ClassifierGuided
+from unnoise.shared.guidance import ClassifierGradient, ClassifierGuided
 from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import like
 
@@ -59,7 +59,7 @@ def denoiser(name, mean_kind, clip, *, only=None, learned=False, schedule=None):
     rows = slice(None) if only is None else slice(only, only + 1)
     schedule = schedule or SCHEDULES[name]
     network = Formula(lambda x, label: torch.cat([OUT, V], dim=1)[rows] if learned else OUT[rows])
-    network.outputs = 1 + learned
+    network.outputs, network.conditions = 1 + learned, ()
     inner = Learned(network, schedule, MEANS[mean_kind](SCHEDULES[name]))
     return Clipped(inner) if clip else inner
 
@@ -165,6 +165,9 @@ class Constant(torch.nn.Module):
     def forward(self, x, t):
         return (self.gradient * x).flatten(1).sum(1, keepdim=True).expand(-1, 2)
 
+    def on(self, schedule):
+        return self
+
 
 @pytest.mark.parametrize("mean_kind", ["EPSILON", "START_X"])
 def test_classifier_guidance(name, mean_kind):
@@ -177,7 +180,7 @@ def test_classifier_guidance(name, mean_kind):
         x0.append(guided(here["x"], t[i], label=label))
         ddim.append(DDIM(guided, 0.5).step(**here, generator=Recorded(Z[i : i + 1]), label=label))
         inner = denoiser(name, mean_kind, True, only=i, learned=True)
-        sampler = Ancestral(inner, learned_range, gradient=lambda x, t, **cond: GRADIENT[i : i + 1])  # noqa: B023
+        sampler = Ancestral(inner, learned_range, gradient=ClassifierGradient(classifier))
         ancestral.append(sampler.step(**here, generator=Recorded(Z[i : i + 1]), label=label))
     close(torch.cat(x0), f"{name}.{mean_kind}.ddim_eta0.5_with_cond_score.pred_xstart")
     close(torch.cat(ddim), f"{name}.{mean_kind}.ddim_eta0.5_with_cond_score")
