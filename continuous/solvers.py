@@ -197,7 +197,8 @@ class UniPC(Multistep):
     Predictor: x_0 as the polynomial in lambda through the last `levels` levels, its exponential integral taken exactly. Corrector: once x_0
     at the next level is known, the same through one level more. Solving the paper's conditions exactly makes its B(h) drop out. The
     correction is applied as the difference of the two integrals, in which x does not occur, so hooks that change x between steps keep
-    working. Its order is `levels` + 1; the first steps of a run, with fewer levels to look back at, are of lower order. The last step
+    working. Its order is `levels` + 1; the first steps of a run, with fewer levels to look back at, are of lower order, and so are
+    steps many times as long in lambda as the one before, over which a parabola would shoot off. The last step
     denoises.
 
     Args:
@@ -217,12 +218,12 @@ class UniPC(Multistep):
             return x0
         now, end = Level(self.corruption, t), Level(self.corruption, s)
         if past:
-            before = past[0][0]
-            x = x + now.alpha * (integral(before, now.half, [(now.half, x0), *past]) - integral(before, now.half, past))
+            before, taken = past[0][0], steady(past, past[0][0], now.half)
+            x = x + now.alpha * (integral(before, now.half, [(now.half, x0), *taken]) - integral(before, now.half, taken))
         remember(past, now.half, x0, self.levels)
         if not past:
             return toward(x, x0, now, end)
-        return end.sigma / now.sigma * x + end.alpha * integral(now.half, end.half, past)
+        return end.sigma / now.sigma * x + end.alpha * integral(now.half, end.half, steady(past, now.half, end.half))
 
 
 class LMS(Multistep):
@@ -297,6 +298,19 @@ def integral(a: float, b: float, nodes: Memory, decay: float = 1.0) -> Tensor:
     """`int_a^b e^(decay (u - b)) p(u) du`, p the polynomial through `nodes`."""
     weights = lagrange_weights([u for u, _ in nodes], a, b, decay)
     return functools.reduce(torch.add, (w * value for w, (_, value) in zip(weights, nodes, strict=True)))
+
+
+def steady(nodes: Memory, a: float, b: float) -> Memory:
+    """As many of the newest nodes as extrapolate to [a, b] without blowing up the errors of their values.
+
+    The weights of the integral sum to `1 - e^(a - b)`; what they add up to without signs is how much errors are amplified: 3.7 times for
+    three even steps, 41 times where a grid of 10 even steps of a table jumps to its first row.
+    """
+    for count in range(len(nodes), 1, -1):
+        weights = lagrange_weights([u for u, _ in nodes[:count]], a, b, decay=1.0)
+        if sum(map(abs, weights)) <= 15 * sum(weights):
+            return nodes[:count]
+    return nodes[:1]
 
 
 def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -> list[float]:
