@@ -14,7 +14,7 @@ from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
 from ..shared.scale import Scale
-from ..shared.tensors import exact, like, per_example
+from ..shared.tensors import exact, like, per_example, refuse_unless
 from .posterior import ReverseVariance, fitting, large, posterior
 from .tabulated import Tabulated
 
@@ -71,6 +71,7 @@ class VariationalBound:
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
         """`x0`: `(B, ...)` in the continuous form of the scale. One draw of noise for each term."""
+        self._check(x0)
         steps = self.schedule.steps
         path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if steps > 1:
@@ -85,6 +86,7 @@ class VariationalBound:
     @torch.no_grad()
     def rate_distortion(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> RateDistortion:
         """Rate and distortion after each step, for `x0` `(B, ...)`; every step is evaluated."""
+        self._check(x0)
         steps, dims = self.schedule.steps, x0[0].numel()
         rate, rates, errors = self.prior(x0), [], []
         times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
@@ -118,6 +120,13 @@ class VariationalBound:
         s_step = torch.where(first, 1, n - 1) / self.schedule.steps
         decoder = self._decoder(x0, estimate, v, torch.full_like(t, 1 / self.schedule.steps))
         return torch.where(first, decoder, self._step(x0, x_t, estimate, v, t_step, s_step)) if self.schedule.steps > 1 else decoder
+
+    def _check(self, x0: Tensor) -> None:
+        low, high = self.scale.low - self.scale.spacing, self.scale.high + self.scale.spacing
+        what = f"real numbers in [{self.scale.low:g}, {self.scale.high:g}], such as scale.continuous(k) of levels k"
+        if not x0.is_floating_point():
+            raise UsageError(f"x0 is {x0.dtype}: the bound takes {what}")
+        refuse_unless((x0 >= low) & (x0 <= high), f"x0 leaves the scale: the bound takes {what}")
 
     def _step(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor, s: Tensor) -> Tensor:
         true_mean, true_variance = posterior(self.schedule, x_t, x0, t, s)

@@ -23,7 +23,9 @@ def strided(steps: int, rows: int) -> Tensor:
     for stride in range(1, rows):
         if len(range(0, rows, stride)) == steps:
             return _table(torch.arange(0, rows, stride), rows)
-    raise UsageError(f"steps={steps}: no whole stride visits exactly {steps} of {rows} rows; take a divisor of {rows}, or even spacing")
+    possible = {len(range(0, rows, stride)) for stride in range(1, rows)}
+    near = sorted(sorted(possible, key=lambda n: abs(n - steps))[:2])
+    raise UsageError(f"steps={steps}: no whole stride visits exactly {steps} of {rows} rows; {' and '.join(map(str, near))} are possible")
 
 
 def sections(counts: Sequence[int], rows: int) -> Tensor:

@@ -187,7 +187,8 @@ class Importance(Objective):
 def refuse_blind(weight: Weight, denoiser: GaussianDenoiser) -> None:
     """Refuses a weight that gives the level at t = 1 no say."""
     if not bool(weight(*denoiser.corruption(torch.ones((), dtype=torch.float64))) > 0):
+        name = getattr(weight, "__name__", weight)
         raise UsageError(
-            "this weight is 0 at zero SNR, so the level that sampling starts from would never be trained: "
-            "take PlainError(velocity) or truncated_snr"
+            f"weight={name} is 0 at the schedule's zero SNR, so the level that sampling starts from would never be trained: "
+            "give weight=truncated_snr or PlainError(velocity)"
         )

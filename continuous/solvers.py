@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule
+from ..shared.corruption import Schedule, refuse_zero_snr
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.errors import UsageError
 from ..shared.random import Source, normal_like
@@ -324,9 +324,3 @@ def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -
 def phi2(decay: float) -> float:
     """`1 - (1 - e^-decay) / decay`, the integral of `decay u e^(-decay (1 - u))` over [0, 1]."""
     return 1 + math.expm1(-decay) / decay
-
-
-def refuse_zero_snr(schedule: Schedule) -> None:
-    """Refuses a schedule at whose end alpha is 0, for solvers that divide by it."""
-    if not bool(torch.isfinite(schedule.log_snr(torch.ones((), dtype=torch.float64)))):
-        raise UsageError("the schedule ends at zero SNR, where this solver divides by alpha = 0: take DDIM, DPMSolverPP or UniPC")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shared.corruption import refuse_zero_snr
 from ..shared.errors import UsageError
 from ..shared.random import Source
 from ..shared.sampler import Sampler, single_step
 from ..shared.tensors import exact, like
 from .grids import noise_ratio
-from .solvers import refuse_zero_snr
 
 
 class Churned(Sampler):

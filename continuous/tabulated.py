@@ -26,16 +26,20 @@ class Tabulated(Schedule):
     """
 
     def __init__(self, betas: Tensor) -> None:
-        self.betas = betas.detach().double()
-        body, last = self.betas[:-1], self.betas[-1:]
-        if betas.ndim != 1 or not len(betas) or not bool((self.betas > 0).all() & (body < 1).all() & (last <= 1).all()) or betas[0] == 1:
-            raise UsageError("betas must be a vector of numbers between 0 and 1, 1 at the last step only, such as linear_betas(1000)")
+        self.betas = torch.as_tensor(betas).detach().cpu().double()
+        if self.betas.ndim != 1 or not len(self.betas):
+            raise UsageError(f"betas of shape {tuple(self.betas.shape)}: give a vector of one or more, such as linear_betas(1000)")
+        highest = torch.ones_like(self.betas)
+        highest[:-1] = highest[:1] = 1 - 1e-15  # the last of several may be 1
+        if len(wrong := torch.nonzero((self.betas <= 0) | ~(self.betas <= highest))):
+            at = int(wrong[0])
+            raise UsageError(f"betas[{at}]={float(self.betas[at]):g}: betas lie between 0 and 1, 1 at the last of several steps only")
         self.steps = len(betas)
         self.t_min = self.t_last = 1 / self.steps
         log_alpha2 = torch.log1p(-self.betas).cumsum(0)
         self.alphas_cumprod = log_alpha2.exp()
         self._log_snr = Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2)))  # rows 1..T
-        self._ends_in_noise = bool(last == 1)
+        self._ends_in_noise = bool(self.betas[-1] == 1)
 
     def log_snr(self, t: Tensor) -> Tensor:
         row = (exact(t) * self.steps - 1).clamp(0, self.steps - 1)

@@ -77,7 +77,7 @@ class ClassifierFreeGuidance(Chain):
                 "trade-off": Lines("agreement with the asked label", "Fréchet distance", {"": (agreement, distance)}, points=names),
             },
         )
-        save_panels(folder / "samples.png", panels, columns=10, across=len(panels))
+        save_panels(folder / "samples.png", panels, columns=10, across=3)
         head = ["w", "s = 1 + w", "agreement with the asked label", "sure", "Fréchet distance"]
         text = (
             f"Labels dropped for {self.drop:g} of the examples in training; {self.sampling_steps} ancestral steps, two evaluations each "

@@ -70,7 +70,8 @@ class ImplicitModel(Chain):
         runs: list[tuple[str, Sampler, int, int | Tensor]] = []
         for n in counts:
             runs += [("DDIM", DDIM(denoiser), n, self.grid(denoiser, n)), ("DDIM, eta 1", DDIM(denoiser, 1.0), n, self.grid(denoiser, n))]
-            trailing = spaced(f"trailing{n}", denoiser.corruption)  # no jump to the first row, which looking back does not survive
+            # No jump to the first row, over which earlier levels say little.
+            trailing = spaced(f"trailing{n}", denoiser.corruption)
             runs += [("DPM-Solver++(2M)", DPMSolverPP(denoiser), n, trailing), ("UniPC-3", UniPC(denoiser), n, trailing)]
         runs.append(("ancestral, large", Ancestral(Clipped(denoiser), large), self.steps, self.steps))
         lines: dict[str, tuple[list[float], list[float]]] = {}
@@ -95,13 +96,9 @@ class ImplicitModel(Chain):
         save_lines(folder / "figure.png", {"few-step sampling": panel})
         save_panels(folder / "samples.png", panels, columns=10, across=len(counts))
         head = ["sampler", "steps", "Fréchet distance", "sure", "agreement with the asked label"]
-        return study.write(
-            "Fréchet distance by steps",
-            f"One model, {self.steps} steps of the linear table. DDIM on {self.spacing or 'even'} spacing, the solvers on trailing spacing.\n\n![samples](samples.png)",
-            head,
-            rows,
-            results,
-        )
+        spacing = f"DDIM on {self.spacing or 'even'} spacing, the solvers on trailing spacing"
+        text = f"One model, {self.steps} steps of the linear table. {spacing}.\n\n![samples](samples.png)"
+        return study.write("Fréchet distance by steps", text, head, rows, results)
 
 
 def training(steps: int, rate: float, ema: float = 0.9999) -> Training:

@@ -138,7 +138,7 @@ class GuidedDiffusion(Chain):
                 "trade-off": Lines(asked, "Fréchet distance", {form: (a, d) for form, (_, a, d) in lines.items()}, points=names),
             },
         )
-        save_panels(folder / "samples.png", panels, columns=10, across=len(self.scales))
+        save_panels(folder / "samples.png", panels, columns=10, across=min(3, len(self.scales)))
         head = ["form", "steps", "scale", asked, "sure", "Fréchet distance"]
         kind = "unconditional" if self.data.classes is None else "class-conditional"
         text = f"The model is {kind}; a scale of 0 is no guidance.\n\n![samples](samples.png)"

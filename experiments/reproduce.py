@@ -35,6 +35,7 @@ def train_recipe(experiment: Experiment, images: ImageSet, folder: Path, progres
         save_grid(folder / f"samples-{step:06d}.png", few.levels.float() / (images.scale.levels - 1), columns=10)
 
     objective = experiment.objective(images.shape, images.scale)
+    experiment.sampler(objective.denoiser)  # what it refuses must not show after an hour of training
     trainer = Trainer(objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch)
     return trainer.fit(experiment.batches(images), resume=resume)
 

@@ -12,7 +12,7 @@ from ..shared.bits import Codelength, total_nats
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.random import Source, rademacher_like
 from ..shared.scale import Scale
-from ..shared.tensors import per_example
+from ..shared.tensors import per_example, refuse_unless
 from .flow import ProbabilityFlow, solve
 
 
@@ -47,6 +47,8 @@ class ChangeOfVariables:
         """`x0`: levels, int64 `(B, ...)`, with a scale; real numbers without."""
         data = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if self.scale is not None:
+            if x0.is_floating_point():
+                refuse_unless(x0 == x0.round(), "x0 has fractions: with a scale the likelihood takes levels, whole numbers 0, 1, ..")
             data = data + x0[0].numel() * self.scale.offset_nats
             x0 = self.scale.dequantised(x0, generator)
         x1, gained = self._transport(x0, rademacher_like(x0, generator), **cond)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule
+from ..shared.corruption import Schedule, refuse_zero_snr
 from ..shared.tensors import exact, like
 
 
@@ -16,9 +16,13 @@ class SDE:
 
     Args:
         schedule: names the marginals `N(alpha_t x_0, sigma_t^2 I)`.
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR, where f and g are infinite.
     """
 
     def __init__(self, schedule: Schedule) -> None:
+        refuse_zero_snr(schedule)
         self.schedule = schedule
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:

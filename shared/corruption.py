@@ -113,3 +113,16 @@ def table_grid(steps: int, rows: int) -> Tensor:
 def table_time(u: Tensor, rows: int) -> Tensor:
     """`u` uniform on [0, 1) to t = n / T, n uniform on 1..T, float64."""
     return (torch.floor(exact(u) * rows) + 1).clamp(max=rows) / rows
+
+
+def refuse_zero_snr(schedule: Schedule) -> None:
+    """Refuses a schedule at whose end alpha is 0, for what divides by it.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not bool(torch.isfinite(schedule.log_snr(torch.ones((), dtype=torch.float64)))):
+        raise UsageError(
+            "the schedule ends at zero SNR, and alpha = 0 is divided by here: sample with DDIM, Ancestral, DPMSolverPP or UniPC, "
+            "or put the denoiser on another schedule with on(...)"
+        )

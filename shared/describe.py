@@ -39,8 +39,6 @@ def describe(value: Any, role: str = "") -> Any:
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, tuple | list):
         return [describe(v) for v in value]
-    if isinstance(value, Mapping):
-        return {"mapping": {str(k): describe(v) for k, v in value.items()}}
     if callable(value) and _KNOWN.get(_name(value)) is value:
         return {"function": _name(value)}
     if _KNOWN.get(_name(type(value))) is type(value):
@@ -68,8 +66,6 @@ def build(description: Any, network: nn.Module | None = None) -> Any:
         if network is None:
             raise UsageError(f"this checkpoint holds a network of your own, {description['external']}: give it as load(path, network=...)")
         return copy.deepcopy(network)  # a student and its teacher are two
-    if "mapping" in description:
-        return {k: build(v, network) for k, v in description["mapping"].items()}
     name = description.get("class") or description.get("function")
     if name not in _KNOWN:
         raise UsageError(f"the checkpoint names {name}, which is not loaded: use unnoise.experiments.load, or import its module first")

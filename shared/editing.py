@@ -109,7 +109,13 @@ def sdedit(
 
 def checked_mask(mask: Tensor, known: Tensor) -> Tensor:
     """A mask as booleans of the shape of the signal."""
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise UsageError(
+            "a mask is 1 or True where the signal is known and 0 elsewhere; for other numbers decide first, such as mask > 0.5"
+        )
     try:
         return mask.bool().to(known.device).expand_as(known)
     except RuntimeError:
-        raise UsageError(f"a mask of shape {tuple(mask.shape)} does not fit a signal of shape {tuple(known.shape)}") from None
+        raise UsageError(
+            f"a mask of shape {tuple(mask.shape)} does not fit a signal of shape {tuple(known.shape)}: give one that broadcasts"
+        ) from None

@@ -7,14 +7,14 @@ without. Here it is w throughout. For classifier guidance the scale is that of t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .corruption import Schedule
+from .corruption import Schedule, refuse_zero_snr
 from .denoiser import Denoiser, GaussianDenoiser, on_every_row, taken, tweedie
 from .describe import described
 from .errors import UsageError
@@ -22,6 +22,8 @@ from .labels import Label, thousandths
 from .objective import Draw, Loss, Objective, independent
 from .random import Source, uniform
 from .tensors import exact, like
+
+NO_NULL = "the network does not say what stands for no {condition}: give it a method null(condition), or give null=..., the same in both"
 
 
 @described
@@ -35,14 +37,14 @@ class ClassifierFree(GaussianDenoiser):
         denoiser: a conditional one, trained with `ConditionDropout`.
         w: strength; the "guidance scale" s of other code is 1 + w.
         condition: the condition to strengthen; all others go to both halves.
-        null: what stands for no condition, by name and for one example; left out by default, which for this package's networks is their
-            own null.
+        null: what stands for no condition, for one example, as in training; None leaves the condition out, which for this package's
+            networks is their own null.
         low, high: guidance acts for low < t <= high (Kynkaanniemi et al. 2024 leave out the noisiest and the cleanest levels).
         rescale: phi, the share by which the guided x_0 is brought back to the standard deviation of the conditional one, for each
             example (Lin et al. 2023, section 3.4, there for the network's own output; 0.7).
 
     Raises:
-        UsageError: where the denoiser's network says that it does not take the condition.
+        UsageError: where the denoiser's network says that it does not take the condition, or does not say what stands for none.
     """
 
     def __init__(
@@ -51,16 +53,21 @@ class ClassifierFree(GaussianDenoiser):
         w: float,
         *,
         condition: str = "label",
-        null: Mapping[str, Tensor] | None = None,
+        null: Tensor | int | None = None,
         low: float = 0.0,
         high: float = 1.0,
         rescale: float = 0.0,
     ) -> None:
         super().__init__()
         refuse_without(denoiser, condition)
+        networks = [m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)]
+        if null is None and not all(hasattr(network, "null") for network in networks):
+            raise UsageError(NO_NULL.format(condition=condition))
+        if not (null is None or isinstance(null, int | Tensor)):
+            raise UsageError(f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training")
         if not 0 <= low < high <= 1 or not 0 <= rescale <= 1:
             raise UsageError(f"low={low}, high={high}, rescale={rescale}: give 0 <= low < high <= 1, and a share from 0 to 1")
-        self.denoiser, self.w, self.condition, self.null = denoiser, w, condition, dict(null or {})
+        self.denoiser, self.w, self.condition, self.null = denoiser, w, condition, null
         self.low, self.high, self.rescale = low, high, rescale
         self.corruption, self.conditions, self.spread = denoiser.corruption, denoiser.conditions, denoiser.spread
 
@@ -88,8 +95,10 @@ class ClassifierFree(GaussianDenoiser):
         if t.ndim == 0 and t.device.type == "cpu" and (self.w == 0 or not acts):
             return conditional
         others = {name: value for name, value in cond.items() if name != self.condition}
-        null = {name: value.to(x_t.device).expand(len(x_t), *value.shape) for name, value in self.null.items()}
-        return conditional + like(acts.to(x_t.dtype) * self.w, x_t) * (conditional - ask(x_t, t, **others, **null))
+        if self.null is not None:
+            null = torch.as_tensor(self.null, device=x_t.device)
+            others[self.condition] = null.expand(len(x_t), *null.shape)
+        return conditional + like(acts.to(x_t.dtype) * self.w, x_t) * (conditional - ask(x_t, t, **others))
 
     def on(self, schedule: Schedule) -> ClassifierFree:
         # The interval is one of noise levels: it moves to the times where the other schedule has them.
@@ -192,8 +201,7 @@ class ClassifierGuided(GaussianDenoiser):
 
     def __init__(self, denoiser: GaussianDenoiser, classifier: NoisyClassifier, scale: float = 1.0) -> None:
         super().__init__()
-        if not bool(torch.isfinite(denoiser.corruption.log_snr(torch.ones((), dtype=torch.float64)))):
-            raise UsageError("the schedule ends at zero SNR, where classifier guidance divides by alpha = 0: take another schedule")
+        refuse_zero_snr(denoiser.corruption)
         self.denoiser, self.classifier, self.scale = denoiser, classifier.on(denoiser.corruption), scale
         self.gradient = ClassifierGradient(self.classifier, scale)
         self.corruption, self.spread = denoiser.corruption, denoiser.spread
@@ -232,7 +240,7 @@ class ConditionDropout(Objective):
         super().__init__()
         refuse_without(objective.denoiser, condition)
         if null is None and not hasattr(getattr(objective.denoiser, "network", None), "null"):
-            raise UsageError(f"the network does not say what stands for no {condition}: give it a method null(condition), or give null=...")
+            raise UsageError(NO_NULL.format(condition=condition))
         if not 0 <= p < 1:
             raise UsageError(f"p={p}: give the share of examples that lose their condition, from 0 to below 1, such as 0.1")
         self.objective, self.null, self.p, self.condition, self.times = objective, null, p, condition, objective.times

@@ -71,7 +71,7 @@ def uniform(
     """Uniform draws on [0, 1); without a source, from torch's global generator. `device` is the source's by default."""
     if isinstance(source, Streams):
         return source.uniform(shape, dtype, torch.device(device or "cpu"))
-    home = torch.device(device or "cpu") if source is None else source.device
+    home = home_of(source, device)
     return torch.rand(tuple(shape), generator=source, dtype=dtype, device=home).to(device or home)
 
 
@@ -81,8 +81,15 @@ def normal(
     """Standard normal draws; without a source, from torch's global generator. `device` is the source's by default."""
     if isinstance(source, Streams):
         return source.normal(shape, dtype, torch.device(device or "cpu"))
-    home = torch.device(device or "cpu") if source is None else source.device
+    home = home_of(source, device)
     return torch.randn(tuple(shape), generator=source, dtype=dtype, device=home).to(device or home)
+
+
+def home_of(source: Source, device: torch.device | str | None) -> torch.device:
+    """Where draws are made: on the source's device, or on the one asked for without a source."""
+    if source is not None and not isinstance(source, torch.Generator):
+        raise UsageError(f"generator={source!r}: give torch.Generator().manual_seed(0), or Streams(seed, indices)")
+    return torch.device(device or "cpu") if source is None else source.device
 
 
 def normal_like(x: Tensor, source: Source = None) -> Tensor:

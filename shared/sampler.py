@@ -50,6 +50,8 @@ class Sampler(ABC):
 
     def times(self, steps: int | Tensor) -> Tensor:
         """The grid of that many steps, or the one that was given, checked."""
+        if not isinstance(steps, int | Tensor):
+            raise UsageError(f"steps={steps!r}: give a whole number, or a grid of times such as continuous.strided(50, 1000)")
         return self.corruption.grid(steps) if isinstance(steps, int) else checked(steps)
 
     def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -121,6 +121,7 @@ def test_bad_edits_are_refused():
     known = torch.zeros(2, 3)
     for make, words in (
         (lambda: Inpainting(DDIM(exact()), known, torch.ones(4)), r"a mask of shape \(4,\) does not fit"),
+        (lambda: Inpainting(DDIM(exact()), known, torch.full((3,), 0.5)), "1 or True where the signal is known"),
         (lambda: RePaint(DDIM(exact()), known, torch.ones(3), jump=0), "jump=0"),
         (lambda: sdedit(DDIM(exact()), known, 0.0, steps=10), "strength=0.0"),
         (lambda: RePaint(UniPC(exact()), known, torch.ones(3)), "UniPC looks back"),

@@ -245,32 +245,34 @@ def test_the_variance_is_that_of_the_conditional_half():
         torch.testing.assert_close(v, model.with_spread(x, t, label=label)[1])
 
 
-def test_a_null_of_ones_own(generator):
-    seen = []
-    network = Formula(lambda x, time, label=None: seen.append(label) or x)
-    network.forward = lambda x, time, label=None: seen.append(label) or x
-    null = torch.tensor(7)
-    ClassifierFree(Learned(network, sde.VP()), 1.0, null={"label": null})(torch.zeros(4, 2), torch.tensor(0.5), label=torch.arange(4))
-    assert torch.equal(seen[0], torch.arange(4))
-    assert torch.equal(seen[1], torch.full((4,), 7))
+class Noting(torch.nn.Module):
+    """A network of one's own that notes its labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, time, label=None):
+        self.seen.append(label)
+        return x
+
+
+@pytest.mark.parametrize("null", [7, torch.tensor(7)])
+def test_a_null_of_ones_own(null):
+    network = Noting()
+    ClassifierFree(Learned(network, sde.VP()), 1.0, null=null)(torch.zeros(4, 2), torch.tensor(0.5), label=torch.arange(4))
+    assert torch.equal(network.seen[0], torch.arange(4))
+    assert torch.equal(network.seen[1], torch.full((4,), 7))
 
 
 def test_condition_dropout_takes_labels_from_its_share(generator):
-    seen = []
-
-    class Noting(torch.nn.Module):
-        conditions = ("label",)
-
-        def forward(self, x, time, label):
-            seen.append(label)
-            return x
-
-    objective = ConditionDropout(Simple(Learned(Noting(), sde.VP())), p=0.2, null=3)
+    network = Noting()
+    objective = ConditionDropout(Simple(Learned(network, sde.VP())), p=0.2, null=3)
     label = torch.arange(20_000) % 3
     objective(torch.zeros(20_000, 1), generator=generator, label=label)
-    dropped = seen[0] == 3
+    dropped = network.seen[0] == 3
     assert float(dropped.float().mean()) == pytest.approx(0.2, abs=3 * math.sqrt(0.16 / 20_000))
-    assert torch.equal(seen[0][~dropped], label[~dropped])
+    assert torch.equal(network.seen[0][~dropped], label[~dropped])
     assert objective.denoiser is objective.objective.denoiser
     assert len([n for n, _ in objective.named_parameters()]) == len(list(objective.denoiser.parameters()))
 
@@ -345,9 +347,20 @@ def test_wrong_guidance_is_refused_when_built():
         (lambda: ClassifierFree(Clipped(plain), 1.0), "needs a denoiser that takes it"),
         (lambda: ClassifierFree(labelled, 1.0, condition="tokens"), "this one takes label"),
         (lambda: ClassifierFree(GaussianOracle(torch.zeros(1), torch.eye(1), sde.VP()), 1.0)(torch.zeros(1, 1), t), "give label="),
+        (lambda: ClassifierFree(Learned(Noting(), sde.VP()), 1.0), "does not say what stands for no label"),
+        (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none': give what stands for no label"),
+        (
+            lambda: labelled(torch.zeros(1, 2), t, label=torch.tensor([4])),
+            "label out of range: this network has classes 0 to 2, and 3 for none",
+        ),
+        (lambda: labelled(torch.zeros(1, 2), t, label=1), "label=1: give an int64 tensor"),
+        (lambda: sde.ProbabilityFlow(Learned(MLP(2), to_zero, velocity)), "zero SNR"),
+        (lambda: sde.EulerMaruyama(Learned(MLP(2), to_zero, velocity)), "zero SNR"),
+        (lambda: DDIM(plain)(shape=(1, 2), steps="ddim10"), "steps='ddim10': give a whole number"),
+        (lambda: DDIM(plain)(shape=(1, 2), steps=2, generator=0), "generator=0: give torch.Generator"),
         (lambda: ClassifierFree(labelled, 1.0, low=0.5, high=0.5), "give 0 <= low < high <= 1"),
         (lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t), "guidance needs the condition: give label="),
-        (lambda: ClassifierGuided(Learned(MLP(2), to_zero, velocity), Perfect(to_zero)), "divides by alpha = 0"),
+        (lambda: ClassifierGuided(Learned(MLP(2), to_zero, velocity), Perfect(to_zero)), "zero SNR"),
         (lambda: ClassifierGradient(Perfect(sde.VP()))(torch.zeros(1, 2), t), "give label=..., one for each sample"),
         (lambda: ConditionDropout(Simple(plain)), "needs a denoiser that takes it"),
         (lambda: ConditionDropout(Simple(labelled), p=1.0), "p=1.0: give the share"),

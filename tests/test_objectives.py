@@ -202,7 +202,7 @@ def test_distortion_is_what_the_posterior_leaves(generator):
     variance = 0.25
     chain = Tabulated(linear_betas(50))
     oracle = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), variance, dtype=torch.float64), chain)
-    bound, x0 = VariationalBound(oracle, Scale(256)), 0.5 * torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
+    bound, x0 = VariationalBound(oracle, Scale(256, -4.0, 4.0)), 0.5 * torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
     curve = bound.rate_distortion(x0, generator=generator)
     alpha, sigma = chain(curve.t)
     left = variance * sigma**2 / (alpha**2 * variance + sigma**2)

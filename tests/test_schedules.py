@@ -149,7 +149,7 @@ def test_bad_input_is_refused_in_one_line():
     for make, words in (
         (lambda: Tabulated(linear_betas(40)).grid(41), "this table has 40 steps"),
         (lambda: linear_betas(20), "beta would reach 1; take more than 20 steps"),
-        (lambda: Tabulated(torch.tensor([0.1, 1.0, 0.1])), "between 0 and 1"),
+        (lambda: Tabulated(torch.tensor([0.1, 1.0, 0.1])), r"betas\[1\]=1: betas lie between 0 and 1"),
         (lambda: VP().grid(0), "at least one step"),
         (lambda: VP(beta_min=2, beta_max=1), "0 < beta_min < beta_max"),
         (lambda: VE(sigma_min=-1), "0 < sigma_min < sigma_max"),

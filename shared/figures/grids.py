@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..errors import UsageError
 
+GAP = 0.6  # grey: neither black nor white tiles run into it
+
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images `(N, C, H, W)` in [0, 1] as one picture `(rows (H + gap) - gap, columns (W + gap) - gap, 3)`, white between them.
+    """Images `(N, C, H, W)` in [0, 1] as one picture `(rows (H + gap) - gap, columns (W + gap) - gap, 3)`, grey between them.
 
     Channels: one is grey, three are RGB; of any other number the first is shown.
     """
@@ -24,7 +26,7 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
     count, channels, height, width = images.shape
     images = images if channels == 3 else images[:, :1].expand(-1, 3, -1, -1)
     rows = -(-count // columns)
-    page = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    page = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), GAP)
     for i, image in enumerate(images):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         page[top : top + height, left : left + width] = image.permute(1, 2, 0)

@@ -37,8 +37,8 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, panel) in zip(axes, panels.items(), strict=True):
         for i, (label, (x, y)) in enumerate(panel.lines.items()):
-            mark, style = "o" if len(x) <= 12 else None, ("-", "--")[i // 8 % 2]
-            axis.plot(x, y, style, color=f"C{i % 8}", marker=mark, markersize=4, linewidth=1.4, label=label)
+            mark, style = "o" if len(x) <= 12 else None, ("-", "--")[i // 9 % 2]
+            axis.plot(x, y, style, color=f"C{i % 10}", marker=mark, markersize=4, linewidth=1.4, label=label)
             for where in zip(x, y, (panel.points or {}).get(label, ()), strict=False):
                 axis.annotate(where[2], where[:2], textcoords="offset points", xytext=(5, 4), fontsize=8)
         if panel.logx:

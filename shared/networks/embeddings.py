@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..tensors import refuse_unless
 
 BUILT_WITH = {"label": "classes"}
 
@@ -53,6 +54,11 @@ class LabelEmbedding(nn.Module):
     def forward(self, label: Tensor | None, batch: int) -> Tensor:
         if label is None:
             return self.table.weight[self.classes].expand(batch, -1)
+        known = f"this network has classes 0 to {self.classes - 1}, and {self.classes} for none"
+        if not isinstance(label, Tensor) or label.dtype != torch.int64 or label.shape != (batch,):
+            what = f"{label.dtype} {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+            raise UsageError(f"label={what}: give an int64 tensor ({batch},), one class for each example; {known}")
+        refuse_unless((label >= 0) & (label <= self.classes), f"label out of range: {known}")
         return self.table(label)
 
 

@@ -120,7 +120,7 @@ class Trainer:
         if not any((self.folder / "checkpoints").glob("[0-9]*")):
             return
         if not resume:
-            raise UsageError(f"{self.folder} holds a run already: go on with it (resume), or choose another folder")
+            raise UsageError(f"{self.folder} holds a run already: go on with it (--resume, resume=True), or choose another folder")
         stored = load(newest(self.folder), network=getattr(self.objective.denoiser, "network", None))
         if lines := difference(stored.description["objective"], describe(self.objective)):
             raise UsageError(f"the run in {self.folder} has other settings: {'; '.join(lines[:4])}")
