@@ -29,3 +29,10 @@ def test_order_of_the_readme():
     assert commands < README.index("make test") < picture < code
     assert all(sum(bool(line.strip()) for line in b.splitlines()) <= 12 for b in BLOCKS if "bits" in b)  # twelve lines for each family
     assert (Path(__file__).parent.parent / "docs" / "demo.png").exists()
+
+
+def test_links_lead_somewhere():
+    root = Path(__file__).parent.parent
+    for page in (root / "README.md", *(root / "docs" / "results").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"

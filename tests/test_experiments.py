@@ -1,5 +1,6 @@
 """The papers' scripts: every preset can be built and described, every smoke run draws its figure."""
 
+import inspect
 import json
 import math
 
@@ -33,7 +34,7 @@ def test_every_preset_of_a_script_is_a_recipe():
             for n, f in vars(script).items()
             if getattr(f, "__module__", "") == script.__name__ and callable(f) and not isinstance(f, type)
         }
-        takes_nothing = {n for n in found if vars(script)[n].__code__.co_argcount == 0}
+        takes_nothing = {n for n in found if not inspect.signature(vars(script)[n]).parameters}
         assert takes_nothing == set(presets)
 
 

@@ -184,7 +184,7 @@ def test_the_bound_stays_above_the_entropy_and_its_gap_falls_as_1_over_steps(law
     (k, weights), scale, gaps = LAWS[law], Scale(17), []
     where = scale.continuous(k).double()[:, None]
     entropy = float(-(weights * weights.log()).sum())
-    for steps, rows in ((100, 600), (400, 500), (1600, 150)):
+    for steps, rows in ((100, 500), (400, 300), (1600, 120)):
         shape = (3, rows)
         even = betas_of(torch.linspace(9, -9, steps, dtype=torch.float64).sigmoid())
         oracle = MixtureOracle(weights, where, torch.zeros(len(k), dtype=torch.float64), Tabulated(even))

@@ -18,7 +18,7 @@ from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.labels import noise_level
 from unnoise.shared.networks import MLP, UNet
-from unnoise.shared.objective import Loss, Objective, Stratified
+from unnoise.shared.objective import Loss, Objective, Stratified, independent
 from unnoise.shared.scale import Scale
 from unnoise.shared.training import Trainer, Training
 from unnoise.shared.training.folder import read_metrics
@@ -153,12 +153,12 @@ class Poisoned(Objective):
     def __init__(self, every):
         super().__init__()
         self.denoiser = Learned(MLP(6, 8, 1), Tabulated(linear_betas(40)))
-        self.every, self.calls = every, 0
+        self.every, self.calls, self.times = every, 0, independent
 
-    def forward(self, x0, *, generator=None, **cond):
+    def at(self, x0, t, *, generator=None, **cond):
         self.calls += 1
         loss = self.denoiser(x0, torch.tensor(0.5)).square().mean(1)
-        return Loss(loss / (0.0 if self.calls % self.every == 0 else 1.0), {}, torch.zeros(len(x0)))
+        return Loss(loss / (0.0 if self.calls % self.every == 0 else 1.0), {}, t)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_many_are_refused(tmp_path):

@@ -23,8 +23,8 @@ class Training:
     """Decay rates of AdamW's moments."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
-    warmup: int = 5000
-    """Steps over which the learning rate rises linearly from 0."""
+    warmup: int | None = None
+    """Steps over which the learning rate rises linearly from 0; None for 5000, or a tenth of the steps if that is less."""
     cooldown: int = 0
     """Last steps, over which the learning rate falls linearly to 0."""
     clip: float = 1.0

@@ -15,7 +15,8 @@ def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.A
 
 def learning_rate(config: Training, step: int) -> float:
     """The rate of step 0, 1, ...: linear warm-up, constant, linear cool-down to 0 after the last step."""
-    rise = min(1.0, (step + 1) / max(config.warmup, 1))
+    warmup = min(5000, config.steps // 10) if config.warmup is None else config.warmup
+    rise = min(1.0, (step + 1) / max(warmup, 1))
     fall = min(1.0, (config.steps - step) / max(config.cooldown, 1))
     return config.learning_rate * rise * fall
 
