@@ -61,7 +61,8 @@ class ClassifierFree(GaussianDenoiser):
         super().__init__()
         refuse_without(denoiser, condition)
         networks = [m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)]
-        if null is None and not all(hasattr(network, "null") for network in networks):
+        asked = [n for n in networks if condition in getattr(n, "conditions", (condition,))]  # a classifier's takes none
+        if null is None and not all(hasattr(network, "null") for network in asked):
             raise UsageError(NO_NULL.format(condition=condition))
         if not (null is None or isinstance(null, int | Tensor)):
             raise UsageError(f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training")
@@ -76,7 +77,7 @@ class ClassifierFree(GaussianDenoiser):
 
     def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
         conditional, v = self.denoiser.with_spread(x_t, t, **cond)
-        guided = self._stronger(conditional, self.denoiser.forward, x_t, t, cond)
+        guided = self._stronger(conditional, self.denoiser, x_t, t, cond)
         if self.rescale:
             wanted, has = (x.flatten(1).std(1, correction=0) for x in (conditional, guided))
             share = like(wanted / has.clamp(min=torch.finfo(has.dtype).tiny), x_t)

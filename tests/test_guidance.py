@@ -197,6 +197,22 @@ def test_classifier_free_is_the_published_combination(generator):
     torch.testing.assert_close(guided(x, rows, label=label), guided(x, t, label=label))
 
 
+def test_both_guidances_together(generator):
+    """Classifier-free guidance of a model that a classifier guides: both act."""
+    schedule = sde.VP()
+    model = Learned(MLP(2, 8, 1, classes=3), schedule)
+    torch.nn.init.normal_(model.network.leave.weight)
+    classifier = NoisyClassifier(TwoLayers(), schedule)
+    classifier.network.conditions = ()
+    t = torch.tensor(0.5, dtype=torch.float64)
+    x, label = torch.randn(4, 2, generator=generator), torch.tensor([0, 1, 2, 0])
+    both = ClassifierGuided(ClassifierFree(model, 1.0), classifier)(x, t, label=label)
+    alpha, sigma = schedule(t)
+    gradient = ClassifierGradient(classifier)(x, t, label=label)
+    torch.testing.assert_close(both, ClassifierFree(model, 1.0)(x, t, label=label) + float(sigma**2 / alpha) * gradient)
+    ClassifierFree(ClassifierGuided(model, classifier), 1.0)  # the classifier's network needs no null
+
+
 def test_guidance_at_w_minus_one_is_no_condition(generator):
     oracle, t = mixture(sde.VP()), torch.tensor(0.5, dtype=torch.float64)
     x, label = states(sde.VP(), t, generator)
