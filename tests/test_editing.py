@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import Recorded
 
 from unnoise import discrete, sde
 from unnoise.continuous import DDIM, Ancestral, Cosine, Tabulated, UniPC, linear_betas, small
@@ -54,6 +55,13 @@ def test_inpainting_keeps_what_is_known(make, generator):
     assert torch.equal(x[:, 0], known[:, 0].to(x))
     assert float(x[:, 1].std()) > 0.05
     assert not torch.equal(x[:, 1], known[:, 1])
+
+
+def test_the_known_part_is_at_the_level_of_the_state():
+    known, t, s = torch.full((3, 2), 0.9, dtype=torch.float64), torch.tensor(0.7), torch.tensor(0.4)
+    x = Inpainting(DDIM(exact()), known, MASK).step(torch.zeros_like(known), t, s, generator=Recorded(torch.ones_like(known)))
+    alpha, sigma = TABLE(s.double())
+    torch.testing.assert_close(x[:, 0], 0.9 * alpha.expand(3) + sigma)
 
 
 def test_repaint_comes_closer_to_the_conditional_law(generator):
