@@ -87,7 +87,7 @@ def noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def _ends(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    low, high = noise_ratio(schedule, torch.tensor([schedule.t_last, 1.0])).unbind()
+    low, high = noise_ratio(schedule, torch.tensor([schedule.t_last, 1.0], dtype=torch.float64)).unbind()
     if not bool(torch.isfinite(high)):
         raise UsageError("the schedule ends at zero SNR, where steps in log-SNR would be infinite: take steps=N, or trailing(N, T)")
     return low, high

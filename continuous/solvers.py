@@ -198,8 +198,7 @@ class UniPC(Multistep):
     at the next level is known, the same through one level more. Solving the paper's conditions exactly makes its B(h) drop out. The
     correction is applied as the difference of the two integrals, in which x does not occur, so hooks that change x between steps keep
     working. Its order is `levels` + 1; the first steps of a run, with fewer levels to look back at, are of lower order, and so are
-    steps many times as long in lambda as the one before, over which a parabola would shoot off. The last step
-    denoises.
+    steps many times as long in lambda as the one before, over which a parabola would shoot off. The last step denoises.
 
     Args:
         denoiser: gives x_0.

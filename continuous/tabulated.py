@@ -29,12 +29,12 @@ class Tabulated(Schedule):
         self.betas = torch.as_tensor(betas).detach().cpu().double()
         if self.betas.ndim != 1 or not len(self.betas):
             raise UsageError(f"betas of shape {tuple(self.betas.shape)}: give a vector of one or more, such as linear_betas(1000)")
-        highest = torch.ones_like(self.betas)
-        highest[:-1] = highest[:1] = 1 - 1e-15  # the last of several may be 1
-        if len(wrong := torch.nonzero((self.betas <= 0) | ~(self.betas <= highest))):
-            at = int(wrong[0])
+        allowed = (self.betas > 0) & (self.betas < 1)
+        allowed[1:][-1:] |= self.betas[1:][-1:] == 1  # the last of several may be 1
+        if not allowed.all():
+            at = int(torch.nonzero(~allowed)[0])
             raise UsageError(f"betas[{at}]={float(self.betas[at]):g}: betas lie between 0 and 1, 1 at the last of several steps only")
-        self.steps = len(betas)
+        self.steps = len(self.betas)
         self.t_min = self.t_last = 1 / self.steps
         log_alpha2 = torch.log1p(-self.betas).cumsum(0)
         self.alphas_cumprod = log_alpha2.exp()

@@ -21,10 +21,12 @@ def spaced(spec: str, corruption: Corruption) -> int | Tensor:
         return int(digits)
     rows = getattr(corruption, "steps", None)
     if rows is None:
-        raise UsageError(f"spacing={spec}: this model's time is continuous, give a number of steps")
+        raise UsageError(f"{spec}: this model's time is continuous, give a number of steps")
     if "," in spec and all(part.strip().isdigit() for part in spec.split(",")):
         return sections([int(part) for part in spec.split(",")], rows)
     named = {"ddim": strided, "quad": quadratic, "trailing": trailing}
     if name not in named or not digits:
-        raise UsageError(f"spacing={spec}: give a number such as 50, ddim50, quad50, trailing50, or counts such as 90,60,60,20,20")
+        raise UsageError(
+            f"{spec} is no spacing of steps: give a number such as 50, ddim50, quad50, trailing50, or counts such as 90,60,60,20,20"
+        )
     return named[name](int(digits), rows)

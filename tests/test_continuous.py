@@ -41,6 +41,7 @@ from unnoise.continuous import (
     learned_diagonal,
     learned_range,
     linear_betas,
+    log_spaced,
     noise,
     posterior,
     quadratic,
@@ -59,6 +60,7 @@ from unnoise.continuous import (
     warmup_betas,
     zero_terminal,
 )
+from unnoise.continuous.grids import noise_ratio
 from unnoise.continuous.posterior import forward_variance
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
@@ -145,6 +147,9 @@ def test_grids():
     assert (strided(4, 8) * 8).tolist() == [7, 5, 3, 1, 0]
     assert (sections([2, 3], 10) * 10).tolist() == [10, 8, 6, 5, 1, 0]
     assert (trailing(4, 10) * 10).round().tolist() == [10, 8, 5, 2, 0]
+    ends = noise_ratio(TABLE, float64(1.0, 0.001))  # exactly those of the table, not of its times in single precision
+    for grid in (karras(5, TABLE), log_spaced(5, TABLE)):
+        torch.testing.assert_close(noise_ratio(TABLE, grid)[[0, -2]], ends, rtol=1e-12, atol=0)
     quad = quadratic(10, 1000) * 1000
     assert quad.round().tolist()[:2] == [math.floor(math.sqrt(800) ** 2 + 1e-9) + 1, math.floor((8 / 9) ** 2 * 800) + 1]
     assert quad[-2:].tolist() == [1, 0]

@@ -130,7 +130,7 @@ def test_what_cannot_be_is_refused():
         (lambda: classifier_free.ClassifierFreeGuidance(), "classifier-free guidance needs labels"),
         (lambda: progressive_distillation.ProgressiveDistillation(sampling_steps=48, until=5), "doubled some times"),
         (lambda: ddim.ImplicitModel(sampling_steps=2000), "sampling_steps=2000"),
-        (lambda: guided_diffusion.GuidedDiffusion(spacing="nonsense"), "spacing=nonsense"),
+        (lambda: guided_diffusion.GuidedDiffusion(spacing="nonsense"), "nonsense is no spacing of steps: give a number"),
         (lambda: guided_diffusion.GuidedDiffusion(spacing="10,20", sampling_steps=40), "do not add up to sampling_steps=40"),
         (lambda: upsampling.Upsampler(factor=1), "factor=1"),
         (lambda: upsampling.Upsampler(factor=3).small(Scale(), torch.zeros(1, 1, 8, 8)), "images of 8x8 cannot be divided"),
