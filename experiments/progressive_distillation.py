@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..continuous import (
     DDIM,
@@ -79,11 +80,11 @@ class ProgressiveDistillation(Chain):
 
         study = Study(self, folder, progress)
         teacher = trained(self, study.images, folder, progress).denoiser
-        results, panels = {}, {}
+        runs: list[tuple[str, int, dict[str, float], Tensor]] = []
 
         def measure(name: str, denoiser: Denoiser, steps: int) -> None:
-            drawn, results[f"{name}, {steps} steps"] = study.run(self.sampler(denoiser), steps)
-            panels[f"{name}, {steps} step{'s' if steps > 1 else ''}"] = drawn.levels[:60].float() / (study.images.scale.levels - 1)
+            drawn, measured = study.run(self.sampler(denoiser), steps)
+            runs.append((name, steps, measured, drawn.levels[:60].float() / (study.images.scale.levels - 1)))
 
         measure("teacher", teacher, self.sampling_steps)
         current, plain = teacher, replace(self, network=replace(self.network, dropout=0.0))  # students have no dropout
@@ -95,24 +96,21 @@ class ProgressiveDistillation(Chain):
             current = taught(objective, training, self.batches(study.images), place, progress)
             measure("student", current, steps)
             measure("teacher", teacher, steps)
-        first = results[f"teacher, {self.sampling_steps} steps"]["frechet"]
-        lines: dict[str, tuple[list[float], list[float]]] = {"student": ([], []), "teacher": ([], [])}
-        rows = []
-        for key, measured in results.items():
-            name, steps = key.removesuffix(" steps").split(", ")
-            lines[name][0].append(int(steps))
-            lines[name][1].append(measured["frechet"])
-            figures = [
-                f"{measured['frechet']:.2f}",
-                f"{measured['frechet'] / first:.2f}",
-                f"{measured['agreement']:.3f}" if "agreement" in measured else "-",
-            ]
-            rows.append([name, steps, *figures])
+        first = runs[0][2]["frechet"]
+        lines = {
+            name: tuple(zip(*((n, m["frechet"]) for who, n, m, _ in runs if who == name), strict=True)) for name in ("student", "teacher")
+        }
+        rows, results, panels = [], {}, {}
+        for i, (name, steps, measured, images) in enumerate(runs):
+            title = f"{name}, {steps} step{'s' if steps > 1 else ''}"
+            agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
+            rows.append([name, str(steps), f"{measured['frechet']:.2f}", f"{measured['frechet'] / first:.2f}", agreement])
+            results[title] = measured
+            if i == 0 or name == "student":
+                panels[title] = images
         panel = Lines("steps", "Fréchet distance", lines, logx=True, logy=True)
         save_lines(folder / "figure.png", {"progressive distillation": panel})
-        first_teacher = next(iter(panels))
-        shown = {title: k for title, k in panels.items() if title == first_teacher or title.startswith("student")}
-        save_panels(folder / "samples.png", shown)
+        save_panels(folder / "samples.png", panels)
         head = ["model", "steps", "Fréchet distance", f"of the teacher's at {self.sampling_steps}", "agreement with the asked label"]
         text = f"DDIM throughout; {self.stage.steps} updates for each student.\n\n![samples](samples.png)"
         return study.write("Progressive distillation", text, head, rows, results)

@@ -97,7 +97,7 @@ class ClassifierFree(GaussianDenoiser):
             return conditional
         others = {name: value for name, value in cond.items() if name != self.condition}
         if self.null is not None:
-            null = torch.as_tensor(self.null, device=x_t.device)
+            null = torch.full_like(cond[self.condition][0], self.null) if isinstance(self.null, int) else self.null.to(x_t.device)
             others[self.condition] = null.expand(len(x_t), *null.shape)
         return conditional + like(acts.to(x_t.dtype) * self.w, x_t) * (conditional - ask(x_t, t, **others))
 
@@ -263,7 +263,7 @@ class ConditionDropout(Objective):
         value = cond[self.condition]
         drop = uniform((len(value),), generator, device=value.device) < self.p
         null = self.denoiser.network.null(self.condition) if self.null is None else torch.full_like(value[0], self.null)
-        return cond | {self.condition: torch.where(like(drop, value), null.to(value.device, value.dtype), value)}
+        return cond | {self.condition: torch.where(like(drop, value), null.to(value.dtype), value)}
 
 
 def refuse_without(denoiser: Denoiser, condition: str) -> None:
