@@ -1,59 +1,185 @@
-"""Categorical denoisers: `log p(x_0 | x_t)` and the reverse step that follows from it."""
+"""Categorical denoisers: what x_0 was, and the reverse steps that follow."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shared.denoiser import Denoiser, on_every_row
 from ..shared.describe import described
 from ..shared.labels import Label, thousandths
-from .reverse import Marginal, Product, ReverseModel
-from .transition import Transition
+from ..shared.random import Source, categorical
+from ..shared.tensors import at_least_float32, like
+from .heads import Head, direct
+from .reverse import Marginal, Product
+from .transition import ReverseModel, Transition
+from .transition.base import CLEAN, Terms, normalised, refuse_strangers
+from .transition.plain import categorical_kl, log_clean, score_entropy
 
 
 class CategoricalDenoiser(Denoiser):
-    """`log p(x_0 | x_t)`, `(..., K)`.
-
-    Attributes:
-        reverse: how that becomes a law of x_s, the same for objective, sampler and bound.
-    """
+    """`log p(x_0 | x_t)`, `(..., K)`, and the laws of x_s that follow: the same for objective, sampler and bound."""
 
     corruption: Transition
+
+    @abstractmethod
+    def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        """`p(x_s | x_t)`, `(..., K)`, for any s < t."""
+
+    @abstractmethod
+    def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        """`x_s ~ p(x_s | x_t)`, s > 0."""
+
+    @abstractmethod
+    def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`q_t(y) / q_t(x_t)` for every symbol y at each position, `(..., K)`: the score of a discrete law (Lou et al. 2024, eq. 3)."""
+
+    @abstractmethod
+    def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, at s = 0 `-log p(x_0 | x_t)`; `(...)`, nats, in `dtype` where one is given."""
+
+    @abstractmethod
+    def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        """The rate at which that divergence grows along the path when steps shrink, per unit of time, as `divergence`."""
+
+
+class CleanDenoiser(CategoricalDenoiser):
+    """A denoiser that says p0, a law of x_0 over the data's symbols.
+
+    Attributes:
+        reverse: how p0 becomes a law of x_s.
+    """
+
     reverse: ReverseModel
 
+    @abstractmethod
+    def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`log p0` up to a constant, `(..., levels)`."""
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return log_clean(self.corruption, self.logits(x_t, t, **cond))
+
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """`p(x_s | x_t)`, `(..., K)`."""
         return self.reverse(self.corruption, x_t, self(x_t, t, **cond).exp(), t, s)
+
+    def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        return self.corruption.draw(self.reverse, self.logits(x_t, t, **cond), x_t, t, s, generator)
+
+    def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.corruption.ratio(x_t, self(x_t, t, **cond).exp(), t)
+
+    def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        return self.corruption.divergence(self.reverse, _in(self.logits(x_t, t, **cond), dtype), x0, x_t, t, s)
+
+    def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        return self.corruption.path_rate(_in(self.logits(x_t, t, **cond), dtype), x0, x_t, t)
 
 
 @described
-class Categorical(CategoricalDenoiser):
-    """A network's logits as a denoiser. A mask that the transition adds gets probability zero: x_0 is never masked.
+class Categorical(CleanDenoiser):
+    """A network's output as a denoiser.
 
     Args:
-        network: `(x_t int64, time label (B,), **cond) -> logits (..., K)`.
+        network: `(x_t int64, time label (B,), **cond) -> output (..., K)`, or what the head reads.
         transition: what corrupted x_t.
-        reverse: `Product` as published for D3PM, or `Marginal`.
+        reverse: `Product` as published for D3PM, or `Marginal`; one and the same for absorption in a mask.
         label: the number that the network is fed for a time.
+        head: how the output becomes logits: `direct`, `residual`, `carried` or `logistic`.
     """
 
-    def __init__(self, network: nn.Module, transition: Transition, reverse: ReverseModel | None = None, label: Label = thousandths) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        transition: Transition,
+        reverse: ReverseModel | None = None,
+        label: Label = thousandths,
+        head: Head = direct,
+    ) -> None:
         super().__init__()
-        self.network, self.transition, self.reverse, self.label = network, transition, reverse or Product(), label
-        self.corruption = transition
+        self.network, self.transition, self.reverse, self.label, self.head = network, transition, reverse or Product(), label, head
+        self.corruption, self.conditions = transition, getattr(network, "conditions", None)
+
+    def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        refuse_strangers(x_t, self.corruption.states, "x_t")
+        return self.head(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond), x_t, self.corruption)
+
+
+@described
+class ScoreEntropyDenoiser(CategoricalDenoiser):
+    r"""A network that gives the logarithms of the ratios `q_t(y) / q_t(x_t)` themselves (Lou et al. 2024, SEDD).
+
+    The law of x_s follows by undoing the noise from s to t: `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]`, with the
+    ratios m (Lou et al. 2024, eq. 19, their analytic sampler); it needs a process whose steps can be undone, `Uniform` or `Absorbing`.
+
+    Args:
+        network: `(x_t int64, time label (B,), **cond) -> (..., K)`.
+        transition: in continuous time, that resamples.
+        label: the number that the network is fed for a time.
+        offset: added to the output before it is read, `(transition, t) -> (..., )` numbers for the batch; `scaled_by_noise` for SEDD's
+            absorbing networks.
+    """
+
+    def __init__(self, network: nn.Module, transition: Transition, label: Label = thousandths, offset: Label | None = None) -> None:
+        super().__init__()
+        self.network, self.transition, self.label, self.offset = network, transition, label, offset
+        self.corruption, self.conditions = transition, getattr(network, "conditions", None)
+
+    def log_ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`log m`, `(..., K)`; 0 at x_t itself."""
+        refuse_strangers(x_t, self.corruption.states, "x_t")
+        out = at_least_float32(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond))
+        if self.offset is not None:
+            out = out + like(self.offset(self.corruption, t).to(out.device), out)
+        out = F.pad(out, (0, self.corruption.states - out.shape[-1]), value=-torch.inf)
+        return out.scatter(-1, x_t[..., None], 0.0)
+
+    def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.log_ratio(x_t, t, **cond).exp()
+
+    def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        m = self.ratio(x_t, t, **cond).double()
+        kept, lost = (like(c.to(m.device), m) for c in self.corruption.kept(s, t))
+        pi, total = self.corruption.stationary().to(m), m.sum(-1, keepdim=True)
+        before = ((m - lost * pi * total) / kept.clamp(min=torch.finfo(m.dtype).tiny)).clamp(min=0)
+        law = before * self.corruption.likelihood(x_t, s, t)
+        if self.corruption.states > self.corruption.levels:  # x_0 is never masked
+            allowed = F.one_hot(torch.tensor(self.corruption.levels), self.corruption.states).to(m) == 0
+            law = torch.where(self.corruption.is_clean(s) & ~allowed, 0.0, law)
+        return normalised(law)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        logits = self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.transition.states > self.transition.levels:
-            logits = torch.cat([logits[..., : self.transition.levels], torch.full_like(logits[..., :1], -torch.inf)], dim=-1)
-        return logits.log_softmax(-1)
+        return self.step_law(x_t, t, CLEAN, **cond).clamp(min=1e-30).log()
+
+    def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        return categorical(self.step_law(x_t, t, s, **cond), generator)
+
+    def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        log_p = self.step_law(x_t, t, s, **cond).clamp(min=1e-30)
+        truth = Marginal()(self.corruption, x_t, self.corruption.one_hot(x0, torch.float64), t, s)
+        kl = categorical_kl(truth, log_p)
+        return Terms(kl, torch.full_like(kl, torch.nan))
+
+    def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        log_ratio = _in(self.log_ratio(x_t, t, **cond), dtype)
+        rate = score_entropy(self.corruption, log_ratio, x0, x_t, t)
+        return Terms(rate, torch.full_like(rate, torch.nan))
 
 
-class CategoricalOracle(CategoricalDenoiser):
+@described
+def scaled_by_noise(transition: Transition, t: Tensor) -> Tensor:
+    r"""`-log(exp(total) - 1) - log(levels)`: at masked positions the ratios sum to `kept / (1 - kept)`, whatever the data (SEDD, released).
+
+    The released code takes the logarithm of the vocabulary with the mask less one, which is `levels`.
+    """
+    total = transition.noise.total(t)
+    return -torch.log(torch.expm1(total)) - torch.tensor(float(transition.levels)).log()
+
+
+class CategoricalOracle(CleanDenoiser):
     """The exact posterior of symbols that are drawn independently from one law: what the tests hold bounds and samplers to.
 
     Args:
@@ -65,6 +191,10 @@ class CategoricalOracle(CategoricalDenoiser):
         super().__init__()
         self.p, self.corruption, self.reverse = p, transition, Marginal()
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        joint = self.p * self.corruption.likelihood(x_t, torch.zeros_like(t), t).to(self.p)
-        return (joint / joint.sum(-1, keepdim=True)).log()
+    def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        joint = self.p * self.corruption.likelihood(x_t, CLEAN, t).to(self.p)
+        return joint[..., : self.corruption.levels].log()
+
+
+def _in(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x if dtype is None else x.to(dtype)

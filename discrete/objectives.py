@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from ..shared.describe import described
+from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent
 from ..shared.random import Source
-from ..shared.tensors import per_example
+from ..shared.tensors import like
 from .denoiser import CategoricalDenoiser
-
-
-def categorical_kl(q: Tensor, p: Tensor) -> Tensor:
-    """`KL(q || p)` along the last axis, in nats, `(...)`."""
-    return (torch.xlogy(q, q) - q * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)
 
 
 @described
@@ -28,23 +24,88 @@ class Hybrid(Objective):
     weighs as in the released code; beside the whole bound, the sum of T such terms, the same lambda would be T times as large.
 
     Args:
-        denoiser: on the transition to train with.
+        denoiser: on the table to train with.
         ce: lambda; 0.001 for the paper's images, 0.01 for its text with absorption, 0 otherwise.
         times: how the times of a batch are drawn.
+        padding: the symbol of positions that are left out of the loss, or None.
+
+    Raises:
+        UsageError: for a process in continuous time, which has no L_n.
     """
 
-    def __init__(self, denoiser: CategoricalDenoiser, ce: float = 0.001, times: Draw = independent) -> None:
+    def __init__(self, denoiser: CategoricalDenoiser, ce: float = 0.001, times: Draw = independent, padding: int | None = None) -> None:
         super().__init__()
-        self.denoiser, self.ce, self.times = denoiser, ce, times
+        if denoiser.corruption.steps is None:
+            raise UsageError("this process runs in continuous time and has no L_n: train it with ContinuousBound, or give it a table")
+        self.denoiser, self.ce, self.times, self.padding = denoiser, ce, times, padding
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        s = t - 1 / transition.steps
         x_t = transition.corrupt(x0, t, generator=generator)
-        log_p0 = self.denoiser(x_t, t, **cond)
-        cross_entropy = per_example(-log_p0.gather(-1, x0[..., None]).squeeze(-1), torch.mean)
-        truth = self.denoiser.reverse(transition, x_t, transition.one_hot(x0, log_p0.dtype), t, s)
-        model = self.denoiser.reverse(transition, x_t, log_p0.exp(), t, s)
-        term = per_example(categorical_kl(truth, model), torch.mean)
+        terms = self.denoiser.divergence(x0, x_t, t, transition.before(t), **cond)
+        term, cross_entropy = (mean_over(values, x0, self.padding) for values in terms)
+        total = term + self.ce * cross_entropy if self.ce else term
         bits = term.detach() * (transition.steps / math.log(2))
-        return Loss(term + self.ce * cross_entropy, {"bits_per_dim": bits, "cross_entropy": cross_entropy.detach()}, t)
+        return Loss(total, {"bits_per_dim": bits, "cross_entropy": cross_entropy.detach()}, t)
+
+
+@described
+class ContinuousBound(Objective):
+    r"""The bound in continuous time at one time, `(1 - t_min)` times the rate of the path plus `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
+
+    One formula for MDLM (absorption: cross-entropy weighted by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10), for the CTMC bound of
+    tauLDR (Campbell et al. 2022, eq. 6, with its jump integrated out and so one pass of the network) and, of a
+    `ScoreEntropyDenoiser`, for the score entropy of SEDD (Lou et al. 2024, theorem 3.6).
+
+    Args:
+        denoiser: on a process in continuous time.
+        ce: lambda; 0.001 for tauLDR, else 0.
+        times: how the times of a batch are drawn.
+        padding: the symbol of positions that are left out of the loss, or None.
+
+    Raises:
+        UsageError: for a table, which has no rates.
+    """
+
+    def __init__(self, denoiser: CategoricalDenoiser, ce: float = 0.0, times: Draw = independent, padding: int | None = None) -> None:
+        super().__init__()
+        if denoiser.corruption.steps is not None:
+            raise UsageError("a table has no rates: train it with Hybrid, or give the process a schedule such as LogLinear()")
+        self.denoiser, self.ce, self.times, self.padding = denoiser, ce, times, padding
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        transition = self.denoiser.corruption
+        x_t = transition.corrupt(x0, t, generator=generator)
+        terms = self.denoiser.path_rate(x0, x_t, t, **cond)
+        rate, cross_entropy = (mean_over(values, x0, self.padding) for values in terms)
+        bound = (1 - transition.t_min) * rate
+        return Loss(bound + self.ce * cross_entropy if self.ce else bound, {"bits_per_dim": bound.detach() / math.log(2)}, t)
+
+
+@described
+class CrossEntropy(Objective):
+    """`E[-log p(x_0 | x_t)]` alone, mean over dimensions, in nats: the bound with another weight for each time.
+
+    Args:
+        denoiser: any that says p0.
+        times: how the times of a batch are drawn.
+        padding: the symbol of positions that are left out of the loss, or None.
+    """
+
+    def __init__(self, denoiser: CategoricalDenoiser, times: Draw = independent, padding: int | None = None) -> None:
+        super().__init__()
+        self.denoiser, self.times, self.padding = denoiser, times, padding
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        transition = self.denoiser.corruption
+        x_t = transition.corrupt(x0, t, generator=generator)
+        nats = mean_over(self.denoiser.divergence(x0, x_t, t, torch.zeros_like(t), **cond).cross_entropy, x0, self.padding)
+        return Loss(nats, {"cross_entropy": nats.detach()}, t)
+
+
+def mean_over(values: Tensor, x0: Tensor, padding: int | None) -> Tensor:
+    """The mean over an example's dimensions, `(B, ...)` to `(B,)`, without those where x_0 is padding."""
+    if padding is None:
+        return values.flatten(1).mean(1)
+    real = (x0 != padding).flatten(1)
+    return torch.where(real, values.flatten(1), 0.0).sum(1) / like(real.sum(1).clamp(min=1), values[:, 0].flatten())

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..shared.describe import described
-from ..shared.tensors import like
-from .transition.base import Transition, normalised
-
-
-class ReverseModel(ABC):
-    """`p(x_s | x_t)` from `p0(x_0)`; at s = 0 it is p0 itself, and on a point mass p0 it is the true posterior."""
-
-    def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Normalised, `(..., K)`; t and s are scalars or `(B,)`."""
-        # A network may give x_t's own symbol a chance that underflows, and no symbol is then left that leads to x_t: keep a trace of all.
-        p = self.between(transition, x_t, p0.clamp(min=1e-30), t, s)
-        return torch.where(like(transition.row(s) == 0, p0), p0, p)
-
-    @abstractmethod
-    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The law at s > 0."""
+from .transition.base import CLEAN, ReverseModel, Transition, normalised
 
 
 @described
@@ -42,7 +26,10 @@ class Product(ReverseModel):
 
     def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         back = transition.likelihood(x_t, s, t).to(p0)
-        return normalised((back + self.eps) * (transition.pushforward(p0, torch.zeros_like(s), s) + self.eps))
+        return normalised((back + self.eps) * (transition.pushforward(p0, CLEAN, s) + self.eps))
+
+    def own(self, kept: Tensor, missed: Tensor) -> Tensor:
+        return torch.ones_like(missed)
 
 
 @described
@@ -52,3 +39,6 @@ class Marginal(ReverseModel):
 
     def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return transition.posterior(x_t, p0, t, s)
+
+    def own(self, kept: Tensor, missed: Tensor) -> Tensor:
+        return missed / (kept + missed).clamp(min=torch.finfo(missed.dtype).tiny)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..shared.random import Source, categorical
+from ..shared.random import Source
 from ..shared.sampler import Sampler
 from .denoiser import CategoricalDenoiser
 
@@ -30,5 +30,6 @@ class Ancestral(Sampler):
         self.last = last
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        p = self.denoiser.step_law(x, t, s, **cond)
-        return self.last(p, generator) if s == 0 else categorical(p, generator)
+        if s > 0:
+            return self.denoiser.draw(x, t, s, generator=generator, **cond)
+        return self.last(self.denoiser.step_law(x, t, s, **cond), generator)

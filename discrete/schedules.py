@@ -1,18 +1,203 @@
-"""Noise schedules of categorical diffusion as tables of beta_1..beta_T, float64: the chance that a step resamples a symbol."""
+"""Noise schedules of categorical diffusion: how many events a symbol has met by a time, as tables of T steps or in continuous time.
+
+`linear`, `cosine` and `reciprocal` give tables beta_1..beta_T, float64: the chance that a step resamples a symbol.
+The classes are schedules in continuous time.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.tensors import Table, exact
+
+
+class NoiseSchedule(ABC):
+    r"""`total(t) = int_0^t rate(r) dr` events have met a symbol by time t, so it is untouched with chance `exp(-total(t))`; `total(0) = 0`.
+
+    Attributes:
+        steps: T of a table, whose rows lie at t = n / T; None in continuous time.
+        t_min: the smallest time that training and bounds visit in continuous time; what is below is coded by `p(x_0 | x_t_min)`.
+    """
+
+    steps: int | None = None
+    t_min: float = 1e-3
+
+    @abstractmethod
+    def total(self, t: Tensor) -> Tensor:
+        """Events by time t, in [0, inf], of the shape of `t`, float64."""
+
+    @abstractmethod
+    def rate(self, t: Tensor) -> Tensor:
+        """Events per unit of time, `d total / dt`, of the shape of `t`, float64."""
+
+    @abstractmethod
+    def time(self, total: Tensor) -> Tensor:
+        """The time by which that many events have passed: the inverse of `total`."""
+
+
+@described
+class Steps(NoiseSchedule):
+    """A table of T steps, by the events of each: `-log(1 - beta_n)` where a step resamples with chance beta_n.
+
+    Args:
+        events: `(T,)`, positive; infinite, for beta = 1, at the last step only.
+
+    Raises:
+        UsageError: for other numbers, and where a rate is asked of a table.
+    """
+
+    def __init__(self, events: Tensor) -> None:
+        events = events.detach().double()
+        if events.ndim != 1 or not len(events) or not bool((events > 0).all() & torch.isfinite(events[:-1]).all()):
+            raise UsageError("a schedule is a vector of numbers in (0, 1], 1 at the last step only, such as reciprocal(1000)")
+        self.events, self.steps = events, len(events)
+        self._total = Table(torch.cat([events.new_zeros(1), events.cumsum(0)]))
+
+    def total(self, t: Tensor) -> Tensor:
+        return self._total[torch.round(exact(t) * self.steps).long()]
+
+    def rate(self, t: Tensor) -> Tensor:
+        raise UsageError(f"a table of {self.steps} steps has no rate: take a schedule in continuous time, such as LogLinear()")
+
+    def time(self, total: Tensor) -> Tensor:
+        row = torch.searchsorted(self._total.on(total.device), exact(total).contiguous()).clamp(max=self.steps)
+        return row.double() / self.steps
+
+
+@described
+@dataclass(frozen=True)
+class LogLinear(NoiseSchedule):
+    """`exp(-total) = 1 - (1 - eps) t`: every symbol is hit at a uniform time (Lou et al. 2024; Sahoo et al. 2024).
+
+    Attributes:
+        eps: share that survives to t = 1; 0 loses all, as `reciprocal` does in T steps.
+        t_min: the smallest time visited.
+    """
+
+    eps: float = 1e-3
+    t_min: float = 1e-3
+
+    def total(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-(1 - self.eps) * exact(t))
+
+    def rate(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) / (1 - (1 - self.eps) * exact(t))
+
+    def time(self, total: Tensor) -> Tensor:
+        return (-torch.expm1(-exact(total)) / (1 - self.eps)).clamp(max=1)
+
+
+@described
+@dataclass(frozen=True)
+class Geometric(NoiseSchedule):
+    """`total = low^(1-t) high^t` for t > 0, and 0 at t = 0: SEDD's schedule for the uniform process (Lou et al. 2024, appendix C.2).
+
+    Attributes:
+        low, high: events by the first instant and by t = 1.
+        t_min: the smallest time visited.
+    """
+
+    low: float = 1e-4
+    high: float = 20.0
+    t_min: float = 1e-3
+
+    def total(self, t: Tensor) -> Tensor:
+        t = exact(t)
+        return torch.where(t > 0, torch.exp((1 - t) * math.log(self.low) + t * math.log(self.high)), 0.0)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.total(t) * math.log(self.high / self.low)
+
+    def time(self, total: Tensor) -> Tensor:
+        return ((exact(total).log() - math.log(self.low)) / math.log(self.high / self.low)).clamp(0, 1)
+
+
+@described
+@dataclass(frozen=True)
+class Exponential(NoiseSchedule):
+    """`total = scale (base^t - 1)`, `rate = scale log(base) base^t`: tauLDR's schedule for images, 3 and 100 (Campbell et al. 2022)."""
+
+    scale: float = 3.0
+    base: float = 100.0
+    t_min: float = 1e-2
+
+    def total(self, t: Tensor) -> Tensor:
+        return self.scale * torch.expm1(exact(t) * math.log(self.base))
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.scale * math.log(self.base) * torch.exp(exact(t) * math.log(self.base))
+
+    def time(self, total: Tensor) -> Tensor:
+        return (torch.log1p(exact(total) / self.scale) / math.log(self.base)).clamp(max=1)
+
+
+@described
+@dataclass(frozen=True)
+class Cosine(NoiseSchedule):
+    """`exp(-total) = f(t) / f(0)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`: the limit of `cosine(T)` for many steps."""
+
+    t_min: float = 1e-3
+
+    def total(self, t: Tensor) -> Tensor:
+        return math.log(math.cos(0.008 / 1.008 * math.pi / 2)) - torch.cos(self._angle(t)).log()
+
+    def rate(self, t: Tensor) -> Tensor:
+        return math.pi / (2 * 1.008) * torch.tan(self._angle(t))
+
+    def time(self, total: Tensor) -> Tensor:
+        angle = torch.acos(torch.exp(-exact(total)) * math.cos(0.008 / 1.008 * math.pi / 2))
+        return (angle * 1.008 / (math.pi / 2) - 0.008).clamp(0, 1)
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (exact(t) + 0.008) / 1.008 * math.pi / 2
+
+
+@described
+@dataclass(frozen=True)
+class Constant(NoiseSchedule):
+    """`total = rate t`: the process on its own clock.
+
+    Attributes:
+        events: events by t = 1.
+        t_min: the smallest time visited.
+    """
+
+    events: float = 10.0
+    t_min: float = 1e-3
+
+    def total(self, t: Tensor) -> Tensor:
+        return self.events * exact(t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return torch.full_like(exact(t), self.events)
+
+    def time(self, total: Tensor) -> Tensor:
+        return (exact(total) / self.events).clamp(max=1)
+
+
+def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
+    """A table of betas, or a schedule as it is.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if isinstance(schedule, NoiseSchedule):
+        return schedule
+    if not isinstance(schedule, Tensor):
+        raise UsageError(f"schedule={schedule!r}: give a table of betas such as reciprocal(1000), or a NoiseSchedule such as LogLinear()")
+    return Steps(-torch.log1p(-schedule.detach().double()))
 
 
 def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     """Linear from `start` to `stop`, `(T,)`; D3PM's Gaussian runs use 1e-4 to 0.02 at T = 1000 and its ablation 0.02 to 1."""
-    _check(steps)
+    check_steps(steps)
     return torch.linspace(start, stop, steps, dtype=torch.float64)
 
 
@@ -22,17 +207,24 @@ def cosine(steps: int) -> Tensor:
     f is not squared: the chance to keep a symbol is the square root of the Gaussian schedule's alpha-bar (Hoogeboom et al. 2021;
     Austin et al. 2021, whose printed formula has a misplaced plus sign).
     """
-    _check(steps)
+    check_steps(steps)
     f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2)
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
 def reciprocal(steps: int) -> Tensor:
     """`beta_n = 1 / (T - n + 1)`, `(T,)`: each step erases 1/T of the signal, the last one all (Sohl-Dickstein et al. 2015)."""
-    _check(steps)
+    check_steps(steps)
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
 
 
-def _check(steps: int) -> None:
+def betas_between(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """A schedule in continuous time as a table: `beta_n = 1 - exp(total((n-1)/T) - total(n/T))`, `(T,)`."""
+    check_steps(steps)
+    return -torch.expm1(-schedule.total(torch.arange(steps + 1, dtype=torch.float64) / steps).diff())
+
+
+def check_steps(steps: int) -> None:
+    """Refuses a table without steps."""
     if steps < 1:
         raise UsageError(f"steps={steps}: a table needs at least one step")

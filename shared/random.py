@@ -110,7 +110,15 @@ def categorical(p: Tensor, source: Source = None) -> Tensor:
     Returns:
         int64, shape `(...)`.
     """
+    return quantile(p, 1.0 - uniform(p.shape[:-1], source, dtype=torch.float64, device=p.device))
+
+
+def quantile(p: Tensor, u: Tensor) -> Tensor:
+    """The class of `p` `(..., K)`, not necessarily normalised, at the quantile u `(...)` in (0, 1], int64; never one without a chance.
+
+    The distribution function is summed in float64: in float32 the tail of a large vocabulary would be cut, and the entropy of what is
+    drawn lowered (Zheng et al. 2024, of Gumbel draws).
+    """
     cumulative = exact(p).cumsum(-1).contiguous()
-    u = 1.0 - uniform(p.shape[:-1], source, dtype=cumulative.dtype, device=p.device)  # in (0, 1]: never lands on an empty first bin
     target = u[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target).squeeze(-1).clamp(max=p.shape[-1] - 1)

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from unnoise import continuous, discrete, sde
+from unnoise.discrete.transition.plain import categorical_kl
 from unnoise.shared.networks import MLP
 from unnoise.shared.oracle import GaussianOracle, MixtureOracle
 from unnoise.shared.sampler import counted
@@ -229,10 +230,10 @@ def test_bound_equals_entropy_by_enumeration(name):
                 one, here = torch.tensor([x0]), torch.tensor([x_t])
                 truth = oracle.reverse(transition, here, transition.one_hot(one, torch.float64), at(n), at(n - 1))
                 model = oracle.step_law(here, at(n), at(n - 1))
-                total = total + weight * discrete.objectives.categorical_kl(truth, model)[0]
+                total = total + weight * categorical_kl(truth, model)[0]
     entropy = -(LAW * LAW.log()).sum()
     last = transition.pushforward(p, at(0), at(T))
-    start = discrete.objectives.categorical_kl(last, transition.stationary())
+    start = categorical_kl(last, transition.stationary())
     torch.testing.assert_close(total, entropy + start, rtol=1e-10, atol=1e-10)
 
 
@@ -242,7 +243,7 @@ def test_bound_as_estimated(name, generator):
     oracle = oracle_on(name)
     x0 = torch.multinomial(LAW, 20_000, replacement=True, generator=generator)[:, None]
     last = oracle.corruption.pushforward(oracle.p, at(0), at(T))
-    start = discrete.objectives.categorical_kl(last, oracle.corruption.stationary())
+    start = categorical_kl(last, oracle.corruption.stationary())
     expected = float(-(LAW * LAW.log()).sum() + start)
     for terms in (None, 6):
         nats = discrete.VariationalBound(oracle, terms=terms)(x0, generator=generator).nats

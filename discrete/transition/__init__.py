@@ -1,8 +1,26 @@
 """Transition matrices by structure."""
 
 from .absorbing import Absorbing
-from .base import Transition
+from .band_diagonal import BandDiagonal
+from .base import ReverseModel, Transition
+from .dense import Dense
 from .discretized_gaussian import DiscretizedGaussian
+from .gaussian_target import GaussianTarget
+from .mixture import Mixture
+from .nearest_neighbor import NearestNeighbor, nearest, sinkhorn
 from .uniform import Uniform
 
-__all__ = ["Absorbing", "DiscretizedGaussian", "Transition", "Uniform"]
+__all__ = [
+    "Absorbing",
+    "BandDiagonal",
+    "Dense",
+    "DiscretizedGaussian",
+    "GaussianTarget",
+    "Mixture",
+    "NearestNeighbor",
+    "ReverseModel",
+    "Transition",
+    "Uniform",
+    "nearest",
+    "sinkhorn",
+]

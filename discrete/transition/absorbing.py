@@ -8,39 +8,66 @@ from torch import Tensor
 
 from ...shared.describe import described
 from ...shared.errors import UsageError
-from ...shared.tensors import Table, like
-from .base import Keeping, Transition
+from ...shared.random import Source
+from ...shared.tensors import Table, exact, like
+from ..fused import log_likelihood
+from ..schedules import NoiseSchedule
+from .base import ReverseModel, Terms
+from .interpolating import Interpolating
+from .plain import plain_divergence, plain_draw, plain_path_rate
 
 
 @described
-class Absorbing(Transition):
+class Absorbing(Interpolating):
     r"""`Q_n = (1 - beta_n) I + beta_n 1 e_m^T` (Austin et al. 2021, appendix A.2.2).
 
     Args:
         levels: number of symbols in the data.
-        schedule: beta_1..beta_T; `reciprocal` masks everything by the last step.
+        schedule: beta_1..beta_T, or a schedule in continuous time; `reciprocal` masks everything by the last step.
         mask: m, an ordinary symbol, as in the paper's image runs (`levels // 2`); None adds a symbol, of index `levels`, as for text.
+
+    Attributes:
+        symbol: m.
 
     Raises:
         UsageError: for a mask that is not among the symbols.
     """
 
-    def __init__(self, levels: int, schedule: Tensor, mask: int | None = None) -> None:
+    def __init__(self, levels: int, schedule: Tensor | NoiseSchedule, mask: int | None = None) -> None:
         if mask is not None and not 0 <= mask < levels:
             raise UsageError(f"mask={mask}: choose one of the symbols 0..{levels - 1}, or None to add one")
         super().__init__(levels, levels + (mask is None), schedule)
-        self.mask = mask
-        self._hole = Table(F.one_hot(torch.tensor(levels if mask is None else mask), self.states).double())
-        self._keeping = Keeping(self.schedule)
-
-    def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        kept, lost = (like(c, p) for c in self._keeping(self.row(s), self.row(t)))
-        return kept * p + lost * p.sum(-1, keepdim=True) * self._hole.on(p.device).to(p.dtype)
-
-    def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        hit = self.one_hot(x_t, torch.float64)
-        kept, lost = (like(c, hit) for c in self._keeping(self.row(s), self.row(t)))
-        return kept * hit + lost * (hit @ self._hole.on(hit.device))[..., None]
+        self.mask, self.symbol = mask, levels if mask is None else mask
+        self._stationary = Table(F.one_hot(torch.tensor(self.symbol), self.states).double())
 
     def stationary(self) -> Tensor:
-        return self._hole.values
+        return self._stationary.values
+
+    def fresh(self, x: Tensor) -> Tensor:
+        return (x == self.symbol).double()
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return torch.full(u.shape, self.symbol, device=u.device)
+
+    def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
+        if reverse.eps:
+            return plain_divergence(self, reverse, logits, x0, x_t, t, s)
+        log_p_0 = log_likelihood(logits, x0)
+        # Where it matters x_t is the mask, which, if it was added, x_0 never is.
+        nothing = torch.full_like(log_p_0, -torch.inf)
+        log_p_t = nothing if self.mask is None else log_likelihood(logits, torch.full_like(x_t, self.mask))
+        clean = like(self.is_clean(s).to(x_t.device), x_t)
+        return Terms(self.known_divergence(self.pair(reverse, x_t, t, s), clean, x0, x_t, log_p_t, log_p_0), -log_p_0)
+
+    def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+        r"""`-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masked positions, 0 elsewhere (Sahoo et al. 2024, eq. 10)."""
+        if self.mask is not None:
+            return plain_path_rate(self, logits, x0, x_t, t)
+        log_p_0, t = log_likelihood(logits, x0), exact(t).to(x_t.device)
+        weight = like(self.noise.rate(t) / torch.expm1(self.noise.total(t)), x_t)
+        return Terms(torch.where(x_t == self.symbol, -weight.to(log_p_0) * log_p_0, 0.0), -log_p_0)
+
+    def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
+        if reverse.eps:
+            return plain_draw(self, reverse, logits, x_t, t, s, generator)
+        return self.known_draw(reverse, logits, x_t, t, s, generator)

@@ -1,9 +1,10 @@
-"""What a transition is: three structured products, from which the rest follows."""
+"""What a transition is, and what turns a guess about x_0 into its reverse: structured products, from which posteriors follow."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,28 +13,34 @@ from torch import Tensor
 from ...shared.corruption import Corruption, table_grid, table_time
 from ...shared.errors import UsageError
 from ...shared.random import Source, categorical
-from ...shared.tensors import Table, exact
+from ...shared.tensors import exact, like
+
+CLEAN = torch.zeros((), dtype=torch.float64)  # on the host, where looking at it costs nothing
+
+
+class Terms(NamedTuple):
+    """What a training step needs, `(...)` each, in nats: the divergence of a step (or the rate of the path) and `-log p0(x_0)`."""
+
+    divergence: Tensor
+    cross_entropy: Tensor
 
 
 class Transition(Corruption):
-    r"""`q(x_n | x_(n-1)) = Cat(row x_(n-1) of Q_n)`, n = 1..T, at t = n / T; `Q_(s->t)` is the product of the steps after s up to t.
+    r"""`q(x_t | x_s) = Cat(row x_s of Q_(s->t))`: a table of T steps at t = n / T, or a process in continuous time.
 
-    Times are scalars or `(B,)` for the first axis of the signal; row n = 0 is the clean signal. Probabilities have shape `(..., K)`.
+    Times are scalars or `(B,)` for the first axis of the signal; t = 0 is the clean signal. Probabilities have shape `(..., K)`.
 
     Attributes:
         levels: number of symbols in the data.
         states: K, number of symbols in all; more than `levels` where a mask is added.
-        schedule: beta_1..beta_T, `(T,)`, float64.
-        steps: T.
+        steps: T; None in continuous time.
+        t_min: the smallest time that training and bounds visit in continuous time.
     """
 
-    def __init__(self, levels: int, states: int, schedule: Tensor) -> None:
-        self.levels, self.states, self.schedule, self.steps = levels, states, schedule.detach().double(), len(schedule)
-        beta = self.schedule
+    def __init__(self, levels: int, states: int, steps: int | None, t_min: float = 0.0) -> None:
         if levels < 2:
             raise UsageError(f"levels={levels}: categorical data need two symbols or more")
-        if beta.ndim != 1 or not bool((beta > 0).all() & (beta <= 1).all() & (beta[:-1] < 1).all()):
-            raise UsageError("a schedule is a vector of numbers in (0, 1], 1 at the last step only, such as reciprocal(1000)")
+        self.levels, self.states, self.steps, self.t_min = levels, states, steps, t_min
 
     @abstractmethod
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
@@ -47,9 +54,58 @@ class Transition(Corruption):
     def stationary(self) -> Tensor:
         """The law that sampling starts from, `(K,)`, float64."""
 
-    def row(self, n: Tensor) -> Tensor:
-        """The step n of a time t = n / T, int64."""
-        return torch.round(exact(n) * self.steps).long()
+    @abstractmethod
+    def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """`R_t[:, x_t]`: the rates of jumps into x_t, `(..., K)`, float64; what stands at x_t itself means nothing.
+
+        Raises:
+            UsageError: for a table, which has no rates.
+        """
+
+    @abstractmethod
+    def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """`R_t[x_t, :]`: the rates of jumps out of x_t, as `inflow`."""
+
+    @abstractmethod
+    def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
+        """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` for each position; at s = 0 it is `-log p0(x_0)`.
+
+        Args:
+            reverse: how p0 becomes a law of x_s.
+            logits: `log p0` up to a constant, `(..., levels)`.
+            x0, x_t: `(...)`, int64.
+            t, s: scalars or `(B,)`.
+        """
+
+    @abstractmethod
+    def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+        r"""The rate at which the divergence grows when steps shrink, per unit of time.
+
+        `sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))`, with the true ratio `r_y = q(y | x_0) / q(x_t | x_0)` and the
+        model's `m_y = sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)` (Campbell et al. 2022, proposition 2, with its jump integrated out).
+        """
+
+    @abstractmethod
+    def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
+        """`x_s ~ p(x_s | x_t)`, `(...)`, at scalar times, s > 0."""
+
+    def row(self, t: Tensor) -> Tensor:
+        """The step n of a time t = n / T, int64.
+
+        Raises:
+            UsageError: in continuous time, which has no rows.
+        """
+        if self.steps is None:
+            raise UsageError("this process runs in continuous time and has no rows: give it a table such as reciprocal(1000)")
+        return torch.round(exact(t) * self.steps).long()
+
+    def is_clean(self, s: Tensor) -> Tensor:
+        """Whether a time is 0, on a table up to rounding."""
+        return s == 0 if self.steps is None else self.row(s) == 0
+
+    def before(self, t: Tensor) -> Tensor:
+        """The time of the row before t."""
+        return (self.row(t) - 1).double() / self.steps
 
     def one_hot(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Point masses, `(..., K)`."""
@@ -60,38 +116,77 @@ class Transition(Corruption):
 
         An x_0 from which x_t cannot be reached is left out.
         """
-        clean = torch.zeros_like(t)
-        reach = self.likelihood(x_t, clean, t).to(p0)
+        reach = self.likelihood(x_t, CLEAN, t).to(p0)
         tiny = torch.finfo(p0.dtype).tiny
         ratio = torch.where(reach > tiny, p0 / reach.clamp(min=tiny), 0.0)
-        return normalised(self.likelihood(x_t, s, t).to(p0) * self.pushforward(ratio, clean, s))
+        return normalised(self.likelihood(x_t, s, t).to(p0) * self.pushforward(ratio, CLEAN, s))
+
+    def ratio(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
+        r"""`sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)`, which is `q_t(y) / q_t(x_t)` when p0 is the posterior of x_0, `(..., K)`."""
+        reach = self.likelihood(x_t, CLEAN, t).to(p0)
+        tiny = torch.finfo(p0.dtype).tiny
+        return self.pushforward(torch.where(reach > tiny, p0 / reach.clamp(min=tiny), 0.0), CLEAN, t)
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        return categorical(self.pushforward(self.one_hot(x0), torch.zeros_like(t), t), generator)
+        refuse_strangers(x0, self.levels, "x_0")
+        return categorical(self.pushforward(self.one_hot(x0), CLEAN, t), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        refuse_strangers(x_s, self.states, "x_s")
         return categorical(self.pushforward(self.one_hot(x_s), s, t), generator)
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return categorical(self.stationary().to(device).expand(*shape, -1), generator)
 
     def grid(self, steps: int) -> Tensor:
-        return table_grid(steps, self.steps)
+        if self.steps is not None:
+            return table_grid(steps, self.steps)
+        if steps < 1:
+            raise UsageError(f"steps={steps}: a sampler needs at least one step")
+        last = torch.zeros(1, dtype=torch.float64)
+        return torch.cat([torch.linspace(1, self.t_min, steps, dtype=torch.float64) if steps > 1 else last + 1, last])
 
     def training_time(self, u: Tensor) -> Tensor:
-        return table_time(u, self.steps)
+        return table_time(u, self.steps) if self.steps is not None else self.t_min + (1 - self.t_min) * exact(u)
 
 
-class Keeping:
-    """The chance that a symbol survives the steps after s up to t, `prod (1 - beta)`, and its complement, both without cancellation."""
+class ReverseModel(ABC):
+    """`p(x_s | x_t)` from `p0(x_0)`; at s = 0 it is p0 itself, and on a point mass p0 it is the true posterior.
 
-    def __init__(self, schedule: Tensor) -> None:
-        self.log_kept = Table(torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-schedule).cumsum(0)]))
+    Attributes:
+        eps: added to factors of the law; closed forms hold without.
+    """
 
-    def __call__(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        """`(kept, 1 - kept)` between rows i < j, float64."""
-        log_ratio = self.log_kept[j] - self.log_kept[i]
-        return log_ratio.exp(), -torch.expm1(log_ratio)
+    eps: float = 0.0
+
+    def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Normalised, `(..., K)`; t and s are scalars or `(B,)`."""
+        # A network may give x_t's own symbol a chance that underflows, and no symbol is then left that leads to x_t: keep a trace of all.
+        p = self.between(transition, x_t, p0.clamp(min=1e-30), t, s)
+        return torch.where(like(transition.is_clean(s), p0), p0, p)
+
+    @abstractmethod
+    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The law at s > 0."""
+
+    @abstractmethod
+    def own(self, kept: Tensor, missed: Tensor) -> Tensor:
+        """The weight of x_0 = x_t beside every other x_0, where a symbol is kept with chance `kept` and else meets x_t with `missed`."""
+
+
+def refuse_strangers(x: Tensor, symbols: int, what: str) -> None:
+    """Refuses symbols outside 0..symbols-1 by name; on an accelerator without waiting for it.
+
+    Raises:
+        UsageError: with the first such symbol.
+    """
+    if x.is_floating_point() or x.dtype == torch.bool:
+        raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{symbols - 1}")
+    known = (x >= 0) & (x < symbols)
+    if x.device.type != "cpu":
+        torch._assert_async(known.all(), f"{what} holds a symbol outside 0..{symbols - 1}")
+    elif not bool(known.all()):
+        raise UsageError(f"{what} holds the symbol {int(x[~known].flatten()[0])}, outside the vocabulary 0..{symbols - 1}")
 
 
 def normalised(p: Tensor) -> Tensor:

@@ -6,20 +6,22 @@ import torch
 from torch import Tensor
 
 from ...shared.describe import described
-from ...shared.tensors import Table, refuse_unless
-from .base import Transition
-
-STRIDES_KEPT = 2**23  # numbers, 64 MiB
+from ...shared.random import Source, categorical
+from ...shared.tensors import Table, like
+from ..schedules import Steps
+from .base import refuse_strangers
+from .stepwise import Stepwise
 
 
 @described
-class DiscretizedGaussian(Transition):
+class DiscretizedGaussian(Stepwise):
     r"""Local moves: off the diagonal `Q_n[i, j] = w_n(i - j) / sum_m w_n(m)`, `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`, m = -(K-1)..K-1.
 
     The diagonal is one minus the rest of its row, so Q_n is symmetric and doubly stochastic (Austin et al. 2021, appendix A.2.3).
 
-    One step is kept as its `(T, K)` offsets, the products from the clean signal as one table `(T + 1, K, K)`; products between two noisy
-    times are made when a sampler first strides over them.
+    One step is kept as its `(T, K)` offsets. The levels may be counted from either end, so Q_n maps even functions of the level to even
+    ones and odd to odd; the products from the clean signal are kept as these two halves, `(T + 1, K/2, K/2)` each: half of the numbers and
+    half of the work of the whole matrices. Other strides are multiplied when a sampler first takes them.
 
     Args:
         levels: K; the grid is K - 1 wide for every K.
@@ -27,65 +29,76 @@ class DiscretizedGaussian(Transition):
     """
 
     def __init__(self, levels: int, schedule: Tensor) -> None:
-        super().__init__(levels, levels, schedule)
+        self.schedule = schedule.detach().double()
+        Steps(-torch.log1p(-self.schedule))  # refuses what is no table of betas
+        super().__init__(levels, levels, len(self.schedule))
         offset = torch.arange(levels, dtype=torch.float64)
-        log_w = -4 * offset**2 / ((levels - 1) ** 2 * self.schedule[:, None])
-        w = log_w.exp()
+        w = (-4 * offset**2 / ((levels - 1) ** 2 * self.schedule[:, None])).exp()
         self._offsets = Table(w / (2 * w.sum(1, keepdim=True) - 1))  # (T, K); offset 0 counts once
         self._distance = Table((offset[:, None] - offset).abs().long())
-        total, cumulative = torch.eye(levels, dtype=torch.float64), [torch.eye(levels, dtype=torch.float64)]
+        moved = self._offsets.values.cumsum(1) - self._offsets.values[:, :1]  # by up to so many levels to one side
+        self._rest = Table(1 - moved - moved.flip(1))  # the diagonal
+        self._stationary = Table(torch.full((levels,), 1 / levels, dtype=torch.float64))
+        self.half = (levels + 1) // 2
+        even = torch.eye(self.half, dtype=torch.float64).expand(self.steps + 1, -1, -1).clone()
+        odd = torch.eye(levels // 2, dtype=torch.float64).expand(self.steps + 1, -1, -1).clone()
         for n in range(1, self.steps + 1):
-            total = total @ self._one(torch.tensor(n))
-            cumulative.append(total)
-        self._cumulative = Table(torch.stack(cumulative))
-        self._strides: dict[tuple[int, int], Table] = {}
+            one = self.one(torch.tensor(n))
+            torch.matmul(even[n - 1], self._fold(self._fold(one)[0].mT)[0].mT, out=even[n])
+            torch.matmul(odd[n - 1], self._fold(self._fold(one)[1].mT)[1].mT, out=odd[n])
+        self._even, self._odd = Table(even), Table(odd)
 
-    def _one(self, n: Tensor) -> Tensor:
-        """Q_n, `(K, K)` or `(B, K, K)`."""
+    def _fold(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """`p` `(..., K)` in the even and the odd orthonormal functions, `(..., ceil K/2)` and `(..., floor K/2)`."""
+        pairs = self.states // 2
+        left, right = p[..., :pairs], p[..., self.half :].flip(-1)
+        even, odd = (left + right) * 0.5**0.5, (left - right) * 0.5**0.5
+        return (even if self.half == pairs else torch.cat([even, p[..., pairs : pairs + 1]], -1)), odd
+
+    def _unfold(self, even: Tensor, odd: Tensor) -> Tensor:
+        """The inverse of `_fold`."""
+        pairs = self.states // 2
+        e, o = even[..., :pairs] * 0.5**0.5, odd * 0.5**0.5
+        return torch.cat([e + o, even[..., pairs:], (e - o).flip(-1)], -1)
+
+    def one(self, n: Tensor) -> Tensor:
         distance = self._distance.on(n.device)
-        q = self._offsets[n - 1][..., distance]
-        rest = q.sum(-1) - q.diagonal(dim1=-2, dim2=-1)
-        return torch.where(distance == 0, (1 - rest)[..., None], q)
+        return torch.where(distance == 0, self._rest[n - 1][..., None], self._offsets[n - 1][..., distance])
 
-    def matrix(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor:
-        """`Q_(s->t)`, float64: `(K, K)` for scalar times, any pair; `(B, K, K)` for `(B,)`, from the clean row or over one step.
+    def from_clean(self, p: Tensor, n: Tensor) -> Tensor:
+        even, odd = self._fold(p)
+        a, b = self._even[n].to(p.dtype), self._odd[n].to(p.dtype)
+        if n.ndim:
+            rows = (len(p), -1)
+            return self._unfold(
+                (even.reshape(*rows, even.shape[-1]) @ a).view(even.shape), (odd.reshape(*rows, odd.shape[-1]) @ b).view(odd.shape)
+            )
+        return self._unfold(even @ a, odd @ b)
 
-        Raises:
-            UsageError: for several pairs at once that are neither.
-        """
-        i, j = self.row(s), self.row(t)
-        if i.ndim == 0 and j.ndim == 0:
-            return self._between(int(i), int(j), device)
-        i, j = torch.broadcast_tensors(i.to(device), j.to(device))
-        from_clean = (i == 0)[:, None, None]
-        refuse_unless(
-            (i == 0) | (j - i == 1), "times that differ within a batch must start at 0 or be one step apart: sample at one time for all"
-        )
-        return torch.where(from_clean, self._cumulative[j], self._one(j.clamp(min=1)))
+    def rows(self, x: Tensor, n: Tensor) -> Tensor:
+        """Row x of `Q_1 .. Q_n`, `(..., K)`, float64, by looking it up."""
+        return self._look(x, n, self._even.on(x.device), self._odd.on(x.device))
 
-    def _between(self, i: int, j: int, device: torch.device) -> Tensor:
-        if i == 0:
-            return self._cumulative.on(device)[j]
-        if j - i == 1:
-            return self._one(torch.full((), j, device=device))
-        if (i, j) not in self._strides:
-            if (len(self._strides) + 1) * self.states**2 > STRIDES_KEPT:
-                self._strides.clear()
-            q = self._one(torch.tensor(i + 1))
-            for n in range(i + 2, j + 1):
-                q = q @ self._one(torch.tensor(n))
-            self._strides[i, j] = Table(q)
-        return self._strides[i, j].on(device)
+    def reach(self, x: Tensor, n: Tensor) -> Tensor:
+        return self._look(x, n, self._even.on(x.device).mT, self._odd.on(x.device).mT)
 
-    def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        q = self.matrix(s, t, p.device).to(p.dtype)
-        return p @ q if q.ndim == 2 else (p.reshape(len(p), -1, self.states) @ q).reshape(p.shape)
+    def _look(self, x: Tensor, n: Tensor, even: Tensor, odd: Tensor) -> Tensor:
+        mirrored, n = x >= self.half, like(n.to(x.device), x)
+        at = torch.where(mirrored, self.states - 1 - x, x)
+        middle = at == self.states // 2  # only where K is odd: its own mirror image
+        root = torch.full((), 0.5**0.5, dtype=torch.float64, device=x.device)
+        of_even = torch.where(middle, 1.0, root) if self.states % 2 else root
+        of_odd = torch.where(mirrored, -root, root) * ~middle
+        return self._unfold(of_even[..., None] * even[n, at], of_odd[..., None] * odd[n, at.clamp(max=self.states // 2 - 1)])
 
-    def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        columns = self.matrix(s, t, x_t.device).mT
-        if columns.ndim == 2:
-            return columns[x_t]
-        return columns[torch.arange(len(x_t), device=x_t.device).reshape((-1,) + (1,) * (x_t.ndim - 1)), x_t]
+    def back(self, x: Tensor, n: Tensor) -> Tensor:
+        n = like(n, x)
+        column = self._offsets.on(x.device)[(n - 1)[..., None], self._distance[x]]
+        return column.scatter(-1, x[..., None], self._rest.on(x.device)[n - 1, x][..., None])
+
+    def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        refuse_strangers(x0, self.levels, "x_0")
+        return categorical(self.rows(x0, self.row(t)).clamp(min=0), generator)
 
     def stationary(self) -> Tensor:
-        return torch.full((self.states,), 1 / self.states, dtype=torch.float64)
+        return self._stationary.values

@@ -6,31 +6,65 @@ import torch
 from torch import Tensor
 
 from ...shared.describe import described
-from ...shared.tensors import like
-from .base import Keeping, Transition
+from ...shared.random import Source
+from ...shared.tensors import Table, exact, like
+from ..fused import resampled_sums
+from ..schedules import NoiseSchedule
+from .base import CLEAN, ReverseModel, Terms
+from .interpolating import TINY, Interpolating
+from .plain import plain_divergence, plain_draw
 
 
 @described
-class Uniform(Transition):
+class Uniform(Interpolating):
     r"""`Q_n = (1 - beta_n) I + beta_n 1 1^T / K` (Austin et al. 2021, appendix A.2.1; Hoogeboom et al. 2021, eq. 11).
 
     Args:
         levels: K.
-        schedule: beta_1..beta_T.
+        schedule: beta_1..beta_T, or a schedule in continuous time.
     """
 
-    def __init__(self, levels: int, schedule: Tensor) -> None:
+    def __init__(self, levels: int, schedule: Tensor | NoiseSchedule) -> None:
         super().__init__(levels, levels, schedule)
-        self._keeping = Keeping(self.schedule)
-
-    def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        kept, lost = (like(c, p) for c in self._keeping(self.row(s), self.row(t)))
-        return kept * p + lost / self.states * p.sum(-1, keepdim=True)
-
-    def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        hit = self.one_hot(x_t, torch.float64)
-        kept, lost = (like(c, hit) for c in self._keeping(self.row(s), self.row(t)))
-        return kept * hit + lost / self.states
+        self._stationary = Table(torch.full((levels,), 1 / levels, dtype=torch.float64))
 
     def stationary(self) -> Tensor:
-        return torch.full((self.states,), 1 / self.states, dtype=torch.float64)
+        return self._stationary.values
+
+    def fresh(self, x: Tensor) -> Tensor:
+        return torch.full(x.shape, 1 / self.states, dtype=torch.float64, device=x.device)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (u * self.states).long().clamp(0, self.states - 1)
+
+    def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
+        if reverse.eps:
+            return plain_divergence(self, reverse, logits, x0, x_t, t, s)
+        pair = self.pair(reverse, x_t, t, s)
+        odds = pair.c / ((1 - pair.c) / self.states).clamp(min=TINY)
+        excess, log_p_t, log_p_0 = resampled_sums(logits, x_t, x0, odds, pair.g)
+        clean = like(self.is_clean(s).to(x_t.device), x_t)
+        return Terms(self.known_divergence(pair, clean, x0, x_t, log_p_t, log_p_0, excess), -log_p_0)
+
+    def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+        r"""With `odds = K kept / (1 - kept)` the model's ratios are `m_y = A + odds p0_y`, `A = 1 - p0_(x_t) odds / (1 + odds)`."""
+        t = exact(t).to(x_t.device)
+        kept, lost = (like(c, x_t) for c in self.kept(CLEAN, t))
+        odds = kept * self.states / lost
+        excess, log_p_t, log_p_0 = resampled_sums(logits, x_t, x0, odds, 1 / (1 + odds))
+        same, p_t, p_0 = x0 == x_t, log_p_t.double().exp(), log_p_0.double().exp()
+        a = p_t / (1 + odds) - torch.expm1(log_p_t.double())
+        others = self.states - 1
+        m = others * a - odds * torch.expm1(log_p_t.double())
+        log_m = others * a.log() + excess - torch.log1p(odds * p_t / a)  # sum of log m_y over y != x_t
+        log_m_0 = torch.log(a + odds * p_0)
+        r = torch.where(same, 1 / (1 + odds), 1.0)  # the true ratio, but for y = x_0 it is 1 + odds
+        cross = r * log_m + torch.where(same, 0.0, odds * log_m_0)
+        truth = r * (r.log() - 1) * others + torch.where(same, 0.0, torch.xlogy(1 + odds, 1 + odds) - (1 + odds) + 1)
+        rate = like(self.noise.rate(t), x_t) / self.states * (m - cross + truth)
+        return Terms(rate.to(log_p_0), -log_p_0)
+
+    def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
+        if reverse.eps:
+            return plain_draw(self, reverse, logits, x_t, t, s, generator)
+        return self.known_draw(reverse, logits, x_t, t, s, generator)

@@ -7,7 +7,7 @@ import torch
 from helpers import Fixture, Formula, assert_close
 
 from unnoise.discrete import Absorbing, Categorical, DiscretizedGaussian, Product, Uniform, VariationalBound, cosine, linear, reciprocal
-from unnoise.discrete.objectives import categorical_kl
+from unnoise.discrete.transition.plain import categorical_kl
 
 FIXTURE = Fixture("d3pm_images")
 STEPS, EPS = 20, 1e-6

@@ -1,0 +1,63 @@
+"""How a network's output becomes logits of x_0: `(out, x_t, transition) -> (..., levels)`, unnormalised `log p0`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.tensors import at_least_float32
+from .transition import Transition
+
+Head: TypeAlias = Callable[[Tensor, Tensor, Transition], Tensor]
+
+
+@described
+def direct(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
+    """The output `(..., K)` itself; what it says of a mask that the transition adds is left out, since x_0 is never masked."""
+    return out[..., : transition.levels]
+
+
+@described
+def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
+    """The output plus one at x_t, as in D3PM's image runs (Austin et al. 2021, appendix B.2)."""
+    logits = direct(out, x_t, transition)
+    known = x_t < transition.levels
+    return logits.scatter_add(-1, x_t.clamp(max=transition.levels - 1)[..., None], known[..., None].to(logits))
+
+
+@described
+def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
+    """A symbol that is no mask is certain to be x_0: MDLM's SUBS, for absorption with a mask of its own (Sahoo et al. 2024, 3.2.3)."""
+    logits = direct(out, x_t, transition)
+    known = (x_t < transition.levels)[..., None]
+    blank = logits.masked_fill(known, -torch.inf)
+    at = x_t.clamp(max=transition.levels - 1)[..., None]
+    return blank.scatter(-1, at, torch.where(known, torch.zeros_like(logits[..., :1]), blank.gather(-1, at)))
+
+
+@described
+def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
+    r"""A logistic law on ordered levels, cut off at the ends: `logit_k = log(sigmoid(z_k + h) - sigmoid(z_k - h))`.
+
+    The output `(..., 2)` holds m and s: `mu = tanh(m + x_t)` with x_t on [-1, 1], `z_k = (level_k - mu) exp(2 - s)` with levels evenly
+    over [-1, 1], and h is half of their spacing times the same inverse scale (Austin et al. 2021, appendix B.2, as released).
+
+    Raises:
+        UsageError: for an output that is not two numbers a position.
+    """
+    if out.shape[-1] != 2:
+        raise UsageError(
+            f"the logistic head reads two numbers a position, not {out.shape[-1]}: build the network with levels=..., logits=2"
+        )
+    out, levels = at_least_float32(out), transition.levels
+    centre = torch.tanh(out[..., :1] + (2 * x_t.to(out.dtype) / (levels - 1) - 1)[..., None])
+    inverse = torch.exp(2 - out[..., 1:])
+    k = torch.linspace(-1, 1, levels, dtype=out.dtype, device=out.device)
+    upper, lower = (k - centre + 1 / (levels - 1)) * inverse, (k - centre - 1 / (levels - 1)) * inverse
+    # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): a sum in logarithms, without cancellation.
+    return torch.nn.functional.logsigmoid(upper) + torch.nn.functional.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))

@@ -1,0 +1,51 @@
+"""Small steps on ordered levels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...shared.describe import described
+from ...shared.errors import UsageError
+from ...shared.tensors import Table
+from ..schedules import Steps
+from .spectral import Spectral
+
+
+@described
+class BandDiagonal(Spectral):
+    r"""`Q_n[i, j] = beta_n / K` for `0 < |i - j| <= band`, the rest of a row on its diagonal (Austin et al. 2021, appendix A.2.4).
+
+    All steps are `I + beta_n G` with one G, so its eigenvalues give every product: `prod (1 + beta_n lambda)`.
+
+    Args:
+        levels: K.
+        schedule: beta_1..beta_T.
+        band: how far a step may go.
+
+    Raises:
+        UsageError: for a band that is not within 1..K-1.
+    """
+
+    def __init__(self, levels: int, schedule: Tensor, band: int = 1) -> None:
+        if not 1 <= band < levels:
+            raise UsageError(f"band={band}: give the reach of a step, from 1 to {levels - 1}")
+        self.schedule, self.band = schedule.detach().double(), band
+        Steps(-torch.log1p(-self.schedule))  # refuses what is no table of betas
+        level = torch.arange(levels)
+        distance = (level[:, None] - level).abs()
+        g = ((distance > 0) & (distance <= band)).double() / levels
+        super().__init__(levels, len(schedule), 0.0, g - torch.diag(g.sum(1)), torch.full((levels,), 1 / levels, dtype=torch.float64))
+        # Wide bands on few levels turn factors negative: their signs and sizes are kept apart.
+        one = 1 + self.schedule[:, None] * self.basis.values
+        start = one.new_zeros(1, levels)
+        self._size = Table(torch.cat([start, one.abs().clamp(min=1e-300).log()]).cumsum(0))
+        self._negative = Table(torch.cat([start, (one < 0).double()]).cumsum(0))
+
+    def factor(self, s: Tensor, t: Tensor) -> Tensor:
+        i, j = self.row(s), self.row(t)
+        sign = 1 - 2 * ((self._negative[j] - self._negative[i].to(j.device)) % 2)
+        return sign * (self._size[j] - self._size[i].to(j.device)).exp()
+
+    def rate(self, t: Tensor) -> Tensor:
+        raise UsageError(f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)")

@@ -1,0 +1,63 @@
+"""Exponentials of large sparse matrices, applied and never written out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.special import ive
+from torch import Tensor
+
+from ...shared.tensors import Table, exact
+
+DROPPED = 1e-13
+
+
+class Chebyshev:
+    r"""`p exp(tau G)` for a symmetric G with eigenvalues in [-bound, 0], by Chebyshev's polynomials of `1 + 2 G / bound`.
+
+    `exp(tau G) = sum_k c_k T_k`, `c_k = (2 - [k = 0]) exp(-z) I_k(z)`, `z = tau bound / 2`: about `sqrt(60 z)` products with G for double
+    precision, one recursion for every tau of a batch. (Abramowitz & Stegun 1964, 9.6.34.)
+
+    Args:
+        generator: G, sparse `(K, K)`.
+        bound: no eigenvalue lies below minus this.
+    """
+
+    def __init__(self, generator: Tensor, bound: float) -> None:
+        self.bound = bound
+        self._generator = generator.coalesce().double()
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """G on a device, compressed by rows."""
+        if (device, dtype) not in self._copies:
+            self._copies[device, dtype] = self._generator.to(device, dtype).to_sparse_csr()
+        return self._copies[device, dtype]
+
+    def push(self, p: Tensor, tau: Tensor) -> Tensor:
+        """`p exp(tau G)`, `(..., K)`; tau a scalar or `(B,)`."""
+        tau, flat = exact(tau), p.reshape(-1, p.shape[-1]).T.contiguous()  # (K, N): sparse matrices multiply from the left
+        c = self.coefficients(tau).to(flat)  # (terms,) or (terms, B)
+        each = p[0, ..., 0].numel() if tau.ndim else 1
+        before, now = flat, flat + (2 / self.bound) * (g := self.on(p.device, p.dtype)).mm(flat)
+        total = _of(c[0], each) * before + (_of(c[1], each) * now if len(c) > 1 else 0)
+        for k in range(2, len(c)):
+            before, now = now, torch.add(2 * now - before, g.mm(now), alpha=4 / self.bound)
+            total.addcmul_(_of(c[k], each).expand_as(total), now)
+        return total.clamp(min=0).T.reshape(p.shape)
+
+    def coefficients(self, tau: Tensor) -> Tensor:
+        """c_k, as many as matter for the largest tau."""
+        z = tau.cpu().numpy() * (self.bound / 2)
+        longest = float(z.max())
+        terms = 3 + int(math.sqrt(2 * (longest + 1) * -2 * math.log(DROPPED)) + 12 * math.log1p(longest) ** 0.5)
+        k = torch.arange(terms, dtype=torch.float64)
+        return Table(
+            torch.stack([(1.0 if n == 0 else 2.0) * torch.as_tensor(ive(float(n), z), dtype=torch.float64) for n in k.tolist()])
+        ).values
+
+
+def _of(c: Tensor, each: int) -> Tensor:
+    """A coefficient, a scalar or `(B,)`, for the columns `(B * each,)`."""
+    return c if c.ndim == 0 else c.repeat_interleave(each)

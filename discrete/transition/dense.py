@@ -1,0 +1,76 @@
+"""Matrices of one's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...shared.describe import described
+from ...shared.errors import UsageError
+from ...shared.tensors import Table, like
+from .stepwise import Stepwise
+
+ROUNDING = 1e-6
+
+
+@described
+class Dense(Stepwise):
+    """Any chain, `Q_1 .. Q_T` written out; its products from the clean signal are a second table of the same size.
+
+    Args:
+        matrices: `(T, K, K)`; row i of Q_n is the law of x_n after x_(n-1) = i.
+        last: `(K,)`, the law that sampling starts from; None for that of x_T averaged over x_0.
+        levels: number of symbols in the data, the first ones; None for all K.
+
+    Raises:
+        UsageError: where a row is negative or does not sum to one, with its step and number.
+    """
+
+    def __init__(self, matrices: Tensor, last: Tensor | None = None, levels: int | None = None) -> None:
+        if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not len(matrices):
+            raise UsageError(f"matrices of shape {tuple(matrices.shape)}: give (T, K, K), one square matrix for each step")
+        self.matrices, self.last = matrices.detach().double(), last
+        refuse_rows(self.matrices)
+        size = matrices.shape[1]
+        if levels is not None and not 2 <= levels <= size:
+            raise UsageError(f"levels={levels}: give the number of symbols in the data, from 2 to the {size} of the matrices")
+        super().__init__(levels or size, size, len(matrices))
+        total = [torch.eye(size, dtype=torch.float64)]
+        for q in self.matrices:
+            total.append(total[-1] @ q)
+        self._one, self._total = Table(self.matrices), Table(torch.stack(total))
+        if last is not None and (last.shape != (size,) or bool((last < 0).any()) or abs(float(last.sum()) - 1) > ROUNDING):
+            raise UsageError(f"last must be a law of the {size} symbols: numbers of at least 0 that sum to 1")
+        self._stationary = Table(total[-1][: self.levels].mean(0) if last is None else last.double())
+
+    def one(self, n: Tensor) -> Tensor:
+        return self._one[n - 1]
+
+    def back(self, x: Tensor, n: Tensor) -> Tensor:
+        return self._one.on(x.device).mT[like(n, x) - 1, x]
+
+    def from_clean(self, p: Tensor, n: Tensor) -> Tensor:
+        q = self._total[n].to(p.dtype)
+        return p @ q if q.ndim == 2 else (p.reshape(len(p), -1, self.states) @ q).reshape(p.shape)
+
+    def reach(self, x: Tensor, n: Tensor) -> Tensor:
+        return self._total.on(x.device).mT[like(n, x), x]
+
+    def stationary(self) -> Tensor:
+        return self._stationary.values
+
+
+def refuse_rows(matrices: Tensor) -> None:
+    """Refuses matrices `(T, K, K)` with a row that is no law.
+
+    Raises:
+        UsageError: with the first such row.
+    """
+    for name, wrong in (("has a negative entry", (matrices < 0).any(-1)), ("does not sum to one", (matrices.sum(-1) - 1).abs() > ROUNDING)):
+        if bool(wrong.any()):
+            n, i = (int(k) for k in wrong.nonzero()[0])
+            row = matrices[n, i]
+            raise UsageError(
+                f"row {i} of Q_{n + 1} {name} (sum {float(row.sum()):.6g}, least entry {float(row.min()):.6g}): "
+                "row i is the law of x_n after x_(n-1) = i; for matrices whose columns are, give them transposed"
+            )

@@ -1,0 +1,144 @@
+"""Processes in which an event resamples a symbol: everything about them is a closed form."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...shared.random import Source, quantile, uniform
+from ...shared.tensors import at_least_float32, exact, like
+from ..schedules import NoiseSchedule, scheduled
+from .base import CLEAN, ReverseModel, Transition, refuse_strangers
+
+TINY = 1e-30
+
+
+class Pair(NamedTuple):
+    """Constants of a pair of times for x_t, float64, `(...)`, in the terms in which the reverse law is written.
+
+    `p(x_s = k | x_t) prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c g_k p0_k + (1 - c) h pi_k`, where `g_k` is g at x_t and 1
+    elsewhere, `h = 1 - (1 - g) p0_(x_t)`, and the sum over k is `Z = b h + a w_(x_t)`.
+    """
+
+    a: Tensor  # kept from s to t
+    b: Tensor  # met x_t by an event between s and t: (1 - a) pi_(x_t)
+    c: Tensor  # kept from 0 to s
+    g: Tensor  # the reverse model's weight of x_0 = x_t
+    pi_t: Tensor  # pi_(x_t)
+
+
+class Interpolating(Transition):
+    """`Q_(s->t) = kept I + (1 - kept) 1 pi^T`, `kept = exp(total(s) - total(t))`: each event draws the symbol anew from pi.
+
+    Attributes:
+        schedule: as given.
+        noise: the schedule of events.
+    """
+
+    def __init__(self, levels: int, states: int, schedule: Tensor | NoiseSchedule) -> None:
+        self.schedule, self.noise = schedule, scheduled(schedule)
+        super().__init__(levels, states, self.noise.steps, self.noise.t_min)
+
+    @abstractmethod
+    def fresh(self, x: Tensor) -> Tensor:
+        """`pi_x`: the chance that an event draws the symbol x, `(...)`, float64."""
+
+    def kept(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`(kept, 1 - kept)` between times s < t, float64, both without cancellation."""
+        log_ratio = self.noise.total(s) - self.noise.total(t)
+        return log_ratio.exp(), -torch.expm1(log_ratio)
+
+    def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        kept, lost = (like(c, p) for c in self.kept(s, t))
+        return kept * p + lost * p.sum(-1, keepdim=True) * self.stationary().to(p)
+
+    def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        hit = self.one_hot(x_t, torch.float64)
+        kept, lost = (like(c, hit) for c in self.kept(s, t))
+        return kept * hit + lost * self.fresh(x_t)[..., None]
+
+    def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return (like(self.noise.rate(t), x_t).to(x_t.device) * self.fresh(x_t))[..., None].expand(*x_t.shape, self.states)
+
+    def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return like(self.noise.rate(t), x_t[..., None]).to(x_t.device) * self.stationary().to(x_t.device).expand(*x_t.shape, -1)
+
+    def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        refuse_strangers(x0, self.levels, "x_0")
+        return self._hit(x0, CLEAN, t, generator)
+
+    def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
+        refuse_strangers(x_s, self.states, "x_s")
+        return self._hit(x_s, s, t, generator)
+
+    def _hit(self, x: Tensor, s: Tensor, t: Tensor, generator: Source) -> Tensor:
+        """One uniform number a position tells whether an event came, and what it drew."""
+        kept, lost = (like(c.to(x.device), x) for c in self.kept(s, t))
+        u = 1 - uniform(x.shape, generator, dtype=torch.float64, device=x.device)
+        return torch.where(u <= kept, x, self.quantile(((u - kept) / lost.clamp(min=TINY)).clamp(0, 1)))
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """The symbol of pi at the quantile u in [0, 1], int64."""
+
+    def pair(self, reverse: ReverseModel, x_t: Tensor, t: Tensor, s: Tensor) -> Pair:
+        """The constants of s < t for x_t."""
+        t, s = exact(t).to(x_t.device), exact(s).to(x_t.device)
+        a, lost = (like(c, x_t) for c in self.kept(s, t))
+        kept_t, lost_t = (like(c, x_t) for c in self.kept(CLEAN, t))
+        c, pi_t = like(self.kept(CLEAN, s)[0], x_t), self.fresh(x_t)
+        return Pair(a, lost * pi_t, c, reverse.own(kept_t, lost_t * pi_t), pi_t)
+
+    def known_divergence(
+        self, pair: Pair, clean: Tensor, x0: Tensor, x_t: Tensor, log_p_t: Tensor, log_p_0: Tensor, excess: Tensor | None = None
+    ) -> Tensor:
+        r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, `(...)`, from p0 at x_t and x_0 alone where no other symbol has a chance.
+
+        The factor `back` of both laws cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`.
+
+        Args:
+            pair: the constants.
+            clean: where s = 0, and the divergence is `-log p0(x_0)`.
+            x0, x_t: symbols.
+            log_p_t, log_p_0: `log p0` at x_t and x_0.
+            excess: `sum_k log(1 + c p_k / (h d))`, `d = (1 - c) / K`, where pi is even over K symbols; None where it is a point.
+        """
+        a, b, c, g, pi_t = pair
+        same, p_t, p_0 = x0 == x_t, log_p_t.double().exp(), log_p_0.double().exp()
+        h = g * p_t - torch.expm1(log_p_t.double())
+        w_t, w_0 = c * g * p_t + (1 - c) * h * pi_t, c * p_0 + (1 - c) * h * self.fresh(x0)
+        true_t, true_0 = c * same + (1 - c) * pi_t, c + (1 - c) * self.fresh(x0)
+        z, true_z = b * h + a * w_t, b + a * true_t
+        q_t, q_0 = (a + b) * true_t / true_z.clamp(min=TINY), b * true_0 / true_z.clamp(min=TINY)
+        at_t, at_0 = _log_ratio(true_t, w_t), _log_ratio(true_0, w_0)
+        kl = _log_ratio(z, true_z) + q_t * at_t + torch.where(same, 0.0, q_0 * at_0)
+        if excess is not None:
+            d = ((1 - c) * pi_t).clamp(min=TINY)
+            log1p_t, log1p_0 = (torch.log1p(c * p / (h * d)) for p in (p_t, p_0))
+            others = self.states - 2 + same.to(h.dtype)
+            bulk = others * torch.log(h) + excess - log1p_t - torch.where(same, 0.0, log1p_0)
+            kl = kl - b * d / true_z * bulk
+        return torch.where(clean, -log_p_0.double(), torch.where(b > 0, kl, 0.0)).to(at_least_float32(log_p_0))
+
+    def known_draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source) -> Tensor:
+        """`x_s ~ p(x_s | x_t)`, s > 0, with one uniform number a position.
+
+        The law is a mixture: with weight `b c` a draw of p0, with `b (1 - c) h` one of pi, and x_t stays with `a w_t - b c (1 - g) p_t`.
+        """
+        p0 = at_least_float32(logits).softmax(-1)
+        p_t = p0.gather(-1, x_t.clamp(max=self.levels - 1)[..., None]).squeeze(-1).double() * (x_t < self.levels)
+        a, b, c, g, pi_t = self.pair(reverse, x_t, t, s)
+        h = 1 - (1 - g) * p_t
+        predicted, resampled = b * c, b * (1 - c) * h
+        stays = torch.where(b > 0, (a * (c * g * p_t + (1 - c) * h * pi_t) - predicted * (1 - g) * p_t).clamp(min=0), 1.0)
+        u = (1 - uniform(x_t.shape, generator, dtype=torch.float64, device=x_t.device)) * (predicted + resampled + stays)
+        from_p0 = quantile(p0, (u / predicted.clamp(min=TINY)).clamp(max=1))
+        from_pi = self.quantile(((u - predicted) / resampled.clamp(min=TINY)).clamp(0, 1))
+        return torch.where(u <= predicted, from_p0, torch.where(u <= predicted + resampled, from_pi, x_t))
+
+
+def _log_ratio(p: Tensor, q: Tensor) -> Tensor:
+    return p.clamp(min=TINY).log() - q.clamp(min=TINY).log()

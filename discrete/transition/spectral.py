@@ -1,0 +1,85 @@
+"""Processes whose steps are all functions of one matrix, so that its eigenvectors serve every pair of times."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from ...shared.tensors import Table, like
+from .plain import Plain
+
+
+class Eigenbasis:
+    """A matrix G in detailed balance with a law pi, `pi_i G_ij = pi_j G_ji`, as `G = L diag(lambda) R`.
+
+    Args:
+        generator: G, `(K, K)`, float64.
+        stationary: pi, `(K,)`, positive.
+
+    Attributes:
+        values: lambda, `(K,)`.
+    """
+
+    def __init__(self, generator: Tensor, stationary: Tensor) -> None:
+        root = stationary.double().sqrt()
+        symmetric = root[:, None] * generator.double() / root
+        self.values, u = torch.linalg.eigh((symmetric + symmetric.T) / 2)
+        self._left, self._right = Table(u / root[:, None]), Table(u.T * root)
+
+    def push(self, p: Tensor, factor: Tensor) -> Tensor:
+        """`p f(G)`, `(..., K)`, for `factor = f(lambda)`, `(K,)` or `(B, K)`."""
+        inner = p @ self._left.on(p.device).to(p.dtype) * _spread(factor, p)
+        return (inner @ self._right.on(p.device).to(p.dtype)).clamp(min=0)
+
+    def columns(self, x: Tensor, factor: Tensor) -> Tensor:
+        """Column x of `f(G)`, `(..., K)`, float64."""
+        inner = self._right.on(x.device).T[x]
+        return ((inner * _spread(factor, inner)) @ self._left.on(x.device).T).clamp(min=0)
+
+
+def _spread(factor: Tensor, p: Tensor) -> Tensor:
+    """`factor`, `(K,)` or `(B, K)`, against `(B, ..., K)`."""
+    factor = factor.to(p)
+    return factor if factor.ndim == 1 else factor.reshape(len(factor), *[1] * (p.ndim - 2), -1)
+
+
+class Spectral(Plain):
+    """A transition with an `Eigenbasis`; sub-classes say how the eigenvalues act from s to t.
+
+    Args:
+        levels: K.
+        steps: T, or None in continuous time.
+        t_min: as in `Transition`.
+        generator: G, `(K, K)`.
+        stationary: the law with which G is in detailed balance, and which sampling starts from.
+    """
+
+    def __init__(self, levels: int, steps: int | None, t_min: float, generator: Tensor, stationary: Tensor) -> None:
+        super().__init__(levels, levels, steps, t_min)
+        self._stationary, self._generator = Table(stationary), Table(generator)
+        self.basis = Eigenbasis(generator, stationary)
+
+    @abstractmethod
+    def factor(self, s: Tensor, t: Tensor) -> Tensor:
+        """The eigenvalues of `Q_(s->t)`, `(K,)` or `(B, K)`, float64."""
+
+    @abstractmethod
+    def rate(self, t: Tensor) -> Tensor:
+        """The factor of G in the rates at t, of the shape of t."""
+
+    def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return self.basis.push(p, self.factor(s, t))
+
+    def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return self.basis.columns(x_t, self.factor(s, t))
+
+    def stationary(self) -> Tensor:
+        return self._stationary.values
+
+    def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return like(self.rate(t), x_t[..., None]).to(x_t.device) * self._generator.on(x_t.device).T[x_t]
+
+    def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return like(self.rate(t), x_t[..., None]).to(x_t.device) * self._generator.on(x_t.device)[x_t]

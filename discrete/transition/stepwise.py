@@ -1,0 +1,93 @@
+"""Chains whose steps share no structure: single steps and products from the clean signal are at hand, other strides are multiplied."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from ...shared.errors import UsageError
+from ...shared.tensors import Table, refuse_unless
+from .plain import Plain
+
+STRIDES_KEPT = 2**23  # numbers, 64 MiB
+
+
+class Stepwise(Plain):
+    """A table of T steps given by what it does with probabilities in one step and from the clean signal.
+
+    Args:
+        levels: number of symbols in the data.
+        steps: T.
+    """
+
+    def __init__(self, levels: int, states: int, steps: int) -> None:
+        super().__init__(levels, states, steps)
+        self._strides: dict[tuple[int, int], Table] = {}
+
+    @abstractmethod
+    def one(self, n: Tensor) -> Tensor:
+        """Q_n, `(K, K)` or `(B, K, K)`, n >= 1, float64."""
+
+    @abstractmethod
+    def back(self, x: Tensor, n: Tensor) -> Tensor:
+        """Column x of Q_n, `(..., K)`, float64; n >= 1 a scalar or `(B,)`."""
+
+    @abstractmethod
+    def from_clean(self, p: Tensor, n: Tensor) -> Tensor:
+        """`p Q_1 .. Q_n`, `(..., K)`; n >= 0 a scalar or `(B,)`."""
+
+    @abstractmethod
+    def reach(self, x: Tensor, n: Tensor) -> Tensor:
+        """Column x of `Q_1 .. Q_n`, `(..., K)`, float64."""
+
+    def between(self, i: int, j: int, device: torch.device) -> Tensor:
+        """`Q_(i+1) .. Q_j`, `(K, K)`."""
+        if (i, j) not in self._strides:
+            if (len(self._strides) + 1) * self.states**2 > STRIDES_KEPT:
+                self._strides.clear()
+            q = self.one(torch.tensor(i + 1))
+            for n in range(i + 2, j + 1):
+                q = q @ self.one(torch.tensor(n))
+            self._strides[i, j] = Table(q)
+        return self._strides[i, j].on(device)
+
+    def single(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor:
+        """The step n that leads from s to t, on a device.
+
+        Raises:
+            UsageError: for times within a batch that are more than a step apart.
+        """
+        i, j = torch.broadcast_tensors(self.row(s).to(device), self.row(t).to(device))
+        refuse_unless(j - i == 1, "times that differ within a batch must start at 0 or be one step apart: sample at one time for all")
+        return j
+
+    def starts_clean(self, s: Tensor) -> bool:
+        """Whether a stride starts at t = 0, told without waiting for an accelerator: there the clean time is a scalar on the host."""
+        return s.device.type == "cpu" and bool((self.row(s) == 0).all())
+
+    def long_stride(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor | None:
+        """The matrix of a stride of several steps between scalar times, or None."""
+        if s.ndim or t.ndim or int(self.row(t) - self.row(s)) == 1:
+            return None
+        return self.between(int(self.row(s)), int(self.row(t)), device)
+
+    def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        if self.starts_clean(s):
+            return self.from_clean(p, self.row(t).to(p.device))
+        q = self.long_stride(s, t, p.device)
+        q = (self.one(self.single(s, t, p.device)) if q is None else q).to(p.dtype)
+        return p @ q if q.ndim == 2 else (p.reshape(len(p), -1, self.states) @ q).reshape(p.shape)
+
+    def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        if self.starts_clean(s):
+            return self.reach(x_t, self.row(t).to(x_t.device))
+        q = self.long_stride(s, t, x_t.device)
+        return self.back(x_t, self.single(s, t, x_t.device)) if q is None else q.mT[x_t]
+
+    def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        raise UsageError(f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)")
+
+    def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.inflow(x_t, t)
