@@ -11,18 +11,20 @@ from torch import Tensor
 from ..errors import UsageError
 from ..random import Source
 from ..scale import Scale
+from .windows import Windows
 
 
 class Batches:
     """Iterates over a data set for ever; each epoch is a new permutation, a function of (seed, epoch).
 
     Args:
-        k: the examples as levels, `(N, ...)`, any integer type.
+        k: the examples as levels, `(N, ...)`, any integer type; or `Windows`, which reads them from a file by their rows.
         batch: examples in a batch.
         scale: what the levels mean.
         form: how levels become `x0`: `Scale.quantised`, `Scale.continuous`, `Scale.dequantised`.
         conditions: further tensors, `(N, ...)` by name.
         seed: of the order and of the dequantisation.
+        shape: of one example, where the form changes it.
 
     Attributes:
         shape: of one example.
@@ -31,17 +33,18 @@ class Batches:
 
     def __init__(
         self,
-        k: Tensor,
+        k: Tensor | Windows,
         batch: int,
         scale: Scale,
         form: Callable[[Scale, Tensor, Source], Tensor] = Scale.continuous,
-        conditions: dict[str, Tensor] | None = None,
+        conditions: dict[str, Any] | None = None,
         seed: int = 0,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
         if not 1 <= batch <= len(k):
             raise UsageError(f"batch={batch}: give a number between 1 and the {len(k)} examples of the set")
         self.k, self.batch, self.scale, self.form, self.conditions, self.seed = k, batch, scale, form, conditions or {}, seed
-        self.shape, self.position = tuple(k.shape[1:]), 0
+        self.shape, self.position = shape or tuple(k.shape[1:]), 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         generator, per_epoch, order, epoch = torch.Generator(), len(self.k) // self.batch, torch.empty(0), -1

@@ -1,0 +1,219 @@
+"""What tokens stand for: the 27 symbols of text8, or the pieces of a tokenizer."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ..describe import described
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SYMBOLS = "abcdefghijklmnopqrstuvwxyz "
+UNKNOWN = "_"  # how an id that is no token is written: a mask
+ENDS = ("</s>", "<|endoftext|>", "<eos>", "[SEP]", "<|end_of_text|>")
+
+
+class Encoded(NamedTuple):
+    """One document as tokens, and what it counts for in figures per character and per word."""
+
+    tokens: np.ndarray
+    characters: int
+    words: int
+
+
+class Alphabet(ABC):
+    """Tokens and what they stand for.
+
+    Attributes:
+        size: number of tokens, ids 0 to size - 1.
+    """
+
+    size: int
+
+    @abstractmethod
+    def encode(self, documents: Sequence[str]) -> list[Encoded]:
+        """Documents as tokens; a document without anything to code is left out."""
+
+    @abstractmethod
+    def spell(self, ids: list[int]) -> str:
+        """Tokens as text; ids that are no token, such as masks, are written `_`."""
+
+    def decode(self, ids: Tensor, padding: int | None = None) -> list[str]:
+        """Rows of ids `(B, L)` as texts; `padding` is left out."""
+        return [self.spell([i for i in row if i != padding]) for row in ids.tolist()]
+
+
+def cleaned(text: str) -> str:
+    """text8's rule: lower case, and whatever is not a to z becomes a single space."""
+    return re.sub("[^a-z]+", " ", text.lower())
+
+
+@described
+@dataclass(frozen=True)
+class Letters(Alphabet):
+    """27 symbols: a to z are 0 to 25 and one space for everything else is 26 (Austin et al. 2021, appendix B.2.1).
+
+    Documents are cleaned by text8's rule and each ends in a space, so that their concatenation is clean too. Words are runs of letters.
+    """
+
+    size = len(SYMBOLS)
+
+    def encode(self, documents: Sequence[str]) -> list[Encoded]:
+        """Documents as symbols, uint8."""
+        found = []
+        for document in documents:
+            if text := cleaned(document).strip():
+                found.append(Encoded(symbols_of((text + " ").encode()), len(text) + 1, text.count(" ") + 1))
+        return found
+
+    def spell(self, ids: list[int]) -> str:
+        """Symbols as text."""
+        return "".join(SYMBOLS[i] if 0 <= i < self.size else UNKNOWN for i in ids)
+
+
+def symbols_of(text: bytes) -> np.ndarray:
+    """Clean text as symbols, uint8.
+
+    Raises:
+        UsageError: for bytes other than a to z and the space.
+    """
+    table = np.full(256, 255, np.uint8)
+    table[list(SYMBOLS.encode())] = np.arange(len(SYMBOLS))
+    symbols = table[np.frombuffer(text, np.uint8)]
+    if symbols.size and symbols.max() == 255:
+        place = int(symbols.argmax())
+        raise UsageError(f"byte {text[place : place + 1]!r} at {place} is not a to z or space: use characters(...), which cleans any text")
+    return symbols
+
+
+@described
+@dataclass(frozen=True)
+class Pieces(Alphabet):
+    """The pieces of a tokenizer. A document is its pieces and one end; words are split at white space, and the end counts as one.
+
+    Args:
+        json: the tokenizer, as the `tokenizers` library writes it.
+        end: the piece that ends a document; `decode` writes it as a new line.
+
+    Raises:
+        UsageError: where the tokenizer cannot be read or has no such piece.
+    """
+
+    json: str = field(repr=False)
+    end: str = ENDS[0]
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.token_to_id(self.end) is None:
+            raise UsageError(f"the tokenizer has no piece {self.end!r} to end a document: name one of its own as end=")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer itself, which neither cuts nor pads."""
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_str(self.json)
+        except Exception as error:  # the library raises nothing more special
+            raise UsageError(f"not a tokenizer of the `tokenizers` library ({first_line(error)}): give its tokenizer.json") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def size(self) -> int:
+        """Number of pieces, the special ones too."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, documents: Sequence[str]) -> list[Encoded]:
+        """Documents as pieces, uint16 where that is enough and int32 otherwise."""
+        kept = [document for document in documents if document.strip()]
+        kind, end = np.uint16 if self.size <= 1 << 16 else np.int32, self.tokenizer.token_to_id(self.end)
+        ids = self.tokenizer.encode_batch(kept, add_special_tokens=False)
+        return [Encoded(np.array([*e.ids, end], kind), len(d), len(d.split()) + 1) for d, e in zip(kept, ids, strict=True)]
+
+    def spell(self, ids: list[int]) -> str:
+        """Pieces as text."""
+        end, parts = self.tokenizer.token_to_id(self.end), []
+        for mark, run in groupby(ids, key=lambda i: "\n" if i == end else "" if 0 <= i < self.size else UNKNOWN):
+            run = list(run)
+            parts.append(mark * len(run) or self.tokenizer.decode(run, skip_special_tokens=False))
+        return "".join(parts)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tokenizer; `tokenizer_file` reads it."""
+        Path(path).write_text(self.json, encoding="utf-8")
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 8192) -> Pieces:
+    """Byte-pair encoding learned from texts (Sennrich et al. 2016, on bytes as in GPT-2).
+
+    Every text has an encoding that decodes to itself, so bits per character and perplexity per word are those of the text. D3PM uses
+    sentencepiece's unigram model with 8192 pieces on LM1B: the vocabulary is as large, the pieces differ.
+
+    Args:
+        texts: see `documents`.
+        vocabulary: pieces, with 256 bytes and the end among them; a small text yields fewer.
+
+    Raises:
+        UsageError: where the bytes and the end alone are more.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocabulary < 257:
+        raise UsageError(f"vocabulary={vocabulary}: give 257 or more, for 256 bytes and the end of a document")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[ENDS[0]],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return Pieces(tokenizer.to_str())
+
+
+def tokenizer_file(path: str | Path, end: str | None = None) -> Pieces:
+    """The tokenizer of a `tokenizer.json`, such as GPT-2's for OpenWebText.
+
+    Args:
+        path: the file.
+        end: the piece that ends a document; by default the first of `</s>`, `<|endoftext|>`, `<eos>`, `[SEP]` that it has.
+
+    Raises:
+        UsageError: where there is no such file or piece, or the file holds no tokenizer.
+    """
+    try:
+        json = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "give a tokenizer.json (GPT-2's is in huggingface.co/openai-community/gpt2), or use train_tokenizer"
+        raise UsageError(f"the tokenizer {path} cannot be read ({first_line(error)}): {remedy}") from error
+    if end is None:
+        from tokenizers import Tokenizer
+
+        try:
+            pieces = Tokenizer.from_str(json).get_vocab(with_added_tokens=True)
+        except Exception as error:
+            raise UsageError(
+                f"{path} is not a tokenizer of the `tokenizers` library ({first_line(error)}): give its tokenizer.json"
+            ) from error
+        end = next((e for e in ENDS if e in pieces), ENDS[0])
+    return Pieces(json, end)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,104 @@
+"""Sets of text: windows of tokens and what they mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..random import Source
+from ..scale import Scale
+from .alphabets import Alphabet
+from .batches import Batches
+from .windows import RealTokens, Windows
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A form of `Batches`: a random piece of `length` tokens of each window, which depends on the batches' seed and position alone."""
+
+    length: int
+
+    def __call__(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        """Pieces `(B, length)`, int64; every offset that fits is equally likely."""
+        offset = torch.randint(k.shape[1] - self.length + 1, (len(k), 1), generator=generator)
+        return scale.quantised(k.gather(1, offset + torch.arange(self.length)))
+
+
+@dataclass(frozen=True, eq=False)
+class TextSet:
+    """Windows of tokens and what they mean.
+
+    The totals are those of the split, so that a code length in nats per token becomes bits per character and perplexity per word
+    whatever the tokenizer is; the few tokens that fill no last window are among them.
+
+    Attributes:
+        windows: `windows[rows]` reads rows, int64 `(B, M)`; M is `length`, or the block that crops are taken from.
+        alphabet: what the tokens stand for; `decode` uses it.
+        tokens: tokens of the split, ends of documents among them, padding not.
+        characters: characters that they stand for.
+        words: words that they stand for; with a tokenizer, the end of each document counts as one (as for D3PM's LM1B).
+        padding: the padding token, where there is one.
+        crop: batches hold random pieces of this length of the windows.
+    """
+
+    windows: Windows
+    alphabet: Alphabet
+    tokens: int
+    characters: int
+    words: int
+    padding: int | None = None
+    crop: int | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """K: tokens and, where there is one, the padding."""
+        return self.alphabet.size + (self.padding is not None)
+
+    @property
+    def length(self) -> int:
+        """L: tokens in an example."""
+        return self.crop or self.windows.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example, `(L,)`."""
+        return (self.length,)
+
+    @property
+    def scale(self) -> Scale:
+        """K levels."""
+        return Scale(self.vocabulary)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Rows of tokens `(B, L)` as texts, without the padding; ids that are no token are written `_`."""
+        return self.alphabet.decode(ids, self.padding)
+
+    def frequencies(self, rows: int = 4096) -> Tensor:
+        """How often each token stands in the windows, padding among them: a law over K, float64; read `rows` windows at a time."""
+        counts = torch.zeros(self.vocabulary, dtype=torch.int64)
+        for start in range(0, len(self.windows), rows):
+            counts += torch.bincount(self.windows[start : start + rows].flatten(), minlength=self.vocabulary)
+        return counts / counts.sum(dtype=torch.float64)
+
+    def bits_per_character(self, nats: float) -> float:
+        """`nats tokens / (characters log 2)` of a mean code length in nats per token (padding left out)."""
+        return nats * self.tokens / (self.characters * math.log(2))
+
+    def perplexity_per_word(self, nats: float) -> float:
+        """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out)."""
+        return math.exp(nats * self.tokens / self.words)
+
+    def batches(self, batch: int, *, seed: int = 0, masked: bool = False) -> Batches:
+        """Endless batches `{"x0": (batch, L)}`, int64.
+
+        Args:
+            batch: examples in a batch.
+            seed: of the order and of the crops.
+            masked: also give `mask`, bool `(batch, L)`, true where there is no padding.
+        """
+        conditions = {"mask": RealTokens(self.windows, self.padding)} if masked else None
+        form = Scale.quantised if self.crop is None else Crop(self.crop)
+        return Batches(self.windows, batch, self.scale, form, conditions, seed, self.shape)

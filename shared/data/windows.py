@@ -1,0 +1,168 @@
+"""Tokens in memory-mapped files, and windows of equal length over them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Rows = Tensor | slice | int
+
+
+class Tokens:
+    """Documents of tokens in chunks that are memory-mapped; together the documents are one stream.
+
+    Args:
+        chunks: for each chunk its tokens, 1-D of any integer type, and where its documents begin and end, `(documents + 1,)`.
+    """
+
+    def __init__(self, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        self.chunks = [(tokens[bounds[0] : bounds[-1]], bounds - bounds[0]) for tokens, bounds in chunks if len(bounds) > 1]
+        self._first_token = np.cumsum([0, *(len(tokens) for tokens, _ in self.chunks)])
+        self._first_document = np.cumsum([0, *(len(bounds) - 1 for _, bounds in self.chunks)])
+        self.count, self.documents = int(self._first_token[-1]), int(self._first_document[-1])
+
+    @classmethod
+    def of_arrow(cls, rows: Dataset, column: str) -> Tokens:
+        """The lists of a column, where they lie in the file: nothing is copied."""
+        chunks = rows.data.column(column).chunks
+        return cls((c.values.to_numpy(zero_copy_only=True), c.offsets.to_numpy(zero_copy_only=True)) for c in chunks if len(c))
+
+    def stream(self, start: int, out: np.ndarray) -> None:
+        """Fills `out` with the tokens from `start` on."""
+        chunk, filled = int(np.searchsorted(self._first_token, start, side="right")) - 1, 0
+        start -= int(self._first_token[chunk])
+        while filled < len(out):
+            part = self.chunks[chunk][0][start : start + len(out) - filled]
+            out[filled : filled + len(part)] = part
+            chunk, start, filled = chunk + 1, 0, filled + len(part)
+
+    def document(self, index: int) -> np.ndarray:
+        """The tokens of one document, where they lie."""
+        chunk = int(np.searchsorted(self._first_document, index, side="right")) - 1
+        tokens, bounds = self.chunks[chunk]
+        index -= int(self._first_document[chunk])
+        return tokens[bounds[index] : bounds[index + 1]]
+
+
+class Windows(ABC):
+    """N windows of L tokens; `windows[rows]` reads some of them, int64 `(B, L)`.
+
+    Attributes:
+        tokens: what they are cut from.
+        shape: `(N, L)`.
+    """
+
+    tokens: Tokens
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        index = (rows if isinstance(rows, Tensor) else torch.arange(len(self))[rows]).reshape(-1).tolist()
+        out = np.empty((len(index), self.shape[1]), np.int64)
+        for row, line in zip(index, out, strict=True):
+            self.read(row, line)
+        return torch.from_numpy(out)
+
+    @abstractmethod
+    def read(self, row: int, out: np.ndarray) -> None:
+        """Writes one window to `out`, `(L,)`."""
+
+
+class StreamWindows(Windows):
+    """The stream of all documents, cut every L tokens; what is left at the end is dropped.
+
+    With `end`, each window begins and ends with that token and holds L - 2 tokens of the stream between.
+    """
+
+    def __init__(self, tokens: Tokens, length: int, end: int | None = None) -> None:
+        self.tokens, self.end, self._body = tokens, end, length if end is None else length - 2
+        if self._body < 1 or tokens.count < self._body:
+            raise UsageError(
+                f"length={length}: the text has {tokens.count} tokens: give a length of {1 + length - self._body} to that many"
+            )
+        self.shape = (tokens.count // self._body, length)
+
+    def read(self, row: int, out: np.ndarray) -> None:
+        """Tokens `row * body` to `(row + 1) * body` of the stream."""
+        if self.end is not None:
+            out[0] = out[-1] = self.end
+            out = out[1:-1]
+        self.tokens.stream(row * self._body, out)
+
+
+class DocumentWindows(Windows):
+    """One document each: its first L tokens, then `padding`."""
+
+    def __init__(self, tokens: Tokens, length: int, padding: int) -> None:
+        if length < 1 or not tokens.documents:
+            raise UsageError(f"length={length}, {tokens.documents} documents: give a length of 1 or more and a text that is not blank")
+        self.tokens, self.padding, self.shape = tokens, padding, (tokens.documents, length)
+
+    def read(self, row: int, out: np.ndarray) -> None:
+        """Document `row`."""
+        document = self.tokens.document(row)[: len(out)]
+        out[: len(document)] = document
+        out[len(document) :] = self.padding
+
+
+class Layout(Protocol):
+    """How documents become windows.
+
+    Attributes:
+        pads: whether there is one token more, for padding, `padding`.
+    """
+
+    pads: bool
+
+    def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows: ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Documents with an end after each, run together and cut every L tokens: no padding.
+
+    Attributes:
+        ends: also begin and end every window with an end, as MDLM does on OpenWebText (Sahoo et al. 2024, appendix C.1).
+    """
+
+    ends: bool = False
+    pads = False
+
+    def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
+        """Windows of the stream."""
+        return StreamWindows(tokens, length, end if self.ends else None)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """One document a window, cut at L tokens or filled up with a padding token that the model learns like any other."""
+
+    pads = True
+
+    def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
+        """Windows of documents."""
+        return DocumentWindows(tokens, length, padding)
+
+
+class RealTokens:
+    """Which tokens of windows are not padding: `[rows]` gives bool `(B, L)`."""
+
+    def __init__(self, windows: Windows, padding: int | None) -> None:
+        self.windows, self.padding = windows, padding
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        windows = self.windows[rows]
+        return torch.ones_like(windows, dtype=torch.bool) if self.padding is None else windows != self.padding

@@ -1,0 +1,161 @@
+"""The diffusion transformer of SEDD and MDLM: rotary positions, and norms that the time shifts, scales and gates."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..describe import described
+from ..errors import UsageError
+from .blocks import zeroed
+from .embeddings import LabelEmbedding, null_of, refuse_others, sinusoidal
+from .transformer import TIME_FEATURES, check_text, check_text_sizes, spread
+
+BASE = 10_000.0
+PERIOD = BASE ** (1 - 2 / TIME_FEATURES)  # makes the rates BASE^(-i / 128), those of the released networks
+
+
+class Rotary(nn.Module):
+    r"""Turns queries and keys by angles that grow with the position, so that scores see differences alone (Su et al. 2021, section 3.2.2).
+
+    The pair `(h[i], h[i + d/2])` at position p turns by `p w_i`, `w_i = 10000^(-2 i / d)`.
+
+    Args:
+        length: positions.
+        dim: d, the even size of a head.
+
+    Raises:
+        UsageError: for an odd size.
+    """
+
+    def __init__(self, length: int, dim: int) -> None:
+        super().__init__()
+        if dim % 2:
+            raise UsageError(f"heads of size {dim} cannot turn in pairs: choose width and heads with an even width / heads")
+        angle = torch.arange(length).double()[:, None] * BASE ** (-torch.arange(0, dim, 2).double() / dim)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`h`: `(..., L, d)`, turned."""
+        cos, sin = self.cos[: h.shape[-2]], self.sin[: h.shape[-2]]
+        a, b = h.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(h.dtype)
+
+
+class DiTBlock(nn.Module):
+    """`h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)` (Peebles & Xie 2023, section 3.2, adaLN-Zero).
+
+    Shifts b, scales s - 1 and gates g are linear in the embedding and start at zero: a fresh block is the identity.
+
+    Args:
+        width: size of a state.
+        heads: a divisor of the width.
+        hidden: units of the perceptron.
+        dropout: probability at the end of each branch.
+        embedding: size of the embedding.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, embedding: int) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.norm1, self.qkv, self.out = nn.LayerNorm(width, bias=False), nn.Linear(width, 3 * width, False), nn.Linear(width, width, False)
+        self.norm2 = nn.LayerNorm(width, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
+        self.modulation = zeroed(nn.Linear(embedding, 6 * width))
+
+    def forward(self, h: Tensor, embedding: Tensor, rotary: Rotary) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
+        parts = self.qkv(torch.addcmul(shift1, self.norm1(h), 1 + scale1)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # (B, heads, L, width / heads)
+        attended = F.scaled_dot_product_attention(rotary(q), rotary(k), v)
+        h = h + gate1 * self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return h + gate2 * self.dropout(self.mlp(torch.addcmul(shift2, self.norm2(h), 1 + scale2)))
+
+
+@described
+class DiT(nn.Module):
+    """The transformer of SEDD and MDLM (Lou et al. 2024, section 5 and appendix C; Sahoo et al. 2024, section 5).
+
+    Rotary positions, norms without bias that the time shifts, scales and gates, queries, keys and values without bias, and a head that is
+    not tied to the embedding. A fresh network gives zeros.
+
+    Args:
+        vocabulary: number of tokens; they are 0..vocabulary-1, a mask among them.
+        length: of the longest sequence.
+        width: size of a state.
+        depth: blocks.
+        heads: attention heads, a divisor of the width with an even quotient.
+        hidden: units of the perceptrons, `4 width` by default.
+        outputs: logits for each position, the vocabulary by default.
+        dropout: probability at the end of each branch.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
+        embedding: size of the embedding of the time (and the class).
+        timed: False feeds zero for any time, as MDLM does.
+
+    Raises:
+        UsageError: for sizes that do not fit, tokens that are not int64 `(B, L)` in 0..vocabulary-1 with `1 <= L <= length`, or a label
+            for a network without classes.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        hidden: int | None = None,
+        outputs: int | None = None,
+        dropout: float = 0.0,
+        classes: int | None = None,
+        embedding: int = 128,
+        timed: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {"vocabulary": vocabulary, "length": length, "depth": depth, "hidden": hidden, "outputs": outputs}
+        check_text_sizes(heads, width, dropout, **sizes, classes=classes, embedding=embedding)
+        self.vocabulary, self.length, self.width, self.depth, self.heads = vocabulary, length, width, depth, heads
+        self.hidden, self.outputs, self.dropout, self.classes = hidden, outputs, dropout, classes
+        self.embedding, self.timed = embedding, timed
+
+        self.embed = nn.Embedding(vocabulary, width)
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = None if classes is None else LabelEmbedding(classes, embedding)
+        self.rotary = Rotary(length, width // heads)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, hidden or 4 * width, dropout, embedding) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width, bias=False), nn.Linear(width, outputs or vocabulary)
+        self.modulation = nn.Linear(embedding, 2 * width)
+        spread(self)
+        for layer in (self.head, self.modulation, *(block.modulation for block in self.blocks)):
+            zeroed(layer)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that `forward` takes."""
+        return () if self.label is None else ("label",)
+
+    def null(self, condition: str) -> Tensor:
+        """What stands for no condition, for one example: of the label the index `classes`."""
+        return null_of({"label": None if self.classes is None else torch.tensor(self.classes)}, condition)
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """The logits `(B, L, outputs)`.
+
+        Args:
+            x: int64 tokens `(B, L)`, `L <= length`.
+            time: the labels `(B,)`.
+            label: class indices `(B,)`, index `classes` for none, or None.
+        """
+        check_text(x, self.vocabulary, self.length)
+        refuse_others(self.conditions, label=label)
+        features = sinusoidal(time if self.timed else torch.zeros_like(time), TIME_FEATURES, PERIOD)
+        embedding = self.time(features.roll(TIME_FEATURES // 2, 1).to(self.embed.weight.dtype))  # cosines first, as released
+        if self.label is not None:
+            embedding = embedding + self.label(label, len(x))
+        embedding, h = F.silu(embedding), self.embed(x)
+        for block in self.blocks:
+            h = block(h, embedding, self.rotary)
+        shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
+        return self.head(torch.addcmul(shift, self.norm(h), 1 + scale))
