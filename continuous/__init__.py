@@ -1,6 +1,7 @@
 """Gaussian diffusion on a table of steps: DDPM and what followed from it, up to guided, distilled and few-step sampling."""
 
 from ..shared.denoiser import Clipped, Learned, Thresholded
+from ..shared.importance import Importance
 from ..shared.prediction import clean, noise, velocity
 from .betas import (
     betas_of,
@@ -16,7 +17,7 @@ from .betas import (
 from .bound import RateDistortion, VariationalBound
 from .distillation import Distillation
 from .grids import karras, log_spaced, quadratic, sections, strided, trailing
-from .objectives import Hybrid, Importance, Simple, Variational
+from .objectives import Hybrid, Simple, Variational
 from .posterior import LogInterpolated, large, learned_diagonal, learned_range, posterior, small
 from .prediction import PosteriorMean
 from .samplers import DDIM, Ancestral, encode, slerp

@@ -1,12 +1,16 @@
 """Categorical diffusion: D3PM with structured transition matrices, multinomial diffusion, MDLM, SEDD and tauLDR."""
 
+from ..shared.importance import Importance
 from .bound import VariationalBound
 from .denoiser import Categorical, CategoricalDenoiser, CategoricalOracle, CleanDenoiser, ScoreEntropyDenoiser, scaled_by_noise
+from .editing import Infilling, between, prefix, sliding, suffix
+from .guidance import ClassifierFree, ClassifierGuided, every_neighbour, first_order
 from .heads import carried, direct, logistic, residual
 from .information import mutual_information
+from .leaping import RateCorrector, TauLeaping, ordinal, poisson_quantile, single, single_law
 from .objectives import ContinuousBound, CrossEntropy, Hybrid
 from .reverse import Marginal, Product
-from .samplers import Ancestral, most_likely
+from .samplers import Ancestral, Euler, most_likely, reverse_rates
 from .schedules import Constant, Cosine, Exponential, Geometric, LogLinear, NoiseSchedule, Steps, cosine, linear, reciprocal
 from .transition import (
     Absorbing,
@@ -22,6 +26,8 @@ from .transition import (
     nearest,
     sinkhorn,
 )
+from .truncation import Nucleus, Tempered
+from .unmasking import FirstHitting, Remasking, Unmasking
 
 __all__ = [
     "Absorbing",
@@ -30,6 +36,8 @@ __all__ = [
     "Categorical",
     "CategoricalDenoiser",
     "CategoricalOracle",
+    "ClassifierFree",
+    "ClassifierGuided",
     "CleanDenoiser",
     "Constant",
     "ContinuousBound",
@@ -37,32 +45,53 @@ __all__ = [
     "CrossEntropy",
     "Dense",
     "DiscretizedGaussian",
+    "Euler",
     "Exponential",
+    "FirstHitting",
     "GaussianTarget",
     "Geometric",
     "Hybrid",
+    "Importance",
+    "Infilling",
     "LogLinear",
     "Marginal",
     "Mixture",
     "NearestNeighbor",
     "NoiseSchedule",
+    "Nucleus",
     "Product",
+    "RateCorrector",
+    "Remasking",
     "ReverseModel",
     "ScoreEntropyDenoiser",
     "Steps",
+    "TauLeaping",
+    "Tempered",
     "Transition",
     "Uniform",
+    "Unmasking",
     "VariationalBound",
+    "between",
     "carried",
     "cosine",
     "direct",
+    "every_neighbour",
+    "first_order",
     "linear",
     "logistic",
     "most_likely",
     "mutual_information",
     "nearest",
+    "ordinal",
+    "poisson_quantile",
+    "prefix",
     "reciprocal",
     "residual",
+    "reverse_rates",
     "scaled_by_noise",
+    "single",
+    "single_law",
     "sinkhorn",
+    "sliding",
+    "suffix",
 ]

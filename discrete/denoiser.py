@@ -143,12 +143,12 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         m = self.ratio(x_t, t, **cond).double()
         kept, lost = (like(c.to(m.device), m) for c in self.corruption.kept(s, t))
-        pi, total = self.corruption.stationary().to(m), m.sum(-1, keepdim=True)
+        pi, total = self.corruption.pi().to(m), m.sum(-1, keepdim=True)
         before = ((m - lost * pi * total) / kept.clamp(min=torch.finfo(m.dtype).tiny)).clamp(min=0)
         law = before * self.corruption.likelihood(x_t, s, t)
         if self.corruption.states > self.corruption.levels:  # x_0 is never masked
             allowed = F.one_hot(torch.tensor(self.corruption.levels), self.corruption.states).to(m) == 0
-            law = torch.where(self.corruption.is_clean(s) & ~allowed, 0.0, law)
+            law = torch.where(like(self.corruption.is_clean(s).to(law.device), law) & ~allowed, 0.0, law)
         return normalised(law)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:

@@ -146,7 +146,7 @@ class Cosine(NoiseSchedule):
     t_min: float = 1e-3
 
     def total(self, t: Tensor) -> Tensor:
-        return math.log(math.cos(0.008 / 1.008 * math.pi / 2)) - torch.cos(self._angle(t)).log()
+        return (math.log(math.cos(0.008 / 1.008 * math.pi / 2)) - torch.cos(self._angle(t)).log()).clamp(min=0)
 
     def rate(self, t: Tensor) -> Tensor:
         return math.pi / (2 * 1.008) * torch.tan(self._angle(t))
@@ -193,6 +193,20 @@ def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
     if not isinstance(schedule, Tensor):
         raise UsageError(f"schedule={schedule!r}: give a table of betas such as reciprocal(1000), or a NoiseSchedule such as LogLinear()")
     return Steps(-torch.log1p(-schedule.detach().double()))
+
+
+def finite(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule, refused where infinitely many events come to pass: walks mix in the limit only.
+
+    Raises:
+        UsageError: for such a schedule.
+    """
+    if not bool(torch.isfinite(schedule.total(torch.ones((), dtype=torch.float64)))):
+        raise UsageError(
+            "the schedule erases all by its end, as with beta = 1, which only resampling can: take mutual_information(...), cosine(T) "
+            "or LogLinear()"
+        )
+    return schedule
 
 
 def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:

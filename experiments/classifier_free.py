@@ -15,7 +15,7 @@ from ..shared.progress import Progress, silent
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
-from .experiment import Chain, Data, Network
+from .images import Chain, Data, Network
 from .reproduce import Study, trained
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)

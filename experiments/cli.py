@@ -17,7 +17,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..shared.data import ImageSet
 from ..shared.errors import UsageError
 from ..shared.progress import bar
 from ..shared.sampler import Sampler
@@ -25,7 +24,7 @@ from ..shared.training import Checkpoint, load
 from ..shared.training.folder import writable
 from ..shared.training.trainer import Interrupted
 from . import demo
-from .evaluation import Judge, bits_per_dim, draw, summary
+from .evaluation import draw
 from .experiment import Experiment
 from .recipes import RECIPES, find
 from .reproduce import train_recipe
@@ -36,7 +35,7 @@ USAGE = """usage: unnoise COMMAND ...
   demo                train a DDPM, a D3PM and a score SDE on digits and compare them (about 9 minutes on two cores)
   train RECIPE        train one recipe, such as ddpm-digits; every setting is an option
   sample RUN          draw samples from a trained run into a picture
-  evaluate RUN        bits/dim, Fréchet distance and cost of a trained run
+  evaluate RUN        code length and quality of samples of a trained run
   reproduce RECIPE    train a recipe if need be, and draw its paper's figure and table from it
   plot-schedules      draw every noise schedule
   recipes             list the recipes
@@ -47,12 +46,12 @@ Each command explains its options with --help.
 
 @dataclass(frozen=True)
 class Sample:
-    """Draws samples from a trained run and writes them as one picture. The samples depend on the seed alone, not on the batch."""
+    """Draws samples from a trained run and writes them as one picture, or one text. They depend on the seed alone, not on the batch."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run, such as runs/demo/ddpm, or of one of its checkpoints."""
-    out: Path = Path("samples.png")
-    """The picture."""
+    out: Path | None = None
+    """What to write; None for samples.png of images, and samples.txt of text."""
     count: int = 64
     """How many."""
     steps: str | None = None
@@ -74,12 +73,12 @@ class Schedules:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measures a trained run on the held-out images of its data set and writes evaluation.json beside its checkpoints."""
+    """Measures a trained run on the held-out part of its data and writes evaluation.json beside its checkpoints."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     count: int | None = None
-    """Samples for the Fréchet distance, and held-out images; None for as many as are held out."""
+    """Samples to draw and held-out examples to code; None for as many as are held out."""
     steps: str | None = None
     """Steps of the sampler: a number, or on tables ddim50, quad50, trailing50, or counts for sections such as 90,60,60,20,20; None for
     the recipe's own."""
@@ -172,9 +171,9 @@ def run_train(arguments: list[str]) -> None:
     if (options := recipe_options("train", arguments)) is None:
         return
     experiment, folder, name = options.experiment, writable(options.out), arguments[0]
-    images = experiment.data.load("train", bar)
-    print(f"training {name} on {len(images.k)} images of {'x'.join(map(str, images.shape))} into {folder}/")
-    train_recipe(experiment, images, folder, bar, resume=options.resume)
+    data = experiment.load("train", bar)
+    print(f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/")
+    train_recipe(experiment, data, folder, bar, resume=options.resume)
     print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
 
 
@@ -211,43 +210,24 @@ def recipe_options(command: str, arguments: list[str]) -> Any:
 
 def run_sample(arguments: list[str]) -> None:
     """`unnoise sample RUN`."""
-    from ..shared.figures import save_grid
-
     options = parse(Sample, arguments, "sample")
     checkpoint, experiment = opened(options.run)
-    picture = picture_path(options.out)
-    like = ImageSet(torch.zeros(1, *checkpoint.shape), None, checkpoint.scale)
+    path, count = output_path(options.out or Path(experiment.picture), Path(experiment.picture)), positive("count", options.count)
     sampler = experiment.sampler(checkpoint.average.denoiser)
-    run = draw(
-        experiment,
-        sampler,
-        like,
-        positive("count", options.count),
-        grid_of(experiment, sampler, options.steps),
-        seed=options.seed,
-        progress=bar,
-    )
-    save_grid(picture, run.levels.float() / (checkpoint.scale.levels - 1), columns=max(1, round(options.count**0.5)))
-    print(f"{options.count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s: {options.out}")
+    steps = grid_of(experiment, sampler, options.steps)
+    run = draw(experiment, sampler, checkpoint.shape, checkpoint.scale, count, steps, seed=options.seed, progress=bar)
+    said = experiment.show(path, run.levels, checkpoint.scale, columns=max(1, round(count**0.5)))
+    print(f"{said}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s: {path}")
 
 
 def run_evaluate(arguments: list[str]) -> None:
     """`unnoise evaluate RUN`."""
     options = parse(Evaluate, arguments, "evaluate")
     checkpoint, experiment = opened(options.run)
-    train, test = experiment.data.load("train", bar), experiment.data.load("test", bar)
-    if options.count is not None:
-        test = test._replace(
-            k=test.k[: positive("count", options.count)], label=None if test.label is None else test.label[: options.count]
-        )
     denoiser = checkpoint.average.denoiser
-    bits, error = bits_per_dim(experiment, denoiser, test, seed=options.seed, progress=bar)
-    results: dict[str, Any] = {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind, "step": checkpoint.step}
-    sampler = experiment.sampler(denoiser)
-    run = draw(experiment, sampler, test, len(test.k), grid_of(experiment, sampler, options.steps), seed=options.seed, progress=bar)
-    if train.label is not None:
-        judge = Judge(train, bar)
-        results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}
+    count = None if options.count is None else positive("count", options.count)
+    steps = grid_of(experiment, experiment.sampler(denoiser), options.steps)
+    results = experiment.evaluate(denoiser, count=count, steps=steps, seed=options.seed, progress=bar) | {"step": checkpoint.step}
     path = writable(options.run) / "evaluation.json"
     path.write_text(json.dumps(results, indent=1))
     for key, value in results.items():
@@ -260,13 +240,14 @@ def run_plot_schedules(arguments: list[str]) -> None:
     from .schedules import plot
 
     options = parse(Schedules, arguments, "plot-schedules")
-    print(f"written to {plot(picture_path(options.out), options.steps)}")
+    print(f"written to {plot(output_path(options.out, Schedules.out), options.steps)}")
 
 
-def picture_path(path: Path) -> Path:
-    """A path to write a picture to."""
-    if path.suffix.lower() not in (".png", ".jpg", ".webp") or path.is_dir():
-        raise UsageError(f"--out {path}: give the name of a picture, such as samples.png")
+def output_path(path: Path, like: Path) -> Path:
+    """A path to write samples to, of the kind that the experiment writes."""
+    kinds = (".png", ".jpg", ".webp") if like.suffix == ".png" else (like.suffix,)
+    if path.suffix.lower() not in kinds or path.is_dir():
+        raise UsageError(f"--out {path}: give a name that ends in {' or '.join(kinds)}, such as {like}")
     writable(path.parent)
     return path
 

@@ -14,12 +14,13 @@ from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
-from .experiment import CodelengthOf, Experiment, at_most
+from .experiment import CodelengthOf, at_most
+from .images import ImageExperiment
 
 
 @described
 @dataclass(frozen=True)
-class D3PM(Experiment):
+class D3PM(ImageExperiment):
     """Discretised-Gaussian transitions with the hybrid loss."""
 
     steps: int = 1000

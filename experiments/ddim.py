@@ -21,7 +21,8 @@ from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from ..shared.training import Training
 from . import budgets
-from .experiment import Chain, Data, Network, at_most
+from .experiment import at_most
+from .images import Chain, Data, Network
 from .reproduce import Study, trained
 from .spacing import spaced
 

@@ -20,7 +20,8 @@ from ..shared.sampler import Sampler, device_of
 from ..shared.scale import Scale
 from ..shared.training import Training
 from . import budgets, report
-from .experiment import Chain, Data, Network, at_most
+from .experiment import at_most
+from .images import Chain, Data, Network
 from .reproduce import trained
 
 VARIANCES = {"large": large, "small": small}

@@ -200,7 +200,7 @@ def measure(
         denoiser = trained[name].denoiser
         bits = bits_per_dim(experiment, denoiser, held_out, seed=demo.seed, progress=progress)
         for i, (model, title, sampler, steps) in enumerate(rows_of(name, experiment, denoiser)):
-            samples = draw(experiment, sampler, test, count, steps, seed=demo.seed, progress=progress)
+            samples = draw(experiment, sampler, test.shape, test.scale, count, steps, seed=demo.seed, progress=progress)
             quality = judge.quality(samples.levels)
             rows.append(Row(model, title, quality, samples, bits if i == 0 else None, experiment.codelength_kind if i == 0 else ""))
             if i == 0 or "crossing" in model:

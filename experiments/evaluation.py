@@ -17,6 +17,7 @@ from ..shared.networks.classifier import train_classifier
 from ..shared.progress import Progress, silent
 from ..shared.random import Streams
 from ..shared.sampler import Sampler, counted, device_of
+from ..shared.scale import Scale
 from .experiment import Experiment
 
 SURE, CHUNK = 0.8, 300
@@ -83,21 +84,22 @@ class Judge:
 def draw(
     experiment: Experiment,
     sampler: Sampler,
-    images: ImageSet,
+    shape: tuple[int, ...],
+    scale: Scale,
     count: int,
     steps: int | Tensor | None = None,
     *,
     seed: int = 0,
     progress: Progress = silent,
 ) -> SamplingRun:
-    """`count` samples of the shape of `images`, a few hundred at a time; sample i depends on (seed, i) alone, its label too."""
+    """`count` samples of one shape, a few hundred at a time; sample i depends on (seed, i) alone, its label too."""
     start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
     steps = experiment.sampling_steps if steps is None else steps
     for rows in torch.arange(count).split(CHUNK):
-        shape, source, labels = (len(rows), *images.shape), Streams(seed, rows), experiment.conditions(rows.to(device))
+        source, labels = Streams(seed, rows), experiment.conditions(rows.to(device))
         with counted(sampler.denoiser) as evaluations:
-            x = sampler(shape=shape, steps=steps, generator=source, progress=progress, **labels)
-        parts.append(experiment.levels(images.scale, x).cpu())
+            x = sampler(shape=(len(rows), *shape), steps=steps, generator=source, progress=progress, **labels)
+        parts.append(experiment.levels(scale, x).cpu())
         calls = evaluations.calls
     return SamplingRun(torch.cat(parts), steps if isinstance(steps, int) else len(steps) - 1, calls, time.perf_counter() - start)
 
@@ -135,3 +137,25 @@ def marginal_bits_per_dim(train: ImageSet, test: ImageSet) -> tuple[float, float
 def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
     """Both as one flat dict, for JSON."""
     return asdict(quality) | {"steps": run.steps, "evaluations": run.evaluations, "seconds": round(run.seconds, 2)}
+
+
+def evaluate_images(
+    experiment: Experiment,
+    denoiser: Denoiser,
+    *,
+    count: int | None,
+    steps: int | Tensor,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Bits/dim of held-out images and, where there are labels to train a judge with, the quality of as many samples."""
+    train, test = experiment.load("train", progress), experiment.load("test", progress)
+    if count is not None:
+        test = test._replace(k=test.k[:count], label=None if test.label is None else test.label[:count])
+    bits, error = bits_per_dim(experiment, denoiser, test, seed=seed, progress=progress)
+    results: dict[str, Any] = {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind}
+    run = draw(experiment, experiment.sampler(denoiser), test.shape, test.scale, len(test.k), steps, seed=seed, progress=progress)
+    if train.label is not None:
+        judge = Judge(train, progress)
+        results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}
+    return results

@@ -32,7 +32,8 @@ from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
 from .evaluation import bits_per_dim
-from .experiment import Chain, Data, Network, at_most
+from .experiment import at_most
+from .images import Chain, Data, Network
 from .reproduce import Study, trained
 
 BETAS = {"cosine": cosine_betas, "linear": linear_betas}

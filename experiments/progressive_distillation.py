@@ -31,7 +31,7 @@ from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from ..shared.training import Training
 from . import budgets
-from .experiment import Chain, Data, Network
+from .images import Chain, Data, Network
 from .reproduce import Study, fitted, trained
 
 

@@ -6,7 +6,22 @@ import difflib
 from collections.abc import Callable
 
 from ..shared.errors import UsageError
-from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde, upsampling
+from . import (
+    classifier_free,
+    d3pm_images,
+    d3pm_text,
+    ddim,
+    ddpm,
+    guided_diffusion,
+    improved_ddpm,
+    mdlm,
+    multinomial,
+    progressive_distillation,
+    score_sde,
+    sedd,
+    tauldr,
+    upsampling,
+)
 from .experiment import Experiment
 
 SCRIPTS = {
@@ -18,6 +33,11 @@ SCRIPTS = {
     "progressive-distillation": (progressive_distillation, ("digits", "mnist", "smoke", "cifar10", "imagenet64")),
     "upsampling": (upsampling, ("digits", "mnist", "smoke", "imagenet256")),
     "d3pm": (d3pm_images, ("digits", "mnist", "smoke")),
+    "d3pm-text": (d3pm_text, ("chain", "shakespeare", "smoke", "text8", "lm1b")),
+    "multinomial": (multinomial, ("shakespeare", "smoke", "text8")),
+    "mdlm": (mdlm, ("shakespeare", "smoke", "text8", "lm1b", "owt")),
+    "sedd": (sedd, ("shakespeare", "smoke", "text8", "owt")),
+    "tauldr": (tauldr, ("digits", "smoke", "cifar10")),
     "score-sde": (score_sde, ("digits", "mnist", "smoke")),
 }
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.data import ImageSet
 from ..shared.errors import UsageError
 from ..shared.objective import Objective
 from ..shared.progress import Progress
@@ -19,30 +18,30 @@ from ..shared.training import Trainer, Training
 from ..shared.training.folder import writable
 from .evaluation import Judge, SamplingRun, draw
 from .experiment import Experiment
+from .images import ImageExperiment
 from .report import table
 
 SAMPLES = 500
 
 
-def train_recipe(experiment: Experiment, images: ImageSet, folder: Path, progress: Progress, *, resume: bool) -> Objective:
+def train_recipe(experiment: Experiment, data: Any, folder: Path, progress: Progress, *, resume: bool) -> Objective:
     """Trains one recipe into a folder, with pictures of samples on the way."""
-    from ..shared.figures import save_grid
-
     torch.manual_seed(experiment.training.seed)
+    name = Path(experiment.picture)
 
     def watch(average: Objective, step: int) -> None:
-        few = draw(experiment, experiment.sampler(average.denoiser), images, 30, min(25, experiment.sampling_steps))
-        save_grid(folder / f"samples-{step:06d}.png", few.levels.float() / (images.scale.levels - 1), columns=10)
+        few = draw(experiment, experiment.sampler(average.denoiser), data.shape, data.scale, 30, min(25, experiment.sampling_steps))
+        experiment.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.scale, columns=10)
 
-    objective = experiment.objective(images.shape, images.scale)
+    objective = experiment.objective(data.shape, data.scale)
     experiment.sampler(objective.denoiser)  # what it refuses must not show after an hour of training
     trainer = Trainer(objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch)
-    return trainer.fit(experiment.batches(images), resume=resume)
+    return trainer.fit(experiment.batches(data), resume=resume)
 
 
-def trained(experiment: Experiment, images: ImageSet, folder: Path, progress: Progress) -> Objective:
+def trained(experiment: Experiment, data: Any, folder: Path, progress: Progress) -> Objective:
     """The averaged objective of a recipe in a folder: as it lies there if it is finished, else trained, or trained to its end."""
-    return train_recipe(experiment, images, folder, progress, resume=True)
+    return train_recipe(experiment, data, folder, progress, resume=True)
 
 
 def fitted(objective: Objective, training: Training, batches: Any, folder: Path, progress: Progress) -> Objective:
@@ -61,7 +60,7 @@ class Study:
         samples: in each run.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
+    def __init__(self, experiment: ImageExperiment, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
         self.experiment, self.folder, self.progress = experiment, writable(folder), progress
         self.images, test = experiment.data.load("train", progress), experiment.data.load("test", progress)
         if self.images.label is None:
@@ -71,9 +70,9 @@ class Study:
         self.real = self.judge.quality(test.k)
         self.accuracy = self.judge.accuracy(test)
 
-    def run(self, sampler: Sampler, steps: int | Tensor, recipe: Experiment | None = None) -> tuple[SamplingRun, dict[str, float]]:
+    def run(self, sampler: Sampler, steps: int | Tensor, recipe: ImageExperiment | None = None) -> tuple[SamplingRun, dict[str, float]]:
         """Draws samples, each class asked in turn where the recipe has labels, and measures them."""
-        drawn = draw(recipe or self.experiment, sampler, self.images, self.samples, steps, progress=self.progress)
+        drawn = draw(recipe or self.experiment, sampler, self.images.shape, self.images.scale, self.samples, steps, progress=self.progress)
         quality = self.judge.quality(drawn.levels)
         measured = {"frechet": quality.frechet, "sure": quality.sure, "evaluations": float(drawn.evaluations)}
         if (recipe or self.experiment).data.classes is not None:

@@ -14,12 +14,13 @@ from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
-from .experiment import CodelengthOf, Experiment
+from .experiment import CodelengthOf
+from .images import ImageExperiment
 
 
 @described
 @dataclass(frozen=True)
-class ScoreSDE(Experiment):
+class ScoreSDE(ImageExperiment):
     """Denoising score matching on the VP SDE, trained on dequantised data so that its density has a meaning."""
 
     snr: float = 0.1

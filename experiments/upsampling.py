@@ -23,7 +23,8 @@ from ..shared.progress import Progress, silent
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets
-from .experiment import Chain, CodelengthOf, Data, Network, at_most
+from .experiment import CodelengthOf, at_most
+from .images import Chain, Data, Network
 from .reproduce import Study, trained
 
 

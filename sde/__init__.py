@@ -2,7 +2,8 @@
 
 from ..shared.denoiser import Learned
 from ..shared.prediction import clean, noise, velocity
-from .correctors import Langevin, PredictorCorrector, batch_norms, own_norms
+from ..shared.sampler import PredictorCorrector
+from .correctors import Langevin, batch_norms, own_norms
 from .flow import ProbabilityFlow
 from .likelihood import ChangeOfVariables
 from .objectives import ScoreMatching

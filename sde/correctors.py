@@ -1,4 +1,4 @@
-"""Correctors, which stay at a level, and their composition with predictors."""
+"""Correctors, which stay at a level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.random import Source, normal_like
-from ..shared.sampler import Sampler, Step
+from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like, per_example
 
 
@@ -58,29 +58,3 @@ class Langevin(Sampler):
             size = like(2 * like(a2, x) * (self.snr * self.norms(z, score)) ** 2, x)
             x = x + size * score + (2 * size).sqrt() * z
         return x
-
-
-class PredictorCorrector(Sampler):
-    """A predictor to the next level, then a corrector there (Song et al. 2021, algorithm 1).
-
-    Args:
-        predictor: any sampler; `DDIM` of the continuous family is one too.
-        corrector: a sampler that stays at the level it is given.
-    """
-
-    def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
-        super().__init__(predictor.denoiser)
-        self.predictor, self.corrector = predictor, corrector
-        self.looks_back = predictor.looks_back
-
-    def begin(self) -> Step:
-        predict, correct = self.predictor.begin(), self.corrector.begin()
-
-        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-            x = predict(x, t, s, generator=generator, **cond)
-            return correct(x, t, s, generator=generator, **cond)
-
-        return step
-
-    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        return self.begin()(x, t, s, generator=generator, **cond)

@@ -108,6 +108,32 @@ class Sampler(ABC):
         return last
 
 
+class PredictorCorrector(Sampler):
+    """A predictor to the next level, then a corrector there (Song et al. 2021, algorithm 1; of symbols Campbell et al. 2022, section 4.4).
+
+    Args:
+        predictor: any sampler; `continuous.DDIM` is one, and so is `discrete.TauLeaping`.
+        corrector: a sampler that stays at the level it is given, such as `sde.Langevin` or `discrete.RateCorrector`.
+    """
+
+    def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
+        super().__init__(predictor.denoiser)
+        self.predictor, self.corrector = predictor, corrector
+        self.looks_back = predictor.looks_back
+
+    def begin(self) -> Step:
+        predict, correct = self.predictor.begin(), self.corrector.begin()
+
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            x = predict(x, t, s, generator=generator, **cond)
+            return correct(x, t, s, generator=generator, **cond)
+
+        return step
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        return self.begin()(x, t, s, generator=generator, **cond)
+
+
 def single_step(sampler: Sampler) -> Sampler:
     """The sampler, refused if it looks back at levels that a wrapper moves away from."""
     if sampler.looks_back:

@@ -51,9 +51,9 @@ def test_samples_are_drawn_in_parts_without_a_trace(digits, monkeypatch):
     for p in denoiser.parameters():
         torch.nn.init.normal_(p, std=0.1)
     sampler = experiment.sampler(denoiser)
-    whole = draw(experiment, sampler, digits[1], 12)
+    whole = draw(experiment, sampler, digits[1].shape, digits[1].scale, 12)
     monkeypatch.setattr(evaluation, "CHUNK", 5)
-    parts = draw(experiment, sampler, digits[1], 12)
+    parts = draw(experiment, sampler, digits[1].shape, digits[1].scale, 12)
     assert (whole.levels != parts.levels).float().mean() < 0.01  # rounding of batched products may move a level at its edge
     assert whole.evaluations == parts.evaluations == 2 * experiment.sampling_steps - 1
 

@@ -12,7 +12,7 @@ from ...shared.random import Source
 from ...shared.tensors import Table, exact, like
 from ..fused import log_likelihood
 from ..schedules import NoiseSchedule
-from .base import ReverseModel, Terms
+from .base import CLEAN, ReverseModel, Terms
 from .interpolating import Interpolating
 from .plain import plain_divergence, plain_draw, plain_path_rate
 
@@ -38,10 +38,16 @@ class Absorbing(Interpolating):
             raise UsageError(f"mask={mask}: choose one of the symbols 0..{levels - 1}, or None to add one")
         super().__init__(levels, levels + (mask is None), schedule)
         self.mask, self.symbol = mask, levels if mask is None else mask
-        self._stationary = Table(F.one_hot(torch.tensor(self.symbol), self.states).double())
+        self._pi = Table(F.one_hot(torch.tensor(self.symbol), self.states).double())
+
+    def pi(self) -> Tensor:
+        return self._pi.values
 
     def stationary(self) -> Tensor:
-        return self._stationary.values
+        """The mask; symbols that survive to t = 1, as under `LogLinear(1e-3)`, are held to be any: else no bound would be finite."""
+        survived, lost = self.kept(CLEAN, torch.ones_like(CLEAN))
+        data = F.pad(torch.full((self.levels,), 1 / self.levels, dtype=torch.float64), (0, self.states - self.levels))
+        return lost * self._pi.values + survived * data
 
     def fresh(self, x: Tensor) -> Tensor:
         return (x == self.symbol).double()

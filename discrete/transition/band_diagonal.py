@@ -36,16 +36,13 @@ class BandDiagonal(Spectral):
         distance = (level[:, None] - level).abs()
         g = ((distance > 0) & (distance <= band)).double() / levels
         super().__init__(levels, len(schedule), 0.0, g - torch.diag(g.sum(1)), torch.full((levels,), 1 / levels, dtype=torch.float64))
-        # Wide bands on few levels turn factors negative: their signs and sizes are kept apart.
+        # No factor is negative: G is a graph's Laplacian over -K, whose eigenvalues lie in [-1, 0].
         one = 1 + self.schedule[:, None] * self.basis.values
-        start = one.new_zeros(1, levels)
-        self._size = Table(torch.cat([start, one.abs().clamp(min=1e-300).log()]).cumsum(0))
-        self._negative = Table(torch.cat([start, (one < 0).double()]).cumsum(0))
+        self._log = Table(torch.cat([one.new_zeros(1, levels), one.clamp(min=1e-300).log()]).cumsum(0))
 
     def factor(self, s: Tensor, t: Tensor) -> Tensor:
         i, j = self.row(s), self.row(t)
-        sign = 1 - 2 * ((self._negative[j] - self._negative[i].to(j.device)) % 2)
-        return sign * (self._size[j] - self._size[i].to(j.device)).exp()
+        return (self._log[j] - self._log[i].to(j.device)).exp()
 
     def rate(self, t: Tensor) -> Tensor:
         raise UsageError(f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)")

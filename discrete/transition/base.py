@@ -35,7 +35,10 @@ class Transition(Corruption):
         states: K, number of symbols in all; more than `levels` where a mask is added.
         steps: T; None in continuous time.
         t_min: the smallest time that training and bounds visit in continuous time.
+        rounding: chances of x_t below it count as none where they are divided by, since sums that cancel leave them without digits.
     """
+
+    rounding: float = 0.0
 
     def __init__(self, levels: int, states: int, steps: int | None, t_min: float = 0.0) -> None:
         if levels < 2:
@@ -116,16 +119,17 @@ class Transition(Corruption):
 
         An x_0 from which x_t cannot be reached is left out.
         """
-        reach = self.likelihood(x_t, CLEAN, t).to(p0)
-        tiny = torch.finfo(p0.dtype).tiny
-        ratio = torch.where(reach > tiny, p0 / reach.clamp(min=tiny), 0.0)
-        return normalised(self.likelihood(x_t, s, t).to(p0) * self.pushforward(ratio, CLEAN, s))
+        return normalised(self.likelihood(x_t, s, t) * self.pushforward(self._over_reach(x_t, p0, t), CLEAN, s)).to(p0)
 
     def ratio(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
         r"""`sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)`, which is `q_t(y) / q_t(x_t)` when p0 is the posterior of x_0, `(..., K)`."""
-        reach = self.likelihood(x_t, CLEAN, t).to(p0)
-        tiny = torch.finfo(p0.dtype).tiny
-        return self.pushforward(torch.where(reach > tiny, p0 / reach.clamp(min=tiny), 0.0), CLEAN, t)
+        return self.pushforward(self._over_reach(x_t, p0, t), CLEAN, t).to(p0)
+
+    def _over_reach(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
+        """`p0(x_0) / q(x_t | x_0)`, float64, for it may be large; 0 where x_t is out of reach."""
+        reach = self.likelihood(x_t, CLEAN, t)
+        least = max(1e-300, self.rounding)
+        return torch.where(reach > least, p0.double() / reach.clamp(min=least), 0.0)
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         refuse_strangers(x0, self.levels, "x_0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from scipy.special import ive
@@ -32,7 +33,9 @@ class Chebyshev:
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """G on a device, compressed by rows."""
         if (device, dtype) not in self._copies:
-            self._copies[device, dtype] = self._generator.to(device, dtype).to_sparse_csr()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+                self._copies[device, dtype] = self._generator.to(device, dtype).to_sparse_csr()
         return self._copies[device, dtype]
 
     def push(self, p: Tensor, tau: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ class DiscretizedGaussian(Stepwise):
         schedule: beta_1..beta_T.
     """
 
+    rounding = 1e-12
+
     def __init__(self, levels: int, schedule: Tensor) -> None:
         self.schedule = schedule.detach().double()
         Steps(-torch.log1p(-self.schedule))  # refuses what is no table of betas
@@ -56,10 +58,10 @@ class DiscretizedGaussian(Stepwise):
         return (even if self.half == pairs else torch.cat([even, p[..., pairs : pairs + 1]], -1)), odd
 
     def _unfold(self, even: Tensor, odd: Tensor) -> Tensor:
-        """The inverse of `_fold`."""
+        """The inverse of `_fold`, for what is not negative: where both halves are nearly one another's, their difference is rounding."""
         pairs = self.states // 2
         e, o = even[..., :pairs] * 0.5**0.5, odd * 0.5**0.5
-        return torch.cat([e + o, even[..., pairs:], (e - o).flip(-1)], -1)
+        return torch.cat([e + o, even[..., pairs:], (e - o).flip(-1)], -1).clamp(min=0)
 
     def one(self, n: Tensor) -> Tensor:
         distance = self._distance.on(n.device)
@@ -98,7 +100,7 @@ class DiscretizedGaussian(Stepwise):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         refuse_strangers(x0, self.levels, "x_0")
-        return categorical(self.rows(x0, self.row(t)).clamp(min=0), generator)
+        return categorical(self.rows(x0, self.row(t)), generator)
 
     def stationary(self) -> Tensor:
         return self._stationary.values

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...shared.describe import described
 from ...shared.errors import UsageError
-from ..schedules import Exponential, NoiseSchedule, scheduled
+from ..schedules import Exponential, NoiseSchedule, finite, scheduled
 from .spectral import Spectral
 
 
@@ -33,7 +33,7 @@ class GaussianTarget(Spectral):
         if not (reach > 0 and width > 0):
             raise UsageError(f"reach={reach}, width={width}: give positive numbers of levels")
         self.schedule, self.reach, self.width = Exponential() if schedule is None else schedule, reach, width
-        self.noise = scheduled(self.schedule)
+        self.noise = finite(scheduled(self.schedule))
         level = torch.arange(levels, dtype=torch.float64)
         i, j = level[:, None], level
         log_pi = -((level + 1 - levels / 2) ** 2) / (2 * width**2)

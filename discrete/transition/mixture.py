@@ -35,8 +35,8 @@ class Mixture(Plain):
                 "of the resampling: give both the same data and times"
             )
         super().__init__(resampling.levels, resampling.states, resampling.steps, max(moves.t_min, resampling.t_min))
-        self.moves, self.resampling = moves, resampling
-        pi, one = resampling.stationary(), torch.ones((), dtype=torch.float64)
+        self.moves, self.resampling, self.rounding = moves, resampling, moves.rounding
+        pi, one = resampling.pi(), torch.ones((), dtype=torch.float64)
         if not torch.allclose(self._moved(pi, CLEAN, one), pi, atol=1e-9):
             raise UsageError("the moves change the law that resampling draws from: mix with Uniform, or with Absorbing(levels, schedule)")
 
@@ -47,7 +47,7 @@ class Mixture(Plain):
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
         kept, lost = (like(c, p) for c in self.resampling.kept(s, t))
-        return kept * self._moved(p, s, t) + lost * p.sum(-1, keepdim=True) * self.stationary().to(p)
+        return kept * self._moved(p, s, t) + lost * p.sum(-1, keepdim=True) * self.resampling.pi().to(p)
 
     def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
         hit, size = self.one_hot(x_t, torch.float64), self.moves.states

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.tensors import Table, like
-from ..schedules import NoiseSchedule, scheduled
+from ..schedules import NoiseSchedule, finite, scheduled
 from .chebyshev import Chebyshev
 from .plain import Plain
 from .spectral import Eigenbasis
@@ -33,10 +33,12 @@ class NearestNeighbor(Plain):
         UsageError: for neighbours that are no symbols, and for a graph in parts, which would never mix.
     """
 
+    rounding = 1e-12
+
     def __init__(self, neighbours: Tensor, schedule: Tensor | NoiseSchedule) -> None:
         if neighbours.ndim != 2 or neighbours.is_floating_point() or not bool(((neighbours >= 0) & (neighbours < len(neighbours))).all()):
             raise UsageError(f"neighbours of shape {tuple(neighbours.shape)}: give (K, k) symbols 0..K-1, as nearest(embeddings, k) does")
-        self.neighbours, self.schedule, self.noise = neighbours, schedule, scheduled(schedule)
+        self.neighbours, self.schedule, self.noise = neighbours, schedule, finite(scheduled(schedule))
         size, k = neighbours.shape
         super().__init__(size, size, self.noise.steps, self.noise.t_min)
         edges = torch.stack([torch.arange(size).repeat_interleave(k), neighbours.flatten()])
@@ -46,9 +48,9 @@ class NearestNeighbor(Plain):
                 f"the graph of {k} neighbours falls into {parts} parts, between which no symbol moves: raise k, or mix in Uniform"
             )
         weights = torch.full((2 * size * k,), 1 / (2 * k), dtype=torch.float64)
-        adjacency = torch.sparse_coo_tensor(torch.cat([edges, edges.flip(0)], 1), weights, (size, size)).coalesce()
+        adjacency = torch.sparse_coo_tensor(torch.cat([edges, edges.flip(0)], 1), weights, (size, size), check_invariants=True).coalesce()
         degree = torch.sparse.sum(adjacency, 1).to_dense()
-        diagonal = torch.sparse_coo_tensor(torch.arange(size).expand(2, -1), -degree, (size, size))
+        diagonal = torch.sparse_coo_tensor(torch.arange(size).expand(2, -1), -degree, (size, size), check_invariants=True)
         self._rates = (adjacency + diagonal).coalesce()
         self._stationary = Table(torch.full((size,), 1 / size, dtype=torch.float64))
         few = size <= BY_EIGENVECTORS

@@ -40,10 +40,10 @@ def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Te
         t: a scalar or `(B,)`.
     """
     truth = transition.ratio(x_t, transition.one_hot(x0, log_ratio.dtype), t)
-    elsewhere = F.one_hot(x_t, transition.states) == 0
-    rate = transition.inflow(x_t, t).to(log_ratio) * elsewhere
-    bounded = log_ratio.clamp(min=torch.finfo(log_ratio.dtype).min)
-    return (rate * torch.where(elsewhere, log_ratio.exp() - truth * bounded + torch.xlogy(truth, truth) - truth, 0.0)).sum(-1)
+    inflow = transition.inflow(x_t, t).to(log_ratio)
+    counts = (F.one_hot(x_t, transition.states) == 0) & (inflow > 0)  # elsewhere ratios may be infinite and mean nothing
+    rate, bounded = torch.where(counts, inflow, 0.0), log_ratio.clamp(min=torch.finfo(log_ratio.dtype).min)
+    return (rate * torch.where(counts, log_ratio.exp() - truth * bounded + torch.xlogy(truth, truth) - truth, 0.0)).sum(-1)
 
 
 def plain_path_rate(transition: Transition, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:

@@ -61,6 +61,8 @@ class Spectral(Plain):
         self._stationary, self._generator = Table(stationary), Table(generator)
         self.basis = Eigenbasis(generator, stationary)
 
+    rounding = 1e-12
+
     @abstractmethod
     def factor(self, s: Tensor, t: Tensor) -> Tensor:
         """The eigenvalues of `Q_(s->t)`, `(K,)` or `(B, K)`, float64."""

@@ -8,10 +8,10 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.random import Source
 from ...shared.tensors import Table, exact, like
-from ..fused import resampled_sums
+from ..fused import resampled_sums, uniform_divergence
 from ..schedules import NoiseSchedule
 from .base import CLEAN, ReverseModel, Terms
-from .interpolating import TINY, Interpolating
+from .interpolating import Interpolating
 from .plain import plain_divergence, plain_draw
 
 
@@ -26,10 +26,13 @@ class Uniform(Interpolating):
 
     def __init__(self, levels: int, schedule: Tensor | NoiseSchedule) -> None:
         super().__init__(levels, levels, schedule)
-        self._stationary = Table(torch.full((levels,), 1 / levels, dtype=torch.float64))
+        self._pi = Table(torch.full((levels,), 1 / levels, dtype=torch.float64))
+
+    def pi(self) -> Tensor:
+        return self._pi.values
 
     def stationary(self) -> Tensor:
-        return self._stationary.values
+        return self._pi.values
 
     def fresh(self, x: Tensor) -> Tensor:
         return torch.full(x.shape, 1 / self.states, dtype=torch.float64, device=x.device)
@@ -40,11 +43,11 @@ class Uniform(Interpolating):
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps:
             return plain_divergence(self, reverse, logits, x0, x_t, t, s)
-        pair = self.pair(reverse, x_t, t, s)
-        odds = pair.c / ((1 - pair.c) / self.states).clamp(min=TINY)
-        excess, log_p_t, log_p_0 = resampled_sums(logits, x_t, x0, odds, pair.g)
-        clean = like(self.is_clean(s).to(x_t.device), x_t)
-        return Terms(self.known_divergence(pair, clean, x0, x_t, log_p_t, log_p_0, excess), -log_p_0)
+        t, s = exact(t).to(x_t.device), exact(s).to(x_t.device)
+        before, by = self.noise.total(s), self.noise.total(t)
+        own = reverse.own(torch.exp(-by), -torch.expm1(-by) / self.states)
+        constants = torch.exp(before - by), torch.exp(-before), own, self.is_clean(s)
+        return Terms(*uniform_divergence(logits, x_t, x0, *(like(v, x_t) for v in constants)))
 
     def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""With `odds = K kept / (1 - kept)` the model's ratios are `m_y = A + odds p0_y`, `A = 1 - p0_(x_t) odds / (1 + odds)`."""

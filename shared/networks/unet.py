@@ -39,6 +39,7 @@ class UNet(nn.Module):
             Dhariwal & Nichol 2021); a smaller one is interpolated linearly to the signal's size.
         tokens: encoder of a token sequence, or None; every attention layer attends to its states too, and the last one is added
             to the time embedding (Nichol et al. 2021, GLIDE, section 3); tokens `None` are all padding.
+        logits: numbers that come back for each integer, where these are not one for each level: 2 for a logistic head.
 
     Attributes:
         null_vector: the learned vector `(vector,)` that stands for none, where the network takes a vector.
@@ -63,6 +64,7 @@ class UNet(nn.Module):
         vector: int | None = None,
         image: int = 0,
         tokens: TokenEncoder | None = None,
+        logits: int | None = None,
     ) -> None:
         super().__init__()
         check_sizes(shape, width, multipliers, blocks, heads)
@@ -70,6 +72,8 @@ class UNet(nn.Module):
             raise UsageError(
                 f"classes={classes}, levels={levels}, outputs={outputs}, vector={vector}, image={image}: give one or more, or leave it out"
             )
+        if logits is not None and (levels is None or logits < 1):
+            raise UsageError(f"logits={logits} with levels={levels}: integer signals have logits, give levels=... too, and one or more")
         if levels is not None and (image or outputs > 1):
             raise UsageError(
                 f"image={image} and outputs={outputs} are for real-valued signals: leave them out, or build without levels={levels}"
@@ -77,7 +81,7 @@ class UNet(nn.Module):
         self.shape, self.width, self.multipliers, self.blocks = tuple(shape), width, tuple(multipliers), blocks
         self.attention, self.heads, self.dropout = tuple(attention), heads, dropout
         self.classes, self.levels, self.outputs = classes, levels, outputs
-        self.vector, self.image, self.tokens = vector, image, tokens
+        self.vector, self.image, self.tokens, self.logits = vector, image, tokens, logits
 
         dims, channels, embedding = len(shape) - 1, shape[0], 4 * width
         stages = Stages(dims, embedding, self.attention, heads, dropout, None if tokens is None else tokens.width)
@@ -94,7 +98,7 @@ class UNet(nn.Module):
                 level.append(stages.stage(2**depth, current + skips.pop(), width * multiplier))
                 current = width * multiplier
             self.up.append(nn.ModuleDict({"stages": level} if depth == 0 else {"stages": level, "grow": Upsample(dims, current)}))
-        self.head = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(conv(dims, current, channels * (levels or outputs))))
+        self.head = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(conv(dims, current, channels * (logits or levels or outputs))))
         if vector is not None:
             self.null_vector = nn.Parameter(torch.randn(vector))
             self.vector_mlp = nn.Sequential(nn.Linear(vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -126,7 +130,7 @@ class UNet(nn.Module):
         image: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> Tensor:
-        """The prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, levels)`.
+        """The prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, levels)` (or as many as `logits` says).
 
         Args:
             x: `(B, C, *size)`.
@@ -187,4 +191,4 @@ class UNet(nn.Module):
     def _leave(self, h: Tensor, x: Tensor) -> Tensor:
         if self.levels is None:
             return h
-        return h.unflatten(1, (x.shape[1], self.levels)).movedim(2, -1)  # (B, C, *size, K)
+        return h.unflatten(1, (x.shape[1], self.logits or self.levels)).movedim(2, -1)  # (B, C, *size, K)

@@ -6,13 +6,26 @@ import pytest
 import torch
 from helpers import Fixture, Formula, assert_close
 
-from unnoise.discrete import Absorbing, Categorical, DiscretizedGaussian, Product, Uniform, VariationalBound, cosine, linear, reciprocal
+from unnoise.discrete import (
+    Absorbing,
+    BandDiagonal,
+    Categorical,
+    DiscretizedGaussian,
+    Product,
+    Uniform,
+    VariationalBound,
+    cosine,
+    linear,
+    logistic,
+    reciprocal,
+)
 from unnoise.discrete.transition.plain import categorical_kl
 
 FIXTURE = Fixture("d3pm_images")
 STEPS, EPS = 20, 1e-6
 KINDS = {
     "uniform": lambda k: Uniform(k, cosine(STEPS)),
+    "uniform_band3": lambda k: BandDiagonal(k, cosine(STEPS), band=3),
     "gaussian_paper": lambda k: DiscretizedGaussian(k, linear(STEPS, 0.02, 1.0)),
     "absorbing": lambda k: Absorbing(k, reciprocal(STEPS), mask=k // 2),
 }
@@ -87,3 +100,25 @@ def test_sampling_step(case):
     noise = FIXTURE[f"K{k}.uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
     gumbel = -torch.log(-torch.log(noise)) * (N > 1)[:, None, None, None, None]
     assert torch.equal((law.log() + gumbel).argmax(-1), FIXTURE[f"{key}.p_sample"].long())
+
+
+@pytest.mark.parametrize("k", [8, 16])
+def test_logistic_head(k):
+    """The peer adds 1e-6 inside `log1p(-exp(b - a))`; its a is the logarithm of the upper distribution function."""
+    x, loc, scale = FIXTURE[f"K{k}.x_start"].long(), FIXTURE["loc"], FIXTURE["log_scale"]
+    inside = loc.abs() < 1  # which a tanh can be
+    raw = torch.atanh(torch.where(inside, loc, 0.0)) - (2 * x.double() / (k - 1) - 1)
+    ours = logistic(torch.stack([raw, scale], -1), x, KINDS["uniform"](k))
+    levels = torch.linspace(-1, 1, k, dtype=torch.float64)
+    log_upper = torch.nn.functional.logsigmoid((levels - loc[..., None] + 1 / (k - 1)) * torch.exp(2 - scale)[..., None])
+    leaky = log_upper + torch.log((ours - log_upper).exp() + EPS)
+    assert_close(leaky[inside], FIXTURE[f"K{k}.logits_from_logistic"][inside], 1e-9)
+
+
+@pytest.mark.parametrize("k", [8, 16])
+def test_bound_of_the_logistic_head(k):
+    x0, x_t = FIXTURE[f"K{k}.x_start"].long(), FIXTURE[f"K{k}.gaussian_paper.x_t"].long()
+    logits = FIXTURE[f"K{k}.logits_from_logistic"]
+    denoiser = Categorical(Formula(lambda x, label: logits), KINDS["gaussian_paper"](k), Product(eps=EPS))
+    bits = denoiser.divergence(x0, x_t, T, S).divergence.mean(dim=(1, 2, 3)) / math.log(2)
+    assert_close(bits, FIXTURE[f"K{k}.gaussian_paper.logistic_pars.vb_terms_bpd"], 1e-9)

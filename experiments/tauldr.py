@@ -1,0 +1,79 @@
+"""A continuous time framework for discrete denoising models (Campbell et al. 2022, arXiv 2205.14987)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..discrete import Categorical, ContinuousBound, GaussianTarget, Marginal, RateCorrector, TauLeaping, VariationalBound, direct, logistic
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.objective import Objective, Stratified
+from ..shared.random import Source
+from ..shared.sampler import PredictorCorrector, Sampler
+from ..shared.scale import Scale
+from ..shared.training import Training
+from . import budgets
+from .experiment import CodelengthOf
+from .images import Data, ImageExperiment, Network
+
+
+@described
+@dataclass(frozen=True)
+class TauLDR(ImageExperiment):
+    """Local moves in continuous time, a logistic head, and samples by leaps with corrector steps."""
+
+    reach: float = 6.0
+    """How far a jump goes, in levels."""
+    width: float = 512.0
+    """Of the Gaussian that sampling starts from, in levels."""
+    ce: float = 0.001
+    """Weight of the cross-entropy beside the bound."""
+    logistic_head: bool = True
+    """Whether the network gives the two numbers of a logistic law, or a logit for each level."""
+    correctors: int = 0
+    """Corrector steps at each level below t = 0.1; 10 in the paper's better row."""
+    bound_terms: int = 100
+    """Times at which the bound is evaluated for each image, stratified."""
+
+    loss_unit = "CTMC bound + lambda CE, nats/dim"
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.quantised(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return x
+
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        transition = GaussianTarget(scale.levels, reach=self.reach, width=self.width)
+        logits = 2 if self.logistic_head else None
+        network = self.network.build(shape, levels=scale.levels, classes=self.data.classes, logits=logits)
+        denoiser = Categorical(network, transition, Marginal(), head=logistic if self.logistic_head else direct)
+        return ContinuousBound(denoiser, self.ce, times=Stratified())
+
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        leaps = TauLeaping(denoiser)
+        return PredictorCorrector(leaps, RateCorrector(denoiser, repeats=self.correctors)) if self.correctors else leaps
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        bound = VariationalBound(denoiser, terms=self.bound_terms)
+        return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
+
+
+def cifar10() -> TauLDR:
+    """CIFAR-10: IS 8.74, FID 8.10, 3.59 bits/dim by 500 leaps; IS 9.49, FID 3.74 with 10 corrector steps (--correctors 10)."""
+    training = Training(steps=2_000_000, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1)
+    return TauLDR(Data("uoft-cs/cifar10", 128, flip=True), network, training, 500)
+
+
+def digits() -> TauLDR:
+    """8 x 8 digits of 17 levels."""
+    budget = budgets.digits()
+    return TauLDR(**budget | {"sampling_steps": 100}, reach=2.0, width=34.0)
+
+
+def smoke() -> TauLDR:
+    """Seconds, to see that the whole path runs."""
+    return replace(TauLDR(**budgets.smoke(), reach=2.0, width=34.0), bound_terms=4)

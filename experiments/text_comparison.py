@@ -1,0 +1,153 @@
+"""Models of text on one budget, in one table."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..discrete import Infilling
+from ..shared.data import TextSet, sparse_chain
+from ..shared.editing import Inpainting
+from ..shared.metrics import NGram, entropy
+from ..shared.progress import Progress, silent
+from ..shared.training.folder import read_metrics, writable
+from .evaluation import draw
+from .report import table
+from .reproduce import trained
+from .texts import TextExperiment
+
+WINDOWS, SAMPLES, SHOWN = 400, 200, 3
+
+
+def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progress = silent, seconds: float | None = None) -> Path:
+    """Trains each model, codes held-out text, draws samples and fills in gaps, into a table, a figure and a page of samples.
+
+    Args:
+        models: by name.
+        folder: where everything goes, each model in a folder of its own.
+        progress: how to report progress.
+        seconds: the time that each model may train, whatever its steps cost; None for as many steps as its recipe says.
+
+    Returns:
+        The table, as Markdown.
+    """
+    from ..shared.figures import Lines, save_lines
+
+    first = next(iter(models.values()))
+    train, test = first.load("train"), first.load("test")
+    quick = first.training.steps <= 100  # a smoke run
+    windows, samples = (8, 8) if quick else (WINDOWS, SAMPLES)
+    results, texts, curves = baselines(first, train, test), [], {}
+    for name, model in models.items():
+        home = writable(folder / name.lower().replace(" ", "-"))
+        if seconds is not None:
+            model = within(model, seconds, home)
+        denoiser = trained(model, train, home, progress).denoiser
+        found = model.code(denoiser, test, windows, progress=progress)
+        drawn = draw(model, model.sampler(denoiser), test.shape, test.scale, samples, model.sampling_steps, progress=progress)
+        results[name] = found | model.judged(drawn.levels) | {"evaluations": drawn.evaluations, "training_steps": model.training.steps}
+        texts.append(f"## {name}\n\n{quoted(test.decode(drawn.levels[:SHOWN]))}\n\n{filled(model, denoiser, test, progress)}")
+        curves[name] = smoothed([(r["step"], r["bits_per_dim"]) for r in read_metrics(home / "metrics.jsonl") if "bits_per_dim" in r])
+    save_lines(folder / "figure.png", {"bound of training batches": Lines("step", "bits/char", curves)})
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    (folder / "samples.md").write_text("# Samples and gaps filled in\n\n" + "\n\n".join(texts) + "\n")
+    page = folder / "table.md"
+    head = ["model", "bits/char", "generative perplexity", "sample entropy, bits", "evaluations", "training steps"]
+    rows = [[name, *cells(found)] for name, found in results.items()]
+    page.write_text(
+        "# Models of text on one budget\n\n"
+        f"{first.text.name}, {test.vocabulary} symbols, windows of {test.length}; bits/char are "
+        f"upper bounds on {windows} held-out windows, ± the standard error over them. Perplexity of {samples} samples is per symbol "
+        "under a 5-gram model of the training text and means something only beside their entropy.\n\n"
+        f"![training](figure.png)\n\n{table(head, rows)}\n\n"
+        "Samples and gaps filled in: [samples.md](samples.md).\n"
+    )
+    return page
+
+
+def smoothed(points: list[tuple[int, float]], over: int = 8) -> tuple[list[int], list[float]]:
+    """Steps and running means of what single batches say."""
+    values = [v for _, v in points]
+    return [x for x, _ in points], [
+        sum(values[max(0, i - over) : i + 1]) / len(values[max(0, i - over) : i + 1]) for i in range(len(values))
+    ]
+
+
+def cells(found: Mapping[str, Any]) -> list[str]:
+    """A row of the table."""
+    error = f" ± {found['standard_error']:.3f}" if "standard_error" in found else ""
+    perplexity = f"{found['generative_perplexity']:.2f}" if "generative_perplexity" in found else "-"
+    spread = f"{found['sample_entropy']:.2f}" if "sample_entropy" in found else "-"
+    rest = (str(found.get(key, "-")) for key in ("evaluations", "training_steps"))
+    return [f"{found['bits_per_character']:.3f}{error}", perplexity, spread, *rest]
+
+
+def baselines(experiment: TextExperiment, train: TextSet, test: TextSet) -> dict[str, dict[str, Any]]:
+    """The exact entropy of a chain, or n-gram models of the training text; and the text itself as samples."""
+    real = test.windows[: min(SAMPLES, len(test.windows))].long()
+    held_out = {"sample_entropy": entropy(real, train.vocabulary)}
+    if experiment.text.name == "chain":
+        chain = sparse_chain()
+        own = 2 ** float(chain.bits(real).sum() / real.numel())
+        return {
+            "exact entropy": {"bits_per_character": chain.entropy(test.length) / test.length, "generative_perplexity": own} | held_out,
+            "frequencies": {"bits_per_character": float(-torch.xlogy(p := chain.stationary(), p).sum()) / math.log(2)},
+        }
+    found = {}
+    for order, name in ((1, "unigram"), (3, "trigram"), (5, "5-gram")):
+        model = NGram(order, train.vocabulary).fit(train.windows[: len(train.windows)])
+        windows = test.windows[: min(WINDOWS, len(test.windows))].long()
+        found[name] = {"bits_per_character": float(model.bits(windows).sum() / windows.numel())}
+    found["5-gram"] |= held_out | {"generative_perplexity": 2 ** float(model.bits(real).sum() / real.numel())}
+    return found
+
+
+def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
+    """The model with as many training steps as fit into the time, measured once and noted in its folder."""
+    note = home / "budget.json"
+    if not note.exists():
+        steps = 12
+        short = replace(model, training=replace(model.training, steps=steps, cooldown=1, warmup=1, save_every=steps, watch_every=steps))
+        data = short.load("train")
+        objective = short.objective(data.shape, data.scale)
+        optimizer = torch.optim.AdamW(objective.parameters(), fused=True)
+        times = []
+        for batch in islice(short.batches(data), steps):
+            start = time.perf_counter()
+            objective(**batch).total.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.perf_counter() - start)
+        note.write_text(json.dumps({"seconds_per_step": sorted(times)[steps // 2], "seconds": seconds}))
+    steps = int(seconds / json.loads(note.read_text())["seconds_per_step"])
+    training = replace(model.training, steps=steps, cooldown=steps // 3, watch_every=steps, save_every=max(steps // 3, 1))
+    return replace(model, training=training)
+
+
+def filled(model: TextExperiment, denoiser: Any, test: TextSet, progress: Progress) -> str:
+    """Held-out text with its middle half drawn anew."""
+    known = test.windows[:SHOWN].long()
+    mask = torch.ones(known.shape[1], dtype=torch.bool)
+    mask[known.shape[1] // 4 : 3 * known.shape[1] // 4] = False
+    inner = model.sampler(denoiser)
+    own_mask = inner.corruption.states > inner.corruption.levels
+    sampler = (Infilling if own_mask else Inpainting)(inner, known, mask)  # what is not masked stays clean, or is corrupted to each level
+    x = sampler(shape=known.shape, steps=model.sampling_steps, generator=torch.Generator().manual_seed(1), progress=progress)
+    lines = []
+    for row in test.decode(x):
+        quarter = len(row) // 4
+        lines.append(f"{row[:quarter]}[{row[quarter : 3 * quarter]}]{row[3 * quarter :]}")
+    return "With the middle, in brackets, drawn anew:\n\n" + quoted(lines)
+
+
+def quoted(lines: list[str]) -> str:
+    """Lines as a Markdown code block."""
+    return "```\n" + "\n\n".join(lines) + "\n```"

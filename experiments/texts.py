@@ -1,0 +1,176 @@
+"""Experiments on text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..discrete import VariationalBound
+from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, characters, pieces, sparse_chain, text8, tokenizer_file
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.metrics import NGram, distinct, generative_perplexity
+from ..shared.networks import DiT, Transformer
+from ..shared.progress import Progress, silent
+from ..shared.sampler import device_of
+from ..shared.scale import Scale
+from ..shared.training import Training
+from .evaluation import draw
+from .experiment import CodelengthOf, Experiment
+
+CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}  # windows of the Markov chain
+
+
+@described
+@dataclass(frozen=True)
+class Text:
+    """Text to train on."""
+
+    name: str = "shakespeare"
+    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or CSV file, a folder
+    of files named after the splits, or a set on the hub."""
+    batch: int = 64
+    """Windows in a batch."""
+    length: int = 128
+    """Tokens in a window."""
+    column: str = "text"
+    """Where the text is."""
+    tokenizer: str | None = None
+    """A tokenizer file (tokenizer.json), or None for 27 symbols: a to z and one space for everything else."""
+    layout: Literal["packed", "ends", "padded"] = "packed"
+    """Documents end to end, with an end token at both ends of a window too, or one in a window with padding; for tokenizers."""
+    crop: bool = False
+    """Train on random pieces of blocks of twice the length, as D3PM."""
+    seed: int = 0
+    """Of the order of the windows."""
+
+    def load(self, split: str = "train") -> TextSet:
+        """A split."""
+        if self.name == "chain":
+            chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
+            windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
+            return TextSet(windows, Letters(), windows.numel(), windows.numel(), windows.numel())
+        if self.tokenizer is not None:
+            layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
+            return pieces(self.name, split, self.length, self.alphabet(), layout, column=self.column)
+        if self.name == "text8":
+            return text8(split, self.length)
+        return characters(self.name, split, self.length, column=self.column, crop=self.crop and split == "train")
+
+    def alphabet(self) -> Letters | Pieces:
+        """What the tokens stand for."""
+        return Letters() if self.tokenizer is None else tokenizer_file(self.tokenizer)
+
+
+@described
+@dataclass(frozen=True)
+class TextNetwork:
+    """The network; vocabulary and length come from the data."""
+
+    kind: Literal["t5", "dit"] = "t5"
+    """D3PM's encoder with relative positions, or the rotary, adaptive-norm transformer of MDLM and SEDD."""
+    width: int = 128
+    """Size of a state."""
+    depth: int = 4
+    """Layers."""
+    heads: int = 4
+    """Attention heads."""
+    hidden: int | None = None
+    """Width of the perceptrons; None for four times that of the states."""
+    dropout: float = 0.0
+    """Dropout."""
+    timed: bool = True
+    """Whether the network is told the time; MDLM's is not. For `dit`."""
+
+    def build(self, states: int, length: int, outputs: int) -> nn.Module:
+        """The network for `states` symbols in, `outputs` logits out."""
+        sizes = (states, length, self.width, self.depth, self.heads, self.hidden, outputs, self.dropout)
+        return Transformer(*sizes) if self.kind == "t5" else DiT(*sizes, timed=self.timed)
+
+
+@dataclass(frozen=True)
+class TextExperiment(Experiment):
+    """A run on text. Sub-classes add what their paper adds, and say how to build it."""
+
+    text: Text = field(default_factory=Text)
+    network: TextNetwork = field(default_factory=TextNetwork)
+    training: Training = field(default_factory=Training)
+    sampling_steps: int = 128
+    """Steps of the sampler."""
+    bound_terms: int = 100
+    """Times at which the bound is evaluated for each window, stratified."""
+
+    picture = "samples.txt"
+
+    def load(self, split: str = "train", progress: Progress = silent) -> TextSet:
+        return self.text.load(split)
+
+    def batches(self, data: TextSet) -> Batches:
+        return data.batches(self.text.batch, seed=self.text.seed)
+
+    def conditions(self, rows: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return x
+
+    @property
+    def padding(self) -> int | None:
+        """The padding token, which costs nothing, or None."""
+        return self.text.alphabet().size if self.text.tokenizer is not None and self.text.layout == "padded" else None
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        bound = VariationalBound(denoiser, terms=self.bound_terms, padding=self.padding)
+        return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
+
+    def show(self, path: Path, levels: Tensor, scale: Scale, columns: int) -> str:
+        texts = self.text.alphabet().decode(levels, self.padding)
+        path.write_text("\n\n".join(texts) + "\n")
+        return "".join(f"  {text}\n" for text in texts[:3])
+
+    def evaluate(
+        self, denoiser: Denoiser, *, count: int | None, steps: int | Tensor, seed: int = 0, progress: Progress = silent
+    ) -> dict[str, Any]:
+        test = self.load("test")
+        results = self.code(denoiser, test, count, seed=seed, progress=progress)
+        samples = draw(self, self.sampler(denoiser), test.shape, test.scale, min(count or 200, 200), steps, seed=seed, progress=progress)
+        return results | self.judged(samples.levels) | {"evaluations": samples.evaluations, "seconds": round(samples.seconds, 2)}
+
+    def code(
+        self, denoiser: Denoiser, test: TextSet, count: int | None = None, *, seed: int = 0, progress: Progress = silent
+    ) -> dict[str, Any]:
+        """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token and a word."""
+        device, measure = device_of(denoiser), self.codelength(denoiser, test.scale)
+        generator, nats, parts = torch.Generator(device).manual_seed(seed), [], []
+        windows = test.windows[: min(count or len(test.windows), len(test.windows))].long()
+        for k in windows.split(100):
+            length = measure(k.to(device), generator, progress)
+            real = test.length if self.padding is None else (k != self.padding).sum(1).to(device)
+            nats.append(length.nats / real)
+            parts.append(torch.stack([length.prior, length.path, length.data]) / real)
+        mean, error = float(torch.cat(nats).mean()), float(torch.cat(nats).std() / math.sqrt(len(windows)))
+        prior, path, data = (float(v) / math.log(2) for v in torch.cat(parts, 1).mean(1))
+        return {
+            "bits_per_token": mean / math.log(2),
+            "standard_error": error / math.log(2),
+            "bits_per_token_prior_path_data": [prior, path, data],
+            "bits_per_character": test.bits_per_character(mean),
+            "perplexity_per_token": math.exp(mean),
+            "perplexity_per_word": test.perplexity_per_word(mean),
+            "windows": len(windows),
+            "kind": self.codelength_kind,
+        }
+
+    def judged(self, samples: Tensor, order: int = 5) -> dict[str, Any]:
+        """An n-gram model of the training text as judge of samples, with their entropy beside it; for small vocabularies."""
+        train = self.load("train")
+        if train.vocabulary > 64:
+            return {}
+        judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), 50_000)])
+        perplexity, entropy = generative_perplexity(judge, samples)
+        return {"generative_perplexity": perplexity, "sample_entropy": entropy, "distinct_4": distinct(samples, 4)}
