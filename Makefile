@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow lint bench results docs clean
+.PHONY: demo test slow lint bench bench-discrete results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -32,6 +32,9 @@ results: $(VENV)/.ready
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.speed
+
+bench-discrete: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks.discrete
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/pdoc --math -d google -o docs/api unnoise.continuous unnoise.discrete unnoise.sde unnoise.shared unnoise.experiments

@@ -53,6 +53,8 @@ class D3PMText(TextExperiment):
     """Weight lambda of the cross-entropy beside one term of the bound; the paper's 0.01 is for absorption alone."""
     neighbours: int = 5
     """Neighbours of a symbol."""
+    budget: float | None = None
+    """Seconds of processor time that each model of `reproduce` may train; None for as many steps as `training` says."""
 
     loss_unit = "L_n + lambda CE, nats/token"
 
@@ -98,7 +100,7 @@ class D3PMText(TextExperiment):
             "MDLM": MDLM(network=replace(rotary, timed=False), **shared),
             "SEDD absorbing": SEDD(network=rotary, **shared),
         }
-        return compare(models, folder, progress)
+        return compare(models, folder, progress, self.budget)
 
 
 def company(text: TextSet, windows: int = 20_000) -> Tensor:
@@ -125,12 +127,12 @@ def lm1b() -> D3PMText:
 
 def chain() -> D3PMText:
     """27 symbols of a Markov chain whose entropy is known: four minutes for each model of the comparison on two cores."""
-    return D3PMText(**budgets.chain())
+    return D3PMText(**budgets.chain(), budget=240)
 
 
 def shakespeare() -> D3PMText:
     """27 symbols of Shakespeare, 128 at a time."""
-    return D3PMText(**budgets.shakespeare())
+    return D3PMText(**budgets.shakespeare(), budget=400)
 
 
 def smoke() -> D3PMText:

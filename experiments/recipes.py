@@ -32,7 +32,7 @@ SCRIPTS = {
     "classifier-free": (classifier_free, ("digits", "mnist", "smoke", "imagenet64", "imagenet128")),
     "progressive-distillation": (progressive_distillation, ("digits", "mnist", "smoke", "cifar10", "imagenet64")),
     "upsampling": (upsampling, ("digits", "mnist", "smoke", "imagenet256")),
-    "d3pm": (d3pm_images, ("digits", "mnist", "smoke")),
+    "d3pm": (d3pm_images, ("digits", "mnist", "smoke", "cifar10")),
     "d3pm-text": (d3pm_text, ("chain", "shakespeare", "smoke", "text8", "lm1b")),
     "multinomial": (multinomial, ("shakespeare", "smoke", "text8")),
     "mdlm": (mdlm, ("shakespeare", "smoke", "text8", "lm1b", "owt")),

@@ -34,13 +34,14 @@ def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progre
         models: by name.
         folder: where everything goes, each model in a folder of its own.
         progress: how to report progress.
-        seconds: the time that each model may train, whatever its steps cost; None for as many steps as its recipe says.
+        seconds: the processor time that each model may train, whatever its steps cost; None for as many steps as its recipe says.
 
     Returns:
         The table, as Markdown.
     """
     from ..shared.figures import Lines, save_lines
 
+    torch.manual_seed(0)
     first = next(iter(models.values()))
     train, test = first.load("train"), first.load("test")
     quick = first.training.steps <= 100  # a smoke run
@@ -121,11 +122,11 @@ def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
         optimizer = torch.optim.AdamW(objective.parameters(), fused=True)
         times = []
         for batch in islice(short.batches(data), steps):
-            start = time.perf_counter()
+            start = time.process_time()
             objective(**batch).total.mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         note.write_text(json.dumps({"seconds_per_step": sorted(times)[steps // 2], "seconds": seconds}))
     steps = int(seconds / json.loads(note.read_text())["seconds_per_step"])
     training = replace(model.training, steps=steps, cooldown=steps // 3, watch_every=steps, save_every=max(steps // 3, 1))

@@ -230,11 +230,27 @@ def test_times_of_a_batch_are_single_times(kind):
 def test_even_and_odd_halves_leave_no_negative_chances(levels):
     """Where both halves nearly agree their difference is rounding, of either sign: a KL of it would be no number."""
     transition = DiscretizedGaussian(levels, torch.linspace(1e-4, 0.02, 30, dtype=D))
-    x0, t, s = torch.arange(levels).repeat(levels), at(20, 30), at(19, 30)
-    assert (transition.pushforward(torch.eye(levels, dtype=D), CLEAN, t) >= 0).all()
-    x_t, logits = torch.arange(levels).repeat_interleave(levels), seeded(0, levels**2, levels)
-    for reverse in (Product(), Marginal()):
-        assert torch.isfinite(transition.divergence(reverse, logits, x0, x_t, t, s).divergence).all()
+    x0, x_t = torch.cartesian_prod(torch.arange(levels), torch.arange(levels)).T
+    logits = seeded(0, levels**2, levels)
+    for n in range(2, 31):
+        assert (transition.pushforward(torch.eye(levels, dtype=D), CLEAN, at(n, 30)) >= 0).all()
+        for reverse in (Product(), Marginal()):
+            assert torch.isfinite(transition.divergence(reverse, logits, x0, x_t, at(n, 30), at(n - 1, 30)).divergence).all()
+
+
+def test_the_law_that_sampling_starts_from_is_of_data():
+    """Of x_T averaged over the data's symbols alone, unless it is given."""
+    matrices = seeded(3, 2, 4, 4).softmax(-1)
+    close(Dense(matrices, levels=3).stationary(), (matrices[0] @ matrices[1])[:3].mean(0))
+    last = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=D)
+    close(Dense(matrices, last).stationary(), last)
+
+
+def test_times_that_training_and_sampling_visit():
+    process, u = Uniform(3, LogLinear(t_min=0.1)), torch.tensor([0.0, 0.5, 0.999], dtype=D)
+    close(process.training_time(u), 0.1 + 0.9 * u)
+    close(process.grid(4), torch.tensor([1, 0.7, 0.4, 0.1, 0], dtype=D))
+    close(Uniform(3, cosine(4)).training_time(u), torch.tensor([0.25, 0.75, 1], dtype=D))
 
 
 def test_what_is_out_of_reach_counts_for_nothing():
@@ -257,6 +273,10 @@ PROCESSES = {
     "uniform+target": (
         lambda n: Mixture(GaussianTarget(6, n, reach=2.0, width=1e9), Uniform(6, n)),
         towards_the_middle(6, 2.0, 1e9) + torch.full((6, 6), 1 / 6, dtype=D) - torch.eye(6, dtype=D),
+    ),
+    "mask+target": (
+        lambda n: Mixture(GaussianTarget(6, n, reach=1.5, width=2.0), Absorbing(6, n)),
+        F.pad(towards_the_middle(6, 1.5, 2.0), (0, 1, 0, 1)) + to_symbol(7, 6) - torch.eye(7, dtype=D),
     ),
     "mask+neighbours": (
         lambda n: Mixture(NearestNeighbor(neighbours_of(6), n), Absorbing(6, n)),

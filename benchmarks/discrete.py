@@ -1,0 +1,169 @@
+"""What categorical losses and steps cost beside a language model's, as ratios in one run: `make bench-discrete`."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unnoise.discrete import Absorbing, DiscretizedGaussian, LogLinear, Marginal, NearestNeighbor, Product, Uniform, cosine, linear, nearest
+from unnoise.shared.random import categorical
+from unnoise.shared.tensors import like
+
+from .speed import seconds
+
+SHAPES = {"(4, 1024, 50257)": (4, 1024, 50257), "(32, 256, 28)": (32, 256, 28)}
+
+
+def problem(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, symbols and times."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    x0 = torch.randint(0, shape[-1], shape[:-1], generator=generator)
+    return logits, x0, (1 + torch.randint(0, 999, (shape[0],), generator=generator)).double() / 1000
+
+
+def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Forward and backward of cross-entropy and of the two losses on the same logits."""
+    logits, x0, t = problem(shape, dtype)
+    absorbing, uniform = Absorbing(shape[-1], LogLinear()), Uniform(shape[-1], cosine(1000))
+    masked, mixed, s = absorbing.corrupt(x0, t), uniform.corrupt(x0, t), uniform.before(t)
+
+    def cross_entropy() -> None:
+        logits.grad = None
+        F.cross_entropy(logits.view(-1, shape[-1]), x0.view(-1)).backward()
+
+    def absorb() -> None:
+        logits.grad = None
+        absorbing.path_rate(logits, x0, masked, t).divergence.mean().backward()
+
+    def resample() -> None:
+        logits.grad = None
+        uniform.divergence(Product(), logits, x0, mixed, t, s).divergence.mean().backward()
+
+    return {"cross-entropy": cross_entropy, "absorbing": absorb, "uniform": resample}
+
+
+def steps(shape: tuple[int, int, int]) -> dict[str, float]:
+    """A reverse step over one softmax and one inverse-CDF draw."""
+    logits, x0, _ = problem(shape, torch.float32)
+    t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
+    with torch.no_grad():
+        base = seconds(lambda: categorical(logits.softmax(-1)))
+        found = {}
+        for transition in (Absorbing(shape[-1], LogLinear()), Uniform(shape[-1], cosine(1000))):
+            x = transition.corrupt(x0, t)
+            took = seconds(lambda transition=transition, x=x: transition.draw(Product(), logits, x, t, s))
+            found[type(transition).__name__.lower()] = took / base
+    return found
+
+
+def peak(name: str, shape: tuple[int, int, int]) -> float:
+    """Peak memory of a loss beyond what stood before, in bytes, measured in a process of its own."""
+    code = f"from benchmarks.discrete import grown; print(grown({name!r}, {shape!r}))"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def grown(name: str, shape: tuple[int, int, int]) -> float:
+    """Peak memory of this process after a loss, less that before it was called but for its logits."""
+    work = losses(shape, torch.float32)[name]
+    gc.collect()
+    logits = shape[0] * shape[1] * shape[2] * 4
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - logits
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def dense_two_tables(levels: int, betas: Tensor) -> tuple[Tensor, Tensor]:
+    """Single steps and their products, `(T, K, K)` each, float32: the released form of the discretised Gaussian."""
+    transition = DiscretizedGaussian(levels, betas)
+    one = torch.stack([transition.one(torch.tensor(n)) for n in range(1, len(betas) + 1)])
+    total = [one[0]]
+    for q in one[1:]:
+        total.append(total[-1] @ q)
+    return one.float(), torch.stack(total).float()
+
+
+def dense_loss(one: Tensor, total: Tensor, logits: Tensor, x0: Tensor, x_t: Tensor, n: Tensor) -> Tensor:
+    """L_n of the product model as the released code has it, for n >= 2, with epsilon 1e-6."""
+    rows, flat = n - 1, (len(n), -1)
+    back = one.mT[like(rows, x_t), x_t]
+    truth = (back + 1e-6).log() + (total[like(rows - 1, x0), x0] + 1e-6).log()
+    ahead = (logits.softmax(-1).reshape(*flat, logits.shape[-1]) @ total[rows - 1]).reshape(logits.shape)
+    model = (back + 1e-6).log() + (ahead + 1e-6).log()
+    return (truth.softmax(-1) * (truth.log_softmax(-1) - model.log_softmax(-1))).sum(-1).mean()
+
+
+def gaussian() -> dict[str, float]:
+    """Set-up, tables and loss at K = 256, T = 1000, images 32 x 32 x 3."""
+    betas = linear(1000)
+    setup = seconds(lambda: DiscretizedGaussian(256, betas), 1)
+    transition = DiscretizedGaussian(256, betas)
+    tables = sum(t.values.numel() * t.values.element_size() for t in vars(transition).values() if hasattr(t, "values"))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 32, 32, 256, generator=generator).requires_grad_()
+    x0 = torch.randint(0, 256, (4, 3, 32, 32), generator=generator)
+    n = torch.tensor([50, 300, 600, 900])
+    t, s = n.double() / 1000, (n - 1).double() / 1000
+    x_t, tables_of_two = transition.corrupt(x0, t), dense_two_tables(256, betas)
+
+    def ours(reverse: object) -> None:
+        logits.grad = None
+        transition.divergence(reverse, logits, x0, x_t, t, s).divergence.mean().backward()
+
+    def dense() -> None:
+        logits.grad = None
+        dense_loss(*tables_of_two, logits, x0, x_t, n).backward()
+
+    base = seconds(dense, 3)
+    product, marginal = seconds(lambda: ours(Product()), 3), seconds(lambda: ours(Marginal()), 3)
+    return {"set-up, s": setup, "tables, MB": tables / 1e6, "dense / product": base / product, "dense / marginal": base / marginal}
+
+
+def neighbours() -> dict[str, float]:
+    """Loss and one sampling step at K = 8192, k = 5, L = 128, B = 4: seconds, and the peak memory of this process."""
+    generator = torch.Generator().manual_seed(0)
+    near = nearest(torch.randn(8192, 64, generator=generator), 5)
+    transition = NearestNeighbor(near, cosine(1000))
+    logits = torch.randn(4, 128, 8192, generator=generator).requires_grad_()
+    x0 = torch.randint(0, 8192, (4, 128), generator=generator)
+    t = torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)
+    x_t, s = transition.corrupt(x0, t), t - 1e-3
+
+    def loss() -> None:
+        logits.grad = None
+        transition.divergence(Product(), logits, x0, x_t, t, s).divergence.mean().backward()
+
+    def step() -> None:
+        with torch.no_grad():
+            transition.draw(Product(), logits, x_t, t[2], t[1])
+
+    took = {"loss, s": seconds(loss, 1), "step, s": seconds(step, 1)}
+    return took | {"peak, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+def main() -> None:
+    """Prints every figure with its target."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    for name, shape in SHAPES.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            took = {k: seconds(work, 3 if shape[-1] > 1000 else 50) for k, work in losses(shape, dtype).items()}
+            ratios = {k: v / took["cross-entropy"] for k, v in took.items()}
+            print(
+                f"loss {name} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), uniform {ratios['uniform']:.2f} x (2.5)"
+            )
+        print(f"step {name}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in steps(shape).items()))
+    memory = {name: peak(name, SHAPES["(4, 1024, 50257)"]) for name in ("cross-entropy", "absorbing", "uniform")}
+    print("peak memory (4, 1024, 50257): " + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items()))
+    print("discretised Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): " + ", ".join(f"{k} {v:.2f}" for k, v in gaussian().items()))
+    print("nearest neighbours, K = 8192 (8 GB): " + ", ".join(f"{k} {v:.2f}" for k, v in neighbours().items()))
+
+
+if __name__ == "__main__":
+    main()
