@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unnoise.discrete import Absorbing, DiscretizedGaussian, LogLinear, Marginal, NearestNeighbor, Product, Uniform, cosine, linear, nearest
 from unnoise.shared.random import categorical
-from unnoise.shared.tensors import like
+from unnoise.shared.tensors import Table, like
 
 from .speed import seconds
 
@@ -105,7 +105,7 @@ def gaussian() -> dict[str, float]:
     betas = linear(1000)
     setup = seconds(lambda: DiscretizedGaussian(256, betas), 1)
     transition = DiscretizedGaussian(256, betas)
-    tables = sum(t.values.numel() * t.values.element_size() for t in vars(transition).values() if hasattr(t, "values"))
+    tables = sum(t.values.numel() * t.values.element_size() for t in vars(transition).values() if isinstance(t, Table))
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 32, 32, 256, generator=generator).requires_grad_()
     x0 = torch.randint(0, 256, (4, 3, 32, 32), generator=generator)

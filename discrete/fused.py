@@ -79,6 +79,31 @@ def uniform_divergence(logits: Tensor, x_t: Tensor, x0: Tensor, a: Tensor, c: Te
     return kl.view(x0.shape), nll.view(x0.shape)
 
 
+def matrix_divergence(
+    logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, discount: Tensor, clean: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of any chain, `-log p0(x_0)` where clean, and `-log p0(x_0)`.
+
+    `q prop. to back_k ahead[x_0, k]`, `p prop. to back_k w_k`, `w = (p0 / reach) ahead`; the factor `back` cancels as in
+    `Interpolating.known_divergence`.
+
+    Args:
+        logits: `(B, ..., K)`, of any precision.
+        x_t, x0: `(B, ...)`, int64.
+        back: `(B, K, K)`, row x_t the chance of x_t from each x_s.
+        ahead: `(B, K, K)`, row x_0 the law of x_s.
+        discount: `(B, K, K)`, row x_t what p0 is multiplied with, or `(0,)` for nothing.
+        clean: `(B,)`, where s = 0.
+
+    Returns:
+        `(B, ...)` each, float32 or better.
+    """
+    rows = logits.reshape(len(logits), -1, logits.shape[-1]), x_t.reshape(len(x_t), -1), x0.reshape(len(x0), -1)
+    exact = at_least_float32(logits[:0]).dtype
+    kl, nll = _MatrixDivergence.apply(*rows, *(m.to(exact) for m in (back, ahead, discount)), clean.to(exact))
+    return kl.view(x0.shape), nll.view(x0.shape)
+
+
 class _LogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x0: Tensor) -> Tensor:
@@ -152,12 +177,43 @@ class _UniformDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_kl: Tensor | None, of_nll: Tensor | None) -> tuple[Tensor | None, ...]:
         slope, logits, x0 = ctx.saved_tensors
-        grad = torch.zeros_like(logits) if of_kl is None else slope * of_kl[:, None].to(slope)
-        if of_nll is not None:
-            for rows in _blocks(logits):
-                grad[rows].addcmul_(at_least_float32(logits[rows]).softmax(-1).to(grad), of_nll[rows, None].to(grad))
-            grad.scatter_add_(1, x0[:, None], -of_nll[:, None].to(grad))
-        return (grad, *[None] * 12)
+        return (_scaled(slope, logits, x0, of_kl, of_nll), *[None] * 12)
+
+
+class _MatrixDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, discount: Tensor, clean: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        kl, nll = (torch.empty(x0.shape, dtype=ahead.dtype, device=x0.device) for _ in range(2))
+        slope, tiny = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, torch.finfo(ahead.dtype).tiny
+        size = max(1, (ON_CPU if logits.device.type == "cpu" else ON_DEVICE) // logits.shape[-1])
+        for b in range(len(logits)):
+            for rows in (slice(i, i + size) for i in range(0, logits.shape[1], size)):
+                p = at_least_float32(logits[b, rows]).softmax(-1)
+                nll[b, rows] = -_at(p, x0[b, rows]).clamp(min=tiny).log()
+                scale = discount[b].index_select(0, x_t[b, rows]) if len(discount) else None
+                w = ((p if scale is None else p * scale) @ ahead[b]).clamp_(min=tiny)
+                from_x_t, true = back[b].index_select(0, x_t[b, rows]), ahead[b].index_select(0, x0[b, rows])
+                q = from_x_t * true
+                true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
+                q.div_(true_z)
+                here = (z / true_z).log().squeeze(1) + (true.clamp_(min=tiny).div_(w).log_().mul_(q)).sum(-1)
+                kl[b, rows] = torch.lerp(here, nll[b, rows], clean[b])
+                if slope is not None:
+                    by_p = from_x_t.div_(z).sub_(q.div_(w)) @ ahead[b].T
+                    by_p = by_p if scale is None else by_p.mul_(scale)
+                    by = p * by_p.sub_((p * by_p).sum(-1, keepdim=True))
+                    by.lerp_(p.scatter_add(1, x0[b, rows, None], -torch.ones_like(p[:, :1])), clean[b])
+                    slope[b, rows] = by
+        ctx.save_for_backward(slope, logits, x0)
+        return kl, nll
+
+    @staticmethod
+    def backward(ctx: Any, of_kl: Tensor | None, of_nll: Tensor | None) -> tuple[Tensor | None, ...]:
+        slope, logits, x0 = ctx.saved_tensors
+        return (_scaled(slope, logits.flatten(0, 1), x0.flatten(), of_kl, of_nll).view(logits.shape), *[None] * 6)
 
 
 def _from_sums(
@@ -192,6 +248,17 @@ def _slope(p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by
     own = by_h * through + by_t
     grad = inverse.sub_(1).mul_(-by_sum[:, None]).addcmul_(p, (through + own + by_0)[:, None], value=-1)
     return grad.scatter_add_(1, x_t[:, None], own[:, None]).scatter_add_(1, x0[:, None], by_0[:, None])
+
+
+def _scaled(slope: Tensor, logits: Tensor, x0: Tensor, of_kl: Tensor | None, of_nll: Tensor | None) -> Tensor:
+    """The gradient by the logits `(N, K)` of a divergence whose own is `slope`, and of `-log p0(x_0)`."""
+    grad = torch.zeros_like(logits) if of_kl is None else slope.view(logits.shape) * of_kl.reshape(-1, 1).to(slope)
+    if of_nll is not None:
+        scale = of_nll.reshape(-1, 1)
+        for rows in _blocks(logits):
+            grad[rows].addcmul_(at_least_float32(logits[rows]).softmax(-1).to(grad), scale[rows].to(grad))
+        grad.scatter_add_(1, x0[:, None], -scale.to(grad))
+    return grad
 
 
 def _factors(p: Tensor, odds: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ class Product(ReverseModel):
         back = transition.likelihood(x_t, s, t).to(p0)
         return normalised((back + self.eps) * (transition.pushforward(p0, CLEAN, s) + self.eps))
 
+    def discount(self, reach: Tensor) -> Tensor:
+        return torch.ones_like(reach)
+
     def own(self, kept: Tensor, missed: Tensor) -> Tensor:
         return torch.ones_like(missed)
 
@@ -37,8 +40,14 @@ class Product(ReverseModel):
 class Marginal(ReverseModel):
     r"""`p(x_s | x_t) = sum_x0 q(x_s | x_t, x_0) p0(x_0)`: exact when p0 is the posterior of x_0, so the denoiser means what it says."""
 
+    counts = True
+
     def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return transition.posterior(x_t, p0, t, s)
+
+    def discount(self, reach: Tensor) -> Tensor:
+        tiny = torch.finfo(reach.dtype).tiny
+        return torch.where(reach > tiny, 1 / reach.clamp(min=tiny), 0.0)  # an x_0 from which x_t cannot be reached is left out
 
     def own(self, kept: Tensor, missed: Tensor) -> Tensor:
         return missed / (kept + missed).clamp(min=torch.finfo(missed.dtype).tiny)

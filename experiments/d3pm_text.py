@@ -14,15 +14,19 @@ from ..discrete import (
     Ancestral,
     Categorical,
     Hybrid,
+    Marginal,
     Mixture,
     NearestNeighbor,
     NoiseSchedule,
+    Product,
     Transition,
     Uniform,
     cosine,
+    direct,
     mutual_information,
     nearest,
     reciprocal,
+    residual,
 )
 from ..shared.data import TextSet
 from ..shared.denoiser import Denoiser
@@ -36,6 +40,9 @@ from . import budgets
 from .experiment import at_most
 from .text_comparison import compare
 from .texts import Text, TextExperiment, TextNetwork
+
+HEADS = {"direct": direct, "residual": residual}
+REVERSE = {"product": Product, "marginal": Marginal}
 
 
 @described
@@ -51,6 +58,10 @@ class D3PMText(TextExperiment):
     """T."""
     ce: float = 0.01
     """Weight lambda of the cross-entropy beside one term of the bound; the paper's 0.01 is for absorption alone."""
+    reverse: Literal["product", "marginal"] = "product"
+    """How p(x_0) becomes a law of x_s: the published product, or the exact marginal, which learns sooner where symbols are not masked."""
+    head: Literal["direct", "residual"] = "direct"
+    """A logit for each symbol, or the same plus one at x_t."""
     neighbours: int = 5
     """Neighbours of a symbol."""
     budget: float | None = None
@@ -80,7 +91,8 @@ class D3PMText(TextExperiment):
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         transition = self.corruption(scale)
         network = self.network.build(transition.states, shape[0], scale.levels)
-        return Hybrid(Categorical(network, transition), self.ce, times=Stratified(), padding=self.padding)
+        denoiser = Categorical(network, transition, REVERSE[self.reverse](), head=HEADS[self.head])
+        return Hybrid(denoiser, self.ce, times=Stratified(), padding=self.padding)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(denoiser)
@@ -92,7 +104,7 @@ class D3PMText(TextExperiment):
 
         shared = {"text": self.text, "training": self.training, "sampling_steps": self.sampling_steps, "bound_terms": self.bound_terms}
         rotary = replace(self.network, kind="dit")
-        information = replace(self, schedule="mutual-information", ce=0.0)
+        information = replace(self, schedule="mutual-information", ce=0.0, reverse="marginal", head="residual")
         models = {
             "D3PM absorbing": replace(self, transition="absorbing", schedule="reciprocal", ce=0.01),
             "D3PM nearest": replace(information, transition="nearest"),

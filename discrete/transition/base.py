@@ -159,9 +159,11 @@ class ReverseModel(ABC):
 
     Attributes:
         eps: added to factors of the law; closed forms hold without.
+        counts: whether `discount` is anything but 1.
     """
 
     eps: float = 0.0
+    counts: bool = False
 
     def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Normalised, `(..., K)`; t and s are scalars or `(B,)`."""
@@ -174,8 +176,12 @@ class ReverseModel(ABC):
         """The law at s > 0."""
 
     @abstractmethod
+    def discount(self, reach: Tensor) -> Tensor:
+        """What p0 is multiplied with, up to a constant for each x_t, before it is pushed forward: of the chance of x_t from x_0."""
+
+    @abstractmethod
     def own(self, kept: Tensor, missed: Tensor) -> Tensor:
-        """The weight of x_0 = x_t beside every other x_0, where a symbol is kept with chance `kept` and else meets x_t with `missed`."""
+        """That of x_0 = x_t beside every other x_0, where a symbol is kept with chance `kept` and else meets x_t with `missed`."""
 
 
 def refuse_strangers(x: Tensor, symbols: int, what: str) -> None:

@@ -49,6 +49,9 @@ class Dense(Stepwise):
     def back(self, x: Tensor, n: Tensor) -> Tensor:
         return self._one.on(x.device).mT[like(n, x) - 1, x]
 
+    def products(self, n: Tensor) -> Tensor:
+        return self._total[n]
+
     def from_clean(self, p: Tensor, n: Tensor) -> Tensor:
         q = self._total[n].to(p.dtype)
         return p @ q if q.ndim == 2 else (p.reshape(len(p), -1, self.states) @ q).reshape(p.shape)

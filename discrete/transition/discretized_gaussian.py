@@ -77,6 +77,9 @@ class DiscretizedGaussian(Stepwise):
             )
         return self._unfold(even @ a, odd @ b)
 
+    def products(self, n: Tensor) -> Tensor:
+        return self.rows(torch.arange(self.states, device=n.device).expand(len(n), -1), n)
+
     def rows(self, x: Tensor, n: Tensor) -> Tensor:
         """Row x of `Q_1 .. Q_n`, `(..., K)`, float64, by looking it up."""
         return self._look(x, n, self._even.on(x.device), self._odd.on(x.device))

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ...shared.errors import UsageError
-from ...shared.tensors import Table, refuse_unless
-from .plain import Plain
+from ...shared.tensors import Table, at_least_float32, refuse_unless
+from ..fused import matrix_divergence
+from .base import ReverseModel, Terms
+from .plain import Plain, plain_divergence
 
 STRIDES_KEPT = 2**23  # numbers, 64 MiB
 
@@ -85,6 +87,22 @@ class Stepwise(Plain):
             return self.reach(x_t, self.row(t).to(x_t.device))
         q = self.long_stride(s, t, x_t.device)
         return self.back(x_t, self.single(s, t, x_t.device)) if q is None else q.mT[x_t]
+
+    @abstractmethod
+    def products(self, n: Tensor) -> Tensor:
+        """`Q_1 .. Q_n`, `(B, K, K)`, for n `(B,)`, float64."""
+
+    def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
+        if reverse.eps or t.ndim == 0 or self.states > self.levels:
+            return plain_divergence(self, reverse, logits, x0, x_t, t, s)
+        n = self.single(s, t, logits.device)
+        exact = at_least_float32(logits[:0]).dtype
+        discount = logits.new_empty(0)
+        if reverse.counts:
+            reach = self.products(n).mT
+            discount = reverse.discount(torch.where(reach > self.rounding, reach, 0.0).to(exact))
+        clean = self.is_clean(s).to(logits.device)
+        return Terms(*matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), discount, clean))
 
     def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
         raise UsageError(f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)")
