@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..shared.tensors import at_least_float32
 
+LEAST = 1e-30
 ON_CPU, ON_DEVICE = 2**18, 2**26  # numbers in a block: a megabyte stays in a core's cache, an accelerator wants to be filled
 
 
@@ -193,8 +194,10 @@ class _MatrixDivergence(torch.autograd.Function):
             for rows in (slice(i, i + size) for i in range(0, logits.shape[1], size)):
                 p = at_least_float32(logits[b, rows]).softmax(-1)
                 nll[b, rows] = -_at(p, x0[b, rows]).clamp(min=tiny).log()
-                scale = discount[b].index_select(0, x_t[b, rows]) if len(discount) else None
-                w = ((p if scale is None else p * scale) @ ahead[b]).clamp_(min=tiny)
+                r = p.clamp(min=LEAST)  # a trace of every symbol, as in `ReverseModel`
+                if len(discount):
+                    r.mul_(discount[b].index_select(0, x_t[b, rows]))
+                w = (r @ ahead[b]).clamp_(min=tiny)
                 from_x_t, true = back[b].index_select(0, x_t[b, rows]), ahead[b].index_select(0, x0[b, rows])
                 q = from_x_t * true
                 true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
@@ -202,9 +205,8 @@ class _MatrixDivergence(torch.autograd.Function):
                 here = (z / true_z).log().squeeze(1) + (true.clamp_(min=tiny).div_(w).log_().mul_(q)).sum(-1)
                 kl[b, rows] = torch.lerp(here, nll[b, rows], clean[b])
                 if slope is not None:
-                    by_p = from_x_t.div_(z).sub_(q.div_(w)) @ ahead[b].T
-                    by_p = by_p if scale is None else by_p.mul_(scale)
-                    by = p * by_p.sub_((p * by_p).sum(-1, keepdim=True))
+                    by = r.mul_(from_x_t.div_(z).sub_(q.div_(w)) @ ahead[b].T)  # p dKL/dp: what p may be too small to be divided out of
+                    by.addcmul_(p, by.sum(-1, keepdim=True), value=-1)
                     by.lerp_(p.scatter_add(1, x0[b, rows, None], -torch.ones_like(p[:, :1])), clean[b])
                     slope[b, rows] = by
         ctx.save_for_backward(slope, logits, x0)

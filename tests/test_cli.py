@@ -87,7 +87,7 @@ def test_train_sample_evaluate_resume(capsys, tmp_path, monkeypatch, recipe):
     assert results["step"] == 10
     assert 0 < results["bits_per_dim"] < 50
     assert results["evaluations"] >= 4
-    assert "give the name of a picture" in run(capsys, "sample", f"runs/{recipe}", "--out", "pictures")[2]
+    assert "give a name that ends in .png" in run(capsys, "sample", f"runs/{recipe}", "--out", "pictures")[2]
     assert "cannot write to the folder /proc" in run(capsys, "sample", f"runs/{recipe}", "--out", "/proc/x/y.png")[2]
     assert "steps=0" in run(capsys, "sample", f"runs/{recipe}", "--steps", 0)[2]
     broken = next((folder / "checkpoints").glob("*10")) / "tensors.safetensors"

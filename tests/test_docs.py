@@ -11,13 +11,19 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = [b for b in re.findall(r"```python\n(.*?)```", README, re.S) if not b.startswith("# not run")]
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["ddpm", "guidance", "d3pm", "score-sde"])
-def test_code_block_runs(code, tmp_path):
-    check = (
-        "\nassert torch.isfinite(x0).all() and x0.shape == (16, 1, 8, 8)\n"
-        if "bits" not in code
-        else "\nassert bits.isfinite().all() and (bits > 0).all() and len(bits) == 8\n"
-    )
+CODED = "\nassert bits.isfinite().all() and (bits > 0).all() and len(bits) == 8\n"
+CHECKS = {
+    "ddpm": CODED,
+    "guidance": "\nassert torch.isfinite(x0).all() and x0.shape == (16, 1, 8, 8)\n",
+    "d3pm": CODED,
+    "text": "\nassert x0.shape == (4, 64) and x0.max() < 27 and nats.isfinite().all()"
+    "\nassert objective(text.windows[:4].long()).total.isfinite().all()\n",
+    "score-sde": CODED,
+}
+
+
+@pytest.mark.parametrize(("code", "check"), list(zip(BLOCKS, CHECKS.values(), strict=True)), ids=CHECKS)
+def test_code_block_runs(code, check, tmp_path):
     result = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`", "-c", code + check], capture_output=True, text=True, cwd=tmp_path
     )
@@ -27,7 +33,7 @@ def test_code_block_runs(code, tmp_path):
 def test_order_of_the_readme():
     commands, picture, code = README.index("make demo"), README.index("docs/demo.png"), README.index("```python")
     assert commands < README.index("make test") < picture < code
-    assert all(sum(bool(line.strip()) for line in b.splitlines()) <= 12 for b in BLOCKS if "bits" in b)  # twelve lines for each family
+    assert all(sum(bool(line.strip()) for line in b.splitlines()) <= 12 for b in BLOCKS if "bits =" in b)  # twelve lines for each family
     assert (Path(__file__).parent.parent / "docs" / "demo.png").exists()
 
 

@@ -11,7 +11,7 @@ from unnoise import sde
 from unnoise.continuous import Importance, Tabulated, large, linear_betas
 from unnoise.experiments import classifier_free, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, upsampling
 from unnoise.experiments.cli import main
-from unnoise.experiments.experiment import flipped
+from unnoise.experiments.images import flipped
 from unnoise.experiments.recipes import RECIPES, SCRIPTS
 from unnoise.experiments.spacing import spaced
 from unnoise.shared.describe import build, describe
@@ -72,9 +72,10 @@ def test_what_the_losses_of_improved_ddpm_are(tmp_path):
     assert recipe.sampler(kinds["simple"].denoiser).variance is large
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, (script, _) in SCRIPTS.items() if script.__name__.split(".")[-1] not in ("d3pm_images", "score_sde")]
-)
+WITHOUT_FIGURE = ("score-sde", "multinomial", "mdlm", "sedd", "tauldr")
+
+
+@pytest.mark.parametrize("name", [n for n in SCRIPTS if n not in WITHOUT_FIGURE])
 def test_every_smoke_recipe_draws_its_figure(name, tmp_path, capsys):
     out = tmp_path / name
     assert main(["reproduce", f"{name}-smoke", "--out", str(out)]) == 0
@@ -91,7 +92,7 @@ def test_every_smoke_recipe_draws_its_figure(name, tmp_path, capsys):
 
 
 def test_a_recipe_without_a_figure_says_so(tmp_path, capsys):
-    assert main(["reproduce", "d3pm-smoke", "--out", str(tmp_path / "a")]) == 2
+    assert main(["reproduce", "tauldr-smoke", "--out", str(tmp_path / "a")]) == 2
     assert "no figure of its own" in capsys.readouterr().err
 
 
@@ -137,3 +138,21 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(UsageError, match=words):
             make()
+
+
+@pytest.mark.parametrize("name", ["d3pm-text", "multinomial", "mdlm", "sedd"])
+def test_text_is_trained_sampled_and_measured(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", f"{name}-smoke", "--out", "run"]) == 0
+    assert len((tmp_path / "run" / "samples-000008.txt").read_text().split()) > 0
+    assert main(["sample", "run", "--count", "3", "--steps", "3"]) == 0
+    assert (tmp_path / "samples.txt").exists()
+    assert main(["sample", "run", "--out", "a.png"]) == 2
+    assert "ends in .txt" in capsys.readouterr().err
+    assert main(["evaluate", "run", "--count", "6"]) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["bits_per_character"] == pytest.approx(found["bits_per_token"])  # one symbol is one character
+    assert found["perplexity_per_token"] == pytest.approx(2 ** found["bits_per_token"])
+    assert sum(found["bits_per_token_prior_path_data"]) == pytest.approx(found["bits_per_token"], rel=1e-6)
+    assert 0 < found["sample_entropy"] < 4.8
+    assert found["generative_perplexity"] > 1
