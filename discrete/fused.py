@@ -202,7 +202,7 @@ class _MatrixDivergence(torch.autograd.Function):
                 q = from_x_t * true
                 true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
                 q.div_(true_z)
-                here = (z / true_z).log().squeeze(1) + (true.clamp_(min=tiny).div_(w).log_().mul_(q)).sum(-1)
+                here = (z / true_z).log().squeeze(1) + (true.div_(w).clamp_(min=tiny).log_().mul_(q)).sum(-1)
                 kl[b, rows] = torch.lerp(here, nll[b, rows], clean[b])
                 if slope is not None:
                     by = r.mul_(from_x_t.div_(z).sub_(q.div_(w)) @ ahead[b].T)  # p dKL/dp: what p may be too small to be divided out of

@@ -52,6 +52,7 @@ from unnoise.continuous import (
     sigmoid_betas,
     slerp,
     small,
+    solvers,
     strided,
     tabulate,
     trailing,
@@ -332,3 +333,13 @@ def test_wrong_combinations_are_refused_when_built():
     wrong.network.outputs, wrong.spread = 1, False
     with pytest.raises(UsageError, match="the network gave 6 channels for 3"):
         wrong(torch.zeros(1, 3, dtype=torch.float64), ONE)
+
+
+def test_levels_that_would_amplify_errors_are_left_out():
+    """On an even grid of 10 steps of a table, three levels extrapolate over the jump to row 1 with weights that add up to 41."""
+    table = Tabulated(linear_betas(1000, 4e-4))
+    lambdas = [float(table.log_snr(t)) / 2 for t in table.grid(10)[:-1]]
+    for i in range(2, len(lambdas) - 1):
+        nodes = [(u, torch.zeros(())) for u in lambdas[i - 2 : i + 1][::-1]]
+        jump = i == len(lambdas) - 2  # to row 1
+        assert len(solvers.steady(nodes, lambdas[i], lambdas[i + 1])) == (2 if jump else 3)
