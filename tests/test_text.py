@@ -160,7 +160,7 @@ def test_packing_is_the_concatenation(corpus, tokenizer):
     assert data.perplexity_per_word(nats) == pytest.approx(math.exp(nats * len(flat) / data.words))
 
 
-def test_padding_is_a_symbol_and_a_mask(corpus, tokenizer):
+def test_padding_is_a_symbol(corpus, tokenizer):
     end, length = tokenizer.tokenizer.token_to_id("</s>"), 20
     data = pieces(str(corpus), "train", length, tokenizer, Padded())
     assert (data.padding, data.vocabulary) == (tokenizer.size, tokenizer.size + 1)
@@ -168,12 +168,7 @@ def test_padding_is_a_symbol_and_a_mask(corpus, tokenizer):
         ids = [*tokenizer.tokenizer.encode(line).ids, end][:length]
         assert window == ids + [data.padding] * (length - len(ids))
     assert data.decode(data.windows[1:2]) == ["a\n"]
-    batch = next(iter(data.batches(6, masked=True)))
-    assert torch.equal(batch["mask"], batch["x0"] != data.padding)
-    assert batch["mask"].any()
-    assert not batch["mask"].all()
     assert set(next(iter(data.batches(6)))) == {"x0"}
-    assert next(iter(pieces(str(corpus), "train", 11, tokenizer).batches(2, masked=True)))["mask"].all()
 
 
 def test_a_second_call_does_not_tokenise(corpus, tokenizer, monkeypatch):

@@ -12,7 +12,7 @@ from ..random import Source
 from ..scale import Scale
 from .alphabets import Alphabet
 from .batches import Batches
-from .windows import RealTokens, Windows
+from .windows import Windows
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,12 @@ class TextSet:
         """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out)."""
         return math.exp(nats * self.tokens / self.words)
 
-    def batches(self, batch: int, *, seed: int = 0, masked: bool = False) -> Batches:
+    def batches(self, batch: int, *, seed: int = 0) -> Batches:
         """Endless batches `{"x0": (batch, L)}`, int64.
 
         Args:
             batch: examples in a batch.
             seed: of the order and of the crops.
-            masked: also give `mask`, bool `(batch, L)`, true where there is no padding.
         """
-        conditions = {"mask": RealTokens(self.windows, self.padding)} if masked else None
         form = Scale.quantised if self.crop is None else Crop(self.crop)
-        return Batches(self.windows, batch, self.scale, form, conditions, seed, self.shape)
+        return Batches(self.windows, batch, self.scale, form, seed=seed, shape=self.shape)

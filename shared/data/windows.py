@@ -155,14 +155,3 @@ class Padded:
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
         """Windows of documents."""
         return DocumentWindows(tokens, length, padding)
-
-
-class RealTokens:
-    """Which tokens of windows are not padding: `[rows]` gives bool `(B, L)`."""
-
-    def __init__(self, windows: Windows, padding: int | None) -> None:
-        self.windows, self.padding = windows, padding
-
-    def __getitem__(self, rows: Rows) -> Tensor:
-        windows = self.windows[rows]
-        return torch.ones_like(windows, dtype=torch.bool) if self.padding is None else windows != self.padding
