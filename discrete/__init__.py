@@ -7,7 +7,7 @@ from .editing import Infilling, between, prefix, sliding, suffix
 from .guidance import ClassifierFree, ClassifierGuided, every_neighbour, first_order
 from .heads import carried, direct, logistic, residual
 from .information import mutual_information
-from .leaping import RateCorrector, TauLeaping, ordinal, poisson_quantile, single, single_law
+from .leaping import RateCorrector, TauLeaping, ordinal, single
 from .objectives import ContinuousBound, CrossEntropy, Hybrid
 from .reverse import Marginal, Product
 from .samplers import Ancestral, Euler, most_likely, reverse_rates
@@ -83,14 +83,12 @@ __all__ = [
     "mutual_information",
     "nearest",
     "ordinal",
-    "poisson_quantile",
     "prefix",
     "reciprocal",
     "residual",
     "reverse_rates",
     "scaled_by_noise",
     "single",
-    "single_law",
     "sinkhorn",
     "sliding",
     "suffix",

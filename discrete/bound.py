@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..shared.bits import Codelength, sampled_levels, total_nats
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
-from ..shared.tensors import like
 from .denoiser import CategoricalDenoiser
 from .transition.base import CLEAN
 from .transition.plain import categorical_kl
+
+AT_ONCE, STRATA = 2**24, 128  # numbers held at a time; times of an integral
 
 
 class VariationalBound:
@@ -47,7 +49,7 @@ class VariationalBound:
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
         """`x0`: symbols, int64 `(B, ...)`. One draw of noise for each term."""
         path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-        first, last = (2, self.steps) if self.steps else (1, self.terms or 128)
+        first, last = (2, self.steps) if self.steps else (1, self.terms or STRATA)
         if last >= first:
             levels, weight = sampled_levels(first, last, self.terms or last, len(x0), generator)
             for n in progress(levels.flip(0), len(levels), "bound"):
@@ -55,16 +57,26 @@ class VariationalBound:
         return Codelength(self.prior(x0), path, self.data(x0, generator=generator, **cond))
 
     def prior(self, x0: Tensor) -> Tensor:
-        """`KL(q(x_1 | x_0) || p(x_1))`, `(B,)`."""
-        transition = self.denoiser.corruption
-        last = transition.pushforward(transition.one_hot(x0, torch.float64), CLEAN, torch.ones_like(CLEAN))
-        return self.total(categorical_kl(last, transition.stationary().to(last).expand_as(last)), x0)
+        """`KL(q(x_1 | x_0) || p(x_1))`, `(B,)`.
+
+        Symbols that survive to t = 1 where sampling starts from the mask alone, as under `LogLinear(1e-3)`, are coded as any symbol of
+        the data: the papers leave this term out, in which their bounds would be infinite.
+        """
+        transition, one = self.denoiser.corruption, torch.ones_like(CLEAN)
+        flat, start = x0.flatten(), transition.stationary().to(x0.device)
+        nats = []
+        for symbols in flat.split(max(1, AT_ONCE // transition.states)):
+            last = transition.pushforward(transition.one_hot(symbols, torch.float64), CLEAN, one)
+            survived = torch.where(start > 0, 0.0, last).sum(-1, keepdim=True)
+            any_symbol = F.pad(survived.expand(-1, transition.levels) / transition.levels, (0, transition.states - transition.levels))
+            nats.append(categorical_kl(last, (1 - survived) * start + any_symbol))
+        return self.total(torch.cat(nats).view(x0.shape), x0)
 
     def part(self, x0: Tensor, n: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """L_n, or the integral over a stratum n of time from one time drawn in it, `(B,)`; n `(B,)`."""
         if self.steps:
             return self.term(x0, n, generator=generator, **cond)
-        transition, strata = self.denoiser.corruption, self.terms or 128
+        transition, strata = self.denoiser.corruption, self.terms or STRATA
         u = uniform(n.shape, generator, dtype=torch.float64, device=n.device)
         t = transition.t_min + (1 - transition.t_min) * (n - 1 + u) / strata
         x_t = transition.corrupt(x0, t, generator=generator)
@@ -89,4 +101,4 @@ class VariationalBound:
 
     def total(self, values: Tensor, x0: Tensor) -> Tensor:
         """The sum over an example, `(B,)`."""
-        return total_nats(values if self.padding is None else torch.where(x0 != self.padding, values, like(values.new_zeros(()), values)))
+        return total_nats(values if self.padding is None else torch.where(x0 != self.padding, values, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 
 from ..shared.denoiser import Denoiser, on_every_row
 from ..shared.describe import described
+from ..shared.errors import UsageError
 from ..shared.labels import Label, thousandths
 from ..shared.random import Source, categorical
-from ..shared.tensors import at_least_float32, like
+from ..shared.tensors import at_least_float32, full_precision, like
+from .fused import log_likelihood
 from .heads import Head, direct
 from .reverse import Marginal, Product
 from .transition import ReverseModel, Transition
 from .transition.base import CLEAN, Terms, normalised, refuse_strangers
-from .transition.plain import categorical_kl, log_clean, score_entropy
+from .transition.interpolating import Interpolating
+from .transition.plain import categorical_kl, log_clean
 
 
 class CategoricalDenoiser(Denoiser):
@@ -64,19 +68,33 @@ class CleanDenoiser(CategoricalDenoiser):
         return log_clean(self.corruption, self.logits(x_t, t, **cond))
 
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        return self.reverse(self.corruption, x_t, self(x_t, t, **cond).exp(), t, s)
+        p0 = self(x_t, t, **cond).exp()
+        with full_precision(x_t):
+            return self.reverse(self.corruption, x_t, p0, t, s)
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        return self.corruption.draw(self.reverse, self.logits(x_t, t, **cond), x_t, t, s, generator)
+        logits = self.logits(x_t, t, **cond)
+        with full_precision(x_t):
+            return self.corruption.draw(self.reverse, logits, x_t, t, s, generator)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.corruption.ratio(x_t, self(x_t, t, **cond).exp(), t)
+        p0 = self(x_t, t, **cond).exp()
+        with full_precision(x_t):
+            return self.corruption.ratio(x_t, p0, t)
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        return self.corruption.divergence(self.reverse, _in(self.logits(x_t, t, **cond), dtype), x0, x_t, t, s)
+        logits = _in(self.logits(x_t, t, **cond), dtype)
+        with full_precision(x_t):
+            return self.corruption.divergence(self.reverse, logits, x0, x_t, t, s)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        return self.corruption.path_rate(_in(self.logits(x_t, t, **cond), dtype), x0, x_t, t)
+        logits = _in(self.logits(x_t, t, **cond), dtype)
+        with full_precision(x_t):
+            return self.corruption.path_rate(logits, x0, x_t, t)
+
+    def cross_entropy(self, x0: Tensor, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`-log p(x_0 | x_t)`, `(...)`, nats."""
+        return -log_likelihood(self.logits(x_t, t, **cond), x0)
 
 
 @described
@@ -121,10 +139,18 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         label: the number that the network is fed for a time.
         offset: added to the output before it is read, `(transition, t) -> (..., )` numbers for the batch; `scaled_by_noise` for SEDD's
             absorbing networks.
+
+    Raises:
+        UsageError: for another process.
     """
 
-    def __init__(self, network: nn.Module, transition: Transition, label: Label = thousandths, offset: Label | None = None) -> None:
+    def __init__(self, network: nn.Module, transition: Interpolating, label: Label = thousandths, offset: Label | None = None) -> None:
         super().__init__()
+        if not isinstance(transition, Interpolating) or transition.steps is not None:
+            raise UsageError(
+                f"{type(transition).__name__} (T={transition.steps}): ratios are learned on a process in continuous time whose steps can "
+                "be undone, such as Absorbing(27, LogLinear()) or Uniform(27, Geometric())"
+            )
         self.network, self.transition, self.label, self.offset = network, transition, label, offset
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
 
@@ -143,7 +169,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         m = self.ratio(x_t, t, **cond).double()
         kept, lost = (like(c.to(m.device), m) for c in self.corruption.kept(s, t))
-        pi, total = self.corruption.pi().to(m), m.sum(-1, keepdim=True)
+        pi, total = self.corruption.stationary().to(m), m.sum(-1, keepdim=True)
         before = ((m - lost * pi * total) / kept.clamp(min=torch.finfo(m.dtype).tiny)).clamp(min=0)
         law = before * self.corruption.likelihood(x_t, s, t)
         if self.corruption.states > self.corruption.levels:  # x_0 is never masked
@@ -158,15 +184,15 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         return categorical(self.step_law(x_t, t, s, **cond), generator)
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        log_p = self.step_law(x_t, t, s, **cond).clamp(min=1e-30)
+        p = self.step_law(x_t, t, s, **cond).clamp(min=1e-30)
         truth = Marginal()(self.corruption, x_t, self.corruption.one_hot(x0, torch.float64), t, s)
-        kl = categorical_kl(truth, log_p)
-        return Terms(kl, torch.full_like(kl, torch.nan))
+        kl = categorical_kl(truth, p)
+        return Terms(kl, None)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         log_ratio = _in(self.log_ratio(x_t, t, **cond), dtype)
-        rate = score_entropy(self.corruption, log_ratio, x0, x_t, t)
-        return Terms(rate, torch.full_like(rate, torch.nan))
+        with full_precision(x_t):
+            return Terms(self.corruption.score_entropy(log_ratio, x0, x_t, t), None)
 
 
 @described
@@ -176,7 +202,19 @@ def scaled_by_noise(transition: Transition, t: Tensor) -> Tensor:
     The released code takes the logarithm of the vocabulary with the mask less one, which is `levels`.
     """
     total = transition.noise.total(t)
-    return -torch.log(torch.expm1(total)) - torch.tensor(float(transition.levels)).log()
+    return -torch.log(torch.expm1(total)) - math.log(transition.levels)
+
+
+def refuse_without_p0(denoiser: CategoricalDenoiser, name: str) -> None:
+    """Refuses a denoiser that does not say p0, by the name of what needs it.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not isinstance(denoiser, CleanDenoiser):
+        raise UsageError(
+            f"{name} needs p(x_0 | x_t), and {type(denoiser).__name__} has no logits of it: take one that has, such as Categorical"
+        )
 
 
 class CategoricalOracle(CleanDenoiser):

@@ -19,11 +19,10 @@ from ..shared.errors import UsageError
 from ..shared.guidance import NO_NULL, refuse_without
 from ..shared.random import Source, categorical
 from ..shared.tensors import at_least_float32
-from .denoiser import CategoricalDenoiser, CleanDenoiser
+from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_p0
 from .reverse import Marginal
 from .transition.base import CLEAN, Terms, normalised
 from .transition.plain import categorical_kl, score_entropy
-from .truncation import refuse_without_logits
 
 FLOOR = math.log(1e-30)  # of what is taken away: where neither half gives a chance there is none
 LogProb: TypeAlias = Callable[..., Tensor]
@@ -51,7 +50,7 @@ class ClassifierFree(CleanDenoiser):
 
     def __init__(self, denoiser: CleanDenoiser, w: float, condition: str = "label", null: Tensor | int | None = None) -> None:
         super().__init__()
-        refuse_without_logits(denoiser, "ClassifierFree")
+        refuse_without_p0(denoiser, "ClassifierFree")
         refuse_without(denoiser, condition)
         if not w > -1:
             raise UsageError(f"w={w}: give a strength above -1, 0 for the condition as it is; to sample without it leave it out")
@@ -149,9 +148,9 @@ class ClassifierGuided(CategoricalDenoiser):
         model = self.step_law(x_t, t, s, **cond)
         truth = Marginal()(self.corruption, x_t, self.corruption.one_hot(x0, dtype or model.dtype), t, s)
         kl = categorical_kl(truth, model.to(truth))
-        return Terms(kl, torch.full_like(kl, torch.nan))
+        return Terms(kl, None)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         ratio = self.ratio(x_t, t, **cond)
         rate = score_entropy(self.corruption, ratio.to(dtype or ratio.dtype).log(), x0, x_t, t)
-        return Terms(rate, torch.full_like(rate, torch.nan))
+        return Terms(rate, None)

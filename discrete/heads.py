@@ -32,7 +32,15 @@ def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
 @described
 def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    """A symbol that is no mask is certain to be x_0: MDLM's SUBS, for absorption with a mask of its own (Sahoo et al. 2024, 3.2.3)."""
+    """A symbol that is no mask is certain to be x_0: MDLM's SUBS (Sahoo et al. 2024, section 3.2.3).
+
+    Raises:
+        UsageError: for a process without a mask of its own, where any symbol may be noise.
+    """
+    if transition.states == transition.levels:
+        raise UsageError(
+            "carried is for a mask that is no symbol of the data, Absorbing(levels, schedule): elsewhere take direct or residual"
+        )
     logits = direct(out, x_t, transition)
     known = (x_t < transition.levels)[..., None]
     blank = logits.masked_fill(known, -torch.inf)

@@ -18,7 +18,7 @@ LONGEST, BISECTIONS, AT_ONCE = 1e5, 80, 2**22  # events at which all is lost, as
 def mutual_information(
     build: Callable[[NoiseSchedule], Transition], frequencies: Tensor, steps: int, among: Tensor | None = None
 ) -> NoiseSchedule:
-    r"""The table by which `I(x_n; x_0) / H(x_0) = 1 - n / T`: each step erases an equal share of the information (Austin et al. 2021, A.4).
+    r"""The table by which `I(x_n; x_0) / H(x_0) = 1 - n / T`: each step erases an equal share (Austin et al. 2021, appendix A).
 
     Information falls with the number of events, so each row is found by bisection. For `Absorbing` the betas are `reciprocal(steps)`,
     whatever the frequencies.
@@ -36,6 +36,8 @@ def mutual_information(
     transition, p = build(Constant(LONGEST)), frequencies.detach().double()
     if p.shape != (transition.levels,) or bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
         raise UsageError(f"frequencies must be {transition.levels} numbers of sum 1, not {tuple(p.shape)} of sum {float(p.sum()):.6g}")
+    if float(p.max()) == 1:
+        raise UsageError("frequencies of one symbol alone hold no information to erase: count those of text with two or more")
     symbols = torch.arange(transition.levels) if among is None else among
     clean, share = transition.one_hot(symbols, torch.float64), p[symbols] / p[symbols].sum()
     data = torch.nn.functional.pad(p, (0, transition.states - transition.levels))

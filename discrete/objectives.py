@@ -12,8 +12,8 @@ from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent
 from ..shared.random import Source
-from ..shared.tensors import like
-from .denoiser import CategoricalDenoiser
+from ..shared.tensors import full_precision, like
+from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_p0
 
 
 @described
@@ -37,16 +37,18 @@ class Hybrid(Objective):
         super().__init__()
         if denoiser.corruption.steps is None:
             raise UsageError("this process runs in continuous time and has no L_n: train it with ContinuousBound, or give it a table")
+        if ce:
+            refuse_without_p0(denoiser, f"ce={ce}")
         self.denoiser, self.ce, self.times, self.padding = denoiser, ce, times, padding
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        x_t = transition.corrupt(x0, t, generator=generator)
-        terms = self.denoiser.divergence(x0, x_t, t, transition.before(t), **cond)
-        term, cross_entropy = (mean_over(values, x0, self.padding) for values in terms)
-        total = term + self.ce * cross_entropy if self.ce else term
-        bits = term.detach() * (transition.steps / math.log(2))
-        return Loss(total, {"bits_per_dim": bits, "cross_entropy": cross_entropy.detach()}, t)
+        with full_precision(x0):
+            x_t = transition.corrupt(x0, t, generator=generator)
+        term, cross_entropy = self.denoiser.divergence(x0, x_t, t, transition.before(t), **cond)
+        term = mean_over(term, x0, self.padding)
+        parts = {"bits_per_dim": term.detach() * (transition.steps / math.log(2))}
+        return with_cross_entropy(term, cross_entropy, self.ce, x0, self.padding, parts, t)
 
 
 @described
@@ -71,15 +73,17 @@ class ContinuousBound(Objective):
         super().__init__()
         if denoiser.corruption.steps is not None:
             raise UsageError("a table has no rates: train it with Hybrid, or give the process a schedule such as LogLinear()")
+        if ce:
+            refuse_without_p0(denoiser, f"ce={ce}")
         self.denoiser, self.ce, self.times, self.padding = denoiser, ce, times, padding
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        x_t = transition.corrupt(x0, t, generator=generator)
-        terms = self.denoiser.path_rate(x0, x_t, t, **cond)
-        rate, cross_entropy = (mean_over(values, x0, self.padding) for values in terms)
-        bound = (1 - transition.t_min) * rate
-        return Loss(bound + self.ce * cross_entropy if self.ce else bound, {"bits_per_dim": bound.detach() / math.log(2)}, t)
+        with full_precision(x0):
+            x_t = transition.corrupt(x0, t, generator=generator)
+        rate, cross_entropy = self.denoiser.path_rate(x0, x_t, t, **cond)
+        bound = (1 - transition.t_min) * mean_over(rate, x0, self.padding)
+        return with_cross_entropy(bound, cross_entropy, self.ce, x0, self.padding, {"bits_per_dim": bound.detach() / math.log(2)}, t)
 
 
 @described
@@ -90,17 +94,32 @@ class CrossEntropy(Objective):
         denoiser: any that says p0.
         times: how the times of a batch are drawn.
         padding: the symbol of positions that are left out of the loss, or None.
+
+    Raises:
+        UsageError: for one that does not.
     """
 
-    def __init__(self, denoiser: CategoricalDenoiser, times: Draw = independent, padding: int | None = None) -> None:
+    def __init__(self, denoiser: CleanDenoiser, times: Draw = independent, padding: int | None = None) -> None:
         super().__init__()
+        refuse_without_p0(denoiser, "CrossEntropy")
         self.denoiser, self.times, self.padding = denoiser, times, padding
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        x_t = transition.corrupt(x0, t, generator=generator)
-        nats = mean_over(self.denoiser.divergence(x0, x_t, t, torch.zeros_like(t), **cond).cross_entropy, x0, self.padding)
+        with full_precision(x0):
+            x_t = transition.corrupt(x0, t, generator=generator)
+        nats = mean_over(self.denoiser.cross_entropy(x0, x_t, t, **cond), x0, self.padding)
         return Loss(nats, {"cross_entropy": nats.detach()}, t)
+
+
+def with_cross_entropy(
+    bound: Tensor, cross_entropy: Tensor | None, ce: float, x0: Tensor, padding: int | None, parts: dict[str, Tensor], t: Tensor
+) -> Loss:
+    """A bound `(B,)` plus lambda times the cross-entropy, where there is one."""
+    if cross_entropy is None:
+        return Loss(bound, parts, t)
+    nats = mean_over(cross_entropy if ce else cross_entropy.detach(), x0, padding)
+    return Loss(bound + ce * nats if ce else bound, parts | {"cross_entropy": nats.detach()}, t)
 
 
 def mean_over(values: Tensor, x0: Tensor, padding: int | None) -> Tensor:

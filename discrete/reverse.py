@@ -40,7 +40,7 @@ class Product(ReverseModel):
 class Marginal(ReverseModel):
     r"""`p(x_s | x_t) = sum_x0 q(x_s | x_t, x_0) p0(x_0)`: exact when p0 is the posterior of x_0, so the denoiser means what it says."""
 
-    counts = True
+    discounts = True
 
     def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return transition.posterior(x_t, p0, t, s)

@@ -56,7 +56,9 @@ class Steps(NoiseSchedule):
     def __init__(self, events: Tensor) -> None:
         events = events.detach().double()
         if events.ndim != 1 or not len(events) or not bool((events > 0).all() & torch.isfinite(events[:-1]).all()):
-            raise UsageError("a schedule is a vector of numbers in (0, 1], 1 at the last step only, such as reciprocal(1000)")
+            raise UsageError(
+                "events are positive numbers, one for each step, infinite (beta = 1) at the last only, such as reciprocal(1000)'s"
+            )
         self.events, self.steps = events, len(events)
         self._total = Table(torch.cat([events.new_zeros(1), events.cumsum(0)]))
 
@@ -84,6 +86,9 @@ class LogLinear(NoiseSchedule):
     eps: float = 1e-3
     t_min: float = 1e-3
 
+    def __post_init__(self) -> None:
+        refuse_numbers(0 <= self.eps < 1 and 0 < self.t_min < 1, self)
+
     def total(self, t: Tensor) -> Tensor:
         return -torch.log1p(-(1 - self.eps) * exact(t))
 
@@ -108,6 +113,9 @@ class Geometric(NoiseSchedule):
     high: float = 20.0
     t_min: float = 1e-3
 
+    def __post_init__(self) -> None:
+        refuse_numbers(0 < self.low < self.high and 0 < self.t_min < 1, self)
+
     def total(self, t: Tensor) -> Tensor:
         t = exact(t)
         return torch.where(t > 0, torch.exp((1 - t) * math.log(self.low) + t * math.log(self.high)), 0.0)
@@ -127,6 +135,9 @@ class Exponential(NoiseSchedule):
     scale: float = 3.0
     base: float = 100.0
     t_min: float = 1e-2
+
+    def __post_init__(self) -> None:
+        refuse_numbers(self.scale > 0 and self.base > 1 and 0 < self.t_min < 1, self)
 
     def total(self, t: Tensor) -> Tensor:
         return self.scale * torch.expm1(exact(t) * math.log(self.base))
@@ -162,7 +173,7 @@ class Cosine(NoiseSchedule):
 @described
 @dataclass(frozen=True)
 class Constant(NoiseSchedule):
-    """`total = rate t`: the process on its own clock.
+    """`total = events t`: the process on its own clock.
 
     Attributes:
         events: events by t = 1.
@@ -171,6 +182,9 @@ class Constant(NoiseSchedule):
 
     events: float = 10.0
     t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        refuse_numbers(self.events > 0 and 0 < self.t_min < 1, self)
 
     def total(self, t: Tensor) -> Tensor:
         return self.events * exact(t)
@@ -192,7 +206,21 @@ def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
         return schedule
     if not isinstance(schedule, Tensor):
         raise UsageError(f"schedule={schedule!r}: give a table of betas such as reciprocal(1000), or a NoiseSchedule such as LogLinear()")
-    return Steps(-torch.log1p(-schedule.detach().double()))
+    return Steps(-torch.log1p(-checked_betas(schedule)))
+
+
+def checked_betas(schedule: Tensor | NoiseSchedule) -> Tensor:
+    """A table of betas, `(T,)`, float64.
+
+    Raises:
+        UsageError: for what is none.
+    """
+    if not isinstance(schedule, Tensor):
+        raise UsageError(f"schedule={schedule!r}: this chain is given by the betas of its steps, such as linear(1000)")
+    betas = schedule.detach().double()
+    if betas.ndim != 1 or not len(betas) or not bool((betas > 0).all() & (betas <= 1).all() & (betas[:-1] < 1).all()):
+        raise UsageError("a schedule is a vector of numbers in (0, 1], 1 at the last step only, such as reciprocal(1000)")
+    return betas
 
 
 def finite(schedule: NoiseSchedule) -> NoiseSchedule:
@@ -236,6 +264,14 @@ def betas_between(schedule: NoiseSchedule, steps: int) -> Tensor:
     """A schedule in continuous time as a table: `beta_n = 1 - exp(total((n-1)/T) - total(n/T))`, `(T,)`."""
     check_steps(steps)
     return -torch.expm1(-schedule.total(torch.arange(steps + 1, dtype=torch.float64) / steps).diff())
+
+
+def refuse_numbers(fit: bool, schedule: NoiseSchedule) -> None:
+    """Refuses a schedule whose numbers do not make events grow from 0, or whose t_min is not within (0, 1)."""
+    if not fit:
+        raise UsageError(
+            f"{schedule}: its events must grow from 0 or more, and t_min lie within (0, 1); see help({type(schedule).__name__})"
+        )
 
 
 def check_steps(steps: int) -> None:

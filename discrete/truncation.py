@@ -10,7 +10,7 @@ from torch import Tensor
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import at_least_float32, exact
-from .denoiser import CategoricalDenoiser, CleanDenoiser
+from .denoiser import CleanDenoiser, refuse_without_p0
 
 
 @described
@@ -27,7 +27,7 @@ class Tempered(CleanDenoiser):
 
     def __init__(self, denoiser: CleanDenoiser, temperature: float) -> None:
         super().__init__()
-        refuse_without_logits(denoiser, "Tempered")
+        refuse_without_p0(denoiser, "Tempered")
         if not temperature > 0:
             raise UsageError(f"temperature={temperature}: give a number above 0, 1 for the denoiser as it is")
         self.denoiser, self.temperature = denoiser, temperature
@@ -54,7 +54,7 @@ class Nucleus(CleanDenoiser):
 
     def __init__(self, denoiser: CleanDenoiser, p: float) -> None:
         super().__init__()
-        refuse_without_logits(denoiser, "Nucleus")
+        refuse_without_p0(denoiser, "Nucleus")
         if not 0 < p <= 1:
             raise UsageError(f"p={p}: give the mass to keep, above 0 and up to 1, such as 0.9")
         self.denoiser, self.p = denoiser, p
@@ -68,13 +68,3 @@ class Nucleus(CleanDenoiser):
         beyond = chance.cumsum(-1) - chance >= self.p
         beyond[..., 0] = False
         return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-
-
-def refuse_without_logits(denoiser: CategoricalDenoiser, name: str) -> None:
-    """Refuses a denoiser that does not say p0, by the name of the wrapper.
-
-    Raises:
-        UsageError: with what to do.
-    """
-    if not hasattr(denoiser, "logits"):
-        raise UsageError(f"{name} changes p0, and {type(denoiser).__name__} has no logits: wrap one that has, such as Categorical")

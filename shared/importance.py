@@ -60,7 +60,8 @@ class Importance(Objective):
         loss = self.at(x0, (index + 1).double() / self.steps, generator=generator, **cond)
         if self.training:
             self.record(index, loss.total.detach().double())
-        return loss._replace(total=loss.total / (self.steps * p[index]).to(loss.total))
+        weight = 1 / (self.steps * p[index])
+        return Loss(loss.total * weight.to(loss.total), {name: part * weight.to(part) for name, part in loss.parts.items()}, loss.t)
 
     def record(self, index: Tensor, losses: Tensor) -> None:
         """Notes losses `(B,)` of steps `index` `(B,)`, 0-based, in rings of `history` places, without waiting for the device."""

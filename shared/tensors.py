@@ -35,6 +35,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on the device of `x`: laws and losses of a process, beside a network that may run in half precision."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def refuse_unless(condition: Tensor, message: str) -> None:
     """Raises `UsageError(message)` unless all of `condition` holds; on an accelerator the check does not wait for the device."""
     if condition.device.type == "cpu":

@@ -301,7 +301,7 @@ def test_descriptions_rebuild_what_they_describe(make):
     denoisers = [Categorical(network, transition, r, head=h) for r, h in zip((Product(1e-6), Marginal(), None, None), heads, strict=True)]
     objective = (lambda d: Hybrid(d, 0.01, padding=3)) if transition.steps else (lambda d: ContinuousBound(d, 0.01, padding=3))
     things = [transition, *denoisers, objective(denoisers[0]), CrossEntropy(denoisers[1])]
-    if not transition.steps:
+    if not transition.steps and isinstance(transition, Uniform | Absorbing):
         things.append(ContinuousBound(ScoreEntropyDenoiser(network, transition, offset=discrete.scaled_by_noise)))
     for thing in things:
         text = json.dumps(describe(thing))

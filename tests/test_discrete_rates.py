@@ -22,11 +22,10 @@ from unnoise.discrete import (
     TauLeaping,
     Uniform,
     ordinal,
-    poisson_quantile,
     reverse_rates,
     single,
-    single_law,
 )
+from unnoise.discrete.leaping import poisson_quantile, single_law
 from unnoise.shared.random import categorical
 from unnoise.shared.sampler import PredictorCorrector
 

@@ -12,14 +12,14 @@ from ...shared.random import Source
 from ...shared.tensors import Table, exact, like
 from ..fused import log_likelihood
 from ..schedules import NoiseSchedule
-from .base import CLEAN, ReverseModel, Terms
+from .base import ReverseModel, Terms
 from .interpolating import Interpolating
-from .plain import plain_divergence, plain_draw, plain_path_rate
+from .plain import plain_divergence, plain_draw, plain_path_rate, score_entropy
 
 
 @described
 class Absorbing(Interpolating):
-    r"""`Q_n = (1 - beta_n) I + beta_n 1 e_m^T` (Austin et al. 2021, appendix A.2.2).
+    r"""`Q_n = (1 - beta_n) I + beta_n 1 e_m^T` (Austin et al. 2021, appendix A.2).
 
     Args:
         levels: number of symbols in the data.
@@ -38,16 +38,10 @@ class Absorbing(Interpolating):
             raise UsageError(f"mask={mask}: choose one of the symbols 0..{levels - 1}, or None to add one")
         super().__init__(levels, levels + (mask is None), schedule)
         self.mask, self.symbol = mask, levels if mask is None else mask
-        self._pi = Table(F.one_hot(torch.tensor(self.symbol), self.states).double())
-
-    def pi(self) -> Tensor:
-        return self._pi.values
+        self._stationary = Table(F.one_hot(torch.tensor(self.symbol), self.states).double())
 
     def stationary(self) -> Tensor:
-        """The mask; symbols that survive to t = 1, as under `LogLinear(1e-3)`, are held to be any: else no bound would be finite."""
-        survived, lost = self.kept(CLEAN, torch.ones_like(CLEAN))
-        data = F.pad(torch.full((self.levels,), 1 / self.levels, dtype=torch.float64), (0, self.states - self.levels))
-        return lost * self._pi.values + survived * data
+        return self._stationary.values
 
     def fresh(self, x: Tensor) -> Tensor:
         return (x == self.symbol).double()
@@ -72,6 +66,16 @@ class Absorbing(Interpolating):
         log_p_0, t = log_likelihood(logits, x0), exact(t).to(x_t.device)
         weight = like(self.noise.rate(t) / torch.expm1(self.noise.total(t)), x_t)
         return Terms(torch.where(x_t == self.symbol, -weight.to(log_p_0) * log_p_0, 0.0), -log_p_0)
+
+    def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        r"""At masked positions `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)` (Lou et al. 2024, eq. 15)."""
+        if self.mask is not None:
+            return score_entropy(self, log_ratio, x0, x_t, t)
+        total = like(self.noise.total(exact(t).to(x_t.device)), x_t)
+        rate, log_r = like(self.noise.rate(exact(t).to(x_t.device)), x_t), -torch.log(torch.expm1(total))
+        at_x0 = log_ratio.gather(-1, x0[..., None]).squeeze(-1)
+        terms = log_ratio[..., : self.levels].exp().sum(-1) + log_r.exp() * (log_r - 1 - at_x0)
+        return torch.where(x_t == self.symbol, rate * terms, 0.0).to(log_ratio)
 
     def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
         if reverse.eps:

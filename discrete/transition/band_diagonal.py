@@ -8,13 +8,13 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.tensors import Table
-from ..schedules import Steps
+from ..schedules import checked_betas
 from .spectral import Spectral
 
 
 @described
 class BandDiagonal(Spectral):
-    r"""`Q_n[i, j] = beta_n / K` for `0 < |i - j| <= band`, the rest of a row on its diagonal (Austin et al. 2021, appendix A.2.4).
+    r"""`Q_n[i, j] = beta_n / K` for `0 < |i - j| <= band`, the rest of a row on its diagonal (Austin et al. 2021, appendix A.2).
 
     All steps are `I + beta_n G` with one G, so its eigenvalues give every product: `prod (1 + beta_n lambda)`.
 
@@ -30,12 +30,11 @@ class BandDiagonal(Spectral):
     def __init__(self, levels: int, schedule: Tensor, band: int = 1) -> None:
         if not 1 <= band < levels:
             raise UsageError(f"band={band}: give the reach of a step, from 1 to {levels - 1}")
-        self.schedule, self.band = schedule.detach().double(), band
-        Steps(-torch.log1p(-self.schedule))  # refuses what is no table of betas
+        self.schedule, self.band = checked_betas(schedule), band
         level = torch.arange(levels)
         distance = (level[:, None] - level).abs()
         g = ((distance > 0) & (distance <= band)).double() / levels
-        super().__init__(levels, len(schedule), 0.0, g - torch.diag(g.sum(1)), torch.full((levels,), 1 / levels, dtype=torch.float64))
+        super().__init__(levels, len(self.schedule), 0.0, g - torch.diag(g.sum(1)), torch.full((levels,), 1 / levels, dtype=torch.float64))
         # No factor is negative: G is a graph's Laplacian over -K, whose eigenvalues lie in [-1, 0].
         one = 1 + self.schedule[:, None] * self.basis.values
         self._log = Table(torch.cat([one.new_zeros(1, levels), one.clamp(min=1e-300).log()]).cumsum(0))

@@ -22,7 +22,7 @@ class Terms(NamedTuple):
     """What a training step needs, `(...)` each, in nats: the divergence of a step (or the rate of the path) and `-log p0(x_0)`."""
 
     divergence: Tensor
-    cross_entropy: Tensor
+    cross_entropy: Tensor | None  # None of a denoiser that does not say p0
 
 
 class Transition(Corruption):
@@ -159,11 +159,11 @@ class ReverseModel(ABC):
 
     Attributes:
         eps: added to factors of the law; closed forms hold without.
-        counts: whether `discount` is anything but 1.
+        discounts: whether `discount` is anything but 1.
     """
 
     eps: float = 0.0
-    counts: bool = False
+    discounts: bool = False
 
     def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Normalised, `(..., K)`; t and s are scalars or `(B,)`."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.random import Source, categorical
 from ...shared.tensors import Table, like
-from ..schedules import Steps
+from ..schedules import checked_betas
 from .base import refuse_strangers
 from .stepwise import Stepwise
 
@@ -17,7 +17,7 @@ from .stepwise import Stepwise
 class DiscretizedGaussian(Stepwise):
     r"""Local moves: off the diagonal `Q_n[i, j] = w_n(i - j) / sum_m w_n(m)`, `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`, m = -(K-1)..K-1.
 
-    The diagonal is one minus the rest of its row, so Q_n is symmetric and doubly stochastic (Austin et al. 2021, appendix A.2.3).
+    The diagonal is one minus the rest of its row, so Q_n is symmetric and doubly stochastic (Austin et al. 2021, appendix A.2).
 
     One step is kept as its `(T, K)` offsets. The levels may be counted from either end, so Q_n maps even functions of the level to even
     ones and odd to odd; the products from the clean signal are kept as these two halves, `(T + 1, K/2, K/2)` each: half of the numbers and
@@ -31,8 +31,7 @@ class DiscretizedGaussian(Stepwise):
     rounding = 1e-12
 
     def __init__(self, levels: int, schedule: Tensor) -> None:
-        self.schedule = schedule.detach().double()
-        Steps(-torch.log1p(-self.schedule))  # refuses what is no table of betas
+        self.schedule = checked_betas(schedule)
         super().__init__(levels, levels, len(self.schedule))
         offset = torch.arange(levels, dtype=torch.float64)
         w = (-4 * offset**2 / ((levels - 1) ** 2 * self.schedule[:, None])).exp()

@@ -43,12 +43,18 @@ class Interpolating(Transition):
         super().__init__(levels, states, self.noise.steps, self.noise.t_min)
 
     @abstractmethod
-    def pi(self) -> Tensor:
-        """What an event draws from, `(K,)`, float64."""
-
-    @abstractmethod
     def fresh(self, x: Tensor) -> Tensor:
         """`pi_x`: the chance that an event draws the symbol x, `(...)`, float64."""
+
+    @abstractmethod
+    def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """`plain.score_entropy` in closed form, `(...)`: one sum over the symbols and what stands at x_0 and x_t.
+
+        Args:
+            log_ratio: `(..., K)`; 0 at x_t.
+            x0, x_t: `(...)`.
+            t: a scalar or `(B,)`.
+        """
 
     def kept(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """`(kept, 1 - kept)` between times s < t, float64, both without cancellation."""
@@ -57,7 +63,7 @@ class Interpolating(Transition):
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
         kept, lost = (like(c, p) for c in self.kept(s, t))
-        return kept * p + lost * p.sum(-1, keepdim=True) * self.pi().to(p)
+        return kept * p + lost * p.sum(-1, keepdim=True) * self.stationary().to(p)
 
     def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
         hit = self.one_hot(x_t, torch.float64)
@@ -68,7 +74,7 @@ class Interpolating(Transition):
         return (like(self.noise.rate(t), x_t).to(x_t.device) * self.fresh(x_t))[..., None].expand(*x_t.shape, self.states)
 
     def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return like(self.noise.rate(t), x_t[..., None]).to(x_t.device) * self.pi().to(x_t.device).expand(*x_t.shape, -1)
+        return like(self.noise.rate(t), x_t[..., None]).to(x_t.device) * self.stationary().to(x_t.device).expand(*x_t.shape, -1)
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         refuse_strangers(x0, self.levels, "x_0")

@@ -18,7 +18,7 @@ class Mixture(Plain):
     r"""Each step resamples with the chance beta_n of one process, else it moves by another: `Q_n = (1 - beta_n) Q^moves_n + beta_n 1 pi^T`.
 
     As the moves leave pi as it is, products keep this form: `Q_(s->t) = kept Q^moves_(s->t) + (1 - kept) 1 pi^T`. Neighbours and
-    absorption are mixed so in Austin et al. (2021, appendix A.2.6).
+    absorption are mixed so in Austin et al. (2021, appendix A.2).
 
     Args:
         moves: any transition over the data's symbols.
@@ -36,7 +36,7 @@ class Mixture(Plain):
             )
         super().__init__(resampling.levels, resampling.states, resampling.steps, max(moves.t_min, resampling.t_min))
         self.moves, self.resampling, self.rounding = moves, resampling, moves.rounding
-        pi, one = resampling.pi(), torch.ones((), dtype=torch.float64)
+        pi, one = resampling.stationary(), torch.ones((), dtype=torch.float64)
         if not torch.allclose(self._moved(pi, CLEAN, one), pi, atol=1e-9):
             raise UsageError("the moves change the law that resampling draws from: mix with Uniform, or with Absorbing(levels, schedule)")
 
@@ -47,7 +47,7 @@ class Mixture(Plain):
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
         kept, lost = (like(c, p) for c in self.resampling.kept(s, t))
-        return kept * self._moved(p, s, t) + lost * p.sum(-1, keepdim=True) * self.resampling.pi().to(p)
+        return kept * self._moved(p, s, t) + lost * p.sum(-1, keepdim=True) * self.resampling.stationary().to(p)
 
     def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
         hit, size = self.one_hot(x_t, torch.float64), self.moves.states

@@ -20,7 +20,7 @@ BY_EIGENVECTORS = 2048  # symbols up to which eigenvectors take seconds
 
 @described
 class NearestNeighbor(Plain):
-    r"""A walk on the graph of each symbol's k nearest neighbours: `Q_(s->t) = exp((total(t) - total(s)) R)` (Austin et al. 2021, A.2.5).
+    r"""A walk on the graph of each symbol's k nearest neighbours: `Q_(s->t) = exp((total(t) - total(s)) R)` (Austin et al. 2021, A.2).
 
     `R = (G + G^T) / 2k - diag`, G_ij = 1 where j is among the k nearest of i. Exponentials are applied: through the eigenvectors of R up to
     a few thousand symbols, by Chebyshev's polynomials beyond, where R stays sparse.

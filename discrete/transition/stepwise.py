@@ -98,7 +98,7 @@ class Stepwise(Plain):
         n = self.single(s, t, logits.device)
         exact = at_least_float32(logits[:0]).dtype
         discount = logits.new_empty(0)
-        if reverse.counts:
+        if reverse.discounts:
             reach = self.products(n).mT
             discount = reverse.discount(torch.where(reach > self.rounding, reach, 0.0).to(exact))
         clean = self.is_clean(s).to(logits.device)
