@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from ..discrete import (
     Absorbing,
     Ancestral,
@@ -18,7 +16,6 @@ from ..discrete import (
     Product,
     Transition,
     Uniform,
-    VariationalBound,
     cosine,
     direct,
     linear,
@@ -30,14 +27,13 @@ from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from ..shared.training import Training
 from . import budgets
 from .evaluation import bits_per_dim
-from .experiment import CodelengthOf, at_most
-from .images import Data, ImageExperiment, Network
+from .experiment import at_most
+from .images import Data, Network, Quantised
 from .reproduce import Study, trained
 
 HEADS = {"direct": direct, "residual": residual, "logistic": logistic}
@@ -46,7 +42,7 @@ REVERSE = {"product": Product, "marginal": Marginal}
 
 @described
 @dataclass(frozen=True)
-class D3PM(ImageExperiment):
+class D3PM(Quantised):
     """Local moves between levels, uniform resampling or absorption, with the hybrid loss."""
 
     transition: Literal["gaussian", "uniform", "absorbing"] = "gaussian"
@@ -59,8 +55,6 @@ class D3PM(ImageExperiment):
     """T; the linear beta runs from 1e-4 to 0.02, both scaled by 1000 / T."""
     ce: float = 0.001
     """Weight lambda of the cross-entropy beside one term of the bound."""
-    bound_terms: int = 100
-    """Terms of the bound to evaluate, stratified over the steps."""
     time_power: float = 1.0
     """Training times are u^time_power: 1 for the papers' uniform times, more to visit small noise more."""
 
@@ -68,12 +62,6 @@ class D3PM(ImageExperiment):
 
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
-
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.quantised(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return x
 
     def corruption(self, levels: int) -> Transition:
         """The transition for so many levels."""
@@ -91,10 +79,6 @@ class D3PM(ImageExperiment):
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(denoiser)
-
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        bound = VariationalBound(denoiser, terms=self.bound_terms)
-        return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Bits/dim and Fréchet distance of uniform, absorbing, Gaussian and Gaussian + logistic (the rows of table 3), trained alike."""

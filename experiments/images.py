@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..discrete import VariationalBound
 from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, image_set
 from ..shared.denoiser import Denoiser
@@ -137,3 +138,21 @@ class Chain(ImageExperiment):
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
         bound = self.bound(denoiser, scale)
         return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)
+
+
+@dataclass(frozen=True)
+class Quantised(ImageExperiment):
+    """An experiment of the categorical papers: images as levels, and the variational bound on them as code length."""
+
+    bound_terms: int = 100
+    """Times at which the bound is evaluated for each image, stratified."""
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.quantised(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return x
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        bound = VariationalBound(denoiser, terms=self.bound_terms)
+        return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from torch import Tensor
-
-from ..discrete import Categorical, ContinuousBound, GaussianTarget, Marginal, RateCorrector, TauLeaping, VariationalBound, direct, logistic
+from ..discrete import Categorical, ContinuousBound, GaussianTarget, Marginal, RateCorrector, TauLeaping, direct, logistic
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
-from ..shared.random import Source
 from ..shared.sampler import PredictorCorrector, Sampler
 from ..shared.scale import Scale
 from ..shared.training import Training
 from . import budgets
-from .experiment import CodelengthOf
-from .images import Data, ImageExperiment, Network
+from .images import Data, Network, Quantised
+
+HEADS = {"logistic": logistic, "direct": direct}
 
 
 @described
 @dataclass(frozen=True)
-class TauLDR(ImageExperiment):
+class TauLDR(Quantised):
     """Local moves in continuous time, a logistic head, and samples by leaps with corrector steps."""
 
     reach: float = 6.0
@@ -30,35 +29,23 @@ class TauLDR(ImageExperiment):
     """Of the Gaussian that sampling starts from, in levels."""
     ce: float = 0.001
     """Weight of the cross-entropy beside the bound."""
-    logistic_head: bool = True
-    """Whether the network gives the two numbers of a logistic law, or a logit for each level."""
+    head: Literal["logistic", "direct"] = "logistic"
+    """The two numbers of a logistic law, or a logit for each level."""
     correctors: int = 0
     """Corrector steps at each level below t = 0.1; 10 in the paper's better row."""
-    bound_terms: int = 100
-    """Times at which the bound is evaluated for each image, stratified."""
 
     loss_unit = "CTMC bound + lambda CE, nats/dim"
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.quantised(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return x
-
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         transition = GaussianTarget(scale.levels, reach=self.reach, width=self.width)
-        logits = 2 if self.logistic_head else None
+        logits = 2 if self.head == "logistic" else None
         network = self.network.build(shape, levels=scale.levels, classes=self.data.classes, logits=logits)
-        denoiser = Categorical(network, transition, Marginal(), head=logistic if self.logistic_head else direct)
+        denoiser = Categorical(network, transition, Marginal(), head=HEADS[self.head])
         return ContinuousBound(denoiser, self.ce, times=Stratified())
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         leaps = TauLeaping(denoiser)
         return PredictorCorrector(leaps, RateCorrector(denoiser, repeats=self.correctors)) if self.correctors else leaps
-
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        bound = VariationalBound(denoiser, terms=self.bound_terms)
-        return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
 
 
 def cifar10() -> TauLDR:

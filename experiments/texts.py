@@ -14,7 +14,7 @@ from ..discrete import VariationalBound
 from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, characters, pieces, sparse_chain, text8, tokenizer_file
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
-from ..shared.metrics import NGram, distinct, generative_perplexity
+from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
 from ..shared.networks import DiT, Transformer
 from ..shared.progress import Progress, silent
 from ..shared.sampler import device_of
@@ -23,6 +23,8 @@ from ..shared.training import Training
 from .evaluation import draw
 from .experiment import CodelengthOf, Experiment
 
+LETTERS = 64  # symbols up to which n-grams judge samples
+AT_ONCE = 2**26  # numbers of logits held at a time when text is coded
 CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}  # windows of the Markov chain
 
 
@@ -146,15 +148,16 @@ class TextExperiment(Experiment):
     ) -> dict[str, Any]:
         """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token and a word."""
         device, measure = device_of(denoiser), self.codelength(denoiser, test.scale)
-        generator, nats, parts = torch.Generator(device).manual_seed(seed), [], []
+        generator, parts, real = torch.Generator(device).manual_seed(seed), [], []
         windows = test.windows[: min(count or len(test.windows), len(test.windows))].long()
-        for k in windows.split(100):
-            length = measure(k.to(device), generator, progress)
-            real = test.length if self.padding is None else (k != self.padding).sum(1).to(device)
-            nats.append(length.nats / real)
-            parts.append(torch.stack([length.prior, length.path, length.data]) / real)
-        mean, error = float(torch.cat(nats).mean()), float(torch.cat(nats).std() / math.sqrt(len(windows)))
-        prior, path, data = (float(v) / math.log(2) for v in torch.cat(parts, 1).mean(1))
+        for k in windows.split(max(1, min(100, AT_ONCE // (test.length * test.vocabulary)))):
+            parts.append(torch.stack(measure(k.to(device), generator, progress)).cpu())
+            real.append((k != self.padding).sum(1) if self.padding is not None else torch.full((len(k),), test.length))
+        nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
+        mean = float(nats.sum() / tokens.sum())
+        # A ratio of sums, as perplexities are: long windows weigh more, and its error is that of what each window is off the mean.
+        error = float((nats.sum(0) - mean * tokens).std() / (tokens.mean() * math.sqrt(len(tokens))))
+        prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
         return {
             "bits_per_token": mean / math.log(2),
             "standard_error": error / math.log(2),
@@ -167,10 +170,10 @@ class TextExperiment(Experiment):
         }
 
     def judged(self, samples: Tensor, order: int = 5) -> dict[str, Any]:
-        """An n-gram model of the training text as judge of samples, with their entropy beside it; for small vocabularies."""
+        """The entropy of samples and, for small vocabularies, their perplexity under an n-gram model of the training text beside it."""
         train = self.load("train")
-        if train.vocabulary > 64:
-            return {}
+        found = {"sample_entropy": entropy(samples, train.vocabulary), "distinct_4": distinct(samples, min(4, samples.shape[1]))}
+        if train.vocabulary > LETTERS:
+            return found
         judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), 50_000)])
-        perplexity, entropy = generative_perplexity(judge, samples)
-        return {"generative_perplexity": perplexity, "sample_entropy": entropy, "distinct_4": distinct(samples, 4)}
+        return {"generative_perplexity": generative_perplexity(judge, samples).perplexity} | found
