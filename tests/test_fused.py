@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from unnoise.discrete import Dense, DiscretizedGaussian, Marginal, Product, fused, linear
+from unnoise.discrete import Dense, DiscretizedGaussian, Marginal, NearestNeighbor, Product, cosine, fused, linear, nearest
+from unnoise.discrete.transition import nearest_neighbor
 from unnoise.discrete.transition.plain import plain_divergence
 
 T = 20
@@ -46,3 +47,19 @@ def test_float32_stays_finite_where_chances_vanish(reverse, n, generator):
     exact = chain.divergence(reverse, logits.detach().double(), x0, x_t, t, s).divergence
     assert torch.autograd.grad(kl.sum(), logits)[0].isfinite().all()
     torch.testing.assert_close(kl.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_large_graphs_have_the_losses_and_gradients_of_small_ones(monkeypatch, generator):
+    """Chebyshev's polynomials, for tens of thousands of symbols, against eigenvectors."""
+    near = nearest(torch.randn(40, 4, generator=generator), 4)
+    small = NearestNeighbor(near, cosine(20))
+    monkeypatch.setattr(nearest_neighbor, "BY_EIGENVECTORS", 0)
+    large = NearestNeighbor(near, cosine(20))
+    logits = torch.randn(3, 5, 40, generator=generator, dtype=torch.float64, requires_grad=True)
+    x0, t = torch.randint(0, 40, (3, 5), generator=generator), torch.tensor([2, 10, 19]).double() / 20
+    x_t, found = small.corrupt(x0, t, generator=generator), []
+    for transition in (small, large):
+        kl = transition.divergence(Product(), logits, x0, x_t, t, t - 1 / 20).divergence
+        found.append((kl, torch.autograd.grad(kl.sum(), logits)[0]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
