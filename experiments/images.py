@@ -15,7 +15,7 @@ from ..discrete import VariationalBound
 from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, image_set
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
+from ..shared.describe import described, formerly
 from ..shared.networks import UNet
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
@@ -26,6 +26,7 @@ from .evaluation import evaluate_images
 from .experiment import CodelengthOf, Experiment
 
 
+@formerly("unnoise.experiments.experiment.Data")
 @described
 @dataclass(frozen=True)
 class Data:
@@ -49,6 +50,7 @@ class Data:
         return image_set(self.name, split=split, size=self.size, progress=progress)
 
 
+@formerly("unnoise.experiments.experiment.Network")
 @described
 @dataclass(frozen=True)
 class Network:

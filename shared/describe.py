@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,16 @@ def described(thing: T) -> T:
     """Marks a class or a module-level function of this package as one that checkpoints may name."""
     _KNOWN[_name(thing)] = thing
     return thing
+
+
+def formerly(name: str) -> Callable[[T], T]:
+    """Marks a class as what checkpoints of earlier versions call by another name."""
+
+    def mark(thing: T) -> T:
+        _KNOWN[name] = thing
+        return thing
+
+    return mark
 
 
 def describe(value: Any, role: str = "") -> Any:

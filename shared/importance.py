@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .describe import described
+from .describe import described, formerly
 from .errors import UsageError
 from .objective import Loss, Objective
 from .random import Source, categorical
 
 
+@formerly("unnoise.continuous.objectives.Importance")
 @described
 class Importance(Objective):
     r"""Draws n with chance `p_n ~ sqrt(E[L_n^2])` and weighs the loss by `1 / (T p_n)` (Nichol & Dhariwal 2021, section 3.3;

@@ -225,3 +225,11 @@ def test_losses_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert Simple(denoiser)(torch.randn(2, 1, 4, 4)).total.dtype == torch.float32
         assert Hybrid(categorical)(torch.randint(0, 4, (2, 1, 4, 4))).total.dtype == torch.float32
+
+
+def test_names_of_earlier_versions_are_known():
+    import unnoise.experiments  # noqa: F401
+    from unnoise.shared.describe import build
+
+    data = build({"class": "unnoise.experiments.experiment.Data", "arguments": {"name": "digits", "batch": 3}})
+    assert (type(data).__module__, data.batch) == ("unnoise.experiments.images", 3)
