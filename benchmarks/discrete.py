@@ -12,7 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unnoise.discrete import Absorbing, DiscretizedGaussian, LogLinear, Marginal, NearestNeighbor, Product, Uniform, cosine, linear, nearest
+from unnoise.discrete import (
+    Absorbing,
+    DiscretizedGaussian,
+    Geometric,
+    LogLinear,
+    Marginal,
+    NearestNeighbor,
+    Product,
+    Uniform,
+    cosine,
+    linear,
+    nearest,
+)
 from unnoise.shared.random import categorical
 from unnoise.shared.tensors import Table, like
 
@@ -47,7 +59,13 @@ def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callabl
         logits.grad = None
         uniform.divergence(Product(), logits, x0, mixed, t, s).divergence.mean().backward()
 
-    return {"cross-entropy": cross_entropy, "absorbing": absorb, "uniform": resample}
+    in_time = Uniform(shape[-1], Geometric())
+
+    def ratios() -> None:
+        logits.grad = None
+        in_time.score_entropy(logits, x0, mixed, t).mean().backward()
+
+    return {"cross-entropy": cross_entropy, "absorbing": absorb, "uniform": resample, "score entropy": ratios}
 
 
 def steps(shape: tuple[int, int, int]) -> dict[str, float]:
@@ -156,7 +174,8 @@ def main() -> None:
             took = {k: seconds(work, 3 if shape[-1] > 1000 else 50) for k, work in losses(shape, dtype).items()}
             ratios = {k: v / took["cross-entropy"] for k, v in took.items()}
             print(
-                f"loss {name} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), uniform {ratios['uniform']:.2f} x (2.5)"
+                f"{name} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), uniform {ratios['uniform']:.2f} x (2.5), "
+                f"uniform score entropy {ratios['score entropy']:.2f} x"
             )
         print(f"step {name}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in steps(shape).items()))
     memory = {name: peak(name, SHAPES["(4, 1024, 50257)"]) for name in ("cross-entropy", "absorbing", "uniform")}
