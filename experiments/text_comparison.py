@@ -39,16 +39,14 @@ def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progre
     Returns:
         The table, as Markdown.
     """
-    from ..shared.figures import Lines, save_lines
-
     torch.manual_seed(0)
     first = next(iter(models.values()))
     train, test = first.load("train"), first.load("test")
     quick = first.training.steps <= 100  # a smoke run
     windows, samples = (8, 8) if quick else (WINDOWS, SAMPLES)
-    results, texts, curves = baselines(first, train, test), [], {}
+    results, texts = baselines(first, train, test), []
     for name, model in models.items():
-        home = writable(folder / name.lower().replace(" ", "-"))
+        home = writable(folder_of(folder, name))
         if seconds is not None:
             model = within(model, seconds, home)
         denoiser = trained(model, train, home, progress).denoiser
@@ -56,8 +54,7 @@ def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progre
         drawn = draw(model, model.sampler(denoiser), test.shape, test.scale, samples, model.sampling_steps, progress=progress)
         results[name] = found | model.judged(drawn.levels) | {"evaluations": drawn.evaluations, "training_steps": model.training.steps}
         texts.append(f"## {name}\n\n{quoted(test.decode(drawn.levels[:SHOWN]))}\n\n{filled(model, denoiser, test, progress)}")
-        curves[name] = smoothed([(r["step"], r["bits_per_dim"]) for r in read_metrics(home / "metrics.jsonl") if "bits_per_dim" in r])
-    save_lines(folder / "figure.png", {"bound of training batches": Lines("step", "bits/char", curves)})
+    picture(folder, results)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     (folder / "samples.md").write_text("# Samples and gaps filled in\n\n" + "\n\n".join(texts) + "\n")
     page = folder / "table.md"
@@ -72,6 +69,26 @@ def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progre
         "Samples and gaps filled in: [samples.md](samples.md).\n"
     )
     return page
+
+
+def picture(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """The bound of training batches, from a tenth of the training on, beside the best of the baselines."""
+    from ..shared.figures import Lines, save_lines
+
+    curves, steps = {}, 0
+    for name, found in results.items():
+        if "training_steps" in found:
+            log = read_metrics(folder_of(folder, name) / "metrics.jsonl")
+            steps = max(steps, found["training_steps"])
+            curves[name] = smoothed([(r["step"], r["bits_per_dim"]) for r in log if r["step"] >= found["training_steps"] / 10])
+    floor = min((found["bits_per_character"], name) for name, found in results.items() if "training_steps" not in found)
+    curves[floor[1]] = ([0, steps], [floor[0], floor[0]])
+    save_lines(folder / "figure.png", {"bound of training batches": Lines("step", "bits/char", curves, logy=True)})
+
+
+def folder_of(folder: Path, name: str) -> Path:
+    """Where a model of the comparison is kept."""
+    return folder / name.lower().replace(" ", "-")
 
 
 def smoothed(points: list[tuple[int, float]], over: int = 8) -> tuple[list[int], list[float]]:
