@@ -2,7 +2,7 @@
 
 from ..shared.importance import Importance
 from .bound import VariationalBound
-from .denoiser import Categorical, CategoricalDenoiser, CategoricalOracle, CleanDenoiser, ScoreEntropyDenoiser, scaled_by_noise
+from .denoiser import Categorical, CategoricalDenoiser, CategoricalOracle, CleanDenoiser, ScoreEntropyDenoiser, scaled_by_noise, unscaled
 from .editing import Infilling, between, prefix, sliding, suffix
 from .guidance import ClassifierFree, ClassifierGuided, every_neighbour, first_order
 from .heads import carried, direct, logistic, residual
@@ -92,4 +92,5 @@ __all__ = [
     "sinkhorn",
     "sliding",
     "suffix",
+    "unscaled",
 ]

@@ -137,8 +137,8 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         network: `(x_t int64, time label (B,), **cond) -> (..., K)`.
         transition: in continuous time, that resamples.
         label: the number that the network is fed for a time.
-        offset: added to the output before it is read, `(transition, t) -> (..., )` numbers for the batch; `scaled_by_noise` for SEDD's
-            absorbing networks.
+        offset: added to the output before it is read, a number for each time: by default `scaled_by_noise` for a mask, as released,
+            and `unscaled` elsewhere.
 
     Raises:
         UsageError: for another process.
@@ -151,15 +151,15 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
                 f"{type(transition).__name__} (T={transition.steps}): ratios are learned on a process in continuous time whose steps can "
                 "be undone, such as Absorbing(27, LogLinear()) or Uniform(27, Geometric())"
             )
-        self.network, self.transition, self.label, self.offset = network, transition, label, offset
+        self.network, self.transition, self.label = network, transition, label
+        self.offset = offset or (scaled_by_noise if transition.states > transition.levels else unscaled)
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
 
     def log_ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`log m`, `(..., K)`; 0 at x_t itself."""
         refuse_strangers(x_t, self.corruption.states, "x_t")
         out = at_least_float32(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond))
-        if self.offset is not None:
-            out = out + like(self.offset(self.corruption, t).to(out.device), out)
+        out = out + like(self.offset(self.corruption, t).to(out.device), out)
         out = F.pad(out, (0, self.corruption.states - out.shape[-1]), value=-torch.inf)
         return out.scatter(-1, x_t[..., None], 0.0)
 
@@ -193,6 +193,12 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         log_ratio = _in(self.log_ratio(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return Terms(self.corruption.score_entropy(log_ratio, x0, x_t, t), None)
+
+
+@described
+def unscaled(transition: Transition, t: Tensor) -> Tensor:
+    """0: the output as it is."""
+    return torch.zeros_like(t)
 
 
 @described

@@ -52,6 +52,8 @@ class Infilling(Sampler):
         known, mask = self.known.to(device), self.mask.to(device)
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            if known.shape[-1] != x.shape[-1]:
+                raise UsageError(f"{known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both one length")
             x = inner(torch.where(mask, known, x), t, s, generator=generator, **cond)
             return torch.where(mask, known, x)
 
@@ -95,6 +97,7 @@ def sliding(
     steps: int | Tensor,
     generator: Source = None,
     progress: Progress = silent,
+    prompt: Tensor | None = None,
     fill: Callable[[Sampler, Tensor, Tensor], Sampler] = Infilling,
     **cond: Any,
 ) -> Tensor:
@@ -111,6 +114,7 @@ def sliding(
         steps: of each block, or a grid.
         generator: the source of noise.
         progress: is told of the blocks.
+        prompt: `(n,)` or `(batch, n)`, n below the window: what the text begins with.
         fill: how a sampler is held to known symbols: `Infilling`, or `shared.editing.Inpainting` for other processes.
         cond: conditions by name, the same for all blocks.
 
@@ -118,8 +122,12 @@ def sliding(
         int64, `(batch, length)`.
 
     Raises:
-        UsageError: for lengths that do not fit each other.
+        UsageError: for lengths that do not fit each other, and a sampler that is held to known symbols already.
     """
+    if isinstance(sampler, Infilling):
+        raise UsageError(
+            "every block would be held to what the Infilling knows: give its sampler alone, and what the text begins with as prompt="
+        )
     if not 0 <= overlap < window or length < 1 or batch < 1:
         raise UsageError(
             f"length={length}, window={window}, overlap={overlap}, batch={batch}: give one or more of each, and an overlap below the window"
@@ -129,7 +137,8 @@ def sliding(
     blocks = 1 + -(-(length - window) // fresh)
     for block in progress(range(blocks), blocks, "blocks"):
         if block == 0:
-            text = sampler(shape=(batch, window), steps=steps, generator=generator, **cond)
+            first = sampler if prompt is None else fill(sampler, *prefix(prompt, window))
+            text = first(shape=(batch, window), steps=steps, generator=generator, **cond)
             continue
         run = fill(sampler, *prefix(text[:, text.shape[1] - overlap :], window)) if overlap else sampler
         x = run(shape=(batch, window), steps=steps, generator=generator, **cond)

@@ -4,17 +4,37 @@ Everything that a checkpoint of this package may name is imported here, so `load
 """
 
 from ..shared.training import load
-from . import classifier_free, d3pm_images, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, score_sde, upsampling
+from . import (
+    classifier_free,
+    d3pm_images,
+    d3pm_text,
+    ddim,
+    ddpm,
+    guided_diffusion,
+    improved_ddpm,
+    mdlm,
+    multinomial,
+    progressive_distillation,
+    score_sde,
+    sedd,
+    tauldr,
+    upsampling,
+)
 
 __all__ = [
     "classifier_free",
     "d3pm_images",
+    "d3pm_text",
     "ddim",
     "ddpm",
     "guided_diffusion",
     "improved_ddpm",
     "load",
+    "mdlm",
+    "multinomial",
     "progressive_distillation",
     "score_sde",
+    "sedd",
+    "tauldr",
     "upsampling",
 ]

@@ -171,6 +171,8 @@ def run_train(arguments: list[str]) -> None:
     if (options := recipe_options("train", arguments)) is None:
         return
     experiment, folder, name = options.experiment, writable(options.out), arguments[0]
+    if options.resume and not (folder / "checkpoints").is_dir():
+        raise UsageError(f"there is nothing to resume in {folder}: leave --resume out, or give the run's folder as --out")
     data = experiment.load("train", bar)
     print(f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/")
     train_recipe(experiment, data, folder, bar, resume=options.resume)

@@ -44,6 +44,10 @@ class Experiment(ABC):
     def load(self, split: str = "train", progress: Progress = silent) -> Any:
         """A split of the data, with its `shape` and `scale`."""
 
+    def settled(self) -> Experiment:
+        """The same with whatever it points to outside of its run taken in."""
+        return self
+
     @abstractmethod
     def batches(self, data: Any) -> Batches:
         """A split in the form that the model takes, with its conditions."""

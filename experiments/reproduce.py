@@ -26,6 +26,7 @@ SAMPLES = 500
 
 def train_recipe(experiment: Experiment, data: Any, folder: Path, progress: Progress, *, resume: bool) -> Objective:
     """Trains one recipe into a folder, with pictures of samples on the way."""
+    experiment = experiment.settled()
     torch.manual_seed(experiment.training.seed)
     name = Path(experiment.picture)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..discrete import Absorbing, Ancestral, ContinuousBound, Geometric, LogLinear, ScoreEntropyDenoiser, Uniform, scaled_by_noise
+from ..discrete import Absorbing, Ancestral, ContinuousBound, Geometric, LogLinear, ScoreEntropyDenoiser, Uniform
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
@@ -30,7 +30,7 @@ class SEDD(TextExperiment):
         absorbing = self.transition == "absorbing"
         transition = Absorbing(scale.levels, LogLinear()) if absorbing else Uniform(scale.levels, Geometric())
         network = self.network.build(transition.states, shape[0], scale.levels)
-        denoiser = ScoreEntropyDenoiser(network, transition, offset=scaled_by_noise if absorbing else None)
+        denoiser = ScoreEntropyDenoiser(network, transition)
         return ContinuousBound(denoiser, times=Stratified(), padding=self.padding)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:

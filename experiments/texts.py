@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from ..discrete import VariationalBound
 from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, characters, pieces, sparse_chain, text8, tokenizer_file
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
+from ..shared.errors import UsageError
 from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
 from ..shared.networks import DiT, Transformer
 from ..shared.progress import Progress, silent
@@ -34,8 +35,8 @@ class Text:
     """Text to train on."""
 
     name: str = "shakespeare"
-    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or CSV file, a folder
-    of files named after the splits, or a set on the hub."""
+    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or CSV file, of which
+    the last tenth is held out, a folder of files named after the splits, or a set on the hub."""
     batch: int = 64
     """Windows in a batch."""
     length: int = 128
@@ -43,7 +44,7 @@ class Text:
     column: str = "text"
     """Where the text is."""
     tokenizer: str | None = None
-    """A tokenizer file (tokenizer.json), or None for 27 symbols: a to z and one space for everything else."""
+    """A tokenizer file (tokenizer.json), which a run keeps, or None for 27 symbols: a to z and one space for everything else."""
     layout: Literal["packed", "ends", "padded"] = "packed"
     """Documents end to end, with an end token at both ends of a window too, or one in a window with padding; for tokenizers."""
     crop: bool = False
@@ -51,8 +52,16 @@ class Text:
     seed: int = 0
     """Of the order of the windows."""
 
+    def __post_init__(self) -> None:
+        if self.tokenizer is None and self.layout != "packed":
+            raise UsageError(
+                f"layout={self.layout} is for a tokenizer, and 27 symbols are packed: give --text.tokenizer tokenizer.json too"
+            )
+
     def load(self, split: str = "train") -> TextSet:
         """A split."""
+        if Path(self.name).is_file() and self.name != "text8":
+            split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
         if self.name == "chain":
             chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
             windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
@@ -66,7 +75,14 @@ class Text:
 
     def alphabet(self) -> Letters | Pieces:
         """What the tokens stand for."""
-        return Letters() if self.tokenizer is None else tokenizer_file(self.tokenizer)
+        if self.tokenizer is None:
+            return Letters()
+        return Pieces.of_json(self.tokenizer) if self.tokenizer.startswith("{") else tokenizer_file(self.tokenizer)
+
+    def settled(self) -> Text:
+        """The same with the tokenizer itself in place of its path: a run then means the same wherever the file goes."""
+        alphabet = self.alphabet()
+        return replace(self, tokenizer=alphabet.json) if isinstance(alphabet, Pieces) else self
 
 
 @described
@@ -115,6 +131,9 @@ class TextExperiment(Experiment):
     def batches(self, data: TextSet) -> Batches:
         return data.batches(self.text.batch, seed=self.text.seed)
 
+    def settled(self) -> TextExperiment:
+        return replace(self, text=self.text.settled())
+
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
         return {}
 
@@ -141,7 +160,10 @@ class TextExperiment(Experiment):
         test = self.load("test")
         results = self.code(denoiser, test, count, seed=seed, progress=progress)
         samples = draw(self, self.sampler(denoiser), test.shape, test.scale, min(count or 200, 200), steps, seed=seed, progress=progress)
-        return results | self.judged(samples.levels) | {"evaluations": samples.evaluations, "seconds": round(samples.seconds, 2)}
+        found = self.judged(samples.levels)
+        units = {"generative_perplexity": "generative_perplexity_per_token_5_gram", "sample_entropy": "sample_entropy_bits"}
+        named = {units.get(name, name): value for name, value in found.items()}
+        return results | named | {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
 
     def code(
         self, denoiser: Denoiser, test: TextSet, count: int | None = None, *, seed: int = 0, progress: Progress = silent
@@ -161,7 +183,7 @@ class TextExperiment(Experiment):
         return {
             "bits_per_token": mean / math.log(2),
             "standard_error": error / math.log(2),
-            "bits_per_token_prior_path_data": [prior, path, data],
+            "bits_per_token_prior_path_data": [round(v, 6) for v in (prior, path, data)],
             "bits_per_character": test.bits_per_character(mean),
             "perplexity_per_token": math.exp(mean),
             "perplexity_per_word": test.perplexity_per_word(mean),

@@ -59,6 +59,10 @@ class ClassifierFree(GaussianDenoiser):
         rescale: float = 0.0,
     ) -> None:
         super().__init__()
+        if not isinstance(denoiser, GaussianDenoiser):
+            raise UsageError(
+                f"this guides Gaussian denoisers, and {type(denoiser).__name__} is none: take unnoise.discrete.ClassifierFree for symbols"
+            )
         refuse_without(denoiser, condition)
         networks = [m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)]
         asked = [n for n in networks if condition in getattr(n, "conditions", (condition,))]  # a classifier's takes none

@@ -31,6 +31,7 @@ from unnoise.discrete import (
     mutual_information,
     reciprocal,
     scaled_by_noise,
+    unscaled,
 )
 from unnoise.discrete.schedules import betas_between
 from unnoise.discrete.transition.base import CLEAN
@@ -297,7 +298,7 @@ def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
     if kind == "target":  # its steps cannot be undone
         return
     network = Ratios(oracle)
-    score = ScoreEntropyDenoiser(network, process)
+    score = ScoreEntropyDenoiser(network, process, offset=unscaled)
     for t, s in ((0.9, 0.4), (0.3, 0.0)):
         network.t = t = torch.tensor(t, dtype=D)
         s = torch.tensor(s, dtype=D)
@@ -330,8 +331,8 @@ def test_bound_in_continuous_time_as_users_call_it():
     entropy = -2 * float((LAW * LAW.log()).sum())
     for denoiser, rows in (
         (oracle, 30_000),
-        (ScoreEntropyDenoiser(Ratios(oracle), process), 4),
-        (ScoreEntropyDenoiser(Ratios(oracle), process), 3),
+        (ScoreEntropyDenoiser(Ratios(oracle), process, offset=unscaled), 4),
+        (ScoreEntropyDenoiser(Ratios(oracle), process, offset=unscaled), 3),
     ):
         nats = VariationalBound(denoiser, terms=8)(x0[:rows], generator=torch.Generator().manual_seed(0)).nats
         if rows > 4:

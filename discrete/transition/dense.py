@@ -27,6 +27,7 @@ class Dense(Stepwise):
     """
 
     def __init__(self, matrices: Tensor, last: Tensor | None = None, levels: int | None = None) -> None:
+        matrices = torch.as_tensor(matrices)
         if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not len(matrices):
             raise UsageError(f"matrices of shape {tuple(matrices.shape)}: give (T, K, K), one square matrix for each step")
         self.matrices, self.last = matrices.detach().double(), last
@@ -69,7 +70,10 @@ def refuse_rows(matrices: Tensor) -> None:
     Raises:
         UsageError: with the first such row.
     """
-    for name, wrong in (("has a negative entry", (matrices < 0).any(-1)), ("does not sum to one", (matrices.sum(-1) - 1).abs() > ROUNDING)):
+    for name, wrong in (
+        ("has a negative entry", (matrices < 0).any(-1)),
+        ("does not sum to one", ~((matrices.sum(-1) - 1).abs() <= ROUNDING)),
+    ):
         if bool(wrong.any()):
             n, i = (int(k) for k in wrong.nonzero()[0])
             row = matrices[n, i]

@@ -89,6 +89,9 @@ def nearest(embeddings: Tensor, k: int = 5) -> Tensor:
     """
     if not 1 <= k < len(embeddings):
         raise UsageError(f"k={k}: give the number of neighbours, from 1 to {len(embeddings) - 1}")
+    embeddings = torch.as_tensor(embeddings)
+    if not bool(torch.isfinite(embeddings).all()):
+        raise UsageError("the embeddings hold numbers that are not finite: what is near to what cannot be told")
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
     found = []
     for rows in torch.arange(len(unit)).split(1024):

@@ -118,6 +118,21 @@ class Pieces(Alphabet):
         if self.tokenizer.token_to_id(self.end) is None:
             raise UsageError(f"the tokenizer has no piece {self.end!r} to end a document: name one of its own as end=")
 
+    @classmethod
+    def of_json(cls, json: str, end: str | None = None, path: str = "this") -> Pieces:
+        """The pieces of a tokenizer's own text; `path` is how errors call it. See `tokenizer_file`."""
+        if end is None:
+            from tokenizers import Tokenizer
+
+            try:
+                pieces = Tokenizer.from_str(json).get_vocab(with_added_tokens=True)
+            except Exception as error:
+                raise UsageError(
+                    f"{path} is not a tokenizer of the `tokenizers` library ({first_line(error)}): give its tokenizer.json"
+                ) from error
+            end = next((e for e in ENDS if e in pieces), ENDS[0])
+        return cls(json, end)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer itself, which neither cuts nor pads."""
@@ -171,6 +186,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 8192) -> Pieces:
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    if isinstance(texts, str):
+        raise UsageError(f"texts={texts[:40]!r}: give an iterable of texts, such as documents({texts[:40]!r}) for the file of that name")
     if vocabulary < 257:
         raise UsageError(f"vocabulary={vocabulary}: give 257 or more, for 256 bytes and the end of a document")
     tokenizer = Tokenizer(models.BPE())
@@ -201,17 +218,7 @@ def tokenizer_file(path: str | Path, end: str | None = None) -> Pieces:
     except (OSError, UnicodeDecodeError) as error:
         remedy = "give a tokenizer.json (GPT-2's is in huggingface.co/openai-community/gpt2), or use train_tokenizer"
         raise UsageError(f"the tokenizer {path} cannot be read ({first_line(error)}): {remedy}") from error
-    if end is None:
-        from tokenizers import Tokenizer
-
-        try:
-            pieces = Tokenizer.from_str(json).get_vocab(with_added_tokens=True)
-        except Exception as error:
-            raise UsageError(
-                f"{path} is not a tokenizer of the `tokenizers` library ({first_line(error)}): give its tokenizer.json"
-            ) from error
-        end = next((e for e in ENDS if e in pieces), ENDS[0])
-    return Pieces(json, end)
+    return Pieces.of_json(json, end, str(path))
 
 
 def first_line(error: Exception) -> str:

@@ -103,7 +103,8 @@ def pieces(name: str, split: str, length: int, tokenizer: Pieces, layout: Layout
     tokens, letters, words = _tokenised(name, split, column, tokenizer)
     end, padding = tokenizer.tokenizer.token_to_id(tokenizer.end), tokenizer.size
     windows = layout(tokens, length, end=end, padding=padding)
-    return TextSet(windows, tokenizer, tokens.count, letters, words, padding if layout.pads else None)
+    framing = length / max(1, length - layout.extra)
+    return TextSet(windows, tokenizer, tokens.count, letters, words, padding if layout.pads else None, framing=framing)
 
 
 def documents(name: str, split: str = "train", *, column: str = "text") -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..random import Source
 from ..scale import Scale
 from .alphabets import Alphabet
@@ -42,6 +43,7 @@ class TextSet:
         words: words that they stand for; with a tokenizer, the end of each document counts as one (as for D3PM's LM1B).
         padding: the padding token, where there is one.
         crop: batches hold random pieces of this length of the windows.
+        framing: tokens of a window for each token of the text in it; above 1 where windows have ends of their own.
     """
 
     windows: Windows
@@ -51,6 +53,7 @@ class TextSet:
     words: int
     padding: int | None = None
     crop: int | None = None
+    framing: float = 1.0
 
     @property
     def vocabulary(self) -> int:
@@ -72,6 +75,13 @@ class TextSet:
         """K levels."""
         return Scale(self.vocabulary)
 
+    def encode(self, text: str) -> Tensor:
+        """A text as tokens `(L,)`, int64, without an end: what a prompt is made of."""
+        found = self.alphabet.encode([text])
+        if not found:
+            raise UsageError(f"{text!r} holds nothing that these {self.alphabet.size} symbols can write: give some letters")
+        return torch.as_tensor(found[0].tokens[:-1].astype("int64"))
+
     def decode(self, ids: Tensor) -> list[str]:
         """Rows of tokens `(B, L)` as texts, without the padding; ids that are no token are written `_`."""
         return self.alphabet.decode(ids, self.padding)
@@ -84,12 +94,12 @@ class TextSet:
         return counts / counts.sum(dtype=torch.float64)
 
     def bits_per_character(self, nats: float) -> float:
-        """`nats tokens / (characters log 2)` of a mean code length in nats per token (padding left out)."""
-        return nats * self.tokens / (self.characters * math.log(2))
+        """`nats tokens / (characters log 2)` of a mean code length in nats per token (padding left out, ends of windows included)."""
+        return nats * self.framing * self.tokens / (self.characters * math.log(2))
 
     def perplexity_per_word(self, nats: float) -> float:
-        """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out)."""
-        return math.exp(nats * self.tokens / self.words)
+        """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out, ends of windows included)."""
+        return math.exp(nats * self.framing * self.tokens / self.words)
 
     def batches(self, batch: int, *, seed: int = 0) -> Batches:
         """Endless batches `{"x0": (batch, L)}`, int64.

@@ -123,9 +123,11 @@ class Layout(Protocol):
 
     Attributes:
         pads: whether there is one token more, for padding, `padding`.
+        extra: tokens of a window that are none of the text's.
     """
 
     pads: bool
+    extra: int
 
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows: ...
 
@@ -141,6 +143,11 @@ class Packed:
     ends: bool = False
     pads = False
 
+    @property
+    def extra(self) -> int:
+        """Two, with ends."""
+        return 2 * self.ends
+
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
         """Windows of the stream."""
         return StreamWindows(tokens, length, end if self.ends else None)
@@ -151,6 +158,7 @@ class Padded:
     """One document a window, cut at L tokens or filled up with a padding token that the model learns like any other."""
 
     pads = True
+    extra = 0
 
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
         """Windows of documents."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..describe import described
 from ..errors import UsageError
+from ..tensors import refuse_unless
 from .blocks import Upsample, conv, enlarged, group_norm, zeroed
 from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 from .stages import Stages, check_signal, check_sizes, descend, run
@@ -161,6 +162,11 @@ class UNet(nn.Module):
 
     def _enter(self, x: Tensor, image: Tensor | None) -> Tensor:
         if self.levels is not None:
+            refuse_unless(
+                (x >= 0) & (x < self.levels),
+                f"a symbol is out of 0..{self.levels - 1}: this network has levels={self.levels}; for a mask of its own beside K levels "
+                "build it with levels=K + 1, logits=K",
+            )
             one_hot = F.one_hot(x, self.levels).movedim(-1, 2)  # (B, C, K, *size)
             return one_hot.flatten(1, 2).to(self.stem.weight.dtype)
         if not self.image:

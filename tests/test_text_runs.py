@@ -1,0 +1,110 @@
+"""Text as its users have it: a file, a tokenizer, a prompt."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import unnoise.experiments
+from unnoise.discrete import Absorbing, Categorical, Dense, FirstHitting, Infilling, LogLinear, Unmasking, nearest, prefix, sliding
+from unnoise.experiments import recipes
+from unnoise.experiments.cli import main
+from unnoise.shared.data import Packed, characters, documents, pieces, shakespeare, train_tokenizer
+from unnoise.shared.errors import UsageError
+from unnoise.shared.guidance import ClassifierFree
+from unnoise.shared.networks import UNet
+
+LINES = [
+    f"the {a} fox saw {b} dogs and {c} cats" for a in ("quick", "old", "red") for b in ("two", "ten", "six") for c in ("five", "no")
+] * 12
+TINY = ["--network.width", "16", "--network.depth", "1", "--network.heads", "2", "--training.steps", "4", "--text.length", "16"]
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my.txt"
+    path.write_text("\n".join(LINES))
+    return path
+
+
+def test_checkpoints_of_every_recipe_can_be_loaded():
+    assert all(script.__name__.split(".")[-1] in unnoise.experiments.__all__ for script, _ in recipes.SCRIPTS.values())
+
+
+def test_of_a_single_file_the_end_is_held_out(corpus, capsys):
+    assert main(["train", "mdlm-smoke", "--text.name", "my.txt", *TINY, "--out", "run"]) == 0
+    assert main(["evaluate", "run", "--count", "4"]) == 0
+    assert json.loads(Path("run/evaluation.json").read_text())["windows"] == 4
+    assert main(["train", "mdlm-smoke", "--text.name", "my.txt", *TINY, "--resume", "--out", "nowhere"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_tokenizer(corpus, capsys):
+    first, other = (train_tokenizer(LINES[i::2], size) for i, size in ((0, 280), (1, 290)))
+    first.save("tok.json")
+    layout = ["--text.name", "my.txt", "--text.tokenizer", "tok.json", "--text.layout", "padded", "--text.batch", "4"]
+    assert main(["train", "mdlm-smoke", *layout, *TINY, "--out", "run"]) == 0
+    assert main(["evaluate", "run", "--count", "4"]) == 0
+    before = json.loads(Path("run/evaluation.json").read_text())
+    other.save("tok.json")
+    Path("tok.json").unlink()
+    assert main(["evaluate", "run", "--count", "4"]) == 0
+    after = json.loads(Path("run/evaluation.json").read_text())
+    assert {k: v for k, v in after.items() if k != "sampling_seconds"} == {k: v for k, v in before.items() if k != "sampling_seconds"}
+    assert "sample_entropy_bits" in after
+    assert main(["train", "mdlm-smoke", "--text.layout", "padded", "--out", "other"]) == 2
+    assert "27 symbols are packed" in capsys.readouterr().err
+
+
+def test_ends_of_windows_are_paid_for(corpus):
+    tokenizer = train_tokenizer(LINES, 280)
+    plain, framed = (pieces(str(corpus), "train", 16, tokenizer, layout) for layout in (Packed(), Packed(ends=True)))
+    # All windows at 1 nat a token, over the characters that they hold: 14 of 16 tokens are text.
+    assert plain.bits_per_character(1.0) == pytest.approx(plain.tokens / (plain.characters * math.log(2)))
+    assert framed.bits_per_character(1.0) == pytest.approx(plain.bits_per_character(1.0) * 16 / 14)
+    assert framed.perplexity_per_word(1.0) == pytest.approx(math.exp(plain.tokens / plain.words * 16 / 14))
+    for text in (plain, characters(str(corpus), "train", 16)):
+        assert text.decode(text.encode("the quick fox")[None]) == ["the quick fox"]
+
+
+def masked(known=3):
+    network = torch.nn.Module()
+    network.forward = lambda x, label: torch.sin(torch.arange(5.0) + x[..., None])
+    return Categorical(network, Absorbing(5, LogLinear(eps=0.0)))
+
+
+@pytest.mark.parametrize("sampler", [Unmasking, FirstHitting])
+def test_a_prompt_begins_long_text_and_comes_once(sampler, generator):
+    prompt = torch.tensor([4, 3, 4, 3])
+    text = sliding(sampler(masked()), 40, window=8, overlap=3, batch=3, steps=8, generator=generator, prompt=prompt)
+    assert (text[:, :4] == prompt).all()
+    with pytest.raises(UsageError, match="what the text begins with as prompt="):
+        sliding(Infilling(sampler(masked()), *prefix(prompt, 8)), 40, window=8, overlap=3, batch=3, steps=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Dense(torch.full((2, 3, 3), math.nan)), "row 0 of Q_1 does not sum to one"),
+        (lambda: nearest(torch.full((5, 2), math.nan), 2), "not finite"),
+        (lambda: train_tokenizer("my.txt", 300), "such as documents"),
+        (lambda: shakespeare(length=16).encode("!?"), "nothing that these 27 symbols can write"),
+        (lambda: ClassifierFree(masked(), 1.0), "take unnoise.discrete.ClassifierFree"),
+        (lambda: UNet((1, 4, 4), 8, (1,), 1, (), levels=4)(torch.full((1, 1, 4, 4), 4), torch.ones(1)), "levels=K . 1, logits=K"),
+        (lambda: UNet((1, 4, 4), 8, (1,), 1, (), logits=2), "logits=2 with levels=None"),
+        (
+            lambda: Infilling(Unmasking(masked()), *prefix(torch.zeros(3).long(), 8))(shape=(2, 9), steps=3),
+            "8 known positions do not fit 9",
+        ),
+    ],
+)
+def test_what_new_users_did_wrong(make, words):
+    with pytest.raises(UsageError, match=words):
+        make()
+
+
+def test_documents_feed_a_tokenizer(corpus):
+    assert train_tokenizer(documents(str(corpus)), 280).size <= 280
