@@ -16,7 +16,7 @@ from ..shared.errors import UsageError
 from ..shared.labels import Label, thousandths
 from ..shared.random import Source, categorical
 from ..shared.tensors import at_least_float32, full_precision, like
-from .fused import log_likelihood
+from .fused import cross_entropy
 from .heads import Head, direct
 from .reverse import Marginal, Product
 from .transition import ReverseModel, Transition
@@ -94,7 +94,7 @@ class CleanDenoiser(CategoricalDenoiser):
 
     def cross_entropy(self, x0: Tensor, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`-log p(x_0 | x_t)`, `(...)`, nats."""
-        return -log_likelihood(self.logits(x_t, t, **cond), x0)
+        return cross_entropy(self.logits(x_t, t, **cond), x0)
 
 
 @described

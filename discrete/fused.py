@@ -18,8 +18,8 @@ LEAST = 1e-30
 ON_CPU, ON_DEVICE = 2**18, 2**26  # numbers in a block: a megabyte stays in a core's cache, an accelerator wants to be filled
 
 
-def log_likelihood(logits: Tensor, x0: Tensor) -> Tensor:
-    """`log softmax(logits)[x0]`, `(...)`, float32 or better.
+def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
+    """`-log softmax(logits)[x0]`, `(...)`, float32 or better.
 
     Args:
         logits: `(..., K)`, of any precision.
@@ -27,8 +27,8 @@ def log_likelihood(logits: Tensor, x0: Tensor) -> Tensor:
     """
     rows = logits.reshape(-1, logits.shape[-1])
     if logits.dtype in (torch.float32, torch.float64):
-        return -F.cross_entropy(rows, x0.reshape(-1), reduction="none").view(x0.shape)
-    return _LogLikelihood.apply(rows, x0.reshape(-1)).view(x0.shape)
+        return F.cross_entropy(rows, x0.reshape(-1), reduction="none").view(x0.shape)
+    return _HalfCrossEntropy.apply(rows, x0.reshape(-1)).view(x0.shape)
 
 
 def resampled_sums(logits: Tensor, x_t: Tensor, x0: Tensor, u: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,24 +105,24 @@ def matrix_divergence(
     return kl.view(x0.shape), nll.view(x0.shape)
 
 
-class _LogLikelihood(torch.autograd.Function):
+class _HalfCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x0: Tensor) -> Tensor:
         p = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        log_p_0 = torch.empty(x0.shape, device=x0.device)
+        nats = torch.empty(x0.shape, device=x0.device)
         for rows in _blocks(logits):
             log_p = logits[rows].float().log_softmax(-1)
-            log_p_0[rows] = _at(log_p, x0[rows])
+            nats[rows] = -_at(log_p, x0[rows])
             if p is not None:
                 p[rows] = log_p.exp_()
         ctx.save_for_backward(p, x0)
-        return log_p_0
+        return nats
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         p, x0 = ctx.saved_tensors
-        grad = p * -g[:, None].to(p)
-        return grad.scatter_add_(1, x0[:, None], g[:, None].to(p)), None
+        grad = p * g[:, None].to(p)
+        return grad.scatter_add_(1, x0[:, None], -g[:, None].to(p)), None
 
 
 class _ResampledSums(torch.autograd.Function):

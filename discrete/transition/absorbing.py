@@ -10,7 +10,7 @@ from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.random import Source
 from ...shared.tensors import Table, exact, like
-from ..fused import log_likelihood
+from ..fused import cross_entropy
 from ..schedules import NoiseSchedule
 from .base import ReverseModel, Terms
 from .interpolating import Interpolating
@@ -52,20 +52,25 @@ class Absorbing(Interpolating):
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps:
             return plain_divergence(self, reverse, logits, x0, x_t, t, s)
-        log_p_0 = log_likelihood(logits, x0)
-        # Where it matters x_t is the mask, which, if it was added, x_0 never is.
-        nothing = torch.full_like(log_p_0, -torch.inf)
-        log_p_t = nothing if self.mask is None else log_likelihood(logits, torch.full_like(x_t, self.mask))
-        clean = like(self.is_clean(s).to(x_t.device), x_t)
-        return Terms(self.known_divergence(self.pair(reverse, x_t, t, s), clean, x0, x_t, log_p_t, log_p_0), -log_p_0)
+        nats, clean = cross_entropy(logits, x0), like(self.is_clean(s).to(x_t.device), x_t)
+        if self.mask is None:  # a masked symbol was revealed after s with the same chance under both laws
+            before, after = (self.noise.total(exact(time).to(x_t.device)) for time in (s, t))
+            revealed = like((torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after), x_t)
+            return Terms(self._weighed(torch.where(clean, 1.0, (x_t == self.symbol) * revealed), nats), nats)
+        log_p_t = -cross_entropy(logits, torch.full_like(x_t, self.mask))
+        return Terms(self.known_divergence(self.pair(reverse, x_t, t, s), clean, x0, x_t, log_p_t, -nats), nats)
 
     def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""`-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masked positions, 0 elsewhere (Sahoo et al. 2024, eq. 10)."""
         if self.mask is not None:
             return plain_path_rate(self, logits, x0, x_t, t)
-        log_p_0, t = log_likelihood(logits, x0), exact(t).to(x_t.device)
-        weight = like(self.noise.rate(t) / torch.expm1(self.noise.total(t)), x_t)
-        return Terms(torch.where(x_t == self.symbol, -weight.to(log_p_0) * log_p_0, 0.0), -log_p_0)
+        nats, t = cross_entropy(logits, x0), exact(t).to(x_t.device)
+        weight = like((self.noise.rate(t) / torch.expm1(self.noise.total(t))).to(nats), x_t)
+        return Terms(self._weighed((x_t == self.symbol) * weight, nats), nats)
+
+    def _weighed(self, weight: Tensor, nats: Tensor) -> Tensor:
+        """`weight nats`, 0 where the weight is, even of a symbol without a chance."""
+        return weight.to(nats) * nats.clamp(max=torch.finfo(nats.dtype).max)
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         r"""At masked positions `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)` (Lou et al. 2024, eq. 15)."""
