@@ -66,6 +66,8 @@ class D3PMText(TextExperiment):
     """Neighbours of a symbol."""
     budget: float | None = None
     """Seconds of processor time that each model of `reproduce` may train; None for as many steps as `training` says."""
+    measured: tuple[int, int] = (400, 200)
+    """Held-out windows that `reproduce` codes, and samples that it draws, of each model."""
 
     loss_unit = "L_n + lambda CE, nats/token"
 
@@ -112,7 +114,7 @@ class D3PMText(TextExperiment):
             "MDLM": MDLM(network=replace(rotary, timed=False), **shared),
             "SEDD absorbing": SEDD(network=rotary, **shared),
         }
-        return compare(models, folder, progress, self.budget)
+        return compare(models, folder, progress, seconds=self.budget, windows=self.measured[0], samples=self.measured[1])
 
 
 def company(text: TextSet, windows: int = 20_000) -> Tensor:
@@ -144,9 +146,9 @@ def chain() -> D3PMText:
 
 def shakespeare() -> D3PMText:
     """27 symbols of Shakespeare, 128 at a time."""
-    return D3PMText(**budgets.shakespeare(), budget=400)
+    return D3PMText(**budgets.shakespeare(), budget=400, measured=(200, 60))
 
 
 def smoke() -> D3PMText:
     """Seconds, to see that the whole path runs."""
-    return D3PMText(**budgets.smoke_text(), steps=100)
+    return D3PMText(**budgets.smoke_text(), steps=100, measured=(8, 8))

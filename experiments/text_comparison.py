@@ -24,10 +24,18 @@ from .report import table
 from .reproduce import trained
 from .texts import TextExperiment
 
-WINDOWS, SAMPLES, SHOWN = 400, 200, 3
+SHOWN = 3
 
 
-def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progress = silent, seconds: float | None = None) -> Path:
+def compare(
+    models: Mapping[str, TextExperiment],
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    seconds: float | None = None,
+    windows: int = 400,
+    samples: int = 200,
+) -> Path:
     """Trains each model, codes held-out text, draws samples and fills in gaps, into a table, a figure and a page of samples.
 
     Args:
@@ -35,6 +43,8 @@ def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progre
         folder: where everything goes, each model in a folder of its own.
         progress: how to report progress.
         seconds: the processor time that each model may train, whatever its steps cost; None for as many steps as its recipe says.
+        windows: held-out windows to code.
+        samples: of each model.
 
     Returns:
         The table, as Markdown.
@@ -42,9 +52,7 @@ def compare(models: Mapping[str, TextExperiment], folder: Path, progress: Progre
     torch.manual_seed(0)
     first = next(iter(models.values()))
     train, test = first.load("train"), first.load("test")
-    quick = first.training.steps <= 100  # a smoke run
-    windows, samples = (8, 8) if quick else (WINDOWS, SAMPLES)
-    results, texts = baselines(first, train, test), []
+    results, texts = baselines(first, train, test, windows, samples), []
     for name, model in models.items():
         home = writable(folder_of(folder, name))
         if seconds is not None:
@@ -108,9 +116,9 @@ def cells(found: Mapping[str, Any]) -> list[str]:
     return [f"{found['bits_per_character']:.3f}{error}", perplexity, spread, *rest]
 
 
-def baselines(experiment: TextExperiment, train: TextSet, test: TextSet) -> dict[str, dict[str, Any]]:
+def baselines(experiment: TextExperiment, train: TextSet, test: TextSet, windows: int, samples: int) -> dict[str, dict[str, Any]]:
     """The exact entropy of a chain, or n-gram models of the training text; and the text itself as samples."""
-    real = test.windows[: min(SAMPLES, len(test.windows))].long()
+    real = test.windows[: min(samples, len(test.windows))].long()
     held_out = {"sample_entropy": entropy(real, train.vocabulary)}
     if experiment.text.name == "chain":
         chain = sparse_chain()
@@ -122,8 +130,8 @@ def baselines(experiment: TextExperiment, train: TextSet, test: TextSet) -> dict
     found = {}
     for order, name in ((1, "unigram"), (3, "trigram"), (5, "5-gram")):
         model = NGram(order, train.vocabulary).fit(train.windows[: len(train.windows)])
-        windows = test.windows[: min(WINDOWS, len(test.windows))].long()
-        found[name] = {"bits_per_character": float(model.bits(windows).sum() / windows.numel())}
+        coded = test.windows[: min(windows, len(test.windows))].long()
+        found[name] = {"bits_per_character": float(model.bits(coded).sum() / coded.numel())}
     found["5-gram"] |= held_out | {"generative_perplexity": 2 ** float(model.bits(real).sum() / real.numel())}
     return found
 
