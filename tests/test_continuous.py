@@ -316,7 +316,7 @@ def test_wrong_combinations_are_refused_when_built():
         (lambda: VariationalBound(one_output, Scale(17))(torch.zeros(1, 2, dtype=torch.int64)), "x0 is torch.int64: the bound takes real"),
         (lambda: VariationalBound(one_output, Scale(17))(torch.full((1, 2), 7.0)), "x0 leaves the scale"),
         (lambda: VariationalBound(Learned(MLP(2), Cosine()), Scale(17)), r"take denoiser.on\(tabulate"),
-        (lambda: Importance(Simple(Learned(MLP(2), Cosine()))), "time is continuous"),
+        (lambda: Importance(Simple(Learned(MLP(2), Cosine()))), "this process runs in continuous time"),
         (lambda: Churned(DDIM(Learned(MLP(2), to_zero, velocity)), 0.1), "alpha = 0 is divided by"),
         (lambda: Churned(UniPC(one_output), 0.1), "UniPC looks back at earlier levels"),
         (lambda: Renoised(DPMSolverPP(one_output)), "DPMSolverPP looks back"),

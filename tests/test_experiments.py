@@ -154,5 +154,5 @@ def test_text_is_trained_sampled_and_measured(name, tmp_path, capsys, monkeypatc
     assert found["bits_per_character"] == pytest.approx(found["bits_per_token"])  # one symbol is one character
     assert found["perplexity_per_token"] == pytest.approx(2 ** found["bits_per_token"])
     assert sum(found["bits_per_token_prior_path_data"]) == pytest.approx(found["bits_per_token"], rel=1e-6)
-    assert 0 < found["sample_entropy"] < 4.8
-    assert found["generative_perplexity"] > 1
+    assert 0 < found["sample_entropy_bits"] < 4.8
+    assert found["generative_perplexity_per_token_5_gram"] > 1
