@@ -189,26 +189,26 @@ class _MatrixDivergence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         kl, nll = (torch.empty(x0.shape, dtype=ahead.dtype, device=x0.device) for _ in range(2))
         slope, tiny = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, torch.finfo(ahead.dtype).tiny
-        size = max(1, (ON_CPU if logits.device.type == "cpu" else ON_DEVICE) // logits.shape[-1])
-        for b in range(len(logits)):
-            for rows in (slice(i, i + size) for i in range(0, logits.shape[1], size)):
-                p = at_least_float32(logits[b, rows]).softmax(-1)
-                nll[b, rows] = -_at(p, x0[b, rows]).clamp(min=tiny).log()
-                r = p.clamp(min=LEAST)  # a trace of every symbol, as in `ReverseModel`
-                if len(discount):
-                    r.mul_(discount[b].index_select(0, x_t[b, rows]))
-                w = (r @ ahead[b]).clamp_(min=tiny)
-                from_x_t, true = back[b].index_select(0, x_t[b, rows]), ahead[b].index_select(0, x0[b, rows])
-                q = from_x_t * true
-                true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
-                q.div_(true_z)
-                here = (z / true_z).log().squeeze(1) + (true.div_(w).clamp_(min=tiny).log_().mul_(q)).sum(-1)
-                kl[b, rows] = torch.lerp(here, nll[b, rows], clean[b])
-                if slope is not None:
-                    by = r.mul_(from_x_t.div_(z).sub_(q.div_(w)) @ ahead[b].T)  # p dKL/dp: what p may be too small to be divided out of
-                    by.addcmul_(p, by.sum(-1, keepdim=True), value=-1)
-                    by.lerp_(p.scatter_add(1, x0[b, rows, None], -torch.ones_like(p[:, :1])), clean[b])
-                    slope[b, rows] = by
+        for some in _boxes(logits):
+            batch, here_t, here_0 = some[0], x_t[some], x0[some]
+            offset = torch.arange(len(here_t), device=x0.device)[:, None] * logits.shape[-1]
+            p = at_least_float32(logits[some]).softmax(-1)
+            costs = -p.gather(-1, here_0[..., None]).squeeze(-1).clamp(min=tiny).log()
+            r = p.clamp(min=LEAST)  # a trace of every symbol, as in `ReverseModel`
+            if len(discount):
+                r.mul_(_rows(discount[batch], here_t + offset))
+            w = (r @ ahead[batch]).clamp_(min=tiny)
+            from_x_t, true = _rows(back[batch], here_t + offset), _rows(ahead[batch], here_0 + offset)
+            q = from_x_t * true
+            true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
+            q.div_(true_z)
+            here = (z / true_z).log().squeeze(-1) + (true.div_(w).clamp_(min=tiny).log_().mul_(q)).sum(-1)
+            kl[some], nll[some] = torch.lerp(here, costs, clean[batch, None]), costs
+            if slope is not None:
+                by = r.mul_(from_x_t.div_(z).sub_(q.div_(w)) @ ahead[batch].mT)  # p dKL/dp: p may be too small to be divided out of it
+                by.addcmul_(p, by.sum(-1, keepdim=True), value=-1)
+                p.scatter_add_(-1, here_0[..., None], -torch.ones_like(p[..., :1]))
+                slope[some] = by.lerp_(p, clean[batch, None, None])
         ctx.save_for_backward(slope, logits, x0)
         return kl, nll
 
@@ -292,6 +292,20 @@ def _at(x: Tensor, index: Tensor) -> Tensor:
 def _flat(v: Tensor, x: Tensor, logits: Tensor) -> Tensor:
     """`v` for each position, `(N,)`, in the precision of the sums."""
     return v.to(at_least_float32(logits[:0])).expand(x.shape).reshape(-1)
+
+
+def _rows(matrices: Tensor, index: Tensor) -> Tensor:
+    """Rows of matrices `(b, K, K)` that are numbered through, `(b, n)` to `(b, n, K)`."""
+    return matrices.reshape(-1, matrices.shape[-1]).index_select(0, index.flatten()).view(*index.shape, -1)
+
+
+def _boxes(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Blocks of logits `(B, n, K)`: several examples, or rows of one."""
+    numbers = ON_CPU if logits.device.type == "cpu" else ON_DEVICE
+    rows = max(1, numbers // logits.shape[2])
+    examples = max(1, rows // max(1, logits.shape[1]))
+    for b in range(0, len(logits), examples):
+        yield from ((slice(b, b + examples), slice(i, i + rows)) for i in range(0, logits.shape[1], rows))
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
