@@ -169,6 +169,9 @@ def neighbours() -> dict[str, float]:
 def main() -> None:
     """Prints every figure with its target."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    # First: a child's peak starts at that of the process it was started from.
+    memory = {name: peak(name, SHAPES["(4, 1024, 50257)"]) for name in ("cross-entropy", "absorbing", "uniform")}
+    print("peak memory (4, 1024, 50257): " + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items()))
     for name, shape in SHAPES.items():
         for dtype in (torch.float32, torch.bfloat16):
             took = {k: seconds(work, 3 if shape[-1] > 1000 else 50) for k, work in losses(shape, dtype).items()}
@@ -178,8 +181,6 @@ def main() -> None:
                 f"uniform score entropy {ratios['score entropy']:.2f} x"
             )
         print(f"step {name}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in steps(shape).items()))
-    memory = {name: peak(name, SHAPES["(4, 1024, 50257)"]) for name in ("cross-entropy", "absorbing", "uniform")}
-    print("peak memory (4, 1024, 50257): " + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items()))
     print("discretised Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): " + ", ".join(f"{k} {v:.2f}" for k, v in gaussian().items()))
     print("nearest neighbours, K = 8192 (8 GB): " + ", ".join(f"{k} {v:.2f}" for k, v in neighbours().items()))
 
