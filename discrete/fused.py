@@ -50,8 +50,9 @@ def resampled_sums(logits: Tensor, x_t: Tensor, x0: Tensor, u: Tensor, own: Tens
 def uniform_divergence(logits: Tensor, x_t: Tensor, x0: Tensor, a: Tensor, c: Tensor, own: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, `-log p0(x_0)` where clean, and `-log p0(x_0)`.
 
-    `Interpolating.known_divergence` for `pi = 1 / K`, with its derivatives by hand. A `p0(x_0)` below the smallest normal number counts as
-    that number.
+    `q_k prop. to back_k (c 1[k = x_0] + d)`, `p_k prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c own_k p0_k + d h`, and `back`
+    cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`. The derivatives are by hand. A `p0(x_0)` below the smallest normal
+    number counts as that number.
 
     Args:
         logits: `(..., K)`, of any precision.
@@ -85,8 +86,8 @@ def matrix_divergence(
 ) -> tuple[Tensor, Tensor]:
     r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of any chain, `-log p0(x_0)` where clean, and `-log p0(x_0)`.
 
-    `q prop. to back_k ahead[x_0, k]`, `p prop. to back_k w_k`, `w = (p0 / reach) ahead`; the factor `back` cancels as in
-    `Interpolating.known_divergence`.
+    `q prop. to back_k ahead[x_0, k]`, `p prop. to back_k w_k`, `w = (p0 discount) ahead`; the factor `back` cancels:
+    `KL = log(Z_p / Z_q) + sum_k q_k (log ahead[x_0, k] - log w_k)`.
 
     Args:
         logits: `(B, ..., K)`, of any precision.

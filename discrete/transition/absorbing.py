@@ -9,11 +9,11 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.random import Source
-from ...shared.tensors import Table, exact, like
+from ...shared.tensors import Table, at_least_float32, exact, like
 from ..fused import cross_entropy
 from ..schedules import NoiseSchedule
 from .base import ReverseModel, Terms
-from .interpolating import Interpolating
+from .interpolating import TINY, Interpolating, Pair
 from .plain import plain_divergence, plain_draw, plain_path_rate, score_entropy
 
 
@@ -58,7 +58,29 @@ class Absorbing(Interpolating):
             revealed = like((torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after), x_t)
             return Terms(self._weighed(torch.where(clean, 1.0, (x_t == self.symbol) * revealed), nats), nats)
         log_p_t = -cross_entropy(logits, torch.full_like(x_t, self.mask))
-        return Terms(self.known_divergence(self.pair(reverse, x_t, t, s), clean, x0, x_t, log_p_t, -nats), nats)
+        return Terms(self._at_level(self.pair(reverse, x_t, t, s), clean, x0, x_t, log_p_t, -nats), nats)
+
+    def _at_level(self, pair: Pair, clean: Tensor, x0: Tensor, x_t: Tensor, log_p_t: Tensor, log_p_0: Tensor) -> Tensor:
+        r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, `(...)`, where the mask is a symbol of the data: from p0 at x_t and x_0 alone.
+
+        The factor `back` of both laws cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`.
+
+        Args:
+            pair: the constants.
+            clean: where s = 0, and the divergence is `-log p0(x_0)`.
+            x0, x_t: symbols.
+            log_p_t, log_p_0: `log p0` at x_t and x_0.
+        """
+        a, b, c, g, pi_t = pair
+        same, p_t, p_0 = x0 == x_t, log_p_t.double().exp(), log_p_0.double().exp()
+        h = g * p_t - torch.expm1(log_p_t.double())
+        w_t, w_0 = c * g * p_t + (1 - c) * h * pi_t, c * p_0 + (1 - c) * h * self.fresh(x0)
+        true_t, true_0 = c * same + (1 - c) * pi_t, c + (1 - c) * self.fresh(x0)
+        z, true_z = b * h + a * w_t, b + a * true_t
+        q_t, q_0 = (a + b) * true_t / true_z.clamp(min=TINY), b * true_0 / true_z.clamp(min=TINY)
+        at_t, at_0 = _log_ratio(true_t, w_t), _log_ratio(true_0, w_0)
+        kl = _log_ratio(z, true_z) + q_t * at_t + torch.where(same, 0.0, q_0 * at_0)
+        return torch.where(clean, -log_p_0.double(), torch.where(b > 0, kl, 0.0)).to(at_least_float32(log_p_0))
 
     def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""`-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masked positions, 0 elsewhere (Sahoo et al. 2024, eq. 10)."""
@@ -86,3 +108,7 @@ class Absorbing(Interpolating):
         if reverse.eps:
             return plain_draw(self, reverse, logits, x_t, t, s, generator)
         return self.known_draw(reverse, logits, x_t, t, s, generator)
+
+
+def _log_ratio(p: Tensor, q: Tensor) -> Tensor:
+    return p.clamp(min=TINY).log() - q.clamp(min=TINY).log()

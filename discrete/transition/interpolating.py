@@ -102,37 +102,6 @@ class Interpolating(Transition):
         c, pi_t = like(self.kept(CLEAN, s)[0], x_t), self.fresh(x_t)
         return Pair(a, lost * pi_t, c, reverse.own(kept_t, lost_t * pi_t), pi_t)
 
-    def known_divergence(
-        self, pair: Pair, clean: Tensor, x0: Tensor, x_t: Tensor, log_p_t: Tensor, log_p_0: Tensor, excess: Tensor | None = None
-    ) -> Tensor:
-        r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, `(...)`, from p0 at x_t and x_0 alone where no other symbol has a chance.
-
-        The factor `back` of both laws cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`.
-
-        Args:
-            pair: the constants.
-            clean: where s = 0, and the divergence is `-log p0(x_0)`.
-            x0, x_t: symbols.
-            log_p_t, log_p_0: `log p0` at x_t and x_0.
-            excess: `sum_k log(1 + c p_k / (h d))`, `d = (1 - c) / K`, where pi is even over K symbols; None where it is a point.
-        """
-        a, b, c, g, pi_t = pair
-        same, p_t, p_0 = x0 == x_t, log_p_t.double().exp(), log_p_0.double().exp()
-        h = g * p_t - torch.expm1(log_p_t.double())
-        w_t, w_0 = c * g * p_t + (1 - c) * h * pi_t, c * p_0 + (1 - c) * h * self.fresh(x0)
-        true_t, true_0 = c * same + (1 - c) * pi_t, c + (1 - c) * self.fresh(x0)
-        z, true_z = b * h + a * w_t, b + a * true_t
-        q_t, q_0 = (a + b) * true_t / true_z.clamp(min=TINY), b * true_0 / true_z.clamp(min=TINY)
-        at_t, at_0 = _log_ratio(true_t, w_t), _log_ratio(true_0, w_0)
-        kl = _log_ratio(z, true_z) + q_t * at_t + torch.where(same, 0.0, q_0 * at_0)
-        if excess is not None:
-            d = ((1 - c) * pi_t).clamp(min=TINY)
-            log1p_t, log1p_0 = (torch.log1p(c * p / (h * d)) for p in (p_t, p_0))
-            others = self.states - 2 + same.to(h.dtype)
-            bulk = others * torch.log(h) + excess - log1p_t - torch.where(same, 0.0, log1p_0)
-            kl = kl - b * d / true_z * bulk
-        return torch.where(clean, -log_p_0.double(), torch.where(b > 0, kl, 0.0)).to(at_least_float32(log_p_0))
-
     def known_draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source) -> Tensor:
         """`x_s ~ p(x_s | x_t)`, s > 0, with one uniform number a position.
 
@@ -148,7 +117,3 @@ class Interpolating(Transition):
         from_p0 = quantile(p0, (u / predicted.clamp(min=TINY)).clamp(max=1))
         from_pi = self.quantile(((u - predicted) / resampled.clamp(min=TINY)).clamp(0, 1))
         return torch.where(u <= predicted, from_p0, torch.where(u <= predicted + resampled, from_pi, x_t))
-
-
-def _log_ratio(p: Tensor, q: Tensor) -> Tensor:
-    return p.clamp(min=TINY).log() - q.clamp(min=TINY).log()
