@@ -9,7 +9,7 @@ import torch
 
 from unnoise.continuous import DDIM, DPMSolverPP, Learned, Simple, Tabulated, UniPC, linear_betas
 from unnoise.discrete import DiscretizedGaussian, Product, linear
-from unnoise.sde import VP, ChangeOfVariables
+from unnoise.sde import VP, Adaptive, ChangeOfVariables
 from unnoise.shared.data import Batches
 from unnoise.shared.guidance import ClassifierFree
 from unnoise.shared.networks import UNet
@@ -87,7 +87,7 @@ def solver_step(make: Callable[[Learned], Sampler], evaluations: int, **cond: to
 def likelihood_evaluation() -> float:
     """An evaluation of the likelihood's ODE over one forward and one vector-Jacobian product."""
     network, x, t = unet().requires_grad_(False), torch.randn(32, 1, 8, 8), torch.rand(32)
-    likelihood = ChangeOfVariables(Learned(network, VP()), rtol=1e-2, atol=1e-2)
+    likelihood = ChangeOfVariables(Learned(network, VP()), integrator=Adaptive(1e-2, 1e-2))
     with counted(likelihood.flow.denoiser) as count:
         likelihood(x)
 

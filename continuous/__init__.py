@@ -2,6 +2,7 @@
 
 from ..shared.denoiser import Clipped, Learned, Thresholded
 from ..shared.importance import Importance
+from ..shared.latents import slerp
 from ..shared.prediction import clean, noise, velocity
 from .betas import (
     betas_of,
@@ -20,7 +21,7 @@ from .grids import karras, log_spaced, quadratic, sections, strided, trailing
 from .objectives import Hybrid, Simple, Variational
 from .posterior import LogInterpolated, large, learned_diagonal, learned_range, posterior, small
 from .prediction import PosteriorMean
-from .samplers import DDIM, Ancestral, encode, slerp
+from .samplers import DDIM, Ancestral, encode
 from .schedules import Cosine, Shifted, resolution_shift
 from .solvers import LMS, DPMSolver, DPMSolverPP, DPMSolverPPSingle, Heun, UniPC, curved, exponential, midpoint
 from .stochastic import Churned, Renoised

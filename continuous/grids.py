@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule
+from ..shared.corruption import Schedule, karras_levels
 from ..shared.errors import UsageError
 
 
@@ -77,8 +77,7 @@ def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
 def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
     """`sigma~^(1/rho)` evenly spaced between its ends, `sigma~ = sigma_t / alpha_t` (Karras et al. 2022, eq. 5)."""
     low, high = _ends(schedule)
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    return _times(schedule, rho * torch.log(high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))))
+    return _times(schedule, karras_levels(steps, float(low), float(high), rho).log())
 
 
 def noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:

@@ -7,15 +7,20 @@ from collections.abc import Callable
 
 from ..shared.errors import UsageError
 from . import (
+    bridge,
     classifier_free,
     d3pm_images,
     d3pm_text,
     ddim,
     ddpm,
+    edm,
+    flow_matching,
     guided_diffusion,
     improved_ddpm,
+    inverse_problems,
     mdlm,
     multinomial,
+    ncsn,
     progressive_distillation,
     score_sde,
     sedd,
@@ -38,7 +43,12 @@ SCRIPTS = {
     "mdlm": (mdlm, ("shakespeare", "smoke", "text8", "lm1b", "owt")),
     "sedd": (sedd, ("shakespeare", "smoke", "text8", "owt")),
     "tauldr": (tauldr, ("digits", "smoke", "cifar10")),
-    "score-sde": (score_sde, ("digits", "mnist", "smoke")),
+    "score-sde": (score_sde, ("digits", "mnist", "smoke", "cifar10", "cifar10_subvp", "cifar10_ve", "celeba64_ve", "ffhq256_ve")),
+    "ncsn": (ncsn, ("digits", "mnist", "smoke", "cifar10", "cifar10_v2", "celeba64_v2", "lsun128_v2")),
+    "edm": (edm, ("digits", "mnist", "smoke", "cifar10", "cifar10_classes", "ffhq64", "afhqv2_64", "imagenet64")),
+    "flow-matching": (flow_matching, ("digits", "mnist", "smoke", "cifar10")),
+    "inverse-problems": (inverse_problems, ("digits", "mnist", "smoke", "cifar10", "celeba64")),
+    "bridge": (bridge, ("digits", "mnist", "smoke")),
 }
 
 RECIPES: dict[str, Callable[[], Experiment]] = {

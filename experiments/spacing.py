@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..continuous import quadratic, sections, strided, trailing
-from ..shared.corruption import Corruption
+from ..shared.corruption import Corruption, Schedule
 from ..shared.errors import UsageError
 
 
@@ -30,3 +31,8 @@ def spaced(spec: str, corruption: Corruption) -> int | Tensor:
             f"{spec} is no spacing of steps: give a number such as 50, ddim50, quad50, trailing50, or counts such as 90,60,60,20,20"
         )
     return named[name](int(digits), rows)
+
+
+def whole(schedule: Schedule) -> Tensor:
+    """The grid on which an adaptive solver has the whole way for itself: from noise to the last noisy time, and the step that denoises."""
+    return torch.tensor([1.0, schedule.t_last, 0.0], dtype=torch.float64)

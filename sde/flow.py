@@ -2,63 +2,76 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.errors import UsageError
 from ..shared.random import Source
 from ..shared.sampler import Sampler
-from ..shared.tensors import exact
-from .sde import SDE
-
-ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "bosh3": 3, "adaptive_heun": 2, "dopri5": 5, "dopri8": 8}
-ADAPTIVE = ("bosh3", "adaptive_heun", "dopri5", "dopri8")
+from ..shared.tensors import like
+from .charts import Chart, angle
+from .integrators import Integrator, Steps
 
 
 class ProbabilityFlow(Sampler):
-    r"""`dx/dt = f x - g^2 score / 2` (Song et al. 2021, eq. 13) from t down to s by a method of torchdiffeq; the last step denoises.
+    r"""`dx/dt = f x - g^2 score / 2` (Song et al. 2021, eq. 13) from t down to s; the last step denoises.
 
-    With a fixed-step method one step of the sampler is one step of the method. With an adaptive one a step is as many as the
+    With `Steps` one step of the sampler is one step of the method. With `Adaptive`, `TorchDiffEq` or `SciPy` a step is as many as the
     tolerances ask for: `steps=2` integrates from 1 to the schedule's t_last in one go and then denoises. Count evaluations with
-    `shared.sampler.counted`.
+    `shared.sampler.counted`. A start of lower temperature is a smaller one: `flow(0.9 * z, steps=...)`.
 
     Args:
-        denoiser: gives the score.
-        method: fixed: `euler`, `midpoint`, `heun2`, `heun3`, `rk4`; adaptive: `dopri5` (RK45), `bosh3`, `adaptive_heun`, `dopri8`.
-        rtol, atol: tolerances of adaptive methods.
-
-    Raises:
-        UsageError: for an unknown method, or one whose steps would have to become too small.
+        denoiser: of any schedule, zero SNR at the end too.
+        integrator: `Steps()` for Heun's method.
+        chart: the coordinates: `angle`, or `clock` for t itself.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, method: str = "heun2", rtol: float = 1e-5, atol: float = 1e-5) -> None:
+    def __init__(self, denoiser: GaussianDenoiser, integrator: Integrator | None = None, chart: Chart = angle) -> None:
         super().__init__(denoiser)
-        if method not in ORDERS:
-            raise UsageError(f"method={method}: choose from {', '.join(ORDERS)}")
-        self.sde, self.method, self.rtol, self.atol, self.order = SDE(denoiser.corruption), method, rtol, atol, ORDERS[method]
+        self.integrator, self.chart = Steps() if integrator is None else integrator, chart
+        self.order = self.integrator.order
+        end = chart.place(self.corruption, chart.position(self.corruption, torch.ones((), dtype=torch.float64)))
+        if not all(bool(torch.isfinite(c)) for c in end):
+            raise UsageError(
+                "the flow's velocity is infinite at the schedule's zero SNR: take DDIM or the chart `angle`, or put the denoiser on "
+                "another schedule with on(...)"
+            )
 
-    def velocity(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`dx/dt`, of the shape of x."""
-        return self.sde.reverse_drift(x, t, self.denoiser.score(x, t, **cond), eta=0.0)
+    def velocity(self, z: Tensor, tau: float, **cond: Any) -> Tensor:
+        """`dz / d tau` of the chart, of the shape of z."""
+        t, scale, of_x, of_clean = self.chart.place(self.corruption, tau)
+        return self.denoiser.combined(like(scale, z) * z, t, of_x, of_clean, **cond)
+
+    def transport(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        """`x_t` carried along the flow to s, which may lie on either side of t."""
+        chart, schedule = self.chart, self.corruption
+        start, end = chart.position(schedule, t), chart.position(schedule, s)
+        z = x / like(chart.scale(schedule, t), x)
+        (z,) = self.integrator(lambda tau, state: (self.velocity(state[0], tau, **cond),), (z,), start, end)
+        return like(chart.scale(schedule, s), x) * z
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0:
-            return self.denoiser(x, t, **cond)
-        times = exact(torch.stack([t, s]))
-        return solve(lambda t, x: self.velocity(x, t, **cond), x, times, self.method, self.rtol, self.atol)[-1]
+        return self.denoiser(x, t, **cond) if s == 0 else self.transport(x, t, s, **cond)
 
+    @torch.no_grad()
+    def encode(self, x0: Tensor, *, steps: int | Tensor = 2, **cond: Any) -> Tensor:
+        """The x_1 from which this sampler returns about x_0 (Song et al. 2021, section 4.3).
 
-def solve(velocity: Any, state: Any, times: Tensor, method: str, rtol: float, atol: float) -> Any:
-    """`odeint`, with its assertion about vanishing steps as a `UsageError` that says what to change."""
-    first = state[0] if isinstance(state, tuple) else state
-    times = times.to(first.device)
-    # Left alone, adaptive methods step over the end and interpolate back; beyond the end lie times below 0, where no schedule is defined.
-    options = {"step_t": times[1:]} if method in ADAPTIVE else None
-    try:
-        return odeint(velocity, state, times, method=method, rtol=rtol, atol=atol, options=options)
-    except AssertionError as error:
-        raise UsageError(f"{method} cannot meet rtol={rtol}, atol={atol} ({error}): loosen them, or look for NaN in the score") from error
+        The data stand for x at the smallest noisy level of the grid. Between two encodings `shared.latents.slerp` interpolates.
+
+        Args:
+            x0: `(B, ...)`.
+            steps: a number of steps, two or more, or a decreasing grid; with an adaptive integrator 2 will do.
+            cond: conditions by name.
+        """
+        grid, x = self.times(steps).flip(0), x0
+        grid = grid[grid > 0]
+        if len(grid) < 2:
+            raise UsageError(f"steps={steps}: encoding goes from the grid's smallest noisy level to its largest, give two steps or more")
+        for s, t in pairwise(grid):
+            x = self.transport(x, s, t, **cond)
+        return x

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,70 +13,134 @@ from torch import Tensor
 
 from ..shared.bits import Codelength, total_nats
 from ..shared.denoiser import GaussianDenoiser
+from ..shared.dequantisation import Dequantiser
+from ..shared.errors import UsageError
 from ..shared.random import Source, rademacher_like
-from ..shared.scale import Scale
-from ..shared.tensors import per_example, refuse_unless
-from .flow import ProbabilityFlow, solve
+from ..shared.tensors import like, refuse_unless
+from .charts import Chart, angle
+from .flow import ProbabilityFlow
+from .integrators import Adaptive, Integrator, State
+
+
+class Trace(ABC):
+    """How the divergence of the flow is found: from products `e^T J e` with probes e."""
+
+    @abstractmethod
+    def probes(self, x: Tensor, generator: Source = None) -> Tensor:
+        """`(n, B, ...)` for x `(B, ...)`."""
+
+    @abstractmethod
+    def estimates(self, products: Tensor) -> Tensor:
+        """Estimates of the trace, `(m, B)`, from products `(n, B)`."""
+
+    @abstractmethod
+    def error(self, estimates: Tensor) -> Tensor | None:
+        """The standard error of the mean of estimates `(m, B)`, `(B,)`; None where it cannot be told."""
+
+
+@dataclass(frozen=True)
+class Hutchinson(Trace):
+    """Random probes with `E[e e^T] = I` (Hutchinson 1990; Song et al. 2021, appendix D.2): unbiased.
+
+    Attributes:
+        count: probes for each example; the network is called once for all of them. From two on the code length has a standard error.
+        draw: `rademacher_like`, or `normal_like` for Gaussian probes, whose variance is larger.
+    """
+
+    count: int = 1
+    draw: Callable[[Tensor, Source], Tensor] = rademacher_like
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"count={self.count}: give one probe or more, or take ExactTrace() for few dimensions")
+
+    def probes(self, x: Tensor, generator: Source = None) -> Tensor:
+        return torch.stack([self.draw(x, generator) for _ in range(self.count)])
+
+    def estimates(self, products: Tensor) -> Tensor:
+        return products
+
+    def error(self, estimates: Tensor) -> Tensor | None:
+        return estimates.std(0) / math.sqrt(self.count) if self.count > 1 else None
+
+
+@dataclass(frozen=True)
+class ExactTrace(Trace):
+    """Every unit vector as a probe: exact, at the cost of one vector-Jacobian product for each dimension."""
+
+    def probes(self, x: Tensor, generator: Source = None) -> Tensor:
+        basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
+        return basis.expand(-1, len(x), *x.shape[1:])
+
+    def estimates(self, products: Tensor) -> Tensor:
+        return products.sum(0, keepdim=True)
+
+    def error(self, estimates: Tensor) -> Tensor | None:
+        return torch.zeros_like(estimates[0])
 
 
 class ChangeOfVariables:
     r"""`log p(x) = log p_1(x_1) + int div(dx/dt) dt` along the flow from t_min to 1 (Song et al. 2021, eq. 39).
 
-    The divergence is estimated with one Rademacher probe for each example (Hutchinson; unbiased), or taken exactly with one
-    vector-Jacobian product for each dimension. With a scale, the data are quantised: each level is spread uniformly over its cell,
-    and the code length of the levels is at most the expected one of the spread value less the log of the cell ("exact up to
-    dequantisation"; Theis et al. 2016).
+    One call of the network an evaluation. With a dequantiser the data are levels: `dequantisation.Uniform(scale)` spreads each over its
+    cell, and the code length of the levels is at most the expected one of the spread value less the log of the cell ("exact up to
+    dequantisation"; Theis et al. 2016); a trained `Variational` comes closer (Ho et al. 2019).
 
     Args:
-        denoiser: gives the score.
-        scale: the levels of the data; None for real-valued data, whose code length is a density's.
-        exact_trace: take the divergence exactly.
-        method, rtol, atol: of the solver.
+        denoiser: gives the flow.
+        dequantiser: of the levels; None for real-valued data, whose code length is a density's.
+        trace: `Hutchinson()`, or `ExactTrace()`.
+        integrator: of the flow.
+        chart: its coordinates.
+
+    Raises:
+        UsageError: for levels outside the scale, or data that are not finite.
     """
 
     def __init__(
         self,
         denoiser: GaussianDenoiser,
-        scale: Scale | None = None,
+        dequantiser: Dequantiser | None = None,
         *,
-        exact_trace: bool = False,
-        method: str = "dopri5",
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
+        trace: Trace | None = None,
+        integrator: Integrator | None = None,
+        chart: Chart = angle,
     ) -> None:
-        self.flow, self.scale, self.exact_trace = ProbabilityFlow(denoiser, method, rtol, atol), scale, exact_trace
+        if dequantiser is not None and not isinstance(dequantiser, Dequantiser):
+            raise UsageError(f"dequantiser={dequantiser!r}: give dequantisation.Uniform(scale), or None for real-valued data")
+        self.flow = ProbabilityFlow(denoiser, Adaptive() if integrator is None else integrator, chart)
+        self.dequantiser, self.trace = dequantiser, Hutchinson() if trace is None else trace
 
+    @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Codelength:
-        """`x0`: levels, int64 `(B, ...)`, with a scale; real numbers without."""
-        data = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-        if self.scale is not None:
-            if x0.is_floating_point():
-                refuse_unless(x0 == x0.round(), "x0 has fractions: with a scale the likelihood takes levels, whole numbers 0, 1, ..")
-            data = data + x0[0].numel() * self.scale.offset_nats
-            x0 = self.scale.dequantised(x0, generator)
-        x1, gained = self._transport(x0, rademacher_like(x0, generator), **cond)
+        """`x0`: levels `(B, ...)` with a dequantiser; real numbers without."""
+        data = torch.zeros(len(x0), device=x0.device)
+        if self.dequantiser is not None:
+            x0, data = self.dequantiser(x0, generator)
+        refuse_unless(torch.isfinite(x0), "the data hold NaN or infinity, which no density covers: look at how they were loaded")
+        x1, gained = self.transport(x0, self.trace.probes(x0, generator), **cond)
         variance = float(self.flow.corruption(torch.ones((), dtype=torch.float64))[1] ** 2)
-        prior = 0.5 * total_nats(x1.double() ** 2 / variance + math.log(2 * math.pi * variance))
-        return Codelength(prior, -gained.double(), data)
+        prior = 0.5 * total_nats(x1**2 / variance + math.log(2 * math.pi * variance))
+        return Codelength(prior, -gained.mean(0).to(prior), data.to(prior), self.trace.error(gained))
 
-    def _transport(self, x0: Tensor, probe: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """x_1 and the log-volume gained on the way, `(B,)`."""
+    def transport(self, x0: Tensor, probes: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """x_1 and estimates of the log-volume gained on the way, `(m, B)`."""
+        flow, chart, schedule = self.flow, self.flow.chart, self.flow.corruption
 
-        def velocity(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        def rate(tau: float, state: State) -> State:
             with torch.enable_grad():
-                x = state[0].detach().requires_grad_()
-                v = self.flow.velocity(x, t, **cond)
-                divergence = exact_divergence(v, x) if self.exact_trace else per_example(probe * torch.autograd.grad(v, x, probe)[0])
-            return v.detach(), divergence.detach()
+                z = state[0].detach().requires_grad_()
+                v = flow.velocity(z, tau, **cond)
+                if len(probes) == 1:
+                    (pulled,) = torch.autograd.grad(v, z, probes[0])
+                    pulled = pulled[None]
+                else:
+                    (pulled,) = torch.autograd.grad(v, z, probes, is_grads_batched=True)
+            products = torch.einsum("nbi,nbi->nb", probes.flatten(2), pulled.flatten(2))
+            return v.detach(), self.trace.estimates(products)
 
-        times = torch.tensor([self.flow.corruption.t_min, 1.0], dtype=torch.float64)
-        flow = self.flow
-        x, gained = solve(velocity, (x0, torch.zeros_like(x0.flatten(1)[:, 0])), times, flow.method, flow.rtol, flow.atol)
-        return x[-1], gained[-1]
-
-
-def exact_divergence(v: Tensor, x: Tensor) -> Tensor:
-    """`sum_i dv_i / dx_i` of each example, `(B,)`, one vector-Jacobian product for each dimension."""
-    columns = v.reshape(len(v), -1).unbind(1)
-    rows = [torch.autograd.grad(c.sum(), x, retain_graph=True)[0].reshape(len(x), -1)[:, i] for i, c in enumerate(columns)]
-    return torch.stack(rows).sum(0)
+        low, high = (torch.tensor(t, dtype=torch.float64) for t in (schedule.t_min, 1.0))
+        r0, r1 = chart.scale(schedule, low), chart.scale(schedule, high)
+        start = (x0 / like(r0, x0), self.trace.estimates(torch.zeros(len(probes), len(x0), dtype=x0.dtype, device=x0.device)))
+        z, gained = flow.integrator(rate, start, chart.position(schedule, low), chart.position(schedule, high))
+        return like(r1, z) * z, gained + x0[0].numel() * float(torch.log(r1 / r0))

@@ -1,23 +1,126 @@
-"""Objectives of the score SDEs."""
+"""Objectives of the score SDEs, of Karras et al. (2022) and of flow matching.
+
+Each is an error of what the network could say at x_t, so they differ in the weight of each time and in how times are drawn, and a
+denoiser trained with one runs under the samplers of all.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
+from ..shared.corruption import Schedule, refuse_zero_snr
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
-from ..shared.objective import Draw, Loss, Objective, independent, matching, snr
-from ..shared.random import Source
+from ..shared.errors import UsageError
+from ..shared.objective import Draw, Loss, Objective, independent, matching
+from ..shared.random import Source, normal_like
+from ..shared.tensors import at_least_float32, exact, like, per_example
+from .sde import SDE, rates
+
+ScoreWeight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
+
+
+@described
+def sigma_squared(schedule: Schedule, t: Tensor) -> Tensor:
+    """`sigma_t^2`: with this weight the score's error is the noise's (Song et al. 2021, section 3.3)."""
+    return schedule(exact(t))[1] ** 2
+
+
+@described
+def likelihood(schedule: Schedule, t: Tensor) -> Tensor:
+    """`g(t)^2`: with this weight the loss bounds the negative log-likelihood (Song et al. 2021b, corollary 1)."""
+    return SDE(schedule).coefficients(t)[1]
 
 
 @described
 class ScoreMatching(Objective):
-    r"""`E sigma_t^2 ||score_theta(x_t, t) - grad log q(x_t | x_0)||^2`, mean over dimensions, t uniform on [t_min, 1].
+    r"""`E lambda(t) ||score_theta(x_t, t) - grad log q(x_t | x_0)||^2`, mean over dimensions, t from [t_min, 1] or a chain's rows.
 
-    Song et al. (2021), eq. 7 with lambda(t) = sigma_t^2. In terms of the clean signal
-    the score's error is `alpha_t / sigma_t^2` times that of x_0.
+    Song et al. (2021), eq. 7. On `continuous.Tabulated` with `sigma_squared` this is DDPM's simple loss (eq. 3 there), on `Levels` SMLD's
+    (eq. 1), where the code sums over dimensions and halves.
+
+    Args:
+        denoiser: on the schedule to train with.
+        times: how the times of a batch are drawn.
+        weight: lambda, `(schedule, t) -> (B,)`: `sigma_squared`, `likelihood`, or one's own.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent, weight: ScoreWeight = sigma_squared) -> None:
+        super().__init__()
+        self.denoiser, self.times, self.weight = denoiser, times, weight
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        schedule = self.denoiser.corruption
+        mse = per_example(noise_error(self.denoiser, x0, t, generator, **cond) ** 2, torch.mean)
+        of_noise = self.weight(schedule, t) / schedule(exact(t))[1] ** 2  # the score is -epsilon / sigma
+        return Loss(of_noise.to(mse) * mse, {"mse": mse.detach()}, t)
+
+
+@described
+class MaximumLikelihood(Objective):
+    r"""`(lambda_max - lambda_min) / 2 E ||epsilon_theta - epsilon||^2`, summed over dimensions, in nats, with times even in log-SNR.
+
+    In expectation it is `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the `likelihood` weight with the times that importance sampling
+    would draw, since `g^2 / sigma^2 = -d lambda / dt` (Song et al. 2021b, section 5; Kingma et al. 2021, eq. 18). But for a constant of the
+    schedule and the KL divergence at t = 1 it bounds `-log p(x_0)` from above.
+
+    Args:
+        denoiser: on the schedule to train with.
+        times: in [0, 1), how the log-SNRs of a batch are drawn.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
+        super().__init__()
+        refuse_zero_snr(denoiser.corruption)
+        self.denoiser, self.times = denoiser, times
+        self.low, self.high = denoiser.corruption.log_snr(torch.tensor([1.0, denoiser.corruption.t_min], dtype=torch.float64)).tolist()
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        square = per_example(noise_error(self.denoiser, x0, t, generator, **cond) ** 2)
+        return Loss(0.5 * (self.high - self.low) * square, {"mse": square.detach() / x0[0].numel()}, t)
+
+    def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        log_snr = self.low + (self.high - self.low) * exact(self.times(len(x0), generator))
+        return self.at(x0, self.denoiser.corruption.time(log_snr).to(x0.device), generator=generator, **cond)
+
+
+@described
+class EDMLoss(Objective):
+    r"""`E (sigma^2 + s^2) / (sigma s)^2 ||D(x_0 + sigma epsilon) - x_0||^2`, mean over dimensions (Karras et al. 2022, eqs. 2 and 3).
+
+    With `predicts=Preconditioned(s)` the weight is `1 / c_out^2`: the plain error of the network's output. The levels of training are those
+    of the schedule `EDM`. The code sums over dimensions.
+
+    Args:
+        denoiser: on `EDM`, or any schedule, with sigma standing for `sigma_t / alpha_t`.
+        sigma_data: s.
+        times: how the times of a batch are drawn.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, sigma_data: float = 0.5, times: Draw = independent) -> None:
+        super().__init__()
+        if sigma_data <= 0:
+            raise UsageError(f"sigma_data={sigma_data}: give the standard deviation of the data, such as 0.5")
+        self.denoiser, self.sigma_data, self.times = denoiser, sigma_data, times
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The weight of the error of x_0."""
+        return alpha**2 / sigma**2 + 1 / self.sigma_data**2
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        return matching(self.denoiser, x0, t, self.weight, generator=generator, **cond)
+
+
+@described
+class FlowMatching(Objective):
+    r"""`E ||v_theta(x_t, t) - (alpha_t' x_0 + sigma_t' epsilon)||^2`, mean over dimensions (Lipman et al. 2023, eqs. 9 and 14).
+
+    On `Straight` the target is `epsilon - x_0` (Liu et al. 2023, eq. 1, with time turned round), and a network that `predicts=straight` is
+    v_theta itself.
 
     Args:
         denoiser: on the schedule to train with.
@@ -29,4 +132,18 @@ class ScoreMatching(Objective):
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        return matching(self.denoiser, x0, t, snr, generator=generator, **cond)
+        schedule, epsilon = self.denoiser.corruption, normal_like(x0, generator)
+        (alpha, sigma), (d_alpha, d_sigma) = schedule(exact(t)), rates(schedule, t)
+        x_t, target = (like(a, x0) * x0 + like(b, x0) * epsilon for a, b in ((alpha, sigma), (d_alpha, d_sigma)))
+        of_x = d_sigma / sigma
+        v = self.denoiser.combined(x_t, t, of_x, d_alpha - alpha * of_x, **cond)
+        mse = per_example(at_least_float32(v - target) ** 2, torch.mean)
+        return Loss(mse, {"mse": mse.detach()}, t)
+
+
+def noise_error(denoiser: GaussianDenoiser, x0: Tensor, t: Tensor, generator: Source = None, **cond: Any) -> Tensor:
+    """`epsilon_theta(x_t, t) - epsilon` at a fresh x_t, of the shape of x_0, float32 or better."""
+    epsilon = normal_like(x0, generator)
+    alpha, sigma = denoiser.corruption(exact(t))
+    x_t = like(alpha, x0) * x0 + like(sigma, x0) * epsilon
+    return at_least_float32(denoiser.combined(x_t, t, 1 / sigma, -alpha / sigma, **cond) - epsilon)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..shared.corruption import refuse_zero_snr
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
@@ -35,11 +36,23 @@ class EulerMaruyama(Sampler):
 
 
 class ReverseDiffusion(Sampler):
-    r"""`x_s = (2 - a) x_t + G^2 score + G z` for the forward step `x_t = a x_s + G z` (Song et al. 2021, eqs. 45 and 46).
+    r"""`x_s = (2 - a) x_t + (1 + eta^2) / 2 G^2 score + eta G z` for the forward step `x_t = a x_s + G z`.
+
+    Song et al. (2021), eqs. 45 and 46.
 
     The forward step is the schedule's own transition, exact for any stride: `a = alpha_t / alpha_s`, `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`.
-    On a table of beta that is `sqrt(1 - beta)` and beta, on VE `sigma_t^2 - sigma_s^2`, as published. The last step denoises.
+    On a table of beta that is `sqrt(1 - beta)` and beta, on VE `sigma_t^2 - sigma_s^2`, as published; the published steps of sub-VP are
+    those of `EulerMaruyama`. The last step denoises.
+
+    Args:
+        denoiser: gives the score.
+        eta: noise of the reversal, 1 for the reverse SDE, 0 for the paper's "probability flow" predictor (table 1).
     """
+
+    def __init__(self, denoiser: GaussianDenoiser, eta: float = 1.0) -> None:
+        super().__init__(denoiser)
+        refuse_zero_snr(denoiser.corruption)
+        self.eta, self.order = eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if s == 0:
@@ -47,5 +60,27 @@ class ReverseDiffusion(Sampler):
         t, s = exact(t), exact(s)
         schedule = self.corruption
         a, g2 = schedule(t)[0] / schedule(s)[0], schedule(t)[1] ** 2 * (1 - schedule.kept(s, t))
-        mean = like(2 - a, x) * x + like(g2, x) * self.denoiser.score(x, t, **cond)
-        return mean + like(g2.sqrt(), x) * normal_like(x, generator)
+        x = like(2 - a, x) * x + like(0.5 * (1 + self.eta**2) * g2, x) * self.denoiser.score(x, t, **cond)
+        return x + self.eta * like(g2.sqrt(), x) * normal_like(x, generator) if self.eta else x
+
+
+class Still(Sampler):
+    """Leaves x where it is but for the last step, which denoises: what stands in for a predictor where a corrector does all the work.
+
+    Song & Ermon's (2019, 2020) annealed Langevin dynamics is `CorrectorPredictor(Still(denoiser), AnnealedLangevin(denoiser, ...))` on a
+    schedule with alpha = 1; on others x takes the scale of the next level.
+
+    Args:
+        denoiser: of the last step.
+        denoise: whether the last step denoises (Jolicoeur-Martineau et al. 2021); Song & Ermon (2019) do not.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, denoise: bool = True) -> None:
+        super().__init__(denoiser)
+        self.denoise = denoise
+        refuse_zero_snr(denoiser.corruption)
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if s == 0 and self.denoise:
+            return self.denoiser(x, t, **cond)
+        return like(self.corruption(exact(s))[0] / self.corruption(exact(t))[0], x) * x

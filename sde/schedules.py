@@ -1,4 +1,4 @@
-"""The schedules of Song et al. (2021)."""
+"""The schedules of Song et al. (2021), of Karras et al. (2022) and of rectified flow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shared.corruption import Schedule
+from ..shared.corruption import Schedule, karras_levels
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import exact
@@ -101,6 +101,90 @@ class VE(Schedule):
     def time(self, log_snr: Tensor) -> Tensor:
         t = (-exact(log_snr) / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
         return t.clamp(self.t_min, 1.0).to(log_snr.dtype)
+
+
+@described
+class EDM(Schedule):
+    r"""`alpha_t = 1`, `sigma_t = t sigma_max`: time is the noise itself (Karras et al. 2022, table 1).
+
+    `grid(N)` holds N levels with `sigma^(1 / rho)` evenly spaced, and then 0 (eq. 5). Training visits `ln sigma ~ N(mean, std^2)`.
+
+    Args:
+        sigma_min, sigma_max: at the grid's last and first level, for data in [-1, 1].
+        rho: of the grid.
+        mean, std: P_mean and P_std, of ln sigma in training.
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, mean: float = -1.2, std: float = 1.2) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise UsageError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: give 0 < sigma_min < sigma_max")
+        if rho <= 0 or std <= 0:
+            raise UsageError(f"rho={rho}, std={std}: give positive numbers, such as 7 and 1.2")
+        self.sigma_min, self.sigma_max, self.rho, self.mean, self.std = sigma_min, sigma_max, rho, mean, std
+        self.t_min = self.t_last = sigma_min / sigma_max
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), (exact(t) * self.sigma_max).to(t.dtype)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return (-2 * torch.log(exact(t) * self.sigma_max)).to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (torch.exp(-exact(log_snr) / 2) / self.sigma_max).clamp(self.t_min, 1.0).to(log_snr.dtype)
+
+    def grid(self, steps: int) -> Tensor:
+        if steps < 1:
+            raise UsageError(f"steps={steps}: a sampler needs at least one step")
+        levels = karras_levels(steps, self.sigma_min, self.sigma_max, self.rho) / self.sigma_max
+        return torch.cat([levels.clamp(max=1.0), torch.zeros(1, dtype=torch.float64)])
+
+    def training_time(self, u: Tensor) -> Tensor:
+        log_sigma = self.mean + self.std * torch.special.ndtri(exact(u))
+        return (log_sigma.exp() / self.sigma_max).clamp(self.t_min, 1.0)
+
+
+@described
+class Straight(Schedule):
+    r"""`alpha_t = 1 - end t`, `sigma_t = end t`, `end = 1`: x_t moves on a straight line from x_0 to noise.
+
+    Liu et al. (2023); Lipman et al. (2023), both with t turned round. It ends at zero SNR; `grid(N)` is N / N, .., 1 / N, 0.
+
+    Args:
+        end: of the path; a little below 1, such as 0.999, for networks that predict noise, which say nothing of x_0 at zero SNR.
+        t_min: smallest time in training and likelihoods.
+        t_last: last noisy time of grids in log-SNR.
+    """
+
+    def __init__(self, end: float = 1.0, t_min: float = 1e-5, t_last: float = 1e-3) -> None:
+        if not 0 < t_min <= t_last < 1 or not 0 < end <= 1:
+            raise UsageError(f"end={end}, t_min={t_min}, t_last={t_last}: give 0 < end <= 1 and 0 < t_min <= t_last < 1")
+        self.end, self.t_min, self.t_last = end, t_min, t_last
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - self.end * t, self.end * t
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        sigma = self.end * exact(t)
+        return (2 * (torch.log1p(-sigma) - torch.log(sigma))).to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (torch.sigmoid(-exact(log_snr) / 2) / self.end).clamp(self.t_min, 1.0).to(log_snr.dtype)
+
+    def grid(self, steps: int) -> Tensor:
+        if steps < 1:
+            raise UsageError(f"steps={steps}: a sampler needs at least one step")
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+def vp_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
+    """The betas of VP's ancestor, the chain of N steps: `linspace(beta_min / N, beta_max / N, N)`, float64 (Song et al. 2021, appendix C).
+
+    `continuous.Tabulated(vp_betas())` is that chain; VE's is `Levels(geometric_sigmas(..))`. Sub-VP has none: its published steps are
+    those of `EulerMaruyama`.
+    """
+    if steps < 1 or not 0 < beta_min < beta_max <= steps:
+        raise UsageError(f"steps={steps}, beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max <= steps")
+    return torch.linspace(beta_min / steps, beta_max / steps, steps, dtype=torch.float64)
 
 
 def _log_alpha2(schedule: VP | SubVP, t: Tensor) -> Tensor:

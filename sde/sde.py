@@ -9,6 +9,12 @@ from ..shared.corruption import Schedule, refuse_zero_snr
 from ..shared.tensors import exact, like
 
 
+def rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """`d alpha_t / dt` and `d sigma_t / dt`, float64, of the shape of t, by forward-mode differentiation."""
+    t = exact(t)
+    return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))[1]
+
+
 class SDE:
     r"""`dx = f(t) x dt + g(t) dw` with `f = d log alpha_t / dt` and `g^2 = -sigma_t^2 d lambda_t / dt` (Kingma et al. 2021, section 3.1).
 

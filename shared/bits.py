@@ -20,11 +20,13 @@ class Codelength(NamedTuple):
         prior: coding x_1 (for a bound, `KL(q(x_1 | x_0) || p(x_1))`; for a flow, `-log p(x_1)`).
         path: the levels between (for a flow, minus the log-volume that it gains).
         data: from the last level to the quantised data.
+        error: standard error of the length where it was estimated more than once for each example, `(B,)`, or None.
     """
 
     prior: Tensor
     path: Tensor
     data: Tensor
+    error: Tensor | None = None
 
     @property
     def nats(self) -> Tensor:

@@ -115,6 +115,12 @@ def table_time(u: Tensor, rows: int) -> Tensor:
     return (torch.floor(exact(u) * rows) + 1).clamp(max=rows) / rows
 
 
+def karras_levels(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:
+    """`steps` levels from `high` down to `low` whose 1 / rho-th powers are evenly spaced, float64 (Karras et al. 2022, eq. 5)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+
 def refuse_zero_snr(schedule: Schedule) -> None:
     """Refuses a schedule at whose end alpha is 0, for what divides by it.
 

@@ -43,9 +43,22 @@ class GaussianDenoiser(Denoiser):
     corruption: Schedule
     spread: bool = False
 
-    @abstractmethod
+    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
+        """`of_x x_t + of_clean E[x_0 | x_t]`, of the shape of `x_t`: the score, the noise and the flow's velocity are of this form.
+
+        A denoiser that is itself a combination with x_t adds up the coefficients first: near t = 0 they are large, and what they leave of
+        each other is small.
+
+        Args:
+            x_t, t, cond: as `forward`.
+            of_x, of_clean: float64, scalar or `(B,)`.
+        """
+        return like(of_x, x_t) * x_t + like(of_clean, x_t) * self(x_t, t, **cond)
+
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        r"""`grad log q(x_t) = (alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`, of the shape of `x_t`."""
+        r"""`grad log q(x_t) = (alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`, of the shape of `x_t` (Tweedie's formula)."""
+        alpha, sigma = self.corruption(exact(t))
+        return self.combined(x_t, t, -torch.ones_like(alpha), alpha, **cond) / like(sigma**2, x_t)
 
     @abstractmethod
     def on(self, schedule: Schedule) -> GaussianDenoiser:
@@ -60,8 +73,9 @@ class GaussianDenoiser(Denoiser):
 class Learned(GaussianDenoiser):
     r"""A network as a denoiser: `x_0 = c_skip x_t + c_out F`, F the network at `(c_in x_t, label)`.
 
-    `c_in = 1 / sqrt(alpha_t^2 + sigma_t^2)` is 1 for variance-preserving schedules. Under a schedule other than its home, the network is
-    asked at the home time of equal log-SNR, so a network trained as a DDPM runs under a VP or VE SDE and the other way round.
+    `c_in = 1 / sqrt(alpha_t^2 sigma_data^2 + sigma_t^2)` is 1 for variance-preserving schedules and sigma_data = 1. Under a schedule other
+    than its home, the network is asked at the home time of equal log-SNR, so a network trained as a DDPM runs under a VP or VE SDE and
+    the other way round.
 
     Args:
         network: `(x, time label (B,), **cond) -> F`, of the shape of x; one whose attribute `outputs` is 2 gives twice the channels, F
@@ -69,14 +83,19 @@ class Learned(GaussianDenoiser):
         schedule: the home schedule, that of training.
         predicts: what F is.
         label: the number that the network is fed for a time of the home schedule.
+        sigma_data: standard deviation of the data, for c_in; 0.5 for Karras et al. (2022).
 
     Raises:
         UsageError: where x_0 cannot be told from F at some time, such as noise prediction under a schedule that ends at zero SNR.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, predicts: Prediction = noise, label: Label = thousandths) -> None:
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, predicts: Prediction = noise, label: Label = thousandths, sigma_data: float = 1.0
+    ) -> None:
         super().__init__()
-        self.network, self.schedule, self.predicts, self.label = network, schedule, predicts, label
+        if not sigma_data > 0:
+            raise UsageError(f"sigma_data={sigma_data}: give the standard deviation of the data, such as 0.5")
+        self.network, self.schedule, self.predicts, self.label, self.sigma_data = network, schedule, predicts, label, sigma_data
         self.corruption = schedule
         self.spread, self.conditions = getattr(network, "outputs", 1) == 2, getattr(network, "conditions", None)
         refuse_singular(predicts, schedule)
@@ -89,19 +108,16 @@ class Learned(GaussianDenoiser):
         out, v = self.raw(x_t, t, **cond)
         return like(c_skip, x_t) * x_t + like(c_out, x_t) * out, v
 
-    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        alpha, sigma = self.corruption(exact(t))
-        c_skip, c_out = self.predicts(alpha, sigma)
-        # The coefficients are combined before they meet x_t: near t = 0 the difference alpha x_0 - x_t would have no digits left.
-        of_x, of_out = (alpha * c_skip - 1) / sigma**2, alpha * c_out / sigma**2
-        return like(of_x, x_t) * x_t + like(of_out, x_t) * self.raw(x_t, t, **cond)[0]
+    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
+        c_skip, c_out = self.predicts(*self.corruption(exact(t)))
+        return like(of_x + of_clean * c_skip, x_t) * x_t + like(of_clean * c_out, x_t) * self.raw(x_t, t, **cond)[0]
 
     def raw(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
         """F and v, the network's own outputs at the home time of equal log-SNR, in the dtype of `x_t`; v is None without a second one."""
         t = exact(t)
         home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
         alpha, sigma = self.corruption(t)
-        scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * x_t
+        scaled = like((alpha**2 * self.sigma_data**2 + sigma**2).rsqrt(), x_t) * x_t
         out = self.network(scaled, on_every_row(self.label(self.schedule, home), x_t), **cond).to(x_t.dtype)
         channels = x_t.shape[1]
         if out.shape[1] != channels * (1 + self.spread):
@@ -134,9 +150,6 @@ class Clipped(GaussianDenoiser):
         x0, v = self.denoiser.with_spread(x_t, t, **cond)
         return x0.clamp(self.low, self.high), v
 
-    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return tweedie(self, x_t, t, **cond)
-
     def on(self, schedule: Schedule) -> Clipped:
         return Clipped(self.denoiser.on(schedule), self.low, self.high)
 
@@ -168,17 +181,8 @@ class Thresholded(GaussianDenoiser):
         m = like(at_least_float32(x0).flatten(1).abs().quantile(self.p, dim=1).clamp(min=1.0), x0)
         return x0.clamp(-m, m) / m, v
 
-    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return tweedie(self, x_t, t, **cond)
-
     def on(self, schedule: Schedule) -> Thresholded:
         return Thresholded(self.denoiser.on(schedule), self.p)
-
-
-def tweedie(denoiser: GaussianDenoiser, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-    """The score that follows from a denoiser's mean (Tweedie's formula)."""
-    alpha, sigma = (like(c, x_t) for c in denoiser.corruption(exact(t)))
-    return (alpha * denoiser(x_t, t, **cond) - x_t) / sigma**2
 
 
 def taken(denoiser: Denoiser, cond: dict[str, Any]) -> dict[str, Any]:

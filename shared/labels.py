@@ -35,3 +35,9 @@ def song_vp(corruption: Corruption, t: Tensor) -> Tensor:
 def noise_level(corruption: Corruption, t: Tensor) -> Tensor:
     """sigma_t, the label of Song et al.'s (2021) VE networks."""
     return corruption(t)[1]
+
+
+@described
+def quarter_log(corruption: Corruption, t: Tensor) -> Tensor:
+    """`ln(sigma_t / alpha_t) / 4`, the label of Karras et al.'s (2022) networks."""
+    return -corruption.log_snr(t) / 8

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .corruption import Schedule
-from .denoiser import GaussianDenoiser, tweedie
+from .denoiser import GaussianDenoiser
 from .tensors import exact, like
 
 
@@ -33,9 +33,6 @@ class GaussianOracle(GaussianDenoiser):
         mean, axes, c = (v.to(x_t) for v in (self.mean, self.axes, self.variances))
         gain = alpha * c / (alpha**2 * c + sigma**2)
         return mean + ((x_t - alpha * mean) @ axes * gain) @ axes.T
-
-    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return tweedie(self, x_t, t, **cond)
 
     def on(self, schedule: Schedule) -> GaussianOracle:
         return GaussianOracle(self.mean, self.covariance, schedule)
@@ -74,9 +71,6 @@ class MixtureOracle(GaussianDenoiser):
         if label is not None:
             return each[torch.arange(len(each)), label]
         return (log_joint.softmax(1)[..., None] * each).sum(1)
-
-    def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return tweedie(self, x_t, t, **cond)
 
     def log_label(self, x_t: Tensor, t: Tensor) -> Tensor:
         """`log q(label | x_t)`, `(B, M)`: what a perfect classifier of noisy data says."""

@@ -7,6 +7,7 @@ is: a network then serves every schedule at equal log-SNR. The training target o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -34,3 +35,30 @@ def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """F = v = alpha epsilon - sigma x_0 with alpha, sigma scaled to a unit vector (Salimans & Ho 2022, appendix D)."""
     square = alpha**2 + sigma**2
     return alpha / square, -sigma / square.sqrt()
+
+
+@described
+def straight(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """F = epsilon - x_0, on the straight path alpha = 1 - t, sigma = t the velocity `dx_t / dt` (Liu et al. 2023; Lipman et al. 2023)."""
+    return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+@described
+@dataclass(frozen=True)
+class Preconditioned:
+    r"""Karras et al.'s (2022, table 1) `c_skip = s^2 / (sigma^2 + s^2)`, `c_out = sigma s / sqrt(sigma^2 + s^2)`, s = sigma_data.
+
+    Written for any alpha. F then has unit variance to learn at every level, and as little of it as possible; at s = 1 it is the
+    velocity with its sign turned.
+
+    Attributes:
+        sigma_data: standard deviation of the data, as in `Learned`.
+    """
+
+    sigma_data: float = 0.5
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip, c_out."""
+        data2 = self.sigma_data**2
+        square = alpha**2 * data2 + sigma**2
+        return alpha * data2 / square, sigma * self.sigma_data / square.sqrt()

@@ -16,6 +16,7 @@ from .denoiser import Denoiser
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
+from .tensors import refuse_unless
 
 Step: TypeAlias = Callable[..., Tensor]
 
@@ -105,6 +106,8 @@ class Sampler(ABC):
         """The last state of `trajectory`."""
         for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
             last = state
+        if last.is_floating_point():
+            refuse_unless(torch.isfinite(last), "the samples hold NaN or infinity: look for them in the network or the conditions")
         return last
 
 
@@ -132,6 +135,24 @@ class PredictorCorrector(Sampler):
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         return self.begin()(x, t, s, generator=generator, **cond)
+
+
+class CorrectorPredictor(Sampler):
+    """A corrector at the level where x is, then a predictor to the next: the order of Song et al.'s (2021) code, at every level of the grid
+    from the noisiest to the last, after which the predictor denoises.
+
+    Args:
+        predictor, corrector: as `PredictorCorrector`.
+    """
+
+    def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
+        super().__init__(single_step(predictor).denoiser)
+        self.predictor, self.corrector = predictor, corrector
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        # A corrector stays at its second time; its first is a step above, here as far as s is below.
+        x = self.corrector.step(x, 2 * t - s, t, generator=generator, **cond)
+        return self.predictor.step(x, t, s, generator=generator, **cond)
 
 
 def single_step(sampler: Sampler) -> Sampler:

@@ -59,8 +59,9 @@ class FromScore(GaussianDenoiser):
         alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
         return (x_t + sigma**2 * self.given) / alpha
 
-    def score(self, x_t: Tensor, t: Tensor, **cond) -> Tensor:
-        return self.given
+    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond) -> Tensor:
+        alpha, sigma = self.corruption(exact(t))
+        return like(of_x + of_clean / alpha, x_t) * x_t + like(of_clean * sigma**2 / alpha, x_t) * self.given
 
     def on(self, schedule) -> "FromScore":
         return FromScore(self.given, schedule)
@@ -75,3 +76,9 @@ class Formula(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         return self.formula(x, label)
+
+
+def tweedie(denoiser: GaussianDenoiser, x_t: Tensor, t: Tensor, **cond) -> Tensor:
+    """The score that follows from a denoiser's mean."""
+    alpha, sigma = (like(c, x_t) for c in denoiser.corruption(exact(t)))
+    return (alpha * denoiser(x_t, t, **cond) - x_t) / sigma**2

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import Formula, Recorded
+from helpers import Formula, Recorded, tweedie
 from scipy import stats
 
 from unnoise import sde
@@ -22,7 +22,6 @@ from unnoise.continuous import (
     small,
     zero_terminal,
 )
-from unnoise.shared.denoiser import tweedie
 from unnoise.shared.errors import UsageError
 from unnoise.shared.guidance import ClassifierFree, ClassifierGradient, ClassifierGuided, ConditionDropout, NoisyClassifier, Recognition
 from unnoise.shared.networks import MLP, TokenEncoder, UNet
@@ -325,7 +324,7 @@ def test_the_likelihood_of_a_guided_model_is_that_of_the_conditional_law(generat
     label = torch.arange(12) % 3
     x0 = MEANS[label] + VARIANCES[label, None].sqrt() * torch.randn(12, 2, dtype=torch.float64, generator=generator)
     guided = ClassifierGuided(unlabelled(schedule), Perfect(schedule))
-    nats = sde.ChangeOfVariables(guided, exact_trace=True)(x0, label=label).nats
+    nats = sde.ChangeOfVariables(guided, trace=sde.ExactTrace())(x0, label=label).nats
     variance = VARIANCES[label]
     exact = 0.5 * ((x0 - MEANS[label]) ** 2).sum(1) / variance + torch.log(2 * math.pi * variance)
     assert float((nats - exact).abs().mean()) < 0.01
@@ -370,7 +369,7 @@ def test_wrong_guidance_is_refused_when_built():
             "label out of range: this network has classes 0 to 2, and 3 for none",
         ),
         (lambda: labelled(torch.zeros(1, 2), t, label=1), "label=1: give an int64 tensor"),
-        (lambda: sde.ProbabilityFlow(Learned(MLP(2), to_zero, velocity)), "zero SNR"),
+        (lambda: sde.ProbabilityFlow(Learned(MLP(2), to_zero, velocity), chart=sde.clock), "zero SNR"),
         (lambda: sde.EulerMaruyama(Learned(MLP(2), to_zero, velocity)), "zero SNR"),
         (lambda: DDIM(plain)(shape=(1, 2), steps="ddim10"), "steps='ddim10': give a whole number"),
         (lambda: DDIM(plain)(shape=(1, 2), steps=2, generator=0), "generator=0: give torch.Generator"),

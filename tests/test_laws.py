@@ -63,8 +63,8 @@ SAMPLERS = {
     "reverse-diffusion+langevin": lambda d: sde.PredictorCorrector(sde.ReverseDiffusion(d), langevin(d)),
     "ddim+langevin": lambda d: sde.PredictorCorrector(continuous.DDIM(d), langevin(d)),
     "flow-heun": lambda d: sde.ProbabilityFlow(d),
-    "flow-rk4": lambda d: sde.ProbabilityFlow(d, "rk4"),
-    "flow-dopri5": lambda d: sde.ProbabilityFlow(d, "dopri5", rtol=1e-4, atol=1e-4),
+    "flow-rk4": lambda d: sde.ProbabilityFlow(d, sde.Steps(sde.rk4)),
+    "flow-adaptive": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4)),
 }
 OF_THE_FLOW = (
     *("ddim-0", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2s"),
@@ -83,7 +83,7 @@ COUNT, STEPS = 6000, 400
 def samples(sampler_name, schedule_name, oracle, generator):
     sampler = SAMPLERS[sampler_name](oracle(SCHEDULES[schedule_name]()))
     steps = STEPS if (sampler.order or 1) == 1 else 100
-    if "dopri5" in sampler_name:
+    if "adaptive" in sampler_name:
         steps = 2  # an adaptive method goes in one step to t_last, and then denoises
     if (sampler_name, schedule_name) == ("euler-maruyama-0.5", "cosine"):
         # The table's last beta is 0.999: no single Euler step crosses that, and with little noise nothing forgets the error.
@@ -153,7 +153,11 @@ def test_evaluations_are_counted():
 
 ODE_SAMPLERS = {
     **{name: make for name, make in SAMPLERS.items() if name in OF_THE_FLOW},
-    **{m: lambda d, m=m: sde.ProbabilityFlow(d, m) for m in ("euler", "midpoint", "heun2", "heun3", "rk4")},
+    **{
+        f"{method}-{chart}": lambda d, m=method, c=chart: sde.ProbabilityFlow(d, sde.Steps(getattr(sde, m)), getattr(sde, c))
+        for method in ("euler", "midpoint", "heun2", "heun3", "rk4")
+        for chart in ("angle", "clock")
+    },
 }
 
 
@@ -173,7 +177,7 @@ def test_order_of_convergence(sampler, schedule):
         graded = 0.9 - 0.7 / steps * 2.0 ** torch.arange(-10, 0, dtype=torch.float64)
         return s(start, steps=torch.cat([grid[:1], graded, grid[1:]]))
 
-    exact = sde.ProbabilityFlow(oracle, "dopri8", rtol=1e-12, atol=1e-12)(start, steps=torch.tensor([0.9, 0.2], dtype=torch.float64))
+    exact = sde.ProbabilityFlow(oracle, sde.TorchDiffEq("dopri8", 1e-12, 1e-12))(start, steps=torch.tensor([0.9, 0.2], dtype=torch.float64))
     tested = ODE_SAMPLERS[sampler](oracle)
     fine = isinstance(tested, continuous.solvers.Multistep)  # one evaluation a step
     counts = {1: (256, 512), 2: (256, 512) if fine else (64, 128), 3: (128, 256), 4: (256, 512) if fine else (32, 64)}[tested.order]
@@ -283,7 +287,7 @@ def test_change_of_variables_equals_the_exact_density(generator):
     x0 = MEANS[component] + VARIANCES[component, None].sqrt() * noise
     exact = -oracle.log_prob(x0, torch.zeros(()))
     for name in ("vp", "sub-vp", "ve"):
-        code = sde.ChangeOfVariables(oracle.on(SCHEDULES[name]()), exact_trace=True)(x0)
+        code = sde.ChangeOfVariables(oracle.on(SCHEDULES[name]()), trace=sde.ExactTrace())(x0)
         # VE's prior N(0, sigma_max^2) stands for N(mean, C + sigma_max^2), and its t_min leaves a noise of 0.01.
         tolerance = 0.005 if name != "ve" else 0.02
         assert (code.bits_per_dim(2) - exact / (2 * math.log(2))).abs().mean() < tolerance
@@ -297,7 +301,7 @@ def test_dequantised_code_length_includes_the_offset(generator):
     scale = Scale(levels=8)
     wide = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), 1 / 3, dtype=torch.float64), sde.VP())
     k = torch.arange(8).repeat(500)[:, None]
-    nats = sde.ChangeOfVariables(wide, scale)(k, generator=generator).nats
+    nats = sde.ChangeOfVariables(wide, sde.Uniform(scale))(k, generator=generator).nats
     # Cross-entropy of uniform on [-1, 1] under N(0, 1/3), less the log of the cell.
     expected = 0.5 * math.log(2 * math.pi / 3) + 0.5 - math.log(scale.cell)
     assert abs(float(nats.mean()) - expected) < 0.01

@@ -1,0 +1,137 @@
+"""One network under the schedules and samplers of other families: what a model loses, or gains, away from home.
+
+Every Gaussian denoiser runs on every schedule, `denoiser.on(schedule)`, since a network is asked at the time of equal log-SNR. Here a
+DDPM, the score SDEs, an EDM and a flow-matching model, trained alike, are each sampled on each other's schedule by its own sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..continuous import DDIM, Ancestral, Heun
+from ..sde import EDM, VE, VP, EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, ReverseDiffusion, Straight, clock
+from ..shared.corruption import Schedule
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.objective import Objective
+from ..shared.progress import Progress, silent
+from ..shared.random import Source
+from ..shared.sampler import Sampler
+from ..shared.scale import Scale
+from . import budgets, ddpm, edm, flow_matching, score_sde
+from .experiment import CodelengthOf
+from .images import ImageExperiment
+from .reproduce import Study, trained
+
+Way = tuple[str, Schedule, Callable[[Any], Sampler], int]
+
+
+@described
+@dataclass(frozen=True)
+class Bridge(ImageExperiment):
+    """The models of five scripts on one another's schedules. By itself, to train and to sample, it is the VP SDE of `score_sde`."""
+
+    t_last: float = 0.01
+    """Last noisy time of the samplers on VP."""
+    tolerance: float = 1e-3
+    """Of likelihoods."""
+    first_beta: float = 4e-4
+    """beta_1 of the DDPM at T = 1000."""
+
+    codelength_kind = "exact up to uniform dequantisation"
+    loss_unit = "weighted MSE of the score"
+
+    def home(self) -> score_sde.ScoreSDE:
+        """The VP SDE on the same data and budget."""
+        return score_sde.ScoreSDE(**self.alike(), t_last=self.t_last, tolerance=self.tolerance, time_power=1.5)
+
+    def alike(self) -> dict[str, Any]:
+        """What all models share."""
+        return {name: getattr(self, name) for name in ("data", "network", "training", "sampling_steps")}
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.dequantised(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return scale.cell_of(x)
+
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        return self.home().objective(shape, scale)
+
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        return ReverseDiffusion(denoiser)
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        return self.home().codelength(denoiser, scale)
+
+    def models(self) -> dict[str, ImageExperiment]:
+        """The recipes, by name."""
+        vp = self.home()
+        return {
+            "DDPM": ddpm.DDPM(**self.alike(), first_beta=self.first_beta),
+            "VP": vp,
+            "VE": vp.variants()["VE"],
+            "EDM": replace(edm.digits(), **self.alike()),
+            "rectified flow": flow_matching.FlowMatchingModel(**self.alike(), solver="midpoint", tolerance=self.tolerance),
+        }
+
+    def ways(self, table: Schedule) -> list[Way]:
+        """Sampler and schedule by name, with the evaluations of one step."""
+        vp, ve = VP(t_last=self.t_last), VE(0.04, 9.0)
+        return [
+            ("ancestral on DDPM's table", table, Ancestral, 1),
+            ("DDIM on DDPM's table", table, DDIM, 1),
+            ("Euler-Maruyama on VP", vp, EulerMaruyama, 1),
+            ("predictor-corrector on VE", ve, lambda d: PredictorCorrector(ReverseDiffusion(d), Langevin(d, 0.16)), 2),
+            ("Heun on EDM's levels", EDM(0.02, 80.0), Heun, 2),
+            ("Heun on the straight path", Straight(end=0.999), lambda d: ProbabilityFlow(d, chart=clock), 2),
+        ]
+
+    def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
+        """Fréchet distance of every model by every way, at two numbers of evaluations."""
+        from ..shared.figures import save_panels
+
+        study, results, rows, panels = Study(self, folder, progress, samples=300), {}, [], {}
+        models = self.models()
+        denoisers = {n: trained(m, study.images, folder / n.lower().replace(" ", "-"), progress).denoiser for n, m in models.items()}
+        ways = self.ways(denoisers["DDPM"].corruption)
+        for evaluations in (20, 100):
+            for name, recipe in models.items():
+                row = [name, str(evaluations)]
+                for way, schedule, make, cost in ways:
+                    sampler = make(denoisers[name].on(schedule))
+                    drawn, measured = study.run(sampler, min(evaluations // cost, 10 * self.sampling_steps), recipe)
+                    results[f"{name}, {way}, {evaluations}"] = measured
+                    row.append(f"{measured['frechet']:.2f}")
+                    if evaluations == 100:
+                        panels[f"{name}: {way}"] = drawn.levels[:20].float() / (study.images.scale.levels - 1)
+                rows.append(row)
+        save_panels(folder / "figure.png", panels, columns=10, across=len(ways))
+        text = (
+            "Five models of one network and budget, trained as a DDPM, on the VP and VE SDEs, as an EDM and by flow matching, each put on "
+            "each schedule with `denoiser.on(schedule)` and sampled there. Home is where a row's model was trained; all else is foreign. "
+            "Samples of the DDPM are rounded to the nearest level, others to the level whose cell holds them."
+        )
+        return study.write(
+            "Home and foreign samplers: Fréchet distance", text, ["model", "evaluations", *(w[0] for w in ways)], rows, results
+        )
+
+
+def digits() -> Bridge:
+    """8 x 8 digits, five models."""
+    return Bridge(**budgets.digits() | {"sampling_steps": 50})
+
+
+def mnist() -> Bridge:
+    """28 x 28 digits, five models: hours on two cores."""
+    return Bridge(**budgets.mnist(), t_last=1e-3, first_beta=1e-4, tolerance=1e-5)
+
+
+def smoke() -> Bridge:
+    """Seconds, to see that the whole path runs."""
+    return Bridge(**budgets.smoke(), tolerance=0.1)

@@ -1,0 +1,172 @@
+"""Flow matching (Lipman et al. 2023, arXiv 2210.02747) on the straight paths of rectified flow (Liu et al. 2023, arXiv 2209.03003).
+
+The paths are Lipman et al.'s "optimal transport" ones at sigma_min = 0, with t turned round: 0 is the data, 1 the noise. The paper's
+network is this package's U-Net at the paper's widths. Rectification, which trains again on the model's own pairs, is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..continuous import DDIM
+from ..sde import (
+    Adaptive,
+    ChangeOfVariables,
+    FlowMatching,
+    Learned,
+    ProbabilityFlow,
+    Steps,
+    Straight,
+    Uniform,
+    clock,
+    euler,
+    heun2,
+    midpoint,
+    straight,
+)
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.objective import Objective, Stratified
+from ..shared.progress import Progress, silent
+from ..shared.random import Source
+from ..shared.sampler import Sampler, device_of
+from ..shared.scale import Scale
+from ..shared.tensors import per_example
+from ..shared.training import Training
+from . import budgets
+from .experiment import CodelengthOf
+from .images import Data, ImageExperiment, Network
+from .reproduce import Study, trained
+from .spacing import whole
+
+METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun2}
+
+
+@described
+@dataclass(frozen=True)
+class FlowMatchingModel(ImageExperiment):
+    """The velocity of straight paths from data to noise, trained on dequantised data so that its density has a meaning."""
+
+    solver: Literal["euler", "midpoint", "heun", "rk45"] = "rk45"
+    """Of the flow; rk45 takes as many steps as its tolerance asks for, whatever their number."""
+    tolerance: float = 1e-5
+    """rtol and atol of RK45, in sampling and for the likelihood."""
+
+    codelength_kind = "exact up to dequantisation"
+    loss_unit = "MSE of the velocity"
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.dequantised(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return scale.cell_of(x)
+
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        return FlowMatching(Learned(self.network.build(shape, classes=self.data.classes), Straight(), straight), times=Stratified())
+
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        return self.flow(denoiser, self.solver)
+
+    def flow(self, denoiser: Denoiser, solver: str) -> ProbabilityFlow:
+        """The flow by a solver of that name, in t, where its paths are straight."""
+        integrator = Adaptive(self.tolerance, self.tolerance) if solver == "rk45" else Steps(METHODS[solver])
+        return ProbabilityFlow(denoiser, integrator, clock)
+
+    def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
+        return whole(denoiser.corruption) if self.solver == "rk45" else steps
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        exact = ChangeOfVariables(denoiser, Uniform(scale), integrator=Adaptive(self.tolerance, self.tolerance))
+        return lambda k, generator, progress, **cond: exact(k, generator=generator, **cond)
+
+    def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
+        """Fréchet distance by evaluations for solvers of the flow and for a stochastic sampler, and how straight the paths are."""
+        from ..shared.figures import Lines, save_lines, save_panels
+
+        study = Study(self, folder, progress)
+        denoiser = trained(self, study.images, folder, progress).denoiser
+        runs: list[tuple[str, str, Sampler, int | Tensor]] = []
+        for steps in (3, 5, 9, 18):
+            once = 2 * steps - 1  # as many evaluations with one a step
+            for name, sampler in (("Euler", self.flow(denoiser, "euler")), ("DDIM, eta 1", DDIM(denoiser, 1.0))):
+                runs.append((name, f"{once} steps", sampler, once))
+            for name, sampler in (("midpoint", self.flow(denoiser, "midpoint")), ("Heun", self.flow(denoiser, "heun"))):
+                runs.append((name, f"{steps} steps", sampler, steps))
+        for tolerance in (0.1, 0.01, 0.001):
+            adaptive = ProbabilityFlow(denoiser, Adaptive(tolerance, tolerance), clock)
+            runs.append(("RK45", f"tolerance {tolerance:g}", adaptive, whole(denoiser.corruption)))
+        lines: dict[str, tuple[list[float], list[float]]] = {}
+        rows, results, panels = [], {}, {}
+        for name, effort, sampler, steps in sorted(runs, key=lambda run: run[0]):
+            drawn, measured = study.run(sampler, steps)
+            x, y = lines.setdefault(name, ([], []))
+            x.append(drawn.evaluations)
+            y.append(measured["frechet"])
+            results[f"{name}, {effort}"] = measured
+            agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
+            rows.append([name, effort, str(drawn.evaluations), f"{y[-1]:.2f}", f"{measured['sure']:.3f}", agreement])
+            if len(x) != 4:
+                panels[f"{name}, {drawn.evaluations} evaluations, {effort}"] = drawn.levels[:40].float() / (study.images.scale.levels - 1)
+        bend = self.bend(denoiser, study.images.shape)
+        results["bend"] = {"bend": bend}
+        panel = Lines("network evaluations for each sample", "Fréchet distance", lines, logy=True)
+        save_lines(folder / "figure.png", {"solvers of one flow": panel})
+        save_panels(folder / "samples.png", panels, columns=10, across=3)
+        head = ["sampler", "effort", "evaluations", "Fréchet distance", "sure", "agreement with the asked label"]
+        text = (
+            "One model; DDIM with eta 1 is the stochastic sampler of the same marginals. The velocity's mean squared distance from the "
+            f"chord of its path is {bend:.3f} of the chord's square; 0 is a straight path, which one step of Euler would walk.\n\n"
+            "![samples](samples.png)"
+        )
+        return study.write("Fréchet distance by evaluations", text, head, rows, results)
+
+    def bend(self, denoiser: Denoiser, shape: tuple[int, ...], count: int = 100, steps: int = 50) -> float:
+        """The `bend` of as many paths of the model, from its noise to its samples, by steps of Euler's method."""
+        device = device_of(denoiser)
+        start = denoiser.corruption.prior((count, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+        labels = self.conditions(torch.arange(count, device=device))
+        sampler = self.flow(denoiser, "euler")
+        states = [start, *sampler.trajectory(start, steps=steps, **labels)]
+        return bend(states, sampler.times(steps))
+
+
+def bend(states: Sequence[Tensor], times: Tensor) -> float:
+    r"""`int E ||(x_1 - x_0) - dx_t / dt||^2 dt / E ||x_1 - x_0||^2` of paths: 0 where they are straight (Liu et al. 2023, section 2.2).
+
+    Args:
+        states: along the paths, `(B, ...)` each.
+        times: of the states, from 1 to 0.
+    """
+    chord = states[0] - states[-1]
+    spans = [float(t - s) for t, s in pairwise(times)]
+    off = [span * per_example((chord - (x - y) / span) ** 2).mean() for span, (x, y) in zip(spans, pairwise(states), strict=True)]
+    return float(torch.stack(off).sum() / per_example(chord**2).mean())
+
+
+def cifar10() -> FlowMatchingModel:
+    """CIFAR-10 (Lipman et al. 2023, table 3, settings recalled; its figures are not sourced here)."""
+    network = Network(256, (1, 2, 2, 2), 2, (2,), 4)
+    training = Training(steps=391_000, learning_rate=5e-4, warmup=45_000, cooldown=346_000, watch_every=10_000)
+    return FlowMatchingModel(Data("uoft-cs/cifar10", 256, flip=True), network, training)
+
+
+def digits() -> FlowMatchingModel:
+    """8 x 8 digits of 17 levels, by 49 evaluations."""
+    return FlowMatchingModel(**budgets.digits() | {"sampling_steps": 25}, solver="midpoint", tolerance=1e-3)
+
+
+def mnist() -> FlowMatchingModel:
+    """28 x 28 digits of 256 levels, by 49 evaluations."""
+    return FlowMatchingModel(**budgets.mnist() | {"sampling_steps": 25}, solver="midpoint")
+
+
+def smoke() -> FlowMatchingModel:
+    """Seconds, to see that the whole path runs."""
+    return FlowMatchingModel(**budgets.smoke(), solver="midpoint", tolerance=0.1)

@@ -1,0 +1,151 @@
+"""The normaliser of an unnormalised density, along the levels of a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..shared.corruption import Schedule, refuse_zero_snr
+from ..shared.errors import UsageError
+from ..shared.progress import Progress, silent
+from ..shared.random import Source, normal, normal_like, uniform
+from ..shared.sampler import device_of
+from ..shared.tensors import exact, full_precision, like, per_example
+
+
+class Density(Protocol):
+    """What knows a density at every level up to a constant: `EnergyDenoiser`, or a module of your own."""
+
+    corruption: Schedule
+
+    def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`log q(x_t)` but for a constant, `(B,)`, in nats."""
+
+
+class Normaliser(NamedTuple):
+    """An estimate of log Z.
+
+    Attributes:
+        log_z: in nats.
+        error: its standard error, by the delta method: the standard deviation of the weights over their mean and `sqrt(n)`.
+        effective: effective sample size `(sum w)^2 / sum w^2`, at most n; where it is a few, neither number above is to be trusted.
+        accepted: share of proposals that were accepted.
+        x: where the chains ended, `(n, ...)`: with weights `w`, draws of the density.
+        log_w: their log-weights, `(n,)`, float64.
+    """
+
+    log_z: float
+    error: float
+    effective: float
+    accepted: float
+    x: Tensor
+    log_w: Tensor
+
+
+def log_normaliser(
+    density: Density,
+    shape: Sequence[int],
+    *,
+    t: float | None = None,
+    levels: int = 200,
+    moves: int = 1,
+    snr: float = 0.5,
+    generator: Source = None,
+    dtype: torch.dtype = torch.float64,
+    progress: Progress = silent,
+    **cond: Any,
+) -> Normaliser:
+    r"""`log Z = log int exp(log_density(x, t)) dx` by annealed importance sampling (Neal 2001).
+
+    n chains start from `N(0, alpha_1^2 + sigma_1^2)` and go through `levels` levels, evenly spaced in log-SNR, from t = 1 to t. On entering
+    a level a chain's log-weight gains the difference of the two log-densities; then `moves` Metropolis-adjusted Langevin steps keep the
+    law of the level exactly. `E w = Z` whatever the number of levels and the length of steps, which matter to its variance alone. The
+    chains live in `y = x / sqrt(alpha^2 + sigma^2)`, whose scale does not change from level to level.
+
+    Args:
+        density: with a `corruption` and a `log_density`, differentiable in x.
+        shape: `(n, ...)`, the number of chains and the shape of an example.
+        t: the level whose normaliser is wanted; the schedule's t_min by default.
+        levels: of the path.
+        moves: Langevin steps at each level.
+        snr: of a step, as that of `AnnealedLangevin`: `e = 2 (snr sigma)^2`. About six in ten should be accepted: less for more dimensions.
+        generator: the source of noise.
+        dtype: of the chains; that of a network's weights for a learnt energy.
+        progress: how to report progress.
+        cond: conditions, by name.
+
+    Raises:
+        UsageError: without two chains, a level or a positive snr, for a t below t_min, or for a schedule that ends at zero SNR.
+    """
+    schedule = density.corruption
+    refuse_zero_snr(schedule)
+    t = schedule.t_min if t is None else t
+    if len(shape) < 2 or shape[0] < 2 or levels < 1 or moves < 0 or not snr > 0:
+        given = f"shape={tuple(shape)}, levels={levels}, moves={moves}, snr={snr}"
+        raise UsageError(f"{given}: give two or more chains of some shape, a level or more, and a positive snr")
+    if not schedule.t_min <= t <= 1:
+        raise UsageError(f"t={t}: give a time from the schedule's t_min={schedule.t_min:g} to 1, where its densities are known")
+    ends = torch.tensor([1.0, t], dtype=torch.float64)
+    path = schedule.time(torch.linspace(*schedule.log_snr(ends).tolist(), levels, dtype=torch.float64))
+    path[-1] = ends[1]
+    device = device_of(density) if isinstance(density, torch.nn.Module) else torch.device("cpu")
+    y = normal(shape, generator, dtype=dtype, device=device)
+    before = -0.5 * per_example(y.double() ** 2 + math.log(2 * math.pi))
+    log_w, accepted = torch.zeros_like(before), []
+    for level in progress(list(path), levels, "annealing"):
+        here, slope = _in_unit_scale(density, y, level, cond)
+        log_w = log_w + here - before
+        alpha, sigma = schedule(level)
+        size = float(2 * snr**2 * sigma**2 / (alpha**2 + sigma**2))
+        for _ in range(moves):
+            y, here, slope, moved = _adjusted_step(density, y, here, slope, level, size, generator, cond)
+            accepted.append(moved)
+        before = here
+    alpha, sigma = schedule(path[-1])
+    share = float(torch.stack(accepted).double().mean()) if accepted else math.nan
+    return _summed(log_w, share, like((alpha**2 + sigma**2).sqrt(), y) * y)
+
+
+def _summed(log_w: Tensor, accepted: float, x: Tensor) -> Normaliser:
+    n = len(log_w)
+    log_z = torch.logsumexp(log_w, 0) - math.log(n)
+    relative = (log_w - log_z).exp()  # of mean one
+    return Normaliser(
+        float(log_z), float(relative.std() / math.sqrt(n)), float(relative.sum() ** 2 / (relative**2).sum()), accepted, x, log_w
+    )
+
+
+def _in_unit_scale(density: Density, y: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The log-density of y, float64 `(n,)`, and its gradient in y."""
+    alpha, sigma = density.corruption(t)
+    c = (alpha**2 + sigma**2).sqrt()
+    with torch.enable_grad(), full_precision(y):
+        y = y.detach().requires_grad_()
+        log_density = density.log_density(like(c, y) * y, t, **cond)
+        (slope,) = torch.autograd.grad(log_density.sum(), y)
+    return log_density.detach().double() + y[0].numel() * float(c.log()), slope
+
+
+def _adjusted_step(
+    density: Density, y: Tensor, here: Tensor, slope: Tensor, t: Tensor, size: float, generator: Source, cond: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One Langevin step of that size, accepted or not: the new y, its log-density and gradient, and which were accepted, `(n,)`."""
+    proposed = y + size * slope + math.sqrt(2 * size) * normal_like(y, generator)
+    there, back = _in_unit_scale(density, proposed, t, cond)
+    log_ratio = there - here + log_kernel(y, proposed, back, size) - log_kernel(proposed, y, slope, size)
+    moved = uniform(log_ratio.shape, generator, dtype=torch.float64, device=y.device).log() < log_ratio
+    return (
+        torch.where(like(moved, y), proposed, y),
+        torch.where(moved, there, here),
+        torch.where(like(moved, y), back, slope),
+        moved,
+    )
+
+
+def log_kernel(to: Tensor, start: Tensor, slope: Tensor, size: float) -> Tensor:
+    """`log q(to | start)` of a Langevin step of that size but for a constant, `-||to - start - e slope||^2 / (4 e)`, float64 `(n,)`."""
+    return -per_example((exact(to) - exact(start) - size * exact(slope)) ** 2) / (4 * size)

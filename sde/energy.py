@@ -1,0 +1,110 @@
+"""A denoiser that is the gradient of an energy: a score with a density, up to one constant."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..shared.corruption import Schedule
+from ..shared.denoiser import GaussianDenoiser, on_every_row
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.labels import Label, thousandths
+from ..shared.prediction import velocity
+from ..shared.tensors import at_least_float32, exact, like, per_example
+
+
+@described
+class Potential(nn.Module):
+    """The sum of a network's outputs, `(B,)`: makes a scalar network of any.
+
+    Args:
+        inner: the network, `(x, time label (B,), **cond) -> (B, ...)`.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.conditions = inner, getattr(inner, "conditions", None)
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
+        """`x`: `(B, ...)`; `time`: labels `(B,)`."""
+        return per_example(self.inner(x, time, **cond))
+
+
+@described
+class EnergyDenoiser(GaussianDenoiser):
+    r"""`log q(x_t) = -E(y) - D log c - log Z` with `y = x_t / c` and `E(y) = ||y||^2 / 2 + (alpha_t / sigma_t) U(y)`.
+
+    `c^2 = alpha_t^2 + sigma_t^2`. U is a scalar network of y, whose variance is one for data of unit variance, at every level and on every
+    schedule: at equal log-SNR the signals of two schedules are one and the same y. From `score = -grad_x E` and Tweedie's formula follows
+
+    `E[x_0 | x_t] = (alpha_t / c) y - (sigma_t / c) grad U(y)`,
+
+    which says that grad U is the velocity of Salimans & Ho (2022): its target has unit variance at all levels, its error counts sigma_t
+    times in x_0 and is never divided by a small number, from the least noise to none of the signal, where E is that of noise whatever U.
+    U = 0 is the energy of standard normal data. A U that grows at most linearly (a perceptron with SiLU, for one) leaves E a density at
+    every level, for the square wins.
+
+    Z may depend on the level: `log_normaliser` estimates it. Whatever objective takes a `GaussianDenoiser` trains this one too, at the
+    price of a second derivative.
+
+    Args:
+        network: `(x, time label (B,), **cond) -> U`, `(B,)`, such as `Potential(MLP(2))`.
+        schedule: the home schedule, that of training.
+        label: the number that the network is fed for a time of the home schedule.
+
+    Raises:
+        UsageError: where the network does not give one number for each example.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, label: Label = thousandths) -> None:
+        super().__init__()
+        self.network, self.schedule, self.label = network, schedule, label
+        self.corruption, self.conditions = schedule, getattr(network, "conditions", None)
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        c_skip, c_out = velocity(*self.corruption(exact(t)))
+        return like(c_skip, x_t) * x_t + like(c_out, x_t) * self._slope(x_t, t, cond)
+
+    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
+        c_skip, c_out = velocity(*self.corruption(exact(t)))
+        return like(of_x + of_clean * c_skip, x_t) * x_t + like(of_clean * c_out, x_t) * self._slope(x_t, t, cond)
+
+    def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`-E(y) - D log c`, `(B,)`, in nats: the log-density of `x_t` but for `log Z`, which is the same on every schedule."""
+        alpha, sigma = self.corruption(exact(t))
+        c = (alpha**2 + sigma**2).sqrt()
+        y = x_t / like(c, x_t)
+        u = at_least_float32(self._potential(y, t, cond))
+        square = 0.5 * per_example(at_least_float32(y) ** 2)
+        return -square - like(alpha / sigma, u) * u - like(x_t[0].numel() * c.log(), u)
+
+    def on(self, schedule: Schedule) -> EnergyDenoiser:
+        other = copy.copy(self)
+        other.corruption = schedule
+        return other
+
+    def _potential(self, y: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        t = exact(t)
+        home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
+        u = self.network(y, on_every_row(self.label(self.schedule, home), y), **cond)
+        if u.shape != (len(y),):
+            raise UsageError(
+                f"the network gave {tuple(u.shape)} for {len(y)} examples: an energy is one number for each, as Potential(network) gives"
+            )
+        return u
+
+    def _slope(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        """`grad U(y)`, of the shape and dtype of `x_t`; differentiable where gradients are taken."""
+        trained = torch.is_grad_enabled()
+        alpha, sigma = self.corruption(exact(t))
+        with torch.enable_grad():
+            y = like((alpha**2 + sigma**2).rsqrt(), x_t) * x_t
+            y = y if y.requires_grad and trained else y.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(
+                self._potential(y, t, cond).sum(), y, create_graph=trained, allow_unused=True, materialize_grads=True
+            )
+        return slope.to(x_t.dtype)

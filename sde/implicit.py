@@ -1,0 +1,114 @@
+"""Score matching without the score of a kernel, for data of few dimensions and as a check on denoising score matching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared.denoiser import GaussianDenoiser
+from ..shared.describe import described
+from ..shared.errors import UsageError
+from ..shared.objective import Draw, Loss, Objective, independent
+from ..shared.random import Source, normal_like, rademacher_like
+from ..shared.tensors import at_least_float32, exact, full_precision, per_example
+
+Probe = Callable[[Tensor, Source], Tensor]
+
+
+@described
+def signs(x: Tensor, generator: Source = None) -> Tensor:
+    """A probe of independent signs, of the shape of x: of all probes with unit variance the one that varies least."""
+    return rademacher_like(x, generator)
+
+
+@described
+def gaussian(x: Tensor, generator: Source = None) -> Tensor:
+    """A probe of standard normal numbers, of the shape of x."""
+    return normal_like(x, generator)
+
+
+@described
+class Implicit(Objective):
+    r"""`E sigma_t^2 (||s||^2 / 2 + div s)`, s the score at x_t, mean over dimensions (Hyvarinen 2005, theorem 1).
+
+    It differs from half of the explicit `E sigma_t^2 ||s - grad log q(x_t)||^2` by `E sigma_t^2 ||grad log q(x_t)||^2 / 2`, which no
+    parameter moves, and so from half of `ScoreMatching`, whose target is the score of the kernel, by another constant. The divergence is
+    exact: one vector-Jacobian product for each dimension, differentiable.
+
+    Args:
+        denoiser: on the schedule to train with.
+        times: how the times of a batch are drawn.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
+        super().__init__()
+        self.denoiser, self.times = denoiser, times
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        return _loss(self.denoiser, x0, t, divergence, generator, cond)
+
+
+@described
+class Sliced(Objective):
+    r"""`E sigma_t^2 (||s||^2 / 2 + v^T grad(v^T s))`, v a random probe, mean over dimensions (Song et al. 2019, eq. 8).
+
+    Sliced score matching "with variance reduction": of the two terms only the divergence is estimated, by Hutchinson's trick, so this is
+    `Implicit` in the mean, at the price of `probes` vector-Jacobian products whatever the dimension.
+
+    Args:
+        denoiser: on the schedule to train with.
+        probes: projections of each example.
+        probe: how they are drawn, `signs` or `gaussian`: any law with zero mean and unit covariance.
+        times: how the times of a batch are drawn.
+
+    Raises:
+        UsageError: without a projection.
+    """
+
+    def __init__(self, denoiser: GaussianDenoiser, probes: int = 1, probe: Probe = signs, times: Draw = independent) -> None:
+        super().__init__()
+        if probes < 1:
+            raise UsageError(f"probes={probes}: give one or more projections")
+        self.denoiser, self.probes, self.probe, self.times = denoiser, probes, probe, times
+
+    def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        def estimate(score: Tensor, x: Tensor) -> Tensor:
+            drawn = [self.probe(x.detach(), generator) for _ in range(self.probes)]
+            return torch.stack([per_example(v * _pulled(score, x, v)) for v in drawn]).mean(0)
+
+        return _loss(self.denoiser, x0, t, estimate, generator, cond)
+
+
+def divergence(score: Tensor, x: Tensor) -> Tensor:
+    """`sum_i ds_i / dx_i` of each example, `(B,)`, one vector-Jacobian product for each dimension; differentiable."""
+    columns = score.reshape(len(score), -1).unbind(1)
+    return torch.stack([_pulled(c, x, torch.ones_like(c)).reshape(len(x), -1)[:, i] for i, c in enumerate(columns)]).sum(0)
+
+
+def _pulled(out: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """`v^T d out / dx`, of the shape of x; zeros where out does not depend on x."""
+    (pulled,) = torch.autograd.grad(out, x, v, create_graph=True, allow_unused=True, materialize_grads=True)
+    return pulled
+
+
+def _loss(
+    denoiser: GaussianDenoiser,
+    x0: Tensor,
+    t: Tensor,
+    trace: Callable[[Tensor, Tensor], Tensor],
+    generator: Source,
+    cond: dict[str, Any],
+) -> Loss:
+    trained = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = denoiser.corruption.corrupt(x0, t, generator=generator).detach().requires_grad_()
+        score = denoiser.score(x, t, **cond)
+        with full_precision(x):
+            half, of_trace = 0.5 * per_example(at_least_float32(score) ** 2), at_least_float32(trace(score, x))
+            weight = (denoiser.corruption(exact(t))[1] ** 2 / x0[0].numel()).to(half.dtype)
+            total = weight * (half + of_trace)
+    total = total if trained else total.detach()
+    return Loss(total, {"half_square": (weight * half).detach(), "divergence": (weight * of_trace).detach()}, t)

@@ -1,0 +1,318 @@
+"""Integrators of ordinary differential equations: fixed steps, adaptive steps, and those of torchdiffeq and SciPy.
+
+Times are Python numbers and states take their own dtype, so everything runs in float32 on devices that have no float64. An integrator is
+told the rate `(time, state) -> d state / d time`, where a state is a tuple of tensors, and goes either way in time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..shared.errors import UsageError
+
+State: TypeAlias = tuple[Tensor, ...]
+Rate: TypeAlias = Callable[[float, State], State]
+
+
+class Integrator(ABC):
+    """Carries a state from one time to another.
+
+    Attributes:
+        order: global order of convergence in the step size, for adaptive ones of their steps.
+    """
+
+    order: int
+
+    @abstractmethod
+    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+        """The state at `end`, given it at `start`."""
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method (Butcher 1964): stage i is at time `nodes[i]` and starts from `sum_j rows[i][j] k_j`.
+
+    Attributes:
+        order: of convergence.
+        nodes: `(stages,)`, as shares of the step.
+        rows: one for each stage, of growing length.
+        weights: of the stages in the step; None where the last stage is the end of the step.
+        error: weights of the stages in the difference to the embedded method, where there is one.
+    """
+
+    order: int
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...] | None = None
+    error: tuple[float, ...] | None = None
+
+
+euler = Tableau(1, (0,), ((),), (1,))
+midpoint = Tableau(2, (0, 1 / 2), ((), (1 / 2,)), (0, 1))
+heun2 = Tableau(2, (0, 1), ((), (1,)), (1 / 2, 1 / 2))
+heun3 = Tableau(3, (0, 1 / 3, 2 / 3), ((), (1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4))
+rk4 = Tableau(4, (0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+dormand_prince = Tableau(
+    5,
+    (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    error=(71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+bogacki_shampine = Tableau(
+    3,
+    (0, 1 / 2, 3 / 4, 1),
+    ((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    error=(-5 / 72, 1 / 12, 1 / 9, -1 / 8),
+)
+
+
+@dataclass(frozen=True)
+class Steps(Integrator):
+    """One step of a fixed-step method: the sampler's grid says where the steps are.
+
+    Attributes:
+        method: `euler`, `midpoint`, `heun2`, `heun3` or `rk4`; as many evaluations as it has stages.
+    """
+
+    method: Tableau = heun2
+
+    @property
+    def order(self) -> int:
+        """That of the method."""
+        return self.method.order
+
+    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+        end_state, slopes = stages(self.method, rate, state, start, end - start)
+        return end_state if self.method.weights is None else moved(state, end - start, self.method.weights, slopes)
+
+
+@dataclass(frozen=True)
+class Adaptive(Integrator):
+    """Steps as long as the tolerances allow, by an embedded pair (Hairer, Norsett, Wanner 1993, section II.4).
+
+    A step is accepted where the root mean square of `error / (atol + rtol max(|x|, |x'|))` is at most one, over the whole batch and for
+    each tensor of the state by itself.
+
+    Attributes:
+        rtol, atol: relative and absolute tolerance.
+        evaluations: after so many it gives up.
+        method: `dormand_prince`, of order 5 (RK45, Song et al.'s choice), or `bogacki_shampine`, of order 3.
+
+    Raises:
+        UsageError: where a rate is not finite, the steps would become too small, or the evaluations are spent.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    evaluations: int = 10_000
+    method: Tableau = dormand_prince
+
+    def __post_init__(self) -> None:
+        if self.rtol < 0 or self.atol < 0 or self.rtol + self.atol == 0 or self.evaluations < 1 or self.method.error is None:
+            raise UsageError(
+                f"rtol={self.rtol}, atol={self.atol}, evaluations={self.evaluations}: give tolerances from 0 up, one of them positive, a "
+                "positive number of evaluations, and a method with an error estimate, such as dormand_prince"
+            )
+
+    @property
+    def order(self) -> int:
+        """That of the method."""
+        return self.method.order
+
+    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+        method, sign = self.method, math.copysign(1.0, end - start)
+        counted = limited(rate, self.evaluations, self)
+        now, first = start, counted(start, state)
+        step = self._first_step(counted, state, first, start, end)
+        while sign * (end - now) > 0:
+            last = sign * (end - now) <= 1.01 * abs(step)  # no sliver is left over
+            step = end - now if last else step
+            try:
+                there, slopes = stages(method, counted, state, now, step, first)
+            except UsageError as spent:
+                raise UsageError(f"{spent} (at {now:.6g} on the way from {start:.6g} to {end:.6g})") from None
+            error = moved(tuple(torch.zeros_like(x) for x in state), step, method.error, slopes)
+            ratio = max(self._size(e, x, y) for e, x, y in zip(error, state, there, strict=True))
+            if math.isnan(ratio):
+                raise UsageError(not_finite(now))
+            if ratio <= 1:
+                now, state, first = end if last else now + step, there, slopes[-1]
+            step *= min(10.0, max(0.2, 0.9 * ratio ** (-1 / method.order) if ratio > 0 else 10.0))
+            if abs(step) < 1e-12 * abs(end - start):
+                raise UsageError(f"rtol={self.rtol}, atol={self.atol} cannot be met at {now:.6g}: loosen them, or compute in float64")
+        return state
+
+    def _size(self, error: Tensor, x: Tensor, y: Tensor) -> float:
+        allowed = torch.maximum(x.abs(), y.abs()).mul_(self.rtol).add_(self.atol)
+        return float(torch.linalg.vector_norm(error.div_(allowed))) / math.sqrt(max(error.numel(), 1))
+
+    def _first_step(self, rate: Rate, state: State, slope: State, start: float, end: float) -> float:
+        """A step whose explicit Euler step is small and nearly straight (Hairer et al., the starting step size)."""
+        sizes = [(self._size(x.clone(), x, x), self._size(k.clone(), x, x)) for x, k in zip(state, slope, strict=True)]
+        if not all(math.isfinite(size) for pair in sizes for size in pair):
+            raise UsageError(not_finite(start))
+        guess = min((0.01 * a / b for a, b in sizes if a > 1e-5 and b > 1e-5), default=1e-6)
+        guess = math.copysign(min(guess, abs(end - start)), end - start)
+        euler_step = moved(state, guess, (1.0,), (slope,))
+        bend = tuple(b - a for a, b in zip(slope, rate(start + guess, euler_step), strict=True))
+        curved = max(self._size(b, x, x) for b, x in zip(bend, state, strict=True)) / abs(guess)
+        steepest = max(curved, *(b for _, b in sizes))
+        second = max(1e-6, 1e-3 * abs(guess)) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / self.method.order)
+        return math.copysign(min(100 * abs(guess), second, abs(end - start)), end - start)
+
+
+@dataclass(frozen=True)
+class TorchDiffEq(Integrator):
+    """An adaptive method of torchdiffeq (Chen 2018).
+
+    Attributes:
+        method: its name there: `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, ...
+        rtol, atol: tolerances.
+        evaluations: after so many it gives up.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    evaluations: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.method not in ORDERS:
+            raise UsageError(f"method={self.method}: choose from {', '.join(ORDERS)}, or take Steps(rk4) for fixed steps")
+
+    @property
+    def order(self) -> int:
+        """That of the method."""
+        return ORDERS[self.method]
+
+    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+        from torchdiffeq import odeint
+
+        counted = limited(rate, self.evaluations, self)
+        # Left alone, the solver steps over the end and interpolates back, to times where no schedule is defined. It wants its times on the
+        # state's device, and some devices have no float64.
+        dtype = torch.float32 if state[0].device.type == "mps" else torch.float64
+        times = torch.tensor([start, end], dtype=dtype, device=state[0].device)
+        try:
+            path = odeint(
+                lambda t, x: counted(float(t), x),
+                state,
+                times,
+                method=self.method,
+                rtol=self.rtol,
+                atol=self.atol,
+                options={"step_t": times[1:]},
+            )
+        except AssertionError as error:
+            raise UsageError(f"{self} cannot meet its tolerances ({error}): loosen them, or look for NaN in the score") from error
+        return tuple(x[-1] for x in path)
+
+
+ORDERS = {"bosh3": 3, "adaptive_heun": 2, "fehlberg2": 2, "dopri5": 5, "dopri8": 8}
+
+
+@dataclass(frozen=True)
+class SciPy(Integrator):
+    """A method of `scipy.integrate.solve_ivp` on the host in float64, as Song et al. (2021) integrate: for parity, not for speed.
+
+    Attributes:
+        method: its name there, such as `RK45`.
+        rtol, atol: tolerances.
+        evaluations: after so many it gives up.
+    """
+
+    method: str = "RK45"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    evaluations: int = 10_000
+
+    @property
+    def order(self) -> int:
+        """That of the method."""
+        return {"RK23": 3, "RK45": 5, "DOP853": 8}.get(self.method, 5)
+
+    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+        from scipy.integrate import solve_ivp
+
+        counted = limited(rate, self.evaluations, self)
+        sizes = [x.numel() for x in state]
+
+        def flat(parts: Sequence[Tensor]) -> np.ndarray:
+            return torch.cat([part.reshape(-1).cpu().double() for part in parts]).numpy()
+
+        def state_of(values: np.ndarray) -> State:
+            parts = torch.from_numpy(values).split(sizes)
+            return tuple(part.to(x).reshape(x.shape) for part, x in zip(parts, state, strict=True))
+
+        def slope(time: float, values: np.ndarray) -> np.ndarray:
+            rates = flat(counted(float(time), state_of(values)))
+            if not np.isfinite(rates).all():
+                raise UsageError(not_finite(time))
+            return rates
+
+        solution = solve_ivp(slope, (start, end), flat(state), method=self.method, rtol=self.rtol, atol=self.atol)
+        if not solution.success:
+            raise UsageError(f"{self} cannot meet its tolerances ({solution.message}): loosen them, or look for NaN in the score")
+        return state_of(solution.y[:, -1].copy())
+
+
+def stages(method: Tableau, rate: Rate, state: State, now: float, step: float, first: State | None = None) -> tuple[State, list[State]]:
+    """The last stage's state and the slopes of all stages; `first` is the slope at `now` where it is known."""
+    slopes = [rate(now, state) if first is None else first]
+    there = state
+    for node, row in zip(method.nodes[1:], method.rows[1:], strict=True):
+        there = moved(state, step, row, slopes)
+        slopes.append(rate(now + node * step, there))
+    return there, slopes
+
+
+def moved(state: State, step: float, weights: Sequence[float], slopes: Sequence[State]) -> State:
+    """`state + step sum_i weights_i slopes_i`."""
+    pairs = [(step * w, k) for w, k in zip(weights, slopes, strict=True) if w]
+    out = []
+    for i, x in enumerate(state):
+        y = x.clone() if not pairs else torch.add(x, pairs[0][1][i], alpha=pairs[0][0])
+        for w, k in pairs[1:]:
+            y.add_(k[i], alpha=w)
+        out.append(y)
+    return tuple(out)
+
+
+def limited(rate: Rate, most: int, integrator: Any) -> Rate:
+    """The rate, refused after so many evaluations."""
+    done = 0
+
+    @functools.wraps(rate)
+    def counted(time: float, state: State) -> State:
+        nonlocal done
+        done += 1
+        if done > most:
+            raise UsageError(
+                f"{type(integrator).__name__} spent its {most} evaluations: loosen rtol={integrator.rtol} and atol={integrator.atol}, "
+                "raise evaluations, or look for a score that jumps with time"
+            )
+        return rate(time, state)
+
+    return counted
+
+
+def not_finite(time: float) -> str:
+    """What to say where a rate is NaN or infinite."""
+    return f"the velocity of the flow is NaN or infinite at {time:.6g}: look for NaN in the network, or in the x it was given"

@@ -1,0 +1,285 @@
+"""Energies: scores that are gradients, densities up to a constant, and the constant."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unnoise.sde import (
+    VE,
+    VP,
+    Adaptive,
+    AnnealedLangevin,
+    ChangeOfVariables,
+    CorrectorPredictor,
+    ExactTrace,
+    ProbabilityFlow,
+    ScoreMatching,
+    Still,
+    SubVP,
+    annealing,
+)
+from unnoise.sde.annealing import log_normaliser
+from unnoise.sde.energy import EnergyDenoiser, Potential
+from unnoise.sde.noise_levels import Levels, geometric_sigmas
+from unnoise.shared.describe import build, describe
+from unnoise.shared.errors import UsageError
+from unnoise.shared.networks import MLP
+from unnoise.shared.oracle import MixtureOracle
+from unnoise.shared.random import normal
+from unnoise.shared.sampler import counted
+from unnoise.shared.tensors import exact, like
+
+WEIGHTS = torch.tensor([0.7, 0.3], dtype=torch.float64)
+MEANS = torch.tensor([[-1.2, 0.3], [1.0, -0.6]], dtype=torch.float64)
+VARIANCES = torch.tensor([0.05, 0.15], dtype=torch.float64)
+LEVELS = Levels(geometric_sigmas(0.1, 8.0, 12))
+SCHEDULES = {"vp": VP(), "sub-vp": SubVP(), "ve": VE(), "levels": LEVELS}
+
+
+def at(t):
+    return torch.tensor(t, dtype=torch.float64)
+
+
+class OfMixture(nn.Module):
+    """U for which `EnergyDenoiser` is the mixture exactly, with log Z of choice: solved for from its own definition."""
+
+    def __init__(self, log_z=0.0):
+        super().__init__()
+        self.oracle, self.log_z = MixtureOracle(WEIGHTS, MEANS, VARIANCES, VP()), log_z
+
+    def forward(self, y, label):
+        t = label.double() / 1000  # VP is variance preserving, so that y is x there
+        alpha, sigma = (c.to(y) for c in self.oracle.corruption(t))
+        return sigma / alpha * (-self.oracle.log_prob(y, t) - self.log_z - 0.5 * (y**2).sum(1))
+
+
+def mixture(log_z=0.0):
+    return EnergyDenoiser(OfMixture(log_z), VP())
+
+
+def learned(seed=0, width=32):
+    torch.manual_seed(seed)
+    return EnergyDenoiser(Potential(MLP(2, width, 2)), VP()).double()
+
+
+@pytest.fixture
+def x(generator):
+    return torch.randn(7, 2, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_an_exact_energy_is_the_exact_denoiser(schedule, x):
+    """Mean, score and log-density on every schedule, those of the home by the change of variables too."""
+    oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, schedule)
+    denoiser = mixture(1.5).on(schedule)
+    t = torch.tensor([0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
+    x = x * schedule(t)[1][:, None]
+    # Labels are float32, which leaves t seven digits.
+    torch.testing.assert_close(denoiser(x, t), oracle(x, t), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(denoiser.score(x, t), oracle.score(x, t), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(denoiser.log_density(x, t), oracle.log_prob(x, t) + 1.5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_the_score_is_the_gradient_of_the_log_density(schedule, x):
+    """And of a network like any other; the mean follows by Tweedie's formula, with and without gradients taken."""
+    denoiser = learned().on(schedule)
+    t = torch.linspace(0.2, 1.0, 7, dtype=torch.float64)
+    inputs = x.requires_grad_()
+    (slope,) = torch.autograd.grad(denoiser.log_density(inputs, t).sum(), inputs)
+    torch.testing.assert_close(denoiser.score(x.detach(), t), slope)
+    alpha, sigma = (like(c, x) for c in schedule(t))
+    with torch.no_grad():
+        mean = denoiser(x, t)
+        assert not mean.requires_grad
+    torch.testing.assert_close(mean, (x + sigma**2 * slope).detach() / alpha)
+
+
+def test_digits_are_kept_near_the_data():
+    """At a noise of 1e-4 the mean is x to a part in 1e7; the score is not the difference of the two."""
+    denoiser, t = learned().on(VE(1e-4, 50.0)), at(1e-5)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    coarse, fine = denoiser.float().score(x, t), denoiser.double().score(x.double(), t)
+    torch.testing.assert_close(coarse.double(), fine, rtol=1e-4, atol=1e-3)
+
+
+def test_without_a_network_it_is_the_normal_law(x):
+    """U = 0 is standard normal data at every level, with log Z = D log(2 pi) / 2."""
+    denoiser = EnergyDenoiser(Potential(Zero()), VE())
+    for t in (at(0.1), at(0.9)):
+        variance = 1 + VE()(t)[1] ** 2
+        torch.testing.assert_close(denoiser.score(x, t), -x / variance)
+        law = torch.distributions.Normal(0, variance.sqrt()).log_prob(x).sum(1)
+        torch.testing.assert_close(denoiser.log_density(x, t) - math.log(2 * math.pi), law)
+
+
+class Zero(nn.Module):
+    def forward(self, x, label):
+        return 0 * x
+
+
+def test_gradients_reach_the_weights_and_the_input(x):
+    denoiser, t = learned(), at(0.4)
+    weight = denoiser.network.inner.enter.weight
+
+    def loss():
+        return denoiser(x, t).square().sum()
+
+    (slope,) = torch.autograd.grad(loss(), weight)
+    step = torch.zeros_like(weight)
+    step[3, 1] = 1e-6
+    with torch.no_grad():
+        weight += step
+        above = loss()
+        weight -= 2 * step
+        below = loss()
+    assert float(slope[3, 1]) == pytest.approx(float(above - below) / 2e-6, rel=1e-4)
+    assert torch.autograd.gradcheck(lambda x: denoiser.score(x, t), x[:2].detach().requires_grad_())
+    with torch.no_grad():
+        assert ChangeOfVariables(denoiser, trace=ExactTrace(), integrator=Adaptive(1e-2, 1e-2))(x[:2].detach()).nats.isfinite().all()
+
+
+def test_one_evaluation_is_one_call_of_the_network():
+    denoiser = learned().float()
+    for run, expected in ((ProbabilityFlow(denoiser), 9), (CorrectorPredictor(Still(denoiser), AnnealedLangevin(denoiser, 0.2, 2)), 11)):
+        with counted(denoiser) as count:
+            assert run(shape=(3, 2), steps=5).isfinite().all()
+        assert count.calls == expected
+
+
+def test_what_it_refuses(x):
+    with pytest.raises(UsageError, match=r"gave \(7, 2\) for 7 examples.*Potential"):
+        EnergyDenoiser(MLP(2, 8, 1).double(), VP())(x, at(0.5))
+
+
+def test_it_describes_itself():
+    denoiser = EnergyDenoiser(Potential(MLP(2, 8, 1, classes=3)), LEVELS)
+    assert denoiser.conditions == ("label",)
+    assert build(describe(denoiser)).network.inner.classes == 3
+
+
+class Off(nn.Module):
+    """A mixture's log-density with another normaliser at each level."""
+
+    def __init__(self, schedule, log_z):
+        super().__init__()
+        self.oracle, self.corruption, self.log_z = MixtureOracle(WEIGHTS, MEANS, VARIANCES, schedule), schedule, log_z
+
+    def log_density(self, x_t, t, **cond):
+        return self.oracle.log_prob(x_t, t) + self.log_z * (1 + float(exact(t)))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_the_normaliser_of_a_mixture(schedule, generator):
+    """Within three standard errors, which themselves are small, at the smallest level and at another; steps of any length will do."""
+    for t, snr in ((None, 0.5), (0.6, 1.0)):
+        found = log_normaliser(Off(schedule, 3.0), (600, 2), t=t, levels=60, snr=snr, generator=generator)
+        expected = 3.0 * (1 + (schedule.t_min if t is None else t))
+        assert found.error < 0.06
+        assert abs(found.log_z - expected) < 3 * found.error
+        assert found.effective > 100
+        assert 0.2 < found.accepted < 0.99
+
+
+def test_the_normaliser_of_an_energy(generator):
+    found = log_normaliser(mixture(-2.0), (600, 2), levels=60, generator=generator)
+    assert found.error < 0.06
+    assert abs(found.log_z + 2.0) < 3 * found.error
+
+
+def test_the_weighted_chains_are_draws(generator):
+    found = log_normaliser(Off(VE(), 1.0), (3000, 2), levels=60, generator=generator)
+    weight = found.log_w.softmax(0)
+    torch.testing.assert_close(weight @ found.x, WEIGHTS @ MEANS, rtol=0, atol=0.1)
+    assert float(weight @ (found.x[:, 0] < 0).double()) == pytest.approx(0.7, abs=0.05)
+    right = found.x[:, 0] > 0
+    spread = weight[right] @ (found.x[right] - MEANS[1]) ** 2 / weight[right].sum()
+    torch.testing.assert_close(spread, VARIANCES[1].expand(2), rtol=0.15, atol=0)
+    noisy = log_normaliser(Off(VE(), 1.0), (3000, 2), t=0.7, levels=60, generator=generator)  # of the level's own scale
+    sigma2 = float(VE()(at(0.7))[1] ** 2)
+    assert float(noisy.log_w.softmax(0) @ (noisy.x[:, 1] ** 2)) == pytest.approx(sigma2 + 0.25, rel=0.15)
+
+
+def test_the_error_is_that_of_repeated_runs():
+    runs = [log_normaliser(Off(VP(), 0.0), (100, 2), levels=12, generator=torch.Generator().manual_seed(i)) for i in range(60)]
+    off = torch.tensor([run.log_z for run in runs])
+    error = sum(run.error for run in runs) / len(runs)
+    assert float(off.std()) == pytest.approx(error, rel=0.3)
+    assert sum(run.effective for run in runs) / len(runs) == pytest.approx(100 / (1 + 100 * error**2), rel=0.25)
+
+
+def test_levels_without_moves_are_importance_sampling(generator):
+    """One level, no move: the weights are the ratio of the density to the start, as short as that."""
+    found = log_normaliser(Off(VP(), 0.0), (50, 2), t=0.3, levels=1, moves=0, generator=torch.Generator().manual_seed(1))
+    y = normal((50, 2), torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = Off(VP(), 0.0).log_density(y, at(0.3)) - torch.distributions.Normal(0, 1).log_prob(y).sum(1)
+    torch.testing.assert_close(found.log_w, expected)
+    assert found.log_z == pytest.approx(float(expected.exp().mean().log()))
+
+
+@pytest.mark.parametrize("broken", ["unadjusted", "flipped", "without the kernel"])
+def test_what_is_not_adjusted_is_biased(broken, monkeypatch):
+    """Long steps: the adjusted chain is right within its errors, one that accepts otherwise is not."""
+
+    def estimate():
+        return log_normaliser(Off(VP(), 0.0), (3000, 2), levels=40, moves=2, snr=1.0, generator=torch.Generator().manual_seed(4))
+
+    found = estimate()
+    assert abs(found.log_z) < 3 * found.error
+    if broken == "unadjusted":
+        monkeypatch.setattr(annealing, "uniform", lambda shape, *_, **__: torch.zeros(shape, dtype=torch.float64))
+    elif broken == "flipped":
+        kernel = annealing.log_kernel
+        monkeypatch.setattr(annealing, "log_kernel", lambda *given: -kernel(*given))
+    else:
+        monkeypatch.setattr(annealing, "log_kernel", lambda to, start, slope, size: torch.zeros(len(to), dtype=torch.float64))
+    wrong = estimate()
+    assert abs(wrong.log_z) > 4 * wrong.error or wrong.effective < 30
+
+
+def test_what_annealing_refuses():
+    for given, words in (
+        ({"shape": (1, 2)}, "two or more chains"),
+        ({"shape": (4, 2), "levels": 0}, "levels=0"),
+        ({"shape": (4, 2), "snr": 0.0}, "positive snr"),
+        ({"shape": (4, 2), "t": 0.0}, "t_min=1e-05"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            log_normaliser(Off(VP(), 0.0), **given)
+
+
+def test_a_learnt_energy_has_the_shape_of_the_density(generator):
+    """Some seconds of denoising score matching: the log-density is right up to a constant, which annealing finds.
+
+    The components are near each other: between far ones score matching sees nothing that tells their weights.
+    """
+    means = 0.6 * MEANS
+    torch.manual_seed(0)
+    denoiser = EnergyDenoiser(Potential(MLP(2, 64, 2)), VP(t_min=0.02))
+    objective = ScoreMatching(denoiser)
+    oracle = MixtureOracle(WEIGHTS, means, VARIANCES, VP())
+    optimiser = torch.optim.Adam(denoiser.parameters(), 3e-3)
+    steps = 800
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: 1 - n / steps)
+
+    def draw(n):
+        component = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
+        z = torch.randn(n, 2, dtype=torch.float64, generator=generator)
+        return means[component] + VARIANCES[component, None].sqrt() * z
+
+    for _ in range(steps):
+        optimiser.zero_grad()
+        objective(draw(256).float(), generator=generator).total.mean().backward()
+        optimiser.step()
+        rate.step()
+    for t in (at(0.05), at(0.3)):
+        x = oracle.corruption.corrupt(draw(2000), t.expand(2000), generator=generator)
+        with torch.no_grad():
+            off = denoiser.log_density(x.float(), t).double() - oracle.log_prob(x, t)
+        assert oracle.log_prob(x, t).std() > 0.9
+        assert off.std() < 0.35  # by 0.04 the mean of `off` is below log Z, as the KL divergence is about half of its variance
+        found = log_normaliser(denoiser, (400, 2), t=float(t), levels=80, generator=generator, dtype=torch.float32)
+        assert abs(found.log_z - float(off.mean())) < 0.1 + 3 * found.error
+        assert found.error < 0.05

@@ -1,0 +1,98 @@
+"""The script on linear inverse problems: its colours, its measures and its smoke run."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from unnoise.experiments import inverse_problems
+from unnoise.experiments.images import Data
+from unnoise.experiments.inverse_problems import InverseProblems, centred, hue_error, in_grey, palette, problems, psnr, tinted
+from unnoise.shared.data import ImageSet
+from unnoise.shared.describe import build, describe
+from unnoise.shared.errors import UsageError
+from unnoise.shared.scale import Scale
+
+PRESETS = ("digits", "mnist", "smoke", "cifar10", "celeba64")
+
+
+def test_the_smoke_run_restores_every_problem_by_every_method(tmp_path):
+    recipe = inverse_problems.smoke()
+    page = recipe.reproduce(tmp_path)
+    text, results = page.read_text(), json.loads((tmp_path / "results.json").read_text())
+    names = [p.name for p in problems((3, 8, 8))]
+    methods = ("measurement", "replacement", "DPS", "Pi-GDM", "moment matching")
+    assert list(results) == [f"{p}, {m}" for p in names for m in methods]
+    assert text.count("\n| ") == len(results) + 2
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert all(math.isfinite(v) for r in results.values() for v in r.values())
+    for p in names:
+        assert results[f"{p}, replacement"]["residual"] < 1e-3  # it takes the measurement at its word
+        calls = [results[f"{p}, {m}"]["evaluations"] for m in methods]
+        assert calls == [0, 4, 8, 4, 4]
+    before = {p: p.stat().st_mtime for p in tmp_path.rglob("*.safetensors")}
+    assert recipe.reproduce(tmp_path).read_text() == text
+    assert before == {p: p.stat().st_mtime for p in tmp_path.rglob("*.safetensors")}
+
+
+def test_presets_describe_themselves_and_their_parts_can_be_built():
+    for preset in PRESETS:
+        recipe = getattr(inverse_problems, preset)()
+        assert build(json.loads(json.dumps(describe(recipe)))) == recipe
+    smoke = inverse_problems.smoke()
+    denoiser = smoke.objective((3, 8, 8), Scale(17)).denoiser
+    k = smoke.load("test").k[:2]
+    assert smoke.codelength(denoiser, Scale(17))(k, torch.Generator().manual_seed(0), None).nats.shape == (2,)
+    assert set(next(iter(smoke.batches(smoke.load())))) == {"x0"}
+
+
+def test_digits_are_tinted_by_their_label_and_grey_does_not_tell():
+    grey, coloured = Data("digits").load(), inverse_problems.digits().load()
+    assert coloured.shape == (3, 8, 8)
+    assert coloured.k.dtype == torch.uint8
+    assert int(coloured.k.max()) <= 16
+    assert torch.equal(coloured.label, grey.label)
+    colours = palette(10)
+    torch.testing.assert_close(colours.mean(1), torch.full((10,), 0.5))
+    assert 0 < float(colours.min()) < float(colours.max()) < 1
+    half = grey.k.float() / 2
+    assert float((coloured.k.float().mean(1, keepdim=True) - half).abs().max()) <= 0.5  # of rounding alone
+    mean = torch.stack([coloured.k[coloured.label == c].float().mean((0, 2, 3)) for c in range(10)])
+    torch.testing.assert_close(mean / mean.sum(1, keepdim=True), colours / 1.5, rtol=0, atol=0.01)
+    assert tinted(coloured) is coloured
+
+
+def test_hue_error_is_an_angle():
+    images = (100 * palette(10))[:, :, None, None]
+    for apart in range(10):
+        expected = 36.0 * min(apart, 10 - apart)
+        torch.testing.assert_close(hue_error(images, images.roll(apart, 0)), torch.full((10,), expected), rtol=0, atol=1e-3)
+    torch.testing.assert_close(hue_error(images, 0.3 * images), torch.zeros(10), rtol=0, atol=1e-3)
+
+
+def test_measures():
+    scale = Scale(11)
+    k = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    assert psnr(k + 1, k, scale) == pytest.approx(20.0, abs=1e-5)
+    assert torch.equal(scale.cell_of(centred(scale, torch.arange(11))), torch.arange(11))
+    grey = in_grey(ImageSet(torch.tensor([1, 2, 6], dtype=torch.uint8).reshape(1, 3, 1, 1), None, scale))
+    assert grey.k.tolist() == [[[[3]]]]
+    for problem in problems((3, 8, 6)):
+        y = problem.operator(torch.randn(2, 3, 8, 6))
+        assert int((y[0] != 0).sum()) == problem.numbers
+    half = problems((3, 8, 8))[0].operator(torch.ones(1, 3, 8, 8))
+    assert torch.equal(half[..., :4], torch.ones(1, 3, 8, 4))
+    assert torch.equal(half[..., 4:], torch.zeros(1, 3, 8, 4))
+
+
+def test_what_cannot_be_is_refused():
+    unlabelled = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, Scale(17))
+    for make, words in (
+        (lambda: InverseProblems(Data("digits", classes=10)), "the model is unconditional"),
+        (lambda: InverseProblems(noise=-1.0), "noise=-1.0"),
+        (lambda: InverseProblems(count=0), "count=0"),
+        (lambda: tinted(unlabelled), "tinted by their label"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            make()
