@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.corruption import Schedule
-from ..shared.denoiser import GaussianDenoiser, on_every_row
+from ..shared.denoiser import GaussianDenoiser, Parts, on_every_row
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.labels import Label, thousandths
@@ -69,9 +69,8 @@ class EnergyDenoiser(GaussianDenoiser):
         c_skip, c_out = velocity(*self.corruption(exact(t)))
         return like(c_skip, x_t) * x_t + like(c_out, x_t) * self._slope(x_t, t, cond)
 
-    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
-        c_skip, c_out = velocity(*self.corruption(exact(t)))
-        return like(of_x + of_clean * c_skip, x_t) * x_t + like(of_clean * c_out, x_t) * self._slope(x_t, t, cond)
+    def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
+        return Parts(*velocity(*self.corruption(exact(t))), self._slope(x_t, t, cond))
 
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`-E(y) - D log c`, `(B,)`, in nats: the log-density of `x_t` but for `log Z`, which is the same on every schedule."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +16,8 @@ from ..shared.errors import UsageError
 from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.tensors import like
-from .charts import Chart, angle
-from .integrators import Integrator, Steps
+from .charts import Chart, Place, angle
+from .integrators import Integrator, Slope, State, Steps
 
 
 class ProbabilityFlow(Sampler):
@@ -34,24 +37,26 @@ class ProbabilityFlow(Sampler):
         super().__init__(denoiser)
         self.integrator, self.chart = Steps() if integrator is None else integrator, chart
         self.order = self.integrator.order
-        end = chart.place(self.corruption, chart.position(self.corruption, torch.ones((), dtype=torch.float64)))
-        if not all(bool(torch.isfinite(c)) for c in end):
+        (end,) = chart.places(self.corruption, [chart.position(self.corruption, torch.ones((), dtype=torch.float64))])
+        if not all(math.isfinite(c) for c in end):
             raise UsageError(
                 "the flow's velocity is infinite at the schedule's zero SNR: take DDIM or the chart `angle`, or put the denoiser on "
                 "another schedule with on(...)"
             )
 
-    def velocity(self, z: Tensor, tau: float, **cond: Any) -> Tensor:
-        """`dz / d tau` of the chart, of the shape of z."""
-        t, scale, of_x, of_clean = self.chart.place(self.corruption, tau)
-        return self.denoiser.combined(like(scale, z) * z, t, of_x, of_clean, **cond)
-
     def transport(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`x_t` carried along the flow to s, which may lie on either side of t."""
         chart, schedule = self.chart, self.corruption
         start, end = chart.position(schedule, t), chart.position(schedule, s)
-        z = x / like(chart.scale(schedule, t), x)
-        (z,) = self.integrator(lambda tau, state: (self.velocity(state[0], tau, **cond),), (z,), start, end)
+
+        def field(taus: Sequence[float]) -> list[Slope]:
+            return [functools.partial(slope, place) for place in chart.places(schedule, taus)]
+
+        def slope(place: Place, state: State) -> State:
+            x = state[0] * place.scale
+            return (self.denoiser.combined(x, place.t, place.of_x, place.of_clean, **cond),)
+
+        (z,) = self.integrator(field, (x / like(chart.scale(schedule, t), x),), start, end)
         return like(chart.scale(schedule, s), x) * z
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:

@@ -1,12 +1,13 @@
 """Integrators of ordinary differential equations: fixed steps, adaptive steps, and those of torchdiffeq and SciPy.
 
 Times are Python numbers and states take their own dtype, so everything runs in float32 on devices that have no float64. An integrator is
-told the rate `(time, state) -> d state / d time`, where a state is a tuple of tensors, and goes either way in time.
+told a field, which for some times gives the slopes there, `state -> d state / d time` each: a step asks once for all of its stages. A state
+is a tuple of tensors of which the slopes read the first alone; the others are integrals along its way, which are not carried from stage to
+stage.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ from torch import Tensor
 from ..shared.errors import UsageError
 
 State: TypeAlias = tuple[Tensor, ...]
-Rate: TypeAlias = Callable[[float, State], State]
+Slope: TypeAlias = Callable[[State], State]
+Field: TypeAlias = Callable[[Sequence[float]], Sequence[Slope]]
 
 
 class Integrator(ABC):
@@ -33,7 +35,7 @@ class Integrator(ABC):
     order: int
 
     @abstractmethod
-    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+    def __call__(self, field: Field, state: State, start: float, end: float) -> State:
         """The state at `end`, given it at `start`."""
 
 
@@ -45,7 +47,7 @@ class Tableau:
         order: of convergence.
         nodes: `(stages,)`, as shares of the step.
         rows: one for each stage, of growing length.
-        weights: of the stages in the step; None where the last stage is the end of the step.
+        weights: of the stages in the step; None where the last stage is at its end, with the weights of its row.
         error: weights of the stages in the difference to the embedded method, where there is one.
     """
 
@@ -98,9 +100,8 @@ class Steps(Integrator):
         """That of the method."""
         return self.method.order
 
-    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
-        end_state, slopes = stages(self.method, rate, state, start, end - start)
-        return end_state if self.method.weights is None else moved(state, end - start, self.method.weights, slopes)
+    def __call__(self, field: Field, state: State, start: float, end: float) -> State:
+        return stages(self.method, field, state, start, end - start)[0]
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ class Adaptive(Integrator):
         """That of the method."""
         return self.method.order
 
-    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+    def __call__(self, field: Field, state: State, start: float, end: float) -> State:
         method, sign = self.method, math.copysign(1.0, end - start)
-        counted = limited(rate, self.evaluations, self)
-        now, first = start, counted(start, state)
+        counted = limited(field, self.evaluations, self)
+        now, first = start, counted([start])[0](state)
         step = self._first_step(counted, state, first, start, end)
         while sign * (end - now) > 0:
             last = sign * (end - now) <= 1.01 * abs(step)  # no sliver is left over
@@ -148,7 +149,7 @@ class Adaptive(Integrator):
                 there, slopes = stages(method, counted, state, now, step, first)
             except UsageError as spent:
                 raise UsageError(f"{spent} (at {now:.6g} on the way from {start:.6g} to {end:.6g})") from None
-            error = moved(tuple(torch.zeros_like(x) for x in state), step, method.error, slopes)
+            error = (moved(None, step, method.error, part) for part in zip(*slopes, strict=True))
             ratio = max(self._size(e, x, y) for e, x, y in zip(error, state, there, strict=True))
             if math.isnan(ratio):
                 raise UsageError(not_finite(now))
@@ -163,15 +164,15 @@ class Adaptive(Integrator):
         allowed = torch.maximum(x.abs(), y.abs()).mul_(self.rtol).add_(self.atol)
         return float(torch.linalg.vector_norm(error.div_(allowed))) / math.sqrt(max(error.numel(), 1))
 
-    def _first_step(self, rate: Rate, state: State, slope: State, start: float, end: float) -> float:
+    def _first_step(self, field: Field, state: State, slope: State, start: float, end: float) -> float:
         """A step whose explicit Euler step is small and nearly straight (Hairer et al., the starting step size)."""
         sizes = [(self._size(x.clone(), x, x), self._size(k.clone(), x, x)) for x, k in zip(state, slope, strict=True)]
         if not all(math.isfinite(size) for pair in sizes for size in pair):
             raise UsageError(not_finite(start))
         guess = min((0.01 * a / b for a, b in sizes if a > 1e-5 and b > 1e-5), default=1e-6)
         guess = math.copysign(min(guess, abs(end - start)), end - start)
-        euler_step = moved(state, guess, (1.0,), (slope,))
-        bend = tuple(b - a for a, b in zip(slope, rate(start + guess, euler_step), strict=True))
+        euler_step = tuple(x + guess * k for x, k in zip(state, slope, strict=True))
+        bend = tuple(b - a for a, b in zip(slope, field([start + guess])[0](euler_step), strict=True))
         curved = max(self._size(b, x, x) for b, x in zip(bend, state, strict=True)) / abs(guess)
         steepest = max(curved, *(b for _, b in sizes))
         second = max(1e-6, 1e-3 * abs(guess)) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / self.method.order)
@@ -202,17 +203,17 @@ class TorchDiffEq(Integrator):
         """That of the method."""
         return ORDERS[self.method]
 
-    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+    def __call__(self, field: Field, state: State, start: float, end: float) -> State:
         from torchdiffeq import odeint
 
-        counted = limited(rate, self.evaluations, self)
+        counted = limited(field, self.evaluations, self)
         # Left alone, the solver steps over the end and interpolates back, to times where no schedule is defined. It wants its times on the
         # state's device, and some devices have no float64.
         dtype = torch.float32 if state[0].device.type == "mps" else torch.float64
         times = torch.tensor([start, end], dtype=dtype, device=state[0].device)
         try:
             path = odeint(
-                lambda t, x: counted(float(t), x),
+                lambda t, x: counted([float(t)])[0](x),
                 state,
                 times,
                 method=self.method,
@@ -248,10 +249,10 @@ class SciPy(Integrator):
         """That of the method."""
         return {"RK23": 3, "RK45": 5, "DOP853": 8}.get(self.method, 5)
 
-    def __call__(self, rate: Rate, state: State, start: float, end: float) -> State:
+    def __call__(self, field: Field, state: State, start: float, end: float) -> State:
         from scipy.integrate import solve_ivp
 
-        counted = limited(rate, self.evaluations, self)
+        counted = limited(field, self.evaluations, self)
         sizes = [x.numel() for x in state]
 
         def flat(parts: Sequence[Tensor]) -> np.ndarray:
@@ -262,7 +263,7 @@ class SciPy(Integrator):
             return tuple(part.to(x).reshape(x.shape) for part, x in zip(parts, state, strict=True))
 
         def slope(time: float, values: np.ndarray) -> np.ndarray:
-            rates = flat(counted(float(time), state_of(values)))
+            rates = flat(counted([float(time)])[0](state_of(values)))
             if not np.isfinite(rates).all():
                 raise UsageError(not_finite(time))
             return rates
@@ -273,42 +274,43 @@ class SciPy(Integrator):
         return state_of(solution.y[:, -1].copy())
 
 
-def stages(method: Tableau, rate: Rate, state: State, now: float, step: float, first: State | None = None) -> tuple[State, list[State]]:
-    """The last stage's state and the slopes of all stages; `first` is the slope at `now` where it is known."""
-    slopes = [rate(now, state) if first is None else first]
-    there = state
-    for node, row in zip(method.nodes[1:], method.rows[1:], strict=True):
-        there = moved(state, step, row, slopes)
-        slopes.append(rate(now + node * step, there))
-    return there, slopes
+def stages(method: Tableau, field: Field, state: State, now: float, step: float, first: State | None = None) -> tuple[State, list[State]]:
+    """The state a step later and the slopes of all stages; `first` is the slope at `now` where it is known."""
+    (there, *rest), known = state, first is not None
+    ahead = field([now + node * step for node in method.nodes[known:]])
+    slopes = [first if first is not None else ahead[0](state)]
+    for slope, row in zip(ahead[not known :], method.rows[1:], strict=True):
+        there = moved(state[0], step, row, [k[0] for k in slopes])
+        slopes.append(slope((there, *rest)))
+    weights = method.rows[-1] if method.weights is None else method.weights
+    if method.weights is not None:
+        there = moved(state[0], step, weights, [k[0] for k in slopes])
+    return (there, *(moved(x, step, weights, [k[i] for k in slopes]) for i, x in enumerate(rest, 1))), slopes
 
 
-def moved(state: State, step: float, weights: Sequence[float], slopes: Sequence[State]) -> State:
-    """`state + step sum_i weights_i slopes_i`."""
-    pairs = [(step * w, k) for w, k in zip(weights, slopes, strict=True) if w]
-    out = []
-    for i, x in enumerate(state):
-        y = x.clone() if not pairs else torch.add(x, pairs[0][1][i], alpha=pairs[0][0])
-        for w, k in pairs[1:]:
-            y.add_(k[i], alpha=w)
-        out.append(y)
-    return tuple(out)
+def moved(x: Tensor | None, step: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """`x + step sum_i weights_i slopes_i`, x = 0 if None."""
+    pairs = [(step * w, k) for w, k in zip(weights, slopes, strict=False) if w]
+    (first, slope), *others = pairs
+    y = slope * first if x is None else torch.add(x, slope, alpha=first)
+    for w, k in others:
+        y.add_(k, alpha=w)
+    return y
 
 
-def limited(rate: Rate, most: int, integrator: Any) -> Rate:
-    """The rate, refused after so many evaluations."""
+def limited(field: Field, most: int, integrator: Any) -> Field:
+    """The field, refused after so many evaluations."""
     done = 0
 
-    @functools.wraps(rate)
-    def counted(time: float, state: State) -> State:
+    def counted(times: Sequence[float]) -> Sequence[Slope]:
         nonlocal done
-        done += 1
+        done += len(times)
         if done > most:
             raise UsageError(
                 f"{type(integrator).__name__} spent its {most} evaluations: loosen rtol={integrator.rtol} and atol={integrator.atol}, "
                 "raise evaluations, or look for a score that jumps with time"
             )
-        return rate(time, state)
+        return field(times)
 
     return counted
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from ..shared.dequantisation import Dequantiser
 from ..shared.errors import UsageError
 from ..shared.random import Source, rademacher_like
 from ..shared.tensors import like, refuse_unless
-from .charts import Chart, angle
+from .charts import Chart, Place, angle
 from .flow import ProbabilityFlow
-from .integrators import Adaptive, Integrator, State
+from .integrators import Adaptive, Integrator, Slope, State
 
 
 class Trace(ABC):
@@ -127,20 +128,26 @@ class ChangeOfVariables:
         """x_1 and estimates of the log-volume gained on the way, `(m, B)`."""
         flow, chart, schedule = self.flow, self.flow.chart, self.flow.corruption
 
-        def rate(tau: float, state: State) -> State:
-            with torch.enable_grad():
-                z = state[0].detach().requires_grad_()
-                v = flow.velocity(z, tau, **cond)
-                if len(probes) == 1:
-                    (pulled,) = torch.autograd.grad(v, z, probes[0])
-                    pulled = pulled[None]
-                else:
-                    (pulled,) = torch.autograd.grad(v, z, probes, is_grads_batched=True)
-            products = torch.einsum("nbi,nbi->nb", probes.flatten(2), pulled.flatten(2))
-            return v.detach(), self.trace.estimates(products)
+        def field(taus: Sequence[float]) -> list[Slope]:
+            return [functools.partial(slope, place) for place in chart.places(schedule, taus)]
 
+        def slope(place: Place, state: State) -> State:
+            x = (state[0] * place.scale).requires_grad_()
+            with torch.enable_grad():
+                own, of_out, out = flow.denoiser.parts(x, place.t, **cond)
+            # v = a x + b out: only out is pulled back, and the Jacobian of a x is known.
+            a, b = place.of_x + place.of_clean * float(own), place.of_clean * float(of_out)
+            v = torch.add(x.detach() * a, out.detach(), alpha=b)
+            batched = len(probes) > 1
+            (pulled,) = torch.autograd.grad(out, x, probes if batched else probes[0], is_grads_batched=batched)
+            # Near t = 0 both terms are large, so they are added before they are summed.
+            whole = torch.add(pulled if batched else pulled[None], probes, alpha=a / b)
+            products = torch.linalg.vecdot(probes.flatten(2), whole.flatten(2)).mul_(place.scale * b / dims)
+            return v, self.trace.estimates(products)
+
+        dims = x0[0].numel()
         low, high = (torch.tensor(t, dtype=torch.float64) for t in (schedule.t_min, 1.0))
         r0, r1 = chart.scale(schedule, low), chart.scale(schedule, high)
         start = (x0 / like(r0, x0), self.trace.estimates(torch.zeros(len(probes), len(x0), dtype=x0.dtype, device=x0.device)))
-        z, gained = flow.integrator(rate, start, chart.position(schedule, low), chart.position(schedule, high))
-        return like(r1, z) * z, gained + x0[0].numel() * float(torch.log(r1 / r0))
+        z, gained = flow.integrator(field, start, chart.position(schedule, low), chart.position(schedule, high))
+        return like(r1, z) * z, (gained + float(torch.log(r1 / r0))) * dims  # the tolerance was of nats for each dimension

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,17 @@ class Denoiser(nn.Module, ABC):
         """`x_t`: `(B, ...)`; `t`: a scalar or `(B,)`; conditions by name, untouched."""
 
 
+ZERO, ONE = torch.tensor([0.0, 1.0], dtype=torch.float64).unbind()
+
+
+class Parts(NamedTuple):
+    """`E[x_0 | x_t] = of_x x_t + of_out out`: coefficients float64, scalar or `(B,)`; `out` of the shape of x_t."""
+
+    of_x: Tensor
+    of_out: Tensor
+    out: Tensor
+
+
 class GaussianDenoiser(Denoiser):
     """`E[x_0 | x_t]`, of the shape of `x_t`.
 
@@ -43,17 +54,23 @@ class GaussianDenoiser(Denoiser):
     corruption: Schedule
     spread: bool = False
 
-    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
-        """`of_x x_t + of_clean E[x_0 | x_t]`, of the shape of `x_t`: the score, the noise and the flow's velocity are of this form.
+    def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
+        """`E[x_0 | x_t] = of_x x_t + of_out out`, for what combines it with x_t; the mean itself unless a denoiser has more to say.
 
-        A denoiser that is itself a combination with x_t adds up the coefficients first: near t = 0 they are large, and what they leave of
-        each other is small.
+        Near t = 0 the coefficients of such combinations are large, and what they leave of each other is small: a denoiser that is itself a
+        combination with x_t names its coefficients, so that they are added up before they meet x_t.
+        """
+        return Parts(ZERO, ONE, self(x_t, t, **cond))
+
+    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor | float, of_clean: Tensor | float, **cond: Any) -> Tensor:
+        """`of_x x_t + of_clean E[x_0 | x_t]`, of the shape of `x_t`: the score, the noise and the flow's velocity are of this form.
 
         Args:
             x_t, t, cond: as `forward`.
-            of_x, of_clean: float64, scalar or `(B,)`.
+            of_x, of_clean: numbers, or float64 `(B,)`.
         """
-        return like(of_x, x_t) * x_t + like(of_clean, x_t) * self(x_t, t, **cond)
+        own, of_out, out = self.parts(x_t, t, **cond)
+        return like(of_x + of_clean * own, x_t) * x_t + like(of_clean * of_out, x_t) * out
 
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         r"""`grad log q(x_t) = (alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`, of the shape of `x_t` (Tweedie's formula)."""
@@ -108,9 +125,8 @@ class Learned(GaussianDenoiser):
         out, v = self.raw(x_t, t, **cond)
         return like(c_skip, x_t) * x_t + like(c_out, x_t) * out, v
 
-    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
-        c_skip, c_out = self.predicts(*self.corruption(exact(t)))
-        return like(of_x + of_clean * c_skip, x_t) * x_t + like(of_clean * c_out, x_t) * self.raw(x_t, t, **cond)[0]
+    def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
+        return Parts(*self.predicts(*self.corruption(exact(t))), self.raw(x_t, t, **cond)[0])
 
     def raw(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
         """F and v, the network's own outputs at the home time of equal log-SNR, in the dtype of `x_t`; v is None without a second one."""

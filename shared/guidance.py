@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .corruption import Schedule, refuse_zero_snr
-from .denoiser import Denoiser, GaussianDenoiser, on_every_row, taken
+from .denoiser import Denoiser, GaussianDenoiser, Parts, on_every_row, taken
 from .describe import described
 from .errors import UsageError
 from .labels import Label, thousandths
@@ -88,14 +88,12 @@ class ClassifierFree(GaussianDenoiser):
             guided = guided * (self.rescale * share + 1 - self.rescale)
         return guided, v
 
-    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
+    def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
         if self.rescale:
-            return super().combined(x_t, t, of_x, of_clean, **cond)
-
-        def ask(x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-            return self.denoiser.combined(x_t, t, of_x, of_clean, **cond)
-
-        return self._stronger(ask(x_t, t, **cond), ask, x_t, t, cond)  # (1 + w) - w = 1, so of x_t too
+            return super().parts(x_t, t, **cond)
+        of_x, of_out, conditional = self.denoiser.parts(x_t, t, **cond)
+        ask = lambda x_t, t, **cond: self.denoiser.parts(x_t, t, **cond).out  # noqa: E731
+        return Parts(of_x, of_out, self._stronger(conditional, ask, x_t, t, cond))  # (1 + w) - w = 1 of x_t
 
     def _stronger(self, conditional: Tensor, ask: Callable[..., Tensor], x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if self.condition not in cond:
@@ -224,10 +222,10 @@ class ClassifierGuided(GaussianDenoiser):
         alpha, sigma = self.corruption(exact(t))
         return x0 + like(sigma**2 / alpha, x_t) * self.gradient(x_t, t, **cond), v
 
-    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
+    def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
         alpha, sigma = self.corruption(exact(t))
-        inner = self.denoiser.combined(x_t, t, of_x, of_clean, **taken(self.denoiser, cond))
-        return inner + like(of_clean * sigma**2 / alpha, x_t) * self.gradient(x_t, t, **cond)
+        of_x, of_out, out = self.denoiser.parts(x_t, t, **taken(self.denoiser, cond))
+        return Parts(of_x, of_out, out + like(sigma**2 / (alpha * of_out), x_t) * self.gradient(x_t, t, **cond))
 
     def on(self, schedule: Schedule) -> ClassifierGuided:
         return ClassifierGuided(self.denoiser.on(schedule), self.classifier, self.scale)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unnoise.shared.denoiser import GaussianDenoiser
+from unnoise.shared.denoiser import GaussianDenoiser, Parts
 from unnoise.shared.random import Streams
 from unnoise.shared.tensors import exact, like
 
@@ -59,9 +59,9 @@ class FromScore(GaussianDenoiser):
         alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
         return (x_t + sigma**2 * self.given) / alpha
 
-    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond) -> Tensor:
+    def parts(self, x_t: Tensor, t: Tensor, **cond) -> Parts:
         alpha, sigma = self.corruption(exact(t))
-        return like(of_x + of_clean / alpha, x_t) * x_t + like(of_clean * sigma**2 / alpha, x_t) * self.given
+        return Parts(1 / alpha, sigma**2 / alpha, self.given)
 
     def on(self, schedule) -> "FromScore":
         return FromScore(self.given, schedule)

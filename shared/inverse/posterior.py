@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..corruption import Schedule, refuse_zero_snr
-from ..denoiser import GaussianDenoiser
+from ..denoiser import GaussianDenoiser, Parts
 from ..describe import described
 from ..errors import UsageError
 from ..tensors import at_least_float32, exact, like
@@ -69,7 +69,7 @@ class Posterior(GaussianDenoiser):
             out = clean + self._shift(clean, x, t, x_t.requires_grad)
         return (out, v) if x_t.requires_grad else (out.detach(), None if v is None else v.detach())
 
-    def combined(self, x_t: Tensor, t: Tensor, of_x: Tensor, of_clean: Tensor, **cond: Any) -> Tensor:
+    def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
         # E[x_0 | x_t] is asked for less the best multiple of x_t: what is left keeps its digits both near t = 0 and near t = 1.
         alpha, sigma = self.corruption(exact(t))
         share = alpha / (alpha**2 + sigma**2)
@@ -77,7 +77,7 @@ class Posterior(GaussianDenoiser):
             x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
             rest = self.denoiser.combined(x, t, -share, torch.ones_like(share), **cond)
             rest = rest + self._shift(rest + like(share, x) * x, x, t, x_t.requires_grad)
-        return like(of_x + of_clean * share, x_t) * x_t + like(of_clean, x_t) * (rest if x_t.requires_grad else rest.detach())
+        return Parts(share, torch.ones_like(share), rest if x_t.requires_grad else rest.detach())
 
     def _shift(self, clean: Tensor, x: Tensor, t: Tensor, whole: bool) -> Tensor:
         alpha, sigma = self.corruption(exact(t))

@@ -1,0 +1,73 @@
+"""What the score SDEs cost, as ratios in one run: `python -m benchmarks.sde`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unnoise.sde import VE, VP, Adaptive, ChangeOfVariables, Hutchinson, SciPy, SubVP, TorchDiffEq, angle, clock
+from unnoise.shared.corruption import Schedule
+from unnoise.shared.denoiser import GaussianDenoiser
+from unnoise.shared.sampler import counted
+from unnoise.shared.tensors import exact, like
+
+from .speed import seconds
+
+SHAPE = (16, 3, 32, 32)
+
+
+class Diagonal(GaussianDenoiser):
+    """`E[x_0 | x_t]` of independent `N(0, v_i)`: a few elementwise operations, so that what surrounds a network shows."""
+
+    def __init__(self, variance: Tensor, schedule: Schedule) -> None:
+        super().__init__()
+        self.variance, self.corruption = variance, schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
+        return alpha * self.variance / (alpha**2 * self.variance + sigma**2) * x_t
+
+    def on(self, schedule: Schedule) -> Diagonal:
+        return Diagonal(self.variance, schedule)
+
+    def nats(self, x: Tensor) -> Tensor:
+        """`-log p(x)`, `(B,)`."""
+        return -torch.distributions.Normal(0.0, self.variance.double().sqrt()).log_prob(x.double()).flatten(1).sum(1)
+
+
+def main() -> None:
+    """Prints a line for each integrator: evaluations, error, and time over that of one forward and one vector-Jacobian product."""
+    source = torch.Generator().manual_seed(0)
+    variance = 0.02 + 0.5 * torch.rand(SHAPE[1:], generator=source)
+    x = variance.sqrt() * torch.randn(SHAPE, generator=source)
+    tight = 1e-5
+    for name, schedule in (("VP", VP()), ("sub-VP", SubVP()), ("VE", VE(0.01, 50.0))):
+        denoiser = Diagonal(variance, schedule)
+        t = torch.tensor(0.3, dtype=torch.float64)
+
+        def plain(denoiser: Diagonal = denoiser, t: Tensor = t) -> None:
+            y = x.clone().requires_grad_()
+            torch.autograd.grad(denoiser(y, t), y, x)
+
+        kinds = {
+            "RK45, angle": (Adaptive(tight, tight), angle, 1),
+            "RK45, angle, 8 probes": (Adaptive(tight, tight), angle, 8),
+            "RK45, t": (Adaptive(tight, tight), clock, 1),
+            "torchdiffeq, angle": (TorchDiffEq("dopri5", tight, tight), angle, 1),
+            "SciPy RK45, t": (SciPy("RK45", tight, tight), clock, 1),
+        }
+        for kind, (integrator, chart, probes) in kinds.items():
+            code = ChangeOfVariables(denoiser, trace=Hutchinson(probes), integrator=integrator, chart=chart)
+            with counted(denoiser) as count:
+                error = float((code(x, generator=source).nats - denoiser.nats(x)).mean()) / x[0].numel()
+            ratio = seconds(lambda code=code: code(x, generator=source), 5) / count.calls / seconds(plain, 200)
+            print(
+                f"{name:7} {kind:22} {count.calls:4} evaluations, error {error:+.1e} nats/dim, {ratio:5.2f} x forward + VJP each",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
