@@ -18,7 +18,7 @@ from ..shared.progress import Progress, silent
 from ..shared.random import Streams
 from ..shared.sampler import Sampler, counted, device_of
 from ..shared.scale import Scale
-from .experiment import Experiment
+from .experiment import CodelengthOf, Experiment
 
 SURE, CHUNK = 0.8, 300
 
@@ -105,15 +105,21 @@ def draw(
 
 
 def bits_per_dim(
-    experiment: Experiment, denoiser: Denoiser, images: ImageSet, *, seed: int = 0, progress: Progress = silent
+    experiment: Experiment,
+    denoiser: Denoiser,
+    images: ImageSet,
+    *,
+    measure: CodelengthOf | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> tuple[float, float]:
-    """Mean code length of images, bits for each dimension, and its standard error over the images.
+    """Mean code length of images, the experiment's own or `measure`'s, in bits for each dimension, and its standard error over the images.
 
     Where the model is conditional, an image is coded after its label, and the label's `log2(classes)` bits are counted too: with
     `p(x) >= p(x | label) / classes` the sum is an upper bound on the code length of the image alone.
     """
     device = device_of(denoiser)
-    generator, measure = torch.Generator(device).manual_seed(seed), experiment.codelength(denoiser, images.scale)
+    generator, measure = torch.Generator(device).manual_seed(seed), measure or experiment.codelength(denoiser, images.scale)
     bits = []
     for rows in torch.arange(len(images.k)).split(CHUNK):
         labels = {} if experiment.data.classes is None else {"label": images.label[rows].to(device)}
