@@ -28,7 +28,7 @@ from ..shared.training import Training
 from . import budgets
 from .experiment import CodelengthOf
 from .images import Data, ImageExperiment, Network
-from .reproduce import Study, trained
+from .reproduce import Study, Sweep, trained
 
 MOST = math.sqrt(2) - 1
 """Largest share by which churn lets the noise grow."""
@@ -99,8 +99,6 @@ class ElucidatedModel(ImageExperiment):
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fréchet distance by evaluations for Heun and Euler, on the paper's levels and on even ones, and with churn (figures 2 and 4)."""
-        from ..shared.figures import Lines, save_lines, save_panels
-
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         churn = self.churn or 40.0
@@ -110,28 +108,15 @@ class ElucidatedModel(ImageExperiment):
                 runs.append(("Heun", f"rho {rho:g}", Heun(denoiser), steps, rho))
                 runs.append(("Euler", f"rho {rho:g}", DDIM(denoiser), 2 * steps - 1, rho))  # as many evaluations
             runs.append((f"Heun, churn {churn:g}", f"rho {self.rho:g}", self.churned(denoiser, churn, steps), steps, self.rho))
-        lines: dict[str, tuple[list[float], list[float]]] = {}
-        rows, results, panels = [], {}, {}
+        sweep = Sweep(study, "sampler", "levels")
         for solver, grid, sampler, steps, rho in sorted(runs, key=lambda run: run[:2]):
-            name = f"{solver}, {grid}"
-            drawn, measured = study.run(sampler, karras(steps, denoiser.corruption, rho))
-            x, y = lines.setdefault(name, ([], []))
-            x.append(drawn.evaluations)
-            y.append(measured["frechet"])
-            results[f"{name}, {drawn.evaluations} evaluations"] = measured
-            agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
-            rows.append([solver, grid, str(drawn.evaluations), f"{y[-1]:.2f}", f"{measured['sure']:.3f}", agreement])
-            if drawn.evaluations in (17, 35):
-                panels[f"{name}, {drawn.evaluations} evaluations"] = drawn.levels[:40].float() / (study.images.scale.levels - 1)
-        panel = Lines("network evaluations for each sample", "Fréchet distance", lines, logx=True, logy=True)
-        save_lines(folder / "figure.png", {"samplers of one model": panel})
-        save_panels(folder / "samples.png", panels, columns=10, across=2)
-        head = ["sampler", "levels", "evaluations", "Fréchet distance", "sure", "agreement with the asked label"]
+            spaced = karras(steps, denoiser.corruption, rho)
+            sweep.run(f"{solver}, {grid}", (solver, grid), sampler, spaced, shown=steps in (9, 17, 18, 35))
         text = (
             f"One model; levels from sigma = {self.sigma_max:g} to {self.sigma_min:g} whose 1 / rho-th powers are evenly spaced, and then "
-            f"0. Churn between {self.churn_low:g} and {self.churn_high:g}, noise {self.churn_noise:g}.\n\n![samples](samples.png)"
+            f"0. Churn between {self.churn_low:g} and {self.churn_high:g}, noise {self.churn_noise:g}."
         )
-        return study.write("Fréchet distance by evaluations", text, head, rows, results)
+        return sweep.write("Samplers of one model", text, across=2)
 
 
 def released(images: float, batch: int, rate: float, half_life: float = 0.5, bfloat16: bool = False) -> Training:

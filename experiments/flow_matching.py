@@ -43,7 +43,7 @@ from ..shared.training import Training
 from . import budgets
 from .experiment import CodelengthOf
 from .images import Data, ImageExperiment, Network
-from .reproduce import Study, trained
+from .reproduce import Study, Sweep, trained
 from .spacing import whole
 
 METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun2}
@@ -88,8 +88,6 @@ class FlowMatchingModel(ImageExperiment):
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fréchet distance by evaluations for solvers of the flow and for a stochastic sampler, and how straight the paths are."""
-        from ..shared.figures import Lines, save_lines, save_panels
-
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         runs: list[tuple[str, str, Sampler, int | Tensor]] = []
@@ -102,30 +100,16 @@ class FlowMatchingModel(ImageExperiment):
         for tolerance in (0.1, 0.01, 0.001):
             adaptive = ProbabilityFlow(denoiser, Adaptive(tolerance, tolerance), clock)
             runs.append(("RK45", f"tolerance {tolerance:g}", adaptive, whole(denoiser.corruption)))
-        lines: dict[str, tuple[list[float], list[float]]] = {}
-        rows, results, panels = [], {}, {}
+        sweep = Sweep(study, "sampler", "effort")
         for name, effort, sampler, steps in sorted(runs, key=lambda run: run[0]):
-            drawn, measured = study.run(sampler, steps)
-            x, y = lines.setdefault(name, ([], []))
-            x.append(drawn.evaluations)
-            y.append(measured["frechet"])
-            results[f"{name}, {effort}"] = measured
-            agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
-            rows.append([name, effort, str(drawn.evaluations), f"{y[-1]:.2f}", f"{measured['sure']:.3f}", agreement])
-            if len(x) != 4:
-                panels[f"{name}, {drawn.evaluations} evaluations, {effort}"] = drawn.levels[:40].float() / (study.images.scale.levels - 1)
+            sweep.run(name, (name, effort), sampler, steps)
         bend = self.bend(denoiser, study.images.shape)
-        results["bend"] = {"bend": bend}
-        panel = Lines("network evaluations for each sample", "Fréchet distance", lines, logy=True)
-        save_lines(folder / "figure.png", {"solvers of one flow": panel})
-        save_panels(folder / "samples.png", panels, columns=10, across=3)
-        head = ["sampler", "effort", "evaluations", "Fréchet distance", "sure", "agreement with the asked label"]
+        sweep.results["bend"] = {"bend": bend}
         text = (
             "One model; DDIM with eta 1 is the stochastic sampler of the same marginals. The velocity's mean squared distance from the "
-            f"chord of its path is {bend:.3f} of the chord's square; 0 is a straight path, which one step of Euler would walk.\n\n"
-            "![samples](samples.png)"
+            f"chord of its path is {bend:.3f} of the chord's square; 0 is a straight path, which one step of Euler would walk."
         )
-        return study.write("Fréchet distance by evaluations", text, head, rows, results)
+        return sweep.write("Solvers of one flow", text, across=4)
 
     def bend(self, denoiser: Denoiser, shape: tuple[int, ...], count: int = 100, steps: int = 50) -> float:
         """The `bend` of as many paths of the model, from its noise to its samples, by steps of Euler's method."""

@@ -30,7 +30,7 @@ from ..shared.training import Training
 from . import budgets
 from .experiment import CodelengthOf, at_most
 from .images import Data, ImageExperiment, Network
-from .reproduce import Study, trained
+from .reproduce import Study, Sweep, trained
 
 REPEATS = (1, 2, 5, 10)
 """Steps a level that `reproduce` compares."""
@@ -96,8 +96,6 @@ class NCSN(ImageExperiment):
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fréchet distance by steps a level, with the last denoising and without (2020, table 1), and of a predictor alone."""
-        from ..shared.figures import Lines, save_lines, save_panels
-
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         ratio = (self.high / self.low) ** (1 / max(self.sampling_steps - 1, 1))
@@ -107,26 +105,14 @@ class NCSN(ImageExperiment):
                 epsilon = self.epsilon if repeats == self.repeats else best_epsilon(ratio, repeats, self.low)
                 runs.append((name, repeats, self.annealed(denoiser, repeats, epsilon, denoise)))
         runs.append(("reverse diffusion", 0, ReverseDiffusion(denoiser)))
-        lines: dict[str, tuple[list[float], list[float]]] = {}
-        rows, results, panels = [], {}, {}
+        sweep = Sweep(study, "sampler", "T, steps a level")
         for name, repeats, sampler in runs:
-            drawn, measured = study.run(sampler, self.sampling_steps)
-            x, y = lines.setdefault(name, ([], []))
-            x.append(drawn.evaluations)
-            y.append(measured["frechet"])
-            results[f"{name}, {repeats} steps a level"] = measured
-            agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
-            rows.append([name, str(repeats), str(drawn.evaluations), f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}", agreement])
-            panels[f"{name}, T = {repeats}"] = drawn.levels[:40].float() / (study.images.scale.levels - 1)
-        panel = Lines("network evaluations for each sample", "Fréchet distance", lines, logx=True, logy=True)
-        save_lines(folder / "figure.png", {"annealed Langevin dynamics": panel})
-        save_panels(folder / "samples.png", panels, columns=10, across=len(runs) // 2)
-        head = ["sampler", "T, steps a level", "evaluations", "Fréchet distance", "sure", "agreement with the asked label"]
+            sweep.run(name, (name, str(repeats)), sampler, self.sampling_steps)
         text = (
             f"One model, {self.sampling_steps} noise levels from {self.high:g} down to {self.low:g}. Step sizes by the published rule for "
-            f"each T; for T = {self.repeats} epsilon is {self.epsilon:g}.\n\n![samples](samples.png)"
+            f"each T; for T = {self.repeats} epsilon is {self.epsilon:g}."
         )
-        return study.write("Annealed Langevin dynamics, with the last denoising and without", text, head, rows, results)
+        return sweep.write("Annealed Langevin dynamics, with the last denoising and without", text, across=len(runs) // 2)
 
 
 def unit(scale: Scale) -> Scale:

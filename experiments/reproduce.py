@@ -91,3 +91,53 @@ class Study:
         )
         page.write_text(f"# {title}\n\n{text}\n\n![{title}](figure.png)\n\n{table(list(head), [list(r) for r in rows])}\n\n{measured}\n")
         return page
+
+
+class Sweep:
+    """Sampling runs as lines of Fréchet distance by evaluations, rows of a table, and panels of samples.
+
+    Args:
+        study: runs and measures them.
+        head: what the first cells of a row are.
+    """
+
+    def __init__(self, study: Study, *head: str) -> None:
+        self.study, self.head = study, [*head, "evaluations", "Fréchet distance", "sure", "agreement with the asked label"]
+        self.lines: dict[str, tuple[list[float], list[float]]] = {}
+        self.rows: list[list[str]] = []
+        self.results: dict[str, dict[str, float]] = {}
+        self.panels: dict[str, Tensor] = {}
+
+    def run(
+        self,
+        line: str,
+        cells: Sequence[str],
+        sampler: Sampler,
+        steps: int | Tensor,
+        recipe: ImageExperiment | None = None,
+        shown: bool = True,
+        **more: float,
+    ) -> None:
+        """One run: a point of a line and a row that starts with `cells`; with a panel if it is shown. `more` goes into the results."""
+        drawn, measured = self.study.run(sampler, steps, recipe)
+        name = ", ".join([*cells, f"{drawn.evaluations} evaluations"])
+        x, y = self.lines.setdefault(line, ([], []))
+        x.append(drawn.evaluations)
+        y.append(measured["frechet"])
+        self.results[name] = measured | more
+        agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
+        self.rows.append([*cells, str(drawn.evaluations), f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}", agreement])
+        if shown:
+            self.panels[name] = drawn.levels[:40].float() / (self.study.images.scale.levels - 1)
+
+    def write(self, title: str, text: str, across: int, figure: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
+        """Writes the figure (its panels of lines by name, or all in one), the samples, `results.json` and `table.md`; returns the last."""
+        from ..shared.figures import Lines, save_lines, save_panels
+
+        evaluations = "network evaluations for each sample"
+        panels = {
+            part: Lines(evaluations, "Fréchet distance", dict(lines), True, True) for part, lines in (figure or {title: self.lines}).items()
+        }
+        save_lines(self.study.folder / "figure.png", panels)
+        save_panels(self.study.folder / "samples.png", self.panels, columns=10, across=across)
+        return self.study.write(title, f"{text}\n\n![samples](samples.png)", self.head, self.rows, self.results)

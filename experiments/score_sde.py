@@ -29,7 +29,7 @@ from ..sde import (
     SubVP,
     Uniform,
     Variational,
-    likelihood,
+    g_squared,
     sigma_squared,
 )
 from ..shared.corruption import Schedule
@@ -46,10 +46,10 @@ from . import budgets
 from .evaluation import bits_per_dim
 from .experiment import CodelengthOf
 from .images import Data, ImageExperiment, Network
-from .reproduce import Study, fitted, trained
+from .reproduce import Study, Sweep, fitted, trained
 from .spacing import whole
 
-WEIGHTS = {"sigma2": sigma_squared, "likelihood": likelihood}
+WEIGHTS = {"sigma2": sigma_squared, "g2": g_squared}
 
 
 @described
@@ -68,7 +68,7 @@ class ScoreSDE(ImageExperiment):
     Euler-Maruyama; or the probability flow by Heun's method or by RK45."""
     snr: float = 0.1
     """Signal-to-noise ratio of the Langevin corrector."""
-    weight: Literal["sigma2", "likelihood"] = "sigma2"
+    weight: Literal["sigma2", "g2"] = "sigma2"
     """Of the score's error: sigma^2, or g^2, which bounds the likelihood."""
     t_last: float = 1e-3
     """Last noisy time of the sampler, whose last step denoises."""
@@ -132,53 +132,29 @@ class ScoreSDE(ImageExperiment):
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """VP, sub-VP and VE trained alike: bits/dim, and Fréchet distance by network evaluations for every sampler (tables 1 and 2)."""
-        from ..shared.figures import Lines, save_lines, save_panels
-
-        study, test = Study(self, folder, progress), self.load("test", progress)
-        rows, results, panels, figure = [], {}, {}, {}
+        study, test, figure = Study(self, folder, progress), self.load("test", progress), {}
+        sweep = Sweep(study, "SDE", "bits/dim, uniform", "bits/dim, variational", "sampler")
         for name, recipe in self.variants().items():
             denoiser = trained(recipe, study.images, folder / name.lower(), progress).denoiser
             bits, error = bits_per_dim(recipe, denoiser, test, progress=progress)
             spread = recipe.closer(denoiser, study, folder / name.lower(), progress)
             closer, _ = bits_per_dim(recipe, denoiser, test, measure=recipe.coded(denoiser, spread), progress=progress)
-            lines: dict[str, tuple[list[float], list[float]]] = {}
+            codes = {"bits_per_dim": bits, "standard_error": error, "bits_per_dim_variational": closer}
+            sweep.lines = {}
             for label, method, count in RUNS:
-                budget = [n for n in EVALUATIONS if n <= 10 * self.sampling_steps]
-                for evaluations in budget if count else [0]:
-                    sampler = recipe.by(method, denoiser)
+                cells = (name, f"{bits:.3f} ± {error:.3f}", f"{closer:.3f}", label)
+                budget = [n for n in EVALUATIONS if n <= 10 * self.sampling_steps] if count else [0]
+                for evaluations in budget:
                     steps = max((evaluations + count - 1) // count, 2) if count else whole(denoiser.corruption)
-                    drawn, measured = study.run(sampler, steps, recipe)
-                    x, y = lines.setdefault(label, ([], []))
-                    x.append(drawn.evaluations)
-                    y.append(measured["frechet"])
-                    results[f"{name}, {label}, {evaluations or 'adaptive'}"] = measured | {
-                        "bits_per_dim": bits,
-                        "standard_error": error,
-                        "bits_per_dim_variational": closer,
-                    }
-                    rows.append(
-                        [
-                            name,
-                            f"{bits:.3f} ± {error:.3f}",
-                            f"{closer:.3f}",
-                            label,
-                            str(drawn.evaluations),
-                            f"{measured['frechet']:.2f}",
-                            f"{measured['sure']:.3f}",
-                        ]
-                    )
-                panels[f"{name}, {label}, {drawn.evaluations} evaluations"] = drawn.levels[:40].float() / (study.images.scale.levels - 1)
-            figure[name] = Lines("network evaluations for each sample", "Fréchet distance", lines, logx=True, logy=True)
-        save_lines(folder / "figure.png", figure)
-        save_panels(folder / "samples.png", panels, columns=10, across=len(RUNS))
-        head = ["SDE", "bits/dim, uniform", "bits/dim, variational", "sampler", "evaluations", "Fréchet distance", "sure"]
+                    sweep.run(label, cells, recipe.by(method, denoiser), steps, recipe, shown=evaluations == budget[-1], **codes)
+            figure[name] = sweep.lines
         text = (
             f"One network and {self.training.steps} training steps for each SDE. Bits/dim of {len(test.k)} held-out images are exact up to "
             "dequantisation, uniform as in training, or by a flow trained for the finished model (RK45, rtol = atol = "
             f"{self.tolerance:g}, one Rademacher probe). Langevin corrector: one step a level, "
-            f"snr {', '.join(f'{r.snr:g} ({n})' for n, r in self.variants().items())}.\n\n![samples](samples.png)"
+            f"snr {', '.join(f'{r.snr:g} ({n})' for n, r in self.variants().items())}."
         )
-        return study.write("Score SDEs: samplers and likelihoods", text, head, rows, results)
+        return sweep.write("Score SDEs: samplers and likelihoods", text, across=len(RUNS), figure=figure)
 
     def variants(self) -> dict[str, ScoreSDE]:
         """The three SDEs, otherwise alike; VE's largest noise is the largest distance between two digits (Song & Ermon 2020)."""

@@ -26,7 +26,7 @@ from .integrators import (
 )
 from .likelihood import ChangeOfVariables, ExactTrace, Hutchinson
 from .noise_levels import Levels, best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio
-from .objectives import EDMLoss, FlowMatching, MaximumLikelihood, ScoreMatching, likelihood, sigma_squared
+from .objectives import EDMLoss, FlowMatching, MaximumLikelihood, ScoreMatching, g_squared, sigma_squared
 from .predictors import EulerMaruyama, ReverseDiffusion, Still
 from .schedules import EDM, VE, VP, Straight, SubVP, vp_betas
 from .sde import SDE
@@ -75,13 +75,13 @@ __all__ = [
     "clock",
     "dormand_prince",
     "euler",
+    "g_squared",
     "geometric_sigmas",
     "heun2",
     "heun3",
     "largest_sigma",
     "level_count",
     "level_ratio",
-    "likelihood",
     "log_normaliser",
     "midpoint",
     "noise",

@@ -24,7 +24,8 @@ class ProbabilityFlow(Sampler):
     r"""`dx/dt = f x - g^2 score / 2` (Song et al. 2021, eq. 13) from t down to s; the last step denoises.
 
     With `Steps` one step of the sampler is one step of the method. With `Adaptive`, `TorchDiffEq` or `SciPy` a step is as many as the
-    tolerances ask for: `steps=2` integrates from 1 to the schedule's t_last in one go and then denoises. Count evaluations with
+    tolerances ask for: the grid `torch.tensor([1, schedule.t_last, 0])` integrates from 1 to t_last in one go and then denoises. So does
+    `steps=2` where the schedule's grids end at t_last; those of `Straight` and `Cosine` are even down to 0. Count evaluations with
     `shared.sampler.counted`. A start of lower temperature is a smaller one: `flow(0.9 * z, steps=...)`.
 
     Args:
@@ -63,17 +64,19 @@ class ProbabilityFlow(Sampler):
         return self.denoiser(x, t, **cond) if s == 0 else self.transport(x, t, s, **cond)
 
     @torch.no_grad()
-    def encode(self, x0: Tensor, *, steps: int | Tensor = 2, **cond: Any) -> Tensor:
+    def encode(self, x0: Tensor, *, steps: int | Tensor | None = None, **cond: Any) -> Tensor:
         """The x_1 from which this sampler returns about x_0 (Song et al. 2021, section 4.3).
 
         The data stand for x at the smallest noisy level of the grid. Between two encodings `shared.latents.slerp` interpolates.
 
         Args:
             x0: `(B, ...)`.
-            steps: a number of steps, two or more, or a decreasing grid; with an adaptive integrator 2 will do.
+            steps: a number of steps, two or more, or a decreasing grid; None for the way from t_last to 1 in one go, which is what
+                adaptive integrators need.
             cond: conditions by name.
         """
-        grid, x = self.times(steps).flip(0), x0
+        whole = torch.tensor([1.0, self.corruption.t_last], dtype=torch.float64)
+        grid, x = (whole if steps is None else self.times(steps)).flip(0), x0
         grid = grid[grid > 0]
         if len(grid) < 2:
             raise UsageError(f"steps={steps}: encoding goes from the grid's smallest noisy level to its largest, give two steps or more")

@@ -138,6 +138,8 @@ class Adaptive(Integrator):
         return self.method.order
 
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
+        if start == end:
+            return state
         method, sign = self.method, math.copysign(1.0, end - start)
         counted = limited(field, self.evaluations, self)
         now, first = start, counted([start])[0](state)
@@ -206,6 +208,8 @@ class TorchDiffEq(Integrator):
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
         from torchdiffeq import odeint
 
+        if start == end:
+            return state
         counted = limited(field, self.evaluations, self)
         # Left alone, the solver steps over the end and interpolates back, to times where no schedule is defined. It wants its times on the
         # state's device, and some devices have no float64.
@@ -227,6 +231,7 @@ class TorchDiffEq(Integrator):
 
 
 ORDERS = {"bosh3": 3, "adaptive_heun": 2, "fehlberg2": 2, "dopri5": 5, "dopri8": 8}
+SCIPY_ORDERS = {"RK23": 3, "RK45": 5, "DOP853": 8}
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,7 @@ class SciPy(Integrator):
     """A method of `scipy.integrate.solve_ivp` on the host in float64, as Song et al. (2021) integrate: for parity, not for speed.
 
     Attributes:
-        method: its name there, such as `RK45`.
+        method: its name there: `RK23`, `RK45` or `DOP853`.
         rtol, atol: tolerances.
         evaluations: after so many it gives up.
     """
@@ -244,10 +249,14 @@ class SciPy(Integrator):
     atol: float = 1e-5
     evaluations: int = 10_000
 
+    def __post_init__(self) -> None:
+        if self.method not in SCIPY_ORDERS:
+            raise UsageError(f"method={self.method}: choose from {', '.join(SCIPY_ORDERS)}")
+
     @property
     def order(self) -> int:
         """That of the method."""
-        return {"RK23": 3, "RK45": 5, "DOP853": 8}.get(self.method, 5)
+        return SCIPY_ORDERS[self.method]
 
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
         from scipy.integrate import solve_ivp

@@ -31,7 +31,7 @@ def sigma_squared(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 @described
-def likelihood(schedule: Schedule, t: Tensor) -> Tensor:
+def g_squared(schedule: Schedule, t: Tensor) -> Tensor:
     """`g(t)^2`: with this weight the loss bounds the negative log-likelihood (Song et al. 2021b, corollary 1)."""
     return SDE(schedule).coefficients(t)[1]
 
@@ -46,7 +46,7 @@ class ScoreMatching(Objective):
     Args:
         denoiser: on the schedule to train with.
         times: how the times of a batch are drawn.
-        weight: lambda, `(schedule, t) -> (B,)`: `sigma_squared`, `likelihood`, or one's own.
+        weight: lambda, `(schedule, t) -> (B,)`: `sigma_squared`, `g_squared`, or one's own.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent, weight: ScoreWeight = sigma_squared) -> None:
@@ -64,7 +64,7 @@ class ScoreMatching(Objective):
 class MaximumLikelihood(Objective):
     r"""`(lambda_max - lambda_min) / 2 E ||epsilon_theta - epsilon||^2`, summed over dimensions, in nats, with times even in log-SNR.
 
-    In expectation it is `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the `likelihood` weight with the times that importance sampling
+    In expectation it is `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the weight `g_squared` with the times that importance sampling
     would draw, since `g^2 / sigma^2 = -d lambda / dt` (Song et al. 2021b, section 5; Kingma et al. 2021, eq. 18). But for a constant of the
     schedule and the KL divergence at t = 1 it bounds `-log p(x_0)` from above.
 
