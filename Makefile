@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow lint bench bench-discrete results docs clean
+.PHONY: demo test slow lint bench bench-discrete bench-sde results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -21,8 +21,9 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The pictures and tables of docs/results, from scratch: about an hour and a half on two cores.
-PAPERS := ddpm improved-ddpm ddim guided-diffusion classifier-free progressive-distillation upsampling d3pm
+# The pictures and tables of docs/results, from scratch: about two and a half hours on two cores.
+PAPERS := ddpm improved-ddpm ddim guided-diffusion classifier-free progressive-distillation upsampling d3pm \
+	edm flow-matching ncsn inverse-problems bridge
 TEXTS := d3pm-text-chain d3pm-text-shakespeare
 results: $(VENV)/.ready
 	for paper in $(PAPERS); do \
@@ -30,6 +31,8 @@ results: $(VENV)/.ready
 		cp runs/results/$$paper/table.md runs/results/$$paper/[!s]*.png docs/results/$$paper/ && \
 		{ cp runs/results/$$paper/samples.png docs/results/$$paper/ 2>/dev/null || true; } || exit 1; \
 	done
+	$(BIN)/unnoise reproduce score-sde-digits --training.steps 3000 --training.cooldown 1000 --out runs/results/score-sde
+	mkdir -p docs/results/score-sde && cp runs/results/score-sde/table.md runs/results/score-sde/*.png docs/results/score-sde/
 	for text in $(TEXTS); do \
 		$(BIN)/unnoise reproduce $$text --out runs/results/$$text && mkdir -p docs/results/$$text && \
 		cp runs/results/$$text/table.md runs/results/$$text/samples.md runs/results/$$text/figure.png docs/results/$$text/ || exit 1; \
@@ -40,6 +43,9 @@ bench: $(VENV)/.ready-dev
 
 bench-discrete: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.discrete
+
+bench-sde: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks.sde
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/pdoc --math -d google -o docs/api unnoise.continuous unnoise.discrete unnoise.sde unnoise.shared unnoise.experiments

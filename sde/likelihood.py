@@ -95,7 +95,7 @@ class ChangeOfVariables:
         chart: its coordinates.
 
     Raises:
-        UsageError: for levels outside the scale, or data that are not finite.
+        UsageError: for levels outside the scale, or data or a code length that are not finite.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class ChangeOfVariables:
             x0, data = self.dequantiser(x0, generator)
         refuse_unless(torch.isfinite(x0), "the data hold NaN or infinity, which no density covers: look at how they were loaded")
         x1, gained = self.transport(x0, self.trace.probes(x0, generator), **cond)
+        refuse_unless(torch.isfinite(gained), "the code length is NaN or infinite: look for NaN in the network, or take Adaptive steps")
         variance = float(self.flow.corruption(torch.ones((), dtype=torch.float64))[1] ** 2)
         prior = 0.5 * total_nats(x1**2 / variance + math.log(2 * math.pi * variance))
         return Codelength(prior, -gained.mean(0).to(prior), data.to(prior), self.trace.error(gained))

@@ -19,6 +19,7 @@ CHECKS = {
     "text": "\nassert x0.shape == (4, 64) and x0.max() < 27 and nats.isfinite().all()"
     "\nassert objective(text.windows[:4].long()).total.isfinite().all()\n",
     "score-sde": CODED,
+    "heirs": "\nassert all(torch.isfinite(x).all() for x in (x0, half_way, sharper)) and code.error.shape == (8,)\n",
 }
 
 

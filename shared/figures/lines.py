@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ class Lines:
     Attributes:
         xlabel, ylabel: with their units.
         lines: x and y for each name.
-        logx, logy: logarithmic axes; with logx every x is a tick.
+        logx, logy: logarithmic axes; with logx every x is a tick, of such as lie together one.
         points: written at the points of a line, for names that are in it.
     """
 
@@ -43,7 +43,7 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
                 axis.annotate(where[2], where[:2], textcoords="offset points", xytext=(5, 4), fontsize=8)
         if panel.logx:
             axis.set_xscale("log")
-            axis.set_xticks(sorted({x for xs, _ in panel.lines.values() for x in xs}))
+            axis.set_xticks(apart(x for xs, _ in panel.lines.values() for x in xs))
             axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             axis.xaxis.set_minor_locator(NullLocator())
         if panel.logy:
@@ -62,3 +62,12 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path)
     return path
+
+
+def apart(values: Iterable[float], ratio: float = 1.15) -> list[float]:
+    """The values in order, without those that are less than `ratio` times the one before: labels of a logarithmic axis."""
+    kept: list[float] = []
+    for value in sorted(values):
+        if not kept or value >= ratio * kept[-1]:
+            kept.append(value)
+    return kept

@@ -1,0 +1,211 @@
+"""Charts are coordinates of one flow; the flow of a Gaussian is known in closed form; float32 stays float32."""
+
+import math
+
+import pytest
+import torch
+from helpers import Formula
+from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unnoise import continuous, sde
+from unnoise.experiments.spacing import whole
+from unnoise.sde.integrators import Adaptive, SciPy, Steps, TorchDiffEq
+from unnoise.shared.errors import UsageError
+from unnoise.shared.networks import MLP
+from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+
+# ---- charts
+
+MEAN = torch.tensor([0.6, -0.3], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
+SCHEDULES = {
+    "vp": sde.VP,
+    "sub-vp": sde.SubVP,
+    "ve": sde.VE,
+    "edm": sde.EDM,
+    "straight": sde.Straight,
+    "straight-0.999": lambda: sde.Straight(0.999),
+    "tabulated": lambda: continuous.Tabulated(continuous.linear_betas(25)),
+    "zero-terminal": lambda: continuous.Tabulated(continuous.zero_terminal(continuous.linear_betas(25))),
+    "cosine": continuous.Cosine,
+    "levels": lambda: sde.Levels(sde.geometric_sigmas(0.01, 30.0, 25)),
+}
+CHARTS = {"angle": sde.angle, "clock": sde.clock}
+PRECISE = Adaptive(1e-8, 1e-8, 100_000)
+ONE = torch.ones((), dtype=torch.float64)
+
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request):
+    return SCHEDULES[request.param]()
+
+
+@pytest.mark.parametrize("chart", CHARTS.values(), ids=CHARTS)
+def test_places_are_where_the_flow_goes(schedule, chart, generator):
+    """Along `alpha x_0 + sigma epsilon` the rate of z = x / r in tau is `of_x x + of_clean x_0`, by finite differences."""
+    x0, epsilon = torch.randn(2, 5, dtype=torch.float64, generator=generator)
+    for t in (0.0831, 0.2333, 0.5171, 0.9069, 0.9911):
+        h = 1e-6
+        z, tau = [], []
+        for moment in torch.tensor([t - h, t + h], dtype=torch.float64):
+            alpha, sigma = schedule(moment)
+            z.append((alpha * x0 + sigma * epsilon) / chart.scale(schedule, moment))
+            tau.append(chart.position(schedule, moment))
+        here = torch.tensor(t, dtype=torch.float64)
+        (place,) = chart.places(schedule, [chart.position(schedule, here)])
+        assert float(place.t) == pytest.approx(t, abs=1e-9)
+        assert place.t.dtype == torch.float64
+        assert place.scale == pytest.approx(float(chart.scale(schedule, here)), rel=1e-8)
+        alpha, sigma = schedule(here)
+        rate = place.of_x * (alpha * x0 + sigma * epsilon) + place.of_clean * x0
+        torch.testing.assert_close(rate, (z[1] - z[0]) / (tau[1] - tau[0]), rtol=1e-5, atol=1e-6)
+
+
+def mixture(schedule):
+    weights, variances = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.02, 0.05, 0.1])
+    means = torch.tensor([[-1.0, 0.0], [0.5, 0.8], [1.0, -0.7]])
+    return MixtureOracle(weights.double(), means.double(), variances.double(), schedule)
+
+
+def test_all_charts_and_integrators_reach_the_same_point(schedule, generator):
+    oracle = mixture(schedule)
+    t, s = torch.tensor([0.97, 0.21], dtype=torch.float64)
+    x = schedule.corrupt(torch.randn(4, 2, generator=generator, dtype=torch.float64), t, generator=generator)
+    end = sde.ProbabilityFlow(oracle, TorchDiffEq("dopri8", 1e-10, 1e-10)).transport(x, t, s)
+    ways = [(PRECISE, chart) for chart in charts(schedule)] + [(SciPy("RK45", 1e-8, 1e-8), sde.angle)]
+    for integrator, chart in ways:
+        # In t the rate jumps at each row of a table, and an error estimate may miss a jump. The angle knows no rows.
+        wide = chart is sde.clock and hasattr(schedule, "steps")
+        there = sde.ProbabilityFlow(oracle, integrator, chart).transport(x, t, s)
+        torch.testing.assert_close(there, end, rtol=0, atol=2e-4 if wide else 2e-6)
+    back = sde.ProbabilityFlow(oracle, PRECISE).transport(end, s, t)
+    torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-5)
+
+
+def charts(schedule):
+    """Those whose velocity is finite at t = 1."""
+    return [chart for chart in CHARTS.values() if math.isfinite(chart.places(schedule, [chart.position(schedule, ONE)])[0].of_x)]
+
+
+def gaussian(schedule):
+    return GaussianOracle(MEAN, COVARIANCE, schedule)
+
+
+def moved(oracle, x, t, s):
+    """The flow of `N(mean, C)`, in closed form: along each axis of C the deviation keeps its share of the standard deviation."""
+    (a, b), (c, d) = oracle.corruption(t), oracle.corruption(s)
+    stretch = ((c**2 * oracle.variances + d**2) / (a**2 * oracle.variances + b**2)).sqrt()
+    return c * oracle.mean + ((x - a * oracle.mean) @ oracle.axes * stretch) @ oracle.axes.T
+
+
+def ends_of(schedule):
+    return ONE, torch.tensor(schedule.t_last, dtype=torch.float64)
+
+
+def test_encodings_are_the_flow_run_backwards(schedule, generator):
+    oracle, (one, last) = gaussian(schedule), ends_of(schedule)
+    x0 = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    for chart in charts(schedule):
+        flow = sde.ProbabilityFlow(oracle, PRECISE, chart)
+        code, wide = flow.encode(x0), 100 if chart is sde.clock and hasattr(schedule, "steps") else 1
+        torch.testing.assert_close(code, moved(oracle, x0, last, one), rtol=1e-5 * wide, atol=1e-6 * wide)
+        torch.testing.assert_close(flow(code, steps=whole(schedule)), oracle(x0, last), rtol=1e-5 * wide, atol=2e-6 * wide)
+        at_half = schedule.grid(4)[2]
+        torch.testing.assert_close(
+            flow.encode(x0, steps=schedule.grid(4)[:3]), moved(oracle, x0, at_half, one), rtol=1e-5 * wide, atol=1e-6 * wide
+        )
+    # By fixed steps, on any grid: nearly so.
+    fixed = sde.ProbabilityFlow(oracle, Steps(sde.rk4))
+    log_snrs = torch.linspace(max(float(schedule.log_snr(one)), -15.0), float(schedule.log_snr(last)), 60, dtype=torch.float64)
+    grid = torch.cat([schedule.time(log_snrs), torch.zeros(1)])
+    torch.testing.assert_close(fixed(fixed.encode(x0, steps=grid), steps=grid), oracle(x0, last), rtol=1e-3, atol=1e-3)
+
+
+def test_encodings_of_gaussian_data_are_the_prior(schedule, generator):
+    oracle, (one, last) = gaussian(schedule), ends_of(schedule)
+    data = MEAN + torch.randn(4000, 2, generator=generator, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).T
+    code = sde.ProbabilityFlow(oracle, Adaptive()).encode(schedule.corrupt(data, last, generator=generator))
+    alpha, sigma = (float(c) for c in schedule(one))
+    if alpha < 0.5 or sigma > 20:  # a table of 40 steps ends before all is noise
+        for axis in range(2):
+            centred = (code[:, axis] - alpha * MEAN[axis]) / math.sqrt(sigma**2 + alpha**2 * COVARIANCE[axis, axis])
+            assert stats.kstest(centred.numpy(), stats.norm.cdf).statistic < 0.03
+    assert abs(float(torch.corrcoef(code.T)[0, 1])) < 0.05 + 2 * alpha**2 / sigma**2
+
+
+def test_temperature_and_slerp_in_a_linear_flow(schedule, generator):
+    """A start r times as far from the mean ends r times as far from it; isotropic flows scale, and so commute with slerp."""
+    (one, last) = ends_of(schedule)
+    flow = sde.ProbabilityFlow(gaussian(schedule), PRECISE)
+    z = schedule.prior((5, 2), generator=generator).double()
+    cold, warm, centre = (flow(r * z, steps=whole(schedule)) for r in (0.7, 1.0, 0.0))
+    torch.testing.assert_close(cold - centre, 0.7 * (warm - centre), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(warm, flow.denoiser(moved(flow.denoiser, z, one, last), last), rtol=1e-5, atol=1e-6)
+    round_oracle = GaussianOracle(torch.zeros(6, dtype=torch.float64), 0.3 * torch.eye(6, dtype=torch.float64), schedule)
+    flow = sde.ProbabilityFlow(round_oracle, PRECISE)
+    x, y = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    share = torch.tensor([0.0, 0.3, 1.0])
+    between = flow(sde.slerp(flow.encode(x), flow.encode(y), share), steps=whole(schedule))
+    torch.testing.assert_close(between, round_oracle(sde.slerp(x, y, share), last), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sde.slerp(x, y, share)[[0, 2]], torch.stack([x[0], y[2]]))
+
+
+def test_the_last_step_and_only_it_denoises(generator):
+    oracle = gaussian(sde.VP())
+    x = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    *_, before, last = sde.ProbabilityFlow(oracle).trajectory(x, steps=5)
+    assert torch.equal(last, oracle(before, ends_of(oracle.corruption)[1]))
+
+
+def test_what_the_flow_refuses():
+    to_zero = SCHEDULES["zero-terminal"]()
+    with pytest.raises(UsageError, match="take DDIM or the chart `angle`"):
+        sde.ProbabilityFlow(gaussian(to_zero), chart=sde.clock)
+    with pytest.raises(UsageError, match="steps=1: encoding goes"):
+        sde.ProbabilityFlow(gaussian(sde.VP())).encode(torch.zeros(1, 2), steps=1)
+    broken = sde.Learned(Formula(lambda x, label: x * math.nan), sde.VP())
+    with pytest.raises(UsageError, match="NaN"):
+        sde.ProbabilityFlow(broken, Adaptive())(shape=(2, 3), steps=2)
+
+
+# ---- float32 stays float32
+
+
+class NoDoubles(TorchDispatchMode):
+    """Fails where an operation gives float64 of the size of data: some devices have none."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(part, torch.Tensor) and part.dtype == torch.float64 and part.ndim >= 2:
+                raise AssertionError(f"{func} gave float64 of shape {tuple(part.shape)}")
+        return out
+
+
+IN_FLOAT32 = {
+    "ddim": lambda d: continuous.DDIM(d, 0.5),
+    "ancestral": lambda d: continuous.Ancestral(d, continuous.small),
+    "dpm-solver++": continuous.DPMSolverPP,
+    "unipc": continuous.UniPC,
+    "flow": sde.ProbabilityFlow,
+    "flow-clock": lambda d: sde.ProbabilityFlow(d, Steps(sde.rk4), sde.clock),
+    "flow-adaptive": lambda d: sde.ProbabilityFlow(d, Adaptive(1e-3, 1e-3)),
+    "euler-maruyama": sde.EulerMaruyama,
+    "reverse-diffusion": sde.ReverseDiffusion,
+    "predictor-corrector": lambda d: sde.PredictorCorrector(sde.ReverseDiffusion(d), sde.Langevin(d)),
+    "annealed": lambda d: sde.CorrectorPredictor(sde.Still(d), sde.AnnealedLangevin(d)),
+}
+
+
+@pytest.mark.parametrize("name", IN_FLOAT32)
+def test_float32_data_meet_no_float64(name, generator):
+    torch.manual_seed(0)
+    for home in (sde.VP(), sde.VE(), sde.Straight(0.999)):
+        denoiser = sde.Learned(MLP(3, width=8, depth=1), home, sde.velocity)
+        for denoiser_there in (denoiser, denoiser.on(sde.SubVP())):
+            with NoDoubles():
+                x = IN_FLOAT32[name](denoiser_there)(shape=(2, 3), steps=3, generator=generator)
+            assert x.dtype == torch.float32
+    with pytest.raises(AssertionError, match="float64"), NoDoubles():
+        torch.zeros(2, 3).double()
