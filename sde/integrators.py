@@ -183,11 +183,12 @@ class Adaptive(Integrator):
 
 @dataclass(frozen=True)
 class TorchDiffEq(Integrator):
-    """An adaptive method of torchdiffeq (Chen 2018).
+    """A method of torchdiffeq (Chen 2018).
 
     Attributes:
-        method: its name there: `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, ...
-        rtol, atol: tolerances.
+        method: its name there: adaptive `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`; or one step of `euler`, `midpoint`,
+            `heun2`, `heun3`, `rk4`.
+        rtol, atol: tolerances of adaptive methods.
         evaluations: after so many it gives up.
     """
 
@@ -198,7 +199,7 @@ class TorchDiffEq(Integrator):
 
     def __post_init__(self) -> None:
         if self.method not in ORDERS:
-            raise UsageError(f"method={self.method}: choose from {', '.join(ORDERS)}, or take Steps(rk4) for fixed steps")
+            raise UsageError(f"method={self.method}: choose from {', '.join(ORDERS)}")
 
     @property
     def order(self) -> int:
@@ -223,14 +224,15 @@ class TorchDiffEq(Integrator):
                 method=self.method,
                 rtol=self.rtol,
                 atol=self.atol,
-                options={"step_t": times[1:]},
+                options={"step_t": times[1:]} if self.method in ADAPTIVE else None,
             )
         except AssertionError as error:
             raise UsageError(f"{self} cannot meet its tolerances ({error}): loosen them, or look for NaN in the score") from error
         return tuple(x[-1] for x in path)
 
 
-ORDERS = {"bosh3": 3, "adaptive_heun": 2, "fehlberg2": 2, "dopri5": 5, "dopri8": 8}
+ADAPTIVE = {"bosh3": 3, "adaptive_heun": 2, "fehlberg2": 2, "dopri5": 5, "dopri8": 8}
+ORDERS = ADAPTIVE | {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 SCIPY_ORDERS = {"RK23": 3, "RK45": 5, "DOP853": 8}
 
 
