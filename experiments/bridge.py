@@ -7,11 +7,9 @@ DDPM, the score SDEs, an EDM and a flow-matching model, trained alike, are each 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from ..continuous import DDIM, Ancestral, Heun
 from ..sde import EDM, VE, VP, EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, ReverseDiffusion, Straight, clock
@@ -20,12 +18,10 @@ from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from . import budgets, ddpm, edm, flow_matching, score_sde
-from .experiment import CodelengthOf
-from .images import ImageExperiment
+from .images import Density, ImageExperiment
 from .reproduce import Study, trained
 
 Way = tuple[str, Schedule, Callable[[Any], Sampler], int]
@@ -33,41 +29,38 @@ Way = tuple[str, Schedule, Callable[[Any], Sampler], int]
 
 @described
 @dataclass(frozen=True)
-class Bridge(ImageExperiment):
+class Bridge(Density):
     """The models of five scripts on one another's schedules. By itself, to train and to sample, it is the VP SDE of `score_sde`."""
 
     t_last: float = 0.01
     """Last noisy time of the samplers on VP."""
-    tolerance: float = 1e-3
-    """Of likelihoods."""
     first_beta: float = 4e-4
     """beta_1 of the DDPM at T = 1000."""
+    time_power: float = 1.5
+    """Training times of VP are u^time_power."""
+    sigma_min: float = 0.04
+    """VE: smallest noise."""
+    sigma_max: float = 9.0
+    """VE: largest noise."""
+    sigma_data: float = 0.7
+    """Standard deviation of the data, for the EDM."""
 
-    codelength_kind = "exact up to uniform dequantisation"
     loss_unit = "weighted MSE of the score"
 
     def home(self) -> score_sde.ScoreSDE:
         """The VP SDE on the same data and budget."""
-        return score_sde.ScoreSDE(**self.alike(), t_last=self.t_last, tolerance=self.tolerance, time_power=1.5)
+        own = {name: getattr(self, name) for name in ("t_last", "tolerance", "time_power", "sigma_min", "sigma_max")}
+        return score_sde.ScoreSDE(**self.alike(), **own)
 
     def alike(self) -> dict[str, Any]:
         """What all models share."""
         return {name: getattr(self, name) for name in ("data", "network", "training", "sampling_steps")}
-
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.dequantised(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.cell_of(x)
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         return self.home().objective(shape, scale)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return ReverseDiffusion(denoiser)
-
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        return self.home().codelength(denoiser, scale)
 
     def models(self) -> dict[str, ImageExperiment]:
         """The recipes, by name."""
@@ -76,13 +69,13 @@ class Bridge(ImageExperiment):
             "DDPM": ddpm.DDPM(**self.alike(), first_beta=self.first_beta),
             "VP": vp,
             "VE": vp.variants()["VE"],
-            "EDM": replace(edm.digits(), **self.alike()),
+            "EDM": edm.ElucidatedModel(**self.alike(), sigma_data=self.sigma_data, spread=True, tolerance=self.tolerance),
             "rectified flow": flow_matching.FlowMatchingModel(**self.alike(), solver="midpoint", tolerance=self.tolerance),
         }
 
     def ways(self, table: Schedule) -> list[Way]:
         """Sampler and schedule by name, with the evaluations of one step."""
-        vp, ve = VP(t_last=self.t_last), VE(0.04, 9.0)
+        vp, ve = VP(t_last=self.t_last), VE(self.sigma_min, self.sigma_max)
         return [
             ("ancestral on DDPM's table", table, Ancestral, 1),
             ("DDIM on DDPM's table", table, DDIM, 1),
@@ -115,7 +108,8 @@ class Bridge(ImageExperiment):
         text = (
             "Five models of one network and budget, trained as a DDPM, on the VP and VE SDEs, as an EDM and by flow matching, each put on "
             "each schedule with `denoiser.on(schedule)` and sampled there. Home is where a row's model was trained; all else is foreign. "
-            "Samples of the DDPM are rounded to the nearest level, others to the level whose cell holds them."
+            "Samples of the DDPM are rounded to the nearest level, others to the level whose cell holds them. Beyond the noise that a "
+            "network was trained with (sigma / alpha up to 9 for VE, 80 for EDM, 150 for VP) it is asked at its last time."
         )
         return study.write(
             "Home and foreign samplers: Fréchet distance", text, ["model", "evaluations", *(w[0] for w in ways)], rows, results
@@ -124,12 +118,12 @@ class Bridge(ImageExperiment):
 
 def digits() -> Bridge:
     """8 x 8 digits, five models."""
-    return Bridge(**budgets.digits() | {"sampling_steps": 50})
+    return Bridge(**budgets.digits() | {"sampling_steps": 50}, tolerance=1e-3)
 
 
 def mnist() -> Bridge:
     """28 x 28 digits, five models: hours on two cores."""
-    return Bridge(**budgets.mnist(), t_last=1e-3, first_beta=1e-4, tolerance=1e-5)
+    return Bridge(**budgets.mnist(), t_last=1e-3, first_beta=1e-4, time_power=1.0, sigma_min=0.02, sigma_max=31.6, sigma_data=0.6)
 
 
 def smoke() -> Bridge:

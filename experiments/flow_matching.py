@@ -18,13 +18,11 @@ from torch import Tensor
 from ..continuous import DDIM
 from ..sde import (
     Adaptive,
-    ChangeOfVariables,
     FlowMatching,
     Learned,
     ProbabilityFlow,
     Steps,
     Straight,
-    Uniform,
     clock,
     euler,
     heun2,
@@ -35,14 +33,12 @@ from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
-from ..shared.random import Source
 from ..shared.sampler import Sampler, device_of
 from ..shared.scale import Scale
 from ..shared.tensors import per_example
 from ..shared.training import Training
 from . import budgets
-from .experiment import CodelengthOf
-from .images import Data, ImageExperiment, Network
+from .images import Data, Density, Network
 from .reproduce import Study, Sweep, trained
 from .spacing import whole
 
@@ -51,22 +47,13 @@ METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun2}
 
 @described
 @dataclass(frozen=True)
-class FlowMatchingModel(ImageExperiment):
+class FlowMatchingModel(Density):
     """The velocity of straight paths from data to noise, trained on dequantised data so that its density has a meaning."""
 
     solver: Literal["euler", "midpoint", "heun", "rk45"] = "rk45"
     """Of the flow; rk45 takes as many steps as its tolerance asks for, whatever their number."""
-    tolerance: float = 1e-5
-    """rtol and atol of RK45, in sampling and for the likelihood."""
 
-    codelength_kind = "exact up to dequantisation"
     loss_unit = "MSE of the velocity"
-
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.dequantised(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.cell_of(x)
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         return FlowMatching(Learned(self.network.build(shape, classes=self.data.classes), Straight(), straight), times=Stratified())
@@ -81,10 +68,6 @@ class FlowMatchingModel(ImageExperiment):
 
     def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
         return whole(denoiser.corruption) if self.solver == "rk45" else steps
-
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        exact = ChangeOfVariables(denoiser, Uniform(scale), integrator=Adaptive(self.tolerance, self.tolerance))
-        return lambda k, generator, progress, **cond: exact(k, generator=generator, **cond)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fréchet distance by evaluations for solvers of the flow and for a stochastic sampler, and how straight the paths are."""

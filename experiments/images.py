@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..discrete import VariationalBound
+from ..sde import Adaptive, ChangeOfVariables
 from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, image_set
 from ..shared.denoiser import Denoiser
+from ..shared.dequantisation import Dequantiser, Uniform
 from ..shared.describe import described, formerly
 from ..shared.networks import UNet
 from ..shared.progress import Progress, silent
@@ -158,3 +160,27 @@ class Quantised(ImageExperiment):
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
         bound = VariationalBound(denoiser, terms=self.bound_terms)
         return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
+
+
+@dataclass(frozen=True)
+class Density(ImageExperiment):
+    """An experiment of the score SDEs: images spread over the cells of their levels, and a density's exact code length."""
+
+    tolerance: float = field(default=1e-5, kw_only=True)
+    """rtol and atol of RK45, for the likelihood and as a sampler."""
+
+    codelength_kind = "exact up to uniform dequantisation"
+
+    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+        return scale.dequantised(k, generator)
+
+    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+        return scale.cell_of(x)
+
+    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+        return self.coded(denoiser, Uniform(scale))
+
+    def coded(self, denoiser: Denoiser, dequantiser: Dequantiser) -> CodelengthOf:
+        """The code length of levels that a dequantiser has spread."""
+        exact = ChangeOfVariables(denoiser, dequantiser, integrator=Adaptive(self.tolerance, self.tolerance))
+        return lambda k, generator, progress, **cond: exact(k, generator=generator, progress=progress, **cond)

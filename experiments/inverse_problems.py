@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..continuous import Ancestral, small
-from ..sde import VP, Adaptive, ChangeOfVariables, Learned, ScoreMatching, Uniform
+from ..sde import VP, Learned, ScoreMatching
 from ..shared.data import ImageSet
 from ..shared.denoiser import Clipped, Denoiser, GaussianDenoiser
 from ..shared.describe import described
@@ -26,15 +26,14 @@ from ..shared.errors import UsageError
 from ..shared.inverse import DPS, Averaged, Dense, Grey, Masked, MomentMatching, Operator, PseudoInverse, Replacement
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
-from ..shared.random import Source, Streams, normal_like
+from ..shared.random import Streams, normal_like
 from ..shared.sampler import Sampler, counted, device_of
 from ..shared.scale import Scale
 from ..shared.training import Training
 from ..shared.training.folder import writable
 from . import budgets
 from .evaluation import Judge
-from .experiment import CodelengthOf
-from .images import Data, ImageExperiment, Network
+from .images import Data, Density, Network
 from .report import table
 from .reproduce import trained
 
@@ -51,7 +50,7 @@ class Problem(NamedTuple):
 
 @described
 @dataclass(frozen=True)
-class InverseProblems(ImageExperiment):
+class InverseProblems(Density):
     """An unconditional score model of colour images on the VP SDE, and what it makes of their measurements."""
 
     noise: float = 0.05
@@ -64,12 +63,9 @@ class InverseProblems(ImageExperiment):
     """Held-out images to restore."""
     t_last: float = 1e-3
     """Last noisy time of the sampler, whose last step denoises."""
-    tolerance: float = 1e-5
-    """rtol and atol of the likelihood's solver (RK45)."""
     time_power: float = 1.0
     """Training times are u^time_power: 1 for the papers' uniform times, more to visit small noise more."""
 
-    codelength_kind = "exact up to dequantisation"
     loss_unit = "sigma² MSE of the score"
 
     def __post_init__(self) -> None:
@@ -83,21 +79,11 @@ class InverseProblems(ImageExperiment):
         """A split in colour: grey images are tinted."""
         return tinted(self.data.load(split, progress))
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.dequantised(k, generator)
-
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.cell_of(x)
-
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         return ScoreMatching(Learned(self.network.build(shape), VP(t_last=self.t_last)), times=Stratified(self.time_power))
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(Clipped(denoiser), small)
-
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        exact = ChangeOfVariables(denoiser, Uniform(scale), integrator=Adaptive(self.tolerance, self.tolerance))
-        return lambda k, generator, progress, **cond: exact(k, generator=generator, **cond)
 
     def methods(self, denoiser: GaussianDenoiser, deviation: float) -> dict[str, Callable[[Operator, Tensor], Sampler]]:
         """Samplers of a measurement, by their names; `deviation` is that of the data."""
@@ -161,7 +147,8 @@ class InverseProblems(ImageExperiment):
             f"measurements has a standard deviation of {self.noise:g}: a sample of the posterior has an RMSE of about that. The row of the "
             f"measurement is `A^+ y`. The label is read from the mean of the channels, by a classifier that is right on {accuracy:.2f} of "
             "all held-out images. Evaluations are the network's for one image; beside them DPS and Pi-GDM pull one vector back through it "
-            f"at each step, moment matching {self.iterations}.\n\n![Linear inverse problems](figure.png)\n\n{table(head, rows)}\n"
+            f"at each step, moment matching {self.iterations}; DPS through the clamp of x_0 to the range of the data, others without it."
+            f"\n\n![Linear inverse problems](figure.png)\n\n{table(head, rows)}\n"
         )
 
 

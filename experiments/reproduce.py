@@ -103,7 +103,7 @@ class Sweep:
 
     def __init__(self, study: Study, *head: str) -> None:
         self.study, self.head = study, [*head, "evaluations", "Fréchet distance", "sure", "agreement with the asked label"]
-        self.lines: dict[str, tuple[list[float], list[float]]] = {}
+        self.lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
         self.rows: list[list[str]] = []
         self.results: dict[str, dict[str, float]] = {}
         self.panels: dict[str, Tensor] = {}
@@ -116,12 +116,16 @@ class Sweep:
         steps: int | Tensor,
         recipe: ImageExperiment | None = None,
         shown: bool = True,
+        part: str = "",
         **more: float,
     ) -> None:
-        """One run: a point of a line and a row that starts with `cells`; with a panel if it is shown. `more` goes into the results."""
+        """One run: a point of a line, in the figure's part of that name, and a row that starts with `cells`; with samples if it is shown.
+
+        `more` goes into the results.
+        """
         drawn, measured = self.study.run(sampler, steps, recipe)
         name = ", ".join([*cells, f"{drawn.evaluations} evaluations"])
-        x, y = self.lines.setdefault(line, ([], []))
+        x, y = self.lines.setdefault(part, {}).setdefault(line, ([], []))
         x.append(drawn.evaluations)
         y.append(measured["frechet"])
         self.results[name] = measured | more
@@ -130,14 +134,11 @@ class Sweep:
         if shown:
             self.panels[name] = drawn.levels[:40].float() / (self.study.images.scale.levels - 1)
 
-    def write(self, title: str, text: str, across: int, figure: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
-        """Writes the figure (its panels of lines by name, or all in one), the samples, `results.json` and `table.md`; returns the last."""
+    def write(self, title: str, text: str, across: int) -> Path:
+        """Writes the figure, the samples, `results.json` and `table.md`, and returns the last."""
         from ..shared.figures import Lines, save_lines, save_panels
 
-        evaluations = "network evaluations for each sample"
-        panels = {
-            part: Lines(evaluations, "Fréchet distance", dict(lines), True, True) for part, lines in (figure or {title: self.lines}).items()
-        }
-        save_lines(self.study.folder / "figure.png", panels)
+        axes = "network evaluations for each sample", "Fréchet distance"
+        save_lines(self.study.folder / "figure.png", {part or title: Lines(*axes, lines, True, True) for part, lines in self.lines.items()})
         save_panels(self.study.folder / "samples.png", self.panels, columns=10, across=across)
         return self.study.write(title, f"{text}\n\n![samples](samples.png)", self.head, self.rows, self.results)

@@ -14,7 +14,7 @@ from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, normal, normal_like, uniform
 from ..shared.sampler import device_of
-from ..shared.tensors import exact, full_precision, like, per_example
+from ..shared.tensors import exact, full_precision, like, per_example, refuse_unless
 
 
 class Density(Protocol):
@@ -99,6 +99,7 @@ def log_normaliser(
     for level in progress(list(path), levels, "annealing"):
         here, slope = _in_unit_scale(density, y, level, cond)
         log_w = log_w + here - before
+        refuse_unless(log_w < math.inf, f"log_density is NaN or infinite at t={float(level):.4g}: look at the energy there", wait=True)
         alpha, sigma = schedule(level)
         size = float(2 * snr**2 * sigma**2 / (alpha**2 + sigma**2))
         for _ in range(moves):

@@ -67,7 +67,7 @@ class ProbabilityFlow(Sampler):
     def encode(self, x0: Tensor, *, steps: int | Tensor | None = None, **cond: Any) -> Tensor:
         """The x_1 from which this sampler returns about x_0 (Song et al. 2021, section 4.3).
 
-        The data stand for x at the smallest noisy level of the grid. Between two encodings `shared.latents.slerp` interpolates.
+        The data, times alpha, stand for x at t_last. Between two encodings `shared.latents.slerp` interpolates.
 
         Args:
             x0: `(B, ...)`.
@@ -75,11 +75,12 @@ class ProbabilityFlow(Sampler):
                 adaptive integrators need.
             cond: conditions by name.
         """
-        whole = torch.tensor([1.0, self.corruption.t_last], dtype=torch.float64)
-        grid, x = (whole if steps is None else self.times(steps)).flip(0), x0
-        grid = grid[grid > 0]
+        last = torch.tensor([self.corruption.t_last], dtype=torch.float64)
+        above = torch.ones(1, dtype=torch.float64) if steps is None else self.times(steps).flip(0)
+        grid = torch.cat([last, above[above > last * (1 + 1e-9)]])
         if len(grid) < 2:
-            raise UsageError(f"steps={steps}: encoding goes from the grid's smallest noisy level to its largest, give two steps or more")
+            raise UsageError(f"steps={steps}: encoding goes from t={float(last):g} to the grid's noisiest level, give two steps or more")
+        x = like(self.corruption(last[0])[0], x0) * x0
         for s, t in pairwise(grid):
             x = self.transport(x, s, t, **cond)
         return x

@@ -109,7 +109,7 @@ class Adaptive(Integrator):
     """Steps as long as the tolerances allow, by an embedded pair (Hairer, Norsett, Wanner 1993, section II.4).
 
     A step is accepted where the root mean square of `error / (atol + rtol max(|x|, |x'|))` is at most one, over the whole batch and for
-    each tensor of the state by itself.
+    each tensor of the state by itself: an example depends on its batch, within the tolerance.
 
     Attributes:
         rtol, atol: relative and absolute tolerance.
@@ -126,11 +126,9 @@ class Adaptive(Integrator):
     method: Tableau = dormand_prince
 
     def __post_init__(self) -> None:
-        if self.rtol < 0 or self.atol < 0 or self.rtol + self.atol == 0 or self.evaluations < 1 or self.method.error is None:
-            raise UsageError(
-                f"rtol={self.rtol}, atol={self.atol}, evaluations={self.evaluations}: give tolerances from 0 up, one of them positive, a "
-                "positive number of evaluations, and a method with an error estimate, such as dormand_prince"
-            )
+        check_tolerances(self)
+        if self.method.error is None or self.method.weights is not None:
+            raise UsageError("method: give one with an error estimate whose last stage is its end, such as dormand_prince")
 
     @property
     def order(self) -> int:
@@ -198,6 +196,7 @@ class TorchDiffEq(Integrator):
     evaluations: int = 10_000
 
     def __post_init__(self) -> None:
+        check_tolerances(self)
         if self.method not in ORDERS:
             raise UsageError(f"method={self.method}: choose from {', '.join(ORDERS)}")
 
@@ -252,6 +251,7 @@ class SciPy(Integrator):
     evaluations: int = 10_000
 
     def __post_init__(self) -> None:
+        check_tolerances(self)
         if self.method not in SCIPY_ORDERS:
             raise UsageError(f"method={self.method}: choose from {', '.join(SCIPY_ORDERS)}")
 
@@ -283,6 +283,15 @@ class SciPy(Integrator):
         if not solution.success:
             raise UsageError(f"{self} cannot meet its tolerances ({solution.message}): loosen them, or look for NaN in the score")
         return state_of(solution.y[:, -1].copy())
+
+
+def check_tolerances(integrator: Any) -> None:
+    """Refuses tolerances below 0, both 0 or NaN, and a cap below one evaluation."""
+    rtol, atol, evaluations = integrator.rtol, integrator.atol, integrator.evaluations
+    if not (rtol >= 0 and atol >= 0 and rtol + atol > 0 and evaluations >= 1):
+        raise UsageError(
+            f"rtol={rtol}, atol={atol}, evaluations={evaluations}: give tolerances from 0 up, one of them positive, and one or more"
+        )
 
 
 def stages(method: Tableau, field: Field, state: State, now: float, step: float, first: State | None = None) -> tuple[State, list[State]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from ..shared.bits import Codelength, total_nats
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.dequantisation import Dequantiser
 from ..shared.errors import UsageError
+from ..shared.progress import Progress, silent
 from ..shared.random import Source, rademacher_like
-from ..shared.tensors import like, refuse_unless
+from ..shared.tensors import finest, like, refuse_unless
 from .charts import Chart, Place, angle
 from .flow import ProbabilityFlow
 from .integrators import Adaptive, Integrator, Slope, State
@@ -113,19 +115,22 @@ class ChangeOfVariables:
         self.dequantiser, self.trace = dequantiser, Hutchinson() if trace is None else trace
 
     @torch.no_grad()
-    def __call__(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Codelength:
-        """`x0`: levels `(B, ...)` with a dequantiser; real numbers without."""
-        data = torch.zeros(len(x0), device=x0.device)
+    def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
+        """`x0`: levels `(B, ...)` with a dequantiser; real numbers without. `progress` counts evaluations."""
+        data = finest(torch.zeros(len(x0), device=x0.device))
         if self.dequantiser is not None:
             x0, data = self.dequantiser(x0, generator)
-        refuse_unless(torch.isfinite(x0), "the data hold NaN or infinity, which no density covers: look at how they were loaded")
-        x1, gained = self.transport(x0, self.trace.probes(x0, generator), **cond)
+        elif not x0.is_floating_point():
+            raise UsageError(f"x0 of {x0.dtype} holds levels, which a density does not code: give dequantiser=Uniform(scale)")
+        finite = torch.isfinite(x0)
+        refuse_unless(finite, "the data hold NaN or infinity, which no density covers: look at how they were loaded", wait=True)
+        x1, gained = self.transport(x0, self.trace.probes(x0, generator), progress, **cond)
         refuse_unless(torch.isfinite(gained), "the code length is NaN or infinite: look for NaN in the network, or take Adaptive steps")
         variance = float(self.flow.corruption(torch.ones((), dtype=torch.float64))[1] ** 2)
         prior = 0.5 * total_nats(x1**2 / variance + math.log(2 * math.pi * variance))
         return Codelength(prior, -gained.mean(0).to(prior), data.to(prior), self.trace.error(gained))
 
-    def transport(self, x0: Tensor, probes: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+    def transport(self, x0: Tensor, probes: Tensor, progress: Progress = silent, **cond: Any) -> tuple[Tensor, Tensor]:
         """x_1 and estimates of the log-volume gained on the way, `(m, B)`."""
         flow, chart, schedule = self.flow, self.flow.chart, self.flow.corruption
 
@@ -133,6 +138,7 @@ class ChangeOfVariables:
             return [functools.partial(slope, place) for place in chart.places(schedule, taus)]
 
         def slope(place: Place, state: State) -> State:
+            next(evaluations)
             x = (state[0] * place.scale).requires_grad_()
             with torch.enable_grad():
                 own, of_out, out = flow.denoiser.parts(x, place.t, **cond)
@@ -147,6 +153,7 @@ class ChangeOfVariables:
             return v, self.trace.estimates(products)
 
         dims = x0[0].numel()
+        evaluations = iter(progress(itertools.count(), None, "evaluations of the likelihood"))  # how many there will be, no one knows
         low, high = (torch.tensor(t, dtype=torch.float64) for t in (schedule.t_min, 1.0))
         r0, r1 = chart.scale(schedule, low), chart.scale(schedule, high)
         start = (x0 / like(r0, x0), self.trace.estimates(torch.zeros(len(probes), len(x0), dtype=x0.dtype, device=x0.device)))

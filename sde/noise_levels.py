@@ -48,7 +48,9 @@ class Levels(Schedule):
         self._log_sigma = Table(self.sigmas.log())  # rows 1..N
 
     def log_snr(self, t: Tensor) -> Tensor:
-        row = (exact(t) * self.steps - 1).clamp(0, self.steps - 1)
+        row = exact(t) * self.steps - 1
+        row = torch.where(row.abs() < 1e-9, row - row.detach(), row)  # rounding must not put row 1 below the table, where nothing moves
+        row = row.clamp(0, self.steps - 1)
         # The segment below a row belongs to it, so that the derivative at t is that of the step which leaves t for s < t; the shift is
         # for rows n / N that rounding puts just above n.
         low = ((row.detach() - 1e-9).ceil().long() - 1).clamp(0, max(self.steps - 2, 0))

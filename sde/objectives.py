@@ -6,6 +6,7 @@ denoiser trained with one runs under the samplers of all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -62,11 +63,14 @@ class ScoreMatching(Objective):
 
 @described
 class MaximumLikelihood(Objective):
-    r"""`(lambda_max - lambda_min) / 2 E ||epsilon_theta - epsilon||^2`, summed over dimensions, in nats, with times even in log-SNR.
+    r"""An upper bound on `-log p(x_0)`, in nats summed over dimensions.
 
-    In expectation it is `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the weight `g_squared` with the times that importance sampling
-    would draw, since `g^2 / sigma^2 = -d lambda / dt` (Song et al. 2021b, section 5; Kingma et al. 2021, eq. 18). But for a constant of the
-    schedule and the KL divergence at t = 1 it bounds `-log p(x_0)` from above.
+    `(lambda_max - lambda_min) / 2 E ||epsilon_theta - epsilon||^2 + C`, with times even in log-SNR. In expectation the first term is
+    `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the weight `g_squared` with the times that importance sampling would draw, since
+    `g^2 / sigma^2 = -d lambda / dt` (Song et al. 2021b, section 5; Kingma et al. 2021, eq. 18). With the prior `N(0, sigma_1^2)` and d
+    dimensions, theorem 3 of the former gives what no parameter moves:
+    `C = d (log(2 pi sigma_1^2) + 1 - lambda_max + lambda_min) / 2 + alpha_1^2 ||x_0||^2 / (2 sigma_1^2) - d log(alpha_1 / alpha_(t_min))`.
+    The density is that of the data with the noise of t_min.
 
     Args:
         denoiser: on the schedule to train with.
@@ -77,11 +81,16 @@ class MaximumLikelihood(Objective):
         super().__init__()
         refuse_zero_snr(denoiser.corruption)
         self.denoiser, self.times = denoiser, times
-        self.low, self.high = denoiser.corruption.log_snr(torch.tensor([1.0, denoiser.corruption.t_min], dtype=torch.float64)).tolist()
+        ends = torch.tensor([1.0, denoiser.corruption.t_min], dtype=torch.float64)
+        self.low, self.high = denoiser.corruption.log_snr(ends).tolist()
+        (alpha, before), (sigma, _) = (c.tolist() for c in denoiser.corruption(ends))
+        self._each = 0.5 * (math.log(2 * math.pi * sigma**2) + 1 - self.high + self.low) - math.log(alpha / before)
+        self._of_square = 0.5 * (alpha / sigma) ** 2
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         square = per_example(noise_error(self.denoiser, x0, t, generator, **cond) ** 2)
-        return Loss(0.5 * (self.high - self.low) * square, {"mse": square.detach() / x0[0].numel()}, t)
+        fixed = self._of_square * per_example(at_least_float32(x0) ** 2) + self._each * x0[0].numel()
+        return Loss(0.5 * (self.high - self.low) * square + fixed, {"mse": square.detach() / x0[0].numel()}, t)
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         log_snr = self.low + (self.high - self.low) * exact(self.times(len(x0), generator))
@@ -97,13 +106,14 @@ class EDMLoss(Objective):
 
     Args:
         denoiser: on `EDM`, or any schedule, with sigma standing for `sigma_t / alpha_t`.
-        sigma_data: s.
+        sigma_data: s; None for the denoiser's own.
         times: how the times of a batch are drawn.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, sigma_data: float = 0.5, times: Draw = independent) -> None:
+    def __init__(self, denoiser: GaussianDenoiser, sigma_data: float | None = None, times: Draw = independent) -> None:
         super().__init__()
-        if sigma_data <= 0:
+        sigma_data = getattr(denoiser, "sigma_data", None) if sigma_data is None else sigma_data
+        if sigma_data is None or not sigma_data > 0:
             raise UsageError(f"sigma_data={sigma_data}: give the standard deviation of the data, such as 0.5")
         self.denoiser, self.sigma_data, self.times = denoiser, sigma_data, times
 

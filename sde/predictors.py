@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..shared.corruption import refuse_zero_snr
 from ..shared.denoiser import GaussianDenoiser
+from ..shared.errors import UsageError
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like
@@ -24,6 +25,7 @@ class EulerMaruyama(Sampler):
 
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 1.0) -> None:
         super().__init__(denoiser)
+        refuse_negative(eta)
         self.sde, self.eta, self.order = SDE(denoiser.corruption), eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
@@ -52,6 +54,7 @@ class ReverseDiffusion(Sampler):
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 1.0) -> None:
         super().__init__(denoiser)
         refuse_zero_snr(denoiser.corruption)
+        refuse_negative(eta)
         self.eta, self.order = eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
@@ -84,3 +87,9 @@ class Still(Sampler):
         if s == 0 and self.denoise:
             return self.denoiser(x, t, **cond)
         return like(self.corruption(exact(s))[0] / self.corruption(exact(t))[0], x) * x
+
+
+def refuse_negative(eta: float) -> None:
+    """Refuses a share of noise below 0."""
+    if not eta >= 0:
+        raise UsageError(f"eta={eta}: give 0 for no noise, 1 for the reverse SDE, or more")

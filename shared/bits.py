@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .random import Source, uniform
 from .scale import Scale
-from .tensors import per_example
+from .tensors import finest, per_example
 
 
 class Codelength(NamedTuple):
@@ -95,5 +95,5 @@ def sampled_levels(first: int, last: int, terms: int, batch: int, generator: Sou
 
 
 def total_nats(values: Tensor) -> Tensor:
-    """Sum over everything but the batch, in float64, so that a thousand small terms add up."""
-    return per_example(values.double())
+    """Sum over everything but the batch, in float64 where the device has it, so that a thousand small terms add up."""
+    return per_example(finest(values))

@@ -100,18 +100,25 @@ class Learned(GaussianDenoiser):
         schedule: the home schedule, that of training.
         predicts: what F is.
         label: the number that the network is fed for a time of the home schedule.
-        sigma_data: standard deviation of the data, for c_in; 0.5 for Karras et al. (2022).
+        sigma_data: standard deviation of the data, for c_in; None for that of the prediction, 1 where it has none.
 
     Raises:
         UsageError: where x_0 cannot be told from F at some time, such as noise prediction under a schedule that ends at zero SNR.
     """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, predicts: Prediction = noise, label: Label = thousandths, sigma_data: float = 1.0
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        predicts: Prediction = noise,
+        label: Label = thousandths,
+        sigma_data: float | None = None,
     ) -> None:
         super().__init__()
-        if not sigma_data > 0:
-            raise UsageError(f"sigma_data={sigma_data}: give the standard deviation of the data, such as 0.5")
+        own = getattr(predicts, "sigma_data", None)
+        sigma_data = own or 1.0 if sigma_data is None else sigma_data
+        if not sigma_data > 0 or sigma_data != (own or sigma_data):
+            raise UsageError(f"sigma_data={sigma_data}, and {own} of the prediction: give one standard deviation of the data, such as 0.5")
         self.network, self.schedule, self.predicts, self.label, self.sigma_data = network, schedule, predicts, label, sigma_data
         self.corruption = schedule
         self.spread, self.conditions = getattr(network, "outputs", 1) == 2, getattr(network, "conditions", None)

@@ -18,7 +18,7 @@ from .errors import UsageError
 from .objective import Loss, Objective
 from .random import Source, uniform
 from .scale import Scale
-from .tensors import refuse_unless
+from .tensors import finest, refuse_unless
 
 
 class Dequantiser(nn.Module, ABC):
@@ -57,7 +57,7 @@ class Uniform(Dequantiser):
     def forward(self, k: Tensor, generator: Source = None) -> tuple[Tensor, Tensor]:
         refuse_others(k, self.scale)
         u = uniform(k.shape, generator, device=k.device)
-        return within_cell(self.scale, k, u), torch.full_like(total_nats(u), k[0].numel() * self.scale.offset_nats)
+        return within_cell(self.scale, k, u), torch.full_like(finest(u.flatten(1)[:, 0]), k[0].numel() * self.scale.offset_nats)
 
 
 @described
@@ -134,7 +134,7 @@ class Dequantised(Objective):
     The gradient reaches the dequantiser through x (Ho et al. 2019, section 3.1; with scores Song et al. 2021b, ScoreFlow).
 
     Args:
-        objective: an upper bound on `-log p(x)`, up to a constant, in nats summed over dimensions, such as `sde.MaximumLikelihood`.
+        objective: an upper bound on `-log p(x)`, in nats summed over dimensions, such as `sde.MaximumLikelihood`.
         dequantiser: makes x of the levels.
     """
 

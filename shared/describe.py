@@ -53,7 +53,7 @@ def describe(value: Any, role: str = "") -> Any:
         return {"function": _name(value)}
     if _KNOWN.get(_name(type(value))) is type(value):
         return {"class": _name(type(value)), "arguments": {k: describe(getattr(value, k), k) for k in _arguments(type(value))}}
-    if isinstance(value, nn.Module) and role == "network":
+    if isinstance(value, nn.Module) and role in ("network", "inner"):
         return {"external": _name(type(value))}
     raise UsageError(
         f"a checkpoint cannot describe {_name(type(value))}: mark your class or function with unnoise.shared.describe.described"

@@ -38,6 +38,12 @@ def noise_level(corruption: Corruption, t: Tensor) -> Tensor:
 
 
 @described
+def reversed_index(corruption: Corruption, t: Tensor) -> Tensor:
+    """T - n on a table of T steps, t = n / T, rounded: the 0-based index of Song et al.'s (2021) discrete VE, from the largest sigma."""
+    return (corruption.steps * (1 - t)).round()
+
+
+@described
 def quarter_log(corruption: Corruption, t: Tensor) -> Tensor:
     """`ln(sigma_t / alpha_t) / 4`, the label of Karras et al.'s (2022) networks."""
     return -corruption.log_snr(t) / 8

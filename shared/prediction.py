@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .describe import described
+from .errors import UsageError
 
 Prediction: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -56,6 +57,10 @@ class Preconditioned:
     """
 
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise UsageError(f"sigma_data={self.sigma_data}: give the standard deviation of the data, such as 0.5")
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """c_skip, c_out."""

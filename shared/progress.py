@@ -9,17 +9,17 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Wraps an iterable of `total` items."""
+    """Wraps an iterable of `total` items, None where no one knows how many."""
 
-    def __call__(self, items: Iterable[T], total: int, label: str) -> Iterable[T]: ...
+    def __call__(self, items: Iterable[T], total: int | None, label: str) -> Iterable[T]: ...
 
 
-def silent(items: Iterable[T], total: int, label: str) -> Iterable[T]:
+def silent(items: Iterable[T], total: int | None, label: str) -> Iterable[T]:
     """The items, without a word: the library's default."""
     return items
 
 
-def bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+def bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     """A tqdm bar with the time that is left, on the terminal or in a notebook."""
     from tqdm.auto import tqdm
 

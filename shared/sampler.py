@@ -107,7 +107,9 @@ class Sampler(ABC):
         for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
             last = state
         if last.is_floating_point():
-            refuse_unless(torch.isfinite(last), "the samples hold NaN or infinity: look for them in the network or the conditions")
+            refuse_unless(
+                torch.isfinite(last), "the samples hold NaN or infinity: look for them in the network or the conditions", wait=True
+            )
         return last
 
 
@@ -120,7 +122,7 @@ class PredictorCorrector(Sampler):
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
-        super().__init__(predictor.denoiser)
+        super().__init__(on_one_process(predictor, corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
         self.looks_back = predictor.looks_back
 
@@ -146,13 +148,21 @@ class CorrectorPredictor(Sampler):
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
-        super().__init__(single_step(predictor).denoiser)
+        super().__init__(on_one_process(single_step(predictor), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         # A corrector stays at its second time; its first is a step above, here as far as s is below.
         x = self.corrector.step(x, 2 * t - s, t, generator=generator, **cond)
         return self.predictor.step(x, t, s, generator=generator, **cond)
+
+
+def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:
+    """The predictor, refused if the corrector was built for another process."""
+    a, b = predictor.corruption, corrector.corruption
+    if a is not b and (type(a) is not type(b) or repr(vars(a)) != repr(vars(b))):
+        raise UsageError("predictor and corrector belong to different schedules: build both from one denoiser")
+    return predictor
 
 
 def single_step(sampler: Sampler) -> Sampler:

@@ -40,13 +40,21 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def refuse_unless(condition: Tensor, message: str) -> None:
-    """Raises `UsageError(message)` unless all of `condition` holds; on an accelerator the check does not wait for the device."""
-    if condition.device.type == "cpu":
-        if not bool(condition.all()):
-            raise UsageError(message)
-    else:
+def refuse_unless(condition: Tensor, message: str, *, wait: bool = False) -> None:
+    """Raises `UsageError(message)` unless all of `condition` holds.
+
+    On CUDA the check does not wait for the device, and ends the process's use of it: right for a training step, where `wait` is
+    not. Where the caller waits anyway, as at the end of sampling, ask for `wait`.
+    """
+    if condition.device.type == "cuda" and not wait:
         torch._assert_async(condition.all(), message)
+    elif not bool(condition.all()):
+        raise UsageError(message)
+
+
+def finest(x: Tensor) -> Tensor:
+    """`x` in float64, or in float32 on a device that has no float64."""
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 class Table:

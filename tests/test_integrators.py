@@ -144,6 +144,17 @@ def test_one_step_evaluates_each_stage_once(end):
         assert spied.calls == len(method.nodes)
 
 
+@pytest.mark.parametrize("name", FIXED)
+def test_one_step_of_torchdiffeq(name):
+    """The same methods, but for its rk4, which has other weights of the same order."""
+    (theirs, ours), spied = (method(field, start_of(0.2), 0.2, 0.3) for method in (TorchDiffEq(name), Steps(TABLEAUS[name]))), Spied()
+    for a, b in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if name == "rk4" else 1e-12)
+    TorchDiffEq(name)(spied, start_of(0.2), 0.2, 0.3)
+    assert spied.calls == len(TABLEAUS[name].nodes)
+    assert TorchDiffEq(name).order == TABLEAUS[name].order
+
+
 @pytest.mark.parametrize(("start", "end"), [(-1.0, 1.5), (1.5, -1.0)])
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-7, 1e-10])
 def test_adaptive_steps_meet_their_tolerance(tolerance, start, end):
@@ -160,7 +171,7 @@ def test_adaptive_steps_meet_their_tolerance(tolerance, start, end):
 
 
 def test_tolerances_are_relative_and_absolute():
-    """Of `y' = y` the relative error stays, of `y' = -y` the absolute one; a state far below atol costs nothing."""
+    """Of `y' = y` the relative error stays, of `y' = -y` the absolute one; a state far below atol costs little, one unit is as another."""
 
     def growing(times):
         return [lambda state: (state[0],) for _ in times]
@@ -170,12 +181,26 @@ def test_tolerances_are_relative_and_absolute():
     assert 1e-9 < abs(float(grown) / math.exp(20) - 1) < 1e-4
     (shrunk,) = Adaptive(1e-300, 1e-6)(growing, (y,), 0.0, -20.0)
     assert abs(float(shrunk) - math.exp(-20)) < 1e-5
-    costs = []
-    for scale in (1.0, 1e-9):
-        spied = Spied(growing)
-        Adaptive(1e-300, 1e-6)(spied, (scale * y,), 0.0, 5.0)
-        costs.append(spied.calls)
-    assert costs[1] < 0.4 * costs[0]
+    costs = {}
+    for tolerances in ((1e-300, 1e-6), (1e-6, 1e-300)):
+        for scale in (1e-6, 1.0, 1e3):
+            spied = Spied(growing)
+            Adaptive(*tolerances)(spied, (scale * y,), 0.0, 5.0)
+            costs[tolerances[0], scale] = spied.calls
+    assert costs[1e-300, 1e-6] < 0.4 * costs[1e-300, 1.0] < 0.16 * costs[1e-300, 1e3]
+    assert costs[1e-6, 1e-6] == costs[1e-6, 1.0] == costs[1e-6, 1e3]
+
+
+@pytest.mark.parametrize("method", [sde.dormand_prince, sde.bogacki_shampine])
+def test_steps_that_err_too_much_are_taken_again(method):
+    """The rate of a step in time, `y = tanh(20 (t - 1/2))`, met by long steps that come from where nothing moves."""
+
+    def rates(times):
+        return [lambda state, t=t: (torch.full((1,), 20 / math.cosh(20 * t - 10) ** 2, dtype=torch.float64),) for t in times]
+
+    for tolerance in (1e-4, 1e-5, 1e-6, 1e-7):
+        (end,) = Adaptive(tolerance, tolerance, method=method)(rates, (torch.zeros(1, dtype=torch.float64),), 0.0, 1.0)
+        assert abs(float(end) - 2 * math.tanh(10)) < 1.5 * tolerance
 
 
 def test_every_tensor_of_the_state_has_the_tolerance_to_itself():
@@ -239,7 +264,9 @@ def test_nothing_happens_on_an_empty_way(name):
         (lambda: Adaptive(0.0, 0.0), "rtol=0.0, atol=0.0"),
         (lambda: Adaptive(evaluations=0), "evaluations=0"),
         (lambda: Adaptive(method=sde.rk4), "dormand_prince"),
-        (lambda: TorchDiffEq("rk4"), r"method=rk4: choose from .*, or take Steps\(rk4\)"),
+        (lambda: TorchDiffEq("rk45"), "method=rk45: choose from .*dopri5"),
+        (lambda: TorchDiffEq(rtol=-1.0), "rtol=-1.0"),
+        (lambda: SciPy(atol=math.nan), "atol=nan"),
         (lambda: SciPy("RK99"), "method=RK99: choose from"),
     ],
 )

@@ -30,6 +30,10 @@ SCHEDULES = {
     "continuous-cosine": continuous.Cosine,
     "shifted": lambda: continuous.Shifted(continuous.Tabulated(continuous.cosine_betas(1000)), -1.0),
     "zero-terminal": lambda: continuous.Tabulated(continuous.zero_terminal(continuous.linear_betas(1000))),
+    "edm": sde.EDM,
+    "straight": sde.Straight,
+    "straight-0.999": lambda: sde.Straight(0.999),
+    "levels": lambda: sde.Levels(sde.geometric_sigmas(0.01, 50.0, 1000)),
 }
 
 
@@ -61,10 +65,15 @@ SAMPLERS = {
     "euler-maruyama-0.5": lambda d: sde.EulerMaruyama(d, 0.5),
     "reverse-diffusion": sde.ReverseDiffusion,
     "reverse-diffusion+langevin": lambda d: sde.PredictorCorrector(sde.ReverseDiffusion(d), langevin(d)),
+    "langevin+reverse-diffusion": lambda d: sde.CorrectorPredictor(sde.ReverseDiffusion(d), langevin(d)),
+    "reverse-diffusion-0": lambda d: sde.ReverseDiffusion(d, 0.0),
+    "ancestral+langevin": lambda d: sde.PredictorCorrector(continuous.Ancestral(d, continuous.small), langevin(d)),
     "ddim+langevin": lambda d: sde.PredictorCorrector(continuous.DDIM(d), langevin(d)),
     "flow-heun": lambda d: sde.ProbabilityFlow(d),
     "flow-rk4": lambda d: sde.ProbabilityFlow(d, sde.Steps(sde.rk4)),
     "flow-adaptive": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4)),
+    "flow-adaptive-clock": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4), sde.clock),
+    "flow-clock": lambda d: sde.ProbabilityFlow(d, chart=sde.clock),
 }
 OF_THE_FLOW = (
     *("ddim-0", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2s"),
@@ -72,10 +81,24 @@ OF_THE_FLOW = (
 )
 # The schedules of continuous/ beside its samplers: one of each kind, and from zero SNR those that do not divide by alpha.
 FEW = ("ancestral-small", "ddim-0", "ddim-0.5", "dpm-solver++2m", "dpm-solver++3m-sde", "unipc-3")
+SOME = {
+    **dict.fromkeys(("continuous-cosine", "shifted", "zero-terminal"), FEW),
+    "edm": ("ddim-0.5", "churned-heun", "reverse-diffusion", "flow-adaptive", "flow-clock"),
+    "straight": ("ancestral-small", "ddim-0", "unipc-3", "flow-heun", "flow-adaptive", "flow-adaptive-clock", "flow-clock"),
+    "straight-0.999": ("ddim-0.5", "euler-maruyama", "reverse-diffusion", "flow-adaptive-clock"),
+    "levels": ("ddim-0.5", "langevin+reverse-diffusion", "flow-adaptive"),
+}
+THERE = {
+    "langevin+reverse-diffusion": ("ve", "levels"),
+    "ancestral+langevin": ("linear",),
+    "reverse-diffusion-0": ("vp",),
+    **dict.fromkeys(("flow-adaptive-clock", "flow-clock"), ("vp", "ve", "edm", "straight", "straight-0.999")),
+}
 PAIRS = [
     (sampler, schedule)
     for schedule in SCHEDULES
-    for sampler in (FEW if schedule in ("continuous-cosine", "shifted", "zero-terminal") else SAMPLERS)
+    for sampler in SAMPLERS
+    if sampler in SOME.get(schedule, SAMPLERS) and schedule in THERE.get(sampler, SCHEDULES)
 ]
 COUNT, STEPS = 6000, 400
 
@@ -84,7 +107,11 @@ def samples(sampler_name, schedule_name, oracle, generator):
     sampler = SAMPLERS[sampler_name](oracle(SCHEDULES[schedule_name]()))
     steps = STEPS if (sampler.order or 1) == 1 else 100
     if "adaptive" in sampler_name:
-        steps = 2  # an adaptive method goes in one step to t_last, and then denoises
+        steps = torch.tensor(
+            [1, sampler.corruption.t_last, 0], dtype=torch.float64
+        )  # an adaptive method goes in one step to t_last, and then denoises
+    if sampler_name == "reverse-diffusion-0":
+        steps = 4 * STEPS  # nothing forgets the error
     if (sampler_name, schedule_name) == ("euler-maruyama-0.5", "cosine"):
         # The table's last beta is 0.999: no single Euler step crosses that, and with little noise nothing forgets the error.
         steps = torch.cat([torch.linspace(0.98, 0.001, STEPS), torch.zeros(1)])
@@ -158,6 +185,7 @@ ODE_SAMPLERS = {
         for method in ("euler", "midpoint", "heun2", "heun3", "rk4")
         for chart in ("angle", "clock")
     },
+    "reverse-diffusion-0": SAMPLERS["reverse-diffusion-0"],
 }
 
 

@@ -58,7 +58,7 @@ def test_the_length_is_the_density(name, chart, generator):
     likelihood = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=Adaptive(1e-5, 1e-5), chart=chart)
     code, x1 = likelihood(x0), likelihood.transport(x0, likelihood.trace.probes(x0))[0]
     mismatch = code.prior + oracle.log_prob(x1, ONE)
-    assert float(mismatch.abs().max()) < (0.05 if name == "tabulated" else 0.2)
+    assert float(mismatch.abs().max()) < 0.2
     difference = (code.nats - mismatch - exact_length(oracle, x0)) / (DIMS * math.log(2))
     assert float(difference.abs().max()) < 0.005
     if name not in ("ve", "levels"):
@@ -111,7 +111,7 @@ def test_the_standard_error_is_calibrated(draw, count, generator):
         for trace in (ExactTrace(), Hutchinson(count, draw))  # in fixed steps, so that the probes alone make a difference
     )
     deviation = estimate.nats - exact.nats
-    assert float(deviation.std()) > 0.1
+    assert float(deviation.std()) > 0.05
     assert abs(float(deviation.mean())) < 4 * float(deviation.std()) / math.sqrt(len(x0))
     assert 0.85 < float(estimate.error.square().mean() / deviation.square().mean()) < 1.18
     if count == 40:  # a few signs in three dimensions are often all alike
@@ -242,6 +242,11 @@ SCALE = Scale(8)
 def test_what_is_no_level_is_refused(levels, words):
     with pytest.raises(UsageError, match=words):
         ChangeOfVariables(mixture(sde.VP()), sde.Uniform(SCALE))(levels)
+
+
+def test_levels_are_not_coded_by_a_density():
+    with pytest.raises(UsageError, match="x0 of torch.int64 holds levels"):
+        ChangeOfVariables(mixture(sde.VP()))(torch.tensor([[0, 1, 3]]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

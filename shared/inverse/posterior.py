@@ -66,7 +66,7 @@ class Posterior(GaussianDenoiser):
         with torch.enable_grad():
             x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
             clean, v = self.denoiser.with_spread(x, t, **cond)
-            out = clean + self._shift(clean, x, t, x_t.requires_grad)
+            out = clean + self._moved_by(clean, x, t, x_t.requires_grad)
         return (out, v) if x_t.requires_grad else (out.detach(), None if v is None else v.detach())
 
     def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
@@ -76,10 +76,10 @@ class Posterior(GaussianDenoiser):
         with torch.enable_grad():
             x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
             rest = self.denoiser.combined(x, t, -share, torch.ones_like(share), **cond)
-            rest = rest + self._shift(rest + like(share, x) * x, x, t, x_t.requires_grad)
+            rest = rest + self._moved_by(rest + like(share, x) * x, x, t, x_t.requires_grad)
         return Parts(share, torch.ones_like(share), rest if x_t.requires_grad else rest.detach())
 
-    def _shift(self, clean: Tensor, x: Tensor, t: Tensor, whole: bool) -> Tensor:
+    def _moved_by(self, clean: Tensor, x: Tensor, t: Tensor, whole: bool) -> Tensor:
         alpha, sigma = self.corruption(exact(t))
         gain = like(sigma**2 / alpha, x)
 
@@ -139,14 +139,14 @@ class MomentMatching(Posterior):
         self.iterations = iterations
 
     def shift(self, residual: Tensor, covariance: Spread, alpha: Tensor, sigma: Tensor) -> Tensor:
-        direction, total = residual, 0.0
+        direction, total, going = residual, 0.0, True
         square = dot(residual, residual)
         least = square * torch.finfo(square.dtype).eps ** 2
         for _ in range(self.iterations):
             pulled = covariance(self.operator.adjoint(direction))
             image = self.operator(pulled) + self.noise**2 * direction
             curvature = dot(direction, image)
-            going = (curvature > 0) & (square > least)
+            going = going & (curvature > 0) & (square > least)
             step = torch.where(going, square, 0) / torch.where(going, curvature, 1)
             # V_t A^T w is summed beside w: the solution needs no further product.
             total = total + like(step, pulled) * pulled

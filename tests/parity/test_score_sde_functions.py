@@ -5,8 +5,8 @@ import torch
 from helpers import Fixture, Formula, FromScore, Recorded, assert_close
 
 from unnoise.continuous import Ancestral, Tabulated, large, small
-from unnoise.sde import SDE, VE, VP, EulerMaruyama, Langevin, Learned, ReverseDiffusion, SubVP, batch_norms
-from unnoise.shared.labels import noise_level, song_vp
+from unnoise.sde import SDE, VE, VP, EulerMaruyama, Langevin, Learned, Levels, ReverseDiffusion, SubVP, batch_norms, geometric_sigmas
+from unnoise.shared.labels import noise_level, reversed_index, song_vp, step_index
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_functions")
@@ -84,19 +84,64 @@ def test_discrete_predictors(name, kind):
     assert_close(run(Z), FIXTURE[f"{name}.{kind}.x"][used], 1e-10)
 
 
+def table(name):
+    """The chains as tables, and the times t, s of the steps that the peer reads, the one to the clean signal among them."""
+    row = (T * (N - 1)).long()
+    schedule = Tabulated(FIXTURE["vp.discrete_betas"]) if name == "vp" else Levels(geometric_sigmas(0.01, 50.0, N))
+    return schedule, (row + 1).double() / N, row.double() / N
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_discretisations_of_chains(name):
+    """The peer's forward step `x + f + G z` is the schedule's own, its reverse steps `x - f + G z` are those of `ReverseDiffusion`."""
+    schedule, t, s = table(name)
+    forward = torch.cat([schedule.diffuse(X[i : i + 1], s[i], t[i], generator=Recorded(Z[i : i + 1])) for i in range(len(T))])
+    noise = like(FIXTURE[f"{name}.discretize.G"], X) * Z
+    assert_close(forward, X + FIXTURE[f"{name}.discretize.f"] + noise, 1e-10)
+    used = torch.nonzero(s > 0).flatten()
+    assert len(used) == 4
+    for key, eta in (("reverse", 1.0), ("probability_flow", 0.0)):
+        back = []
+        for i in used.tolist():
+            sampler = ReverseDiffusion(FromScore(SCORE[i : i + 1], schedule), eta)
+            back.append(sampler.step(X[i : i + 1], t[i], s[i], generator=Recorded(Z[i : i + 1])))
+        noise = like(FIXTURE[f"{name}.{key}.discretize.G"].expand(len(T)), X) * Z
+        assert_close(torch.cat(back), (X - FIXTURE[f"{name}.{key}.discretize.f"] + noise)[used], 1e-10)
+
+
+def test_discretisations_of_sub_vp_are_euler_maruyama():
+    """Sub-VP has no chain in the peer: f and G are the SDE's over 1 / N and its root."""
+    sde = SDE(SCHEDULES["subvp"])
+    f, g2 = sde.coefficients(T)
+    close(like(f, X) * X / N, "subvp.discretize.f")
+    for key in ("subvp.discretize.G", "subvp.reverse.discretize.G"):
+        close((g2 / N).sqrt(), key)
+    assert not FIXTURE["subvp.probability_flow.discretize.G"].any()
+    for key, eta in (("reverse", 1.0), ("probability_flow", 0.0)):
+        close(sde.reverse_drift(X, T, SCORE, eta) / N, f"subvp.{key}.discretize.f")
+    rows = [i for i in range(len(T)) if T[i] > 1 / N]
+    for z, key in ((torch.zeros_like(Z), "x_mean"), (Z, "x")):
+        steps = []
+        for i in rows:
+            sampler = EulerMaruyama(FromScore(SCORE[i : i + 1], SCHEDULES["subvp"]))
+            steps.append(sampler.step(X[i : i + 1], T[i], T[i] - 1 / N, generator=Recorded(z[i : i + 1])))
+        assert_close(torch.cat(steps), FIXTURE[f"subvp.reverse_diffusion.{key}"][rows], 1e-10)
+
+
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_langevin(name):
     schedule, used, level, below = chain(name)
     above = 2 * level - below
     ratio = batch_norms(Z, SCORE)[:1]  # the peer's norms are averaged over the whole batch
 
-    def one(i, t, s):
-        score, z = SCORE[i : i + 1], Z[i : i + 1]
+    def one(i, t, s, draw):
+        score, z = SCORE[i : i + 1], draw[i : i + 1]
         corrector = Langevin(FromScore(score, schedule), snr=0.16, norms=lambda z, score: ratio)
         return corrector.step(X[i : i + 1], t, s, generator=Recorded(z))
 
-    steps = torch.cat([one(*row) for row in zip(used.tolist(), above, level, strict=True)])
-    assert_close(steps, FIXTURE[f"{name}.langevin.x"][used], 1e-10)
+    for draw, key in ((Z, "x"), (torch.zeros_like(Z), "x_mean")):
+        steps = torch.cat([one(*row, draw) for row in zip(used.tolist(), above, level, strict=True)])
+        assert_close(steps, FIXTURE[f"{name}.langevin.{key}"][used], 1e-10)
 
 
 def test_labels_and_scores():
@@ -108,15 +153,39 @@ def test_labels_and_scores():
         assert_close(learned.score(X, T), FIXTURE[f"{name}.score_fn.continuous.score"], 1e-10)
         assert_close(seen[0].double(), FIXTURE[f"{name}.score_fn.continuous.labels"], 1e-6)  # labels are float32
     assert_close(noise_level(VE(), T), FIXTURE["ve.score_fn.continuous.labels"], 1e-10)
+    network = Formula(lambda x, label: -like(VE()(T)[1], X) * SCORE)  # the peer's network of VE is the score itself
+    assert_close(Learned(network, VE(), label=noise_level).score(X, T), FIXTURE["ve.score_fn.continuous.score"], 1e-10)
 
 
-def test_the_loop_reads_each_row_once():
-    grid = Tabulated(FIXTURE["vp.discrete_betas"]).grid(N)
-    assert torch.equal((grid[:-1] * N).round().long() - 1, FIXTURE["vp.pc_index"])
+def test_labels_and_scores_of_chains():
+    """At the fixture's times, which lie between rows, the peer feeds 999 t; on a row both labels are its index."""
+    schedule, t, _ = table("vp")
+    seen = []
+    network = Formula(lambda x, label: seen.append(label) or SCORE)
+    close(Learned(network, schedule, label=step_index).score(X, t), "vp.score_fn.discrete.score")
+    assert torch.equal(seen[0].long(), FIXTURE["vp.score_fn.discrete.labels"].long())
+    close(song_vp(schedule, T), "vp.score_fn.discrete.labels")
+    close(Learned(network, SCHEDULES["subvp"], label=song_vp).score(X, T), "subvp.score_fn.discrete.score")
+    assert_close(seen[1].double(), FIXTURE["subvp.score_fn.discrete.labels"], 1e-6)
+    # Of VE the peer's network is the score itself and reads how many sigmas are larger than that of the row nearest to t.
+    schedule, row = table("ve")[0], N - 1 - ((1 - T) * (N - 1)).round()
+    close(reversed_index(schedule, (row + 1) / N), "ve.score_fn.discrete.labels")
+    assert reversed_index(schedule, schedule.grid(N)[:-1]).tolist() == list(range(N))
+    network = Formula(lambda x, label: seen.append(label) or -like(schedule((row + 1) / N)[1], X) * SCORE)
+    close(Learned(network, schedule, label=reversed_index).score(X, (row + 1) / N), "ve.score_fn.discrete.score")
+    assert torch.equal(seen[2].double(), FIXTURE["ve.score_fn.discrete.labels"])
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_the_loop_reads_each_row_once(name):
+    grid = table(name)[0].grid(N)
+    assert torch.equal((grid[:-1] * N).round().long() - 1, FIXTURE[f"{name}.pc_index"])
 
 
 def test_tables():
     schedule = Tabulated(FIXTURE["vp.discrete_betas"])
+    alpha = schedule(torch.arange(N + 1, dtype=torch.float64) / N)[0]
+    close(alpha[1:] ** 2 / alpha[:-1] ** 2, "vp.alphas")
     close(schedule.alphas_cumprod, "vp.alphas_cumprod")
     _, sigma = schedule(torch.arange(1, N + 1, dtype=torch.float64) / N)
     close(sigma, "vp.sqrt_1m_alphas_cumprod")
