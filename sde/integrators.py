@@ -141,6 +141,7 @@ class Adaptive(Integrator):
         method, sign = self.method, math.copysign(1.0, end - start)
         counted = limited(field, self.evaluations, self)
         now, first = start, counted([start])[0](state)
+        most = 10.0
         step = self._first_step(counted, state, first, start, end)
         while sign * (end - now) > 0:
             last = sign * (end - now) <= 1.01 * abs(step)  # no sliver is left over
@@ -153,9 +154,11 @@ class Adaptive(Integrator):
             ratio = max(self._size(e, x, y) for e, x, y in zip(error, state, there, strict=True))
             if math.isnan(ratio):
                 raise UsageError(not_finite(now))
+            grow = min(most, max(0.2, 0.9 * ratio ** (-1 / method.order) if ratio > 0 else most))
             if ratio <= 1:
                 now, state, first = end if last else now + step, there, slopes[-1]
-            step *= min(10.0, max(0.2, 0.9 * ratio ** (-1 / method.order) if ratio > 0 else 10.0))
+            most = 10.0 if ratio <= 1 else 1.0  # right after a step that failed, none grows
+            step *= grow
             if abs(step) < 1e-12 * abs(end - start):
                 raise UsageError(f"rtol={self.rtol}, atol={self.atol} cannot be met at {now:.6g}: loosen them, or compute in float64")
         return state
