@@ -233,3 +233,13 @@ def test_names_of_earlier_versions_are_known():
 
     data = build({"class": "unnoise.experiments.experiment.Data", "arguments": {"name": "digits", "batch": 3}})
     assert (type(data).__module__, data.batch) == ("unnoise.experiments.images", 3)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """An argument that has come since, with a default, is not another setting."""
+    Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
+    for file in tmp_path.glob("checkpoints/*/checkpoint.json"):
+        stored = json.loads(file.read_text())
+        del stored["objective"]["arguments"]["denoiser"]["arguments"]["sigma_data"]
+        file.write_text(json.dumps(stored))
+    Trainer(objective(), CONFIG, folder=tmp_path).fit(batches(), resume=True)

@@ -122,7 +122,8 @@ class Trainer:
         if not resume:
             raise UsageError(f"{self.folder} holds a run already: go on with it (--resume, resume=True), or choose another folder")
         stored = load(newest(self.folder), network=getattr(self.objective.denoiser, "network", None))
-        if lines := difference(stored.description["objective"], describe(self.objective)):
+        # Described anew, so that an argument which has come with a default since is no difference.
+        if lines := difference(describe(stored.objective), describe(self.objective)):
             raise UsageError(f"the run in {self.folder} has other settings: {'; '.join(lines[:4])}")
         self.objective.load_state_dict(stored.objective.state_dict())
         self.average.load_state_dict(stored.average.state_dict())
