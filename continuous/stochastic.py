@@ -41,8 +41,9 @@ class Churned(Sampler):
         ratio = float(noise_ratio(self.corruption, t))
         if self.gamma and self.low <= ratio <= self.high:
             up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
-            kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
-            x, t = kept + self.noise * (self.corruption.diffuse(x, t, up, generator=generator) - kept), up
+            if up > t:  # at the schedule's end there is no noisier level, and rounding must not make one below it
+                kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
+                x, t = kept + self.noise * (self.corruption.diffuse(x, t, up, generator=generator) - kept), up
         return self.sampler.step(x, t, s, generator=generator, **cond)
 
 

@@ -98,7 +98,7 @@ class Bridge(Density):
                 row = [name, str(evaluations)]
                 for way, schedule, make, cost in ways:
                     sampler = make(denoisers[name].on(schedule))
-                    drawn, measured = study.run(sampler, min(evaluations // cost, 10 * self.sampling_steps), recipe)
+                    drawn, measured = study.run(sampler, min(evaluations // cost, 2 * self.sampling_steps), recipe)
                     results[f"{name}, {way}, {evaluations}"] = measured
                     row.append(f"{measured['frechet']:.2f}")
                     if evaluations == 100:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -91,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return dispatch(arguments)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UsageError, FloatingPointError, OSError) as error:
         print(f"unnoise: {error}".replace("\n", " "), file=sys.stderr)
         return 2

@@ -35,7 +35,9 @@ def train_recipe(experiment: Experiment, data: Any, folder: Path, progress: Prog
         experiment.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.scale, columns=10)
 
     objective = experiment.objective(data.shape, data.scale)
-    experiment.sampler(objective.denoiser)  # what it refuses must not show after an hour of training
+    # What these refuse must not show after an hour of training.
+    experiment.sampler(objective.denoiser)
+    experiment.codelength(objective.denoiser, data.scale)
     trainer = Trainer(objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch)
     return trainer.fit(experiment.batches(data), resume=resume)
 

@@ -18,8 +18,8 @@ def spaced(spec: str, corruption: Corruption) -> int | Tensor:
         UsageError: for another notation, or one for tables where time is continuous.
     """
     name, digits = spec.rstrip("0123456789"), spec[len(spec.rstrip("0123456789")) :]
-    if not name and digits:
-        return int(digits)
+    if name in ("", "-") and digits:
+        return int(spec)
     rows = getattr(corruption, "steps", None)
     if rows is None:
         raise UsageError(f"{spec}: this model's time is continuous, give a number of steps")

@@ -55,7 +55,7 @@ def log_normaliser(
     moves: int = 1,
     snr: float = 0.5,
     generator: Source = None,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     progress: Progress = silent,
     **cond: Any,
 ) -> Normaliser:
@@ -74,7 +74,7 @@ def log_normaliser(
         moves: Langevin steps at each level.
         snr: of a step, as that of `AnnealedLangevin`: `e = 2 (snr sigma)^2`. About six in ten should be accepted: less for more dimensions.
         generator: the source of noise.
-        dtype: of the chains; that of a network's weights for a learnt energy.
+        dtype: of the chains; None for that of the network's weights, float64 without any.
         progress: how to report progress.
         cond: conditions, by name.
 
@@ -93,7 +93,9 @@ def log_normaliser(
     path = schedule.time(torch.linspace(*schedule.log_snr(ends).tolist(), levels, dtype=torch.float64))
     path[-1] = ends[1]
     device = device_of(density) if isinstance(density, torch.nn.Module) else torch.device("cpu")
-    y = normal(shape, generator, dtype=dtype, device=device)
+    weights = next(density.parameters(), None) if isinstance(density, torch.nn.Module) else None
+    own = torch.float64 if weights is None else weights.dtype
+    y = normal(shape, generator, dtype=own if dtype is None else dtype, device=device)
     before = -0.5 * per_example(y.double() ** 2 + math.log(2 * math.pi))
     log_w, accepted = torch.zeros_like(before), []
     for level in progress(list(path), levels, "annealing"):

@@ -58,6 +58,7 @@ class Angle(Chart):
         return torch.hypot(*schedule(t.double()))
 
     def places(self, schedule: Schedule, taus: Sequence[float]) -> list[Place]:
+        taus = [min(max(tau, 1e-12), math.pi / 2) for tau in taus]  # solvers may look beyond the ends for their first step
         t = schedule.time(torch.tensor([-2 * math.log(math.tan(tau)) for tau in taus], dtype=torch.float64))
         found = zip(t.unbind(), self.scale(schedule, t).tolist(), taus, strict=True)
         return [Place(t, r, 1 / (math.tan(tau) * r), -1 / math.sin(tau)) for t, r, tau in found]
@@ -77,7 +78,7 @@ class Clock(Chart):
         return torch.ones_like(t.double())
 
     def places(self, schedule: Schedule, taus: Sequence[float]) -> list[Place]:
-        t = torch.tensor(taus, dtype=torch.float64)
+        t = torch.tensor(taus, dtype=torch.float64).clamp(1e-12, 1)  # solvers may look beyond the ends for their first step
         (alpha, sigma), (d_alpha, d_sigma) = schedule(t), rates(schedule, t)
         of_x = d_sigma / sigma
         found = zip(t.unbind(), of_x.tolist(), (d_alpha - alpha * of_x).tolist(), strict=True)

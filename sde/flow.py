@@ -37,6 +37,8 @@ class ProbabilityFlow(Sampler):
     def __init__(self, denoiser: GaussianDenoiser, integrator: Integrator | None = None, chart: Chart = angle) -> None:
         super().__init__(denoiser)
         self.integrator, self.chart = Steps() if integrator is None else integrator, chart
+        if not isinstance(self.integrator, Integrator):
+            raise UsageError(f"integrator={self.integrator!r}: give an object such as Steps(rk4), Adaptive() or TorchDiffEq()")
         self.order = self.integrator.order
         (end,) = chart.places(self.corruption, [chart.position(self.corruption, torch.ones((), dtype=torch.float64))])
         if not all(math.isfinite(c) for c in end):

@@ -170,8 +170,10 @@ class Adaptive(Integrator):
     def _first_step(self, field: Field, state: State, slope: State, start: float, end: float) -> float:
         """A step whose explicit Euler step is small and nearly straight (Hairer et al., the starting step size)."""
         sizes = [(self._size(x.clone(), x, x), self._size(k.clone(), x, x)) for x, k in zip(state, slope, strict=True)]
-        if not all(math.isfinite(size) for pair in sizes for size in pair):
+        if not all(bool(torch.isfinite(k).all()) for k in slope):
             raise UsageError(not_finite(start))
+        if not all(math.isfinite(size) for pair in sizes for size in pair):  # tolerances beyond the numbers of this precision
+            return 1e-6 * (end - start)
         guess = min((0.01 * a / b for a, b in sizes if a > 1e-5 and b > 1e-5), default=1e-6)
         guess = math.copysign(min(guess, abs(end - start)), end - start)
         euler_step = tuple(x + guess * k for x, k in zip(state, slope, strict=True))

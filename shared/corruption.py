@@ -129,6 +129,6 @@ def refuse_zero_snr(schedule: Schedule) -> None:
     """
     if not bool(torch.isfinite(schedule.log_snr(torch.ones((), dtype=torch.float64)))):
         raise UsageError(
-            "the schedule ends at zero SNR, and alpha = 0 is divided by here: sample with DDIM, Ancestral, DPMSolverPP or UniPC, "
-            "or put the denoiser on another schedule with on(...)"
+            "the schedule ends at zero SNR, and alpha = 0 is divided by here: sample with ProbabilityFlow, DDIM, Ancestral, DPMSolverPP or "
+            "UniPC, or put the denoiser on another schedule, such as on(VP())"
         )

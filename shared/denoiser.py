@@ -115,6 +115,8 @@ class Learned(GaussianDenoiser):
         sigma_data: float | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise UsageError(f"schedule={type(schedule).__name__}: give Learned(network, schedule), in this order")
         own = getattr(predicts, "sigma_data", None)
         sigma_data = own or 1.0 if sigma_data is None else sigma_data
         if not sigma_data > 0 or sigma_data != (own or sigma_data):
@@ -219,7 +221,7 @@ def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:
         name = getattr(predicts, "__name__", type(predicts).__name__)
         raise UsageError(
             f"the schedule ends at zero SNR, where x_1 is noise alone and {name} prediction says nothing of x_0: "
-            "predict velocity or clean, or take a schedule whose last beta is below 1"
+            "predict velocity, clean or straight, or take a schedule that ends before, with a last beta below 1 or Straight(end=0.999)"
         )
 
 

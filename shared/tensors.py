@@ -25,9 +25,9 @@ def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:
     return reduce(x.reshape(len(x), -1), dim=1)
 
 
-def exact(t: Tensor) -> Tensor:
-    """`t` in float64."""
-    return t.double()
+def exact(t: Tensor | float) -> Tensor:
+    """`t` in float64; a number as a scalar tensor."""
+    return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

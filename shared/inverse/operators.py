@@ -194,7 +194,8 @@ class Dense(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self._signal:
-            raise UsageError(f"signals of shape {tuple(x.shape)} are not those of the matrix, (B, {', '.join(map(str, self._signal))})")
+            wanted = ", ".join(map(str, self._signal))
+            raise UsageError(f"signals of shape {tuple(x.shape)} are not those of the matrix, (B, {wanted}): give Dense(matrix, shape=...)")
         return self._times(x.flatten(1), self._matrix)
 
     def adjoint(self, y: Tensor) -> Tensor:

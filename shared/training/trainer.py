@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -59,6 +59,8 @@ class Trainer:
         progress: Progress = silent,
         watch: Callable[[Objective, int], None] | None = None,
     ) -> None:
+        if not hasattr(objective.denoiser, "corruption"):
+            raise UsageError(f"{type(objective.denoiser).__name__} is a network: make it a denoiser first, Learned(network, schedule)")
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
         self.device = config.chosen_device()
         self.folder = None if folder is None else writable(folder)
@@ -88,7 +90,7 @@ class Trainer:
         noise, forked = torch.Generator(self.device), [self.device] if self.device.type == "cuda" else []
         with interruption() as interrupted, torch.random.fork_rng(devices=forked):
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
-                batch = {name: value.to(self.device, non_blocking=True) for name, value in next(stream).items()}
+                batch = {name: value.to(self.device, non_blocking=True) for name, value in drawn(stream, step).items()}
                 # Dropout and noise are functions of the step, so a resumed run draws the same.
                 torch.manual_seed(config.seed * 1_000_003 + step)
                 noise.manual_seed(config.seed * 1_000_003 + step)
@@ -190,3 +192,18 @@ def interruption() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def drawn(stream: Iterator[Any], step: int) -> dict[str, Tensor]:
+    """The next batch.
+
+    Raises:
+        UsageError: where there is none, or it is no dict that holds x0.
+    """
+    batch = next(stream, None)
+    if batch is None:
+        raise UsageError(f"the batches ended at step {step}: give an endless iterable, such as Batches(...), or as many as steps")
+    if not isinstance(batch, Mapping) or "x0" not in batch:
+        held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise UsageError(f'a batch is {held}: give dicts of tensors with "x0" and the conditions by name')
+    return batch
