@@ -292,7 +292,7 @@ def test_wrong_combinations_are_refused_when_built():
     to_zero = Tabulated(zero_terminal(linear_betas(100)))
     one_output = Learned(MLP(2), TABLE)
     for make, words in (
-        (lambda: Learned(MLP(2), to_zero, noise), "noise prediction says nothing of x_0: predict velocity or clean"),
+        (lambda: Learned(MLP(2), to_zero, noise), "noise prediction says nothing of x_0: predict velocity, clean or straight"),
         (lambda: one_output.on(to_zero), "zero SNR"),
         (lambda: Heun(Learned(MLP(2), to_zero, velocity)), "alpha = 0 is divided by here: sample with DDIM"),
         (lambda: karras(5, to_zero), "infinite: take steps=N"),

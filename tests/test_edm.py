@@ -13,6 +13,7 @@ from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.labels import quarter_log
 from unnoise.shared.networks import MLP
+from unnoise.shared.progress import silent
 from unnoise.shared.sampler import counted
 from unnoise.shared.scale import Scale
 
@@ -121,12 +122,12 @@ def test_smoke_is_measured(generator):
     images = recipe.load("test")
     denoiser = recipe.objective(images.shape, images.scale).denoiser
     code = recipe.codelength(denoiser, images.scale)
-    bits = code(images.k[:4], generator, None, label=images.label[:4]).bits_per_dim(images.dims)
+    bits = code(images.k[:4], generator, silent, label=images.label[:4]).bits_per_dim(images.dims)
     assert torch.isfinite(bits).all()
     # Untrained, F = 0: the model is a Gaussian of standard deviation sigma_data, whose code length is known.
     x, gain = Uniform(images.scale)(images.k[:200], generator)
     exact = gain / images.dims + 0.5 * (x.double().square() / 0.25 + math.log(2 * math.pi * 0.25)).flatten(1).mean(1)
-    bits = code(images.k[:200], generator, None, label=images.label[:200]).bits_per_dim(images.dims)
+    bits = code(images.k[:200], generator, silent, label=images.label[:200]).bits_per_dim(images.dims)
     assert float(bits.mean()) == pytest.approx(float(exact.mean()) / math.log(2), abs=0.1)
 
 

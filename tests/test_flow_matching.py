@@ -15,6 +15,7 @@ from unnoise.sde import FlowMatching, Learned, Straight, straight
 from unnoise.shared.describe import build, describe
 from unnoise.shared.networks import MLP
 from unnoise.shared.oracle import GaussianOracle
+from unnoise.shared.progress import silent
 from unnoise.shared.sampler import counted
 from unnoise.shared.scale import Scale
 
@@ -112,7 +113,7 @@ def test_smoke_draws_its_figure(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results) == 4 * 4 + 3 + 1
     for name, steps, evaluations in (("Euler", 35, 35), ("Heun", 18, 35), ("midpoint", 3, 5), ("DDIM, eta 1", 5, 5)):
-        assert results[f"{name}, {steps} steps"]["evaluations"] == evaluations
+        assert f"{name}, {steps} steps, {evaluations} evaluations" in results
     assert 0 <= results["bend"]["bend"] < 1
     assert "nan" not in page
 
@@ -122,5 +123,5 @@ def test_smoke_is_measured(generator):
     assert torch.equal(RECIPE.levels(scale, RECIPE.form(scale, k, generator)), k)
     images = RECIPE.load("test")
     denoiser = RECIPE.objective(images.shape, images.scale).denoiser
-    length = RECIPE.codelength(denoiser, images.scale)(images.k[:50], generator, None, label=images.label[:50])
+    length = RECIPE.codelength(denoiser, images.scale)(images.k[:50], generator, silent, label=images.label[:50])
     assert torch.isfinite(length.bits_per_dim(images.dims)).all()

@@ -12,6 +12,7 @@ from unnoise.experiments.inverse_problems import InverseProblems, centred, hue_e
 from unnoise.shared.data import ImageSet
 from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
+from unnoise.shared.progress import silent
 from unnoise.shared.scale import Scale
 
 PRESETS = ("digits", "mnist", "smoke", "cifar10", "celeba64")
@@ -43,7 +44,7 @@ def test_presets_describe_themselves_and_their_parts_can_be_built():
     smoke = inverse_problems.smoke()
     denoiser = smoke.objective((3, 8, 8), Scale(17)).denoiser
     k = smoke.load("test").k[:2]
-    assert smoke.codelength(denoiser, Scale(17))(k, torch.Generator().manual_seed(0), None).nats.shape == (2,)
+    assert smoke.codelength(denoiser, Scale(17))(k, torch.Generator().manual_seed(0), silent).nats.shape == (2,)
     assert set(next(iter(smoke.batches(smoke.load())))) == {"x0"}
 
 

@@ -129,7 +129,6 @@ def test_smoke_draws_the_figure(tmp_path):
         assert picture in page
         assert (tmp_path / "run" / picture).stat().st_size > 3000
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert [results[f"annealed Langevin, {n} steps a level"]["evaluations"] for n in (1, 2, 5, 10)] == [4, 8, 20, 40]
-    assert results["annealed Langevin, denoised, 5 steps a level"]["evaluations"] == 21
-    assert results["reverse diffusion, 0 steps a level"]["evaluations"] == 4
+    assert {f"annealed Langevin, {n}, {4 * n} evaluations" for n in (1, 2, 5, 10)} < set(results)
+    assert {"annealed Langevin, denoised, 5, 21 evaluations", "reverse diffusion, 0, 4 evaluations"} < set(results)
     assert "nan" not in page
