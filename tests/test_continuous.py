@@ -294,7 +294,7 @@ def test_wrong_combinations_are_refused_when_built():
     for make, words in (
         (lambda: Learned(MLP(2), to_zero, noise), "noise prediction says nothing of x_0: predict velocity, clean or straight"),
         (lambda: one_output.on(to_zero), "zero SNR"),
-        (lambda: Heun(Learned(MLP(2), to_zero, velocity)), "alpha = 0 is divided by here: sample with DDIM"),
+        (lambda: Heun(Learned(MLP(2), to_zero, velocity)), "alpha = 0 is divided by here: sample with ProbabilityFlow, DDIM"),
         (lambda: karras(5, to_zero), "infinite: take steps=N"),
         (lambda: Ancestral(one_output, learned_range), "needs a network with a second output"),
         (lambda: VariationalBound(one_output, Scale(17), variance=learned_diagonal), "outputs=2"),
