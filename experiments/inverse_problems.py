@@ -74,6 +74,8 @@ class InverseProblems(Density):
                 f"classes={self.data.classes}, noise={self.noise}, count={self.count}: the model is unconditional, the noise a standard "
                 "deviation from 0, and one image or more is restored"
             )
+        if not self.zeta > 0 or self.iterations < 1:
+            raise UsageError(f"zeta={self.zeta}, iterations={self.iterations}: give a step size above 0, and one iteration or more")
 
     def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
         """A split in colour: grey images are tinted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.tensors import like
 from .charts import Chart, Place, angle
-from .integrators import Integrator, Slope, State, Steps
+from .integrators import Field, Integrator, State, Steps
 
 
 class ProbabilityFlow(Sampler):
@@ -47,19 +47,20 @@ class ProbabilityFlow(Sampler):
                 "another schedule with on(...)"
             )
 
+    def field(self, slope: Callable[[Place, State], State]) -> Field:
+        """What an integrator asks for, of a slope at places of the chart."""
+        return lambda taus: [functools.partial(slope, place) for place in self.chart.places(self.corruption, taus)]
+
     def transport(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`x_t` carried along the flow to s, which may lie on either side of t."""
         chart, schedule = self.chart, self.corruption
         start, end = chart.position(schedule, t), chart.position(schedule, s)
 
-        def field(taus: Sequence[float]) -> list[Slope]:
-            return [functools.partial(slope, place) for place in chart.places(schedule, taus)]
-
         def slope(place: Place, state: State) -> State:
             x = state[0] * place.scale
             return (self.denoiser.combined(x, place.t, place.of_x, place.of_clean, **cond),)
 
-        (z,) = self.integrator(field, (x / like(chart.scale(schedule, t), x),), start, end)
+        (z,) = self.integrator(self.field(slope), (x / like(chart.scale(schedule, t), x),), start, end)
         return like(chart.scale(schedule, s), x) * z
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:

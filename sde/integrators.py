@@ -295,7 +295,7 @@ def check_tolerances(integrator: Any) -> None:
     rtol, atol, evaluations = integrator.rtol, integrator.atol, integrator.evaluations
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0 and evaluations >= 1):
         raise UsageError(
-            f"rtol={rtol}, atol={atol}, evaluations={evaluations}: give tolerances from 0 up, one of them positive, and one or more"
+            f"rtol={rtol}, atol={atol}, evaluations={evaluations}: give tolerances from 0 up, one of them above 0, and 1 evaluation or more"
         )
 
 

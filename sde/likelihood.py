@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..shared.random import Source, rademacher_like
 from ..shared.tensors import finest, like, refuse_unless
 from .charts import Chart, Place, angle
 from .flow import ProbabilityFlow
-from .integrators import Adaptive, Integrator, Slope, State
+from .integrators import Adaptive, Integrator, State
 
 
 class Trace(ABC):
@@ -125,7 +124,8 @@ class ChangeOfVariables:
         finite = torch.isfinite(x0)
         refuse_unless(finite, "the data hold NaN or infinity, which no density covers: look at how they were loaded", wait=True)
         x1, gained = self.transport(x0, self.trace.probes(x0, generator), progress, **cond)
-        refuse_unless(torch.isfinite(gained), "the code length is NaN or infinite: look for NaN in the network, or take Adaptive steps")
+        finite = torch.isfinite(gained)
+        refuse_unless(finite, "the code length is NaN or infinite: look for NaN in the network, or take Adaptive steps", wait=True)
         variance = float(self.flow.corruption(torch.ones((), dtype=torch.float64))[1] ** 2)
         prior = 0.5 * total_nats(x1**2 / variance + math.log(2 * math.pi * variance))
         return Codelength(prior, -gained.mean(0).to(prior), data.to(prior), self.trace.error(gained))
@@ -133,9 +133,6 @@ class ChangeOfVariables:
     def transport(self, x0: Tensor, probes: Tensor, progress: Progress = silent, **cond: Any) -> tuple[Tensor, Tensor]:
         """x_1 and estimates of the log-volume gained on the way, `(m, B)`."""
         flow, chart, schedule = self.flow, self.flow.chart, self.flow.corruption
-
-        def field(taus: Sequence[float]) -> list[Slope]:
-            return [functools.partial(slope, place) for place in chart.places(schedule, taus)]
 
         def slope(place: Place, state: State) -> State:
             next(evaluations)
@@ -157,5 +154,5 @@ class ChangeOfVariables:
         low, high = (torch.tensor(t, dtype=torch.float64) for t in (schedule.t_min, 1.0))
         r0, r1 = chart.scale(schedule, low), chart.scale(schedule, high)
         start = (x0 / like(r0, x0), self.trace.estimates(torch.zeros(len(probes), len(x0), dtype=x0.dtype, device=x0.device)))
-        z, gained = flow.integrator(field, start, chart.position(schedule, low), chart.position(schedule, high))
+        z, gained = flow.integrator(flow.field(slope), start, chart.position(schedule, low), chart.position(schedule, high))
         return like(r1, z) * z, (gained + float(torch.log(r1 / r0))) * dims  # the tolerance was of nats for each dimension

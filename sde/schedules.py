@@ -30,6 +30,7 @@ class VP(Schedule):
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_last: float = 1e-3) -> None:
         if not 0 < beta_min < beta_max:
             raise UsageError(f"beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max")
+        refuse_outside(t_min, t_last)
         self.beta_min, self.beta_max, self.t_min, self.t_last = beta_min, beta_max, t_min, t_last
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +58,7 @@ class SubVP(Schedule):
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_last: float = 1e-3) -> None:
         if not 0 < beta_min < beta_max:
             raise UsageError(f"beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max")
+        refuse_outside(t_min, t_last)
         self.beta_min, self.beta_max, self.t_min, self.t_last = beta_min, beta_max, t_min, t_last
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +90,7 @@ class VE(Schedule):
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5, t_last: float = 1e-5) -> None:
         if not 0 < sigma_min < sigma_max:
             raise UsageError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: give 0 < sigma_min < sigma_max")
+        refuse_outside(t_min, t_last)
         self.sigma_min, self.sigma_max, self.t_min, self.t_last = sigma_min, sigma_max, t_min, t_last
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,6 +188,12 @@ def vp_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -
     if steps < 1 or not 0 < beta_min < beta_max <= steps:
         raise UsageError(f"steps={steps}, beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max <= steps")
     return torch.linspace(beta_min / steps, beta_max / steps, steps, dtype=torch.float64)
+
+
+def refuse_outside(t_min: float, t_last: float) -> None:
+    """Refuses smallest times that do not lie between 0 and 1."""
+    if not (0 < t_min < 1 and 0 < t_last < 1):
+        raise UsageError(f"t_min={t_min}, t_last={t_last}: give times between 0 and 1, such as 1e-5 and 1e-3")
 
 
 def _log_alpha2(schedule: VP | SubVP, t: Tensor) -> Tensor:

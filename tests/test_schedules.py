@@ -153,6 +153,9 @@ def test_bad_input_is_refused_in_one_line():
         (lambda: VP().grid(0), "at least one step"),
         (lambda: VP(beta_min=2, beta_max=1), "0 < beta_min < beta_max"),
         (lambda: VE(sigma_min=-1), "0 < sigma_min < sigma_max"),
+        (lambda: VP(t_last=5), "t_last=5: give times between 0 and 1"),
+        (lambda: SubVP(t_min=0.0), "t_min=0.0, t_last=0.001: give times"),
+        (lambda: VE(t_last=1.0), "t_last=1.0: give times"),
         (lambda: Scale(levels=1), "two levels or more"),
         (lambda: linear_betas(0), "at least one step"),
     ):
