@@ -14,6 +14,7 @@ from .describe import described
 from .errors import UsageError
 from .labels import Label, thousandths
 from .prediction import Prediction, noise
+from .scale import Scale
 from .tensors import at_least_float32, exact, like
 
 
@@ -23,10 +24,14 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         corruption: the process that made x_t.
         conditions: names of the conditions that it takes; None where its network does not say.
+        scale: levels and range of the data that it was trained on, where its checkpoint says.
+        shape: shape of one example, where its checkpoint says.
     """
 
     corruption: Corruption
     conditions: tuple[str, ...] | None = None
+    scale: Scale | None = None
+    shape: tuple[int, ...] | None = None
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -101,6 +106,7 @@ class Learned(GaussianDenoiser):
         predicts: what F is.
         label: the number that the network is fed for a time of the home schedule.
         sigma_data: standard deviation of the data, for c_in; None for that of the prediction, 1 where it has none.
+        scaled: False for c_in = 1 under the home schedule, as Song et al.'s (2021) networks take x_t.
 
     Raises:
         UsageError: where x_0 cannot be told from F at some time, such as noise prediction under a schedule that ends at zero SNR.
@@ -113,6 +119,7 @@ class Learned(GaussianDenoiser):
         predicts: Prediction = noise,
         label: Label = thousandths,
         sigma_data: float | None = None,
+        scaled: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(schedule, Schedule):
@@ -122,6 +129,7 @@ class Learned(GaussianDenoiser):
         if not sigma_data > 0 or sigma_data != (own or sigma_data):
             raise UsageError(f"sigma_data={sigma_data}, and {own} of the prediction: give one standard deviation of the data, such as 0.5")
         self.network, self.schedule, self.predicts, self.label, self.sigma_data = network, schedule, predicts, label, sigma_data
+        self.scaled = scaled
         self.corruption = schedule
         self.spread, self.conditions = getattr(network, "outputs", 1) == 2, getattr(network, "conditions", None)
         refuse_singular(predicts, schedule)
@@ -141,9 +149,7 @@ class Learned(GaussianDenoiser):
         """F and v, the network's own outputs at the home time of equal log-SNR, in the dtype of `x_t`; v is None without a second one."""
         t = exact(t)
         home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
-        alpha, sigma = self.corruption(t)
-        scaled = like((alpha**2 * self.sigma_data**2 + sigma**2).rsqrt(), x_t) * x_t
-        out = self.network(scaled, on_every_row(self.label(self.schedule, home), x_t), **cond).to(x_t.dtype)
+        out = self.network(like(self._c_in(t, home), x_t) * x_t, on_every_row(self.label(self.schedule, home), x_t), **cond).to(x_t.dtype)
         channels = x_t.shape[1]
         if out.shape[1] != channels * (1 + self.spread):
             raise UsageError(
@@ -151,6 +157,13 @@ class Learned(GaussianDenoiser):
                 "twice the channels from networks whose attribute `outputs` is 2"
             )
         return (out[:, :channels], out[:, channels:]) if self.spread else (out, None)
+
+    def _c_in(self, t: Tensor, home: Tensor) -> Tensor:
+        """c_in at time t, times what brings x_t to the scale that it has at the home time of equal log-SNR."""
+        alpha, sigma = self.corruption(t)
+        if self.scaled:  # the same for all schedules
+            return (alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()
+        return torch.hypot(*self.schedule(home)) / torch.hypot(alpha, sigma)
 
     def on(self, schedule: Schedule) -> Learned:
         refuse_singular(self.predicts, schedule)

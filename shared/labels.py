@@ -38,6 +38,18 @@ def noise_level(corruption: Corruption, t: Tensor) -> Tensor:
 
 
 @described
+def log_noise_level(corruption: Corruption, t: Tensor) -> Tensor:
+    """`ln sigma_t`: where Song et al.'s (2021) VE networks take the logarithm of their label themselves, here the label is it."""
+    return corruption(t)[1].log()
+
+
+@described
+def log_half_noise_level(corruption: Corruption, t: Tensor) -> Tensor:
+    """`ln(sigma_t / 2)`, the label of Karras et al.'s (2022) VE networks: data in [-1, 1] have twice the noise of data in [0, 1]."""
+    return (corruption(t)[1] / 2).log()
+
+
+@described
 def reversed_index(corruption: Corruption, t: Tensor) -> Tensor:
     """T - n on a table of T steps, t = n / T, rounded: the 0-based index of Song et al.'s (2021) discrete VE, from the largest sigma."""
     return (corruption.steps * (1 - t)).round()

@@ -32,6 +32,12 @@ def noise(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @described
+def scaled_score(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """F = sigma grad log q(x_t) = -epsilon: what Song et al.'s (2021) VE networks give before they divide by sigma."""
+    return 1 / alpha, sigma / alpha
+
+
+@described
 def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """F = v = alpha epsilon - sigma x_0 with alpha, sigma scaled to a unit vector (Salimans & Ho 2022, appendix D)."""
     square = alpha**2 + sigma**2

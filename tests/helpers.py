@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -27,6 +28,28 @@ class Fixture:
     def names(self) -> list[str]:
         """Names of the arrays."""
         return list(self._arrays.files)
+
+
+def peer_state(fixture: str) -> dict[str, Tensor]:
+    """The state dict of a network fixture, in the order and dtypes of the reference project's own: each tensor is a function of its name."""
+    about, arrays = json.loads((FIXTURES / f"{fixture}.json").read_text()), np.load(FIXTURES / f"{fixture}.npz")
+    state = {}
+    for key in about["state_dict_order"]:
+        if key not in about["weights"]:
+            state[key] = torch.from_numpy(arrays[f"state:{key}"])
+            continue
+        shape, mean, std = about["weights"][key]
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+        normal = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)  # noqa: NPY002
+        state[key] = torch.from_numpy(np.asarray(np.float32(mean) + np.float32(std) * normal))
+    return state
+
+
+def assert_samples_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """For each example, the largest difference is below `tolerance` of that example's largest value."""
+    assert actual.shape == expected.shape
+    difference, size = ((a.flatten(1).abs().amax(1)) for a in (actual - expected, expected))
+    assert (difference <= tolerance * size).all(), (difference / size).tolist()
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..describe import described
 from ..errors import UsageError
 from ..tensors import like
 
@@ -27,34 +30,85 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups of at least four channels: a group of one channel would erase that channel's mean."""
-    return nn.GroupNorm(math.gcd(min(32, max(channels // 4, 1)), channels), channels)
+@described
+@dataclass(frozen=True)
+class Groups:
+    """Group normalisation in at most `most` groups of at least `least` channels each, as many as divide the channels.
+
+    Attributes:
+        most: 32 everywhere.
+        least: 4 here and in Song et al. (2021), since a group of one channel erases that channel's mean; 1 in Ho et al. (2020).
+        eps: added to the variance; 1e-6 in Ho et al. (2020) and Song et al. (2021).
+    """
+
+    most: int = 32
+    least: int = 4
+    eps: float = 1e-5
+
+    def __call__(self, channels: int) -> nn.GroupNorm:
+        """The norm of `channels` channels."""
+        return nn.GroupNorm(math.gcd(min(self.most, max(channels // self.least, 1)), channels), channels, self.eps)
+
+
+group_norm = Groups()
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; the embedding scales and shifts the second norm (Dhariwal & Nichol 2021, AdaGN).
+    """Norm, SiLU, convolution, twice; the embedding enters before or in the second norm.
+
+    `h = conv1(resize(silu(norm1(x))))`, then `norm2(h) (1 + scale) + shift` (Dhariwal & Nichol 2021, AdaGN) or `norm2(h + shift)` (Ho et
+    al. 2020), and `skip(resize(x)) + conv2(silu(h))`.
 
     Args:
         dims: number of spatial dimensions.
         channels_in, channels_out: a 1 x 1 convolution joins the two where they differ.
         embedding: size of the time (and class) embedding, `(B, embedding)`.
         dropout: probability before the second convolution.
+        norm: makes the norms.
+        adaptive: the embedding gives a scale too.
+        gain: factor of the sum; 1 / sqrt(2) in Song et al. (2021).
+        resize: a layer `(x, size) -> resized`, or None.
+        project: a 1 x 1 convolution joins x to the sum whatever its channels.
     """
 
-    def __init__(self, dims: int, channels_in: int, channels_out: int, embedding: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dims: int,
+        channels_in: int,
+        channels_out: int,
+        embedding: int,
+        dropout: float = 0.0,
+        *,
+        norm: Callable[[int], nn.Module] = group_norm,
+        adaptive: bool = True,
+        gain: float = 1.0,
+        resize: nn.Module | None = None,
+        project: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm1, self.conv1 = group_norm(channels_in), conv(dims, channels_in, channels_out)
-        self.modulation = nn.Linear(embedding, 2 * channels_out)
-        self.norm2, self.conv2 = group_norm(channels_out), zeroed(conv(dims, channels_out, channels_out))
+        self.adaptive, self.gain, self.resize = adaptive, gain, resize
+        self.norm1, self.conv1 = norm(channels_in), conv(dims, channels_in, channels_out)
+        self.modulation = nn.Linear(embedding, (1 + adaptive) * channels_out)
+        self.norm2, self.conv2 = norm(channels_out), zeroed(conv(dims, channels_out, channels_out))
         self.dropout = nn.Dropout(dropout)
-        self.skip = nn.Identity() if channels_in == channels_out else conv(dims, channels_in, channels_out, kernel=1)
+        self.skip = conv(dims, channels_in, channels_out, kernel=1) if project or channels_in != channels_out else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = (like(m, h) for m in self.modulation(F.silu(embedding)).chunk(2, dim=1))
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+    def forward(self, x: Tensor, embedding: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+        h = F.silu(self.norm1(x))
+        if self.resize is not None:
+            h, x = self.resize(h, size), self.resize(x, size)
+        h, modulation = self.conv1(h), self.modulation(F.silu(embedding))
+        if self.adaptive:
+            scale, shift = (like(m, h) for m in modulation.chunk(2, dim=1))
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + like(modulation, h))
+        return added(self.skip(x), self.conv2(self.dropout(F.silu(h))), self.gain)
+
+
+def added(x: Tensor, branch: Tensor, gain: float) -> Tensor:
+    """`gain (x + branch)`."""
+    return x + branch if gain == 1 else gain * (x + branch)
 
 
 class SelfAttention(nn.Module):
@@ -67,15 +121,25 @@ class SelfAttention(nn.Module):
         channels: of the signal.
         heads: a divisor of the channels.
         context: size of a context's states, `(B, length, context)`, or None.
+        norm: makes the norm.
+        gain: factor of the sum.
 
     Raises:
         UsageError: where the heads do not divide the channels, or a context meets a layer without one.
     """
 
-    def __init__(self, channels: int, heads: int, context: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        context: int | None = None,
+        *,
+        norm: Callable[[int], nn.Module] = group_norm,
+        gain: float = 1.0,
+    ) -> None:
         super().__init__()
         check_heads(channels, heads)
-        self.heads, self.norm = heads, group_norm(channels)
+        self.heads, self.gain, self.norm = heads, gain, norm(channels)
         self.qkv, self.out = nn.Conv1d(channels, 3 * channels, 1), zeroed(nn.Conv1d(channels, channels, 1))
         self.context = None if context is None else nn.Linear(context, 2 * channels)
 
@@ -89,7 +153,7 @@ class SelfAttention(nn.Module):
             further = self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (2, B, heads, length, C / heads)
             k, v = torch.cat([further[0], k], dim=2), torch.cat([further[1], v], dim=2)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, channels, -1)
-        return x + self.out(h).view(batch, channels, *size)
+        return added(x, self.out(h).view(batch, channels, *size), self.gain)
 
 
 class AttentionPool(nn.Module):
@@ -125,15 +189,57 @@ def check_heads(channels: int, heads: int) -> None:
         raise UsageError(f"{channels} channels cannot be split over {heads} heads: choose a divisor of {channels}")
 
 
-class Downsample(nn.Module):
-    """Halves each spatial size (rounding up) with a strided convolution."""
+class PositionalPool(nn.Module):
+    """As `AttentionPool`, but of a fixed number of positions, to each of which a learned vector is added (Radford et al. 2021, CLIP).
 
-    def __init__(self, dims: int, channels: int) -> None:
+    The mean of the positions, put in front of them, is the query and attends to itself too; SiLU follows the norm, as in Dhariwal &
+    Nichol's (2021) released classifiers, and the last layer gives the classes.
+
+    Args:
+        channels: of the signal.
+        heads: a divisor of the channels.
+        positions: how many.
+        out: size of the result.
+
+    Raises:
+        UsageError: where the heads do not divide the channels, or a signal has another number of positions.
+    """
+
+    def __init__(self, channels: int, heads: int, positions: int, out: int, norm: Callable[[int], nn.Module] = group_norm) -> None:
         super().__init__()
-        self.conv = conv(dims, channels, channels, stride=2)
+        check_heads(channels, heads)
+        self.heads, self.norm = heads, norm(channels)
+        self.positions = nn.Parameter(torch.randn(channels, positions + 1) / channels**0.5)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        h = F.silu(self.norm(x)).flatten(2)  # (B, C, N)
+        if h.shape[2] + 1 != self.positions.shape[1]:
+            raise UsageError(
+                f"this classifier pools {self.positions.shape[1] - 1} positions, not {h.shape[2]}: give it signals of its size"
+            )
+        h = (torch.cat([h.mean(dim=2, keepdim=True), h], dim=2) + self.positions.to(h.dtype)).transpose(1, 2)  # (B, 1 + N, C)
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, 1 + N, C / heads)
+        return self.out(F.scaled_dot_product_attention(q[:, :, :1], k, v).flatten(1))
+
+
+class Downsample(nn.Module):
+    """Halves each spatial size (rounding up) with a strided convolution.
+
+    Args:
+        dims: number of spatial dimensions.
+        channels: in and out.
+        same: zeros only beyond the end of an even size, "SAME" of Ho et al.'s (2020) code; otherwise, and for odd sizes, one at each end.
+    """
+
+    def __init__(self, dims: int, channels: int, same: bool = False) -> None:
+        super().__init__()
+        self.same, self.conv = same, conv(dims, channels, channels, stride=2)
+        if same:
+            self.conv.padding = (0,) * dims
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        return self.conv(F.pad(x, [p for n in reversed(x.shape[2:]) for p in (n % 2, 1)]) if self.same else x)
 
 
 class Upsample(nn.Module):
@@ -143,7 +249,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(dims, channels, channels)
 
-    def forward(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, size: tuple[int, ...]) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 

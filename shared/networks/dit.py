@@ -13,7 +13,6 @@ from .embeddings import LabelEmbedding, null_of, refuse_others, sinusoidal
 from .transformer import TIME_FEATURES, check_text, check_text_sizes, spread
 
 BASE = 10_000.0
-PERIOD = BASE ** (1 - 2 / TIME_FEATURES)  # makes the rates BASE^(-i / 128), those of the released networks
 
 
 class Rotary(nn.Module):
@@ -150,8 +149,8 @@ class DiT(nn.Module):
         """
         check_text(x, self.vocabulary, self.length)
         refuse_others(self.conditions, label=label)
-        features = sinusoidal(time if self.timed else torch.zeros_like(time), TIME_FEATURES, PERIOD)
-        embedding = self.time(features.roll(TIME_FEATURES // 2, 1).to(self.embed.weight.dtype))  # cosines first, as released
+        time = time if self.timed else torch.zeros_like(time)
+        embedding = self.time(sinusoidal(time, TIME_FEATURES, cosine_first=True, inclusive=False).to(self.embed.weight.dtype))
         if self.label is not None:
             embedding = embedding + self.label(label, len(x))
         embedding, h = F.silu(embedding), self.embed(x)

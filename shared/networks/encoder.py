@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from ..describe import described
 from ..errors import UsageError
-from .blocks import AttentionPool, conv
+from .blocks import AttentionPool, PositionalPool, conv
 from .embeddings import TimeEmbedding
 from .stages import Stages, check_signal, check_sizes, descend, run
+from .style import PLAIN, Style
 
 
 @described
 class Encoder(nn.Module):
     """Noise-aware classifier, `log p(y | x_t)` up to a constant (Dhariwal & Nichol 2021, section 4): U-Net down and middle, pooled.
 
-    `logits = linear(norm(pool(h)))`, with the attention pooling of `AttentionPool`.
+    `logits = linear(norm(pool(h)))`, with the attention pooling of `AttentionPool`, or the logits straight from `PositionalPool`.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
@@ -28,6 +30,8 @@ class Encoder(nn.Module):
         attention: down-sampling factors at which every block is followed by self-attention.
         heads: attention heads.
         dropout: probability inside residual blocks.
+        style: how the blocks are made; `ADM` for the released classifiers.
+        positional: the pooling of the released classifiers, which learns a vector for each position and so takes signals of `shape` alone.
 
     Raises:
         UsageError: for a shape without 1 to 3 sizes, no classes, or a signal that is not of the shape's channels and dimensions.
@@ -38,27 +42,36 @@ class Encoder(nn.Module):
         shape: Sequence[int],
         classes: int = 10,
         width: int = 32,
-        multipliers: Sequence[int] = (1, 2, 2),
+        multipliers: Sequence[float] = (1, 2, 2),
         blocks: int = 1,
         attention: Sequence[int] = (2,),
         heads: int = 4,
         dropout: float = 0.0,
+        style: Style = PLAIN,
+        positional: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(shape, width, multipliers, blocks, heads)
         if classes < 1:
             raise UsageError(f"classes={classes}: give the number of classes, one or more")
         self.shape, self.classes, self.width, self.multipliers, self.blocks = tuple(shape), classes, width, tuple(multipliers), blocks
-        self.attention, self.heads, self.dropout = tuple(attention), heads, dropout
+        self.attention, self.heads, self.dropout, self.style, self.positional = tuple(attention), heads, dropout, style, positional
 
         dims, embedding = len(shape) - 1, 4 * width
-        stages = Stages(dims, embedding, self.attention, heads, dropout)
-        self.time = TimeEmbedding(width, embedding)
-        self.stem = conv(dims, shape[0], width)
-        self.down, channels = stages.down(width, multipliers, blocks)
+        stages = Stages(dims, embedding, self.attention, heads, dropout, style=style)
+        self.time = TimeEmbedding(width, embedding, style.time)
+        self.stem = conv(dims, shape[0], stages.stem(width, multipliers))
+        self.down, channels = stages.down(shape[0], width, multipliers, blocks)
         self.middle = stages.middle(channels[-1])
-        self.pool = AttentionPool(channels[-1], heads)
-        self.head = nn.Sequential(nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], classes))
+        if positional:
+            places = math.prod(-(-n // 2 ** (len(multipliers) - 1)) for n in shape[1:])
+            self.pool, self.head = (
+                PositionalPool(channels[-1], style.heads(heads, channels[-1]), places, classes, style.norm),
+                nn.Identity(),
+            )
+        else:
+            self.pool = AttentionPool(channels[-1], heads)
+            self.head = nn.Sequential(nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], classes))
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -69,5 +82,5 @@ class Encoder(nn.Module):
         """`x`: `(B, C, *size)`; `time`: labels `(B,)`; returns logits `(B, classes)`."""
         check_signal(x, self.shape)
         embedding = self.time(time)
-        h = descend(self.down, self.stem(x), embedding)[-1]
+        h = descend(self.down, x, self.stem(x), embedding)[-1]
         return self.head(self.pool(run(self.middle, h, embedding)))

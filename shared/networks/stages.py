@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .blocks import Downsample, ResidualBlock, SelfAttention
+from .blocks import ResidualBlock, SelfAttention
+from .conditioned import check_shape
+from .style import PLAIN, Style
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Stages:
         heads: attention heads.
         dropout: probability inside residual blocks.
         context: size of the states that attention layers also attend to, or None.
+        style: how blocks are made and joined.
     """
 
     dims: int
@@ -30,37 +35,77 @@ class Stages:
     heads: int
     dropout: float
     context: int | None = None
+    style: Style = PLAIN
 
-    def block(self, channels_in: int, channels_out: int) -> ResidualBlock:
+    def block(self, channels_in: int, channels_out: int, **options: Any) -> ResidualBlock:
         """One residual block."""
-        return ResidualBlock(self.dims, channels_in, channels_out, self.embedding, self.dropout)
+        options |= {"norm": self.style.norm, "adaptive": self.style.adaptive, "gain": self.style.gain}
+        return ResidualBlock(self.dims, channels_in, channels_out, self.embedding, self.dropout, **options)
 
-    def stage(self, factor: int, channels_in: int, channels_out: int) -> nn.ModuleList:
+    def attend(self, channels: int) -> SelfAttention:
+        """One attention layer."""
+        heads = self.style.heads(self.heads, channels)
+        return SelfAttention(channels, heads, self.context, norm=self.style.norm, gain=self.style.gain)
+
+    def stage(self, factor: int, channels_in: int, channels_out: int, attend: bool = True) -> nn.ModuleList:
         """A residual block, and attention where `factor` is among those of `attention`."""
         parts: list[nn.Module] = [self.block(channels_in, channels_out)]
-        if factor in self.attention:
-            parts.append(SelfAttention(channels_out, self.heads, self.context))
+        if attend and factor in self.attention:
+            parts.append(self.attend(channels_out))
         return nn.ModuleList(parts)
 
-    def down(self, width: int, multipliers: Sequence[int], blocks: int) -> tuple[nn.ModuleList, list[int]]:
-        """The way down, and the channels of each signal that `descend` returns."""
-        levels, channels = nn.ModuleList(), [width]
+    def shrink(self, channels: int) -> nn.Module:
+        """What halves the sizes, `(h, embedding) -> h`."""
+        return self.style.resize.shrink(self.block, self.dims, channels)
+
+    def grow(self, channels: int) -> nn.Module:
+        """What doubles them, `(h, embedding, size) -> h`."""
+        return self.style.resize.grow(self.block, self.dims, channels)
+
+    def stem(self, width: int, multipliers: Sequence[float]) -> int:
+        """Channels of the first convolution."""
+        return int(width * multipliers[0]) if self.style.wide_stem else width
+
+    def down(self, image: int, width: int, multipliers: Sequence[float], blocks: int) -> tuple[nn.ModuleList, list[int]]:
+        """The way down of `image` channels, and the channels of each signal that `descend` returns."""
+        levels, channels, enters = nn.ModuleList(), [self.stem(width, multipliers)], self.style.enters
         for depth, multiplier in enumerate(multipliers):
-            stages = nn.ModuleList()
+            stages, wide = nn.ModuleList(), int(width * multiplier)
             for _ in range(blocks):
-                stages.append(self.stage(2**depth, channels[-1], width * multiplier))
-                channels.append(width * multiplier)
+                stages.append(self.stage(2**depth, channels[-1], wide))
+                channels.append(wide)
             level: dict[str, nn.Module] = {"stages": stages}
             if depth < len(multipliers) - 1:
-                level["shrink"] = Downsample(self.dims, channels[-1])
-                channels.append(channels[-1])
+                level["shrink"] = self.shrink(wide)
+                channels.append(wide)
+                if enters is not None:
+                    level["enter"], image = enters.layer(self.dims, image, wide, self.style.gain)
             levels.append(nn.ModuleDict(level))
         return levels, channels
 
     def middle(self, channels: int) -> nn.ModuleList:
         """Block, attention, block at the lowest resolution."""
         before = self.block(channels, channels)
-        return nn.ModuleList([before, SelfAttention(channels, self.heads, self.context), self.block(channels, channels)])
+        return nn.ModuleList([before, self.attend(channels), self.block(channels, channels)])
+
+    def up(self, skips: list[int], width: int, multipliers: Sequence[float], blocks: int, out: int) -> tuple[nn.ModuleList, int]:
+        """The way up to `out` channels, from the lowest resolution to the full one, and the channels that it ends with."""
+        levels, current, running = nn.ModuleList(), skips[-1], out
+        for depth, multiplier in reversed(list(enumerate(multipliers))):
+            stages, wide = nn.ModuleList(), int(width * multiplier)
+            for i in range(blocks + 1):
+                stages.append(self.stage(2**depth, current + skips.pop(), wide, attend=i == blocks or not self.style.attend_once))
+                current = wide
+            level: dict[str, nn.Module] = {"stages": stages}
+            if self.style.leaves is not None:
+                first = depth == len(multipliers) - 1
+                leave = self.style.leaves.layer(self.dims, first, depth == 0, running, current, out, self.style.gain, self.style.norm)
+                if leave is not None:
+                    level["leave"], running = leave, current
+            if depth:
+                level["grow"] = self.grow(current)
+            levels.append(nn.ModuleDict(level))
+        return levels, current
 
 
 def run(stage: nn.ModuleList, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
@@ -70,22 +115,39 @@ def run(stage: nn.ModuleList, h: Tensor, embedding: Tensor, context: Tensor | No
     return h
 
 
-def descend(down: nn.ModuleList, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> list[Tensor]:
-    """Every signal on the way down, from `h` itself to the lowest one."""
+def descend(down: nn.ModuleList, image: Tensor, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> list[Tensor]:
+    """Every signal on the way down, from `h`, the stem's view of the image, to the lowest one."""
     found = [h]
     for level in down:
         for stage in level["stages"]:
             found.append(run(stage, found[-1], embedding, context))
         if "shrink" in level:
-            found.append(level["shrink"](found[-1]))
+            h = level["shrink"](found[-1], embedding)
+            if "enter" in level:
+                image, h = level["enter"](image, h)
+            found.append(h)
     return found
 
 
-def check_sizes(shape: Sequence[int], width: int, multipliers: Sequence[int], blocks: int, heads: int) -> None:
+def ascend(
+    up: nn.ModuleList, h: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None = None
+) -> tuple[Tensor | None, Tensor]:
+    """The running prediction of the way up, None where there is none, and the signal of full size; `h` comes from the middle."""
+    running = None
+    for level in up:
+        for stage in level["stages"]:
+            h = run(stage, torch.cat([h, skips.pop()], dim=1), embedding, context)
+        if "leave" in level:
+            running, h = level["leave"](running, h)
+        if "grow" in level:
+            h = level["grow"](h, embedding, tuple(skips[-1].shape[2:]))
+    return running, h
+
+
+def check_sizes(shape: Sequence[int], width: int, multipliers: Sequence[float], blocks: int, heads: int) -> None:
     """Raises `UsageError` for what no network can be built from."""
-    if len(shape) not in (2, 3, 4):
-        raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (1, 28, 28)")
-    if width < 2 or width % 2 or blocks < 1 or heads < 1 or not multipliers or min(multipliers) < 1:
+    check_shape(shape)
+    if width < 2 or width % 2 or blocks < 1 or heads < 1 or not multipliers or min(int(width * m) for m in multipliers) < 1:
         raise UsageError(
             f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}, heads={heads}: "
             "give an even width, and one or more of everything"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..describe import described
 from ..errors import UsageError
 from ..tensors import refuse_unless
-from .blocks import Upsample, conv, enlarged, group_norm, zeroed
-from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
-from .stages import Stages, check_signal, check_sizes, descend, run
+from .blocks import conv, zeroed
+from .conditioned import Conditioned, check_conditions
+from .embeddings import LabelEmbedding, TimeEmbedding, refuse_others
+from .stages import Stages, ascend, check_signal, check_sizes, descend, run
+from .style import PLAIN, Style
 from .tokens import TokenEncoder
 
 
 @described
-class UNet(nn.Module):
+class UNet(Conditioned):
     """Residual U-Net with self-attention (Ho et al. 2020, appendix B; adaptive norms of Dhariwal & Nichol 2021).
 
     Args:
@@ -41,9 +42,9 @@ class UNet(nn.Module):
         tokens: encoder of a token sequence, or None; every attention layer attends to its states too, and the last one is added
             to the time embedding (Nichol et al. 2021, GLIDE, section 3); tokens `None` are all padding.
         logits: numbers that come back for each integer, where these are not one for each level: 2 for a logistic head.
-
-    Attributes:
-        null_vector: the learned vector `(vector,)` that stands for none, where the network takes a vector.
+        style: how the blocks are made and joined, which is where the papers differ: `DDPM`, `ADM`, `NCSNPP`, ... of `networks.style`.
+        augment: size of the vector that says how an image was augmented (Karras et al. 2022, appendix F.2); augment `None` is zeros.
+        null_label: False for a network whose every example has a class, as in Dhariwal & Nichol (2021): no label is then refused.
 
     Raises:
         UsageError: for a shape without 1 to 3 sizes, a signal or a condition that does not fit, a condition that the network was not
@@ -54,7 +55,7 @@ class UNet(nn.Module):
         self,
         shape: Sequence[int],
         width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
+        multipliers: Sequence[float] = (1, 2, 2, 2),
         blocks: int = 2,
         attention: Sequence[int] = (2,),
         heads: int = 1,
@@ -66,13 +67,13 @@ class UNet(nn.Module):
         image: int = 0,
         tokens: TokenEncoder | None = None,
         logits: int | None = None,
+        style: Style = PLAIN,
+        augment: int | None = None,
+        null_label: bool = True,
     ) -> None:
         super().__init__()
         check_sizes(shape, width, multipliers, blocks, heads)
-        if outputs < 1 or image < 0 or any(n is not None and n < 1 for n in (classes, levels, vector)):
-            raise UsageError(
-                f"classes={classes}, levels={levels}, outputs={outputs}, vector={vector}, image={image}: give one or more, or leave it out"
-            )
+        check_conditions(classes, outputs, vector, image, augment, levels)
         if logits is not None and (levels is None or logits < 1):
             raise UsageError(f"logits={logits} with levels={levels}: integer signals have logits, give levels=... too, and one or more")
         if levels is not None and (image or outputs > 1):
@@ -83,44 +84,25 @@ class UNet(nn.Module):
         self.attention, self.heads, self.dropout = tuple(attention), heads, dropout
         self.classes, self.levels, self.outputs = classes, levels, outputs
         self.vector, self.image, self.tokens, self.logits = vector, image, tokens, logits
+        self.style, self.augment, self.null_label = style, augment, null_label
 
         dims, channels, embedding = len(shape) - 1, shape[0], 4 * width
-        stages = Stages(dims, embedding, self.attention, heads, dropout, None if tokens is None else tokens.width)
-        self.time = TimeEmbedding(width, embedding)
-        self.label = None if classes is None else LabelEmbedding(classes, embedding)
-        self.stem = conv(dims, channels * (levels or 1) + image, width)
-        self.down, skips = stages.down(width, multipliers, blocks)
-        current = skips[-1]
-        self.up = nn.ModuleList()  # before the middle: optimisers keep their state by the order of parameters
-        self.middle = stages.middle(current)
-        for depth, multiplier in reversed(list(enumerate(multipliers))):
-            level = nn.ModuleList()
-            for _ in range(blocks + 1):
-                level.append(stages.stage(2**depth, current + skips.pop(), width * multiplier))
-                current = width * multiplier
-            self.up.append(nn.ModuleDict({"stages": level} if depth == 0 else {"stages": level, "grow": Upsample(dims, current)}))
-        self.head = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(conv(dims, current, channels * (logits or levels or outputs))))
-        if vector is not None:
-            self.null_vector = nn.Parameter(torch.randn(vector))
-            self.vector_mlp = nn.Sequential(nn.Linear(vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        if tokens is not None:
-            self.pooled = nn.Linear(tokens.width, embedding)
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions that `forward` takes, such as `("label", "image")`."""
-        taken = {"label": self.classes is not None, "vector": self.vector is not None, "image": self.image > 0}
-        taken["tokens"] = self.tokens is not None
-        return tuple(name for name, built in taken.items() if built)
-
-    def null(self, condition: str) -> Tensor:
-        """What stands for no condition, for one example: the label `classes`, the learned null vector, padding for tokens."""
-        nulls = {
-            "label": None if self.classes is None else torch.tensor(self.classes),
-            "vector": None if self.vector is None else self.null_vector,
-            "tokens": None if self.tokens is None else torch.tensor(-1),
-        }
-        return null_of(nulls, condition)
+        entering, leaving = channels * (levels or 1) + image, channels * (logits or levels or outputs)
+        stages = Stages(dims, embedding, self.attention, heads, dropout, None if tokens is None else tokens.width, style)
+        self.time = TimeEmbedding(width, embedding, style.time)
+        self.label = None
+        if classes is not None:
+            self.label = LabelEmbedding(classes, self.time.features if style.early_label else embedding, null_label)
+        self.stem = conv(dims, entering, stages.stem(width, multipliers))
+        self.down, skips = stages.down(entering, width, multipliers, blocks)
+        lowest = skips[-1]
+        self.up, current = stages.up(skips, width, multipliers, blocks, leaving)
+        self.middle = stages.middle(lowest)  # after the way up: optimisers keep their state by the order of parameters
+        self.head = nn.Sequential(style.norm(current), nn.SiLU(), zeroed(conv(dims, current, leaving)))
+        self.finish = None if style.leaves is None else style.leaves.finish(dims)
+        self.build_conditions(embedding)
+        if augment is not None:
+            self.augmented = nn.Linear(augment, self.time.features, bias=False)
 
     def forward(
         self,
@@ -130,6 +112,7 @@ class UNet(nn.Module):
         vector: Tensor | None = None,
         image: Tensor | None = None,
         tokens: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
         """The prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, levels)` (or as many as `logits` says).
 
@@ -140,61 +123,43 @@ class UNet(nn.Module):
             vector: `(B, vector)` or None.
             image: `(B, image, *size)`, each size at most that of x; needed where the network is built with it.
             tokens: integers `(B, L)`, -1 for padding, or None.
+            augment: `(B, augment)` or None.
         """
         check_signal(x, self.shape)
-        refuse_others(self.conditions, label=label, vector=vector, image=image, tokens=tokens)
-        embedding, context = self.time(time), None
-        if self.label is not None:
-            embedding = embedding + self.label(label, len(x))
-        if self.vector is not None:
-            embedding = embedding + self.vector_mlp(self._vector(vector, len(x)))
-        if self.tokens is not None:
-            context = self._states(tokens, len(x))
-            embedding = embedding + self.pooled(self.tokens.pool(context))
-        skips = descend(self.down, self.stem(self._enter(x, image)), embedding, context)
+        refuse_others(self.conditions, label=label, vector=vector, image=image, tokens=tokens, augment=augment)
+        told, context = self.told(len(x), vector, tokens)
+        embedding = self._embedding(time, label, augment, len(x)) + told
+        entering = self._entering(x, image)
+        skips = descend(self.down, entering, self.stem(entering), embedding, context)
         h = run(self.middle, skips[-1], embedding, context)
-        for level in self.up:
-            for stage in level["stages"]:
-                h = run(stage, torch.cat([h, skips.pop()], dim=1), embedding, context)
-            if "grow" in level:
-                h = level["grow"](h, skips[-1].shape[2:])
-        return self._leave(self.head(h), x)
+        running, h = ascend(self.up, h, skips, embedding, context)
+        out = self.head(h)
+        if self.finish is not None:
+            out = out if running is None else out + self.finish(running, tuple(out.shape[2:]))
+        return self._leaving(out, x)
 
-    def _enter(self, x: Tensor, image: Tensor | None) -> Tensor:
-        if self.levels is not None:
-            refuse_unless(
-                (x >= 0) & (x < self.levels),
-                f"a symbol is out of 0..{self.levels - 1}: this network has levels={self.levels}; for a mask of its own beside K levels "
-                "build it with levels=K + 1, logits=K",
-            )
-            one_hot = F.one_hot(x, self.levels).movedim(-1, 2)  # (B, C, K, *size)
-            return one_hot.flatten(1, 2).to(self.stem.weight.dtype)
-        if not self.image:
-            return x
-        size = x.shape[2:]
-        fits = image is not None and image.ndim == x.ndim and image.shape[:2] == (len(x), self.image) and image.is_floating_point()
-        if not fits or any(a > b for a, b in zip(image.shape[2:], size, strict=True)):
-            given = "none" if image is None else f"{image.dtype} of shape {tuple(image.shape)}"
-            raise UsageError(
-                f"the network takes image=... of shape {(len(x), self.image, *size)} or smaller sizes, real-valued, not {given}"
-            )
-        return torch.cat([x, enlarged(image.to(x.dtype), size)], dim=1)
+    def _embedding(self, time: Tensor, label: Tensor | None, augment: Tensor | None, batch: int) -> Tensor:
+        named = 0.0 if self.label is None else self.label(label, batch)
+        early = named if self.style.early_label else 0.0
+        if augment is not None:
+            if augment.shape != (batch, self.augment):
+                raise UsageError(f"the network takes augment=... of shape {(batch, self.augment)}, not {tuple(augment.shape)}")
+            early = early + self.augmented(augment.to(self.augmented.weight.dtype))
+        embedding = self.time(time, early)
+        return embedding if self.style.early_label else embedding + named
 
-    def _vector(self, vector: Tensor | None, batch: int) -> Tensor:
-        if vector is None:
-            return self.null_vector.expand(batch, -1)
-        if vector.shape != (batch, self.vector):
-            raise UsageError(f"the network takes vector=... of shape {(batch, self.vector)}, not {tuple(vector.shape)}")
-        return vector.to(self.null_vector.dtype)
+    def _entering(self, x: Tensor, image: Tensor | None) -> Tensor:
+        if self.levels is None:
+            return self.joined(x, image)
+        refuse_unless(
+            (x >= 0) & (x < self.levels),
+            f"a symbol is out of 0..{self.levels - 1}: this network has levels={self.levels}; for a mask of its own beside K levels "
+            "build it with levels=K + 1, logits=K",
+        )
+        one_hot = F.one_hot(x, self.levels).movedim(-1, 2)  # (B, C, K, *size)
+        return one_hot.flatten(1, 2).to(self.stem.weight.dtype)
 
-    def _states(self, tokens: Tensor | None, batch: int) -> Tensor:
-        if tokens is None:
-            return self.tokens.null(batch)
-        if len(tokens) != batch:
-            raise UsageError(f"the network takes tokens=... with {batch} rows, one for each signal, not {len(tokens)}")
-        return self.tokens(tokens)
-
-    def _leave(self, h: Tensor, x: Tensor) -> Tensor:
+    def _leaving(self, h: Tensor, x: Tensor) -> Tensor:
         if self.levels is None:
             return h
         return h.unflatten(1, (x.shape[1], self.logits or self.levels)).movedim(2, -1)  # (B, C, *size, K)
