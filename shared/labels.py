@@ -26,6 +26,12 @@ def step_index(corruption: Corruption, t: Tensor) -> Tensor:
 
 
 @described
+def thousandth_index(corruption: Corruption, t: Tensor) -> Tensor:
+    """`(n - 1) 1000 / T` on a table of T steps: Nichol & Dhariwal's (2021) rescaled index, 0 to below 1000 for any T."""
+    return (t * corruption.steps - 1) * (1000 / corruption.steps)
+
+
+@described
 def song_vp(corruption: Corruption, t: Tensor) -> Tensor:
     """999 t, the label of Song et al.'s (2021) VP and sub-VP networks."""
     return 999 * t

@@ -31,7 +31,7 @@ class Fixture:
 
 
 def peer_state(fixture: str) -> dict[str, Tensor]:
-    """The state dict of a network fixture, in the order and dtypes of the reference project's own: each tensor is a function of its name."""
+    """The state dict of a network fixture, in the order and dtypes of the reference project: each tensor is a function of its name."""
     about, arrays = json.loads((FIXTURES / f"{fixture}.json").read_text()), np.load(FIXTURES / f"{fixture}.npz")
     state = {}
     for key in about["state_dict_order"]:
@@ -40,7 +40,7 @@ def peer_state(fixture: str) -> dict[str, Tensor]:
             continue
         shape, mean, std = about["weights"][key]
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
-        normal = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)  # noqa: NPY002
+        normal = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
         state[key] = torch.from_numpy(np.asarray(np.float32(mean) + np.float32(std) * normal))
     return state
 

@@ -67,7 +67,9 @@ class OutputResidual:
     filter: FIR = SMOOTH
 
     def layer(self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm) -> nn.Module | None:
-        """The layer `(running, h, size) -> (running, h)` of one resolution."""
+        """The layer `(running, h, size) -> (running, h)` of one resolution; None where it is the only one."""
+        if first and last:
+            return None
         if first:
             return _OutputStart(nn.Sequential(norm(channels), nn.SiLU(), conv(dims, channels, channels)))
         return _OutputResidual(self.filter.up(dims), conv(dims, running, channels), gain)

@@ -1,0 +1,142 @@
+"""Networks that were released with Song & Ermon (2020, arXiv 2006.09011): NCSNv2 and its two deeper forms, from ermongroup/ncsnv2.
+
+A released file is a list `[model, optimizer, epoch, step, ema]`. `model` is a state dict whose names start with "module."; `ema` holds the
+averaged parameters, from which the paper samples, by the same names without that start, and no buffers: the noise levels are in `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ...sde import Learned, Levels
+from ...shared.errors import UsageError
+from ...shared.labels import reversed_index
+from ...shared.networks.recentred import Recentred
+from ...shared.networks.refinenet import RefineNet
+from ...shared.prediction import scaled_score
+from ...shared.scale import Scale
+from .weights import Names, fill, listed, renamed
+
+PREFIX = "module."
+STAGES = (("1", "2", "3", "4"), ("1", "2", "3", "4", "5"), ("1", "2", "3", "31", "4", "5"))
+"""Names of the residual stages, `res1` and so on, of NCSNv2, NCSNv2Deeper and NCSNv2Deepest, in the order of computation."""
+DILATED = (2, 4)
+"""Dilations of the last stages, which shapes do not tell; those between the first stage and these halve the size."""
+NORM = ("alpha", "gamma", "beta")
+TOLD_BY = ("begin_conv.weight", "normalizer.alpha", "end_conv.weight", "res1.0.normalize1.alpha", "refine1.crp.convs.0.weight")
+
+
+def looks_like(state: Any) -> bool:
+    """Whether a file's content has the names of these networks, in a list as released or as a plain state dict."""
+    model, _ = parts(state)
+    return all(name in model for name in TOLD_BY)
+
+
+def denoiser(state: Any, source: str, *, size: int = 32) -> Learned:
+    """The denoiser of a released network, of square images in [0, 1].
+
+    Width, channels, number of stages and their depth follow from the tensors' shapes, the schedule from the buffer `sigmas`: index i of
+    the released code, which counts from the largest sigma, is the time `(N - i) / N` here.
+
+    Args:
+        state: `[model, optimizer, epoch, step, ema]`, of which the averaged weights are taken where they are there, or a state dict, with
+            or without "module." before its names.
+        source: the file, for errors.
+        size: height and width of the images, which a file does not say: 32 for CIFAR-10, 64 for CelebA, 128 for LSUN, 256 for FFHQ.
+
+    Raises:
+        UsageError: for another network's file, tensors that are missing or surplus, shapes that do not fit, and noise levels that do not
+            decrease.
+    """
+    if size < 1:
+        raise UsageError(f"size={size}: give the height and width of the images in pixels, such as 32")
+    model, average = parts(state)
+    if not looks_like(state):
+        raise UsageError(f"{source} does not hold an NCSNv2: its names are {listed(sorted(map(str, model))) or 'none'}")
+    sigmas, weights = tensor(model, "sigmas", 1, source), dict(model if average is None else average)
+    weights.pop("sigmas", None)
+    stages = tuple(sorted({name[3:].partition(".")[0] for name in weights if name.startswith("res")}))
+    if stages not in STAGES:
+        raise UsageError(f"{source}: NCSNv2 has the stages res1 to res4, or res5, or these and res31, not {listed(list(stages))}")
+    width, channels = tensor(weights, "begin_conv.weight", 4, source).shape[:2]
+    network = RefineNet(
+        (channels, size, size),
+        width,
+        multipliers=[max(len(tensor(weights, f"res{s}.1.conv1.weight", 4, source)) // max(width, 1), 1) for s in stages],
+        dilations=(1,) * (len(stages) - len(DILATED)) + DILATED,
+    )
+    fill(network, names(stages), weights, source)
+    found = Learned(Recentred(network), schedule(sigmas, source), scaled_score, reversed_index, scaled=False)
+    found.scale, found.shape = Scale(256, 0.0, 1.0), network.shape
+    return found
+
+
+def parts(state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """The model and the averaged weights, where there are any, of a file's content; names without "module."."""
+    held = list(state) if isinstance(state, Sequence) and not isinstance(state, str) else [state]
+    model = plain(held[0]) if held else {}
+    return model, plain(held[4]) if len(held) > 4 and isinstance(held[4], Mapping) else None
+
+
+def plain(state: Any) -> dict[str, Tensor]:
+    """A state dict by its names without "module."; an empty one for what is no mapping of names."""
+    if not isinstance(state, Mapping):
+        return {}
+    return {name.removeprefix(PREFIX): value for name, value in state.items() if isinstance(name, str)}
+
+
+def tensor(state: Mapping[str, Any], name: str, ndim: int, source: str) -> Tensor:
+    """A tensor that the sizes are read from.
+
+    Raises:
+        UsageError: where it is missing, or has another number of dimensions.
+    """
+    value = state.get(name)
+    if not isinstance(value, Tensor) or value.ndim != ndim:
+        found = "is missing" if value is None else f"is {type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
+        raise UsageError(f"{source}: {name} {found}, and sizes are read from it as a tensor of {ndim} dimensions: give a whole file")
+    return value
+
+
+def schedule(sigmas: Tensor, source: str) -> Levels:
+    """The released table, which starts with the largest sigma, as a schedule."""
+    if not (sigmas.diff() < 0).all():
+        raise UsageError(f"{source}: the noise levels do not decrease, from {sigmas[:3].tolist()}: released files start with the largest")
+    return Levels(sigmas.double().flip(0))
+
+
+def names(stages: Sequence[str]) -> Names:
+    """Names of a RefineNet's tensors to those of the released one, by the names of the residual stages."""
+    found = renamed("", "", {"stem": "begin_conv", "head": "end_conv"}) | renamed("", "", {"norm": "normalizer"}, of=NORM)
+    for i, stage in enumerate(stages):
+        for block in range(2):
+            ours, theirs = f"stages.{i}.{block}", f"res{stage}.{block}"
+            halves = block == 0 and 0 < i < len(stages) - len(DILATED)
+            deeper = ".conv" if halves else ""  # inside of what takes the mean
+            found |= renamed(ours, theirs, {"conv1": "conv1", "conv2": f"conv2{deeper}"})
+            found |= renamed(ours, theirs, {"norm1": "normalize1", "norm2": "normalize2"}, of=NORM)
+            if i > 0 and block == 0:
+                found |= renamed(ours, theirs, {"skip": f"shortcut{deeper}"})
+        found |= refinement(f"refinements.{i}", refining(stage, stages), inputs=1 if i == len(stages) - 1 else 2, outs=3 if i == 0 else 1)
+    return found
+
+
+def refining(stage: str, stages: Sequence[str]) -> str:
+    """The released name of the block that takes a residual stage: `refine1` the last one's, `refine31` that of `res31`."""
+    last = int(stages[-1])
+    return f"refine{stage if stage == '31' else last + 1 - int(stage)}"
+
+
+def refinement(ours: str, theirs: str, inputs: int, outs: int) -> Names:
+    """Names of one refinement's tensors; residual unit u has the convolutions `u_1` and `u_2`, counted from one."""
+    units = {f"adapt.{i}.{u}": f"adapt_convs.{i}.{u + 1}" for i in range(inputs) for u in range(2)}
+    units |= {f"out.{u}": f"output_convs.{u + 1}" for u in range(outs)}
+    convs = {f"{unit}.conv{c}": f"{other}_{c}_conv" for unit, other in units.items() for c in (1, 2)}
+    convs |= {f"pool.convs.{c}": f"crp.convs.{c}" for c in range(2)}
+    found = renamed(ours, theirs, convs, of=("weight",))
+    if inputs > 1:
+        found |= renamed(ours, theirs, {f"fuse.convs.{c}": f"msf.convs.{c}" for c in range(inputs)})
+    return found

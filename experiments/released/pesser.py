@@ -1,0 +1,78 @@
+"""Checkpoints of ermongroup/ddim and of pesser/pytorch_diffusion, who ported Ho et al.'s (2020) own weights to its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...continuous import Learned, Tabulated, linear_betas
+from ...shared.labels import step_index
+from ...shared.networks import UNet
+from ...shared.networks.style import DDPM
+from ...shared.scale import Scale
+from .unets import Layer, block_names, layers, separate
+from .weights import Made, Names, count, fill, renamed, stripped
+
+STEPS = 1000
+ATTENTION = 16  # pixels, in all releases
+BLOCK = {"norm1": "norm1", "conv1": "conv1", "modulation": "temb_proj", "norm2": "norm2", "conv2": "conv2", "skip": "nin_shortcut"}
+ENDS = {"time.mlp.0": "temb.dense.0", "time.mlp.2": "temb.dense.1", "stem": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
+
+
+def looks_like(contents: Any) -> bool:
+    """Whether these are the weights of such a model, plain or in the list that its training writes."""
+    return any("temb.dense.0.weight" in state for state in _parts(contents))
+
+
+def denoiser(contents: Any, source: str, *, image_size: int | None = None) -> Learned:
+    """The DDPM on 1000 linear steps, with the averaged weights where the file has them.
+
+    Args:
+        contents: a state dict, or `[model, optimizer, epoch, step, ema]`.
+        source: the file, for errors.
+        image_size: pixels; by default that at which attention lies at 16 pixels.
+    """
+    state = _parts(contents)[-1]
+    width, channels = state["conv_in.weight"].shape[:2]
+    levels, blocks = count(state, "down.{}.block.0.norm1.weight"), count(state, "down.0.block.{}.norm1.weight")
+    wide = [len(state[f"down.{n}.block.0.conv1.bias"]) for n in range(levels)]
+    attention = tuple(2**n for n in range(levels) if f"down.{n}.attn.0.norm.weight" in state)
+    size = image_size or ATTENTION * max(attention, default=2)
+    network = UNet((channels, size, size), width, [w / width for w in wide], blocks, attention, dropout=0.1, style=DDPM)
+    fill(network, names(network), state, source)
+    learned = Learned(network, Tabulated(linear_betas(STEPS)), label=step_index)
+    learned.scale, learned.shape = Scale(), network.shape
+    return learned
+
+
+def names(network: UNet) -> Names:
+    """Ours to theirs."""
+    found: Names = renamed("", "", ENDS)
+    for layer in layers(network):
+        found |= _names(layer)
+    return found
+
+
+def _names(layer: Layer) -> Names:
+    part, level, index, role = layer.place
+    if part == "middle":
+        theirs = ("mid.block_1", "mid.attn_1", "mid.block_2")[index]
+    else:
+        theirs = f"{part}.{level}." + {"block": f"block.{index}", "attention": f"attn.{index}"}.get(role, f"{part}sample")
+    if role == "block":
+        return block_names(layer, theirs, BLOCK)
+    if role == "attention":
+        q, k, v = ((f"{theirs}.{n}.weight", f"{theirs}.{n}.bias") for n in "qkv")
+        out = renamed(f"{layer.name}.out", f"{theirs}.proj_out", {"": ""})
+        out[f"{layer.name}.out.weight"] = Made((f"{theirs}.proj_out.weight",), lambda w: w.flatten(2))
+        return renamed(layer.name, theirs, {"norm": "norm"}) | separate(layer, q, k, v) | out
+    return renamed(layer.name, theirs, {"conv": "conv"})
+
+
+def _parts(contents: Any) -> list[Mapping[str, Tensor]]:
+    """The state dicts of the file, the averaged one last."""
+    if isinstance(contents, list | tuple):
+        return [stripped(part, "module.") for part in (contents[0], contents[-1]) if isinstance(part, Mapping)]
+    return [stripped(contents, "module.")] if isinstance(contents, Mapping) else []

@@ -1,0 +1,237 @@
+"""The RefineNet of noise-conditional score networks, for signals of 1, 2 or 3 dimensions (Song & Ermon 2020: NCSNv2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..describe import described
+from ..errors import UsageError
+from ..tensors import at_least_float32
+from .blocks import CONVOLUTIONS, LINEAR
+from .embeddings import null_of
+from .stages import check_signal
+
+MEAN_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+@described
+class RefineNet(nn.Module):
+    r"""Residual stages, and refinement from the last of them back to the first (Lin et al. 2017; Song & Ermon 2020, appendix B.1).
+
+    Stage i has two residual blocks of `width * multipliers[i]` channels, with ELU and `InstanceNormPlus`. The first stage keeps the size.
+    Each further one either halves it, or keeps it and sees farther by dilated convolutions. On the way back, block i joins stage i to what
+    is refined already, both adapted by residual convolutions, by a convolution of each, resized and summed; then come chained pooling and
+    further residual convolutions, of stage i - 1's channels (the last block keeps its own).
+
+    The paper's networks are `RefineNet(shape)`, and for larger images (bedrooms and towers, faces of 256 pixels)
+    `multipliers=(1, 2, 2, 4, 4), dilations=(1, 1, 1, 2, 4)` and `multipliers=(1, 2, 2, 2, 4, 4), dilations=(1, 1, 1, 1, 2, 4)`.
+
+    The noise level is not told to the network, which must read it from the noise: F is meant as `sigma * score`, whose size does not
+    depend on the level (technique 3; `unnoise.shared.prediction.scaled_score`).
+
+    Sizes: n becomes ceil(n / 2) where a stage halves it, by the mean over windows of two; the last window of an odd size holds one
+    position, which is its mean. No other operation changes a size, and the way back enlarges to each stage's own size by linear
+    interpolation that keeps the first and the last position (`align_corners`). Nothing is padded, so even sizes are the paper's.
+
+    Args:
+        shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
+        width: channels of the first stage at multiplier 1.
+        multipliers: of the width, one for each stage.
+        dilations: of each stage's convolutions, as many; 1 halves the size, in stages after the first.
+        eps: added to the variances in the norms.
+
+    Raises:
+        UsageError: for a shape without 1 to 3 sizes, stages that do not fit together, stages of fewer than two channels (the norm compares
+            channels), or a signal of another shape.
+    """
+
+    outputs = 1
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 2, 4),
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        check_stages(shape, width, multipliers, dilations, eps)
+        self.shape, self.width, self.multipliers, self.dilations, self.eps = tuple(shape), width, tuple(multipliers), tuple(dilations), eps
+        dims, widths = len(shape) - 1, [width * m for m in multipliers]
+        self.stem = convolution(dims, shape[0], widths[0])
+        self.stages, self.refinements = nn.ModuleList(), nn.ModuleList()
+        for i, (channels, dilation) in enumerate(zip(widths, dilations, strict=True)):
+            before = widths[max(i - 1, 0)]
+            first = Residual(dims, before, channels, dilation, eps, halve=i > 0 and dilation == 1, project=i > 0)
+            self.stages.append(nn.Sequential(first, Residual(dims, channels, channels, dilation, eps)))
+        for i, channels in enumerate(widths[:-1]):
+            refined = widths[-1] if i == len(widths) - 2 else channels
+            self.refinements.append(Refinement(dims, [channels, refined], widths[max(i - 1, 0)], outs=3 if i == 0 else 1))
+        self.refinements.append(Refinement(dims, widths[-1:], widths[-1], outs=3 if len(widths) == 1 else 1))
+        self.norm, self.head = InstanceNormPlus(widths[0], eps), convolution(dims, widths[0], shape[0])
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that `forward` takes: none."""
+        return ()
+
+    def null(self, condition: str) -> Tensor:
+        """Refuses: there is no condition."""
+        return null_of({}, condition)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """F, of the shape of `x`: `(B, C, *size)`; the time label is not read."""
+        check_signal(x, self.shape)
+        found = [self.stem(x)]
+        for stage in self.stages:
+            found.append(stage(found[-1]))
+        h = self.refinements[-1](found.pop())
+        for refinement in reversed(self.refinements[:-1]):
+            h = refinement(found.pop(), h)
+        return self.head(F.elu(self.norm(h)))
+
+
+class InstanceNormPlus(nn.Module):
+    r"""Instance norm that keeps how the channels' means differ (Song & Ermon 2019, appendix A, "InstanceNorm++" without conditions).
+
+    With mu_c, s_c^2 the mean and the (biased) variance of channel c over its positions, and m, v^2 the mean and the (unbiased) variance of
+    the mu_c over the channels: `gamma_c ((x_c - mu_c) / sqrt(s_c^2 + eps) + alpha_c (mu_c - m) / sqrt(v^2 + eps)) + beta_c`.
+
+    Args:
+        channels: two or more.
+        eps: added to both variances.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.alpha, self.gamma = (nn.Parameter(1 + 0.02 * torch.randn(channels)) for _ in range(2))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.flatten(2)
+        means = at_least_float32(h.mean(2))
+        spread, mean = (m.unsqueeze(1) for m in (means.var(1), means.mean(1)))
+        between = self.alpha * ((means - mean) / (spread + self.eps).sqrt()).to(h.dtype)
+        within = F.layer_norm(h, h.shape[2:], eps=self.eps)  # over the positions of each channel
+        return (self.gamma[:, None] * (within + between[..., None]) + self.beta[:, None]).reshape(x.shape)
+
+
+class Residual(nn.Module):
+    """Norm, ELU, convolution, twice, beside a shortcut; the block that changes a stage's size halves both after their convolution.
+
+    Args:
+        dims: number of spatial dimensions.
+        channels_in, channels_out: the first convolution keeps the number, the second changes it.
+        dilation: of all convolutions of 3.
+        eps: of the norms.
+        halve: halves each size, rounding up; the shortcut's convolution is then of one position.
+        project: a convolution on the shortcut, as each stage's first block has but that of the first stage.
+    """
+
+    def __init__(
+        self, dims: int, channels_in: int, channels_out: int, dilation: int, eps: float, *, halve: bool = False, project: bool = False
+    ) -> None:
+        super().__init__()
+        self.pool = MEAN_POOLS[dims] if halve else None
+        self.norm1, self.conv1 = InstanceNormPlus(channels_in, eps), convolution(dims, channels_in, channels_in, dilation)
+        self.norm2, self.conv2 = InstanceNormPlus(channels_in, eps), convolution(dims, channels_in, channels_out, dilation)
+        kernel = 1 if halve else 3
+        self.skip = convolution(dims, channels_in, channels_out, dilation, kernel=kernel) if project else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.elu(self.norm1(x)))
+        h = self.skip(x) + self.conv2(F.elu(self.norm2(h)))
+        return h if self.pool is None else self.pool(h, 2, ceil_mode=True)
+
+
+class Convolutions(nn.Module):
+    """A residual convolution unit: `x + conv(elu(conv(elu(x))))`, without biases (Lin et al. 2017, section 3.2)."""
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (convolution(dims, channels, channels, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.elu(self.conv1(F.elu(x))))
+
+
+class Fusion(nn.Module):
+    """A convolution of each input, resized to the first one's size, and their sum (multi-resolution fusion; Lin et al. 2017)."""
+
+    def __init__(self, dims: int, channels_in: Sequence[int], channels_out: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(convolution(dims, c, channels_out) for c in channels_in)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        size = inputs[0].shape[2:]
+        return sum(resized(conv(x), size) for conv, x in zip(self.convs, inputs, strict=True))
+
+
+class ChainedPooling(nn.Module):
+    """`h_0 = elu(x)`, and the sum of `h_0` and two `h_k = conv(pool(h_{k-1}))`, the maximum over 5 positions (Lin et al. 2017)."""
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.pool = MAX_POOLS[dims]
+        self.convs = nn.ModuleList(convolution(dims, channels, channels, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        path = total = F.elu(x)
+        for conv in self.convs:
+            path = conv(self.pool(path, 5, stride=1, padding=2))
+            total = total + path
+        return total
+
+
+class Refinement(nn.Module):
+    """One or more signals, each adapted by two residual units, fused, pooled, and sent through `outs` more units.
+
+    Args:
+        dims: number of spatial dimensions.
+        channels_in: of each signal; a single one is not fused and has `channels_out`.
+        channels_out: of the result, which has the first signal's size.
+        outs: residual units at the end.
+    """
+
+    def __init__(self, dims: int, channels_in: Sequence[int], channels_out: int, outs: int) -> None:
+        super().__init__()
+        self.adapt = nn.ModuleList(nn.Sequential(*(Convolutions(dims, c) for _ in range(2))) for c in channels_in)
+        self.fuse = Fusion(dims, channels_in, channels_out) if len(channels_in) > 1 else nn.Identity()
+        self.pool = ChainedPooling(dims, channels_out)
+        self.out = nn.Sequential(*(Convolutions(dims, channels_out) for _ in range(outs)))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.out(self.pool(self.fuse(*(adapt(x) for adapt, x in zip(self.adapt, inputs, strict=True)))))
+
+
+def convolution(dims: int, channels_in: int, channels_out: int, dilation: int = 1, *, kernel: int = 3, bias: bool = True) -> nn.Module:
+    """A convolution over `dims` spatial dimensions that keeps the size at every dilation."""
+    padding = dilation * (kernel // 2)
+    return CONVOLUTIONS[dims](channels_in, channels_out, kernel, padding=padding, dilation=dilation, bias=bias)
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """`x` `(B, C, *other)` at `size` by linear interpolation that keeps the first and the last position; as it is at that size."""
+    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=LINEAR[len(size)], align_corners=True)
+
+
+def check_stages(shape: Sequence[int], width: int, multipliers: Sequence[int], dilations: Sequence[int], eps: float) -> None:
+    """Raises `UsageError` for what no network can be built from."""
+    if len(shape) not in (2, 3, 4):
+        raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (3, 32, 32)")
+    if not multipliers or len(multipliers) != len(dilations):
+        raise UsageError(f"multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give one of each for every stage")
+    if min(multipliers) < 1 or min(dilations) < 1 or width * min(multipliers) < 2:
+        raise UsageError(
+            f"width={width}, multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give two or more channels in each stage, for "
+            "its norm compares channels, and dilations of one or more"
+        )
+    if not eps > 0:
+        raise UsageError(f"eps={eps}: give a small positive number, such as 1e-5")

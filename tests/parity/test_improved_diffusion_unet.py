@@ -1,0 +1,32 @@
+"""The network of openai/improved-diffusion, through the importer."""
+
+import torch
+from helpers import Fixture, assert_samples_close, peer_state
+
+from unnoise.experiments.released import openai
+
+FIXTURE = Fixture("improved_diffusion_unet")
+FLAGS = {
+    "image_size": 16,
+    "num_heads": 4,
+    "use_new_attention_order": False,
+    "noise_schedule": "cosine",
+    "diffusion_steps": 4000,
+    "rescale_timesteps": True,
+}
+
+
+def test_noise_and_variance():
+    state = peer_state("improved_diffusion_unet")
+    assert openai.looks_like(state)
+    model = openai.denoiser(state, "model.pt", **FLAGS).eval()
+    assert_samples_close(model.network(FIXTURE["x"], FIXTURE["t"]), FIXTURE["y"])
+
+
+def test_rescaled_time_of_4000_steps():
+    model = openai.denoiser(peer_state("improved_diffusion_unet"), "model.pt", **FLAGS).eval()
+    step = torch.tensor([0, 1, 3999])
+    label = model.label(model.schedule, (step.double() + 1) / 4000)
+    torch.testing.assert_close(label, torch.tensor([0, 0.25, 999.75], dtype=torch.float64))
+    out, v = model.raw(FIXTURE["x"], (step.double() + 1) / 4000)
+    assert_samples_close(torch.cat([out, v], 1), model.network(FIXTURE["x"], label.float()), 1e-6)

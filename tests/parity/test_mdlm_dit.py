@@ -1,0 +1,142 @@
+"""MDLM's network and its three output rules (kuleshov-group/mdlm), through the importer."""
+
+import pytest
+import torch
+from helpers import Fixture, assert_samples_close, peer_state
+
+from unnoise.discrete import Ancestral, Categorical, LogLinear, carried, direct
+from unnoise.experiments.released.text import looks_like_mdlm, looks_like_sedd, mdlm, sedd, total_noise
+from unnoise.shared.describe import build, describe
+from unnoise.shared.errors import UsageError
+from unnoise.shared.scale import Scale
+
+NAME = "mdlm_dit"
+
+
+@pytest.fixture(scope="module")
+def peer():
+    return Fixture(NAME)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return peer_state(NAME)
+
+
+def config(peer):
+    return peer.about["config"]["model"]
+
+
+def time_of(sigma):
+    """The time whose total noise is sigma."""
+    return LogLinear().time(sigma)
+
+
+def test_logits(peer, state):
+    """All 18 logits, the mask's among them."""
+    tokens, sigma = peer["tokens"], peer["sigma"]
+    with torch.no_grad():
+        untimed = mdlm(state, NAME, config=config(peer)).network
+        timed = mdlm(state, NAME, config=config(peer), time_conditioning=True).network
+        assert_samples_close(untimed(tokens, sigma), peer["y"])
+        assert_samples_close(timed(tokens, torch.zeros_like(sigma)), peer["y"])
+        assert_samples_close(timed(tokens, sigma), peer["y_timed"])
+        assert_samples_close(timed(tokens, sigma).log_softmax(-1), peer["log_p_d3pm"])
+
+
+def test_subs(peer, state):
+    """Entries near -1e6 in the reference are exactly -inf here; at given tokens all but the token's own are; the others agree."""
+    tokens, expected = peer["tokens"], peer["log_p_subs"]
+    denoiser = mdlm(state, NAME, config=config(peer))
+    with torch.no_grad():
+        log_p = denoiser(tokens, time_of(peer["sigma"]))
+    impossible = expected < -9e5
+    assert torch.equal(log_p == -torch.inf, impossible)
+    assert impossible[..., -1].all()
+    given = tokens < 17
+    assert given.any()
+    assert not given.all()
+    assert torch.equal(log_p[given].exp(), torch.nn.functional.one_hot(tokens[given], 18).float())
+    assert_samples_close(log_p.masked_fill(impossible, 0.0), expected.masked_fill(impossible, 0.0))
+
+
+def test_the_plain_rule_is_that_of_the_reference_without_the_mask(peer, state):
+    """The reference's log-softmax gives the mask a chance; ours is the same law, given that x_0 is no mask. The label is sigma."""
+    made = mdlm(state, NAME, config=config(peer), time_conditioning=True)
+    denoiser = Categorical(made.network, made.transition, label=made.label, head=direct)
+    with torch.no_grad():
+        log_p = denoiser(peer["tokens"], time_of(peer["sigma"]))
+    assert (log_p[..., 17] == -torch.inf).all()
+    assert_samples_close(log_p[..., :17], peer["log_p_d3pm"][..., :17].log_softmax(-1))
+
+
+def test_ratios(peer, state):
+    """The SEDD models that were trained beside MDLM have its names, too."""
+    with torch.no_grad():
+        log_ratio = sedd(state, NAME, config=config(peer)).log_ratio(peer["tokens"], time_of(peer["sigma"]))
+    assert_samples_close(log_ratio, peer["log_score_sedd"])
+
+
+def test_what_it_says_of_itself(peer, state):
+    denoiser = mdlm(state, NAME, length=24)
+    network, transition = denoiser.network, denoiser.transition
+    assert denoiser.scale == Scale(17)
+    assert denoiser.shape == (24,)
+    assert (transition.levels, transition.states, transition.symbol) == (17, 18, 17)
+    assert (network.heads, network.depth, network.width, network.embedding) == (4, 2, 64, 32)
+    assert not network.timed
+    assert not network.training
+    assert mdlm(state, NAME, config=config(peer)).shape == (24,)
+    assert mdlm(state, NAME).shape == (1024,)
+    assert (denoiser.label, denoiser.head) == (total_noise, carried)
+    again = build(describe(denoiser))
+    again.load_state_dict(denoiser.state_dict())
+    t = torch.tensor(0.7)
+    assert torch.equal(again.eval()(peer["tokens"], t), denoiser(peer["tokens"], t))
+
+
+def test_the_hub_configuration_is_read(peer, state):
+    said = {"hidden_dim": 64, "model_length": 24, "n_heads": 4, "time_conditioning": True, "dropout": 0.25, "vocab_size": 18}
+    denoiser = mdlm(state, NAME, config=said)
+    assert denoiser.shape == (24,)
+    assert denoiser.network.timed
+    assert denoiser.network.dropout == 0.25
+    assert not mdlm(state, NAME, config=said, time_conditioning=False).network.timed
+
+
+def test_samples_hold_no_mask(state):
+    denoiser = mdlm(state, NAME, length=24)
+    x = Ancestral(denoiser)(shape=(2, *denoiser.shape), steps=3, generator=torch.Generator().manual_seed(0))
+    assert (x < 17).all()
+
+
+def test_averages_are_taken_in_the_order_of_the_parameters(peer, state):
+    """A list without names: buffers are not among it."""
+    raw = {k: v if k.endswith("inv_freq") else torch.zeros_like(v) for k, v in state.items()}
+    averages = [v for k, v in state.items() if not k.endswith("inv_freq")]
+    checkpoint = {"state_dict": raw, "ema": {"decay": 0.9999, "shadow_params": averages}, "epoch": 3}
+    assert looks_like_mdlm(checkpoint)
+    with torch.no_grad():
+        assert_samples_close(mdlm(checkpoint, NAME, length=24).network(peer["tokens"], peer["sigma"]), peer["y"])
+        without = mdlm({"state_dict": state}, NAME, length=24)
+        assert_samples_close(without.network(peer["tokens"], peer["sigma"]), peer["y"])
+    with pytest.raises(UsageError, match="ema has 29 averages for 30 parameters"):
+        mdlm(checkpoint | {"ema": {"shadow_params": averages[:-1]}}, NAME)
+    with pytest.raises(UsageError, match=r"do not have the shapes of 2 parameters, backbone.output_layer.adaLN"):
+        mdlm(checkpoint | {"ema": {"shadow_params": [*averages[:-2], *averages[:-3:-1]]}}, NAME)
+
+
+def test_what_does_not_fit_is_refused(state):
+    assert looks_like_mdlm(state)
+    assert not looks_like_sedd(state)
+    assert not any(looks(other) for looks in (looks_like_mdlm, looks_like_sedd) for other in ({"a": 1, "state_dict": 3}, [state], None))
+    with pytest.raises(UsageError, match=r"some.bin does not hold the text transformer"):
+        mdlm({"weight": torch.zeros(1)}, "some.bin")
+    with pytest.raises(UsageError, match=r"1 tensors have no place: backbone.extra"):
+        mdlm(state | {"backbone.extra": torch.zeros(1)}, NAME)
+    with pytest.raises(UsageError, match=r"1 tensors are missing: backbone.blocks.1.attn_out.weight"):
+        mdlm({k: v for k, v in state.items() if k != "backbone.blocks.1.attn_out.weight"}, NAME)
+    with pytest.raises(UsageError, match="not that of base 10000"):
+        mdlm(state | {"backbone.rotary_emb.inv_freq": 500_000.0 ** (-torch.arange(8) / 8)}, NAME)
+    with pytest.raises(UsageError, match="has 8 heads, and rotary_emb.inv_freq is that of 4"):
+        mdlm(state, NAME, config={"n_heads": 8})
