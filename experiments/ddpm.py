@@ -105,21 +105,21 @@ class DDPM(Chain):
 def cifar10() -> DDPM:
     """CIFAR-10 (table 1): FID 3.17, IS 9.46 by 1000 steps, bound <= 3.75 bits/dim."""
     training = Training(steps=800_000, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1)
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
     return DDPM(Data("uoft-cs/cifar10", 128, flip=True), network, training, 1000)
 
 
 def lsun256() -> DDPM:
     """A folder of LSUN Church at 256 x 256 (table 3): FID 7.89. Cat 19.75 takes 1.8M iterations, Bedroom 6.36 takes 2.4M and no flips."""
     training = Training(steps=1_200_000, learning_rate=2e-5, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1)
+    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="ddpm")
     return DDPM(Data("lsun", 64, size=(256, 256), flip=True), network, training, 1000, variance="small")
 
 
 def celebahq256() -> DDPM:
     """A folder of CelebA-HQ at 256 x 256; the paper shows samples and prints no FID."""
     training = Training(steps=500_000, learning_rate=2e-5, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1)
+    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="ddpm")
     return DDPM(Data("celebahq", 64, size=(256, 256), flip=True), network, training, 1000, variance="small")
 
 

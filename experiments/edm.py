@@ -123,7 +123,7 @@ def released(images: float, batch: int, rate: float, half_life: float = 0.5, bfl
 
 def cifar10() -> ElucidatedModel:
     """CIFAR-10: FID 1.97 by 35 evaluations (table 2, configuration F, VP)."""
-    network = Network(128, (2, 2, 2), 4, (2,), 1, dropout=0.13)
+    network = Network(128, (2, 2, 2), 4, (2,), 1, dropout=0.13, style="edm-ddpmpp")
     return ElucidatedModel(Data("uoft-cs/cifar10", 512, flip=True), network, released(200, 512, 1e-3), 18)
 
 
@@ -135,7 +135,7 @@ def cifar10_classes() -> ElucidatedModel:
 
 def ffhq64() -> ElucidatedModel:
     """A folder of FFHQ at 64 x 64: FID 2.39 by 79 evaluations (table 2, configuration F, VP)."""
-    network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.05)
+    network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.05, style="edm-ddpmpp")
     return ElucidatedModel(Data("ffhq", 256, (64, 64), flip=True), network, released(200, 256, 2e-4), 40)
 
 
@@ -147,7 +147,7 @@ def afhqv2_64() -> ElucidatedModel:
 
 def imagenet64() -> ElucidatedModel:
     """A folder of ImageNet at 64 x 64 with classes: FID 1.36 by 511 evaluations with churn (published in float16)."""
-    network, data = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1), Data("imagenet", 4096, (64, 64), 1000)
+    network, data = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, style="edm-adm"), Data("imagenet", 4096, (64, 64), 1000)
     return ElucidatedModel(data, network, released(2500, 4096, 1e-4, half_life=50, bfloat16=True), 256, churn=40.0)
 
 

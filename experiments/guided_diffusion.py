@@ -154,7 +154,7 @@ def judge(width: int, blocks: int, steps: int, rate: float, decay: float, batch:
 
 def imagenet64() -> GuidedDiffusion:
     """ImageNet 64 x 64, classes (table 5): FID 2.61, with dropout 2.07, unguided; cosine table."""
-    network, data = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1), Data("imagenet", 2048, (64, 64), 1000, flip=True)
+    network, data = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, style="adm"), Data("imagenet", 2048, (64, 64), 1000, flip=True)
     return GuidedDiffusion(
         data, network, budgets.adm(540_000, 3e-4), 250, betas="cosine", classifier=judge(128, 4, 300_000, 6e-4, 0.2, 1024)
     )
@@ -162,7 +162,7 @@ def imagenet64() -> GuidedDiffusion:
 
 def imagenet128() -> GuidedDiffusion:
     """ImageNet 128 x 128, classes (table 5): FID 5.91, guided 2.97 at scale 0.5, 5.98 by 25 DDIM steps at 1.25."""
-    network, data = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4), Data("imagenet", 256, (128, 128), 1000, flip=True)
+    network, data = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, style="adm-heads"), Data("imagenet", 256, (128, 128), 1000, flip=True)
     return GuidedDiffusion(
         data, network, budgets.adm(4_360_000), 250, classifier=judge(128, 2, 300_000, 3e-4, 0.05), scales=(0.0, 0.5, 1.25)
     )
@@ -170,7 +170,7 @@ def imagenet128() -> GuidedDiffusion:
 
 def imagenet256() -> GuidedDiffusion:
     """ImageNet 256 x 256, classes (table 4): FID 10.94, guided 4.59 at scale 1, 9.11 at 10; 5.44 by 25 DDIM steps at 2.5."""
-    network, data = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4), Data("imagenet", 256, (256, 256), 1000, flip=True)
+    network, data = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, style="adm"), Data("imagenet", 256, (256, 256), 1000, flip=True)
     return GuidedDiffusion(
         data, network, budgets.adm(1_980_000), 250, classifier=judge(128, 2, 500_000, 3e-4, 0.05), scales=(0.0, 1.0, 2.5, 10.0)
     )
@@ -178,7 +178,7 @@ def imagenet256() -> GuidedDiffusion:
 
 def lsun256() -> GuidedDiffusion:
     """LSUN Bedroom 256 x 256 (table 5): FID 1.90 by 1000 steps; 2.02 by 250 steps in sections 90,60,60,20,20."""
-    network, data = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, dropout=0.1), Data("lsun", 256, (256, 256), flip=True)
+    network, data = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, dropout=0.1, style="adm"), Data("lsun", 256, (256, 256), flip=True)
     return GuidedDiffusion(data, network, budgets.adm(500_000), 250, spacing="90,60,60,20,20")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from ..shared.data import Batches, ImageSet, image_set
 from ..shared.denoiser import Denoiser
 from ..shared.dequantisation import Dequantiser, Uniform
 from ..shared.describe import described, formerly
+from ..shared.labels import Label, log_noise_level, thousandths
 from ..shared.networks import UNet
+from ..shared.networks import style as styles
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
 from ..shared.scale import Scale
@@ -70,10 +72,35 @@ class Network:
     """Attention heads."""
     dropout: float = 0.0
     """Dropout in residual blocks."""
+    style: Literal[
+        "plain", "ddpm", "improved", "improved-added", "adm", "adm-heads", "ddpmpp", "ncsnpp", "ncsnpp-skip", "edm-ddpmpp", "edm-adm"
+    ] = "plain"
+    """How blocks are made and joined: this package's own way, or a paper's."""
 
     def build(self, shape: tuple[int, ...], **further: Any) -> UNet:
         """The network for examples of `shape`; what `UNet` takes beside the size (`classes`, `levels`, `outputs`, `image`) by name."""
-        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, **further)
+        style = STYLES[self.style]
+        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, style=style, **further)
+
+    @property
+    def label(self) -> Label:
+        """What it is fed for a time: 1000 t, or log sigma where that enters by Fourier features, which are made for its range."""
+        return log_noise_level if isinstance(STYLES[self.style].time, styles.Fourier) else thousandths
+
+
+STYLES = {
+    "plain": styles.PLAIN,
+    "ddpm": styles.DDPM,
+    "improved": styles.IMPROVED,
+    "improved-added": replace(styles.IMPROVED, adaptive=False),
+    "adm": styles.ADM,
+    "adm-heads": replace(styles.ADM, head_width=None),
+    "ddpmpp": styles.DDPMPP,
+    "ncsnpp": styles.NCSNPP,
+    "ncsnpp-skip": styles.NCSNPP_SKIP,
+    "edm-ddpmpp": replace(styles.DDPMPP, early_label=True),
+    "edm-adm": styles.EDM_ADM,
+}
 
 
 def flipped(form: Callable[[Scale, Tensor, Source], Tensor]) -> Callable[[Scale, Tensor, Source], Tensor]:

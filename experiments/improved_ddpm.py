@@ -94,26 +94,26 @@ class ImprovedDDPM(Chain):
 
 def cifar10() -> ImprovedDDPM:
     """CIFAR-10: hybrid 3.17 bits/dim, FID 3.19; vlb 2.94, FID 11.47."""
-    network = Network(128, (1, 2, 2, 2), 3, (2, 4), 4, dropout=0.3)
+    network = Network(128, (1, 2, 2, 2), 3, (2, 4), 4, dropout=0.3, style="improved")
     return ImprovedDDPM(Data("uoft-cs/cifar10", 128), network, budgets.adm(500_000, 1e-4), 4000)
 
 
 def imagenet64() -> ImprovedDDPM:
     """ImageNet 64 x 64, unconditional: hybrid 3.57 bits/dim, FID 19.2; vlb 3.53, FID 40.1 (1.5M iterations)."""
-    network = Network(128, (1, 2, 3, 4), 3, (4, 8), 4)
+    network = Network(128, (1, 2, 3, 4), 3, (4, 8), 4, style="improved")
     return ImprovedDDPM(Data("imagenet", 128, size=(64, 64)), network, budgets.adm(1_500_000, 1e-4), 4000)
 
 
 def imagenet64_classes() -> ImprovedDDPM:
     """ImageNet 64 x 64 with classes, the larger model: FID 2.92 by 250 steps; weight of the bound 1 / T."""
-    network = Network(192, (1, 2, 3, 4), 3, (4, 8), 4)
+    network = Network(192, (1, 2, 3, 4), 3, (4, 8), 4, style="improved")
     data = Data("imagenet", 2048, size=(64, 64), classes=1000)
     return ImprovedDDPM(data, network, budgets.adm(250_000, 3e-4), 250, vlb=1 / 4000)
 
 
 def lsun256() -> ImprovedDDPM:
     """LSUN Bedroom 256 x 256, linear table of 1000 steps."""
-    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1)
+    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="improved-added")
     return ImprovedDDPM(Data("lsun", 128, size=(256, 256)), network, budgets.adm(1_200_000, 1e-4), 1000, steps=1000, betas="linear")
 
 

@@ -222,14 +222,14 @@ def hue_error(k: Tensor, truth: Tensor) -> Tensor:
 
 def cifar10() -> InverseProblems:
     """CIFAR-10 in its own colours, with the network and training of Ho et al. (2020)."""
-    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1)
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
     training = Training(steps=800_000, learning_rate=2e-4, warmup=5000, ema=0.9999, watch_every=10_000)
     return InverseProblems(Data("uoft-cs/cifar10", 128, flip=True), network, training, 1000)
 
 
 def celeba64() -> InverseProblems:
     """A folder of CelebA at 64 x 64, in it one folder for each label; the network is that of Song, Meng, Ermon (2020)."""
-    network = Network(128, (1, 2, 2, 2, 4), 2, (4,), 1, dropout=0.1)
+    network = Network(128, (1, 2, 2, 2, 4), 2, (4,), 1, dropout=0.1, style="ddpm")
     training = Training(steps=500_000, learning_rate=2e-4, warmup=5000, ema=0.9999, watch_every=10_000)
     return InverseProblems(Data("celeba", 128, size=(64, 64), flip=True), network, training, 1000)
 

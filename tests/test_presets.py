@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from unnoise.experiments import ddim, ddpm, edm, guided_diffusion, improved_ddpm, score_sde
 from unnoise.shared.networks import presets
 
 COUNTS = [
@@ -49,3 +50,29 @@ def test_parameter_counts_are_the_released_ones(preset, options, count):
         network = preset(**options)
     fixed = {"frequencies": network.time.encode.frequencies} if preset in COUNT_FIXED and options != {"fourier": False} else {}
     assert sum(p.numel() for p in [*network.parameters(), *fixed.values()]) == count
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "further", "count"),
+    [
+        (ddpm.cifar10, 32, {}, 35_746_307),
+        (ddpm.lsun256, 256, {}, 113_673_219),
+        (ddim.celeba64, 64, {}, 78_700_803),
+        (improved_ddpm.cifar10, 32, {"outputs": 2}, 52_546_438),
+        (improved_ddpm.imagenet64_classes, 64, {"outputs": 2, "classes": 1000, "null_label": False}, 273_049_350),
+        (improved_ddpm.lsun256, 256, {"outputs": 2}, 113_676_678),
+        (guided_diffusion.imagenet64, 64, {"outputs": 2, "classes": 1000, "null_label": False}, 295_904_454),
+        (guided_diffusion.imagenet128, 128, {"outputs": 2, "classes": 1000, "null_label": False}, 421_529_606),
+        (guided_diffusion.imagenet256, 256, {"outputs": 2, "classes": 1000, "null_label": False}, 553_838_086),
+        (score_sde.cifar10, 32, {}, 61_804_419),
+        (score_sde.cifar10_ve_deep, 32, {}, 107_587_075 - 128),
+        (score_sde.ffhq256_ve, 256, {}, 65_574_549 - 128),
+        (edm.cifar10, 32, {"augment": 9}, 55_733_891),
+        (edm.imagenet64, 64, {"classes": 1000, "null_label": False}, 295_899_267),
+    ],
+    ids=lambda v: f"{v.__module__.rsplit('.', 1)[-1]}.{v.__name__}" if callable(v) else None,
+)
+def test_recipes_train_the_papers_networks(recipe, size, further, count):
+    with torch.device("meta"):
+        network = recipe().network.build((3, size, size), **further)
+    assert sum(p.numel() for p in network.parameters()) == count
