@@ -76,3 +76,13 @@ def test_recipes_train_the_papers_networks(recipe, size, further, count):
     with torch.device("meta"):
         network = recipe().network.build((3, size, size), **further)
     assert sum(p.numel() for p in network.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"), [(presets.dit_s2, 33), (presets.dit_b2, 130), (presets.dit_l2, 458), (presets.dit_xl2, 675)]
+)
+def test_transformers_have_the_published_sizes(preset, millions):
+    """In millions, as the paper prints them (Peebles & Xie 2023, table 1); test_image_dit.py counts them by hand."""
+    with torch.device("meta"):
+        network = preset()
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from .embeddings import Sinusoidal
 from .encoder import Encoder
+from .image_dit import ImageDiT
 from .style import ADM, DDPM, DDPMPP, EDM_ADM, IMPROVED, NCSNPP, NCSNPP_SKIP, SONG_DDPM
 from .unet import UNet
 
@@ -125,3 +126,23 @@ def edm_ffhq64_ve() -> UNet:
 def edm_imagenet64() -> UNet:
     """295.9 M: ADM as Karras et al. (2022) train it."""
     return UNet((3, 64, 64), 192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, classes=1000, style=EDM_ADM, null_label=False)
+
+
+def dit_s2() -> ImageDiT:
+    """33 M: DiT-S/2 on latents of 256 pixels, with a learned variance (Peebles & Xie 2023, table 1)."""
+    return ImageDiT((4, 32, 32), 2, 384, 12, 6, classes=1000, outputs=2)
+
+
+def dit_b2() -> ImageDiT:
+    """130 M: DiT-B/2."""
+    return ImageDiT((4, 32, 32), 2, 768, 12, 12, classes=1000, outputs=2)
+
+
+def dit_l2() -> ImageDiT:
+    """458 M: DiT-L/2."""
+    return ImageDiT((4, 32, 32), 2, 1024, 24, 16, classes=1000, outputs=2)
+
+
+def dit_xl2() -> ImageDiT:
+    """675 M: DiT-XL/2."""
+    return ImageDiT((4, 32, 32), 2, 1152, 28, 16, classes=1000, outputs=2)

@@ -27,7 +27,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_score_at_each_level(form):
     assert looks_like(FORMS[form])
-    model = denoiser(FORMS[form], "file.pth", size=16).eval()
+    model = denoiser(FORMS[form], "file.pth", image_size=16).eval()
     t = (len(SIGMAS) - FIXTURE["level"]).double() / len(SIGMAS)  # index 0 is the largest sigma, and t = 1
     alpha, sigma = model.corruption(t)
     assert torch.equal(alpha, torch.ones_like(alpha))
@@ -42,7 +42,7 @@ def test_score_at_each_level(form):
 
 
 def test_what_the_denoiser_says_of_itself():
-    model = denoiser(STATE, "file.pth", size=16)
+    model = denoiser(STATE, "file.pth", image_size=16)
     assert (model.scale, model.shape, model.conditions, model.spread) == (Scale(256, 0.0, 1.0), (3, 16, 16), (), False)
     assert denoiser(STATE, "file.pth").shape == (3, 32, 32)
     again = build(describe(model))
@@ -95,7 +95,7 @@ def test_each_depth_is_read_from_the_names(stages, order, multipliers, dilations
     """`order` names the refinements of the stages in turn; the first three names are NCSNv2, NCSNv2Deeper and NCSNv2Deepest."""
     torch.manual_seed(0)
     network = RefineNet((1, 16, 16), 4, multipliers, dilations)
-    model = denoiser(foreign(network, stages, order), "file.pth", size=16)
+    model = denoiser(foreign(network, stages, order), "file.pth", image_size=16)
     read = model.network.inner
     assert (read.width, read.multipliers, read.dilations, read.shape) == (4, multipliers, dilations, (1, 16, 16))
     x = torch.rand(2, 1, 16, 16)
@@ -126,8 +126,8 @@ def test_what_does_not_fit_is_refused():
     for state, said in cases:
         with pytest.raises(UsageError, match=f"file.pth.*{said}"):
             denoiser(state, "file.pth")
-    with pytest.raises(UsageError, match="size=0"):
-        denoiser(STATE, "file.pth", size=0)
+    with pytest.raises(UsageError, match="image_size=0"):
+        denoiser(STATE, "file.pth", image_size=0)
 
 
 @pytest.mark.parametrize("name", ["ddim_model", "score_sde_ncsnpp_ve", "guided_diffusion_unet"])

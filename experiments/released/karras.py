@@ -1,0 +1,281 @@
+"""Networks that were released with Karras et al. (2022), from NVlabs/edm: DDPM++, NCSN++ and ADM under four preconditioners.
+
+A released file is a pickle with `ema`, the averaged network inside of its preconditioner. Resolutions, and whether a block has attention,
+are in the names of the tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...continuous import Tabulated, cosine_betas
+from ...sde import EDM, VE, VP, Learned, Preconditioned
+from ...shared.errors import UsageError
+from ...shared.labels import log_half_noise_level, quarter_log, song_vp, step_index
+from ...shared.networks import UNet
+from ...shared.networks.embeddings import SINES, Fourier
+from ...shared.networks.progressive import InputResidual, InputSkip, OutputSkip
+from ...shared.networks.resampling import FIR, MEAN, SMOOTH
+from ...shared.networks.style import DDPMPP, EDM_ADM, Resampled, Style
+from ...shared.prediction import noise, scaled_score
+from ...shared.scale import Scale
+from .files import state_dict
+from .pickles import Record
+from .unets import attention_names, block_names, channels_first, layers
+from .weights import Made, Names, fill, listed, renamed
+
+PREFIX, FILTER = "model.", ".resample_filter"
+BLOCK = {"norm1": "norm0", "conv1": "conv0", "modulation": "affine", "norm2": "norm1", "conv2": "conv1", "skip": "skip"}
+ATTENTION = {"norm": "norm2", "qkv": "qkv", "out": "proj"}
+ENDS = {"time.mlp.0": "map_layer0", "time.mlp.2": "map_layer1"}
+TABLE = "u"
+"""Noise levels of the preconditioner of Nichol & Dhariwal's (2021) networks, from the largest to zero."""
+STEPS = 1000
+
+
+def edm(network: UNet, about: Mapping[str, Any]) -> Learned:
+    """Karras et al.'s own."""
+    return Learned(network, EDM(), Preconditioned(number(about, "sigma_data", 0.5)), quarter_log)
+
+
+def vp(network: UNet, about: Mapping[str, Any]) -> Learned:
+    """That of Song et al.'s (2021) VP networks."""
+    low = number(about, "beta_min", 0.1)
+    return Learned(network, VP(low, low + number(about, "beta_d", 19.9)), noise, song_vp)
+
+
+def ve(network: UNet, about: Mapping[str, Any]) -> Learned:
+    """That of Song et al.'s (2021) VE networks: sigmas are twice theirs, as data in [-1, 1] are twice as wide as data in [0, 1]."""
+    schedule = VE(number(about, "sigma_min", 0.02), number(about, "sigma_max", 100.0))
+    return Learned(network, schedule, scaled_score, log_half_noise_level, scaled=False)
+
+
+def iddpm(network: UNet, about: Mapping[str, Any]) -> Learned:
+    """That of Nichol & Dhariwal's (2021) networks, whose table of 1000 steps counts from the largest noise there."""
+    return Learned(network, Tabulated(cosine_betas(STEPS)), noise, step_index)
+
+
+def number(about: Mapping[str, Any], name: str, default: float) -> float:
+    """A setting of a pickled preconditioner."""
+    value = about.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{name}={value!r} in the pickled network is no positive number: give its state dict, and precond=...")
+    return float(value)
+
+
+PRECONDITIONERS: dict[str, Callable[[UNet, Mapping[str, Any]], Learned]] = {"edm": edm, "vp": vp, "ve": ve, "iddpm": iddpm}
+CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
+
+
+def looks_like(contents: Any) -> bool:
+    """Whether a file's content is such a pickle's, a network of one, or a state dict with the names of one."""
+    held = averaged(contents)
+    if isinstance(held, Record):
+        return held.name in CLASSES
+    return {"map_layer0.weight", "map_layer1.weight"} <= plain(held).keys() and any(STEM.fullmatch(name) for name in plain(held))
+
+
+def denoiser(contents: Any, source: str, *, precond: str | None = None, num_head_channels: int | None = None) -> Learned:
+    """The denoiser of a released network, of images in [-1, 1].
+
+    Sizes, multipliers, blocks and attention follow from the weights' names and shapes. The denoiser's home is the process of its
+    preconditioner; `on(EDM())` brings any to the noise levels of the paper's samplers. Where the networks of `iddpm` are asked between two
+    levels of their table, so is the network, and not at the nearer one.
+
+    Args:
+        contents: what a pickle holds, with the network under `ema`, or the network, or its state dict.
+        source: the file.
+        precond: "edm", "vp", "ve" or "iddpm"; None for the pickled network's own, and "edm" for a state dict, which does not tell.
+        num_head_channels: channels of each attention head of ADM; None for the pickled network's own, and the released 64 for a state dict.
+
+    Raises:
+        UsageError: for another network's file, an unknown preconditioner, filters that are not known, tensors that are missing or surplus,
+            and shapes that do not fit.
+    """
+    if not looks_like(contents):
+        raise UsageError(f"{source} does not hold a network of Karras et al. (2022), which a pickle has under `ema`")
+    if num_head_channels is not None and num_head_channels < 1:
+        raise UsageError(f"num_head_channels={num_head_channels}: give the channels of each attention head, such as 64")
+    held = averaged(contents)
+    state = plain(state_dict(held) if isinstance(held, Record) else held)
+    if wrong := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise UsageError(f"{source}: {listed(wrong)} should be tensors: give a whole file")
+    own = CLASSES[held.name] if isinstance(held, Record) else "edm"
+    precond = own if precond is None else precond
+    if precond not in PRECONDITIONERS:
+        raise UsageError(f"{source}: precond={precond!r} is not known: give one of {', '.join(PRECONDITIONERS)}")
+    network, read = built(state, source, num_head_channels or pickled_heads(held) or 64)
+    constant = {name for name in state if name.endswith(FILTER)}
+    if precond == "iddpm" and TABLE in state:
+        constant.add(TABLE)
+        check_table(state[TABLE], source)
+    fill(network, names(network, state, read), state, source, ignored=constant)
+    made = PRECONDITIONERS[precond](network, held.state if isinstance(held, Record) and precond == own else {})
+    made.scale, made.shape = Scale(), network.shape
+    return made
+
+
+STEM = re.compile(r"enc\.(\d{1,5})x\1_conv\.weight")
+
+
+def averaged(contents: Any) -> Any:
+    """The network or state dict under `ema`, where there is one, or the contents."""
+    return contents["ema"] if isinstance(contents, Mapping) and isinstance(contents.get("ema"), Record | Mapping) else contents
+
+
+def plain(state: Any) -> dict[str, Any]:
+    """A state dict by its names without "model."; an empty one for what is none."""
+    return {name.removeprefix(PREFIX): v for name, v in state.items() if isinstance(name, str)} if isinstance(state, Mapping) else {}
+
+
+def pickled_heads(held: Any) -> int | None:
+    """Channels of each attention head that a pickled network's blocks tell."""
+    if not isinstance(held, Record):
+        return None
+    blocks, met = [held], {id(held)}
+    for record in blocks:  # which grows
+        inner = record.state.get("_modules")
+        further = [part for part in inner.values() if isinstance(part, Record)] if isinstance(inner, Mapping) else []
+        blocks += [part for part in further if id(part) not in met]
+        met |= {id(part) for part in further}
+        heads, channels = record.state.get("num_heads"), record.state.get("out_channels")
+        if isinstance(heads, int) and isinstance(channels, int) and 0 < heads <= channels:
+            return channels // heads
+    return None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the names tell.
+
+    Attributes:
+        sizes: of the resolutions, from the full one.
+        song: whether it is a network of Song et al.'s (2021) kind, and not ADM.
+    """
+
+    sizes: tuple[int, ...]
+    song: bool
+
+    def prefix(self, part: str, level: int) -> str:
+        """What names of a resolution begin with, on the way down ("enc") or up ("dec")."""
+        return f"{part}.{self.sizes[level]}x{self.sizes[level]}"
+
+
+def built(state: Mapping[str, Tensor], source: str, head_width: int) -> tuple[UNet, Read]:
+    """The network of these names and shapes."""
+    sizes = sorted({int(m[1]) for name in state if (m := re.match(r"enc\.(\d{1,5})x\1_", name))}, reverse=True)
+    read = Read(tuple(sizes), song="out_conv.weight" not in state)
+    stem, full = read.prefix("enc", 0), read.prefix("dec", 0)
+    blocks = sum(re.fullmatch(rf"{stem}_block\d+\.conv0\.weight", name) is not None for name in state)
+    firsts = [f"{read.prefix('enc', level)}_block0" for level in range(len(sizes))]
+    head = f"{full}_aux_conv.weight" if read.song else "out_conv.weight"
+    if any(size != sizes[0] >> level for level, size in enumerate(sizes)):
+        raise UsageError(f"{source} names the resolutions {listed([str(size) for size in sizes])}, which do not halve: give a whole file")
+    needed = {f"{stem}_conv.weight": 4, "map_layer0.weight": 2, head: 4} | {f"{first}.conv0.weight": 4 for first in firsts}
+    needed |= {name: 2 for name in ("map_label.weight", "map_augment.weight") if name in state}
+    if missing := [name for name, ndim in needed.items() if name not in state or state[name].ndim != ndim or not state[name].numel()]:
+        raise UsageError(f"{source}: sizes are read from {listed(missing)}, which the file does not have: give a whole one")
+    channels = state[f"{stem}_conv.weight"].shape[1]
+    width = len(state[f"{stem}_conv.weight"]) if read.song else state["map_layer0.weight"].shape[1]
+    wide = [len(state[f"{first}.conv0.weight"]) for first in firsts]
+    label, augment = "map_label.weight", "map_augment.weight"
+    network = UNet(
+        (channels, sizes[0], sizes[0]),
+        width,
+        tuple(w // width if w % width == 0 else w / width for w in wide),
+        blocks,
+        tuple(2**level for level, first in enumerate(firsts) if f"{first}.qkv.weight" in state),
+        classes=state[label].shape[1] if label in state else None,
+        outputs=max(len(state[head]) // channels, 1),
+        style=style(state, read, taps(state, source), head_width),
+        augment=state[augment].shape[1] if augment in state else None,
+    )
+    return network, read
+
+
+def taps(state: Mapping[str, Tensor], source: str) -> FIR:
+    """The filter by which sizes change: that of every constant in the file."""
+    filters = {name: value for name, value in state.items() if name.endswith(FILTER)}
+    for known in (MEAN, SMOOTH):
+        k = torch.tensor(known.taps, dtype=torch.float64)
+        square = torch.outer(k, k)[None, None] / k.sum() ** 2
+        if all(v.shape == square.shape and torch.allclose(v.double(), square, rtol=1e-3) for v in filters.values()):
+            return known
+    raise UsageError(f"{source}: its {len(filters)} resampling filters are neither all (1, 1) nor all (1, 3, 3, 1), which alone are known")
+
+
+def style(state: Mapping[str, Tensor], read: Read, filters: FIR, head_width: int) -> Style:
+    """The style of the blocks that these names are of."""
+    if not read.song:
+        return replace(EDM_ADM, resize=Resampled(filters), head_width=head_width)
+    has = {name.partition(".")[0].partition("_")[2] for name in (n.partition(".")[2] for n in state if n.startswith("enc."))}
+    deepest = read.prefix("dec", len(read.sizes) - 1)
+    return replace(
+        DDPMPP,
+        time=Fourier() if "map_noise.freqs" in state else SINES,
+        resize=Resampled(filters, project=True),
+        enters=InputResidual(filters) if "aux_residual" in has else InputSkip(filters) if "aux_skip" in has else None,
+        leaves=OutputSkip(filters) if len(read.sizes) > 1 and f"{deepest}_aux_conv.weight" in state else None,
+        early_label=True,
+    )
+
+
+def check_table(u: Tensor, source: str) -> None:
+    """Refuses another table than sigma / alpha of the cosine schedule, with the largest first and zero last."""
+    alpha2 = Tabulated(cosine_betas(STEPS)).alphas_cumprod.flip(0)
+    expected = torch.cat([((1 - alpha2) / alpha2).sqrt(), torch.zeros(1, dtype=torch.float64)])
+    if u.shape != expected.shape or not torch.allclose(u.double(), expected, rtol=0.005, atol=0):  # it was summed up in float32
+        raise UsageError(f"{source}: its table of noise levels is not that of the cosine schedule of {STEPS} steps, which alone is known")
+
+
+def names(network: UNet, state: Mapping[str, Tensor], read: Read) -> Names:
+    """Ours to theirs."""
+    found: Names = renamed("", "", ENDS | {"stem": f"{read.prefix('enc', 0)}_conv"})
+    norm, head = [f"{read.prefix('dec', 0)}_aux_{part}" for part in ("norm", "conv")] if read.song else ["out_norm", "out_conv"]
+    found |= renamed("", "", {"head.0": norm, "head.2": head})
+    if "map_noise.freqs" in state:
+        found["time.encode.frequencies"] = "map_noise.freqs"
+    if "map_augment.weight" in state:
+        found["augmented.weight"] = "map_augment.weight"
+    if "map_label.weight" in state:
+        found["label.table.weight"] = labels(read.song)
+    for layer in layers(network):
+        part, level, index, role = layer.place
+        theirs = read.prefix("enc" if part == "down" else "dec", level)
+        if role == "attention":  # in the block before it
+            theirs += f"_in{index - 1}" if part == "middle" else f"_block{index}"
+            found |= attention_names(layer, theirs, ATTENTION, channels_first)
+        elif role == "block":
+            theirs += f"_in{index // 2}" if part == "middle" else f"_block{index}"
+            found |= block_names(layer, theirs, BLOCK)
+        elif role == "shrink":
+            found |= block_names(layer, f"{read.prefix('enc', level + 1)}_down", BLOCK)
+        elif role == "grow":
+            found |= block_names(layer, f"{read.prefix('dec', level - 1)}_up", BLOCK)
+        elif role == "enter":
+            residual = hasattr(layer.module, "shrink")
+            theirs = f"{read.prefix('enc', level + 1)}_aux_{'residual' if residual else 'skip'}"
+            found |= renamed(layer.name, "", {"shrink.conv" if residual else "conv": theirs})
+        else:
+            found |= renamed(f"{layer.name}.head", "", {"0": f"{theirs}_aux_norm", "2": f"{theirs}_aux_conv"})
+    return found
+
+
+def labels(song: bool) -> Made:
+    """Our rows of labels, and one for none, from a linear layer of one-hot vectors, which are zeros for none.
+
+    Song et al.'s kind scales the vectors by the square root of their length and has a bias; in ADM no label adds nothing.
+    """
+    if song:
+        return Made(
+            ("map_label.weight", "map_label.bias"),
+            lambda w, b: torch.cat([w.T * w.shape[1] ** 0.5, torch.zeros_like(b)[None]]) + b,
+        )
+    return Made(("map_label.weight",), lambda w: torch.cat([w.T, torch.zeros_like(w[:, :1].T)]))

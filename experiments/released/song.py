@@ -1,0 +1,299 @@
+"""Networks that were released with Song et al. (2021), from yang-song/score_sde_pytorch: DDPM, DDPM++ and NCSN++ under VP, sub-VP and VE.
+
+A released file is a dictionary with `model`, a state dict whose names start with "module.", and `ema`, whose `shadow_params` are the
+averaged parameters without names, in the order of the model's own. The layers lie in one flat list, `all_modules`: their sequence is the
+structure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+from torch import Tensor
+
+from ...continuous import Tabulated, linear_betas
+from ...sde import VE, VP, Learned, Levels, SubVP
+from ...shared.errors import UsageError
+from ...shared.labels import log_noise_level, reversed_index, song_vp, step_index
+from ...shared.networks import UNet
+from ...shared.networks.blocks import ResidualBlock
+from ...shared.networks.embeddings import SINES, Fourier
+from ...shared.networks.progressive import InputResidual, InputSkip, OutputSkip
+from ...shared.networks.recentred import Recentred
+from ...shared.networks.resampling import MEAN, SMOOTH
+from ...shared.networks.style import DDPMPP, SONG_DDPM, Resampled, Strided, Style
+from ...shared.prediction import noise, scaled_score
+from ...shared.scale import Scale
+from .unets import Layer, block_names, layers, separate
+from .weights import Made, Names, fill, listed, renamed
+
+PREFIX, LIST = "module.", "all_modules."
+BUFFERS = ("sigmas", "all_modules.0.W")
+"""What is in a state dict and no parameter: noise levels, and the Fourier features' frequencies."""
+SDES = ("vp", "subvp", "ve")
+NETWORKS = {"ddpm", "ddpmpp", "ncsnpp"}
+BLOCK = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "modulation": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
+STEPS = 1000
+ADVICE = 'load it with sde="vp", "subvp" or "ve", and continuous=True or False, such as released.load(path, sde="vp", continuous=True)'
+
+
+def looks_like(contents: Any) -> bool:
+    """Whether a file's content has the names of these networks, in a dictionary as released or as a plain state dict."""
+    return {"all_modules.0.weight", "all_modules.0.W"} & parts(contents)[0].keys() != set()
+
+
+def denoiser(
+    contents: Any,
+    source: str,
+    *,
+    sde: str | None = None,
+    continuous: bool | None = None,
+    image_size: int | None = None,
+    fir: bool | None = None,
+) -> Learned:
+    """The denoiser of a released network, of square images in [-1, 1], or in [0, 1] under VE.
+
+    Widths, blocks and attention follow from the weights; averaged ones are taken where they are there. Networks with Fourier features are
+    of continuous VE, whose range the file tells. The process of the others is not in the file, but in the released files' paths, such as
+    vp/cifar10_ddpmpp_continuous/checkpoint_8.pth: without "continuous" the network belongs to the chain of 1000 steps. Sub-VP, which has
+    no such chain, is always continuous.
+
+    Args:
+        contents: `{"model": ..., "ema": {"shadow_params": [...], ...}, ...}`, or a state dict, with or without "module." before its names.
+        source: the file.
+        sde: "vp", "subvp" or "ve"; None for what the path or the network says.
+        continuous: whether it was trained in continuous time; None for what the path or the network says.
+        image_size: height and width of the images, which a file does not say; None for what the path says, or 32, and 256 for networks that join
+            the image itself at every resolution.
+        fir: whether sizes change by the filter (1, 3, 3, 1) or by means; None for what all released networks do, which is to use it exactly
+            where the image accompanies the way down.
+
+    Raises:
+        UsageError: for another network's file, a process that is not known, averages that are not those of the model, tensors that are
+            missing or surplus, and shapes that do not fit.
+    """
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
+    model, ema = parts(contents)
+    if not looks_like(contents):
+        raise UsageError(
+            f"{source} does not hold a network of Song et al. (2021): its names are {listed(sorted(map(str, model))) or 'none'}"
+        )
+    if wrong := [name for name, value in model.items() if not isinstance(value, Tensor)]:
+        raise UsageError(f"{source}: {listed(wrong)} should be tensors: give a whole file")
+    state = model if ema is None else model | averages(model, ema, source)
+    read = structure(state, source, fir)
+    process = settled(sde, continuous, read.fourier, source)
+    pixels = image_size or size_of(source) or (256 if read.style.leaves is not None else 32)
+    network = UNet((read.channels, pixels, pixels), read.width, read.multipliers, read.blocks, read.attention, style=read.style)
+    fill(network, names(network, read.fourier), state, source, ignored=("sigmas",))
+    made = placed(network, process, state.get("sigmas"), read.fourier, source)
+    made.scale, made.shape = Scale(256, 0.0, 1.0) if process[0] == "ve" else Scale(), network.shape
+    return made
+
+
+def parts(contents: Any) -> tuple[dict[str, Any], Any]:
+    """The model by names without "module.", and `ema` or None."""
+    if not isinstance(contents, Mapping):
+        return {}, None
+    model, ema = contents, None
+    if isinstance(contents.get("model"), Mapping):
+        model, ema = contents["model"], contents.get("ema")
+    return {name.removeprefix(PREFIX): value for name, value in model.items() if isinstance(name, str)}, ema
+
+
+def averages(model: Mapping[str, Tensor], ema: Any, source: str) -> dict[str, Tensor]:
+    """The averaged parameters by the names of the model's, whose order is theirs."""
+    values, own = ema.get("shadow_params") if isinstance(ema, Mapping) else None, [name for name in model if name not in BUFFERS]
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not all(isinstance(v, Tensor) for v in values):
+        raise UsageError(f"{source}: `ema` should hold `shadow_params`, a list of tensors; give its `model` alone for the raw weights")
+    if len(values) != len(own):
+        raise UsageError(f"{source}: {len(values)} averages for {len(own)} parameters; give its `model` alone for the raw weights")
+    pairs = list(zip(own, values, strict=True))
+    if wrong := [f"{n} is {tuple(model[n].shape)}, its average {tuple(v.shape)}" for n, v in pairs if v.shape != model[n].shape]:
+        raise UsageError(f"{source}: {len(wrong)} averages are not of their parameters' shapes: {listed(wrong)}")
+    return dict(pairs)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the sequence of layers tells.
+
+    Attributes:
+        channels: of the image.
+        width: at full resolution.
+        multipliers: of each resolution.
+        blocks: for each resolution.
+        attention: down-sampling factors.
+        fourier: whether the time enters by Fourier features.
+        style: of the blocks.
+    """
+
+    channels: int
+    width: int
+    multipliers: tuple[float, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    fourier: bool
+    style: Style
+
+
+def structure(state: Mapping[str, Tensor], source: str, fir: bool | None) -> Structure:
+    """Reads the list of layers up to the middle, and the rest for what it adds to the image."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if match := re.fullmatch(r"all_modules\.(\d{1,4})\.(.+)", name):
+            found.setdefault(int(match[1]), {})[match[2]] = value
+    modules = [found[n] for n in sorted(found)]
+    kinds = [kind(module) for module in modules]
+    if unknown := [f"all_modules.{n} with {', '.join(found[n])}" for n, k in zip(sorted(found), kinds, strict=True) if k == "unknown"]:
+        raise UsageError(f"{source}: {len(unknown)} layers are not known, or cut short: {listed(unknown)}")
+    fourier = kinds[0] == "fourier"
+    at = 3 + fourier  # behind the two layers of the time, and the stem
+    if kinds[fourier:at] != ["linear", "linear", "conv"]:
+        raise UsageError(f"{source} should start with a time embedding and a convolution, not with {', '.join(kinds[:at])}")
+    width, channels = modules[at - 1]["weight"].shape[:2]
+
+    blocks = [n for n, k in enumerate(kinds) if k in ("block", "resizing")]
+    first = next((n for n, k in enumerate(kinds) if k in ("resizing", "strided")), None)
+    each = (len(blocks) - 3) // 2 if first is None else sum(n < first for n in blocks)  # one resolution: down, two in the middle, up
+    wide, attention, enters = [], [], None
+    while True:
+        level = len(wide)
+        if kinds[at : at + 1] != ["block"]:
+            raise UsageError(f"{source}: all_modules.{at} should be the first residual block of a resolution")
+        wide.append(len(modules[at]["Conv_0.weight"]))
+        if kinds[at + 1 : at + 2] == ["attention"]:
+            attention.append(2**level)
+        at += each * (1 + (2**level in attention))
+        if kinds[at : at + 1] not in (["resizing"], ["strided"]):
+            break
+        at += 1
+        if kinds[at : at + 1] in (["residual"], ["skip"]):
+            enters, at = kinds[at], at + 1
+    if "residual" in kinds[at:]:
+        raise UsageError(f"{source} has a residual output (progressive=residual), which no released network has and which is not read")
+    style = style_of(kinds, modules, enters, leaves="norm" in kinds[at:-2], fir=fir)
+    multipliers = tuple(w // width if width and w % width == 0 else w / max(width, 1) for w in wide)
+    return Structure(channels, width, multipliers, each, tuple(attention), fourier, style)
+
+
+def kind(module: Mapping[str, Tensor]) -> str:
+    """What a layer of the list is, by the names of its tensors."""
+    if "W" in module:
+        return "fourier"
+    if "Conv_0.weight" in module and module.keys() & {"Dense_0.weight", "GroupNorm_1.weight", "Conv_1.weight"}:
+        if module["Conv_0.weight"].ndim != 4:
+            return "unknown"
+        out, into = module["Conv_0.weight"].shape[:2]
+        return "resizing" if "Conv_2.weight" in module and out == into else "block"
+    if module.keys() & {"NIN_1.W", "NIN_2.W", "NIN_3.W"}:
+        return "attention"
+    if "Conv2d_0.weight" in module:
+        return "residual"
+    if "Conv_0.weight" in module:
+        return "skip" if module["Conv_0.weight"].shape[-1:] == (1,) else "strided"
+    return {4: "conv", 2: "linear", 1: "norm"}.get(module["weight"].ndim if "weight" in module else 0, "unknown")
+
+
+def style_of(kinds: list[str], modules: list[dict[str, Tensor]], enters: str | None, leaves: bool, fir: bool | None) -> Style:
+    """The style of these layers."""
+    time = Fourier() if kinds[0] == "fourier" else SINES
+    if "strided" in kinds or any("Dense_0.weight" in module and "NIN_0.W" in module for module in modules):
+        return replace(SONG_DDPM, time=time)
+    taps = SMOOTH if fir or (fir is None and enters is not None) else MEAN
+    entering = {"skip": InputSkip(taps), "residual": InputResidual(taps), None: None}[enters]
+    resize = Resampled(taps, project=True)
+    return replace(DDPMPP, time=time, resize=resize, enters=entering, leaves=OutputSkip(taps) if leaves else None)
+
+
+def settled(sde: str | None, continuous: bool | None, fourier: bool, source: str) -> tuple[str, bool]:
+    """The process, and whether its time is continuous: as given, as the network says, or as the path says, in this order."""
+    words = [re.split(r"[^a-z0-9]+", part) for part in last(source)]
+    if sde is None:
+        sde = "ve" if fourier else next((word for part in words for word in part if word in SDES), None)
+    if sde not in SDES:
+        raise UsageError(f"{source}: {'the file does not tell its process' if sde is None else f'sde={sde!r} is not known'}: {ADVICE}")
+    if (sde == "ve") < fourier or (sde == "ve" and continuous not in (None, fourier)):
+        says = "Fourier features, which are those of continuous VE" if fourier else "steps for times, so that its VE is not continuous"
+        raise UsageError(f"{source}: sde={sde!r} and continuous={continuous}, but the network has {says}: leave both out, or correct them")
+    if sde != "vp":
+        return sde, sde == "subvp" or fourier
+    if continuous is None and any(NETWORKS.intersection(part) for part in words):
+        continuous = any("continuous" in part for part in words)
+    if continuous is None:
+        raise UsageError(f"{source}: the file does not tell whether its time is continuous: {ADVICE}")
+    return sde, continuous
+
+
+def size_of(source: str) -> int | None:
+    """Pixels across, where the path says so: ffhq_1024_..., celebahq_256_..., or the names of the LSUN sets."""
+    for words in (re.split(r"[^a-z0-9]+", part) for part in last(source)):
+        if NETWORKS.intersection(words):
+            said = next((int(word) for word in words if word in ("64", "128", "256", "512", "1024")), None)
+            return said or (256 if {"church", "bedroom"}.intersection(words) else None)
+    return None
+
+
+def last(source: str) -> list[str]:
+    """The last parts of a path, from its end, in lower case."""
+    return [part.lower() for part in reversed(PurePath(source).parts[-4:])]
+
+
+def placed(network: UNet, process: tuple[str, bool], sigmas: Tensor | None, fourier: bool, source: str) -> Learned:
+    """The network under its process."""
+    sde, continuous = process
+    if sde == "subvp":
+        return Learned(network, SubVP(), noise, song_vp, scaled=False)
+    if sde == "vp" and continuous:
+        return Learned(network, VP(), noise, song_vp, scaled=False)
+    if sde == "vp":
+        return Learned(network, Tabulated(linear_betas(STEPS)), noise, step_index, scaled=False)
+    if sigmas is None or sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas[-1] > 0 and (sigmas.diff() < 0).all()):
+        raise UsageError(f"{source}: `sigmas`, the noise levels of VE from the largest to the smallest, are missing or do not fall")
+    centred, levels = Recentred(network), sigmas.double().flip(0)
+    if continuous:
+        low, high = (float(f"{levels[n]:.12g}") for n in (0, -1))  # without the rounding of exp(log(sigma))
+        return Learned(centred, VE(low, high), scaled_score, log_noise_level, scaled=False)
+    return Learned(centred, Levels(levels), scaled_score, reversed_index, scaled=False)
+
+
+def names(network: UNet, fourier: bool) -> Names:
+    """Ours to theirs, by counting along the list."""
+    found: Names = {"time.encode.frequencies": f"{LIST}0.W"} if fourier else {}
+    for ours in ("time.mlp.0", "time.mlp.2", "stem"):
+        found |= renamed("", "", {ours: f"{LIST}{len(found) // 2 + fourier}"})
+    number = 3 + fourier
+    for layer in layers(network):
+        found |= layer_names(layer, number, skip="NIN_0" if isinstance(network.style.resize, Strided) else "Conv_2")
+        number += 2 if layer.place.role == "leave" else 1
+    return found | renamed("head", "", {"0": f"{LIST}{number}", "2": f"{LIST}{number + 1}"})
+
+
+def layer_names(layer: Layer, number: int, skip: str) -> Names:
+    """Ours to theirs for the layer that is `number` in the list; a prediction on the way up is a norm and a convolution there."""
+    theirs, role, module = f"{LIST}{number}", layer.place.role, layer.module
+    if role == "attention":
+        of = [(f"{theirs}.NIN_{n}.W", f"{theirs}.NIN_{n}.b") for n in range(4)]
+        found = renamed(layer.name, theirs, {"norm": "GroupNorm_0"}) | separate(layer, *of[:3], flip=True)
+        return found | nin(f"{layer.name}.out", f"{theirs}.NIN_3", 1)
+    if isinstance(module, ResidualBlock):
+        found = block_names(layer, theirs, BLOCK | {"skip": skip})
+        return (
+            found | nin(f"{layer.name}.skip", f"{theirs}.{skip}", 2) if skip == "NIN_0" and f"{layer.name}.skip.weight" in found else found
+        )
+    if role == "enter":
+        residual = hasattr(module, "shrink")
+        return renamed(layer.name, theirs, {"shrink.conv": "Conv2d_0"} if residual else {"conv": "Conv_0"})
+    if role == "leave":
+        return renamed(f"{layer.name}.head", "", {"0": theirs, "2": f"{LIST}{number + 1}"})
+    return renamed(layer.name, theirs, {"conv": "Conv_0"})
+
+
+def nin(ours: str, theirs: str, dims: int) -> Names:
+    """Names of a convolution one wide over `dims` dimensions, for a matrix `(in, out)`."""
+    return {f"{ours}.weight": Made((f"{theirs}.W",), lambda w: w.transpose(0, 1)[(..., *[None] * dims)]), f"{ours}.bias": f"{theirs}.b"}
