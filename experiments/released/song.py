@@ -67,8 +67,8 @@ def denoiser(
         source: the file.
         sde: "vp", "subvp" or "ve"; None for what the path or the network says.
         continuous: whether it was trained in continuous time; None for what the path or the network says.
-        image_size: height and width of the images, which a file does not say; None for what the path says, or 32, and 256 for networks that join
-            the image itself at every resolution.
+        image_size: height and width of the images, which a file does not say; None for what the path says, or 32, and 256 for networks
+            that join the image itself at every resolution.
         fir: whether sizes change by the filter (1, 3, 3, 1) or by means; None for what all released networks do, which is to use it exactly
             where the image accompanies the way down.
 
