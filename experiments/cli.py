@@ -1,4 +1,4 @@
-"""The command line: `unnoise demo | train | sample | evaluate | reproduce | plot-schedules | recipes`."""
+"""The command line: `unnoise demo | train | sample | evaluate | reproduce | import | export | plot-schedules | recipes`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ..shared.training.trainer import Interrupted
 from . import demo
 from .evaluation import draw
 from .experiment import Experiment
+from .importing import Flags, bring, send
 from .recipes import RECIPES, find
 from .reproduce import train_recipe
 from .spacing import spaced
@@ -38,6 +39,8 @@ USAGE = """usage: unnoise COMMAND ...
   sample RUN          draw samples from a trained run into a picture
   evaluate RUN        code length and quality of samples of a trained run
   reproduce RECIPE    train a recipe if need be, and draw its paper's figure and table from it
+  import FILE OUT     read a released checkpoint, a file, a folder or a name on the Hub, into a run
+  export RUN OUT      write a run, or a released checkpoint, as a folder of the diffusers library
   plot-schedules      draw every noise schedule
   recipes             list the recipes
 
@@ -78,6 +81,9 @@ class Evaluate:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
+    data: str | None = None
+    """What to measure an imported checkpoint on: a bundled set, a folder or a set on the hub, scaled and cropped to its size; a recipe has
+    its own."""
     count: int | None = None
     """Samples to draw and held-out examples to code; None for as many as are held out."""
     steps: str | None = None
@@ -85,6 +91,37 @@ class Evaluate:
     the recipe's own."""
     seed: int = 0
     """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Reads a released checkpoint and writes it in this package's own format; it is sampled and measured then without any flags.
+
+    Files of DDPM, improved-diffusion, guided-diffusion, score_sde, NCSNv2, EDM, MDLM and SEDD are known by their content, and folders of
+    diffusers. Flags are needed where a file does not say how its network is built and its name is none of the released ones; an error
+    names those that are missing. Nothing in a file is run.
+    """
+
+    file: tyro.conf.Positional[str]
+    """A file, a folder, or a name on the Hub such as google/ddpm-cifar10-32 or owner/name/folder/file.pth."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the new run."""
+    data: str | None = None
+    """What `unnoise evaluate` measures it on: a bundled set, a folder or a set on the hub."""
+    tokenizer: Path | None = None
+    """For text: the tokenizer.json of its tokens. Without it samples are token ids."""
+    flags: Annotated[Flags, tyro.conf.arg(name="")] = field(default_factory=Flags)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes a run's averaged weights, or a released checkpoint, as a folder that `diffusers.DDPMPipeline.from_pretrained` opens."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run, or whatever `unnoise import` takes."""
+    out: tyro.conf.Positional[Path]
+    """The new folder."""
+    flags: Annotated[Flags, tyro.conf.arg(name="")] = field(default_factory=Flags)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,6 +152,8 @@ def dispatch(arguments: list[str]) -> int:
         "sample": run_sample,
         "evaluate": run_evaluate,
         "reproduce": run_reproduce,
+        "import": run_import,
+        "export": run_export,
         "plot-schedules": run_plot_schedules,
         "recipes": run_recipes,
     }
@@ -230,6 +269,7 @@ def run_evaluate(arguments: list[str]) -> None:
     """`unnoise evaluate RUN`."""
     options = parse(Evaluate, arguments, "evaluate")
     checkpoint, experiment = opened(options.run)
+    experiment = experiment if options.data is None else experiment.on(options.data)
     denoiser = checkpoint.average.denoiser
     count = None if options.count is None else positive("count", options.count)
     steps = grid_of(experiment, experiment.sampler(denoiser), options.steps)
@@ -239,6 +279,22 @@ def run_evaluate(arguments: list[str]) -> None:
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
     print(f"written to {path}")
+
+
+def run_import(arguments: list[str]) -> None:
+    """`unnoise import FILE OUT`."""
+    options = parse(Import, arguments, "import")
+    brought = bring(options.file, options.out, options.flags, options.data, options.tokenizer)
+    for key, value in brought.about.items():
+        print(f"{key:12} {value}")
+    next_ = brought.usage.format(unnoise=demo.program(), run=options.out, data="" if options.data else " --data NAME")
+    print(f"written to {options.out}/; next: {next_}")
+
+
+def run_export(arguments: list[str]) -> None:
+    """`unnoise export RUN OUT`."""
+    options = parse(Export, arguments, "export")
+    print(f'written to {send(options.run, options.out, options.flags)}/: diffusers.DDPMPipeline.from_pretrained("{options.out}") opens it')
 
 
 def run_plot_schedules(arguments: list[str]) -> None:

@@ -48,6 +48,14 @@ class Experiment(ABC):
         """The same with whatever it points to outside of its run taken in."""
         return self
 
+    def on(self, name: str) -> Experiment:
+        """The same measured on other data: for imported checkpoints, which come with none.
+
+        Raises:
+            UsageError: for a recipe, which has data of its own.
+        """
+        raise UsageError(f"--data {name}: this run is measured on the data of its recipe, leave it out")
+
     @abstractmethod
     def batches(self, data: Any) -> Batches:
         """A split in the form that the model takes, with its conditions."""

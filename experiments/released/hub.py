@@ -25,15 +25,15 @@ def local(path: Path | str) -> Path:
     if str(path).startswith((".", "/", "~")) or not NAME.fullmatch(f"{owner}/{name}"):
         raise UsageError(f"there is no file {path}: give a file, a folder, or a name on the Hub such as google/ddpm-cifar10-32")
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         if rest:
             return Path(hf_hub_download(f"{owner}/{name}", "/".join(rest)))
         return Path(snapshot_download(f"{owner}/{name}", allow_patterns=PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"there is no file {path}, and the Hub gives none of that name ({reason}): look at the spelling") from error
+    except Exception as error:  # the client has its own errors, and lets its transport's through
+        raise UsageError(
+            f"there is no file {path}, and the Hub gives none of that name ({reason(error)}): look at the spelling, and at the network"
+        ) from error
 
 
 def push(path: Path | str, name: str, *, private: bool = False, token: str | None = None) -> str:
@@ -52,12 +52,16 @@ def push(path: Path | str, name: str, *, private: bool = False, token: str | Non
         UsageError: where there is no checkpoint, or the Hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     folder, api = newest(Path(path)), HfApi(token=token)
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=f"unnoise checkpoint {folder.name}")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UsageError(f"the Hub did not take {name} ({str(error).splitlines()[0]}): log in with `hf auth login`") from error
+    except Exception as error:
+        raise UsageError(f"the Hub did not take {name} ({reason(error)}): log in with `hf auth login`, and look at the network") from error
     return f"{api.endpoint}/{name}"
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -37,6 +37,22 @@ FORMATS = (
     Format("MDLM", text.looks_like_mdlm, text.mdlm),
     Format("SEDD", text.looks_like_sedd, text.sedd),
 )
+
+
+class Opened(NamedTuple):
+    """What a path held.
+
+    Attributes:
+        format: for people.
+        denoiser: in evaluation mode.
+    """
+
+    format: str
+    denoiser: Denoiser
+
+
+OWN = "unnoise"
+"""The name of this package's own format."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -56,30 +72,35 @@ def load(path: Path | str, **flags: Any) -> Denoiser:
     Raises:
         UsageError: for a file that is missing, damaged, of no known format, or names code to be run, and for weights that do not fit.
     """
+    return opened(path, flags).denoiser
+
+
+def opened(path: Path | str, flags: dict[str, Any]) -> Opened:
+    """The same with the format's name."""
     path = hub.local(path)
     return of_folder(path, flags) if path.is_dir() else of_file(path, flags)
 
 
-def of_folder(folder: Path, flags: dict[str, Any]) -> Denoiser:
+def of_folder(folder: Path, flags: dict[str, Any]) -> Opened:
     """The denoiser in a folder: a run of this package, a diffusers folder, or weights beside their `config.json`."""
     if (folder / "checkpoint.json").is_file() or (folder / "checkpoints").is_dir():
         refuse_flags(flags, {}, "this package's own checkpoints")
         found = load_own(folder)
         denoiser = found.average.denoiser
         denoiser.scale, denoiser.shape = found.scale, found.shape
-        return denoiser.eval()
+        return Opened(OWN, denoiser.eval())
     if diffusers.looks_like(folder):
         refuse_flags(flags, {}, "diffusers folders")
-        return diffusers.denoiser(folder).eval()
+        return Opened("diffusers", diffusers.denoiser(folder).eval())
     weights = [p for pattern in WEIGHTS for p in sorted(folder.glob(pattern))]
     if not weights:
         raise UsageError(f"there are no weights in {folder}: a file of {', '.join(WEIGHTS)} is expected, or a folder with checkpoints/")
-    if len({p.stem for p in weights}) > 1:
+    if len({p.stem.removeprefix("pytorch_") for p in weights}) > 1:  # model.safetensors is pytorch_model.bin once more
         raise UsageError(f"there are several files of weights in {folder}: give one of {', '.join(str(p) for p in weights[:10])}")
     return of_file(weights[0], flags)
 
 
-def of_file(path: Path, flags: dict[str, Any]) -> Denoiser:
+def of_file(path: Path, flags: dict[str, Any]) -> Opened:
     """The denoiser in a file."""
     contents = files.read(path)
     found = next((f for f in FORMATS if f.looks_like(contents)), None)
@@ -91,9 +112,20 @@ def of_file(path: Path, flags: dict[str, Any]) -> Denoiser:
     known = {k: p for k, p in inspect.signature(found.denoiser).parameters.items() if p.kind is p.KEYWORD_ONLY}
     beside = path.parent / "config.json"
     if "config" in known and "config" not in flags and beside.is_file():
-        flags = flags | {"config": json.loads(beside.read_text())}
+        flags = flags | {"config": config(beside)}
     refuse_flags(flags, known, f"{found.name} checkpoints")
-    return found.denoiser(contents, str(path), **flags).eval()
+    return Opened(found.name, found.denoiser(contents, str(path), **flags).eval())
+
+
+def config(path: Path) -> dict[str, Any]:
+    """The `config.json` beside weights."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}): fetch it again") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no JSON object: fetch it again")
+    return found
 
 
 def refuse_flags(flags: dict[str, Any], known: dict[str, Any], name: str) -> None:

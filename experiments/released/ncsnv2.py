@@ -35,7 +35,7 @@ def looks_like(state: Any) -> bool:
     return all(name in model for name in TOLD_BY)
 
 
-def denoiser(state: Any, source: str, *, size: int = 32) -> Learned:
+def denoiser(state: Any, source: str, *, image_size: int = 32) -> Learned:
     """The denoiser of a released network, of square images in [0, 1].
 
     Width, channels, number of stages and their depth follow from the tensors' shapes, the schedule from the buffer `sigmas`: index i of
@@ -45,14 +45,14 @@ def denoiser(state: Any, source: str, *, size: int = 32) -> Learned:
         state: `[model, optimizer, epoch, step, ema]`, of which the averaged weights are taken where they are there, or a state dict, with
             or without "module." before its names.
         source: the file, for errors.
-        size: height and width of the images, which a file does not say: 32 for CIFAR-10, 64 for CelebA, 128 for LSUN, 256 for FFHQ.
+        image_size: height and width of the images, which a file does not say: 32 for CIFAR-10, 64 for CelebA, 128 for LSUN, 256 for FFHQ.
 
     Raises:
         UsageError: for another network's file, tensors that are missing or surplus, shapes that do not fit, and noise levels that do not
             decrease.
     """
-    if size < 1:
-        raise UsageError(f"size={size}: give the height and width of the images in pixels, such as 32")
+    if image_size < 1:
+        raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
     model, average = parts(state)
     if not looks_like(state):
         raise UsageError(f"{source} does not hold an NCSNv2: its names are {listed(sorted(map(str, model))) or 'none'}")
@@ -63,7 +63,7 @@ def denoiser(state: Any, source: str, *, size: int = 32) -> Learned:
         raise UsageError(f"{source}: NCSNv2 has the stages res1 to res4, or res5, or these and res31, not {listed(list(stages))}")
     width, channels = tensor(weights, "begin_conv.weight", 4, source).shape[:2]
     network = RefineNet(
-        (channels, size, size),
+        (channels, image_size, image_size),
         width,
         multipliers=[max(len(tensor(weights, f"res{s}.1.conv1.weight", 4, source)) // max(width, 1), 1) for s in stages],
         dilations=(1,) * (len(stages) - len(DILATED)) + DILATED,

@@ -95,8 +95,8 @@ def image_set(
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
     levels = LEVELS.get(name, 256)
     k = pixels if levels == 256 else torch.round(pixels.float() * (levels - 1) / 255).to(torch.uint8)
-    label = torch.tensor(rows["label"][:]) if "label" in rows.column_names else None
-    return ImageSet(k.contiguous(), label, Scale(levels, low, high))
+    labels = rows["label"][:] if "label" in rows.column_names else [None]  # None too where a folder has splits and no classes
+    return ImageSet(k.contiguous(), None if None in labels else torch.tensor(labels), Scale(levels, low, high))
 
 
 def images(

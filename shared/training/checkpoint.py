@@ -42,17 +42,20 @@ def save(
     *,
     objective: Objective,
     average: Objective,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     step: int,
     config: Any,
     experiment: Any = None,
     batches: Any = None,
     keep: int = 2,
 ) -> Path:
-    """Writes `folder/checkpoints/STEP` in one rename, so an interrupted save leaves the ones before it as they were."""
+    """Writes `folder/checkpoints/STEP` in one rename, so an interrupted save leaves the ones before it as they were.
+
+    What was not trained here has no `optimizer` and no `config`, None; a run that goes on from it starts with a fresh one.
+    """
     tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
+    for index, slots in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
     description = {
         "format": FORMAT,

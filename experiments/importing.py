@@ -1,0 +1,132 @@
+"""Released checkpoints into this package's own format, and out of it: what `unnoise import` and `unnoise export` do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..shared.errors import UsageError
+from ..shared.scale import Scale
+from ..shared.training.checkpoint import save
+from ..shared.training.folder import writable
+from . import released
+from .imported import imported, kind_of, named, objective
+from .released.loading import OWN, Opened, opened
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What formats do not say; None where the file, its name or its `config.json` tells."""
+
+    image_size: int | None = None
+    """Height and width of the images."""
+    num_heads: int | None = None
+    """improved-diffusion, guided-diffusion: attention heads."""
+    num_head_channels: int | None = None
+    """improved-diffusion, guided-diffusion, EDM's ADM: channels of each attention head, in place of their number."""
+    use_new_attention_order: bool | None = None
+    """improved-diffusion, guided-diffusion: whether q, k, v are split before the heads."""
+    noise_schedule: str | None = None
+    """improved-diffusion, guided-diffusion: linear or cosine."""
+    diffusion_steps: int | None = None
+    """improved-diffusion, guided-diffusion: steps of training, such as 1000."""
+    rescale_timesteps: bool | None = None
+    """improved-diffusion, guided-diffusion: whether the network is fed t 1000 / diffusion_steps."""
+    sde: str | None = None
+    """score_sde: vp, subvp or ve."""
+    continuous: bool | None = None
+    """score_sde: whether it was trained in continuous time."""
+    fir: bool | None = None
+    """score_sde: whether sizes change by the filter (1, 3, 3, 1)."""
+    precond: str | None = None
+    """EDM: the preconditioner, edm, vp, ve or iddpm."""
+    length: int | None = None
+    """MDLM, SEDD: tokens in a sequence."""
+    time_conditioning: bool | None = None
+    """MDLM: whether the network is told the noise."""
+    uniform: bool | None = None
+    """SEDD: whether tokens are resampled and not masked."""
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+
+class Held(NamedTuple):
+    """The data's scale and shape, as a checkpoint takes them from batches."""
+
+    scale: Scale
+    shape: tuple[int, ...]
+
+
+class Brought(NamedTuple):
+    """What was imported: what it is, in words by their names, and what to do with it (`Kind.usage`)."""
+
+    about: dict[str, str]
+    usage: str
+
+
+def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokenizer: Path | None = None) -> Brought:
+    """Writes a released checkpoint to `out` in this package's own format, and says what it found.
+
+    Raw and averaged weights are both the file's averaged ones, at step 0.
+
+    Args:
+        source: the file, folder or name on the Hub.
+        out: the run's folder, without a checkpoint in it.
+        flags: what the format does not say.
+        data: what to measure it on by default; see `Data.name` and `Text.name`.
+        tokenizer: `tokenizer.json`, for text.
+
+    Raises:
+        UsageError: for a folder that holds a checkpoint, or a file that cannot be read.
+    """
+    refuse_held(out)
+    read = opened(source, flags.given())
+    if read.format == OWN:
+        raise UsageError(f"{source} is a checkpoint of this package already: `unnoise sample` and `unnoise evaluate` take it as it is")
+    denoiser, experiment = read.denoiser, imported(read.denoiser, str(source))
+    experiment = experiment if data is None else experiment.on(data)
+    if tokenizer is not None:
+        if not hasattr(experiment, "text"):
+            raise UsageError(f"--tokenizer {tokenizer}: {source} is a network of images, leave it out")
+        experiment = replace(experiment, text=replace(experiment.text, tokenizer=str(tokenizer))).settled()
+    held, both = Held(denoiser.scale, tuple(denoiser.shape)), objective(denoiser)
+    save(writable(out), objective=both, average=both, optimizer=None, step=0, config=None, experiment=experiment, batches=held)
+    return Brought(about(read), kind_of(denoiser).usage)
+
+
+def refuse_held(out: Path) -> None:
+    """Refuses a folder that holds a checkpoint."""
+    if (out / "checkpoint.json").exists() or any((out / "checkpoints").glob("*")):
+        raise UsageError(f"{out} holds a checkpoint already, which is not overwritten: choose another folder")
+
+
+def about(read: Opened) -> dict[str, str]:
+    """What was found in a file, in words."""
+    denoiser, kind = read.denoiser, kind_of(read.denoiser)
+    network, scale = denoiser.network, denoiser.scale
+    inner = getattr(network, "inner", None)
+    name = type(network).__name__ + ("" if inner is None else f" of {type(inner).__name__}")
+    return {
+        "format": read.format,
+        "network": f"{name}, {sum(p.numel() for p in network.parameters()):,} parameters",
+        "schedule": kind.process(denoiser),
+        "prediction": kind.output(denoiser),
+        "label": named(denoiser.label),
+        "range": f"{scale.levels} levels" + ("" if len(denoiser.shape) == 1 else f" in [{scale.low:g}, {scale.high:g}]"),
+        "size": "x".join(map(str, denoiser.shape)),
+        "conditions": ", ".join(denoiser.conditions or ()) or "none",
+    }
+
+
+def send(source: str, out: Path, flags: Flags) -> Path:
+    """Writes a run, or a released file, as a diffusers folder.
+
+    Raises:
+        UsageError: for a folder that is not empty, or for what diffusers cannot express.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty, and nothing is overwritten: choose another folder")
+    return released.export(released.load(source, **flags.given()), out)

@@ -1,0 +1,251 @@
+"""What a user does with released checkpoints: import, sample, evaluate, train on, export."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import peer_state
+from PIL import Image
+from released_helpers import refused
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from unnoise.continuous import (
+    Clipped,
+    Hybrid,
+    Learned,
+    PlainError,
+    Simple,
+    Tabulated,
+    VariationalBound,
+    cosine_betas,
+    linear_betas,
+    velocity,
+    zero_terminal,
+)
+from unnoise.discrete import Absorbing, Categorical, ContinuousBound, LogLinear, Uniform
+from unnoise.experiments import load, released
+from unnoise.experiments.cli import main
+from unnoise.experiments.imported import Chains, Flows, imported, objective
+from unnoise.experiments.importing import Flags, bring
+from unnoise.experiments.recipes import RECIPES
+from unnoise.sde import EDM, EDMLoss, ScoreMatching, Straight, SubVP
+from unnoise.shared.errors import UsageError
+from unnoise.shared.guidance import Recognition
+from unnoise.shared.labels import step_index
+from unnoise.shared.networks import DiT, UNet
+from unnoise.shared.networks.style import DDPM
+from unnoise.shared.scale import Scale
+from unnoise.shared.training import Trainer, Training
+
+FLAGS = (
+    "--image-size=16",
+    "--num-head-channels=16",
+    "--use-new-attention-order=False",
+    "--noise-schedule=linear",
+    "--diffusion-steps=1000",
+    "--rescale-timesteps=False",
+)
+
+
+def mdlm(folder):
+    torch.save({"state_dict": peer_state("mdlm_dit")}, folder / "mdlm.ckpt")
+    return folder / "mdlm.ckpt"
+
+
+def classifier(folder):
+    torch.save(peer_state("guided_diffusion_classifier"), folder / "classifier.pt")
+    return folder / "classifier.pt"
+
+
+def unet(shape=(3, 8, 8), **more):
+    torch.manual_seed(0)
+    network = UNet(shape, 32, (1,), 1, (), style=DDPM, **more)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    return network
+
+
+def known(denoiser, scale, shape):
+    denoiser.scale, denoiser.shape = scale, shape
+    return denoiser.eval()
+
+
+def test_objectives_and_samplers_are_those_of_the_process():
+    betas, shape = cosine_betas(10), (3, 8, 8)
+    network = unet()
+    for denoiser, loss, family, steps in (
+        (Learned(network, Tabulated(betas)), Simple, Chains(), 10),
+        (Learned(network, Tabulated(linear_betas(1000))), Simple, Chains(), 50),
+        (Learned(network, Tabulated(zero_terminal(betas)), velocity), Simple, Chains(), 10),
+        (Learned(unet(outputs=2), Tabulated(betas)), Hybrid, Chains(), 10),
+        (Learned(network, SubVP()), ScoreMatching, Flows(), 18),
+        (Learned(network, EDM(), sigma_data=0.5), EDMLoss, Flows(), 18),
+    ):
+        made = imported(known(denoiser, Scale(), shape))
+        assert type(objective(denoiser)) is loss
+        assert (made.family, made.sampling_steps, made.classes, made.needs) == (family, steps, None, ())
+    assert objective(known(Learned(network, Tabulated(zero_terminal(betas)), velocity), Scale(), shape)).weight == PlainError(velocity)
+    assert imported(known(Learned(network, SubVP()), Scale(), (3, 64, 64))).sampling_steps == 40
+    for transition in (Absorbing(5, LogLinear()), Uniform(6, LogLinear())):
+        text = known(Categorical(DiT(6, 4, 8, 1, 2, outputs=transition.levels), transition), Scale(transition.levels), (4,))
+        assert type(objective(text)) is ContinuousBound
+        assert (imported(text).vocabulary, imported(text).text.length) == (transition.levels, 4)
+    with pytest.raises(UsageError, match="Learned on Straight is of no kind that is imported"):
+        imported(known(Learned(network, Straight(end=0.999)), Scale(), shape))
+    classified = imported(known(Learned(unet(classes=3, null_label=False), SubVP()), Scale(), shape))
+    assert classified.conditions(torch.arange(5))["label"].tolist() == [0, 1, 2, 0, 1]
+    assert classified.on("folder").data.classes == 3
+    upsampler = imported(known(Learned(unet(image=3), SubVP()), Scale(), shape))
+    refused(lambda: upsampler.conditions(torch.arange(2)), "needs image too")
+
+
+def test_an_imported_run_goes_on(tmp_path):
+    """Training goes on from the imported weights with a fresh optimiser, and its checkpoint is one like any other."""
+    bring(str(mdlm(tmp_path)), tmp_path / "run", Flags(length=24))
+    checkpoint = load(tmp_path / "run")
+    assert all(map(torch.equal, checkpoint.objective.parameters(), checkpoint.average.parameters()))
+    before = [p.clone() for p in checkpoint.objective.parameters()]
+    trainer = Trainer(checkpoint.objective, Training(steps=1, warmup=0, learning_rate=1e-3), folder=tmp_path / "run")
+    trainer.fit([{"x0": torch.arange(24)[None] % 17}] * 2, resume=True)
+    assert load(tmp_path / "run").step == 1
+    assert any(not torch.equal(a, b) for a, b in zip(before, load(tmp_path / "run").objective.parameters(), strict=True))
+
+
+def run(capsys, *arguments):
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A diffusers folder that samples in no time, of a network with three classes."""
+    betas = cosine_betas(10)
+    return released.export(Learned(unet(classes=3, null_label=False), Tabulated(betas), label=step_index), tmp_path / "tiny")
+
+
+def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
+    out = tmp_path / "run"
+    status, said, err = run(capsys, "import", tiny, out)
+    assert status == 0, err
+    for line in (
+        "format       diffusers",
+        "network      UNet, ",
+        "schedule     Tabulated of 10 steps, sigma / alpha from 0.1",
+        "prediction   noise",
+        "label        step_index",
+        "range        256 levels in [-1, 1]",
+        "size         3x8x8",
+        "conditions   label",
+        f"next: unnoise sample {out}    unnoise evaluate {out} --data NAME",
+    ):
+        assert line in said
+    status, said, err = run(capsys, "sample", out, "--count", 4, "--out", tmp_path / "a.png")
+    assert status == 0, err
+    assert "4 samples in 10 network evaluations" in said
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "RGB"
+        assert min(picture.size) >= 16
+    denoiser = released.load(out)
+
+    status, said, err = run(capsys, "export", out, tmp_path / "out")
+    assert status == 0, err
+    x, label = torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
+    again = released.load(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(again(x, torch.tensor(0.5), label=label), denoiser(x, torch.tensor(0.5), label=label))
+
+    for arguments, words in (
+        (("import", tiny, out), "holds a checkpoint already"),
+        (("import", out, tmp_path / "other"), "is a checkpoint of this package already"),
+        (("export", out, tmp_path / "out"), "is not empty"),
+        (("import", tiny, tmp_path / "b", "--sde", "vp"), "do not take sde"),
+        (("import", tiny, tmp_path / "b", "--fir", "perhaps"), "--fir"),
+        (("import", tiny, tmp_path / "b", "--tokenizer", "t.json"), "is a network of images"),
+        (("import", tmp_path / "none", tmp_path / "b"), "there is no file"),
+        (("evaluate", out), "comes without data: give --data NAME"),
+        (("evaluate", out, "--data", "digits"), "shape (1, 8, 8) and 17 levels, those of this network (3, 8, 8) and 256"),
+    ):
+        status, _, err = run(capsys, *arguments)
+        assert (status, err.count("\n"), words in err) == (2, 1, True), err
+    assert not (tmp_path / "b").exists()
+
+
+def test_evaluation(capsys, tmp_path):
+    """Bits/dim on held-out images of the network's kind, which are those of its bound."""
+    generator, out = torch.Generator().manual_seed(0), tmp_path / "run"
+    for split in ("train", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for n in range(2):
+            pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "images" / split / f"{n}.png")
+    model = Learned(unet(), Tabulated(cosine_betas(10)), label=step_index)
+    assert run(capsys, "import", released.export(model, tmp_path / "tiny"), out, "--data", tmp_path / "images")[0] == 0
+    status, said, err = run(capsys, "evaluate", out, "--seed", 3)
+    assert status == 0, err
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["kind"] == "upper bound"
+    experiment = load(out).experiment
+    images = experiment.load("test")
+    bound = VariationalBound(Clipped(released.load(out)), Scale())
+    code = bound(Scale().continuous(images.k), generator=torch.Generator().manual_seed(3))
+    assert abs(found["bits_per_dim"] - float(code.bits_per_dim(192).mean())) < 1e-9
+
+
+def test_classifiers_and_text(capsys, tmp_path):
+    status, said, err = run(capsys, "import", classifier(tmp_path), tmp_path / "classifier", *FLAGS)
+    assert status == 0, err
+    assert "prediction   log p(label)" in said
+    assert "ClassifierGuided(denoiser, released.load(" in said
+    assert type(load(tmp_path / "classifier").objective) is Recognition
+    assert "a classifier of noisy images, which has no samples" in run(capsys, "sample", tmp_path / "classifier")[2]
+    assert "cannot be written for diffusers" in run(capsys, "export", tmp_path / "classifier", tmp_path / "d")[2]
+
+    status, said, err = run(capsys, "import", mdlm(tmp_path), tmp_path / "text", "--length", 24)
+    assert status == 0, err
+    assert "Absorbing of 18 states" in said
+    assert "range        17 levels\n" in said
+    status, said, err = run(capsys, "sample", tmp_path / "text", "--count", 3, "--steps", 4, "--out", tmp_path / "ids.txt")
+    assert status == 0, err
+    assert "token ids, a line for each sample" in said
+    ids = [[int(i) for i in line.split()] for line in Path(tmp_path / "ids.txt").read_text().splitlines()]
+    assert [len(row) for row in ids] == [24, 24, 24]
+    assert all(0 <= i < 17 for row in ids for i in row)
+    assert "needs a name and the tokenizer" in run(capsys, "evaluate", tmp_path / "text", "--data", "shakespeare")[2]
+
+
+def test_text_with_a_tokenizer(capsys, tmp_path):
+    """Seventeen words: samples are written as words, and text is coded token by token."""
+    words = {"</s>": 0} | {f"w{n}": n for n in range(1, 17)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("".join(f"w{n % 16 + 1} w{n % 7 + 1} w3\n" for n in range(400)))
+    out, path = tmp_path / "run", mdlm(tmp_path)
+    status, _, err = run(capsys, "import", path, out, "--length", 24, "--tokenizer", tmp_path / "tokenizer.json")
+    assert status == 0, err
+    (tmp_path / "tokenizer.json").unlink()  # the run keeps it
+    status, said, err = run(capsys, "sample", out, "--count", 2, "--steps", 4, "--out", tmp_path / "words.txt")
+    assert status == 0, err
+    text = (tmp_path / "words.txt").read_text()
+    assert {*text.split()} <= {*words}
+    assert "w" in text
+    assert "text for this model needs a name" in run(capsys, "evaluate", out)[2]
+    status, _, err = run(capsys, "evaluate", out, "--data", tmp_path / "text.txt", "--steps", 4)
+    assert status == 0, err
+    found = json.loads((out / "evaluation.json").read_text())
+    assert math.log2(17) - 1 < found["bits_per_token"] < 60
+    other = replace(load(out).experiment, vocabulary=18).on(str(tmp_path / "text.txt"))
+    refused(lambda: other.load("test"), "the tokenizer has 17 tokens, and the model 18")
+
+
+def test_a_recipe_has_data_of_its_own():
+    refused(lambda: RECIPES["ddpm-smoke"]().on("digits"), "--data digits: this run is measured on the data of its recipe")
