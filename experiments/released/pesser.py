@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...continuous import Learned, Tabulated, linear_betas
+from ...shared.errors import UsageError
 from ...shared.labels import step_index
 from ...shared.networks import UNet
 from ...shared.networks.style import DDPM
@@ -16,7 +17,8 @@ from .unets import Layer, block_names, layers, separate
 from .weights import Made, Names, count, fill, renamed, stripped
 
 STEPS = 1000
-ATTENTION = 16  # pixels, in all releases
+RELEASED = {(1, 2, 2, 2): 32, (1, 2, 2, 2, 4): 64, (1, 1, 2, 2, 4, 4): 256}
+"""Pixels across, by the multipliers: CIFAR-10, CelebA, LSUN and CelebA-HQ."""
 BLOCK = {"norm1": "norm1", "conv1": "conv1", "modulation": "temb_proj", "norm2": "norm2", "conv2": "conv2", "skip": "nin_shortcut"}
 ENDS = {"time.mlp.0": "temb.dense.0", "time.mlp.2": "temb.dense.1", "stem": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
 
@@ -27,19 +29,24 @@ def looks_like(contents: Any) -> bool:
 
 
 def denoiser(contents: Any, source: str, *, image_size: int | None = None) -> Learned:
-    """The DDPM on 1000 linear steps, with the averaged weights where the file has them.
+    """The DDPM on 1000 linear steps, with the averaged weights where the file has them (the last entry of the list).
 
     Args:
         contents: a state dict, or `[model, optimizer, epoch, step, ema]`.
         source: the file, for errors.
-        image_size: pixels; by default that at which attention lies at 16 pixels.
+        image_size: pixels across; None for those of the released networks, which their sizes tell.
+
+    Raises:
+        UsageError: for weights that do not fit, and without a size for a network that is none of the released ones.
     """
     state = _parts(contents)[-1]
     width, channels = state["conv_in.weight"].shape[:2]
     levels, blocks = count(state, "down.{}.block.0.norm1.weight"), count(state, "down.0.block.{}.norm1.weight")
     wide = [len(state[f"down.{n}.block.0.conv1.bias"]) for n in range(levels)]
     attention = tuple(2**n for n in range(levels) if f"down.{n}.attn.0.norm.weight" in state)
-    size = image_size or ATTENTION * max(attention, default=2)
+    size = image_size or (RELEASED.get(tuple(w // width for w in wide)) if width == 128 and blocks == 2 else None)
+    if size is None:
+        raise UsageError(f"{source}: the weights do not tell the size of the images: give it, such as image_size=32")
     network = UNet((channels, size, size), width, [w / width for w in wide], blocks, attention, dropout=0.1, style=DDPM)
     fill(network, names(network), state, source)
     learned = Learned(network, Tabulated(linear_betas(STEPS)), label=step_index)

@@ -35,7 +35,11 @@ PREFIX, LIST = "module.", "all_modules."
 BUFFERS = ("sigmas", "all_modules.0.W")
 """What is in a state dict and no parameter: noise levels, and the Fourier features' frequencies."""
 SDES = ("vp", "subvp", "ve")
-NETWORKS = {"ddpm", "ddpmpp", "ncsnpp"}
+SIZES = {"cifar10": 32, "celeba": 64, "church": 256, "bedroom": 256, "celebahq_256": 256, "ffhq_256": 256, "ffhq_1024": 1024}
+RELEASED = re.compile(
+    rf"(^|/)(?P<sde>{'|'.join(SDES)})/(?P<data>{'|'.join(SIZES)})_(ddpm|ddpmpp|ncsnpp)(_deep)?(?P<continuous>_continuous)?/[^/]*$"
+)
+"""The paths of released files, such as vp/cifar10_ddpmpp_continuous/checkpoint_8.pth: the one place that names process and data."""
 BLOCK = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "modulation": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
 STEPS = 1000
 ADVICE = 'load it with sde="vp", "subvp" or "ve", and continuous=True or False, such as released.load(path, sde="vp", continuous=True)'
@@ -67,8 +71,7 @@ def denoiser(
         source: the file.
         sde: "vp", "subvp" or "ve"; None for what the path or the network says.
         continuous: whether it was trained in continuous time; None for what the path or the network says.
-        image_size: height and width of the images, which a file does not say; None for what the path says, or 32, and 256 for networks
-            that join the image itself at every resolution.
+        image_size: height and width of the images, which the weights do not say; None for what the path of a released file says.
         fir: whether sizes change by the filter (1, 3, 3, 1) or by means; None for what all released networks do, which is to use it exactly
             where the image accompanies the way down.
 
@@ -88,7 +91,7 @@ def denoiser(
     state = model if ema is None else model | averages(model, ema, source)
     read = structure(state, source, fir)
     process = settled(sde, continuous, read.fourier, source)
-    pixels = image_size or size_of(source) or (256 if read.style.leaves is not None else 32)
+    pixels = image_size or size_of(source)
     network = UNet((read.channels, pixels, pixels), read.width, read.multipliers, read.blocks, read.attention, style=read.style)
     fill(network, names(network, read.fourier), state, source, ignored=("sigmas",))
     made = placed(network, process, state.get("sigmas"), read.fourier, source)
@@ -212,10 +215,10 @@ def style_of(kinds: list[str], modules: list[dict[str, Tensor]], enters: str | N
 
 
 def settled(sde: str | None, continuous: bool | None, fourier: bool, source: str) -> tuple[str, bool]:
-    """The process, and whether its time is continuous: as given, as the network says, or as the path says, in this order."""
-    words = [re.split(r"[^a-z0-9]+", part) for part in last(source)]
+    """The process, and whether its time is continuous: as given, as the network says, or as the released path says, in this order."""
+    released = RELEASED.search(PurePath(source).as_posix().lower())
     if sde is None:
-        sde = "ve" if fourier else next((word for part in words for word in part if word in SDES), None)
+        sde = "ve" if fourier else released and released["sde"]
     if sde not in SDES:
         raise UsageError(f"{source}: {'the file does not tell its process' if sde is None else f'sde={sde!r} is not known'}: {ADVICE}")
     if (sde == "ve") < fourier or (sde == "ve" and continuous not in (None, fourier)):
@@ -223,25 +226,23 @@ def settled(sde: str | None, continuous: bool | None, fourier: bool, source: str
         raise UsageError(f"{source}: sde={sde!r} and continuous={continuous}, but the network has {says}: leave both out, or correct them")
     if sde != "vp":
         return sde, sde == "subvp" or fourier
-    if continuous is None and any(NETWORKS.intersection(part) for part in words):
-        continuous = any("continuous" in part for part in words)
+    if continuous is None and released is not None:
+        continuous = released["continuous"] is not None
     if continuous is None:
         raise UsageError(f"{source}: the file does not tell whether its time is continuous: {ADVICE}")
     return sde, continuous
 
 
-def size_of(source: str) -> int | None:
-    """Pixels across, where the path says so: ffhq_1024_..., celebahq_256_..., or the names of the LSUN sets."""
-    for words in (re.split(r"[^a-z0-9]+", part) for part in last(source)):
-        if NETWORKS.intersection(words):
-            said = next((int(word) for word in words if word in ("64", "128", "256", "512", "1024")), None)
-            return said or (256 if {"church", "bedroom"}.intersection(words) else None)
-    return None
+def size_of(source: str) -> int:
+    """Pixels across of a released network, by its path.
 
-
-def last(source: str) -> list[str]:
-    """The last parts of a path, from its end, in lower case."""
-    return [part.lower() for part in reversed(PurePath(source).parts[-4:])]
+    Raises:
+        UsageError: for another path.
+    """
+    released = RELEASED.search(PurePath(source).as_posix().lower())
+    if released is None:
+        raise UsageError(f"{source}: the weights do not tell the size of the images: give it, such as image_size=32")
+    return SIZES[released["data"]]
 
 
 def placed(network: UNet, process: tuple[str, bool], sigmas: Tensor | None, fourier: bool, source: str) -> Learned:
