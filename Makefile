@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow lint bench bench-discrete bench-sde results docs clean
+.PHONY: demo test slow lint bench bench-discrete bench-sde bench-networks results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -47,6 +47,9 @@ bench-discrete: $(VENV)/.ready-dev
 bench-sde: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.sde
 
+bench-networks: $(VENV)/.ready-parity
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.networks
+
 docs: $(VENV)/.ready-docs
 	$(BIN)/pdoc --math -d google -o docs/api unnoise.continuous unnoise.discrete unnoise.sde unnoise.shared unnoise.experiments
 	@echo "open docs/api/index.html"
@@ -65,6 +68,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.ready-parity: $(VENV)/.ready
+	$(PIP) install -c constraints.txt -e ".[parity]"
 	touch $@
 
 $(VENV)/.ready-docs: $(VENV)/.ready

@@ -18,7 +18,7 @@ from ..shared.data import Batches, ImageSet, image_set
 from ..shared.denoiser import Denoiser
 from ..shared.dequantisation import Dequantiser, Uniform
 from ..shared.describe import described, formerly
-from ..shared.labels import Label, log_noise_level, thousandths
+from ..shared.labels import Label
 from ..shared.networks import UNet
 from ..shared.networks import style as styles
 from ..shared.progress import Progress, silent
@@ -85,7 +85,7 @@ class Network:
     @property
     def label(self) -> Label:
         """What it is fed for a time: 1000 t, or log sigma where that enters by Fourier features, which are made for its range."""
-        return log_noise_level if isinstance(STYLES[self.style].time, styles.Fourier) else thousandths
+        return STYLES[self.style].time.label
 
 
 STYLES = {

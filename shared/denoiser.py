@@ -14,7 +14,6 @@ from .describe import described
 from .errors import UsageError
 from .labels import Label, thousandths
 from .prediction import Prediction, noise
-from .scale import Scale
 from .tensors import at_least_float32, exact, like
 
 
@@ -24,14 +23,10 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         corruption: the process that made x_t.
         conditions: names of the conditions that it takes; None where its network does not say.
-        scale: levels and range of the data that it was trained on, where its checkpoint says.
-        shape: shape of one example, where its checkpoint says.
     """
 
     corruption: Corruption
     conditions: tuple[str, ...] | None = None
-    scale: Scale | None = None
-    shape: tuple[int, ...] | None = None
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:

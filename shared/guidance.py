@@ -68,6 +68,8 @@ class ClassifierFree(GaussianDenoiser):
         asked = [n for n in networks if condition in getattr(n, "conditions", (condition,))]  # a classifier's takes none
         if null is None and not all(hasattr(network, "null") for network in asked):
             raise UsageError(NO_NULL.format(condition=condition))
+        for network in asked if null is None else ():
+            network.null(condition)  # refuses where nothing stands for none
         if not (null is None or isinstance(null, int | Tensor)):
             raise UsageError(f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training")
         if not 0 <= low < high <= 1 or not 0 <= rescale <= 1:
@@ -208,6 +210,10 @@ class ClassifierGuided(GaussianDenoiser):
 
     def __init__(self, denoiser: GaussianDenoiser, classifier: NoisyClassifier, scale: float = 1.0) -> None:
         super().__init__()
+        if not isinstance(denoiser, GaussianDenoiser):
+            raise UsageError(
+                f"{type(denoiser).__name__} is no Gaussian denoiser: give ClassifierGuided(denoiser, classifier), in this order"
+            )
         refuse_zero_snr(denoiser.corruption)
         self.denoiser, self.classifier, self.scale = denoiser, classifier.on(denoiser.corruption), scale
         self.gradient = ClassifierGradient(self.classifier, scale)

@@ -20,7 +20,7 @@ from unnoise.shared.labels import noise_level
 from unnoise.shared.networks import MLP, UNet
 from unnoise.shared.objective import Loss, Objective, Stratified, independent
 from unnoise.shared.scale import Scale
-from unnoise.shared.training import Trainer, Training
+from unnoise.shared.training import Trainer, Training, precision
 from unnoise.shared.training.folder import read_metrics
 from unnoise.shared.training.optim import clip_gradients, learning_rate, update_average
 
@@ -243,3 +243,16 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
         del stored["objective"]["arguments"]["denoiser"]["arguments"]["sigma_data"]
         file.write_text(json.dumps(stored))
     Trainer(objective(), CONFIG, folder=tmp_path).fit(batches(), resume=True)
+
+
+def test_automatic_precision_is_that_of_the_device(tmp_path, monkeypatch):
+    """`bfloat16=None`: half precision where the processor says that it multiplies such numbers, float32 elsewhere."""
+    cpu = torch.device("cpu")
+    for flags, native in (("fpu avx2 avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2 avx512f", False)):
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+        assert precision.uses_bfloat16(None, cpu) is native
+        assert precision.uses_bfloat16(True, cpu)
+        assert not precision.uses_bfloat16(False, cpu)
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "none")
+    assert not precision.uses_bfloat16(None, cpu)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..describe import described
 from ..errors import UsageError
@@ -33,7 +36,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 @described
 @dataclass(frozen=True)
 class Groups:
-    """Group normalisation in at most `most` groups of at least `least` channels each, as many as divide the channels.
+    """Group normalisation of C channels in `gcd(min(most, C // least), C)` groups, and one where that is none.
 
     Attributes:
         most: 32 everywhere.
@@ -144,16 +147,34 @@ class SelfAttention(nn.Module):
         self.context = None if context is None else nn.Linear(context, 2 * channels)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        batch, channels, *size = x.shape
-        h = self.norm(x).flatten(2)  # (B, C, N)
-        q, k, v = self.qkv(h).view(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
+        # Channels last, and linear in place of convolutions one wide: fused attention takes no other layout.
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        q, k, v = pointwise(self.qkv, h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, C / heads)
         if context is not None:
             if self.context is None:
                 raise UsageError("a context was given to attention without one: build it with context=..., or leave the context out")
             further = self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (2, B, heads, length, C / heads)
             k, v = torch.cat([further[0], k], dim=2), torch.cat([further[1], v], dim=2)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, channels, -1)
-        return added(x, self.out(h).view(batch, channels, *size), self.gain)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return added(x, pointwise(self.out, h).transpose(1, 2).unflatten(2, x.shape[2:]), self.gain)
+
+
+def pointwise(convolution: nn.Module, h: Tensor) -> Tensor:
+    """A one-wide convolution of `(B, N, C)`, whose channels are last."""
+    return F.linear(h, convolution.weight.squeeze(-1), convolution.bias)
+
+
+def differentiable_twice(*inputs: Tensor | None) -> AbstractContextManager[None]:
+    """Within it attention has second and forward-mode derivatives, where an input of the network is differentiated at all.
+
+    Fused attention has first derivatives alone, which is all that a training step on data takes. A gradient in the signal or in the time is
+    a score, an energy's slope or a guidance, which training, a likelihood or another gradient may differentiate again. Second derivatives
+    in the parameters alone are not provided for: wrap what needs them in `sdpa_kernel(SDPBackend.MATH)`.
+    """
+    given = [v for v in inputs if v is not None]
+    backward = torch.is_grad_enabled() and any(v.requires_grad for v in given)
+    forward = any(forward_ad.unpack_dual(v).tangent is not None for v in given if v.is_floating_point())
+    return sdpa_kernel(SDPBackend.MATH) if backward or forward else nullcontext()
 
 
 class AttentionPool(nn.Module):
@@ -165,15 +186,16 @@ class AttentionPool(nn.Module):
     Args:
         channels: of the signal.
         heads: a divisor of the channels.
+        norm: makes the norm.
 
     Raises:
         UsageError: where the heads do not divide the channels.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, norm: Callable[[int], nn.Module] = group_norm) -> None:
         super().__init__()
         check_heads(channels, heads)
-        self.heads, self.norm = heads, group_norm(channels)
+        self.heads, self.norm = heads, norm(channels)
         self.query, self.kv, self.out = nn.Linear(channels, channels), nn.Conv1d(channels, 2 * channels, 1), nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:

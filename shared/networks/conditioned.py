@@ -116,9 +116,17 @@ class Conditioned(nn.Module, ABC):
 
 
 def check_conditions(
-    classes: int | None, outputs: int, vector: int | None, image: int, augment: int | None = None, levels: int | None = None
+    classes: int | None,
+    outputs: int,
+    vector: int | None,
+    image: int,
+    tokens: TokenEncoder | None,
+    augment: int | None,
+    levels: int | None = None,
 ) -> None:
-    """Raises `UsageError` unless every number that is given is one or more."""
+    """Raises `UsageError` unless every number that is given is one or more, and tokens have an encoder."""
+    if not (tokens is None or isinstance(tokens, nn.Module)):
+        raise UsageError(f"tokens={tokens!r}: give the encoder of a token sequence, such as TokenEncoder(vocabulary=27, length=64)")
     if outputs < 1 or image < 0 or any(n is not None and n < 1 for n in (classes, levels, vector, augment)):
         raise UsageError(
             f"classes={classes}, levels={levels}, outputs={outputs}, vector={vector}, image={image}, augment={augment}: "
@@ -128,5 +136,5 @@ def check_conditions(
 
 def check_shape(shape: Sequence[int]) -> None:
     """Raises `UsageError` unless the shape has channels and 1 to 3 sizes."""
-    if len(shape) not in (2, 3, 4):
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (1, 28, 28)")

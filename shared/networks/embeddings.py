@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..describe import described
 from ..errors import UsageError
+from ..labels import log_noise_level, thousandths
 from ..tensors import refuse_unless
 
 BUILT_WITH = {"label": "classes"}
@@ -47,6 +49,8 @@ class Sinusoidal:
 
     cosine_first: bool = False
     inclusive: bool = True
+    label = staticmethod(thousandths)
+    """What they are made for."""
 
     def build(self, width: int) -> Waves:
         """The layer of `width` features."""
@@ -66,6 +70,8 @@ class Fourier:
     """
 
     scale: float = 16.0
+    label = staticmethod(log_noise_level)
+    """What they are made for."""
 
     def build(self, width: int) -> RandomWaves:
         """The layer of `2 width` features."""
@@ -95,6 +101,13 @@ class RandomWaves(nn.Module):
         angle = label.float()[:, None] * self.frequencies.float() * (2 * math.pi)
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RandomWaves:
+        kept = self.frequencies
+        super()._apply(fn, recurse)
+        if torch.finfo(self.frequencies.dtype).bits < 32:  # phases of hundreds of turns have no digits left in half precision
+            self.frequencies = kept.to(self.frequencies.device)
+        return self
+
 
 class TimeEmbedding(nn.Module):
     """Features of the time label through a two-layer perceptron: `(B,)` to `(B, out)`; `further` `(B, features)` joins the features."""
@@ -106,7 +119,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.features, out), nn.SiLU(), nn.Linear(out, out))
 
     def forward(self, label: Tensor, further: Tensor | float = 0.0) -> Tensor:
-        return self.mlp(self.encode(label).to(self.mlp[0].weight.dtype) + further)
+        return self.mlp(self.encode(torch.atleast_1d(label)).to(self.mlp[0].weight.dtype) + further)
 
 
 class LabelEmbedding(nn.Module):
@@ -144,5 +157,7 @@ def null_of(nulls: dict[str, Tensor | None], condition: str) -> Tensor:
         UsageError: for a condition without one, such as an image to enlarge.
     """
     if (null := nulls.get(condition)) is None:
-        raise UsageError(f"nothing stands for no {condition} in this network: drop another condition")
+        raise UsageError(
+            f"nothing stands for no {condition} in this network, whose every example has one: guide it by a classifier, or drop another"
+        )
     return null

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..describe import described
 from ..errors import UsageError
-from .blocks import AttentionPool, PositionalPool, conv
+from .blocks import AttentionPool, PositionalPool, conv, differentiable_twice
 from .embeddings import TimeEmbedding
 from .stages import Stages, check_signal, check_sizes, descend, run
 from .style import PLAIN, Style
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         positional: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(shape, width, multipliers, blocks, heads)
+        check_sizes(shape, width, multipliers, blocks, heads, attention, style)
         if classes < 1:
             raise UsageError(f"classes={classes}: give the number of classes, one or more")
         self.shape, self.classes, self.width, self.multipliers, self.blocks = tuple(shape), classes, width, tuple(multipliers), blocks
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
                 nn.Identity(),
             )
         else:
-            self.pool = AttentionPool(channels[-1], heads)
+            self.pool = AttentionPool(channels[-1], style.heads(heads, channels[-1]), style.norm)
             self.head = nn.Sequential(nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], classes))
 
     @property
@@ -82,5 +82,6 @@ class Encoder(nn.Module):
         """`x`: `(B, C, *size)`; `time`: labels `(B,)`; returns logits `(B, classes)`."""
         check_signal(x, self.shape)
         embedding = self.time(time)
-        h = descend(self.down, x, self.stem(x), embedding)[-1]
-        return self.head(self.pool(run(self.middle, h, embedding)))
+        with differentiable_twice(x, time):
+            h = descend(self.down, x, self.stem(x), embedding)[-1]
+            return self.head(self.pool(run(self.middle, h, embedding)))

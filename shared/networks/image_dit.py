@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..describe import described
 from ..errors import UsageError
 from ..tensors import finest
-from .blocks import zeroed
+from .blocks import differentiable_twice, zeroed
 from .conditioned import Conditioned, check_conditions, check_shape
 from .embeddings import LabelEmbedding, Sinusoidal, TimeEmbedding, refuse_others
 from .stages import check_signal
@@ -159,7 +159,7 @@ class ImageDiT(Conditioned):
         super().__init__()
         check_shape(shape)
         check_text_sizes(heads, width, dropout, channels=shape[0], patch=patch, depth=depth, hidden=hidden)
-        check_conditions(classes, outputs, vector, image, augment)
+        check_conditions(classes, outputs, vector, image, tokens, augment)
         self.shape, self.patch, self.width, self.depth, self.heads = tuple(shape), patch, width, depth, heads
         self.hidden, self.dropout, self.classes, self.outputs = hidden, dropout, classes, outputs
         self.vector, self.image, self.tokens, self.null_label, self.augment = vector, image, tokens, null_label, augment
@@ -218,8 +218,9 @@ class ImageDiT(Conditioned):
         missing = [edge for n, m in zip(reversed(size), reversed(grid), strict=True) for edge in (0, m * self.patch - n)]
         h = self.stem(patches(F.pad(self.joined(x, image), missing), self.patch))
         h = h + positions(grid, self.width, x.device).to(h.dtype)
-        for block in self.blocks:
-            h = block(h, embedding, context)
+        with differentiable_twice(x, time, vector, image):
+            for block in self.blocks:
+                h = block(h, embedding, context)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         h = self.head(torch.addcmul(shift, self.norm(h), 1 + scale))
         return assembled(h, self.patch, grid)[(..., *(slice(n) for n in size))]

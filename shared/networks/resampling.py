@@ -60,7 +60,7 @@ MEAN, SMOOTH = FIR((1, 1)), FIR((1, 3, 3, 1))
 
 
 class Filtered(nn.Module):
-    """A constant kernel: the product of the taps in each dimension, `(1, 1, m, ..., m)`."""
+    """A constant kernel: the product of the taps in each dimension, `(1, 1, m, ..., m)`. It is in no state dict."""
 
     def __init__(self, dims: int, taps: tuple[float, ...], gain: float = 1.0) -> None:
         super().__init__()

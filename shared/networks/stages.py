@@ -64,13 +64,13 @@ class Stages:
 
     def stem(self, width: int, multipliers: Sequence[float]) -> int:
         """Channels of the first convolution."""
-        return int(width * multipliers[0]) if self.style.wide_stem else width
+        return round(width * multipliers[0]) if self.style.wide_stem else width
 
     def down(self, image: int, width: int, multipliers: Sequence[float], blocks: int) -> tuple[nn.ModuleList, list[int]]:
         """The way down of `image` channels, and the channels of each signal that `descend` returns."""
         levels, channels, enters = nn.ModuleList(), [self.stem(width, multipliers)], self.style.enters
         for depth, multiplier in enumerate(multipliers):
-            stages, wide = nn.ModuleList(), int(width * multiplier)
+            stages, wide = nn.ModuleList(), round(width * multiplier)
             for _ in range(blocks):
                 stages.append(self.stage(2**depth, channels[-1], wide))
                 channels.append(wide)
@@ -92,7 +92,7 @@ class Stages:
         """The way up to `out` channels, from the lowest resolution to the full one, and the channels that it ends with."""
         levels, current, running = nn.ModuleList(), skips[-1], out
         for depth, multiplier in reversed(list(enumerate(multipliers))):
-            stages, wide = nn.ModuleList(), int(width * multiplier)
+            stages, wide = nn.ModuleList(), round(width * multiplier)
             for i in range(blocks + 1):
                 stages.append(self.stage(2**depth, current + skips.pop(), wide, attend=i == blocks or not self.style.attend_once))
                 current = wide
@@ -144,13 +144,23 @@ def ascend(
     return running, h
 
 
-def check_sizes(shape: Sequence[int], width: int, multipliers: Sequence[float], blocks: int, heads: int) -> None:
+def check_sizes(
+    shape: Sequence[int], width: int, multipliers: Sequence[float], blocks: int, heads: int, attention: Sequence[int], style: Style
+) -> None:
     """Raises `UsageError` for what no network can be built from."""
     check_shape(shape)
-    if width < 2 or width % 2 or blocks < 1 or heads < 1 or not multipliers or min(int(width * m) for m in multipliers) < 1:
+    if not isinstance(style, Style):
+        raise UsageError(f"style={style!r}: give a Style, such as unnoise.shared.networks.style.DDPM")
+    if width < 2 or width % 2 or blocks < 1 or heads < 1 or not multipliers or min(round(width * m) for m in multipliers) < 1:
         raise UsageError(
             f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}, heads={heads}: "
             "give an even width, and one or more of everything"
+        )
+    factors = [2**n for n in range(max(len(multipliers), 2))]  # 2 is the default, of networks of one resolution too
+    if not set(attention) <= set(factors):
+        raise UsageError(
+            f"attention={tuple(attention)}: these are down-sampling factors, not pixels; {len(multipliers)} resolutions have {factors}, "
+            "and attention at 16 pixels of 32 is the factor 2"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..describe import described
 from ..errors import UsageError
 from ..tensors import refuse_unless
-from .blocks import conv, zeroed
+from .blocks import conv, differentiable_twice, zeroed
 from .conditioned import Conditioned, check_conditions
 from .embeddings import LabelEmbedding, TimeEmbedding, refuse_others
 from .stages import Stages, ascend, check_signal, check_sizes, descend, run
@@ -72,8 +72,8 @@ class UNet(Conditioned):
         null_label: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes(shape, width, multipliers, blocks, heads)
-        check_conditions(classes, outputs, vector, image, augment, levels)
+        check_sizes(shape, width, multipliers, blocks, heads, attention, style)
+        check_conditions(classes, outputs, vector, image, tokens, augment, levels)
         if logits is not None and (levels is None or logits < 1):
             raise UsageError(f"logits={logits} with levels={levels}: integer signals have logits, give levels=... too, and one or more")
         if levels is not None and (image or outputs > 1):
@@ -130,9 +130,10 @@ class UNet(Conditioned):
         told, context = self.told(len(x), vector, tokens)
         embedding = self._embedding(time, label, augment, len(x)) + told
         entering = self._entering(x, image)
-        skips = descend(self.down, entering, self.stem(entering), embedding, context)
-        h = run(self.middle, skips[-1], embedding, context)
-        running, h = ascend(self.up, h, skips, embedding, context)
+        with differentiable_twice(x, time, vector, image):
+            skips = descend(self.down, entering, self.stem(entering), embedding, context)
+            h = run(self.middle, skips[-1], embedding, context)
+            running, h = ascend(self.up, h, skips, embedding, context)
         out = self.head(h)
         if self.finish is not None:
             out = out if running is None else out + self.finish(running, tuple(out.shape[2:]))

@@ -31,8 +31,8 @@ class Training:
     """Largest norm of the whole gradient."""
     ema: float = 0.9999
     """Decay of the averaged weights; step n uses min(ema, (1 + n) / (10 + n))."""
-    bfloat16: bool = False
-    """Run the network under bfloat16 autocast; losses stay float32."""
+    bfloat16: bool | None = False
+    """Run the network under bfloat16 autocast; losses stay float32. None for where the device multiplies such numbers itself."""
     seed: int = 0
     """Seed of the noise and of the times; the data have their own."""
     device: str = "auto"

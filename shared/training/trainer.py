@@ -22,6 +22,7 @@ from .checkpoint import difference, load, newest, save
 from .config import Training
 from .folder import Metrics, writable
 from .optim import clip_gradients, learning_rate, optimizer, update_average
+from .precision import uses_bfloat16
 
 
 class Interrupted(KeyboardInterrupt):
@@ -94,7 +95,7 @@ class Trainer:
                 # Dropout and noise are functions of the step, so a resumed run draws the same.
                 torch.manual_seed(config.seed * 1_000_003 + step)
                 noise.manual_seed(config.seed * 1_000_003 + step)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(config.bfloat16, self.device)):
                     loss = objective(**batch, generator=noise)
                 loss.total.mean().backward()
                 norm = clip_gradients(self.parameters, config.clip)
