@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unnoise.shared.networks import Encoder, ImageDiT, UNet
+from unnoise.shared.networks import Encoder, ImageDiT, UNet, blocks
 
 SHAPE = (2, 4, 4)
 NETWORKS = {
@@ -93,3 +94,13 @@ def test_a_training_step_has_fused_attention(kind):
         with Names() as names:
             network(tracked, t).square().sum().backward()
         assert any("flash_attention" in name for name in names.found) == fused
+
+
+@pytest.mark.parametrize("few", [1024, 0])
+def test_attention_in_half_precision(few, monkeypatch):
+    """By its two products or fused, it is attention to the digits that bfloat16 has."""
+    monkeypatch.setattr(blocks, "FEW", few)
+    q, k, v = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found, exact = blocks.attended(q, k, v), F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=0.02, atol=0.01)

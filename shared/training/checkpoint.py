@@ -132,8 +132,8 @@ def newest(path: Path) -> Path:
     if found := numbered(path / "checkpoints"):
         return found[-1]
     near = sorted({str(p.parent.parent) for p in path.parent.glob("*/checkpoints/*") if not p.name.startswith(".")})
-    hint = f"; there are some in {', '.join(near[:4])}" if near else ": train one with `unnoise train` or `make demo`"
-    raise UsageError(f"there is no checkpoint in {path}{hint}")
+    hint = f"; there are some in {', '.join(near[:4])}" if near else ""
+    raise UsageError(f"there is no checkpoint in {path}{hint}: train one with `unnoise train`, or bring one in with `unnoise import`")
 
 
 def numbered(home: Path) -> list[Path]:
