@@ -26,6 +26,8 @@ HEADER = 100_000_000
 """The longest header that safetensors allows, in bytes."""
 DEEPEST = 100
 """Modules within modules."""
+MODULES = 100_000
+"""In a network, counted as often as they are in it: a few that are shared again and again would be without end."""
 STORAGES = {
     "UntypedStorage": torch.uint8,
     "FloatStorage": torch.float32,
@@ -83,11 +85,13 @@ def state_dict(record: Record) -> dict[str, Tensor]:
     if not isinstance(record, Record) or not isinstance(record.state.get("_modules"), dict):
         what = f"a {record.module}.{record.name}" if isinstance(record, Record) else f"a {type(record).__name__}"
         raise UsageError(f"{what} is no network, as it has no `_modules`: take the one of the file's entries that is")
-    return dict(walked(record, "", DEEPEST))
+    return dict(walked(record, "", DEEPEST, iter(range(MODULES))))
 
 
-def walked(record: Record, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """A module's parameters, its persistent buffers, and those of its modules, in this order."""
+def walked(record: Record, prefix: str, depth: int, left: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    """A module's parameters, its persistent buffers, and those of its modules, in this order; `left` has an item for each further one."""
+    if next(left, None) is None:
+        raise UsageError(f"the network has more than {MODULES:,} modules, as no released one has: get it from its authors")
     passing = record.state.get("_non_persistent_buffers_set", ())
     parts = [record.state.get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
     if not all(isinstance(p, dict) for p in parts) or not isinstance(passing, tuple) or not depth:
@@ -100,7 +104,7 @@ def walked(record: Record, prefix: str, depth: int) -> Iterator[tuple[str, Tenso
             raise UsageError(f"{prefix}{name} in the network is no tensor, but a {type(held).__name__}")
     for name, held in modules.items():
         if isinstance(held, Record):
-            yield from walked(held, f"{prefix}{name}.", depth - 1)
+            yield from walked(held, f"{prefix}{name}.", depth - 1, left)
         elif held is not None:
             raise UsageError(f"{prefix}{name} in the network is no module, but a {type(held).__name__}")
 
@@ -137,12 +141,14 @@ def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
     """The content of a file of torch before version 1.6: version, system, objects, the storages' keys, and the storages in that order."""
     version, system = parsed(stream), parsed(stream)
     if version != PROTOCOL or not system["little_endian"]:
-        raise Refused(f"has torch's version {version}, or was written on a big-endian machine; neither is read: save it as safetensors")
+        raise Refused(
+            "has another version than torch's 1001, or was written on a big-endian machine; neither is read: save it as safetensors"
+        )
     references: list[Persistent] = []
     root = parsed(stream, references)
-    kinds = {r.key[2]: r.key[1] for r in references if r.key[0] == "storage"}
+    kinds = {plain(r.key[2]): r.key[1] for r in references if r.key[0] == "storage"}
     storages: dict[Any, Tensor] = {}
-    for key in parsed(stream):
+    for key in map(plain, parsed(stream)):
         numel = int.from_bytes(stream.read(8), "little", signed=True)
         storages[key] = flat(stream.read(max(numel, 0) * kind_of(kinds[key]).itemsize), kinds[key], numel)
 
@@ -150,12 +156,19 @@ def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
         if key[0] == "module":  # a class with its source code, of which no use is made
             return Record(key[1].name, key[1].module, {})
         _, kind, name, _, numel, view = key
-        found = storages[name]
+        found = storages[plain(name)]
         if kind_of(kind) != found.dtype or numel != found.numel():
             raise ValueError(f"two sizes of the storage {name}")
         return found if view is None else strided(found, view[1], (view[2],), (1,)).clone()
 
     return Interpreter(storage, VALUES).value(root)
+
+
+def plain(key: Any) -> Any:
+    """A storage's key, which is a string or a number: to look up any other may take without end."""
+    if not isinstance(key, str | int):
+        raise ValueError("a storage's key that is none")
+    return key
 
 
 def of_zip(file: IO[bytes]) -> Any:
@@ -207,7 +220,9 @@ def kind_of(kind: Any) -> torch.dtype:
 def flat(data: bytes, kind: Any, numel: Any) -> Tensor:
     """A storage of `numel` elements as a flat tensor that owns its memory."""
     dtype = kind_of(kind)
-    if type(numel) is not int or len(data) != numel * dtype.itemsize:
+    if type(numel) is not int:
+        raise ValueError("a storage's size is no whole number")
+    if len(data) != numel * dtype.itemsize:
         raise ValueError(f"a storage has {len(data)} bytes in place of {numel} times {dtype.itemsize}")
     return torch.frombuffer(bytearray(data), dtype=dtype) if numel else torch.empty(0, dtype=dtype)
 
@@ -240,13 +255,23 @@ def untyped(
 def encoded(_: Any, text: str, codec: str) -> bytes:
     """Bytes, as pickles of protocol 2 spell them."""
     if codec not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes as {codec}")
+        raise ValueError("bytes of another encoding")
     return text.encode("latin-1")
+
+
+def device(_: Any, kind: Any, index: Any = None) -> str:
+    """`torch.device`, as its name."""
+    if not isinstance(kind, str) or not isinstance(index, int | None):
+        raise ValueError("a device that is none")
+    return kind if index is None else f"{kind}:{index}"
 
 
 def array_type(state: Any, code: str, *_: Any) -> str | None:
     """The name of an array's dtype; None for those that are not of numbers."""
-    name = f"{state[1] if state else ''}{code}".replace("|", "")
+    order = state[1] if state else ""
+    if not isinstance(order, str) or not isinstance(code, str):
+        raise ValueError("a dtype that is none")
+    name = f"{order}{code}".replace("|", "")
     return name if ARRAY.fullmatch(name) else None
 
 
@@ -274,7 +299,7 @@ VALUES: dict[str, Callable[..., Any]] = {
     "builtins.bytes": lambda _, data=b"": data if isinstance(data, bytes) else bytes([*data]),
     "builtins.bytearray": lambda _, data=b"", codec="": encoded(_, data, codec) if codec else data,
     "_codecs.encode": encoded,
-    "torch.device": lambda _, kind, index=None: kind if index is None else f"{kind}:{index}",
+    "torch.device": device,
     "torch.storage._load_from_bytes": of_bytes,
     "torch._utils._rebuild_tensor": tensor,
     "torch._utils._rebuild_tensor_v2": tensor,

@@ -6,7 +6,6 @@ are in the names of the tensors.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from ...shared.scale import Scale
 from .files import state_dict
 from .pickles import Record
 from .unets import attention_names, block_names, channels_first, layers
-from .weights import Made, Names, fill, listed, renamed
+from .weights import Made, Names, fill, listed, quoted, renamed, stripped, tensor
 
 PREFIX, FILTER = "model.", ".resample_filter"
 BLOCK = {"norm1": "norm0", "conv1": "conv0", "modulation": "affine", "norm2": "norm1", "conv2": "conv1", "skip": "skip"}
@@ -38,6 +37,8 @@ ENDS = {"time.mlp.0": "map_layer0", "time.mlp.2": "map_layer1"}
 TABLE = "u"
 """Noise levels of the preconditioner of Nichol & Dhariwal's (2021) networks, from the largest to zero."""
 STEPS = 1000
+LARGEST = 1e9
+"""Of what a pickled preconditioner may have for a setting."""
 
 
 def edm(network: UNet, about: Mapping[str, Any]) -> Learned:
@@ -65,8 +66,8 @@ def iddpm(network: UNet, about: Mapping[str, Any]) -> Learned:
 def number(about: Mapping[str, Any], name: str, default: float) -> float:
     """A setting of a pickled preconditioner."""
     value = about.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UsageError(f"{name}={value!r} in the pickled network is no positive number: give its state dict, and precond=...")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
+        raise UsageError(f"{name}={quoted(value)} in the pickled network is no positive number: give its state dict, and precond=...")
     return float(value)
 
 
@@ -79,7 +80,8 @@ def looks_like(contents: Any) -> bool:
     held = averaged(contents)
     if isinstance(held, Record):
         return held.name in CLASSES
-    return {"map_layer0.weight", "map_layer1.weight"} <= plain(held).keys() and any(STEM.fullmatch(name) for name in plain(held))
+    state = stripped(held, PREFIX)
+    return {"map_layer0.weight", "map_layer1.weight"} <= state.keys() and any(STEM.fullmatch(name) for name in state)
 
 
 def denoiser(contents: Any, source: str, *, precond: str | None = None, num_head_channels: int | None = None) -> Learned:
@@ -92,47 +94,49 @@ def denoiser(contents: Any, source: str, *, precond: str | None = None, num_head
     Args:
         contents: what a pickle holds, with the network under `ema`, or the network, or its state dict.
         source: the file.
-        precond: "edm", "vp", "ve" or "iddpm"; None for the pickled network's own, and "edm" for a state dict, which does not tell.
-        num_head_channels: channels of each attention head of ADM; None for the pickled network's own, and the released 64 for a state dict.
+        precond: "edm", "vp", "ve" or "iddpm"; None for the pickled network's own; a state dict does not tell, unless it has the table of
+            "iddpm".
+        num_head_channels: channels of each attention head of ADM; None for the pickled network's own, and in a state dict for the released
+            64, which the width of 192 tells.
 
     Raises:
-        UsageError: for another network's file, an unknown preconditioner, filters that are not known, tensors that are missing or surplus,
-            and shapes that do not fit.
+        UsageError: for another network's file, a preconditioner or heads that are neither told nor given, an unknown preconditioner,
+            filters that are not known, tensors that are missing or surplus, and shapes that do not fit.
     """
     if not looks_like(contents):
         raise UsageError(f"{source} does not hold a network of Karras et al. (2022), which a pickle has under `ema`")
     if num_head_channels is not None and num_head_channels < 1:
         raise UsageError(f"num_head_channels={num_head_channels}: give the channels of each attention head, such as 64")
     held = averaged(contents)
-    state = plain(state_dict(held) if isinstance(held, Record) else held)
-    if wrong := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise UsageError(f"{source}: {listed(wrong)} should be tensors: give a whole file")
-    own = CLASSES[held.name] if isinstance(held, Record) else "edm"
+    state = stripped(state_dict(held) if isinstance(held, Record) else held, PREFIX)
+    own = CLASSES[held.name] if isinstance(held, Record) else "iddpm" if TABLE in state else None
     precond = own if precond is None else precond
+    if precond is None:
+        raise UsageError(
+            f"{source}: a state dict does not tell how the network is preconditioned: give precond="
+            f"{', '.join(map(repr, PRECONDITIONERS))}, as it was trained; Karras et al.'s own are 'edm'"
+        )
     if precond not in PRECONDITIONERS:
         raise UsageError(f"{source}: precond={precond!r} is not known: give one of {', '.join(PRECONDITIONERS)}")
-    network, read = built(state, source, num_head_channels or pickled_heads(held) or 64)
+    network, read = built(state, source, num_head_channels or pickled_heads(held))
     constant = {name for name in state if name.endswith(FILTER)}
     if precond == "iddpm" and TABLE in state:
         constant.add(TABLE)
-        check_table(state[TABLE], source)
+        check_table(tensor(state, TABLE, 1, source), source)
     fill(network, names(network, state, read), state, source, ignored=constant)
     made = PRECONDITIONERS[precond](network, held.state if isinstance(held, Record) and precond == own else {})
     made.scale, made.shape = Scale(), network.shape
     return made
 
 
+RELEASED = {192: 64}
+"""Channels of each head by the width of the network: ImageNet-64, the only released ADM."""
 STEM = re.compile(r"enc\.(\d{1,5})x\1_conv\.weight")
 
 
 def averaged(contents: Any) -> Any:
     """The network or state dict under `ema`, where there is one, or the contents."""
     return contents["ema"] if isinstance(contents, Mapping) and isinstance(contents.get("ema"), Record | Mapping) else contents
-
-
-def plain(state: Any) -> dict[str, Any]:
-    """A state dict by its names without "model."; an empty one for what is none."""
-    return {name.removeprefix(PREFIX): v for name, v in state.items() if isinstance(name, str)} if isinstance(state, Mapping) else {}
 
 
 def pickled_heads(held: Any) -> int | None:
@@ -146,7 +150,7 @@ def pickled_heads(held: Any) -> int | None:
         blocks += [part for part in further if id(part) not in met]
         met |= {id(part) for part in further}
         heads, channels = record.state.get("num_heads"), record.state.get("out_channels")
-        if isinstance(heads, int) and isinstance(channels, int) and 0 < heads <= channels:
+        if isinstance(heads, int) and isinstance(channels, int) and 0 < heads <= channels < LARGEST:
             return channels // heads
     return None
 
@@ -168,7 +172,7 @@ class Read:
         return f"{part}.{self.sizes[level]}x{self.sizes[level]}"
 
 
-def built(state: Mapping[str, Tensor], source: str, head_width: int) -> tuple[UNet, Read]:
+def built(state: Mapping[str, Any], source: str, head_width: int | None) -> tuple[UNet, Read]:
     """The network of these names and shapes."""
     sizes = sorted({int(m[1]) for name in state if (m := re.match(r"enc\.(\d{1,5})x\1_", name))}, reverse=True)
     read = Read(tuple(sizes), song="out_conv.weight" not in state)
@@ -178,31 +182,32 @@ def built(state: Mapping[str, Tensor], source: str, head_width: int) -> tuple[UN
     head = f"{full}_aux_conv.weight" if read.song else "out_conv.weight"
     if any(size != sizes[0] >> level for level, size in enumerate(sizes)):
         raise UsageError(f"{source} names the resolutions {listed([str(size) for size in sizes])}, which do not halve: give a whole file")
-    needed = {f"{stem}_conv.weight": 4, "map_layer0.weight": 2, head: 4} | {f"{first}.conv0.weight": 4 for first in firsts}
-    needed |= {name: 2 for name in ("map_label.weight", "map_augment.weight") if name in state}
-    if missing := [name for name, ndim in needed.items() if name not in state or state[name].ndim != ndim or not state[name].numel()]:
-        raise UsageError(f"{source}: sizes are read from {listed(missing)}, which the file does not have: give a whole one")
-    channels = state[f"{stem}_conv.weight"].shape[1]
-    width = len(state[f"{stem}_conv.weight"]) if read.song else state["map_layer0.weight"].shape[1]
-    wide = [len(state[f"{first}.conv0.weight"]) for first in firsts]
+    first, time = tensor(state, f"{stem}_conv.weight", 4, source), tensor(state, "map_layer0.weight", 2, source)
+    channels, width = first.shape[1], len(first) if read.song else time.shape[1]
+    wide = [len(tensor(state, f"{name}.conv0.weight", 4, source)) for name in firsts]
+    attention = tuple(2**level for level, name in enumerate(firsts) if f"{name}.qkv.weight" in state)
+    if not read.song and head_width is None:
+        head_width = RELEASED.get(width)
+        if head_width is None:
+            raise UsageError(f"{source}: the weights do not tell the heads: give the channels of each, such as num_head_channels=64")
     label, augment = "map_label.weight", "map_augment.weight"
     network = UNet(
         (channels, sizes[0], sizes[0]),
         width,
         tuple(w // width if w % width == 0 else w / width for w in wide),
         blocks,
-        tuple(2**level for level, first in enumerate(firsts) if f"{first}.qkv.weight" in state),
-        classes=state[label].shape[1] if label in state else None,
-        outputs=max(len(state[head]) // channels, 1),
+        attention,
+        classes=tensor(state, label, 2, source).shape[1] if label in state else None,
+        outputs=max(len(tensor(state, head, 4, source)) // channels, 1),
         style=style(state, read, taps(state, source), head_width),
-        augment=state[augment].shape[1] if augment in state else None,
+        augment=tensor(state, augment, 2, source).shape[1] if augment in state else None,
     )
     return network, read
 
 
-def taps(state: Mapping[str, Tensor], source: str) -> FIR:
+def taps(state: Mapping[str, Any], source: str) -> FIR:
     """The filter by which sizes change: that of every constant in the file."""
-    filters = {name: value for name, value in state.items() if name.endswith(FILTER)}
+    filters = {name: tensor(state, name, 4, source) for name in state if name.endswith(FILTER)}
     for known in (MEAN, SMOOTH):
         k = torch.tensor(known.taps, dtype=torch.float64)
         square = torch.outer(k, k)[None, None] / k.sum() ** 2
@@ -211,7 +216,7 @@ def taps(state: Mapping[str, Tensor], source: str) -> FIR:
     raise UsageError(f"{source}: its {len(filters)} resampling filters are neither all (1, 1) nor all (1, 3, 3, 1), which alone are known")
 
 
-def style(state: Mapping[str, Tensor], read: Read, filters: FIR, head_width: int) -> Style:
+def style(state: Mapping[str, Any], read: Read, filters: FIR, head_width: int | None) -> Style:
     """The style of the blocks that these names are of."""
     if not read.song:
         return replace(EDM_ADM, resize=Resampled(filters), head_width=head_width)
@@ -235,7 +240,7 @@ def check_table(u: Tensor, source: str) -> None:
         raise UsageError(f"{source}: its table of noise levels is not that of the cosine schedule of {STEPS} steps, which alone is known")
 
 
-def names(network: UNet, state: Mapping[str, Tensor], read: Read) -> Names:
+def names(network: UNet, state: Mapping[str, Any], read: Read) -> Names:
     """Ours to theirs."""
     found: Names = renamed("", "", ENDS | {"stem": f"{read.prefix('enc', 0)}_conv"})
     norm, head = [f"{read.prefix('dec', 0)}_aux_{part}" for part in ("norm", "conv")] if read.song else ["out_norm", "out_conv"]

@@ -18,11 +18,13 @@ from ...shared.networks.recentred import Recentred
 from ...shared.networks.refinenet import RefineNet
 from ...shared.prediction import scaled_score
 from ...shared.scale import Scale
-from .weights import Names, fill, listed, renamed
+from .weights import Names, falling, fill, listed, renamed, stripped, tensor
 
 PREFIX = "module."
 STAGES = (("1", "2", "3", "4"), ("1", "2", "3", "4", "5"), ("1", "2", "3", "31", "4", "5"))
 """Names of the residual stages, `res1` and so on, of NCSNv2, NCSNv2Deeper and NCSNv2Deepest, in the order of computation."""
+RELEASED = {(4, 232, 50): 32, (4, 500, 90): 64, (5, 1086, 190): 128, (6, 2311, 348): 256}
+"""Pixels across by the number of stages, of noise levels, and the largest of these: CIFAR-10, CelebA, LSUN bedroom and tower, and FFHQ."""
 DILATED = (2, 4)
 """Dilations of the last stages, which shapes do not tell; those between the first stage and these halve the size."""
 NORM = ("alpha", "gamma", "beta")
@@ -35,7 +37,7 @@ def looks_like(state: Any) -> bool:
     return all(name in model for name in TOLD_BY)
 
 
-def denoiser(state: Any, source: str, *, image_size: int = 32) -> Learned:
+def denoiser(state: Any, source: str, *, image_size: int | None = None) -> Learned:
     """The denoiser of a released network, of square images in [0, 1].
 
     Width, channels, number of stages and their depth follow from the tensors' shapes, the schedule from the buffer `sigmas`: index i of
@@ -45,67 +47,54 @@ def denoiser(state: Any, source: str, *, image_size: int = 32) -> Learned:
         state: `[model, optimizer, epoch, step, ema]`, of which the averaged weights are taken where they are there, or a state dict, with
             or without "module." before its names.
         source: the file, for errors.
-        image_size: height and width of the images, which a file does not say: 32 for CIFAR-10, 64 for CelebA, 128 for LSUN, 256 for FFHQ.
+        image_size: height and width of the images, which a file does not say; None for that of the released network which stages and noise
+            levels tell.
 
     Raises:
-        UsageError: for another network's file, tensors that are missing or surplus, shapes that do not fit, and noise levels that do not
-            decrease.
+        UsageError: for another network's file, tensors that are missing or surplus, shapes that do not fit, noise levels that do not
+            decrease, and without a size for a network that is none of the released ones.
     """
-    if image_size < 1:
+    if image_size is not None and image_size < 1:
         raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
     model, average = parts(state)
     if not looks_like(state):
         raise UsageError(f"{source} does not hold an NCSNv2: its names are {listed(sorted(map(str, model))) or 'none'}")
-    sigmas, weights = tensor(model, "sigmas", 1, source), dict(model if average is None else average)
+    sigmas, weights = falling(tensor(model, "sigmas", 1, source), source), dict(model if average is None else average)
     weights.pop("sigmas", None)
     stages = tuple(sorted({name[3:].partition(".")[0] for name in weights if name.startswith("res")}))
     if stages not in STAGES:
         raise UsageError(f"{source}: NCSNv2 has the stages res1 to res4, or res5, or these and res31, not {listed(list(stages))}")
     width, channels = tensor(weights, "begin_conv.weight", 4, source).shape[:2]
+    size = image_size or size_of(len(stages), sigmas, source)
     network = RefineNet(
-        (channels, image_size, image_size),
+        (channels, size, size),
         width,
-        multipliers=[max(len(tensor(weights, f"res{s}.1.conv1.weight", 4, source)) // max(width, 1), 1) for s in stages],
+        multipliers=[max(len(tensor(weights, f"res{s}.1.conv1.weight", 4, source)) // width, 1) for s in stages],
         dilations=(1,) * (len(stages) - len(DILATED)) + DILATED,
     )
     fill(network, names(stages), weights, source)
-    found = Learned(Recentred(network), schedule(sigmas, source), scaled_score, reversed_index, scaled=False)
+    found = Learned(Recentred(network), Levels(sigmas.flip(0)), scaled_score, reversed_index, scaled=False)
     found.scale, found.shape = Scale(256, 0.0, 1.0), network.shape
     return found
 
 
-def parts(state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+def parts(state: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The model and the averaged weights, where there are any, of a file's content; names without "module."."""
     held = list(state) if isinstance(state, Sequence) and not isinstance(state, str) else [state]
-    model = plain(held[0]) if held else {}
-    return model, plain(held[4]) if len(held) > 4 and isinstance(held[4], Mapping) else None
+    model = stripped(held[0], PREFIX) if held else {}
+    return model, stripped(held[4], PREFIX) if len(held) > 4 and isinstance(held[4], Mapping) else None
 
 
-def plain(state: Any) -> dict[str, Tensor]:
-    """A state dict by its names without "module."; an empty one for what is no mapping of names."""
-    if not isinstance(state, Mapping):
-        return {}
-    return {name.removeprefix(PREFIX): value for name, value in state.items() if isinstance(name, str)}
-
-
-def tensor(state: Mapping[str, Any], name: str, ndim: int, source: str) -> Tensor:
-    """A tensor that the sizes are read from.
+def size_of(stages: int, sigmas: Tensor, source: str) -> int:
+    """Pixels across of a released network.
 
     Raises:
-        UsageError: where it is missing, or has another number of dimensions.
+        UsageError: for another one.
     """
-    value = state.get(name)
-    if not isinstance(value, Tensor) or value.ndim != ndim:
-        found = "is missing" if value is None else f"is {type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
-        raise UsageError(f"{source}: {name} {found}, and sizes are read from it as a tensor of {ndim} dimensions: give a whole file")
-    return value
-
-
-def schedule(sigmas: Tensor, source: str) -> Levels:
-    """The released table, which starts with the largest sigma, as a schedule."""
-    if not (sigmas.diff() < 0).all():
-        raise UsageError(f"{source}: the noise levels do not decrease, from {sigmas[:3].tolist()}: released files start with the largest")
-    return Levels(sigmas.double().flip(0))
+    size = RELEASED.get((stages, len(sigmas), round(float(sigmas[0]))))
+    if size is None:
+        raise UsageError(f"{source}: the weights do not tell the size of the images: give it, such as image_size=32")
+    return size
 
 
 def names(stages: Sequence[str]) -> Names:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 CODE_MODULES = re.compile(
@@ -28,6 +28,12 @@ PLAIN_BUILTINS = re.compile(
 )
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
 MAPPINGS = ("builtins.dict", "collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+LONGEST = 32
+"""Items of a tuple that is a key."""
+LARGEST = 2**128
+"""Of the numbers that are keys."""
+COPIED = 10_000_000
+"""Items that calls may copy from what they are given, in all."""
 SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
     "builtins.set": tuple,
     "builtins.frozenset": tuple,
@@ -63,7 +69,7 @@ class Record:
 
     name: str
     module: str
-    state: dict[Any, Any]
+    state: dict[Any, Any] = field(repr=False)  # which may hold itself, or one object so often that it is without end when written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,21 +93,24 @@ class Persistent:
 
 
 class Call:
-    """What a pickle would have called, with what it would have then put in: list items, mapping items and state."""
+    """What a pickle would have called, with what it would have then put in: list items, mapping items and state.
 
-    __slots__ = ("arguments", "elements", "items", "state", "what")
+    `content` is what an object of a class derived from a list, tuple or dictionary begins with, in pickles before protocol 2.
+    """
+
+    __slots__ = ("arguments", "content", "elements", "items", "state", "what")
 
     def __init__(self, what: Any, arguments: Any) -> None:
         if not isinstance(what, Global) or not isinstance(arguments, tuple):
             raise Refused("calls what it has computed, as code does and weights do not; nothing of it was run: get it from its authors")
         self.state: Any = None
+        self.content: Any = ()
         self.elements: list[Any] = []
         self.items: list[tuple[Any, Any]] = []
         if what.path in ("copyreg.__newobj__", "copyreg.__newobj_ex__", "copyreg._reconstructor"):
             made, *rest = arguments
             content = rest[1] if what.name == "_reconstructor" else None
-            self.items = [*content.items()] if isinstance(content, dict) else []
-            self.elements = [*content] if isinstance(content, list | tuple) else []
+            self.content = content if isinstance(content, dict | list | tuple) else ()
             what, arguments = made, rest[0] if what.name == "__newobj_ex__" else () if what.name == "_reconstructor" else tuple(rest)
             if not isinstance(what, Global) or not isinstance(arguments, tuple):
                 raise ValueError("an object without a class")
@@ -145,6 +154,26 @@ def parsed(stream: Stream, references: list[Persistent] | None = None) -> Any:
     for opcode, argument, _ in pickletools.genops(stream):
         machine.step(opcode.name, argument)
     return machine.stack.pop()
+
+
+def key(node: Any) -> Any:
+    """A key of a mapping, as it is, if to look it up and to write it takes little.
+
+    The same tuple may stand in another twice, that one in a third, and so on: its hash, and its text, then take without end. What a call
+    makes is seen when it is made.
+
+    Raises:
+        Refused: for what is no string, number, bytes, None or short tuple of these, and for numbers of more than 128 bits.
+        ValueError: for what no program could have for a key.
+    """
+    parts = node if isinstance(node, tuple) and len(node) <= LONGEST else (node,)
+    for part in parts:
+        number = isinstance(part, int) and abs(part) <= LARGEST
+        if isinstance(part, dict | list):
+            raise ValueError(f"a {type(part).__name__} is a key")
+        if not number and not isinstance(part, str | float | bytes | Call | Global | None):
+            raise Refused(f"has a {type(part).__name__} for a key, which files of weights do not: get it from its authors")
+    return node
 
 
 class Machine:
@@ -218,7 +247,7 @@ class Machine:
                 return Call(Global("builtins", "frozenset"), (self.marked(),))
             case "DICT":
                 items = self.marked()
-                return dict(zip(items[::2], items[1::2], strict=True))
+                return dict(zip(map(key, items[::2]), items[1::2], strict=True))
             case "GLOBAL":
                 return named(*argument.split(" ", 1))
             case "STACK_GLOBAL":
@@ -249,7 +278,7 @@ class Machine:
                 raise ValueError("a state for what has none")
             target.state = items[0]
         elif name.startswith("SETITEM"):
-            pairs = list(zip(items[::2], items[1::2], strict=True))
+            pairs = list(zip(map(key, items[::2]), items[1::2], strict=True))
             if not isinstance(target, dict | Call):
                 raise ValueError("items for what has none")
             target.update(pairs) if isinstance(target, dict) else target.items.extend(pairs)
@@ -272,6 +301,7 @@ class Interpreter:
         self.makers = makers
         self.memo: dict[int, Any] = {}
         self.kept: list[Call] = []
+        self.left = COPIED
 
     def value(self, node: Any) -> Any:
         """What a node stands for; shared nodes stay shared, and cycles are followed once."""
@@ -284,7 +314,7 @@ class Interpreter:
                     made.extend(self.value(v) for v in node)
                 case dict():
                     made = self.memo.setdefault(id(node), {})
-                    made.update((self.value(k), self.value(v)) for k, v in node.items())
+                    made.update(self.pairs(node.items()))
                 case tuple():
                     made = tuple(self.value(v) for v in node)
                 case bytearray():
@@ -298,16 +328,32 @@ class Interpreter:
             self.memo[id(node)] = made
         return self.memo[id(node)]
 
+    def pairs(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """What keys and values stand for; a class that is a key is its dotted name."""
+        for k, v in items:
+            found = self.value(k)
+            yield key(f"{found.module}.{found.name}" if isinstance(k, Global) else found), self.value(v)
+
+    def copied(self, items: Any) -> Any:
+        """What is about to be copied, if there is not too much of it: a list could be copied by every few bytes of a file."""
+        self.left -= len(items)
+        if self.left < 0:
+            raise Refused(f"has calls that copy more than {COPIED:,} items, as files of weights do not: get it from its authors")
+        return items
+
     def called(self, call: Call) -> Any:
         """What a call stands for."""
         path = call.what.path.replace("numpy._core.", "numpy.core.")
         if path.endswith("persistence._reconstruct_persistent_obj"):
             (meta,) = self.value(call.arguments)
-            return Record(str(meta["class_name"]), call.what.module, dict(meta["state"] or {}))
+            if not isinstance(meta["class_name"], str) or not isinstance(meta["state"], dict | None):
+                raise ValueError("an object without a class")
+            return Record(meta["class_name"], call.what.module, dict(self.copied(meta["state"] or {})))
         if path in MAPPINGS or call.what.name == "EasyDict":
             return self.mapping(call)
         if path in SEQUENCES:
-            return SEQUENCES[path]([*(v for a in call.arguments for v in self.value(a)), *map(self.value, call.elements)])
+            (given,) = self.value(call.arguments) or (self.value(call.content),)
+            return SEQUENCES[path]([*self.copied(given), *map(self.value, call.elements)])
         if path == "torch._tensor._rebuild_from_type_v2":
             function, _, arguments, _ = call.arguments
             self.kept.append(Call(function, arguments))  # or its id would name another object in the memo
@@ -322,20 +368,23 @@ class Interpreter:
         """A dictionary of one of the common kinds."""
         made: dict[Any, Any] = {}
         self.memo[id(call)] = made
-        for given in map(self.value, call.arguments):
-            made.update(given if isinstance(given, dict | list) else {})
-        made.update((self.value(k), self.value(v)) for k, v in call.items)
+        for given in map(self.value, (*call.arguments, call.content)):
+            if isinstance(given, dict | list):
+                made.update((key(k), v) for k, v in (given.items() if isinstance(self.copied(given), dict) else given))
+        made.update(self.pairs(call.items))
         return made
 
     def record(self, call: Call) -> Record:
         """An object of a class that is not known."""
         made = Record(call.what.name, call.what.module, {})
         self.memo[id(call)] = made
-        made.state.update((self.value(k), self.value(v)) for k, v in call.items)
-        if call.elements:
-            made.state["elements"] = [self.value(v) for v in call.elements]
+        content = self.copied(self.value(call.content))
+        made.state.update(content if isinstance(content, dict) else {})
+        made.state.update(self.pairs(call.items))
+        if elements := [*(() if isinstance(content, dict) else content), *map(self.value, call.elements)]:
+            made.state["elements"] = elements
         state = self.value(call.state)
         slotted = isinstance(state, tuple) and len(state) == 2 and all(p is None or isinstance(p, dict) for p in state)
         for part in state if slotted else [state]:
-            made.state.update(part if isinstance(part, dict) else {} if part is None else {"state": part})
+            made.state.update(self.copied(part) if isinstance(part, dict) else {} if part is None else {"state": part})
         return made

@@ -8,12 +8,10 @@ structure.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
-
-from torch import Tensor
 
 from ...continuous import Tabulated, linear_betas
 from ...sde import VE, VP, Learned, Levels, SubVP
@@ -29,7 +27,7 @@ from ...shared.networks.style import DDPMPP, SONG_DDPM, Resampled, Strided, Styl
 from ...shared.prediction import noise, scaled_score
 from ...shared.scale import Scale
 from .unets import Layer, block_names, layers, separate
-from .weights import Made, Names, fill, listed, renamed
+from .weights import Made, Names, averaged, falling, fill, listed, renamed, stripped, tensor
 
 PREFIX, LIST = "module.", "all_modules."
 BUFFERS = ("sigmas", "all_modules.0.W")
@@ -86,15 +84,13 @@ def denoiser(
         raise UsageError(
             f"{source} does not hold a network of Song et al. (2021): its names are {listed(sorted(map(str, model))) or 'none'}"
         )
-    if wrong := [name for name, value in model.items() if not isinstance(value, Tensor)]:
-        raise UsageError(f"{source}: {listed(wrong)} should be tensors: give a whole file")
-    state = model if ema is None else model | averages(model, ema, source)
+    state = averaged(model, ema, BUFFERS.__contains__, source)
     read = structure(state, source, fir)
     process = settled(sde, continuous, read.fourier, source)
     pixels = image_size or size_of(source)
     network = UNet((read.channels, pixels, pixels), read.width, read.multipliers, read.blocks, read.attention, style=read.style)
     fill(network, names(network, read.fourier), state, source, ignored=("sigmas",))
-    made = placed(network, process, state.get("sigmas"), read.fourier, source)
+    made = placed(network, process, state, source)
     made.scale, made.shape = Scale(256, 0.0, 1.0) if process[0] == "ve" else Scale(), network.shape
     return made
 
@@ -106,20 +102,7 @@ def parts(contents: Any) -> tuple[dict[str, Any], Any]:
     model, ema = contents, None
     if isinstance(contents.get("model"), Mapping):
         model, ema = contents["model"], contents.get("ema")
-    return {name.removeprefix(PREFIX): value for name, value in model.items() if isinstance(name, str)}, ema
-
-
-def averages(model: Mapping[str, Tensor], ema: Any, source: str) -> dict[str, Tensor]:
-    """The averaged parameters by the names of the model's, whose order is theirs."""
-    values, own = ema.get("shadow_params") if isinstance(ema, Mapping) else None, [name for name in model if name not in BUFFERS]
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not all(isinstance(v, Tensor) for v in values):
-        raise UsageError(f"{source}: `ema` should hold `shadow_params`, a list of tensors; give its `model` alone for the raw weights")
-    if len(values) != len(own):
-        raise UsageError(f"{source}: {len(values)} averages for {len(own)} parameters; give its `model` alone for the raw weights")
-    pairs = list(zip(own, values, strict=True))
-    if wrong := [f"{n} is {tuple(model[n].shape)}, its average {tuple(v.shape)}" for n, v in pairs if v.shape != model[n].shape]:
-        raise UsageError(f"{source}: {len(wrong)} averages are not of their parameters' shapes: {listed(wrong)}")
-    return dict(pairs)
+    return stripped(model, PREFIX), ema
 
 
 @dataclass(frozen=True)
@@ -145,21 +128,22 @@ class Structure:
     style: Style
 
 
-def structure(state: Mapping[str, Tensor], source: str, fir: bool | None) -> Structure:
+def structure(state: Mapping[str, Any], source: str, fir: bool | None) -> Structure:
     """Reads the list of layers up to the middle, and the rest for what it adds to the image."""
-    found: dict[int, dict[str, Tensor]] = {}
+    found: dict[int, dict[str, Any]] = {}
     for name, value in state.items():
         if match := re.fullmatch(r"all_modules\.(\d{1,4})\.(.+)", name):
             found.setdefault(int(match[1]), {})[match[2]] = value
-    modules = [found[n] for n in sorted(found)]
+    numbers = sorted(found)
+    modules = [found[n] for n in numbers]
     kinds = [kind(module) for module in modules]
-    if unknown := [f"all_modules.{n} with {', '.join(found[n])}" for n, k in zip(sorted(found), kinds, strict=True) if k == "unknown"]:
+    if unknown := [f"all_modules.{n} with {', '.join(found[n])}" for n, k in zip(numbers, kinds, strict=True) if k == "unknown"]:
         raise UsageError(f"{source}: {len(unknown)} layers are not known, or cut short: {listed(unknown)}")
     fourier = kinds[0] == "fourier"
     at = 3 + fourier  # behind the two layers of the time, and the stem
     if kinds[fourier:at] != ["linear", "linear", "conv"]:
         raise UsageError(f"{source} should start with a time embedding and a convolution, not with {', '.join(kinds[:at])}")
-    width, channels = modules[at - 1]["weight"].shape[:2]
+    width, channels = tensor(state, f"{LIST}{numbers[at - 1]}.weight", 4, source).shape[:2]
 
     blocks = [n for n, k in enumerate(kinds) if k in ("block", "resizing")]
     first = next((n for n, k in enumerate(kinds) if k in ("resizing", "strided")), None)
@@ -169,7 +153,7 @@ def structure(state: Mapping[str, Tensor], source: str, fir: bool | None) -> Str
         level = len(wide)
         if kinds[at : at + 1] != ["block"]:
             raise UsageError(f"{source}: all_modules.{at} should be the first residual block of a resolution")
-        wide.append(len(modules[at]["Conv_0.weight"]))
+        wide.append(len(tensor(state, f"{LIST}{numbers[at]}.Conv_0.weight", 4, source)))
         if kinds[at + 1 : at + 2] == ["attention"]:
             attention.append(2**level)
         at += each * (1 + (2**level in attention))
@@ -181,29 +165,34 @@ def structure(state: Mapping[str, Tensor], source: str, fir: bool | None) -> Str
     if "residual" in kinds[at:]:
         raise UsageError(f"{source} has a residual output (progressive=residual), which no released network has and which is not read")
     style = style_of(kinds, modules, enters, leaves="norm" in kinds[at:-2], fir=fir)
-    multipliers = tuple(w // width if width and w % width == 0 else w / max(width, 1) for w in wide)
+    multipliers = tuple(w // width if w % width == 0 else w / width for w in wide)
     return Structure(channels, width, multipliers, each, tuple(attention), fourier, style)
 
 
-def kind(module: Mapping[str, Tensor]) -> str:
+def kind(module: Mapping[str, Any]) -> str:
     """What a layer of the list is, by the names of its tensors."""
     if "W" in module:
         return "fourier"
+    conv = shape(module, "Conv_0.weight")
     if "Conv_0.weight" in module and module.keys() & {"Dense_0.weight", "GroupNorm_1.weight", "Conv_1.weight"}:
-        if module["Conv_0.weight"].ndim != 4:
+        if len(conv) != 4:
             return "unknown"
-        out, into = module["Conv_0.weight"].shape[:2]
-        return "resizing" if "Conv_2.weight" in module and out == into else "block"
+        return "resizing" if "Conv_2.weight" in module and conv[0] == conv[1] else "block"
     if module.keys() & {"NIN_1.W", "NIN_2.W", "NIN_3.W"}:
         return "attention"
     if "Conv2d_0.weight" in module:
         return "residual"
     if "Conv_0.weight" in module:
-        return "skip" if module["Conv_0.weight"].shape[-1:] == (1,) else "strided"
-    return {4: "conv", 2: "linear", 1: "norm"}.get(module["weight"].ndim if "weight" in module else 0, "unknown")
+        return "skip" if conv[-1:] == (1,) else "strided"
+    return {4: "conv", 2: "linear", 1: "norm"}.get(len(shape(module, "weight")), "unknown")
 
 
-def style_of(kinds: list[str], modules: list[dict[str, Tensor]], enters: str | None, leaves: bool, fir: bool | None) -> Style:
+def shape(module: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Of a tensor; empty for none."""
+    return tuple(getattr(module.get(name), "shape", ()))
+
+
+def style_of(kinds: list[str], modules: list[dict[str, Any]], enters: str | None, leaves: bool, fir: bool | None) -> Style:
     """The style of these layers."""
     time = Fourier() if kinds[0] == "fourier" else SINES
     if "strided" in kinds or any("Dense_0.weight" in module and "NIN_0.W" in module for module in modules):
@@ -245,7 +234,7 @@ def size_of(source: str) -> int:
     return SIZES[released["data"]]
 
 
-def placed(network: UNet, process: tuple[str, bool], sigmas: Tensor | None, fourier: bool, source: str) -> Learned:
+def placed(network: UNet, process: tuple[str, bool], state: Mapping[str, Any], source: str) -> Learned:
     """The network under its process."""
     sde, continuous = process
     if sde == "subvp":
@@ -254,9 +243,7 @@ def placed(network: UNet, process: tuple[str, bool], sigmas: Tensor | None, four
         return Learned(network, VP(), noise, song_vp, scaled=False)
     if sde == "vp":
         return Learned(network, Tabulated(linear_betas(STEPS)), noise, step_index, scaled=False)
-    if sigmas is None or sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas[-1] > 0 and (sigmas.diff() < 0).all()):
-        raise UsageError(f"{source}: `sigmas`, the noise levels of VE from the largest to the smallest, are missing or do not fall")
-    centred, levels = Recentred(network), sigmas.double().flip(0)
+    centred, levels = Recentred(network), falling(tensor(state, "sigmas", 1, source), source).flip(0)
     if continuous:
         low, high = (float(f"{levels[n]:.12g}") for n in (0, -1))  # without the rounding of exp(log(sigma))
         return Learned(centred, VE(low, high), scaled_score, log_noise_level, scaled=False)

@@ -25,7 +25,8 @@ from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.networks import DiT
 from ...shared.scale import Scale
-from .weights import Names, fill, listed, renamed
+from .pickles import Record
+from .weights import Names, averaged, fill, listed, quoted, renamed, stripped, tensor
 
 D = TypeVar("D", bound=CategoricalDenoiser)
 
@@ -34,7 +35,9 @@ ROTARY = "rotary_emb.inv_freq"
 BASE = 10_000.0
 HEAD = 64
 LENGTH = 1024
-GPT2 = 50_257
+GPT2, BERT = 50_257, 30_522
+MDLM, SEDD = ("subs", "mdlm"), ("sedd",)
+"""What configurations call the two, under `parameterization` or `model_type`."""
 LANDMARKS = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.linear.weight")
 
 
@@ -45,13 +48,18 @@ def total_noise(transition: Transition, t: Tensor) -> Tensor:
 
 
 def looks_like_mdlm(state: Any) -> bool:
-    """Whether a file as read holds the text transformer under `backbone.`, as MDLM's do, and the SEDD models trained beside it."""
-    return all(PREFIX + name in _tensors(state) for name in LANDMARKS)
+    """Whether a file as read holds the text transformer under `backbone.`, and does not say that it is a SEDD, trained beside MDLM."""
+    return _has(state, PREFIX) and _Said(None, state).kind() not in SEDD
 
 
 def looks_like_sedd(state: Any) -> bool:
-    """Whether a file as read holds the text transformer without a prefix, as SEDD's do."""
-    return all(name in _tensors(state) for name in LANDMARKS)
+    """Whether a file as read holds the text transformer without a prefix, as SEDD's do, or says that it is one."""
+    return _has(state, "") or (_has(state, PREFIX) and _Said(None, state).kind() in SEDD)
+
+
+def _has(state: Any, prefix: str) -> bool:
+    tensors = _tensors(state)
+    return all(prefix + name in tensors for name in LANDMARKS)
 
 
 def mdlm(
@@ -61,24 +69,34 @@ def mdlm(
     config: Mapping[str, Any] | None = None,
     time_conditioning: bool | None = None,
     length: int | None = None,
-) -> Categorical:
+) -> Categorical | ScoreEntropyDenoiser:
     """A released MDLM: absorption under the log-linear schedule with SUBS (Sahoo et al. 2024, section 3.2.3).
 
-    The last token of the vocabulary is the mask. Where the file keeps averaged weights too, they are the ones that are taken.
+    The last token of the vocabulary is the mask. Where the file keeps averaged weights too, they are the ones that are taken. A SEDD that
+    was trained beside MDLM has the same tensors: where the configuration, or the hyper-parameters in a training checkpoint, say so under
+    `parameterization` or `model_type`, it is returned as `sedd` gives it. The tensors alone do not tell.
 
     Args:
         state: the tensors by name, or a training checkpoint with `state_dict` and, where it has one, `ema`.
         source: the file, for errors.
         config: the model's `config.json`, where there is one.
-        time_conditioning: whether the network is told sigma; as the configuration says, and False without it: no tensor tells.
-        length: of the sequences that it was trained on; as the configuration says, and 1024 without it: no tensor tells.
+        time_conditioning: whether the network is told sigma; as the configuration or the hyper-parameters say, and False without them: no
+            tensor tells.
+        length: of the sequences that it was trained on; as the configuration or the hyper-parameters say, and 1024 for the released sizes.
 
     Raises:
-        UsageError: for a file that does not hold such a network, or not the one of the configuration.
+        UsageError: for a file that does not hold such a network, or not the one of the configuration, for one that is trained in another
+            way, such as D3PM's, and for a length that is neither told nor given.
     """
-    said = _Said(config)
-    timed = said("time_conditioning", default=False) if time_conditioning is None else time_conditioning
+    said = _Said(config, state)
+    timed = said.flag("time_conditioning", default=None) if time_conditioning is None else time_conditioning
+    if said.kind() in SEDD:
+        _refuse_untimed(timed, source)
+        return sedd(state, source, config=config, length=length)
+    said.refuse_other(MDLM, "an MDLM", source)
     network = _network(state, source, said, bool(timed), length)
+    if network.vocabulary == BERT:
+        raise UsageError(f"{source}: in BERT's vocabulary of {BERT} the mask is no last token, as it is in all that is read here")
     transition = Absorbing(network.vocabulary - 1, LogLinear())
     denoiser = Categorical(network, transition, label=total_noise, head=carried)
     return _known(denoiser, transition, network)
@@ -103,45 +121,100 @@ def sedd(
         config: the model's `config.json`, where there is one: its graph, noise and sizes.
         uniform: whether symbols are resampled and not masked; as the configuration says; without it True for GPT-2's 50257 tokens alone,
             to which a mask would have added one, and False for any other vocabulary.
-        length: of the sequences that it was trained on; as the configuration says, and 1024 without it: no tensor tells.
+        length: of the sequences that it was trained on; as the configuration or the hyper-parameters say, and 1024 for the released sizes.
 
     Raises:
-        UsageError: for a file that does not hold such a network, or not the one of the configuration.
+        UsageError: for a file that does not hold such a network, or not the one of the configuration, for one that says that it is no
+            SEDD, and for a length that is neither told nor given.
     """
-    said = _Said(config)
+    said = _Said(config, state)
+    said.refuse_other(SEDD, "a SEDD", source)
+    _refuse_untimed(said.flag("time_conditioning", default=None), source)
     network = _network(state, source, said, True, length)
     uniform = _is_uniform(network.vocabulary, source, said) if uniform is None else uniform
-    noise = said.within("noise")
-    kind = noise.get("type", "geometric" if uniform else "loglinear")
+    kind = said("type", within="noise", default="geometric" if uniform else "loglinear")
     if kind not in ("geometric", "loglinear"):
-        raise UsageError(f"{source}: the configuration has noise of type {kind!r}, and SEDD's are loglinear and geometric")
-    low, high = (float(noise.get(name, default)) for name, default in (("sigma_min", 1e-4), ("sigma_max", 20.0)))
+        raise UsageError(f"{source}: the configuration has noise of type {quoted(kind)}, and SEDD's are loglinear and geometric")
+    low, high = (said.number(name, within="noise", default=default) for name, default in (("sigma_min", 1e-4), ("sigma_max", 20.0)))
     schedule = LogLinear() if kind == "loglinear" else Geometric(low, high)
     transition = Uniform(network.vocabulary, schedule) if uniform else Absorbing(network.vocabulary - 1, schedule)
-    offset = scaled_by_noise if said("scale_by_sigma", default=not uniform) else unscaled
+    offset = scaled_by_noise if said.flag("scale_by_sigma", default=not uniform) else unscaled
     return _known(ScoreEntropyDenoiser(network, transition, total_noise, offset), transition, network)
 
 
+def _refuse_untimed(timed: bool | None, source: str) -> None:
+    if timed is False:
+        raise UsageError(
+            f"{source}: a SEDD is told its noise, by which its ratios are scaled: time_conditioning=False does not fit, leave it out"
+        )
+
+
 class _Said:
-    """What a configuration says, at its top or under `model`; nothing where there is none."""
+    """What is said of a model: by a configuration, and behind it by the hyper-parameters in a training checkpoint of Lightning's.
 
-    def __init__(self, config: Mapping[str, Any] | None) -> None:
-        self.config = config or {}
+    Both have their entries at the top or under `model`. Those of a checkpoint are omegaconf's objects.
+    """
 
-    def within(self, part: str) -> Mapping[str, Any]:
-        found = self.config.get(part)
-        return found if isinstance(found, Mapping) else {}
+    def __init__(self, config: Mapping[str, Any] | None, state: Any) -> None:
+        kept = _opened(state.get("hyper_parameters")) if isinstance(state, Mapping) else None
+        inner = _opened(kept.get("config")) if isinstance(kept, Mapping) else None
+        self.places = [place for place in (config, inner, kept) if isinstance(place, Mapping)]
 
-    def __call__(self, *names: str, default: Any = None) -> Any:
-        found = (place[name] for name in names for place in (self.within("model"), self.config) if place.get(name) is not None)
-        return next(found, default)
+    def __call__(self, *names: str, within: str = "", default: Any = None) -> Any:
+        """The first entry of one of these names: of the part `within`, or under `model` or at the top."""
+        for place in self.places:
+            inner = [_opened(place.get(within or "model")), *(() if within else (place,))]
+            for part in inner:
+                found = [_opened(part.get(name)) for name in names] if isinstance(part, Mapping) else []
+                for value in found:
+                    if value is not None and not str(value if isinstance(value, str) else "").startswith("${"):  # which refers to another
+                        return value
+        return default
+
+    def kind(self) -> Any:
+        """How the model was trained; None where nothing is said."""
+        found = self("parameterization") or self("model_type")
+        return found.lower() if isinstance(found, str) else found
+
+    def refuse_other(self, known: tuple[str, ...], name: str, source: str) -> None:
+        """Raises `UsageError` where another way of training is said than those."""
+        if (kind := self.kind()) is not None and kind not in known:
+            raise UsageError(
+                f"{source} says parameterization (or model_type) {quoted(kind)}, and {name} is {' or '.join(known)}: others are not read"
+            )
+
+    def flag(self, name: str, *, default: bool | None) -> bool | None:
+        """An entry that is true or false."""
+        value = self(name, default=default)
+        if not isinstance(value, bool | None):
+            raise UsageError(f"the configuration has {name} {quoted(value)}: it is true or false")
+        return value
+
+    def number(self, name: str, *, within: str = "", default: float) -> float:
+        """An entry that is a number from zero on."""
+        value = self(name, within=within, default=default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise UsageError(f"the configuration has {name} {quoted(value)}: it is a number from 0 on")
+        return float(value)
+
+    def whole(self, *names: str) -> int | None:
+        """An entry that counts something; None where nothing is said."""
+        value = self(*names)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31):
+            raise UsageError(f"the configuration has {names[0]} {quoted(value)}: it is a whole number above 0")
+        return value
+
+
+def _opened(value: Any) -> Any:
+    """What one of omegaconf's objects holds; another value as it is."""
+    return value.state.get("_content", value.state.get("_val", value.state)) if isinstance(value, Record) else value
 
 
 def _is_uniform(vocabulary: int, source: str, said: _Said) -> bool:
     """Whether there is no mask among the tokens: by the graph's name, and by how many tokens the text has."""
-    kind, tokens = said.within("graph").get("type"), said("tokens")
+    kind, tokens = said("type", within="graph"), said.whole("tokens")
     if kind not in (None, "absorb", "uniform"):
-        raise UsageError(f"{source}: the configuration has a graph of type {kind!r}, and SEDD's are absorb and uniform")
+        raise UsageError(f"{source}: the configuration has a graph of type {quoted(kind)}, and SEDD's are absorb and uniform")
     uniform = vocabulary == (GPT2 if tokens is None else tokens) if kind is None else kind == "uniform"
     if tokens is not None and vocabulary != tokens + (not uniform):
         raise UsageError(
@@ -158,34 +231,47 @@ def _known(denoiser: D, transition: Transition, network: DiT) -> D:
 
 def _network(state: Mapping[str, Any], source: str, said: _Said, timed: bool, length: int | None) -> DiT:
     """The transformer, with the sizes of its tensors; what they do not tell comes from the configuration, or is as released."""
-    if not (looks_like_mdlm(state) or looks_like_sedd(state)):
+    if not (_has(state, PREFIX) or _has(state, "")):
         raise UsageError(f"{source} does not hold the text transformer of MDLM or SEDD, which has {listed(list(LANDMARKS))}")
-    tensors = _averaged(state, source)
-    prefix = PREFIX if looks_like_mdlm(tensors) else ""
-    vocabulary, width = tensors[f"{prefix}vocab_embed.embedding"].shape
-    depth = len({name.split(".")[1] for name in (n.removeprefix(prefix) for n in tensors) if name.startswith("blocks.")})
-    hidden = tensors.get(f"{prefix}blocks.0.mlp.0.weight")
+    if length is not None and length < 1:
+        raise UsageError(f"length={length}: give the tokens of the sequences that the network was trained on, such as 1024")
+    tensors = averaged(_tensors(state), state.get("ema"), lambda name: name.endswith(ROTARY), source)
+    prefix = PREFIX if _has(tensors, PREFIX) else ""
+    vocabulary, width = tensor(tensors, f"{prefix}vocab_embed.embedding", 2, source).shape
+    depth = len({name.split(".")[1] for name in stripped(tensors, prefix) if name.startswith("blocks.")})
+    length = length or said.whole("length", "model_length") or released_length(vocabulary, width)
+    if length is None:
+        raise UsageError(f"{source}: the weights do not tell the length of the sequences: give it, such as length=1024")
     network = DiT(
         vocabulary,
-        length or said("length", "model_length", default=LENGTH),
+        length,
         width,
         depth,
-        _heads(width, tensors.get(prefix + ROTARY), source, said),
-        None if hidden is None else len(hidden),
-        len(tensors[f"{prefix}output_layer.linear.weight"]),
-        said("dropout", default=0.0),
-        embedding=len(tensors[f"{prefix}sigma_map.mlp.0.weight"]),
+        _heads(width, tensors, prefix + ROTARY, source, said),
+        len(tensor(tensors, f"{prefix}blocks.0.mlp.0.weight", 2, source)),
+        len(tensor(tensors, f"{prefix}output_layer.linear.weight", 2, source)),
+        said.number("dropout", default=0.0),
+        embedding=len(tensor(tensors, f"{prefix}sigma_map.mlp.0.weight", 2, source)),
         timed=timed,
     )
     fill(network, _names(prefix, depth), tensors, source, ignored=(prefix + ROTARY,))
     return network
 
 
-def _heads(width: int, rates: Tensor | None, source: str, said: _Said) -> int:
+def released_length(vocabulary: int, width: int) -> int | None:
+    """Tokens of the sequences that the released networks of this size were trained on; None for other networks."""
+    return LENGTH if vocabulary in (GPT2, GPT2 + 1) and width in (768, 1024) else None
+
+
+def _heads(width: int, tensors: Mapping[str, Any], rotary: str, source: str, said: _Said) -> int:
     """Heads by the rotary rates, of which there is one for each pair of a head's channels, and whose base must be ours."""
-    stated = said("n_heads")
-    if rates is None:
-        return stated or max(width // HEAD, 1)
+    stated = said.whole("n_heads")
+    if rotary not in tensors:
+        heads = stated or max(width // HEAD, 1)
+        if width % (2 * heads):
+            raise UsageError(f"{source}: {width} channels are not {heads} heads of an even width: give the configuration of this file")
+        return heads
+    rates = tensor(tensors, rotary, 1, source)
     expected = BASE ** (-torch.arange(len(rates)).double() / len(rates))
     if not torch.allclose(rates.double(), expected, rtol=1e-2):  # half precision passes, another base does not
         raise UsageError(f"{source}: {ROTARY} is not that of base {BASE:g}, the only one that these networks were released with")
@@ -194,6 +280,8 @@ def _heads(width: int, rates: Tensor | None, source: str, said: _Said) -> int:
         raise UsageError(
             f"{source}: the configuration has {stated} heads, and {ROTARY} is that of {heads}: give the one that belongs to it"
         )
+    if width != 2 * len(rates) * heads:
+        raise UsageError(f"{source}: {ROTARY} has {len(rates)} rates, half of a head's channels, which {width} channels do not hold evenly")
     return heads
 
 
@@ -214,20 +302,3 @@ def _tensors(state: Any) -> Mapping[str, Any]:
         return {}
     found = (state[name] for name in ("state_dict", "model") if isinstance(state.get(name), Mapping))
     return next(found, state)
-
-
-def _averaged(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The tensors by name, those of parameters averaged where the file keeps averages: a list in the order of the parameters."""
-    tensors, kept = dict(_tensors(state)), state.get("ema")
-    if not isinstance(kept, Mapping) or "shadow_params" not in kept:
-        return tensors
-    averages, names = list(kept["shadow_params"]), [name for name in tensors if not name.endswith(ROTARY)]
-    if len(averages) != len(names):
-        raise UsageError(f"{source}: ema has {len(averages)} averages for {len(names)} parameters: leave it out to take the raw weights")
-    wrong = [name for name, average in zip(names, averages, strict=True) if getattr(average, "shape", None) != tensors[name].shape]
-    if wrong:
-        raise UsageError(
-            f"{source}: the averages in ema do not have the shapes of {len(wrong)} parameters, {listed(wrong)}: "
-            "leave it out to take the raw weights"
-        )
-    return tensors | dict(zip(names, averages, strict=True))

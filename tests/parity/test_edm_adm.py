@@ -1,13 +1,15 @@
 """ADM of Karras et al. (2022), as their own network and as the baseline of Nichol & Dhariwal's (2021) chain: read by our importer."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import at_sigmas, edm_file, refused
 
-from unnoise.experiments.released.karras import denoiser
+from unnoise.experiments.released.karras import built, denoiser
+from unnoise.experiments.released.weights import stripped
 from unnoise.shared.networks.style import EDM_ADM
 from unnoise.shared.tensors import like
 
@@ -21,7 +23,7 @@ def test_denoiser(pickled, tmp_path):
     if pickled:
         model = denoiser(edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", head_width=8, sigma_data=0.5), "edm.pkl")
     else:
-        model = denoiser(STATE, "edm.pkl", num_head_channels=8)
+        model = denoiser(STATE, "edm.pkl", precond="edm", num_head_channels=8)
     assert model.eval().shape == (3, 16, 16)
     assert model.network.style.head_width == 8
     t = model.schedule.time(-2 * SIGMA.double().log())
@@ -32,8 +34,14 @@ def test_denoiser(pickled, tmp_path):
         assert_samples_close(model(X, t, label=torch.full_like(LABEL, 10)), FIXTURE["D_edm_no_label"])
 
 
-def test_heads_are_64_wide_where_nothing_is_said():
-    assert denoiser(STATE, "x").network.style == EDM_ADM
+def test_heads_are_known_for_the_released_width_and_asked_for_elsewhere():
+    refused(lambda: denoiser(STATE, "x", precond="edm"), "x: the weights do not tell the heads", "num_head_channels=64")
+    released = stripped(STATE, "model.") | {"map_layer0.weight": torch.zeros(64, 192)}  # whose columns are the network's width
+    for given, expected in ((None, EDM_ADM), (32, replace(EDM_ADM, head_width=32))):
+        network, _ = built(released, "x", given)
+        assert (network.width, network.style) == (192, expected)
+    assert EDM_ADM.head_width == 64
+    refused(lambda: denoiser(STATE, "x", precond="edm", num_head_channels=0), "num_head_channels=0")
 
 
 def iddpm_levels():
@@ -72,11 +80,17 @@ def test_baseline_of_the_chain(pickled, tmp_path):
 
 def test_another_table_is_refused():
     for u in (iddpm_levels()[:-1], iddpm_levels() * 1.1, iddpm_levels().flip(0)):
-        refused(lambda u=u: denoiser(STATE | {"u": u}, "file.pkl", precond="iddpm"), "file.pkl", "noise levels", "cosine")
-    refused(lambda: denoiser(STATE | {"u": iddpm_levels()}, "file.pkl"), "1 tensors have no place: u")
+        refused(lambda u=u: denoiser(STATE | {"u": u}, "file.pkl", num_head_channels=8), "file.pkl", "noise levels", "cosine")
+    refused(lambda: denoiser(STATE | {"u": iddpm_levels()}, "file.pkl", precond="edm", num_head_channels=8), "1 tensors have no place: u")
 
 
 def test_what_does_not_fit_is_refused():
     for name in [n for n in STATE if not n.endswith("resample_filter")][::11]:
-        refused(lambda n=name: denoiser({k: v for k, v in STATE.items() if k != n}, "file.pkl"), "file.pkl")
-    refused(lambda: denoiser(STATE | {"model.out_conv.weight": torch.zeros(6)}, "file.pkl"), "sizes are read from out_conv.weight")
+        refused(
+            lambda n=name: denoiser({k: v for k, v in STATE.items() if k != n}, "file.pkl", precond="edm", num_head_channels=8), "file.pkl"
+        )
+    wrong = STATE | {"model.out_conv.weight": torch.zeros(6)}
+    refused(
+        lambda: denoiser(wrong, "file.pkl", precond="edm", num_head_channels=8),
+        "out_conv.weight is a tensor (6,) of float32, and sizes are read from it",
+    )

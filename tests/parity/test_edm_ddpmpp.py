@@ -24,7 +24,7 @@ def test_denoiser(pickled, tmp_path):
         edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.5, sigma_min=0, sigma_max=float("inf")) if pickled else STATE
     )
     assert looks_like(contents)
-    model = denoiser(contents, "edm.pkl").eval()
+    model = denoiser(contents, "edm.pkl", precond=None if pickled else "edm").eval()
     assert isinstance(model.schedule, EDM)
     assert (model.scale, model.shape, model.conditions) == (Scale(), (3, 32, 32), ("label", "augment"))
     t = model.schedule.time(-2 * SIGMA.double().log())
@@ -64,17 +64,19 @@ def test_settings_of_a_pickled_preconditioner(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     def attempt(change, *words, **flags):
         state = {k: v for k, v in (STATE | change).items() if v is not None}
-        refused(lambda: denoiser(state, "file.pkl", **flags), "file.pkl", *words)
+        refused(lambda: denoiser(state, "file.pkl", **{"precond": "edm"} | flags), "file.pkl", *words)
 
     for name in [n for n in STATE if not n.endswith("resample_filter")][::9]:
         attempt({name: None})
     attempt({"model.dec.8x8_in0.conv0.bias": None}, "1 tensors are missing: dec.8x8_in0.conv0.bias")
     attempt({"model.dec.8x8_in0.extra": torch.zeros(2)}, "1 tensors have no place: dec.8x8_in0.extra")
-    attempt({"model.map_label.weight": torch.zeros(16)}, "sizes are read from map_label.weight")
+    attempt({"model.map_label.weight": torch.zeros(16)}, "map_label.weight is a tensor (16,) of float32, and sizes are read from it")
     attempt({"model.map_label.bias": torch.zeros(3)}, "map_label.weight is (16, 10) and map_label.bias is (3,), and (11, 16) was expected")
     attempt({"model.enc.16x16_down.skip.resample_filter": torch.ones(1, 1, 2, 2)}, "filters are neither all (1, 1) nor all (1, 3, 3, 1)")
     attempt({"model.enc.7x7_down.extra": torch.zeros(2)}, "resolutions 32, 16, 8, 7, which do not halve")
-    attempt({"model.out_conv": 3}, "out_conv should be tensors")
+    attempt({"model.out_conv": 3}, "1 tensors have no place: out_conv")
+    attempt({"model.map_layer0.bias": 3}, "1 entries are no tensors of floating-point numbers: map_layer0.bias is a int")
+    attempt({}, "does not tell how the network is preconditioned", "precond='edm', 'vp', 've', 'iddpm'", precond=None)
     attempt({}, "precond='ddim'", "edm, vp, ve, iddpm", precond="ddim")
     refused(lambda: denoiser(STATE, "x", num_head_channels=0), "num_head_channels=0")
     refused(lambda: denoiser({"a": torch.zeros(1)}, "file.pkl"), "file.pkl does not hold a network of Karras et al.")
@@ -97,17 +99,19 @@ def test_decoder_and_encoder_skips_are_read():
         state |= {f"model.enc.{size}x{size}_aux_down.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
         state |= {f"model.dec.{size}x{size}_aux_{k}": v for k, v in up.items()}
         state |= {f"model.dec.{2 * size}x{2 * size}_aux_up.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
-    plain, model = denoiser(STATE, "x"), denoiser(state, "x")
+    plain, model = denoiser(STATE, "x", precond="edm"), denoiser(state, "x", precond="edm")
     assert (model.network.style.enters, model.network.style.leaves) == (InputSkip(MEAN), OutputSkip(MEAN))
     state |= {name: torch.zeros_like(v) for name, v in state.items() if "aux_skip" in name}
     with torch.no_grad():
-        added = denoiser(state, "x").network(X, SIGMA) - plain.network(X, SIGMA)  # the predictions of 8 x 8 and 16 x 16: one each
+        added = denoiser(state, "x", precond="edm").network(X, SIGMA) - plain.network(
+            X, SIGMA
+        )  # the predictions of 8 x 8 and 16 x 16: one each
         torch.testing.assert_close(added, torch.full_like(added, 2.0))
         assert (model.network(X, SIGMA) - plain.network(X, SIGMA) - 2).abs().max() > 0.1
 
 
 def test_the_importer_is_described():
-    model = denoiser(STATE, "x")
+    model = denoiser(STATE, "x", precond="edm")
     again = build(describe(model))
     again.load_state_dict(model.state_dict())
     with torch.no_grad():

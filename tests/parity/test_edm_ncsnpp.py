@@ -19,7 +19,7 @@ X, SIGMA, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["augment_labels"]
 @pytest.mark.parametrize("pickled", [False, True], ids=["state dict", "pickle"])
 def test_denoiser(pickled, tmp_path):
     contents = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.5) if pickled else STATE
-    model = denoiser(contents, "edm.pkl").eval()
+    model = denoiser(contents, "edm.pkl", precond=None if pickled else "edm").eval()
     style = model.network.style
     assert (style.time, style.enters, style.resize) == (NCSNPP.time, NCSNPP.enters, NCSNPP.resize)
     assert (model.scale, model.shape, model.conditions) == (Scale(), (3, 32, 32), ("augment",))
@@ -48,6 +48,14 @@ def test_ve_baseline(pickled, tmp_path):
 
 def test_what_does_not_fit_is_refused():
     freqs = "model.map_noise.freqs"
-    refused(lambda: denoiser(STATE | {freqs: torch.zeros(3)}, "file.pkl"), "file.pkl", "map_noise.freqs is (3,), and (16,) was expected")
+    refused(
+        lambda: denoiser(STATE | {freqs: torch.zeros(3)}, "file.pkl", precond="edm"),
+        "file.pkl",
+        "map_noise.freqs is (3,), and (16,) was expected",
+    )
     residual = "model.enc.8x8_aux_residual.bias"
-    refused(lambda: denoiser({k: v for k, v in STATE.items() if k != residual}, "file.pkl"), "1 tensors are missing", residual[6:])
+    refused(
+        lambda: denoiser({k: v for k, v in STATE.items() if k != residual}, "file.pkl", precond="edm"),
+        "1 tensors are missing",
+        residual[6:],
+    )

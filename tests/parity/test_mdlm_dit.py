@@ -1,11 +1,17 @@
 """MDLM's network and its three output rules (kuleshov-group/mdlm), through the importer."""
 
+import io
+
+import foreign
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
+from released_helpers import refused
 
-from unnoise.discrete import Ancestral, Categorical, LogLinear, carried, direct
-from unnoise.experiments.released.text import looks_like_mdlm, looks_like_sedd, mdlm, sedd, total_noise
+from unnoise.discrete import Ancestral, Categorical, LogLinear, ScoreEntropyDenoiser, carried, direct
+from unnoise.experiments.released import files
+from unnoise.experiments.released.pickles import Record
+from unnoise.experiments.released.text import looks_like_mdlm, looks_like_sedd, mdlm, released_length, sedd, total_noise
 from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.scale import Scale
@@ -87,7 +93,6 @@ def test_what_it_says_of_itself(peer, state):
     assert not network.timed
     assert not network.training
     assert mdlm(state, NAME, config=config(peer)).shape == (24,)
-    assert mdlm(state, NAME).shape == (1024,)
     assert (denoiser.label, denoiser.head) == (total_noise, carried)
     again = build(describe(denoiser))
     again.load_state_dict(denoiser.state_dict())
@@ -102,6 +107,82 @@ def test_the_hub_configuration_is_read(peer, state):
     assert denoiser.network.timed
     assert denoiser.network.dropout == 0.25
     assert not mdlm(state, NAME, config=said, time_conditioning=False).network.timed
+
+
+def hyper_parameters(**config):
+    """As Lightning keeps them: omegaconf's objects, each read as a record."""
+
+    def node(value):
+        if isinstance(value, dict):
+            return Record("DictConfig", "omegaconf.dictconfig", {"_content": {k: node(v) for k, v in value.items()}, "_parent": None})
+        return Record("AnyNode", "omegaconf.nodes", {"_val": value, "_parent": None})
+
+    return {"config": node(config), "tokenizer": Record("GPT2TokenizerFast", "transformers", {})}
+
+
+def test_hyper_parameters_of_a_training_checkpoint_are_read(peer, state):
+    kept = hyper_parameters(parameterization="subs", time_conditioning=True, model={"length": 24, "n_heads": 4, "hidden_size": 64})
+    checkpoint = {"state_dict": state, "hyper_parameters": kept}
+    assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (True, False)
+    denoiser = mdlm(checkpoint, NAME)
+    assert (denoiser.shape, denoiser.network.timed, denoiser.network.heads) == ((24,), True, 4)
+    assert not mdlm(checkpoint, NAME, config={"time_conditioning": False}).network.timed  # what is given beside it comes first
+    refers = hyper_parameters(parameterization="subs", model={"length": "${length}"}, length=24)
+    assert mdlm({"state_dict": state, "hyper_parameters": refers}, NAME).shape == (24,)
+    read = files.of_zip(io.BytesIO(foreign.omegaconf_checkpoint({k: v for k, v in state.items() if not k.endswith("inv_freq")})))
+    assert mdlm(read, NAME, config={"n_heads": 4}).shape == (1024,)  # which it has in its own objects
+
+
+def test_a_sedd_trained_beside_mdlm_is_none(peer, state):
+    kept = hyper_parameters(parameterization="sedd", time_conditioning=True, model={"length": 24})
+    checkpoint = {"state_dict": state, "hyper_parameters": kept}
+    assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (False, True)
+    time = time_of(peer["sigma"])
+    said = ({"parameterization": "sedd"}, {"model_type": "SEDD"})
+    for made in (
+        mdlm(checkpoint, NAME),
+        sedd(checkpoint, NAME),
+        *(mdlm(state, NAME, config=config, length=24) for config in said),
+    ):
+        assert isinstance(made, ScoreEntropyDenoiser)
+        assert made.shape == (24,)
+        with torch.no_grad():
+            assert_samples_close(made.log_ratio(peer["tokens"], time), peer["log_score_sedd"])
+    refused(lambda: mdlm(checkpoint, NAME, time_conditioning=False), NAME, "time_conditioning=False")
+    untimed = {"state_dict": state, "hyper_parameters": hyper_parameters(parameterization="sedd", time_conditioning=False)}
+    for load in (mdlm, sedd):
+        refused(lambda load=load: load(untimed, NAME, length=24), NAME, "time_conditioning=False")
+
+
+def test_a_mask_that_is_not_the_last_token_is_refused(state):
+    """That of BERT's vocabulary is number 103."""
+    wide = state | {f"backbone.{name}": torch.zeros(30_522, 64) for name in ("vocab_embed.embedding", "output_layer.linear.weight")}
+    wide["backbone.output_layer.linear.bias"] = torch.zeros(30_522)
+    refused(lambda: mdlm(wide, NAME, length=24), NAME, "30522", "mask")
+
+
+@pytest.mark.parametrize("kind", ["d3pm", "ar", "bd3lm", 3])
+def test_other_ways_of_training_are_refused(state, kind):
+    for name in ("parameterization", "model_type"):
+        refused(lambda n=name: mdlm(state, NAME, config={n: kind}, length=24), NAME, repr(kind), "subs or mdlm")
+        checkpoint = {"state_dict": state, "hyper_parameters": hyper_parameters(**{name: kind})}
+        refused(lambda c=checkpoint: mdlm(c, NAME, length=24), NAME, repr(kind), "subs or mdlm")
+        refused(lambda n=name: sedd(state, NAME, config={n: kind}, length=24), NAME, repr(kind), "a SEDD is sedd")
+    refused(lambda: sedd(state, NAME, config={"parameterization": "subs"}, length=24), "'subs'")
+    assert isinstance(mdlm(state, NAME, config={"parameterization": "subs", "model_type": "other"}, length=24), Categorical)
+
+
+def test_the_length_is_known_for_the_released_sizes_and_asked_for_elsewhere(state):
+    refused(lambda: mdlm(state, NAME), NAME, "the length of the sequences", "length=1024")
+    refused(lambda: mdlm(state, NAME, length=0), "length=0")
+    refused(lambda: mdlm(state, NAME, config={"length": "long"}), "length 'long'")
+    for vocabulary, width, length in ((50258, 768, 1024), (50257, 1024, 1024), (50258, 512, None), (50256, 768, None)):
+        assert released_length(vocabulary, width) == length
+
+
+def test_bad_entries_of_a_configuration_are_named(state):
+    for said in ({"time_conditioning": "yes"}, {"n_heads": 4.5}, {"dropout": "much"}, {"n_heads": {}}, {"length": -1}):
+        refused(lambda s=said: mdlm(state, NAME, config={"model_length": 24} | s), f"{next(iter(said))} ")
 
 
 def test_samples_hold_no_mask(state):
@@ -120,10 +201,10 @@ def test_averages_are_taken_in_the_order_of_the_parameters(peer, state):
         assert_samples_close(mdlm(checkpoint, NAME, length=24).network(peer["tokens"], peer["sigma"]), peer["y"])
         without = mdlm({"state_dict": state}, NAME, length=24)
         assert_samples_close(without.network(peer["tokens"], peer["sigma"]), peer["y"])
-    with pytest.raises(UsageError, match="ema has 29 averages for 30 parameters"):
-        mdlm(checkpoint | {"ema": {"shadow_params": averages[:-1]}}, NAME)
-    with pytest.raises(UsageError, match=r"do not have the shapes of 2 parameters, backbone.output_layer.adaLN"):
-        mdlm(checkpoint | {"ema": {"shadow_params": [*averages[:-2], *averages[:-3:-1]]}}, NAME)
+    with pytest.raises(UsageError, match="29 averages for 30 parameters"):
+        mdlm(checkpoint | {"ema": {"shadow_params": averages[:-1]}}, NAME, length=24)
+    with pytest.raises(UsageError, match=r"2 averages are not of their parameters. shapes: backbone.output_layer.adaLN"):
+        mdlm(checkpoint | {"ema": {"shadow_params": [*averages[:-2], *averages[:-3:-1]]}}, NAME, length=24)
 
 
 def test_what_does_not_fit_is_refused(state):
@@ -133,10 +214,10 @@ def test_what_does_not_fit_is_refused(state):
     with pytest.raises(UsageError, match=r"some.bin does not hold the text transformer"):
         mdlm({"weight": torch.zeros(1)}, "some.bin")
     with pytest.raises(UsageError, match=r"1 tensors have no place: backbone.extra"):
-        mdlm(state | {"backbone.extra": torch.zeros(1)}, NAME)
+        mdlm(state | {"backbone.extra": torch.zeros(1)}, NAME, length=24)
     with pytest.raises(UsageError, match=r"1 tensors are missing: backbone.blocks.1.attn_out.weight"):
-        mdlm({k: v for k, v in state.items() if k != "backbone.blocks.1.attn_out.weight"}, NAME)
+        mdlm({k: v for k, v in state.items() if k != "backbone.blocks.1.attn_out.weight"}, NAME, length=24)
     with pytest.raises(UsageError, match="not that of base 10000"):
-        mdlm(state | {"backbone.rotary_emb.inv_freq": 500_000.0 ** (-torch.arange(8) / 8)}, NAME)
+        mdlm(state | {"backbone.rotary_emb.inv_freq": 500_000.0 ** (-torch.arange(8) / 8)}, NAME, length=24)
     with pytest.raises(UsageError, match="has 8 heads, and rotary_emb.inv_freq is that of 4"):
-        mdlm(state, NAME, config={"n_heads": 8})
+        mdlm(state, NAME, config={"n_heads": 8}, length=24)

@@ -1,10 +1,13 @@
 """The released networks of ermongroup/ncsnv2, read from a state dict by our importer."""
 
+import math
+
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
+from released_helpers import refused
 
-from unnoise.experiments.released.ncsnv2 import denoiser, looks_like
+from unnoise.experiments.released.ncsnv2 import denoiser, looks_like, size_of
 from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks.refinenet import RefineNet
@@ -44,7 +47,6 @@ def test_score_at_each_level(form):
 def test_what_the_denoiser_says_of_itself():
     model = denoiser(STATE, "file.pth", image_size=16)
     assert (model.scale, model.shape, model.conditions, model.spread) == (Scale(256, 0.0, 1.0), (3, 16, 16), (), False)
-    assert denoiser(STATE, "file.pth").shape == (3, 32, 32)
     again = build(describe(model))
     again.load_state_dict(model.state_dict())
     x, t = FIXTURE["x"], torch.tensor(0.5)
@@ -103,11 +105,33 @@ def test_each_depth_is_read_from_the_names(stages, order, multipliers, dilations
         assert torch.equal(model.network(x, torch.zeros(2)), network(2 * x - 1, torch.zeros(2)))
 
 
+@pytest.mark.parametrize(
+    ("depth", "levels", "largest", "size"), [(4, 232, 50, 32), (4, 500, 90, 64), (5, 1086, 190, 128), (6, 2311, 348, 256)]
+)
+def test_depth_and_levels_of_the_released_networks_tell_the_size(depth, levels, largest, size):
+    def told(depth, levels, largest):
+        sigmas = torch.logspace(math.log10(largest), -2, levels)
+        return size_of(depth, sigmas, "file.pth")
+
+    assert told(depth, levels, largest) == size
+    for other in ((depth % 6 + 1, levels, largest), (depth, levels + 1, largest), (depth, levels, largest + 2)):
+        refused(lambda o=other: told(*o), "file.pth", "the size of the images", "image_size=32")
+
+
+def test_another_size_is_asked_for():
+    refused(lambda: denoiser(STATE, "file.pth"), "file.pth", "the size of the images", "image_size=32")
+    levels = torch.logspace(math.log10(50), -2, 232)
+    assert denoiser(STATE | {"module.sigmas": levels}, "file.pth").shape == (3, 32, 32)
+    for wrong in ([50.0], [50.0, 1.0, -1.0], [50.0, 1.0, 0.0], [math.inf, 1.0, 0.1], [50.0, math.nan, 0.1]):
+        state = STATE | {"module.sigmas": torch.tensor(wrong)}
+        refused(lambda s=state: denoiser(s, "file.pth", image_size=16), "file.pth: sigmas", "do not fall to one above 0")
+
+
 @pytest.mark.parametrize("name", [name for name in list(STATE)[::9] if name != "module.sigmas"])
 def test_a_missing_tensor_is_refused(name):
     state = {k: v for k, v in STATE.items() if k != name}
     with pytest.raises(UsageError, match="file.pth") as error:
-        denoiser(state, "file.pth")
+        denoiser(state, "file.pth", image_size=16)
     assert name.removeprefix("module.") in str(error.value) or not looks_like(state)
 
 
@@ -117,15 +141,15 @@ def test_what_does_not_fit_is_refused():
         (STATE | {"module.res3.0.extra": torch.zeros(2)}, "1 tensors have no place: res3.0.extra"),
         (STATE | {"module.res6.0.conv1.weight": torch.zeros(2)}, "stages res1 to res4, .* not 1, 2, 3, 4, 6"),
         (STATE | {"module.res4.0.conv1.weight": torch.zeros(32, 32, 1, 1)}, r"res4.0.conv1.weight is \(32, 32, 1, 1\)"),
-        (STATE | {"module.begin_conv.weight": torch.zeros(16, 3)}, r"begin_conv.weight is Tensor \(16, 3\)"),
-        (STATE | {"module.sigmas": SIGMAS.flip(0)}, "do not decrease"),
+        (STATE | {"module.begin_conv.weight": torch.zeros(16, 3)}, r"begin_conv.weight is a tensor \(16, 3\)"),
+        (STATE | {"module.sigmas": SIGMAS.flip(0)}, "do not fall"),
         ([STATE, {}, 1, 2, {k: v for k, v in AVERAGE.items() if k != "end_conv.bias"}], "missing: end_conv.bias"),
         ({"weight": torch.zeros(2)}, "does not hold an NCSNv2: its names are weight"),
         ([], "its names are none"),
     ]
     for state, said in cases:
         with pytest.raises(UsageError, match=f"file.pth.*{said}"):
-            denoiser(state, "file.pth")
+            denoiser(state, "file.pth", image_size=16)
     with pytest.raises(UsageError, match="image_size=0"):
         denoiser(STATE, "file.pth", image_size=0)
 

@@ -33,16 +33,24 @@ def test_vp_and_sub_vp(contents):
 
 
 def test_flags_say_what_a_path_does_not():
-    subvp = denoiser(STATE, "weights.pth", sde="subvp")
+    subvp = denoiser(STATE, "weights.pth", sde="subvp", image_size=32)
     assert isinstance(subvp.schedule, SubVP)
     assert isinstance(denoiser(STATE, PATH.format("vp"), sde="subvp").schedule, SubVP)
-    assert isinstance(denoiser(STATE, "weights.pth", sde="vp", continuous=True).schedule, VP)
-    for chain in (denoiser(STATE, "weights.pth", sde="vp", continuous=False), denoiser(STATE, "vp/cifar10_ddpmpp/checkpoint_1.pth")):
+    assert isinstance(denoiser(STATE, "weights.pth", sde="vp", continuous=True, image_size=32).schedule, VP)
+    told = denoiser(STATE, "weights.pth", sde="vp", continuous=False, image_size=32)
+    for chain in (told, denoiser(STATE, "vp/cifar10_ddpmpp/checkpoint_1.pth")):
         assert isinstance(chain.schedule, Tabulated)
         torch.testing.assert_close(chain.schedule.betas, vp_betas(), rtol=1e-12, atol=0)
         assert float(chain.label(chain.schedule, torch.tensor(0.25))) == 249
-    assert denoiser(STATE, "vp/celeba_64_ddpmpp_continuous/checkpoint_256.pth").shape == (3, 64, 64)
+    assert denoiser(STATE, "vp/celeba_ddpmpp_continuous/checkpoint_256.pth").shape == (3, 64, 64)
     assert denoiser(STATE, PATH.format("vp"), image_size=48).shape == (3, 48, 48)
+
+
+def test_paths_that_only_resemble_the_released_ones_tell_nothing():
+    for path in ("vp/mine_ddpmpp_continuous/x.pth", "vp/cifar10_ddpmpp_continuous_2/x.pth", "cifar10_ddpmpp_continuous/x.pth", "32/x.pth"):
+        refused(lambda p=path: denoiser(STATE, p, sde="subvp"), path, "the size of the images", "image_size=32")
+        refused(lambda p=path: denoiser(STATE, p, image_size=32), path, 'sde="vp", "subvp" or "ve"')
+        refused(lambda p=path: denoiser(STATE, p, sde="vp", image_size=32), path, "continuous=True or False")
 
 
 def test_an_unknown_process_is_refused():
@@ -55,13 +63,19 @@ def test_an_unknown_process_is_refused():
 
 def test_averages_are_those_of_the_model():
     with torch.no_grad():
-        raw = denoiser(FILE | {"ema": None}, "x", sde="subvp").network(FIXTURE["x"][:1], torch.zeros(1))
-        assert (raw - denoiser(STATE, "x", sde="subvp").network(FIXTURE["x"][:1], torch.zeros(1))).abs().max() > 0.1
+        raw = denoiser(FILE | {"ema": None}, "x", sde="subvp", image_size=32).network(FIXTURE["x"][:1], torch.zeros(1))
+        assert (raw - denoiser(STATE, "x", sde="subvp", image_size=32).network(FIXTURE["x"][:1], torch.zeros(1))).abs().max() > 0.1
     shadow = FILE["ema"]["shadow_params"]
     for change, words in (
         (shadow[:-1], ("269 averages for 270 parameters",)),
         ([*shadow, shadow[0]], ("271 averages for 270 parameters",)),
-        ([shadow[0].T, *shadow[1:]], ("all_modules.0.weight is (64, 16), its average (16, 64)",)),
+        (
+            [shadow[0].T, *shadow[1:]],
+            (
+                "1 averages",
+                "all_modules.0.weight is a tensor (64, 16) of float32, its average a tensor (16, 64)",
+            ),
+        ),
         (None, ("shadow_params", "a list of tensors")),
         ("weights", ("shadow_params", "a list of tensors")),
     ):
@@ -73,7 +87,7 @@ def test_what_does_not_fit_is_refused():
         state = copy.copy(STATE)
         for name, value in change.items():
             state.pop(name, None) if value is None else state.update({name: value})
-        refused(lambda: denoiser(state, "file.pth", sde="subvp"), "file.pth", *words)
+        refused(lambda: denoiser(state, "file.pth", sde="subvp", image_size=32), "file.pth", *words)
 
     for name in [n for n in STATE if n != "module.sigmas"][2::7]:
         attempt({name: None})
@@ -81,7 +95,10 @@ def test_what_does_not_fit_is_refused():
     attempt({"module.all_modules.8.extra": torch.zeros(2)}, "1 tensors have no place: all_modules.8.extra")
     attempt({"module.all_modules.8.Conv_1.weight": torch.zeros(2, 2)}, "all_modules.8.Conv_1.weight is (2, 2), and (32, 32, 3, 3)")
     attempt({"module.all_modules.2.weight": torch.zeros(2, 2)}, "time embedding and a convolution, not with linear, linear, linear")
-    attempt({"module.all_modules.8.Conv_0.bias": "text"}, "all_modules.8.Conv_0.bias should be tensors")
+    attempt(
+        {"module.all_modules.8.Conv_0.bias": "text"},
+        "1 entries are no tensors of floating-point numbers: all_modules.8.Conv_0.bias is a str",
+    )
     attempt({"module.all_modules.99.other": torch.zeros(2)}, "1 layers are not known, or cut short: all_modules.99 with other")
     refused(lambda: denoiser(STATE, "file.pth", sde="vp", image_size=0), "image_size=0")
     refused(lambda: denoiser({"a": torch.zeros(1)}, "file.pth"), "file.pth does not hold a network of Song et al.", "a")
@@ -101,7 +118,7 @@ def test_the_importer_is_described():
 @pytest.mark.parametrize("attention", [(), (0,)])
 def test_every_depth_is_read_from_the_list(multipliers, attention):
     for blocks in (1, 2, 3):
-        network = denoiser(song_state(8, multipliers, blocks, attention), "x", sde="subvp").network
+        network = denoiser(song_state(8, multipliers, blocks, attention), "x", sde="subvp", image_size=32).network
         assert (network.width, network.multipliers, network.blocks, network.style) == (8, multipliers, blocks, DDPMPP)
         assert network.attention == tuple(2**level for level in attention)
 

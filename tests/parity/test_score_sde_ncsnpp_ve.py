@@ -19,7 +19,7 @@ STATE = peer_state("score_sde_ncsnpp_ve")
 @pytest.mark.parametrize("contents", [STATE, song_file(STATE)], ids=["state dict", "averages"])
 def test_score(contents):
     assert looks_like(contents)
-    model = denoiser(contents, "weights.pth").eval()
+    model = denoiser(contents, "weights.pth", image_size=32).eval()
     assert isinstance(model.schedule, VE)
     assert (model.schedule.sigma_min, model.schedule.sigma_max) == (0.01, 50.0)
     assert (model.scale, model.shape) == (Scale(256, 0.0, 1.0), (3, 32, 32))
@@ -45,7 +45,7 @@ def test_structure():
 
 
 def test_the_importer_is_described():
-    model = denoiser(STATE, "x")
+    model = denoiser(STATE, "x", image_size=32)
     again = build(describe(model))
     again.load_state_dict(model.state_dict())
     with torch.no_grad():

@@ -29,20 +29,24 @@ def test_discrete_ve():
     """`score = F(2 x - 1, i) / sigmas[i]`, i = 0 the largest sigma: Song et al.'s (2021) networks of discrete VE have steps for times."""
     model = denoiser(STATE, "ve/cifar10_ncsnpp/checkpoint_1.pth").eval()
     assert (model.scale, model.shape, model.schedule.steps) == (Scale(256, 0.0, 1.0), (3, 32, 32), 1000)
-    index, x, network = torch.tensor([0, 400, 999]), FIXTURE["x"], denoiser(STATE, "x", sde="subvp").network
+    index, x, network = torch.tensor([0, 400, 999]), FIXTURE["x"], denoiser(STATE, "x", sde="subvp", image_size=32).network
     sigma = STATE["module.sigmas"][index]
     assert sigma[0] == STATE["module.sigmas"].max()
     with torch.no_grad():
         expected = network(2 * x - 1, index.float()) / like(sigma, x)
         assert_samples_close(model.score(x, (1000 - index).double() / 1000), expected.float())
-    refused(lambda: denoiser({k: v for k, v in STATE.items() if k != "module.sigmas"}, "a.pth", sde="ve"), "a.pth", "`sigmas`", "missing")
-    refused(lambda: denoiser(STATE | {"module.sigmas": STATE["module.sigmas"].flip(0)}, "a.pth", sde="ve"), "do not fall")
+    refused(
+        lambda: denoiser({k: v for k, v in STATE.items() if k != "module.sigmas"}, "a.pth", sde="ve", image_size=32),
+        "a.pth",
+        "sigmas is missing",
+    )
+    refused(lambda: denoiser(STATE | {"module.sigmas": STATE["module.sigmas"].flip(0)}, "a.pth", sde="ve", image_size=32), "do not fall")
 
 
 def test_structure():
     arguments = (128, (1, 2, 2, 2), 4, (1,))
     assert shapes(song_state(16, (1, 2, 2, 2), 1, (1,), enters="residual")) == shapes(STATE)
     assert_reads_as(lambda: ncsnpp_cifar10(fourier=False), song_state(*arguments, enters="residual", make=meta))
-    style = denoiser(STATE, "x", sde="subvp", fir=False).network.style
+    style = denoiser(STATE, "x", sde="subvp", fir=False, image_size=32).network.style
     assert style.resize.filter == MEAN
     assert style.enters == InputResidual(MEAN)

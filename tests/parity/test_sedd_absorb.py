@@ -75,12 +75,12 @@ def test_the_label_is_the_total_noise():
 
 def test_noise_and_graph_come_from_the_configuration(state):
     noise = {"type": "geometric", "sigma_min": 1e-3, "sigma_max": 10}
-    denoiser = sedd(state, NAME, config={"noise": noise, "graph": {"type": "absorb"}})
+    denoiser = sedd(state, NAME, config={"noise": noise, "graph": {"type": "absorb"}}, length=24)
     assert denoiser.transition.noise == Geometric(1e-3, 10.0)
     assert isinstance(denoiser.transition, Absorbing)
-    assert isinstance(sedd(state, NAME, config={"tokens": 18}).transition, Uniform)
-    assert isinstance(sedd(state, NAME, config={"tokens": 17}).transition, Absorbing)
-    uniform = sedd(state, NAME, config={"tokens": 18, "noise": {"type": "loglinear"}})
+    assert isinstance(sedd(state, NAME, config={"tokens": 18}, length=24).transition, Uniform)
+    assert isinstance(sedd(state, NAME, config={"tokens": 17}, length=24).transition, Absorbing)
+    uniform = sedd(state, NAME, config={"tokens": 18, "noise": {"type": "loglinear"}}, length=24)
     assert (uniform.transition.noise, uniform.offset) == (LogLinear(), unscaled)
 
 
@@ -110,7 +110,7 @@ def test_gpt2_vocabularies_tell_the_graph(vocabulary, kind):
         "output_layer.adaLN_modulation.weight": (4, 1),
         "output_layer.adaLN_modulation.bias": (4,),
     }
-    denoiser = sedd({name: torch.ones(shape) for name, shape in network.items()}, NAME)
+    denoiser = sedd({name: torch.ones(shape) for name, shape in network.items()}, NAME, length=24)
     assert isinstance(denoiser.transition, kind)
     assert denoiser.scale == Scale(50257)
 
@@ -127,10 +127,10 @@ def test_what_does_not_fit_is_refused(state):
     assert looks_like_sedd(state)
     assert not looks_like_mdlm(state)
     with pytest.raises(UsageError, match="has 12 tokens and the graph absorb, and the weights have 18"):
-        sedd(state, NAME, config={"tokens": 12, "graph": {"type": "absorb"}})
+        sedd(state, NAME, config={"tokens": 12, "graph": {"type": "absorb"}}, length=24)
     with pytest.raises(UsageError, match="graph of type 'loop'"):
-        sedd(state, NAME, config={"graph": {"type": "loop"}})
+        sedd(state, NAME, config={"graph": {"type": "loop"}}, length=24)
     with pytest.raises(UsageError, match="noise of type 'cosine'"):
-        sedd(state, NAME, config={"noise": {"type": "cosine"}})
+        sedd(state, NAME, config={"noise": {"type": "cosine"}}, length=24)
     with pytest.raises(UsageError, match="is not that of base 10000"):
-        sedd(state | {"rotary_emb.inv_freq": 10_000.0 ** (-torch.arange(8) / 7)}, NAME)
+        sedd(state | {"rotary_emb.inv_freq": 10_000.0 ** (-torch.arange(8) / 7)}, NAME, length=24)
