@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -213,12 +214,13 @@ def run_train(arguments: list[str]) -> None:
     """`unnoise train RECIPE`."""
     if (options := recipe_options("train", arguments)) is None:
         return
-    experiment, folder, name = options.experiment, writable(options.out), arguments[0]
-    if options.resume and not (folder / "checkpoints").is_dir():
-        raise UsageError(f"there is nothing to resume in {folder}: leave --resume out, or give the run's folder as --out")
-    data = experiment.load("train", bar)
-    print(f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/")
-    train_recipe(experiment, data, folder, bar, resume=options.resume)
+    experiment, name = options.experiment, arguments[0]
+    with emptied(options.out) as folder:
+        if options.resume and not (folder / "checkpoints").is_dir():
+            raise UsageError(f"there is nothing to resume in {folder}: leave --resume out, or give the run's folder as --out")
+        data = experiment.load("train", bar)
+        print(f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/")
+        train_recipe(experiment, data, folder, bar, resume=options.resume)
     print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
 
 
@@ -226,7 +228,8 @@ def run_reproduce(arguments: list[str]) -> None:
     """`unnoise reproduce RECIPE`."""
     if (options := recipe_options("reproduce", arguments)) is None:
         return
-    page = options.experiment.reproduce(writable(options.out), bar)
+    with emptied(options.out) as folder:
+        page = options.experiment.reproduce(folder, bar)
     print(f"{page.read_text()}\nwritten to {page}, with its pictures beside it")
 
 
@@ -262,7 +265,8 @@ def run_sample(arguments: list[str]) -> None:
     steps = grid_of(experiment, sampler, options.steps)
     run = draw(experiment, sampler, checkpoint.shape, checkpoint.scale, count, steps, seed=options.seed, progress=bar)
     said = experiment.show(path, run.levels, checkpoint.scale, columns=max(1, round(count**0.5)))
-    print(f"{said}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s: {path}")
+    by = f"{type(sampler).__name__}{asked(experiment, count)}"
+    print(f"{said}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s by {by}: {path}")
 
 
 def run_evaluate(arguments: list[str]) -> None:
@@ -303,6 +307,28 @@ def run_plot_schedules(arguments: list[str]) -> None:
 
     options = parse(Schedules, arguments, "plot-schedules")
     print(f"written to {plot(output_path(options.out, Schedules.out), options.steps)}")
+
+
+def asked(experiment: Experiment, count: int) -> str:
+    """Which classes samples were asked for, in words; nothing without classes."""
+    label = experiment.conditions(torch.arange(min(count, 4))).get("label")
+    if label is None:
+        return ""
+    first = [str(n) for n in label.tolist()]
+    return f" of the classes {', '.join(first[:3])}, ... in turn" if len(first) > 3 else f" of the classes {', '.join(first)}"
+
+
+@contextlib.contextmanager
+def emptied(path: Path) -> Iterator[Path]:
+    """A folder to write to; it goes away again, with the parents that were made for it, where an error leaves it empty."""
+    new = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield writable(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first that is not empty
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def output_path(path: Path, like: Path) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +56,27 @@ class Flags:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
+@contextlib.contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """Errors within it name flags as options: `--image-size 64` for `image_size=64`."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(as_options(str(error))) from error
+
+
+def as_options(said: str) -> str:
+    """The text with Python's `name=value` and, of names of several words, also `name` alone as options, outside of paths."""
+    for name in (f.name for f in fields(Flags)):
+        option = f"--{name.replace('_', '-')}"
+        said = re.sub(
+            rf"(?<![\w/.-]){name}=(?:'([^']*)'|\"([^\"]*)\"|([\w.]+))", lambda m, o=option: f"{o} {''.join(filter(None, m.groups()))}", said
+        )
+        if "_" in name:
+            said = re.sub(rf"(?<![\w/.-]){name}(?![\w/=-])", option, said)
+    return said
+
+
 class Held(NamedTuple):
     """The data's scale and shape, as a checkpoint takes them from batches."""
 
@@ -80,10 +104,11 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         tokenizer: `tokenizer.json`, for text.
 
     Raises:
-        UsageError: for a folder that holds a checkpoint, or a file that cannot be read.
+        UsageError: for a folder that holds a checkpoint, or a file that cannot be read; flags are named in it as options.
     """
     refuse_held(out)
-    read = opened(source, flags.given())
+    with on_the_command_line():
+        read = opened(source, flags.given())
     if read.format == OWN:
         raise UsageError(f"{source} is a checkpoint of this package already: `unnoise sample` and `unnoise evaluate` take it as it is")
     denoiser, experiment = read.denoiser, imported(read.denoiser, str(source))
@@ -125,8 +150,10 @@ def send(source: str, out: Path, flags: Flags) -> Path:
     """Writes a run, or a released file, as a diffusers folder.
 
     Raises:
-        UsageError: for a folder that is not empty, or for what diffusers cannot express.
+        UsageError: for a folder that is not empty, a file that cannot be read, or for what diffusers cannot express.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty, and nothing is overwritten: choose another folder")
-    return released.export(released.load(source, **flags.given()), out)
+    with on_the_command_line():
+        denoiser = released.load(source, **flags.given())
+    return released.export(denoiser, out)

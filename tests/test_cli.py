@@ -58,6 +58,21 @@ def test_wrong_input_gives_one_line_and_no_traceback(capsys, tmp_path, monkeypat
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", ["train", "reproduce"])
+def test_what_fails_leaves_no_empty_folder(capsys, tmp_path, monkeypatch, command):
+    """The folder goes, with the parents that were made for it; what was there stays."""
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, command, "ddpm-smoke", "--data.name", "/nowhere")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    for out in ("mine", "mine/a/b"):
+        assert run(capsys, command, "ddpm-smoke", "--data.name", "/nowhere", "--out", out)[0] == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    if command == "train":
+        assert "nothing to resume in mine/c" in run(capsys, "train", "ddpm-smoke", "--resume", "--out", "mine/c")[2]
+        assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
 def test_help_teaches(capsys):
     assert "demo" in run(capsys, "--help")[1]
     for name in ("demo", "sample", "evaluate"):

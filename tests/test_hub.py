@@ -121,6 +121,21 @@ def test_a_file_within_a_repository_is_fetched_alone(remote):
     refused(lambda: released.load("owner/name/vp/other.pth"), "the Hub gives none of that name (LocalEntryNotFoundError)")
 
 
+def test_the_configuration_beside_a_file_comes_with_it(remote, monkeypatch):
+    """Text models say in it what they are; other files have none, and need none."""
+    asked = []
+    fetch = huggingface_hub.hf_hub_download
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args: (asked.append(args), fetch(*args))[1])
+    for folder in (remote.home / "owner" / "name", remote.home / "owner" / "name" / "vp"):
+        folder.mkdir(parents=True)
+        (folder / "model.bin").write_text("{}")
+    (remote.home / "owner" / "name" / "config.json").write_text("{}")
+    hub.local("owner/name/model.bin")
+    assert asked == [("owner/name", "model.bin"), ("owner/name", "config.json")]
+    assert hub.local("owner/name/vp/model.bin").name == "model.bin"
+    assert asked[2:] == [("owner/name", "vp/model.bin"), ("owner/name", "vp/config.json")]
+
+
 def test_only_files_of_weights_and_their_descriptions_are_fetched(remote):
     folder = remote.home / "owner" / "name"
     folder.mkdir(parents=True)

@@ -31,7 +31,7 @@ from unnoise.discrete import Absorbing, Categorical, ContinuousBound, LogLinear,
 from unnoise.experiments import load, released
 from unnoise.experiments.cli import main
 from unnoise.experiments.imported import Chains, Flows, imported, objective
-from unnoise.experiments.importing import Flags, bring
+from unnoise.experiments.importing import Flags, as_options, bring
 from unnoise.experiments.recipes import RECIPES
 from unnoise.sde import EDM, EDMLoss, ScoreMatching, Straight, SubVP
 from unnoise.shared.errors import UsageError
@@ -151,10 +151,12 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
     status, said, err = run(capsys, "sample", out, "--count", 4, "--out", tmp_path / "a.png")
     assert status == 0, err
     assert "4 samples in 10 network evaluations" in said
+    assert f"s by DDIM of the classes 0, 1, 2, ... in turn: {tmp_path / 'a.png'}" in said
+    assert "s by DDIM of the classes 0, 1: " in run(capsys, "sample", out, "--count", 2, "--out", tmp_path / "a.png")[1]
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.mode == "RGB"
         assert min(picture.size) >= 16
-    denoiser = released.load(out)
+    denoiser, guided = released.load(out), classifier(tmp_path)
 
     status, said, err = run(capsys, "export", out, tmp_path / "out")
     assert status == 0, err
@@ -171,11 +173,42 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("import", tiny, tmp_path / "b", "--fir", "perhaps"), "--fir"),
         (("import", tiny, tmp_path / "b", "--tokenizer", "t.json"), "is a network of images"),
         (("import", tmp_path / "none", tmp_path / "b"), "there is no file"),
+        (("import", guided, tmp_path / "b"), "do not tell --image-size, --num-heads (or --num-head-channels), --noise-schedule, and"),
+        (("import", guided, tmp_path / "b"), "such as --image-size 64, --num-heads 4, --noise-schedule cosine"),
+        (("export", guided, tmp_path / "b", "--image-size", 0), "--image-size 0: give a whole number"),
+        (("import", guided, tmp_path / "b", "--sde", "vp"), "(flags that they take: --image-size, --num-heads,"),
+        (("sample", tiny), "bring one in with `unnoise import`"),
+        (("sample", tmp_path / "empty" / "run"), "train one with `unnoise train`, or bring one in with `unnoise import`"),
         (("evaluate", out), "comes without data: give --data NAME"),
         (("evaluate", out, "--data", "digits"), "shape (1, 8, 8) and 17 levels, those of this network (3, 8, 8) and 256"),
     ):
         status, _, err = run(capsys, *arguments)
         assert (status, err.count("\n"), words in err) == (2, 1, True), err
+    assert not (tmp_path / "b").exists()
+
+
+def test_flags_in_errors_become_options_and_paths_stay():
+    said = "a/image_size=3/num_heads.pt: give image_size=64, sde='vp', precond=... or num_head_channels, and length=1024"
+    assert as_options(said) == (
+        "a/image_size=3/num_heads.pt: give --image-size 64, --sde vp, --precond ... or --num-head-channels, and --length 1024"
+    )
+    assert as_options("fir, length and continuous are words") == "fir, length and continuous are words"
+
+
+def test_what_is_trained_here_is_written_for_diffusers(capsys, tmp_path):
+    """Fed `thousandths` on a table of 100 steps, as this package's runs are by default."""
+    wide = ("--network.style", "ddpm", "--network.width", 32, "--data.classes", "None", "--training.steps", 2)
+    status, _, err = run(capsys, "train", "ddpm-smoke", *wide, "--out", tmp_path / "run")
+    assert status == 0, err
+    status, _, err = run(capsys, "export", tmp_path / "run", tmp_path / "out")
+    assert status == 0, err
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 100]).double() / 100
+    with torch.no_grad():
+        assert torch.equal(released.load(tmp_path / "out")(x, t), released.load(tmp_path / "run")(x, t))
+    assert run(capsys, "train", "ddpm-smoke", "--training.steps", 2, "--out", tmp_path / "plain")[0] == 0
+    status, _, err = run(capsys, "export", tmp_path / "plain", tmp_path / "b")
+    assert status == 2
+    assert "train with --network.style ddpm --network.width 32, 64, 96" in err
     assert not (tmp_path / "b").exists()
 
 

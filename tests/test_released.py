@@ -152,7 +152,7 @@ def guided(tmp_path, **changes):
 def test_flags_that_are_missing_or_not_taken_are_named(tmp_path):
     path = guided(tmp_path)
     some = {k: v for k, v in GUIDED.items() if k not in ("num_head_channels", "noise_schedule")}
-    refused(lambda: released.load(path, **some), "model.pt", "do not tell noise_schedule, num_heads (or num_head_channels), and")
+    refused(lambda: released.load(path, **some), "model.pt", "do not tell num_heads (or num_head_channels), noise_schedule, and")
     refused(lambda: released.load(path, **GUIDED, sde="vp"), "do not take sde: leave it out", "image_size, num_heads")
     refused(lambda: released.load(path, **GUIDED | {"noise_schedule": "sigmoid"}), "noise_schedule='sigmoid'", "linear, cosine")
     refused(lambda: released.load(diffusers(tmp_path, "diffusers_unet2d_ddpm", {"a": torch.zeros(1)}), fir=True), "do not take fir", "none")
@@ -172,6 +172,35 @@ def test_released_names_tell_their_flags(name, expected):
     assert openai.settled(openai.Flags(), name, "classifier" in name) == expected
     given = openai.settled(openai.Flags(num_heads=2), name, False)
     assert given == replace(expected, num_heads=2, num_head_channels=None)
+
+
+def test_a_state_dict_alone_in_a_dictionary_is_unwrapped(tmp_path):
+    torch.save({"state_dict": peer_state("guided_diffusion_unet")}, tmp_path / "model.pt")
+    fixture, model = Fixture("guided_diffusion_unet"), released.load(tmp_path / "model.pt", **GUIDED)
+    with torch.no_grad():
+        assert_samples_close(model.network(fixture["x"], fixture["t"], label=fixture["label"]), fixture["y"])
+    torch.save({"state_dict": peer_state("guided_diffusion_unet"), "epoch": 3}, tmp_path / "model.pt")
+    refused(lambda: released.load(tmp_path / "model.pt", **GUIDED), "no network that is known here (2 entries: state_dict, epoch)")
+    torch.save({"state_dict": [1]}, tmp_path / "model.pt")
+    refused(lambda: released.load(tmp_path / "model.pt", **GUIDED), "no network that is known here (a list)")
+
+
+def test_names_of_unknown_files_are_said_in_short():
+    """Only names that are text are: that of tuples within tuples is without end."""
+    nested = ()
+    for _ in range(60):  # as text 2^60 long
+        nested = (nested, nested)
+
+    class Keys(dict):
+        def __iter__(self):
+            return iter([nested, "x" * 10_000, 3])
+
+        def __len__(self):
+            return 3
+
+    assert loading.told(Keys()) == f"3 entries: a tuple, {'x' * 80}, a int"
+    assert loading.told({str(n): n for n in range(7)}) == "7 entries: 0, 1, 2, 3, 4, ..."
+    assert loading.told([nested]) == "a list"
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path):

@@ -4,15 +4,20 @@
 | --- | --- | --- |
 | a run or checkpoint of this package | `checkpoint.json` | nothing |
 | diffusers folder with a `UNet2DModel` | its `config.json` | nothing |
-| ermongroup/ddim, pesser/pytorch_diffusion | names of tensors | nothing |
-| improved-diffusion, guided-diffusion | names of tensors | heads, order of q, k, v, schedule: known for the released file names |
-| score_sde | names of tensors | `sde`, `continuous`: known for the released folders |
-| NCSNv2 | names of tensors | nothing |
-| EDM | the class in the pickle | nothing |
-| MDLM, SEDD | names of tensors, `config.json` | nothing |
+| ermongroup/ddim, pesser/pytorch_diffusion | names of tensors | `image_size`: known for the sizes that were released |
+| improved-diffusion, guided-diffusion | names of tensors | `image_size`, `num_heads` or `num_head_channels`, `use_new_attention_order`, |
+| | | `noise_schedule`, `diffusion_steps`, `rescale_timesteps`: known for the released file names; of classifiers |
+| | | `image_size`, heads and `noise_schedule` alone |
+| score_sde | names of tensors | `sde`, `continuous`, `image_size`: known for the released paths; `fir` where training departed from |
+| | | the released ones |
+| NCSNv2 | names of tensors | `image_size`: known for the sizes that were released |
+| EDM | class in the pickle, names of tensors | of a state dict alone: `precond`, and `num_head_channels` of an ADM that is not |
+| | | the released one |
+| MDLM, SEDD | names of tensors, `config.json` | `length`: known for the released sizes and where a `config.json` says it; |
+| | | `time_conditioning` and `uniform` where training departed from the released ones |
 """
 
-from .diffusers import export
+from .diffusers_export import export
 from .hub import push
 from .loading import load
 

@@ -1,21 +1,20 @@
-"""Folders of the diffusers library: a `UNet2DModel` and its scheduler, read and written."""
+"""Folders of the diffusers library: a `UNet2DModel` and its scheduler."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 from ...continuous import Learned, Tabulated, clean, cosine_betas, noise, velocity, zero_terminal
 from ...shared.errors import UsageError
-from ...shared.labels import step_index
+from ...shared.labels import Label, step_index, thousandth_index, thousandths
 from ...shared.networks import UNet
-from ...shared.networks.blocks import Groups, SelfAttention
+from ...shared.networks.blocks import Groups
 from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.style import Strided, Style
 from ...shared.scale import Scale
@@ -35,96 +34,185 @@ OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention layers before diffusers 0.12, as the older files on the Hub have them."""
 DOWN, UP = {"DownBlock2D": False, "AttnDownBlock2D": True}, {"UpBlock2D": False, "AttnUpBlock2D": True}
 PREDICTIONS = {"epsilon": noise, "sample": clean, "v_prediction": velocity}
-EXPECTED = {
-    "act_fn": ("silu", "swish"),
-    "add_attention": (True,),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
-    "downsample_type": ("conv",),
-    "mid_block_scale_factor": (1, 1.0),
-    "mid_block_type": ("UNetMidBlock2D",),
-    "time_embedding_type": ("positional",),
-    "upsample_type": ("conv",),
+LABELS = (step_index, thousandths, thousandth_index)
+TIME_TABLE = "time_proj.weight"
+LATENTS = ("vae", "vqvae", "movq")
+KINDS = "DDPM DDIM PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete"
+SCHEDULERS = tuple(f"{kind}Scheduler" for kind in (*KINDS.split(), "DEISMultistep"))
+"""All of them say by betas how noise grows; their samplers, which are what they differ in, are not read."""
+
+
+def whole(value: Any) -> bool:
+    """Whether this is a number of one or more things."""
+    return type(value) is int and 0 < value < 2**20
+
+
+def several(value: Any, each: Callable[[Any], bool]) -> bool:
+    """Whether this is a list of one or more such things."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(each, value))
+
+
+def share(value: Any) -> bool:
+    """Whether this is a number between 0 and 1."""
+    return isinstance(value, float | int) and 0 <= value <= 1
+
+
+def among(*known: Any) -> Callable[[Any], bool]:
+    """Whether a value is one of these."""
+    return lambda value: value in known
+
+
+Options = dict[str, tuple[Any, Callable[[Any], bool]]]
+"""The default of each option, and which values are read."""
+OPTIONS: Options = {
+    "act_fn": ("silu", among("silu", "swish")),
+    "add_attention": (True, among(True)),
+    "attention_head_dim": (8, lambda v: v is None or whole(v)),
+    "block_out_channels": ((224, 448, 672, 896), lambda v: several(v, whole)),
+    "center_input_sample": (False, among(False)),
+    "class_embed_type": (None, among(None)),
+    "down_block_types": (("DownBlock2D", *["AttnDownBlock2D"] * 3), lambda v: several(v, among(*DOWN))),
+    "downsample_padding": (1, among(0, 1)),
+    "downsample_type": ("conv", among("conv")),
+    "dropout": (0.0, share),
+    "flip_sin_to_cos": (True, among(True, False)),
+    "freq_shift": (0, among(0, 1)),
+    "in_channels": (3, whole),
+    "layers_per_block": (2, whole),
+    "mid_block_scale_factor": (1, among(1)),
+    "mid_block_type": ("UNetMidBlock2D", among("UNetMidBlock2D")),
+    "norm_eps": (1e-5, share),
+    "norm_num_groups": (32, whole),
+    "num_class_embeds": (None, lambda v: v is None or whole(v)),
+    "out_channels": (3, whole),
+    "resnet_time_scale_shift": ("default", among("default", "scale_shift")),
+    "time_embedding_dim": (None, among(None)),
+    "time_embedding_type": ("positional", among("positional", "learned")),
+    "up_block_types": ((*["AttnUpBlock2D"] * 3, "UpBlock2D"), lambda v: several(v, among(*UP))),
+    "upsample_type": ("conv", among("conv")),
 }
-"""Options of `UNet2DModel` with one value that is read here; where a file leaves them out they have it."""
+TABLE: Options = {
+    "num_train_timesteps": (1000, whole),
+    "beta_start": (1e-4, share),
+    "beta_end": (0.02, share),
+    "beta_schedule": ("linear", among("linear", "scaled_linear", "squaredcos_cap_v2")),
+    "trained_betas": (None, lambda v: v is None or several(v, share)),
+    "rescale_betas_zero_snr": (False, among(True, False)),
+    "use_flow_sigmas": (False, among(False, None)),
+    "prediction_type": ("epsilon", among(*PREDICTIONS)),
+}
+HEUN = {"beta_start": 0.00085, "beta_end": 0.012}
+"""Where a HeunDiscreteScheduler leaves them out."""
+
+
+def settled(config: Mapping[str, Any], options: Options, source: str, who: str) -> dict[str, Any]:
+    """The options with their defaults; those that are not read are refused, all of them by name."""
+    found = {name: config.get(name, default) for name, (default, _) in options.items()}
+    if other := [f"{name}={value!r}"[:100] for name, value in found.items() if not options[name][1](value)]:
+        raise UsageError(f"{source}: {who} has {', '.join(other)}; DDPM-like ones are read")
+    return found
 
 
 def looks_like(folder: Path) -> bool:
-    """Whether a folder holds a `UNet2DModel`, alone or in a pipeline."""
-    return (home := _home(folder)) is not None and "UNet2DModel" in (home / "config.json").read_text()
+    """Whether a folder is of diffusers: a pipeline, or one model. What it holds may be none that is read."""
+    home = _home(folder)
+    return (folder / "model_index.json").is_file() or (home is not None and "_class_name" in _json(home / "config.json"))
 
 
 def denoiser(folder: Path) -> Learned:
     """The model under its scheduler's table of betas.
 
     Raises:
-        UsageError: for options that these networks do not have, with their names, and weights that do not fit.
+        UsageError: for models of latents, classes and options that these networks do not have, with their names, and weights that are
+            missing or do not fit.
     """
+    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    if coder := next((name for name in LATENTS if index.get(name) not in (None, [None, None])), None):
+        raise UsageError(f"{folder}: its network makes latents, which its {coder} decodes; networks of pixels are read here")
     home = _home(folder)
-    config, scheduler = _json(home / "config.json"), _scheduler(folder)
-    network = unet(config, str(home))
-    files = [home / f"diffusion_pytorch_model.{kind}" for kind in ("safetensors", "bin")]
+    if home is None:
+        raise UsageError(f"{folder}: a {index.get('_class_name')} without unet/config.json is not read here; those with a UNet2DModel are")
+    config = _json(home / "config.json")
+    if (kind := config.get("_class_name")) != "UNet2DModel":
+        raise UsageError(f"{home}: a {str(kind)[:60]} is not read here; a UNet2DModel is")
+    files = [home / f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin")]
     path = next((p for p in files if p.is_file()), None)
     if path is None:
         raise UsageError(f"there are no weights in {home}: {files[0].name} or {files[1].name} is expected beside config.json")
-    state = {modern(k): v for k, v in read(path).items()}
-    fill(network, names(network), state, str(path))
-    learned = Learned(network, table(scheduler, str(folder)), PREDICTIONS[scheduler.get("prediction_type", "epsilon")], step_index)
+    scheduler, network = _scheduler(folder), unet(config, str(home))
+    schedule, state = table(scheduler, str(folder)), state_of(path)
+    fill(network, names(network), state, str(path), ignored=[TIME_TABLE])
+    label = step_index if config.get("time_embedding_type") != "learned" else label_of(state.get(TIME_TABLE), network, schedule, str(path))
+    learned = Learned(network, schedule, PREDICTIONS[scheduler.get("prediction_type", "epsilon")], label)
     learned.scale, learned.shape = Scale(), network.shape
     return learned
 
 
+def state_of(path: Path) -> dict[str, Any]:
+    """The state dict in a file, under the names of today."""
+    contents = read(path)
+    if not isinstance(contents, Mapping) or not all(isinstance(name, str) for name in contents):
+        raise UsageError(f"{path} holds a {type(contents).__name__} that is no state dict of names and tensors: fetch it again")
+    return {modern(name): value for name, value in contents.items()}
+
+
 def unet(config: Mapping[str, Any], source: str) -> UNet:
     """The network of a `UNet2DModel`'s configuration."""
-    other = {k: config[k] for k, known in EXPECTED.items() if k in config and config[k] not in known}
-    down, up = config["down_block_types"], config["up_block_types"]
-    other |= {k: v for k, v in (("down_block_types", down), ("up_block_types", up)) if not set(v) <= {*DOWN, *UP}}
-    if other:
-        raise UsageError(f"{source}: no network here has {', '.join(f'{k}={v!r}' for k, v in other.items())}; DDPM-like ones are read")
-    attends = [DOWN[kind] for kind in down]
-    if attends != [UP[kind] for kind in reversed(up)] or config.get("attn_norm_num_groups") not in (None, config.get("norm_num_groups")):
+    told = settled(config, OPTIONS, source, "no network here")
+    down, up, wide, size = told["down_block_types"], told["up_block_types"], told["block_out_channels"], config.get("sample_size")
+    attends, groups, channels, out = [DOWN[kind] for kind in down], told["norm_num_groups"], told["in_channels"], told["out_channels"]
+    if attends != [UP[kind] for kind in reversed(up)] or config.get("attn_norm_num_groups") not in (None, groups):
         raise UsageError(f"{source}: {down} and {up}: attention on the way up mirrors that on the way down in the networks here")
-    channels, wide = config["in_channels"], config["block_out_channels"]
-    size = config.get("sample_size") or 32
+    if len(wide) != len(down) or out not in (channels, 2 * channels):
+        raise UsageError(
+            f"{source}: block_out_channels={wide} for {len(down)} resolutions, and in_channels={channels} with out_channels={out}: "
+            "networks here have one number for each resolution, and as many channels out as in, or twice as many"
+        )
+    if not whole(size) and not (several(size, whole) and len(size) == 2):
+        raise UsageError(f"{source}: sample_size={size!r} is no size of images: write that of the training into config.json, such as 32")
     style = Style(
-        norm=Groups(config.get("norm_num_groups") or 32, 1, config.get("norm_eps", 1e-5)),
-        adaptive=config.get("resnet_time_scale_shift", "default") == "scale_shift",
-        resize=Strided(same=config.get("downsample_padding", 1) == 0),
-        head_width=config.get("attention_head_dim", 8),
-        time=Sinusoidal(config.get("flip_sin_to_cos", True), config.get("freq_shift", 0) == 1),
+        norm=Groups(groups, 1, told["norm_eps"]),
+        adaptive=told["resnet_time_scale_shift"] == "scale_shift",
+        resize=Strided(same=told["downsample_padding"] == 0),
+        head_width=told["attention_head_dim"],
+        time=Sinusoidal(bool(told["flip_sin_to_cos"]), told["freq_shift"] == 1),
     )
     return UNet(
         (channels, *((size, size) if isinstance(size, int) else size)),
         wide[0],
         [c / wide[0] for c in wide],
-        config.get("layers_per_block", 2),
+        told["layers_per_block"],
         [2**n for n, attend in enumerate(attends) if attend],
-        dropout=config.get("dropout", 0.0),
-        classes=config.get("num_class_embeds"),
-        outputs=config["out_channels"] // channels,
+        dropout=told["dropout"],
+        classes=told["num_class_embeds"],
+        outputs=out // channels,
         style=style,
         null_label=False,
     )
 
 
 def table(scheduler: Mapping[str, Any], source: str) -> Tabulated:
-    """The betas of a scheduler's configuration."""
-    steps = scheduler.get("num_train_timesteps", 1000)
-    ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    kind = scheduler.get("beta_schedule", "linear")
-    if (betas := scheduler.get("trained_betas")) is not None:
+    """The betas of a scheduler's configuration.
+
+    Raises:
+        UsageError: for a scheduler that is none of `SCHEDULERS`, such as those of noise levels, one that does not say its betas, and
+            options that no table here has.
+    """
+    if (kind := scheduler.get("_class_name")) not in SCHEDULERS:
+        raise UsageError(f"{source}: a {str(kind)[:60]} is not read here; these are: {', '.join(SCHEDULERS)}")
+    if scheduler.get("beta_schedule") is None and scheduler.get("trained_betas") is None:
+        raise UsageError(f"{source}: scheduler_config.json says neither beta_schedule nor trained_betas: fetch the one of the training")
+    told = settled((HEUN if kind == "HeunDiscreteScheduler" else {}) | dict(scheduler), TABLE, source, "no table here")
+    steps, (low, high) = told["num_train_timesteps"], (told["beta_start"], told["beta_end"])
+    if (betas := told["trained_betas"]) is not None:
         betas = torch.tensor(betas, dtype=torch.float64)
-    elif kind == "linear":
-        betas = torch.linspace(*ends, steps, dtype=torch.float64)
-    elif kind == "scaled_linear":
-        betas = torch.linspace(ends[0] ** 0.5, ends[1] ** 0.5, steps, dtype=torch.float64) ** 2
-    elif kind == "squaredcos_cap_v2":
-        betas = cosine_betas(steps)
+    elif told["beta_schedule"] == "linear":
+        betas = torch.linspace(low, high, steps, dtype=torch.float64)
+    elif told["beta_schedule"] == "scaled_linear":
+        betas = torch.linspace(low**0.5, high**0.5, steps, dtype=torch.float64) ** 2
     else:
-        raise UsageError(f"{source}: beta_schedule={kind!r} is not known here: linear, scaled_linear and squaredcos_cap_v2 are")
-    if scheduler.get("prediction_type", "epsilon") not in PREDICTIONS:
-        raise UsageError(f"{source}: prediction_type={scheduler['prediction_type']!r}: give one of {', '.join(PREDICTIONS)}")
-    return Tabulated(zero_terminal(betas) if scheduler.get("rescale_betas_zero_snr") else betas)
+        betas = cosine_betas(steps)
+    return Tabulated(zero_terminal(betas) if told["rescale_betas_zero_snr"] else betas)
 
 
 def names(network: UNet) -> Names:
@@ -157,100 +245,28 @@ def _names(layer: Layer, levels: int) -> Names:
 def modern(name: str) -> str:
     """A tensor's name as diffusers gives it today."""
     parts = name.split(".")
-    if "attentions" in parts and parts[-2] in OLD:
+    if "attentions" in parts[:-1] and parts[-2] in OLD:
         parts[-2] = OLD[parts[-2]]
     return ".".join(parts)
 
 
-def export(denoiser: Learned, folder: Path) -> Path:
-    """Writes a denoiser as a folder that `DDPMPipeline.from_pretrained` opens: `unet/`, `scheduler/` and `model_index.json`.
-
-    The scheduler samples as Ho et al. (2020) do: the large variance, or the learned one, and x_0 clipped to [-1, 1].
-
-    Raises:
-        UsageError: for what `UNet2DModel` and `DDPMScheduler` do not have, with each reason; nothing is written then.
-    """
-    if reasons := unlike(denoiser):
-        raise UsageError(f"this denoiser cannot be written for diffusers: {'; '.join(reasons)}")
-    network, own = denoiser.network, denoiser.network.state_dict()
-    state = {}
-    for ours, theirs in names(network).items():
-        parts = own[ours].chunk(len(theirs.names)) if isinstance(theirs, Made) else [own[ours]]
-        linear = isinstance(theirs, Made) and own[ours].ndim == 3  # attention: one-wide convolutions here
-        for name, part in zip(theirs.names if isinstance(theirs, Made) else (theirs,), parts, strict=True):
-            state[name] = (part[..., 0] if linear else part).detach().cpu().contiguous().clone()
-    for part, found in (("unet", _unet_config(network)), ("scheduler", _scheduler_config(denoiser))):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / part / ("config.json" if part == "unet" else "scheduler_config.json")).write_text(json.dumps(found, indent=1))
-    save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
-    return folder
+def indices(schedule: Tabulated) -> Tensor:
+    """The numbers of the steps there, 0..T - 1."""
+    return torch.arange(schedule.steps, dtype=torch.float64)
 
 
-def unlike(denoiser: Learned) -> list[str]:
-    """What of a denoiser diffusers cannot express, a reason each."""
-    network = getattr(denoiser, "network", None)
-    if not isinstance(denoiser, Learned) or not isinstance(network, UNet):
-        return ["only a Learned denoiser of a UNet can"]
-    style, halvings = network.style, 2 ** (len(network.multipliers) - 1)
-    groups = {m.num_groups for m in network.modules() if isinstance(m, torch.nn.GroupNorm)}
-    heads = {m.heads for m in network.modules() if isinstance(m, SelfAttention)}
-    plain = Style(style.norm, style.adaptive, style.resize, head_width=style.head_width, time=style.time)
-    reasons = {
-        "its signals are not images of numbers": len(network.shape) != 3 or network.levels is not None,
-        f"sizes {network.shape[1:]} do not halve evenly": any(n % halvings for n in network.shape[1:]),
-        "it has conditions other than a class": bool({*network.conditions} - {"label"}),
-        "its blocks are joined in ways of NCSN++ or ADM": replace(style, wide_stem=False) != plain,
-        "its sizes change inside residual blocks": not isinstance(style.resize, Strided),
-        "its time enters by Fourier features": not isinstance(style.time, Sinusoidal),
-        f"its norms have {sorted(groups)} groups, and one number is expressible": len(groups) > 1,
-        f"it has {sorted(heads)} heads in every layer, and a width of heads is expressible": style.head_width is None and heads != {1},
-        "its first resolution is wider than its time features": network.multipliers[0] != 1,
-        "its schedule is no table of steps": not isinstance(denoiser.schedule, Tabulated),
-        "its network is not fed the index of the step (label=step_index)": denoiser.label is not step_index,
-        "its prediction is none of noise, clean and velocity": denoiser.predicts not in PREDICTIONS.values(),
-    }
-    return [reason for reason, holds in reasons.items() if holds]
+def features(network: UNet, schedule: Tabulated, label: Label) -> Tensor:
+    """The time features of every step, `(T, width)`."""
+    return network.time.encode(label(schedule, (indices(schedule) + 1) / schedule.steps).float())
 
 
-def _unet_config(network: UNet) -> dict[str, Any]:
-    attends = [2**n in network.attention for n in range(len(network.multipliers))]
-    groups = next(m.num_groups for m in network.modules() if isinstance(m, torch.nn.GroupNorm))
-    height, width = network.shape[1:]
-    return {
-        "_class_name": "UNet2DModel",
-        "sample_size": height if height == width else [height, width],
-        "in_channels": network.shape[0],
-        "out_channels": network.shape[0] * network.outputs,
-        "block_out_channels": [int(network.width * m) for m in network.multipliers],
-        "layers_per_block": network.blocks,
-        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-        "attention_head_dim": network.style.head_width,
-        "downsample_padding": int(not network.style.resize.same),
-        "dropout": network.dropout,
-        "flip_sin_to_cos": network.style.time.cosine_first,
-        "freq_shift": int(network.style.time.inclusive),
-        "attn_norm_num_groups": groups if network.style.adaptive else None,  # without it the attention in the middle has no norm
-        "norm_eps": network.style.norm.eps,
-        "norm_num_groups": groups,
-        "num_class_embeds": None if network.classes is None else network.classes + network.null_label,
-        "resnet_time_scale_shift": "scale_shift" if network.style.adaptive else "default",
-    }
-
-
-def _scheduler_config(denoiser: Learned) -> dict[str, Any]:
-    schedule = denoiser.schedule
-    return {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": schedule.steps,
-        "trained_betas": schedule.betas.tolist(),
-        "prediction_type": next(name for name, predicts in PREDICTIONS.items() if predicts is denoiser.predicts),
-        "variance_type": "learned_range" if denoiser.network.outputs == 2 else "fixed_large",
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-    }
+def label_of(found: Tensor | None, network: UNet, schedule: Tabulated, source: str) -> Label:
+    """The label whose features a table holds."""
+    for label in LABELS:
+        expected = features(network, schedule, label)
+        if isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found.float(), expected, rtol=0, atol=1e-4):
+            return label
+    raise UsageError(f"{source}: its time features are a table ({TIME_TABLE}) of other numbers than sines; networks here have sines")
 
 
 def _home(folder: Path) -> Path | None:

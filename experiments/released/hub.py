@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def local(path: Path | str) -> Path:
     """A path as it is where something is there; else the downloaded file or folder of that name on the Hub.
 
+    With a file comes the `config.json` of its folder, where there is one: text models say in it what they are.
+
     Raises:
         UsageError: where nothing is there and the Hub has no such name, or cannot be reached.
     """
@@ -25,10 +28,14 @@ def local(path: Path | str) -> Path:
     if str(path).startswith((".", "/", "~")) or not NAME.fullmatch(f"{owner}/{name}"):
         raise UsageError(f"there is no file {path}: give a file, a folder, or a name on the Hub such as google/ddpm-cifar10-32")
     from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         if rest:
-            return Path(hf_hub_download(f"{owner}/{name}", "/".join(rest)))
+            file = Path(hf_hub_download(f"{owner}/{name}", "/".join(rest)))
+            with contextlib.suppress(EntryNotFoundError):
+                hf_hub_download(f"{owner}/{name}", "/".join([*rest[:-1], "config.json"]))
+            return file
         return Path(snapshot_download(f"{owner}/{name}", allow_patterns=PATTERNS))
     except Exception as error:  # the client has its own errors, and lets its transport's through
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,8 @@ class Opened(NamedTuple):
 
 OWN = "unnoise"
 """The name of this package's own format."""
+SHOWN, LONGEST = 5, 80
+"""Names of a file that is not known, in errors: how many, and how much of each."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -103,7 +106,10 @@ def of_folder(folder: Path, flags: dict[str, Any]) -> Opened:
 def of_file(path: Path, flags: dict[str, Any]) -> Opened:
     """The denoiser in a file."""
     contents = files.read(path)
-    found = next((f for f in FORMATS if f.looks_like(contents)), None)
+    found = format_of(contents)
+    if found is None and isinstance(contents, dict) and contents.keys() == {"state_dict"}:
+        contents = contents["state_dict"]
+        found = format_of(contents)
     if found is None:
         raise UsageError(
             f"{path} holds no network that is known here ({told(contents)}): "
@@ -115,6 +121,11 @@ def of_file(path: Path, flags: dict[str, Any]) -> Opened:
         flags = flags | {"config": config(beside)}
     refuse_flags(flags, known, f"{found.name} checkpoints")
     return Opened(found.name, found.denoiser(contents, str(path), **flags).eval())
+
+
+def format_of(contents: Any) -> Format | None:
+    """The format of a file's contents, or None."""
+    return next((f for f in FORMATS if f.looks_like(contents)), None)
 
 
 def config(path: Path) -> dict[str, Any]:
@@ -138,6 +149,7 @@ def refuse_flags(flags: dict[str, Any], known: dict[str, Any], name: str) -> Non
 def told(contents: Any) -> str:
     """What a file holds, in a few words."""
     if isinstance(contents, dict):
-        names = [str(k) for k in contents]
-        return f"{len(names)} entries: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        # Other keys than strings are not written out: a file can nest tuples so that their text has no end.
+        names = [k[:LONGEST] if isinstance(k, str) else f"a {type(k).__name__}" for k in islice(contents, SHOWN)]
+        return f"{len(contents)} entries: {', '.join(names)}{', ...' if len(contents) > SHOWN else ''}"
     return f"a {type(contents).__name__}"

@@ -21,7 +21,7 @@ from ...shared.networks import Encoder, UNet
 from ...shared.networks.style import ADM, Resampled, Strided, Style
 from ...shared.scale import Scale
 from .unets import Layer, attention_names, block_names, heads_first, layers, qkv_first
-from .weights import Made, Names, count, fill, renamed
+from .weights import Made, Names, count, fill, renamed, tensor
 
 BLOCK = {
     "norm1": "in_layers.0",
@@ -34,6 +34,16 @@ BLOCK = {
 ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 ENDS = {"time.mlp.0": "time_embed.0", "time.mlp.2": "time_embed.2", "stem": "input_blocks.0.0"}
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+EXAMPLE = {
+    "image_size": 64,
+    "num_heads": 4,
+    "use_new_attention_order": False,
+    "noise_schedule": "cosine",
+    "diffusion_steps": 4000,
+    "rescale_timesteps": True,
+}
+POOL = "out.2.positional_embedding"
+"""Of classifiers alone."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,23 @@ class Flags:
     diffusion_steps: int | None = None
     rescale_timesteps: bool | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "num_heads", "num_head_channels", "diffusion_steps"):
+            if (value := getattr(self, name)) is not None and (type(value) is not int or value < 1):
+                raise UsageError(f"{name}={value!r}: give a whole number of at least 1, such as {EXAMPLE.get(name, 64)}")
+        for name in ("use_new_attention_order", "rescale_timesteps"):
+            if (value := getattr(self, name)) is not None and type(value) is not bool:
+                raise UsageError(f"{name}={value!r}: give True or False")
+        if self.noise_schedule is not None and self.noise_schedule not in tuple(BETAS):
+            raise UsageError(f"noise_schedule={self.noise_schedule!r}: give one of {', '.join(BETAS)}")
+        if self.num_heads is not None and self.num_head_channels is not None:
+            raise UsageError(
+                f"num_heads={self.num_heads} and num_head_channels={self.num_head_channels}: give one of them, as it was in training"
+            )
+
 
 IMPROVED = Flags(32, 4, None, False, "cosine", 4000, True)
 GUIDED = Flags(256, None, 64, False, "linear", 1000, False)
-CLASSIFIER = replace(GUIDED, noise_schedule="linear")
 KNOWN = {
     "cifar10_uncond_50M_500K": IMPROVED,
     "cifar10_uncond_vlb_50M_500K": IMPROVED,
@@ -102,22 +125,23 @@ def denoiser(
         source: the file; its name tells the flags of the released ones.
         image_size: pixels.
         num_heads, num_head_channels: attention heads, or channels of each.
-        use_new_attention_order: whether q, k, v are split before the heads.
+        use_new_attention_order: whether q, k, v are split before the heads; not for classifiers, which split the heads first.
         noise_schedule: "linear" or "cosine".
         diffusion_steps: T.
         rescale_timesteps: whether the network is fed `t 1000 / T`.
 
     Raises:
-        UsageError: for a flag that neither the file, its name nor the caller tells, and for weights that do not fit.
+        UsageError: for a flag that neither the file, its name nor the caller tells, or that no network can have, and for weights that
+            do not fit.
     """
     given = Flags(image_size, num_heads, num_head_channels, use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps)
-    flags = settled(given, source, "out.2.positional_embedding" in contents)
+    flags = settled(given, source, POOL in contents)
     order = qkv_first if flags.use_new_attention_order else heads_first
     schedule = Tabulated(BETAS[flags.noise_schedule](flags.diffusion_steps))
     label = thousandth_index if flags.rescale_timesteps else step_index
     shape = (3, flags.image_size, flags.image_size)
     network: UNet | Encoder
-    if "out.2.positional_embedding" in contents:
+    if POOL in contents:
         network = classifier(contents, source, flags)
         fill(network, names(network, contents, order) | pool_names(), contents, source)
         made = NoisyClassifier(network, schedule, label)
@@ -133,22 +157,22 @@ def settled(given: Flags, source: str, classifier: bool) -> Flags:
     """The flags that were given, those of the released file of this name for the rest, and an error for what is still open."""
     name = PurePath(source).name.removesuffix(".pt")
     name = next((k for k in sorted(KNOWN, key=len, reverse=True) if name == k or name.endswith(f"_{k}")), "")
-    flags = KNOWN.get(name, Flags(diffusion_steps=1000 if classifier else None, rescale_timesteps=False if classifier else None))
+    usual = Flags(use_new_attention_order=False, diffusion_steps=1000, rescale_timesteps=False) if classifier else Flags()
+    flags = KNOWN.get(name, usual)
     told = {k: v for k, v in vars(given).items() if v is not None}
     if "num_heads" in told or "num_head_channels" in told:
         flags = replace(flags, num_heads=None, num_head_channels=None)
     flags = replace(flags, **told)
-    open_flags = [k for k, v in vars(flags).items() if v is None and not k.startswith("num_head")]
-    if flags.num_heads is None and flags.num_head_channels is None:
-        open_flags.append("num_heads (or num_head_channels)")
+    if classifier and flags.use_new_attention_order:
+        raise UsageError(f"{source}: classifiers split the heads before q, k, v: leave use_new_attention_order=True out")
+    heads = flags.num_heads is None and flags.num_head_channels is None
+    open_flags = [k for k, v in vars(flags).items() if (heads if k == "num_heads" else v is None and k != "num_head_channels")]
     if open_flags:
+        missing = ", ".join(k if k != "num_heads" else "num_heads (or num_head_channels)" for k in open_flags)
         raise UsageError(
-            f"{source}: the weights of this format do not tell {', '.join(open_flags)}, and the name is none of the released ones: give "
-            "them as they were in training, such as image_size=64, num_heads=4, use_new_attention_order=False, noise_schedule='cosine', "
-            "diffusion_steps=4000, rescale_timesteps=True"
+            f"{source}: the weights of this format do not tell {missing}, and the name is none of the released ones: give "
+            f"what it was in training, such as {', '.join(f'{k}={EXAMPLE[k]!r}' for k in open_flags)}"
         )
-    if flags.noise_schedule not in BETAS:
-        raise UsageError(f"noise_schedule={flags.noise_schedule!r}: give one of {', '.join(BETAS)}")
     return flags
 
 
@@ -176,8 +200,9 @@ def structure(state: Mapping[str, Tensor], source: str, levels: int | None) -> S
     entries = 1  # the stem
     while any(f"input_blocks.{entries}.0.{part}.weight" in state for part in ("in_layers.0", "op")):
         entries += 1
-    width, stem = state["time_embed.0.weight"].shape[1], len(state["input_blocks.0.0.weight"])
-    channels = [len(state[k]) if (k := f"input_blocks.{n}.0.out_layers.3.bias") in state else None for n in range(entries)]
+    width, stem = tensor(state, "time_embed.0.weight", 2, source).shape[1], len(tensor(state, "input_blocks.0.0.weight", 4, source))
+    ends = [f"input_blocks.{n}.0.out_layers.3.bias" for n in range(entries)]
+    channels = [len(tensor(state, k, 1, source)) if k in state else None for k in ends]
     attended = [f"input_blocks.{n}.1.qkv.weight" in state for n in range(entries)]
     found = []
     for count_ in range(1, entries + 1) if levels is None else (levels,):
@@ -188,15 +213,26 @@ def structure(state: Mapping[str, Tensor], source: str, levels: int | None) -> S
         resizing = [n * each for n in range(1, count_)]
         even = all(len({(channels[n], attended[n]) for n in group}) == 1 for group in groups)
         if even and not any(attended[n] for n in resizing) and all(channels[n] in (None, channels[n - 1]) for n in resizing):
-            found.append((each - 1, [channels[group[0]] for group in groups], [attended[group[0]] for group in groups]))
+            found.append((each - 1, [ends[group[0]] for group in groups], [attended[group[0]] for group in groups]))
     if len(found) != 1:
         raise UsageError(f"{source}: {len(found)} networks have input blocks like these: the file is not one of the released architectures")
-    blocks, wide, attention = found[0]
-    adaptive = len(state["input_blocks.1.0.emb_layers.1.bias"]) == 2 * wide[0]
+    blocks, biases, attention = found[0]
+    wide = [len(tensor(state, name, 1, source)) for name in biases]
+    adaptive = len(tensor(state, "input_blocks.1.0.emb_layers.1.bias", 1, source)) == 2 * wide[0]
     resize = Strided() if any(f"input_blocks.{n}.0.op.weight" in state for n in range(entries)) else Resampled()
     style = replace(ADM, adaptive=adaptive, resize=resize, wide_stem=stem == wide[0])
     factors = tuple(2**n for n, attends in enumerate(attention) if attends)
     return Structure(width, tuple(w / width for w in wide), blocks, factors, style)
+
+
+def refuse_uneven(read: Structure, flags: Flags, source: str) -> None:
+    """Raises `UsageError` for heads that do not divide the channels of a resolution with attention, which the lowest one always has."""
+    last = len(read.multipliers) - 1
+    wide = [round(read.width * m) for n, m in enumerate(read.multipliers) if n == last or 2**n in read.attention]
+    for name in ("num_heads", "num_head_channels"):
+        value = getattr(flags, name)
+        if value is not None and (uneven := [c for c in wide if c % value]):
+            raise UsageError(f"{source}: {name}={value} does not divide the {uneven[0]} channels of a layer: give it as it was in training")
 
 
 def unet(state: Mapping[str, Tensor], source: str, flags: Flags) -> UNet:
@@ -206,6 +242,7 @@ def unet(state: Mapping[str, Tensor], source: str, flags: Flags) -> UNet:
         any(f"output_blocks.{n}.{i}.{k}" in state for i in (1, 2) for k in ("conv.weight", "in_layers.0.weight")) for n in range(entries)
     )
     read = structure(state, source, grows + 1)
+    refuse_uneven(read, flags, source)
     channels, entering = 3, state["input_blocks.0.0.weight"].shape[1]
     return UNet(
         (channels, flags.image_size, flags.image_size),
@@ -214,8 +251,8 @@ def unet(state: Mapping[str, Tensor], source: str, flags: Flags) -> UNet:
         read.blocks,
         read.attention,
         heads=flags.num_heads or 1,
-        classes=len(state["label_emb.weight"]) if "label_emb.weight" in state else None,
-        outputs=len(state["out.2.bias"]) // channels,
+        classes=len(tensor(state, "label_emb.weight", 2, source)) if "label_emb.weight" in state else None,
+        outputs=len(tensor(state, "out.2.bias", 1, source)) // channels,
         image=entering - channels,
         style=replace(read.style, head_width=flags.num_head_channels),
         null_label=False,
@@ -225,9 +262,10 @@ def unet(state: Mapping[str, Tensor], source: str, flags: Flags) -> UNet:
 def classifier(state: Mapping[str, Tensor], source: str, flags: Flags) -> Encoder:
     """The classifier of these shapes."""
     read = structure(state, source, None)
+    refuse_uneven(read, flags, source)
     return Encoder(
         (3, flags.image_size, flags.image_size),
-        len(state["out.2.c_proj.bias"]),
+        len(tensor(state, "out.2.c_proj.bias", 1, source)),
         read.width,
         read.multipliers,
         read.blocks,

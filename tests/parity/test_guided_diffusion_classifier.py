@@ -1,12 +1,13 @@
 """The classifier of openai/guided-diffusion, through the importer."""
 
 from helpers import Fixture, assert_samples_close, peer_state
+from released_helpers import refused
 
 from unnoise.experiments.released import openai
 from unnoise.shared.guidance import ClassifierGradient, NoisyClassifier
 
 FIXTURE = Fixture("guided_diffusion_classifier")
-FLAGS = {"image_size": 16, "num_head_channels": 16, "use_new_attention_order": False, "noise_schedule": "linear"}
+FLAGS = {"image_size": 16, "num_head_channels": 16, "noise_schedule": "linear"}
 
 
 def test_logits_and_gradient():
@@ -16,3 +17,17 @@ def test_logits_and_gradient():
     assert_samples_close(model.network(FIXTURE["x"], FIXTURE["t"]), FIXTURE["y"])
     assert_samples_close(model(FIXTURE["x"], t), FIXTURE["y"].log_softmax(-1))
     assert_samples_close(ClassifierGradient(model)(FIXTURE["x"], t, label=label), FIXTURE["grad_log_prob"])
+
+
+def test_heads_are_split_first_in_every_classifier():
+    state = peer_state("guided_diffusion_classifier")
+    refused(lambda: openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=True), "classifiers split the heads before q, k, v")
+    openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=False)
+    refused(
+        lambda: openai.denoiser(state, "model.pt"),
+        "do not tell image_size, num_heads (or num_head_channels), noise_schedule, and",
+        "such as image_size=64, num_heads=4, noise_schedule='cosine'",
+    )
+    refused(lambda: openai.denoiser(state, "model.pt", **FLAGS | {"num_head_channels": 12}), "num_head_channels=12 does not divide")
+    state.pop("out.2.c_proj.bias")
+    refused(lambda: openai.denoiser(state, "model.pt", **FLAGS), "out.2.c_proj.bias is missing")

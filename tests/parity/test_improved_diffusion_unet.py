@@ -1,9 +1,12 @@
 """The network of openai/improved-diffusion, through the importer."""
 
+import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
+from released_helpers import refused
 
 from unnoise.experiments.released import openai
+from unnoise.shared.errors import UsageError
 
 FIXTURE = Fixture("improved_diffusion_unet")
 FLAGS = {
@@ -30,3 +33,15 @@ def test_rescaled_time_of_4000_steps():
     torch.testing.assert_close(label, torch.tensor([0, 0.25, 999.75], dtype=torch.float64))
     out, v = model.raw(FIXTURE["x"], (step.double() + 1) / 4000)
     assert_samples_close(torch.cat([out, v], 1), model.network(FIXTURE["x"], label.float()), 1e-6)
+
+
+def test_an_error_shows_what_is_missing_and_no_more():
+    some = {k: v for k, v in FLAGS.items() if k not in ("num_heads", "diffusion_steps")}
+    refused(
+        lambda: openai.denoiser(peer_state("improved_diffusion_unet"), "model.pt", **some),
+        "do not tell num_heads (or num_head_channels), diffusion_steps, and the name is none of the released ones",
+        "such as num_heads=4, diffusion_steps=4000",
+    )
+    with pytest.raises(UsageError) as caught:
+        openai.denoiser(peer_state("improved_diffusion_unet"), "model.pt", **some)
+    assert str(caught.value).endswith("such as num_heads=4, diffusion_steps=4000")
