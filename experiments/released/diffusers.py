@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ...shared.networks.blocks import Groups
 from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.style import Strided, Style
 from ...shared.scale import Scale
-from .files import read
+from .files import json_object, read
 from .unets import Layer, as_conv1d, block_names, layers, separate
 from .weights import Made, Names, fill, renamed
 
@@ -116,7 +115,7 @@ def settled(config: Mapping[str, Any], options: Options, source: str, who: str) 
 def looks_like(folder: Path) -> bool:
     """Whether a folder is of diffusers: a pipeline, or one model. What it holds may be none that is read."""
     home = _home(folder)
-    return (folder / "model_index.json").is_file() or (home is not None and "_class_name" in _json(home / "config.json"))
+    return (folder / "model_index.json").is_file() or (home is not None and "_class_name" in json_object(home / "config.json"))
 
 
 def denoiser(folder: Path) -> Learned:
@@ -126,13 +125,13 @@ def denoiser(folder: Path) -> Learned:
         UsageError: for models of latents, classes and options that these networks do not have, with their names, and weights that are
             missing or do not fit.
     """
-    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    index = json_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     if coder := next((name for name in LATENTS if index.get(name) not in (None, [None, None])), None):
         raise UsageError(f"{folder}: its network makes latents, which its {coder} decodes; networks of pixels are read here")
     home = _home(folder)
     if home is None:
         raise UsageError(f"{folder}: a {index.get('_class_name')} without unet/config.json is not read here; those with a UNet2DModel are")
-    config = _json(home / "config.json")
+    config = json_object(home / "config.json")
     if (kind := config.get("_class_name")) != "UNet2DModel":
         raise UsageError(f"{home}: a {str(kind)[:60]} is not read here; a UNet2DModel is")
     files = [home / f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin")]
@@ -280,14 +279,4 @@ def _scheduler(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"there is no scheduler_config.json in {folder}: it says what the network was trained on; put it beside config.json"
         )
-    return _json(home / "scheduler_config.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}): fetch it again") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object: fetch it again")
-    return found
+    return json_object(home / "scheduler_config.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import mmap
 import re
@@ -74,6 +75,21 @@ def read(path: Path | str) -> Any:
     except Exception as error:  # any bytes may stand in a file, and so any error may come of it
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UsageError(f"{path} is cut short or damaged (it has {path.stat().st_size:,} bytes; {reason}): download it again") from error
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UsageError: for a file that cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}): fetch it again") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no JSON object: fetch it again")
+    return found
 
 
 def state_dict(record: Record) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -118,7 +117,7 @@ def of_file(path: Path, flags: dict[str, Any]) -> Opened:
     known = {k: p for k, p in inspect.signature(found.denoiser).parameters.items() if p.kind is p.KEYWORD_ONLY}
     beside = path.parent / "config.json"
     if "config" in known and "config" not in flags and beside.is_file():
-        flags = flags | {"config": config(beside)}
+        flags = flags | {"config": files.json_object(beside)}
     refuse_flags(flags, known, f"{found.name} checkpoints")
     return Opened(found.name, found.denoiser(contents, str(path), **flags).eval())
 
@@ -126,17 +125,6 @@ def of_file(path: Path, flags: dict[str, Any]) -> Opened:
 def format_of(contents: Any) -> Format | None:
     """The format of a file's contents, or None."""
     return next((f for f in FORMATS if f.looks_like(contents)), None)
-
-
-def config(path: Path) -> dict[str, Any]:
-    """The `config.json` beside weights."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}): fetch it again") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object: fetch it again")
-    return found
 
 
 def refuse_flags(flags: dict[str, Any], known: dict[str, Any], name: str) -> None:

@@ -39,13 +39,20 @@ class Conditioned(nn.Module, ABC):
     tokens: TokenEncoder | None
     augment: int | None
 
-    def build_conditions(self, embedding: int) -> None:
-        """The layers of vector and tokens: a two-layer perceptron, and a linear one of the last state."""
+    def build_conditions(self, embedding: int, features: int) -> None:
+        """The layers of vector, tokens and augmentations: a two-layer perceptron, a linear one of the last state, and one without bias.
+
+        Args:
+            embedding: size of what vector and tokens join, the embedding.
+            features: size of what the augmentations join, the features of the time.
+        """
         if self.vector is not None:
             self.null_vector = nn.Parameter(torch.randn(self.vector))
             self.vector_mlp = nn.Sequential(nn.Linear(self.vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         if self.tokens is not None:
             self.pooled = nn.Linear(self.tokens.width, embedding)
+        if self.augment is not None:
+            self.augmented = nn.Linear(self.augment, features, bias=False)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -73,6 +80,14 @@ class Conditioned(nn.Module, ABC):
             context = self._states(tokens, batch)
             added = added + self.pooled(self.tokens.pool(context))
         return added, context
+
+    def augmentation(self, augment: Tensor | None, batch: int) -> Tensor | float:
+        """What a vector of augmentations adds to the features of the time, `(B, features)` or 0."""
+        if augment is None:
+            return 0.0
+        if augment.shape != (batch, self.augment):
+            raise UsageError(f"the network takes augment=... of shape {(batch, self.augment)}, not {tuple(augment.shape)}")
+        return self.augmented(augment.to(self.augmented.weight.dtype))
 
     def joined(self, x: Tensor, image: Tensor | None) -> Tensor:
         """`x` with the condition image, enlarged to its size, as further channels."""

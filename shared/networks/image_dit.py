@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..describe import described
-from ..errors import UsageError
 from ..tensors import finest
 from .blocks import differentiable_twice, zeroed
 from .conditioned import Conditioned, check_conditions, check_shape
@@ -174,9 +173,7 @@ class ImageDiT(Conditioned):
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.head = zeroed(nn.Linear(width, cells * shape[0] * outputs))
-        self.build_conditions(width)
-        if augment is not None:
-            self.augmented = nn.Linear(augment, TIME_FEATURES, bias=False)
+        self.build_conditions(width, TIME_FEATURES)
         self._embeddings_as_released()
 
     def _embeddings_as_released(self) -> None:
@@ -210,7 +207,7 @@ class ImageDiT(Conditioned):
         check_signal(x, self.shape)
         refuse_others(self.conditions, label=label, vector=vector, image=image, tokens=tokens, augment=augment)
         added, context = self.told(len(x), vector, tokens)
-        embedding = self.time(time, self._augmented(augment, len(x))) + added
+        embedding = self.time(time, self.augmentation(augment, len(x))) + added
         if self.label is not None:
             embedding = embedding + self.label(label, len(x))
         embedding, size = F.silu(embedding), x.shape[2:]
@@ -224,10 +221,3 @@ class ImageDiT(Conditioned):
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         h = self.head(torch.addcmul(shift, self.norm(h), 1 + scale))
         return assembled(h, self.patch, grid)[(..., *(slice(n) for n in size))]
-
-    def _augmented(self, augment: Tensor | None, batch: int) -> Tensor | float:
-        if augment is None:
-            return 0.0
-        if augment.shape != (batch, self.augment):
-            raise UsageError(f"the network takes augment=... of shape {(batch, self.augment)}, not {tuple(augment.shape)}")
-        return self.augmented(augment.to(self.augmented.weight.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -114,28 +114,11 @@ SONG_DDPM = Style(norm=Groups(32, 1, 1e-6), adaptive=False, resize=Strided(same=
 DDPMPP = Style(norm=Groups(32, 4, 1e-6), adaptive=False, resize=Resampled(project=True), gain=HALF, attend_once=True)
 """DDPM++ (Song et al. 2021)."""
 
-NCSNPP = Style(
-    norm=Groups(32, 4, 1e-6),
-    adaptive=False,
-    resize=Resampled(SMOOTH, project=True),
-    gain=HALF,
-    attend_once=True,
-    time=Fourier(),
-    enters=InputResidual(),
-)
+NCSNPP = replace(DDPMPP, resize=Resampled(SMOOTH, project=True), time=Fourier(), enters=InputResidual())
 """NCSN++ of 32 pixels (Song et al. 2021)."""
 
-NCSNPP_SKIP = Style(
-    norm=Groups(32, 4, 1e-6),
-    adaptive=False,
-    resize=Resampled(SMOOTH, project=True),
-    gain=HALF,
-    attend_once=True,
-    time=Fourier(),
-    enters=InputSkip(),
-    leaves=OutputSkip(),
-)
+NCSNPP_SKIP = replace(NCSNPP, enters=InputSkip(), leaves=OutputSkip())
 """NCSN++ of 256 pixels and above."""
 
-EDM_ADM = Style(norm=Groups(32, 4), time=Sinusoidal(cosine_first=True, inclusive=False), resize=Resampled(), head_width=64, wide_stem=True)
+EDM_ADM = replace(ADM, norm=Groups(32, 4))
 """Karras et al.'s (2022) variant of ADM."""

@@ -100,9 +100,7 @@ class UNet(Conditioned):
         self.middle = stages.middle(lowest)  # after the way up: optimisers keep their state by the order of parameters
         self.head = nn.Sequential(style.norm(current), nn.SiLU(), zeroed(conv(dims, current, leaving)))
         self.finish = None if style.leaves is None else style.leaves.finish(dims)
-        self.build_conditions(embedding)
-        if augment is not None:
-            self.augmented = nn.Linear(augment, self.time.features, bias=False)
+        self.build_conditions(embedding, self.time.features)
 
     def forward(
         self,
@@ -135,17 +133,13 @@ class UNet(Conditioned):
             h = run(self.middle, skips[-1], embedding, context)
             running, h = ascend(self.up, h, skips, embedding, context)
         out = self.head(h)
-        if self.finish is not None:
-            out = out if running is None else out + self.finish(running, tuple(out.shape[2:]))
+        if self.finish is not None and running is not None:
+            out = out + self.finish(running, tuple(out.shape[2:]))
         return self._leaving(out, x)
 
     def _embedding(self, time: Tensor, label: Tensor | None, augment: Tensor | None, batch: int) -> Tensor:
         named = 0.0 if self.label is None else self.label(label, batch)
-        early = named if self.style.early_label else 0.0
-        if augment is not None:
-            if augment.shape != (batch, self.augment):
-                raise UsageError(f"the network takes augment=... of shape {(batch, self.augment)}, not {tuple(augment.shape)}")
-            early = early + self.augmented(augment.to(self.augmented.weight.dtype))
+        early = self.augmentation(augment, batch) + (named if self.style.early_label else 0.0)
         embedding = self.time(time, early)
         return embedding if self.style.early_label else embedding + named
 
