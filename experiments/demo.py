@@ -26,7 +26,7 @@ from ..shared.sampler import Sampler, device_of
 from ..shared.training import Training
 from ..shared.training.folder import read_metrics, writable
 from . import d3pm_images, ddpm, report, score_sde
-from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, marginal_bits_per_dim, summary
+from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, judge_of, marginal_bits_per_dim, summary
 from .experiment import Experiment
 from .reproduce import train_recipe
 
@@ -109,7 +109,7 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
     trained_after = time.perf_counter() - start
 
     say("\n[4/5] sampling and measuring")
-    judge = Judge(train, progress, steps=20 if demo.smoke else 600)
+    judge = judge_of(train, progress, steps=20 if demo.smoke else 600)
     rows, pictures = measure(demo, experiments, trained, judge, train, test, progress)
 
     say("\n[5/5] pictures and report")

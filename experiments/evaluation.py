@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -45,6 +46,18 @@ class SamplingRun:
     steps: int
     evaluations: int
     seconds: float
+
+
+def judge_of(images: ImageSet, progress: Progress = silent, steps: int = 600) -> Judge:
+    """The judge of a set, trained once in a process: it is a function of the images, their labels and the steps alone."""
+    content = hashlib.sha256(images.k.numpy().tobytes() + images.label.numpy().tobytes()).hexdigest()
+    key = (content, tuple(images.k.shape), images.scale, steps)
+    if key not in _JUDGES:
+        _JUDGES[key] = Judge(images, progress, steps)
+    return _JUDGES[key]
+
+
+_JUDGES: dict[tuple[Any, ...], Judge] = {}
 
 
 class Judge:
@@ -162,6 +175,6 @@ def evaluate_images(
     results: dict[str, Any] = {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind}
     run = draw(experiment, experiment.sampler(denoiser), test.shape, test.scale, len(test.k), steps, seed=seed, progress=progress)
     if train.label is not None:
-        judge = Judge(train, progress)
+        judge = judge_of(train, progress)
         results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}
     return results

@@ -32,7 +32,7 @@ from ..shared.scale import Scale
 from ..shared.training import Training
 from ..shared.training.folder import writable
 from . import budgets
-from .evaluation import Judge
+from .evaluation import judge_of
 from .images import Data, Density, Network
 from .report import table
 from .reproduce import trained
@@ -105,7 +105,7 @@ class InverseProblems(Density):
         if images.label is None:
             raise UsageError(f"{self.data.name} has no labels, by which restored images are judged: take a set with labels")
         denoiser = trained(self, images, folder, progress).denoiser.eval()
-        judge = Judge(in_grey(images), progress, 40 if quick else 600)
+        judge = judge_of(in_grey(images), progress, 40 if quick else 600)
         accuracy = judge.accuracy(in_grey(test))
         test = test._replace(k=test.k[: 6 if quick else self.count], label=test.label[: 6 if quick else self.count])
         methods, truth = self.methods(denoiser, deviation_of(images)), test.k.float() / (test.scale.levels - 1)

@@ -16,7 +16,7 @@ from ..shared.progress import Progress
 from ..shared.sampler import Sampler
 from ..shared.training import Trainer, Training
 from ..shared.training.folder import writable
-from .evaluation import Judge, SamplingRun, draw
+from .evaluation import SamplingRun, draw, judge_of
 from .experiment import Experiment
 from .images import ImageExperiment
 from .report import table
@@ -69,7 +69,7 @@ class Study:
         if self.images.label is None:
             raise UsageError(f"{experiment.data.name} has no labels, and its samples are measured by a classifier: take a set with labels")
         quick = experiment.training.steps <= 100  # a smoke run
-        self.judge, self.samples = Judge(self.images, progress, 40 if quick else 600), 20 if quick else samples
+        self.judge, self.samples = judge_of(self.images, progress, 40 if quick else 600), 20 if quick else samples
         self.real = self.judge.quality(test.k)
         self.accuracy = self.judge.accuracy(test)
 

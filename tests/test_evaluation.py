@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unnoise.experiments import ddpm, evaluation, score_sde
-from unnoise.experiments.evaluation import Judge, bits_per_dim, draw, marginal_bits_per_dim
+from unnoise.experiments.evaluation import Judge, bits_per_dim, draw, judge_of, marginal_bits_per_dim
 from unnoise.shared.bits import Codelength
 from unnoise.shared.data import image_set
 
@@ -67,3 +67,13 @@ def test_the_judge(digits):
     assert judge.accuracy(test) > 0.9
     assert noise.frechet > 5 * real.frechet
     assert noise.sure < real.sure
+
+
+def test_a_set_has_one_judge_in_a_process():
+    train = image_set("digits")
+    few = train._replace(k=train.k[:64], label=train.label[:64])
+    same = few._replace(k=few.k.clone())
+    other = few._replace(label=few.label.flip(0))
+    assert judge_of(few, steps=2) is judge_of(same, steps=2)
+    assert judge_of(few, steps=2) is not judge_of(other, steps=2)
+    assert judge_of(few, steps=2) is not judge_of(few, steps=3)

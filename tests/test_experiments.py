@@ -73,9 +73,13 @@ def test_what_the_losses_of_improved_ddpm_are(tmp_path):
 
 
 WITHOUT_FIGURE = ("score-sde", "multinomial", "mdlm", "sedd", "tauldr")
+DRAWN_ELSEWHERE = ("edm", "flow-matching", "inverse-problems", "ncsn")
+"""Whose own test files draw the figure."""
+REPEATED = ("ddpm", "progressive-distillation", "d3pm-text-chain")
+"""All recipes keep what they trained in the same way: one model, a chain of models, and models of text."""
 
 
-@pytest.mark.parametrize("name", [n for n in SCRIPTS if n not in WITHOUT_FIGURE])
+@pytest.mark.parametrize("name", [n for n in SCRIPTS if n not in WITHOUT_FIGURE + DRAWN_ELSEWHERE])
 def test_every_smoke_recipe_draws_its_figure(name, tmp_path, capsys):
     out = tmp_path / name
     assert main(["reproduce", f"{name}-smoke", "--out", str(out)]) == 0
@@ -84,6 +88,9 @@ def test_every_smoke_recipe_draws_its_figure(name, tmp_path, capsys):
         assert (out / picture).stat().st_size > 3000
     assert page.count("\n| ") > 2
     assert "nan" not in page
+    capsys.readouterr()
+    if name not in REPEATED:
+        return
     before = {p: p.stat().st_mtime for p in out.rglob("*.safetensors")}
     assert main(["reproduce", f"{name}-smoke", "--out", str(out)]) == 0  # nothing is trained again
     assert {p: p.stat().st_mtime for p in out.rglob("*.safetensors")} == before

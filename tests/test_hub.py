@@ -150,7 +150,8 @@ def test_a_local_path_comes_first(run, remote, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["none", "./owner/name", "/owner/name", "~/owner/name", "owner/na me", "../x"])
-def test_what_cannot_be_a_name_is_not_looked_up(remote, name):
+def test_what_cannot_be_a_name_is_not_looked_up(remote, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     refused(lambda: released.load(name), f"there is no file {name}: give a file, a folder, or a name on the Hub")
 
 
