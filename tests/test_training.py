@@ -256,3 +256,6 @@ def test_automatic_precision_is_that_of_the_device(tmp_path, monkeypatch):
         assert not precision.uses_bfloat16(False, cpu)
     monkeypatch.setattr(precision, "CPUINFO", tmp_path / "none")
     assert not precision.uses_bfloat16(None, cpu)
+    for capability, native in (((7, 5), False), ((8, 0), True), ((9, 0), True)):  # Turing, Ampere, Hopper
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert precision.uses_bfloat16(None, torch.device("cuda")) is native

@@ -226,14 +226,16 @@ def check_heads(channels: int, heads: int) -> None:
 class PositionalPool(nn.Module):
     """As `AttentionPool`, but of a fixed number of positions, to each of which a learned vector is added (Radford et al. 2021, CLIP).
 
-    The mean of the positions, put in front of them, is the query and attends to itself too; SiLU follows the norm, as in Dhariwal &
-    Nichol's (2021) released classifiers, and the last layer gives the classes.
+    `W softmax(q_0 k^T / sqrt(C / heads)) v` of the N + 1 rows `[mean(h), h] + p`, h = silu(norm(x)), p learned: the mean of the positions,
+    put in front of them, is the query and attends to itself too, as in Dhariwal & Nichol's (2021) released classifiers. `(B, C, *size)` to
+    `(B, out)`.
 
     Args:
-        channels: of the signal.
+        channels: C, of the signal.
         heads: a divisor of the channels.
-        positions: how many.
-        out: size of the result.
+        positions: N.
+        out: size of the result: the classes.
+        norm: makes the norm.
 
     Raises:
         UsageError: where the heads do not divide the channels, or a signal has another number of positions.
