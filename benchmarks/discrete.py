@@ -53,7 +53,7 @@ def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callabl
 
     def absorb() -> None:
         logits.grad = None
-        absorbing.path_rate(logits, x0, masked, t).divergence.mean().backward()
+        absorbing.path_rate(Product(), logits, x0, masked, t).divergence.mean().backward()
 
     def resample() -> None:
         logits.grad = None
@@ -61,11 +61,15 @@ def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callabl
 
     in_time = Uniform(shape[-1], Geometric())
 
+    def rate() -> None:
+        logits.grad = None
+        in_time.path_rate(Product(), logits, x0, mixed, t).divergence.mean().backward()
+
     def ratios() -> None:
         logits.grad = None
         in_time.score_entropy(logits, x0, mixed, t).mean().backward()
 
-    return {"cross-entropy": cross_entropy, "absorbing": absorb, "uniform": resample, "score entropy": ratios}
+    return {"cross-entropy": cross_entropy, "absorbing": absorb, "uniform": resample, "uniform rate": rate, "score entropy": ratios}
 
 
 def steps(shape: tuple[int, int, int]) -> dict[str, float]:
@@ -170,7 +174,7 @@ def main() -> None:
     """Prints every figure with its target."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     # First: a child's peak starts at that of the process it was started from.
-    memory = {name: peak(name, SHAPES["(4, 1024, 50257)"]) for name in ("cross-entropy", "absorbing", "uniform")}
+    memory = {name: peak(name, SHAPES["(4, 1024, 50257)"]) for name in ("cross-entropy", "absorbing", "uniform", "uniform rate")}
     print("peak memory (4, 1024, 50257): " + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items()))
     for name, shape in SHAPES.items():
         for dtype in (torch.float32, torch.bfloat16):
@@ -178,6 +182,7 @@ def main() -> None:
             ratios = {k: v / took["cross-entropy"] for k, v in took.items()}
             print(
                 f"{name} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), uniform {ratios['uniform']:.2f} x (2.5), "
+                f"in continuous time {ratios['uniform rate']:.2f} x (2.5), "
                 f"uniform score entropy {ratios['score entropy']:.2f} x"
             )
         print(f"step {name}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in steps(shape).items()))

@@ -9,7 +9,7 @@ from .heads import carried, direct, logistic, residual
 from .information import mutual_information
 from .leaping import RateCorrector, TauLeaping, ordinal, single
 from .objectives import ContinuousBound, CrossEntropy, Hybrid
-from .reverse import Marginal, Product
+from .reverse import Marginal, Product, to_leave_one_out, to_posterior
 from .samplers import Ancestral, Euler, most_likely, reverse_rates
 from .schedules import Constant, Cosine, Exponential, Geometric, LogLinear, NoiseSchedule, Steps, cosine, linear, reciprocal
 from .transition import (
@@ -92,5 +92,7 @@ __all__ = [
     "sinkhorn",
     "sliding",
     "suffix",
+    "to_leave_one_out",
+    "to_posterior",
     "unscaled",
 ]

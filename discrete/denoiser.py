@@ -14,33 +14,38 @@ from ..shared.denoiser import Denoiser, on_every_row
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.labels import Label, thousandths
-from ..shared.random import Source, categorical
-from ..shared.tensors import at_least_float32, full_precision, like
-from .fused import cross_entropy
-from .heads import Head, direct
-from .reverse import Marginal, Product
+from ..shared.random import Source, categorical, quantile, uniform
+from ..shared.tensors import at_least_float32, exact, full_precision, like
+from .heads import Head, direct, refuse_head
+from .reverse import Marginal, Product, to_leave_one_out
 from .transition import ReverseModel, Transition
-from .transition.base import CLEAN, Terms, normalised, refuse_strangers
+from .transition.base import CLEAN, Terms, as_tokens, normalised
 from .transition.interpolating import Interpolating
-from .transition.plain import categorical_kl, log_clean
+from .transition.plain import categorical_kl, log_clean, plain_divergence
+
+BEFORE_ONE = torch.tensor(1 - 2.0**-52, dtype=torch.float64)  # where a schedule that loses all by t = 1 is still finite
+LEAST_LEFT = 32.0  # nats: what is smaller is lost in rounding
 
 
 class CategoricalDenoiser(Denoiser):
-    """`log p(x_0 | x_t)`, `(..., K)`, and the laws of x_s that follow: the same for objective, sampler and bound."""
+    """`log p0`, `(..., K)`, and the distributions of x_s that follow: one model for objective, sampler and bound."""
 
     corruption: Transition
 
     @abstractmethod
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """`p(x_s | x_t)`, `(..., K)`, for any s < t."""
+        """`p(x_s | x_t)`, `(..., K)`, for any s < t; at s = 0 the posterior `p(x_0 | x_t)`."""
 
     @abstractmethod
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """`x_s ~ p(x_s | x_t)`, s > 0."""
+        """`x_s ~ p(x_s | x_t)`."""
 
     @abstractmethod
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`q_t(y) / q_t(x_t)` for every symbol y at each position, `(..., K)`: the score of a discrete law (Lou et al. 2024, eq. 3)."""
+        """The model's `q_t(y) / q_t(x_t)` for every token y at each position, `(..., K)` (Lou et al. 2024, eq. 3).
+
+        The rates of the process that `step_law` becomes as steps shrink follow from it: see `reverse_rates`.
+        """
 
     @abstractmethod
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
@@ -48,14 +53,51 @@ class CategoricalDenoiser(Denoiser):
 
     @abstractmethod
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        """The rate at which that divergence grows along the path when steps shrink, per unit of time, as `divergence`."""
+        """The limit of that divergence over the length of the step, per unit of time, as `divergence`."""
+
+    def exact_divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        """`divergence` from the exact posterior, whatever eps the reverse model has: what bounds are made of."""
+        return self.divergence(x0, x_t, t, s, dtype=dtype, **cond)
+
+    def start_law(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`p(x_t)` at the time t from which sampling starts, `(..., K)`, float64; the bound codes x_t with it.
+
+        It is the process's stationary distribution. Where that is one token alone (a mask) and the process leaves
+        tokens of the data over at t, as `Absorbing(27, LogLinear(1e-3))` does, the denoiser gives them: p(x_t) is its
+        leave-one-out posterior at that token, noised to t.
+
+        Args:
+            x: `(B, ...)`, a draw of the stationary distribution.
+            t: a scalar.
+            cond: conditions by name.
+        """
+        stationary = self.corruption.stationary().to(x.device)
+        if not self.corruption.survival(t):
+            return stationary.expand(*x.shape, -1)
+        posterior = self.step_law(x, t, CLEAN, **cond)[..., : self.corruption.levels].double()
+        p0 = to_leave_one_out(self.corruption, posterior.log(), x, t).exp()
+        return self.corruption.pushforward(F.pad(p0, (0, self.corruption.states - self.corruption.levels)), CLEAN, t)
+
+    def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        chance = self.corruption.survival(t)
+        if not chance:
+            return x
+        u = 1 - uniform(x.shape, generator, dtype=torch.float64, device=x.device)
+        token = int(self.corruption.stationary().argmax())
+        if not bool((u <= chance).any()):  # nothing is left over in any row: the network need not be asked
+            return x
+        left = self.start_law(x, t, **cond).clone()
+        left[..., token] = 0
+        mass = left.sum(-1)
+        return torch.where((u <= mass) & (x == token), quantile(left, (u / mass.clamp(min=1e-300)).clamp(max=1)), x)
 
 
 class CleanDenoiser(CategoricalDenoiser):
-    """A denoiser that says p0, a law of x_0 over the data's symbols.
+    """A denoiser with logits of p0, which its reverse model reads as the posterior of x_0 or as the leave-one-out
+    one.
 
     Attributes:
-        reverse: how p0 becomes a law of x_s.
+        reverse: how p0 is read.
     """
 
     reverse: ReverseModel
@@ -65,6 +107,7 @@ class CleanDenoiser(CategoricalDenoiser):
         """`log p0` up to a constant, `(..., levels)`."""
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """`log p0`, `(..., K)`; the posterior `p(x_0 | x_t)` is `step_law` at s = 0."""
         return log_clean(self.corruption, self.logits(x_t, t, **cond))
 
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
@@ -73,6 +116,8 @@ class CleanDenoiser(CategoricalDenoiser):
             return self.reverse(self.corruption, x_t, p0, t, s)
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if self.corruption.is_clean(s):
+            return categorical(self.step_law(x_t, t, s, **cond), generator)
         logits = self.logits(x_t, t, **cond)
         with full_precision(x_t):
             return self.corruption.draw(self.reverse, logits, x_t, t, s, generator)
@@ -80,21 +125,30 @@ class CleanDenoiser(CategoricalDenoiser):
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         p0 = self(x_t, t, **cond).exp()
         with full_precision(x_t):
-            return self.corruption.ratio(x_t, p0, t)
+            return self.reverse.log_ratio(self.corruption, x_t, p0, t).exp()
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return self.corruption.divergence(self.reverse, logits, x0, x_t, t, s)
 
+    def exact_divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        if not self.reverse.eps:
+            return self.divergence(x0, x_t, t, s, dtype=dtype, **cond)
+        logits = _in(self.logits(x_t, t, **cond), dtype)
+        with full_precision(x_t):
+            return plain_divergence(self.corruption, self.reverse, logits, x0, x_t, t, s, exact=True)
+
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
-            return self.corruption.path_rate(logits, x0, x_t, t)
+            return self.corruption.path_rate(self.reverse, logits, x0, x_t, t)
 
     def cross_entropy(self, x0: Tensor, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`-log p(x_0 | x_t)`, `(...)`, nats."""
-        return cross_entropy(self.logits(x_t, t, **cond), x0)
+        logits = self.logits(x_t, t, **cond)
+        with full_precision(x_t):
+            return self.corruption.cross_entropy(self.reverse, logits, x0, x_t, t)
 
 
 @described
@@ -104,9 +158,13 @@ class Categorical(CleanDenoiser):
     Args:
         network: `(x_t int64, time label (B,), **cond) -> output (..., K)`, or what the head reads.
         transition: what corrupted x_t.
-        reverse: `Product` as published for D3PM, or `Marginal`; one and the same for absorption in a mask.
+        reverse: how the output is read, as the leave-one-out posterior of x_0 (`Product`, as published for D3PM) or
+            as its posterior (`Marginal`); at masks of an absorbing process both are the same.
         label: the number that the network is fed for a time.
         head: how the output becomes logits: `direct`, `residual`, `carried` or `logistic`.
+
+    Raises:
+        UsageError: for a head that does not fit the process, and eps of a reverse model in continuous time.
     """
 
     def __init__(
@@ -118,11 +176,16 @@ class Categorical(CleanDenoiser):
         head: Head = direct,
     ) -> None:
         super().__init__()
+        refuse_head(head, transition)
         self.network, self.transition, self.reverse, self.label, self.head = network, transition, reverse or Product(), label, head
+        if self.reverse.eps and transition.steps is None:
+            raise UsageError(
+                f"{self.reverse} adds eps to every step, which in continuous time has no limit: take Product(), or a table of steps"
+            )
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        refuse_strangers(x_t, self.corruption.states, "x_t")
+        x_t = as_tokens(x_t, self.corruption.states, "x_t")
         return self.head(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond), x_t, self.corruption)
 
 
@@ -130,8 +193,10 @@ class Categorical(CleanDenoiser):
 class ScoreEntropyDenoiser(CategoricalDenoiser):
     r"""A network that gives the logarithms of the ratios `q_t(y) / q_t(x_t)` themselves (Lou et al. 2024, SEDD).
 
-    The law of x_s follows by undoing the noise from s to t: `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]`, with the
-    ratios m (Lou et al. 2024, eq. 19, their analytic sampler); it needs a process whose steps can be undone, `Uniform` or `Absorbing`.
+    The distribution of x_s follows by undoing the noise from s to t:
+    `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]`, with the ratios m (Lou et al. 2024, eq. 19, their
+    analytic sampler); negative numbers, which wrong ratios give in long steps, count as 0. It needs a process whose
+    steps can be undone, `Uniform` or `Absorbing`.
 
     Args:
         network: `(x_t int64, time label (B,), **cond) -> (..., K)`.
@@ -141,7 +206,8 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
             and `unscaled` elsewhere.
 
     Raises:
-        UsageError: for another process.
+        UsageError: for another process, and one that loses all by t = 1 where the ratios that the network gives then
+            say nothing.
     """
 
     def __init__(self, network: nn.Module, transition: Interpolating, label: Label = thousandths, offset: Label | None = None) -> None:
@@ -154,12 +220,20 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         self.network, self.transition, self.label = network, transition, label
         self.offset = offset or (scaled_by_noise if transition.states > transition.levels else unscaled)
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
+        left = -torch.log(torch.expm1(transition.noise.total(BEFORE_ONE)))  # of the data, in logarithms
+        if bool((transition.stationary() == 1).any()):  # ratios go to 0 with it under absorption, where an offset says so
+            left = left - self.offset(transition, BEFORE_ONE)
+        if float(left) < -LEAST_LEFT:
+            raise UsageError(
+                f"{transition.noise} leaves nothing of the data by t = 1, where ratios no longer tell tokens apart: give it an "
+                "eps above 0, take Geometric(), or, on Absorbing, offset=scaled_by_noise"
+            )
 
-    def log_ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def log_ratio(self, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Tensor:
         """`log m`, `(..., K)`; 0 at x_t itself."""
-        refuse_strangers(x_t, self.corruption.states, "x_t")
-        out = at_least_float32(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond))
-        out = out + like(self.offset(self.corruption, t).to(out.device), out)
+        x_t = as_tokens(x_t, self.corruption.states, "x_t")
+        out = _in(at_least_float32(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond)), dtype)
+        out = out + like(self.offset(self.corruption, exact(t).clamp(max=float(BEFORE_ONE))).to(out.device), out)
         out = F.pad(out, (0, self.corruption.states - out.shape[-1]), value=-torch.inf)
         return out.scatter(-1, x_t[..., None], 0.0)
 
@@ -167,30 +241,26 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         return self.log_ratio(x_t, t, **cond).exp()
 
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        m = self.ratio(x_t, t, **cond).double()
-        kept, lost = (like(c.to(m.device), m) for c in self.corruption.kept(s, t))
-        pi, total = self.corruption.stationary().to(m), m.sum(-1, keepdim=True)
-        before = ((m - lost * pi * total) / kept.clamp(min=torch.finfo(m.dtype).tiny)).clamp(min=0)
-        law = before * self.corruption.likelihood(x_t, s, t)
+        m = self.log_ratio(x_t, t, dtype=torch.float64, **cond).exp()
+        t = exact(t).clamp(max=float(BEFORE_ONE))
+        law = self.corruption.undone(m, s, t).clamp(min=0) * self.corruption.likelihood(x_t, s, t)
         if self.corruption.states > self.corruption.levels:  # x_0 is never masked
             allowed = F.one_hot(torch.tensor(self.corruption.levels), self.corruption.states).to(m) == 0
             law = torch.where(like(self.corruption.is_clean(s).to(law.device), law) & ~allowed, 0.0, law)
         return normalised(law)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.step_law(x_t, t, CLEAN, **cond).clamp(min=1e-30).log()
+        """`log p(x_0 | x_t)`, `(..., K)`."""
+        return self.step_law(x_t, t, CLEAN, **cond).log()
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         return categorical(self.step_law(x_t, t, s, **cond), generator)
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        p = self.step_law(x_t, t, s, **cond).clamp(min=1e-30)
-        truth = Marginal()(self.corruption, x_t, self.corruption.one_hot(x0, torch.float64), t, s)
-        kl = categorical_kl(truth, p)
-        return Terms(kl, None)
+        return Terms(divergence_from(self.corruption, self.step_law(x_t, t, s, **cond), x0, x_t, t, s), None)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        log_ratio = _in(self.log_ratio(x_t, t, **cond), dtype)
+        log_ratio = self.log_ratio(x_t, t, dtype=dtype, **cond)
         with full_precision(x_t):
             return Terms(self.corruption.score_entropy(log_ratio, x0, x_t, t), None)
 
@@ -221,6 +291,12 @@ def refuse_without_p0(denoiser: CategoricalDenoiser, name: str) -> None:
         raise UsageError(
             f"{name} needs p(x_0 | x_t), and {type(denoiser).__name__} has no logits of it: take one that has, such as Categorical"
         )
+
+
+def divergence_from(transition: Transition, law: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """`KL(q(x_s | x_t, x_0) || law)`, `(...)`, in nats, for a distribution of x_s, `(..., K)`."""
+    truth = transition.posterior(x_t, transition.one_hot(x0, law.dtype), t, s)
+    return categorical_kl(torch.where(truth > transition.rounding, truth, 0.0), law)
 
 
 class CategoricalOracle(CleanDenoiser):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
 from ..shared.sampler import Sampler, Step, device_of
-from .transition.base import refuse_strangers
+from .transition.base import as_tokens
 from .unmasking import refuse_others
 
 
@@ -37,7 +37,8 @@ class Infilling(Sampler):
         super().__init__(sampler.denoiser)
         refuse_others(sampler.denoiser, "Infilling")
         self.sampler, self.known, self.mask, self.looks_back = sampler, known, checked_mask(mask, known), sampler.looks_back
-        refuse_strangers(torch.where(self.mask, known, 0), self.corruption.levels, "known")
+        self.plans = sampler.plans
+        as_tokens(torch.where(self.mask, known, 0), self.corruption.levels, "known")
 
     def times(self, steps: int | Tensor) -> Tensor:
         """Those of the sampler."""
@@ -47,15 +48,22 @@ class Infilling(Sampler):
         """That of the sampler."""
         return self.sampler.path(grid)
 
+    def start(self, shape: Sequence[int], t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        x = self.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
+        return self.denoiser.start(self._held(x), t, generator=generator, **cond)
+
+    def _held(self, x: Tensor) -> Tensor:
+        """The state with what is known in its place."""
+        if self.known.shape[-1] != x.shape[-1]:
+            raise UsageError(f"{self.known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both one length")
+        self.known, self.mask = self.known.to(x), self.mask.to(x.device)  # copied once
+        return torch.where(self.mask, self.known, x)
+
     def begin(self) -> Step:
-        inner, device = self.sampler.begin(), device_of(self.denoiser)
-        known, mask = self.known.to(device), self.mask.to(device)
+        inner = self.sampler.begin()
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-            if known.shape[-1] != x.shape[-1]:
-                raise UsageError(f"{known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both one length")
-            x = inner(torch.where(mask, known, x), t, s, generator=generator, **cond)
-            return torch.where(mask, known, x)
+            return self._held(inner(self._held(x), t, s, generator=generator, **cond))
 
         return step
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..shared.tensors import at_least_float32
 
-LEAST = 1e-30
-ON_CPU, ON_DEVICE = 2**18, 2**26  # numbers in a block: a megabyte stays in a core's cache, an accelerator wants to be filled
+ON_CPU, ON_DEVICE = 2**19, 2**26  # numbers in a block: two megabytes stay near a core, an accelerator wants to be filled
 
 
 def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
@@ -31,34 +30,45 @@ def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
     return _HalfCrossEntropy.apply(rows, x0.reshape(-1)).view(x0.shape)
 
 
-def resampled_sums(logits: Tensor, x_t: Tensor, x0: Tensor, u: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""`S = sum_k log(1 + u p_k / h)`, `h = 1 - (1 - own) p_(x_t)`, with `log p_(x_t)` and `log p_(x_0)` for `p = softmax(logits)`.
+def uniform_rate(logits: Tensor, x_t: Tensor, x0: Tensor, odds: Tensor, own: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The rate of the path of uniform resampling over `rate / K`, and `-log p(x_0 | x_t)`.
+
+    `sum_(y != x_t) m_y - r_y log m_y + r_y (log r_y - 1)` with the model's ratios `m_y = (h + u p_y) / D`,
+    `h = 1 - (1 - own) p_(x_t)`, `D = h + own u p_(x_t)`, and the true ones r_y: `1 / (1 + u)` for every y where x_t =
+    x_0; elsewhere 1, and `1 + u` for y = x_0. The derivatives are by hand.
 
     Args:
         logits: `(..., K)`, of any precision.
         x_t, x0: `(...)`, int64.
-        u, own: broadcast to `(...)`, at least 0, and in (0, 1]; no gradient reaches them.
+        odds: u, how much likelier x_t is after x_0 = x_t than after another token, less one; float64, broadcast to
+            `(...)`.
+        own: the reverse model's weight of x_0 = x_t, as u.
+        excess: by how much x_t's evidence raises the chance of x_0 = x_t, less one; as u.
 
     Returns:
         `(...)` each, float32 or better.
     """
-    u, own = (_flat(c, x0, logits) for c in (u, own))
-    out = _ResampledSums.apply(logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1), x0.reshape(-1), u, own)
+    constants = (v.double().expand(x0.shape).reshape(-1) for v in (odds, own, excess))
+    out = _UniformRate.apply(logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1), x0.reshape(-1), *constants)
     return tuple(part.view(x0.shape) for part in out)
 
 
-def uniform_divergence(logits: Tensor, x_t: Tensor, x0: Tensor, a: Tensor, c: Tensor, own: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, `-log p0(x_0)` where clean, and `-log p0(x_0)`.
+def uniform_divergence(
+    logits: Tensor, x_t: Tensor, x0: Tensor, a: Tensor, c: Tensor, own: Tensor, excess: Tensor, clean: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, and `-log p(x_0 | x_t)`, which it is where
+    clean.
 
     `q_k prop. to back_k (c 1[k = x_0] + d)`, `p_k prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c own_k p0_k + d h`, and `back`
     cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`. The derivatives are by hand. A `p0(x_0)` below the smallest normal
-    number counts as that number.
+    number counts as that number, but for a token that is ruled out (a logit of -inf), whose cost is infinite.
 
     Args:
         logits: `(..., K)`, of any precision.
         x_t, x0: `(...)`, int64.
         a, c: the chances to be kept from s to t and from 0 to s, float64, broadcast to `(...)`.
         own: the reverse model's weight of x_0 = x_t, as these.
+        excess: by how much x_t's evidence raises the chance of x_0 = x_t, less one; as these.
         clean: where s = 0.
 
     Returns:
@@ -73,20 +83,20 @@ def uniform_divergence(logits: Tensor, x_t: Tensor, x0: Tensor, a: Tensor, c: Te
         z = b + a * true_t
         q_t, seen, rho = live * (a + b) * true_t / z, live * (1 - is_same) * b * c / z, live * b * d / z
         constant = q_t * true_t.log() - live * z.log() + (seen + (1 - is_same) * rho) * torch.log1p(c / d)
-        cases.append((q_t, seen, rho, constant))
+        cases.append((q_t, seen, rho, constant, torch.log1p(excess * is_same).expand(z.shape)))
     true = (torch.lerp(*(v.to(same) for v in pair), same).reshape(-1) for pair in zip(*cases, strict=True))
-    model = (_flat(v, x0, logits) for v in (a, b, c, d, own, live))
+    model = (_flat(v, x0, logits) for v in (a, b, c, d, own, excess, live))
     rows = logits.reshape(-1, states), x_t.reshape(-1), x0.reshape(-1)
-    kl, nll = _UniformDivergence.apply(*rows, *true, *model)
-    return kl.view(x0.shape), nll.view(x0.shape)
+    kl, nats = _UniformDivergence.apply(*rows, *true, *model)
+    return kl.view(x0.shape), nats.view(x0.shape)
 
 
 def matrix_divergence(
-    logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, discount: Tensor, clean: Tensor
+    logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, weights: Tensor, evidence: Tensor, clean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of any chain, `-log p0(x_0)` where clean, and `-log p0(x_0)`.
+    r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of any chain, and `-log p(x_0 | x_t)`, which it is where clean.
 
-    `q prop. to back_k ahead[x_0, k]`, `p prop. to back_k w_k`, `w = (p0 discount) ahead`; the factor `back` cancels:
+    `q prop. to back_k ahead[x_0, k]`, `p prop. to back_k w_k`, `w = (p0 weights) ahead`; the factor `back` cancels:
     `KL = log(Z_p / Z_q) + sum_k q_k (log ahead[x_0, k] - log w_k)`.
 
     Args:
@@ -94,7 +104,8 @@ def matrix_divergence(
         x_t, x0: `(B, ...)`, int64.
         back: `(B, K, K)`, row x_t the chance of x_t from each x_s.
         ahead: `(B, K, K)`, row x_0 the law of x_s.
-        discount: `(B, K, K)`, row x_t what p0 is multiplied with, or `(0,)` for nothing.
+        weights: `(B, K, K)`, row x_t what p0 is multiplied with before it is pushed forward.
+        evidence: `(B, K, K)`, row x_t what p0 is multiplied with for the posterior of x_0.
         clean: `(B,)`, where s = 0.
 
     Returns:
@@ -102,8 +113,8 @@ def matrix_divergence(
     """
     rows = logits.reshape(len(logits), -1, logits.shape[-1]), x_t.reshape(len(x_t), -1), x0.reshape(len(x0), -1)
     exact = at_least_float32(logits[:0]).dtype
-    kl, nll = _MatrixDivergence.apply(*rows, *(m.to(exact) for m in (back, ahead, discount)), clean.to(exact))
-    return kl.view(x0.shape), nll.view(x0.shape)
+    kl, nats = _MatrixDivergence.apply(*rows, *(m.to(exact) for m in (back, ahead, weights, evidence)), clean)
+    return kl.view(x0.shape), nats.view(x0.shape)
 
 
 class _HalfCrossEntropy(torch.autograd.Function):
@@ -126,105 +137,163 @@ class _HalfCrossEntropy(torch.autograd.Function):
         return grad.scatter_add_(1, x0[:, None], -g[:, None].to(p)), None
 
 
-class _ResampledSums(torch.autograd.Function):
+class _UniformRate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, u: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total, log_p_t, log_p_0 = torch.empty_like(u), torch.empty_like(u), torch.empty_like(u)
+    def forward(ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        rates, costs, tilts, slope = [], [], [], None
         for rows in _blocks(logits):
-            log_p = at_least_float32(logits[rows]).log_softmax(-1)
-            log_p_t[rows], log_p_0[rows] = _at(log_p, x_t[rows]), _at(log_p, x0[rows])
-            total[rows] = _sum_log(_factors(log_p.exp_(), u[rows] / _rest(log_p_t[rows], own[rows])))
-        ctx.save_for_backward(logits, x_t, x0, u, own)
-        return total, log_p_t, log_p_0
+            p = at_least_float32(logits[rows]).softmax(-1)
+            u, own, excess = (v[rows] for v in constants)
+            p_t, p_0 = _at(p, x_t[rows]), _floored(_at(p, x0[rows]))
+            others = p.scatter_(1, x_t[rows, None], 0.0).sum(-1)  # 1 - p_t, with all its digits
+            p.scatter_(1, x_t[rows, None], p_t[:, None])
+            h = own * p_t + others
+            factors = _factors(p, (u / h).to(p))
+            rate, *by = _rate_from_sums(
+                _sum_log(factors).double(), *(v.double() for v in (p_t, p_0, others, h)), u, own, x_t[rows] == x0[rows], p.shape[1]
+            )
+            cost, tilt = _posterior_nats(
+                p_t, p_0, logits[rows], x0[rows], excess.to(p), torch.log1p(excess * (x_t[rows] == x0[rows])).to(p)
+            )
+            rates.append(rate.to(p))
+            costs.append(cost)
+            tilts.append(tilt)
+            if ctx.needs_input_grad[0]:
+                by_h = ((1 - own) * p_t / h).to(p)
+                slope = _stored(slope, logits, rows, _slope(p, factors, by_h, x_t[rows], x0[rows], *(v.to(p) for v in by)))
+        ctx.save_for_backward(slope, logits, x_t, x0, _joined(tilts))
+        return _joined(rates), _joined(costs)
 
     @staticmethod
-    def backward(ctx: Any, of_sum: Tensor, of_t: Tensor, of_0: Tensor) -> tuple[Tensor | None, ...]:
-        logits, x_t, x0, u, own = ctx.saved_tensors
-        grad = torch.empty_like(logits)
-        for rows in _blocks(logits):
-            log_p = at_least_float32(logits[rows]).log_softmax(-1)
-            log_p_t = _at(log_p, x_t[rows])
-            p = log_p.exp_()
-            h = _rest(log_p_t, own[rows])
-            by_h = (1 - own[rows]) * log_p_t.exp() / h
-            grad[rows] = _slope(p, _factors(p, u[rows] / h), by_h, x_t[rows], x0[rows], of_sum[rows], of_t[rows], of_0[rows])
-        return grad, None, None, None, None
+    def backward(ctx: Any, of_rate: Tensor | None, of_cost: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (_scaled(*ctx.saved_tensors, of_rate, of_cost), *[None] * 5)
 
 
 class _UniformDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        kls, nlls, slope = [], [], None
+        kls, costs, tilts, slope = [], [], [], None
         for rows in _blocks(logits):
             p = at_least_float32(logits[rows]).softmax(-1)
-            here = [v[rows] for v in constants]
-            c, d, own = here[6:9]
-            p_t, p_0 = _at(p, x_t[rows]), _at(p, x0[rows]).clamp(min=torch.finfo(p.dtype).tiny)
+            *here, gain, a, b, c, d, own, excess, live = (v[rows] for v in constants)
+            p_t, p_0 = _at(p, x_t[rows]), _floored(_at(p, x0[rows]))
             h = own * p_t + (1 - p_t).clamp(min=0)
             factors = _factors(p, c / (d * h))
-            kl, nll, by = _from_sums(_sum_log(factors), p_t, p_0, h, *here)
-            kls.append(kl)
-            nlls.append(nll)
+            cost, tilt = _posterior_nats(p_t, p_0, logits[rows], x0[rows], excess, gain)
+            kl, by = _from_sums(_sum_log(factors), p_t, p_0, h, *here, a, b, c, d, own, live)
+            kls.append(torch.where(live > 0, kl, cost))
+            costs.append(cost)
+            tilts.append(tilt)
             if ctx.needs_input_grad[0]:
-                block = _slope(p, factors, (1 - own) * p_t / h, x_t[rows], x0[rows], *by)
-                if block.shape == logits.shape:
-                    slope = block
-                else:
-                    slope = torch.empty_like(logits) if slope is None else slope
-                    slope[rows] = block
-        ctx.save_for_backward(slope, logits, x0)
-        return _joined(kls), _joined(nlls)
+                by = (by[0], by[1] + (1 - live) * tilt, by[2])
+                slope = _stored(slope, logits, rows, _slope(p, factors, (1 - own) * p_t / h, x_t[rows], x0[rows], *by))
+        ctx.save_for_backward(slope, logits, x_t, x0, _joined(tilts))
+        return _joined(kls), _joined(costs)
 
     @staticmethod
-    def backward(ctx: Any, of_kl: Tensor | None, of_nll: Tensor | None) -> tuple[Tensor | None, ...]:
-        slope, logits, x0 = ctx.saved_tensors
-        return (_scaled(slope, logits, x0, of_kl, of_nll), *[None] * 12)
+    def backward(ctx: Any, of_kl: Tensor | None, of_cost: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (_scaled(*ctx.saved_tensors, of_kl, of_cost), *[None] * 14)
 
 
 class _MatrixDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, discount: Tensor, clean: Tensor
+        ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, weights: Tensor, evidence: Tensor, clean: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        kl, nll = (torch.empty(x0.shape, dtype=ahead.dtype, device=x0.device) for _ in range(2))
+        kl, nats = (torch.empty(x0.shape, dtype=ahead.dtype, device=x0.device) for _ in range(2))
         slope, tiny = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, torch.finfo(ahead.dtype).tiny
         for some in _boxes(logits):
             batch, here_t, here_0 = some[0], x_t[some], x0[some]
             offset = torch.arange(len(here_t), device=x0.device)[:, None] * logits.shape[-1]
             p = at_least_float32(logits[some]).softmax(-1)
-            costs = -p.gather(-1, here_0[..., None]).squeeze(-1).clamp(min=tiny).log()
-            r = p.clamp(min=LEAST)  # a trace of every symbol, as in `ReverseModel`
-            if len(discount):
-                r.mul_(_rows(discount[batch], here_t + offset))
+            posterior, costs = _posterior(p, _rows(evidence[batch], here_t + offset), logits[some], here_0)
+            r = p * _rows(weights[batch], here_t + offset)
             w = (r @ ahead[batch]).clamp_(min=tiny)
             from_x_t, true = _rows(back[batch], here_t + offset), _rows(ahead[batch], here_0 + offset)
             q = from_x_t * true
             true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
             q.div_(true_z)
             here = (z / true_z).log().squeeze(-1) + (true.div_(w).clamp_(min=tiny).log_().mul_(q)).sum(-1)
-            kl[some], nll[some] = torch.lerp(here, costs, clean[batch, None]), costs
+            kl[some], nats[some] = torch.where(clean[batch, None], costs, here), costs
             if slope is not None:
                 by = r.mul_(from_x_t.div_(z).sub_(q.div_(w)) @ ahead[batch].mT)  # p dKL/dp: p may be too small to be divided out of it
                 by.addcmul_(p, by.sum(-1, keepdim=True), value=-1)
-                p.scatter_add_(-1, here_0[..., None], -torch.ones_like(p[..., :1]))
-                slope[some] = by.lerp_(p, clean[batch, None, None])
-        ctx.save_for_backward(slope, logits, x0)
-        return kl, nll
+                of_cost = posterior.scatter_add_(-1, here_0[..., None], -torch.ones_like(p[..., :1]))
+                slope[some] = torch.where(clean[batch, None, None], of_cost, by)
+        ctx.save_for_backward(slope, logits, x_t, x0, evidence)
+        return kl, nats
 
     @staticmethod
-    def backward(ctx: Any, of_kl: Tensor | None, of_nll: Tensor | None) -> tuple[Tensor | None, ...]:
-        slope, logits, x0 = ctx.saved_tensors
-        return (_scaled(slope, logits.flatten(0, 1), x0.flatten(), of_kl, of_nll).view(logits.shape), *[None] * 6)
+    def backward(ctx: Any, of_kl: Tensor | None, of_nats: Tensor | None) -> tuple[Tensor | None, ...]:
+        slope, logits, x_t, x0, evidence = ctx.saved_tensors
+        grad = torch.zeros_like(logits) if of_kl is None else slope * of_kl[..., None].to(slope)
+        if of_nats is not None:
+            for some in _boxes(logits):
+                offset = torch.arange(len(x_t[some]), device=x0.device)[:, None] * logits.shape[-1]
+                p = at_least_float32(logits[some]).softmax(-1)
+                posterior, _ = _posterior(p, _rows(evidence[some[0]], x_t[some] + offset), logits[some], x0[some])
+                grad[some].addcmul_(posterior.to(grad), of_nats[some][..., None].to(grad))
+            grad.scatter_add_(-1, x0[..., None], -of_nats[..., None].to(grad))
+        return grad, *[None] * 7
+
+
+def _posterior(p: Tensor, evidence: Tensor, logits: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    """`p(x_0 | x_t)`, `(..., K)`, and the cost of x_0, infinite where it is ruled out; `evidence` is overwritten."""
+    tiny = torch.finfo(p.dtype).tiny
+    posterior = evidence.mul_(p.clamp(min=tiny))
+    posterior.div_(posterior.sum(-1, keepdim=True).clamp_(min=tiny))
+    costs = -posterior.gather(-1, x0[..., None]).squeeze(-1).clamp(min=tiny).log()
+    ruled_out = logits.gather(-1, x0[..., None]).squeeze(-1) == -torch.inf
+    return posterior, costs.masked_fill(ruled_out, torch.inf)
+
+
+def _posterior_nats(p_t: Tensor, p_0: Tensor, logits: Tensor, x0: Tensor, excess: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """`-log p(x_0 | x_t) = log(1 + excess p_t) - gain - log p_0`, inf if x_0 is ruled out, and its slope by
+    `log p_t`.
+    """
+    lift = excess * p_t
+    costs = torch.log1p(lift) - gain - p_0.log()
+    return costs.masked_fill(_at(logits, x0) == -torch.inf, torch.inf), lift / (1 + lift)
+
+
+def _rate_from_sums(
+    total: Tensor, p_t: Tensor, p_0: Tensor, others: Tensor, h: Tensor, u: Tensor, own: Tensor, same: Tensor, states: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""The rate from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`; float64.
+
+    `M = sum_(y != x_t) m_y = ((K - 1) h + u (1 - p_t)) / D`,
+    `L = sum_(y != x_t) log m_y = S - log(1 + u p_t / h) - (K - 1) log(D / h)`, and the rate is
+    `M - r L + (K - 1) r (log r - 1)` where x_t = x_0, else
+    `M - L - u log m_(x_0) + (1 + u) log(1 + u) - u - (K - 1)`.
+    """
+    rest, differs = states - 1, (~same).double()
+    d_t, c = h + own * u * p_t, 1 - own
+    log_d = torch.log1p(own * u * p_t / h)  # log(D / h)
+    m = (rest * h + u * others) / d_t
+    log_m = total - torch.log1p(u * p_t / h) - rest * log_d
+    log_m_0 = torch.log1p(u * p_0 / h) - log_d
+    r = torch.where(same, 1 / (1 + u), 1.0)
+    truth = rest * r * (r.log() - 1) + differs * (torch.xlogy(1 + u, 1 + u) - u)
+    rate = m - r * log_m - differs * u * log_m_0 + truth
+    # h and D follow p_t: dh = -c, dD = own u - c. That S follows h is `_slope`'s.
+    by_d = (own * u - c) / d_t
+    of_m = -(rest * c + u) / d_t - m * by_d
+    of_log_m = -rest * c / h - (u - c) / (h + u * p_t) - c / h - rest * by_d
+    of_log_m_0 = -c / (h + u * p_0) - by_d
+    by_t = p_t * (of_m - r * of_log_m - differs * u * of_log_m_0)
+    return rate, -r, by_t, -differs * u * u * p_0 / (h + u * p_0)
 
 
 def _from_sums(
     total: Tensor, p_t: Tensor, p_0: Tensor, h: Tensor,
     q_t: Tensor, seen: Tensor, rho: Tensor, constant: Tensor,
     a: Tensor, b: Tensor, c: Tensor, d: Tensor, own: Tensor, live: Tensor,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    r"""The divergence from S and p0 at x_t and x_0, `-log p0(x_0)`, and the divergence's derivatives by S, `log p_t` and `log p_0`.
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    r"""The divergence from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`; where clean by
+    `-log p0(x_0)` alone.
 
     `KL = constant + log Z - q_t log w_t - (1 - q_t) log h - rho (S - log(1 + u p_t / h)) - seen log(1 + u p_0 / h)`.
     """
@@ -232,12 +301,11 @@ def _from_sums(
     u_t, u_0 = odds * p_t, odds * p_0
     w_t = d * h * (1 + own * u_t)
     z = b * h + a * w_t
-    nll = -p_0.log()
     kl = constant + live * (z / h).log() + q_t * (h / w_t).log() - rho * (total - torch.log1p(u_t)) - seen * torch.log1p(u_0)
     f_t, f_0 = u_t / (1 + u_t), u_0 / (1 + u_0)
     by_h = (q_t - live - rho * f_t + seen * f_0) / h  # h and w_t follow p_t
     by_t = p_t * (live * (a * dw - b * (1 - own)) / z - q_t * dw / w_t - (1 - own) * by_h) + rho * f_t
-    return kl + (1 - live) * nll, nll, (-rho, by_t, live - 1 - seen * f_0)
+    return kl, (-rho, by_t, live - 1 - seen * f_0)
 
 
 def _slope(p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by_sum: Tensor, by_t: Tensor, by_0: Tensor) -> Tensor:
@@ -253,15 +321,30 @@ def _slope(p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by
     return grad.scatter_add_(1, x_t[:, None], own[:, None]).scatter_add_(1, x0[:, None], by_0[:, None])
 
 
-def _scaled(slope: Tensor, logits: Tensor, x0: Tensor, of_kl: Tensor | None, of_nll: Tensor | None) -> Tensor:
-    """The gradient by the logits `(N, K)` of a divergence whose own is `slope`, and of `-log p0(x_0)`."""
+def _scaled(slope: Tensor, logits: Tensor, x_t: Tensor, x0: Tensor, tilt: Tensor, of_kl: Tensor | None, of_nats: Tensor | None) -> Tensor:
+    """The gradient by the logits `(N, K)`: `slope` is that of the divergence, `tilt` that of the cost by
+    `log p_t`.
+    """
     grad = torch.zeros_like(logits) if of_kl is None else slope.view(logits.shape) * of_kl.reshape(-1, 1).to(slope)
-    if of_nll is not None:
-        scale = of_nll.reshape(-1, 1)
+    if of_nats is not None:
+        scale, up = of_nats.reshape(-1, 1), (of_nats * tilt).reshape(-1, 1)
         for rows in _blocks(logits):
-            grad[rows].addcmul_(at_least_float32(logits[rows]).softmax(-1).to(grad), scale[rows].to(grad))
-        grad.scatter_add_(1, x0[:, None], -scale.to(grad))
+            grad[rows].addcmul_(at_least_float32(logits[rows]).softmax(-1).to(grad), (scale - up)[rows].to(grad))
+        grad.scatter_add_(1, x0[:, None], -scale.to(grad)).scatter_add_(1, x_t[:, None], up.to(grad))
     return grad
+
+
+def _stored(slope: Tensor | None, logits: Tensor, rows: slice, block: Tensor) -> Tensor:
+    """The gradient with a block of rows filled in; a single block as it is."""
+    if block.shape == logits.shape:
+        return block
+    slope = torch.empty_like(logits) if slope is None else slope
+    slope[rows] = block
+    return slope
+
+
+def _floored(p: Tensor) -> Tensor:
+    return p.clamp(min=torch.finfo(p.dtype).tiny)
 
 
 def _factors(p: Tensor, odds: Tensor) -> Tensor:
@@ -279,11 +362,6 @@ def _sum_log(x: Tensor) -> Tensor:
 def _joined(parts: list[Tensor]) -> Tensor:
     """Blocks as one tensor; a single block as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _rest(log_p: Tensor, own: Tensor) -> Tensor:
-    """`1 - (1 - own) p`, which stays positive where p rounds to one."""
-    return own * log_p.exp() - torch.expm1(log_p)
 
 
 def _at(x: Tensor, index: Tensor) -> Tensor:

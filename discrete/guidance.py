@@ -19,10 +19,9 @@ from ..shared.errors import UsageError
 from ..shared.guidance import NO_NULL, refuse_without
 from ..shared.random import Source, categorical
 from ..shared.tensors import at_least_float32
-from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_p0
-from .reverse import Marginal
+from .denoiser import CategoricalDenoiser, CleanDenoiser, divergence_from, refuse_without_p0
 from .transition.base import CLEAN, Terms, normalised
-from .transition.plain import categorical_kl, score_entropy
+from .transition.plain import score_entropy
 
 FLOOR = math.log(1e-30)  # of what is taken away: where neither half gives a chance there is none
 LogProb: TypeAlias = Callable[..., Tensor]
@@ -145,10 +144,8 @@ class ClassifierGuided(CategoricalDenoiser):
         return ratio * self.tilt(x_t, t, **cond).to(ratio).exp()
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        model = self.step_law(x_t, t, s, **cond)
-        truth = Marginal()(self.corruption, x_t, self.corruption.one_hot(x0, dtype or model.dtype), t, s)
-        kl = categorical_kl(truth, model.to(truth))
-        return Terms(kl, None)
+        law = self.step_law(x_t, t, s, **cond)
+        return Terms(divergence_from(self.corruption, law.to(dtype or law.dtype), x0, x_t, t, s), None)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         ratio = self.ratio(x_t, t, **cond)

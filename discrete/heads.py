@@ -32,15 +32,12 @@ def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
 @described
 def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    """A symbol that is no mask is certain to be x_0: MDLM's SUBS (Sahoo et al. 2024, section 3.2.3).
+    """A token that is not the mask is certain to be x_0: MDLM's SUBS (Sahoo et al. 2024, section 3.2.3).
 
     Raises:
-        UsageError: for a process without a mask of its own, where any symbol may be noise.
+        UsageError: for a process in which such a token may be noise.
     """
-    if transition.states == transition.levels:
-        raise UsageError(
-            "carried is for a mask that is no symbol of the data, Absorbing(levels, schedule): elsewhere take direct or residual"
-        )
+    refuse_head(carried, transition)
     logits = direct(out, x_t, transition)
     known = (x_t < transition.levels)[..., None]
     blank = logits.masked_fill(known, -torch.inf)
@@ -69,3 +66,16 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     upper, lower = (k - centre + 1 / (levels - 1)) * inverse, (k - centre - 1 / (levels - 1)) * inverse
     # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): a sum in logarithms, without cancellation.
     return torch.nn.functional.logsigmoid(upper) + torch.nn.functional.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+
+
+def refuse_head(head: Head, transition: Transition) -> None:
+    """Refuses `carried` for a process in which a token of the data in x_t may be noise.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if head is carried and not transition.unmasked_is_clean:
+        raise UsageError(
+            f"carried takes a token that is not the mask for x_0, and under this {type(transition).__name__} it may be "
+            "noise: take direct or residual, or absorption in a mask of its own, Absorbing(levels, schedule)"
+        )

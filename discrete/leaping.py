@@ -47,8 +47,7 @@ def ordinal(x: Tensor, means: Tensor, transition: Transition, generator: Source 
     Raises:
         UsageError: where a mask was added, which is no level.
     """
-    if transition.states > transition.levels:
-        raise UsageError("a mask is no level, and jumps to it cannot be summed: leap with jumps=single")
+    refuse_jumps(ordinal, transition)
     u = 1 - uniform(means.shape, generator, dtype=torch.float64, device=means.device)
     distance = torch.arange(transition.levels, device=x.device) - x[..., None]
     change = (poisson_quantile(means, u) * distance).sum(-1)
@@ -81,12 +80,13 @@ class TauLeaping(Sampler):
         last: what to make of `p(x_0 | x_t)` at the end, as of `Ancestral`.
 
     Raises:
-        UsageError: for a table, which has no rates.
+        UsageError: for a table, which has no rates, and jumps that do not fit the process.
     """
 
     def __init__(self, denoiser: CategoricalDenoiser, jumps: Jumps = ordinal, last: Last = most_likely) -> None:
         super().__init__(denoiser)
         refuse_table(denoiser.corruption, "TauLeaping")
+        refuse_jumps(jumps, denoiser.corruption)
         self.jumps, self.last = jumps, last
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
@@ -111,7 +111,7 @@ class RateCorrector(Sampler):
         jumps: what several jumps come to, as of `TauLeaping`.
 
     Raises:
-        UsageError: for a table, which has no rates, and for sizes that are not positive.
+        UsageError: for a table, which has no rates, jumps that do not fit the process, and sizes that are not positive.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class RateCorrector(Sampler):
     ) -> None:
         super().__init__(denoiser)
         refuse_table(denoiser.corruption, "RateCorrector")
+        refuse_jumps(jumps, denoiser.corruption)
         if not size > 0 or repeats < 1 or not 0 < below <= 1:
             raise UsageError(f"size={size}, repeats={repeats}, below={below}: give a positive size, repeats from 1, and a time in (0, 1]")
         self.size, self.repeats, self.below, self.jumps = size, repeats, below, jumps
@@ -135,3 +136,13 @@ class RateCorrector(Sampler):
             rates = self.rates(x, s, **cond)
             x = self.jumps(x, like(self.size * (t - s), rates) * rates, self.corruption, generator)
         return x
+
+
+def refuse_jumps(jumps: Jumps, transition: Transition) -> None:
+    """Refuses jumps that are summed where a mask was added.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if jumps is ordinal and transition.states > transition.levels:
+        raise UsageError("a mask is no level, and jumps to it cannot be summed: leap with jumps=single")

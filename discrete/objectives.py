@@ -12,22 +12,28 @@ from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent
 from ..shared.random import Source
-from ..shared.tensors import full_precision, like
+from ..shared.tensors import full_precision
 from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_p0
+from .transition.base import as_tokens
 
 
 @described
 class Hybrid(Objective):
-    r"""`L_n + lambda E[-log p(x_0 | x_n)]`, mean over dimensions, in nats (Austin et al. 2021, eq. 5, as released).
+    r"""`L_n + lambda E[-log p(x_0 | x_n)]`, mean over dimensions, in nats (Austin et al. 2021, eq. 5).
 
-    `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it is `-log p(x_0 | x_1)`. Beside one L_n, lambda
-    weighs as in the released code; beside the whole bound, the sum of T such terms, the same lambda would be T times as large.
+    `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it is `-log p(x_0 | x_1)`. Beside
+    one L_n, lambda weighs as in the released code; beside the whole bound, the sum of T such terms, the same lambda
+    would be T times as large. The cross-entropy is that of the posterior: of a leave-one-out posterior (`Product`) it
+    has x_t's evidence counted in, where the released code takes the network's output, and both terms then ask for the
+    same network. With an eps of the reverse model both distributions of L_n are smoothed, as released. The part
+    `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without its prior.
 
     Args:
         denoiser: on the table to train with.
         ce: lambda; 0.001 for the paper's images, 0.01 for its text with absorption, 0 otherwise.
         times: how the times of a batch are drawn.
-        padding: the symbol of positions that are left out of the loss, or None.
+        padding: the token of positions that are left out of the loss, which is then a mean over the tokens of a
+            batch; or None.
 
     Raises:
         UsageError: for a process in continuous time, which has no L_n.
@@ -43,11 +49,12 @@ class Hybrid(Objective):
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
+        x0 = as_tokens(x0, transition.levels, "x_0")
         with full_precision(x0):
             x_t = transition.corrupt(x0, t, generator=generator)
         term, cross_entropy = self.denoiser.divergence(x0, x_t, t, transition.before(t), **cond)
         term = mean_over(term, x0, self.padding)
-        parts = {"bits_per_dim": term.detach() * (transition.steps / math.log(2))}
+        parts = {"path_and_data_bits_per_dim": term.detach() * (transition.steps / math.log(2))}
         return with_cross_entropy(term, cross_entropy, self.ce, x0, self.padding, parts, t)
 
 
@@ -55,15 +62,18 @@ class Hybrid(Objective):
 class ContinuousBound(Objective):
     r"""The bound in continuous time at one time, `(1 - t_min)` times the rate of the path plus `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
 
-    One formula for MDLM (absorption: cross-entropy weighted by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10), for the CTMC bound of
-    tauLDR (Campbell et al. 2022, eq. 6, with its jump integrated out and so one pass of the network) and, of a
-    `ScoreEntropyDenoiser`, for the score entropy of SEDD (Lou et al. 2024, theorem 3.6).
+    One formula for MDLM (absorption: cross-entropy weighted by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10),
+    for the CTMC bound of tauLDR (Campbell et al. 2022, eq. 6, with its jump integrated out and so one pass of the
+    network) and, of a `ScoreEntropyDenoiser`, for the score entropy of SEDD (Lou et al. 2024, theorem 3.6); on
+    uniform noise with `Product` it is UDLM's and Duo's (Schiff et al. 2024, eq. 17; Sahoo et al. 2025). The part
+    `path_bits_per_dim` has neither the bound's prior nor its data term.
 
     Args:
         denoiser: on a process in continuous time.
-        ce: lambda; 0.001 for tauLDR, else 0.
+        ce: lambda, the weight of the cross-entropy of the posterior; 0.001 for tauLDR, else 0.
         times: how the times of a batch are drawn.
-        padding: the symbol of positions that are left out of the loss, or None.
+        padding: the token of positions that are left out of the loss, which is then a mean over the tokens of a
+            batch; or None.
 
     Raises:
         UsageError: for a table, which has no rates.
@@ -79,11 +89,13 @@ class ContinuousBound(Objective):
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
+        x0 = as_tokens(x0, transition.levels, "x_0")
         with full_precision(x0):
             x_t = transition.corrupt(x0, t, generator=generator)
         rate, cross_entropy = self.denoiser.path_rate(x0, x_t, t, **cond)
         bound = (1 - transition.t_min) * mean_over(rate, x0, self.padding)
-        return with_cross_entropy(bound, cross_entropy, self.ce, x0, self.padding, {"bits_per_dim": bound.detach() / math.log(2)}, t)
+        parts = {"path_bits_per_dim": bound.detach() / math.log(2)}
+        return with_cross_entropy(bound, cross_entropy, self.ce, x0, self.padding, parts, t)
 
 
 @described
@@ -93,7 +105,8 @@ class CrossEntropy(Objective):
     Args:
         denoiser: any that says p0.
         times: how the times of a batch are drawn.
-        padding: the symbol of positions that are left out of the loss, or None.
+        padding: the token of positions that are left out of the loss, which is then a mean over the tokens of a
+            batch; or None.
 
     Raises:
         UsageError: for one that does not.
@@ -106,6 +119,7 @@ class CrossEntropy(Objective):
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
+        x0 = as_tokens(x0, transition.levels, "x_0")
         with full_precision(x0):
             x_t = transition.corrupt(x0, t, generator=generator)
         nats = mean_over(self.denoiser.cross_entropy(x0, x_t, t, **cond), x0, self.padding)
@@ -123,8 +137,13 @@ def with_cross_entropy(
 
 
 def mean_over(values: Tensor, x0: Tensor, padding: int | None) -> Tensor:
-    """The mean over an example's dimensions, `(B, ...)` to `(B,)`, without those where x_0 is padding."""
+    """The mean over an example's dimensions, `(B, ...)` to `(B,)`.
+
+    Where x_0 is padding it is left out, and an example is weighed by its share of the batch's tokens, so that the
+    mean over the batch is the mean over its tokens, as in MDLM's code (Sahoo et al. 2024).
+    """
+    values = values.flatten(1)
     if padding is None:
-        return values.flatten(1).mean(1)
+        return values.mean(1)
     real = (x0 != padding).flatten(1)
-    return torch.where(real, values.flatten(1), 0.0).sum(1) / like(real.sum(1).clamp(min=1), values[:, 0].flatten())
+    return torch.where(real, values, 0.0).sum(1) / real.sum(1).to(values).mean().clamp(min=1)

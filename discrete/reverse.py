@@ -1,4 +1,4 @@
-"""How a guess about x_0 becomes a law of x_s: the reverse models of categorical diffusion."""
+"""How a network's output is read: as the posterior of x_0 or as its leave-one-out posterior, and the way between them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..shared.describe import described
-from .transition.base import CLEAN, ReverseModel, Transition, normalised
+from .transition.base import ReverseModel, Transition
 
 
 @described
@@ -16,38 +16,48 @@ from .transition.base import CLEAN, ReverseModel, Transition, normalised
 class Product(ReverseModel):
     r"""`p(x_s | x_t) prop. to sum_x0 q(x_s, x_t | x_0) p0(x_0) = Q_(s->t)[x_s, x_t] (p0 Q_(0->s))[x_s]` (Austin et al. 2021, eq. 4).
 
-    Under this model the best p0 is not the posterior of x_0 but that posterior over the likelihood of x_t: x_t is counted once already.
+    The output p0 is read as the leave-one-out posterior, `p(x_0 | x_t)` over `q(x_t | x_0)`: the factor
+    `Q_(s->t)[x_s, x_t]` brings in x_t's own evidence. In the first row of a table, from which the step leads to x_0,
+    the output is the posterior itself, as published. In continuous time its rates are those of UDLM (Schiff et al.
+    2024) and Duo (Sahoo et al. 2025).
 
     Attributes:
-        eps: added to both factors; 1e-6 in the released code for images.
+        eps: added to both factors, 1e-6 in the released code for images; it moves the best p0 by as much. For tables
+            alone.
     """
 
     eps: float = 0.0
 
-    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        back = transition.likelihood(x_t, s, t).to(p0)
-        return normalised((back + self.eps) * (transition.pushforward(p0, CLEAN, s) + self.eps))
-
-    def discount(self, reach: Tensor) -> Tensor:
-        return torch.ones_like(reach)
-
-    def own(self, kept: Tensor, missed: Tensor) -> Tensor:
-        return torch.ones_like(missed)
+    def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:
+        return transition.first_row(t)
 
 
 @described
 @dataclass(frozen=True)
 class Marginal(ReverseModel):
-    r"""`p(x_s | x_t) = sum_x0 q(x_s | x_t, x_0) p0(x_0)`: exact when p0 is the posterior of x_0, so the denoiser means what it says."""
+    r"""`p(x_s | x_t) = sum_x0 q(x_s | x_t, x_0) p0(x_0)`: the output is read as the posterior `p(x_0 | x_t)`."""
 
-    discounts = True
+    def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.bool)
 
-    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return transition.posterior(x_t, p0, t, s)
 
-    def discount(self, reach: Tensor) -> Tensor:
-        tiny = torch.finfo(reach.dtype).tiny
-        return torch.where(reach > tiny, 1 / reach.clamp(min=tiny), 0.0)  # an x_0 from which x_t cannot be reached is left out
+def to_posterior(transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    r"""`p(x_0 | x_t) prop. to p0(x_0) q(x_t | x_0)`: the posterior from the leave-one-out posterior, as logarithms.
 
-    def own(self, kept: Tensor, missed: Tensor) -> Tensor:
-        return missed / (kept + missed).clamp(min=torch.finfo(missed.dtype).tiny)
+    Args:
+        transition: what corrupted x_t.
+        log_p0: the leave-one-out posterior of each position, given the noisy tokens at all others, `(..., levels)`,
+            in logarithms.
+        x_t: `(...)`.
+        t: a scalar or `(B,)`.
+
+    Returns:
+        `(..., levels)`, normalized.
+    """
+    return (log_p0 + transition.log_evidence(x_t, t).to(log_p0)).log_softmax(-1)
+
+
+def to_leave_one_out(transition: Transition, log_p: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    r"""`p0(x_0) prop. to p(x_0 | x_t) / q(x_t | x_0)`, the inverse of `to_posterior`; 0 for x_0 that cannot lead to x_t."""
+    evidence = transition.log_evidence(x_t, t).to(log_p)
+    return torch.where(evidence > -torch.inf, log_p - evidence, -torch.inf).log_softmax(-1)

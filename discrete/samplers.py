@@ -41,9 +41,9 @@ class Ancestral(Sampler):
         self.last = last
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s > 0:
-            return self.denoiser.draw(x, t, s, generator=generator, **cond)
-        return self.last(self.denoiser.step_law(x, t, s, **cond), generator)
+        if self.corruption.is_clean(s):
+            return self.last(self.denoiser.step_law(x, t, s, **cond), generator)
+        return self.denoiser.draw(x, t, s, generator=generator, **cond)
 
 
 class Euler(Sampler):

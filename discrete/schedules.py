@@ -160,7 +160,7 @@ class Cosine(NoiseSchedule):
         return (math.log(math.cos(0.008 / 1.008 * math.pi / 2)) - torch.cos(self._angle(t)).log()).clamp(min=0)
 
     def rate(self, t: Tensor) -> Tensor:
-        return math.pi / (2 * 1.008) * torch.tan(self._angle(t))
+        return torch.where(exact(t) < 1, math.pi / (2 * 1.008) * torch.tan(self._angle(t)), torch.inf)  # at 1 not what rounding leaves
 
     def time(self, total: Tensor) -> Tensor:
         angle = torch.acos(torch.exp(-exact(total)) * math.cos(0.008 / 1.008 * math.pi / 2))

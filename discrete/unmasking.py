@@ -11,7 +11,7 @@ from ..shared.errors import UsageError
 from ..shared.random import Source, categorical, quantile, uniform
 from ..shared.sampler import Sampler, Step, checked
 from ..shared.tensors import exact, like
-from .denoiser import CategoricalDenoiser
+from .denoiser import CategoricalDenoiser, CleanDenoiser
 from .samplers import Last, most_likely
 from .transition import Transition
 from .transition.base import CLEAN
@@ -45,22 +45,23 @@ class Unmasking(Sampler):
 
     A masked position is revealed between t and s with the chance `(alpha_s - alpha_t) / (1 - alpha_t)`, which no network says (Sahoo et
     al. 2024, eq. 7): all times are drawn in the first step and looked at once on the host. One row takes at most as many evaluations as it
-    has masks. What is not masked stays: the law is that of `Ancestral` with the head `carried`.
-    Of a `ScoreEntropyDenoiser` the symbols alone are read.
+    has masks. Its distribution is that of `Ancestral`, step by step.
 
     Args:
         denoiser: on `Absorbing(levels, schedule)`, a table or in continuous time.
         last: what to make of `p(x_0 | x_t)` in the last step, as of `Ancestral`; before it symbols are drawn.
 
     Raises:
-        UsageError: for another process, or a reverse model with an eps, whose chances differ.
+        UsageError: for another process, and denoisers that change the chance to be revealed: guidance by a
+            classifier, ratios, an eps.
     """
 
-    looks_back = True  # to its plan
+    looks_back = plans = True
 
-    def __init__(self, denoiser: CategoricalDenoiser, last: Last = most_likely) -> None:
+    def __init__(self, denoiser: CleanDenoiser, last: Last = most_likely) -> None:
         super().__init__(denoiser)
         refuse_others(denoiser, "Unmasking")
+        refuse_changed_chances(denoiser, "Unmasking")
         self.last = last
 
     def begin(self) -> Step:
@@ -101,14 +102,15 @@ class FirstHitting(Sampler):
         denoiser: on `Absorbing(levels, schedule)`; it is asked at times `(B,)`.
 
     Raises:
-        UsageError: for another process, or a reverse model with an eps.
+        UsageError: as `Unmasking`.
     """
 
-    looks_back = True
+    looks_back = plans = True
 
-    def __init__(self, denoiser: CategoricalDenoiser) -> None:
+    def __init__(self, denoiser: CleanDenoiser) -> None:
         super().__init__(denoiser)
         refuse_others(denoiser, "FirstHitting")
+        refuse_changed_chances(denoiser, "FirstHitting")
 
     def times(self, steps: int | Tensor) -> Tensor:
         """Even shares of the masks, or the grid that was given, checked."""
@@ -149,9 +151,12 @@ class FirstHitting(Sampler):
 class Remasking(Sampler):
     r"""Symbols that were revealed fall back into the mask and are drawn anew (ReMDM, Wang et al. 2025, section 3).
 
-    With `sigma = min(cap, share (1 - alpha_s) / alpha_t)` a symbol is masked again with the chance sigma, and a mask is revealed with
-    `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`: the law of each x_s stays what it is, so any network of absorption will do, and
-    more steps mend more errors. With cap 0 it is `Ancestral`.
+    With `sigma = min(cap, share (1 - alpha_s) / alpha_t)` a symbol is masked again with the chance sigma, and a mask
+    is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`: the distribution of each position's x_s stays
+    what it is, so any network of absorption will do, and more steps mend more errors. With cap 0 it is `Ancestral`.
+    Positions that depend on each other are drawn at once, so their joint distribution at the end is off by an error
+    of order one in the step, as that of `Ancestral`. With wrong networks it draws another distribution than
+    `Ancestral`, of which `VariationalBound` says nothing.
 
     Args:
         denoiser: on `Absorbing(levels, schedule)`.
@@ -160,12 +165,13 @@ class Remasking(Sampler):
         last: what to make of `p(x_0 | x_t)` at the masks of the last step, in which nothing falls back.
 
     Raises:
-        UsageError: for another process, a reverse model with an eps, or chances outside [0, 1].
+        UsageError: as `Unmasking`, and for a cap or share outside [0, 1].
     """
 
-    def __init__(self, denoiser: CategoricalDenoiser, cap: float = 0.02, share: float = 1.0, last: Last = most_likely) -> None:
+    def __init__(self, denoiser: CleanDenoiser, cap: float = 0.02, share: float = 1.0, last: Last = most_likely) -> None:
         super().__init__(denoiser)
         refuse_others(denoiser, "Remasking")
+        refuse_changed_chances(denoiser, "Remasking")
         if not (0 <= cap <= 1 and 0 <= share <= 1):
             raise UsageError(f"cap={cap}, share={share}: both are chances, from 0 to 1")
         self.cap, self.share, self.last = cap, share, last
@@ -187,8 +193,25 @@ class Remasking(Sampler):
         return draw(self.law(x, t, s, **cond), generator)
 
 
+def refuse_changed_chances(denoiser: CategoricalDenoiser, name: str) -> None:
+    """Refuses a denoiser under which a mask is not revealed with the schedule's own chance, by the name of the
+    sampler.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not isinstance(denoiser, CleanDenoiser):
+        raise UsageError(
+            f"{name} reveals masks with the chances of the schedule, and {type(denoiser).__name__} changes them: sample it with Ancestral"
+        )
+    if denoiser.reverse.eps:
+        raise UsageError(
+            f"{name} needs exact chances, and the reverse model has eps={denoiser.reverse.eps}: take Product(), or sample with Ancestral"
+        )
+
+
 def refuse_others(denoiser: CategoricalDenoiser, name: str) -> None:
-    """Refuses all but absorption in a mask of its own, by the name of the sampler.
+    """Refuses all but absorption in a mask that is no token of the data, by the name of the sampler.
 
     Raises:
         UsageError: with what to do.
@@ -199,5 +222,3 @@ def refuse_others(denoiser: CategoricalDenoiser, name: str) -> None:
             f"{name} is for absorption in a mask of its own, Absorbing(levels, schedule), and this is {type(transition).__name__} "
             f"over {transition.states} symbols: sample it with Ancestral"
         )
-    if eps := getattr(getattr(denoiser, "reverse", None), "eps", 0.0):
-        raise UsageError(f"{name} needs exact chances, and the reverse model has eps={eps}: take Product(), or sample with Ancestral")

@@ -25,6 +25,7 @@ from . import (
     score_sde,
     sedd,
     tauldr,
+    udlm,
     upsampling,
 )
 from .experiment import Experiment
@@ -42,6 +43,7 @@ SCRIPTS = {
     "multinomial": (multinomial, ("shakespeare", "smoke", "text8")),
     "mdlm": (mdlm, ("shakespeare", "smoke", "text8", "lm1b", "owt")),
     "sedd": (sedd, ("shakespeare", "smoke", "text8", "owt")),
+    "udlm": (udlm, ("chain", "shakespeare", "smoke", "text8")),
     "tauldr": (tauldr, ("digits", "smoke", "cifar10")),
     "score-sde": (
         score_sde,

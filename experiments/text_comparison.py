@@ -80,7 +80,7 @@ def compare(
 
 
 def picture(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """The bound of training batches, from a tenth of the training on, beside the best of the baselines."""
+    """The path of the bound on training batches after a tenth of the training, beside the best of the baselines."""
     from ..shared.figures import Lines, save_lines
 
     curves, steps = {}, 0
@@ -88,10 +88,11 @@ def picture(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         if "training_steps" in found:
             log = read_metrics(folder_of(folder, name) / "metrics.jsonl")
             steps = max(steps, found["training_steps"])
-            curves[name] = smoothed([(r["step"], r["bits_per_dim"]) for r in log if r["step"] >= found["training_steps"] / 10])
+            part = next(key for key in log[0] if key.endswith("bits_per_dim"))  # without the prior and, in continuous time, the data term
+            curves[name] = smoothed([(r["step"], r[part]) for r in log if r["step"] >= found["training_steps"] / 10])
     floor = min((found["bits_per_character"], name) for name, found in results.items() if "training_steps" not in found)
     curves[floor[1]] = ([0, steps], [floor[0], floor[0]])
-    save_lines(folder / "figure.png", {"bound of training batches": Lines("step", "bits/char", curves, logy=True)})
+    save_lines(folder / "figure.png", {"path of the bound, training batches": Lines("step", "bits/char", curves, logy=True)})
 
 
 def folder_of(folder: Path, name: str) -> Path:

@@ -168,7 +168,12 @@ class TextExperiment(Experiment):
     def code(
         self, denoiser: Denoiser, test: TextSet, count: int | None = None, *, seed: int = 0, progress: Progress = silent
     ) -> dict[str, Any]:
-        """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token and a word."""
+        """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token
+        and a word.
+
+        Padded windows are coded given where their padding is, as published, and their lengths beside it, `log(L + 1)`
+        nats each: the bound is then on the text's own code length, and what was given is named.
+        """
         device, measure = device_of(denoiser), self.codelength(denoiser, test.scale)
         generator, parts, real = torch.Generator(device).manual_seed(seed), [], []
         windows = test.windows[: min(count or len(test.windows), len(test.windows))].long()
@@ -176,10 +181,18 @@ class TextExperiment(Experiment):
             parts.append(torch.stack(measure(k.to(device), generator, progress)[:3]).cpu())
             real.append((k != self.padding).sum(1) if self.padding is not None else torch.full((len(k),), test.length))
         nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
-        mean = float(nats.sum() / tokens.sum())
+        given = float(nats.sum() / tokens.sum())
+        length = math.log(test.length + 1) if self.padding is not None else 0.0
+        whole = nats.sum(0) + length
+        mean = float(whole.sum() / tokens.sum())
         # A ratio of sums, as perplexities are: long windows weigh more, and its error is that of what each window is off the mean.
-        error = float((nats.sum(0) - mean * tokens).std() / (tokens.mean() * math.sqrt(len(tokens))))
+        error = float((whole - mean * tokens).std() / (tokens.mean() * math.sqrt(len(tokens))))
         prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
+        of_padding = {
+            "bits_per_token_given_padding": given / math.log(2),
+            "perplexity_per_token_given_padding": math.exp(given),
+            "bits_per_window_of_lengths": length / math.log(2),
+        }
         return {
             "bits_per_token": mean / math.log(2),
             "standard_error": error / math.log(2),
@@ -189,7 +202,7 @@ class TextExperiment(Experiment):
             "perplexity_per_word": test.perplexity_per_word(mean),
             "windows": len(windows),
             "kind": self.codelength_kind,
-        }
+        } | (of_padding if self.padding is not None else {})
 
     def judged(self, samples: Tensor, order: int = 5) -> dict[str, Any]:
         """The entropy of samples and, for small vocabularies, their perplexity under an n-gram model of the training text beside it."""

@@ -14,6 +14,7 @@ from .describe import described
 from .errors import UsageError
 from .labels import Label, thousandths
 from .prediction import Prediction, noise
+from .random import Source
 from .tensors import at_least_float32, exact, like
 
 
@@ -31,6 +32,12 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`x_t`: `(B, ...)`; `t`: a scalar or `(B,)`; conditions by name, untouched."""
+
+    def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        """The state that sampling starts from at t, `(B, ...)`, from a draw x of the corruption's prior: x itself,
+        unless the process leaves something over at t that the prior leaves out.
+        """
+        return x
 
 
 ZERO, ONE = torch.tensor([0.0, 1.0], dtype=torch.float64).unbind()

@@ -17,7 +17,14 @@ from .tensors import at_least_float32, exact, per_example
 
 
 class Loss(NamedTuple):
-    """Attributes: `total` `(B,)`, float32 or better; `parts` by name, `(B,)` each, for the log; `t` `(B,)`, the times that were drawn."""
+    """The losses of a batch.
+
+    Attributes:
+        total: `(B,)`, float32 or better.
+        parts: by name, `(B,)` each, for the log; from `forward` their mean is that over uniform times, however times
+            are drawn.
+        t: `(B,)`, the times that were drawn.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -44,8 +51,10 @@ class Objective(nn.Module, ABC):
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         """The loss at drawn times."""
-        t = self.denoiser.corruption.training_time(self.times(len(x0), generator)).to(x0.device)
-        return self.at(x0, t, generator=generator, **cond)
+        u = self.times(len(x0), generator)
+        loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
+        weight = getattr(self.times, "weight", None)  # of draws that are not uniform
+        return loss if weight is None else loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
 
 
 @described
@@ -73,6 +82,10 @@ class Stratified:
         """`(batch,)`."""
         u = uniform((batch,), generator, dtype=torch.float64)
         return ((torch.arange(batch, device=u.device) + u) / batch) ** self.power
+
+    def weight(self, u: Tensor) -> Tensor:
+        """One over the density of the times, `power u^(1 - 1 / power)`: a mean with it is one over uniform times."""
+        return self.power * u ** (1 - 1 / self.power)
 
 
 @described

@@ -28,10 +28,13 @@ class Sampler(ABC):
         denoiser: says what x_0 was.
         order: global order of convergence in the step size for samplers of an ODE, None for others.
         looks_back: whether a step uses what was learnt at earlier levels of the run.
+        plans: whether the first step of a run decides what later ones do, so that nothing else may change the state
+            between them.
     """
 
     order: int | None = None
     looks_back: bool = False
+    plans: bool = False
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -44,6 +47,11 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """`x_t` to `x_s`, s < t, both scalars; at s = 0 the denoiser's mean (or its draw)."""
+
+    def start(self, shape: Sequence[int], t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        """The state that a run of that shape starts from at t, the first time of its grid."""
+        x = self.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
+        return self.denoiser.start(x, t, generator=generator, **cond)
 
     def begin(self) -> Step:
         """The `step` of one run: samplers that look back at earlier levels give one with an empty memory."""
@@ -87,7 +95,7 @@ class Sampler(ABC):
             raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
         grid = self.times(steps)
         if x is None:
-            x = self.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
+            x = self.start(shape, grid[0], generator=generator, **cond)
         step, path = self.begin(), self.path(grid)
         for t, s in progress(path, len(path), "sampling"):
             x = step(x, t, s, generator=generator, **cond)
@@ -122,7 +130,7 @@ class PredictorCorrector(Sampler):
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
-        super().__init__(on_one_process(predictor, corrector).denoiser)
+        super().__init__(on_one_process(unplanned(predictor), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
         self.looks_back = predictor.looks_back
 
@@ -148,7 +156,7 @@ class CorrectorPredictor(Sampler):
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
-        super().__init__(on_one_process(single_step(predictor), corrector).denoiser)
+        super().__init__(on_one_process(single_step(unplanned(predictor)), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
@@ -170,6 +178,16 @@ def single_step(sampler: Sampler) -> Sampler:
     if sampler.looks_back:
         raise UsageError(
             f"{type(sampler).__name__} looks back at earlier levels, which this leaves: take a single-step sampler, such as DDIM"
+        )
+    return sampler
+
+
+def unplanned(sampler: Sampler) -> Sampler:
+    """The sampler, refused if its first step decides what later ones do, which a corrector between them would undo."""
+    if sampler.plans:
+        raise UsageError(
+            f"{type(sampler).__name__} decides at its first step when each position changes, and a corrector would change them in "
+            "between: take Ancestral as the predictor"
         )
     return sampler
 

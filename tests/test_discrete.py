@@ -29,18 +29,14 @@ from unnoise.discrete import (
     ScoreEntropyDenoiser,
     Steps,
     Uniform,
-    VariationalBound,
     cosine,
     fused,
     linear,
-    mutual_information,
-    nearest,
     reciprocal,
 )
 from unnoise.discrete.transition.base import CLEAN
-from unnoise.discrete.transition.plain import log_clean, plain_divergence, plain_path_rate
+from unnoise.discrete.transition.plain import plain_divergence, plain_path_rate
 from unnoise.shared.describe import build, describe
-from unnoise.shared.errors import UsageError
 from unnoise.shared.random import Streams
 
 D = torch.float64
@@ -99,17 +95,18 @@ def test_closed_forms_are_the_definitions(kind, reverse, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", RESAMPLING)
-def test_the_closed_rate_of_the_path_is_its_definition_and_the_limit_of_divergences(kind, monkeypatch):
+@pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
+def test_the_closed_rate_of_the_path_is_its_definition_and_the_limit_of_divergences(kind, reverse, monkeypatch):
     monkeypatch.setattr(fused, "ON_CPU", 4)
     transition = RESAMPLING[kind](LogLinear(eps=0.01))
     x0, x_t, logits = every_pair(transition)
     for t in (torch.tensor(0.4, dtype=D), torch.linspace(0.001, 1, len(x0), dtype=D)):
-        closed, plain = transition.path_rate(logits, x0, x_t, t), plain_path_rate(transition, logits, x0, x_t, t)
+        closed, plain = transition.path_rate(reverse, logits, x0, x_t, t), plain_path_rate(transition, reverse, logits, x0, x_t, t)
         close(closed.divergence, plain.divergence)
         close(closed.cross_entropy, plain.cross_entropy)
     t, h = torch.tensor(0.4, dtype=D), 1e-6
-    divergence = transition.divergence(Marginal(), logits, x0, x_t, t, t - h).divergence
-    close(divergence / h, transition.path_rate(logits, x0, x_t, t).divergence, 1e-4)
+    divergence = transition.divergence(reverse, logits, x0, x_t, t, t - h).divergence
+    close(divergence / h, transition.path_rate(reverse, logits, x0, x_t, t).divergence, 1e-4)
 
 
 @pytest.mark.parametrize("kind", RESAMPLING)
@@ -121,17 +118,18 @@ def test_gradients_of_closed_forms(kind, monkeypatch):
     t, s, now = at(5, 8), at(4, 8), torch.tensor(0.4, dtype=D)
     weight = seeded(3, 2, len(x0))
     for closed, plain in (
-        (process.path_rate(logits, x0, x_t, now), plain_path_rate(process, logits, x0, x_t, now)),
+        *((process.path_rate(r, logits, x0, x_t, now), plain_path_rate(process, r, logits, x0, x_t, now)) for r in (Product(), Marginal())),
         *(
-            (transition.divergence(r, logits, x0, x_t, t, s), plain_divergence(transition, r, logits, x0, x_t, t, s))
+            (transition.divergence(r, logits, x0, x_t, *pair), plain_divergence(transition, r, logits, x0, x_t, *pair))
             for r in (Product(), Marginal())
+            for pair in ((t, s), (t, CLEAN), (at(1, 8), CLEAN))
         ),
     ):
         ours, theirs = (torch.autograd.grad((torch.stack(list(terms)) * weight).sum(), logits)[0] for terms in (closed, plain))
         close(ours, theirs)
-    own, u = 0.1 + 0.9 * seeded(1, len(x0)), 5 * seeded(2, len(x0))
+    own, u, excess = 0.1 + 0.9 * seeded(1, len(x0)), 5 * seeded(2, len(x0)), 5 * seeded(3, len(x0))
     seen = x_t.clamp(max=transition.levels - 1)
-    assert torch.autograd.gradcheck(lambda v: fused.resampled_sums(v, seen, x0, u, own), logits)
+    assert torch.autograd.gradcheck(lambda v: fused.uniform_rate(v, seen, x0, u, own, excess), logits)
     assert torch.autograd.gradcheck(lambda v: fused.cross_entropy(v, x0), logits)
     assert len(list(fused._blocks(logits))) > 1
 
@@ -163,7 +161,8 @@ def test_bfloat16_logits(kind):
     for loss in (
         lambda v: transition.divergence(Marginal(), v, x0, x_t, at(5, 8), at(4, 8)),
         lambda v: transition.divergence(Product(), v, x0, x_t, at(5, 8), at(4, 8)),
-        lambda v: process.path_rate(v, x0, x_t, at(1, 2)),
+        lambda v: process.path_rate(Product(), v, x0, x_t, at(1, 2)),
+        lambda v: process.path_rate(Marginal(), v, x0, x_t, at(1, 2)),
     ):
         ours, theirs = torch.stack(list(loss(rough))), torch.stack(list(loss(exact)))
         assert ours.dtype == torch.float32
@@ -241,13 +240,16 @@ def test_an_objective_is_the_mean_of_its_terms_over_what_is_real():
             each = (1 - 1e-3) * denoiser.path_rate(x0, x_t, t).divergence + 0.25 * terms.cross_entropy
         for padding in (None, 0):
             real = torch.ones_like(x0, dtype=D) if padding is None else (x0 != 0).double()
-            expected = (each * real).flatten(1).sum(1) / real.flatten(1).sum(1)
+            tokens = real.sum() / len(x0)  # of an example, in the mean: a batch's loss is the mean over its tokens
             loss = make(denoiser, padding=padding).at(x0, t, generator=torch.Generator().manual_seed(5))
-            close(loss.total, expected)
-            if "bits_per_dim" in loss.parts:
-                plain = terms.divergence * 6 if transition is table else (1 - 1e-3) * denoiser.path_rate(x0, x_t, t).divergence
-                close(loss.parts["bits_per_dim"], (plain * real).flatten(1).sum(1) / real.flatten(1).sum(1) / math.log(2))
-    close(-log_clean(transition, denoiser.logits(x_t, t)).gather(-1, x0[..., None])[..., 0], each)
+            close(loss.total, (each * real).flatten(1).sum(1) / tokens)
+            close(loss.total.mean(), (each * real).sum() / real.sum())
+            if make is not CrossEntropy:
+                name, plain = ("path_and_data_bits_per_dim", terms.divergence * 6)
+                if transition is process:
+                    name, plain = ("path_bits_per_dim", (1 - 1e-3) * denoiser.path_rate(x0, x_t, t).divergence)
+                close(loss.parts[name], (plain * real).flatten(1).sum(1) / tokens / math.log(2))
+    close(-denoiser.step_law(x_t, t, s).gather(-1, x0[..., None])[..., 0].log(), each)  # at s = 0
 
 
 def test_a_mask_is_never_predicted():
@@ -297,8 +299,9 @@ TRANSITIONS = [
 def test_descriptions_rebuild_what_they_describe(make):
     transition = make()
     network = Table(transition.states, transition.states)
-    heads = (discrete.direct, discrete.residual, discrete.carried, discrete.logistic)
-    denoisers = [Categorical(network, transition, r, head=h) for r, h in zip((Product(1e-6), Marginal(), None, None), heads, strict=True)]
+    heads = (discrete.direct, discrete.residual, discrete.carried if transition.unmasked_is_clean else discrete.direct, discrete.logistic)
+    reverses = (Product(1e-6) if transition.steps else Product(), Marginal(), None, None)
+    denoisers = [Categorical(network, transition, r, head=h) for r, h in zip(reverses, heads, strict=True)]
     objective = (lambda d: Hybrid(d, 0.01, padding=3)) if transition.steps else (lambda d: ContinuousBound(d, 0.01, padding=3))
     things = [transition, *denoisers, objective(denoisers[0]), CrossEntropy(denoisers[1])]
     if not transition.steps and isinstance(transition, Uniform | Absorbing):
@@ -316,85 +319,27 @@ def test_descriptions_rebuild_what_they_describe(make):
         assert torch.equal(a, b)
 
 
-ROWS = torch.full((3, 4, 4), 0.25)
-REFUSED = [
-    (lambda: Uniform(4, cosine(5)).corrupt(torch.tensor([[1, 4]]), torch.ones(1)), "x_0 holds the symbol 4, outside the vocabulary 0..3"),
-    (lambda: Absorbing(4, cosine(5)).corrupt(torch.tensor([[4]]), torch.ones(1)), "x_0 holds the symbol 4, outside the vocabulary 0..3"),
-    (lambda: DiscretizedGaussian(4, cosine(5)).corrupt(torch.tensor([[-1]]), torch.ones(1)), "x_0 holds the symbol -1"),
-    (lambda: Dense(ROWS).corrupt(torch.tensor([[4]]), torch.ones(1)), "x_0 holds the symbol 4"),
-    (lambda: Uniform(4, cosine(5)).diffuse(torch.tensor([[7]]), at(1, 5), at(2, 5)), "x_s holds the symbol 7"),
-    (
-        lambda: Categorical(Table(5, 5), Absorbing(4, cosine(5)))(torch.tensor([[5]]), torch.ones(1)),
-        "x_t holds the symbol 5, outside .* 0..4",
-    ),
-    (
-        lambda: ScoreEntropyDenoiser(Table(4, 4), Uniform(4, LogLinear())).ratio(torch.tensor([[4]]), torch.ones(1)),
-        "x_t holds the symbol 4",
-    ),
-    (
-        lambda: Uniform(4, cosine(5)).corrupt(torch.zeros(2, 2), torch.ones(2)),
-        "x_0 is torch.float32: categorical data are integers in 0..3",
-    ),
-    (lambda: Uniform(4, cosine(5)).corrupt(torch.zeros(2, dtype=torch.bool), torch.ones(2)), "x_0 is torch.bool"),
-    (lambda: Absorbing(4, reciprocal(5), mask=4), "mask=4: choose one of the symbols 0..3"),
-    (lambda: Uniform(1, reciprocal(5)), "levels=1"),
-    (lambda: Uniform(4, torch.tensor([0.5, 1.0, 0.5])), "1 at the last step only"),
-    (lambda: Uniform(4, torch.tensor([0.5, 0.0])), r"numbers in \(0, 1\]"),
-    (lambda: Uniform(4, "cosine"), "schedule='cosine': give a table of betas"),
-    (lambda: Uniform(4, cosine(5)).grid(6), "this table has 5 steps"),
-    (lambda: DiscretizedGaussian(4, torch.tensor([0.5, 1.5])), "schedule"),
-    (lambda: Dense(ROWS * torch.tensor([1.0, 1.0, 0.5])[:, None, None]), "row 0 of Q_3 does not sum to one .sum 0.5"),
-    (
-        lambda: Dense(torch.eye(4).repeat(3, 1, 1) + torch.tensor([[0.0] * 4] * 2 + [[0.5, -0.5, 0, 0]] + [[0.0] * 4])),
-        "row 2 of Q_1 has a negative entry",
-    ),
-    (lambda: Dense(ROWS[0]), r"give \(T, K, K\)"),
-    (lambda: Dense(ROWS, levels=5), "levels=5"),
-    (lambda: Dense(ROWS, last=torch.ones(4)), "last must be a law of the 4 symbols"),
-    (lambda: NearestNeighbor(torch.tensor([[1], [0], [3], [2]]), Constant()), "falls into 2 parts.*raise k, or mix in Uniform"),
-    (lambda: NearestNeighbor(torch.tensor([[1], [4], [3], [2]]), Constant()), "symbols 0..K-1"),
-    (lambda: NearestNeighbor(NEAR, reciprocal(5)), "erases all by its end.*mutual_information"),
-    (lambda: GaussianTarget(4, LogLinear(eps=0.0)), "erases all by its end"),
-    (lambda: GaussianTarget(4, reach=0.0), "reach=0.0"),
-    (lambda: nearest(torch.randn(4, 2), 4), "k=4: give the number of neighbours, from 1 to 3"),
-    (lambda: BandDiagonal(4, cosine(5), band=4), "band=4: give the reach of a step, from 1 to 3"),
-    (lambda: Mixture(NearestNeighbor(NEAR, Constant()), Uniform(5, Constant())), "4 symbols and T=None of the moves do not fit 5 symbols"),
-    (lambda: Mixture(NearestNeighbor(NEAR, Constant()), Absorbing(4, Constant(), mask=2)), "the moves change the law"),
-    *(
-        (lambda flow=flow: flow(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2)), "table of 5 steps has no rate")
-        for flow in (
-            Uniform(4, cosine(5)).inflow,
-            Absorbing(4, cosine(5)).outflow,
-            DiscretizedGaussian(4, linear(5)).outflow,
-            BandDiagonal(4, cosine(5)).inflow,
-            NearestNeighbor(NEAR, Steps(linear(5))).inflow,
-            GaussianTarget(4, cosine(5)).outflow,
-        )
-    ),
-    (lambda: Uniform(4, LogLinear()).row(torch.ones(())), "runs in continuous time and has no rows"),
-    (
-        lambda: DiscretizedGaussian(4, linear(5)).likelihood(
-            torch.zeros(2, 1, dtype=torch.int64), at(torch.tensor([1, 2]), 5), torch.ones(2)
-        ),
-        "one step apart",
-    ),
-    (lambda: Hybrid(Categorical(Table(4, 4), Uniform(4, LogLinear()))), "continuous time and has no L_n: train it with ContinuousBound"),
-    (lambda: ContinuousBound(Categorical(Table(4, 4), Uniform(4, cosine(5)))), "a table has no rates: train it with Hybrid"),
-    (lambda: VariationalBound(Categorical(Table(4, 4), Uniform(4, cosine(5))), steps=4), "steps=4: this table has 5 steps"),
-    (lambda: mutual_information(lambda n: Uniform(3, n), torch.tensor([0.5, 0.6, -0.1]), 5), "frequencies must be 3 numbers of sum 1"),
-    (lambda: mutual_information(lambda n: Uniform(3, n), torch.tensor([0.5, 0.5]), 5), "frequencies must be 3 numbers of sum 1"),
-    (lambda: mutual_information(lambda n: Uniform(3, n), torch.full((3,), 1 / 3), 0), "steps=0"),
-    (
-        lambda: Categorical(Table(4, 4), Uniform(4, cosine(5)), head=discrete.logistic)(
-            torch.zeros(1, 2, dtype=torch.int64), torch.ones(1)
-        ),
-        "two numbers",
-    ),
-]
+@pytest.mark.parametrize("levels", [2, 5])
+def test_uniform_is_multinomial_diffusion(levels):
+    """Hoogeboom et al. (2021), eq. 11-17, in their logarithms: posterior from `log alpha`, `log (1 - alpha)` and K."""
+    steps, transition = 8, Uniform(levels, cosine(8))
+    alpha = 1 - cosine(8)
+    log_alpha, log_total = alpha.log(), alpha.log().cumsum(0)
 
+    def mixed(log_x, log_keep):
+        return torch.logaddexp(log_x + log_keep, torch.log1p(-log_keep.exp()) - math.log(levels))
 
-@pytest.mark.parametrize(("call", "words"), REFUSED, ids=[words for _, words in REFUSED])
-def test_bad_input_is_refused_in_one_line(call, words):
-    with pytest.raises(UsageError, match=words) as caught:
-        call()
-    assert "\n" not in str(caught.value)
+    log_hot = torch.eye(levels, dtype=D).clamp(min=1e-300).log()
+    log_p0 = torch.randn(levels, levels, dtype=D, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    x0, x_t = torch.cartesian_prod(torch.arange(levels), torch.arange(levels)).T
+    for n in range(2, steps + 1):
+        close(transition.pushforward(torch.eye(levels, dtype=D), CLEAN, at(n, steps)), mixed(log_hot, log_total[n - 1]).exp())
+
+        def posterior(log_x0, n=n):
+            unnormed = mixed(log_hot[x_t], log_alpha[n - 1]) + mixed(log_x0, log_total[n - 2])
+            return unnormed - unnormed.logsumexp(-1, keepdim=True)
+
+        q, p = posterior(log_hot[x0]), posterior(log_p0[x_t])
+        kl = (q.exp() * (q - p)).sum(-1)
+        close(transition.divergence(Product(), log_p0[x_t], x0, x_t, at(n, steps), at(n - 1, steps)).divergence, kl)
+        close(Product()(transition, x_t, log_p0[x_t].exp(), at(n, steps), at(n - 1, steps)), p.exp())

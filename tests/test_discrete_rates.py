@@ -135,7 +135,7 @@ def test_the_corrector_keeps_its_level(make):
     oracle = make()
     k, s = oracle.corruption.states, ONE * 0.4
     q = at_time(oracle.corruption, LAW0, s).flatten()
-    rates = torch.nan_to_num(RateCorrector(oracle).rates(pairs(k), s))
+    rates = torch.nan_to_num(RateCorrector(oracle, jumps=single).rates(pairs(k), s))
     assert float((q @ generator_of(rates, k)).abs().max()) < 1e-10 * float(rates.max())
     errors = [float((q @ joint(single_law(pairs(k), size * rates / rates.max())) - q).abs().sum()) for size in (0.02, 0.01)]
     assert errors[0] / errors[1] == pytest.approx(4, abs=0.3)

@@ -72,7 +72,7 @@ def test_what_the_losses_of_improved_ddpm_are(tmp_path):
     assert recipe.sampler(kinds["simple"].denoiser).variance is large
 
 
-WITHOUT_FIGURE = ("score-sde", "multinomial", "mdlm", "sedd", "tauldr")
+WITHOUT_FIGURE = ("score-sde", "multinomial", "mdlm", "sedd", "tauldr", "udlm")
 DRAWN_ELSEWHERE = ("edm", "flow-matching", "inverse-problems", "ncsn")
 """Whose own test files draw the figure."""
 REPEATED = ("ddpm", "progressive-distillation", "d3pm-text-chain")

@@ -200,9 +200,10 @@ def test_every_structure_is_its_matrices(kind, sizes, data):
     p0, joint, x = p0[real], joint[real], x[real]
     expected = joint.sum(1) / joint.sum((1, 2))[:, None]
     close(transition.posterior(x, p0 / p0.sum(-1, keepdim=True), t, s), expected)
-    # The product model does not divide, so any p0 will do, and on a point it is the posterior.
+    # The product model does not divide, so any p0 will do, and on a point it is the posterior; from the first row to x_0 it is p0 itself.
     law = q.T[x] * (prior[real] @ before)
-    close(Product()(transition, x, prior[real], t, s), law / law.sum(-1, keepdim=True) if i else prior[real])
+    law = prior[real] if j == 1 and not transition.unmasked_is_clean else law
+    close(Product()(transition, x, prior[real], t, s), law / law.sum(-1, keepdim=True))
     close(transition.ratio(x, p0, t) / p0.sum(-1, keepdim=True), (prior[real] @ before @ q) / (p0.sum(-1, keepdim=True)), 1e-9)
     dense = Dense(matrices, levels=transition.levels)
     close(dense.likelihood(states, s, t), q.T)

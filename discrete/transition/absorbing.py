@@ -49,26 +49,35 @@ class Absorbing(Interpolating):
     def quantile(self, u: Tensor) -> Tensor:
         return torch.full(u.shape, self.symbol, device=u.device)
 
+    def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        kept, lost = (like(c.to(m.device), m[..., 0]) for c in self.kept(s, t))
+        unmasked = m.sum(-1) - m[..., self.symbol] if self.states <= self.levels else m[..., : self.levels].sum(-1)
+        at = torch.tensor(self.symbol, device=m.device).expand(*m.shape[:-1], 1)
+        return m.scatter(-1, at, (kept * m[..., self.symbol] - lost * unmasked)[..., None])
+
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps:
             return plain_divergence(self, reverse, logits, x0, x_t, t, s)
-        nats, clean = cross_entropy(logits, x0), like(self.is_clean(s).to(x_t.device), x_t)
-        if self.mask is None:  # a masked symbol was revealed after s with the same chance under both laws
+        if self.mask is None:  # a masked position was revealed after s with the same chance under both distributions
+            nats = self._where_masked(cross_entropy(logits, x0), x_t)
             before, after = (self.noise.total(exact(time).to(x_t.device)) for time in (s, t))
-            revealed = like((torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after), x_t)
-            return Terms(self._weighed(torch.where(clean, 1.0, (x_t == self.symbol) * revealed), nats), nats)
-        log_p_t = -cross_entropy(logits, torch.full_like(x_t, self.mask))
-        return Terms(self._at_level(self.pair(reverse, x_t, t, s), clean, x0, x_t, log_p_t, -nats), nats)
+            revealed = (torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after)
+            return Terms(self._weighed(like(revealed.to(nats), x_t), nats), nats)
+        log_p_t, log_p_0 = (-cross_entropy(logits, x) for x in (torch.full_like(x_t, self.mask), x0))
+        kl, nats = (self._at_level(self.pair(reverse, x_t, t, time), x0, x_t, log_p_t, log_p_0) for time in (s, torch.zeros_like(s)))
+        output, clean = (like(v.to(x_t.device), x_t) for v in (self.takes_output(t), self.is_clean(s)))
+        nats = torch.where(output, -log_p_0.to(nats), nats)
+        return Terms(torch.where(clean, nats, kl), nats)
 
-    def _at_level(self, pair: Pair, clean: Tensor, x0: Tensor, x_t: Tensor, log_p_t: Tensor, log_p_0: Tensor) -> Tensor:
-        r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, `(...)`, where the mask is a symbol of the data: from p0 at x_t and x_0 alone.
+    def _at_level(self, pair: Pair, x0: Tensor, x_t: Tensor, log_p_t: Tensor, log_p_0: Tensor) -> Tensor:
+        r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, `(...)`, where the mask is a token of the data: from p0 at x_t
+        and x_0 alone.
 
-        The factor `back` of both laws cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`.
+        The factor `back` of both distributions cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`.
 
         Args:
             pair: the constants.
-            clean: where s = 0, and the divergence is `-log p0(x_0)`.
-            x0, x_t: symbols.
+            x0, x_t: tokens.
             log_p_t, log_p_0: `log p0` at x_t and x_0.
         """
         a, b, c, g, pi_t = pair
@@ -78,21 +87,28 @@ class Absorbing(Interpolating):
         true_t, true_0 = c * same + (1 - c) * pi_t, c + (1 - c) * self.fresh(x0)
         z, true_z = b * h + a * w_t, b + a * true_t
         q_t, q_0 = (a + b) * true_t / true_z.clamp(min=TINY), b * true_0 / true_z.clamp(min=TINY)
-        at_t, at_0 = _log_ratio(true_t, w_t), _log_ratio(true_0, w_0)
-        kl = _log_ratio(z, true_z) + q_t * at_t + torch.where(same, 0.0, q_0 * at_0)
-        return torch.where(clean, -log_p_0.double(), torch.where(b > 0, kl, 0.0)).to(at_least_float32(log_p_0))
+        kl = _log_ratio(z, true_z) + _part(q_t, true_t, w_t) + torch.where(same, 0.0, _part(q_0, true_0, w_0))
+        return torch.where(b > 0, kl, 0.0).to(at_least_float32(log_p_0))
 
-    def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+    def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""`-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masked positions, 0 elsewhere (Sahoo et al. 2024, eq. 10)."""
         if self.mask is not None:
-            return plain_path_rate(self, logits, x0, x_t, t)
-        nats, t = cross_entropy(logits, x0), exact(t).to(x_t.device)
-        weight = like((self.noise.rate(t) / torch.expm1(self.noise.total(t))).to(nats), x_t)
-        return Terms(self._weighed((x_t == self.symbol) * weight, nats), nats)
+            return plain_path_rate(self, reverse, logits, x0, x_t, t)
+        nats, t = self._where_masked(cross_entropy(logits, x0), x_t), exact(t).to(x_t.device)
+        weight = self.noise.rate(t) / torch.expm1(self.noise.total(t))
+        return Terms(self._weighed(like(weight.to(nats), x_t), nats), nats)
+
+    def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.mask is not None:
+            return super().cross_entropy(reverse, logits, x0, x_t, t)
+        return self._where_masked(cross_entropy(logits, x0), x_t)
+
+    def _where_masked(self, nats: Tensor, x_t: Tensor) -> Tensor:
+        return torch.where(x_t == self.symbol, nats, 0.0)
 
     def _weighed(self, weight: Tensor, nats: Tensor) -> Tensor:
-        """`weight nats`, 0 where the weight is, even of a symbol without a chance."""
-        return weight.to(nats) * nats.clamp(max=torch.finfo(nats.dtype).max)
+        """`weight nats`, 0 where the weight is, even of a token without a chance."""
+        return torch.where(weight > 0, weight * nats, 0.0)
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         r"""At masked positions `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)` (Lou et al. 2024, eq. 15)."""
@@ -112,3 +128,8 @@ class Absorbing(Interpolating):
 
 def _log_ratio(p: Tensor, q: Tensor) -> Tensor:
     return p.clamp(min=TINY).log() - q.clamp(min=TINY).log()
+
+
+def _part(q: Tensor, true: Tensor, w: Tensor) -> Tensor:
+    """A token's part of the divergence, infinite where the model gives no chance to what may be."""
+    return torch.where(q > 0, q * (_log_ratio(true, w) + torch.where(w > 0, 0.0, torch.inf)), 0.0)

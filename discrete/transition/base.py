@@ -13,16 +13,21 @@ from torch import Tensor
 from ...shared.corruption import Corruption, table_grid, table_time
 from ...shared.errors import UsageError
 from ...shared.random import Source, categorical
-from ...shared.tensors import exact, like
+from ...shared.tensors import at_least_float32, exact, like
 
 CLEAN = torch.zeros((), dtype=torch.float64)  # on the host, where looking at it costs nothing
 
 
 class Terms(NamedTuple):
-    """What a training step needs, `(...)` each, in nats: the divergence of a step (or the rate of the path) and `-log p0(x_0)`."""
+    """What a training step needs, `(...)` each, in nats.
+
+    Attributes:
+        divergence: of a step, or the rate of the path.
+        cross_entropy: `-log p(x_0 | x_t)`; None of a denoiser without p0.
+    """
 
     divergence: Tensor
-    cross_entropy: Tensor | None  # None of a denoiser that does not say p0
+    cross_entropy: Tensor | None
 
 
 class Transition(Corruption):
@@ -36,9 +41,12 @@ class Transition(Corruption):
         steps: T; None in continuous time.
         t_min: the smallest time that training and bounds visit in continuous time.
         rounding: chances of x_t below it count as none where they are divided by, since sums that cancel leave them without digits.
+        unmasked_is_clean: whether a token of the data in x_t is certain to be x_0, as under absorption in a mask that
+            is no such token.
     """
 
     rounding: float = 0.0
+    unmasked_is_clean: bool = False
 
     def __init__(self, levels: int, states: int, steps: int | None, t_min: float = 0.0) -> None:
         if levels < 2:
@@ -71,26 +79,41 @@ class Transition(Corruption):
 
     @abstractmethod
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
-        """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` for each position; at s = 0 it is `-log p0(x_0)`.
+        """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` for each position; at s = 0 it is `-log p(x_0 | x_t)`.
+
+        Where the reverse model has an eps both distributions are smoothed by it, as in D3PM's released code.
 
         Args:
-            reverse: how p0 becomes a law of x_s.
+            reverse: how p0 is read.
             logits: `log p0` up to a constant, `(..., levels)`.
             x0, x_t: `(...)`, int64.
             t, s: scalars or `(B,)`.
         """
 
     @abstractmethod
-    def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
-        r"""The rate at which the divergence grows when steps shrink, per unit of time.
+    def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+        r"""The limit of the divergence of a step from t over its length, as the step shrinks, per unit of time.
 
         `sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))`, with the true ratio `r_y = q(y | x_0) / q(x_t | x_0)` and the
-        model's `m_y = sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)` (Campbell et al. 2022, proposition 2, with its jump integrated out).
+        model's m_y, `ReverseModel.ratio` (Campbell et al. 2022, proposition 2, with its jump integrated out).
         """
 
     @abstractmethod
     def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
         """`x_s ~ p(x_s | x_t)`, `(...)`, at scalar times, s > 0."""
+
+    def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """`-log p(x_0 | x_t)`, `(...)`, in nats; arguments as `divergence`."""
+        log_p0 = at_least_float32(logits).log_softmax(-1)
+        return -reverse.log_posterior(self, log_p0, x_t, t).gather(-1, x0[..., None]).squeeze(-1)
+
+    def survival(self, t: Tensor) -> float:
+        """The largest chance, over x_0, that x_t is not the one token that sampling starts from, such as a mask.
+
+        0 where sampling starts from several. Above 0 a start from that token alone would leave out what the process
+        leaves over: see `CategoricalDenoiser.start`.
+        """
+        return 0.0
 
     def row(self, t: Tensor) -> Tensor:
         """The step n of a time t = n / T, int64.
@@ -110,6 +133,17 @@ class Transition(Corruption):
         """The time of the row before t."""
         return (self.row(t) - 1).double() / self.steps
 
+    def first_row(self, t: Tensor) -> Tensor:
+        """Whether a time is the first row of a table, from which one step leads to x_0; never in continuous time."""
+        return torch.zeros_like(t, dtype=torch.bool) if self.steps is None else self.row(t) == 1
+
+    def takes_output(self, t: Tensor) -> Tensor:
+        """Whether the output at t is taken for `p(x_0 | x_t)` as it is: in the first row of a table, as published.
+
+        Not where a token of the data in x_t is certain to be x_0, whatever the output.
+        """
+        return torch.zeros_like(t, dtype=torch.bool) if self.unmasked_is_clean else self.first_row(t)
+
     def one_hot(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Point masses, `(..., K)`."""
         return F.one_hot(x, self.states).to(dtype)
@@ -119,24 +153,30 @@ class Transition(Corruption):
 
         An x_0 from which x_t cannot be reached is left out.
         """
-        return normalised(self.likelihood(x_t, s, t) * self.pushforward(self._over_reach(x_t, p0, t), CLEAN, s)).to(p0)
+        return normalised(self.likelihood(x_t, s, t) * self.pushforward(self.over_reach(x_t, p0, t), CLEAN, s)).to(p0)
 
     def ratio(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
         r"""`sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)`, which is `q_t(y) / q_t(x_t)` when p0 is the posterior of x_0, `(..., K)`."""
-        return self.pushforward(self._over_reach(x_t, p0, t), CLEAN, t).to(p0)
+        return self.pushforward(self.over_reach(x_t, p0, t), CLEAN, t).to(p0)
 
-    def _over_reach(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
+    def log_evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """`log q(x_t | x_0)` for every x_0 of the data, up to a constant for each position, `(..., levels)`,
+        float64.
+        """
+        return self.likelihood(x_t, CLEAN, t)[..., : self.levels].log()
+
+    def over_reach(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
         """`p0(x_0) / q(x_t | x_0)`, float64, for it may be large; 0 where x_t is out of reach."""
         reach = self.likelihood(x_t, CLEAN, t)
         least = max(1e-300, self.rounding)
         return torch.where(reach > least, p0.double() / reach.clamp(min=least), 0.0)
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        refuse_strangers(x0, self.levels, "x_0")
+        x0 = as_tokens(x0, self.levels, "x_0")
         return categorical(self.pushforward(self.one_hot(x0), CLEAN, t), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        refuse_strangers(x_s, self.states, "x_s")
+        x_s = as_tokens(x_s, self.states, "x_s")
         return categorical(self.pushforward(self.one_hot(x_s), s, t), generator)
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
@@ -155,48 +195,96 @@ class Transition(Corruption):
 
 
 class ReverseModel(ABC):
-    """`p(x_s | x_t)` from `p0(x_0)`; at s = 0 it is p0 itself, and on a point mass p0 it is the true posterior.
+    """How a network's output p0 is read, and `p(x_s | x_t)` that follows.
+
+    One read as the posterior `p(x_0 | x_t)` is divided by `q(x_t | x_0)` before it is pushed forward; the
+    leave-one-out posterior, which has x_t's own evidence left out, is pushed forward as it is:
+    `p(x_s | x_t) prop. to Q_(s->t)[x_s, x_t] (w Q_(0->s))[x_s]` with these weights w of x_0. Both say the same model
+    where the outputs are each other's conversions (`to_posterior`, `to_leave_one_out`).
 
     Attributes:
-        eps: added to factors of the law; closed forms hold without.
-        discounts: whether `discount` is anything but 1.
+        eps: added to both factors, for s > 0; closed forms hold without.
     """
 
     eps: float = 0.0
-    discounts: bool = False
+
+    @abstractmethod
+    def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:
+        """Whether the output at t is read as the posterior, bool, of the shape of t."""
+
+    def weights(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
+        """w, `(..., K)`: p0, over `q(x_t | x_0)` where it is the posterior; float64 then, for it may be large."""
+        posterior = self.reads_posterior(transition, t)
+        if posterior.ndim == 0 and posterior.device.type == "cpu":
+            return transition.over_reach(x_t, p0, t) if posterior else p0
+        return torch.where(like(posterior.to(p0.device), p0), transition.over_reach(x_t, p0, t), p0.double())
 
     def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Normalised, `(..., K)`; t and s are scalars or `(B,)`."""
-        # A network may give x_t's own symbol a chance that underflows, and no symbol is then left that leads to x_t: keep a trace of all.
-        p = self.between(transition, x_t, p0.clamp(min=1e-30), t, s)
-        return torch.where(like(transition.is_clean(s), p0), p0, p)
+        """`p(x_s | x_t)`, `(..., K)`; t and s are scalars or `(B,)`. At s = 0 it is the posterior of x_0."""
+        clean = transition.is_clean(s)
+        if clean.ndim == 0 and clean.device.type == "cpu":
+            return self._at_zero(transition, x_t, p0, t) if clean else self.between(transition, x_t, p0, t, s)
+        at_zero, between = self._at_zero(transition, x_t, p0, t), self.between(transition, x_t, p0, t, s)
+        return torch.where(like(clean.to(p0.device), p0), at_zero, between)
 
-    @abstractmethod
-    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The law at s > 0."""
+    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor, back: Tensor | None = None) -> Tensor:
+        """`p(x_s | x_t)` at s > 0; `back` is `Q_(s->t)[:, x_t]` where it is at hand.
 
-    @abstractmethod
-    def discount(self, reach: Tensor) -> Tensor:
-        """What p0 is multiplied with, up to a constant for each x_t, before it is pushed forward: of the chance of x_t from x_0."""
+        Where p0 gives no chance to any x_0 that can lead to x_t, x_t stays.
+        """
+        ahead = transition.pushforward(self.weights(transition, x_t, p0, t), CLEAN, s)
+        back = (transition.likelihood(x_t, s, t) if back is None else back).to(ahead)
+        law = (back + self.eps) * (ahead + self.eps)
+        some = law.sum(-1, keepdim=True) > 0
+        return torch.where(some, normalised(law), transition.one_hot(x_t, law.dtype)).to(p0)
 
-    @abstractmethod
-    def own(self, kept: Tensor, missed: Tensor) -> Tensor:
-        """That of x_0 = x_t beside every other x_0, where a symbol is kept with chance `kept` and else meets x_t with `missed`."""
+    def _at_zero(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
+        p = self.log_posterior(transition, p0[..., : transition.levels].log(), x_t, t).exp()
+        return F.pad(p, (0, transition.states - transition.levels))
+
+    def log_posterior(self, transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        r"""`log p(x_0 | x_t)`, `(..., levels)`: `log p0`, plus `log q(x_t | x_0)` where p0 leaves it out, over the
+        x_0 that can lead to x_t. Where the process `takes_output` it is p0 itself.
+        """
+        evidence = transition.log_evidence(x_t, t).to(log_p0)
+        posterior, first = (like(v.to(log_p0.device), log_p0) for v in (self.reads_posterior(transition, t), transition.takes_output(t)))
+        evidence = torch.where(first | posterior & (evidence > -torch.inf), 0.0, evidence)
+        log_p = log_p0 + evidence
+        return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence).log_softmax(-1)
+
+    def log_ratio(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
+        """The logarithm of the model's `q_t(y) / q_t(x_t)`, `m_y = (w Q_t)[y] / (w Q_t)[x_t]`, `(..., K)`."""
+        ahead = transition.pushforward(self.weights(transition, x_t, p0, t), CLEAN, t)
+        log_ahead = ahead.clamp(min=torch.finfo(ahead.dtype).tiny).log()
+        if ahead.dtype == torch.float64:  # float32, which training uses, underflows
+            log_ahead = torch.where(ahead > 0, log_ahead, -torch.inf)
+        return (log_ahead - log_ahead.gather(-1, x_t[..., None])).to(p0)
+
+    def own(self, transition: Transition, t: Tensor, kept: Tensor, missed: Tensor) -> Tensor:
+        """W of x_0 = x_t over p0 beside that of every other x_0, of the shape of `missed`.
+
+        1 for the leave-one-out posterior, `missed / (kept + missed)` for the posterior, where a token is kept with
+        chance `kept` and else becomes x_t with chance `missed`.
+        """
+        posterior = like(self.reads_posterior(transition, t).to(missed.device), missed)
+        return torch.where(posterior, missed / (kept + missed).clamp(min=torch.finfo(missed.dtype).tiny), 1.0)
 
 
-def refuse_strangers(x: Tensor, symbols: int, what: str) -> None:
-    """Refuses symbols outside 0..symbols-1 by name; on an accelerator without waiting for it.
+def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
+    """Integers of any type as int64, checked to lie in 0..size-1; on an accelerator without waiting for it.
 
     Raises:
-        UsageError: with the first such symbol.
+        UsageError: for other types, and with the first number outside the vocabulary.
     """
-    if x.is_floating_point() or x.dtype == torch.bool:
-        raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{symbols - 1}")
-    known = (x >= 0) & (x < symbols)
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{size - 1}")
+    x = x.long()
+    known = (x >= 0) & (x < size)
     if x.device.type != "cpu":
-        torch._assert_async(known.all(), f"{what} holds a symbol outside 0..{symbols - 1}")
+        torch._assert_async(known.all(), f"{what} holds a symbol outside 0..{size - 1}")
     elif not bool(known.all()):
-        raise UsageError(f"{what} holds the symbol {int(x[~known].flatten()[0])}, outside the vocabulary 0..{symbols - 1}")
+        raise UsageError(f"{what} holds the symbol {int(x[~known].flatten()[0])}, outside the vocabulary 0..{size - 1}")
+    return x
 
 
 def normalised(p: Tensor) -> Tensor:

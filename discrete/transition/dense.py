@@ -19,7 +19,9 @@ class Dense(Stepwise):
 
     Args:
         matrices: `(T, K, K)`; row i of Q_n is the law of x_n after x_(n-1) = i.
-        last: `(K,)`, the law that sampling starts from; None for that of x_T averaged over x_0.
+        last: `(K,)`, the distribution that sampling starts from; None for that of x_T averaged over x_0. Bounds are
+            infinite for data whose x_T may be a token that it gives no chance to; where it is one token alone, others
+            that x_T may be are the denoiser's (`CategoricalDenoiser.start`).
         levels: number of symbols in the data, the first ones; None for all K.
 
     Raises:
@@ -40,6 +42,8 @@ class Dense(Stepwise):
         for q in self.matrices:
             total.append(total[-1] @ q)
         self._one, self._total = Table(self.matrices), Table(torch.stack(total))
+        kept = self._total.values[:, : self.levels, : self.levels]
+        self.unmasked_is_clean = size > self.levels and bool((kept == torch.diag_embed(kept.diagonal(dim1=1, dim2=2))).all())
         if last is not None and (last.shape != (size,) or bool((last < 0).any()) or abs(float(last.sum()) - 1) > ROUNDING):
             raise UsageError(f"last must be a law of the {size} symbols: numbers of at least 0 that sum to 1")
         self._stationary = Table(total[-1][: self.levels].mean(0) if last is None else last.double())
@@ -62,6 +66,11 @@ class Dense(Stepwise):
 
     def stationary(self) -> Tensor:
         return self._stationary.values
+
+    def survival(self, t: Tensor) -> float:
+        start = self.stationary()
+        left = float((1 - self._total[self.row(t)][: self.levels, int(start.argmax())]).max()) if bool((start == 1).any()) else 0.0
+        return left if left > ROUNDING**2 else 0.0
 
 
 def refuse_rows(matrices: Tensor) -> None:

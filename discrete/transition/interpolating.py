@@ -6,12 +6,14 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...shared.random import Source, quantile, uniform
 from ...shared.tensors import at_least_float32, exact, like
+from ..fused import cross_entropy
 from ..schedules import NoiseSchedule, scheduled
-from .base import CLEAN, ReverseModel, Transition, refuse_strangers
+from .base import CLEAN, ReverseModel, Transition, as_tokens
 
 TINY = 1e-30
 
@@ -26,7 +28,7 @@ class Pair(NamedTuple):
     a: Tensor  # kept from s to t
     b: Tensor  # met x_t by an event between s and t: (1 - a) pi_(x_t)
     c: Tensor  # kept from 0 to s
-    g: Tensor  # the reverse model's weight of x_0 = x_t
+    g: Tensor  # the reverse model's weight of x_0 = x_t beside others
     pi_t: Tensor  # pi_(x_t)
 
 
@@ -56,6 +58,18 @@ class Interpolating(Transition):
             t: a scalar or `(B,)`.
         """
 
+    @property
+    def unmasked_is_clean(self) -> bool:
+        """Whether events draw nothing but a mask that is no token of the data."""
+        return not bool(self.stationary()[: self.levels].any())
+
+    def survival(self, t: Tensor) -> float:
+        return float(self.kept(CLEAN, t)[0]) if bool((self.stationary() == 1).any()) else 0.0
+
+    @abstractmethod
+    def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """`kept m Q_(s->t)^-1`, `(..., K)`: what the process from s to t made m of, up to a constant."""
+
     def kept(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """`(kept, 1 - kept)` between times s < t, float64, both without cancellation."""
         log_ratio = self.noise.total(s) - self.noise.total(t)
@@ -77,11 +91,11 @@ class Interpolating(Transition):
         return like(self.noise.rate(t), x_t[..., None]).to(x_t.device) * self.stationary().to(x_t.device).expand(*x_t.shape, -1)
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        refuse_strangers(x0, self.levels, "x_0")
+        x0 = as_tokens(x0, self.levels, "x_0")
         return self._hit(x0, CLEAN, t, generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        refuse_strangers(x_s, self.states, "x_s")
+        x_s = as_tokens(x_s, self.states, "x_s")
         return self._hit(x_s, s, t, generator)
 
     def _hit(self, x: Tensor, s: Tensor, t: Tensor, generator: Source) -> Tensor:
@@ -100,7 +114,30 @@ class Interpolating(Transition):
         a, lost = (like(c, x_t) for c in self.kept(s, t))
         kept_t, lost_t = (like(c, x_t) for c in self.kept(CLEAN, t))
         c, pi_t = like(self.kept(CLEAN, s)[0], x_t), self.fresh(x_t)
-        return Pair(a, lost * pi_t, c, reverse.own(kept_t, lost_t * pi_t), pi_t)
+        return Pair(a, lost * pi_t, c, reverse.own(self, t, kept_t, lost_t * pi_t), pi_t)
+
+    def reach(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`q(x_t | x_0)` of an x_0 other than x_t, and `q(x_t | x_0 = x_t)` over it, less one; `(...)`, float64."""
+        kept, lost = (like(c, x_t) for c in self.kept(CLEAN, exact(t).to(x_t.device)))
+        others = lost * self.fresh(x_t)
+        return others, kept / others.clamp(min=TINY)
+
+    def log_evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
+        others, excess = (v[..., None] for v in self.reach(x_t, t))
+        alike = torch.where(others > 0, torch.zeros_like(others), -torch.inf).expand(*x_t.shape, self.levels)
+        here = torch.where(others > 0, torch.log1p(excess), 0.0)
+        # A mask of its own is no x_0: its column is cut off again.
+        return F.pad(alike, (0, self.states - self.levels)).scatter(-1, x_t[..., None], here)[..., : self.levels]
+
+    def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        others, excess = self.reach(x_t, t)
+        excess = torch.where(like(reverse.reads_posterior(self, t).to(x_t.device), x_t), 0.0, excess)
+        log_p_t = -cross_entropy(logits, x_t.clamp(max=self.levels - 1))
+        p_t = torch.where(x_t < self.levels, log_p_t.double().exp(), 0.0)
+        gain = torch.log1p(excess * p_t) - torch.log1p(excess * (x0 == x_t))
+        nats = cross_entropy(logits, x0)
+        certain = (others <= 0) & ~like(self.takes_output(t).to(x_t.device), x_t)
+        return torch.where(certain, 0.0, nats + gain.to(nats))
 
     def known_draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source) -> Tensor:
         """`x_s ~ p(x_s | x_t)`, s > 0, with one uniform number a position.

@@ -59,6 +59,9 @@ class Mixture(Plain):
     def stationary(self) -> Tensor:
         return self.resampling.stationary()
 
+    def survival(self, t: Tensor) -> float:
+        return self.resampling.survival(t)
+
     def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self._with_moves(self.moves.inflow, x_t, t) + self.resampling.inflow(x_t, t)
 

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...shared.random import Source, categorical
-from ...shared.tensors import at_least_float32
-from .base import ReverseModel, Terms, Transition
+from ...shared.tensors import at_least_float32, like
+from .base import CLEAN, ReverseModel, Terms, Transition, normalised
 
 
 def categorical_kl(q: Tensor, p: Tensor) -> Tensor:
-    """`KL(q || p)` along the last axis, in nats, `(...)`."""
-    return (torch.xlogy(q, q) - q * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)
+    """`KL(q || p)` along the last axis, in nats, `(...)`; infinite where p gives no chance to what q can be."""
+    kl = (torch.xlogy(q, q) - q * torch.where(p > 0, p, 1.0).log()).sum(-1)
+    return kl.masked_fill(((q > 0) & (p <= 0)).any(-1), torch.inf)
 
 
 def log_clean(transition: Transition, logits: Tensor) -> Tensor:
@@ -22,12 +23,20 @@ def log_clean(transition: Transition, logits: Tensor) -> Tensor:
     return F.pad(log_p, (0, transition.states - transition.levels), value=-torch.inf)
 
 
-def plain_divergence(transition: Transition, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
-    """`Transition.divergence` by its definition."""
+def plain_divergence(
+    transition: Transition, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, exact: bool = False
+) -> Terms:
+    """`Transition.divergence` by its definition; `exact` leaves the true posterior without the reverse model's eps."""
     log_p0 = log_clean(transition, logits)
-    truth = reverse(transition, x_t, transition.one_hot(x0, log_p0.dtype), t, s)
-    model = reverse(transition, x_t, log_p0.exp(), t, s)
-    return Terms(categorical_kl(truth, model), -log_p0.gather(-1, x0[..., None]).squeeze(-1))
+    nats = transition.cross_entropy(reverse, logits, x0, x_t, t)
+    back, ahead = transition.likelihood(x_t, s, t), transition.pushforward(transition.one_hot(x0, log_p0.dtype), CLEAN, s)
+    eps = 0.0 if exact else reverse.eps
+    q = normalised((back.to(ahead) + eps) * (ahead + eps))
+    p = reverse.between(transition, x_t, log_p0.exp(), t, s, back)
+    # Only an x_0 that is ruled out can be impossible: what underflows is not.
+    ruled_out = log_p0.gather(-1, x0[..., None]) == -torch.inf
+    p = torch.where(ruled_out, p, p.clamp(min=torch.finfo(p.dtype).tiny))
+    return Terms(torch.where(like(transition.is_clean(s).to(nats.device), nats), nats, categorical_kl(q, p)), nats)
 
 
 def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -42,16 +51,15 @@ def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Te
     truth = transition.ratio(x_t, transition.one_hot(x0, log_ratio.dtype), t)
     inflow = transition.inflow(x_t, t).to(log_ratio)
     counts = (F.one_hot(x_t, transition.states) == 0) & (inflow > 0)  # elsewhere ratios may be infinite and mean nothing
-    rate, bounded = torch.where(counts, inflow, 0.0), log_ratio.clamp(min=torch.finfo(log_ratio.dtype).min)
-    return (rate * torch.where(counts, log_ratio.exp() - truth * bounded + torch.xlogy(truth, truth) - truth, 0.0)).sum(-1)
+    rate, truth, log_m = (torch.where(counts, v, 0.0) for v in (inflow, truth, log_ratio))
+    cross = torch.where(truth > 0, truth * log_m, 0.0)
+    return (rate * (log_m.exp() - cross + torch.xlogy(truth, truth) - truth)).sum(-1)
 
 
-def plain_path_rate(transition: Transition, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+def plain_path_rate(transition: Transition, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
     """`Transition.path_rate` by its definition."""
-    log_p0 = log_clean(transition, logits)
-    ratio = transition.ratio(x_t, log_p0.exp(), t)
-    log_ratio = ratio.clamp(min=torch.finfo(ratio.dtype).tiny).log()
-    return Terms(score_entropy(transition, log_ratio, x0, x_t, t), -log_p0.gather(-1, x0[..., None]).squeeze(-1))
+    log_ratio = reverse.log_ratio(transition, x_t, log_clean(transition, logits).exp(), t)
+    return Terms(score_entropy(transition, log_ratio, x0, x_t, t), transition.cross_entropy(reverse, logits, x0, x_t, t))
 
 
 def plain_draw(
@@ -67,8 +75,8 @@ class Plain(Transition):
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         return plain_divergence(self, reverse, logits, x0, x_t, t, s)
 
-    def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
-        return plain_path_rate(self, logits, x0, x_t, t)
+    def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+        return plain_path_rate(self, reverse, logits, x0, x_t, t)
 
     def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
         return plain_draw(self, reverse, logits, x_t, t, s, generator)

@@ -45,12 +45,12 @@ class Stepwise(Plain):
         """Column x of `Q_1 .. Q_n`, `(..., K)`, float64."""
 
     def between(self, i: int, j: int, device: torch.device) -> Tensor:
-        """`Q_(i+1) .. Q_j`, `(K, K)`."""
+        """`Q_(i+1) .. Q_j`, `(K, K)`; the identity for i = j."""
         if (i, j) not in self._strides:
             if (len(self._strides) + 1) * self.states**2 > STRIDES_KEPT:
                 self._strides.clear()
-            q = self.one(torch.tensor(i + 1))
-            for n in range(i + 2, j + 1):
+            q = torch.eye(self.states, dtype=torch.float64)
+            for n in range(i + 1, j + 1):
                 q = q @ self.one(torch.tensor(n))
             self._strides[i, j] = Table(q)
         return self._strides[i, j].on(device)
@@ -70,7 +70,7 @@ class Stepwise(Plain):
         return s.device.type == "cpu" and bool((self.row(s) == 0).all())
 
     def long_stride(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor | None:
-        """The matrix of a stride of several steps between scalar times, or None."""
+        """The matrix of a stride of any steps but one between scalar times, or None."""
         if s.ndim or t.ndim or int(self.row(t) - self.row(s)) == 1:
             return None
         return self.between(int(self.row(s)), int(self.row(t)), device)
@@ -96,13 +96,13 @@ class Stepwise(Plain):
         if reverse.eps or t.ndim == 0 or self.states > self.levels:
             return plain_divergence(self, reverse, logits, x0, x_t, t, s)
         n = self.single(s, t, logits.device)
-        exact = at_least_float32(logits[:0]).dtype
-        discount = logits.new_empty(0)
-        if reverse.discounts:
-            reach = self.products(n).mT
-            discount = reverse.discount(torch.where(reach > self.rounding, reach, 0.0).to(exact))
+        dtype, reach = at_least_float32(logits[:0]).dtype, self.products(n).mT
+        posterior, output = (v.to(logits.device)[:, None, None] for v in (reverse.reads_posterior(self, t), self.takes_output(t)))
+        possible = reach > max(1e-300, self.rounding)
+        weights = torch.where(posterior, torch.where(possible, 1 / torch.where(possible, reach, 1.0), 0.0), 1.0).to(dtype)
+        evidence = torch.where(output, 1.0, torch.where(posterior, (reach > 0).double(), reach)).to(dtype)
         clean = self.is_clean(s).to(logits.device)
-        return Terms(*matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), discount, clean))
+        return Terms(*matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), weights, evidence, clean))
 
     def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
         raise UsageError(f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)")

@@ -8,11 +8,11 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.random import Source
 from ...shared.tensors import Table, exact, like
-from ..fused import resampled_sums, uniform_divergence
+from ..fused import uniform_divergence, uniform_rate
 from ..schedules import NoiseSchedule
 from .base import CLEAN, ReverseModel, Terms
-from .interpolating import Interpolating
-from .plain import plain_divergence, plain_draw
+from .interpolating import TINY, Interpolating
+from .plain import plain_divergence, plain_draw, plain_path_rate
 
 
 @described
@@ -37,35 +37,43 @@ class Uniform(Interpolating):
     def quantile(self, u: Tensor) -> Tensor:
         return (u * self.states).long().clamp(0, self.states - 1)
 
+    def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return m - like(self.kept(s, t)[1].to(m.device), m) * m.mean(-1, keepdim=True)
+
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps:
             return plain_divergence(self, reverse, logits, x0, x_t, t, s)
         t, s = exact(t).to(x_t.device), exact(s).to(x_t.device)
         before, by = self.noise.total(s), self.noise.total(t)
-        own = reverse.own(torch.exp(-by), -torch.expm1(-by) / self.states)
-        constants = torch.exp(before - by), torch.exp(-before), own, self.is_clean(s)
+        constants = torch.exp(before - by), torch.exp(-before), *self._reading(reverse, t), self.is_clean(s)
         return Terms(*uniform_divergence(logits, x_t, x0, *(like(v, x_t) for v in constants)))
 
-    def path_rate(self, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
-        r"""With `odds = K kept / (1 - kept)` the model's ratios are `m_y = A + odds p0_y`, `A = 1 - p0_(x_t) odds / (1 + odds)`."""
-        odds = self._odds(x_t, t)
-        excess, log_p_t, log_p_0 = resampled_sums(logits, x_t, x0, odds, 1 / (1 + odds))
-        p_t, p_0 = log_p_t.double().exp(), log_p_0.double().exp()
-        a = p_t / (1 + odds) - torch.expm1(log_p_t.double())
-        others = self.states - 1
-        m = others * a - odds * torch.expm1(log_p_t.double())
-        log_m = others * a.log() + excess - torch.log1p(odds * p_t / a)  # sum of log m_y over y != x_t
-        return Terms(self._rate(m, log_m, torch.log(a + odds * p_0), odds, x0 == x_t, t).to(log_p_0), -log_p_0)
+    def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
+        r"""With `odds = K kept / (1 - kept)` the ratios are `(1 + odds p0_y) / (1 + odds p0_(x_t))` of `Product`
+        (Schiff et al. 2024, eq. 17) and `h + odds p0_y`, `h = 1 - p0_(x_t) odds / (1 + odds)`, of `Marginal`.
+        """
+        if reverse.eps:
+            return plain_path_rate(self, reverse, logits, x0, x_t, t)
+        t = exact(t).to(x_t.device)
+        constants = self._odds(t), *self._reading(reverse, t)
+        rate, nats = uniform_rate(logits, x_t, x0, *(like(v, x_t) for v in constants))
+        return Terms(rate * like(self.noise.rate(t).to(rate) / self.states, rate), nats)
+
+    def _reading(self, reverse: ReverseModel, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight of x_0 = x_t, and the factor, less one, by which x_t's evidence raises its chance; as t."""
+        kept, lost = self.kept(CLEAN, t)
+        excess = torch.where(reverse.reads_posterior(self, t), 0.0, self._odds(t))
+        return reverse.own(self, t, kept, lost / self.states), excess
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         at_t, at_0 = (log_ratio.gather(-1, x[..., None]).squeeze(-1) for x in (x_t, x0))
         m, log_m = log_ratio.exp().sum(-1) - at_t.exp(), log_ratio.sum(-1) - at_t
-        return self._rate(m, log_m, at_0, self._odds(x_t, t), x0 == x_t, t).to(log_ratio)
+        return self._rate(m, log_m, at_0, like(self._odds(exact(t).to(x_t.device)), x_t), x0 == x_t, t).to(log_ratio)
 
-    def _odds(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """How much likelier x_t is after x_0 = x_t than after another symbol, less one: `K kept / (1 - kept)`."""
-        kept, lost = (like(c, x_t) for c in self.kept(CLEAN, exact(t).to(x_t.device)))
-        return kept * self.states / lost
+    def _odds(self, t: Tensor) -> Tensor:
+        """How much likelier x_t is after x_0 = x_t than after another token, less one: `K kept / (1 - kept)`, as t."""
+        kept, lost = self.kept(CLEAN, t)
+        return kept * self.states / lost.clamp(min=TINY)
 
     def _rate(self, m: Tensor, log_m: Tensor, log_m_0: Tensor, odds: Tensor, same: Tensor, t: Tensor) -> Tensor:
         """The rate of the path from the sums of `m_y` and `log m_y` over y != x_t, and `log m_(x_0)`.

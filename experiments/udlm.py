@@ -1,0 +1,57 @@
+"""Uniform-noise diffusion language models (Schiff et al. 2024, arXiv 2412.10193)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..discrete import Ancestral, Categorical, ContinuousBound, LogLinear, Product, Uniform
+from ..shared.denoiser import Denoiser
+from ..shared.describe import described
+from ..shared.objective import Objective, Stratified
+from ..shared.random import categorical
+from ..shared.sampler import Sampler
+from ..shared.scale import Scale
+from ..shared.training import Training
+from . import budgets
+from .texts import Text, TextExperiment, TextNetwork
+
+
+@described
+@dataclass(frozen=True)
+class UDLM(TextExperiment):
+    """Uniform resampling in continuous time; the network predicts each token from the others alone."""
+
+    eps: float = 1e-3
+    """Share of tokens that are untouched at t = 1."""
+
+    loss_unit = "bound, nats/token"
+
+    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+        transition = Uniform(scale.levels, LogLinear(self.eps))
+        network = self.network.build(transition.states, shape[0], scale.levels)
+        return ContinuousBound(Categorical(network, transition, Product()), times=Stratified(), padding=self.padding)
+
+    def sampler(self, denoiser: Denoiser) -> Sampler:
+        return Ancestral(denoiser, last=categorical)
+
+
+def text8() -> UDLM:
+    """text8, windows of 256."""
+    training = Training(steps=1_000_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
+    return UDLM(Text("text8", 512, 256), TextNetwork("dit", 768, 12, 12, dropout=0.1), training, 1000)
+
+
+def chain() -> UDLM:
+    """27 tokens of a Markov chain whose entropy is known: four minutes of one core."""
+    budget = budgets.chain()
+    return UDLM(**budget | {"network": TextNetwork("dit", 96, 3, 4)})
+
+
+def shakespeare() -> UDLM:
+    """27 symbols of Shakespeare, 128 at a time."""
+    return UDLM(**budgets.shakespeare(TextNetwork("dit")))
+
+
+def smoke() -> UDLM:
+    """Seconds, to see that the whole path runs."""
+    return UDLM(**budgets.smoke_text(TextNetwork("dit", 16, 1, 2)))

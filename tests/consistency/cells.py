@@ -1,0 +1,301 @@
+"""What the categorical family lets a user combine: the axes of the consistency matrix, and its page in the docs.
+
+`python tests/consistency/cells.py` writes docs/consistency.md; `make consistency` does the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from enumerated import D, K
+
+from unnoise import discrete as d
+from unnoise.shared.errors import UsageError
+from unnoise.shared.random import categorical
+from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "consistency.md"
+RING = torch.tensor([[1], [2], [0]])
+BETAS = torch.tensor([0.3, 0.4, 0.6, 0.95], dtype=D)
+EVENTS = -torch.log1p(-BETAS)
+MILD = d.LogLinear(eps=0.02, t_min=0.02)
+T_MIN = 0.02
+
+
+def rows(seed: int, size: int) -> torch.Tensor:
+    """Matrices `(4, size, size)` whose rows are distributions."""
+    return (2 * torch.rand(4, size, size, dtype=D, generator=torch.Generator().manual_seed(seed))).softmax(-1)
+
+
+def masking_rows() -> torch.Tensor:
+    """Absorption in a fourth token, each token at a pace of its own; some are left at the end."""
+    chance = 0.4 + 0.5 * torch.rand(4, 3, dtype=D, generator=torch.Generator().manual_seed(6))
+    q = torch.diag_embed(torch.cat([1 - chance, torch.ones(4, 1, dtype=D)], 1))
+    q[:, :3, 3] = chance
+    return q
+
+
+PROCESSES = {
+    "Uniform, table": lambda: d.Uniform(K, BETAS),
+    "Uniform, time": lambda: d.Uniform(K, MILD),
+    "Uniform, geometric time": lambda: d.Uniform(K, d.Geometric(1e-2, 6.0, t_min=T_MIN)),
+    "Absorbing, table": lambda: d.Absorbing(K, d.reciprocal(4)),
+    "Absorbing, table with survivors": lambda: d.Absorbing(K, BETAS),
+    "Absorbing, time": lambda: d.Absorbing(K, d.LogLinear(0.0, T_MIN)),
+    "Absorbing, time with survivors": lambda: d.Absorbing(K, MILD),
+    "Absorbing in a token of the data, table": lambda: d.Absorbing(K, d.reciprocal(4), mask=1),
+    "Absorbing in a token of the data, time with survivors": lambda: d.Absorbing(K, MILD, mask=1),
+    "DiscretizedGaussian, table": lambda: d.DiscretizedGaussian(K, BETAS),
+    "BandDiagonal, table": lambda: d.BandDiagonal(K, BETAS, band=2),
+    "GaussianTarget, table": lambda: d.GaussianTarget(K, d.Steps(EVENTS), reach=1.0, width=1.5),
+    "GaussianTarget, time": lambda: d.GaussianTarget(K, d.Constant(4.0, T_MIN), reach=1.0, width=1.5),
+    "NearestNeighbor, table": lambda: d.NearestNeighbor(RING, d.Steps(EVENTS)),
+    "NearestNeighbor, time": lambda: d.NearestNeighbor(RING, d.Constant(4.0, T_MIN)),
+    "Mixture with Uniform, table": lambda: d.Mixture(d.NearestNeighbor(RING, d.Steps(EVENTS / 3)), d.Uniform(K, BETAS)),
+    "Mixture with Uniform, time": lambda: d.Mixture(d.NearestNeighbor(RING, d.Constant(1.0, T_MIN)), d.Uniform(K, MILD)),
+    "Mixture with Absorbing, table": lambda: d.Mixture(d.DiscretizedGaussian(K, BETAS / 2), d.Absorbing(K, BETAS)),
+    "Mixture with Absorbing, time": lambda: d.Mixture(d.NearestNeighbor(RING, d.Constant(1.0, T_MIN)), d.Absorbing(K, MILD)),
+    "Dense, table": lambda: d.Dense(rows(2, 3)),
+    "Dense with a mask, table": lambda: d.Dense(masking_rows(), torch.eye(4, dtype=D)[3], levels=3),
+}
+REVERSES = {"Product": d.Product, "Marginal": d.Marginal, "Product(eps)": lambda: d.Product(1e-3)}
+READINGS = (*REVERSES, "ratios")
+HEADS = {"direct": d.direct, "residual": d.residual, "carried": d.carried, "logistic": d.logistic}
+OBJECTIVES = {
+    "Hybrid(ce=0)": lambda denoiser: d.Hybrid(denoiser, 0.0),
+    "Hybrid(ce)": lambda denoiser: d.Hybrid(denoiser, 0.3),
+    "Importance(Hybrid)": lambda denoiser: d.Importance(d.Hybrid(denoiser, 0.0)),
+    "ContinuousBound(ce=0)": lambda denoiser: d.ContinuousBound(denoiser),
+    "ContinuousBound(ce)": lambda denoiser: d.ContinuousBound(denoiser, 0.3),
+    "CrossEntropy": lambda denoiser: d.CrossEntropy(denoiser),
+}
+BOUNDS = {
+    "VariationalBound()": lambda denoiser: d.VariationalBound(denoiser),
+    "VariationalBound(steps=3)": lambda denoiser: d.VariationalBound(denoiser, steps=3),
+    "VariationalBound(steps=grid)": lambda denoiser: d.VariationalBound(denoiser, steps=own_grid(denoiser.corruption)),
+}
+CORRECTED = {
+    "Ancestral": lambda denoiser: d.Ancestral(denoiser, last=categorical),
+    "TauLeaping": lambda denoiser: d.TauLeaping(denoiser, d.single, last=categorical),
+    "Unmasking": lambda denoiser: d.Unmasking(denoiser, last=categorical),
+    "FirstHitting": lambda denoiser: d.FirstHitting(denoiser),
+}
+SAMPLERS = {
+    "Ancestral": CORRECTED["Ancestral"],
+    "Ancestral(most_likely)": lambda denoiser: d.Ancestral(denoiser),
+    "Euler": lambda denoiser: d.Euler(denoiser, last=categorical),
+    "TauLeaping(single)": CORRECTED["TauLeaping"],
+    "TauLeaping(ordinal)": lambda denoiser: d.TauLeaping(denoiser, d.ordinal, last=categorical),
+    "Unmasking": CORRECTED["Unmasking"],
+    "FirstHitting": CORRECTED["FirstHitting"],
+    "Remasking": lambda denoiser: d.Remasking(denoiser, cap=0.3, last=categorical),
+    "Infilling(Ancestral)": lambda denoiser: held(CORRECTED["Ancestral"](denoiser)),
+    "Infilling(FirstHitting)": lambda denoiser: held(CORRECTED["FirstHitting"](denoiser)),
+}
+CORRECTORS = {
+    f"{order.__name__}({name})": lambda denoiser, make=make, order=order: order(make(denoiser), corrector(denoiser))
+    for order in (PredictorCorrector, CorrectorPredictor)
+    for name, make in CORRECTED.items()
+}
+WRAPPERS = {
+    "Tempered": lambda denoiser: d.Tempered(denoiser, 0.7),
+    "Nucleus": lambda denoiser: d.Nucleus(denoiser, 0.8),
+    "ClassifierFree": lambda denoiser: d.ClassifierFree(denoiser, 1.5, null=2),
+    "ClassifierGuided": lambda denoiser: d.ClassifierGuided(denoiser, tilted, 1.5, d.every_neighbour),
+}
+AXES = {"objective": OBJECTIVES, "bound": BOUNDS, "sampler": SAMPLERS, "corrected sampler": CORRECTORS, "wrapper": WRAPPERS}
+
+
+def corrector(denoiser: d.CategoricalDenoiser) -> d.RateCorrector:
+    """Short leaps at every level."""
+    return d.RateCorrector(denoiser, size=0.2, repeats=1, below=1.0, jumps=d.single)
+
+
+def held(sampler: object) -> d.Infilling:
+    """The first position is known."""
+    return d.Infilling(sampler, torch.tensor([2, 0]), torch.tensor([True, False]))
+
+
+def own_grid(transition: d.Transition) -> torch.Tensor:
+    """A grid that ends above the first row of a table, and above t_min."""
+    return torch.tensor([1.0, 0.75, 0.5, 0.0], dtype=D)
+
+
+def tilted(hot: torch.Tensor, t: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+    """A classifier that looks at both tokens, `(B,)`."""
+    weights = torch.sin(1.3 * torch.arange(hot[0].numel(), dtype=D)).view(hot.shape[1:])
+    score = (hot.double() * weights).sum((1, 2))
+    return torch.nn.functional.logsigmoid(torch.where(cond.get("label", torch.zeros(len(hot))) > 0, score, -score))
+
+
+class Conditional(torch.nn.Module):
+    """A network with a class: other logits for each of two, and for none."""
+
+    conditions = ("label",)
+
+    def __init__(self, states: int, out: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.table, self.wave = (torch.randn(3, states**2, 2, out, dtype=D, generator=generator) for _ in range(2))
+        self.states = states
+
+    def null(self, condition: str) -> torch.Tensor:
+        """No class is the third."""
+        return torch.tensor(2)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        """`(B, 2, out)`."""
+        label = torch.full((len(x),), 2) if label is None else label.expand(len(x))
+        at = label, x[:, 0] * self.states + x[:, 1]
+        return self.table[at] + torch.cos(0.004 * time.double())[:, None, None] * self.wave[at]
+
+
+def build(process: str, reading: str, head: str = "direct") -> d.CategoricalDenoiser:
+    """A denoiser with a network of its own."""
+    transition = PROCESSES[process]()
+    out = transition.states if reading == "ratios" else 2 if head == "logistic" else K
+    network = Conditional(transition.states, out)
+    if reading == "ratios":
+        return d.ScoreEntropyDenoiser(network, transition, offset=d.unscaled)
+    return d.Categorical(network, transition, REVERSES[reading](), head=HEADS[head])
+
+
+class Cell(NamedTuple):
+    """One combination, and what became of building it: "" or the words of the refusal."""
+
+    axis: str
+    process: str
+    reading: str
+    part: str
+    refused: str
+
+
+def cells() -> list[Cell]:
+    """Every cell of the matrix, each built."""
+    found = []
+    for process, reading in itertools.product(PROCESSES, READINGS):
+        for axis, parts in AXES.items():
+            for part, make in parts.items():
+                found.append(Cell(axis, process, reading, part, refusal(process, reading, make=make)))
+    for process, head in itertools.product(PROCESSES, HEADS):
+        found.append(Cell("head", process, "Marginal", head, refusal(process, "Marginal", head)))
+    return found
+
+
+def refusal(process: str, reading: str, head: str = "direct", make: Callable[[d.CategoricalDenoiser], object] = bool) -> str:
+    """The words with which a combination is refused when it is built, or ""."""
+    try:
+        make(build(process, reading, head))
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def page(found: list[Cell]) -> str:
+    """docs/consistency.md."""
+    reasons: dict[str, int] = {}
+    sections = []
+    for axis, title in TITLES.items():
+        own = [cell for cell in found if cell.axis == axis]
+        same: dict[str, list[str]] = {}
+        for reading in dict.fromkeys(cell.reading for cell in own):
+            same.setdefault(section([cell for cell in own if cell.reading == reading], reasons), []).append(NAMES[reading])
+        for text, names in same.items():
+            sections.append(f"### {title}" + (f": {' and '.join(names)}" if axis != "head" else "") + f"\n\n{text}")
+    tested = sum(not cell.refused for cell in found)
+    notes = "\n".join(f"{number}. {words}" for words, number in reasons.items())
+    head = HEADER.format(tested=tested, refused=len(found) - tested)
+    return head + "\n\n".join(sections) + "\n\n## Why refused\n\n" + notes + "\n"
+
+
+def section(own: list[Cell], reasons: dict[str, int]) -> str:
+    """The table of one axis and reading; processes that are refused for one reason in every column stand below it."""
+    parts, lines, gone = list(dict.fromkeys(cell.part for cell in own)), [], {}
+    for process in PROCESSES:
+        marks = []
+        for cell in own:
+            if cell.process == process:
+                words = plain(cell.refused)
+                marks.append(f"refused {reasons.setdefault(words, len(reasons) + 1)}" if words else verdict(cell))
+        if len(set(marks)) == 1 and marks[0].startswith("refused"):
+            gone.setdefault(marks[0], []).append(process)
+        else:
+            lines.append([process, *marks])
+    rest = [f"All {mark}: {'; '.join(processes)}." for mark, processes in gone.items()]
+    return "\n\n".join([table(["", *parts], lines), *rest])
+
+
+def plain(words: str) -> str:
+    """A refusal without the names of one process, so that equal reasons are one."""
+    for name in ("Uniform", "Absorbing", "DiscretizedGaussian", "BandDiagonal", "GaussianTarget", "NearestNeighbor", "Mixture", "Dense"):
+        words = words.replace(f"this is {name} ", "this is another process ").replace(f"this {name} ", "this process ")
+        words = words.replace(f"{name} (T=4)", "a process").replace(f"{name} (T=None)", "a process")
+    return words.replace("over 3 symbols", "").replace("over 4 symbols", "").replace(" :", ":")
+
+
+def verdict(cell: Cell) -> str:
+    """What the tests show of a cell that can be built."""
+    if cell.axis == "objective":
+        return "order eps" if "eps" in cell.reading else "stationary"
+    if cell.axis == "bound":
+        return "bound" if cell.part != "VariationalBound()" or "table" in cell.process else "bound, limit"
+    if cell.axis in ("sampler", "corrected sampler"):
+        return SAMPLED.get(cell.part, "order 1")
+    return "one model"
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *lines))
+
+
+SAMPLED = {"Ancestral": "exact", "Ancestral(most_likely)": "greedy end", "Unmasking": "exact", "Infilling(Ancestral)": "exact"}
+SAMPLED |= {"FirstHitting": "exact, jointly", "Infilling(FirstHitting)": "exact, jointly"}
+NAMES = {"Product": "`Product`", "Marginal": "`Marginal`", "Product(eps)": "`Product(eps=1e-3)`", "ratios": "`ScoreEntropyDenoiser`"}
+TITLES = {
+    "objective": "Objectives",
+    "bound": "Bounds",
+    "sampler": "Samplers",
+    "corrected sampler": "Samplers with `RateCorrector`",
+    "wrapper": "Wrappers",
+    "head": "Heads",
+}
+HEADER = """# Consistency of the categorical family
+
+Generated by `make consistency` from the table that `tests/consistency` tests; do not edit. Data are two tokens of a vocabulary
+of three that depend on each other, everything is enumerated, float64. {tested} combinations are built and tested, {refused} are
+refused when they are built; the reasons stand at the end. How the four ways to read a network's output differ is told in
+[readings.md](readings.md).
+
+- **stationary**: the gradient of the objective at the exact denoiser is 0 (1e-8, free logits at every state), and not at a wrong
+  one. **order eps**: it is 0 up to the eps of the released code.
+- **bound**: for a wrong denoiser, prior, path and data are `E_q[log q(x_1..T | x_0) / p(x_0..T)]` by sums over all states (1e-9),
+  at least `-log P(x_0)` of what `Ancestral` draws on the same grid, and `sum_x exp(-bound) <= 1`; with the exact denoiser of
+  independent tokens it is the entropy and `KL(q(x_1) || p(x_1))`. **limit**: chains of 100, 400 and 1600 steps tend to the
+  integral, at first order.
+- **exact**: with the exact denoiser of independent tokens the sampler returns the data's distribution, over any grid; of dependent
+  tokens at first order, since both are drawn at once. **exact, jointly**: of dependent tokens too. **order 1**: with an error
+  that halves as steps double; from wrong denoisers the limit is the distribution that `Ancestral` tends to, but for `Remasking` and
+  correctors, whose distribution no bound describes. **greedy end**: the last step takes the most likely token, as published
+  for images and MDLM: off by at most the chance that a token is noise at the last time; take `last=categorical` for samples
+  that the bound describes.
+- **one model**: kernel, draws, rates and divergences of the wrapped denoiser are those of one model, so its bound is of what it
+  samples. `Tempered` and `Nucleus` change the network's output, so under `Product` they sharpen what the other tokens say and not x_t's
+  own evidence; `ClassifierFree` is the same under both readings. A token that `Nucleus` rules out costs infinitely many nats.
+
+Rates that are infinite at t = 1 (`Absorbing, time`, which leaves nothing) let `Euler`, `TauLeaping` and `RateCorrector` be built, and are
+refused in the first step of a grid that starts there.
+
+"""
+
+if __name__ == "__main__":
+    PAGE.write_text(page(cells()))
+    print(f"wrote {PAGE}")

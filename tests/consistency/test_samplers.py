@@ -1,0 +1,404 @@
+"""Samplers and wrappers of the categorical consistency matrix, against enumeration."""
+
+import itertools
+
+import pytest
+import torch
+from cells import (
+    BOUNDS,
+    CORRECTORS,
+    HEADS,
+    PROCESSES,
+    REVERSES,
+    SAMPLERS,
+    WRAPPERS,
+    build,
+    corrector,
+    own_grid,
+)
+from enumerated import (
+    DEPENDENT,
+    INDEPENDENT,
+    ONE,
+    D,
+    Fixed,
+    K,
+    assert_bounds,
+    exact,
+    exact_output,
+    generator_of,
+    joint,
+    labelled,
+    noised,
+    pairs,
+    seen,
+    start_of,
+    true_kernel,
+    walk,
+    wrong,
+)
+from test_consistency import IN_TIME, MODELS, RATIOS, close, grids
+
+from unnoise.discrete import Ancestral, ClassifierGuided, Euler, RateCorrector, Remasking, TauLeaping, reverse_rates
+from unnoise.discrete.leaping import single_law
+from unnoise.shared.errors import UsageError
+from unnoise.shared.random import categorical
+
+MASKED = [(p, r) for p, r in MODELS if p.startswith("Absorbing, ") and r != "Product(eps)"]
+EXACT = [(p, r) for p, r in MODELS if r != "Product(eps)"]
+
+
+def rates_end(transition):
+    """Where a grid along rates starts: just below 1 where they are infinite there."""
+    return 1.0 if bool(torch.isfinite(transition.inflow(transition.stationary().argmax()[None], ONE)).all()) else 0.9
+
+
+def leap(denoiser):
+    """The distribution of a leap of single jumps."""
+    return lambda x, t, s: single_law(x, (t - s) * torch.nan_to_num(reverse_rates(denoiser, x, t)))
+
+
+def ordinal_leap(denoiser, most=6):
+    """The distribution of a leap whose jumps are summed, by the numbers of jumps of each kind."""
+    size = denoiser.corruption.states
+
+    def law(x, t, s):
+        means = (t - s) * reverse_rates(denoiser, x, t)
+        poisson = torch.distributions.Poisson(means.clamp(min=1e-300)).log_prob(torch.arange(most, dtype=D).view(-1, 1, 1, 1)).exp()
+        out = torch.zeros_like(means)
+        for counts in itertools.product(range(most), repeat=size):
+            chance = torch.stack([poisson[n, ..., y] for y, n in enumerate(counts)]).prod(0)
+            at = (x + sum(n * (y - x) for y, n in enumerate(counts))).clamp(0, size - 1)
+            out.scatter_add_(-1, at[..., None], chance[..., None])
+        return out
+
+    return law
+
+
+def corrected(denoiser, law):
+    """A step by `law` and the corrector's leap at the level that it ends on, as one matrix."""
+    rule, x = corrector(denoiser), pairs(denoiser.corruption.states)
+
+    def step(start, t, s):
+        start = start @ joint(torch.nan_to_num(law(x, t, s)))
+        return start @ joint(single_law(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, s))))
+
+    return step
+
+
+def before(denoiser, law):
+    """The corrector's leap first."""
+    rule, x = corrector(denoiser), pairs(denoiser.corruption.states)
+
+    def step(start, t, s):
+        start = start @ joint(single_law(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, t))))
+        return start @ joint(torch.nan_to_num(law(x, t, s)))
+
+    return step
+
+
+def stepped(law):
+    return lambda denoiser: lambda start, t, s: start @ joint(torch.nan_to_num(law(denoiser)(pairs(denoiser.corruption.states), t, s)))
+
+
+def along(step, start, grid):
+    for t, s in itertools.pairwise(grid):
+        start = step(start, t, s)
+    return start
+
+
+STEPS = {
+    "Ancestral": stepped(lambda denoiser: denoiser.step_law),
+    "Euler": stepped(lambda denoiser: Euler(denoiser).law),
+    "TauLeaping(single)": stepped(leap),
+    "TauLeaping(ordinal)": stepped(ordinal_leap),
+    "Remasking": stepped(lambda denoiser: Remasking(denoiser, cap=0.3).law),
+    "PredictorCorrector(Ancestral)": lambda denoiser: corrected(denoiser, denoiser.step_law),
+    "PredictorCorrector(TauLeaping)": lambda denoiser: corrected(denoiser, leap(denoiser)),
+    "CorrectorPredictor(Ancestral)": lambda denoiser: before(denoiser, denoiser.step_law),
+    "CorrectorPredictor(TauLeaping)": lambda denoiser: before(denoiser, leap(denoiser)),
+}
+
+
+class Timeless(Fixed):
+    """An output that does not depend on the time, whatever times a batch asks for."""
+
+    def logits(self, x_t, t, **cond):
+        return super().logits(x_t, ONE)
+
+
+def built(name, denoiser):
+    """The sampler, or None where it is refused."""
+    try:
+        return (SAMPLERS | CORRECTORS)[name](denoiser)
+    except UsageError:
+        return None
+
+
+# ---- the exact denoiser
+
+
+@pytest.mark.parametrize(("process", "reverse"), MODELS)
+def test_ancestral_steps_return_independent_tokens(process, reverse):
+    """Over the whole grid, a shorter one and one that ends above the first row; with an eps up to it."""
+    transition, model = PROCESSES[process](), REVERSES[reverse]()
+    denoiser = exact(transition, model, INDEPENDENT)
+    for grid in grids(transition):
+        start = noised(transition, INDEPENDENT, grid[0]).flatten()
+        end = walk(start, denoiser, grid).view(transition.states, -1)[:K, :K]
+        close(end, INDEPENDENT, 1e-8 if not model.eps else 30 * model.eps)
+
+
+@pytest.mark.parametrize(("process", "reverse"), IN_TIME)
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "Remasking"])
+def test_every_step_is_of_order_one(process, reverse, name):
+    """Of dependent tokens: the error of the distribution at a late time halves as steps double."""
+    transition = PROCESSES[process]()
+    denoiser = exact(transition, REVERSES[reverse]())
+    if built(name, denoiser) is None:
+        pytest.skip("refused when built")
+    counts = (24, 48) if "ordinal" in name else (128, 256)
+    errors = []
+    for steps in counts:
+        grid = torch.linspace(rates_end(transition), 0.25, steps + 1, dtype=D)
+        start = noised(transition, DEPENDENT, grid[0]).flatten()
+        end = along(STEPS[name](denoiser), start, grid)
+        errors.append(float((end - noised(transition, DEPENDENT, grid[-1]).flatten()).abs().sum()))
+    assert errors[1] < 0.05, errors
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.4), errors
+
+
+@pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in MASKED if "time" in p])
+def test_remasking_is_of_order_one_in_its_cap(process, reverse):
+    """Two tokens that fall back together are drawn at once: a cap that stays leaves an error of its order, one that falls as
+    the step one that vanishes at order one."""
+    denoiser = exact(PROCESSES[process](), REVERSES[reverse]())
+    transition = denoiser.corruption
+
+    def error(steps, cap):
+        grid = torch.linspace(rates_end(transition), 0.25, steps + 1, dtype=D)
+        start = noised(transition, DEPENDENT, grid[0]).flatten()
+        end = walk(start, denoiser, grid, lambda x, t, s: Remasking(denoiser, cap=cap(t - s)).law(x, t, s))
+        return float((end - noised(transition, DEPENDENT, grid[-1]).flatten()).abs().sum())
+
+    falling = [error(steps, lambda h: float(2 * h)) for steps in (128, 256)]
+    assert falling[0] / falling[1] == pytest.approx(2, abs=0.3), falling
+    staying = [error(800, lambda h, cap=cap: cap) for cap in (0.08, 0.04)]
+    assert staying[0] / staying[1] == pytest.approx(2, abs=0.4), staying
+    assert error(400, lambda h: 0.08) == pytest.approx(staying[0], rel=0.2)
+
+
+@pytest.mark.parametrize("process", RATIOS)
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "Remasking"])
+def test_samplers_of_ratios_and_of_p0_have_one_limit(process, name):
+    """A denoiser of ratios and one of p0 that say the same: their steps differ by an error of order one."""
+    transition = PROCESSES[process]()
+    oracle = exact(transition, REVERSES["Marginal"]())
+    denoiser = build(process, "ratios")
+    denoiser.log_ratio = lambda x, t, dtype=None: oracle.ratio(x, t).log()
+    if built(name, denoiser) is None:
+        pytest.skip("refused when built")
+    errors = []
+    for steps in (24, 48) if "ordinal" in name else (128, 256):
+        grid = torch.linspace(1.0, 0.25, steps + 1, dtype=D)
+        end = along(STEPS[name](denoiser), noised(transition, DEPENDENT, grid[0]).flatten(), grid)
+        errors.append(float((end - noised(transition, DEPENDENT, grid[-1]).flatten()).abs().sum()))
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.4), errors
+
+
+@pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in IN_TIME if r != "Product(eps)"])
+def test_the_corrector_keeps_the_distribution_of_its_level(process, reverse):
+    transition = PROCESSES[process]()
+    denoiser, s = exact(transition, REVERSES[reverse]()), 0.4 * ONE
+    rates = torch.nan_to_num(corrector(denoiser).rates(pairs(transition.states), s))
+    law = noised(transition, DEPENDENT, s).flatten()
+    assert float((law @ generator_of(rates, transition.states)).abs().max()) < 1e-10 * float(rates.max())
+
+
+@pytest.mark.parametrize(("process", "reverse"), MASKED)
+@pytest.mark.parametrize("name", ["FirstHitting", "Infilling(FirstHitting)", "Infilling(Ancestral)"])
+def test_tokens_that_depend_on_each_other_are_exact(process, reverse, name):
+    """First hitting draws one at a time; with one token known the other is drawn alone."""
+    transition, count = PROCESSES[process](), 40_000
+    half = 0.5 * ONE
+    known = exact_output(transition, REVERSES[reverse](), DEPENDENT, half)  # under absorption the same at all times
+    sampler = SAMPLERS[name](Timeless(transition, REVERSES[reverse](), lambda t: known))
+    x = sampler(shape=(count, 2), steps=2, generator=torch.Generator().manual_seed(0))
+    law = DEPENDENT.flatten()
+    if name.startswith("Infilling"):
+        law = torch.zeros(K, K, dtype=D).index_copy(0, torch.tensor([2]), DEPENDENT[2:] / DEPENDENT[2].sum()).flatten()
+    found = torch.bincount(x[:, 0] * K + x[:, 1], minlength=K * K) / count
+    # Where both tokens survive to t = 1 the start draws them at once: a chance of 4e-4 at most in time, 3e-2 on the table.
+    both = float(transition.survival(ONE)) ** 2
+    assert ((found - law).abs() <= 5 * (law / count).sqrt() + both).all()
+
+
+@pytest.mark.parametrize(("process", "reverse"), EXACT)
+def test_a_greedy_end_is_off_by_what_is_noise(process, reverse):
+    transition = PROCESSES[process]()
+    denoiser, t = exact(transition, REVERSES[reverse]()), transition.grid(3)[-2]
+    x = pairs(transition.states)
+    start = noised(transition, DEPENDENT, t).flatten()
+    greedy = SAMPLERS["Ancestral(most_likely)"](denoiser).step(x, t, 0 * t)
+    end = torch.zeros(K * K, dtype=D).index_add(0, (greedy * torch.tensor([K, 1])).sum(1).clamp(max=K * K - 1), start)
+    noise = 0.0
+    for x0 in pairs(K):
+        x_t, weight = seen(transition, t, x0)
+        noise += float(DEPENDENT[x0[0], x0[1]] * weight[(x_t != x0).any(1)].sum())
+    drawn = (start @ joint(torch.nan_to_num(denoiser.step_law(x, t, 0 * t)))).view(transition.states, -1)[:K, :K].flatten()
+    assert float((end - drawn).abs().sum()) / 2 <= noise + 1e-9
+
+
+# ---- wrong denoisers
+
+
+@pytest.mark.parametrize(("process", "reverse"), IN_TIME)
+@pytest.mark.parametrize("name", ["Euler", "TauLeaping(single)", "TauLeaping(ordinal)"])
+def test_wrong_denoisers_draw_one_distribution_in_the_limit(process, reverse, name):
+    """Steps along the rates tend to what `Ancestral` tends to, whatever the network says: so the bound is of both."""
+    transition = PROCESSES[process]()
+    denoiser = wrong(transition, REVERSES[reverse]())
+    if built(name, denoiser) is None:
+        pytest.skip("refused when built")
+    errors = []
+    for steps in (24, 48) if "ordinal" in name else (200, 400):
+        grid = torch.linspace(rates_end(transition), 0.25, steps + 1, dtype=D)
+        start = noised(transition, DEPENDENT, grid[0]).flatten()
+        ours, chain = (along(STEPS[n](denoiser), start, grid) for n in (name, "Ancestral"))
+        errors.append(float((ours - chain).abs().sum()))
+    # Under LogLinear Euler's step of absorption is Ancestral's.
+    assert errors[1] < 1e-12 or errors[0] / errors[1] == pytest.approx(2, abs=0.5), errors
+
+
+@pytest.mark.parametrize(("process", "reading"), [*MODELS, *((p, "ratios") for p in RATIOS)])
+def test_samplers_draw_what_their_steps_say(process, reading):
+    """The distribution of whole runs, from the sampler's own start, over three steps."""
+    denoiser = build(process, reading)
+    transition, count = denoiser.corruption, 20_000
+    if reading == "ratios":  # mild enough for long steps to be undone
+        denoiser.network.table.mul_(0.3)
+        denoiser.network.wave.mul_(0.3)
+    grid = own_grid(transition)
+    if transition.steps is None:
+        grid = grid * rates_end(transition)
+    start = start_of(denoiser, grid[0])
+    names = {"Unmasking": "Ancestral", **{name: name for name in STEPS}}
+    tried = 0
+    for name, steps in names.items():
+        sampler = built(name, denoiser)
+        if sampler is None or "ordinal" in name:
+            continue
+        law = along(STEPS[steps](denoiser), start, grid[:-1])
+        # At the end a corrector acts before the step, or not at all.
+        last = before(denoiser, denoiser.step_law) if name.startswith("Corrector") else STEPS["Ancestral"](denoiser)
+        law = last(law, grid[-2], grid[-1])
+        x = sampler(shape=(count, 2), steps=grid, generator=torch.Generator().manual_seed(tried))
+        found = torch.bincount(x[:, 0] * transition.states + x[:, 1], minlength=transition.states**2) / count
+        assert ((found - law).abs() < 5 * (law.clamp(min=0) / count).sqrt() + 1e-6).all(), name
+        tried += 1
+    assert tried >= 1
+
+
+# ---- heads and wrappers: one model whatever is put around it
+
+
+def assert_one_model(denoiser, label=None):
+    """Draws, divergences, rates and the path's rate are those of the kernel, and the bound is of what the chain draws."""
+    transition, h = denoiser.corruption, 1e-6
+    x = pairs(transition.states)
+    cond = labelled(label, len(x))
+    for t, s in itertools.pairwise(own_grid(transition)):
+        possible = noised(transition, DEPENDENT, t).flatten() > 0
+        law = denoiser.step_law(x, t, s, **cond)[possible]
+        close(law.sum(-1), torch.ones_like(law[..., 0]))
+        count = 4000
+        many = x[possible].repeat_interleave(count, 0)
+        drawn = denoiser.draw(many, t, s, generator=torch.Generator().manual_seed(0), **labelled(label, len(many)))
+        found = torch.nn.functional.one_hot(drawn, transition.states).double().view(-1, count, 2, transition.states).mean(1)
+        assert ((found - law).abs() < 5.5 * (law / count).sqrt() + 4 / count).all()
+        for x0 in pairs(K)[[0, 5]]:
+            x_t, _ = seen(transition, t, x0)
+            rows, some = x0.expand(len(x_t), 2), labelled(label, len(x_t))
+            truth = true_kernel(transition, x0, t, s)[x_t[:, 0] * transition.states + x_t[:, 1]]
+            model = denoiser.step_law(x_t, t, s, **some)
+            kl = (torch.xlogy(truth, truth) - torch.xlogy(truth, model)).sum(-1)
+            close(denoiser.exact_divergence(rows, x_t, t, s, dtype=D, **some).divergence, kl, 1e-8)
+            if transition.steps is None and t <= rates_end(transition):
+                rate = denoiser.path_rate(rows, x_t, t, dtype=D, **some).divergence
+                short = denoiser.exact_divergence(rows, x_t, t, t - h, dtype=D, **some).divergence / h
+                close(rate, short, 2e-3)
+        if transition.steps is None and t < 1:
+            rates = transition.inflow(x, t) * torch.nan_to_num(denoiser.ratio(x, t, **cond))
+            own = torch.nn.functional.one_hot(x, transition.states) == 1
+            short = denoiser.step_law(x, t, t - h, **cond) / h
+            close(rates.masked_fill(own, 0.0)[possible], short.masked_fill(own, 0.0)[possible], 1e-3)
+    assert_bounds(denoiser, own_grid(transition), label)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("reverse", ["Product", "Marginal"])
+def test_heads_leave_one_model(process, head, reverse):
+    try:
+        denoiser = build(process, reverse, head)
+    except UsageError:
+        assert head == "carried"
+        return
+    assert_one_model(denoiser)
+
+
+@pytest.mark.parametrize(("process", "reading"), [*MODELS, *((p, "ratios") for p in RATIOS)])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_leave_one_model(process, reading, wrapper):
+    """What is wrapped changes kernel, rates and bound alike; a token that is ruled out costs infinitely many nats."""
+    denoiser = build(process, reading)
+    if reading == "ratios":
+        denoiser.network.table.mul_(0.3)
+        denoiser.network.wave.mul_(0.3)
+    try:
+        wrapped = WRAPPERS[wrapper](denoiser)
+    except UsageError:
+        assert reading == "ratios"
+        assert wrapper != "ClassifierGuided"
+        return
+    assert_one_model(wrapped, torch.tensor(1) if wrapper in ("ClassifierFree", "ClassifierGuided") else None)
+
+
+def test_a_token_that_is_ruled_out_costs_infinitely_many_nats():
+    for process, reverse in MODELS:
+        if reverse == "Product(eps)":
+            continue
+        wrapped = WRAPPERS["Nucleus"](build(process, reverse))
+        costs = assert_bounds(wrapped, own_grid(wrapped.corruption))
+        assert not costs.isnan().any()
+        assert costs.isinf().any(), process
+
+
+def test_guidance_without_a_classifier_is_the_same_under_both_readings():
+    """`(1 + w) log p - w log q` of posteriors and of leave-one-out posteriors differ by x_t's evidence alone."""
+    process = "Uniform, time"
+    by_posterior, left_out = (WRAPPERS["ClassifierFree"](build(process, reverse)) for reverse in ("Marginal", "Product"))
+    transition, t, x = by_posterior.corruption, 0.4 * ONE, pairs(K)
+    evidence, plain = transition.log_evidence(x, t), by_posterior.denoiser.logits
+    by_posterior.denoiser.logits = lambda x, t, **cond: plain(x, t, **cond) + evidence
+    label = {"label": torch.ones(9, dtype=torch.int64)}
+    close(by_posterior.step_law(x, t, 0.2 * ONE, **label), left_out.step_law(x, t, 0.2 * ONE, **label))
+
+
+def test_bounds_and_samplers_take_the_same_steps():
+    """As many steps, or a grid, mean the same times to a bound and to a sampler."""
+    for process in PROCESSES:
+        denoiser = build(process, "Product")
+        sampler = Ancestral(denoiser, last=categorical)
+        assert torch.equal(BOUNDS["VariationalBound(steps=3)"](denoiser).grid, sampler.times(3))
+        assert torch.equal(BOUNDS["VariationalBound(steps=grid)"](denoiser).grid, sampler.times(own_grid(denoiser.corruption)))
+        whole = BOUNDS["VariationalBound()"](denoiser).grid
+        assert whole is None if "time" in process else torch.equal(whole, sampler.times(denoiser.corruption.steps))
+
+
+def test_every_part_that_can_be_built_is_tested():
+    """The names of the table are those of the tests above."""
+    assert set(STEPS) | {"Unmasking", "Ancestral(most_likely)", "FirstHitting", "Infilling(Ancestral)", "Infilling(FirstHitting)"} >= {
+        name for name in (*SAMPLERS, *CORRECTORS) if not name.endswith(("(Unmasking)", "(FirstHitting)")) or name.startswith("Infilling")
+    }
+    assert {RateCorrector, TauLeaping, ClassifierGuided}  # named in the table
