@@ -157,15 +157,15 @@ def test_every_step_is_of_order_one(process, reverse, name):
     denoiser = exact(transition, REVERSES[reverse]())
     if built(name, denoiser) is None:
         pytest.skip("refused when built")
-    counts = (24, 48) if "ordinal" in name else (128, 256)
+    counts = (10, 20) if "ordinal" in name else (48, 96)
     errors = []
     for steps in counts:
         grid = torch.linspace(rates_end(transition), 0.25, steps + 1, dtype=D)
         start = noised(transition, DEPENDENT, grid[0]).flatten()
         end = along(STEPS[name](denoiser), start, grid)
         errors.append(float((end - noised(transition, DEPENDENT, grid[-1]).flatten()).abs().sum()))
-    assert errors[1] < 0.05, errors
-    assert errors[0] / errors[1] == pytest.approx(2, abs=0.4), errors
+    assert errors[1] < 0.15, errors
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.5), errors
 
 
 @pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in MASKED if "time" in p])
@@ -199,11 +199,11 @@ def test_samplers_of_ratios_and_of_p0_have_one_limit(process, name):
     if built(name, denoiser) is None:
         pytest.skip("refused when built")
     errors = []
-    for steps in (24, 48) if "ordinal" in name else (128, 256):
+    for steps in (10, 20) if "ordinal" in name else (48, 96):
         grid = torch.linspace(1.0, 0.25, steps + 1, dtype=D)
         end = along(STEPS[name](denoiser), noised(transition, DEPENDENT, grid[0]).flatten(), grid)
         errors.append(float((end - noised(transition, DEPENDENT, grid[-1]).flatten()).abs().sum()))
-    assert errors[0] / errors[1] == pytest.approx(2, abs=0.4), errors
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.5), errors
 
 
 @pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in IN_TIME if r != "Product(eps)"])
@@ -261,7 +261,7 @@ def test_wrong_denoisers_draw_one_distribution_in_the_limit(process, reverse, na
     if built(name, denoiser) is None:
         pytest.skip("refused when built")
     errors = []
-    for steps in (24, 48) if "ordinal" in name else (200, 400):
+    for steps in (10, 20) if "ordinal" in name else (60, 120):
         grid = torch.linspace(rates_end(transition), 0.25, steps + 1, dtype=D)
         start = noised(transition, DEPENDENT, grid[0]).flatten()
         ours, chain = (along(STEPS[n](denoiser), start, grid) for n in (name, "Ancestral"))
