@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow lint bench bench-discrete bench-sde bench-networks results docs clean
+.PHONY: demo test slow lint consistency bench bench-discrete bench-sde bench-networks results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -49,6 +49,10 @@ bench-sde: $(VENV)/.ready-dev
 
 bench-networks: $(VENV)/.ready-parity
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.networks
+
+# docs/consistency.md, from the table that tests/consistency tests.
+consistency: $(VENV)/.ready-dev
+	$(BIN)/python tests/consistency/cells.py
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/pdoc --math -d google -o docs/api unnoise.continuous unnoise.discrete unnoise.sde unnoise.shared unnoise.experiments

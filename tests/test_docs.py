@@ -31,6 +31,17 @@ def test_code_block_runs(code, check, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_the_two_readings_of_an_output_as_the_docs_show_them(tmp_path):
+    """The example runs, and its table holds what it prints."""
+    page = (Path(__file__).parent.parent / "docs" / "readings.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.S)
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code[0]], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = [re.findall(r"0\.\d{3}", line) for line in page.splitlines() if line.startswith("| the ") and "**" in line]
+    assert re.findall(r"0\.\d+", result.stdout) == [number for row in table for number in row]
+    assert len(table) == 2
+
+
 def test_order_of_the_readme():
     commands, picture, code = README.index("make demo"), README.index("docs/demo.png"), README.index("```python")
     assert commands < README.index("make test") < picture < code
@@ -40,6 +51,6 @@ def test_order_of_the_readme():
 
 def test_links_lead_somewhere():
     root = Path(__file__).parent.parent
-    for page in (root / "README.md", *(root / "docs" / "results").rglob("*.md")):
+    for page in (root / "README.md", *(root / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
