@@ -113,42 +113,42 @@ class CleanDenoiser(CategoricalDenoiser):
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         p0 = self(x_t, t, **cond).exp()
         with full_precision(x_t):
-            return self.reverse(self.corruption, x_t, p0, t, s)
+            return self.reverse(self.corruption, x_t.long(), p0, t, s)
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if self.corruption.is_clean(s):
             return categorical(self.step_law(x_t, t, s, **cond), generator)
         logits = self.logits(x_t, t, **cond)
         with full_precision(x_t):
-            return self.corruption.draw(self.reverse, logits, x_t, t, s, generator)
+            return self.corruption.draw(self.reverse, logits, x_t.long(), t, s, generator)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         p0 = self(x_t, t, **cond).exp()
         with full_precision(x_t):
-            return self.reverse.log_ratio(self.corruption, x_t, p0, t).exp()
+            return self.reverse.log_ratio(self.corruption, x_t.long(), p0, t).exp()
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
-            return self.corruption.divergence(self.reverse, logits, x0, x_t, t, s)
+            return self.corruption.divergence(self.reverse, logits, x0.long(), x_t.long(), t, s)
 
     def exact_divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         if not self.reverse.eps:
             return self.divergence(x0, x_t, t, s, dtype=dtype, **cond)
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
-            return plain_divergence(self.corruption, self.reverse, logits, x0, x_t, t, s, exact=True)
+            return plain_divergence(self.corruption, self.reverse, logits, x0.long(), x_t.long(), t, s, exact=True)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
-            return self.corruption.path_rate(self.reverse, logits, x0, x_t, t)
+            return self.corruption.path_rate(self.reverse, logits, x0.long(), x_t.long(), t)
 
     def cross_entropy(self, x0: Tensor, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`-log p(x_0 | x_t)`, `(...)`, nats."""
         logits = self.logits(x_t, t, **cond)
         with full_precision(x_t):
-            return self.corruption.cross_entropy(self.reverse, logits, x0, x_t, t)
+            return self.corruption.cross_entropy(self.reverse, logits, x0.long(), x_t.long(), t)
 
 
 @described
@@ -243,7 +243,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         m = self.log_ratio(x_t, t, dtype=torch.float64, **cond).exp()
         t = exact(t).clamp(max=float(BEFORE_ONE))
-        law = self.corruption.undone(m, s, t).clamp(min=0) * self.corruption.likelihood(x_t, s, t)
+        law = self.corruption.undone(m, s, t).clamp(min=0) * self.corruption.likelihood(x_t.long(), s, t)
         if self.corruption.states > self.corruption.levels:  # x_0 is never masked
             allowed = F.one_hot(torch.tensor(self.corruption.levels), self.corruption.states).to(m) == 0
             law = torch.where(like(self.corruption.is_clean(s).to(law.device), law) & ~allowed, 0.0, law)
@@ -262,7 +262,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         log_ratio = self.log_ratio(x_t, t, dtype=dtype, **cond)
         with full_precision(x_t):
-            return Terms(self.corruption.score_entropy(log_ratio, x0, x_t, t), None)
+            return Terms(self.corruption.score_entropy(log_ratio, x0.long(), x_t.long(), t), None)
 
 
 @described
@@ -295,7 +295,7 @@ def refuse_without_p0(denoiser: CategoricalDenoiser, name: str) -> None:
 
 def divergence_from(transition: Transition, law: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """`KL(q(x_s | x_t, x_0) || law)`, `(...)`, in nats, for a distribution of x_s, `(..., K)`."""
-    truth = transition.posterior(x_t, transition.one_hot(x0, law.dtype), t, s)
+    truth = transition.posterior(x_t.long(), transition.one_hot(x0.long(), law.dtype), t, s)
     return categorical_kl(torch.where(truth > transition.rounding, truth, 0.0), law)
 
 

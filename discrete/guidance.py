@@ -126,7 +126,7 @@ class ClassifierGuided(CategoricalDenoiser):
 
     def tilt(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`scale (log p(c | x_t with k) - log p(c | x_t))`, 0 at x_t itself, `(..., K)`."""
-        return self.scale * self.change(self.classifier, x_t, t, self.corruption.states, cond)
+        return self.scale * self.change(self.classifier, x_t.long(), t, self.corruption.states, cond)
 
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         law = self.denoiser.step_law(x_t, t, s, **taken(self.denoiser, cond))
@@ -149,5 +149,5 @@ class ClassifierGuided(CategoricalDenoiser):
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         ratio = self.ratio(x_t, t, **cond)
-        rate = score_entropy(self.corruption, ratio.to(dtype or ratio.dtype).log(), x0, x_t, t)
+        rate = score_entropy(self.corruption, ratio.to(dtype or ratio.dtype).log(), x0.long(), x_t.long(), t)
         return Terms(rate, None)

@@ -42,7 +42,8 @@ class Nucleus(CleanDenoiser):
     """p0 on the smallest set of symbols whose mass reaches p, at each position (Holtzman et al. 2020, eq. 2 and 3).
 
     A symbol is kept while those before it, in falling order of chance, hold less than p: at least one is, and of equal ones that
-    of the lower index comes first.
+    of the lower index comes first. A bound of
+    what it samples is infinite for data that it cuts away.
 
     Args:
         denoiser: one that says p0.

@@ -154,9 +154,10 @@ class Remasking(Sampler):
     With `sigma = min(cap, share (1 - alpha_s) / alpha_t)` a symbol is masked again with the chance sigma, and a mask
     is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`: the distribution of each position's x_s stays
     what it is, so any network of absorption will do, and more steps mend more errors. With cap 0 it is `Ancestral`.
-    Positions that depend on each other are drawn at once, so their joint distribution at the end is off by an error
-    of order one in the step, as that of `Ancestral`. With wrong networks it draws another distribution than
-    `Ancestral`, of which `VariationalBound` says nothing.
+    Their joint distribution does not: positions that fall back together are drawn at once, so at the end it is off by
+    an error of the order of the cap, however many steps are taken, and with a cap in proportion to the step by one of
+    order one in the step. With a wrong network it draws another distribution than `Ancestral`, which `VariationalBound`
+    does not bound.
 
     Args:
         denoiser: on `Absorbing(levels, schedule)`.

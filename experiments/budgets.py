@@ -42,7 +42,9 @@ def adm(steps: int, rate: float = 1e-4) -> Training:
 
 def chain() -> dict[str, Any]:
     """Windows of 64 symbols of the Markov chain, and networks of 0.4 M parameters: four minutes of one core."""
-    training = Training(steps=2000, learning_rate=2e-3, warmup=100, cooldown=500, ema=0.995, log_every=25, watch_every=1500, save_every=500)
+    training = Training(
+        steps=2000, learning_rate=2e-3, epsilon=1e-12, warmup=100, cooldown=500, ema=0.995, log_every=25, watch_every=1500, save_every=500
+    )
     return {
         "text": Text("chain", batch=32, length=64),
         "network": TextNetwork("t5", 96, 3, 4),
@@ -54,7 +56,9 @@ def chain() -> dict[str, Any]:
 
 def shakespeare(network: TextNetwork | None = None) -> dict[str, Any]:
     """Windows of 128 symbols and networks of 0.8 M parameters: some minutes on two cores, for readable words longer."""
-    training = Training(steps=2000, learning_rate=2e-3, warmup=100, cooldown=700, ema=0.995, log_every=25, watch_every=1000, save_every=500)
+    training = Training(
+        steps=2000, learning_rate=2e-3, epsilon=1e-12, warmup=100, cooldown=700, ema=0.995, log_every=25, watch_every=1000, save_every=500
+    )
     return {
         "text": Text("shakespeare", batch=16, length=128),
         "network": network or TextNetwork("t5", 128, 4, 4),

@@ -100,9 +100,10 @@ class D3PMText(TextExperiment):
         return Ancestral(denoiser)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Bits/char of absorbing, nearest neighbours, uniform, MDLM and SEDD on one budget (as table 1 and its successors)."""
+        """Bits/char of absorbing, nearest neighbours, uniform, MDLM, SEDD and UDLM on one budget (table 1 and its successors)."""
         from .mdlm import MDLM
         from .sedd import SEDD
+        from .udlm import UDLM
 
         shared = {"text": self.text, "training": self.training, "sampling_steps": self.sampling_steps, "bound_terms": self.bound_terms}
         rotary = replace(self.network, kind="dit")
@@ -113,6 +114,7 @@ class D3PMText(TextExperiment):
             "D3PM uniform": replace(information, transition="uniform"),
             "MDLM": MDLM(network=replace(rotary, timed=False), **shared),
             "SEDD absorbing": SEDD(network=rotary, **shared),
+            "UDLM": UDLM(network=self.network, **shared),
         }
         return compare(models, folder, progress, seconds=self.budget, windows=self.measured[0], samples=self.measured[1])
 

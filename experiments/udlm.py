@@ -43,8 +43,7 @@ def text8() -> UDLM:
 
 def chain() -> UDLM:
     """27 tokens of a Markov chain whose entropy is known: four minutes of one core."""
-    budget = budgets.chain()
-    return UDLM(**budget | {"network": TextNetwork("dit", 96, 3, 4)})
+    return UDLM(**budgets.chain())
 
 
 def shakespeare() -> UDLM:

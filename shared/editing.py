@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
-from .sampler import Sampler, Step, device_of, single_step
+from .sampler import Sampler, Step, device_of, single_step, unplanned
 
 
 class Inpainting(Sampler):
@@ -26,7 +26,7 @@ class Inpainting(Sampler):
     """
 
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
-        super().__init__(sampler.denoiser)
+        super().__init__(unplanned(sampler).denoiser)
         self.sampler, self.known, self.mask, self.looks_back = sampler, known, checked_mask(mask, known), sampler.looks_back
 
     def begin(self) -> Step:

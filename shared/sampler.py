@@ -96,6 +96,8 @@ class Sampler(ABC):
         grid = self.times(steps)
         if x is None:
             x = self.start(shape, grid[0], generator=generator, **cond)
+        elif not x.is_floating_point():
+            x = x.long()
         step, path = self.begin(), self.path(grid)
         for t, s in progress(path, len(path), "sampling"):
             x = step(x, t, s, generator=generator, **cond)
@@ -183,11 +185,11 @@ def single_step(sampler: Sampler) -> Sampler:
 
 
 def unplanned(sampler: Sampler) -> Sampler:
-    """The sampler, refused if its first step decides what later ones do, which a corrector between them would undo."""
+    """The sampler, refused if its first step decides what later ones do, which a change between them would undo."""
     if sampler.plans:
         raise UsageError(
-            f"{type(sampler).__name__} decides at its first step when each position changes, and a corrector would change them in "
-            "between: take Ancestral as the predictor"
+            f"{type(sampler).__name__} decides at its first step when each position changes, and here positions change between its "
+            "steps: take Ancestral, or hold known tokens with discrete.Infilling"
         )
     return sampler
 

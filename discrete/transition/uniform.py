@@ -62,7 +62,8 @@ class Uniform(Interpolating):
     def _reading(self, reverse: ReverseModel, t: Tensor) -> tuple[Tensor, Tensor]:
         """The weight of x_0 = x_t, and the factor, less one, by which x_t's evidence raises its chance; as t."""
         kept, lost = self.kept(CLEAN, t)
-        excess = torch.where(reverse.reads_posterior(self, t), 0.0, self._odds(t))
+        # Where nothing has happened yet x_t is certain to be x_0, whatever the output.
+        excess = torch.where(reverse.reads_posterior(self, t) & (lost > 0), 0.0, self._odds(t))
         return reverse.own(self, t, kept, lost / self.states), excess
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from .config import Training
 
 def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.AdamW:
     """AdamW as configured."""
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    settings = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    return torch.optim.AdamW(parameters, **settings, fused=True)
 
 
 def learning_rate(config: Training, step: int) -> float:
