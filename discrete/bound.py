@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -36,12 +37,14 @@ class VariationalBound:
             integral.
         steps: of the chain, or its grid of times, as a sampler takes them; None for the whole table, and in
             continuous time for the integral.
-        padding: the padding token, or None. With it the bound is on `-log p(text | where its padding is)`, since
-            padding costs nothing while x_t shows some of it; without, padding is coded as any token, and the bound is
-            on `-log p(text)`.
+        padding: the token that fills texts up at their ends, or None. With it a text is coded as its length, uniform
+            over 0..n, and then its tokens given where the padding is, which costs nothing: `length_nats` of the bound
+            is the former, part of the prior, and the published figures leave it out. Without it padding is coded as
+            any token.
 
     Raises:
-        UsageError: for a reverse model with an eps in continuous time, and steps that do not fit a table.
+        UsageError: for steps that do not fit a table, a grid that does not end at 0, and padding that is not at the
+            end.
     """
 
     def __init__(
@@ -73,7 +76,17 @@ class VariationalBound:
             for n in progress(levels.flip(0), len(levels), "bound"):
                 one = not self.whole and weight == 1  # every row takes the same step, of any length
                 path += weight * self.part(x0, n[0].cpu() if one else n.to(x0.device), generator=generator, **cond)
-        return Codelength(self.prior(x0, **cond), path, self.data(x0, generator=generator, **cond))
+        prior = self.prior(x0, **cond) + self.length_nats(x0)
+        return Codelength(prior, path, self.data(x0, generator=generator, **cond))
+
+    def length_nats(self, x0: Tensor) -> float:
+        """What a text's length costs, `log(n + 1)` for texts of 0 to n tokens; 0 without padding."""
+        if self.padding is None:
+            return 0.0
+        real = x0 != self.padding
+        if x0.ndim != 2 or bool((~real[:, :-1] & real[:, 1:]).any()):
+            raise UsageError(f"padding={self.padding} stands before other tokens: move it to the end of each text, (B, n)")
+        return math.log(x0.shape[1] + 1)
 
     def prior(self, x0: Tensor, **cond: Any) -> Tensor:
         """`KL(q(x_1 | x_0) || p(x_1))`, `(B,)`, with the p(x_1) that sampling starts from (`start_law` of the

@@ -168,11 +168,11 @@ class TextExperiment(Experiment):
     def code(
         self, denoiser: Denoiser, test: TextSet, count: int | None = None, *, seed: int = 0, progress: Progress = silent
     ) -> dict[str, Any]:
-        """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token
-        and a word.
+        """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token, a
+        word.
 
-        Padded windows are coded given where their padding is, as published, and their lengths beside it, `log(L + 1)`
-        nats each: the bound is then on the text's own code length, and what was given is named.
+        Of padded windows the length is coded too; the published figures, which are given where the padding is, stand
+        beside.
         """
         device, measure = device_of(denoiser), self.codelength(denoiser, test.scale)
         generator, parts, real = torch.Generator(device).manual_seed(seed), [], []
@@ -181,17 +181,15 @@ class TextExperiment(Experiment):
             parts.append(torch.stack(measure(k.to(device), generator, progress)[:3]).cpu())
             real.append((k != self.padding).sum(1) if self.padding is not None else torch.full((len(k),), test.length))
         nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
-        given = float(nats.sum() / tokens.sum())
-        length = math.log(test.length + 1) if self.padding is not None else 0.0
-        whole = nats.sum(0) + length
+        whole = nats.sum(0)
         mean = float(whole.sum() / tokens.sum())
         # A ratio of sums, as perplexities are: long windows weigh more, and its error is that of what each window is off the mean.
         error = float((whole - mean * tokens).std() / (tokens.mean() * math.sqrt(len(tokens))))
+        given = mean - len(windows) * math.log(test.length + 1) / float(tokens.sum())
         prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
         of_padding = {
             "bits_per_token_given_padding": given / math.log(2),
             "perplexity_per_token_given_padding": math.exp(given),
-            "bits_per_window_of_lengths": length / math.log(2),
         }
         return {
             "bits_per_token": mean / math.log(2),

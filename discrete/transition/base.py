@@ -163,7 +163,8 @@ class Transition(Corruption):
         """`log q(x_t | x_0)` for every x_0 of the data, up to a constant for each position, `(..., levels)`,
         float64.
         """
-        return self.likelihood(x_t, CLEAN, t)[..., : self.levels].log()
+        reach = self.likelihood(x_t, CLEAN, t)[..., : self.levels]
+        return torch.where(reach > self.rounding, reach, 0.0).log()
 
     def over_reach(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
         """`p0(x_0) / q(x_t | x_0)`, float64, for it may be large; 0 where x_t is out of reach."""

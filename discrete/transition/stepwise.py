@@ -100,7 +100,7 @@ class Stepwise(Plain):
         posterior, output = (v.to(logits.device)[:, None, None] for v in (reverse.reads_posterior(self, t), self.takes_output(t)))
         possible = reach > max(1e-300, self.rounding)
         weights = torch.where(posterior, torch.where(possible, 1 / torch.where(possible, reach, 1.0), 0.0), 1.0).to(dtype)
-        evidence = torch.where(output, 1.0, torch.where(posterior, (reach > 0).double(), reach)).to(dtype)
+        evidence = torch.where(output, 1.0, torch.where(posterior, possible.double(), torch.where(possible, reach, 0.0))).to(dtype)
         clean = self.is_clean(s).to(logits.device)
         return Terms(*matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), weights, evidence, clean))
 

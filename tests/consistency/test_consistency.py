@@ -190,6 +190,27 @@ def test_the_exact_denoiser_is_a_stationary_point(process, reverse, objective):
         assert max(sizes[1::2]) > 1e-2, sizes
 
 
+@pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in MODELS if r != "Product(eps)"])
+def test_objectives_are_the_terms_that_they_say(process, reverse):
+    """Of a wrong denoiser, mean over both positions: a step's divergence, the rate times the length of time, the posterior's nats."""
+    transition, model, h = PROCESSES[process](), REVERSES[reverse](), 1e-6
+    for t in times_of(transition)[:-1]:
+        raw = wrong(transition, model).output(t)
+        denoiser = Categorical(Free(transition.states, raw), transition, model)
+
+        def term(s, raw=raw, t=t):
+            law = kernel(transition, model, raw.softmax(-1), t, s)
+            return sum(DEPENDENT[x0[0], x0[1]] * divergence(transition, law, x0, t, s) / 2 for x0 in pairs(K))
+
+        s = transition.before(t) if transition.steps else t - h
+        nats, step = term(ZERO), term(s)
+        main, name = (step, "Hybrid") if transition.steps else ((1 - transition.t_min) * step / h, "ContinuousBound")
+        tolerance = 1e-9 if transition.steps else 1e-3
+        close(expected(OBJECTIVES["CrossEntropy"](denoiser), t), nats)
+        close(expected(OBJECTIVES[f"{name}(ce=0)"](denoiser), t), main, tolerance)
+        close(expected(OBJECTIVES[f"{name}(ce)"](denoiser), t), main + 0.3 * nats, tolerance)
+
+
 @pytest.mark.parametrize("process", RATIOS)
 def test_exact_ratios_are_a_stationary_point(process):
     transition, sizes = PROCESSES[process](), []
