@@ -108,7 +108,8 @@ def divergence(transition, law: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Ten
     kl = (torch.xlogy(truth, truth) - torch.xlogy(truth, law)).sum((1, 2))
     m = q(transition, ZERO, t)[x0]
     weight = m[0, x[:, 0]] * m[1, x[:, 1]]
-    return (weight[weight > 0] * kl[weight > 0]).sum()
+    real = weight > 1e-12
+    return (weight[real] * kl[real]).sum()
 
 
 class Fixed(CleanDenoiser):
@@ -191,7 +192,8 @@ def seen(transition, t: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
     """All x_t that can come from x_0 `(2,)`, and their chances."""
     m, x = q(transition, ZERO, t)[x0], pairs(transition.states)
     weight = m[0, x[:, 0]] * m[1, x[:, 1]]
-    return x[weight > 0], weight[weight > 0]
+    real = weight > 1e-12  # eigenvectors leave rounding where there is nothing
+    return x[real], weight[real]
 
 
 class told:

@@ -108,7 +108,7 @@ def test_kernels_and_divergences_are_sums(process, reverse):
     for grid in grids(transition):
         for t, s in itertools.pairwise(grid):
             law = oracle_kernel(denoiser, t, s)
-            possible = noised(transition, DEPENDENT, t).flatten() > 0
+            possible = noised(transition, DEPENDENT, t).flatten() > 1e-12
             close(denoiser.step_law(x, t, s)[possible], law[possible])
             for x0 in pairs(K)[[0, 5, 7]]:
                 x_t, weight = seen(transition, t, x0)

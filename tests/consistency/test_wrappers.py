@@ -18,7 +18,7 @@ def assert_one_model(denoiser, label=None):
     x = pairs(transition.states)
     cond = labelled(label, len(x))
     for t, s in itertools.pairwise(own_grid(transition)):
-        possible = noised(transition, DEPENDENT, t).flatten() > 0
+        possible = noised(transition, DEPENDENT, t).flatten() > 1e-12
         law = denoiser.step_law(x, t, s, **cond)[possible]
         close(law.sum(-1), torch.ones_like(law[..., 0]))
         count = 4000
