@@ -65,7 +65,7 @@ def keeps_tokens(transition) -> bool:
 def kernel(transition, reverse, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """`p(x_s | x_t)` of each position at every x_t, `(S^2, 2, S)`, from outputs p0 `(S^2, 2, 3)`, by sums over x_0."""
     x, to_t = pairs(transition.states), q(transition, ZERO, t)
-    reach = to_t.T[x][..., :K]
+    reach = torch.where(to_t > 1e-12, to_t, 0.0).T[x][..., :K]
     posterior = posterior_is_read(reverse, transition, t)
     w = torch.where(reach > 0, p0 / reach.clamp(min=1e-300), 0.0) if posterior else p0
     if transition.is_clean(s):
