@@ -111,7 +111,8 @@ class RateCorrector(Sampler):
         jumps: what several jumps come to, as of `TauLeaping`.
 
     Raises:
-        UsageError: for a table, which has no rates, jumps that do not fit the process, and sizes that are not positive.
+        UsageError: for a table, which has no rates, jumps that do not fit the process, and sizes that are not
+            positive.
     """
 
     def __init__(

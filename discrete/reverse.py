@@ -1,4 +1,4 @@
-"""How a network's output is read: as the posterior of x_0 or as its leave-one-out posterior, and the way between them."""
+"""How a network's output is read, as the posterior of x_0 or as its leave-one-out posterior, and conversions."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ def to_posterior(transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor)
 
 
 def to_leave_one_out(transition: Transition, log_p: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    r"""`p0(x_0) prop. to p(x_0 | x_t) / q(x_t | x_0)`, the inverse of `to_posterior`; 0 for x_0 that cannot lead to x_t."""
+    r"""`p0(x_0) prop. to p(x_0 | x_t) / q(x_t | x_0)`, the inverse of `to_posterior`; 0 where q is."""
     evidence = transition.log_evidence(x_t, t).to(log_p)
     return torch.where(evidence > -torch.inf, log_p - evidence, -torch.inf).log_softmax(-1)

@@ -156,8 +156,8 @@ class Remasking(Sampler):
     what it is, so any network of absorption will do, and more steps mend more errors. With cap 0 it is `Ancestral`.
     Their joint distribution does not: positions that fall back together are drawn at once, so at the end it is off by
     an error of the order of the cap, however many steps are taken, and with a cap in proportion to the step by one of
-    order one in the step. With a wrong network it draws another distribution than `Ancestral`, which `VariationalBound`
-    does not bound.
+    order one in the step. With a wrong network it draws another distribution than `Ancestral`, which
+    `VariationalBound` does not bound.
 
     Args:
         denoiser: on `Absorbing(levels, schedule)`.

@@ -100,7 +100,7 @@ class D3PMText(TextExperiment):
         return Ancestral(denoiser)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Bits/char of absorbing, nearest neighbours, uniform, MDLM, SEDD and UDLM on one budget (table 1 and its successors)."""
+        """Bits/char of D3PM's transitions, MDLM, SEDD and UDLM on one budget (as table 1 and its successors)."""
         from .mdlm import MDLM
         from .sedd import SEDD
         from .udlm import UDLM

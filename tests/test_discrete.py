@@ -321,7 +321,8 @@ def test_descriptions_rebuild_what_they_describe(make):
 
 @pytest.mark.parametrize("levels", [2, 5])
 def test_uniform_is_multinomial_diffusion(levels):
-    """Hoogeboom et al. (2021), eq. 11-17, in their logarithms: posterior from `log alpha`, `log (1 - alpha)` and K."""
+    """Hoogeboom et al. (2021), eq. 11-17, in their logarithms: posterior from `log alpha`, `log (1 - alpha)` and
+    K."""
     steps, transition = 8, Uniform(levels, cosine(8))
     alpha = 1 - cosine(8)
     log_alpha, log_total = alpha.log(), alpha.log().cumsum(0)

@@ -75,7 +75,8 @@ def test_the_conversion_is_exact_in_both_directions(make):
 
 
 def test_converted_outputs_are_one_model():
-    """A network read as the posterior, and its conversion read as the leave-one-out posterior, draw the same chain."""
+    """A network read as the posterior, and its conversion read as the leave-one-out posterior, draw the same
+    chain."""
     transition, network = Uniform(3, LogLinear()), Both(3, 3)
     by_posterior = Categorical(network, transition, Marginal())
 
@@ -201,7 +202,8 @@ def test_what_changes_between_planned_steps_is_refused():
 
 
 def test_the_bound_takes_the_exact_posterior_and_the_objective_the_smoothed_one():
-    """An eps smooths the model alone in a bound, so it stays above the entropy; in the loss it smooths both, as released."""
+    """An eps smooths the model alone in a bound, so it stays above the entropy; in the loss it smooths both, as
+    released."""
     p, eps = torch.tensor([0.98, 0.015, 0.005], dtype=D), 1e-2
     transition = Uniform(3, torch.full((20,), 0.2, dtype=D))
     oracle = CategoricalOracle(p, transition)
@@ -232,7 +234,8 @@ def padded_law():
 @pytest.mark.parametrize("make", [lambda: Absorbing(3, reciprocal(4)), lambda: Uniform(3, BETAS)])
 @pytest.mark.parametrize("padding", [None, 2])
 def test_padded_texts_are_coded(make, padding):
-    """All texts' costs are a code, with their lengths sent first or with padding as a token; what is given of padding is known."""
+    """All texts' costs are a code, with their lengths sent first or with padding as a token; what is given of padding
+    is known."""
     transition, law = make(), padded_law()
     denoiser = JointOracle(law.clamp(min=1e-12), transition)
     bound = VariationalBound(denoiser, padding=padding)

@@ -26,7 +26,7 @@ def log_clean(transition: Transition, logits: Tensor) -> Tensor:
 def plain_divergence(
     transition: Transition, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, exact: bool = False
 ) -> Terms:
-    """`Transition.divergence` by its definition; `exact` leaves the true posterior without the reverse model's eps."""
+    """`Transition.divergence` by its definition; `exact`: of the true posterior without the reverse model's eps."""
     log_p0 = log_clean(transition, logits)
     nats = transition.cross_entropy(reverse, logits, x0, x_t, t)
     back, ahead = transition.likelihood(x_t, s, t), transition.pushforward(transition.one_hot(x0, log_p0.dtype), CLEAN, s)

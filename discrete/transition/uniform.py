@@ -72,7 +72,7 @@ class Uniform(Interpolating):
         return self._rate(m, log_m, at_0, like(self._odds(exact(t).to(x_t.device)), x_t), x0 == x_t, t).to(log_ratio)
 
     def _odds(self, t: Tensor) -> Tensor:
-        """How much likelier x_t is after x_0 = x_t than after another token, less one: `K kept / (1 - kept)`, as t."""
+        """`K kept / (1 - kept)`, as t: how much likelier x_t is after x_0 = x_t than after another token, less one."""
         kept, lost = self.kept(CLEAN, t)
         return kept * self.states / lost.clamp(min=TINY)
 

@@ -1,7 +1,7 @@
 """The oracle of the categorical consistency matrix: two positions of three tokens, everything from dense matrices.
 
-Nothing here uses a closed form, a reverse model or a sampler of the package: kernels, bounds and distributions are sums
-over all states, from `Q_(0->t)` alone.
+Nothing here uses a closed form, a reverse model or a sampler of the package: kernels, bounds and distributions are
+sums over all states, from `Q_(0->t)` alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def noised(transition, data: Tensor, t: Tensor) -> Tensor:
 
 
 def posteriors(transition, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """`p(x_0 | x_t)` of each position at every x_t, `(S^2, 2, 3)`, and the leave-one-out posterior, by Bayes' rule."""
+    """`p(x_0 | x_t)` of each position at every x_t, `(S^2, 2, 3)`, and the leave-one-out posterior, by Bayes'
+    rule."""
     x, m = pairs(transition.states), q(transition, ZERO, t)[:K]
     others = torch.stack([m.T[x[:, 1]] @ data.T, m.T[x[:, 0]] @ data], 1)  # sum over the other x_0
     own = m.T[x]
@@ -63,7 +64,8 @@ def keeps_tokens(transition) -> bool:
 
 
 def kernel(transition, reverse, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """`p(x_s | x_t)` of each position at every x_t, `(S^2, 2, S)`, from outputs p0 `(S^2, 2, 3)`, by sums over x_0."""
+    """`p(x_s | x_t)` of each position at every x_t, `(S^2, 2, S)`, from outputs p0 `(S^2, 2, 3)`, by sums over
+    x_0."""
     x, to_t = pairs(transition.states), q(transition, ZERO, t)
     reach = torch.where(to_t > 1e-12, to_t, 0.0).T[x][..., :K]
     posterior = posterior_is_read(reverse, transition, t)
@@ -233,7 +235,8 @@ def labelled(label: Tensor | None, count: int) -> dict[str, Tensor]:
 
 
 def assert_bounds(denoiser: CategoricalDenoiser, grid: Tensor, label: Tensor | None = None) -> Tensor:
-    """Each x_0 costs at least `-log P(x_0)` of the chain's own samples, so all costs together are a code; returns the costs."""
+    """Each x_0 costs at least `-log P(x_0)` of the chain's own samples, so all costs together are a code; returns the
+    costs."""
     size = denoiser.corruption.states
     cond = labelled(label, size**2)
     law = walk(start_of(denoiser, grid[0], **labelled(label, 1)), denoiser, grid, lambda x, t, s: denoiser.step_law(x, t, s, **cond))

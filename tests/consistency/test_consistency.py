@@ -1,6 +1,7 @@
 """One denoiser is one model: every combination that the categorical family lets a user build, against enumeration.
 
-The table of combinations is `cells.py`, the oracle `enumerated.py`; docs/consistency.md is generated from the same table.
+The table of combinations is `cells.py`, the oracle `enumerated.py`; docs/consistency.md is generated from the same
+table.
 """
 
 import itertools
@@ -66,8 +67,8 @@ def times_of(transition):
 
 
 def grids(transition):
-    """The whole table or a few steps in time, shorter grids, and some of one's own: one that starts below 1, and on a table one that
-    meets rows twice and ends on its way in row 0."""
+    """The whole table or a few steps in time, shorter grids, and some of one's own: one that starts below 1, and on a
+    table one that meets rows twice and ends on its way in row 0."""
     own = [own_grid(transition), torch.tensor([0.75, 0.5, 0.0], dtype=D)]
     if transition.steps:
         own.append(torch.tensor([1.0, 0.9, 0.7, 0.55, 0.45, 0.25, 0.1, 0.05, 0.0], dtype=D))
@@ -118,7 +119,8 @@ def test_kernels_and_divergences_are_sums(process, reverse):
 
 @pytest.mark.parametrize(("process", "reverse"), IN_TIME)
 def test_rates_are_the_limit_of_kernels(process, reverse):
-    """`R_hat(x, y) = R(y, x) m_y` is what the kernel of a short step does, and the path's rate what its divergence does."""
+    """`R_hat(x, y) = R(y, x) m_y` is what the kernel of a short step does, and the path's rate what its divergence
+    does."""
     transition = PROCESSES[process]()
     denoiser, x, h = wrong(transition, REVERSES[reverse]()), pairs(transition.states), 1e-6
     for t in (torch.tensor(v, dtype=D) for v in (0.1, 0.5, 0.9)):
@@ -144,7 +146,8 @@ def test_ratios_are_undone_by_a_linear_system(process):
 
 @pytest.mark.parametrize(("process", "reverse"), MODELS)
 def test_the_exact_start_is_what_the_process_leaves(process, reverse):
-    """Where one token is the start, survivors are the denoiser's; of independent tokens the exact one's start is q(x_1)."""
+    """Where one token is the start, survivors are the denoiser's; of independent tokens the exact one's start is
+    q(x_1)."""
     transition = PROCESSES[process]()
     start = start_of(exact(transition, REVERSES[reverse](), INDEPENDENT))
     if (transition.stationary() == 1).any():
@@ -192,7 +195,8 @@ def test_the_exact_denoiser_is_a_stationary_point(process, reverse, objective):
 
 @pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in MODELS if r != "Product(eps)"])
 def test_objectives_are_the_terms_that_they_say(process, reverse):
-    """Of a wrong denoiser, mean over both positions: a step's divergence, the rate times the length of time, the posterior's nats."""
+    """Of a wrong denoiser, mean over both positions: a step's divergence, the rate times the length of time, the
+    posterior's nats."""
     transition, model, h = PROCESSES[process](), REVERSES[reverse](), 1e-6
     for t in times_of(transition)[:-1]:
         raw = wrong(transition, model).output(t)
@@ -229,7 +233,8 @@ def test_exact_ratios_are_a_stationary_point(process):
 
 @pytest.mark.parametrize(("process", "reverse"), MODELS)
 def test_a_chain_bounds_what_its_sampler_draws(process, reverse):
-    """Prior, path and data of a wrong denoiser are `E_q log q / p` of the oracle's kernels, and bound the samples' code length."""
+    """Prior, path and data of a wrong denoiser are `E_q log q / p` of the oracle's kernels, and bound the samples'
+    code length."""
     transition = PROCESSES[process]()
     denoiser = wrong(transition, REVERSES[reverse]())
     for grid in grids(transition):
@@ -264,7 +269,8 @@ def test_the_exact_denoisers_bound_is_the_entropy(process, reverse):
 
 @pytest.mark.parametrize(("process", "reverse"), [*IN_TIME, *((p, "ratios") for p in RATIOS)])
 def test_chains_tend_to_the_integral(process, reverse):
-    """The bound of 100, 400 and 1600 steps less the integral falls by 4 and 4: at first order, for a wrong denoiser."""
+    """The bound of 100, 400 and 1600 steps less the integral falls by 4 and 4: at first order, for a wrong
+    denoiser."""
     x0 = torch.tensor([0, 2])
     denoiser = build(process, "ratios") if reverse == "ratios" else wrong(PROCESSES[process](), REVERSES[reverse](), seed=3)
     transition = denoiser.corruption

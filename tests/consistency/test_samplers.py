@@ -165,8 +165,8 @@ def test_every_step_is_of_order_one(process, reverse, name):
 
 @pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in MASKED if "time" in p])
 def test_remasking_is_of_order_one_in_its_cap(process, reverse):
-    """Two tokens that fall back together are drawn at once: a cap that stays leaves an error of its order, one that falls as
-    the step one that vanishes at order one."""
+    """Two tokens that fall back together are drawn at once: a cap that stays leaves an error of its order, one that
+    falls as the step one that vanishes at order one."""
     denoiser = exact(PROCESSES[process](), REVERSES[reverse]())
     transition = denoiser.corruption
 

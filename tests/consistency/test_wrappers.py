@@ -13,7 +13,8 @@ from unnoise.shared.errors import UsageError
 
 
 def assert_one_model(denoiser, label=None):
-    """Draws, divergences, rates and the path's rate are those of the kernel, and the bound is of what the chain draws."""
+    """Draws, divergences, rates and the path's rate are those of the kernel, and the bound is of what the chain
+    draws."""
     transition, h = denoiser.corruption, 1e-6
     x = pairs(transition.states)
     cond = labelled(label, len(x))

@@ -1,4 +1,5 @@
-"""UDLM and Duo in float64: the continuous-time bound of uniform noise and its gradient, chains, posteriors, psi steps."""
+"""UDLM and Duo in float64: the continuous-time bound of uniform noise and its gradient, chains, posteriors, psi
+steps."""
 
 import math
 
