@@ -65,7 +65,7 @@ class ContinuousBound(Objective):
     One formula for MDLM (absorption: cross-entropy weighted by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10),
     for the CTMC bound of tauLDR (Campbell et al. 2022, eq. 6, with its jump integrated out and so one pass of the
     network) and, of a `ScoreEntropyDenoiser`, for the score entropy of SEDD (Lou et al. 2024, theorem 3.6); on
-    uniform noise with `Product` it is UDLM's and Duo's (Schiff et al. 2024, eq. 17; Sahoo et al. 2025). The part
+    uniform noise with `Product` it is UDLM's and Duo's (Schiff et al. 2024; Sahoo et al. 2025). The part
     `path_bits_per_dim` has neither the bound's prior nor its data term.
 
     Args:

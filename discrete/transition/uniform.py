@@ -50,7 +50,7 @@ class Uniform(Interpolating):
 
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""With `odds = K kept / (1 - kept)` the ratios are `(1 + odds p0_y) / (1 + odds p0_(x_t))` of `Product`
-        (Schiff et al. 2024, eq. 17) and `h + odds p0_y`, `h = 1 - p0_(x_t) odds / (1 + odds)`, of `Marginal`.
+        (Schiff et al. 2024) and `h + odds p0_y`, `h = 1 - p0_(x_t) odds / (1 + odds)`, of `Marginal`.
         """
         if reverse.eps:
             return plain_path_rate(self, reverse, logits, x0, x_t, t)
