@@ -224,7 +224,8 @@ def chain_bound(denoiser: CategoricalDenoiser, grid: Tensor, x0: Tensor, label: 
     for n in range(1, len(grid)):
         x_t, weight = seen(transition, grid[-1 - n], x0)
         with told(transition, x_t):
-            nats = bound.term(x0.expand(len(x_t), 2), torch.tensor(n), **labelled(label, len(x_t)))
+            batch, cond = x0.expand(len(x_t), 2), labelled(label, len(x_t))
+            nats = bound.term(batch, torch.tensor(n), **cond) if n > 1 else bound.data(batch, **cond)
         total = total + (weight * nats).sum()
     return total
 

@@ -117,6 +117,25 @@ def test_kernels_and_divergences_are_sums(process, reverse):
                 close((weight * ours).sum(), divergence(transition, law, x0, t, s))
 
 
+@pytest.mark.parametrize(("process", "reverse"), MODELS)
+def test_slopes_of_divergences_are_those_of_the_sums(process, reverse):
+    """By the network's output, along a line, of each step of a short grid; `divergence` has a backward pass of its
+    own."""
+    transition, model, h = PROCESSES[process](), REVERSES[reverse](), 1e-5
+    for t, s in itertools.pairwise(transition.grid(3)):
+        raw = wrong(transition, model).output(t)
+        along = torch.cos(3 * torch.arange(raw.numel(), dtype=D)).view(raw.shape)
+        network = Free(transition.states, raw)
+        denoiser = Categorical(network, transition, model)
+        for x0 in pairs(K)[[0, 5]]:
+            x_t, weight = seen(transition, t, x0)
+            with told(transition, x_t):
+                nats = denoiser.divergence(x0.expand(len(x_t), 2), x_t, t, s, dtype=D).divergence.sum(1)
+            (slope,) = torch.autograd.grad((weight * nats).sum(), network.table)
+            up, down = (divergence(transition, kernel(transition, model, (raw + v * along).softmax(-1), t, s), x0, t, s) for v in (h, -h))
+            close((slope * along).sum(), (up - down) / (2 * h), 1e-7 if not model.eps else 10 * model.eps)
+
+
 @pytest.mark.parametrize(("process", "reverse"), IN_TIME)
 def test_rates_are_the_limit_of_kernels(process, reverse):
     """`R_hat(x, y) = R(y, x) m_y` is what the kernel of a short step does, and the path's rate what its divergence
@@ -246,6 +265,26 @@ def test_a_chain_bounds_what_its_sampler_draws(process, reverse):
             for t, s in itertools.pairwise(grid):
                 total = total + divergence(transition, oracle_kernel(denoiser, t, s), x0, t, s)
             close(bound, total)
+
+
+@pytest.mark.parametrize(("process", "reverse"), MODELS)
+def test_a_bound_takes_each_step_of_its_grid_once(process, reverse):
+    """All steps, or in the mean a few of them: the path is every step but the last, and the last is the data."""
+    denoiser = wrong(PROCESSES[process](), REVERSES[reverse]())
+    for grid in grids(denoiser.corruption):
+        for terms in (None, 2):
+            bound, taken = VariationalBound(denoiser, steps=grid, terms=terms), []
+
+            def divergence(x0, t, s, *, generator=None, taken=taken):
+                taken.extend(zip(t.expand(len(x0)).tolist(), s.expand(len(x0)).tolist(), strict=True))
+                return torch.ones(len(x0), dtype=D)
+
+            bound.divergence = divergence
+            code = bound(torch.zeros(1, 2).long(), generator=torch.Generator().manual_seed(0))
+            assert float(code.path) == pytest.approx(len(grid) - 2) and float(code.data) == 1.0
+            steps = list(itertools.pairwise(grid.tolist()))
+            assert set(taken) <= set(steps) and taken[-1] == steps[-1]
+            assert terms or taken == steps
 
 
 @pytest.mark.parametrize(("process", "reverse"), [(p, r) for p, r in MODELS if r != "Product(eps)"])
