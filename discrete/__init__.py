@@ -1,6 +1,7 @@
 """Categorical diffusion: D3PM with structured transition matrices, multinomial diffusion, MDLM, SEDD and tauLDR."""
 
 from ..shared.importance import Importance
+from ..shared.random import categorical
 from .bound import VariationalBound
 from .denoiser import Categorical, CategoricalDenoiser, CategoricalOracle, CleanDenoiser, ScoreEntropyDenoiser, scaled_by_noise, unscaled
 from .editing import Infilling, between, prefix, sliding, suffix
@@ -73,6 +74,7 @@ __all__ = [
     "VariationalBound",
     "between",
     "carried",
+    "categorical",
     "cosine",
     "direct",
     "every_neighbour",

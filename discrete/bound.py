@@ -67,7 +67,11 @@ class VariationalBound:
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
-        """`x0`: tokens, `(B, ...)`. One draw of noise for each term."""
+        """The three parts for tokens `x0`, `(B, ...)`.
+
+        Path and data are estimates without bias from one draw of noise for each term: average over examples, or over
+        calls with other generators.
+        """
         x0 = as_tokens(x0, self.denoiser.corruption.levels, "x_0")
         path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         first, last = (1, self.terms or STRATA) if self.grid is None else (2, len(self.grid) - 1)

@@ -16,7 +16,7 @@ from ..shared.errors import UsageError
 from ..shared.labels import Label, thousandths
 from ..shared.random import Source, categorical, quantile, uniform
 from ..shared.tensors import at_least_float32, exact, full_precision, like
-from .heads import Head, direct, refuse_head
+from .heads import Head, direct, refuse_head, refuse_shape
 from .reverse import Marginal, Product, to_leave_one_out
 from .transition import ReverseModel, Transition
 from .transition.base import CLEAN, Terms, as_tokens, normalised
@@ -159,7 +159,7 @@ class Categorical(CleanDenoiser):
         network: `(x_t int64, time label (B,), **cond) -> output (..., K)`, or what the head reads.
         transition: what corrupted x_t.
         reverse: how the output is read, as the leave-one-out posterior of x_0 (`Product`, as published for D3PM) or
-            as its posterior (`Marginal`); at masks of an absorbing process both are the same.
+            as its posterior (`Marginal`); at masks of an absorbing process both are the same; None for `Product()`.
         label: the number that the network is fed for a time.
         head: how the output becomes logits: `direct`, `residual`, `carried` or `logistic`.
 
@@ -176,6 +176,10 @@ class Categorical(CleanDenoiser):
         head: Head = direct,
     ) -> None:
         super().__init__()
+        if not isinstance(transition, Transition):
+            raise UsageError(f"transition={transition!r}: give Categorical(network, transition), in this order")
+        if not isinstance(reverse, ReverseModel | None):
+            raise UsageError(f"reverse={reverse!r}: give a reverse model, Product() or Marginal()")
         refuse_head(head, transition)
         self.network, self.transition, self.reverse, self.label, self.head = network, transition, reverse or Product(), label, head
         if self.reverse.eps and transition.steps is None:
@@ -232,7 +236,9 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
     def log_ratio(self, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Tensor:
         """`log m`, `(..., K)`; 0 at x_t itself."""
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
-        out = _in(at_least_float32(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond)), dtype)
+        out = self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond)
+        refuse_shape(out, x_t, self.corruption)
+        out = _in(at_least_float32(out), dtype)
         out = out + like(self.offset(self.corruption, exact(t).clamp(max=float(BEFORE_ONE))).to(out.device), out)
         out = F.pad(out, (0, self.corruption.states - out.shape[-1]), value=-torch.inf)
         return out.scatter(-1, x_t[..., None], 0.0)

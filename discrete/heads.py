@@ -18,7 +18,13 @@ Head: TypeAlias = Callable[[Tensor, Tensor, Transition], Tensor]
 
 @described
 def direct(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    """The output `(..., K)` itself; what it says of a mask that the transition adds is left out, since x_0 is never masked."""
+    """The output `(..., K)` itself; what it says of a mask that the transition adds is left out, since x_0 is never
+    masked.
+
+    Raises:
+        UsageError: for an output of another shape than one logit for each token at each position.
+    """
+    refuse_shape(out, x_t, transition)
     return out[..., : transition.levels]
 
 
@@ -66,6 +72,20 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     upper, lower = (k - centre + 1 / (levels - 1)) * inverse, (k - centre - 1 / (levels - 1)) * inverse
     # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): a sum in logarithms, without cancellation.
     return torch.nn.functional.logsigmoid(upper) + torch.nn.functional.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+
+
+def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
+    """Refuses an output that does not hold one number for each token at each position.
+
+    Raises:
+        UsageError: with the shape that is read.
+    """
+    if out.shape[:-1] != x_t.shape or out.shape[-1] not in (transition.levels, transition.states):
+        sizes = " or ".join(str(n) for n in dict.fromkeys((transition.levels, transition.states)))
+        raise UsageError(
+            f"the network gave {tuple(out.shape)} for x_t {tuple(x_t.shape)}: give one number for each token at each position, "
+            f"(*x_t.shape, {sizes}), the vocabulary last"
+        )
 
 
 def refuse_head(head: Head, transition: Transition) -> None:

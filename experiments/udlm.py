@@ -19,7 +19,7 @@ from .texts import Text, TextExperiment, TextNetwork
 @described
 @dataclass(frozen=True)
 class UDLM(TextExperiment):
-    """Uniform resampling in continuous time; the network predicts each token from the others alone."""
+    """Uniform resampling in continuous time; `Product` reads the network's output as what the other tokens say of each."""
 
     eps: float = 1e-3
     """Share of tokens that are untouched at t = 1."""

@@ -48,6 +48,13 @@ class Table(torch.nn.Module):
         return self.table[x]
 
 
+class Channels(Table):
+    """The same with the vocabulary first."""
+
+    def forward(self, x, label):
+        return super().forward(x, label).movedim(-1, 1)
+
+
 ROWS = torch.full((3, 4, 4), 0.25)
 REFUSED = [
     (lambda: Uniform(4, cosine(5)).corrupt(torch.tensor([[1, 4]]), torch.ones(1)), "x_0 holds the symbol 4, outside the vocabulary 0..3"),
@@ -127,6 +134,20 @@ REFUSED = [
             torch.zeros(1, 2, dtype=torch.int64), torch.ones(1)
         ),
         "two numbers",
+    ),
+    (lambda: Categorical(Uniform(4, cosine(5)), Table(4, 4)), "give Categorical\\(network, transition\\), in this order"),
+    (lambda: Categorical(Table(4, 4), Uniform(4, cosine(5)), Product), "give a reverse model, Product\\(\\) or Marginal"),
+    (
+        lambda: Categorical(Table(5, 5), Uniform(4, cosine(5)))(torch.zeros(2, 3).long(), torch.ones(2)),
+        r"gave \(2, 3, 5\) for x_t \(2, 3\): give .* 4\), the vocabulary last",
+    ),
+    (
+        lambda: Categorical(Channels(4, 4), Absorbing(3, cosine(5)))(torch.zeros(2, 3).long(), torch.ones(2)),
+        r"gave \(2, 4, 3\) for x_t \(2, 3\): give .* 3 or 4\), the vocabulary last",
+    ),
+    (
+        lambda: ScoreEntropyDenoiser(Table(5, 5), Uniform(4, LogLinear(1e-3)))(torch.zeros(2, 3).long(), torch.ones(2)),
+        r"gave \(2, 3, 5\)",
     ),
 ]
 
