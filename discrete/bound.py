@@ -13,7 +13,7 @@ from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
 from ..shared.sampler import checked
-from .denoiser import CategoricalDenoiser
+from .denoiser import CategoricalDenoiser, refuse_without_integral
 from .transition.base import CLEAN, as_tokens
 from .transition.plain import categorical_kl
 
@@ -33,8 +33,8 @@ class VariationalBound:
 
     Args:
         denoiser: with its reverse model.
-        terms: at how many times to evaluate the path, stratified; None for all steps of a chain, and 128 for an
-            integral.
+        terms: at how many times to evaluate the path, stratified, the same for all examples where `steps` is not the
+            whole table; None for all steps of a chain, and 128 for an integral.
         steps: of the chain, or its grid of times, as a sampler takes them; None for the whole table, and in
             continuous time for the integral.
         padding: the token that fills texts up at their ends, or None. With it a text is coded as its length, uniform
@@ -43,8 +43,8 @@ class VariationalBound:
             any token.
 
     Raises:
-        UsageError: for steps that do not fit a table, a grid that does not end at 0, and padding that is not at the
-            end.
+        UsageError: for steps that do not fit a table, a grid that does not end at 0, padding that is not at the end,
+            and in continuous time a path whose integral is infinite.
     """
 
     def __init__(
@@ -55,9 +55,13 @@ class VariationalBound:
         steps: int | Tensor | None = None,
         padding: int | None = None,
     ) -> None:
-        if terms is not None and terms < 1:
-            raise UsageError(f"terms={terms}: give one or more")
+        if terms is not None and (not isinstance(terms, int) or terms < 1):
+            raise UsageError(f"terms={terms}: give a whole number, one or more")
+        if not isinstance(steps, int | Tensor | None) or isinstance(steps, bool):
+            raise UsageError(f"steps={steps!r}: give a whole number, a grid of times such as transition.grid(10), or None")
         self.denoiser, self.terms, self.padding = denoiser, terms, padding
+        if steps is None:
+            refuse_without_integral(denoiser)
         own = denoiser.corruption.steps
         self.whole = steps is None or (not isinstance(steps, Tensor) and steps == own)  # each step of a table, or the integral
         steps = own if steps is None else steps
@@ -78,8 +82,8 @@ class VariationalBound:
         if last >= first:
             levels, weight = sampled_levels(first, last, self.terms or last, len(x0), generator)
             for n in progress(levels.flip(0), len(levels), "bound"):
-                one = not self.whole and weight == 1  # every row takes the same step, of any length
-                path += weight * self.part(x0, n[0].cpu() if one else n.to(x0.device), generator=generator, **cond)
+                n = n.to(x0.device) if self.whole else n[0].cpu()  # steps of any length are taken by all examples at once
+                path += weight * self.part(x0, n, generator=generator, **cond)
         prior = self.prior(x0, **cond) + self.length_nats(x0)
         return Codelength(prior, path, self.data(x0, generator=generator, **cond))
 

@@ -32,6 +32,11 @@ class CategoricalDenoiser(Denoiser):
 
     corruption: Transition
 
+    @property
+    def has_integral(self) -> bool:
+        """Whether the path's rate can be integrated up to t = 1: not where it grows as `1 / (1 - t)`."""
+        return True
+
     @abstractmethod
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`p(x_s | x_t)`, `(..., K)`, for any s < t; at s = 0 the posterior `p(x_0 | x_t)`."""
@@ -285,6 +290,19 @@ def scaled_by_noise(transition: Transition, t: Tensor) -> Tensor:
     """
     total = transition.noise.total(t)
     return -torch.log(torch.expm1(total)) - math.log(transition.levels)
+
+
+def refuse_without_integral(denoiser: CategoricalDenoiser) -> None:
+    """Refuses a denoiser whose bound in continuous time is infinite.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not denoiser.has_integral:
+        raise UsageError(
+            f"{type(denoiser).__name__} prefers tokens at t = 1, where this process resamples at an infinite rate, so its bound in "
+            "continuous time is infinite: give the schedule an eps above 0, or bound a chain, VariationalBound(denoiser, steps=100)"
+        )
 
 
 def refuse_without_p0(denoiser: CategoricalDenoiser, name: str) -> None:

@@ -211,13 +211,17 @@ class _MatrixDivergence(torch.autograd.Function):
             p = at_least_float32(logits[some]).softmax(-1)
             posterior, costs = _posterior(p, _rows(evidence[batch], here_t + offset), logits[some], here_0)
             r = p * _rows(weights[batch], here_t + offset)
-            w = (r @ ahead[batch]).clamp_(min=tiny)
+            w = r @ ahead[batch]
+            missed = w <= 0
+            w.clamp_(min=tiny)
             from_x_t, true = _rows(back[batch], here_t + offset), _rows(ahead[batch], here_0 + offset)
             q = from_x_t * true
+            # Only an x_0 that is ruled out can be impossible: what underflows is not.
+            impossible = (missed & (q > 0)).any(-1) & (logits[some].gather(-1, here_0[..., None]).squeeze(-1) == -torch.inf)
             true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
             q.div_(true_z)
             here = (z / true_z).log().squeeze(-1) + (true.div_(w).clamp_(min=tiny).log_().mul_(q)).sum(-1)
-            kl[some], nats[some] = torch.where(clean[batch, None], costs, here), costs
+            kl[some], nats[some] = torch.where(clean[batch, None], costs, here.masked_fill(impossible, torch.inf)), costs
             if slope is not None:
                 by = r.mul_(from_x_t.div_(z).sub_(q.div_(w)) @ ahead[batch].mT)  # p dKL/dp: p may be too small to be divided out of it
                 by.addcmul_(p, by.sum(-1, keepdim=True), value=-1)

@@ -124,6 +124,13 @@ class ClassifierGuided(CategoricalDenoiser):
         self.denoiser, self.classifier, self.scale, self.change = denoiser, classifier, scale, change
         self.corruption, self.conditions = denoiser.corruption, None
 
+    @property
+    def has_integral(self) -> bool:
+        pi, end = self.corruption.stationary(), torch.ones((), dtype=torch.float64)
+        if self.corruption.steps is not None or bool((pi == 1).any()) or not self.scale:
+            return True
+        return bool(torch.isfinite(self.corruption.inflow(pi.argmax(-1)[None], end)).all())
+
     def tilt(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`scale (log p(c | x_t with k) - log p(c | x_t))`, 0 at x_t itself, `(..., K)`."""
         return self.scale * self.change(self.classifier, x_t.long(), t, self.corruption.states, cond)
@@ -140,8 +147,8 @@ class ClassifierGuided(CategoricalDenoiser):
         return categorical(self.step_law(x_t, t, s, **cond), generator)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        ratio = self.denoiser.ratio(x_t, t, **taken(self.denoiser, cond))
-        return ratio * self.tilt(x_t, t, **cond).to(ratio).exp()
+        ratio = self.denoiser.ratio(x_t, t, **taken(self.denoiser, cond)).double()  # a strong classifier's factor leaves float32
+        return ratio * self.tilt(x_t, t, **cond).double().exp()
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         law = self.step_law(x_t, t, s, **cond)

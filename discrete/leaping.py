@@ -128,10 +128,11 @@ class RateCorrector(Sampler):
     def rates(self, x: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`R_hat_s(x, y) + R_s(x, y)`, 0 at `y = x`, `(..., K)`, per unit of time."""
         back = reverse_rates(self.denoiser, x, s, **cond)
+        x = x.long()
         return back + self.corruption.outflow(x, s).to(back).scatter(-1, x[..., None], 0.0)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0 or t > self.below:
+        if s == 0 or min(float(t), 1.0) > self.below:  # before a grid's first step t lies beyond 1
             return x
         for _ in range(self.repeats):
             rates = self.rates(x, s, **cond)

@@ -13,7 +13,7 @@ from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent
 from ..shared.random import Source
 from ..shared.tensors import full_precision
-from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_p0
+from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_integral, refuse_without_p0
 from .transition.base import as_tokens
 
 
@@ -26,7 +26,8 @@ class Hybrid(Objective):
     would be T times as large. The cross-entropy is that of the posterior: of a leave-one-out posterior (`Product`) it
     has x_t's evidence counted in, where the released code takes the network's output, and both terms then ask for the
     same network. With an eps of the reverse model both distributions of L_n are smoothed, as released. The part
-    `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without its prior.
+    `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without its prior, but for an eps, which
+    in the bound smooths the model alone.
 
     Args:
         denoiser: on the table to train with.
@@ -76,13 +77,14 @@ class ContinuousBound(Objective):
             batch; or None.
 
     Raises:
-        UsageError: for a table, which has no rates.
+        UsageError: for a table, which has no rates, and a path whose integral is infinite.
     """
 
     def __init__(self, denoiser: CategoricalDenoiser, ce: float = 0.0, times: Draw = independent, padding: int | None = None) -> None:
         super().__init__()
         if denoiser.corruption.steps is not None:
             raise UsageError("a table has no rates: train it with Hybrid, or give the process a schedule such as LogLinear()")
+        refuse_without_integral(denoiser)
         if ce:
             refuse_without_p0(denoiser, f"ce={ce}")
         self.denoiser, self.ce, self.times, self.padding = denoiser, ce, times, padding
@@ -146,4 +148,4 @@ def mean_over(values: Tensor, x0: Tensor, padding: int | None) -> Tensor:
     if padding is None:
         return values.mean(1)
     real = (x0 != padding).flatten(1)
-    return torch.where(real, values, 0.0).sum(1) / real.sum(1).to(values).mean().clamp(min=1)
+    return torch.where(real, values, 0.0).sum(1) / real.sum(1).to(values).mean().clamp(min=1 / len(x0))

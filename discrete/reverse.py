@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..shared.describe import described
-from .transition.base import ReverseModel, Transition
+from ..shared.errors import UsageError
+from .transition.base import ReverseModel, Transition, as_tokens
 
 
 @described
@@ -27,6 +28,10 @@ class Product(ReverseModel):
     """
 
     eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.eps >= 0:
+            raise UsageError(f"eps={self.eps}: give 0, or a small positive number such as the released 1e-6")
 
     def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:
         return transition.first_row(t)
@@ -52,12 +57,19 @@ def to_posterior(transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor)
         t: a scalar or `(B,)`.
 
     Returns:
-        `(..., levels)`, normalized.
+        `(..., levels)`, normalized. Where log_p0 rules out all x_0 that can lead to x_t it is that of a log_p0 without
+        preference.
     """
-    return (log_p0 + transition.log_evidence(x_t, t).to(log_p0)).log_softmax(-1)
+    evidence = transition.log_evidence(as_tokens(x_t, transition.states, "x_t"), t).to(log_p0)
+    return possible(log_p0 + evidence, evidence).log_softmax(-1)
 
 
 def to_leave_one_out(transition: Transition, log_p: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     r"""`p0(x_0) prop. to p(x_0 | x_t) / q(x_t | x_0)`, the inverse of `to_posterior`; 0 where q is."""
-    evidence = transition.log_evidence(x_t, t).to(log_p)
-    return torch.where(evidence > -torch.inf, log_p - evidence, -torch.inf).log_softmax(-1)
+    evidence = transition.log_evidence(as_tokens(x_t, transition.states, "x_t"), t).to(log_p)
+    return possible(torch.where(evidence > -torch.inf, log_p - evidence, -torch.inf), evidence).log_softmax(-1)
+
+
+def possible(log_p: Tensor, evidence: Tensor) -> Tensor:
+    """`log_p`, `(..., K)`; where it rules out everything, the evidence of x_t."""
+    return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence)

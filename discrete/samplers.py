@@ -14,7 +14,7 @@ from ..shared.sampler import Sampler
 from ..shared.tensors import like
 from .denoiser import CategoricalDenoiser
 from .transition import Transition
-from .transition.base import normalised
+from .transition.base import as_tokens, normalised
 
 Last: TypeAlias = Callable[[Tensor, Source], Tensor]
 
@@ -71,7 +71,7 @@ class Euler(Sampler):
             return self.denoiser.step_law(x, t, s, **cond)
         jumps = reverse_rates(self.denoiser, x, t, **cond)
         jumps = like(t - s, jumps) * jumps
-        return normalised(jumps.scatter(-1, x[..., None], (1 - jumps.sum(-1, keepdim=True)).clamp(min=0)))
+        return normalised(jumps.scatter(-1, x.long()[..., None], (1 - jumps.sum(-1, keepdim=True)).clamp(min=0)))
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         draw = categorical if s > 0 else self.last
@@ -88,6 +88,7 @@ def reverse_rates(denoiser: CategoricalDenoiser, x_t: Tensor, t: Tensor, **cond:
     """
     if t.ndim == 0 and t.device.type == "cpu" and t >= 1:
         refuse_infinite(denoiser.corruption, t)
+    x_t = as_tokens(x_t, denoiser.corruption.states, "x_t")
     into = denoiser.corruption.inflow(x_t, t)
     ratio = denoiser.ratio(x_t, t, **cond)
     return torch.where(into > 0, ratio * into.to(ratio), 0.0).scatter(-1, x_t[..., None], 0.0)

@@ -14,7 +14,7 @@ from ..shared.tensors import exact, like
 from .denoiser import CategoricalDenoiser, CleanDenoiser
 from .samplers import Last, most_likely
 from .transition import Transition
-from .transition.base import CLEAN
+from .transition.base import CLEAN, as_tokens
 
 TINY = 1e-30
 
@@ -76,11 +76,11 @@ class Unmasking(Sampler):
             reached = self.corruption.noise.total(s)
             before, left = left, int(torch.searchsorted(order, reached, right=True))
             if before == left:
-                if s == 0:  # what `last` would draw is drawn, or streams would depend on the batch
+                if self.corruption.is_clean(s):  # what `last` would draw is drawn, or streams would depend on the batch
                     self.last(torch.ones(1, device=x.device).expand(*x.shape, 1), generator)
                 return x
             p0 = self.denoiser(x, t, **cond).exp()
-            drawn = quantile(p0, plan.u) if s > 0 else self.last(p0, generator)
+            drawn = self.last(p0, generator) if self.corruption.is_clean(s) else quantile(p0, plan.u)
             return torch.where((x == self.corruption.symbol) & (plan.events > float(reached)), drawn, x)
 
         return step
@@ -93,8 +93,9 @@ class FirstHitting(Sampler):
     r"""Infinitely many steps at the cost of one evaluation for each symbol (Zheng et al. 2024, section 4, the first-hitting sampler).
 
     Each row walks from one reveal to the next, at times `1 - alpha = u^(1/n) (1 - alpha')` with n masks left, the order statistics of
-    `planned`, and asks the network for one symbol at the time at which it falls. With L steps for L positions the joint law is
-    exactly that of the process in continuous time; with fewer, `L / steps` symbols are drawn at once, at the time of their first.
+    `planned`, and asks the network for one symbol at the time at which it falls. With L steps for L positions the joint distribution is
+    exactly that of the process in continuous time, from a start of masks (survivors of a schedule that leaves tokens over
+    are drawn independently of each other); with fewer, `L / steps` symbols are drawn at once, at the time of their first.
     Times below t_min are read as t_min, and on a table as rows. Here a time of the grid, over that of the first, is the share of a row's
     masks that are left; edit with `Infilling`, which keeps this grid.
 
@@ -179,6 +180,7 @@ class Remasking(Sampler):
 
     def law(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`p(x_s | x_t)`, `(..., K)`."""
+        x = as_tokens(x, self.corruption.states, "x_t")
         p0 = self.denoiser(x, t, **cond).exp()
         (_, lost_s), (alpha_t, lost_t) = (self.corruption.kept(CLEAN, exact(time)) for time in (s, t))
         sigma = (self.share * lost_s / alpha_t.clamp(min=TINY)).clamp(max=self.cap)
@@ -190,7 +192,7 @@ class Remasking(Sampler):
         return torch.where(hidden, like(1 - stays, p0) * p0 + like(stays, p0) * mask, like(1 - sigma, p0) * own + like(sigma, p0) * mask)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        draw = categorical if s > 0 else self.last
+        draw = self.last if self.corruption.is_clean(s) else categorical
         return draw(self.law(x, t, s, **cond), generator)
 
 

@@ -46,7 +46,11 @@ class Dense(Stepwise):
         self.unmasked_is_clean = size > self.levels and bool((kept == torch.diag_embed(kept.diagonal(dim1=1, dim2=2))).all())
         if last is not None and (last.shape != (size,) or bool((last < 0).any()) or abs(float(last.sum()) - 1) > ROUNDING):
             raise UsageError(f"last must be a law of the {size} symbols: numbers of at least 0 that sum to 1")
-        self._stationary = Table(total[-1][: self.levels].mean(0) if last is None else last.double())
+        start = total[-1][: self.levels].mean(0) if last is None else last.double()
+        one = start.argmax()
+        if float(1 - start[one]) < ROUNDING:  # one token up to the rounding of the rows
+            start = torch.zeros_like(start).index_fill_(0, one, 1.0)
+        self._stationary = Table(start)
 
     def one(self, n: Tensor) -> Tensor:
         return self._one[n - 1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.tensors import like
-from .base import CLEAN, Transition
+from .base import Transition
 from .interpolating import Interpolating
 from .plain import Plain
 
@@ -36,8 +36,9 @@ class Mixture(Plain):
             )
         super().__init__(resampling.levels, resampling.states, resampling.steps, max(moves.t_min, resampling.t_min))
         self.moves, self.resampling, self.rounding = moves, resampling, moves.rounding
-        pi, one = resampling.stationary(), torch.ones((), dtype=torch.float64)
-        if not torch.allclose(self._moved(pi, CLEAN, one), pi, atol=1e-9):
+        pi, n = resampling.stationary(), torch.arange(1, (self.steps or 4) + 1, dtype=torch.float64)
+        before = (n - 1) / len(n) if self.steps else torch.zeros_like(n)
+        if not torch.allclose(self._moved(pi.expand(len(n), -1), before, n / len(n)), pi.expand(len(n), -1), atol=1e-9):
             raise UsageError("the moves change the law that resampling draws from: mix with Uniform, or with Absorbing(levels, schedule)")
 
     def _moved(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:

@@ -281,8 +281,11 @@ refused when they are built; the reasons stand at the end. How the two readings 
   at least `-log P(x_0)` of what `Ancestral` draws on the same grid, and `sum_x exp(-bound) <= 1`; with the exact denoiser of
   independent tokens it is the entropy and `KL(q(x_1) || p(x_1))`. **limit**: chains of 100, 400 and 1600 steps tend to the
   integral, at first order.
-- **exact**: with the exact denoiser of independent tokens the sampler returns the data's distribution, over any grid; of dependent
-  tokens at first order, since both are drawn at once. **exact, jointly**: of dependent tokens too. **order 1**: with an error
+- **exact**: with the exact denoiser of independent tokens the sampler takes q(x_t) of the data to the data's distribution, over any
+  grid; of dependent tokens at first order, since both are drawn at once. From the start that it draws itself the error is at most the
+  start's: the total variation between q(x_t) at the grid's first time and p(x_t), which a process that ends in noise makes as small as one
+  likes. **exact, jointly**: of dependent tokens too, but for tokens left over at t = 1, which the start draws independently (an
+  error of the order of the square of their share). **order 1**: with an error
   that halves as steps double; from wrong denoisers the limit is the distribution that `Ancestral` tends to, but for `Remasking` and
   correctors, whose distribution no bound describes. **greedy end**: the last step takes the most likely token, as published
   for images and MDLM: off by at most the chance that a token is noise at the last time; take `last=categorical` for samples
