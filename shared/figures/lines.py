@@ -59,7 +59,7 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
         if 1 < len(panel.lines) <= 6:
             axis.legend(fontsize=8)
     if len(panels) and all(len(panel.lines) > 6 for panel in panels.values()):
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 * len(panels), fontsize=8)
     figure.savefig(path)
     return path
 
