@@ -10,7 +10,7 @@ from torch import Tensor
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, independent
+from ..shared.objective import Draw, Loss, Objective, independent, refuse_untrained_output
 from ..shared.prediction import noise
 from ..shared.random import Source
 from ..shared.tensors import at_least_float32, exact, like, per_example
@@ -46,6 +46,7 @@ class Distillation(Objective):
         super().__init__()
         if steps < 1:
             raise UsageError(f"steps={steps}: a student needs at least one step")
+        refuse_untrained_output(denoiser)
         grid = denoiser.corruption.grid(2 * steps)
         if not torch.allclose(grid, torch.linspace(1, 0, 2 * steps + 1, dtype=torch.float64)):
             raise UsageError("a student is trained at t = n / N, where this schedule's grid has other times: take Cosine")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, independent, matching, snr
+from ..shared.objective import Draw, Loss, Objective, independent, matching, refuse_uneven, refuse_untrained_output, snr
 from ..shared.random import Source
 from ..shared.scale import Scale
 from ..shared.tensors import at_least_float32, exact, per_example
@@ -39,8 +39,7 @@ class Simple(Objective):
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent, weight: Weight = snr) -> None:
         super().__init__()
-        if denoiser.spread:
-            raise UsageError("the network's second output would stay untrained: build it with outputs=1, or take Hybrid or Variational")
+        refuse_untrained_output(denoiser)
         refuse_blind(weight, denoiser)
         self.denoiser, self.times, self.weight = denoiser, times, weight
 
@@ -58,8 +57,12 @@ class Variational(Objective):
         denoiser: on a `Tabulated` schedule, not clipped.
         scale: the levels of the data.
         variance: of the reverse steps.
-        times: how the times of a batch are drawn.
+        times: how the times of a batch are drawn, uniformly.
         tanh: the decoder with the published approximation.
+
+    Raises:
+        UsageError: for times that are not uniform, and a network whose variance output a fixed variance leaves
+            untrained.
     """
 
     def __init__(
@@ -71,6 +74,9 @@ class Variational(Objective):
         tanh: bool = False,
     ) -> None:
         super().__init__()
+        refuse_uneven(times)
+        if not reads_network(variance, denoiser):
+            refuse_untrained_output(denoiser)
         self.denoiser, self.scale, self.variance, self.times, self.tanh = denoiser, scale, variance, times, tanh
         self._bound = VariationalBound(denoiser, scale, variance=variance, tanh=tanh)
 

@@ -43,8 +43,9 @@ def posterior_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Te
     return alpha_s * (1 - k), k.sqrt() * sigma_s / sigma_t
 
 
-# The variance of the model's step from t to s, `(schedule, t, s, v)`, v what the network says of it or None. At s = 0 the posterior's own
-# variance is 0, and the model's is that of the decoder, for which the published code takes the small one of the step above.
+# The variance of the model's step from t to s, `(schedule, t, s, v)`, v the network's variance output or None. At s = 0 the posterior's own
+# variance is 0, and the model's is that of the decoder, for which the published code takes the small one of the step above: from 2 t, on a
+# grid with even steps; for others `lowest_two` gives the schedule in which the step above is that of the grid.
 
 
 @described
@@ -90,6 +91,35 @@ def learned_range(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) ->
 def learned_diagonal(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
     """`exp(v)` (Ho et al. 2020, table 2: unstable with noise prediction), of the shape of v."""
     return torch.exp(_said(v))
+
+
+class TwoLevels(Schedule):
+    """Two levels of a schedule, t < above, as a table of two steps: what a respaced chain has at its clean end."""
+
+    t_min = t_last = 0.5
+
+    def __init__(self, schedule: Schedule, t: Tensor, above: Tensor) -> None:
+        self.schedule, self.pair, self.steps = schedule, torch.stack([exact(t), exact(above)]), 2
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.schedule(self._own(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.schedule.log_snr(self._own(t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.where(log_snr < self.log_snr(torch.tensor(0.5)), 1.0, 0.5)
+
+    def _own(self, t: Tensor) -> Tensor:
+        t = exact(t)
+        return torch.where(t <= 0, 0.0, torch.where(t <= 0.5, self.pair[0], self.pair[1]))
+
+
+def lowest_two(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor | None) -> tuple[Schedule, Tensor, Tensor]:
+    """`(schedule, t, s)` for a variance; at s = 0 with the step above t that of a grid, which came from `above`."""
+    if s > 0 or above is None:
+        return schedule, t, s
+    return TwoLevels(schedule, t, above), torch.tensor(0.5, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
 
 
 def forward_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

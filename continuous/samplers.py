@@ -12,9 +12,9 @@ from ..shared.denoiser import GaussianDenoiser, taken
 from ..shared.errors import UsageError
 from ..shared.guidance import ClassifierGradient
 from ..shared.random import Source, normal_like
-from ..shared.sampler import Sampler
+from ..shared.sampler import Sampler, Step
 from ..shared.tensors import exact, like
-from .posterior import ReverseVariance, fitting, large, posterior
+from .posterior import ReverseVariance, fitting, large, lowest_two, posterior
 
 
 class Ancestral(Sampler):
@@ -39,16 +39,30 @@ class Ancestral(Sampler):
         self.variance = fitting(variance, denoiser)
         self.gradient = None if gradient is None else gradient.on(denoiser.corruption)
 
-    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        mean, variance = self.law(x, t, s, **cond)
-        return mean if s == 0 else mean + variance.sqrt() * normal_like(x, generator)
+    def begin(self) -> Step:
+        above: Tensor | None = None
 
-    def law(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """Mean and variance of `p(x_s | x_t)`, both broadcast against x."""
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            nonlocal above
+            mean, variance = self.law(x, t, s, above=above, **cond)
+            above = t
+            return mean if s == 0 else mean + variance.sqrt() * normal_like(x, generator)
+
+        return step
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        return self.begin()(x, t, s, generator=generator, **cond)
+
+    def law(self, x: Tensor, t: Tensor, s: Tensor, *, above: Tensor | None = None, **cond: Any) -> tuple[Tensor, Tensor]:
+        """Mean and variance of `p(x_s | x_t)`, both broadcast against x.
+
+        At s = 0 the variance, which moves the mean of a guided last step, is that of the step from `above` to t; None
+        for a grid of even steps.
+        """
         known = cond if self.gradient is None else taken(self.denoiser, cond)
         x0, v = self.denoiser.with_spread(x, t, **known)
         mean, _ = posterior(self.corruption, x, x0, t, s)
-        variance = like(self.variance(self.corruption, t, s, v), x)
+        variance = like(self.variance(*lowest_two(self.corruption, t, s, above), v), x)
         return mean if self.gradient is None else mean + variance * self.gradient(x, t, **cond), variance
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..shared.corruption import refuse_zero_snr
 from ..shared.errors import UsageError
-from ..shared.random import Source
+from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, single_step
 from ..shared.tensors import exact, like
 from .grids import noise_ratio
+
+EDGE = 1e-6  # of a noise level: ends of an interval at a level of the grid are not decided by rounding
 
 
 class Churned(Sampler):
@@ -39,7 +41,7 @@ class Churned(Sampler):
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         ratio = float(noise_ratio(self.corruption, t))
-        if self.gamma and self.low <= ratio <= self.high:
+        if self.gamma and self.low * (1 - EDGE) <= ratio <= self.high * (1 + EDGE):
             up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
             if up > t:  # at the schedule's end there is no noisier level, and rounding must not make one below it
                 kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
@@ -51,8 +53,9 @@ class Renoised(Sampler):
     r"""Each step goes below its goal and comes back up by fresh noise: the "ancestral" samplers of k-diffusion.
 
     In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that comes back and `down^2 = s^2 - up^2` the level that the inner step goes
-    to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it is "DPM++ 2S a". A table has no level
-    below its first row to go to, so the step into that row adds no noise.
+    to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it is "DPM++ 2S a". Where the
+    schedule has no level as low as `down`, in the step into its last one, the inner step goes to s, and the straight line
+    in sigma~ through its ends, which is DDIM's, is followed down from there.
 
     Args:
         sampler: a single-step solver of the flow.
@@ -71,7 +74,15 @@ class Renoised(Sampler):
             return self.sampler.step(x, t, s, generator=generator, **cond)
         kept = float(self.corruption.kept(exact(s), exact(t)))
         down2 = 1 - self.eta**2 * (1 - kept)  # of s^2
-        log_snr = self.corruption.log_snr(exact(s)) - math.log(down2)
+        t, s = exact(t), exact(s)
+        log_snr = self.corruption.log_snr(s) - math.log(down2)
         low = self.corruption.time(log_snr)
-        x = self.sampler.step(x, t, low, generator=generator, **cond)
-        return self.corruption.diffuse(x, low, s, generator=generator)
+        if abs(float(self.corruption.log_snr(low) - log_snr)) < 1e-6:
+            x = self.sampler.step(x, t, low, generator=generator, **cond)
+            return self.corruption.diffuse(x, low, s, generator=generator)
+        (alpha_t, _), (alpha_s, sigma_s) = self.corruption(t), self.corruption(s)
+        above, below = noise_ratio(self.corruption, t), noise_ratio(self.corruption, s)
+        beyond = below * (1 - math.sqrt(down2)) / (above - below)  # of the way from t to s
+        down = self.sampler.step(x, t, s, generator=generator, **cond)
+        down = like(1 + beyond, x) * down - like(beyond * alpha_s / alpha_t, x) * x
+        return down + like(sigma_s * math.sqrt(1 - down2), x) * normal_like(x, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, table_grid, table_time
+from ..shared.corruption import Schedule, segment, table_grid, table_time
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import Table, exact
@@ -42,20 +42,13 @@ class Tabulated(Schedule):
         self._ends_in_noise = bool(self.betas[-1] == 1)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        row = (exact(t) * self.steps - 1).clamp(0, self.steps - 1)
-        # The segment below a row belongs to it, so that the derivative at t is that of the step which leaves t for s < t; the shift is
-        # for rows n / T that rounding puts just above n.
-        low = ((row.detach() - 1e-9).ceil().long() - 1).clamp(0, max(self.steps - 2, 0))
-        high = (low + 1).clamp(max=self.steps - 1)
+        low, high, part = segment(t, self.steps)
         if self._ends_in_noise:
-            last, part = low == self.steps - 2, row - low
-            inner = torch.where(last, low, high)
-            between = torch.lerp(self._log_snr[low], self._log_snr[inner], part)
-            # 2 log of the share of alpha / sigma that is left; where the last row is rounded to, nothing is.
-            fall = 2 * torch.log1p(-torch.where(last, torch.where(part > 1 - 1e-9, 1.0, part), 0.0))
-            between = between + fall
+            last = low == self.steps - 2
+            between = torch.lerp(self._log_snr[low], self._log_snr[torch.where(last, low, high)], part)
+            between = between + 2 * torch.log1p(-torch.where(last, part, 0.0))  # 2 log of the share of alpha / sigma that is left
         else:
-            between = torch.lerp(self._log_snr[low], self._log_snr[high], row - low)
+            between = torch.lerp(self._log_snr[low], self._log_snr[high], part)
         return torch.where(t <= 0, torch.inf, between).to(t.dtype)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,25 @@ from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like, per_example
 
+FEWEST = 16  # dimensions
+
 
 def own_norms(z: Tensor, score: Tensor) -> Tensor:
     """`sqrt(d) / ||score||` of each example, `(B,)`: a sample then does not depend on its batch.
 
     The noise stands with the norm that it has in the mean, since a step that grows with the length of its own noise inflates the
-    variance. What is left comes from steps `e ~ 1 / ||score||^2`: their stationary law is `p / e`, which for a
-    Gaussian in d dimensions has `1 + 2 / d` times the variance.
+    variance. What is left comes from steps `e ~ 1 / ||score||^2`: for short steps their stationary distribution is
+    `p / e`, which for a Gaussian in d dimensions has `1 + 2 / d` times the variance.
+
+    Raises:
+        UsageError: below 16 dimensions, where that is more than an eighth too much, and steps where the score is nearly 0
+            are too long for any use.
     """
+    if z[0].numel() < FEWEST:
+        raise UsageError(
+            f"in {z[0].numel()} dimensions the norm of one score varies too much to set a step, and samples would spread too far: take "
+            "AnnealedLangevin(denoiser), whose steps depend on the level alone, or Langevin(denoiser, norms=batch_norms)"
+        )
     return z[0].numel() ** 0.5 / per_example(score, torch.linalg.vector_norm)
 
 
@@ -99,7 +110,9 @@ class AnnealedLangevin(Dynamics):
     Song & Ermon write `e_i = epsilon sigma_i^2 / sigma_L^2` with sigma_L the smallest sigma, since they count from the largest. That is
     `snr = sqrt(epsilon / 2) / sigma_L`, which `snr_of(epsilon, sigma_L)` gives. Epsilon is that of this form, `x + e s + sqrt(2 e) z`, in
     which their released code and their published values are; in the formula of the 2019 paper, `x + alpha s / 2 + sqrt(alpha) z`, alpha
-    is 2 e. With the factor a it is also the corrector "annealed Langevin dynamics" of Song et al.'s (2021) code.
+    is 2 e. With the factor a it is also the corrector "annealed Langevin dynamics" of Song et al.'s (2021) code: the same
+    number on VE; on their VP chain, whose code takes sigma of the continuous process beside alphas of the table, up to 1 %
+    another step.
 
     Args:
         denoiser: gives the score.

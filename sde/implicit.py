@@ -11,9 +11,10 @@ from torch import Tensor
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, independent
+from ..shared.objective import Draw, Loss, Objective, independent, refuse_untrained_output
 from ..shared.random import Source, normal_like, rademacher_like
 from ..shared.tensors import at_least_float32, exact, full_precision, per_example
+from .objectives import refuse_blind_end
 
 Probe = Callable[[Tensor, Source], Tensor]
 
@@ -45,6 +46,8 @@ class Implicit(Objective):
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
         super().__init__()
+        refuse_untrained_output(denoiser)
+        refuse_blind_end(denoiser.corruption, "Implicit")
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -70,6 +73,8 @@ class Sliced(Objective):
 
     def __init__(self, denoiser: GaussianDenoiser, probes: int = 1, probe: Probe = signs, times: Draw = independent) -> None:
         super().__init__()
+        refuse_untrained_output(denoiser)
+        refuse_blind_end(denoiser.corruption, "Sliced")
         if probes < 1:
             raise UsageError(f"probes={probes}: give one or more projections")
         self.denoiser, self.probes, self.probe, self.times = denoiser, probes, probe, times

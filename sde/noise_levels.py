@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, table_grid, table_time
+from ..shared.corruption import Schedule, segment, table_grid, table_time
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import Table, at_least_float32, exact
@@ -48,14 +48,8 @@ class Levels(Schedule):
         self._log_sigma = Table(self.sigmas.log())  # rows 1..N
 
     def log_snr(self, t: Tensor) -> Tensor:
-        row = exact(t) * self.steps - 1
-        row = torch.where(row.abs() < 1e-9, row - row.detach(), row)  # rounding must not put row 1 below the table, where nothing moves
-        row = row.clamp(0, self.steps - 1)
-        # The segment below a row belongs to it, so that the derivative at t is that of the step which leaves t for s < t; the shift is
-        # for rows n / N that rounding puts just above n.
-        low = ((row.detach() - 1e-9).ceil().long() - 1).clamp(0, max(self.steps - 2, 0))
-        high = (low + 1).clamp(max=self.steps - 1)
-        log_sigma = torch.lerp(self._log_sigma[low], self._log_sigma[high], row - low)
+        low, high, part = segment(t, self.steps)
+        log_sigma = torch.lerp(self._log_sigma[low], self._log_sigma[high], part)
         return torch.where(t <= 0, torch.inf, -2 * log_sigma).to(t.dtype)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:

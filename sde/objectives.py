@@ -17,7 +17,7 @@ from ..shared.corruption import Schedule, refuse_zero_snr
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, independent, matching
+from ..shared.objective import Draw, Loss, Objective, independent, matching, refuse_uneven, refuse_untrained_output
 from ..shared.random import Source, normal_like
 from ..shared.tensors import at_least_float32, exact, like, per_example
 from .sde import SDE, rates
@@ -48,10 +48,15 @@ class ScoreMatching(Objective):
         denoiser: on the schedule to train with.
         times: how the times of a batch are drawn.
         weight: lambda, `(schedule, t) -> (B,)`: `sigma_squared`, `g_squared`, or one's own.
+
+    Raises:
+        UsageError: on a schedule that ends at zero SNR, and for a network whose variance output would stay untrained.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent, weight: ScoreWeight = sigma_squared) -> None:
         super().__init__()
+        refuse_untrained_output(denoiser)
+        refuse_blind_end(denoiser.corruption, "ScoreMatching")
         self.denoiser, self.times, self.weight = denoiser, times, weight
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -74,11 +79,17 @@ class MaximumLikelihood(Objective):
 
     Args:
         denoiser: on the schedule to train with.
-        times: in [0, 1), how the log-SNRs of a batch are drawn.
+        times: how the log-SNRs of a batch are drawn, uniformly: 0 is the cleanest.
+
+    Raises:
+        UsageError: for times that are not uniform, a schedule that ends at zero SNR, and a network whose variance
+            output would stay untrained.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
         super().__init__()
+        refuse_untrained_output(denoiser)
+        refuse_uneven(times)
         refuse_zero_snr(denoiser.corruption)
         self.denoiser, self.times = denoiser, times
         ends = torch.tensor([1.0, denoiser.corruption.t_min], dtype=torch.float64)
@@ -93,7 +104,7 @@ class MaximumLikelihood(Objective):
         return Loss(0.5 * (self.high - self.low) * square + fixed, {"mse": square.detach() / x0[0].numel()}, t)
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        log_snr = self.low + (self.high - self.low) * exact(self.times(len(x0), generator))
+        log_snr = self.high - (self.high - self.low) * exact(self.times(len(x0), generator))
         return self.at(x0, self.denoiser.corruption.time(log_snr).to(x0.device), generator=generator, **cond)
 
 
@@ -112,6 +123,7 @@ class EDMLoss(Objective):
 
     def __init__(self, denoiser: GaussianDenoiser, sigma_data: float | None = None, times: Draw = independent) -> None:
         super().__init__()
+        refuse_untrained_output(denoiser)
         sigma_data = getattr(denoiser, "sigma_data", None) if sigma_data is None else sigma_data
         if sigma_data is None or not sigma_data > 0:
             raise UsageError(f"sigma_data={sigma_data}: give the standard deviation of the data, such as 0.5")
@@ -139,6 +151,7 @@ class FlowMatching(Objective):
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
         super().__init__()
+        refuse_untrained_output(denoiser)
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -149,6 +162,19 @@ class FlowMatching(Objective):
         v = self.denoiser.combined(x_t, t, of_x, d_alpha - alpha * of_x, **cond)
         mse = per_example(at_least_float32(v - target) ** 2, torch.mean)
         return Loss(mse, {"mse": mse.detach()}, t)
+
+
+def refuse_blind_end(schedule: Schedule, name: str) -> None:
+    """Refuses a schedule that ends at zero SNR, where the error of the score says nothing of x_0.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not bool(torch.isfinite(schedule.log_snr(torch.ones((), dtype=torch.float64)))):
+        raise UsageError(
+            f"the schedule ends at zero SNR, where the score does not depend on x_0, so {name} would never train the level that "
+            "sampling starts from: take FlowMatching, or continuous.Simple with weight=truncated_snr"
+        )
 
 
 def noise_error(denoiser: GaussianDenoiser, x0: Tensor, t: Tensor, generator: Source = None, **cond: Any) -> Tensor:

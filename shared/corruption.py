@@ -115,6 +115,20 @@ def table_time(u: Tensor, rows: int) -> Tensor:
     return (torch.floor(exact(u) * rows) + 1).clamp(max=rows) / rows
 
 
+def segment(t: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where t lies in a table whose rows 1..T stand at t = n / T: indices of the rows around it, from 0, and the share
+    of the way from the lower to the upper; below row 1 it is row 1.
+
+    The segment below a row belongs to it, so that the derivative at t is that of the step which leaves t for s < t.
+    Times that rounding puts 1e-9 of a row off one, such as `49 * (1 / 49) < 1`, are at the row.
+    """
+    row = exact(t) * rows - 1
+    whole = row.detach().round()
+    row = torch.where((row - whole).abs() < 1e-9, whole + (row - row.detach()), row).clamp(0, rows - 1)
+    low = (row.detach().ceil().long() - 1).clamp(0, max(rows - 2, 0))
+    return low, (low + 1).clamp(max=rows - 1), row - low
+
+
 def karras_levels(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:
     """`steps` levels from `high` down to `low` whose 1 / rho-th powers are evenly spaced, float64 (Karras et al. 2022, eq. 5)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)

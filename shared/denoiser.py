@@ -84,6 +84,11 @@ class GaussianDenoiser(Denoiser):
         alpha, sigma = self.corruption(exact(t))
         return self.combined(x_t, t, -torch.ones_like(alpha), alpha, **cond) / like(sigma**2, x_t)
 
+    def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        """Noise of sigma_t, from x of sigma_1: the start of a grid whose first time is t."""
+        (_, sigma_t), (_, sigma_1) = self.corruption(exact(t)), self.corruption(torch.ones_like(exact(t)))
+        return x if t == 1 else like(sigma_t / sigma_1, x) * x
+
     @abstractmethod
     def on(self, schedule: Schedule) -> GaussianDenoiser:
         """The same denoiser, weights shared, for signals that `schedule` has corrupted."""

@@ -7,6 +7,7 @@ without. Here it is w throughout. For classifier guidance the scale is that of t
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from .objective import Draw, Loss, Objective, independent
 from .random import Source, uniform
 from .tensors import exact, like
 
+EDGE = 1e-6  # of log-SNR
 NO_NULL = "the network does not say what stands for no {condition}: give it a method null(condition), or give null=..., the same in both"
 
 
@@ -39,7 +41,9 @@ class ClassifierFree(GaussianDenoiser):
         condition: the condition to strengthen; all others go to both halves.
         null: what stands for no condition, for one example, as in training; None leaves the condition out, which for this package's
             networks is their own null.
-        low, high: guidance acts for low < t <= high (Kynkaanniemi et al. 2024 leave out the noisiest and the cleanest levels).
+        low, high: guidance acts for low < t <= high (Kynkaanniemi et al. 2024 leave out the noisiest and the cleanest
+            levels). The interval is one of log-SNR, and stays it on other schedules; ends at a level of a grid are met
+            up to 1e-6 of log-SNR.
         rescale: phi, the share by which the guided x_0 is brought back to the standard deviation of the conditional one, for each
             example (Lin et al. 2023, section 3.4, there for the network's own output; 0.7).
 
@@ -74,9 +78,26 @@ class ClassifierFree(GaussianDenoiser):
             raise UsageError(f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training")
         if not 0 <= low < high <= 1 or not 0 <= rescale <= 1:
             raise UsageError(f"low={low}, high={high}, rescale={rescale}: give 0 <= low < high <= 1, and a share from 0 to 1")
-        self.denoiser, self.w, self.condition, self.null = denoiser, w, condition, null
-        self.low, self.high, self.rescale = low, high, rescale
+        self.denoiser, self.w, self.condition, self.null, self.rescale = denoiser, w, condition, null, rescale
+        ends = denoiser.corruption.log_snr(torch.tensor([high, low], dtype=torch.float64)).tolist()
+        within = low >= denoiser.corruption.t_min * (1 - EDGE)  # below, a table's log-SNR is that of its first row
+        self.noisiest, self.cleanest = ends[0] if high < 1 else -math.inf, ends[1] if within else math.inf
         self.corruption, self.conditions, self.spread = denoiser.corruption, denoiser.conditions, denoiser.spread
+
+    @property
+    def low(self) -> float:
+        """Guidance acts above this time of the present schedule."""
+        return 0.0 if self.cleanest == math.inf else self._time(self.cleanest)
+
+    @property
+    def high(self) -> float:
+        """Guidance acts up to this time of the present schedule."""
+        return 1.0 if self.noisiest == -math.inf else self._time(self.noisiest)
+
+    def acts(self, t: Tensor) -> Tensor:
+        """Whether guidance acts at t, bool, of the shape of t."""
+        log_snr = self.corruption.log_snr(exact(t))
+        return (log_snr < self.cleanest - EDGE) & (log_snr >= self.noisiest - EDGE)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self.with_spread(x_t, t, **cond)[0]
@@ -100,7 +121,7 @@ class ClassifierFree(GaussianDenoiser):
     def _stronger(self, conditional: Tensor, ask: Callable[..., Tensor], x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if self.condition not in cond:
             raise UsageError(f"guidance needs the condition: give {self.condition}=..., or sample the denoiser without guidance")
-        acts = (t > self.low) & (t <= self.high)
+        acts = self.acts(t)
         if t.ndim == 0 and t.device.type == "cpu" and (self.w == 0 or not acts):
             return conditional
         others = {name: value for name, value in cond.items() if name != self.condition}
@@ -110,13 +131,12 @@ class ClassifierFree(GaussianDenoiser):
         return conditional + like(acts.to(x_t.dtype) * self.w, x_t) * (conditional - ask(x_t, t, **others))
 
     def on(self, schedule: Schedule) -> ClassifierFree:
-        # The interval is one of noise levels: it moves to the times where the other schedule has them.
-        low, high = (
-            float(schedule.time(self.corruption.log_snr(torch.tensor(t, dtype=torch.float64)))) if 0 < t < 1 else t
-            for t in (self.low, self.high)
-        )
-        settings = {"null": self.null, "low": low, "high": high, "rescale": self.rescale}
-        return ClassifierFree(self.denoiser.on(schedule), self.w, condition=self.condition, **settings)
+        other = ClassifierFree(self.denoiser.on(schedule), self.w, condition=self.condition, null=self.null, rescale=self.rescale)
+        other.noisiest, other.cleanest = self.noisiest, self.cleanest
+        return other
+
+    def _time(self, log_snr: float) -> float:
+        return float(self.corruption.time(torch.tensor(log_snr, dtype=torch.float64)))
 
 
 @described

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .denoiser import Denoiser, GaussianDenoiser
 from .describe import described
+from .errors import UsageError
 from .random import Source, uniform
 from .tensors import at_least_float32, exact, per_example
 
@@ -91,7 +92,7 @@ class Stratified:
 @described
 def antithetic(batch: int, generator: Source = None) -> Tensor:
     """U for half of the batch and 1 - u for the other, float64 (Song et al. 2020, DDIM code)."""
-    u = uniform(((batch + 1) // 2,), generator, dtype=torch.float64)
+    u = uniform((batch,), generator, dtype=torch.float64)[: (batch + 1) // 2]  # `Streams` give a number to every row
     return torch.cat([u, torch.nextafter(1 - u, torch.zeros_like(u))])[:batch]
 
 
@@ -99,6 +100,32 @@ def antithetic(batch: int, generator: Source = None) -> Tensor:
 def snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     """`(alpha / sigma)^2`: with this weight the error of x_0 is that of the noise, and sigma^2 times that of the score."""
     return (alpha / sigma) ** 2
+
+
+def refuse_untrained_output(denoiser: GaussianDenoiser) -> None:
+    """Refuses a network whose variance output no term of the loss trains, for samplers would read noise from it.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if denoiser.spread:
+        raise UsageError(
+            "the network's second output, the reverse variance, would stay untrained: build it with outputs=1, or take continuous.Hybrid "
+            "or continuous.Variational with learned_range"
+        )
+
+
+def refuse_uneven(times: Draw) -> None:
+    """Refuses training times that are not uniform, for a loss that is a bound only in the mean over uniform ones.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if getattr(times, "power", 1.0) != 1:
+        raise UsageError(
+            f"times={times}: this loss is a bound in the mean over uniform times, and these are not: take Stratified(), independent or "
+            "antithetic, or on a table Importance(objective), which weighs its times"
+        )
 
 
 def matching(

@@ -309,7 +309,7 @@ def test_wrong_combinations_are_refused_when_built():
         (lambda: Distillation(Learned(MLP(2), TABLE, velocity), Learned(MLP(2), TABLE, velocity), 4), "take Cosine"),
         (lambda: Distillation(Learned(MLP(2), Cosine()), Learned(MLP(2), Cosine()), 4), "noise prediction cannot be distilled"),
         (lambda: Distillation(Learned(MLP(2), Cosine(), clean), Learned(MLP(2), Cosine(-9), clean), 4), "different schedules"),
-        (lambda: Simple(Learned(two_outputs(), TABLE)), "second output would stay untrained"),
+        (lambda: Simple(Learned(two_outputs(), TABLE)), "second output, the reverse variance, would stay untrained"),
         (lambda: Simple(Learned(MLP(2), to_zero, velocity)), "would never be trained"),
         (lambda: Simple(Learned(MLP(2), to_zero, velocity), weight=MinSNR()), "would never be trained"),
         (lambda: Hybrid(Learned(two_outputs(), TABLE), Scale(17), variance=small), "this one is fixed"),

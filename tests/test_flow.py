@@ -203,10 +203,10 @@ IN_FLOAT32 = {
 def test_float32_data_meet_no_float64(name, generator):
     torch.manual_seed(0)
     for home in (sde.VP(), sde.VE(), sde.Straight(0.999)):
-        denoiser = sde.Learned(MLP(3, width=8, depth=1), home, sde.velocity)
+        denoiser = sde.Learned(MLP(16, width=8, depth=1), home, sde.velocity)
         for denoiser_there in (denoiser, denoiser.on(sde.SubVP())):
             with NoDoubles():
-                x = IN_FLOAT32[name](denoiser_there)(shape=(2, 3), steps=3, generator=generator)
+                x = IN_FLOAT32[name](denoiser_there)(shape=(2, 16), steps=3, generator=generator)
             assert x.dtype == torch.float32
             t = torch.tensor([0.3, 0.9], dtype=torch.float64)  # a time for each example is float64 itself
             with NoDoubles():

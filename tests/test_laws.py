@@ -171,7 +171,7 @@ def test_evaluations_are_counted():
             (continuous.UniPC(denoiser), 10),
             (sde.EulerMaruyama(denoiser), 10),
             (sde.ProbabilityFlow(denoiser), 19),  # two for each Heun step, one for the last
-            (sde.PredictorCorrector(sde.ReverseDiffusion(denoiser), sde.Langevin(denoiser)), 19),
+            (sde.PredictorCorrector(sde.ReverseDiffusion(denoiser), langevin(denoiser)), 19),
         ):
             with counted(denoiser) as count:
                 sampler(shape=(3, 2), steps=10)
@@ -218,10 +218,10 @@ def test_samples_do_not_depend_on_the_batch():
     """Sample i depends on (seed, i) alone."""
     from unnoise.shared.random import Streams
 
-    oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, sde.VP())
+    oracle = GaussianOracle(torch.zeros(16, dtype=torch.float64), torch.eye(16, dtype=torch.float64), sde.VP())
     for make in (continuous.Ancestral, sde.EulerMaruyama, lambda d: sde.PredictorCorrector(sde.ReverseDiffusion(d), sde.Langevin(d))):
-        whole = make(oracle)(shape=(6, 2), steps=20, generator=Streams(7, range(6)))
-        part = make(oracle)(shape=(2, 2), steps=20, generator=Streams(7, [4, 1]))
+        whole = make(oracle)(shape=(6, 16), steps=20, generator=Streams(7, range(6)))
+        part = make(oracle)(shape=(2, 16), steps=20, generator=Streams(7, [4, 1]))
         torch.testing.assert_close(part, whole[[4, 1]])
 
 

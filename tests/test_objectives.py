@@ -81,7 +81,7 @@ def test_the_variational_loss_is_the_bound_less_its_prior(variance):
     """The mean over all n of T L_n is the sum of the path and the decoder, for the same noise."""
     scale, chain = Scale(17), Tabulated(linear_betas(40))
     x0 = scale.continuous(torch.randint(0, 17, (5, 3), generator=torch.Generator().manual_seed(0))).double()
-    model = Learned(two_outputs(), chain)
+    model = Learned(two_outputs() if variance is learned_range else MLP(3, 16, 1).double(), chain)
     draws = torch.randn(40, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     n = torch.arange(1, 41).double()
     each = [

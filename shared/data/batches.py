@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..random import Source
+from ..random import Source, derived_seed
 from ..scale import Scale
 from .windows import Windows
 
@@ -51,10 +51,10 @@ class Batches:
         while True:
             if epoch != self.position // per_epoch:
                 epoch = self.position // per_epoch
-                order = torch.randperm(len(self.k), generator=generator.manual_seed(self.seed * 1_000_003 + epoch))
+                order = torch.randperm(len(self.k), generator=generator.manual_seed(derived_seed(self.seed, "order", epoch)))
             start = self.position % per_epoch * self.batch
             rows = order[start : start + self.batch]
-            generator.manual_seed(self.seed * 1_000_003 + self.position + (1 << 40))
+            generator.manual_seed(derived_seed(self.seed, "dequantization", self.position))
             self.position += 1
             yield {"x0": self.form(self.scale, self.k[rows], generator)} | {name: v[rows] for name, v in self.conditions.items()}
 

@@ -18,6 +18,7 @@ from ..describe import describe
 from ..errors import UsageError
 from ..objective import Objective
 from ..progress import Progress, silent
+from ..random import derived_seed
 from .checkpoint import difference, load, newest, save
 from .config import Training
 from .folder import Metrics, writable
@@ -93,8 +94,8 @@ class Trainer:
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
                 batch = {name: value.to(self.device, non_blocking=True) for name, value in drawn(stream, step).items()}
                 # Dropout and noise are functions of the step, so a resumed run draws the same.
-                torch.manual_seed(config.seed * 1_000_003 + step)
-                noise.manual_seed(config.seed * 1_000_003 + step)
+                torch.manual_seed(derived_seed(config.seed, "dropout", step))
+                noise.manual_seed(derived_seed(config.seed, "noise", step))
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(config.bfloat16, self.device)):
                     loss = objective(**batch, generator=noise)
                 loss.total.mean().backward()

@@ -60,7 +60,10 @@ def test_bound(name, betas, grid, kind, variance, outputs):
     assert_close(torch.stack(noises, dim=1), FIXTURE[f"{key}.mse"], 1e-9)
     spent = FIXTURE[f"{key}.prior_bpd"] + FIXTURE[f"{key}.vb"][:, :-1].sum(1)
     assert_close(curve.rate[-1], spent, 1e-9)
-    # At the cosine end the peer's own prior cancels, as in test_gaussian_steps; the closed form stands in.
+    # The peer codes x_T with N(0, I), and here it is what sampling starts from, N(0, sigma_T^2): their closed forms, to which the
+    # peer's own comes within what cancels in it.
     prior, alpha2 = code.prior / (DIMS * math.log(2)), respaced.alphas_cumprod[-1]
-    assert_close(prior, FIXTURE[f"{key}.prior_bpd"], 1e-9 if "linear" in name else 1e-8)
-    assert_close(prior, 0.5 * (alpha2 * x0**2 - alpha2 - torch.log1p(-alpha2)).mean(dim=(1, 2, 3)) / math.log(2), 1e-9)
+    published = 0.5 * (alpha2 * x0**2 - alpha2 - torch.log1p(-alpha2)).mean(dim=(1, 2, 3)) / math.log(2)
+    assert_close(published, FIXTURE[f"{key}.prior_bpd"], 1e-9 if "linear" in name else 1e-8)
+    assert_close(prior, 0.5 * (alpha2 / (1 - alpha2) * x0**2).mean(dim=(1, 2, 3)) / math.log(2), 1e-9)
+    assert float((prior - published).abs().max()) < alpha2**2
