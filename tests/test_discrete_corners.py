@@ -16,6 +16,7 @@ from unnoise.discrete import (
     CrossEntropy,
     Dense,
     DiscretizedGaussian,
+    Euler,
     LogLinear,
     Marginal,
     Mixture,
@@ -88,6 +89,26 @@ def test_a_mask_that_rounding_leaves_a_little_short_is_the_start(dtype):
     oracle = CategoricalOracle(torch.cat([LAW, torch.zeros(1)]), transition)
     torch.testing.assert_close(law_of(oracle, grid)[:3], LAW, rtol=0, atol=1e-6)
     assert torch.isfinite(VariationalBound(oracle, steps=grid).prior(torch.tensor([[0], [1]]))).all()
+
+
+def test_drawn_starts_have_the_distribution_that_the_bound_codes():
+    """Tokens that are masked each at its own pace: fewer survive than the largest chance, which depends on the token."""
+    transition = Dense(masking([0.1, 0.2, 0.13], [0.7, 0.35, 0.61], [1.0, 1.0, 1.0]), levels=3)
+    denoiser, t, n = CategoricalOracle(torch.cat([LAW, torch.zeros(1)]), transition), torch.tensor(2 / 3, dtype=D), 60000
+    law = denoiser.start_law(torch.tensor([[3]]), t).flatten()
+    x = denoiser.start(torch.full((n, 1), 3), t, generator=torch.Generator().manual_seed(0))
+    found = torch.bincount(x.flatten(), minlength=4) / n
+    assert ((found - law).abs() < 5 * (law * (1 - law) / n).sqrt()).all(), (found, law)
+    assert float(1 - law[3]) < 0.8 * transition.survival(t)
+
+
+@pytest.mark.parametrize("h", [0.01, 0.05])
+def test_an_euler_step_is_the_identity_and_its_rates(h):
+    denoiser, x, t = Categorical(Table(3, 3), Uniform(3, LogLinear(0.1))), torch.arange(3)[:, None], torch.tensor(0.5, dtype=D)
+    rates = reverse_rates(denoiser, x, t)
+    off = h * rates
+    own = torch.nn.functional.one_hot(x, 3) * (1 - off.sum(-1, keepdim=True))
+    torch.testing.assert_close(Euler(denoiser).law(x, t, t - h), own + off)
 
 
 def test_moves_that_keep_pi_only_together_are_refused():
