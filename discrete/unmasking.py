@@ -152,7 +152,7 @@ class FirstHitting(Sampler):
 class Remasking(Sampler):
     r"""Symbols that were revealed fall back into the mask and are drawn anew (ReMDM, Wang et al. 2025, section 3).
 
-    With `sigma = min(cap, share (1 - alpha_s) / alpha_t)` a symbol is masked again with the chance sigma, and a mask
+    With `sigma = min(cap, share min(1, (1 - alpha_s) / alpha_t))` a symbol is masked again with the chance sigma, and a mask
     is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`: the distribution of each position's x_s stays
     what it is, so any network of absorption will do, and more steps mend more errors. With cap 0 it is `Ancestral`.
     Their joint distribution does not: positions that fall back together are drawn at once, so at the end it is off by
@@ -183,7 +183,7 @@ class Remasking(Sampler):
         x = as_tokens(x, self.corruption.states, "x_t")
         p0 = self.denoiser(x, t, **cond).exp()
         (_, lost_s), (alpha_t, lost_t) = (self.corruption.kept(CLEAN, exact(time)) for time in (s, t))
-        sigma = (self.share * lost_s / alpha_t.clamp(min=TINY)).clamp(max=self.cap)
+        sigma = (self.share * (lost_s / alpha_t.clamp(min=TINY)).clamp(max=1)).clamp(max=self.cap)
         # The chance that a mask stays, 1 - alpha_s - sigma alpha_t over 1 - alpha_t, and is not negative but for rounding.
         stays = ((lost_s - sigma * alpha_t) / lost_t).clamp(min=0)
         mask = self.corruption.one_hot(torch.full_like(x, self.corruption.symbol), p0.dtype)

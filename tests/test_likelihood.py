@@ -133,7 +133,9 @@ def test_one_probe_is_unbiased_and_has_no_error(generator):
         assert float(four.nats.std()) == pytest.approx(spread / 2, rel=0.1)
 
 
-@pytest.mark.parametrize("trace", [Hutchinson(), Hutchinson(8), Hutchinson(3, normal_like), ExactTrace()], ids=["one", "eight", "gaussian", "exact"])
+@pytest.mark.parametrize(
+    "trace", [Hutchinson(), Hutchinson(8), Hutchinson(3, normal_like), ExactTrace()], ids=["one", "eight", "gaussian", "exact"]
+)
 def test_one_call_of_the_network_an_evaluation(trace, generator):
     torch.manual_seed(0)
     learned = sde.Learned(MLP(DIMS, 8, 1), sde.VP())

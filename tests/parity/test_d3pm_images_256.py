@@ -21,6 +21,11 @@ from unnoise.discrete import (
 from unnoise.discrete.transition.base import CLEAN
 
 FIXTURE = Fixture("d3pm_images_256")
+READS = (
+    "t|x_start|loc|log_scale|uniform_noise|logits_from_logistic",
+    r"(uniform|gaussian|absorbing)\.(q_onestep|q_cumulative)\.rows",
+    r"(uniform|gaussian|absorbing)\.(x_t|q_posterior_logits_from_x0|p_logits|vb_terms_bpd|prior_bpd)",
+)
 LEVELS, STEPS, EPS = 256, 20, 1e-6
 KINDS = {
     "uniform": lambda: Uniform(LEVELS, cosine(STEPS)),

@@ -8,6 +8,15 @@ from unnoise.discrete import Dense, NearestNeighbor, Steps, cosine, nearest, rec
 from unnoise.discrete.transition.base import CLEAN
 
 FIXTURE = Fixture("d3pm_text_neighbours")
+READS = (
+    "embeddings",
+    r"betas\.(standard|cosine)",
+    r"(plain|cached)\.neighbours",
+    r"plain\.matrix",
+    r"cached\.rate",
+    r"(plain|cached)\.(standard|cosine)\.(q_onestep|q_cumulative)",
+    r"cached\.(standard|cosine)\.(powers|base)",
+)
 STEPS, TOKENS = 20, 16
 BETAS = {"standard": reciprocal, "cosine": cosine}
 
@@ -61,4 +70,6 @@ def test_exponentials(schedule):
     assert torch.equal(powers, torch.round(torch.cat([torch.zeros(1), BETAS[schedule](STEPS).cumsum(0)]) / least).long())
     transition = NearestNeighbor(FIXTURE["cached.neighbours"], Steps(powers.diff() * least))
     assert_close(transition._rates.to_dense(), FIXTURE["cached.rate"], 1e-10)
+    base = NearestNeighbor(FIXTURE["cached.neighbours"], Steps(least[None]))
+    assert_close(base.likelihood(torch.arange(TOKENS), CLEAN, torch.ones_like(CLEAN)), FIXTURE[f"cached.{schedule}.base"], 1e-10)
     compare(transition, f"cached.{schedule}")

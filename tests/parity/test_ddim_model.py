@@ -8,7 +8,8 @@ from released_helpers import refused
 from unnoise.experiments.released import pesser
 
 FIXTURE = Fixture("ddim_model")
-X, T, Y = (FIXTURE[k] for k in "xty")
+READS = ("x|t|y",)
+X, T, Y = (FIXTURE[k] for k in ("x", "t", "y"))
 
 
 @pytest.mark.parametrize("form", ["plain", "list"])

@@ -22,7 +22,8 @@ from unnoise.shared.networks.style import ADM, DDPM, DDPMPP, IMPROVED, NCSNPP, S
 from unnoise.shared.scale import Scale
 
 FIXTURE = Fixture("diffusers_unet2d_ddpm")
-X, T, Y = (FIXTURE[k] for k in "xty")
+READS = ("x|t|y",)
+X, T, Y = (FIXTURE[k] for k in ("x", "t", "y"))
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 

@@ -14,6 +14,11 @@ from unnoise.shared.networks.style import EDM_ADM
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("edm_adm")
+READS = (
+    "x|sigma|class_labels",
+    "F_edm|D_edm|D_edm_no_label",
+    "state:.+",
+)
 STATE = peer_state("edm_adm")
 X, SIGMA, LABEL = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["class_labels"].argmax(1)
 

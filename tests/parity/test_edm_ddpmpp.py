@@ -14,6 +14,11 @@ from unnoise.shared.networks.resampling import MEAN
 from unnoise.shared.scale import Scale
 
 FIXTURE = Fixture("edm_ddpmpp")
+READS = (
+    "x|sigma|class_labels|augment_labels",
+    "F_edm|D_edm|D_edm_augmented|D_edm_no_label|D_vp",
+    "state:.+",
+)
 STATE = peer_state("edm_ddpmpp")
 X, SIGMA, LABEL, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["class_labels"].argmax(1), FIXTURE["augment_labels"]
 

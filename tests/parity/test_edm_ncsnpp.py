@@ -12,6 +12,11 @@ from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("edm_ncsnpp")
+READS = (
+    "x|sigma|augment_labels",
+    "F_edm|D_edm|D_edm_augmented|D_ve",
+    "state:.+",
+)
 STATE = peer_state("edm_ncsnpp")
 X, SIGMA, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["augment_labels"]
 

@@ -11,6 +11,10 @@ from unnoise.shared.labels import step_index
 from unnoise.shared.scale import Scale
 
 FIXTURE = Fixture("gaussian_bpd_loop")
+READS = (
+    "x_start|noise",
+    r"(linear_1000\.ddim50|cosine_4000\.50)\.(FIXED_LARGE|LEARNED_RANGE)\.(total_bpd|prior_bpd|vb|xstart_mse|mse)",
+)
 DIMS = 27
 
 

@@ -7,6 +7,11 @@ from helpers import Fixture, assert_close
 from unnoise.continuous import Tabulated, cosine_betas, linear_betas, posterior, small
 
 FIXTURE = Fixture("gaussian_schedules")
+READS = (
+    r"(linear_1000|cosine_1000|cosine_4000)\.(betas|alphas_cumprod|alphas_cumprod_prev|alphas_cumprod_next)",
+    r"(linear_1000|cosine_1000|cosine_4000)\.(log_one_minus_alphas_cumprod|sqrt_recipm1_alphas_cumprod)",
+    r"(linear_1000|cosine_1000|cosine_4000)\.posterior_(mean_coef1|mean_coef2|variance|log_variance_clipped)",
+)
 CASES = {"linear_1000": (linear_betas, 1000, 1e-12), "cosine_1000": (cosine_betas, 1000, 1e-9), "cosine_4000": (cosine_betas, 4000, 1e-9)}
 
 

@@ -33,6 +33,17 @@ from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("gaussian_steps")
+READS = (
+    "model_out|model_v|x_start|noise|step_noise|cond_grad",
+    r"[a-z0-9_]+\.(t|x_t|prior_bpd)",
+    r"[a-z0-9_]+\.q_mean_variance\.(mean|variance|log_variance)",
+    r"[a-z0-9_]+\.q_posterior\.(mean|variance|log_variance_clipped)",
+    r"[a-z0-9_]+\.(EPSILON|START_X|PREVIOUS_X)\.[A-Z_]+\.(no)?clip\.(mean|variance|log_variance|pred_xstart|vb_terms_bpd|p_sample)",
+    r"[a-z0-9_]+\.(EPSILON|START_X)\.(no)?clip\.(ddim_eta(0|0\.5|1)|ddim_reverse)",
+    r"[a-z0-9_]+\.(EPSILON|START_X)\.ddim_eta0\.5_with_cond_score(\.pred_xstart)?",
+    r"[a-z0-9_]+\.(EPSILON|START_X)\.LEARNED_RANGE\.p_sample_with_cond_mean",
+    r"[a-z0-9_]+\.(EPSILON|START_X)\.LEARNED_RANGE\.training_losses\.(RESCALED_)?(KL\.loss|MSE\.(loss|mse|vb))",
+)
 SCHEDULES = {
     name: Tabulated(betas)
     for name, betas in (("linear_1000", linear_betas(1000)), ("cosine_1000", cosine_betas(1000)), ("cosine_4000", cosine_betas(4000)))

@@ -7,6 +7,10 @@ from unnoise.experiments.released import openai
 from unnoise.shared.guidance import ClassifierGradient, NoisyClassifier
 
 FIXTURE = Fixture("guided_diffusion_classifier")
+READS = (
+    "x|t|label",
+    "y|grad_log_prob",
+)
 FLAGS = {"image_size": 16, "num_head_channels": 16, "noise_schedule": "linear"}
 
 

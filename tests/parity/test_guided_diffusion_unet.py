@@ -9,6 +9,10 @@ from unnoise.experiments.released import openai
 from unnoise.shared.errors import UsageError
 
 FIXTURE = Fixture("guided_diffusion_unet")
+READS = (
+    "x|t|label",
+    "y|y_new_attention_order",
+)
 FLAGS = {"image_size": 16, "num_head_channels": 16, "noise_schedule": "linear", "diffusion_steps": 1000, "rescale_timesteps": False}
 
 

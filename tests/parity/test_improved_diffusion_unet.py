@@ -9,6 +9,7 @@ from unnoise.experiments.released import openai
 from unnoise.shared.errors import UsageError
 
 FIXTURE = Fixture("improved_diffusion_unet")
+READS = ("x|t|y",)
 FLAGS = {
     "image_size": 16,
     "num_heads": 4,

@@ -25,6 +25,14 @@ from unnoise.sde import VE, VP
 from unnoise.shared.oracle import GaussianOracle
 
 FIXTURE = Fixture("karras_samplers")
+READS = (
+    "m|s|start|noise",
+    r"sigmas\.(karras|exponential|polyexponential_rho2|vp)\.n.+",
+    r"step\.(euler|heun|dpm_2)\.5_to_(3|0|3\.churn)",
+    r"path\.(euler|heun|dpm_2|lms|dpmpp_2m|euler_ancestral|dpmpp_2s_ancestral)",
+    r"path\.(dpmpp_2m_sde\.(midpoint|heun)|dpmpp_3m_sde)",
+    r"edm\.(plain|churn)\.(end|sigma_of_each_call|x_of_each_call)",
+)
 M, S, START, NOISE = (FIXTURE[k] for k in ("m", "s", "start", "noise"))
 WIDE = VE(1e-12, 500.0, t_min=1e-12)
 SAMPLERS = {
@@ -60,10 +68,11 @@ def path(make, sigmas, x, noise):
     return torch.stack(states)
 
 
-@pytest.mark.parametrize(("n", "low", "high"), [(5, 0.002, 80), (10, 0.002, 80), (18, 0.002, 80), (40, 0.03, 14.6)])
-def test_karras_levels(n, low, high):
-    schedule = VE(low, high, t_min=1e-12, t_last=1e-12)
-    assert_close(noise_ratio(schedule, karras(n, schedule)), FIXTURE[f"sigmas.karras.n{n}_{low}_{high}"], 1e-10)
+@pytest.mark.parametrize("name", ["n5_0.002_80", "n10_0.002_80", "n18_0.002_80", "n40_0.03_14.6"])
+def test_karras_levels(name):
+    n, low, high = name[1:].split("_")
+    schedule = VE(float(low), float(high), t_min=1e-12, t_last=1e-12)
+    assert_close(noise_ratio(schedule, karras(int(n), schedule)), FIXTURE[f"sigmas.karras.{name}"], 1e-10)
 
 
 def test_other_levels():

@@ -17,6 +17,11 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.scale import Scale
 
 NAME = "mdlm_dit"
+READS = (
+    "tokens|sigma",
+    "y|y_timed|log_p_subs|log_p_d3pm|log_score_sedd",
+    "state:.+",
+)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,10 @@ from unnoise.shared.networks.refinenet import RefineNet
 from unnoise.shared.scale import Scale
 
 FIXTURE = Fixture("ncsnv2")
+READS = (
+    "x|level|y",
+    "state:.+",
+)
 STATE = peer_state("ncsnv2")
 SIGMAS = STATE["module.sigmas"]
 PLAIN = {name.removeprefix("module."): value for name, value in STATE.items()}

@@ -11,6 +11,10 @@ from unnoise.shared.networks.presets import song_ddpm_cifar10
 from unnoise.shared.networks.style import SONG_DDPM
 
 FIXTURE = Fixture("score_sde_ddpm")
+READS = (
+    "x|t|y|score_vp_discrete",
+    "state:.+",
+)
 STATE = peer_state("score_sde_ddpm")
 
 

@@ -16,6 +16,11 @@ from unnoise.shared.networks.style import DDPMPP
 from unnoise.shared.scale import Scale
 
 FIXTURE = Fixture("score_sde_ddpmpp_vp")
+READS = (
+    "x|t|y",
+    "score_(vp|subvp)",
+    "state:.+",
+)
 STATE = peer_state("score_sde_ddpmpp_vp")
 PATH = "{}/cifar10_ddpmpp_continuous/checkpoint_8.pth"
 FILE = song_file(STATE)

@@ -5,11 +5,36 @@ import torch
 from helpers import Fixture, Formula, FromScore, Recorded, assert_close
 
 from unnoise.continuous import Ancestral, Tabulated, large, small
-from unnoise.sde import SDE, VE, VP, EulerMaruyama, Langevin, Learned, Levels, ReverseDiffusion, SubVP, batch_norms, geometric_sigmas
+from unnoise.sde import (
+    SDE,
+    VE,
+    VP,
+    AnnealedLangevin,
+    EulerMaruyama,
+    Langevin,
+    Learned,
+    Levels,
+    ReverseDiffusion,
+    SubVP,
+    batch_norms,
+    geometric_sigmas,
+)
 from unnoise.shared.labels import noise_level, reversed_index, song_vp, step_index
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_functions")
+READS = (
+    "x|score|z|t",
+    r"(vp|subvp|ve)\.(marginal_prob\.(mean|std)|sde\.(drift|diffusion)|prior_logp)",
+    r"(vp|subvp|ve)\.(reverse\.(drift|diffusion)|probability_flow\.drift)",
+    r"(vp|subvp|ve)\.((reverse|probability_flow)\.)?discretize\.(f|G)",
+    r"(vp|subvp|ve)\.(euler_maruyama|reverse_diffusion)\.(x|x_mean)",
+    r"(vp|ve)\.(ancestral_sampling|langevin|ald)\.(x|x_mean)",
+    r"(vp|subvp|ve)\.score_fn\.(continuous|discrete)\.(score|labels)",
+    r"(vp|ve)\.pc_index",
+    r"vp\.(discrete_betas|alphas|alphas_cumprod|sqrt_1m_alphas_cumprod)",
+    r"ve\.discrete_sigmas",
+)
 X, SCORE, Z, T = (FIXTURE[k] for k in ("x", "score", "z", "t"))
 N = 1000
 SCHEDULES = {"vp": VP(), "subvp": SubVP(), "ve": VE()}
@@ -142,6 +167,55 @@ def test_langevin(name):
     for draw, key in ((Z, "x"), (torch.zeros_like(Z), "x_mean")):
         steps = torch.cat([one(*row, draw) for row in zip(used.tolist(), above, level, strict=True)])
         assert_close(steps, FIXTURE[f"{name}.langevin.{key}"][used], 1e-10)
+
+
+class Mixed(Tabulated):
+    """Alphas of a table beside one sigma, which is another schedule's."""
+
+    def __init__(self, betas, sigma):
+        super().__init__(betas)
+        self.sigma = sigma
+
+    def __call__(self, t):
+        alpha, _ = super().__call__(t)
+        return alpha, self.sigma.expand_as(alpha)
+
+
+def annealed(i, draw, schedule, above, level):
+    corrector = AnnealedLangevin(FromScore(SCORE[i : i + 1], schedule), snr=0.16, repeats=1)
+    return corrector.step(X[i : i + 1], above, level, generator=Recorded(draw[i : i + 1]))
+
+
+@pytest.mark.parametrize(("draw", "key"), [(Z, "x"), (torch.zeros_like(Z), "x_mean")], ids=["noise", "mean"])
+def test_annealed_langevin(draw, key):
+    """On VE the step is the peer's. On VP the peer takes sigma of continuous time beside 1 - beta of its table's row."""
+    ve, mixed, by_hand = [], [], []
+    _, level, below = table("vp")
+    for i, row in enumerate((T * (N - 1)).long()):
+        ve.append(annealed(i, draw, VE(), 1.1 * T[i], T[i]))
+        sigma = VP()(T[i])[1]
+        mixed.append(annealed(i, draw, Mixed(FIXTURE["vp.discrete_betas"], sigma), 2 * level[i] - below[i], level[i]))
+        size = 2 * FIXTURE["vp.alphas"][row] * (0.16 * sigma) ** 2
+        by_hand.append(X[i : i + 1] + size * SCORE[i : i + 1] + (2 * size).sqrt() * draw[i : i + 1])
+    close(torch.cat(ve), f"ve.ald.{key}")
+    close(torch.cat(by_hand), f"vp.ald.{key}")
+    close(torch.cat(mixed), f"vp.ald.{key}")
+
+
+def test_annealed_langevin_on_the_table_alone():
+    """Ours takes both of the table: steps of another length, by 9 % at the last time of the peer's loop, 1e-3, and by 1 % above 0.075.
+
+    The fixture's first time is below that: the peer's sigma there is a tenth of its row's.
+    """
+    schedule, level, below = table("vp")
+    for draw, key in ((Z, "x"), (torch.zeros_like(Z), "x_mean")):
+        ours = torch.cat([annealed(i, draw, schedule, 2 * level[i] - below[i], level[i]) for i in range(len(T))])
+        theirs = FIXTURE[f"vp.ald.{key}"]
+        within = T >= 1e-3
+        assert_close(ours[within], theirs[within], 1e-2)
+    ratio = ((ours - X) / (theirs - X)).flatten(1)  # of the lengths of two steps without noise
+    assert_close(ratio[T > 0.075], torch.ones_like(ratio[T > 0.075]), 1e-2)
+    assert_close(ratio[within], torch.ones_like(ratio[within]), 0.1)
 
 
 def test_labels_and_scores():

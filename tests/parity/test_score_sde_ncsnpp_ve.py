@@ -13,6 +13,10 @@ from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_ncsnpp_ve")
+READS = (
+    "x|t|sigma|score_ve",
+    "state:.+",
+)
 STATE = peer_state("score_sde_ncsnpp_ve")
 
 

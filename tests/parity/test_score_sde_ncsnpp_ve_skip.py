@@ -11,6 +11,10 @@ from unnoise.shared.networks.style import NCSNPP_SKIP
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_ncsnpp_ve_skip")
+READS = (
+    "x|t|sigma|score_ve",
+    "state:.+",
+)
 STATE = peer_state("score_sde_ncsnpp_ve_skip")
 SKIPS = {"fourier": True, "enters": "skip", "leaves": True}
 

@@ -14,6 +14,11 @@ from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_ncsnpp_vp")
+READS = (
+    "x|t|y",
+    "score_(vp|subvp)",
+    "state:.+",
+)
 STATE = peer_state("score_sde_ncsnpp_vp")
 
 

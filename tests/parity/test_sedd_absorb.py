@@ -13,6 +13,11 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.scale import Scale
 
 NAME = "sedd_absorb"
+READS = (
+    "tokens|sigma",
+    "log_score|log_score_without_scale_by_sigma",
+    "state:.+",
+)
 
 
 @pytest.fixture(scope="module")
