@@ -1,4 +1,7 @@
-"""What categorical losses and steps cost beside a language model's, as ratios in one run: `make bench-discrete`."""
+"""What categorical losses and steps cost beside a language model's, as ratios in one run: `make bench-discrete`.
+
+`python -m benchmarks.discrete --smoke` runs everything once on the smallest sizes, to see that it runs: its figures say nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
 from unnoise.discrete import (
@@ -30,7 +34,9 @@ from unnoise.shared.tensors import Table, like
 
 from .speed import seconds
 
-SHAPES = {"(4, 1024, 50257)": (4, 1024, 50257), "(32, 256, 28)": (32, 256, 28)}
+SHAPES = ((4, 1024, 50257), (32, 256, 28))
+"""Batch, length and symbols; memory is measured at the first."""
+SMOKE = ((2, 4, 5),)
 
 
 def problem(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,16 +78,16 @@ def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callabl
     return {"cross-entropy": cross_entropy, "absorbing": absorb, "uniform": resample, "uniform rate": rate, "score entropy": ratios}
 
 
-def steps(shape: tuple[int, int, int]) -> dict[str, float]:
+def steps(shape: tuple[int, int, int], repeats: int = 5) -> dict[str, float]:
     """A reverse step over one softmax and one inverse-CDF draw."""
     logits, x0, _ = problem(shape, torch.float32)
     t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     with torch.no_grad():
-        base = seconds(lambda: categorical(logits.softmax(-1)))
+        base = seconds(lambda: categorical(logits.softmax(-1)), repeats)
         found = {}
         for transition in (Absorbing(shape[-1], LogLinear()), Uniform(shape[-1], cosine(1000))):
             x = transition.corrupt(x0, t)
-            took = seconds(lambda transition=transition, x=x: transition.draw(Product(), logits, x, t, s))
+            took = seconds(lambda transition=transition, x=x: transition.draw(Product(), logits, x, t, s), repeats)
             found[type(transition).__name__.lower()] = took / base
     return found
 
@@ -122,18 +128,18 @@ def dense_loss(one: Tensor, total: Tensor, logits: Tensor, x0: Tensor, x_t: Tens
     return (truth.softmax(-1) * (truth.log_softmax(-1) - model.log_softmax(-1))).sum(-1).mean()
 
 
-def gaussian() -> dict[str, float]:
+def gaussian(levels: int = 256, count: int = 1000, size: int = 32, repeats: int = 3) -> dict[str, float]:
     """Set-up, tables and loss at K = 256, T = 1000, images 32 x 32 x 3."""
-    betas = linear(1000)
-    setup = seconds(lambda: DiscretizedGaussian(256, betas), 1)
-    transition = DiscretizedGaussian(256, betas)
+    betas = linear(count)
+    setup = seconds(lambda: DiscretizedGaussian(levels, betas), 1)
+    transition = DiscretizedGaussian(levels, betas)
     tables = sum(t.values.numel() * t.values.element_size() for t in vars(transition).values() if isinstance(t, Table))
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 3, 32, 32, 256, generator=generator).requires_grad_()
-    x0 = torch.randint(0, 256, (4, 3, 32, 32), generator=generator)
-    n = torch.tensor([50, 300, 600, 900])
-    t, s = n.double() / 1000, (n - 1).double() / 1000
-    x_t, tables_of_two = transition.corrupt(x0, t), dense_two_tables(256, betas)
+    logits = torch.randn(4, 3, size, size, levels, generator=generator).requires_grad_()
+    x0 = torch.randint(0, levels, (4, 3, size, size), generator=generator)
+    n = torch.tensor([50, 300, 600, 900]) * count // 1000
+    t, s = n.double() / count, (n - 1).double() / count
+    x_t, tables_of_two = transition.corrupt(x0, t), dense_two_tables(levels, betas)
 
     def ours(reverse: object) -> None:
         logits.grad = None
@@ -143,18 +149,18 @@ def gaussian() -> dict[str, float]:
         logits.grad = None
         dense_loss(*tables_of_two, logits, x0, x_t, n).backward()
 
-    base = seconds(dense, 3)
-    product, marginal = seconds(lambda: ours(Product()), 3), seconds(lambda: ours(Marginal()), 3)
+    base = seconds(dense, repeats)
+    product, marginal = seconds(lambda: ours(Product()), repeats), seconds(lambda: ours(Marginal()), repeats)
     return {"set-up, s": setup, "tables, MB": tables / 1e6, "dense / product": base / product, "dense / marginal": base / marginal}
 
 
-def neighbours() -> dict[str, float]:
+def neighbours(states: int = 8192, length: int = 128) -> dict[str, float]:
     """Loss and one sampling step at K = 8192, k = 5, L = 128, B = 4: seconds, and the peak memory of this process."""
     generator = torch.Generator().manual_seed(0)
-    near = nearest(torch.randn(8192, 64, generator=generator), 5)
+    near = nearest(torch.randn(states, 64, generator=generator), 5)
     transition = NearestNeighbor(near, cosine(1000))
-    logits = torch.randn(4, 128, 8192, generator=generator).requires_grad_()
-    x0 = torch.randint(0, 8192, (4, 128), generator=generator)
+    logits = torch.randn(4, length, states, generator=generator).requires_grad_()
+    x0 = torch.randint(0, states, (4, length), generator=generator)
     t = torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)
     x_t, s = transition.corrupt(x0, t), t - 1e-3
 
@@ -170,25 +176,33 @@ def neighbours() -> dict[str, float]:
     return took | {"peak, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
 
 
-def main() -> None:
-    """Prints every figure with its target."""
+def main(smoke: bool = False) -> None:
+    """Prints every figure with its target.
+
+    Args:
+        smoke: the smallest sizes, once each, and memory measured in this process.
+    """
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    shapes, measure = (SMOKE, grown) if smoke else (SHAPES, peak)
     # First: a child's peak starts at that of the process it was started from.
-    memory = {name: peak(name, SHAPES["(4, 1024, 50257)"]) for name in ("cross-entropy", "absorbing", "uniform", "uniform rate")}
-    print("peak memory (4, 1024, 50257): " + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items()))
-    for name, shape in SHAPES.items():
+    memory = {name: measure(name, shapes[0]) for name in ("cross-entropy", "absorbing", "uniform", "uniform rate")}
+    print(f"peak memory {shapes[0]}: " + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items()))
+    for shape in shapes:
+        repeats = 1 if smoke else 3 if shape[-1] > 1000 else 50
         for dtype in (torch.float32, torch.bfloat16):
-            took = {k: seconds(work, 3 if shape[-1] > 1000 else 50) for k, work in losses(shape, dtype).items()}
+            took = {k: seconds(work, repeats) for k, work in losses(shape, dtype).items()}
             ratios = {k: v / took["cross-entropy"] for k, v in took.items()}
             print(
-                f"{name} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), uniform {ratios['uniform']:.2f} x (2.5), "
+                f"{shape} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), uniform {ratios['uniform']:.2f} x (2.5), "
                 f"in continuous time {ratios['uniform rate']:.2f} x (2.5), "
                 f"uniform score entropy {ratios['score entropy']:.2f} x"
             )
-        print(f"step {name}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in steps(shape).items()))
-    print("discretised Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): " + ", ".join(f"{k} {v:.2f}" for k, v in gaussian().items()))
-    print("nearest neighbours, K = 8192 (8 GB): " + ", ".join(f"{k} {v:.2f}" for k, v in neighbours().items()))
+        drawn = steps(shape, 1 if smoke else 5)
+        print(f"step {shape}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in drawn.items()))
+    tables, near = (gaussian(5, 20, 2, 1), neighbours(16, 2)) if smoke else (gaussian(), neighbours())
+    print("discretised Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): " + ", ".join(f"{k} {v:.2f}" for k, v in tables.items()))
+    print("nearest neighbours, K = 8192 (8 GB): " + ", ".join(f"{k} {v:.2f}" for k, v in near.items()))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

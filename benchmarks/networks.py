@@ -2,6 +2,7 @@
 
 Contenders take turns, A B C, B C A, ..., and a ratio is the median over the rounds of the ratio within a round, with its quartiles: what
 else runs on the machine strikes all alike. One thread, and the seconds of the processor, unless `--threads` says otherwise.
+`python -m benchmarks.networks --smoke` runs everything once on the smallest sizes, to see that it runs: its ratios say nothing.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Settings:
     """Steps of each of these trainings."""
     compile: bool = True
     """Compile the networks on a GPU."""
+    smoke: bool = False
+    """Everything once on the smallest sizes, whatever else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -249,9 +252,9 @@ def filters(settings: Settings, progress: Progress) -> Rows:
     return rows
 
 
-def digits(settings: Settings, progress: Progress) -> Rows:
+def digits(settings: Settings, progress: Progress, recipe: ddpm.DDPM, draws: int = 20) -> Rows:
     """The digits recipe in both precisions with one seed and one budget, and the loss of the averaged network on held-out images."""
-    recipe, losses = ddpm.digits(), []
+    losses = []
     images, test = recipe.data.load("train"), recipe.data.load("test")
     cooldown = settings.digits_steps // 3
     for bfloat16 in (False, None):  # None is the trainer's automatic precision
@@ -262,7 +265,7 @@ def digits(settings: Settings, progress: Progress) -> Rows:
         generator = torch.Generator().manual_seed(1)
         x0, cond = images.scale.continuous(test.k), {"label": test.label}
         with torch.no_grad():
-            losses.append(float(torch.stack([average(x0, generator=generator, **cond).total.mean() for _ in range(20)]).mean()))
+            losses.append(float(torch.stack([average(x0, generator=generator, **cond).total.mean() for _ in range(draws)]).mean()))
     apart = abs(losses[1] / losses[0] - 1)
     who = f"digits, {settings.digits_steps} steps: {losses[1]:.5f} in bfloat16, {losses[0]:.5f} in float32, their distance"
     return [["held-out loss", who, f"{apart:.4f}", "", "0.02", "yes" if apart <= 0.02 else "no"]]
@@ -345,29 +348,39 @@ def version(package: str) -> str:
 
 def run(settings: Settings, progress: Progress) -> str:
     """The report, as Markdown."""
+    if settings.smoke:
+        return written(SMOKE, *smoke())
     torch.set_num_threads(settings.threads)
     rows, notes = beside_peers(settings, progress)
     rows += filters(settings, progress)
     if settings.digits:
-        rows += digits(settings, progress)
+        rows += digits(settings, progress, ddpm.digits())
     if torch.cuda.is_available():
         rows += on_a_gpu(replace(settings, width=128, batch=128), progress, torch.device("cuda"))
     else:
         notes.append("no GPU here: the compiled bfloat16 training step on one is left out")
+    return written(settings, rows, notes)
+
+
+def written(settings: Settings, rows: Rows, notes: list[str]) -> str:
+    """The table and what there is to say of it."""
     packages = ("torch", "diffusers", "denoising-diffusion-pytorch")
     head = f"{cpu()}, {torch.get_num_threads()} threads, {', '.join(f'{p} {version(p)}' for p in packages)}, {settings.rounds} rounds"
     return "\n\n".join([head, report.table(HEAD, rows), "\n".join(f"- {note}" for note in notes)])
 
 
+SMOKE = Settings(rounds=1, batch=1, size=8, width=32, multipliers=(1, 1), blocks=1, digits_steps=2, compile=False)
+
+
 def smoke() -> tuple[Rows, list[str]]:
-    """Every part but the digits on networks of a few channels: a second or two."""
-    small = Settings(rounds=1, batch=1, size=8, width=32, multipliers=(1, 1), blocks=1, compile=False)
+    """Every part on networks of a few channels, the GPU's on the CPU: seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows, notes = beside_peers(small, silent)
-        rows += filters(small, silent)
-        rows += on_a_gpu(small, silent, torch.device("cpu"), 1)
+        rows, notes = beside_peers(SMOKE, silent)
+        rows += filters(SMOKE, silent)
+        rows += digits(SMOKE, silent, ddpm.smoke(), draws=1)
+        rows += on_a_gpu(SMOKE, silent, torch.device("cpu"), 1)
     finally:
         torch.set_num_threads(before)
     return rows, notes

@@ -1,10 +1,14 @@
-"""What the score SDEs cost, as ratios in one run: `python -m benchmarks.sde`."""
+"""What the score SDEs cost, as ratios in one run: `make bench-sde`.
+
+`python -m benchmarks.sde --smoke` runs everything once on the smallest sizes, to see that it runs: its ratios say nothing.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from unnoise.sde import VE, VP, Adaptive, ChangeOfVariables, Hutchinson, SciPy, SubVP, TorchDiffEq, angle, clock
@@ -16,7 +20,7 @@ from unnoise.shared.tensors import exact, like
 
 from .speed import seconds
 
-SHAPE = (16, 3, 32, 32)
+SHAPE, SMOKE = (16, 3, 32, 32), (2, 1, 2, 2)
 
 
 class Diagonal(GaussianDenoiser):
@@ -38,31 +42,36 @@ class Diagonal(GaussianDenoiser):
         return -torch.distributions.Normal(0.0, self.variance.double().sqrt()).log_prob(x.double()).flatten(1).sum(1)
 
 
-def main() -> None:
-    """Prints a line for each integrator: evaluations, error, and time over that of one forward and one vector-Jacobian product."""
-    source = torch.Generator().manual_seed(0)
-    variance = 0.02 + 0.5 * torch.rand(SHAPE[1:], generator=source)
-    x = variance.sqrt() * torch.randn(SHAPE, generator=source)
+def main(smoke: bool = False) -> None:
+    """Prints a line for each integrator: evaluations, error, and time over that of one forward and one vector-Jacobian product.
+
+    Args:
+        smoke: the smallest sizes, once each.
+    """
+    source, shape = torch.Generator().manual_seed(0), SMOKE if smoke else SHAPE
+    variance = 0.02 + 0.5 * torch.rand(shape[1:], generator=source)
+    x = variance.sqrt() * torch.randn(shape, generator=source)
     for name, schedule in (("VP", VP()), ("sub-VP", SubVP()), ("VE", VE(0.01, 50.0))):
         denoiser = Diagonal(variance, schedule)
-        compare(f"Gaussian, {name}", denoiser, x, denoiser.nats(x))
+        compare(f"Gaussian, {name}", denoiser, x, denoiser.nats(x), smoke)
     points = torch.randn(4, x[0].numel(), generator=source) * 0.3
     weights = torch.full((4,), 0.25)
     mixture = MixtureOracle(weights, points, torch.full((4,), 0.1), VP())
-    x = points.repeat(4, 1) + 0.1**0.5 * torch.randn(16, x[0].numel(), generator=source)
+    x = points.repeat(4, 1)[: len(x)]
+    x = x + 0.1**0.5 * torch.randn(x.shape, generator=source)
     exact = MixtureOracle(weights.double(), points.double(), torch.full((4,), 0.1, dtype=torch.float64), VP())
-    compare("mixture of 4, VP", mixture, x, -exact.log_prob(x.double(), torch.zeros(())))
+    compare("mixture of 4, VP", mixture, x, -exact.log_prob(x.double(), torch.zeros(())), smoke)
 
 
-def compare(name: str, denoiser: GaussianDenoiser, x: Tensor, nats: Tensor) -> None:
+def compare(name: str, denoiser: GaussianDenoiser, x: Tensor, nats: Tensor, smoke: bool = False) -> None:
     """Every integrator on one denoiser, whose exact code length is known."""
-    source, t, tight = torch.Generator().manual_seed(1), torch.tensor(0.3, dtype=torch.float64), 1e-5
+    source, t, tight = torch.Generator().manual_seed(1), torch.tensor(0.3, dtype=torch.float64), 1e-3 if smoke else 1e-5
 
     def plain() -> None:
         y = x.clone().requires_grad_()
         torch.autograd.grad(denoiser(y, t), y, x)
 
-    bare = seconds(plain, 200)
+    bare = seconds(plain, 1 if smoke else 200)
     print(f"{name}: one forward and one vector-Jacobian product take {bare * 1e3:.2f} ms")
     kinds = {
         "RK45, angle": (Adaptive(tight, tight), angle, 1),
@@ -75,9 +84,9 @@ def compare(name: str, denoiser: GaussianDenoiser, x: Tensor, nats: Tensor) -> N
         code = ChangeOfVariables(denoiser, trace=Hutchinson(probes), integrator=integrator, chart=chart)
         with counted(denoiser) as count:
             error = float((code(x, generator=source).nats - nats).mean()) / x[0].numel()
-        ratio = seconds(lambda code=code: code(x, generator=source), 5) / count.calls / bare
+        ratio = seconds(lambda code=code: code(x, generator=source), 1 if smoke else 5) / count.calls / bare
         print(f"  {kind:22} {count.calls:4} evaluations, error {error:+.1e} nats/dim, each {ratio:5.2f} x that", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

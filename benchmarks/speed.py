@@ -1,4 +1,7 @@
-"""What the machinery costs beside the bare work, as ratios in one run: `make bench`."""
+"""What the machinery costs beside the bare work, as ratios in one run: `make bench`.
+
+`python -m benchmarks.speed --smoke` runs every comparison once on the smallest sizes, to see that it runs: its ratios say nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import tyro
 
 from unnoise.continuous import DDIM, DPMSolverPP, Learned, Simple, Tabulated, UniPC, linear_betas
 from unnoise.discrete import DiscretizedGaussian, Product, linear
@@ -30,17 +34,18 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     return min(times)
 
 
-def unet() -> UNet:
-    """The demo's network."""
+def unet(smoke: bool, classes: int | None = None) -> UNet:
+    """The demo's network, or a tiny one."""
     torch.manual_seed(0)
-    return UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4)
+    return UNet((1, 8, 8), 8, (1, 2), 1, (2,), 1, classes=classes) if smoke else UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4, classes=classes)
 
 
-def training_step() -> float:
+def training_step(smoke: bool = False) -> float:
     """A step of the trainer over forward, backward and AdamW alone."""
-    data = Batches(torch.randint(0, 17, (64, 1, 8, 8)), 64, Scale(17))
-    trainer = Trainer(Simple(Learned(unet(), Tabulated(linear_betas(100)))), Training(steps=10, log_every=10))
-    bare, x, t = unet(), torch.randn(64, 1, 8, 8), torch.rand(64)
+    batch, repeats = (2, 1) if smoke else (64, 3)
+    data = Batches(torch.randint(0, 17, (batch, 1, 8, 8)), batch, Scale(17))
+    trainer = Trainer(Simple(Learned(unet(smoke), Tabulated(linear_betas(100)))), Training(steps=10, log_every=10))
+    bare, x, t = unet(smoke), torch.randn(batch, 1, 8, 8), torch.rand(batch)
     optimizer = torch.optim.AdamW(bare.parameters(), fused=True)
 
     def plain() -> None:
@@ -53,27 +58,29 @@ def training_step() -> float:
         trainer.step = 0
         trainer.fit(data)
 
-    return seconds(ours, 3) / seconds(plain, 3)
+    return seconds(ours, repeats) / seconds(plain, repeats)
 
 
-def sampling_step() -> float:
+def sampling_step(smoke: bool = False) -> float:
     """A step of DDIM over a bare evaluation of the network."""
-    return solver_step(DDIM, 1)
+    return solver_step(DDIM, smoke)
 
 
-def few_step_solver() -> float:
+def few_step_solver(smoke: bool = False) -> float:
     """A step of UniPC over a bare evaluation of the network."""
-    return solver_step(UniPC, 1)
+    return solver_step(UniPC, smoke)
 
 
-def guided_step() -> float:
+def guided_step(smoke: bool = False) -> float:
     """A step of DPM-Solver++ under classifier-free guidance over two bare evaluations of the network."""
-    return solver_step(lambda denoiser: DPMSolverPP(ClassifierFree(denoiser, 1.0)), 2, label=torch.arange(64) % 10)
+    return solver_step(lambda denoiser: DPMSolverPP(ClassifierFree(denoiser, 1.0)), smoke, 2, labelled=True)
 
 
-def solver_step(make: Callable[[Learned], Sampler], evaluations: int, **cond: torch.Tensor) -> float:
+def solver_step(make: Callable[[Learned], Sampler], smoke: bool, evaluations: int = 1, labelled: bool = False) -> float:
     """Ten steps of a sampler over as many times `evaluations` bare evaluations."""
-    network, x, t = UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4, classes=10).eval(), torch.randn(64, 1, 8, 8), torch.rand(64)
+    batch, repeats = (2, 1) if smoke else (64, 5)
+    network, x, t = unet(smoke, classes=10).eval(), torch.randn(batch, 1, 8, 8), torch.rand(batch)
+    cond = {"label": torch.arange(batch) % 10} if labelled else {}
     sampler = make(Learned(network, Tabulated(linear_betas(100))))
 
     def plain() -> None:
@@ -81,13 +88,14 @@ def solver_step(make: Callable[[Learned], Sampler], evaluations: int, **cond: to
             for _ in range(10 * evaluations):
                 network(x, t, **cond)
 
-    return seconds(lambda: sampler(x, steps=10, **cond)) / seconds(plain)
+    return seconds(lambda: sampler(x, steps=10, **cond), repeats) / seconds(plain, repeats)
 
 
-def likelihood_evaluation() -> float:
+def likelihood_evaluation(smoke: bool = False) -> float:
     """An evaluation of the likelihood's ODE over one forward and one vector-Jacobian product."""
-    network, x, t = unet().requires_grad_(False), torch.randn(32, 1, 8, 8), torch.rand(32)
-    likelihood = ChangeOfVariables(Learned(network, VP()), integrator=Adaptive(1e-2, 1e-2))
+    batch, tolerance = (1, 0.3) if smoke else (32, 1e-2)
+    network, x, t = unet(smoke).requires_grad_(False), torch.randn(batch, 1, 8, 8), torch.rand(batch)
+    likelihood = ChangeOfVariables(Learned(network, VP()), integrator=Adaptive(tolerance, tolerance))
     with counted(likelihood.flow.denoiser) as count:
         likelihood(x)
 
@@ -95,38 +103,52 @@ def likelihood_evaluation() -> float:
         y = x.clone().requires_grad_()
         torch.autograd.grad(network(y, t), y, x)
 
-    return seconds(lambda: likelihood(x), 2) / count.calls / seconds(plain, 10)
+    return seconds(lambda: likelihood(x), 1 if smoke else 2) / count.calls / seconds(plain, 1 if smoke else 10)
 
 
-def structured_transition() -> float:
+def structured_transition(smoke: bool = False) -> float:
     """One term of D3PM's bound with the structured transition over the same with two dense tables, K = 64, T = 200."""
-    transition, reverse = DiscretizedGaussian(64, linear(200, 1e-2, 1.0)), Product()
-    x = torch.randint(0, 64, (32, 3, 16, 16))
-    p0 = torch.randn(32, 3, 16, 16, 64).softmax(-1)
-    n = torch.randint(2, 201, (32,))
-    t, s = n.double() / 200, (n - 1).double() / 200
-    one = torch.stack([transition.matrix(torch.tensor((i - 1) / 200), torch.tensor(i / 200), x.device) for i in range(1, 201)]).float()
-    total = transition._cumulative.values.float()
+    levels, steps, shape, repeats = (5, 8, (2, 1, 2, 2), 1) if smoke else (64, 200, (32, 3, 16, 16), 5)
+    transition, reverse = DiscretizedGaussian(levels, linear(steps, 1e-2, 1.0)), Product()
+    x0, logits, n = torch.randint(0, levels, shape), torch.randn(*shape, levels), torch.randint(2, steps + 1, shape[:1])
+    t, s, rows = n.double() / steps, (n - 1).double() / steps, torch.arange(1, steps + 1)
+    x = transition.corrupt(x0, t)
+    one, total = (torch.cat([of(row[None]) for row in rows]).float() for of in (transition.one, transition.products))
 
-    def plain() -> None:
-        back = one[n - 1].mT[torch.arange(32)[:, None, None, None], x]
-        p = back * torch.einsum("bchwk,bkl->bchwl", p0, total[n - 1])
-        p / p.sum(-1, keepdim=True)
+    def plain() -> torch.Tensor:
+        image = torch.arange(len(n))[:, None, None, None]
+        back, before = one[n - 1].mT[image, x], total[n - 2]
+        q = back * before[image, x0]
+        p = back * torch.einsum("bchwk,bkl->bchwl", logits.softmax(-1), before)
+        q, p = (each / each.sum(-1, keepdim=True) for each in (q, p))
+        return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1).mean()
 
-    return seconds(lambda: reverse(transition, x, p0, t, s)) / seconds(plain)
+    def ours() -> torch.Tensor:
+        return transition.divergence(reverse, logits, x0, x, t, s).divergence.mean()
+
+    torch.testing.assert_close(ours(), plain(), rtol=1e-3, atol=1e-5, check_dtype=False)  # else a ratio of what is not alike
+    return seconds(ours, repeats) / seconds(plain, repeats)
 
 
-def streams() -> float:
+def streams(smoke: bool = False) -> float:
     """Normal noise that does not depend on the batch over torch's own, for 256 images of 3 x 32 x 32."""
-    source, generator = Streams(0, range(256)), torch.Generator().manual_seed(0)
-    return seconds(lambda: normal((256, 3, 32, 32), source)) / seconds(lambda: normal((256, 3, 32, 32), generator))
+    shape, repeats = ((2, 1, 4, 4), 1) if smoke else ((256, 3, 32, 32), 5)
+    source, generator = Streams(0, range(shape[0])), torch.Generator().manual_seed(0)
+    return seconds(lambda: normal(shape, source), repeats) / seconds(lambda: normal(shape, generator), repeats)
 
 
-def main() -> None:
-    """Prints one ratio a line."""
-    for work in (training_step, sampling_step, few_step_solver, guided_step, likelihood_evaluation, structured_transition, streams):
-        print(f"{work():6.2f} x  {(work.__doc__ or '').strip()}", flush=True)
+WORKS = (training_step, sampling_step, few_step_solver, guided_step, likelihood_evaluation, structured_transition, streams)
+
+
+def main(smoke: bool = False) -> None:
+    """Prints one ratio a line.
+
+    Args:
+        smoke: the smallest sizes, once each.
+    """
+    for work in WORKS:
+        print(f"{work(smoke):6.2f} x  {(work.__doc__ or '').strip()}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -40,6 +40,8 @@ class ClassifierFreeGuidance(Chain):
     def __post_init__(self) -> None:
         if self.data.classes is None:
             raise UsageError("classes=None: classifier-free guidance needs labels, give the number of classes, such as --data.classes 10")
+        if not self.network.null_label:
+            raise UsageError("null_label=False: classifier-free guidance needs a label for none, leave null_label as it is")
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         network = self.network.build(shape, classes=self.data.classes)

@@ -1,4 +1,7 @@
-"""Structured denoising diffusion in discrete state spaces, on images (Austin et al. 2021, arXiv 2107.03006)."""
+"""Structured denoising diffusion in discrete state spaces, on images (Austin et al. 2021, arXiv 2107.03006).
+
+The paper's network is DDPM's, which here takes a level as one of 256 symbols and not as a number in [-1, 1]: its first layer is wider.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Denoising diffusion probabilistic models (Ho, Jain, Abbeel 2020, arXiv 2006.11239).
 
-The paper's networks are this package's U-Net at the paper's widths; its own blocks differ in details.
+The paper's networks are the paper's own (`networks.presets`), which are told 1000 t = n where the released code counts from n - 1 = 0; the
+digits' network is this package's.
 """
 
 from __future__ import annotations

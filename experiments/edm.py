@@ -1,7 +1,8 @@
 """Elucidating the design space of diffusion-based generative models (Karras et al. 2022, arXiv 2206.00364).
 
-The paper's networks are this package's U-Net at the paper's widths (ADM's 64 channels a head are 4 heads); of its augmentation there is the
-mirror alone, the half-life of the averaged weights ramps up as `(1 + n) / (10 + n)`, and the times of a batch are stratified.
+The paper's networks are the paper's own (`networks.presets`), ADM with 64 channels a head too, but for the input of the augmentations: of
+these there is the mirror alone, of which a network is not told. The half-life of the averaged weights ramps up as `(1 + n) / (10 + n)`, and
+the times of a batch are stratified.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ def afhqv2_64() -> ElucidatedModel:
 
 def imagenet64() -> ElucidatedModel:
     """A folder of ImageNet at 64 x 64 with classes: FID 1.36 by 511 evaluations with churn (published in float16)."""
-    network, data = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, style="edm-adm"), Data("imagenet", 4096, (64, 64), 1000)
+    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, style="edm-adm", null_label=False)
+    data = Data("imagenet", 4096, (64, 64), 1000)
     return ElucidatedModel(data, network, released(2500, 4096, 1e-4, half_life=50, bfloat16=True), 256, churn=40.0)
 
 

@@ -1,7 +1,7 @@
 """Flow matching (Lipman et al. 2023, arXiv 2210.02747) on the straight paths of rectified flow (Liu et al. 2023, arXiv 2209.03003).
 
 The paths are Lipman et al.'s "optimal transport" ones at sigma_min = 0, with t turned round: 0 is the data, 1 the noise. The paper's
-network is this package's U-Net at the paper's widths. Rectification, which trains again on the model's own pairs, is not here.
+network is ADM's U-Net (Dhariwal & Nichol 2021). Rectification, which trains again on the model's own pairs, is not here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Diffusion models beat GANs on image synthesis (Dhariwal & Nichol 2021, arXiv 2105.05233): ADM and classifier guidance.
 
-The paper's networks are this package's U-Net at the paper's widths, with 4 heads where the paper has 64 channels for each; its own blocks
-differ in details. ImageNet 512 is left out: its first multiplier is one half.
+The paper's networks and classifiers are the paper's own (`networks.presets`): 64 channels a head but for the four heads of the model of 128
+pixels, and no label for none. They are told 1000 t = n where the released code counts from n - 1 = 0. ImageNet 512 is left out: its first
+multiplier is one half, and recipes have whole ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..shared.scale import Scale
 from ..shared.training import Training
 from . import budgets
 from .experiment import at_most
-from .images import Chain, Data, Network
+from .images import STYLES, Chain, Data, Network
 from .reproduce import Study, fitted, trained
 from .spacing import spaced
 
@@ -36,7 +37,10 @@ from .spacing import spaced
 @described
 @dataclass(frozen=True)
 class Classifier:
-    """The noise-aware classifier: the down half of the U-Net with attention pooling, trained at uniform t."""
+    """The noise-aware classifier: the down half of the U-Net with attention pooling, trained at uniform t.
+
+    It has the multipliers, attention and heads of the model that it guides.
+    """
 
     classes: int = 10
     """Labels."""
@@ -48,6 +52,13 @@ class Classifier:
     """How to train it."""
     batch: int = 64
     """Images in a batch."""
+    style: Literal["plain", "adm"] = "plain"
+    """This package's blocks and pooling, or those released, which learn a vector for each position and have 64 channels a head."""
+
+    def build(self, shape: tuple[int, ...], network: Network) -> Encoder:
+        """The classifier beside a model's network."""
+        size = (self.width, network.multipliers, self.blocks, network.attention, network.heads)
+        return Encoder(shape, self.classes, *size, style=STYLES[self.style], positional=self.style == "adm")
 
 
 @described
@@ -87,10 +98,7 @@ class GuidedDiffusion(Chain):
 
     def recognition(self, shape: tuple[int, ...]) -> Objective:
         """The classifier's objective."""
-        c = self.classifier
-        attention, heads = self.network.attention, self.network.heads
-        network = Encoder(shape, c.classes, c.width, self.network.multipliers, c.blocks, attention, heads)
-        return Recognition(NoisyClassifier(network, self.table()))
+        return Recognition(NoisyClassifier(self.classifier.build(shape, self.network), self.table()))
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(Clipped(denoiser), learned_range)
@@ -149,12 +157,13 @@ class GuidedDiffusion(Chain):
 def judge(width: int, blocks: int, steps: int, rate: float, decay: float, batch: int = 256) -> Classifier:
     """The paper's classifiers: AdamW, the rate falling linearly to 0. The paper's random crops are left out."""
     training = Training(steps=steps, learning_rate=rate, warmup=0, cooldown=steps, clip=math.inf, weight_decay=decay, ema=0.0)
-    return Classifier(1000, width, blocks, training, batch)
+    return Classifier(1000, width, blocks, training, batch, style="adm")
 
 
 def imagenet64() -> GuidedDiffusion:
     """ImageNet 64 x 64, classes (table 5): FID 2.61, with dropout 2.07, unguided; cosine table."""
-    network, data = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, style="adm"), Data("imagenet", 2048, (64, 64), 1000, flip=True)
+    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, style="adm", null_label=False)
+    data = Data("imagenet", 2048, (64, 64), 1000, flip=True)
     return GuidedDiffusion(
         data, network, budgets.adm(540_000, 3e-4), 250, betas="cosine", classifier=judge(128, 4, 300_000, 6e-4, 0.2, 1024)
     )
@@ -162,7 +171,8 @@ def imagenet64() -> GuidedDiffusion:
 
 def imagenet128() -> GuidedDiffusion:
     """ImageNet 128 x 128, classes (table 5): FID 5.91, guided 2.97 at scale 0.5, 5.98 by 25 DDIM steps at 1.25."""
-    network, data = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, style="adm-heads"), Data("imagenet", 256, (128, 128), 1000, flip=True)
+    network = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, style="adm-heads", null_label=False)
+    data = Data("imagenet", 256, (128, 128), 1000, flip=True)
     return GuidedDiffusion(
         data, network, budgets.adm(4_360_000), 250, classifier=judge(128, 2, 300_000, 3e-4, 0.05), scales=(0.0, 0.5, 1.25)
     )
@@ -170,7 +180,8 @@ def imagenet128() -> GuidedDiffusion:
 
 def imagenet256() -> GuidedDiffusion:
     """ImageNet 256 x 256, classes (table 4): FID 10.94, guided 4.59 at scale 1, 9.11 at 10; 5.44 by 25 DDIM steps at 2.5."""
-    network, data = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, style="adm"), Data("imagenet", 256, (256, 256), 1000, flip=True)
+    network = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), style="adm", null_label=False)
+    data = Data("imagenet", 256, (256, 256), 1000, flip=True)
     return GuidedDiffusion(
         data, network, budgets.adm(1_980_000), 250, classifier=judge(128, 2, 500_000, 3e-4, 0.05), scales=(0.0, 1.0, 2.5, 10.0)
     )
@@ -178,7 +189,8 @@ def imagenet256() -> GuidedDiffusion:
 
 def lsun256() -> GuidedDiffusion:
     """LSUN Bedroom 256 x 256 (table 5): FID 1.90 by 1000 steps; 2.02 by 250 steps in sections 90,60,60,20,20."""
-    network, data = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, dropout=0.1, style="adm"), Data("lsun", 256, (256, 256), flip=True)
+    network = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), dropout=0.1, style="adm")
+    data = Data("lsun", 256, (256, 256), flip=True)
     return GuidedDiffusion(data, network, budgets.adm(500_000), 250, spacing="90,60,60,20,20")
 
 

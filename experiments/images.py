@@ -76,11 +76,13 @@ class Network:
         "plain", "ddpm", "improved", "improved-added", "adm", "adm-heads", "ddpmpp", "ncsnpp", "ncsnpp-skip", "edm-ddpmpp", "edm-adm"
     ] = "plain"
     """How blocks are made and joined: this package's own way, or a paper's."""
+    null_label: bool = True
+    """A label for none beside the classes, which classifier-free guidance needs; False for a model whose every example has a class."""
 
     def build(self, shape: tuple[int, ...], **further: Any) -> UNet:
         """The network for examples of `shape`; what `UNet` takes beside the size (`classes`, `levels`, `outputs`, `image`) by name."""
-        style = STYLES[self.style]
-        return UNet(shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout, style=style, **further)
+        size = (shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout)
+        return UNet(*size, style=STYLES[self.style], null_label=self.null_label, **further)
 
     @property
     def label(self) -> Label:

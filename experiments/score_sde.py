@@ -1,8 +1,8 @@
 """Score-based generative modelling through SDEs (Song et al. 2021, arXiv 2011.13456).
 
 Data are in [-1, 1] throughout, where the paper has VE in [0, 1]: VE's sigmas are doubled, which is the same process. The papers' networks
-are this package's U-Net at the papers' widths, VE's too are told 1000 t and not log sigma, and the times of a batch are stratified where
-the papers draw them one by one.
+are the papers' own (`networks.presets`). DDPM++ is told 1000 t where the paper has 999 t, and NCSN++ the log of the doubled sigma, which
+shifts the phases of its random Fourier features alone. The times of a batch are stratified where the papers draw them one by one.
 """
 
 from __future__ import annotations
@@ -194,7 +194,10 @@ def cifar10_likelihood() -> ScoreSDE:
 
 
 def celeba64_ve() -> ScoreSDE:
-    """A folder of CelebA at 64 x 64, NCSN++ VE with sigma_max 90 on [0, 1]; the paper prints no FID for it."""
+    """A folder of CelebA at 64 x 64, NCSN++ VE with sigma_max 90 on [0, 1]; the paper prints no FID for it.
+
+    Trained in continuous time with Fourier features; the released model has discrete levels, told by their number.
+    """
     ve: dict[str, Any] = {"sde": "ve", "sigma_max": 180.0, "method": "cp", "snr": 0.17, "t_last": 1e-5}
     network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.1, style="ncsnpp")
     return published(Data("celeba", 128, size=(64, 64), flip=True), network, 1_300_000, 0.999, **ve)

@@ -1,4 +1,7 @@
-"""A continuous time framework for discrete denoising models (Campbell et al. 2022, arXiv 2205.14987)."""
+"""A continuous time framework for discrete denoising models (Campbell et al. 2022, arXiv 2205.14987).
+
+The network is DDPM's, as in `d3pm_images`; the paper's scales its residual sums by 1 / sqrt(2) besides.
+"""
 
 from __future__ import annotations
 
