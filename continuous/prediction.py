@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..shared.corruption import Schedule
 from ..shared.describe import described
+from ..shared.errors import UsageError
 from .posterior import posterior_coefficients
 from .tabulated import Tabulated
 
@@ -19,9 +20,17 @@ class PosteriorMean:
 
     Args:
         schedule: the table that the network is trained on.
+
+    Raises:
+        UsageError: for a schedule that is no table of betas.
     """
 
     def __init__(self, schedule: Tabulated) -> None:
+        if not isinstance(schedule, Tabulated):
+            raise UsageError(
+                f"the posterior mean is of a step of a table, and {type(schedule).__name__} is none: give a Tabulated schedule, or "
+                "predict noise, velocity or clean"
+            )
         self.schedule = schedule
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,11 @@ class ScoreMatching(Objective):
         super().__init__()
         refuse_untrained_output(denoiser)
         refuse_blind_end(denoiser.corruption, "ScoreMatching")
+        if not bool(weight(denoiser.corruption, torch.ones((), dtype=torch.float64)) > 0):
+            raise UsageError(
+                f"weight={getattr(weight, '__name__', weight)} is 0 at t = 1, so the level that sampling starts from would never be "
+                "trained: take sigma_squared, or on a table of one row another schedule"
+            )
         self.denoiser, self.times, self.weight = denoiser, times, weight
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -152,6 +157,8 @@ class FlowMatching(Objective):
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
+        if not any(bool(speed != 0) for speed in rates(denoiser.corruption, torch.ones((), dtype=torch.float64))):
+            raise UsageError("nothing moves on a table of one row: take more, or continuous.Simple")
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:

@@ -11,7 +11,7 @@ from ..shared.tensors import exact, like
 
 def rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """`d alpha_t / dt` and `d sigma_t / dt`, float64, of the shape of t, by forward-mode differentiation."""
-    t = exact(t)
+    t = exact(t).contiguous()  # forward mode does not take an expanded one
     return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))[1]
 
 
@@ -33,7 +33,7 @@ class SDE:
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """`f(t)` and `g(t)^2`, float64, of the shape of t, 0 < t <= 1."""
-        t = exact(t)
+        t = exact(t).contiguous()
 
         def logs(t: Tensor) -> tuple[Tensor, Tensor]:
             return self.schedule(t)[0].log(), self.schedule.log_snr(t)

@@ -276,6 +276,8 @@ class ConditionDropout(Objective):
         refuse_without(objective.denoiser, condition)
         if null is None and not hasattr(getattr(objective.denoiser, "network", None), "null"):
             raise UsageError(NO_NULL.format(condition=condition))
+        if null is None:
+            objective.denoiser.network.null(condition)  # refuses where nothing stands for none
         if not 0 <= p < 1:
             raise UsageError(f"p={p}: give the share of examples that lose their condition, from 0 to below 1, such as 0.1")
         self.objective, self.null, self.p, self.condition, self.times = objective, null, p, condition, objective.times
