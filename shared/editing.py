@@ -100,7 +100,7 @@ def sdedit(
         cond: conditions by name.
     """
     grid = sampler.times(steps)
-    rest = grid[grid <= strength]
+    rest = grid[grid <= strength * (1 + 1e-9)]
     if not 0 < strength <= 1 or len(rest) < 2:
         raise UsageError(f"strength={strength}: give a number above the grid's last noisy time, {float(grid[-2]):.4g}, and up to 1")
     x = sampler.corruption.corrupt(guide, rest[0], generator=generator)

@@ -184,16 +184,16 @@ def cells() -> list[Cell]:
     for process, reading in itertools.product(PROCESSES, READINGS):
         for axis, parts in AXES.items():
             for part, make in parts.items():
-                found.append(Cell(axis, process, reading, part, refusal(process, reading, make=make)))
+                found.append(Cell(axis, process, reading, part, refusal(lambda: make(build(process, reading)))))  # noqa: B023
     for process, head in itertools.product(PROCESSES, HEADS):
-        found.append(Cell("head", process, "Marginal", head, refusal(process, "Marginal", head)))
+        found.append(Cell("head", process, "Marginal", head, refusal(lambda: build(process, "Marginal", head))))  # noqa: B023
     return found
 
 
-def refusal(process: str, reading: str, head: str = "direct", make: Callable[[d.CategoricalDenoiser], object] = bool) -> str:
+def refusal(make: Callable[[], object]) -> str:
     """The words with which a combination is refused when it is built, or ""."""
     try:
-        make(build(process, reading, head))
+        make()
     except UsageError as error:
         return str(error)
     return ""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from cells import refusal, table
 from torch import Tensor, nn
 
 from unnoise import continuous as c
 from unnoise import sde
 from unnoise.shared.denoiser import GaussianDenoiser
-from unnoise.shared.errors import UsageError
 from unnoise.shared.guidance import ClassifierFree, ClassifierGuided, ConditionDropout, NoisyClassifier
 from unnoise.shared.objective import Stratified
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
@@ -190,15 +189,6 @@ def cells() -> list[Cell]:
     return found
 
 
-def refusal(make: Callable[[], object]) -> str:
-    """The words with which a combination is refused when it is built, or ""."""
-    try:
-        make()
-    except UsageError as error:
-        return str(error)
-    return ""
-
-
 def page(found: list[Cell]) -> str:
     """The second half of docs/consistency.md."""
     reasons: dict[str, int] = {}
@@ -221,7 +211,7 @@ def section(own: list[Cell], reasons: dict[str, int]) -> str:
         columns.setdefault(tuple(marks[schedule, part] for part in parts), []).append(schedule)
     head = ["", *("; ".join(names) for names in columns.values())]
     lines = [[part, *(column[i] for column in columns)] for i, part in enumerate(parts)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *lines))
+    return table(head, lines)
 
 
 def mark(cell: Cell, reasons: dict[str, int]) -> str:
