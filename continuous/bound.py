@@ -146,5 +146,5 @@ class VariationalBound:
 def chain_of(denoiser: GaussianDenoiser) -> Tabulated:
     """The denoiser's table of steps; continuous time has none."""
     if not hasattr(denoiser.corruption, "steps"):
-        raise UsageError("this needs a chain of steps, and the denoiser's time is continuous: take denoiser.on(tabulate(schedule, steps))")
+        raise UsageError("this needs a chain of steps, and this schedule is no table: take denoiser.on(tabulate(schedule, steps))")
     return denoiser.corruption

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, independent, refuse_untrained_output
+from ..shared.objective import Draw, Loss, Objective, evened, independent, refuse_untrained_output
 from ..shared.prediction import noise
 from ..shared.random import Source
 from ..shared.tensors import at_least_float32, exact, like, per_example
@@ -35,6 +35,8 @@ class Distillation(Objective):
         times: how the times of a batch are drawn.
     """
 
+    draws_levels = True
+
     def __init__(
         self,
         denoiser: GaussianDenoiser,
@@ -57,8 +59,9 @@ class Distillation(Objective):
         self.denoiser, self.teacher, self.steps, self.weight, self.times = denoiser, teacher.requires_grad_(False), steps, weight, times
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        n = torch.floor(self.times(len(x0), generator) * self.steps).clamp(max=self.steps - 1) + 1
-        return self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond)
+        u = self.times(len(x0), generator)
+        n = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
+        return evened(self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond), self.times, u)
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         schedule, t = self.denoiser.corruption, exact(t)

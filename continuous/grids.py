@@ -20,7 +20,7 @@ def strided(steps: int, rows: int) -> Tensor:
     Raises:
         UsageError: where no whole stride does.
     """
-    for stride in range(1, rows):
+    for stride in range(1, max(rows, 2)):
         if len(range(0, rows, stride)) == steps:
             return _table(torch.arange(0, rows, stride), rows)
     possible = {len(range(0, rows, stride)) for stride in range(1, rows)}
@@ -50,7 +50,8 @@ def sections(counts: Sequence[int], rows: int) -> Tensor:
 def quadratic(steps: int, rows: int) -> Tensor:
     """Rows `1 + floor(u^2)`, u evenly spaced from 0 to sqrt(0.8 T): DDIM's choice for CIFAR-10 (Song et al. 2020, appendix D.2).
 
-    The first row is about 0.8 T, though x is drawn from the prior. Rows that fall together near 0 count once.
+    The first row is about 0.8 T, and sampling starts with its sigma_t, where the published code draws N(0, I). Rows that
+    fall together near 0 count once.
     """
     if not 1 <= steps <= rows:
         raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")

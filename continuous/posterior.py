@@ -130,6 +130,8 @@ def forward_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
 
 def fitting(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVariance:
     """The variance, refused if it reads what the denoiser's network does not say."""
+    if not callable(variance):
+        raise UsageError(f"variance={variance!r}: give an object, such as small, large, LogInterpolated(0.3) or learned_range")
     t = torch.full((), denoiser.corruption.t_last, dtype=torch.float64)
     variance(denoiser.corruption, t, torch.zeros_like(t), torch.zeros(1, 1) if denoiser.spread else None)
     return variance

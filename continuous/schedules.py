@@ -66,8 +66,10 @@ class Shifted(Schedule):
         self.t_min, self.t_last = schedule.t_min, schedule.t_last
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        log_snr = self.log_snr(exact(t))
-        return log_snr.sigmoid().sqrt().to(t.dtype), (-log_snr).sigmoid().sqrt().to(t.dtype)
+        alpha, sigma = self.schedule(exact(t))
+        alpha = alpha * math.exp(self.shift / 2)  # of equal log-SNR, then scaled to a unit vector
+        scale = torch.hypot(alpha, sigma)
+        return (alpha / scale).to(t.dtype), (sigma / scale).to(t.dtype)
 
     def log_snr(self, t: Tensor) -> Tensor:
         return (self.schedule.log_snr(exact(t)) + self.shift).to(t.dtype)
@@ -77,6 +79,9 @@ class Shifted(Schedule):
 
     def grid(self, steps: int) -> Tensor:
         return self.schedule.grid(steps)
+
+    def refuse_grid(self, grid: Tensor) -> None:
+        self.schedule.refuse_grid(grid)
 
     def training_time(self, u: Tensor) -> Tensor:
         return self.schedule.training_time(u)

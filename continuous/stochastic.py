@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..shared.corruption import refuse_zero_snr
 from ..shared.errors import UsageError
 from ..shared.random import Source, normal_like
-from ..shared.sampler import Sampler, single_step
+from ..shared.sampler import Sampler, Step, single_step
 from ..shared.tensors import exact, like
 from .grids import noise_ratio
 
@@ -35,18 +36,27 @@ class Churned(Sampler):
         super().__init__(sampler.denoiser)
         if gamma < 0:
             raise UsageError(f"gamma={gamma}: give the share by which the noise grows, 0 or more, such as 0.4")
+        if not low <= high:
+            raise UsageError(f"low={low}, high={high}: give the smaller level first")
         refuse_zero_snr(sampler.corruption)
         single_step(sampler)
         self.sampler, self.gamma, self.low, self.high, self.noise = sampler, gamma, low, high, noise
 
+    def begin(self) -> Step:
+        return functools.partial(self.advance, self.sampler.begin())
+
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        return self.begin()(x, t, s, generator=generator, **cond)
+
+    def advance(self, inner: Step, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        """One step, down by `inner`."""
         ratio = float(noise_ratio(self.corruption, t))
         if self.gamma and self.low * (1 - EDGE) <= ratio <= self.high * (1 + EDGE):
             up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
             if up > t:  # at the schedule's end there is no noisier level, and rounding must not make one below it
                 kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
                 x, t = kept + self.noise * (self.corruption.diffuse(x, t, up, generator=generator) - kept), up
-        return self.sampler.step(x, t, s, generator=generator, **cond)
+        return inner(x, t, s, generator=generator, **cond)
 
 
 class Renoised(Sampler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, segment, table_grid, table_time
+from ..shared.corruption import Schedule, refuse_below_first_row, segment, table_grid, table_time
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import Table, exact
@@ -53,7 +53,13 @@ class Tabulated(Schedule):
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_snr = self.log_snr(exact(t))
-        return log_snr.sigmoid().sqrt().to(t.dtype), (-log_snr).sigmoid().sqrt().to(t.dtype)
+        alpha, sigma = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+        if self._ends_in_noise:  # there alpha / sigma falls to 0 as a straight line, which has a slope where log-SNR has none
+            low, _, part = segment(t, self.steps)
+            ratio = torch.exp(0.5 * self._log_snr[low]) * (1 - part)
+            last, scale = low == self.steps - 2, (1 + ratio**2).rsqrt()
+            alpha, sigma = torch.where(last, ratio * scale, alpha), torch.where(last, scale, sigma)
+        return alpha.to(t.dtype), sigma.to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
         table = self._log_snr.on(log_snr.device)
@@ -69,6 +75,9 @@ class Tabulated(Schedule):
     def grid(self, steps: int) -> Tensor:
         return table_grid(steps, self.steps)
 
+    def refuse_grid(self, grid: Tensor) -> None:
+        refuse_below_first_row(grid, self.steps)
+
     def training_time(self, u: Tensor) -> Tensor:
         return table_time(u, self.steps)
 
@@ -80,6 +89,8 @@ class Tabulated(Schedule):
         Args:
             grid: decreasing times that end with 0, such as `schedule.grid(50)`.
         """
+        if float(grid[-1]) != 0:
+            raise UsageError(f"a grid that ends at t={float(grid[-1]):g} is no chain down to the data: end it at 0")
         alpha2 = self(exact(grid.flip(0)))[0] ** 2
         ratio_minus_one = torch.expm1(alpha2[1:].log() - alpha2[:-1].log())
         return Tabulated(-ratio_minus_one)

@@ -79,7 +79,9 @@ class Clock(Chart):
 
     def places(self, schedule: Schedule, taus: Sequence[float]) -> list[Place]:
         t = torch.tensor(taus, dtype=torch.float64).clamp(1e-12, 1)  # solvers may look beyond the ends for their first step
-        (alpha, sigma), (d_alpha, d_sigma) = schedule(t), rates(schedule, t)
+        # The slope of a table jumps at its rows: stages that stand at one take that of the step which they belong to.
+        within = torch.lerp(t, (t.min() + t.max()) / 2, 1e-6) if hasattr(schedule, "steps") else t
+        (alpha, sigma), (d_alpha, d_sigma) = schedule(t), rates(schedule, within)
         of_x = d_sigma / sigma
         found = zip(t.unbind(), of_x.tolist(), (d_alpha - alpha * of_x).tolist(), strict=True)
         return [Place(t, 1.0, a, b) for t, a, b in found]

@@ -33,13 +33,23 @@ def own_norms(z: Tensor, score: Tensor) -> Tensor:
     if z[0].numel() < FEWEST:
         raise UsageError(
             f"in {z[0].numel()} dimensions the norm of one score varies too much to set a step, and samples would spread too far: take "
-            "AnnealedLangevin(denoiser), whose steps depend on the level alone, or Langevin(denoiser, norms=batch_norms)"
+            "AnnealedLangevin(denoiser), whose steps depend on the level alone, or for many samples Langevin(denoiser, norms=batch_norms)"
         )
     return z[0].numel() ** 0.5 / per_example(score, torch.linalg.vector_norm)
 
 
 def batch_norms(z: Tensor, score: Tensor) -> Tensor:
-    """The batch's mean `||z||` over its mean `||score||`, as in Song et al.'s (2021) code: samples of a batch then depend on each other."""
+    """The batch's mean `||z||` over its mean `||score||`, as in Song et al.'s (2021) code: samples of a batch then depend on
+    each other.
+
+    Raises:
+        UsageError: for a batch of few numbers, whose mean varies as one norm does.
+    """
+    if z.numel() < 2 * FEWEST:
+        raise UsageError(
+            f"the norms of a batch of {len(z)} in {z[0].numel()} dimensions vary too much to set a step: give a larger batch, or take "
+            "AnnealedLangevin(denoiser), whose steps depend on the level alone"
+        )
     return per_example(z, torch.linalg.vector_norm).mean() / per_example(score, torch.linalg.vector_norm).mean().expand(len(z))
 
 

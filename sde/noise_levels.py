@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, segment, table_grid, table_time
+from ..shared.corruption import Schedule, refuse_below_first_row, segment, table_grid, table_time
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import Table, at_least_float32, exact
@@ -66,6 +66,9 @@ class Levels(Schedule):
 
     def grid(self, steps: int) -> Tensor:
         return table_grid(steps, self.steps)
+
+    def refuse_grid(self, grid: Tensor) -> None:
+        refuse_below_first_row(grid, self.steps)
 
     def training_time(self, u: Tensor) -> Tensor:
         return table_time(u, self.steps)

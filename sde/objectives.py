@@ -91,6 +91,8 @@ class MaximumLikelihood(Objective):
             output would stay untrained.
     """
 
+    draws_levels = True
+
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
@@ -99,6 +101,8 @@ class MaximumLikelihood(Objective):
         self.denoiser, self.times = denoiser, times
         ends = torch.tensor([1.0, denoiser.corruption.t_min], dtype=torch.float64)
         self.low, self.high = denoiser.corruption.log_snr(ends).tolist()
+        if not self.high > self.low:
+            raise UsageError("a table of one row has no log-SNRs between its ends, so nothing would be trained: take more rows")
         (alpha, before), (sigma, _) = (c.tolist() for c in denoiser.corruption(ends))
         self._each = 0.5 * (math.log(2 * math.pi * sigma**2) + 1 - self.high + self.low) - math.log(alpha / before)
         self._of_square = 0.5 * (alpha / sigma) ** 2

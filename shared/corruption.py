@@ -38,6 +38,13 @@ class Corruption(ABC):
     def grid(self, steps: int) -> Tensor:
         """The `steps + 1` times of a sampler, float64, from 1 down to 0."""
 
+    def refuse_grid(self, grid: Tensor) -> None:  # noqa: B027
+        """Refuses a grid with times that the process does not tell apart.
+
+        Raises:
+            UsageError: with what to do.
+        """
+
     @abstractmethod
     def training_time(self, u: Tensor) -> Tensor:
         """Maps `u` uniform on [0, 1) to the times that training visits, float64."""
@@ -113,6 +120,20 @@ def table_grid(steps: int, rows: int) -> Tensor:
 def table_time(u: Tensor, rows: int) -> Tensor:
     """`u` uniform on [0, 1) to t = n / T, n uniform on 1..T, float64."""
     return (torch.floor(exact(u) * rows) + 1).clamp(max=rows) / rows
+
+
+def refuse_below_first_row(grid: Tensor, rows: int) -> None:
+    """Refuses a grid with times between 0 and the first row of a table, where nothing moves.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    between = grid[(grid > 0) & (grid * rows < 1 - 1e-6)]
+    if len(between):
+        raise UsageError(
+            f"the grid has t={float(between[0]):g} below the first row of the table, t=1/{rows}={1 / rows:g}, where nothing moves: go from "
+            "there to 0 in one step"
+        )
 
 
 def segment(t: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:

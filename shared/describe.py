@@ -52,12 +52,27 @@ def describe(value: Any, role: str = "") -> Any:
     if callable(value) and _KNOWN.get(_name(value)) is value:
         return {"function": _name(value)}
     if _KNOWN.get(_name(type(value))) is type(value):
+        refuse_moved(value)
         return {"class": _name(type(value)), "arguments": {k: describe(getattr(value, k), k) for k in _arguments(type(value))}}
     if isinstance(value, nn.Module) and role in ("network", "inner"):
         return {"external": _name(type(value))}
     raise UsageError(
         f"a checkpoint cannot describe {_name(type(value))}: mark your class or function with unnoise.shared.describe.described"
     )
+
+
+def refuse_moved(value: Any) -> None:
+    """Refuses a denoiser that `on(schedule)` put on another schedule than its own, which a description would forget.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    home, there = getattr(value, "schedule", None), getattr(value, "corruption", None)
+    if home is not None and there is not None and there is not home and describe(there) != describe(home):
+        raise UsageError(
+            f"a checkpoint cannot describe a {type(value).__name__} that was moved to another schedule: save it on its own, and move it "
+            "with on(schedule) after loading"
+        )
 
 
 def build(description: Any, network: nn.Module | None = None) -> Any:

@@ -72,10 +72,16 @@ class RePaint(Sampler):
             walk += (noisy + back) * (self.repeats - 1) + down
         return walk
 
+    def begin(self) -> Step:
+        down = self.inpainting.begin()
+
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            return self.corruption.diffuse(x, t, s, generator=generator) if s > t else down(x, t, s, generator=generator, **cond)
+
+        return step
+
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s > t:
-            return self.corruption.diffuse(x, t, s, generator=generator)
-        return self.inpainting.step(x, t, s, generator=generator, **cond)
+        return self.begin()(x, t, s, generator=generator, **cond)
 
 
 def sdedit(

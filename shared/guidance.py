@@ -281,6 +281,7 @@ class ConditionDropout(Objective):
         if not 0 <= p < 1:
             raise UsageError(f"p={p}: give the share of examples that lose their condition, from 0 to below 1, such as 0.1")
         self.objective, self.null, self.p, self.condition, self.times = objective, null, p, condition, objective.times
+        self.draws_levels = objective.draws_levels
 
     @property
     def denoiser(self) -> GaussianDenoiser:

@@ -33,6 +33,11 @@ class Importance(Objective):
         super().__init__()
         if history < 1 or not 0 < uniform <= 1:
             raise UsageError(f"history={history}, uniform={uniform}: give one loss or more to remember, and a share above 0 and up to 1")
+        if objective.draws_levels:
+            raise UsageError(
+                f"{type(objective).__name__} draws times of its own, and importance sampling draws rows of a table: train it as it is, or "
+                "take an objective of the table's rows, such as continuous.Variational"
+            )
         self.objective, self.history, self.uniform, self.times = objective, history, uniform, objective.times
         steps = getattr(objective.denoiser.corruption, "steps", None)
         if steps is None:

@@ -9,8 +9,21 @@ from torch import Tensor
 
 from .corruption import Corruption
 from .describe import described
+from .errors import UsageError
 
 Label: TypeAlias = Callable[[Corruption, Tensor], Tensor]
+
+
+def rows_of(corruption: Corruption) -> int:
+    """The number of steps of a table.
+
+    Raises:
+        UsageError: for a process that is no table.
+    """
+    rows = getattr(corruption, "steps", None)
+    if rows is None:
+        raise UsageError(f"{type(corruption).__name__} has no table of steps to count: take the label thousandths, song_vp or quarter_log")
+    return rows
 
 
 @described
@@ -22,13 +35,14 @@ def thousandths(corruption: Corruption, t: Tensor) -> Tensor:
 @described
 def step_index(corruption: Corruption, t: Tensor) -> Tensor:
     """N - 1 on a table of T steps, t = n / T: the 0-based index of Ho et al. (2020)."""
-    return t * corruption.steps - 1
+    return t * rows_of(corruption) - 1
 
 
 @described
 def thousandth_index(corruption: Corruption, t: Tensor) -> Tensor:
     """`(n - 1) 1000 / T` on a table of T steps: Nichol & Dhariwal's (2021) rescaled index, 0 to below 1000 for any T."""
-    return (t * corruption.steps - 1) * (1000 / corruption.steps)
+    rows = rows_of(corruption)
+    return (t * rows - 1) * (1000 / rows)
 
 
 @described
@@ -58,7 +72,7 @@ def log_half_noise_level(corruption: Corruption, t: Tensor) -> Tensor:
 @described
 def reversed_index(corruption: Corruption, t: Tensor) -> Tensor:
     """T - n on a table of T steps, t = n / T, rounded: the 0-based index of Song et al.'s (2021) discrete VE, from the largest sigma."""
-    return (corruption.steps * (1 - t)).round()
+    return (rows_of(corruption) * (1 - t)).round()
 
 
 @described

@@ -45,6 +45,8 @@ class Objective(nn.Module, ABC):
 
     denoiser: Denoiser
     times: Draw
+    draws_levels: bool = False
+    """Whether `forward` draws other times than those of the corruption, so that `at` means nothing at its times."""
 
     @abstractmethod
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -54,8 +56,13 @@ class Objective(nn.Module, ABC):
         """The loss at drawn times."""
         u = self.times(len(x0), generator)
         loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
-        weight = getattr(self.times, "weight", None)  # of draws that are not uniform
-        return loss if weight is None else loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
+        return evened(loss, self.times, u)
+
+
+def evened(loss: Loss, times: Draw, u: Tensor) -> Loss:
+    """The loss with parts whose mean is that over uniform times, for `u` that `times` drew."""
+    weight = getattr(times, "weight", None)  # of draws that are not uniform
+    return loss if weight is None else loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
 
 
 @described
@@ -78,6 +85,10 @@ class Stratified:
     """
 
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise UsageError(f"power={self.power}: give a positive number, 1 for uniform times")
 
     def __call__(self, batch: int, generator: Source = None) -> Tensor:
         """`(batch,)`."""
@@ -124,7 +135,7 @@ def refuse_uneven(times: Draw) -> None:
     if getattr(times, "power", 1.0) != 1:
         raise UsageError(
             f"times={times}: this loss is a bound in the mean over uniform times, and these are not: take Stratified(), independent or "
-            "antithetic, or on a table Importance(objective), which weighs its times"
+            "antithetic"
         )
 
 

@@ -61,7 +61,11 @@ class Sampler(ABC):
         """The grid of that many steps, or the one that was given, checked."""
         if not isinstance(steps, int | Tensor):
             raise UsageError(f"steps={steps!r}: give a whole number, or a grid of times such as continuous.strided(50, 1000)")
-        return self.corruption.grid(steps) if isinstance(steps, int) else checked(steps)
+        if isinstance(steps, int):
+            return self.corruption.grid(steps)
+        grid = checked(steps)
+        self.corruption.refuse_grid(grid)
+        return grid
 
     def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The pairs (t, s) that a run visits: the grid's neighbours, unless a sampler goes back up on its way."""
@@ -161,10 +165,18 @@ class CorrectorPredictor(Sampler):
         super().__init__(on_one_process(single_step(unplanned(predictor)), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
 
+    def begin(self) -> Step:
+        predict, correct = self.predictor.begin(), self.corrector.begin()
+
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            # A corrector stays at its second time; its first is a step above, here as far as s is below.
+            x = correct(x, 2 * t - s, t, generator=generator, **cond)
+            return predict(x, t, s, generator=generator, **cond)
+
+        return step
+
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        # A corrector stays at its second time; its first is a step above, here as far as s is below.
-        x = self.corrector.step(x, 2 * t - s, t, generator=generator, **cond)
-        return self.predictor.step(x, t, s, generator=generator, **cond)
+        return self.begin()(x, t, s, generator=generator, **cond)
 
 
 def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:

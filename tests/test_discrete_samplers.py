@@ -170,7 +170,7 @@ def test_remasking_falls_back_as_often_as_it_says():
     for sampler, sigma in (
         (Remasking(denoiser, cap=1.0), 1.0),
         (Remasking(denoiser, cap=0.3), 0.3),
-        (Remasking(denoiser, cap=1.0, share=0.1), 0.125),
+        (Remasking(denoiser, cap=1.0, share=0.1), 0.1),  # of the largest, min(1, 0.5 / 0.4)
     ):
         law = sampler.law(x, t, s)[0]
         assert float(law[0, 3]) == pytest.approx(sigma)

@@ -160,9 +160,14 @@ def test_the_last_step_and_only_it_denoises(generator):
 
 
 def test_what_the_flow_refuses():
-    to_zero = SCHEDULES["zero-terminal"]()
+    class Root(sde.Straight):
+        """One whose alpha falls as a root, so that its slope at the end is infinite."""
+
+        def __call__(self, t):
+            return (1 - t).sqrt(), t
+
     with pytest.raises(UsageError, match="take DDIM or the chart `angle`"):
-        sde.ProbabilityFlow(gaussian(to_zero), chart=sde.clock)
+        sde.ProbabilityFlow(gaussian(Root()), chart=sde.clock)
     with pytest.raises(UsageError, match="encoding goes from t=0.001 to the grid's noisiest level"):
         sde.ProbabilityFlow(gaussian(sde.VP())).encode(torch.zeros(1, 2), steps=torch.tensor([5e-4, 0.0]))
     broken = sde.Learned(Formula(lambda x, label: x * math.nan), sde.VP())

@@ -7,8 +7,13 @@ import torch
 
 from unnoise import continuous, sde
 from unnoise.sde.sde import rates
+from unnoise.shared.describe import describe
+from unnoise.shared.editing import RePaint
 from unnoise.shared.errors import UsageError
 from unnoise.shared.inverse import Dense, MomentMatching
+from unnoise.shared.labels import step_index
+from unnoise.shared.networks import MLP
+from unnoise.shared.objective import Stratified
 from unnoise.shared.oracle import GaussianOracle
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
 
@@ -71,3 +76,91 @@ def test_predictor_and_corrector_share_a_process(both):
     for corrector in (sde.Langevin(ve), sde.Langevin(oracle(sde.VP(beta_max=10.0)))):
         with pytest.raises(UsageError, match="belong to different schedules: build both from one denoiser"):
             both(sde.ReverseDiffusion(vp), corrector)
+
+
+def one(schedule):
+    return sde.Learned(MLP(1, 8, 1), schedule, sde.velocity)
+
+
+TO_ZERO = continuous.Tabulated(torch.tensor([0.1, 0.3, 0.6, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: continuous.Importance(sde.MaximumLikelihood(one(continuous.Tabulated(continuous.linear_betas(50))))),
+            "draws times of its own",
+        ),
+        (lambda: sde.MaximumLikelihood(one(continuous.Tabulated(torch.tensor([0.3])))), "a table of one row"),
+        (lambda: sde.FlowMatching(one(continuous.Tabulated(torch.tensor([0.3])))), "a table of one row"),
+        (lambda: sde.ScoreMatching(one(TO_ZERO)), "would never train the level"),
+        (lambda: continuous.DDIM(one(TO_ZERO))(shape=(2, 1), steps=torch.tensor([1.0, 0.5, 0.1, 0.0])), "below the first row"),
+        (lambda: TO_ZERO.respaced(torch.tensor([1.0, 0.5])), "ends at t=0.5"),
+        (lambda: continuous.Ancestral(one(sde.VP()), "small"), "variance='small': give an object"),
+        (lambda: continuous.Churned(continuous.Heun(one(sde.VP())), 0.1, low=2.0, high=1.0), "give the smaller level first"),
+        (lambda: Stratified(0.0), "power=0.0: give a positive number"),
+        (lambda: step_index(sde.VP(), torch.ones(1)), "VP has no table of steps"),
+        (lambda: continuous.PosteriorMean(sde.VP()), "VP is none: give a Tabulated"),
+        (lambda: sde.Langevin(one(sde.VP())).step(torch.zeros(64, 1), torch.tensor(0.6), torch.tensor(0.5)), "AnnealedLangevin"),
+        (
+            lambda: sde.Langevin(one(sde.VP()), norms=sde.batch_norms).step(torch.zeros(4, 1), torch.tensor(0.6), torch.tensor(0.5)),
+            "give a larger batch",
+        ),
+        (lambda: describe(continuous.Simple(one(sde.VP()).on(sde.VE()))), "was moved to another schedule"),
+    ],
+)
+def test_what_is_refused_in_one_line(call, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_flows_end_at_zero_snr_with_a_slope():
+    """alpha / sigma falls as a straight line over a table's last step: `alpha' = -r T`, `sigma' = 0` at t = 1, and losses are finite."""
+    r = float(TO_ZERO(torch.tensor(0.75, dtype=torch.float64))[0] / TO_ZERO(torch.tensor(0.75, dtype=torch.float64))[1])
+    d_alpha, d_sigma = rates(TO_ZERO, torch.ones((), dtype=torch.float64))
+    assert float(d_alpha) == pytest.approx(-4 * r, rel=1e-12)
+    assert float(d_sigma) == 0
+    for schedule in (TO_ZERO, continuous.Shifted(sde.Straight(), 1.0), continuous.tabulate(sde.Straight(), 50)):
+        loss = sde.FlowMatching(one(schedule)).at(torch.randn(8, 1), torch.ones(8, dtype=torch.float64))
+        assert bool(torch.isfinite(loss.total).all())
+
+
+def test_the_clock_on_a_table_takes_the_slope_of_its_step():
+    """Steps of whole rows converge at Heun's order as tables grow; the slope jumps at each row, and with that of the row below they do
+    not converge."""
+    errors = []
+    for rows in (49, 98, 196):
+        there = continuous.Tabulated(continuous.linear_betas(rows))
+        exact = GaussianOracle(torch.zeros(1, dtype=torch.float64), 0.5 * torch.eye(1, dtype=torch.float64), there)
+        grid = there.grid(rows)[:-1]
+        x = sde.ProbabilityFlow(exact, chart=sde.clock)(torch.ones(1, 1, dtype=torch.float64), steps=grid)
+        stds = [(a**2 * 0.5 + s**2).sqrt() for a, s in (there(grid[0]), there(grid[-1]))]
+        errors.append(abs(float(x * stds[0] / stds[1]) - 1))
+    assert errors[0] < 3e-3
+    assert errors[1] < errors[0] / 3
+    assert errors[2] < errors[1] / 3, errors
+
+
+def test_wrappers_leave_a_run_one_run():
+    """The variance of the last step is the grid's, whatever stands around the sampler."""
+    table = continuous.Tabulated(continuous.linear_betas(1000))
+    exact = GaussianOracle(torch.zeros(2), torch.eye(2), table)
+    seen = []
+
+    def ancestral():
+        sampler = continuous.Ancestral(exact, continuous.small)
+        law = sampler.law
+        sampler.law = lambda *args, **more: seen.append(law(*args, **more)[1]) or law(*args, **more)
+        return sampler
+
+    still = sde.AnnealedLangevin(exact, repeats=0)
+    for wrapped in (
+        ancestral(),
+        sde.CorrectorPredictor(ancestral(), still),
+        continuous.Churned(ancestral(), 0.0),
+        RePaint(ancestral(), torch.zeros(3, 2), torch.tensor([1, 0]), repeats=1),
+    ):
+        wrapped(shape=(3, 2), steps=10, generator=torch.Generator().manual_seed(0))
+        assert float(seen[-1]) == pytest.approx(9.993e-5, rel=1e-3), wrapped

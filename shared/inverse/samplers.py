@@ -38,12 +38,20 @@ class DPS(Sampler):
         self.sampler, self.operator, self.y, self.zeta = sampler, operator, y, zeta
         self.measurement = Measurement(operator, y, sampler.denoiser)
 
+    def begin(self) -> Step:
+        inner = self.sampler.begin()
+
+        def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+            with torch.enable_grad():
+                start = x.detach().requires_grad_()
+                residual = self.measurement.residual(self.denoiser(start, t, **cond))
+                slope = torch.autograd.grad(torch.linalg.vector_norm(residual.flatten(1), dim=1).sum(), start)[0]
+            return inner(x, t, s, generator=generator, **cond) - self.zeta * slope
+
+        return step
+
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        with torch.enable_grad():
-            start = x.detach().requires_grad_()
-            residual = self.measurement.residual(self.denoiser(start, t, **cond))
-            slope = torch.autograd.grad(torch.linalg.vector_norm(residual.flatten(1), dim=1).sum(), start)[0]
-        return self.sampler.step(x, t, s, generator=generator, **cond) - self.zeta * slope
+        return self.begin()(x, t, s, generator=generator, **cond)
 
 
 class Replacement(Sampler):

@@ -74,6 +74,7 @@ OBJECTIVES = {
     "Variational, uneven times": lambda d: c.Variational(d, SCALE, times=Stratified(1.5)),
     "MaximumLikelihood, uneven times": lambda d: sde.MaximumLikelihood(d, Stratified(1.5)),
     "Importance(Simple)": lambda d: c.Importance(c.Simple(d)),
+    "Importance(MaximumLikelihood)": lambda d: c.Importance(sde.MaximumLikelihood(d)),
     "ConditionDropout(Simple)": lambda d: ConditionDropout(c.Simple(d)),
     "Distillation": lambda d: c.Distillation(d, c.Clipped(d), 4),
 }

@@ -103,8 +103,7 @@ def test_the_exact_denoiser_is_a_stationary_point(name, schedule):
             for change in CHANGES:
                 denoiser = Moved(Moved(mixture(there), CHANGES[2], theta), change)
                 found.append(abs(float(torch.autograd.grad(expected(built(name, denoiser), t), denoiser.theta)[0])))
-    if schedule == "Tabulated, 1 row" and name == "MaximumLikelihood":
-        return  # no log-SNR lies between its ends
+    assert all(math.isfinite(slope) for found in slopes.values() for slope in found), slopes
     assert max(slopes[0.0]) < 2e-7 * max(1.0, max(slopes[0.3])), slopes
     assert max(slopes[0.3]) > 1e-4, slopes
 
@@ -119,8 +118,6 @@ def test_losses_are_the_weighted_errors_that_they_say(name, schedule):
         for t in times_of(there):
             denoiser = make(there)
             slow = name in ("FlowMatching", "ScoreMatching(g_squared)")  # against differences, which cancel
-            if slow and not bool(torch.isfinite(there.log_snr(t))):
-                continue
             close(expected(built(name, denoiser), t).detach(), meaning(name, denoiser, t).detach(), 2e-4 if slow else 1e-9)
 
 
@@ -239,7 +236,7 @@ def test_the_hybrid_trains_the_mean_by_its_error_alone():
     close(slope, (W * 2 * snr * ((denoiser(x, t) - X0) * CHANGES[2](x))[:, 0]).sum().detach())
 
 
-@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in cells.ZERO_SNR])
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in (*cells.ZERO_SNR, "Tabulated, 1 row")])
 @pytest.mark.parametrize("model", ["exact", "wrong"])
 def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
     """Its mean over log-SNR is at least the cross-entropy of the data with noise of t_min to the model of the reverse SDE, with equality
@@ -258,13 +255,13 @@ def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
         total = objective.at(x0.reshape(-1, 1), t.expand(900), generator=Nodes(z.reshape(-1, 1))).total
         bound = bound + step * (weight * total).sum()
     alpha, sigma = levels(there, torch.tensor(there.t_min, dtype=D))
-    (_, sigma_1), lam = levels(there, ONE), torch.linspace(low, high, 40001, dtype=D)
+    (_, sigma_1), lam = levels(there, ONE), torch.linspace(low, high, 8001, dtype=D)
     # The model: x from N(0, sigma_1^2) along the reverse SDE in log-SNR, y = x / alpha; its mean and variance by Euler's rule.
     a_1 = levels(there, ONE)[0]
     mean, var = torch.zeros((), dtype=D), (sigma_1 / a_1) ** 2
     means, variances = (0.4, 0.5) if model == "exact" else (0.1, 0.8)
     r2 = torch.exp(-lam)  # (sigma / alpha)^2
-    for i in range(len(lam) - 1 if high > low else 0):
+    for i in range(len(lam) - 1):
         middle, step = ((r2[i] + r2[i + 1]) / 2), r2[i] - r2[i + 1]  # dy = -(D - y) / r2 d(r2) + noise of d(r2)
         gain = middle / (variances + middle)  # D - y = gain (m - y)
         k = step / middle * gain
@@ -278,9 +275,9 @@ def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
     )
     assert float(bound) >= float(nll) - 2e-4
     if model == "exact":
-        close(bound.detach(), own + prior_gap, 1e-5 if schedule != "Tabulated, 1 row" else 1e-9)
+        close(bound.detach(), own + prior_gap, 1e-5)
     else:
-        assert float(bound) > own + 1e-3 or schedule == "Tabulated, 1 row"
+        assert float(bound) > own + 1e-3
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
