@@ -369,7 +369,6 @@ def test_wrong_guidance_is_refused_when_built():
             "label out of range: this network has classes 0 to 2, and 3 for none",
         ),
         (lambda: labelled(torch.zeros(1, 2), t, label=1), "label=1: give an int64 tensor"),
-        (lambda: sde.ProbabilityFlow(Learned(MLP(2), to_zero, velocity), chart=sde.clock), "zero SNR"),
         (lambda: sde.EulerMaruyama(Learned(MLP(2), to_zero, velocity)), "zero SNR"),
         (lambda: DDIM(plain)(shape=(1, 2), steps="ddim10"), "steps='ddim10': give a whole number"),
         (lambda: DDIM(plain)(shape=(1, 2), steps=2, generator=0), "generator=0: give torch.Generator"),

@@ -87,7 +87,10 @@ MEASURED = {
 }
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m == "moment matching" else ()) for m in METHODS])
+SLOW = ("moment matching", "pseudo-inverse")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in METHODS])
 def test_how_far_from_the_posterior_the_approximate_methods_are(method):
     """The worst of four operators lies within what is documented: neither worse, nor exact."""
     means, covariances = zip(*biases()[method], strict=True)

@@ -175,7 +175,8 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("law", ["points", pytest.param("gaussian", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("law", LAWS)
 def test_the_bound_stays_above_the_entropy_and_its_gap_falls_as_1_over_steps(law):
     """Exact denoisers of five levels, and of a Gaussian rounded to 17 levels, on tables even in log-SNR.
 
