@@ -46,9 +46,19 @@ def assert_one_model(denoiser, label=None):
     assert_bounds(denoiser, own_grid(transition), label)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+FIRST = (
+    *("Uniform, table", "Uniform, time", "Absorbing, table", "Absorbing, time with survivors"),
+    *("DiscretizedGaussian, table", "Mixture with Absorbing, time"),
+)
+
+
+def pairs_of(pairs):
+    """One reading of every process, and all of some; the others are slow."""
+    return [pytest.param(p, r, marks=pytest.mark.slow if r not in ("Product", "ratios") and p not in FIRST else ()) for p, r in pairs]
+
+
+@pytest.mark.parametrize(("process", "reverse"), pairs_of([(p, r) for p in PROCESSES for r in ("Product", "Marginal")]))
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("reverse", ["Product", "Marginal"])
 def test_heads_leave_one_model(process, head, reverse):
     try:
         denoiser = build(process, reverse, head)
@@ -58,7 +68,7 @@ def test_heads_leave_one_model(process, head, reverse):
     assert_one_model(denoiser)
 
 
-@pytest.mark.parametrize(("process", "reading"), [*MODELS, *((p, "ratios") for p in RATIOS)])
+@pytest.mark.parametrize(("process", "reading"), pairs_of([*MODELS, *((p, "ratios") for p in RATIOS)]))
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_leave_one_model(process, reading, wrapper):
     """What is wrapped changes kernel, rates and bound alike; a token that is ruled out costs infinitely many nats."""
