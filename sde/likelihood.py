@@ -139,6 +139,7 @@ class ChangeOfVariables:
             x = (state[0] * place.scale).requires_grad_()
             with torch.enable_grad():
                 own, of_out, out = flow.denoiser.parts(x, place.t, **cond)
+                out = out if out.requires_grad else out + 0 * x  # a denoiser that does not look at x
             # v = a x + b out: only out is pulled back, and the Jacobian of a x is known.
             a, b = place.of_x + place.of_clean * float(own), place.of_clean * float(of_out)
             v = torch.add(x.detach() * a, out.detach(), alpha=b)

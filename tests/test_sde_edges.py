@@ -7,6 +7,7 @@ import torch
 
 from unnoise import continuous, sde
 from unnoise.sde.sde import rates
+from unnoise.shared.denoiser import GaussianDenoiser
 from unnoise.shared.describe import describe
 from unnoise.shared.editing import RePaint
 from unnoise.shared.errors import UsageError
@@ -164,3 +165,22 @@ def test_wrappers_leave_a_run_one_run():
     ):
         wrapped(shape=(3, 2), steps=10, generator=torch.Generator().manual_seed(0))
         assert float(seen[-1]) == pytest.approx(9.993e-5, rel=1e-3), wrapped
+
+
+def test_a_denoiser_that_does_not_look_at_x_has_a_likelihood():
+    """The mean 0 whatever x: the flow scales x by sigma_1 / sigma_(t_min)."""
+
+    class Nothing(GaussianDenoiser):
+        corruption = sde.VE(0.1, 10.0)
+
+        def forward(self, x_t, t, **cond):
+            return torch.zeros_like(x_t)
+
+        def on(self, schedule):
+            return self
+
+    x = torch.tensor([[0.05], [0.3]], dtype=torch.float64)
+    sigma = float(sde.VE(0.1, 10.0)(torch.tensor(1e-5, dtype=torch.float64))[1])
+    expected = 0.5 * (x[:, 0] / sigma) ** 2 + 0.5 * math.log(2 * math.pi * sigma**2)
+    found = sde.ChangeOfVariables(Nothing(), trace=sde.ExactTrace(), integrator=sde.Adaptive(1e-7, 1e-7))(x).nats
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
