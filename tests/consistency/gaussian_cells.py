@@ -122,6 +122,7 @@ CORRECTED = {
 }
 ON_LEARNED = {f"Ancestral({name})": lambda d, v=v: c.Ancestral(d, v) for name, v in LEARNED.items()}
 ENCODED = {"Still, AnnealedLangevin": lambda d: CorrectorPredictor(sde.Still(d), sde.AnnealedLangevin(d, 0.1, 2))}
+IN_TIME = ("EulerMaruyama", "ProbabilityFlow(clock)")  # written in t itself
 SAMPLERS = {**OF_THE_FLOW, **STOCHASTIC, **CORRECTED, **ENCODED, **ON_LEARNED}
 WRAPPERS = {
     "Clipped": lambda d: c.Clipped(d, -0.9, 0.9),
@@ -232,7 +233,9 @@ def of_objective(cell: Cell) -> str:
 
 
 def of_sampler(cell: Cell) -> str:
-    """The order that the tests measure."""
+    """The order that the tests measure; on a table, whose slopes jump at its rows, of what does not ask for them."""
+    if cell.schedule.startswith(("Tabulated", "Levels")) and cell.part.startswith(IN_TIME):
+        return "as its rows allow"
     if cell.part in OF_THE_FLOW:
         return f"order {OF_THE_FLOW[cell.part](build('VP')).order}"
     return "order 1" if cell.part in STOCHASTIC | CORRECTED else "variance of the level" if cell.part in ENCODED else "as fixed"
@@ -274,7 +277,7 @@ built.
   exact, wrong, clipped and guided denoisers.
 - **order n**: on Gaussian data, where every sampler is a linear map of its start and its noise, the error of the variance
   at a late time falls as the n-th power of the step. Samplers that are written in log-SNR give equal results at equal
-  levels, whatever the schedule says of t.
+  levels, whatever the schedule says of t. **as its rows allow**: of those that are written in t, on a table.
 - **one estimate**: the estimate of x_0, the score, the noise and the velocity of a wrapper or prediction are one function,
   on its schedule and on others.
 

@@ -18,7 +18,7 @@ from unnoise.shared.guidance import ClassifierFree, ClassifierGuided, NoisyClass
 from unnoise.shared.random import Streams
 from unnoise.shared.sampler import CorrectorPredictor
 
-SMOOTH = ("VP", "SubVP", "VE", "EDM", "Straight(end=0.999)", "Cosine", "Shifted(Cosine)")  # of continuous time
+SMOOTH = ("VP", "SubVP", "VE", "EDM", "Straight", "Straight(end=0.999)", "Cosine", "Shifted(Cosine)")  # of continuous time
 IN_LOG_SNR = [n for n in (*OF_THE_FLOW, *STOCHASTIC) if not n.startswith(("EulerMaruyama", "ProbabilityFlow(clock)", "ReverseDiffusion"))]
 PRESERVING = ("VP", "Cosine", "Shifted(Cosine)", "Tabulated, 49 rows")
 EXPLODING = ("VE", "EDM", "Levels, 49 rows")
@@ -59,6 +59,9 @@ def test_the_error_of_the_distribution_falls_at_the_order_of_the_sampler(name, s
     """From q(x_t) to q(x_s) of a Gaussian, mean and variance in closed form, no draw at all."""
     there = SCHEDULES[schedule]()
     sampler = built(name, gaussian(there, mean=0.0))
+    if sampler is None:
+        assert schedule in ZERO_SNR
+        return
     order = sampler.order or 1
     counts = {1: (64, 128), 2: (80, 160), 3: (60, 120), 4: (80, 160)}[order]
     errors = []
