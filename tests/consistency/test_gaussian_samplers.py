@@ -207,6 +207,27 @@ def test_annealed_langevin_ends_at_the_variance_of_its_last_level():
 # ---- one estimate
 
 
+def test_predictions_are_what_their_names_say():
+    """`x_0 = c_skip x_t + c_out F` for the F of each name, at any alpha and sigma."""
+    x0, epsilon = torch.randn(2, 9, dtype=D, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = torch.rand(2, 9, dtype=D, generator=torch.Generator().manual_seed(1)) + 0.1
+    x_t, scale, s = alpha * x0 + sigma * epsilon, torch.hypot(alpha, sigma), 0.7
+    edm = (alpha**2 * s**2 + sigma**2).sqrt()
+    table, n = c.Tabulated(BETAS), torch.tensor([2, 3, 2, 3, 2, 3, 2, 3, 2], dtype=D)
+    a, b = table(n / 3)
+    mean = c.posterior(table, a * x0 + b * epsilon, x0, n / 3, (n - 1) / 3)[0]
+    for predicts, target, (one, other), x in (
+        (c.noise, epsilon, (alpha, sigma), x_t),
+        (c.clean, x0, (alpha, sigma), x_t),
+        (c.velocity, (alpha * epsilon - sigma * x0) / scale, (alpha, sigma), x_t),
+        (sde.straight, epsilon - x0, (alpha, sigma), x_t),
+        (sde.Preconditioned(s), (sigma * x0 / s - alpha * s * epsilon) / edm, (alpha, sigma), x_t),
+        (c.PosteriorMean(table), mean, (a, b), a * x0 + b * epsilon),
+    ):
+        c_skip, c_out = predicts(one, other)
+        close(c_skip * x + c_out * target, x0, 1e-9)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("prediction", cells.PREDICTIONS)
 def test_predictions_are_one_estimate(prediction, schedule):
