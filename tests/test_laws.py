@@ -137,6 +137,7 @@ def ks(x, cdf):
     return stats.kstest(x.numpy(), cdf).statistic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_gaussian_law(sampler, schedule, generator):
     x = samples(sampler, schedule, lambda s: GaussianOracle(MEAN, COVARIANCE, s), generator)
@@ -203,7 +204,7 @@ ODE_SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["vp", "sub-vp", "ve", "continuous-cosine"])
+@pytest.mark.parametrize("schedule", ["vp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("sub-vp", "ve", "continuous-cosine"))])
 @pytest.mark.parametrize("sampler", ODE_SAMPLERS)
 def test_order_of_convergence(sampler, schedule):
     """The slope of the error against the step size, on a mixture, from t = 0.9 to 0.2.

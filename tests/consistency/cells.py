@@ -68,6 +68,10 @@ PROCESSES = {
 }
 REVERSES = {"Product": d.Product, "Marginal": d.Marginal, "Product(eps)": lambda: d.Product(1e-3)}
 READINGS = (*REVERSES, "ratios")
+FIRST = (
+    *("Uniform, table", "Uniform, time", "Absorbing, table", "Absorbing, time with survivors"),
+    *("DiscretizedGaussian, table", "Mixture with Absorbing, time"),
+)
 HEADS = {"direct": d.direct, "residual": d.residual, "carried": d.carried, "logistic": d.logistic}
 OBJECTIVES = {
     "Hybrid(ce=0)": lambda denoiser: d.Hybrid(denoiser, 0.0),
@@ -112,6 +116,13 @@ WRAPPERS = {
     "ClassifierGuided": lambda denoiser: d.ClassifierGuided(denoiser, tilted, 1.5, d.every_neighbour),
 }
 AXES = {"objective": OBJECTIVES, "bound": BOUNDS, "sampler": SAMPLERS, "corrected sampler": CORRECTORS, "wrapper": WRAPPERS}
+
+
+def some_of(pairs: list[tuple[str, str]]) -> list[object]:
+    """Pairs of a process and a reading for pytest: one reading of every process and all of some; the others are slow."""
+    import pytest
+
+    return [pytest.param(p, r, marks=pytest.mark.slow if r not in ("Product", "ratios") and p not in FIRST else ()) for p, r in pairs]
 
 
 def corrector(denoiser: d.CategoricalDenoiser) -> d.RateCorrector:

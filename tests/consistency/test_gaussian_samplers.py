@@ -77,7 +77,7 @@ def test_the_error_of_the_distribution_falls_at_the_order_of_the_sampler(name, s
     assert math.log2(errors[0] / errors[1]) > order - 0.35, errors
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [s if s not in SMOOTH else pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES])
 @pytest.mark.parametrize("name", [*OF_THE_FLOW, *STOCHASTIC])
 def test_the_mean_is_carried_along(name, schedule):
     """From `N(alpha m, ..)` the mean goes to alpha_s m, to the order that 60 steps give, on every schedule and table."""

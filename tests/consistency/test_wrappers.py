@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cells import HEADS, PROCESSES, WRAPPERS, build, own_grid
+from cells import HEADS, PROCESSES, WRAPPERS, build, own_grid, some_of
 from enumerated import DEPENDENT, ONE, D, K, assert_bounds, labelled, noised, pairs, seen, true_kernel
 from test_consistency import MODELS, RATIOS, close
 from test_samplers import rates_end
@@ -46,18 +46,7 @@ def assert_one_model(denoiser, label=None):
     assert_bounds(denoiser, own_grid(transition), label)
 
 
-FIRST = (
-    *("Uniform, table", "Uniform, time", "Absorbing, table", "Absorbing, time with survivors"),
-    *("DiscretizedGaussian, table", "Mixture with Absorbing, time"),
-)
-
-
-def pairs_of(pairs):
-    """One reading of every process, and all of some; the others are slow."""
-    return [pytest.param(p, r, marks=pytest.mark.slow if r not in ("Product", "ratios") and p not in FIRST else ()) for p, r in pairs]
-
-
-@pytest.mark.parametrize(("process", "reverse"), pairs_of([(p, r) for p in PROCESSES for r in ("Product", "Marginal")]))
+@pytest.mark.parametrize(("process", "reverse"), some_of([(p, r) for p in PROCESSES for r in ("Product", "Marginal")]))
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_leave_one_model(process, head, reverse):
     try:
@@ -68,7 +57,7 @@ def test_heads_leave_one_model(process, head, reverse):
     assert_one_model(denoiser)
 
 
-@pytest.mark.parametrize(("process", "reading"), pairs_of([*MODELS, *((p, "ratios") for p in RATIOS)]))
+@pytest.mark.parametrize(("process", "reading"), some_of([*MODELS, *((p, "ratios") for p in RATIOS)]))
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_leave_one_model(process, reading, wrapper):
     """What is wrapped changes kernel, rates and bound alike; a token that is ruled out costs infinitely many nats."""
