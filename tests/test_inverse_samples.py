@@ -87,7 +87,7 @@ MEASURED = {
 }
 
 
-SLOW = ("moment matching", "pseudo-inverse")
+SLOW = ("moment matching", "pseudo-inverse", "DPS")
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in METHODS])

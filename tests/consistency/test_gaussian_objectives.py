@@ -237,7 +237,7 @@ def test_the_hybrid_trains_the_mean_by_its_error_alone():
 
 
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in (*cells.ZERO_SNR, "Tabulated, 1 row")])
-@pytest.mark.parametrize("model", ["exact", "wrong"])
+@pytest.mark.parametrize("model", ["wrong", pytest.param("exact", marks=pytest.mark.slow)])
 def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
     """Its mean over log-SNR is at least the cross-entropy of the data with noise of t_min to the model of the reverse SDE, with equality
     at the exact denoiser, and where the SDE of a wrong one is linear, by its own moments."""
