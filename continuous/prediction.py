@@ -22,7 +22,7 @@ class PosteriorMean:
         schedule: the table that the network is trained on.
 
     Raises:
-        UsageError: for a schedule that is no table of betas.
+        UsageError: for a schedule that is not a table of betas.
     """
 
     def __init__(self, schedule: Tabulated) -> None:

@@ -176,7 +176,7 @@ class FlowMatching(Objective):
 
 
 def refuse_blind_end(schedule: Schedule, name: str) -> None:
-    """Refuses a schedule that ends at zero SNR, where the error of the score says nothing of x_0.
+    """Refuses a schedule that ends at zero SNR, where the error of the score does not depend on x_0.
 
     Raises:
         UsageError: with what to do.

@@ -18,7 +18,7 @@ def rows_of(corruption: Corruption) -> int:
     """The number of steps of a table.
 
     Raises:
-        UsageError: for a process that is no table.
+        UsageError: for a process that is not a table.
     """
     rows = getattr(corruption, "steps", None)
     if rows is None:

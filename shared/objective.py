@@ -41,12 +41,13 @@ class Objective(nn.Module, ABC):
     Attributes:
         denoiser: what is trained.
         times: how the times of a batch are drawn, as numbers in [0, 1) that the corruption maps to its times.
+        draws_levels: whether `forward` draws times by a rule of its own, so that the loss cannot be taken at the
+            corruption's training times.
     """
 
     denoiser: Denoiser
     times: Draw
     draws_levels: bool = False
-    """Whether `forward` draws other times than those of the corruption, so that `at` means nothing at its times."""
 
     @abstractmethod
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:

@@ -1,4 +1,4 @@
-"""What a run draws for one purpose says nothing of what it draws for another: dropout, times, noise, order of the data."""
+"""Dropout, training times, noise and the order of the data are drawn independently of each other."""
 
 import itertools
 

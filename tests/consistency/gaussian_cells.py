@@ -229,7 +229,12 @@ def of_objective(cell: Cell) -> str:
     """The meaning that the tests hold an objective to."""
     if cell.part.startswith("Variational"):
         return "stationary, term of the bound"
-    return {"MaximumLikelihood": "stationary, bound", "Hybrid": "its parts", "Distillation": "its teacher"}.get(cell.part, "stationary")
+    return {
+        "MaximumLikelihood": "stationary, bound",
+        "Hybrid": "its parts",
+        "Distillation": "built",
+        "ConditionDropout(Simple)": "as Simple",
+    }.get(cell.part, "stationary")
 
 
 def of_sampler(cell: Cell) -> str:
@@ -278,6 +283,9 @@ built.
 - **order n**: on Gaussian data, where every sampler is a linear map of its start and its noise, the error of the variance
   at a late time falls as the n-th power of the step. Samplers that are written in log-SNR give equal results at equal
   levels, whatever the schedule says of t. **as its rows allow**: of those that are written in t, on a table.
+- **its parts**: the mean is trained by its squared error alone and the variance by the bound. **as Simple**: of the
+  condition, or of its null where it is dropped. **as fixed**: mean and variance of a step are those of the chain that
+  the bound codes. **variance of the level**: the stationary variance in closed form. **built**: tested elsewhere.
 - **one estimate**: the estimate of x_0, the score, the noise and the velocity of a wrapper or prediction are one function,
   on its schedule and on others.
 

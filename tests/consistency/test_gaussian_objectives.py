@@ -30,6 +30,7 @@ from gaussian_oracle import (
 from unnoise import continuous as c
 from unnoise import sde
 from unnoise.shared.errors import UsageError
+from unnoise.shared.guidance import ConditionDropout
 from unnoise.shared.objective import independent
 
 X0, Z, W = quadrature()
@@ -91,7 +92,7 @@ def meaning(name, denoiser, t):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", [*WEIGHTS, "Implicit", "Sliced", "MaximumLikelihood", "Importance(Simple)"])
 def test_the_exact_denoiser_is_a_stationary_point(name, schedule):
-    """Along any change of it; along the same changes a wrong denoiser is none."""
+    """Its derivative along any change is 0; that of a wrong denoiser is not."""
     there = SCHEDULES[schedule]()
     if built(name, mixture(there)) is None:
         return
@@ -278,6 +279,14 @@ def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
         close(bound.detach(), own + prior_gap, 1e-5)
     else:
         assert float(bound) > own + 1e-3
+
+
+@pytest.mark.parametrize(("p", "label"), [(0.2, 0), (0.3, 2)])
+def test_a_dropped_condition_is_its_null(p, label):
+    """The source of noise gives 0.25 for every uniform number: dropped where p is above."""
+    denoiser, t = cells.build("VP"), torch.full((len(X0),), 0.4, dtype=D)
+    loss = ConditionDropout(c.Simple(denoiser), p).at(X0, t, generator=Nodes(Z), label=torch.zeros(len(X0)).long()).total
+    close(loss.detach(), c.Simple(denoiser).at(X0, t, generator=Nodes(Z), label=torch.full((len(X0),), label)).total.detach())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
