@@ -291,6 +291,8 @@ def run_import(arguments: list[str]) -> None:
     brought = bring(options.file, options.out, options.flags, options.data, options.tokenizer)
     for key, value in brought.about.items():
         print(f"{key:12} {value}")
+    for line in brought.assumed:
+        print(f"{'assumed':12} {line}")
     next_ = brought.usage.format(unnoise=demo.program(), run=options.out, data="" if options.data else " --data NAME")
     print(f"written to {options.out}/; next: {next_}")
 

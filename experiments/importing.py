@@ -85,9 +85,10 @@ class Held(NamedTuple):
 
 
 class Brought(NamedTuple):
-    """What was imported: what it is, in words by their names, and what to do with it (`Kind.usage`)."""
+    """What was imported: what it is, in words by their names; what was assumed, a sentence each; and what to do with it (`Kind.usage`)."""
 
     about: dict[str, str]
+    assumed: tuple[str, ...]
     usage: str
 
 
@@ -119,7 +120,7 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         experiment = replace(experiment, text=replace(experiment.text, tokenizer=str(tokenizer))).settled()
     held, both = Held(denoiser.scale, tuple(denoiser.shape)), objective(denoiser)
     save(writable(out), objective=both, average=both, optimizer=None, step=0, config=None, experiment=experiment, batches=held)
-    return Brought(about(read), kind_of(denoiser).usage)
+    return Brought(about(read), getattr(denoiser, "assumed", ()), kind_of(denoiser).usage)
 
 
 def refuse_held(out: Path) -> None:
