@@ -16,9 +16,10 @@ from torch import Tensor
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import Table, exact
+from ..shared.values import ByValue
 
 
-class NoiseSchedule(ABC):
+class NoiseSchedule(ByValue, ABC):
     r"""`total(t) = int_0^t rate(r) dr` events have met a symbol by time t, so it is untouched with chance `exp(-total(t))`; `total(0) = 0`.
 
     Attributes:

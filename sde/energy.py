@@ -83,7 +83,7 @@ class EnergyDenoiser(GaussianDenoiser):
 
     def on(self, schedule: Schedule) -> EnergyDenoiser:
         other = copy.copy(self)
-        other.corruption = schedule
+        other.corruption = self.schedule if schedule == self.schedule else schedule
         return other
 
     def _potential(self, y: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:

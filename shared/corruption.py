@@ -11,12 +11,14 @@ from torch import Tensor
 from .errors import UsageError
 from .random import Source, normal, normal_like
 from .tensors import exact, like
+from .values import ByValue
 
 
-class Corruption(ABC):
+class Corruption(ByValue, ABC):
     """`x_t ~ q(x_t | x_0)`, and the law of `x_1` that sampling starts from.
 
-    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. A corruption does not change, so copies of a denoiser share it.
+    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. A corruption does not change, so copies of a denoiser share it, and
+    two that were made of equal values are equal.
     """
 
     def __deepcopy__(self, memo: dict[int, object]) -> Corruption:

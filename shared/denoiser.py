@@ -175,7 +175,7 @@ class Learned(GaussianDenoiser):
     def on(self, schedule: Schedule) -> Learned:
         refuse_singular(self.predicts, schedule)
         other = copy.copy(self)
-        other.corruption = schedule
+        other.corruption = self.schedule if schedule == self.schedule else schedule
         return other
 
 

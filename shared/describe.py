@@ -68,7 +68,7 @@ def refuse_moved(value: Any) -> None:
         UsageError: with what to do.
     """
     home, there = getattr(value, "schedule", None), getattr(value, "corruption", None)
-    if isinstance(value, nn.Module) and home is not there and home and there and describe(there) != describe(home):
+    if isinstance(value, nn.Module) and home and there and home != there:
         raise UsageError(
             f"a checkpoint cannot describe a {type(value).__name__} that was moved to another schedule: save it on its own, and move it "
             "with on(schedule) after loading"

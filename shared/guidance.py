@@ -163,7 +163,7 @@ class NoisyClassifier(Denoiser):
     def on(self, schedule: Schedule) -> NoisyClassifier:
         """The same classifier, weights shared, for signals that `schedule` has corrupted."""
         other = copy.copy(self)
-        other.corruption = schedule
+        other.corruption = self.schedule if schedule == self.schedule else schedule
         return other
 
 

@@ -17,6 +17,7 @@ from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
 from .tensors import refuse_unless
+from .values import same
 
 Step: TypeAlias = Callable[..., Tensor]
 
@@ -180,10 +181,12 @@ class CorrectorPredictor(Sampler):
 
 
 def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:
-    """The predictor, refused if the corrector was built for another process."""
-    a, b = predictor.corruption, corrector.corruption
-    if a is not b and (type(a) is not type(b) or repr(vars(a)) != repr(vars(b))):
+    """The predictor, refused if the corrector was built for another process or another model of its reverse."""
+    if predictor.corruption != corrector.corruption:
         raise UsageError("predictor and corrector belong to different schedules: build both from one denoiser")
+    reverse = [getattr(sampler.denoiser, "reverse", None) for sampler in (predictor, corrector)]
+    if not same(*reverse):
+        raise UsageError(f"the predictor reads the network as {reverse[0]}, the corrector as {reverse[1]}: build both from one denoiser")
     return predictor
 
 

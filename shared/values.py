@@ -1,0 +1,55 @@
+"""Objects that are equal where the values they were made of are equal."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tensors import Table
+
+
+class ByValue:
+    """Equality by value: two objects of one class whose constructor arguments are equal are equal, tensors entry by entry.
+
+    A class keeps each constructor argument as an attribute of the same name; one that does not is compared by all of
+    its attributes.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        return same(state_of(self), state_of(other))
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # equal objects must share it, and tensors have none
+
+
+def state_of(value: Any) -> dict[str, Any]:
+    """What decides an object's behavior: its constructor arguments, or all of its attributes where it does not keep these."""
+    names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
+    own = vars(value)
+    return {name: own[name] for name in names} if all(name in own for name in names) else own
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal; tensors where shape, type and every entry are."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+    if isinstance(a, Table):
+        return same(a.values, b.values)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__") and not isinstance(a, type) and not inspect.isroutine(a):
+        return same(state_of(a), state_of(b))
+    return bool(a == b)

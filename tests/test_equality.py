@@ -1,0 +1,81 @@
+"""Processes that are equal where the values they were made of are equal."""
+
+import copy
+
+import pytest
+import torch
+
+from unnoise import continuous, discrete, sde
+from unnoise.continuous import DDIM, Learned, Tabulated, cosine_betas, linear_betas
+from unnoise.shared.errors import UsageError
+from unnoise.shared.sampler import PredictorCorrector
+
+
+def levels(changed=False):
+    """A thousand sigmas, of which one in the middle may differ: too many for any to be written out."""
+    sigmas = torch.logspace(-2, 1, 1000, dtype=torch.float64)
+    if changed:
+        sigmas[500] *= 1.0001
+    return sde.Levels(sigmas)
+
+
+class Own(sde.VP):
+    """A schedule of a user's, whose attributes have other names than its arguments."""
+
+    def __init__(self, low):
+        super().__init__(low, 20.0)
+        self._low = low
+
+
+PROCESSES = {
+    "table": (lambda: Tabulated(linear_betas(100)), lambda: Tabulated(linear_betas(101))),
+    "table of other betas": (lambda: Tabulated(linear_betas(1000)), lambda: Tabulated(cosine_betas(1000))),
+    "cosine": (lambda: continuous.Cosine(), lambda: continuous.Cosine(0.01)),
+    "vp": (lambda: sde.VP(), lambda: sde.VP(0.2)),
+    "vp and sub-vp": (lambda: sde.VP(), lambda: sde.SubVP()),
+    "ve": (lambda: sde.VE(0.01, 50.0), lambda: sde.VE(0.01, 50.5)),
+    "one sigma of a thousand": (levels, lambda: levels(changed=True)),
+    "a user's": (lambda: Own(0.2), lambda: Own(0.3)),
+    "absorbing": (lambda: discrete.Absorbing(5, discrete.LogLinear()), lambda: discrete.Absorbing(5, discrete.LogLinear(0.01))),
+    "absorbing tables": (lambda: discrete.Absorbing(5, discrete.linear(50)), lambda: discrete.Absorbing(5, discrete.linear(51))),
+    "states": (lambda: discrete.Uniform(5, discrete.LogLinear()), lambda: discrete.Uniform(6, discrete.LogLinear())),
+    "dense": (
+        lambda: discrete.Dense(torch.full((3, 2, 2), 0.5)),
+        lambda: discrete.Dense(torch.tensor([[[0.5, 0.5], [0.5, 0.5]]] * 2 + [[[0.4, 0.6], [0.5, 0.5]]])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_of_equal_values_are_equal(name):
+    make, other = PROCESSES[name]
+    assert make() == make() and hash(make()) == hash(make())
+    assert make() != other() and make() != "another thing"
+    assert copy.deepcopy(make()) == make()
+
+
+def test_predictor_and_corrector_of_equal_tables_fit():
+    a, b = (Learned(torch.nn.Identity(), Tabulated(linear_betas(100))) for _ in range(2))
+    corrector = sde.AnnealedLangevin(b)
+    PredictorCorrector(DDIM(a), corrector)
+    with pytest.raises(UsageError, match="different schedules"):
+        PredictorCorrector(DDIM(Learned(torch.nn.Identity(), Tabulated(linear_betas(101)))), corrector)
+    with pytest.raises(UsageError, match="different schedules"):  # which differ in one number that no print shows
+        PredictorCorrector(sde.ReverseDiffusion(sde.Learned(torch.nn.Identity(), levels())), sde.AnnealedLangevin(sde.Learned(torch.nn.Identity(), levels(True))))
+
+
+def test_predictor_and_corrector_of_two_reverse_models_do_not_fit():
+    chain = discrete.Uniform(3, discrete.LogLinear())
+    product, marginal = (
+        discrete.Categorical(torch.nn.Identity(), chain, reverse=r) for r in (discrete.Product(), discrete.Marginal())
+    )
+    PredictorCorrector(discrete.TauLeaping(product), discrete.RateCorrector(product))
+    with pytest.raises(UsageError, match="Product.*Marginal.*one denoiser"):
+        PredictorCorrector(discrete.TauLeaping(product), discrete.RateCorrector(marginal))
+
+
+def test_a_denoiser_on_an_equal_schedule_is_at_home():
+    """Its times then are those of training, not ones that went through the log-SNR and back."""
+    denoiser = Learned(torch.nn.Identity(), Tabulated(linear_betas(100)))
+    moved = denoiser.on(Tabulated(linear_betas(100)))
+    assert moved.corruption is denoiser.schedule
