@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..shared.denoiser import taken
 from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.gradients import gradients
 from ..shared.guidance import NO_NULL, refuse_without
 from ..shared.random import Source, categorical
 from ..shared.tensors import at_least_float32
@@ -81,8 +82,8 @@ def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: 
 
     Nisonoff et al. (2024, there the Taylor-approximated guidance, TAG); Vignac et al. (2023, section 5).
     """
-    with torch.enable_grad():
-        hot = nn.functional.one_hot(x_t, states).float().requires_grad_()
+    with gradients(x_t, t, cond) as (x, t, cond):
+        hot = nn.functional.one_hot(x, states).float().requires_grad_()
         gradient = torch.autograd.grad(classifier(hot, t, **cond).sum(), hot)[0]
     return gradient - gradient.gather(-1, x_t[..., None])
 

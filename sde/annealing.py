@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..shared.corruption import Schedule, refuse_zero_snr
 from ..shared.errors import UsageError
+from ..shared.gradients import gradients
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, normal, normal_like, uniform
 from ..shared.sampler import device_of
@@ -124,9 +125,9 @@ def _summed(log_w: Tensor, accepted: float, x: Tensor) -> Normaliser:
 
 def _in_unit_scale(density: Density, y: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The log-density of y, float64 `(n,)`, and its gradient in y."""
-    alpha, sigma = density.corruption(t)
-    c = (alpha**2 + sigma**2).sqrt()
-    with torch.enable_grad(), full_precision(y):
+    with gradients(y, t, cond) as (y, t, cond), full_precision(y):
+        alpha, sigma = density.corruption(t)
+        c = (alpha**2 + sigma**2).sqrt()
         y = y.detach().requires_grad_()
         log_density = density.log_density(like(c, y) * y, t, **cond)
         (slope,) = torch.autograd.grad(log_density.sum(), y)

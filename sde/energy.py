@@ -12,6 +12,7 @@ from ..shared.corruption import Schedule
 from ..shared.denoiser import GaussianDenoiser, Parts, on_every_row
 from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.gradients import gradients
 from ..shared.labels import Label, thousandths
 from ..shared.prediction import velocity
 from ..shared.tensors import at_least_float32, exact, like, per_example
@@ -99,9 +100,9 @@ class EnergyDenoiser(GaussianDenoiser):
     def _slope(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         """`grad U(y)`, of the shape and dtype of `x_t`; differentiable where gradients are taken."""
         trained = torch.is_grad_enabled()
-        alpha, sigma = self.corruption(exact(t))
-        with torch.enable_grad():
-            y = like((alpha**2 + sigma**2).rsqrt(), x_t) * x_t
+        with gradients(x_t, t, cond) as (x, t, cond):
+            alpha, sigma = self.corruption(exact(t))
+            y = like((alpha**2 + sigma**2).rsqrt(), x) * x
             y = y if y.requires_grad and trained else y.detach().requires_grad_()
             (slope,) = torch.autograd.grad(
                 self._potential(y, t, cond).sum(), y, create_graph=trained, allow_unused=True, materialize_grads=True

@@ -16,6 +16,7 @@ from ..shared.bits import Codelength, total_nats
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.dequantisation import Dequantiser
 from ..shared.errors import UsageError
+from ..shared.gradients import gradients
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, rademacher_like
 from ..shared.tensors import finest, like, refuse_unless
@@ -136,9 +137,9 @@ class ChangeOfVariables:
 
         def slope(place: Place, state: State) -> State:
             next(evaluations)
-            x = (state[0] * place.scale).requires_grad_()
-            with torch.enable_grad():
-                own, of_out, out = flow.denoiser.parts(x, place.t, **cond)
+            with gradients(state[0] * place.scale, place.t, cond) as (x, t, given):
+                x = x.detach().requires_grad_()
+                own, of_out, out = flow.denoiser.parts(x, t, **given)
                 out = out if out.requires_grad else out + 0 * x  # a denoiser that does not look at x
             # v = a x + b out: only out is pulled back, and the Jacobian of a x is known.
             a, b = place.of_x + place.of_clean * float(own), place.of_clean * float(of_out)

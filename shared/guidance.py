@@ -19,6 +19,7 @@ from .corruption import Schedule, refuse_zero_snr
 from .denoiser import Denoiser, GaussianDenoiser, Parts, on_every_row, taken
 from .describe import described
 from .errors import UsageError
+from .gradients import gradients
 from .labels import Label, thousandths
 from .objective import Draw, Loss, Objective, independent
 from .random import Source, uniform
@@ -203,10 +204,10 @@ class ClassifierGradient:
         """The gradient of the chosen class, of each example by itself."""
         if "label" not in cond:
             raise UsageError("classifier guidance needs the class: give label=..., one for each sample")
-        with torch.enable_grad():
-            whole = x_t.requires_grad  # a likelihood differentiates the score, and with it this gradient
-            x = x_t if whole else x_t.detach().requires_grad_()
-            chosen = self.classifier(x, t).gather(1, cond["label"][:, None]).sum()
+        with gradients(x_t, t, cond["label"]) as (x, t, label):
+            whole = x.requires_grad  # a likelihood differentiates the score, and with it this gradient
+            x = x if whole else x.detach().requires_grad_()
+            chosen = self.classifier(x, t).gather(1, label[:, None]).sum()
             return self.scale * torch.autograd.grad(chosen, x, create_graph=whole)[0].to(x_t)
 
     def on(self, schedule: Schedule) -> ClassifierGradient:

@@ -61,14 +61,17 @@ class Table:
     """A constant, float64 where it is real, that is looked up on its caller's device; one copy is kept for each device."""
 
     def __init__(self, values: Tensor) -> None:
-        values = values.detach().cpu()
-        self.values = values.double() if values.is_floating_point() else values
+        with torch.inference_mode(False):  # tables outlive the mode that they were made in
+            values = values.detach().cpu()
+            values = values.clone() if values.is_inference() else values
+            self.values = values.double() if values.is_floating_point() else values
         self._copies: dict[torch.device, Tensor] = {self.values.device: self.values}
 
     def on(self, device: torch.device) -> Tensor:
         """The table on `device`."""
         if device not in self._copies:
-            self._copies[device] = self.values.to(device)
+            with torch.inference_mode(False):
+                self._copies[device] = self.values.to(device)
         return self._copies[device]
 
     def __getitem__(self, index: Tensor) -> Tensor:

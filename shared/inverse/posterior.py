@@ -20,6 +20,7 @@ from ..corruption import Schedule, refuse_zero_snr
 from ..denoiser import GaussianDenoiser, Parts
 from ..describe import described
 from ..errors import UsageError
+from ..gradients import gradients
 from ..tensors import at_least_float32, exact, like
 from .measurement import Measurement
 from .operators import Operator
@@ -63,18 +64,18 @@ class Posterior(GaussianDenoiser):
         return self.with_spread(x_t, t, **cond)[0]
 
     def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
-        with torch.enable_grad():
-            x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
+        with gradients(x_t, t, cond) as (x, t, cond):
+            x = x if x.requires_grad else x.detach().requires_grad_()
             clean, v = self.denoiser.with_spread(x, t, **cond)
             out = clean + self._moved_by(clean, x, t, x_t.requires_grad)
         return (out, v) if x_t.requires_grad else (out.detach(), None if v is None else v.detach())
 
     def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
         # E[x_0 | x_t] is asked for less the best multiple of x_t: what is left keeps its digits both near t = 0 and near t = 1.
-        alpha, sigma = self.corruption(exact(t))
-        share = alpha / (alpha**2 + sigma**2)
-        with torch.enable_grad():
-            x = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
+        with gradients(x_t, t, cond) as (x, t, cond):
+            alpha, sigma = self.corruption(exact(t))
+            share = alpha / (alpha**2 + sigma**2)
+            x = x if x.requires_grad else x.detach().requires_grad_()
             rest = self.denoiser.combined(x, t, -share, torch.ones_like(share), **cond)
             rest = rest + self._moved_by(rest + like(share, x) * x, x, t, x_t.requires_grad)
         return Parts(share, torch.ones_like(share), rest if x_t.requires_grad else rest.detach())

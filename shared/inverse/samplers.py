@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..gradients import gradients
 from ..random import Source
 from ..sampler import Sampler, Step, single_step
 from .measurement import Measurement
@@ -42,9 +43,9 @@ class DPS(Sampler):
         inner = self.sampler.begin()
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-            with torch.enable_grad():
-                start = x.detach().requires_grad_()
-                residual = self.measurement.residual(self.denoiser(start, t, **cond))
+            with gradients(x, t, cond) as (start, here, given):
+                start = start.detach().requires_grad_()
+                residual = self.measurement.residual(self.denoiser(start, here, **given))
                 slope = torch.autograd.grad(torch.linalg.vector_norm(residual.flatten(1), dim=1).sum(), start)[0]
             return inner(x, t, s, generator=generator, **cond) - self.zeta * slope
 
