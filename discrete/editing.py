@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.editing import checked_mask
+from ..shared.editing import checked_mask, for_every_row
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
@@ -57,7 +57,7 @@ class Infilling(Sampler):
         if self.known.shape[-1] != x.shape[-1]:
             raise UsageError(f"{self.known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both one length")
         self.known, self.mask = self.known.to(x), self.mask.to(x.device)  # copied once
-        return torch.where(self.mask, self.known, x)
+        return torch.where(self.mask, for_every_row(self.known, x, "known"), x)
 
     def begin(self) -> Step:
         inner = self.sampler.begin()

@@ -21,7 +21,8 @@ class Inpainting(Sampler):
 
     Args:
         sampler: fills in the rest.
-        known: `(B, ...)`, the signal; what lies outside the mask is not looked at.
+        known: `(B, ...)`, the signal, one row for each sample or one row for all of them; what lies outside the mask is
+            not looked at.
         mask: broadcast against `known`, 1 or True where the signal is known.
     """
 
@@ -35,7 +36,8 @@ class Inpainting(Sampler):
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             x = inner(x, t, s, generator=generator, **cond)
-            known = clean if s == 0 else self.corruption.corrupt(clean, s, generator=generator)
+            known = for_every_row(clean, x, "known")  # each row with noise of its own
+            known = known if s == 0 else self.corruption.corrupt(known, s, generator=generator)
             return torch.where(mask, known.to(x), x)
 
         return step
@@ -111,6 +113,21 @@ def sdedit(
         raise UsageError(f"strength={strength}: give a number above the grid's last noisy time, {float(grid[-2]):.4g}, and up to 1")
     x = sampler.corruption.corrupt(guide, rest[0], generator=generator)
     return sampler(x, steps=rest, generator=generator, progress=progress, **cond)
+
+
+def for_every_row(v: Tensor, x: Tensor, name: str) -> Tensor:
+    """What belongs to signals `(B, ...)`, one row for each, or one for all with or without the first axis, as `(B, ...)`.
+
+    Raises:
+        UsageError: for another number of rows, or rows of another shape.
+    """
+    rows = v if v.ndim == x.ndim else v[None]
+    if rows.shape[1:] != x.shape[1:] or len(rows) not in (1, len(x)):
+        raise UsageError(
+            f"{name} of shape {tuple(v.shape)} does not fit samples of shape {tuple(x.shape)}: give one row for each sample, or "
+            "one row for all"
+        )
+    return rows.expand(x.shape)
 
 
 def checked_mask(mask: Tensor, known: Tensor) -> Tensor:

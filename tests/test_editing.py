@@ -10,7 +10,9 @@ from unnoise import discrete, sde
 from unnoise.continuous import DDIM, Ancestral, Cosine, Tabulated, UniPC, linear_betas, small
 from unnoise.shared.editing import Inpainting, RePaint, sdedit
 from unnoise.shared.errors import UsageError
+from unnoise.shared.inverse import Masked, Replacement
 from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+from unnoise.shared.random import Streams
 
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.4], [0.4, 0.5]], dtype=torch.float64)
@@ -138,3 +140,61 @@ def test_bad_edits_are_refused():
     ):
         with pytest.raises(UsageError, match=words):
             make()
+
+
+WRAPPED = {
+    "Inpainting": Inpainting,
+    "RePaint": lambda sampler, known, mask: RePaint(sampler, known, mask, jump=5, repeats=2),
+    "Replacement": lambda sampler, known, mask: Replacement(sampler, Masked(mask), known),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_fill_ins_of_one_signal_are_independent(name):
+    """The mean of 1000 fill-ins of one row varies from run to run as that of independent samples does, by sd / sqrt(1000)."""
+    exact = GaussianOracle(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]]), sde.VP())
+    sampler = WRAPPED[name](Ancestral(exact), torch.tensor([[1.0, 0.0]]), torch.tensor([True, False]))
+    runs = [sampler(shape=(1000, 2), steps=20, generator=torch.Generator().manual_seed(seed))[:, 1] for seed in range(16)]
+    independent = float(torch.stack(runs).std(1).mean()) / 1000**0.5
+    assert float(torch.stack([run.mean() for run in runs]).std()) < 1.8 * independent  # 16 runs: 1.8 is 4.5 standard deviations
+
+
+def test_fill_ins_of_one_text_are_independent():
+    """The same of tokens, whose known part is uniform noise with a chance at each level."""
+    chain = discrete.Uniform(2, discrete.LogLinear())
+    both = discrete.Categorical(Copying(), chain)
+    sampler = Inpainting(discrete.Ancestral(both), torch.tensor([[1, 0]]), torch.tensor([True, False]))
+    runs = [sampler(shape=(1000, 2), steps=10, generator=torch.Generator().manual_seed(seed))[:, 1].double() for seed in range(16)]
+    independent = float(torch.stack(runs).std(1).mean()) / 1000**0.5
+    assert float(torch.stack([run.mean() for run in runs]).std()) < 1.8 * independent
+
+
+class Copying(torch.nn.Module):
+    """Logits of the second token by the first one."""
+
+    conditions = ()
+
+    def forward(self, x, time):
+        return torch.nn.functional.one_hot(x.flip(-1).clamp(max=1), 2).float()
+
+
+@pytest.mark.parametrize("name", ["Inpainting", "RePaint"])
+def test_known_rows_are_one_for_each_sample_or_one_for_all(name):
+    exact = GaussianOracle(torch.zeros(2), torch.eye(2), sde.VP())
+    mask, row = torch.tensor([True, False]), torch.tensor([1.0, 0.0])
+    for known in (row, row[None], row.expand(5, 2)):
+        x = WRAPPED[name](Ancestral(exact), known, mask)(shape=(5, 2), steps=3, generator=Streams(0, range(5)))
+        assert (x[:, 0] == 1).all() and len(set(x[:, 1].tolist())) == 5
+    for known in (row.expand(2, 2), torch.ones(5, 3)):
+        with pytest.raises(UsageError, match=r"known of shape .*\(5, 2\): give one row"):
+            WRAPPED[name](Ancestral(exact), known, mask[:1])(shape=(5, 2), steps=3)
+
+
+def test_known_tokens_are_one_row_for_each_sample_or_one_for_all():
+    denoiser = discrete.Categorical(Copying(), discrete.Absorbing(2, discrete.LogLinear()), head=discrete.carried)
+    known, mask = torch.tensor([[1, 0]]), torch.tensor([True, False])
+    for rows in (known, known[0], known.expand(5, 2)):
+        x = discrete.Infilling(discrete.Ancestral(denoiser), rows, mask)(shape=(5, 2), steps=3)
+        assert (x[:, 0] == 1).all()
+    with pytest.raises(UsageError, match="one row"):
+        discrete.Infilling(discrete.Ancestral(denoiser), known.expand(2, 2), mask)(shape=(5, 2), steps=3)
