@@ -17,6 +17,7 @@ from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like, per_example
 
 FEWEST = 16  # dimensions
+LONGEST = 2.0  # steps of Langevin, in units of sqrt(alpha^2 + sigma^2)
 
 
 def own_norms(z: Tensor, score: Tensor) -> Tensor:
@@ -93,6 +94,10 @@ class Langevin(Dynamics):
 
     a is the factor of the chain's step that ends at s: `sqrt(1 - beta)` for a table, 1 for VE.
 
+    The ratio `||z|| / ||score||` counts as at most `2 sqrt(alpha^2 + sigma^2)`, so that a score of nearly 0, which an untrained network
+    gives, does not make steps without end. A right score is not touched: `E[-(x - m) . score] = d`, and so by Cauchy and Schwarz
+    `sqrt(d / E ||score||^2) <= sqrt(alpha^2 V + sigma^2)` where V is the data's variance, 1 at most for data in [-1, 1].
+
     Args:
         denoiser: gives the score.
         snr: signal-to-noise ratio of a step; 0.16 for VE on CIFAR-10.
@@ -107,7 +112,7 @@ class Langevin(Dynamics):
         self.norms = norms
 
     def ratio(self, z: Tensor, score: Tensor, s: Tensor) -> Tensor:
-        return self.norms(z, score)
+        return self.norms(z, score).clamp(max=LONGEST * float(torch.hypot(*self.corruption(s))))
 
 
 class AnnealedLangevin(Dynamics):

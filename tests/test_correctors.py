@@ -9,14 +9,14 @@ from helpers import Fixture, FromScore, Recorded, assert_close
 from scipy import stats
 
 from unnoise.continuous import Tabulated, linear_betas
-from unnoise.sde import VE, VP
-from unnoise.sde.correctors import AnnealedLangevin, Langevin, snr_of
+from unnoise.sde import VE, VP, Learned, ReverseDiffusion
+from unnoise.sde.correctors import AnnealedLangevin, Langevin, batch_norms, own_norms, snr_of
 from unnoise.sde.noise_levels import Levels, geometric_sigmas
 from unnoise.sde.predictors import Still
 from unnoise.shared.errors import UsageError
 from unnoise.shared.oracle import GaussianOracle, MixtureOracle
 from unnoise.shared.random import Streams
-from unnoise.shared.sampler import CorrectorPredictor, counted
+from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector, counted
 
 FIXTURE = Fixture("score_sde_functions")
 N = 1000
@@ -173,3 +173,41 @@ def test_what_it_refuses():
     for make in (lambda: AnnealedLangevin(oracle, 0.0), lambda: AnnealedLangevin(oracle, repeats=-1), lambda: Langevin(oracle, -1.0)):
         with pytest.raises(UsageError, match="positive ratio"):
             make()
+
+
+class Constant(torch.nn.Module):
+    """A network whose every output is one number."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x, time):
+        return torch.full_like(x, self.value)
+
+
+@pytest.mark.parametrize("norms", [own_norms, batch_norms])
+@pytest.mark.parametrize("schedule", [VP(), VE(0.01, 50.0)], ids=["vp", "ve"])
+@pytest.mark.parametrize("size", [0.0, 1e-6])
+def test_an_untrained_network_gives_samples(schedule, norms, size):
+    """Its score is 0 or nearly so, and each step then adds noise of variance `2 e`, e being that of the longest step."""
+    denoiser = Learned(Constant(size), schedule)
+    x = PredictorCorrector(ReverseDiffusion(denoiser), Langevin(denoiser, norms=norms))(
+        shape=(8, 16), steps=50, generator=torch.Generator().manual_seed(0)
+    )
+    assert x.isfinite().all()
+    still, t = torch.zeros(500, 16), at(0.5)
+    step = Langevin(denoiser, 0.16, 1, norms).step(still, at(0.55), t, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = schedule(t)
+    e = 2 * (0.16 * 2) ** 2 * float(alpha**2 + sigma**2) * float(alpha / schedule(at(0.45))[0]) ** 2
+    assert float(step.var()) == pytest.approx(2 * e, rel=0.06)
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE(0.01, 50.0)], ids=["vp", "ve"])
+def test_a_right_score_is_not_touched(schedule):
+    """In 16 dimensions or more the ratio of the norms stays below its bound, for data of variance 1 at every level."""
+    oracle = GaussianOracle(torch.zeros(64), torch.eye(64), schedule)
+    for t in (0.01, 0.1, 0.5, 1.0):
+        x = oracle.corruption.corrupt(torch.randn(1000, 64, generator=torch.Generator().manual_seed(0)), at(t))
+        z, score = torch.randn(1000, 64), oracle.score(x, at(t))
+        assert torch.equal(Langevin(oracle).ratio(z, score, at(t)), own_norms(z, score))
