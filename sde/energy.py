@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..shared.calling import ask, refuse_no_tensor, refuse_signature
 from ..shared.corruption import Schedule
 from ..shared.denoiser import GaussianDenoiser, Parts, on_every_row
 from ..shared.describe import described
@@ -15,7 +16,7 @@ from ..shared.errors import UsageError
 from ..shared.gradients import gradients
 from ..shared.labels import Label, thousandths
 from ..shared.prediction import velocity
-from ..shared.tensors import at_least_float32, exact, like, per_example
+from ..shared.tensors import at_least_float32, exact, like, moment, per_example, refuse_unreal
 
 
 @described
@@ -32,7 +33,7 @@ class Potential(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
         """`x`: `(B, ...)`; `time`: labels `(B,)`."""
-        return per_example(self.inner(x, time, **cond))
+        return per_example(at_least_float32(refuse_no_tensor(self.inner(x, time, **cond), x)))
 
 
 @described
@@ -63,19 +64,24 @@ class EnergyDenoiser(GaussianDenoiser):
 
     def __init__(self, network: nn.Module, schedule: Schedule, label: Label = thousandths) -> None:
         super().__init__()
+        refuse_signature(network)
         self.network, self.schedule, self.label = network, schedule, label
         self.corruption, self.conditions = schedule, getattr(network, "conditions", None)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        c_skip, c_out = velocity(*self.corruption(exact(t)))
+        t = exact(moment(t))
+        c_skip, c_out = velocity(*self.corruption(t))
         return like(c_skip, x_t) * x_t + like(c_out, x_t) * self._slope(x_t, t, cond)
 
     def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
-        return Parts(*velocity(*self.corruption(exact(t))), self._slope(x_t, t, cond))
+        t = exact(moment(t))
+        return Parts(*velocity(*self.corruption(t)), self._slope(x_t, t, cond))
 
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`-E(y) - D log c`, `(B,)`, in nats: the log-density of `x_t` but for `log Z`, which is the same on every schedule."""
-        alpha, sigma = self.corruption(exact(t))
+        t = exact(moment(t))
+        alpha, sigma = self.corruption(t)
+        refuse_unreal(x_t, "x_t")
         c = (alpha**2 + sigma**2).sqrt()
         y = x_t / like(c, x_t)
         u = at_least_float32(self._potential(y, t, cond))
@@ -87,10 +93,14 @@ class EnergyDenoiser(GaussianDenoiser):
         other.corruption = self.schedule if schedule == self.schedule else schedule
         return other
 
+    def time_inputs(self) -> Tensor:
+        """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+        return self.label(self.schedule, torch.tensor([self.schedule.t_min, 1.0], dtype=torch.float64))
+
     def _potential(self, y: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         t = exact(t)
         home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
-        u = self.network(y, on_every_row(self.label(self.schedule, home), y), **cond)
+        u = ask(self, y, on_every_row(self.label(self.schedule, home), y), cond)
         if u.shape != (len(y),):
             raise UsageError(
                 f"the network gave {tuple(u.shape)} for {len(y)} examples: an energy is one number for each, as Potential(network) gives"

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .calling import ask, refuse_signature
 from .corruption import Corruption, Schedule
 from .describe import described
 from .errors import UsageError
 from .labels import Label, thousandths
 from .prediction import Prediction, noise
 from .random import Source
-from .tensors import at_least_float32, exact, like
+from .tensors import at_least_float32, exact, like, moment, refuse_unreal
 
 
 class Denoiser(nn.Module, ABC):
@@ -131,6 +132,7 @@ class Learned(GaussianDenoiser):
         super().__init__()
         if not isinstance(schedule, Schedule):
             raise UsageError(f"schedule={type(schedule).__name__}: give Learned(network, schedule), in this order")
+        refuse_signature(network)
         own = getattr(predicts, "sigma_data", None)
         sigma_data = own or 1.0 if sigma_data is None else sigma_data
         if not sigma_data > 0 or sigma_data != (own or sigma_data):
@@ -145,25 +147,40 @@ class Learned(GaussianDenoiser):
         return self.with_spread(x_t, t, **cond)[0]
 
     def with_spread(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
-        c_skip, c_out = self.predicts(*self.corruption(exact(t)))
+        t = exact(moment(t))
+        c_skip, c_out = self.predicts(*self.corruption(t))
         out, v = self.raw(x_t, t, **cond)
         return like(c_skip, x_t) * x_t + like(c_out, x_t) * out, v
 
     def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
-        return Parts(*self.predicts(*self.corruption(exact(t))), self.raw(x_t, t, **cond)[0])
+        t = exact(moment(t))
+        return Parts(*self.predicts(*self.corruption(t)), self.raw(x_t, t, **cond)[0])
 
     def raw(self, x_t: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor | None]:
         """F and v, the network's own outputs at the home time of equal log-SNR, in the dtype of `x_t`; v is None without a second one."""
         t = exact(t)
+        if refuse_unreal(x_t, "x_t").ndim < 2:
+            raise UsageError(f"x_t of shape {tuple(x_t.shape)}: give signals (B, C, ...), or vectors (B, d)")
         home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
-        out = self.network(like(self._c_in(t, home), x_t) * x_t, on_every_row(self.label(self.schedule, home), x_t), **cond).to(x_t.dtype)
+        time = on_every_row(self.label(self.schedule, home), x_t)
+        out = ask(self, like(self._c_in(t, home), x_t) * x_t, time, cond).to(x_t.dtype)
         channels = x_t.shape[1]
-        if out.shape[1] != channels * (1 + self.spread):
+        read = channels * (1 + self.spread)
+        if out.shape != (len(x_t), read, *x_t.shape[2:]):
+            if out.ndim == x_t.ndim and out.shape[2:] == x_t.shape[2:] and len(out) == len(x_t):
+                raise UsageError(
+                    f"the network gave {out.shape[1]} channels for {channels}: {read} are read, "
+                    "twice the channels from networks whose attribute `outputs` is 2"
+                )
             raise UsageError(
-                f"the network gave {out.shape[1]} channels for {channels}: {channels * (1 + self.spread)} are read, "
-                "twice the channels from networks whose attribute `outputs` is 2"
+                f"the network gave {tuple(out.shape)} for x_t {tuple(x_t.shape)}: give one number for each of its own, "
+                f"{(len(x_t), read, *x_t.shape[2:])}"
             )
         return (out[:, :channels], out[:, channels:]) if self.spread else (out, None)
+
+    def time_inputs(self) -> Tensor:
+        """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+        return self.label(self.schedule, torch.tensor([self.schedule.t_min, 1.0], dtype=torch.float64))
 
     def _c_in(self, t: Tensor, home: Tensor) -> Tensor:
         """c_in at time t, times what brings x_t to the scale that it has at the home time of equal log-SNR."""
@@ -246,7 +263,13 @@ def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:
 
 
 def on_every_row(v: Tensor, x: Tensor) -> Tensor:
-    """`v`, scalar or `(B,)`, as float32 `(B,)` on the device of `x`, without waiting for an accelerator."""
+    """`v`, scalar or `(B,)`, as float32 `(B,)` on the device of `x`, without waiting for an accelerator.
+
+    Raises:
+        UsageError: for times of another shape.
+    """
+    if v.ndim > 1 or (v.ndim and len(v) not in (1, len(x))):
+        raise UsageError(f"times of shape {tuple(v.shape)} for {len(x)} examples: give one, or one for each, ({len(x)},)")
     if v.ndim == 0 and v.device.type == "cpu":
         return torch.full((len(x),), float(v), device=x.device)
     return v.float().to(x.device).expand(len(x))

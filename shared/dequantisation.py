@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bits import total_nats
+from .calling import ask, refuse_signature
 from .denoiser import Denoiser
 from .describe import described
 from .errors import UsageError
@@ -86,6 +87,7 @@ class Variational(Dequantiser):
         super().__init__()
         if couplings < 1 or not limit > 0:
             raise UsageError(f"couplings={couplings}, limit={limit}: give one coupling or more, and a positive limit, such as 2 and 3.0")
+        refuse_signature(network)
         self.scale, self.network, self.couplings, self.limit = scale, network, couplings, limit
 
     def forward(self, k: Tensor, generator: Source = None) -> tuple[Tensor, Tensor]:
@@ -95,6 +97,10 @@ class Variational(Dequantiser):
         end, log_det = self.move(k, start)
         log_q = total_nats(log_slope(start) - log_slope(end)) - log_det
         return within_cell(self.scale, k, torch.sigmoid(end)), log_q + k[0].numel() * self.scale.offset_nats
+
+    def time_inputs(self) -> Tensor:
+        """The network's second input at the first and at the last coupling."""
+        return torch.tensor([0.0, self.couplings - 1.0])
 
     def move(self, k: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Logistic noise z `(B, ...)` through the couplings, and the log-determinant of the Jacobian, `(B,)`."""
@@ -118,7 +124,7 @@ class Variational(Dequantiser):
         moved = (index_sum(z) + i) % 2 == 0
         stays = torch.where(moved, 0.0, torch.tanh(z / 2))
         h = torch.cat([stays, self.scale.continuous(k).to(z)], dim=1)
-        out = self.network(h, torch.full((len(z),), float(i), device=z.device)).to(z.dtype)
+        out = ask(self, h, torch.full((len(z),), float(i), device=z.device), {}).to(z.dtype)
         if out.shape != h.shape:
             raise UsageError(
                 f"the dequantiser's network gave {tuple(out.shape)} for {tuple(h.shape)}: build it for twice the channels of the data"

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .calling import ask, refuse_signature
 from .corruption import Schedule, refuse_zero_snr
 from .denoiser import Denoiser, GaussianDenoiser, Parts, on_every_row, taken
 from .describe import described
@@ -23,7 +24,7 @@ from .gradients import gradients
 from .labels import Label, thousandths
 from .objective import Draw, Loss, Objective, independent
 from .random import Source, uniform
-from .tensors import exact, like
+from .tensors import at_least_float32, exact, is_integer, like, moment, refuse_unreal
 
 EDGE = 1e-6  # of log-SNR
 NO_NULL = "the network does not say what stands for no {condition}: give it a method null(condition), or give null=..., the same in both"
@@ -145,21 +146,30 @@ class NoisyClassifier(Denoiser):
     """A network that says `log p(label | x_t)`, `(B, K)`: a denoiser of the label.
 
     Args:
-        network: `(x_t scaled to unit variance, time label (B,)) -> logits (B, K)`, such as `Encoder`.
+        network: `(x_t scaled to unit variance, time label (B,)) -> logits (B, K)`, such as `Encoder`; fed as `Learned` feeds its own.
         schedule: the home schedule, that of training.
         label: the number that the network is fed for a time of the home schedule.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, label: Label = thousandths) -> None:
         super().__init__()
+        refuse_signature(network)
         self.network, self.schedule, self.label, self.corruption = network, schedule, label, schedule
         self.conditions = ()
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        home = exact(t) if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(exact(t)))
-        alpha, sigma = self.corruption(exact(t))
-        scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * x_t
-        return self.network(scaled, on_every_row(self.label(self.schedule, home), x_t)).float().log_softmax(-1)
+        t = exact(moment(t))
+        home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
+        alpha, sigma = self.corruption(t)
+        scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * refuse_unreal(x_t, "x_t")
+        out = ask(self, scaled, on_every_row(self.label(self.schedule, home), x_t), {})
+        if out.ndim != 2 or len(out) != len(x_t):
+            raise UsageError(f"the classifier gave {tuple(out.shape)} for {len(x_t)} examples: give one logit for each class, ({len(x_t)}, K)")
+        return at_least_float32(out).log_softmax(-1)
+
+    def time_inputs(self) -> Tensor:
+        """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+        return self.label(self.schedule, torch.tensor([self.schedule.t_min, 1.0], dtype=torch.float64))
 
     def on(self, schedule: Schedule) -> NoisyClassifier:
         """The same classifier, weights shared, for signals that `schedule` has corrupted."""
@@ -185,8 +195,23 @@ class Recognition(Objective):
         if "label" not in cond:
             raise UsageError("a classifier is trained on labels: give batches with label, such as conditions=('label',)")
         log_p = self.denoiser(self.denoiser.corruption.corrupt(x0, t, generator=generator), t)
-        loss = F.nll_loss(log_p, cond["label"], reduction="none")
-        return Loss(loss, {"accuracy": (log_p.argmax(-1) == cond["label"]).float()}, t)
+        label = classes(cond["label"], log_p)
+        loss = F.nll_loss(log_p, label, reduction="none")
+        return Loss(loss, {"accuracy": (log_p.argmax(-1) == label).float()}, t)
+
+
+def classes(label: Tensor, log_p: Tensor) -> Tensor:
+    """A class for each row of log_p `(B, K)`, int64.
+
+    Raises:
+        UsageError: for other types and shapes, and on a CPU for classes that the classifier does not have.
+    """
+    what = f"{label.dtype} {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+    if not isinstance(label, Tensor) or label.shape != (len(log_p),) or not is_integer(label):
+        raise UsageError(f"label={what}: give integers ({len(log_p)},), one class for each example, from 0 to {log_p.shape[1] - 1}")
+    if label.device.type == "cpu" and len(label) and not 0 <= int(label.min()) <= int(label.max()) < log_p.shape[1]:
+        raise UsageError(f"label is {int(label.min())} to {int(label.max())}, and the classifier has classes 0 to {log_p.shape[1] - 1}")
+    return label.long()
 
 
 class ClassifierGradient:

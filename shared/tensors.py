@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .errors import UsageError
 
+SLACK = 1e-6  # of times, which sums and quotients round
+
 
 def like(v: Tensor, x: Tensor) -> Tensor:
     """Right-pads `v`, shape `(...)`, with ones so that it broadcasts against `x`, shape `(..., more)`; scalars stay scalars.
@@ -28,6 +30,41 @@ def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:
 def exact(t: Tensor | float) -> Tensor:
     """`t` in float64; a number as a scalar tensor."""
     return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+def moment(t: Tensor | float) -> Tensor:
+    """A time as it is, a number as a float64 scalar; refused outside of [0, 1] where that is seen without waiting for an accelerator.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not isinstance(t, Tensor):
+        t = torch.as_tensor(t, dtype=torch.float64)
+    if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+        low, high = (v.item() for v in torch.aminmax(t.detach())) if t.ndim else (t.detach().item(),) * 2
+        if not -SLACK <= low <= high <= 1 + SLACK:
+            raise UsageError(f"t={high if high > 1 else low:g}: times run from 0, clean, to 1; step n of a table of T steps is t = n / T")
+    return t
+
+
+def refuse_unreal(x: Tensor, what: str) -> Tensor:
+    """x, refused unless it is a tensor of real numbers: levels of quantized data are none.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not isinstance(x, Tensor):
+        raise UsageError(f"{what} is a {type(x).__name__}: give a tensor, such as torch.as_tensor({what})")
+    if not x.is_floating_point():
+        raise UsageError(
+            f"{what} is {x.dtype}, and real numbers are read: of levels k of quantized data give scale.continuous(k) or scale.dequantised(k)"
+        )
+    return x
+
+
+def is_integer(x: Tensor) -> bool:
+    """Whether the tensor holds integers of any width; booleans are none."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,0 +1,220 @@
+"""How a denoiser calls its network: in the network's own precision, and with one line for what does not fit."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+from .tensors import moment
+
+LONG = re.compile(r"indices.* (Long|Int)|indices must be long")
+RANGE = re.compile(r"out of (range|bounds)")
+DTYPE = re.compile(r"same dtype|should be the same|expected scalar type|same data type|\bdtype\b.* (match|equal)|(Float|Half|Double|BFloat16)\b.*but")
+
+
+REMEDY = "rows 0 to T - 1 of T steps are label=step_index, and rows 0 to 999 of any table label=thousandth_index"
+
+
+class Asker(Protocol):
+    """What asks a network: a denoiser, a classifier, a dequantizer.
+
+    Attributes:
+        network: `(x, time, **cond) -> out`.
+    """
+
+    network: nn.Module
+
+    def time_inputs(self) -> Tensor:
+        """The least and the largest number that the network is fed for a time, `(2,)`."""
+
+
+def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
+    """The network's output at `(x, time, **cond)`: a real tensor on the device of x.
+
+    Where x and conditions are real they are cast to the precision of the network's first parameter, and left alone where they have it. The
+    time input stays float32, which half precision would round: 999 is no number of bfloat16. Before the first call of a network that looks
+    something up in an `nn.Embedding`, the two ends of the time input are tried.
+
+    Args:
+        asker: has the network.
+        x: `(B, ...)`.
+        time: the time input, float32 `(B,)`.
+        cond: conditions by name.
+
+    Raises:
+        UsageError: for conditions that the network does not take, or needs; a time input that it cannot look up; and an output that is no
+            real tensor.
+    """
+    network = asker.network
+    dtype = precision(network)
+    if dtype is not None:
+        x, cond = cast(x, dtype), {name: cast(value, dtype) for name, value in cond.items()}
+    if "_tried" not in asker.__dict__:
+        asker.__dict__["_tried"] = True
+        try_ends(asker, x, cond)
+    try:
+        out = network(x, time, **cond)
+    except (TypeError, IndexError, RuntimeError) as error:
+        if (line := explained(error, asker, time, cond)) is None:
+            raise
+        raise UsageError(line) from error
+    return refuse_no_tensor(out, x)
+
+
+def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
+    """Asks a network with an embedding for the least and the largest time input, so that one it has no row for is found before training.
+
+    Networks that say which `conditions` they take are this package's, or made for it, and are not tried.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    network = getattr(asker.network, "_orig_mod", asker.network)  # of a compiled one
+    tables = {name: m for name, m in network.named_modules() if isinstance(m, nn.Embedding)}
+    if not tables or getattr(network, "conditions", None) is not None or torch.compiler.is_compiling():
+        return
+    ends, batch = asker.time_inputs(), len(x)
+    low, high = ends.tolist()
+
+    def refuse_missing(name: str) -> Callable[[nn.Embedding, tuple[Tensor, ...]], None]:
+        def hook(table: nn.Embedding, args: tuple[Tensor, ...]) -> None:
+            if args[0].is_floating_point():
+                return  # the call itself will say so
+            for row in (int(args[0].min()), int(args[0].max())):
+                if not 0 <= row < table.num_embeddings:
+                    raise UsageError(
+                        f"{name} of {type(network).__name__} has {table.num_embeddings} rows and is asked for row {row}, where the time input "
+                        f"is {low:g} to {high:g}: {REMEDY}"
+                    )
+
+        return hook
+
+    rows = {k: v[:1].expand(2, *v.shape[1:]) if isinstance(v, Tensor) and v.ndim and len(v) == batch else v for k, v in cond.items()}
+    hooks = [table.register_forward_pre_hook(refuse_missing(name)) for name, table in tables.items()]
+    modes = [(m, m.training) for m in network.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            network.eval()(x.new_zeros(2, *x.shape[1:]), ends.float().to(x.device), **rows)
+    except UsageError:
+        raise
+    except Exception as error:  # what is wrong with the network itself its own call tells
+        if isinstance(error, IndexError) and (line := explained(error, asker, ends.float(), cond)):
+            raise UsageError(line) from error
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for m, training in modes:
+            m.training = training
+
+
+def precision(module: nn.Module) -> torch.dtype | None:
+    """The dtype of the module's first real parameter, or None; about a microsecond."""
+    for p in module._parameters.values():
+        if p is not None and p.is_floating_point():
+            return p.dtype
+    for child in module._modules.values():
+        if child is not None and (dtype := precision(child)) is not None:
+            return dtype
+    return None
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A real tensor of another precision in this one; all else as it is."""
+    if isinstance(value, Tensor) and value.dtype != dtype and value.is_floating_point():
+        return value.to(dtype)
+    return value
+
+
+def refuse_no_tensor(out: Any, x: Tensor) -> Tensor:
+    """The output, refused unless it is a real tensor on the device of x.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not isinstance(out, Tensor):
+        held, take = f"a {type(out).__name__}", "the tensor"
+        if isinstance(out, dict):
+            held, take = f"a dict of {', '.join(map(str, list(out)[:4])) or 'nothing'}", f"[{next(iter(out), 'sample')!r}]"
+        if isinstance(getattr(out, "sample", None), Tensor):
+            take = ".sample"
+        elif isinstance(out, tuple | list):
+            take = "[0]"
+        raise UsageError(
+            f"the network gave {held}, and a tensor is read: wrap it in an nn.Module whose forward(self, x, time, **cond) returns "
+            f"{'it' if out is None else f'net(x, time, **cond){take}' if take != 'the tensor' else 'the tensor in it'}"
+        )
+    if not out.is_floating_point():
+        raise UsageError(f"the network gave {out.dtype}, and real numbers are read: return floats, such as logits before their argmax")
+    if out.device != x.device:
+        raise UsageError(f"the network gave an output on {out.device} for an input on {x.device}: move it whole, denoiser.to({x.device.type!r})")
+    return out
+
+
+def refuse_signature(network: Any) -> None:
+    """Refuses a network that does not take an input and a time, when a denoiser is built of it.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"network={network!r}: give an nn.Module, called as network(x, time, **conditions)")
+    if (signature := signature_of(network)) is None:
+        return
+    try:
+        signature.bind_partial(None, None)
+    except TypeError:
+        raise UsageError(
+            f"{type(network).__name__} takes ({', '.join(signature.parameters)}), and is called as network(x, time, **conditions): give its "
+            "forward a second argument for the time, (B,), be it unused"
+        ) from None
+
+
+def signature_of(network: nn.Module) -> inspect.Signature | None:
+    """What its forward takes; None where that cannot be told."""
+    try:
+        return inspect.signature(network.forward)
+    except (TypeError, ValueError):
+        return None
+
+
+def explained(error: Exception, asker: Asker, time: Tensor, cond: dict[str, Any]) -> str | None:
+    """One line for an error of the call, None for one of the network's own."""
+    network = asker.network
+    name, said = type(network).__name__, str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, TypeError):
+        return misfit(signature_of(network), name, cond)
+    low, high = asker.time_inputs().tolist()
+    fed = f"the time input is {time.dtype}, here {low:g} to {high:g}"
+    if LONG.search(said):
+        return f"{name} looks up what is not an integer: {fed}; index with time.round().long()"
+    if RANGE.search(said):
+        return f"{name} looked up what it does not have ({said}): {fed}; {REMEDY}"
+    if isinstance(error, RuntimeError) and DTYPE.search(said):
+        return (
+            f"{name} mixes precisions ({said}): its first parameter is {precision(network)}, in which x is fed, and the time input is "
+            f"{time.dtype}: cast what is made of it, .to(x.dtype)"
+        )
+    return None
+
+
+def misfit(signature: inspect.Signature | None, name: str, cond: dict[str, Any]) -> str | None:
+    """What of the conditions does not fit the signature; None where they do."""
+    if signature is None:
+        return None
+    try:
+        signature.bind(None, None, **cond)
+    except TypeError:
+        own = list(signature.parameters.values())[2:]
+        names = [p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        takes = f"it takes {', '.join(names)}" if names else "it takes none"
+        if others := [key for key in cond if key not in names]:
+            return f"{name} takes no condition {', '.join(others)} ({takes}): leave it out"
+        absent = [p.name for p in own if p.name in names and p.default is p.empty and p.name not in cond]
+        return f"{name} needs the condition {', '.join(absent)}: give {', '.join(f'{a}=...' for a in absent)}, one row for each example"
+    return None
