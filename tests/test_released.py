@@ -21,6 +21,7 @@ GUIDED = {
     "noise_schedule": "linear",
     "diffusion_steps": 1000,
     "rescale_timesteps": False,
+    "predict_xstart": False,
 }
 IMPROVED = GUIDED | {"num_heads": 4, "noise_schedule": "cosine", "diffusion_steps": 4000, "rescale_timesteps": True}
 IMPROVED.pop("num_head_channels")
@@ -151,7 +152,7 @@ def guided(tmp_path, **changes):
 
 def test_flags_that_are_missing_or_not_taken_are_named(tmp_path):
     path = guided(tmp_path)
-    some = {k: v for k, v in GUIDED.items() if k not in ("num_head_channels", "noise_schedule")}
+    some = {k: v for k, v in GUIDED.items() if k not in ("image_size", "num_head_channels", "noise_schedule")}
     refused(lambda: released.load(path, **some), "model.pt", "do not tell num_heads (or num_head_channels), noise_schedule, and")
     refused(lambda: released.load(path, **GUIDED, sde="vp"), "do not take sde: leave it out", "image_size, num_heads")
     refused(lambda: released.load(path, **GUIDED | {"noise_schedule": "sigmoid"}), "noise_schedule='sigmoid'", "linear, cosine")
@@ -161,11 +162,11 @@ def test_flags_that_are_missing_or_not_taken_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("cifar10_uncond_50M_500K.pt", openai.Flags(32, 4, None, False, "cosine", 4000, True)),
-        ("64x64_diffusion.pt", openai.Flags(64, None, 64, True, "cosine", 1000, False)),
-        ("models/256x256_diffusion_uncond.pt", openai.Flags(256, None, 64, False, "linear", 1000, False)),
-        ("ema_0.9999_lsun_bedroom.pt", openai.Flags(256, None, 64, False, "linear", 1000, False)),
-        ("128x128_classifier.pt", openai.Flags(128, None, 64, False, "linear", 1000, False)),
+        ("cifar10_uncond_50M_500K.pt", openai.Flags(32, 4, None, False, "cosine", 4000, True, False, True)),
+        ("64x64_diffusion.pt", openai.Flags(64, None, 64, True, "cosine", 1000, False, False, True)),
+        ("models/256x256_diffusion_uncond.pt", openai.Flags(256, None, 64, False, "linear", 1000, False, False, True)),
+        ("ema_0.9999_lsun_bedroom.pt", openai.Flags(256, None, 64, False, "linear", 1000, False, False, True)),
+        ("128x128_classifier.pt", openai.Flags(128, None, 64, False, "linear", 1000, False, False, False)),
     ],
 )
 def test_released_names_tell_their_flags(name, expected):

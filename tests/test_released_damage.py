@@ -24,6 +24,7 @@ GUIDED = {
     "noise_schedule": "linear",
     "diffusion_steps": 1000,
     "rescale_timesteps": False,
+    "predict_xstart": False,
 }
 FORMATS = {
     "ddim_model": (pesser.denoiser, {"image_size": 16}),

@@ -1,25 +1,27 @@
 """Checkpoints of improved-diffusion (Nichol & Dhariwal 2021) and guided-diffusion (Dhariwal & Nichol 2021): state dicts without any flags.
 
-What shapes and names tell is read from them. Heads, the order in which heads and q, k, v are split, and the schedule cannot be told: they
-are known for the released files, by name, and asked for elsewhere.
+What shapes and names tell is read from them: docs/importing.md lists it. Heads, the order in which heads and q, k, v are
+split, the schedule, the prediction, and for some numbers of channels the learned variance cannot be told: they are known
+for the released files, by name, and asked for elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import Any
 
 from torch import Tensor
 
-from ...continuous import Learned, Tabulated, cosine_betas, linear_betas
+from ...continuous import Learned, Tabulated, clean, noise
 from ...shared.errors import UsageError
 from ...shared.guidance import NoisyClassifier
 from ...shared.labels import step_index, thousandth_index
 from ...shared.networks import Encoder, UNet
 from ...shared.networks.style import ADM, Resampled, Strided, Style
 from ...shared.scale import Scale
+from .openai_flags import BETAS, EXAMPLE, KNOWN, Flags, released
 from .unets import Layer, attention_names, block_names, heads_first, layers, qkv_first
 from .weights import Made, Names, count, fill, renamed, tensor
 
@@ -33,77 +35,14 @@ BLOCK = {
 }
 ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 ENDS = {"time.mlp.0": "time_embed.0", "time.mlp.2": "time_embed.2", "stem": "input_blocks.0.0"}
-BETAS = {"linear": linear_betas, "cosine": cosine_betas}
-EXAMPLE = {
-    "image_size": 64,
-    "num_heads": 4,
-    "use_new_attention_order": False,
-    "noise_schedule": "cosine",
-    "diffusion_steps": 4000,
-    "rescale_timesteps": True,
-}
+STEM = "input_blocks.0.0.weight"
 POOL = "out.2.positional_embedding"
 """Of classifiers alone."""
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What a file does not say, under the names of the reference code's own flags; None for what is to be asked for."""
-
-    image_size: int | None = None
-    num_heads: int | None = None
-    num_head_channels: int | None = None
-    use_new_attention_order: bool | None = None
-    noise_schedule: str | None = None
-    diffusion_steps: int | None = None
-    rescale_timesteps: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "num_heads", "num_head_channels", "diffusion_steps"):
-            if (value := getattr(self, name)) is not None and (type(value) is not int or value < 1):
-                raise UsageError(f"{name}={value!r}: give a whole number of at least 1, such as {EXAMPLE.get(name, 64)}")
-        for name in ("use_new_attention_order", "rescale_timesteps"):
-            if (value := getattr(self, name)) is not None and type(value) is not bool:
-                raise UsageError(f"{name}={value!r}: give True or False")
-        if self.noise_schedule is not None and self.noise_schedule not in tuple(BETAS):
-            raise UsageError(f"noise_schedule={self.noise_schedule!r}: give one of {', '.join(BETAS)}")
-        if self.num_heads is not None and self.num_head_channels is not None:
-            raise UsageError(
-                f"num_heads={self.num_heads} and num_head_channels={self.num_head_channels}: give one of them, as it was in training"
-            )
-
-
-IMPROVED = Flags(32, 4, None, False, "cosine", 4000, True)
-GUIDED = Flags(256, None, 64, False, "linear", 1000, False)
-KNOWN = {
-    "cifar10_uncond_50M_500K": IMPROVED,
-    "cifar10_uncond_vlb_50M_500K": IMPROVED,
-    "imagenet64_uncond_100M_1500K": replace(IMPROVED, image_size=64),
-    "imagenet64_uncond_vlb_100M_1500K": replace(IMPROVED, image_size=64),
-    "imagenet64_cond_270M_250K": replace(IMPROVED, image_size=64, rescale_timesteps=False),
-    "lsun_uncond_100M_1200K_bs128": Flags(256, 1, None, False, "linear", 1000, False),
-    "lsun_uncond_100M_2400K_bs64": Flags(256, 1, None, False, "linear", 1000, False),
-    "64x64_diffusion": replace(GUIDED, image_size=64, use_new_attention_order=True, noise_schedule="cosine"),
-    "128x128_diffusion": replace(GUIDED, image_size=128, num_heads=4, num_head_channels=None),
-    "256x256_diffusion": GUIDED,
-    "256x256_diffusion_uncond": GUIDED,
-    "512x512_diffusion": replace(GUIDED, image_size=512),
-    "lsun_bedroom": GUIDED,
-    "lsun_cat": GUIDED,
-    "lsun_horse": GUIDED,
-    "lsun_horse_nodropout": GUIDED,
-    "64_256_upsampler": replace(GUIDED, num_heads=4, num_head_channels=None),
-    "128_512_upsampler": replace(GUIDED, image_size=512),
-    "64x64_classifier": replace(GUIDED, image_size=64, noise_schedule="cosine"),
-    "128x128_classifier": replace(GUIDED, image_size=128),
-    "256x256_classifier": GUIDED,
-    "512x512_classifier": replace(GUIDED, image_size=512),
-}
-
-
 def looks_like(contents: Any) -> bool:
     """Whether this is a state dict of either project."""
-    return isinstance(contents, Mapping) and {"time_embed.0.weight", "input_blocks.0.0.weight"} <= contents.keys()
+    return isinstance(contents, Mapping) and {"time_embed.0.weight", STEM} <= contents.keys()
 
 
 def denoiser(
@@ -117,56 +56,74 @@ def denoiser(
     noise_schedule: str | None = None,
     diffusion_steps: int | None = None,
     rescale_timesteps: bool | None = None,
+    predict_xstart: bool | None = None,
+    learn_sigma: bool | None = None,
 ) -> Learned | NoisyClassifier:
-    """The denoiser of a model, or the `NoisyClassifier` of a classifier.
+    """The denoiser of a model, or the `NoisyClassifier` of a classifier; `.assumed` is what nothing told, a sentence each.
 
     Args:
         contents: the state dict.
         source: the file; its name tells the flags of the released ones.
-        image_size: pixels.
+        image_size: pixels; a classifier's file tells them.
         num_heads, num_head_channels: attention heads, or channels of each.
         use_new_attention_order: whether q, k, v are split before the heads; not for classifiers, which split the heads first.
         noise_schedule: "linear" or "cosine".
         diffusion_steps: T.
         rescale_timesteps: whether the network is fed `t 1000 / T`.
+        predict_xstart: whether it gives x_0, and not the noise; not for classifiers.
+        learn_sigma: whether half of the channels out are a variance; asked for where the numbers of channels in and out
+            can be read in two ways. Not for classifiers.
 
     Raises:
-        UsageError: for a flag that neither the file, its name nor the caller tells, or that no network can have, and for weights that
-            do not fit.
+        UsageError: for a flag that neither the file, its name nor the caller tells, that no network can have or the file
+            contradicts, and for weights that do not fit.
     """
-    given = Flags(image_size, num_heads, num_head_channels, use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps)
-    flags = settled(given, source, POOL in contents)
+    given = Flags(
+        image_size,
+        num_heads,
+        num_head_channels,
+        use_new_attention_order,
+        noise_schedule,
+        diffusion_steps,
+        rescale_timesteps,
+        predict_xstart,
+        learn_sigma,
+    )
+    judges = POOL in contents
+    known = {} if judges else readings(contents, given, source)
+    flags = settled(given, source, judges, ambiguous=len(known) > 1)
+    learned = next(iter(known)) if len(known) == 1 else bool(flags.learn_sigma)
     order = qkv_first if flags.use_new_attention_order else heads_first
-    schedule = Tabulated(BETAS[flags.noise_schedule](flags.diffusion_steps))
+    schedule = table(flags, source)
     label = thousandth_index if flags.rescale_timesteps else step_index
-    shape = (3, flags.image_size, flags.image_size)
     network: UNet | Encoder
-    if POOL in contents:
+    if judges:
         network = classifier(contents, source, flags)
         fill(network, names(network, contents, order) | pool_names(), contents, source)
         made = NoisyClassifier(network, schedule, label)
     else:
-        network = unet(contents, source, flags)
+        network = unet(contents, source, flags, known[learned], learned)
         fill(network, names(network, contents, order), contents, source)
-        made = Learned(network, schedule, label=label)
-    made.scale, made.shape = Scale(), shape
+        made = Learned(network, schedule, clean if flags.predict_xstart else noise, label)
+    made.scale, made.shape, made.assumed = Scale(), network.shape, assumed(network, flags, released(source))
     return made
 
 
-def settled(given: Flags, source: str, classifier: bool) -> Flags:
+def settled(given: Flags, source: str, classifier: bool, *, ambiguous: bool = False) -> Flags:
     """The flags that were given, those of the released file of this name for the rest, and an error for what is still open."""
-    name = PurePath(source).name.removesuffix(".pt")
-    name = next((k for k in sorted(KNOWN, key=len, reverse=True) if name == k or name.endswith(f"_{k}")), "")
-    usual = Flags(use_new_attention_order=False, diffusion_steps=1000, rescale_timesteps=False) if classifier else Flags()
-    flags = KNOWN.get(name, usual)
+    usual = Flags(use_new_attention_order=False, predict_xstart=False, learn_sigma=False) if classifier else Flags()
+    flags = KNOWN.get(released(source), usual)
     told = {k: v for k, v in vars(given).items() if v is not None}
     if "num_heads" in told or "num_head_channels" in told:
         flags = replace(flags, num_heads=None, num_head_channels=None)
     flags = replace(flags, **told)
     if classifier and flags.use_new_attention_order:
         raise UsageError(f"{source}: classifiers split the heads before q, k, v: leave use_new_attention_order=True out")
+    if classifier and (name := next((k for k in ("predict_xstart", "learn_sigma") if getattr(flags, k)), None)):
+        raise UsageError(f"{source}: a classifier gives log p(label) and no image: leave {name}=True out")
     heads = flags.num_heads is None and flags.num_head_channels is None
-    open_flags = [k for k, v in vars(flags).items() if (heads if k == "num_heads" else v is None and k != "num_head_channels")]
+    needless = {"num_head_channels"} | ({"image_size"} if classifier else set()) | (set() if ambiguous else {"learn_sigma"})
+    open_flags = [k for k, v in vars(flags).items() if (heads if k == "num_heads" else v is None and k not in needless)]
     if open_flags:
         missing = ", ".join(k if k != "num_heads" else "num_heads (or num_head_channels)" for k in open_flags)
         raise UsageError(
@@ -174,6 +131,56 @@ def settled(given: Flags, source: str, classifier: bool) -> Flags:
             f"what it was in training, such as {', '.join(f'{k}={EXAMPLE[k]!r}' for k in open_flags)}"
         )
     return flags
+
+
+def readings(state: Mapping[str, Tensor], given: Flags, source: str) -> dict[bool, int]:
+    """Channels of the images without and with a learned variance: those with which as many go in and come out as here.
+
+    A network gives the channels of the images, or twice as many where it learns a variance, and takes those of the images
+    and of a condition image, such as an upsampler's.
+
+    Raises:
+        UsageError: for a file without a way up, for numbers that no network has, or none with the given `learn_sigma`.
+    """
+    if not count(state, "output_blocks.{}.0.in_layers.0.weight"):
+        raise UsageError(
+            f"{source} has neither output_blocks.0.0.in_layers.0.weight, as a denoiser, nor {POOL}, as the released "
+            "classifiers: those of another classifier_pool than attention are not read"
+        )
+    entering, leaving = tensor(state, STEM, 4, source).shape[1], len(tensor(state, "out.2.bias", 1, source))
+    found = {learned: leaving // (1 + learned) for learned in (False, True) if leaving % (1 + learned) == 0}
+    fit = {k: c for k, c in found.items() if c <= entering and given.learn_sigma in (None, k)}
+    if not fit:
+        said = "" if given.learn_sigma is None else f"learn_sigma={given.learn_sigma} does not fit: "
+        raise UsageError(
+            f"{source}: {said}{entering} channels go in ({STEM}) and {leaving} come out (out.2.bias); a network gives as many "
+            "channels as its images have, or twice as many with learn_sigma=True, and takes as many, or more with a condition image"
+        )
+    return fit
+
+
+def table(flags: Flags, source: str) -> Tabulated:
+    """The schedule's table."""
+    try:
+        return Tabulated(BETAS[flags.noise_schedule](flags.diffusion_steps))
+    except UsageError as error:
+        given = f"noise_schedule={flags.noise_schedule!r}, diffusion_steps={flags.diffusion_steps}"
+        raise UsageError(f"{source}: {given}: {error}") from error
+
+
+def assumed(network: UNet | Encoder, flags: Flags, name: str) -> tuple[str, ...]:
+    """What neither a file, nor its name, nor a flag tells."""
+    channels, further, learned = network.shape[0], getattr(network, "image", 0), getattr(network, "outputs", 2) == 2
+    heads = flags.num_heads if isinstance(network, UNet) else None
+    said = [
+        (name, f"what the weights do not tell is that of the released {name}, by the name"),
+        (further not in (0, channels), f"the first {channels} channels in are the noisy image's, {further} a condition image's"),
+        (heads and not name, f"attention on the way up has {heads} heads, as on the way down (num_heads_upsample -1)"),
+        (not learned, "the code length takes the variance beta_t (sigma_small False); DDIM's samples need none"),
+        (not name, "images have 256 levels in [-1, 1], as the projects' own are read"),
+        (not name, "dropout is 0 where training goes on"),
+    ]
+    return tuple(sentence for holds, sentence in said if holds)
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ def structure(state: Mapping[str, Tensor], source: str, levels: int | None) -> S
     entries = 1  # the stem
     while any(f"input_blocks.{entries}.0.{part}.weight" in state for part in ("in_layers.0", "op")):
         entries += 1
-    width, stem = tensor(state, "time_embed.0.weight", 2, source).shape[1], len(tensor(state, "input_blocks.0.0.weight", 4, source))
+    width, stem = tensor(state, "time_embed.0.weight", 2, source).shape[1], len(tensor(state, STEM, 4, source))
     ends = [f"input_blocks.{n}.0.out_layers.3.bias" for n in range(entries)]
     channels = [len(tensor(state, k, 1, source)) if k in state else None for k in ends]
     attended = [f"input_blocks.{n}.1.qkv.weight" in state for n in range(entries)]
@@ -226,24 +233,28 @@ def structure(state: Mapping[str, Tensor], source: str, levels: int | None) -> S
 
 
 def refuse_uneven(read: Structure, flags: Flags, source: str) -> None:
-    """Raises `UsageError` for heads that do not divide the channels of a resolution with attention, which the lowest one always has."""
+    """Raises `UsageError` for heads that do not divide the channels of a resolution with attention, and for uneven sizes.
+
+    The lowest resolution always has attention. A size must halve evenly.
+    """
     last = len(read.multipliers) - 1
     wide = [round(read.width * m) for n, m in enumerate(read.multipliers) if n == last or 2**n in read.attention]
     for name in ("num_heads", "num_head_channels"):
         value = getattr(flags, name)
         if value is not None and (uneven := [c for c in wide if c % value]):
             raise UsageError(f"{source}: {name}={value} does not divide the {uneven[0]} channels of a layer: give it as it was in training")
+    if flags.image_size is not None and flags.image_size % 2**last:
+        raise UsageError(f"{source}: image_size={flags.image_size} does not halve evenly {last} times: give a multiple of {2**last}")
 
 
-def unet(state: Mapping[str, Tensor], source: str, flags: Flags) -> UNet:
-    """The U-Net of these shapes."""
+def unet(state: Mapping[str, Tensor], source: str, flags: Flags, channels: int, learned: bool) -> UNet:
+    """The U-Net of these shapes, for images of so many channels."""
     entries = count(state, "output_blocks.{}.0.in_layers.0.weight")
     grows = sum(
         any(f"output_blocks.{n}.{i}.{k}" in state for i in (1, 2) for k in ("conv.weight", "in_layers.0.weight")) for n in range(entries)
     )
     read = structure(state, source, grows + 1)
     refuse_uneven(read, flags, source)
-    channels, entering = 3, state["input_blocks.0.0.weight"].shape[1]
     return UNet(
         (channels, flags.image_size, flags.image_size),
         read.width,
@@ -252,19 +263,25 @@ def unet(state: Mapping[str, Tensor], source: str, flags: Flags) -> UNet:
         read.attention,
         heads=flags.num_heads or 1,
         classes=len(tensor(state, "label_emb.weight", 2, source)) if "label_emb.weight" in state else None,
-        outputs=len(tensor(state, "out.2.bias", 1, source)) // channels,
-        image=entering - channels,
+        outputs=1 + learned,
+        image=state[STEM].shape[1] - channels,
         style=replace(read.style, head_width=flags.num_head_channels),
         null_label=False,
     )
 
 
 def classifier(state: Mapping[str, Tensor], source: str, flags: Flags) -> Encoder:
-    """The classifier of these shapes."""
+    """The classifier of these shapes; the positions that it pools tell the size of its images."""
     read = structure(state, source, None)
     refuse_uneven(read, flags, source)
+    positions = tensor(state, POOL, 2, source).shape[1] - 1  # the mean is one more
+    size = math.isqrt(positions) * 2 ** (len(read.multipliers) - 1)
+    if flags.image_size not in (None, size):
+        raise UsageError(
+            f"{source}: image_size={flags.image_size}, and {POOL} has {positions} positions, those of {size}: leave image_size out"
+        )
     return Encoder(
-        (3, flags.image_size, flags.image_size),
+        (tensor(state, STEM, 4, source).shape[1], size, size),
         len(tensor(state, "out.2.c_proj.bias", 1, source)),
         read.width,
         read.multipliers,

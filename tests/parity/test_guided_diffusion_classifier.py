@@ -11,7 +11,7 @@ READS = (
     "x|t|label",
     "y|grad_log_prob",
 )
-FLAGS = {"image_size": 16, "num_head_channels": 16, "noise_schedule": "linear"}
+FLAGS = {"num_head_channels": 16, "noise_schedule": "linear", "diffusion_steps": 1000, "rescale_timesteps": False}
 
 
 def test_logits_and_gradient():
@@ -29,9 +29,13 @@ def test_heads_are_split_first_in_every_classifier():
     openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=False)
     refused(
         lambda: openai.denoiser(state, "model.pt"),
-        "do not tell image_size, num_heads (or num_head_channels), noise_schedule, and",
-        "such as image_size=64, num_heads=4, noise_schedule='cosine'",
+        "do not tell num_heads (or num_head_channels), noise_schedule, diffusion_steps, rescale_timesteps, and",
+        "such as num_heads=4, noise_schedule='cosine', diffusion_steps=4000",
     )
+    assert openai.denoiser(state, "model.pt", **FLAGS, image_size=16).shape == (3, 16, 16)
+    refused(lambda: openai.denoiser(state, "model.pt", **FLAGS, image_size=32), "image_size=32, and out.2.positional_embedding", "64 pos")
+    for name in ("predict_xstart", "learn_sigma"):
+        refused(lambda n=name: openai.denoiser(state, "model.pt", **FLAGS, **{n: True}), "log p(label)", f"leave {name}=True out")
     refused(lambda: openai.denoiser(state, "model.pt", **FLAGS | {"num_head_channels": 12}), "num_head_channels=12 does not divide")
     state.pop("out.2.c_proj.bias")
     refused(lambda: openai.denoiser(state, "model.pt", **FLAGS), "out.2.c_proj.bias is missing")

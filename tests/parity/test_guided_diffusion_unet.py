@@ -13,7 +13,14 @@ READS = (
     "x|t|label",
     "y|y_new_attention_order",
 )
-FLAGS = {"image_size": 16, "num_head_channels": 16, "noise_schedule": "linear", "diffusion_steps": 1000, "rescale_timesteps": False}
+FLAGS = {
+    "image_size": 16,
+    "num_head_channels": 16,
+    "noise_schedule": "linear",
+    "diffusion_steps": 1000,
+    "rescale_timesteps": False,
+    "predict_xstart": False,
+}
 
 
 @pytest.mark.parametrize(("new", "key"), [(False, "y"), (True, "y_new_attention_order")])
@@ -57,6 +64,8 @@ def test_heads_that_no_network_has_are_refused():
         ("num_head_channels", True, "a whole number"),
         ("use_new_attention_order", "False", "True or False"),
         ("rescale_timesteps", 0, "True or False"),
+        ("predict_xstart", "x", "True or False"),
+        ("learn_sigma", 1, "True or False"),
         ("noise_schedule", 1, "one of linear, cosine"),
         ("noise_schedule", ["linear"], "one of linear, cosine"),
     ],
@@ -88,7 +97,8 @@ def test_sizes_are_read_from_tensors_alone(name):
 
 
 RELEASED = {
-    # image_size, num_heads, num_head_channels, use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps
+    # image_size, num_heads, num_head_channels, use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps;
+    # predict_xstart is False in all, and learn_sigma True but for classifiers
     "cifar10_uncond_50M_500K": (32, 4, None, False, "cosine", 4000, True),
     "cifar10_uncond_vlb_50M_500K": (32, 4, None, False, "cosine", 4000, True),
     "imagenet64_uncond_100M_1500K": (64, 4, None, False, "cosine", 4000, True),
@@ -118,5 +128,6 @@ RELEASED = {
 def test_flags_of_the_released_files():
     assert openai.KNOWN.keys() == RELEASED.keys()
     for name, flags in RELEASED.items():
-        assert openai.settled(openai.Flags(), f"models/{name}.pt", "classifier" in name) == openai.Flags(*flags), name
-        assert openai.settled(openai.Flags(), f"ema_0.9999_{name}.pt", "classifier" in name) == openai.Flags(*flags), name
+        judges = "classifier" in name
+        for path in (f"models/{name}.pt", f"ema_0.9999_{name}.pt"):
+            assert openai.settled(openai.Flags(), path, judges) == openai.Flags(*flags, False, not judges), name

@@ -17,6 +17,7 @@ FLAGS = {
     "noise_schedule": "cosine",
     "diffusion_steps": 4000,
     "rescale_timesteps": True,
+    "predict_xstart": False,
 }
 
 
