@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..shared.calling import ask, refuse_signature
 from ..shared.denoiser import Denoiser, on_every_row
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.labels import Label, thousandths
 from ..shared.random import Source, categorical, quantile, uniform
-from ..shared.tensors import at_least_float32, exact, full_precision, like
+from ..shared.tensors import at_least_float32, exact, full_precision, like, moment
 from .heads import Head, direct, refuse_head, refuse_shape
 from .reverse import Marginal, Product, to_leave_one_out
 from .transition import ReverseModel, Transition
@@ -116,11 +117,13 @@ class CleanDenoiser(CategoricalDenoiser):
         return log_clean(self.corruption, self.logits(x_t, t, **cond))
 
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        t, s = moment(t), moment(s)
         p0 = self(x_t, t, **cond).exp()
         with full_precision(x_t):
             return self.reverse(self.corruption, x_t.long(), p0, t, s)
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        t, s = moment(t), moment(s)
         if self.corruption.is_clean(s):
             return categorical(self.step_law(x_t, t, s, **cond), generator)
         logits = self.logits(x_t, t, **cond)
@@ -128,11 +131,13 @@ class CleanDenoiser(CategoricalDenoiser):
             return self.corruption.draw(self.reverse, logits, x_t.long(), t, s, generator)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        t = moment(t)
         p0 = self(x_t, t, **cond).exp()
         with full_precision(x_t):
             return self.reverse.log_ratio(self.corruption, x_t.long(), p0, t).exp()
 
     def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        t, s = moment(t), moment(s)
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return self.corruption.divergence(self.reverse, logits, x0.long(), x_t.long(), t, s)
@@ -140,17 +145,20 @@ class CleanDenoiser(CategoricalDenoiser):
     def exact_divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         if not self.reverse.eps:
             return self.divergence(x0, x_t, t, s, dtype=dtype, **cond)
+        t, s = moment(t), moment(s)
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return plain_divergence(self.corruption, self.reverse, logits, x0.long(), x_t.long(), t, s, exact=True)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        t = moment(t)
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return self.corruption.path_rate(self.reverse, logits, x0.long(), x_t.long(), t)
 
     def cross_entropy(self, x0: Tensor, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`-log p(x_0 | x_t)`, `(...)`, nats."""
+        t = moment(t)
         logits = self.logits(x_t, t, **cond)
         with full_precision(x_t):
             return self.corruption.cross_entropy(self.reverse, logits, x0.long(), x_t.long(), t)
@@ -185,6 +193,7 @@ class Categorical(CleanDenoiser):
             raise UsageError(f"transition={transition!r}: give Categorical(network, transition), in this order")
         if not isinstance(reverse, ReverseModel | None):
             raise UsageError(f"reverse={reverse!r}: give a reverse model, Product() or Marginal()")
+        refuse_signature(network)
         refuse_head(head, transition)
         self.network, self.transition, self.reverse, self.label, self.head = network, transition, reverse or Product(), label, head
         if self.reverse.eps and transition.steps is None:
@@ -195,7 +204,12 @@ class Categorical(CleanDenoiser):
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
-        return self.head(self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond), x_t, self.corruption)
+        out = ask(self, x_t, on_every_row(self.label(self.corruption, moment(t)), x_t), cond)
+        return self.head(out, x_t, self.corruption)
+
+    def time_inputs(self) -> Tensor:
+        """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+        return ends_of(self.label, self.corruption)
 
 
 @described
@@ -226,6 +240,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
                 f"{type(transition).__name__} (T={transition.steps}): ratios are learned on a process in continuous time whose steps can "
                 "be undone, such as Absorbing(27, LogLinear()) or Uniform(27, Geometric())"
             )
+        refuse_signature(network)
         self.network, self.transition, self.label = network, transition, label
         self.offset = offset or (scaled_by_noise if transition.states > transition.levels else unscaled)
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
@@ -241,17 +256,23 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
     def log_ratio(self, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Tensor:
         """`log m`, `(..., K)`; 0 at x_t itself."""
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
-        out = self.network(x_t, on_every_row(self.label(self.corruption, t), x_t), **cond)
+        t = moment(t)
+        out = ask(self, x_t, on_every_row(self.label(self.corruption, t), x_t), cond)
         refuse_shape(out, x_t, self.corruption)
         out = _in(at_least_float32(out), dtype)
         out = out + like(self.offset(self.corruption, exact(t).clamp(max=float(BEFORE_ONE))).to(out.device), out)
         out = F.pad(out, (0, self.corruption.states - out.shape[-1]), value=-torch.inf)
         return out.scatter(-1, x_t[..., None], 0.0)
 
+    def time_inputs(self) -> Tensor:
+        """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+        return ends_of(self.label, self.corruption)
+
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self.log_ratio(x_t, t, **cond).exp()
 
     def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        t, s = moment(t), moment(s)
         m = self.log_ratio(x_t, t, dtype=torch.float64, **cond).exp()
         t = exact(t).clamp(max=float(BEFORE_ONE))
         law = self.corruption.undone(m, s, t).clamp(min=0) * self.corruption.likelihood(x_t.long(), s, t)
@@ -271,9 +292,15 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         return Terms(divergence_from(self.corruption, self.step_law(x_t, t, s, **cond), x0, x_t, t, s), None)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+        t = moment(t)
         log_ratio = self.log_ratio(x_t, t, dtype=dtype, **cond)
         with full_precision(x_t):
             return Terms(self.corruption.score_entropy(log_ratio, x0.long(), x_t.long(), t), None)
+
+
+def ends_of(label: Label, transition: Transition) -> Tensor:
+    """The label of the least noisy and of the noisiest time, `(2,)`."""
+    return label(transition, torch.tensor([1 / transition.steps if transition.steps else transition.t_min, 1.0], dtype=torch.float64))
 
 
 @described

@@ -61,9 +61,10 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     Raises:
         UsageError: for an output that is not two numbers a position.
     """
-    if out.shape[-1] != 2:
+    if out.shape[:-1] != x_t.shape or out.shape[-1] != 2:
         raise UsageError(
-            f"the logistic head reads two numbers a position, not {out.shape[-1]}: build the network with levels=..., logits=2"
+            f"the logistic head reads two numbers a position, (*x_t.shape, 2), not {tuple(out.shape)} for x_t {tuple(x_t.shape)}: build the "
+            "network with levels=..., logits=2"
         )
     out, levels = at_least_float32(out), transition.levels
     centre = torch.tanh(out[..., :1] + (2 * x_t.to(out.dtype) / (levels - 1) - 1)[..., None])
@@ -84,8 +85,21 @@ def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
         sizes = " or ".join(str(n) for n in dict.fromkeys((transition.levels, transition.states)))
         raise UsageError(
             f"the network gave {tuple(out.shape)} for x_t {tuple(x_t.shape)}: give one number for each token at each position, "
-            f"(*x_t.shape, {sizes}), the vocabulary last"
+            f"(*x_t.shape, {sizes}), the vocabulary last{turned(out, x_t, transition)}"
         )
+
+
+def turned(out: Tensor, x_t: Tensor, transition: Transition) -> str:
+    """How an output whose vocabulary stands elsewhere is turned; nothing for others."""
+    sizes = (transition.levels, transition.states)
+    for axis in range(1, out.ndim - 1):
+        if out.shape[axis] in sizes and (*out.shape[:axis], *out.shape[axis + 1 :]) == tuple(x_t.shape):
+            return f": return out.movedim({axis}, -1)"
+    if out.ndim == x_t.ndim and x_t.ndim > 2 and out.shape[2:] == x_t.shape[2:] and len(out) == len(x_t):
+        for size in sizes:
+            if out.shape[1] == x_t.shape[1] * size:
+                return f": return out.unflatten(1, ({x_t.shape[1]}, {size})).movedim(2, -1), where each channel's logits stand together"
+    return ""
 
 
 def refuse_head(head: Head, transition: Transition) -> None:

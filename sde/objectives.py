@@ -19,7 +19,7 @@ from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent, matching, refuse_uneven, refuse_untrained_output
 from ..shared.random import Source, normal_like
-from ..shared.tensors import at_least_float32, exact, like, per_example
+from ..shared.tensors import at_least_float32, exact, like, moment, per_example, refuse_unreal
 from .sde import SDE, rates
 
 ScoreWeight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
@@ -166,6 +166,7 @@ class FlowMatching(Objective):
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
+        x0, t = at_least_float32(refuse_unreal(x0, "x0")), moment(t)
         schedule, epsilon = self.denoiser.corruption, normal_like(x0, generator)
         (alpha, sigma), (d_alpha, d_sigma) = schedule(exact(t)), rates(schedule, t)
         x_t, target = (like(a, x0) * x0 + like(b, x0) * epsilon for a, b in ((alpha, sigma), (d_alpha, d_sigma)))
@@ -190,6 +191,7 @@ def refuse_blind_end(schedule: Schedule, name: str) -> None:
 
 def noise_error(denoiser: GaussianDenoiser, x0: Tensor, t: Tensor, generator: Source = None, **cond: Any) -> Tensor:
     """`epsilon_theta(x_t, t) - epsilon` at a fresh x_t, of the shape of x_0, float32 or better."""
+    x0, t = at_least_float32(refuse_unreal(x0, "x0")), moment(t)
     epsilon = normal_like(x0, generator)
     alpha, sigma = denoiser.corruption(exact(t))
     x_t = like(alpha, x0) * x0 + like(sigma, x0) * epsilon

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .random import Source, normal, normal_like
-from .tensors import exact, like
+from .tensors import at_least_float32, exact, like, moment, refuse_unreal
 from .values import ByValue
 
 
@@ -83,11 +83,12 @@ class Schedule(Corruption):
         return torch.exp(self.log_snr(t) - self.log_snr(s))
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        alpha, sigma = (like(c, x0) for c in self(exact(t)))
+        x0 = at_least_float32(refuse_unreal(x0, "x0"))
+        alpha, sigma = (like(c, x0) for c in self(exact(moment(t))))
         return alpha * x0 + sigma * normal_like(x0, generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        s, t = exact(s), exact(t)
+        x_s, s, t = at_least_float32(refuse_unreal(x_s, "x_s")), exact(moment(s)), exact(moment(t))
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         fresh = sigma_t * (1 - self.kept(s, t)).sqrt()
         return like(alpha_t / alpha_s, x_s) * x_s + like(fresh, x_s) * normal_like(x_s, generator)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...shared.corruption import Corruption, table_grid, table_time
 from ...shared.errors import UsageError
 from ...shared.random import Source, categorical
-from ...shared.tensors import at_least_float32, exact, like
+from ...shared.tensors import at_least_float32, exact, is_integer, like, moment
 
 CLEAN = torch.zeros((), dtype=torch.float64)  # on the host, where looking at it costs nothing
 
@@ -174,11 +174,11 @@ class Transition(Corruption):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = as_tokens(x0, self.levels, "x_0")
-        return categorical(self.pushforward(self.one_hot(x0), CLEAN, t), generator)
+        return categorical(self.pushforward(self.one_hot(x0), CLEAN, moment(t)), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x_s = as_tokens(x_s, self.states, "x_s")
-        return categorical(self.pushforward(self.one_hot(x_s), s, t), generator)
+        return categorical(self.pushforward(self.one_hot(x_s), moment(s), moment(t)), generator)
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return categorical(self.stationary().to(device).expand(*shape, -1), generator)
@@ -277,7 +277,9 @@ def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
     Raises:
         UsageError: for other types, and with the first number outside the vocabulary.
     """
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+    if not isinstance(x, Tensor):
+        raise UsageError(f"{what} is a {type(x).__name__}: give a tensor of integers in 0..{size - 1}, such as torch.as_tensor({what})")
+    if not is_integer(x):
         raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{size - 1}")
     x = x.long()
     known = (x >= 0) & (x < size)

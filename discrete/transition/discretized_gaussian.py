@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...shared.describe import described
 from ...shared.random import Source, categorical
-from ...shared.tensors import Table, like
+from ...shared.tensors import Table, like, moment
 from ..schedules import checked_betas
 from .base import as_tokens
 from .stepwise import Stepwise
@@ -101,7 +101,7 @@ class DiscretizedGaussian(Stepwise):
         return column.scatter(-1, x[..., None], self._rest.on(x.device)[n - 1, x][..., None])
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        return categorical(self.rows(as_tokens(x0, self.levels, "x_0"), self.row(t)), generator)
+        return categorical(self.rows(as_tokens(x0, self.levels, "x_0"), self.row(moment(t))), generator)
 
     def stationary(self) -> Tensor:
         return self._stationary.values
