@@ -36,6 +36,10 @@ class Flags:
     """improved-diffusion, guided-diffusion: steps of training, such as 1000."""
     rescale_timesteps: bool | None = None
     """improved-diffusion, guided-diffusion: whether the network is fed t 1000 / diffusion_steps."""
+    predict_xstart: bool | None = None
+    """improved-diffusion, guided-diffusion: whether the network gives the clean image, and not the noise."""
+    learn_sigma: bool | None = None
+    """improved-diffusion, guided-diffusion: whether half of the channels out are a variance, where the numbers do not tell."""
     sde: str | None = None
     """score_sde: vp, subvp or ve."""
     continuous: bool | None = None
