@@ -146,12 +146,12 @@ def test_a_tokenizer_loses_nothing(tokenizer, tmp_path):
 def test_packing_is_the_concatenation(corpus, tokenizer):
     end = tokenizer.tokenizer.token_to_id("</s>")
     flat = [i for line in KEPT for i in [*tokenizer.tokenizer.encode(line).ids, end]]
-    data = pieces(str(corpus), "train", 11, tokenizer)
+    data = pieces(str(corpus), "train", 11, tokenizer, documents="lines")
     assert stream_of(data) == flat[: len(flat) // 11 * 11]
     assert (data.tokens, data.characters) == (len(flat), sum(map(len, KEPT)))
     assert data.words == sum(len(line.split()) + 1 for line in KEPT)
     assert data.vocabulary == tokenizer.size
-    both = pieces(str(corpus), "train", 11, tokenizer, Packed(ends=True)).windows[:]
+    both = pieces(str(corpus), "train", 11, tokenizer, Packed(ends=True), documents="lines").windows[:]
     assert (both[:, 0] == end).all()
     assert (both[:, -1] == end).all()
     assert both[:, 1:-1].flatten().tolist() == flat[: len(flat) // 9 * 9]
@@ -226,7 +226,7 @@ def test_files_of_every_kind_hold_the_same_text(tmp_path, corpus):
     assert stream_of(characters(str(tmp_path / "set"), "test", 4))[:4] == [23, 24, 25, 26]
     assert characters(str(tmp_path / "set"), "train[:20%]", 4).tokens == 8
     assert characters(str(corpus), "train[:1]", 4).words == 4
-    assert [d for d in documents(str(corpus)) if d.strip()] == KEPT
+    assert [d for d in documents(str(corpus), documents="lines") if d.strip()] == KEPT
 
 
 def test_bad_text_is_refused_in_one_line(tmp_path, corpus, tokenizer, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,15 +24,24 @@ if TYPE_CHECKING:
 
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz "
 UNKNOWN = "_"  # how an id that is no token is written: a mask
-ENDS = ("</s>", "<|endoftext|>", "<eos>", "[SEP]", "<|end_of_text|>")
+ENDS = ("</s>", "<|endoftext|>", "<eos>", "[SEP]", "<|end_of_text|>", "[EOS]", "<EOS>")
 
 
 class Encoded(NamedTuple):
-    """One document as tokens, and what it counts for in figures per character and per word."""
+    """One document, or a part of one, as tokens, and what it counts for in figures per character and per word.
+
+    Attributes:
+        tokens: none where there is nothing to code.
+        characters, words: that they stand for.
+        lost: characters that the tokens do not give back, at least.
+        unknown: tokens that stand for anything the tokenizer does not know.
+    """
 
     tokens: np.ndarray
     characters: int
     words: int
+    lost: int = 0
+    unknown: int = 0
 
 
 class Alphabet(ABC):
@@ -43,8 +54,13 @@ class Alphabet(ABC):
     size: int
 
     @abstractmethod
-    def encode(self, documents: Sequence[str]) -> list[Encoded]:
-        """Documents as tokens; a document without anything to code is left out."""
+    def encode(self, documents: Sequence[str], follows: Sequence[str] | None = None) -> list[Encoded]:
+        """Documents as tokens, one by one.
+
+        Args:
+            documents: or parts of them.
+            follows: the character after each part in its document, "" where the document ends there; None for whole documents.
+        """
 
     @abstractmethod
     def spell(self, ids: list[int]) -> str:
@@ -70,17 +86,30 @@ class Letters(Alphabet):
 
     size = len(SYMBOLS)
 
-    def encode(self, documents: Sequence[str]) -> list[Encoded]:
+    def encode(self, documents: Sequence[str], follows: Sequence[str] | None = None) -> list[Encoded]:
         """Documents as symbols, uint8."""
         found = []
-        for document in documents:
-            if text := cleaned(document).strip():
-                found.append(Encoded(symbols_of((text + " ").encode()), len(text) + 1, text.count(" ") + 1))
+        for document, follow in zip(documents, follows or [""] * len(documents), strict=True):
+            text = cleaned(document).strip()
+            within = bool(follow) and re.fullmatch("[a-z]{2}", (document[-1:] + follow).lower()) is not None  # a word
+            text += " " if text and not within else ""
+            found.append(Encoded(symbols_of(text.encode()), len(text), text.count(" ")))
         return found
 
     def spell(self, ids: list[int]) -> str:
         """Symbols as text."""
         return "".join(SYMBOLS[i] if 0 <= i < self.size else UNKNOWN for i in ids)
+
+
+def lost(text: str, again: str) -> int:
+    """Characters of a text that its tokens do not decode to, whatever their order, or else those that are too many; 0 for the same text.
+
+    Spaces at the beginning, which many tokenizers add or drop, count for nothing.
+    """
+    if text == again or text.lstrip(" ") == again.lstrip(" "):
+        return 0
+    there, back = Counter(text), Counter(again)
+    return (there - back).total() or (back - there).total() or 1
 
 
 def symbols_of(text: bytes) -> np.ndarray:
@@ -116,7 +145,10 @@ class Pieces(Alphabet):
 
     def __post_init__(self) -> None:
         if self.tokenizer.token_to_id(self.end) is None:
-            raise UsageError(f"the tokenizer has no piece {self.end!r} to end a document: name one of its own as end=")
+            raise UsageError(
+                f"the tokenizer has no piece {self.end!r} to end a document: name one of its own as end=, or save it again after "
+                f"tokenizer.add_special_tokens([{ENDS[0]!r}])"
+            )
 
     @classmethod
     def of_json(cls, json: str, end: str | None = None, path: str = "this") -> Pieces:
@@ -151,12 +183,39 @@ class Pieces(Alphabet):
         """Number of pieces, the special ones too."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode(self, documents: Sequence[str]) -> list[Encoded]:
-        """Documents as pieces, uint16 where that is enough and int32 otherwise."""
-        kept = [document for document in documents if document.strip()]
-        kind, end = np.uint16 if self.size <= 1 << 16 else np.int32, self.tokenizer.token_to_id(self.end)
-        ids = self.tokenizer.encode_batch(kept, add_special_tokens=False)
-        return [Encoded(np.array([*e.ids, end], kind), len(d), len(d.split()) + 1) for d, e in zip(kept, ids, strict=True)]
+    @cached_property
+    def unknown(self) -> int | None:
+        """The piece that stands for what the tokenizer does not know, if it has one."""
+        model = json.loads(self.json)["model"]
+        return model["unk_id"] if model.get("unk_id") is not None else self.tokenizer.token_to_id(model.get("unk_token") or "")
+
+    def encode(self, documents: Sequence[str], follows: Sequence[str] | None = None) -> list[Encoded]:
+        """Documents as pieces, uint16 where that is enough and int32 otherwise, decoded again to see what is lost.
+
+        Raises:
+            UsageError: for text that the tokenizer cannot write and has no unknown piece for.
+        """
+        follows, kind, end = (
+            follows or [""] * len(documents),
+            np.uint16 if self.size <= 1 << 16 else np.int32,
+            self.tokenizer.token_to_id(self.end),
+        )
+        try:
+            found = [e.ids for e in self.tokenizer.encode_batch(list(documents), add_special_tokens=False)]
+            again = self.tokenizer.decode_batch(found, skip_special_tokens=False)
+        except Exception as error:  # the library raises nothing more special
+            remedy = "give it an unknown piece, or take train_tokenizer, which writes every text"
+            raise UsageError(f"the tokenizer cannot write this text ({first_line(error)}): {remedy}") from error
+        return [
+            Encoded(
+                np.array([*ids, end] if not follow else ids, kind),
+                len(document),
+                len(document.split()) + (1 if not follow else -1 if not (document[-1].isspace() or follow.isspace()) else 0),
+                lost(document, text),
+                0 if self.unknown is None else ids.count(self.unknown),
+            )
+            for document, follow, ids, text in zip(documents, follows, found, again, strict=True)
+        ]
 
     def spell(self, ids: list[int]) -> str:
         """Pieces as text."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,25 +16,25 @@ from ..errors import UsageError
 from .alphabets import Alphabet, Letters, Pieces, first_line, symbols_of
 from .batches import Batches
 from .sources import load
+from .textfiles import Documents, parts, quiet, rows_of
 from .textsets import TextSet
 from .windows import Layout, Packed, StreamWindows, Tokens
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-READERS = {".txt": "text", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-FORMAT = 1  # of the tokenised files; a new number makes them anew
+FORMAT = 2  # of the tokenised files; a new number makes them anew
+AT_ONCE = 1 << 23  # bytes of text that are tokenised together, about
+UNITS = {None: "document", "file": "document", "paragraphs": "paragraph", "lines": "line"}
 
 
 def characters(name: str, split: str = "train", length: int = 256, *, column: str = "text", crop: bool = False) -> TextSet:
-    """The 27 symbols of any text: a to z are 0 to 25, everything else is one space, 26 (text8's rule). Documents run together.
+    r"""The 27 symbols of any text: a to z are 0 to 25, everything else is one space, 26 (text8's rule). Documents run together.
 
     Args:
         name: a bundled set (`shakespeare`), a text, Parquet, JSON or CSV file, a folder of files named after the
-            splits, or a set on the hub.
-        split: `train`, `test`, ...; a single file has `train` alone, or a slice of it such as `train[:90%]`.
+            splits, or a set on the hub. Text is UTF-8, or what its byte order mark says; all ends of lines become `\n`.
+        split: `train`, `test`, ...; a single file has `train` alone, or a slice of it: `train[:90%]` is the share of its characters up
+            to the end of a document, a line or a word, `train[:1000]` its first rows, which of a text file are its lines.
         length: symbols in an example; windows do not overlap.
-        column: where the text is; a text file has one row for each line, in `text`.
+        column: where the text is; in a text file it is `text`.
         crop: training in the way of D3PM: windows are blocks of 2 length, and a batch takes a random piece of each.
 
     Raises:
@@ -78,7 +79,7 @@ def text8(split: str = "train", length: int = 256, *, path: str | Path = "text8"
     symbols = symbols_of(text)
     words = int(((symbols[1:] == 26) & (symbols[:-1] != 26)).sum() + (symbols[-1:] != 26).sum())
     tokens = Tokens([(symbols, np.array([0, len(symbols)]))])
-    return _letters((tokens, len(symbols), words), length, split == "train")
+    return _letters(Tokenised(tokens, len(symbols), len(symbols), words), length, split == "train")
 
 
 def letters(name: str = "shakespeare", *, length: int, batch: int, split: str = "train", seed: int = 0) -> Batches:
@@ -86,121 +87,140 @@ def letters(name: str = "shakespeare", *, length: int, batch: int, split: str = 
     return characters(name, split, length).batches(batch, seed=seed)
 
 
-def pieces(name: str, split: str, length: int, tokenizer: Pieces, layout: Layout = Packed(), *, column: str = "text") -> TextSet:  # noqa: B008
-    """Any text through a tokenizer; blank documents are left out, the others end in the tokenizer's end.
+def pieces(
+    name: str,
+    split: str,
+    length: int,
+    tokenizer: Pieces,
+    layout: Layout = Packed(),  # noqa: B008
+    *,
+    column: str = "text",
+    documents: Documents | None = None,
+) -> TextSet:
+    r"""Any text through a tokenizer; blank documents are left out, the others end in the tokenizer's end.
 
     Args:
         name, split, column: as of `characters`; each row is a document.
         length: tokens in an example.
         tokenizer: from `train_tokenizer` or `tokenizer_file`.
         layout: `Packed()` (D3PM's LM1B), `Packed(ends=True)` (MDLM's OpenWebText) or `Padded()` (MDLM's LM1B).
+        documents: what a document of a `.txt` file is: the whole `file` with its line breaks, its `paragraphs` between blank lines, or its
+            `lines` without their breaks. None for the file, and for lines where the layout takes one document a window.
 
     Raises:
         UsageError: where there is no such set, split or column, or less text than one window.
     """
     if not isinstance(tokenizer, Pieces):
         raise UsageError(f"tokenizer={tokenizer!r}: give train_tokenizer(...) or tokenizer_file(...)")
-    tokens, letters, words = _tokenised(name, split, column, tokenizer)
+    found = _tokenised(name, split, column, tokenizer, documents, "lines" if layout.pads else None)
     end, padding = tokenizer.tokenizer.token_to_id(tokenizer.end), tokenizer.size
-    windows = layout(tokens, length, end=end, padding=padding)
+    windows = layout(found.tokens, length, end=end, padding=padding)
     framing = length / max(1, length - layout.extra)
-    return TextSet(windows, tokenizer, tokens.count, letters, words, padding if layout.pads else None, framing=framing)
+    made = TextSet(windows, tokenizer, found.tokens.count, found.characters, found.words, padding if layout.pads else None, framing=framing)
+    return replace(made, lost=found.lost, unknown=found.unknown, summary=found.summary(windows.kept, made))
 
 
-def documents(name: str, split: str = "train", *, column: str = "text") -> Iterator[str]:
-    """The texts of a set one by one, for `train_tokenizer`; arguments and errors as of `characters`."""
-    for rows in _rows(name, split, column).iter(1000):
-        yield from (text for text in rows[column] if text)
+def documents(name: str, split: str = "train", *, column: str = "text", documents: Documents | None = None) -> Iterator[str]:
+    """The texts of a set one by one, for `train_tokenizer`, large ones in parts; arguments and errors as of `pieces`."""
+    for rows in rows_of(name, split, column, documents).batches(1000):
+        yield from (part for text, _ in rows if text for part, _ in parts([text]))
 
 
-def _letters(found: tuple[Tokens, int, int], length: int, crop: bool) -> TextSet:
-    tokens, letters, words = found
+class Tokenised(NamedTuple):
+    """A split as tokens, and what it holds.
+
+    Attributes:
+        tokens: of all its documents.
+        read: characters that were read.
+        characters, words: that the tokens stand for.
+        lost, unknown: see `TextSet`.
+        rows, kept: documents there, and documents with something to code.
+        unit: what a document is, in words.
+    """
+
+    tokens: Tokens
+    read: int
+    characters: int
+    words: int
+    lost: int = 0
+    unknown: int = 0
+    rows: int = 1
+    kept: int = 1
+    unit: str = "document"
+
+    def summary(self, used: int, text: TextSet) -> str:
+        """What was loaded and what was left out, in one line; `used` tokens are in the windows."""
+        of = f"{self.read:,} characters in {self.kept:,} {self.unit}{'s' if self.kept != 1 else ''}"
+        said = [f"{len(text.windows):,} windows of {text.length} from {self.tokens.count:,} tokens of {of}"]
+        if isinstance(text.alphabet, Letters) and self.read != self.characters:
+            said.append("a to z are kept, and each run of anything else is one space")
+        if self.rows > self.kept:
+            said.append(f"{self.rows - self.kept:,} of {self.rows:,} {self.unit}s hold nothing to code and are left out")
+        if used < self.tokens.count:
+            where = "in documents longer than a window" if text.padding is not None else "at the end, less than a window,"
+            said.append(f"{self.tokens.count - used:,} tokens {where} are left out")
+        return "; ".join([*said, text.lossy] if text.lost else said)
+
+
+def _letters(found: Tokenised, length: int, crop: bool) -> TextSet:
+    tokens = found.tokens
     if not 1 <= length * (1 + crop) <= tokens.count:
         need = "twice the length" if crop else "the length"
         raise UsageError(f"length={length}: the text has {tokens.count} symbols, and a window needs {need}, 1 or more")
     windows = StreamWindows(tokens, length * (1 + crop))
-    return TextSet(windows, Letters(), tokens.count, letters, words, crop=length if crop else None)
+    made = TextSet(windows, Letters(), tokens.count, found.characters, found.words, crop=length if crop else None)
+    return replace(made, summary=found.summary(windows.kept, made))
 
 
-def _rows(name: str, split: str, column: str) -> Dataset:
-    """The rows of a set, with their text."""
-    path = _file(name, split)
-    if path is None:
-        rows = load(name, split)
-    else:
-        import datasets
-
-        file, part = path
-        quiet = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-        try:
-            rows = datasets.load_dataset(READERS[file.suffix], data_files=str(file), split=part)
-        except Exception as error:
-            raise UsageError(
-                f"{file} cannot be read as text for the split {split} ({first_line(error)}): mend the file or the name"
-            ) from error
-        finally:
-            if not quiet:
-                datasets.enable_progress_bars()
-    if column not in rows.column_names:
-        raise UsageError(f"{name} has no column {column}: its columns are {', '.join(rows.column_names)}")
-    if getattr(rows.features[column], "dtype", "") not in ("string", "large_string"):
-        raise UsageError(f"the column {column} of {name} holds no text: its columns are {', '.join(rows.column_names)}")
-    return rows
-
-
-def _file(name: str, split: str) -> tuple[Path, str] | None:
-    """The file that a name and a split stand for, and what to take of it; None where the name is not of this machine."""
-    path = Path(name)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in READERS)
-        if found := [p for p in files if p.stem == split.split("[")[0]]:
-            return found[0], "train" + split[len(found[0].stem) :]
-        known = ", ".join(p.stem for p in files) or "none"
-        raise UsageError(f"the folder {name} has no text for the split {split}: it has {known}; add {split}.txt (or {', '.join(READERS)})")
-    if path.is_file():
-        if path.suffix not in READERS:
-            raise UsageError(f"{name} ends in {path.suffix or 'nothing'}: rename it to one of {', '.join(READERS)}")
-        if split.split("[")[0] != "train":
-            raise UsageError(f"a single file has the split train, not {split}: give its own file, or a slice such as train[90%:]")
-        return path, split
-    if path.is_absolute() or name.startswith(".") or path.suffix in READERS:
-        raise UsageError(f"there is no file {name}")
-    return None
-
-
-def _tokenised(name: str, split: str, column: str, alphabet: Alphabet) -> tuple[Tokens, int, int]:
+def _tokenised(
+    name: str, split: str, column: str, alphabet: Alphabet, documents: Documents | None = None, default: Documents | None = None
+) -> Tokenised:
     """Tokens, characters and words of a split; a second call with the same text and alphabet finds the file of the first."""
     import datasets
     import pyarrow.compute as pc
 
-    rows = _rows(name, split, column)
-    key = json.dumps([FORMAT, rows._fingerprint, column, describe(alphabet)])
+    rows = rows_of(name, split, column, documents, default)
+    data = rows.select()
+    key = json.dumps([FORMAT, rows.data._fingerprint, column, rows.start, rows.stop, describe(alphabet)])
     kind = "uint8" if alphabet.size <= 1 << 8 else "uint16" if alphabet.size <= 1 << 16 else "int32"
+    counts = ("read", "characters", "words", "lost", "unknown", "rows")
     features = datasets.Features(
-        {"tokens": datasets.Sequence(datasets.Value(kind)), "characters": datasets.Value("int64"), "words": datasets.Value("int64")}
+        {"tokens": datasets.Sequence(datasets.Value(kind)), "last": datasets.Value("bool")} | dict.fromkeys(counts, datasets.Value("int64"))
     )
 
-    def encode(batch: dict[str, Any]) -> dict[str, Any]:
-        found = alphabet.encode([text or "" for text in batch[column]])
-        return {field: [getattr(document, field) for document in found] for field in features}
+    def encode(batch: dict[str, Any], indices: list[int]) -> dict[str, Any]:
+        texts, follows, ends, read = [], [], 0, 0
+        for text, follow in rows.texts(batch, indices):
+            ends, read = ends + (not follow), read + len(text or "")
+            if text and (text.strip() or follow):
+                held = list(parts([text]))
+                texts += [part for part, _ in held]
+                follows += [after or follow for _, after in held]
+        found = alphabet.encode(texts, follows) if texts else []
+        made, some = [], False
+        for after, e in zip(follows, found, strict=True):
+            some |= len(e.tokens) > 0
+            if some:
+                made.append((e.tokens, not after, 0, e.characters, e.words, e.lost, e.unknown, 0))
+            some &= bool(after)
+        made.append((np.array([], kind), False, read, 0, 0, 0, 0, ends))  # what was there, with and without a token
+        return dict(zip(features, map(list, zip(*made, strict=True)), strict=True))
 
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        made = rows.map(
-            encode,
-            batched=True,
-            features=features,
-            remove_columns=rows.column_names,
-            new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
-        )
-    except OSError as error:
-        raise UsageError(f"the tokens of {name} cannot be written ({first_line(error)}): set HF_HOME to a folder with space") from error
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()
-    if len(made) == 0:
+    with quiet():
+        try:
+            made = data.map(
+                encode,
+                with_indices=True,
+                batched=True,
+                batch_size=max(1, min(1000, AT_ONCE * len(data) // max(1, data.data.nbytes))),
+                features=features,
+                remove_columns=data.column_names,
+                new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+            )
+        except OSError as error:
+            raise UsageError(f"the tokens of {name} cannot be written ({first_line(error)}): set HF_HOME to a folder with space") from error
+    total = {count: int(pc.sum(made.data.column(count)).as_py() or 0) for count in counts}
+    tokens = Tokens.of_arrow(made, "tokens", "last")
+    if not tokens.count:
         raise UsageError(f"{name} holds no text in the column {column} of the split {split}: give a file with some")
-    letters, words = (int(pc.sum(made.data.column(field)).as_py()) for field in ("characters", "words"))
-    return Tokens.of_arrow(made, "tokens"), letters, words
+    return Tokenised(tokens, **total, kept=1 if rows.documents == "file" else tokens.documents, unit=UNITS[rows.documents])

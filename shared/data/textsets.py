@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..bits import perplexity
 from ..errors import UsageError
 from ..random import Source
 from ..scale import Scale
@@ -44,6 +45,9 @@ class TextSet:
         padding: the padding token, where there is one.
         crop: batches hold random pieces of this length of the windows.
         framing: tokens of a window for each token of the text in it; above 1 where windows have ends of their own.
+        lost: characters that the tokens do not give back, at least; above 0 a code of the tokens is none of the text.
+        unknown: tokens that stand for anything the tokenizer does not know.
+        summary: what was loaded and what was left out, in one line.
     """
 
     windows: Windows
@@ -54,6 +58,18 @@ class TextSet:
     padding: int | None = None
     crop: int | None = None
     framing: float = 1.0
+    lost: int = 0
+    unknown: int = 0
+    summary: str = ""
+
+    @property
+    def lossy(self) -> str:
+        """What the tokenizer loses, in words; nothing where it loses nothing."""
+        if not self.lost:
+            return ""
+        unknown = f", {self.unknown:,} of {self.tokens:,} tokens being unknown" if self.unknown else ""
+        share = f"{self.lost:,} of {self.characters:,} characters cannot be decoded from the tokens{unknown}"
+        return f"the tokenizer is lossy: {share}, so there are no bits per character and no perplexity per word"
 
     @property
     def vocabulary(self) -> int:
@@ -77,10 +93,10 @@ class TextSet:
 
     def encode(self, text: str) -> Tensor:
         """A text as tokens `(L,)`, int64, without an end: what a prompt is made of."""
-        found = self.alphabet.encode([text])
-        if not found:
+        (found,) = self.alphabet.encode([text])
+        if len(found.tokens) < 2:
             raise UsageError(f"{text!r} holds nothing that these {self.alphabet.size} symbols can write: give some letters")
-        return torch.as_tensor(found[0].tokens[:-1].astype("int64"))
+        return torch.as_tensor(found.tokens[:-1].astype("int64"))
 
     def decode(self, ids: Tensor) -> list[str]:
         """Rows of tokens `(B, L)` as texts, without the padding; ids that are no token are written `_`."""
@@ -94,12 +110,26 @@ class TextSet:
         return counts / counts.sum(dtype=torch.float64)
 
     def bits_per_character(self, nats: float) -> float:
-        """`nats tokens / (characters log 2)` of a mean code length in nats per token (padding left out, ends of windows included)."""
+        """`nats tokens / (characters log 2)` of a mean code length in nats per token (padding left out, ends of windows included).
+
+        Raises:
+            UsageError: where the tokenizer is lossy: its tokens are no code of the text.
+        """
+        self._refuse_lossy()
         return nats * self.framing * self.tokens / (self.characters * math.log(2))
 
     def perplexity_per_word(self, nats: float) -> float:
-        """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out, ends of windows included)."""
-        return math.exp(nats * self.framing * self.tokens / self.words)
+        """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out, ends of windows included).
+
+        Raises:
+            UsageError: as `bits_per_character`.
+        """
+        self._refuse_lossy()
+        return perplexity(nats * self.framing * self.tokens / self.words)
+
+    def _refuse_lossy(self) -> None:
+        if self.lost:
+            raise UsageError(f"{self.lossy}: take a tokenizer that writes every text, such as train_tokenizer's")
 
     def batches(self, batch: int, *, seed: int = 0) -> Batches:
         """Endless batches `{"x0": (batch, L)}`, int64.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,20 +24,31 @@ class Tokens:
     """Documents of tokens in chunks that are memory-mapped; together the documents are one stream.
 
     Args:
-        chunks: for each chunk its tokens, 1-D of any integer type, and where its documents begin and end, `(documents + 1,)`.
+        chunks: for each chunk its tokens, 1-D of any integer type, and where its documents, or parts of them, begin and end,
+            `(parts + 1,)`.
+        last: for each chunk whether a part is the last of its document, bool `(parts,)`; None where all are whole documents.
+
+    Attributes:
+        chunks: for each its tokens, and where in the stream the documents end that end in it, int64.
+        count, documents: tokens and documents.
     """
 
-    def __init__(self, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-        self.chunks = [(tokens[bounds[0] : bounds[-1]], bounds - bounds[0]) for tokens, bounds in chunks if len(bounds) > 1]
+    def __init__(self, chunks: Iterable[tuple[np.ndarray, np.ndarray]], last: Iterable[np.ndarray] | None = None) -> None:
+        self.chunks, self.count = [], 0
+        for (tokens, bounds), ends in zip(chunks, repeat(slice(None)) if last is None else last, strict=False):
+            if len(bounds) > 1:
+                self.chunks.append((tokens[bounds[0] : bounds[-1]], bounds[1:][ends].astype(np.int64) - bounds[0] + self.count))
+                self.count += int(bounds[-1] - bounds[0])
         self._first_token = np.cumsum([0, *(len(tokens) for tokens, _ in self.chunks)])
-        self._first_document = np.cumsum([0, *(len(bounds) - 1 for _, bounds in self.chunks)])
-        self.count, self.documents = int(self._first_token[-1]), int(self._first_document[-1])
+        self._first_document = np.cumsum([0, *(len(ends) for _, ends in self.chunks)])
+        self.documents = int(self._first_document[-1])
 
     @classmethod
-    def of_arrow(cls, rows: Dataset, column: str) -> Tokens:
-        """The lists of a column, where they lie in the file: nothing is copied."""
+    def of_arrow(cls, rows: Dataset, column: str, last: str) -> Tokens:
+        """The lists of a column, where they lie in the file: nothing is copied. `last` is the column that says where a document ends."""
         chunks = rows.data.column(column).chunks
-        return cls((c.values.to_numpy(zero_copy_only=True), c.offsets.to_numpy(zero_copy_only=True)) for c in chunks if len(c))
+        ends = (c.to_numpy(zero_copy_only=False) for c in rows.data.column(last).chunks)
+        return cls(((c.values.to_numpy(zero_copy_only=True), c.offsets.to_numpy(zero_copy_only=True)) for c in chunks), ends)
 
     def stream(self, start: int, out: np.ndarray) -> None:
         """Fills `out` with the tokens from `start` on."""
@@ -47,12 +59,21 @@ class Tokens:
             out[filled : filled + len(part)] = part
             chunk, start, filled = chunk + 1, 0, filled + len(part)
 
-    def document(self, index: int) -> np.ndarray:
-        """The tokens of one document, where they lie."""
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, `(documents,)`."""
+        return np.diff(np.concatenate([np.zeros(1, np.int64), *(ends for _, ends in self.chunks)]))
+
+    def document(self, index: int, most: int | None = None) -> np.ndarray:
+        """The tokens of one document, or the first few of them."""
+        stop = self._end(index)
+        start = self._end(index - 1) if index else 0
+        out = np.empty(stop - start if most is None else min(stop - start, most), self.chunks[0][0].dtype)
+        self.stream(start, out)
+        return out
+
+    def _end(self, index: int) -> int:
         chunk = int(np.searchsorted(self._first_document, index, side="right")) - 1
-        tokens, bounds = self.chunks[chunk]
-        index -= int(self._first_document[chunk])
-        return tokens[bounds[index] : bounds[index + 1]]
+        return int(self.chunks[chunk][1][index - int(self._first_document[chunk])])
 
 
 class Windows(ABC):
@@ -61,10 +82,12 @@ class Windows(ABC):
     Attributes:
         tokens: what they are cut from.
         shape: `(N, L)`.
+        kept: tokens of the text that are in one.
     """
 
     tokens: Tokens
     shape: tuple[int, int]
+    kept: int
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -94,6 +117,7 @@ class StreamWindows(Windows):
                 f"length={length}: the text has {tokens.count} tokens: give a length of {1 + length - self._body} to that many"
             )
         self.shape = (tokens.count // self._body, length)
+        self.kept = self.shape[0] * self._body
 
     def read(self, row: int, out: np.ndarray) -> None:
         """Tokens `row * body` to `(row + 1) * body` of the stream."""
@@ -110,10 +134,11 @@ class DocumentWindows(Windows):
         if length < 1 or not tokens.documents:
             raise UsageError(f"length={length}, {tokens.documents} documents: give a length of 1 or more and a text that is not blank")
         self.tokens, self.padding, self.shape = tokens, padding, (tokens.documents, length)
+        self.kept = int(np.minimum(tokens.lengths(), length).sum())
 
     def read(self, row: int, out: np.ndarray) -> None:
         """Document `row`."""
-        document = self.tokens.document(row)[: len(out)]
+        document = self.tokens.document(row, len(out))
         out[: len(document)] = document
         out[len(document) :] = self.padding
 
