@@ -25,6 +25,7 @@ class Batches:
         conditions: further tensors, `(N, ...)` by name.
         seed: of the order and of the dequantisation.
         shape: of one example, where the form changes it.
+        names: of the classes; a checkpoint keeps them.
 
     Attributes:
         shape: of one example.
@@ -40,11 +41,14 @@ class Batches:
         conditions: dict[str, Any] | None = None,
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
+        names: tuple[str, ...] | None = None,
     ) -> None:
         if not 1 <= batch <= len(k):
             raise UsageError(f"batch={batch}: give a number between 1 and the {len(k)} examples of the set")
+        if wrong := [f"{name} has {len(v)}" for name, v in (conditions or {}).items() if len(v) != len(k)]:
+            raise UsageError(f"the set has {len(k)} examples, and {', '.join(wrong)} rows: give one for each example")
         self.k, self.batch, self.scale, self.form, self.conditions, self.seed = k, batch, scale, form, conditions or {}, seed
-        self.shape, self.position = shape or tuple(k.shape[1:]), 0
+        self.shape, self.names, self.position = shape or tuple(k.shape[1:]), names, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         generator, per_epoch, order, epoch = torch.Generator(), len(self.k) // self.batch, torch.empty(0), -1
@@ -60,15 +64,17 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"position": self.position, "batch": self.batch, "seed": self.seed, "examples": len(self.k)}
+        state = {"position": self.position, "batch": self.batch, "seed": self.seed, "examples": len(self.k)}
+        return state if self.names is None else state | {"names": list(self.names)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint.
 
         Raises:
-            UsageError: where batch size, seed or data are others than the checkpoint's.
+            UsageError: where batch size, seed, data or names of classes are others than the checkpoint's.
         """
         own = self.state_dict()
-        if wrong := [f"{key}: {state[key]} there, {own[key]} here" for key in ("batch", "seed", "examples") if state[key] != own[key]]:
+        compared = [key for key in ("batch", "seed", "examples", "names") if key in state and key in own]
+        if wrong := [f"{key}: {state[key]} there, {own[key]} here" for key in compared if state[key] != own[key]]:
             raise UsageError(f"the data differ from the checkpoint's: {'; '.join(wrong)}")
         self.position = state["position"]

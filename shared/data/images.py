@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,18 +14,31 @@ from ..progress import Progress, silent
 from ..random import Source
 from ..scale import Scale
 from .batches import Batches
-from .sources import load
+from .classes import Labels, counted, labels_of
+from .folders import listed
+from .stacks import Cells, Files, stacked
+from .sources import bundled, load
 
-NO_LABELS = "no labels; use a model without classes, or put the images into a folder for each class"
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NO_LABELS = "use a model without classes, or put the images into a folder for each class"
 LEVELS = {"digits": 17}  # every other set has 256
 
 
 class ImageSet(NamedTuple):
-    """A set of images as levels: `k` uint8 `(N, C, H, W)`, `label` int64 `(N,)` or None, and the scale of the levels."""
+    """A set of images as levels: `k` uint8 `(N, C, H, W)`, `label` int64 `(N,)` or None, and the scale of the levels.
+
+    Attributes:
+        names: of the classes, where they have names.
+        notes: what was left out of what there was, or changed in reading it.
+    """
 
     k: Tensor
     label: Tensor | None
     scale: Scale
+    names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,6 +50,19 @@ class ImageSet(NamedTuple):
         """Numbers in one image, C H W."""
         return self.k[0].numel()
 
+    @property
+    def summary(self) -> str:
+        """What it holds, in one line: `1,204 images of 1x8x8, 3 classes: blood 400, test 402, urine 402; 2 other files left out: ...`."""
+        whole = f"{len(self.k):,} image{'s' * (len(self.k) != 1)} of {'x'.join(map(str, self.shape))}"
+        return "; ".join([whole if self.label is None else f"{whole}, {counted(self.label, self.names)}", *self.notes])
+
+    def part(self, count: int) -> ImageSet:
+        """`count` of the images at even distances, for folders are sorted by their classes; all of them where there are no more."""
+        if count >= len(self.k):
+            return self
+        rows = torch.arange(count) * len(self.k) // count
+        return self._replace(k=self.k[rows], label=None if self.label is None else self.label[rows])
+
     def batches(
         self,
         batch: int,
@@ -47,8 +73,11 @@ class ImageSet(NamedTuple):
     ) -> Batches:
         """Endless batches; `conditions=("label",)` adds the labels."""
         if conditions and (self.label is None or tuple(conditions) != ("label",)):
-            raise UsageError(f"conditions={tuple(conditions)}: this set has {NO_LABELS if self.label is None else 'label only'}")
-        return Batches(self.k, batch, self.scale, form, {"label": self.label} if conditions else None, seed)
+            unlabelled = next((note for note in self.notes if note.startswith("no labels")), "no labels")
+            has = "label only" if self.label is not None else f"{unlabelled}; {NO_LABELS}"
+            raise UsageError(f"conditions={tuple(conditions)}: this set has {has}")
+        names = self.names if conditions else None
+        return Batches(self.k, batch, self.scale, form, {"label": self.label} if conditions else None, seed, names=names)
 
 
 def image_set(
@@ -62,41 +91,61 @@ def image_set(
 ) -> ImageSet:
     """Loads images: grey or RGB, of any size, all of one size unless `size` (height, width) scales and crops them.
 
+    What files hold becomes 8 bits by the rules of `pixels`; grey images beside others are read as RGB. What was left out or changed is
+    counted in `ImageSet.summary`.
+
     Args:
-        name: a bundled set (`digits`, `mnist5k`), a folder, or a set on the hub.
+        name: a bundled set (`digits`, `mnist5k`), a folder, read by the rules of `listed`, or a set on the hub.
         split: `train`, `test`, ...
         size: resize the shorter side and crop the centre.
         low, high: the range of the real form.
         progress: how to report progress.
 
     Raises:
-        UsageError: for a set without images, or images of several sizes without `size`.
+        UsageError: for a set without images or such a split, images that cannot be read or need more memory than there is, or images of
+            several sizes without `size`.
     """
-    from PIL import Image, ImageOps
-
     if size is not None and min(size) < 1:
         raise UsageError(f"size={size}: give a height and a width of at least 1")
+    name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+    if name not in bundled() and Path(name).is_dir():
+        files, labels, notes = listed(name, split)
+        k, done = stacked(Files(name, files), name, size, progress)
+    else:
+        pictures, labels, notes = tabled(name, split)
+        k, done = stacked(pictures, name, size, progress)
+    levels = LEVELS.get(name, 256)
+    k = k if levels == 256 else torch.round(k.float() * (levels - 1) / 255).to(torch.uint8)
+    label = None if labels.numbers is None else torch.tensor(labels.numbers)
+    unlabelled = [] if label is not None else [f"no labels: {labels.reason}" if labels.reason else "no labels"]
+    return ImageSet(k, label, Scale(levels, low, high), labels.names, (*unlabelled, *done, *notes))
+
+
+def tabled(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:
+    """The encoded pictures of a bundled set or one on the hub, their labels, and what to say of them."""
+    import datasets
+
     rows = load(name, split)
     column = next((c for c in ("image", "img") if c in rows.column_names), None)
-    if column is None or len(rows) == 0:
+    if column is None or len(rows) == 0 or not isinstance(rows.features[column], datasets.Image):
         raise UsageError(f"the data set {name} has no images: its columns are {', '.join(rows.column_names)}")
-    arrays = []
-    try:
-        for image in progress(rows[column], len(rows), f"reading {name}"):
-            image = image if image.mode == "L" else image.convert("RGB")
-            arrays.append(np.asarray(image if size is None else ImageOps.fit(image, size[::-1], Image.Resampling.BOX)))
-    except OSError as error:
-        raise UsageError(f"image {len(arrays)} of {name} cannot be read ({error}): mend or remove it") from error
-    if len(shapes := {a.shape for a in arrays}) > 1:
-        raise UsageError(
-            f"the images of {name} have {len(shapes)} different shapes, such as {sorted(shapes)[:2]}: give size=(height, width)"
-        )
-    pixels = torch.from_numpy(np.stack(arrays))
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    levels = LEVELS.get(name, 256)
-    k = pixels if levels == 256 else torch.round(pixels.float() * (levels - 1) / 255).to(torch.uint8)
-    labels = rows["label"][:] if "label" in rows.column_names else [None]  # None too where a folder has splits and no classes
-    return ImageSet(k.contiguous(), None if None in labels else torch.tensor(labels), Scale(levels, low, high))
+    pictures = Cells(rows.cast_column(column, datasets.Image(decode=False))[column])
+    notes = (f"the folder {name} that is here is not read, its name is ./{name}",) if name in bundled() and Path(name).is_dir() else ()
+    return pictures, column_labels(name, split, rows), notes
+
+
+def column_labels(name: str, split: str, rows: Dataset) -> Labels:
+    """The column `label`; names are those of the column, or numbered in their natural order in the split train."""
+    if "label" not in rows.column_names:
+        others = [column for column in rows.column_names if "label" in column]
+        return Labels(None, reason=f"the columns {', '.join(others)} are not read, only label is" if others else "")
+    labels = labels_of(rows["label"][:])
+    if labels.names and split.split("[")[0] != "train":
+        labels = labels_of(rows["label"][:], known := load(name, "train")["label"][:])
+        if unknown := set(labels.names or ()) - set(known):
+            return Labels(None, reason=f"{min(unknown)} is none of the labels of the split train")
+    names = getattr(rows.features["label"], "names", None)
+    return labels if names is None or labels.numbers is None else labels._replace(names=tuple(names))
 
 
 def images(

@@ -1,8 +1,9 @@
-"""Where data come from: a set shipped with the package, a folder, or a set on the hub, all through `datasets.load_dataset`."""
+"""Sets that are shipped with the package or lie on the hub, through `datasets.load_dataset`."""
 
 from __future__ import annotations
 
 import difflib
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,18 +24,17 @@ def load(name: str, split: str) -> Dataset:
     """The rows of a set.
 
     Args:
-        name: `digits`, `mnist5k` or `shakespeare`; a folder of images (one sub-folder for each class, if there are classes);
-            or the name of a set on the hub.
+        name: `digits`, `mnist5k` or `shakespeare`, or the name of a set on the hub.
         split: `train`, `test`, ...
 
     Raises:
-        UsageError: where there is no such set or split, or a folder holds no images.
+        UsageError: where there is no such set or split.
     """
     import datasets
 
     try:
         if name in bundled():
-            files = {p.stem: str(p) for p in (BUNDLED / name).glob("*.parquet")}
+            files = {p.stem: glob.escape(str(p)) for p in (BUNDLED / name).glob("*.parquet")}
             if split not in files:
                 raise UsageError(f"the set {name} has no split {split}: choose from {', '.join(sorted(files))}")
             datasets.disable_progress_bars()
@@ -42,8 +42,8 @@ def load(name: str, split: str) -> Dataset:
                 return datasets.load_dataset("parquet", data_files={split: files[split]}, split=split)
             finally:
                 datasets.enable_progress_bars()
-        if Path(name).is_dir():
-            return datasets.load_dataset("imagefolder", data_dir=name, split=split)
+        if Path(name).exists():
+            raise UsageError(f"{name} is a {'folder' if Path(name).is_dir() else 'file'}, and a set by its name was looked for")
         if Path(name).is_absolute() or name.startswith("."):
             raise UsageError(f"there is no folder {name}")
         return datasets.load_dataset(name, split=split)
@@ -52,8 +52,6 @@ def load(name: str, split: str) -> Dataset:
     except PermissionError as error:
         raise UsageError(f"the cache of data sets cannot be written ({error}): set HF_HOME to a folder that can") from error
     except Exception as error:
-        if Path(name).is_dir():
-            raise UsageError(f"the folder {name} holds no images for the split {split}: put PNG or JPEG files there") from error
         near = difflib.get_close_matches(name, bundled(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"bundled sets are {', '.join(bundled())}; others need the network"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,88 @@
+"""Class labels: names in their order, columns of labels as numbers, and words for both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SHOWN = 10  # classes that are written out
+LARGEST = 2**31
+
+
+class Labels(NamedTuple):
+    """Labels of a set.
+
+    Attributes:
+        numbers: one for each example; None where there are none that can be used.
+        names: of classes 0, 1, ..., where they have names.
+        reason: why there are no numbers, where there is a column or a folder of them.
+    """
+
+    numbers: list[int] | None
+    names: tuple[str, ...] | None = None
+    reason: str = ""
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key to sort names by: numbers in them count as numbers, so 2 lies before 10, and class2 before class10."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in parts if p] + [(2, 0, name)]
+
+
+def labels_of(values: Sequence[Any], everywhere: Iterable[Any] = ()) -> Labels:
+    """A column of labels as numbers.
+
+    Whole numbers are taken as they are; names are numbered in their natural order, of those in `values` and `everywhere`, the same
+    column of the other splits.
+    """
+    values, known = list(values), [v for v in (*everywhere, *values) if not missing(v)]
+    if all(missing(v) for v in values):
+        return Labels(None)
+    if gaps := sum(missing(v) for v in values):
+        return Labels(None, reason=f"{gaps:,} of {len(values):,} are missing")
+    numbers = [whole(v) for v in known]
+    if None not in numbers:
+        own = [whole(v) for v in values]
+        if below := [n for n in own if n < 0]:
+            return Labels(None, reason=f"all are {below[0]}" if len(set(own)) == 1 else f"{len(below):,} are below 0, such as {below[0]}")
+        return Labels(None, reason=f"{max(own)} is no class") if max(own) >= LARGEST else Labels(own)
+    if not all(isinstance(v, str) for v in known) or any(fraction(v) for v in known):
+        odd = next(v for v, n in zip(known, numbers, strict=True) if n is None)
+        return Labels(None, reason=f"{str(odd)[:40]} is no class")
+    names = tuple(sorted({str(v) for v in known}, key=natural))
+    number = {name: n for n, name in enumerate(names)}
+    return Labels([number[v] for v in values], names)
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell is empty."""
+    return value is None or value == "" or value != value
+
+
+def whole(value: Any) -> int | None:
+    """A cell as a whole number; None where it is none."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*([+-]?\d{1,18})(\.0*)?\s*", value)
+        return int(found[1]) if found else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return int(value) if isinstance(value, int) else None
+
+
+def fraction(text: Any) -> bool:
+    """Whether a cell is a number with a fraction."""
+    return isinstance(text, str) and re.fullmatch(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*", text) is not None
+
+
+def counted(label: Tensor, names: tuple[str, ...] | None = None) -> str:
+    """How often each class occurs, in words: `3 classes: blood 400, test 402, urine 402`."""
+    count = torch.bincount(label, minlength=len(names or ()))
+    there = [n for n in range(len(count)) if names or count[n]]
+    cells = [f"{names[n] if names else n} {int(count[n]):,}" for n in there[:SHOWN]]
+    rest = [int(count[n]) for n in there[SHOWN:]]
+    more = f", and {len(rest):,} more of {min(rest):,} to {max(rest):,} each" if rest else ""
+    return f"{len(there):,} class{'es' * (len(there) != 1)}: {', '.join(cells)}{more}"

@@ -1,0 +1,246 @@
+"""Folders of images: which files there are, and what their folders and `metadata` files say of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UsageError
+from .classes import Labels, labels_of, missing, natural
+from .pixels import endings
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+Parts = tuple[str, ...]
+
+
+class Listing(NamedTuple):
+    """The images of one split of a folder.
+
+    Attributes:
+        files: names relative to the folder, in their order.
+        labels: of the files.
+        notes: what was left out, and why.
+    """
+
+    files: list[str]
+    labels: Labels
+    notes: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What lies in a folder, as parts of relative paths."""
+
+    images: list[Parts]
+    metadata: list[Parts]
+    others: list[Parts]
+    hidden: int
+
+
+def listed(folder: str, split: str) -> Listing:
+    """The images of a split of a folder.
+
+    - A folder that holds nothing but one folder stands for that.
+    - If all images lie in folders named after splits (train, test, validation or val, in letters of any size), these are the splits; else
+      all images are one split, train.
+    - Within a split the label is that in the column `label` of a file metadata.csv, .jsonl or .parquet with file names in `file_name`;
+      or the folder that the image lies in, at any depth, if there are several and no image lies beside them.
+
+    Hidden files and files with endings of no pictures are left out, and counted in the notes.
+
+    Args:
+        folder: its path.
+        split: `train`, `test` or `validation`, or a slice such as `train[:90%]`.
+
+    Raises:
+        UsageError: where there are no images, no such split, several ways to read the folder, or metadata that do not fit the files.
+    """
+    root = Path(folder)
+    found = scan(root)
+    if not found.images:
+        left = "; ".join(left_out(found)) or "it is empty"
+        raise UsageError(f"the folder {folder} holds no images ({left}): put PNG or JPEG files there")
+    base, splits, tops = split_folders(folder, found.images)
+    name = split_of(split.split("[")[0])
+    if name not in splits:
+        if tops:
+            raise UsageError(f"the folder {folder} has no split {split}: it has {', '.join(sorted(splits))}; add a folder {split} to it")
+        raise UsageError(
+            f"the folder {folder} has no split {split}, its {len(found.images):,} images are one split, train: put those to hold out into "
+            f"a folder {split} in it, and all others into a folder train"
+        )
+    rows = metadata_rows(root, found)
+    labels = labels_in(splits, name, len(base) + bool(tops), rows)
+    part = within(split, name, len(splits[name]))
+    foreign = {(*base, top) for top, other in tops.items() if other != name}
+    notes = [f"no labels: {labels.reason}"] if labels.reason else []
+    notes += left_out(found._replace(others=[parts for parts in found.others if parts[: len(base) + 1] not in foreign]))
+    unread = {column for row in rows.values() for column in row} - {"label"}
+    notes += [f"columns of the metadata that are not read: {', '.join(sorted(unread))}"] if unread else []
+    numbers = None if labels.numbers is None else labels.numbers[part]
+    return Listing(["/".join(parts) for parts in splits[name]][part], labels._replace(numbers=numbers), tuple(notes))
+
+
+def scan(root: Path) -> Found:
+    """All files below a folder, by what they are; links are followed, but not into the folders that they lie in."""
+    found, pictures, hidden = Found([], [], [], 0), endings(), 0
+
+    def walk(path: Path, parts: Parts, above: frozenset[tuple[int, int]]) -> None:
+        nonlocal hidden
+        at = path.stat()
+        if (at.st_dev, at.st_ino) in above:
+            return
+        for entry in sorted(os.scandir(path), key=lambda e: e.name):
+            inside = (*parts, entry.name)
+            if entry.name.startswith(".") or entry.name in ("__MACOSX", "Thumbs.db", "desktop.ini"):
+                hidden += 1
+            elif entry.is_dir():
+                walk(Path(entry.path), inside, above | {(at.st_dev, at.st_ino)})
+            elif entry.name in METADATA:
+                found.metadata.append(inside)
+            else:
+                picture = Path(entry.name).suffix.lower() in pictures and (entry.is_file() or entry.is_symlink())
+                (found.images if picture else found.others).append(inside)
+
+    try:
+        walk(root, (), frozenset())
+    except OSError as error:
+        raise UsageError(f"the folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or remove it") from error
+    return Found(*(sorted(paths) for paths in found[:3]), hidden)
+
+
+def split_of(name: str) -> str | None:
+    """The split that a word names."""
+    return next((split for split, words in SPLITS.items() if name.lower() in words), None)
+
+
+def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str, list[Parts]], dict[str, str]]:
+    """The folder that holds everything, the images of each split, and which folders are which split; none where all images are one."""
+    base: Parts = ()
+    while True:
+        depth = len(base)
+        tops = {parts[depth] for parts in images if len(parts) > depth + 1}
+        direct = [shown(parts) for parts in images if len(parts) == depth + 1]
+        if direct or len(tops) > 1 or split_of(min(tops)):
+            break
+        base = (*base, *tops)
+    named = {top: split for top in sorted(tops) if (split := split_of(top))}
+    beside = direct + sorted(tops - named.keys())
+    if named and not beside:
+        if twice := [top for top in named if list(named.values()).count(named[top]) > 1]:
+            raise UsageError(f"the folders {' and '.join(twice)} of {folder} are both the split {named[twice[0]]}: make them one")
+        return base, {split: [parts for parts in images if parts[depth] == top] for top, split in named.items()}, named
+    if "train" in named.values() and (direct or len(set(named.values())) > 1):
+        raise UsageError(
+            f"the folder {folder} has {' and '.join(named)} beside {beside[0]}: if these are splits, move everything else away, and if "
+            "they are classes, rename them"
+        )
+    return base, {"train": list(images)}, {}
+
+
+def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[Parts, dict[str, Any]]) -> Labels:
+    """The labels of a split: of metadata, or of the folders below the first `depth`. Names are numbered over all splits."""
+    if not any("label" in row for row in rows.values()):
+        return labels_of_folders({split: [parts[depth:] for parts in group] for split, group in splits.items()}, name)
+    values = {split: [rows.get(parts, {}).get("label") for parts in group] for split, group in splits.items()}
+    gaps = [shown(parts) for parts, value in zip(splits[name], values[name], strict=True) if missing(value)]
+    if len(gaps) == len(values[name]):
+        return Labels(None, reason="the metadata give none")
+    labels = labels_of(values[name], [value for group in values.values() for value in group])
+    return labels._replace(reason=f"{labels.reason}, such as that of {gaps[0]}") if gaps else labels
+
+
+def labels_of_folders(splits: dict[str, list[Parts]], name: str) -> Labels:
+    """The first folder of each image of a split as its class."""
+    every = [parts for group in splits.values() for parts in group]
+    while all(len(parts) > 1 for parts in every) and len({parts[0] for parts in every}) == 1:
+        splits = {split: [parts[1:] for parts in group] for split, group in splits.items()}
+        every = [parts[1:] for parts in every]
+    names = tuple(sorted({parts[0] for parts in every if len(parts) > 1}, key=natural))
+    beside = [shown(parts) for parts in splits[name] if len(parts) == 1]
+    if len(names) < 2:
+        return Labels(None)
+    if beside:
+        where = f"the folders {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+        return Labels(None, reason=f"{len(beside):,} of {len(splits[name]):,} lie in none of {where}, such as {beside[0]}")
+    number = {folder: n for n, folder in enumerate(names)}
+    return Labels([number[parts[0]] for parts in splits[name]], names)
+
+
+def within(split: str, name: str, count: int) -> slice:
+    """The rows that a slice such as `train[:90%]` stands for."""
+    if "[" not in split:
+        return slice(None)
+    import datasets
+
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(name + split[split.index("[") :]).to_absolute({name: count})
+    except (ValueError, AssertionError) as error:
+        raise UsageError(f"split={split}: give a slice such as {name}[:90%] or {name}[100:200]") from error
+    if part.from_ >= part.to:
+        raise UsageError(f"split={split} holds none of the {count:,} images: give a slice such as {name}[:90%]")
+    return slice(part.from_, part.to)
+
+
+def metadata_rows(root: Path, found: Found) -> dict[Parts, dict[str, Any]]:
+    """What the metadata say of each image: the cells of its row; those of the nearest file above it."""
+    images, rows = set(found.images), {}
+    for at in sorted(found.metadata, key=len):
+        here: dict[Parts, dict[str, Any]] = {}
+        table = read_table(root.joinpath(*at))
+        for row in table:
+            if missing(file := row.pop("file_name", None)):
+                raise UsageError(
+                    f"{shown(at)} of {root} has a row without file_name: give the column, with the name of an image in each row"
+                )
+            parts = tuple(posixpath.normpath(posixpath.join(*at[:-1], str(file))).split("/"))
+            if here.setdefault(parts, row).get("label") != row.get("label"):
+                raise UsageError(f"{shown(at)} of {root} gives {file} two labels: leave one of its rows")
+        if absent := [parts for parts in here if parts not in images]:
+            raise UsageError(
+                f"{shown(at)} of {root} names {len(absent):,} of {len(here):,} images that are not there, such as {shown(absent[0])}: "
+                "mend file_name, which counts from the folder of the metadata"
+            )
+        if twice := [other for other in found.metadata if other[:-1] == at[:-1] and other != at]:
+            raise UsageError(f"{shown(at)} and {shown(twice[0])} of {root} describe one folder: leave one of them")
+        rows |= here
+    return rows
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV, JSON lines or Parquet file."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return pyarrow.parquet.read_table(path).to_pylist()
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                return [{k: v for k, v in row.items() if k} for row in csv.DictReader(file, skipinitialspace=True)]
+            rows = [json.loads(line) for line in file if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is no object")
+        return rows
+    except (OSError, ValueError, csv.Error) as error:  # of Parquet and of encodings too
+        raise UsageError(f"{path} cannot be read ({str(error).splitlines()[0]}): mend it, or remove it") from error
+
+
+def left_out(found: Found) -> list[str]:
+    """The files that are not read, in words."""
+    others = [shown(parts) for parts in found.others]
+    notes = [f"{len(others):,} other file{'s' * (len(others) > 1)} left out: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"]
+    return notes * bool(others) + [f"{found.hidden:,} hidden file{'s' * (found.hidden > 1)} left out"] * bool(found.hidden)
+
+
+def shown(parts: Sequence[str]) -> str:
+    """A path that can be printed, whatever bytes it is made of."""
+    return "/".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\n", " ")

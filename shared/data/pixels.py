@@ -1,0 +1,121 @@
+"""One picture of any kind as 8-bit grey or RGB."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WHITE = 255
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+PRIVATE = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF", "IPTC")  # formats that Pillow knows and does not read alone
+
+
+class Pixels(NamedTuple):
+    """A picture as it is trained on, and what was done to it.
+
+    Attributes:
+        values: uint8 `(H, W)` for grey, `(H, W, 3)` for RGB.
+        kind: `16 bits` or `floats` where its values were scaled to 8 bits, else "".
+        held: smallest and largest value before they were scaled.
+        transparent: whether it was laid over white.
+        further: frames after the first, which are not read.
+    """
+
+    values: np.ndarray
+    kind: str = ""
+    held: tuple[float, float] = (0, 0)
+    transparent: bool = False
+    further: int = 0
+
+
+def endings() -> frozenset[str]:
+    """Endings of the files that are read as pictures, in small letters."""
+    from PIL import Image
+
+    Image.init()
+    return frozenset(e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in PRIVATE) | {".mpo"}
+
+
+def opened(source: Path | bytes) -> Image:
+    """A picture in a file or in memory; its pixels are not read yet."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def pixels(source: Path | bytes) -> Pixels:
+    """A picture as 8-bit grey or RGB, turned upright by its EXIF orientation.
+
+    - 1-bit, L, LA and palettes of one bit stay grey; palettes, CMYK, YCbCr, LAB and HSV become RGB by Pillow's conversion.
+    - 16-bit grey is scaled from 0..65535, float grey from 0..1, to the nearest of 0..255.
+    - What is transparent is laid over white.
+    - Of several frames or pages the first is read.
+
+    Raises:
+        UsageError: with the reason, where it is broken, a decompression bomb, 32-bit grey, or floats outside of 0..1.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with opened(source) as image:
+                further = 0 if image.format == "PSD" else getattr(image, "n_frames", 1) - 1  # a PSD is the sum of its layers
+                image.load()
+                wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+                return converted(ImageOps.exif_transpose(image), wide)._replace(further=further)
+    except UsageError:
+        raise
+    except UnidentifiedImageError:
+        raise UsageError("it is no picture that Pillow knows") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UsageError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, make it smaller") from None
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        raise UsageError((str(error) or type(error).__name__).splitlines()[0]) from error
+
+
+def converted(image: Image, wide: bool = False) -> Pixels:
+    """A picture's pixels; `wide` says that its integers are of 16 bits."""
+    key, palette = image.info.get("transparency"), image.palette if image.mode == "P" else None
+    if wide or image.mode == "F":
+        return scaled(np.asarray(image), 65535 if wide else 1, key)
+    if image.mode == "I":
+        raise UsageError("its grey has 32 bits, of a range that no one knows: save it with 8 or 16 bits")
+    if image.mode in ("1", "L"):
+        grey = np.asarray(image.convert("L"))
+        return over_white(grey, np.where(grey == key, 0, 255) if isinstance(key, int) else None)
+    if image.mode in ("LA", "La"):
+        grey, alpha = np.moveaxis(np.asarray(image), -1, 0)
+        return over_white(grey, alpha, premultiplied=image.mode == "La")
+    if image.mode in ALPHA or key is not None or (palette is not None and palette.mode.endswith("A")):
+        bands = np.asarray(image.convert("RGBA"))
+        return over_white(bands[..., :3], bands[..., 3:])
+    return Pixels(np.asarray(image.convert("RGB")))
+
+
+def scaled(raw: np.ndarray, top: int, key: object) -> Pixels:
+    """Grey from 0..top as 0..255."""
+    held, kind = (float(raw.min()), float(raw.max())), "floats" if top == 1 else "16 bits"
+    if not 0 <= held[0] <= held[1] <= top:  # not a number fails as well
+        raise UsageError(f"its values are {held[0]:g} to {held[1]:g}, and {kind} are read from 0 to {top}: scale them to that")
+    alpha = np.where(raw == key, 0, 255) if isinstance(key, int) else None
+    return over_white(raw.astype(np.float64) * (255 / top), alpha)._replace(kind=kind, held=held)
+
+
+def over_white(values: np.ndarray, alpha: np.ndarray | None, premultiplied: bool = False) -> Pixels:
+    """A picture laid over white."""
+    transparent = alpha is not None and bool((alpha < 255).any())
+    if transparent:
+        share = alpha / 255
+        values = values * (1 if premultiplied else share) + WHITE * (1 - share)
+    return Pixels(np.rint(values).astype(np.uint8) if values.dtype != np.uint8 else values, transparent=transparent)

@@ -1,0 +1,154 @@
+"""Many pictures as one tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..memory import refuse_beyond
+from ..progress import Progress
+from .folders import shown
+from .pixels import Pixels, opened, pixels
+
+ORIENTATION = 0x0112  # of EXIF; from 5 on, height and width change places
+
+
+class Pictures(Protocol):
+    """Encoded pictures by name."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Path | bytes]]: ...
+
+
+class Files:
+    """Pictures in files of a folder."""
+
+    def __init__(self, folder: str, names: list[str]) -> None:
+        self.folder, self.names = Path(folder), names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
+        return ((shown([name]), self.folder / name) for name in self.names)
+
+
+class Cells:
+    """Pictures in a column of a table, each `{"bytes": ..., "path": ...}`."""
+
+    def __init__(self, cells: Any) -> None:
+        self.cells = cells
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
+        for row, cell in enumerate(self.cells):
+            inside = None if cell is None else cell["bytes"]
+            yield f"row {row}", Path(cell["path"]) if cell and inside is None and cell["path"] else inside or b""
+
+
+def stacked(pictures: Pictures, name: str, size: tuple[int, int] | None, progress: Progress) -> tuple[Tensor, list[str]]:
+    """Pictures as levels, uint8 `(N, C, H, W)`, and what was done to them in words; C is 1 if all are grey, else 3.
+
+    Raises:
+        UsageError: naming the files, where some cannot be read or have other shapes; or the set does not fit into memory.
+    """
+    count, levels, said, broken = len(pictures), np.empty((0, 0, 0, 0), np.uint8), Said(), []
+    for row, (file, source) in enumerate(progress(pictures, count, f"reading {name}")):
+        try:
+            picture = pixels(source)
+        except UsageError as error:
+            broken.append(f"{file} ({error})")
+            continue
+        values = picture.values if size is None else fitted(picture.values, size)
+        color = values.ndim == 3
+        if not levels.size or color > (levels.shape[1] == 3):
+            shape = (count, 3 if color else 1, *values.shape[:2])
+            refuse_beyond(
+                int(np.prod(shape, dtype=np.float64)), f"{count:,} images of {'x'.join(map(str, shape[1:]))}", "give a smaller size"
+            )
+            grown = np.empty(shape, np.uint8)
+            if levels.size and levels.shape[2:] == values.shape[:2]:
+                grown[:row] = levels[:row]
+            levels = grown if not levels.size or levels.shape[2:] == values.shape[:2] else levels
+        if values.shape[:2] != levels.shape[2:]:
+            raise UsageError(several_shapes(pictures, name, {levels.shape[2:]: said.first, values.shape[:2]: file}))
+        levels[row] = values.transpose(2, 0, 1) if color else values
+        said.add(file, picture)
+    if broken:
+        more = f" and {len(broken) - 3:,} more" if len(broken) > 3 else ""
+        raise UsageError(
+            f"{len(broken):,} of {count:,} images of {name} cannot be read: {', '.join(broken[:3])}{more}: mend or remove them"
+        )
+    return torch.from_numpy(levels), said.notes()
+
+
+def fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture with its shorter side resized and its centre cropped to `size` (height, width)."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(Image.fromarray(values), size[::-1], Image.Resampling.BOX))
+
+
+def several_shapes(pictures: Pictures, name: str, example: dict[tuple[int, ...], str]) -> str:
+    """Which shapes there are, by what the files say of themselves."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    for file, source in pictures:
+        try:
+            with opened(source) as image:
+                turned = image.format != "PNG" and image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) > 4
+                shape = image.size if turned else image.size[::-1]
+        except Exception:
+            continue
+        counts[shape] += 1
+        example.setdefault(shape, file)
+    kinds = [f"{'x'.join(map(str, s))} ({counts[s] or 1:,}, such as {example[s]})" for s in sorted(example, key=lambda s: (-counts[s], s))]
+    more = f" and {len(kinds) - 3:,} more" if len(kinds) > 3 else ""
+    return f"the images of {name} have {len(kinds):,} different shapes, {', '.join(kinds[:3])}{more}: give size=(height, width)"
+
+
+class Said:
+    """What was done to pictures, counted.
+
+    Attributes:
+        first: name of the first that was read.
+    """
+
+    def __init__(self) -> None:
+        self.first, self.counts, self.held, self.further = "", Counter(), {}, 0
+
+    def add(self, file: str, picture: Pixels) -> None:
+        """Counts one."""
+        self.first = self.first or file
+        self.counts["color" if picture.values.ndim == 3 else "grey"] += 1
+        self.counts["transparent"] += picture.transparent
+        self.counts["frames"] += picture.further > 0
+        self.further += picture.further
+        if picture.kind:
+            self.counts[picture.kind] += 1
+            low, high = self.held.get(picture.kind, picture.held)
+            self.held[picture.kind] = min(low, picture.held[0]), max(high, picture.held[1])
+
+    def notes(self) -> list[str]:
+        """In words."""
+        n, notes = self.counts, []
+        if n["grey"] and n["color"]:
+            notes.append(f"{n['grey']:,} grey image{'s' * (n['grey'] > 1)} read as RGB")
+        for kind, top in (("16 bits", "65535"), ("floats", "1")):
+            if n[kind]:
+                low, high = self.held[kind]
+                notes.append(f"{n[kind]:,} of {kind} scaled from 0..{top} to 0..255, where they hold {low:g} to {high:g}")
+        if n["transparent"]:
+            notes.append(f"{n['transparent']:,} with transparency laid over white")
+        if n["frames"]:
+            notes.append(f"{n['frames']:,} of several frames, of which the first is read and {self.further:,} further are not")
+        return notes
