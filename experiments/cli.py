@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -29,7 +30,7 @@ from . import demo
 from .evaluation import draw
 from .experiment import Experiment
 from .importing import Flags, bring, send
-from .recipes import RECIPES, find
+from .recipes import RECIPES, SCRIPTS, find
 from .reproduce import train_recipe
 from .spacing import spaced
 
@@ -164,6 +165,8 @@ def dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
         near = difflib.get_close_matches(name, commands, n=1)
+        if name in RECIPES or name in SCRIPTS:
+            near = [f"unnoise train {name if name in RECIPES else f'{name}-smoke'}"]
         raise UsageError(f"there is no command {name}: {f'did you mean {near[0]}?' if near else 'choose from ' + ', '.join(commands)}")
     commands[name](rest)
     return 0
@@ -279,10 +282,19 @@ def run_evaluate(arguments: list[str]) -> None:
     steps = grid_of(experiment, experiment.sampler(denoiser), options.steps)
     results = experiment.evaluate(denoiser, count=count, steps=steps, seed=options.seed, progress=bar) | {"step": checkpoint.step}
     path = writable(options.run) / "evaluation.json"
-    path.write_text(json.dumps(results, indent=1))
+    path.write_text(json.dumps(finite(results), indent=1, allow_nan=False))
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
     print(f"written to {path}")
+
+
+def finite(value: Any) -> Any:
+    """Results as JSON has them: null for NaN and infinity, which it does not know."""
+    if isinstance(value, dict):
+        return {name: finite(held) for name, held in value.items()}
+    if isinstance(value, list):
+        return [finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_import(arguments: list[str]) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..shared.data import ImageSet
 from ..shared.denoiser import Denoiser
+from ..shared.errors import UsageError
 from ..shared.metrics import frechet_distance
+from ..shared.metrics.errors import standard_error
 from ..shared.networks.classifier import train_classifier
 from ..shared.progress import Progress, silent
 from ..shared.random import Streams
@@ -139,7 +141,7 @@ def bits_per_dim(
         bits.append(measure(images.k[rows].to(device), generator, progress, **labels).bits_per_dim(images.dims))
     of_label = math.log2(experiment.data.classes or 1) / images.dims
     whole = torch.cat(bits) + of_label
-    return float(whole.mean()), float(whole.std() / math.sqrt(len(whole)))
+    return float(whole.mean()), standard_error(whole)
 
 
 def marginal_bits_per_dim(train: ImageSet, test: ImageSet) -> tuple[float, float]:
@@ -150,7 +152,7 @@ def marginal_bits_per_dim(train: ImageSet, test: ImageSet) -> tuple[float, float
     counts = torch.nn.functional.one_hot(train.k.flatten(1).long(), train.scale.levels).sum(0) + 1.0
     p = counts / counts.sum(-1, keepdim=True)
     bits = -p.expand(len(test.k), -1, -1).gather(-1, test.k.flatten(1).long()[..., None]).log2().flatten(1).mean(1)
-    return float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
+    return float(bits.mean()), standard_error(bits)
 
 
 def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
@@ -167,8 +169,16 @@ def evaluate_images(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Bits/dim of held-out images and, where there are labels to train a judge with, the quality of as many samples."""
+    """Bits/dim of held-out images and, where there are labels to train a judge with, the quality of as many samples.
+
+    Raises:
+        UsageError: for fewer than two images, which have no standard error and no Fréchet distance.
+    """
+    if count is not None and count < 2:
+        raise UsageError(f"count={count}: a standard error and a Fréchet distance need at least 2 images; give --count 2 or more")
     train, test = experiment.load("train", progress), experiment.load("test", progress)
+    if len(test.k) < 2:
+        raise UsageError(f"the test split holds {len(test.k)} image: a standard error needs at least 2, so hold more images out")
     if count is not None:
         test = test._replace(k=test.k[:count], label=None if test.label is None else test.label[:count])
     bits, error = bits_per_dim(experiment, denoiser, test, seed=seed, progress=progress)

@@ -80,7 +80,8 @@ def find(name: str) -> Experiment:
         UsageError: with the nearest name, where there is none.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else "`unnoise recipes` lists them"
+        near = sorted(recipe for recipe in RECIPES if recipe.startswith(f"{name}-"))
+        near = near or difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`unnoise recipes` lists them"
         raise UsageError(f"there is no recipe {name}: {hint}")
     return RECIPES[name]()

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..discrete import VariationalBound
+from ..shared.bits import perplexity
 from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, characters, pieces, sparse_chain, text8, tokenizer_file
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
+from ..shared.metrics.errors import standard_error
 from ..shared.networks import DiT, Transformer
 from ..shared.progress import Progress, silent
 from ..shared.sampler import device_of
@@ -35,8 +37,9 @@ class Text:
     """Text to train on."""
 
     name: str = "shakespeare"
-    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or CSV file, of which
-    the last tenth is held out, a folder of files named after the splits, or a set on the hub."""
+    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or CSV file, a folder
+    of files named after the splits, or a set on the hub. Of a single file the last tenth of the characters is held out, from the end of
+    a document, a line or a word on: the first half of it is `validation`, the second `test`."""
     batch: int = 64
     """Windows in a batch."""
     length: int = 128
@@ -47,6 +50,9 @@ class Text:
     """A tokenizer file (tokenizer.json), which a run keeps, or None for 27 symbols: a to z and one space for everything else."""
     layout: Literal["packed", "ends", "padded"] = "packed"
     """Documents end to end, with an end token at both ends of a window too, or one in a window with padding; for tokenizers."""
+    documents: Literal["file", "paragraphs", "lines"] | None = None
+    """What a document of a .txt file is, for tokenizers: the whole file with its line breaks, its paragraphs, or its lines without their
+    breaks. None for the file, and for lines in the padded layout."""
     crop: bool = False
     """Train on random pieces of blocks of twice the length, as D3PM."""
     seed: int = 0
@@ -57,21 +63,46 @@ class Text:
             raise UsageError(
                 f"layout={self.layout} is for a tokenizer, and 27 symbols are packed: give --text.tokenizer tokenizer.json too"
             )
+        if self.tokenizer is None and self.documents is not None:
+            raise UsageError(
+                f"documents={self.documents} is for a tokenizer, and 27 symbols run together: give --text.tokenizer tokenizer.json too"
+            )
+        if self.tokenizer is not None and self.crop:
+            raise UsageError("crop is for 27 symbols, and windows of a tokenizer are trained on as they are: leave one of both out")
 
     def load(self, split: str = "train") -> TextSet:
-        """A split."""
-        if Path(self.name).is_file() and self.name != "text8":
-            split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
+        """A split. Of the text of a single file, and of a folder, `train` is refused where there is no window to test on.
+
+        Raises:
+            UsageError: as `characters` and `pieces`.
+        """
         if self.name == "chain":
             chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
             windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
             return TextSet(windows, Letters(), windows.numel(), windows.numel(), windows.numel())
+        data = self._read(split)
+        if split != "train" or self.name == "text8" or not Path(self.name).exists():
+            return data
+        try:
+            test = self._read("test")
+        except UsageError as error:
+            if Path(self.name).is_file():
+                part = f"the last twentieth of {self.name}, which is held out for tests, has no window"
+                raise UsageError(f"{part} ({error}): give more text or a smaller length") from error
+            return replace(data, summary=f"{data.summary}; `unnoise evaluate` will have no text to measure on: {error}")
+        where = "the last tenth of the file is held out" if Path(self.name).is_file() else "the folder holds others to test on"
+        return replace(data, summary=f"{data.summary}; {where}, {len(test.windows):,} windows of it for tests")
+
+    def _read(self, split: str) -> TextSet:
+        if self.name == "text8" and self.tokenizer is None:
+            return text8(split, self.length)
+        crop = self.crop and split == "train"
+        if Path(self.name).is_file():
+            split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
         if self.tokenizer is not None:
             layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
-            return pieces(self.name, split, self.length, self.alphabet(), layout, column=self.column)
-        if self.name == "text8":
-            return text8(split, self.length)
-        return characters(self.name, split, self.length, column=self.column, crop=self.crop and split == "train")
+            return pieces(self.name, split, self.length, self.alphabet(), layout, column=self.column, documents=self.documents)
+        return characters(self.name, split, self.length, column=self.column, crop=crop)
 
     def alphabet(self) -> Letters | Pieces:
         """What the tokens stand for."""
@@ -176,29 +207,32 @@ class TextExperiment(Experiment):
         """
         device, measure = device_of(denoiser), self.codelength(denoiser, test.scale)
         generator, parts, real = torch.Generator(device).manual_seed(seed), [], []
-        windows = test.windows[: min(count or len(test.windows), len(test.windows))].long()
-        for k in windows.split(max(1, min(100, AT_ONCE // (test.length * test.vocabulary)))):
+        windows, size = min(count or len(test.windows), len(test.windows)), max(1, min(100, AT_ONCE // (test.length * test.vocabulary)))
+        for start in range(0, windows, size):
+            k = test.windows[start : min(start + size, windows)].long()
             parts.append(torch.stack(measure(k.to(device), generator, progress)[:3]).cpu())
             real.append((k != self.padding).sum(1) if self.padding is not None else torch.full((len(k),), test.length))
         nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
         whole = nats.sum(0)
         mean = float(whole.sum() / tokens.sum())
         # A ratio of sums, as perplexities are: long windows weigh more, and its error is that of what each window is off the mean.
-        error = float((whole - mean * tokens).std() / (tokens.mean() * math.sqrt(len(tokens))))
-        given = mean - len(windows) * math.log(test.length + 1) / float(tokens.sum())
+        error = standard_error(whole - mean * tokens) / float(tokens.mean())
+        given = mean - windows * math.log(test.length + 1) / float(tokens.sum())
         prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
+        of_text: dict[str, Any] = {"lossy": test.lossy}  # no figures of a text that the tokens do not give back
+        if not test.lost:
+            of_text = {"bits_per_character": test.bits_per_character(mean), "perplexity_per_word": test.perplexity_per_word(mean)}
         of_padding = {
             "bits_per_token_given_padding": given / math.log(2),
-            "perplexity_per_token_given_padding": math.exp(given),
+            "perplexity_per_token_given_padding": perplexity(given),
         }
         return {
             "bits_per_token": mean / math.log(2),
             "standard_error": error / math.log(2),
             "bits_per_token_prior_path_data": [round(v, 6) for v in (prior, path, data)],
-            "bits_per_character": test.bits_per_character(mean),
-            "perplexity_per_token": math.exp(mean),
-            "perplexity_per_word": test.perplexity_per_word(mean),
-            "windows": len(windows),
+            "perplexity_per_token": perplexity(mean),
+            **of_text,
+            "windows": windows,
             "kind": self.codelength_kind,
         } | (of_padding if self.padding is not None else {})
 

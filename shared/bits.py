@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .random import Source, uniform
 from .scale import Scale
-from .tensors import finest, per_example
+from .tensors import finest, per_example, refuse_unless
 
 
 class Codelength(NamedTuple):
@@ -36,6 +37,17 @@ class Codelength(NamedTuple):
     def bits_per_dim(self, dims: int) -> Tensor:
         """`nats / (dims log 2)`, `(B,)`."""
         return self.nats / (dims * math.log(2))
+
+
+def refuse_nan(code: Codelength) -> Codelength:
+    """The code length, refused where it is NaN; waits for an accelerator, once. Infinite it may be, for data that a model rules out.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    known = ~torch.isnan(code.nats)
+    refuse_unless(known, "the code length is NaN: look for NaN in the weights of the network, or in the conditions", wait=True)
+    return code
 
 
 def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
@@ -97,3 +109,8 @@ def sampled_levels(first: int, last: int, terms: int, batch: int, generator: Sou
 def total_nats(values: Tensor) -> Tensor:
     """Sum over everything but the batch, in float64 where the device has it, so that a thousand small terms add up."""
     return per_example(finest(values))
+
+
+def perplexity(nats: float) -> float:
+    """`exp(nats)`, infinite where no float64 holds it, as of a word that an untrained model codes."""
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .tensors import Table
 
+FEW = 4
+"""Numbers of a tensor that are written out."""
+
 
 class ByValue:
     """Equality by value: two objects of one class whose constructor arguments are equal are equal, tensors entry by entry.
@@ -28,12 +31,25 @@ class ByValue:
     def __hash__(self) -> int:
         return hash(type(self))  # equal objects must share it, and tensors have none
 
+    def __repr__(self) -> str:
+        defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
+        given = {name: value for name, value in state_of(self).items() if not same(value, defaults.get(name, inspect.Parameter.empty))}
+        return f"{type(self).__name__}({', '.join(f'{name}={written(value)}' for name, value in given.items())})"
+
 
 def state_of(value: Any) -> dict[str, Any]:
     """What decides an object's behavior: its constructor arguments, or all of its attributes where it does not keep these."""
     names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
     own = vars(value)
     return {name: own[name] for name in names} if all(name in own for name in names) else own
+
+
+def written(value: Any) -> str:
+    """A value in one line: a long tensor by its shape, and a function by its name."""
+    if isinstance(value, Tensor | Table):
+        tensor = value.values if isinstance(value, Table) else value
+        return str(tensor.tolist()) if tensor.numel() <= FEW else f"tensor of shape {tuple(tensor.shape)}"
+    return getattr(value, "__name__", None) or repr(value)
 
 
 def same(a: Any, b: Any) -> bool:

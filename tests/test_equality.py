@@ -19,6 +19,13 @@ def levels(changed=False):
     return sde.Levels(sigmas)
 
 
+class Still(torch.nn.Module):
+    """A network that gives its input."""
+
+    def forward(self, x, time):
+        return x
+
+
 class Own(sde.VP):
     """A schedule of a user's, whose attributes have other names than its arguments."""
 
@@ -55,20 +62,18 @@ def test_processes_of_equal_values_are_equal(name):
 
 
 def test_predictor_and_corrector_of_equal_tables_fit():
-    a, b = (Learned(torch.nn.Identity(), Tabulated(linear_betas(100))) for _ in range(2))
+    a, b = (Learned(Still(), Tabulated(linear_betas(100))) for _ in range(2))
     corrector = sde.AnnealedLangevin(b)
     PredictorCorrector(DDIM(a), corrector)
     with pytest.raises(UsageError, match="different schedules"):
-        PredictorCorrector(DDIM(Learned(torch.nn.Identity(), Tabulated(linear_betas(101)))), corrector)
+        PredictorCorrector(DDIM(Learned(Still(), Tabulated(linear_betas(101)))), corrector)
     with pytest.raises(UsageError, match="different schedules"):  # which differ in one number that no print shows
-        PredictorCorrector(sde.ReverseDiffusion(sde.Learned(torch.nn.Identity(), levels())), sde.AnnealedLangevin(sde.Learned(torch.nn.Identity(), levels(True))))
+        PredictorCorrector(sde.ReverseDiffusion(sde.Learned(Still(), levels())), sde.AnnealedLangevin(sde.Learned(Still(), levels(True))))
 
 
 def test_predictor_and_corrector_of_two_reverse_models_do_not_fit():
     chain = discrete.Uniform(3, discrete.LogLinear())
-    product, marginal = (
-        discrete.Categorical(torch.nn.Identity(), chain, reverse=r) for r in (discrete.Product(), discrete.Marginal())
-    )
+    product, marginal = (discrete.Categorical(Still(), chain, reverse=r) for r in (discrete.Product(), discrete.Marginal()))
     PredictorCorrector(discrete.TauLeaping(product), discrete.RateCorrector(product))
     with pytest.raises(UsageError, match="Product.*Marginal.*one denoiser"):
         PredictorCorrector(discrete.TauLeaping(product), discrete.RateCorrector(marginal))
@@ -76,6 +81,19 @@ def test_predictor_and_corrector_of_two_reverse_models_do_not_fit():
 
 def test_a_denoiser_on_an_equal_schedule_is_at_home():
     """Its times then are those of training, not ones that went through the log-SNR and back."""
-    denoiser = Learned(torch.nn.Identity(), Tabulated(linear_betas(100)))
+    denoiser = Learned(Still(), Tabulated(linear_betas(100)))
     moved = denoiser.on(Tabulated(linear_betas(100)))
     assert moved.corruption is denoiser.schedule
+
+
+@pytest.mark.parametrize(
+    ("process", "expected"),
+    [
+        (sde.VP(), "VP()"),
+        (sde.VP(beta_max=10.0), "VP(beta_max=10.0)"),
+        (Tabulated(linear_betas(100)), "Tabulated(betas=tensor of shape (100,))"),
+        (discrete.Absorbing(5, discrete.LogLinear()), "Absorbing(levels=5, schedule=LogLinear(eps=0.001, t_min=0.001))"),
+    ],
+)
+def test_processes_say_what_they_were_made_of(process, expected):
+    assert repr(process) == expected

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from unnoise.experiments import ddpm, evaluation, score_sde
+from unnoise.experiments.cli import finite
 from unnoise.experiments.evaluation import Judge, bits_per_dim, draw, judge_of, marginal_bits_per_dim
-from unnoise.shared.bits import Codelength
+from unnoise.shared.bits import Codelength, perplexity
 from unnoise.shared.data import image_set
+from unnoise.shared.errors import UsageError
+from unnoise.shared.metrics.errors import standard_error
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,35 @@ def test_a_set_has_one_judge_in_a_process():
     assert judge_of(few, steps=2) is judge_of(same, steps=2)
     assert judge_of(few, steps=2) is not judge_of(other, steps=2)
     assert judge_of(few, steps=2) is not judge_of(few, steps=3)
+
+
+def test_one_example_has_no_standard_error(recwarn):
+    assert math.isnan(standard_error(torch.ones(1))) and not recwarn.list
+    assert standard_error(torch.tensor([1.0, 3.0])) == pytest.approx(1.0)  # s = sqrt(2), of two values
+
+
+@pytest.mark.parametrize("count", [1, 0])
+def test_one_image_is_refused_before_the_judge_is_trained(digits, monkeypatch, count):
+    def fail(*_, **__):
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(evaluation, "judge_of", fail)
+    monkeypatch.setattr(evaluation, "bits_per_dim", fail)
+    experiment = ddpm.smoke()
+    denoiser = experiment.objective(digits[0].shape, digits[0].scale).denoiser
+    with pytest.raises(UsageError, match=f"count={count}: .*at least 2"):
+        experiment.evaluate(denoiser, count=count, steps=2)
+    one = digits[1]._replace(k=digits[1].k[:1], label=digits[1].label[:1])
+    monkeypatch.setattr(type(experiment), "load", lambda self, split="train", progress=None: one)
+    with pytest.raises(UsageError, match="the test split holds 1 image"):
+        experiment.evaluate(denoiser, count=None, steps=2)
+
+
+def test_perplexities_beyond_float64_are_infinite():
+    assert perplexity(math.log(7)) == pytest.approx(7)
+    assert perplexity(709.0) < math.inf == perplexity(710.0)
+
+
+def test_results_are_json_without_nan():
+    found = {"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": "NaN", "e": 3, "f": None}
+    assert finite(found) == {"a": None, "b": [1.0, None, {"c": None}], "d": "NaN", "e": 3, "f": None}
