@@ -44,10 +44,44 @@ class Flags:
     """score_sde: vp, subvp or ve."""
     continuous: bool | None = None
     """score_sde: whether it was trained in continuous time."""
+    beta_min: float | None = None
+    """score_sde, EDM's vp: beta at t = 0, such as 0.1."""
+    beta_max: float | None = None
+    """score_sde: beta at t = 1, such as 20."""
+    num_scales: int | None = None
+    """score_sde: steps of a VP chain whose file has no noise levels to count, such as 1000."""
+    centered: bool | None = None
+    """score_sde: whether images are in [-1, 1], as those of vp and subvp are if nothing is said, and not in [0, 1]."""
+    scale_by_sigma: bool | None = None
+    """score_sde: whether a VE network's output is divided by sigma, True if nothing is said."""
+    skip_rescale: bool | None = None
+    """score_sde: whether sums of blocks are divided by sqrt(2), True for NCSN++ and DDPM++ if nothing is said."""
     fir: bool | None = None
     """score_sde: whether sizes change by the filter (1, 3, 3, 1)."""
+    rescaled: bool | None = None
+    """ermongroup DDPM, NCSNv2: whether images are in [-1, 1], True for DDPM and False for NCSNv2 if nothing is said."""
+    logit_transform: bool | None = None
+    """NCSNv2: whether images are logits, which are not read."""
+    beta_schedule: str | None = None
+    """ermongroup DDPM: linear, quad, const, jsd, sigmoid, warmup10 or warmup50."""
+    beta_start: float | None = None
+    """ermongroup DDPM: the first beta, such as 0.0001."""
+    beta_end: float | None = None
+    """ermongroup DDPM: the last beta, such as 0.02."""
+    num_diffusion_timesteps: int | None = None
+    """ermongroup DDPM: steps of training, such as 1000."""
     precond: str | None = None
     """EDM: the preconditioner, edm, vp, ve or iddpm."""
+    sigma_data: float | None = None
+    """EDM's edm: standard deviation of the data, such as 0.5."""
+    sigma_min: float | None = None
+    """EDM's ve: the smallest noise level for images in [-1, 1], such as 0.02; of edm, where it is larger than 0.002."""
+    sigma_max: float | None = None
+    """EDM's ve: the largest noise level for images in [-1, 1], such as 100; of edm, where it is smaller than 80."""
+    beta_d: float | None = None
+    """EDM's vp: beta_max - beta_min, such as 19.9."""
+    M: int | None = None
+    """EDM's vp: steps that its time input counts, such as 1000."""
     length: int | None = None
     """MDLM, SEDD: tokens in a sequence."""
     time_conditioning: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor
@@ -49,6 +50,22 @@ def thousandth_index(corruption: Corruption, t: Tensor) -> Tensor:
 def song_vp(corruption: Corruption, t: Tensor) -> Tensor:
     """999 t, the label of Song et al.'s (2021) VP and sub-VP networks."""
     return 999 * t
+
+
+@described
+@dataclass(frozen=True)
+class LastIndex:
+    """`last t`: `song_vp` for chains of another length, of which `last` is the last 0-based index (Karras et al. 2022, table 1: M - 1).
+
+    Attributes:
+        last: the label at t = 1.
+    """
+
+    last: float
+
+    def __call__(self, corruption: Corruption, t: Tensor) -> Tensor:
+        """The label."""
+        return self.last * t
 
 
 @described

@@ -7,11 +7,15 @@ from helpers import assert_samples_close
 from torch import nn
 
 from unnoise.experiments.released.files import read
+from unnoise.experiments.released.settings import Settings
 from unnoise.experiments.released.song import BUFFERS, names, structure
 from unnoise.experiments.released.weights import Made
 from unnoise.sde import EDM, SubVP
 from unnoise.shared.errors import UsageError
 from unnoise.shared.tensors import like
+
+BETAS = {"beta_min": 0.1, "beta_max": 20.0}
+"""Of the released files of Song et al. (2021), which a path tells or a flag."""
 
 
 def song_state(nf, ch_mult, blocks, attention, *, fourier=False, ddpm=False, enters=None, leaves=False, make=torch.zeros):
@@ -108,7 +112,7 @@ def shapes(state):
 def assert_reads_as(preset, state):
     """A file of these names, of full size and without numbers, is read as the network that `preset` builds."""
     plain = {name.removeprefix("module."): value for name, value in state.items()}
-    read = structure(plain, "file.pth", None)
+    read = structure(plain, "file.pth", Settings("file.pth", {}))
     with torch.device("meta"):
         network = preset()
     about = (network.shape[0], network.width, network.multipliers, network.blocks, network.attention, network.style)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from unnoise.experiments import released
 from unnoise.experiments.importing import Flags, bring
 from unnoise.experiments.released import loading, openai
+from unnoise.experiments.released.pesser import TRAINED
 
 GUIDED = {
     "image_size": 16,
@@ -85,7 +86,7 @@ def lightning(folder, name, state):
 
 
 CASES = {
-    "pesser / ermongroup DDPM": ("ddim_model", ermongroup, {"image_size": 16}, lambda m, f: (m.network(f["x"], f["t"]), f["y"])),
+    "pesser / ermongroup DDPM": ("ddim_model", ermongroup, {"image_size": 16, **TRAINED}, lambda m, f: (m.network(f["x"], f["t"]), f["y"])),
     "diffusers": ("diffusers_unet2d_ddpm", diffusers, {}, lambda m, f: (m.raw(f["x"], (f["t"].double() + 1) / 1000)[0], f["y"])),
     "improved-diffusion / guided-diffusion": (
         "guided_diffusion_unet",

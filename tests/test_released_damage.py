@@ -9,11 +9,12 @@ from collections import OrderedDict
 import pytest
 import torch
 from helpers import peer_state
-from released_helpers import refused
+from released_helpers import BETAS, refused
 from torch import nn
 
 from unnoise.experiments.released import files, karras, ncsnv2, openai, pesser, song, text
 from unnoise.experiments.released.pickles import Record
+from unnoise.experiments.released.settings import Settings
 from unnoise.experiments.released.weights import Made, fill, listed, stripped, tensor
 from unnoise.shared.errors import UsageError
 
@@ -27,15 +28,15 @@ GUIDED = {
     "predict_xstart": False,
 }
 FORMATS = {
-    "ddim_model": (pesser.denoiser, {"image_size": 16}),
+    "ddim_model": (pesser.denoiser, {"image_size": 16, **pesser.TRAINED}),
     "guided_diffusion_unet": (openai.denoiser, GUIDED),
     "guided_diffusion_classifier": (openai.denoiser, GUIDED),
-    "score_sde_ddpm": (song.denoiser, {"image_size": 16, "sde": "subvp"}),
-    "score_sde_ddpmpp_vp": (song.denoiser, {"image_size": 32, "sde": "subvp"}),
+    "score_sde_ddpm": (song.denoiser, {"image_size": 16, "sde": "subvp", **BETAS}),
+    "score_sde_ddpmpp_vp": (song.denoiser, {"image_size": 32, "sde": "subvp", **BETAS}),
     "score_sde_ncsnpp_ve_skip": (song.denoiser, {"image_size": 32}),
     "ncsnv2": (ncsnv2.denoiser, {"image_size": 16}),
-    "edm_ddpmpp": (karras.denoiser, {"precond": "edm"}),
-    "edm_adm": (karras.denoiser, {"precond": "edm", "num_head_channels": 8}),
+    "edm_ddpmpp": (karras.denoiser, {"precond": "edm", "sigma_data": 0.5}),
+    "edm_adm": (karras.denoiser, {"precond": "edm", "sigma_data": 0.5, "num_head_channels": 8}),
     "mdlm_dit": (text.mdlm, {"length": 24}),
     "sedd_absorb": (text.sedd, {"length": 24}),
 }
@@ -225,8 +226,9 @@ def test_shared_values_are_read_and_named_in_short(tmp_path):
     path.write_bytes(b"\x80\x02cpackage\nName\n)\x81}X\x0a\x00\x00\x00sigma_data" + SHARED + b"sb.")
     record = files.read(path)
     assert repr(record) == "Record(name='Name', module='package')"
-    refused(lambda: karras.number(record.state, "sigma_data", 0.5), "sigma_data=a tuple in the pickled network")
-    refused(lambda: karras.number({"sigma_data": 10**5000}, "sigma_data", 0.5), "sigma_data=a int in the pickled network")
+    for told, value in ((record.state, "a tuple"), ({"sigma_data": 10**5000}, "a int")):
+        refused(lambda t=told: Settings("file", {}, t).numbers("", sigma_data=0.5), f"sigma_data={value} is not a positive number")
+        refused(lambda t=told: Settings("file", {"sigma_data": 0.5}, t), f"sigma_data=0.5, but the file says {value}")
     refused(lambda: text.mdlm(peer_state("mdlm_dit"), "file", config={"parameterization": record.state["sigma_data"]}), "a tuple")
 
 

@@ -6,18 +6,20 @@ are in the names of the tensors.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...continuous import Tabulated, cosine_betas
+from ...continuous import Tabulated, betas_of
 from ...sde import EDM, VE, VP, Learned, Preconditioned
 from ...shared.errors import UsageError
-from ...shared.labels import log_half_noise_level, quarter_log, song_vp, step_index
+from ...shared.labels import LastIndex, log_half_noise_level, quarter_log, song_vp, step_index
 from ...shared.networks import UNet
 from ...shared.networks.embeddings import SINES, Fourier
 from ...shared.networks.progressive import InputResidual, InputSkip, OutputSkip
@@ -27,6 +29,7 @@ from ...shared.prediction import noise, scaled_score
 from ...shared.scale import Scale
 from .files import state_dict
 from .pickles import Record
+from .settings import LARGEST, Settings
 from .unets import attention_names, block_names, channels_first, layers
 from .weights import Made, Names, fill, listed, quoted, renamed, stripped, tensor
 
@@ -36,43 +39,86 @@ ATTENTION = {"norm": "norm2", "qkv": "qkv", "out": "proj"}
 ENDS = {"time.mlp.0": "map_layer0", "time.mlp.2": "map_layer1"}
 TABLE = "u"
 """Noise levels of the preconditioner of Nichol & Dhariwal's (2021) networks, from the largest to zero."""
-STEPS = 1000
-LARGEST = 1e9
-"""Of what a pickled preconditioner may have for a setting."""
+SONG_M = 1000
+"""M of Song et al.'s (2021) networks, whose label has a name of its own."""
+LARGEST_TRAINED, SMALLEST_TRAINED = 80.0, 0.002
+"""Of the paper's sampling grid."""
 
 
-def edm(network: UNet, about: Mapping[str, Any]) -> Learned:
-    """Karras et al.'s own."""
-    return Learned(network, EDM(), Preconditioned(number(about, "sigma_data", 0.5)), quarter_log)
+def edm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
+    """Karras et al.'s own; a pickled `sigma_min` and `sigma_max` narrow the paper's range, as in its sampler."""
+    (sigma_data,) = settings.numbers("the file does not tell the preconditioner's sigma_data", sigma_data=0.5)
+    low, high = (ends(settings.get(name), name, settings) for name in ("sigma_min", "sigma_max"))
+    schedule = EDM(max(low or 0.0, SMALLEST_TRAINED), min(high or LARGEST_TRAINED, LARGEST_TRAINED))
+    return Learned(network, schedule, Preconditioned(sigma_data), quarter_log)
 
 
-def vp(network: UNet, about: Mapping[str, Any]) -> Learned:
-    """That of Song et al.'s (2021) VP networks."""
-    low = number(about, "beta_min", 0.1)
-    return Learned(network, VP(low, low + number(about, "beta_d", 19.9)), noise, song_vp)
+def vp(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
+    """That of Song et al.'s (2021) VP networks, told `(M - 1) t`."""
+    examples = {"beta_d": 19.9, "beta_min": 0.1, "M": SONG_M}
+    slope, low, steps = settings.numbers("the file does not tell the VP preconditioner's settings", **examples)
+    smallest = settings.assume("epsilon_t", 1e-5, "the smallest time of training, as released")
+    label = song_vp if steps == SONG_M else LastIndex(steps - 1)
+    return Learned(network, VP(low, low + slope, t_min=smallest), noise, label)
 
 
-def ve(network: UNet, about: Mapping[str, Any]) -> Learned:
+def ve(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
     """That of Song et al.'s (2021) VE networks: sigmas are twice theirs, as data in [-1, 1] are twice as wide as data in [0, 1]."""
-    schedule = VE(number(about, "sigma_min", 0.02), number(about, "sigma_max", 100.0))
-    return Learned(network, schedule, scaled_score, log_half_noise_level, scaled=False)
+    examples = {"sigma_min": 0.02, "sigma_max": 100.0}
+    low, high = settings.numbers("the file does not tell the noise levels that the VE preconditioner was trained on", **examples)
+    return Learned(network, VE(low, high), scaled_score, log_half_noise_level, scaled=False)
 
 
-def iddpm(network: UNet, about: Mapping[str, Any]) -> Learned:
-    """That of Nichol & Dhariwal's (2021) networks, whose table of 1000 steps counts from the largest noise there."""
-    return Learned(network, Tabulated(cosine_betas(STEPS)), noise, step_index)
+def iddpm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
+    """That of Nichol & Dhariwal's (2021) networks: the table `u` of sigma / alpha, which counts from the largest noise and ends with 0."""
+    if table is None:
+        raise UsageError(
+            f"{settings.source}: {TABLE} is missing, the noise levels of precond='iddpm', which its chain is made of: give a whole file"
+        )
+    u = table.double()
+    if len(u) < 2 or not (u[0] < torch.inf and u[-1] == 0 and (u.diff() < 0).all()):
+        raise UsageError(f"{settings.source}: its noise levels {TABLE} do not fall from a finite one to 0: give a whole file")
+    settings.tell("M", len(u) - 1)
+    return Learned(network, Tabulated(betas_of(1 / (1 + u[:-1].flip(0) ** 2))), noise, step_index)
 
 
-def number(about: Mapping[str, Any], name: str, default: float) -> float:
-    """A setting of a pickled preconditioner."""
-    value = about.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
-        raise UsageError(f"{name}={quoted(value)} in the pickled network is no positive number: give its state dict, and precond=...")
-    return float(value)
+def ends(value: Any, name: str, settings: Settings) -> float | None:
+    """A range's end; None for 0 and infinity, which are none, and for what is not told."""
+    if value is None or (isinstance(value, int | float) and value in (0, math.inf)):
+        return None
+    (value,) = settings.numbers("", **{name: 1.0})
+    return value
 
 
-PRECONDITIONERS: dict[str, Callable[[UNet, Mapping[str, Any]], Learned]] = {"edm": edm, "vp": vp, "ve": ve, "iddpm": iddpm}
+PRECONDITIONERS: dict[str, Callable[[UNet, Settings, Tensor | None], Learned]] = {"edm": edm, "vp": vp, "ve": ve, "iddpm": iddpm}
+USES = {
+    "edm": {"sigma_data", "sigma_min", "sigma_max"},
+    "vp": {"beta_d", "beta_min", "M", "epsilon_t"},
+    "ve": {"sigma_min", "sigma_max"},
+    "iddpm": {"M"},
+}
+"""Settings by preconditioner."""
 CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
+RELEASED = re.compile(r"(edm|baseline)-(cifar10-32x32|ffhq-64x64|afhqv2-64x64|imagenet-64x64)-(un)?cond-(vp|ve|adm)")
+"""The names of released files, without what they end in."""
+BASELINES: dict[str, dict[str, Any]] = {
+    "vp": {"precond": "vp", "beta_d": 19.9, "beta_min": 0.1, "M": SONG_M, "epsilon_t": 1e-5},
+    "ve": {"precond": "ve", "sigma_min": 0.02, "sigma_max": 100.0},
+    "adm": {"precond": "iddpm", "M": 1000},
+}
+
+
+def settings_of(given: Mapping[str, Any], held: Any, state: Mapping[str, Any], source: str) -> Settings:
+    """The settings, with what the pickle, the state dict and the file's name tell."""
+    told: dict[str, Any] = {"precond": "iddpm"} if TABLE in state else {}
+    if isinstance(held, Record):
+        told["precond"] = CLASSES[held.name]
+        told |= {name: held.state[name] for name in USES[told["precond"]] if name in held.state}
+    found, named = RELEASED.fullmatch(PurePath(source).stem.lower()), {}
+    if found is not None:
+        named = {"precond": "edm", "sigma_data": 0.5} if found[1] == "edm" else BASELINES[found[4]]
+        named = {} if told.get("precond", named["precond"]) != named["precond"] else named
+    return Settings(source, given, told, named)
 
 
 def looks_like(contents: Any) -> bool:
@@ -84,23 +130,40 @@ def looks_like(contents: Any) -> bool:
     return {"map_layer0.weight", "map_layer1.weight"} <= state.keys() and any(STEM.fullmatch(name) for name in state)
 
 
-def denoiser(contents: Any, source: str, *, precond: str | None = None, num_head_channels: int | None = None) -> Learned:
+def denoiser(
+    contents: Any,
+    source: str,
+    *,
+    precond: str | None = None,
+    sigma_data: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    beta_d: float | None = None,
+    beta_min: float | None = None,
+    M: int | None = None,
+    num_head_channels: int | None = None,
+) -> Learned:
     """The denoiser of a released network, of images in [-1, 1].
 
     Sizes, multipliers, blocks and attention follow from the weights' names and shapes. The denoiser's home is the process of its
     preconditioner; `on(EDM())` brings any to the noise levels of the paper's samplers. Where the networks of `iddpm` are asked between two
     levels of their table, so is the network, and not at the nearer one.
 
+    A pickle tells its preconditioner and the settings of it. A state dict tells neither, but for the table of "iddpm"; they are known by
+    the names of released files, such as edm-cifar10-32x32-cond-vp.pkl, which tell nothing where a flag or the file contradicts them.
+
     Args:
         contents: what a pickle holds, with the network under `ema`, or the network, or its state dict.
         source: the file.
-        precond: "edm", "vp", "ve" or "iddpm"; None for the pickled network's own; a state dict does not tell, unless it has the table of
-            "iddpm".
+        precond: "edm", "vp", "ve" or "iddpm".
+        sigma_data: of "edm".
+        sigma_min, sigma_max: of "ve", for data in [-1, 1]; of "edm", where they narrow the range of sampling.
+        beta_d, beta_min, M: of "vp".
         num_head_channels: channels of each attention head of ADM; None for the pickled network's own, and in a state dict for the released
             64, which the width of 192 tells.
 
     Raises:
-        UsageError: for another network's file, a preconditioner or heads that are neither told nor given, an unknown preconditioner,
+        UsageError: for another network's file, a preconditioner, settings of it or heads that nothing tells or that the file contradicts,
             filters that are not known, tensors that are missing or surplus, and shapes that do not fit.
     """
     if not looks_like(contents):
@@ -109,27 +172,33 @@ def denoiser(contents: Any, source: str, *, precond: str | None = None, num_head
         raise UsageError(f"num_head_channels={num_head_channels}: give the channels of each attention head, such as 64")
     held = averaged(contents)
     state = stripped(state_dict(held) if isinstance(held, Record) else held, PREFIX)
-    own = CLASSES[held.name] if isinstance(held, Record) else "iddpm" if TABLE in state else None
-    precond = own if precond is None else precond
+    given = {"precond": precond, "sigma_data": sigma_data, "sigma_min": sigma_min, "sigma_max": sigma_max, "beta_d": beta_d}
+    given |= {"beta_min": beta_min, "M": M, "num_head_channels": num_head_channels}
+    settings = settings_of(given, held, state, source)
+    precond = settings.get("precond")
     if precond is None:
         raise UsageError(
             f"{source}: a state dict does not tell how the network is preconditioned: give precond="
             f"{', '.join(map(repr, PRECONDITIONERS))}, as it was trained; Karras et al.'s own are 'edm'"
         )
     if precond not in PRECONDITIONERS:
-        raise UsageError(f"{source}: precond={precond!r} is not known: give one of {', '.join(PRECONDITIONERS)}")
-    network, read = built(state, source, num_head_channels or pickled_heads(held))
+        raise UsageError(f"{source}: precond={quoted(precond)} is not known: give one of {', '.join(PRECONDITIONERS)}")
+    settings.refuse_unused(f"precond={precond!r} does not read it", *sorted(set().union(*USES.values()) - USES[precond]))
+    network, read = built(state, source, settings, pickled_heads(held))
     constant = {name for name in state if name.endswith(FILTER)}
-    if precond == "iddpm" and TABLE in state:
+    if precond == "iddpm":
         constant.add(TABLE)
-        check_table(tensor(state, TABLE, 1, source), source)
+    elif network.outputs != 1:
+        raise UsageError(
+            f"{source}: precond={precond!r}, but the network gives {network.outputs} numbers for each of the image, as iddpm's do"
+        )
     fill(network, names(network, state, read), state, source, ignored=constant)
-    made = PRECONDITIONERS[precond](network, held.state if isinstance(held, Record) and precond == own else {})
-    made.scale, made.shape = Scale(), network.shape
+    made = PRECONDITIONERS[precond](network, settings, tensor(state, TABLE, 1, source) if TABLE in state else None)
+    made.scale, made.shape, made.assumed = Scale(), network.shape, settings.assumed
     return made
 
 
-RELEASED = {192: 64}
+HEADS = {192: 64}
 """Channels of each head by the width of the network: ImageNet-64, the only released ADM."""
 STEM = re.compile(r"enc\.(\d{1,5})x\1_conv\.weight")
 
@@ -172,7 +241,7 @@ class Read:
         return f"{part}.{self.sizes[level]}x{self.sizes[level]}"
 
 
-def built(state: Mapping[str, Any], source: str, head_width: int | None) -> tuple[UNet, Read]:
+def built(state: Mapping[str, Any], source: str, settings: Settings, pickled: int | None) -> tuple[UNet, Read]:
     """The network of these names and shapes."""
     sizes = sorted({int(m[1]) for name in state if (m := re.match(r"enc\.(\d{1,5})x\1_", name))}, reverse=True)
     read = Read(tuple(sizes), song="out_conv.weight" not in state)
@@ -186,10 +255,16 @@ def built(state: Mapping[str, Any], source: str, head_width: int | None) -> tupl
     channels, width = first.shape[1], len(first) if read.song else time.shape[1]
     wide = [len(tensor(state, f"{name}.conv0.weight", 4, source)) for name in firsts]
     attention = tuple(2**level for level, name in enumerate(firsts) if f"{name}.qkv.weight" in state)
-    if not read.song and head_width is None:
-        head_width = RELEASED.get(width)
-        if head_width is None:
-            raise UsageError(f"{source}: the weights do not tell the heads: give the channels of each, such as num_head_channels=64")
+    head_width = None
+    if read.song:
+        settings.refuse_unused("each of its attention layers has one head", "num_head_channels")
+    else:
+        if pickled is not None:
+            settings.tell("num_head_channels", pickled)
+        if width in HEADS:
+            head_width = settings.assume("num_head_channels", HEADS[width], f"as in the released ADM, which is {width} wide too")
+        else:
+            (head_width,) = settings.ask("the weights do not tell the heads", num_head_channels=64)
     label, augment = "map_label.weight", "map_augment.weight"
     network = UNet(
         (channels, sizes[0], sizes[0]),
@@ -230,14 +305,6 @@ def style(state: Mapping[str, Any], read: Read, filters: FIR, head_width: int | 
         leaves=OutputSkip(filters) if len(read.sizes) > 1 and f"{deepest}_aux_conv.weight" in state else None,
         early_label=True,
     )
-
-
-def check_table(u: Tensor, source: str) -> None:
-    """Refuses another table than sigma / alpha of the cosine schedule, with the largest first and zero last."""
-    alpha2 = Tabulated(cosine_betas(STEPS)).alphas_cumprod.flip(0)
-    expected = torch.cat([((1 - alpha2) / alpha2).sqrt(), torch.zeros(1, dtype=torch.float64)])
-    if u.shape != expected.shape or not torch.allclose(u.double(), expected, rtol=0.005, atol=0):  # it was summed up in float32
-        raise UsageError(f"{source}: its table of noise levels is not that of the cosine schedule of {STEPS} steps, which alone is known")
 
 
 def names(network: UNet, state: Mapping[str, Any], read: Read) -> Names:

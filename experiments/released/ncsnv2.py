@@ -18,6 +18,7 @@ from ...shared.networks.recentred import Recentred
 from ...shared.networks.refinenet import RefineNet
 from ...shared.prediction import scaled_score
 from ...shared.scale import Scale
+from .settings import Settings
 from .weights import Names, falling, fill, listed, renamed, stripped, tensor
 
 PREFIX = "module."
@@ -27,6 +28,7 @@ RELEASED = {(4, 232, 50): 32, (4, 500, 90): 64, (5, 1086, 190): 128, (6, 2311, 3
 """Pixels across by the number of stages, of noise levels, and the largest of these: CIFAR-10, CelebA, LSUN bedroom and tower, and FFHQ."""
 DILATED = (2, 4)
 """Dilations of the last stages, which shapes do not tell; those between the first stage and these halve the size."""
+RANGE = "as in all released configurations"
 NORM = ("alpha", "gamma", "beta")
 TOLD_BY = ("begin_conv.weight", "normalizer.alpha", "end_conv.weight", "res1.0.normalize1.alpha", "refine1.crp.convs.0.weight")
 
@@ -37,7 +39,9 @@ def looks_like(state: Any) -> bool:
     return all(name in model for name in TOLD_BY)
 
 
-def denoiser(state: Any, source: str, *, image_size: int | None = None) -> Learned:
+def denoiser(
+    state: Any, source: str, *, image_size: int | None = None, rescaled: bool | None = None, logit_transform: bool | None = None
+) -> Learned:
     """The denoiser of a released network, of square images in [0, 1].
 
     Width, channels, number of stages and their depth follow from the tensors' shapes, the schedule from the buffer `sigmas`: index i of
@@ -49,10 +53,12 @@ def denoiser(state: Any, source: str, *, image_size: int | None = None) -> Learn
         source: the file, for errors.
         image_size: height and width of the images, which a file does not say; None for that of the released network which stages and noise
             levels tell.
+        rescaled: whether images are in [-1, 1], and not in [0, 1]; None for False, as in all released configurations.
+        logit_transform: whether images are logits; None for False, as there; others are not read.
 
     Raises:
         UsageError: for another network's file, tensors that are missing or surplus, shapes that do not fit, noise levels that do not
-            decrease, and without a size for a network that is none of the released ones.
+            decrease, images that are logits, and without a size for a network that is none of the released ones.
     """
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
@@ -65,7 +71,8 @@ def denoiser(state: Any, source: str, *, image_size: int | None = None) -> Learn
     if stages not in STAGES:
         raise UsageError(f"{source}: NCSNv2 has the stages res1 to res4, or res5, or these and res31, not {listed(list(stages))}")
     width, channels = tensor(weights, "begin_conv.weight", 4, source).shape[:2]
-    size = image_size or size_of(len(stages), sigmas, source)
+    settings = Settings(source, {"image_size": image_size, "rescaled": rescaled, "logit_transform": logit_transform})
+    size = size_of(settings, len(stages), sigmas)
     network = RefineNet(
         (channels, size, size),
         width,
@@ -73,8 +80,12 @@ def denoiser(state: Any, source: str, *, image_size: int | None = None) -> Learn
         dilations=(1,) * (len(stages) - len(DILATED)) + DILATED,
     )
     fill(network, names(stages), weights, source)
-    found = Learned(Recentred(network), Levels(sigmas.flip(0)), scaled_score, reversed_index, scaled=False)
-    found.scale, found.shape = Scale(256, 0.0, 1.0), network.shape
+    if settings.assume("logit_transform", False, RANGE):
+        raise UsageError(f"{source}: logit_transform=True: networks of logits of images are not read, only of images in [0, 1] or [-1, 1]")
+    centred = settings.assume("rescaled", False, f"images are in [0, 1], {RANGE}")
+    settings.say(f"nonlinearity='elu': no other is computed, and the weights of others look the same; {RANGE}")
+    found = Learned(network if centred else Recentred(network), Levels(sigmas.flip(0)), scaled_score, reversed_index, scaled=False)
+    found.scale, found.shape, found.assumed = Scale() if centred else Scale(256, 0.0, 1.0), network.shape, settings.assumed
     return found
 
 
@@ -85,16 +96,16 @@ def parts(state: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     return model, stripped(held[4], PREFIX) if len(held) > 4 and isinstance(held[4], Mapping) else None
 
 
-def size_of(stages: int, sigmas: Tensor, source: str) -> int:
-    """Pixels across of a released network.
+def size_of(settings: Settings, stages: int, sigmas: Tensor) -> int:
+    """Pixels across: as given, or those of the released network of these stages and noise levels.
 
     Raises:
         UsageError: for another one.
     """
-    size = RELEASED.get((stages, len(sigmas), round(float(sigmas[0]))))
-    if size is None:
-        raise UsageError(f"{source}: the weights do not tell the size of the images: give it, such as image_size=32")
-    return size
+    known = RELEASED.get((stages, len(sigmas), round(float(sigmas[0]))))
+    if known is not None:
+        return settings.assume("image_size", known, "as of the released network of these stages and noise levels")
+    return settings.ask("the weights do not tell the size of the images", image_size=32)[0]
 
 
 def names(stages: Sequence[str]) -> Names:

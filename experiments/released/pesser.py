@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
-from ...continuous import Learned, Tabulated, linear_betas
+import torch
+from torch import Tensor
+
+from ...continuous import Learned, Tabulated
 from ...shared.errors import UsageError
 from ...shared.labels import step_index
 from ...shared.networks import UNet
 from ...shared.networks.style import DDPM
 from ...shared.scale import Scale
+from .settings import Settings
 from .unets import Layer, block_names, layers, separate
-from .weights import Made, Names, count, fill, listed, renamed, stripped, tensor
+from .weights import Made, Names, count, fill, listed, quoted, renamed, stripped, tensor
 
 PREFIX, LANDMARK = "module.", "temb.dense.0.weight"
-STEPS = 1000
-RELEASED = {(1, 2, 2, 2): 32, (1, 2, 2, 2, 4): 64, (1, 1, 2, 2, 4, 4): 256}
-"""Pixels across, by the multipliers: CIFAR-10, CelebA, LSUN and CelebA-HQ."""
+SIZES = {(1, 2, 2, 2): 32, (1, 2, 2, 2, 4): 64, (1, 1, 2, 2, 4, 4): 256}
+"""Pixels across of the released networks by their multipliers: CIFAR-10, CelebA, LSUN and CelebA-HQ."""
+RELEASED = re.compile(
+    r"(^|/)(model-(790000|2388000|1761000|4432000)\.ckpt|celeba/ckpt\.pth|(celeba_hq|bedroom|church_outdoor)\.ckpt"
+    r"|(ema_)?diffusion_(cifar10|lsun_(bedroom|cat|church))_model/[^/]*)$"
+)
+"""The paths of released files: Ho et al.'s weights, ermongroup's CelebA, and those that SDEdit brought along."""
+TRAINED = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_diffusion_timesteps": 1000}
+"""All of them."""
+LOGVAR = "logvar"
+"""A parameter of models of type "bayesian", one number for each step, which their output does not depend on."""
 BLOCK = {"norm1": "norm1", "conv1": "conv1", "modulation": "temb_proj", "norm2": "norm2", "conv2": "conv2", "skip": "nin_shortcut"}
 ENDS = {"time.mlp.0": "temb.dense.0", "time.mlp.2": "temb.dense.1", "stem": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
 
@@ -26,16 +41,54 @@ def looks_like(contents: Any) -> bool:
     return any(LANDMARK in state for state in _parts(contents) if state is not None)
 
 
-def denoiser(contents: Any, source: str, *, image_size: int | None = None) -> Learned:
-    """The DDPM on 1000 linear steps, with the averaged weights where the file has them: the fifth entry of the list.
+def linear(steps: int, start: float, end: float) -> Tensor:
+    """Evenly spaced."""
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def warmup(steps: int, start: float, end: float, share: float) -> Tensor:
+    """Linear over a share of the steps, then `end`."""
+    rising = int(steps * share)
+    return torch.cat([linear(rising, start, end), linear(steps - rising, end, end)])
+
+
+SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
+    "linear": linear,
+    "quad": lambda steps, start, end: linear(steps, start**0.5, end**0.5) ** 2,
+    "const": lambda steps, start, end: linear(steps, end, end),
+    "jsd": lambda steps, start, end: 1 / linear(steps, steps, 1),
+    "sigmoid": lambda steps, start, end: start + (end - start) * linear(steps, -6, 6).sigmoid(),
+    "warmup10": lambda steps, start, end: warmup(steps, start, end, 0.1),
+    "warmup50": lambda steps, start, end: warmup(steps, start, end, 0.5),
+}
+"""`beta_schedule`: betas of (num_diffusion_timesteps, beta_start, beta_end)."""
+UNREAD = {"const": ("beta_start",), "jsd": ("beta_start", "beta_end")}
+"""What a schedule does not read."""
+
+
+def denoiser(
+    contents: Any,
+    source: str,
+    *,
+    image_size: int | None = None,
+    beta_schedule: str | None = None,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    num_diffusion_timesteps: int | None = None,
+    rescaled: bool | None = None,
+) -> Learned:
+    """The DDPM on its chain, with the averaged weights where the file has them: the fifth entry of the list.
 
     Args:
         contents: a state dict, or `[model, optimizer, epoch, step, ema]`, or the same without `ema`.
-        source: the file, for errors.
+        source: the file; the paths of released ones tell the schedule.
         image_size: pixels across; None for those of the released networks, which their sizes tell.
+        beta_schedule, beta_start, beta_end, num_diffusion_timesteps: of `diffusion` in the configuration, not scaled by the steps.
+        rescaled: whether images are in [-1, 1], and not in [0, 1]; None for True, as in all configurations.
 
     Raises:
-        UsageError: for another network's file, weights that do not fit, and without a size for a network that is none of the released ones.
+        UsageError: for another network's file, weights that do not fit, settings that nothing tells or that the file contradicts, and
+            without a size for a network that is none of the released ones.
     """
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
@@ -43,20 +96,47 @@ def denoiser(contents: Any, source: str, *, image_size: int | None = None) -> Le
     state = model if average is None else average
     if not looks_like(contents):
         raise UsageError(f"{source} does not hold a DDPM of this format: its names are {listed(sorted(state)) or 'none'}")
+    given = {"image_size": image_size, "beta_schedule": beta_schedule, "beta_start": beta_start, "beta_end": beta_end}
+    given |= {"num_diffusion_timesteps": num_diffusion_timesteps, "rescaled": rescaled}
+    told = {"num_diffusion_timesteps": len(tensor(state, LOGVAR, 1, source))} if LOGVAR in state else {}
+    named = TRAINED if RELEASED.search(PurePath(source).as_posix().lower()) else {}
+    settings = Settings(source, given, told, named)
     width, channels = tensor(state, "conv_in.weight", 4, source).shape[:2]
     levels, blocks = count(state, "down.{}.block.0.norm1.weight"), count(state, "down.0.block.{}.norm1.weight")
     wide = [len(tensor(state, f"down.{n}.block.0.conv1.bias", 1, source)) for n in range(levels)]
     if not wide:
         raise UsageError(f"{source}: down.0.block.0.norm1.weight is missing, and sizes are read from it: give a whole file")
     attention = tuple(2**n for n in range(levels) if f"down.{n}.attn.0.norm.weight" in state)
-    size = image_size or (RELEASED.get(tuple(w // width for w in wide)) if width == 128 and blocks == 2 else None)
-    if size is None:
-        raise UsageError(f"{source}: the weights do not tell the size of the images: give it, such as image_size=32")
+    size = size_of(settings, width, blocks, tuple(w // width for w in wide))
     network = UNet((channels, size, size), width, [w / width for w in wide], blocks, attention, dropout=0.1, style=DDPM)
-    fill(network, names(network), state, source)
-    learned = Learned(network, Tabulated(linear_betas(STEPS)), label=step_index)
-    learned.scale, learned.shape = Scale(), network.shape
+    fill(network, names(network), state, source, ignored=(LOGVAR,))
+    learned = Learned(network, Tabulated(betas(settings)), label=step_index)
+    centred = settings.assume("rescaled", True, "images are in [-1, 1], as in all configurations of its projects")
+    learned.scale, learned.shape, learned.assumed = Scale() if centred else Scale(256, 0.0, 1.0), network.shape, settings.assumed
     return learned
+
+
+def size_of(settings: Settings, width: int, blocks: int, multipliers: tuple[int, ...]) -> int:
+    """Pixels across: as given, or those of the released network of these sizes."""
+    known = SIZES.get(multipliers) if (width, blocks) == (128, 2) else None
+    if known is not None:
+        return settings.assume("image_size", known, "as of the released network of these widths")
+    return settings.ask("the weights do not tell the size of the images", image_size=32)[0]
+
+
+def betas(settings: Settings) -> Tensor:
+    """The betas of the chain."""
+    why = "the weights do not tell the schedule"
+    schedule = settings.get("beta_schedule")
+    if schedule is not None and schedule not in SCHEDULES:
+        raise UsageError(f"{settings.source}: beta_schedule={quoted(schedule)} is not known: give one of {', '.join(SCHEDULES)}")
+    unread = UNREAD.get(schedule, ())
+    settings.refuse_unused(f"beta_schedule={schedule!r} does not read it", *unread)
+    settings.ask(why, **{name: example for name, example in TRAINED.items() if name not in unread})
+    ends = {name: TRAINED[name] for name in ("beta_start", "beta_end") if name not in unread}
+    found = dict(zip(ends, settings.numbers(why, **ends), strict=True))
+    (steps,) = settings.counts(why, num_diffusion_timesteps=1000)
+    return SCHEDULES[schedule](steps, found.get("beta_start", 0.0), found.get("beta_end", 0.0))
 
 
 def names(network: UNet) -> Names:

@@ -13,21 +13,24 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from ...continuous import Tabulated, linear_betas
-from ...sde import VE, VP, Learned, Levels, SubVP
+from torch import Tensor, nn
+
+from ...continuous import Tabulated
+from ...sde import VE, VP, Learned, Levels, SubVP, vp_betas
 from ...shared.errors import UsageError
 from ...shared.labels import log_noise_level, reversed_index, song_vp, step_index
 from ...shared.networks import UNet
 from ...shared.networks.blocks import ResidualBlock
 from ...shared.networks.embeddings import SINES, Fourier
 from ...shared.networks.progressive import InputResidual, InputSkip, OutputSkip
-from ...shared.networks.recentred import Recentred
+from ...shared.networks.recentred import Recentred, TimesSigma
 from ...shared.networks.resampling import MEAN, SMOOTH
-from ...shared.networks.style import DDPMPP, SONG_DDPM, Resampled, Strided, Style
+from ...shared.networks.style import DDPMPP, HALF, SONG_DDPM, Resampled, Strided, Style
 from ...shared.prediction import noise, scaled_score
 from ...shared.scale import Scale
+from .settings import Settings
 from .unets import Layer, block_names, layers, separate
-from .weights import Made, Names, averaged, falling, fill, listed, renamed, stripped, tensor
+from .weights import Made, Names, averaged, falling, fill, listed, quoted, renamed, stripped, tensor
 
 PREFIX, LIST = "module.", "all_modules."
 BUFFERS = ("sigmas", "all_modules.0.W")
@@ -38,8 +41,9 @@ RELEASED = re.compile(
     rf"(^|/)(?P<sde>{'|'.join(SDES)})/(?P<data>{'|'.join(SIZES)})_(ddpm|ddpmpp|ncsnpp)(_deep)?(?P<continuous>_continuous)?/[^/]*$"
 )
 """The paths of released files, such as vp/cifar10_ddpmpp_continuous/checkpoint_8.pth: the one place that names process and data."""
+BETAS, STEPS, STEPS_OF_LARGE, LARGE = {"beta_min": 0.1, "beta_max": 20.0}, 1000, 2000, 256
+"""Of all released files: beta at both ends, and `num_scales`, which is another one from 256 pixels on."""
 BLOCK = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "modulation": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
-STEPS = 1000
 ADVICE = 'load it with sde="vp", "subvp" or "ve", and continuous=True or False, such as released.load(path, sde="vp", continuous=True)'
 
 
@@ -55,14 +59,20 @@ def denoiser(
     sde: str | None = None,
     continuous: bool | None = None,
     image_size: int | None = None,
+    beta_min: float | None = None,
+    beta_max: float | None = None,
+    num_scales: int | None = None,
+    centered: bool | None = None,
+    scale_by_sigma: bool | None = None,
+    skip_rescale: bool | None = None,
     fir: bool | None = None,
 ) -> Learned:
     """The denoiser of a released network, of square images in [-1, 1], or in [0, 1] under VE.
 
     Widths, blocks and attention follow from the weights; averaged ones are taken where they are there. Networks with Fourier features are
     of continuous VE, whose range the file tells. The process of the others is not in the file, but in the released files' paths, such as
-    vp/cifar10_ddpmpp_continuous/checkpoint_8.pth: without "continuous" the network belongs to the chain of 1000 steps. Sub-VP, which has
-    no such chain, is always continuous.
+    vp/cifar10_ddpmpp_continuous/checkpoint_8.pth: without "continuous" the network belongs to the chain of `num_scales` steps. Sub-VP,
+    which has no such chain, is always continuous. A path tells nothing where a flag or the file's own noise levels contradict it.
 
     Args:
         contents: `{"model": ..., "ema": {"shadow_params": [...], ...}, ...}`, or a state dict, with or without "module." before its names.
@@ -70,12 +80,17 @@ def denoiser(
         sde: "vp", "subvp" or "ve"; None for what the path or the network says.
         continuous: whether it was trained in continuous time; None for what the path or the network says.
         image_size: height and width of the images, which the weights do not say; None for what the path of a released file says.
+        beta_min, beta_max: of VP and sub-VP; None for what the path of a released file says.
+        num_scales: steps of VP's chain; None for the number of noise levels in the file.
+        centered: whether images are in [-1, 1], and not in [0, 1]; None for [0, 1] under VE alone, as released.
+        scale_by_sigma: VE: whether the network gives sigma times the score before a division; None for True, as released.
+        skip_rescale: whether sums of blocks are divided by sqrt(2); None for NCSN++ and DDPM++ alone, as released.
         fir: whether sizes change by the filter (1, 3, 3, 1) or by means; None for what all released networks do, which is to use it exactly
             where the image accompanies the way down.
 
     Raises:
-        UsageError: for another network's file, a process that is not known, averages that are not those of the model, tensors that are
-            missing or surplus, and shapes that do not fit.
+        UsageError: for another network's file, settings that nothing tells or that the file contradicts, averages that are not those of
+            the model, tensors that are missing or surplus, and shapes that do not fit.
     """
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
@@ -85,14 +100,30 @@ def denoiser(
             f"{source} does not hold a network of Song et al. (2021): its names are {listed(sorted(map(str, model))) or 'none'}"
         )
     state = averaged(model, ema, BUFFERS.__contains__, source)
-    read = structure(state, source, fir)
-    process = settled(sde, continuous, read.fourier, source)
-    pixels = image_size or size_of(source)
+    given = {"sde": sde, "continuous": continuous, "image_size": image_size, "beta_min": beta_min, "beta_max": beta_max}
+    given |= {"num_scales": num_scales, "centered": centered, "scale_by_sigma": scale_by_sigma, "skip_rescale": skip_rescale, "fir": fir}
+    settings = settings_of(given, state, source)
+    read = structure(state, source, settings)
+    process = settled(settings, read.fourier)
+    (pixels,) = settings.ask("the weights do not tell the size of the images", image_size=32)
     network = UNet((read.channels, pixels, pixels), read.width, read.multipliers, read.blocks, read.attention, style=read.style)
     fill(network, names(network, read.fourier), state, source, ignored=("sigmas",))
-    made = placed(network, process, state, source)
-    made.scale, made.shape = Scale(256, 0.0, 1.0) if process[0] == "ve" else Scale(), network.shape
+    made = placed(network, process, settings, state)
+    made.assumed = settings.assumed
     return made
+
+
+def settings_of(given: Mapping[str, Any], state: Mapping[str, Any], source: str) -> Settings:
+    """The settings, with what the file's noise levels and its path tell."""
+    sigmas = state.get("sigmas")
+    told = {"num_scales": len(sigmas)} if isinstance(sigmas, Tensor) and sigmas.ndim == 1 else {}
+    found, named = RELEASED.search(PurePath(source).as_posix().lower()), {}
+    if found is not None:
+        continuous, size = found["continuous"] is not None, SIZES[found["data"]]
+        steps = STEPS_OF_LARGE if size >= LARGE else STEPS
+        if told.get("num_scales", steps) == steps and (f"{LIST}0.W" in state) == (found["sde"] == "ve" and continuous):
+            named = {"sde": found["sde"], "continuous": continuous, "image_size": size, "num_scales": steps, **BETAS}
+    return Settings(source, given, told, named)
 
 
 def parts(contents: Any) -> tuple[dict[str, Any], Any]:
@@ -128,7 +159,7 @@ class Structure:
     style: Style
 
 
-def structure(state: Mapping[str, Any], source: str, fir: bool | None) -> Structure:
+def structure(state: Mapping[str, Any], source: str, settings: Settings) -> Structure:
     """Reads the list of layers up to the middle, and the rest for what it adds to the image."""
     found: dict[int, dict[str, Any]] = {}
     for name, value in state.items():
@@ -164,7 +195,7 @@ def structure(state: Mapping[str, Any], source: str, fir: bool | None) -> Struct
             enters, at = kinds[at], at + 1
     if "residual" in kinds[at:]:
         raise UsageError(f"{source} has a residual output (progressive=residual), which no released network has and which is not read")
-    style = style_of(kinds, modules, enters, leaves="norm" in kinds[at:-2], fir=fir)
+    style = style_of(kinds, modules, enters, leaves="norm" in kinds[at:-2], settings=settings)
     multipliers = tuple(w // width if w % width == 0 else w / width for w in wide)
     return Structure(channels, width, multipliers, each, tuple(attention), fourier, style)
 
@@ -192,62 +223,84 @@ def shape(module: Mapping[str, Any], name: str) -> tuple[int, ...]:
     return tuple(getattr(module.get(name), "shape", ()))
 
 
-def style_of(kinds: list[str], modules: list[dict[str, Any]], enters: str | None, leaves: bool, fir: bool | None) -> Style:
+def style_of(kinds: list[str], modules: list[dict[str, Any]], enters: str | None, leaves: bool, settings: Settings) -> Style:
     """The style of these layers."""
     time = Fourier() if kinds[0] == "fourier" else SINES
+    if not settings.known:
+        settings.say("nonlinearity='swish': no other is computed, and the weights of others look the same")
     if "strided" in kinds or any("Dense_0.weight" in module and "NIN_0.W" in module for module in modules):
-        return replace(SONG_DDPM, time=time)
-    taps = SMOOTH if fir or (fir is None and enters is not None) else MEAN
+        settings.refuse_unused("its sizes change by strides", "fir")
+        # NCSN++ with resblock_type 'ddpm' has the same tensors, and skip_rescale is an option of NCSN++ alone.
+        rescaled = settings.assume("skip_rescale", False, "strides and no filters are read as Song et al.'s DDPM, not as an NCSN++")
+        return replace(SONG_DDPM, time=time, norm=DDPMPP.norm, gain=HALF) if rescaled else replace(SONG_DDPM, time=time)
+    if enters == "residual":  # such a layer is there with filters alone
+        settings.tell("fir", True)
+    gain = HALF if settings.assume("skip_rescale", True, "as in all released NCSN++ and DDPM++") else 1.0
+    taps = SMOOTH if settings.assume("fir", enters is not None, "as in all released networks with this way down") else MEAN
     entering = {"skip": InputSkip(taps), "residual": InputResidual(taps), None: None}[enters]
     resize = Resampled(taps, project=True)
-    return replace(DDPMPP, time=time, resize=resize, enters=entering, leaves=OutputSkip(taps) if leaves else None)
+    return replace(DDPMPP, time=time, resize=resize, gain=gain, enters=entering, leaves=OutputSkip(taps) if leaves else None)
 
 
-def settled(sde: str | None, continuous: bool | None, fourier: bool, source: str) -> tuple[str, bool]:
+def settled(settings: Settings, fourier: bool) -> tuple[str, bool]:
     """The process, and whether its time is continuous: as given, as the network says, or as the released path says, in this order."""
-    released = RELEASED.search(PurePath(source).as_posix().lower())
+    source, sde, continuous = settings.source, settings.given.get("sde"), settings.given.get("continuous")
     if sde is None:
-        sde = "ve" if fourier else released and released["sde"]
+        sde = "ve" if fourier else settings.named.get("sde")
     if sde not in SDES:
-        raise UsageError(f"{source}: {'the file does not tell its process' if sde is None else f'sde={sde!r} is not known'}: {ADVICE}")
+        raise UsageError(
+            f"{source}: {'the file does not tell its process' if sde is None else f'sde={quoted(sde)} is not known'}: {ADVICE}"
+        )
     if (sde == "ve") < fourier or (sde == "ve" and continuous not in (None, fourier)):
         says = "Fourier features, which are those of continuous VE" if fourier else "steps for times, so that its VE is not continuous"
         raise UsageError(f"{source}: sde={sde!r} and continuous={continuous}, but the network has {says}: leave both out, or correct them")
+    if sde == "subvp" and continuous is False:
+        raise UsageError(f"{source}: sde='subvp' and continuous=False, but sub-VP has no chain of steps: leave continuous out")
     if sde != "vp":
         return sde, sde == "subvp" or fourier
-    if continuous is None and released is not None:
-        continuous = released["continuous"] is not None
+    continuous = settings.get("continuous")
     if continuous is None:
         raise UsageError(f"{source}: the file does not tell whether its time is continuous: {ADVICE}")
     return sde, continuous
 
 
-def size_of(source: str) -> int:
-    """Pixels across of a released network, by its path.
-
-    Raises:
-        UsageError: for another path.
-    """
-    released = RELEASED.search(PurePath(source).as_posix().lower())
-    if released is None:
-        raise UsageError(f"{source}: the weights do not tell the size of the images: give it, such as image_size=32")
-    return SIZES[released["data"]]
-
-
-def placed(network: UNet, process: tuple[str, bool], state: Mapping[str, Any], source: str) -> Learned:
-    """The network under its process."""
+def placed(network: UNet, process: tuple[str, bool], settings: Settings, state: Mapping[str, Any]) -> Learned:
+    """The network under its process, on data of its range."""
     sde, continuous = process
-    if sde == "subvp":
-        return Learned(network, SubVP(), noise, song_vp, scaled=False)
-    if sde == "vp" and continuous:
-        return Learned(network, VP(), noise, song_vp, scaled=False)
-    if sde == "vp":
-        return Learned(network, Tabulated(linear_betas(STEPS)), noise, step_index, scaled=False)
-    centred, levels = Recentred(network), falling(tensor(state, "sigmas", 1, source), source).flip(0)
+    centred = settings.assume(
+        "centered", sde != "ve", f"as all released {sde} networks, for images in {'[0, 1]' if sde == 've' else '[-1, 1]'}"
+    )
+    inner = network if centred else Recentred(network)
+    made = ve(inner, continuous, settings, state) if sde == "ve" else vp(inner, sde, continuous, settings)
+    made.scale, made.shape = Scale() if centred else Scale(256, 0.0, 1.0), network.shape
+    return made
+
+
+def vp(network: nn.Module, sde: str, continuous: bool, settings: Settings) -> Learned:
+    """Under VP or sub-VP; continuous ones are told 999 t whatever `num_scales` is."""
+    betas = settings.numbers(f"the file does not tell the betas of sde={sde!r}", **BETAS)
+    if settings.assume("scale_by_sigma", False, "as all released VP and sub-VP networks"):
+        raise UsageError(
+            f"{settings.source}: scale_by_sigma=True of sde={sde!r} is not computed: only VE networks that divide by sigma are read"
+        )
+    if not continuous:
+        (steps,) = settings.counts("the file has no noise levels to count the steps of the chain by", num_scales=STEPS)
+        return Learned(network, Tabulated(vp_betas(steps, *betas)), noise, step_index, scaled=False)
+    if "num_scales" not in settings.told:
+        settings.refuse_unused("continuous time has no steps", "num_scales")
+    return Learned(network, (SubVP if sde == "subvp" else VP)(*betas), noise, song_vp, scaled=False)
+
+
+def ve(network: nn.Module, continuous: bool, settings: Settings, state: Mapping[str, Any]) -> Learned:
+    """Under VE, with the file's noise levels."""
+    settings.refuse_unused("VE has no betas", *BETAS)
+    levels = falling(tensor(state, "sigmas", 1, settings.source), settings.source).flip(0)
+    if not settings.assume("scale_by_sigma", True, "as all released VE networks"):
+        network = TimesSigma(network, None if continuous else levels.flip(0).float())
     if continuous:
         low, high = (float(f"{levels[n]:.12g}") for n in (0, -1))  # without the rounding of exp(log(sigma))
-        return Learned(centred, VE(low, high), scaled_score, log_noise_level, scaled=False)
-    return Learned(centred, Levels(levels), scaled_score, reversed_index, scaled=False)
+        return Learned(network, VE(low, high), scaled_score, log_noise_level, scaled=False)
+    return Learned(network, Levels(levels), scaled_score, reversed_index, scaled=False)
 
 
 def names(network: UNet, fourier: bool) -> Names:

@@ -1,21 +1,20 @@
-"""Networks of signals in [-1, 1], for data that are kept in [0, 1]."""
+"""Networks whose input or output is another one than a denoiser expects: of signals in [-1, 1] for data in [0, 1], and scores."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..describe import described
+from ..tensors import like
 
 
-@described
-class Recentred(nn.Module):
-    """The network at `2 x - 1`: what Song & Ermon's (2020) and Song et al.'s (2021) VE networks compute first, on data in [0, 1].
-
-    The noise is doubled with the data, and the output is as the network gives it. Whatever the network says of itself (`conditions`,
-    `outputs`, `null`, `shape`) this one says too, and no more.
+class Around(nn.Module, ABC):
+    """A network around another one, of which it says what that says of itself: `conditions`, `outputs`, `null`, `shape`, and no more.
 
     Args:
         inner: `(x, time label (B,), **cond) -> F`.
@@ -45,5 +44,41 @@ class Recentred(nn.Module):
         """Shape of one example."""
         return self.inner.shape
 
+    @abstractmethod
+    def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
+        """F."""
+
+
+@described
+class Recentred(Around):
+    """The network at `2 x - 1`: what Song & Ermon's (2020) and Song et al.'s (2021) VE networks compute first, on data in [0, 1].
+
+    The noise is doubled with the data, and the output is as the network gives it.
+
+    Args:
+        inner: `(x, time label (B,), **cond) -> F`.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
         return self.inner(2 * x - 1, time, **cond)
+
+
+@described
+class TimesSigma(Around):
+    """The network's output times sigma: for VE networks that give the score itself, where `scaled_score` expects sigma times it.
+
+    Args:
+        inner: `(x, time label (B,), **cond) -> score`.
+        sigmas: `(N,)`, sigma of each label 0..N-1; None where the label is `ln sigma`.
+    """
+
+    def __init__(self, inner: nn.Module, sigmas: Tensor | None = None) -> None:
+        super().__init__(inner)
+        self.register_buffer("sigmas", None if sigmas is None else torch.as_tensor(sigmas), persistent=False)
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
+        sigma = time.exp() if self.sigmas is None else self.sigmas[time.long().clamp(0, len(self.sigmas) - 1)]
+        return like(sigma, x) * self.inner(x, time, **cond)

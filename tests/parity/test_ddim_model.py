@@ -6,6 +6,7 @@ from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
 from unnoise.experiments.released import pesser
+from unnoise.experiments.released.pesser import TRAINED
 
 FIXTURE = Fixture("ddim_model")
 READS = ("x|t|y",)
@@ -19,7 +20,7 @@ def test_noise(form):
         raw = {f"module.{k}": torch.zeros_like(v) for k, v in state.items()}
         state = [raw, {}, 0, 0, state]
     assert pesser.looks_like(state)
-    model = pesser.denoiser(state, "model.ckpt", image_size=16).eval()
+    model = pesser.denoiser(state, "model.ckpt", image_size=16, **TRAINED).eval()
     assert_samples_close(model.network(X, T), Y)
 
 
@@ -35,10 +36,12 @@ def test_only_a_fifth_entry_is_the_average():
         ([zeros, {}, 0, 0, state], True),
     ):
         assert pesser.looks_like(contents)
-        model = pesser.denoiser(contents, "model.ckpt", image_size=16)
+        model = pesser.denoiser(contents, "model.ckpt", image_size=16, **TRAINED)
         assert torch.equal(model.network.head[2].weight, state["conv_out.weight"]), averaged
     part = {k: v for k, v in state.items() if k != "conv_in.weight"}
-    refused(lambda: pesser.denoiser([state, {}, 0, 0, part], "model.ckpt", image_size=16), "model.ckpt: conv_in.weight is missing")
+    refused(
+        lambda: pesser.denoiser([state, {}, 0, 0, part], "model.ckpt", image_size=16, **TRAINED), "model.ckpt: conv_in.weight is missing"
+    )
     assert not any(pesser.looks_like(c) for c in ([], [state["conv_in.weight"]], None, {}, [[], {}, 0, 0, 1]))
 
 
@@ -49,7 +52,7 @@ def test_the_size_is_asked_for():
 
 
 def test_time_is_the_step():
-    model = pesser.denoiser(peer_state("ddim_model"), "model.ckpt", image_size=16).eval()
+    model = pesser.denoiser(peer_state("ddim_model"), "model.ckpt", image_size=16, **TRAINED).eval()
     t = (T.double() + 1) / 1000
     alpha, sigma = (c.view(-1, 1, 1, 1).float() for c in model.corruption(t))
     assert_samples_close((X - alpha * model(X, t)) / sigma, Y)

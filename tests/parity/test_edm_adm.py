@@ -9,6 +9,7 @@ from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import at_sigmas, edm_file, refused
 
 from unnoise.experiments.released.karras import built, denoiser
+from unnoise.experiments.released.settings import Settings
 from unnoise.experiments.released.weights import stripped
 from unnoise.shared.networks.style import EDM_ADM
 from unnoise.shared.tensors import like
@@ -28,7 +29,7 @@ def test_denoiser(pickled, tmp_path):
     if pickled:
         model = denoiser(edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", head_width=8, sigma_data=0.5), "edm.pkl")
     else:
-        model = denoiser(STATE, "edm.pkl", precond="edm", num_head_channels=8)
+        model = denoiser(STATE, "edm.pkl", precond="edm", sigma_data=0.5, num_head_channels=8)
     assert model.eval().shape == (3, 16, 16)
     assert model.network.style.head_width == 8
     t = model.schedule.time(-2 * SIGMA.double().log())
@@ -43,7 +44,7 @@ def test_heads_are_known_for_the_released_width_and_asked_for_elsewhere():
     refused(lambda: denoiser(STATE, "x", precond="edm"), "x: the weights do not tell the heads", "num_head_channels=64")
     released = stripped(STATE, "model.") | {"map_layer0.weight": torch.zeros(64, 192)}  # whose columns are the network's width
     for given, expected in ((None, EDM_ADM), (32, replace(EDM_ADM, head_width=32))):
-        network, _ = built(released, "x", given)
+        network, _ = built(released, "x", Settings("x", {"num_head_channels": given}), None)
         assert (network.width, network.style) == (192, expected)
     assert EDM_ADM.head_width == 64
     refused(lambda: denoiser(STATE, "x", precond="edm", num_head_channels=0), "num_head_channels=0")
@@ -71,7 +72,7 @@ def test_baseline_of_the_chain(pickled, tmp_path):
     index = torch.arange(1000, dtype=torch.float64)
     t = (1000 - index).double() / 1000
     alpha, sigma = model.schedule(t)
-    torch.testing.assert_close(sigma / alpha, u[:-1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(sigma / alpha, u[:-1].float().double(), rtol=1e-9, atol=0)  # the file's own
     torch.testing.assert_close(model.label(model.schedule, t), 999.0 - index, rtol=0, atol=1e-9)
     chosen = torch.tensor([20, 500, 999])
     on_edm, t = at_sigmas(model, u[chosen])
@@ -84,15 +85,20 @@ def test_baseline_of_the_chain(pickled, tmp_path):
 
 
 def test_another_table_is_refused():
-    for u in (iddpm_levels()[:-1], iddpm_levels() * 1.1, iddpm_levels().flip(0)):
-        refused(lambda u=u: denoiser(STATE | {"u": u}, "file.pkl", num_head_channels=8), "file.pkl", "noise levels", "cosine")
-    refused(lambda: denoiser(STATE | {"u": iddpm_levels()}, "file.pkl", precond="edm", num_head_channels=8), "1 tensors have no place: u")
+    for u in (iddpm_levels()[:-1], iddpm_levels().flip(0), iddpm_levels()[-1:], iddpm_levels().clamp(max=5), iddpm_levels() * torch.inf):
+        refused(lambda u=u: denoiser(STATE | {"u": u}, "file.pkl", num_head_channels=8), "file.pkl", "noise levels u do not fall")
+    contradicted = {"precond": "edm", "num_head_channels": 8}
+    refused(lambda: denoiser(STATE | {"u": iddpm_levels()}, "file.pkl", **contradicted), "precond='edm', but the file says 'iddpm'")
+    refused(lambda: denoiser(STATE, "file.pkl", precond="iddpm", num_head_channels=8), "u is missing, the noise levels")
 
 
 def test_what_does_not_fit_is_refused():
     for name in [n for n in STATE if not n.endswith("resample_filter")][::11]:
         refused(
-            lambda n=name: denoiser({k: v for k, v in STATE.items() if k != n}, "file.pkl", precond="edm", num_head_channels=8), "file.pkl"
+            lambda n=name: denoiser(
+                {k: v for k, v in STATE.items() if k != n}, "file.pkl", precond="edm", sigma_data=0.5, num_head_channels=8
+            ),
+            "file.pkl",
         )
     wrong = STATE | {"model.out_conv.weight": torch.zeros(6)}
     refused(

@@ -20,6 +20,7 @@ READS = (
     "state:.+",
 )
 STATE = peer_state("edm_ddpmpp")
+TOLD = {"precond": "edm", "sigma_data": 0.5}
 X, SIGMA, LABEL, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["class_labels"].argmax(1), FIXTURE["augment_labels"]
 
 
@@ -29,7 +30,7 @@ def test_denoiser(pickled, tmp_path):
         edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.5, sigma_min=0, sigma_max=float("inf")) if pickled else STATE
     )
     assert looks_like(contents)
-    model = denoiser(contents, "edm.pkl", precond=None if pickled else "edm").eval()
+    model = denoiser(contents, "edm.pkl", **({} if pickled else TOLD)).eval()
     assert isinstance(model.schedule, EDM)
     assert (model.scale, model.shape, model.conditions) == (Scale(), (3, 32, 32), ("label", "augment"))
     t = model.schedule.time(-2 * SIGMA.double().log())
@@ -47,7 +48,7 @@ def test_vp_baseline(pickled, tmp_path):
     if pickled:
         model = denoiser(edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=19.9, beta_min=0.1, M=1000), "vp.pkl")
     else:
-        model = denoiser(STATE, "vp.pkl", precond="vp")
+        model = denoiser(STATE, "vp.pkl", precond="vp", beta_d=19.9, beta_min=0.1, M=1000)
     assert isinstance(model.schedule, VP)
     assert (model.schedule.beta_min, model.schedule.beta_max) == (0.1, 20.0)
     on_edm, t = at_sigmas(model, SIGMA)
@@ -56,20 +57,26 @@ def test_vp_baseline(pickled, tmp_path):
 
 
 def test_settings_of_a_pickled_preconditioner(tmp_path):
-    vp = edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=9.0, beta_min=0.5)
-    assert (denoiser(vp, "vp.pkl").schedule.beta_min, denoiser(vp, "vp.pkl").schedule.beta_max) == (0.5, 9.5)
-    assert denoiser(vp, "vp.pkl", precond="edm").sigma_data == 0.5
+    vp = edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=9.0, beta_min=0.5, M=1000, epsilon_t=1e-4)
+    schedule = denoiser(vp, "vp.pkl").schedule
+    assert (schedule.beta_min, schedule.beta_max, schedule.t_min) == (0.5, 9.5, 1e-4)
+    refused(lambda: denoiser(vp, "vp.pkl", precond="edm"), "precond='edm', but the file says 'vp'")
+    refused(lambda: denoiser(vp, "vp.pkl", beta_d=9.5), "beta_d=9.5, but the file says 9.0")
+    refused(lambda: denoiser(edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=9.0, beta_min=0.5), "vp.pkl"), "M=1000")
+    narrow = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.25, sigma_min=0.01, sigma_max=50)
+    assert (denoiser(narrow, "edm.pkl").schedule.sigma_min, denoiser(narrow, "edm.pkl").schedule.sigma_max) == (0.01, 50.0)
     edm = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.25)
     assert denoiser(edm, "edm.pkl").sigma_data == denoiser(edm["ema"], "edm.pkl").sigma_data == 0.25
-    for value in (0.0, "0.5", None, True, float("nan")):
+    for value in (0.0, "0.5", True, float("nan")):
         wrong = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=value)
         refused(lambda w=wrong: denoiser(w, "edm.pkl"), f"sigma_data={value!r}")
+    refused(lambda: denoiser(edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=None), "edm.pkl"), "such as sigma_data=0.5")
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
     def attempt(change, *words, **flags):
         state = {k: v for k, v in (STATE | change).items() if v is not None}
-        refused(lambda: denoiser(state, "file.pkl", **{"precond": "edm"} | flags), "file.pkl", *words)
+        refused(lambda: denoiser(state, "file.pkl", **TOLD | flags), "file.pkl", *words)
 
     for name in [n for n in STATE if not n.endswith("resample_filter")][::9]:
         attempt({name: None})
@@ -104,19 +111,17 @@ def test_decoder_and_encoder_skips_are_read():
         state |= {f"model.enc.{size}x{size}_aux_down.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
         state |= {f"model.dec.{size}x{size}_aux_{k}": v for k, v in up.items()}
         state |= {f"model.dec.{2 * size}x{2 * size}_aux_up.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
-    plain, model = denoiser(STATE, "x", precond="edm"), denoiser(state, "x", precond="edm")
+    plain, model = denoiser(STATE, "x", **TOLD), denoiser(state, "x", **TOLD)
     assert (model.network.style.enters, model.network.style.leaves) == (InputSkip(MEAN), OutputSkip(MEAN))
     state |= {name: torch.zeros_like(v) for name, v in state.items() if "aux_skip" in name}
     with torch.no_grad():
-        added = denoiser(state, "x", precond="edm").network(X, SIGMA) - plain.network(
-            X, SIGMA
-        )  # the predictions of 8 x 8 and 16 x 16: one each
+        added = denoiser(state, "x", **TOLD).network(X, SIGMA) - plain.network(X, SIGMA)  # the predictions of 8 x 8 and 16 x 16: one each
         torch.testing.assert_close(added, torch.full_like(added, 2.0))
         assert (model.network(X, SIGMA) - plain.network(X, SIGMA) - 2).abs().max() > 0.1
 
 
 def test_the_importer_is_described():
-    model = denoiser(STATE, "x", precond="edm")
+    model = denoiser(STATE, "x", **TOLD)
     again = build(describe(model))
     again.load_state_dict(model.state_dict())
     with torch.no_grad():

@@ -24,7 +24,7 @@ X, SIGMA, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["augment_labels"]
 @pytest.mark.parametrize("pickled", [False, True], ids=["state dict", "pickle"])
 def test_denoiser(pickled, tmp_path):
     contents = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.5) if pickled else STATE
-    model = denoiser(contents, "edm.pkl", precond=None if pickled else "edm").eval()
+    model = denoiser(contents, "edm.pkl", **({} if pickled else {"precond": "edm", "sigma_data": 0.5})).eval()
     style = model.network.style
     assert (style.time, style.enters, style.resize) == (NCSNPP.time, NCSNPP.enters, NCSNPP.resize)
     assert (model.scale, model.shape, model.conditions) == (Scale(), (3, 32, 32), ("augment",))
@@ -40,7 +40,7 @@ def test_ve_baseline(pickled, tmp_path):
     if pickled:
         model = denoiser(edm_file(tmp_path / "ve.pkl", STATE, "VEPrecond", sigma_min=0.02, sigma_max=100), "ve.pkl")
     else:
-        model = denoiser(STATE, "ve.pkl", precond="ve")
+        model = denoiser(STATE, "ve.pkl", precond="ve", sigma_min=0.02, sigma_max=100.0)
     assert isinstance(model.schedule, VE)
     assert (model.schedule.sigma_min, model.schedule.sigma_max) == (0.02, 100.0)
     on_edm, t = at_sigmas(model, SIGMA)

@@ -8,6 +8,7 @@ from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
 from unnoise.experiments.released.ncsnv2 import denoiser, looks_like, size_of
+from unnoise.experiments.released.settings import Settings
 from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks.refinenet import RefineNet
@@ -115,7 +116,7 @@ def test_each_depth_is_read_from_the_names(stages, order, multipliers, dilations
 def test_depth_and_levels_of_the_released_networks_tell_the_size(depth, levels, largest, size):
     def told(depth, levels, largest):
         sigmas = torch.logspace(math.log10(largest), -2, levels)
-        return size_of(depth, sigmas, "file.pth")
+        return size_of(Settings("file.pth", {}), depth, sigmas)
 
     assert told(depth, levels, largest) == size
     for other in ((depth % 6 + 1, levels, largest), (depth, levels + 1, largest), (depth, levels, largest + 2)):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers import Fixture, peer_state
-from released_helpers import assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
+from released_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
 
 from unnoise.continuous import Tabulated
 from unnoise.experiments.released.song import denoiser, looks_like
@@ -38,11 +38,13 @@ def test_vp_and_sub_vp(contents):
 
 
 def test_flags_say_what_a_path_does_not():
-    subvp = denoiser(STATE, "weights.pth", sde="subvp", image_size=32)
+    subvp = denoiser(STATE, "weights.pth", sde="subvp", image_size=32, **BETAS)
     assert isinstance(subvp.schedule, SubVP)
-    assert isinstance(denoiser(STATE, PATH.format("vp"), sde="subvp").schedule, SubVP)
-    assert isinstance(denoiser(STATE, "weights.pth", sde="vp", continuous=True, image_size=32).schedule, VP)
-    told = denoiser(STATE, "weights.pth", sde="vp", continuous=False, image_size=32)
+    refused(
+        lambda: denoiser(STATE, PATH.format("vp"), sde="subvp", image_size=32), "sde='subvp'", "beta_min=0.1, beta_max=20.0"
+    )  # another file
+    assert isinstance(denoiser(STATE, "weights.pth", sde="vp", continuous=True, image_size=32, **BETAS).schedule, VP)
+    told = denoiser(STATE, "weights.pth", sde="vp", continuous=False, image_size=32, **BETAS)
     for chain in (told, denoiser(STATE, "vp/cifar10_ddpmpp/checkpoint_1.pth")):
         assert isinstance(chain.schedule, Tabulated)
         torch.testing.assert_close(chain.schedule.betas, vp_betas(), rtol=1e-12, atol=0)
@@ -53,7 +55,7 @@ def test_flags_say_what_a_path_does_not():
 
 def test_paths_that_only_resemble_the_released_ones_tell_nothing():
     for path in ("vp/mine_ddpmpp_continuous/x.pth", "vp/cifar10_ddpmpp_continuous_2/x.pth", "cifar10_ddpmpp_continuous/x.pth", "32/x.pth"):
-        refused(lambda p=path: denoiser(STATE, p, sde="subvp"), path, "the size of the images", "image_size=32")
+        refused(lambda p=path: denoiser(STATE, p, sde="subvp", **BETAS), path, "the size of the images", "image_size=32")
         refused(lambda p=path: denoiser(STATE, p, image_size=32), path, 'sde="vp", "subvp" or "ve"')
         refused(lambda p=path: denoiser(STATE, p, sde="vp", image_size=32), path, "continuous=True or False")
 
@@ -68,8 +70,8 @@ def test_an_unknown_process_is_refused():
 
 def test_averages_are_those_of_the_model():
     with torch.no_grad():
-        raw = denoiser(FILE | {"ema": None}, "x", sde="subvp", image_size=32).network(FIXTURE["x"][:1], torch.zeros(1))
-        assert (raw - denoiser(STATE, "x", sde="subvp", image_size=32).network(FIXTURE["x"][:1], torch.zeros(1))).abs().max() > 0.1
+        raw = denoiser(FILE | {"ema": None}, "x", sde="subvp", image_size=32, **BETAS).network(FIXTURE["x"][:1], torch.zeros(1))
+        assert (raw - denoiser(STATE, "x", sde="subvp", image_size=32, **BETAS).network(FIXTURE["x"][:1], torch.zeros(1))).abs().max() > 0.1
     shadow = FILE["ema"]["shadow_params"]
     for change, words in (
         (shadow[:-1], ("269 averages for 270 parameters",)),
@@ -92,7 +94,7 @@ def test_what_does_not_fit_is_refused():
         state = copy.copy(STATE)
         for name, value in change.items():
             state.pop(name, None) if value is None else state.update({name: value})
-        refused(lambda: denoiser(state, "file.pth", sde="subvp", image_size=32), "file.pth", *words)
+        refused(lambda: denoiser(state, "file.pth", sde="subvp", image_size=32, **BETAS), "file.pth", *words)
 
     for name in [n for n in STATE if n != "module.sigmas"][2::7]:
         attempt({name: None})
@@ -123,7 +125,7 @@ def test_the_importer_is_described():
 @pytest.mark.parametrize("attention", [(), (0,)])
 def test_every_depth_is_read_from_the_list(multipliers, attention):
     for blocks in (1, 2, 3):
-        network = denoiser(song_state(8, multipliers, blocks, attention), "x", sde="subvp", image_size=32).network
+        network = denoiser(song_state(8, multipliers, blocks, attention), "x", sde="subvp", image_size=32, **BETAS).network
         assert (network.width, network.multipliers, network.blocks, network.style) == (8, multipliers, blocks, DDPMPP)
         assert network.attention == tuple(2**level for level in attention)
 

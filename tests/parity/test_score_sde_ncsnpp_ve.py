@@ -38,7 +38,7 @@ def test_score(contents):
 def test_flags_that_contradict_the_network_are_refused():
     for flags in ({"sde": "vp"}, {"sde": "subvp"}, {"continuous": False}, {"sde": "ve", "continuous": False}):
         refused(lambda f=flags: denoiser(STATE, "weights.pth", **f), "weights.pth", "Fourier features", *map(repr, flags.values()))
-    assert isinstance(denoiser(STATE, "vp/cifar10_ncsnpp/x.pth", sde="ve", continuous=True).schedule, VE)
+    assert isinstance(denoiser(STATE, "vp/cifar10_ncsnpp/x.pth", sde="ve", continuous=True, image_size=32).schedule, VE)
 
 
 def test_structure():

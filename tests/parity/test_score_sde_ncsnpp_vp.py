@@ -3,13 +3,11 @@
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
+from released_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
 
 from unnoise.experiments.released.song import denoiser
 from unnoise.sde import VP, SubVP
 from unnoise.shared.networks.presets import ncsnpp_cifar10
-from unnoise.shared.networks.progressive import InputResidual
-from unnoise.shared.networks.resampling import MEAN
 from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import like
 
@@ -34,7 +32,7 @@ def test_discrete_ve():
     """`score = F(2 x - 1, i) / sigmas[i]`, i = 0 the largest sigma: Song et al.'s (2021) networks of discrete VE have steps for times."""
     model = denoiser(STATE, "ve/cifar10_ncsnpp/checkpoint_1.pth").eval()
     assert (model.scale, model.shape, model.schedule.steps) == (Scale(256, 0.0, 1.0), (3, 32, 32), 1000)
-    index, x, network = torch.tensor([0, 400, 999]), FIXTURE["x"], denoiser(STATE, "x", sde="subvp", image_size=32).network
+    index, x, network = torch.tensor([0, 400, 999]), FIXTURE["x"], denoiser(STATE, "x", sde="subvp", image_size=32, **BETAS).network
     sigma = STATE["module.sigmas"][index]
     assert sigma[0] == STATE["module.sigmas"].max()
     with torch.no_grad():
@@ -52,6 +50,4 @@ def test_structure():
     arguments = (128, (1, 2, 2, 2), 4, (1,))
     assert shapes(song_state(16, (1, 2, 2, 2), 1, (1,), enters="residual")) == shapes(STATE)
     assert_reads_as(lambda: ncsnpp_cifar10(fourier=False), song_state(*arguments, enters="residual", make=meta))
-    style = denoiser(STATE, "x", sde="subvp", fir=False, image_size=32).network.style
-    assert style.resize.filter == MEAN
-    assert style.enters == InputResidual(MEAN)
+    refused(lambda: denoiser(STATE, "x", sde="subvp", fir=False, image_size=32, **BETAS), "fir=False, but the file says True")
