@@ -43,6 +43,7 @@ def describe(value: Any, role: str = "") -> Any:
     Raises:
         UsageError: for a value that no description can hold, with its type.
     """
+    value = uncompiled(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -59,6 +60,11 @@ def describe(value: Any, role: str = "") -> Any:
     raise UsageError(
         f"a checkpoint cannot describe {_name(type(value))}: mark your class or function with unnoise.shared.describe.described"
     )
+
+
+def uncompiled(value: Any) -> Any:
+    """The module that `torch.compile` wrapped; everything else as it is."""
+    return value._modules.get("_orig_mod", value) if isinstance(value, nn.Module) else value
 
 
 def refuse_moved(value: Any) -> None:

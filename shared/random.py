@@ -7,8 +7,9 @@ run is the same whatever the batch size, the world size or the rank.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +31,23 @@ def _scrambled(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
+def whole_seed(seed: Any) -> int:
+    """A seed as an int, from NumPy or a tensor too.
+
+    Raises:
+        UsageError: for what is no whole number, and beyond the 64 bits that `torch.Generator.manual_seed` takes, -2^63 to 2^64 - 1; like
+            there, a negative one is the same as itself + 2^64.
+    """
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not -(1 << 63) <= number < 1 << 64:
+        given = seed if number is None or number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
+        raise UsageError(f"seed={given}: give a whole number of at most 64 bits, such as 0 to 2**63 - 1")
+    return number
+
+
 def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
     """The seed of one of a run's many generators, by what it is for and a number such as the step.
 
@@ -43,8 +61,11 @@ def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
 
     Returns:
         An integer from 0 to below 2^63.
+
+    Raises:
+        UsageError: for a seed that is no whole number of 64 bits.
     """
-    digest = hashlib.blake2b(f"{purpose}:{seed}:{number}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{purpose}:{whole_seed(seed)}:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -54,10 +75,15 @@ class Streams:
     Args:
         seed: the run's seed.
         indices: the global indices of the samples in this batch, one for each row.
+
+    Raises:
+        UsageError: for a seed that is no whole number of 64 bits, and indices that are no row of whole numbers.
     """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:
-        self.seed, self.indices, self.calls = seed, torch.as_tensor(indices, dtype=torch.int64), 0
+        number = whole_seed(seed)
+        self.seed = number - (1 << 64) if number >= 1 << 63 else number
+        self.indices, self.calls = rows_of(indices), 0
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Uniform draws on the open interval (0, 1), shape `(len(indices), ...)`."""
@@ -79,6 +105,21 @@ class Streams:
         """Standard normal draws, by the inverse of the distribution function."""
         real = torch.float64 if dtype == torch.float64 else torch.float32
         return torch.special.ndtri(self.uniform(shape, real, device)).to(dtype)
+
+
+def rows_of(indices: Sequence[int] | Tensor) -> Tensor:
+    """Indices of samples, int64 `(B,)`.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    try:
+        found = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = torch.tensor(0.5)
+    if found.ndim != 1 or (found.numel() and (found.dtype == torch.bool or found.is_floating_point() or found.is_complex())):
+        raise UsageError(f"indices={indices!r}: give the numbers of the samples, one for each row, such as range(64)")
+    return found.to(torch.int64)
 
 
 Source: TypeAlias = torch.Generator | Streams | None

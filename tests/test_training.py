@@ -130,6 +130,9 @@ def test_damaged_or_missing_checkpoints_say_so(tmp_path):
     path = tensors.with_name("checkpoint.json")
     text = path.read_text()
     path.write_text(text.replace('"width": 16', '"width": 32'))
+    with pytest.raises(UsageError, match='is damaged .*is not as it was written; .*take "digest" out of it'):
+        load(tmp_path / "run")
+    path.write_text(text.replace('"width": 16', '"width": 32').replace('"digest"', '"of another file"'))
     with pytest.raises(UsageError, match=r"do not fit: .*is \(16,\), not \(32,\)"):
         load(tmp_path / "run")
     for broken in (text[:100], "[1, 2]", "{}"):
@@ -240,6 +243,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
     for file in tmp_path.glob("checkpoints/*/checkpoint.json"):
         stored = json.loads(file.read_text())
+        del stored["digest"], stored["frozen"]
         del stored["objective"]["arguments"]["denoiser"]["arguments"]["sigma_data"]
         file.write_text(json.dumps(stored))
     Trainer(objective(), CONFIG, folder=tmp_path).fit(batches(), resume=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,16 +50,25 @@ class Training:
     """Steps between checkpoints; one is written at the end and on Ctrl-C in any case."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        for name, least in LEAST.items():
+            if name != "warmup" or self.warmup is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("learning_rate", "epsilon", "weight_decay", "clip", "ema"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
         for name in ("learning_rate", "epsilon", "clip"):
-            if not getattr(self, name) > 0:
+            if not getattr(self, name) > 0 or (name != "clip" and math.isinf(getattr(self, name))):
                 raise UsageError(f"{name}={getattr(self, name)}: give a positive number")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight_decay={self.weight_decay}: give 0 or a positive number")
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise UsageError(f"betas={self.betas}: give two decays in [0, 1), such as (0.9, 0.999)")
+        object.__setattr__(self, "betas", tuple(real("betas", decay) for decay in self.betas))
         for name, decays in (("ema", (self.ema,)), ("betas", self.betas)):
             if not all(0 <= decay < 1 for decay in decays):
                 raise UsageError(f"{name}={getattr(self, name)}: give decays in [0, 1)")
-        if not 0 <= self.seed < 2**31:
+        if self.bfloat16 not in (True, False, None):
+            raise UsageError(f"bfloat16={self.bfloat16!r}: give True, False, or None for what the device multiplies itself")
+        if self.seed >= 2**31:
             raise UsageError(f"seed={self.seed}: give a whole number from 0 to 2147483647")
 
     def chosen_device(self) -> torch.device:
@@ -71,3 +83,36 @@ class Training:
             return torch.empty(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"device={self.device} is not to be had here ({str(error).splitlines()[0]}): try auto or cpu") from error
+
+
+LEAST = {"steps": 1, "log_every": 1, "save_every": 1, "watch_every": 0, "warmup": 0, "cooldown": 0, "seed": 0}
+"""Settings that are whole numbers, and the least of each."""
+PACE = ("steps", "log_every", "watch_every", "save_every", "device")
+"""Settings that leave each step as it is."""
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A setting as an int, from NumPy too.
+
+    Raises:
+        UsageError: for what is no whole number, and below the least.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or number < least:
+        raise UsageError(f"{name}={value}: give a whole number of at least {least}")
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """A setting as a float, from NumPy too.
+
+    Raises:
+        UsageError: for what is no number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{name}={value!r}: give a number") from None

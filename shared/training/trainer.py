@@ -6,24 +6,27 @@ import copy
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
+from warnings import warn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..describe import describe
-from ..errors import UsageError
+from ..errors import Notice, UsageError
 from ..objective import Objective
 from ..progress import Progress, silent
 from ..random import derived_seed
-from .checkpoint import difference, load, newest, save
+from .checkpoint import description_of, fill, grouped, numbered, read, save, weights
+from .classes import checked
 from .config import Training
-from .folder import Metrics, writable
+from .folder import Metrics, locked, refuse_several, said, writable
 from .optim import clip_gradients, learning_rate, optimizer, update_average
 from .precision import uses_bfloat16
+from .resume import optimizer_slots, other_settings, place_data, refuse_other_model
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,6 +52,9 @@ class Trainer:
         experiment: a described dataclass to save beside the weights, for the command line.
         progress: how to report progress.
         watch: called with the averaged objective and the step every `config.watch_every` steps.
+
+    Raises:
+        UsageError: for what cannot be trained, or not be saved; and in one of several processes.
     """
 
     def __init__(
@@ -63,14 +69,20 @@ class Trainer:
     ) -> None:
         if not hasattr(objective.denoiser, "corruption"):
             raise UsageError(f"{type(objective.denoiser).__name__} is a network: make it a denoiser first, Learned(network, schedule)")
+        refuse_several()
+        refuse_wrapped(objective)
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
         self.device = config.chosen_device()
         self.folder = None if folder is None else writable(folder)
-        if folder is not None:
-            describe(objective)  # what cannot be described must not show after an hour of training
+        if folder is not None:  # what cannot be saved must not show after an hour of training
+            for part in (objective, config, experiment):
+                describe(part)
+            weights(objective)
         self.objective = objective.to(self.device)
         self.average = copy.deepcopy(self.objective).eval().requires_grad_(False)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise UsageError("no parameter of the objective is trained: each has requires_grad=False, or there is none")
         self.optimizer = optimizer(self.parameters, config)
         self.step = 0
 
@@ -80,19 +92,25 @@ class Trainer:
         Args:
             batches: endless dicts of tensors, `x0` and conditions by name. Where it has `state_dict` and `load_state_dict`, its
                 position is part of the checkpoint, and a resumed run continues bit for bit.
-            resume: go on from the folder's newest checkpoint, if it has one.
+            resume: go on from the folder's newest checkpoint, if it has one. The model and the data must be the run's; settings of
+                training and which parameters are trained may change, and a `Notice` says what did.
 
         Raises:
-            UsageError: for a folder that holds a run already, unless it is resumed; or a run of other settings.
+            UsageError: for a folder that holds a run already, unless it is resumed; a run of another model or other data; a folder into
+                which another process trains; and a disk that is full, with what is saved.
             Interrupted: on Ctrl-C, after a checkpoint of the last whole step.
             FloatingPointError: when every gradient since the last log line was not finite.
         """
-        self._open(batches, resume)
-        config, objective, stream, log = self.config, self.objective.train(), iter(batches), Log(self.folder, self.step)
+        with nullcontext() if self.folder is None else locked(self.folder):
+            self._open(batches, resume)
+            return self._fit(batches)
+
+    def _fit(self, batches: Iterable[dict[str, Tensor]]) -> Objective:
+        config, objective, stream, log = self.config, self.objective.train(), checked(self.objective, batches), Log(self.folder, self.step)
         noise, forked = torch.Generator(self.device), [self.device] if self.device.type == "cuda" else []
         with interruption() as interrupted, torch.random.fork_rng(devices=forked):
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
-                batch = {name: value.to(self.device, non_blocking=True) for name, value in drawn(stream, step).items()}
+                batch = {name: torch.as_tensor(value).to(self.device, non_blocking=True) for name, value in drawn(stream, step).items()}
                 # Dropout and noise are functions of the step, so a resumed run draws the same.
                 torch.manual_seed(derived_seed(config.seed, "dropout", step))
                 noise.manual_seed(derived_seed(config.seed, "noise", step))
@@ -107,39 +125,59 @@ class Trainer:
                 update_average(self.average, objective, config.ema, step)
                 self.step = step + 1
                 log.add(loss.total, loss.parts, norm)
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    log.write(self.step, learning_rate(config, step))
-                stop = interrupted()
-                if self.step % config.save_every == 0 or self.step == config.steps or stop:
-                    self._save(batches)
-                if stop:
-                    raise Interrupted(self.step, self.folder)
-                if self.watch and config.watch_every and self.step % config.watch_every == 0:
-                    self.watch(self.average, self.step)
+                with self._writing():
+                    if self.step % config.log_every == 0 or self.step == config.steps:
+                        log.write(self.step, learning_rate(config, step))
+                    stop = interrupted()
+                    if self.step % config.save_every == 0 or self.step == config.steps or stop:
+                        self._save(batches)
+                    if stop:
+                        raise Interrupted(self.step, self.folder)
+                    if self.watch and config.watch_every and self.step % config.watch_every == 0:
+                        self.watch(self.average, self.step)
         return self.average
 
     def _open(self, batches: Any, resume: bool) -> None:
         if self.folder is None:
             return
-        if not any((self.folder / "checkpoints").glob("[0-9]*")):
+        # As above: what the batches say of themselves is part of a checkpoint, too.
+        description_of(self.objective, optimizer=None, step=0, config=None, experiment=None, batches=batches)
+        found = numbered(self.folder / "checkpoints")
+        if not found:
             return
         if not resume:
             raise UsageError(f"{self.folder} holds a run already: go on with it (--resume, resume=True), or choose another folder")
-        stored = load(newest(self.folder), network=getattr(self.objective.denoiser, "network", None))
-        # Described anew, so that an argument which has come with a default since is no difference.
-        if lines := difference(describe(stored.objective), describe(self.objective)):
-            raise UsageError(f"the run in {self.folder} has other settings: {'; '.join(lines[:4])}")
-        self.objective.load_state_dict(stored.objective.state_dict())
-        self.average.load_state_dict(stored.average.state_dict())
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in stored.tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                slots.setdefault(int(index), {})[name] = value
+        description, tensors = read(found[-1])
+        refuse_other_model(self.folder, description, tensors, self.objective)
+        told = place_data(self.folder, description, batches)
+        slots, more = optimizer_slots(found[-1], description, tensors, self.objective, self.parameters)
+        fill(self.objective, grouped(tensors, "objective"), found[-1])
+        fill(self.average, grouped(tensors, "average"), found[-1])
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        if stored.description["batches"] is not None and hasattr(batches, "load_state_dict"):
-            batches.load_state_dict(stored.description["batches"])
-        self.step = stored.step
+        self.step, told = description["step"], told + more
+        if lines := other_settings(description, self.config, self.experiment):
+            goes_on = "they hold from here on" if self.step < self.config.steps else "it is finished, and stays as it is"
+            told.append(f"other settings ({'; '.join(lines[:4])}{'; ...' * (len(lines) > 4)}): {goes_on}")
+        if self.step > self.config.steps:
+            told.append(f"it has {self.step} steps, more than steps={self.config.steps}, and nothing is trained")
+        if told:
+            warn(Notice(f"the run in {self.folder} goes on at step {self.step}: {'; '.join(told)}"), stacklevel=3)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within it a disk that is full, or gone, ends the run in one line that says what is saved."""
+        try:
+            yield
+        except OSError as error:
+            if self.folder is None:
+                raise
+            found = numbered(self.folder / "checkpoints")
+            saved = f"it is saved up to step {int(found[-1].name)}" if found else "nothing of it is saved"
+            then = "go on with it (--resume, resume=True)" if found else "start again"
+            raise UsageError(
+                f"the run in {self.folder} stopped after step {self.step}, for it cannot be written ({said(error)}): {saved}; make room, "
+                f"and {then}"
+            ) from error
 
     def _save(self, batches: Any) -> None:
         if self.folder is not None:
@@ -179,6 +217,17 @@ class Log:
             seconds = round(time.perf_counter() - self.start, 3)
             self.metrics.write(step=step, **means, learning_rate=rate, skipped=len(self.rows) - len(finite), seconds=seconds)
         self.rows = []
+
+
+def refuse_wrapped(module: nn.Module) -> None:
+    """Refuses modules that spread a network over several devices.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    for part in module.modules():
+        if (name := type(part).__name__) in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
+            raise UsageError(f"the network is wrapped in {name}, and training runs on one device: give the network itself, its .module")
 
 
 @contextmanager
