@@ -201,7 +201,7 @@ def _tokenised(
         for after, e in zip(follows, found, strict=True):
             some |= len(e.tokens) > 0
             if some:
-                made.append((e.tokens, not after, 0, e.characters, e.words, e.lost, e.unknown, 0))
+                made.append((e.tokens.astype(kind, copy=False), not after, 0, e.characters, e.words, e.lost, e.unknown, 0))
             some &= bool(after)
         made.append((np.array([], kind), False, read, 0, 0, 0, 0, ends))  # what was there, with and without a token
         return dict(zip(features, map(list, zip(*made, strict=True)), strict=True))
