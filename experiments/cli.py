@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +20,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..shared.errors import UsageError
+from ..shared.errors import UsageError, notices
 from ..shared.progress import bar
+from ..shared.random import whole_seed
 from ..shared.sampler import Sampler
 from ..shared.training import Checkpoint, load
-from ..shared.training.folder import writable
+from ..shared.training.checkpoint import numbered
+from ..shared.training.folder import naming, refuse_several, writable, write_text
 from ..shared.training.trainer import Interrupted
 from . import demo
 from .evaluation import draw
@@ -66,6 +68,9 @@ class Sample:
     seed: int = 0
     """Seed of the noise."""
 
+    def __post_init__(self) -> None:
+        whole_seed(self.seed)
+
 
 @dataclass(frozen=True)
 class Schedules:
@@ -93,6 +98,9 @@ class Evaluate:
     the recipe's own."""
     seed: int = 0
     """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        whole_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Bad input gives one line on stderr and exit status 2, never a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return dispatch(arguments)
+        with notices(lambda said: print(f"unnoise: {said}", file=sys.stderr)):
+            return dispatch(arguments)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -168,6 +177,8 @@ def dispatch(arguments: list[str]) -> int:
         if name in RECIPES or name in SCRIPTS:
             near = [f"unnoise train {name if name in RECIPES else f'{name}-smoke'}"]
         raise UsageError(f"there is no command {name}: {f'did you mean {near[0]}?' if near else 'choose from ' + ', '.join(commands)}")
+    if name in ("demo", "train", "reproduce"):
+        refuse_several()
     commands[name](rest)
     return 0
 
@@ -219,10 +230,12 @@ def run_train(arguments: list[str]) -> None:
         return
     experiment, name = options.experiment, arguments[0]
     with emptied(options.out) as folder:
-        if options.resume and not (folder / "checkpoints").is_dir():
+        if options.resume and not numbered(folder / "checkpoints"):
             raise UsageError(f"there is nothing to resume in {folder}: leave --resume out, or give the run's folder as --out")
         data = experiment.load("train", bar)
         print(f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/")
+        if said := getattr(data, "summary", ""):
+            print(f"data: {said}")
         train_recipe(experiment, data, folder, bar, resume=options.resume)
     print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
 
@@ -267,8 +280,10 @@ def run_sample(arguments: list[str]) -> None:
     sampler = experiment.sampler(checkpoint.average.denoiser)
     steps = grid_of(experiment, sampler, options.steps)
     run = draw(experiment, sampler, checkpoint.shape, checkpoint.scale, count, steps, seed=options.seed, progress=bar)
-    said = experiment.show(path, run.levels, checkpoint.scale, columns=max(1, round(count**0.5)))
-    by = f"{type(sampler).__name__}{asked(experiment, count)}"
+    with naming(path):
+        said = experiment.show(path, run.levels, checkpoint.scale, columns=max(1, round(count**0.5)))
+    names = (checkpoint.description["batches"] or {}).get("names")
+    by = f"{type(sampler).__name__}{asked(experiment, count, names)}"
     print(f"{said}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s by {by}: {path}")
 
 
@@ -280,11 +295,11 @@ def run_evaluate(arguments: list[str]) -> None:
     denoiser = checkpoint.average.denoiser
     count = None if options.count is None else positive("count", options.count)
     steps = grid_of(experiment, experiment.sampler(denoiser), options.steps)
-    results = experiment.evaluate(denoiser, count=count, steps=steps, seed=options.seed, progress=bar) | {"step": checkpoint.step}
     path = writable(options.run) / "evaluation.json"
-    path.write_text(json.dumps(finite(results), indent=1, allow_nan=False))
+    results = experiment.evaluate(denoiser, count=count, steps=steps, seed=options.seed, progress=bar) | {"step": checkpoint.step}
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
+    write_text(path, json.dumps(finite(results), indent=1, allow_nan=False))
     print(f"written to {path}")
 
 
@@ -323,12 +338,12 @@ def run_plot_schedules(arguments: list[str]) -> None:
     print(f"written to {plot(output_path(options.out, Schedules.out), options.steps)}")
 
 
-def asked(experiment: Experiment, count: int) -> str:
-    """Which classes samples were asked for, in words; nothing without classes."""
+def asked(experiment: Experiment, count: int, names: Sequence[str] | None = None) -> str:
+    """Which classes samples were asked for, by their names if they have some; nothing without classes."""
     label = experiment.conditions(torch.arange(min(count, 4))).get("label")
     if label is None:
         return ""
-    first = [str(n) for n in label.tolist()]
+    first = [str(names[n] if names else n) for n in label.tolist()]
     return f" of the classes {', '.join(first[:3])}, ... in turn" if len(first) > 3 else f" of the classes {', '.join(first)}"
 
 

@@ -1,5 +1,12 @@
 """The one error that bad input raises, and the one warning."""
 
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class UsageError(ValueError):
     """Bad input. The message is one line that names the value and the remedy; the command line prints it without a traceback."""
@@ -7,3 +14,16 @@ class UsageError(ValueError):
 
 class Notice(UserWarning):
     """What goes on but should be known, such as a run that is resumed with other settings; the command line prints it as one line."""
+
+
+@contextmanager
+def notices(say: Callable[[str], None]) -> Iterator[None]:
+    """Within it the text of every `Notice` goes to `say`, and other warnings where they went before."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, kind: type[Warning], *at: Any) -> None:
+            say(str(message)) if issubclass(kind, Notice) else shown(message, kind, *at)
+
+        warnings.showwarning = show
+        yield

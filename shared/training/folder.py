@@ -45,6 +45,19 @@ def said(error: Exception) -> str:
     return text.splitlines()[0]
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within it an error of the disk becomes one line that names what is written.
+
+    Raises:
+        UsageError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({said(error)}): make room, or choose another place") from error
+
+
 def write_text(path: Path, text: str) -> Path:
     """Writes a file in one rename, so that a full disk leaves the one before as it was.
 
@@ -52,13 +65,13 @@ def write_text(path: Path, text: str) -> Path:
         UsageError: where it cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise UsageError(f"cannot write {path} ({said(error)}): make room, or choose another place") from error
+    with naming(path):
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
     return path
 
 
