@@ -21,10 +21,10 @@ from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
 from ..shared.objective import Objective
 from ..shared.progress import Progress, bar
-from ..shared.random import Streams
+from ..shared.random import Streams, whole_seed
 from ..shared.sampler import Sampler, device_of
 from ..shared.training import Training
-from ..shared.training.folder import read_metrics, writable
+from ..shared.training.folder import locked, read_metrics, read_object, writable, write_text
 from . import d3pm_images, ddpm, report, score_sde
 from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, judge_of, marginal_bits_per_dim, summary
 from .experiment import Experiment
@@ -55,6 +55,7 @@ class Demo:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps={self.steps}: give a whole number of at least 1")
+        Training(seed=whole_seed(self.seed))
 
     def experiments(self) -> dict[str, Experiment]:
         """The three recipes, with equal budgets."""
@@ -134,13 +135,18 @@ def prepare(demo: Demo) -> Path:
     if demo.out.exists() and any(demo.out.iterdir() if demo.out.is_dir() else [1]):
         if not mark.is_file():
             raise UsageError(f"{demo.out} holds something that is not a demo: choose another folder with --out")
-        if demo.resume and (stored := json.loads(mark.read_text())) != settings:
+        again = f"take {demo.out} away, or choose another folder with --out"
+        if demo.resume and (stored := read_object(mark, again)) != settings:
             raise UsageError(f"the demo in {demo.out} has other settings, {stored}: resume it with those")
         if not demo.resume:
+            for part in (demo.out / name for name in FAMILIES):
+                if part.is_dir():
+                    with locked(part):  # refused while another demo trains there
+                        pass
             number = next(n for n in range(1, 10_000) if not demo.out.with_name(f"{demo.out.name}.{n}").exists())
             demo.out.rename(demo.out.with_name(f"{demo.out.name}.{number}"))
     folder = writable(demo.out)
-    mark.write_text(json.dumps(settings))
+    write_text(mark, json.dumps(settings))
     return folder
 
 
@@ -224,7 +230,7 @@ def draw_figures(
     save_panels(folder / "samples.png", {title: images[:80] for title, images in pictures.items()}, columns=10, across=3)
     curves = {}
     for name, experiment in experiments.items():
-        lines = read_metrics(folder / name / "metrics.jsonl")
+        lines = [line for line in read_metrics(folder / name / "metrics.jsonl") if "loss" in line]
         curves[FAMILIES[name][0]] = ([r["step"] for r in lines], [r["loss"] for r in lines], experiment.loss_unit)
         save_strip(
             folder / f"film-{name}.png",
@@ -318,5 +324,5 @@ Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_th
         | (summary(r.quality, r.run) if r.run else vars(r.quality) if r.quality else {})
         for r in rows
     ]
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     return report.write(folder, "report", text, "unnoise demo")[1]

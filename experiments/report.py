@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from ..shared.training.folder import write_text
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
@@ -25,14 +27,15 @@ def write(folder: Path, name: str, markdown: str, title: str) -> tuple[Path, Pat
     from markdown_it import MarkdownIt
 
     source = folder / f"{name}.md"
-    source.write_text(markdown)
+    write_text(source, markdown)
     body = MarkdownIt("commonmark").enable("table").render(markdown)
     for picture in sorted(folder.glob("*.png")):
         data = base64.b64encode(picture.read_bytes()).decode()
         body = body.replace(f'src="{picture.name}"', f'src="data:image/png;base64,{data}"')
     page = source.with_suffix(".html")
-    page.write_text(
+    write_text(
+        page,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>\n{body}</body></html>\n'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>\n{body}</body></html>\n',
     )
     return source, page

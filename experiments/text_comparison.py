@@ -16,9 +16,10 @@ import torch
 from ..discrete import Infilling
 from ..shared.data import TextSet, sparse_chain
 from ..shared.editing import Inpainting
+from ..shared.errors import UsageError
 from ..shared.metrics import NGram, entropy
 from ..shared.progress import Progress, silent
-from ..shared.training.folder import read_metrics, writable
+from ..shared.training.folder import read_metrics, read_object, writable
 from .evaluation import draw
 from .report import table
 from .reproduce import trained
@@ -86,7 +87,9 @@ def picture(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     curves, steps = {}, 0
     for name, found in results.items():
         if "training_steps" in found:
-            log = read_metrics(folder_of(folder, name) / "metrics.jsonl")
+            log = [line for line in read_metrics(folder_of(folder, name) / "metrics.jsonl") if "loss" in line]
+            if not log:
+                continue
             steps = max(steps, found["training_steps"])
             part = next(key for key in log[0] if key.endswith("bits_per_dim"))  # without the prior and, in continuous time, the data term
             curves[name] = smoothed([(r["step"], r[part]) for r in log if r["step"] >= found["training_steps"] / 10])
@@ -154,7 +157,10 @@ def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
             optimizer.zero_grad()
             times.append(time.process_time() - start)
         note.write_text(json.dumps({"seconds_per_step": sorted(times)[steps // 2], "seconds": seconds}))
-    steps = int(seconds / json.loads(note.read_text())["seconds_per_step"])
+    told = read_object(note, "delete it, and the budget is measured anew").get("seconds_per_step")
+    if not isinstance(told, float) or not told > 0:
+        raise UsageError(f"{note} holds no seconds_per_step: delete it, and the budget is measured anew")
+    steps = int(seconds / told)
     training = replace(model.training, steps=steps, cooldown=steps // 3, watch_every=steps, save_every=max(steps // 3, 1))
     return replace(model, training=training)
 

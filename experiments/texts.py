@@ -20,6 +20,7 @@ from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
 from ..shared.metrics.errors import standard_error
 from ..shared.networks import DiT, Transformer
 from ..shared.progress import Progress, silent
+from ..shared.random import whole_seed
 from ..shared.sampler import device_of
 from ..shared.scale import Scale
 from ..shared.training import Training
@@ -206,7 +207,7 @@ class TextExperiment(Experiment):
         beside.
         """
         device, measure = device_of(denoiser), self.codelength(denoiser, test.scale)
-        generator, parts, real = torch.Generator(device).manual_seed(seed), [], []
+        generator, parts, real = torch.Generator(device).manual_seed(whole_seed(seed)), [], []
         windows, size = min(count or len(test.windows), len(test.windows)), max(1, min(100, AT_ONCE // (test.length * test.vocabulary)))
         for start in range(0, windows, size):
             k = test.windows[start : min(start + size, windows)].long()

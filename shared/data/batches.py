@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..random import Source, derived_seed
+from ..random import Source, derived_seed, whole_seed
 from ..scale import Scale
 from .windows import Windows
 
@@ -47,7 +47,7 @@ class Batches:
             raise UsageError(f"batch={batch}: give a number between 1 and the {len(k)} examples of the set")
         if wrong := [f"{name} has {len(v)}" for name, v in (conditions or {}).items() if len(v) != len(k)]:
             raise UsageError(f"the set has {len(k)} examples, and {', '.join(wrong)} rows: give one for each example")
-        self.k, self.batch, self.scale, self.form, self.conditions, self.seed = k, batch, scale, form, conditions or {}, seed
+        self.k, self.batch, self.scale, self.form, self.conditions, self.seed = k, batch, scale, form, conditions or {}, whole_seed(seed)
         self.shape, self.names, self.position = shape or tuple(k.shape[1:]), names, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..describe import described
 from ..errors import UsageError
-from ..random import Source, categorical, uniform
+from ..random import Source, categorical, uniform, whole_seed
 
 
 @described
@@ -92,7 +92,7 @@ def sparse_chain(symbols: int = 27, seed: int = 0, *, width: float = 0.8, floor:
     """
     if symbols < 3 or width <= 0 or not 0 < floor < 1:
         raise UsageError(f"symbols={symbols}, width={width}, floor={floor}: give 3 symbols or more, a positive width, 0 < floor < 1")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole_seed(seed))
     shift = symbols * uniform((), generator, dtype=torch.float64)
     place = torch.arange(symbols, dtype=torch.float64)
     distance = (place - 2 * place[:, None] - shift).remainder(symbols)
