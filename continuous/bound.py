@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..shared.bits import Codelength, discretised_gaussian, gaussian_kl, sampled_levels, total_nats
+from ..shared.bits import Codelength, discretised_gaussian, gaussian_kl, refuse_nan, sampled_levels, total_nats
+from ..shared.calling import warn_in_training
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
@@ -83,7 +84,7 @@ class VariationalBound:
                 x_t = self.schedule.corrupt(x0, t, generator=generator)
                 path += weight * self._step(x0, x_t, *self.denoiser.with_spread(x_t, t, **cond), t, t - 1 / steps)
         last = torch.full((), 1 / steps, dtype=torch.float64)
-        return Codelength(self.prior(x0), path, self.term(x0, last, generator=generator, **cond))
+        return refuse_nan(Codelength(self.prior(x0), path, self.term(x0, last, generator=generator, **cond)))
 
     @torch.no_grad()
     def rate_distortion(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> RateDistortion:
@@ -124,10 +125,11 @@ class VariationalBound:
         return torch.where(first, decoder, self._step(x0, x_t, estimate, v, t_step, s_step)) if self.schedule.steps > 1 else decoder
 
     def _check(self, x0: Tensor) -> None:
+        warn_in_training(self.denoiser)
         low, high = self.scale.low - self.scale.spacing, self.scale.high + self.scale.spacing
         what = f"real numbers in [{self.scale.low:g}, {self.scale.high:g}], such as scale.continuous(k) of levels k"
-        if not x0.is_floating_point():
-            raise UsageError(f"x0 is {x0.dtype}: the bound takes {what}")
+        if not isinstance(x0, Tensor) or not x0.is_floating_point():
+            raise UsageError(f"x0 is {x0.dtype if isinstance(x0, Tensor) else type(x0).__name__}: the bound takes {what}")
         refuse_unless((x0 >= low) & (x0 <= high), f"x0 leaves the scale: the bound takes {what}")
 
     def _step(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor, s: Tensor) -> Tensor:

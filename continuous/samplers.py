@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shared.calling import warn_in_training
 from ..shared.denoiser import GaussianDenoiser, taken
 from ..shared.errors import UsageError
 from ..shared.guidance import ClassifierGradient
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
-from ..shared.tensors import exact, like
+from ..shared.tensors import at_least_float32, exact, like, refuse_unreal
 from .posterior import ReverseVariance, fitting, large, lowest_two, posterior
 
 
@@ -105,6 +106,8 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
         steps: a number of steps, two or more, or a decreasing grid.
         cond: conditions by name.
     """
+    x0 = at_least_float32(refuse_unreal(x0, "x0"))
+    warn_in_training(denoiser)
     sampler = DDIM(denoiser)
     grid = sampler.times(steps).flip(0)
     grid, x = grid[grid > 0], x0

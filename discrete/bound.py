@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.bits import Codelength, sampled_levels, total_nats
+from ..shared.bits import Codelength, refuse_nan, sampled_levels, total_nats
+from ..shared.calling import warn_in_training
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
@@ -77,6 +78,7 @@ class VariationalBound:
         calls with other generators.
         """
         x0 = as_tokens(x0, self.denoiser.corruption.levels, "x_0")
+        warn_in_training(self.denoiser)
         path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         first, last = (1, self.terms or STRATA) if self.grid is None else (2, len(self.grid) - 1)
         if last >= first:
@@ -85,7 +87,7 @@ class VariationalBound:
                 n = n.to(x0.device) if self.whole else n[0].cpu()  # steps of any length are taken by all examples at once
                 path += weight * self.part(x0, n, generator=generator, **cond)
         prior = self.prior(x0, **cond) + self.length_nats(x0)
-        return Codelength(prior, path, self.data(x0, generator=generator, **cond))
+        return refuse_nan(Codelength(prior, path, self.data(x0, generator=generator, **cond)))
 
     def length_nats(self, x0: Tensor) -> float:
         """What a text's length costs, `log(n + 1)` for texts of 0 to n tokens; 0 without padding."""

@@ -63,8 +63,8 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     """
     if out.shape[:-1] != x_t.shape or out.shape[-1] != 2:
         raise UsageError(
-            f"the logistic head reads two numbers a position, (*x_t.shape, 2), not {tuple(out.shape)} for x_t {tuple(x_t.shape)}: build the "
-            "network with levels=..., logits=2"
+            f"the logistic head reads two numbers a position, (*x_t.shape, 2), not {tuple(out.shape)} for x_t {tuple(x_t.shape)}: "
+            "build the network with levels=..., logits=2"
         )
     out, levels = at_least_float32(out), transition.levels
     centre = torch.tanh(out[..., :1] + (2 * x_t.to(out.dtype) / (levels - 1) - 1)[..., None])

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shared.calling import warn_in_training
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.errors import UsageError
 from ..shared.random import Source
 from ..shared.sampler import Sampler
-from ..shared.tensors import like
+from ..shared.tensors import at_least_float32, like, refuse_unreal
 from .charts import Chart, Place, angle
 from .integrators import Field, Integrator, State, Steps
 
@@ -78,6 +79,8 @@ class ProbabilityFlow(Sampler):
                 adaptive integrators need.
             cond: conditions by name.
         """
+        x0 = at_least_float32(refuse_unreal(x0, "x0"))
+        warn_in_training(self.denoiser)
         last = torch.tensor([self.corruption.t_last], dtype=torch.float64)
         above = torch.ones(1, dtype=torch.float64) if steps is None else self.times(steps).flip(0)
         grid = torch.cat([last, above[above > last * (1 + 1e-9)]])

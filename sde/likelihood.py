@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..shared.bits import Codelength, total_nats
+from ..shared.calling import warn_in_training
 from ..shared.denoiser import GaussianDenoiser
 from ..shared.dequantisation import Dequantiser
 from ..shared.errors import UsageError
 from ..shared.gradients import gradients
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, rademacher_like
-from ..shared.tensors import finest, like, refuse_unless
+from ..shared.tensors import at_least_float32, finest, like, refuse_unless
 from .charts import Chart, Place, angle
 from .flow import ProbabilityFlow
 from .integrators import Adaptive, Integrator, State
@@ -117,11 +118,15 @@ class ChangeOfVariables:
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
         """`x0`: levels `(B, ...)` with a dequantiser; real numbers without. `progress` counts evaluations."""
+        warn_in_training(self.flow.denoiser)
+        if not isinstance(x0, Tensor):
+            raise UsageError(f"x0 is a {type(x0).__name__}: give torch.as_tensor(x0)")
         data = finest(torch.zeros(len(x0), device=x0.device))
         if self.dequantiser is not None:
             x0, data = self.dequantiser(x0, generator)
-        elif not x0.is_floating_point():
+        elif not x0.is_floating_point():  # complex numbers and truth values, too
             raise UsageError(f"x0 of {x0.dtype} holds levels, which a density does not code: give dequantiser=Uniform(scale)")
+        x0 = at_least_float32(x0)
         finite = torch.isfinite(x0)
         refuse_unless(finite, "the data hold NaN or infinity, which no density covers: look at how they were loaded", wait=True)
         x1, gained = self.transport(x0, self.trace.probes(x0, generator), progress, **cond)

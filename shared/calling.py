@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from .errors import UsageError
-from .tensors import moment
+from .errors import Notice, UsageError
+from .tensors import refuse_unless
 
+TRAINING = (
+    "the network is in training mode, so its dropout or batch norm makes every call another: "
+    "call denoiser.eval() before sampling, bounds and likelihoods"
+)
+WARNED: WeakSet[nn.Module] = WeakSet()
 LONG = re.compile(r"indices.* (Long|Int)|indices must be long")
-RANGE = re.compile(r"out of (range|bounds)")
-DTYPE = re.compile(r"same dtype|should be the same|expected scalar type|same data type|\bdtype\b.* (match|equal)|(Float|Half|Double|BFloat16)\b.*but")
-
-
+DEVICE = re.compile(r"same device|device type|torch\.cuda\.\w+Tensor")
+RANGE = re.compile(r"^index .*out of (range|bounds)")
+DTYPE = re.compile(
+    r"same dtype|should be the same|expected scalar type|same data type|\bdtype\b.* (match|equal)|(Float|Half|Double|BFloat16)\b.*but"
+)
 REMEDY = "rows 0 to T - 1 of T steps are label=step_index, and rows 0 to 999 of any table label=thousandth_index"
 
 
@@ -54,7 +65,7 @@ def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
     network = asker.network
     dtype = precision(network)
     if dtype is not None:
-        x, cond = cast(x, dtype), {name: cast(value, dtype) for name, value in cond.items()}
+        x, cond = cast(x, dtype), {name: cast(value, dtype, name) for name, value in cond.items()}
     if "_tried" not in asker.__dict__:
         asker.__dict__["_tried"] = True
         try_ends(asker, x, cond)
@@ -89,8 +100,8 @@ def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
             for row in (int(args[0].min()), int(args[0].max())):
                 if not 0 <= row < table.num_embeddings:
                     raise UsageError(
-                        f"{name} of {type(network).__name__} has {table.num_embeddings} rows and is asked for row {row}, where the time input "
-                        f"is {low:g} to {high:g}: {REMEDY}"
+                        f"{name} of {type(network).__name__} has {table.num_embeddings} rows and is asked for row {row}, "
+                        f"where the time input is {low:g} to {high:g}: {REMEDY}"
                     )
 
         return hook
@@ -124,11 +135,17 @@ def precision(module: nn.Module) -> torch.dtype | None:
     return None
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """A real tensor of another precision in this one; all else as it is."""
-    if isinstance(value, Tensor) and value.dtype != dtype and value.is_floating_point():
-        return value.to(dtype)
-    return value
+def cast(value: Any, dtype: torch.dtype, name: str = "x") -> Any:
+    """A real tensor of another precision in this one; all else as it is, but for arrays.
+
+    Raises:
+        UsageError: for an array of another library.
+    """
+    if not isinstance(value, Tensor):
+        if hasattr(value, "__array__"):
+            raise UsageError(f"{name} is a {type(value).__name__}: give a tensor, such as torch.as_tensor({name})")
+        return value
+    return value.to(dtype) if value.dtype != dtype and value.is_floating_point() else value
 
 
 def refuse_no_tensor(out: Any, x: Tensor) -> Tensor:
@@ -138,7 +155,7 @@ def refuse_no_tensor(out: Any, x: Tensor) -> Tensor:
         UsageError: with what to do.
     """
     if not isinstance(out, Tensor):
-        held, take = f"a {type(out).__name__}", "the tensor"
+        held, take = "None" if out is None else f"an object of type {type(out).__name__}", "the tensor"
         if isinstance(out, dict):
             held, take = f"a dict of {', '.join(map(str, list(out)[:4])) or 'nothing'}", f"[{next(iter(out), 'sample')!r}]"
         if isinstance(getattr(out, "sample", None), Tensor):
@@ -152,7 +169,7 @@ def refuse_no_tensor(out: Any, x: Tensor) -> Tensor:
     if not out.is_floating_point():
         raise UsageError(f"the network gave {out.dtype}, and real numbers are read: return floats, such as logits before their argmax")
     if out.device != x.device:
-        raise UsageError(f"the network gave an output on {out.device} for an input on {x.device}: move it whole, denoiser.to({x.device.type!r})")
+        raise UsageError(f"the network gave an output on {out.device} for an input on {x.device}: bring it whole to one of them")
     return out
 
 
@@ -170,8 +187,8 @@ def refuse_signature(network: Any) -> None:
         signature.bind_partial(None, None)
     except TypeError:
         raise UsageError(
-            f"{type(network).__name__} takes ({', '.join(signature.parameters)}), and is called as network(x, time, **conditions): give its "
-            "forward a second argument for the time, (B,), be it unused"
+            f"{type(network).__name__} takes ({', '.join(signature.parameters)}), and is called as network(x, time, **conditions): "
+            "give its forward a second argument for the time, (B,), be it unused"
         ) from None
 
 
@@ -189,12 +206,15 @@ def explained(error: Exception, asker: Asker, time: Tensor, cond: dict[str, Any]
     name, said = type(network).__name__, str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, TypeError):
         return misfit(signature_of(network), name, cond)
-    low, high = asker.time_inputs().tolist()
-    fed = f"the time input is {time.dtype}, here {low:g} to {high:g}"
-    if LONG.search(said):
-        return f"{name} looks up what is not an integer: {fed}; index with time.round().long()"
-    if RANGE.search(said):
+    if LONG.search(said) or RANGE.search(said):
+        low, high = asker.time_inputs().tolist()
+        fed = f"the time input is {time.dtype}, here {low:g} to {high:g}"
+        if LONG.search(said):
+            return f"{name} looks up what is not an integer: {fed}; index with time.round().long()"
         return f"{name} looked up what it does not have ({said}): {fed}; {REMEDY}"
+    if isinstance(error, RuntimeError) and DEVICE.search(said):
+        held = next((p.device for p in network.parameters()), "cpu")
+        return f"{name} is on {held}, and not all of what it was given ({said}): bring signals and conditions there, .to({str(held)!r})"
     if isinstance(error, RuntimeError) and DTYPE.search(said):
         return (
             f"{name} mixes precisions ({said}): its first parameter is {precision(network)}, in which x is fed, and the time input is "
@@ -218,3 +238,40 @@ def misfit(signature: inspect.Signature | None, name: str, cond: dict[str, Any])
         absent = [p.name for p in own if p.name in names and p.default is p.empty and p.name not in cond]
         return f"{name} needs the condition {', '.join(absent)}: give {', '.join(f'{a}=...' for a in absent)}, one row for each example"
     return None
+
+
+def networks_of(denoiser: nn.Module) -> list[nn.Module]:
+    """The networks that a denoiser asks, those of the denoisers that it wraps too."""
+    return list(dict.fromkeys(m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)))
+
+
+def warn_in_training(denoiser: nn.Module) -> None:
+    """Warns, once for each network, of dropout and batch norms that are left in training mode."""
+    for m in denoiser.modules():
+        if m.training and (isinstance(m, _BatchNorm) or (isinstance(m, _DropoutNd) and m.p > 0)) and m not in WARNED:
+            WARNED.update(denoiser.modules())
+            warnings.warn(Notice(TRAINING), stacklevel=3)
+            return
+
+
+@contextmanager
+def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
+    """Notes on the device whether a network of tokens gives NaN within the block, and looks once at its end: tokens are drawn of NaN too.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    found: list[Tensor] = []
+
+    def note(network: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if isinstance(out, Tensor) and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+            found[:] = [torch.isnan(out).any() | found[0] if found else torch.isnan(out).any()]
+
+    hooks = [network.register_forward_hook(note) for network in networks_of(denoiser)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if found:
+        refuse_unless(~found[0], "the network gave NaN, of which no token follows: look for it in the weights or the conditions", wait=True)

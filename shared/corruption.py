@@ -40,7 +40,7 @@ class Corruption(ByValue, ABC):
     def grid(self, steps: int) -> Tensor:
         """The `steps + 1` times of a sampler, float64, from 1 down to 0."""
 
-    def refuse_grid(self, grid: Tensor) -> None:  # noqa: B027
+    def refuse_grid(self, grid: Tensor) -> None:
         """Refuses a grid with times that the process does not tell apart.
 
         Raises:
@@ -84,11 +84,11 @@ class Schedule(Corruption):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = at_least_float32(refuse_unreal(x0, "x0"))
-        alpha, sigma = (like(c, x0) for c in self(exact(moment(t))))
+        alpha, sigma = (like(c, x0) for c in self(exact(moment(t, len(x0)))))
         return alpha * x0 + sigma * normal_like(x0, generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x_s, s, t = at_least_float32(refuse_unreal(x_s, "x_s")), exact(moment(s)), exact(moment(t))
+        x_s, s, t = at_least_float32(refuse_unreal(x_s, "x_s")), exact(moment(s)), exact(moment(t, len(x_s)))
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         fresh = sigma_t * (1 - self.kept(s, t)).sqrt()
         return like(alpha_t / alpha_s, x_s) * x_s + like(fresh, x_s) * normal_like(x_s, generator)

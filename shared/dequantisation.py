@@ -19,7 +19,7 @@ from .errors import UsageError
 from .objective import Loss, Objective
 from .random import Source, uniform
 from .scale import Scale
-from .tensors import finest, refuse_unless
+from .tensors import finest, is_integer, refuse_unless
 
 
 class Dequantiser(nn.Module, ABC):
@@ -192,6 +192,8 @@ def index_sum(x: Tensor) -> Tensor:
 
 def refuse_others(k: Tensor, scale: Scale) -> None:
     """Refuses what is no level of a scale."""
+    if not isinstance(k, Tensor) or not (is_integer(k) or k.is_floating_point()):
+        raise UsageError(f"x0 is {k.dtype if isinstance(k, Tensor) else type(k).__name__}: give a tensor of levels, whole numbers 0, 1, ..")
     if k.is_floating_point():
         refuse_unless(k == k.round(), "x0 has fractions: levels are dequantised, whole numbers 0, 1, ..")
     last = scale.levels - 1

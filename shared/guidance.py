@@ -164,7 +164,9 @@ class NoisyClassifier(Denoiser):
         scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * refuse_unreal(x_t, "x_t")
         out = ask(self, scaled, on_every_row(self.label(self.schedule, home), x_t), {})
         if out.ndim != 2 or len(out) != len(x_t):
-            raise UsageError(f"the classifier gave {tuple(out.shape)} for {len(x_t)} examples: give one logit for each class, ({len(x_t)}, K)")
+            raise UsageError(
+                f"the classifier gave {tuple(out.shape)} for {len(x_t)} examples: give a logit for each class, ({len(x_t)}, K)"
+            )
         return at_least_float32(out).log_softmax(-1)
 
     def time_inputs(self) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .calling import networks_of, refusing_nan, warn_in_training
 from .corruption import Corruption
 from .denoiser import Denoiser
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
-from .tensors import refuse_unless
+from .tensors import at_least_float32, is_integer, refuse_unless
 from .values import same
 
 Step: TypeAlias = Callable[..., Tensor]
@@ -98,10 +99,19 @@ class Sampler(ABC):
         """
         if (x is None) == (shape is None):
             raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
+        if not isinstance(x, Tensor | None):
+            if isinstance(x, tuple | list) and all(isinstance(n, int) for n in x):
+                raise UsageError(f"x={x} is a shape: give shape={tuple(x)}")
+            raise UsageError(f"x is a {type(x).__name__}: give a tensor, such as torch.as_tensor(x)")
+        if shape is not None and (not isinstance(shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in shape)):
+            raise UsageError(f"shape={shape}: give whole numbers, the batch first, such as shape=(16, 1, 8, 8)")
+        warn_in_training(self.denoiser)
         grid = self.times(steps)
         if x is None:
             x = self.start(shape, grid[0], generator=generator, **cond)
-        elif not x.is_floating_point():
+        elif x.is_floating_point():
+            x = at_least_float32(x)
+        elif is_integer(x):
             x = x.long()
         step, path = self.begin(), self.path(grid)
         for t, s in progress(path, len(path), "sampling"):
@@ -119,8 +129,9 @@ class Sampler(ABC):
         **cond: Any,
     ) -> Tensor:
         """The last state of `trajectory`."""
-        for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
-            last = state
+        with refusing_nan(self.denoiser):
+            for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
+                last = state
         if last.is_floating_point():
             refuse_unless(
                 torch.isfinite(last), "the samples hold NaN or infinity: look for them in the network or the conditions", wait=True
@@ -241,7 +252,7 @@ def counted(denoiser: Denoiser) -> Iterator[Evaluations]:
     def add(*_: Any) -> None:
         count.calls += 1
 
-    networks = {m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)} or {denoiser}
+    networks = networks_of(denoiser) or [denoiser]
     handles = [network.register_forward_pre_hook(add) for network in networks]
     try:
         yield count

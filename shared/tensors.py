@@ -32,14 +32,21 @@ def exact(t: Tensor | float) -> Tensor:
     return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
 
-def moment(t: Tensor | float) -> Tensor:
+def moment(t: Tensor | float, rows: int | None = None) -> Tensor:
     """A time as it is, a number as a float64 scalar; refused outside of [0, 1] where that is seen without waiting for an accelerator.
+
+    With `rows` it is also refused unless there is one for all, or one for each of so many.
 
     Raises:
         UsageError: with what to do.
     """
     if not isinstance(t, Tensor):
-        t = torch.as_tensor(t, dtype=torch.float64)
+        try:
+            t = torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise UsageError(f"t={t!r}: give a time from 0 to 1, a number or a tensor") from None
+    if t.ndim > 1 or (t.ndim and rows is not None and len(t) not in (1, rows)):
+        raise UsageError(f"times of shape {tuple(t.shape)}{f' for {rows} examples' if rows else ''}: give one, or one for each, (B,)")
     if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
         low, high = (v.item() for v in torch.aminmax(t.detach())) if t.ndim else (t.detach().item(),) * 2
         if not -SLACK <= low <= high <= 1 + SLACK:
@@ -57,7 +64,8 @@ def refuse_unreal(x: Tensor, what: str) -> Tensor:
         raise UsageError(f"{what} is a {type(x).__name__}: give a tensor, such as torch.as_tensor({what})")
     if not x.is_floating_point():
         raise UsageError(
-            f"{what} is {x.dtype}, and real numbers are read: of levels k of quantized data give scale.continuous(k) or scale.dequantised(k)"
+            f"{what} is {x.dtype}, and real numbers are read: of levels k of quantized data give scale.continuous(k), or "
+            "scale.dequantised(k) for densities"
         )
     return x
 

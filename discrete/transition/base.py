@@ -174,11 +174,11 @@ class Transition(Corruption):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = as_tokens(x0, self.levels, "x_0")
-        return categorical(self.pushforward(self.one_hot(x0), CLEAN, moment(t)), generator)
+        return categorical(self.pushforward(self.one_hot(x0), CLEAN, moment(t, len(x0))), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x_s = as_tokens(x_s, self.states, "x_s")
-        return categorical(self.pushforward(self.one_hot(x_s), moment(s), moment(t)), generator)
+        return categorical(self.pushforward(self.one_hot(x_s), moment(s), moment(t, len(x_s))), generator)
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return categorical(self.stationary().to(device).expand(*shape, -1), generator)

@@ -101,7 +101,8 @@ class DiscretizedGaussian(Stepwise):
         return column.scatter(-1, x[..., None], self._rest.on(x.device)[n - 1, x][..., None])
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        return categorical(self.rows(as_tokens(x0, self.levels, "x_0"), self.row(moment(t))), generator)
+        x0 = as_tokens(x0, self.levels, "x_0")
+        return categorical(self.rows(x0, self.row(moment(t, len(x0)))), generator)
 
     def stationary(self) -> Tensor:
         return self._stationary.values

@@ -93,11 +93,11 @@ class Interpolating(Transition):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = as_tokens(x0, self.levels, "x_0")
-        return self._hit(x0, CLEAN, moment(t), generator)
+        return self._hit(x0, CLEAN, moment(t, len(x0)), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x_s = as_tokens(x_s, self.states, "x_s")
-        return self._hit(x_s, moment(s), moment(t), generator)
+        return self._hit(x_s, moment(s), moment(t, len(x_s)), generator)
 
     def _hit(self, x: Tensor, s: Tensor, t: Tensor, generator: Source) -> Tensor:
         """One uniform number a position tells whether an event came, and what it drew."""
