@@ -15,9 +15,11 @@ from ..discrete import VariationalBound
 from ..sde import Adaptive, ChangeOfVariables
 from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, image_set
+from ..shared.data.images import NO_LABELS
 from ..shared.denoiser import Denoiser
 from ..shared.dequantisation import Dequantiser, Uniform
 from ..shared.describe import described, formerly
+from ..shared.errors import UsageError
 from ..shared.labels import Label
 from ..shared.networks import UNet
 from ..shared.networks import style as styles
@@ -50,8 +52,38 @@ class Data:
     """Of the order of the images."""
 
     def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
-        """The images of a split."""
-        return image_set(self.name, split=split, size=self.size, progress=progress)
+        """The images of a split.
+
+        Raises:
+            UsageError: with what there is, where their labels are not those that `classes` says.
+        """
+        images = image_set(self.name, split=split, size=self.size, progress=progress)
+        if self.classes is not None:
+            refuse_other_classes(images, self.classes, f"{self.name} ({split})")
+        return images
+
+
+def refuse_other_classes(images: ImageSet, classes: int, name: str) -> None:
+    """Refuses a set without labels, with another number of named classes, or with labels beyond 0 to classes - 1."""
+    if images.label is None:
+        raise UsageError(f"classes={classes}: {name} has {images.unlabelled}; {NO_LABELS} (--data.classes None)")
+    low, high = int(images.label.min()), int(images.label.max())
+    if images.names is not None and len(images.names) != classes:
+        raise UsageError(f"classes={classes}: {name} has {images.counted}; give --data.classes {len(images.names)}")
+    if high >= classes:
+        remedy = f"number them from 0{'' if high < classes else f', or give --data.classes {high + 1}'}"
+        raise UsageError(f"classes={classes}: the labels of {name} are {low} to {high}, not 0 to {classes - 1}: {remedy}")
+
+
+def refuse_absent_classes(images: ImageSet, classes: int, name: str) -> None:
+    """Refuses to train on a set without images of some class, which sampling would ask for."""
+    there = set(images.label.unique().tolist())
+    if absent := [n for n in range(classes) if n not in there]:
+        which = ", ".join(str(images.names[n] if images.names else n) for n in absent[:5]) + ", ..." * (len(absent) > 5)
+        remedy = f"give --data.classes {len(there)}" if absent[0] == len(there) else "number the labels from 0 without gaps"
+        raise UsageError(
+            f"classes={classes}: {name} has no image of {which}, which samples would be asked of ({images.counted}): {remedy}, or add some"
+        )
 
 
 @formerly("unnoise.experiments.experiment.Network")
@@ -130,8 +162,14 @@ class ImageExperiment(Experiment):
         """Levels in the family's own form."""
 
     def batches(self, images: ImageSet) -> Batches:
-        """The images in that form, with their labels if the model is conditional."""
+        """The images in that form, with their labels if the model is conditional.
+
+        Raises:
+            UsageError: where some class does not occur.
+        """
         conditions = () if self.data.classes is None else ("label",)
+        if conditions and images.label is not None:
+            refuse_absent_classes(images, self.data.classes, self.data.name)
         form = flipped(self.form) if self.data.flip else self.form
         return images.batches(self.data.batch, form, conditions=conditions, seed=self.data.seed)
 

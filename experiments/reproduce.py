@@ -15,7 +15,7 @@ from ..shared.objective import Objective
 from ..shared.progress import Progress
 from ..shared.sampler import Sampler
 from ..shared.training import Trainer, Training
-from ..shared.training.folder import writable
+from ..shared.training.folder import writable, write_text
 from .evaluation import SamplingRun, draw, judge_of
 from .experiment import Experiment
 from .images import ImageExperiment
@@ -66,8 +66,11 @@ class Study:
     def __init__(self, experiment: ImageExperiment, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
         self.experiment, self.folder, self.progress = experiment, writable(folder), progress
         self.images, test = experiment.data.load("train", progress), experiment.data.load("test", progress)
-        if self.images.label is None:
-            raise UsageError(f"{experiment.data.name} has no labels, and its samples are measured by a classifier: take a set with labels")
+        for images in (self.images, test):
+            if images.label is None:
+                raise UsageError(
+                    f"{experiment.data.name} has {images.unlabelled}, and samples are measured by a classifier: take a set with labels"
+                )
         quick = experiment.training.steps <= 100  # a smoke run
         self.judge, self.samples = judge_of(self.images, progress, 40 if quick else 600), 20 if quick else samples
         self.real = self.judge.quality(test.k)
@@ -84,15 +87,14 @@ class Study:
 
     def write(self, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, Any]) -> Path:
         """Writes `results.json` and `table.md`, and returns the latter."""
-        (self.folder / "results.json").write_text(json.dumps(results, indent=1))
-        page = self.folder / "table.md"
+        write_text(self.folder / "results.json", json.dumps(results, indent=1))
         measured = (
             f"{self.samples} samples a row, against the training set of {len(self.images.k)}; the Fréchet distance is of the features of a "
             f"small classifier (accuracy {self.accuracy:.3f} on held-out images), for which {self.real.count} held-out images are at "
             f"{self.real.frechet:.2f}. Distances compare within this page only."
         )
-        page.write_text(f"# {title}\n\n{text}\n\n![{title}](figure.png)\n\n{table(list(head), [list(r) for r in rows])}\n\n{measured}\n")
-        return page
+        page = f"# {title}\n\n{text}\n\n![{title}](figure.png)\n\n{table(list(head), [list(r) for r in rows])}\n\n{measured}\n"
+        return write_text(self.folder / "table.md", page)
 
 
 class Sweep:

@@ -16,8 +16,8 @@ from ..scale import Scale
 from .batches import Batches
 from .classes import Labels, counted, labels_of
 from .folders import listed
-from .stacks import Cells, Files, stacked
 from .sources import bundled, load
+from .stacks import Cells, Files, stacked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +54,17 @@ class ImageSet(NamedTuple):
     def summary(self) -> str:
         """What it holds, in one line: `1,204 images of 1x8x8, 3 classes: blood 400, test 402, urine 402; 2 other files left out: ...`."""
         whole = f"{len(self.k):,} image{'s' * (len(self.k) != 1)} of {'x'.join(map(str, self.shape))}"
-        return "; ".join([whole if self.label is None else f"{whole}, {counted(self.label, self.names)}", *self.notes])
+        return "; ".join([whole if self.label is None else f"{whole}, {self.counted}", *self.notes])
+
+    @property
+    def counted(self) -> str:
+        """How often each class occurs, in words."""
+        return counted(self.label, self.names)
+
+    @property
+    def unlabelled(self) -> str:
+        """That there are no labels, and why."""
+        return next((note for note in self.notes if note.startswith("no labels")), "no labels")
 
     def part(self, count: int) -> ImageSet:
         """`count` of the images at even distances, for folders are sorted by their classes; all of them where there are no more."""
@@ -73,8 +83,7 @@ class ImageSet(NamedTuple):
     ) -> Batches:
         """Endless batches; `conditions=("label",)` adds the labels."""
         if conditions and (self.label is None or tuple(conditions) != ("label",)):
-            unlabelled = next((note for note in self.notes if note.startswith("no labels")), "no labels")
-            has = "label only" if self.label is not None else f"{unlabelled}; {NO_LABELS}"
+            has = "label only" if self.label is not None else f"{self.unlabelled}; {NO_LABELS}"
             raise UsageError(f"conditions={tuple(conditions)}: this set has {has}")
         names = self.names if conditions else None
         return Batches(self.k, batch, self.scale, form, {"label": self.label} if conditions else None, seed, names=names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..describe import described
 from ..progress import Progress, silent
+from ..random import whole_seed
 from .blocks import group_norm
 
 
@@ -43,19 +44,28 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    x: Tensor, label: Tensor, classes: int, *, steps: int = 600, batch: int = 128, seed: int = 0, progress: Progress = silent
+    x: Tensor,
+    label: Tensor,
+    classes: int,
+    *,
+    unit: Callable[[Tensor], Tensor] = lambda x: x,
+    steps: int = 600,
+    batch: int = 128,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Classifier:
     """A classifier fitted to images in [0, 1], shifted by up to one pixel; deterministic for a seed on one machine.
 
     Args:
-        x: `(N, C, H, W)` in [0, 1].
+        x: `(N, C, H, W)`.
         label: `(N,)`.
         classes: number of classes.
+        unit: brings a batch of x into [0, 1], so that a large set can stay in 8 bits.
         steps, batch: of AdamW with a cosine schedule.
         seed: of the weights and the order.
         progress: how to report progress.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed := whole_seed(seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(x.shape[1:], classes)
@@ -64,7 +74,7 @@ def train_classifier(
         for _ in progress(range(steps), steps, "training the classifier"):
             rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator)
             shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-            loss = F.cross_entropy(model(x[rows].roll(shift, dims=(-2, -1))), label[rows], label_smoothing=0.02)
+            loss = F.cross_entropy(model(unit(x[rows]).roll(shift, dims=(-2, -1))), label[rows], label_smoothing=0.02)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
