@@ -18,7 +18,7 @@ from ..shared.metrics import frechet_distance
 from ..shared.metrics.errors import standard_error
 from ..shared.networks.classifier import train_classifier
 from ..shared.progress import Progress, silent
-from ..shared.random import Streams
+from ..shared.random import Streams, whole_seed
 from ..shared.sampler import Sampler, counted, device_of
 from ..shared.scale import Scale
 from .experiment import CodelengthOf, Experiment
@@ -52,8 +52,9 @@ class SamplingRun:
 
 def judge_of(images: ImageSet, progress: Progress = silent, steps: int = 600) -> Judge:
     """The judge of a set, trained once in a process: it is a function of the images, their labels and the steps alone."""
-    content = hashlib.sha256(images.k.numpy().tobytes() + images.label.numpy().tobytes()).hexdigest()
-    key = (content, tuple(images.k.shape), images.scale, steps)
+    content = hashlib.sha256(images.k.contiguous().numpy())
+    content.update(images.label.contiguous().numpy())
+    key = (content.hexdigest(), tuple(images.k.shape), images.scale, steps)
     if key not in _JUDGES:
         _JUDGES[key] = Judge(images, progress, steps)
     return _JUDGES[key]
@@ -67,7 +68,7 @@ class Judge:
 
     def __init__(self, images: ImageSet, progress: Progress = silent, steps: int = 600) -> None:
         self.scale, self.classes = images.scale, int(images.label.max()) + 1
-        self.classifier = train_classifier(self.unit(images.k), images.label, self.classes, steps=steps, progress=progress)
+        self.classifier = train_classifier(images.k, images.label, self.classes, unit=self.unit, steps=steps, progress=progress)
         self.reference = self.features(images.k)
 
     def unit(self, k: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ def bits_per_dim(
     `p(x) >= p(x | label) / classes` the sum is an upper bound on the code length of the image alone.
     """
     device = device_of(denoiser)
-    generator, measure = torch.Generator(device).manual_seed(seed), measure or experiment.codelength(denoiser, images.scale)
+    generator, measure = torch.Generator(device).manual_seed(whole_seed(seed)), measure or experiment.codelength(denoiser, images.scale)
     bits = []
     for rows in torch.arange(len(images.k)).split(CHUNK):
         labels = {} if experiment.data.classes is None else {"label": images.label[rows].to(device)}
@@ -149,9 +150,10 @@ def marginal_bits_per_dim(train: ImageSet, test: ImageSet) -> tuple[float, float
 
     Returns the mean and its standard error over the images.
     """
-    counts = torch.nn.functional.one_hot(train.k.flatten(1).long(), train.scale.levels).sum(0) + 1.0
+    levels, pixels = train.scale.levels, train.k.flatten(1).T
+    counts = torch.stack([torch.bincount(of_one.long(), minlength=levels) for of_one in pixels]) + 1.0
     p = counts / counts.sum(-1, keepdim=True)
-    bits = -p.expand(len(test.k), -1, -1).gather(-1, test.k.flatten(1).long()[..., None]).log2().flatten(1).mean(1)
+    bits = -p.log2().gather(1, test.k.flatten(1).T.long()).mean(0)
     return float(bits.mean()), standard_error(bits)
 
 
@@ -176,13 +178,15 @@ def evaluate_images(
     """
     if count is not None and count < 2:
         raise UsageError(f"count={count}: a standard error and a Fréchet distance need at least 2 images; give --count 2 or more")
-    train, test = experiment.load("train", progress), experiment.load("test", progress)
+    test, train = experiment.load("test", progress), experiment.load("train", progress)
+    if train.shape != test.shape:
+        raise UsageError(f"the images to train on are {train.summary}, and those held out {test.summary}: give both one size and color")
     if len(test.k) < 2:
         raise UsageError(f"the test split holds {len(test.k)} image: a standard error needs at least 2, so hold more images out")
-    if count is not None:
-        test = test._replace(k=test.k[:count], label=None if test.label is None else test.label[:count])
+    data = {"train": train.summary, "held_out": test.summary}
+    test = test if count is None else test.part(count)
     bits, error = bits_per_dim(experiment, denoiser, test, seed=seed, progress=progress)
-    results: dict[str, Any] = {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind}
+    results: dict[str, Any] = data | {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind}
     run = draw(experiment, experiment.sampler(denoiser), test.shape, test.scale, len(test.k), steps, seed=seed, progress=progress)
     if train.label is not None:
         judge = judge_of(train, progress)
