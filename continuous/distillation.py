@@ -13,7 +13,7 @@ from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, evened, independent, refuse_untrained_output
 from ..shared.prediction import noise
 from ..shared.random import Source
-from ..shared.tensors import at_least_float32, exact, like, per_example
+from ..shared.tensors import at_least_float32, exact, like, per_example, refuse_array
 from .objectives import Weight
 from .samplers import DDIM
 from .weights import truncated_snr
@@ -59,7 +59,7 @@ class Distillation(Objective):
         self.denoiser, self.teacher, self.steps, self.weight, self.times = denoiser, teacher.requires_grad_(False), steps, weight, times
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        u = self.times(len(x0), generator)
+        u = self.times(len(refuse_array(x0, "x0")), generator)
         n = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
         return evened(self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond), self.times, u)
 

@@ -20,7 +20,7 @@ from ..shared.errors import UsageError
 from ..shared.gradients import gradients
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, rademacher_like
-from ..shared.tensors import at_least_float32, finest, like, refuse_unless
+from ..shared.tensors import at_least_float32, finest, like, refuse_array, refuse_unless
 from .charts import Chart, Place, angle
 from .flow import ProbabilityFlow
 from .integrators import Adaptive, Integrator, State
@@ -119,9 +119,7 @@ class ChangeOfVariables:
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
         """`x0`: levels `(B, ...)` with a dequantiser; real numbers without. `progress` counts evaluations."""
         warn_in_training(self.flow.denoiser)
-        if not isinstance(x0, Tensor):
-            raise UsageError(f"x0 is a {type(x0).__name__}: give torch.as_tensor(x0)")
-        data = finest(torch.zeros(len(x0), device=x0.device))
+        data = finest(torch.zeros(len(refuse_array(x0, "x0")), device=x0.device))
         if self.dequantiser is not None:
             x0, data = self.dequantiser(x0, generator)
         elif not x0.is_floating_point():  # complex numbers and truth values, too

@@ -19,7 +19,7 @@ from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent, matching, refuse_uneven, refuse_untrained_output
 from ..shared.random import Source, normal_like
-from ..shared.tensors import at_least_float32, exact, like, moment, per_example, refuse_unreal
+from ..shared.tensors import at_least_float32, exact, like, moment, per_example, refuse_array, refuse_unreal
 from .sde import SDE, rates
 
 ScoreWeight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
@@ -113,7 +113,7 @@ class MaximumLikelihood(Objective):
         return Loss(0.5 * (self.high - self.low) * square + fixed, {"mse": square.detach() / x0[0].numel()}, t)
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        log_snr = self.high - (self.high - self.low) * exact(self.times(len(x0), generator))
+        log_snr = self.high - (self.high - self.low) * exact(self.times(len(refuse_array(x0, "x0")), generator))
         return self.at(x0, self.denoiser.corruption.time(log_snr).to(x0.device), generator=generator, **cond)
 
 

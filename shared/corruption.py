@@ -40,6 +40,14 @@ class Corruption(ByValue, ABC):
     def grid(self, steps: int) -> Tensor:
         """The `steps + 1` times of a sampler, float64, from 1 down to 0."""
 
+    @abstractmethod
+    def state(self, x: Tensor) -> Tensor:
+        """x as a state of the process: real numbers in float32 or better, or tokens as int64.
+
+        Raises:
+            UsageError: for what is none.
+        """
+
     def refuse_grid(self, grid: Tensor) -> None:
         """Refuses a grid with times that the process does not tell apart.
 
@@ -92,6 +100,9 @@ class Schedule(Corruption):
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         fresh = sigma_t * (1 - self.kept(s, t)).sqrt()
         return like(alpha_t / alpha_s, x_s) * x_s + like(fresh, x_s) * normal_like(x_s, generator)
+
+    def state(self, x: Tensor) -> Tensor:
+        return at_least_float32(refuse_unreal(x, "x"))
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return self(torch.ones(()))[1] * normal(shape, generator, device=device)

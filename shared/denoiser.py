@@ -82,7 +82,8 @@ class GaussianDenoiser(Denoiser):
 
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         r"""`grad log q(x_t) = (alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`, of the shape of `x_t` (Tweedie's formula)."""
-        alpha, sigma = self.corruption(exact(t))
+        t = exact(moment(t))
+        alpha, sigma = self.corruption(t)
         return self.combined(x_t, t, -torch.ones_like(alpha), alpha, **cond) / like(sigma**2, x_t)
 
     def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:

@@ -14,7 +14,7 @@ from .denoiser import Denoiser, GaussianDenoiser
 from .describe import described
 from .errors import UsageError
 from .random import Source, uniform
-from .tensors import at_least_float32, exact, per_example
+from .tensors import at_least_float32, exact, per_example, refuse_array
 
 
 class Loss(NamedTuple):
@@ -55,7 +55,7 @@ class Objective(nn.Module, ABC):
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         """The loss at drawn times."""
-        u = self.times(len(x0), generator)
+        u = self.times(len(refuse_array(x0, "x0")), generator)
         loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
         return evened(loss, self.times, u)
 

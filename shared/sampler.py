@@ -17,7 +17,7 @@ from .denoiser import Denoiser
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
-from .tensors import at_least_float32, is_integer, refuse_unless
+from .tensors import refuse_unless
 from .values import same
 
 Step: TypeAlias = Callable[..., Tensor]
@@ -99,20 +99,13 @@ class Sampler(ABC):
         """
         if (x is None) == (shape is None):
             raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
-        if not isinstance(x, Tensor | None):
-            if isinstance(x, tuple | list) and all(isinstance(n, int) for n in x):
-                raise UsageError(f"x={x} is a shape: give shape={tuple(x)}")
-            raise UsageError(f"x is a {type(x).__name__}: give a tensor, such as torch.as_tensor(x)")
+        if isinstance(x, tuple | list) and all(isinstance(n, int) for n in x):
+            raise UsageError(f"x={x} is a shape: give shape={tuple(x)}")
         if shape is not None and (not isinstance(shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in shape)):
             raise UsageError(f"shape={shape}: give whole numbers, the batch first, such as shape=(16, 1, 8, 8)")
         warn_in_training(self.denoiser)
         grid = self.times(steps)
-        if x is None:
-            x = self.start(shape, grid[0], generator=generator, **cond)
-        elif x.is_floating_point():
-            x = at_least_float32(x)
-        elif is_integer(x):
-            x = x.long()
+        x = self.start(shape, grid[0], generator=generator, **cond) if x is None else self.corruption.state(x)
         step, path = self.begin(), self.path(grid)
         for t, s in progress(path, len(path), "sampling"):
             x = step(x, t, s, generator=generator, **cond)

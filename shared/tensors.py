@@ -54,15 +54,24 @@ def moment(t: Tensor | float, rows: int | None = None) -> Tensor:
     return t
 
 
-def refuse_unreal(x: Tensor, what: str) -> Tensor:
-    """x, refused unless it is a tensor of real numbers: levels of quantized data are none.
+def refuse_array(x: Tensor, what: str) -> Tensor:
+    """x, refused unless it is a tensor.
 
     Raises:
         UsageError: with what to do.
     """
     if not isinstance(x, Tensor):
         raise UsageError(f"{what} is a {type(x).__name__}: give a tensor, such as torch.as_tensor({what})")
-    if not x.is_floating_point():
+    return x
+
+
+def refuse_unreal(x: Tensor, what: str) -> Tensor:
+    """x, refused unless it is a tensor of real numbers: levels of quantized data are none.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if not refuse_array(x, what).is_floating_point():
         raise UsageError(
             f"{what} is {x.dtype}, and real numbers are read: of levels k of quantized data give scale.continuous(k), or "
             "scale.dequantised(k) for densities"

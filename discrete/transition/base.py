@@ -13,7 +13,7 @@ from torch import Tensor
 from ...shared.corruption import Corruption, table_grid, table_time
 from ...shared.errors import UsageError
 from ...shared.random import Source, categorical
-from ...shared.tensors import at_least_float32, exact, is_integer, like, moment
+from ...shared.tensors import at_least_float32, exact, is_integer, like, moment, refuse_array
 
 CLEAN = torch.zeros((), dtype=torch.float64)  # on the host, where looking at it costs nothing
 
@@ -180,6 +180,9 @@ class Transition(Corruption):
         x_s = as_tokens(x_s, self.states, "x_s")
         return categorical(self.pushforward(self.one_hot(x_s), moment(s), moment(t, len(x_s))), generator)
 
+    def state(self, x: Tensor) -> Tensor:
+        return as_tokens(x, self.states, "x")
+
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return categorical(self.stationary().to(device).expand(*shape, -1), generator)
 
@@ -277,9 +280,7 @@ def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
     Raises:
         UsageError: for other types, and with the first number outside the vocabulary.
     """
-    if not isinstance(x, Tensor):
-        raise UsageError(f"{what} is a {type(x).__name__}: give a tensor of integers in 0..{size - 1}, such as torch.as_tensor({what})")
-    if not is_integer(x):
+    if not is_integer(refuse_array(x, what)):
         raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{size - 1}")
     x = x.long()
     known = (x >= 0) & (x < size)

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from ...shared.describe import described
 from ...shared.errors import UsageError
+from ...shared.memory import refuse_beyond
 from ...shared.tensors import Table, like
 from .stepwise import Stepwise
 
 ROUNDING = 1e-6
+STRUCTURED = "take Uniform, Absorbing or NearestNeighbor, whose memory grows with the symbols and not with their square"
 
 
 @described
@@ -32,18 +34,21 @@ class Dense(Stepwise):
         matrices = torch.as_tensor(matrices)
         if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not len(matrices):
             raise UsageError(f"matrices of shape {tuple(matrices.shape)}: give (T, K, K), one square matrix for each step")
+        size, numbers = matrices.shape[1], matrices.numel()
+        need = 8 * (numbers + size**2) + (0 if matrices.dtype == torch.float64 else 8 * numbers) + numbers
+        refuse_beyond(need, f"a table of {len(matrices)} steps of {size} x {size} numbers and its products", STRUCTURED)
         self.matrices, self.last = matrices.detach().double(), last
         refuse_rows(self.matrices)
-        size = matrices.shape[1]
         if levels is not None and not 2 <= levels <= size:
             raise UsageError(f"levels={levels}: give the number of symbols in the data, from 2 to the {size} of the matrices")
         super().__init__(levels or size, size, len(matrices))
-        total = [torch.eye(size, dtype=torch.float64)]
-        for q in self.matrices:
-            total.append(total[-1] @ q)
-        self._one, self._total = Table(self.matrices), Table(torch.stack(total))
-        kept = self._total.values[:, : self.levels, : self.levels]
-        self.unmasked_is_clean = size > self.levels and bool((kept == torch.diag_embed(kept.diagonal(dim1=1, dim2=2))).all())
+        total = torch.empty(len(matrices) + 1, size, size, dtype=torch.float64)
+        torch.eye(size, out=total[0])
+        for n, q in enumerate(self.matrices):
+            torch.matmul(total[n], q, out=total[n + 1])
+        self._one, self._total = Table(self.matrices), Table(total)
+        kept = total[:, : self.levels, : self.levels]
+        self.unmasked_is_clean = size > self.levels and all(bool((k == torch.diag(k.diagonal())).all()) for k in kept)
         if last is not None and (last.shape != (size,) or bool((last < 0).any()) or abs(float(last.sum()) - 1) > ROUNDING):
             raise UsageError(f"last must be a law of the {size} symbols: numbers of at least 0 that sum to 1")
         start = total[-1][: self.levels].mean(0) if last is None else last.double()

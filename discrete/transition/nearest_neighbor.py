@@ -15,7 +15,7 @@ from .chebyshev import Chebyshev
 from .plain import Plain
 from .spectral import Eigenbasis
 
-BY_EIGENVECTORS = 2048  # symbols up to which eigenvectors take seconds
+BY_EIGENVECTORS, AT_ONCE = 2048, 2**24  # symbols up to which eigenvectors take seconds; numbers of angles held at a time
 
 
 @described
@@ -94,7 +94,7 @@ def nearest(embeddings: Tensor, k: int = 5) -> Tensor:
         raise UsageError("the embeddings hold numbers that are not finite: what is near to what cannot be told")
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
     found = []
-    for rows in torch.arange(len(unit)).split(1024):
+    for rows in torch.arange(len(unit)).split(max(1, min(1024, AT_ONCE // len(unit)))):
         likeness = unit[rows] @ unit.T
         likeness[torch.arange(len(rows)), rows] = -torch.inf
         found.append(likeness.topk(k, dim=1).indices)

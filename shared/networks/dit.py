@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from ..describe import described
 from ..errors import UsageError
 from .blocks import zeroed
-from .embeddings import LabelEmbedding, null_of, refuse_others, sinusoidal
+from .embeddings import FullPrecision, LabelEmbedding, null_of, refuse_others, sinusoidal
 from .transformer import TIME_FEATURES, check_text, check_text_sizes, spread
 
 BASE = 10_000.0
 
 
-class Rotary(nn.Module):
+class Rotary(FullPrecision):
     r"""Turns queries and keys by angles that grow with the position, so that scores see differences alone (Su et al. 2021, section 3.2.2).
 
     The pair `(h[i], h[i + d/2])` at position p turns by `p w_i`, `w_i = 10000^(-2 i / d)`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,7 +90,24 @@ class Waves(nn.Module):
         return sinusoidal(label, self.features, cosine_first=self.cosine_first, inclusive=self.inclusive)
 
 
-class RandomWaves(nn.Module):
+class FullPrecision(nn.Module, ABC):
+    """A module whose buffers stay float32 where it is cast to half precision: angles of hundreds of turns have no digits left there."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FullPrecision:
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            now = getattr(self, name)
+            if now.is_floating_point() and torch.finfo(now.dtype).bits < 32:
+                setattr(self, name, before.to(now.device))
+        return self
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """What becomes of x."""
+
+
+class RandomWaves(FullPrecision):
     """Random Fourier features, `(B,)` to `(B, 2 frequencies)`."""
 
     def __init__(self, frequencies: int, scale: float) -> None:
@@ -100,13 +118,6 @@ class RandomWaves(nn.Module):
     def forward(self, label: Tensor) -> Tensor:
         angle = label.float()[:, None] * self.frequencies.float() * (2 * math.pi)
         return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RandomWaves:
-        kept = self.frequencies
-        super()._apply(fn, recurse)
-        if torch.finfo(self.frequencies.dtype).bits < 32:  # phases of hundreds of turns have no digits left in half precision
-            self.frequencies = kept.to(self.frequencies.device)
-        return self
 
 
 class TimeEmbedding(nn.Module):
