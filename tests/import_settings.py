@@ -9,6 +9,7 @@ tests of a table of formats:
     test_dropped, test_changed, test_more = setting_tests(FORMATS)
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from unnoise.experiments.released import loading
 from unnoise.shared.denoiser import Denoiser
 from unnoise.shared.describe import describe
 from unnoise.shared.errors import UsageError
@@ -65,6 +67,16 @@ class Format:
     examples: int = 4
 
 
+def opened(name: str, contents: Any, source: str, flags: dict[str, Any]) -> Denoiser:
+    """What `released.load` gives of a file called `source` with these contents, which has to be of the format of this name."""
+    found = loading.format_of(contents)
+    assert found is not None
+    assert found.name == name
+    known = {k: p for k, p in inspect.signature(found.denoiser).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    loading.refuse_flags(flags, known, name)
+    return found.denoiser(contents, source, **flags).eval()
+
+
 def answer(denoiser: Denoiser) -> dict[str, Any]:
     """What a denoiser gives at fixed inputs and times, what its network is fed there, its noise, and what it says of its data."""
     shape, scale, times = tuple(denoiser.shape), denoiser.scale, TIMES
@@ -82,6 +94,7 @@ def answer(denoiser: Denoiser) -> dict[str, Any]:
     found |= {f"number {n}": v for n, v in enumerate(given) if v is not None}
     found["steps"], found["label"] = steps, denoiser.label(denoiser.corruption, t)
     found["noise"] = describe(denoiser.corruption) if text else torch.stack(denoiser.corruption(t))
+    found["ends"] = [getattr(denoiser.corruption, name, None) for name in ("t_min", "t_last")]
     return found
 
 
@@ -104,7 +117,8 @@ def one_line(error: UsageError) -> str:
 
 
 def names(said: str, words: str) -> bool:
-    """Whether a text has these words, or says them as an option of the command line."""
+    """Whether a text has these words, or says them as an option of the command line; "its x" is the setting x of a file."""
+    words = words.removeprefix("its ")
     return words in said or f"--{words.replace('_', '-')}" in said
 
 

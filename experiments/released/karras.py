@@ -48,8 +48,9 @@ LARGEST_TRAINED, SMALLEST_TRAINED = 80.0, 0.002
 def edm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
     """Karras et al.'s own; a pickled `sigma_min` and `sigma_max` narrow the paper's range, as in its sampler."""
     (sigma_data,) = settings.numbers("the file does not tell the preconditioner's sigma_data", sigma_data=0.5)
-    low, high = (ends(settings.get(name), name, settings) for name in ("sigma_min", "sigma_max"))
-    schedule = EDM(max(low or 0.0, SMALLEST_TRAINED), min(high or LARGEST_TRAINED, LARGEST_TRAINED))
+    low = end(settings.assume("sigma_min", 0.0, "no smallest noise level, as by default"), "sigma_min", settings) or SMALLEST_TRAINED
+    high = end(settings.assume("sigma_max", math.inf, "no largest noise level, as by default"), "sigma_max", settings) or LARGEST_TRAINED
+    schedule = EDM(max(low, SMALLEST_TRAINED), min(high, LARGEST_TRAINED))
     return Learned(network, schedule, Preconditioned(sigma_data), quarter_log)
 
 
@@ -82,12 +83,11 @@ def iddpm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
     return Learned(network, Tabulated(betas_of(1 / (1 + u[:-1].flip(0) ** 2))), noise, step_index)
 
 
-def ends(value: Any, name: str, settings: Settings) -> float | None:
-    """A range's end; None for 0 and infinity, which are none, and for what is not told."""
-    if value is None or (isinstance(value, int | float) and value in (0, math.inf)):
+def end(value: Any, name: str, settings: Settings) -> float | None:
+    """An end of a range; None for 0 and infinity, which are none."""
+    if isinstance(value, int | float) and value in (0, math.inf):
         return None
-    (value,) = settings.numbers("", **{name: 1.0})
-    return value
+    return settings.numbers("", **{name: 1.0})[0]
 
 
 PRECONDITIONERS: dict[str, Callable[[UNet, Settings, Tensor | None], Learned]] = {"edm": edm, "vp": vp, "ve": ve, "iddpm": iddpm}
@@ -116,7 +116,7 @@ def settings_of(given: Mapping[str, Any], held: Any, state: Mapping[str, Any], s
         told |= {name: held.state[name] for name in USES[told["precond"]] if name in held.state}
     found, named = RELEASED.fullmatch(PurePath(source).stem.lower()), {}
     if found is not None:
-        named = {"precond": "edm", "sigma_data": 0.5} if found[1] == "edm" else BASELINES[found[4]]
+        named = {"precond": "edm", "sigma_data": 0.5, "sigma_min": 0.0, "sigma_max": math.inf} if found[1] == "edm" else BASELINES[found[4]]
         named = {} if told.get("precond", named["precond"]) != named["precond"] else named
     return Settings(source, given, told, named)
 
