@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,11 +47,14 @@ def endings() -> frozenset[str]:
     return frozenset(e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in PRIVATE) | {".mpo"}
 
 
-def opened(source: Path | bytes) -> Image:
+@contextmanager
+def opened(source: Path | bytes) -> Iterator[Image]:
     """A picture in a file or in memory; its pixels are not read yet."""
     from PIL import Image
 
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    # Given a name, Pillow maps plain TIFFs into memory and misreads those that lie on their side.
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file, Image.open(file) as image:
+        yield image
 
 
 def pixels(source: Path | bytes) -> Pixels:
@@ -70,10 +75,11 @@ def pixels(source: Path | bytes) -> Pixels:
             warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with opened(source) as image:
-                further = 0 if image.format == "PSD" else getattr(image, "n_frames", 1) - 1  # a PSD is the sum of its layers
                 image.load()
                 wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-                return converted(ImageOps.exif_transpose(image), wide)._replace(further=further)
+                found = converted(ImageOps.exif_transpose(image), wide)
+                frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # a PSD is the sum of its layers
+                return found._replace(further=frames - 1)  # counted last, for Pillow goes to the last frame and back
     except UsageError:
         raise
     except UnidentifiedImageError:
@@ -81,7 +87,8 @@ def pixels(source: Path | bytes) -> Pixels:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UsageError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, make it smaller") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        raise UsageError((str(error) or type(error).__name__).splitlines()[0]) from error
+        said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise UsageError(said.splitlines()[0]) from error
 
 
 def converted(image: Image, wide: bool = False) -> Pixels:
