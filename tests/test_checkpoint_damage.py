@@ -1,0 +1,406 @@
+"""Checkpoints, logs and disks that fail: what is loaded is what was saved, or one line says what is wrong and what to do."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
+from unnoise.experiments import demo, load
+from unnoise.experiments.cli import main
+from unnoise.shared.data import Batches
+from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.networks import MLP
+from unnoise.shared.scale import Scale
+from unnoise.shared.training import Trainer, Training, checkpoint, folder
+from unnoise.shared.training.checkpoint import digest, newest, numbered
+from unnoise.shared.training.folder import read_metrics, write_text
+
+CONFIG = Training(steps=6, learning_rate=1e-2, warmup=2, log_every=1, save_every=2)
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FULL_DISK = "(No space left on device): make room, or choose another place\n"
+
+
+def batches():
+    return Batches(torch.randint(0, 17, (40, 3), generator=torch.Generator().manual_seed(0)), 8, Scale(17), Scale.dequantised)
+
+
+def objective():
+    torch.manual_seed(0)
+    return Simple(Learned(MLP(3, 4, 1), Tabulated(linear_betas(40))))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    home = tmp_path_factory.mktemp("trained") / "run"
+    Trainer(objective(), CONFIG, folder=home).fit(batches())
+    return home
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def refused(call, *words):
+    """The error's line, which holds the words."""
+    with pytest.raises(UsageError) as caught:
+        call()
+    said = str(caught.value)
+    assert "\n" not in said, said
+    for word in words:
+        assert word in said, said
+    return said
+
+
+def tried(call):
+    """What the call gives, or the line of its error."""
+    try:
+        return call(), ""
+    except UsageError as error:
+        line = str(error)
+    assert "\n" not in line
+    return None, line
+
+
+def resume(home, config=CONFIG):
+    return Trainer(objective(), config, folder=home).fit(batches(), resume=True)
+
+
+def weights(found):
+    return {f"{name}.{k}": v for name in ("objective", "average") for k, v in getattr(found, name).state_dict().items()}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=st.sampled_from(["tensors.safetensors", "checkpoint.json"]), where=st.floats(0, 1, exclude_max=True), bit=st.integers(-1, 7))
+def test_a_flipped_bit_or_a_cut_is_found(trained, tmp_path, file, where, bit):
+    """Anywhere in either file: the weights are those that were saved, or there is one line."""
+    expected, home = weights(load(trained)), tmp_path / "00000006"
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(trained / "checkpoints" / "00000006", home)
+    content = bytearray((home / file).read_bytes())
+    place = int(where * len(content))
+    if bit < 0:
+        del content[place:]
+    else:
+        content[place] ^= 1 << bit
+    (home / file).write_bytes(content)
+    found, said = tried(lambda: load(home))
+    if found is None:
+        assert said.startswith("the checkpoint ")
+        return
+    assert bit >= 0
+    assert (found.step, found.scale, found.shape) == (6, Scale(17), (3,))
+    assert all(torch.equal(v, expected[k]) for k, v in weights(found).items())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_damaged_description_of_earlier_versions_ends_in_a_line(trained, tmp_path, where, bit):
+    """These have no digest, and so a change can be read as another value; what cannot be built is said to be damaged."""
+    home = tmp_path / "00000006"
+    if not home.exists():
+        shutil.copytree(trained / "checkpoints" / "00000006", home)
+    description = json.loads((trained / "checkpoints" / "00000006" / "checkpoint.json").read_text())
+    del description["digest"], description["frozen"]
+    content = bytearray(json.dumps(description).encode())
+    content[int(where * len(content))] ^= 1 << bit
+    (home / "checkpoint.json").write_bytes(content)
+    tried(lambda: load(home))
+
+
+def test_every_weight_is_looked_at(run):
+    """One bit in each tensor in turn; the last of a float's bits changes it by a millionth."""
+    home = run / "checkpoints" / "00000006"
+    file = home / "tensors.safetensors"
+    whole = file.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    for name, held in json.loads(whole[8 : 8 + size]).items():
+        content = bytearray(whole)
+        content[8 + size + held["data_offsets"][0]] ^= 1
+        file.write_bytes(content)
+        refused(lambda: load(run), "is damaged", f"{name.split('.')[0]}.* are not those that were written", "go on from 00000004")
+    refused(lambda: resume(run), "is damaged")
+    file.write_bytes(whole)
+    load(run)
+
+
+def test_digests_tell_names_dtypes_and_shapes_apart():
+    v = torch.arange(6.0)
+    cases = [{"a": v}, {"b": v}, {"a": v.reshape(2, 3)}, {"a": v.view(torch.int32)}, {"a": v, "b": v[:0]}, {"a": v.double()}, {}]
+    cases += [{"a": v.to(dtype)} for dtype in (torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.complex64)]
+    assert len({digest(case) for case in cases}) == len(cases)
+    assert digest({"b": v, "a": v[0]}) == digest({"a": v[0].clone(), "b": v.clone()})
+    assert digest({"a": v.reshape(2, 3).T}) == digest({"a": v.reshape(2, 3).T.contiguous()})
+
+
+def test_checkpoints_without_digests_are_loaded_as_before(run):
+    expected = weights(load(run))
+    for home in numbered(run / "checkpoints"):
+        description = json.loads((home / "checkpoint.json").read_text())
+        del description["digest"], description["frozen"]
+        (home / "checkpoint.json").write_text(json.dumps(description))
+    assert all(torch.equal(v, expected[k]) for k, v in weights(load(run)).items())
+
+
+def test_a_description_that_was_changed_by_hand_says_how_to_take_it(run):
+    path = run / "checkpoints" / "00000006" / "checkpoint.json"
+    description = json.loads(path.read_text())
+    description["scale"]["arguments"]["levels"] = 33
+    path.write_text(json.dumps(description))
+    refused(lambda: load(run), "checkpoint.json is not as it was written; where you changed it yourself", 'take "digest" out of it')
+    del description["digest"]
+    path.write_text(json.dumps(description))
+    assert load(run).scale == Scale(33)
+
+
+@pytest.mark.parametrize("lost", ["checkpoint.json", "tensors.safetensors", "both"])
+def test_a_half_copied_checkpoint_is_not_passed_over(run, lost):
+    """The newest is the one that is meant; an older one is taken where it is asked for."""
+    home = run / "checkpoints" / "00000006"
+    for name in ("checkpoint.json", "tensors.safetensors"):
+        if lost in (name, "both"):
+            (home / name).unlink()
+    refused(lambda: load(run), "00000006 is damaged (No such file", "delete it to go on from 00000004")
+    refused(lambda: resume(run), "00000006 is damaged")
+    if lost != "both":
+        refused(lambda: load(home), "is damaged")
+    shutil.rmtree(home)
+    assert load(run).step == 4
+    resume(run)
+    assert load(run).step == 6
+
+
+def test_other_things_beside_the_checkpoints_are_no_checkpoints(run):
+    home = run / "checkpoints"
+    for name in ("00000009 (copy)", "00000010.bak", "notes"):
+        (home / name).mkdir()
+    (home / "00000011").write_text("a file")
+    (home / ".00000012.part").mkdir()
+    assert load(run).step == 6
+    resume(run, Training(**{**vars(CONFIG), "steps": 8}))
+    assert not (home / ".00000012.part").exists()  # left by a process that was killed
+
+
+def test_the_newest_is_the_largest_number(tmp_path):
+    for name in ("99999999", "100000000", "00000005"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert newest(tmp_path).name == "100000000"
+    assert [p.name for p in numbered(tmp_path / "checkpoints")] == ["00000005", "99999999", "100000000"]
+
+
+GOOD = b'{"step": 1, "loss": 2.5, "seconds": 7.25}\n'
+BROKEN = {
+    "half a line": b'{"step": 2, "lo\n',
+    "bytes": b"\xff\xfe\x00\x01\n",
+    "zeros": b"\0" * 64 + b"\n",
+    "a list": b"[1, 2]\n",
+    "a number": b"12\n",
+    "no step": b'{"loss": 2.5}\n',
+    "a step in words": b'{"step": "two"}\n',
+    "no number": b'{"step": NaN}\n',
+    "a large number": b'{"step": 1' + b"0" * 400 + b"}\n",
+    "true": b'{"step": true}\n',
+    "nested": b"[" * 100_000 + b"\n",
+    "two lines in one": GOOD.strip() + GOOD,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_damaged_log_is_gone_on_with(run, kind, at):
+    """Lines that can be read stay as they are, byte by byte; of the others a copy is kept, and it is said."""
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    log = run / "metrics.jsonl"
+    lines = [GOOD, b'{"step": 2, "loss": 2.25, "mine": "a note", "seconds": 8}\n']
+    content = b"".join(lines[:at]) + BROKEN[kind] + b"".join(lines[at:])
+    log.write_bytes(content)
+    assert [line["step"] for line in read_metrics(log)] == [1, 2]
+    with pytest.warns(Notice, match=r"1 lines of .*metrics.jsonl cannot be read and are left out; .* is kept in .*metrics.damaged-1.jsonl"):
+        resume(run)
+    assert log.read_bytes().startswith(b"".join(lines))
+    assert (run / "metrics.damaged-1.jsonl").read_bytes() == content
+    assert [line["step"] for line in read_metrics(log)] == [1, 2, 5, 6]
+    assert read_metrics(log)[-1]["seconds"] > 8
+
+
+def test_a_log_that_a_crash_cut_or_an_editor_left_without_its_end(run):
+    """Neither is damage: half a line at the end was not finished, and a whole one without its line break counts."""
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    (run / "metrics.jsonl").write_bytes(GOOD + b'{"step": 2, "lo')
+    resume(run)
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 5, 6]
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    (run / "metrics.jsonl").write_bytes(GOOD + b'{"step": 2}')
+    resume(run)
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 5, 6]
+    (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    resume(run)
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [5, 6]
+
+
+def test_a_folder_in_the_place_of_the_log(run):
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl" / "mine").mkdir(parents=True)
+    refused(lambda: resume(run), "cannot read", "metrics.jsonl (Is a directory): move it away")
+    fresh = run.parent / "fresh"
+    (fresh / "metrics.jsonl").mkdir(parents=True)
+    refused(lambda: Trainer(objective(), CONFIG, folder=fresh).fit(batches()), "cannot write", "metrics.jsonl")
+
+
+def failing(real, allowed, error=FULL):
+    """A function that does its work some times, and then fails as a full disk does."""
+    calls = []
+
+    def call(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > allowed:
+            raise error
+        return real(*args, **kwargs)
+
+    return call
+
+
+def half(tensors, path):
+    """What a full disk leaves of a file."""
+    Path(path).write_bytes(b"half")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("what", ["tensors", "tensors in Rust", "description", "rename", "log", "watch"])
+def test_a_full_disk_ends_in_a_line_that_says_what_is_saved(tmp_path, monkeypatch, what):
+    """What was saved before stays whole, nothing half-written is left, and the run goes on to the same weights."""
+    whole = Trainer(objective(), CONFIG).fit(batches())
+    home = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        watch = None
+        if what == "tensors":
+            patch.setattr(checkpoint, "save_file", failing(checkpoint.save_file, 1))
+        elif what == "tensors in Rust":
+            calls = []
+            real = checkpoint.save_file
+            patch.setattr(checkpoint, "save_file", lambda *a: (calls.append(1), (half if len(calls) > 1 else real)(*a)))
+        elif what == "description":
+            patch.setattr(Path, "write_text", failing(Path.write_text, 1))
+        elif what == "rename":
+            patch.setattr(checkpoint.os, "replace", failing(os.replace, 2))  # the log's, and one checkpoint's
+        elif what == "log":
+            patch.setattr(folder.Metrics, "write", failing(folder.Metrics.write, 3))
+        else:
+            watch = failing(lambda *_: None, 1)
+        config = Training(**{**vars(CONFIG), "watch_every": 2})
+        said = refused(
+            lambda: Trainer(objective(), config, folder=home, watch=watch).fit(batches()), "No space left on device", "make room"
+        )
+        saved = 4 if what == "watch" else 2
+        assert f"the run in {home} stopped after step 4, for it cannot be written" in said
+        assert f"it is saved up to step {saved}" in said
+    assert load(home).step == saved
+    assert not list(home.glob("checkpoints/.*"))
+    again = resume(home)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert [line["step"] for line in read_metrics(home / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_disk_that_was_full_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save_file", failing(None, 0))
+    refused(lambda: Trainer(objective(), CONFIG, folder=tmp_path).fit(batches()), "nothing of it is saved; make room, and start again")
+
+
+@pytest.mark.parametrize("room", [600, 20_000])
+def test_a_real_limit_of_a_files_size(tmp_path, room):
+    """The system's own refusal, of a line of the log or of the weights."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    wide = Training(**{**vars(CONFIG), "log_every": 1, "save_every": 5})
+
+    def limit(average, step):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+
+    torch.manual_seed(0)
+    large = Simple(Learned(MLP(3, 64, 1), Tabulated(linear_betas(40))))
+    config = Training(**{**vars(wide), "watch_every": 1})
+    try:
+        said = refused(
+            lambda: Trainer(large, config, folder=tmp_path, watch=limit).fit(batches()), "File too large", "nothing of it is saved"
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ("after step 5" in said) == (room > 10_000)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, capsys):
+    """And what was measured is printed before it is written; the file of before stays."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", failing(checkpoint.save_file, 1))
+        assert main(["train", "ddpm-smoke", "--training.watch-every", "0"]) == 2
+        out = capsys.readouterr()
+        assert out.err.startswith("unnoise: the run in runs/ddpm-smoke stopped after step 8")
+        assert (out.err.count("\n"), "Traceback" in out.err) == (1, False)
+    assert main(["train", "ddpm-smoke", "--training.watch-every", "0", "--resume"]) == 0
+    file = tmp_path / "runs" / "ddpm-smoke" / "evaluation.json"
+    file.write_text("of before")
+    monkeypatch.setattr("unnoise.experiments.images.ImageExperiment.evaluate", lambda *a, **k: {"bits_per_dim": 2.5})
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.os, "replace", failing(None, 0))
+        assert main(["evaluate", "runs/ddpm-smoke"]) == 2
+        out = capsys.readouterr()
+    assert (
+        out.err == "unnoise: cannot write runs/ddpm-smoke/evaluation.json (No space left on device): make room, or choose another place\n"
+    )
+    assert "2.5000" in out.out
+    assert file.read_text() == "of before"
+    assert sorted(p.name for p in file.parent.iterdir()) == ["checkpoints", "evaluation.json", "metrics.jsonl"]
+    monkeypatch.setattr("unnoise.experiments.images.ImageExperiment.show", failing(None, 0))
+    assert main(["sample", "runs/ddpm-smoke", "--count", "2", "--steps", "2", "--out", "x.png"]) == 2
+    assert capsys.readouterr().err == f"unnoise: cannot write x.png {FULL_DISK}"
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path):
+    path = write_text(tmp_path / "a.txt", "one\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        refused(lambda: write_text(path, "two\n" * 1000), "a.txt (File too large)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "one\n"
+    refused(lambda: write_text(tmp_path / "none" / "a.txt", ""), "No such file")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"3"])
+def test_a_damaged_note_of_the_demo(tmp_path, content):
+    (tmp_path / "demo.json").write_bytes(content)
+    refused(lambda: demo.prepare(demo.Demo(out=tmp_path, resume=True, smoke=True)), "demo.json", "choose another folder with --out")
+
+
+def test_a_demo_that_trains_is_not_moved_away(tmp_path):
+    out = demo.prepare(demo.Demo(out=tmp_path / "demo", smoke=True))
+    (out / "ddpm").mkdir()
+    with folder.locked(out / "ddpm"):
+        refused(lambda: demo.prepare(demo.Demo(out=out, smoke=True)), "another process trains into")
+    demo.prepare(demo.Demo(out=out, smoke=True))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo", "demo.1"]
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "a broken link"])
+def test_a_run_needs_a_folder(tmp_path, place):
+    (tmp_path / "file").write_text("years of work")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    path = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "run", "a broken link": tmp_path / "link"}[place]
+    refused(lambda: Trainer(objective(), CONFIG, folder=path), "cannot write to the folder")
+    assert (tmp_path / "file").read_text() == "years of work"
