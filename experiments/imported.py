@@ -23,9 +23,10 @@ from ..continuous import (
     karras,
     large,
     learned_range,
-    velocity,
+    noise,
 )
 from ..continuous.grids import noise_ratio
+from ..continuous.posterior import ReverseVariance
 from ..discrete import Absorbing, Ancestral, ContinuousBound
 from ..discrete import Uniform as Resampling
 from ..sde import EDM, VE, VP, Adaptive, ChangeOfVariables, EDMLoss, Levels, ScoreMatching, SubVP
@@ -36,7 +37,7 @@ from ..shared.dequantisation import Uniform
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.guidance import NoisyClassifier, Recognition
-from ..shared.objective import Objective, Stratified
+from ..shared.objective import Objective, Stratified, snr
 from ..shared.progress import Progress, silent
 from ..shared.random import categorical
 from ..shared.sampler import Sampler
@@ -76,27 +77,40 @@ class Family(ABC):
 @described
 @dataclass(frozen=True)
 class Chains(Family):
-    """Tables of steps: DDIM on estimates clipped to the data's range, and the variational bound."""
+    """Tables of steps: DDIM on clipped estimates, and the variational bound."""
 
     bound_terms: int = 100
     """Terms of the bound, stratified over the steps."""
+    clip: float | None = None
+    """Estimates are clipped to -clip to clip; None for the range of the data, infinity for no clipping."""
+    variance: ReverseVariance = large
+    """Of the bound's reverse steps, for a network that does not say it."""
 
     kind = "upper bound"
 
     def sampler(self, denoiser: Denoiser, scale: Scale) -> Sampler:
-        return DDIM(Clipped(denoiser, scale.low, scale.high))
+        return DDIM(self.clipped(denoiser, scale))
 
     def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
         return steps
 
     def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        variance = learned_range if denoiser.spread else large
-        bound = VariationalBound(Clipped(denoiser, scale.low, scale.high), scale, variance=variance, terms=self.bound_terms)
+        variance = learned_range if denoiser.spread else self.variance
+        bound = VariationalBound(self.clipped(denoiser, scale), scale, variance=variance, terms=self.bound_terms)
 
         def measure(k: Tensor, generator: Any, progress: Progress, **cond: Any) -> Codelength:
             return bound(scale.continuous(k), generator=generator, progress=progress, **cond)
 
         return measure
+
+    def clipped(self, denoiser: Denoiser, scale: Scale) -> Denoiser:
+        """The denoiser with its estimates clipped."""
+        return Clipped(denoiser, *((scale.low, scale.high) if self.clip is None else (-self.clip, self.clip)))
+
+    @classmethod
+    def told(cls, denoiser: Denoiser) -> Chains:
+        """As an importer read it: from the attributes `clip` and `variance` of the denoiser, where it has them."""
+        return cls(**{name: getattr(denoiser, name) for name in ("clip", "variance") if hasattr(denoiser, name)})
 
 
 @described
@@ -241,11 +255,23 @@ class ImportedText(TextExperiment):
                 "and --data NAME says which text"
             )
         data = self.text.load(split)
-        if data.vocabulary != self.vocabulary:
-            raise UsageError(
-                f"the tokenizer has {data.vocabulary} tokens, and the model {self.vocabulary}: give the one it was trained with"
-            )
+        self.refuse_other(data.vocabulary)
         return data
+
+    def settled(self) -> ImportedText:
+        """The same with the tokenizer itself.
+
+        Raises:
+            UsageError: for a tokenizer of another size than the network's.
+        """
+        if self.text.tokenizer is not None:
+            self.refuse_other(self.text.alphabet().size)
+        return super().settled()
+
+    def refuse_other(self, tokens: int) -> None:
+        """Raises `UsageError` for a tokenizer of another size than the network's."""
+        if tokens != self.vocabulary:
+            raise UsageError(f"the tokenizer has {tokens} tokens, and the model {self.vocabulary}: give the one it was trained with")
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         raise UsageError(UNTRAINED)
@@ -297,11 +323,9 @@ def kind_of(denoiser: Denoiser) -> Kind:
 
 
 def of_table(denoiser: Denoiser) -> Objective:
-    """The hybrid loss where the network says its variance, or the simple one; on a table that ends in noise alone the plain error."""
-    if denoiser.spread:
-        return Hybrid(denoiser, denoiser.scale)
-    ends = denoiser.corruption(torch.ones((), dtype=torch.float64))[0] == 0
-    return Simple(denoiser, weight=PlainError(velocity)) if ends else Simple(denoiser)
+    """The hybrid loss where the network says its variance, or the simple one: the squared error of what the network predicts."""
+    weight = snr if denoiser.predicts is noise else PlainError(denoiser.predicts)
+    return Hybrid(denoiser, denoiser.scale, weight=weight) if denoiser.spread else Simple(denoiser, weight=weight)
 
 
 def of_symbols(denoiser: Denoiser) -> Objective:
@@ -309,7 +333,7 @@ def of_symbols(denoiser: Denoiser) -> Objective:
     return ContinuousBound(denoiser, times=Stratified())
 
 
-def with_steps(family: Family, steps: Callable[[Denoiser], int]) -> Callable[[Denoiser, str], Imported]:
+def with_steps(family: Callable[[Denoiser], Family], steps: Callable[[Denoiser], int]) -> Callable[[Denoiser, str], Imported]:
     """What builds the experiment of a denoiser: how its family samples and is coded, and the sampler's steps for it."""
 
     def build(denoiser: Denoiser, source: str) -> Imported:
@@ -317,7 +341,7 @@ def with_steps(family: Family, steps: Callable[[Denoiser], int]) -> Callable[[De
         network, taken = denoiser.network, denoiser.conditions or ()
         classes = getattr(network, "classes", None) if "label" in taken else None
         needs = tuple(name for name in taken if name == "image")
-        return Imported(source, family, tuple(denoiser.shape), denoiser.scale, steps(denoiser), classes, needs)
+        return Imported(source, family(denoiser), tuple(denoiser.shape), denoiser.scale, steps(denoiser), classes, needs)
 
     return build
 
@@ -351,16 +375,16 @@ def named(thing: Any) -> str:
     return getattr(thing, "__name__", None) or str(thing)
 
 
-FLOW = with_steps(Flows(), by_size)
+FLOW = with_steps(lambda d: Flows(), by_size)
 KINDS: dict[type, Kind] = {
     NoisyClassifier: Kind(
         Recognition,
-        with_steps(Classifiers(), lambda d: 1),
+        with_steps(lambda d: Classifiers(), lambda d: 1),
         of_noise,
         lambda d: "log p(label)",
         'in Python, ClassifierGuided(denoiser, released.load("{run}"))',
     ),
-    Tabulated: Kind(of_table, with_steps(Chains(), lambda d: min(50, d.corruption.steps)), of_noise, lambda d: named(d.predicts)),
+    Tabulated: Kind(of_table, with_steps(Chains.told, lambda d: min(50, d.corruption.steps)), of_noise, lambda d: named(d.predicts)),
     EDM: Kind(EDMLoss, FLOW, of_noise, lambda d: named(d.predicts)),
     **{s: Kind(ScoreMatching, FLOW, of_noise, lambda d: named(d.predicts)) for s in (VP, SubVP, VE, Levels)},
     **{t: Kind(of_symbols, texts, of_events, lambda d: named(getattr(d, "head", "log ratios"))) for t in (Absorbing, Resampling)},

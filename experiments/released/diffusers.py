@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...continuous import Learned, Tabulated, clean, cosine_betas, noise, velocity, zero_terminal
+from ...continuous import Learned, Tabulated, cosine_betas, zero_terminal
+from ...continuous.posterior import ReverseVariance
 from ...shared.errors import UsageError
 from ...shared.labels import Label, step_index, thousandth_index, thousandths
 from ...shared.networks import UNet
@@ -17,6 +19,25 @@ from ...shared.networks.blocks import Groups
 from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.style import Strided, Style
 from ...shared.scale import Scale
+from .diffusers_options import (
+    BESIDE,
+    DOWN,
+    FIXED,
+    OPTIONS,
+    OWN,
+    PREDICTIONS,
+    SAMPLING,
+    SCHEDULERS,
+    TABLE,
+    TOLD,
+    TRACELESS,
+    UP,
+    left_out,
+    refuse_unknown,
+    settled,
+    several,
+    whole,
+)
 from .files import json_object, read
 from .unets import Layer, as_conv1d, block_names, layers, separate
 from .weights import Made, Names, fill, renamed
@@ -31,85 +52,9 @@ ENDS = {
 }
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention layers before diffusers 0.12, as the older files on the Hub have them."""
-DOWN, UP = {"DownBlock2D": False, "AttnDownBlock2D": True}, {"UpBlock2D": False, "AttnUpBlock2D": True}
-PREDICTIONS = {"epsilon": noise, "sample": clean, "v_prediction": velocity}
 LABELS = (step_index, thousandths, thousandth_index)
 TIME_TABLE = "time_proj.weight"
 LATENTS = ("vae", "vqvae", "movq")
-KINDS = "DDPM DDIM PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete"
-SCHEDULERS = tuple(f"{kind}Scheduler" for kind in (*KINDS.split(), "DEISMultistep"))
-"""All of them say by betas how noise grows; their samplers, which are what they differ in, are not read."""
-
-
-def whole(value: Any) -> bool:
-    """Whether this is a number of one or more things."""
-    return type(value) is int and 0 < value < 2**20
-
-
-def several(value: Any, each: Callable[[Any], bool]) -> bool:
-    """Whether this is a list of one or more such things."""
-    return isinstance(value, list | tuple) and len(value) > 0 and all(map(each, value))
-
-
-def share(value: Any) -> bool:
-    """Whether this is a number between 0 and 1."""
-    return isinstance(value, float | int) and 0 <= value <= 1
-
-
-def among(*known: Any) -> Callable[[Any], bool]:
-    """Whether a value is one of these."""
-    return lambda value: value in known
-
-
-Options = dict[str, tuple[Any, Callable[[Any], bool]]]
-"""The default of each option, and which values are read."""
-OPTIONS: Options = {
-    "act_fn": ("silu", among("silu", "swish")),
-    "add_attention": (True, among(True)),
-    "attention_head_dim": (8, lambda v: v is None or whole(v)),
-    "block_out_channels": ((224, 448, 672, 896), lambda v: several(v, whole)),
-    "center_input_sample": (False, among(False)),
-    "class_embed_type": (None, among(None)),
-    "down_block_types": (("DownBlock2D", *["AttnDownBlock2D"] * 3), lambda v: several(v, among(*DOWN))),
-    "downsample_padding": (1, among(0, 1)),
-    "downsample_type": ("conv", among("conv")),
-    "dropout": (0.0, share),
-    "flip_sin_to_cos": (True, among(True, False)),
-    "freq_shift": (0, among(0, 1)),
-    "in_channels": (3, whole),
-    "layers_per_block": (2, whole),
-    "mid_block_scale_factor": (1, among(1)),
-    "mid_block_type": ("UNetMidBlock2D", among("UNetMidBlock2D")),
-    "norm_eps": (1e-5, share),
-    "norm_num_groups": (32, whole),
-    "num_class_embeds": (None, lambda v: v is None or whole(v)),
-    "out_channels": (3, whole),
-    "resnet_time_scale_shift": ("default", among("default", "scale_shift")),
-    "time_embedding_dim": (None, among(None)),
-    "time_embedding_type": ("positional", among("positional", "learned")),
-    "up_block_types": ((*["AttnUpBlock2D"] * 3, "UpBlock2D"), lambda v: several(v, among(*UP))),
-    "upsample_type": ("conv", among("conv")),
-}
-TABLE: Options = {
-    "num_train_timesteps": (1000, whole),
-    "beta_start": (1e-4, share),
-    "beta_end": (0.02, share),
-    "beta_schedule": ("linear", among("linear", "scaled_linear", "squaredcos_cap_v2")),
-    "trained_betas": (None, lambda v: v is None or several(v, share)),
-    "rescale_betas_zero_snr": (False, among(True, False)),
-    "use_flow_sigmas": (False, among(False, None)),
-    "prediction_type": ("epsilon", among(*PREDICTIONS)),
-}
-HEUN = {"beta_start": 0.00085, "beta_end": 0.012}
-"""Where a HeunDiscreteScheduler leaves them out."""
-
-
-def settled(config: Mapping[str, Any], options: Options, source: str, who: str) -> dict[str, Any]:
-    """The options with their defaults; those that are not read are refused, all of them by name."""
-    found = {name: config.get(name, default) for name, (default, _) in options.items()}
-    if other := [f"{name}={value!r}"[:100] for name, value in found.items() if not options[name][1](value)]:
-        raise UsageError(f"{source}: {who} has {', '.join(other)}; DDPM-like ones are read")
-    return found
 
 
 def looks_like(folder: Path) -> bool:
@@ -119,7 +64,9 @@ def looks_like(folder: Path) -> bool:
 
 
 def denoiser(folder: Path) -> Learned:
-    """The model under its scheduler's table of betas.
+    """The model under its scheduler's table of betas; `.assumed` is what no file tells, a sentence each.
+
+    Its estimates are clipped as the scheduler's are (`.clip`, of `Chains`), and its reverse variance is the scheduler's (`.variance`).
 
     Raises:
         UsageError: for models of latents, classes and options that these networks do not have, with their names, and weights that are
@@ -142,8 +89,18 @@ def denoiser(folder: Path) -> Learned:
     schedule, state = table(scheduler, str(folder)), state_of(path)
     fill(network, names(network), state, str(path), ignored=[TIME_TABLE])
     label = step_index if config.get("time_embedding_type") != "learned" else label_of(state.get(TIME_TABLE), network, schedule, str(path))
-    learned = Learned(network, schedule, PREDICTIONS[scheduler.get("prediction_type", "epsilon")], label)
-    learned.scale, learned.shape = Scale(), network.shape
+    told = read_of(scheduler, str(folder))
+    variance = variance_of(told, network, str(folder))
+    learned = Learned(network, schedule, PREDICTIONS[told["prediction_type"]], label)
+    learned.scale, learned.shape, learned.clip = Scale(), network.shape, clip_of(told)
+    if variance is not None:
+        learned.variance = variance
+    learned.assumed = (
+        *left_out(config, settled(config, OPTIONS, str(home), ""), TRACELESS, "unet's config.json"),
+        *left_out(scheduler, told, TOLD, "scheduler_config.json"),
+        *unread(scheduler, learned.clip),
+        "images have 256 levels in [-1, 1], as the library's pipelines write them",
+    )
     return learned
 
 
@@ -157,6 +114,7 @@ def state_of(path: Path) -> dict[str, Any]:
 
 def unet(config: Mapping[str, Any], source: str) -> UNet:
     """The network of a `UNet2DModel`'s configuration."""
+    refuse_unknown(config, (*OPTIONS, *BESIDE), f"{source}/config.json")
     told = settled(config, OPTIONS, source, "no network here")
     down, up, wide, size = told["down_block_types"], told["up_block_types"], told["block_out_channels"], config.get("sample_size")
     attends, groups, channels, out = [DOWN[kind] for kind in down], told["norm_num_groups"], told["in_channels"], told["out_channels"]
@@ -190,19 +148,70 @@ def unet(config: Mapping[str, Any], source: str) -> UNet:
     )
 
 
-def table(scheduler: Mapping[str, Any], source: str) -> Tabulated:
-    """The betas of a scheduler's configuration.
+def read_of(scheduler: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What is read of a scheduler's configuration, with its own defaults.
 
     Raises:
-        UsageError: for a scheduler that is none of `SCHEDULERS`, such as those of noise levels, one that does not say its betas, and
-            options that no table here has.
+        UsageError: for a scheduler that is none of `SCHEDULERS`, such as those of noise levels, one that does not say its betas, options
+            that no table here has, and entries of unknown names.
     """
     if (kind := scheduler.get("_class_name")) not in SCHEDULERS:
         raise UsageError(f"{source}: a {str(kind)[:60]} is not read here; these are: {', '.join(SCHEDULERS)}")
     if scheduler.get("beta_schedule") is None and scheduler.get("trained_betas") is None:
         raise UsageError(f"{source}: scheduler_config.json says neither beta_schedule nor trained_betas: fetch the one of the training")
-    told = settled((HEUN if kind == "HeunDiscreteScheduler" else {}) | dict(scheduler), TABLE, source, "no table here")
+    found = OWN.get(kind, {}) | dict(scheduler)
+    if "predict_epsilon" in found:  # as versions before 0.10 wrote it
+        found = {"prediction_type": "epsilon" if found.pop("predict_epsilon") in (True, None) else "sample"} | found
+    refuse_unknown(found, (*TABLE, *SAMPLING), f"{source}: scheduler_config.json")
+    told = settled(found, TABLE, source, "no table here")
+    if told["thresholding"] and told["sample_max_value"] != 1:
+        raise UsageError(
+            f"{source}: thresholding=True with sample_max_value={told['sample_max_value']}: a largest value of 1 is read, which clips"
+        )
+    return told
+
+
+def clip_of(told: Mapping[str, Any]) -> float | None:
+    """How far the scheduler lets estimates go; infinity where it does not clip, None where it has no such setting."""
+    if told["thresholding"]:
+        return 1.0
+    return {None: None, False: math.inf, True: float(told["clip_sample_range"])}[told["clip_sample"]]
+
+
+def variance_of(told: Mapping[str, Any], network: UNet, source: str) -> ReverseVariance | None:
+    """The scheduler's reverse variance; None where it has none, or the network says it.
+
+    Raises:
+        UsageError: where the network has twice the channels and the scheduler does not read them, or the other way round.
+    """
+    name, twice = told["variance_type"], network.outputs == 2
+    if twice != (name == "learned_range"):
+        channels = f"in_channels={network.shape[0]} and out_channels={network.shape[0] * network.outputs}"
+        raise UsageError(
+            f"{source}: variance_type={name!r} in scheduler_config.json and {channels} in config.json: networks of twice the channels "
+            "are those of learned_range, and these alone; write into scheduler_config.json what it was in training"
+        )
+    return FIXED.get(name)
+
+
+def unread(scheduler: Mapping[str, Any], clip: float | None) -> tuple[str, ...]:
+    """What a scheduler's own sampler does in another way than DDIM here."""
+    kind = scheduler["_class_name"]
+    other = [f"{name}={v!r}" for name, usual in SAMPLING.items() if (v := scheduler.get(name)) is not None and v not in usual]
+    said = [f"samples are drawn by DDIM on evenly spaced steps, not by the {kind}" + (f" ({', '.join(other)})" if other else "")]
+    return (*said, *([f"estimates are clipped to [-1, 1], as a {kind} does not say"] if clip is None else []))
+
+
+def table(scheduler: Mapping[str, Any], source: str) -> Tabulated:
+    """The betas of a scheduler's configuration.
+
+    Raises:
+        UsageError: for a configuration that `read_of` refuses, and a table of another length than the steps.
+    """
+    told = read_of(scheduler, source)
     steps, (low, high) = told["num_train_timesteps"], (told["beta_start"], told["beta_end"])
+    if told["trained_betas"] is not None and scheduler.get("num_train_timesteps") not in (None, len(told["trained_betas"])):
+        raise UsageError(f"{source}: num_train_timesteps={steps}, and trained_betas are {len(told['trained_betas'])}: correct the one")
     if (betas := told["trained_betas"]) is not None:
         betas = torch.tensor(betas, dtype=torch.float64)
     elif told["beta_schedule"] == "linear":

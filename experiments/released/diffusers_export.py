@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...continuous import Learned, Tabulated
+from ...continuous import Learned, Tabulated, large
 from ...shared.errors import UsageError
 from ...shared.networks import UNet
 from ...shared.networks.blocks import SelfAttention
 from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.style import Strided, Style
-from .diffusers import LABELS, PREDICTIONS, TIME_TABLE, features, indices, names
+from .diffusers import LABELS, TIME_TABLE, features, indices, names
+from .diffusers_options import FIXED, PREDICTIONS
 from .weights import Made
 
 REMEDY = "train with --network.style ddpm"
@@ -26,10 +28,12 @@ REMEDY = "train with --network.style ddpm"
 def export(denoiser: Learned, folder: Path | str) -> Path:
     """Writes a denoiser as a folder that `DDPMPipeline.from_pretrained` opens: `unet/`, `scheduler/` and `model_index.json`.
 
-    The scheduler samples as Ho et al. (2020) do: the large variance, or the learned one, and x_0 clipped to [-1, 1]. A network that is fed
-    another number than diffusers' index i of the step is written with the first layer of its time perceptron turned (`turned`) where the
-    two differ by a constant, as `thousandths` does at T = 1000, and else with a table of its time features, a row for each step. Of a
-    network with classes the folder's `unet` takes `class_labels`, the null one last; the pipeline itself, which has none, cannot call it.
+    The scheduler samples as Ho et al. (2020) do: the large variance, or the learned one, and x_0 clipped to [-1, 1]; what
+    came out of such a folder goes back with the variance and the clipping that it had. A network that is fed another number
+    than diffusers' index i of the step is written with the first layer of its time perceptron turned (`turned`) where the two
+    differ by a constant, as `thousandths` does at T = 1000, and else with a table of its time features, a row for each step.
+    Of a network with classes the folder's `unet` takes `class_labels`, the null one last; the pipeline itself, which has
+    none, cannot call it.
 
     Raises:
         UsageError: for what `UNet2DModel` and `DDPMScheduler` do not have, with each reason; nothing is written then.
@@ -173,13 +177,14 @@ def _unet_config(denoiser: Learned, learned: bool) -> dict[str, Any]:
 
 
 def _scheduler_config(denoiser: Learned) -> dict[str, Any]:
-    schedule = denoiser.schedule
+    schedule, clip = denoiser.schedule, getattr(denoiser, "clip", None)
+    fixed = {v: k for k, v in reversed(FIXED.items())}[getattr(denoiser, "variance", large)]
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": schedule.steps,
         "trained_betas": schedule.betas.tolist(),
         "prediction_type": next(name for name, predicts in PREDICTIONS.items() if predicts is denoiser.predicts),
-        "variance_type": "learned_range" if denoiser.network.outputs == 2 else "fixed_large",
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
+        "variance_type": "learned_range" if denoiser.network.outputs == 2 else fixed,
+        "clip_sample": clip != math.inf,
+        "clip_sample_range": 1.0 if clip in (None, math.inf) else clip,
     }

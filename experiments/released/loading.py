@@ -90,6 +90,9 @@ def of_folder(folder: Path, flags: dict[str, Any]) -> Opened:
         found = load_own(folder)
         denoiser = found.average.denoiser
         denoiser.scale, denoiser.shape = found.scale, found.shape
+        for name in ("clip", "variance"):  # of a diffusers folder's scheduler
+            if hasattr(family := getattr(found.experiment, "family", None), name):
+                setattr(denoiser, name, getattr(family, name))
         return Opened(OWN, denoiser.eval())
     if diffusers.looks_like(folder):
         refuse_flags(flags, {}, "diffusers folders")

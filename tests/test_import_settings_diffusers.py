@@ -1,0 +1,257 @@
+"""Folders of diffusers: every entry of both configurations changes numbers, is refused, or is said not to be read."""
+
+import inspect
+import json
+import math
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_samples_close
+from hypothesis import strategies as st
+from import_settings import Format, Setting, answer, setting_tests
+from released_helpers import refused
+
+from unnoise.continuous import (
+    Clipped,
+    Learned,
+    Tabulated,
+    VariationalBound,
+    clean,
+    cosine_betas,
+    large,
+    learned_range,
+    linear_betas,
+    noise,
+    small,
+    velocity,
+)
+from unnoise.experiments import load as load_run
+from unnoise.experiments import released
+from unnoise.experiments.imported import imported
+from unnoise.experiments.importing import Flags, bring
+from unnoise.experiments.released import diffusers_options as options
+from unnoise.shared.labels import step_index
+from unnoise.shared.networks import UNet
+from unnoise.shared.networks.style import DDPM
+from unnoise.shared.progress import silent
+from unnoise.shared.scale import Scale
+
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 50,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "variance_type": "fixed_large",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+}
+
+
+@cache
+def network(outputs=1):
+    torch.manual_seed(0)
+    made = UNet((3, 8, 8), 32, (1, 2), 1, (2,), style=DDPM, outputs=outputs)
+    for p in made.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return made
+
+
+@cache
+def exported(outputs=1):
+    """The files of a folder by name."""
+    with tempfile.TemporaryDirectory() as home:
+        folder = released.export(Learned(network(outputs), Tabulated(linear_betas(50)), label=step_index), Path(home) / "out")
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def written(folder, scheduler=None, config=None, outputs=1, without=()):
+    """A folder whose configurations are these."""
+    for name, content in exported(outputs).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    told = json.loads((folder / "unet/config.json").read_text()) | (config or {})
+    (folder / "unet/config.json").write_text(json.dumps({k: v for k, v in told.items() if k not in without}))
+    told = SCHEDULER | (scheduler or {})
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({k: v for k, v in told.items() if k not in without}))
+    return folder
+
+
+def opened(folder, **settings):
+    return released.load(written(folder, **settings))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "clip"),
+    [
+        ({}, 1.0),
+        ({"clip_sample_range": 0.5}, 0.5),
+        ({"clip_sample": False}, math.inf),
+        ({"thresholding": True, "clip_sample_range": 3.0}, 1.0),
+    ],
+)
+def test_estimates_are_clipped_as_the_library_clips_them(tmp_path, scheduler, clip):
+    """The library's own estimate of x_0, and the bound of a run that comes back from its checkpoint."""
+    library = pytest.importorskip("diffusers")
+    folder = written(tmp_path / "in", scheduler)
+    theirs = library.DDPMScheduler.from_pretrained(folder / "scheduler")
+    bring(str(folder), tmp_path / "run", Flags())
+    run = load_run(tmp_path / "run")
+    denoiser, x, n = released.load(tmp_path / "run"), 2 * torch.randn(4, 3, 8, 8), torch.tensor([0, 10, 30, 49])
+    assert run.experiment.family.clip == clip
+    with torch.no_grad():
+        ours = run.experiment.sampler(denoiser).denoiser(x, (n + 1).double() / 50)
+        given = denoiser.network(x, n)
+        expected = torch.cat([theirs.step(given[i : i + 1], n[i], x[i : i + 1]).pred_original_sample for i in range(4)])
+    assert_samples_close(ours, expected, 1e-4)
+    assert ours.abs().max() <= clip
+    k, code = torch.randint(0, 256, (1, 3, 8, 8)), torch.Generator().manual_seed(0)
+    measured = run.experiment.codelength(denoiser, Scale())(k, code, silent)
+    bound = VariationalBound(Clipped(denoiser, -clip, clip), Scale(), terms=100)
+    assert torch.equal(measured.path, bound(Scale().continuous(k), generator=torch.Generator().manual_seed(0)).path)
+    again = json.loads((released.export(denoiser, tmp_path / "out") / "scheduler/scheduler_config.json").read_text())
+    assert (again["clip_sample"], again["clip_sample_range"]) == (clip < math.inf, 1.0 if clip == math.inf else clip)
+
+
+def test_a_scheduler_that_does_not_say_whether_it_clips(tmp_path):
+    model = opened(tmp_path, scheduler={"_class_name": "PNDMScheduler"}, without=("clip_sample", "clip_sample_range", "variance_type"))
+    assert imported(model).family.clip is None
+    assert "estimates are clipped to [-1, 1], as a PNDMScheduler does not say" in model.assumed
+    said = opened(tmp_path, scheduler={"_class_name": "HeunDiscreteScheduler"}, without=("clip_sample",))
+    assert imported(said).family.clip == math.inf
+
+
+def test_a_learned_variance_is_the_librarys(tmp_path):
+    """`learned_range` between the two fixed ones, by the library's own function at each step."""
+    library = pytest.importorskip("diffusers")
+    folder = written(tmp_path / "in", {"variance_type": "learned_range"}, outputs=2)
+    theirs, model = library.DDPMScheduler.from_pretrained(folder / "scheduler"), released.load(folder)
+    x, n = torch.randn(3, 3, 8, 8), torch.tensor([1, 20, 49])
+    with torch.no_grad():
+        v = network(2)(x, n)[:, 3:]
+        for i, step in enumerate(n.tolist()):
+            t = torch.tensor((step + 1) / 50, dtype=torch.float64)
+            ours = learned_range(model.schedule, t, t - 1 / 50, model.with_spread(x[i : i + 1], t)[1])
+            expected = theirs._get_variance(step, predicted_variance=v[i : i + 1])
+            torch.testing.assert_close(ours.log(), expected, rtol=1e-4, atol=1e-4)
+    written(tmp_path / "other", {"variance_type": "fixed_small"}, outputs=2)
+    for wrong, outputs in (("fixed_small", 2), (None, 2), ("learned_range", 1)):
+        words = f"variance_type={wrong!r} in scheduler_config.json and in_channels=3 and out_channels={3 * outputs} in config.json"
+        refused(lambda w=wrong, o=outputs: opened(tmp_path / "x", scheduler={"variance_type": w}, outputs=o), words)
+    for outputs in (1, 2):
+        refused(lambda o=outputs: opened(tmp_path / "x", scheduler={"variance_type": "learned"}, outputs=o), "variance_type='learned'")
+
+
+@pytest.mark.parametrize(("name", "variance"), [("fixed_small", small), ("fixed_small_log", small), ("fixed_large", large)])
+def test_the_fixed_variance_is_that_of_the_bound(tmp_path, name, variance):
+    folder = written(tmp_path / "in", {"variance_type": name})
+    bring(str(folder), tmp_path / "run", Flags())
+    assert load_run(tmp_path / "run").experiment.family.variance is variance
+    out = released.export(released.load(tmp_path / "run"), tmp_path / "out")
+    assert json.loads((out / "scheduler/scheduler_config.json").read_text())["variance_type"] == name.removesuffix("_log")
+
+
+@pytest.mark.parametrize("predicts", [noise, clean, velocity])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_what_is_written_is_read_again(tmp_path, predicts, outputs):
+    model = Learned(network(outputs), Tabulated(cosine_betas(20)), predicts, step_index).eval()
+    again = released.load(released.export(model, tmp_path / "out"))
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.05, 0.5, 1.0], dtype=torch.float64)
+    assert again.predicts is predicts
+    with torch.no_grad():
+        for ours, theirs in zip(again.with_spread(x, t), model.with_spread(x, t), strict=True):
+            assert ours is theirs or torch.equal(ours, theirs)
+
+
+def test_the_prediction_of_old_configurations(tmp_path):
+    """`predict_epsilon`, before version 0.10."""
+    for told, predicts in ((False, clean), (True, noise)):
+        model = opened(tmp_path, scheduler={"predict_epsilon": told}, without=("prediction_type",))
+        assert model.predicts is predicts
+
+
+def test_entries_of_unknown_names_are_refused(tmp_path):
+    refused(lambda: opened(tmp_path, scheduler={"snr_shift": 3.0}), "scheduler_config.json: snr_shift=3.0 is not known here", "take it out")
+    refused(lambda: opened(tmp_path, config={"cross": [1]}), "unet/config.json: cross=a list is not known here")
+    opened(tmp_path, scheduler={"_note": 1}, config={"_note": 1})
+    refused(
+        lambda: opened(tmp_path, scheduler={"thresholding": True, "sample_max_value": 1.5}), "thresholding=True with sample_max_value=1.5"
+    )
+    trained = {"trained_betas": [0.1, 0.2]}
+    refused(lambda: opened(tmp_path, scheduler=trained), "num_train_timesteps=50, and trained_betas are 2")
+    refused(lambda: opened(tmp_path, scheduler={"timestep_type": "continuous"}), "timestep_type='continuous'")
+
+
+def test_every_entry_of_the_library_is_known():
+    library = pytest.importorskip("diffusers")
+    for kind in options.SCHEDULERS:
+        theirs = inspect.signature(getattr(library, kind).__init__).parameters
+        told = options.OWN.get(kind, {})
+        for name, parameter in theirs.items():
+            if name in options.TABLE:
+                assert told.get(name, options.TABLE[name][0]) == parameter.default, (kind, name)
+            elif name != "self":
+                assert parameter.default is None or parameter.default in options.SAMPLING[name], (kind, name)
+    theirs = inspect.signature(library.UNet2DModel.__init__).parameters
+    assert {*theirs} - {"self"} == {*options.OPTIONS, *options.BESIDE}
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    scheduler = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, "solver_order": 3, "steps_offset": 0}
+    model = opened(tmp_path, scheduler=scheduler)
+    assert model.assumed == (
+        "samples are drawn by DDIM on evenly spaced steps, not by the DPMSolverMultistepScheduler (solver_order=3, use_karras_sigmas=True)",
+        "images have 256 levels in [-1, 1], as the library's pipelines write them",
+    )
+
+
+TABLE = {
+    "num_train_timesteps": Setting(st.sampled_from([40, 50]), says="num_train_timesteps=1000"),
+    "beta_start": Setting(st.sampled_from([1e-4, 1e-3]), says="beta_start=0.0001"),
+    "beta_end": Setting(st.sampled_from([0.02, 0.03]), says="beta_end=0.02"),
+    "beta_schedule": Setting(st.sampled_from(["linear", "scaled_linear"])),
+    "prediction_type": Setting(st.sampled_from([*options.PREDICTIONS]), says="prediction_type='epsilon'"),
+    "variance_type": Setting(st.sampled_from(["fixed_small", "fixed_large"]), says="variance_type='fixed_small'"),
+    "clip_sample_range": Setting(st.sampled_from([1.0, 2.0]), says="clip_sample_range=1.0"),
+}
+NETWORK = {
+    "sample_size": Setting(st.sampled_from([4, 8]), asks="sample_size"),
+    "attention_head_dim": Setting(st.sampled_from([8, 16, 32]), says="attention_head_dim=8"),
+    "downsample_padding": Setting(st.sampled_from([0, 1]), says="downsample_padding=1"),
+    "flip_sin_to_cos": Setting(st.booleans(), says="flip_sin_to_cos=True"),
+    "freq_shift": Setting(st.sampled_from([0, 1]), says="freq_shift=0"),
+    "norm_eps": Setting(st.sampled_from([1e-6, 1e-2]), says="norm_eps=1e-05"),
+    "norm_num_groups": Setting(st.sampled_from([16, 32]), says="norm_num_groups=32"),
+}
+
+
+def whole_answer(denoiser):
+    """With how its run samples and is coded."""
+    return answer(denoiser) | {"family": imported(denoiser).family}
+
+
+def form(settings, **fixed):
+    """Folders whose configurations have these entries, and none of the settings that are left out."""
+
+    def load(values):
+        told, without = fixed | values, tuple(settings.keys() - values.keys())
+        config = {k: v for k, v in told.items() if k in (*options.OPTIONS, "sample_size")}
+        with tempfile.TemporaryDirectory() as home:
+            scheduler = {k: v for k, v in told.items() if k not in config}
+            return opened(Path(home), config=config, scheduler=scheduler, without=without)
+
+    return Format(load, settings, answer=whole_answer, examples=1)
+
+
+FORMATS = {
+    "scheduler": form(TABLE),
+    "network": form(NETWORK),
+    "clipping": form({"clip_sample": Setting(st.booleans(), says="clip_sample=True")}, clip_sample_range=2.0),
+    "threshold": form({"thresholding": Setting(st.booleans(), always=True)}, clip_sample_range=2.0),
+    "end": form({"rescale_betas_zero_snr": Setting(st.booleans(), always=True)}, prediction_type="v_prediction"),
+}
+test_dropped, test_changed, test_more = setting_tests(FORMATS)
