@@ -44,7 +44,7 @@ from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from .evaluation import evaluate_images
 from .experiment import CodelengthOf, Experiment
-from .images import Data
+from .images import Data, refuse_other_classes
 from .texts import Text, TextExperiment
 
 STEPS, SMALL = (18, 40), 32
@@ -187,12 +187,20 @@ class Imported(Experiment):
     def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
         if self.data is None:
             raise UsageError("an imported checkpoint comes without data: give --data NAME, a bundled set, a folder or a set on the hub")
-        images = self.data.load(split, progress)
+        images = replace(self.data, classes=None).load(split, progress)
         if images.shape != self.shape or images.scale.levels != self.scale.levels:
             raise UsageError(
                 f"the images of {self.data.name} have shape {images.shape} and {images.scale.levels} levels, those of this network "
                 f"{self.shape} and {self.scale.levels}: give --data with images of its kind"
             )
+        if self.classes is not None:
+            try:
+                refuse_other_classes(images, self.classes, f"{self.data.name} ({split})")
+            except UsageError as error:
+                raise UsageError(
+                    f"this network has {self.classes} classes, numbered as in its training: give --data with images of these "
+                    f"({str(error).split(';')[0]})"
+                ) from error
         return images._replace(scale=self.scale)
 
     def batches(self, data: ImageSet) -> Batches:
