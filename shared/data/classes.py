@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A key to sort names by: numbers in them count as numbers, so 2 lies before 10, and class2 before class10."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in parts if p] + [(2, 0, name)]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in parts if p] + [(-1, 0, name)]
 
 
 def labels_of(values: Sequence[Any], everywhere: Iterable[Any] = ()) -> Labels:
@@ -50,9 +50,9 @@ def labels_of(values: Sequence[Any], everywhere: Iterable[Any] = ()) -> Labels:
         if below := [n for n in own if n < 0]:
             return Labels(None, reason=f"all are {below[0]}" if len(set(own)) == 1 else f"{len(below):,} are below 0, such as {below[0]}")
         return Labels(None, reason=f"{max(own)} is no class") if max(own) >= LARGEST else Labels(own)
-    if not all(isinstance(v, str) for v in known) or any(fraction(v) for v in known):
-        odd = next(v for v, n in zip(known, numbers, strict=True) if n is None)
-        return Labels(None, reason=f"{str(odd)[:40]} is no class")
+    odd = [v for v, n in zip(known, numbers, strict=True) if n is None and (not isinstance(v, str) or fraction(v))]
+    if odd or not all(isinstance(v, str) for v in known):
+        return Labels(None, reason=f"{str((odd or known)[0])[:40]} is no class")
     names = tuple(sorted({str(v) for v in known}, key=natural))
     number = {name: n for n, name in enumerate(names)}
     return Labels([number[v] for v in values], names)

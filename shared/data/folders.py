@@ -82,7 +82,7 @@ def listed(folder: str, split: str) -> Listing:
     labels = labels_in(splits, name, len(base) + bool(tops), rows)
     part = within(split, name, len(splits[name]))
     foreign = {(*base, top) for top, other in tops.items() if other != name}
-    notes = [f"no labels: {labels.reason}"] if labels.reason else []
+    notes = [f"beside the split{'s' * (len(splits) > 2)} {', '.join(sorted(splits.keys() - {name}))}"] if len(splits) > 1 else []
     notes += left_out(found._replace(others=[parts for parts in found.others if parts[: len(base) + 1] not in foreign]))
     unread = {column for row in rows.values() for column in row} - {"label"}
     notes += [f"columns of the metadata that are not read: {', '.join(sorted(unread))}"] if unread else []
@@ -170,10 +170,10 @@ def labels_of_folders(splits: dict[str, list[Parts]], name: str) -> Labels:
     if len(names) < 2:
         return Labels(None)
     if beside:
-        where = f"the folders {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+        where = f"the folders {', '.join(shown([folder]) for folder in names[:3])}{', ...' * (len(names) > 3)}"
         return Labels(None, reason=f"{len(beside):,} of {len(splits[name]):,} lie in none of {where}, such as {beside[0]}")
     number = {folder: n for n, folder in enumerate(names)}
-    return Labels([number[parts[0]] for parts in splits[name]], names)
+    return Labels([number[parts[0]] for parts in splits[name]], tuple(shown([folder]) for folder in names))
 
 
 def within(split: str, name: str, count: int) -> slice:
