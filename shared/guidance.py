@@ -234,7 +234,8 @@ class ClassifierGradient:
         with gradients(x_t, t, cond["label"]) as (x, t, label):
             whole = x.requires_grad  # a likelihood differentiates the score, and with it this gradient
             x = x if whole else x.detach().requires_grad_()
-            chosen = self.classifier(x, t).gather(1, label[:, None]).sum()
+            log_p = self.classifier(x, t)
+            chosen = log_p.gather(1, classes(label, log_p)[:, None]).sum()
             return self.scale * torch.autograd.grad(chosen, x, create_graph=whole)[0].to(x_t)
 
     def on(self, schedule: Schedule) -> ClassifierGradient:

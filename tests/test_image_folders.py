@@ -132,7 +132,8 @@ def test_what_is_left_out_is_counted(tmp_path):
     (tmp_path / "train" / "c.HEIC").write_text("")
     (tmp_path / ".git").mkdir()
     assert image_set(tmp_path).summary == (
-        "1 image of 1x1x1; no labels; beside the split test; 4 other files left out: README, train/b.txt, train/c.HEIC, ...; 3 hidden files left out"
+        "1 image of 1x1x1; no labels; beside the split test; 4 other files left out: README, train/b.txt, train/c.HEIC, ...; "
+        "3 hidden files left out"
     )
     assert "3 other files left out: README, test/d.txt, x.webm" in image_set(tmp_path, split="test").summary
 
