@@ -16,6 +16,15 @@ class Notice(UserWarning):
     """What goes on but should be known, such as a run that is resumed with other settings; the command line prints it as one line."""
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """A value in one line of a message, cut where it is long."""
+    try:
+        text = " ".join(str(value).split())
+    except ValueError:  # an int of thousands of digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 @contextmanager
 def notices(say: Callable[[str], None]) -> Iterator[None]:
     """Within it the text of every `Notice` goes to `say`, and other warnings where they went before."""

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .errors import UsageError
+from .errors import UsageError, shown
 from .tensors import exact
 
 # Odd constants of SplitMix64 (Steele, Lea, Flood 2014) as signed 64-bit integers.
@@ -43,8 +43,7 @@ def whole_seed(seed: Any) -> int:
     except (TypeError, ValueError):
         number = None
     if number is None or not -(1 << 63) <= number < 1 << 64:
-        given = seed if number is None or number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
-        raise UsageError(f"seed={given}: give a whole number of at most 64 bits, such as 0 to 2**63 - 1")
+        raise UsageError(f"seed={shown(seed)}: give a whole number of at most 64 bits, such as 0 to 2**63 - 1")
     return number
 
 
@@ -118,7 +117,7 @@ def rows_of(indices: Sequence[int] | Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         found = torch.tensor(0.5)
     if found.ndim != 1 or (found.numel() and (found.dtype == torch.bool or found.is_floating_point() or found.is_complex())):
-        raise UsageError(f"indices={indices!r}: give the numbers of the samples, one for each row, such as range(64)")
+        raise UsageError(f"indices={shown(indices)}: give the numbers of the samples, one for each row, such as range(64)")
     return found.to(torch.int64)
 
 

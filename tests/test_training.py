@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,10 +191,30 @@ def test_clipping_learning_rate_and_average():
     assert a.weight.item() == pytest.approx(0.9)
 
 
-def test_settings_are_checked():
-    for wrong, words in (({"steps": 0}, "steps=0"), ({"learning_rate": -1.0}, "learning_rate=-1.0"), ({"ema": 1.0}, "ema=1.0")):
-        with pytest.raises(UsageError, match=words):
-            Training(**wrong)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [(name, value) for name in ("steps", "log_every", "save_every") for value in (0, -1, 2.5, 10.0, True, None, "many")]
+    + [(name, value) for name in ("warmup", "cooldown", "watch_every") for value in (-1, 0.5, False, "few")]
+    + [(name, value) for name in ("learning_rate", "epsilon", "clip") for value in (0, -1.0, NAN, None, "fast")]
+    + [(name, INF) for name in ("learning_rate", "epsilon", "weight_decay", "ema")]
+    + [("weight_decay", -0.1), ("weight_decay", NAN), ("ema", 1.0), ("ema", -0.1), ("ema", NAN), ("ema", "slow"), ("bfloat16", "yes")]
+    + [("betas", value) for value in ((0.9,), (0.9, 0.99, 0.999), 0.9, (0.9, 1.0), (NAN, 0.9), ("a", "b"))],
+)
+def test_settings_are_checked(name, wrong):
+    with pytest.raises(UsageError, match=rf"^{name}=.*: give ") as caught:
+        Training(**{name: wrong})
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_numpy_are_numbers(tmp_path):
+    """They are described in a checkpoint as Python's own."""
+    config = Training(steps=np.int64(3), learning_rate=np.float32(0.5), betas=[np.float64(0.5), 0.9], warmup=np.int32(1), clip=INF)
+    assert [type(v) for v in (config.steps, config.learning_rate, *config.betas, config.warmup)] == [int, float, float, float, int]
+    Trainer(objective(), config, folder=tmp_path).fit(batches())
+    assert load(tmp_path).description["config"]["arguments"]["clip"] == INF
 
 
 def test_what_cannot_be_described_shows_before_training(tmp_path):

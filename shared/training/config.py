@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..describe import described
-from ..errors import UsageError
+from ..errors import UsageError, shown
 
 
 @described
@@ -61,15 +61,15 @@ class Training:
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay={self.weight_decay}: give 0 or a positive number")
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
-            raise UsageError(f"betas={self.betas}: give two decays in [0, 1), such as (0.9, 0.999)")
+            raise UsageError(f"betas={shown(self.betas)}: give two decays in [0, 1), such as (0.9, 0.999)")
         object.__setattr__(self, "betas", tuple(real("betas", decay) for decay in self.betas))
         for name, decays in (("ema", (self.ema,)), ("betas", self.betas)):
             if not all(0 <= decay < 1 for decay in decays):
                 raise UsageError(f"{name}={getattr(self, name)}: give decays in [0, 1)")
         if self.bfloat16 not in (True, False, None):
-            raise UsageError(f"bfloat16={self.bfloat16!r}: give True, False, or None for what the device multiplies itself")
+            raise UsageError(f"bfloat16={shown(self.bfloat16)}: give True, False, or None for what the device multiplies itself")
         if self.seed >= 2**31:
-            raise UsageError(f"seed={self.seed}: give a whole number from 0 to 2147483647")
+            raise UsageError(f"seed={shown(self.seed)}: give a whole number from 0 to 2147483647")
 
     def chosen_device(self) -> torch.device:
         """The device that `device` names.
@@ -102,7 +102,7 @@ def whole(name: str, value: Any, least: int) -> int:
     except (TypeError, ValueError):
         number = None
     if number is None or number < least:
-        raise UsageError(f"{name}={value}: give a whole number of at least {least}")
+        raise UsageError(f"{name}={shown(value)}: give a whole number of at least {least}")
     return number
 
 
@@ -115,4 +115,4 @@ def real(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{name}={value!r}: give a number") from None
+        raise UsageError(f"{name}={shown(value)}: give a number") from None
