@@ -15,7 +15,6 @@ from ..discrete import VariationalBound
 from ..sde import Adaptive, ChangeOfVariables
 from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, image_set
-from ..shared.data.images import NO_LABELS
 from ..shared.denoiser import Denoiser
 from ..shared.dequantisation import Dequantiser, Uniform
 from ..shared.describe import described, formerly
@@ -57,22 +56,7 @@ class Data:
         Raises:
             UsageError: with what there is, where their labels are not those that `classes` says.
         """
-        images = image_set(self.name, split=split, size=self.size, progress=progress)
-        if self.classes is not None:
-            refuse_other_classes(images, self.classes, f"{self.name} ({split})")
-        return images
-
-
-def refuse_other_classes(images: ImageSet, classes: int, name: str) -> None:
-    """Refuses a set without labels, with another number of named classes, or with labels beyond 0 to classes - 1."""
-    if images.label is None:
-        raise UsageError(f"classes={classes}: {name} has {images.unlabelled}; {NO_LABELS} (--data.classes None)")
-    low, high = int(images.label.min()), int(images.label.max())
-    if images.names is not None and len(images.names) != classes:
-        raise UsageError(f"classes={classes}: {name} has {images.counted}; give --data.classes {len(images.names)}")
-    if high >= classes:
-        remedy = f"number them from 0{'' if high < classes else f', or give --data.classes {high + 1}'}"
-        raise UsageError(f"classes={classes}: the labels of {name} are {low} to {high}, not 0 to {classes - 1}: {remedy}")
+        return image_set(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
 
 
 def refuse_absent_classes(images: ImageSet, classes: int, name: str) -> None:

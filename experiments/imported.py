@@ -32,6 +32,7 @@ from ..discrete import Uniform as Resampling
 from ..sde import EDM, VE, VP, Adaptive, ChangeOfVariables, EDMLoss, Levels, ScoreMatching, SubVP
 from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, TextSet
+from ..shared.data.classes import refuse_other_classes
 from ..shared.denoiser import Denoiser
 from ..shared.dequantisation import Uniform
 from ..shared.describe import described
@@ -44,7 +45,7 @@ from ..shared.sampler import Sampler
 from ..shared.scale import Scale
 from .evaluation import evaluate_images
 from .experiment import CodelengthOf, Experiment
-from .images import Data, refuse_other_classes
+from .images import Data
 from .texts import Text, TextExperiment
 
 STEPS, SMALL = (18, 40), 32
@@ -195,7 +196,7 @@ class Imported(Experiment):
             )
         if self.classes is not None:
             try:
-                refuse_other_classes(images, self.classes, f"{self.data.name} ({split})")
+                refuse_other_classes(images.labels, self.classes, f"{self.data.name} ({split})")
             except UsageError as error:
                 raise UsageError(
                     f"this network has {self.classes} classes, numbered as in its training: give --data with images of these "

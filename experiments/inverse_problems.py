@@ -102,8 +102,9 @@ class InverseProblems(Density):
         from ..shared.figures import save_panels
 
         images, test, quick = self.load("train", progress), self.load("test", progress), self.training.steps <= 100
-        if images.label is None:
-            raise UsageError(f"{self.data.name} has no labels, by which restored images are judged: take a set with labels")
+        for part in (images, test):
+            if part.label is None:
+                raise UsageError(f"{self.data.name} has {part.unlabelled}, and restored images are judged by them: take a set with labels")
         denoiser = trained(self, images, folder, progress).denoiser.eval()
         judge = judge_of(in_grey(images), progress, 40 if quick else 600)
         accuracy = judge.accuracy(in_grey(test))
@@ -184,7 +185,7 @@ def tinted(images: ImageSet) -> ImageSet:
         return images
     if images.label is None:
         raise UsageError("grey images are tinted by their label, and these have none: take a set with labels, or images in colour")
-    colours = palette(int(images.label.max()) + 1)[images.label][:, :, None, None]
+    colours = palette(len(images.names or ()) or int(images.label.max()) + 1)[images.label][:, :, None, None]
     return images._replace(k=torch.round(images.k * colours).to(torch.uint8))
 
 

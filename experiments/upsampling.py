@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Upsampler(Chain):
         return F.avg_pool2d(scale.continuous(k), self.factor)
 
     def batches(self, images: ImageSet) -> Batches:
-        conditions = {"image": self.small(images.scale, images.k)}
+        conditions = {"image": torch.cat([self.small(images.scale, part) for part in images.k.split(1000)])}
         return Batches(images.k, self.data.batch, images.scale, self.form, conditions, self.data.seed)
 
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:

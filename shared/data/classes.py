@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
+
+NO_LABELS = "use a model without classes, or put the images into a folder for each class"
 SHOWN = 10  # classes that are written out
 LARGEST = 2**31
 
@@ -86,3 +89,22 @@ def counted(label: Tensor, names: tuple[str, ...] | None = None) -> str:
     rest = [int(count[n]) for n in there[SHOWN:]]
     more = f", and {len(rest):,} more of {min(rest):,} to {max(rest):,} each" if rest else ""
     return f"{len(there):,} class{'es' * (len(there) != 1)}: {', '.join(cells)}{more}"
+
+
+def refuse_other_classes(labels: Labels, classes: int, name: str) -> None:
+    """Refuses a set without labels, with another number of named classes, or with labels beyond 0 to classes - 1.
+
+    Raises:
+        UsageError: with what there is.
+    """
+    if labels.numbers is None:
+        reason = f": {labels.reason}" * bool(labels.reason)
+        raise UsageError(f"classes={classes}: {name} has no labels{reason}; {NO_LABELS} (--data.classes None)")
+    low, high, there = min(labels.numbers), max(labels.numbers), counted(torch.tensor(labels.numbers), labels.names)
+    if labels.names is not None and len(labels.names) != classes:
+        raise UsageError(f"classes={classes}: {name} has {there}; give --data.classes {len(labels.names)}")
+    if high >= classes:
+        raise UsageError(
+            f"classes={classes}: the labels of {name} are {low} to {high}, not 0 to {classes - 1}: number them from 0, or give "
+            f"--data.classes {high + 1}"
+        )

@@ -14,7 +14,7 @@ from ..progress import Progress, silent
 from ..random import Source
 from ..scale import Scale
 from .batches import Batches
-from .classes import Labels, counted, labels_of
+from .classes import NO_LABELS, Labels, counted, labels_of, refuse_other_classes
 from .folders import listed
 from .sources import bundled, load
 from .stacks import Cells, Files, stacked
@@ -22,7 +22,6 @@ from .stacks import Cells, Files, stacked
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NO_LABELS = "use a model without classes, or put the images into a folder for each class"
 LEVELS = {"digits": 17}  # every other set has 256
 
 
@@ -66,6 +65,12 @@ class ImageSet(NamedTuple):
         """That there are no labels, and why."""
         return next((note for note in self.notes if note.startswith("no labels")), "no labels")
 
+    @property
+    def labels(self) -> Labels:
+        """The labels as a list, their names, and why there are none."""
+        reason = self.unlabelled.removeprefix("no labels").removeprefix(": ")
+        return Labels(None, reason=reason) if self.label is None else Labels(self.label.tolist(), self.names)
+
     def part(self, count: int) -> ImageSet:
         """`count` of the images at even distances, for folders are sorted by their classes; all of them where there are no more."""
         if count >= len(self.k):
@@ -96,6 +101,7 @@ def image_set(
     size: tuple[int, int] | None = None,
     low: float = -1.0,
     high: float = 1.0,
+    classes: int | None = None,
     progress: Progress = silent,
 ) -> ImageSet:
     """Loads images: grey or RGB, of any size, all of one size unless `size` (height, width) scales and crops them.
@@ -108,21 +114,24 @@ def image_set(
         split: `train`, `test`, ...
         size: resize the shorter side and crop the centre.
         low, high: the range of the real form.
+        classes: that labels must be 0 to classes - 1, which is looked at before pixels are read; None for any, or none.
         progress: how to report progress.
 
     Raises:
         UsageError: for a set without images or such a split, images that cannot be read or need more memory than there is, or images of
-            several sizes without `size`.
+            several sizes without `size`; or labels that are not those of `classes`.
     """
     if size is not None and min(size) < 1:
         raise UsageError(f"size={size}: give a height and a width of at least 1")
     name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
     if name not in bundled() and Path(name).is_dir():
         files, labels, notes = listed(name, split)
-        k, done = stacked(Files(name, files), name, size, progress)
+        pictures = Files(name, files)
     else:
         pictures, labels, notes = tabled(name, split)
-        k, done = stacked(pictures, name, size, progress)
+    if classes is not None:
+        refuse_other_classes(labels, classes, f"{name} ({split})")
+    k, done = stacked(pictures, name, size, progress)
     levels = LEVELS.get(name, 256)
     k = k if levels == 256 else torch.round(k.float() * (levels - 1) / 255).to(torch.uint8)
     label = None if labels.numbers is None else torch.tensor(labels.numbers)
