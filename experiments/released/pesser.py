@@ -108,9 +108,10 @@ def denoiser(
         raise UsageError(f"{source}: down.0.block.0.norm1.weight is missing, and sizes are read from it: give a whole file")
     attention = tuple(2**n for n in range(levels) if f"down.{n}.attn.0.norm.weight" in state)
     size = size_of(settings, width, blocks, tuple(w // width for w in wide))
+    schedule = Tabulated(betas(settings))
     network = UNet((channels, size, size), width, [w / width for w in wide], blocks, attention, dropout=0.1, style=DDPM)
     fill(network, names(network), state, source, ignored=(LOGVAR,))
-    learned = Learned(network, Tabulated(betas(settings)), label=step_index)
+    learned = Learned(network, schedule, label=step_index)
     centred = settings.assume("rescaled", True, "images are in [-1, 1], as in all configurations of its projects")
     learned.scale, learned.shape, learned.assumed = Scale() if centred else Scale(256, 0.0, 1.0), network.shape, settings.assumed
     return learned
