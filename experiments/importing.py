@@ -53,7 +53,7 @@ class Flags:
     centered: bool | None = None
     """score_sde: whether images are in [-1, 1], as those of vp and subvp are if nothing is said, and not in [0, 1]."""
     scale_by_sigma: bool | None = None
-    """score_sde: whether a VE network's output is divided by sigma, True if nothing is said."""
+    """score_sde: whether a VE network's output is divided by sigma, True if nothing is said; SEDD: whether ratios are."""
     skip_rescale: bool | None = None
     """score_sde: whether sums of blocks are divided by sqrt(2), True for NCSN++ and DDPM++ if nothing is said."""
     fir: bool | None = None
@@ -75,19 +75,27 @@ class Flags:
     sigma_data: float | None = None
     """EDM's edm: standard deviation of the data, such as 0.5."""
     sigma_min: float | None = None
-    """EDM's ve: the smallest noise level for images in [-1, 1], such as 0.02; of edm, where it is larger than 0.002."""
+    """EDM's ve: the smallest noise level for images in [-1, 1], such as 0.02; of edm, where it is larger than 0.002;
+    MDLM, SEDD: the noise at t = 0 where it is geometric, such as 0.0001."""
     sigma_max: float | None = None
-    """EDM's ve: the largest noise level for images in [-1, 1], such as 100; of edm, where it is smaller than 80."""
+    """EDM's ve: the largest noise level for images in [-1, 1], such as 100; of edm, where it is smaller than 80;
+    MDLM, SEDD: the noise at t = 1 where it is geometric, such as 20."""
     beta_d: float | None = None
     """EDM's vp: beta_max - beta_min, such as 19.9."""
     M: int | None = None
     """EDM's vp: steps that its time input counts, such as 1000."""
-    length: int | None = None
-    """MDLM, SEDD: tokens in a sequence."""
+    parameterization: str | None = None
+    """MDLM: subs or sedd."""
     time_conditioning: bool | None = None
     """MDLM: whether the network is told the noise."""
+    noise: str | None = None
+    """MDLM, SEDD: loglinear or geometric."""
     uniform: bool | None = None
     """SEDD: whether tokens are resampled and not masked."""
+    length: int | None = None
+    """MDLM, SEDD: tokens in a sequence."""
+    n_heads: int | None = None
+    """MDLM, SEDD: attention heads of a file without rotary rates, such as 12."""
 
     def given(self) -> dict[str, Any]:
         """Those that are not None."""

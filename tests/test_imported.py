@@ -51,6 +51,9 @@ FLAGS = (
     "--rescale-timesteps=False",
 )
 
+TEXT = {"parameterization": "subs", "time_conditioning": False, "noise": "loglinear", "length": 24}
+TEXT_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TEXT.items()]
+
 
 def mdlm(folder):
     torch.save({"state_dict": peer_state("mdlm_dit")}, folder / "mdlm.ckpt")
@@ -106,7 +109,7 @@ def test_objectives_and_samplers_are_those_of_the_process():
 
 def test_an_imported_run_goes_on(tmp_path):
     """Training goes on from the imported weights with a fresh optimiser, and its checkpoint is one like any other."""
-    bring(str(mdlm(tmp_path)), tmp_path / "run", Flags(length=24))
+    bring(str(mdlm(tmp_path)), tmp_path / "run", Flags(**TEXT))
     checkpoint = load(tmp_path / "run")
     assert all(map(torch.equal, checkpoint.objective.parameters(), checkpoint.average.parameters()))
     before = [p.clone() for p in checkpoint.objective.parameters()]
@@ -173,7 +176,10 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("import", tiny, tmp_path / "b", "--fir", "perhaps"), "--fir"),
         (("import", tiny, tmp_path / "b", "--tokenizer", "t.json"), "is a network of images"),
         (("import", tmp_path / "none", tmp_path / "b"), "there is no file"),
-        (("import", guided, tmp_path / "b"), "do not tell --num-heads (or --num-head-channels), --noise-schedule, --diffusion-steps, --rescale-timesteps, and"),
+        (
+            ("import", guided, tmp_path / "b"),
+            "do not tell --num-heads (or --num-head-channels), --noise-schedule, --diffusion-steps, --rescale-timesteps, and",
+        ),
         (("import", guided, tmp_path / "b"), "such as --num-heads 4, --noise-schedule cosine, --diffusion-steps 4000"),
         (("export", guided, tmp_path / "b", "--image-size", 0), "--image-size 0: give a whole number"),
         (("import", guided, tmp_path / "b", "--sde", "vp"), "(flags that they take: --image-size, --num-heads,"),
@@ -242,7 +248,7 @@ def test_classifiers_and_text(capsys, tmp_path):
     assert "a classifier of noisy images, which has no samples" in run(capsys, "sample", tmp_path / "classifier")[2]
     assert "cannot be written for diffusers" in run(capsys, "export", tmp_path / "classifier", tmp_path / "d")[2]
 
-    status, said, err = run(capsys, "import", mdlm(tmp_path), tmp_path / "text", "--length", 24)
+    status, said, err = run(capsys, "import", mdlm(tmp_path), tmp_path / "text", *TEXT_FLAGS)
     assert status == 0, err
     assert "Absorbing of 18 states" in said
     assert "range        17 levels\n" in said
@@ -263,7 +269,7 @@ def test_text_with_a_tokenizer(capsys, tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text.txt").write_text("".join(f"w{n % 16 + 1} w{n % 7 + 1} w3\n" for n in range(400)))
     out, path = tmp_path / "run", mdlm(tmp_path)
-    status, _, err = run(capsys, "import", path, out, "--length", 24, "--tokenizer", tmp_path / "tokenizer.json")
+    status, _, err = run(capsys, "import", path, out, *TEXT_FLAGS, "--tokenizer", tmp_path / "tokenizer.json")
     assert status == 0, err
     (tmp_path / "tokenizer.json").unlink()  # the run keeps it
     status, said, err = run(capsys, "sample", out, "--count", 2, "--steps", 4, "--out", tmp_path / "words.txt")

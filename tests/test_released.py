@@ -109,11 +109,16 @@ CASES = {
         {},
         lambda m, f: (m(f["x"], m.schedule.time(-2 * f["sigma"].double().log()), label=f["class_labels"].argmax(1)), f["D_edm"]),
     ),
-    "MDLM": ("mdlm_dit", hub_folder, {}, lambda m, f: (m.network(f["tokens"], f["sigma"]), f["y"])),
+    "MDLM": (
+        "mdlm_dit",
+        hub_folder,
+        {"parameterization": "subs", "time_conditioning": False, "noise": "loglinear"},
+        lambda m, f: (m.network(f["tokens"], f["sigma"]), f["y"]),
+    ),
     "SEDD": (
         "sedd_absorb",
         lightning,
-        {"length": 24},
+        {"uniform": False, "noise": "loglinear", "scale_by_sigma": True, "length": 24},
         lambda m, f: (m.log_ratio(f["tokens"], m.corruption.noise.time(f["sigma"])), f["log_score"]),
     ),
 }

@@ -37,8 +37,8 @@ FORMATS = {
     "ncsnv2": (ncsnv2.denoiser, {"image_size": 16}),
     "edm_ddpmpp": (karras.denoiser, {"precond": "edm", "sigma_data": 0.5}),
     "edm_adm": (karras.denoiser, {"precond": "edm", "sigma_data": 0.5, "num_head_channels": 8}),
-    "mdlm_dit": (text.mdlm, {"length": 24}),
-    "sedd_absorb": (text.sedd, {"length": 24}),
+    "mdlm_dit": (text.mdlm, {"parameterization": "subs", "time_conditioning": False, "noise": "loglinear", "length": 24}),
+    "sedd_absorb": (text.sedd, {"uniform": False, "noise": "loglinear", "scale_by_sigma": True, "length": 24}),
 }
 OPTIONAL = {
     "guided_diffusion_unet": r"label_emb\.weight",

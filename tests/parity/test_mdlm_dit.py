@@ -11,12 +11,16 @@ from released_helpers import refused
 from unnoise.discrete import Ancestral, Categorical, LogLinear, ScoreEntropyDenoiser, carried, direct
 from unnoise.experiments.released import files
 from unnoise.experiments.released.pickles import Record
-from unnoise.experiments.released.text import looks_like_mdlm, looks_like_sedd, mdlm, released_length, sedd, total_noise
+from unnoise.experiments.released.text import looks_like_mdlm, looks_like_sedd, mdlm, sedd, total_noise
+from unnoise.experiments.released.text_config import released
 from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.scale import Scale
 
 NAME = "mdlm_dit"
+TRAINED = {"parameterization": "subs", "time_conditioning": False, "noise": "loglinear"}
+"""What its configuration leaves out."""
+TEXT = TRAINED | {"length": 24}
 READS = (
     "tokens|sigma",
     "y|y_timed|log_p_subs|log_p_d3pm|log_score_sedd",
@@ -47,8 +51,8 @@ def test_logits(peer, state):
     """All 18 logits, the mask's among them."""
     tokens, sigma = peer["tokens"], peer["sigma"]
     with torch.no_grad():
-        untimed = mdlm(state, NAME, config=config(peer)).network
-        timed = mdlm(state, NAME, config=config(peer), time_conditioning=True).network
+        untimed = mdlm(state, NAME, config=config(peer), **TRAINED).network
+        timed = mdlm(state, NAME, config=config(peer), **TRAINED | {"time_conditioning": True}).network
         assert_samples_close(untimed(tokens, sigma), peer["y"])
         assert_samples_close(timed(tokens, torch.zeros_like(sigma)), peer["y"])
         assert_samples_close(timed(tokens, sigma), peer["y_timed"])
@@ -58,7 +62,7 @@ def test_logits(peer, state):
 def test_subs(peer, state):
     """Entries near -1e6 in the reference are exactly -inf here; at given tokens all but the token's own are; the others agree."""
     tokens, expected = peer["tokens"], peer["log_p_subs"]
-    denoiser = mdlm(state, NAME, config=config(peer))
+    denoiser = mdlm(state, NAME, config=config(peer), **TRAINED)
     with torch.no_grad():
         log_p = denoiser(tokens, time_of(peer["sigma"]))
     impossible = expected < -9e5
@@ -73,7 +77,7 @@ def test_subs(peer, state):
 
 def test_the_plain_rule_is_that_of_the_reference_without_the_mask(peer, state):
     """The reference's log-softmax gives the mask a chance; ours is the same law, given that x_0 is no mask. The label is sigma."""
-    made = mdlm(state, NAME, config=config(peer), time_conditioning=True)
+    made = mdlm(state, NAME, config=config(peer), **TRAINED | {"time_conditioning": True})
     denoiser = Categorical(made.network, made.transition, label=made.label, head=direct)
     with torch.no_grad():
         log_p = denoiser(peer["tokens"], time_of(peer["sigma"]))
@@ -84,12 +88,12 @@ def test_the_plain_rule_is_that_of_the_reference_without_the_mask(peer, state):
 def test_ratios(peer, state):
     """The SEDD models that were trained beside MDLM have its names, too."""
     with torch.no_grad():
-        log_ratio = sedd(state, NAME, config=config(peer)).log_ratio(peer["tokens"], time_of(peer["sigma"]))
+        log_ratio = sedd(state, NAME, config=config(peer), noise="loglinear").log_ratio(peer["tokens"], time_of(peer["sigma"]))
     assert_samples_close(log_ratio, peer["log_score_sedd"])
 
 
 def test_what_it_says_of_itself(peer, state):
-    denoiser = mdlm(state, NAME, length=24)
+    denoiser = mdlm(state, NAME, **TEXT)
     network, transition = denoiser.network, denoiser.transition
     assert denoiser.scale == Scale(17)
     assert denoiser.shape == (24,)
@@ -97,7 +101,7 @@ def test_what_it_says_of_itself(peer, state):
     assert (network.heads, network.depth, network.width, network.embedding) == (4, 2, 64, 32)
     assert not network.timed
     assert not network.training
-    assert mdlm(state, NAME, config=config(peer)).shape == (24,)
+    assert mdlm(state, NAME, config=config(peer), **TRAINED).shape == (24,)
     assert (denoiser.label, denoiser.head) == (total_noise, carried)
     again = build(describe(denoiser))
     again.load_state_dict(denoiser.state_dict())
@@ -107,11 +111,12 @@ def test_what_it_says_of_itself(peer, state):
 
 def test_the_hub_configuration_is_read(peer, state):
     said = {"hidden_dim": 64, "model_length": 24, "n_heads": 4, "time_conditioning": True, "dropout": 0.25, "vocab_size": 18}
-    denoiser = mdlm(state, NAME, config=said)
+    told = {"parameterization": "subs", "noise": "loglinear"}
+    denoiser = mdlm(state, NAME, config=said, **told)
     assert denoiser.shape == (24,)
     assert denoiser.network.timed
     assert denoiser.network.dropout == 0.25
-    assert not mdlm(state, NAME, config=said, time_conditioning=False).network.timed
+    refused(lambda: mdlm(state, NAME, config=said, **told, time_conditioning=False), "time_conditioning=False, but the file says True")
 
 
 def hyper_parameters(**config):
@@ -126,20 +131,22 @@ def hyper_parameters(**config):
 
 
 def test_hyper_parameters_of_a_training_checkpoint_are_read(peer, state):
-    kept = hyper_parameters(parameterization="subs", time_conditioning=True, model={"length": 24, "n_heads": 4, "hidden_size": 64})
+    kept = hyper_parameters(
+        parameterization="subs", time_conditioning=True, noise={"type": "loglinear"}, model={"length": 24, "n_heads": 4, "hidden_size": 64}
+    )
     checkpoint = {"state_dict": state, "hyper_parameters": kept}
     assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (True, False)
     denoiser = mdlm(checkpoint, NAME)
     assert (denoiser.shape, denoiser.network.timed, denoiser.network.heads) == ((24,), True, 4)
     assert not mdlm(checkpoint, NAME, config={"time_conditioning": False}).network.timed  # what is given beside it comes first
-    refers = hyper_parameters(parameterization="subs", model={"length": "${length}"}, length=24)
+    refers = hyper_parameters(**TRAINED | {"noise": {"type": "loglinear"}}, model={"length": "${length}"}, length=24)
     assert mdlm({"state_dict": state, "hyper_parameters": refers}, NAME).shape == (24,)
     read = files.of_zip(io.BytesIO(foreign.omegaconf_checkpoint({k: v for k, v in state.items() if not k.endswith("inv_freq")})))
-    assert mdlm(read, NAME, config={"n_heads": 4}).shape == (1024,)  # which it has in its own objects
+    assert mdlm(read, NAME, config={"n_heads": 4}, **TRAINED).shape == (1024,)  # which it has in its own objects
 
 
 def test_a_sedd_trained_beside_mdlm_is_none(peer, state):
-    kept = hyper_parameters(parameterization="sedd", time_conditioning=True, model={"length": 24})
+    kept = hyper_parameters(parameterization="sedd", time_conditioning=True, noise={"type": "loglinear"}, model={"length": 24})
     checkpoint = {"state_dict": state, "hyper_parameters": kept}
     assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (False, True)
     time = time_of(peer["sigma"])
@@ -147,7 +154,8 @@ def test_a_sedd_trained_beside_mdlm_is_none(peer, state):
     for made in (
         mdlm(checkpoint, NAME),
         sedd(checkpoint, NAME),
-        *(mdlm(state, NAME, config=config, length=24) for config in said),
+        *(mdlm(state, NAME, config=config, noise="loglinear", length=24) for config in said),
+        mdlm(state, NAME, parameterization="sedd", noise="loglinear", length=24),
     ):
         assert isinstance(made, ScoreEntropyDenoiser)
         assert made.shape == (24,)
@@ -163,7 +171,7 @@ def test_a_mask_that_is_not_the_last_token_is_refused(state):
     """That of BERT's vocabulary is number 103."""
     wide = state | {f"backbone.{name}": torch.zeros(30_522, 64) for name in ("vocab_embed.embedding", "output_layer.linear.weight")}
     wide["backbone.output_layer.linear.bias"] = torch.zeros(30_522)
-    refused(lambda: mdlm(wide, NAME, length=24), NAME, "30522", "mask")
+    refused(lambda: mdlm(wide, NAME, **TEXT), NAME, "30522", "mask")
 
 
 @pytest.mark.parametrize("kind", ["d3pm", "ar", "bd3lm", 3])
@@ -174,24 +182,38 @@ def test_other_ways_of_training_are_refused(state, kind):
         refused(lambda c=checkpoint: mdlm(c, NAME, length=24), NAME, repr(kind), "subs or mdlm")
         refused(lambda n=name: sedd(state, NAME, config={n: kind}, length=24), NAME, repr(kind), "a SEDD is sedd")
     refused(lambda: sedd(state, NAME, config={"parameterization": "subs"}, length=24), "'subs'")
-    assert isinstance(mdlm(state, NAME, config={"parameterization": "subs", "model_type": "other"}, length=24), Categorical)
+    assert isinstance(
+        mdlm(state, NAME, config={"model_type": "other"} | TRAINED | {"noise": None}, noise="loglinear", length=24), Categorical
+    )
 
 
-def test_the_length_is_known_for_the_released_sizes_and_asked_for_elsewhere(state):
-    refused(lambda: mdlm(state, NAME), NAME, "the length of the sequences", "length=1024")
-    refused(lambda: mdlm(state, NAME, length=0), "length=0")
+def test_what_is_released_is_known_and_asked_for_elsewhere(state):
+    asks = "give parameterization, time_conditioning, noise, length as in its training"
+    refused(lambda: mdlm(state, NAME), NAME, asks, "length=1024")
+    refused(lambda: mdlm(state, NAME, **TRAINED), NAME, "give length as in its training, such as length=1024")
+    refused(lambda: mdlm(state, NAME, **TEXT | {"length": 0}), "length=0")
     refused(lambda: mdlm(state, NAME, config={"length": "long"}), "length 'long'")
-    for vocabulary, width, length in ((50258, 768, 1024), (50257, 1024, 1024), (50258, 512, None), (50256, 768, None)):
-        assert released_length(vocabulary, width) == length
+    for vocabulary, width, heads in ((50258, 768, 12), (50258, 1024, 16), (50258, 512, None), (50256, 768, None), (50257, 768, None)):
+        known = released({}, vocabulary, width, prefixed=False)
+        assert known.get("n_heads") == heads
+        assert known == ({} if heads is None else SMALL | {"n_heads": heads})
+    assert released({}, 50258, 768, prefixed=True) == SMALL | {"parameterization": "subs", "time_conditioning": False}
+    assert released({"noise": "geometric"}, 50258, 768, prefixed=True) == {}
+
+
+SMALL = {"noise": "loglinear", "length": 1024, "n_heads": 12, "uniform": False, "scale_by_sigma": True}
 
 
 def test_bad_entries_of_a_configuration_are_named(state):
     for said in ({"time_conditioning": "yes"}, {"n_heads": 4.5}, {"dropout": "much"}, {"n_heads": {}}, {"length": -1}):
-        refused(lambda s=said: mdlm(state, NAME, config={"model_length": 24} | s), f"{next(iter(said))} ")
+        refused(
+            lambda s=said: mdlm(state, NAME, config={"model_length": 24} | s, **{k: v for k, v in TRAINED.items() if k not in s}),
+            f"{next(iter(said))} ",
+        )
 
 
 def test_samples_hold_no_mask(state):
-    denoiser = mdlm(state, NAME, length=24)
+    denoiser = mdlm(state, NAME, **TEXT)
     x = Ancestral(denoiser)(shape=(2, *denoiser.shape), steps=3, generator=torch.Generator().manual_seed(0))
     assert (x < 17).all()
 
@@ -203,13 +225,13 @@ def test_averages_are_taken_in_the_order_of_the_parameters(peer, state):
     checkpoint = {"state_dict": raw, "ema": {"decay": 0.9999, "shadow_params": averages}, "epoch": 3}
     assert looks_like_mdlm(checkpoint)
     with torch.no_grad():
-        assert_samples_close(mdlm(checkpoint, NAME, length=24).network(peer["tokens"], peer["sigma"]), peer["y"])
-        without = mdlm({"state_dict": state}, NAME, length=24)
+        assert_samples_close(mdlm(checkpoint, NAME, **TEXT).network(peer["tokens"], peer["sigma"]), peer["y"])
+        without = mdlm({"state_dict": state}, NAME, **TEXT)
         assert_samples_close(without.network(peer["tokens"], peer["sigma"]), peer["y"])
     with pytest.raises(UsageError, match="29 averages for 30 parameters"):
-        mdlm(checkpoint | {"ema": {"shadow_params": averages[:-1]}}, NAME, length=24)
+        mdlm(checkpoint | {"ema": {"shadow_params": averages[:-1]}}, NAME, **TEXT)
     with pytest.raises(UsageError, match=r"2 averages are not of their parameters. shapes: backbone.output_layer.adaLN"):
-        mdlm(checkpoint | {"ema": {"shadow_params": [*averages[:-2], *averages[:-3:-1]]}}, NAME, length=24)
+        mdlm(checkpoint | {"ema": {"shadow_params": [*averages[:-2], *averages[:-3:-1]]}}, NAME, **TEXT)
 
 
 def test_what_does_not_fit_is_refused(state):
@@ -219,10 +241,10 @@ def test_what_does_not_fit_is_refused(state):
     with pytest.raises(UsageError, match=r"some.bin does not hold the text transformer"):
         mdlm({"weight": torch.zeros(1)}, "some.bin")
     with pytest.raises(UsageError, match=r"1 tensors have no place: backbone.extra"):
-        mdlm(state | {"backbone.extra": torch.zeros(1)}, NAME, length=24)
+        mdlm(state | {"backbone.extra": torch.zeros(1)}, NAME, **TEXT)
     with pytest.raises(UsageError, match=r"1 tensors are missing: backbone.blocks.1.attn_out.weight"):
-        mdlm({k: v for k, v in state.items() if k != "backbone.blocks.1.attn_out.weight"}, NAME, length=24)
+        mdlm({k: v for k, v in state.items() if k != "backbone.blocks.1.attn_out.weight"}, NAME, **TEXT)
     with pytest.raises(UsageError, match="not that of base 10000"):
-        mdlm(state | {"backbone.rotary_emb.inv_freq": 500_000.0 ** (-torch.arange(8) / 8)}, NAME, length=24)
+        mdlm(state | {"backbone.rotary_emb.inv_freq": 500_000.0 ** (-torch.arange(8) / 8)}, NAME, **TEXT)
     with pytest.raises(UsageError, match="has 8 heads, and rotary_emb.inv_freq is that of 4"):
-        mdlm(state, NAME, config={"n_heads": 8}, length=24)
+        mdlm(state, NAME, config={"n_heads": 8}, **TEXT)

@@ -13,6 +13,8 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.scale import Scale
 
 NAME = "sedd_absorb"
+TEXT = {"uniform": False, "noise": "loglinear", "scale_by_sigma": True, "length": 24}
+UNIFORM = {"uniform": True, "noise": "geometric", "sigma_min": 1e-4, "sigma_max": 20.0, "length": 24}
 READS = (
     "tokens|sigma",
     "log_score|log_score_without_scale_by_sigma",
@@ -37,23 +39,27 @@ def log_ratio(denoiser, peer):
 
 
 def test_log_ratios(peer, state):
-    found = log_ratio(sedd(state, NAME, config=peer.about["config"]), peer)
+    found = log_ratio(sedd(state, NAME, config=peer.about["config"], noise="loglinear"), peer)
     assert_samples_close(found, peer["log_score"])
     assert (found.gather(-1, peer["tokens"][..., None]) == 0).all()
-    assert_samples_close(log_ratio(sedd(state, NAME, length=24), peer), peer["log_score"])  # the configuration tells nothing new
+    assert_samples_close(log_ratio(sedd(state, NAME, **TEXT), peer), peer["log_score"])  # the configuration tells nothing new
 
 
 def test_log_ratios_without_the_scale(peer, state):
     config = peer.about["config"]
     config = config | {"model": config["model"] | {"scale_by_sigma": False}}
-    found = log_ratio(sedd(state, NAME, config=config), peer)
+    found = log_ratio(sedd(state, NAME, config=config, noise="loglinear"), peer)
     assert_samples_close(found, peer["log_score_without_scale_by_sigma"])
 
 
 def test_a_uniform_graph_reads_the_same_network_without_a_scale_on_its_own_schedule(peer, state):
-    config = peer.about["config"] | {"graph": {"type": "uniform"}, "tokens": 18}
+    config = peer.about["config"] | {
+        "graph": {"type": "uniform"},
+        "tokens": 18,
+        "noise": {"type": "geometric", "sigma_min": 1e-4, "sigma_max": 20},
+    }
     config["model"] = {k: v for k, v in config["model"].items() if k != "scale_by_sigma"}
-    for denoiser in (sedd(state, NAME, config=config), sedd(state, NAME, uniform=True, length=24)):
+    for denoiser in (sedd(state, NAME, config=config), sedd(state, NAME, **UNIFORM)):
         assert isinstance(denoiser.transition, Uniform)
         assert denoiser.transition.noise == Geometric(1e-4, 20.0)
         assert denoiser.scale == Scale(18)
@@ -61,7 +67,7 @@ def test_a_uniform_graph_reads_the_same_network_without_a_scale_on_its_own_sched
 
 
 def test_what_it_says_of_itself(peer, state):
-    denoiser = sedd(state, NAME, length=24)
+    denoiser = sedd(state, NAME, **TEXT)
     assert isinstance(denoiser.transition, Absorbing)
     assert denoiser.transition.noise == LogLinear(1e-3)
     assert (denoiser.scale, denoiser.shape) == (Scale(17), (24,))
@@ -80,11 +86,11 @@ def test_the_label_is_the_total_noise():
 
 def test_noise_and_graph_come_from_the_configuration(state):
     noise = {"type": "geometric", "sigma_min": 1e-3, "sigma_max": 10}
-    denoiser = sedd(state, NAME, config={"noise": noise, "graph": {"type": "absorb"}}, length=24)
+    denoiser = sedd(state, NAME, config={"noise": noise, "graph": {"type": "absorb"}}, scale_by_sigma=True, length=24)
     assert denoiser.transition.noise == Geometric(1e-3, 10.0)
     assert isinstance(denoiser.transition, Absorbing)
-    assert isinstance(sedd(state, NAME, config={"tokens": 18}, length=24).transition, Uniform)
-    assert isinstance(sedd(state, NAME, config={"tokens": 17}, length=24).transition, Absorbing)
+    assert isinstance(sedd(state, NAME, config={"tokens": 18}, **UNIFORM).transition, Uniform)
+    assert isinstance(sedd(state, NAME, config={"tokens": 17}, **TEXT).transition, Absorbing)
     uniform = sedd(state, NAME, config={"tokens": 18, "noise": {"type": "loglinear"}}, length=24)
     assert (uniform.transition.noise, uniform.offset) == (LogLinear(), unscaled)
 
@@ -115,9 +121,11 @@ def test_gpt2_vocabularies_tell_the_graph(vocabulary, kind):
         "output_layer.adaLN_modulation.weight": (4, 1),
         "output_layer.adaLN_modulation.bias": (4,),
     }
-    denoiser = sedd({name: torch.ones(shape) for name, shape in network.items()}, NAME, length=24)
+    told = {k: v for k, v in (UNIFORM if kind is Uniform else TEXT).items() if k != "uniform"}
+    denoiser = sedd({name: torch.ones(shape) for name, shape in network.items()}, NAME, **told)
     assert isinstance(denoiser.transition, kind)
     assert denoiser.scale == Scale(50257)
+    assert denoiser.assumed[0] == f"uniform={kind is Uniform}: GPT-2 has 50257 tokens, and a mask is one more"
 
 
 def test_a_training_checkpoint_gives_its_averages(peer, state):
@@ -125,7 +133,7 @@ def test_a_training_checkpoint_gives_its_averages(peer, state):
     averages = [v for k, v in state.items() if not k.endswith("inv_freq")]
     checkpoint = {"model": raw, "ema": {"shadow_params": averages}, "step": 3}
     assert looks_like_sedd(checkpoint)
-    assert_samples_close(log_ratio(sedd(checkpoint, NAME, length=24), peer), peer["log_score"])
+    assert_samples_close(log_ratio(sedd(checkpoint, NAME, **TEXT), peer), peer["log_score"])
 
 
 def test_what_does_not_fit_is_refused(state):
@@ -136,6 +144,6 @@ def test_what_does_not_fit_is_refused(state):
     with pytest.raises(UsageError, match="graph of type 'loop'"):
         sedd(state, NAME, config={"graph": {"type": "loop"}}, length=24)
     with pytest.raises(UsageError, match="noise of type 'cosine'"):
-        sedd(state, NAME, config={"noise": {"type": "cosine"}}, length=24)
+        sedd(state, NAME, config={"noise": {"type": "cosine"}}, uniform=False, scale_by_sigma=True, length=24)
     with pytest.raises(UsageError, match="is not that of base 10000"):
-        sedd(state | {"rotary_emb.inv_freq": 10_000.0 ** (-torch.arange(8) / 7)}, NAME, length=24)
+        sedd(state | {"rotary_emb.inv_freq": 10_000.0 ** (-torch.arange(8) / 7)}, NAME, **TEXT)
