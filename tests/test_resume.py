@@ -212,6 +212,12 @@ def test_other_data_are_refused(tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             resumed(tmp_path, data=data)
+    for k, labels in ((torch.zeros(40, 6), None), (batches().k, {"label": torch.zeros(40)})):
+        data = Batches(k, 8, Scale(17), Scale.dequantised, labels)
+        with pytest.warns(Notice, match="the data have other values than the checkpoint's: they hold from here on"):
+            Trainer(objective(), CONFIG, folder=tmp_path)._open(data, resume=True)
+        assert data.position == 3
+    assert Batches(batches().k.to(torch.uint8), 8, Scale(17)).content() == batches().content()
     endless = ({"x0": torch.randn(8, 6)} for _ in range(100))
     with pytest.warns(Notice, match="the batches start from their beginning, for they have no load_state_dict"):
         resumed(tmp_path, data=endless)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import Notice, UsageError
 from ..random import Source, derived_seed, whole_seed
 from ..scale import Scale
 from .windows import Windows
@@ -64,11 +66,19 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        state = {"position": self.position, "batch": self.batch, "seed": self.seed, "examples": len(self.k)}
+        state = {"position": self.position, "batch": self.batch, "seed": self.seed, "examples": len(self.k), "content": self.content()}
         return state if self.names is None else state | {"names": list(self.names)}
 
+    def content(self) -> str:
+        """A fingerprint of 16 of the examples and their conditions, whatever type they are kept in."""
+        rows, found = torch.linspace(0, len(self.k) - 1, 16).long(), hashlib.sha256()
+        for name, v in [("", self.k), *sorted(self.conditions.items())]:
+            part = torch.as_tensor(v[rows])
+            found.update(f"{name} {tuple(part.shape)}\n".encode() + part.detach().cpu().double().numpy().tobytes())
+        return found.hexdigest()[:16]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint.
+        """Goes on from a checkpoint; as many examples with other values, such as of another decoder, go on with a `Notice`.
 
         Raises:
             UsageError: where batch size, seed, data or names of classes are others than the checkpoint's.
@@ -77,4 +87,6 @@ class Batches:
         compared = [key for key in ("batch", "seed", "examples", "names") if key in state and key in own]
         if wrong := [f"{key}: {state[key]} there, {own[key]} here" for key in compared if state[key] != own[key]]:
             raise UsageError(f"the data differ from the checkpoint's: {'; '.join(wrong)}")
+        if state.get("content", own["content"]) != own["content"]:
+            warn(Notice("the data have other values than the checkpoint's: they hold from here on"), stacklevel=2)
         self.position = state["position"]
