@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from ..shared.errors import UsageError
@@ -13,6 +15,7 @@ from .schedules import Constant, NoiseSchedule, Steps, check_steps
 from .transition import Transition
 
 LONGEST, BISECTIONS, AT_ONCE = 1e5, 80, 2**22  # events at which all is lost, as released; halvings of log-time; numbers held at a time
+FEW, EVEN = 256, (torch.arange(32, dtype=torch.float64) + 0.5) / 32  # symbols that are all looked at; where to look among more
 
 
 def mutual_information(
@@ -20,14 +23,15 @@ def mutual_information(
 ) -> NoiseSchedule:
     r"""The table by which `I(x_n; x_0) / H(x_0) = 1 - n / T`: each step erases an equal share (Austin et al. 2021, appendix A).
 
-    Information falls with the number of events, so each row is found by bisection. For `Absorbing` the betas are `reciprocal(steps)`,
-    whatever the frequencies.
+    Information falls with the number of events, so each row is found by bisection; of more than 256 symbols between numbers of events a
+    factor of `sqrt(2)` apart, at which alone it is computed. For `Absorbing` the betas are `reciprocal(steps)`, whatever the frequencies.
 
     Args:
         build: a schedule to a transition that takes one, such as `lambda schedule: Uniform(27, schedule)`.
         frequencies: the law of a symbol of the data, `(levels,)`.
         steps: T.
-        among: symbols x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, which for tens of thousands takes long.
+        among: symbols x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, and of more than 256 for 32 at even distances along
+            the frequencies, which stand for all.
 
     Raises:
         UsageError: for frequencies that are no law, and for a process in which information survives.
@@ -38,25 +42,52 @@ def mutual_information(
         raise UsageError(f"frequencies must be {transition.levels} numbers of sum 1, not {tuple(p.shape)} of sum {float(p.sum()):.6g}")
     if float(p.max()) == 1:
         raise UsageError("frequencies of one symbol alone hold no information to erase: count those of text with two or more")
-    symbols = torch.arange(transition.levels) if among is None else among
-    clean, share = transition.one_hot(symbols, torch.float64), p[symbols] / p[symbols].sum()
+    if among is None and len(p) > FEW:
+        symbols, counts = torch.searchsorted(p.cumsum(0), EVEN).clamp(max=len(p) - 1).unique(return_counts=True)
+    else:
+        symbols = torch.arange(len(p)) if among is None else among
+        counts = p[symbols]
+    clean, share = transition.one_hot(symbols, torch.float64), counts / counts.sum()
     data = torch.nn.functional.pad(p, (0, transition.states - transition.levels))
 
-    def left(t: Tensor) -> Tensor:
-        zero = torch.zeros_like(t)
-        law, marginal = (transition.pushforward(x.expand(len(t), -1, -1), zero, t) for x in (clean, data[None]))
+    def left(law: Tensor, marginal: Tensor) -> Tensor:
+        """The share of the information that is left where x_t has these laws, `(B, symbols, K)` given x_0 and `(B, 1, K)`."""
         information = (share[:, None] * torch.xlogy(law, law)).sum((1, 2)) - torch.xlogy(marginal, marginal).sum((1, 2))
         return information / -torch.xlogy(p, p).sum()
 
+    def at(t: Tensor) -> Tensor:
+        zero = torch.zeros_like(t)
+        return left(*(transition.pushforward(x.expand(len(t), -1, -1), zero, t) for x in (clean, data[None])))
+
     target = 1 - torch.arange(1, steps, dtype=torch.float64) / steps
-    if steps > 1 and float(left(torch.ones(1, dtype=torch.float64))) > float(target[-1]):
-        raise UsageError(
-            f"after {LONGEST:g} events more than 1/{steps} of the information is left: the process does not mix, join its parts"
-        )
-    low, high = torch.full_like(target, math.log(1e-12 / LONGEST)), torch.zeros_like(target)
-    rows = max(1, AT_ONCE // clean.numel())
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        above = torch.cat([middle.new_zeros(0), *(left(part.exp()) for part in middle.split(rows))]) > target
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return Steps(torch.cat([p.new_zeros(1), LONGEST * ((low + high) / 2).exp(), p.new_full((1,), LONGEST)]).diff())
+    never = f"after {LONGEST:g} events more than 1/{steps} of the information is left: the process does not mix, join its parts"
+    if len(p) > FEW:
+        grid = 2 ** torch.arange(math.log2(1e-3 / steps / LONGEST), 0.5, 0.5, dtype=torch.float64).clamp(max=0)
+        found, before, laws = [], torch.zeros((), dtype=torch.float64), torch.cat([clean, data[None]])
+        for t in grid:
+            laws, before = transition.pushforward(laws, before, t), t  # from each to the next
+            found.append(float(left(laws[None, :-1], laws[None, -1:])))
+            if found[-1] < 0.25 / steps:
+                break
+        if found[-1] > 1 / steps:
+            raise UsageError(never)
+        events = _inverse(grid[: len(found)].log2().numpy(), np.minimum.accumulate(found), target.numpy()).exp2()
+    else:
+        if steps > 1 and float(at(torch.ones(1, dtype=torch.float64))) > float(target[-1]):
+            raise UsageError(never)
+        low, high = torch.full_like(target, math.log(1e-12 / LONGEST)), torch.zeros_like(target)
+        rows = max(1, AT_ONCE // clean.numel())
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            above = torch.cat([middle.new_zeros(0), *(at(part.exp()) for part in middle.split(rows))]) > target
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        events = ((low + high) / 2).exp()
+    return Steps(torch.cat([p.new_zeros(1), LONGEST * events, p.new_full((1,), LONGEST)]).diff())
+
+
+def _inverse(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> Tensor:
+    """Where a falling function that is known at x, and before them is 1, has the values `target`, by monotone cubic interpolation."""
+    falling = np.concatenate([[True], np.diff(y) < 0])
+    fine = np.linspace(x[0], x[falling][-1], 64 * len(x))
+    curve = PchipInterpolator(x[falling], y[falling])(fine)
+    return torch.from_numpy(np.interp(-target, -curve, fine))

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from ..discrete import (
@@ -43,6 +45,7 @@ from .texts import Text, TextExperiment, TextNetwork
 
 HEADS = {"direct": direct, "residual": residual}
 REVERSE = {"product": Product, "marginal": Marginal}
+EXACT, AT_ONCE = 1024, 1000  # symbols up to which neighbours are found by the laws themselves; windows counted at a time
 
 
 @described
@@ -120,13 +123,27 @@ class D3PMText(TextExperiment):
 
 
 def company(text: TextSet, windows: int = 20_000) -> Tensor:
-    """What stands before and after each symbol, as embeddings `(K, d)`: square roots of the two laws, so that angles compare laws."""
-    k, size = text.windows[: min(windows, len(text.windows))].long(), text.vocabulary
-    counts = torch.bincount((k[:, :-1] * size + k[:, 1:]).flatten(), minlength=size * size).view(size, size).double()
-    laws = torch.cat([c / c.sum(1, keepdim=True).clamp(min=1) for c in (counts, counts.T)], 1).sqrt()
-    if size <= 1024:
-        return laws
-    return laws @ torch.randn(2 * size, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # angles hardly change
+    """What stands before and after each symbol, as embeddings `(K, d)`: square roots of the two laws, so that angles compare laws.
+
+    Pairs are counted where they occur, and beyond a thousand symbols the laws are projected at random to 256 numbers, which hardly changes
+    angles. A symbol without company in these windows gets an embedding at random, so that its neighbours are anyone's.
+    """
+    size, count, source = text.vocabulary, min(windows, len(text.windows)), torch.Generator().manual_seed(0)
+    pairs = csr_array((size, size))
+    for start in range(0, count, AT_ONCE):
+        k = text.windows[start : min(start + AT_ONCE, count)].numpy().astype(np.int64)
+        place = k[:, :-1].ravel(), k[:, 1:].ravel()
+        pairs = pairs + coo_array((np.ones(len(place[0])), place), (size, size)).tocsr()  # adds up what occurs twice
+    roots = [pairs, pairs.T.tocsr()]
+    for c in roots:
+        c.data = np.sqrt(c.data / np.repeat(c.sum(1), np.diff(c.indptr)))
+    if size <= EXACT:
+        found = torch.from_numpy(np.concatenate([c.toarray() for c in roots], 1))
+    else:
+        found = torch.from_numpy(sum(c @ torch.randn(size, 256, dtype=torch.float64, generator=source).numpy() for c in roots))
+    alone = (found == 0).all(1)
+    found[alone] = torch.randn(int(alone.sum()), found.shape[1], dtype=torch.float64, generator=source)
+    return found
 
 
 def text8() -> D3PMText:

@@ -9,7 +9,7 @@ from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.tensors import Table
 from ..schedules import checked_betas
-from .spectral import Spectral
+from .spectral import Spectral, refuse_square
 
 
 @described
@@ -31,6 +31,7 @@ class BandDiagonal(Spectral):
         if not 1 <= band < levels:
             raise UsageError(f"band={band}: give the reach of a step, from 1 to {levels - 1}")
         self.schedule, self.band = checked_betas(schedule), band
+        refuse_square(levels)
         level = torch.arange(levels)
         distance = (level[:, None] - level).abs()
         g = ((distance > 0) & (distance <= band)).double() / levels

@@ -146,7 +146,7 @@ class Transition(Corruption):
 
     def one_hot(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Point masses, `(..., K)`."""
-        return F.one_hot(x, self.states).to(dtype)
+        return torch.zeros(*x.shape, self.states, dtype=dtype, device=x.device).scatter_(-1, x[..., None], 1)  # F.one_hot is int64 first
 
     def posterior(self, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         r"""`sum_x0 q(x_s | x_t, x_0) p0(x_0)` for any s < t, normalised, `(..., K)` (Austin et al. 2021, eq. 3, averaged over x_0).

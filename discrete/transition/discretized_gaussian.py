@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...shared.describe import described
+from ...shared.memory import refuse_beyond
 from ...shared.random import Source, categorical
 from ...shared.tensors import Table, like, moment
 from ..schedules import checked_betas
@@ -33,6 +34,8 @@ class DiscretizedGaussian(Stepwise):
     def __init__(self, levels: int, schedule: Tensor) -> None:
         self.schedule = checked_betas(schedule)
         super().__init__(levels, levels, len(self.schedule))
+        need = 8 * levels**2 * ((self.steps + 1) // 2 + 4)
+        refuse_beyond(need, f"the products of {self.steps} steps of {levels} x {levels} numbers", "take Uniform, or fewer levels or steps")
         offset = torch.arange(levels, dtype=torch.float64)
         w = (-4 * offset**2 / ((levels - 1) ** 2 * self.schedule[:, None])).exp()
         self._offsets = Table(w / (2 * w.sum(1, keepdim=True) - 1))  # (T, K); offset 0 counts once

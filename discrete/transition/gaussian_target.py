@@ -8,7 +8,7 @@ from torch import Tensor
 from ...shared.describe import described
 from ...shared.errors import UsageError
 from ..schedules import Exponential, NoiseSchedule, finite, scheduled
-from .spectral import Spectral
+from .spectral import Spectral, refuse_square
 
 
 @described
@@ -34,6 +34,7 @@ class GaussianTarget(Spectral):
             raise UsageError(f"reach={reach}, width={width}: give positive numbers of levels")
         self.schedule, self.reach, self.width = Exponential() if schedule is None else schedule, reach, width
         self.noise = finite(scheduled(self.schedule))
+        refuse_square(levels)
         level = torch.arange(levels, dtype=torch.float64)
         i, j = level[:, None], level
         log_pi = -((level + 1 - levels / 2) ** 2) / (2 * width**2)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from ...shared.memory import refuse_beyond
 from ...shared.tensors import Table, like
 from .plain import Plain
 
@@ -43,6 +44,15 @@ def _spread(factor: Tensor, p: Tensor) -> Tensor:
     """`factor`, `(K,)` or `(B, K)`, against `(B, ..., K)`."""
     factor = factor.to(p)
     return factor if factor.ndim == 1 else factor.reshape(len(factor), *[1] * (p.ndim - 2), -1)
+
+
+def refuse_square(levels: int) -> None:
+    """Refuses square matrices and eigenvectors of more levels than fit into memory.
+
+    Raises:
+        UsageError: with the estimate.
+    """
+    refuse_beyond(8 * 8 * levels**2, f"rates and eigenvectors of {levels} x {levels} numbers", "take Uniform, or fewer levels")
 
 
 class Spectral(Plain):
