@@ -42,7 +42,7 @@ class Corruption(ByValue, ABC):
 
     @abstractmethod
     def state(self, x: Tensor) -> Tensor:
-        """x as a state of the process: real numbers in float32 or better, or tokens as int64.
+        """Makes x a state of the process: real numbers in float32 or better, or tokens as int64.
 
         Raises:
             UsageError: for what is none.
