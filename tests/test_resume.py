@@ -445,3 +445,26 @@ def test_what_a_checkpoint_cannot_hold_shows_before_training(tmp_path):
     frozen = copy.deepcopy(objective()).requires_grad_(False)
     with pytest.raises(UsageError, match="no parameter of the objective is trained"):
         Trainer(frozen, CONFIG)
+
+
+@pytest.mark.filterwarnings("default::unnoise.shared.errors.Notice")
+def test_the_command_line_says_what_changed(tmp_path, monkeypatch, capsys):
+    """Once, in one line, on the error's side; and goes on."""
+    from unnoise.experiments.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "ddpm-smoke", "--training.watch-every", "0"]
+    assert main(train) == 0
+    capsys.readouterr()
+    assert main([*train, "--training.steps", "10", "--resume"]) == 0
+    assert "unnoise:" not in capsys.readouterr().err
+    more = ["--training.steps", "12", "--training.learning-rate", "0.5", "--sampling-steps", "3", "--resume"]
+    assert main([*train, *more]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unnoise:")]
+    assert len(said) == 1
+    assert re.search(
+        r"goes on at step 10: other settings \(learning_rate: 0.001 there, 0.5 here; sampling_steps: \d+ there, 3 here\)", said[0]
+    )
+    (tmp_path / "runs" / "empty" / "checkpoints").mkdir(parents=True)
+    assert main([*train, "--resume", "--out", "runs/empty"]) == 2
+    assert "there is nothing to resume in runs/empty" in capsys.readouterr().err
