@@ -189,6 +189,7 @@ def _settle(settings: Settings, said: Said, tensors: Mapping[str, Any], prefix: 
         settings.told |= {name: value} if holds else {}
     examples = {"parameterization": "subs", "time_conditioning": False, "uniform": False, "noise": "loglinear"}
     examples |= {"scale_by_sigma": True, "length": 1024, "n_heads": max(width // HEAD, 1)}
+    examples |= {"sigma_min": 1e-4, "sigma_max": 20.0} if settings.get("noise") == "geometric" else {}
     settings.ask("the weights do not tell all, and are of no released size", **examples)
     if used := {k: v for k, v in settings.named.items() if k not in settings.told and k not in settings.given}:
         same = ", ".join(f"{name}={value!r}" for name, value in used.items())
