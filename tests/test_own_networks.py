@@ -1,0 +1,318 @@
+"""Networks of other libraries and of one's own: what does not fit is one line when it is built or first called."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unnoise import continuous, discrete, sde
+from unnoise.shared.dequantisation import Variational
+from unnoise.shared.errors import UsageError
+from unnoise.shared.guidance import ClassifierGuided, NoisyClassifier, Recognition
+from unnoise.shared.labels import step_index, thousandth_index
+from unnoise.shared.networks import MLP, UNet
+from unnoise.shared.scale import Scale
+
+T = 1000
+TABLE = continuous.Tabulated(continuous.linear_betas(T))
+X, K = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0)), 5
+TOKENS = torch.randint(0, K, (3, 7), generator=torch.Generator().manual_seed(0))
+MASKED, UNIFORM = discrete.Absorbing(K, discrete.LogLinear()), discrete.Uniform(K, discrete.linear(T, 1e-4, 0.02))
+
+
+class Own(nn.Module):
+    """`f(x, time)`, with a parameter."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f, self.scale = f, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, time):
+        return self.f(self.scale * x if x.is_floating_point() else x, time)
+
+
+class Output:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+def logits(states=K):
+    """A fixed network of tokens."""
+    return lambda x, time: F.one_hot(x, K + 1)[..., :states].float()
+
+
+FORMS = {
+    "an object with .sample": (lambda y: Output(y), r"of type Output.*net\(x, time, \*\*cond\)\.sample"),
+    "a tuple": (lambda y: (y, 1), r"of type tuple.*net\(x, time, \*\*cond\)\[0\]"),
+    "a dict": (lambda y: {"logits": y}, r"a dict of logits.*\['logits'\]"),
+    "an empty dict": (lambda y: {}, "a dict of nothing"),
+    "none": (lambda y: None, "gave None"),
+    "another object": (lambda y: "y", "of type str"),
+    "integers": (lambda y: y.long(), "gave torch.int64, and real numbers are read"),
+    "complex numbers": (lambda y: y.to(torch.complex64), "gave torch.complex64"),
+    "another device": (lambda y: y.to("meta"), "on meta for an input on cpu"),
+}
+SHAPES = {
+    "half the size": lambda y: y[..., ::2, ::2],
+    "one number an image": lambda y: y.mean((2, 3), keepdim=True),
+    "one image": lambda y: y[:1],
+    "flat": lambda y: y.flatten(1),
+    "no channels": lambda y: y[:, 0],
+    "one more axis": lambda y: y[None],
+    "a number": lambda y: y.mean(),
+}
+ASKS = {
+    "sampler": lambda d: continuous.DDIM(d)(X, steps=2),
+    "simple": lambda d: continuous.Simple(d)(X),
+    "flow": lambda d: sde.FlowMatching(d)(X),
+    "bound": lambda d: continuous.VariationalBound(continuous.Clipped(d), Scale(17), terms=2)(X.clamp(-1, 1)),
+    "likelihood": lambda d: sde.ChangeOfVariables(d.on(sde.VP()), integrator=sde.Steps())(X),
+}
+
+
+def one_line(error, words=""):
+    assert "\n" not in str(error.value)
+    assert error.match(words)
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("form", [*FORMS, *SHAPES])
+def test_outputs_that_are_not_read_are_refused(ask, form):
+    make, words = FORMS[form] if form in FORMS else (SHAPES[form], r"the network gave \(.*for x_t \(4, 2, 6, 6\): .*\(4, 2, 6, 6\)$")
+    with pytest.raises(UsageError) as error:
+        ASKS[ask](continuous.Learned(Own(lambda x, time: make(x)), TABLE))
+    one_line(error, f".*{words}")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_caller_of_a_network_refuses_them(form):
+    make, words = FORMS[form]
+    classifier = NoisyClassifier(Own(lambda x, time: make(x.mean((2, 3)))), sde.VP())
+    label = torch.zeros(4, dtype=torch.int64)
+    energies = [Own(lambda x, time: make(x.sum((1, 2, 3)))), sde.Potential(Own(lambda x, time: make(x)))]
+    real = continuous.Learned(UNet((2, 6, 6), 8, (1,), 1), TABLE)
+    spread = Variational(Scale(17), Own(lambda x, time: make(x)))
+    asks = [
+        lambda: Recognition(classifier)(X, label=label),
+        lambda: continuous.DDIM(ClassifierGuided(real, classifier))(X, steps=2, label=label),
+        *(lambda e=e: sde.ScoreMatching(sde.EnergyDenoiser(e, sde.VP()))(X) for e in energies),
+        lambda: spread(torch.zeros(4, 2, 6, 6, dtype=torch.int64)),
+        *(
+            lambda p=p: discrete.CrossEntropy(discrete.Categorical(Own(lambda x, time: make(logits()(x, time))), p))(TOKENS)
+            for p in (MASKED, UNIFORM)
+        ),
+        lambda: discrete.ContinuousBound(discrete.ScoreEntropyDenoiser(Own(lambda x, time: make(logits()(x, time))), MASKED))(TOKENS),
+    ]
+    for ask in asks:
+        with pytest.raises(UsageError) as error:
+            ask()
+        one_line(error, f".*{words}")
+
+
+def test_classifiers_of_other_shapes_and_labels():
+    wide = NoisyClassifier(Own(lambda x, time: x), sde.VP())
+    with pytest.raises(UsageError, match=r"gave \(4, 2, 6, 6\) for 4 examples: give a logit for each class"):
+        wide(X, 0.5)
+    classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), sde.VP())
+    expected = Recognition(classifier).at(X, torch.full((4,), 0.5), label=torch.tensor([0, 1, 1, 0]), generator=torch.Generator())
+    narrow = torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
+    found = Recognition(classifier).at(X, torch.full((4,), 0.5), label=narrow, generator=torch.Generator())
+    assert torch.equal(found.total, expected.total)
+    for label, words in (
+        (torch.tensor([0, 1, 2, 0]), "label is 0 to 2, and the classifier has classes 0 to 1"),
+        (torch.tensor([0.0, 1, 1, 0]), "give integers"),
+        (torch.tensor([0, 1]), r"give integers \(4,\)"),
+        (1, "label=1: give integers"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            Recognition(classifier)(X, label=label)
+
+
+@pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["mask", "uniform"])
+def test_the_vocabulary_is_last(process):
+    """An output in another order is refused with what turns it, and turned so it is what it should be."""
+    expected = discrete.Categorical(Own(logits()), process)(TOKENS, 0.5)
+    for make in (discrete.Categorical, discrete.ScoreEntropyDenoiser):
+        if make is discrete.ScoreEntropyDenoiser and process.steps:
+            continue
+        denoiser = make(Own(lambda x, time: logits()(x, time).movedim(-1, 1)), process)
+        with pytest.raises(UsageError) as error:
+            denoiser(TOKENS, 0.5)
+        one_line(error, r".*gave \(3, 5, 7\) for x_t \(3, 7\).*the vocabulary last: return out.movedim\(1, -1\)")
+    turned = Own(lambda x, time: logits()(x, time).movedim(-1, 1).movedim(1, -1))
+    assert torch.equal(discrete.Categorical(turned, process)(TOKENS, 0.5), expected)
+
+
+def test_the_vocabulary_is_last_of_images_too():
+    x, right = torch.randint(0, K, (2, 3, 4, 6)), lambda x, time: F.one_hot(x, K).float()
+    orders = {
+        r"movedim\(2, -1\)": lambda x, time: right(x, time).movedim(-1, 2),
+        r"movedim\(1, -1\)": lambda x, time: right(x, time).movedim(-1, 1),
+        r"unflatten\(1, \(3, 5\)\)\.movedim\(2, -1\)": lambda x, time: right(x, time).movedim(-1, 2).flatten(1, 2),
+    }
+    for words, order in orders.items():
+        with pytest.raises(UsageError, match=words):
+            discrete.CrossEntropy(discrete.Categorical(Own(order), UNIFORM))(x)
+    unflattened = Own(lambda x, time: right(x, time).movedim(-1, 2).flatten(1, 2).unflatten(1, (3, 5)).movedim(2, -1))
+    assert torch.equal(discrete.Categorical(unflattened, UNIFORM)(x, 0.5), discrete.Categorical(Own(right), UNIFORM)(x, 0.5))
+    with pytest.raises(UsageError, match=r"reads two numbers a position.*not \(2, 3, 4, 6, 5\)"):
+        discrete.CrossEntropy(discrete.Categorical(Own(right), UNIFORM, head=discrete.logistic))(x)
+
+
+class NoTime(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class Conditional(nn.Module):
+    def forward(self, x, time, label, style=None):
+        return x if x.is_floating_point() else logits()(x, time)
+
+
+@pytest.mark.parametrize("network", [NoTime(), nn.Linear(2, 2), lambda x, time: x, None])
+def test_networks_that_take_no_time_are_refused_when_built(network):
+    builders = [
+        lambda n: continuous.Learned(n, TABLE),
+        lambda n: discrete.Categorical(n, UNIFORM),
+        lambda n: discrete.ScoreEntropyDenoiser(n, MASKED),
+        lambda n: NoisyClassifier(n, TABLE),
+        lambda n: sde.EnergyDenoiser(n, TABLE),
+        lambda n: Variational(Scale(17), n),
+    ]
+    for build in builders:
+        with pytest.raises(UsageError, match=r"called as network\(x, time, \*\*conditions\)"):
+            build(network)
+
+
+@pytest.mark.parametrize(
+    ("cond", "words"),
+    [
+        ({}, "Conditional needs the condition label: give label="),
+        ({"label": 0, "caption": 1}, r"Conditional takes no condition caption \(it takes label, style\): leave it out"),
+        ({"style": 0}, "needs the condition label"),
+    ],
+)
+def test_conditions_are_named(cond, words):
+    for ask in (
+        lambda: continuous.Simple(continuous.Learned(Conditional(), TABLE))(X, **cond),
+        lambda: discrete.CrossEntropy(discrete.Categorical(Conditional(), UNIFORM))(TOKENS, **cond),
+    ):
+        with pytest.raises(UsageError) as error:
+            ask()
+        one_line(error, words)
+    own = continuous.Learned(UNet((2, 6, 6), 8, (1,), 1), TABLE)
+    with pytest.raises(UsageError, match="UNet takes no condition caption"):
+        continuous.Simple(own)(X, caption=torch.zeros(4))
+    with pytest.raises(UsageError, match=r"label is a ndarray: give a tensor, such as torch.as_tensor\(label\)"):
+        continuous.Simple(continuous.Learned(MLP(3, 8, classes=2), TABLE))(torch.randn(2, 3), label=torch.zeros(2).numpy())
+
+
+def test_errors_of_the_network_itself_stay_as_they_are():
+    def broken(x, time):
+        return len(3)
+
+    def unlucky(x, time):
+        return [1][2]
+
+    def misshapen(x, time):
+        return torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    for f, kind in ((broken, TypeError), (unlucky, IndexError), (misshapen, RuntimeError)):
+        with pytest.raises(kind) as error:
+            continuous.Simple(continuous.Learned(Own(f), TABLE))(X)
+        assert not isinstance(error.value, UsageError)
+
+
+class Rows(nn.Module):
+    """The time by a learned row, as in many tutorials."""
+
+    def __init__(self, rows=T, index=lambda time: time.long(), data=2):
+        super().__init__()
+        self.steps, self.index, self.data, self.drop = nn.Embedding(rows, data), index, data, nn.Dropout(0.5)
+        self.calls = 0
+
+    def forward(self, x, time, **cond):
+        self.calls += 1
+        row = self.steps(self.index(time))
+        h = logits()(x, time) if not x.is_floating_point() else x
+        return self.drop(h) + row.reshape(len(x), self.data, *[1] * (h.ndim - 2))[:, : h.shape[1]]
+
+
+def test_rows_that_do_not_fit_the_time_are_found_before_the_first_step():
+    """1000 t runs to 1000, which an embedding of 1000 rows does not have; whatever times the first batch draws."""
+    early = torch.full((4,), 0.3, dtype=torch.float64)
+    for label, fits in ((None, False), (step_index, True), (thousandth_index, True)):
+        denoiser = continuous.Learned(Rows(), TABLE, **({} if label is None else {"label": label}))
+        if fits:
+            continuous.Simple(denoiser).at(X, early)
+            continuous.DDIM(denoiser.eval())(X, steps=3)
+            continue
+        with pytest.raises(UsageError) as error:
+            continuous.Simple(denoiser).at(X, early)
+        one_line(error, "steps of Rows has 1000 rows and is asked for row 1000, where the time input is 1 to 1000: .*label=step_index")
+    continuous.Simple(continuous.Learned(Rows(T + 1), TABLE)).at(X, early)
+    continuous.Simple(continuous.Learned(Rows(T, lambda time: time.long() - 1), TABLE)).at(X, early)
+    short = continuous.Tabulated(continuous.linear_betas(100))
+    with pytest.raises(UsageError, match="has 100 rows and is asked for row 1000"):
+        continuous.Simple(continuous.Learned(Rows(100), short)).at(X, early)
+    continuous.Simple(continuous.Learned(Rows(100), short, label=step_index)).at(X, early)
+    with pytest.raises(UsageError, match="has 1000 rows and is asked for row 1000"):
+        discrete.CrossEntropy(discrete.Categorical(Rows(data=7), UNIFORM)).at(TOKENS, early[:3])
+    discrete.CrossEntropy(discrete.Categorical(Rows(data=7), UNIFORM, label=step_index)).at(TOKENS, early[:3])
+    with pytest.raises(UsageError, match="has 1000 rows and is asked for row 1000"):
+        sde.ScoreMatching(sde.Learned(Rows(), sde.VP())).at(X, early)
+
+
+def test_step_index_feeds_every_row_once():
+    rows = []
+    network = Own(lambda x, time: rows.append(time) or x)
+    denoiser = continuous.Learned(network, TABLE, label=step_index)
+    denoiser(torch.zeros(T, 1), torch.arange(1, T + 1, dtype=torch.float64) / T)
+    assert rows[0].dtype == torch.float32
+    assert torch.equal(rows[0].long(), torch.arange(T))
+
+
+def test_trying_the_ends_leaves_no_trace():
+    network = Rows(T + 1).train()
+    denoiser, before = continuous.Learned(network, TABLE), torch.get_rng_state()
+    continuous.Simple(denoiser).at(X, torch.full((4,), 0.3, dtype=torch.float64), generator=torch.Generator())
+    again = torch.get_rng_state()
+    torch.set_rng_state(before)
+    continuous.Simple(denoiser).at(X, torch.full((4,), 0.3, dtype=torch.float64), generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), again)  # dropout drew as often
+    assert network.calls == 3
+    assert network.drop.training
+    assert not network.steps._forward_pre_hooks
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (
+            lambda x, time: F.embedding(time, torch.zeros(2000, 1)),
+            r"not an integer.*float32, here 1 to 1000; index with time.round\(\).long\(\)",
+        ),
+        (lambda x, time: x * torch.ones(T + 1)[time][:, None, None, None], "not an integer"),
+        (lambda x, time: x * torch.ones(5)[time.long()][:, None, None, None], "does not have.*here 1 to 1000; .*label=step_index"),
+        (lambda x, time: F.linear(time[:, None], torch.zeros(1, 1, dtype=torch.float64)), "mixes precisions.*time input is torch.float32"),
+    ],
+)
+def test_what_a_network_does_with_the_time_is_one_line(f, words):
+    with pytest.raises(UsageError) as error:
+        continuous.Simple(continuous.Learned(Own(f), TABLE))(X)
+    one_line(error, f".*{words}")
+
+
+def test_half_precision_and_a_time_that_is_not_cast():
+    class Uncast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.time = nn.Linear(1, 1)
+
+        def forward(self, x, time):
+            return x + self.time(time[:, None])[:, :, None, None]
+
+    continuous.Simple(continuous.Learned(Uncast(), TABLE))(X)
+    with pytest.raises(UsageError, match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is made of it"):
+        continuous.Simple(continuous.Learned(Uncast().bfloat16(), TABLE))(X)

@@ -1,0 +1,114 @@
+"""What a run does with a network that is left in training mode, or gives NaN: it is said, once, and never becomes a sample."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unnoise import continuous, discrete, sde
+from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.sampler import counted
+from unnoise.shared.scale import Scale
+
+TABLE = continuous.Tabulated(continuous.linear_betas(1000))
+X, K = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0)), 5
+TOKENS = torch.randint(0, K, (3, 7), generator=torch.Generator().manual_seed(0))
+MASKED, UNIFORM = discrete.Absorbing(K, discrete.LogLinear()), discrete.Uniform(K, discrete.linear(1000, 1e-4, 0.02))
+
+
+class Own(nn.Module):
+    """`f(x, time)`, with a parameter."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f, self.scale = f, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, time):
+        return self.f(self.scale * x if x.is_floating_point() else x, time)
+
+
+def logits():
+    """A fixed network of tokens."""
+    return lambda x, time: F.one_hot(x, K + 1)[..., :K].float()
+
+
+class Dropping(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, time):
+        return self.layer(x) if x.is_floating_point() else self.layer(logits()(x, time))
+
+
+def said(ask):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ask()
+    return [str(w.message) for w in found if issubclass(w.category, Notice)]
+
+
+RUNS = {
+    "sampler": lambda d: continuous.DDIM(d)(X, steps=2),
+    "clipped": lambda d: continuous.DDIM(continuous.Clipped(d))(X, steps=2),
+    "bound": lambda d: continuous.VariationalBound(d, Scale(17), terms=2)(X.clamp(-1, 1)),
+    "curve": lambda d: continuous.VariationalBound(d.on(continuous.Tabulated(continuous.linear_betas(40))), Scale(17)).rate_distortion(
+        X.clamp(-1, 1)
+    ),
+    "density": lambda d: sde.ChangeOfVariables(d.on(sde.VP()), integrator=sde.Steps())(X),
+    "encode": lambda d: continuous.encode(d, X, 3),
+    "flow": lambda d: sde.ProbabilityFlow(d.on(sde.VP())).encode(X, steps=2),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_training_mode_is_said_once(run):
+    denoiser = continuous.Learned(Dropping(nn.Dropout2d(0.1)), TABLE)
+    assert len(said(lambda: RUNS[run](denoiser))) == 1
+    assert said(lambda: RUNS[run](denoiser)) == []  # once for each network
+    assert said(lambda: RUNS[run](continuous.Learned(Dropping(nn.Dropout2d(0.1)), TABLE).eval())) == []
+    assert len(said(lambda: RUNS[run](continuous.Learned(Dropping(nn.BatchNorm2d(2)), TABLE)))) == 1
+
+
+def test_training_mode_without_anything_random_is_not_worth_a_word():
+    for layer in (nn.Dropout(0.0), nn.Identity(), nn.GroupNorm(1, 2)):
+        assert said(lambda layer=layer: RUNS["sampler"](continuous.Learned(Dropping(layer), TABLE))) == []
+    assert said(lambda: continuous.Simple(continuous.Learned(Dropping(nn.Dropout(0.1)), TABLE))(X)) == []  # training is for it
+    tokens = discrete.Categorical(Dropping(nn.Dropout(0.1)), UNIFORM)
+    assert len(said(lambda: discrete.Ancestral(tokens)(shape=(3, 7), steps=2))) == 1
+    tokens = discrete.Categorical(Dropping(nn.Dropout(0.1)), UNIFORM)
+    assert len(said(lambda: discrete.VariationalBound(tokens, terms=2)(TOKENS))) == 1
+
+
+def test_nan_of_a_network_does_not_become_a_sample():
+    nan = continuous.Learned(Own(lambda x, time: x * torch.nan), TABLE)
+    with pytest.raises(UsageError, match="the samples hold NaN"):
+        continuous.DDIM(nan)(X, steps=2)
+    with pytest.raises(UsageError, match="code length is NaN"):
+        continuous.VariationalBound(nan, Scale(17), terms=2)(X.clamp(-1, 1))
+    once = iter([True])
+    late = discrete.Categorical(Own(lambda x, time: logits()(x, time) * (torch.nan if next(once, False) else 1.0)), MASKED)
+    with pytest.raises(UsageError, match="the network gave NaN, of which no token follows"):
+        discrete.Ancestral(late)(shape=(3, 7), steps=4)  # in its first step alone
+    bad = Own(lambda x, time: logits()(x, time) * torch.nan)
+    masked, uniform = discrete.Categorical(bad, MASKED), discrete.Categorical(bad, UNIFORM)
+    for sampler in (discrete.Ancestral(masked), discrete.Unmasking(masked), discrete.FirstHitting(masked), discrete.Ancestral(uniform)):
+        with pytest.raises(UsageError, match="the network gave NaN"):
+            sampler(shape=(3, 7), steps=4)
+    assert not bad._forward_hooks
+    for denoiser in (masked, uniform):
+        with pytest.raises(UsageError, match="code length is NaN"):
+            discrete.VariationalBound(denoiser, terms=2)(TOKENS)
+    ruled_out = discrete.Categorical(
+        Own(lambda x, time: logits()(x, time).fill_(-torch.inf).index_fill_(-1, torch.tensor(0), 0.0)), UNIFORM
+    )
+    assert discrete.VariationalBound(ruled_out, terms=2)(TOKENS).nats.isinf().any()  # what is impossible is no NaN
+
+
+def test_evaluations_are_counted_as_before():
+    denoiser = continuous.Learned(Own(lambda x, time: x), TABLE)
+    with counted(denoiser) as count:
+        continuous.DDIM(denoiser)(X, steps=5)
+    assert count.calls == 5
