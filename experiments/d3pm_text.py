@@ -33,6 +33,7 @@ from ..discrete import (
 from ..shared.data import TextSet
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
+from ..shared.errors import UsageError
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
 from ..shared.sampler import Sampler
@@ -76,6 +77,16 @@ class D3PMText(TextExperiment):
 
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
+        if "nearest" in self.transition and self.schedule == "reciprocal":
+            raise UsageError(
+                f"transition={self.transition}: moves among neighbours cannot erase all by the last step, as schedule=reciprocal would: "
+                "give --schedule mutual-information or cosine"
+            )
+
+    @property
+    def bytes_per_logit(self) -> int:
+        """Walks among neighbours are taken in float64, several at a time."""
+        return 150 if "nearest" in self.transition else 16
 
     def corruption(self, scale: Scale) -> Transition:
         """The transition; frequencies and neighbours are those of the training text."""

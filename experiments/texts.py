@@ -16,6 +16,7 @@ from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, cha
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.memory import refuse_beyond
 from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
 from ..shared.metrics.errors import standard_error
 from ..shared.networks import DiT, Transformer
@@ -80,7 +81,8 @@ class Text:
         if self.name == "chain":
             chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
             windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
-            return TextSet(windows, Letters(), windows.numel(), windows.numel(), windows.numel())
+            said = f"{len(windows):,} windows of {self.length} symbols of a Markov chain"
+            return TextSet(windows, Letters(), windows.numel(), windows.numel(), windows.numel(), summary=said)
         data = self._read(split)
         if split != "train" or self.name == "text8" or not Path(self.name).exists():
             return data
@@ -156,11 +158,16 @@ class TextExperiment(Experiment):
     """Times at which the bound is evaluated for each window, stratified."""
 
     picture = "samples.txt"
+    bytes_per_logit = 16
+    """Memory of a training step for each token of each window and each token that it could be, about."""
 
     def load(self, split: str = "train", progress: Progress = silent) -> TextSet:
         return self.text.load(split)
 
     def batches(self, data: TextSet) -> Batches:
+        need, sizes = self.bytes_per_logit * self.text.batch * data.length * data.vocabulary, f"{self.text.batch} x {data.length}"
+        if not torch.cuda.is_available():
+            refuse_beyond(need, f"steps on {sizes} tokens of {data.vocabulary:,}", "give a smaller --text.batch or --text.length")
         return data.batches(self.text.batch, seed=self.text.seed)
 
     def settled(self) -> TextExperiment:
@@ -195,7 +202,8 @@ class TextExperiment(Experiment):
         found = self.judged(samples.levels)
         units = {"generative_perplexity": "generative_perplexity_per_token_5_gram", "sample_entropy": "sample_entropy_bits"}
         named = {units.get(name, name): value for name, value in found.items()}
-        return results | named | {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
+        spent = {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
+        return {"held_out": test.summary} | results | named | spent
 
     def code(
         self, denoiser: Denoiser, test: TextSet, count: int | None = None, *, seed: int = 0, progress: Progress = silent
