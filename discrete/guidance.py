@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..shared.calling import cast, precision, refuse_no_tensor
 from ..shared.denoiser import taken
 from ..shared.describe import described
 from ..shared.errors import UsageError
@@ -76,6 +77,22 @@ class ClassifierFree(CleanDenoiser):
         return (1 + self.w) * conditional - self.w * free.clamp(min=FLOOR)
 
 
+def log_probs(classifier: LogProb, hot: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    """`log p(c | x_t)`, `(B,)`, float32 or better, of one-hot tokens, which a network is fed in its own precision.
+
+    Raises:
+        UsageError: where it gives anything else.
+    """
+    dtype = precision(classifier) if isinstance(classifier, nn.Module) else None
+    out = refuse_no_tensor(classifier(hot if dtype is None else cast(hot, dtype), t, **cond), hot)
+    if out.shape != (len(hot),):
+        raise UsageError(
+            f"the classifier gave {tuple(out.shape)} for {len(hot)} examples: give log p of the class asked for, ({len(hot)},), "
+            "such as logits.log_softmax(-1).gather(1, label[:, None])[:, 0]"
+        )
+    return at_least_float32(out)
+
+
 @described
 def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
     r"""`log p(c | x_t with k at i) - log p(c | x_t)` by its gradient at the one-hot x_t, `g_ik - g_i(x_t)`, `(..., K)`: one evaluation.
@@ -84,7 +101,7 @@ def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: 
     """
     with gradients(x_t, t, cond) as (x, t, cond):
         hot = nn.functional.one_hot(x, states).float().requires_grad_()
-        gradient = torch.autograd.grad(classifier(hot, t, **cond).sum(), hot)[0]
+        gradient = torch.autograd.grad(log_probs(classifier, hot, t, cond).sum(), hot)[0]
     return gradient - gradient.gather(-1, x_t[..., None])
 
 
@@ -94,7 +111,7 @@ def every_neighbour(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, co
     flat = x_t.flatten(1)
 
     def log_prob(x: Tensor) -> Tensor:
-        return classifier(nn.functional.one_hot(x.view(x_t.shape), states).float(), t, **cond)
+        return log_probs(classifier, nn.functional.one_hot(x.view(x_t.shape), states).float(), t, cond)
 
     here, out = log_prob(flat), []
     for i in range(flat.shape[1]):

@@ -8,7 +8,8 @@ from torch import nn
 
 from unnoise import continuous, discrete, sde
 from unnoise.shared.errors import UsageError
-from unnoise.shared.networks import DiT, Transformer
+from unnoise.shared.metrics.text import NGram, distinct, entropy
+from unnoise.shared.networks import MLP, DiT, Transformer
 from unnoise.shared.scale import Scale
 
 SHAPE, K = (2, 4, 6), 5
@@ -194,3 +195,45 @@ def test_a_shape_for_a_start(x):
     for shape in (4, torch.tensor(x), (4, 2, 4.0, 6), (0, 2, 4, 6), "4"):
         with pytest.raises(UsageError, match="shape="):
             continuous.DDIM(gaussian())(shape=shape, steps=2)
+
+
+def test_metrics_of_text_read_integers_alone():
+    text = torch.randint(0, K, (20, 8), generator=seeded())
+    asks = [lambda x: NGram(2, K).fit(x).bits(x).sum(), lambda x: entropy(x, K), lambda x: distinct(x, 2)]
+    for ask in asks:
+        for dtype in (torch.uint8, torch.int16, torch.int32):
+            assert ask(text.to(dtype)) == ask(text)
+        for bad in (text.float(), text.bool(), text.numpy(), text.tolist()):
+            with pytest.raises(UsageError, match="give a tensor of integers"):
+                ask(bad)
+
+
+def test_labels_of_any_width_are_the_same_classes():
+    network = MLP(3, 8, classes=4)
+    x, label = torch.randn(4, 3, generator=seeded()), torch.tensor([0, 3, 4, 1])
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(network(x, torch.ones(4), label.to(dtype)), network(x, torch.ones(4), label))
+    for bad in (label.float(), label.bool(), label.numpy()):
+        with pytest.raises(UsageError, match="give an int64 tensor"):
+            network(x, torch.ones(4), bad)
+
+
+@pytest.mark.parametrize("change", [discrete.first_order, discrete.every_neighbour])
+def test_classifiers_of_tokens_of_any_precision(change):
+    class Score(nn.Module):
+        def __init__(self, f=lambda y: y[:, 0]):
+            super().__init__()
+            self.out, self.f = nn.Linear(6 * K, 1), f
+
+        def forward(self, hot, t, **cond):
+            return self.f(self.out(hot.flatten(1)))
+
+    x, t = tokens(), torch.tensor(0.5, dtype=torch.float64)
+    torch.manual_seed(0)
+    score = Score()
+    expected = change(score, x, t, K, {})
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 0.01)):
+        torch.testing.assert_close(change(score.to(dtype), x, t, K, {}).float(), expected, rtol=0, atol=tolerance)
+    for f, words in ((lambda y: y, r"gave \(3, 1\) for 3 examples: give log p"), (lambda y: (y,), "of type tuple")):
+        with pytest.raises(UsageError, match=words):
+            change(Score(f), x, t, K, {})

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import UsageError
-from ..tensors import Table
+from ..tensors import Table, refuse_array
 from .operators import Operator
 
 
@@ -23,7 +23,7 @@ class Measurement:
     """
 
     def __init__(self, operator: Operator, y: Tensor, denoiser: Denoiser) -> None:
-        if not y.is_floating_point() or y.ndim < 2:
+        if not refuse_array(y, "y").is_floating_point() or y.ndim < 2:
             raise UsageError(
                 f"y of type {y.dtype} and shape {tuple(y.shape)}: give real numbers, in the first axis one row for each signal"
             )

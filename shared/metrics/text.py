@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..tensors import is_integer
 
 
 class NGram:
@@ -73,6 +74,7 @@ class NGram:
         return self._tables
 
     def _checked(self, text: Tensor) -> np.ndarray:
+        tokens(text)
         windows = (text if text.ndim > 1 else text[None]).cpu().numpy()
         if windows.ndim != 2 or windows.size == 0:
             raise UsageError(f"text of shape {tuple(text.shape)}: give symbols (N, L) or (L,), one or more")
@@ -121,6 +123,7 @@ def entropy(samples: Tensor, symbols: int) -> float:
     Raises:
         UsageError: for no samples, or symbols outside 0 to K - 1.
     """
+    tokens(samples)
     if samples.ndim != 2 or samples.numel() == 0 or int(samples.min()) < 0 or int(samples.max()) >= symbols:
         raise UsageError(f"samples of shape {tuple(samples.shape)}: give (N, L) with symbols 0 to {symbols - 1}")
     total = 0.0
@@ -136,10 +139,18 @@ def distinct(samples: Tensor, n: int) -> float:
     Raises:
         UsageError: for n outside 1 to L.
     """
+    tokens(samples)
     if samples.ndim != 2 or not 1 <= n <= samples.shape[1]:
         raise UsageError(f"n={n} for samples of shape {tuple(samples.shape)}: give (N, L) and n from 1 to L")
     grams = samples.unfold(1, n, 1).reshape(-1, n)
     return len(grams.unique(dim=0)) / len(grams)
+
+
+def tokens(text: Tensor) -> None:
+    """Raises `UsageError` unless the text is a tensor of integers of any width."""
+    if not isinstance(text, Tensor) or not is_integer(text):
+        what = text.dtype if isinstance(text, Tensor) else type(text).__name__
+        raise UsageError(f"text of {what}: give a tensor of integers, such as torch.as_tensor(text).long()")
 
 
 def _found(table: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

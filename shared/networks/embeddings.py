@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..describe import described
 from ..errors import UsageError
 from ..labels import log_noise_level, thousandths
-from ..tensors import refuse_unless
+from ..tensors import is_integer, refuse_unless
 
 BUILT_WITH = {"label": "classes"}
 
@@ -146,11 +146,11 @@ class LabelEmbedding(nn.Module):
             if not self.null:
                 raise UsageError(f"no label was given: {known}; give label=..., an int64 tensor ({batch},)")
             return self.table.weight[self.classes].expand(batch, -1)
-        if not isinstance(label, Tensor) or label.dtype != torch.int64 or label.shape != (batch,):
+        if not isinstance(label, Tensor) or not is_integer(label) or label.shape != (batch,):
             what = f"{label.dtype} {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
             raise UsageError(f"label={what}: give an int64 tensor ({batch},), one class for each example; {known}")
         refuse_unless((label >= 0) & (label < self.classes + self.null), f"label out of range: {known}")
-        return self.table(label)
+        return self.table(label.long())
 
 
 def refuse_others(conditions: tuple[str, ...], **given: Tensor | None) -> None:
