@@ -168,6 +168,9 @@ class CleanDenoiser(CategoricalDenoiser):
 class Categorical(CleanDenoiser):
     """A network's output as a denoiser.
 
+    The network is fed x_t as int64 and the time input in float32 `(B,)`: 1000 t by default, which on a table of T = 1000 steps is 1 to
+    1000. What counts steps from 0, as an `nn.Embedding(T)` does, is fed `label=step_index`; index with `time.round().long()`.
+
     Args:
         network: `(x_t int64, time label (B,), **cond) -> output (..., K)`, or what the head reads.
         transition: what corrupted x_t.
@@ -177,7 +180,8 @@ class Categorical(CleanDenoiser):
         head: how the output becomes logits: `direct`, `residual`, `carried` or `logistic`.
 
     Raises:
-        UsageError: for a head that does not fit the process, and eps of a reverse model in continuous time.
+        UsageError: for a head that does not fit the process, and eps of a reverse model in continuous time; and when it is called, for
+            conditions, times and outputs of the network that do not fit.
     """
 
     def __init__(

@@ -108,6 +108,11 @@ class Learned(GaussianDenoiser):
     than its home, the network is asked at the home time of equal log-SNR, so a network trained as a DDPM runs under a VP or VE SDE and
     the other way round.
 
+    The network is fed `c_in x_t` and real conditions in the precision of its first parameter, whatever that of x_t, in which F comes back;
+    and the time input in float32 `(B,)`: 1000 t by default, which on a table of T = 1000 steps is 1 to 1000. What counts steps from 0, as
+    diffusers and an `nn.Embedding(1000)` do, is fed `label=step_index`, and of other T `thousandth_index`. It is not an integer type: index
+    with `time.round().long()`.
+
     Args:
         network: `(x, time label (B,), **cond) -> F`, of the shape of x; one whose attribute `outputs` is 2 gives twice the channels, F
             and then v, which learned reverse variances read.
@@ -118,7 +123,8 @@ class Learned(GaussianDenoiser):
         scaled: False for c_in = 1 under the home schedule, as Song et al.'s (2021) networks take x_t.
 
     Raises:
-        UsageError: where x_0 cannot be told from F at some time, such as noise prediction under a schedule that ends at zero SNR.
+        UsageError: where x_0 cannot be told from F at some time, such as noise prediction under a schedule that ends at zero SNR; and when
+            it is called, for conditions, times and outputs of the network that do not fit (see `calling.ask`).
     """
 
     def __init__(
