@@ -99,7 +99,6 @@ def denoiser(folder: Path) -> Learned:
         *left_out(config, settled(config, OPTIONS, str(home), ""), TRACELESS, "unet's config.json"),
         *left_out(scheduler, told, TOLD, "scheduler_config.json"),
         *unread(scheduler, learned.clip),
-        "images have 256 levels in [-1, 1], as the library's pipelines write them",
     )
     return learned
 

@@ -21,7 +21,7 @@ from ...shared.labels import step_index, thousandth_index
 from ...shared.networks import Encoder, UNet
 from ...shared.networks.style import ADM, Resampled, Strided, Style
 from ...shared.scale import Scale
-from .openai_flags import BETAS, EXAMPLE, KNOWN, Flags, released
+from .openai_flags import BETAS, EXAMPLE, Flags, known, released
 from .unets import Layer, attention_names, block_names, heads_first, layers, qkv_first
 from .weights import Made, Names, count, fill, renamed, tensor
 
@@ -90,9 +90,10 @@ def denoiser(
         learn_sigma,
     )
     judges = POOL in contents
-    known = {} if judges else readings(contents, given, source)
-    flags = settled(given, source, judges, ambiguous=len(known) > 1)
-    learned = next(iter(known)) if len(known) == 1 else bool(flags.learn_sigma)
+    fit = {} if judges else readings(contents, given, source)
+    if len(fit) == 1:  # so that a name which says otherwise is not the file's
+        given = replace(given, learn_sigma=next(iter(fit)))
+    flags = settled(given, source, judges, ambiguous=len(fit) > 1)
     order = qkv_first if flags.use_new_attention_order else heads_first
     schedule = table(flags, source)
     label = thousandth_index if flags.rescale_timesteps else step_index
@@ -102,21 +103,19 @@ def denoiser(
         fill(network, names(network, contents, order) | pool_names(), contents, source)
         made = NoisyClassifier(network, schedule, label)
     else:
-        network = unet(contents, source, flags, known[learned], learned)
+        network = unet(contents, source, flags, fit[flags.learn_sigma], flags.learn_sigma)
         fill(network, names(network, contents, order), contents, source)
         made = Learned(network, schedule, clean if flags.predict_xstart else noise, label)
-    made.scale, made.shape, made.assumed = Scale(), network.shape, assumed(network, flags, released(source))
+    name = released(source) if known(source, vars(given)) else ""
+    made.scale, made.shape, made.assumed = Scale(), network.shape, assumed(network, flags, name)
     return made
 
 
 def settled(given: Flags, source: str, classifier: bool, *, ambiguous: bool = False) -> Flags:
     """The flags that were given, those of the released file of this name for the rest, and an error for what is still open."""
     usual = Flags(use_new_attention_order=False, predict_xstart=False, learn_sigma=False) if classifier else Flags()
-    flags = KNOWN.get(released(source), usual)
     told = {k: v for k, v in vars(given).items() if v is not None}
-    if "num_heads" in told or "num_head_channels" in told:
-        flags = replace(flags, num_heads=None, num_head_channels=None)
-    flags = replace(flags, **told)
+    flags = replace(known(source, told) or usual, **told)
     if classifier and flags.use_new_attention_order:
         raise UsageError(f"{source}: classifiers split the heads before q, k, v: leave use_new_attention_order=True out")
     if classifier and (name := next((k for k in ("predict_xstart", "learn_sigma") if getattr(flags, k)), None)):
@@ -173,12 +172,10 @@ def assumed(network: UNet | Encoder, flags: Flags, name: str) -> tuple[str, ...]
     channels, further, learned = network.shape[0], getattr(network, "image", 0), getattr(network, "outputs", 2) == 2
     heads = flags.num_heads if isinstance(network, UNet) else None
     said = [
-        (name, f"what the weights do not tell is that of the released {name}, by the name"),
+        (name, f"what nothing else tells is that of the released {name}, by the name"),
         (further not in (0, channels), f"the first {channels} channels in are the noisy image's, {further} a condition image's"),
         (heads and not name, f"attention on the way up has {heads} heads, as on the way down (num_heads_upsample -1)"),
         (not learned, "the code length takes the variance beta_t (sigma_small False); DDIM's samples need none"),
-        (not name, "images have 256 levels in [-1, 1], as the projects' own are read"),
-        (not name, "dropout is 0 where training goes on"),
     ]
     return tuple(sentence for holds, sentence in said if holds)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
+from typing import Any
 
 from ...continuous import cosine_betas, linear_betas
 from ...shared.errors import UsageError
@@ -84,3 +86,10 @@ def released(source: str) -> str:
     """The released file whose name this is, or ""."""
     name = PurePath(source).name.removesuffix(".pt")
     return next((k for k in sorted(KNOWN, key=len, reverse=True) if name == k or name.endswith(f"_{k}")), "")
+
+
+def known(source: str, told: Mapping[str, Any]) -> Flags | None:
+    """The flags of the released file of this name; None where what is told is another's, but for the size of images."""
+    flags = KNOWN.get(released(source))
+    other = [k for k, v in told.items() if v is not None and k != "image_size" and v != getattr(flags, k, None)]
+    return None if other else flags

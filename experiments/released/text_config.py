@@ -193,5 +193,3 @@ def sentences(said: Said) -> Iterable[str]:
         yield "samples are drawn in ancestral steps; the configuration's sampling is not read"
     if (steps := said("T")) not in (None, 0):
         yield f"bounds are those of continuous time, though training counted T={quoted(steps)} steps"
-    if said("dropout") is None:
-        yield "dropout is 0 where training goes on"

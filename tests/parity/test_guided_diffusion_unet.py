@@ -5,7 +5,7 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
-from unnoise.experiments.released import openai
+from unnoise.experiments.released import openai, openai_flags
 from unnoise.shared.errors import UsageError
 
 FIXTURE = Fixture("guided_diffusion_unet")
@@ -126,7 +126,7 @@ RELEASED = {
 
 
 def test_flags_of_the_released_files():
-    assert openai.KNOWN.keys() == RELEASED.keys()
+    assert openai_flags.KNOWN.keys() == RELEASED.keys()
     for name, flags in RELEASED.items():
         judges = "classifier" in name
         for path in (f"models/{name}.pt", f"ema_0.9999_{name}.pt"):
