@@ -149,7 +149,9 @@ def test_state_by_number_is_taken_where_the_parameters_are_the_same(tmp_path):
     assert "optimizer.denoiser.network.second.bias.exp_avg" in stored
 
 
-@pytest.mark.parametrize(("then", "now"), [((), ("first",)), (("first",), ()), (("first",), ("second",)), (("second",), ("first",))])
+@pytest.mark.parametrize(
+    ("then", "now"), [((), ("first",)), (("first",), ()), (("first",), ("second",)), (("second",), ("first",)), (("second",), ())]
+)
 def test_state_by_number_of_other_parameters_is_not_taken(tmp_path, then, now):
     """Fewer, more, and as many of other shapes."""
     stopped_at_three(tmp_path, lambda: own(then, used=True))
