@@ -99,9 +99,9 @@ class Sampler(ABC):
         """
         if (x is None) == (shape is None):
             raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
-        if isinstance(x, tuple | list) and all(isinstance(n, int) for n in x):
+        if isinstance(x, tuple | list) and all(hasattr(n, "__index__") for n in x):
             raise UsageError(f"x={x} is a shape: give shape={tuple(x)}")
-        if shape is not None and (not isinstance(shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in shape)):
+        if shape is not None and (not isinstance(shape, Sequence) or not all(hasattr(n, "__index__") and n > 0 for n in shape)):
             raise UsageError(f"shape={shape}: give whole numbers, the batch first, such as shape=(16, 1, 8, 8)")
         warn_in_training(self.denoiser)
         grid = self.times(steps)

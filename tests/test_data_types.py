@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -195,6 +196,7 @@ def test_a_shape_for_a_start(x):
     for shape in (4, torch.tensor(x), (4, 2, 4.0, 6), (0, 2, 4, 6), "4"):
         with pytest.raises(UsageError, match="shape="):
             continuous.DDIM(gaussian())(shape=shape, steps=2)
+    assert continuous.DDIM(gaussian())(shape=tuple(np.array(x)), steps=2).shape == tuple(x)
 
 
 def test_metrics_of_text_read_integers_alone():
