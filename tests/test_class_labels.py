@@ -138,7 +138,7 @@ def test_a_label_that_is_no_class_is_refused_in_sampling():
 
 
 def folder(path, *classes, each=3, split="train", size=8):
-    """Images in class folders; the n-th class is grey about 40 n."""
+    """Images in class folders; the n-th class is gray about 40 n."""
     g = np.random.default_rng(0)
     for n, name in enumerate(classes):
         for i in range(each):

@@ -47,7 +47,7 @@ def wide(row, kind):
     return Image.fromarray(drawn(row, top=65536).astype(kind))
 
 
-def grey_lab(row):
+def gray_lab(row):
     """L* alone, and the sRGB value that CIE's formula gives it."""
     light = eight(row) // 16 * 16
     lab = np.stack([light, np.full(SHAPE, 0), np.full(SHAPE, 0)], -1).astype(np.uint8)
@@ -127,7 +127,7 @@ KINDS = {
         {},
     ),
     "YCbCr": ("tiff", lambda r: of_bands("YCbCr", full_range_ycc(r)[0]), lambda r: full_range_ycc(r)[1], 2, {}),
-    "LAB": ("tiff", lambda r: of_bands("LAB", grey_lab(r)[0]), lambda r: np.repeat(grey_lab(r)[1][..., None], 3, -1), 3, {}),
+    "LAB": ("tiff", lambda r: of_bands("LAB", gray_lab(r)[0]), lambda r: np.repeat(gray_lab(r)[1][..., None], 3, -1), 3, {}),
     "I;16": ("png", lambda r: wide(r, np.uint16), lambda r: drawn(r, top=65536) / 257, 0.5, {}),
     "I;16 in TIFF": (
         "tiff",
@@ -205,15 +205,15 @@ def test_modes_that_no_file_has(mode, bands, right):
     assert np.abs(converted(image).values.reshape(4, -1)[0].astype(int) - right).max() <= 1
 
 
-def test_a_grey_image_among_colors_is_read_as_rgb_wherever_it_lies(tmp_path):
-    for grey in range(3):
-        folder = tmp_path / str(grey)
+def test_a_gray_image_among_colors_is_read_as_rgb_wherever_it_lies(tmp_path):
+    for gray in range(3):
+        folder = tmp_path / str(gray)
         for row in range(3):
-            save(Image.fromarray(eight(row) if row == grey else eight(row, 3)), folder / f"{row}.png")
+            save(Image.fromarray(eight(row) if row == gray else eight(row, 3)), folder / f"{row}.png")
         found = image_set(folder)
-        assert torch.equal(found.k[grey], torch.from_numpy(eight(grey)).expand(3, *SHAPE))
-        assert torch.equal(found.k[(grey + 1) % 3], torch.from_numpy(eight((grey + 1) % 3, 3)).permute(2, 0, 1))
-        assert "1 grey image read as RGB" in found.summary
+        assert torch.equal(found.k[gray], torch.from_numpy(eight(gray)).expand(3, *SHAPE))
+        assert torch.equal(found.k[(gray + 1) % 3], torch.from_numpy(eight((gray + 1) % 3, 3)).permute(2, 0, 1))
+        assert "1 gray image read as RGB" in found.summary
         assert image_set(folder, size=(4, 4)).shape == (3, 4, 4)
 
 

@@ -104,15 +104,15 @@ def image_set(
     classes: int | None = None,
     progress: Progress = silent,
 ) -> ImageSet:
-    """Loads images: grey or RGB, of any size, all of one size unless `size` (height, width) scales and crops them.
+    """Loads images: gray or RGB, of any size, all of one size unless `size` (height, width) scales and crops them.
 
-    What files hold becomes 8 bits by the rules of `pixels`; grey images beside others are read as RGB. What was left out or changed is
+    What files hold becomes 8 bits by the rules of `pixels`; gray images beside others are read as RGB. What was left out or changed is
     counted in `ImageSet.summary`.
 
     Args:
         name: a bundled set (`digits`, `mnist5k`), a folder, read by the rules of `listed`, or a set on the hub.
         split: `train`, `test`, ...
-        size: resize the shorter side and crop the centre.
+        size: resize the shorter side and crop the center.
         low, high: the range of the real form.
         classes: that labels must be 0 to classes - 1, which is looked at before pixels are read; None for any, or none.
         progress: how to report progress.

@@ -1,4 +1,4 @@
-"""One picture of any kind as 8-bit grey or RGB."""
+"""One picture of any kind as 8-bit gray or RGB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pixels(NamedTuple):
     """A picture as it is trained on, and what was done to it.
 
     Attributes:
-        values: uint8 `(H, W)` for grey, `(H, W, 3)` for RGB.
+        values: uint8 `(H, W)` for gray, `(H, W, 3)` for RGB.
         kind: `16 bits` or `floats` where its values were scaled to 8 bits, else "".
         held: smallest and largest value before they were scaled.
         transparent: whether it was laid over white.
@@ -58,15 +58,15 @@ def opened(source: Path | bytes) -> Iterator[Image]:
 
 
 def pixels(source: Path | bytes) -> Pixels:
-    """A picture as 8-bit grey or RGB, turned upright by its EXIF orientation.
+    """A picture as 8-bit gray or RGB, turned upright by its EXIF orientation.
 
-    - 1-bit, L, LA and palettes of one bit stay grey; palettes, CMYK, YCbCr, LAB and HSV become RGB by Pillow's conversion.
-    - 16-bit grey is scaled from 0..65535, float grey from 0..1, to the nearest of 0..255.
+    - 1-bit, L, LA and palettes of one bit stay gray; palettes, CMYK, YCbCr, LAB and HSV become RGB by Pillow's conversion.
+    - 16-bit gray is scaled from 0..65535, float gray from 0..1, to the nearest of 0..255.
     - What is transparent is laid over white.
     - Of several frames or pages the first is read.
 
     Raises:
-        UsageError: with the reason, where it is broken, a decompression bomb, 32-bit grey, or floats outside of 0..1.
+        UsageError: with the reason, where it is broken, a decompression bomb, 32-bit gray, or floats outside of 0..1.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -97,13 +97,13 @@ def converted(image: Image, wide: bool = False) -> Pixels:
     if wide or image.mode == "F":
         return scaled(np.asarray(image), 65535 if wide else 1, key)
     if image.mode == "I":
-        raise UsageError("its grey has 32 bits, of a range that no one knows: save it with 8 or 16 bits")
+        raise UsageError("its gray has 32 bits, of a range that no one knows: save it with 8 or 16 bits")
     if image.mode in ("1", "L"):
-        grey = np.asarray(image.convert("L"))
-        return over_white(grey, np.where(grey == key, 0, 255) if isinstance(key, int) else None)
+        gray = np.asarray(image.convert("L"))
+        return over_white(gray, np.where(gray == key, 0, 255) if isinstance(key, int) else None)
     if image.mode in ("LA", "La"):
-        grey, alpha = np.moveaxis(np.asarray(image), -1, 0)
-        return over_white(grey, alpha, premultiplied=image.mode == "La")
+        gray, alpha = np.moveaxis(np.asarray(image), -1, 0)
+        return over_white(gray, alpha, premultiplied=image.mode == "La")
     if image.mode in ALPHA or key is not None or (palette is not None and palette.mode.endswith("A")):
         bands = np.asarray(image.convert("RGBA"))
         return over_white(bands[..., :3], bands[..., 3:])
@@ -111,7 +111,7 @@ def converted(image: Image, wide: bool = False) -> Pixels:
 
 
 def scaled(raw: np.ndarray, top: int, key: object) -> Pixels:
-    """Grey from 0..top as 0..255."""
+    """Gray from 0..top as 0..255."""
     held, kind = (float(raw.min()), float(raw.max())), "floats" if top == 1 else "16 bits"
     if not 0 <= held[0] <= held[1] <= top:  # not a number fails as well
         raise UsageError(f"its values are {held[0]:g} to {held[1]:g}, and {kind} are read from 0 to {top}: scale them to that")

@@ -42,8 +42,8 @@ def load(name: str, split: str) -> Dataset:
                 return datasets.load_dataset("parquet", data_files={split: files[split]}, split=split)
             finally:
                 datasets.enable_progress_bars()
-        if Path(name).exists():
-            raise UsageError(f"{name} is a {'folder' if Path(name).is_dir() else 'file'}, and a set by its name was looked for")
+        if Path(name).is_file():
+            raise UsageError(f"{name} is a file: give the folder that it lies in, or the name of a set")
         if Path(name).is_absolute() or name.startswith("."):
             raise UsageError(f"there is no folder {name}")
         return datasets.load_dataset(name, split=split)

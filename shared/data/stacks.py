@@ -57,7 +57,7 @@ class Cells:
 
 
 def stacked(pictures: Pictures, name: str, size: tuple[int, int] | None, progress: Progress) -> tuple[Tensor, list[str]]:
-    """Pictures as levels, uint8 `(N, C, H, W)`, and what was done to them in words; C is 1 if all are grey, else 3.
+    """Pictures as levels, uint8 `(N, C, H, W)`, and what was done to them in words; C is 1 if all are gray, else 3.
 
     Raises:
         UsageError: naming the files, where some cannot be read or have other shapes; or the set does not fit into memory.
@@ -93,7 +93,7 @@ def stacked(pictures: Pictures, name: str, size: tuple[int, int] | None, progres
 
 
 def fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture with its shorter side resized and its centre cropped to `size` (height, width)."""
+    """A picture with its shorter side resized and its center cropped to `size` (height, width)."""
     from PIL import Image, ImageOps
 
     return np.asarray(ImageOps.fit(Image.fromarray(values), size[::-1], Image.Resampling.BOX))
@@ -129,7 +129,7 @@ class Said:
     def add(self, file: str, picture: Pixels) -> None:
         """Counts one."""
         self.first = self.first or file
-        self.counts["color" if picture.values.ndim == 3 else "grey"] += 1
+        self.counts["color" if picture.values.ndim == 3 else "gray"] += 1
         self.counts["transparent"] += picture.transparent
         self.counts["frames"] += picture.further > 0
         self.further += picture.further
@@ -141,8 +141,8 @@ class Said:
     def notes(self) -> list[str]:
         """In words."""
         n, notes = self.counts, []
-        if n["grey"] and n["color"]:
-            notes.append(f"{n['grey']:,} grey image{'s' * (n['grey'] > 1)} read as RGB")
+        if n["gray"] and n["color"]:
+            notes.append(f"{n['gray']:,} gray image{'s' * (n['gray'] > 1)} read as RGB")
         for kind, top in (("16 bits", "65535"), ("floats", "1")):
             if n[kind]:
                 low, high = self.held[kind]
