@@ -239,6 +239,17 @@ def test_evaluation(capsys, tmp_path):
     assert abs(found["bits_per_dim"] - float(code.bits_per_dim(192).mean())) < 1e-9
 
 
+def test_classes_are_those_of_the_network(capsys, tmp_path, tiny):
+    """Another set's number of classes is no option of an imported run: the set is refused."""
+    for label in "abcd":
+        (tmp_path / "images" / "test" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / "test" / label / "0.png")
+    assert run(capsys, "import", tiny, tmp_path / "run")[0] == 0
+    err = run(capsys, "evaluate", tmp_path / "run", "--data", tmp_path / "images")[2]
+    assert "this network has 3 classes, numbered as in its training: give --data with images of these (classes=3: " in err
+    assert "has 4 classes" in err
+
+
 def test_classifiers_and_text(capsys, tmp_path):
     status, said, err = run(capsys, "import", classifier(tmp_path), tmp_path / "classifier", *FLAGS)
     assert status == 0, err

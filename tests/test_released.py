@@ -179,7 +179,7 @@ def test_released_names_tell_their_flags(name, expected):
     assert openai.settled(openai.Flags(), name, "classifier" in name) == expected
     given = openai.settled(openai.Flags(image_size=48), name, "classifier" in name)
     assert given == replace(expected, image_size=48)
-    refused(lambda: openai.settled(openai.Flags(num_heads=2), name, False), "do not tell", "noise_schedule", "diffusion_steps")
+    refused(lambda: openai.settled(openai.Flags(num_heads=2), name, False), "noise_schedule, diffusion_steps", "had other flags")
 
 
 def test_a_state_dict_alone_in_a_dictionary_is_unwrapped(tmp_path):

@@ -125,8 +125,10 @@ def settled(given: Flags, source: str, classifier: bool, *, ambiguous: bool = Fa
     open_flags = [k for k, v in vars(flags).items() if (heads if k == "num_heads" else v is None and k not in needless)]
     if open_flags:
         missing = ", ".join(k if k != "num_heads" else "num_heads (or num_head_channels)" for k in open_flags)
+        name = released(source)
+        why = f"the released {name} had other flags than are given" if name else "the name is none of the released ones"
         raise UsageError(
-            f"{source}: the weights of this format do not tell {missing}, and the name is none of the released ones: give "
+            f"{source}: the weights of this format do not tell {missing}, and {why}: give "
             f"what it was in training, such as {', '.join(f'{k}={EXAMPLE[k]!r}' for k in open_flags)}"
         )
     return flags
