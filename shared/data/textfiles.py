@@ -96,16 +96,20 @@ def decoded(path: Path) -> Iterator[str]:
             try:
                 text = decoder.decode(block, final=last)
             except UnicodeDecodeError as error:
+                if not mark and b"\0" in error.object:
+                    raise UsageError(_holds_zeros(path)) from error
                 place = position + len(block) - len(error.object) + error.start
                 raise UsageError(_undecoded(path, name, place, error.object[error.start], mark)) from error
             position += len(block)
             if "\0" in text:
-                raise UsageError(
-                    f"{path} cannot be read as text: it holds characters 0; if it is UTF-16 without a byte order mark, save it as UTF-8, "
-                    "such as with `iconv -f utf-16le -t utf-8`"
-                )
+                raise UsageError(_holds_zeros(path))
             if text:
                 yield text
+
+
+def _holds_zeros(path: Path) -> str:
+    remedy = "if it is UTF-16 without a byte order mark, save it as UTF-8, such as with `iconv -f utf-16le -t utf-8`"
+    return f"{path} cannot be read as text: it holds characters 0; {remedy}"
 
 
 def _undecoded(path: Path, name: str, place: int, byte: int, mark: bytes) -> str:
@@ -185,7 +189,7 @@ def rows_of(name: str, split: str, column: str, documents: Documents | None = No
             data = _text(path, documents, span)
         else:
             _refuse_documents(documents, str(path))
-            data = _table(path, split)
+            data = _table(path, split, column)
     if column not in data.column_names:
         raise UsageError(f"{name} has no column {column}: its columns are {', '.join(c for c in data.column_names if c != 'follow')}")
     if getattr(data.features[column], "dtype", "") not in ("string", "large_string"):
@@ -220,7 +224,7 @@ def _text(path: Path, documents: Documents, span: tuple[str | None, str | None])
             raise UsageError(f"{path} cannot be read ({first_line(error)}): mend it, or set HF_HOME to a folder with space") from error
 
 
-def _table(path: Path, split: str) -> Dataset:
+def _table(path: Path, split: str, column: str) -> Dataset:
     """The rows of a Parquet, JSON or CSV file."""
     import datasets
 
@@ -228,7 +232,10 @@ def _table(path: Path, split: str) -> Dataset:
     options = {"keep_default_na": False} if kind == "csv" else {}  # else the words NA, None and null were no text
     with quiet():
         try:
-            return datasets.load_dataset(kind, data_files=glob.escape(str(path.resolve())), split="train", **options)
+            data = datasets.load_dataset(kind, data_files=glob.escape(str(path.resolve())), split="train", **options)
+            for chunk in data.data.column(column).chunks if column in data.column_names else ():
+                chunk.validate(full=True)  # that it is UTF-8, which not every reader looks at
+            return data
         except Exception as error:
             if kind != "parquet":
                 with path.open("rb") as file:
@@ -338,14 +345,17 @@ def cut(data: Dataset, column: str, ends: np.ndarray, share: int) -> Place:
     row = int(np.searchsorted(ends, target, side="right"))  # the one that the target is in
     first = int(np.searchsorted(ends, max(target - max(near, SHORT), 0), side="right"))
     follows = data[first:row]["follow"] if "follow" in data.column_names else [""] * (row - first)
-    for end in range(row - 1, first - 1, -1):
-        if ends[end] > target - near and not follows[end - first]:
-            return end + 1, 0
+    whole = [end + 1 for end in range(first, row) if not follows[end - first]]  # rows after the end of a document
+    if whole and ends[whole[-1] - 1] > target - near:
+        return whole[-1], 0
     begin = int(ends[first - 1]) if first else 0
     text = "".join(t or "" for t in data[first : row + 1][column])
     stop = target - begin
     for pattern, within in ((r"\n\s*\n(?=\S)", near), (r"\n(?=\S)", near), (r"\s(?=\S)", max(near, SHORT))):
-        if found := [m.end() for m in re.compile(pattern).finditer(text, max(stop - within, 0), stop + 1)]:
+        found = [m.end() for m in re.compile(pattern).finditer(text, max(stop - within, 0), stop + 1)]
+        if within > near and whole:
+            found = sorted([*found, int(ends[whole[-1] - 1]) - begin])
+        if found:
             stop = found[-1]
             break
     place = begin + stop

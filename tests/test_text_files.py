@@ -1,0 +1,274 @@
+"""Text in files of every encoding and form: the right tokens, counts of what is left out, or one line."""
+
+import gzip
+import itertools
+import json
+import random
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unnoise.experiments.texts import Text
+from unnoise.shared.data import Letters, Padded, characters, documents, pieces, train_tokenizer
+from unnoise.shared.data.alphabets import cleaned
+from unnoise.shared.data.textfiles import _ends, cut, lines, parts
+from unnoise.shared.errors import UsageError
+
+TEXT = "The café cost 5.\nNaïve  words,\n\nThen\ta second paragraph\n  of two lines.\n"
+FORMS = {
+    "lines": TEXT,
+    "no last break": TEXT.rstrip("\n"),
+    "one line": TEXT.replace("\n", " "),
+    "CRLF": TEXT.replace("\n", "\r\n"),
+    "CR": TEXT.replace("\n", "\r"),
+    "empty": "",
+    "blank": " \n\n \t\n",
+}
+ENCODINGS = {
+    "utf-8": lambda text: text.encode(),
+    "utf-8 with a mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "utf-16-le with a mark": lambda text: b"\xff\xfe" + text.encode("utf-16-le"),
+    "utf-16-be with a mark": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "utf-32-le with a mark": lambda text: b"\xff\xfe\x00\x00" + text.encode("utf-32-le"),
+    "utf-32-be with a mark": lambda text: b"\x00\x00\xfe\xff" + text.encode("utf-32-be"),
+    "latin-1": lambda text: text.encode("latin-1"),
+    "cp1252": lambda text: text.replace("5", "€5").encode("cp1252"),
+    "utf-16-le": lambda text: text.encode("utf-16-le"),
+    "cut within a character": lambda text: text.encode() + "é".encode()[:1],
+    "utf-16 cut within a character": lambda text: b"\xff\xfe" + text.encode("utf-16-le") + b"a",
+}
+READ = [name for name in ENCODINGS if name == "utf-8" or "mark" in name]
+TOKENIZER = train_tokenizer([TEXT], 300)
+
+
+_FEATURES = Features({"text": Value("string"), "follow": Value("string")})
+
+
+def text_of(found) -> str:
+    """What the windows of one token each say, without the last end."""
+    return found.decode(found.windows[:].T)[0].removesuffix("\n")
+
+
+def refused(make, words):
+    with pytest.raises(UsageError, match=words) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_and_form(tmp_path, encoding, form):
+    path, text = tmp_path / ("a [1].TXT" if form == "CR" else "a.txt"), FORMS[form]
+    path.write_bytes(ENCODINGS[encoding](text))
+    ends = text.replace("\r\n", "\n").replace("\r", "\n")
+    both = (lambda: characters(str(path), length=1), lambda: pieces(str(path), "train", 1, TOKENIZER))
+    if encoding in READ and text.strip():
+        letters, tokens = (make() for make in both)
+        assert text_of(letters).strip() == cleaned(ends).strip()
+        assert text_of(tokens) == ends  # with its breaks, without a mark
+        assert (tokens.characters, tokens.words, tokens.lost) == (len(ends), len(ends.split()) + 1, 0)
+        return
+    size = path.stat().st_size
+    for make in both:
+        if encoding in READ:
+            refused(make, "is empty" if not size else "holds no text")
+        elif encoding == "utf-16-le":
+            refused(make, "holds characters 0.*utf-16le" if size else "is empty")
+        elif "cut" in encoding:
+            refused(make, "byte 0x.. at .* is not UTF-")
+        elif text.strip():
+            place = next(i for i, byte in enumerate(path.read_bytes()) if byte > 127)
+            refused(make, f"byte 0x{path.read_bytes()[place]:02x} at {place} is not UTF-8: save it as UTF-8, such as with `iconv")
+
+
+def test_the_place_of_a_bad_byte_far_into_a_file(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"words " * 400_000 + b"caf\xe9 " + b"words " * 10)
+    refused(lambda: characters(str(path)), "byte 0xe9 at 2400003 is not UTF-8")
+
+
+def test_what_a_document_is(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT)
+    whole, by_paragraph, by_line = (pieces(str(path), "train", 1, TOKENIZER, documents=d) for d in ("file", "paragraphs", "lines"))
+    cut = ["The café cost 5.\nNaïve  words,", "Then\ta second paragraph\n  of two lines."]
+    split = [line for line in TEXT.split("\n") if line]
+    for found, texts in ((whole, [TEXT]), (by_paragraph, cut), (by_line, split)):
+        assert text_of(found) == "\n".join(texts)
+        assert found.windows.tokens.documents == len(texts)
+        assert found.characters == sum(map(len, texts))
+        assert found.words == sum(len(t.split()) + 1 for t in texts)
+    assert pieces(str(path), "train", 1, TOKENIZER).windows.tokens.documents == 1
+    padded = pieces(str(path), "train", 60, TOKENIZER, Padded())
+    assert padded.decode(padded.windows[:]) == [line + "\n" for line in split]
+    assert list(documents(str(path))) == [TEXT]
+    assert list(documents(str(path), documents="lines")) == split
+    assert "1 of 5 lines hold nothing to code and are left out" in by_line.summary
+    assert f"from {whole.tokens} tokens of {len(TEXT)} characters in 1 document" in whole.summary
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text("ab \n.é", max_size=60), st.integers(1, 9), st.integers(1, 20))
+def test_parts_are_the_text(text, size, block):
+    """Whatever the size: no character is lost, and tokens are those of the whole text."""
+    blocks = [text[i : i + block] for i in range(0, len(text), block)]
+    found = list(parts(blocks, size))
+    assert "".join(part for part, _ in found) == text
+    assert [follow for _, follow in found] == [*(part[0] for part, _ in found[1:]), ""][: len(found)]
+    assert "".join(lines(blocks)) == text
+    assert list(lines(blocks)) == text.splitlines(keepends=True)
+    if found:
+        texts, follows = map(list, zip(*found, strict=True))
+        assert "".join(Letters().spell(e.tokens.tolist()) for e in Letters().encode(texts, follows)).strip() == cleaned(text).strip()
+        (whole,), cut = Letters().encode([text]), Letters().encode(texts, follows)
+        assert (whole.characters, whole.words) == (sum(e.characters for e in cut), sum(e.words for e in cut))
+        (whole,), cut = TOKENIZER.encode([text]), TOKENIZER.encode(texts, follows)
+        assert (whole.characters, whole.words) == (sum(e.characters for e in cut), sum(e.words for e in cut))
+        assert TOKENIZER.spell([i for e in cut for i in e.tokens.tolist()]) == text + "\n"
+
+
+def test_a_file_in_many_parts_is_one_document(tmp_path, monkeypatch):
+    chance = random.Random(0)
+    text = "".join(chance.choice(["words ", "more\n", "\n\n", "x. ", "  "]) for _ in range(3000))
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    whole = pieces(str(path), "train", 1, TOKENIZER)
+    letters = characters(str(path), length=1)
+    monkeypatch.setattr("unnoise.shared.data.textfiles.parts.__defaults__", (100,))
+    monkeypatch.setattr("unnoise.shared.data.textfiles.READING", -1)
+    monkeypatch.setattr("unnoise.shared.data.text.FORMAT", -1)
+    monkeypatch.setattr("unnoise.shared.data.text.AT_ONCE", 1000)
+    cut = pieces(str(path), "train", 1, TOKENIZER)
+    assert torch.equal(cut.windows[:], whole.windows[:])
+    assert (cut.characters, cut.words, cut.windows.tokens.documents) == (whole.characters, whole.words, 1)
+    assert torch.equal(characters(str(path), length=1).windows[:], letters.windows[:])
+
+
+CHANCE = random.Random(1)
+WORDS = ["".join(CHANCE.choice("abcdefgh") for _ in range(CHANCE.randint(1, 9))) for _ in range(1500)]
+ROWS = {
+    "one line": " ".join(WORDS),
+    "ten lines": "\n".join(" ".join(WORDS[i : i + 150]) for i in range(0, 1500, 150)),
+    "many lines": "\n".join(" ".join(WORDS[i : i + 5]) for i in range(0, 1500, 5)),
+    "no white space": "".join(WORDS),
+    "one long word": "a b " + "".join(WORDS),
+}
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("form", ROWS)
+def test_a_tenth_is_held_out_of_every_file(tmp_path, form, kind):
+    """In characters, up to the end of a line or a word where there is one; the three parts are the whole."""
+    text, path = ROWS[form], tmp_path / f"a.{kind}"
+    if kind == "txt":
+        path.write_text(text)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": line}) + "\n" for line in text.split("\n")))
+    else:
+        rows = Dataset.from_dict({"text": text.split("\n")})
+        (rows.to_csv if kind == "csv" else rows.to_parquet)(path)
+    source = Text(str(path), batch=4, length=1)
+    found = [text_of(source.load(split)) for split in ("train", "validation", "test")]
+    spaced = text.replace("\n", " ")
+    assert "".join(found).replace(" ", "") == spaced.replace(" ", "")
+    for part, share in zip(found, (0.9, 0.05, 0.05), strict=True):
+        assert abs(len(part) / len(text) - share) < 0.012
+    places = [len(found[0].replace(" ", "")), len("".join(found[:2]).replace(" ", ""))]
+    if "white" not in form and "word" not in form:
+        assert set(places) <= set(itertools.accumulate(map(len, WORDS)))  # not within a word
+    if form == "many lines":
+        assert set(places) <= set(itertools.accumulate(len(line.replace(" ", "")) for line in text.split("\n")))
+    with_tokenizer = pieces(str(path), "train[95%:]", 1, TOKENIZER)
+    assert text_of(with_tokenizer).split() == found[2].split()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text("ab \n", max_size=150) | st.none(), min_size=1, max_size=12), st.booleans())
+def test_shares_follow_one_another(rows, one):
+    """Larger shares end later, none is far from what was asked for, and words are cut only where they are long."""
+    follows = [(rows[i + 1] or "x")[:1] or "x" if one and i + 1 < len(rows) else "" for i in range(len(rows))]
+    data = Dataset.from_dict({"text": rows, "follow": follows}, features=_FEATURES)
+    ends, text = _ends(data, "text"), "".join(row or "" for row in rows)
+    before = 0
+    for share in range(101):
+        row, offset = cut(data, "text", ends, share)
+        place, target = (int(ends[row - 1]) if row else 0) + offset, len(text) * share // 100
+        assert before <= place <= target or share == 100
+        assert offset < len([*rows, ""][row] or " ")
+        assert target - place <= max(len(text) // 200, 64)
+        own = {int(e) for e, follow in zip(ends, follows, strict=True) if not follow} | {0, len(text)}
+        within = 0 < place < len(text) and place not in own and not text[place - 1].isspace()
+        assert not within or not re.search(r"\s\S", text[max(target - 64, 0) : target + 1])
+        before = place
+
+
+def test_what_cannot_be_tested_is_not_trained(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(" ".join(WORDS[:60]))
+    refused(lambda: Text(str(path), length=32).load(), "held out for tests, has no window .*length=32: .*more text or a smaller length")
+    assert "the last tenth of the file is held out" in Text(str(path), length=8).load().summary
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.txt").write_text(" ".join(WORDS))
+    said = Text(str(tmp_path / "set"), length=8).load().summary
+    assert "`unnoise evaluate` will have no text to measure on: the folder" in said
+    (tmp_path / "set" / "test.txt").write_text(" ".join(WORDS))
+    assert "windows of it for tests" in Text(str(tmp_path / "set"), length=8).load().summary
+
+
+def test_rows_without_text_are_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": "some words here"}, {"text": None}, {"other": 1}, {"text": "  "}, {"text": "123"}, {"text": "more"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = characters(str(path), length=5)
+    assert text_of(characters(str(path), length=1)) == "some words here more "
+    assert "20 characters" not in found.summary
+    assert "24 characters in 2 documents" in found.summary
+    assert "4 of 6 documents hold nothing to code and are left out" in found.summary
+    assert "1 tokens at the end, less than a window, are left out" in found.summary
+    padded = pieces(str(path), "train", 4, TOKENIZER, Padded())
+    cut = sum(max(0, len(TOKENIZER.encode([row])[0].tokens) - 4) for row in ("some words here", "123", "more"))
+    assert f"{cut} tokens in documents longer than a window are left out" in padded.summary
+    table = tmp_path / "a.csv"
+    table.write_text("text,n\nNA,1\nnull,2\n,3\nNone,4\n")
+    assert text_of(characters(str(table), length=1)) == "na null none "  # words, not gaps
+    assert "1 of 4 documents hold nothing" in characters(str(table), length=1).summary
+
+
+def test_files_that_are_no_text_are_one_line(tmp_path):
+    def path(name, data):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return str(tmp_path / name)
+
+    cells = "text\ncafé\n"
+    for name, words in (
+        (path("a.txt.gz", gzip.compress(b"words")), "is packed: unpack it first"),
+        (path("b.jsonl", ""), "b.jsonl is empty"),
+        (path("c.csv", cells.encode("latin-1")), "byte 0xe9 at 8 is not UTF-8"),
+        (path("d.csv", b"\xff\xfe" + cells.encode("utf-16-le")), "UTF-16 or UTF-32, by its byte order mark"),
+        (path("e.jsonl", '{"text": "café"}\n'.encode("latin-1")), "byte 0xe9 at 13 is not UTF-8"),
+        (path("f.jsonl", '{"text": 1}\n{"text": 2}\n'), "holds no text"),
+        (path("g.jsonl", '{"text": "a"\n'), "cannot be read as text"),
+        (path("h.parquet", "words"), "cannot be read as text"),
+        (path("i.jsonl", '{"body": "a"}\n'), "has no column text: its columns are body"),
+        (path("j.txt", "words"), "has no column body: its columns are text"),
+        (path("both/train.txt", "words") and path("both/train.csv", cells) and str(tmp_path / "both"), "train.csv and train.txt for the"),
+    ):
+        refused(partial(characters, name, column="body" if name.endswith("j.txt") else "text"), words)
+    good = path("k.txt", "some words\n")
+    refused(lambda: characters(good, "train[:half]"), r"split=train\[:half\]: give the name of a split")
+    refused(lambda: characters(good, "train[99%:5%]"), "holds no text: take a larger part")
+    refused(lambda: pieces(good, "train", 2, TOKENIZER, documents="words"), "documents=words: choose from file")
+    refused(lambda: pieces(good, "train[:1]", 2, TOKENIZER, documents="file"), "one document of .*in percent")
+    refused(lambda: pieces(path("l.csv", cells), "train", 2, TOKENIZER, documents="lines"), "each row of .* is a document")
+    refused(lambda: Text(good, documents="lines"), "documents=lines is for a tokenizer")
+    refused(lambda: Text(good, tokenizer="t.json", crop=True), "crop is for 27 symbols")
+    assert text_of(characters(path("m.csv", b"\xef\xbb\xbf" + cells.encode()), length=1)) == "caf "
+    assert text_of(characters(path("n.jsonl", b"\xef\xbb\xbf" + b'{"text": "words"}\n'), length=1)) == "words "
+    assert Path(good).read_text() == "some words\n"
