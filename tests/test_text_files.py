@@ -109,7 +109,7 @@ def test_what_a_document_is(tmp_path):
     assert padded.decode(padded.windows[:]) == [line + "\n" for line in split]
     assert list(documents(str(path))) == [TEXT]
     assert list(documents(str(path), documents="lines")) == split
-    assert "1 of 5 lines hold nothing to code and are left out" in by_line.summary
+    assert "left out: 1 of 5 lines, with nothing to code" in by_line.summary
     assert f"from {whole.tokens} tokens of {len(TEXT)} characters in 1 document" in whole.summary
 
 
@@ -229,15 +229,15 @@ def test_rows_without_text_are_counted(tmp_path):
     assert text_of(characters(str(path), length=1)) == "some words here more "
     assert "20 characters" not in found.summary
     assert "24 characters in 2 documents" in found.summary
-    assert "4 of 6 documents hold nothing to code and are left out" in found.summary
-    assert "1 tokens at the end, less than a window, are left out" in found.summary
+    assert "left out: 4 of 6 documents, with nothing to code" in found.summary
+    assert "left out: 1 token, less than a window at the end" in found.summary
     padded = pieces(str(path), "train", 4, TOKENIZER, Padded())
     cut = sum(max(0, len(TOKENIZER.encode([row])[0].tokens) - 4) for row in ("some words here", "123", "more"))
-    assert f"{cut} tokens in documents longer than a window are left out" in padded.summary
+    assert f"left out: {cut} tokens, the ends of documents longer than a window" in padded.summary
     table = tmp_path / "a.csv"
     table.write_text("text,n\nNA,1\nnull,2\n,3\nNone,4\n")
     assert text_of(characters(str(table), length=1)) == "na null none "  # words, not gaps
-    assert "1 of 4 documents hold nothing" in characters(str(table), length=1).summary
+    assert "left out: 1 of 4 documents" in characters(str(table), length=1).summary
 
 
 def test_files_that_are_no_text_are_one_line(tmp_path):

@@ -116,8 +116,9 @@ def pieces(
     end, padding = tokenizer.tokenizer.token_to_id(tokenizer.end), tokenizer.size
     windows = layout(found.tokens, length, end=end, padding=padding)
     framing = length / max(1, length - layout.extra)
-    made = TextSet(windows, tokenizer, found.tokens.count, found.characters, found.words, padding if layout.pads else None, framing=framing)
-    return replace(made, lost=found.lost, unknown=found.unknown, summary=found.summary(windows.kept, made))
+    totals = (found.tokens.count, found.characters, found.words, padding if layout.pads else None)
+    made = TextSet(windows, tokenizer, *totals, framing=framing, lost=found.lost, unknown=found.unknown)
+    return replace(made, summary=found.summary(windows.kept, made))
 
 
 def documents(name: str, split: str = "train", *, column: str = "text", documents: Documents | None = None) -> Iterator[str]:
@@ -150,16 +151,20 @@ class Tokenised(NamedTuple):
 
     def summary(self, used: int, text: TextSet) -> str:
         """What was loaded and what was left out, in one line; `used` tokens are in the windows."""
-        of = f"{self.read:,} characters in {self.kept:,} {self.unit}{'s' if self.kept != 1 else ''}"
-        said = [f"{len(text.windows):,} windows of {text.length} from {self.tokens.count:,} tokens of {of}"]
+        of = f"{_several(self.read, 'character')} in {_several(self.kept, self.unit)}"
+        said = [f"{_several(len(text.windows), 'window')} of {text.length} from {_several(self.tokens.count, 'token')} of {of}"]
         if isinstance(text.alphabet, Letters) and self.read != self.characters:
             said.append("a to z are kept, and each run of anything else is one space")
         if self.rows > self.kept:
-            said.append(f"{self.rows - self.kept:,} of {self.rows:,} {self.unit}s hold nothing to code and are left out")
+            said.append(f"left out: {self.rows - self.kept:,} of {_several(self.rows, self.unit)}, with nothing to code")
         if used < self.tokens.count:
-            where = "in documents longer than a window" if text.padding is not None else "at the end, less than a window,"
-            said.append(f"{self.tokens.count - used:,} tokens {where} are left out")
+            where = "the ends of documents longer than a window" if text.padding is not None else "less than a window at the end"
+            said.append(f"left out: {_several(self.tokens.count - used, 'token')}, {where}")
         return "; ".join([*said, text.lossy] if text.lost else said)
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _letters(found: Tokenised, length: int, crop: bool) -> TextSet:
