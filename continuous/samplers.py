@@ -42,6 +42,8 @@ class Ancestral(Sampler):
 
     def begin(self) -> Step:
         above: Tensor | None = None
+        if self.gradient is not None:
+            warn_in_training(self.gradient.classifier)
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             nonlocal above

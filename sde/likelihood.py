@@ -121,6 +121,7 @@ class ChangeOfVariables:
         warn_in_training(self.flow.denoiser)
         data = finest(torch.zeros(len(refuse_array(x0, "x0")), device=x0.device))
         if self.dequantiser is not None:
+            warn_in_training(self.dequantiser)
             x0, data = self.dequantiser(x0, generator)
         elif not x0.is_floating_point():  # complex numbers and truth values, too
             raise UsageError(f"x0 of {x0.dtype} holds levels, which a density does not code: give dequantiser=Uniform(scale)")

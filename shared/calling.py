@@ -234,7 +234,8 @@ def misfit(signature: inspect.Signature | None, name: str, cond: dict[str, Any])
         names = [p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         takes = f"it takes {', '.join(names)}" if names else "it takes none"
         if others := [key for key in cond if key not in names]:
-            return f"{name} takes no condition {', '.join(others)} ({takes}): leave it out"
+            said = f"its attribute `conditions` = {tuple(names)!r} tells guidance so"
+            return f"{name} takes no condition {', '.join(others)} ({takes}): leave it out; {said}"
         absent = [p.name for p in own if p.name in names and p.default is p.empty and p.name not in cond]
         return f"{name} needs the condition {', '.join(absent)}: give {', '.join(f'{a}=...' for a in absent)}, one row for each example"
     return None

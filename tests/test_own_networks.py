@@ -188,7 +188,10 @@ def test_networks_that_take_no_time_are_refused_when_built(network):
     ("cond", "words"),
     [
         ({}, "Conditional needs the condition label: give label="),
-        ({"label": 0, "caption": 1}, r"Conditional takes no condition caption \(it takes label, style\): leave it out"),
+        (
+            {"label": 0, "caption": 1},
+            r"Conditional takes no condition caption \(it takes label, style\): leave it out; its attribute",
+        ),
         ({"style": 0}, "needs the condition label"),
     ],
 )
@@ -317,3 +320,13 @@ def test_half_precision_and_a_time_that_is_not_cast():
     continuous.Simple(continuous.Learned(Uncast(), TABLE))(X)
     with pytest.raises(UsageError, match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is made of it"):
         continuous.Simple(continuous.Learned(Uncast().bfloat16(), TABLE))(X)
+
+
+def test_a_network_says_that_it_takes_no_condition():
+    """Guidance by a classifier passes its label on, unless the network says what it takes."""
+    classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), TABLE)
+    plain, label = Own(lambda x, time: x), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(UsageError, match=r"Own takes no condition label .*its attribute `conditions` = \(\) tells guidance so"):
+        continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)
+    plain.conditions = ()
+    continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from unnoise import continuous, discrete, sde
+from unnoise.shared.dequantisation import Variational
 from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.guidance import ClassifierGradient, NoisyClassifier
 from unnoise.shared.sampler import counted
 from unnoise.shared.scale import Scale
 
@@ -80,6 +82,18 @@ def test_training_mode_without_anything_random_is_not_worth_a_word():
     assert len(said(lambda: discrete.Ancestral(tokens)(shape=(3, 7), steps=2))) == 1
     tokens = discrete.Categorical(Dropping(nn.Dropout(0.1)), UNIFORM)
     assert len(said(lambda: discrete.VariationalBound(tokens, terms=2)(TOKENS))) == 1
+
+
+def test_classifiers_and_dequantizers_are_networks_too():
+    plain = Own(lambda x, time: x)
+    plain.conditions = ()
+    real = continuous.Learned(plain, TABLE)
+    classifier = NoisyClassifier(Dropping(nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(72, 2))), TABLE)
+    label = torch.zeros(4, dtype=torch.int64)
+    sampler = continuous.Ancestral(real, gradient=ClassifierGradient(classifier))
+    assert len(said(lambda: sampler(X, steps=2, label=label))) == 1
+    levels, spread = torch.zeros(4, 2, 6, 6, dtype=torch.int64), Variational(Scale(17), Dropping(nn.Dropout2d(0.1)))
+    assert len(said(lambda: sde.ChangeOfVariables(real.on(sde.VP()), spread, integrator=sde.Steps())(levels))) == 1
 
 
 def test_nan_of_a_network_does_not_become_a_sample():
