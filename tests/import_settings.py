@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -164,7 +164,14 @@ def drawn(data: st.DataObject, form: Format) -> dict[str, Any]:
 
 def quick(examples: int) -> settings:
     """Settings of the property tests."""
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        phases=[Phase.generate],
+    )
 
 
 def setting_tests(formats: Mapping[str, Format]) -> tuple[Callable, Callable, Callable]:
