@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,7 +10,12 @@ from .errors import UsageError
 
 
 def available() -> int | None:
-    """Bytes of memory that can be had now; None where the system does not say."""
+    """Bytes of memory that can be had now: of the machine, of the process's limit and of its container's; None where nothing says."""
+    found = [_free(), _under_limit(), *_in_container()]
+    return min((n for n in found if n is not None), default=None)
+
+
+def _free() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -20,6 +26,27 @@ def available() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def _under_limit() -> int | None:
+    """What `ulimit -v` leaves."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(limit - used, 0)
+
+
+def _in_container() -> list[int]:
+    """What the control group leaves, version 2 and version 1; no limit is a large one, or the word max."""
+    root, found = Path("/sys/fs/cgroup"), []
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(max(int((root / limit).read_text()) - int((root / used).read_text()), 0))
+    return found
 
 
 def refuse_beyond(need: int, what: str, remedy: str) -> None:

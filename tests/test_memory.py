@@ -1,0 +1,183 @@
+"""What would grow with the square of a vocabulary, or with a whole set, does not, or is refused with its size before it is tried."""
+
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from unnoise.discrete import (
+    Absorbing,
+    BandDiagonal,
+    Dense,
+    DiscretizedGaussian,
+    GaussianTarget,
+    Mixture,
+    NearestNeighbor,
+    Uniform,
+    cosine,
+    information,
+    linear,
+    mutual_information,
+    nearest,
+    reciprocal,
+)
+from unnoise.discrete.transition import nearest_neighbor
+from unnoise.experiments import d3pm_text
+from unnoise.experiments.d3pm_text import D3PMText, company
+from unnoise.experiments.recipes import RECIPES
+from unnoise.shared import memory
+from unnoise.shared.errors import UsageError
+
+D, GPT2 = torch.float64, 50_257
+
+
+def text(symbols: int, windows: int, length: int, generator: torch.Generator):
+    """Windows of symbols of which few are common, as of words."""
+    weights = 1 / (torch.arange(symbols, dtype=D) + 3)
+    k = torch.multinomial(weights, windows * length, True, generator=generator).view(windows, length)
+    return SimpleNamespace(windows=k, vocabulary=symbols)
+
+
+def laws(found) -> torch.Tensor:
+    """Square roots of what stands after and before each symbol, counted one by one."""
+    counts = torch.zeros(found.vocabulary, found.vocabulary, dtype=D)
+    for window in found.windows.tolist():
+        for before, after in zip(window, window[1:], strict=False):
+            counts[before, after] += 1
+    return torch.cat([c / c.sum(1, keepdim=True).clamp(min=1) for c in (counts, counts.T)], 1).sqrt()
+
+
+def test_company_is_counted(monkeypatch, generator):
+    found, alone = text(9, 50, 12, generator), 9
+    exact = laws(found)
+    torch.testing.assert_close(company(found), exact)
+    monkeypatch.setattr(d3pm_text, "AT_ONCE", 7)
+    torch.testing.assert_close(company(found), exact)
+    torch.testing.assert_close(company(found, 20), laws(SimpleNamespace(windows=found.windows[:20], vocabulary=9)))
+    found.vocabulary += 3  # symbols that never occur are near to no one in particular
+    own = company(found)
+    assert (own[alone:].abs().sum(1) > 0).all()
+    assert len({tuple(row) for row in nearest(own, 2)[alone:].tolist()}) > 1
+
+
+def test_projections_keep_angles(monkeypatch, generator):
+    found = text(60, 400, 40, generator)
+    exact = torch.nn.functional.normalize(company(found), dim=1)
+    monkeypatch.setattr(d3pm_text, "EXACT", 10)
+    near = torch.nn.functional.normalize(company(found), dim=1)
+    assert near.shape == (60, 256)
+    assert float((near @ near.T - exact @ exact.T).abs().mean()) < 0.06  # about 1 / sqrt(256)
+
+
+def test_company_of_a_large_vocabulary_is_sparse(generator):
+    found = text(GPT2, 400, 128, generator)
+    tracemalloc.start()
+    embeddings = company(found)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert embeddings.shape == (GPT2, 256)
+    assert peak < 1e9  # the counts written out take 20 GB
+
+
+def test_neighbours_in_blocks(monkeypatch, generator):
+    e = torch.randn(50, 6, dtype=D, generator=generator)
+    whole = nearest(e, 3)
+    monkeypatch.setattr(nearest_neighbor, "AT_ONCE", 120)
+    assert torch.equal(nearest(e, 3), whole)
+
+
+def test_neighbours_of_a_large_vocabulary():
+    """A ring: what two steps of a walk do, alone and beside absorption, without a matrix."""
+    ring = torch.stack([(torch.arange(GPT2) + i) % GPT2 for i in (1, 2)], 1)
+    walk = NearestNeighbor(ring, cosine(10))
+    mixed = Mixture(walk, Absorbing(GPT2, reciprocal(10)))
+    zero, t = torch.zeros((), dtype=D), torch.tensor(0.1, dtype=D)
+    p = walk.pushforward(walk.one_hot(torch.tensor([0, 9]), D), zero, t)
+    events = float(walk.noise.total(t))
+    torch.testing.assert_close(p.sum(1), torch.ones(2, dtype=D))
+    assert float(p[0, 1]) == pytest.approx(events / 4, rel=2 * events)
+    torch.testing.assert_close(p[0].roll(9), p[1])
+    torch.testing.assert_close(
+        mixed.pushforward(torch.nn.functional.pad(p * 0 + walk.one_hot(torch.tensor([0, 9]), D), (0, 1)), zero, t)[:, :-1], 0.9 * p
+    )
+
+
+def test_mixtures_look_at_the_moves_a_few_times(monkeypatch):
+    wrong = Dense(torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=D).expand(40, -1, -1))
+    monkeypatch.setattr("unnoise.discrete.transition.mixture.AT_ONCE", 12)
+    with pytest.raises(UsageError, match="the moves change the law"):
+        Mixture(wrong, Uniform(3, cosine(40)))
+
+
+@pytest.mark.parametrize("kind", ["near", "uniform", "absorbing"])
+def test_information_between_events_apart(monkeypatch, generator, kind):
+    """Of many symbols it is looked at here and there; of few the same gives the exact table nearly."""
+    p = torch.rand(40, generator=generator, dtype=D) ** 3
+    p /= p.sum()
+    ring = nearest(torch.randn(40, 6, generator=generator), 3)
+    build = {"near": lambda n: NearestNeighbor(ring, n), "uniform": lambda n: Uniform(40, n), "absorbing": lambda n: Absorbing(40, n)}[kind]
+    exact = mutual_information(build, p, 30).events.cumsum(0)[:-1].log()
+    monkeypatch.setattr(information, "FEW", 10)
+    every = mutual_information(build, p, 30, among=torch.arange(40)).events.cumsum(0)[:-1].log()
+    some = mutual_information(build, p, 30).events.cumsum(0)[:-1].log()
+    assert float((every - exact).abs().max()) < 0.01
+    assert float((some - exact).abs().max()) < 0.1
+    with pytest.raises(UsageError, match="the process does not mix"):
+        mutual_information(lambda n: Dense(torch.eye(40, dtype=D)[None]), p, 30)
+
+
+def test_information_of_a_large_vocabulary():
+    p = 1 / (torch.arange(5000, dtype=D) + 3)
+    events = mutual_information(lambda n: Absorbing(5000, n), p / p.sum(), 20).events
+    torch.testing.assert_close(-torch.expm1(-events), reciprocal(20), rtol=0.01, atol=0)
+
+
+LARGE = 65_536  # levels of 16 bits
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Dense(torch.eye(3).expand(10**12, -1, -1)), "a table of 1000000000000 steps of 3 x 3 numbers .* take Uniform"),
+        (lambda: Dense(torch.ones(1, 1).expand(10, 10**6, 10**6)), "a table of 10 steps of 1000000 x 1000000 numbers"),
+        (lambda: DiscretizedGaussian(LARGE, linear(1000)), "the products of 1000 steps of 65536 x 65536 numbers"),
+        (lambda: BandDiagonal(LARGE * 16, linear(10)), "rates and eigenvectors of"),
+        (lambda: GaussianTarget(LARGE * 16), "rates and eigenvectors of"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_size(build, words):
+    with pytest.raises(UsageError, match=f"{words}.* need .* GB of memory, and .* GB are free: take Uniform") as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+def test_steps_on_text_that_do_not_fit_are_refused(monkeypatch):
+    recipe = RECIPES["d3pm-text-smoke"]()
+    data = recipe.load()
+    recipe.batches(data)
+    need = 16 * 8 * 16 * 27
+    monkeypatch.setattr(memory, "available", lambda: need - 1)
+    with pytest.raises(UsageError, match="steps on 8 x 16 tokens of 27 need .* GB of memory.*smaller --text.batch"):
+        recipe.batches(data)
+    monkeypatch.setattr(memory, "available", lambda: need)
+    recipe.batches(data)
+    with pytest.raises(UsageError, match="steps on"):  # walks need more
+        replace(recipe, transition="nearest", schedule="cosine").batches(data)
+
+
+@pytest.mark.parametrize("transition", ["nearest", "absorbing+nearest"])
+def test_a_schedule_that_erases_all_is_refused_before_neighbours_are_sought(transition):
+    with pytest.raises(UsageError, match="give --schedule mutual-information or cosine"):
+        D3PMText(transition=transition)
+
+
+def test_limits_of_a_process_are_known():
+    code = (
+        "import resource; from unnoise.shared.memory import available; free = available(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30)); print(0 < available() < 8 * 2**30, free > 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["True", "True"]
