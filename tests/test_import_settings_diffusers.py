@@ -89,7 +89,7 @@ def opened(folder, **settings):
     ("scheduler", "clip"),
     [
         ({}, 1.0),
-        ({"clip_sample_range": 0.5}, 0.5),
+        ({"clip_sample_range": 0.5, "variance_type": "fixed_small"}, 0.5),
         ({"clip_sample": False}, math.inf),
         ({"thresholding": True, "clip_sample_range": 3.0}, 1.0),
     ],
@@ -112,7 +112,7 @@ def test_estimates_are_clipped_as_the_library_clips_them(tmp_path, scheduler, cl
     if clip == 0.5:
         k, code = torch.randint(0, 256, (1, 3, 8, 8)), torch.Generator().manual_seed(0)
         measured = run.experiment.codelength(denoiser, Scale())(k, code, silent)
-        bound = VariationalBound(Clipped(denoiser, -clip, clip), Scale(), terms=100)
+        bound = VariationalBound(Clipped(denoiser, -clip, clip), Scale(), variance=small, terms=100)
         assert torch.equal(measured.path, bound(Scale().continuous(k), generator=torch.Generator().manual_seed(0)).path)
     again = json.loads((released.export(denoiser, tmp_path / "out") / "scheduler/scheduler_config.json").read_text())
     assert (again["clip_sample"], again["clip_sample_range"]) == (clip < math.inf, 1.0 if clip == math.inf else clip)
