@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ def describe(value: Any, role: str = "") -> Any:
     Raises:
         UsageError: for a value that no description can hold, with its type.
     """
-    value = uncompiled(value)
+    value = value.item() if isinstance(value, np.generic) else uncompiled(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):

@@ -89,6 +89,13 @@ def test_descriptions_round_trip(make):
     assert [p.shape for p in again.parameters()] == [p.shape for p in first.parameters()]
 
 
+def test_numbers_of_numpy_are_described_as_numbers():
+    made = Simple(Learned(MLP(np.int64(6), np.int32(16), 1), Tabulated(linear_betas(np.int64(40))), sigma_data=np.float32(1)))
+    assert json.dumps(describe(made)) == json.dumps(describe(Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40)), sigma_data=1.0))))
+    with pytest.raises(UsageError, match=r"cannot describe numpy\.ndarray"):
+        describe(np.zeros(2))
+
+
 def test_a_description_can_name_only_what_is_marked():
     for evil in ("os.system", "unnoise.shared.training.checkpoint.save", "builtins.eval"):
         with pytest.raises(UsageError, match="not loaded"):
