@@ -234,7 +234,7 @@ class Imported(Experiment):
         from ..shared.figures import save_grid
 
         save_grid(path, levels.float() / (scale.levels - 1), columns=columns)
-        return ""
+        return "" if levels.shape[1] in (1, 3) else f"  the first of {levels.shape[1]} channels is shown\n"
 
     def evaluate(
         self, denoiser: Denoiser, *, count: int | None, steps: int | Tensor, seed: int = 0, progress: Progress = silent

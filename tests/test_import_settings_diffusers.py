@@ -13,6 +13,7 @@ from helpers import assert_samples_close
 from hypothesis import strategies as st
 from import_settings import Format, Setting, answer, setting_tests
 from released_helpers import refused
+from safetensors.torch import load_file, save_file
 
 from unnoise.continuous import (
     Clipped,
@@ -199,6 +200,17 @@ def test_every_entry_of_the_library_is_known():
                 assert parameter.default is None or parameter.default in options.SAMPLING[name], (kind, name)
     theirs = inspect.signature(library.UNet2DModel.__init__).parameters
     assert {*theirs} - {"self"} == {*options.OPTIONS, *options.BESIDE}
+
+
+def test_averaged_weights_come_first(tmp_path):
+    """As the library's training keeps them, beside the raw ones."""
+    folder = written(tmp_path)
+    told = json.loads((folder / "unet/config.json").read_text()) | {"decay": 0.9999, "optimization_step": 7, "power": 0.75}
+    (folder / "unet_ema").mkdir()
+    (folder / "unet_ema/config.json").write_text(json.dumps(told))
+    averages = {name: 2 * value for name, value in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items()}
+    save_file(averages, folder / "unet_ema/diffusion_pytorch_model.safetensors")
+    assert torch.equal(released.load(folder).network.stem.weight, 2 * network().stem.weight)
 
 
 def test_what_is_not_read_is_said(tmp_path):

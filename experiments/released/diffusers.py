@@ -20,6 +20,7 @@ from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.style import Strided, Style
 from ...shared.scale import Scale
 from .diffusers_options import (
+    AVERAGING,
     BESIDE,
     DOWN,
     FIXED,
@@ -113,7 +114,7 @@ def state_of(path: Path) -> dict[str, Any]:
 
 def unet(config: Mapping[str, Any], source: str) -> UNet:
     """The network of a `UNet2DModel`'s configuration."""
-    refuse_unknown(config, (*OPTIONS, *BESIDE), f"{source}/config.json")
+    refuse_unknown(config, (*OPTIONS, *BESIDE, *AVERAGING), f"{source}/config.json")
     told = settled(config, OPTIONS, source, "no network here")
     down, up, wide, size = told["down_block_types"], told["up_block_types"], told["block_out_channels"], config.get("sample_size")
     attends, groups, channels, out = [DOWN[kind] for kind in down], told["norm_num_groups"], told["in_channels"], told["out_channels"]
@@ -277,8 +278,8 @@ def label_of(found: Tensor | None, network: UNet, schedule: Tabulated, source: s
 
 
 def _home(folder: Path) -> Path | None:
-    """Where the U-Net of a folder lies: in it, or in its `unet`."""
-    return next((p for p in (folder / "unet", folder) if (p / "config.json").is_file()), None)
+    """Where the U-Net of a folder lies: in it, or in its `unet`; averaged weights, which a training keeps beside the raw ones, first."""
+    return next((p for p in (folder / "unet_ema", folder / "unet", folder) if (p / "config.json").is_file()), None)
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:
