@@ -108,8 +108,8 @@ class Import:
     """Reads a released checkpoint and writes it in this package's own format; it is sampled and measured then without any flags.
 
     Files of DDPM, improved-diffusion, guided-diffusion, score_sde, NCSNv2, EDM, MDLM and SEDD are known by their content, and folders of
-    diffusers. Flags are needed where a file does not say how its network is built and its name is none of the released ones; an error
-    names those that are missing. Nothing in a file is run.
+    diffusers. Flags are needed where neither a file nor a released name says how its network was built and trained; an error names
+    those that are missing, and what is assumed is printed. Nothing in a file is run.
     """
 
     file: tyro.conf.Positional[str]

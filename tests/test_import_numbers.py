@@ -14,8 +14,9 @@ from released_helpers import at_sigmas, edm_file, song_state
 
 from unnoise.continuous import DDIM
 from unnoise.experiments import released
+from unnoise.experiments.cli import main
 from unnoise.experiments.importing import Flags, bring
-from unnoise.experiments.released import karras, pesser, song
+from unnoise.experiments.released import karras, ncsnv2, pesser, song
 from unnoise.shared.labels import LastIndex
 from unnoise.shared.networks.recentred import TimesSigma
 from unnoise.shared.scale import Scale
@@ -242,3 +243,41 @@ def test_ddim_on_500_quadratic_steps():
     for now, before in itertools.pairwise(grid):
         state = DDIM(model).step(state, now, before)
     assert_samples_close(state, expected.float(), 1e-3)
+
+
+@torch.no_grad()
+def test_ncsnv2_of_images_in_minus_one_to_one():
+    """`score = F(x) / sigma_i` without `2 x - 1` where images are rescaled."""
+    state, x, index = peer_state("ncsnv2"), torch.randn(3, 3, 16, 16), torch.tensor([0, 4, 9])
+    sigma, t = state["module.sigmas"][index], (10 - index).double() / 10
+    inner = ncsnv2.denoiser(state, "x.pth", image_size=16).eval().network.inner
+    for rescaled, scale, at in ((True, Scale(), x), (False, Scale(256, 0.0, 1.0), 2 * x - 1)):
+        model = ncsnv2.denoiser(state, "x.pth", image_size=16, rescaled=rescaled).eval()
+        assert model.scale == scale
+        assert_samples_close(model.score(x, t), inner(at, index.float()) / rows(sigma))
+
+
+def test_the_command_line_asks_and_says(tmp_path, capsys):
+    def unnoise(*arguments):
+        status = main(["import", *map(str, arguments)])
+        told = capsys.readouterr()
+        return status, told.out + told.err
+
+    torch.save(DDPMPP, tmp_path / "song.pth")
+    torch.save(EDM, tmp_path / "edm.pt")
+    begun = (tmp_path / "song.pth", tmp_path / "song", "--sde", "subvp", "--image-size", 32)
+    status, said = unnoise(*begun)
+    assert status != 0
+    assert "give --beta-min, --beta-max as in its training, such as --beta-min 0.1, --beta-max 20.0" in said
+    status, said = unnoise(*begun, "--beta-min", 0.5, "--beta-max", 9, "--fir", "True")
+    assert status == 0, said
+    assert "assumed      centered=True: as all released subvp networks, for images in [-1, 1]" in said
+    assert "assumed      fir" not in said
+    status, said = unnoise(tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2)
+    assert status != 0
+    assert "such as --M 1000" in said
+    status, said = unnoise(tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2, "--M", 300)
+    assert status == 0, said
+    assert "label        LastIndex(last=299.0)" in said
+    assert "assumed      epsilon_t=1e-05: the smallest time of training, as released" in said
+    assert released.load(tmp_path / "edm").label == LastIndex(299.0)
