@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
-from unnoise.experiments import demo, load
+from unnoise.experiments import load
 from unnoise.experiments.cli import main
 from unnoise.shared.data import Batches
 from unnoise.shared.errors import Notice, UsageError
@@ -378,27 +378,3 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "one\n"
     refused(lambda: write_text(tmp_path / "none" / "a.txt", ""), "No such file")
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"3"])
-def test_a_damaged_note_of_the_demo(tmp_path, content):
-    (tmp_path / "demo.json").write_bytes(content)
-    refused(lambda: demo.prepare(demo.Demo(out=tmp_path, resume=True, smoke=True)), "demo.json", "choose another folder with --out")
-
-
-def test_a_demo_that_trains_is_not_moved_away(tmp_path):
-    out = demo.prepare(demo.Demo(out=tmp_path / "demo", smoke=True))
-    (out / "ddpm").mkdir()
-    with folder.locked(out / "ddpm"):
-        refused(lambda: demo.prepare(demo.Demo(out=out, smoke=True)), "another process trains into")
-    demo.prepare(demo.Demo(out=out, smoke=True))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo", "demo.1"]
-
-
-@pytest.mark.parametrize("place", ["a file", "below a file", "a broken link"])
-def test_a_run_needs_a_folder(tmp_path, place):
-    (tmp_path / "file").write_text("years of work")
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
-    path = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "run", "a broken link": tmp_path / "link"}[place]
-    refused(lambda: Trainer(objective(), CONFIG, folder=path), "cannot write to the folder")
-    assert (tmp_path / "file").read_text() == "years of work"

@@ -66,6 +66,9 @@ class Training:
         for name, decays in (("ema", (self.ema,)), ("betas", self.betas)):
             if not all(0 <= decay < 1 for decay in decays):
                 raise UsageError(f"{name}={getattr(self, name)}: give decays in [0, 1)")
+        object.__setattr__(self, "device", str(self.device) if isinstance(self.device, torch.device) else self.device)
+        if not isinstance(self.device, str) or self.device.startswith("meta"):
+            raise UsageError(f"device={shown(self.device)}: give the name of a torch device, such as cpu or cuda:0, or auto")
         if self.bfloat16 not in (True, False, None):
             raise UsageError(f"bfloat16={shown(self.bfloat16)}: give True, False, or None for what the device multiplies itself")
         if self.seed >= 2**31:

@@ -14,7 +14,7 @@ from warnings import warn
 
 import torch
 
-from ..errors import Notice, UsageError
+from ..errors import Notice, UsageError, shown
 
 try:
     import fcntl
@@ -28,14 +28,14 @@ def writable(folder: Path | str) -> Path:
     Raises:
         UsageError: where it cannot.
     """
-    folder = Path(folder)
     try:
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to the folder {folder} ({said(error)}): choose another with --out") from error
+    except (OSError, TypeError, ValueError) as error:  # what is no path, too
+        raise UsageError(f"cannot write to the folder {shown(folder, 200)} ({said(error)}): choose another with --out") from error
     return folder
 
 

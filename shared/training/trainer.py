@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..describe import describe
-from ..errors import Notice, UsageError
+from ..errors import Notice, UsageError, shown
 from ..objective import Objective
 from ..progress import Progress, silent
 from ..random import derived_seed
@@ -67,6 +67,13 @@ class Trainer:
         progress: Progress = silent,
         watch: Callable[[Objective, int], None] | None = None,
     ) -> None:
+        if not isinstance(config, Training):
+            raise UsageError(f"config={shown(config)}: give Training(steps=...)")
+        if not hasattr(objective, "denoiser"):
+            kind = type(objective).__name__
+            raise UsageError(f"{kind} is no objective: give one of a denoiser, such as Simple(Learned(network, schedule))")
+        if any(p.is_meta for p in objective.parameters()):
+            raise UsageError("the objective has no weights yet, for they lie on the device meta: give it some, to_empty(device=...)")
         if not hasattr(objective.denoiser, "corruption"):
             raise UsageError(f"{type(objective.denoiser).__name__} is a network: make it a denoiser first, Learned(network, schedule)")
         refuse_several()
