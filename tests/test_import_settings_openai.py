@@ -11,8 +11,9 @@ from import_settings import Format, Setting, setting_tests
 from released_helpers import refused
 
 from unnoise.continuous import clean, noise
-from unnoise.experiments.imported import objective
+from unnoise.experiments.imported import imported, objective
 from unnoise.experiments.released import openai
+from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import exact
 
 STEM, OUT = "input_blocks.0.0.weight", ("out.2.weight", "out.2.bias")
@@ -185,6 +186,13 @@ def test_sizes_that_do_not_halve_and_other_poolings_are_refused():
     odd = peer_state("guided_diffusion_classifier")
     odd["out.2.positional_embedding"] = odd["out.2.positional_embedding"][:, :-3]
     refused(lambda: openai.denoiser(odd, "model.pt", **JUDGING), "model.pt", "positional_embedding")
+
+
+def test_pictures_say_which_channel_they_show(tmp_path):
+    for channels, said in ((1, ""), (2, "  the first of 2 channels is shown\n"), (3, "")):
+        state = of_channels("improved_diffusion_unet", channels)[0]
+        shown = imported(load(state)).show(tmp_path / "a.png", torch.zeros(2, channels, 16, 16, dtype=torch.int64), Scale(), 2)
+        assert shown == said
 
 
 def test_training_goes_on_with_the_error_of_what_is_predicted():
