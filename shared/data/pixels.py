@@ -77,7 +77,8 @@ def pixels(source: Path | bytes) -> Pixels:
             with opened(source) as image:
                 image.load()
                 wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-                found = converted(ImageOps.exif_transpose(image), wide)
+                ImageOps.exif_transpose(image, in_place=True)
+                found = converted(image, wide)
                 frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # a PSD is the sum of its layers
                 return found._replace(further=frames - 1)  # counted last, for Pillow goes to the last frame and back
     except UsageError:
@@ -99,7 +100,7 @@ def converted(image: Image, wide: bool = False) -> Pixels:
     if image.mode == "I":
         raise UsageError("its gray has 32 bits, of a range that no one knows: save it with 8 or 16 bits")
     if image.mode in ("1", "L"):
-        gray = np.asarray(image.convert("L"))
+        gray = np.asarray(image if image.mode == "L" else image.convert("L"))
         return over_white(gray, np.where(gray == key, 0, 255) if isinstance(key, int) else None)
     if image.mode in ("LA", "La"):
         gray, alpha = np.moveaxis(np.asarray(image), -1, 0)
@@ -107,7 +108,7 @@ def converted(image: Image, wide: bool = False) -> Pixels:
     if image.mode in ALPHA or key is not None or (palette is not None and palette.mode.endswith("A")):
         bands = np.asarray(image.convert("RGBA"))
         return over_white(bands[..., :3], bands[..., 3:])
-    return Pixels(np.asarray(image.convert("RGB")))
+    return Pixels(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
 
 
 def scaled(raw: np.ndarray, top: int, key: object) -> Pixels:
