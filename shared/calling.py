@@ -72,7 +72,7 @@ def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
     try:
         out = network(x, time, **cond)
     except (TypeError, IndexError, RuntimeError) as error:
-        if (line := explained(error, asker, time, cond)) is None:
+        if (line := explained(error, asker, x, time, cond)) is None:
             raise
         raise UsageError(line) from error
     return refuse_no_tensor(out, x)
@@ -115,7 +115,7 @@ def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
     except UsageError:
         raise
     except Exception as error:  # what is wrong with the network itself its own call tells
-        if isinstance(error, IndexError) and (line := explained(error, asker, ends.float(), cond)):
+        if isinstance(error, IndexError) and (line := explained(error, asker, x, ends.float(), cond)):
             raise UsageError(line) from error
     finally:
         for handle in hooks:
@@ -200,7 +200,7 @@ def signature_of(network: nn.Module) -> inspect.Signature | None:
         return None
 
 
-def explained(error: Exception, asker: Asker, time: Tensor, cond: dict[str, Any]) -> str | None:
+def explained(error: Exception, asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> str | None:
     """One line for an error of the call, None for one of the network's own."""
     network = asker.network
     name, said = type(network).__name__, str(error).splitlines()[0] if str(error) else ""
@@ -211,6 +211,8 @@ def explained(error: Exception, asker: Asker, time: Tensor, cond: dict[str, Any]
         fed = f"the time input is {time.dtype}, here {low:g} to {high:g}"
         if LONG.search(said):
             return f"{name} looks up what is not an integer: {fed}; index with time.round().long()"
+        if not x.is_floating_point() and x.device.type == "cpu" and x.numel():
+            fed = f"x holds tokens up to {int(x.max())}, of which a mask is the last, and {fed}"
         return f"{name} looked up what it does not have ({said}): {fed}; {REMEDY}"
     if isinstance(error, RuntimeError) and DEVICE.search(said):
         held = next((p.device for p in network.parameters()), "cpu")

@@ -267,6 +267,13 @@ def test_rows_that_do_not_fit_the_time_are_found_before_the_first_step():
         sde.ScoreMatching(sde.Learned(Rows(), sde.VP())).at(X, early)
 
 
+def test_a_table_of_tokens_without_a_row_for_the_mask():
+    rows = nn.Embedding(K, K)
+    with pytest.raises(UsageError, match="index out of range in self.: x holds tokens up to 5, of which a mask is the last, and the time"):
+        discrete.Categorical(Own(lambda x, time: rows(x)), MASKED)(torch.full((2, 3), K), 0.5)
+    discrete.Categorical(Own(lambda x, time: rows(x)), UNIFORM)(TOKENS, 0.5)
+
+
 def test_step_index_feeds_every_row_once():
     rows = []
     network = Own(lambda x, time: rows.append(time) or x)
