@@ -28,7 +28,7 @@ from ..shared.training import Training
 from .evaluation import draw
 from .experiment import CodelengthOf, Experiment
 
-LETTERS = 64  # symbols up to which n-grams judge samples
+LETTERS, JUDGED = 64, 50_000  # symbols up to which n-grams judge samples; windows of the training text that they see, at most
 AT_ONCE = 2**26  # numbers of logits held at a time when text is coded
 CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}  # windows of the Markov chain
 
@@ -251,5 +251,5 @@ class TextExperiment(Experiment):
         found = {"sample_entropy": entropy(samples, train.vocabulary), "distinct_4": distinct(samples, min(4, samples.shape[1]))}
         if train.vocabulary > LETTERS:
             return found
-        judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), 50_000)])
+        judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), JUDGED)])
         return {"generative_perplexity": generative_perplexity(judge, samples).perplexity} | found

@@ -179,3 +179,11 @@ def test_training_and_evaluation_say_what_they_read(tmp_path, monkeypatch, capsy
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert ("bits_per_character" in found, "perplexity_per_word" in found, "lossy" in found) == (not lossy, not lossy, lossy)
     assert "windows of 16 from" in found["held_out"]
+
+
+def test_figures_of_characters_take_no_tokenizer(tmp_path, monkeypatch, capsys):
+    """Bits per token of n-grams are not bits per character."""
+    monkeypatch.chdir(tmp_path)
+    train_tokenizer([TEXT], 270).save("tokenizer.json")
+    assert main(["reproduce", "d3pm-text-smoke", "--text.tokenizer", "tokenizer.json", "--out", "run"]) == 2
+    assert "leave --text.tokenizer out" in capsys.readouterr().err
