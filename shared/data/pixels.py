@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WHITE = 255
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 PRIVATE = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF", "IPTC")  # formats that Pillow knows and does not read alone
 
@@ -79,6 +80,8 @@ def pixels(source: Path | bytes) -> Pixels:
                 wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
                 ImageOps.exif_transpose(image, in_place=True)
                 found = converted(image, wide)
+                if found.kind and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow sees to it in 8 bits
+                    found = found._replace(values=255 - found.values)
                 frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # a PSD is the sum of its layers
                 return found._replace(further=frames - 1)  # counted last, for Pillow goes to the last frame and back
     except UsageError:
