@@ -212,7 +212,7 @@ def explained(error: Exception, asker: Asker, x: Tensor, time: Tensor, cond: dic
         if LONG.search(said):
             return f"{name} looks up what is not an integer: {fed}; index with time.round().long()"
         if not x.is_floating_point() and x.device.type == "cpu" and x.numel():
-            fed = f"x holds tokens up to {int(x.max())}, of which a mask is the last, and {fed}"
+            fed = f"x holds tokens up to {int(x.max())} (a mask, where there is one, is the last), and {fed}"
         return f"{name} looked up what it does not have ({said}): {fed}; {REMEDY}"
     if isinstance(error, RuntimeError) and DEVICE.search(said):
         held = next((p.device for p in network.parameters()), "cpu")
