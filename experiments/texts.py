@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..discrete import VariationalBound
 from ..shared.bits import perplexity
 from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, characters, pieces, sparse_chain, text8, tokenizer_file
+from ..shared.data.sources import bundled
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
@@ -73,7 +74,7 @@ class Text:
             raise UsageError("crop is for 27 symbols, and windows of a tokenizer are trained on as they are: leave one of both out")
 
     def load(self, split: str = "train") -> TextSet:
-        """A split. Of the text of a single file, and of a folder, `train` is refused where there is no window to test on.
+        """A split. A single file is refused where it leaves no window to test on; of other sets `train` says so in its summary.
 
         Raises:
             UsageError: as `characters` and `pieces`.
@@ -84,7 +85,7 @@ class Text:
             said = f"{len(windows):,} windows of {self.length} symbols of a Markov chain"
             return TextSet(windows, Letters(), windows.numel(), windows.numel(), windows.numel(), summary=said)
         data = self._read(split)
-        if split != "train" or self.name == "text8" or not Path(self.name).exists():
+        if split != "train" or self.name in ("text8", *bundled()):
             return data
         try:
             test = self._read("test")
@@ -93,8 +94,8 @@ class Text:
                 part = f"the last twentieth of {self.name}, which is held out for tests, has no window"
                 raise UsageError(f"{part} ({error}): give more text or a smaller length") from error
             return replace(data, summary=f"{data.summary}; `unnoise evaluate` will have no text to measure on: {error}")
-        where = "the last tenth of the file is held out" if Path(self.name).is_file() else "the folder holds others to test on"
-        return replace(data, summary=f"{data.summary}; {where}, {len(test.windows):,} windows of it for tests")
+        where = "the last tenth of the file is held out, of it" if Path(self.name).is_file() else "held out:"
+        return replace(data, summary=f"{data.summary}; {where} {len(test.windows):,} windows for tests")
 
     def _read(self, split: str) -> TextSet:
         if self.name == "text8" and self.tokenizer is None:

@@ -218,7 +218,7 @@ def test_what_cannot_be_tested_is_not_trained(tmp_path):
     said = Text(str(tmp_path / "set"), length=8).load().summary
     assert "`unnoise evaluate` will have no text to measure on: the folder" in said
     (tmp_path / "set" / "test.txt").write_text(" ".join(WORDS))
-    assert "windows of it for tests" in Text(str(tmp_path / "set"), length=8).load().summary
+    assert "held out: " in Text(str(tmp_path / "set"), length=8).load().summary
 
 
 def test_rows_without_text_are_counted(tmp_path):
@@ -272,3 +272,16 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
     assert text_of(characters(path("m.csv", b"\xef\xbb\xbf" + cells.encode()), length=1)) == "caf "
     assert text_of(characters(path("n.jsonl", b"\xef\xbb\xbf" + b'{"text": "words"}\n'), length=1)) == "words "
     assert Path(good).read_text() == "some words\n"
+
+
+def test_a_set_elsewhere_without_a_test_part_is_said(monkeypatch):
+    """As a set on the hub that has `train` alone."""
+
+    def load(name, split):
+        if split != "train":
+            raise UsageError(f'cannot load the data set {name} (Unknown split "{split}")')
+        return Dataset.from_dict({"text": WORDS})
+
+    monkeypatch.setattr("unnoise.shared.data.textfiles.load", load)
+    monkeypatch.setattr("unnoise.shared.data.text.FORMAT", -2)
+    assert "`unnoise evaluate` will have no text to measure on: cannot load" in Text("some/set", length=8).load().summary
