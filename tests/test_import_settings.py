@@ -326,3 +326,71 @@ def test_the_range_of_an_edm_pickle_narrows_the_papers():
     for low, high, expected in ((0, math.inf, (SMALLEST_TRAINED, LARGEST_TRAINED)), (0.001, 100.0, (0.002, 80.0)), (0.5, 9, (0.5, 9.0))):
         schedule = edm("EDMPrecond")({"its sigma_data": 0.5, "its sigma_min": low, "its sigma_max": high}).schedule
         assert (schedule.sigma_min, schedule.sigma_max) == expected
+
+
+def renumbered(state, change):
+    """A list of layers in which `change(number, rest of the name, tensor)` gives the new names and tensors, or drops some."""
+    found = {}
+    for name, value in state.items():
+        number, _, rest = name.removeprefix("module.all_modules.").partition(".")
+        found |= {f"module.all_modules.{n}.{r}": v for n, r, v in change(int(number), rest, value)}
+    return found
+
+
+def unconditional(number, rest, value):
+    """`conditional=False` of NCSN++: no layers for the time."""
+    return [(number - 2, rest, value)] if number > 1 else []
+
+
+def pooled(number, rest, value):
+    """`resamp_with_conv=False` of DDPM: what resizes is still in the list, but has no tensors."""
+    strided = {int(n.split(".")[2]) for n in song_weights(ddpm=True) if n.endswith("Conv_0.bias")} - {
+        int(n.split(".")[2]) for n in song_weights(ddpm=True) if n.endswith("Dense_0.bias")
+    }
+    return [] if number in strided else [(number, rest, value)]
+
+
+def filtered(number, rest, value):
+    """`resblock_type="ddpm"` of NCSN++ with `fir=True`: what resizes has another name."""
+    return [(number, rest if pooled(number, rest, value) else rest.replace("Conv_0", "Conv2d_0"), value)]
+
+
+def unfiltered(number, rest, value):
+    """`progressive_input="residual"` with `fir=False`."""
+    return [(number, rest.replace("Conv2d_0", "Conv_0"), value)]
+
+
+def joined(number, rest, value):
+    """`progressive_combine="cat"`: the block behind takes twice the channels."""
+    wide = rest in ("GroupNorm_0.weight", "GroupNorm_0.bias") and number == 10
+    return [(number, rest, torch.cat([value, value]) if wide else value)]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (unconditional, {}),
+        (unconditional, {"enters": "residual"}),
+        (pooled, {"ddpm": True}),
+        (filtered, {"ddpm": True}),
+        (unfiltered, {"enters": "residual"}),
+        (joined, {"enters": "skip"}),
+    ],
+)
+def test_options_of_score_sde_that_leave_a_trace_are_refused(change, kind):
+    flags = {"sde": "subvp", "image_size": 8, **RELEASED_BETAS}
+    state = renumbered(song_weights(**kind), change)
+    assert state.keys() != song_weights(**kind).keys() or any(v.shape != song_weights(**kind)[k].shape for k, v in state.items())
+    refused(lambda: opened("score_sde", state, "x.pth", flags), "x.pth")
+
+
+@pytest.mark.parametrize("option", ["resamp_with_conv", "conv_shortcut", "out_ch"])
+def test_options_of_ermongroup_that_leave_a_trace_are_refused(option):
+    state = dict(weights("ddim_model"))
+    if option == "resamp_with_conv":
+        state = {k: v for k, v in state.items() if "sample.conv" not in k}
+    elif option == "conv_shortcut":
+        state = {k.replace("nin_shortcut", "conv_shortcut"): v for k, v in state.items()}
+    else:
+        state |= {name: torch.cat([state[name]] * 2) for name in ("conv_out.weight", "conv_out.bias")}
+    refused(lambda: opened("pesser / ermongroup DDPM", state, "x.ckpt", TRAINED | {"image_size": 16}), "x.ckpt")
