@@ -16,10 +16,10 @@ from torch import Tensor
 from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.tensors import Table, exact
-from ..shared.values import ByValue
+from ..shared.values import equal, hash_of_type, notation
 
 
-class NoiseSchedule(ByValue, ABC):
+class NoiseSchedule(ABC):
     r"""`total(t) = int_0^t rate(r) dr` events have met a symbol by time t, so it is untouched with chance `exp(-total(t))`; `total(0) = 0`.
 
     Attributes:
@@ -29,6 +29,7 @@ class NoiseSchedule(ByValue, ABC):
 
     steps: int | None = None
     t_min: float = 1e-3
+    __eq__, __hash__, __repr__ = equal, hash_of_type, notation
 
     @abstractmethod
     def total(self, t: Tensor) -> Tensor:

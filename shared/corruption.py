@@ -11,15 +11,17 @@ from torch import Tensor
 from .errors import UsageError
 from .random import Source, normal, normal_like
 from .tensors import at_least_float32, exact, like, moment, refuse_unreal
-from .values import ByValue
+from .values import equal, hash_of_type, notation
 
 
-class Corruption(ByValue, ABC):
+class Corruption(ABC):
     """`x_t ~ q(x_t | x_0)`, and the law of `x_1` that sampling starts from.
 
     `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. A corruption does not change, so copies of a denoiser share it, and
     two that were made of equal values are equal.
     """
+
+    __eq__, __hash__, __repr__ = equal, hash_of_type, notation
 
     def __deepcopy__(self, memo: dict[int, object]) -> Corruption:
         return self

@@ -1,4 +1,4 @@
-"""Objects that are equal where the values they were made of are equal."""
+"""What makes objects equal where the values they were made of are equal: methods for the base classes of processes and schedules."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ FEW = 4
 """Numbers of a tensor that are written out."""
 
 
-class ByValue:
-    """Equality by value: two objects of one class whose constructor arguments are equal are equal, tensors entry by entry.
+def equal(self: Any, other: object) -> bool:
+    """`__eq__` by value: two objects of one class whose constructor arguments are equal are equal, tensors entry by entry.
 
     A class keeps each constructor argument as an attribute of the same name; one that does not is compared by all of
     its attributes.
     """
+    if self is other:
+        return True
+    return same(state_of(self), state_of(other)) if type(self) is type(other) else NotImplemented
 
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if type(self) is not type(other):
-            return NotImplemented
-        return same(state_of(self), state_of(other))
 
-    def __hash__(self) -> int:
-        return hash(type(self))  # equal objects must share it, and tensors have none
+def hash_of_type(self: Any) -> int:
+    """The `__hash__` that goes with `equal`: equal objects must share it, and tensors have none."""
+    return hash(type(self))
 
-    def __repr__(self) -> str:
-        defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
-        given = {name: value for name, value in state_of(self).items() if not same(value, defaults.get(name, inspect.Parameter.empty))}
-        return f"{type(self).__name__}({', '.join(f'{name}={written(value)}' for name, value in given.items())})"
+
+def notation(self: Any) -> str:
+    """`__repr__`: the class and those of its arguments that are not their defaults."""
+    defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
+    given = {name: value for name, value in state_of(self).items() if not same(value, defaults.get(name, inspect.Parameter.empty))}
+    return f"{type(self).__name__}({', '.join(f'{name}={written(value)}' for name, value in given.items())})"
 
 
 def state_of(value: Any) -> dict[str, Any]:
