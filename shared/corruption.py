@@ -50,7 +50,7 @@ class Corruption(ABC):
             UsageError: for what is none.
         """
 
-    def refuse_grid(self, grid: Tensor) -> None:
+    def refuse_grid(self, grid: Tensor) -> None:  # noqa: B027
         """Refuses a grid with times that the process does not tell apart.
 
         Raises:

@@ -184,7 +184,8 @@ def test_known_rows_are_one_for_each_sample_or_one_for_all(name):
     mask, row = torch.tensor([True, False]), torch.tensor([1.0, 0.0])
     for known in (row, row[None], row.expand(5, 2)):
         x = WRAPPED[name](Ancestral(exact), known, mask)(shape=(5, 2), steps=3, generator=Streams(0, range(5)))
-        assert (x[:, 0] == 1).all() and len(set(x[:, 1].tolist())) == 5
+        assert (x[:, 0] == 1).all()
+        assert len(set(x[:, 1].tolist())) == 5
     for known in (row.expand(2, 2), torch.ones(5, 3)):
         with pytest.raises(UsageError, match=r"known of shape .*\(5, 2\): give one row"):
             WRAPPED[name](Ancestral(exact), known, mask[:1])(shape=(5, 2), steps=3)

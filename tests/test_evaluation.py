@@ -83,7 +83,8 @@ def test_a_set_has_one_judge_in_a_process():
 
 
 def test_one_example_has_no_standard_error(recwarn):
-    assert math.isnan(standard_error(torch.ones(1))) and not recwarn.list
+    assert math.isnan(standard_error(torch.ones(1)))
+    assert not recwarn.list
     assert standard_error(torch.tensor([1.0, 3.0])) == pytest.approx(1.0)  # s = sqrt(2), of two values
 
 

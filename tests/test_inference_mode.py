@@ -123,7 +123,8 @@ def test_inference_mode_changes_nothing(name):
     expected = ask(network)
     with torch.inference_mode():
         found = ask(network)
-    assert expected.isfinite().all() and torch.equal(found, expected)
+    assert expected.isfinite().all()
+    assert torch.equal(found, expected)
 
 
 def test_a_network_of_inference_mode_is_named():
