@@ -24,7 +24,7 @@ from ..shared.progress import Progress, bar
 from ..shared.random import Streams, whole_seed
 from ..shared.sampler import Sampler, device_of
 from ..shared.training import Training
-from ..shared.training.folder import locked, read_metrics, read_object, writable, write_text
+from ..shared.training.folder import curve, locked, read_object, writable, write_text
 from . import d3pm_images, ddpm, report, score_sde
 from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, judge_of, marginal_bits_per_dim, summary
 from .experiment import Experiment
@@ -230,8 +230,7 @@ def draw_figures(
     save_panels(folder / "samples.png", {title: images[:80] for title, images in pictures.items()}, columns=10, across=3)
     curves = {}
     for name, experiment in experiments.items():
-        lines = [line for line in read_metrics(folder / name / "metrics.jsonl") if "loss" in line]
-        curves[FAMILIES[name][0]] = ([r["step"] for r in lines], [r["loss"] for r in lines], experiment.loss_unit)
+        curves[FAMILIES[name][0]] = (*curve(folder / name / "metrics.jsonl", "loss"), experiment.loss_unit)
         save_strip(
             folder / f"film-{name}.png",
             film(experiment, trained[name].denoiser, test),

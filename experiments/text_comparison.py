@@ -19,7 +19,7 @@ from ..shared.editing import Inpainting
 from ..shared.errors import UsageError
 from ..shared.metrics import NGram, entropy
 from ..shared.progress import Progress, silent
-from ..shared.training.folder import read_metrics, read_object, writable
+from ..shared.training.folder import curve, read_object, writable
 from .evaluation import draw
 from .report import table
 from .reproduce import trained
@@ -92,12 +92,10 @@ def picture(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     curves, steps = {}, 0
     for name, found in results.items():
         if "training_steps" in found:
-            log = [line for line in read_metrics(folder_of(folder, name) / "metrics.jsonl") if "loss" in line]
-            if not log:
-                continue
+            # Without the prior and, in continuous time, the data term.
+            points = zip(*curve(folder_of(folder, name) / "metrics.jsonl", "bits_per_dim"), strict=True)
             steps = max(steps, found["training_steps"])
-            part = next(key for key in log[0] if key.endswith("bits_per_dim"))  # without the prior and, in continuous time, the data term
-            curves[name] = smoothed([(r["step"], r[part]) for r in log if r["step"] >= found["training_steps"] / 10])
+            curves[name] = smoothed([(step, value) for step, value in points if step >= found["training_steps"] / 10])
     floor = min((found["bits_per_character"], name) for name, found in results.items() if "training_steps" not in found)
     curves[floor[1]] = ([0, steps], [floor[0], floor[0]])
     save_lines(folder / "figure.png", {"path of the bound, training batches": Lines("step", "bits/char", curves, logy=True)})

@@ -22,7 +22,7 @@ from unnoise.shared.networks import MLP
 from unnoise.shared.scale import Scale
 from unnoise.shared.training import Trainer, Training, checkpoint, folder
 from unnoise.shared.training.checkpoint import digest, newest, numbered
-from unnoise.shared.training.folder import read_metrics, write_text
+from unnoise.shared.training.folder import curve, read_metrics, write_text
 
 CONFIG = Training(steps=6, learning_rate=1e-2, warmup=2, log_every=1, save_every=2)
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -247,6 +247,19 @@ def test_a_log_that_a_crash_cut_or_an_editor_left_without_its_end(run):
     shutil.rmtree(run / "checkpoints" / "00000006")
     resume(run)
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [5, 6]
+
+
+def test_the_curve_of_a_damaged_log(tmp_path):
+    """What can be read of it, and a word where nothing can."""
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(
+        b'{"step": 1}\n{"step": 2, "a_loss": 3, "loss": 4}\n\xff\n{"step": 3, "a_loss": "x"}\n{"step": 4, "a_loss": NaN}\n{"step": 5'
+    )
+    assert curve(log, "loss") == ([2], [3])
+    for content in (b"", b"\xff\n", b'{"step": 1, "loss": null}\n'):
+        log.write_bytes(content)
+        with pytest.warns(Notice, match="holds no loss that can be read, and its curve is left out"):
+            assert curve(log, "loss") == ([], [])
 
 
 def test_a_folder_in_the_place_of_the_log(run):

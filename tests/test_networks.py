@@ -241,7 +241,7 @@ def test_conditions_that_do_not_fit_are_refused():
 
 
 def test_conditions_leave_the_weights_of_older_networks_in_place():
-    """Checkpoints hold weights by name, and the state of the optimiser by the order of the parameters."""
+    """Checkpoints hold weights by name, and those of earlier versions the state of the optimizer by the order of the parameters."""
     plain = UNet((1, 4, 4), 8, (1, 2), 1, (2,), classes=2)
     assert list(dict.fromkeys(name.split(".")[0] for name, _ in plain.named_parameters())) == (
         ["time", "label", "stem", "down", "up", "middle", "head"]

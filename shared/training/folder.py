@@ -203,6 +203,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [values for _, values in parsed(path)[0]]
 
 
+def curve(path: Path, ending: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the first name with that ending in a `metrics.jsonl`, as far as they can be read; none of them is a `Notice`.
+
+    Raises:
+        UsageError: where the file cannot be read.
+    """
+    lines = read_metrics(path)
+    name = next((key for line in lines for key in line if key.endswith(ending)), ending)
+    points = [(line["step"], line[name]) for line in lines if number(line.get(name))]
+    if not points:
+        warn(Notice(f"{path} holds no {ending} that can be read, and its curve is left out"), stacklevel=2)
+    return [x for x, _ in points], [y for _, y in points]
+
+
 def parsed(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
     """The lines that can be read, as they stand and as objects, and how many cannot, but for a last one that a crash left half-written.
 
