@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from .corruption import Corruption
 from .describe import described
 from .errors import UsageError
+from .tensors import exact
 
 Label: TypeAlias = Callable[[Corruption, Tensor], Tensor]
 
@@ -37,6 +39,16 @@ def thousandths(corruption: Corruption, t: Tensor) -> Tensor:
 def step_index(corruption: Corruption, t: Tensor) -> Tensor:
     """N - 1 on a table of T steps, t = n / T: the 0-based index of Ho et al. (2020)."""
     return t * rows_of(corruption) - 1
+
+
+@described
+def nearest_index(corruption: Corruption, t: Tensor) -> Tensor:
+    """`step_index` of the row whose sigma / alpha is nearest, as Karras et al. (2022) ask networks that were trained on a table."""
+    rows, t = rows_of(corruption), exact(t)
+    above = (t * rows).ceil().clamp(1, rows)
+    below = (above - 1).clamp(min=1)
+    here, high, low = (torch.exp(-0.5 * corruption.log_snr(time)) for time in (t, above / rows, below / rows))
+    return torch.where(high - here <= here - low, above, below) - 1
 
 
 @described

@@ -190,6 +190,11 @@ def test_iddpm_preconditioner(steps, c_1, c_2, pickled, tmp_path):
     both = model.network(rows((1 + sigma**2).rsqrt()) * x, (steps - 1 - j).float(), label=label(j))
     on_edm, times = at_sigmas(model, sigma[2:])  # below the paper's largest level
     assert_samples_close(on_edm(x[2:], times, label=label(j)[2:]), x[2:] - rows(sigma[2:]) * both[2:, :3])
+    between = torch.tensor([0.03, 0.7, 9.0, 33.0], dtype=torch.float64)
+    nearest = (between[:, None] - u.double()).abs().argmin(1)
+    both_between = model.network(rows((1 + between**2).rsqrt()) * x, (steps - 1 - nearest).float(), label=label(j))
+    on_edm, times = at_sigmas(model, between)
+    assert_samples_close(on_edm(x, times, label=label(j)), x - rows(between) * both_between[:, :3])
     clean, variance = model.with_spread(rows((1 + sigma**2).rsqrt()) * x, t, label=label(j))
     assert_samples_close(clean, x - rows(sigma) * both[:, :3], 1e-3 if sigma.max() > 1e3 else 1e-4)
     assert torch.equal(variance, both[:, 3:])

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...continuous import Tabulated, betas_of
 from ...sde import EDM, VE, VP, Learned, Preconditioned
 from ...shared.errors import UsageError
-from ...shared.labels import LastIndex, log_half_noise_level, quarter_log, song_vp, step_index
+from ...shared.labels import LastIndex, log_half_noise_level, nearest_index, quarter_log, song_vp
 from ...shared.networks import UNet
 from ...shared.networks.embeddings import SINES, Fourier
 from ...shared.networks.progressive import InputResidual, InputSkip, OutputSkip
@@ -80,7 +80,7 @@ def iddpm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
     if len(u) < 2 or not (u[0] < torch.inf and u[-1] == 0 and (u.diff() < 0).all()):
         raise UsageError(f"{settings.source}: its noise levels {TABLE} do not fall from a finite one to 0: give a whole file")
     settings.tell("M", len(u) - 1)
-    return Learned(network, Tabulated(betas_of(1 / (1 + u[:-1].flip(0) ** 2))), noise, step_index)
+    return Learned(network, Tabulated(betas_of(1 / (1 + u[:-1].flip(0) ** 2))), noise, nearest_index)
 
 
 def end(value: Any, name: str, settings: Settings) -> float | None:
@@ -146,8 +146,8 @@ def denoiser(
     """The denoiser of a released network, of images in [-1, 1].
 
     Sizes, multipliers, blocks and attention follow from the weights' names and shapes. The denoiser's home is the process of its
-    preconditioner; `on(EDM())` brings any to the noise levels of the paper's samplers. Where the networks of `iddpm` are asked between two
-    levels of their table, so is the network, and not at the nearer one.
+    preconditioner; `on(EDM())` brings any to the noise levels of the paper's samplers. Between two levels of their table, networks of
+    `iddpm` are told the nearer one's step.
 
     A pickle tells its preconditioner and the settings of it. A state dict tells neither, but for the table of "iddpm"; they are known by
     the names of released files, such as edm-cifar10-32x32-cond-vp.pkl, which tell nothing where a flag or the file contradicts them.
