@@ -202,6 +202,18 @@ def test_every_entry_of_the_library_is_known():
     assert {*theirs} - {"self"} == {*options.OPTIONS, *options.BESIDE}
 
 
+@pytest.mark.parametrize("null", [False, True])
+def test_classes_and_the_one_that_stands_for_none_come_back(tmp_path, null):
+    """So that a run which comes back samples the classes alone, and is guided as before."""
+    made = UNet((3, 8, 8), 32, (1,), 1, (), style=DDPM, classes=3, null_label=null)
+    folder = released.export(Learned(made, Tabulated(linear_betas(50)), label=step_index), tmp_path / "out")
+    again = released.load(folder).network
+    assert (again.classes, again.null_label) == (3, null)
+    assert torch.equal(again.label.table.weight, made.label.table.weight)
+    library = pytest.importorskip("diffusers")
+    assert library.UNet2DModel.from_pretrained(folder / "unet").config.num_class_embeds == 3 + null
+
+
 def test_averaged_weights_come_first(tmp_path):
     """As the library's training keeps them, beside the raw ones."""
     folder = written(tmp_path)

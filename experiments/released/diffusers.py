@@ -24,6 +24,7 @@ from .diffusers_options import (
     BESIDE,
     DOWN,
     FIXED,
+    NULL,
     OPTIONS,
     OWN,
     PREDICTIONS,
@@ -127,6 +128,7 @@ def unet(config: Mapping[str, Any], source: str) -> UNet:
         )
     if not whole(size) and not (several(size, whole) and len(size) == 2):
         raise UsageError(f"{source}: sample_size={size!r} is no size of images: write that of the training into config.json, such as 32")
+    null = config.get(NULL) is True
     style = Style(
         norm=Groups(groups, 1, told["norm_eps"]),
         adaptive=told["resnet_time_scale_shift"] == "scale_shift",
@@ -141,10 +143,10 @@ def unet(config: Mapping[str, Any], source: str) -> UNet:
         told["layers_per_block"],
         [2**n for n, attend in enumerate(attends) if attend],
         dropout=told["dropout"],
-        classes=told["num_class_embeds"],
+        classes=None if told["num_class_embeds"] is None else told["num_class_embeds"] - null,
         outputs=out // channels,
         style=style,
-        null_label=False,
+        null_label=null,
     )
 
 

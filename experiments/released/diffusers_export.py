@@ -19,7 +19,7 @@ from ...shared.networks.blocks import SelfAttention
 from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.style import Strided, Style
 from .diffusers import LABELS, TIME_TABLE, features, indices, names
-from .diffusers_options import FIXED, PREDICTIONS
+from .diffusers_options import FIXED, NULL, PREDICTIONS
 from .weights import Made
 
 REMEDY = "train with --network.style ddpm"
@@ -170,6 +170,7 @@ def _unet_config(denoiser: Learned, learned: bool) -> dict[str, Any]:
         "norm_eps": network.style.norm.eps,
         "norm_num_groups": groups,
         "num_class_embeds": None if network.classes is None else network.classes + network.null_label,
+        **({NULL: True} if network.classes is not None and network.null_label else {}),
         "resnet_time_scale_shift": "scale_shift" if network.style.adaptive else "default",
         "time_embedding_type": "learned" if learned else "positional",
         "num_train_timesteps": denoiser.schedule.steps if learned else None,

@@ -76,6 +76,8 @@ OPTIONS: Options = {
 }
 BESIDE = ("sample_size", "attn_norm_num_groups", "num_train_timesteps")
 """Entries that are read beside the others; the last is the length of a table of time features, which its tensor has."""
+NULL = "_last_class_is_none"
+"""A note of this package's own export: the last class stands for no label. The library passes over entries that begin with _."""
 AVERAGING = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 """What the library's training writes into the configuration of averaged weights."""
 TRACELESS = ("attention_head_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps", "norm_num_groups")
