@@ -91,6 +91,8 @@ def test_the_place_of_a_bad_byte_far_into_a_file(tmp_path):
     path = tmp_path / "long.txt"
     path.write_bytes(b"words " * 400_000 + b"caf\xe9 " + b"words " * 10)
     refused(lambda: characters(str(path)), "byte 0xe9 at 2400003 is not UTF-8")
+    path.write_bytes(b"a" + "é".encode() * 600_000 + b"\xe9 ")  # a block of the reader ends within a character
+    refused(lambda: characters(str(path)), "byte 0xe9 at 1200001 is not UTF-8")
 
 
 def test_what_a_document_is(tmp_path):
@@ -148,6 +150,11 @@ def test_a_file_in_many_parts_is_one_document(tmp_path, monkeypatch):
     assert torch.equal(cut.windows[:], whole.windows[:])
     assert (cut.characters, cut.words, cut.windows.tokens.documents) == (whole.characters, whole.words, 1)
     assert torch.equal(characters(str(path), length=1).windows[:], letters.windows[:])
+    first, rest = (pieces(str(path), f"train[{part}]", 1, TOKENIZER) for part in (":30%", "30%:"))
+    assert text_of(first) + text_of(rest) == text
+    end = TOKENIZER.tokenizer.token_to_id("</s>")
+    assert int(first.windows[-1]) == int(rest.windows[-1]) == end  # what is cut off ends as a document
+    assert first.windows.tokens.documents == rest.windows.tokens.documents == 1
 
 
 CHANCE = random.Random(1)
@@ -186,6 +193,11 @@ def test_a_tenth_is_held_out_of_every_file(tmp_path, form, kind):
         assert set(places) <= set(itertools.accumulate(len(line.replace(" ", "")) for line in text.split("\n")))
     with_tokenizer = pieces(str(path), "train[95%:]", 1, TOKENIZER)
     assert text_of(with_tokenizer).split() == found[2].split()
+    first = pieces(str(path), "train[:90%]", 1, TOKENIZER)
+    ends = [i for i in first.windows[:].flatten().tolist() if i == TOKENIZER.tokenizer.token_to_id("</s>")]
+    assert int(first.windows[-1]) == ends[-1]  # a part of a document ends as one
+    assert len(ends) == first.windows.tokens.documents
+    assert first.words == len(text_of(first).split()) + len(ends)
 
 
 @settings(deadline=None, max_examples=60)
