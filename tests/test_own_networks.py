@@ -269,7 +269,7 @@ def test_rows_that_do_not_fit_the_time_are_found_before_the_first_step():
 
 def test_a_table_of_tokens_without_a_row_for_the_mask():
     rows = nn.Embedding(K, K)
-    with pytest.raises(UsageError, match="index out of range in self.: x holds tokens up to 5 .a mask, where there is one, is the last., and the time"):
+    with pytest.raises(UsageError, match="index out of range in self.: x holds tokens up to 5 .a mask, where there is one, is the last"):
         discrete.Categorical(Own(lambda x, time: rows(x)), MASKED)(torch.full((2, 3), K), 0.5)
     discrete.Categorical(Own(lambda x, time: rows(x)), UNIFORM)(TOKENS, 0.5)
 
