@@ -42,7 +42,7 @@ def owt() -> MDLM:
 
 
 def lm1b() -> MDLM:
-    """LM1B, bert-base-uncased pieces (give --text.tokenizer), padded to 128: 27.04 perplexity a token after 33B tokens."""
+    """LM1B, bert-base-uncased pieces, which lose case (give --text.tokenizer), padded to 128: 27.04 perplexity a token after 33B tokens."""
     training = Training(steps=1_000_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     network = TextNetwork("dit", 768, 12, 12, dropout=0.1, timed=False)
     return MDLM(Text("lm1b", 512, 128, tokenizer="bert-base-uncased.json", layout="padded"), network, training, 1000)
