@@ -181,15 +181,22 @@ def refuse_signature(network: Any) -> None:
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"network={network!r}: give an nn.Module, called as network(x, time, **conditions)")
-    if (signature := signature_of(network)) is None:
-        return
+    # What has no parameters may stand for a network that is not called.
+    signature = None if next(network.parameters(), None) is None else signature_of(network)
+    if signature is not None and (line := timeless(signature, type(network).__name__)):
+        raise UsageError(line)
+
+
+def timeless(signature: inspect.Signature, name: str) -> str | None:
+    """One line for a forward that does not take an input and a time."""
     try:
         signature.bind_partial(None, None)
     except TypeError:
-        raise UsageError(
-            f"{type(network).__name__} takes ({', '.join(signature.parameters)}), and is called as network(x, time, **conditions): "
+        return (
+            f"{name} takes ({', '.join(signature.parameters)}), and is called as network(x, time, **conditions): "
             "give its forward a second argument for the time, (B,), be it unused"
-        ) from None
+        )
+    return None
 
 
 def signature_of(network: nn.Module) -> inspect.Signature | None:
@@ -229,6 +236,8 @@ def misfit(signature: inspect.Signature | None, name: str, cond: dict[str, Any])
     """What of the conditions does not fit the signature; None where they do."""
     if signature is None:
         return None
+    if line := timeless(signature, name):
+        return line
     try:
         signature.bind(None, None, **cond)
     except TypeError:

@@ -160,6 +160,10 @@ def test_the_vocabulary_is_last_of_images_too():
 
 
 class NoTime(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
     def forward(self, x):
         return x
 
@@ -182,6 +186,8 @@ def test_networks_that_take_no_time_are_refused_when_built(network):
     for build in builders:
         with pytest.raises(UsageError, match=r"called as network\(x, time, \*\*conditions\)"):
             build(network)
+    with pytest.raises(UsageError, match=r"Identity takes \(input\), and is called as"):
+        continuous.Learned(nn.Identity(), TABLE)(X, 0.5)  # a placeholder may be built, and not be called
 
 
 @pytest.mark.parametrize(
