@@ -36,6 +36,7 @@ class Infilling(Sampler):
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
         super().__init__(sampler.denoiser)
         refuse_others(sampler.denoiser, "Infilling")
+        known = torch.as_tensor(known)
         self.sampler, self.known, self.mask, self.looks_back = sampler, known, checked_mask(mask, known), sampler.looks_back
         self.plans = sampler.plans
         as_tokens(torch.where(self.mask, known, 0), self.corruption.levels, "known")

@@ -28,6 +28,7 @@ class Inpainting(Sampler):
 
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
         super().__init__(unplanned(sampler).denoiser)
+        known = torch.as_tensor(known)
         self.sampler, self.known, self.mask, self.looks_back = sampler, known, checked_mask(mask, known), sampler.looks_back
 
     def begin(self) -> Step:
@@ -132,6 +133,7 @@ def for_every_row(v: Tensor, x: Tensor, name: str) -> Tensor:
 
 def checked_mask(mask: Tensor, known: Tensor) -> Tensor:
     """A mask as booleans of the shape of the signal."""
+    mask = torch.as_tensor(mask)
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise UsageError(
             "a mask is 1 or True where the signal is known and 0 elsewhere; for other numbers decide first, such as mask > 0.5"

@@ -107,6 +107,12 @@ def test_batches_of_any_kind_are_looked_at():
     assert trainer.step == 4
 
 
+def test_arrays_are_looked_at():
+    batch = {"x0": np.zeros((12, 1, 8, 8), np.float32), "label": np.arange(12) % 3 + 1}
+    with pytest.raises(UsageError, match="labels of the data are 1 to 3"):
+        Trainer(OBJECTIVES["U-Net"](), Training(steps=2, warmup=1)).fit([batch, batch])
+
+
 def test_a_network_with_classes_is_not_trained_on_none_of_them():
     with pytest.raises(UsageError, match='only its label for none would be trained: give conditions=."label",., or build it without'):
         Trainer(OBJECTIVES["U-Net"](), Training(steps=2, warmup=1)).fit(data("U-Net", None))

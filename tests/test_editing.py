@@ -199,3 +199,14 @@ def test_known_tokens_are_one_row_for_each_sample_or_one_for_all():
         assert (x[:, 0] == 1).all()
     with pytest.raises(UsageError, match="one row"):
         discrete.Infilling(discrete.Ancestral(denoiser), known.expand(2, 2), mask)(shape=(5, 2), steps=3)
+
+
+def test_known_signals_and_masks_may_be_arrays():
+    exact, known, mask = GaussianOracle(torch.zeros(2), torch.eye(2), sde.VP()), torch.tensor([[1.0, 0.0]]), torch.tensor([True, False])
+    seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    expected = Inpainting(Ancestral(exact), known, mask)(shape=(5, 2), steps=3, generator=seeded())
+    found = Inpainting(Ancestral(exact), known.numpy(), mask.numpy())(shape=(5, 2), steps=3, generator=seeded())
+    assert torch.equal(found, expected)
+    denoiser = discrete.Categorical(Copying(), discrete.Absorbing(2, discrete.LogLinear()), head=discrete.carried)
+    x = discrete.Infilling(discrete.Ancestral(denoiser), known.long().numpy(), mask.numpy())(shape=(5, 2), steps=3)
+    assert (x[:, 0] == 1).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def checked(objective: Objective, batches: Iterable[dict[str, Tensor]]) -> Itera
         return iter(batches)
     held = getattr(batches, "conditions", None)
     if isinstance(held, Mapping):
-        if "label" not in held and "label" in getattr(network, "conditions", ()):
+        if "label" not in held and "label" in (getattr(network, "conditions", None) or ()):
             raise UsageError(
                 f"the network has {classes} classes, and the batches no labels, so that only its label for none would be trained: give "
                 'conditions=("label",), or build it without classes'
@@ -46,6 +47,7 @@ def each(stream: Iterator[Any], classes: int) -> Iterator[Any]:
 
 def refuse_labels(label: Any, classes: int) -> None:
     """Raises `UsageError` for labels that are not classes; those on an accelerator are left to the network."""
+    label = torch.as_tensor(label) if isinstance(label, np.ndarray) else label
     if not isinstance(label, Tensor) or label.device.type != "cpu" or label.numel() == 0 or label.is_floating_point():
         return
     low, high = (int(end) for end in torch.aminmax(label))
