@@ -167,6 +167,102 @@ def test_a_folder_with_a_configuration_needs_no_flags(tmp_path):
     assert (model.transition.noise, model.offset, model.assumed) == (Geometric(0.01, 5.0), unscaled, ())
 
 
+CONFIG = {"parameterization": "subs", "time_conditioning": False, "noise": {"type": "loglinear"}, "model": {"length": 24}}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            {"mask_index": 4},
+            "the configuration has mask_index 4, and networks whose mask is the last of their 18 tokens are read, which 17 is",
+        ),
+        ({"model": {"length": 24, "mask_token_id": 0}}, "mask_token_id 0, and networks"),
+        ({"mask_index": True}, "mask_index True, and networks"),
+        ({"data": {"tokenizer_name_or_path": "text8"}}, "in the tokenizer 'text8''s vocabulary of 18 the mask is no last token"),
+        ({"data": {"tokenizer_name_or_path": "bert-base-uncased"}}, "the mask is no last token"),
+    ],
+)
+def test_a_mask_that_is_not_the_last_token_is_refused(more, words):
+    """MDLM's own text8 has it at 4 of 35."""
+    refused(lambda: mdlm(state_of("mdlm_dit"), "file", config=CONFIG | more), f"file: {words}" if "the c" in words else words)
+
+
+@pytest.mark.parametrize("vocabulary", [35, 30_522])
+def test_vocabularies_with_the_mask_inside(vocabulary, monkeypatch):
+    monkeypatch.setattr(text, "_network", lambda *_: DiT(3, 24, 8, 1, 2))
+    state = {f"backbone.{name}": meta(vocabulary, 64) for name in text.LANDMARKS}
+    for kind in ("subs", "sedd"):
+        told = {**CONFIG, "parameterization": kind, "time_conditioning": None, "model": {"length": 24, "n_heads": 4}}
+        flags = {} if kind == "sedd" else {"time_conditioning": False}
+        words = f"write mask_index={vocabulary - 1} into its config.json"
+        refused(lambda c=told, f=flags: mdlm(state, "file", config=c, **f), "the mask is no last token", words)
+        assert mdlm(state, "file", config=told | {"mask_index": vocabulary - 1}, **flags).transition.levels == vocabulary - 1
+
+
+def test_a_mask_that_is_told_is_not_assumed():
+    assert mdlm(state_of("mdlm_dit"), "file", config=CONFIG).assumed == ("the mask is the last token",)
+    assert mdlm(state_of("mdlm_dit"), "file", config=CONFIG | {"mask_index": 17}).assumed == ()
+    given = {"data": {"tokenizer_name_or_path": "gpt2"}}
+    assert mdlm(state_of("mdlm_dit"), "file", config=CONFIG | given).assumed == ("the mask is the last token",)
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ({"model": {"length": 48}}, "file: length is 24 in config.json, and length is 48 in the checkpoint's hyper-parameters"),
+        ({"model": {"model_length": 48}}, "length is 24 in config.json, and model_length is 48 in the checkpoint's"),
+        ({"length": 48}, "length is 24 in config.json, and length is 48"),
+        ({"time_conditioning": True}, "time_conditioning is False in config.json, and time_conditioning is True in"),
+        ({"noise": {"type": "geometric"}}, "type is 'loglinear' in config.json, and type is 'geometric' in"),
+        ({"noise": "geometric"}, "type is 'loglinear' in config.json, and type is 'geometric' in"),
+        ({"noise": {"eps": 0.01}}, "eps is 0.05 in config.json, and eps is 0.01 in"),
+        ({"parameterization": "d3pm"}, "parameterization is 'subs' in config.json, and parameterization is 'd3pm' in"),
+        ({"model_type": "sedd"}, "the configuration has parameterization 'subs' and model_type 'sedd', which are two ways of training"),
+        ({"mask_index": 4}, "mask_index is 17 in config.json, and mask_index is 4 in"),
+        ({"training": {"sampling_eps": 0.01}}, "sampling_eps is 0.002 in config.json, and sampling_eps is 0.01 in"),
+    ],
+)
+def test_two_sources_that_differ_are_refused(kept, words):
+    """With both values; neither has the last word."""
+    said = {"noise": {"type": "loglinear", "eps": 0.05}, "mask_index": 17, "training": {"sampling_eps": 0.002}}
+    for state in ({"hyper_parameters": {"config": kept}}, {"hyper_parameters": kept}):
+        state |= {"state_dict": state_of("mdlm_dit")}
+        refused(lambda s=state: mdlm(s, "file", config=CONFIG | said), words)
+    state["hyper_parameters"] = {"config": CONFIG, "length": 24}
+    assert mdlm(state, "file", config=CONFIG | said).transition.noise == LogLinear(0.05, t_min=0.002)
+    refused(lambda: mdlm(state | {"hyper_parameters": {"config": CONFIG, "length": 9}}, "file"), "give its state_dict alone")
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "words"),
+    [
+        ({"noise": "geometric"}, {}, "noise='loglinear', but the file says 'geometric'"),
+        ({"graph": "uniform"}, {}, "uniform=False, but the file says True"),
+        ({"noise": 3}, {}, "file: the configuration has noise 3, where its entries are expected"),
+        ({"graph": ["absorb"]}, {}, "the configuration has graph a list, where"),
+        ({"model": "small"}, {}, "the configuration has model 'small', where"),
+        ({"length": -1}, {}, "file: the configuration has length -1: it is a whole number above 0"),
+        ({}, GEOMETRIC | {"sigma_min": 9.0}, "file: Geometric(low=9.0, high=8.0"),
+        ({"noise": {"type": "loglinear", "eps": 2}}, {}, "file: "),
+    ],
+)
+def test_parts_that_are_names_alone_and_ends_that_are_none(config, flags, words):
+    refused(lambda: sedd(state_of("sedd_absorb"), "file", config=config, **SEDD | flags), words)
+
+
+def test_a_noise_and_a_graph_by_name():
+    config = {"noise": "loglinear", "graph": "absorb", "model": {"length": 24, "scale_by_sigma": True}}
+    model = sedd(state_of("sedd_absorb"), "file", config=config)
+    assert (type(model.transition), model.transition.noise, model.assumed) == (Absorbing, LogLinear(), ())
+
+
+def test_a_network_that_is_told_the_time_and_not_the_noise():
+    config = {**CONFIG, "training": {"change_of_variables": True}}
+    mdlm(state_of("mdlm_dit"), "file", config=config)
+    refused(lambda: mdlm(state_of("mdlm_dit"), "file", config=config | {"time_conditioning": True}), "file: ", "change_of_variables")
+
+
 def answer(denoiser):
     """What the network is told and gives at masks too, and what is made of it."""
     x, t = PEER["tokens"], torch.tensor([0.002, 0.4, 1.0], dtype=torch.float64)

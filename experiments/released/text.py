@@ -23,14 +23,13 @@ from ...shared.errors import UsageError
 from ...shared.networks import DiT
 from ...shared.scale import Scale
 from .settings import Settings
-from .text_config import GPT2, MDLM, SEDD, Said, refuse_sizes, released, schedule, sentences, told_by
+from .text_config import GPT2, MDLM, SEDD, Said, refuse_other_mask, refuse_sizes, released, schedule, sentences, told_by
 from .weights import Names, averaged, fill, listed, renamed, stripped, tensor
 
 PREFIX = "backbone."
 ROTARY = "rotary_emb.inv_freq"
 BASE = 10_000.0
 HEAD = 64
-BERT = 30_522
 LANDMARKS = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.linear.weight")
 
 
@@ -93,7 +92,7 @@ def mdlm(
     """
     if parameterization not in (None, "subs", "sedd"):
         raise UsageError(f"parameterization={parameterization!r} is not read; subs and sedd are: parameterization='subs'")
-    said = Said(config, state)
+    said = Said(config, state, source)
     if said.kind() not in SEDD:
         said.refuse_other(MDLM, "an MDLM", source)
     given = {"parameterization": parameterization, "time_conditioning": time_conditioning, "noise": noise}
@@ -135,7 +134,7 @@ def sedd(
         UsageError: for a file that does not hold such a network, or not the one of the configuration, for one that says that
             it is no SEDD, for a setting that nothing tells, and for one that the file contradicts.
     """
-    said = Said(config, state)
+    said = Said(config, state, source)
     said.refuse_other(SEDD, "a SEDD", source)
     given = {"parameterization": "sedd", "uniform": uniform, "noise": noise, "scale_by_sigma": scale_by_sigma}
     given |= {"sigma_min": sigma_min, "sigma_max": sigma_max, "length": length, "n_heads": n_heads}
@@ -152,8 +151,12 @@ def _denoiser(state: Mapping[str, Any], source: str, said: Said, given: Mapping[
     told = told_by(said, source, prefixed=bool(prefix), vocabulary=vocabulary)
     settings = Settings(source, given, told, released(told, vocabulary, width, prefixed=bool(prefix)))
     _settle(settings, said, tensors, prefix)
-    network = _network(tensors, prefix, source, settings, said)
-    noise, uniform = schedule(settings, said, source), settings.get("uniform")
+    uniform = settings.get("uniform")
+    if not uniform and not refuse_other_mask(said, source, vocabulary) and prefix and not settings.known:
+        settings.say("the mask is the last token")
+    network, noise = _network(tensors, prefix, source, settings, said), schedule(settings, said, source)
+    if settings.get("time_conditioning") and said("change_of_variables", within="training"):
+        raise UsageError(f"{source}: the configuration has training.change_of_variables, with which a network is told t and not sigma")
     for sentence in sentences(said):
         settings.say(sentence)
     transition = Uniform(vocabulary, noise) if uniform else Absorbing(vocabulary - 1, noise)
@@ -161,8 +164,6 @@ def _denoiser(state: Mapping[str, Any], source: str, said: Said, given: Mapping[
     if settings.get("parameterization") == "sedd":
         offset = scaled_by_noise if settings.get("scale_by_sigma") else unscaled
         made = ScoreEntropyDenoiser(network, transition, total_noise, offset)
-    elif vocabulary == BERT:
-        raise UsageError(f"{source}: in BERT's vocabulary of {BERT} the mask is no last token, as it is in all that is read here")
     else:
         made = Categorical(network, transition, label=total_noise, head=carried)
     made.scale, made.shape, made.assumed = Scale(transition.levels), (network.length,), settings.assumed
@@ -190,12 +191,11 @@ def _settle(settings: Settings, said: Said, tensors: Mapping[str, Any], prefix: 
     examples = {"parameterization": "subs", "time_conditioning": False, "uniform": False, "noise": "loglinear"}
     examples |= {"scale_by_sigma": True, "length": 1024, "n_heads": max(width // HEAD, 1)}
     examples |= {"sigma_min": 1e-4, "sigma_max": 20.0} if settings.get("noise") == "geometric" else {}
-    settings.ask("the weights do not tell all, and are of no released size", **examples)
+    more = " (noise='geometric' needs sigma_min and sigma_max too)" if settings.get("noise") is None else ""
+    settings.ask(f"the weights do not tell all, and are of no released size{more}", **examples)
     if used := {k: v for k, v in settings.named.items() if k not in settings.told and k not in settings.given}:
         same = ", ".join(f"{name}={value!r}" for name, value in used.items())
         settings.say(f"the sizes are those of a released network, and so is what nothing else tells: {same}")
-    if prefix and not settings.known:
-        settings.say("the mask is the last token")
 
 
 def _network(tensors: Mapping[str, Any], prefix: str, source: str, settings: Settings, said: Said) -> DiT:

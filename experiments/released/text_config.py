@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ...discrete import Geometric, LogLinear, NoiseSchedule
 from ...shared.errors import UsageError
 from .pickles import Record
-from .settings import Settings
+from .settings import Settings, same
 from .weights import listed, quoted
 
 MDLM, SEDD = ("subs", "mdlm"), ("sedd",)
 """What configurations call the two, under `parameterization` or `model_type`."""
 GPT2 = 50_257
+INSIDE = {30_522: "BERT's", 35: "text8's, as MDLM's project has it,"}
+"""Vocabularies by their size whose mask is no last token."""
+TOKENIZERS = ("bert", "text8")
+"""How their names begin, under `data.tokenizer_name_or_path` and as classes."""
+FILE, KEPT = "config.json", "the checkpoint's hyper-parameters"
 RELEASED = {768: 12, 1024: 16}
 """Heads of the released networks by their width; all have GPT-2's tokens and a mask."""
 PARTS = {
@@ -25,54 +31,95 @@ PARTS = {
 HERE = (
     *("parameterization", "model_type", "time_conditioning", "length", "model_length", "n_heads", "dropout", "scale_by_sigma"),
     *("hidden_size", "hidden_dim", "n_blocks", "cond_dim", "vocab_size", "tokens", "backbone", "diffusion", "T"),
+    *("mask_index", "mask_token_id"),
 )
 """Entries at the top or under `model` that are read."""
 ELSEWHERE = (
     *("training", "sampling", "ngpus", "data", "eval", "optim", "hydra", "loader", "trainer", "wandb", "checkpointing"),
     *("strategy", "callbacks", "lr_scheduler", "mode", "seed", "subs_masking", "defaults", "work_dir", "wandb_name"),
-    *("config", "tokenizer", "mask_index", "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version"),
+    *("config", "tokenizer", "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version"),
     "return_dict",
 )
 """Entries of training, of its machine and of the library that wrote them."""
 
 
 class Said:
-    """What is said of a model: by a configuration, and behind it by the hyper-parameters in a training checkpoint of Lightning's.
+    """What is said of a model: by a configuration, and by the hyper-parameters in a training checkpoint of Lightning's.
 
-    Both have their entries at the top or under `model`. Those of a checkpoint are omegaconf's objects.
+    Both have their entries at the top or under `model`; `noise` and `graph` are a type's name or a part with one. Entries of a
+    checkpoint are omegaconf's objects. What is said twice must be the same.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None, state: Any) -> None:
+    def __init__(self, config: Mapping[str, Any] | None, state: Any, source: str = "the file") -> None:
         kept = opened(state.get("hyper_parameters")) if isinstance(state, Mapping) else None
         inner = opened(kept.get("config")) if isinstance(kept, Mapping) else None
-        self.places = [place for place in (config, inner, kept) if isinstance(place, Mapping)]
+        self.whose, self.source = (FILE, KEPT, KEPT), source
+        held = kept.get("tokenizer") if isinstance(kept, Mapping) else None
+        self.kept = held.name if isinstance(held, Record) else None
+        self.places = {n: self.parted(place, source) for n, place in enumerate((config, inner, kept)) if isinstance(place, Mapping)}
+
+    @staticmethod
+    def parted(place: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """A configuration whose parts are mappings."""
+        found = {name: opened(value) for name, value in place.items()}
+        for name in PARTS:
+            part = found.get(name)
+            if isinstance(part, str) and part.startswith("${"):  # which refers to another
+                found[name] = None
+            elif isinstance(part, str) and name != "model":
+                found[name] = {"type": part}
+            elif not isinstance(part, Mapping | None):
+                raise UsageError(f"{source}: the configuration has {name} {quoted(part)}, where its entries are expected: correct it")
+        return found
 
     def __call__(self, *names: str, within: str = "", default: Any = None) -> Any:
-        """The first entry of one of these names: of the part `within`, or under `model` or at the top."""
-        for place in self.places:
-            inner = [opened(place.get(within or "model")), *(() if within else (place,))]
-            for part in inner:
-                found = [opened(part.get(name)) for name in names] if isinstance(part, Mapping) else []
-                for value in found:
-                    if value is not None and not str(value if isinstance(value, str) else "").startswith("${"):  # which refers to another
-                        return value
-        return default
+        """What entries of these names say: of the part `within`, or under `model` and at the top.
+
+        Raises:
+            UsageError: where two of them differ.
+        """
+        found: list[tuple[str, str, Any]] = []
+        for n, place in self.places.items():
+            for part in (place.get(within or "model"), *(() if within else (place,))):
+                entries = [(name, opened(part.get(name))) for name in names] if isinstance(part, Mapping) else []
+                found += [
+                    (self.whose[n], k, v) for k, v in entries if v is not None and not str(v if isinstance(v, str) else "").startswith("${")
+                ]
+        self.refuse_two(found)
+        return found[0][2] if found else default
+
+    def refuse_two(self, found: list[tuple[str, str, Any]]) -> None:
+        """Raises `UsageError` for two values of one setting, each with its place and its name."""
+        for whose, name, value in found[1:]:
+            if not same(value, found[0][2]):
+                first = f"{found[0][1]} is {quoted(found[0][2])} in {found[0][0]}"
+                remedy = "correct config.json, or take it away" if found[0][0] == FILE else "give its state_dict alone, and flags"
+                raise UsageError(f"{self.source}: {first}, and {name} is {quoted(value)} in {whose}: {remedy}")
 
     def part(self, name: str) -> Mapping[str, Any]:
         """All entries of a part."""
-        found = [opened(place.get(name)) for place in reversed(self.places)]
+        found = [place.get(name) for place in reversed(self.places.values())]
         return {k: v for inner in found if isinstance(inner, Mapping) for k, v in inner.items()}
 
     def unknown(self) -> list[str]:
         """Entries that are neither read nor known to change no network."""
-        top = {name for place in self.places for name in place if name not in (*HERE, *ELSEWHERE, *PARTS) and str(name)[:1] != "_"}
+        top = {name for place in self.places.values() for name in place if name not in (*HERE, *ELSEWHERE, *PARTS) and str(name)[:1] != "_"}
         inner = {f"{part}.{n}" for part, known in PARTS.items() for n in self.part(part) if n not in (*known, *HERE)}
         return sorted(map(str, top | inner))
 
+    def tokenizers(self) -> Iterable[str]:
+        """What is named as the tokenizer, and the class of one that is kept."""
+        found = (self("tokenizer_name_or_path", within="data"), self.kept, *(place.get("tokenizer") for place in self.places.values()))
+        return (name for name in found if isinstance(name, str))
+
     def kind(self) -> Any:
         """How the model was trained; None where nothing is said."""
-        found = self("parameterization") or self("model_type")
-        return found.lower() if isinstance(found, str) else found
+        said = [(name, self(name)) for name in ("parameterization", "model_type")]
+        found = [(name, kind.lower() if isinstance(kind, str) else kind) for name, kind in said if kind is not None]
+        if {kind in SEDD for _, kind in found if kind in (*MDLM, *SEDD)} == {False, True}:
+            both = " and ".join(f"{name} {quoted(kind)}" for name, kind in found)
+            raise UsageError(f"{self.source}: the configuration has {both}, which are two ways of training: correct it")
+        return found[0][1] if found else None
 
     def refuse_other(self, known: tuple[str, ...], name: str, source: str) -> None:
         """Raises `UsageError` where another way of training is said than those."""
@@ -85,7 +132,7 @@ class Said:
         """An entry that is true or false."""
         value = self(name, default=default)
         if not isinstance(value, bool | None):
-            raise UsageError(f"the configuration has {name} {quoted(value)}: it is true or false")
+            raise UsageError(f"{self.source}: the configuration has {name} {quoted(value)}: it is true or false")
         return value
 
     def number(self, name: str, *, within: str = "", default: float | None) -> Any:
@@ -94,14 +141,14 @@ class Said:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-            raise UsageError(f"the configuration has {name} {quoted(value)}: it is a number from 0 on")
+            raise UsageError(f"{self.source}: the configuration has {name} {quoted(value)}: it is a number from 0 on")
         return float(value)
 
     def whole(self, *names: str) -> int | None:
         """An entry that counts something; None where nothing is said."""
         value = self(*names)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31):
-            raise UsageError(f"the configuration has {names[0]} {quoted(value)}: it is a whole number above 0")
+            raise UsageError(f"{self.source}: the configuration has {names[0]} {quoted(value)}: it is a whole number above 0")
         return value
 
 
@@ -165,11 +212,43 @@ def schedule(settings: Settings, said: Said, source: str) -> NoiseSchedule:
     start = said.number("sampling_eps", within="training", default=1e-3)
     if kind == "geometric":
         low, high = settings.numbers("a geometric noise has two ends", sigma_min=1e-4, sigma_max=20.0)
-        return Geometric(low, high, start)
+        with naming(source):
+            return Geometric(low, high, start)
     if kind != "loglinear":
         raise UsageError(f"{source}: noise of type {quoted(kind)} is not read; loglinear and geometric are: noise='loglinear'")
     settings.refuse_unused("the noise is loglinear", "sigma_min", "sigma_max")
-    return LogLinear(said.number("eps", within="noise", default=1e-3), start)
+    with naming(source):
+        return LogLinear(said.number("eps", within="noise", default=1e-3), start)
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Errors within it begin with the file."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+
+
+def refuse_other_mask(said: Said, source: str, vocabulary: int) -> bool:
+    """Whether the mask is said to be the last token, as it is in all that is read here; of any other `UsageError` is raised."""
+    told = {name: said(name) for name in ("mask_index", "mask_token_id")}
+    for name, value in told.items():
+        if value is not None and not same(value, vocabulary - 1):
+            raise UsageError(
+                f"{source}: the configuration has {name} {quoted(value)}, and networks whose mask is the last of their {vocabulary} tokens "
+                f"are read, which {vocabulary - 1} is: this one cannot be taken"
+            )
+    if any(value is not None for value in told.values()):
+        return True
+    tokenizer = next((name for name in said.tokenizers() if name.lower().startswith(TOKENIZERS)), None)
+    if vocabulary in INSIDE or tokenizer is not None:
+        whose = INSIDE.get(vocabulary, f"the tokenizer {quoted(tokenizer)}'s")
+        raise UsageError(
+            f"{source}: in {whose} vocabulary of {vocabulary} the mask is no last token, as it is in all that is read here: "
+            f"for a network with another vocabulary write mask_index={vocabulary - 1} into its config.json"
+        )
+    return False
 
 
 def refuse_sizes(said: Said, source: str, **sizes: int) -> None:

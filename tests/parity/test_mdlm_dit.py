@@ -138,7 +138,9 @@ def test_hyper_parameters_of_a_training_checkpoint_are_read(peer, state):
     assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (True, False)
     denoiser = mdlm(checkpoint, NAME)
     assert (denoiser.shape, denoiser.network.timed, denoiser.network.heads) == ((24,), True, 4)
-    assert not mdlm(checkpoint, NAME, config={"time_conditioning": False}).network.timed  # what is given beside it comes first
+    refused(lambda: mdlm(checkpoint, NAME, config={"time_conditioning": False}), NAME, "time_conditioning is False in config.json")
+    other = {"state_dict": state, "hyper_parameters": kept | {"tokenizer": Record("Text8Tokenizer", "dataloader", {})}}
+    refused(lambda: mdlm(other, NAME), NAME, "in the tokenizer 'Text8Tokenizer''s vocabulary of 18 the mask is no last token")
     refers = hyper_parameters(**TRAINED | {"noise": {"type": "loglinear"}}, model={"length": "${length}"}, length=24)
     assert mdlm({"state_dict": state, "hyper_parameters": refers}, NAME).shape == (24,)
     read = files.of_zip(io.BytesIO(foreign.omegaconf_checkpoint({k: v for k, v in state.items() if not k.endswith("inv_freq")})))
