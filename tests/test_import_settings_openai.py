@@ -12,7 +12,7 @@ from released_helpers import refused
 
 from unnoise.continuous import clean, noise
 from unnoise.experiments.imported import imported, objective
-from unnoise.experiments.released import openai
+from unnoise.experiments.released import openai, openai_flags
 from unnoise.shared.scale import Scale
 from unnoise.shared.tensors import exact
 
@@ -133,16 +133,54 @@ def test_an_upsampler_of_any_channels(channels, outputs):
         assert_samples_close(model.network(x, t, image=low), expected)
 
 
-def test_six_in_and_six_out_are_two_networks():
+def test_six_in_and_six_out_are_two_networks(monkeypatch):
     state = of_channels("improved_diffusion_unet", 6, outputs=1)[0]
     plain, upsampler = load(state, learn_sigma=False), load(state, learn_sigma=True)
     assert (plain.shape, plain.network.image, plain.spread) == ((6, 16, 16), 0, False)
     assert (upsampler.shape, upsampler.network.image, upsampler.spread) == ((3, 16, 16), 3, True)
     refused(lambda: load(state), "do not tell learn_sigma")
+    other = "the released 64_256_upsampler is another network"
+    refused(lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16), "do not tell", "learn_sigma", other)
+    monkeypatch.setitem(openai_flags.BODIES, "64_256_upsampler", openai.body(state, ""))
     named = openai.denoiser(state, "64_256_upsampler.pt", image_size=16)
     assert named.network.image == 3
     assert named.assumed == ("what nothing else tells is that of the released 64_256_upsampler, by the name",)
     refused(lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16, noise_schedule="cosine"), "do not tell", "learn_sigma")
+
+
+def test_a_released_name_on_another_network_tells_nothing(monkeypatch):
+    """Neither its settings nor, to a classifier, that it is none; in the network of its sizes it does, which is said."""
+    state, judge = peer_state("improved_diffusion_unet"), peer_state("guided_diffusion_classifier")
+    for name in openai_flags.KNOWN:
+        missing = "num_heads (or num_head_channels), use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps, predict_x"
+        refused(lambda n=name: openai.denoiser(state, f"mine_{n}.pt"), missing, f"and the released {name} is another network")
+        missing = "num_heads (or num_head_channels), noise_schedule, diffusion_steps, rescale_timesteps, and"
+        refused(lambda n=name: openai.denoiser(judge, f"mine_{n}.pt"), missing, f"the released {name} is another network")
+        assert openai.denoiser(judge, f"mine_{name}.pt", **JUDGING).assumed == ()
+    own = openai.body(state, "")
+    for changes in ({"channels": 8}, {"entries": 3}, {"classes": 9}, {"entering": 6}, {"leaving": 3}):
+        monkeypatch.setitem(openai_flags.BODIES, "lsun_cat", own._replace(**changes))
+        refused(lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16), "the released lsun_cat is another network")
+    monkeypatch.setitem(openai_flags.BODIES, "lsun_cat", own)
+    wide = {k: v for k, v in JUDGING.items() if k == "num_head_channels"}
+    refused(lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16, **wide), "the released lsun_cat had other flags than are given")
+
+
+LEVELS = {32: 4, 64: 4, 128: 5, 256: 6, 512: 7}
+"""Resolutions by the size of images, as both projects have them; the upsampler to 512 has six."""
+
+
+@pytest.mark.parametrize("name", openai_flags.KNOWN)
+def test_the_released_networks_are_those_of_the_instructions(name):
+    """`num_channels`, `num_res_blocks` (of classifiers `depth`) and `class_cond` of the projects' command lines."""
+    size = 32 if "cifar" in name else openai_flags.KNOWN[name].image_size
+    judges, upsampler, cond = "classifier" in name, "upsampler" in name, "uncond" not in name and "lsun" not in name
+    blocks = {"64x64_classifier": 4}.get(name, 3 if size in (32, 64) else 2)
+    narrow = judges or ("uncond_" in name)
+    width = 128 if narrow else 192 if upsampler or size == 64 else 256
+    entries = (6 if upsampler else LEVELS[size]) * (blocks + 1)
+    expected = (width, entries, 1000 if cond and "cifar" not in name else None, 6 if upsampler else 3, None if judges else 6)
+    assert openai_flags.BODIES[name] == expected
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ...shared.labels import step_index, thousandth_index
 from ...shared.networks import Encoder, UNet
 from ...shared.networks.style import ADM, Resampled, Strided, Style
 from ...shared.scale import Scale
-from .openai_flags import BETAS, EXAMPLE, Flags, known, released
+from .openai_flags import BETAS, BODIES, EXAMPLE, Body, Flags, known, released
 from .unets import Layer, attention_names, block_names, heads_first, layers, qkv_first
 from .weights import Made, Names, count, fill, renamed, tensor
 
@@ -93,7 +93,8 @@ def denoiser(
     fit = {} if judges else readings(contents, given, source)
     if len(fit) == 1:  # so that a name which says otherwise is not the file's
         given = replace(given, learn_sigma=next(iter(fit)))
-    flags = settled(given, source, judges, ambiguous=len(fit) > 1)
+    held = body(contents, source)
+    flags = settled(given, source, judges, ambiguous=len(fit) > 1, held=held)
     order = qkv_first if flags.use_new_attention_order else heads_first
     schedule = table(flags, source)
     label = thousandth_index if flags.rescale_timesteps else step_index
@@ -106,16 +107,27 @@ def denoiser(
         network = unet(contents, source, flags, fit[flags.learn_sigma], flags.learn_sigma)
         fill(network, names(network, contents, order), contents, source)
         made = Learned(network, schedule, clean if flags.predict_xstart else noise, label)
-    name = released(source) if known(source, vars(given)) else ""
+    name = released(source) if known(source, vars(given), held) else ""
     made.scale, made.shape, made.assumed = Scale(), network.shape, assumed(network, flags, name)
     return made
 
 
-def settled(given: Flags, source: str, classifier: bool, *, ambiguous: bool = False) -> Flags:
+def body(state: Mapping[str, Tensor], source: str) -> Body:
+    """What tells a released file from another of its name."""
+    judges, entries = POOL in state, 1  # the stem
+    while any(f"input_blocks.{entries}.0.{part}.weight" in state for part in ("in_layers.0", "op")):
+        entries += 1
+    labels = "out.2.c_proj.bias" if judges else "label_emb.weight"
+    classes = len(tensor(state, labels, 2 - judges, source)) if labels in state else None
+    width, entering = tensor(state, "time_embed.0.weight", 2, source).shape[1], tensor(state, STEM, 4, source).shape[1]
+    return Body(width, entries, classes, entering, None if judges else len(tensor(state, "out.2.bias", 1, source)))
+
+
+def settled(given: Flags, source: str, classifier: bool, *, ambiguous: bool = False, held: Body | None = None) -> Flags:
     """The flags that were given, those of the released file of this name for the rest, and an error for what is still open."""
     usual = Flags(use_new_attention_order=False, predict_xstart=False, learn_sigma=False) if classifier else Flags()
     told = {k: v for k, v in vars(given).items() if v is not None}
-    flags = replace(known(source, told) or usual, **told)
+    flags = replace(known(source, told, held) or usual, **told)
     if classifier and flags.use_new_attention_order:
         raise UsageError(f"{source}: classifiers split the heads before q, k, v: leave use_new_attention_order=True out")
     if classifier and (name := next((k for k in ("predict_xstart", "learn_sigma") if getattr(flags, k)), None)):
@@ -127,6 +139,7 @@ def settled(given: Flags, source: str, classifier: bool, *, ambiguous: bool = Fa
         missing = ", ".join(k if k != "num_heads" else "num_heads (or num_head_channels)" for k in open_flags)
         name = released(source)
         why = f"the released {name} had other flags than are given" if name else "the name is none of the released ones"
+        why = f"the released {name} is another network" if name and held not in (None, BODIES[name]) else why
         raise UsageError(
             f"{source}: the weights of this format do not tell {missing}, and {why}: give "
             f"what it was in training, such as {', '.join(f'{k}={EXAMPLE[k]!r}' for k in open_flags)}"
@@ -203,10 +216,8 @@ class Structure:
 
 def structure(state: Mapping[str, Tensor], source: str, levels: int | None) -> Structure:
     """Reads the way down; `levels` is the number of resolutions where the way up tells it."""
-    entries = 1  # the stem
-    while any(f"input_blocks.{entries}.0.{part}.weight" in state for part in ("in_layers.0", "op")):
-        entries += 1
-    width, stem = tensor(state, "time_embed.0.weight", 2, source).shape[1], len(tensor(state, STEM, 4, source))
+    width, entries, *_ = body(state, source)
+    stem = len(tensor(state, STEM, 4, source))
     ends = [f"input_blocks.{n}.0.out_layers.3.bias" for n in range(entries)]
     channels = [len(tensor(state, k, 1, source)) if k in state else None for k in ends]
     attended = [f"input_blocks.{n}.1.qkv.weight" in state for n in range(entries)]

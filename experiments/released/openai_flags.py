@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...continuous import cosine_betas, linear_betas
 from ...shared.errors import UsageError
@@ -82,14 +82,56 @@ KNOWN = {
 }
 
 
+class Body(NamedTuple):
+    """What the tensors of a released file say, which those of another of its name need not.
+
+    Attributes:
+        channels: of the model at full resolution.
+        entries: on the way down: resolutions times one more than the blocks of each.
+        classes: of labels; None for none.
+        entering: channels in.
+        leaving: channels out; None for a classifier.
+    """
+
+    channels: int
+    entries: int
+    classes: int | None = None
+    entering: int = 3
+    leaving: int | None = 6
+
+
+BODIES = {
+    "cifar10_uncond_50M_500K": Body(128, 16),
+    "cifar10_uncond_vlb_50M_500K": Body(128, 16),
+    "imagenet64_uncond_100M_1500K": Body(128, 16),
+    "imagenet64_uncond_vlb_100M_1500K": Body(128, 16),
+    "imagenet64_cond_270M_250K": Body(192, 16, 1000),
+    "lsun_uncond_100M_1200K_bs128": Body(128, 18),
+    "lsun_uncond_100M_2400K_bs64": Body(128, 18),
+    "64x64_diffusion": Body(192, 16, 1000),
+    "128x128_diffusion": Body(256, 15, 1000),
+    "256x256_diffusion": Body(256, 18, 1000),
+    "256x256_diffusion_uncond": Body(256, 18),
+    "512x512_diffusion": Body(256, 21, 1000),
+    **{f"lsun_{name}": Body(256, 18) for name in ("bedroom", "cat", "horse", "horse_nodropout")},
+    "64_256_upsampler": Body(192, 18, 1000, 6),
+    "128_512_upsampler": Body(192, 18, 1000, 6),
+    "64x64_classifier": Body(128, 20, 1000, leaving=None),
+    "128x128_classifier": Body(128, 15, 1000, leaving=None),
+    "256x256_classifier": Body(128, 18, 1000, leaving=None),
+    "512x512_classifier": Body(128, 21, 1000, leaving=None),
+}
+
+
 def released(source: str) -> str:
     """The released file whose name this is, or ""."""
     name = PurePath(source).name.removesuffix(".pt")
     return next((k for k in sorted(KNOWN, key=len, reverse=True) if name == k or name.endswith(f"_{k}")), "")
 
 
-def known(source: str, told: Mapping[str, Any]) -> Flags | None:
-    """The flags of the released file of this name; None where what is told is another's, but for the size of images."""
-    flags = KNOWN.get(released(source))
+def known(source: str, told: Mapping[str, Any], body: Body | None = None) -> Flags | None:
+    """The flags of the released file of this name; None where what is told is another's, but for the size of images, or the tensors are."""
+    name = released(source)
+    flags = KNOWN.get(name)
     other = [k for k, v in told.items() if v is not None and k != "image_size" and v != getattr(flags, k, None)]
-    return None if other else flags
+    return None if other or (body is not None and body != BODIES.get(name)) else flags
