@@ -127,6 +127,56 @@ def test_a_scheduler_that_does_not_say_whether_it_clips(tmp_path):
     assert imported(said).family.clip == math.inf
 
 
+@pytest.mark.parametrize("kind", options.SCHEDULERS)
+def test_a_scheduler_that_does_not_say_its_variance(tmp_path, kind):
+    """The code length depends on it, so that the one that is taken is said; a network that gives its own needs none."""
+    model = opened(tmp_path, scheduler={"_class_name": kind}, without=("variance_type",))
+    said = f"the code length takes the variance beta_t, as a {kind} does not say" in model.assumed
+    assert (imported(model).family.variance is large, said) == ((False, False) if kind == "DDPMScheduler" else (True, True))
+    assert not any("the code length" in line for line in opened(tmp_path, scheduler={"variance_type": "learned_range"}, outputs=2).assumed)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (
+            {"trained_betas": [0.1, 0.2, 0.3]},
+            "prediction_type='epsilon', variance_type='fixed_small', clip_sample=True, clip_sample_range=1.0",
+        ),
+        (
+            {"beta_schedule": "squaredcos_cap_v2"},
+            "num_train_timesteps=1000, prediction_type='epsilon', variance_type='fixed_small', clip_sa",
+        ),
+        (
+            {"clip_sample": False, "beta_end": 0.01},
+            "num_train_timesteps=1000, beta_start=0.0001, prediction_type='epsilon', variance_type='f",
+        ),
+        ({"thresholding": True, "variance_type": "fixed_large", "prediction_type": "sample", "trained_betas": [0.1, 0.3]}, None),
+        ({"clip_sample": False, "variance_type": "fixed_large", "prediction_type": "sample", "trained_betas": [0.1, 0.3]}, None),
+    ],
+)
+def test_what_is_left_out_and_has_no_use_is_not_said(tmp_path, scheduler, said):
+    model = opened(tmp_path, scheduler=scheduler, without=[k for k in SCHEDULER if k not in (*scheduler, "_class_name", "beta_schedule")])
+    lines = [line for line in model.assumed if line.startswith("scheduler_config.json leaves out what is ")]
+    assert len(lines) == (said is not None)
+    assert all(line.startswith(f"scheduler_config.json leaves out what is {said}") for line in lines)
+    assert not any("clip_sample_range" in line for line in lines) or "clip_sample" not in scheduler
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ({"rescale_betas_zero_snr": True}, "the schedule ends at zero SNR"),
+        ({"beta_end": 1.0}, "the schedule ends at zero SNR"),
+        ({"beta_start": 0.0, "beta_end": 0.0}, "betas[0]=0"),
+        ({"trained_betas": [0.0] * 50}, "betas[0]=0"),
+        ({"rescale_betas_zero_snr": True, "num_train_timesteps": 1, "prediction_type": "v_prediction"}, "a table of one step"),
+    ],
+)
+def test_schedules_that_are_none_are_refused_with_the_file(tmp_path, scheduler, words):
+    refused(lambda: opened(tmp_path, scheduler=scheduler), f"{tmp_path}: scheduler_config.json: {words}")
+
+
 def test_a_learned_variance_is_the_librarys(tmp_path):
     """`learned_range` between the two fixed ones, by the library's own function at each step."""
     library = pytest.importorskip("diffusers")

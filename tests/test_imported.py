@@ -214,7 +214,7 @@ def test_what_is_trained_here_is_written_for_diffusers(capsys, tmp_path):
     assert run(capsys, "train", "ddpm-smoke", "--training.steps", 2, "--out", tmp_path / "plain")[0] == 0
     status, _, err = run(capsys, "export", tmp_path / "plain", tmp_path / "b")
     assert status == 2
-    assert "train with --network.style ddpm --network.width 32, 64, 96" in err
+    assert "as those that are trained here with --network.style ddpm --network.width 32, 64, 96" in err
     assert not (tmp_path / "b").exists()
 
 

@@ -31,16 +31,16 @@ from .diffusers_options import (
     SAMPLING,
     SCHEDULERS,
     TABLE,
-    TOLD,
     TRACELESS,
     UP,
     left_out,
     refuse_unknown,
     settled,
     several,
+    used,
     whole,
 )
-from .files import json_object, read
+from .files import json_object, naming, read
 from .unets import Layer, as_conv1d, block_names, layers, separate
 from .weights import Made, Names, fill, renamed
 
@@ -93,14 +93,16 @@ def denoiser(folder: Path) -> Learned:
     label = step_index if config.get("time_embedding_type") != "learned" else label_of(state.get(TIME_TABLE), network, schedule, str(path))
     told = read_of(scheduler, str(folder))
     variance = variance_of(told, network, str(folder))
-    learned = Learned(network, schedule, PREDICTIONS[told["prediction_type"]], label)
+    with naming(f"{folder}: scheduler_config.json"):
+        learned = Learned(network, schedule, PREDICTIONS[told["prediction_type"]], label)
     learned.scale, learned.shape, learned.clip = Scale(), network.shape, clip_of(told)
     if variance is not None:
         learned.variance = variance
     learned.assumed = (
         *left_out(config, settled(config, OPTIONS, str(home), ""), TRACELESS, "unet's config.json"),
-        *left_out(scheduler, told, TOLD, "scheduler_config.json"),
+        *left_out(scheduler, told, used(told), "scheduler_config.json"),
         *unread(scheduler, learned.clip),
+        *([f"the code length takes the variance beta_t, {silent(scheduler)}"] if variance is None and network.outputs == 1 else []),
     )
     return learned
 
@@ -201,7 +203,12 @@ def unread(scheduler: Mapping[str, Any], clip: float | None) -> tuple[str, ...]:
     kind = scheduler["_class_name"]
     other = [f"{name}={v!r}" for name, usual in SAMPLING.items() if (v := scheduler.get(name)) is not None and v not in usual]
     said = [f"samples are drawn by DDIM on evenly spaced steps, not by the {kind}" + (f" ({', '.join(other)})" if other else "")]
-    return (*said, *([f"estimates are clipped to [-1, 1], as a {kind} does not say"] if clip is None else []))
+    return (*said, *([f"estimates are clipped to [-1, 1], {silent(scheduler)}"] if clip is None else []))
+
+
+def silent(scheduler: Mapping[str, Any]) -> str:
+    """Why something is assumed that a scheduler has no setting of."""
+    return f"as a {scheduler['_class_name']} does not say"
 
 
 def table(scheduler: Mapping[str, Any], source: str) -> Tabulated:
@@ -221,8 +228,10 @@ def table(scheduler: Mapping[str, Any], source: str) -> Tabulated:
     elif told["beta_schedule"] == "scaled_linear":
         betas = torch.linspace(low**0.5, high**0.5, steps, dtype=torch.float64) ** 2
     else:
-        betas = cosine_betas(steps)
-    return Tabulated(zero_terminal(betas) if told["rescale_betas_zero_snr"] else betas)
+        with naming(f"{source}: scheduler_config.json"):
+            betas = cosine_betas(steps)
+    with naming(f"{source}: scheduler_config.json"):
+        return Tabulated(zero_terminal(betas) if told["rescale_betas_zero_snr"] else betas)
 
 
 def names(network: UNet) -> Names:

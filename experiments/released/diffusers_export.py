@@ -22,7 +22,7 @@ from .diffusers import LABELS, TIME_TABLE, features, indices, names
 from .diffusers_options import FIXED, NULL, PREDICTIONS
 from .weights import Made
 
-REMEDY = "train with --network.style ddpm"
+REMEDY = "those that are trained here with --network.style ddpm"
 
 
 def export(denoiser: Learned, folder: Path | str) -> Path:
@@ -100,18 +100,21 @@ def unlike(denoiser: Learned) -> list[str]:
         ),
         (any(n % halvings for n in network.shape[1:]), f"its sizes {network.shape[1:]} do not halve evenly: multiples of {halvings} do"),
         (bool({*network.conditions} - {"label"}), f"it takes {', '.join(network.conditions)}, and a class label alone is expressible"),
-        (replace(style, wide_stem=False) != plain, f"its blocks are joined as in NCSN++, DDPM++ or EDM: {REMEDY}"),
-        (not isinstance(style.resize, Strided), f"its sizes change inside residual blocks: {REMEDY}"),
-        (not isinstance(style.time, Sinusoidal), f"its time enters by Fourier features: {REMEDY}"),
+        (replace(style, wide_stem=False) != plain, f"its blocks are joined as in NCSN++, DDPM++ or EDM, and {REMEDY} are expressible"),
+        (not isinstance(style.resize, Strided), f"its sizes change inside residual blocks, and {REMEDY} are expressible"),
+        (not isinstance(style.time, Sinusoidal), f"its time enters by Fourier features, and {REMEDY} are expressible"),
         (
             len(groups) > 1,
-            f"its norms have {sorted(groups)} groups, and one number is expressible: {REMEDY} --network.width 32, 64, 96, ...",
+            f"its norms have {sorted(groups)} groups, and one number is expressible, as {REMEDY} --network.width 32, 64, 96, ... have",
         ),
         (
             head_width(network) == 0,
-            f"its heads have {head_widths(network)} channels, and one number is expressible: train with --network.heads 1",
+            f"its heads have {head_widths(network)} channels, and one number is expressible, as --network.heads 1 gives in training",
         ),
-        (network.multipliers[0] != 1, "its first resolution is wider than its time features: let --network.multipliers begin with 1"),
+        (
+            network.multipliers[0] != 1,
+            "its first resolution is wider than its time features, and networks whose multipliers begin with 1 are expressible",
+        ),
         (
             not isinstance(denoiser.schedule, Tabulated),
             "its schedule is no table of steps: those of the recipes ddpm and improved-ddpm are",

@@ -147,6 +147,15 @@ def settled(config: Mapping[str, Any], options: Options, source: str, who: str) 
     return found
 
 
+def used(told: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `TOLD` that change numbers beside the others: a table has no ends, and what does not clip no range."""
+    without = {"num_train_timesteps"} if told["trained_betas"] is not None else set()
+    without |= {"beta_start", "beta_end"} if without or told["beta_schedule"] == "squaredcos_cap_v2" else set()
+    without |= {"clip_sample", "clip_sample_range"} if told["thresholding"] else set()
+    without |= {"clip_sample_range"} if not told["clip_sample"] else set()
+    return tuple(name for name in TOLD if name not in without)
+
+
 def refuse_unknown(config: Mapping[str, Any], known: tuple[str, ...], source: str) -> None:
     """Raises `UsageError` for entries of other names: what they change cannot be known. Those that begin with _ are notes."""
     if other := [f"{name}={quoted(v)}" for name, v in config.items() if name not in known and not name.startswith("_")]:

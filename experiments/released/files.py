@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -327,3 +328,12 @@ VALUES: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": array_of_state,
     "numpy.core.numeric._frombuffer": lambda _, data, dtype, shape, order: array(data, dtype, shape, order),
 }
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Errors within it begin with the file."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error

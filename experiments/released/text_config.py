@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...discrete import Geometric, LogLinear, NoiseSchedule
 from ...shared.errors import UsageError
+from .files import naming
 from .pickles import Record
 from .settings import Settings, same
 from .weights import listed, quoted
@@ -219,15 +219,6 @@ def schedule(settings: Settings, said: Said, source: str) -> NoiseSchedule:
     settings.refuse_unused("the noise is loglinear", "sigma_min", "sigma_max")
     with naming(source):
         return LogLinear(said.number("eps", within="noise", default=1e-3), start)
-
-
-@contextlib.contextmanager
-def naming(source: str) -> Iterator[None]:
-    """Errors within it begin with the file."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{source}: {error}") from error
 
 
 def refuse_other_mask(said: Said, source: str, vocabulary: int) -> bool:

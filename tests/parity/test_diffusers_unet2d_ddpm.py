@@ -174,11 +174,11 @@ def test_each_reason_is_said_with_what_is_expressible(tmp_path):
         (Learned(small(heads=4, attention=(1, 2)), table), "heads have [8, 16] channels, and one number is expressible"),
         (
             Learned(small(style=Style()), table),
-            "norms have [8, 16, 24, 32] groups, and one number is expressible: train with --network.style ddpm",
+            "norms have [8, 16, 24, 32] groups, and one number is expressible, as those that are trained here with --network.style ddpm",
         ),
         (Learned(small(style=DDPMPP), table), "joined as in NCSN++, DDPM++ or EDM"),
         (Learned(small(style=NCSNPP), table), "Fourier features"),
-        (Learned(small(multipliers=(2, 2)), table), "let --network.multipliers begin with 1"),
+        (Learned(small(multipliers=(2, 2)), table), "networks whose multipliers begin with 1 are expressible"),
         (Learned(small(vector=3), table), "takes vector, and a class label alone"),
         (Learned(small(shape=(3, 8)), table), "no images of real numbers"),
         (Learned(small(), table).on(Tabulated(cosine_betas(50))), "another schedule than its network's"),
