@@ -220,6 +220,9 @@ def explained(error: Exception, asker: Asker, x: Tensor, time: Tensor, cond: dic
             return f"{name} looks up what is not an integer: {fed}; index with time.round().long()"
         if not x.is_floating_point() and x.device.type == "cpu" and x.numel():
             fed = f"x holds tokens up to {int(x.max())} (a mask, where there is one, is the last), and {fed}"
+        for key, value in cond.items():
+            if isinstance(value, Tensor) and not value.is_floating_point() and value.device.type == "cpu" and value.numel():
+                fed = f"{key} holds {int(value.min())} to {int(value.max())}, and {fed}"
         return f"{name} looked up what it does not have ({said}): {fed}; {REMEDY}"
     if isinstance(error, RuntimeError) and DEVICE.search(said):
         held = next((p.device for p in network.parameters()), "cpu")

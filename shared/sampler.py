@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from operator import index
 from typing import Any, TypeAlias
 
 import torch
@@ -61,10 +62,10 @@ class Sampler(ABC):
 
     def times(self, steps: int | Tensor) -> Tensor:
         """The grid of that many steps, or the one that was given, checked."""
-        if not isinstance(steps, int | Tensor):
+        if not isinstance(steps, Tensor) and hasattr(steps, "__index__"):  # numpy's whole numbers too
+            return self.corruption.grid(index(steps))
+        if not isinstance(steps, Tensor):
             raise UsageError(f"steps={steps!r}: give a whole number, or a grid of times such as continuous.strided(50, 1000)")
-        if isinstance(steps, int):
-            return self.corruption.grid(steps)
         grid = checked(steps)
         self.corruption.refuse_grid(grid)
         return grid

@@ -1,5 +1,6 @@
 """Networks of other libraries and of one's own: what does not fit is one line when it is built or first called."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from unnoise.shared.guidance import ClassifierGuided, NoisyClassifier, Recogniti
 from unnoise.shared.labels import step_index, thousandth_index
 from unnoise.shared.networks import MLP, UNet
 from unnoise.shared.scale import Scale
+from unnoise.shared.training import Trainer, Training
 
 T = 1000
 TABLE = continuous.Tabulated(continuous.linear_betas(T))
@@ -343,3 +345,36 @@ def test_a_network_says_that_it_takes_no_condition():
         continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)
     plain.conditions = ()
     continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)
+
+
+class Labelled(nn.Module):
+    """A network that looks up a condition of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 1)
+
+    def forward(self, x, time, y):
+        return x + self.table(y)[:, :, None, None]
+
+
+def test_a_condition_out_of_range_is_named():
+    with pytest.raises(UsageError, match="looked up what it does not have.*y holds 1 to 10, and the time input"):
+        continuous.Learned(Labelled(), TABLE)(torch.zeros(2, 1, 8, 8), 0.5, y=torch.tensor([1, 10]))
+
+
+def test_steps_of_numpy_are_whole_numbers():
+    denoiser = continuous.Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)
+    x = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(continuous.DDIM(denoiser)(x, steps=np.int64(3)), continuous.DDIM(denoiser)(x, steps=3))
+    with pytest.raises(UsageError, match="steps=2.5: give a whole number"):
+        continuous.DDIM(denoiser)(x, steps=2.5)
+
+
+def test_a_loader_of_pairs_is_told_how_to_become_batches():
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4)), 2)
+    trainer = Trainer(continuous.Simple(continuous.Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)), Training(steps=2, warmup=1))
+    with pytest.raises(UsageError, match=r'a batch is list: give dicts .* such as \(\{"x0": x, "label": label\} for x, label in loader\)'):
+        trainer.fit(loader)
+    trainer.fit({"x0": x} for x, _ in loader)
+    assert trainer.step == 2

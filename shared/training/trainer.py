@@ -263,5 +263,6 @@ def drawn(stream: Iterator[Any], step: int) -> dict[str, Tensor]:
         raise UsageError(f"the batches ended at step {step}: give an endless iterable, such as Batches(...), or as many as steps")
     if not isinstance(batch, Mapping) or "x0" not in batch:
         held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise UsageError(f'a batch is {held}: give dicts of tensors with "x0" and the conditions by name')
+        such = '({"x0": x, "label": label} for x, label in loader)'
+        raise UsageError(f'a batch is {held}: give dicts of tensors with "x0" and the conditions by name, such as {such}')
     return batch
