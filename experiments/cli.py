@@ -327,7 +327,9 @@ def run_import(arguments: list[str]) -> None:
 def run_export(arguments: list[str]) -> None:
     """`unnoise export RUN OUT`."""
     options = parse(Export, arguments, "export")
-    print(f'written to {send(options.run, options.out, options.flags)}/: diffusers.DDPMPipeline.from_pretrained("{options.out}") opens it')
+    for line in send(options.run, options.out, options.flags):
+        print(f"{'assumed':12} {line}")
+    print(f'written to {options.out}/: diffusers.DDPMPipeline.from_pretrained("{options.out}") opens it')
 
 
 def run_plot_schedules(arguments: list[str]) -> None:

@@ -208,8 +208,7 @@ class Imported(Experiment):
         return data.batches(Data.batch, Scale.continuous, conditions=() if self.classes is None else ("label",))
 
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
-        if self.needs:
-            names = ", ".join(self.needs)
+        if names := ", ".join(self.needs):
             raise UsageError(
                 f"this network makes nothing of noise alone, it needs {names} too: give it to a sampler in Python, {names}=..."
             )
@@ -280,7 +279,8 @@ class ImportedText(TextExperiment):
     def refuse_other(self, tokens: int) -> None:
         """Raises `UsageError` for a tokenizer of another size than the network's."""
         if tokens != self.vocabulary:
-            raise UsageError(f"the tokenizer has {tokens} tokens, and the model {self.vocabulary}: give the one it was trained with")
+            more = ", without a mask: that of a model is its last token, and no other is read" if tokens == self.vocabulary + 1 else ""
+            raise UsageError(f"the tokenizer has {tokens} tokens, and the model {self.vocabulary}: give the one it was trained with{more}")
 
     def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
         raise UsageError(UNTRAINED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from ..shared.training.checkpoint import save
 from ..shared.training.folder import writable
 from . import released
 from .imported import imported, kind_of, named, objective
+from .released.diffusers import looks_like
+from .released.hub import local
 from .released.loading import OWN, Opened, opened
 
 
@@ -102,25 +104,45 @@ class Flags:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
+FLAGS = tuple(f.name for f in fields(Flags))
+VALUE = r"""(?:'[^']*'|"[^"]*"|[\w.]+)"""
+OTHER = r"""(?:, or |, | or )(?:'[^']*'|"[^"]*"|True\b|False\b)"""
+"""A further value of an option, as in `sde='vp', 'subvp' or 've'`."""
+
+
 @contextlib.contextmanager
-def on_the_command_line() -> Iterator[None]:
+def on_the_command_line(names: Collection[str] = FLAGS) -> Iterator[None]:
     """Errors within it name flags as options: `--image-size 64` for `image_size=64`."""
     try:
         yield
     except UsageError as error:
-        raise UsageError(as_options(str(error))) from error
+        raise UsageError(as_options(str(error), names)) from error
 
 
-def as_options(said: str) -> str:
-    """The text with Python's `name=value` and, of names of several words, also `name` alone as options, outside of paths."""
-    for name in (f.name for f in fields(Flags)):
-        option = f"--{name.replace('_', '-')}"
-        said = re.sub(
-            rf"(?<![\w/.-]){name}=(?:'([^']*)'|\"([^\"]*)\"|([\w.]+))", lambda m, o=option: f"{o} {''.join(filter(None, m.groups()))}", said
-        )
-        if "_" in name:
-            said = re.sub(rf"(?<![\w/.-]){name}(?![\w/=-])", option, said)
-    return said
+def as_options(said: str, names: Collection[str] = FLAGS) -> str:
+    """The text with flags as options, outside of paths and of quotation marks.
+
+    These are Python's `name=value`, each of several values by itself, names of several words, and names that are listed as flags.
+    """
+    if not names:
+        return said
+    any_of, before = "|".join(sorted(names, key=len, reverse=True)), r"(?<![\w/.\"'-])"
+    said = re.sub(r"\breleased\.load\(path, ([^()]*)\)", r"\1", said)
+    said = re.sub(rf"{before}({any_of})=({VALUE}(?:{OTHER})*)", lambda m: alternatives(option(m[1]), m[2]), said)
+    lists = rf"\b(give|do not take|do not tell|they take:) ((?:{any_of})(?:, (?:{any_of}))*)(?= as in |: leave|\)|, and | \()"
+    said = re.sub(lists, lambda m: f"{m[1]} {', '.join(map(option, m[2].split(', ')))}", said)
+    several = "|".join(name for name in any_of.split("|") if "_" in name)
+    return re.sub(rf"(?<!configuration has ){before}({several})(?![\w/=\"'-])", lambda m: option(m[1]), said) if several else said
+
+
+def option(name: str) -> str:
+    """A flag as it is given on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def alternatives(name: str, values: str) -> str:
+    """The option with each of these values."""
+    return re.sub(rf"(?<![\w.])(?!or\b){VALUE}", lambda m: f"{name} {m[0].strip(chr(39) + chr(34))}", values)
 
 
 class Held(NamedTuple):
@@ -131,7 +153,10 @@ class Held(NamedTuple):
 
 
 class Brought(NamedTuple):
-    """What was imported: what it is, in words by their names; what was assumed, a sentence each; and what to do with it (`Kind.usage`)."""
+    """What was imported: what it is, in words by their names; what was assumed, a sentence each; and what to do with it (`Kind.usage`).
+
+    What was assumed names flags as options.
+    """
 
     about: dict[str, str]
     assumed: tuple[str, ...]
@@ -154,8 +179,7 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         UsageError: for a folder that holds a checkpoint, or a file that cannot be read; flags are named in it as options.
     """
     refuse_held(out)
-    with on_the_command_line():
-        read = opened(source, flags.given())
+    read, assumed = named_as_options(source, flags)
     if read.format == OWN:
         raise UsageError(f"{source} is a checkpoint of this package already: `unnoise sample` and `unnoise evaluate` take it as it is")
     denoiser, experiment = read.denoiser, imported(read.denoiser, str(source))
@@ -166,7 +190,21 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         experiment = replace(experiment, text=replace(experiment.text, tokenizer=str(tokenizer))).settled()
     held, both = Held(denoiser.scale, tuple(denoiser.shape)), objective(denoiser)
     save(writable(out), objective=both, average=both, optimizer=None, step=0, config=None, experiment=experiment, batches=held)
-    return Brought(about(read), getattr(denoiser, "assumed", ()), kind_of(denoiser).usage)
+    return Brought(about(read), assumed, kind_of(denoiser).usage)
+
+
+def named_as_options(source: str, flags: Flags) -> tuple[Opened, tuple[str, ...]]:
+    """A source's denoiser and what was assumed; errors and sentences name flags as options.
+
+    Folders of diffusers have no flags, and their entries of the same names stay as they are.
+    """
+    given = flags.given()
+    with on_the_command_line(given):
+        path = local(source)
+    names = given if path.is_dir() and looks_like(path) else FLAGS
+    with on_the_command_line(names):
+        read = opened(path, given)
+    return read, tuple(as_options(line, names) for line in getattr(read.denoiser, "assumed", ()))
 
 
 def refuse_held(out: Path) -> None:
@@ -193,14 +231,14 @@ def about(read: Opened) -> dict[str, str]:
     }
 
 
-def send(source: str, out: Path, flags: Flags) -> Path:
-    """Writes a run, or a released file, as a diffusers folder.
+def send(source: str, out: Path, flags: Flags) -> tuple[str, ...]:
+    """Writes a run, or a released file, as a diffusers folder, and gives what was assumed of the file, a sentence each.
 
     Raises:
         UsageError: for a folder that is not empty, a file that cannot be read, or for what diffusers cannot express.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty, and nothing is overwritten: choose another folder")
-    with on_the_command_line():
-        denoiser = released.load(source, **flags.given())
-    return released.export(denoiser, out)
+    read, assumed = named_as_options(source, flags)
+    released.export(read.denoiser, out)
+    return assumed

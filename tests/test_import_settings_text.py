@@ -150,7 +150,9 @@ def test_a_tokenizer_of_another_size_is_refused_on_import(tmp_path):
         tokenizer = Tokenizer(WordLevel({"</s>": 0} | {f"w{n}": n for n in range(1, size)}, unk_token="w1"))
         tokenizer.pre_tokenizer = WhitespaceSplit()
         tokenizer.save(str(tmp_path / f"{size}.json"))
-    words = "the tokenizer has 18 tokens, and the model 17"
+    words = (
+        "the tokenizer has 18 tokens, and the model 17: give the one it was trained with, without a mask: that of a model is its last token"
+    )
     refused(lambda: bring(str(tmp_path / "mdlm.ckpt"), tmp_path / "run", flags, tokenizer=tmp_path / "18.json"), words)
     assert not (tmp_path / "run").exists()
     bring(str(tmp_path / "mdlm.ckpt"), tmp_path / "run", flags, tokenizer=tmp_path / "17.json")
@@ -210,17 +212,29 @@ def test_a_mask_that_is_told_is_not_assumed():
 @pytest.mark.parametrize(
     ("kept", "words"),
     [
-        ({"model": {"length": 48}}, "file: length is 24 in config.json, and length is 48 in the checkpoint's hyper-parameters"),
-        ({"model": {"model_length": 48}}, "length is 24 in config.json, and model_length is 48 in the checkpoint's"),
-        ({"length": 48}, "length is 24 in config.json, and length is 48"),
-        ({"time_conditioning": True}, "time_conditioning is False in config.json, and time_conditioning is True in"),
-        ({"noise": {"type": "geometric"}}, "type is 'loglinear' in config.json, and type is 'geometric' in"),
-        ({"noise": "geometric"}, "type is 'loglinear' in config.json, and type is 'geometric' in"),
-        ({"noise": {"eps": 0.01}}, "eps is 0.05 in config.json, and eps is 0.01 in"),
-        ({"parameterization": "d3pm"}, "parameterization is 'subs' in config.json, and parameterization is 'd3pm' in"),
+        ({"model": {"length": 48}}, 'file: config.json has "length": 24, and the checkpoint\'s hyper-parameters "length": 48'),
+        ({"model": {"model_length": 48}}, 'config.json has "length": 24, and the checkpoint\'s hyper-parameters "model_length": 48'),
+        ({"length": 48}, 'config.json has "length": 24, and the checkpoint'),
+        (
+            {"time_conditioning": True},
+            'config.json has "time_conditioning": False, and the checkpoint\'s hyper-parameters "time_conditioning": True',
+        ),
+        (
+            {"noise": {"type": "geometric"}},
+            "config.json has \"type\": 'loglinear', and the checkpoint's hyper-parameters \"type\": 'geometric'",
+        ),
+        ({"noise": "geometric"}, "config.json has \"type\": 'loglinear', and the checkpoint's hyper-parameters \"type\": 'geometric'"),
+        ({"noise": {"eps": 0.01}}, 'config.json has "eps": 0.05, and the checkpoint\'s hyper-parameters "eps": 0.01'),
+        (
+            {"parameterization": "d3pm"},
+            "config.json has \"parameterization\": 'subs', and the checkpoint's hyper-parameters \"parameterization\": 'd3pm'",
+        ),
         ({"model_type": "sedd"}, "the configuration has parameterization 'subs' and model_type 'sedd', which are two ways of training"),
-        ({"mask_index": 4}, "mask_index is 17 in config.json, and mask_index is 4 in"),
-        ({"training": {"sampling_eps": 0.01}}, "sampling_eps is 0.002 in config.json, and sampling_eps is 0.01 in"),
+        ({"mask_index": 4}, 'config.json has "mask_index": 17, and the checkpoint\'s hyper-parameters "mask_index": 4'),
+        (
+            {"training": {"sampling_eps": 0.01}},
+            'config.json has "sampling_eps": 0.002, and the checkpoint\'s hyper-parameters "sampling_eps": 0.01',
+        ),
     ],
 )
 def test_two_sources_that_differ_are_refused(kept, words):

@@ -172,7 +172,7 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("import", tiny, out), "holds a checkpoint already"),
         (("import", out, tmp_path / "other"), "is a checkpoint of this package already"),
         (("export", out, tmp_path / "out"), "is not empty"),
-        (("import", tiny, tmp_path / "b", "--sde", "vp"), "do not take sde"),
+        (("import", tiny, tmp_path / "b", "--sde", "vp"), "do not take --sde"),
         (("import", tiny, tmp_path / "b", "--fir", "perhaps"), "--fir"),
         (("import", tiny, tmp_path / "b", "--tokenizer", "t.json"), "is a network of images"),
         (("import", tmp_path / "none", tmp_path / "b"), "there is no file"),
@@ -198,7 +198,55 @@ def test_flags_in_errors_become_options_and_paths_stay():
     assert as_options(said) == (
         "a/image_size=3/num_heads.pt: give --image-size 64, --sde vp, --precond ... or --num-head-channels, and --length 1024"
     )
-    assert as_options("fir, length and continuous are words") == "fir, length and continuous are words"
+    for said, expected in (
+        ("fir, length and continuous are words", "fir, length and continuous are words"),
+        ("""which is sde="vp", "subvp" or 've', and continuous=True or False: x""", SAYS + ": x"),
+        ("""with sde="vp", "subvp" or 've', and continuous=True or False, such as released.load(path, sde='vp', continuous=True)""", LOADS),
+        ("give precond='edm', 'vp', 'iddpm'", "give --precond edm, --precond vp, --precond iddpm"),
+        ("skip_rescale=True: as in most", "--skip-rescale True: as in most"),
+        ("sigma_min=1e-05, sigma_max=3.0 without use", "--sigma-min 1e-05, --sigma-max 3.0 without use"),
+        ("EDM checkpoints do not take sde, fir: leave it out (flags that they take: noise, n_heads)", TAKES),
+        (
+            "give uniform, noise, n_heads as in its training, such as noise='x'",
+            "give --uniform, --noise, --n-heads as in its training, " + SUCH,
+        ),
+        ('config.json has "time_conditioning": False, and the other "n_heads": 3', None),
+        ("the configuration has time_conditioning 3: it is true or false", None),
+    ):
+        assert as_options(said) == (expected or said)
+    assert as_options("beta_start=0.1, beta_end", ()) == "beta_start=0.1, beta_end"
+
+
+SAYS = "which is --sde vp, --sde subvp or --sde ve, and --continuous True or --continuous False"
+LOADS = SAYS.replace("which is", "with") + ", such as --sde vp, --continuous True"
+TAKES = "EDM checkpoints do not take --sde, --fir: leave it out (flags that they take: --noise, --n-heads)"
+SUCH = "such as --noise x"
+
+
+def test_assumptions_name_options_and_are_printed_by_export_too(capsys, tmp_path, tiny):
+    """Entries of diffusers' configurations, which has no flags, stay what they are."""
+    told = json.loads((tiny / "scheduler/scheduler_config.json").read_text())
+    told = {k: v for k, v in told.items() if k not in ("trained_betas", "variance_type")} | {"beta_schedule": "linear"}
+    (tiny / "scheduler/scheduler_config.json").write_text(json.dumps(told))
+    said = "assumed      scheduler_config.json leaves out what is beta_start=0.0001, beta_end=0.02, variance_type='fixed_small' by default"
+    for command in ("import", "export"):
+        status, out, err = run(capsys, command, tiny, tmp_path / command)
+        assert status == 0, err
+        assert said in out
+    told["beta_start"] = "none"
+    (tiny / "scheduler/scheduler_config.json").write_text(json.dumps(told))
+    for command in ("import", "export"):
+        assert "beta_start='none'" in run(capsys, command, tiny, tmp_path / "b")[2]
+        assert "do not take --beta-start: leave" in run(capsys, command, tiny, tmp_path / "b", "--beta-start", 0.1)[2]
+    state = {k: v[:3] if k.startswith("out.2.") else v for k, v in peer_state("improved_diffusion_unet").items()}
+    torch.save(state, tmp_path / "model.pt")
+    flags = [*FLAGS, "--predict-xstart=False"]
+    said = "assumed      the code length takes the variance beta_t (sigma_small False); DDIM's samples need none"
+    assert said in run(capsys, "import", tmp_path / "model.pt", tmp_path / "m", *flags)[1]
+    peer = ("--beta-schedule=linear", "--beta-start=0.1", "--beta-end=0.3", "--num-diffusion-timesteps=10", "--image-size=16")
+    torch.save(peer_state("ddim_model"), tmp_path / "ddim.ckpt")
+    status, out, err = run(capsys, "import", tmp_path / "ddim.ckpt", tmp_path / "ddim", *peer)
+    assert (status, "assumed      --rescaled True: " in out) == (0, True), err
 
 
 def test_what_is_trained_here_is_written_for_diffusers(capsys, tmp_path):

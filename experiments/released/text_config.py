@@ -92,9 +92,9 @@ class Said:
         """Raises `UsageError` for two values of one setting, each with its place and its name."""
         for whose, name, value in found[1:]:
             if not same(value, found[0][2]):
-                first = f"{found[0][1]} is {quoted(found[0][2])} in {found[0][0]}"
+                first = f'{found[0][0]} has "{found[0][1]}": {quoted(found[0][2])}'
                 remedy = "correct config.json, or take it away" if found[0][0] == FILE else "give its state_dict alone, and flags"
-                raise UsageError(f"{self.source}: {first}, and {name} is {quoted(value)} in {whose}: {remedy}")
+                raise UsageError(f'{self.source}: {first}, and {whose} "{name}": {quoted(value)}; {remedy}')
 
     def part(self, name: str) -> Mapping[str, Any]:
         """All entries of a part."""
