@@ -93,14 +93,17 @@ def test_a_released_size_is_known_and_said(monkeypatch):
     """GPT-2's tokens and a mask in 768 or 1024 channels; the networks themselves are stand-ins here."""
     stand_in = lambda tensors, prefix, source, told, said: DiT(3, told.get("length"), 2 * told.get("n_heads"), 1, told.get("n_heads"))  # noqa: E731
     monkeypatch.setattr(text, "_network", stand_in)
-    for width, heads in ((768, 12), (1024, 16)):
-        state = dict.fromkeys(text.LANDMARKS, meta(50_258, width))
+    blocks = lambda n: {f"blocks.{i}.norm1.weight": meta(1) for i in range(n)}  # noqa: E731
+    for width, heads, depth in ((768, 12, 12), (1024, 16, 24)):
+        shallow = dict.fromkeys(text.LANDMARKS, meta(50_258, width)) | blocks(depth - 1)
+        refused(lambda s=shallow: sedd(s, "file"), "are of no released size", "give noise, scale_by_sigma, length, n_heads as")
+        state = shallow | blocks(depth)
         made = sedd(state, "file")
         assert (type(made.transition), made.transition.noise, made.offset) == (Absorbing, LogLinear(), scaled_by_noise)
         assert (made.shape, made.network.heads) == ((1024,), heads)
         assert made.assumed[0].startswith("the sizes are those of a released network, and so is what nothing else tells: noise='loglin")
     refused(lambda: sedd(state, "file", noise="geometric"), "give scale_by_sigma, length, n_heads, sigma_min, sigma_max as")
-    prefixed = {f"backbone.{name}": meta(50_258, 768) for name in text.LANDMARKS}
+    prefixed = {f"backbone.{name}": meta(50_258, 768) for name in text.LANDMARKS} | {f"backbone.{k}": v for k, v in blocks(12).items()}
     made = mdlm(prefixed, "file", config={"model_type": "mdlm", "time_conditioning": False, "model_length": 1024, "n_heads": 12})
     assert (type(made), made.shape) == (Categorical, (1024,))
     assert made.assumed[0].endswith("tells: noise='loglinear'")

@@ -149,7 +149,7 @@ def _denoiser(state: Mapping[str, Any], source: str, said: Said, given: Mapping[
     prefix = PREFIX if _has(tensors, PREFIX) else ""
     vocabulary, width = tensor(tensors, f"{prefix}vocab_embed.embedding", 2, source).shape
     told = told_by(said, source, prefixed=bool(prefix), vocabulary=vocabulary)
-    settings = Settings(source, given, told, released(told, vocabulary, width, prefixed=bool(prefix)))
+    settings = Settings(source, given, told, released(told, vocabulary, width, depth_of(tensors, prefix), prefixed=bool(prefix)))
     _settle(settings, said, tensors, prefix)
     uniform = settings.get("uniform")
     if not uniform and not refuse_other_mask(said, source, vocabulary) and prefix and not settings.known:
@@ -204,7 +204,7 @@ def _network(tensors: Mapping[str, Any], prefix: str, source: str, settings: Set
     length, heads = settings.counts("the weights do not tell", length=1024, n_heads=12)
     if width % (2 * heads):
         raise UsageError(f"{source}: n_heads={heads}: {width} channels are not that many heads of an even width")
-    depth = len({name.split(".")[1] for name in stripped(tensors, prefix) if name.startswith("blocks.")})
+    depth = depth_of(tensors, prefix)
     embedding = len(tensor(tensors, f"{prefix}sigma_map.mlp.0.weight", 2, source))
     refuse_sizes(said, source, width=width, depth=depth, embedding=embedding, vocabulary=vocabulary)
     network = DiT(
@@ -221,6 +221,11 @@ def _network(tensors: Mapping[str, Any], prefix: str, source: str, settings: Set
     )
     fill(network, _names(prefix, depth), tensors, source, ignored=(prefix + ROTARY,))
     return network
+
+
+def depth_of(tensors: Mapping[str, Any], prefix: str) -> int:
+    """Blocks of the transformer."""
+    return len({name.split(".")[1] for name in stripped(tensors, prefix) if name.startswith("blocks.")})
 
 
 def _heads(width: int, tensors: Mapping[str, Any], rotary: str, source: str, said: Said) -> int:

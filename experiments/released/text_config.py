@@ -20,8 +20,8 @@ INSIDE = {30_522: "BERT's", 35: "text8's, as MDLM's project has it,"}
 TOKENIZERS = ("bert", "text8")
 """How their names begin, under `data.tokenizer_name_or_path` and as classes."""
 FILE, KEPT = "config.json", "the checkpoint's hyper-parameters"
-RELEASED = {768: 12, 1024: 16}
-"""Heads of the released networks by their width; all have GPT-2's tokens and a mask."""
+RELEASED, BLOCKS = {768: 12, 1024: 16}, {768: 12, 1024: 24}
+"""Heads and blocks of the released networks by their width; all have GPT-2's tokens and a mask."""
 PARTS = {
     "model": ("name", "type", "tie_word_embeddings"),
     "graph": ("type", "file", "report_all"),
@@ -174,9 +174,9 @@ def told_by(said: Said, source: str, *, prefixed: bool, vocabulary: int) -> dict
     return {name: value for name, value in told.items() if value is not None}
 
 
-def released(told: Mapping[str, Any], vocabulary: int, width: int, *, prefixed: bool) -> dict[str, Any]:
+def released(told: Mapping[str, Any], vocabulary: int, width: int, depth: int, *, prefixed: bool) -> dict[str, Any]:
     """The settings of the released network of this size, where nothing told is another; else none."""
-    if vocabulary != GPT2 + 1 or width not in RELEASED or (prefixed and width != 768):
+    if vocabulary != GPT2 + 1 or BLOCKS.get(width) != depth or (prefixed and width != 768):
         return {}
     found = {"noise": "loglinear", "length": 1024, "n_heads": RELEASED[width], "uniform": False, "scale_by_sigma": True}
     if prefixed:

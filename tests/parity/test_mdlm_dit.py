@@ -197,12 +197,19 @@ def test_what_is_released_is_known_and_asked_for_elsewhere(state):
     refused(lambda: mdlm(state, NAME, **TRAINED), NAME, "give length as in its training, such as length=1024")
     refused(lambda: mdlm(state, NAME, **TEXT | {"length": 0}), "length=0")
     refused(lambda: mdlm(state, NAME, config={"length": "long"}), "length 'long'")
-    for vocabulary, width, heads in ((50258, 768, 12), (50258, 1024, 16), (50258, 512, None), (50256, 768, None), (50257, 768, None)):
-        known = released({}, vocabulary, width, prefixed=False)
+    for vocabulary, width, depth, heads in (
+        (50258, 768, 12, 12),
+        (50258, 1024, 24, 16),
+        (50258, 512, 12, None),
+        (50256, 768, 12, None),
+        (50257, 768, 12, None),
+        (50258, 768, 24, None),
+    ):
+        known = released({}, vocabulary, width, depth, prefixed=False)
         assert known.get("n_heads") == heads
         assert known == ({} if heads is None else SMALL | {"n_heads": heads})
-    assert released({}, 50258, 768, prefixed=True) == SMALL | {"parameterization": "subs", "time_conditioning": False}
-    assert released({"noise": "geometric"}, 50258, 768, prefixed=True) == {}
+    assert released({}, 50258, 768, 12, prefixed=True) == SMALL | {"parameterization": "subs", "time_conditioning": False}
+    assert released({"noise": "geometric"}, 50258, 768, 12, prefixed=True) == {}
 
 
 SMALL = {"noise": "loglinear", "length": 1024, "n_heads": 12, "uniform": False, "scale_by_sigma": True}
