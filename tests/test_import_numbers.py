@@ -276,8 +276,8 @@ def test_the_command_line_asks_and_says(tmp_path, capsys):
     assert "give --beta-min, --beta-max as in its training, such as --beta-min 0.1, --beta-max 20.0" in said
     status, said = unnoise(*begun, "--beta-min", 0.5, "--beta-max", 9, "--fir", "True")
     assert status == 0, said
-    assert "assumed      centered=True: as all released subvp networks, for images in [-1, 1]" in said
-    assert "assumed      fir" not in said
+    assert "assumed      --centered True: as all released subvp networks, for images in [-1, 1]" in said
+    assert "assumed      --fir" not in said
     status, said = unnoise(tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2)
     assert status != 0
     assert "such as --M 1000" in said

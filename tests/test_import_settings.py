@@ -14,6 +14,7 @@ from released_helpers import BETAS as RELEASED_BETAS
 from released_helpers import edm_file, refused, song_state
 
 from unnoise.experiments.released.karras import LARGEST_TRAINED, SMALLEST_TRAINED
+from unnoise.experiments.released.pesser import VARIANCE
 from unnoise.experiments.released.pickles import Record
 from unnoise.experiments.released.settings import Settings
 
@@ -158,7 +159,7 @@ RANGE = its(says="", sigma_min=numbers(0.01, 0.1, 100), sigma_max=numbers(20, 70
 RANGE = {name: Setting(setting.values, says=f"{setting.asks}=") for name, setting in RANGE.items()}
 DATA, RISE, LOW, M = numbers(0.1, 1, 100), numbers(5, 30), numbers(0.1, 2), st.integers(10, 1000)
 NOISE = {"sigma_min": Setting(numbers(0.01, 0.1, 100)), "sigma_max": Setting(numbers(20, 120))}
-NAMES = [f"{name}.pt" for name in ("edm-cifar10-32x32-cond-vp", "baseline-cifar10-32x32-uncond-vp", "baseline-ffhq-64x64-uncond-ve")]
+NAMES = ["edm-cifar10-32x32-cond-vp.pt", "baseline-cifar10-32x32-cond-vp.ema.safetensors"]
 EDM = {
     "EDM edm": Format(
         edm("EDMPrecond"),
@@ -261,30 +262,15 @@ FORMATS = SONG | EDM | ERMONGROUP | NCSNV2
 test_dropped, test_changed, test_more = setting_tests(FORMATS)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "ema_diffusion_cifar10_model/model-790000.ckpt",
-        "cache/diffusion_lsun_cat_model/mine.ckpt",
-        "model-4432000.ckpt",
-        "exp/logs/celeba/ckpt.pth",
-        "celeba_hq.ckpt",
-    ],
-)
-def test_paths_of_released_ddpms_tell_their_schedule(path):
-    load = ermongroup()
-    assert same(answer(load({"path": path})), answer(load(TRAINED)))
-    assert not any("beta" in sentence or "rescaled" in sentence for sentence in load({"path": path}).assumed)
-    refused(lambda: load({"path": path, "num_diffusion_timesteps": 500}), "give beta_schedule, beta_start, beta_end as")  # another file
-    for other in (f"my_{path.rpartition('/')[2]}", "logs/celeba/ckpt_5.pth", "diffusion_mine_model/model.ckpt"):
-        refused(lambda o=other: load({"path": o}), "give beta_schedule, beta_start, beta_end, num_diffusion_timesteps as")
-
-
 def test_files_under_a_released_path_that_are_others_are_asked_about():
     """A path says what a file was trained with only where nothing in the file speaks against it."""
     at = PATHS[0]
     for levels in (None, LARGE):
-        assert song({"levels": levels}, at)({}).assumed == ()
+        (said,) = song({"levels": levels}, at)({}).assumed
+        assert said.startswith("sde='vp', continuous=True, image_size=32, ")
+        assert said.endswith(
+            ", beta_min=0.1, beta_max=20.0, fir=False: as of the released vp/cifar10_ddpmpp_continuous, by the file's name"
+        )
     refused(lambda: song({"levels": (0.01, 50.0, 999)}, at)({}), 'sde="vp", "subvp" or "ve"')
     given = {"sde": "subvp", "image_size": 8}
     refused(lambda: song({"levels": LARGE}, at)(given), "the betas of sde='subvp'", "beta_min=0.1, beta_max=20.0")
@@ -294,7 +280,8 @@ def test_files_under_a_released_path_that_are_others_are_asked_about():
         refused(lambda p=path: edm("edm", pickled=False, path=p)({}), "how the network is preconditioned")
     refused(lambda: edm("edm", pickled=False, path=NAMES[0])({"precond": "vp"}), "give beta_d, beta_min, M as")
     refused(lambda: edm("VPPrecond", path=NAMES[0])({"its beta_d": 9.0}), "give beta_min, M as")
-    assert edm("edm", pickled=False, path=NAMES[0])({}).assumed == ()
+    (said,) = edm("edm", pickled=False, path=NAMES[0])({}).assumed
+    assert said.startswith("precond='edm', sigma_data=0.5, sigma_min=0.0, sigma_max=inf: as of the released edm-cifar10-32x32-cond-vp")
 
 
 def test_assumptions_are_said_and_flags_silence_them():
@@ -304,7 +291,7 @@ def test_assumptions_are_said_and_flags_silence_them():
     told = {"skip_rescale": True, "fir": False, "centered": True, "scale_by_sigma": False}
     assert [sentence.partition("=")[0] for sentence in plain(told).assumed] == names[:1]
     assert same(answer(plain(told)), answer(plain({})))
-    assert [s.partition("=")[0] for s in ermongroup(TRAINED)({}).assumed] == ["rescaled"]
+    assert [s.partition("=")[0] for s in ermongroup(TRAINED)({}).assumed] == ["rescaled", VARIANCE]
     levels = {"levels": (0.01, 50.0, 232)}
     assert [s.partition("=")[0] for s in ncsnv2(levels).assumed] == ["image_size", "logit_transform", "rescaled", "nonlinearity"]
     assert ncsnv2(levels).shape == (3, 32, 32)

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -28,45 +27,47 @@ from ...shared.networks.style import DDPMPP, EDM_ADM, Resampled, Style
 from ...shared.prediction import noise, scaled_score
 from ...shared.scale import Scale
 from .files import state_dict
+from .karras_settings import CLASSES, HEADS, NEEDS, SONG_M, TABLE, UNTOLD, UNTOLD_HEADS, USES, pickled_heads, settings_of, sizes_of
 from .pickles import Record
-from .settings import LARGEST, Settings
+from .settings import Settings
 from .unets import attention_names, block_names, channels_first, layers
-from .weights import Made, Names, fill, listed, quoted, renamed, stripped, tensor
+from .weights import Made, Names, fill, listed, quoted, refuse_rounded, renamed, stripped, tensor
 
 PREFIX, FILTER = "model.", ".resample_filter"
 BLOCK = {"norm1": "norm0", "conv1": "conv0", "modulation": "affine", "norm2": "norm1", "conv2": "conv1", "skip": "skip"}
 ATTENTION = {"norm": "norm2", "qkv": "qkv", "out": "proj"}
 ENDS = {"time.mlp.0": "map_layer0", "time.mlp.2": "map_layer1"}
-TABLE = "u"
-"""Noise levels of the preconditioner of Nichol & Dhariwal's (2021) networks, from the largest to zero."""
-SONG_M = 1000
-"""M of Song et al.'s (2021) networks, whose label has a name of its own."""
 LARGEST_TRAINED, SMALLEST_TRAINED = 80.0, 0.002
 """Of the paper's sampling grid."""
 
 
 def edm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
     """Karras et al.'s own; a pickled `sigma_min` and `sigma_max` narrow the paper's range, as in its sampler."""
-    (sigma_data,) = settings.numbers("the file does not tell the preconditioner's sigma_data", sigma_data=0.5)
-    low = end(settings.assume("sigma_min", 0.0, "no smallest noise level, as by default"), "sigma_min", settings) or SMALLEST_TRAINED
-    high = end(settings.assume("sigma_max", math.inf, "no largest noise level, as by default"), "sigma_max", settings) or LARGEST_TRAINED
-    schedule = EDM(max(low, SMALLEST_TRAINED), min(high, LARGEST_TRAINED))
+    why, examples = NEEDS["edm"]
+    (sigma_data,) = settings.numbers(why, **examples)
+    low = settings.assume("sigma_min", 0.0, "no smallest noise level, as by default")
+    high = settings.assume("sigma_max", math.inf, "no largest noise level, as by default")
+    schedule = EDM(narrowed(low, "sigma_min", settings), narrowed(high, "sigma_max", settings))
     return Learned(network, schedule, Preconditioned(sigma_data), quarter_log)
 
 
 def vp(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
     """That of Song et al.'s (2021) VP networks, told `(M - 1) t`."""
-    examples = {"beta_d": 19.9, "beta_min": 0.1, "M": SONG_M}
-    slope, low, steps = settings.numbers("the file does not tell the VP preconditioner's settings", **examples)
+    why, examples = NEEDS["vp"]
+    settings.ask(why, **examples)
+    (steps,) = settings.counts(why, M=SONG_M)
+    slope, low = settings.numbers(why, beta_d=19.9, beta_min=0.1)
+    if steps < 2:
+        raise UsageError(f"{settings.source}: M={steps}: the network is told (M - 1) t, which is always 0: give one such as {SONG_M}")
     smallest = settings.assume("epsilon_t", 1e-5, "the smallest time of training, as released")
-    label = song_vp if steps == SONG_M else LastIndex(steps - 1)
+    label = song_vp if steps == SONG_M else LastIndex(float(steps - 1))
     return Learned(network, VP(low, low + slope, t_min=smallest), noise, label)
 
 
 def ve(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
     """That of Song et al.'s (2021) VE networks: sigmas are twice theirs, as data in [-1, 1] are twice as wide as data in [0, 1]."""
-    examples = {"sigma_min": 0.02, "sigma_max": 100.0}
-    low, high = settings.numbers("the file does not tell the noise levels that the VE preconditioner was trained on", **examples)
+    why, examples = NEEDS["ve"]
+    low, high = settings.numbers(why, **examples)
     return Learned(network, VE(low, high), scaled_score, log_half_noise_level, scaled=False)
 
 
@@ -76,49 +77,35 @@ def iddpm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
         raise UsageError(
             f"{settings.source}: {TABLE} is missing, the noise levels of precond='iddpm', which its chain is made of: give a whole file"
         )
+    refuse_rounded({TABLE: table}, settings.source)
     u = table.double()
     if len(u) < 2 or not (u[0] < torch.inf and u[-1] == 0 and (u.diff() < 0).all()):
         raise UsageError(f"{settings.source}: its noise levels {TABLE} do not fall from a finite one to 0: give a whole file")
     settings.tell("M", len(u) - 1)
+    if network.outputs > 2:
+        raise UsageError(
+            f"{settings.source}: precond='iddpm', but the network gives {network.outputs} numbers for each of the image, and only the "
+            "noise and its variance: give a whole file"
+        )
     return Learned(network, Tabulated(betas_of(1 / (1 + u[:-1].flip(0) ** 2))), noise, nearest_index)
 
 
-def end(value: Any, name: str, settings: Settings) -> float | None:
-    """An end of a range; None for 0 and infinity, which are none."""
+def narrowed(value: Any, name: str, settings: Settings) -> float:
+    """An end of the range of sampling, which 0 and infinity leave as it is, and a pickled one outside of it too, as in its sampler."""
+    own = SMALLEST_TRAINED if name == "sigma_min" else LARGEST_TRAINED
     if isinstance(value, int | float) and value in (0, math.inf):
-        return None
-    return settings.numbers("", **{name: 1.0})[0]
+        return own
+    (value,) = settings.numbers("", **{name: 1.0})
+    inside = max(SMALLEST_TRAINED, min(value, LARGEST_TRAINED))
+    if inside not in (value, own) or (inside != value and name not in settings.told):
+        raise UsageError(
+            f"{settings.source}: {name}={value:g} narrows nothing of the range of sampling, {SMALLEST_TRAINED:g} to "
+            f"{LARGEST_TRAINED:g}, or leaves nothing of it: leave it out, or give one within"
+        )
+    return inside
 
 
 PRECONDITIONERS: dict[str, Callable[[UNet, Settings, Tensor | None], Learned]] = {"edm": edm, "vp": vp, "ve": ve, "iddpm": iddpm}
-USES = {
-    "edm": {"sigma_data", "sigma_min", "sigma_max"},
-    "vp": {"beta_d", "beta_min", "M", "epsilon_t"},
-    "ve": {"sigma_min", "sigma_max"},
-    "iddpm": {"M"},
-}
-"""Settings by preconditioner."""
-CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
-RELEASED = re.compile(r"(edm|baseline)-(cifar10-32x32|ffhq-64x64|afhqv2-64x64|imagenet-64x64)-(un)?cond-(vp|ve|adm)")
-"""The names of released files, without what they end in."""
-BASELINES: dict[str, dict[str, Any]] = {
-    "vp": {"precond": "vp", "beta_d": 19.9, "beta_min": 0.1, "M": SONG_M, "epsilon_t": 1e-5},
-    "ve": {"precond": "ve", "sigma_min": 0.02, "sigma_max": 100.0},
-    "adm": {"precond": "iddpm", "M": 1000},
-}
-
-
-def settings_of(given: Mapping[str, Any], held: Any, state: Mapping[str, Any], source: str) -> Settings:
-    """The settings, with what the pickle, the state dict and the file's name tell."""
-    told: dict[str, Any] = {"precond": "iddpm"} if TABLE in state else {}
-    if isinstance(held, Record):
-        told["precond"] = CLASSES[held.name]
-        told |= {name: held.state[name] for name in USES[told["precond"]] if name in held.state}
-    found, named = RELEASED.fullmatch(PurePath(source).stem.lower()), {}
-    if found is not None:
-        named = {"precond": "edm", "sigma_data": 0.5, "sigma_min": 0.0, "sigma_max": math.inf} if found[1] == "edm" else BASELINES[found[4]]
-        named = {} if told.get("precond", named["precond"]) != named["precond"] else named
-    return Settings(source, given, told, named)
 
 
 def looks_like(contents: Any) -> bool:
@@ -169,22 +156,25 @@ def denoiser(
     if not looks_like(contents):
         raise UsageError(f"{source} does not hold a network of Karras et al. (2022), which a pickle has under `ema`")
     if num_head_channels is not None and num_head_channels < 1:
-        raise UsageError(f"num_head_channels={num_head_channels}: give the channels of each attention head, such as 64")
+        raise UsageError(f"{source}: num_head_channels={num_head_channels}: give the channels of each attention head, such as 64")
     held = averaged(contents)
     state = stripped(state_dict(held) if isinstance(held, Record) else held, PREFIX)
     given = {"precond": precond, "sigma_data": sigma_data, "sigma_min": sigma_min, "sigma_max": sigma_max, "beta_d": beta_d}
     given |= {"beta_min": beta_min, "M": M, "num_head_channels": num_head_channels}
     settings = settings_of(given, held, state, source)
     precond = settings.get("precond")
+    if "out_conv.weight" in state and tensor(state, "map_layer0.weight", 2, source).shape[1] not in HEADS:
+        settings.later(UNTOLD_HEADS, num_head_channels=64)
+    if precond in (None, *NEEDS):
+        why, examples = NEEDS[precond or "edm"]
+        settings.later(why, **examples)
     if precond is None:
-        raise UsageError(
-            f"{source}: a state dict does not tell how the network is preconditioned: give precond="
-            f"{', '.join(map(repr, PRECONDITIONERS))}, as it was trained; Karras et al.'s own are 'edm'"
-        )
+        settings.ask(UNTOLD, precond="edm")
     if precond not in PRECONDITIONERS:
         raise UsageError(f"{source}: precond={quoted(precond)} is not known: give one of {', '.join(PRECONDITIONERS)}")
     settings.refuse_unused(f"precond={precond!r} does not read it", *sorted(set().union(*USES.values()) - USES[precond]))
-    network, read = built(state, source, settings, pickled_heads(held))
+    with settings.of_file():
+        network, read = built(state, source, settings, pickled_heads(held))
     constant = {name for name in state if name.endswith(FILTER)}
     if precond == "iddpm":
         constant.add(TABLE)
@@ -193,35 +183,18 @@ def denoiser(
             f"{source}: precond={precond!r}, but the network gives {network.outputs} numbers for each of the image, as iddpm's do"
         )
     fill(network, names(network, state, read), state, source, ignored=constant)
-    made = PRECONDITIONERS[precond](network, settings, tensor(state, TABLE, 1, source) if TABLE in state else None)
+    with settings.of_file():
+        made = PRECONDITIONERS[precond](network, settings, tensor(state, TABLE, 1, source) if TABLE in state else None)
     made.scale, made.shape, made.assumed = Scale(), network.shape, settings.assumed
     return made
 
 
-HEADS = {192: 64}
-"""Channels of each head by the width of the network: ImageNet-64, the only released ADM."""
 STEM = re.compile(r"enc\.(\d{1,5})x\1_conv\.weight")
 
 
 def averaged(contents: Any) -> Any:
     """The network or state dict under `ema`, where there is one, or the contents."""
     return contents["ema"] if isinstance(contents, Mapping) and isinstance(contents.get("ema"), Record | Mapping) else contents
-
-
-def pickled_heads(held: Any) -> int | None:
-    """Channels of each attention head that a pickled network's blocks tell."""
-    if not isinstance(held, Record):
-        return None
-    blocks, met = [held], {id(held)}
-    for record in blocks:  # which grows
-        inner = record.state.get("_modules")
-        further = [part for part in inner.values() if isinstance(part, Record)] if isinstance(inner, Mapping) else []
-        blocks += [part for part in further if id(part) not in met]
-        met |= {id(part) for part in further}
-        heads, channels = record.state.get("num_heads"), record.state.get("out_channels")
-        if isinstance(heads, int) and isinstance(channels, int) and 0 < heads <= channels < LARGEST:
-            return channels // heads
-    return None
 
 
 @dataclass(frozen=True)
@@ -243,7 +216,7 @@ class Read:
 
 def built(state: Mapping[str, Any], source: str, settings: Settings, pickled: int | None) -> tuple[UNet, Read]:
     """The network of these names and shapes."""
-    sizes = sorted({int(m[1]) for name in state if (m := re.match(r"enc\.(\d{1,5})x\1_", name))}, reverse=True)
+    sizes = sizes_of(state)
     read = Read(tuple(sizes), song="out_conv.weight" not in state)
     stem, full = read.prefix("enc", 0), read.prefix("dec", 0)
     blocks = sum(re.fullmatch(rf"{stem}_block\d+\.conv0\.weight", name) is not None for name in state)
@@ -264,7 +237,7 @@ def built(state: Mapping[str, Any], source: str, settings: Settings, pickled: in
         if width in HEADS:
             head_width = settings.assume("num_head_channels", HEADS[width], f"as in the released ADM, which is {width} wide too")
         else:
-            (head_width,) = settings.ask("the weights do not tell the heads", num_head_channels=64)
+            (head_width,) = settings.ask(UNTOLD_HEADS, num_head_channels=64)
     label, augment = "map_label.weight", "map_augment.weight"
     network = UNet(
         (channels, sizes[0], sizes[0]),

@@ -6,7 +6,7 @@ averaged parameters, from which the paper samples, by the same names without tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -61,7 +61,7 @@ def denoiser(
             decrease, images that are logits, and without a size for a network that is none of the released ones.
     """
     if image_size is not None and image_size < 1:
-        raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
+        raise UsageError(f"{source}: image_size={image_size}: give the height and width of the images in pixels, such as 32")
     model, average = parts(state)
     if not looks_like(state):
         raise UsageError(f"{source} does not hold an NCSNv2: its names are {listed(sorted(map(str, model))) or 'none'}")
@@ -84,6 +84,7 @@ def denoiser(
         raise UsageError(f"{source}: logit_transform=True: networks of logits of images are not read, only of images in [0, 1] or [-1, 1]")
     centred = settings.assume("rescaled", False, f"images are in [0, 1], {RANGE}")
     settings.say(f"nonlinearity='elu': no other is computed, and the weights of others look the same; {RANGE}")
+    settings.say_raw(state, average)
     found = Learned(network if centred else Recentred(network), Levels(sigmas.flip(0)), scaled_score, reversed_index, scaled=False)
     found.scale, found.shape, found.assumed = Scale() if centred else Scale(256, 0.0, 1.0), network.shape, settings.assumed
     return found
@@ -93,7 +94,7 @@ def parts(state: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The model and the averaged weights, where there are any, of a file's content; names without "module."."""
     held = list(state) if isinstance(state, Sequence) and not isinstance(state, str) else [state]
     model = stripped(held[0], PREFIX) if held else {}
-    return model, stripped(held[4], PREFIX) if len(held) > 4 and isinstance(held[4], Mapping) else None
+    return model, (stripped(held[4], PREFIX) if len(held) > 4 else None) or None
 
 
 def size_of(settings: Settings, stages: int, sigmas: Tensor) -> int:

@@ -36,15 +36,22 @@ PREFIX, LIST = "module.", "all_modules."
 BUFFERS = ("sigmas", "all_modules.0.W")
 """What is in a state dict and no parameter: noise levels, and the Fourier features' frequencies."""
 SDES = ("vp", "subvp", "ve")
+TOPS: dict[int, tuple[float, ...]] = {32: (50.0,), 64: (90.0,)}
+LARGE_TOPS, BOTTOM, CHANNELS = (348.0, 378.0, 380.0, 1348.0), 0.01, 3
+"""The largest noise level of VE by the size of its images, those from 256 pixels on, the smallest of all, and the images' channels."""
 SIZES = {"cifar10": 32, "celeba": 64, "church": 256, "bedroom": 256, "celebahq_256": 256, "ffhq_256": 256, "ffhq_1024": 1024}
 RELEASED = re.compile(
-    rf"(^|/)(?P<sde>{'|'.join(SDES)})/(?P<data>{'|'.join(SIZES)})_(ddpm|ddpmpp|ncsnpp)(_deep)?(?P<continuous>_continuous)?/[^/]*$"
+    rf"(^|/)(?P<sde>{'|'.join(SDES)})/(?P<data>{'|'.join(SIZES)})_(?P<model>ddpm|ddpmpp|ncsnpp)(?P<deep>_deep)?(?P<continuous>_continuous)?/[^/]*$"
 )
 """The paths of released files, such as vp/cifar10_ddpmpp_continuous/checkpoint_8.pth: the one place that names process and data."""
 BETAS, STEPS, STEPS_OF_LARGE, LARGE = {"beta_min": 0.1, "beta_max": 20.0}, 1000, 2000, 256
 """Of all released files: beta at both ends, and `num_scales`, which is another one from 256 pixels on."""
 BLOCK = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "modulation": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
-ADVICE = 'load it with sde="vp", "subvp" or "ve", and continuous=True or False, such as released.load(path, sde="vp", continuous=True)'
+PROCESS = 'the file does not tell its process, which is sde="vp", "subvp" or "ve", and for VP alone continuous=True or False'
+
+
+SIZE = "the weights do not tell the size of the images"
+CHAIN = "the file has no noise levels to count the steps of the chain by"
 
 
 def looks_like(contents: Any) -> bool:
@@ -93,7 +100,7 @@ def denoiser(
             the model, tensors that are missing or surplus, and shapes that do not fit.
     """
     if image_size is not None and image_size < 1:
-        raise UsageError(f"image_size={image_size}: give the height and width of the images in pixels, such as 32")
+        raise UsageError(f"{source}: image_size={image_size}: give the height and width of the images in pixels, such as 32")
     model, ema = parts(contents)
     if not looks_like(contents):
         raise UsageError(
@@ -105,10 +112,11 @@ def denoiser(
     settings = settings_of(given, state, source)
     read = structure(state, source, settings)
     process = settled(settings, read.fourier)
-    (pixels,) = settings.ask("the weights do not tell the size of the images", image_size=32)
-    network = UNet((read.channels, pixels, pixels), read.width, read.multipliers, read.blocks, read.attention, style=read.style)
-    fill(network, names(network, read.fourier), state, source, ignored=("sigmas",))
-    made = placed(network, process, settings, state)
+    (pixels,) = settings.ask(SIZE, image_size=32)
+    with settings.of_file():
+        network = UNet((read.channels, pixels, pixels), read.width, read.multipliers, read.blocks, read.attention, style=read.style)
+        fill(network, names(network, read.fourier), state, source, ignored=("sigmas",))
+        made = placed(network, process, settings, state)
     made.assumed = settings.assumed
     return made
 
@@ -117,13 +125,45 @@ def settings_of(given: Mapping[str, Any], state: Mapping[str, Any], source: str)
     """The settings, with what the file's noise levels and its path tell."""
     sigmas = state.get("sigmas")
     told = {"num_scales": len(sigmas)} if isinstance(sigmas, Tensor) and sigmas.ndim == 1 else {}
-    found, named = RELEASED.search(PurePath(source).as_posix().lower()), {}
-    if found is not None:
-        continuous, size = found["continuous"] is not None, SIZES[found["data"]]
-        steps = STEPS_OF_LARGE if size >= LARGE else STEPS
-        if told.get("num_scales", steps) == steps and (f"{LIST}0.W" in state) == (found["sde"] == "ve" and continuous):
-            named = {"sde": found["sde"], "continuous": continuous, "image_size": size, "num_scales": steps, **BETAS}
-    return Settings(source, given, told, named)
+    found = RELEASED.search(PurePath(source).as_posix().lower())
+    if found is None:
+        return Settings(source, given, told)
+    sde, continuous, size = found["sde"], found["continuous"] is not None, SIZES[found["data"]]
+    named = {"sde": sde, "continuous": continuous, "image_size": size, "num_scales": STEPS_OF_LARGE if size >= LARGE else STEPS}
+    named |= {"centered": sde != "ve", "scale_by_sigma": sde == "ve", "skip_rescale": found["model"] != "ddpm"}
+    named |= {} if sde == "ve" else BETAS
+    named |= {} if found["model"] == "ddpm" else {"fir": found["model"] == "ncsnpp"}
+    name = f"{sde}/{found['data']}_{found['model']}{found['deep'] or ''}{found['continuous'] or ''}"
+    return Settings(source, given, told, named, name, contradiction(found, state))
+
+
+def contradiction(found: re.Match[str], state: Mapping[str, Any]) -> str:
+    """What a file has that the released one of its path has not, in words; "" for nothing."""
+    sde, features = found["sde"], found["sde"] == "ve" and found["continuous"] is not None
+    fourier, sigmas, size = f"{LIST}0.W" in state, state.get("sigmas"), SIZES[found["data"]]
+    if fourier != features:
+        return f"it has {'' if fourier else 'no '}Fourier features"
+    channels = shape(state, f"{LIST}{2 + fourier}.weight")[1:2]
+    if channels != (CHANNELS,):
+        return f"its images have {', '.join(map(str, channels))} channels, and not {CHANNELS}"
+    if (model := model_of(state)) != found["model"]:
+        return f"its layers are those of {model}"
+    if sde == "ve" and isinstance(sigmas, Tensor) and sigmas.ndim == 1 and len(sigmas):
+        ends = [float(sigmas[n]) for n in (0, -1)]
+        if not (near(ends[1], BOTTOM) and any(near(ends[0], top) for top in TOPS.get(size, LARGE_TOPS))):
+            return f"its noise levels go from {ends[0]:g} to {ends[1]:g}"
+    return ""
+
+
+def near(a: float, b: float) -> bool:
+    """Whether two noise levels are the same but for rounding."""
+    return abs(a - b) <= 1e-4 * b
+
+
+def model_of(state: Mapping[str, Any]) -> str:
+    """The model by its layers: strides are those of "ddpm", an image that accompanies the way down that of "ncsnpp"."""
+    found = {kind(module) for module in listing(state).values()}
+    return "ddpm" if "strided" in found else "ncsnpp" if found & {"residual", "skip"} else "ddpmpp"
 
 
 def parts(contents: Any) -> tuple[dict[str, Any], Any]:
@@ -161,10 +201,7 @@ class Structure:
 
 def structure(state: Mapping[str, Any], source: str, settings: Settings) -> Structure:
     """Reads the list of layers up to the middle, and the rest for what it adds to the image."""
-    found: dict[int, dict[str, Any]] = {}
-    for name, value in state.items():
-        if match := re.fullmatch(r"all_modules\.(\d{1,4})\.(.+)", name):
-            found.setdefault(int(match[1]), {})[match[2]] = value
+    found = listing(state)
     numbers = sorted(found)
     modules = [found[n] for n in numbers]
     kinds = [kind(module) for module in modules]
@@ -198,6 +235,15 @@ def structure(state: Mapping[str, Any], source: str, settings: Settings) -> Stru
     style = style_of(kinds, modules, enters, leaves="norm" in kinds[at:-2], settings=settings)
     multipliers = tuple(w // width if w % width == 0 else w / width for w in wide)
     return Structure(channels, width, multipliers, each, tuple(attention), fourier, style)
+
+
+def listing(state: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The tensors of each layer by its number."""
+    found: dict[int, dict[str, Any]] = {}
+    for name, value in state.items():
+        if match := re.fullmatch(r"all_modules\.(\d{1,4})\.(.+)", name):
+            found.setdefault(int(match[1]), {})[match[2]] = value
+    return found
 
 
 def kind(module: Mapping[str, Any]) -> str:
@@ -237,6 +283,8 @@ def style_of(kinds: list[str], modules: list[dict[str, Any]], enters: str | None
         settings.tell("fir", True)
     gain = HALF if settings.assume("skip_rescale", True, "as in all released NCSN++ and DDPM++") else 1.0
     taps = SMOOTH if settings.assume("fir", enters is not None, "as in all released networks with this way down") else MEAN
+    if taps == SMOOTH and not settings.known:
+        settings.say("the filter is (1, 3, 3, 1), as fir_kernel of all released networks: no other is computed, and weights look the same")
     entering = {"skip": InputSkip(taps), "residual": InputResidual(taps), None: None}[enters]
     resize = Resampled(taps, project=True)
     return replace(DDPMPP, time=time, resize=resize, gain=gain, enters=entering, leaves=OutputSkip(taps) if leaves else None)
@@ -246,22 +294,24 @@ def settled(settings: Settings, fourier: bool) -> tuple[str, bool]:
     """The process, and whether its time is continuous: as given, as the network says, or as the released path says, in this order."""
     source, sde, continuous = settings.source, settings.given.get("sde"), settings.given.get("continuous")
     if sde is None:
-        sde = "ve" if fourier else settings.named.get("sde")
-    if sde not in SDES:
-        raise UsageError(
-            f"{source}: {'the file does not tell its process' if sde is None else f'sde={quoted(sde)} is not known'}: {ADVICE}"
-        )
-    if (sde == "ve") < fourier or (sde == "ve" and continuous not in (None, fourier)):
+        sde = settings.assume("sde", "ve", "Fourier features are those of VE in all released networks") if fourier else settings.get("sde")
+    if sde not in (*SDES, None):
+        raise UsageError(f"{source}: sde={quoted(sde)} is not known: {PROCESS.partition(', which is ')[2]}")
+    if sde is not None and ((sde == "ve") < fourier or (sde == "ve" and continuous not in (None, fourier))):
         says = "Fourier features, which are those of continuous VE" if fourier else "steps for times, so that its VE is not continuous"
         raise UsageError(f"{source}: sde={sde!r} and continuous={continuous}, but the network has {says}: leave both out, or correct them")
     if sde == "subvp" and continuous is False:
         raise UsageError(f"{source}: sde='subvp' and continuous=False, but sub-VP has no chain of steps: leave continuous out")
+    settings.later(SIZE, image_size=32)
+    if sde != "ve":
+        settings.later("the file does not tell the betas " + ("that VP and sub-VP have" if sde is None else f"of sde={sde!r}"), **BETAS)
+    if sde is None:
+        settings.ask(PROCESS, sde="vp", continuous=True)
     if sde != "vp":
         return sde, sde == "subvp" or fourier
-    continuous = settings.get("continuous")
-    if continuous is None:
-        raise UsageError(f"{source}: the file does not tell whether its time is continuous: {ADVICE}")
-    return sde, continuous
+    if settings.get("continuous") is False:
+        settings.later(CHAIN, num_scales=STEPS)
+    return sde, settings.ask(PROCESS, continuous=True)[0]
 
 
 def placed(network: UNet, process: tuple[str, bool], settings: Settings, state: Mapping[str, Any]) -> Learned:
@@ -284,7 +334,8 @@ def vp(network: nn.Module, sde: str, continuous: bool, settings: Settings) -> Le
             f"{settings.source}: scale_by_sigma=True of sde={sde!r} is not computed: only VE networks that divide by sigma are read"
         )
     if not continuous:
-        (steps,) = settings.counts("the file has no noise levels to count the steps of the chain by", num_scales=STEPS)
+        (steps,) = settings.counts(CHAIN, num_scales=STEPS)
+        settings.say("the code length takes the variance beta_t; DDIM's samples need none")
         return Learned(network, Tabulated(vp_betas(steps, *betas)), noise, step_index, scaled=False)
     if "num_scales" not in settings.told:
         settings.refuse_unused("continuous time has no steps", "num_scales")

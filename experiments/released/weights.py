@@ -15,7 +15,10 @@ SHOWN, PAIRS = 10, 3
 """How many names, and how many pairs of shapes, an error lists at most."""
 LONGEST = 200
 """How many characters an error shows of one of them."""
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
+DTYPES = (*HALVES, torch.float32, torch.float64)
+FEW = 8
+"""Different numbers that may all happen to be halves."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ def falling(sigmas: Tensor, source: str) -> Tensor:
     """Noise levels of a file, which start with the largest, in double precision.
 
     Raises:
-        UsageError: for fewer than two, or where they do not fall, are not positive, or not finite.
+        UsageError: for fewer than two, or where they do not fall, are not positive, not finite, or rounded to halves.
     """
+    refuse_rounded({"sigmas": sigmas}, source)
     levels = sigmas.double() if sigmas.dtype in DTYPES else sigmas.new_zeros(0)
     if len(levels) < 2 or not (levels[0] < torch.inf and levels[-1] > 0 and (levels.diff() < 0).all()):
         raise UsageError(
@@ -91,9 +95,9 @@ def fill(network: nn.Module, names: Names, state: Mapping[str, Any], source: str
     Raises:
         UsageError: for tensors that are missing in the file, or are in it without a place (ten at most, with the count), for what is no
             tensor of floating-point numbers (half, bfloat16, single or double), for shapes that do not fit, with both (three at most, with
-            the count), and for numbers that are not finite.
+            the count), for constants that were rounded to halves, and for numbers that are not finite.
     """
-    own = network.state_dict()
+    own, constants = network.state_dict(), {name for name, _ in network.named_buffers()}
     sources = {k: v if isinstance(v, Made) else Made((v,), lambda x: x) for k, v in names.items()}
     wanted = {name for made in sources.values() for name in made.names}
     refuse_difference(wanted - state.keys(), state.keys() - wanted - set(ignored), source)
@@ -117,8 +121,27 @@ def fill(network: nn.Module, names: Names, state: Mapping[str, Any], source: str
             f"{source}: {len(broken)} tensors hold NaN or infinite numbers, from which nothing can be computed: {listed(broken)}; download "
             "the file again, or take an earlier checkpoint of its training"
         )
+    refuse_rounded({n: state[n] for name, made in sources.items() if name in constants for n in made.names}, source)
     with torch.no_grad():
         network.load_state_dict({k: v.to(own[k].dtype) for k, v in filled.items()})
+
+
+def refuse_rounded(constants: Mapping[str, Tensor], source: str) -> None:
+    """Raises `UsageError` for constants in half precision, or that once were: weights bear it, frequencies and noise levels do not."""
+    if found := [name for name, value in constants.items() if rounded(value)]:
+        raise UsageError(
+            f"{source}: {listed(found)} are constants of the network in half precision, whose rounding changes all that it computes: "
+            "give the file as it was released, or leave its buffers in single precision and round the weights alone"
+        )
+
+
+def rounded(value: Tensor) -> bool:
+    """Whether all numbers are halves."""
+    if value.dtype in HALVES:
+        return True
+    if value.dtype not in DTYPES or len(value.unique()) <= FEW or torch.equal(value, value.round()):
+        return False
+    return any(torch.equal(value, value.to(half).to(value.dtype)) for half in HALVES)
 
 
 def attempted(made: Made, theirs: list[Tensor]) -> Tensor | None:
