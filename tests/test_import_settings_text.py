@@ -260,7 +260,7 @@ def test_two_sources_that_differ_are_refused(kept, words):
         ({"graph": ["absorb"]}, {}, "the configuration has graph a list, where"),
         ({"model": "small"}, {}, "the configuration has model 'small', where"),
         ({"length": -1}, {}, "file: the configuration has length -1: it is a whole number above 0"),
-        ({}, GEOMETRIC | {"sigma_min": 9.0}, "file: Geometric(low=9.0, high=8.0"),
+        ({}, GEOMETRIC | {"sigma_min": 9.0}, "file: sigma_min=9, sigma_max=8: noise grows from the one to the other"),
         ({"noise": {"type": "loglinear", "eps": 2}}, {}, "file: "),
     ],
 )

@@ -212,6 +212,10 @@ def schedule(settings: Settings, said: Said, source: str) -> NoiseSchedule:
     start = said.number("sampling_eps", within="training", default=1e-3)
     if kind == "geometric":
         low, high = settings.numbers("a geometric noise has two ends", sigma_min=1e-4, sigma_max=20.0)
+        if low >= high:
+            raise UsageError(
+                f"{source}: sigma_min={low:g}, sigma_max={high:g}: noise grows from the one to the other, give sigma_max above"
+            )
         with naming(source):
             return Geometric(low, high, start)
     if kind != "loglinear":
