@@ -1,19 +1,24 @@
 """What may change between a run and its resumption: each parameter keeps its own state, and every difference is refused or said."""
 
+import json
 import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from runs import CONFIG, Own, batches, by_number, objective, resumed, same, slots, stopped_at_three, trained_names
+from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
 from unnoise.experiments import load
-from unnoise.shared.data import Batches
+from unnoise.shared.data import Batches, Letters, Pieces, train_tokenizer
+from unnoise.shared.describe import describe
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.scale import Scale
 from unnoise.shared.training import Trainer, Training
+from unnoise.shared.training.checkpoint import difference
 
 
 @pytest.mark.parametrize("part", ["time", "leave", "layers"])
@@ -24,7 +29,9 @@ def test_state_stays_with_its_parameter(tmp_path, part, thawed):
     stopped_at_three(tmp_path, lambda: objective(frozen=then))
     stored = load_file(tmp_path / "checkpoints" / "00000003" / "tensors.safetensors")
     words = (
-        "frozen there and trained here: the optimizer state starts" if thawed else "trained there and frozen here: the optimizer state is"
+        "frozen there and trained here: their optimizer state starts"
+        if thawed
+        else "trained there and frozen here: their optimizer state is"
     )
     trainer = Trainer(objective(frozen=now), CONFIG, folder=tmp_path)
     with pytest.warns(Notice, match=rf"goes on at step 3: \d+ parameters \(denoiser.network.{part}.* were {words}"):
@@ -134,12 +141,23 @@ def test_settings_of_pace_may_change(tmp_path):
 def test_other_data_are_refused(tmp_path):
     stopped_at_three(tmp_path)
     for data, words in (
-        (batches(levels=9), r"the data differ from those of the run in .*: scale.levels: 17 there, 9 here"),
+        (batches(levels=9), r"the data differ from those of the run in .*: scale.levels: 17 there, 9 here: give the run's"),
         (batches(features=5), r"the data differ .*: shape\[0\]: 6 there, 5 here"),
-        (Batches(torch.zeros(40, 6, dtype=torch.uint8), 4, Scale(17), Scale.dequantised), "batch: 8 there, 4 here"),
+        (
+            Batches(torch.zeros(40, 6, dtype=torch.uint8), 4, Scale(17), Scale.dequantised),
+            "batch: 8 there, 4 here: give the run's, or .*--out",
+        ),
+        (
+            Batches(batches().k, 8, Scale(17), Scale.dequantised, seed=4),
+            "seed: 0 there, 4 here: give the run's, or train into another .*--out",
+        ),
     ):
         with pytest.raises(UsageError, match=words):
             resumed(tmp_path, data=data)
+    strange = batches()
+    strange.load_state_dict = lambda state: state["rows"]
+    with pytest.raises(UsageError, match=r"Batches cannot go on from \{.*: give the run's"):
+        resumed(tmp_path, data=strange)
     for k, labels in ((torch.zeros(40, 6), None), (batches().k, {"label": torch.zeros(40)})):
         data = Batches(k, 8, Scale(17), Scale.dequantised, labels)
         with pytest.warns(Notice, match="the data have other values than the checkpoint's: they hold from here on"):
@@ -162,7 +180,7 @@ def test_another_recipe_is_said_and_another_model_refused(tmp_path):
     other = replace(recipe, data=replace(recipe.data, name="elsewhere"), training=replace(recipe.training, log_every=1))
     with pytest.warns(Notice, match=r"other settings \(data.name: digits there, elsewhere here\)"):
         Trainer(objective(), CONFIG, folder=tmp_path, experiment=other).fit(batches(), resume=True)
-    with pytest.raises(UsageError, match="has other settings: denoiser.network.width: 16 there, 8 here"):
+    with pytest.raises(UsageError, match="other settings: denoiser.network.width: 16 there, 8 here: give the run's, or train"):
         resumed(tmp_path, lambda: objective(MLP(6, 8, 1)))
 
 
@@ -199,3 +217,121 @@ def test_the_command_line_says_what_changed(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "empty" / "checkpoints").mkdir(parents=True)
     assert main([*train, "--resume", "--out", "runs/empty"]) == 2
     assert "there is nothing to resume in runs/empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_whose_state_is_dropped_is_said(tmp_path, count):
+    """Of a few frozen parameters it is theirs, not that of all."""
+
+    def some_frozen():
+        made = objective()
+        for p in list(made.parameters())[:count]:
+            p.requires_grad_(False)
+        return made
+
+    stopped_at_three(tmp_path)
+    words = "2 parameters .* were trained there and frozen here: their" if count == 2 else "was trained there and frozen here: its"
+    with pytest.warns(Notice, match=f"{words} optimizer state is dropped"):
+        resumed(tmp_path, some_frozen)
+
+
+def test_differences_of_descriptions_are_short():
+    """Long values by what tells them apart: shapes and the first difference, a length and a digest."""
+    there, here = ({"schedule": describe(Tabulated(linear_betas(steps)))} for steps in (100, 50))
+    assert difference(there, here) == ["schedule.betas: 100 values there, 50 here"]
+    betas = linear_betas(100)
+    betas[[7, 9]] = 0.5
+    (line,) = difference(there, {"schedule": describe(Tabulated(betas))})
+    assert re.fullmatch(r"schedule.betas\[7\]: 0.01\d+ there, 0.5 here, the first of 2 that differ", line)
+    nan = {"tensor": [[1.0, float("nan")]], "dtype": "float32"}
+    assert difference(nan, json.loads(json.dumps(nan))) == []
+    assert difference(nan, nan | {"dtype": "float64"}, "a") == ["a: float32 there, float64 here"]
+    assert difference(nan, {"tensor": [[2.0, float("nan")]], "dtype": "float32"}, "a") == ["a[0, 0]: 1.0 there, 2.0 here"]
+    assert difference(nan, {"tensor": 2.0, "dtype": "float32"}, "a") == ["a: 1 x 2 values there, 1 here"]
+    (line,) = difference({"tokenizer": "a" * 1000}, {"tokenizer": "b" * 1000})
+    assert re.fullmatch(r"tokenizer: (1,000 characters \(SHA-256 \w{8}...\)) there, (?!\1).* here", line)
+    assert difference({"a": [0.1] * 50}, {"a": [0.1] * 51}) == ["a: 50 values there, 51 values here"]
+    assert difference({"a": 1, "b": 2}, {"a": 1, "c": 3}) == ["b: 2 there, nothing here", "c: nothing there, 3 here"]
+    assert difference('{"a": 1, "class": 2}', '{"class":2, "a":1}') == []
+    assert difference('{"a": {"tensor": 1}}', '{"a": {"tensor": 2}}', "t") == ["t.a.tensor: 1 there, 2 here"]
+    assert difference("{", '{"a": 1}', "t") == ['t: { there, {"a": 1} here']
+    (line,) = difference({"network": describe(MLP(6, 8, 1))}, {"network": {"external": "my.Own"}})
+    assert re.fullmatch(r"network: unnoise.*\.MLP there, my.Own here", line)
+
+
+def test_another_schedule_is_refused_in_short(tmp_path):
+    stopped_at_three(tmp_path)
+    with pytest.raises(UsageError, match=r"schedule.betas: 40 values there, 50 here: give the run's, or .*\(--out, folder=\)$"):
+        resumed(tmp_path, lambda: Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(50)))))
+
+
+class Other(Own):
+    """Parameters of the same names and shapes, and another function."""
+
+    def forward(self, x, label):
+        return -super().forward(x, label)
+
+
+def test_an_own_network_of_another_class_is_said(tmp_path):
+    stopped_at_three(tmp_path, lambda: objective(Own()))
+    with pytest.warns(Notice, match=r"goes on at step 3: the network is of another class: .*\.Own there, .*\.Other here"):
+        resumed(tmp_path, lambda: objective(Other()))
+    resumed(tmp_path, lambda: objective(Other()), Training(**{**vars(CONFIG), "steps": 8}))  # now without a word
+    with pytest.raises(UsageError, match="do not fit: missing denoiser.network.* more; give the network that was saved"):
+        resumed(tmp_path, objective)
+
+
+def renumbered(tokenizer):
+    """The same pieces under other numbers."""
+    made = json.loads(tokenizer.json)
+    pieces = sorted(made["model"]["vocab"], key=made["model"]["vocab"].get)
+    made["model"]["vocab"] = {piece: i for i, piece in enumerate([pieces[0], *pieces[:0:-1]])}
+    return Pieces(json.dumps(made))
+
+
+TEXTS = ["the cat sat on the mat and the dog sat too, " * 3, "nobody knows why any of them sat. " * 3]
+
+
+def test_what_tokens_stand_for_has_a_short_name():
+    """The same for the same pieces, however the file is written, and another one for other numbers, another end, other pieces."""
+    tokenizer = train_tokenizer(TEXTS, 270)
+    assert tokenizer.named == Pieces(json.dumps(json.loads(tokenizer.json), indent=4)).named
+    others = [renumbered(tokenizer), train_tokenizer(TEXTS[1:], 270), Pieces(tokenizer.json, "!"), Letters()]
+    assert len({tokenizer.named, *(other.named for other in others)}) == 5
+    assert renumbered(tokenizer).size == tokenizer.size
+    assert re.fullmatch(r"270 pieces \(SHA-256 \w{8}\)", tokenizer.named)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["now", "a checkpoint of an earlier version"])
+def test_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys, earlier):
+    """The weights belong to the numbers of the pieces: as many others are refused, in one line, and nothing is trained."""
+    from unnoise.experiments.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS * 30))
+    tokenizer = train_tokenizer(TEXTS, 270)
+    for name, pieces in (("a", tokenizer), ("b", renumbered(tokenizer)), ("c", train_tokenizer(TEXTS[1:], 270))):
+        pieces.save(f"{name}.json")
+    Tokenizer.from_file("a.json").save("again.json", pretty=True)
+    train = ["train", "mdlm-smoke", "--text.name", "a.txt", "--out", "run", "--training.steps"]
+    assert main([*train, "2", "--text.tokenizer", "a.json"]) == 0
+    home = tmp_path / "run" / "checkpoints" / "00000002" / "checkpoint.json"
+    if earlier:
+        description = json.loads(home.read_text())
+        del description["batches"]["alphabet"], description["digest"]
+        home.write_text(json.dumps(description))
+    before = home.read_text()
+    for other in ("b", "c"):
+        capsys.readouterr()
+        assert main([*train, "4", "--resume", "--text.tokenizer", f"{other}.json"]) == 2
+        said = capsys.readouterr().err
+        assert re.search(
+            r"the data differ from the checkpoint's: (examples: .*)?alphabet: 270 pieces \(SHA-256 (\w{8})\) there, "
+            r"270 pieces \(SHA-256 (?!\2)\w{8}\) here: give the run's",
+            said,
+        )
+        assert len(said) < 500
+        assert [p.name for p in home.parent.parent.iterdir()] == ["00000002"]
+    assert home.read_text() == before
+    assert main([*train, "4", "--resume", "--text.tokenizer", "again.json"]) == 0
+    assert "unnoise:" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
@@ -53,6 +54,11 @@ class Alphabet(ABC):
 
     size: int
 
+    @property
+    @abstractmethod
+    def named(self) -> str:
+        """What the numbers stand for, in short: the same for alphabets whose tokens are the same."""
+
     @abstractmethod
     def encode(self, documents: Sequence[str], follows: Sequence[str] | None = None) -> list[Encoded]:
         """Documents as tokens, one by one.
@@ -85,6 +91,7 @@ class Letters(Alphabet):
     """
 
     size = len(SYMBOLS)
+    named = "27 symbols"
 
     def encode(self, documents: Sequence[str], follows: Sequence[str] | None = None) -> list[Encoded]:
         """Documents as symbols, uint8."""
@@ -182,6 +189,12 @@ class Pieces(Alphabet):
     def size(self) -> int:
         """Number of pieces, the special ones too."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def named(self) -> str:
+        """The number of pieces, and a digest of each with its number and of the end."""
+        pieces = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda piece: piece[1])
+        return f"{self.size} pieces (SHA-256 {hashlib.sha256(json.dumps([pieces, self.end]).encode()).hexdigest()[:8]})"
 
     @cached_property
     def unknown(self) -> int | None:

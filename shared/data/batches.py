@@ -10,7 +10,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from ..errors import Notice, UsageError
+from ..errors import Notice, UsageError, shown
 from ..random import Source, derived_seed, whole_seed
 from ..scale import Scale
 from .windows import Windows
@@ -28,6 +28,7 @@ class Batches:
         seed: of the order and of the dequantisation.
         shape: of one example, where the form changes it.
         names: of the classes; a checkpoint keeps them.
+        alphabet: what the levels stand for, in short, where they are numbers of symbols; a checkpoint keeps it.
 
     Attributes:
         shape: of one example.
@@ -44,13 +45,14 @@ class Batches:
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
         names: tuple[str, ...] | None = None,
+        alphabet: str | None = None,
     ) -> None:
         if not 1 <= batch <= len(k):
             raise UsageError(f"batch={batch}: give a number between 1 and the {len(k)} examples of the set")
         if wrong := [f"{name} has {len(v)}" for name, v in (conditions or {}).items() if len(v) != len(k)]:
             raise UsageError(f"the set has {len(k)} examples, and {', '.join(wrong)} rows: give one for each example")
         self.k, self.batch, self.scale, self.form, self.conditions, self.seed = k, batch, scale, form, conditions or {}, whole_seed(seed)
-        self.shape, self.names, self.position = shape or tuple(k.shape[1:]), names, 0
+        self.shape, self.names, self.alphabet, self.position = shape or tuple(k.shape[1:]), names, alphabet, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         generator, per_epoch, order, epoch = torch.Generator(), len(self.k) // self.batch, torch.empty(0), -1
@@ -67,7 +69,8 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         state = {"position": self.position, "batch": self.batch, "seed": self.seed, "examples": len(self.k), "content": self.content()}
-        return state if self.names is None else state | {"names": list(self.names)}
+        more = {"names": None if self.names is None else list(self.names), "alphabet": self.alphabet}
+        return state | {key: value for key, value in more.items() if value is not None}
 
     def content(self) -> str:
         """A fingerprint of 16 of the examples and their conditions, whatever type they are kept in."""
@@ -81,12 +84,13 @@ class Batches:
         """Goes on from a checkpoint; as many examples with other values, such as of another decoder, go on with a `Notice`.
 
         Raises:
-            UsageError: where batch size, seed, data or names of classes are others than the checkpoint's.
+            UsageError: where batch size, seed, data, names of classes or symbols are others than the checkpoint's.
         """
         own = self.state_dict()
-        compared = [key for key in ("batch", "seed", "examples", "names") if key in state and key in own]
-        if wrong := [f"{key}: {state[key]} there, {own[key]} here" for key in compared if state[key] != own[key]]:
-            raise UsageError(f"the data differ from the checkpoint's: {'; '.join(wrong)}")
+        compared = [key for key in ("batch", "seed", "examples", "names", "alphabet") if key in state and key in own]
+        if wrong := [f"{key}: {shown(state[key])} there, {shown(own[key])} here" for key in compared if state[key] != own[key]]:
+            remedy = "give the run's, or train into another folder (--out, folder=)"
+            raise UsageError(f"the data differ from the checkpoint's: {'; '.join(wrong)}: {remedy}")
         if state.get("content", own["content"]) != own["content"]:
             warn(Notice("the data have other values than the checkpoint's: they hold from here on"), stacklevel=2)
         self.position = state["position"]

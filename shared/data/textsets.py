@@ -139,4 +139,4 @@ class TextSet:
             seed: of the order and of the crops.
         """
         form = Scale.quantised if self.crop is None else Crop(self.crop)
-        return Batches(self.windows, batch, self.scale, form, seed=seed, shape=self.shape)
+        return Batches(self.windows, batch, self.scale, form, seed=seed, shape=self.shape, alphabet=self.alphabet.named)

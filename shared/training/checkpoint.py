@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..describe import build, describe
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..objective import Objective
 from ..scale import Scale
 from .folder import said
@@ -270,7 +270,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
             lines.append(f"{k} is {state[k].dtype}, not {own[k].dtype}")
     if lines:
         more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
-        raise UsageError(f"the weights in {source} do not fit: {'; '.join(sorted(lines)[:4])}{more}")
+        raise UsageError(f"the weights in {source} do not fit: {'; '.join(sorted(lines)[:4])}{more}; give the network that was saved")
     for k, v in own.items():
         if v.is_floating_point() and v.dtype != state[k].dtype:
             v.data = v.data.to(state[k].dtype)
@@ -278,10 +278,52 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
 
 
 def difference(stored: Any, given: Any, at: str = "") -> list[str]:
-    """Where two descriptions differ, one line each: `network.width: 32 there, 64 here`."""
-    if isinstance(stored, dict) and isinstance(given, dict) and stored.keys() == given.keys():
-        return [d for k in stored for d in difference(stored[k], given[k], f"{at}.{k}" if k != "arguments" else at)]
+    """Where two descriptions differ, one short line each: `network.width: 32 there, 64 here`."""
+    if isinstance(stored, dict) and isinstance(given, dict) and named(stored) == named(given):
+        if {*stored, *given} == {"tensor", "dtype"} and stored.keys() == given.keys():
+            return difference_of_tensors(stored, given, at.strip("."))
+        pairs = {k: (stored.get(k, ABSENT), given.get(k, ABSENT)) for k in stored | given}
+        return [d for k, (a, b) in pairs.items() for d in difference(a, b, f"{at}.{k}" if k != "arguments" else at)]
     if isinstance(stored, list) and isinstance(given, list) and len(stored) == len(given):
         return [d for i, (a, b) in enumerate(zip(stored, given, strict=True)) for d in difference(a, b, f"{at}[{i}]")]
+    if isinstance(stored, str) and isinstance(given, str) and stored != given and stored[:1] == given[:1] == "{":
+        try:  # such as a tokenizer's file, however it is written
+            return difference(json.loads(stored), json.loads(given), at)
+        except ValueError:
+            pass
     same = stored == given or (stored != stored and given != given)  # NaN
-    return [] if same else [f"{at.strip('.')}: {stored} there, {given} here"]
+    return [] if same else [f"{at.strip('.')}: {brief(stored)} there, {brief(given)} here"]
+
+
+ABSENT = "nothing"
+"""How `difference` calls what one of the two lacks."""
+
+
+def named(description: Mapping[str, Any]) -> Any:
+    """The class of a description, if it is of one."""
+    return next((description[k] for k in ("class", "external") if isinstance(description.get(k), str)), None)
+
+
+def difference_of_tensors(stored: Mapping[str, Any], given: Mapping[str, Any], at: str) -> list[str]:
+    """Where two descriptions of tensors differ: in the shape, or the first value that does."""
+    a, b = (torch.tensor(d["tensor"], dtype=torch.float64) for d in (stored, given))
+    if a.shape != b.shape:
+        there, here = (" x ".join(map(str, v.shape)) or "1" for v in (a, b))
+        return [f"{at}: {there} values there, {here} here"]
+    if len(places := torch.nonzero((a != b) & ~(a.isnan() & b.isnan()))):
+        first = tuple(places[0].tolist())
+        values = f"{float(a[first])} there, {float(b[first])} here"
+        return [f"{at}{list(first) or ''}: {values}{f', the first of {len(places)} that differ' * (len(places) > 1)}"]
+    return [] if stored["dtype"] == given["dtype"] else [f"{at}: {stored['dtype']} there, {given['dtype']} here"]
+
+
+def brief(value: Any, most: int = 60) -> str:
+    """A part of a description in a few words."""
+    if isinstance(value, dict) and (name := named(value)) is not None:
+        return str(name)
+    text = str(value)
+    if len(text) <= most:
+        return text
+    if isinstance(value, str):
+        return f"{len(text):,} characters (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:8]}...)"
+    return f"{len(value)} values" if isinstance(value, list) else shown(text, most)

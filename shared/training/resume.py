@@ -11,31 +11,61 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..describe import build, describe
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..objective import Objective
-from .checkpoint import difference, grouped, parameters, weights
+from .checkpoint import difference, grouped, named, parameters, weights
 from .config import PACE, Training
 
+REMEDY = "give the run's, or train into another folder (--out, folder=)"
 
-def refuse_other_model(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], objective: Objective) -> None:
-    """Refuses an objective that is not the checkpoint's.
+
+def refuse_other_model(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], objective: Objective) -> list[str]:
+    """Refuses an objective that is not the checkpoint's, and returns what is to be said of it.
+
+    A network that is not of this package is known by its class alone, which may have moved: another one is said, not refused.
 
     Raises:
         UsageError: with the difference.
     """
-    stored, given = description["objective"], describe(objective)
+    stored, given, told = description["objective"], describe(objective), []
     if json.dumps(stored, sort_keys=True) != json.dumps(given, sort_keys=True):
         networks = (getattr(module, "network", None) for module in objective.modules())
         network = next((n for n in networks if isinstance(n, nn.Module)), None)
         # Described anew, so that an argument which has come with a default since is no difference.
-        if lines := difference(describe(build(stored, network)), given):
-            raise UsageError(f"the run in {folder} has other settings: {'; '.join(lines[:4])}")
+        if lines := difference(unnamed(describe(build(stored, network))), unnamed(given)):
+            raise UsageError(f"the run in {folder} has other settings: {several(lines)}: {REMEDY}")
+        pairs = sorted(set(of_other_class(stored, given)))
+        told = [f"the network is of another class: {there} there, {here} here" for there, here in pairs]
     saved = grouped(tensors, "objective")
     for name, value in weights(objective).items():
         if name in saved and saved[name].shape == value.shape and saved[name].dtype != value.dtype:
             raise UsageError(
                 f"the run in {folder} has {name} in {saved[name].dtype}, and it is {value.dtype} here: give the run's precision"
             )
+    return told
+
+
+def of_other_class(stored: Any, given: Any) -> list[tuple[str, str]]:
+    """The class there and the class here of each network that was not of this package, where they differ."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        if "external" in stored:
+            return [(stored["external"], named(given))] if stored["external"] != named(given) else []
+        return [pair for k in stored.keys() & given.keys() for pair in of_other_class(stored[k], given[k])]
+    if isinstance(stored, list) and isinstance(given, list):
+        return [pair for parts in zip(stored, given, strict=False) for pair in of_other_class(*parts)]
+    return []
+
+
+def unnamed(description: Any) -> Any:
+    """A description without these classes."""
+    if isinstance(description, dict):
+        return {k: "a network of your own" if k == "external" else unnamed(v) for k, v in description.items()}
+    return [unnamed(part) for part in description] if isinstance(description, list) else description
+
+
+def several(lines: Sequence[str]) -> str:
+    """The first few of the differences."""
+    return f"{'; '.join(lines[:4])}{'; ...' * (len(lines) > 4)}"
 
 
 def place_data(folder: Path, description: Mapping[str, Any], batches: Any) -> list[str]:
@@ -47,17 +77,32 @@ def place_data(folder: Path, description: Mapping[str, Any], batches: Any) -> li
     for name in ("scale", "shape"):
         stored, given = description[name], json.loads(json.dumps(describe(getattr(batches, name, None))))
         if stored is not None and given is not None and (lines := difference(stored, given, name)):
-            raise UsageError(f"the data differ from those of the run in {folder}: {'; '.join(lines[:4])}")
+            raise UsageError(f"the data differ from those of the run in {folder}: {several(lines)}: {REMEDY}")
     if description["batches"] is None:
         return []
     if not hasattr(batches, "load_state_dict"):
         return ["the batches start from their beginning, for they have no load_state_dict"]
+    state, told = with_alphabet(description)
     try:
-        batches.load_state_dict(description["batches"])
+        batches.load_state_dict(state)
     except (LookupError, TypeError, AttributeError) as error:
         kind = type(batches).__name__
-        raise UsageError(f"{kind} cannot go on from {description['batches']} of the run in {folder}: give its batches") from error
-    return []
+        raise UsageError(f"{kind} cannot go on from {shown(description['batches'])} of the run in {folder}: {REMEDY}") from error
+    return told
+
+
+def with_alphabet(description: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """What a checkpoint keeps of its batches, and what is to be said of it.
+
+    Those of earlier versions do not say what their numbers stand for, and their recipe does.
+    """
+    state = description["batches"]
+    if not isinstance(state, dict) or "alphabet" in state or "text" not in (description["experiment"] or {}).get("arguments", {}):
+        return state, []
+    try:
+        return state | {"alphabet": build(description["experiment"]).text.alphabet().named}, []
+    except (UsageError, AttributeError) as error:
+        return state, [f"what its numbers stand for is not known ({shown(error)}), and not compared"]
 
 
 def optimizer_slots(
@@ -86,11 +131,11 @@ def optimizer_slots(
         return placed, []
     known, said = [name for name in here if name in slots], []
     if wrong := [name for name in known if not fits(slots[name], trained[here.index(name)])]:
-        raise UsageError(f"the optimizer state in {folder} does not fit: {wrong[0]} has other shapes")
+        raise UsageError(f"the optimizer state in {folder} does not fit: {wrong[0]} has other shapes: {REMEDY}")
     if fresh := [name for name in here if name in (description.get("frozen") or ())]:
-        said.append(f"{listed(fresh)} frozen there and trained here: the optimizer state starts afresh")
+        said.append(f"{listed(fresh)} frozen there and trained here: {its(fresh)} optimizer state starts afresh")
     if dropped := [name for name in slots if name not in here]:
-        said.append(f"{listed(dropped)} trained there and frozen here: the optimizer state is dropped")
+        said.append(f"{listed(dropped)} trained there and frozen here: {its(dropped)} optimizer state is dropped")
     return {here.index(name): slots[name] for name in known}, said
 
 
@@ -102,6 +147,11 @@ def fits(slots: Mapping[str, Tensor], parameter: nn.Parameter) -> bool:
 def listed(names: Sequence[str]) -> str:
     """A few of the names, with their number."""
     return f"{names[0]} was" if len(names) == 1 else f"{len(names)} parameters ({', '.join(names[:2])}{', ...' * (len(names) > 2)}) were"
+
+
+def its(names: Sequence[str]) -> str:
+    """Whose, after `listed`."""
+    return "its" if len(names) == 1 else "their"
 
 
 def other_settings(description: Mapping[str, Any], config: Training, experiment: Any) -> list[str]:

@@ -26,7 +26,7 @@ from .config import Training
 from .folder import Metrics, locked, refuse_several, said, writable
 from .optim import clip_gradients, learning_rate, optimizer, update_average
 from .precision import uses_bfloat16
-from .resume import optimizer_slots, other_settings, place_data, refuse_other_model
+from .resume import optimizer_slots, other_settings, place_data, refuse_other_model, several
 
 
 class Interrupted(KeyboardInterrupt):
@@ -155,8 +155,8 @@ class Trainer:
         if not resume:
             raise UsageError(f"{self.folder} holds a run already: go on with it (--resume, resume=True), or choose another folder")
         description, tensors = read(found[-1])
-        refuse_other_model(self.folder, description, tensors, self.objective)
-        told = place_data(self.folder, description, batches)
+        told = refuse_other_model(self.folder, description, tensors, self.objective)
+        told += place_data(self.folder, description, batches)
         slots, more = optimizer_slots(found[-1], description, tensors, self.objective, self.parameters)
         fill(self.objective, grouped(tensors, "objective"), found[-1])
         fill(self.average, grouped(tensors, "average"), found[-1])
@@ -164,7 +164,7 @@ class Trainer:
         self.step, told = description["step"], told + more
         if lines := other_settings(description, self.config, self.experiment):
             goes_on = "they hold from here on" if self.step < self.config.steps else "it is finished, and stays as it is"
-            told.append(f"other settings ({'; '.join(lines[:4])}{'; ...' * (len(lines) > 4)}): {goes_on}")
+            told.append(f"other settings ({several(lines)}): {goes_on}")
         if self.step > self.config.steps:
             told.append(f"it has {self.step} steps, more than steps={self.config.steps}, and nothing is trained")
         if told:
