@@ -140,6 +140,7 @@ def test_what_leaves_no_trace_is_said():
         (song(flags | {"num_scales": 30}), "the code length takes the variance beta_t"),
         (song({"sde": "subvp", "image_size": 8, "fir": True, **BETAS}), "the filter is (1, 3, 3, 1), as fir_kernel"),
         (song({"image_size": 8, "levels": LARGE}, **VE), "sde='ve': Fourier features are those of VE"),
+        (edm("iDDPMPrecond", {"its heads": 8, "u": (20, 0.008)}, fixture="edm_adm"), "the code length takes the variance beta_t"),
         (ermongroup(TRAINED), "the code length takes the variance beta_t (var_type 'fixedlarge')"),
     ]
     for load, words in cases:

@@ -87,6 +87,8 @@ def iddpm(network: UNet, settings: Settings, table: Tensor | None) -> Learned:
             f"{settings.source}: precond='iddpm', but the network gives {network.outputs} numbers for each of the image, and only the "
             "noise and its variance: give a whole file"
         )
+    if network.outputs == 1:
+        settings.say("the code length takes the variance beta_t; DDIM's samples need none")
     return Learned(network, Tabulated(betas_of(1 / (1 + u[:-1].flip(0) ** 2))), noise, nearest_index)
 
 
