@@ -247,7 +247,7 @@ def test_bad_text_is_refused_in_one_line(tmp_path, corpus, tokenizer, monkeypatc
         (lambda: characters(str(tmp_path), "test"), "no text for the split test"),
         (lambda: characters(poem, length=10_000), "length=10000: the text has"),
         (lambda: characters(poem, length=0), "length=0"),
-        (lambda: characters(str(tmp_path / "blank.txt")), "holds no text in the column text"),
+        (lambda: characters(str(tmp_path / "blank.txt")), "holds no text in the split train"),
         (lambda: characters(str(tmp_path / "odd.doc")), r"ends in \.doc: rename"),
         (lambda: characters(str(tmp_path / "numbers.csv")), "holds no text"),
         (lambda: characters(str(tmp_path / "latin.txt")), "cannot be read as text"),

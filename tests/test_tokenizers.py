@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -148,11 +151,13 @@ def test_the_end_of_a_document(tmp_path):
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "<stop>", *KNOWN])}, unk_token="<unk>"))
     path = tmp_path / "tokenizer.json"
     inner.save(str(path))
-    with pytest.raises(UsageError, match=r"no piece '</s>' to end a document: name one .*add_special_tokens\(\['</s>'\]\)"):
+    with pytest.raises(
+        UsageError, match=r"no piece '</s>' to end a document: add one to its file .*\(\['</s>'\]\).*_file\(.*end=\)"
+    ) as error:
         tokenizer_file(path)
     assert tokenizer_file(path, end="<stop>").encode(["the"])[0].tokens.tolist() == [2, 1]
-    inner.add_special_tokens(["</s>"])
-    inner.save(str(path))
+    (remedy,) = re.findall(r"file \((t = .*)\), or", str(error.value))
+    subprocess.run([sys.executable, "-c", f"import tokenizers; {remedy.replace('PATH', repr(str(path)))}"], check=True)
     assert tokenizer_file(path).encode(["the"])[0].tokens.tolist() == [2, len(KNOWN) + 2]
 
 

@@ -152,9 +152,10 @@ class Pieces(Alphabet):
 
     def __post_init__(self) -> None:
         if self.tokenizer.token_to_id(self.end) is None:
+            add = f"t = tokenizers.Tokenizer.from_file(PATH); t.add_special_tokens([{self.end!r}]); t.save(PATH)"
             raise UsageError(
-                f"the tokenizer has no piece {self.end!r} to end a document: name one of its own as end=, or save it again after "
-                f"tokenizer.add_special_tokens([{ENDS[0]!r}])"
+                f"the tokenizer has no piece {self.end!r} to end a document: add one to its file ({add}), or in Python name one of "
+                "its own as tokenizer_file(..., end=)"
             )
 
     @classmethod

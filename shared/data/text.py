@@ -170,8 +170,10 @@ def _several(number: int, what: str) -> str:
 def _letters(found: Tokenised, length: int, crop: bool) -> TextSet:
     tokens = found.tokens
     if not 1 <= length * (1 + crop) <= tokens.count:
-        need = "twice the length" if crop else "the length"
-        raise UsageError(f"length={length}: the text has {tokens.count} symbols, and a window needs {need}, 1 or more")
+        need = ", and a random piece is taken of twice the length" if crop else ""
+        most = tokens.count // (1 + crop)
+        remedy = f"give a length of 1 to {most}, or more text" if most else "give more text"
+        raise UsageError(f"length={length}: the text has {_several(tokens.count, 'symbol')}{need}: {remedy}")
     windows = StreamWindows(tokens, length * (1 + crop))
     made = TextSet(windows, Letters(), tokens.count, found.characters, found.words, crop=length if crop else None)
     return replace(made, summary=found.summary(windows.kept, made))
@@ -227,5 +229,10 @@ def _tokenised(
     total = {count: int(pc.sum(made.data.column(count)).as_py() or 0) for count in counts}
     tokens = Tokens.of_arrow(made, "tokens", "last")
     if not tokens.count:
-        raise UsageError(f"{name} holds no text in the column {column} of the split {split}: give a file with some")
+        if total["read"] and isinstance(alphabet, Letters) and any(t and t.strip() for part in rows.batches(1000) for t, _ in part):
+            of = f"{name} has {_several(total['read'], 'character')} in the split {split}, and none of a to z"
+            remedy = "give one (--text.tokenizer tokenizer.json; pieces(...) with train_tokenizer)"
+            raise UsageError(f"{of}, which alone are kept without a tokenizer: {remedy}")
+        where = f"the split {split}" if rows.documents else f"the column {column} of the split {split}"
+        raise UsageError(f"{name} holds no text in {where}: give a file with some")
     return Tokenised(tokens, **total, kept=1 if rows.documents == "file" else tokens.documents, unit=UNITS[rows.documents])

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..errors import UsageError
 from .alphabets import first_line
-from .sources import load
+from .sources import Absent, load, meant
+from .tables import broken_line, no_column, no_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -191,9 +192,9 @@ def rows_of(name: str, split: str, column: str, documents: Documents | None = No
             _refuse_documents(documents, str(path))
             data = _table(path, split, column)
     if column not in data.column_names:
-        raise UsageError(f"{name} has no column {column}: its columns are {', '.join(c for c in data.column_names if c != 'follow')}")
+        raise UsageError(no_column(data, column, name if found is None else str(found[0])))
     if getattr(data.features[column], "dtype", "") not in ("string", "large_string"):
-        raise UsageError(f"the column {column} of {name} holds no text: its columns are {', '.join(data.column_names)}")
+        raise UsageError(no_text(data, column, name if found is None else str(found[0])))
     return Rows(data, column, *_places(data, column, span, name, split), documents)
 
 
@@ -240,24 +241,29 @@ def _table(path: Path, split: str, column: str) -> Dataset:
             if kind != "parquet":
                 with path.open("rb") as file:
                     beginning = file.read(4)
-                if next((MARKS[m] for m in MARKS if beginning.startswith(m)), "utf-8") != "utf-8":
-                    raise UsageError(f"{path} is UTF-16 or UTF-32, by its byte order mark: save it as UTF-8") from error
+                if (mark := next((MARKS[m] for m in MARKS if beginning.startswith(m)), "utf-8")) != "utf-8":
+                    form, command = mark[:6].upper(), f"`iconv -f {mark[:6]} -t utf-8`"
+                    raise UsageError(f"{path} is {form}, by its byte order mark: save it as UTF-8, such as with {command}") from error
                 for _ in decoded(path):  # names the byte, where that is the cause
                     pass
+                if kind == "json" and (where := broken_line(lines(decoded(path)))):
+                    raise UsageError(f"{path} cannot be read as text: {where}; mend that line, or drop it") from error
             said = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
             raise UsageError(f"{path} cannot be read as text for the split {split} ({said}): mend the file or the name") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's progress bars."""
+    """Without the library's progress bars, and without what it logs of a fault before our line does."""
     import datasets
 
-    already = datasets.are_progress_bars_disabled()
+    already, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if not already:
             datasets.enable_progress_bars()
 
@@ -293,7 +299,7 @@ def file_of(name: str, split: str) -> tuple[Path, tuple[str | None, str | None]]
             raise UsageError(f"a single file has the split train, not {split}: give its own file, or a slice such as train[90%:]")
         return path, matched.group(2, 3)
     if path.is_absolute() or name.startswith(".") or path.suffix.lower() in READERS:
-        raise UsageError(f"there is no file {name}")
+        raise Absent(f"there is no file {name}: {meant(name, 'give the path of one that is there')}")
     return None
 
 

@@ -121,6 +121,8 @@ class TextSet:
     def perplexity_per_word(self, nats: float) -> float:
         """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out, ends of windows included).
 
+        With a tokenizer the end of each document is one of the words, so the figures of a text depend on what its documents are.
+
         Raises:
             UsageError: as `bits_per_character`.
         """
