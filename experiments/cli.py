@@ -89,13 +89,11 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     data: str | None = None
-    """What to measure an imported checkpoint on: a bundled set, a folder or a set on the hub, scaled and cropped to its size; a recipe has
-    its own."""
+    """A bundled set, a folder or a set on the hub to measure an imported checkpoint on; or where the data of a run lie now."""
     count: int | None = None
     """Samples to draw and held-out examples to code; None for as many as are held out."""
     steps: str | None = None
-    """Steps of the sampler: a number, or on tables ddim50, quad50, trailing50, or counts for sections such as 90,60,60,20,20; None for
-    the recipe's own."""
+    """Steps of the sampler, as `unnoise sample` takes them; None for the recipe's own."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -198,7 +196,7 @@ def parse(cls: type, arguments: list[str], command: str) -> Any:
 def condensed(box: str) -> str:
     """What tyro's error box says, in one line."""
     said: list[str] = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+    for line in re.sub(r"\x1b\[[0-9;]*m|\[/?bold\]", "", box).splitlines():
         text = line.strip("│ \t")
         if text.startswith(("Argument helptext", "For full helptext")):
             break
@@ -207,7 +205,11 @@ def condensed(box: str) -> str:
             break
         if text and text[0] not in "╭╰─-":
             said.append(text)
-    return " ".join(said) or "the options cannot be read"
+    text = " ".join(said) or "the options cannot be read"
+    if wrong := re.search(r"Error parsing (\S+): no type matching (.*) could be instantiated from \[(.*?)\]", text):
+        takes = re.sub(r"[{}]", "", wrong[2]).replace("|", " or ").replace("INT INT", "two whole numbers such as 8 8")
+        text = f"{wrong[1]} takes {takes.replace('INT', 'a whole number')}, not {wrong[3]}"
+    return text
 
 
 def run_demo(arguments: list[str]) -> None:
@@ -219,8 +221,7 @@ def run_recipes(arguments: list[str]) -> None:
     """`unnoise recipes`."""
     if arguments and arguments[0] not in ("-h", "--help"):
         raise UsageError(f"unnoise recipes takes no options, not {arguments[0]}")
-    for name, preset in RECIPES.items():
-        print(f"{name:34} {(preset.__doc__ or '').strip().splitlines()[0]}")
+    print(*(f"{name:34} {(preset.__doc__ or '').strip().splitlines()[0]}" for name, preset in RECIPES.items()), sep="\n")
     print("\nTrain one with `unnoise train NAME`; `unnoise train NAME --help` shows every setting.")
 
 
@@ -234,8 +235,7 @@ def run_train(arguments: list[str]) -> None:
             raise UsageError(f"there is nothing to resume in {folder}: leave --resume out, or give the run's folder as --out")
         data = experiment.load("train", bar)
         print(f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/")
-        if said := getattr(data, "summary", ""):
-            print(f"data: {said}")
+        print(f"data: {data.summary}")
         train_recipe(experiment, data, folder, bar, resume=options.resume)
     print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
 
@@ -296,7 +296,8 @@ def run_evaluate(arguments: list[str]) -> None:
     count = None if options.count is None else positive("count", options.count)
     steps = grid_of(experiment, experiment.sampler(denoiser), options.steps)
     path = writable(options.run) / "evaluation.json"
-    results = experiment.evaluate(denoiser, count=count, steps=steps, seed=options.seed, progress=bar) | {"step": checkpoint.step}
+    asked = {"count": count, "steps": steps, "seed": options.seed, "trained_on": checkpoint.description["batches"]}
+    results = experiment.evaluate(denoiser, **asked, progress=bar) | {"step": checkpoint.step}
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
     write_text(path, json.dumps(finite(results), indent=1, allow_nan=False))
@@ -345,8 +346,9 @@ def asked(experiment: Experiment, count: int, names: Sequence[str] | None = None
     label = experiment.conditions(torch.arange(min(count, 4))).get("label")
     if label is None:
         return ""
-    first = [str(names[n] if names else n) for n in label.tolist()]
-    return f" of the classes {', '.join(first[:3])}, ... in turn" if len(first) > 3 else f" of the classes {', '.join(first)}"
+    first = [str(names[n] if names else n) for n in dict.fromkeys(label.tolist())]
+    turn = " in turn" * (count > len(first) or len(first) > 3)
+    return f" of the class{'es' * (len(first) > 1)} {', '.join(first[:3])}{', ...' * (len(first) > 3)}{turn}"
 
 
 @contextlib.contextmanager

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
 
-from ..shared.data import ImageSet
+from ..shared.data import Batches, ImageSet
+from ..shared.data.sources import Absent
 from ..shared.denoiser import Denoiser
-from ..shared.errors import UsageError
+from ..shared.errors import Notice, UsageError
 from ..shared.metrics import frechet_distance
 from ..shared.metrics.errors import standard_error
 from ..shared.networks.classifier import train_classifier
@@ -157,6 +160,43 @@ def marginal_bits_per_dim(train: ImageSet, test: ImageSet) -> tuple[float, float
     return float(bits.mean()), standard_error(bits)
 
 
+def splits(experiment: Experiment, progress: Progress = silent) -> tuple[Any, Any]:
+    """The held-out data of an experiment and those to train on.
+
+    Raises:
+        UsageError: where they are not there any more, and as `Experiment.load`.
+    """
+    try:
+        return experiment.load("test", progress), experiment.load("train", progress)
+    except Absent as error:
+        raise UsageError(f"{error}; put the data of the run back, or say with --data where they lie now") from error
+
+
+def refuse_other_data(train: int, batches: Callable[[], Batches], trained_on: Mapping[str, Any] | None) -> dict[str, str]:
+    """Compares the data to train on, `train` examples, with a checkpoint's, for what was trained on is not held out.
+
+    Returns:
+        What is to be said of other values, which another decoder gives too.
+
+    Raises:
+        UsageError: for another number of examples, or other classes.
+    """
+    there = trained_on or {}
+    if there.get("examples", train) != train:
+        raise UsageError(
+            f"the data have {train:,} examples to train on now, and this run was trained on {there['examples']:,}: those held out may "
+            "be among these. Give the data as they were in training, or train again"
+        )
+    if "content" not in there or (here := batches().state_dict())["content"] == there["content"]:
+        return {}
+    if here.get("names") != there.get("names"):
+        names = " and ".join(", ".join(given.get("names") or ["none"])[:200] for given in (there, here))
+        raise UsageError(f"the classes were {names} are here: give the data as they were in training, or train again")
+    said = "the examples to train on have other values than in training: those held out now may have been among them"
+    warn(Notice(said), stacklevel=2)
+    return {"warning": said}
+
+
 def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
     """Both as one flat dict, for JSON."""
     return asdict(quality) | {"steps": run.steps, "evaluations": run.evaluations, "seconds": round(run.seconds, 2)}
@@ -169,21 +209,24 @@ def evaluate_images(
     count: int | None,
     steps: int | Tensor,
     seed: int = 0,
+    trained_on: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Bits/dim of held-out images and, where there are labels to train a judge with, the quality of as many samples.
 
     Raises:
-        UsageError: for fewer than two images, which have no standard error and no Fréchet distance.
+        UsageError: for fewer than two images, which have no standard error and no Fréchet distance; or where the images to train on
+            are not those of `trained_on`, what a checkpoint says of its batches.
     """
     if count is not None and count < 2:
         raise UsageError(f"count={count}: a standard error and a Fréchet distance need at least 2 images; give --count 2 or more")
-    test, train = experiment.load("test", progress), experiment.load("train", progress)
+    test, train = splits(experiment, progress)
     if train.shape != test.shape:
         raise UsageError(f"the images to train on are {train.summary}, and those held out {test.summary}: give both one size and color")
     if len(test.k) < 2:
         raise UsageError(f"the test split holds {len(test.k)} image: a standard error needs at least 2, so hold more images out")
-    data = {"train": train.summary, "held_out": test.summary}
+    said = refuse_other_data(len(train.k), lambda: experiment.batches(train), trained_on)
+    data = {"train": train.summary, "held_out": test.summary} | said
     test = test if count is None else test.part(count)
     bits, error = bits_per_dim(experiment, denoiser, test, seed=seed, progress=progress)
     results: dict[str, Any] = data | {"bits_per_dim": bits, "standard_error": error, "kind": experiment.codelength_kind}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,9 @@ class Experiment(ABC):
         """The same with whatever it points to outside of its run taken in."""
         return self
 
+    @abstractmethod
     def on(self, name: str) -> Experiment:
-        """The same measured on other data: for imported checkpoints, which come with none.
-
-        Raises:
-            UsageError: for a recipe, which has data of its own.
-        """
-        raise UsageError(f"--data {name}: this run is measured on the data of its recipe, leave it out")
+        """The same with data of another name: those of a recipe that lie elsewhere now, or some for an imported checkpoint."""
 
     @abstractmethod
     def batches(self, data: Any) -> Batches:
@@ -98,9 +94,19 @@ class Experiment(ABC):
 
     @abstractmethod
     def evaluate(
-        self, denoiser: Denoiser, *, count: int | None, steps: int | Tensor, seed: int = 0, progress: Progress = silent
+        self,
+        denoiser: Denoiser,
+        *,
+        count: int | None,
+        steps: int | Tensor,
+        seed: int = 0,
+        trained_on: Mapping[str, Any] | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Any]:
-        """Code length and samples, measured on `count` held-out examples, None for all."""
+        """Code length and samples, measured on `count` held-out examples, None for all.
+
+        `trained_on` is what the checkpoint says of its batches: where those to train on are others now, so may be those held out.
+        """
 
 
 def at_most(name: str, value: int, limit_name: str, limit: int) -> None:

@@ -15,6 +15,8 @@ from ..discrete import VariationalBound
 from ..sde import Adaptive, ChangeOfVariables
 from ..shared.bits import Codelength
 from ..shared.data import Batches, ImageSet, image_set
+from ..shared.data.images import untested
+from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
 from ..shared.dequantisation import Dequantiser, Uniform
 from ..shared.describe import described, formerly
@@ -50,13 +52,20 @@ class Data:
     seed: int = 0
     """Of the order of the images."""
 
+    def settled(self) -> Data:
+        """The same with the absolute path of a folder."""
+        return replace(self, name=absolute(self.name, bundled()))
+
     def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
-        """The images of a split.
+        """The images of a split; the summary of `train` says where there are none to measure on.
 
         Raises:
             UsageError: with what there is, where their labels are not those that `classes` says.
         """
-        return image_set(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
+        images = image_set(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
+        if split != "train" or not (said := untested(self.name, self.classes)):
+            return images
+        return images._replace(notes=(*images.notes, f"`unnoise evaluate` will have no images to measure on: {said}"))
 
 
 def refuse_absent_classes(images: ImageSet, classes: int, name: str) -> None:
@@ -64,7 +73,12 @@ def refuse_absent_classes(images: ImageSet, classes: int, name: str) -> None:
     there = set(images.label.unique().tolist())
     if absent := [n for n in range(classes) if n not in there]:
         which = ", ".join(str(images.names[n] if images.names else n) for n in absent[:5]) + ", ..." * (len(absent) > 5)
-        remedy = f"give --data.classes {len(there)}" if absent[0] == len(there) else "number the labels from 0 without gaps"
+        remedy = (
+            f"give --data.classes {len(there)}"
+            if absent[0] == len(there)
+            else f"number the labels 0 to {len(there) - 1} and give --data.classes {len(there)}"
+        )
+        remedy = "take another set" if images.names else remedy
         raise UsageError(
             f"classes={classes}: {name} has no image of {which}, which samples would be asked of ({images.counted}): {remedy}, or add some"
         )
@@ -161,6 +175,12 @@ class ImageExperiment(Experiment):
         """The conditions of samples number `rows`: each class in turn, or none."""
         return {} if self.data.classes is None else {"label": rows % self.data.classes}
 
+    def settled(self) -> ImageExperiment:
+        return replace(self, data=self.data.settled())
+
+    def on(self, name: str) -> ImageExperiment:
+        return replace(self, data=replace(self.data, name=name))
+
     def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
         return self.data.load(split, progress)
 
@@ -170,10 +190,8 @@ class ImageExperiment(Experiment):
         save_grid(path, levels.float() / (scale.levels - 1), columns=columns)
         return ""
 
-    def evaluate(
-        self, denoiser: Denoiser, *, count: int | None, steps: int | Tensor, seed: int = 0, progress: Progress = silent
-    ) -> dict[str, Any]:
-        return evaluate_images(self, denoiser, count=count, steps=steps, seed=seed, progress=progress)
+    def evaluate(self, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+        return evaluate_images(self, denoiser, **options)
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,9 @@ class Imported(Experiment):
         """What the code length is."""
         return self.family.kind
 
+    def settled(self) -> Imported:
+        return self if self.data is None else replace(self, data=self.data.settled())
+
     def on(self, name: str) -> Imported:
         return replace(self, data=Data(name, size=self.shape[1:], classes=self.classes))
 
@@ -196,7 +199,7 @@ class Imported(Experiment):
             )
         if self.classes is not None:
             try:
-                refuse_other_classes(images.labels, self.classes, f"{self.data.name} ({split})")
+                refuse_other_classes(images.labels, self.classes, self.data.name, split)
             except UsageError as error:
                 raise UsageError(
                     f"this network has {self.classes} classes, numbered as in its training: give --data with images of these "
@@ -235,10 +238,8 @@ class Imported(Experiment):
         save_grid(path, levels.float() / (scale.levels - 1), columns=columns)
         return "" if levels.shape[1] in (1, 3) else f"  the first of {levels.shape[1]} channels is shown\n"
 
-    def evaluate(
-        self, denoiser: Denoiser, *, count: int | None, steps: int | Tensor, seed: int = 0, progress: Progress = silent
-    ) -> dict[str, Any]:
-        return evaluate_images(self, denoiser, count=count, steps=steps, seed=seed, progress=progress)
+    def evaluate(self, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+        return evaluate_images(self, denoiser, **options)
 
 
 @described
@@ -252,9 +253,6 @@ class ImportedText(TextExperiment):
     """Tokens, without a mask."""
     network: None = field(default=None, init=False, repr=False)
     training: None = field(default=None, init=False, repr=False)
-
-    def on(self, name: str) -> ImportedText:
-        return replace(self, text=replace(self.text, name=name))
 
     def load(self, split: str = "train", progress: Progress = silent) -> TextSet:
         if not self.text.name or self.text.tokenizer is None:

@@ -187,7 +187,8 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
     if tokenizer is not None:
         if not hasattr(experiment, "text"):
             raise UsageError(f"--tokenizer {tokenizer}: {source} is a network of images, leave it out")
-        experiment = replace(experiment, text=replace(experiment.text, tokenizer=str(tokenizer))).settled()
+        experiment = replace(experiment, text=replace(experiment.text, tokenizer=str(tokenizer)))
+    experiment = experiment.settled()
     held, both = Held(denoiser.scale, tuple(denoiser.shape)), objective(denoiser)
     save(writable(out), objective=both, average=both, optimizer=None, step=0, config=None, experiment=experiment, batches=held)
     return Brought(about(read), assumed, kind_of(denoiser).usage)

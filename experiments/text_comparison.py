@@ -66,7 +66,9 @@ def compare(
         denoiser = trained(model, train, home, progress).denoiser
         found = model.code(denoiser, test, windows, progress=progress)
         drawn = draw(model, model.sampler(denoiser), test.shape, test.scale, samples, model.sampling_steps, progress=progress)
-        results[name] = found | model.judged(drawn.levels) | {"evaluations": drawn.evaluations, "training_steps": model.training.steps}
+        results[name] = (
+            found | model.judged(drawn.levels, train) | {"evaluations": drawn.evaluations, "training_steps": model.training.steps}
+        )
         texts.append(f"## {name}\n\n{quoted(test.decode(drawn.levels[:SHOWN]))}\n\n{filled(model, denoiser, test, progress)}")
     picture(folder, results)
     (folder / "results.json").write_text(json.dumps(results, indent=1))

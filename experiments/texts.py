@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..discrete import VariationalBound
 from ..shared.bits import perplexity
 from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, characters, pieces, sparse_chain, text8, tokenizer_file
-from ..shared.data.sources import bundled
+from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
 from ..shared.describe import described
 from ..shared.errors import UsageError
@@ -26,7 +27,7 @@ from ..shared.random import whole_seed
 from ..shared.sampler import device_of
 from ..shared.scale import Scale
 from ..shared.training import Training
-from .evaluation import draw
+from .evaluation import draw, refuse_other_data, splits
 from .experiment import CodelengthOf, Experiment
 
 LETTERS, JUDGED = 64, 50_000  # symbols up to which n-grams judge samples; windows of the training text that they see, at most
@@ -55,7 +56,8 @@ class Text:
     """Documents end to end, with an end token at both ends of a window too, or one in a window with padding; for tokenizers."""
     documents: Literal["file", "paragraphs", "lines"] | None = None
     """What a document of a .txt file is, for tokenizers: the whole file with its line breaks, its paragraphs, or its lines without their
-    breaks. None for the file, and for lines in the padded layout."""
+    breaks. None for the file, and for lines in the padded layout. Perplexity per word counts each document's end as a word,
+    and so depends on it."""
     crop: bool = False
     """Train on random pieces of blocks of twice the length, as D3PM."""
     seed: int = 0
@@ -115,9 +117,9 @@ class Text:
         return Pieces.of_json(self.tokenizer) if self.tokenizer.startswith("{") else tokenizer_file(self.tokenizer)
 
     def settled(self) -> Text:
-        """The same with the tokenizer itself in place of its path: a run then means the same wherever the file goes."""
-        alphabet = self.alphabet()
-        return replace(self, tokenizer=alphabet.json) if isinstance(alphabet, Pieces) else self
+        """The same with the absolute path of its text, and the tokenizer itself: a run then means the same in any folder."""
+        alphabet, path = self.alphabet(), absolute(self.name, ("chain", "text8"))
+        return replace(self, name=path, tokenizer=alphabet.json if isinstance(alphabet, Pieces) else self.tokenizer)
 
 
 @described
@@ -174,6 +176,9 @@ class TextExperiment(Experiment):
     def settled(self) -> TextExperiment:
         return replace(self, text=self.text.settled())
 
+    def on(self, name: str) -> TextExperiment:
+        return replace(self, text=replace(self.text, name=name))
+
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
         return {}
 
@@ -195,16 +200,24 @@ class TextExperiment(Experiment):
         return "".join(f"  {text}\n" for text in texts[:3])
 
     def evaluate(
-        self, denoiser: Denoiser, *, count: int | None, steps: int | Tensor, seed: int = 0, progress: Progress = silent
+        self,
+        denoiser: Denoiser,
+        *,
+        count: int | None,
+        steps: int | Tensor,
+        seed: int = 0,
+        trained_on: Mapping[str, Any] | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Any]:
-        test = self.load("test")
+        test, train = splits(self, progress)
+        said = refuse_other_data(len(train.windows), lambda: self.batches(train), trained_on)
         results = self.code(denoiser, test, count, seed=seed, progress=progress)
         samples = draw(self, self.sampler(denoiser), test.shape, test.scale, min(count or 200, 200), steps, seed=seed, progress=progress)
-        found = self.judged(samples.levels)
+        found = self.judged(samples.levels, train)
         units = {"generative_perplexity": "generative_perplexity_per_token_5_gram", "sample_entropy": "sample_entropy_bits"}
         named = {units.get(name, name): value for name, value in found.items()}
         spent = {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
-        return {"held_out": test.summary} | results | named | spent
+        return {"train": train.summary, "held_out": test.summary} | said | results | named | spent
 
     def code(
         self, denoiser: Denoiser, test: TextSet, count: int | None = None, *, seed: int = 0, progress: Progress = silent
@@ -246,9 +259,8 @@ class TextExperiment(Experiment):
             "kind": self.codelength_kind,
         } | (of_padding if self.padding is not None else {})
 
-    def judged(self, samples: Tensor, order: int = 5) -> dict[str, Any]:
+    def judged(self, samples: Tensor, train: TextSet, order: int = 5) -> dict[str, Any]:
         """The entropy of samples and, for small vocabularies, their perplexity under an n-gram model of the training text beside it."""
-        train = self.load("train")
         found = {"sample_entropy": entropy(samples, train.vocabulary), "distinct_4": distinct(samples, min(4, samples.shape[1]))}
         if train.vocabulary > LETTERS:
             return found

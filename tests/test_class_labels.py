@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -12,9 +13,11 @@ from PIL import Image
 
 from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
 from unnoise.discrete import Categorical, CrossEntropy, Uniform, reciprocal
-from unnoise.experiments.cli import main
+from unnoise.experiments import ddpm
+from unnoise.experiments.cli import asked, main
 from unnoise.experiments.images import Data
 from unnoise.shared.data import Batches, ImageSet, image_set
+from unnoise.shared.data.classes import counted
 from unnoise.shared.errors import UsageError
 from unnoise.shared.guidance import ClassifierGradient, ConditionDropout, NoisyClassifier, Recognition
 from unnoise.shared.networks import MLP, DiT, Encoder, ImageDiT, Transformer, UNet
@@ -175,10 +178,15 @@ SMALL = ("--data.batch", "2", "--training.steps", "2", "--training.device", "cpu
 @pytest.mark.parametrize(
     ("labels", "classes", "said"),
     [
-        ([1, 2, 3], "3", "classes=3: the labels of .* are 1 to 3, not 0 to 2: number them from 0, or give --data.classes 4"),
-        ([0, 1, 2, 3], "3", "are 0 to 3, not 0 to 2"),
-        ([0, 1, 3], "4", r"has no image of 2, .*\(3 classes: 0 1, 1 1, 3 1\): number the labels from 0 without gaps, or add some"),
-        ([1, 2, 3], "4", "has no image of 0, which samples would be asked of .*number the labels from 0"),
+        ([1, 2, 3], "3", "classes=3: the labels of .* are 1 to 3, not 0 to 2: number them 0 to 2$"),
+        ([0, 1, 2, 3], "3", "are 0 to 3, not 0 to 2: give --data.classes 4$"),
+        ([2, 5, 9], "4", "are 2 to 9, not 0 to 3: number them 0 to 2 and give --data.classes 3$"),
+        (
+            [0, 1, 3],
+            "4",
+            r"has no image of 2, .*\(3 classes: 0 1, 1 1, 3 1\): number the labels 0 to 2 and give --data.classes 3, or add some",
+        ),
+        ([1, 2, 3], "4", "has no image of 0, which samples would be asked of .*number the labels 0 to 2 and give --data.classes 3"),
         ([0, 1, 2], "10", "has no image of 3, 4, 5, 6, 7, ..., .*give --data.classes 3"),
         (["a", "b", "c"], "10", r"classes=10: .* has 3 classes: a 1, b 1, c 1; give --data.classes 3"),
         (["a", "b", ""], "2", "no labels: 1 of 3 are missing, such as that of 02.png; use a model without classes.*--data.classes None"),
@@ -211,7 +219,7 @@ def test_counts_are_printed_and_names_are_kept_and_shown(tmp_path, capsys, monke
     assert f"data: {said}\n" in out
     status, out, _ = run(capsys, "sample", home, "--count", "9", "--out", str(tmp_path / "s.png"))
     assert status == 0
-    assert "of the classes 9, 10, urine, ... in turn" in out
+    assert "of the classes 9, 10, urine in turn:" in out
     status, out, line = run(capsys, "evaluate", home)
     assert status == 0, line
     held_out = "4 images of 1x8x8, 3 classes: 9 2, 10 0, urine 2; beside the split train"
@@ -237,8 +245,11 @@ def test_a_flat_folder_says_at_once_how_to_evaluate(tmp_path, capsys):
 
 def test_a_held_out_set_with_other_labels_is_refused(tmp_path):
     path = folder(folder(tmp_path / "a", "x", "y"), "x", "z", split="test")
-    with pytest.raises(UsageError, match=r"\(test\) has 3 classes: x 3, y 0, z 3; give --data.classes 3"):
+    with pytest.raises(UsageError, match=r"\(test\): the split train has no image of z, and another split has"):
         Data(str(path), classes=2).load("test")
+    later = folder(folder(tmp_path / "later", "x", "y", "z"), "x", "z", split="test")
+    with pytest.raises(UsageError, match=r"\(test\) has 3 classes: x 3, y 0, z 3; give the data as they were in training, or train again"):
+        Data(str(later), classes=2).load("test")
     flat = folder(tmp_path / "b", "x", "y")
     (flat / "test").mkdir()
     Image.new("L", (8, 8)).save(flat / "test" / "a.png")
@@ -254,6 +265,30 @@ def test_a_part_of_a_set_is_of_all_classes():
     assert found.part(12) is found
     assert found.part(99) is found
     assert found.part(3).summary == "3 images of 1x1x1, 3 classes: a 1, b 1, c 1"
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "said"),
+    [
+        (None, 9, ""),
+        (1, 9, " of the class a in turn"),
+        (2, 9, " of the classes a, b in turn"),
+        (3, 9, " of the classes a, b, c in turn"),
+        (4, 9, " of the classes a, b, c, ... in turn"),
+        (3, 3, " of the classes a, b, c"),
+        (9, 2, " of the classes a, b"),
+        (9, 1, " of the class a"),
+    ],
+)
+def test_dots_stand_for_more_classes_alone(classes, count, said):
+    experiment = replace(ddpm.smoke(), data=Data(classes=classes))
+    assert asked(experiment, count, "abcdefghi") == said
+
+
+def test_classes_that_are_not_written_out():
+    assert counted(torch.arange(12).repeat(5)).endswith("9 5, and 2 more of 5 each")
+    assert counted(torch.cat([torch.arange(12), torch.tensor([11])])).endswith("9 1, and 2 more of 1 to 2 each")
+    assert counted(torch.arange(10)).endswith("8 1, 9 1")
 
 
 # ---- sets on the hub

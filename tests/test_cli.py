@@ -5,11 +5,15 @@ import os
 import re
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from unnoise.experiments.cli import main
+from unnoise.experiments.images import Data
 from unnoise.experiments.recipes import RECIPES
+from unnoise.experiments.texts import Text
 
 
 def run(capsys, *arguments):
@@ -47,6 +51,10 @@ def run(capsys, *arguments):
         (("train", "ddpm-digits", "--network.heads", "0", "--out", "b"), "heads=0"),
         (("train", "d3pm-digits", "--steps", "20"), "sampling_steps=100: give a whole number from 1 to steps=20"),
         (("train", "ddpm-digits", "--data.size", "0", "0", "--out", "c"), r"size=\(0, 0\)"),
+        (("train", "ddpm-digits", "--data.size", "8"), r"unnoise: --data.size takes None or two whole numbers such as 8 8, not '8' \("),
+        (("train", "ddpm-digits", "--data.classes", "x"), r"unnoise: --data.classes takes None or a whole number, not 'x' \("),
+        (("train", "ddpm-digits", "--data.name", "digit"), "there is no folder digit, .*did you mean digits"),
+        (("train", "mdlm-smoke", "--text.name", "a/b/my.txt"), "there is no file a/b/my.txt: give the path"),
         (("sample", "runs/none"), "there is no checkpoint in runs/none"),
         (("evaluate", "runs/none"), "there is no checkpoint in runs/none"),
         (("recipes", "all"), "takes no options"),
@@ -87,6 +95,95 @@ def test_help_teaches(capsys):
     assert not status
     assert "--training.learning-rate" in out
     assert all(name in run(capsys, "recipes")[1] for name in RECIPES)
+
+
+def pictures(folder, *values):
+    """Images of 8x8, all of one value, by which they are named."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for value in values:
+        Image.new("L", (8, 8), value).save(folder / f"{value:03}.png")
+
+
+@pytest.mark.filterwarnings("default::unnoise.shared.errors.Notice")
+def test_what_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "set", *range(16))
+    options = ("--data.name", "set", "--data.classes", "None", "--data.batch", 2, "--training.steps", 2, "--out", "run")
+    status, out, err = run(capsys, "train", "d3pm-smoke", *options)
+    assert status == 0, err
+    assert "will have no images to measure on: the folder set has no split test, its 16 images are one split, train: put" in out
+    evaluate = ("evaluate", tmp_path / "run", "--steps", 2)
+    assert re.search("put those to hold out .* and train again", run(capsys, *evaluate)[2])
+    pictures(tmp_path / "set" / "test", 3, 4, 5, 6)
+    pictures(tmp_path / "set" / "train", *(n for n in range(16) if not 3 <= n < 7))
+    for n in range(16):
+        (tmp_path / "set" / f"{n:03}.png").unlink()
+    status, _, err = run(capsys, *evaluate)
+    assert status == 2
+    assert "12 examples to train on now, and this run was trained on 16: those held out may be among these" in err
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    pictures(tmp_path / "set" / "train", 20, 21, 22, 23)  # as many again, others
+    status, _, err = run(capsys, *evaluate)
+    assert status == 0, err
+    said = "the examples to train on have other values than in training: those held out now may have been among them"
+    assert err.startswith(f"unnoise: {said}\n")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["warning"] == said
+    for n in range(20, 24):
+        (tmp_path / "set" / "train" / f"{n:03}.png").unlink()
+    pictures(tmp_path / "set" / "train", *range(16))
+    (tmp_path / "elsewhere" / "set").mkdir(parents=True)  # a run has its data's own place
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, _, err = run(capsys, *evaluate)
+    assert status == 0, err
+    assert "unnoise:" not in err
+    assert "warning" not in json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    (tmp_path / "set").rename(tmp_path / "moved")
+    status, _, err = run(capsys, *evaluate)
+    assert status == 2
+    assert f"there is no folder {tmp_path / 'set'}: " in err
+    assert err.endswith("; put the data of the run back, or say with --data where they lie now\n")
+    assert run(capsys, *evaluate, "--data", "../moved")[0] == 0
+    status, _, err = run(capsys, *evaluate, "--data", "digits")
+    assert status == 2
+    assert "and this run was trained on 16" in err
+
+
+def test_text_that_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "my.txt"
+    text.write_text("the cat sat on the mat and the dog ran to the red barn\n" * 90)
+    options = ("--text.name", "my.txt", "--text.length", 16, "--text.batch", 4, "--training.steps", 2, "--training.warmup", 1)
+    status, _, err = run(capsys, "train", "mdlm-smoke", *options, "--out", "run")
+    assert status == 0, err
+    (tmp_path / "run" / "my.txt").write_text("x")
+    monkeypatch.chdir(tmp_path / "run")
+    evaluate = ("evaluate", ".", "--steps", 2, "--count", 2)
+    status, _, err = run(capsys, *evaluate)
+    assert status == 0, err
+    assert "unnoise:" not in err
+    text.write_text(text.read_text() * 2)
+    status, _, err = run(capsys, *evaluate)
+    assert status == 2
+    assert re.search(r"have 5\d\d examples to train on now, and this run was trained on 2\d\d", err), err
+    text.rename(tmp_path / "other.txt")
+    status, _, err = run(capsys, *evaluate)
+    assert status == 2
+    assert f"there is no file {text}: " in err
+    (tmp_path / "moved.txt").write_text("the cat sat on the mat and the dog ran to the red barn\n" * 90)
+    assert run(capsys, *evaluate, "--data", "../moved.txt")[0] == 0
+
+
+def test_relative_names_of_earlier_runs_are_read_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "set", 1, 2)
+    experiment = replace(RECIPES["ddpm-smoke"](), data=Data("set", classes=None))
+    assert len(experiment.load().k) == 2
+    assert experiment.settled().data.name == str(tmp_path / "set")
+    for name in ("digits", "someone/set", ""):
+        assert Data(name).settled().name == name
+    for name in ("chain", "text8", "someone/set"):
+        (tmp_path / name.split("/")[0]).mkdir()
+        assert Text(name).settled().name == name
 
 
 @pytest.mark.parametrize("recipe", ["ddpm-smoke", "d3pm-smoke", "score-sde-smoke"])

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import time
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -12,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unnoise.experiments.images import Data
 from unnoise.shared.data import image_set, images, sources
 from unnoise.shared.data.classes import labels_of, natural
 from unnoise.shared.data.folders import SPLITS, listed
+from unnoise.shared.data.images import untested
 from unnoise.shared.errors import UsageError
 
 
@@ -264,7 +268,12 @@ def test_labels_that_are_none_are_said(tmp_path, form, rows, said):
             "names 1 of 2 images that are not there, such as gone",
         ),
         ([{"file_name": "a.png", "label": 0}, {"file_name": "a.png", "label": 1}], "gives a.png two labels"),
-        ([{"image": "a.png", "label": 0}], "has a row without file_name"),
+        ([{"image": "a.png", "label": 0}], "has no column file_name, its columns are image, label: call that with the names of the images"),
+        ([{"file_name;label": "a.png;0"}], "has no column file_name, its columns are file_name;label: separate them by commas, and"),
+        (
+            [{"file_name": "a.png", "label": 0}, {"file_name": "", "label": 1}],
+            "has no file_name in row 2: give the name of an image in each row",
+        ),
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(tmp_path, rows, said):
@@ -305,9 +314,106 @@ def test_columns_of_labels():
     ):
         assert labels_of(values)[:2] == (numbers, names)
     for values, reason in (([[1], [2]], "[1]"), ([0.5, 1], "0.5"), (["a", 1], "a"), (["x", "1.5"], "1.5")):
-        assert labels_of(values) == (None, None, f"{reason} is no class")
-    assert labels_of([None, None]) == (None, None, "")
-    assert labels_of(["b"], ["a", "b", "c"]) == ([1], ("a", "b", "c"), "")
+        assert labels_of(values)[:3] == (None, None, f"{reason} is no class")
+    assert labels_of([None, None])[:3] == (None, None, "")
+    assert labels_of(["b"], ["a", "b", "c"])[:3] == ([1], ("a", "b", "c"), "")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_labels_in_a_column_of_another_name_are_asked_for(tmp_path, form):
+    put(tmp_path, "a.png", "b.png")
+    table(tmp_path, form, [{"file_name": f"{name}.png", "class": name, "size": 1} for name in "ab"])
+    said = "no labels: no column of the metadata is called label, they are class, size"
+    assert image_set(tmp_path).summary == f"2 images of 1x1x1; {said}"
+    with pytest.raises(UsageError, match=rf"classes=2: .* has {said}; use a model without"):
+        image_set(tmp_path, classes=2)
+    put(tmp_path, "a/a.png", "b/b.png")  # now folders are classes
+    for name in "ab":
+        (tmp_path / f"{name}.png").unlink()
+    (tmp_path / f"metadata.{form}").unlink()
+    table(tmp_path, form, [{"file_name": f"{name}/{name}.png", "class": name} for name in "ab"])
+    assert read(tmp_path) == ([0, 1], [0, 1], ("a", "b"))
+    assert "columns of the metadata that are not read: class" in image_set(tmp_path).summary
+
+
+@pytest.mark.parametrize("where", ["folders", "metadata"])
+def test_a_class_outside_of_train_alone_is_named(tmp_path, where):
+    """No number of classes would do, and so none is asked for; without classes the images are taken."""
+    files = {"train/a/0.png": "a", "train/b/0.png": "b", "test/a/0.png": "a", "test/c/0.png": "c"}
+    flat = {name.replace("/a/", "/a").replace("/b/", "/b").replace("/c/", "/c"): v for name, v in files.items()}
+    put(tmp_path, *(files if where == "folders" else flat))
+    if where == "metadata":
+        table(tmp_path, "csv", [{"file_name": name, "label": v} for name, v in flat.items()])
+    for classes in (2, 3):
+        for split in ("train", "test"):
+            with pytest.raises(UsageError, match="the split train has no image of c, and another split has: remove these there, or add"):
+                image_set(tmp_path, split=split, classes=classes)
+    assert len(image_set(tmp_path).k) == 2
+
+
+def test_a_folder_without_test_says_so_before_training(tmp_path):
+    put(tmp_path / "flat", *(f"{n}.png" for n in range(3)))
+    put(tmp_path / "held", "train/a.png", "train/b.png", "val/c.png")
+    put(tmp_path / "one", "train/a.png", "test/b.png")
+    put(tmp_path / "two", "train/a.png", "test/b.png", "test/c.png")
+    assert untested("digits") == untested(str(tmp_path / "two")) == ""
+    assert untested(str(tmp_path / "flat")).endswith("and all others into a folder train, and train again")
+    assert untested(str(tmp_path / "held")).endswith("held has no split test: it has train, validation; add a folder test")
+    assert "the split test of .*one holds 1 image, and a standard error needs at least 2", untested(str(tmp_path / "one"))
+    said = Data(str(tmp_path / "held")).load().summary
+    assert "; `unnoise evaluate` will have no images to measure on: the folder" in said
+    assert "evaluate" not in Data(str(tmp_path / "two")).load().summary + Data(str(tmp_path / "held")).load("validation").summary
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("photo", "there is no folder photo, and the Hub, .* cannot be reached .*: did you mean photos"),
+        ("photos/cots", "there is no folder photos/cots, and .*: did you mean photos/cats"),
+        ("nobody/nothing", "there is no folder nobody/nothing, and .*: give the path of one that is there, or a bundled set"),
+        ("digit", "there is no folder digit, and .*: did you mean digits"),
+        ("some thing", "there is no folder some thing, and no set of that name on the Hub"),
+        ("a/b/c", "there is no folder a/b/c: give the path of one that is there"),
+        ("./gone", "there is no folder ./gone: give the path"),
+        ("a\\b", r"there is no folder a\\b: give the path"),
+        ("gone.zip", "there is no file gone.zip, and"),
+    ],
+)
+def test_a_name_that_nothing_has_is_said_at_once(tmp_path, monkeypatch, capfd, name, said):
+    put(tmp_path, "photos/cats/a.png")
+    monkeypatch.chdir(tmp_path)
+    start = time.perf_counter()
+    with pytest.raises(UsageError, match=f"^{said}"):
+        image_set(name)
+    assert time.perf_counter() - start < 5
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("online", "cached"), [(True, True), (False, True), (False, False)])
+def test_the_hub_is_asked_once_and_the_cache_else(monkeypatch, online, cached):
+    """A set that the Hub has is loaded as ever; if it cannot be reached, from the cache."""
+    offline = []
+
+    def load(name, split):
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        if not cached:
+            raise ConnectionError(name)
+        return name, split
+
+    def info(self, name, timeout):
+        if not online:
+            raise OSError("no route\nto host")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    if cached:
+        assert sources.load("some/set", "test") == ("some/set", "test")
+    else:
+        with pytest.raises(sources.Absent, match=r"there is no folder some/set, and the Hub, .* cannot be reached \(no route\): give"):
+            sources.load("some/set", "test")
+    assert offline == [not online]
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 def test_bundled_sets_load_wherever_the_package_lies(tmp_path, monkeypatch):

@@ -32,7 +32,6 @@ from unnoise.experiments import load, released
 from unnoise.experiments.cli import main
 from unnoise.experiments.imported import Chains, Flows, imported, objective
 from unnoise.experiments.importing import Flags, as_options, bring
-from unnoise.experiments.recipes import RECIPES
 from unnoise.sde import EDM, EDMLoss, ScoreMatching, Straight, SubVP
 from unnoise.shared.errors import UsageError
 from unnoise.shared.guidance import Recognition
@@ -343,7 +342,3 @@ def test_text_with_a_tokenizer(capsys, tmp_path):
     assert math.log2(17) - 1 < found["bits_per_token"] < 60
     other = replace(load(out).experiment, vocabulary=18).on(str(tmp_path / "text.txt"))
     refused(lambda: other.load("test"), "the tokenizer has 17 tokens, and the model 18")
-
-
-def test_a_recipe_has_data_of_its_own():
-    refused(lambda: RECIPES["ddpm-smoke"]().on("digits"), "--data digits: this run is measured on the data of its recipe")

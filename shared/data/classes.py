@@ -23,11 +23,13 @@ class Labels(NamedTuple):
         numbers: one for each example; None where there are none that can be used.
         names: of classes 0, 1, ..., where they have names.
         reason: why there are no numbers, where there is a column or a folder of them.
+        untrained: names of classes that occur in other splits than train alone.
     """
 
     numbers: list[int] | None
     names: tuple[str, ...] | None = None
     reason: str = ""
+    untrained: tuple[str, ...] = ()
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -87,24 +89,32 @@ def counted(label: Tensor, names: tuple[str, ...] | None = None) -> str:
     there = [n for n in range(len(count)) if names or count[n]]
     cells = [f"{names[n] if names else n} {int(count[n]):,}" for n in there[:SHOWN]]
     rest = [int(count[n]) for n in there[SHOWN:]]
-    more = f", and {len(rest):,} more of {min(rest):,} to {max(rest):,} each" if rest else ""
+    each = f"{min(rest):,}" + f" to {max(rest):,}" * (min(rest) != max(rest)) if rest else ""
+    more = f", and {len(rest):,} more of {each} each" if rest else ""
     return f"{len(there):,} class{'es' * (len(there) != 1)}: {', '.join(cells)}{more}"
 
 
-def refuse_other_classes(labels: Labels, classes: int, name: str) -> None:
+def refuse_other_classes(labels: Labels, classes: int, name: str, split: str = "train") -> None:
     """Refuses a set without labels, with another number of named classes, or with labels beyond 0 to classes - 1.
 
     Raises:
-        UsageError: with what there is.
+        UsageError: with what there is, and what to do in this split.
     """
+    who = f"classes={classes}: {name} ({split})"
     if labels.numbers is None:
         reason = f": {labels.reason}" * bool(labels.reason)
-        raise UsageError(f"classes={classes}: {name} has no labels{reason}; {NO_LABELS} (--data.classes None)")
+        raise UsageError(f"{who} has no labels{reason}; {NO_LABELS} (--data.classes None)")
+    if labels.untrained:
+        which = f"{', '.join(labels.untrained[:SHOWN])}{', ...' * (len(labels.untrained) > SHOWN)}"
+        raise UsageError(f"{who}: the split train has no image of {which}, and another split has: remove these there, or add some to train")
     low, high, there = min(labels.numbers), max(labels.numbers), counted(torch.tensor(labels.numbers), labels.names)
+    again = "give the data as they were in training, or train again"
     if labels.names is not None and len(labels.names) != classes:
-        raise UsageError(f"classes={classes}: {name} has {there}; give --data.classes {len(labels.names)}")
+        raise UsageError(f"{who} has {there}; {f'give --data.classes {len(labels.names)}' if split == 'train' else again}")
     if high >= classes:
-        raise UsageError(
-            f"classes={classes}: the labels of {name} are {low} to {high}, not 0 to {classes - 1}: number them from 0, or give "
-            f"--data.classes {high + 1}"
-        )
+        count = len(set(labels.numbers))
+        remedy = f"number them 0 to {count - 1}" if count <= high else ""
+        remedy = " and ".join(filter(None, [remedy, f"give --data.classes {count}" if count != classes else ""]))
+        if split != "train":
+            remedy = f"leave out what training is without, or {again}"
+        raise UsageError(f"classes={classes}: the labels of {name} ({split}) are {low} to {high}, not 0 to {classes - 1}: {remedy}")

@@ -19,6 +19,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+UNCALLED = "no column of the metadata is called label"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 Parts = tuple[str, ...]
 
@@ -73,10 +74,10 @@ def listed(folder: str, split: str) -> Listing:
     name = split_of(split.split("[")[0])
     if name not in splits:
         if tops:
-            raise UsageError(f"the folder {folder} has no split {split}: it has {', '.join(sorted(splits))}; add a folder {split} to it")
+            raise UsageError(f"the folder {folder} has no split {split}: it has {', '.join(sorted(splits))}; add a folder {split}")
         raise UsageError(
             f"the folder {folder} has no split {split}, its {len(found.images):,} images are one split, train: put those to hold out into "
-            f"a folder {split} in it, and all others into a folder train"
+            f"a folder {split} in it, and all others into a folder train, and train again"
         )
     rows = metadata_rows(root, found)
     labels = labels_in(splits, name, len(base) + bool(tops), rows)
@@ -85,7 +86,8 @@ def listed(folder: str, split: str) -> Listing:
     notes = [f"beside the split{'s' * (len(splits) > 2)} {', '.join(sorted(splits.keys() - {name}))}"] if len(splits) > 1 else []
     notes += left_out(found._replace(others=[parts for parts in found.others if parts[: len(base) + 1] not in foreign]))
     unread = {column for row in rows.values() for column in row} - {"label"}
-    notes += [f"columns of the metadata that are not read: {', '.join(sorted(unread))}"] if unread else []
+    if unread and not labels.reason.startswith(UNCALLED):
+        notes.append(f"columns of the metadata that are not read: {', '.join(sorted(unread))}")
     numbers = None if labels.numbers is None else labels.numbers[part]
     return Listing(["/".join(parts) for parts in splits[name]][part], labels._replace(numbers=numbers), tuple(notes))
 
@@ -150,12 +152,17 @@ def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str
 def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[Parts, dict[str, Any]]) -> Labels:
     """The labels of a split: of metadata, or of the folders below the first `depth`. Names are numbered over all splits."""
     if not any("label" in row for row in rows.values()):
-        return labels_of_folders({split: [parts[depth:] for parts in group] for split, group in splits.items()}, name)
+        labels = labels_of_folders({split: [parts[depth:] for parts in group] for split, group in splits.items()}, name)
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        plain = labels.numbers is None and not labels.reason
+        return labels._replace(reason=f"{UNCALLED}, they are {', '.join(columns)}") if plain and columns else labels
     values = {split: [rows.get(parts, {}).get("label") for parts in group] for split, group in splits.items()}
     gaps = [shown(parts) for parts, value in zip(splits[name], values[name], strict=True) if missing(value)]
     if len(gaps) == len(values[name]):
         return Labels(None, reason="the metadata give none")
     labels = labels_of(values[name], [value for group in values.values() for value in group])
+    if labels.names and "train" in values:
+        labels = labels._replace(untrained=tuple(n for n in labels.names if n not in values["train"]))
     return labels._replace(reason=f"{labels.reason}, such as that of {gaps[0]}") if gaps else labels
 
 
@@ -173,7 +180,9 @@ def labels_of_folders(splits: dict[str, list[Parts]], name: str) -> Labels:
         where = f"the folders {', '.join(shown([folder]) for folder in names[:3])}{', ...' * (len(names) > 3)}"
         return Labels(None, reason=f"{len(beside):,} of {len(splits[name]):,} lie in none of {where}, such as {beside[0]}")
     number = {folder: n for n, folder in enumerate(names)}
-    return Labels([number[parts[0]] for parts in splits[name]], tuple(shown([folder]) for folder in names))
+    trained = {parts[0] for parts in splits.get("train", every)}
+    untrained = tuple(shown([folder]) for folder in names if folder not in trained)
+    return Labels([number[parts[0]] for parts in splits[name]], tuple(shown([folder]) for folder in names), untrained=untrained)
 
 
 def within(split: str, name: str, count: int) -> slice:
@@ -197,11 +206,16 @@ def metadata_rows(root: Path, found: Found) -> dict[Parts, dict[str, Any]]:
     for at in sorted(found.metadata, key=len):
         here: dict[Parts, dict[str, Any]] = {}
         table = read_table(root.joinpath(*at))
-        for row in table:
+        columns = list(dict.fromkeys(column for row in table for column in row))
+        if table and "file_name" not in columns:
+            comma = "separate them by commas, and " * (len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"))
+            raise UsageError(
+                f"{shown(at)} of {root} has no column file_name, its columns are {', '.join(columns) or 'none'}: {comma}call that with "
+                "the names of the images file_name"
+            )
+        for n, row in enumerate(table, start=1):
             if missing(file := row.pop("file_name", None)):
-                raise UsageError(
-                    f"{shown(at)} of {root} has a row without file_name: give the column, with the name of an image in each row"
-                )
+                raise UsageError(f"{shown(at)} of {root} has no file_name in row {n:,}: give the name of an image in each row")
             parts = tuple(posixpath.normpath(posixpath.join(*at[:-1], str(file))).split("/"))
             if here.setdefault(parts, row).get("label") != row.get("label"):
                 raise UsageError(f"{shown(at)} of {root} gives {file} two labels: leave one of its rows")

@@ -124,19 +124,34 @@ def image_set(
     if size is not None and min(size) < 1:
         raise UsageError(f"size={size}: give a height and a width of at least 1")
     name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
-    if name not in bundled() and Path(name).is_dir():
-        files, labels, notes = listed(name, split)
-        pictures = Files(name, files)
-    else:
-        pictures, labels, notes = tabled(name, split)
-    if classes is not None:
-        refuse_other_classes(labels, classes, f"{name} ({split})")
+    pictures, labels, notes = found(name, split, classes)
     k, done = stacked(pictures, name, size, progress)
     levels = LEVELS.get(name, 256)
     k = k if levels == 256 else torch.round(k.float() * (levels - 1) / 255).to(torch.uint8)
     label = None if labels.numbers is None else torch.tensor(labels.numbers)
     unlabelled = [] if label is not None else [f"no labels: {labels.reason}" if labels.reason else "no labels"]
     return ImageSet(k, label, Scale(levels, low, high), labels.names, (*unlabelled, *done, *notes))
+
+
+def found(name: str, split: str, classes: int | None) -> tuple[Files | Cells, Labels, tuple[str, ...]]:
+    """The encoded pictures of a split, their labels, which must be those of `classes`, and what to say of them."""
+    if name not in bundled() and Path(name).is_dir():
+        files, labels, notes = listed(name, split)
+        pictures = Files(name, files)
+    else:
+        pictures, labels, notes = tabled(name, split)
+    if classes is not None:
+        refuse_other_classes(labels, classes, name, split)
+    return pictures, labels, notes
+
+
+def untested(name: str, classes: int | None = None) -> str:
+    """Why a set has no split test to measure on, in one line; nothing where it has."""
+    try:
+        count = len(found(str(Path(name).expanduser()) if name.startswith("~") else name, "test", classes)[0])
+    except UsageError as error:
+        return str(error)
+    return "" if count > 1 else f"the split test of {name} holds 1 image, and a standard error needs at least 2; hold more images out"
 
 
 def tabled(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import glob
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,13 @@ def bundled() -> list[str]:
     return sorted(p.name for p in BUNDLED.iterdir() if p.is_dir())
 
 
-def absolute(name: str) -> str:
-    """The absolute path of a file or a folder that is there; any other name as it is.
+def absolute(name: str, sets: Collection[str]) -> str:
+    """The absolute path of a file or a folder that is there; any other name, and that of one of the `sets`, as it is.
 
-    A run keeps this, so that its data are found from any folder, and are not what lies at the same relative path there.
+    A run keeps this, so that its data are found from any folder, and nothing else is that lies at the same relative path there.
     """
     path = os.path.expanduser(name)
-    return os.path.abspath(path) if name and name not in bundled() and os.path.exists(path) else name
+    return os.path.abspath(path) if name and name not in sets and os.path.exists(path) else name
 
 
 def load(name: str, split: str) -> Dataset:
