@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import time
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unnoise.experiments.images import Data
-from unnoise.shared.data import image_set, images, sources
+from unnoise.shared.data import image_set, images
 from unnoise.shared.data.classes import labels_of, natural
 from unnoise.shared.data.folders import SPLITS, listed
 from unnoise.shared.data.images import untested
@@ -363,68 +361,3 @@ def test_a_folder_without_test_says_so_before_training(tmp_path):
     said = Data(str(tmp_path / "held")).load().summary
     assert "; `unnoise evaluate` will have no images to measure on: the folder" in said
     assert "evaluate" not in Data(str(tmp_path / "two")).load().summary + Data(str(tmp_path / "held")).load("validation").summary
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("photo", "there is no folder photo, and the Hub, .* cannot be reached .*: did you mean photos"),
-        ("photos/cots", "there is no folder photos/cots, and .*: did you mean photos/cats"),
-        ("nobody/nothing", "there is no folder nobody/nothing, and .*: give the path of one that is there, or a bundled set"),
-        ("digit", "there is no folder digit, and .*: did you mean digits"),
-        ("some thing", "there is no folder some thing, and no set of that name on the Hub"),
-        ("a/b/c", "there is no folder a/b/c: give the path of one that is there"),
-        ("./gone", "there is no folder ./gone: give the path"),
-        ("a\\b", r"there is no folder a\\b: give the path"),
-        ("gone.zip", "there is no file gone.zip, and"),
-    ],
-)
-def test_a_name_that_nothing_has_is_said_at_once(tmp_path, monkeypatch, capfd, name, said):
-    put(tmp_path, "photos/cats/a.png")
-    monkeypatch.chdir(tmp_path)
-    start = time.perf_counter()
-    with pytest.raises(UsageError, match=f"^{said}"):
-        image_set(name)
-    assert time.perf_counter() - start < 5
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize(("online", "cached"), [(True, True), (False, True), (False, False)])
-def test_the_hub_is_asked_once_and_the_cache_else(monkeypatch, online, cached):
-    """A set that the Hub has is loaded as ever; if it cannot be reached, from the cache."""
-    offline = []
-
-    def load(name, split):
-        offline.append(datasets.config.HF_HUB_OFFLINE)
-        if not cached:
-            raise ConnectionError(name)
-        return name, split
-
-    def info(self, name, timeout):
-        if not online:
-            raise OSError("no route\nto host")
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
-    if cached:
-        assert sources.load("some/set", "test") == ("some/set", "test")
-    else:
-        with pytest.raises(sources.Absent, match=r"there is no folder some/set, and the Hub, .* cannot be reached \(no route\): give"):
-            sources.load("some/set", "test")
-    assert offline == [not online]
-    assert datasets.config.HF_HUB_OFFLINE is False
-
-
-def test_bundled_sets_load_wherever_the_package_lies(tmp_path, monkeypatch):
-    home = tmp_path / "[a] b*"
-    shutil.copytree(sources.BUNDLED, home)
-    whole = image_set("digits", split="test")
-    monkeypatch.setattr(sources, "BUNDLED", home)
-    monkeypatch.chdir(tmp_path)
-    again = image_set("digits", split="test")
-    assert (again.k == whole.k).all()
-    assert again.summary == whole.summary
-    put(tmp_path, "digits/a.png")
-    assert "the folder digits that is here is not read, its name is ./digits" in image_set("digits", split="test").summary
-    assert read("./digits")[0] == [0]
