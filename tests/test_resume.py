@@ -167,6 +167,8 @@ def test_other_data_are_refused(tmp_path):
     endless = ({"x0": torch.randn(8, 6)} for _ in range(100))
     with pytest.warns(Notice, match="the batches start from their beginning, for they have no load_state_dict"):
         resumed(tmp_path, data=endless)
+    with pytest.warns(Notice, match="the batches start from their beginning, for those of the run had no state_dict"):
+        resumed(tmp_path, config=Training(**{**vars(CONFIG), "steps": 8}))
 
 
 def test_another_recipe_is_said_and_another_model_refused(tmp_path):

@@ -16,6 +16,8 @@ from ..objective import Objective
 from .checkpoint import difference, grouped, named, parameters, weights
 from .config import PACE, Training
 
+COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+"""What a compiled network was called by earlier versions."""
 REMEDY = "give the run's, or train into another folder (--out, folder=)"
 
 
@@ -49,7 +51,8 @@ def of_other_class(stored: Any, given: Any) -> list[tuple[str, str]]:
     """The class there and the class here of each network that was not of this package, where they differ."""
     if isinstance(stored, dict) and isinstance(given, dict):
         if "external" in stored:
-            return [(stored["external"], named(given))] if stored["external"] != named(given) else []
+            there, here = stored["external"], named(given)
+            return [] if there in (here, COMPILED) else [(there, here)]
         return [pair for k in stored.keys() & given.keys() for pair in of_other_class(stored[k], given[k])]
     if isinstance(stored, list) and isinstance(given, list):
         return [pair for parts in zip(stored, given, strict=False) for pair in of_other_class(*parts)]
@@ -79,7 +82,8 @@ def place_data(folder: Path, description: Mapping[str, Any], batches: Any) -> li
         if stored is not None and given is not None and (lines := difference(stored, given, name)):
             raise UsageError(f"the data differ from those of the run in {folder}: {several(lines)}: {REMEDY}")
     if description["batches"] is None:
-        return []
+        other = description["config"] is not None and hasattr(batches, "load_state_dict")
+        return ["the batches start from their beginning, for those of the run had no state_dict"] if other else []
     if not hasattr(batches, "load_state_dict"):
         return ["the batches start from their beginning, for they have no load_state_dict"]
     state, told = with_alphabet(description)
