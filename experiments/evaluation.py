@@ -16,7 +16,7 @@ from torch import Tensor
 from ..shared.data import Batches, ImageSet
 from ..shared.data.sources import Absent
 from ..shared.denoiser import Denoiser
-from ..shared.errors import Notice, UsageError
+from ..shared.errors import Notice, UsageError, shown
 from ..shared.metrics import frechet_distance
 from ..shared.metrics.errors import standard_error
 from ..shared.networks.classifier import train_classifier
@@ -190,8 +190,8 @@ def refuse_other_data(train: int, batches: Callable[[], Batches], trained_on: Ma
     if "content" not in there or (here := batches().state_dict())["content"] == there["content"]:
         return {}
     if here.get("names") != there.get("names"):
-        names = " and ".join(", ".join(given.get("names") or ["none"])[:200] for given in (there, here))
-        raise UsageError(f"the classes were {names} are here: give the data as they were in training, or train again")
+        names = [shown(", ".join(given.get("names") or ["without names"])) for given in (here, there)]
+        raise UsageError(f"the classes are {names[0]}, and were {names[1]}: give the data as they were in training, or train again")
     said = "the examples to train on have other values than in training: those held out now may have been among them"
     warn(Notice(said), stacklevel=2)
     return {"warning": said}

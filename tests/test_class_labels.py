@@ -232,6 +232,9 @@ def test_counts_are_printed_and_names_are_kept_and_shown(tmp_path, capsys, monke
     status, _, line = run(capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "3", "--out", home, *SMALL, *again)
     assert status == 2
     assert "names: ['9', '10', 'urine'] there, ['9', 'urine', 'zebra'] here" in line
+    status, _, line = run(capsys, "evaluate", home)
+    assert status == 2
+    assert "the classes are 9, urine, zebra, and were 9, 10, urine: give the data as they were in training, or train again" in line
 
 
 def test_a_flat_folder_says_at_once_how_to_evaluate(tmp_path, capsys):
