@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_runs import CONFIG, Own, batches, by_number, objective, resumed, same, trained_names
 
-from runs import CONFIG, Own, batches, by_number, objective, resumed, same, trained_names
 from unnoise.experiments import load
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP

@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_runs import CONFIG, Own, batches, by_number, objective, resumed, same, slots, stopped_at_three, trained_names
 from tokenizers import Tokenizer
 
-from runs import CONFIG, Own, batches, by_number, objective, resumed, same, slots, stopped_at_three, trained_names
 from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
 from unnoise.experiments import load
 from unnoise.shared.data import Batches, Letters, Pieces, train_tokenizer

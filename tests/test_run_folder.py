@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from small_runs import CONFIG, Own, batches, objective, resumed, same
 from torch import nn
 
-from runs import CONFIG, Own, batches, objective, resumed, same
 from unnoise.experiments import demo
 from unnoise.shared.data import Batches
 from unnoise.shared.errors import UsageError
