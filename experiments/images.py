@@ -57,7 +57,7 @@ class Data:
         return replace(self, name=absolute(self.name, bundled()))
 
     def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
-        """The images of a split; the summary of `train` says where there are none to measure on.
+        """Loads the images of a split. The summary of `train` says so where the set has no test images.
 
         Raises:
             UsageError: with what there is, where their labels are not those that `classes` says.

@@ -59,8 +59,8 @@ def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
         cond: conditions by name.
 
     Raises:
-        UsageError: for conditions that the network does not take, or needs; a time input that it cannot look up; and an output that is no
-            real tensor.
+        UsageError: for a condition that the network does not take, a required condition that is missing, a time input outside of its
+            embedding, and an output that is not a real tensor.
     """
     network = asker.network
     dtype = precision(network)

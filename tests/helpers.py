@@ -90,6 +90,17 @@ class FromScore(GaussianDenoiser):
         return FromScore(self.given, schedule)
 
 
+class Own(nn.Module):
+    """`f(x, time)`, with a parameter."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f, self.scale = f, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, time):
+        return self.f(self.scale * x if x.is_floating_point() else x, time)
+
+
 class Formula(nn.Module):
     """A network that is a formula of (x, label)."""
 

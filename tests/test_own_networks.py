@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Own
 from torch import nn
 
 from unnoise import continuous, discrete, sde
@@ -20,17 +21,6 @@ TABLE = continuous.Tabulated(continuous.linear_betas(T))
 X, K = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0)), 5
 TOKENS = torch.randint(0, K, (3, 7), generator=torch.Generator().manual_seed(0))
 MASKED, UNIFORM = discrete.Absorbing(K, discrete.LogLinear()), discrete.Uniform(K, discrete.linear(T, 1e-4, 0.02))
-
-
-class Own(nn.Module):
-    """`f(x, time)`, with a parameter."""
-
-    def __init__(self, f):
-        super().__init__()
-        self.f, self.scale = f, nn.Parameter(torch.ones(()))
-
-    def forward(self, x, time):
-        return self.f(self.scale * x if x.is_floating_point() else x, time)
 
 
 class Output:

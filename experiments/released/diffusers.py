@@ -153,11 +153,11 @@ def unet(config: Mapping[str, Any], source: str) -> UNet:
 
 
 def read_of(scheduler: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What is read of a scheduler's configuration, with its own defaults.
+    """Returns the settings that are read from a scheduler's configuration, with the defaults of that scheduler.
 
     Raises:
-        UsageError: for a scheduler that is none of `SCHEDULERS`, such as those of noise levels, one that does not say its betas, options
-            that no table here has, and entries of unknown names.
+        UsageError: for a scheduler that is not in `SCHEDULERS`, a configuration without betas, values that are not supported, and entries
+            with unknown names.
     """
     if (kind := scheduler.get("_class_name")) not in SCHEDULERS:
         raise UsageError(f"{source}: a {str(kind)[:60]} is not read here; these are: {', '.join(SCHEDULERS)}")

@@ -130,7 +130,11 @@ def released(source: str) -> str:
 
 
 def known(source: str, told: Mapping[str, Any], body: Body | None = None) -> Flags | None:
-    """The flags of the released file of this name; None where what is told is another's, but for the size of images, or the tensors are."""
+    """Returns the flags of the released file with this name, or None.
+
+    None is returned for any other name, and where a given flag (the image size excepted) or the sizes of the network differ from the
+    released ones.
+    """
     name = released(source)
     flags = KNOWN.get(name)
     other = [k for k, v in told.items() if v is not None and k != "image_size" and v != getattr(flags, k, None)]

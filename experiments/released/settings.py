@@ -117,7 +117,7 @@ class Settings:
         return values
 
     def assume(self, name: str, value: Any, why: str) -> Any:
-        """The value that is told, or this one, which is then said."""
+        """Returns the setting if something tells it; else `value`, which is added to the printed assumptions."""
         held = self.get(name)
         if held is None:
             self.say(f"{name}={value!r}: {why}")

@@ -16,7 +16,7 @@ MDLM, SEDD = ("subs", "mdlm"), ("sedd",)
 """What configurations call the two, under `parameterization` or `model_type`."""
 GPT2 = 50_257
 INSIDE = {30_522: "BERT's", 35: "text8's, as MDLM's project has it,"}
-"""Vocabularies by their size whose mask is no last token."""
+"""Sizes of known vocabularies in which the mask is not the last token."""
 TOKENIZERS = ("bert", "text8")
 """How their names begin, under `data.tokenizer_name_or_path` and as classes."""
 FILE, KEPT = "config.json", "the checkpoint's hyper-parameters"
@@ -187,7 +187,7 @@ def released(told: Mapping[str, Any], vocabulary: int, width: int, depth: int, *
 
 
 def is_uniform(vocabulary: int, source: str, said: Said) -> bool | None:
-    """Whether there is no mask among the tokens: by the graph's name, and by how many tokens the text has; None where both are open."""
+    """Returns whether the graph is uniform, with no mask token, from its name or the number of tokens; None where neither is given."""
     kind, tokens = said("type", within="graph"), said.whole("tokens")
     if kind not in (None, "absorb", "uniform"):
         raise UsageError(f"{source}: the configuration has a graph of type {quoted(kind)}, and SEDD's are absorb and uniform")
