@@ -215,7 +215,7 @@ def checked_betas(schedule: Tensor | NoiseSchedule) -> Tensor:
     """A table of betas, `(T,)`, float64.
 
     Raises:
-        UsageError: for what is none.
+        UsageError: for any other input.
     """
     if not isinstance(schedule, Tensor):
         raise UsageError(f"schedule={schedule!r}: this chain is given by the betas of its steps, such as linear(1000)")

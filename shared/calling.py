@@ -49,7 +49,7 @@ def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
     """The network's output at `(x, time, **cond)`: a real tensor on the device of x.
 
     Where x and conditions are real they are cast to the precision of the network's first parameter, and left alone where they have it. The
-    time input stays float32, which half precision would round: 999 is no number of bfloat16. Before the first call of a network that looks
+    time input stays float32, which half precision would round: bfloat16 cannot represent 999. Before the first call of a network that looks
     something up in an `nn.Embedding`, the two ends of the time input are tried.
 
     Args:

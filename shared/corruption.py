@@ -47,7 +47,7 @@ class Corruption(ABC):
         """Makes x a state of the process: real numbers in float32 or better, or tokens as int64.
 
         Raises:
-            UsageError: for what is none.
+            UsageError: for any other input.
         """
 
     def refuse_grid(self, grid: Tensor) -> None:  # noqa: B027

@@ -35,7 +35,7 @@ def whole_seed(seed: Any) -> int:
     """A seed as an int, from NumPy or a tensor too.
 
     Raises:
-        UsageError: for what is no whole number, and beyond the 64 bits that `torch.Generator.manual_seed` takes, -2^63 to 2^64 - 1; like
+        UsageError: for what is not a whole number, and beyond the 64 bits that `torch.Generator.manual_seed` takes, -2^63 to 2^64 - 1; like
             there, a negative one is the same as itself + 2^64.
     """
     try:
@@ -62,7 +62,7 @@ def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
         An integer from 0 to below 2^63.
 
     Raises:
-        UsageError: for a seed that is no whole number of 64 bits.
+        UsageError: for a seed that is not a whole number of 64 bits.
     """
     digest = hashlib.blake2b(f"{purpose}:{whole_seed(seed)}:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -76,7 +76,7 @@ class Streams:
         indices: the global indices of the samples in this batch, one for each row.
 
     Raises:
-        UsageError: for a seed that is no whole number of 64 bits, and indices that are no row of whole numbers.
+        UsageError: for a seed that is not a whole number of 64 bits, and indices that are not a row of whole numbers.
     """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:

@@ -66,7 +66,7 @@ def refuse_array(x: Tensor, what: str) -> Tensor:
 
 
 def refuse_unreal(x: Tensor, what: str) -> Tensor:
-    """x, refused unless it is a tensor of real numbers: levels of quantized data are none.
+    """Returns x, refused unless it is a tensor of real numbers; levels of quantized data are integers.
 
     Raises:
         UsageError: with what to do.

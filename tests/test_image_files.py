@@ -298,7 +298,7 @@ def test_all_broken_files_are_counted(tmp_path):
     for n in range(2):
         broken("png", tmp_path / f"{n}.png")
     save(Image.new("RGB", (64, 64)), tmp_path / "whole.png")
-    with pytest.raises(UsageError, match=r"5 of 6 images .*0.png \(.*\), 1.png \(.*\), empty.png \(it is no picture.*\) and 2 more"):
+    with pytest.raises(UsageError, match=r"5 of 6 images .*0.png \(.*\), 1.png \(.*\), empty.png \(it is not a picture.*\) and 2 more"):
         image_set(tmp_path)
 
 

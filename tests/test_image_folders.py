@@ -244,10 +244,10 @@ def test_metadata_give_labels_and_names(tmp_path, form):
     [
         ([("a.png", 1)], "1 of 2 are missing, such as that of b.png"),
         ([("a.png", 1), ("b.png", "")], "1 of 2 are missing, such as that of b.png"),
-        ([("a.png", 1), ("b.png", 0.5)], "0.5 is no class"),
+        ([("a.png", 1), ("b.png", 0.5)], "0.5 is not a class label"),
         ([("a.png", -1), ("b.png", -1)], "all are -1"),
         ([("a.png", 1), ("b.png", -1)], "1 are below 0, such as -1"),
-        ([("a.png", 1), ("b.png", 3_000_000_000)], "3000000000 is no class"),
+        ([("a.png", 1), ("b.png", 3_000_000_000)], "3000000000 is not a class label"),
         ([("a.png", ""), ("b.png", "")], "the metadata give none"),
     ],
 )
@@ -312,7 +312,7 @@ def test_columns_of_labels():
     ):
         assert labels_of(values)[:2] == (numbers, names)
     for values, reason in (([[1], [2]], "[1]"), ([0.5, 1], "0.5"), (["a", 1], "a"), (["x", "1.5"], "1.5")):
-        assert labels_of(values)[:3] == (None, None, f"{reason} is no class")
+        assert labels_of(values)[:3] == (None, None, f"{reason} is not a class label")
     assert labels_of([None, None])[:3] == (None, None, "")
     assert labels_of(["b"], ["a", "b", "c"])[:3] == ([1], ("a", "b", "c"), "")
 

@@ -184,8 +184,8 @@ CONFIG = {"parameterization": "subs", "time_conditioning": False, "noise": {"typ
         ),
         ({"model": {"length": 24, "mask_token_id": 0}}, "mask_token_id 0, and networks"),
         ({"mask_index": True}, "mask_index True, and networks"),
-        ({"data": {"tokenizer_name_or_path": "text8"}}, "in the tokenizer 'text8''s vocabulary of 18 the mask is no last token"),
-        ({"data": {"tokenizer_name_or_path": "bert-base-uncased"}}, "the mask is no last token"),
+        ({"data": {"tokenizer_name_or_path": "text8"}}, "in the tokenizer 'text8''s vocabulary of 18 the mask is not the last token"),
+        ({"data": {"tokenizer_name_or_path": "bert-base-uncased"}}, "the mask is not the last token"),
     ],
 )
 def test_a_mask_that_is_not_the_last_token_is_refused(more, words):
@@ -201,7 +201,7 @@ def test_vocabularies_with_the_mask_inside(vocabulary, monkeypatch):
         told = {**CONFIG, "parameterization": kind, "time_conditioning": None, "model": {"length": 24, "n_heads": 4}}
         flags = {} if kind == "sedd" else {"time_conditioning": False}
         words = f"write mask_index={vocabulary - 1} into its config.json"
-        refused(lambda c=told, f=flags: mdlm(state, "file", config=c, **f), "the mask is no last token", words)
+        refused(lambda c=told, f=flags: mdlm(state, "file", config=c, **f), "the mask is not the last token", words)
         assert mdlm(state, "file", config=told | {"mask_index": vocabulary - 1}, **flags).transition.levels == vocabulary - 1
 
 

@@ -141,7 +141,7 @@ def test_what_a_checkpoint_cannot_hold_shows_before_training(tmp_path):
     data.state = {"position": torch.tensor(3)}
     made = objective()
     made.forward = untouched
-    with pytest.raises(UsageError, match="the batches' state_dict is no JSON"):
+    with pytest.raises(UsageError, match="the batches' state_dict is not JSON"):
         Trainer(made, CONFIG, folder=tmp_path / "run").fit(data)
     frozen = objective().requires_grad_(False)
     with pytest.raises(UsageError, match="no parameter of the objective is trained"):
@@ -180,8 +180,8 @@ def test_a_run_needs_a_folder(tmp_path, place):
     [
         (lambda: Trainer(objective(), {"steps": 3}), r"config=.*: give Training\(steps"),
         (lambda: Trainer(objective(), None), r"config=None: give Training\(steps"),
-        (lambda: Trainer(MLP(6, 16, 1), CONFIG), "MLP is no objective: give one of a denoiser"),
-        (lambda: Trainer(objective().denoiser, CONFIG), "Learned is no objective"),
+        (lambda: Trainer(MLP(6, 16, 1), CONFIG), "MLP is not an objective: give one of a denoiser"),
+        (lambda: Trainer(objective().denoiser, CONFIG), "Learned is not an objective"),
         (lambda: Trainer(objective().to("meta"), CONFIG), "the objective has no weights yet"),
         (lambda: Training(device=0), "device=0: give the name"),
         (lambda: Training(device=None), "device=None: give the name"),

@@ -267,7 +267,7 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
         (path("p.jsonl", b"\xff\xfe\x00\x00" + cells.encode("utf-32-le")), "is UTF-32, by its .*`iconv -f utf-32 -t utf-8`"),
         (path("e.jsonl", '{"text": "café"}\n'.encode("latin-1")), "byte 0xe9 at 13 is not UTF-8"),
         (path("f.jsonl", '{"text": 1}\n{"text": 2}\n'), "the column text of .* holds no text but int64.*--text.column"),
-        (path("g.jsonl", '{"text": "a"\n'), "cannot be read as text: line 1 is no JSON: expecting ',' delimiter, in .*; mend that line"),
+        (path("g.jsonl", '{"text": "a"\n'), "cannot be read as text: line 1 is not JSON: expecting ',' delimiter, in .*; mend that line"),
         (path("h.parquet", "words"), "cannot be read as text"),
         (path("i.jsonl", '{"body": "a"}\n'), "has no column text: its columns are body; give one of them"),
         (path("q.csv", "id;text\n1;words\n"), "its one column is 'id;text'; separate the columns by commas instead of ';'"),

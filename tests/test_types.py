@@ -184,7 +184,7 @@ def test_networks_of_tokens(network, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_time_input_is_not_rounded(dtype):
-    """999 is no number of bfloat16: every network must tell it from 1000."""
+    """bfloat16 cannot represent 999: every network must tell it from 1000."""
     label = torch.arange(1.0, 1001)
     for encode in (TimeEmbedding(32, 8), TimeEmbedding(32, 8, Fourier())):
         expected = encode.encode(label)

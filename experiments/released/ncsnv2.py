@@ -58,7 +58,7 @@ def denoiser(
 
     Raises:
         UsageError: for another network's file, tensors that are missing or surplus, shapes that do not fit, noise levels that do not
-            decrease, images that are logits, and without a size for a network that is none of the released ones.
+            decrease, images that are logits, and without a size for a network other than the released ones.
     """
     if image_size is not None and image_size < 1:
         raise UsageError(f"{source}: image_size={image_size}: give the height and width of the images in pixels, such as 32")

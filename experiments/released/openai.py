@@ -138,7 +138,7 @@ def settled(given: Flags, source: str, classifier: bool, *, ambiguous: bool = Fa
     if open_flags:
         missing = ", ".join(k if k != "num_heads" else "num_heads (or num_head_channels)" for k in open_flags)
         name = released(source)
-        why = f"the released {name} had other flags than are given" if name else "the name is none of the released ones"
+        why = f"the released {name} had other flags than are given" if name else "the name is not a released one"
         why = f"the released {name} is another network" if name and held not in (None, BODIES[name]) else why
         raise UsageError(
             f"{source}: the weights of this format do not tell {missing}, and {why}: give "

@@ -94,7 +94,7 @@ def denoiser(
 
     Raises:
         UsageError: for another network's file, weights that do not fit, settings that nothing tells or that the file contradicts, and
-            without a size for a network that is none of the released ones.
+            without a size for a network other than the released ones.
     """
     if image_size is not None and image_size < 1:
         raise UsageError(f"{source}: image_size={image_size}: give the height and width of the images in pixels, such as 32")

@@ -327,7 +327,7 @@ def placed(network: UNet, process: tuple[str, bool], settings: Settings, state: 
 
 
 def vp(network: nn.Module, sde: str, continuous: bool, settings: Settings) -> Learned:
-    """Under VP or sub-VP; continuous ones are told 999 t whatever `num_scales` is."""
+    """Under VP or sub-VP; the time input of continuous ones is 999 t for any `num_scales`."""
     betas = settings.numbers(f"the file does not tell the betas of sde={sde!r}", **BETAS)
     if settings.assume("scale_by_sigma", False, "as all released VP and sub-VP networks"):
         raise UsageError(

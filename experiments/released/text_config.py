@@ -240,7 +240,7 @@ def refuse_other_mask(said: Said, source: str, vocabulary: int) -> bool:
     if vocabulary in INSIDE or tokenizer is not None:
         whose = INSIDE.get(vocabulary, f"the tokenizer {quoted(tokenizer)}'s")
         raise UsageError(
-            f"{source}: in {whose} vocabulary of {vocabulary} the mask is no last token, as it is in all that is read here: "
+            f"{source}: in {whose} vocabulary of {vocabulary} the mask is not the last token, which is not supported: "
             f"for a network with another vocabulary write mask_index={vocabulary - 1} into its config.json"
         )
     return False

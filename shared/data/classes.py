@@ -54,10 +54,10 @@ def labels_of(values: Sequence[Any], everywhere: Iterable[Any] = ()) -> Labels:
         own = [whole(v) for v in values]
         if below := [n for n in own if n < 0]:
             return Labels(None, reason=f"all are {below[0]}" if len(set(own)) == 1 else f"{len(below):,} are below 0, such as {below[0]}")
-        return Labels(None, reason=f"{max(own)} is no class") if max(own) >= LARGEST else Labels(own)
+        return Labels(None, reason=f"{max(own)} is not a class label") if max(own) >= LARGEST else Labels(own)
     odd = [v for v, n in zip(known, numbers, strict=True) if n is None and (not isinstance(v, str) or fraction(v))]
     if odd or not all(isinstance(v, str) for v in known):
-        return Labels(None, reason=f"{str((odd or known)[0])[:40]} is no class")
+        return Labels(None, reason=f"{str((odd or known)[0])[:40]} is not a class label")
     names = tuple(sorted({str(v) for v in known}, key=natural))
     number = {name: n for n, name in enumerate(names)}
     return Labels([number[v] for v in values], names)
@@ -69,7 +69,7 @@ def missing(value: Any) -> bool:
 
 
 def whole(value: Any) -> int | None:
-    """A cell as a whole number; None where it is none."""
+    """Returns a cell as a whole number, or None where it is not one."""
     if isinstance(value, str):
         found = re.fullmatch(r"\s*([+-]?\d{1,18})(\.0*)?\s*", value)
         return int(found[1]) if found else None

@@ -176,7 +176,7 @@ def column_labels(name: str, split: str, rows: Dataset) -> Labels:
     if labels.names and split.split("[")[0] != "train":
         labels = labels_of(rows["label"][:], known := load(name, "train")["label"][:])
         if unknown := set(labels.names or ()) - set(known):
-            return Labels(None, reason=f"{min(unknown)} is none of the labels of the split train")
+            return Labels(None, reason=f"{min(unknown)} is not a label of the train split")
     names = getattr(rows.features["label"], "names", None)
     return labels if names is None or labels.numbers is None else labels._replace(names=tuple(names))
 

@@ -87,7 +87,7 @@ def pixels(source: Path | bytes) -> Pixels:
     except UsageError:
         raise
     except UnidentifiedImageError:
-        raise UsageError("it is no picture that Pillow knows") from None
+        raise UsageError("it is not a picture that Pillow can read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UsageError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, make it smaller") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
@@ -101,7 +101,7 @@ def converted(image: Image, wide: bool = False) -> Pixels:
     if wide or image.mode == "F":
         return scaled(np.asarray(image), 65535 if wide else 1, key)
     if image.mode == "I":
-        raise UsageError("its gray has 32 bits, of a range that no one knows: save it with 8 or 16 bits")
+        raise UsageError("its gray values have 32 bits, whose range is unknown: save it with 8 or 16 bits")
     if image.mode in ("1", "L"):
         gray = np.asarray(image if image.mode == "L" else image.convert("L"))
         return over_white(gray, np.where(gray == key, 0, 255) if isinstance(key, int) else None)

@@ -43,7 +43,7 @@ def no_text(data: Dataset, column: str, name: str) -> str:
 
 
 def broken_line(rows: Iterable[str]) -> str | None:
-    """The first line of a JSON file, with a value a line, that is no JSON, with why; None where each is, or the file is one array."""
+    """The first line of a JSON file, with a value a line, that is not JSON, with why; None where each is, or the file is one array."""
     for number, row in enumerate(rows, 1):
         if row.strip():
             try:
@@ -52,5 +52,5 @@ def broken_line(rows: Iterable[str]) -> str | None:
                 if number == 1 and row.lstrip()[:1] == "[":
                     return None
                 why = error.msg.lower() if isinstance(error, json.JSONDecodeError) else shown(error)
-                return f"line {number} is no JSON: {why.removesuffix(' at')}, in {shown(row, 60)!r}"
+                return f"line {number} is not JSON: {why.removesuffix(' at')}, in {shown(row, 60)!r}"
     return None

@@ -83,7 +83,7 @@ def decoded(path: Path) -> Iterator[str]:
     r"""A text file in blocks: UTF-8, or UTF-16 or UTF-32 where a byte order mark says so; the mark is dropped, `\r\n` and `\r` become `\n`.
 
     Raises:
-        UsageError: with the first byte that is no such text.
+        UsageError: with the first byte that cannot be decoded.
     """
     with path.open("rb") as file:
         beginning = file.read(4)

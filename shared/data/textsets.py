@@ -45,7 +45,7 @@ class TextSet:
         padding: the padding token, where there is one.
         crop: batches hold random pieces of this length of the windows.
         framing: tokens of a window for each token of the text in it; above 1 where windows have ends of their own.
-        lost: characters that the tokens do not give back, at least; above 0 a code of the tokens is none of the text.
+        lost: characters that the tokens do not give back, at least; above 0 a code length of the tokens is not one of the text.
         unknown: tokens that stand for anything the tokenizer does not know.
         summary: what was loaded and what was left out, in one line.
     """

@@ -114,7 +114,7 @@ def description_of(
     try:
         return json.loads(json.dumps(description))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the batches' state_dict is no JSON ({said(error)}): give numbers, texts, lists and dicts") from error
+        raise UsageError(f"the batches' state_dict is not JSON ({said(error)}): give numbers, texts, lists and dicts") from error
 
 
 def plain(name: str) -> str:

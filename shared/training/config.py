@@ -98,7 +98,7 @@ def whole(name: str, value: Any, least: int) -> int:
     """A setting as an int, from NumPy too.
 
     Raises:
-        UsageError: for what is no whole number, and below the least.
+        UsageError: for what is not a whole number, and below the least.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -113,7 +113,7 @@ def real(name: str, value: Any) -> float:
     """A setting as a float, from NumPy too.
 
     Raises:
-        UsageError: for what is no number.
+        UsageError: for what is not a number.
     """
     try:
         return float(value)

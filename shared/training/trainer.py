@@ -71,7 +71,7 @@ class Trainer:
             raise UsageError(f"config={shown(config)}: give Training(steps=...)")
         if not hasattr(objective, "denoiser"):
             kind = type(objective).__name__
-            raise UsageError(f"{kind} is no objective: give one of a denoiser, such as Simple(Learned(network, schedule))")
+            raise UsageError(f"{kind} is not an objective: give one of a denoiser, such as Simple(Learned(network, schedule))")
         if any(p.is_meta for p in objective.parameters()):
             raise UsageError("the objective has no weights yet, for they lie on the device meta: give it some, to_empty(device=...)")
         if not hasattr(objective.denoiser, "corruption"):
