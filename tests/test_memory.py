@@ -131,6 +131,7 @@ def test_information_between_events_apart(monkeypatch, generator, kind):
         mutual_information(lambda n: Dense(torch.eye(40, dtype=D)[None]), p, 30)
 
 
+@pytest.mark.slow
 def test_information_is_looked_at_in_the_middle_of_each_share(monkeypatch):
     """Of 300 symbols whose frequencies fall as 1 / rank the table is off by 0.03; from an end of each share it would be by 0.05."""
     p = 1 / (torch.arange(300, dtype=D) + 2.7)
