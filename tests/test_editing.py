@@ -186,6 +186,8 @@ def test_known_rows_are_one_for_each_sample_or_one_for_all(name):
         x = WRAPPED[name](Ancestral(exact), known, mask)(shape=(5, 2), steps=3, generator=Streams(0, range(5)))
         assert (x[:, 0] == 1).all()
         assert len(set(x[:, 1].tolist())) == 5
+    each = torch.stack([torch.arange(5.0), torch.zeros(5)], 1)
+    assert torch.equal(WRAPPED[name](Ancestral(exact), each, mask)(shape=(5, 2), steps=3)[:, 0], each[:, 0])
     for known in (row.expand(2, 2), torch.ones(5, 3)):
         with pytest.raises(UsageError, match=r"known of shape .*\(5, 2\): give one row"):
             WRAPPED[name](Ancestral(exact), known, mask[:1])(shape=(5, 2), steps=3)
@@ -197,6 +199,8 @@ def test_known_tokens_are_one_row_for_each_sample_or_one_for_all():
     for rows in (known, known[0], known.expand(5, 2)):
         x = discrete.Infilling(discrete.Ancestral(denoiser), rows, mask)(shape=(5, 2), steps=3)
         assert (x[:, 0] == 1).all()
+    each = torch.tensor([[n % 2, 0] for n in range(5)])
+    assert torch.equal(discrete.Infilling(discrete.Ancestral(denoiser), each, mask)(shape=(5, 2), steps=3)[:, 0], each[:, 0])
     with pytest.raises(UsageError, match="one row"):
         discrete.Infilling(discrete.Ancestral(denoiser), known.expand(2, 2), mask)(shape=(5, 2), steps=3)
 
