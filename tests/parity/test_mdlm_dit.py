@@ -142,7 +142,7 @@ def test_hyper_parameters_of_a_training_checkpoint_are_read(peer, state):
         lambda: mdlm(checkpoint, NAME, config={"time_conditioning": False}), NAME, 'config.json has "time_conditioning": False, and the'
     )
     other = {"state_dict": state, "hyper_parameters": kept | {"tokenizer": Record("Text8Tokenizer", "dataloader", {})}}
-    refused(lambda: mdlm(other, NAME), NAME, "in the tokenizer 'Text8Tokenizer''s vocabulary of 18 the mask is no last token")
+    refused(lambda: mdlm(other, NAME), NAME, "in the tokenizer 'Text8Tokenizer''s vocabulary of 18 the mask is not the last token")
     refers = hyper_parameters(**TRAINED | {"noise": {"type": "loglinear"}}, model={"length": "${length}"}, length=24)
     assert mdlm({"state_dict": state, "hyper_parameters": refers}, NAME).shape == (24,)
     read = files.of_zip(io.BytesIO(foreign.omegaconf_checkpoint({k: v for k, v in state.items() if not k.endswith("inv_freq")})))
