@@ -1,6 +1,7 @@
 """What categorical losses and steps cost beside a language model's, as ratios in one run: `make bench-discrete`.
 
-`python -m benchmarks.discrete --smoke` runs everything once on the smallest sizes, to see that it runs: its figures say nothing.
+`python -m benchmarks.discrete --smoke` runs everything once on the smallest sizes, to see that it runs: its figures say
+nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 from unnoise.discrete import (
     Absorbing,
     DiscretizedGaussian,
-    Geometric,
-    LogLinear,
+    GeometricNoise,
+    LogLinearNoise,
     Marginal,
     NearestNeighbor,
     Product,
@@ -50,7 +51,7 @@ def problem(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Te
 def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Forward and backward of cross-entropy and of the two losses on the same logits."""
     logits, x0, t = problem(shape, dtype)
-    absorbing, uniform = Absorbing(shape[-1], LogLinear()), Uniform(shape[-1], cosine(1000))
+    absorbing, uniform = Absorbing(shape[-1], LogLinearNoise()), Uniform(shape[-1], cosine(1000))
     masked, mixed, s = absorbing.corrupt(x0, t), uniform.corrupt(x0, t), uniform.before(t)
 
     def cross_entropy() -> None:
@@ -65,7 +66,7 @@ def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callabl
         logits.grad = None
         uniform.divergence(Product(), logits, x0, mixed, t, s).divergence.mean().backward()
 
-    in_time = Uniform(shape[-1], Geometric())
+    in_time = Uniform(shape[-1], GeometricNoise())
 
     def rate() -> None:
         logits.grad = None
@@ -75,7 +76,13 @@ def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callabl
         logits.grad = None
         in_time.score_entropy(logits, x0, mixed, t).mean().backward()
 
-    return {"cross-entropy": cross_entropy, "absorbing": absorb, "uniform": resample, "uniform rate": rate, "score entropy": ratios}
+    return {
+        "cross-entropy": cross_entropy,
+        "absorbing": absorb,
+        "uniform": resample,
+        "uniform rate": rate,
+        "score entropy": ratios,
+    }
 
 
 def steps(shape: tuple[int, int, int], repeats: int = 5) -> dict[str, float]:
@@ -85,7 +92,7 @@ def steps(shape: tuple[int, int, int], repeats: int = 5) -> dict[str, float]:
     with torch.no_grad():
         base = seconds(lambda: categorical(logits.softmax(-1)), repeats)
         found = {}
-        for transition in (Absorbing(shape[-1], LogLinear()), Uniform(shape[-1], cosine(1000))):
+        for transition in (Absorbing(shape[-1], LogLinearNoise()), Uniform(shape[-1], cosine(1000))):
             x = transition.corrupt(x0, t)
             took = seconds(lambda transition=transition, x=x: transition.draw(Product(), logits, x, t, s), repeats)
             found[type(transition).__name__.lower()] = took / base
@@ -151,10 +158,15 @@ def gaussian(levels: int = 256, count: int = 1000, size: int = 32, repeats: int 
 
     base = seconds(dense, repeats)
     product, marginal = seconds(lambda: ours(Product()), repeats), seconds(lambda: ours(Marginal()), repeats)
-    return {"set-up, s": setup, "tables, MB": tables / 1e6, "dense / product": base / product, "dense / marginal": base / marginal}
+    return {
+        "set-up, s": setup,
+        "tables, MB": tables / 1e6,
+        "dense / product": base / product,
+        "dense / marginal": base / marginal,
+    }
 
 
-def neighbours(states: int = 8192, length: int = 128) -> dict[str, float]:
+def neighbors(states: int = 8192, length: int = 128) -> dict[str, float]:
     """Loss and one sampling step at K = 8192, k = 5, L = 128, B = 4: seconds, and the peak memory of this process."""
     generator = torch.Generator().manual_seed(0)
     near = nearest(torch.randn(states, 64, generator=generator), 5)
@@ -186,7 +198,10 @@ def main(smoke: bool = False) -> None:
     shapes, measure = (SMOKE, grown) if smoke else (SHAPES, peak)
     # First: a child's peak starts at that of the process it was started from.
     memory = {name: measure(name, shapes[0]) for name in ("cross-entropy", "absorbing", "uniform", "uniform rate")}
-    print(f"peak memory {shapes[0]}: " + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items()))
+    print(
+        f"peak memory {shapes[0]}: "
+        + ", ".join(f"{k} {v / memory['cross-entropy']:.2f} x (1.3)" for k, v in memory.items())
+    )
     for shape in shapes:
         repeats = 1 if smoke else 3 if shape[-1] > 1000 else 50
         for dtype in (torch.float32, torch.bfloat16):
@@ -199,8 +214,11 @@ def main(smoke: bool = False) -> None:
             )
         drawn = steps(shape, 1 if smoke else 5)
         print(f"step {shape}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in drawn.items()))
-    tables, near = (gaussian(5, 20, 2, 1), neighbours(16, 2)) if smoke else (gaussian(), neighbours())
-    print("discretised Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): " + ", ".join(f"{k} {v:.2f}" for k, v in tables.items()))
+    tables, near = (gaussian(5, 20, 2, 1), neighbors(16, 2)) if smoke else (gaussian(), neighbors())
+    print(
+        "discretised Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): "
+        + ", ".join(f"{k} {v:.2f}" for k, v in tables.items())
+    )
     print("nearest neighbours, K = 8192 (8 GB): " + ", ".join(f"{k} {v:.2f}" for k, v in near.items()))
 
 

@@ -1,8 +1,10 @@
-"""What the papers' U-Nets cost beside other libraries' and beside each other, as ratios in one run: `make bench-networks`.
+"""What the papers' U-Nets cost beside other libraries' and beside each other, as ratios in one run:
+`make bench-networks`.
 
-Contenders take turns, A B C, B C A, ..., and a ratio is the median over the rounds of the ratio within a round, with its quartiles: what
-else runs on the machine strikes all alike. One thread, and the seconds of the processor, unless `--threads` says otherwise.
-`python -m benchmarks.networks --smoke` runs everything once on the smallest sizes, to see that it runs: its ratios say nothing.
+Contenders take turns, A B C, B C A, ..., and a ratio is the median over the rounds of the ratio within a round, with
+its quartiles: what else runs on the machine strikes all alike. One thread, and the seconds of the processor, unless
+`--threads` says otherwise. `python -m benchmarks.networks --smoke` runs everything once on the smallest sizes, to see
+that it runs: its ratios say nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from unnoise.experiments import ddpm, report
-from unnoise.experiments.released import diffusers as importer
-from unnoise.experiments.released.weights import fill
+from unnoise.experiments.pretrained import diffusers as importer
+from unnoise.experiments.pretrained.weights import fill
 from unnoise.shared.networks import UNet
-from unnoise.shared.networks.style import DDPM, DDPMPP, NCSNPP, PLAIN, Style
+from unnoise.shared.networks.unet_variants import DDPM, DDPMPP, NCSNPP, PLAIN, UNetVariant
 from unnoise.shared.progress import Progress, bar, silent
 from unnoise.shared.training import Trainer
 from unnoise.shared.training.precision import native_bfloat16
@@ -37,7 +39,9 @@ PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12
 """Dense bfloat16 operations a second, from NVIDIA's data sheets; the first name that occurs in a device's counts."""
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(g, q, k, v)
+    ),
 }
 """What torch's counter leaves out on a CPU."""
 
@@ -117,11 +121,11 @@ def counted(work: Callable[[], None]) -> float:
     return float(counter.get_total_flops())
 
 
-def ours(name: str, style: Style, settings: Settings, dropout: float = 0.0) -> Contender:
+def ours(name: str, style: UNetVariant, settings: Settings, dropout: float = 0.0) -> Contender:
     """Our network of the benchmark's size."""
     torch.manual_seed(0)
     shape = (3, settings.size, settings.size)
-    network = UNet(shape, settings.width, settings.multipliers, settings.blocks, (2,), dropout=dropout, style=style)
+    network = UNet(shape, settings.width, settings.multipliers, settings.blocks, (2,), dropout=dropout, variant=style)
     return Contender(name, network, network)
 
 
@@ -164,11 +168,15 @@ def peers(settings: Settings) -> tuple[dict[str, Contender], list[str]]:
         try:
             found[package] = make(settings)
         except Exception as error:  # a peer that does not fit this build of torch raises anything
-            missing.append(f"{package} is left out: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            missing.append(
+                f"{package} is left out: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
     return found, missing
 
 
-def turns(works: dict[str, Callable[[], None]], settings: Settings, label: str, progress: Progress) -> dict[str, list[float]]:
+def turns(
+    works: dict[str, Callable[[], None]], settings: Settings, label: str, progress: Progress
+) -> dict[str, list[float]]:
     """Seconds of each work in each round, after one to warm up."""
     clock = time.process_time if settings.threads == 1 and not torch.cuda.is_available() else time.perf_counter
     names, found = list(works), {name: list[float]() for name in works}
@@ -202,13 +210,18 @@ def beside_peers(settings: Settings, progress: Progress) -> tuple[Rows, list[str
     x, t = batch(settings.batch, settings.size)
     if "diffusers" in found:
         state = found["diffusers"].network.state_dict()
-        fill(paper.network, importer.names(paper.network), state, "UNet2DModel")  # so that both compute the same numbers
+        fill(
+            paper.network, importer.names(paper.network), state, "UNet2DModel"
+        )  # so that both compute the same numbers
         with torch.no_grad():
             apart = float((paper.call(x[:2], t[:2]) - found["diffusers"].call(x[:2], t[:2])).abs().max())
         notes.append(f"with the weights of diffusers' network ours differs from it by {apart:.0e} at most")
     everyone = [*found.values(), paper, plain]
     flops = {c.name: c.flops(x, t) for c in everyone}
-    notes += [f"{c.name}: {parameters(c):,} parameters, {flops[c.name] / 1e9:.2f} GFLOP for {settings.batch} images" for c in everyone]
+    notes += [
+        f"{c.name}: {parameters(c):,} parameters, {flops[c.name] / 1e9:.2f} GFLOP for {settings.batch} images"
+        for c in everyone
+    ]
     half, wide = native_bfloat16(torch.device("cpu")), torch.channels_last
     if not half:
         notes.append("bfloat16 is left out: this processor does not have it natively, and the precision is float32")
@@ -229,12 +242,22 @@ def beside_peers(settings: Settings, progress: Progress) -> tuple[Rows, list[str
             for name in times if base is found.get("diffusers") else ():
                 if name.endswith("bfloat16"):
                     mine = name.startswith("UNet")
-                    rows.append(row(what, f"{name} / {base.name}, float32", ratio(times, name, base.name), 0.55 if mine else None))
+                    rows.append(
+                        row(
+                            what,
+                            f"{name} / {base.name}, float32",
+                            ratio(times, name, base.name),
+                            0.55 if mine else None,
+                        )
+                    )
     for dtype in (torch.float32, torch.bfloat16) if half else (torch.float32,):
         for what in ("forward", "training step"):
             narrow, broad = ours("", DDPM, settings), ours("", DDPM, settings)
             broad.network.to(memory_format=wide)
-            works = {"": work_of(narrow, what, x, t, dtype), wide: work_of(broad, what, x.to(memory_format=wide), t, dtype)}
+            works = {
+                "": work_of(narrow, what, x, t, dtype),
+                wide: work_of(broad, what, x.to(memory_format=wide), t, dtype),
+            }
             kind = str(dtype).split(".")[-1]
             found_here = turns(works, settings, f"{what}, channels last, {kind}", progress)
             rows.append(row(what, f"UNet, DDPM, {kind}: channels last / as it is", ratio(found_here, wide, "")))
@@ -253,26 +276,35 @@ def filters(settings: Settings, progress: Progress) -> Rows:
 
 
 def digits(settings: Settings, progress: Progress, recipe: ddpm.DDPM, draws: int = 20) -> Rows:
-    """The digits recipe in both precisions with one seed and one budget, and the loss of the averaged network on held-out images."""
+    """The digits recipe in both precisions with one seed and one budget, and the loss of the averaged network on
+    held-out images.
+    """
     losses = []
     images, test = recipe.data.load("train"), recipe.data.load("test")
     cooldown = settings.digits_steps // 3
     for bfloat16 in (False, None):  # None is the trainer's automatic precision
-        training = replace(recipe.training, steps=settings.digits_steps, cooldown=cooldown, bfloat16=bfloat16, device="cpu")
+        training = replace(
+            recipe.training, steps=settings.digits_steps, cooldown=cooldown, bfloat16=bfloat16, device="cpu"
+        )
         torch.manual_seed(training.seed)
-        objective = recipe.objective(images.shape, images.scale)
+        objective = recipe.objective(images.shape, images.quantization)
         average = Trainer(objective, training, progress=progress).fit(recipe.batches(images))
         generator = torch.Generator().manual_seed(1)
-        x0, cond = images.scale.continuous(test.k), {"label": test.label}
+        x0, cond = images.quantization.continuous(test.k), {"label": test.label}
         with torch.no_grad():
-            losses.append(float(torch.stack([average(x0, generator=generator, **cond).total.mean() for _ in range(draws)]).mean()))
+            losses.append(
+                float(torch.stack([average(x0, generator=generator, **cond).total.mean() for _ in range(draws)]).mean())
+            )
     apart = abs(losses[1] / losses[0] - 1)
     who = f"digits, {settings.digits_steps} steps: {losses[1]:.5f} in bfloat16, {losses[0]:.5f} in float32, their distance"
     return [["held-out loss", who, f"{apart:.4f}", "", "0.02", "yes" if apart <= 0.02 else "no"]]
 
 
 def on_a_gpu(settings: Settings, progress: Progress, device: torch.device, steps: int = 10) -> Rows:
-    """A training step of DDPM's CIFAR-10 network in bfloat16, compiled, channels last, beside diffusers': images a second, MFU."""
+    """A training step of DDPM's CIFAR-10 network in bfloat16, compiled, channels last, beside diffusers'.
+
+    Images a second, MFU.
+    """
     contenders, rows = [ours("UNet, DDPM", DDPM, settings, 0.1)], []
     try:
         contenders.append(diffusers_unet(settings, 0.1))
@@ -291,7 +323,9 @@ def on_a_gpu(settings: Settings, progress: Progress, device: torch.device, steps
     for c in contenders:
         each = statistics.median(times[c.name]) / steps
         used = "" if peak is None else f", {total / each / peak:.1%} of {peak / 1e12:.0f} TFLOP/s"
-        rows.append(["training step", f"{c.name}, bfloat16, {name}: {settings.batch / each:.0f} images/s{used}", "", "", "", ""])
+        rows.append(
+            ["training step", f"{c.name}, bfloat16, {name}: {settings.batch / each:.0f} images/s{used}", "", "", "", ""]
+        )
     if len(contenders) > 1:
         what = "UNet, DDPM / diffusers, bfloat16, compiled, channels last"
         rows.append(row("training step", what, ratio(times, contenders[0].name, contenders[1].name), 1.0))

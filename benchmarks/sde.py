@@ -1,6 +1,7 @@
 """What the score SDEs cost, as ratios in one run: `make bench-sde`.
 
-`python -m benchmarks.sde --smoke` runs everything once on the smallest sizes, to see that it runs: its ratios say nothing.
+`python -m benchmarks.sde --smoke` runs everything once on the smallest sizes, to see that it runs: its ratios say
+nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +12,21 @@ import torch
 import tyro
 from torch import Tensor
 
-from unnoise.sde import VE, VP, Adaptive, ChangeOfVariables, Hutchinson, SciPy, SubVP, TorchDiffEq, angle, clock
-from unnoise.shared.corruption import Schedule
-from unnoise.shared.denoiser import GaussianDenoiser
-from unnoise.shared.oracle import MixtureOracle
+from unnoise.sde import (
+    VE,
+    VP,
+    Adaptive,
+    ChangeOfVariables,
+    Hutchinson,
+    SciPy,
+    SubVP,
+    TorchDiffEq,
+    angle_coordinates,
+    time_coordinates,
+)
+from unnoise.shared.gaussian.analytic import AnalyticMixture
+from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
+from unnoise.shared.gaussian.schedule import Schedule
 from unnoise.shared.sampler import counted
 from unnoise.shared.tensors import exact, like
 
@@ -24,15 +36,18 @@ SHAPE, SMOKE = (16, 3, 32, 32), (2, 1, 2, 2)
 
 
 class Diagonal(GaussianDenoiser):
-    """`E[x_0 | x_t]` of independent `N(0, v_i)`: a few elementwise operations, so that what surrounds a network shows."""
+    """`E[x_0 | x_t]` of independent `N(0, v_i)`.
+
+    A few elementwise operations, so that what surrounds a network shows.
+    """
 
     def __init__(self, variance: Tensor, schedule: Schedule) -> None:
         super().__init__()
         self.variance, self.corruption = variance, schedule
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
         alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
-        return alpha * self.variance / (alpha**2 * self.variance + sigma**2) * x_t
+        return Estimate.of_mean(alpha * self.variance / (alpha**2 * self.variance + sigma**2) * x_t)
 
     def on(self, schedule: Schedule) -> Diagonal:
         return Diagonal(self.variance, schedule)
@@ -43,7 +58,8 @@ class Diagonal(GaussianDenoiser):
 
 
 def main(smoke: bool = False) -> None:
-    """Prints a line for each integrator: evaluations, error, and time over that of one forward and one vector-Jacobian product.
+    """Prints a line for each integrator: evaluations, error, and time over that of one forward and one vector-Jacobian
+    product.
 
     Args:
         smoke: the smallest sizes, once each.
@@ -56,10 +72,10 @@ def main(smoke: bool = False) -> None:
         compare(f"Gaussian, {name}", denoiser, x, denoiser.nats(x), smoke)
     points = torch.randn(4, x[0].numel(), generator=source) * 0.3
     weights = torch.full((4,), 0.25)
-    mixture = MixtureOracle(weights, points, torch.full((4,), 0.1), VP())
+    mixture = AnalyticMixture(weights, points, torch.full((4,), 0.1), VP())
     x = points.repeat(4, 1)[: len(x)]
     x = x + 0.1**0.5 * torch.randn(x.shape, generator=source)
-    exact = MixtureOracle(weights.double(), points.double(), torch.full((4,), 0.1, dtype=torch.float64), VP())
+    exact = AnalyticMixture(weights.double(), points.double(), torch.full((4,), 0.1, dtype=torch.float64), VP())
     compare("mixture of 4, VP", mixture, x, -exact.log_prob(x.double(), torch.zeros(())), smoke)
 
 
@@ -74,18 +90,21 @@ def compare(name: str, denoiser: GaussianDenoiser, x: Tensor, nats: Tensor, smok
     bare = seconds(plain, 1 if smoke else 200)
     print(f"{name}: one forward and one vector-Jacobian product take {bare * 1e3:.2f} ms")
     kinds = {
-        "RK45, angle": (Adaptive(tight, tight), angle, 1),
-        "RK45, angle, 8 probes": (Adaptive(tight, tight), angle, 8),
-        "RK45, t": (Adaptive(tight, tight), clock, 1),
-        "torchdiffeq, angle": (TorchDiffEq("dopri5", tight, tight), angle, 1),
-        "SciPy RK45, t": (SciPy("RK45", tight, tight), clock, 1),
+        "RK45, angle": (Adaptive(tight, tight), angle_coordinates, 1),
+        "RK45, angle, 8 probes": (Adaptive(tight, tight), angle_coordinates, 8),
+        "RK45, t": (Adaptive(tight, tight), time_coordinates, 1),
+        "torchdiffeq, angle": (TorchDiffEq("dopri5", tight, tight), angle_coordinates, 1),
+        "SciPy RK45, t": (SciPy("RK45", tight, tight), time_coordinates, 1),
     }
     for kind, (integrator, chart, probes) in kinds.items():
-        code = ChangeOfVariables(denoiser, trace=Hutchinson(probes), integrator=integrator, chart=chart)
+        code = ChangeOfVariables(denoiser, trace=Hutchinson(probes), integrator=integrator, coordinates=chart)
         with counted(denoiser) as count:
             error = float((code(x, generator=source).nats - nats).mean()) / x[0].numel()
         ratio = seconds(lambda code=code: code(x, generator=source), 1 if smoke else 5) / count.calls / bare
-        print(f"  {kind:22} {count.calls:4} evaluations, error {error:+.1e} nats/dim, each {ratio:5.2f} x that", flush=True)
+        print(
+            f"  {kind:22} {count.calls:4} evaluations, error {error:+.1e} nats/dim, each {ratio:5.2f} x that",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

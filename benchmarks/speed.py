@@ -1,6 +1,7 @@
 """What the machinery costs beside the bare work, as ratios in one run: `make bench`.
 
-`python -m benchmarks.speed --smoke` runs every comparison once on the smallest sizes, to see that it runs: its ratios say nothing.
+`python -m benchmarks.speed --smoke` runs every comparison once on the smallest sizes, to see that it runs: its ratios
+say nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from collections.abc import Callable
 import torch
 import tyro
 
-from unnoise.continuous import DDIM, DPMSolverPP, Learned, Simple, Tabulated, UniPC, linear_betas
+from unnoise.continuous import DDIM, DenoisingLoss, DPMSolverPP, Learned, Tabulated, UniPC, linear_betas
 from unnoise.discrete import DiscretizedGaussian, Product, linear
 from unnoise.sde import VP, Adaptive, ChangeOfVariables
 from unnoise.shared.data import Batches
-from unnoise.shared.guidance import ClassifierFree
+from unnoise.shared.gaussian.guidance import ClassifierFree
 from unnoise.shared.networks import UNet
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import Streams, normal
 from unnoise.shared.sampler import Sampler, counted
-from unnoise.shared.scale import Scale
 from unnoise.shared.training import Trainer, Training
 
 
@@ -37,14 +38,20 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
 def unet(smoke: bool, classes: int | None = None) -> UNet:
     """The demo's network, or a tiny one."""
     torch.manual_seed(0)
-    return UNet((1, 8, 8), 8, (1, 2), 1, (2,), 1, classes=classes) if smoke else UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4, classes=classes)
+    return (
+        UNet((1, 8, 8), 8, (1, 2), 1, (2,), 1, classes=classes)
+        if smoke
+        else UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4, classes=classes)
+    )
 
 
 def training_step(smoke: bool = False) -> float:
     """A step of the trainer over forward, backward and AdamW alone."""
     batch, repeats = (2, 1) if smoke else (64, 3)
-    data = Batches(torch.randint(0, 17, (batch, 1, 8, 8)), batch, Scale(17))
-    trainer = Trainer(Simple(Learned(unet(smoke), Tabulated(linear_betas(100)))), Training(steps=10, log_every=10))
+    data = Batches(torch.randint(0, 17, (batch, 1, 8, 8)), batch, Quantization(17))
+    trainer = Trainer(
+        DenoisingLoss.simple(Learned(unet(smoke), Tabulated(linear_betas(100)))), Training(steps=10, log_every=10)
+    )
     bare, x, t = unet(smoke), torch.randn(batch, 1, 8, 8), torch.rand(batch)
     optimizer = torch.optim.AdamW(bare.parameters(), fused=True)
 
@@ -126,7 +133,9 @@ def structured_transition(smoke: bool = False) -> float:
     def ours() -> torch.Tensor:
         return transition.divergence(reverse, logits, x0, x, t, s).divergence.mean()
 
-    torch.testing.assert_close(ours(), plain(), rtol=1e-3, atol=1e-5, check_dtype=False)  # else a ratio of what is not alike
+    torch.testing.assert_close(
+        ours(), plain(), rtol=1e-3, atol=1e-5, check_dtype=False
+    )  # else a ratio of what is not alike
     return seconds(ours, repeats) / seconds(plain, repeats)
 
 
@@ -137,7 +146,15 @@ def streams(smoke: bool = False) -> float:
     return seconds(lambda: normal(shape, source), repeats) / seconds(lambda: normal(shape, generator), repeats)
 
 
-WORKS = (training_step, sampling_step, few_step_solver, guided_step, likelihood_evaluation, structured_transition, streams)
+WORKS = (
+    training_step,
+    sampling_step,
+    few_step_solver,
+    guided_step,
+    likelihood_evaluation,
+    structured_transition,
+    streams,
+)
 
 
 def main(smoke: bool = False) -> None:

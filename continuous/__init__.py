@@ -1,9 +1,24 @@
-"""Gaussian diffusion on a table of steps: DDPM and what followed from it, up to guided, distilled and few-step sampling."""
+"""Gaussian diffusion on a table of steps.
 
-from ..shared.denoiser import Clipped, Learned, Thresholded
-from ..shared.importance import Importance
-from ..shared.latents import slerp
-from ..shared.prediction import clean, noise, velocity
+DDPM and what followed from it, up to guided, distilled and few-step sampling.
+"""
+
+from ..shared.gaussian import (
+    Clipped,
+    DenoisingLoss,
+    Learned,
+    MinSNR,
+    OutputError,
+    Schedule,
+    Thresholded,
+    clean,
+    noise,
+    slerp,
+    snr,
+    truncated_snr,
+    velocity,
+)
+from ..shared.importance_sampling import ImportanceSampling
 from .betas import (
     betas_of,
     constant_betas,
@@ -18,7 +33,7 @@ from .betas import (
 from .bound import RateDistortion, VariationalBound
 from .distillation import Distillation
 from .grids import karras, log_spaced, quadratic, sections, strided, trailing
-from .objectives import Hybrid, Simple, Variational
+from .objectives import Hybrid, Variational
 from .posterior import LogInterpolated, large, learned_diagonal, learned_range, posterior, small
 from .prediction import PosteriorMean
 from .samplers import DDIM, Ancestral, encode
@@ -26,7 +41,6 @@ from .schedules import Cosine, Shifted, resolution_shift
 from .solvers import LMS, DPMSolver, DPMSolverPP, DPMSolverPPSingle, Heun, UniPC, curved, exponential, midpoint
 from .stochastic import Churned, Renoised
 from .tabulated import Tabulated, tabulate
-from .weights import MinSNR, PlainError, truncated_snr
 
 __all__ = [
     "DDIM",
@@ -38,19 +52,20 @@ __all__ = [
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverPPSingle",
+    "DenoisingLoss",
     "Distillation",
     "Heun",
     "Hybrid",
-    "Importance",
+    "ImportanceSampling",
     "Learned",
     "LogInterpolated",
     "MinSNR",
-    "PlainError",
+    "OutputError",
     "PosteriorMean",
     "RateDistortion",
     "Renoised",
+    "Schedule",
     "Shifted",
-    "Simple",
     "Tabulated",
     "Thresholded",
     "UniPC",
@@ -80,6 +95,7 @@ __all__ = [
     "sigmoid_betas",
     "slerp",
     "small",
+    "snr",
     "strided",
     "tabulate",
     "trailing",

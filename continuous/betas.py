@@ -11,7 +11,8 @@ from ..shared.errors import UsageError
 
 
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Linear from `start` to `stop`, both scaled by 1000 / T (Ho et al. 2020, section 4; Nichol & Dhariwal 2021), `(T,)`.
+    """Linear from `start` to `stop`, both scaled by 1000 / T (Ho et al. 2020, section 4; Nichol & Dhariwal 2021),
+    `(T,)`.
 
     The published 1e-4 makes the first noise level 0.01, for levels 2 / 255 apart; coarser data can start higher.
     """
@@ -20,7 +21,10 @@ def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
 
 
 def quadratic_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Squares of numbers evenly spaced from `sqrt(start)` to `sqrt(stop)`, scaled by 1000 / T (Ho et al. 2020, code), `(T,)`."""
+    """Squares of numbers evenly spaced from `sqrt(start)` to `sqrt(stop)`, scaled by 1000 / T (Ho et al.
+
+    2020, code), `(T,)`.
+    """
     scale = _scale(steps, stop)
     return torch.linspace(start**0.5, stop**0.5, steps, dtype=torch.float64) ** 2 * scale
 
@@ -31,7 +35,10 @@ def constant_betas(steps: int, value: float = 0.02) -> Tensor:
 
 
 def sigmoid_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """`start + (stop - start) sigmoid(u)`, u evenly spaced from -6 to 6, scaled by 1000 / T (Song et al. 2020, code), `(T,)`."""
+    """`start + (stop - start) sigmoid(u)`, u evenly spaced from -6 to 6, scaled by 1000 / T (Song et al.
+
+    2020, code), `(T,)`.
+    """
     scale = _scale(steps, stop)
     return (start + (stop - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()) * scale
 
@@ -50,7 +57,8 @@ def warmup_betas(steps: int, share: float, start: float = 1e-4, stop: float = 0.
 
 
 def reciprocal_betas(steps: int) -> Tensor:
-    """`1 / (T - n + 1)`: each step erases 1 / T of the signal's power (Sohl-Dickstein et al. 2015; "jsd" in Ho et al.'s code), `(T,)`.
+    """`1 / (T - n + 1)`: each step erases 1 / T of the signal's power (Sohl-Dickstein et al. 2015; "jsd" in Ho et al.'s
+    code), `(T,)`.
 
     The last beta is 1: x_T is noise alone, and a network must predict the velocity or the clean signal.
     """
@@ -59,7 +67,10 @@ def reciprocal_betas(steps: int) -> Tensor:
 
 
 def cosine_betas(steps: int) -> Tensor:
-    r"""`beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos^2((t + 0.008) / 1.008 pi/2)`, `(T,)` (Nichol & Dhariwal 2021)."""
+    r"""`beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos^2((t + 0.008) / 1.008 pi/2)`, `(T,)`.
+
+    Nichol & Dhariwal 2021.
+    """
     _check(steps)
     f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -74,14 +85,18 @@ def betas_of(alphas_cumprod: Tensor) -> Tensor:
     table = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
     before = torch.cat([torch.ones(1, dtype=torch.float64), table[:-1]])
     if table.ndim != 1 or len(table) < 1 or not bool(((table < before) & (table >= 0) & (before > 0)).all()):
-        raise UsageError("a table of alpha-bar must fall from step to step, from below 1 to 0 or above, such as (0.99, 0.5, 0.01)")
+        raise UsageError(
+            "a table of alpha-bar must fall from step to step, from below 1 to 0 or above, such as (0.99, 0.5, 0.01)"
+        )
     return (before - table) / before
 
 
 def zero_terminal(betas: Tensor) -> Tensor:
-    r"""The table with `sqrt(alpha-bar)` shifted and scaled to end at 0 and start where it did (Lin et al. 2023, algorithm 1), `(T,)`.
+    r"""The table with `sqrt(alpha-bar)` shifted and scaled to end at 0 and start where it did (Lin et al. 2023,
+    algorithm 1), `(T,)`.
 
-    `a_n -> (a_n - a_T) a_1 / (a_1 - a_T)` with `a = sqrt(alpha-bar)`; sampling then starts from what training saw, pure noise.
+    `a_n -> (a_n - a_T) a_1 / (a_1 - a_T)` with `a = sqrt(alpha-bar)`; sampling then starts from what training saw, pure
+    noise.
     """
     if len(betas) < 2:
         raise UsageError("a table of one step cannot keep its first level and end at zero SNR: give two steps or more")

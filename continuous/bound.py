@@ -8,20 +8,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..shared.bits import Codelength, discretised_gaussian, gaussian_kl, refuse_nan, sampled_levels, total_nats
 from ..shared.calling import warn_in_training
-from ..shared.denoiser import GaussianDenoiser
+from ..shared.code_length import CodeLength, discretized_gaussian, gaussian_kl, refuse_nan, sampled_steps, total_nats
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.random import Source
-from ..shared.scale import Scale
 from ..shared.tensors import exact, like, per_example, refuse_unless
 from .posterior import ReverseVariance, fitting, large, posterior
 from .tabulated import Tabulated
 
 
 class RateDistortion(NamedTuple):
-    """Coding x_0 progressively, from noise to data (Ho et al. 2020, section 4.3); `(T, B)` each, from the first step t = 1 to the last.
+    """Coding x_0 progressively, from noise to data (Ho et al. 2020, section 4.3); `(T, B)` each, from the first step t
+    = 1 to the last.
 
     Attributes:
         t: of x_t, `(T,)`.
@@ -35,16 +36,17 @@ class RateDistortion(NamedTuple):
 
 
 class VariationalBound:
-    r"""`L_T + sum_(n=2..T) L_(n-1) + L_0` in nats (Ho et al. 2020, eq. 5), an upper bound on the code length of the levels.
+    r"""`L_T + sum_(n=2..T) L_(n-1) + L_0` in nats (Ho et al. 2020, eq. 5), an upper bound on the code length of the
+    levels.
 
     `L_T = KL(q(x_T | x_0) || N(0, sigma_T^2 I))`, of what samplers start from: Ho et al.'s N(0, I) but for 4e-10 nats a
     dimension on their table, where sigma_T^2 = 1 - 4e-5. `L_(n-1)` is the KL of the posterior to
-    `N(posterior mean at E[x_0 | x_n], variance)`; L_0 codes the levels by the Gaussian of the last step, integrated over
-    their bins, with the variance's value at s = 0.
+    `N(posterior mean at E[x_0 | x_n], variance)`; L_0 codes the levels by the Gaussian of the last step, integrated
+    over their bins, with the variance's value at s = 0.
 
     Args:
         denoiser: on a `Tabulated` schedule; wrap it in `Clipped` for the published figures.
-        scale: the levels of the data.
+        quantization: the levels of the data.
         variance: of the reverse steps.
         terms: how many of the T - 1 terms of the path to evaluate, stratified over n; None for all.
         tanh: take the published approximation of the Gaussian distribution function.
@@ -56,14 +58,14 @@ class VariationalBound:
     def __init__(
         self,
         denoiser: GaussianDenoiser,
-        scale: Scale,
+        quantization: Quantization,
         *,
         variance: ReverseVariance = large,
         terms: int | None = None,
         tanh: bool = False,
     ) -> None:
         chain_of(denoiser)
-        self.denoiser, self.scale, self.terms, self.tanh = denoiser, scale, terms, tanh
+        self.denoiser, self.quantization, self.terms, self.tanh = denoiser, quantization, terms, tanh
         self.variance = fitting(variance, denoiser)
 
     @property
@@ -72,22 +74,24 @@ class VariationalBound:
         return self.denoiser.corruption
 
     @torch.no_grad()
-    def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
+    def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
         """`x0`: `(B, ...)` in the continuous form of the scale. One draw of noise for each term."""
         self._check(x0)
         steps = self.schedule.steps
         path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if steps > 1:
-            levels, weight = sampled_levels(2, steps, self.terms or steps, len(x0), generator)
+            levels, weight = sampled_steps(2, steps, self.terms or steps, len(x0), generator)
             for n in progress(levels.flip(0), len(levels), "bound"):
                 t = n.to(x0.device).double() / steps
                 x_t = self.schedule.corrupt(x0, t, generator=generator)
-                path += weight * self._step(x0, x_t, *self.denoiser.with_spread(x_t, t, **cond), t, t - 1 / steps)
+                path += weight * self._step(x0, x_t, *self._read(x_t, t, cond), t, t - 1 / steps)
         last = torch.full((), 1 / steps, dtype=torch.float64)
-        return refuse_nan(Codelength(self.prior(x0), path, self.term(x0, last, generator=generator, **cond)))
+        return refuse_nan(CodeLength(self.prior(x0), path, self.term(x0, last, generator=generator, **cond)))
 
     @torch.no_grad()
-    def rate_distortion(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> RateDistortion:
+    def rate_distortion(
+        self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any
+    ) -> RateDistortion:
         """Rate and distortion after each step, for `x0` `(B, ...)`; every step is evaluated."""
         self._check(x0)
         steps, dims = self.schedule.steps, x0[0].numel()
@@ -95,9 +99,9 @@ class VariationalBound:
         times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
         for t in progress(times, steps, "rate and distortion"):
             x_t = self.schedule.corrupt(x0, t, generator=generator)
-            estimate, v = self.denoiser.with_spread(x_t, t, **cond)
+            estimate, v = self._read(x_t, t, cond)
             rates.append(rate / (dims * math.log(2)))
-            errors.append(per_example((estimate - x0) ** 2, torch.mean).sqrt() / self.scale.spacing)
+            errors.append(per_example((estimate - x0) ** 2, torch.mean).sqrt() / self.quantization.spacing)
             rate = rate + self.between(x0, x_t, estimate, v, t)
         return RateDistortion(times, torch.stack(rates), torch.stack(errors))
 
@@ -110,26 +114,47 @@ class VariationalBound:
         """L_(n-1) at t = n / T, `(B,)`; t is a scalar or `(B,)`."""
         t = exact(t)
         x_t = self.schedule.corrupt(x0, t, generator=generator)
-        return self.between(x0, x_t, *self.denoiser.with_spread(x_t, t, **cond), t)
+        return self.between(x0, x_t, *self._read(x_t, t, cond), t)
 
     def between(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
-        """L_(n-1), `(B,)`, from what the denoiser says at x_t: the KL of one step, or where n = 1 the code length of the levels."""
+        """L_(n-1), `(B,)`, from what the denoiser says at x_t.
+
+        The KL of one step, or where n = 1 the code length of the levels.
+        """
         n = torch.round(t * self.schedule.steps)
         first = n == 1
         if t.ndim == 0:
-            return self._decoder(x0, estimate, v, t) if first else self._step(x0, x_t, estimate, v, t, (n - 1) / self.schedule.steps)
+            return (
+                self._decoder(x0, estimate, v, t)
+                if first
+                else self._step(x0, x_t, estimate, v, t, (n - 1) / self.schedule.steps)
+            )
         # Where n = 1 the step has variance 0: that of n = 2 stands in, and is not chosen.
         t_step = torch.where(first, 2 / self.schedule.steps, t)
         s_step = torch.where(first, 1, n - 1) / self.schedule.steps
         decoder = self._decoder(x0, estimate, v, torch.full_like(t, 1 / self.schedule.steps))
-        return torch.where(first, decoder, self._step(x0, x_t, estimate, v, t_step, s_step)) if self.schedule.steps > 1 else decoder
+        return (
+            torch.where(first, decoder, self._step(x0, x_t, estimate, v, t_step, s_step))
+            if self.schedule.steps > 1
+            else decoder
+        )
+
+    def _read(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """`E[x_0 | x_t]` and the variance output."""
+        estimate = self.denoiser.estimate(x_t, t, **cond)
+        return estimate.mean(x_t), estimate.variance_output
 
     def _check(self, x0: Tensor) -> None:
         warn_in_training(self.denoiser)
-        low, high = self.scale.low - self.scale.spacing, self.scale.high + self.scale.spacing
-        what = f"real numbers in [{self.scale.low:g}, {self.scale.high:g}], such as scale.continuous(k) of levels k"
+        low, high = (
+            self.quantization.low - self.quantization.spacing,
+            self.quantization.high + self.quantization.spacing,
+        )
+        what = f"real numbers in [{self.quantization.low:g}, {self.quantization.high:g}], such as scale.continuous(k) of levels k"
         if not isinstance(x0, Tensor) or not x0.is_floating_point():
-            raise UsageError(f"x0 is {x0.dtype if isinstance(x0, Tensor) else type(x0).__name__}: the bound takes {what}")
+            raise UsageError(
+                f"x0 is {x0.dtype if isinstance(x0, Tensor) else type(x0).__name__}: the bound takes {what}"
+            )
         refuse_unless((x0 >= low) & (x0 <= high), f"x0 leaves the scale: the bound takes {what}")
 
     def _step(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor, s: Tensor) -> Tensor:
@@ -137,16 +162,27 @@ class VariationalBound:
         mean, _ = posterior(self.schedule, x_t, estimate, t, s)
         variance = self.variance(self.schedule, t, s, v)
         return total_nats(
-            gaussian_kl(true_mean.double(), like(true_variance, x0.double()), mean.double(), like(variance.double(), x0.double()))
+            gaussian_kl(
+                true_mean.double(),
+                like(true_variance, x0.double()),
+                mean.double(),
+                like(variance.double(), x0.double()),
+            )
         )
 
     def _decoder(self, x0: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
         std = like(self.variance(self.schedule, t, torch.zeros_like(t), v).double().sqrt(), x0.double())
-        return -total_nats(discretised_gaussian(self.scale.quantise(x0), estimate.double(), std, self.scale, tanh=self.tanh))
+        return -total_nats(
+            discretized_gaussian(
+                self.quantization.quantize(x0), estimate.double(), std, self.quantization, tanh=self.tanh
+            )
+        )
 
 
 def chain_of(denoiser: GaussianDenoiser) -> Tabulated:
     """The denoiser's table of steps; continuous time has none."""
     if not hasattr(denoiser.corruption, "steps"):
-        raise UsageError("this needs a chain of steps, and this schedule is no table: take denoiser.on(tabulate(schedule, steps))")
+        raise UsageError(
+            "this needs a chain of steps, and this schedule is no table: take denoiser.on(tabulate(schedule, steps))"
+        )
     return denoiser.corruption

@@ -7,25 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.denoiser import GaussianDenoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, evened, independent, refuse_untrained_output
-from ..shared.prediction import noise
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.loss import refuse_untrained_output
+from ..shared.gaussian.prediction import noise
+from ..shared.gaussian.weights import Weight, truncated_snr
+from ..shared.objective import Draw, Loss, Objective, evened, independent
 from ..shared.random import Source
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, like, per_example, refuse_array
-from .objectives import Weight
 from .samplers import DDIM
-from .weights import truncated_snr
 
 
-@described
-class Distillation(Objective):
-    r"""Two DDIM steps of the teacher, t -> t - 1/2N -> t - 1/N, as one of the student (Salimans & Ho 2022, algorithm 2), t = n / N.
+@serializable("continuous.Distillation", formerly="unnoise.continuous.distillation.Distillation")
+class Distillation(Objective[GaussianDenoiser]):
+    r"""Two DDIM steps of the teacher, t -> t - 1/2N -> t - 1/N, as one of the student (Salimans & Ho 2022, algorithm
+    2), t = n / N.
 
     The target is the x_0 that takes x_t to the teacher's x_s, s = t - 1/N, in one DDIM step:
-    `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`. The loss is `weight` times its squared error, mean over
-    dimensions. The student starts as a copy of the teacher, and is sampled by `DDIM(student)(steps=N)`.
+    `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`. The loss is `weight` times its squared
+    error, mean over dimensions. The student starts as a copy of the teacher, and is sampled by
+    `DDIM(student)(steps=N)`.
 
     Args:
         denoiser: the student, on a schedule whose grid of N steps is N/N, .., 1/N, 0, such as `Cosine`.
@@ -35,7 +37,7 @@ class Distillation(Objective):
         times: how the times of a batch are drawn.
     """
 
-    draws_levels = True
+    draws_times = True
 
     def __init__(
         self,
@@ -51,12 +53,22 @@ class Distillation(Objective):
         refuse_untrained_output(denoiser)
         grid = denoiser.corruption.grid(2 * steps)
         if not torch.allclose(grid, torch.linspace(1, 0, 2 * steps + 1, dtype=torch.float64)):
-            raise UsageError("a student is trained at t = n / N, where this schedule's grid has other times: take Cosine")
+            raise UsageError(
+                "a student is trained at t = n / N, where this schedule's grid has other times: take Cosine"
+            )
         if not torch.allclose(teacher.corruption.log_snr(grid[:-1]), denoiser.corruption.log_snr(grid[:-1])):
             raise UsageError("teacher and student have different schedules: put one on the other's with on(schedule)")
         if getattr(denoiser, "predicts", None) is noise:
-            raise UsageError("noise prediction cannot be distilled, it says nothing of x_0 where SNR vanishes: predict velocity or clean")
-        self.denoiser, self.teacher, self.steps, self.weight, self.times = denoiser, teacher.requires_grad_(False), steps, weight, times
+            raise UsageError(
+                "noise prediction cannot be distilled, it says nothing of x_0 where SNR vanishes: predict velocity or clean"
+            )
+        self.denoiser, self.teacher, self.steps, self.weight, self.times = (
+            denoiser,
+            teacher.requires_grad_(False),
+            steps,
+            weight,
+            times,
+        )
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         u = self.times(len(refuse_array(x0, "x0")), generator)
@@ -67,7 +79,7 @@ class Distillation(Objective):
         schedule, t = self.denoiser.corruption, exact(t)
         x_t = schedule.corrupt(x0, t, generator=generator)
         error = at_least_float32(self.denoiser(x_t, t, **cond) - self.target(x_t, t, **cond))
-        loss = self.weight(*schedule(t)).to(error) * per_example(error**2, torch.mean)
+        loss = self.weight(schedule, t).to(error) * per_example(error**2, torch.mean)
         return Loss(loss, {"mse": per_example(error.detach() ** 2, torch.mean)}, t)
 
     @torch.no_grad()

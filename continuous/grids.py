@@ -1,6 +1,7 @@
 """Which times a sampler visits: `steps=` of every sampler takes a number, for the schedule's own grid, or one of these.
 
-Every grid is float64, decreasing, and ends with 0. For tables the rows are n = 1..T at t = n / T; the papers' code index is n - 1.
+Every grid is float64, decreasing, and ends with 0. For tables the rows are n = 1..T at t = n / T; the papers' code
+index is n - 1.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, karras_levels
 from ..shared.errors import UsageError
+from ..shared.gaussian.schedule import Schedule, karras_sigmas
 
 
 def strided(steps: int, rows: int) -> Tensor:
@@ -25,11 +26,14 @@ def strided(steps: int, rows: int) -> Tensor:
             return _table(torch.arange(0, rows, stride), rows)
     possible = {len(range(0, rows, stride)) for stride in range(1, rows)}
     near = sorted(sorted(possible, key=lambda n: abs(n - steps))[:2])
-    raise UsageError(f"steps={steps}: no whole stride visits exactly {steps} of {rows} rows; {' and '.join(map(str, near))} are possible")
+    raise UsageError(
+        f"steps={steps}: no whole stride visits exactly {steps} of {rows} rows; {' and '.join(map(str, near))} are possible"
+    )
 
 
 def sections(counts: Sequence[int], rows: int) -> Tensor:
-    """The table cut into equal sections from the clean end, `counts[i]` evenly spaced rows in section i, its ends included.
+    """The table cut into equal sections from the clean end, `counts[i]` evenly spaced rows in section i, its ends
+    included.
 
     (Nichol & Dhariwal 2021, code: "90,60,60,20,20" for LSUN in Dhariwal & Nichol 2021.)
 
@@ -40,7 +44,9 @@ def sections(counts: Sequence[int], rows: int) -> Tensor:
     for i, count in enumerate(counts):
         size = rows // len(counts) + (i < rows % len(counts))
         if not 1 <= count <= size:
-            raise UsageError(f"counts={','.join(map(str, counts))}: section {i + 1} has {size} rows, ask for 1 to {size}, not {count}")
+            raise UsageError(
+                f"counts={','.join(map(str, counts))}: section {i + 1} has {size} rows, ask for 1 to {size}, not {count}"
+            )
         stride = torch.full((count,), (size - 1) / max(count - 1, 1), dtype=torch.float64)
         chosen.append(start + torch.round(stride.cumsum(0) - stride).long())  # summed and halved to even as OpenAI's
         start += size
@@ -48,21 +54,26 @@ def sections(counts: Sequence[int], rows: int) -> Tensor:
 
 
 def quadratic(steps: int, rows: int) -> Tensor:
-    """Rows `1 + floor(u^2)`, u evenly spaced from 0 to sqrt(0.8 T): DDIM's choice for CIFAR-10 (Song et al. 2020, appendix D.2).
+    """Rows `1 + floor(u^2)`, u evenly spaced from 0 to sqrt(0.8 T): DDIM's choice for CIFAR-10 (Song et al. 2020,
+    appendix D.2).
 
-    The first row is about 0.8 T, and sampling starts with its sigma_t, where the published code draws N(0, I). Rows that
-    fall together near 0 count once.
+    The first row is about 0.8 T, and sampling starts with its sigma_t, where the published code draws N(0, I). Rows
+    that fall together near 0 count once.
     """
     if not 1 <= steps <= rows:
         raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
-    return _table(torch.floor(torch.linspace(0, (0.8 * rows) ** 0.5, steps, dtype=torch.float64) ** 2).long().unique(), rows)
+    return _table(
+        torch.floor(torch.linspace(0, (0.8 * rows) ** 0.5, steps, dtype=torch.float64) ** 2).long().unique(), rows
+    )
 
 
 def trailing(steps: int, rows: int) -> Tensor:
     """Rows `round(T - i T / S)`, i = 0..S-1: the last row is always one of them (Lin et al. 2023, section 3.3)."""
     if not 1 <= steps <= rows:
         raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
-    return _table(torch.round(rows - torch.arange(steps - 1, -1, -1, dtype=torch.float64) * rows / steps).long() - 1, rows)
+    return _table(
+        torch.round(rows - torch.arange(steps - 1, -1, -1, dtype=torch.float64) * rows / steps).long() - 1, rows
+    )
 
 
 def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
@@ -78,7 +89,7 @@ def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
 def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
     """`sigma~^(1/rho)` evenly spaced between its ends, `sigma~ = sigma_t / alpha_t` (Karras et al. 2022, eq. 5)."""
     low, high = _ends(schedule)
-    return _times(schedule, karras_levels(steps, float(low), float(high), rho).log())
+    return _times(schedule, karras_sigmas(steps, float(low), float(high), rho).log())
 
 
 def noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:
@@ -89,7 +100,9 @@ def noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:
 def _ends(schedule: Schedule) -> tuple[Tensor, Tensor]:
     low, high = noise_ratio(schedule, torch.tensor([schedule.t_last, 1.0], dtype=torch.float64)).unbind()
     if not bool(torch.isfinite(high)):
-        raise UsageError("the schedule ends at zero SNR, where steps in log-SNR would be infinite: take steps=N, or trailing(N, T)")
+        raise UsageError(
+            "the schedule ends at zero SNR, where steps in log-SNR would be infinite: take steps=N, or trailing(N, T)"
+        )
     return low, high
 
 

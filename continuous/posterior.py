@@ -9,10 +9,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule
-from ..shared.denoiser import GaussianDenoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.schedule import Schedule
+from ..shared.serialization import serializable
 from ..shared.tensors import exact, like
 
 ReverseVariance: TypeAlias = Callable[[Schedule, Tensor, Tensor, Tensor | None], Tensor]
@@ -21,8 +21,8 @@ ReverseVariance: TypeAlias = Callable[[Schedule, Tensor, Tensor, Tensor | None],
 def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     r"""Mean and variance of `q(x_s | x_t, x_0)` for any s < t (Ho et al. 2020, eq. 7, for s = t - 1/T).
 
-    With `k = SNR_t / SNR_s`: mean `alpha_s (1 - k) x_0 + sqrt(k) (sigma_s / sigma_t) x_t`, variance `sigma_s^2 (1 - k)`. At s = 0 that is
-    x_0 itself with variance 0.
+    With `k = SNR_t / SNR_s`: mean `alpha_s (1 - k) x_0 + sqrt(k) (sigma_s / sigma_t) x_t`, variance
+    `sigma_s^2 (1 - k)`. At s = 0 that is x_0 itself with variance 0.
 
     Args:
         schedule: of x_t.
@@ -43,27 +43,34 @@ def posterior_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Te
     return alpha_s * (1 - k), k.sqrt() * sigma_s / sigma_t
 
 
-# The variance of the model's step from t to s, `(schedule, t, s, v)`, v the network's variance output or None. At s = 0 the posterior's own
-# variance is 0, and the model's is that of the decoder, for which the published code takes the small one of the step above: from 2 t, on a
-# grid with even steps; for others `lowest_two` gives the schedule in which the step above is that of the grid.
+# The variance of the model's step from t to s, `(schedule, t, s, v)`, v the network's variance output or None. At s = 0
+# the posterior's own variance is 0, and the model's is that of the decoder, for which the published code takes the
+# small one of the step above: from 2 t, on a grid with even steps; for others `lowest_two` gives the schedule in which
+# the step above is that of the grid.
 
 
-@described
+@serializable("continuous.small", formerly="unnoise.continuous.posterior.small")
 def small(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-    """The posterior's own variance `sigma_s^2 (1 - k)`: beta-tilde, right for data at a single point (Ho et al. 2020, section 3.2)."""
+    """The posterior's own variance `sigma_s^2 (1 - k)`: beta-tilde, right for data at a single point.
+
+    Ho et al. 2020, section 3.2.
+    """
     t, s = exact(t), exact(s)
     above, below = torch.where(s > 0, t, 2 * t), torch.where(s > 0, s, t)
     variance = schedule(below)[1] ** 2 * (1 - schedule.kept(below, above.clamp(max=1.0)))
     return torch.where(above > 1 + 1e-9, schedule(t)[1] ** 2, variance)  # a chain of one step has no step above
 
 
-@described
+@serializable("continuous.large", formerly="unnoise.continuous.posterior.large")
 def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-    """`sigma_t^2 (1 - k)`: beta_t for one step, right for data of unit variance (Ho et al. 2020, section 3.2); at s = 0 the small one."""
+    """`sigma_t^2 (1 - k)`: beta_t for one step, right for data of unit variance (Ho et al. 2020, section 3.2).
+
+    At s = 0 the small one.
+    """
     return torch.where(exact(s) > 0, forward_variance(schedule, t, s), small(schedule, t, s))
 
 
-@described
+@serializable("continuous.LogInterpolated", formerly="unnoise.continuous.posterior.LogInterpolated")
 @dataclass(frozen=True)
 class LogInterpolated:
     """`large^share small^(1 - share)` (Ho & Salimans 2022, section 3: 0.3 for ImageNet 64, 0.2 for 128).
@@ -79,15 +86,18 @@ class LogInterpolated:
         return torch.exp(torch.lerp(small(schedule, t, s).log(), large(schedule, t, s).log(), self.share))
 
 
-@described
+@serializable("continuous.learned_range", formerly="unnoise.continuous.posterior.learned_range")
 def learned_range(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
-    """`exp(w log beta + (1 - w) log beta-tilde)`, `w = (v + 1) / 2`, not clamped (Nichol & Dhariwal 2021, eq. 15), of the shape of v."""
+    """`exp(w log beta + (1 - w) log beta-tilde)`, `w = (v + 1) / 2`, not clamped (Nichol & Dhariwal 2021, eq.
+
+    15), of the shape of v.
+    """
     v = _said(v)
     low, high = (like(c.log(), v) for c in (small(schedule, t, s), forward_variance(schedule, t, s)))
     return torch.exp(low + (v + 1) / 2 * (high - low))
 
 
-@described
+@serializable("continuous.learned_diagonal", formerly="unnoise.continuous.posterior.learned_diagonal")
 def learned_diagonal(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
     """`exp(v)` (Ho et al. 2020, table 2: unstable with noise prediction), of the shape of v."""
     return torch.exp(_said(v))
@@ -131,9 +141,11 @@ def forward_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
 def fitting(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVariance:
     """The variance, refused if it reads what the denoiser's network does not say."""
     if not callable(variance):
-        raise UsageError(f"variance={variance!r}: give an object, such as small, large, LogInterpolated(0.3) or learned_range")
+        raise UsageError(
+            f"variance={variance!r}: give an object, such as small, large, LogInterpolated(0.3) or learned_range"
+        )
     t = torch.full((), denoiser.corruption.t_last, dtype=torch.float64)
-    variance(denoiser.corruption, t, torch.zeros_like(t), torch.zeros(1, 1) if denoiser.spread else None)
+    variance(denoiser.corruption, t, torch.zeros_like(t), torch.zeros(1, 1) if denoiser.has_variance_output else None)
     return variance
 
 

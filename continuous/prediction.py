@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule
-from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.gaussian.schedule import Schedule
+from ..shared.serialization import serializable
 from .posterior import posterior_coefficients
 from .tabulated import Tabulated
 
 
-@described
+@serializable("continuous.PosteriorMean", formerly="unnoise.continuous.prediction.PosteriorMean")
 class PosteriorMean:
-    r"""F = mu-tilde, the mean of `q(x_(n-1) | x_n, x_0)` (Ho et al. 2020, table 2), as a prediction: `x_0 = (F - b x_n) / a`.
+    r"""F = mu-tilde, the mean of `q(x_(n-1) | x_n, x_0)` (Ho et al. 2020, table 2), as a prediction:
+    `x_0 = (F - b x_n) / a`.
 
-    a and b are the posterior's coefficients of the row whose log-SNR is nearest: the prediction is defined on the rows of its table.
+    a and b are the posterior's coefficients of the row whose log-SNR is nearest: the prediction is defined on the rows
+    of its table.
 
     Args:
         schedule: the table that the network is trained on.

@@ -9,32 +9,39 @@ import torch
 from torch import Tensor
 
 from ..shared.calling import warn_in_training
-from ..shared.denoiser import GaussianDenoiser, taken
+from ..shared.denoiser import taken
 from ..shared.errors import UsageError
-from ..shared.guidance import ClassifierGradient
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.guidance import ClassifierGradient
+from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
 from ..shared.tensors import at_least_float32, exact, like, refuse_unreal
 from .posterior import ReverseVariance, fitting, large, lowest_two, posterior
 
 
-class Ancestral(Sampler):
+class Ancestral(Sampler[GaussianDenoiser, Schedule]):
     r"""`x_s ~ N(posterior mean at E[x_0 | x_t], variance)` (Ho et al. 2020, algorithm 2); the last step adds no noise.
 
     With `large` this is the paper's sampler, which Song et al. (2020) call sigma-hat; with `small` it is `DDIM(eta=1)`.
 
     Args:
         denoiser: wrap it in `Clipped` to clip x_0 as Ho et al. do.
-        variance: `large` (beta_t, Ho et al.'s choice for CIFAR-10), `small` (beta-tilde), `LogInterpolated(share)`, or `learned_range` and
-            `learned_diagonal` for networks with a second output.
-        gradient: a `ClassifierGradient`: the mean moves by variance x gradient (Dhariwal & Nichol 2021, algorithm 1), at the last step too.
+        variance: `large` (beta_t, Ho et al.'s choice for CIFAR-10), `small` (beta-tilde), `LogInterpolated(share)`, or
+            `learned_range` and `learned_diagonal` for networks with a second output.
+        gradient: a `ClassifierGradient`: the mean moves by variance x gradient (Dhariwal & Nichol 2021, algorithm 1),
+            at the last step too.
 
     Raises:
         UsageError: for a learned variance that the denoiser's network does not say.
     """
 
     def __init__(
-        self, denoiser: GaussianDenoiser, variance: ReverseVariance = large, *, gradient: ClassifierGradient | None = None
+        self,
+        denoiser: GaussianDenoiser,
+        variance: ReverseVariance = large,
+        *,
+        gradient: ClassifierGradient | None = None,
     ) -> None:
         super().__init__(denoiser)
         self.variance = fitting(variance, denoiser)
@@ -47,7 +54,7 @@ class Ancestral(Sampler):
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             nonlocal above
-            mean, variance = self.law(x, t, s, above=above, **cond)
+            mean, variance = self.distribution(x, t, s, above=above, **cond)
             above = t
             return mean if s == 0 else mean + variance.sqrt() * normal_like(x, generator)
 
@@ -56,24 +63,26 @@ class Ancestral(Sampler):
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         return self.begin()(x, t, s, generator=generator, **cond)
 
-    def law(self, x: Tensor, t: Tensor, s: Tensor, *, above: Tensor | None = None, **cond: Any) -> tuple[Tensor, Tensor]:
+    def distribution(
+        self, x: Tensor, t: Tensor, s: Tensor, *, above: Tensor | None = None, **cond: Any
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance of `p(x_s | x_t)`, both broadcast against x.
 
         At s = 0 the variance, which moves the mean of a guided last step, is that of the step from `above` to t; None
         for a grid of even steps.
         """
         known = cond if self.gradient is None else taken(self.denoiser, cond)
-        x0, v = self.denoiser.with_spread(x, t, **known)
-        mean, _ = posterior(self.corruption, x, x0, t, s)
-        variance = like(self.variance(*lowest_two(self.corruption, t, s, above), v), x)
+        estimate = self.denoiser.estimate(x, t, **known)
+        mean, _ = posterior(self.corruption, x, estimate.mean(x), t, s)
+        variance = like(self.variance(*lowest_two(self.corruption, t, s, above), estimate.variance_output), x)
         return mean if self.gradient is None else mean + variance * self.gradient(x, t, **cond), variance
 
 
-class DDIM(Sampler):
+class DDIM(Sampler[GaussianDenoiser, Schedule]):
     r"""`x_s = alpha_s x_0 + sqrt(sigma_s^2 - fresh^2) epsilon + fresh z` (Song et al. 2020, eq. 12).
 
-    `fresh = eta sigma_s sqrt(1 - k)` with `k = SNR_t / SNR_s`, which is the paper's `sigma_tau(eta)`. At eta = 0 the sampler is an ODE
-    solver of order one; at eta = 1 it is `Ancestral` with the small variance.
+    `fresh = eta sigma_s sqrt(1 - k)` with `k = SNR_t / SNR_s`, which is the paper's `sigma_tau(eta)`. At eta = 0 the
+    sampler is an ODE solver of order one; at eta = 1 it is `Ancestral` with the small variance.
 
     Args:
         denoiser: the paper does not clip it.
@@ -98,7 +107,8 @@ class DDIM(Sampler):
 
 @torch.no_grad()
 def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: Any) -> Tensor:
-    """DDIM run backwards: the x_1 from which `DDIM(denoiser)` on the same grid returns about x_0 (Song et al. 2020, section 5.4).
+    """DDIM run backwards: the x_1 from which `DDIM(denoiser)` on the same grid returns about x_0 (Song et al. 2020,
+    section 5.4).
 
     The data stand for x at the smallest level of the grid, whose noise is not to be seen.
 
@@ -114,7 +124,9 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
     grid = sampler.times(steps).flip(0)
     grid, x = grid[grid > 0], x0
     if len(grid) < 2:
-        raise UsageError(f"steps={steps}: encoding goes from the smallest noisy level of the grid to the largest, give two steps or more")
+        raise UsageError(
+            f"steps={steps}: encoding goes from the smallest noisy level of the grid to the largest, give two steps or more"
+        )
     for s, t in pairwise(grid):
         x = sampler.step(x, s, t, **cond)
     return x

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule
-from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.gaussian.schedule import Schedule, even_grid
+from ..shared.serialization import serializable
 from ..shared.tensors import exact
 
 
-@described
+@serializable("continuous.Cosine", formerly="unnoise.continuous.schedules.Cosine")
+@dataclass(frozen=True)
 class Cosine(Schedule):
-    r"""`lambda_t = -2 log tan(a t + b)`, variance preserving, cut to [low, high] (Ho & Salimans 2022, section 3; Salimans & Ho 2022).
+    r"""`lambda_t = -2 log tan(a t + b)`, variance preserving, cut to [low, high] (Ho & Salimans 2022, section 3;
+    Salimans & Ho 2022).
 
-    `b = arctan(exp(-high / 2))`, `a = arctan(exp(-low / 2)) - b`: but for the cut this is `alpha_t = cos(pi t / 2)`. At t = 0 the signal
-    is clean. `grid(N)` is N/N, .., 1/N, 0, so that grids of N and 2 N steps nest.
+    `b = arctan(exp(-high / 2))`, `a = arctan(exp(-low / 2)) - b`: but for the cut this is `alpha_t = cos(pi t / 2)`. At
+    t = 0 the signal is clean. `grid(N)` is N/N, .., 1/N, 0, so that grids of N and 2 N steps nest.
 
     Args:
         low, high: log-SNR at t = 1 and just above t = 0.
     """
 
-    def __init__(self, low: float = -20.0, high: float = 20.0) -> None:
-        if not low < high:
-            raise UsageError(f"low={low}, high={high}: give the log-SNR at t = 1, and a higher one for t = 0, such as -20 and 20")
-        self.low, self.high, self.t_min, self.t_last = low, high, 1e-5, 1e-3
-        self._start = math.atan(math.exp(-high / 2))
-        self._slope = math.atan(math.exp(-low / 2)) - self._start
+    low: float = -20.0
+    high: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            given = f"low={self.low}, high={self.high}"
+            raise UsageError(f"{given}: give the log-SNR at t = 1, and a higher one for t = 0, such as -20 and 20")
+
+    @property
+    def _start(self) -> float:
+        return math.atan(math.exp(-self.high / 2))
+
+    @property
+    def _slope(self) -> float:
+        return math.atan(math.exp(-self.low / 2)) - self._start
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_snr = self.log_snr(exact(t))
@@ -44,12 +56,11 @@ class Cosine(Schedule):
         return ((angle - self._start) / self._slope).clamp(self.t_min, 1.0).to(log_snr.dtype)
 
     def grid(self, steps: int) -> Tensor:
-        if steps < 1:
-            raise UsageError(f"steps={steps}: a sampler needs at least one step")
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        return even_grid(steps)
 
 
-@described
+@serializable("continuous.Shifted", formerly="unnoise.continuous.schedules.Shifted")
+@dataclass(frozen=True)
 class Shifted(Schedule):
     r"""Another schedule with its log-SNR moved by `shift`, variance preserving (Hoogeboom et al. 2023, section 3.1).
 
@@ -61,9 +72,18 @@ class Shifted(Schedule):
         shift: added to the log-SNR.
     """
 
-    def __init__(self, schedule: Schedule, shift: float) -> None:
-        self.schedule, self.shift = schedule, shift
-        self.t_min, self.t_last = schedule.t_min, schedule.t_last
+    schedule: Schedule
+    shift: float
+
+    @property
+    def t_min(self) -> float:
+        """That of the shifted schedule."""
+        return self.schedule.t_min
+
+    @property
+    def t_last(self) -> float:
+        """That of the shifted schedule."""
+        return self.schedule.t_last
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.schedule(exact(t))
@@ -88,7 +108,10 @@ class Shifted(Schedule):
 
 
 def resolution_shift(base: int, size: int) -> float:
-    """`2 log(base / size)`, the shift of the log-SNR from images of `base` pixels across to `size` (Hoogeboom et al. 2023, eq. 4)."""
+    """`2 log(base / size)`, the shift of the log-SNR from images of `base` pixels across to `size`.
+
+    Hoogeboom et al. 2023, eq. 4.
+    """
     if base < 1 or size < 1:
         raise UsageError(f"base={base}, size={size}: give pixels across, 1 or more")
     return 2 * math.log(base / size)

@@ -1,8 +1,9 @@
 r"""Solvers of the probability flow in the coordinates where it is simple.
 
-With `y = x / alpha` and `sigma~ = sigma / alpha` every Gaussian schedule has the same flow, `dy / d sigma~ = epsilon(x, t)`, and with
-`lambda = -log sigma~` (half of the log-SNR) also `d(x / sigma) / d lambda = e^lambda x_0(x, t)`. Each solver below is written in x, so
-that it serves VP, VE and all else alike. Where it needs a level between t and s, the schedule's `time` gives it.
+With `y = x / alpha` and `sigma~ = sigma / alpha` every Gaussian schedule has the same flow,
+`dy / d sigma~ = epsilon(x, t)`, and with `lambda = -log sigma~` (half of the log-SNR) also
+`d(x / sigma) / d lambda = e^lambda x_0(x, t)`. Each solver below is written in x, so that it serves VP, VE and all else
+alike. Where it needs a level between t and s, the schedule's `time` gives it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, refuse_zero_snr
-from ..shared.denoiser import GaussianDenoiser
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
 from ..shared.tensors import exact
@@ -29,7 +30,7 @@ Memory: TypeAlias = list[tuple[float, Tensor]]
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(40)
 
 
-class Heun(Sampler):
+class Heun(Sampler[GaussianDenoiser, Schedule]):
     r"""The trapezoidal rule in sigma~ (Karras et al. 2022, algorithm 1): an Euler step, then the mean of both slopes.
 
     Two evaluations a step; the last step denoises with one.
@@ -55,8 +56,9 @@ class Heun(Sampler):
         return euler + width / 2 * (second - first)
 
 
-class DPMSolver(Sampler):
-    r"""DPM-Solver-2 and -3, single step, noise prediction (Lu et al. 2022a, algorithms 1 and 2), `h = lambda_s - lambda_t`.
+class DPMSolver(Sampler[GaussianDenoiser, Schedule]):
+    r"""DPM-Solver-2 and -3, single step, noise prediction (Lu et al. 2022a, algorithms 1 and 2),
+    `h = lambda_s - lambda_t`.
 
     `order` evaluations a step; the last step denoises with one. Order 2 on VE is Karras et al.'s "DPM-2".
 
@@ -92,8 +94,9 @@ class DPMSolver(Sampler):
         return move(1, e0, 1.5 * (e2 - e0))[0]  # 1 / r2 = 1.5
 
 
-class DPMSolverPPSingle(Sampler):
-    r"""DPM-Solver++(2S): the midpoint rule for x_0 in lambda (Lu et al. 2022b, algorithm 1, r = 1/2). Two evaluations a step.
+class DPMSolverPPSingle(Sampler[GaussianDenoiser, Schedule]):
+    r"""DPM-Solver++(2S): the midpoint rule for x_0 in lambda (Lu et al. 2022b, algorithm 1, r = 1/2). Two evaluations a
+    step.
 
     Args:
         denoiser: gives x_0.
@@ -115,8 +118,11 @@ class DPMSolverPPSingle(Sampler):
         return toward(x, there, now, end)
 
 
-class Multistep(Sampler):
-    """A sampler that remembers what the denoiser said at earlier levels of a run; alone, `step` has nothing to look back at."""
+class Multistep(Sampler[GaussianDenoiser, Schedule]):
+    """A sampler that remembers what the denoiser said at earlier levels of a run.
+
+    Alone, `step` has nothing to look back at.
+    """
 
     looks_back = True
 
@@ -127,7 +133,9 @@ class Multistep(Sampler):
         return self.begin()(x, t, s, generator=generator, **cond)
 
     @abstractmethod
-    def advance(self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+    def advance(
+        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+    ) -> Tensor:
         """One step; `past` holds (level, value) pairs, newest first, and is updated in place."""
 
 
@@ -135,7 +143,10 @@ Correction: TypeAlias = Callable[[float, float, Memory], Tensor]
 
 
 def midpoint(h: float, decay: float, past: Memory) -> Tensor:
-    """Half of `1 - e^-decay` times what x_0 changes over h by its last slope: DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2)."""
+    """Half of `1 - e^-decay` times what x_0 changes over h by its last slope: DPM-Solver++(2M).
+
+    Lu et al. 2022b, algorithm 2.
+    """
     slope, _ = differences(past)
     return -math.expm1(-decay) / 2 * h * slope
 
@@ -149,7 +160,8 @@ def exponential(h: float, decay: float, past: Memory) -> Tensor:
 def curved(h: float, decay: float, past: Memory) -> Tensor:
     """Slope and curvature from two earlier levels: "3M" as released with DPM-Solver++ and k-diffusion.
 
-    The released weight of the curvature, as here, is half of what integrating the parabola gives, so the order stays 2; `UniPC` has all.
+    The released weight of the curvature, as here, is half of what integrating the parabola gives, so the order stays 2;
+    `UniPC` has all.
     """
     slope, curvature = differences(past)
     if curvature is None:
@@ -159,10 +171,12 @@ def curved(h: float, decay: float, past: Memory) -> Tensor:
 
 
 class DPMSolverPP(Multistep):
-    r"""DPM-Solver++ multistep: x_0 extrapolated from earlier levels (Lu et al. 2022b, algorithm 2), one evaluation a step.
+    r"""DPM-Solver++ multistep: x_0 extrapolated from earlier levels (Lu et al. 2022b, algorithm 2), one evaluation a
+    step.
 
-    `x_s = (sigma_s / sigma_t) e^(-eta h) x + alpha_s ((1 - e^(-(1 + eta) h)) x_0 + correction) + sigma_s sqrt(1 - e^(-2 eta h)) z`,
-    `h = lambda_s - lambda_t`. The first step is of order one, which keeps the whole at order 2; the last step denoises.
+    `x_s = (sigma_s / sigma_t) e^(-eta h) x + alpha_s ((1 - e^(-(1 + eta) h)) x_0 + correction) + sigma_s sqrt(1 - e^(-2
+    eta h)) z`, `h = lambda_s -
+    lambda_t`. The first step is of order one, which keeps the whole at order 2; the last step denoises.
 
     Args:
         denoiser: gives x_0; under strong guidance wrap it in `Thresholded`.
@@ -176,7 +190,9 @@ class DPMSolverPP(Multistep):
             raise UsageError(f"eta={eta}: give 0 for the flow, or a positive number for an SDE")
         self.correction, self.eta, self.order = correction, eta, 2 if eta == 0 else None
 
-    def advance(self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+    def advance(
+        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+    ) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
         if s == 0:
             return x0
@@ -194,11 +210,12 @@ class DPMSolverPP(Multistep):
 class UniPC(Multistep):
     r"""UniPC on x_0 (Zhao et al. 2023, algorithms 5 to 8), one evaluation a step.
 
-    Predictor: x_0 as the polynomial in lambda through the last `levels` levels, its exponential integral taken exactly. Corrector: once x_0
-    at the next level is known, the same through one level more. Solving the paper's conditions exactly makes its B(h) drop out. The
-    correction is applied as the difference of the two integrals, in which x does not occur, so hooks that change x between steps keep
-    working. Its order is `levels` + 1; the first steps of a run, with fewer levels to look back at, are of lower order, and so are
-    steps many times as long in lambda as the one before, over which a parabola would shoot off. The last step denoises.
+    Predictor: x_0 as the polynomial in lambda through the last `levels` levels, its exponential integral taken exactly.
+    Corrector: once x_0 at the next level is known, the same through one level more. Solving the paper's conditions
+    exactly makes its B(h) drop out. The correction is applied as the difference of the two integrals, in which x does
+    not occur, so hooks that change x between steps keep working. Its order is `levels` + 1; the first steps of a run,
+    with fewer levels to look back at, are of lower order, and so are steps many times as long in lambda as the one
+    before, over which a parabola would shoot off. The last step denoises.
 
     Args:
         denoiser: gives x_0.
@@ -211,14 +228,18 @@ class UniPC(Multistep):
             raise UsageError(f"levels={levels}: give 2 or 3")
         self.levels, self.order = levels, levels + 1
 
-    def advance(self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+    def advance(
+        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+    ) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
         if s == 0:
             return x0
         now, end = Level(self.corruption, t), Level(self.corruption, s)
         if past:
             before, taken = past[0][0], steady(past, past[0][0], now.half)
-            x = x + now.alpha * (integral(before, now.half, [(now.half, x0), *taken]) - integral(before, now.half, taken))
+            x = x + now.alpha * (
+                integral(before, now.half, [(now.half, x0), *taken]) - integral(before, now.half, taken)
+            )
         remember(past, now.half, x0, self.levels)
         if not past:
             return toward(x, x0, now, end)
@@ -226,10 +247,11 @@ class UniPC(Multistep):
 
 
 class LMS(Multistep):
-    r"""Adams-Bashforth in sigma~: epsilon as the polynomial through the last levels, integrated exactly ("LMS" of k-diffusion).
+    r"""Adams-Bashforth in sigma~: epsilon as the polynomial through the last levels, integrated exactly ("LMS" of
+    k-diffusion).
 
-    Its order is `levels`; the first steps of a run, with fewer levels to look back at, are of lower order. One evaluation a step; the last
-    step denoises.
+    Its order is `levels`; the first steps of a run, with fewer levels to look back at, are of lower order. One
+    evaluation a step; the last step denoises.
 
     Args:
         denoiser: gives epsilon.
@@ -243,7 +265,9 @@ class LMS(Multistep):
             raise UsageError(f"levels={levels}: give 2 or more; one level is DDIM")
         self.levels, self.order = levels, levels
 
-    def advance(self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+    def advance(
+        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+    ) -> Tensor:
         x0, epsilon = clean_and_noise(self.denoiser, x, t, **cond)
         if s == 0:
             return x0
@@ -302,8 +326,8 @@ def integral(a: float, b: float, nodes: Memory, decay: float = 1.0) -> Tensor:
 def steady(nodes: Memory, a: float, b: float) -> Memory:
     """As many of the newest nodes as extrapolate to [a, b] without blowing up the errors of their values.
 
-    The weights of the integral sum to `1 - e^(a - b)`; what they add up to without signs is how much errors are amplified: 3.7 times for
-    three even steps, 41 times where a grid of 10 even steps of a table jumps to its first row.
+    The weights of the integral sum to `1 - e^(a - b)`; what they add up to without signs is how much errors are
+    amplified: 3.7 times for three even steps, 41 times where a grid of 10 even steps of a table jumps to its first row.
     """
     for count in range(len(nodes), 1, -1):
         weights = lagrange_weights([u for u, _ in nodes[:count]], a, b, decay=1.0)
@@ -313,10 +337,14 @@ def steady(nodes: Memory, a: float, b: float) -> Memory:
 
 
 def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -> list[float]:
-    """`int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes, by Gauss-Legendre quadrature to rounding."""
+    """`int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes, by Gauss-Legendre quadrature
+    to rounding.
+    """
     u = (a + b) / 2 + (b - a) / 2 * POINTS
     mass = (b - a) / 2 * WEIGHTS * np.exp(decay * (u - b))
-    polynomials = (math.prod(((u - k) / (node - k) for k in nodes if k != node), start=np.ones_like(u)) for node in nodes)
+    polynomials = (
+        math.prod(((u - k) / (node - k) for k in nodes if k != node), start=np.ones_like(u)) for node in nodes
+    )
     return [float(mass @ polynomial) for polynomial in polynomials]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.corruption import refuse_zero_snr
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step, single_step
 from ..shared.tensors import exact, like
@@ -19,11 +20,11 @@ from .grids import noise_ratio
 EDGE = 1e-6  # of a noise level: ends of an interval at a level of the grid are not decided by rounding
 
 
-class Churned(Sampler):
+class Churned(Sampler[GaussianDenoiser, Schedule]):
     r"""Before each step x is taken back up to `sigma~ (1 + gamma)` by fresh noise (Karras et al. 2022, algorithm 2).
 
-    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler. Above the schedule's noisiest level
-    there is none to go to, so a run's first step is as without.
+    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler. Above the
+    schedule's noisiest level there is none to go to, so a run's first step is as without.
 
     Args:
         sampler: takes the step down.
@@ -32,7 +33,9 @@ class Churned(Sampler):
         noise: scale of the fresh noise (S_noise).
     """
 
-    def __init__(self, sampler: Sampler, gamma: float, *, low: float = 0.0, high: float = math.inf, noise: float = 1.0) -> None:
+    def __init__(
+        self, sampler: Sampler, gamma: float, *, low: float = 0.0, high: float = math.inf, noise: float = 1.0
+    ) -> None:
         super().__init__(sampler.denoiser)
         if gamma < 0:
             raise UsageError(f"gamma={gamma}: give the share by which the noise grows, 0 or more, such as 0.4")
@@ -59,13 +62,13 @@ class Churned(Sampler):
         return inner(x, t, s, generator=generator, **cond)
 
 
-class Renoised(Sampler):
+class Renoised(Sampler[GaussianDenoiser, Schedule]):
     r"""Each step goes below its goal and comes back up by fresh noise: the "ancestral" samplers of k-diffusion.
 
-    In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that comes back and `down^2 = s^2 - up^2` the level that the inner step goes
-    to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it is "DPM++ 2S a". Where the
-    schedule has no level as low as `down`, in the step into its last one, the inner step goes to s, and the straight line
-    in sigma~ through its ends, which is DDIM's, is followed down from there.
+    In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that comes back and `down^2 = s^2 - up^2` the level that
+    the inner step goes to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it
+    is "DPM++ 2S a". Where the schedule has no level as low as `down`, in the step into its last one, the inner step
+    goes to s, and the straight line in sigma~ through its ends, which is DDIM's, is followed down from there.
 
     Args:
         sampler: a single-step solver of the flow.

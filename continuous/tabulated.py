@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, refuse_below_first_row, segment, table_grid, table_time
-from ..shared.describe import described
+from ..shared.corruption import segment
 from ..shared.errors import UsageError
+from ..shared.gaussian.schedule import Schedule, TableSchedule
+from ..shared.serialization import serializable
 from ..shared.tensors import Table, exact
 
 
-@described
-class Tabulated(Schedule):
+@serializable("continuous.Tabulated", formerly="unnoise.continuous.tabulated.Tabulated")
+@dataclass(frozen=True)
+class Tabulated(TableSchedule):
     r"""`alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2` at t = n / T (Ho et al. 2020, eq. 4).
 
-    Row n = 0 is the clean signal, so nothing special-cases the first step: the papers' code index is n - 1. Between rows the log-SNR is
-    linear; below row 1 it stays what it is there, except at t = 0. Where the last beta is 1, alpha falls to 0 over the last step.
+    Row n = 0 is the clean signal, so nothing special-cases the first step: the papers' code index is n - 1. Between
+    rows the log-SNR is linear; below row 1 it stays what it is there, except at t = 0. Where the last beta is 1, alpha
+    falls to 0 over the last step.
 
     Args:
         betas: `(T,)`, each in (0, 1), beta_1 first; the last may be 1, if it is not the only one.
@@ -25,28 +31,49 @@ class Tabulated(Schedule):
         steps: T.
     """
 
-    def __init__(self, betas: Tensor) -> None:
-        self.betas = torch.as_tensor(betas).detach().cpu().double()
-        if self.betas.ndim != 1 or not len(self.betas):
-            raise UsageError(f"betas of shape {tuple(self.betas.shape)}: give a vector of one or more, such as linear_betas(1000)")
-        allowed = (self.betas > 0) & (self.betas < 1)
-        allowed[1:][-1:] |= self.betas[1:][-1:] == 1  # the last of several may be 1
+    betas: Tensor
+    _log_snr: ClassVar[Table]
+    _ends_in_noise: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        betas = torch.as_tensor(self.betas).detach().cpu().double()
+        if betas.ndim != 1 or not len(betas):
+            raise UsageError(
+                f"betas of shape {tuple(betas.shape)}: give a vector of one or more, such as linear_betas(1000)"
+            )
+        allowed = (betas > 0) & (betas < 1)
+        allowed[1:][-1:] |= betas[1:][-1:] == 1  # the last of several may be 1
         if not allowed.all():
             at = int(torch.nonzero(~allowed)[0])
-            raise UsageError(f"betas[{at}]={float(self.betas[at]):g}: betas lie between 0 and 1, 1 at the last of several steps only")
-        self.steps = len(self.betas)
-        self.t_min = self.t_last = 1 / self.steps
-        log_alpha2 = torch.log1p(-self.betas).cumsum(0)
-        self.alphas_cumprod = log_alpha2.exp()
-        self._log_snr = Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2)))  # rows 1..T
-        self._ends_in_noise = bool(self.betas[-1] == 1)
+            raise UsageError(
+                f"betas[{at}]={float(betas[at]):g}: betas lie between 0 and 1, 1 at the last of several steps only"
+            )
+        log_alpha2 = torch.log1p(-betas).cumsum(0)
+        for name, value in {
+            "betas": betas,
+            "_log_snr": Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2))),  # rows 1..T
+            "_ends_in_noise": bool(betas[-1] == 1),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """`alpha-bar_1..alpha-bar_T`, `(T,)`, float64."""
+        return torch.log1p(-self.betas).cumsum(0).exp()
 
     def log_snr(self, t: Tensor) -> Tensor:
         low, high, part = segment(t, self.steps)
         if self._ends_in_noise:
             last = low == self.steps - 2
             between = torch.lerp(self._log_snr[low], self._log_snr[torch.where(last, low, high)], part)
-            between = between + 2 * torch.log1p(-torch.where(last, part, 0.0))  # 2 log of the share of alpha / sigma that is left
+            between = between + 2 * torch.log1p(
+                -torch.where(last, part, 0.0)
+            )  # 2 log of the share of alpha / sigma that is left
         else:
             between = torch.lerp(self._log_snr[low], self._log_snr[high], part)
         return torch.where(t <= 0, torch.inf, between).to(t.dtype)
@@ -54,7 +81,9 @@ class Tabulated(Schedule):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_snr = self.log_snr(exact(t))
         alpha, sigma = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
-        if self._ends_in_noise:  # there alpha / sigma falls to 0 as a straight line, which has a slope where log-SNR has none
+        if (
+            self._ends_in_noise
+        ):  # there alpha / sigma falls to 0 as a straight line, which has a slope where log-SNR has none
             low, _, part = segment(t, self.steps)
             ratio = torch.exp(0.5 * self._log_snr[low]) * (1 - part)
             last, scale = low == self.steps - 2, (1 + ratio**2).rsqrt()
@@ -64,7 +93,9 @@ class Tabulated(Schedule):
     def time(self, log_snr: Tensor) -> Tensor:
         table = self._log_snr.on(log_snr.device)
         value = exact(log_snr).clamp(table[-1], table[0])
-        high = torch.searchsorted(-table, -value.contiguous()).clamp(1, max(self.steps - 1, 1)).clamp(max=self.steps - 1)
+        high = (
+            torch.searchsorted(-table, -value.contiguous()).clamp(1, max(self.steps - 1, 1)).clamp(max=self.steps - 1)
+        )
         low = (high - 1).clamp(min=0)
         gap = table[high] - table[low]
         part = torch.where(gap < 0, (value - table[low]) / gap, 1.0)
@@ -72,17 +103,9 @@ class Tabulated(Schedule):
             part = torch.where(high == self.steps - 1, -torch.expm1((value - table[low]) / 2), part)
         return ((low + 1 + part) / self.steps).clamp(max=1.0).to(log_snr.dtype)
 
-    def grid(self, steps: int) -> Tensor:
-        return table_grid(steps, self.steps)
-
-    def refuse_grid(self, grid: Tensor) -> None:
-        refuse_below_first_row(grid, self.steps)
-
-    def training_time(self, u: Tensor) -> Tensor:
-        return table_time(u, self.steps)
-
     def respaced(self, grid: Tensor) -> Tabulated:
-        """The chain of the rows of a sampling grid, with new betas from ratios of alpha-bar (Nichol & Dhariwal 2021, section 4).
+        """The chain of the rows of a sampling grid, with new betas from ratios of alpha-bar (Nichol & Dhariwal 2021,
+        section 4).
 
         `denoiser.on(schedule.respaced(grid))` is what the bound of a chain with fewer steps takes.
 
@@ -97,7 +120,9 @@ class Tabulated(Schedule):
 
 
 def tabulate(schedule: Schedule, steps: int) -> Tabulated:
-    """The chain of `steps` evenly spaced times of a variance-preserving schedule, for bounds and for samplers on tables."""
+    """The chain of `steps` evenly spaced times of a variance-preserving schedule, for bounds and for samplers on
+    tables.
+    """
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     log_alpha2 = torch.nn.functional.logsigmoid(schedule.log_snr(t))
     before = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha2[:-1]])

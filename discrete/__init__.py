@@ -1,24 +1,45 @@
 """Categorical diffusion: D3PM with structured transition matrices, multinomial diffusion, MDLM, SEDD and tauLDR."""
 
-from ..shared.importance import Importance
+from ..shared.importance_sampling import ImportanceSampling
 from ..shared.random import categorical
 from .bound import VariationalBound
-from .denoiser import Categorical, CategoricalDenoiser, CategoricalOracle, CleanDenoiser, ScoreEntropyDenoiser, scaled_by_noise, unscaled
+from .denoiser import (
+    AnalyticCategorical,
+    Categorical,
+    CategoricalDenoiser,
+    CleanDenoiser,
+    ScoreEntropyDenoiser,
+    scaled_by_noise,
+    unscaled,
+)
 from .editing import Infilling, between, prefix, sliding, suffix
-from .guidance import ClassifierFree, ClassifierGuided, every_neighbour, first_order
+from .guidance import ClassifierFree, ClassifierGuided, every_neighbor, first_order
 from .heads import carried, direct, logistic, residual
 from .information import mutual_information
-from .leaping import RateCorrector, TauLeaping, ordinal, single
-from .objectives import ContinuousBound, CrossEntropy, Hybrid
+from .logit_filters import Temperature, TopP
+from .objectives import ContinuousBound, CrossEntropy, D3PMLoss
 from .reverse import Marginal, Product, to_leave_one_out, to_posterior
 from .samplers import Ancestral, Euler, most_likely, reverse_rates
-from .schedules import Constant, Cosine, Exponential, Geometric, LogLinear, NoiseSchedule, Steps, cosine, linear, reciprocal
+from .schedules import (
+    ConstantNoise,
+    CosineNoise,
+    ExponentialNoise,
+    GeometricNoise,
+    LogLinearNoise,
+    NoiseSchedule,
+    TabulatedNoise,
+    cosine,
+    linear,
+    reciprocal,
+)
+from .tau_leaping import RateCorrector, TauLeaping, ordinal, single
 from .transition import (
     Absorbing,
     BandDiagonal,
     Dense,
     DiscretizedGaussian,
     GaussianTarget,
+    GenericTransition,
     Mixture,
     NearestNeighbor,
     ReverseModel,
@@ -27,47 +48,47 @@ from .transition import (
     nearest,
     sinkhorn,
 )
-from .truncation import Nucleus, Tempered
 from .unmasking import FirstHitting, Remasking, Unmasking
 
 __all__ = [
     "Absorbing",
+    "AnalyticCategorical",
     "Ancestral",
     "BandDiagonal",
     "Categorical",
     "CategoricalDenoiser",
-    "CategoricalOracle",
     "ClassifierFree",
     "ClassifierGuided",
     "CleanDenoiser",
-    "Constant",
+    "ConstantNoise",
     "ContinuousBound",
-    "Cosine",
+    "CosineNoise",
     "CrossEntropy",
+    "D3PMLoss",
     "Dense",
     "DiscretizedGaussian",
     "Euler",
-    "Exponential",
+    "ExponentialNoise",
     "FirstHitting",
     "GaussianTarget",
-    "Geometric",
-    "Hybrid",
-    "Importance",
+    "GenericTransition",
+    "GeometricNoise",
+    "ImportanceSampling",
     "Infilling",
-    "LogLinear",
+    "LogLinearNoise",
     "Marginal",
     "Mixture",
     "NearestNeighbor",
     "NoiseSchedule",
-    "Nucleus",
     "Product",
     "RateCorrector",
     "Remasking",
     "ReverseModel",
     "ScoreEntropyDenoiser",
-    "Steps",
+    "TabulatedNoise",
     "TauLeaping",
-    "Tempered",
+    "Temperature",
+    "TopP",
     "Transition",
     "Uniform",
     "Unmasking",
@@ -77,7 +98,7 @@ __all__ = [
     "categorical",
     "cosine",
     "direct",
-    "every_neighbour",
+    "every_neighbor",
     "first_order",
     "linear",
     "logistic",

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.bits import Codelength, refuse_nan, sampled_levels, total_nats
 from ..shared.calling import warn_in_training
+from ..shared.code_length import CodeLength, refuse_nan, sampled_steps, total_nats
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
 from ..shared.sampler import checked
 from .denoiser import CategoricalDenoiser, refuse_without_integral
 from .transition.base import CLEAN, as_tokens
-from .transition.plain import categorical_kl
+from .transition.generic import categorical_kl
 
 AT_ONCE, STRATA = 2**24, 128  # numbers held at a time; times of an integral
 
@@ -59,35 +59,43 @@ class VariationalBound:
         if terms is not None and (not isinstance(terms, int) or terms < 1):
             raise UsageError(f"terms={terms}: give a whole number, one or more")
         if not isinstance(steps, int | Tensor | None) or isinstance(steps, bool):
-            raise UsageError(f"steps={steps!r}: give a whole number, a grid of times such as transition.grid(10), or None")
+            raise UsageError(
+                f"steps={steps!r}: give a whole number, a grid of times such as transition.grid(10), or None"
+            )
         self.denoiser, self.terms, self.padding = denoiser, terms, padding
         if steps is None:
             refuse_without_integral(denoiser)
         own = denoiser.corruption.steps
-        self.whole = steps is None or (not isinstance(steps, Tensor) and steps == own)  # each step of a table, or the integral
+        self.whole = steps is None or (
+            not isinstance(steps, Tensor) and steps == own
+        )  # each step of a table, or the integral
         steps = own if steps is None else steps
-        self.grid = checked(steps) if isinstance(steps, Tensor) else None if steps is None else denoiser.corruption.grid(steps)
+        self.grid = (
+            checked(steps) if isinstance(steps, Tensor) else None if steps is None else denoiser.corruption.grid(steps)
+        )
         if self.grid is not None and float(self.grid[-1]) > 0:
             raise UsageError(f"a grid that ends at t={float(self.grid[-1]):g} codes no data: end it at 0")
 
     @torch.no_grad()
-    def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> Codelength:
+    def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
         """The three parts for tokens `x0`, `(B, ...)`.
 
         Path and data are estimates without bias from one draw of noise for each term: average over examples, or over
         calls with other generators.
         """
-        x0 = as_tokens(x0, self.denoiser.corruption.levels, "x_0")
+        x0 = as_tokens(x0, self.denoiser.corruption.categories, "x_0")
         warn_in_training(self.denoiser)
         path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         first, last = (1, self.terms or STRATA) if self.grid is None else (2, len(self.grid) - 1)
         if last >= first:
-            levels, weight = sampled_levels(first, last, self.terms or last, len(x0), generator)
-            for n in progress(levels.flip(0), len(levels), "bound"):
-                n = n.to(x0.device) if self.whole else n[0].cpu()  # steps of any length are taken by all examples at once
+            rows, weight = sampled_steps(first, last, self.terms or last, len(x0), generator)
+            for n in progress(rows.flip(0), len(rows), "bound"):
+                n = (
+                    n.to(x0.device) if self.whole else n[0].cpu()
+                )  # steps of any length are taken by all examples at once
                 path += weight * self.part(x0, n, generator=generator, **cond)
         prior = self.prior(x0, **cond) + self.length_nats(x0)
-        return refuse_nan(Codelength(prior, path, self.data(x0, generator=generator, **cond)))
+        return refuse_nan(CodeLength(prior, path, self.data(x0, generator=generator, **cond)))
 
     def length_nats(self, x0: Tensor) -> float:
         """What a text's length costs, `log(n + 1)` for texts of 0 to n tokens; 0 without padding."""
@@ -95,21 +103,23 @@ class VariationalBound:
             return 0.0
         real = x0 != self.padding
         if x0.ndim != 2 or bool((~real[:, :-1] & real[:, 1:]).any()):
-            raise UsageError(f"padding={self.padding} stands before other tokens: move it to the end of each text, (B, n)")
+            raise UsageError(
+                f"padding={self.padding} stands before other tokens: move it to the end of each text, (B, n)"
+            )
         return math.log(x0.shape[1] + 1)
 
     def prior(self, x0: Tensor, **cond: Any) -> Tensor:
-        """`KL(q(x_1 | x_0) || p(x_1))`, `(B,)`, with the p(x_1) that sampling starts from (`start_law` of the
+        """`KL(q(x_1 | x_0) || p(x_1))`, `(B,)`, with the p(x_1) that sampling starts from (`start_distribution` of the
         denoiser).
         """
         transition = self.denoiser.corruption
         start = torch.ones_like(CLEAN) if self.grid is None else self.grid[0]
         x = transition.stationary().argmax().to(x0.device).expand(x0.shape)
-        law, flat = self.denoiser.start_law(x, start, **cond), x0.flatten()
+        distribution, flat = self.denoiser.start_distribution(x, start, **cond), x0.flatten()
         size = max(1, AT_ONCE // transition.states)
         nats = [
             categorical_kl(transition.pushforward(transition.one_hot(tokens, torch.float64), CLEAN, start), p)
-            for tokens, p in zip(flat.split(size), law.flatten(0, -2).split(size), strict=True)
+            for tokens, p in zip(flat.split(size), distribution.flatten(0, -2).split(size), strict=True)
         ]
         return self.total(torch.cat(nats).view(x0.shape), x0)
 
@@ -131,7 +141,9 @@ class VariationalBound:
 
     def data(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """`-log p(x_0 | x_t)` at the first noisy time, `(B,)`."""
-        first = torch.tensor(self.denoiser.corruption.t_min, dtype=torch.float64) if self.grid is None else self.grid[-2]
+        first = (
+            torch.tensor(self.denoiser.corruption.t_min, dtype=torch.float64) if self.grid is None else self.grid[-2]
+        )
         t = first.to(x0.device).expand(len(x0)) if self.whole else first
         return self.divergence(x0, t, torch.zeros_like(t), generator=generator, **cond)
 

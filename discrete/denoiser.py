@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from ..shared.calling import ask, refuse_signature
 from ..shared.denoiser import Denoiser, on_every_row
-from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.labels import Label, thousandths
 from ..shared.random import Source, categorical, quantile, uniform
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, full_precision, like, moment
+from ..shared.time_inputs import TimeInput, thousandths
 from .heads import Head, direct, refuse_head, refuse_shape
 from .reverse import Marginal, Product, to_leave_one_out
 from .transition import ReverseModel, Transition
-from .transition.base import CLEAN, Terms, as_tokens, normalised
+from .transition.base import CLEAN, Terms, as_tokens, normalized
+from .transition.generic import categorical_kl, generic_divergence, log_clean
 from .transition.interpolating import Interpolating
-from .transition.plain import categorical_kl, log_clean, plain_divergence
 
 BEFORE_ONE = torch.tensor(1 - 2.0**-52, dtype=torch.float64)  # where a schedule that loses all by t = 1 is still finite
 LEAST_LEFT = 32.0  # nats: what is smaller is lost in rounding
 
 
-class CategoricalDenoiser(Denoiser):
+class CategoricalDenoiser(Denoiser[Transition]):
     """`log p0`, `(..., K)`, and the distributions of x_s that follow: one model for objective, sampler and bound."""
 
     corruption: Transition
@@ -39,7 +39,7 @@ class CategoricalDenoiser(Denoiser):
         return True
 
     @abstractmethod
-    def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+    def step_distribution(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`p(x_s | x_t)`, `(..., K)`, for any s < t; at s = 0 the posterior `p(x_0 | x_t)`."""
 
     @abstractmethod
@@ -50,22 +50,29 @@ class CategoricalDenoiser(Denoiser):
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """The model's `q_t(y) / q_t(x_t)` for every token y at each position, `(..., K)` (Lou et al. 2024, eq. 3).
 
-        The rates of the process that `step_law` becomes as steps shrink follow from it: see `reverse_rates`.
+        The rates of the process that `step_distribution` becomes as steps shrink follow from it: see `reverse_rates`.
         """
 
     @abstractmethod
-    def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, at s = 0 `-log p(x_0 | x_t)`; `(...)`, nats, in `dtype` where one is given."""
+    def divergence(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
+    ) -> Terms:
+        """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, at s = 0 `-log p(x_0 | x_t)`.
+
+        `(...)`, nats, in `dtype` where one is given.
+        """
 
     @abstractmethod
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         """The limit of that divergence over the length of the step, per unit of time, as `divergence`."""
 
-    def exact_divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+    def exact_divergence(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
+    ) -> Terms:
         """`divergence` from the exact posterior, whatever eps the reverse model has: what bounds are made of."""
         return self.divergence(x0, x_t, t, s, dtype=dtype, **cond)
 
-    def start_law(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def start_distribution(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`p(x_t)` at the time t from which sampling starts, `(..., K)`, float64; the bound codes x_t with it.
 
         It is the process's stationary distribution. Where that is one token alone (a mask) and the process leaves
@@ -80,9 +87,11 @@ class CategoricalDenoiser(Denoiser):
         stationary = self.corruption.stationary().to(x.device)
         if not self.corruption.survival(t):
             return stationary.expand(*x.shape, -1)
-        posterior = self.step_law(x, t, CLEAN, **cond)[..., : self.corruption.levels].double()
+        posterior = self.step_distribution(x, t, CLEAN, **cond)[..., : self.corruption.categories].double()
         p0 = to_leave_one_out(self.corruption, posterior.log(), x, t).exp()
-        return self.corruption.pushforward(F.pad(p0, (0, self.corruption.states - self.corruption.levels)), CLEAN, t)
+        return self.corruption.pushforward(
+            F.pad(p0, (0, self.corruption.states - self.corruption.categories)), CLEAN, t
+        )
 
     def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         chance = self.corruption.survival(t)
@@ -92,7 +101,7 @@ class CategoricalDenoiser(Denoiser):
         token = int(self.corruption.stationary().argmax())
         if not bool((u <= chance).any()):  # nothing is left over in any row: the network need not be asked
             return x
-        left = self.start_law(x, t, **cond).clone()
+        left = self.start_distribution(x, t, **cond).clone()
         left[..., token] = 0
         mass = left.sum(-1)
         return torch.where((u <= mass) & (x == token), quantile(left, (u / mass.clamp(min=1e-300)).clamp(max=1)), x)
@@ -110,13 +119,13 @@ class CleanDenoiser(CategoricalDenoiser):
 
     @abstractmethod
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`log p0` up to a constant, `(..., levels)`."""
+        """`log p0` up to a constant, `(..., categories)`."""
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`log p0`, `(..., K)`; the posterior `p(x_0 | x_t)` is `step_law` at s = 0."""
+        """`log p0`, `(..., K)`; the posterior `p(x_0 | x_t)` is `step_distribution` at s = 0."""
         return log_clean(self.corruption, self.logits(x_t, t, **cond))
 
-    def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+    def step_distribution(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         t, s = moment(t), moment(s)
         p0 = self(x_t, t, **cond).exp()
         with full_precision(x_t):
@@ -125,7 +134,7 @@ class CleanDenoiser(CategoricalDenoiser):
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         t, s = moment(t), moment(s)
         if self.corruption.is_clean(s):
-            return categorical(self.step_law(x_t, t, s, **cond), generator)
+            return categorical(self.step_distribution(x_t, t, s, **cond), generator)
         logits = self.logits(x_t, t, **cond)
         with full_precision(x_t):
             return self.corruption.draw(self.reverse, logits, x_t.long(), t, s, generator)
@@ -136,19 +145,23 @@ class CleanDenoiser(CategoricalDenoiser):
         with full_precision(x_t):
             return self.reverse.log_ratio(self.corruption, x_t.long(), p0, t).exp()
 
-    def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+    def divergence(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
+    ) -> Terms:
         t, s = moment(t), moment(s)
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return self.corruption.divergence(self.reverse, logits, x0.long(), x_t.long(), t, s)
 
-    def exact_divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
+    def exact_divergence(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
+    ) -> Terms:
         if not self.reverse.eps:
             return self.divergence(x0, x_t, t, s, dtype=dtype, **cond)
         t, s = moment(t), moment(s)
         logits = _in(self.logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
-            return plain_divergence(self.corruption, self.reverse, logits, x0.long(), x_t.long(), t, s, exact=True)
+            return generic_divergence(self.corruption, self.reverse, logits, x0.long(), x_t.long(), t, s, exact=True)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         t = moment(t)
@@ -164,24 +177,26 @@ class CleanDenoiser(CategoricalDenoiser):
             return self.corruption.cross_entropy(self.reverse, logits, x0.long(), x_t.long(), t)
 
 
-@described
+@serializable("discrete.Categorical", formerly="unnoise.discrete.denoiser.Categorical", renamed={"label": "time_input"})
 class Categorical(CleanDenoiser):
     """A network's output as a denoiser.
 
-    The network is fed x_t as int64 and the time input in float32 `(B,)`: 1000 t by default, which on a table of T = 1000 steps is 1 to
-    1000. What counts steps from 0, as an `nn.Embedding(T)` does, is fed `label=step_index`; index with `time.round().long()`.
+    The network is fed x_t as int64 and the time input in float32 `(B,)`: 1000 t by default, which on a table of T =
+    1000 steps is 1 to
+    1000. What counts steps from 0, as an `nn.Embedding(T)` does, is fed `time_input=step_index`; index with
+      `time.round().long()`.
 
     Args:
-        network: `(x_t int64, time label (B,), **cond) -> output (..., K)`, or what the head reads.
+        network: `(x_t int64, time input (B,), **cond) -> output (..., K)`, or what the head reads.
         transition: what corrupted x_t.
         reverse: how the output is read, as the leave-one-out posterior of x_0 (`Product`, as published for D3PM) or
             as its posterior (`Marginal`); at masks of an absorbing process both are the same; None for `Product()`.
-        label: the number that the network is fed for a time.
+        time_input: the number that the network is fed for a time.
         head: how the output becomes logits: `direct`, `residual`, `carried` or `logistic`.
 
     Raises:
-        UsageError: for a head that does not fit the process, and eps of a reverse model in continuous time; and when it is called, for
-            conditions, times and outputs of the network that do not fit.
+        UsageError: for a head that does not fit the process, and eps of a reverse model in continuous time; and when it
+            is called, for conditions, times and outputs of the network that do not fit.
     """
 
     def __init__(
@@ -189,7 +204,7 @@ class Categorical(CleanDenoiser):
         network: nn.Module,
         transition: Transition,
         reverse: ReverseModel | None = None,
-        label: Label = thousandths,
+        time_input: TimeInput = thousandths,
         head: Head = direct,
     ) -> None:
         super().__init__()
@@ -199,7 +214,13 @@ class Categorical(CleanDenoiser):
             raise UsageError(f"reverse={reverse!r}: give a reverse model, Product() or Marginal()")
         refuse_signature(network)
         refuse_head(head, transition)
-        self.network, self.transition, self.reverse, self.label, self.head = network, transition, reverse or Product(), label, head
+        self.network, self.transition, self.reverse, self.time_input, self.head = (
+            network,
+            transition,
+            reverse or Product(),
+            time_input,
+            head,
+        )
         if self.reverse.eps and transition.steps is None:
             raise UsageError(
                 f"{self.reverse} adds eps to every step, which in continuous time has no limit: take Product(), or a table of steps"
@@ -208,15 +229,19 @@ class Categorical(CleanDenoiser):
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
-        out = ask(self, x_t, on_every_row(self.label(self.corruption, moment(t)), x_t), cond)
+        out = ask(self, x_t, on_every_row(self.time_input(self.corruption, moment(t)), x_t), cond)
         return self.head(out, x_t, self.corruption)
 
     def time_inputs(self) -> Tensor:
         """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
-        return ends_of(self.label, self.corruption)
+        return ends_of(self.time_input, self.corruption)
 
 
-@described
+@serializable(
+    "discrete.ScoreEntropyDenoiser",
+    formerly="unnoise.discrete.denoiser.ScoreEntropyDenoiser",
+    renamed={"label": "time_input"},
+)
 class ScoreEntropyDenoiser(CategoricalDenoiser):
     r"""A network that gives the logarithms of the ratios `q_t(y) / q_t(x_t)` themselves (Lou et al. 2024, SEDD).
 
@@ -226,18 +251,24 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
     steps can be undone, `Uniform` or `Absorbing`.
 
     Args:
-        network: `(x_t int64, time label (B,), **cond) -> (..., K)`.
+        network: `(x_t int64, time input (B,), **cond) -> (..., K)`.
         transition: in continuous time, that resamples.
-        label: the number that the network is fed for a time.
-        offset: added to the output before it is read, a number for each time: by default `scaled_by_noise` for a mask, as released,
-            and `unscaled` elsewhere.
+        time_input: the number that the network is fed for a time.
+        offset: added to the output before it is read, a number for each time: by default `scaled_by_noise` for a mask,
+            as released, and `unscaled` elsewhere.
 
     Raises:
         UsageError: for another process, and one that loses all by t = 1 where the ratios that the network gives then
             say nothing.
     """
 
-    def __init__(self, network: nn.Module, transition: Interpolating, label: Label = thousandths, offset: Label | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        transition: Interpolating,
+        time_input: TimeInput = thousandths,
+        offset: TimeInput | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(transition, Interpolating) or transition.steps is not None:
             raise UsageError(
@@ -245,11 +276,13 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
                 "be undone, such as Absorbing(27, LogLinear()) or Uniform(27, Geometric())"
             )
         refuse_signature(network)
-        self.network, self.transition, self.label = network, transition, label
-        self.offset = offset or (scaled_by_noise if transition.states > transition.levels else unscaled)
+        self.network, self.transition, self.time_input = network, transition, time_input
+        self.offset = offset or (scaled_by_noise if transition.states > transition.categories else unscaled)
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
         left = -torch.log(torch.expm1(transition.noise.total(BEFORE_ONE)))  # of the data, in logarithms
-        if bool((transition.stationary() == 1).any()):  # ratios go to 0 with it under absorption, where an offset says so
+        if bool(
+            (transition.stationary() == 1).any()
+        ):  # ratios go to 0 with it under absorption, where an offset says so
             left = left - self.offset(transition, BEFORE_ONE)
         if float(left) < -LEAST_LEFT:
             raise UsageError(
@@ -261,7 +294,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         """`log m`, `(..., K)`; 0 at x_t itself."""
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
         t = moment(t)
-        out = ask(self, x_t, on_every_row(self.label(self.corruption, t), x_t), cond)
+        out = ask(self, x_t, on_every_row(self.time_input(self.corruption, t), x_t), cond)
         refuse_shape(out, x_t, self.corruption)
         out = _in(at_least_float32(out), dtype)
         out = out + like(self.offset(self.corruption, exact(t).clamp(max=float(BEFORE_ONE))).to(out.device), out)
@@ -270,30 +303,34 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
 
     def time_inputs(self) -> Tensor:
         """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
-        return ends_of(self.label, self.corruption)
+        return ends_of(self.time_input, self.corruption)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self.log_ratio(x_t, t, **cond).exp()
 
-    def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+    def step_distribution(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         t, s = moment(t), moment(s)
         m = self.log_ratio(x_t, t, dtype=torch.float64, **cond).exp()
         t = exact(t).clamp(max=float(BEFORE_ONE))
-        law = self.corruption.undone(m, s, t).clamp(min=0) * self.corruption.likelihood(x_t.long(), s, t)
-        if self.corruption.states > self.corruption.levels:  # x_0 is never masked
-            allowed = F.one_hot(torch.tensor(self.corruption.levels), self.corruption.states).to(m) == 0
-            law = torch.where(like(self.corruption.is_clean(s).to(law.device), law) & ~allowed, 0.0, law)
-        return normalised(law)
+        distribution = self.corruption.undone(m, s, t).clamp(min=0) * self.corruption.likelihood(x_t.long(), s, t)
+        if self.corruption.states > self.corruption.categories:  # x_0 is never masked
+            allowed = F.one_hot(torch.tensor(self.corruption.categories), self.corruption.states).to(m) == 0
+            distribution = torch.where(
+                like(self.corruption.is_clean(s).to(distribution.device), distribution) & ~allowed, 0.0, distribution
+            )
+        return normalized(distribution)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """`log p(x_0 | x_t)`, `(..., K)`."""
-        return self.step_law(x_t, t, CLEAN, **cond).log()
+        return self.step_distribution(x_t, t, CLEAN, **cond).log()
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        return categorical(self.step_law(x_t, t, s, **cond), generator)
+        return categorical(self.step_distribution(x_t, t, s, **cond), generator)
 
-    def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        return Terms(divergence_from(self.corruption, self.step_law(x_t, t, s, **cond), x0, x_t, t, s), None)
+    def divergence(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
+    ) -> Terms:
+        return Terms(divergence_from(self.corruption, self.step_distribution(x_t, t, s, **cond), x0, x_t, t, s), None)
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         t = moment(t)
@@ -302,25 +339,29 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
             return Terms(self.corruption.score_entropy(log_ratio, x0.long(), x_t.long(), t), None)
 
 
-def ends_of(label: Label, transition: Transition) -> Tensor:
-    """The label of the least noisy and of the noisiest time, `(2,)`."""
-    return label(transition, torch.tensor([1 / transition.steps if transition.steps else transition.t_min, 1.0], dtype=torch.float64))
+def ends_of(time_input: TimeInput, transition: Transition) -> Tensor:
+    """The time input of the least noisy and of the noisiest time, `(2,)`."""
+    return time_input(
+        transition,
+        torch.tensor([1 / transition.steps if transition.steps else transition.t_min, 1.0], dtype=torch.float64),
+    )
 
 
-@described
+@serializable("discrete.unscaled", formerly="unnoise.discrete.denoiser.unscaled")
 def unscaled(transition: Transition, t: Tensor) -> Tensor:
     """0: the output as it is."""
     return torch.zeros_like(t)
 
 
-@described
+@serializable("discrete.scaled_by_noise", formerly="unnoise.discrete.denoiser.scaled_by_noise")
 def scaled_by_noise(transition: Transition, t: Tensor) -> Tensor:
-    r"""`-log(exp(total) - 1) - log(levels)`: at masked positions the ratios sum to `kept / (1 - kept)`, whatever the data (SEDD, released).
+    r"""`-log(exp(total) - 1) - log(categories)`: at masked positions the ratios sum to `kept / (1 - kept)`, whatever
+    the data (SEDD, released).
 
-    The released code takes the logarithm of the vocabulary with the mask less one, which is `levels`.
+    The released code takes the logarithm of the vocabulary with the mask less one, which is `categories`.
     """
     total = transition.noise.total(t)
-    return -torch.log(torch.expm1(total)) - math.log(transition.levels)
+    return -torch.log(torch.expm1(total)) - math.log(transition.categories)
 
 
 def refuse_without_integral(denoiser: CategoricalDenoiser) -> None:
@@ -348,14 +389,17 @@ def refuse_without_p0(denoiser: CategoricalDenoiser, name: str) -> None:
         )
 
 
-def divergence_from(transition: Transition, law: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """`KL(q(x_s | x_t, x_0) || law)`, `(...)`, in nats, for a distribution of x_s, `(..., K)`."""
-    truth = transition.posterior(x_t.long(), transition.one_hot(x0.long(), law.dtype), t, s)
-    return categorical_kl(torch.where(truth > transition.rounding, truth, 0.0), law)
+def divergence_from(
+    transition: Transition, distribution: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    """`KL(q(x_s | x_t, x_0) || distribution)`, `(...)`, in nats, for a distribution of x_s, `(..., K)`."""
+    truth = transition.posterior(x_t.long(), transition.one_hot(x0.long(), distribution.dtype), t, s)
+    return categorical_kl(torch.where(truth > transition.rounding, truth, 0.0), distribution)
 
 
-class CategoricalOracle(CleanDenoiser):
-    """The exact posterior of symbols that are drawn independently from one law: what the tests hold bounds and samplers to.
+class AnalyticCategorical(CleanDenoiser):
+    """The exact posterior of symbols that are drawn independently from one law: what the tests hold bounds and samplers
+    to.
 
     Args:
         p: the law, `(K,)`; zero for a mask.
@@ -368,7 +412,7 @@ class CategoricalOracle(CleanDenoiser):
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         joint = self.p * self.corruption.likelihood(x_t, CLEAN, t).to(self.p)
-        return joint[..., : self.corruption.levels].log()
+        return joint[..., : self.corruption.categories].log()
 
 
 def _in(x: Tensor, dtype: torch.dtype | None) -> Tensor:

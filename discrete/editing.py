@@ -13,16 +13,18 @@ from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
 from ..shared.sampler import Sampler, Step, device_of
+from .denoiser import CategoricalDenoiser
+from .transition import Transition
 from .transition.base import as_tokens
 from .unmasking import refuse_others
 
 
-class Infilling(Sampler):
+class Infilling(Sampler[CategoricalDenoiser, Transition]):
     """Known symbols stand clean in every state, and the rest is sampled given them.
 
-    For absorption in a mask of its own a clean symbol is part of an ordinary x_t, so nothing is lost: the rest follows the model's
-    conditional law, as exactly as the sampler follows the joint one. Under other processes a network expects noise at every position:
-    there take `shared.editing.Inpainting`, or `RePaint`.
+    For absorption in a mask of its own a clean symbol is part of an ordinary x_t, so nothing is lost: the rest follows
+    the model's conditional law, as exactly as the sampler follows the joint one. Under other processes a network
+    expects noise at every position: there take `shared.editing.Inpainting`, or `RePaint`.
 
     Args:
         sampler: fills in the rest.
@@ -37,9 +39,14 @@ class Infilling(Sampler):
         super().__init__(sampler.denoiser)
         refuse_others(sampler.denoiser, "Infilling")
         known = torch.as_tensor(known)
-        self.sampler, self.known, self.mask, self.looks_back = sampler, known, checked_mask(mask, known), sampler.looks_back
+        self.sampler, self.known, self.mask, self.looks_back = (
+            sampler,
+            known,
+            checked_mask(mask, known),
+            sampler.looks_back,
+        )
         self.plans = sampler.plans
-        as_tokens(torch.where(self.mask, known, 0), self.corruption.levels, "known")
+        as_tokens(torch.where(self.mask, known, 0), self.corruption.categories, "known")
 
     def times(self, steps: int | Tensor) -> Tensor:
         """Those of the sampler."""
@@ -56,7 +63,9 @@ class Infilling(Sampler):
     def _held(self, x: Tensor) -> Tensor:
         """The state with what is known in its place."""
         if self.known.shape[-1] != x.shape[-1]:
-            raise UsageError(f"{self.known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both one length")
+            raise UsageError(
+                f"{self.known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both one length"
+            )
         self.known, self.mask = self.known.to(x), self.mask.to(x.device)  # copied once
         return torch.where(self.mask, for_every_row(self.known, x, "known"), x)
 
@@ -73,7 +82,10 @@ class Infilling(Sampler):
 
 
 def prefix(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """`(known, mask)` of a signal of `length` that starts with `tokens` `(..., n)`; `known` is `(..., length)`, `mask` `(length,)`."""
+    """`(known, mask)` of a signal of `length` that starts with `tokens` `(..., n)`.
+
+    `known` is `(..., length)`, `mask` `(length,)`.
+    """
     return between(tokens, tokens[..., :0], length)
 
 
@@ -90,7 +102,9 @@ def between(first: Tensor, last: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """
     free = length - first.shape[-1] - last.shape[-1]
     if free < 1:
-        raise UsageError(f"{length - free} known tokens leave nothing to fill in of length={length}: give fewer, or a larger length")
+        raise UsageError(
+            f"{length - free} known tokens leave nothing to fill in of length={length}: give fewer, or a larger length"
+        )
     known = torch.cat([first, first.new_zeros(*first.shape[:-1], free), last], -1)
     place = torch.arange(length, device=first.device)
     return known, (place < first.shape[-1]) | (place >= length - last.shape[-1])

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from ..shared.tensors import at_least_float32
 
-ON_CPU, ON_DEVICE = 2**19, 2**26  # numbers in a block: two megabytes stay near a core, an accelerator wants to be filled
+ON_CPU, ON_DEVICE = (
+    2**19,
+    2**26,
+)  # numbers in a block: two megabytes stay near a core, an accelerator wants to be filled
 
 
 def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
@@ -30,7 +33,9 @@ def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
     return _HalfCrossEntropy.apply(rows, x0.reshape(-1)).view(x0.shape)
 
 
-def uniform_rate(logits: Tensor, x_t: Tensor, x0: Tensor, odds: Tensor, own: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
+def uniform_rate(
+    logits: Tensor, x_t: Tensor, x0: Tensor, odds: Tensor, own: Tensor, excess: Tensor
+) -> tuple[Tensor, Tensor]:
     r"""The rate of the path of uniform resampling over `rate / K`, and `-log p(x_0 | x_t)`.
 
     `sum_(y != x_t) m_y - r_y log m_y + r_y (log r_y - 1)` with the model's ratios `m_y = (h + u p_y) / D`,
@@ -59,9 +64,10 @@ def uniform_divergence(
     r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, and `-log p(x_0 | x_t)`, which it is where
     clean.
 
-    `q_k prop. to back_k (c 1[k = x_0] + d)`, `p_k prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c own_k p0_k + d h`, and `back`
-    cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`. The derivatives are by hand. A `p0(x_0)` below the smallest normal
-    number counts as that number, but for a token that is ruled out (a logit of -inf), whose cost is infinite.
+    `q_k prop. to back_k (c 1[k = x_0] + d)`, `p_k prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`,
+    `w_k = c own_k p0_k + d h`, and `back` cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`. The
+    derivatives are by hand. A `p0(x_0)` below the smallest normal number counts as that number, but for a token that is
+    ruled out (a logit of -inf), whose cost is infinite.
 
     Args:
         logits: `(..., K)`, of any precision.
@@ -78,7 +84,8 @@ def uniform_divergence(
     b, d = (1 - a) / states, (1 - c).masked_fill(clean, states) / states
     same, cases = (x_t == x0).to(at_least_float32(logits[:0]).dtype), []
     for is_same in (0, 1):
-        # The masses of the true law at x_t, at x_0 by way of p0 and at any third symbol, and what does not depend on the model.
+        # The masses of the true law at x_t, at x_0 by way of p0 and at any third symbol, and what does not depend on
+        # the model.
         true_t = c * is_same + d
         z = b + a * true_t
         q_t, seen, rho = live * (a + b) * true_t / z, live * (1 - is_same) * b * c / z, live * b * d / z
@@ -92,7 +99,14 @@ def uniform_divergence(
 
 
 def matrix_divergence(
-    logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, weights: Tensor, evidence: Tensor, clean: Tensor
+    logits: Tensor,
+    x_t: Tensor,
+    x0: Tensor,
+    back: Tensor,
+    ahead: Tensor,
+    weights: Tensor,
+    evidence: Tensor,
+    clean: Tensor,
 ) -> tuple[Tensor, Tensor]:
     r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of any chain, and `-log p(x_0 | x_t)`, which it is where clean.
 
@@ -151,7 +165,12 @@ class _UniformRate(torch.autograd.Function):
             h = own * p_t + others
             factors = _factors(p, (u / h).to(p))
             rate, *by = _rate_from_sums(
-                _sum_log(factors).double(), *(v.double() for v in (p_t, p_0, others, h)), u, own, x_t[rows] == x0[rows], p.shape[1]
+                _sum_log(factors).double(),
+                *(v.double() for v in (p_t, p_0, others, h)),
+                u,
+                own,
+                x_t[rows] == x0[rows],
+                p.shape[1],
             )
             cost, tilt = _posterior_nats(
                 p_t, p_0, logits[rows], x0[rows], excess.to(p), torch.log1p(excess * (x_t[rows] == x0[rows])).to(p)
@@ -161,7 +180,9 @@ class _UniformRate(torch.autograd.Function):
             tilts.append(tilt)
             if ctx.needs_input_grad[0]:
                 by_h = ((1 - own) * p_t / h).to(p)
-                slope = _stored(slope, logits, rows, _slope(p, factors, by_h, x_t[rows], x0[rows], *(v.to(p) for v in by)))
+                slope = _stored(
+                    slope, logits, rows, _slope(p, factors, by_h, x_t[rows], x0[rows], *(v.to(p) for v in by))
+                )
         ctx.save_for_backward(slope, logits, x_t, x0, _joined(tilts))
         return _joined(rates), _joined(costs)
 
@@ -200,7 +221,15 @@ class _UniformDivergence(torch.autograd.Function):
 class _MatrixDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, back: Tensor, ahead: Tensor, weights: Tensor, evidence: Tensor, clean: Tensor
+        ctx: Any,
+        logits: Tensor,
+        x_t: Tensor,
+        x0: Tensor,
+        back: Tensor,
+        ahead: Tensor,
+        weights: Tensor,
+        evidence: Tensor,
+        clean: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         kl, nats = (torch.empty(x0.shape, dtype=ahead.dtype, device=x0.device) for _ in range(2))
@@ -217,13 +246,20 @@ class _MatrixDivergence(torch.autograd.Function):
             from_x_t, true = _rows(back[batch], here_t + offset), _rows(ahead[batch], here_0 + offset)
             q = from_x_t * true
             # Only an x_0 that is ruled out can be impossible: what underflows is not.
-            impossible = (missed & (q > 0)).any(-1) & (logits[some].gather(-1, here_0[..., None]).squeeze(-1) == -torch.inf)
+            impossible = (missed & (q > 0)).any(-1) & (
+                logits[some].gather(-1, here_0[..., None]).squeeze(-1) == -torch.inf
+            )
             true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
             q.div_(true_z)
             here = (z / true_z).log().squeeze(-1) + (true.div_(w).clamp_(min=tiny).log_().mul_(q)).sum(-1)
-            kl[some], nats[some] = torch.where(clean[batch, None], costs, here.masked_fill(impossible, torch.inf)), costs
+            kl[some], nats[some] = (
+                torch.where(clean[batch, None], costs, here.masked_fill(impossible, torch.inf)),
+                costs,
+            )
             if slope is not None:
-                by = r.mul_(from_x_t.div_(z).sub_(q.div_(w)) @ ahead[batch].mT)  # p dKL/dp: p may be too small to be divided out of it
+                by = r.mul_(
+                    from_x_t.div_(z).sub_(q.div_(w)) @ ahead[batch].mT
+                )  # p dKL/dp: p may be too small to be divided out of it
                 by.addcmul_(p, by.sum(-1, keepdim=True), value=-1)
                 of_cost = posterior.scatter_add_(-1, here_0[..., None], -torch.ones_like(p[..., :1]))
                 slope[some] = torch.where(clean[batch, None, None], of_cost, by)
@@ -254,7 +290,9 @@ def _posterior(p: Tensor, evidence: Tensor, logits: Tensor, x0: Tensor) -> tuple
     return posterior, costs.masked_fill(ruled_out, torch.inf)
 
 
-def _posterior_nats(p_t: Tensor, p_0: Tensor, logits: Tensor, x0: Tensor, excess: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+def _posterior_nats(
+    p_t: Tensor, p_0: Tensor, logits: Tensor, x0: Tensor, excess: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
     """`-log p(x_0 | x_t) = log(1 + excess p_t) - gain - log p_0`, inf if x_0 is ruled out, and its slope by
     `log p_t`.
     """
@@ -264,7 +302,15 @@ def _posterior_nats(p_t: Tensor, p_0: Tensor, logits: Tensor, x0: Tensor, excess
 
 
 def _rate_from_sums(
-    total: Tensor, p_t: Tensor, p_0: Tensor, others: Tensor, h: Tensor, u: Tensor, own: Tensor, same: Tensor, states: int
+    total: Tensor,
+    p_t: Tensor,
+    p_0: Tensor,
+    others: Tensor,
+    h: Tensor,
+    u: Tensor,
+    own: Tensor,
+    same: Tensor,
+    states: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""The rate from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`; float64.
 
@@ -305,18 +351,27 @@ def _from_sums(
     u_t, u_0 = odds * p_t, odds * p_0
     w_t = d * h * (1 + own * u_t)
     z = b * h + a * w_t
-    kl = constant + live * (z / h).log() + q_t * (h / w_t).log() - rho * (total - torch.log1p(u_t)) - seen * torch.log1p(u_0)
+    kl = (
+        constant
+        + live * (z / h).log()
+        + q_t * (h / w_t).log()
+        - rho * (total - torch.log1p(u_t))
+        - seen * torch.log1p(u_0)
+    )
     f_t, f_0 = u_t / (1 + u_t), u_0 / (1 + u_0)
     by_h = (q_t - live - rho * f_t + seen * f_0) / h  # h and w_t follow p_t
     by_t = p_t * (live * (a * dw - b * (1 - own)) / z - q_t * dw / w_t - (1 - own) * by_h) + rho * f_t
     return kl, (-rho, by_t, live - 1 - seen * f_0)
 
 
-def _slope(p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by_sum: Tensor, by_t: Tensor, by_0: Tensor) -> Tensor:
+def _slope(
+    p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by_sum: Tensor, by_t: Tensor, by_0: Tensor
+) -> Tensor:
     r"""The gradient by the logits of `by_sum S + by_t log p_t + by_0 log p_0`, `(n, K)`, in place of `factors`.
 
-    With `f_k = u p_k / (h + u p_k)` and `F = sum_k f_k`: `dS / dp_k = f_k / p_k`, to which p_t adds `(1 - own) F / h` by way of h;
-    through the softmax that is `f_k - p_k (F + (1 - own) p_t F / h)`, and more at x_t and x_0. `by_h` is `(1 - own) p_t / h`.
+    With `f_k = u p_k / (h + u p_k)` and `F = sum_k f_k`: `dS / dp_k = f_k / p_k`, to which p_t adds `(1 - own) F / h`
+    by way of h; through the softmax that is `f_k - p_k (F + (1 - own) p_t F / h)`, and more at x_t and x_0. `by_h` is
+    `(1 - own) p_t / h`.
     """
     inverse = factors.reciprocal_()  # 1 - f
     through = by_sum * (p.shape[1] - inverse.sum(-1))
@@ -325,7 +380,9 @@ def _slope(p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by
     return grad.scatter_add_(1, x_t[:, None], own[:, None]).scatter_add_(1, x0[:, None], by_0[:, None])
 
 
-def _scaled(slope: Tensor, logits: Tensor, x_t: Tensor, x0: Tensor, tilt: Tensor, of_kl: Tensor | None, of_nats: Tensor | None) -> Tensor:
+def _scaled(
+    slope: Tensor, logits: Tensor, x_t: Tensor, x0: Tensor, tilt: Tensor, of_kl: Tensor | None, of_nats: Tensor | None
+) -> Tensor:
     """The gradient by the logits `(N, K)`: `slope` is that of the divergence, `tilt` that of the cost by
     `log p_t`.
     """
@@ -357,7 +414,10 @@ def _factors(p: Tensor, odds: Tensor) -> Tensor:
 
 
 def _sum_log(x: Tensor) -> Tensor:
-    """`sum_k log x_k`, `(n,)`; as `log x + log y = log(x y)`, half of the logarithms do. A product overflows from x = 1e18 on."""
+    """`sum_k log x_k`, `(n,)`; as `log x + log y = log(x y)`, half of the logarithms do.
+
+    A product overflows from x = 1e18 on.
+    """
     half = x.shape[1] // 2
     total = (x[:, :half] * x[:, half : 2 * half]).log_().sum(-1)
     return total + x[:, -1].log() if x.shape[1] % 2 else total

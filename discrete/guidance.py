@@ -1,7 +1,7 @@
 """Guidance of categorical denoisers: a guided denoiser is a denoiser, so every sampler takes it.
 
-As in `shared.guidance` the strength of classifier-free guidance is w, 0 without guidance. `shared.guidance.ConditionDropout` trains for
-it, around any objective.
+As in `shared.guidance` the strength of classifier-free guidance is w, 0 without guidance.
+`shared.guidance.ConditionDropout` trains for it, around any objective.
 """
 
 from __future__ import annotations
@@ -15,65 +15,78 @@ from torch import Tensor, nn
 
 from ..shared.calling import cast, precision, refuse_no_tensor
 from ..shared.denoiser import taken
-from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.gaussian.guidance import NO_NULL, refuse_without
 from ..shared.gradients import gradients
-from ..shared.guidance import NO_NULL, refuse_without
 from ..shared.random import Source, categorical
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32
 from .denoiser import CategoricalDenoiser, CleanDenoiser, divergence_from, refuse_without_p0
-from .transition.base import CLEAN, Terms, normalised
-from .transition.plain import score_entropy
+from .transition.base import CLEAN, Terms, normalized
+from .transition.generic import score_entropy
 
 FLOOR = math.log(1e-30)  # of what is taken away: where neither half gives a chance there is none
 LogProb: TypeAlias = Callable[..., Tensor]
 Change: TypeAlias = Callable[[LogProb, Tensor, Tensor, int, dict[str, Any]], Tensor]
 
 
-@described
+@serializable("discrete.ClassifierFree", formerly="unnoise.discrete.guidance.ClassifierFree")
 class ClassifierFree(CleanDenoiser):
-    r"""`log p = (1 + w) log p0(x_0 | x_t, c) - w log p0(x_0 | x_t)`, normalised, at each position (Ho & Salimans 2022, eq. 6, for symbols).
+    r"""`log p = (1 + w) log p0(x_0 | x_t, c) - w log p0(x_0 | x_t)`, normalised, at each position (Ho & Salimans 2022,
+    eq. 6, for symbols).
 
-    On absorption it is Schiff et al.'s (2025) and Nisonoff et al.'s (2024) guidance without a classifier. A symbol without a chance under
-    the condition stays without. Two evaluations, one for w = 0.
+    On absorption it is Schiff et al.'s (2025) and Nisonoff et al.'s (2024) guidance without a classifier. A symbol
+    without a chance under the condition stays without. Two evaluations, one for w = 0.
 
     Args:
         denoiser: a conditional one, trained with `ConditionDropout`.
         w: strength, above -1; the "guidance scale" of other code is 1 + w.
         condition: the condition to strengthen; all others go to both halves.
-        null: what stands for no condition, for one example, as in training; None leaves the condition out, which for this package's
-            networks is their own null.
+        null: what stands for no condition, for one example, as in training; None leaves the condition out, which for
+            this package's networks is their own null.
 
     Raises:
-        UsageError: for other strengths, and where the denoiser's network says that it does not take the condition, or does not say what
-            stands for none.
+        UsageError: for other strengths, and where the denoiser's network says that it does not take the condition, or
+            does not say what stands for none.
     """
 
-    def __init__(self, denoiser: CleanDenoiser, w: float, condition: str = "label", null: Tensor | int | None = None) -> None:
+    def __init__(
+        self, denoiser: CleanDenoiser, w: float, condition: str = "label", null: Tensor | int | None = None
+    ) -> None:
         super().__init__()
         refuse_without_p0(denoiser, "ClassifierFree")
         refuse_without(denoiser, condition)
         if not w > -1:
-            raise UsageError(f"w={w}: give a strength above -1, 0 for the condition as it is; to sample without it leave it out")
+            raise UsageError(
+                f"w={w}: give a strength above -1, 0 for the condition as it is; to sample without it leave it out"
+            )
         networks = [m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)]
         if null is None and not all(hasattr(network, "null") for network in networks):
             raise UsageError(NO_NULL.format(condition=condition))
         if not (null is None or isinstance(null, int | Tensor)):
-            raise UsageError(f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training")
+            raise UsageError(
+                f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training"
+            )
         self.denoiser, self.w, self.condition, self.null = denoiser, w, condition, null
         self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         if self.condition not in cond:
-            raise UsageError(f"guidance needs the condition: give {self.condition}=..., or sample the denoiser without guidance")
+            raise UsageError(
+                f"guidance needs the condition: give {self.condition}=..., or sample the denoiser without guidance"
+            )
         logits = self.denoiser.logits(x_t, t, **cond)
         if self.w == 0:
             return logits
         others = {name: value for name, value in cond.items() if name != self.condition}
         if self.null is not None:
             value, null = cond[self.condition], self.null
-            others[self.condition] = torch.full_like(value, null) if isinstance(null, int) else null.to(value).expand_as(value)
-        conditional, free = (at_least_float32(out).log_softmax(-1) for out in (logits, self.denoiser.logits(x_t, t, **others)))
+            others[self.condition] = (
+                torch.full_like(value, null) if isinstance(null, int) else null.to(value).expand_as(value)
+            )
+        conditional, free = (
+            at_least_float32(out).log_softmax(-1) for out in (logits, self.denoiser.logits(x_t, t, **others))
+        )
         return (1 + self.w) * conditional - self.w * free.clamp(min=FLOOR)
 
 
@@ -93,9 +106,10 @@ def log_probs(classifier: LogProb, hot: Tensor, t: Tensor, cond: dict[str, Any])
     return at_least_float32(out)
 
 
-@described
+@serializable("discrete.first_order", formerly="unnoise.discrete.guidance.first_order")
 def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
-    r"""`log p(c | x_t with k at i) - log p(c | x_t)` by its gradient at the one-hot x_t, `g_ik - g_i(x_t)`, `(..., K)`: one evaluation.
+    r"""`log p(c | x_t with k at i) - log p(c | x_t)` by its gradient at the one-hot x_t, `g_ik - g_i(x_t)`, `(..., K)`:
+    one evaluation.
 
     Nisonoff et al. (2024, there the Taylor-approximated guidance, TAG); Vignac et al. (2023, section 5).
     """
@@ -105,9 +119,12 @@ def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: 
     return gradient - gradient.gather(-1, x_t[..., None])
 
 
-@described
-def every_neighbour(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
-    """The same difference exactly, `(..., K)`: an evaluation for each symbol at each position (Nisonoff et al. 2024)."""
+@serializable("discrete.every_neighbor", formerly="unnoise.discrete.guidance.every_neighbour")
+def every_neighbor(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
+    """The same difference exactly, `(..., K)`: an evaluation for each symbol at each position.
+
+    Nisonoff et al. 2024.
+    """
     flat = x_t.flatten(1)
 
     def log_prob(x: Tensor) -> Tensor:
@@ -122,22 +139,26 @@ def every_neighbour(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, co
     return torch.stack(out, 1).view(*x_t.shape, states)
 
 
-@described
+@serializable("discrete.ClassifierGuided", formerly="unnoise.discrete.guidance.ClassifierGuided")
 class ClassifierGuided(CategoricalDenoiser):
-    r"""`p(x_s = k | x_t, c) prop. to p(x_s = k | x_t) exp(scale (log p(c | x_t with k) - log p(c | x_t)))` at each position.
+    r"""`p(x_s = k | x_t, c) prop. to p(x_s = k | x_t) exp(scale (log p(c | x_t with k) - log p(c | x_t)))` at each
+    position.
 
-    The ratios `q_t(y) / q_t(x_t)`, and so the rates of `Euler` and `TauLeaping`, are multiplied by the same factor, which for scale 1 and
-    a perfect classifier is Bayes' rule (Nisonoff et al. 2024); a step law meets it as steps become small (Vignac et al. 2023,
-    section 5).
+    The ratios `q_t(y) / q_t(x_t)`, and so the rates of `Euler` and `TauLeaping`, are multiplied by the same factor,
+    which for scale 1 and a perfect classifier is Bayes' rule (Nisonoff et al. 2024); a step law meets it as steps
+    become small (Vignac et al. 2023, section 5).
 
     Args:
         denoiser: unconditional or conditional.
-        classifier: `log_prob(one_hot (B, ..., K), t, **cond) -> (B,)` of noisy symbols, float32 in; `cond` names the class.
+        classifier: `log_prob(one_hot (B, ..., K), t, **cond) -> (B,)` of noisy symbols, float32 in; `cond` names the
+            class.
         scale: 1 for Bayes' rule, 0 for none.
-        change: how the difference is found: `first_order`, or `every_neighbour`.
+        change: how the difference is found: `first_order`, or `every_neighbor`.
     """
 
-    def __init__(self, denoiser: CategoricalDenoiser, classifier: LogProb, scale: float = 1.0, change: Change = first_order) -> None:
+    def __init__(
+        self, denoiser: CategoricalDenoiser, classifier: LogProb, scale: float = 1.0, change: Change = first_order
+    ) -> None:
         super().__init__()
         self.denoiser, self.classifier, self.scale, self.change = denoiser, classifier, scale, change
         self.corruption, self.conditions = denoiser.corruption, None
@@ -153,24 +174,30 @@ class ClassifierGuided(CategoricalDenoiser):
         """`scale (log p(c | x_t with k) - log p(c | x_t))`, 0 at x_t itself, `(..., K)`."""
         return self.scale * self.change(self.classifier, x_t.long(), t, self.corruption.states, cond)
 
-    def step_law(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        law = self.denoiser.step_law(x_t, t, s, **taken(self.denoiser, cond))
-        tilt = torch.where(law > 0, self.tilt(x_t, t, **cond).to(law), -torch.inf)
-        return normalised(law * torch.exp(tilt - tilt.amax(-1, keepdim=True)))
+    def step_distribution(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        distribution = self.denoiser.step_distribution(x_t, t, s, **taken(self.denoiser, cond))
+        tilt = torch.where(distribution > 0, self.tilt(x_t, t, **cond).to(distribution), -torch.inf)
+        return normalized(distribution * torch.exp(tilt - tilt.amax(-1, keepdim=True)))
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.step_law(x_t, t, CLEAN, **cond).log()
+        return self.step_distribution(x_t, t, CLEAN, **cond).log()
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        return categorical(self.step_law(x_t, t, s, **cond), generator)
+        return categorical(self.step_distribution(x_t, t, s, **cond), generator)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        ratio = self.denoiser.ratio(x_t, t, **taken(self.denoiser, cond)).double()  # a strong classifier's factor leaves float32
+        ratio = self.denoiser.ratio(
+            x_t, t, **taken(self.denoiser, cond)
+        ).double()  # a strong classifier's factor leaves float32
         return ratio * self.tilt(x_t, t, **cond).double().exp()
 
-    def divergence(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        law = self.step_law(x_t, t, s, **cond)
-        return Terms(divergence_from(self.corruption, law.to(dtype or law.dtype), x0, x_t, t, s), None)
+    def divergence(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
+    ) -> Terms:
+        distribution = self.step_distribution(x_t, t, s, **cond)
+        return Terms(
+            divergence_from(self.corruption, distribution.to(dtype or distribution.dtype), x0, x_t, t, s), None
+        )
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         ratio = self.ratio(x_t, t, **cond)

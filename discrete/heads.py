@@ -1,4 +1,7 @@
-"""How a network's output becomes logits of x_0: `(out, x_t, transition) -> (..., levels)`, unnormalised `log p0`."""
+"""How a network's output becomes logits of x_0.
+
+`(out, x_t, transition) -> (..., categories)`, unnormalised `log p0`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32
 from .transition import Transition
 
 Head: TypeAlias = Callable[[Tensor, Tensor, Transition], Tensor]
 
 
-@described
+@serializable("discrete.direct", formerly="unnoise.discrete.heads.direct")
 def direct(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     """The output `(..., K)` itself; what it says of a mask that the transition adds is left out, since x_0 is never
     masked.
@@ -25,18 +28,18 @@ def direct(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
         UsageError: for an output of another shape than one logit for each token at each position.
     """
     refuse_shape(out, x_t, transition)
-    return out[..., : transition.levels]
+    return out[..., : transition.categories]
 
 
-@described
+@serializable("discrete.residual", formerly="unnoise.discrete.heads.residual")
 def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     """The output plus one at x_t, as in D3PM's image runs (Austin et al. 2021, appendix B.2)."""
     logits = direct(out, x_t, transition)
-    known = x_t < transition.levels
-    return logits.scatter_add(-1, x_t.clamp(max=transition.levels - 1)[..., None], known[..., None].to(logits))
+    known = x_t < transition.categories
+    return logits.scatter_add(-1, x_t.clamp(max=transition.categories - 1)[..., None], known[..., None].to(logits))
 
 
-@described
+@serializable("discrete.carried", formerly="unnoise.discrete.heads.carried")
 def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     """A token that is not the mask is certain to be x_0: MDLM's SUBS (Sahoo et al. 2024, section 3.2.3).
 
@@ -45,18 +48,19 @@ def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     """
     refuse_head(carried, transition)
     logits = direct(out, x_t, transition)
-    known = (x_t < transition.levels)[..., None]
+    known = (x_t < transition.categories)[..., None]
     blank = logits.masked_fill(known, -torch.inf)
-    at = x_t.clamp(max=transition.levels - 1)[..., None]
+    at = x_t.clamp(max=transition.categories - 1)[..., None]
     return blank.scatter(-1, at, torch.where(known, torch.zeros_like(logits[..., :1]), blank.gather(-1, at)))
 
 
-@described
+@serializable("discrete.logistic", formerly="unnoise.discrete.heads.logistic")
 def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     r"""A logistic law on ordered levels, cut off at the ends: `logit_k = log(sigmoid(z_k + h) - sigmoid(z_k - h))`.
 
-    The output `(..., 2)` holds m and s: `mu = tanh(m + x_t)` with x_t on [-1, 1], `z_k = (level_k - mu) exp(2 - s)` with levels evenly
-    over [-1, 1], and h is half of their spacing times the same inverse scale (Austin et al. 2021, appendix B.2, as released).
+    The output `(..., 2)` holds m and s: `mu = tanh(m + x_t)` with x_t on [-1, 1], `z_k = (level_k - mu) exp(2 - s)`
+    with levels evenly over [-1, 1], and h is half of their spacing times the same inverse scale (Austin et al. 2021,
+    appendix B.2, as released).
 
     Raises:
         UsageError: for an output that is not two numbers a position.
@@ -66,13 +70,17 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
             f"the logistic head reads two numbers a position, (*x_t.shape, 2), not {tuple(out.shape)} for x_t {tuple(x_t.shape)}: "
             "build the network with levels=..., logits=2"
         )
-    out, levels = at_least_float32(out), transition.levels
-    centre = torch.tanh(out[..., :1] + (2 * x_t.to(out.dtype) / (levels - 1) - 1)[..., None])
+    out, categories = at_least_float32(out), transition.categories
+    center = torch.tanh(out[..., :1] + (2 * x_t.to(out.dtype) / (categories - 1) - 1)[..., None])
     inverse = torch.exp(2 - out[..., 1:])
-    k = torch.linspace(-1, 1, levels, dtype=out.dtype, device=out.device)
-    upper, lower = (k - centre + 1 / (levels - 1)) * inverse, (k - centre - 1 / (levels - 1)) * inverse
+    k = torch.linspace(-1, 1, categories, dtype=out.dtype, device=out.device)
+    upper, lower = (k - center + 1 / (categories - 1)) * inverse, (k - center - 1 / (categories - 1)) * inverse
     # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): a sum in logarithms, without cancellation.
-    return torch.nn.functional.logsigmoid(upper) + torch.nn.functional.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    return (
+        torch.nn.functional.logsigmoid(upper)
+        + torch.nn.functional.logsigmoid(-lower)
+        + torch.log(-torch.expm1(lower - upper))
+    )
 
 
 def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
@@ -81,8 +89,8 @@ def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
     Raises:
         UsageError: with the shape that is read.
     """
-    if out.shape[:-1] != x_t.shape or out.shape[-1] not in (transition.levels, transition.states):
-        sizes = " or ".join(str(n) for n in dict.fromkeys((transition.levels, transition.states)))
+    if out.shape[:-1] != x_t.shape or out.shape[-1] not in (transition.categories, transition.states):
+        sizes = " or ".join(str(n) for n in dict.fromkeys((transition.categories, transition.states)))
         raise UsageError(
             f"the network gave {tuple(out.shape)} for x_t {tuple(x_t.shape)}: give one number for each token at each position, "
             f"(*x_t.shape, {sizes}), the vocabulary last{turned(out, x_t, transition)}"
@@ -91,7 +99,7 @@ def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
 
 def turned(out: Tensor, x_t: Tensor, transition: Transition) -> str:
     """How an output whose vocabulary stands elsewhere is turned; nothing for others."""
-    sizes = (transition.levels, transition.states)
+    sizes = (transition.categories, transition.states)
     for axis in range(1, out.ndim - 1):
         if out.shape[axis] in sizes and (*out.shape[:axis], *out.shape[axis + 1 :]) == tuple(x_t.shape):
             return f": return out.movedim({axis}, -1)"

@@ -11,48 +11,65 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from ..shared.errors import UsageError
-from .schedules import Constant, NoiseSchedule, Steps, check_steps
+from .schedules import ConstantNoise, NoiseSchedule, TabulatedNoise, check_steps
 from .transition import Transition
 
-LONGEST, BISECTIONS, AT_ONCE = 1e5, 80, 2**22  # events at which all is lost, as released; halvings of log-time; numbers held at a time
-FEW, EVEN = 256, (torch.arange(32, dtype=torch.float64) + 0.5) / 32  # symbols that are all looked at; where to look among more
+LONGEST, BISECTIONS, AT_ONCE = (
+    1e5,
+    80,
+    2**22,
+)  # events at which all is lost, as released; halvings of log-time; numbers held at a time
+FEW, EVEN = (
+    256,
+    (torch.arange(32, dtype=torch.float64) + 0.5) / 32,
+)  # symbols that are all looked at; where to look among more
 
 
 def mutual_information(
     build: Callable[[NoiseSchedule], Transition], frequencies: Tensor, steps: int, among: Tensor | None = None
 ) -> NoiseSchedule:
-    r"""The table by which `I(x_n; x_0) / H(x_0) = 1 - n / T`: each step erases an equal share (Austin et al. 2021, appendix A).
+    r"""The table by which `I(x_n; x_0) / H(x_0) = 1 - n / T`: each step erases an equal share (Austin et al. 2021,
+    appendix A).
 
-    Information falls with the number of events, so each row is found by bisection; of more than 256 symbols between numbers of events a
-    factor of `sqrt(2)` apart, at which alone it is computed. For `Absorbing` the betas are `reciprocal(steps)`, whatever the frequencies.
+    Information falls with the number of events, so each row is found by bisection; of more than 256 symbols between
+    numbers of events a factor of `sqrt(2)` apart, at which alone it is computed. For `Absorbing` the betas are
+    `reciprocal(steps)`, whatever the frequencies.
 
     Args:
         build: a schedule to a transition that takes one, such as `lambda schedule: Uniform(27, schedule)`.
-        frequencies: the law of a symbol of the data, `(levels,)`.
+        frequencies: the law of a symbol of the data, `(categories,)`.
         steps: T.
-        among: symbols x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, and of more than 256 for 32 at even distances along
-            the frequencies, which stand for all.
+        among: symbols x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, and of more than 256 for 32 at
+            even distances along the frequencies, which stand for all.
 
     Raises:
         UsageError: for frequencies that are no law, and for a process in which information survives.
     """
     check_steps(steps)
-    transition, p = build(Constant(LONGEST)), frequencies.detach().double()
-    if p.shape != (transition.levels,) or bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
-        raise UsageError(f"frequencies must be {transition.levels} numbers of sum 1, not {tuple(p.shape)} of sum {float(p.sum()):.6g}")
+    transition, p = build(ConstantNoise(LONGEST)), frequencies.detach().double()
+    if p.shape != (transition.categories,) or bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
+        raise UsageError(
+            f"frequencies must be {transition.categories} numbers of sum 1, not {tuple(p.shape)} of sum {float(p.sum()):.6g}"
+        )
     if float(p.max()) == 1:
-        raise UsageError("frequencies of one symbol alone hold no information to erase: count those of text with two or more")
+        raise UsageError(
+            "frequencies of one symbol alone hold no information to erase: count those of text with two or more"
+        )
     if among is None and len(p) > FEW:
         symbols, counts = torch.searchsorted(p.cumsum(0), EVEN).clamp(max=len(p) - 1).unique(return_counts=True)
     else:
         symbols = torch.arange(len(p)) if among is None else among
         counts = p[symbols]
     clean, share = transition.one_hot(symbols, torch.float64), counts / counts.sum()
-    data = torch.nn.functional.pad(p, (0, transition.states - transition.levels))
+    data = torch.nn.functional.pad(p, (0, transition.states - transition.categories))
 
-    def left(law: Tensor, marginal: Tensor) -> Tensor:
-        """The share of the information that is left where x_t has these laws, `(B, symbols, K)` given x_0 and `(B, 1, K)`."""
-        information = (share[:, None] * torch.xlogy(law, law)).sum((1, 2)) - torch.xlogy(marginal, marginal).sum((1, 2))
+    def left(distribution: Tensor, marginal: Tensor) -> Tensor:
+        """The share of the information that is left where x_t has these laws, `(B, symbols, K)` given x_0 and
+        `(B, 1, K)`.
+        """
+        information = (share[:, None] * torch.xlogy(distribution, distribution)).sum((1, 2)) - torch.xlogy(
+            marginal, marginal
+        ).sum((1, 2))
         return information / -torch.xlogy(p, p).sum()
 
     def at(t: Tensor) -> Tensor:
@@ -82,11 +99,13 @@ def mutual_information(
             above = torch.cat([middle.new_zeros(0), *(at(part.exp()) for part in middle.split(rows))]) > target
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         events = ((low + high) / 2).exp()
-    return Steps(torch.cat([p.new_zeros(1), LONGEST * events, p.new_full((1,), LONGEST)]).diff())
+    return TabulatedNoise(torch.cat([p.new_zeros(1), LONGEST * events, p.new_full((1,), LONGEST)]).diff())
 
 
 def _inverse(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> Tensor:
-    """Where a falling function that is known at x, and before them is 1, has the values `target`, by monotone cubic interpolation."""
+    """Where a falling function that is known at x, and before them is 1, has the values `target`, by monotone cubic
+    interpolation.
+    """
     falling = np.concatenate([[True], np.diff(y) < 0])
     fine = np.linspace(x[0], x[falling][-1], 64 * len(x))
     curve = PchipInterpolator(x[falling], y[falling])(fine)

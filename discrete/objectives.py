@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Draw, Loss, Objective, independent
 from ..shared.random import Source
+from ..shared.serialization import serializable
 from ..shared.tensors import full_precision
 from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_integral, refuse_without_p0
 from .transition.base import as_tokens
 
 
-@described
-class Hybrid(Objective):
+@serializable("discrete.D3PMLoss", formerly="unnoise.discrete.objectives.Hybrid")
+class D3PMLoss(Objective[CategoricalDenoiser]):
     r"""`L_n + lambda E[-log p(x_0 | x_n)]`, mean over dimensions, in nats (Austin et al. 2021, eq. 5).
 
     `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it is `-log p(x_0 | x_1)`. Beside
@@ -40,17 +40,21 @@ class Hybrid(Objective):
         UsageError: for a process in continuous time, which has no L_n.
     """
 
-    def __init__(self, denoiser: CategoricalDenoiser, ce: float = 0.001, times: Draw = independent, padding: int | None = None) -> None:
+    def __init__(
+        self, denoiser: CategoricalDenoiser, ce: float = 0.001, times: Draw = independent, padding: int | None = None
+    ) -> None:
         super().__init__()
         if denoiser.corruption.steps is None:
-            raise UsageError("this process runs in continuous time and has no L_n: train it with ContinuousBound, or give it a table")
+            raise UsageError(
+                "this process runs in continuous time and has no L_n: train it with ContinuousBound, or give it a table"
+            )
         if ce:
             refuse_without_p0(denoiser, f"ce={ce}")
         self.denoiser, self.ce, self.times, self.padding = denoiser, ce, times, padding
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        x0 = as_tokens(x0, transition.levels, "x_0")
+        x0 = as_tokens(x0, transition.categories, "x_0")
         with full_precision(x0):
             x_t = transition.corrupt(x0, t, generator=generator)
         term, cross_entropy = self.denoiser.divergence(x0, x_t, t, transition.before(t), **cond)
@@ -59,9 +63,10 @@ class Hybrid(Objective):
         return with_cross_entropy(term, cross_entropy, self.ce, x0, self.padding, parts, t)
 
 
-@described
-class ContinuousBound(Objective):
-    r"""The bound in continuous time at one time, `(1 - t_min)` times the rate of the path plus `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
+@serializable("discrete.ContinuousBound", formerly="unnoise.discrete.objectives.ContinuousBound")
+class ContinuousBound(Objective[CategoricalDenoiser]):
+    r"""The bound in continuous time at one time, `(1 - t_min)` times the rate of the path plus
+    `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
 
     One formula for MDLM (absorption: cross-entropy weighted by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10),
     for the CTMC bound of tauLDR (Campbell et al. 2022, eq. 6, with its jump integrated out and so one pass of the
@@ -80,10 +85,14 @@ class ContinuousBound(Objective):
         UsageError: for a table, which has no rates, and a path whose integral is infinite.
     """
 
-    def __init__(self, denoiser: CategoricalDenoiser, ce: float = 0.0, times: Draw = independent, padding: int | None = None) -> None:
+    def __init__(
+        self, denoiser: CategoricalDenoiser, ce: float = 0.0, times: Draw = independent, padding: int | None = None
+    ) -> None:
         super().__init__()
         if denoiser.corruption.steps is not None:
-            raise UsageError("a table has no rates: train it with Hybrid, or give the process a schedule such as LogLinear()")
+            raise UsageError(
+                "a table has no rates: train it with Hybrid, or give the process a schedule such as LogLinear()"
+            )
         refuse_without_integral(denoiser)
         if ce:
             refuse_without_p0(denoiser, f"ce={ce}")
@@ -91,7 +100,7 @@ class ContinuousBound(Objective):
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        x0 = as_tokens(x0, transition.levels, "x_0")
+        x0 = as_tokens(x0, transition.categories, "x_0")
         with full_precision(x0):
             x_t = transition.corrupt(x0, t, generator=generator)
         rate, cross_entropy = self.denoiser.path_rate(x0, x_t, t, **cond)
@@ -100,8 +109,8 @@ class ContinuousBound(Objective):
         return with_cross_entropy(bound, cross_entropy, self.ce, x0, self.padding, parts, t)
 
 
-@described
-class CrossEntropy(Objective):
+@serializable("discrete.CrossEntropy", formerly="unnoise.discrete.objectives.CrossEntropy")
+class CrossEntropy(Objective[CategoricalDenoiser]):
     """`E[-log p(x_0 | x_t)]` alone, mean over dimensions, in nats: the bound with another weight for each time.
 
     Args:
@@ -121,7 +130,7 @@ class CrossEntropy(Objective):
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         transition = self.denoiser.corruption
-        x0 = as_tokens(x0, transition.levels, "x_0")
+        x0 = as_tokens(x0, transition.categories, "x_0")
         with full_precision(x0):
             x_t = transition.corrupt(x0, t, generator=generator)
         nats = mean_over(self.denoiser.cross_entropy(x0, x_t, t, **cond), x0, self.padding)
@@ -129,7 +138,13 @@ class CrossEntropy(Objective):
 
 
 def with_cross_entropy(
-    bound: Tensor, cross_entropy: Tensor | None, ce: float, x0: Tensor, padding: int | None, parts: dict[str, Tensor], t: Tensor
+    bound: Tensor,
+    cross_entropy: Tensor | None,
+    ce: float,
+    x0: Tensor,
+    padding: int | None,
+    parts: dict[str, Tensor],
+    t: Tensor,
 ) -> Loss:
     """A bound `(B,)` plus lambda times the cross-entropy, where there is one."""
     if cross_entropy is None:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.serialization import serializable
 from .transition.base import ReverseModel, Transition, as_tokens
 
 
-@described
+@serializable("discrete.Product", formerly="unnoise.discrete.reverse.Product")
 @dataclass(frozen=True)
 class Product(ReverseModel):
-    r"""`p(x_s | x_t) prop. to sum_x0 q(x_s, x_t | x_0) p0(x_0) = Q_(s->t)[x_s, x_t] (p0 Q_(0->s))[x_s]` (Austin et al. 2021, eq. 4).
+    r"""`p(x_s | x_t) prop. to sum_x0 q(x_s, x_t | x_0) p0(x_0) = Q_(s->t)[x_s, x_t] (p0 Q_(0->s))[x_s]` (Austin et al.
+    2021, eq. 4).
 
     The output p0 is read as the leave-one-out posterior, `p(x_0 | x_t)` over `q(x_t | x_0)`: the factor
     `Q_(s->t)[x_s, x_t]` brings in x_t's own evidence. In the first row of a table, from which the step leads to x_0,
@@ -37,7 +38,7 @@ class Product(ReverseModel):
         return transition.first_row(t)
 
 
-@described
+@serializable("discrete.Marginal", formerly="unnoise.discrete.reverse.Marginal")
 @dataclass(frozen=True)
 class Marginal(ReverseModel):
     r"""`p(x_s | x_t) = sum_x0 q(x_s | x_t, x_0) p0(x_0)`: the output is read as the posterior `p(x_0 | x_t)`."""
@@ -51,14 +52,14 @@ def to_posterior(transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor)
 
     Args:
         transition: what corrupted x_t.
-        log_p0: the leave-one-out posterior of each position, given the noisy tokens at all others, `(..., levels)`,
+        log_p0: the leave-one-out posterior of each position, given the noisy tokens at all others, `(..., categories)`,
             in logarithms.
         x_t: `(...)`.
         t: a scalar or `(B,)`.
 
     Returns:
-        `(..., levels)`, normalized. Where log_p0 rules out all x_0 that can lead to x_t it is that of a log_p0 without
-        preference.
+        `(..., categories)`, normalized. Where log_p0 rules out all x_0 that can lead to x_t it is that of a log_p0
+        without preference.
     """
     evidence = transition.log_evidence(as_tokens(x_t, transition.states, "x_t"), t).to(log_p0)
     return possible(log_p0 + evidence, evidence).log_softmax(-1)

@@ -14,7 +14,7 @@ from ..shared.sampler import Sampler
 from ..shared.tensors import like
 from .denoiser import CategoricalDenoiser
 from .transition import Transition
-from .transition.base import as_tokens, normalised
+from .transition.base import as_tokens, normalized
 
 Last: TypeAlias = Callable[[Tensor, Source], Tensor]
 
@@ -24,16 +24,18 @@ def most_likely(p: Tensor, generator: Source = None) -> Tensor:
     return p.argmax(-1)
 
 
-class Ancestral(Sampler):
-    r"""Draws `x_s ~ p(x_s | x_t)`, with exact posteriors over any stride (Austin et al. 2021, eq. 4; Hoogeboom et al. 2021).
+class Ancestral(Sampler[CategoricalDenoiser, Transition]):
+    r"""Draws `x_s ~ p(x_s | x_t)`, with exact posteriors over any stride (Austin et al. 2021, eq. 4; Hoogeboom et al.
+    2021).
 
-    On a `ScoreEntropyDenoiser` it is SEDD's analytic sampler, `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]` with its
-    denoising step at the end (Lou et al. 2024, eq. 19), and on absorption with the head `carried` MDLM's (Sahoo et al. 2024, eq. 7).
+    On a `ScoreEntropyDenoiser` it is SEDD's analytic sampler,
+    `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]` with its denoising step at the end (Lou et al. 2024,
+    eq. 19), and on absorption with the head `carried` MDLM's (Sahoo et al. 2024, eq. 7).
 
     Args:
         denoiser: with its reverse model.
-        last: what to make of `p(x_0 | x_t)` at the end: `most_likely` as in D3PM, or `categorical`, a draw, as in multinomial diffusion
-            and for text.
+        last: what to make of `p(x_0 | x_t)` at the end: `most_likely` as in D3PM, or `categorical`, a draw, as in
+            multinomial diffusion and for text.
     """
 
     def __init__(self, denoiser: CategoricalDenoiser, last: Last = most_likely) -> None:
@@ -42,15 +44,16 @@ class Ancestral(Sampler):
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if self.corruption.is_clean(s):
-            return self.last(self.denoiser.step_law(x, t, s, **cond), generator)
+            return self.last(self.denoiser.step_distribution(x, t, s, **cond), generator)
         return self.denoiser.draw(x, t, s, generator=generator, **cond)
 
 
-class Euler(Sampler):
-    r"""`p(x_s | x_t) = delta_(x_t) + (t - s) R_hat_t(x_t, .)`, at each position by itself (Lou et al. 2024, eq. 18; Campbell et al. 2022).
+class Euler(Sampler[CategoricalDenoiser, Transition]):
+    r"""`p(x_s | x_t) = delta_(x_t) + (t - s) R_hat_t(x_t, .)`, at each position by itself (Lou et al. 2024, eq. 18;
+    Campbell et al. 2022).
 
-    Of order one in the step. Where a step is so long that `1 - (t - s) sum_y R_hat(x_t, y)` would be negative, it is 0 and the rest is
-    normalised. The last step, to s = 0, is the denoiser's own law.
+    Of order one in the step. Where a step is so long that `1 - (t - s) sum_y R_hat(x_t, y)` would be negative, it is 0
+    and the rest is normalised. The last step, to s = 0, is the denoiser's own law.
 
     Args:
         denoiser: of a process in continuous time.
@@ -65,23 +68,25 @@ class Euler(Sampler):
         refuse_table(denoiser.corruption, "Euler")
         self.last = last
 
-    def law(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+    def distribution(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`p(x_s | x_t)`, `(..., K)`, normalised."""
         if s == 0:
-            return self.denoiser.step_law(x, t, s, **cond)
+            return self.denoiser.step_distribution(x, t, s, **cond)
         jumps = reverse_rates(self.denoiser, x, t, **cond)
         jumps = like(t - s, jumps) * jumps
-        return normalised(jumps.scatter(-1, x.long()[..., None], (1 - jumps.sum(-1, keepdim=True)).clamp(min=0)))
+        return normalized(jumps.scatter(-1, x.long()[..., None], (1 - jumps.sum(-1, keepdim=True)).clamp(min=0)))
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         draw = categorical if s > 0 else self.last
-        return draw(self.law(x, t, s, **cond), generator)
+        return draw(self.distribution(x, t, s, **cond), generator)
 
 
 def reverse_rates(denoiser: CategoricalDenoiser, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-    r"""`R_hat_t(x_t, y) = R_t(y, x_t) q_t(y) / q_t(x_t)`, 0 at `y = x_t`: rates of the process run backwards, `(..., K)`, per unit of time.
+    r"""`R_hat_t(x_t, y) = R_t(y, x_t) q_t(y) / q_t(x_t)`, 0 at `y = x_t`: rates of the process run backwards,
+    `(..., K)`, per unit of time.
 
-    One symbol changes at a time: y is a symbol at one position, the others being as they are (Campbell et al. 2022, proposition 1).
+    One symbol changes at a time: y is a symbol at one position, the others being as they are (Campbell et al. 2022,
+    proposition 1).
 
     Raises:
         UsageError: for a table, and at t = 1 where rates are infinite there.

@@ -1,4 +1,5 @@
-"""Noise schedules of categorical diffusion: how many events a symbol has met by a time, as tables of T steps or in continuous time.
+"""Noise schedules of categorical diffusion: how many events a symbol has met by a time, as tables of T steps or in
+continuous time.
 
 `linear`, `cosine` and `reciprocal` give tables beta_1..beta_T, float64: the chance that a step resamples a symbol.
 The classes are schedules in continuous time.
@@ -13,18 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..shared.describe import described
 from ..shared.errors import UsageError
+from ..shared.serialization import serializable
 from ..shared.tensors import Table, exact
 from ..shared.values import equal, hash_of_type, notation
 
 
 class NoiseSchedule(ABC):
-    r"""`total(t) = int_0^t rate(r) dr` events have met a symbol by time t, so it is untouched with chance `exp(-total(t))`; `total(0) = 0`.
+    r"""`total(t) = int_0^t rate(r) dr` events have met a mask_token by time t, so it is untouched with chance
+    `exp(-total(t))`; `total(0) = 0`.
 
     Attributes:
         steps: T of a table, whose rows lie at t = n / T; None in continuous time.
-        t_min: the smallest time that training and bounds visit in continuous time; what is below is coded by `p(x_0 | x_t_min)`.
+        t_min: the smallest time that training and bounds visit in continuous time; what is below is coded by
+            `p(x_0 | x_t_min)`.
     """
 
     steps: int | None = None
@@ -44,8 +47,8 @@ class NoiseSchedule(ABC):
         """The time by which that many events have passed: the inverse of `total`."""
 
 
-@described
-class Steps(NoiseSchedule):
+@serializable("discrete.TabulatedNoise", formerly="unnoise.discrete.schedules.Steps")
+class TabulatedNoise(NoiseSchedule):
     """A table of T steps, by the events of each: `-log(1 - beta_n)` where a step resamples with chance beta_n.
 
     Args:
@@ -68,16 +71,18 @@ class Steps(NoiseSchedule):
         return self._total[torch.round(exact(t) * self.steps).long()]
 
     def rate(self, t: Tensor) -> Tensor:
-        raise UsageError(f"a table of {self.steps} steps has no rate: take a schedule in continuous time, such as LogLinear()")
+        raise UsageError(
+            f"a table of {self.steps} steps has no rate: take a schedule in continuous time, such as LogLinear()"
+        )
 
     def time(self, total: Tensor) -> Tensor:
         row = torch.searchsorted(self._total.on(total.device), exact(total).contiguous()).clamp(max=self.steps)
         return row.double() / self.steps
 
 
-@described
+@serializable("discrete.LogLinearNoise", formerly="unnoise.discrete.schedules.LogLinear")
 @dataclass(frozen=True)
-class LogLinear(NoiseSchedule):
+class LogLinearNoise(NoiseSchedule):
     """`exp(-total) = 1 - (1 - eps) t`: every symbol is hit at a uniform time (Lou et al. 2024; Sahoo et al. 2024).
 
     Attributes:
@@ -101,10 +106,11 @@ class LogLinear(NoiseSchedule):
         return (-torch.expm1(-exact(total)) / (1 - self.eps)).clamp(max=1)
 
 
-@described
+@serializable("discrete.GeometricNoise", formerly="unnoise.discrete.schedules.Geometric")
 @dataclass(frozen=True)
-class Geometric(NoiseSchedule):
-    """`total = low^(1-t) high^t` for t > 0, and 0 at t = 0: SEDD's schedule for the uniform process (Lou et al. 2024, appendix C.2).
+class GeometricNoise(NoiseSchedule):
+    """`total = low^(1-t) high^t` for t > 0, and 0 at t = 0: SEDD's schedule for the uniform process (Lou et al. 2024,
+    appendix C.2).
 
     Attributes:
         low, high: events by the first instant and by t = 1.
@@ -129,10 +135,13 @@ class Geometric(NoiseSchedule):
         return ((exact(total).log() - math.log(self.low)) / math.log(self.high / self.low)).clamp(0, 1)
 
 
-@described
+@serializable("discrete.ExponentialNoise", formerly="unnoise.discrete.schedules.Exponential")
 @dataclass(frozen=True)
-class Exponential(NoiseSchedule):
-    """`total = scale (base^t - 1)`, `rate = scale log(base) base^t`: tauLDR's schedule for images, 3 and 100 (Campbell et al. 2022)."""
+class ExponentialNoise(NoiseSchedule):
+    """`total = scale (base^t - 1)`, `rate = scale log(base) base^t`: tauLDR's schedule for images, 3 and 100.
+
+    Campbell et al. 2022.
+    """
 
     scale: float = 3.0
     base: float = 100.0
@@ -151,9 +160,9 @@ class Exponential(NoiseSchedule):
         return (torch.log1p(exact(total) / self.scale) / math.log(self.base)).clamp(max=1)
 
 
-@described
+@serializable("discrete.CosineNoise", formerly="unnoise.discrete.schedules.Cosine")
 @dataclass(frozen=True)
-class Cosine(NoiseSchedule):
+class CosineNoise(NoiseSchedule):
     """`exp(-total) = f(t) / f(0)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`: the limit of `cosine(T)` for many steps."""
 
     t_min: float = 1e-3
@@ -162,7 +171,9 @@ class Cosine(NoiseSchedule):
         return (math.log(math.cos(0.008 / 1.008 * math.pi / 2)) - torch.cos(self._angle(t)).log()).clamp(min=0)
 
     def rate(self, t: Tensor) -> Tensor:
-        return torch.where(exact(t) < 1, math.pi / (2 * 1.008) * torch.tan(self._angle(t)), torch.inf)  # at 1 not what rounding leaves
+        return torch.where(
+            exact(t) < 1, math.pi / (2 * 1.008) * torch.tan(self._angle(t)), torch.inf
+        )  # at 1 not what rounding leaves
 
     def time(self, total: Tensor) -> Tensor:
         angle = torch.acos(torch.exp(-exact(total)) * math.cos(0.008 / 1.008 * math.pi / 2))
@@ -172,9 +183,9 @@ class Cosine(NoiseSchedule):
         return (exact(t) + 0.008) / 1.008 * math.pi / 2
 
 
-@described
+@serializable("discrete.ConstantNoise", formerly="unnoise.discrete.schedules.Constant")
 @dataclass(frozen=True)
-class Constant(NoiseSchedule):
+class ConstantNoise(NoiseSchedule):
     """`total = events t`: the process on its own clock.
 
     Attributes:
@@ -207,8 +218,10 @@ def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
     if isinstance(schedule, NoiseSchedule):
         return schedule
     if not isinstance(schedule, Tensor):
-        raise UsageError(f"schedule={schedule!r}: give a table of betas such as reciprocal(1000), or a NoiseSchedule such as LogLinear()")
-    return Steps(-torch.log1p(-checked_betas(schedule)))
+        raise UsageError(
+            f"schedule={schedule!r}: give a table of betas such as reciprocal(1000), or a NoiseSchedule such as LogLinear()"
+        )
+    return TabulatedNoise(-torch.log1p(-checked_betas(schedule)))
 
 
 def checked_betas(schedule: Tensor | NoiseSchedule) -> Tensor:
@@ -221,7 +234,9 @@ def checked_betas(schedule: Tensor | NoiseSchedule) -> Tensor:
         raise UsageError(f"schedule={schedule!r}: this chain is given by the betas of its steps, such as linear(1000)")
     betas = schedule.detach().double()
     if betas.ndim != 1 or not len(betas) or not bool((betas > 0).all() & (betas <= 1).all() & (betas[:-1] < 1).all()):
-        raise UsageError("a schedule is a vector of numbers in (0, 1], 1 at the last step only, such as reciprocal(1000)")
+        raise UsageError(
+            "a schedule is a vector of numbers in (0, 1], 1 at the last step only, such as reciprocal(1000)"
+        )
     return betas
 
 
@@ -240,7 +255,10 @@ def finite(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Linear from `start` to `stop`, `(T,)`; D3PM's Gaussian runs use 1e-4 to 0.02 at T = 1000 and its ablation 0.02 to 1."""
+    """Linear from `start` to `stop`, `(T,)`.
+
+    D3PM's Gaussian runs use 1e-4 to 0.02 at T = 1000 and its ablation 0.02 to 1.
+    """
     check_steps(steps)
     return torch.linspace(start, stop, steps, dtype=torch.float64)
 
@@ -248,8 +266,8 @@ def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
 def cosine(steps: int) -> Tensor:
     """`beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`, `(T,)`.
 
-    f is not squared: the chance to keep a symbol is the square root of the Gaussian schedule's alpha-bar (Hoogeboom et al. 2021;
-    Austin et al. 2021, whose printed formula has a misplaced plus sign).
+    f is not squared: the chance to keep a symbol is the square root of the Gaussian schedule's alpha-bar (Hoogeboom et
+    al. 2021; Austin et al. 2021, whose printed formula has a misplaced plus sign).
     """
     check_steps(steps)
     f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2)
@@ -257,7 +275,10 @@ def cosine(steps: int) -> Tensor:
 
 
 def reciprocal(steps: int) -> Tensor:
-    """`beta_n = 1 / (T - n + 1)`, `(T,)`: each step erases 1/T of the signal, the last one all (Sohl-Dickstein et al. 2015)."""
+    """`beta_n = 1 / (T - n + 1)`, `(T,)`: each step erases 1/T of the signal, the last one all.
+
+    Sohl-Dickstein et al. 2015.
+    """
     check_steps(steps)
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
 

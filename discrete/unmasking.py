@@ -1,4 +1,7 @@
-"""Samplers of absorption in a mask of its own: symbols are revealed at times that can be drawn ahead, and may fall back."""
+"""Samplers of absorption in a mask of its own.
+
+Symbols are revealed at times that can be drawn ahead, and may fall back.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ TINY = 1e-30
 class Plan(NamedTuple):
     """When each position is revealed, and what of its law: `(B, ...)` each, float64, on the signal's device.
 
-    `events`: the schedule's `total` at that time, 0 where nothing is masked. `u`: the quantile of the symbol, in (0, 1].
+    `events`: the schedule's `total` at that time, 0 where nothing is masked. `u`: the quantile of the symbol, in (0,
+    1].
     """
 
     events: Tensor
@@ -32,23 +36,25 @@ class Plan(NamedTuple):
 def planned(transition: Transition, x: Tensor, t: Tensor, generator: Source = None) -> Plan:
     r"""The reverse of absorption from x_t, as far as it does not depend on the network.
 
-    A position that is masked at t was masked at a time r with `P(r <= s) = (1 - alpha_s) / (1 - alpha_t)`, whatever its symbol and all
-    others are, and is revealed at r; so `1 - alpha_r = u (1 - alpha_t)` with u uniform (Zheng et al. 2024, section 4).
+    A position that is masked at t was masked at a time r with `P(r <= s) = (1 - alpha_s) / (1 - alpha_t)`, whatever its
+    symbol and all others are, and is revealed at r; so `1 - alpha_r = u (1 - alpha_t)` with u uniform (Zheng et al.
+    2024, section 4).
     """
     when, what = (1 - uniform(x.shape, generator, dtype=torch.float64, device=x.device) for _ in range(2))
     lost = like(transition.kept(CLEAN, exact(t))[1].to(x.device), x)
-    return Plan(torch.where(x == transition.symbol, -torch.log1p(-when * lost), 0.0), what)
+    return Plan(torch.where(x == transition.mask_token, -torch.log1p(-when * lost), 0.0), what)
 
 
-class Unmasking(Sampler):
-    r"""`Ancestral` on absorption, whose network runs only in steps in which a symbol is revealed: the same law, fewer evaluations.
+class Unmasking(Sampler[CategoricalDenoiser, Transition]):
+    r"""`Ancestral` on absorption, whose network runs only in steps in which a symbol is revealed: the same law, fewer
+    evaluations.
 
-    A masked position is revealed between t and s with the chance `(alpha_s - alpha_t) / (1 - alpha_t)`, which no network says (Sahoo et
-    al. 2024, eq. 7): all times are drawn in the first step and looked at once on the host. One row takes at most as many evaluations as it
-    has masks. Its distribution is that of `Ancestral`, step by step.
+    A masked position is revealed between t and s with the chance `(alpha_s - alpha_t) / (1 - alpha_t)`, which no
+    network says (Sahoo et al. 2024, eq. 7): all times are drawn in the first step and looked at once on the host. One
+    row takes at most as many evaluations as it has masks. Its distribution is that of `Ancestral`, step by step.
 
     Args:
-        denoiser: on `Absorbing(levels, schedule)`, a table or in continuous time.
+        denoiser: on `Absorbing(categories, schedule)`, a table or in continuous time.
         last: what to make of `p(x_0 | x_t)` in the last step, as of `Ancestral`; before it symbols are drawn.
 
     Raises:
@@ -81,7 +87,7 @@ class Unmasking(Sampler):
                 return x
             p0 = self.denoiser(x, t, **cond).exp()
             drawn = self.last(p0, generator) if self.corruption.is_clean(s) else quantile(p0, plan.u)
-            return torch.where((x == self.corruption.symbol) & (plan.events > float(reached)), drawn, x)
+            return torch.where((x == self.corruption.mask_token) & (plan.events > float(reached)), drawn, x)
 
         return step
 
@@ -89,18 +95,20 @@ class Unmasking(Sampler):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-class FirstHitting(Sampler):
-    r"""Infinitely many steps at the cost of one evaluation for each symbol (Zheng et al. 2024, section 4, the first-hitting sampler).
+class FirstHitting(Sampler[CategoricalDenoiser, Transition]):
+    r"""Infinitely many steps at the cost of one evaluation for each symbol (Zheng et al. 2024, section 4, the
+    first-hitting sampler).
 
-    Each row walks from one reveal to the next, at times `1 - alpha = u^(1/n) (1 - alpha')` with n masks left, the order statistics of
-    `planned`, and asks the network for one symbol at the time at which it falls. With L steps for L positions the joint distribution is
-    exactly that of the process in continuous time, from a start of masks (survivors of a schedule that leaves tokens over
-    are drawn independently of each other); with fewer, `L / steps` symbols are drawn at once, at the time of their first.
-    Times below t_min are read as t_min, and on a table as rows. Here a time of the grid, over that of the first, is the share of a row's
-    masks that are left; edit with `Infilling`, which keeps this grid.
+    Each row walks from one reveal to the next, at times `1 - alpha = u^(1/n) (1 - alpha')` with n masks left, the order
+    statistics of `planned`, and asks the network for one symbol at the time at which it falls. With L steps for L
+    positions the joint distribution is exactly that of the process in continuous time, from a start of masks (survivors
+    of a schedule that leaves tokens over are drawn independently of each other); with fewer, `L / steps` symbols are
+    drawn at once, at the time of their first. Times below t_min are read as t_min, and on a table as rows. Here a time
+    of the grid, over that of the first, is the share of a row's masks that are left; edit with `Infilling`, which keeps
+    this grid.
 
     Args:
-        denoiser: on `Absorbing(levels, schedule)`; it is asked at times `(B,)`.
+        denoiser: on `Absorbing(categories, schedule)`; it is asked at times `(B,)`.
 
     Raises:
         UsageError: as `Unmasking`.
@@ -141,7 +149,7 @@ class FirstHitting(Sampler):
             first, stop = ((masks - torch.floor(masks * part + 1e-9)).long() for part in (share, rest))
             events = falling.gather(1, first.clamp(max=falling.shape[1] - 1)[:, None]).squeeze(1)
             drawn = quantile(self.denoiser(x, noise.time(events).clamp(min=soonest), **cond).exp(), plan.u)
-            return torch.where((x == transition.symbol) & (rank < stop[:, None]).view(x.shape), drawn, x)
+            return torch.where((x == transition.mask_token) & (rank < stop[:, None]).view(x.shape), drawn, x)
 
         return step
 
@@ -149,19 +157,19 @@ class FirstHitting(Sampler):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-class Remasking(Sampler):
+class Remasking(Sampler[CategoricalDenoiser, Transition]):
     r"""Symbols that were revealed fall back into the mask and are drawn anew (ReMDM, Wang et al. 2025, section 3).
 
-    With `sigma = min(cap, share min(1, (1 - alpha_s) / alpha_t))` a symbol is masked again with the chance sigma, and a mask
-    is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`: the distribution of each position's x_s stays
-    what it is, so any network of absorption will do, and more steps mend more errors. With cap 0 it is `Ancestral`.
-    Their joint distribution does not: positions that fall back together are drawn at once, so at the end it is off by
-    an error of the order of the cap, however many steps are taken, and with a cap in proportion to the step by one of
-    order one in the step. With a wrong network it draws another distribution than `Ancestral`, which
+    With `sigma = min(cap, share min(1, (1 - alpha_s) / alpha_t))` a symbol is masked again with the chance sigma, and a
+    mask is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`: the distribution of each position's x_s
+    stays what it is, so any network of absorption will do, and more steps mend more errors. With cap 0 it is
+    `Ancestral`. Their joint distribution does not: positions that fall back together are drawn at once, so at the end
+    it is off by an error of the order of the cap, however many steps are taken, and with a cap in proportion to the
+    step by one of order one in the step. With a wrong network it draws another distribution than `Ancestral`, which
     `VariationalBound` does not bound.
 
     Args:
-        denoiser: on `Absorbing(levels, schedule)`.
+        denoiser: on `Absorbing(categories, schedule)`.
         cap: the most that falls back in a step, the paper's capped strategy; 1 for none.
         share: of the largest sigma that keeps the law, the paper's rescaled strategy.
         last: what to make of `p(x_0 | x_t)` at the masks of the last step, in which nothing falls back.
@@ -170,7 +178,9 @@ class Remasking(Sampler):
         UsageError: as `Unmasking`, and for a cap or share outside [0, 1].
     """
 
-    def __init__(self, denoiser: CleanDenoiser, cap: float = 0.02, share: float = 1.0, last: Last = most_likely) -> None:
+    def __init__(
+        self, denoiser: CleanDenoiser, cap: float = 0.02, share: float = 1.0, last: Last = most_likely
+    ) -> None:
         super().__init__(denoiser)
         refuse_others(denoiser, "Remasking")
         refuse_changed_chances(denoiser, "Remasking")
@@ -178,22 +188,27 @@ class Remasking(Sampler):
             raise UsageError(f"cap={cap}, share={share}: both are chances, from 0 to 1")
         self.cap, self.share, self.last = cap, share, last
 
-    def law(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+    def distribution(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """`p(x_s | x_t)`, `(..., K)`."""
         x = as_tokens(x, self.corruption.states, "x_t")
         p0 = self.denoiser(x, t, **cond).exp()
         (_, lost_s), (alpha_t, lost_t) = (self.corruption.kept(CLEAN, exact(time)) for time in (s, t))
         sigma = (self.share * (lost_s / alpha_t.clamp(min=TINY)).clamp(max=1)).clamp(max=self.cap)
-        # The chance that a mask stays, 1 - alpha_s - sigma alpha_t over 1 - alpha_t, and is not negative but for rounding.
+        # The chance that a mask stays, 1 - alpha_s - sigma alpha_t over 1 - alpha_t, and is not negative but for
+        # rounding.
         stays = ((lost_s - sigma * alpha_t) / lost_t).clamp(min=0)
-        mask = self.corruption.one_hot(torch.full_like(x, self.corruption.symbol), p0.dtype)
-        hidden = (x == self.corruption.symbol)[..., None]
+        mask = self.corruption.one_hot(torch.full_like(x, self.corruption.mask_token), p0.dtype)
+        hidden = (x == self.corruption.mask_token)[..., None]
         own = self.corruption.one_hot(x, p0.dtype)
-        return torch.where(hidden, like(1 - stays, p0) * p0 + like(stays, p0) * mask, like(1 - sigma, p0) * own + like(sigma, p0) * mask)
+        return torch.where(
+            hidden,
+            like(1 - stays, p0) * p0 + like(stays, p0) * mask,
+            like(1 - sigma, p0) * own + like(sigma, p0) * mask,
+        )
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         draw = self.last if self.corruption.is_clean(s) else categorical
-        return draw(self.law(x, t, s, **cond), generator)
+        return draw(self.distribution(x, t, s, **cond), generator)
 
 
 def refuse_changed_chances(denoiser: CategoricalDenoiser, name: str) -> None:
@@ -220,7 +235,7 @@ def refuse_others(denoiser: CategoricalDenoiser, name: str) -> None:
         UsageError: with what to do.
     """
     transition = denoiser.corruption
-    if getattr(transition, "symbol", None) != transition.levels:
+    if getattr(transition, "mask_token", None) != transition.categories:
         raise UsageError(
             f"{name} is for absorption in a mask of its own, Absorbing(levels, schedule), and this is {type(transition).__name__} "
             f"over {transition.states} symbols: sample it with Ancestral"

@@ -4,6 +4,6 @@ Everything that a checkpoint of this package may name is imported here, so `load
 """
 
 from ..shared.training import load
-from . import imported, recipes, released
+from . import imported_runs, pretrained, recipes
 
-__all__ = ["imported", "load", "recipes", "released"]
+__all__ = ["imported_runs", "load", "pretrained", "recipes"]

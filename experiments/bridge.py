@@ -1,7 +1,8 @@
 """One network under the schedules and samplers of other families: what a model loses, or gains, away from home.
 
-Every Gaussian denoiser runs on every schedule, `denoiser.on(schedule)`, since a network is asked at the time of equal log-SNR. Here a
-DDPM, the score SDEs, an EDM and a flow-matching model, trained alike, are each sampled on each other's schedule by its own sampler.
+Every Gaussian denoiser runs on every schedule, `denoiser.on(schedule)`, since a network is asked at the time of equal
+log-SNR. Here a DDPM, the score SDEs, an EDM and a flow-matching model, trained alike, are each sampled on each other's
+schedule by its own sampler.
 """
 
 from __future__ import annotations
@@ -12,25 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from ..continuous import DDIM, Ancestral, Heun
-from ..sde import EDM, VE, VP, EulerMaruyama, Langevin, PredictorCorrector, ProbabilityFlow, ReverseDiffusion, Straight, clock
-from ..shared.corruption import Schedule
+from ..sde import (
+    EDM,
+    VE,
+    VP,
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    Straight,
+    time_coordinates,
+)
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
+from ..shared.gaussian.schedule import Schedule
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
-from . import budgets, ddpm, edm, flow_matching, score_sde
+from ..shared.serialization import serializable
+from . import common_settings, ddpm, edm, flow_matching, score_sde
 from .images import Density, ImageExperiment
 from .reproduce import Study, trained
 
 Way = tuple[str, Schedule, Callable[[Any], Sampler], int]
 
 
-@described
+@serializable("experiments.Bridge", formerly="unnoise.experiments.bridge.Bridge")
 @dataclass(frozen=True)
 class Bridge(Density):
-    """The models of five scripts on one another's schedules. By itself, to train and to sample, it is the VP SDE of `score_sde`."""
+    """The models of five scripts on one another's schedules.
+
+    By itself, to train and to sample, it is the VP SDE of `score_sde`.
+    """
 
     t_last: float = 0.01
     """Last noisy time of the samplers on VP."""
@@ -56,8 +71,8 @@ class Bridge(Density):
         """What all models share."""
         return {name: getattr(self, name) for name in ("data", "network", "training", "sampling_steps")}
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        return self.home().objective(shape, scale)
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        return self.home().objective(shape, quantization)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return ReverseDiffusion(denoiser)
@@ -69,8 +84,12 @@ class Bridge(Density):
             "DDPM": ddpm.DDPM(**self.alike(), first_beta=self.first_beta),
             "VP": vp,
             "VE": vp.variants()["VE"],
-            "EDM": edm.ElucidatedModel(**self.alike(), sigma_data=self.sigma_data, spread=True, tolerance=self.tolerance),
-            "rectified flow": flow_matching.FlowMatchingModel(**self.alike(), solver="midpoint", tolerance=self.tolerance),
+            "EDM": edm.ElucidatedModel(
+                **self.alike(), sigma_data=self.sigma_data, spread=True, tolerance=self.tolerance
+            ),
+            "rectified flow": flow_matching.FlowMatchingModel(
+                **self.alike(), solver="midpoint", tolerance=self.tolerance
+            ),
         }
 
     def ways(self, table: Schedule) -> list[Way]:
@@ -82,7 +101,12 @@ class Bridge(Density):
             ("Euler-Maruyama on VP", vp, EulerMaruyama, 1),
             ("predictor-corrector on VE", ve, lambda d: PredictorCorrector(ReverseDiffusion(d), Langevin(d, 0.16)), 2),
             ("Heun on EDM's levels", EDM(0.02, 80.0), Heun, 2),
-            ("Heun on the straight path", Straight(end=0.999), lambda d: ProbabilityFlow(d, chart=clock), 2),
+            (
+                "Heun on the straight path",
+                Straight(end=0.999),
+                lambda d: ProbabilityFlow(d, coordinates=time_coordinates),
+                2,
+            ),
         ]
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
@@ -91,7 +115,10 @@ class Bridge(Density):
 
         study, results, rows, panels = Study(self, folder, progress, samples=300), {}, [], {}
         models = self.models()
-        denoisers = {n: trained(m, study.images, folder / n.lower().replace(" ", "-"), progress).denoiser for n, m in models.items()}
+        denoisers = {
+            n: trained(m, study.images, folder / n.lower().replace(" ", "-"), progress).denoiser
+            for n, m in models.items()
+        }
         ways = self.ways(denoisers["DDPM"].corruption)
         for evaluations in (20, 100):
             for name, recipe in models.items():
@@ -102,7 +129,7 @@ class Bridge(Density):
                     results[f"{name}, {way}, {evaluations}"] = measured
                     row.append(f"{measured['frechet']:.2f}")
                     if evaluations == 100:
-                        panels[f"{name}: {way}"] = drawn.levels[:20].float() / (study.images.scale.levels - 1)
+                        panels[f"{name}: {way}"] = drawn.levels[:20].float() / (study.images.quantization.levels - 1)
                 rows.append(row)
         save_panels(folder / "figure.png", panels, columns=10, across=len(ways))
         text = (
@@ -112,20 +139,32 @@ class Bridge(Density):
             "network was trained with (sigma / alpha up to 9 for VE, 80 for EDM, 150 for VP) it is asked at its last time."
         )
         return study.write(
-            "Home and foreign samplers: Fréchet distance", text, ["model", "evaluations", *(w[0] for w in ways)], rows, results
+            "Home and foreign samplers: Fréchet distance",
+            text,
+            ["model", "evaluations", *(w[0] for w in ways)],
+            rows,
+            results,
         )
 
 
 def digits() -> Bridge:
     """8 x 8 digits, five models."""
-    return Bridge(**budgets.digits() | {"sampling_steps": 50}, tolerance=1e-3)
+    return Bridge(**common_settings.digits() | {"sampling_steps": 50}, tolerance=1e-3)
 
 
 def mnist() -> Bridge:
     """28 x 28 digits, five models: hours on two cores."""
-    return Bridge(**budgets.mnist(), t_last=1e-3, first_beta=1e-4, time_power=1.0, sigma_min=0.02, sigma_max=31.6, sigma_data=0.6)
+    return Bridge(
+        **common_settings.mnist(),
+        t_last=1e-3,
+        first_beta=1e-4,
+        time_power=1.0,
+        sigma_min=0.02,
+        sigma_max=31.6,
+        sigma_data=0.6,
+    )
 
 
 def smoke() -> Bridge:
     """Seconds, to see that the whole path runs."""
-    return Bridge(**budgets.smoke(), tolerance=0.1)
+    return Bridge(**common_settings.smoke(), tolerance=0.1)

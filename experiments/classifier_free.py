@@ -5,23 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..continuous import Ancestral, Clipped, Cosine, Learned, LogInterpolated, Simple, VariationalBound, tabulate
+from ..continuous import Ancestral, Clipped, Cosine, DenoisingLoss, Learned, LogInterpolated, VariationalBound, tabulate
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.guidance import ClassifierFree, ConditionDropout
+from ..shared.gaussian.guidance import ClassifierFree, ConditionDropout
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
-from . import budgets
+from ..shared.serialization import serializable
+from . import common_settings
 from .images import Chain, Data, Network
 from .reproduce import Study, trained
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
-@described
+@serializable(
+    "experiments.ClassifierFreeGuidance", formerly="unnoise.experiments.classifier_free.ClassifierFreeGuidance"
+)
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(Chain):
     """Noise prediction in continuous time, trained with and without labels at once."""
@@ -39,13 +41,17 @@ class ClassifierFreeGuidance(Chain):
 
     def __post_init__(self) -> None:
         if self.data.classes is None:
-            raise UsageError("classes=None: classifier-free guidance needs labels, give the number of classes, such as --data.classes 10")
+            raise UsageError(
+                "classes=None: classifier-free guidance needs labels, give the number of classes, such as --data.classes 10"
+            )
         if not self.network.null_label:
-            raise UsageError("null_label=False: classifier-free guidance needs a label for none, leave null_label as it is")
+            raise UsageError(
+                "null_label=False: classifier-free guidance needs a label for none, leave null_label as it is"
+            )
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         network = self.network.build(shape, classes=self.data.classes)
-        return ConditionDropout(Simple(Learned(network, Cosine(-20.0, 20.0))), p=self.drop)
+        return ConditionDropout(DenoisingLoss.simple(Learned(network, Cosine(-20.0, 20.0))), p=self.drop)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return self.guided(denoiser, self.w)
@@ -54,9 +60,9 @@ class ClassifierFreeGuidance(Chain):
         """The sampler at another strength."""
         return Ancestral(Clipped(ClassifierFree(denoiser, w)), LogInterpolated(self.share))
 
-    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
+    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
         chain = denoiser.on(tabulate(denoiser.corruption, self.bound_steps))
-        return VariationalBound(Clipped(chain), scale, variance=LogInterpolated(self.share))
+        return VariationalBound(Clipped(chain), quantization, variance=LogInterpolated(self.share))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fidelity against diversity over w (figure 4): agreement with the asked label and Fréchet distance."""
@@ -67,8 +73,16 @@ class ClassifierFreeGuidance(Chain):
         for w in STRENGTHS:
             drawn, measured = study.run(self.guided(denoiser, w), self.sampling_steps)
             results[f"w = {w:g}"] = measured
-            rows.append([f"{w:g}", f"{1 + w:g}", f"{measured['agreement']:.3f}", f"{measured['sure']:.3f}", f"{measured['frechet']:.2f}"])
-            panels[f"w = {w:g}"] = drawn.levels[:60].float() / (study.images.scale.levels - 1)
+            rows.append(
+                [
+                    f"{w:g}",
+                    f"{1 + w:g}",
+                    f"{measured['agreement']:.3f}",
+                    f"{measured['sure']:.3f}",
+                    f"{measured['frechet']:.2f}",
+                ]
+            )
+            panels[f"w = {w:g}"] = drawn.levels[:60].float() / (study.images.quantization.levels - 1)
         agreement, distance = ([r[key] for r in results.values()] for key in ("agreement", "frechet"))
         names = {"": [f"w = {w:g}" for w in STRENGTHS]}
         save_lines(
@@ -76,7 +90,9 @@ class ClassifierFreeGuidance(Chain):
             {
                 "fidelity": Lines("w", "agreement with the asked label", {"": (STRENGTHS, agreement)}),
                 "distance": Lines("w", "Fréchet distance", {"": (STRENGTHS, distance)}),
-                "trade-off": Lines("agreement with the asked label", "Fréchet distance", {"": (agreement, distance)}, points=names),
+                "trade-off": Lines(
+                    "agreement with the asked label", "Fréchet distance", {"": (agreement, distance)}, points=names
+                ),
             },
         )
         save_panels(folder / "samples.png", panels, columns=10, across=3)
@@ -92,26 +108,28 @@ def imagenet64() -> ClassifierFreeGuidance:
     """ImageNet 64 x 64 (table 1): FID 1.55 at w = 0.1, IS 260.2 at w = 4; 256 steps."""
     network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, style="adm")
     data = Data("imagenet", 2048, size=(64, 64), classes=1000, flip=True)
-    return ClassifierFreeGuidance(data, network, budgets.adm(400_000, 3e-4), 256, drop=0.1, w=0.1, share=0.3)
+    return ClassifierFreeGuidance(data, network, common_settings.adm(400_000, 3e-4), 256, drop=0.1, w=0.1, share=0.3)
 
 
 def imagenet128() -> ClassifierFreeGuidance:
     """ImageNet 128 x 128 (table 2): FID 2.43 at w = 0.3, IS 421 at w = 4; 256 steps."""
     network = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, style="adm-heads")
     data = Data("imagenet", 256, size=(128, 128), classes=1000, flip=True)
-    return ClassifierFreeGuidance(data, network, budgets.adm(2_700_000, 1e-4), 256, drop=0.2, w=0.3, share=0.2)
+    return ClassifierFreeGuidance(data, network, common_settings.adm(2_700_000, 1e-4), 256, drop=0.2, w=0.3, share=0.2)
 
 
 def digits() -> ClassifierFreeGuidance:
     """8 x 8 digits of 17 levels."""
-    return ClassifierFreeGuidance(**budgets.digits() | {"sampling_steps": 64})
+    return ClassifierFreeGuidance(**common_settings.digits() | {"sampling_steps": 64})
 
 
 def mnist() -> ClassifierFreeGuidance:
     """28 x 28 digits of 256 levels."""
-    return ClassifierFreeGuidance(**budgets.mnist() | {"sampling_steps": 256, "data": Data("mnist5k", batch=128, classes=10)})
+    return ClassifierFreeGuidance(
+        **common_settings.mnist() | {"sampling_steps": 256, "data": Data("mnist5k", batch=128, classes=10)}
+    )
 
 
 def smoke() -> ClassifierFreeGuidance:
     """Seconds, to see that the whole path runs."""
-    return ClassifierFreeGuidance(**budgets.smoke(), bound_steps=8)
+    return ClassifierFreeGuidance(**common_settings.smoke(), bound_steps=8)

@@ -1,4 +1,7 @@
-"""The command line: `unnoise demo | train | sample | evaluate | reproduce | import | export | plot-schedules | recipes`."""
+"""The command line.
+
+`unnoise demo | train | sample | evaluate | reproduce | import | export | plot-schedules | recipes`.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,10 @@ from ..shared.training.trainer import Interrupted
 from . import demo
 from .evaluation import draw
 from .experiment import Experiment
-from .importing import Flags, bring, send
+from .import_export import Flags, bring, send
 from .recipes import RECIPES, SCRIPTS, find
 from .reproduce import train_recipe
-from .spacing import spaced
+from .time_grids import spaced
 
 USAGE = """usage: unnoise COMMAND ...
 
@@ -54,7 +57,10 @@ Each command explains its options with --help.
 
 @dataclass(frozen=True)
 class Sample:
-    """Draws samples from a trained run and writes them as one picture, or one text. They depend on the seed alone, not on the batch."""
+    """Draws samples from a trained run and writes them as one picture, or one text.
+
+    They depend on the seed alone, not on the batch.
+    """
 
     run: tyro.conf.Positional[Path]
     """Folder of the run, such as runs/demo/ddpm, or of one of its checkpoints."""
@@ -63,8 +69,8 @@ class Sample:
     count: int = 64
     """How many."""
     steps: str | None = None
-    """Steps of the sampler: a number, or on tables ddim50, quad50, trailing50, or counts for sections such as 90,60,60,20,20; None for
-    the recipe's own."""
+    """Steps of the sampler: a number, or on tables ddim50, quad50, trailing50, or counts for sections such as
+    90,60,60,20,20; None for the recipe's own."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -89,7 +95,10 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     data: str | None = None
-    """A bundled set, a folder or a set on the hub to measure an imported checkpoint on; or where the data of a run lie now."""
+    """A bundled set, a folder or a set on the hub to measure an imported checkpoint on.
+
+    Or where the data of a run lie now.
+    """
     count: int | None = None
     """Samples to draw and held-out examples to code; None for as many as are held out."""
     steps: str | None = None
@@ -103,11 +112,13 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Import:
-    """Reads a released checkpoint and writes it in this package's own format; it is sampled and measured then without any flags.
+    """Reads a released checkpoint and writes it in this package's own format; it is sampled and measured then without
+    any flags.
 
-    Files of DDPM, improved-diffusion, guided-diffusion, score_sde, NCSNv2, EDM, MDLM and SEDD are known by their content, and folders of
-    diffusers. Flags are needed where neither a file nor a released name says how its network was built and trained; an error names
-    those that are missing, and what is assumed is printed. Nothing in a file is run.
+    Files of DDPM, improved-diffusion, guided-diffusion, score_sde, NCSNv2, EDM, MDLM and SEDD are known by their
+    content, and folders of diffusers. Flags are needed where neither a file nor a released name says how its network
+    was built and trained; an error names those that are missing, and what is assumed is printed. Nothing in a file is
+    run.
     """
 
     file: tyro.conf.Positional[str]
@@ -123,7 +134,9 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Writes a run's averaged weights, or a released checkpoint, as a folder that `diffusers.DDPMPipeline.from_pretrained` opens."""
+    """Writes a run's averaged weights, or a released checkpoint, as a folder that
+    `diffusers.DDPMPipeline.from_pretrained` opens.
+    """
 
     run: tyro.conf.Positional[str]
     """Folder of the run, or whatever `unnoise import` takes."""
@@ -146,7 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except Interrupted as stop:
         again = shlex.join([demo.program(), *arguments, *([] if "--resume" in arguments else ["--resume"])])
-        print(f"\nunnoise: stopped after step {stop.step} and saved in {stop.folder}; go on with: {again}", file=sys.stderr)
+        print(
+            f"\nunnoise: stopped after step {stop.step} and saved in {stop.folder}; go on with: {again}",
+            file=sys.stderr,
+        )
         return 130
     except KeyboardInterrupt:
         print("\nunnoise: stopped", file=sys.stderr)
@@ -174,7 +190,9 @@ def dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, commands, n=1)
         if name in RECIPES or name in SCRIPTS:
             near = [f"unnoise train {name if name in RECIPES else f'{name}-smoke'}"]
-        raise UsageError(f"there is no command {name}: {f'did you mean {near[0]}?' if near else 'choose from ' + ', '.join(commands)}")
+        raise UsageError(
+            f"there is no command {name}: {f'did you mean {near[0]}?' if near else 'choose from ' + ', '.join(commands)}"
+        )
     if name in ("demo", "train", "reproduce"):
         refuse_several()
     commands[name](rest)
@@ -221,7 +239,9 @@ def run_recipes(arguments: list[str]) -> None:
     """`unnoise recipes`."""
     if arguments and arguments[0] not in ("-h", "--help"):
         raise UsageError(f"unnoise recipes takes no options, not {arguments[0]}")
-    print(*(f"{name:34} {(preset.__doc__ or '').strip().splitlines()[0]}" for name, preset in RECIPES.items()), sep="\n")
+    print(
+        *(f"{name:34} {(preset.__doc__ or '').strip().splitlines()[0]}" for name, preset in RECIPES.items()), sep="\n"
+    )
     print("\nTrain one with `unnoise train NAME`; `unnoise train NAME --help` shows every setting.")
 
 
@@ -232,9 +252,13 @@ def run_train(arguments: list[str]) -> None:
     experiment, name = options.experiment, arguments[0]
     with emptied(options.out) as folder:
         if options.resume and not numbered(folder / "checkpoints"):
-            raise UsageError(f"there is nothing to resume in {folder}: leave --resume out, or give the run's folder as --out")
+            raise UsageError(
+                f"there is nothing to resume in {folder}: leave --resume out, or give the run's folder as --out"
+            )
         data = experiment.load("train", bar)
-        print(f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/")
+        print(
+            f"training {name} on {len(experiment.batches(data).k)} examples of {'x'.join(map(str, data.shape))} into {folder}/"
+        )
         print(f"data: {data.summary}")
         train_recipe(experiment, data, folder, bar, resume=options.resume)
     print(f"done: {demo.program()} sample {folder}    {demo.program()} evaluate {folder}")
@@ -276,12 +300,17 @@ def run_sample(arguments: list[str]) -> None:
     """`unnoise sample RUN`."""
     options = parse(Sample, arguments, "sample")
     checkpoint, experiment = opened(options.run)
-    path, count = output_path(options.out or Path(experiment.picture), Path(experiment.picture)), positive("count", options.count)
+    path, count = (
+        output_path(options.out or Path(experiment.picture), Path(experiment.picture)),
+        positive("count", options.count),
+    )
     sampler = experiment.sampler(checkpoint.average.denoiser)
     steps = grid_of(experiment, sampler, options.steps)
-    run = draw(experiment, sampler, checkpoint.shape, checkpoint.scale, count, steps, seed=options.seed, progress=bar)
+    run = draw(
+        experiment, sampler, checkpoint.shape, checkpoint.quantization, count, steps, seed=options.seed, progress=bar
+    )
     with naming(path):
-        said = experiment.show(path, run.levels, checkpoint.scale, columns=max(1, round(count**0.5)))
+        said = experiment.show(path, run.levels, checkpoint.quantization, columns=max(1, round(count**0.5)))
     names = (checkpoint.description["batches"] or {}).get("names")
     by = f"{type(sampler).__name__}{asked(experiment, count, names)}"
     print(f"{said}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s by {by}: {path}")
@@ -353,7 +382,10 @@ def asked(experiment: Experiment, count: int, names: Sequence[str] | None = None
 
 @contextlib.contextmanager
 def emptied(path: Path) -> Iterator[Path]:
-    """A folder to write to; it goes away again, with the parents that were made for it, where an error leaves it empty."""
+    """A folder to write to.
+
+    It goes away again, with the parents that were made for it, where an error leaves it empty.
+    """
     new = [p for p in (path, *path.parents) if not p.exists()]
     try:
         yield writable(path)
@@ -384,8 +416,10 @@ def grid_of(experiment: Experiment, sampler: Sampler, steps: str | None) -> int 
 def opened(path: Path) -> tuple[Checkpoint, Experiment]:
     """A checkpoint that was written by a recipe."""
     checkpoint = load(path, device="cuda" if torch.cuda.is_available() else "cpu")
-    if checkpoint.experiment is None or checkpoint.scale is None or checkpoint.shape is None:
-        raise UsageError(f"the checkpoint in {path} was written without a recipe: load it in Python with unnoise.experiments.load")
+    if checkpoint.experiment is None or checkpoint.quantization is None or checkpoint.shape is None:
+        raise UsageError(
+            f"the checkpoint in {path} was written without a recipe: load it in Python with unnoise.experiments.load"
+        )
     return checkpoint, checkpoint.experiment
 
 

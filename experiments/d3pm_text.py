@@ -15,7 +15,7 @@ from ..discrete import (
     Absorbing,
     Ancestral,
     Categorical,
-    Hybrid,
+    D3PMLoss,
     Marginal,
     Mixture,
     NearestNeighbor,
@@ -30,26 +30,31 @@ from ..discrete import (
     reciprocal,
     residual,
 )
-from ..shared.data import TextSet
+from ..shared.data import TextDataset
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .experiment import at_most
 from .text_comparison import compare
 from .texts import Text, TextExperiment, TextNetwork
 
 HEADS = {"direct": direct, "residual": residual}
 REVERSE = {"product": Product, "marginal": Marginal}
-EXACT, AT_ONCE = 1024, 1000  # symbols up to which neighbours are found by the laws themselves; windows counted at a time
+EXACT, AT_ONCE = (
+    1024,
+    1000,
+)  # symbols up to which neighbours are found by the laws themselves; windows counted at a time
 
 
-@described
+@serializable(
+    "experiments.D3PMText", formerly="unnoise.experiments.d3pm_text.D3PMText", renamed={"neighbours": "neighbors"}
+)
 @dataclass(frozen=True)
 class D3PMText(TextExperiment):
     """Absorption, uniform resampling or moves to neighbours, on a table of T steps."""
@@ -63,10 +68,13 @@ class D3PMText(TextExperiment):
     ce: float = 0.01
     """Weight lambda of the cross-entropy beside one term of the bound; the paper's 0.01 is for absorption alone."""
     reverse: Literal["product", "marginal"] = "product"
-    """How p(x_0) becomes a law of x_s: the published product, or the exact marginal, which learns sooner where symbols are not masked."""
+    """How p(x_0) becomes a law of x_s.
+
+    The published product, or the exact marginal, which learns sooner where symbols are not masked.
+    """
     head: Literal["direct", "residual"] = "direct"
     """A logit for each symbol, or the same plus one at x_t."""
-    neighbours: int = 5
+    neighbors: int = 5
     """Neighbours of a symbol."""
     budget: float | None = None
     """Seconds of processor time that each model of `reproduce` may train; None for as many steps as `training` says."""
@@ -88,15 +96,19 @@ class D3PMText(TextExperiment):
         """Walks among neighbours are taken in float64, several at a time."""
         return 150 if "nearest" in self.transition else 16
 
-    def corruption(self, scale: Scale) -> Transition:
+    def corruption(self, quantization: Quantization) -> Transition:
         """The transition; frequencies and neighbours are those of the training text."""
         if self.transition == "absorbing":
-            return Absorbing(scale.levels, self.table(lambda noise: Absorbing(scale.levels, noise)))
+            return Absorbing(quantization.levels, self.table(lambda noise: Absorbing(quantization.levels, noise)))
         if self.transition == "uniform":
-            return Uniform(scale.levels, self.table(lambda noise: Uniform(scale.levels, noise)))
-        near = nearest(company(self.load()), self.neighbours)
+            return Uniform(quantization.levels, self.table(lambda noise: Uniform(quantization.levels, noise)))
+        near = nearest(company(self.load()), self.neighbors)
         moves = NearestNeighbor(near, self.table(lambda noise: NearestNeighbor(near, noise)))
-        return moves if self.transition == "nearest" else Mixture(moves, Absorbing(scale.levels, reciprocal(self.steps)))
+        return (
+            moves
+            if self.transition == "nearest"
+            else Mixture(moves, Absorbing(quantization.levels, reciprocal(self.steps)))
+        )
 
     def table(self, build: object) -> Tensor | NoiseSchedule:
         """The schedule for what `build` makes of one."""
@@ -104,11 +116,11 @@ class D3PMText(TextExperiment):
             return mutual_information(build, self.load().frequencies(), self.steps)
         return (cosine if self.schedule == "cosine" else reciprocal)(self.steps)
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        transition = self.corruption(scale)
-        network = self.network.build(transition.states, shape[0], scale.levels)
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        transition = self.corruption(quantization)
+        network = self.network.build(transition.states, shape[0], quantization.levels)
         denoiser = Categorical(network, transition, REVERSE[self.reverse](), head=HEADS[self.head])
-        return Hybrid(denoiser, self.ce, times=Stratified(), padding=self.padding)
+        return D3PMLoss(denoiser, self.ce, times=Stratified(), padding=self.padding)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(denoiser)
@@ -119,7 +131,12 @@ class D3PMText(TextExperiment):
         from .sedd import SEDD
         from .udlm import UDLM
 
-        shared = {"text": self.text, "training": self.training, "sampling_steps": self.sampling_steps, "bound_terms": self.bound_terms}
+        shared = {
+            "text": self.text,
+            "training": self.training,
+            "sampling_steps": self.sampling_steps,
+            "bound_terms": self.bound_terms,
+        }
         rotary = replace(self.network, kind="dit")
         information = replace(self, schedule="mutual-information", ce=0.0, reverse="marginal", head="residual")
         models = {
@@ -130,14 +147,18 @@ class D3PMText(TextExperiment):
             "SEDD absorbing": SEDD(network=rotary, **shared),
             "UDLM": UDLM(network=self.network, **shared),
         }
-        return compare(models, folder, progress, seconds=self.budget, windows=self.measured[0], samples=self.measured[1])
+        return compare(
+            models, folder, progress, seconds=self.budget, windows=self.measured[0], samples=self.measured[1]
+        )
 
 
-def company(text: TextSet, windows: int = 20_000) -> Tensor:
-    """What stands before and after each symbol, as embeddings `(K, d)`: square roots of the two laws, so that angles compare laws.
+def company(text: TextDataset, windows: int = 20_000) -> Tensor:
+    """What stands before and after each symbol, as embeddings `(K, d)`: square roots of the two laws, so that angles
+    compare laws.
 
-    Pairs are counted where they occur, and beyond a thousand symbols the laws are projected at random to 256 numbers, which hardly changes
-    angles. A symbol without company in these windows gets an embedding at random, so that its neighbours are anyone's.
+    Pairs are counted where they occur, and beyond a thousand symbols the laws are projected at random to 256 numbers,
+    which hardly changes angles. A symbol without company in these windows gets an embedding at random, so that its
+    neighbours are anyone's.
     """
     size, count, source = text.vocabulary, min(windows, len(text.windows)), torch.Generator().manual_seed(0)
     pairs = csr_array((size, size))
@@ -151,34 +172,45 @@ def company(text: TextSet, windows: int = 20_000) -> Tensor:
     if size <= EXACT:
         found = torch.from_numpy(np.concatenate([c.toarray() for c in roots], 1))
     else:
-        found = torch.from_numpy(sum(c @ torch.randn(size, 256, dtype=torch.float64, generator=source).numpy() for c in roots))
+        found = torch.from_numpy(
+            sum(c @ torch.randn(size, 256, dtype=torch.float64, generator=source).numpy() for c in roots)
+        )
     alone = (found == 0).all(1)
     found[alone] = torch.randn(int(alone.sum()), found.shape[1], dtype=torch.float64, generator=source)
     return found
 
 
 def text8() -> D3PMText:
-    """text8, absorbing, lambda 0.01: 1.45 bits/char by 1000 steps, 1.47 by 256, 1.56 by 20; uniform 1.61, neighbours 1.59."""
+    """text8, absorbing, lambda 0.01: 1.45 bits/char by 1000 steps, 1.47 by 256, 1.56 by 20.
+
+    Uniform 1.61, neighbours 1.59.
+    """
     training = Training(steps=1_000_000, learning_rate=5e-4, warmup=10_000, clip=1.0, ema=0.9999, watch_every=10_000)
     return D3PMText(Text("text8", 512, 256), TextNetwork("t5", 768, 12, 12, 3072), training, 1000)
 
 
 def lm1b() -> D3PMText:
-    """LM1B, 8192 pieces (train_tokenizer, saved as lm1b.json), packed to 128: absorbing 76.9 a word by 1000 steps, uniform 137.9."""
+    """LM1B, 8192 pieces (train_tokenizer, saved as lm1b.json), packed to 128.
+
+    Absorbing 76.9 a word by 1000 steps, uniform 137.9.
+    """
     training = Training(steps=1_000_000, learning_rate=5e-4, warmup=10_000, clip=1.0, ema=0.9999, watch_every=10_000)
     return D3PMText(Text("lm1b", 512, 128, tokenizer="lm1b.json"), TextNetwork("t5", 768, 12, 12, 3072), training, 1000)
 
 
 def chain() -> D3PMText:
-    """27 symbols of a Markov chain whose entropy is known: the comparison takes four minutes of one core for each model."""
-    return D3PMText(**budgets.chain(), budget=240)
+    """27 symbols of a Markov chain whose entropy is known.
+
+    The comparison takes four minutes of one core for each model.
+    """
+    return D3PMText(**common_settings.chain(), budget=240)
 
 
 def shakespeare() -> D3PMText:
     """27 symbols of Shakespeare, 128 at a time; the comparison takes seven minutes of one core for each model."""
-    return D3PMText(**budgets.shakespeare(), budget=400, measured=(200, 60))
+    return D3PMText(**common_settings.shakespeare(), budget=400, measured=(200, 60))
 
 
 def smoke() -> D3PMText:
     """Seconds, to see that the whole path runs."""
-    return D3PMText(**budgets.smoke_text(), steps=100, measured=(8, 8))
+    return D3PMText(**common_settings.smoke_text(), steps=100, measured=(8, 8))

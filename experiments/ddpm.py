@@ -1,7 +1,7 @@
 """Denoising diffusion probabilistic models (Ho, Jain, Abbeel 2020, arXiv 2006.11239).
 
-The paper's networks are the paper's own (`networks.presets`), which are told 1000 t = n where the released code counts from n - 1 = 0; the
-digits' network is this package's.
+The paper's networks are the paper's own (`networks.presets`), which are told 1000 t = n where the released code counts
+from n - 1 = 0; the digits' network is this package's.
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ from typing import Literal
 
 import torch
 
-from ..continuous import Ancestral, Clipped, Learned, Simple, Tabulated, VariationalBound, large, linear_betas, small
+from ..continuous import (
+    Ancestral,
+    Clipped,
+    DenoisingLoss,
+    Learned,
+    Tabulated,
+    VariationalBound,
+    large,
+    linear_betas,
+    small,
+)
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.objective import Objective, Stratified, independent
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler, device_of
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets, report
+from . import common_settings, report
 from .experiment import at_most
 from .images import Chain, Data, Network
 from .reproduce import trained
@@ -28,7 +38,7 @@ from .reproduce import trained
 VARIANCES = {"large": large, "small": small}
 
 
-@described
+@serializable("experiments.DDPM", formerly="unnoise.experiments.ddpm.DDPM")
 @dataclass(frozen=True)
 class DDPM(Chain):
     """Noise prediction with the simple loss on a linear table of betas."""
@@ -49,31 +59,33 @@ class DDPM(Chain):
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         network = self.network.build(shape, classes=self.data.classes)
         times = Stratified(self.time_power) if self.time_power else independent
-        return Simple(Learned(network, Tabulated(linear_betas(self.steps, self.first_beta))), times)
+        return DenoisingLoss.simple(Learned(network, Tabulated(linear_betas(self.steps, self.first_beta))), times=times)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(Clipped(denoiser), VARIANCES[self.variance])
 
-    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
+    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
         """Of the clipped denoiser, as published."""
-        return VariationalBound(Clipped(denoiser), scale, variance=VARIANCES[self.variance], terms=self.bound_terms)
+        return VariationalBound(
+            Clipped(denoiser), quantization, variance=VARIANCES[self.variance], terms=self.bound_terms
+        )
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Rate and distortion of progressive coding (figure 5 and table 4), and progressive decoding (figure 6)."""
         from ..shared.figures import Lines, save_lines, save_strip
 
         images, test = self.data.load("train", progress), self.data.load("test", progress)
-        denoiser, scale = trained(self, images, folder, progress).denoiser, images.scale
-        bound, count, device = self.bound(denoiser, scale), min(len(test.k), 256), device_of(denoiser)
-        x0, generator = scale.continuous(test.k[:count]).to(device), torch.Generator(device).manual_seed(0)
+        denoiser, quantization = trained(self, images, folder, progress).denoiser, images.quantization
+        bound, count, device = self.bound(denoiser, quantization), min(len(test.k), 256), device_of(denoiser)
+        x0, generator = quantization.continuous(test.k[:count]).to(device), torch.Generator(device).manual_seed(0)
         cond = {} if self.data.classes is None else {"label": test.label[:count].to(device)}
         curve = bound.rate_distortion(x0, generator=generator, progress=progress, **cond)
         rate, rmse = curve.rate.mean(1).tolist(), curve.rmse.square().mean(1).sqrt().tolist()
         remaining = list(range(self.steps, 0, -1))
-        unit = f"RMSE in levels (0 to {scale.levels - 1})"
+        unit = f"RMSE in levels (0 to {quantization.levels - 1})"
         save_lines(
             folder / "figure.png",
             {
@@ -89,8 +101,12 @@ class DDPM(Chain):
             x_t = bound.schedule.corrupt(x0[:6], at, generator=generator)
             with torch.no_grad():
                 estimate = bound.denoiser(x_t, at, **{k: v[:6] for k, v in cond.items()})
-            states.append(scale.quantise(estimate).cpu() / (scale.levels - 1))
-        save_strip(folder / "decoding.png", {"what is received": (times, states)}, "progressive decoding: the estimate of x_0 from x_t")
+            states.append(quantization.quantize(estimate).cpu() / (quantization.levels - 1))
+        save_strip(
+            folder / "decoding.png",
+            {"what is received": (times, states)},
+            "progressive decoding: the estimate of x_0 from x_t",
+        )
         chosen = sorted({round(i * self.steps / 10) for i in range(10, 0, -1)} | {1}, reverse=True)
         rows = [[str(n), f"{rate[self.steps - n]:.4f}", f"{rmse[self.steps - n]:.3f}"] for n in chosen]
         total = float(bound(x0, generator=generator, progress=progress, **cond).bits_per_dim(test.dims).mean())
@@ -111,7 +127,10 @@ def cifar10() -> DDPM:
 
 
 def lsun256() -> DDPM:
-    """A folder of LSUN Church at 256 x 256 (table 3): FID 7.89. Cat 19.75 takes 1.8M iterations, Bedroom 6.36 takes 2.4M and no flips."""
+    """A folder of LSUN Church at 256 x 256 (table 3): FID 7.89.
+
+    Cat 19.75 takes 1.8M iterations, Bedroom 6.36 takes 2.4M and no flips.
+    """
     training = Training(steps=1_200_000, learning_rate=2e-5, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
     network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="ddpm")
     return DDPM(Data("lsun", 64, size=(256, 256), flip=True), network, training, 1000, variance="small")
@@ -127,17 +146,17 @@ def celebahq256() -> DDPM:
 def digits() -> DDPM:
     """8 x 8 digits of 17 levels.
 
-    The first noise level is 0.06, half of the spacing of the levels. With the published 0.01, made for 256 levels, half of the bound would
-    go to telling apart what rounding tells already.
+    The first noise level is 0.06, half of the spacing of the levels. With the published 0.01, made for 256 levels, half
+    of the bound would go to telling apart what rounding tells already.
     """
-    return DDPM(**budgets.digits(), steps=100, first_beta=4e-4, variance="small", time_power=1.0)
+    return DDPM(**common_settings.digits(), steps=100, first_beta=4e-4, variance="small", time_power=1.0)
 
 
 def mnist() -> DDPM:
     """28 x 28 digits of 256 levels."""
-    return DDPM(**budgets.mnist(), variance="small", time_power=1.0)
+    return DDPM(**common_settings.mnist(), variance="small", time_power=1.0)
 
 
 def smoke() -> DDPM:
     """Seconds, to see that the whole path runs."""
-    return DDPM(**budgets.smoke(), steps=100, bound_terms=4, variance="small", time_power=1.0)
+    return DDPM(**common_settings.smoke(), steps=100, bound_terms=4, variance="small", time_power=1.0)

@@ -1,4 +1,7 @@
-"""The demo: DDPM, D3PM and a score SDE on the same digits, with one network and equal budgets, compared in the same units."""
+"""The demo.
+
+DDPM, D3PM and a score SDE on the same digits, with one network and equal budgets, compared in the same units.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from ..continuous import DDIM
 from ..sde import VP, Langevin, PredictorCorrector, ProbabilityFlow, ReverseDiffusion
-from ..shared.data import ImageSet
+from ..shared.data import ImageDataset
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
 from ..shared.objective import Objective
@@ -39,7 +42,10 @@ FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment
 
 @dataclass(frozen=True)
 class Demo:
-    """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html: about 9 minutes on two cores."""
+    """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html.
+
+    About 9 minutes on two cores.
+    """
 
     out: Path = Path("runs/demo")
     """Folder for everything that is written. One that exists is kept under another name."""
@@ -67,7 +73,9 @@ class Demo:
         if self.steps is None:
             return training
         share = self.steps / training.steps
-        return replace(training, steps=self.steps, warmup=round(training.warmup * share), cooldown=round(training.cooldown * share))
+        return replace(
+            training, steps=self.steps, warmup=round(training.warmup * share), cooldown=round(training.cooldown * share)
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,9 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
     first = experiments["ddpm"]
     train, test = first.data.load("train"), first.data.load("test")
     torch.manual_seed(demo.seed)
-    say(f"unnoise demo: three families on {len(train.k)} digits of {'x'.join(map(str, train.shape))} and {train.scale.levels} levels,")
+    say(
+        f"unnoise demo: three families on {len(train.k)} digits of {'x'.join(map(str, train.shape))} and {train.quantization.levels} levels,"
+    )
     say(f"{first.training.steps} steps of {first.data.batch} each with one U-Net. Everything goes to {folder}/.")
     trained: dict[str, Objective] = {}
     for i, (name, experiment) in enumerate(experiments.items()):
@@ -150,15 +160,16 @@ def prepare(demo: Demo) -> Path:
     return folder
 
 
-def unit(experiment: Experiment, images: ImageSet, x: Tensor) -> Tensor:
+def unit(experiment: Experiment, images: ImageDataset, x: Tensor) -> Tensor:
     """Samples of a family as images in [0, 1]."""
-    return experiment.levels(images.scale, x.cpu()).float() / (images.scale.levels - 1)
+    return experiment.levels(images.quantization, x.cpu()).float() / (images.quantization.levels - 1)
 
 
 def rows_of(name: str, experiment: Experiment, denoiser: Denoiser) -> list[tuple[str, str, Sampler, int]]:
     """The samplers that the table compares: (model, sampler's name, sampler, steps), the paper's own first.
 
-    Beside the DDPM's two home samplers stand a stochastic and a deterministic foreign one of as many network evaluations.
+    Beside the DDPM's two home samplers stand a stochastic and a deterministic foreign one of as many network
+    evaluations.
     """
     steps = experiment.sampling_steps
     if name == "ddpm":
@@ -188,8 +199,8 @@ def measure(
     experiments: dict[str, Experiment],
     trained: dict[str, Objective],
     judge: Judge,
-    train: ImageSet,
-    test: ImageSet,
+    train: ImageDataset,
+    test: ImageDataset,
     progress: Progress,
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """The table, and the samples that the first picture shows."""
@@ -206,15 +217,26 @@ def measure(
         denoiser = trained[name].denoiser
         bits = bits_per_dim(experiment, denoiser, held_out, seed=demo.seed, progress=progress)
         for i, (model, title, sampler, steps) in enumerate(rows_of(name, experiment, denoiser)):
-            samples = draw(experiment, sampler, test.shape, test.scale, count, steps, seed=demo.seed, progress=progress)
+            samples = draw(
+                experiment, sampler, test.shape, test.quantization, count, steps, seed=demo.seed, progress=progress
+            )
             quality = judge.quality(samples.levels)
-            rows.append(Row(model, title, quality, samples, bits if i == 0 else None, experiment.codelength_kind if i == 0 else ""))
+            rows.append(
+                Row(
+                    model,
+                    title,
+                    quality,
+                    samples,
+                    bits if i == 0 else None,
+                    experiment.code_length_kind if i == 0 else "",
+                )
+            )
             if i == 0 or "crossing" in model:
                 pictures[f"{model}: {title}"] = samples.levels
-    return rows, {title: k.float() / (test.scale.levels - 1) for title, k in pictures.items()}
+    return rows, {title: k.float() / (test.quantization.levels - 1) for title, k in pictures.items()}
 
 
-def in_turn(images: ImageSet) -> Tensor:
+def in_turn(images: ImageDataset) -> Tensor:
     """Levels of real digits in the order of the samples: 0 to 9, again and again."""
     order = [torch.nonzero(images.label == digit).flatten() for digit in range(10)]
     rounds = min(len(rows) for rows in order)
@@ -222,12 +244,18 @@ def in_turn(images: ImageSet) -> Tensor:
 
 
 def draw_figures(
-    folder: Path, experiments: dict[str, Experiment], trained: dict[str, Objective], pictures: dict[str, Tensor], test: ImageSet
+    folder: Path,
+    experiments: dict[str, Experiment],
+    trained: dict[str, Objective],
+    pictures: dict[str, Tensor],
+    test: ImageDataset,
 ) -> None:
     """samples.png, one film strip for each family, and losses.png."""
     from ..shared.figures import save_curves, save_panels, save_strip
 
-    save_panels(folder / "samples.png", {title: images[:80] for title, images in pictures.items()}, columns=10, across=3)
+    save_panels(
+        folder / "samples.png", {title: images[:80] for title, images in pictures.items()}, columns=10, across=3
+    )
     curves = {}
     for name, experiment in experiments.items():
         curves[FAMILIES[name][0]] = (*curve(folder / name / "metrics.jsonl", "loss"), experiment.loss_unit)
@@ -240,15 +268,17 @@ def draw_figures(
 
 
 def film(
-    experiment: Experiment, denoiser: Denoiser, test: ImageSet, rows: int = 3, frames: int = 10
+    experiment: Experiment, denoiser: Denoiser, test: ImageDataset, rows: int = 3, frames: int = 10
 ) -> dict[str, tuple[list[float], list[Tensor]]]:
     """States of the forward process on real digits, and of the sampler from noise."""
     corruption, generator = denoiser.corruption, torch.Generator().manual_seed(1)
-    x0 = experiment.batches(test).form(test.scale, in_turn(test)[:rows], generator)
+    x0 = experiment.batches(test).form(test.quantization, in_turn(test)[:rows], generator)
     grid = corruption.grid(max(frames, experiment.sampling_steps))
     chosen = torch.linspace(0, len(grid) - 2, frames - 1).round().long().tolist()
     times = [float(grid[i]) for i in chosen] + [0.0]
-    noised = [corruption.corrupt(x0, torch.tensor(t, dtype=torch.float64), generator=generator) for t in times[:-1]] + [x0]
+    noised = [corruption.corrupt(x0, torch.tensor(t, dtype=torch.float64), generator=generator) for t in times[:-1]] + [
+        x0
+    ]
     sampler = experiment.sampler(denoiser)
     start = corruption.prior((rows, *test.shape), generator=Streams(3, range(rows)), device=device_of(denoiser))
     labels = experiment.conditions(torch.arange(rows, device=start.device))
@@ -264,18 +294,18 @@ def write_report(
     experiments: dict[str, Experiment],
     judge: Judge,
     rows: list[Row],
-    test: ImageSet,
+    test: ImageDataset,
     trained_after: float,
     start: float,
 ) -> Path:
     """report.md, report.html and results.json."""
     first, dims = experiments["ddpm"], test.dims
-    parameters = sum(p.numel() for p in first.objective(test.shape, test.scale).parameters())
+    parameters = sum(p.numel() for p in first.objective(test.shape, test.quantization).parameters())
     films = "\n\n".join(f"![{FAMILIES[name][0]} destroying and making digits](film-{name}.png)" for name in experiments)
     text = f"""# Three families of diffusion on the same digits
 
 A DDPM (Ho et al. 2020), a D3PM with discretised-Gaussian transitions (Austin et al. 2021) and a VP score SDE (Song et al. 2021) were
-trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels} grey levels: one U-Net configuration ({parameters / 1e6:.2f} M parameters),
+trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.quantization.levels} grey levels: one U-Net configuration ({parameters / 1e6:.2f} M parameters),
 {first.training.steps} steps of {first.data.batch} images each, the same optimiser and averaging. All three are told the digit's label; sample i is of digit i mod 10.
 
 ## Samples
@@ -286,7 +316,7 @@ trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.scale.levels}
 
 {report.table(HEAD, [row.cells() for row in rows])}
 
-- **bits/dim**: code length of the {len(test.k)} held-out digits, quantised to {test.scale.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
+- **bits/dim**: code length of the {len(test.k)} held-out digits, quantised to {test.quantization.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
   An upper bound is a variational bound; "exact up to dequantisation" is the probability flow's density of the digits spread over their
   grey levels (solver tolerance {experiments["score-sde"].tolerance:g}). A digit is coded after its label, whose log2(10) / {dims} = {math.log2(10) / dims:.2f} bits/dim are
   counted too, so for digits without labels every figure is an upper bound. The baseline codes each pixel by its own frequencies in the training set. Lower is better.

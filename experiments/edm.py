@@ -1,8 +1,8 @@
 """Elucidating the design space of diffusion-based generative models (Karras et al. 2022, arXiv 2206.00364).
 
-The paper's networks are the paper's own (`networks.presets`), ADM with 64 channels a head too, but for the input of the augmentations: of
-these there is the mirror alone, of which a network is not told. The half-life of the averaged weights ramps up as `(1 + n) / (10 + n)`, and
-the times of a batch are stratified.
+The paper's networks are the paper's own (`networks.presets`), ADM with 64 channels a head too, but for the input of the
+augmentations: of these there is the mirror alone, of which a network is not told. The half-life of the averaged weights
+ramps up as `(1 + n) / (10 + n)`, and the times of a batch are stratified.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 from torch import Tensor
 
 from ..continuous import DDIM, Churned, Heun, karras
-from ..sde import EDM, EDMLoss, Learned
+from ..sde import EDM, DenoisingLoss, Learned
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.labels import quarter_log
+from ..shared.gaussian.prediction import Preconditioned
 from ..shared.objective import Objective, Stratified
-from ..shared.prediction import Preconditioned
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.random import Source
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
+from ..shared.time_inputs import quarter_log
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .images import Data, Density, Network
 from .reproduce import Study, Sweep, trained
 
@@ -34,7 +34,7 @@ MOST = math.sqrt(2) - 1
 """Largest share by which churn lets the noise grow."""
 
 
-@described
+@serializable("experiments.ElucidatedModel", formerly="unnoise.experiments.edm.ElucidatedModel")
 @dataclass(frozen=True)
 class ElucidatedModel(Density):
     """A preconditioned denoiser at log-normal noise levels, and Heun's method on levels that crowd near the data."""
@@ -52,8 +52,8 @@ class ElucidatedModel(Density):
     std: float = 1.2
     """Standard deviation of ln sigma in training."""
     churn: float = 0.0
-    """S_churn: the share by which the noise grows before a step is churn / sampling_steps, whatever --steps says; 0 for the deterministic
-    sampler."""
+    """S_churn: the share by which the noise grows before a step is churn / sampling_steps, whatever --steps says; 0 for
+    the deterministic sampler."""
     churn_low: float = 0.05
     """S_min: noise below which there is no churn."""
     churn_high: float = 50.0
@@ -61,25 +61,29 @@ class ElucidatedModel(Density):
     churn_noise: float = 1.003
     """S_noise: scale of the fresh noise."""
     spread: bool = False
-    """Train on levels spread over their cells, so that the density has a meaning, and not on the levels themselves as published."""
+    """Train on levels spread over their cells, so that the density has a meaning, and not on the levels themselves as
+    published.
+    """
 
     loss_unit = "weighted MSE of x_0"
 
     def __post_init__(self) -> None:
         if self.churn < 0 or self.sigma_data <= 0:
-            raise UsageError(f"churn={self.churn}, sigma_data={self.sigma_data}: give churn of 0 or more, and a positive sigma_data")
+            raise UsageError(
+                f"churn={self.churn}, sigma_data={self.sigma_data}: give churn of 0 or more, and a positive sigma_data"
+            )
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.dequantised(k, generator) if self.spread else scale.continuous(k, generator)
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        return quantization.dequantized(k, generator) if self.spread else quantization.continuous(k, generator)
 
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.cell_of(x) if self.spread else scale.quantise(x)
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
+        return quantization.cell_of(x) if self.spread else quantization.quantize(x)
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         schedule = EDM(self.sigma_min, self.sigma_max, self.rho, self.mean, self.std)
         network = self.network.build(shape, classes=self.data.classes)
         denoiser = Learned(network, schedule, Preconditioned(self.sigma_data), quarter_log, self.sigma_data)
-        return EDMLoss(denoiser, self.sigma_data, times=Stratified())
+        return DenoisingLoss.edm(denoiser, self.sigma_data, times=Stratified())
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return self.churned(denoiser, self.churn, self.sampling_steps)
@@ -92,7 +96,9 @@ class ElucidatedModel(Density):
         return Churned(heun, min(churn / steps, MOST), low=self.churn_low, high=self.churn_high, noise=self.churn_noise)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Fréchet distance by evaluations for Heun and Euler, on the paper's levels and on even ones, and with churn (figures 2 and 4)."""
+        """Fréchet distance by evaluations for Heun and Euler, on the paper's levels and on even ones, and with churn
+        (figures 2 and 4).
+        """
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         churn = self.churn or 40.0
@@ -101,7 +107,9 @@ class ElucidatedModel(Density):
             for rho in (self.rho, 1.0):
                 runs.append(("Heun", f"rho {rho:g}", Heun(denoiser), steps, rho))
                 runs.append(("Euler", f"rho {rho:g}", DDIM(denoiser), 2 * steps - 1, rho))  # as many evaluations
-            runs.append((f"Heun, churn {churn:g}", f"rho {self.rho:g}", self.churned(denoiser, churn, steps), steps, self.rho))
+            runs.append(
+                (f"Heun, churn {churn:g}", f"rho {self.rho:g}", self.churned(denoiser, churn, steps), steps, self.rho)
+            )
         sweep = Sweep(study, "sampler", "levels")
         for solver, grid, sampler, steps, rho in sorted(runs, key=lambda run: run[:2]):
             spaced = karras(steps, denoiser.corruption, rho)
@@ -114,11 +122,21 @@ class ElucidatedModel(Density):
 
 
 def released(images: float, batch: int, rate: float, half_life: float = 0.5, bfloat16: bool = False) -> Training:
-    """Adam without clipping, warmed up over 10 million images; `images` and the half-life of the averaged weights are in millions."""
+    """Adam without clipping, warmed up over 10 million images.
+
+    `images` and the half-life of the averaged weights are in millions.
+    """
     steps, decay = round(images * 1e6 / batch), 0.5 ** (batch / (half_life * 1e6))
     warmup = round(10e6 / batch)
     return Training(
-        steps=steps, learning_rate=rate, warmup=warmup, clip=math.inf, ema=decay, bfloat16=bfloat16, watch_every=10_000, save_every=5_000
+        steps=steps,
+        learning_rate=rate,
+        warmup=warmup,
+        clip=math.inf,
+        ema=decay,
+        bfloat16=bfloat16,
+        watch_every=10_000,
+        save_every=5_000,
     )
 
 
@@ -155,14 +173,16 @@ def imagenet64() -> ElucidatedModel:
 
 def digits() -> ElucidatedModel:
     """8 x 8 digits of 17 levels, whose standard deviation is 0.7."""
-    return ElucidatedModel(**budgets.digits() | {"sampling_steps": 18}, sigma_data=0.7, spread=True, tolerance=1e-3)
+    return ElucidatedModel(
+        **common_settings.digits() | {"sampling_steps": 18}, sigma_data=0.7, spread=True, tolerance=1e-3
+    )
 
 
 def mnist() -> ElucidatedModel:
     """28 x 28 digits of 256 levels, whose standard deviation is 0.6."""
-    return ElucidatedModel(**budgets.mnist() | {"sampling_steps": 18}, sigma_data=0.6, spread=True)
+    return ElucidatedModel(**common_settings.mnist() | {"sampling_steps": 18}, sigma_data=0.6, spread=True)
 
 
 def smoke() -> ElucidatedModel:
     """Seconds, to see that the whole path runs."""
-    return ElucidatedModel(**budgets.smoke(), spread=True, tolerance=0.1)
+    return ElucidatedModel(**common_settings.smoke(), spread=True, tolerance=0.1)

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..shared.bits import Codelength
+from ..shared.code_length import CodeLength
 from ..shared.data import Batches
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
 from ..shared.training import Training
 
-CodelengthOf = Callable[..., Codelength]
+CodeLengthOf = Callable[..., CodeLength]
 
 
 class Experiment(ABC):
@@ -33,7 +33,7 @@ class Experiment(ABC):
     training: Training
     sampling_steps: int
 
-    codelength_kind = "upper bound"
+    code_length_kind = "upper bound"
     """What the code length is: an upper bound, or exact up to dequantisation."""
     loss_unit = "loss"
     """What the loss curve shows."""
@@ -42,7 +42,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def load(self, split: str = "train", progress: Progress = silent) -> Any:
-        """A split of the data, with its `shape` and `scale`."""
+        """A split of the data, with its `shape` and `quantization`."""
 
     def settled(self) -> Experiment:
         """The same with whatever it points to outside of its run taken in."""
@@ -50,7 +50,10 @@ class Experiment(ABC):
 
     @abstractmethod
     def on(self, name: str) -> Experiment:
-        """The same with data of another name: those of a recipe that lie elsewhere now, or some for an imported checkpoint."""
+        """The same with data of another name.
+
+        Those of a recipe that lie elsewhere now, or some for an imported checkpoint.
+        """
 
     @abstractmethod
     def batches(self, data: Any) -> Batches:
@@ -61,11 +64,11 @@ class Experiment(ABC):
         """The conditions of samples number `rows`."""
 
     @abstractmethod
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
         """The levels, int64, of a sample in that form."""
 
     @abstractmethod
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         """A fresh denoiser in its objective."""
 
     @abstractmethod
@@ -73,11 +76,15 @@ class Experiment(ABC):
         """The paper's sampler."""
 
     def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
-        """The times at which `steps` steps of the sampler are taken: the schedule's own unless a paper says otherwise."""
+        """The times at which `steps` steps of the sampler are taken.
+
+        The schedule's own unless a paper says otherwise.
+        """
         return steps
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """The paper's figure from this recipe: trains it into `folder` if need be, and writes a picture and a table there.
+        """The paper's figure from this recipe: trains it into `folder` if need be, and writes a picture and a table
+        there.
 
         Returns:
             The table, as Markdown.
@@ -85,11 +92,11 @@ class Experiment(ABC):
         raise UsageError("this recipe has no figure of its own: `unnoise evaluate` measures its run")
 
     @abstractmethod
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
         """The paper's code length of levels, as a function of (levels, source of noise, progress, conditions)."""
 
     @abstractmethod
-    def show(self, path: Path, levels: Tensor, scale: Scale, columns: int) -> str:
+    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
         """Writes samples to a file, and returns what of them can be read on a terminal."""
 
     @abstractmethod
@@ -105,7 +112,8 @@ class Experiment(ABC):
     ) -> dict[str, Any]:
         """Code length and samples, measured on `count` held-out examples, None for all.
 
-        `trained_on` is what the checkpoint says of its batches: where those to train on are others now, so may be those held out.
+        `trained_on` is what the checkpoint says of its batches: where those to train on are others now, so may be those
+        held out.
         """
 
 

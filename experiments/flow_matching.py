@@ -1,7 +1,9 @@
-"""Flow matching (Lipman et al. 2023, arXiv 2210.02747) on the straight paths of rectified flow (Liu et al. 2023, arXiv 2209.03003).
+"""Flow matching (Lipman et al. 2023, arXiv 2210.02747) on the straight paths of rectified flow (Liu et al. 2023, arXiv
+2209.03003).
 
-The paths are Lipman et al.'s "optimal transport" ones at sigma_min = 0, with t turned round: 0 is the data, 1 the noise. The paper's
-network is ADM's U-Net (Dhariwal & Nichol 2021). Rectification, which trains again on the model's own pairs, is not here.
+The paths are Lipman et al.'s "optimal transport" ones at sigma_min = 0, with t turned round: 0 is the data, 1 the
+noise. The paper's network is ADM's U-Net (Dhariwal & Nichol 2021). Rectification, which trains again on the model's own
+pairs, is not here.
 """
 
 from __future__ import annotations
@@ -18,34 +20,34 @@ from torch import Tensor
 from ..continuous import DDIM
 from ..sde import (
     Adaptive,
-    FlowMatching,
+    DenoisingLoss,
+    FixedSteps,
     Learned,
     ProbabilityFlow,
-    Steps,
     Straight,
-    clock,
     euler,
     heun2,
-    midpoint,
+    midpoint_rule,
     straight,
+    time_coordinates,
 )
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler, device_of
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.tensors import per_example
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .images import Data, Density, Network
 from .reproduce import Study, Sweep, trained
-from .spacing import whole
+from .time_grids import whole
 
-METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun2}
+METHODS = {"euler": euler, "midpoint": midpoint_rule, "heun": heun2}
 
 
-@described
+@serializable("experiments.FlowMatchingModel", formerly="unnoise.experiments.flow_matching.FlowMatchingModel")
 @dataclass(frozen=True)
 class FlowMatchingModel(Density):
     """The velocity of straight paths from data to noise, trained on dequantised data so that its density has a meaning."""
@@ -55,22 +57,26 @@ class FlowMatchingModel(Density):
 
     loss_unit = "MSE of the velocity"
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        return FlowMatching(Learned(self.network.build(shape, classes=self.data.classes), Straight(), straight), times=Stratified())
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        return DenoisingLoss.flow_matching(
+            Learned(self.network.build(shape, classes=self.data.classes), Straight(), straight), times=Stratified()
+        )
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return self.flow(denoiser, self.solver)
 
     def flow(self, denoiser: Denoiser, solver: str) -> ProbabilityFlow:
         """The flow by a solver of that name, in t, where its paths are straight."""
-        integrator = Adaptive(self.tolerance, self.tolerance) if solver == "rk45" else Steps(METHODS[solver])
-        return ProbabilityFlow(denoiser, integrator, clock)
+        integrator = Adaptive(self.tolerance, self.tolerance) if solver == "rk45" else FixedSteps(METHODS[solver])
+        return ProbabilityFlow(denoiser, integrator, time_coordinates)
 
     def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
         return whole(denoiser.corruption) if self.solver == "rk45" else steps
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Fréchet distance by evaluations for solvers of the flow and for a stochastic sampler, and how straight the paths are."""
+        """Fréchet distance by evaluations for solvers of the flow and for a stochastic sampler, and how straight the
+        paths are.
+        """
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         runs: list[tuple[str, str, Sampler, int | Tensor]] = []
@@ -81,7 +87,7 @@ class FlowMatchingModel(Density):
             for name, sampler in (("midpoint", self.flow(denoiser, "midpoint")), ("Heun", self.flow(denoiser, "heun"))):
                 runs.append((name, f"{steps} steps", sampler, steps))
         for tolerance in (0.1, 0.01, 0.001):
-            adaptive = ProbabilityFlow(denoiser, Adaptive(tolerance, tolerance), clock)
+            adaptive = ProbabilityFlow(denoiser, Adaptive(tolerance, tolerance), time_coordinates)
             runs.append(("RK45", f"tolerance {tolerance:g}", adaptive, whole(denoiser.corruption)))
         sweep = Sweep(study, "sampler", "effort")
         for name, effort, sampler, steps in sorted(runs, key=lambda run: run[0]):
@@ -105,7 +111,8 @@ class FlowMatchingModel(Density):
 
 
 def bend(states: Sequence[Tensor], times: Tensor) -> float:
-    r"""`int E ||(x_1 - x_0) - dx_t / dt||^2 dt / E ||x_1 - x_0||^2` of paths: 0 where they are straight (Liu et al. 2023, section 2.2).
+    r"""`int E ||(x_1 - x_0) - dx_t / dt||^2 dt / E ||x_1 - x_0||^2` of paths: 0 where they are straight (Liu et al.
+    2023, section 2.2).
 
     Args:
         states: along the paths, `(B, ...)` each.
@@ -113,7 +120,10 @@ def bend(states: Sequence[Tensor], times: Tensor) -> float:
     """
     chord = states[0] - states[-1]
     spans = [float(t - s) for t, s in pairwise(times)]
-    off = [span * per_example((chord - (x - y) / span) ** 2).mean() for span, (x, y) in zip(spans, pairwise(states), strict=True)]
+    off = [
+        span * per_example((chord - (x - y) / span) ** 2).mean()
+        for span, (x, y) in zip(spans, pairwise(states), strict=True)
+    ]
     return float(torch.stack(off).sum() / per_example(chord**2).mean())
 
 
@@ -126,14 +136,14 @@ def cifar10() -> FlowMatchingModel:
 
 def digits() -> FlowMatchingModel:
     """8 x 8 digits of 17 levels, by 49 evaluations."""
-    return FlowMatchingModel(**budgets.digits() | {"sampling_steps": 25}, solver="midpoint", tolerance=1e-3)
+    return FlowMatchingModel(**common_settings.digits() | {"sampling_steps": 25}, solver="midpoint", tolerance=1e-3)
 
 
 def mnist() -> FlowMatchingModel:
     """28 x 28 digits of 256 levels, by 49 evaluations."""
-    return FlowMatchingModel(**budgets.mnist() | {"sampling_steps": 25}, solver="midpoint")
+    return FlowMatchingModel(**common_settings.mnist() | {"sampling_steps": 25}, solver="midpoint")
 
 
 def smoke() -> FlowMatchingModel:
     """Seconds, to see that the whole path runs."""
-    return FlowMatchingModel(**budgets.smoke(), solver="midpoint", tolerance=0.1)
+    return FlowMatchingModel(**common_settings.smoke(), solver="midpoint", tolerance=0.1)

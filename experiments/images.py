@@ -13,28 +13,27 @@ from torch import Tensor
 
 from ..discrete import VariationalBound
 from ..sde import Adaptive, ChangeOfVariables
-from ..shared.bits import Codelength
-from ..shared.data import Batches, ImageSet, image_set
+from ..shared.code_length import CodeLength
+from ..shared.data import Batches, ImageDataset, image_dataset
 from ..shared.data.images import untested
 from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
-from ..shared.dequantisation import Dequantiser, Uniform
-from ..shared.describe import described, formerly
 from ..shared.errors import UsageError
-from ..shared.labels import Label
+from ..shared.gaussian.dequantization import Dequantizer, UniformDequantization
 from ..shared.networks import UNet
-from ..shared.networks import style as styles
+from ..shared.networks import unet_variants as styles
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.random import Source, uniform
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.tensors import like
+from ..shared.time_inputs import TimeInput
 from ..shared.training import Training
 from .evaluation import evaluate_images
-from .experiment import CodelengthOf, Experiment
+from .experiment import CodeLengthOf, Experiment
 
 
-@formerly("unnoise.experiments.experiment.Data")
-@described
+@serializable("experiments.Data", formerly=("unnoise.experiments.images.Data", "unnoise.experiments.experiment.Data"))
 @dataclass(frozen=True)
 class Data:
     """Images to train on."""
@@ -56,19 +55,19 @@ class Data:
         """The same with the absolute path of a folder."""
         return replace(self, name=absolute(self.name, bundled()))
 
-    def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
+    def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
         """Loads the images of a split. The summary of `train` says so where the set has no test images.
 
         Raises:
             UsageError: with what there is, where their labels are not those that `classes` says.
         """
-        images = image_set(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
+        images = image_dataset(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
         if split != "train" or not (said := untested(self.name, self.classes)):
             return images
         return images._replace(notes=(*images.notes, f"`unnoise evaluate` will have no images to measure on: {said}"))
 
 
-def refuse_absent_classes(images: ImageSet, classes: int, name: str) -> None:
+def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None:
     """Refuses to train on a set without images of some class, which sampling would ask for."""
     there = set(images.label.unique().tolist())
     if absent := [n for n in range(classes) if n not in there]:
@@ -84,8 +83,9 @@ def refuse_absent_classes(images: ImageSet, classes: int, name: str) -> None:
         )
 
 
-@formerly("unnoise.experiments.experiment.Network")
-@described
+@serializable(
+    "experiments.Network", formerly=("unnoise.experiments.images.Network", "unnoise.experiments.experiment.Network")
+)
 @dataclass(frozen=True)
 class Network:
     """The U-Net; channels, size and levels come from the data."""
@@ -103,20 +103,39 @@ class Network:
     dropout: float = 0.0
     """Dropout in residual blocks."""
     style: Literal[
-        "plain", "ddpm", "improved", "improved-added", "adm", "adm-heads", "ddpmpp", "ncsnpp", "ncsnpp-skip", "edm-ddpmpp", "edm-adm"
+        "plain",
+        "ddpm",
+        "improved",
+        "improved-added",
+        "adm",
+        "adm-heads",
+        "ddpmpp",
+        "ncsnpp",
+        "ncsnpp-skip",
+        "edm-ddpmpp",
+        "edm-adm",
     ] = "plain"
     """How blocks are made and joined: this package's own way, or a paper's."""
     null_label: bool = True
-    """A label for none beside the classes, which classifier-free guidance needs; False for a model whose every example has a class."""
+    """A label for none beside the classes, which classifier-free guidance needs.
+
+    False for a model whose every example has a class.
+    """
 
     def build(self, shape: tuple[int, ...], **further: Any) -> UNet:
-        """The network for examples of `shape`; what `UNet` takes beside the size (`classes`, `levels`, `outputs`, `image`) by name."""
+        """The network for examples of `shape`.
+
+        What `UNet` takes beside the size (`classes`, `categories`, `outputs`, `image`) by name.
+        """
         size = (shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout)
-        return UNet(*size, style=STYLES[self.style], null_label=self.null_label, **further)
+        return UNet(*size, variant=STYLES[self.style], null_label=self.null_label, **further)
 
     @property
-    def label(self) -> Label:
-        """What it is fed for a time: 1000 t, or log sigma where that enters by Fourier features, which are made for its range."""
+    def label(self) -> TimeInput:
+        """What it is fed for a time.
+
+        1000 t, or log sigma where that enters by Fourier features, which are made for its range.
+        """
         return STYLES[self.style].time.label
 
 
@@ -135,12 +154,12 @@ STYLES = {
 }
 
 
-def flipped(form: Callable[[Scale, Tensor, Source], Tensor]) -> Callable[[Scale, Tensor, Source], Tensor]:
+def flipped(form: Callable[[Quantization, Tensor, Source], Tensor]) -> Callable[[Quantization, Tensor, Source], Tensor]:
     """A form of images that were mirrored left to right with probability one half."""
 
-    def of(scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+    def of(quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
         mirror = like(uniform((len(k),), generator, device=k.device) < 0.5, k)
-        return form(scale, torch.where(mirror, k.flip(-1), k), generator)
+        return form(quantization, torch.where(mirror, k.flip(-1), k), generator)
 
     return of
 
@@ -156,10 +175,10 @@ class ImageExperiment(Experiment):
     """Steps of the sampler."""
 
     @abstractmethod
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
         """Levels in the family's own form."""
 
-    def batches(self, images: ImageSet) -> Batches:
+    def batches(self, images: ImageDataset) -> Batches:
         """The images in that form, with their labels if the model is conditional.
 
         Raises:
@@ -181,13 +200,13 @@ class ImageExperiment(Experiment):
     def on(self, name: str) -> ImageExperiment:
         return replace(self, data=replace(self.data, name=name))
 
-    def load(self, split: str = "train", progress: Progress = silent) -> ImageSet:
+    def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
         return self.data.load(split, progress)
 
-    def show(self, path: Path, levels: Tensor, scale: Scale, columns: int) -> str:
+    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
         from ..shared.figures import save_grid
 
-        save_grid(path, levels.float() / (scale.levels - 1), columns=columns)
+        save_grid(path, levels.float() / (quantization.levels - 1), columns=columns)
         return ""
 
     def evaluate(self, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
@@ -198,58 +217,63 @@ class ImageExperiment(Experiment):
 class Chain(ImageExperiment):
     """An experiment of the DDPM papers: real-valued images, and the variational bound of a chain as code length."""
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.continuous(k, generator)
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        return quantization.continuous(k, generator)
 
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.quantise(x)
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
+        return quantization.quantize(x)
 
     @abstractmethod
-    def bound(self, denoiser: Denoiser, scale: Scale) -> Callable[..., Codelength]:
+    def bound(self, denoiser: Denoiser, quantization: Quantization) -> Callable[..., CodeLength]:
         """The bound that the paper reports."""
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        bound = self.bound(denoiser, scale)
-        return lambda k, generator, progress, **cond: bound(scale.continuous(k), generator=generator, progress=progress, **cond)
+    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
+        bound = self.bound(denoiser, quantization)
+        return lambda k, generator, progress, **cond: bound(
+            quantization.continuous(k), generator=generator, progress=progress, **cond
+        )
 
 
 @dataclass(frozen=True)
-class Quantised(ImageExperiment):
+class Quantized(ImageExperiment):
     """An experiment of the categorical papers: images as levels, and the variational bound on them as code length."""
 
     bound_terms: int = 100
     """Times at which the bound is evaluated for each image, stratified."""
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.quantised(k, generator)
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        return quantization.quantized(k, generator)
 
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
         return x
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
         bound = VariationalBound(denoiser, terms=self.bound_terms)
         return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
 
 
 @dataclass(frozen=True)
 class Density(ImageExperiment):
-    """An experiment of the score SDEs: images spread over the cells of their levels, and a density's exact code length."""
+    """An experiment of the score SDEs.
+
+    Images spread over the cells of their levels, and a density's exact code length.
+    """
 
     tolerance: float = field(default=1e-5, kw_only=True)
     """rtol and atol of RK45, for the likelihood and as a sampler."""
 
-    codelength_kind = "exact up to uniform dequantisation"
+    code_length_kind = "exact up to uniform dequantisation"
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return scale.dequantised(k, generator)
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        return quantization.dequantized(k, generator)
 
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return scale.cell_of(x)
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
+        return quantization.cell_of(x)
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        return self.coded(denoiser, Uniform(scale))
+    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
+        return self.coded(denoiser, UniformDequantization(quantization))
 
-    def coded(self, denoiser: Denoiser, dequantiser: Dequantiser) -> CodelengthOf:
+    def coded(self, denoiser: Denoiser, dequantizer: Dequantizer) -> CodeLengthOf:
         """The code length of levels that a dequantiser has spread."""
-        exact = ChangeOfVariables(denoiser, dequantiser, integrator=Adaptive(self.tolerance, self.tolerance))
+        exact = ChangeOfVariables(denoiser, dequantizer, integrator=Adaptive(self.tolerance, self.tolerance))
         return lambda k, generator, progress, **cond: exact(k, generator=generator, progress=progress, **cond)

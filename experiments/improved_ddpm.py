@@ -1,7 +1,7 @@
 """Improved denoising diffusion probabilistic models (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
-The paper's networks are the paper's own (`networks.presets`), which are told 1000 t for tables of any length: the released code's rescaled
-label, but for counting from 0. The digits' network is this package's.
+The paper's networks are the paper's own (`networks.presets`), which are told 1000 t for tables of any length: the
+released code's rescaled label, but for counting from 0. The digits' network is this package's.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Literal
 from ..continuous import (
     Ancestral,
     Clipped,
+    DenoisingLoss,
     Hybrid,
-    Importance,
+    ImportanceSampling,
     Learned,
-    Simple,
     Tabulated,
     Variational,
     VariationalBound,
@@ -26,12 +26,12 @@ from ..continuous import (
     linear_betas,
 )
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
-from . import budgets
+from ..shared.serialization import serializable
+from . import common_settings
 from .evaluation import bits_per_dim
 from .experiment import at_most
 from .images import Chain, Data, Network
@@ -40,7 +40,7 @@ from .reproduce import Study, trained
 BETAS = {"cosine": cosine_betas, "linear": linear_betas}
 
 
-@described
+@serializable("experiments.ImprovedDDPM", formerly="unnoise.experiments.improved_ddpm.ImprovedDDPM")
 @dataclass(frozen=True)
 class ImprovedDDPM(Chain):
     """Noise prediction on a cosine table, with a learned reverse variance."""
@@ -59,19 +59,23 @@ class ImprovedDDPM(Chain):
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         network = self.network.build(shape, classes=self.data.classes, outputs=1 if self.loss == "simple" else 2)
         denoiser = Learned(network, Tabulated(BETAS[self.betas](self.steps)))
         if self.loss == "simple":
-            return Simple(denoiser)
-        return Importance(Variational(denoiser, scale, learned_range)) if self.loss == "vlb" else Hybrid(denoiser, scale, self.vlb)
+            return DenoisingLoss.simple(denoiser)
+        return (
+            ImportanceSampling(Variational(denoiser, quantization, learned_range))
+            if self.loss == "vlb"
+            else Hybrid(denoiser, quantization, self.vlb)
+        )
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
-        return Ancestral(Clipped(denoiser), learned_range if denoiser.spread else large)
+        return Ancestral(Clipped(denoiser), learned_range if denoiser.has_variance_output else large)
 
-    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
-        variance = learned_range if denoiser.spread else large
-        return VariationalBound(Clipped(denoiser), scale, variance=variance, terms=self.bound_terms)
+    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
+        variance = learned_range if denoiser.has_variance_output else large
+        return VariationalBound(Clipped(denoiser), quantization, variance=variance, terms=self.bound_terms)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Bits/dim and Fréchet distance of the three losses (table 1's columns), each trained alike."""
@@ -86,7 +90,7 @@ class ImprovedDDPM(Chain):
             drawn, measured = study.run(recipe.sampler(denoiser), self.sampling_steps)
             results[loss] = measured | {"bits_per_dim": bits, "standard_error": error}
             rows.append([loss, f"{bits:.3f} ± {error:.3f}", f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}"])
-            panels[f"L_{loss}"] = drawn.levels[:60].float() / (study.images.scale.levels - 1)
+            panels[f"L_{loss}"] = drawn.levels[:60].float() / (study.images.quantization.levels - 1)
         save_panels(folder / "figure.png", panels, columns=10)
         head = ["loss", "bits/dim (bound)", "Fréchet distance", "sure"]
         text = f"{self.steps} steps, {self.betas} table; samples by {self.sampling_steps} ancestral steps."
@@ -96,38 +100,45 @@ class ImprovedDDPM(Chain):
 def cifar10() -> ImprovedDDPM:
     """CIFAR-10: hybrid 3.17 bits/dim, FID 3.19; vlb 2.94, FID 11.47."""
     network = Network(128, (1, 2, 2, 2), 3, (2, 4), 4, dropout=0.3, style="improved")
-    return ImprovedDDPM(Data("uoft-cs/cifar10", 128), network, budgets.adm(500_000, 1e-4), 4000)
+    return ImprovedDDPM(Data("uoft-cs/cifar10", 128), network, common_settings.adm(500_000, 1e-4), 4000)
 
 
 def imagenet64() -> ImprovedDDPM:
     """ImageNet 64 x 64, unconditional: hybrid 3.57 bits/dim, FID 19.2; vlb 3.53, FID 40.1 (1.5M iterations)."""
     network = Network(128, (1, 2, 3, 4), 3, (4, 8), 4, style="improved")
-    return ImprovedDDPM(Data("imagenet", 128, size=(64, 64)), network, budgets.adm(1_500_000, 1e-4), 4000)
+    return ImprovedDDPM(Data("imagenet", 128, size=(64, 64)), network, common_settings.adm(1_500_000, 1e-4), 4000)
 
 
 def imagenet64_classes() -> ImprovedDDPM:
     """ImageNet 64 x 64 with classes, the larger model: FID 2.92 by 250 steps; weight of the bound 1 / T."""
     network = Network(192, (1, 2, 3, 4), 3, (4, 8), 4, style="improved", null_label=False)
     data = Data("imagenet", 2048, size=(64, 64), classes=1000)
-    return ImprovedDDPM(data, network, budgets.adm(250_000, 3e-4), 250, vlb=1 / 4000)
+    return ImprovedDDPM(data, network, common_settings.adm(250_000, 3e-4), 250, vlb=1 / 4000)
 
 
 def lsun256() -> ImprovedDDPM:
     """LSUN Bedroom 256 x 256, linear table of 1000 steps."""
     network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="improved-added")
-    return ImprovedDDPM(Data("lsun", 128, size=(256, 256)), network, budgets.adm(1_200_000, 1e-4), 1000, steps=1000, betas="linear")
+    return ImprovedDDPM(
+        Data("lsun", 128, size=(256, 256)),
+        network,
+        common_settings.adm(1_200_000, 1e-4),
+        1000,
+        steps=1000,
+        betas="linear",
+    )
 
 
 def digits() -> ImprovedDDPM:
     """8 x 8 digits of 17 levels: a few minutes for each loss."""
-    return ImprovedDDPM(**budgets.digits(), steps=100)
+    return ImprovedDDPM(**common_settings.digits(), steps=100)
 
 
 def mnist() -> ImprovedDDPM:
     """28 x 28 digits of 256 levels."""
-    return ImprovedDDPM(**budgets.mnist(), steps=4000)
+    return ImprovedDDPM(**common_settings.mnist(), steps=4000)
 
 
 def smoke() -> ImprovedDDPM:
     """Seconds, to see that the whole path runs."""
-    return ImprovedDDPM(**budgets.smoke(), steps=100, bound_terms=4)
+    return ImprovedDDPM(**common_settings.smoke(), steps=100, bound_terms=4)

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..discrete import Absorbing, Categorical, ContinuousBound, LogLinear, Unmasking, carried
+from ..discrete import Absorbing, Categorical, ContinuousBound, LogLinearNoise, Unmasking, carried
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .texts import Text, TextExperiment, TextNetwork
 
 
-@described
+@serializable("experiments.MDLM", formerly="unnoise.experiments.mdlm.MDLM")
 @dataclass(frozen=True)
 class MDLM(TextExperiment):
-    """Absorption in continuous time: a cross-entropy at masked positions, weighted by the schedule; the network is not told the time."""
+    """Absorption in continuous time: a cross-entropy at masked positions, weighted by the schedule.
+
+    The network is not told the time.
+    """
 
     eps: float = 1e-3
     """Share of symbols that survives to t = 1."""
 
     loss_unit = "weighted CE, nats/token"
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        transition = Absorbing(scale.levels, LogLinear(self.eps))
-        network = self.network.build(transition.states, shape[0], scale.levels)
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        transition = Absorbing(quantization.levels, LogLinearNoise(self.eps))
+        network = self.network.build(transition.states, shape[0], quantization.levels)
         return ContinuousBound(Categorical(network, transition, head=carried), times=Stratified(), padding=self.padding)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
@@ -38,11 +41,16 @@ def owt() -> MDLM:
     """OpenWebText, GPT-2 pieces (give --text.tokenizer), packed to 1024: 23.21 perplexity a token after 262B tokens."""
     training = Training(steps=1_000_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     network = TextNetwork("dit", 768, 12, 12, dropout=0.1, timed=False)
-    return MDLM(Text("Skylion007/openwebtext", 512, 1024, tokenizer="gpt2.json", layout="ends"), network, training, 1000)
+    return MDLM(
+        Text("Skylion007/openwebtext", 512, 1024, tokenizer="gpt2.json", layout="ends"), network, training, 1000
+    )
 
 
 def lm1b() -> MDLM:
-    """LM1B, bert-base-uncased pieces, which lose case (give --text.tokenizer), padded to 128: 27.04 perplexity a token after 33B tokens."""
+    """LM1B, bert-base-uncased pieces, which lose case (give --text.tokenizer), padded to 128.
+
+    27.04 perplexity a token after 33B tokens.
+    """
     training = Training(steps=1_000_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     network = TextNetwork("dit", 768, 12, 12, dropout=0.1, timed=False)
     return MDLM(Text("lm1b", 512, 128, tokenizer="bert-base-uncased.json", layout="padded"), network, training, 1000)
@@ -56,9 +64,9 @@ def text8() -> MDLM:
 
 def shakespeare() -> MDLM:
     """27 symbols of Shakespeare, 128 at a time."""
-    return MDLM(**budgets.shakespeare(TextNetwork("dit", timed=False)))
+    return MDLM(**common_settings.shakespeare(TextNetwork("dit", timed=False)))
 
 
 def smoke() -> MDLM:
     """Seconds, to see that the whole path runs."""
-    return MDLM(**budgets.smoke_text(TextNetwork("dit", 16, 1, 2, timed=False)))
+    return MDLM(**common_settings.smoke_text(TextNetwork("dit", 16, 1, 2, timed=False)))

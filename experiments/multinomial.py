@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..discrete import Ancestral, Categorical, Hybrid, Importance, Uniform, cosine
+from ..discrete import Ancestral, Categorical, D3PMLoss, ImportanceSampling, Uniform, cosine
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.objective import Objective
+from ..shared.quantization import Quantization
 from ..shared.random import categorical
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .experiment import at_most
 from .texts import Text, TextExperiment, TextNetwork
 
 
-@described
+@serializable("experiments.Multinomial", formerly="unnoise.experiments.multinomial.Multinomial")
 @dataclass(frozen=True)
 class Multinomial(TextExperiment):
     """Uniform resampling on a cosine table, steps drawn by what they cost; the last step is drawn, not the argmax."""
@@ -30,9 +30,11 @@ class Multinomial(TextExperiment):
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        network = self.network.build(scale.levels, shape[0], scale.levels)
-        return Importance(Hybrid(Categorical(network, Uniform(scale.levels, cosine(self.steps))), 0.0, padding=self.padding))
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        network = self.network.build(quantization.levels, shape[0], quantization.levels)
+        return ImportanceSampling(
+            D3PMLoss(Categorical(network, Uniform(quantization.levels, cosine(self.steps))), 0.0, padding=self.padding)
+        )
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(denoiser, last=categorical)
@@ -46,9 +48,9 @@ def text8() -> Multinomial:
 
 def shakespeare() -> Multinomial:
     """27 symbols of Shakespeare, 128 at a time."""
-    return Multinomial(**budgets.shakespeare())
+    return Multinomial(**common_settings.shakespeare())
 
 
 def smoke() -> Multinomial:
     """Seconds, to see that the whole path runs."""
-    return Multinomial(**budgets.smoke_text(), steps=100)
+    return Multinomial(**common_settings.smoke_text(), steps=100)

@@ -1,8 +1,8 @@
 """Noise-conditional score networks (Song & Ermon 2019, arXiv 1907.05600, and 2020, arXiv 2006.09011: NCSNv2).
 
-Denoising score matching at a table of noise levels, and annealed Langevin dynamics down the table. The presets of 2020 train its
-RefineNet; elsewhere a U-Net stands for it. Sampling starts from the noise of the largest level; the released code starts from uniform
-noise on [0, 1], which that level makes the chain forget.
+Denoising score matching at a table of noise levels, and annealed Langevin dynamics down the table. The presets of 2020
+train its RefineNet; elsewhere a U-Net stands for it. Sampling starts from the noise of the largest level; the released
+code starts from uniform noise on [0, 1], which that level makes the chain forget.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from ..sde import (
     AnnealedLangevin,
     CorrectorPredictor,
+    DenoisingLoss,
     Learned,
-    Levels,
+    NoiseLevels,
+    NoPredictor,
     ReverseDiffusion,
-    ScoreMatching,
-    Still,
     best_epsilon,
     geometric_sigmas,
     largest_sigma,
@@ -28,23 +28,23 @@ from ..sde import (
     level_ratio,
     snr_of,
 )
-from ..shared.data import ImageSet
+from ..shared.data import ImageDataset
 from ..shared.denoiser import Denoiser
-from ..shared.dequantisation import Uniform
-from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.labels import reversed_index
+from ..shared.gaussian.dequantization import UniformDequantization
+from ..shared.gaussian.prediction import scaled_score
 from ..shared.networks import RefineNet
-from ..shared.networks.recentred import Recentred
+from ..shared.networks.adapters import CenteredInput
 from ..shared.objective import Objective
-from ..shared.prediction import scaled_score
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.random import Source
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
+from ..shared.time_inputs import reversed_index
 from ..shared.training import Training
-from . import budgets
-from .experiment import CodelengthOf, at_most
+from . import common_settings
+from .experiment import CodeLengthOf, at_most
 from .images import Data, Density, Network
 from .reproduce import Study, Sweep, trained
 
@@ -52,7 +52,7 @@ REPEATS = (1, 2, 5, 10)
 """Steps a level that `reproduce` compares."""
 
 
-@described
+@serializable("experiments.NCSN", formerly="unnoise.experiments.ncsn.NCSN")
 @dataclass(frozen=True)
 class NCSN(Density):
     """Score matching at geometric noise levels of data in [0, 1], spread over the cells of their levels."""
@@ -84,39 +84,45 @@ class NCSN(Density):
                 f"epsilon={self.epsilon}: give a step size between 0 and {2 * self.low**2:g} (2 low^2), above which the chain diverges"
             )
 
-    def form(self, scale: Scale, k: Tensor, generator: Source = None) -> Tensor:
-        return unit(scale).dequantised(k, generator)
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        return unit(quantization).dequantized(k, generator)
 
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
-        return unit(scale).cell_of(x)
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
+        return unit(quantization).cell_of(x)
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        schedule = Levels(geometric_sigmas(self.low, self.high, self.noise_levels))
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        schedule = NoiseLevels(geometric_sigmas(self.low, self.high, self.noise_levels))
         if not self.refinenet:
-            return ScoreMatching(Learned(self.network.build(shape, classes=self.data.classes), schedule))
+            return DenoisingLoss.score_matching(Learned(self.network.build(shape, classes=self.data.classes), schedule))
         if self.data.classes is not None:
-            raise UsageError(f"classes={self.data.classes}: the RefineNet takes no classes; leave them out, or refinenet=False")
+            raise UsageError(
+                f"classes={self.data.classes}: the RefineNet takes no classes; leave them out, or refinenet=False"
+            )
         multipliers = self.network.multipliers
         dilations = (*(1,) * (len(multipliers) - 2), 2, 4)[-len(multipliers) :]
-        network = Recentred(RefineNet(shape, self.network.width, multipliers, dilations))
-        return ScoreMatching(Learned(network, schedule, scaled_score, reversed_index, scaled=False))
+        network = CenteredInput(RefineNet(shape, self.network.width, multipliers, dilations))
+        return DenoisingLoss.score_matching(Learned(network, schedule, scaled_score, reversed_index, scaled=False))
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return self.annealed(denoiser, self.repeats, self.epsilon, self.denoise)
 
     def annealed(self, denoiser: Denoiser, repeats: int, epsilon: float, denoise: bool) -> Sampler:
         """The sampler with other settings than the recipe's."""
-        return CorrectorPredictor(Still(denoiser, denoise), AnnealedLangevin(denoiser, snr_of(epsilon, self.low), repeats))
+        return CorrectorPredictor(
+            NoPredictor(denoiser, denoise), AnnealedLangevin(denoiser, snr_of(epsilon, self.low), repeats)
+        )
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
         """That of the probability flow from the smallest level to the largest, whose prior is the noise of that level.
 
         The papers report none. The flow asks the network between its levels too.
         """
-        return self.coded(denoiser, Uniform(unit(scale)))
+        return self.coded(denoiser, UniformDequantization(unit(quantization)))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Fréchet distance by steps a level, with the last denoising and without (2020, table 1), and of a predictor alone."""
+        """Fréchet distance by steps a level, with the last denoising and without (2020, table 1), and of a predictor
+        alone.
+        """
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         ratio = (self.high / self.low) ** (1 / max(self.sampling_steps - 1, 1))
@@ -133,17 +139,22 @@ class NCSN(Density):
             f"One model, {self.sampling_steps} noise levels from {self.high:g} down to {self.low:g}. Step sizes by the published rule for "
             f"each T; for T = {self.repeats} epsilon is {self.epsilon:g}."
         )
-        return sweep.write("Annealed Langevin dynamics, with the last denoising and without", text, across=len(runs) // 2)
+        return sweep.write(
+            "Annealed Langevin dynamics, with the last denoising and without", text, across=len(runs) // 2
+        )
 
 
-def unit(scale: Scale) -> Scale:
+def unit(quantization: Quantization) -> Quantization:
     """The scale on [0, 1], as published."""
-    return replace(scale, low=0.0, high=1.0)
+    return replace(quantization, low=0.0, high=1.0)
 
 
-def by_the_rules(images: ImageSet, low: float, repeats: int) -> dict[str, float]:
-    """high, noise_levels and epsilon for a set, by techniques 1, 2 and 4 of the 2020 paper: the presets of small sets hold them."""
-    high = largest_sigma((images.k.double() + 0.5) / images.scale.levels)
+def by_the_rules(images: ImageDataset, low: float, repeats: int) -> dict[str, float]:
+    """high, noise_levels and epsilon for a set, by techniques 1, 2 and 4 of the 2020 paper.
+
+    The presets of small sets hold them.
+    """
+    high = largest_sigma((images.k.double() + 0.5) / images.quantization.levels)
     count = level_count(low, high, level_ratio(images.dims))
     epsilon = best_epsilon((high / low) ** (1 / (count - 1)), repeats, low)
     return {"high": high, "noise_levels": count, "epsilon": epsilon}
@@ -157,44 +168,78 @@ def training(steps: int, rate: float, ema: float) -> Training:
 def cifar10() -> NCSN:
     """CIFAR-10 (2019, table 1): FID 25.32, IS 8.87, without a last denoising and without averaged weights."""
     network = Network(128, (1, 2, 2, 2), 2, (2,), 1)
-    return NCSN(Data("uoft-cs/cifar10", 128, flip=True), network, training(200_000, 1e-3, 0.0), 10, 0.01, 1.0, 10, 100, 2e-5, denoise=False)
+    return NCSN(
+        Data("uoft-cs/cifar10", 128, flip=True),
+        network,
+        training(200_000, 1e-3, 0.0),
+        10,
+        0.01,
+        1.0,
+        10,
+        100,
+        2e-5,
+        denoise=False,
+    )
 
 
 def cifar10_v2() -> NCSN:
     """CIFAR-10 (2020, table 1): FID 10.87, IS 8.40; 31.75 and 8.73 without the last denoising."""
     network = Network(128, (1, 2, 2, 2))
     return NCSN(
-        Data("uoft-cs/cifar10", 128, flip=True), network, training(300_000, 1e-4, 0.999), 232, 0.01, 50.0, 232, 5, 6.2e-6, refinenet=True
+        Data("uoft-cs/cifar10", 128, flip=True),
+        network,
+        training(300_000, 1e-4, 0.999),
+        232,
+        0.01,
+        50.0,
+        232,
+        5,
+        6.2e-6,
+        refinenet=True,
     )
 
 
 def celeba64_v2() -> NCSN:
-    """A folder of CelebA, already cropped to 140 x 140, scaled to 64 x 64 (2020, table 1): FID 10.23; 28.86 without the last denoising."""
+    """A folder of CelebA, already cropped to 140 x 140, scaled to 64 x 64 (2020, table 1): FID 10.23.
+
+    28.86 without the last denoising.
+    """
     network = Network(128, (1, 2, 2, 2))
     data = Data("celeba", 128, size=(64, 64), flip=True)
     return NCSN(data, network, training(210_000, 1e-4, 0.999), 500, 0.01, 90.0, 500, 5, 3.3e-6, refinenet=True)
 
 
 def lsun128_v2() -> NCSN:
-    """A folder of LSUN Tower at 128 x 128; epsilon by the published rule, iterations recalled; the paper prints no FID."""
+    """A folder of LSUN Tower at 128 x 128; epsilon by the published rule, iterations recalled.
+
+    The paper prints no FID.
+    """
     network = Network(128, (1, 2, 2, 4, 4))
     data = Data("lsun", 128, size=(128, 128), flip=True)
     return NCSN(data, network, training(150_000, 1e-4, 0.999), 1086, 0.01, 190.0, 1086, 3, 1.8e-6, refinenet=True)
 
 
 def digits() -> NCSN:
-    """8 x 8 digits of 17 levels; the smallest noise is a third of a cell, the rest follows from the data by the published rules.
+    """8 x 8 digits of 17 levels; the smallest noise is a third of a cell, the rest follows from the data by the
+    published rules.
 
     `by_the_rules(Data("digits").load(), 0.02, 5)` gave the numbers.
     """
-    return NCSN(**budgets.digits() | {"sampling_steps": 19}, tolerance=1e-3)
+    return NCSN(**common_settings.digits() | {"sampling_steps": 19}, tolerance=1e-3)
 
 
 def mnist() -> NCSN:
     """28 x 28 digits of 256 levels; `by_the_rules(Data("mnist5k").load(), 0.01, 5)` gave the numbers."""
-    return NCSN(**budgets.mnist() | {"sampling_steps": 94}, low=0.01, high=15.8, noise_levels=94, epsilon=1.11e-5, tolerance=1e-3)
+    return NCSN(
+        **common_settings.mnist() | {"sampling_steps": 94},
+        low=0.01,
+        high=15.8,
+        noise_levels=94,
+        epsilon=1.11e-5,
+        tolerance=1e-3,
+    )
 
 
 def smoke() -> NCSN:
     """Seconds, to see that the whole path runs."""
-    return NCSN(**budgets.smoke(), repeats=2, tolerance=0.1)
+    return NCSN(**common_settings.smoke(), repeats=2, tolerance=0.1)

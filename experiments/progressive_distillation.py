@@ -1,6 +1,7 @@
 """Progressive distillation for fast sampling (Salimans & Ho 2022, arXiv 2202.00512).
 
-The paper's networks are this package's U-Net at the paper's widths: their blocks differ, and ImageNet's 64 channels a head are 4 heads.
+The paper's networks are this package's U-Net at the paper's widths: their blocks differ, and ImageNet's 64 channels a
+head are 4 heads.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from ..continuous import (
     DDIM,
     Clipped,
     Cosine,
+    DenoisingLoss,
     Distillation,
     Learned,
     LogInterpolated,
-    Simple,
     VariationalBound,
     tabulate,
     truncated_snr,
@@ -26,19 +27,22 @@ from ..continuous import (
 )
 from ..shared.data import Batches
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .images import Chain, Data, Network
 from .reproduce import Study, fitted, trained
 
 
-@described
+@serializable(
+    "experiments.ProgressiveDistillation",
+    formerly="unnoise.experiments.progressive_distillation.ProgressiveDistillation",
+)
 @dataclass(frozen=True)
 class ProgressiveDistillation(Chain):
     """Velocity prediction in continuous time; students that halve the number of DDIM steps, again and again."""
@@ -56,7 +60,9 @@ class ProgressiveDistillation(Chain):
 
     def __post_init__(self) -> None:
         if self.until < 1 or self.sampling_steps % (2 * self.until) or not self.students():
-            raise UsageError(f"sampling_steps={self.sampling_steps}, until={self.until}: the first must be the second doubled some times")
+            raise UsageError(
+                f"sampling_steps={self.sampling_steps}, until={self.until}: the first must be the second doubled some times"
+            )
 
     def students(self) -> list[int]:
         """Steps of each student, such as 32, 16, 8, 4, 2, 1."""
@@ -66,16 +72,16 @@ class ProgressiveDistillation(Chain):
             students.append(steps)
         return students if steps == self.until else []
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         network = self.network.build(shape, classes=self.data.classes)
-        return Simple(Learned(network, Cosine(-20.0, 20.0), velocity), weight=truncated_snr)
+        return DenoisingLoss(Learned(network, Cosine(-20.0, 20.0), velocity), weight=truncated_snr)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return DDIM(Clipped(denoiser))
 
-    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
+    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
         chain = denoiser.on(tabulate(denoiser.corruption, self.bound_steps))
-        return VariationalBound(Clipped(chain), scale, variance=LogInterpolated(0.3))
+        return VariationalBound(Clipped(chain), quantization, variance=LogInterpolated(0.3))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
         """Fréchet distance by steps, of each student and of the first teacher at as many steps (figure 4)."""
@@ -87,12 +93,12 @@ class ProgressiveDistillation(Chain):
 
         def measure(name: str, denoiser: Denoiser, steps: int) -> None:
             drawn, measured = study.run(self.sampler(denoiser), steps)
-            runs.append((name, steps, measured, drawn.levels[:60].float() / (study.images.scale.levels - 1)))
+            runs.append((name, steps, measured, drawn.levels[:60].float() / (study.images.quantization.levels - 1)))
 
         measure("teacher", teacher, self.sampling_steps)
         current, plain = teacher, replace(self, network=replace(self.network, dropout=0.0))  # students have no dropout
         for steps in self.students():
-            student = plain.objective(study.images.shape, study.images.scale).denoiser
+            student = plain.objective(study.images.shape, study.images.quantization).denoiser
             student.load_state_dict(current.state_dict())
             training = replace(self.stage, steps=self.stage.steps * (self.last_two if steps <= 2 else 1))
             objective, place = Distillation(student, Clipped(current), steps), folder / f"student-{steps}"
@@ -101,20 +107,29 @@ class ProgressiveDistillation(Chain):
             measure("teacher", teacher, steps)
         first = runs[0][2]["frechet"]
         lines = {
-            name: tuple(zip(*((n, m["frechet"]) for who, n, m, _ in runs if who == name), strict=True)) for name in ("student", "teacher")
+            name: tuple(zip(*((n, m["frechet"]) for who, n, m, _ in runs if who == name), strict=True))
+            for name in ("student", "teacher")
         }
         rows, results, panels = [], {}, {}
         for i, (name, steps, measured, images) in enumerate(runs):
             title = f"{name}, {steps} step{'s' if steps > 1 else ''}"
             agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
-            rows.append([name, str(steps), f"{measured['frechet']:.2f}", f"{measured['frechet'] / first:.2f}", agreement])
+            rows.append(
+                [name, str(steps), f"{measured['frechet']:.2f}", f"{measured['frechet'] / first:.2f}", agreement]
+            )
             results[title] = measured
             if i == 0 or name == "student":
                 panels[title] = images
         panel = Lines("steps", "Fréchet distance", lines, logx=True, logy=True)
         save_lines(folder / "figure.png", {"progressive distillation": panel})
         save_panels(folder / "samples.png", panels)
-        head = ["model", "steps", "Fréchet distance", f"of the teacher's at {self.sampling_steps}", "agreement with the asked label"]
+        head = [
+            "model",
+            "steps",
+            "Fréchet distance",
+            f"of the teacher's at {self.sampling_steps}",
+            "agreement with the asked label",
+        ]
         text = f"DDIM throughout; {self.stage.steps} updates for each student.\n\n![samples](samples.png)"
         return study.write("Progressive distillation", text, head, rows, results)
 
@@ -124,46 +139,62 @@ def taught(objective: Distillation, training: Training, batches: Batches, folder
     expected = [p.detach().clone() for p in objective.teacher.parameters()]
     result = fitted(objective, training, batches, folder, progress)
     if not all(torch.equal(a, b.to(a)) for a, b in zip(expected, result.teacher.parameters(), strict=True)):
-        raise UsageError(f"the student in {folder} learnt from another teacher: remove the folder, or choose another --out")
+        raise UsageError(
+            f"the student in {folder} learnt from another teacher: remove the folder, or choose another --out"
+        )
     return result.denoiser
 
 
 def teacher_of(steps: int, rate: float) -> Training:
     """Adam with weight decay 0.001, as released."""
-    return Training(steps=steps, learning_rate=rate, weight_decay=0.001, warmup=1000, clip=1.0, ema=0.9999, watch_every=10_000)
+    return Training(
+        steps=steps, learning_rate=rate, weight_decay=0.001, warmup=1000, clip=1.0, ema=0.9999, watch_every=10_000
+    )
 
 
 def stage_of(steps: int, rate: float, warmup: int = 0) -> Training:
     """The rate falls linearly to 0 in each stage; no averaged weights."""
-    return Training(steps=steps, learning_rate=rate, weight_decay=0.001, warmup=warmup, cooldown=steps, clip=1.0, ema=0.0)
+    return Training(
+        steps=steps, learning_rate=rate, weight_decay=0.001, warmup=warmup, cooldown=steps, clip=1.0, ema=0.0
+    )
 
 
 def cifar10() -> ProgressiveDistillation:
-    """CIFAR-10: teacher FID 2.75 by DDIM (table 1: velocity, truncated SNR); students of 8, 4, 2, 1 steps 2.57, 3.00, 4.51, 9.12.
+    """CIFAR-10: teacher FID 2.75 by DDIM (table 1: velocity, truncated SNR); students of 8, 4, 2, 1 steps 2.57, 3.00,
+    4.51, 9.12.
 
     The paper distils the network that predicts the image, of FID 2.51.
     """
     network, data = Network(256, (1, 1, 1), 3, (2, 4), 1, dropout=0.2), Data("uoft-cs/cifar10", 128, flip=True)
-    return ProgressiveDistillation(data, network, teacher_of(800_000, 2e-4), 8192, stage=stage_of(50_000, 5e-5), last_two=2)
+    return ProgressiveDistillation(
+        data, network, teacher_of(800_000, 2e-4), 8192, stage=stage_of(50_000, 5e-5), last_two=2
+    )
 
 
 def imagenet64() -> ProgressiveDistillation:
-    """ImageNet 64 x 64 with classes, from 1024 steps (figure 4); the paper's network predicts the image and the noise."""
+    """ImageNet 64 x 64 with classes, from 1024 steps (figure 4).
+
+    The paper's network predicts the image and the noise.
+    """
     network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, null_label=False)
     data = Data("imagenet", 2048, size=(64, 64), classes=1000, flip=True)
-    return ProgressiveDistillation(data, network, teacher_of(550_000, 3e-4), 1024, stage=stage_of(50_000, 5e-5), last_two=2)
+    return ProgressiveDistillation(
+        data, network, teacher_of(550_000, 3e-4), 1024, stage=stage_of(50_000, 5e-5), last_two=2
+    )
 
 
 def digits() -> ProgressiveDistillation:
     """8 x 8 digits of 17 levels, from 64 steps."""
-    return ProgressiveDistillation(**budgets.digits() | {"sampling_steps": 64}, stage=stage_of(300, 3e-4, warmup=20))
+    return ProgressiveDistillation(
+        **common_settings.digits() | {"sampling_steps": 64}, stage=stage_of(300, 3e-4, warmup=20)
+    )
 
 
 def mnist() -> ProgressiveDistillation:
     """28 x 28 digits of 256 levels, from 256 steps."""
-    return ProgressiveDistillation(**budgets.mnist() | {"sampling_steps": 256}, stage=stage_of(5000, 1e-4))
+    return ProgressiveDistillation(**common_settings.mnist() | {"sampling_steps": 256}, stage=stage_of(5000, 1e-4))
 
 
 def smoke() -> ProgressiveDistillation:
     """Seconds, to see that the whole path runs."""
-    return ProgressiveDistillation(**budgets.smoke(), until=2, stage=stage_of(4, 1e-4), bound_steps=8)
+    return ProgressiveDistillation(**common_settings.smoke(), until=2, stage=stage_of(4, 1e-4), bound_steps=8)

@@ -32,9 +32,15 @@ from .experiment import Experiment
 
 SCRIPTS = {
     "ddpm": (ddpm, ("digits", "mnist", "smoke", "cifar10", "celebahq256", "lsun256")),
-    "improved-ddpm": (improved_ddpm, ("digits", "mnist", "smoke", "cifar10", "imagenet64", "imagenet64_classes", "lsun256")),
+    "improved-ddpm": (
+        improved_ddpm,
+        ("digits", "mnist", "smoke", "cifar10", "imagenet64", "imagenet64_classes", "lsun256"),
+    ),
     "ddim": (ddim, ("digits", "mnist", "smoke", "cifar10", "celeba64", "lsun256")),
-    "guided-diffusion": (guided_diffusion, ("digits", "mnist", "smoke", "imagenet64", "imagenet128", "imagenet256", "lsun256")),
+    "guided-diffusion": (
+        guided_diffusion,
+        ("digits", "mnist", "smoke", "imagenet64", "imagenet128", "imagenet256", "lsun256"),
+    ),
     "classifier-free": (classifier_free, ("digits", "mnist", "smoke", "imagenet64", "imagenet128")),
     "progressive-distillation": (progressive_distillation, ("digits", "mnist", "smoke", "cifar10", "imagenet64")),
     "upsampling": (upsampling, ("digits", "mnist", "smoke", "imagenet256")),
@@ -69,7 +75,9 @@ SCRIPTS = {
 }
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    f"{name}-{preset.replace('_', '-')}": getattr(script, preset) for name, (script, presets) in SCRIPTS.items() for preset in presets
+    f"{name}-{preset.replace('_', '-')}": getattr(script, preset)
+    for name, (script, presets) in SCRIPTS.items()
+    for preset in presets
 }
 
 

@@ -31,24 +31,39 @@ def train_recipe(experiment: Experiment, data: Any, folder: Path, progress: Prog
     name = Path(experiment.picture)
 
     def watch(average: Objective, step: int) -> None:
-        few = draw(experiment, experiment.sampler(average.denoiser), data.shape, data.scale, 30, min(25, experiment.sampling_steps))
-        experiment.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.scale, columns=10)
+        few = draw(
+            experiment,
+            experiment.sampler(average.denoiser),
+            data.shape,
+            data.quantization,
+            30,
+            min(25, experiment.sampling_steps),
+        )
+        experiment.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.quantization, columns=10)
 
-    objective = experiment.objective(data.shape, data.scale)
+    objective = experiment.objective(data.shape, data.quantization)
     # What these refuse must not show after an hour of training.
     experiment.sampler(objective.denoiser)
-    experiment.codelength(objective.denoiser, data.scale)
-    trainer = Trainer(objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch)
+    experiment.code_length(objective.denoiser, data.quantization)
+    trainer = Trainer(
+        objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch
+    )
     return trainer.fit(experiment.batches(data), resume=resume)
 
 
 def trained(experiment: Experiment, data: Any, folder: Path, progress: Progress) -> Objective:
-    """The averaged objective of a recipe in a folder: as it lies there if it is finished, else trained, or trained to its end."""
+    """The averaged objective of a recipe in a folder.
+
+    As it lies there if it is finished, else trained, or trained to its end.
+    """
     return train_recipe(experiment, data, folder, progress, resume=True)
 
 
 def fitted(objective: Objective, training: Training, batches: Any, folder: Path, progress: Progress) -> Objective:
-    """The averaged objective of a part that is no recipe of its own, such as a classifier: loaded, resumed or trained."""
+    """The averaged objective of a part that is no recipe of its own, such as a classifier.
+
+    Loaded, resumed or trained.
+    """
     torch.manual_seed(training.seed)
     return Trainer(objective, training, folder=folder, progress=progress).fit(batches, resume=True)
 
@@ -76,16 +91,28 @@ class Study:
         self.real = self.judge.quality(test.k)
         self.accuracy = self.judge.accuracy(test)
 
-    def run(self, sampler: Sampler, steps: int | Tensor, recipe: ImageExperiment | None = None) -> tuple[SamplingRun, dict[str, float]]:
+    def run(
+        self, sampler: Sampler, steps: int | Tensor, recipe: ImageExperiment | None = None
+    ) -> tuple[SamplingRun, dict[str, float]]:
         """Draws samples, each class asked in turn where the recipe has labels, and measures them."""
-        drawn = draw(recipe or self.experiment, sampler, self.images.shape, self.images.scale, self.samples, steps, progress=self.progress)
+        drawn = draw(
+            recipe or self.experiment,
+            sampler,
+            self.images.shape,
+            self.images.quantization,
+            self.samples,
+            steps,
+            progress=self.progress,
+        )
         quality = self.judge.quality(drawn.levels)
         measured = {"frechet": quality.frechet, "sure": quality.sure, "evaluations": float(drawn.evaluations)}
         if (recipe or self.experiment).data.classes is not None:
             measured["agreement"] = self.judge.agreement(drawn.levels, torch.arange(self.samples) % self.judge.classes)
         return drawn, measured
 
-    def write(self, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, Any]) -> Path:
+    def write(
+        self, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, Any]
+    ) -> Path:
         """Writes `results.json` and `table.md`, and returns the latter."""
         write_text(self.folder / "results.json", json.dumps(results, indent=1))
         measured = (
@@ -106,7 +133,10 @@ class Sweep:
     """
 
     def __init__(self, study: Study, *head: str) -> None:
-        self.study, self.head = study, [*head, "evaluations", "Fréchet distance", "sure", "agreement with the asked label"]
+        self.study, self.head = (
+            study,
+            [*head, "evaluations", "Fréchet distance", "sure", "agreement with the asked label"],
+        )
         self.lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
         self.rows: list[list[str]] = []
         self.results: dict[str, dict[str, float]] = {}
@@ -123,7 +153,8 @@ class Sweep:
         part: str = "",
         **more: float,
     ) -> None:
-        """One run: a point of a line, in the figure's part of that name, and a row that starts with `cells`; with samples if it is shown.
+        """One run: a point of a line, in the figure's part of that name, and a row that starts with `cells`; with
+        samples if it is shown.
 
         `more` goes into the results.
         """
@@ -134,15 +165,20 @@ class Sweep:
         y.append(measured["frechet"])
         self.results[name] = measured | more
         agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
-        self.rows.append([*cells, str(drawn.evaluations), f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}", agreement])
+        self.rows.append(
+            [*cells, str(drawn.evaluations), f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}", agreement]
+        )
         if shown:
-            self.panels[name] = drawn.levels[:40].float() / (self.study.images.scale.levels - 1)
+            self.panels[name] = drawn.levels[:40].float() / (self.study.images.quantization.levels - 1)
 
     def write(self, title: str, text: str, across: int) -> Path:
         """Writes the figure, the samples, `results.json` and `table.md`, and returns the last."""
         from ..shared.figures import Lines, save_lines, save_panels
 
         axes = "network evaluations for each sample", "Fréchet distance"
-        save_lines(self.study.folder / "figure.png", {part or title: Lines(*axes, lines, True, True) for part, lines in self.lines.items()})
+        save_lines(
+            self.study.folder / "figure.png",
+            {part or title: Lines(*axes, lines, True, True) for part, lines in self.lines.items()},
+        )
         save_panels(self.study.folder / "samples.png", self.panels, columns=10, across=across)
         return self.study.write(title, f"{text}\n\n![samples](samples.png)", self.head, self.rows, self.results)

@@ -21,7 +21,7 @@ from ..continuous import (
     zero_terminal,
 )
 from ..sde import VP
-from ..shared.corruption import Schedule
+from ..shared.gaussian.schedule import Schedule
 
 
 def schedules(steps: int) -> dict[str, Schedule]:

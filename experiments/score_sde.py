@@ -1,8 +1,9 @@
 """Score-based generative modelling through SDEs (Song et al. 2021, arXiv 2011.13456).
 
-Data are in [-1, 1] throughout, where the paper has VE in [0, 1]: VE's sigmas are doubled, which is the same process. The papers' networks
-are the papers' own (`networks.presets`). DDPM++ is told 1000 t where the paper has 999 t, and NCSN++ the log of the doubled sigma, which
-shifts the phases of its random Fourier features alone. The times of a batch are stratified where the papers draw them one by one.
+Data are in [-1, 1] throughout, where the paper has VE in [0, 1]: VE's sigmas are doubled, which is the same process.
+The papers' networks are the papers' own (`networks.presets`). DDPM++ is told 1000 t where the paper has 999 t, and
+NCSN++ the log of the doubled sigma, which shifts the phases of its random Fourier features alone. The times of a batch
+are stratified where the papers draw them one by one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..sde import (
     VP,
     Adaptive,
     CorrectorPredictor,
+    DenoisingLoss,
     EulerMaruyama,
     Langevin,
     Learned,
@@ -26,27 +28,26 @@ from ..sde import (
     PredictorCorrector,
     ProbabilityFlow,
     ReverseDiffusion,
-    ScoreMatching,
     SubVP,
-    Variational,
+    VariationalDequantization,
 )
-from ..shared.corruption import Schedule
 from ..shared.denoiser import Denoiser
-from ..shared.dequantisation import Dequantised, Dequantiser
-from ..shared.describe import described
+from ..shared.gaussian.dequantization import Dequantized, Dequantizer
+from ..shared.gaussian.schedule import Schedule
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .evaluation import bits_per_dim
 from .images import Data, Density, Network
 from .reproduce import Study, Sweep, fitted, trained
-from .spacing import whole
+from .time_grids import whole
 
 
-@described
+@serializable("experiments.ScoreSDE", formerly="unnoise.experiments.score_sde.ScoreSDE")
 @dataclass(frozen=True)
 class ScoreSDE(Density):
     """Denoising score matching on an SDE, trained on dequantised data so that its density has a meaning."""
@@ -58,14 +59,17 @@ class ScoreSDE(Density):
     sigma_max: float = 100.0
     """VE: largest noise; by the published rule the largest distance between two images (Song & Ermon 2020)."""
     method: Literal["pc", "cp", "predictor", "euler-maruyama", "heun", "rk45"] = "pc"
-    """Sampler: predictor and corrector in the paper's order or, as its code, the corrector first; the predictor alone (reverse diffusion);
-    Euler-Maruyama; or the probability flow by Heun's method or by RK45."""
+    """Sampler: predictor and corrector in the paper's order or, as its code, the corrector first; the predictor alone
+    (reverse diffusion); Euler-Maruyama; or the probability flow by Heun's method or by RK45."""
     snr: float = 0.1
     """Signal-to-noise ratio of the Langevin corrector."""
     ve_snr: float = 0.16
     """The same where `reproduce` trains VE beside the others."""
     weight: Literal["sigma2", "likelihood"] = "sigma2"
-    """Of the score's error: sigma^2, or g^2 with the times that importance sampling draws, which bounds the likelihood."""
+    """Of the score's error.
+
+    Sigma^2, or g^2 with the times that importance sampling draws, which bounds the likelihood.
+    """
     t_last: float = 1e-3
     """Last noisy time of the sampler, whose last step denoises."""
     time_power: float = 1.0
@@ -79,11 +83,13 @@ class ScoreSDE(Density):
             return VE(self.sigma_min, self.sigma_max, t_last=self.t_last)
         return (VP if self.sde == "vp" else SubVP)(t_last=self.t_last)
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        denoiser = Learned(self.network.build(shape, classes=self.data.classes), self.schedule(), label=self.network.label)
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        denoiser = Learned(
+            self.network.build(shape, classes=self.data.classes), self.schedule(), time_input=self.network.label
+        )
         if self.weight == "likelihood":
             return MaximumLikelihood(denoiser, Stratified())
-        return ScoreMatching(denoiser, Stratified(self.time_power))
+        return DenoisingLoss.score_matching(denoiser, times=Stratified(self.time_power))
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return self.by(self.method, denoiser)
@@ -95,24 +101,37 @@ class ScoreSDE(Density):
             return both(ReverseDiffusion(denoiser), Langevin(denoiser, self.snr))
         if method == "rk45":
             return ProbabilityFlow(denoiser, Adaptive(self.tolerance, self.tolerance))
-        return {"predictor": ReverseDiffusion, "euler-maruyama": EulerMaruyama, "heun": ProbabilityFlow}[method](denoiser)
+        return {"predictor": ReverseDiffusion, "euler-maruyama": EulerMaruyama, "heun": ProbabilityFlow}[method](
+            denoiser
+        )
 
     def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
         return whole(denoiser.corruption) if self.method == "rk45" else steps
 
-    def closer(self, denoiser: Denoiser, study: Study, folder: Path, progress: Progress) -> Dequantiser:
-        """A variational dequantiser for a finished model, trained on the bound of its likelihood (Song et al. 2021b, section 5)."""
+    def closer(self, denoiser: Denoiser, study: Study, folder: Path, progress: Progress) -> Dequantizer:
+        """A variational dequantiser for a finished model, trained on the bound of its likelihood.
+
+        Song et al. 2021b, section 5.
+        """
         images = study.images
         channels, *size = images.shape
-        flow = Variational(images.scale, replace(self.network, width=max(self.network.width // 2, 8)).build((2 * channels, *size)))
-        objective = Dequantised(MaximumLikelihood(copy.deepcopy(denoiser).requires_grad_(False), Stratified()), flow)
-        short = replace(self.training, steps=max(self.training.steps // 5, 1), cooldown=0, watch_every=self.training.steps)
+        flow = VariationalDequantization(
+            images.quantization,
+            replace(self.network, width=max(self.network.width // 2, 8)).build((2 * channels, *size)),
+        )
+        objective = Dequantized(MaximumLikelihood(copy.deepcopy(denoiser).requires_grad_(False), Stratified()), flow)
+        short = replace(
+            self.training, steps=max(self.training.steps // 5, 1), cooldown=0, watch_every=self.training.steps
+        )
         conditions = () if self.data.classes is None else ("label",)
-        batches = images.batches(self.data.batch, Scale.quantised, conditions=conditions, seed=self.data.seed)
-        return fitted(objective, short, batches, folder / "dequantiser", progress).dequantiser
+        batches = images.batches(self.data.batch, Quantization.quantized, conditions=conditions, seed=self.data.seed)
+        return fitted(objective, short, batches, folder / "dequantiser", progress).dequantizer
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """VP, sub-VP and VE trained alike: bits/dim, and Fréchet distance by network evaluations for every sampler (tables 1 and 2)."""
+        """VP, sub-VP and VE trained alike.
+
+        Bits/dim, and Fréchet distance by network evaluations for every sampler (tables 1 and 2).
+        """
         study, test = Study(self, folder, progress), self.load("test", progress)
         sweep = Sweep(study, "SDE", "bits/dim, uniform", "bits/dim, variational", "sampler")
         for name, recipe in self.variants().items():
@@ -189,7 +208,10 @@ def cifar10_ve_deep() -> ScoreSDE:
 
 
 def cifar10_likelihood() -> ScoreSDE:
-    """CIFAR-10, ScoreFlow (Song et al. 2021b, arXiv 2101.09258): DDPM++ VP, about 2.8 bits/dim, there with variational dequantisation."""
+    """CIFAR-10, ScoreFlow (Song et al. 2021b, arXiv 2101.09258).
+
+    DDPM++ VP, about 2.8 bits/dim, there with variational dequantisation.
+    """
     return replace(cifar10(), weight="likelihood")
 
 
@@ -204,22 +226,37 @@ def celeba64_ve() -> ScoreSDE:
 
 
 def ffhq256_ve() -> ScoreSDE:
-    """A folder of FFHQ at 256 x 256, NCSN++ VE with sigma_max 348 on [0, 1], 2000 steps; the paper shows samples, no FID."""
+    """A folder of FFHQ at 256 x 256, NCSN++ VE with sigma_max 348 on [0, 1], 2000 steps.
+
+    The paper shows samples, no FID.
+    """
     ve: dict[str, Any] = {"sde": "ve", "sigma_max": 696.0, "method": "cp", "snr": 0.075, "t_last": 1e-5}
     network = Network(128, (1, 1, 2, 2, 2, 2, 2), 2, (16,), 1, style="ncsnpp-skip")
-    return replace(published(Data("ffhq", 64, size=(256, 256), flip=True), network, 2_400_000, 0.999, **ve), sampling_steps=2000)
+    return replace(
+        published(Data("ffhq", 64, size=(256, 256), flip=True), network, 2_400_000, 0.999, **ve), sampling_steps=2000
+    )
 
 
 def digits() -> ScoreSDE:
-    """8 x 8 digits of 17 levels; the sampler denoises from t = 0.01, a noise of 0.045 and so less than half of a cell."""
-    return ScoreSDE(**budgets.digits() | {"sampling_steps": 50}, time_power=1.5, t_last=0.01, sigma_min=0.04, sigma_max=9.0, tolerance=1e-3)
+    """8 x 8 digits of 17 levels.
+
+    The sampler denoises from t = 0.01, a noise of 0.045 and so less than half of a cell.
+    """
+    return ScoreSDE(
+        **common_settings.digits() | {"sampling_steps": 50},
+        time_power=1.5,
+        t_last=0.01,
+        sigma_min=0.04,
+        sigma_max=9.0,
+        tolerance=1e-3,
+    )
 
 
 def mnist() -> ScoreSDE:
     """28 x 28 digits of 256 levels; sigma_max is the largest distance between two of them."""
-    return ScoreSDE(**budgets.mnist(), sigma_max=31.6)
+    return ScoreSDE(**common_settings.mnist(), sigma_max=31.6)
 
 
 def smoke() -> ScoreSDE:
     """Seconds, to see that the whole path runs."""
-    return ScoreSDE(**budgets.smoke(), tolerance=0.1)
+    return ScoreSDE(**common_settings.smoke(), tolerance=0.1)

@@ -5,18 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..discrete import Absorbing, Ancestral, ContinuousBound, Geometric, LogLinear, ScoreEntropyDenoiser, Uniform
+from ..discrete import (
+    Absorbing,
+    Ancestral,
+    ContinuousBound,
+    GeometricNoise,
+    LogLinearNoise,
+    ScoreEntropyDenoiser,
+    Uniform,
+)
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .texts import Text, TextExperiment, TextNetwork
 
 
-@described
+@serializable("experiments.SEDD", formerly="unnoise.experiments.sedd.SEDD")
 @dataclass(frozen=True)
 class SEDD(TextExperiment):
     """The network gives log ratios and is trained by score entropy."""
@@ -26,10 +34,14 @@ class SEDD(TextExperiment):
 
     loss_unit = "score entropy, nats/token"
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         absorbing = self.transition == "absorbing"
-        transition = Absorbing(scale.levels, LogLinear()) if absorbing else Uniform(scale.levels, Geometric())
-        network = self.network.build(transition.states, shape[0], scale.levels)
+        transition = (
+            Absorbing(quantization.levels, LogLinearNoise())
+            if absorbing
+            else Uniform(quantization.levels, GeometricNoise())
+        )
+        network = self.network.build(transition.states, shape[0], quantization.levels)
         denoiser = ScoreEntropyDenoiser(network, transition)
         return ContinuousBound(denoiser, times=Stratified(), padding=self.padding)
 
@@ -38,7 +50,10 @@ class SEDD(TextExperiment):
 
 
 def owt() -> SEDD:
-    """OpenWebText, GPT-2 pieces (give --text.tokenizer), packed to 1024: at most 24.10 perplexity a token (of MDLM's table)."""
+    """OpenWebText, GPT-2 pieces (give --text.tokenizer), packed to 1024.
+
+    At most 24.10 perplexity a token (of MDLM's table).
+    """
     training = Training(steps=1_300_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     network = TextNetwork("dit", 768, 12, 12, dropout=0.1)
     return SEDD(Text("Skylion007/openwebtext", 512, 1024, tokenizer="gpt2.json"), network, training, 128)
@@ -52,9 +67,9 @@ def text8() -> SEDD:
 
 def shakespeare() -> SEDD:
     """27 symbols of Shakespeare, 128 at a time."""
-    return SEDD(**budgets.shakespeare(TextNetwork("dit")))
+    return SEDD(**common_settings.shakespeare(TextNetwork("dit")))
 
 
 def smoke() -> SEDD:
     """Seconds, to see that the whole path runs."""
-    return SEDD(**budgets.smoke_text(TextNetwork("dit", 16, 1, 2)))
+    return SEDD(**common_settings.smoke_text(TextNetwork("dit", 16, 1, 2)))

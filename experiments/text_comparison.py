@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..discrete import Infilling
-from ..shared.data import TextSet, sparse_chain
+from ..shared.data import TextDataset, sparse_chain
 from ..shared.editing import Inpainting
 from ..shared.errors import UsageError
 from ..shared.metrics import NGram, entropy
@@ -37,13 +37,15 @@ def compare(
     windows: int = 400,
     samples: int = 200,
 ) -> Path:
-    """Trains each model, codes held-out text, draws samples and fills in gaps, into a table, a figure and a page of samples.
+    """Trains each model, codes held-out text, draws samples and fills in gaps, into a table, a figure and a page of
+    samples.
 
     Args:
         models: by name.
         folder: where everything goes, each model in a folder of its own.
         progress: how to report progress.
-        seconds: the processor time that each model may train, whatever its steps cost; None for as many steps as its recipe says.
+        seconds: the processor time that each model may train, whatever its steps cost; None for as many steps as its
+            recipe says.
         windows: held-out windows to code.
         samples: of each model.
 
@@ -65,11 +67,23 @@ def compare(
             model = within(model, seconds, home)
         denoiser = trained(model, train, home, progress).denoiser
         found = model.code(denoiser, test, windows, progress=progress)
-        drawn = draw(model, model.sampler(denoiser), test.shape, test.scale, samples, model.sampling_steps, progress=progress)
-        results[name] = (
-            found | model.judged(drawn.levels, train) | {"evaluations": drawn.evaluations, "training_steps": model.training.steps}
+        drawn = draw(
+            model,
+            model.sampler(denoiser),
+            test.shape,
+            test.quantization,
+            samples,
+            model.sampling_steps,
+            progress=progress,
         )
-        texts.append(f"## {name}\n\n{quoted(test.decode(drawn.levels[:SHOWN]))}\n\n{filled(model, denoiser, test, progress)}")
+        results[name] = (
+            found
+            | model.judged(drawn.levels, train)
+            | {"evaluations": drawn.evaluations, "training_steps": model.training.steps}
+        )
+        texts.append(
+            f"## {name}\n\n{quoted(test.decode(drawn.levels[:SHOWN]))}\n\n{filled(model, denoiser, test, progress)}"
+        )
     picture(folder, results)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     (folder / "samples.md").write_text("# Samples and gaps filled in\n\n" + "\n\n".join(texts) + "\n")
@@ -100,7 +114,9 @@ def picture(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
             curves[name] = smoothed([(step, value) for step, value in points if step >= found["training_steps"] / 10])
     floor = min((found["bits_per_character"], name) for name, found in results.items() if "training_steps" not in found)
     curves[floor[1]] = ([0, steps], [floor[0], floor[0]])
-    save_lines(folder / "figure.png", {"path of the bound, training batches": Lines("step", "bits/char", curves, logy=True)})
+    save_lines(
+        folder / "figure.png", {"path of the bound, training batches": Lines("step", "bits/char", curves, logy=True)}
+    )
 
 
 def folder_of(folder: Path, name: str) -> Path:
@@ -125,7 +141,9 @@ def cells(found: Mapping[str, Any]) -> list[str]:
     return [f"{found['bits_per_character']:.3f}{error}", perplexity, spread, *rest]
 
 
-def baselines(experiment: TextExperiment, train: TextSet, test: TextSet, windows: int, samples: int) -> dict[str, dict[str, Any]]:
+def baselines(
+    experiment: TextExperiment, train: TextDataset, test: TextDataset, windows: int, samples: int
+) -> dict[str, dict[str, Any]]:
     """The exact entropy of a chain, or n-gram models of the training text; and the text itself as samples."""
     real = test.windows[: min(samples, len(test.windows))].long()
     held_out = {"sample_entropy": entropy(real, train.vocabulary)}
@@ -133,7 +151,11 @@ def baselines(experiment: TextExperiment, train: TextSet, test: TextSet, windows
         chain = sparse_chain()
         own = 2 ** float(chain.bits(real).sum() / real.numel())
         return {
-            "exact entropy": {"bits_per_character": chain.entropy(test.length) / test.length, "generative_perplexity": own} | held_out,
+            "exact entropy": {
+                "bits_per_character": chain.entropy(test.length) / test.length,
+                "generative_perplexity": own,
+            }
+            | held_out,
             "frequencies": {"bits_per_character": float(-torch.xlogy(p := chain.stationary(), p).sum()) / math.log(2)},
         }
     found = {}
@@ -150,9 +172,12 @@ def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
     note = home / "budget.json"
     if not note.exists():
         steps = 12
-        short = replace(model, training=replace(model.training, steps=steps, cooldown=1, warmup=1, save_every=steps, watch_every=steps))
+        short = replace(
+            model,
+            training=replace(model.training, steps=steps, cooldown=1, warmup=1, save_every=steps, watch_every=steps),
+        )
         data = short.load("train")
-        objective = short.objective(data.shape, data.scale)
+        objective = short.objective(data.shape, data.quantization)
         optimizer = torch.optim.AdamW(objective.parameters(), fused=True)
         times = []
         for batch in islice(short.batches(data), steps):
@@ -166,19 +191,25 @@ def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
     if not isinstance(told, float) or not told > 0:
         raise UsageError(f"{note} holds no seconds_per_step: delete it, and the budget is measured anew")
     steps = int(seconds / told)
-    training = replace(model.training, steps=steps, cooldown=steps // 3, watch_every=steps, save_every=max(steps // 3, 1))
+    training = replace(
+        model.training, steps=steps, cooldown=steps // 3, watch_every=steps, save_every=max(steps // 3, 1)
+    )
     return replace(model, training=training)
 
 
-def filled(model: TextExperiment, denoiser: Any, test: TextSet, progress: Progress) -> str:
+def filled(model: TextExperiment, denoiser: Any, test: TextDataset, progress: Progress) -> str:
     """Held-out text with its middle half drawn anew."""
     known = test.windows[:SHOWN].long()
     mask = torch.ones(known.shape[1], dtype=torch.bool)
     mask[known.shape[1] // 4 : 3 * known.shape[1] // 4] = False
     inner = model.sampler(denoiser)
     own_mask = inner.corruption.states > inner.corruption.levels
-    sampler = (Infilling if own_mask else Inpainting)(inner, known, mask)  # what is not masked stays clean, or is corrupted to each level
-    x = sampler(shape=known.shape, steps=model.sampling_steps, generator=torch.Generator().manual_seed(1), progress=progress)
+    sampler = (Infilling if own_mask else Inpainting)(
+        inner, known, mask
+    )  # what is not masked stays clean, or is corrupted to each level
+    x = sampler(
+        shape=known.shape, steps=model.sampling_steps, generator=torch.Generator().manual_seed(1), progress=progress
+    )
     lines = []
     for row in test.decode(x):
         quarter = len(row) // 4

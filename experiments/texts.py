@@ -12,38 +12,54 @@ import torch
 from torch import Tensor, nn
 
 from ..discrete import VariationalBound
-from ..shared.bits import perplexity
-from ..shared.data import Batches, Letters, Packed, Padded, Pieces, TextSet, characters, pieces, sparse_chain, text8, tokenizer_file
+from ..shared.code_length import perplexity
+from ..shared.data import (
+    Batches,
+    CharacterTokenizer,
+    Packed,
+    Padded,
+    SubwordTokenizer,
+    TextDataset,
+    characters,
+    pieces,
+    sparse_chain,
+    text8,
+    tokenizer_file,
+)
 from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.memory import refuse_beyond
 from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
 from ..shared.metrics.errors import standard_error
 from ..shared.networks import DiT, Transformer
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.random import whole_seed
 from ..shared.sampler import device_of
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
 from .evaluation import draw, refuse_other_data, splits
-from .experiment import CodelengthOf, Experiment
+from .experiment import CodeLengthOf, Experiment
 
-LETTERS, JUDGED = 64, 50_000  # symbols up to which n-grams judge samples; windows of the training text that they see, at most
+LETTERS, JUDGED = (
+    64,
+    50_000,
+)  # symbols up to which n-grams judge samples; windows of the training text that they see, at most
 AT_ONCE = 2**26  # numbers of logits held at a time when text is coded
 CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}  # windows of the Markov chain
 
 
-@described
+@serializable("experiments.Text", formerly="unnoise.experiments.texts.Text")
 @dataclass(frozen=True)
 class Text:
     """Text to train on."""
 
     name: str = "shakespeare"
-    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or CSV file, a folder
-    of files named after the splits, or a set on the hub. Of a single file the last tenth of the characters is held out, from the end of
-    a document, a line or a word on: the first half of it is `validation`, the second `test`."""
+    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or
+    CSV file, a folder of files named after the splits, or a set on the hub. Of a single file the last tenth of the
+    characters is held out, from the end of a document, a line or a word on: the first half of it is `validation`, the
+    second `test`."""
     batch: int = 64
     """Windows in a batch."""
     length: int = 128
@@ -51,13 +67,19 @@ class Text:
     column: str = "text"
     """Where the text is."""
     tokenizer: str | None = None
-    """A tokenizer file (tokenizer.json), which a run keeps, or None for 27 symbols: a to z and one space for everything else."""
+    """A tokenizer file (tokenizer.json), which a run keeps, or None for 27 symbols.
+
+    A to z and one space for everything else.
+    """
     layout: Literal["packed", "ends", "padded"] = "packed"
-    """Documents end to end, with an end token at both ends of a window too, or one in a window with padding; for tokenizers."""
+    """Documents end to end, with an end token at both ends of a window too, or one in a window with padding.
+
+    For tokenizers.
+    """
     documents: Literal["file", "paragraphs", "lines"] | None = None
-    """What a document of a .txt file is, for tokenizers: the whole file with its line breaks, its paragraphs, or its lines without their
-    breaks. None for the file, and for lines in the padded layout. Perplexity per word counts each document's end as a word,
-    and so depends on it."""
+    """What a document of a .txt file is, for tokenizers: the whole file with its line breaks, its paragraphs, or its
+    lines without their breaks. None for the file, and for lines in the padded layout. Perplexity per word counts each
+    document's end as a word, and so depends on it."""
     crop: bool = False
     """Train on random pieces of blocks of twice the length, as D3PM."""
     seed: int = 0
@@ -73,10 +95,13 @@ class Text:
                 f"documents={self.documents} is for a tokenizer, and 27 symbols run together: give --text.tokenizer tokenizer.json too"
             )
         if self.tokenizer is not None and self.crop:
-            raise UsageError("crop is for 27 symbols, and windows of a tokenizer are trained on as they are: leave one of both out")
+            raise UsageError(
+                "crop is for 27 symbols, and windows of a tokenizer are trained on as they are: leave one of both out"
+            )
 
-    def load(self, split: str = "train") -> TextSet:
-        """A split. A single file is refused where it leaves no window to test on; of other sets `train` says so in its summary.
+    def load(self, split: str = "train") -> TextDataset:
+        """A split. A single file is refused where it leaves no window to test on; of other sets `train` says so in its
+        summary.
 
         Raises:
             UsageError: as `characters` and `pieces`.
@@ -85,7 +110,9 @@ class Text:
             chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
             windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
             said = f"{len(windows):,} windows of {self.length} symbols of a Markov chain"
-            return TextSet(windows, Letters(), windows.numel(), windows.numel(), windows.numel(), summary=said)
+            return TextDataset(
+                windows, CharacterTokenizer(), windows.numel(), windows.numel(), windows.numel(), summary=said
+            )
         data = self._read(split)
         if split != "train" or self.name in ("text8", *bundled()):
             return data
@@ -99,7 +126,7 @@ class Text:
         where = "the last tenth of the file is held out, of it" if Path(self.name).is_file() else "held out:"
         return replace(data, summary=f"{data.summary}; {where} {len(test.windows):,} windows for tests")
 
-    def _read(self, split: str) -> TextSet:
+    def _read(self, split: str) -> TextDataset:
         if self.name == "text8" and self.tokenizer is None:
             return text8(split, self.length)
         crop = self.crop and split == "train"
@@ -107,22 +134,33 @@ class Text:
             split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
         if self.tokenizer is not None:
             layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
-            return pieces(self.name, split, self.length, self.alphabet(), layout, column=self.column, documents=self.documents)
+            return pieces(
+                self.name, split, self.length, self.alphabet(), layout, column=self.column, documents=self.documents
+            )
         return characters(self.name, split, self.length, column=self.column, crop=crop)
 
-    def alphabet(self) -> Letters | Pieces:
+    def alphabet(self) -> CharacterTokenizer | SubwordTokenizer:
         """What the tokens stand for."""
         if self.tokenizer is None:
-            return Letters()
-        return Pieces.of_json(self.tokenizer) if self.tokenizer.startswith("{") else tokenizer_file(self.tokenizer)
+            return CharacterTokenizer()
+        return (
+            SubwordTokenizer.of_json(self.tokenizer)
+            if self.tokenizer.startswith("{")
+            else tokenizer_file(self.tokenizer)
+        )
 
     def settled(self) -> Text:
-        """The same with the absolute path of its text, and the tokenizer itself: a run then means the same in any folder."""
+        """The same with the absolute path of its text, and the tokenizer itself.
+
+        A run then means the same in any folder.
+        """
         alphabet, path = self.alphabet(), absolute(self.name, ("chain", "text8"))
-        return replace(self, name=path, tokenizer=alphabet.json if isinstance(alphabet, Pieces) else self.tokenizer)
+        return replace(
+            self, name=path, tokenizer=alphabet.json if isinstance(alphabet, SubwordTokenizer) else self.tokenizer
+        )
 
 
-@described
+@serializable("experiments.TextNetwork", formerly="unnoise.experiments.texts.TextNetwork")
 @dataclass(frozen=True)
 class TextNetwork:
     """The network; vocabulary and length come from the data."""
@@ -164,13 +202,18 @@ class TextExperiment(Experiment):
     bytes_per_logit = 16
     """Memory of a training step for each token of each window and each token that it could be, about."""
 
-    def load(self, split: str = "train", progress: Progress = silent) -> TextSet:
+    def load(self, split: str = "train", progress: Progress = silent) -> TextDataset:
         return self.text.load(split)
 
-    def batches(self, data: TextSet) -> Batches:
-        need, sizes = self.bytes_per_logit * self.text.batch * data.length * data.vocabulary, f"{self.text.batch} x {data.length}"
+    def batches(self, data: TextDataset) -> Batches:
+        need, sizes = (
+            self.bytes_per_logit * self.text.batch * data.length * data.vocabulary,
+            f"{self.text.batch} x {data.length}",
+        )
         if not torch.cuda.is_available():
-            refuse_beyond(need, f"steps on {sizes} tokens of {data.vocabulary:,}", "give a smaller --text.batch or --text.length")
+            refuse_beyond(
+                need, f"steps on {sizes} tokens of {data.vocabulary:,}", "give a smaller --text.batch or --text.length"
+            )
         return data.batches(self.text.batch, seed=self.text.seed)
 
     def settled(self) -> TextExperiment:
@@ -182,7 +225,7 @@ class TextExperiment(Experiment):
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
         return {}
 
-    def levels(self, scale: Scale, x: Tensor) -> Tensor:
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
         return x
 
     @property
@@ -190,11 +233,11 @@ class TextExperiment(Experiment):
         """The padding token, which costs nothing, or None."""
         return self.text.alphabet().size if self.text.tokenizer is not None and self.text.layout == "padded" else None
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
+    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
         bound = VariationalBound(denoiser, terms=self.bound_terms, padding=self.padding)
         return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
 
-    def show(self, path: Path, levels: Tensor, scale: Scale, columns: int) -> str:
+    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
         texts = self.text.alphabet().decode(levels, self.padding)
         path.write_text("\n\n".join(texts) + "\n")
         return "".join(f"  {text}\n" for text in texts[:3])
@@ -212,15 +255,33 @@ class TextExperiment(Experiment):
         test, train = splits(self, progress)
         said = refuse_other_data(len(train.windows), lambda: self.batches(train), trained_on)
         results = self.code(denoiser, test, count, seed=seed, progress=progress)
-        samples = draw(self, self.sampler(denoiser), test.shape, test.scale, min(count or 200, 200), steps, seed=seed, progress=progress)
+        samples = draw(
+            self,
+            self.sampler(denoiser),
+            test.shape,
+            test.quantization,
+            min(count or 200, 200),
+            steps,
+            seed=seed,
+            progress=progress,
+        )
         found = self.judged(samples.levels, train)
-        units = {"generative_perplexity": "generative_perplexity_per_token_5_gram", "sample_entropy": "sample_entropy_bits"}
+        units = {
+            "generative_perplexity": "generative_perplexity_per_token_5_gram",
+            "sample_entropy": "sample_entropy_bits",
+        }
         named = {units.get(name, name): value for name, value in found.items()}
         spent = {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
         return {"train": train.summary, "held_out": test.summary} | said | results | named | spent
 
     def code(
-        self, denoiser: Denoiser, test: TextSet, count: int | None = None, *, seed: int = 0, progress: Progress = silent
+        self,
+        denoiser: Denoiser,
+        test: TextDataset,
+        count: int | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress = silent,
     ) -> dict[str, Any]:
         """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token, a
         word.
@@ -228,9 +289,12 @@ class TextExperiment(Experiment):
         Of padded windows the length is coded too; the published figures, which are given where the padding is, stand
         beside.
         """
-        device, measure = device_of(denoiser), self.codelength(denoiser, test.scale)
+        device, measure = device_of(denoiser), self.code_length(denoiser, test.quantization)
         generator, parts, real = torch.Generator(device).manual_seed(whole_seed(seed)), [], []
-        windows, size = min(count or len(test.windows), len(test.windows)), max(1, min(100, AT_ONCE // (test.length * test.vocabulary)))
+        windows, size = (
+            min(count or len(test.windows), len(test.windows)),
+            max(1, min(100, AT_ONCE // (test.length * test.vocabulary))),
+        )
         for start in range(0, windows, size):
             k = test.windows[start : min(start + size, windows)].long()
             parts.append(torch.stack(measure(k.to(device), generator, progress)[:3]).cpu())
@@ -238,13 +302,17 @@ class TextExperiment(Experiment):
         nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
         whole = nats.sum(0)
         mean = float(whole.sum() / tokens.sum())
-        # A ratio of sums, as perplexities are: long windows weigh more, and its error is that of what each window is off the mean.
+        # A ratio of sums, as perplexities are: long windows weigh more, and its error is that of what each window is
+        # off the mean.
         error = standard_error(whole - mean * tokens) / float(tokens.mean())
         given = mean - windows * math.log(test.length + 1) / float(tokens.sum())
         prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
         of_text: dict[str, Any] = {"lossy": test.lossy}  # no figures of a text that the tokens do not give back
         if not test.lost:
-            of_text = {"bits_per_character": test.bits_per_character(mean), "perplexity_per_word": test.perplexity_per_word(mean)}
+            of_text = {
+                "bits_per_character": test.bits_per_character(mean),
+                "perplexity_per_word": test.perplexity_per_word(mean),
+            }
         of_padding = {
             "bits_per_token_given_padding": given / math.log(2),
             "perplexity_per_token_given_padding": perplexity(given),
@@ -256,12 +324,17 @@ class TextExperiment(Experiment):
             "perplexity_per_token": perplexity(mean),
             **of_text,
             "windows": windows,
-            "kind": self.codelength_kind,
+            "kind": self.code_length_kind,
         } | (of_padding if self.padding is not None else {})
 
-    def judged(self, samples: Tensor, train: TextSet, order: int = 5) -> dict[str, Any]:
-        """The entropy of samples and, for small vocabularies, their perplexity under an n-gram model of the training text beside it."""
-        found = {"sample_entropy": entropy(samples, train.vocabulary), "distinct_4": distinct(samples, min(4, samples.shape[1]))}
+    def judged(self, samples: Tensor, train: TextDataset, order: int = 5) -> dict[str, Any]:
+        """The entropy of samples and, for small vocabularies, their perplexity under an n-gram model of the training
+        text beside it.
+        """
+        found = {
+            "sample_entropy": entropy(samples, train.vocabulary),
+            "distinct_4": distinct(samples, min(4, samples.shape[1])),
+        }
         if train.vocabulary > LETTERS:
             return found
         judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), JUDGED)])

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..discrete import Ancestral, Categorical, ContinuousBound, LogLinear, Product, Uniform
+from ..discrete import Ancestral, Categorical, ContinuousBound, LogLinearNoise, Product, Uniform
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.objective import Objective, Stratified
+from ..shared.quantization import Quantization
 from ..shared.random import categorical
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
+from ..shared.serialization import serializable
 from ..shared.training import Training
-from . import budgets
+from . import common_settings
 from .texts import Text, TextExperiment, TextNetwork
 
 
-@described
+@serializable("experiments.UDLM", formerly="unnoise.experiments.udlm.UDLM")
 @dataclass(frozen=True)
 class UDLM(TextExperiment):
-    """Uniform resampling in continuous time; `Product` reads the network's output as what the other tokens say of each."""
+    """Uniform resampling in continuous time.
+
+    `Product` reads the network's output as what the other tokens say of each.
+    """
 
     eps: float = 1e-3
     """Share of tokens that are untouched at t = 1."""
 
     loss_unit = "bound, nats/token"
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
-        transition = Uniform(scale.levels, LogLinear(self.eps))
-        network = self.network.build(transition.states, shape[0], scale.levels)
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+        transition = Uniform(quantization.levels, LogLinearNoise(self.eps))
+        network = self.network.build(transition.states, shape[0], quantization.levels)
         return ContinuousBound(Categorical(network, transition, Product()), times=Stratified(), padding=self.padding)
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
@@ -43,14 +46,14 @@ def text8() -> UDLM:
 
 def chain() -> UDLM:
     """27 tokens of a Markov chain whose entropy is known: four minutes of one core."""
-    return UDLM(**budgets.chain())
+    return UDLM(**common_settings.chain())
 
 
 def shakespeare() -> UDLM:
     """27 symbols of Shakespeare, 128 at a time."""
-    return UDLM(**budgets.shakespeare(TextNetwork("dit")))
+    return UDLM(**common_settings.shakespeare(TextNetwork("dit")))
 
 
 def smoke() -> UDLM:
     """Seconds, to see that the whole path runs."""
-    return UDLM(**budgets.smoke_text(TextNetwork("dit", 16, 1, 2)))
+    return UDLM(**common_settings.smoke_text(TextNetwork("dit", 16, 1, 2)))

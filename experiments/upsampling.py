@@ -1,4 +1,5 @@
-"""Super-resolution by diffusion, one stage of a cascade (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021; Ho et al. 2021).
+"""Super-resolution by diffusion, one stage of a cascade (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021; Ho et al.
+2021).
 
 The small image is resized and concatenated to the input of the network. A cascade is a model of small images, and this.
 """
@@ -15,21 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..continuous import Ancestral, Clipped, Hybrid, Learned, Tabulated, VariationalBound, learned_range, linear_betas
-from ..shared.data import Batches, ImageSet
+from ..shared.data import Batches, ImageDataset
 from ..shared.denoiser import Denoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
-from ..shared.scale import Scale
-from . import budgets
-from .experiment import CodelengthOf, at_most
+from ..shared.serialization import serializable
+from . import common_settings
+from .experiment import CodeLengthOf, at_most
 from .images import Chain, Data, Network
 from .reproduce import Study, trained
 
 
-@described
+@serializable("experiments.Upsampler", formerly="unnoise.experiments.upsampling.Upsampler")
 @dataclass(frozen=True)
 class Upsampler(Chain):
     """A hybrid-loss DDPM whose condition is the image at a fraction of its size."""
@@ -50,88 +51,128 @@ class Upsampler(Chain):
                 f"factor={self.factor}: give a factor of 2 or more, and neither classes nor flips, which the condition is without"
             )
 
-    def small(self, scale: Scale, k: Tensor) -> Tensor:
+    def small(self, quantization: Quantization, k: Tensor) -> Tensor:
         """The condition: means over squares of `factor` pixels, real-valued."""
         if any(size % self.factor for size in k.shape[2:]):
-            raise UsageError(f"factor={self.factor}: images of {'x'.join(map(str, k.shape[2:]))} cannot be divided by it, choose a divisor")
-        return F.avg_pool2d(scale.continuous(k), self.factor)
+            raise UsageError(
+                f"factor={self.factor}: images of {'x'.join(map(str, k.shape[2:]))} cannot be divided by it, choose a divisor"
+            )
+        return F.avg_pool2d(quantization.continuous(k), self.factor)
 
-    def batches(self, images: ImageSet) -> Batches:
-        conditions = {"image": torch.cat([self.small(images.scale, part) for part in images.k.split(1000)])}
-        return Batches(images.k, self.data.batch, images.scale, self.form, conditions, self.data.seed)
+    def batches(self, images: ImageDataset) -> Batches:
+        conditions = {"image": torch.cat([self.small(images.quantization, part) for part in images.k.split(1000)])}
+        return Batches(images.k, self.data.batch, images.quantization, self.form, conditions, self.data.seed)
 
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
         test = held_out(self.data)
-        return {"image": self.small(test.scale, test.k[rows.cpu() % len(test.k)]).to(rows.device)}
+        return {"image": self.small(test.quantization, test.k[rows.cpu() % len(test.k)]).to(rows.device)}
 
-    def objective(self, shape: tuple[int, ...], scale: Scale) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
         network = self.network.build(shape, outputs=2, image=shape[0])
-        return Hybrid(Learned(network, Tabulated(linear_betas(self.steps, self.first_beta))), scale, vlb=1 / self.steps)
+        return Hybrid(
+            Learned(network, Tabulated(linear_betas(self.steps, self.first_beta))), quantization, vlb=1 / self.steps
+        )
 
     def sampler(self, denoiser: Denoiser) -> Sampler:
         return Ancestral(Clipped(denoiser), learned_range)
 
-    def bound(self, denoiser: Denoiser, scale: Scale) -> VariationalBound:
-        return VariationalBound(Clipped(denoiser), scale, variance=learned_range, terms=self.bound_terms)
+    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
+        return VariationalBound(Clipped(denoiser), quantization, variance=learned_range, terms=self.bound_terms)
 
-    def codelength(self, denoiser: Denoiser, scale: Scale) -> CodelengthOf:
-        bound = self.bound(denoiser, scale)
-        return lambda k, generator, progress: bound(scale.continuous(k), generator=generator, progress=progress, image=self.small(scale, k))
+    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
+        bound = self.bound(denoiser, quantization)
+        return lambda k, generator, progress: bound(
+            quantization.continuous(k), generator=generator, progress=progress, image=self.small(quantization, k)
+        )
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Held-out images from their small versions, beside interpolation: error, agreement with the true label, Fréchet distance."""
+        """Held-out images from their small versions, beside interpolation.
+
+        Error, agreement with the true label, Fréchet distance.
+        """
         from ..shared.figures import save_panels
 
         study, test = Study(self, folder, progress), self.data.load("test", progress)
-        denoiser, scale = trained(self, study.images, folder, progress).denoiser, test.scale
+        denoiser, quantization = trained(self, study.images, folder, progress).denoiser, test.quantization
         count = min(study.samples, len(test.k))
         real, label = test.k[:count], test.label[:count]
-        small = self.small(scale, real)
+        small = self.small(quantization, real)
         drawn, _ = study.run(self.sampler(denoiser), self.sampling_steps)
         made = {
             "real": real,
             "diffusion": drawn.levels[:count],
-            "bilinear": scale.quantise(F.interpolate(small, size=real.shape[2:], mode="bilinear", align_corners=False)),
-            "nearest": scale.quantise(F.interpolate(small, size=real.shape[2:], mode="nearest")),
+            "bilinear": quantization.quantize(
+                F.interpolate(small, size=real.shape[2:], mode="bilinear", align_corners=False)
+            ),
+            "nearest": quantization.quantize(F.interpolate(small, size=real.shape[2:], mode="nearest")),
         }
         rows, results = [], {}
         for name, k in made.items():
-            quality, unit = study.judge.quality(k), (k.float() - real.float()) / (scale.levels - 1)
+            quality, unit = study.judge.quality(k), (k.float() - real.float()) / (quantization.levels - 1)
             psnr = -10 * math.log10(max(float(unit.square().mean()), 1e-12))
-            back = float((self.small(scale, k) - small).abs().mean() / scale.spacing)
-            results[name] = {"psnr": psnr, "agreement": study.judge.agreement(k, label), "frechet": quality.frechet, "consistency": back}
+            back = float((self.small(quantization, k) - small).abs().mean() / quantization.spacing)
+            results[name] = {
+                "psnr": psnr,
+                "agreement": study.judge.agreement(k, label),
+                "frechet": quality.frechet,
+                "consistency": back,
+            }
             r = results[name]
-            rows.append([name, f"{psnr:.1f}" if name != "real" else "", f"{back:.2f}", f"{r['agreement']:.3f}", f"{r['frechet']:.2f}"])
-        panels = {"condition": scale.quantise(F.interpolate(small, size=real.shape[2:], mode="nearest"))} | made
-        save_panels(folder / "figure.png", {n: k[:60].float() / (scale.levels - 1) for n, k in panels.items() if n != "nearest"}, across=4)
-        head = ["images", "PSNR, dB", "distance of the small version, levels", "agreement with the true label", "Fréchet distance"]
+            rows.append(
+                [
+                    name,
+                    f"{psnr:.1f}" if name != "real" else "",
+                    f"{back:.2f}",
+                    f"{r['agreement']:.3f}",
+                    f"{r['frechet']:.2f}",
+                ]
+            )
+        panels = {"condition": quantization.quantize(F.interpolate(small, size=real.shape[2:], mode="nearest"))} | made
+        save_panels(
+            folder / "figure.png",
+            {n: k[:60].float() / (quantization.levels - 1) for n, k in panels.items() if n != "nearest"},
+            across=4,
+        )
+        head = [
+            "images",
+            "PSNR, dB",
+            "distance of the small version, levels",
+            "agreement with the true label",
+            "Fréchet distance",
+        ]
         text = f"Held-out images of {'x'.join(map(str, test.shape[1:]))} from {'x'.join(map(str, small.shape[2:]))}."
         return study.write("Super-resolution", text, head, rows, results)
 
 
 @functools.lru_cache(maxsize=1)
-def held_out(data: Data) -> ImageSet:
+def held_out(data: Data) -> ImageDataset:
     """The held-out images, read once."""
     return data.load("test")
 
 
 def imagenet256() -> Upsampler:
-    """ImageNet 64 to 256 (Dhariwal & Nichol 2021, table 5): FID 3.94 after a guided base model; released with classes."""
-    network, data = Network(192, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, style="adm-heads"), Data("imagenet", 256, size=(256, 256))
-    return Upsampler(data, network, budgets.adm(500_000, 1e-4), 250)
+    """ImageNet 64 to 256 (Dhariwal & Nichol 2021, table 5): FID 3.94 after a guided base model.
+
+    Released with classes.
+    """
+    network, data = (
+        Network(192, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, style="adm-heads"),
+        Data("imagenet", 256, size=(256, 256)),
+    )
+    return Upsampler(data, network, common_settings.adm(500_000, 1e-4), 250)
 
 
 def digits() -> Upsampler:
     """8 x 8 digits from 4 x 4."""
-    budget = budgets.digits() | {"data": Data("digits", batch=64)}
+    budget = common_settings.digits() | {"data": Data("digits", batch=64)}
     return Upsampler(**budget, factor=2, steps=100, first_beta=4e-4)
 
 
 def mnist() -> Upsampler:
     """28 x 28 digits from 7 x 7."""
-    return Upsampler(**budgets.mnist() | {"data": Data("mnist5k", batch=128), "sampling_steps": 250})
+    return Upsampler(**common_settings.mnist() | {"data": Data("mnist5k", batch=128), "sampling_steps": 250})
 
 
 def smoke() -> Upsampler:
     """Seconds, to see that the whole path runs."""
-    return Upsampler(**budgets.smoke() | {"data": Data("digits", batch=16)}, factor=2, steps=100, bound_terms=4)
+    return Upsampler(**common_settings.smoke() | {"data": Data("digits", batch=16)}, factor=2, steps=100, bound_terms=4)

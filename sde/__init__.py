@@ -1,33 +1,48 @@
-"""Score SDEs: schedules, predictor-corrector sampling, the probability flow and its exact likelihood, and their ancestors and heirs."""
+"""Score SDEs.
 
-from ..shared.denoiser import Learned
-from ..shared.dequantisation import Uniform, Variational
-from ..shared.latents import slerp
-from ..shared.prediction import Preconditioned, clean, noise, straight, velocity
+Schedules, predictor-corrector sampling, the probability flow and its exact likelihood, and their ancestors and heirs.
+"""
+
+from ..shared.gaussian import (
+    DenoisingLoss,
+    Learned,
+    Preconditioned,
+    Schedule,
+    UniformDequantization,
+    VariationalDequantization,
+    clean,
+    likelihood_weight,
+    noise,
+    slerp,
+    snr,
+    straight,
+    velocity,
+    velocity_weight,
+)
 from ..shared.sampler import CorrectorPredictor, PredictorCorrector
-from .annealing import Normaliser, log_normaliser
-from .charts import angle, clock
+from .annealing import NormalizingConstant, log_normalizing_constant
 from .correctors import AnnealedLangevin, Langevin, batch_norms, own_norms, snr_of
 from .energy import EnergyDenoiser, Potential
 from .flow import ProbabilityFlow
-from .implicit import Implicit, Sliced
+from .flow_coordinates import angle_coordinates, time_coordinates
+from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .integrators import (
     Adaptive,
+    FixedSteps,
     SciPy,
-    Steps,
     TorchDiffEq,
     bogacki_shampine,
     dormand_prince,
     euler,
     heun2,
     heun3,
-    midpoint,
+    midpoint_rule,
     rk4,
 )
 from .likelihood import ChangeOfVariables, ExactTrace, Hutchinson
-from .noise_levels import Levels, best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio
-from .objectives import EDMLoss, FlowMatching, MaximumLikelihood, ScoreMatching, g_squared, sigma_squared
-from .predictors import EulerMaruyama, ReverseDiffusion, Still
+from .noise_levels import NoiseLevels, best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio
+from .objectives import MaximumLikelihood
+from .predictors import EulerMaruyama, NoPredictor, ReverseDiffusion
 from .schedules import EDM, VE, VP, Straight, SubVP, vp_betas
 from .sde import SDE
 
@@ -40,57 +55,57 @@ __all__ = [
     "AnnealedLangevin",
     "ChangeOfVariables",
     "CorrectorPredictor",
-    "EDMLoss",
+    "DenoisingLoss",
     "EnergyDenoiser",
     "EulerMaruyama",
     "ExactTrace",
-    "FlowMatching",
+    "FixedSteps",
     "Hutchinson",
-    "Implicit",
+    "ImplicitScoreMatching",
     "Langevin",
     "Learned",
-    "Levels",
     "MaximumLikelihood",
-    "Normaliser",
+    "NoPredictor",
+    "NoiseLevels",
+    "NormalizingConstant",
     "Potential",
     "Preconditioned",
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReverseDiffusion",
+    "Schedule",
     "SciPy",
-    "ScoreMatching",
-    "Sliced",
-    "Steps",
-    "Still",
+    "SlicedScoreMatching",
     "Straight",
     "SubVP",
     "TorchDiffEq",
-    "Uniform",
-    "Variational",
-    "angle",
+    "UniformDequantization",
+    "VariationalDequantization",
+    "angle_coordinates",
     "batch_norms",
     "best_epsilon",
     "bogacki_shampine",
     "clean",
-    "clock",
     "dormand_prince",
     "euler",
-    "g_squared",
     "geometric_sigmas",
     "heun2",
     "heun3",
     "largest_sigma",
     "level_count",
     "level_ratio",
-    "log_normaliser",
-    "midpoint",
+    "likelihood_weight",
+    "log_normalizing_constant",
+    "midpoint_rule",
     "noise",
     "own_norms",
     "rk4",
-    "sigma_squared",
     "slerp",
+    "snr",
     "snr_of",
     "straight",
+    "time_coordinates",
     "velocity",
+    "velocity_weight",
     "vp_betas",
 ]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, refuse_zero_snr
 from ..shared.errors import UsageError
+from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.gradients import gradients
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, normal, normal_like, uniform
@@ -27,13 +27,15 @@ class Density(Protocol):
         """`log q(x_t)` but for a constant, `(B,)`, in nats."""
 
 
-class Normaliser(NamedTuple):
+class NormalizingConstant(NamedTuple):
     """An estimate of log Z.
 
     Attributes:
         log_z: in nats.
-        error: its standard error, by the delta method: the standard deviation of the weights over their mean and `sqrt(n)`.
-        effective: effective sample size `(sum w)^2 / sum w^2`, at most n; where it is a few, neither number above is to be trusted.
+        error: its standard error, by the delta method: the standard deviation of the weights over their mean and
+            `sqrt(n)`.
+        effective: effective sample size `(sum w)^2 / sum w^2`, at most n; where it is a few, neither number above is to
+            be trusted.
         accepted: share of proposals that were accepted.
         x: where the chains ended, `(n, ...)`: with weights `w`, draws of the density.
         log_w: their log-weights, `(n,)`, float64.
@@ -47,7 +49,7 @@ class Normaliser(NamedTuple):
     log_w: Tensor
 
 
-def log_normaliser(
+def log_normalizing_constant(
     density: Density,
     shape: Sequence[int],
     *,
@@ -59,13 +61,14 @@ def log_normaliser(
     dtype: torch.dtype | None = None,
     progress: Progress = silent,
     **cond: Any,
-) -> Normaliser:
+) -> NormalizingConstant:
     r"""`log Z = log int exp(log_density(x, t)) dx` by annealed importance sampling (Neal 2001).
 
-    n chains start from `N(0, alpha_1^2 + sigma_1^2)` and go through `levels` levels, evenly spaced in log-SNR, from t = 1 to t. On entering
-    a level a chain's log-weight gains the difference of the two log-densities; then `moves` Metropolis-adjusted Langevin steps keep the
-    law of the level exactly. `E w = Z` whatever the number of levels and the length of steps, which matter to its variance alone. The
-    chains live in `y = x / sqrt(alpha^2 + sigma^2)`, whose scale does not change from level to level.
+    n chains start from `N(0, alpha_1^2 + sigma_1^2)` and go through `levels` levels, evenly spaced in log-SNR, from t =
+    1 to t. On entering a level a chain's log-weight gains the difference of the two log-densities; then `moves`
+    Metropolis-adjusted Langevin steps keep the law of the level exactly. `E w = Z` whatever the number of levels and
+    the length of steps, which matter to its variance alone. The chains live in `y = x / sqrt(alpha^2 + sigma^2)`, whose
+    scale does not change from level to level.
 
     Args:
         density: with a `corruption` and a `log_density`, differentiable in x.
@@ -73,14 +76,16 @@ def log_normaliser(
         t: the level whose normaliser is wanted; the schedule's t_min by default.
         levels: of the path.
         moves: Langevin steps at each level.
-        snr: of a step, as that of `AnnealedLangevin`: `e = 2 (snr sigma)^2`. About six in ten should be accepted: less for more dimensions.
+        snr: of a step, as that of `AnnealedLangevin`: `e = 2 (snr sigma)^2`. About six in ten should be accepted: less
+            for more dimensions.
         generator: the source of noise.
         dtype: of the chains; None for that of the network's weights, float64 without any.
         progress: how to report progress.
         cond: conditions, by name.
 
     Raises:
-        UsageError: without two chains, a level or a positive snr, for a t below t_min, or for a schedule that ends at zero SNR.
+        UsageError: without two chains, a level or a positive snr, for a t below t_min, or for a schedule that ends at
+            zero SNR.
     """
     schedule = density.corruption
     refuse_zero_snr(schedule)
@@ -89,7 +94,9 @@ def log_normaliser(
         given = f"shape={tuple(shape)}, levels={levels}, moves={moves}, snr={snr}"
         raise UsageError(f"{given}: give two or more chains of some shape, a level or more, and a positive snr")
     if not schedule.t_min <= t <= 1:
-        raise UsageError(f"t={t}: give a time from the schedule's t_min={schedule.t_min:g} to 1, where its densities are known")
+        raise UsageError(
+            f"t={t}: give a time from the schedule's t_min={schedule.t_min:g} to 1, where its densities are known"
+        )
     ends = torch.tensor([1.0, t], dtype=torch.float64)
     path = schedule.time(torch.linspace(*schedule.log_snr(ends).tolist(), levels, dtype=torch.float64))
     path[-1] = ends[1]
@@ -102,7 +109,11 @@ def log_normaliser(
     for level in progress(list(path), levels, "annealing"):
         here, slope = _in_unit_scale(density, y, level, cond)
         log_w = log_w + here - before
-        refuse_unless(log_w < math.inf, f"log_density is NaN or infinite at t={float(level):.4g}: look at the energy there", wait=True)
+        refuse_unless(
+            log_w < math.inf,
+            f"log_density is NaN or infinite at t={float(level):.4g}: look at the energy there",
+            wait=True,
+        )
         alpha, sigma = schedule(level)
         size = float(2 * snr**2 * sigma**2 / (alpha**2 + sigma**2))
         for _ in range(moves):
@@ -114,12 +125,17 @@ def log_normaliser(
     return _summed(log_w, share, like((alpha**2 + sigma**2).sqrt(), y) * y)
 
 
-def _summed(log_w: Tensor, accepted: float, x: Tensor) -> Normaliser:
+def _summed(log_w: Tensor, accepted: float, x: Tensor) -> NormalizingConstant:
     n = len(log_w)
     log_z = torch.logsumexp(log_w, 0) - math.log(n)
     relative = (log_w - log_z).exp()  # of mean one
-    return Normaliser(
-        float(log_z), float(relative.std() / math.sqrt(n)), float(relative.sum() ** 2 / (relative**2).sum()), accepted, x, log_w
+    return NormalizingConstant(
+        float(log_z),
+        float(relative.std() / math.sqrt(n)),
+        float(relative.sum() ** 2 / (relative**2).sum()),
+        accepted,
+        x,
+        log_w,
     )
 
 
@@ -135,9 +151,19 @@ def _in_unit_scale(density: Density, y: Tensor, t: Tensor, cond: dict[str, Any])
 
 
 def _adjusted_step(
-    density: Density, y: Tensor, here: Tensor, slope: Tensor, t: Tensor, size: float, generator: Source, cond: dict[str, Any]
+    density: Density,
+    y: Tensor,
+    here: Tensor,
+    slope: Tensor,
+    t: Tensor,
+    size: float,
+    generator: Source,
+    cond: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One Langevin step of that size, accepted or not: the new y, its log-density and gradient, and which were accepted, `(n,)`."""
+    """One Langevin step of that size, accepted or not.
+
+    The new y, its log-density and gradient, and which were accepted, `(n,)`.
+    """
     proposed = y + size * slope + math.sqrt(2 * size) * normal_like(y, generator)
     there, back = _in_unit_scale(density, proposed, t, cond)
     log_ratio = there - here + log_kernel(y, proposed, back, size) - log_kernel(proposed, y, slope, size)
@@ -151,5 +177,7 @@ def _adjusted_step(
 
 
 def log_kernel(to: Tensor, start: Tensor, slope: Tensor, size: float) -> Tensor:
-    """`log q(to | start)` of a Langevin step of that size but for a constant, `-||to - start - e slope||^2 / (4 e)`, float64 `(n,)`."""
+    """`log q(to | start)` of a Langevin step of that size but for a constant, `-||to - start - e slope||^2 / (4 e)`,
+    float64 `(n,)`.
+    """
     return -per_example((exact(to) - exact(start) - size * exact(slope)) ** 2) / (4 * size)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..shared.calling import ask, refuse_no_tensor, refuse_signature
-from ..shared.corruption import Schedule
-from ..shared.denoiser import GaussianDenoiser, Parts, on_every_row
-from ..shared.describe import described
+from ..shared.denoiser import on_every_row
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser, ends_of_time_input, home_time, placed
+from ..shared.gaussian.prediction import velocity
+from ..shared.gaussian.schedule import Schedule
 from ..shared.gradients import gradients
-from ..shared.labels import Label, thousandths
-from ..shared.prediction import velocity
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, like, moment, per_example, refuse_unreal
+from ..shared.time_inputs import TimeInput, thousandths
 
 
-@described
+@serializable("sde.Potential", formerly="unnoise.sde.energy.Potential")
 class Potential(nn.Module):
     """The sum of a network's outputs, `(B,)`: makes a scalar network of any.
 
     Args:
-        inner: the network, `(x, time label (B,), **cond) -> (B, ...)`.
+        inner: the network, `(x, time input (B,), **cond) -> (B, ...)`.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -32,53 +33,52 @@ class Potential(nn.Module):
         self.inner, self.conditions = inner, getattr(inner, "conditions", None)
 
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
-        """`x`: `(B, ...)`; `time`: labels `(B,)`."""
+        """`x`: `(B, ...)`; `time`: `(B,)`."""
         return per_example(at_least_float32(refuse_no_tensor(self.inner(x, time, **cond), x)))
 
 
-@described
+@serializable("sde.EnergyDenoiser", formerly="unnoise.sde.energy.EnergyDenoiser", renamed={"label": "time_input"})
 class EnergyDenoiser(GaussianDenoiser):
     r"""`log q(x_t) = -E(y) - D log c - log Z` with `y = x_t / c` and `E(y) = ||y||^2 / 2 + (alpha_t / sigma_t) U(y)`.
 
-    `c^2 = alpha_t^2 + sigma_t^2`. U is a scalar network of y, whose variance is one for data of unit variance, at every level and on every
-    schedule: at equal log-SNR the signals of two schedules are one and the same y. From `score = -grad_x E` and Tweedie's formula follows
+    `c^2 = alpha_t^2 + sigma_t^2`. U is a scalar network of y, whose variance is one for data of unit variance, at every
+    level and on every schedule: at equal log-SNR the signals of two schedules are one and the same y. From
+    `score = -grad_x E` and Tweedie's formula follows
 
     `E[x_0 | x_t] = (alpha_t / c) y - (sigma_t / c) grad U(y)`,
 
-    which says that grad U is the velocity of Salimans & Ho (2022): its target has unit variance at all levels, its error counts sigma_t
-    times in x_0 and is never divided by a small number, from the least noise to none of the signal, where E is that of noise whatever U.
-    U = 0 is the energy of standard normal data. A U that grows at most linearly (a perceptron with SiLU, for one) leaves E a density at
-    every level, for the square wins.
+    which says that grad U is the velocity of Salimans & Ho (2022): its target has unit variance at all levels, its
+    error counts sigma_t times in x_0 and is never divided by a small number, from the least noise to none of the
+    signal, where E is that of noise whatever U. U = 0 is the energy of standard normal data. A U that grows at most
+    linearly (a perceptron with SiLU, for one) leaves E a density at every level, for the square wins.
 
-    Z may depend on the level: `log_normaliser` estimates it. Whatever objective takes a `GaussianDenoiser` trains this one too, at the
-    price of a second derivative.
+    Z may depend on the level: `log_normaliser` estimates it. Whatever objective takes a `GaussianDenoiser` trains this
+    one too, at the price of a second derivative.
 
     Args:
-        network: `(x, time label (B,), **cond) -> U`, `(B,)`, such as `Potential(MLP(2))`.
+        network: `(x, time input (B,), **cond) -> U`, `(B,)`, such as `Potential(MLP(2))`.
         schedule: the home schedule, that of training.
-        label: the number that the network is fed for a time of the home schedule.
+        time_input: the number that the network is fed for a time of the training schedule.
 
     Raises:
         UsageError: where the network does not give one number for each example.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, label: Label = thousandths) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput = thousandths) -> None:
         super().__init__()
         refuse_signature(network)
-        self.network, self.schedule, self.label = network, schedule, label
+        self.network, self.schedule, self.time_input = network, schedule, time_input
         self.corruption, self.conditions = schedule, getattr(network, "conditions", None)
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
         t = exact(moment(t))
-        c_skip, c_out = velocity(*self.corruption(t))
-        return like(c_skip, x_t) * x_t + like(c_out, x_t) * self._slope(x_t, t, cond)
-
-    def parts(self, x_t: Tensor, t: Tensor, **cond: Any) -> Parts:
-        t = exact(moment(t))
-        return Parts(*velocity(*self.corruption(t)), self._slope(x_t, t, cond))
+        return Estimate(*velocity(*self.corruption(t)), self._slope(x_t, t, cond))
 
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`-E(y) - D log c`, `(B,)`, in nats: the log-density of `x_t` but for `log Z`, which is the same on every schedule."""
+        """`-E(y) - D log c`, `(B,)`, in nats.
+
+        The log-density of `x_t` but for `log Z`, which is the same on every schedule.
+        """
         t = exact(moment(t))
         alpha, sigma = self.corruption(t)
         refuse_unreal(x_t, "x_t")
@@ -88,19 +88,15 @@ class EnergyDenoiser(GaussianDenoiser):
         square = 0.5 * per_example(at_least_float32(y) ** 2)
         return -square - like(alpha / sigma, u) * u - like(x_t[0].numel() * c.log(), u)
 
-    def on(self, schedule: Schedule) -> EnergyDenoiser:
-        other = copy.copy(self)
-        other.corruption = self.schedule if schedule == self.schedule else schedule
-        return other
+    def on(self, schedule: Schedule) -> Self:
+        return placed(self, schedule)
 
     def time_inputs(self) -> Tensor:
-        """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
-        return self.label(self.schedule, torch.tensor([self.schedule.t_min, 1.0], dtype=torch.float64))
+        """Returns what the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+        return ends_of_time_input(self)
 
     def _potential(self, y: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        t = exact(t)
-        home = t if self.corruption is self.schedule else self.schedule.time(self.corruption.log_snr(t))
-        u = ask(self, y, on_every_row(self.label(self.schedule, home), y), cond)
+        u = ask(self, y, on_every_row(self.time_input(self.schedule, home_time(self, exact(t))), y), cond)
         if u.shape != (len(y),):
             raise UsageError(
                 f"the network gave {tuple(u.shape)} for {len(y)} examples: an energy is one number for each, as Potential(network) gives"

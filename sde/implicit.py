@@ -8,36 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.denoiser import GaussianDenoiser
-from ..shared.describe import described
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, independent, refuse_untrained_output
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.loss import refuse_untrained_output
+from ..shared.gaussian.weights import refuse_blind, snr
+from ..shared.objective import Draw, Loss, Objective, independent
 from ..shared.random import Source, normal_like, rademacher_like
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, full_precision, per_example
-from .objectives import refuse_blind_end
 
 Probe = Callable[[Tensor, Source], Tensor]
 
 
-@described
+@serializable("sde.signs", formerly="unnoise.sde.implicit.signs")
 def signs(x: Tensor, generator: Source = None) -> Tensor:
     """A probe of independent signs, of the shape of x: of all probes with unit variance the one that varies least."""
     return rademacher_like(x, generator)
 
 
-@described
+@serializable("sde.gaussian", formerly="unnoise.sde.implicit.gaussian")
 def gaussian(x: Tensor, generator: Source = None) -> Tensor:
     """A probe of standard normal numbers, of the shape of x."""
     return normal_like(x, generator)
 
 
-@described
-class Implicit(Objective):
+@serializable("sde.ImplicitScoreMatching", formerly="unnoise.sde.implicit.Implicit")
+class ImplicitScoreMatching(Objective[GaussianDenoiser]):
     r"""`E sigma_t^2 (||s||^2 / 2 + div s)`, s the score at x_t, mean over dimensions (Hyvarinen 2005, theorem 1).
 
-    It differs from half of the explicit `E sigma_t^2 ||s - grad log q(x_t)||^2` by `E sigma_t^2 ||grad log q(x_t)||^2 / 2`, which no
-    parameter moves, and so from half of `ScoreMatching`, whose target is the score of the kernel, by another constant. The divergence is
-    exact: one vector-Jacobian product for each dimension, differentiable.
+    It differs from half of the explicit `E sigma_t^2 ||s - grad log q(x_t)||^2` by
+    `E sigma_t^2 ||grad log q(x_t)||^2 / 2`, which no parameter moves, and so from half of `ScoreMatching`, whose target
+    is the score of the kernel, by another constant. The divergence is exact: one vector-Jacobian product for each
+    dimension, differentiable.
 
     Args:
         denoiser: on the schedule to train with.
@@ -47,19 +49,20 @@ class Implicit(Objective):
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
-        refuse_blind_end(denoiser.corruption, "Implicit")
+        refuse_blind(snr, denoiser.corruption)
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         return _loss(self.denoiser, x0, t, divergence, generator, cond)
 
 
-@described
-class Sliced(Objective):
+@serializable("sde.SlicedScoreMatching", formerly="unnoise.sde.implicit.Sliced")
+class SlicedScoreMatching(Objective[GaussianDenoiser]):
     r"""`E sigma_t^2 (||s||^2 / 2 + v^T grad(v^T s))`, v a random probe, mean over dimensions (Song et al. 2019, eq. 8).
 
-    Sliced score matching "with variance reduction": of the two terms only the divergence is estimated, by Hutchinson's trick, so this is
-    `Implicit` in the mean, at the price of `probes` vector-Jacobian products whatever the dimension.
+    Sliced score matching "with variance reduction": of the two terms only the divergence is estimated, by Hutchinson's
+    trick, so this is `ImplicitScoreMatching` in the mean, at the price of `probes` vector-Jacobian products whatever
+    the dimension.
 
     Args:
         denoiser: on the schedule to train with.
@@ -71,10 +74,12 @@ class Sliced(Objective):
         UsageError: without a projection.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, probes: int = 1, probe: Probe = signs, times: Draw = independent) -> None:
+    def __init__(
+        self, denoiser: GaussianDenoiser, probes: int = 1, probe: Probe = signs, times: Draw = independent
+    ) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
-        refuse_blind_end(denoiser.corruption, "Sliced")
+        refuse_blind(snr, denoiser.corruption)
         if probes < 1:
             raise UsageError(f"probes={probes}: give one or more projections")
         self.denoiser, self.probes, self.probe, self.times = denoiser, probes, probe, times
@@ -90,7 +95,9 @@ class Sliced(Objective):
 def divergence(score: Tensor, x: Tensor) -> Tensor:
     """`sum_i ds_i / dx_i` of each example, `(B,)`, one vector-Jacobian product for each dimension; differentiable."""
     columns = score.reshape(len(score), -1).unbind(1)
-    return torch.stack([_pulled(c, x, torch.ones_like(c)).reshape(len(x), -1)[:, i] for i, c in enumerate(columns)]).sum(0)
+    return torch.stack(
+        [_pulled(c, x, torch.ones_like(c)).reshape(len(x), -1)[:, i] for i, c in enumerate(columns)]
+    ).sum(0)
 
 
 def _pulled(out: Tensor, x: Tensor, v: Tensor) -> Tensor:

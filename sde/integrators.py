@@ -1,9 +1,9 @@
 """Integrators of ordinary differential equations: fixed steps, adaptive steps, and those of torchdiffeq and SciPy.
 
-Times are Python numbers and states take their own dtype, so everything runs in float32 on devices that have no float64. An integrator is
-told a field, which for some times gives the slopes there, `state -> d state / d time` each: a step asks once for all of its stages. A state
-is a tuple of tensors of which the slopes read the first alone; the others are integrals along its way, which are not carried from stage to
-stage.
+Times are Python numbers and states take their own dtype, so everything runs in float32 on devices that have no float64.
+An integrator is told a field, which for some times gives the slopes there, `state -> d state / d time` each: a step
+asks once for all of its stages. A state is a tuple of tensors of which the slopes read the first alone; the others are
+integrals along its way, which are not carried from stage to stage.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Integrator(ABC):
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method (Butcher 1964): stage i is at time `nodes[i]` and starts from `sum_j rows[i][j] k_j`.
+    """An explicit Runge-Kutta method (Butcher 1964): stage i is at time `nodes[i]` and starts from
+    `sum_j rows[i][j] k_j`.
 
     Attributes:
         order: of convergence.
@@ -59,7 +60,7 @@ class Tableau:
 
 
 euler = Tableau(1, (0,), ((),), (1,))
-midpoint = Tableau(2, (0, 1 / 2), ((), (1 / 2,)), (0, 1))
+midpoint_rule = Tableau(2, (0, 1 / 2), ((), (1 / 2,)), (0, 1))
 heun2 = Tableau(2, (0, 1), ((), (1,)), (1 / 2, 1 / 2))
 heun3 = Tableau(3, (0, 1 / 3, 2 / 3), ((), (1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4))
 rk4 = Tableau(4, (0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
@@ -86,11 +87,11 @@ bogacki_shampine = Tableau(
 
 
 @dataclass(frozen=True)
-class Steps(Integrator):
+class FixedSteps(Integrator):
     """One step of a fixed-step method: the sampler's grid says where the steps are.
 
     Attributes:
-        method: `euler`, `midpoint`, `heun2`, `heun3` or `rk4`; as many evaluations as it has stages.
+        method: `euler`, `midpoint_rule`, `heun2`, `heun3` or `rk4`; as many evaluations as it has stages.
     """
 
     method: Tableau = heun2
@@ -108,8 +109,8 @@ class Steps(Integrator):
 class Adaptive(Integrator):
     """Steps as long as the tolerances allow, by an embedded pair (Hairer, Norsett, Wanner 1993, section II.4).
 
-    A step is accepted where the root mean square of `error / (atol + rtol max(|x|, |x'|))` is at most one, over the whole batch and for
-    each tensor of the state by itself: an example depends on its batch, within the tolerance.
+    A step is accepted where the root mean square of `error / (atol + rtol max(|x|, |x'|))` is at most one, over the
+    whole batch and for each tensor of the state by itself: an example depends on its batch, within the tolerance.
 
     Attributes:
         rtol, atol: relative and absolute tolerance.
@@ -128,7 +129,9 @@ class Adaptive(Integrator):
     def __post_init__(self) -> None:
         check_tolerances(self)
         if self.method.error is None or self.method.weights is not None:
-            raise UsageError("method: give one with an error estimate whose last stage is its end, such as dormand_prince")
+            raise UsageError(
+                "method: give one with an error estimate whose last stage is its end, such as dormand_prince"
+            )
 
     @property
     def order(self) -> int:
@@ -160,7 +163,9 @@ class Adaptive(Integrator):
             most = 10.0 if ratio <= 1 else 1.0  # right after a step that failed, none grows
             step *= grow
             if abs(step) < 1e-12 * abs(end - start):
-                raise UsageError(f"rtol={self.rtol}, atol={self.atol} cannot be met at {now:.6g}: loosen them, or compute in float64")
+                raise UsageError(
+                    f"rtol={self.rtol}, atol={self.atol} cannot be met at {now:.6g}: loosen them, or compute in float64"
+                )
         return state
 
     def _size(self, error: Tensor, x: Tensor, y: Tensor) -> float:
@@ -172,7 +177,9 @@ class Adaptive(Integrator):
         sizes = [(self._size(x.clone(), x, x), self._size(k.clone(), x, x)) for x, k in zip(state, slope, strict=True)]
         if not all(bool(torch.isfinite(k).all()) for k in slope):
             raise UsageError(not_finite(start))
-        if not all(math.isfinite(size) for pair in sizes for size in pair):  # tolerances beyond the numbers of this precision
+        if not all(
+            math.isfinite(size) for pair in sizes for size in pair
+        ):  # tolerances beyond the numbers of this precision
             return 1e-6 * (end - start)
         guess = min((0.01 * a / b for a, b in sizes if a > 1e-5 and b > 1e-5), default=1e-6)
         guess = math.copysign(min(guess, abs(end - start)), end - start)
@@ -189,8 +196,8 @@ class TorchDiffEq(Integrator):
     """A method of torchdiffeq (Chen 2018).
 
     Attributes:
-        method: its name there: adaptive `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`; or one step of `euler`, `midpoint`,
-            `heun2`, `heun3`, `rk4`.
+        method: its name there: adaptive `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`; or one step of
+            `euler`, `midpoint_rule`, `heun2`, `heun3`, `rk4`.
         rtol, atol: tolerances of adaptive methods.
         evaluations: after so many it gives up.
     """
@@ -216,8 +223,8 @@ class TorchDiffEq(Integrator):
         if start == end:
             return state
         counted = limited(field, self.evaluations, self)
-        # Left alone, the solver steps over the end and interpolates back, to times where no schedule is defined. It wants its times on the
-        # state's device, and some devices have no float64.
+        # Left alone, the solver steps over the end and interpolates back, to times where no schedule is defined. It
+        # wants its times on the state's device, and some devices have no float64.
         dtype = torch.float32 if state[0].device.type == "mps" else torch.float64
         times = torch.tensor([start, end], dtype=dtype, device=state[0].device)
         try:
@@ -231,7 +238,9 @@ class TorchDiffEq(Integrator):
                 options={"step_t": times[1:]} if self.method in ADAPTIVE else None,
             )
         except AssertionError as error:
-            raise UsageError(f"{self} cannot meet its tolerances ({error}): loosen them, or look for NaN in the score") from error
+            raise UsageError(
+                f"{self} cannot meet its tolerances ({error}): loosen them, or look for NaN in the score"
+            ) from error
         return tuple(x[-1] for x in path)
 
 
@@ -242,7 +251,8 @@ SCIPY_ORDERS = {"RK23": 3, "RK45": 5, "DOP853": 8}
 
 @dataclass(frozen=True)
 class SciPy(Integrator):
-    """A method of `scipy.integrate.solve_ivp` on the host in float64, as Song et al. (2021) integrate: for parity, not for speed.
+    """A method of `scipy.integrate.solve_ivp` on the host in float64, as Song et al. (2021) integrate: for parity, not
+    for speed.
 
     Attributes:
         method: its name there: `RK23`, `RK45` or `DOP853`.
@@ -286,7 +296,9 @@ class SciPy(Integrator):
 
         solution = solve_ivp(slope, (start, end), flat(state), method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success:
-            raise UsageError(f"{self} cannot meet its tolerances ({solution.message}): loosen them, or look for NaN in the score")
+            raise UsageError(
+                f"{self} cannot meet its tolerances ({solution.message}): loosen them, or look for NaN in the score"
+            )
         return state_of(solution.y[:, -1].copy())
 
 
@@ -299,7 +311,9 @@ def check_tolerances(integrator: Any) -> None:
         )
 
 
-def stages(method: Tableau, field: Field, state: State, now: float, step: float, first: State | None = None) -> tuple[State, list[State]]:
+def stages(
+    method: Tableau, field: Field, state: State, now: float, step: float, first: State | None = None
+) -> tuple[State, list[State]]:
     """The state a step later and the slopes of all stages; `first` is the slope at `now` where it is known."""
     (there, *rest), known = state, first is not None
     ahead = field([now + node * step for node in method.nodes[known:]])

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, refuse_below_first_row, segment, table_grid, table_time
-from ..shared.describe import described
+from ..shared.corruption import segment
 from ..shared.errors import UsageError
+from ..shared.gaussian.schedule import TableSchedule
+from ..shared.serialization import serializable
 from ..shared.tensors import Table, at_least_float32, exact
 
 PAIRS = 1 << 24
 """Distances that are held at a time."""
 
 
-@described
-class Levels(Schedule):
+@serializable("sde.NoiseLevels", formerly="unnoise.sde.noise_levels.Levels")
+@dataclass(frozen=True)
+class NoiseLevels(TableSchedule):
     r"""`alpha = 1` and N noise levels: `sigma_n` at t = n / N (Song & Ermon 2019, section 4.1; the N-step chain of VE).
 
-    Row n = 0 is the clean signal; rows count from the least noise, as times do, and the papers' sigma_1 is the last one here. Between rows
-    the log-SNR is linear and sigma so geometric; below row 1 it stays what it is there, except at t = 0.
+    Row n = 0 is the clean signal; rows count from the least noise, as times do, and the papers' sigma_1 is the last one
+    here. Between rows the log-SNR is linear and sigma so geometric; below row 1 it stays what it is there, except at t
+    = 0.
 
     Args:
         sigmas: `(N,)`, positive and increasing, such as `geometric_sigmas(0.01, 50.0, 232)`.
@@ -33,19 +38,26 @@ class Levels(Schedule):
         UsageError: for sigmas that do not increase from above 0.
     """
 
-    def __init__(self, sigmas: Tensor) -> None:
-        self.sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").detach()
-        if self.sigmas.ndim != 1 or not len(self.sigmas):
+    sigmas: Tensor
+    _log_sigma: ClassVar[Table]
+
+    def __post_init__(self) -> None:
+        sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach()
+        if sigmas.ndim != 1 or not len(sigmas):
             raise UsageError(
-                f"sigmas of shape {tuple(self.sigmas.shape)}: give a vector of one or more, such as geometric_sigmas(0.01, 1, 10)"
+                f"sigmas of shape {tuple(sigmas.shape)}: give a vector of one or more, such as geometric_sigmas(0.01, 1, 10)"
             )
-        if not (self.sigmas[0] > 0 and (self.sigmas.diff() > 0).all() and self.sigmas.isfinite().all()):
+        if not (sigmas[0] > 0 and (sigmas.diff() > 0).all() and sigmas.isfinite().all()):
             raise UsageError(
-                f"sigmas={self.sigmas.tolist()}: noise levels are positive and increase; flip a table that starts with the largest"
+                f"sigmas={sigmas.tolist()}: noise levels are positive and increase; flip a table that starts with the largest"
             )
-        self.steps = len(self.sigmas)
-        self.t_min = self.t_last = 1 / self.steps
-        self._log_sigma = Table(self.sigmas.log())  # rows 1..N
+        object.__setattr__(self, "sigmas", sigmas)
+        object.__setattr__(self, "_log_sigma", Table(sigmas.log()))  # rows 1..N
+
+    @property
+    def steps(self) -> int:
+        """N."""
+        return len(self.sigmas)
 
     def log_snr(self, t: Tensor) -> Tensor:
         low, high, part = segment(t, self.steps)
@@ -64,15 +76,6 @@ class Levels(Schedule):
         part = torch.where(gap > 0, (value - table[low]) / gap, 1.0)
         return ((low + 1 + part) / self.steps).clamp(max=1.0).to(log_snr.dtype)
 
-    def grid(self, steps: int) -> Tensor:
-        return table_grid(steps, self.steps)
-
-    def refuse_grid(self, grid: Tensor) -> None:
-        refuse_below_first_row(grid, self.steps)
-
-    def training_time(self, u: Tensor) -> Tensor:
-        return table_time(u, self.steps)
-
 
 def geometric_sigmas(low: float, high: float, steps: int) -> Tensor:
     """`steps` noise levels from low to high, each the same multiple of the one before, float64 `(steps,)`.
@@ -81,14 +84,17 @@ def geometric_sigmas(low: float, high: float, steps: int) -> Tensor:
         UsageError: unless 0 < low < high and there are two or more.
     """
     if not 0 < low < high or steps < 2:
-        raise UsageError(f"low={low}, high={high}, steps={steps}: give 0 < low < high, and two or more levels between them")
+        raise UsageError(
+            f"low={low}, high={high}, steps={steps}: give 0 < low < high, and two or more levels between them"
+        )
     return torch.linspace(math.log(low), math.log(high), steps, dtype=torch.float64).exp()
 
 
 def largest_sigma(x: Tensor) -> float:
     """The largest Euclidean distance between two examples of `x` `(n, ...)` (Song & Ermon 2020, technique 1).
 
-    With that much noise a chain that starts at one example reaches every other. All pairs are compared, some rows at a time.
+    With that much noise a chain that starts at one example reaches every other. All pairs are compared, some rows at a
+    time.
     """
     x = at_least_float32(x).flatten(1)
     return max(float(torch.cdist(rows, x).max()) for rows in x.split(max(PAIRS // len(x), 1)))
@@ -97,12 +103,12 @@ def largest_sigma(x: Tensor) -> float:
 def level_ratio(dims: int, overlap: float = 0.5) -> float:
     r"""gamma, the ratio of a noise level to the next smaller one (Song & Ermon 2020, technique 2).
 
-    In D dimensions the length of noise is nearly `N(sqrt(D) sigma, sigma^2 / 2)`. gamma is such that of the lengths at a level a share lies
-    within three standard deviations of the mean length at the neighbour:
+    In D dimensions the length of noise is nearly `N(sqrt(D) sigma, sigma^2 / 2)`. gamma is such that of the lengths at
+    a level a share lies within three standard deviations of the mean length at the neighbour:
     `Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) = overlap`.
 
-    The paper says "about 0.5". The numbers of levels that it prints (232, 500, 1086) all follow from an overlap of 0.567; exactly 0.5
-    would give 219, 472 and 1026.
+    The paper says "about 0.5". The numbers of levels that it prints (232, 500, 1086) all follow from an overlap of
+    0.567; exactly 0.5 would give 219, 472 and 1026.
 
     Args:
         dims: D, numbers in an example.
@@ -115,7 +121,9 @@ def level_ratio(dims: int, overlap: float = 0.5) -> float:
     from scipy.special import ndtr
 
     if dims < 1 or not 0 < overlap < 0.997:
-        raise UsageError(f"dims={dims}, overlap={overlap}: give one or more dimensions, and a share between 0 and 0.997, such as 0.5")
+        raise UsageError(
+            f"dims={dims}, overlap={overlap}: give one or more dimensions, and a share between 0 and 0.997, such as 0.5"
+        )
     scale = math.sqrt(2 * dims)
 
     def excess(gamma: float) -> float:
@@ -125,24 +133,31 @@ def level_ratio(dims: int, overlap: float = 0.5) -> float:
     # In few dimensions the interval grows faster than the levels part, and the share never falls so low.
     high = next((1 + width for width in (2.0**k for k in range(-20, 20)) if excess(1 + width) < 0), None)
     if high is None:
-        raise UsageError(f"in dims={dims} neighbouring levels share more than overlap={overlap} at every ratio: give the levels yourself")
+        raise UsageError(
+            f"in dims={dims} neighbouring levels share more than overlap={overlap} at every ratio: give the levels yourself"
+        )
     return float(brentq(excess, 1.0, high, xtol=1e-14))
 
 
 def level_count(low: float, high: float, ratio: float) -> int:
-    """How many levels there are from low to high, both counted, when each is about `ratio` times the one before; two at least."""
+    """How many levels there are from low to high, both counted, when each is about `ratio` times the one before.
+
+    Two at least.
+    """
     return max(round(math.log(high / low) / math.log(ratio)) + 1, 2)
 
 
 def variance_ratio(epsilon: float, ratio: float, repeats: int, smallest_sigma: float) -> float:
-    r"""Variance of a sample over sigma_i^2 after the steps at a level i (Song & Ermon 2020, technique 4), where the data are a point.
+    r"""Variance of a sample over sigma_i^2 after the steps at a level i (Song & Ermon 2020, technique 4), where the
+    data are a point.
 
     The chain comes from the level above with `gamma^2 sigma_i^2`. A step `x <- x - c x + sqrt(2 c) sigma_i z` with
-    `c = epsilon / sigma_1^2` takes the ratio r to `(1 - c)^2 r + 2 c`, which has the fixed point `f = 2 / (2 - c)`: after T steps
-    `r = (1 - c)^(2 T) (gamma^2 - f) + f`.
+    `c = epsilon / sigma_1^2` takes the ratio r to `(1 - c)^2 r + 2 c`, which has the fixed point `f = 2 / (2 - c)`:
+    after T steps `r = (1 - c)^(2 T) (gamma^2 - f) + f`.
 
     Args:
-        epsilon: the step at the smallest level, in the released code's form `x + e s + sqrt(2 e) z`, which is the 2020 paper's too.
+        epsilon: the step at the smallest level, in the released code's form `x + e s + sqrt(2 e) z`, which is the 2020
+            paper's too.
         ratio: gamma.
         repeats: T.
         smallest_sigma: sigma of the smallest level.
@@ -163,6 +178,10 @@ def best_epsilon(ratio: float, repeats: int, smallest_sigma: float) -> float:
     from scipy.optimize import minimize_scalar
 
     if repeats < 1 or not ratio > 1:
-        raise UsageError(f"ratio={ratio}, repeats={repeats}: give a ratio of levels above 1, and one or more steps at each")
-    found = minimize_scalar(lambda c: variance_ratio(c, ratio, repeats, 1.0), bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-10})
+        raise UsageError(
+            f"ratio={ratio}, repeats={repeats}: give a ratio of levels above 1, and one or more steps at each"
+        )
+    found = minimize_scalar(
+        lambda c: variance_ratio(c, ratio, repeats, 1.0), bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-10}
+    )
     return float(found.x) * smallest_sigma**2

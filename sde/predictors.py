@@ -6,17 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ..shared.corruption import refuse_zero_snr
-from ..shared.denoiser import GaussianDenoiser
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.tensors import exact, like
 from .sde import SDE
 
 
-class EulerMaruyama(Sampler):
-    r"""`x_s = x_t - (t - s) drift + eta g sqrt(t - s) z` on the reverse SDE (Song et al. 2021, appendix G); the last step denoises.
+class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
+    r"""`x_s = x_t - (t - s) drift + eta g sqrt(t - s) z` on the reverse SDE (Song et al. 2021, appendix G); the last
+    step denoises.
 
     Args:
         denoiser: gives the score.
@@ -37,14 +38,15 @@ class EulerMaruyama(Sampler):
         return x + self.eta * like((g2 * (t - s)).sqrt(), x) * normal_like(x, generator) if self.eta else x
 
 
-class ReverseDiffusion(Sampler):
+class ReverseDiffusion(Sampler[GaussianDenoiser, Schedule]):
     r"""`x_s = (2 - a) x_t + (1 + eta^2) / 2 G^2 score + eta G z` for the forward step `x_t = a x_s + G z`.
 
     Song et al. (2021), eqs. 45 and 46.
 
-    The forward step is the schedule's own transition, exact for any stride: `a = alpha_t / alpha_s`, `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`.
-    On a table of beta that is `sqrt(1 - beta)` and beta, on VE `sigma_t^2 - sigma_s^2`, as published; the published steps of sub-VP are
-    those of `EulerMaruyama`. The last step denoises.
+    The forward step is the schedule's own transition, exact for any stride: `a = alpha_t / alpha_s`,
+    `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`. On a table of beta that is `sqrt(1 - beta)` and beta, on VE
+    `sigma_t^2 - sigma_s^2`, as published; the published steps of sub-VP are those of `EulerMaruyama`. The last step
+    denoises.
 
     Args:
         denoiser: gives the score.
@@ -67,11 +69,13 @@ class ReverseDiffusion(Sampler):
         return x + self.eta * like(g2.sqrt(), x) * normal_like(x, generator) if self.eta else x
 
 
-class Still(Sampler):
-    """Leaves x where it is but for the last step, which denoises: what stands in for a predictor where a corrector does all the work.
+class NoPredictor(Sampler[GaussianDenoiser, Schedule]):
+    """Leaves x where it is but for the last step, which denoises: what stands in for a predictor where a corrector does
+    all the work.
 
-    Song & Ermon's (2019, 2020) annealed Langevin dynamics is `CorrectorPredictor(Still(denoiser), AnnealedLangevin(denoiser, ...))` on a
-    schedule with alpha = 1; on others x takes the scale of the next level.
+    Song & Ermon's (2019, 2020) annealed Langevin dynamics is
+    `CorrectorPredictor(NoPredictor(denoiser), AnnealedLangevin(denoiser, ...))` on a schedule with alpha = 1; on others
+    x takes the scale of the next level.
 
     Args:
         denoiser: of the last step.

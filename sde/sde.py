@@ -5,18 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.corruption import Schedule, refuse_zero_snr
+from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.tensors import exact, like
 
 
-def rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """`d alpha_t / dt` and `d sigma_t / dt`, float64, of the shape of t, by forward-mode differentiation."""
-    t = exact(t).contiguous()  # forward mode does not take an expanded one
-    return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))[1]
-
-
 class SDE:
-    r"""`dx = f(t) x dt + g(t) dw` with `f = d log alpha_t / dt` and `g^2 = -sigma_t^2 d lambda_t / dt` (Kingma et al. 2021, section 3.1).
+    r"""`dx = f(t) x dt + g(t) dw` with `f = d log alpha_t / dt` and `g^2 = -sigma_t^2 d lambda_t / dt` (Kingma et al.
+    2021, section 3.1).
 
     The derivatives come from the schedule by forward-mode differentiation, so any schedule has its SDE.
 
@@ -44,7 +39,8 @@ class SDE:
     def reverse_drift(self, x: Tensor, t: Tensor, score: Tensor, eta: float = 1.0) -> Tensor:
         r"""`f x - (1 + eta^2) / 2 g^2 score`, the drift of the reversal whose noise is `eta g dw`.
 
-        eta = 1 is the reverse SDE (Song et al. 2021, eq. 6), eta = 0 the probability flow (eq. 13); the marginals are the same for all.
+        eta = 1 is the reverse SDE (Song et al. 2021, eq. 6), eta = 0 the probability flow (eq. 13); the marginals are
+        the same for all.
         """
         f, g2 = (like(c, x) for c in self.coefficients(t))
         return f * x - 0.5 * (1 + eta**2) * g2 * score

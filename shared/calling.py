@@ -48,9 +48,10 @@ class Asker(Protocol):
 def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
     """The network's output at `(x, time, **cond)`: a real tensor on the device of x.
 
-    Where x and conditions are real they are cast to the precision of the network's first parameter, and left alone where they have it. The
-    time input stays float32, which half precision would round: bfloat16 cannot represent 999. Before the first call of a network that looks
-    something up in an `nn.Embedding`, the two ends of the time input are tried.
+    Where x and conditions are real they are cast to the precision of the network's first parameter, and left alone
+    where they have it. The time input stays float32, which half precision would round: bfloat16 cannot represent 999.
+    Before the first call of a network that looks something up in an `nn.Embedding`, the two ends of the time input are
+    tried.
 
     Args:
         asker: has the network.
@@ -59,8 +60,8 @@ def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
         cond: conditions by name.
 
     Raises:
-        UsageError: for a condition that the network does not take, a required condition that is missing, a time input outside of its
-            embedding, and an output that is not a real tensor.
+        UsageError: for a condition that the network does not take, a required condition that is missing, a time input
+            outside of its embedding, and an output that is not a real tensor.
     """
     network = asker.network
     dtype = precision(network)
@@ -79,7 +80,8 @@ def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
 
 
 def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
-    """Asks a network with an embedding for the least and the largest time input, so that one it has no row for is found before training.
+    """Asks a network with an embedding for the least and the largest time input, so that one it has no row for is found
+    before training.
 
     Networks that say which `conditions` they take are this package's, or made for it, and are not tried.
 
@@ -106,7 +108,10 @@ def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
 
         return hook
 
-    rows = {k: v[:1].expand(2, *v.shape[1:]) if isinstance(v, Tensor) and v.ndim and len(v) == batch else v for k, v in cond.items()}
+    rows = {
+        k: v[:1].expand(2, *v.shape[1:]) if isinstance(v, Tensor) and v.ndim and len(v) == batch else v
+        for k, v in cond.items()
+    }
     hooks = [table.register_forward_pre_hook(refuse_missing(name)) for name, table in tables.items()]
     modes = [(m, m.training) for m in network.modules()]
     try:
@@ -157,7 +162,10 @@ def refuse_no_tensor(out: Any, x: Tensor) -> Tensor:
     if not isinstance(out, Tensor):
         held, take = "None" if out is None else f"an object of type {type(out).__name__}", "the tensor"
         if isinstance(out, dict):
-            held, take = f"a dict of {', '.join(map(str, list(out)[:4])) or 'nothing'}", f"[{next(iter(out), 'sample')!r}]"
+            held, take = (
+                f"a dict of {', '.join(map(str, list(out)[:4])) or 'nothing'}",
+                f"[{next(iter(out), 'sample')!r}]",
+            )
         if isinstance(getattr(out, "sample", None), Tensor):
             take = ".sample"
         elif isinstance(out, tuple | list):
@@ -167,9 +175,13 @@ def refuse_no_tensor(out: Any, x: Tensor) -> Tensor:
             f"{'it' if out is None else f'net(x, time, **cond){take}' if take != 'the tensor' else 'the tensor in it'}"
         )
     if not out.is_floating_point():
-        raise UsageError(f"the network gave {out.dtype}, and real numbers are read: return floats, such as logits before their argmax")
+        raise UsageError(
+            f"the network gave {out.dtype}, and real numbers are read: return floats, such as logits before their argmax"
+        )
     if out.device != x.device:
-        raise UsageError(f"the network gave an output on {out.device} for an input on {x.device}: bring it whole to one of them")
+        raise UsageError(
+            f"the network gave an output on {out.device} for an input on {x.device}: bring it whole to one of them"
+        )
     return out
 
 
@@ -221,7 +233,12 @@ def explained(error: Exception, asker: Asker, x: Tensor, time: Tensor, cond: dic
         if not x.is_floating_point() and x.device.type == "cpu" and x.numel():
             fed = f"x holds tokens up to {int(x.max())} (a mask, where there is one, is the last), and {fed}"
         for key, value in cond.items():
-            if isinstance(value, Tensor) and not value.is_floating_point() and value.device.type == "cpu" and value.numel():
+            if (
+                isinstance(value, Tensor)
+                and not value.is_floating_point()
+                and value.device.type == "cpu"
+                and value.numel()
+            ):
                 fed = f"{key} holds {int(value.min())} to {int(value.max())}, and {fed}"
         return f"{name} looked up what it does not have ({said}): {fed}; {REMEDY}"
     if isinstance(error, RuntimeError) and DEVICE.search(said):
@@ -257,7 +274,9 @@ def misfit(signature: inspect.Signature | None, name: str, cond: dict[str, Any])
 
 def networks_of(denoiser: nn.Module) -> list[nn.Module]:
     """The networks that a denoiser asks, those of the denoisers that it wraps too."""
-    return list(dict.fromkeys(m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)))
+    return list(
+        dict.fromkeys(m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module))
+    )
 
 
 def warn_in_training(denoiser: nn.Module) -> None:
@@ -271,7 +290,8 @@ def warn_in_training(denoiser: nn.Module) -> None:
 
 @contextmanager
 def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
-    """Notes on the device whether a network of tokens gives NaN within the block, and looks once at its end: tokens are drawn of NaN too.
+    """Notes on the device whether a network of tokens gives NaN within the block, and looks once at its end: tokens are
+    drawn of NaN too.
 
     Raises:
         UsageError: with what to do.
@@ -289,4 +309,8 @@ def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
         for hook in hooks:
             hook.remove()
     if found:
-        refuse_unless(~found[0], "the network gave NaN, of which no token follows: look for it in the weights or the conditions", wait=True)
+        refuse_unless(
+            ~found[0],
+            "the network gave NaN, of which no token follows: look for it in the weights or the conditions",
+            wait=True,
+        )

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .random import Source, normal, normal_like
-from .tensors import at_least_float32, exact, like, moment, refuse_unreal
+from .random import Source
+from .tensors import exact
 from .values import equal, hash_of_type, notation
 
 
 class Corruption(ABC):
     """`x_t ~ q(x_t | x_0)`, and the law of `x_1` that sampling starts from.
 
-    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. A corruption does not change, so copies of a denoiser share it, and
-    two that were made of equal values are equal.
+    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. A corruption does not change, so copies of a
+    denoiser share it, and two that were made of equal values are equal.
     """
 
     __eq__, __hash__, __repr__ = equal, hash_of_type, notation
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("__eq__", "__hash__", "__repr__"):  # in each class itself, where @dataclass would put its own
+            if name not in vars(cls):
+                setattr(cls, name, getattr(Corruption, name))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Corruption:
         return self
@@ -62,62 +69,6 @@ class Corruption(ABC):
         """Maps `u` uniform on [0, 1) to the times that training visits, float64."""
 
 
-class Schedule(Corruption):
-    r"""`q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)`, with log-SNR `lambda_t = 2 log(alpha_t / sigma_t)` (Kingma et al. 2021, section 3.1).
-
-    Attributes:
-        t_min: the smallest time that training and likelihoods visit.
-        t_last: the last noisy time of a sampling grid; the step from there to 0 returns the denoiser's mean.
-    """
-
-    t_min: float
-    t_last: float
-
-    @abstractmethod
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`alpha_t, sigma_t`, of the shape and dtype of `t`; at t = 0 exactly 1, 0 or the schedule's own limit."""
-
-    @abstractmethod
-    def log_snr(self, t: Tensor) -> Tensor:
-        """`lambda_t = log(alpha_t^2 / sigma_t^2)`, decreasing in `t`."""
-
-    @abstractmethod
-    def time(self, log_snr: Tensor) -> Tensor:
-        """The time at which the log-SNR is `log_snr`, clamped to [t_min, 1]: the bridge between families."""
-
-    def kept(self, s: Tensor, t: Tensor) -> Tensor:
-        """`k = SNR_t / SNR_s` in [0, 1), which makes every conditional of the chain stable (s = 0 gives 0).
-
-        `q(x_t | x_s)` has variance `sigma_t^2 (1 - k)`; `q(x_s | x_t, x_0)` has variance `sigma_s^2 (1 - k)`.
-        """
-        return torch.exp(self.log_snr(t) - self.log_snr(s))
-
-    def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x0 = at_least_float32(refuse_unreal(x0, "x0"))
-        alpha, sigma = (like(c, x0) for c in self(exact(moment(t, len(x0)))))
-        return alpha * x0 + sigma * normal_like(x0, generator)
-
-    def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x_s, s, t = at_least_float32(refuse_unreal(x_s, "x_s")), exact(moment(s)), exact(moment(t, len(x_s)))
-        (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
-        fresh = sigma_t * (1 - self.kept(s, t)).sqrt()
-        return like(alpha_t / alpha_s, x_s) * x_s + like(fresh, x_s) * normal_like(x_s, generator)
-
-    def state(self, x: Tensor) -> Tensor:
-        return at_least_float32(refuse_unreal(x, "x"))
-
-    def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
-        return self(torch.ones(()))[1] * normal(shape, generator, device=device)
-
-    def grid(self, steps: int) -> Tensor:
-        if steps < 1:
-            raise UsageError(f"steps={steps}: a sampler needs at least one step")
-        return torch.cat([torch.linspace(1, self.t_last, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-
-    def training_time(self, u: Tensor) -> Tensor:
-        return self.t_min + (1 - self.t_min) * exact(u)
-
-
 def table_grid(steps: int, rows: int) -> Tensor:
     """Evenly spaced rows of a table of `rows` steps, both ends included, and then 0: `(steps + 1,)`, float64.
 
@@ -129,7 +80,9 @@ def table_grid(steps: int, rows: int) -> Tensor:
     if not 1 <= steps <= rows:
         raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
     stride = torch.full((steps,), (rows - 1) / max(steps - 1, 1), dtype=torch.float64)
-    index = torch.round(stride.cumsum(0) - stride) if steps > 1 else stride  # halves to even on the 0-based index, as OpenAI's
+    index = (
+        torch.round(stride.cumsum(0) - stride) if steps > 1 else stride
+    )  # halves to even on the 0-based index, as OpenAI's
     return torch.cat([index.flip(0) + 1, torch.zeros(1, dtype=torch.float64)]) / rows
 
 
@@ -164,22 +117,3 @@ def segment(t: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     row = torch.where((row - whole).abs() < 1e-9, whole + (row - row.detach()), row).clamp(0, rows - 1)
     low = (row.detach().ceil().long() - 1).clamp(0, max(rows - 2, 0))
     return low, (low + 1).clamp(max=rows - 1), row - low
-
-
-def karras_levels(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:
-    """`steps` levels from `high` down to `low` whose 1 / rho-th powers are evenly spaced, float64 (Karras et al. 2022, eq. 5)."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-
-
-def refuse_zero_snr(schedule: Schedule) -> None:
-    """Refuses a schedule at whose end alpha is 0, for what divides by it.
-
-    Raises:
-        UsageError: with what to do.
-    """
-    if not bool(torch.isfinite(schedule.log_snr(torch.ones((), dtype=torch.float64)))):
-        raise UsageError(
-            "the schedule ends at zero SNR, and alpha = 0 is divided by here: sample with ProbabilityFlow, DDIM, Ancestral, DPMSolverPP or "
-            "UniPC, or put the denoiser on another schedule, such as on(VP())"
-        )

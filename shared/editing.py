@@ -15,7 +15,8 @@ from .sampler import Sampler, Step, device_of, single_step, unplanned
 
 
 class Inpainting(Sampler):
-    """Where the mask is 1, each state is replaced by the known signal, corrupted to its level (Song et al. 2021, appendix I.2).
+    """Where the mask is 1, each state is replaced by the known signal, corrupted to its level (Song et al. 2021,
+    appendix I.2).
 
     At the end the known part is the known signal itself. Works for continuous and categorical signals.
 
@@ -29,7 +30,12 @@ class Inpainting(Sampler):
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
         super().__init__(unplanned(sampler).denoiser)
         known = torch.as_tensor(known)
-        self.sampler, self.known, self.mask, self.looks_back = sampler, known, checked_mask(mask, known), sampler.looks_back
+        self.sampler, self.known, self.mask, self.looks_back = (
+            sampler,
+            known,
+            checked_mask(mask, known),
+            sampler.looks_back,
+        )
 
     def begin(self) -> Step:
         inner, device = self.sampler.begin(), device_of(self.denoiser)
@@ -48,9 +54,11 @@ class Inpainting(Sampler):
 
 
 class RePaint(Sampler):
-    """Inpainting that goes back up: every `jump` steps down are repeated `repeats` times (Lugmayr et al. 2022, algorithm 1).
+    """Inpainting that goes back up: every `jump` steps down are repeated `repeats` times (Lugmayr et al. 2022,
+    algorithm 1).
 
-    Replacement alone lets the known part pull only on what comes after it; going up by fresh noise and down again harmonises the two.
+    Replacement alone lets the known part pull only on what comes after it; going up by fresh noise and down again
+    harmonises the two.
 
     Args:
         sampler: one that does not look back.
@@ -79,7 +87,11 @@ class RePaint(Sampler):
         down = self.inpainting.begin()
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-            return self.corruption.diffuse(x, t, s, generator=generator) if s > t else down(x, t, s, generator=generator, **cond)
+            return (
+                self.corruption.diffuse(x, t, s, generator=generator)
+                if s > t
+                else down(x, t, s, generator=generator, **cond)
+            )
 
         return step
 
@@ -111,13 +123,16 @@ def sdedit(
     grid = sampler.times(steps)
     rest = grid[grid <= strength * (1 + 1e-9)]
     if not 0 < strength <= 1 or len(rest) < 2:
-        raise UsageError(f"strength={strength}: give a number above the grid's last noisy time, {float(grid[-2]):.4g}, and up to 1")
+        raise UsageError(
+            f"strength={strength}: give a number above the grid's last noisy time, {float(grid[-2]):.4g}, and up to 1"
+        )
     x = sampler.corruption.corrupt(guide, rest[0], generator=generator)
     return sampler(x, steps=rest, generator=generator, progress=progress, **cond)
 
 
 def for_every_row(v: Tensor, x: Tensor, name: str) -> Tensor:
-    """What belongs to signals `(B, ...)`, one row for each, or one for all with or without the first axis, as `(B, ...)`.
+    """What belongs to signals `(B, ...)`, one row for each, or one for all with or without the first axis, as
+    `(B, ...)`.
 
     Raises:
         UsageError: for another number of rows, or rows of another shape.

@@ -9,11 +9,17 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """Bad input. The message is one line that names the value and the remedy; the command line prints it without a traceback."""
+    """Bad input. The message is one line that names the value and the remedy.
+
+    The command line prints it without a traceback.
+    """
 
 
 class Notice(UserWarning):
-    """What goes on but should be known, such as a run that is resumed with other settings; the command line prints it as one line."""
+    """What goes on but should be known, such as a run that is resumed with other settings.
+
+    The command line prints it as one line.
+    """
 
 
 def shown(value: Any, most: int = 80) -> str:

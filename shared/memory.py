@@ -10,7 +10,10 @@ from .errors import UsageError
 
 
 def available() -> int | None:
-    """Bytes of memory that can be had now: of the machine, of the process's limit and of its container's; None where nothing says."""
+    """Bytes of memory that can be had now: of the machine, of the process's limit and of its container's.
+
+    None where nothing says.
+    """
     found = [_free(), _under_limit(), *_in_container()]
     return min((n for n in found if n is not None), default=None)
 
@@ -43,7 +46,10 @@ def _under_limit() -> int | None:
 def _in_container() -> list[int]:
     """What the control group leaves, version 2 and version 1; no limit is a large one, or the word max."""
     root, found = Path("/sys/fs/cgroup"), []
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         with contextlib.suppress(OSError, ValueError):
             found.append(max(int((root / limit).read_text()) - int((root / used).read_text()), 0))
     return found

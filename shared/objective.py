@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
-from .denoiser import Denoiser, GaussianDenoiser
-from .describe import described
+from .denoiser import Denoiser
 from .errors import UsageError
 from .random import Source, uniform
-from .tensors import at_least_float32, exact, per_example, refuse_array
+from .serialization import serializable
+from .tensors import refuse_array
 
 
 class Loss(NamedTuple):
@@ -33,10 +34,11 @@ class Loss(NamedTuple):
 
 
 Draw: TypeAlias = Callable[[int, Source], Tensor]
+D = TypeVar("D", bound=Denoiser, default=Denoiser, covariant=True)
 
 
-class Objective(nn.Module, ABC):
-    """A loss of a denoiser at times that are drawn for each batch.
+class Objective(nn.Module, ABC, Generic[D]):
+    """A loss of a denoiser at times that are drawn for each batch. Generic in the denoiser.
 
     Attributes:
         denoiser: what is trained.
@@ -45,9 +47,9 @@ class Objective(nn.Module, ABC):
             corruption's training times.
     """
 
-    denoiser: Denoiser
+    denoiser: D
     times: Draw
-    draws_levels: bool = False
+    draws_times: bool = False
 
     @abstractmethod
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -63,23 +65,28 @@ class Objective(nn.Module, ABC):
 def evened(loss: Loss, times: Draw, u: Tensor) -> Loss:
     """The loss with parts whose mean is that over uniform times, for `u` that `times` drew."""
     weight = getattr(times, "weight", None)  # of draws that are not uniform
-    return loss if weight is None else loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
+    return (
+        loss
+        if weight is None
+        else loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
+    )
 
 
-@described
+@serializable("shared.independent", formerly="unnoise.shared.objective.independent")
 def independent(batch: int, generator: Source = None) -> Tensor:
     """`batch` independent uniform numbers on [0, 1), float64, as published for DDPM and the score SDEs."""
     return uniform((batch,), generator, dtype=torch.float64)
 
 
-@described
+@serializable("shared.Stratified", formerly="unnoise.shared.objective.Stratified")
 @dataclass(frozen=True)
 class Stratified:
-    """`u^power` with one uniform u in each of `batch` equal strata of [0, 1), float64 (Kingma et al. 2021, appendix I.1, for power 1).
+    """`u^power` with one uniform u in each of `batch` equal strata of [0, 1), float64 (Kingma et al. 2021, appendix
+    I.1, for power 1).
 
-    Strata keep the mean and lower the variance. A power above 1 visits small times more: the loss is then that of `independent` times with
-    the further weight `u^(1/power - 1) / power`. Under VP half of all times are nearly pure noise (sigma_t > 0.96 from t = 0.5) and
-    teach little.
+    Strata keep the mean and lower the variance. A power above 1 visits small times more: the loss is then that of
+    `independent` times with the further weight `u^(1/power - 1) / power`. Under VP half of all times are nearly pure
+    noise (sigma_t > 0.96 from t = 0.5) and teach little.
 
     Attributes:
         power: 1 for uniform times.
@@ -101,30 +108,11 @@ class Stratified:
         return self.power * u ** (1 - 1 / self.power)
 
 
-@described
+@serializable("shared.antithetic", formerly="unnoise.shared.objective.antithetic")
 def antithetic(batch: int, generator: Source = None) -> Tensor:
     """U for half of the batch and 1 - u for the other, float64 (Song et al. 2020, DDIM code)."""
     u = uniform((batch,), generator, dtype=torch.float64)[: (batch + 1) // 2]  # `Streams` give a number to every row
     return torch.cat([u, torch.nextafter(1 - u, torch.zeros_like(u))])[:batch]
-
-
-@described
-def snr(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """`(alpha / sigma)^2`: with this weight the error of x_0 is that of the noise, and sigma^2 times that of the score."""
-    return (alpha / sigma) ** 2
-
-
-def refuse_untrained_output(denoiser: GaussianDenoiser) -> None:
-    """Refuses a network whose variance output no term of the loss trains, for samplers would read noise from it.
-
-    Raises:
-        UsageError: with what to do.
-    """
-    if denoiser.spread:
-        raise UsageError(
-            "the network's second output, the reverse variance, would stay untrained: build it with outputs=1, or take continuous.Hybrid "
-            "or continuous.Variational with learned_range"
-        )
 
 
 def refuse_uneven(times: Draw) -> None:
@@ -138,22 +126,3 @@ def refuse_uneven(times: Draw) -> None:
             f"times={times}: this loss is a bound in the mean over uniform times, and these are not: take Stratified(), independent or "
             "antithetic"
         )
-
-
-def matching(
-    denoiser: GaussianDenoiser,
-    x0: Tensor,
-    t: Tensor,
-    weight: Callable[[Tensor, Tensor], Tensor],
-    *,
-    generator: Source = None,
-    **cond: Any,
-) -> Loss:
-    """`weight(alpha_t, sigma_t) mean((E[x_0 | x_t] - x_0)^2)` over dimensions, in float32 or better.
-
-    With weight `(alpha / sigma)^2` this is the mean squared error of the noise, and `sigma_t^2` times that of the score.
-    """
-    x_t = denoiser.corruption.corrupt(x0, t, generator=generator)
-    error = at_least_float32(denoiser(x_t, t, **cond) - x0)
-    loss = weight(*denoiser.corruption(exact(t))).to(error.dtype) * per_example(error**2, torch.mean)
-    return Loss(loss, {"mse": loss.detach()}, t)

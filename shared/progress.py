@@ -1,4 +1,7 @@
-"""Progress as one small callback: `progress(iterable, total, label)` gives the items back, and may draw a bar meanwhile."""
+"""Progress as one small callback.
+
+`progress(iterable, total, label)` gives the items back, and may draw a bar meanwhile.
+"""
 
 from __future__ import annotations
 

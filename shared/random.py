@@ -1,7 +1,7 @@
 """Explicit randomness: every draw comes from a `torch.Generator` or from `Streams`.
 
-`Streams` is a counter-based source: the noise of row i depends on (seed, indices[i], number of the call) alone, so sample i of a
-run is the same whatever the batch size, the world size or the rank.
+`Streams` is a counter-based source: the noise of row i depends on (seed, indices[i], number of the call) alone, so
+sample i of a run is the same whatever the batch size, the world size or the rank.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def whole_seed(seed: Any) -> int:
     """A seed as an int, from NumPy or a tensor too.
 
     Raises:
-        UsageError: for what is not a whole number, and beyond the 64 bits that `torch.Generator.manual_seed` takes, -2^63 to 2^64 - 1; like
-            there, a negative one is the same as itself + 2^64.
+        UsageError: for what is not a whole number, and beyond the 64 bits that `torch.Generator.manual_seed` takes,
+            -2^63 to 2^64 - 1; like there, a negative one is the same as itself + 2^64.
     """
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)
@@ -116,8 +116,12 @@ def rows_of(indices: Sequence[int] | Tensor) -> Tensor:
         found = torch.as_tensor(indices)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         found = torch.tensor(0.5)
-    if found.ndim != 1 or (found.numel() and (found.dtype == torch.bool or found.is_floating_point() or found.is_complex())):
-        raise UsageError(f"indices={shown(indices)}: give the numbers of the samples, one for each row, such as range(64)")
+    if found.ndim != 1 or (
+        found.numel() and (found.dtype == torch.bool or found.is_floating_point() or found.is_complex())
+    ):
+        raise UsageError(
+            f"indices={shown(indices)}: give the numbers of the samples, one for each row, such as range(64)"
+        )
     return found.to(torch.int64)
 
 
@@ -125,7 +129,11 @@ Source: TypeAlias = torch.Generator | Streams | None
 
 
 def uniform(
-    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    shape: Sequence[int],
+    source: Source = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniform draws on [0, 1); without a source, from torch's global generator. `device` is the source's by default."""
     if isinstance(source, Streams):
@@ -135,7 +143,11 @@ def uniform(
 
 
 def normal(
-    shape: Sequence[int], source: Source = None, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    shape: Sequence[int],
+    source: Source = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Standard normal draws; without a source, from torch's global generator. `device` is the source's by default."""
     if isinstance(source, Streams):
@@ -173,10 +185,11 @@ def categorical(p: Tensor, source: Source = None) -> Tensor:
 
 
 def quantile(p: Tensor, u: Tensor) -> Tensor:
-    """The class of `p` `(..., K)`, not necessarily normalised, at the quantile u `(...)` in (0, 1], int64; never one without a chance.
+    """The class of `p` `(..., K)`, not necessarily normalised, at the quantile u `(...)` in (0, 1], int64; never one
+    without a chance.
 
-    The distribution function is summed in float64: in float32 the tail of a large vocabulary would be cut, and the entropy of what is
-    drawn lowered (Zheng et al. 2024, of Gumbel draws).
+    The distribution function is summed in float64: in float32 the tail of a large vocabulary would be cut, and the
+    entropy of what is drawn lowered (Zheng et al. 2024, of Gumbel draws).
     """
     cumulative = exact(p).cumsum(-1).contiguous()
     target = u[..., None] * cumulative[..., -1:]

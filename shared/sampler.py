@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from operator import index
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from .calling import networks_of, refusing_nan, warn_in_training
 from .corruption import Corruption
@@ -22,10 +23,12 @@ from .tensors import refuse_unless
 from .values import same
 
 Step: TypeAlias = Callable[..., Tensor]
+D = TypeVar("D", bound=Denoiser, default=Denoiser, covariant=True)
+C = TypeVar("C", bound=Corruption, default=Corruption, covariant=True)
 
 
-class Sampler(ABC):
-    """Runs `step` along a grid of times.
+class Sampler(ABC, Generic[D, C]):
+    """Runs `step` along a grid of times. Generic in the denoiser and in the process that it reverses.
 
     Attributes:
         denoiser: says what x_0 was.
@@ -39,13 +42,13 @@ class Sampler(ABC):
     looks_back: bool = False
     plans: bool = False
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: D) -> None:
         self.denoiser = denoiser
 
     @property
-    def corruption(self) -> Corruption:
+    def corruption(self) -> C:
         """The process that is reversed."""
-        return self.denoiser.corruption
+        return cast(C, self.denoiser.corruption)
 
     @abstractmethod
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
@@ -65,7 +68,9 @@ class Sampler(ABC):
         if not isinstance(steps, Tensor) and hasattr(steps, "__index__"):  # numpy's whole numbers too
             return self.corruption.grid(index(steps))
         if not isinstance(steps, Tensor):
-            raise UsageError(f"steps={steps!r}: give a whole number, or a grid of times such as continuous.strided(50, 1000)")
+            raise UsageError(
+                f"steps={steps!r}: give a whole number, or a grid of times such as continuous.strided(50, 1000)"
+            )
         grid = checked(steps)
         self.corruption.refuse_grid(grid)
         return grid
@@ -102,7 +107,9 @@ class Sampler(ABC):
             raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
         if isinstance(x, tuple | list) and all(hasattr(n, "__index__") for n in x):
             raise UsageError(f"x={x} is a shape: give shape={tuple(x)}")
-        if shape is not None and (not isinstance(shape, Sequence) or not all(hasattr(n, "__index__") and n > 0 for n in shape)):
+        if shape is not None and (
+            not isinstance(shape, Sequence) or not all(hasattr(n, "__index__") and n > 0 for n in shape)
+        ):
             raise UsageError(f"shape={shape}: give whole numbers, the batch first, such as shape=(16, 1, 8, 8)")
         warn_in_training(self.denoiser)
         grid = self.times(steps)
@@ -128,13 +135,16 @@ class Sampler(ABC):
                 last = state
         if last.is_floating_point():
             refuse_unless(
-                torch.isfinite(last), "the samples hold NaN or infinity: look for them in the network or the conditions", wait=True
+                torch.isfinite(last),
+                "the samples hold NaN or infinity: look for them in the network or the conditions",
+                wait=True,
             )
         return last
 
 
 class PredictorCorrector(Sampler):
-    """A predictor to the next level, then a corrector there (Song et al. 2021, algorithm 1; of symbols Campbell et al. 2022, section 4.4).
+    """A predictor to the next level, then a corrector there (Song et al. 2021, algorithm 1; of symbols Campbell et al.
+    2022, section 4.4).
 
     Args:
         predictor: any sampler; `continuous.DDIM` is one, and so is `discrete.TauLeaping`.
@@ -160,8 +170,8 @@ class PredictorCorrector(Sampler):
 
 
 class CorrectorPredictor(Sampler):
-    """A corrector at the level where x is, then a predictor to the next: the order of Song et al.'s (2021) code, at every level of the grid
-    from the noisiest to the last, after which the predictor denoises.
+    """A corrector at the level where x is, then a predictor to the next: the order of Song et al.'s (2021) code, at
+    every level of the grid from the noisiest to the last, after which the predictor denoises.
 
     Args:
         predictor, corrector: as `PredictorCorrector`.
@@ -191,7 +201,9 @@ def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:
         raise UsageError("predictor and corrector belong to different schedules: build both from one denoiser")
     reverse = [getattr(sampler.denoiser, "reverse", None) for sampler in (predictor, corrector)]
     if not same(*reverse):
-        raise UsageError(f"the predictor reads the network as {reverse[0]}, the corrector as {reverse[1]}: build both from one denoiser")
+        raise UsageError(
+            f"the predictor reads the network as {reverse[0]}, the corrector as {reverse[1]}: build both from one denoiser"
+        )
     return predictor
 
 
@@ -240,7 +252,10 @@ class Evaluations:
 
 @contextmanager
 def counted(denoiser: Denoiser) -> Iterator[Evaluations]:
-    """Counts the network evaluations (NFE) of `denoiser` inside a `with` block; a denoiser without a network counts itself."""
+    """Counts the network evaluations (NFE) of `denoiser` inside a `with` block.
+
+    A denoiser without a network counts itself.
+    """
     count = Evaluations()
 
     def add(*_: Any) -> None:

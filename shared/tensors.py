@@ -13,9 +13,11 @@ SLACK = 1e-6  # of times, which sums and quotients round
 
 
 def like(v: Tensor, x: Tensor) -> Tensor:
-    """Right-pads `v`, shape `(...)`, with ones so that it broadcasts against `x`, shape `(..., more)`; scalars stay scalars.
+    """Right-pads `v`, shape `(...)`, with ones so that it broadcasts against `x`, shape `(..., more)`; scalars stay
+    scalars.
 
-    The result has the dtype of `x` where `x` is floating point: float64 coefficients take the caller's dtype at the door.
+    The result has the dtype of `x` where `x` is floating point: float64 coefficients take the caller's dtype at the
+    door.
     """
     if x.is_floating_point() and v.is_floating_point():
         v = v.to(x.dtype)
@@ -33,7 +35,8 @@ def exact(t: Tensor | float) -> Tensor:
 
 
 def moment(t: Tensor | float, rows: int | None = None) -> Tensor:
-    """A time as it is, a number as a float64 scalar; refused outside of [0, 1] where that is seen without waiting for an accelerator.
+    """A time as it is, a number as a float64 scalar; refused outside of [0, 1] where that is seen without waiting for
+    an accelerator.
 
     With `rows` it is also refused unless there is one for all, or one for each of so many.
 
@@ -46,11 +49,15 @@ def moment(t: Tensor | float, rows: int | None = None) -> Tensor:
         except (TypeError, ValueError, RuntimeError):
             raise UsageError(f"t={t!r}: give a time from 0 to 1, a number or a tensor") from None
     if t.ndim > 1 or (t.ndim and rows is not None and len(t) not in (1, rows)):
-        raise UsageError(f"times of shape {tuple(t.shape)}{f' for {rows} examples' if rows else ''}: give one, or one for each, (B,)")
+        raise UsageError(
+            f"times of shape {tuple(t.shape)}{f' for {rows} examples' if rows else ''}: give one, or one for each, (B,)"
+        )
     if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
         low, high = (v.item() for v in torch.aminmax(t.detach())) if t.ndim else (t.detach().item(),) * 2
         if not -SLACK <= low <= high <= 1 + SLACK:
-            raise UsageError(f"t={high if high > 1 else low:g}: times run from 0, clean, to 1; step n of a table of T steps is t = n / T")
+            raise UsageError(
+                f"t={high if high > 1 else low:g}: times run from 0, clean, to 1; step n of a table of T steps is t = n / T"
+            )
     return t
 
 
@@ -90,15 +97,18 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on the device of `x`: laws and losses of a process, beside a network that may run in half precision."""
+    """A context without autocast on the device of `x`.
+
+    Laws and losses of a process, beside a network that may run in half precision.
+    """
     return torch.autocast(x.device.type, enabled=False)
 
 
 def refuse_unless(condition: Tensor, message: str, *, wait: bool = False) -> None:
     """Raises `UsageError(message)` unless all of `condition` holds.
 
-    On CUDA the check does not wait for the device, and ends the process's use of it: right for a training step, where `wait` is
-    not. Where the caller waits anyway, as at the end of sampling, ask for `wait`.
+    On CUDA the check does not wait for the device, and ends the process's use of it: right for a training step, where
+    `wait` is not. Where the caller waits anyway, as at the end of sampling, ask for `wait`.
     """
     if condition.device.type == "cuda" and not wait:
         torch._assert_async(condition.all(), message)
@@ -112,7 +122,10 @@ def finest(x: Tensor) -> Tensor:
 
 
 class Table:
-    """A constant, float64 where it is real, that is looked up on its caller's device; one copy is kept for each device."""
+    """A constant, float64 where it is real, that is looked up on its caller's device.
+
+    One copy is kept for each device.
+    """
 
     def __init__(self, values: Tensor) -> None:
         with torch.inference_mode(False):  # tables outlive the mode that they were made in

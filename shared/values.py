@@ -1,4 +1,7 @@
-"""What makes objects equal where the values they were made of are equal: methods for the base classes of processes and schedules."""
+"""What makes objects equal where the values they were made of are equal.
+
+Methods for the base classes of processes and schedules.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ FEW = 4
 
 
 def equal(self: Any, other: object) -> bool:
-    """`__eq__` by value: two objects of one class whose constructor arguments are equal are equal, tensors entry by entry.
+    """`__eq__` by value: two objects of one class whose constructor arguments are equal are equal, tensors entry by
+    entry.
 
     A class keeps each constructor argument as an attribute of the same name; one that does not is compared by all of
     its attributes.
@@ -33,12 +37,19 @@ def hash_of_type(self: Any) -> int:
 def notation(self: Any) -> str:
     """`__repr__`: the class and those of its arguments that are not their defaults."""
     defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
-    given = {name: value for name, value in state_of(self).items() if not same(value, defaults.get(name, inspect.Parameter.empty))}
+    given = {
+        name: value
+        for name, value in state_of(self).items()
+        if not same(value, defaults.get(name, inspect.Parameter.empty))
+    }
     return f"{type(self).__name__}({', '.join(f'{name}={written(value)}' for name, value in given.items())})"
 
 
 def state_of(value: Any) -> dict[str, Any]:
-    """What decides an object's behavior: its constructor arguments, or all of its attributes where it does not keep these."""
+    """What decides an object's behavior.
+
+    Its constructor arguments, or all of its attributes where it does not keep these.
+    """
     names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
     own = vars(value)
     return {name: own[name] for name in names} if all(name in own for name in names) else own
@@ -66,6 +77,11 @@ def same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
-    if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__") and not isinstance(a, type) and not inspect.isroutine(a):
+    if (
+        type(a).__eq__ is object.__eq__
+        and hasattr(a, "__dict__")
+        and not isinstance(a, type)
+        and not inspect.isroutine(a)
+    ):
         return same(state_of(a), state_of(b))
     return bool(a == b)

@@ -36,7 +36,7 @@ def generator_of(rates: Tensor, k: int) -> Tensor:
 
 def at_time(transition, law0: Tensor, t: Tensor) -> Tensor:
     """The law of x_t, `(states, states)`, for data of the law `(levels, levels)`."""
-    q = transition.pushforward(torch.eye(transition.states, dtype=torch.float64)[: transition.levels], ZERO, t)
+    q = transition.pushforward(torch.eye(transition.states, dtype=torch.float64)[: transition.categories], ZERO, t)
     return q.T @ law0 @ q
 
 
@@ -48,7 +48,7 @@ class JointOracle(CleanDenoiser):
         self.law0, self.corruption, self.reverse = law0, transition, Marginal()
 
     def logits(self, x_t: Tensor, t: Tensor, **cond) -> Tensor:
-        reach = self.corruption.likelihood(x_t, ZERO, t)[..., : self.corruption.levels]
+        reach = self.corruption.likelihood(x_t, ZERO, t)[..., : self.corruption.categories]
         both = self.law0 * reach[:, 0, :, None] * reach[:, 1, None, :]
         return torch.stack([both.sum(2), both.sum(1)], 1).log()
 
@@ -59,7 +59,9 @@ class Both(nn.Module):
     def __init__(self, states: int, levels: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.table, self.slope = (torch.randn(states, states, 2, levels, dtype=torch.float64, generator=generator) for _ in range(2))
+        self.table, self.slope = (
+            torch.randn(states, states, 2, levels, dtype=torch.float64, generator=generator) for _ in range(2)
+        )
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         wave = torch.cos(0.004 * label.double())[:, None, None]
@@ -67,7 +69,9 @@ class Both(nn.Module):
 
 
 class Eighths(nn.Module):
-    """Chances that are multiples of 1/8, of three symbols, that depend on the other symbol and on the quarter of the time."""
+    """Chances that are multiples of 1/8, of three symbols, that depend on the other symbol and on the quarter of the
+    time.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,13 @@ def edm_pickle(build, *, protocol=4, easy=False):
     def persistent(wrapped):
         class Decorated(wrapped):
             def __reduce__(self):
-                meta = {"type": "class", "version": 6, "module_src": MODULE_SOURCE, "class_name": wrapped.__name__, "state": self.__dict__}
+                meta = {
+                    "type": "class",
+                    "version": 6,
+                    "module_src": MODULE_SOURCE,
+                    "class_name": wrapped.__name__,
+                    "state": self.__dict__,
+                }
                 return reconstruct, (EasyDict(meta) if easy else meta,), None
 
         return Decorated
@@ -112,15 +118,25 @@ def omegaconf_checkpoint(tensors):
     class DictConfig:
         pass
 
-    theirs = {"base": {"ContainerMetadata": ContainerMetadata}, "dictconfig": {"DictConfig": DictConfig}, "nodes": {"AnyNode": AnyNode}}
+    theirs = {
+        "base": {"ContainerMetadata": ContainerMetadata},
+        "dictconfig": {"DictConfig": DictConfig},
+        "nodes": {"AnyNode": AnyNode},
+    }
     with modules(omegaconf={}, **{f"omegaconf__{name}": content for name, content in theirs.items()}):
         config, node, metadata = DictConfig(), AnyNode(), ContainerMetadata()
-        metadata.__dict__ = {"ref_type": typing.Any, "object_type": dict, "resolver_cache": collections.defaultdict(dict)}
+        metadata.__dict__ = {
+            "ref_type": typing.Any,
+            "object_type": dict,
+            "resolver_cache": collections.defaultdict(dict),
+        }
         node.__dict__ = {"_val": 1024, "_parent": config, "_metadata": metadata}
         config.__dict__ = {"_content": {"length": node}, "_metadata": metadata, "_parent": None}
         shadow = [t.clone() for t in tensors.values()]
         ema = {"decay": 0.9999, "num_updates": 7, "shadow_params": shadow}
-        return torch_bytes({"state_dict": dict(tensors), "ema": ema, "hyper_parameters": {"config": config}, "global_step": 3})
+        return torch_bytes(
+            {"state_dict": dict(tensors), "ema": ema, "hyper_parameters": {"config": config}, "global_step": 3}
+        )
 
 
 def torch_bytes(content, *, legacy=False):
@@ -210,8 +226,14 @@ def tensors():
         tied=tied,
         again=tied,
         attributed=attributed,
-        **{f"{d}": torch.randn(5).to(d) for d in (torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn)},
-        **{f"{d}": torch.arange(6).to(d) for d in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16)},
+        **{
+            f"{d}": torch.randn(5).to(d)
+            for d in (torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn)
+        },
+        **{
+            f"{d}": torch.arange(6).to(d)
+            for d in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16)
+        },
         bool=torch.tensor([True, False]),
     )
 
@@ -223,7 +245,9 @@ def assert_same(actual, expected):
         assert actual.dtype == expected.dtype
         assert actual.shape == expected.shape
         assert actual.stride() == expected.stride()
-        assert torch.equal(actual.contiguous().view(-1).view(torch.uint8), expected.detach().contiguous().view(-1).view(torch.uint8))
+        assert torch.equal(
+            actual.contiguous().view(-1).view(torch.uint8), expected.detach().contiguous().view(-1).view(torch.uint8)
+        )
     elif isinstance(expected, dict):
         assert list(actual) == list(expected)
         for key in expected:

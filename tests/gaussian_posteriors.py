@@ -6,9 +6,9 @@ import torch
 
 from unnoise import sde
 from unnoise.continuous import Tabulated, linear_betas
-from unnoise.shared.denoiser import GaussianDenoiser
-from unnoise.shared.inverse import Averaged, Dense, Grey, Masked
-from unnoise.shared.oracle import GaussianOracle
+from unnoise.shared.gaussian.analytic import AnalyticGaussian
+from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
+from unnoise.shared.gaussian.inverse import Averaged, Dense, Gray, Masked
 
 
 def rng(seed=0):
@@ -24,9 +24,9 @@ OPERATORS = {  # with the shape of one signal
     "mask": (lambda: Masked(torch.tensor([[1, 0, 1], [0, 1, 1]])), (2, 3)),
     "mask of a vector": (lambda: Masked(torch.tensor([True, False, False, True, False])), (5,)),
     "mask for all channels": (lambda: Masked(torch.tensor([[True, False, True]])), (2, 1, 3)),
-    "grey": (lambda: Grey(THIRD.double()), (3, 2)),
-    "uneven grey": (lambda: Grey(torch.tensor([0.3, 0.6, -0.2], dtype=torch.float64)), (3, 1, 2)),
-    "grey of a vector": (lambda: Grey(torch.tensor([1.0, 2.0, 0.5, 0.0])), (4,)),
+    "grey": (lambda: Gray(THIRD.double()), (3, 2)),
+    "uneven grey": (lambda: Gray(torch.tensor([0.3, 0.6, -0.2], dtype=torch.float64)), (3, 1, 2)),
+    "grey of a vector": (lambda: Gray(torch.tensor([1.0, 2.0, 0.5, 0.0])), (4,)),
     "averaged": (lambda: Averaged(2), (1, 2, 2)),
     "averaged 1-D": (lambda: Averaged(3), (1, 6)),
     "averaged 3-D": (lambda: Averaged((1, 2, 1)), (1, 1, 4, 1)),
@@ -39,7 +39,7 @@ OPERATORS = {  # with the shape of one signal
 LARGE = {
     "mask": (Masked(torch.arange(24).reshape(2, 3, 4) % 3 == 0), (2, 3, 4)),
     "each its own mask": (Masked(torch.arange(48).reshape(2, 1, 4, 6) % 5 == 0), (3, 4, 6)),
-    "grey": (Grey(torch.tensor([0.3, 0.5, 0.2])), (3, 2, 3, 4)),
+    "grey": (Gray(torch.tensor([0.3, 0.5, 0.2])), (3, 2, 3, 4)),
     "averaged 2-D": (Averaged((2, 3)), (2, 4, 6)),
     "averaged 3-D": (Averaged(2), (2, 4, 2, 6)),
 }
@@ -61,10 +61,10 @@ class Shaped(GaussianDenoiser):
 
     def __init__(self, mean, covariance, schedule, shape):
         super().__init__()
-        self.oracle, self.shape, self.corruption = GaussianOracle(mean, covariance, schedule), shape, schedule
+        self.oracle, self.shape, self.corruption = AnalyticGaussian(mean, covariance, schedule), shape, schedule
 
-    def forward(self, x_t, t, **cond):
-        return self.oracle(x_t.flatten(1), t).reshape(x_t.shape)
+    def estimate(self, x_t, t, **cond):
+        return Estimate.of_mean(self.oracle(x_t.flatten(1), t).reshape(x_t.shape))
 
     def on(self, schedule):
         return Shaped(self.oracle.mean, self.oracle.covariance, schedule, self.shape)
@@ -74,9 +74,16 @@ SCHEDULES = {"vp": sde.VP, "ve": sde.VE, "table": lambda: Tabulated(linear_betas
 
 
 def law(d, variance=None):
-    """A mean and a covariance: `variance I`, or correlated, entries of variance 1/2 whose correlation falls as 0.9^distance."""
+    """A mean and a covariance.
+
+    `variance I`, or correlated, entries of variance 1/2 whose correlation falls as 0.9^distance.
+    """
     places = torch.arange(d, dtype=torch.float64)
-    covariance = 0.5 * 0.9 ** (places[:, None] - places).abs() if variance is None else variance * torch.eye(d, dtype=torch.float64)
+    covariance = (
+        0.5 * 0.9 ** (places[:, None] - places).abs()
+        if variance is None
+        else variance * torch.eye(d, dtype=torch.float64)
+    )
     return 0.5 * normal(d, seed=8), covariance
 
 
@@ -97,5 +104,7 @@ def exact_denoised(mean, covariance, a, noise, y, x_t, alpha, sigma):
     """`E[x_0 | x_t, y]` from the joint law of (x_0, x_t, y)."""
     d, m = len(mean), len(a)
     observing = torch.cat([alpha * torch.eye(d, dtype=torch.float64), a])
-    spread = torch.cat([sigma**2 * torch.ones(d, dtype=torch.float64), noise**2 * torch.ones(m, dtype=torch.float64)]).diag()
+    spread = torch.cat(
+        [sigma**2 * torch.ones(d, dtype=torch.float64), noise**2 * torch.ones(m, dtype=torch.float64)]
+    ).diag()
     return conditioned(mean, covariance, observing, spread, torch.cat([x_t, y], 1))[0]

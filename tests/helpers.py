@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unnoise.shared.denoiser import GaussianDenoiser, Parts
+from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
 from unnoise.shared.random import Streams
 from unnoise.shared.tensors import exact, like
 
@@ -31,7 +31,10 @@ class Fixture:
 
 
 def peer_state(fixture: str) -> dict[str, Tensor]:
-    """The state dict of a network fixture, in the order and dtypes of the reference project: each tensor is a function of its name."""
+    """The state dict of a network fixture, in the order and dtypes of the reference project.
+
+    Each tensor is a function of its name.
+    """
     about, arrays = json.loads((FIXTURES / f"{fixture}.json").read_text()), np.load(FIXTURES / f"{fixture}.npz")
     state = {}
     for key in about["state_dict_order"]:
@@ -78,16 +81,15 @@ class FromScore(GaussianDenoiser):
         super().__init__()
         self.given, self.corruption = score, schedule
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond) -> Tensor:
-        alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
-        return (x_t + sigma**2 * self.given) / alpha
-
-    def parts(self, x_t: Tensor, t: Tensor, **cond) -> Parts:
+    def estimate(self, x_t: Tensor, t: Tensor, **cond) -> Estimate:
         alpha, sigma = self.corruption(exact(t))
-        return Parts(1 / alpha, sigma**2 / alpha, self.given)
+        return Estimate(1 / alpha, sigma**2 / alpha, self.given)
 
-    def on(self, schedule) -> "FromScore":
-        return FromScore(self.given, schedule)
+
+def mean_and_variance(denoiser, x, t, **cond):
+    """`E[x_0 | x_t]` and the variance output."""
+    found = denoiser.estimate(x, t, **cond)
+    return found.mean(x), found.variance_output
 
 
 class Own(nn.Module):
@@ -95,10 +97,10 @@ class Own(nn.Module):
 
     def __init__(self, f):
         super().__init__()
-        self.f, self.scale = f, nn.Parameter(torch.ones(()))
+        self.f, self.quantization = f, nn.Parameter(torch.ones(()))
 
     def forward(self, x, time):
-        return self.f(self.scale * x if x.is_floating_point() else x, time)
+        return self.f(self.quantization * x if x.is_floating_point() else x, time)
 
 
 class Formula(nn.Module):

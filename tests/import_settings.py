@@ -1,9 +1,9 @@
 """What every importer is held to: no setting of a file, a flag or a path can be left out or changed without a word.
 
-A `Format` names the settings of one kind of file and makes a denoiser of their values. `check_dropped` leaves a setting out, which must be
-asked for by name, or be assumed in words; `check_changed` gives it another value, which must change what the denoiser computes or be
-refused; `check_more` adds a flag that the rest contradicts or has no use for, which must be refused. `setting_tests` makes the three
-tests of a table of formats:
+A `Format` names the settings of one kind of file and makes a denoiser of their values. `check_dropped` leaves a setting
+out, which must be asked for by name, or be assumed in words; `check_changed` gives it another value, which must change
+what the denoiser computes or be refused; `check_more` adds a flag that the rest contradicts or has no use for, which
+must be refused. `setting_tests` makes the three tests of a table of formats:
 
     FORMATS = {"score_sde VP": Format(load, {"beta_min": Setting(st.sampled_from([0.2, 0.3]))})}
     test_dropped, test_changed, test_more = setting_tests(FORMATS)
@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unnoise.experiments.released import loading
+from tests.helpers import mean_and_variance
+from unnoise.experiments.pretrained import loading
 from unnoise.shared.denoiser import Denoiser
-from unnoise.shared.describe import describe
 from unnoise.shared.errors import UsageError
+from unnoise.shared.serialization import serialize
 
 TIMES = torch.tensor([0.04, 0.5, 1.0], dtype=torch.float64)
 SAME = 1e-9
@@ -37,7 +38,8 @@ class Setting:
     Attributes:
         values: what it can be; any two of them mean different denoisers.
         asks: words of the error when it is left out; None for its name.
-        says: words of the assumption that stands in for it when it is left out; None where there is none, so that it is asked for.
+        says: words of the assumption that stands in for it when it is left out; None where there is none, so that it is
+            asked for.
         always: whether a file cannot be without it.
     """
 
@@ -52,10 +54,11 @@ class Format:
     """One kind of file.
 
     Attributes:
-        load: the denoiser of values by the settings' names, without those that are left out; it makes the file and calls the importer
-            exactly as a user would (`released.load` or the format's `denoiser`).
+        load: the denoiser of values by the settings' names, without those that are left out; it makes the file and
+            calls the importer exactly as a user would (`released.load` or the format's `denoiser`).
         settings: by name.
-        more: flags by name, and values of each that contradict every value of the settings, or mean nothing for this kind of file.
+        more: flags by name, and values of each that contradict every value of the settings, or mean nothing for this
+            kind of file.
         answer: what a denoiser computes, by name: numbers, or anything with `==`.
         examples: how many values `test_changed` draws for each setting.
     """
@@ -68,7 +71,9 @@ class Format:
 
 
 def opened(name: str, contents: Any, source: str, flags: dict[str, Any]) -> Denoiser:
-    """What `released.load` gives of a file called `source` with these contents, which has to be of the format of this name."""
+    """What `released.load` gives of a file called `source` with these contents, which has to be of the format of this
+    name.
+    """
     found = loading.format_of(contents)
     assert found is not None
     assert found.name == name
@@ -78,11 +83,17 @@ def opened(name: str, contents: Any, source: str, flags: dict[str, Any]) -> Deno
 
 
 def answer(denoiser: Denoiser) -> dict[str, Any]:
-    """What a denoiser gives at fixed inputs and times, what its network is fed there, its noise, and what it says of its data."""
-    shape, scale, times = tuple(denoiser.shape), denoiser.scale, TIMES
+    """What a denoiser gives at fixed inputs and times, what its network is fed there, its noise, and what it says of
+    its data.
+    """
+    shape, scale, times = tuple(denoiser.shape), denoiser.quantization, TIMES
     torch.manual_seed(0)
     text = len(shape) == 1
-    x = torch.arange(len(times) * shape[0]).reshape(len(times), -1) % scale.levels if text else torch.randn(len(times), *shape)
+    x = (
+        torch.arange(len(times) * shape[0]).reshape(len(times), -1) % scale.levels
+        if text
+        else torch.randn(len(times), *shape)
+    )
     found: dict[str, Any] = {"scale": scale, "shape": shape, "conditions": denoiser.conditions}
     steps = getattr(denoiser.corruption, "steps", None)
     t = times if steps is None else (times * steps).round().clamp(min=1) / steps
@@ -90,10 +101,12 @@ def answer(denoiser: Denoiser) -> dict[str, Any]:
     if "image" in (denoiser.conditions or ()):
         cond["image"] = torch.randn(len(x), denoiser.network.image, *shape[1:])
     with torch.no_grad():
-        given = denoiser.with_spread(x, t, **cond) if hasattr(denoiser, "with_spread") else (denoiser(x, t, **cond),)
+        given = (
+            mean_and_variance(denoiser, x, t, **cond) if hasattr(denoiser, "estimate") else (denoiser(x, t, **cond),)
+        )
     found |= {f"number {n}": v for n, v in enumerate(given) if v is not None}
-    found["steps"], found["label"] = steps, denoiser.label(denoiser.corruption, t)
-    found["noise"] = describe(denoiser.corruption) if text else torch.stack(denoiser.corruption(t))
+    found["steps"], found["label"] = steps, denoiser.time_input(denoiser.corruption, t)
+    found["noise"] = serialize(denoiser.corruption) if text else torch.stack(denoiser.corruption(t))
     found["ends"] = [getattr(denoiser.corruption, name, None) for name in ("t_min", "t_last")]
     return found
 
@@ -117,7 +130,10 @@ def one_line(error: UsageError) -> str:
 
 
 def names(said: str, words: str) -> bool:
-    """Whether a text has these words, or says them as an option of the command line; "its x" is the setting x of a file."""
+    """Whether a text has these words, or says them as an option of the command line.
+
+    "its x" is the setting x of a file.
+    """
     words = words.removeprefix("its ")
     return words in said or f"--{words.replace('_', '-')}" in said
 
@@ -135,7 +151,9 @@ def check_dropped(form: Format, values: dict[str, Any], name: str) -> None:
         return
     assumed = tuple(getattr(denoiser, "assumed", ()))
     assert setting.says is not None, f"without {name} a denoiser was made in silence; assumed: {assumed}"
-    assert any(setting.says in sentence for sentence in assumed), f"without {name} nothing says {setting.says!r}: {assumed}"
+    assert any(setting.says in sentence for sentence in assumed), (
+        f"without {name} nothing says {setting.says!r}: {assumed}"
+    )
 
 
 def check_changed(form: Format, values: dict[str, Any], name: str, other: Any) -> None:

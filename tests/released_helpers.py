@@ -1,4 +1,7 @@
-"""The files of Song et al. (2021) and Karras et al. (2022) as they were released, and what the tests of their importers share."""
+"""The files of Song et al. (2021) and Karras et al.
+
+(2022) as they were released, and what the tests of their importers share.
+"""
 
 import foreign
 import pytest
@@ -6,10 +9,10 @@ import torch
 from helpers import assert_samples_close
 from torch import nn
 
-from unnoise.experiments.released.files import read
-from unnoise.experiments.released.settings import Settings
-from unnoise.experiments.released.song import BUFFERS, names, structure
-from unnoise.experiments.released.weights import Made
+from unnoise.experiments.pretrained.files import read
+from unnoise.experiments.pretrained.settings import Settings
+from unnoise.experiments.pretrained.song import BUFFERS, names, structure
+from unnoise.experiments.pretrained.weights import Made
 from unnoise.sde import EDM, SubVP
 from unnoise.shared.errors import UsageError
 from unnoise.shared.tensors import like
@@ -18,8 +21,13 @@ BETAS = {"beta_min": 0.1, "beta_max": 20.0}
 """Of the released files of Song et al. (2021), which a path tells or a flag."""
 
 
-def song_state(nf, ch_mult, blocks, attention, *, fourier=False, ddpm=False, enters=None, leaves=False, make=torch.zeros):
-    """A state dict with the names and shapes of the reference's networks; `attention` lists resolutions, 0 the full one."""
+def song_state(
+    nf, ch_mult, blocks, attention, *, fourier=False, ddpm=False, enters=None, leaves=False, make=torch.zeros
+):
+    """A state dict with the names and shapes of the reference's networks.
+
+    `attention` lists resolutions, 0 the full one.
+    """
     state = {"module.sigmas": torch.logspace(1, -2, 1000, dtype=torch.float64)}
     count = 0
 
@@ -27,7 +35,9 @@ def song_state(nf, ch_mult, blocks, attention, *, fourier=False, ddpm=False, ent
         nonlocal count
         for name, shape in shapes.items():
             name = name.replace("__", ".")
-            parts = {"": shape} if name in ("W",) or name.endswith((".W", ".b")) else {"weight": shape, "bias": shape[:1]}
+            parts = (
+                {"": shape} if name in ("W",) or name.endswith((".W", ".b")) else {"weight": shape, "bias": shape[:1]}
+            )
             for tensor, size in parts.items():
                 state[".".join(p for p in ("module.all_modules", str(count), name, tensor) if p)] = make(size)
         count += 1
@@ -128,7 +138,10 @@ def meta(*shape):
 
 
 def assert_scores(model, x, t, raw, score, schedule):
-    """`score = -raw / sigma_t`; the reference's sigma is float32, in which `1 - alpha^2` near t = 0 has lost half its digits."""
+    """`score = -raw / sigma_t`.
+
+    The reference's sigma is float32, in which `1 - alpha^2` near t = 0 has lost half its digits.
+    """
     sigma = schedule(t.double())[1]
     log_alpha = -0.25 * t**2 * 19.9 - 0.5 * t * 0.1
     theirs = 1 - torch.exp(2 * log_alpha)
@@ -136,7 +149,7 @@ def assert_scores(model, x, t, raw, score, schedule):
     assert ((theirs / sigma - 1).abs() < 5e-4).all()
     assert_samples_close(model.score(x, t.double()), score * like(theirs / sigma, score).float())
     assert_samples_close(model.network(x, 999 * t), raw)
-    torch.testing.assert_close(model.label(model.schedule, t), 999 * t)
+    torch.testing.assert_close(model.time_input(model.schedule, t), 999 * t)
 
 
 def edm_file(path, state, name, head_width=None, **about):

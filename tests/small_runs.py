@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
+from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.shared.data import Batches
 from unnoise.shared.networks import MLP
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
 
 CONFIG = Training(steps=6, learning_rate=1e-2, warmup=2, log_every=3, save_every=3)
@@ -18,7 +18,7 @@ CONFIG = Training(steps=6, learning_rate=1e-2, warmup=2, log_every=3, save_every
 
 def batches(features=6, levels=17):
     k = torch.randint(0, levels, (40, features), generator=torch.Generator().manual_seed(0))
-    return Batches(k, 8, Scale(levels), Scale.dequantised)
+    return Batches(k, 8, Quantization(levels), Quantization.dequantized)
 
 
 class Own(nn.Module):
@@ -40,7 +40,7 @@ def objective(network=None, frozen=(), **options):
     network = MLP(6, 16, 1) if network is None else network
     for name in frozen:
         network.get_submodule(name).requires_grad_(False)
-    return Simple(Learned(network, Tabulated(linear_betas(40)), **options))
+    return DenoisingLoss.simple(Learned(network, Tabulated(linear_betas(40)), **options))
 
 
 def stopped_at_three(folder, make=objective, config=CONFIG):

@@ -1,4 +1,6 @@
-"""Attention is fused where first derivatives are enough, and has second and forward-mode ones where the input is differentiated."""
+"""Attention is fused where first derivatives are enough, and has second and forward-mode ones where the input is
+differentiated.
+"""
 
 import pytest
 import torch
@@ -63,7 +65,9 @@ def test_derivatives_in_the_time(network, signal):
     s = t.clone().requires_grad_()
     (first,) = torch.autograd.grad(network(x, s).sum(), s, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), s)
-    ahead, behind = (torch.autograd.grad(network(x, u).sum(), u)[0] for u in ((t + h).requires_grad_() for h in (WIDE, -WIDE)))
+    ahead, behind = (
+        torch.autograd.grad(network(x, u).sum(), u)[0] for u in ((t + h).requires_grad_() for h in (WIDE, -WIDE))
+    )
     torch.testing.assert_close(second, (ahead - behind) / (2 * WIDE), rtol=1e-2, atol=1e-3)
 
 

@@ -27,14 +27,18 @@ def test_discrete(capsys):
     discrete.main(smoke=True)
     out = capsys.readouterr().out
     assert len(figures(out)) == 4 + 2 * 4 + 2  # memory, losses in two precisions, steps
-    assert all(float(n) >= 0 for n in re.findall(r"(?:product|marginal|loss, s|step, s|GB) (\S+?)(?:,|$)", out, re.MULTILINE))
+    assert all(
+        float(n) >= 0 for n in re.findall(r"(?:product|marginal|loss, s|step, s|GB) (\S+?)(?:,|$)", out, re.MULTILINE)
+    )
 
 
 def test_sde(capsys):
     sde.main(smoke=True)
     out = capsys.readouterr().out
     assert len(figures(out)) == 4 * 5  # denoisers and integrators
-    assert all(abs(float(error)) < 0.2 for error in re.findall(r"error (\S+) nats", out))  # the flow's code length is the exact one
+    assert all(
+        abs(float(error)) < 0.2 for error in re.findall(r"error (\S+) nats", out)
+    )  # the flow's code length is the exact one
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,8 @@ def test_networks(report):
 
 
 @pytest.mark.parametrize(
-    ("package", "name"), [("diffusers", "diffusers UNet2DModel"), ("denoising_diffusion_pytorch", "denoising-diffusion")]
+    ("package", "name"),
+    [("diffusers", "diffusers UNet2DModel"), ("denoising_diffusion_pytorch", "denoising-diffusion")],
 )
 def test_networks_beside(package, name, report):
     pytest.importorskip(package)
@@ -68,7 +73,9 @@ def test_networks_compute_what_diffusers_do(report):
     rows, notes = report
     same = next(note for note in notes if "with the weights of diffusers" in note)
     assert float(same.split(" by ")[1].split()[0]) < 1e-4
-    assert any(row[1] == "UNet, DDPM / diffusers UNet2DModel" for row in rows)  # so neither parameters nor operations differ
+    assert any(
+        row[1] == "UNet, DDPM / diffusers UNet2DModel" for row in rows
+    )  # so neither parameters nor operations differ
 
 
 def test_a_ratio_is_within_a_round():

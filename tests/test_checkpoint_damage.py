@@ -1,4 +1,7 @@
-"""Checkpoints, logs and disks that fail: what is loaded is what was saved, or one line says what is wrong and what to do."""
+"""Checkpoints, logs and disks that fail.
+
+What is loaded is what was saved, or one line says what is wrong and what to do.
+"""
 
 import errno
 import json
@@ -13,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
+from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.experiments import load
 from unnoise.experiments.cli import main
 from unnoise.shared.data import Batches
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.networks import MLP
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training, checkpoint, folder
 from unnoise.shared.training.checkpoint import digest, newest, numbered
 from unnoise.shared.training.folder import curve, read_metrics, write_text
@@ -30,12 +33,17 @@ FULL_DISK = "(No space left on device): make room, or choose another place\n"
 
 
 def batches():
-    return Batches(torch.randint(0, 17, (40, 3), generator=torch.Generator().manual_seed(0)), 8, Scale(17), Scale.dequantised)
+    return Batches(
+        torch.randint(0, 17, (40, 3), generator=torch.Generator().manual_seed(0)),
+        8,
+        Quantization(17),
+        Quantization.dequantized,
+    )
 
 
 def objective():
     torch.manual_seed(0)
-    return Simple(Learned(MLP(3, 4, 1), Tabulated(linear_betas(40))))
+    return DenoisingLoss.simple(Learned(MLP(3, 4, 1), Tabulated(linear_betas(40))))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,11 @@ def weights(found):
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(file=st.sampled_from(["tensors.safetensors", "checkpoint.json"]), where=st.floats(0, 1, exclude_max=True), bit=st.integers(-1, 7))
+@given(
+    file=st.sampled_from(["tensors.safetensors", "checkpoint.json"]),
+    where=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(-1, 7),
+)
 def test_a_flipped_bit_or_a_cut_is_found(trained, tmp_path, file, where, bit):
     """Anywhere in either file: the weights are those that were saved, or there is one line."""
     expected, home = weights(load(trained)), tmp_path / "00000006"
@@ -99,14 +111,17 @@ def test_a_flipped_bit_or_a_cut_is_found(trained, tmp_path, file, where, bit):
         assert said.startswith("the checkpoint ")
         return
     assert bit >= 0
-    assert (found.step, found.scale, found.shape) == (6, Scale(17), (3,))
+    assert (found.step, found.quantization, found.shape) == (6, Quantization(17), (3,))
     assert all(torch.equal(v, expected[k]) for k, v in weights(found).items())
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_damaged_description_of_earlier_versions_ends_in_a_line(trained, tmp_path, where, bit):
-    """These have no digest, and so a change can be read as another value; what cannot be built is said to be damaged."""
+    """These have no digest, and so a change can be read as another value.
+
+    What cannot be built is said to be damaged.
+    """
     home = tmp_path / "00000006"
     if not home.exists():
         shutil.copytree(trained / "checkpoints" / "00000006", home)
@@ -128,7 +143,12 @@ def test_weights_of_every_kind_are_looked_at(run):
         content = bytearray(whole)
         content[8 + size + held["data_offsets"][0]] ^= 1
         file.write_bytes(content)
-        refused(lambda: load(run), "is damaged", f"{name.split('.')[0]}.* are not those that were written", "go on from 00000004")
+        refused(
+            lambda: load(run),
+            "is damaged",
+            f"{name.split('.')[0]}.* are not those that were written",
+            "go on from 00000004",
+        )
     refused(lambda: resume(run), "is damaged")
     file.write_bytes(whole)
     load(run)
@@ -136,7 +156,15 @@ def test_weights_of_every_kind_are_looked_at(run):
 
 def test_digests_tell_names_dtypes_and_shapes_apart():
     v = torch.arange(6.0)
-    cases = [{"a": v}, {"b": v}, {"a": v.reshape(2, 3)}, {"a": v.view(torch.int32)}, {"a": v, "b": v[:0]}, {"a": v.double()}, {}]
+    cases = [
+        {"a": v},
+        {"b": v},
+        {"a": v.reshape(2, 3)},
+        {"a": v.view(torch.int32)},
+        {"a": v, "b": v[:0]},
+        {"a": v.double()},
+        {},
+    ]
     cases += [{"a": v.to(dtype)} for dtype in (torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.complex64)]
     assert len({digest(case) for case in cases}) == len(cases)
     assert digest({"b": v, "a": v[0]}) == digest({"a": v[0].clone(), "b": v.clone()})
@@ -155,12 +183,16 @@ def test_checkpoints_without_digests_are_loaded_as_before(run):
 def test_a_description_that_was_changed_by_hand_says_how_to_take_it(run):
     path = run / "checkpoints" / "00000006" / "checkpoint.json"
     description = json.loads(path.read_text())
-    description["scale"]["arguments"]["levels"] = 33
+    description["quantization"]["arguments"]["levels"] = 33
     path.write_text(json.dumps(description))
-    refused(lambda: load(run), "checkpoint.json is not as it was written; where you changed it yourself", 'take "digest" out of it')
+    refused(
+        lambda: load(run),
+        "checkpoint.json is not as it was written; where you changed it yourself",
+        'take "digest" out of it',
+    )
     del description["digest"]
     path.write_text(json.dumps(description))
-    assert load(run).scale == Scale(33)
+    assert load(run).quantization == Quantization(33)
 
 
 @pytest.mark.parametrize("lost", ["checkpoint.json", "tensors.safetensors", "both"])
@@ -225,7 +257,10 @@ def test_a_damaged_log_is_gone_on_with(run, kind, at):
     content = b"".join(lines[:at]) + BROKEN[kind] + b"".join(lines[at:])
     log.write_bytes(content)
     assert [line["step"] for line in read_metrics(log)] == [1, 2]
-    with pytest.warns(Notice, match=r"1 lines of .*metrics.jsonl cannot be read and are left out; .* is kept in .*metrics.damaged-1.jsonl"):
+    with pytest.warns(
+        Notice,
+        match=r"1 lines of .*metrics.jsonl cannot be read and are left out; .* is kept in .*metrics.damaged-1.jsonl",
+    ):
         resume(run)
     assert log.read_bytes().startswith(b"".join(lines))
     assert (run / "metrics.damaged-1.jsonl").read_bytes() == content
@@ -314,7 +349,9 @@ def test_a_full_disk_ends_in_a_line_that_says_what_is_saved(tmp_path, monkeypatc
             watch = failing(lambda *_: None, 1)
         config = Training(**{**vars(CONFIG), "watch_every": 2})
         said = refused(
-            lambda: Trainer(objective(), config, folder=home, watch=watch).fit(batches()), "No space left on device", "make room"
+            lambda: Trainer(objective(), config, folder=home, watch=watch).fit(batches()),
+            "No space left on device",
+            "make room",
         )
         saved = 4 if what == "watch" else 2
         assert f"the run in {home} stopped after step 4, for it cannot be written" in said
@@ -328,7 +365,10 @@ def test_a_full_disk_ends_in_a_line_that_says_what_is_saved(tmp_path, monkeypatc
 
 def test_a_disk_that_was_full_from_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", failing(None, 0))
-    refused(lambda: Trainer(objective(), CONFIG, folder=tmp_path).fit(batches()), "nothing of it is saved; make room, and start again")
+    refused(
+        lambda: Trainer(objective(), CONFIG, folder=tmp_path).fit(batches()),
+        "nothing of it is saved; make room, and start again",
+    )
 
 
 @pytest.mark.parametrize("room", [600, 20_000])
@@ -341,11 +381,13 @@ def test_a_real_limit_of_a_files_size(tmp_path, room):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
 
     torch.manual_seed(0)
-    large = Simple(Learned(MLP(3, 64, 1), Tabulated(linear_betas(40))))
+    large = DenoisingLoss.simple(Learned(MLP(3, 64, 1), Tabulated(linear_betas(40))))
     config = Training(**{**vars(wide), "watch_every": 1})
     try:
         said = refused(
-            lambda: Trainer(large, config, folder=tmp_path, watch=limit).fit(batches()), "File too large", "nothing of it is saved"
+            lambda: Trainer(large, config, folder=tmp_path, watch=limit).fit(batches()),
+            "File too large",
+            "nothing of it is saved",
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

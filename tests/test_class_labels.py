@@ -1,4 +1,6 @@
-"""Labels of data are compared with the classes of a model before anything is trained, and names of classes are kept and shown."""
+"""Labels of data are compared with the classes of a model before anything is trained, and names of classes are kept and
+shown.
+"""
 
 import json
 import re
@@ -11,17 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
+from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.discrete import Categorical, CrossEntropy, Uniform, reciprocal
 from unnoise.experiments import ddpm
 from unnoise.experiments.cli import asked, main
 from unnoise.experiments.images import Data
-from unnoise.shared.data import Batches, ImageSet, image_set
+from unnoise.shared.data import Batches, ImageDataset, image_dataset
 from unnoise.shared.data.classes import counted
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ClassifierGradient, ConditionDropout, NoisyClassifier, Recognition
+from unnoise.shared.gaussian.guidance import ClassifierGradient, ConditionDropout, NoisyClassifier, Recognition
 from unnoise.shared.networks import MLP, DiT, Encoder, ImageDiT, Transformer, UNet
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
 
 TABLE = Tabulated(linear_betas(50))
@@ -32,16 +34,18 @@ def unet(**more):
 
 
 OBJECTIVES = {
-    "U-Net": lambda: Simple(Learned(unet(), TABLE)),
-    "no null label": lambda: Simple(Learned(unet(null_label=False), TABLE)),
-    "dropout": lambda: ConditionDropout(Simple(Learned(unet(), TABLE))),
-    "transformer of images": lambda: Simple(Learned(ImageDiT((1, 8, 8), 4, 16, 1, 2, classes=3), TABLE)),
-    "perceptron": lambda: Simple(Learned(MLP(5, width=8, classes=3), TABLE)),
+    "U-Net": lambda: DenoisingLoss.simple(Learned(unet(), TABLE)),
+    "no null label": lambda: DenoisingLoss.simple(Learned(unet(null_label=False), TABLE)),
+    "dropout": lambda: ConditionDropout(DenoisingLoss.simple(Learned(unet(), TABLE))),
+    "transformer of images": lambda: DenoisingLoss.simple(Learned(ImageDiT((1, 8, 8), 4, 16, 1, 2, classes=3), TABLE)),
+    "perceptron": lambda: DenoisingLoss.simple(Learned(MLP(5, width=8, classes=3), TABLE)),
     "classifier": lambda: Recognition(NoisyClassifier(Encoder((1, 8, 8), 3, 8, (1,), 1), TABLE)),
     "transformer of tokens": lambda: CrossEntropy(
         Categorical(Transformer(7, 5, width=16, depth=1, heads=2, classes=3), Uniform(7, reciprocal(50)))
     ),
-    "DiT": lambda: CrossEntropy(Categorical(DiT(7, 5, width=16, depth=1, heads=2, classes=3), Uniform(7, reciprocal(50)))),
+    "DiT": lambda: CrossEntropy(
+        Categorical(DiT(7, 5, width=16, depth=1, heads=2, classes=3), Uniform(7, reciprocal(50)))
+    ),
 }
 
 
@@ -50,7 +54,13 @@ def data(name, label, batch=3):
     shape = {"perceptron": (5,), "transformer of tokens": (5,), "DiT": (5,)}.get(name, (1, 8, 8))
     tokens = name in ("transformer of tokens", "DiT")
     k = torch.arange(12 * int(np.prod(shape))).reshape(12, *shape) % 7
-    return Batches(k, batch, Scale(7), Scale.quantised if tokens else Scale.continuous, None if label is None else {"label": label})
+    return Batches(
+        k,
+        batch,
+        Quantization(7),
+        Quantization.quantized if tokens else Quantization.continuous,
+        None if label is None else {"label": label},
+    )
 
 
 def weights(objective):
@@ -117,9 +127,13 @@ def test_arrays_are_looked_at():
 
 
 def test_a_network_with_classes_is_not_trained_on_none_of_them():
-    with pytest.raises(UsageError, match='only its label for none would be trained: give conditions=."label",., or build it without'):
+    with pytest.raises(
+        UsageError, match='only its label for none would be trained: give conditions=."label",., or build it without'
+    ):
         Trainer(OBJECTIVES["U-Net"](), Training(steps=2, warmup=1)).fit(data("U-Net", None))
-    Trainer(Simple(Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)), Training(steps=1, warmup=1)).fit(data("U-Net", None))
+    Trainer(DenoisingLoss.simple(Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)), Training(steps=1, warmup=1)).fit(
+        data("U-Net", None)
+    )
 
 
 def test_conditions_have_a_row_for_each_example():
@@ -162,7 +176,9 @@ def labelled(path, labels):
     path.mkdir(parents=True)
     for n in range(len(labels)):
         Image.new("L", (8, 8), n).save(path / f"{n:02}.png")
-    (path / "metadata.csv").write_text("file_name,label\n" + "".join(f"{n:02}.png,{label}\n" for n, label in enumerate(labels)))
+    (path / "metadata.csv").write_text(
+        "file_name,label\n" + "".join(f"{n:02}.png,{label}\n" for n, label in enumerate(labels))
+    )
     return path
 
 
@@ -186,16 +202,26 @@ SMALL = ("--data.batch", "2", "--training.steps", "2", "--training.device", "cpu
             "4",
             r"has no image of 2, .*\(3 classes: 0 1, 1 1, 3 1\): number the labels 0 to 2 and give --data.classes 3, or add some",
         ),
-        ([1, 2, 3], "4", "has no image of 0, which samples would be asked of .*number the labels 0 to 2 and give --data.classes 3"),
+        (
+            [1, 2, 3],
+            "4",
+            "has no image of 0, which samples would be asked of .*number the labels 0 to 2 and give --data.classes 3",
+        ),
         ([0, 1, 2], "10", "has no image of 3, 4, 5, 6, 7, ..., .*give --data.classes 3"),
         (["a", "b", "c"], "10", r"classes=10: .* has 3 classes: a 1, b 1, c 1; give --data.classes 3"),
-        (["a", "b", ""], "2", "no labels: 1 of 3 are missing, such as that of 02.png; use a model without classes.*--data.classes None"),
+        (
+            ["a", "b", ""],
+            "2",
+            "no labels: 1 of 3 are missing, such as that of 02.png; use a model without classes.*--data.classes None",
+        ),
         ([-1, -1, -1], "2", "no labels: all are -1"),
     ],
 )
 def test_a_recipe_is_refused_a_set_with_other_classes(tmp_path, capsys, labels, classes, said):
     path, out = labelled(tmp_path / "set", labels), tmp_path / "run"
-    status, _, line = run(capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", classes, "--out", str(out), *SMALL)
+    status, _, line = run(
+        capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", classes, "--out", str(out), *SMALL
+    )
     assert status == 2
     assert re.search(said, line), line
     assert not out.exists()
@@ -204,16 +230,25 @@ def test_a_recipe_is_refused_a_set_with_other_classes(tmp_path, capsys, labels, 
 @pytest.mark.parametrize("recipe", ["ddpm-smoke", "d3pm-smoke", "score-sde-smoke", "classifier-free-smoke"])
 def test_a_folder_of_one_class_too_many_is_refused_in_every_family(tmp_path, capsys, recipe):
     path = folder(tmp_path / "set", "a", "b", "c")
-    status, _, line = run(capsys, "train", recipe, "--data.name", str(path), "--data.classes", "2", "--out", str(tmp_path / "run"), *SMALL)
+    status, _, line = run(
+        capsys, "train", recipe, "--data.name", str(path), "--data.classes", "2", "--out", str(tmp_path / "run"), *SMALL
+    )
     assert status == 2
     assert re.search("classes=2: .* has 3 classes: a 3, b 3, c 3; give --data.classes 3", line), line
 
 
 def test_counts_are_printed_and_names_are_kept_and_shown(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("unnoise.experiments.evaluation.judge_of.__defaults__", (*[lambda items, total, label: items], 2))
-    path, home = folder(folder(tmp_path / "set", "10", "9", "urine"), "9", "urine", each=2, split="Test"), str(tmp_path / "run")
+    monkeypatch.setattr(
+        "unnoise.experiments.evaluation.judge_of.__defaults__", (*[lambda items, total, label: items], 2)
+    )
+    path, home = (
+        folder(folder(tmp_path / "set", "10", "9", "urine"), "9", "urine", each=2, split="Test"),
+        str(tmp_path / "run"),
+    )
     (path / "train" / "notes.txt").write_text("")
-    status, out, line = run(capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "3", "--out", home, *SMALL)
+    status, out, line = run(
+        capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "3", "--out", home, *SMALL
+    )
     assert (status, line) == (0, line)
     said = "9 images of 1x8x8, 3 classes: 9 3, 10 3, urine 3; beside the split test; 1 other file left out: train/notes.txt"
     assert f"data: {said}\n" in out
@@ -229,21 +264,31 @@ def test_counts_are_printed_and_names_are_kept_and_shown(tmp_path, capsys, monke
     assert (results["train"], results["held_out"]) == (said, held_out)
     (path / "train" / "10").rename(path / "train" / "zebra")
     again = ("--training.steps", "3", "--resume")
-    status, _, line = run(capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "3", "--out", home, *SMALL, *again)
+    status, _, line = run(
+        capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "3", "--out", home, *SMALL, *again
+    )
     assert status == 2
     assert "names: ['9', '10', 'urine'] there, ['9', 'urine', 'zebra'] here" in line
     status, _, line = run(capsys, "evaluate", home)
     assert status == 2
-    assert "the classes are 9, urine, zebra, and were 9, 10, urine: give the data as they were in training, or train again" in line
+    assert (
+        "the classes are 9, urine, zebra, and were 9, 10, urine: give the data as they were in training, or train again"
+        in line
+    )
 
 
 def test_a_flat_folder_says_at_once_how_to_evaluate(tmp_path, capsys):
     home = str(tmp_path / "run")
     path = labelled(tmp_path / "set", [0, 1])
-    assert run(capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "2", "--out", home, *SMALL)[0] == 0
+    assert (
+        run(capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "2", "--out", home, *SMALL)[0]
+        == 0
+    )
     status, _, line = run(capsys, "evaluate", home)
     assert status == 2
-    assert "has no split test, its 2 images are one split, train: put those to hold out into a folder test in it" in line
+    assert (
+        "has no split test, its 2 images are one split, train: put those to hold out into a folder test in it" in line
+    )
 
 
 def test_a_held_out_set_with_other_labels_is_refused(tmp_path):
@@ -251,7 +296,10 @@ def test_a_held_out_set_with_other_labels_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"\(test\): the split train has no image of z, and another split has"):
         Data(str(path), classes=2).load("test")
     later = folder(folder(tmp_path / "later", "x", "y", "z"), "x", "z", split="test")
-    with pytest.raises(UsageError, match=r"\(test\) has 3 classes: x 3, y 0, z 3; give the data as they were in training, or train again"):
+    with pytest.raises(
+        UsageError,
+        match=r"\(test\) has 3 classes: x 3, y 0, z 3; give the data as they were in training, or train again",
+    ):
         Data(str(later), classes=2).load("test")
     flat = folder(tmp_path / "b", "x", "y")
     (flat / "test").mkdir()
@@ -262,7 +310,9 @@ def test_a_held_out_set_with_other_labels_is_refused(tmp_path):
 
 
 def test_a_part_of_a_set_is_of_all_classes():
-    found = ImageSet(torch.arange(12)[:, None, None, None].to(torch.uint8), torch.arange(12) // 4, Scale(), ("a", "b", "c"))
+    found = ImageDataset(
+        torch.arange(12)[:, None, None, None].to(torch.uint8), torch.arange(12) // 4, Quantization(), ("a", "b", "c")
+    )
     assert found.part(3).label.tolist() == [0, 1, 2]
     assert found.part(5).k.flatten().tolist() == [0, 2, 4, 7, 9]
     assert found.part(12) is found
@@ -315,7 +365,7 @@ def test_labels_of_sets_on_the_hub(monkeypatch):
         train=([1, 0, 1], datasets.ClassLabel(names=["cat", "dog"])),
         test=([-1, -1], datasets.ClassLabel(names=["cat", "dog"])),
     )
-    train, test = image_set("someone/pets"), image_set("someone/pets", split="test")
+    train, test = image_dataset("someone/pets"), image_dataset("someone/pets", split="test")
     assert (train.label.tolist(), train.names, train.k[:, 0, 0, 0].tolist()) == ([1, 0, 1], ("cat", "dog"), [0, 1, 2])
     assert train.summary == "3 images of 1x2x2, 2 classes: cat 1, dog 2"
     assert test.label is None
@@ -324,9 +374,9 @@ def test_labels_of_sets_on_the_hub(monkeypatch):
 
 def test_names_on_the_hub_are_numbered_as_in_training(monkeypatch):
     hub(monkeypatch, train=(["b10", "b2", "a"], None), test=(["b10", "a"], None), validation=(["c"], None))
-    assert (image_set("x/y").label.tolist(), image_set("x/y").names) == ([2, 1, 0], ("a", "b2", "b10"))
-    assert image_set("x/y", split="test").label.tolist() == [2, 0]
-    assert image_set("x/y", split="validation").summary.endswith("no labels: c is not a label of the train split")
+    assert (image_dataset("x/y").label.tolist(), image_dataset("x/y").names) == ([2, 1, 0], ("a", "b2", "b10"))
+    assert image_dataset("x/y", split="test").label.tolist() == [2, 0]
+    assert image_dataset("x/y", split="validation").summary.endswith("no labels: c is not a label of the train split")
 
 
 def test_other_columns_on_the_hub(monkeypatch):
@@ -335,6 +385,9 @@ def test_other_columns_on_the_hub(monkeypatch):
         return datasets.Dataset.from_dict(held if name == "cifar" else {"image": [[0, 1]]})
 
     monkeypatch.setattr(sys.modules["unnoise.shared.data.images"], "load", load)
-    assert image_set("cifar").summary == "1 image of 3x2x2; no labels: the columns fine_label, coarse_label are not read, only label is"
+    assert (
+        image_dataset("cifar").summary
+        == "1 image of 3x2x2; no labels: the columns fine_label, coarse_label are not read, only label is"
+    )
     with pytest.raises(UsageError, match="the data set numbers has no images: its columns are image"):
-        image_set("numbers")
+        image_dataset("numbers")

@@ -51,8 +51,14 @@ def run(capsys, *arguments):
         (("train", "ddpm-digits", "--network.heads", "0", "--out", "b"), "heads=0"),
         (("train", "d3pm-digits", "--steps", "20"), "sampling_steps=100: give a whole number from 1 to steps=20"),
         (("train", "ddpm-digits", "--data.size", "0", "0", "--out", "c"), r"size=\(0, 0\)"),
-        (("train", "ddpm-digits", "--data.size", "8"), r"unnoise: --data.size takes None or two whole numbers such as 8 8, not '8' \("),
-        (("train", "ddpm-digits", "--data.classes", "x"), r"unnoise: --data.classes takes None or a whole number, not 'x' \("),
+        (
+            ("train", "ddpm-digits", "--data.size", "8"),
+            r"unnoise: --data.size takes None or two whole numbers such as 8 8, not '8' \(",
+        ),
+        (
+            ("train", "ddpm-digits", "--data.classes", "x"),
+            r"unnoise: --data.classes takes None or a whole number, not 'x' \(",
+        ),
         (("train", "ddpm-digits", "--data.name", "digit"), "there is no folder digit, .*did you mean digits"),
         (("train", "mdlm-smoke", "--text.name", "a/b/my.txt"), "there is no file a/b/my.txt: give the path"),
         (("sample", "runs/none"), "there is no checkpoint in runs/none"),
@@ -111,7 +117,10 @@ def test_what_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch):
     options = ("--data.name", "set", "--data.classes", "None", "--data.batch", 2, "--training.steps", 2, "--out", "run")
     status, out, err = run(capsys, "train", "d3pm-smoke", *options)
     assert status == 0, err
-    assert "will have no images to measure on: the folder set has no split test, its 16 images are one split, train: put" in out
+    assert (
+        "will have no images to measure on: the folder set has no split test, its 16 images are one split, train: put"
+        in out
+    )
     evaluate = ("evaluate", tmp_path / "run", "--steps", 2)
     assert re.search("put those to hold out .* and train again", run(capsys, *evaluate)[2])
     pictures(tmp_path / "set" / "test", 3, 4, 5, 6)
@@ -152,7 +161,18 @@ def test_text_that_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     text = tmp_path / "my.txt"
     text.write_text("the cat sat on the mat and the dog ran to the red barn\n" * 90)
-    options = ("--text.name", "my.txt", "--text.length", 16, "--text.batch", 4, "--training.steps", 2, "--training.warmup", 1)
+    options = (
+        "--text.name",
+        "my.txt",
+        "--text.length",
+        16,
+        "--text.batch",
+        4,
+        "--training.steps",
+        2,
+        "--training.warmup",
+        1,
+    )
     status, _, err = run(capsys, "train", "mdlm-smoke", *options, "--out", "run")
     assert status == 0, err
     (tmp_path / "run" / "my.txt").write_text("x")
@@ -217,7 +237,15 @@ def test_ctrl_c_says_how_to_resume(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threading.Timer(4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     status, _, err = run(
-        capsys, "train", "ddpm-smoke", "--training.steps", 10**6, "--training.save-every", 10**6, "--training.watch-every", 0
+        capsys,
+        "train",
+        "ddpm-smoke",
+        "--training.steps",
+        10**6,
+        "--training.save-every",
+        10**6,
+        "--training.watch-every",
+        0,
     )
     assert status == 130
     said = re.search(r"stopped after step (\d+) and saved in runs/ddpm-smoke; go on with: (.*)$", err.strip())

@@ -47,7 +47,9 @@ def test_a_compiled_network_leaves_ordinary_checkpoints(tmp_path, way):
     loaded = load(tmp_path / "run")
     assert same(plain, loaded.average)
     assert type(loaded.average.denoiser.network) is MLP
-    both = [load_file(tmp_path / name / "checkpoints" / "00000006" / "tensors.safetensors") for name in ("plain", "run")]
+    both = [
+        load_file(tmp_path / name / "checkpoints" / "00000006" / "tensors.safetensors") for name in ("plain", "run")
+    ]
     assert both[0].keys() == both[1].keys()
     assert all(torch.equal(v, both[1][k]) for k, v in both[0].items())
     for folder in ("plain", "run"):
@@ -72,9 +74,16 @@ def test_a_run_of_a_compiled_network_of_earlier_versions_is_read(tmp_path):
     average = Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
     for home in numbered(tmp_path / "checkpoints"):
         by_number(home, trained_names(objective()))
-        tensors, description = load_file(home / "tensors.safetensors"), json.loads((home / "checkpoint.json").read_text())
-        save_file({k.replace("network.", "network._orig_mod."): v for k, v in tensors.items()}, home / "tensors.safetensors")
-        description["objective"]["arguments"]["denoiser"]["arguments"]["network"] = {"external": "torch._dynamo.eval_frame.OptimizedModule"}
+        tensors, description = (
+            load_file(home / "tensors.safetensors"),
+            json.loads((home / "checkpoint.json").read_text()),
+        )
+        save_file(
+            {k.replace("network.", "network._orig_mod."): v for k, v in tensors.items()}, home / "tensors.safetensors"
+        )
+        description["objective"]["arguments"]["denoiser"]["arguments"]["network"] = {
+            "external": "torch._dynamo.eval_frame.OptimizedModule"
+        }
         (home / "checkpoint.json").write_text(json.dumps(description))
     assert same(average, load(tmp_path, network=MLP(6, 16, 1)).average)
     shutil.rmtree(tmp_path / "checkpoints" / "00000006")

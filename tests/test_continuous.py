@@ -14,19 +14,19 @@ from unnoise.continuous import (
     Churned,
     Clipped,
     Cosine,
+    DenoisingLoss,
     Distillation,
     DPMSolverPP,
     Heun,
     Hybrid,
-    Importance,
+    ImportanceSampling,
     Learned,
     LogInterpolated,
     MinSNR,
-    PlainError,
+    OutputError,
     PosteriorMean,
     Renoised,
     Shifted,
-    Simple,
     Tabulated,
     Thresholded,
     UniPC,
@@ -64,10 +64,10 @@ from unnoise.continuous import (
 from unnoise.continuous.grids import noise_ratio
 from unnoise.continuous.posterior import forward_variance
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.weights import snr
 from unnoise.shared.networks import MLP
-from unnoise.shared.objective import snr
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 
 TABLE = Tabulated(linear_betas(1000))
 ONE = torch.ones((), dtype=torch.float64)
@@ -110,12 +110,19 @@ def test_tables_are_their_formulas():
 
 def test_reciprocal_betas_erase_the_same_power_each_step():
     chain = Tabulated(reciprocal_betas(50))
-    torch.testing.assert_close(chain.alphas_cumprod, 1 - torch.arange(1, 51, dtype=torch.float64) / 50, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        chain.alphas_cumprod, 1 - torch.arange(1, 51, dtype=torch.float64) / 50, rtol=1e-12, atol=1e-14
+    )
 
 
 @given(st.integers(2, 60), st.integers(0, 1000))
 def test_any_table_of_alpha_bar(steps, seed):
-    table = torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).mul(0.98).add(0.01).cumprod(0)
+    table = (
+        torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        .mul(0.98)
+        .add(0.01)
+        .cumprod(0)
+    )
     torch.testing.assert_close(Tabulated(betas_of(table)).alphas_cumprod, table, rtol=1e-10, atol=0)
 
 
@@ -194,19 +201,19 @@ def test_the_decoder_step_takes_the_small_variance_of_the_step_above():
 def test_weights_of_the_papers_are_one_weight_of_x0():
     alpha, sigma = TABLE(torch.linspace(0.01, 0.99, 50, dtype=torch.float64))
     ratio = (alpha / sigma) ** 2
-    torch.testing.assert_close(PlainError(noise)(alpha, sigma), snr(alpha, sigma))
-    torch.testing.assert_close(PlainError(clean)(alpha, sigma), torch.ones_like(alpha))
-    torch.testing.assert_close(PlainError(velocity)(alpha, sigma), ratio + 1)
+    torch.testing.assert_close(OutputError(noise)(alpha, sigma), snr(alpha, sigma))
+    torch.testing.assert_close(OutputError(clean)(alpha, sigma), torch.ones_like(alpha))
+    torch.testing.assert_close(OutputError(velocity)(alpha, sigma), ratio + 1)
     for gamma in (1.0, 5.0):
         weight = MinSNR(gamma)(alpha, sigma)
-        torch.testing.assert_close(weight / PlainError(noise)(alpha, sigma), (gamma / ratio).clamp(max=1))
-        torch.testing.assert_close(weight / PlainError(velocity)(alpha, sigma), ratio.clamp(max=gamma) / (ratio + 1))
+        torch.testing.assert_close(weight / OutputError(noise)(alpha, sigma), (gamma / ratio).clamp(max=1))
+        torch.testing.assert_close(weight / OutputError(velocity)(alpha, sigma), ratio.clamp(max=gamma) / (ratio + 1))
     torch.testing.assert_close(truncated_snr(alpha, sigma), torch.where(ratio > 1, ratio, 1.0))
     n = torch.arange(2.0, 1000, 97, dtype=torch.float64) / 1000
     of_x0 = posterior(TABLE, torch.zeros_like(n), torch.ones_like(n), n, n - 0.001)[0]
-    torch.testing.assert_close(PlainError(PosteriorMean(TABLE))(*TABLE(n)), of_x0**2, rtol=1e-7, atol=0)
+    torch.testing.assert_close(OutputError(PosteriorMean(TABLE))(*TABLE(n)), of_x0**2, rtol=1e-7, atol=0)
     zero, one = float64(0.0), float64(1.0)
-    for weight in (snr, MinSNR(), PlainError(velocity), truncated_snr):  # at zero SNR a number
+    for weight in (snr, MinSNR(), OutputError(velocity), truncated_snr):  # at zero SNR a number
         assert torch.isfinite(weight(zero, one)).all()
 
 
@@ -214,7 +221,7 @@ def test_weights_of_the_papers_are_one_weight_of_x0():
 
 
 def test_the_named_special_cases_are_one_formula(generator):
-    oracle = GaussianOracle(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64) * 0.3, TABLE)
+    oracle = AnalyticGaussian(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64) * 0.3, TABLE)
     x, z = torch.randn(2, 8, 2, dtype=torch.float64, generator=generator)
     t, s = float64(0.6)[0], float64(0.4)[0]
 
@@ -234,7 +241,9 @@ def test_the_named_special_cases_are_one_formula(generator):
 
 def test_encoding_inverts_sampling():
     """Encode and decode: what is lost falls with the step size."""
-    oracle = MixtureOracle(float64(0.5, 0.5), torch.tensor([[-0.6, 0.2], [0.5, -0.4]], dtype=torch.float64), float64(0.05, 0.1), TABLE)
+    oracle = AnalyticMixture(
+        float64(0.5, 0.5), torch.tensor([[-0.6, 0.2], [0.5, -0.4]], dtype=torch.float64), float64(0.05, 0.1), TABLE
+    )
     x0 = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x0 = x0 * oracle.variances.sqrt()[torch.arange(64) % 2, None] + oracle.means[torch.arange(64) % 2]
     errors = []
@@ -270,7 +279,9 @@ def test_dynamic_thresholding():
 
 
 def test_a_distilled_step_lands_where_two_teacher_steps_do():
-    oracle = MixtureOracle(float64(0.4, 0.6), torch.tensor([[-0.6], [0.5]], dtype=torch.float64), float64(0.02, 0.05), Cosine())
+    oracle = AnalyticMixture(
+        float64(0.4, 0.6), torch.tensor([[-0.6], [0.5]], dtype=torch.float64), float64(0.02, 0.05), Cosine()
+    )
     teacher, steps = Clipped(oracle), 4
     objective = Distillation(Learned(MLP(1), Cosine(), velocity), teacher, steps)
     x = torch.randn(6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -292,31 +303,52 @@ def test_wrong_combinations_are_refused_when_built():
     to_zero = Tabulated(zero_terminal(linear_betas(100)))
     one_output = Learned(MLP(2), TABLE)
     for make, words in (
-        (lambda: Learned(MLP(2), to_zero, noise), "noise prediction says nothing of x_0: predict velocity, clean or straight"),
+        (
+            lambda: Learned(MLP(2), to_zero, noise),
+            "noise prediction says nothing of x_0: predict velocity, clean or straight",
+        ),
         (lambda: one_output.on(to_zero), "zero SNR"),
-        (lambda: Heun(Learned(MLP(2), to_zero, velocity)), "alpha = 0 is divided by here: sample with ProbabilityFlow, DDIM"),
+        (
+            lambda: Heun(Learned(MLP(2), to_zero, velocity)),
+            "alpha = 0 is divided by here: sample with ProbabilityFlow, DDIM",
+        ),
         (lambda: karras(5, to_zero), "infinite: take steps=N"),
         (lambda: Ancestral(one_output, learned_range), "needs a network with a second output"),
-        (lambda: VariationalBound(one_output, Scale(17), variance=learned_diagonal), "outputs=2"),
-        (lambda: Hybrid(one_output, Scale(17)), "second output"),
+        (lambda: VariationalBound(one_output, Quantization(17), variance=learned_diagonal), "outputs=2"),
+        (lambda: Hybrid(one_output, Quantization(17)), "second output"),
         (lambda: DDIM(one_output)(shape=(1, 2), steps=1001), "this table has 1000 steps"),
         (lambda: strided(1001, 1000), "no whole stride visits exactly 1001 of 1000 rows; 500 and 1000 are possible"),
         (lambda: sections([400, 700], 1000), "section 2 has 500 rows, ask for 1 to 500, not 700"),
         (lambda: betas_of(float64(0.5, 0.6)), "must fall from step to step"),
         (lambda: Thresholded(one_output, p=0), "p=0: give the quantile"),
-        (lambda: Importance(Simple(one_output), history=0), "history=0"),
+        (lambda: ImportanceSampling(DenoisingLoss.simple(one_output), history=0), "history=0"),
         (lambda: Distillation(one_output, one_output, 0), "at least one step"),
         (lambda: Distillation(Learned(MLP(2), TABLE, velocity), Learned(MLP(2), TABLE, velocity), 4), "take Cosine"),
-        (lambda: Distillation(Learned(MLP(2), Cosine()), Learned(MLP(2), Cosine()), 4), "noise prediction cannot be distilled"),
-        (lambda: Distillation(Learned(MLP(2), Cosine(), clean), Learned(MLP(2), Cosine(-9), clean), 4), "different schedules"),
-        (lambda: Simple(Learned(two_outputs(), TABLE)), "second output, the reverse variance, would stay untrained"),
-        (lambda: Simple(Learned(MLP(2), to_zero, velocity)), "would never be trained"),
-        (lambda: Simple(Learned(MLP(2), to_zero, velocity), weight=MinSNR()), "would never be trained"),
-        (lambda: Hybrid(Learned(two_outputs(), TABLE), Scale(17), variance=small), "this one is fixed"),
-        (lambda: VariationalBound(one_output, Scale(17))(torch.zeros(1, 2, dtype=torch.int64)), "x0 is torch.int64: the bound takes real"),
-        (lambda: VariationalBound(one_output, Scale(17))(torch.full((1, 2), 7.0)), "x0 leaves the scale"),
-        (lambda: VariationalBound(Learned(MLP(2), Cosine()), Scale(17)), r"take denoiser.on\(tabulate"),
-        (lambda: Importance(Simple(Learned(MLP(2), Cosine()))), "this process runs in continuous time"),
+        (
+            lambda: Distillation(Learned(MLP(2), Cosine()), Learned(MLP(2), Cosine()), 4),
+            "noise prediction cannot be distilled",
+        ),
+        (
+            lambda: Distillation(Learned(MLP(2), Cosine(), clean), Learned(MLP(2), Cosine(-9), clean), 4),
+            "different schedules",
+        ),
+        (
+            lambda: DenoisingLoss.simple(Learned(two_outputs(), TABLE)),
+            "second output, the reverse variance, would stay untrained",
+        ),
+        (lambda: DenoisingLoss.simple(Learned(MLP(2), to_zero, velocity)), "would never be trained"),
+        (lambda: DenoisingLoss(Learned(MLP(2), to_zero, velocity), weight=MinSNR()), "would never be trained"),
+        (lambda: Hybrid(Learned(two_outputs(), TABLE), Quantization(17), variance=small), "this one is fixed"),
+        (
+            lambda: VariationalBound(one_output, Quantization(17))(torch.zeros(1, 2, dtype=torch.int64)),
+            "x0 is torch.int64: the bound takes real",
+        ),
+        (lambda: VariationalBound(one_output, Quantization(17))(torch.full((1, 2), 7.0)), "x0 leaves the scale"),
+        (lambda: VariationalBound(Learned(MLP(2), Cosine()), Quantization(17)), r"take denoiser.on\(tabulate"),
+        (
+            lambda: ImportanceSampling(DenoisingLoss.simple(Learned(MLP(2), Cosine()))),
+            "this process runs in continuous time",
+        ),
         (lambda: Churned(DDIM(Learned(MLP(2), to_zero, velocity)), 0.1), "alpha = 0 is divided by"),
         (lambda: Churned(UniPC(one_output), 0.1), "UniPC looks back at earlier levels"),
         (lambda: Renoised(DPMSolverPP(one_output)), "DPMSolverPP looks back"),
@@ -328,15 +360,17 @@ def test_wrong_combinations_are_refused_when_built():
         with pytest.raises(UsageError, match=words) as error:
             make()
         assert "\n" not in str(error.value)
-    Simple(Learned(MLP(2), to_zero, velocity), weight=truncated_snr)
+    DenoisingLoss(Learned(MLP(2), to_zero, velocity), weight=truncated_snr)
     wrong = Learned(two_outputs(), TABLE)
-    wrong.network.outputs, wrong.spread = 1, False
+    wrong.network.outputs, wrong.has_variance_output = 1, False
     with pytest.raises(UsageError, match="the network gave 6 channels for 3"):
         wrong(torch.zeros(1, 3, dtype=torch.float64), ONE)
 
 
 def test_levels_that_would_amplify_errors_are_left_out():
-    """On an even grid of 10 steps of a table, three levels extrapolate over the jump to row 1 with weights that add up to 41."""
+    """On an even grid of 10 steps of a table, three levels extrapolate over the jump to row 1 with weights that add up
+    to 41.
+    """
     table = Tabulated(linear_betas(1000, 4e-4))
     lambdas = [float(table.log_snr(t)) / 2 for t in table.grid(10)[:-1]]
     for i in range(2, len(lambdas) - 1):

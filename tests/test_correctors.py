@@ -11,16 +11,16 @@ from scipy import stats
 from unnoise.continuous import Tabulated, linear_betas
 from unnoise.sde import VE, VP, Learned, ReverseDiffusion
 from unnoise.sde.correctors import AnnealedLangevin, Langevin, batch_norms, own_norms, snr_of
-from unnoise.sde.noise_levels import Levels, geometric_sigmas
-from unnoise.sde.predictors import Still
+from unnoise.sde.noise_levels import NoiseLevels, geometric_sigmas
+from unnoise.sde.predictors import NoPredictor
 from unnoise.shared.errors import UsageError
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.random import Streams
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector, counted
 
 FIXTURE = Fixture("score_sde_functions")
 N = 1000
-LEVELS = Levels(geometric_sigmas(0.02, 8.0, 400))
+LEVELS = NoiseLevels(geometric_sigmas(0.02, 8.0, 400))
 
 
 def at(t):
@@ -35,10 +35,11 @@ def corrected(schedule, i, above, level, snr, z):
 @pytest.mark.parametrize("name", ["vp", "ve"])
 @pytest.mark.parametrize("noisy", [True, False])
 def test_annealed_langevin_of_the_peer(name, noisy):
-    """`2 alpha (snr std)^2`, with the peer's alpha, `1 - beta` of its chain's row, and its std, that of continuous time.
+    """`2 alpha (snr std)^2`, with the peer's alpha, `1 - beta` of its chain's row, and its std, that of continuous
+    time.
 
-    On one schedule the two belong together. The peer's VP mixes a table with continuous time, so the chain here is asked for the ratio that
-    makes up for its own sigma.
+    On one schedule the two belong together. The peer's VP mixes a table with continuous time, so the chain here is
+    asked for the ratio that makes up for its own sigma.
     """
     z = FIXTURE["z"] if noisy else torch.zeros_like(FIXTURE["z"])
     key = f"{name}.ald.x" if noisy else f"{name}.ald.x_mean"
@@ -61,13 +62,15 @@ def test_the_step_of_ncsn(generator):
     score = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     x = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     z = torch.randn(repeats, 2, 3, generator=generator, dtype=torch.float64)
-    schedule = Levels(sigmas)
+    schedule = NoiseLevels(sigmas)
     corrector = AnnealedLangevin(FromScore(score, schedule), snr_of(epsilon, 0.01), repeats)
     for row in (1, 4, 10):
         e, expected = epsilon * float(sigmas[row - 1]) ** 2 / 0.01**2, x
         for k in range(repeats):
             expected = expected + e * score + math.sqrt(2 * e) * z[k]
-        torch.testing.assert_close(corrector.step(x, at((row + 1) / 10), at(row / 10), generator=Recorded(*z)), expected)
+        torch.testing.assert_close(
+            corrector.step(x, at((row + 1) / 10), at(row / 10), generator=Recorded(*z)), expected
+        )
 
 
 @pytest.mark.parametrize(("epsilon", "snr"), [(2e-5, 0.316), (6.2e-6, 0.176), (3.3e-6, 0.128), (1.8e-6, 0.095)])
@@ -82,7 +85,9 @@ def test_it_is_langevin_with_the_known_norm():
     z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     denoiser = FromScore(-z / sigma, LEVELS)
     x = torch.ones(4, 2, dtype=torch.float64)
-    one = Langevin(denoiser, 0.2, 1, lambda z, score: z.norm(dim=1) / score.norm(dim=1)).step(x, at(0.6), at(0.5), generator=Recorded(z))
+    one = Langevin(denoiser, 0.2, 1, lambda z, score: z.norm(dim=1) / score.norm(dim=1)).step(
+        x, at(0.6), at(0.5), generator=Recorded(z)
+    )
     other = AnnealedLangevin(denoiser, 0.2, 1).step(x, at(0.6), at(0.5), generator=Recorded(z))
     torch.testing.assert_close(one, other)
 
@@ -91,7 +96,9 @@ def test_it_is_langevin_with_the_known_norm():
 def test_the_law_that_stays(variance, generator):
     """Many steps at one level leave a Gaussian with `v / (1 - e / (2 v))`; the bias is what was derived, not more."""
     schedule, t, snr = VE(), at(0.6), 0.5
-    oracle = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), variance, dtype=torch.float64), schedule)
+    oracle = AnalyticGaussian(
+        torch.zeros(1, dtype=torch.float64), torch.full((1, 1), variance, dtype=torch.float64), schedule
+    )
     sigma2 = float(schedule(t)[1] ** 2)
     v = variance + sigma2
     x = AnnealedLangevin(oracle, snr, repeats=60).step(
@@ -103,10 +110,11 @@ def test_the_law_that_stays(variance, generator):
 
 
 def annealed(oracle, snr=0.4, repeats=4, denoise=True):
-    return CorrectorPredictor(Still(oracle, denoise), AnnealedLangevin(oracle, snr, repeats))
+    return CorrectorPredictor(NoPredictor(oracle, denoise), AnnealedLangevin(oracle, snr, repeats))
 
 
-# With a tolerance of the covariance. Levels even in t are far apart where a table's sigma is small, and their chains lag behind.
+# With a tolerance of the covariance. Levels even in t are far apart where a table's sigma is small, and their chains
+# lag behind.
 SCHEDULES = {
     "levels": (LEVELS, 0.04),
     "ve": (VE(0.02, 8.0), 0.04),
@@ -121,7 +129,9 @@ COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_corrector_alone_reproduces_a_gaussian(name, generator):
     schedule, tolerance = SCHEDULES[name]
-    x = annealed(GaussianOracle(MEAN, COVARIANCE, schedule))(shape=(COUNT, 2), steps=STEPS, generator=generator).double()
+    x = annealed(AnalyticGaussian(MEAN, COVARIANCE, schedule))(
+        shape=(COUNT, 2), steps=STEPS, generator=generator
+    ).double()
     assert torch.allclose(x.mean(0), MEAN, atol=0.035)
     assert torch.allclose(torch.cov(x.T), COVARIANCE, atol=tolerance)
     for axis in range(2):
@@ -135,27 +145,30 @@ def test_corrector_alone_reproduces_a_mixture(name, generator):
     weights = torch.tensor([0.7, 0.3], dtype=torch.float64)
     means = torch.tensor([[-1.0, 0.2], [1.2, -0.5]], dtype=torch.float64)
     variances = torch.tensor([0.03, 0.08], dtype=torch.float64)
-    oracle = MixtureOracle(weights, means, variances, SCHEDULES[name][0])
+    oracle = AnalyticMixture(weights, means, variances, SCHEDULES[name][0])
     x = annealed(oracle)(shape=(COUNT, 2), steps=STEPS, generator=generator).double()
     assert float((x[:, 0] < 0.1).double().mean()) == pytest.approx(0.7, abs=0.035)
     for axis in range(2):
 
         def cdf(v, axis=axis):
-            return stats.norm(means[:, axis].numpy(), variances.sqrt().numpy()).cdf(np.asarray(v)[..., None]) @ weights.numpy()
+            return (
+                stats.norm(means[:, axis].numpy(), variances.sqrt().numpy()).cdf(np.asarray(v)[..., None])
+                @ weights.numpy()
+            )
 
         assert stats.kstest(x[:, axis].numpy(), cdf).statistic < 0.045
 
 
 def test_the_last_step_denoises_or_not(generator):
     """Without it a sample keeps the noise of the first level, and a little of what finite steps add."""
-    point = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64), LEVELS)
+    point = AnalyticGaussian(torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64), LEVELS)
     kept = annealed(point, denoise=False)(shape=(20_000, 1), steps=STEPS, generator=generator)
     assert float(kept.std()) == pytest.approx(0.02 / math.sqrt(1 - 0.4**2), rel=0.03)
     assert not annealed(point)(shape=(50, 1), steps=STEPS, generator=generator).any()
 
 
 def test_every_level_costs_its_repeats():
-    oracle = GaussianOracle(MEAN, COVARIANCE, LEVELS)
+    oracle = AnalyticGaussian(MEAN, COVARIANCE, LEVELS)
     with counted(oracle) as count:
         annealed(oracle, repeats=3)(shape=(2, 2), steps=STEPS)
     assert count.calls == STEPS * 3 + 1
@@ -163,14 +176,18 @@ def test_every_level_costs_its_repeats():
 
 
 def test_samples_do_not_depend_on_the_batch():
-    oracle = GaussianOracle(MEAN, COVARIANCE, LEVELS)
+    oracle = AnalyticGaussian(MEAN, COVARIANCE, LEVELS)
     whole = annealed(oracle)(shape=(6, 2), steps=20, generator=Streams(7, range(6)))
     torch.testing.assert_close(annealed(oracle)(shape=(2, 2), steps=20, generator=Streams(7, [4, 1])), whole[[4, 1]])
 
 
 def test_what_it_refuses():
-    oracle = GaussianOracle(MEAN, COVARIANCE, LEVELS)
-    for make in (lambda: AnnealedLangevin(oracle, 0.0), lambda: AnnealedLangevin(oracle, repeats=-1), lambda: Langevin(oracle, -1.0)):
+    oracle = AnalyticGaussian(MEAN, COVARIANCE, LEVELS)
+    for make in (
+        lambda: AnnealedLangevin(oracle, 0.0),
+        lambda: AnnealedLangevin(oracle, repeats=-1),
+        lambda: Langevin(oracle, -1.0),
+    ):
         with pytest.raises(UsageError, match="positive ratio"):
             make()
 
@@ -206,7 +223,7 @@ def test_an_untrained_network_gives_samples(schedule, norms, size):
 @pytest.mark.parametrize("schedule", [VP(), VE(0.01, 50.0)], ids=["vp", "ve"])
 def test_a_right_score_is_not_touched(schedule):
     """In 16 dimensions or more the ratio of the norms stays below its bound, for data of variance 1 at every level."""
-    oracle = GaussianOracle(torch.zeros(64), torch.eye(64), schedule)
+    oracle = AnalyticGaussian(torch.zeros(64), torch.eye(64), schedule)
     for t in (0.01, 0.1, 0.5, 1.0):
         x = oracle.corruption.corrupt(torch.randn(1000, 64, generator=torch.Generator().manual_seed(0)), at(t))
         z, score = torch.randn(1000, 64), oracle.score(x, at(t))

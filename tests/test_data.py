@@ -5,24 +5,28 @@ import pytest
 import torch
 from PIL import Image
 
-from unnoise.shared.data import Batches, image_set, images, letters
+from unnoise.shared.data import Batches, image_dataset, images, letters
 from unnoise.shared.errors import UsageError
 from unnoise.shared.figures import save_curves, save_grid, save_panels, save_strip
 from unnoise.shared.figures.grids import tile
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 
 
 def test_bundled_sets():
-    digits, held_out, mnist = image_set("digits"), image_set("digits", split="test"), image_set("mnist5k", split="test")
-    assert (digits.shape, len(digits.k), len(held_out.k), digits.scale.levels) == ((1, 8, 8), 1500, 297, 17)
+    digits, held_out, mnist = (
+        image_dataset("digits"),
+        image_dataset("digits", split="test"),
+        image_dataset("mnist5k", split="test"),
+    )
+    assert (digits.shape, len(digits.k), len(held_out.k), digits.quantization.levels) == ((1, 8, 8), 1500, 297, 17)
     assert (int(digits.k.min()), int(digits.k.max())) == (0, 16)
-    assert (mnist.shape, len(mnist.k), mnist.scale.levels) == ((1, 28, 28), 500, 256)
+    assert (mnist.shape, len(mnist.k), mnist.quantization.levels) == ((1, 28, 28), 500, 256)
     assert digits.label.unique().tolist() == list(range(10))
     batch = next(iter(images("digits", batch=4, conditions=("label",))))
     assert batch["x0"].shape == (4, 1, 8, 8)
     assert batch["label"].shape == (4,)
     assert -1 <= batch["x0"].min() <= batch["x0"].max() <= 1
-    x = next(iter(digits.batches(4, Scale.quantised)))["x0"]
+    x = next(iter(digits.batches(4, Quantization.quantized)))["x0"]
     assert x.dtype == torch.int64
     text = next(iter(letters(length=64, batch=3, split="validation")))["x0"]
     assert text.shape == (3, 64)
@@ -35,14 +39,16 @@ def test_a_folder_of_images(tmp_path, generator):
         for i in range(3):
             pixels = torch.randint(0, 256, (10, 14, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).save(tmp_path / "train" / kind / f"{i}.png")
-    colours = image_set(str(tmp_path))
-    assert (colours.shape, len(colours.k), colours.scale.levels) == ((3, 10, 14), 6, 256)
-    assert colours.label.tolist() == [0, 0, 0, 1, 1, 1]
-    assert image_set(str(tmp_path), size=(4, 8)).shape == (3, 4, 8)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "train" / "cat" / "0.png")), colours.k[0].permute(1, 2, 0).numpy())
+    colors = image_dataset(str(tmp_path))
+    assert (colors.shape, len(colors.k), colors.quantization.levels) == ((3, 10, 14), 6, 256)
+    assert colors.label.tolist() == [0, 0, 0, 1, 1, 1]
+    assert image_dataset(str(tmp_path), size=(4, 8)).shape == (3, 4, 8)
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "train" / "cat" / "0.png")), colors.k[0].permute(1, 2, 0).numpy()
+    )
     Image.new("RGB", (5, 5)).save(tmp_path / "train" / "cat" / "odd.png")
     with pytest.raises(UsageError, match="2 different shapes.*give size="):
-        image_set(str(tmp_path))
+        image_dataset(str(tmp_path))
 
 
 def test_bad_sets_are_refused_in_one_line(tmp_path):
@@ -58,43 +64,43 @@ def test_bad_sets_are_refused_in_one_line(tmp_path):
         ("shakespeare", "has no images: its columns are title, text"),
     ):
         with pytest.raises(UsageError, match=words) as error:
-            image_set(name)
+            image_dataset(name)
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="has no split valid: choose from test, train"):
-        image_set("digits", split="valid")
+        image_dataset("digits", split="valid")
     with pytest.raises(UsageError, match="batch=41"):
-        Batches(torch.zeros(40, 1), 41, Scale(2))
+        Batches(torch.zeros(40, 1), 41, Quantization(2))
     with pytest.raises(UsageError, match=r"conditions=\('colour',\)"):
-        image_set("digits").batches(4, conditions=("colour",))
+        image_dataset("digits").batches(4, conditions=("colour",))
 
 
 def test_batches_cover_an_epoch_and_continue():
     k = torch.arange(20)[:, None]
-    batches = Batches(k, 4, Scale(20), Scale.dequantised, seed=3)
+    batches = Batches(k, 4, Quantization(20), Quantization.dequantized, seed=3)
     stream = iter(batches)
-    epochs = [torch.cat([Scale(20).cell_of(next(stream)["x0"]) for _ in range(5)]).flatten() for _ in range(2)]
+    epochs = [torch.cat([Quantization(20).cell_of(next(stream)["x0"]) for _ in range(5)]).flatten() for _ in range(2)]
     assert all(torch.equal(e.sort().values, torch.arange(20)) for e in epochs)
     assert not torch.equal(*epochs)
     state = batches.state_dict()
     following = [next(stream)["x0"] for _ in range(7)]
-    again = Batches(k, 4, Scale(20), Scale.dequantised, seed=3)
+    again = Batches(k, 4, Quantization(20), Quantization.dequantized, seed=3)
     again.load_state_dict(state)
     other = iter(again)
     assert all(torch.equal(next(other)["x0"], f) for f in following)
     with pytest.raises(UsageError, match="batch: 4 there, 5 here"):
-        Batches(k, 5, Scale(20), seed=3).load_state_dict(state)
+        Batches(k, 5, Quantization(20), seed=3).load_state_dict(state)
 
 
 def test_pictures(tmp_path, generator):
-    grey, colour, odd = (torch.rand(7, c, 5, 4, generator=generator) for c in (1, 3, 2))
-    assert tile(grey, columns=3).shape == (3 * 6 - 1, 3 * 5 - 1, 3)
-    torch.testing.assert_close(torch.from_numpy(tile(colour, 3)[6:11, 5:9]), colour[4].permute(1, 2, 0))
+    gray, color, odd = (torch.rand(7, c, 5, 4, generator=generator) for c in (1, 3, 2))
+    assert tile(gray, columns=3).shape == (3 * 6 - 1, 3 * 5 - 1, 3)
+    torch.testing.assert_close(torch.from_numpy(tile(color, 3)[6:11, 5:9]), color[4].permute(1, 2, 0))
     assert tile(odd, 7).shape == (5, 34, 3)
     with pytest.raises(UsageError, match="takes"):
-        tile(grey[0], 2)
-    save_grid(tmp_path / "grid.png", grey)
-    save_panels(tmp_path / "panels.png", {"a": grey, "b": grey}, columns=4)
-    save_strip(tmp_path / "strip.png", {"made": ([1.0, 0.0], [grey[:2], grey[:2]])}, "title")
+        tile(gray[0], 2)
+    save_grid(tmp_path / "grid.png", gray)
+    save_panels(tmp_path / "panels.png", {"a": gray, "b": gray}, columns=4)
+    save_strip(tmp_path / "strip.png", {"made": ([1.0, 0.0], [gray[:2], gray[:2]])}, "title")
     save_curves(tmp_path / "curves.png", {"loss": ([1, 2], [1.0, 0.1], "nats")})
     for path in tmp_path.glob("*.png"):
         page = np.asarray(Image.open(path).convert("L"))

@@ -11,10 +11,10 @@ from unnoise import continuous, discrete, sde
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.text import NGram, distinct, entropy
 from unnoise.shared.networks import MLP, DiT, Transformer
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 
 SHAPE, K = (2, 4, 6), 5
-SCALE = Scale(17)
+SCALE = Quantization(17)
 
 
 def seeded(seed=0):
@@ -22,8 +22,8 @@ def seeded(seed=0):
 
 
 X0 = SCALE.continuous(torch.randint(0, 17, (3, *SHAPE), generator=seeded(3)))
-LEVELS = SCALE.quantise(X0)
-TABLE, IN_TIME = discrete.Uniform(K, discrete.linear(10, 0.01, 0.3)), discrete.Absorbing(K, discrete.LogLinear())
+LEVELS = SCALE.quantize(X0)
+TABLE, IN_TIME = discrete.Uniform(K, discrete.linear(10, 0.01, 0.3)), discrete.Absorbing(K, discrete.LogLinearNoise())
 
 
 class Own(nn.Module):
@@ -50,11 +50,11 @@ def tokens():
 
 
 GAUSSIAN = {
-    "simple": lambda d, x: continuous.Simple(d)(x),
-    "scores": lambda d, x: sde.ScoreMatching(d)(x),
+    "simple": lambda d, x: continuous.DenoisingLoss.simple(d)(x),
+    "scores": lambda d, x: sde.DenoisingLoss.score_matching(d)(x),
     "likelihood": lambda d, x: sde.MaximumLikelihood(d)(x),
-    "edm": lambda d, x: sde.EDMLoss(d)(x),
-    "flow": lambda d, x: sde.FlowMatching(d)(x),
+    "edm": lambda d, x: sde.DenoisingLoss.edm(d)(x),
+    "flow": lambda d, x: sde.DenoisingLoss.flow_matching(d)(x),
     "sampler": lambda d, x: continuous.DDIM(d)(x, steps=2),
     "flow sampler": lambda d, x: sde.ProbabilityFlow(d)(x, steps=2),
     "encode": lambda d, x: continuous.encode(d, x, 3),
@@ -64,12 +64,12 @@ GAUSSIAN = {
     "corrupt": lambda d, x: d.corruption.corrupt(x, 0.5),
 }
 CATEGORICAL = {
-    "hybrid": lambda d, x: discrete.Hybrid(d)(x),
+    "hybrid": lambda d, x: discrete.D3PMLoss(d)(x),
     "cross-entropy": lambda d, x: discrete.CrossEntropy(d)(x),
     "sampler": lambda d, x: discrete.Ancestral(d)(x, steps=2),
     "bound": lambda d, x: discrete.VariationalBound(d)(x),
     "denoiser": lambda d, x: d(x, 0.5),
-    "step": lambda d, x: d.step_law(x, 0.5, 0.0),
+    "step": lambda d, x: d.step_distribution(x, 0.5, 0.0),
     "corrupt": lambda d, x: d.corruption.corrupt(x, 0.5),
 }
 """Doors of each family by name."""
@@ -126,7 +126,9 @@ def test_tokens_of_any_width_in_every_sampler_editing_and_guidance():
         "leaps": lambda x, k: discrete.TauLeaping(denoiser, jumps=discrete.single)(
             x, steps=torch.tensor([0.9, 0.4, 0]), generator=seeded()
         ),
-        "infilling": lambda x, k: discrete.Infilling(discrete.Unmasking(denoiser), k, ~hidden)(x, steps=3, generator=seeded()),
+        "infilling": lambda x, k: discrete.Infilling(discrete.Unmasking(denoiser), k, ~hidden)(
+            x, steps=3, generator=seeded()
+        ),
         "guided": lambda x, k: discrete.Ancestral(guided)(x, steps=3, generator=seeded()),
     }
     for name, run in runs.items():
@@ -136,7 +138,7 @@ def test_tokens_of_any_width_in_every_sampler_editing_and_guidance():
 
 
 def test_levels_for_the_dequantizer():
-    spread = sde.Uniform(SCALE)
+    spread = sde.UniformDequantization(SCALE)
     expected = spread(LEVELS, seeded())[0]
     for dtype in (torch.uint8, torch.int32, torch.float32):
         assert torch.equal(spread(LEVELS.to(dtype), seeded())[0], expected)
@@ -145,7 +147,9 @@ def test_levels_for_the_dequantizer():
             spread(bad, seeded())
 
 
-@pytest.mark.parametrize("t", [500, 1.5, -0.1, float("nan"), torch.tensor(500), torch.tensor([0.1, 0.2, 3.0]), None, "half"])
+@pytest.mark.parametrize(
+    "t", [500, 1.5, -0.1, float("nan"), torch.tensor(500), torch.tensor([0.1, 0.2, 3.0]), None, "half"]
+)
 def test_times_that_are_none_are_refused_in_one_line(t):
     x = tokens()
     real = gaussian()
@@ -154,7 +158,7 @@ def test_times_that_are_none_are_refused_in_one_line(t):
         for ask in (
             lambda: process.corrupt(x, t),  # noqa: B023
             lambda: denoiser(x, t),  # noqa: B023
-            lambda: denoiser.step_law(x, t, 0.0),  # noqa: B023
+            lambda: denoiser.step_distribution(x, t, 0.0),  # noqa: B023
             lambda: denoiser.ratio(x, t),  # noqa: B023
             lambda: discrete.CrossEntropy(denoiser).at(x, t),  # noqa: B023
         ):
@@ -164,9 +168,9 @@ def test_times_that_are_none_are_refused_in_one_line(t):
         lambda: real(X0, t),
         lambda: real.corruption.corrupt(X0, t),
         lambda: real.score(X0, t),
-        lambda: continuous.Simple(real).at(X0, t),
-        lambda: sde.FlowMatching(real).at(X0, t),
-        lambda: sde.ScoreMatching(real).at(X0, t),
+        lambda: continuous.DenoisingLoss.simple(real).at(X0, t),
+        lambda: sde.DenoisingLoss.flow_matching(real).at(X0, t),
+        lambda: sde.DenoisingLoss.score_matching(real).at(X0, t),
     ):
         with pytest.raises(UsageError, match="^t="):
             ask()
@@ -181,7 +185,7 @@ def test_times_as_numbers_are_times():
         denoiser, x_t = categorical(process), process.corrupt(x, 0.5, generator=seeded())
         assert torch.equal(x_t, process.corrupt(x, at, generator=seeded()))
         assert torch.equal(denoiser(x_t, 0.5), denoiser(x_t, at))
-        assert torch.equal(denoiser.step_law(x_t, 0.5, 0.0), denoiser.step_law(x_t, at, 0 * at))
+        assert torch.equal(denoiser.step_distribution(x_t, 0.5, 0.0), denoiser.step_distribution(x_t, at, 0 * at))
         assert torch.equal(denoiser.ratio(x_t, 0.5), denoiser.ratio(x_t, at))
     with pytest.raises(UsageError, match=r"times of shape \(2,\) for 3 examples"):
         real.corruption.corrupt(X0, torch.rand(2))
@@ -220,7 +224,7 @@ def test_labels_of_any_width_are_the_same_classes():
             network(x, torch.ones(4), bad)
 
 
-@pytest.mark.parametrize("change", [discrete.first_order, discrete.every_neighbour])
+@pytest.mark.parametrize("change", [discrete.first_order, discrete.every_neighbor])
 def test_classifiers_of_tokens_of_any_precision(change):
     class Score(nn.Module):
         def __init__(self, f=lambda y: y[:, 0]):

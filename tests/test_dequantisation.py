@@ -11,19 +11,26 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
 from unnoise.sde import VP, MaximumLikelihood
-from unnoise.shared.denoiser import Learned
-from unnoise.shared.dequantisation import Dequantised, Uniform, Variational, index_sum, log_slope, within_cell
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticMixture
+from unnoise.shared.gaussian.denoiser import Learned
+from unnoise.shared.gaussian.dequantization import (
+    Dequantized,
+    UniformDequantization,
+    VariationalDequantization,
+    index_sum,
+    log_slope,
+    within_cell,
+)
 from unnoise.shared.networks import MLP, UNet
 from unnoise.shared.networks.blocks import zeroed
 from unnoise.shared.objective import Loss, Objective, Stratified
-from unnoise.shared.oracle import MixtureOracle
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.tensors import exact
 from unnoise.shared.training import Trainer, Training
 
-FOUR = Scale(4)
+FOUR = Quantization(4)
 
 
 def perceptron(dims: int, seed: int = 0, zero: bool = False) -> MLP:
@@ -34,18 +41,18 @@ def perceptron(dims: int, seed: int = 0, zero: bool = False) -> MLP:
     return network
 
 
-def images(shape: tuple[int, ...], seed: int = 0) -> Variational:
+def images(shape: tuple[int, ...], seed: int = 0) -> VariationalDequantization:
     """A flow that moves levels of a shape, at random."""
     torch.manual_seed(seed)
     network = UNet((2 * shape[0], *shape[1:]), 8, (1,), 1, (), 1)
     torch.nn.init.normal_(network.head[-1].weight, std=0.05)
-    return Variational(FOUR, network, couplings=3)
+    return VariationalDequantization(FOUR, network, couplings=3)
 
 
 @settings(deadline=None)
 @given(st.integers(2, 2**12), st.floats(-100, 100), st.floats(1, 50), st.data())
 def test_no_rounding_leaves_a_cell(levels, low, width, data):
-    scale = Scale(levels, low, low + width)
+    scale = Quantization(levels, low, low + width)
     k = torch.tensor(data.draw(st.lists(st.integers(0, levels - 1), min_size=1, max_size=20)))
     for edge in (0.0, 1e-30, 1e-7, 0.3, 1 - 2.0**-24, 1.0):
         x = within_cell(scale, k, torch.full(k.shape, edge))
@@ -54,16 +61,21 @@ def test_no_rounding_leaves_a_cell(levels, low, width, data):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.sampled_from([2, 17, 256, 1000]), st.sampled_from([(-1.0, 1.0), (0.0, 1.0)]), st.integers(0, 1000), st.floats(0, 30))
+@given(
+    st.sampled_from([2, 17, 256, 1000]),
+    st.sampled_from([(-1.0, 1.0), (0.0, 1.0)]),
+    st.integers(0, 1000),
+    st.floats(0, 30),
+)
 def test_dequantised_levels_come_back(levels, ends, seed, far):
     """However far the flow carries the noise."""
-    scale, generator = Scale(levels, *ends), torch.Generator().manual_seed(seed)
+    scale, generator = Quantization(levels, *ends), torch.Generator().manual_seed(seed)
     k = torch.randint(levels, (50, 4), generator=generator)
     network = perceptron(4, seed)
     with torch.no_grad():
         network.leave.weight.mul_(far)
-    for dequantiser in (Uniform(scale), Variational(scale, network)):
-        x, gain = dequantiser(k, generator)
+    for dequantizer in (UniformDequantization(scale), VariationalDequantization(scale, network)):
+        x, gain = dequantizer(k, generator)
         assert torch.equal(scale.cell_of(x), k)
         assert torch.isfinite(gain).all()
         assert gain.shape == (50,)
@@ -72,10 +84,13 @@ def test_dequantised_levels_come_back(levels, ends, seed, far):
 def test_a_network_that_gives_zero_is_uniform():
     k = torch.arange(4).repeat(500, 1)
     unet = UNet((2, 4), 8, (1,), 1, (), 1)
-    plain, expected = Uniform(FOUR)(k, torch.Generator().manual_seed(3))
+    plain, expected = UniformDequantization(FOUR)(k, torch.Generator().manual_seed(3))
     assert torch.equal(expected, torch.full((500,), 4 * math.log(2), dtype=torch.float64))  # cells of 1/2
-    assert torch.equal(plain, FOUR.dequantised(k, torch.Generator().manual_seed(3)))
-    for flow, shape in ((Variational(FOUR, perceptron(4, zero=True)), (500, 4)), (Variational(FOUR, unet), (500, 1, 4))):
+    assert torch.equal(plain, FOUR.dequantized(k, torch.Generator().manual_seed(3)))
+    for flow, shape in (
+        (VariationalDequantization(FOUR, perceptron(4, zero=True)), (500, 4)),
+        (VariationalDequantization(FOUR, unet), (500, 1, 4)),
+    ):
         x, gain = flow(k.reshape(shape), torch.Generator().manual_seed(3))
         assert torch.equal(gain, expected)
         assert torch.allclose(x.flatten(1), plain, atol=1e-6)
@@ -110,14 +125,16 @@ def test_the_density_integrates_to_one(seed):
     points, weights = (torch.tensor(v) for v in np.polynomial.legendre.leggauss(400))
     u, weights = (points + 1) / 2, weights / 2
     network = perceptron(1, seed).double()
-    line = Variational(FOUR, network, couplings=1)
+    line = VariationalDequantization(FOUR, network, couplings=1)
     for k in range(4):
         mass = weights * line.log_density(torch.full((400, 1), k), u[:, None]).exp()
         assert float(mass.sum()) == pytest.approx(1, abs=1e-4)
-    plane = Variational(FOUR, perceptron(2, seed).double(), couplings=3)
+    plane = VariationalDequantization(FOUR, perceptron(2, seed).double(), couplings=3)
     grid = torch.stack(torch.meshgrid(u, u, indexing="ij"), dim=-1).reshape(-1, 2)
     mass = plane.log_density(torch.tensor([[3, 1]]).expand(len(grid), 2), grid).exp().reshape(400, 400)
-    assert float(weights @ mass @ weights) == pytest.approx(1, abs=5e-3)  # poles at the corners, which a product rule sees badly
+    assert float(weights @ mass @ weights) == pytest.approx(
+        1, abs=5e-3
+    )  # poles at the corners, which a product rule sees badly
 
 
 def test_a_checkerboard():
@@ -137,7 +154,7 @@ class Likelihood(Objective):
         return Loss(nats, {"nats": nats.detach()}, t)
 
 
-def exact_nats(oracle: MixtureOracle, k: torch.Tensor) -> torch.Tensor:
+def exact_nats(oracle: AnalyticMixture, k: torch.Tensor) -> torch.Tensor:
     """`-log P(k)`, the density's integral over the cells."""
     low = FOUR.low + FOUR.cell * exact(k)[:, None]
     std = exact(oracle.variances).sqrt()[:, None]
@@ -145,9 +162,9 @@ def exact_nats(oracle: MixtureOracle, k: torch.Tensor) -> torch.Tensor:
     return -((above - below).prod(-1) * exact(oracle.weights)).sum(-1).log()
 
 
-def mixture(means, std: float) -> MixtureOracle:
+def mixture(means, std: float) -> AnalyticMixture:
     means = torch.tensor(means)
-    return MixtureOracle(torch.full((len(means),), 1 / len(means)), means, torch.full((len(means),), std**2), VP())
+    return AnalyticMixture(torch.full((len(means),), 1 / len(means)), means, torch.full((len(means),), std**2), VP())
 
 
 TOYS = {
@@ -164,10 +181,12 @@ def test_a_trained_dequantiser_codes_in_fewer_bits(name):
     oracle, generator = TOYS[name], torch.Generator().manual_seed(0)
     dims = oracle.means.shape[1]
     component = torch.randint(len(oracle.means), (4000,), generator=generator)
-    x = oracle.means[component] + oracle.variances[component].sqrt()[:, None] * torch.randn(4000, dims, generator=generator)
+    x = oracle.means[component] + oracle.variances[component].sqrt()[:, None] * torch.randn(
+        4000, dims, generator=generator
+    )
     k = FOUR.cell_of(x)[((x > -1) & (x < 1)).all(1)]
-    flow = Variational(FOUR, perceptron(dims, zero=True), couplings=2)
-    objective = Dequantised(Likelihood(oracle), flow)
+    flow = VariationalDequantization(FOUR, perceptron(dims, zero=True), couplings=2)
+    objective = Dequantized(Likelihood(oracle), flow)
     optimizer = torch.optim.Adam(flow.parameters(), 1e-2)
     for _ in range(250):
         rows = torch.randint(len(k), (256,), generator=generator)
@@ -177,7 +196,7 @@ def test_a_trained_dequantiser_codes_in_fewer_bits(name):
     unit = dims * math.log(2)
     with torch.no_grad():
         trained = objective(k, generator=generator).total.mean()
-        uniform = Dequantised(Likelihood(oracle), Uniform(FOUR))(k, generator=generator).total.mean()
+        uniform = Dequantized(Likelihood(oracle), UniformDequantization(FOUR))(k, generator=generator).total.mean()
     least = exact_nats(oracle, k).mean() / unit
     assert least < trained < uniform
     assert trained - least < 0.15 * (uniform - least)
@@ -188,11 +207,11 @@ def test_a_trained_dequantiser_codes_in_fewer_bits(name):
 
 def test_bits_are_those_of_the_formula(generator):
     oracle, k = TOYS["line"], torch.randint(4, (50, 1), generator=generator)
-    for dequantiser in (Uniform(FOUR), Variational(FOUR, perceptron(1, 5))):
-        x, gain = dequantiser(k, torch.Generator().manual_seed(1))
-        loss = Dequantised(Likelihood(oracle), dequantiser)(k, generator=torch.Generator().manual_seed(1))
+    for dequantizer in (UniformDequantization(FOUR), VariationalDequantization(FOUR, perceptron(1, 5))):
+        x, gain = dequantizer(k, torch.Generator().manual_seed(1))
+        loss = Dequantized(Likelihood(oracle), dequantizer)(k, generator=torch.Generator().manual_seed(1))
         t = torch.full((50,), 0.5)
-        at = Dequantised(Likelihood(oracle), dequantiser).at(k, t, generator=torch.Generator().manual_seed(1))
+        at = Dequantized(Likelihood(oracle), dequantizer).at(k, t, generator=torch.Generator().manual_seed(1))
         expected = (gain - oracle.log_prob(x, torch.zeros(()))) / math.log(2)
         assert at.t is t
         for total in (loss.total, at.total, loss.parts["bits_per_dim"]):
@@ -213,12 +232,12 @@ class Squared(Objective):
 
 
 def test_both_are_trained_and_saved(tmp_path, generator):
-    from unnoise.shared.describe import described
+    from unnoise.shared.serialization import serializable
     from unnoise.shared.training import load
 
-    described(Squared)
+    serializable(Squared)
     denoiser = Learned(MLP(2, width=16, depth=1), VP())
-    objective = Dequantised(Squared(denoiser), Variational(FOUR, perceptron(2), couplings=4, limit=2.0))
+    objective = Dequantized(Squared(denoiser), VariationalDequantization(FOUR, perceptron(2), couplings=4, limit=2.0))
     assert objective.denoiser is denoiser
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     k = torch.randint(4, (16, 2), generator=generator)
@@ -227,18 +246,20 @@ def test_both_are_trained_and_saved(tmp_path, generator):
     for part in ("objective.denoiser.network.leave.weight", "dequantiser.network.leave.weight"):
         assert not torch.equal(before[part], after[part])
     stored = load(tmp_path).average
-    assert (stored.dequantiser.couplings, stored.dequantiser.limit, stored.dequantiser.scale) == (4, 2.0, FOUR)
-    assert describe(build(json.loads(json.dumps(describe(Uniform(FOUR)))))) == describe(Uniform(FOUR))
+    assert (stored.dequantizer.couplings, stored.dequantizer.limit, stored.dequantizer.quantization) == (4, 2.0, FOUR)
+    assert serialize(deserialize(json.loads(json.dumps(serialize(UniformDequantization(FOUR)))))) == serialize(
+        UniformDequantization(FOUR)
+    )
 
 
 def test_the_objective_draws_its_own_times(generator):
     """`MaximumLikelihood` draws log-SNRs; the gradient of its loss reaches the dequantiser through x."""
-    flow = Variational(FOUR, perceptron(2))
+    flow = VariationalDequantization(FOUR, perceptron(2))
     inner = MaximumLikelihood(Learned(MLP(2, width=16, depth=1), VP()))
     k = torch.randint(4, (64, 2), generator=generator)
     x, gain = flow(k, generator.manual_seed(1))
     expected = inner(x, generator=generator)
-    loss = Dequantised(inner, flow)(k, generator=generator.manual_seed(1))
+    loss = Dequantized(inner, flow)(k, generator=generator.manual_seed(1))
     assert torch.equal(loss.t, expected.t)
     assert torch.allclose(loss.total, ((expected.total + gain) / (2 * math.log(2))).to(loss.total), rtol=1e-5)
     alone, both = ((total.mean(), flow.network.leave.weight) for total in (gain, loss.total * 2 * math.log(2)))
@@ -249,13 +270,13 @@ def test_the_objective_draws_its_own_times(generator):
 def test_what_is_refused():
     k = torch.zeros(2, 3, dtype=torch.int64)
     for make, words in (
-        (lambda: Variational(FOUR, perceptron(3), couplings=0), "couplings=0"),
-        (lambda: Variational(FOUR, perceptron(3), limit=0.0), "limit=0.0"),
-        (lambda: Variational(FOUR, MLP(6, outputs=2))(k), "twice the channels of the data"),
-        (lambda: Uniform(FOUR)(k + 0.5), "x0 has fractions"),
-        (lambda: Uniform(FOUR)(k + 4), r"levels outside of 0\.\.3"),
-        (lambda: Variational(FOUR, perceptron(3))(k - 1), r"levels outside of 0\.\.3"),
-        (lambda: Variational(FOUR, perceptron(3))(k + 0.5), "x0 has fractions"),
+        (lambda: VariationalDequantization(FOUR, perceptron(3), couplings=0), "couplings=0"),
+        (lambda: VariationalDequantization(FOUR, perceptron(3), limit=0.0), "limit=0.0"),
+        (lambda: VariationalDequantization(FOUR, MLP(6, outputs=2))(k), "twice the channels of the data"),
+        (lambda: UniformDequantization(FOUR)(k + 0.5), "x0 has fractions"),
+        (lambda: UniformDequantization(FOUR)(k + 4), r"levels outside of 0\.\.3"),
+        (lambda: VariationalDequantization(FOUR, perceptron(3))(k - 1), r"levels outside of 0\.\.3"),
+        (lambda: VariationalDequantization(FOUR, perceptron(3))(k + 0.5), "x0 has fractions"),
     ):
         with pytest.raises(UsageError, match=words):
             make()

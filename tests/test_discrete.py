@@ -1,4 +1,7 @@
-"""Closed forms against definitions, draws against laws; objectives, refusals and descriptions of categorical diffusion."""
+"""Closed forms against definitions, draws against laws.
+
+Objectives, refusals and descriptions of categorical diffusion.
+"""
 
 import json
 import math
@@ -10,24 +13,24 @@ from helpers import Formula
 from unnoise import discrete
 from unnoise.discrete import (
     Absorbing,
+    AnalyticCategorical,
     Ancestral,
     BandDiagonal,
     Categorical,
-    CategoricalOracle,
-    Constant,
+    ConstantNoise,
     ContinuousBound,
     CrossEntropy,
+    D3PMLoss,
     Dense,
     DiscretizedGaussian,
     GaussianTarget,
-    Hybrid,
-    LogLinear,
+    LogLinearNoise,
     Marginal,
     Mixture,
     NearestNeighbor,
     Product,
     ScoreEntropyDenoiser,
-    Steps,
+    TabulatedNoise,
     Uniform,
     cosine,
     fused,
@@ -35,9 +38,9 @@ from unnoise.discrete import (
     reciprocal,
 )
 from unnoise.discrete.transition.base import CLEAN
-from unnoise.discrete.transition.plain import plain_divergence, plain_path_rate
-from unnoise.shared.describe import build, describe
+from unnoise.discrete.transition.generic import generic_divergence, generic_path_rate
 from unnoise.shared.random import Streams
+from unnoise.shared.serialization import deserialize, serialize
 
 D = torch.float64
 
@@ -64,11 +67,13 @@ RESAMPLING = {
 
 def every_pair(transition, repeats=1):
     """All (x_0, x_t) that can meet half-way, `(N,)`, and logits `(N, levels)`."""
-    x0, x_t = torch.cartesian_prod(torch.arange(transition.levels), torch.arange(transition.states)).T.repeat(1, repeats)
+    x0, x_t = torch.cartesian_prod(torch.arange(transition.categories), torch.arange(transition.states)).T.repeat(
+        1, repeats
+    )
     half = torch.tensor(0.5, dtype=D)
     meet = transition.likelihood(x_t, CLEAN, half).gather(-1, x0[:, None])[:, 0] > 0
     x0, x_t = x0[meet], x_t[meet]
-    return x0, x_t, 3 * torch.randn(len(x0), transition.levels, dtype=D, generator=torch.Generator().manual_seed(7))
+    return x0, x_t, 3 * torch.randn(len(x0), transition.categories, dtype=D, generator=torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("kind", RESAMPLING)
@@ -82,13 +87,16 @@ def test_closed_forms_are_the_definitions(kind, reverse, monkeypatch):
         for t, s in (pair, tuple(time.expand(len(x0)) for time in pair)):
             for closed, plain in zip(
                 transition.divergence(reverse, logits, x0, x_t, t, s),
-                plain_divergence(transition, reverse, logits, x0, x_t, t, s),
+                generic_divergence(transition, reverse, logits, x0, x_t, t, s),
                 strict=True,
             ):
                 close(closed, plain)
     each = torch.arange(len(x0)) % 7 + 1  # another step for each row, the first among them
     t, s = at(each, 8), at(each - 1, 8)
-    closed, plain = transition.divergence(reverse, logits, x0, x_t, t, s), plain_divergence(transition, reverse, logits, x0, x_t, t, s)
+    closed, plain = (
+        transition.divergence(reverse, logits, x0, x_t, t, s),
+        generic_divergence(transition, reverse, logits, x0, x_t, t, s),
+    )
     meets = transition.likelihood(x_t, CLEAN, t).gather(-1, x0[:, None])[:, 0] > 0
     close(closed.divergence[meets], plain.divergence[meets])
     assert (closed.divergence[meets] >= -1e-12).all()
@@ -98,10 +106,13 @@ def test_closed_forms_are_the_definitions(kind, reverse, monkeypatch):
 @pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
 def test_the_closed_rate_of_the_path_is_its_definition_and_the_limit_of_divergences(kind, reverse, monkeypatch):
     monkeypatch.setattr(fused, "ON_CPU", 4)
-    transition = RESAMPLING[kind](LogLinear(eps=0.01))
+    transition = RESAMPLING[kind](LogLinearNoise(eps=0.01))
     x0, x_t, logits = every_pair(transition)
     for t in (torch.tensor(0.4, dtype=D), torch.linspace(0.001, 1, len(x0), dtype=D)):
-        closed, plain = transition.path_rate(reverse, logits, x0, x_t, t), plain_path_rate(transition, reverse, logits, x0, x_t, t)
+        closed, plain = (
+            transition.path_rate(reverse, logits, x0, x_t, t),
+            generic_path_rate(transition, reverse, logits, x0, x_t, t),
+        )
         close(closed.divergence, plain.divergence)
         close(closed.cross_entropy, plain.cross_entropy)
     t, h = torch.tensor(0.4, dtype=D), 1e-6
@@ -112,23 +123,31 @@ def test_the_closed_rate_of_the_path_is_its_definition_and_the_limit_of_divergen
 @pytest.mark.parametrize("kind", RESAMPLING)
 def test_gradients_of_closed_forms(kind, monkeypatch):
     monkeypatch.setattr(fused, "ON_CPU", 4)
-    transition, process = RESAMPLING[kind](reciprocal(8)), RESAMPLING[kind](LogLinear())
+    transition, process = RESAMPLING[kind](reciprocal(8)), RESAMPLING[kind](LogLinearNoise())
     x0, x_t, logits = every_pair(transition)
     logits.requires_grad_()
     t, s, now = at(5, 8), at(4, 8), torch.tensor(0.4, dtype=D)
     weight = seeded(3, 2, len(x0))
     for closed, plain in (
-        *((process.path_rate(r, logits, x0, x_t, now), plain_path_rate(process, r, logits, x0, x_t, now)) for r in (Product(), Marginal())),
         *(
-            (transition.divergence(r, logits, x0, x_t, *pair), plain_divergence(transition, r, logits, x0, x_t, *pair))
+            (process.path_rate(r, logits, x0, x_t, now), generic_path_rate(process, r, logits, x0, x_t, now))
+            for r in (Product(), Marginal())
+        ),
+        *(
+            (
+                transition.divergence(r, logits, x0, x_t, *pair),
+                generic_divergence(transition, r, logits, x0, x_t, *pair),
+            )
             for r in (Product(), Marginal())
             for pair in ((t, s), (t, CLEAN), (at(1, 8), CLEAN))
         ),
     ):
-        ours, theirs = (torch.autograd.grad((torch.stack(list(terms)) * weight).sum(), logits)[0] for terms in (closed, plain))
+        ours, theirs = (
+            torch.autograd.grad((torch.stack(list(terms)) * weight).sum(), logits)[0] for terms in (closed, plain)
+        )
         close(ours, theirs)
     own, u, excess = 0.1 + 0.9 * seeded(1, len(x0)), 5 * seeded(2, len(x0)), 5 * seeded(3, len(x0))
-    seen = x_t.clamp(max=transition.levels - 1)
+    seen = x_t.clamp(max=transition.categories - 1)
     assert torch.autograd.gradcheck(lambda v: fused.uniform_rate(v, seen, x0, u, own, excess), logits)
     assert torch.autograd.gradcheck(lambda v: fused.cross_entropy(v, x0), logits)
     assert len(list(fused._blocks(logits))) > 1
@@ -137,7 +156,10 @@ def test_gradients_of_closed_forms(kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["uniform", "mask"])
 @pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
 def test_small_steps_over_a_large_vocabulary_in_float32(kind, reverse):
-    """K = 50257 and steps of 1e-5: where x_t = x_0 the KL is 1e-5 nats or less, and all but its last digits would cancel."""
+    """K = 50257 and steps of 1e-5.
+
+    Where x_t = x_0 the KL is 1e-5 nats or less, and all but its last digits would cancel.
+    """
     size = 50257
     transition = Uniform(size, cosine(1000)) if kind == "uniform" else Absorbing(size, cosine(1000))
     x0 = torch.randint(0, size, (8,), generator=torch.Generator().manual_seed(0))
@@ -154,7 +176,7 @@ def test_small_steps_over_a_large_vocabulary_in_float32(kind, reverse):
 @pytest.mark.parametrize("kind", RESAMPLING)
 def test_bfloat16_logits(kind):
     """Losses are float32 and gradients bfloat16, and both are those of the rounded logits in float64."""
-    transition, process = RESAMPLING[kind](reciprocal(8)), RESAMPLING[kind](LogLinear())
+    transition, process = RESAMPLING[kind](reciprocal(8)), RESAMPLING[kind](LogLinearNoise())
     x0, x_t, logits = every_pair(transition)
     rough = logits.bfloat16().requires_grad_()
     exact = rough.detach().double().requires_grad_()
@@ -179,24 +201,34 @@ class Even(Streams):
         pass
 
     def uniform(self, shape, dtype, device):
-        return ((torch.arange(shape[0], dtype=D) + 0.5) / shape[0]).to(dtype).reshape(-1, *[1] * (len(shape) - 1)).expand(tuple(shape))
+        return (
+            ((torch.arange(shape[0], dtype=D) + 0.5) / shape[0])
+            .to(dtype)
+            .reshape(-1, *[1] * (len(shape) - 1))
+            .expand(tuple(shape))
+        )
 
 
 @pytest.mark.parametrize("reverse", [Product(), Marginal(), Product(eps=1e-3)], ids=str)
 @pytest.mark.parametrize("kind", RESAMPLING)
 def test_draws_follow_their_law(kind, reverse):
-    """One uniform number a position: over all of them each symbol comes as often as its chance, to the width of the grid."""
+    """One uniform number a position.
+
+    Over all of them each symbol comes as often as its chance, to the width of the grid.
+    """
     transition, count = RESAMPLING[kind](reciprocal(8)), 40_000
-    logits = 2 * torch.randn(transition.levels, dtype=D, generator=torch.Generator().manual_seed(3))
+    logits = 2 * torch.randn(transition.categories, dtype=D, generator=torch.Generator().manual_seed(3))
     denoiser = Categorical(Formula(lambda x, label: logits.expand(*x.shape, -1)), transition, reverse)
     for n, m in ((8, 7), (8, 2), (5, 4), (2, 1)):
-        for x in transition.likelihood(torch.arange(transition.states), CLEAN, at(n, 8)).sum(-1).nonzero()[:, 0].tolist():
+        for x in (
+            transition.likelihood(torch.arange(transition.states), CLEAN, at(n, 8)).sum(-1).nonzero()[:, 0].tolist()
+        ):
             x_t = torch.full((count,), x)
             drawn = denoiser.draw(x_t, at(n, 8), at(m, 8), generator=Even())
-            law = denoiser.step_law(x_t[:1], at(n, 8), at(m, 8))[0]
+            law = denoiser.step_distribution(x_t[:1], at(n, 8), at(m, 8))[0]
             assert (torch.bincount(drawn, minlength=transition.states) / count - law).abs().max() < 1e-4
     clean, later = (torch.tensor(v, dtype=D) for v in (0.25, 0.75))
-    for x in range(transition.levels):
+    for x in range(transition.categories):
         for draw, low in ((transition.corrupt, None), (transition.diffuse, clean)):
             drawn = draw(torch.full((count,), x), *(() if low is None else (low,)), later, generator=Even())
             law = transition.likelihood(torch.arange(transition.states), CLEAN if low is None else low, later)[:, x]
@@ -210,19 +242,24 @@ class Table(torch.nn.Module):
 
     def __init__(self, states, levels):
         super().__init__()
-        self.table = torch.nn.Parameter(torch.randn(states, levels, dtype=D, generator=torch.Generator().manual_seed(1)))
+        self.table = torch.nn.Parameter(
+            torch.randn(states, levels, dtype=D, generator=torch.Generator().manual_seed(1))
+        )
 
     def forward(self, x, label):
         return self.table[x] + 0.001 * label.reshape(-1, *[1] * x.ndim)[: len(x)] * torch.arange(self.table.shape[1])
 
 
 def test_an_objective_is_the_mean_of_its_terms_over_what_is_real():
-    """`L_n + lambda CE`, the rate times the length of time, and cross-entropy alone; positions of padding count for nothing."""
+    """`L_n + lambda CE`, the rate times the length of time, and cross-entropy alone.
+
+    Positions of padding count for nothing.
+    """
     x0 = torch.randint(0, 4, (6, 3, 2), generator=torch.Generator().manual_seed(0))
     x0[2], x0[:, 0, 0] = 0, 1  # 0 is padding; one example has little else
-    table, process = Absorbing(4, reciprocal(6)), Uniform(4, LogLinear())
+    table, process = Absorbing(4, reciprocal(6)), Uniform(4, LogLinearNoise())
     for transition, make in (
-        (table, lambda d, **more: Hybrid(d, 0.25, **more)),
+        (table, lambda d, **more: D3PMLoss(d, 0.25, **more)),
         (process, lambda d, **more: ContinuousBound(d, 0.25, **more)),
         (table, CrossEntropy),
         (process, CrossEntropy),
@@ -249,7 +286,7 @@ def test_an_objective_is_the_mean_of_its_terms_over_what_is_real():
                 if transition is process:
                     name, plain = ("path_bits_per_dim", (1 - 1e-3) * denoiser.path_rate(x0, x_t, t).divergence)
                 close(loss.parts[name], (plain * real).flatten(1).sum(1) / tokens / math.log(2))
-    close(-denoiser.step_law(x_t, t, s).gather(-1, x0[..., None])[..., 0].log(), each)  # at s = 0
+    close(-denoiser.step_distribution(x_t, t, s).gather(-1, x0[..., None])[..., 0].log(), each)  # at s = 0
 
 
 def test_a_mask_is_never_predicted():
@@ -267,7 +304,9 @@ def test_a_certain_network_does_not_lose_the_symbol(generator):
     p0 = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]])
     t, s = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     for reverse in (Product(), Marginal()):
-        torch.testing.assert_close(reverse(transition, torch.tensor([1]), p0, t, s), torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]]))
+        torch.testing.assert_close(
+            reverse(transition, torch.tensor([1]), p0, t, s), torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]])
+        )
 
 
 def test_the_oracle_is_bayes_rule():
@@ -276,22 +315,22 @@ def test_the_oracle_is_bayes_rule():
     t = torch.tensor(0.5, dtype=torch.float64)
     q = transition.likelihood(torch.arange(3), torch.zeros_like(t), t).T
     expected = p[:, None] * q / (p[:, None] * q).sum(0)
-    torch.testing.assert_close(CategoricalOracle(p, transition)(torch.arange(3), t).exp(), expected.T)
+    torch.testing.assert_close(AnalyticCategorical(p, transition)(torch.arange(3), t).exp(), expected.T)
 
 
 NEAR = torch.tensor([[1], [2], [3], [0]])
 TRANSITIONS = [
     lambda: Uniform(4, cosine(5)),
-    lambda: Uniform(4, LogLinear()),
+    lambda: Uniform(4, LogLinearNoise()),
     lambda: Absorbing(4, reciprocal(5)),
-    lambda: Absorbing(4, discrete.Cosine(), mask=1),
+    lambda: Absorbing(4, discrete.CosineNoise(), mask=1),
     lambda: DiscretizedGaussian(4, linear(5)),
     lambda: BandDiagonal(4, cosine(5), band=2),
-    lambda: GaussianTarget(4, discrete.Exponential(), reach=2.0, width=3.0),
-    lambda: NearestNeighbor(NEAR, Steps(linear(5))),
-    lambda: NearestNeighbor(NEAR, discrete.Geometric()),
-    lambda: Mixture(NearestNeighbor(NEAR, Constant(2.0)), Absorbing(4, LogLinear())),
-    lambda: Dense(torch.full((3, 4, 4), 0.25), torch.tensor([0.1, 0.2, 0.3, 0.4]), levels=3),
+    lambda: GaussianTarget(4, discrete.ExponentialNoise(), reach=2.0, width=3.0),
+    lambda: NearestNeighbor(NEAR, TabulatedNoise(linear(5))),
+    lambda: NearestNeighbor(NEAR, discrete.GeometricNoise()),
+    lambda: Mixture(NearestNeighbor(NEAR, ConstantNoise(2.0)), Absorbing(4, LogLinearNoise())),
+    lambda: Dense(torch.full((3, 4, 4), 0.25), torch.tensor([0.1, 0.2, 0.3, 0.4]), categories=3),
 ]
 
 
@@ -299,18 +338,27 @@ TRANSITIONS = [
 def test_descriptions_rebuild_what_they_describe(make):
     transition = make()
     network = Table(transition.states, transition.states)
-    heads = (discrete.direct, discrete.residual, discrete.carried if transition.unmasked_is_clean else discrete.direct, discrete.logistic)
+    heads = (
+        discrete.direct,
+        discrete.residual,
+        discrete.carried if transition.unmasked_is_clean else discrete.direct,
+        discrete.logistic,
+    )
     reverses = (Product(1e-6) if transition.steps else Product(), Marginal(), None, None)
     denoisers = [Categorical(network, transition, r, head=h) for r, h in zip(reverses, heads, strict=True)]
-    objective = (lambda d: Hybrid(d, 0.01, padding=3)) if transition.steps else (lambda d: ContinuousBound(d, 0.01, padding=3))
+    objective = (
+        (lambda d: D3PMLoss(d, 0.01, padding=3))
+        if transition.steps
+        else (lambda d: ContinuousBound(d, 0.01, padding=3))
+    )
     things = [transition, *denoisers, objective(denoisers[0]), CrossEntropy(denoisers[1])]
     if not transition.steps and isinstance(transition, Uniform | Absorbing):
         things.append(ContinuousBound(ScoreEntropyDenoiser(network, transition, offset=discrete.scaled_by_noise)))
     for thing in things:
-        text = json.dumps(describe(thing))
-        again = build(json.loads(text), network)
-        assert json.dumps(describe(again)) == text
-    again = build(json.loads(json.dumps(describe(transition))))
+        text = json.dumps(serialize(thing))
+        again = deserialize(json.loads(text), network)
+        assert json.dumps(serialize(again)) == text
+    again = deserialize(json.loads(json.dumps(serialize(transition))))
     states, t = torch.arange(transition.states), torch.ones((), dtype=D)
     for a, b in (
         (transition.likelihood(states, CLEAN, t), again.likelihood(states, CLEAN, t)),
@@ -334,7 +382,10 @@ def test_uniform_is_multinomial_diffusion(levels):
     log_p0 = torch.randn(levels, levels, dtype=D, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     x0, x_t = torch.cartesian_prod(torch.arange(levels), torch.arange(levels)).T
     for n in range(2, steps + 1):
-        close(transition.pushforward(torch.eye(levels, dtype=D), CLEAN, at(n, steps)), mixed(log_hot, log_total[n - 1]).exp())
+        close(
+            transition.pushforward(torch.eye(levels, dtype=D), CLEAN, at(n, steps)),
+            mixed(log_hot, log_total[n - 1]).exp(),
+        )
 
         def posterior(log_x0, n=n):
             unnormed = mixed(log_hot[x_t], log_alpha[n - 1]) + mixed(log_x0, log_total[n - 2])

@@ -1,4 +1,7 @@
-"""Corners of categorical diffusion: rows that are rounded, moves that do not fit, grids that meet row 0 early, types."""
+"""Corners of categorical diffusion.
+
+Rows that are rounded, moves that do not fit, grids that meet row 0 early, types.
+"""
 
 import itertools
 import math
@@ -8,16 +11,16 @@ import torch
 
 from unnoise.discrete import (
     Absorbing,
+    AnalyticCategorical,
     Ancestral,
     Categorical,
-    CategoricalOracle,
     ClassifierGuided,
     ContinuousBound,
     CrossEntropy,
     Dense,
     DiscretizedGaussian,
     Euler,
-    LogLinear,
+    LogLinearNoise,
     Marginal,
     Mixture,
     NearestNeighbor,
@@ -28,7 +31,7 @@ from unnoise.discrete import (
     Unmasking,
     VariationalBound,
     cosine,
-    every_neighbour,
+    every_neighbor,
     most_likely,
     reciprocal,
     reverse_rates,
@@ -66,15 +69,19 @@ class Table(torch.nn.Module):
 
     def forward(self, x, label):
         out = self.table[x]
-        return out if self.of_time is None else out + self.of_time(label).view(-1, *[1] * (x.ndim - 1), self.table.shape[1])
+        return (
+            out
+            if self.of_time is None
+            else out + self.of_time(label).view(-1, *[1] * (x.ndim - 1), self.table.shape[1])
+        )
 
 
 def law_of(denoiser, grid):
     """The distribution of one token at the end of a grid, from the sampler's start."""
     x = torch.arange(denoiser.corruption.states)[:, None]
-    law = denoiser.start_law(denoiser.corruption.stationary().argmax().view(1, 1), grid[0]).flatten()
+    law = denoiser.start_distribution(denoiser.corruption.stationary().argmax().view(1, 1), grid[0]).flatten()
     for t, s in itertools.pairwise(grid):
-        law = law @ denoiser.step_law(x, t, s)[:, 0].double()
+        law = law @ denoiser.step_distribution(x, t, s)[:, 0].double()
     return law
 
 
@@ -82,20 +89,27 @@ def law_of(denoiser, grid):
 def test_a_mask_that_rounding_leaves_a_little_short_is_the_start(dtype):
     """Survivors of rows in float32, whose chance of the mask is 1 - 1e-8, are drawn and coded."""
     rows = masking([0.1, 0.2, 0.13], [0.7, 0.35, 0.61], [1.0, 1.0, 1.0]).to(dtype)
-    transition = Dense(rows, levels=3)
+    transition = Dense(rows, categories=3)
     assert transition.stationary().tolist() == [0, 0, 0, 1]
     grid = torch.tensor([2 / 3, 1 / 3, 0.0], dtype=D)
     assert transition.survival(grid[0]) == pytest.approx(1 - (1 - 0.8 * 0.65), abs=1e-6)
-    oracle = CategoricalOracle(torch.cat([LAW, torch.zeros(1)]), transition)
+    oracle = AnalyticCategorical(torch.cat([LAW, torch.zeros(1)]), transition)
     torch.testing.assert_close(law_of(oracle, grid)[:3], LAW, rtol=0, atol=1e-6)
     assert torch.isfinite(VariationalBound(oracle, steps=grid).prior(torch.tensor([[0], [1]]))).all()
 
 
 def test_drawn_starts_have_the_distribution_that_the_bound_codes():
-    """Tokens that are masked each at its own pace: fewer survive than the largest chance, which depends on the token."""
-    transition = Dense(masking([0.1, 0.2, 0.13], [0.7, 0.35, 0.61], [1.0, 1.0, 1.0]), levels=3)
-    denoiser, t, n = CategoricalOracle(torch.cat([LAW, torch.zeros(1)]), transition), torch.tensor(2 / 3, dtype=D), 60000
-    law = denoiser.start_law(torch.tensor([[3]]), t).flatten()
+    """Tokens that are masked each at its own pace.
+
+    Fewer survive than the largest chance, which depends on the token.
+    """
+    transition = Dense(masking([0.1, 0.2, 0.13], [0.7, 0.35, 0.61], [1.0, 1.0, 1.0]), categories=3)
+    denoiser, t, n = (
+        AnalyticCategorical(torch.cat([LAW, torch.zeros(1)]), transition),
+        torch.tensor(2 / 3, dtype=D),
+        60000,
+    )
+    law = denoiser.start_distribution(torch.tensor([[3]]), t).flatten()
     x = denoiser.start(torch.full((n, 1), 3), t, generator=torch.Generator().manual_seed(0))
     found = torch.bincount(x.flatten(), minlength=4) / n
     assert ((found - law).abs() < 5 * (law * (1 - law) / n).sqrt()).all(), (found, law)
@@ -104,15 +118,22 @@ def test_drawn_starts_have_the_distribution_that_the_bound_codes():
 
 @pytest.mark.parametrize("h", [0.01, 0.05])
 def test_an_euler_step_is_the_identity_and_its_rates(h):
-    denoiser, x, t = Categorical(Table(3, 3), Uniform(3, LogLinear(0.1))), torch.arange(3)[:, None], torch.tensor(0.5, dtype=D)
+    denoiser, x, t = (
+        Categorical(Table(3, 3), Uniform(3, LogLinearNoise(0.1))),
+        torch.arange(3)[:, None],
+        torch.tensor(0.5, dtype=D),
+    )
     rates = reverse_rates(denoiser, x, t)
     off = h * rates
     own = torch.nn.functional.one_hot(x, 3) * (1 - off.sum(-1, keepdim=True))
-    torch.testing.assert_close(Euler(denoiser).law(x, t, t - h), own + off)
+    torch.testing.assert_close(Euler(denoiser).distribution(x, t, t - h), own + off)
 
 
 def test_moves_that_keep_pi_only_together_are_refused():
-    """Q_1 changes the uniform distribution, and the last row brings it back: products would not be of the mixture's form."""
+    """Q_1 changes the uniform distribution, and the last row brings it back.
+
+    Products would not be of the mixture's form.
+    """
     first = torch.tensor([[0.05, 0.9, 0.05], [0.05, 0.05, 0.9], [0.02, 0.08, 0.9]], dtype=D)
     moves = Dense(torch.stack([first, torch.full((3, 3), 1 / 3, dtype=D)]))
     with pytest.raises(UsageError, match="the moves change"):
@@ -123,12 +144,16 @@ def test_moves_that_keep_pi_only_together_are_refused():
 def test_a_token_that_is_ruled_out_on_the_way_costs_infinitely_much_on_a_whole_table_too(reverse):
     """One chain as `Dense` and as `Absorbing` in a token of the data, ruled out above the first row."""
     betas = [0.3, 0.4, 1.0]
-    network = Table(3, 3, lambda label: torch.stack([torch.zeros_like(label)] * 2 + [torch.where(label > 400, -torch.inf, 0.0)], -1))
+    network = Table(
+        3, 3, lambda label: torch.stack([torch.zeros_like(label)] * 2 + [torch.where(label > 400, -torch.inf, 0.0)], -1)
+    )
     dense = Dense(masking(*([b, 0.0, b] for b in betas), mask=1, size=3), torch.eye(3)[1])
     absorbing = Absorbing(3, torch.tensor(betas), mask=1)
     x0 = torch.full((64, 1), 2)
     for transition in (dense, absorbing):
-        code = VariationalBound(Categorical(network, transition, reverse))(x0, generator=torch.Generator().manual_seed(0))
+        code = VariationalBound(Categorical(network, transition, reverse))(
+            x0, generator=torch.Generator().manual_seed(0)
+        )
         assert math.isinf(float(code.nats.mean())), transition
         assert torch.isfinite(code.data).all()
 
@@ -140,26 +165,28 @@ def test_guidance_where_rates_are_infinite_has_no_integral():
         return (hot[..., 0].sum(-1) * 0.7).to(hot)
 
     def guided(schedule):
-        return ClassifierGuided(Categorical(Table(3, 3), Uniform(3, schedule)), classifier, change=every_neighbour)
+        return ClassifierGuided(Categorical(Table(3, 3), Uniform(3, schedule)), classifier, change=every_neighbor)
 
     x0, totals = torch.zeros(2048, 1).long(), []
     for steps in (50, 200, 800):
-        code = VariationalBound(guided(LogLinear(0.0)), steps=steps)(x0, generator=torch.Generator().manual_seed(0))
+        code = VariationalBound(guided(LogLinearNoise(0.0)), steps=steps)(
+            x0, generator=torch.Generator().manual_seed(0)
+        )
         totals.append(float(code.nats.mean()))
     assert totals[1] - totals[0] > 0.02
     assert totals[2] - totals[1] == pytest.approx(totals[1] - totals[0], rel=0.3)
     for make in (VariationalBound, ContinuousBound):
         with pytest.raises(UsageError, match="in continuous time is infinite"):
-            make(guided(LogLinear(0.0)))
-        make(guided(LogLinear(0.05)))
-    VariationalBound(ClassifierGuided(Categorical(Table(4, 3), Absorbing(3, LogLinear(0.0))), classifier))
+            make(guided(LogLinearNoise(0.0)))
+        make(guided(LogLinearNoise(0.05)))
+    VariationalBound(ClassifierGuided(Categorical(Table(4, 3), Absorbing(3, LogLinearNoise(0.0))), classifier))
 
 
 def test_a_strong_classifier_does_not_overflow():
     def classifier(hot, t, **cond):
         return 100.0 * hot[..., 0].sum(-1)
 
-    guided = ClassifierGuided(Categorical(Table(3, 3).float(), Uniform(3, LogLinear(0.1))), classifier)
+    guided = ClassifierGuided(Categorical(Table(3, 3).float(), Uniform(3, LogLinearNoise(0.1))), classifier)
     assert torch.isfinite(guided.ratio(torch.ones(2, 4).long(), torch.tensor(0.5, dtype=D))).all()
 
 
@@ -167,10 +194,15 @@ def test_masks_are_revealed_for_good_where_a_grid_meets_row_0_early():
     """0.1 of 3 rows is row 0: the draw into it is the last one, whatever the sampler."""
     denoiser = Categorical(Table(3, 2), Absorbing(2, reciprocal(3)))
     grid = torch.tensor([1.0, 0.1, 0.0], dtype=D)
-    for sampler in (Ancestral(denoiser), Unmasking(denoiser), Remasking(denoiser, cap=0.0), Remasking(denoiser, cap=1.0)):
+    for sampler in (
+        Ancestral(denoiser),
+        Unmasking(denoiser),
+        Remasking(denoiser, cap=0.0),
+        Remasking(denoiser, cap=1.0),
+    ):
         x = sampler(shape=(200, 1), steps=grid, generator=torch.Generator().manual_seed(0))
         assert len(x.unique()) == 1, sampler
-        assert int(x[0]) == int(most_likely(denoiser.step_law(torch.tensor([[2]]), grid[0], grid[-1])))
+        assert int(x[0]) == int(most_likely(denoiser.step_distribution(torch.tensor([[2]]), grid[0], grid[-1])))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +213,9 @@ def test_masks_are_revealed_for_good_where_a_grid_meets_row_0_early():
         DiscretizedGaussian(4, torch.linspace(0.1, 0.9, 6)),
         NearestNeighbor(torch.tensor([[1], [2], [3], [0]]), torch.linspace(0.1, 0.9, 6)),
         Dense(torch.full((6, 4, 4), 0.25)),
-        Mixture(NearestNeighbor(torch.tensor([[1], [2], [3], [0]]), torch.linspace(0.1, 0.9, 6)), Uniform(4, cosine(6))),
+        Mixture(
+            NearestNeighbor(torch.tensor([[1], [2], [3], [0]]), torch.linspace(0.1, 0.9, 6)), Uniform(4, cosine(6))
+        ),
     ],
     ids=lambda transition: type(transition).__name__,
 )
@@ -211,7 +245,7 @@ def test_a_conversion_of_the_impossible_is_the_evidence():
 
 
 def test_rates_take_any_integer():
-    denoiser = Categorical(Table(3, 3), Uniform(3, LogLinear(0.1)))
+    denoiser = Categorical(Table(3, 3), Uniform(3, LogLinearNoise(0.1)))
     x, t = torch.tensor([[0, 2, 1]]), torch.tensor(0.5, dtype=D)
     for of in (lambda x: reverse_rates(denoiser, x, t), lambda x: RateCorrector(denoiser).rates(x, t)):
         torch.testing.assert_close(of(x.to(torch.uint8)), of(x))
@@ -230,12 +264,14 @@ def test_padded_losses_are_means_over_the_batchs_tokens(real):
 
 
 def test_a_corrector_of_all_levels_acts_at_the_noisiest():
-    denoiser = Categorical(Table(3, 3), Uniform(3, LogLinear(0.1)))
+    denoiser = Categorical(Table(3, 3), Uniform(3, LogLinearNoise(0.1)))
     corrector = RateCorrector(denoiser, size=0.2, repeats=1, below=1.0, jumps=single)
     acted = []
     corrector.rates = lambda x, s, **cond: acted.append(float(s)) or torch.zeros(*x.shape, 3)
     grid = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=D)
-    CorrectorPredictor(Ancestral(denoiser), corrector)(shape=(2, 3), steps=grid, generator=torch.Generator().manual_seed(0))
+    CorrectorPredictor(Ancestral(denoiser), corrector)(
+        shape=(2, 3), steps=grid, generator=torch.Generator().manual_seed(0)
+    )
     assert acted == [1.0, 0.75, 0.5, 0.25]
 
 

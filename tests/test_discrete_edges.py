@@ -9,34 +9,34 @@ from enumeration import LAW0, ONE, ZERO, Both, JointOracle, as_module, at_time, 
 
 from unnoise.discrete import (
     Absorbing,
+    AnalyticCategorical,
     Ancestral,
     BandDiagonal,
     Categorical,
-    CategoricalOracle,
     ClassifierGuided,
     ContinuousBound,
-    Cosine,
+    CosineNoise,
     CrossEntropy,
+    D3PMLoss,
     Dense,
     DiscretizedGaussian,
     Euler,
     FirstHitting,
-    Geometric,
-    Hybrid,
+    GeometricNoise,
     Infilling,
-    LogLinear,
+    LogLinearNoise,
     Marginal,
     NearestNeighbor,
-    Nucleus,
     Product,
     RateCorrector,
     Remasking,
     ScoreEntropyDenoiser,
+    TopP,
     Uniform,
     Unmasking,
     VariationalBound,
     cosine,
-    every_neighbour,
+    every_neighbor,
     reciprocal,
     single,
     to_leave_one_out,
@@ -55,14 +55,17 @@ BETAS = torch.tensor([0.1, 0.35, 0.2, 0.6], dtype=D)
 
 
 def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance
+    )
 
 
 # ---- the two readings
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Uniform(3, cosine(6)), lambda: DiscretizedGaussian(3, cosine(6)), lambda: Uniform(3, LogLinear())]
+    "make",
+    [lambda: Uniform(3, cosine(6)), lambda: DiscretizedGaussian(3, cosine(6)), lambda: Uniform(3, LogLinearNoise())],
 )
 def test_the_conversion_is_exact_in_both_directions(make):
     transition, x, t = make(), pairs(3), torch.full((9,), 0.5, dtype=D)
@@ -77,7 +80,7 @@ def test_the_conversion_is_exact_in_both_directions(make):
 def test_converted_outputs_are_one_model():
     """A network read as the posterior, and its conversion read as the leave-one-out posterior, draw the same
     chain."""
-    transition, network = Uniform(3, LogLinear()), Both(3, 3)
+    transition, network = Uniform(3, LogLinearNoise()), Both(3, 3)
     by_posterior = Categorical(network, transition, Marginal())
 
     def left_out(x, label):
@@ -85,7 +88,9 @@ def test_converted_outputs_are_one_model():
 
     converted = Categorical(as_module(left_out), transition, Product())
     for t, s in itertools.pairwise(transition.grid(4)):
-        close(by_posterior.step_law(pairs(3), t, s), converted.step_law(pairs(3), t, s), 1e-6)  # labels are float32
+        close(
+            by_posterior.step_distribution(pairs(3), t, s), converted.step_distribution(pairs(3), t, s), 1e-6
+        )  # labels are float32
 
 
 # ---- rows that are met twice
@@ -119,8 +124,8 @@ def test_a_grid_of_many_times_in_few_rows_draws_what_its_rows_do(kind, reverse):
     start = joint(transition.stationary().expand(2, -1))
     rows, many = transition.grid(4), torch.tensor([1, 0.97, 0.75, 0.7, 0.5, 0.45, 0.25, 0.12, 0.1, 0], dtype=D)
     # Networks are asked at the times of the grid, so both are held to times of rows.
-    denoiser.label = lambda corruption, t: 1000 * corruption.row(t) / 4
-    ends = [walk(start, denoiser.step_law, grid, transition.states) for grid in (rows, many)]
+    denoiser.time_input = lambda corruption, t: 1000 * corruption.row(t) / 4
+    ends = [walk(start, denoiser.step_distribution, grid, transition.states) for grid in (rows, many)]
     close(ends[0], ends[1], 1e-6)
     x = Ancestral(denoiser, last=categorical)(shape=(20_000, 2), steps=many, generator=torch.Generator().manual_seed(0))
     found = torch.bincount(x[:, 0] * transition.states + x[:, 1], minlength=transition.states**2) / 20_000
@@ -130,7 +135,7 @@ def test_a_grid_of_many_times_in_few_rows_draws_what_its_rows_do(kind, reverse):
 # ---- processes that lose all
 
 
-@pytest.mark.parametrize("schedule", [LogLinear(0.0), Cosine()])
+@pytest.mark.parametrize("schedule", [LogLinearNoise(0.0), CosineNoise()])
 def test_ratios_where_nothing_is_left_at_the_end(schedule):
     """At t = 1 a network's scaled ratios still say p(x_0): `P(k) = (alpha_s - alpha_1) p_k / (1 - alpha_1)`."""
     p, transition = torch.tensor([0.5, 0.3, 0.2], dtype=D), Absorbing(3, schedule)
@@ -142,7 +147,7 @@ def test_ratios_where_nothing_is_left_at_the_end(schedule):
     for n in (2, 10, 1000):
         s = torch.tensor(1 - 1 / n, dtype=D)
         alpha = torch.exp(-schedule.total(s))
-        law = denoiser.step_law(torch.tensor([[3]]), ONE, s)[0, 0]
+        law = denoiser.step_distribution(torch.tensor([[3]]), ONE, s)[0, 0]
         close(law, torch.cat([alpha * p, 1 - alpha[None]]), 1e-9)
     x0 = torch.multinomial(p, 4000, replacement=True, generator=torch.Generator().manual_seed(0))[:, None]
     bound = VariationalBound(denoiser, steps=10)(x0, generator=torch.Generator().manual_seed(0)).nats
@@ -152,9 +157,9 @@ def test_ratios_where_nothing_is_left_at_the_end(schedule):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: ScoreEntropyDenoiser(Both(3, 3), Uniform(3, LogLinear(0.0))),
-        lambda: ScoreEntropyDenoiser(Both(3, 3), Uniform(3, Cosine())),
-        lambda: ScoreEntropyDenoiser(Both(4, 4), Absorbing(3, Cosine()), offset=unscaled),
+        lambda: ScoreEntropyDenoiser(Both(3, 3), Uniform(3, LogLinearNoise(0.0))),
+        lambda: ScoreEntropyDenoiser(Both(3, 3), Uniform(3, CosineNoise())),
+        lambda: ScoreEntropyDenoiser(Both(4, 4), Absorbing(3, CosineNoise()), offset=unscaled),
     ],
 )
 def test_ratios_that_say_nothing_are_refused(make):
@@ -164,20 +169,20 @@ def test_ratios_that_say_nothing_are_refused(make):
 
 def test_rates_that_are_infinite_in_theory_are_refused():
     """The cosine's rate at t = 1 is a tangent at a right angle, which floating point puts at 1e16."""
-    denoiser = Categorical(Both(3, 3), Uniform(3, Cosine()))
+    denoiser = Categorical(Both(3, 3), Uniform(3, CosineNoise()))
     with pytest.raises(UsageError, match="infinite at t=1"):
         Euler(denoiser)(shape=(2, 2), steps=3)
-    assert float(Cosine().rate(ONE)) == math.inf
-    assert ScoreEntropyDenoiser(Both(3, 3), Uniform(3, Geometric()))
+    assert float(CosineNoise().rate(ONE)) == math.inf
+    assert ScoreEntropyDenoiser(Both(3, 3), Uniform(3, GeometricNoise()))
 
 
 # ---- samplers that decide ahead
 
 
 def test_what_changes_the_chance_to_be_revealed_is_refused():
-    transition = Absorbing(3, LogLinear())
+    transition = Absorbing(3, LogLinearNoise())
     denoiser = Categorical(Both(4, 4), transition)
-    guided = ClassifierGuided(denoiser, lambda hot, t: hot.sum((1, 2)), 3.0, every_neighbour)
+    guided = ClassifierGuided(denoiser, lambda hot, t: hot.sum((1, 2)), 3.0, every_neighbor)
     for make in (Unmasking, FirstHitting, Remasking):
         for other in (guided, ScoreEntropyDenoiser(Both(4, 4), transition)):
             with pytest.raises(UsageError, match=f"{make.__name__} reveals masks with the chances of the schedule"):
@@ -185,7 +190,7 @@ def test_what_changes_the_chance_to_be_revealed_is_refused():
 
 
 def test_what_changes_between_planned_steps_is_refused():
-    denoiser = Categorical(Both(4, 4), Absorbing(3, LogLinear()))
+    denoiser = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()))
     known, mask = torch.tensor([0, 1]), torch.tensor([True, False])
     for make in (Unmasking, FirstHitting):
         planned = make(denoiser)
@@ -206,16 +211,21 @@ def test_the_bound_takes_the_exact_posterior_and_the_objective_the_smoothed_one(
     released."""
     p, eps = torch.tensor([0.98, 0.015, 0.005], dtype=D), 1e-2
     transition = Uniform(3, torch.full((20,), 0.2, dtype=D))
-    oracle = CategoricalOracle(p, transition)
-    smoothed = Categorical(as_module(lambda x, label: oracle.logits(x, label.double() / 1000)), transition, Product(eps))
+    oracle = AnalyticCategorical(p, transition)
+    smoothed = Categorical(
+        as_module(lambda x, label: oracle.logits(x, label.double() / 1000)), transition, Product(eps)
+    )
     x = torch.arange(3)[:, None]
     for n in (5, 20):
         t, s = torch.tensor([n / 20, (n - 1) / 20], dtype=D)
-        model = smoothed.step_law(x, t, s)[:, 0]
+        model = smoothed.step_distribution(x, t, s)[:, 0]
         for x0 in range(3):
             rows = torch.full_like(x, x0)
             truth = transition.posterior(x, transition.one_hot(rows, D), t, s)[:, 0]
-            back, ahead = transition.likelihood(x, s, t)[:, 0], transition.pushforward(transition.one_hot(rows, D), ZERO, s)[:, 0]
+            back, ahead = (
+                transition.likelihood(x, s, t)[:, 0],
+                transition.pushforward(transition.one_hot(rows, D), ZERO, s)[:, 0],
+            )
             leaky = (back + eps) * (ahead + eps)
             leaky = leaky / leaky.sum(-1, keepdim=True)
             kl = [(q * (q / model).log()).sum(-1) for q in (truth, leaky)]
@@ -266,7 +276,7 @@ def test_padded_texts_are_coded(make, padding):
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_parts_are_means_over_uniform_times(power):
     """Whatever times a loss prefers, the path that it logs is the integral over all of them."""
-    transition = Uniform(3, LogLinear(t_min=0.05))
+    transition = Uniform(3, LogLinearNoise(t_min=0.05))
     denoiser = Categorical(Both(3, 3), transition)
     x0 = torch.multinomial(LAW0.flatten(), 40_000, replacement=True, generator=torch.Generator().manual_seed(0))
     x0 = torch.stack([x0 // 3, x0 % 3], 1)
@@ -275,7 +285,7 @@ def test_parts_are_means_over_uniform_times(power):
     found = loss.parts["path_bits_per_dim"]
     assert abs(float(found.mean() - path.mean())) < 5 * float((found.var() / len(x0) + path.var() / len(x0)).sqrt())
     table = Categorical(Both(3, 3), Uniform(3, BETAS))
-    steps = Hybrid(table, 0.0)(x0, generator=torch.Generator().manual_seed(4)).parts["path_and_data_bits_per_dim"]
+    steps = D3PMLoss(table, 0.0)(x0, generator=torch.Generator().manual_seed(4)).parts["path_and_data_bits_per_dim"]
     code = VariationalBound(table)(x0, generator=torch.Generator().manual_seed(5))
     whole = (code.path + code.data) / (2 * math.log(2))
     assert abs(float(steps.mean() - whole.mean())) < 5 * float((steps.var() / len(x0) + whole.var() / len(x0)).sqrt())
@@ -284,7 +294,12 @@ def test_parts_are_means_over_uniform_times(power):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 @pytest.mark.parametrize(
     "make",
-    [lambda: Uniform(3, LogLinear()), lambda: Absorbing(3, LogLinear()), lambda: DiscretizedGaussian(3, BETAS), lambda: Uniform(3, BETAS)],
+    [
+        lambda: Uniform(3, LogLinearNoise()),
+        lambda: Absorbing(3, LogLinearNoise()),
+        lambda: DiscretizedGaussian(3, BETAS),
+        lambda: Uniform(3, BETAS),
+    ],
 )
 def test_every_integer_type_is_read(make, dtype):
     transition = make()
@@ -296,7 +311,7 @@ def test_every_integer_type_is_read(make, dtype):
         yield transition.corrupt(x, t, generator=source())
         yield transition.diffuse(x_t, s, t, generator=source())
         yield denoiser(x_t, t)
-        yield denoiser.step_law(x_t, t, s)
+        yield denoiser.step_distribution(x_t, t, s)
         yield denoiser.draw(x_t, t, s, generator=source())
         yield denoiser.divergence(x, x_t, t, s).divergence
         yield CrossEntropy(denoiser)(x, generator=source()).total
@@ -313,12 +328,18 @@ def test_every_integer_type_is_read(make, dtype):
 
 def test_a_grid_that_starts_below_one_starts_from_its_own_time():
     """Tokens that the process leaves at t = 0.6 are drawn with the start, and coded."""
-    transition = Absorbing(3, LogLinear(0.0))
+    transition = Absorbing(3, LogLinearNoise(0.0))
     oracle, grid = JointOracle(LAW0, transition), torch.tensor([0.6, 0.3, 0.0], dtype=D)
     count = 40_000
-    states = list(Ancestral(oracle, last=categorical).trajectory(shape=(count, 2), steps=grid, generator=torch.Generator().manual_seed(0)))
+    states = list(
+        Ancestral(oracle, last=categorical).trajectory(
+            shape=(count, 2), steps=grid, generator=torch.Generator().manual_seed(0)
+        )
+    )
     law = at_time(transition, LAW0, 0.3 * ONE)
     found = torch.bincount(states[0][:, 0] * 4 + states[0][:, 1], minlength=16).view(4, 4) / count
     for axis in (0, 1):  # of each token by itself: both that are left were drawn at once
         assert (found.sum(axis) - law.sum(axis)).abs().max() < 0.01
-    assert isinstance(VariationalBound(Nucleus(Categorical(Both(4, 4), transition), 0.5), steps=grid).prior(pairs(3)), torch.Tensor)
+    assert isinstance(
+        VariationalBound(TopP(Categorical(Both(4, 4), transition), 0.5), steps=grid).prior(pairs(3)), torch.Tensor
+    )

@@ -11,7 +11,7 @@ from unnoise.discrete import (
     Categorical,
     FirstHitting,
     Infilling,
-    LogLinear,
+    LogLinearNoise,
     Uniform,
     Unmasking,
     between,
@@ -41,7 +41,7 @@ def test_where_the_known_part_lies():
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_rest_follows_the_conditional_law(name, place):
     """With the exact denoiser, over strata of the time and of the symbol: the other position given this one."""
-    oracle = JointOracle(LAW0, Absorbing(3, LogLinear(eps=0.01)))
+    oracle = JointOracle(LAW0, Absorbing(3, LogLinearNoise(eps=0.01)))
     when, what = (torch.stack([u, u], 1) for u in strata(4, 1000))
     sampler, steps, draws = {
         "ancestral": (Ancestral(oracle, last=categorical), 1, (what,)),
@@ -60,7 +60,7 @@ def test_the_rest_follows_the_conditional_law(name, place):
 @pytest.mark.parametrize("last", [0, 1])
 def test_both_of_three_follow_their_joint_conditional_law(last, generator):
     """One symbol at a time through Infilling: two free positions, whose law is the network's own in either order."""
-    denoiser = Categorical(Thirds(), Absorbing(2, LogLinear(eps=0)), head=carried)
+    denoiser = Categorical(Thirds(), Absorbing(2, LogLinearNoise(eps=0)), head=carried)
     x = Infilling(FirstHitting(denoiser), torch.tensor([0, 0, last]), torch.tensor([False, False, True]))(
         shape=(60_000, 3), steps=3, generator=generator
     )
@@ -81,7 +81,7 @@ class Thirds(nn.Module):
 
 
 def test_infilled_from_the_prior_and_by_rows(generator):
-    denoiser = Categorical(Both(4, 4), Absorbing(3, LogLinear()), head=carried)
+    denoiser = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()), head=carried)
     known, mask = torch.tensor([[0, 9], [9, 2], [1, 1]]), torch.tensor([[1, 0], [0, 1], [1, 1]])
     for make in (Ancestral, Unmasking, FirstHitting):
         with counted(denoiser) as evaluations:
@@ -93,21 +93,23 @@ def test_infilled_from_the_prior_and_by_rows(generator):
 
 def test_known_symbols_outlast_a_network_that_doubts_them(generator):
     """Without `carried` the last step would draw every position anew."""
-    doubtful = Categorical(Both(4, 4), Absorbing(3, LogLinear()))
+    doubtful = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()))
     known, mask = prefix(torch.tensor([[0]]), 2)
     for symbol in range(3):
-        x = Infilling(Ancestral(doubtful, last=categorical), known + symbol, mask)(shape=(50, 2), steps=3, generator=generator)
+        x = Infilling(Ancestral(doubtful, last=categorical), known + symbol, mask)(
+            shape=(50, 2), steps=3, generator=generator
+        )
         assert (x[:, 0] == symbol).all()
 
 
 def test_infilling_keeps_the_grid_of_its_sampler():
-    sampler = FirstHitting(Categorical(Both(4, 4), Absorbing(3, LogLinear()), head=carried))
+    sampler = FirstHitting(Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()), head=carried))
     infilling = Infilling(sampler, *prefix(torch.tensor([[0]]), 2))
     torch.testing.assert_close(infilling.times(4), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=torch.float64))
 
 
 def test_inpainting_keeps_known_symbols_of_other_processes(generator):
-    denoiser = Categorical(Both(4, 4), Uniform(4, LogLinear()))
+    denoiser = Categorical(Both(4, 4), Uniform(4, LogLinearNoise()))
     known, mask = prefix(torch.tensor([[3]]), 2)
     x = Inpainting(Ancestral(denoiser), known.expand(50, 2), mask)(shape=(50, 2), steps=10, generator=generator)
     assert (x[:, 0] == 3).all()
@@ -131,7 +133,7 @@ def test_sliding_keeps_overlaps(generator):
             return logits
 
     seen: list[Tensor] = []
-    denoiser = Categorical(Counting(), Absorbing(5, LogLinear(eps=0)), head=carried)
+    denoiser = Categorical(Counting(), Absorbing(5, LogLinearNoise(eps=0)), head=carried)
 
     class LeftToRight(Streams):
         """Times fall from left to right: of each run the second numbers, after those of the prior."""
@@ -152,8 +154,14 @@ def test_sliding_keeps_overlaps(generator):
     assert blocks == [(4, "blocks")]
     assert ((text[:, 1:] - text[:, :-1]) % 5 == 1).all()
     assert len(text[:, 0].unique()) == 5
-    assert sliding(FirstHitting(denoiser), 3, window=4, overlap=1, batch=2, steps=3, generator=generator).shape == (2, 3)
-    assert sliding(FirstHitting(denoiser), 9, window=4, overlap=0, batch=2, steps=4, generator=generator).shape == (2, 9)
+    assert sliding(FirstHitting(denoiser), 3, window=4, overlap=1, batch=2, steps=3, generator=generator).shape == (
+        2,
+        3,
+    )
+    assert sliding(FirstHitting(denoiser), 9, window=4, overlap=0, batch=2, steps=4, generator=generator).shape == (
+        2,
+        9,
+    )
     seen.clear()
     text = sliding(Ancestral(denoiser), 8, window=4, overlap=2, batch=3, steps=5, generator=generator)
     starts = [x for x in seen if (x[:, 2:] == 5).all() and (x[:, :2] < 5).all()]
@@ -162,11 +170,17 @@ def test_sliding_keeps_overlaps(generator):
 
 
 def test_bad_edits_are_refused_in_one_line():
-    denoiser = Categorical(Both(4, 4), Absorbing(3, LogLinear()))
+    denoiser = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()))
     for call, words in (
-        (lambda: Infilling(Ancestral(denoiser), torch.tensor([[3, 0]]), torch.tensor([True, False])), "known holds the symbol 3"),
+        (
+            lambda: Infilling(Ancestral(denoiser), torch.tensor([[3, 0]]), torch.tensor([True, False])),
+            "known holds the symbol 3",
+        ),
         (lambda: Infilling(Ancestral(denoiser), torch.tensor([[1, 0]]), torch.ones(3)), "does not fit a signal"),
-        (lambda: prefix(torch.zeros(1, 4, dtype=torch.int64), 4), "4 known tokens leave nothing to fill in of length=4"),
+        (
+            lambda: prefix(torch.zeros(1, 4, dtype=torch.int64), 4),
+            "4 known tokens leave nothing to fill in of length=4",
+        ),
         (lambda: sliding(Ancestral(denoiser), 9, window=2, overlap=2, batch=1, steps=2), "overlap=2"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -13,23 +13,23 @@ from unnoise.discrete import (
     Categorical,
     ClassifierFree,
     ClassifierGuided,
+    D3PMLoss,
     Euler,
     FirstHitting,
-    Hybrid,
-    LogLinear,
-    Nucleus,
+    LogLinearNoise,
     ScoreEntropyDenoiser,
-    Tempered,
+    Temperature,
+    TopP,
     Uniform,
     Unmasking,
     carried,
     cosine,
-    every_neighbour,
+    every_neighbor,
     first_order,
     reverse_rates,
 )
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ConditionDropout
+from unnoise.shared.gaussian.guidance import ConditionDropout
 from unnoise.shared.random import categorical
 from unnoise.shared.sampler import counted
 
@@ -64,7 +64,7 @@ LABEL = torch.arange(16) % 2
 
 
 def test_no_guidance_is_the_denoiser_itself():
-    denoiser = conditional(Absorbing(3, LogLinear()), head=carried)
+    denoiser = conditional(Absorbing(3, LogLinearNoise()), head=carried)
     guided, x, t = ClassifierFree(denoiser, 0.0), pairs(4), ONE * 0.6
     assert torch.equal(guided(x, t, label=LABEL), denoiser(x, t, label=LABEL))
     with counted(guided) as evaluations:
@@ -77,7 +77,7 @@ def test_no_guidance_is_the_denoiser_itself():
 @pytest.mark.parametrize("w", [-0.5, 0.7, 3.0])
 @pytest.mark.parametrize("null", [None, 2, torch.tensor(2)])
 def test_guidance_is_a_product_of_powers(w, null):
-    denoiser, x, t = conditional(Uniform(4, LogLinear())), pairs(4), ONE * 0.6
+    denoiser, x, t = conditional(Uniform(4, LogLinearNoise())), pairs(4), ONE * 0.6
     ours = ClassifierFree(denoiser, w, null=null)(x, t, label=LABEL).exp()
     given, free = denoiser(x, t, label=LABEL).exp(), denoiser(x, t).exp()
     product = given ** (1 + w) / free**w
@@ -85,7 +85,7 @@ def test_guidance_is_a_product_of_powers(w, null):
 
 
 def test_a_carried_symbol_stays_under_guidance(generator):
-    denoiser = conditional(Absorbing(3, LogLinear()), head=carried)
+    denoiser = conditional(Absorbing(3, LogLinearNoise()), head=carried)
     guided = ClassifierFree(denoiser, 2.0)
     p = guided(torch.tensor([[1, 3]]), ONE * 0.5, label=LABEL[:1]).exp()
     torch.testing.assert_close(p[0, 0], torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=p.dtype))
@@ -100,7 +100,7 @@ def test_an_impossible_symbol_stays_impossible():
         def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
             return logits[label][:, None].expand(len(x), 2, 3)
 
-    denoiser = Categorical(Sure(), Uniform(3, LogLinear()))
+    denoiser = Categorical(Sure(), Uniform(3, LogLinearNoise()))
     p = ClassifierFree(denoiser, 1.5, null=1)(torch.tensor([[0, 1]]), ONE, label=torch.tensor([0])).exp()
     assert float(p[0, 0, 1]) == 0
     assert float(p[0, 0, 2]) > 0.99
@@ -119,16 +119,18 @@ def test_other_conditions_go_to_both_halves(generator):
             return torch.tensor(0)
 
     seen: list[tuple[bool, bool]] = []
-    guided = ClassifierFree(Categorical(Two(), Uniform(3, LogLinear())), 1.0)
+    guided = ClassifierFree(Categorical(Two(), Uniform(3, LogLinearNoise())), 1.0)
     Ancestral(guided)(shape=(2, 2), steps=1, generator=generator, label=LABEL[:2], extra=LABEL[:2])
     assert seen == [(True, True), (False, True)]
 
 
 def test_dropout_trains_for_it(generator):
     denoiser = conditional(Uniform(4, cosine(5)))
-    objective = ConditionDropout(Hybrid(denoiser), p=0.5)
+    objective = ConditionDropout(D3PMLoss(denoiser), p=0.5)
     seen = []
-    denoiser.network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["label"]), with_kwargs=True)
+    denoiser.network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["label"]), with_kwargs=True
+    )
     loss = objective(torch.zeros(16, 2, dtype=torch.int64), generator=generator, label=LABEL)
     dropped = seen[0] == 2
     assert 0 < int(dropped.sum()) < 16
@@ -156,12 +158,14 @@ def mixed() -> Tensor:
     return 0.4 * LAW0 + 0.6 * SECOND
 
 
-@pytest.mark.parametrize("make", [lambda: Uniform(3, LogLinear(eps=0.1)), lambda: Absorbing(3, LogLinear(eps=0.1))])
+@pytest.mark.parametrize(
+    "make", [lambda: Uniform(3, LogLinearNoise(eps=0.1)), lambda: Absorbing(3, LogLinearNoise(eps=0.1))]
+)
 def test_a_perfect_classifier_is_bayes_rule(make):
     """Ratios and rates of the mixture, guided exactly, are those of the class."""
     transition, t = make(), ONE * 0.5
     x = pairs(transition.states)
-    guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbour)
+    guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbor)
     for label, law in enumerate((LAW0, SECOND)):
         of_class = JointOracle(law, transition)
         label = torch.full((len(x),), label)
@@ -169,14 +173,19 @@ def test_a_perfect_classifier_is_bayes_rule(make):
         torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("sampler", [lambda d: d.step_law, lambda d: Euler(d).law])
+@pytest.mark.parametrize("sampler", [lambda d: d.step_distribution, lambda d: Euler(d).distribution])
 def test_guided_steps_lead_to_the_law_of_the_class(sampler):
-    transition = Uniform(3, LogLinear(eps=0.1))
-    guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbour)
+    transition = Uniform(3, LogLinearNoise(eps=0.1))
+    guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbor)
     law, errors = sampler(guided), []
     for steps in (64, 128):
         grid = torch.linspace(1, 0.05, steps + 1, dtype=torch.float64)
-        end = walk(at_time(transition, LAW0, ONE).flatten(), lambda x, t, s: law(x, t, s, label=torch.zeros(9, dtype=torch.int64)), grid, 3)
+        end = walk(
+            at_time(transition, LAW0, ONE).flatten(),
+            lambda x, t, s: law(x, t, s, label=torch.zeros(9, dtype=torch.int64)),
+            grid,
+            3,
+        )
         errors.append(float((end - at_time(transition, LAW0, grid[-1]).flatten()).abs().sum()))
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.25)
     assert errors[1] < 0.05
@@ -189,15 +198,18 @@ def test_the_first_order_is_exact_where_the_classifier_is_linear():
         return (hot * weights).sum((1, 2)) * (1 + label)
 
     x, cond = pairs(4), {"label": LABEL}
-    both = [change(linear, x, ONE * 0.5, 4, cond) for change in (first_order, every_neighbour)]
+    both = [change(linear, x, ONE * 0.5, 4, cond) for change in (first_order, every_neighbor)]
     torch.testing.assert_close(both[0], both[1], rtol=1e-5, atol=1e-6)
     expected = (weights - weights.gather(1, x.T)[..., None].permute(1, 0, 2)) * (1 + LABEL)[:, None, None]
     torch.testing.assert_close(both[0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda: Uniform(4, LogLinear()), lambda: Absorbing(3, LogLinear())])
+@pytest.mark.parametrize("make", [lambda: Uniform(4, LogLinearNoise()), lambda: Absorbing(3, LogLinearNoise())])
 def test_the_first_order_meets_small_changes(make):
-    """A classifier that is flattened to `a log p(c | x)`: the two differ by the square of a, in every law that they give."""
+    """A classifier that is flattened to `a log p(c | x)`.
+
+    The two differ by the square of a, in every law that they give.
+    """
     denoiser = Categorical(Both(4, 4), make())
     net = Both(4, 4, seed=7).table[0, 0, 0]
 
@@ -207,8 +219,10 @@ def test_the_first_order_meets_small_changes(make):
     gaps = []
     for size in (0.1, 0.05):
         laws = [
-            ClassifierGuided(denoiser, classifier(size), change=change).step_law(pairs(4), ONE * 0.6, ONE * 0.4)
-            for change in (first_order, every_neighbour)
+            ClassifierGuided(denoiser, classifier(size), change=change).step_distribution(
+                pairs(4), ONE * 0.6, ONE * 0.4
+            )
+            for change in (first_order, every_neighbor)
         ]
         gaps.append(float((laws[0] - laws[1]).abs().max()))
     assert 3 < gaps[0] / gaps[1] < 10
@@ -216,23 +230,26 @@ def test_the_first_order_meets_small_changes(make):
 
 
 def test_the_scale_multiplies_and_zero_is_none():
-    transition = Uniform(3, LogLinear(eps=0.1))
+    transition = Uniform(3, LogLinearNoise(eps=0.1))
     denoiser, classifier = JointOracle(mixed(), transition), Bayes(transition)
     x, t, s, label = pairs(3), ONE * 0.6, ONE * 0.4, torch.zeros(9, dtype=torch.int64)
     none = ClassifierGuided(denoiser, classifier, scale=0.0)
-    torch.testing.assert_close(none.step_law(x, t, s, label=label), denoiser.step_law(x, t, s))
+    torch.testing.assert_close(none.step_distribution(x, t, s, label=label), denoiser.step_distribution(x, t, s))
     torch.testing.assert_close(none(x, t, label=label), denoiser(x, t))
-    change = every_neighbour(classifier, x, t, 3, {"label": label})
-    plain, strong = denoiser.step_law(x, t, s), ClassifierGuided(denoiser, classifier, 2.5, every_neighbour).step_law(x, t, s, label=label)
+    change = every_neighbor(classifier, x, t, 3, {"label": label})
+    plain, strong = (
+        denoiser.step_distribution(x, t, s),
+        ClassifierGuided(denoiser, classifier, 2.5, every_neighbor).step_distribution(x, t, s, label=label),
+    )
     expected = plain * torch.exp(2.5 * change)
     torch.testing.assert_close(strong, expected / expected.sum(-1, keepdim=True))
 
 
 def test_a_guided_denoiser_is_a_denoiser(generator):
     """Its divergence is that of its step law, and its rate the limit of it over small steps, at the truth 0."""
-    transition = Uniform(3, LogLinear(eps=0.1))
+    transition = Uniform(3, LogLinearNoise(eps=0.1))
     x0, x_t, t = pairs(3), pairs(3).flip(0), ONE * 0.5
-    guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbour)
+    guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbor)
     label = torch.zeros(9, dtype=torch.int64)
     rate = guided.path_rate(x0, x_t, t, label=label).divergence
     for h in (1e-4, 1e-5):
@@ -248,10 +265,12 @@ def test_a_guided_denoiser_is_a_denoiser(generator):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_temperature_is_a_power(temperature):
-    denoiser, x, t = Categorical(Both(4, 4), Absorbing(3, LogLinear()), head=carried), pairs(4), ONE * 0.4
+    denoiser, x, t = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()), head=carried), pairs(4), ONE * 0.4
     p = denoiser(x, t).exp() ** (1 / temperature)
-    torch.testing.assert_close(Tempered(denoiser, temperature)(x, t).exp(), p / p.sum(-1, keepdim=True), rtol=1e-9, atol=1e-12)
-    cold = Tempered(denoiser, 1e-3)(x, t).exp()
+    torch.testing.assert_close(
+        Temperature(denoiser, temperature)(x, t).exp(), p / p.sum(-1, keepdim=True), rtol=1e-9, atol=1e-12
+    )
+    cold = Temperature(denoiser, 1e-3)(x, t).exp()
     torch.testing.assert_close(cold, nn.functional.one_hot(denoiser(x, t).argmax(-1), 4).double(), rtol=0, atol=1e-6)
 
 
@@ -266,7 +285,7 @@ def smallest(p: Tensor, mass: float) -> set[int]:
 
 @pytest.mark.parametrize("mass", [0.01, 0.5, 0.75, 0.9, 0.999])
 def test_the_nucleus_is_the_smallest_set(mass):
-    transition = Uniform(4, LogLinear())
+    transition = Uniform(4, LogLinearNoise())
     equal = torch.tensor([0.25, 0.25, 0.25, 0.25], dtype=torch.float64)
     steps = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64)
     for denoiser in (
@@ -275,12 +294,12 @@ def test_the_nucleus_is_the_smallest_set(mass):
         Categorical(Flat(steps), transition),
     ):
         x, t = pairs(4), ONE * 0.4
-        p, cut = denoiser(x, t).exp(), Nucleus(denoiser, mass)(x, t).exp()
+        p, cut = denoiser(x, t).exp(), TopP(denoiser, mass)(x, t).exp()
         for row, ours in zip(p.view(-1, 4), cut.view(-1, 4), strict=True):
             kept = smallest(row, mass)
             expected = torch.tensor([float(row[k]) if k in kept else 0.0 for k in range(4)], dtype=torch.float64)
             torch.testing.assert_close(ours, expected / expected.sum(), rtol=1e-9, atol=1e-12)
-        assert torch.equal(Nucleus(denoiser, 1)(x, t), denoiser(x, t))
+        assert torch.equal(TopP(denoiser, 1)(x, t), denoiser(x, t))
 
 
 class Flat(nn.Module):
@@ -295,21 +314,23 @@ class Flat(nn.Module):
 
 
 def test_wrappers_compose_and_sample(generator):
-    denoiser = Nucleus(Tempered(ClassifierFree(conditional(Absorbing(3, LogLinear()), head=carried), 1.0), 0.5), 0.8)
+    denoiser = TopP(
+        Temperature(ClassifierFree(conditional(Absorbing(3, LogLinearNoise()), head=carried), 1.0), 0.5), 0.8
+    )
     for make in (Ancestral, Unmasking, FirstHitting, Euler):
         x = make(denoiser)(shape=(16, 2), steps=4, generator=generator, label=LABEL)
         assert int(x.max()) < 3
 
 
 def test_bad_wrappers_are_refused_in_one_line():
-    transition = Absorbing(3, LogLinear())
+    transition = Absorbing(3, LogLinearNoise())
     denoiser, labelled = Categorical(Both(4, 4), transition), conditional(transition)
     ratios = ScoreEntropyDenoiser(Both(4, 4), transition)
     for call, words in (
-        (lambda: Tempered(denoiser, 0.0), "temperature=0.0"),
-        (lambda: Tempered(ratios, 0.5), "Tempered needs p\\(x_0 \\| x_t\\), and ScoreEntropyDenoiser has no logits"),
-        (lambda: Nucleus(denoiser, 0.0), "p=0.0"),
-        (lambda: Nucleus(denoiser, 1.1), "p=1.1"),
+        (lambda: Temperature(denoiser, 0.0), "temperature=0.0"),
+        (lambda: Temperature(ratios, 0.5), "Tempered needs p\\(x_0 \\| x_t\\), and ScoreEntropyDenoiser has no logits"),
+        (lambda: TopP(denoiser, 0.0), "p=0.0"),
+        (lambda: TopP(denoiser, 1.1), "p=1.1"),
         (lambda: ClassifierFree(denoiser, 1.0), "does not say what stands for no label"),
         (lambda: ClassifierFree(labelled, 1.0, condition="text"), "guidance by text needs a denoiser that takes it"),
         (lambda: ClassifierFree(labelled, -1.0), "w=-1.0: give a strength above -1"),

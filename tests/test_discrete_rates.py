@@ -5,18 +5,32 @@ import math
 
 import pytest
 import torch
-from enumeration import LAW0, ONE, ZERO, Given, JointOracle, as_module, at_time, frequencies, generator_of, joint, pairs, strata, walk
+from enumeration import (
+    LAW0,
+    ONE,
+    ZERO,
+    Given,
+    JointOracle,
+    as_module,
+    at_time,
+    frequencies,
+    generator_of,
+    joint,
+    pairs,
+    strata,
+    walk,
+)
 from scipy import stats
 from torch import Tensor
 
 from unnoise.discrete import (
     Absorbing,
     Ancestral,
-    Cosine,
+    CosineNoise,
     Euler,
     GaussianTarget,
-    Geometric,
-    LogLinear,
+    GeometricNoise,
+    LogLinearNoise,
     RateCorrector,
     ScoreEntropyDenoiser,
     TauLeaping,
@@ -25,7 +39,7 @@ from unnoise.discrete import (
     reverse_rates,
     single,
 )
-from unnoise.discrete.leaping import poisson_quantile, single_law
+from unnoise.discrete.tau_leaping import poisson_quantile, single_jump_distribution
 from unnoise.shared.random import categorical
 from unnoise.shared.sampler import PredictorCorrector
 
@@ -33,7 +47,7 @@ from unnoise.shared.sampler import PredictorCorrector
 
 
 def uniform_oracle():
-    return JointOracle(LAW0, Uniform(3, LogLinear(eps=0.1)))
+    return JointOracle(LAW0, Uniform(3, LogLinearNoise(eps=0.1)))
 
 
 def error_of(sampler_law, transition, steps: int, end: float = 0.05) -> float:
@@ -51,22 +65,25 @@ def ordinal_law(x: Tensor, means: Tensor, most: int = 9) -> Tensor:
         others = [y for y in range(k) if y != at]
         for counts in itertools.product(range(most), repeat=len(others)):
             chance = math.prod(
-                math.exp(-float(row[y])) * float(row[y]) ** n / math.factorial(n) for y, n in zip(others, counts, strict=True)
+                math.exp(-float(row[y])) * float(row[y]) ** n / math.factorial(n)
+                for y, n in zip(others, counts, strict=True)
             )
             law[min(max(at + sum(n * (y - at) for y, n in zip(others, counts, strict=True)), 0), k - 1)] += chance
     return out
 
 
-@pytest.mark.parametrize("make", [uniform_oracle, lambda: JointOracle(LAW0, Absorbing(3, LogLinear(eps=0.1)))])
+@pytest.mark.parametrize("make", [uniform_oracle, lambda: JointOracle(LAW0, Absorbing(3, LogLinearNoise(eps=0.1)))])
 @pytest.mark.parametrize("name", ["euler", "single"])
 def test_steps_along_rates_are_of_order_one(make, name):
     oracle = make()
 
     def leap(x, t, s):
-        return single_law(x, (t - s) * reverse_rates(oracle, x, t))
+        return single_jump_distribution(x, (t - s) * reverse_rates(oracle, x, t))
 
-    law = {"euler": Euler(oracle).law, "single": leap}[name]
-    errors = [error_of(lambda x, t, s: torch.nan_to_num(law(x, t, s)), oracle.corruption, steps) for steps in (64, 128, 256)]
+    law = {"euler": Euler(oracle).distribution, "single": leap}[name]
+    errors = [
+        error_of(lambda x, t, s: torch.nan_to_num(law(x, t, s)), oracle.corruption, steps) for steps in (64, 128, 256)
+    ]
     assert errors[-1] < 0.05
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2, abs=0.25)
@@ -77,8 +94,8 @@ def test_euler_is_its_formula():
     oracle, x, t = uniform_oracle(), pairs(3), ONE * 0.6
     rates = reverse_rates(oracle, x, t)
     hot, total = oracle.corruption.one_hot(x, torch.float64), rates.sum(-1, keepdim=True)
-    torch.testing.assert_close(Euler(oracle).law(x, t, t - 0.02), hot * (1 - 0.02 * total) + 0.02 * rates)
-    far = Euler(JointOracle(LAW0, Uniform(3, Geometric(low=1e-3, high=50.0)))).law(x, ONE, ONE * 0.5)
+    torch.testing.assert_close(Euler(oracle).distribution(x, t, t - 0.02), hot * (1 - 0.02 * total) + 0.02 * rates)
+    far = Euler(JointOracle(LAW0, Uniform(3, GeometricNoise(low=1e-3, high=50.0)))).distribution(x, ONE, ONE * 0.5)
     torch.testing.assert_close(far, (1 - hot) / 2, rtol=0, atol=1e-6)
 
 
@@ -100,11 +117,17 @@ def test_leaps_have_the_law_of_their_jumps(jumps):
     means = 0.3 * reverse_rates(oracle, x, t)
     if jumps is single:
         u = torch.stack(strata(400, 400), 1)
-        expected = single_law(x, means)
+        expected = single_jump_distribution(x, means)
     else:
         axes = strata(20, 20, 20, 20)
         # A position makes no jump to its own symbol: its number there is free.
-        u = torch.stack([torch.stack([axes[0] * 0 + 0.5, axes[0], axes[1]], 1), torch.stack([axes[2], axes[3], axes[0] * 0 + 0.5], 1)], 1)
+        u = torch.stack(
+            [
+                torch.stack([axes[0] * 0 + 0.5, axes[0], axes[1]], 1),
+                torch.stack([axes[2], axes[3], axes[0] * 0 + 0.5], 1),
+            ],
+            1,
+        )
         expected = ordinal_law(x, means)
     y = TauLeaping(oracle, jumps).step(x.expand(len(u), 2), t, s, generator=Given(u))
     torch.testing.assert_close(frequencies(y, 3), joint(expected)[0], rtol=0, atol=0.02)
@@ -124,11 +147,18 @@ def test_reverse_rates_are_the_bayes_rule_of_the_forward_ones():
     q = at_time(transition, LAW0, t).flatten()
     back = generator_of(reverse_rates(oracle, pairs(3), t), 3)
     forth = generator_of(transition.outflow(pairs(3), t), 3)
-    torch.testing.assert_close(q[:, None] * back - torch.diag(q * back.diag()), (q[:, None] * forth - torch.diag(q * forth.diag())).T)
+    torch.testing.assert_close(
+        q[:, None] * back - torch.diag(q * back.diag()), (q[:, None] * forth - torch.diag(q * forth.diag())).T
+    )
 
 
 @pytest.mark.parametrize(
-    "make", [uniform_oracle, lambda: JointOracle(LAW0, GaussianTarget(3)), lambda: JointOracle(LAW0, Absorbing(3, Cosine()))]
+    "make",
+    [
+        uniform_oracle,
+        lambda: JointOracle(LAW0, GaussianTarget(3)),
+        lambda: JointOracle(LAW0, Absorbing(3, CosineNoise())),
+    ],
 )
 def test_the_corrector_keeps_its_level(make):
     """Its rates leave q_s as it is; a leap does up to the square of its length."""
@@ -137,7 +167,10 @@ def test_the_corrector_keeps_its_level(make):
     q = at_time(oracle.corruption, LAW0, s).flatten()
     rates = torch.nan_to_num(RateCorrector(oracle, jumps=single).rates(pairs(k), s))
     assert float((q @ generator_of(rates, k)).abs().max()) < 1e-10 * float(rates.max())
-    errors = [float((q @ joint(single_law(pairs(k), size * rates / rates.max())) - q).abs().sum()) for size in (0.02, 0.01)]
+    errors = [
+        float((q @ joint(single_jump_distribution(pairs(k), size * rates / rates.max())) - q).abs().sum())
+        for size in (0.02, 0.01)
+    ]
     assert errors[0] / errors[1] == pytest.approx(4, abs=0.3)
     assert errors[1] > 0
 
@@ -167,7 +200,9 @@ def test_a_corrector_mends_a_coarse_predictor(generator):
     errors = []
     for sampler in (
         TauLeaping(oracle, single),
-        PredictorCorrector(TauLeaping(oracle, single), RateCorrector(oracle, size=0.1, repeats=10, below=1.0, jumps=single)),
+        PredictorCorrector(
+            TauLeaping(oracle, single), RateCorrector(oracle, size=0.1, repeats=10, below=1.0, jumps=single)
+        ),
     ):
         x = sampler(shape=(40_000, 2), steps=grid, generator=generator)
         errors.append(float((frequencies(x, 3) - expected).abs().sum()))
@@ -177,7 +212,7 @@ def test_a_corrector_mends_a_coarse_predictor(generator):
 def test_the_last_step_is_the_denoisers_law():
     oracle = uniform_oracle()
     t, x = ONE * 0.3, pairs(3)
-    law = oracle.step_law(x, t, ZERO)
+    law = oracle.step_distribution(x, t, ZERO)
     for make in (Ancestral, Euler, TauLeaping):
         assert torch.equal(make(oracle).step(x, t, ZERO), law.argmax(-1))
         u = torch.full((9, 2), 0.25, dtype=torch.float64)
@@ -187,12 +222,18 @@ def test_the_last_step_is_the_denoisers_law():
 
 def test_the_analytic_sampler_of_ratios_is_ancestral_and_exact(generator):
     """A network of true log-ratios, SEDD's: one step from q_t gives each position's q_s."""
-    transition = Uniform(3, Geometric(low=1e-3, high=8.0))
+    transition = Uniform(3, GeometricNoise(low=1e-3, high=8.0))
     oracle = JointOracle(LAW0, transition)
-    denoiser = ScoreEntropyDenoiser(as_module(lambda x, label: oracle.ratio(x, label.double()[0] / 1000).log()), transition)
+    denoiser = ScoreEntropyDenoiser(
+        as_module(lambda x, label: oracle.ratio(x, label.double()[0] / 1000).log()), transition
+    )
     t, s = ONE * 0.75, ONE * 0.5
-    after = at_time(transition, LAW0, t).flatten() @ joint(denoiser.step_law(pairs(3), t, s))
+    after = at_time(transition, LAW0, t).flatten() @ joint(denoiser.step_distribution(pairs(3), t, s))
     for axis in (0, 1):
-        torch.testing.assert_close(after.view(3, 3).sum(axis), at_time(transition, LAW0, s).sum(axis), rtol=0, atol=1e-6)
-    torch.testing.assert_close(reverse_rates(denoiser, pairs(3), t), reverse_rates(oracle, pairs(3), t), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(
+            after.view(3, 3).sum(axis), at_time(transition, LAW0, s).sum(axis), rtol=0, atol=1e-6
+        )
+    torch.testing.assert_close(
+        reverse_rates(denoiser, pairs(3), t), reverse_rates(oracle, pairs(3), t), rtol=1e-5, atol=1e-8
+    )
     assert Ancestral(denoiser)(shape=(8, 2), steps=5, generator=generator).max() < 3

@@ -8,18 +8,18 @@ from unnoise.discrete import (
     Absorbing,
     BandDiagonal,
     Categorical,
-    Constant,
+    ConstantNoise,
     ContinuousBound,
+    D3PMLoss,
     Dense,
     DiscretizedGaussian,
     GaussianTarget,
-    Hybrid,
-    LogLinear,
+    LogLinearNoise,
     Mixture,
     NearestNeighbor,
     Product,
     ScoreEntropyDenoiser,
-    Steps,
+    TabulatedNoise,
     Uniform,
     VariationalBound,
     cosine,
@@ -57,8 +57,14 @@ class Channels(Table):
 
 ROWS = torch.full((3, 4, 4), 0.25)
 REFUSED = [
-    (lambda: Uniform(4, cosine(5)).corrupt(torch.tensor([[1, 4]]), torch.ones(1)), "x_0 holds the symbol 4, outside the vocabulary 0..3"),
-    (lambda: Absorbing(4, cosine(5)).corrupt(torch.tensor([[4]]), torch.ones(1)), "x_0 holds the symbol 4, outside the vocabulary 0..3"),
+    (
+        lambda: Uniform(4, cosine(5)).corrupt(torch.tensor([[1, 4]]), torch.ones(1)),
+        "x_0 holds the symbol 4, outside the vocabulary 0..3",
+    ),
+    (
+        lambda: Absorbing(4, cosine(5)).corrupt(torch.tensor([[4]]), torch.ones(1)),
+        "x_0 holds the symbol 4, outside the vocabulary 0..3",
+    ),
     (lambda: DiscretizedGaussian(4, cosine(5)).corrupt(torch.tensor([[-1]]), torch.ones(1)), "x_0 holds the symbol -1"),
     (lambda: Dense(ROWS).corrupt(torch.tensor([[4]]), torch.ones(1)), "x_0 holds the symbol 4"),
     (lambda: Uniform(4, cosine(5)).diffuse(torch.tensor([[7]]), at(1, 5), at(2, 5)), "x_s holds the symbol 7"),
@@ -67,7 +73,9 @@ REFUSED = [
         "x_t holds the symbol 5, outside .* 0..4",
     ),
     (
-        lambda: ScoreEntropyDenoiser(Table(4, 4), Uniform(4, LogLinear())).ratio(torch.tensor([[4]]), torch.ones(1)),
+        lambda: ScoreEntropyDenoiser(Table(4, 4), Uniform(4, LogLinearNoise())).ratio(
+            torch.tensor([[4]]), torch.ones(1)
+        ),
         "x_t holds the symbol 4",
     ),
     (
@@ -76,7 +84,7 @@ REFUSED = [
     ),
     (lambda: Uniform(4, cosine(5)).corrupt(torch.zeros(2, dtype=torch.bool), torch.ones(2)), "x_0 is torch.bool"),
     (lambda: Absorbing(4, reciprocal(5), mask=4), "mask=4: choose one of the symbols 0..3"),
-    (lambda: Uniform(1, reciprocal(5)), "levels=1"),
+    (lambda: Uniform(1, reciprocal(5)), "categories=1"),
     (lambda: Uniform(4, torch.tensor([0.5, 1.0, 0.5])), "1 at the last step only"),
     (lambda: Uniform(4, torch.tensor([0.5, 0.0])), r"numbers in \(0, 1\]"),
     (lambda: Uniform(4, "cosine"), "schedule='cosine': give a table of betas"),
@@ -88,17 +96,26 @@ REFUSED = [
         "row 2 of Q_1 has a negative entry",
     ),
     (lambda: Dense(ROWS[0]), r"give \(T, K, K\)"),
-    (lambda: Dense(ROWS, levels=5), "levels=5"),
+    (lambda: Dense(ROWS, categories=5), "categories=5"),
     (lambda: Dense(ROWS, last=torch.ones(4)), "last must be a law of the 4 symbols"),
-    (lambda: NearestNeighbor(torch.tensor([[1], [0], [3], [2]]), Constant()), "falls into 2 parts.*raise k, or mix in Uniform"),
-    (lambda: NearestNeighbor(torch.tensor([[1], [4], [3], [2]]), Constant()), "symbols 0..K-1"),
+    (
+        lambda: NearestNeighbor(torch.tensor([[1], [0], [3], [2]]), ConstantNoise()),
+        "falls into 2 parts.*raise k, or mix in Uniform",
+    ),
+    (lambda: NearestNeighbor(torch.tensor([[1], [4], [3], [2]]), ConstantNoise()), "symbols 0..K-1"),
     (lambda: NearestNeighbor(NEAR, reciprocal(5)), "erases all by its end.*mutual_information"),
-    (lambda: GaussianTarget(4, LogLinear(eps=0.0)), "erases all by its end"),
+    (lambda: GaussianTarget(4, LogLinearNoise(eps=0.0)), "erases all by its end"),
     (lambda: GaussianTarget(4, reach=0.0), "reach=0.0"),
     (lambda: nearest(torch.randn(4, 2), 4), "k=4: give the number of neighbours, from 1 to 3"),
     (lambda: BandDiagonal(4, cosine(5), band=4), "band=4: give the reach of a step, from 1 to 3"),
-    (lambda: Mixture(NearestNeighbor(NEAR, Constant()), Uniform(5, Constant())), "4 symbols and T=None of the moves do not fit 5 symbols"),
-    (lambda: Mixture(NearestNeighbor(NEAR, Constant()), Absorbing(4, Constant(), mask=2)), "the moves change the law"),
+    (
+        lambda: Mixture(NearestNeighbor(NEAR, ConstantNoise()), Uniform(5, ConstantNoise())),
+        "4 symbols and T=None of the moves do not fit 5 symbols",
+    ),
+    (
+        lambda: Mixture(NearestNeighbor(NEAR, ConstantNoise()), Absorbing(4, ConstantNoise(), mask=2)),
+        "the moves change the law",
+    ),
     *(
         (lambda flow=flow: flow(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2)), "table of 5 steps has no rate")
         for flow in (
@@ -106,28 +123,53 @@ REFUSED = [
             Absorbing(4, cosine(5)).outflow,
             DiscretizedGaussian(4, linear(5)).outflow,
             BandDiagonal(4, cosine(5)).inflow,
-            NearestNeighbor(NEAR, Steps(linear(5))).inflow,
+            NearestNeighbor(NEAR, TabulatedNoise(linear(5))).inflow,
             GaussianTarget(4, cosine(5)).outflow,
         )
     ),
-    (lambda: Uniform(4, LogLinear()).row(torch.ones(())), "runs in continuous time and has no rows"),
+    (lambda: Uniform(4, LogLinearNoise()).row(torch.ones(())), "runs in continuous time and has no rows"),
     (
         lambda: DiscretizedGaussian(4, linear(5)).likelihood(
             torch.zeros(2, 1, dtype=torch.int64), at(torch.tensor([1, 2]), 5), torch.ones(2)
         ),
         "one step apart",
     ),
-    (lambda: Hybrid(Categorical(Table(4, 4), Uniform(4, LogLinear()))), "continuous time and has no L_n: train it with ContinuousBound"),
-    (lambda: ContinuousBound(Categorical(Table(4, 4), Uniform(4, cosine(5)))), "a table has no rates: train it with Hybrid"),
-    (lambda: VariationalBound(Categorical(Table(4, 4), Uniform(4, cosine(5))), steps=6), "steps=6: this table has 5 steps"),
-    (lambda: VariationalBound(Categorical(Table(4, 4), Uniform(4, cosine(5))), steps=at(torch.arange(5, 0, -1), 5)), "ends at t=0.2"),
-    (lambda: Categorical(Table(4, 4), Uniform(4, LogLinear()), Product(1e-6)), "eps to every step.* has no limit: take Product"),
     (
-        lambda: Categorical(Table(4, 4), Mixture(NearestNeighbor(NEAR, Constant()), Absorbing(4, Constant())), head=discrete.carried),
+        lambda: D3PMLoss(Categorical(Table(4, 4), Uniform(4, LogLinearNoise()))),
+        "continuous time and has no L_n: train it with ContinuousBound",
+    ),
+    (
+        lambda: ContinuousBound(Categorical(Table(4, 4), Uniform(4, cosine(5)))),
+        "a table has no rates: train it with Hybrid",
+    ),
+    (
+        lambda: VariationalBound(Categorical(Table(4, 4), Uniform(4, cosine(5))), steps=6),
+        "steps=6: this table has 5 steps",
+    ),
+    (
+        lambda: VariationalBound(Categorical(Table(4, 4), Uniform(4, cosine(5))), steps=at(torch.arange(5, 0, -1), 5)),
+        "ends at t=0.2",
+    ),
+    (
+        lambda: Categorical(Table(4, 4), Uniform(4, LogLinearNoise()), Product(1e-6)),
+        "eps to every step.* has no limit: take Product",
+    ),
+    (
+        lambda: Categorical(
+            Table(4, 4),
+            Mixture(NearestNeighbor(NEAR, ConstantNoise()), Absorbing(4, ConstantNoise())),
+            head=discrete.carried,
+        ),
         "may be noise",
     ),
-    (lambda: mutual_information(lambda n: Uniform(3, n), torch.tensor([0.5, 0.6, -0.1]), 5), "frequencies must be 3 numbers of sum 1"),
-    (lambda: mutual_information(lambda n: Uniform(3, n), torch.tensor([0.5, 0.5]), 5), "frequencies must be 3 numbers of sum 1"),
+    (
+        lambda: mutual_information(lambda n: Uniform(3, n), torch.tensor([0.5, 0.6, -0.1]), 5),
+        "frequencies must be 3 numbers of sum 1",
+    ),
+    (
+        lambda: mutual_information(lambda n: Uniform(3, n), torch.tensor([0.5, 0.5]), 5),
+        "frequencies must be 3 numbers of sum 1",
+    ),
     (lambda: mutual_information(lambda n: Uniform(3, n), torch.full((3,), 1 / 3), 0), "steps=0"),
     (
         lambda: Categorical(Table(4, 4), Uniform(4, cosine(5)), head=discrete.logistic)(
@@ -135,8 +177,14 @@ REFUSED = [
         ),
         "two numbers",
     ),
-    (lambda: Categorical(Uniform(4, cosine(5)), Table(4, 4)), "give Categorical\\(network, transition\\), in this order"),
-    (lambda: Categorical(Table(4, 4), Uniform(4, cosine(5)), Product), "give a reverse model, Product\\(\\) or Marginal"),
+    (
+        lambda: Categorical(Uniform(4, cosine(5)), Table(4, 4)),
+        "give Categorical\\(network, transition\\), in this order",
+    ),
+    (
+        lambda: Categorical(Table(4, 4), Uniform(4, cosine(5)), Product),
+        "give a reverse model, Product\\(\\) or Marginal",
+    ),
     (
         lambda: Categorical(Table(5, 5), Uniform(4, cosine(5)))(torch.zeros(2, 3).long(), torch.ones(2)),
         r"gave \(2, 3, 5\) for x_t \(2, 3\): give .* 4\), the vocabulary last",
@@ -146,7 +194,9 @@ REFUSED = [
         r"gave \(2, 4, 3\) for x_t \(2, 3\): give .* 3 or 4\), the vocabulary last",
     ),
     (
-        lambda: ScoreEntropyDenoiser(Table(5, 5), Uniform(4, LogLinear(1e-3)))(torch.zeros(2, 3).long(), torch.ones(2)),
+        lambda: ScoreEntropyDenoiser(Table(5, 5), Uniform(4, LogLinearNoise(1e-3)))(
+            torch.zeros(2, 3).long(), torch.ones(2)
+        ),
         r"gave \(2, 3, 5\)",
     ),
 ]

@@ -26,7 +26,10 @@ CHECKS = {
 @pytest.mark.parametrize(("code", "check"), list(zip(BLOCKS, CHECKS.values(), strict=True)), ids=CHECKS)
 def test_code_block_runs(code, check, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`", "-c", code + check], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`", "-c", code + check],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
 
@@ -35,7 +38,9 @@ def test_the_two_readings_of_an_output_as_the_docs_show_them(tmp_path):
     """The example runs, and its table holds what it prints."""
     page = (Path(__file__).parent.parent / "docs" / "readings.md").read_text()
     code = re.findall(r"```python\n(.*?)```", page, re.S)
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code[0]], capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code[0]], capture_output=True, text=True, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     table = [re.findall(r"0\.\d{3}", line) for line in page.splitlines() if line.startswith("| the ") and "**" in line]
     assert re.findall(r"0\.\d+", result.stdout) == [number for row in table for number in row]
@@ -45,7 +50,9 @@ def test_the_two_readings_of_an_output_as_the_docs_show_them(tmp_path):
 def test_order_of_the_readme():
     commands, picture, code = README.index("make demo"), README.index("docs/demo.png"), README.index("```python")
     assert commands < README.index("make test") < picture < code
-    assert all(sum(bool(line.strip()) for line in b.splitlines()) <= 12 for b in BLOCKS if "bits =" in b)  # twelve lines for each family
+    assert all(
+        sum(bool(line.strip()) for line in b.splitlines()) <= 12 for b in BLOCKS if "bits =" in b
+    )  # twelve lines for each family
     assert (Path(__file__).parent.parent / "docs" / "demo.png").exists()
 
 

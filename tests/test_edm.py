@@ -8,14 +8,14 @@ import torch
 from helpers import Formula, Recorded
 
 from unnoise.experiments import edm
-from unnoise.sde import EDM, EDMLoss, Learned, Preconditioned, Uniform
-from unnoise.shared.describe import build, describe
+from unnoise.sde import EDM, DenoisingLoss, Learned, Preconditioned, UniformDequantization
 from unnoise.shared.errors import UsageError
-from unnoise.shared.labels import quarter_log
 from unnoise.shared.networks import MLP
 from unnoise.shared.progress import silent
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.sampler import counted
-from unnoise.shared.scale import Scale
+from unnoise.shared.serialization import deserialize, serialize
+from unnoise.shared.time_inputs import quarter_log
 
 PRESETS = ("cifar10", "cifar10_classes", "ffhq64", "afhqv2_64", "imagenet64", "digits", "mnist", "smoke")
 
@@ -31,7 +31,7 @@ def test_the_loss_is_that_of_the_paper(data, generator):
     network = MLP(3, width=16, depth=1)
     y, z = torch.randn(40, 3, generator=generator), torch.randn(40, 3, generator=generator)
     sigma = (-1.2 + 1.2 * torch.randn(40, generator=generator)).exp()
-    loss = EDMLoss(denoiser_of(network, data), data).at(y, sigma.double() / 80, generator=Recorded(z))
+    loss = DenoisingLoss.edm(denoiser_of(network, data), data).at(y, sigma.double() / 80, generator=Recorded(z))
     s = sigma[:, None]
     c_skip, c_out = data**2 / (s**2 + data**2), s * data / (s**2 + data**2) ** 0.5
     c_in, c_noise = 1 / (s**2 + data**2) ** 0.5, sigma.log() / 4
@@ -42,7 +42,10 @@ def test_the_loss_is_that_of_the_paper(data, generator):
 
 
 def test_the_network_sees_and_is_asked_for_unit_variance(generator):
-    """`lambda c_out^2 = 1`: where F = 0, the loss of data with the standard deviation sigma_data is 1 at every level."""
+    """`lambda c_out^2 = 1`.
+
+    Where F = 0, the loss of data with the standard deviation sigma_data is 1 at every level.
+    """
     seen = []
 
     def silent(x, label):
@@ -50,7 +53,7 @@ def test_the_network_sees_and_is_asked_for_unit_variance(generator):
         return torch.zeros_like(x)
 
     denoiser = denoiser_of(Formula(silent))
-    objective = EDMLoss(denoiser)
+    objective = DenoisingLoss.edm(denoiser)
     y = 0.5 * torch.randn(50_000, 2, generator=generator)
     for sigma in (0.002, 0.05, 0.3, 1.0, 10.0, 80.0):
         t = torch.full((len(y),), sigma / 80, dtype=torch.float64)
@@ -62,13 +65,23 @@ def test_the_network_sees_and_is_asked_for_unit_variance(generator):
 
 def test_published_settings():
     cifar = edm.cifar10()
-    assert (cifar.data.batch, cifar.training.steps, cifar.training.learning_rate, cifar.training.warmup) == (512, 390_625, 1e-3, 19_531)
+    assert (cifar.data.batch, cifar.training.steps, cifar.training.learning_rate, cifar.training.warmup) == (
+        512,
+        390_625,
+        1e-3,
+        19_531,
+    )
     assert cifar.training.ema ** (500_000 / 512) == pytest.approx(0.5)
     assert (cifar.network.dropout, cifar.training.clip, cifar.churn) == (0.13, math.inf, 0.0)
     assert edm.cifar10_classes().data.classes == 10
     assert (edm.ffhq64().network.dropout, edm.afhqv2_64().network.dropout) == (0.05, 0.25)
     large = edm.imagenet64()
-    assert (large.training.steps, large.training.warmup, large.churn, large.sampling_steps) == (610_352, 2441, 40.0, 256)
+    assert (large.training.steps, large.training.warmup, large.churn, large.sampling_steps) == (
+        610_352,
+        2441,
+        40.0,
+        256,
+    )
     assert large.training.ema ** (50e6 / 4096) == pytest.approx(0.5)
     sampler = large.sampler(denoiser_of(Formula(lambda x, label: x)))
     assert (sampler.gamma, sampler.low, sampler.high, sampler.noise) == (40 / 256, 0.05, 50.0, 1.003)
@@ -86,7 +99,7 @@ def test_evaluations_are_those_of_the_paper(preset, evaluations, generator):
 def test_the_levels_are_those_of_the_paper():
     """Equation 5, with i counted from the largest."""
     recipe = edm.cifar10()
-    schedule = recipe.objective((3, 8, 8), Scale()).denoiser.corruption
+    schedule = recipe.objective((3, 8, 8), Quantization()).denoiser.corruption
     n = recipe.sampling_steps
     expected = [(80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(n)]
     assert (schedule.grid(n) * 80).tolist() == pytest.approx([*expected, 0.0])
@@ -95,12 +108,12 @@ def test_the_levels_are_those_of_the_paper():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_describe_themselves(preset):
     recipe = getattr(edm, preset)()
-    assert build(json.loads(json.dumps(describe(recipe)))) == recipe
+    assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
     assert getattr(edm, preset).__doc__
 
 
 def test_levels_come_back(generator):
-    scale, k = Scale(17), torch.arange(17).expand(4, 1, 17)
+    scale, k = Quantization(17), torch.arange(17).expand(4, 1, 17)
     for recipe in (edm.smoke(), edm.cifar10()):
         assert torch.equal(recipe.levels(scale, recipe.form(scale, k, generator)), k)
 
@@ -120,12 +133,12 @@ def test_smoke_draws_its_figure(tmp_path):
 def test_smoke_is_measured(generator):
     recipe = edm.smoke()
     images = recipe.load("test")
-    denoiser = recipe.objective(images.shape, images.scale).denoiser
-    code = recipe.codelength(denoiser, images.scale)
+    denoiser = recipe.objective(images.shape, images.quantization).denoiser
+    code = recipe.code_length(denoiser, images.quantization)
     bits = code(images.k[:4], generator, silent, label=images.label[:4]).bits_per_dim(images.dims)
     assert torch.isfinite(bits).all()
     # Untrained, F = 0: the model is a Gaussian of standard deviation sigma_data, whose code length is known.
-    x, gain = Uniform(images.scale)(images.k[:200], generator)
+    x, gain = UniformDequantization(images.quantization)(images.k[:200], generator)
     exact = gain / images.dims + 0.5 * (x.double().square() / 0.25 + math.log(2 * math.pi * 0.25)).flatten(1).mean(1)
     bits = code(images.k[:200], generator, silent, label=images.label[:200]).bits_per_dim(images.dims)
     assert float(bits.mean()) == pytest.approx(float(exact.mean()) / math.log(2), abs=0.1)

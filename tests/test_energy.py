@@ -13,28 +13,28 @@ from unnoise.sde import (
     AnnealedLangevin,
     ChangeOfVariables,
     CorrectorPredictor,
+    DenoisingLoss,
     ExactTrace,
+    NoPredictor,
     ProbabilityFlow,
-    ScoreMatching,
-    Still,
     SubVP,
     annealing,
 )
-from unnoise.sde.annealing import log_normaliser
+from unnoise.sde.annealing import log_normalizing_constant
 from unnoise.sde.energy import EnergyDenoiser, Potential
-from unnoise.sde.noise_levels import Levels, geometric_sigmas
-from unnoise.shared.describe import build, describe
+from unnoise.sde.noise_levels import NoiseLevels, geometric_sigmas
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticMixture
 from unnoise.shared.networks import MLP
-from unnoise.shared.oracle import MixtureOracle
 from unnoise.shared.random import normal
 from unnoise.shared.sampler import counted
+from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.tensors import exact, like
 
 WEIGHTS = torch.tensor([0.7, 0.3], dtype=torch.float64)
 MEANS = torch.tensor([[-1.2, 0.3], [1.0, -0.6]], dtype=torch.float64)
 VARIANCES = torch.tensor([0.05, 0.15], dtype=torch.float64)
-LEVELS = Levels(geometric_sigmas(0.1, 8.0, 12))
+LEVELS = NoiseLevels(geometric_sigmas(0.1, 8.0, 12))
 SCHEDULES = {"vp": VP(), "sub-vp": SubVP(), "ve": VE(), "levels": LEVELS}
 
 
@@ -47,7 +47,7 @@ class OfMixture(nn.Module):
 
     def __init__(self, log_z=0.0):
         super().__init__()
-        self.oracle, self.log_z = MixtureOracle(WEIGHTS, MEANS, VARIANCES, VP()), log_z
+        self.oracle, self.log_z = AnalyticMixture(WEIGHTS, MEANS, VARIANCES, VP()), log_z
 
     def forward(self, y, label):
         t = label.double() / 1000  # VP is variance preserving, so that y is x there
@@ -72,7 +72,7 @@ def x(generator):
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_an_exact_energy_is_the_exact_denoiser(schedule, x):
     """Mean, score and log-density on every schedule, those of the home by the change of variables too."""
-    oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, schedule)
+    oracle = AnalyticMixture(WEIGHTS, MEANS, VARIANCES, schedule)
     denoiser = mixture(1.5).on(schedule)
     t = torch.tensor([0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
     x = x * schedule(t)[1][:, None]
@@ -138,12 +138,19 @@ def test_gradients_reach_the_weights_and_the_input(x):
     assert float(slope[3, 1]) == pytest.approx(float(above - below) / 2e-6, rel=1e-4)
     assert torch.autograd.gradcheck(lambda x: denoiser.score(x, t), x[:2].detach().requires_grad_())
     with torch.no_grad():
-        assert ChangeOfVariables(denoiser, trace=ExactTrace(), integrator=Adaptive(1e-2, 1e-2))(x[:2].detach()).nats.isfinite().all()
+        assert (
+            ChangeOfVariables(denoiser, trace=ExactTrace(), integrator=Adaptive(1e-2, 1e-2))(x[:2].detach())
+            .nats.isfinite()
+            .all()
+        )
 
 
 def test_one_evaluation_is_one_call_of_the_network():
     denoiser = learned().float()
-    for run, expected in ((ProbabilityFlow(denoiser), 9), (CorrectorPredictor(Still(denoiser), AnnealedLangevin(denoiser, 0.2, 2)), 11)):
+    for run, expected in (
+        (ProbabilityFlow(denoiser), 9),
+        (CorrectorPredictor(NoPredictor(denoiser), AnnealedLangevin(denoiser, 0.2, 2)), 11),
+    ):
         with counted(denoiser) as count:
             assert run(shape=(3, 2), steps=5).isfinite().all()
         assert count.calls == expected
@@ -157,7 +164,7 @@ def test_what_it_refuses(x):
 def test_it_describes_itself():
     denoiser = EnergyDenoiser(Potential(MLP(2, 8, 1, classes=3)), LEVELS)
     assert denoiser.conditions == ("label",)
-    assert build(describe(denoiser)).network.inner.classes == 3
+    assert deserialize(serialize(denoiser)).network.inner.classes == 3
 
 
 class Off(nn.Module):
@@ -165,7 +172,7 @@ class Off(nn.Module):
 
     def __init__(self, schedule, log_z):
         super().__init__()
-        self.oracle, self.corruption, self.log_z = MixtureOracle(WEIGHTS, MEANS, VARIANCES, schedule), schedule, log_z
+        self.oracle, self.corruption, self.log_z = AnalyticMixture(WEIGHTS, MEANS, VARIANCES, schedule), schedule, log_z
 
     def log_density(self, x_t, t, **cond):
         return self.oracle.log_prob(x_t, t) + self.log_z * (1 + float(exact(t)))
@@ -173,9 +180,12 @@ class Off(nn.Module):
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_the_normaliser_of_a_mixture(schedule, generator):
-    """Within three standard errors, which themselves are small, at the smallest level and at another; steps of any length will do."""
+    """Within three standard errors, which themselves are small, at the smallest level and at another.
+
+    Steps of any length will do.
+    """
     for t, snr in ((None, 0.5), (0.6, 1.0)):
-        found = log_normaliser(Off(schedule, 3.0), (600, 2), t=t, levels=60, snr=snr, generator=generator)
+        found = log_normalizing_constant(Off(schedule, 3.0), (600, 2), t=t, levels=60, snr=snr, generator=generator)
         expected = 3.0 * (1 + (schedule.t_min if t is None else t))
         assert found.error < 0.06
         assert abs(found.log_z - expected) < 3 * found.error
@@ -184,26 +194,31 @@ def test_the_normaliser_of_a_mixture(schedule, generator):
 
 
 def test_the_normaliser_of_an_energy(generator):
-    found = log_normaliser(mixture(-2.0), (600, 2), levels=60, generator=generator)
+    found = log_normalizing_constant(mixture(-2.0), (600, 2), levels=60, generator=generator)
     assert found.error < 0.06
     assert abs(found.log_z + 2.0) < 3 * found.error
 
 
 def test_the_weighted_chains_are_draws(generator):
-    found = log_normaliser(Off(VE(), 1.0), (3000, 2), levels=60, generator=generator)
+    found = log_normalizing_constant(Off(VE(), 1.0), (3000, 2), levels=60, generator=generator)
     weight = found.log_w.softmax(0)
     torch.testing.assert_close(weight @ found.x, WEIGHTS @ MEANS, rtol=0, atol=0.1)
     assert float(weight @ (found.x[:, 0] < 0).double()) == pytest.approx(0.7, abs=0.05)
     right = found.x[:, 0] > 0
     spread = weight[right] @ (found.x[right] - MEANS[1]) ** 2 / weight[right].sum()
     torch.testing.assert_close(spread, VARIANCES[1].expand(2), rtol=0.15, atol=0)
-    noisy = log_normaliser(Off(VE(), 1.0), (3000, 2), t=0.7, levels=60, generator=generator)  # of the level's own scale
+    noisy = log_normalizing_constant(
+        Off(VE(), 1.0), (3000, 2), t=0.7, levels=60, generator=generator
+    )  # of the level's own scale
     sigma2 = float(VE()(at(0.7))[1] ** 2)
     assert float(noisy.log_w.softmax(0) @ (noisy.x[:, 1] ** 2)) == pytest.approx(sigma2 + 0.25, rel=0.15)
 
 
 def test_the_error_is_that_of_repeated_runs():
-    runs = [log_normaliser(Off(VP(), 0.0), (100, 2), levels=12, generator=torch.Generator().manual_seed(i)) for i in range(60)]
+    runs = [
+        log_normalizing_constant(Off(VP(), 0.0), (100, 2), levels=12, generator=torch.Generator().manual_seed(i))
+        for i in range(60)
+    ]
     off = torch.tensor([run.log_z for run in runs])
     error = sum(run.error for run in runs) / len(runs)
     assert float(off.std()) == pytest.approx(error, rel=0.3)
@@ -212,7 +227,9 @@ def test_the_error_is_that_of_repeated_runs():
 
 def test_levels_without_moves_are_importance_sampling(generator):
     """One level, no move: the weights are the ratio of the density to the start, as short as that."""
-    found = log_normaliser(Off(VP(), 0.0), (50, 2), t=0.3, levels=1, moves=0, generator=torch.Generator().manual_seed(1))
+    found = log_normalizing_constant(
+        Off(VP(), 0.0), (50, 2), t=0.3, levels=1, moves=0, generator=torch.Generator().manual_seed(1)
+    )
     y = normal((50, 2), torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = Off(VP(), 0.0).log_density(y, at(0.3)) - torch.distributions.Normal(0, 1).log_prob(y).sum(1)
     torch.testing.assert_close(found.log_w, expected)
@@ -224,7 +241,9 @@ def test_what_is_not_adjusted_is_biased(broken, monkeypatch):
     """Long steps: the adjusted chain is right within its errors, one that accepts otherwise is not."""
 
     def estimate():
-        return log_normaliser(Off(VP(), 0.0), (3000, 2), levels=40, moves=2, snr=1.0, generator=torch.Generator().manual_seed(4))
+        return log_normalizing_constant(
+            Off(VP(), 0.0), (3000, 2), levels=40, moves=2, snr=1.0, generator=torch.Generator().manual_seed(4)
+        )
 
     found = estimate()
     assert abs(found.log_z) < 3 * found.error
@@ -234,7 +253,9 @@ def test_what_is_not_adjusted_is_biased(broken, monkeypatch):
         kernel = annealing.log_kernel
         monkeypatch.setattr(annealing, "log_kernel", lambda *given: -kernel(*given))
     else:
-        monkeypatch.setattr(annealing, "log_kernel", lambda to, start, slope, size: torch.zeros(len(to), dtype=torch.float64))
+        monkeypatch.setattr(
+            annealing, "log_kernel", lambda to, start, slope, size: torch.zeros(len(to), dtype=torch.float64)
+        )
     wrong = estimate()
     assert abs(wrong.log_z) > 4 * wrong.error or wrong.effective < 30
 
@@ -247,7 +268,7 @@ def test_what_annealing_refuses():
         ({"shape": (4, 2), "t": 0.0}, "t_min=1e-05"),
     ):
         with pytest.raises(UsageError, match=words):
-            log_normaliser(Off(VP(), 0.0), **given)
+            log_normalizing_constant(Off(VP(), 0.0), **given)
 
 
 def test_a_learnt_energy_has_the_shape_of_the_density(generator):
@@ -258,11 +279,11 @@ def test_a_learnt_energy_has_the_shape_of_the_density(generator):
     means = 0.6 * MEANS
     torch.manual_seed(0)
     denoiser = EnergyDenoiser(Potential(MLP(2, 64, 2)), VP(t_min=0.02))
-    objective = ScoreMatching(denoiser)
-    oracle = MixtureOracle(WEIGHTS, means, VARIANCES, VP())
-    optimiser = torch.optim.Adam(denoiser.parameters(), 3e-3)
+    objective = DenoisingLoss.score_matching(denoiser)
+    oracle = AnalyticMixture(WEIGHTS, means, VARIANCES, VP())
+    optimizer = torch.optim.Adam(denoiser.parameters(), 3e-3)
     steps = 800
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: 1 - n / steps)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / steps)
 
     def draw(n):
         component = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
@@ -270,16 +291,20 @@ def test_a_learnt_energy_has_the_shape_of_the_density(generator):
         return means[component] + VARIANCES[component, None].sqrt() * z
 
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         objective(draw(256).float(), generator=generator).total.mean().backward()
-        optimiser.step()
+        optimizer.step()
         rate.step()
     for t in (at(0.05), at(0.3)):
         x = oracle.corruption.corrupt(draw(2000), t.expand(2000), generator=generator)
         with torch.no_grad():
             off = denoiser.log_density(x.float(), t).double() - oracle.log_prob(x, t)
         assert oracle.log_prob(x, t).std() > 0.9
-        assert off.std() < 0.35  # by 0.04 the mean of `off` is below log Z, as the KL divergence is about half of its variance
-        found = log_normaliser(denoiser, (400, 2), t=float(t), levels=80, generator=generator, dtype=torch.float32)
+        assert (
+            off.std() < 0.35
+        )  # by 0.04 the mean of `off` is below log Z, as the KL divergence is about half of its variance
+        found = log_normalizing_constant(
+            denoiser, (400, 2), t=float(t), levels=80, generator=generator, dtype=torch.float32
+        )
         assert abs(found.log_z - float(off.mean())) < 0.1 + 3 * found.error
         assert found.error < 0.05

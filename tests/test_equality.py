@@ -16,7 +16,7 @@ def levels(changed=False):
     sigmas = torch.logspace(-2, 1, 1000, dtype=torch.float64)
     if changed:
         sigmas[500] *= 1.0001
-    return sde.Levels(sigmas)
+    return sde.NoiseLevels(sigmas)
 
 
 class Still(torch.nn.Module):
@@ -43,9 +43,18 @@ PROCESSES = {
     "ve": (lambda: sde.VE(0.01, 50.0), lambda: sde.VE(0.01, 50.5)),
     "one sigma of a thousand": (levels, lambda: levels(changed=True)),
     "a user's": (lambda: Own(0.2), lambda: Own(0.3)),
-    "absorbing": (lambda: discrete.Absorbing(5, discrete.LogLinear()), lambda: discrete.Absorbing(5, discrete.LogLinear(0.01))),
-    "absorbing tables": (lambda: discrete.Absorbing(5, discrete.linear(50)), lambda: discrete.Absorbing(5, discrete.linear(51))),
-    "states": (lambda: discrete.Uniform(5, discrete.LogLinear()), lambda: discrete.Uniform(6, discrete.LogLinear())),
+    "absorbing": (
+        lambda: discrete.Absorbing(5, discrete.LogLinearNoise()),
+        lambda: discrete.Absorbing(5, discrete.LogLinearNoise(0.01)),
+    ),
+    "absorbing tables": (
+        lambda: discrete.Absorbing(5, discrete.linear(50)),
+        lambda: discrete.Absorbing(5, discrete.linear(51)),
+    ),
+    "states": (
+        lambda: discrete.Uniform(5, discrete.LogLinearNoise()),
+        lambda: discrete.Uniform(6, discrete.LogLinearNoise()),
+    ),
     "dense": (
         lambda: discrete.Dense(torch.full((3, 2, 2), 0.5)),
         lambda: discrete.Dense(torch.tensor([[[0.5, 0.5], [0.5, 0.5]]] * 2 + [[[0.4, 0.6], [0.5, 0.5]]])),
@@ -70,12 +79,17 @@ def test_predictor_and_corrector_of_equal_tables_fit():
     with pytest.raises(UsageError, match="different schedules"):
         PredictorCorrector(DDIM(Learned(Still(), Tabulated(linear_betas(101)))), corrector)
     with pytest.raises(UsageError, match="different schedules"):  # which differ in one number that no print shows
-        PredictorCorrector(sde.ReverseDiffusion(sde.Learned(Still(), levels())), sde.AnnealedLangevin(sde.Learned(Still(), levels(True))))
+        PredictorCorrector(
+            sde.ReverseDiffusion(sde.Learned(Still(), levels())),
+            sde.AnnealedLangevin(sde.Learned(Still(), levels(True))),
+        )
 
 
 def test_predictor_and_corrector_of_two_reverse_models_do_not_fit():
-    chain = discrete.Uniform(3, discrete.LogLinear())
-    product, marginal = (discrete.Categorical(Still(), chain, reverse=r) for r in (discrete.Product(), discrete.Marginal()))
+    chain = discrete.Uniform(3, discrete.LogLinearNoise())
+    product, marginal = (
+        discrete.Categorical(Still(), chain, reverse=r) for r in (discrete.Product(), discrete.Marginal())
+    )
     PredictorCorrector(discrete.TauLeaping(product), discrete.RateCorrector(product))
     with pytest.raises(UsageError, match="Product.*Marginal.*one denoiser"):
         PredictorCorrector(discrete.TauLeaping(product), discrete.RateCorrector(marginal))
@@ -94,7 +108,10 @@ def test_a_denoiser_on_an_equal_schedule_is_at_home():
         (sde.VP(), "VP()"),
         (sde.VP(beta_max=10.0), "VP(beta_max=10.0)"),
         (Tabulated(linear_betas(100)), "Tabulated(betas=tensor of shape (100,))"),
-        (discrete.Absorbing(5, discrete.LogLinear()), "Absorbing(levels=5, schedule=LogLinear(eps=0.001, t_min=0.001))"),
+        (
+            discrete.Absorbing(5, discrete.LogLinearNoise()),
+            "Absorbing(categories=5, schedule=LogLinearNoise(eps=0.001, t_min=0.001))",
+        ),
     ],
 )
 def test_processes_say_what_they_were_made_of(process, expected):

@@ -9,15 +9,15 @@ import torch
 from unnoise.experiments import ddpm, evaluation, score_sde
 from unnoise.experiments.cli import finite
 from unnoise.experiments.evaluation import Judge, bits_per_dim, draw, judge_of, marginal_bits_per_dim
-from unnoise.shared.bits import Codelength, perplexity
-from unnoise.shared.data import image_set
+from unnoise.shared.code_length import CodeLength, perplexity
+from unnoise.shared.data import image_dataset
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.errors import standard_error
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return image_set("digits"), image_set("digits", split="test")
+    return image_dataset("digits"), image_dataset("digits", split="test")
 
 
 def test_the_baseline(digits):
@@ -33,13 +33,13 @@ def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
     def free(self, denoiser, scale):
         def measure(k, generator, progress, **cond):
             seen.append(cond)
-            return Codelength(*[torch.zeros(len(k))] * 3)
+            return CodeLength(*[torch.zeros(len(k))] * 3)
 
         return measure
 
     monkeypatch.setattr(ddpm.DDPM, "codelength", free)
     test = digits[1]
-    mean, error = bits_per_dim(experiment, experiment.objective(test.shape, test.scale).denoiser, test)
+    mean, error = bits_per_dim(experiment, experiment.objective(test.shape, test.quantization).denoiser, test)
     assert (mean, error) == (pytest.approx(math.log2(classes or 1) / 64), pytest.approx(0, abs=1e-8))
     if classes:
         assert torch.equal(torch.cat([cond["label"] for cond in seen]), test.label)
@@ -50,21 +50,26 @@ def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
 def test_samples_are_drawn_in_parts_without_a_trace(digits, monkeypatch):
     experiment = score_sde.smoke()
     torch.manual_seed(0)
-    denoiser = experiment.objective(digits[1].shape, digits[1].scale).denoiser
+    denoiser = experiment.objective(digits[1].shape, digits[1].quantization).denoiser
     for p in denoiser.parameters():
         torch.nn.init.normal_(p, std=0.1)
     sampler = experiment.sampler(denoiser)
-    whole = draw(experiment, sampler, digits[1].shape, digits[1].scale, 12)
+    whole = draw(experiment, sampler, digits[1].shape, digits[1].quantization, 12)
     monkeypatch.setattr(evaluation, "CHUNK", 5)
-    parts = draw(experiment, sampler, digits[1].shape, digits[1].scale, 12)
-    assert (whole.levels != parts.levels).float().mean() < 0.01  # rounding of batched products may move a level at its edge
+    parts = draw(experiment, sampler, digits[1].shape, digits[1].quantization, 12)
+    assert (
+        whole.levels != parts.levels
+    ).float().mean() < 0.01  # rounding of batched products may move a level at its edge
     assert whole.evaluations == parts.evaluations == 2 * experiment.sampling_steps - 1
 
 
 def test_the_judge(digits):
     train, test = digits
     judge = Judge(train, steps=60)
-    real, noise = judge.quality(test.k), judge.quality(torch.randint(0, 17, test.k.shape, generator=torch.Generator().manual_seed(0)))
+    real, noise = (
+        judge.quality(test.k),
+        judge.quality(torch.randint(0, 17, test.k.shape, generator=torch.Generator().manual_seed(0))),
+    )
     assert real.count == len(test.k)
     assert real.classes == 10
     assert judge.accuracy(test) > 0.9
@@ -73,7 +78,7 @@ def test_the_judge(digits):
 
 
 def test_a_set_has_one_judge_in_a_process():
-    train = image_set("digits")
+    train = image_dataset("digits")
     few = train._replace(k=train.k[:64], label=train.label[:64])
     same = few._replace(k=few.k.clone())
     other = few._replace(label=few.label.flip(0))
@@ -96,7 +101,7 @@ def test_one_image_is_refused_before_the_judge_is_trained(digits, monkeypatch, c
     monkeypatch.setattr(evaluation, "judge_of", fail)
     monkeypatch.setattr(evaluation, "bits_per_dim", fail)
     experiment = ddpm.smoke()
-    denoiser = experiment.objective(digits[0].shape, digits[0].scale).denoiser
+    denoiser = experiment.objective(digits[0].shape, digits[0].quantization).denoiser
     with pytest.raises(UsageError, match=f"count={count}: .*at least 2"):
         experiment.evaluate(denoiser, count=count, steps=2)
     one = digits[1]._replace(k=digits[1].k[:1], label=digits[1].label[:1])

@@ -8,21 +8,29 @@ import pytest
 import torch
 
 from unnoise import sde
-from unnoise.continuous import Importance, Tabulated, large, linear_betas
-from unnoise.experiments import classifier_free, ddim, ddpm, guided_diffusion, improved_ddpm, progressive_distillation, upsampling
+from unnoise.continuous import ImportanceSampling, Tabulated, large, linear_betas
+from unnoise.experiments import (
+    classifier_free,
+    ddim,
+    ddpm,
+    guided_diffusion,
+    improved_ddpm,
+    progressive_distillation,
+    upsampling,
+)
 from unnoise.experiments.cli import main
 from unnoise.experiments.images import flipped
 from unnoise.experiments.recipes import RECIPES, SCRIPTS
-from unnoise.experiments.spacing import spaced
-from unnoise.shared.describe import build, describe
+from unnoise.experiments.time_grids import spaced
 from unnoise.shared.errors import UsageError
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_preset_describes_itself(name):
     experiment = RECIPES[name]()
-    assert build(json.loads(json.dumps(describe(experiment)))) == experiment
+    assert deserialize(json.loads(json.dumps(serialize(experiment)))) == experiment
     assert RECIPES[name].__doc__
 
 
@@ -41,16 +49,24 @@ def test_every_preset_of_a_script_is_a_recipe():
 def test_published_settings():
     """Spot checks against the papers' tables."""
     cifar = ddpm.cifar10()
-    assert (cifar.training.steps, cifar.training.learning_rate, cifar.training.warmup, cifar.data.batch) == (800_000, 2e-4, 5000, 128)
+    assert (cifar.training.steps, cifar.training.learning_rate, cifar.training.warmup, cifar.data.batch) == (
+        800_000,
+        2e-4,
+        5000,
+        128,
+    )
     assert (cifar.variance, cifar.steps, cifar.network.dropout, cifar.data.flip) == ("large", 1000, 0.1, True)
-    assert cifar.sampler(cifar.objective((3, 8, 8), Scale()).denoiser).variance is large
+    assert cifar.sampler(cifar.objective((3, 8, 8), Quantization()).denoiser).variance is large
     improved = improved_ddpm.cifar10()
     assert (improved.steps, improved.betas, improved.vlb, improved.training.clip) == (4000, "cosine", 1e-3, math.inf)
     assert (improved.network.attention, improved.network.heads, improved.network.dropout) == ((2, 4), 4, 0.3)
     assert improved_ddpm.imagenet64_classes().vlb == 1 / 4000
     assert ddim.cifar10().spacing == "quad"
     assert ddim.lsun256().training.ema == 0.999
-    assert (ddim.celeba64().grid(improved.objective((3, 8, 8), Scale()).denoiser, 40) * 4000)[:2].tolist() == [3901, 3801]
+    assert (ddim.celeba64().grid(improved.objective((3, 8, 8), Quantization()).denoiser, 40) * 4000)[:2].tolist() == [
+        3901,
+        3801,
+    ]
     assert ddpm.lsun256().variance == "small"
     assert progressive_distillation.cifar10().last_two == 2
     assert classifier_free.imagenet64().share == 0.3
@@ -65,10 +81,12 @@ def test_what_the_losses_of_improved_ddpm_are(tmp_path):
     from dataclasses import replace
 
     recipe = improved_ddpm.smoke()
-    kinds = {loss: replace(recipe, loss=loss).objective((1, 8, 8), Scale(17)) for loss in ("simple", "hybrid", "vlb")}
+    kinds = {
+        loss: replace(recipe, loss=loss).objective((1, 8, 8), Quantization(17)) for loss in ("simple", "hybrid", "vlb")
+    }
     assert [type(o).__name__ for o in kinds.values()] == ["Simple", "Hybrid", "Importance"]
-    assert [o.denoiser.spread for o in kinds.values()] == [False, True, True]
-    assert isinstance(kinds["vlb"], Importance)
+    assert [o.denoiser.has_variance_output for o in kinds.values()] == [False, True, True]
+    assert isinstance(kinds["vlb"], ImportanceSampling)
     assert recipe.sampler(kinds["simple"].denoiser).variance is large
 
 
@@ -116,7 +134,11 @@ def test_spacing_by_name():
     assert len(spaced("90,60,60,20,20", table)) == 251
     assert float(spaced("trailing10", table)[0]) == 1
     assert (spaced("quad10", table) * 1000)[-2] == 1
-    for spec, words in (("fast50", "give a number such as 50"), ("10,a", "give a number such as 50"), ("ddim", "give a number")):
+    for spec, words in (
+        ("fast50", "give a number such as 50"),
+        ("10,a", "give a number such as 50"),
+        ("ddim", "give a number"),
+    ):
         with pytest.raises(UsageError, match=words):
             spaced(spec, table)
     with pytest.raises(UsageError, match="time is continuous"):
@@ -125,8 +147,8 @@ def test_spacing_by_name():
 
 def test_half_of_the_images_are_mirrored(generator):
     k = torch.arange(4).repeat(1000, 1, 2, 1)
-    x = flipped(Scale.continuous)
-    out = Scale(4).quantise(x(Scale(4), k, generator))
+    x = flipped(Quantization.continuous)
+    out = Quantization(4).quantize(x(Quantization(4), k, generator))
     mirrored = (out == k.flip(-1)).all(-1).all(-1).all(-1)
     kept = (out == k).all(-1).all(-1).all(-1)
     assert (mirrored ^ kept).all()
@@ -138,10 +160,19 @@ def test_what_cannot_be_is_refused():
         (lambda: classifier_free.ClassifierFreeGuidance(), "classifier-free guidance needs labels"),
         (lambda: progressive_distillation.ProgressiveDistillation(sampling_steps=48, until=5), "doubled some times"),
         (lambda: ddim.ImplicitModel(sampling_steps=2000), "sampling_steps=2000"),
-        (lambda: guided_diffusion.GuidedDiffusion(spacing="nonsense"), "nonsense is no spacing of steps: give a number"),
-        (lambda: guided_diffusion.GuidedDiffusion(spacing="10,20", sampling_steps=40), "do not add up to sampling_steps=40"),
+        (
+            lambda: guided_diffusion.GuidedDiffusion(spacing="nonsense"),
+            "nonsense is no spacing of steps: give a number",
+        ),
+        (
+            lambda: guided_diffusion.GuidedDiffusion(spacing="10,20", sampling_steps=40),
+            "do not add up to sampling_steps=40",
+        ),
         (lambda: upsampling.Upsampler(factor=1), "factor=1"),
-        (lambda: upsampling.Upsampler(factor=3).small(Scale(), torch.zeros(1, 1, 8, 8)), "images of 8x8 cannot be divided"),
+        (
+            lambda: upsampling.Upsampler(factor=3).small(Quantization(), torch.zeros(1, 1, 8, 8)),
+            "images of 8x8 cannot be divided",
+        ),
     ):
         with pytest.raises(UsageError, match=words):
             make()

@@ -9,11 +9,11 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unnoise import continuous, sde
-from unnoise.experiments.spacing import whole
-from unnoise.sde.integrators import Adaptive, SciPy, Steps, TorchDiffEq
+from unnoise.experiments.time_grids import whole
+from unnoise.sde.integrators import Adaptive, FixedSteps, SciPy, TorchDiffEq
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.networks import MLP
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
 
 # ---- charts
 
@@ -29,9 +29,9 @@ SCHEDULES = {
     "tabulated": lambda: continuous.Tabulated(continuous.linear_betas(25)),
     "zero-terminal": lambda: continuous.Tabulated(continuous.zero_terminal(continuous.linear_betas(25))),
     "cosine": continuous.Cosine,
-    "levels": lambda: sde.Levels(sde.geometric_sigmas(0.01, 30.0, 25)),
+    "levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.01, 30.0, 25)),
 }
-CHARTS = {"angle": sde.angle, "clock": sde.clock}
+CHARTS = {"angle": sde.angle_coordinates, "clock": sde.time_coordinates}
 PRECISE = Adaptive(1e-8, 1e-8, 100_000)
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -65,7 +65,7 @@ def test_places_are_where_the_flow_goes(schedule, chart, generator):
 def mixture(schedule):
     weights, variances = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.02, 0.05, 0.1])
     means = torch.tensor([[-1.0, 0.0], [0.5, 0.8], [1.0, -0.7]])
-    return MixtureOracle(weights.double(), means.double(), variances.double(), schedule)
+    return AnalyticMixture(weights.double(), means.double(), variances.double(), schedule)
 
 
 def test_all_charts_and_integrators_reach_the_same_point(schedule, generator):
@@ -73,10 +73,10 @@ def test_all_charts_and_integrators_reach_the_same_point(schedule, generator):
     t, s = torch.tensor([0.97, 0.21], dtype=torch.float64)
     x = schedule.corrupt(torch.randn(4, 2, generator=generator, dtype=torch.float64), t, generator=generator)
     end = sde.ProbabilityFlow(oracle, TorchDiffEq("dopri8", 1e-10, 1e-10)).transport(x, t, s)
-    ways = [(PRECISE, chart) for chart in charts(schedule)] + [(SciPy("RK45", 1e-8, 1e-8), sde.angle)]
+    ways = [(PRECISE, chart) for chart in charts(schedule)] + [(SciPy("RK45", 1e-8, 1e-8), sde.angle_coordinates)]
     for integrator, chart in ways:
         # In t the rate jumps at each row of a table, and an error estimate may miss a jump. The angle knows no rows.
-        wide = chart is sde.clock and hasattr(schedule, "steps")
+        wide = chart is sde.time_coordinates and hasattr(schedule, "steps")
         there = sde.ProbabilityFlow(oracle, integrator, chart).transport(x, t, s)
         torch.testing.assert_close(there, end, rtol=0, atol=2e-4 if wide else 2e-6)
     back = sde.ProbabilityFlow(oracle, PRECISE).transport(end, s, t)
@@ -85,15 +85,22 @@ def test_all_charts_and_integrators_reach_the_same_point(schedule, generator):
 
 def charts(schedule):
     """Those whose velocity is finite at t = 1."""
-    return [chart for chart in CHARTS.values() if math.isfinite(chart.places(schedule, [chart.position(schedule, ONE)])[0].of_x)]
+    return [
+        chart
+        for chart in CHARTS.values()
+        if math.isfinite(chart.places(schedule, [chart.position(schedule, ONE)])[0].of_x)
+    ]
 
 
 def gaussian(schedule):
-    return GaussianOracle(MEAN, COVARIANCE, schedule)
+    return AnalyticGaussian(MEAN, COVARIANCE, schedule)
 
 
 def moved(oracle, x, t, s):
-    """The flow of `N(mean, C)`, in closed form: along each axis of C the deviation keeps its share of the standard deviation."""
+    """The flow of `N(mean, C)`, in closed form.
+
+    Along each axis of C the deviation keeps its share of the standard deviation.
+    """
     (a, b), (c, d) = oracle.corruption(t), oracle.corruption(s)
     stretch = ((c**2 * oracle.variances + d**2) / (a**2 * oracle.variances + b**2)).sqrt()
     return c * oracle.mean + ((x - a * oracle.mean) @ oracle.axes * stretch) @ oracle.axes.T
@@ -108,7 +115,7 @@ def test_encodings_are_the_flow_run_backwards(schedule, generator):
     oracle, (one, last) = gaussian(schedule), ends_of(schedule)
     x0 = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     low = schedule(last)[0] * x0
-    for chart in [sde.angle] if hasattr(schedule, "steps") else charts(schedule):
+    for chart in [sde.angle_coordinates] if hasattr(schedule, "steps") else charts(schedule):
         flow = sde.ProbabilityFlow(oracle, PRECISE, chart)
         code = flow.encode(x0)
         torch.testing.assert_close(code, moved(oracle, low, last, one), rtol=1e-5, atol=1e-6)
@@ -116,8 +123,10 @@ def test_encodings_are_the_flow_run_backwards(schedule, generator):
         grid = schedule.grid(4)[1:]
         torch.testing.assert_close(flow.encode(x0, steps=grid), moved(oracle, low, last, grid[0]), rtol=1e-5, atol=1e-6)
     # By fixed steps, on any grid: nearly so.
-    fixed = sde.ProbabilityFlow(oracle, Steps(sde.rk4))
-    log_snrs = torch.linspace(max(float(schedule.log_snr(one)), -15.0), float(schedule.log_snr(last)), 60, dtype=torch.float64)
+    fixed = sde.ProbabilityFlow(oracle, FixedSteps(sde.rk4))
+    log_snrs = torch.linspace(
+        max(float(schedule.log_snr(one)), -15.0), float(schedule.log_snr(last)), 60, dtype=torch.float64
+    )
     grid = torch.cat([schedule.time(log_snrs), torch.zeros(1)])
     torch.testing.assert_close(fixed(fixed.encode(x0, steps=grid), steps=grid), oracle(low, last), rtol=1e-3, atol=1e-3)
 
@@ -130,25 +139,32 @@ def test_encodings_of_gaussian_data_are_the_prior(schedule, generator):
     alpha, sigma = (float(c) for c in schedule(one))
     if alpha < 0.5 or sigma > 20:  # a table of 40 steps ends before all is noise
         for axis in range(2):
-            centred = (code[:, axis] - alpha * MEAN[axis]) / math.sqrt(sigma**2 + alpha**2 * COVARIANCE[axis, axis])
-            assert stats.kstest(centred.numpy(), stats.norm.cdf).statistic < 0.03
+            centered = (code[:, axis] - alpha * MEAN[axis]) / math.sqrt(sigma**2 + alpha**2 * COVARIANCE[axis, axis])
+            assert stats.kstest(centered.numpy(), stats.norm.cdf).statistic < 0.03
     assert abs(float(torch.corrcoef(code.T)[0, 1])) < 0.05 + 2 * alpha**2 / sigma**2
 
 
 def test_temperature_and_slerp_in_a_linear_flow(schedule, generator):
-    """A start r times as far from the mean ends r times as far from it; isotropic flows scale, and so commute with slerp."""
+    """A start r times as far from the mean ends r times as far from it.
+
+    Isotropic flows scale, and so commute with slerp.
+    """
     (one, last) = ends_of(schedule)
     flow = sde.ProbabilityFlow(gaussian(schedule), PRECISE)
     z = schedule.prior((5, 2), generator=generator).double()
-    cold, warm, centre = (flow(r * z, steps=whole(schedule)) for r in (0.7, 1.0, 0.0))
-    torch.testing.assert_close(cold - centre, 0.7 * (warm - centre), rtol=1e-5, atol=1e-6)
+    cold, warm, center = (flow(r * z, steps=whole(schedule)) for r in (0.7, 1.0, 0.0))
+    torch.testing.assert_close(cold - center, 0.7 * (warm - center), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(warm, flow.denoiser(moved(flow.denoiser, z, one, last), last), rtol=1e-5, atol=1e-6)
-    round_oracle = GaussianOracle(torch.zeros(6, dtype=torch.float64), 0.3 * torch.eye(6, dtype=torch.float64), schedule)
+    round_oracle = AnalyticGaussian(
+        torch.zeros(6, dtype=torch.float64), 0.3 * torch.eye(6, dtype=torch.float64), schedule
+    )
     flow = sde.ProbabilityFlow(round_oracle, PRECISE)
     x, y = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
     share = torch.tensor([0.0, 0.3, 1.0])
     between = flow(sde.slerp(flow.encode(x), flow.encode(y), share), steps=whole(schedule))
-    torch.testing.assert_close(between, round_oracle(schedule(last)[0] * sde.slerp(x, y, share), last), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        between, round_oracle(schedule(last)[0] * sde.slerp(x, y, share), last), rtol=1e-5, atol=1e-6
+    )
     torch.testing.assert_close(sde.slerp(x, y, share)[[0, 2]], torch.stack([x[0], y[2]]))
 
 
@@ -167,7 +183,7 @@ def test_what_the_flow_refuses():
             return (1 - t).sqrt(), t
 
     with pytest.raises(UsageError, match="take DDIM or the chart `angle`"):
-        sde.ProbabilityFlow(gaussian(Root()), chart=sde.clock)
+        sde.ProbabilityFlow(gaussian(Root()), coordinates=sde.time_coordinates)
     with pytest.raises(UsageError, match="encoding goes from t=0.001 to the grid's noisiest level"):
         sde.ProbabilityFlow(gaussian(sde.VP())).encode(torch.zeros(1, 2), steps=torch.tensor([5e-4, 0.0]))
     broken = sde.Learned(Formula(lambda x, label: x * math.nan), sde.VP())
@@ -195,12 +211,12 @@ IN_FLOAT32 = {
     "dpm-solver++": continuous.DPMSolverPP,
     "unipc": continuous.UniPC,
     "flow": sde.ProbabilityFlow,
-    "flow-clock": lambda d: sde.ProbabilityFlow(d, Steps(sde.rk4), sde.clock),
+    "flow-clock": lambda d: sde.ProbabilityFlow(d, FixedSteps(sde.rk4), sde.time_coordinates),
     "flow-adaptive": lambda d: sde.ProbabilityFlow(d, Adaptive(1e-3, 1e-3)),
     "euler-maruyama": sde.EulerMaruyama,
     "reverse-diffusion": sde.ReverseDiffusion,
     "predictor-corrector": lambda d: sde.PredictorCorrector(sde.ReverseDiffusion(d), sde.Langevin(d)),
-    "annealed": lambda d: sde.CorrectorPredictor(sde.Still(d), sde.AnnealedLangevin(d)),
+    "annealed": lambda d: sde.CorrectorPredictor(sde.NoPredictor(d), sde.AnnealedLangevin(d)),
 }
 
 
@@ -217,6 +233,9 @@ def test_float32_data_meet_no_float64(name, generator):
             with NoDoubles():
                 noisy = denoiser_there.corruption.corrupt(x, t, generator=generator)
                 assert denoiser_there.score(noisy, t).dtype == torch.float32
-                assert sde.FlowMatching(denoiser_there).at(x, t, generator=generator).total.dtype == torch.float32
+                assert (
+                    sde.DenoisingLoss.flow_matching(denoiser_there).at(x, t, generator=generator).total.dtype
+                    == torch.float32
+                )
     with pytest.raises(AssertionError, match="float64"), NoDoubles():
         torch.zeros(2, 3).double()

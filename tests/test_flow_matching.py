@@ -10,14 +10,14 @@ from helpers import Recorded
 from unnoise.continuous import DDIM
 from unnoise.experiments import flow_matching
 from unnoise.experiments.flow_matching import bend
-from unnoise.experiments.spacing import whole
-from unnoise.sde import FlowMatching, Learned, Straight, straight
-from unnoise.shared.describe import build, describe
+from unnoise.experiments.time_grids import whole
+from unnoise.sde import DenoisingLoss, Learned, Straight, straight
+from unnoise.shared.gaussian.analytic import AnalyticGaussian
 from unnoise.shared.networks import MLP
-from unnoise.shared.oracle import GaussianOracle
 from unnoise.shared.progress import silent
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.sampler import counted
-from unnoise.shared.scale import Scale
+from unnoise.shared.serialization import deserialize, serialize
 
 RECIPE = flow_matching.smoke()
 
@@ -28,11 +28,14 @@ def random_denoiser(seed: int = 0) -> Learned:
 
 
 def test_the_loss_is_that_of_the_papers(generator):
-    """`||F(x_t, t) - (epsilon - x_0)||^2` at `x_t = (1 - t) x_0 + t epsilon`; the network sees x_t over its largest possible size."""
+    """`||F(x_t, t) - (epsilon - x_0)||^2` at `x_t = (1 - t) x_0 + t epsilon`.
+
+    The network sees x_t over its largest possible size.
+    """
     denoiser = random_denoiser()
     x0, epsilon, t = (torch.randn(40, 3, generator=generator) for _ in range(3))
     t = t[:, 0].sigmoid().double()
-    loss = FlowMatching(denoiser).at(x0, t, generator=Recorded(epsilon))
+    loss = DenoisingLoss.flow_matching(denoiser).at(x0, t, generator=Recorded(epsilon))
     u = t[:, None].float()
     x_t = (1 - u) * x0 + u * epsilon
     f = denoiser.network(x_t / ((1 - u) ** 2 + u**2).sqrt(), 1000 * t.float())
@@ -46,12 +49,12 @@ def test_euler_is_ddim(steps, generator):
     by_euler, by_ddim = (sampler(x, steps=steps) for sampler in (RECIPE.flow(denoiser, "euler"), DDIM(denoiser)))
     assert torch.allclose(by_euler, by_ddim, atol=1e-5)
     t, s = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
-    f = denoiser.raw(x, t)[0]
+    f = denoiser.estimate(x, t).out
     assert torch.allclose(DDIM(denoiser).step(x, t, s), x - 0.3 * f, atol=1e-5)
 
 
 def test_solvers_agree_in_the_limit_and_cost_what_they_should(generator):
-    denoiser = GaussianOracle(torch.tensor([1.0, -0.5]), torch.tensor([[1.0, 0.4], [0.4, 0.3]]), Straight())
+    denoiser = AnalyticGaussian(torch.tensor([1.0, -0.5]), torch.tensor([[1.0, 0.4], [0.4, 0.3]]), Straight())
     x = torch.randn(16, 2, generator=generator)
     # All denoise at the end in the same way, from the same last time.
     grid = torch.cat([torch.linspace(1, 1e-3, 200, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
@@ -70,7 +73,10 @@ def test_the_grid_of_an_adaptive_solver():
 
 
 def test_how_straight_a_path_is():
-    """Of `(1 - t) a + t b + sin(pi t) c` the velocity leaves the chord by `pi cos(pi t) c`: `pi^2 / 2 |c|^2` in the mean."""
+    """Of `(1 - t) a + t b + sin(pi t) c` the velocity leaves the chord by `pi cos(pi t) c`.
+
+    `pi^2 / 2 |c|^2` in the mean.
+    """
     a, b, c = torch.tensor([[[1.0, 2.0]], [[4.0, -2.0]], [[0.3, 0.1]]], dtype=torch.float64)
     times = torch.linspace(1, 0, 401, dtype=torch.float64)
     path = [(1 - t) * a + t * b + torch.sin(math.pi * t) * c for t in times]
@@ -84,7 +90,7 @@ def test_paths_to_a_point_are_straight(generator):
     times = torch.linspace(1, 0, 51, dtype=torch.float64)
     bends = []
     for spread in (0.0, 1.0):
-        oracle = GaussianOracle(torch.full((2,), 3.0), spread * torch.eye(2), Straight())
+        oracle = AnalyticGaussian(torch.full((2,), 3.0), spread * torch.eye(2), Straight())
         x = torch.randn(50, 2, generator=generator)
         bends.append(bend([x, *RECIPE.flow(oracle, "euler").trajectory(x, steps=50)], times))
     assert bends[0] < 1e-9
@@ -93,7 +99,12 @@ def test_paths_to_a_point_are_straight(generator):
 
 def test_published_settings():
     cifar = flow_matching.cifar10()
-    assert (cifar.data.batch, cifar.training.steps, cifar.training.learning_rate, cifar.solver) == (256, 391_000, 5e-4, "rk45")
+    assert (cifar.data.batch, cifar.training.steps, cifar.training.learning_rate, cifar.solver) == (
+        256,
+        391_000,
+        5e-4,
+        "rk45",
+    )
     assert cifar.training.warmup + cifar.training.cooldown == cifar.training.steps
     assert cifar.tolerance == 1e-5
 
@@ -101,7 +112,7 @@ def test_published_settings():
 @pytest.mark.parametrize("preset", ["cifar10", "digits", "mnist", "smoke"])
 def test_presets_describe_themselves(preset):
     recipe = getattr(flow_matching, preset)()
-    assert build(json.loads(json.dumps(describe(recipe)))) == recipe
+    assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
     assert getattr(flow_matching, preset).__doc__
 
 
@@ -119,9 +130,11 @@ def test_smoke_draws_its_figure(tmp_path):
 
 
 def test_smoke_is_measured(generator):
-    scale, k = Scale(17), torch.arange(17).expand(4, 1, 17)
+    scale, k = Quantization(17), torch.arange(17).expand(4, 1, 17)
     assert torch.equal(RECIPE.levels(scale, RECIPE.form(scale, k, generator)), k)
     images = RECIPE.load("test")
-    denoiser = RECIPE.objective(images.shape, images.scale).denoiser
-    length = RECIPE.codelength(denoiser, images.scale)(images.k[:50], generator, silent, label=images.label[:50])
+    denoiser = RECIPE.objective(images.shape, images.quantization).denoiser
+    length = RECIPE.code_length(denoiser, images.quantization)(
+        images.k[:50], generator, silent, label=images.label[:50]
+    )
     assert torch.isfinite(length.bits_per_dim(images.dims)).all()

@@ -3,15 +3,27 @@
 import pytest
 import torch
 
-from unnoise.discrete import Dense, DiscretizedGaussian, Marginal, NearestNeighbor, Product, cosine, fused, linear, nearest
+from unnoise.discrete import (
+    Dense,
+    DiscretizedGaussian,
+    Marginal,
+    NearestNeighbor,
+    Product,
+    cosine,
+    fused,
+    linear,
+    nearest,
+)
 from unnoise.discrete.transition import nearest_neighbor
-from unnoise.discrete.transition.plain import plain_divergence
+from unnoise.discrete.transition.generic import generic_divergence
 
 T = 20
 CHAINS = {
     "gaussian": lambda: DiscretizedGaussian(6, linear(T, 0.2, 1.0)),
     "gaussian-odd": lambda: DiscretizedGaussian(5, linear(T, 0.2, 1.0)),
-    "dense": lambda: Dense(torch.rand(T, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(-1)),
+    "dense": lambda: Dense(
+        torch.rand(T, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    ),
 }
 
 
@@ -22,14 +34,23 @@ def test_one_pass_is_the_definition_and_so_is_its_gradient(kind, reverse, monkey
     chain = CHAINS[kind]()
     n = torch.tensor([1, 2, 10, T])
     t, s = n.double() / T, (n - 1).double() / T
-    logits = torch.randn(4, 7, chain.levels, dtype=torch.float64, generator=generator, requires_grad=True)
-    x0 = torch.randint(0, chain.levels, (4, 7), generator=generator)
+    logits = torch.randn(4, 7, chain.categories, dtype=torch.float64, generator=generator, requires_grad=True)
+    x0 = torch.randint(0, chain.categories, (4, 7), generator=generator)
     x_t = chain.corrupt(x0, t, generator=generator)
     weight = torch.randn(2, 4, 7, dtype=torch.float64, generator=generator)
     found = []
-    for terms in (chain.divergence(reverse, logits, x0, x_t, t, s), plain_divergence(chain, reverse, logits, x0, x_t, t, s)):
+    for terms in (
+        chain.divergence(reverse, logits, x0, x_t, t, s),
+        generic_divergence(chain, reverse, logits, x0, x_t, t, s),
+    ):
         both = (terms.divergence * weight[0] + terms.cross_entropy * weight[1]).sum()
-        found.append((*terms, torch.autograd.grad(both, logits, retain_graph=True)[0], torch.autograd.grad(terms[0].sum(), logits)[0]))
+        found.append(
+            (
+                *terms,
+                torch.autograd.grad(both, logits, retain_graph=True)[0],
+                torch.autograd.grad(terms[0].sum(), logits)[0],
+            )
+        )
     for closed, plain in zip(*found, strict=True):
         torch.testing.assert_close(closed, plain, rtol=1e-9, atol=1e-10)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import Formula, Recorded, tweedie
+from helpers import Formula, Recorded, mean_and_variance, tweedie
 from scipy import stats
 
 from unnoise import sde
@@ -13,9 +13,9 @@ from unnoise.continuous import (
     Ancestral,
     Clipped,
     Cosine,
+    DenoisingLoss,
     DPMSolverPP,
     Learned,
-    Simple,
     Tabulated,
     UniPC,
     linear_betas,
@@ -23,10 +23,17 @@ from unnoise.continuous import (
     zero_terminal,
 )
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ClassifierFree, ClassifierGradient, ClassifierGuided, ConditionDropout, NoisyClassifier, Recognition
-from unnoise.shared.networks import MLP, TokenEncoder, UNet
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
-from unnoise.shared.prediction import velocity
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.guidance import (
+    ClassifierFree,
+    ClassifierGradient,
+    ClassifierGuided,
+    ConditionDropout,
+    NoisyClassifier,
+    Recognition,
+)
+from unnoise.shared.gaussian.prediction import velocity
+from unnoise.shared.networks import MLP, CaptionEncoder, UNet
 from unnoise.shared.sampler import counted
 from unnoise.shared.training import Trainer, Training
 
@@ -37,7 +44,7 @@ SCHEDULES = {"table": lambda: Tabulated(linear_betas(1000)), "cosine": Cosine, "
 
 
 def mixture(schedule):
-    return MixtureOracle(WEIGHTS, MEANS, VARIANCES, schedule)
+    return AnalyticMixture(WEIGHTS, MEANS, VARIANCES, schedule)
 
 
 class Perfect(torch.nn.Module):
@@ -71,7 +78,9 @@ def test_a_perfect_classifier_turns_the_denoiser_into_the_conditional_one(name, 
     guided = ClassifierGuided(unlabelled(schedule), Perfect(schedule))
     x, label = states(schedule, t, generator)
     torch.testing.assert_close(guided(x, t, label=label), oracle(x, t, label=label))
-    torch.testing.assert_close(guided.score(x, t, label=label), tweedie(guided, x, t, label=label), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        guided.score(x, t, label=label), tweedie(guided, x, t, label=label), rtol=1e-6, atol=1e-6
+    )
 
 
 def unlabelled(schedule):
@@ -126,7 +135,10 @@ def test_the_gradient_is_of_each_example_by_itself(generator):
     whole = gradient(x, t, label=label)
     torch.testing.assert_close(gradient(x[4:6], t, label=label[4:6]), whole[4:6])
     h = 1e-6
-    bumped = [(Perfect(schedule)(x + h * e, t) - Perfect(schedule)(x - h * e, t)) / (2 * h) for e in torch.eye(2, dtype=torch.float64)]
+    bumped = [
+        (Perfect(schedule)(x + h * e, t) - Perfect(schedule)(x - h * e, t)) / (2 * h)
+        for e in torch.eye(2, dtype=torch.float64)
+    ]
     by_hand = 3.0 * torch.stack(bumped, -1)[torch.arange(9), label]
     torch.testing.assert_close(whole, by_hand, rtol=1e-5, atol=1e-6)
 
@@ -144,7 +156,10 @@ class TwoLayers(torch.nn.Module):
 
 
 def test_the_noisy_classifier_learns_bayes_rule(generator):
-    """Trained on noisy draws of the mixture, it comes close to the best cross-entropy that there is; on VE it is the same classifier."""
+    """Trained on noisy draws of the mixture, it comes close to the best cross-entropy that there is.
+
+    On VE it is the same classifier.
+    """
     torch.manual_seed(0)
     schedule = sde.VP()
     classifier = NoisyClassifier(TwoLayers(), schedule)
@@ -153,7 +168,9 @@ def test_the_noisy_classifier_learns_bayes_rule(generator):
         source = torch.Generator().manual_seed(1)
         while True:
             label = torch.multinomial(WEIGHTS, 256, replacement=True, generator=source)
-            x0 = MEANS[label] + VARIANCES[label, None].sqrt() * torch.randn(256, 2, dtype=torch.float64, generator=source)
+            x0 = MEANS[label] + VARIANCES[label, None].sqrt() * torch.randn(
+                256, 2, dtype=torch.float64, generator=source
+            )
             yield {"x0": x0.float(), "label": label}
 
     config = Training(steps=400, learning_rate=5e-3, warmup=20, cooldown=200, ema=0.9)
@@ -185,13 +202,19 @@ def test_classifier_free_is_the_published_combination(generator):
 
     guided = ClassifierFree(oracle, w=1.5)
     torch.testing.assert_close(noise(guided, label=label), 2.5 * noise(oracle, label=label) - 1.5 * noise(oracle))
-    torch.testing.assert_close(guided.score(x, t, label=label), 2.5 * oracle.score(x, t, label=label) - 1.5 * oracle.score(x, t))
+    torch.testing.assert_close(
+        guided.score(x, t, label=label), 2.5 * oracle.score(x, t, label=label) - 1.5 * oracle.score(x, t)
+    )
     torch.testing.assert_close(ClassifierFree(oracle, 0.0)(x, t, label=label), oracle(x, t, label=label))
     # s of other codes: unconditional + s (conditional - unconditional), s = 1 + w.
     unconditional = oracle(x, t)
-    torch.testing.assert_close(guided(x, t, label=label), unconditional + (1 + 1.5) * (oracle(x, t, label=label) - unconditional))
+    torch.testing.assert_close(
+        guided(x, t, label=label), unconditional + (1 + 1.5) * (oracle(x, t, label=label) - unconditional)
+    )
     there = sde.VE().time(schedule.log_snr(t))
-    torch.testing.assert_close(guided.on(sde.VE())(x / alpha, there, label=label), guided(x, t, label=label), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        guided.on(sde.VE())(x / alpha, there, label=label), guided(x, t, label=label), rtol=1e-6, atol=1e-6
+    )
     rows = torch.full((9,), 0.5, dtype=torch.float64)
     torch.testing.assert_close(guided(x, rows, label=label), guided(x, t, label=label))
 
@@ -256,8 +279,8 @@ def test_the_variance_is_that_of_the_conditional_half():
     model, x, label = Learned(network, sde.VP()), torch.randn(3, 2), torch.tensor([0, 1, 2])
     t = torch.tensor(0.5, dtype=torch.float64)
     for guided in (ClassifierFree(model, 3.0), Clipped(ClassifierFree(model, 3.0))):
-        _, v = guided.with_spread(x, t, label=label)
-        torch.testing.assert_close(v, model.with_spread(x, t, label=label)[1])
+        _, v = mean_and_variance(guided, x, t, label=label)
+        torch.testing.assert_close(v, mean_and_variance(model, x, t, label=label)[1])
 
 
 class Noting(torch.nn.Module):
@@ -275,14 +298,16 @@ class Noting(torch.nn.Module):
 @pytest.mark.parametrize("null", [7, torch.tensor(7)])
 def test_a_null_of_ones_own(null):
     network = Noting()
-    ClassifierFree(Learned(network, sde.VP()), 1.0, null=null)(torch.zeros(4, 2), torch.tensor(0.5), label=torch.arange(4))
+    ClassifierFree(Learned(network, sde.VP()), 1.0, null=null)(
+        torch.zeros(4, 2), torch.tensor(0.5), label=torch.arange(4)
+    )
     assert torch.equal(network.seen[0], torch.arange(4))
     assert torch.equal(network.seen[1], torch.full((4,), 7))
 
 
 def test_condition_dropout_takes_labels_from_its_share(generator):
     network = Noting()
-    objective = ConditionDropout(Simple(Learned(network, sde.VP())), p=0.2, null=3)
+    objective = ConditionDropout(DenoisingLoss.simple(Learned(network, sde.VP())), p=0.2, null=3)
     label = torch.arange(20_000) % 3
     objective(torch.zeros(20_000, 1), generator=generator, label=label)
     dropped = network.seen[0] == 3
@@ -293,17 +318,18 @@ def test_condition_dropout_takes_labels_from_its_share(generator):
 
 
 @pytest.mark.parametrize(
-    ("condition", "value"), [("label", torch.tensor([0, 2, 1, 0])), ("vector", torch.randn(4, 3)), ("tokens", torch.tensor([[1, 2]] * 4))]
+    ("condition", "value"),
+    [("label", torch.tensor([0, 2, 1, 0])), ("vector", torch.randn(4, 3)), ("tokens", torch.tensor([[1, 2]] * 4))],
 )
 def test_dropped_conditions_are_what_sampling_without_them_sees(condition, value, generator):
     """The null of training is the null of sampling, and a learned one gets its gradient."""
     torch.manual_seed(0)
-    tokens = TokenEncoder(5, 3, 8, 1, 1) if condition == "tokens" else None
+    tokens = CaptionEncoder(5, 3, 8, 1, 1) if condition == "tokens" else None
     network = UNet((1, 4, 4), 8, (1,), 1, (1,), 1, classes=3, vector=3, tokens=tokens)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.2)
     model, x0 = Learned(network, sde.VP()), torch.randn(4, 1, 4, 4, generator=generator)
-    always = ConditionDropout(Simple(model), p=1 - 1e-9, condition=condition)
+    always = ConditionDropout(DenoisingLoss.simple(model), p=1 - 1e-9, condition=condition)
     t, noise = torch.full((4,), 0.5, dtype=torch.float64), torch.randn(4, 1, 4, 4, generator=generator)
 
     class Source(Recorded):
@@ -311,7 +337,7 @@ def test_dropped_conditions_are_what_sampling_without_them_sees(condition, value
             return torch.zeros(tuple(shape))
 
     loss = always.at(x0, t, generator=Source(noise), **{condition: value})
-    without = Simple(model).at(x0, t, generator=Recorded(noise))
+    without = DenoisingLoss.simple(model).at(x0, t, generator=Recorded(noise))
     torch.testing.assert_close(loss.total, without.total)
     loss.total.sum().backward()
     if condition == "vector":
@@ -339,7 +365,9 @@ def test_the_classifier_is_read_on_the_denoisers_schedule(generator):
     moved = Ancestral(unlabelled(table), small, gradient=ClassifierGradient(Perfect(sde.VP())))
     home = Ancestral(unlabelled(table), small, gradient=ClassifierGradient(Perfect(table)))
     x, label = states(table, t, generator)
-    for a, b in zip(moved.law(x, t, t / 2, label=label), home.law(x, t, t / 2, label=label), strict=True):
+    for a, b in zip(
+        moved.distribution(x, t, t / 2, label=label), home.distribution(x, t, t / 2, label=label), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -358,10 +386,16 @@ def test_wrong_guidance_is_refused_when_built():
     to_zero = Tabulated(zero_terminal(linear_betas(100)))
     t = torch.tensor(0.5)
     for make, words in (
-        (lambda: ClassifierFree(plain, 1.0), "guidance by label needs a denoiser that takes it, and this one takes none"),
+        (
+            lambda: ClassifierFree(plain, 1.0),
+            "guidance by label needs a denoiser that takes it, and this one takes none",
+        ),
         (lambda: ClassifierFree(Clipped(plain), 1.0), "needs a denoiser that takes it"),
         (lambda: ClassifierFree(labelled, 1.0, condition="tokens"), "this one takes label"),
-        (lambda: ClassifierFree(GaussianOracle(torch.zeros(1), torch.eye(1), sde.VP()), 1.0)(torch.zeros(1, 1), t), "give label="),
+        (
+            lambda: ClassifierFree(AnalyticGaussian(torch.zeros(1), torch.eye(1), sde.VP()), 1.0)(torch.zeros(1, 1), t),
+            "give label=",
+        ),
         (lambda: ClassifierFree(Learned(Noting(), sde.VP()), 1.0), "does not say what stands for no label"),
         (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none': give what stands for no label"),
         (
@@ -376,11 +410,17 @@ def test_wrong_guidance_is_refused_when_built():
         (lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t), "guidance needs the condition: give label="),
         (lambda: ClassifierGuided(Learned(MLP(2), to_zero, velocity), Perfect(to_zero)), "zero SNR"),
         (lambda: ClassifierGradient(Perfect(sde.VP()))(torch.zeros(1, 2), t), "give label=..., one for each sample"),
-        (lambda: ConditionDropout(Simple(plain)), "needs a denoiser that takes it"),
-        (lambda: ConditionDropout(Simple(labelled), p=1.0), "p=1.0: give the share"),
-        (lambda: ConditionDropout(Simple(Learned(Formula(None), sde.VP()))), "does not say what stands for no label"),
-        (lambda: ConditionDropout(Simple(labelled))(torch.zeros(1, 2)), "label is to be dropped"),
-        (lambda: Recognition(NoisyClassifier(TwoLayers(), sde.VP()))(torch.zeros(1, 2)), "a classifier is trained on labels"),
+        (lambda: ConditionDropout(DenoisingLoss.simple(plain)), "needs a denoiser that takes it"),
+        (lambda: ConditionDropout(DenoisingLoss.simple(labelled), p=1.0), "p=1.0: give the share"),
+        (
+            lambda: ConditionDropout(DenoisingLoss.simple(Learned(Formula(None), sde.VP()))),
+            "does not say what stands for no label",
+        ),
+        (lambda: ConditionDropout(DenoisingLoss.simple(labelled))(torch.zeros(1, 2)), "label is to be dropped"),
+        (
+            lambda: Recognition(NoisyClassifier(TwoLayers(), sde.VP()))(torch.zeros(1, 2)),
+            "a classifier is trained on labels",
+        ),
     ):
         with pytest.raises(UsageError, match=words) as error:
             make()

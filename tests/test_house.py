@@ -78,14 +78,21 @@ def test_no_import_cycle():
 
 
 def test_no_file_above_400_lines():
-    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]}
+    lines = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]
+    }
     assert not {path: count for path, count in lines.items() if count > 400}
 
 
 def test_every_package_is_listed():
     tomllib = pytest.importorskip("tomllib")
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {"unnoise." + ".".join(p.parent.relative_to(ROOT).parts) for package in PACKAGES for p in (ROOT / package).rglob("__init__.py")}
+    found = {
+        "unnoise." + ".".join(p.parent.relative_to(ROOT).parts)
+        for package in PACKAGES
+        for p in (ROOT / package).rglob("__init__.py")
+    }
     assert listed == found
 
 
@@ -94,12 +101,24 @@ def test_nothing_evaluates_or_unpickles():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                assert name not in ("eval", "exec", "torch.load", "pickle.load", "pickle.loads", "os.system", "np.load"), f"{path}: {name}"
+                assert name not in (
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "pickle.load",
+                    "pickle.loads",
+                    "os.system",
+                    "np.load",
+                ), f"{path}: {name}"
                 assert not any(k.arg == "shell" for k in node.keywords), path
 
 
 def modules():
-    return [importlib.import_module("unnoise." + ".".join(module_of(p))) for p in SOURCES if p.relative_to(ROOT).parts[0] in PACKAGES]
+    return [
+        importlib.import_module("unnoise." + ".".join(module_of(p)))
+        for p in SOURCES
+        if p.relative_to(ROOT).parts[0] in PACKAGES
+    ]
 
 
 def test_everything_public_says_what_it_is():
@@ -111,7 +130,9 @@ def test_everything_public_says_what_it_is():
             if inspect.isclass(thing):
                 for method in (m for m in vars(thing) if not m.startswith("_") and inspect.isfunction(vars(thing)[m])):
                     inside_network = "networks" in module.__name__ and method == "forward"
-                    assert inside_network or inspect.getdoc(getattr(thing, method)), f"{module.__name__}.{name}.{method}"
+                    assert inside_network or inspect.getdoc(getattr(thing, method)), (
+                        f"{module.__name__}.{name}.{method}"
+                    )
 
 
 @pytest.mark.parametrize("family", ["continuous", "discrete", "sde"])
@@ -123,7 +144,12 @@ def test_importing_a_family_is_light(family):
 
 def test_classes_are_abstract_or_final():
     """No class of the package derives from a concrete class of the package."""
-    classes = [c for module in modules() for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    classes = [
+        c
+        for module in modules()
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if c.__module__ == module.__name__
+    ]
     for c in classes:
         for base in c.__mro__[1:]:
             if base.__module__.startswith("unnoise.") and not issubclass(base, Exception):

@@ -11,12 +11,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from released_helpers import refused
 from safetensors.torch import load_file, save_file
 
-from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
-from unnoise.experiments import load, released
+from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
+from unnoise.experiments import load, pretrained
 from unnoise.experiments.cli import main
-from unnoise.experiments.released import hub
+from unnoise.experiments.pretrained import hub
 from unnoise.shared.networks import UNet
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
 
 
@@ -30,7 +30,7 @@ class Remote(NamedTuple):
 class Batches:
     """One image for ever, with what checkpoints keep of it."""
 
-    scale, shape = Scale(17), (1, 4, 4)
+    scale, shape = Quantization(17), (1, 4, 4)
 
     def __iter__(self):
         while True:
@@ -41,7 +41,7 @@ class Batches:
 def run(tmp_path):
     """A run with two checkpoints."""
     torch.manual_seed(0)
-    objective = Simple(Learned(UNet((1, 4, 4), 8, (1,), 1, ()), Tabulated(linear_betas(50))))
+    objective = DenoisingLoss.simple(Learned(UNet((1, 4, 4), 8, (1,), 1, ()), Tabulated(linear_betas(50))))
     config = Training(steps=2, warmup=0, save_every=1, learning_rate=0.1)
     Trainer(objective, config, folder=tmp_path / "run").fit(Batches())
     return tmp_path / "run"
@@ -87,29 +87,36 @@ def remote(tmp_path, monkeypatch):
 
 
 def test_a_run_goes_up_and_comes_back(run, remote):
-    """The newest checkpoint is what is uploaded, its weights come back bit for bit, and its optimiser's state may be missing."""
-    assert released.push(run, "owner/name", private=True, token="secret").endswith("/owner/name")
-    assert remote.calls == [("owner/name", "secret", {"private": True, "exist_ok": True}), "unnoise checkpoint 00000002"]
+    """The newest checkpoint is what is uploaded, its weights come back bit for bit, and its optimiser's state may be
+    missing.
+    """
+    assert pretrained.push(run, "owner/name", private=True, token="secret").endswith("/owner/name")
+    assert remote.calls == [
+        ("owner/name", "secret", {"private": True, "exist_ok": True}),
+        "unnoise checkpoint 00000002",
+    ]
     there = remote.home / "owner" / "name"
     assert sorted(p.name for p in there.iterdir()) == ["checkpoint.json", "tensors.safetensors"]
     x, t = torch.randn(2, 1, 4, 4), torch.tensor(0.5)
     with torch.no_grad():
         expected = load(run).average.denoiser(x, t)
         assert not torch.equal(expected, load(run / "checkpoints" / "00000001").average.denoiser(x, t))
-        denoiser = released.load("owner/name")
+        denoiser = pretrained.load("owner/name")
         assert torch.equal(denoiser(x, t), expected)
-        assert (denoiser.scale, denoiser.shape, denoiser.training) == (Scale(17), (1, 4, 4), False)
+        assert (denoiser.quantization, denoiser.shape, denoiser.training) == (Quantization(17), (1, 4, 4), False)
         tensors = load_file(there / "tensors.safetensors")
         save_file({k: v for k, v in tensors.items() if not k.startswith("optimizer.")}, there / "tensors.safetensors")
-        assert torch.equal(released.load("owner/name")(x, t), expected)
+        assert torch.equal(pretrained.load("owner/name")(x, t), expected)
 
 
 def test_an_older_checkpoint_by_its_folder(run, remote):
-    released.push(run / "checkpoints" / "00000001", "owner/old")
+    pretrained.push(run / "checkpoints" / "00000001", "owner/old")
     assert remote.calls[-1] == "unnoise checkpoint 00000001"
     with torch.no_grad():
         x, t = torch.randn(2, 1, 4, 4), torch.tensor(0.5)
-        assert torch.equal(released.load("owner/old")(x, t), load(run / "checkpoints" / "00000001").average.denoiser(x, t))
+        assert torch.equal(
+            pretrained.load("owner/old")(x, t), load(run / "checkpoints" / "00000001").average.denoiser(x, t)
+        )
 
 
 def test_a_file_within_a_repository_is_fetched_alone(remote):
@@ -117,8 +124,10 @@ def test_a_file_within_a_repository_is_fetched_alone(remote):
     folder.mkdir(parents=True)
     torch.save({"weight": torch.zeros(1)}, folder / "weights.pth")
     assert hub.local("owner/name/vp/weights.pth") == folder / "weights.pth"
-    refused(lambda: released.load("owner/name/vp/weights.pth"), "weights.pth holds no network that is known here")
-    refused(lambda: released.load("owner/name/vp/other.pth"), "the Hub gives none of that name (LocalEntryNotFoundError)")
+    refused(lambda: pretrained.load("owner/name/vp/weights.pth"), "weights.pth holds no network that is known here")
+    refused(
+        lambda: pretrained.load("owner/name/vp/other.pth"), "the Hub gives none of that name (LocalEntryNotFoundError)"
+    )
 
 
 def test_the_configuration_beside_a_file_comes_with_it(remote, monkeypatch):
@@ -141,7 +150,11 @@ def test_only_files_of_weights_and_their_descriptions_are_fetched(remote):
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "pytorch_model.bin", "model.py", "README.md", "images.zip"):
         (folder / name).write_text("{}")
-    assert sorted(p.name for p in hub.local("owner/name").iterdir()) == ["config.json", "model.safetensors", "pytorch_model.bin"]
+    assert sorted(p.name for p in hub.local("owner/name").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+    ]
 
 
 def test_a_local_path_comes_first(run, remote, monkeypatch):
@@ -152,11 +165,15 @@ def test_a_local_path_comes_first(run, remote, monkeypatch):
 @pytest.mark.parametrize("name", ["none", "./owner/name", "/owner/name", "~/owner/name", "owner/na me", "../x"])
 def test_what_cannot_be_a_name_is_not_looked_up(remote, name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    refused(lambda: released.load(name), f"there is no file {name}: give a file, a folder, or a name on the Hub")
+    refused(lambda: pretrained.load(name), f"there is no file {name}: give a file, a folder, or a name on the Hub")
 
 
 def test_a_name_that_is_not_there(remote, capsys, tmp_path):
-    refused(lambda: released.load("owner/none"), "there is no file owner/none", "cannot find the snapshot): look at the spelling")
+    refused(
+        lambda: pretrained.load("owner/none"),
+        "there is no file owner/none",
+        "cannot find the snapshot): look at the spelling",
+    )
     assert main(["import", "owner/none", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert err.startswith("unnoise: there is no file owner/none")
@@ -165,19 +182,23 @@ def test_a_name_that_is_not_there(remote, capsys, tmp_path):
 
 def test_no_network():
     """The client itself, which the tests keep off the network."""
-    refused(lambda: released.load("owner/none"), "there is no file owner/none", "look at the spelling, and at the network")
-    refused(lambda: released.load("owner/none/file.pth"), "there is no file owner/none/file.pth")
+    refused(
+        lambda: pretrained.load("owner/none"), "there is no file owner/none", "look at the spelling, and at the network"
+    )
+    refused(lambda: pretrained.load("owner/none/file.pth"), "there is no file owner/none/file.pth")
 
 
-@pytest.mark.parametrize("error", [OSError("401 Unauthorized\nmore"), ValueError("401 Unauthorized"), RuntimeError("401 Unauthorized")])
+@pytest.mark.parametrize(
+    "error", [OSError("401 Unauthorized\nmore"), ValueError("401 Unauthorized"), RuntimeError("401 Unauthorized")]
+)
 def test_a_refused_upload_is_one_line(run, remote, monkeypatch, error):
     def refuse(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    refused(lambda: released.push(run, "owner/name"), "the Hub did not take owner/name (401 Unauthorized): log in")
+    refused(lambda: pretrained.push(run, "owner/name"), "the Hub did not take owner/name (401 Unauthorized): log in")
 
 
 def test_what_is_no_run_is_not_uploaded(tmp_path, remote):
-    refused(lambda: released.push(tmp_path, "owner/name"), "there is no checkpoint in")
+    refused(lambda: pretrained.push(tmp_path, "owner/name"), "there is no checkpoint in")
     assert remote.calls == []

@@ -8,22 +8,22 @@ from helpers import Formula
 
 from unnoise.discrete import (
     Absorbing,
+    AnalyticCategorical,
     Ancestral,
     BandDiagonal,
     Categorical,
-    CategoricalOracle,
-    Constant,
+    ConstantNoise,
     Dense,
     DiscretizedGaussian,
-    Exponential,
+    ExponentialNoise,
     GaussianTarget,
-    LogLinear,
+    LogLinearNoise,
     Marginal,
     Mixture,
     NearestNeighbor,
     Product,
     ScoreEntropyDenoiser,
-    Steps,
+    TabulatedNoise,
     Uniform,
     VariationalBound,
     linear,
@@ -45,16 +45,20 @@ KINDS = {
     "level": lambda: Absorbing(3, reciprocal(3), mask=1),
     "gaussian": lambda: DiscretizedGaussian(3, STEP_BETAS),
     "band": lambda: BandDiagonal(3, STEP_BETAS),
-    "neighbours": lambda: NearestNeighbor(RING, Steps(STEP_BETAS)),
-    "target": lambda: GaussianTarget(3, Steps(STEP_BETAS), reach=1.0, width=1.5),
+    "neighbours": lambda: NearestNeighbor(RING, TabulatedNoise(STEP_BETAS)),
+    "target": lambda: GaussianTarget(3, TabulatedNoise(STEP_BETAS), reach=1.0, width=1.5),
     "dense": lambda: Dense(torch.rand(3, 3, 3, dtype=D, generator=torch.Generator().manual_seed(2)).softmax(-1)),
-    "mixture": lambda: Mixture(NearestNeighbor(RING, Steps(STEP_BETAS)), Uniform(3, torch.tensor([0.2, 0.1, 0.6], dtype=D))),
+    "mixture": lambda: Mixture(
+        NearestNeighbor(RING, TabulatedNoise(STEP_BETAS)), Uniform(3, torch.tensor([0.2, 0.1, 0.6], dtype=D))
+    ),
     "mixture, mask": lambda: Mixture(DiscretizedGaussian(2, STEP_BETAS), Absorbing(2, reciprocal(3))),
 }
 
 
 def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance
+    )
 
 
 def time(n, steps):
@@ -88,7 +92,7 @@ def one_step(transition, n, steps):
 def reverse_step(denoiser, n, steps):
     """p(x_(n-1) | x_n) over pairs, by the laws of both positions, `(K^2, K^2)`."""
     pairs = grid(denoiser.corruption.states)
-    law = denoiser.step_law(pairs, time(n, steps), time(n - 1, steps))
+    law = denoiser.step_distribution(pairs, time(n, steps), time(n - 1, steps))
     return (law[:, 0, :, None] * law[:, 1, None, :]).flatten(1)
 
 
@@ -117,14 +121,17 @@ def summed_bound(denoiser, x0, steps):
 @pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_bound_and_sampler_against_every_trajectory(kind, reverse):
-    """`-E_q log p(x_0..T) / q(x_1..T | x_0)` over all K^2T paths of two positions, and the law of what the sampler draws."""
+    """`-E_q log p(x_0..T) / q(x_1..T | x_0)` over all K^2T paths of two positions, and the law of what the sampler
+    draws.
+    """
     transition = KINDS[kind]()
     steps, states = 3, transition.states
     denoiser = Categorical(Both(states, states), transition, reverse)
     pairs, start = grid(states), transition.stationary()
     prior = torch.kron(start, start)
     forward, backward = (
-        [f(n) for n in range(1, 4)] for f in (lambda n: one_step(transition, n, steps), lambda n: reverse_step(denoiser, n, steps))
+        [f(n) for n in range(1, 4)]
+        for f in (lambda n: one_step(transition, n, steps), lambda n: reverse_step(denoiser, n, steps))
     )
     for x0 in (torch.tensor([0, 1]), torch.tensor([1, 1])):
         index = int(x0[0] * states + x0[1])
@@ -149,7 +156,7 @@ def test_bound_and_sampler_against_every_trajectory(kind, reverse):
 
 def denoiser_last(denoiser, steps):
     """The last step: p0 itself, but that a token which is not a mask of its own stays."""
-    pairs, levels = grid(denoiser.corruption.states), denoiser.corruption.levels
+    pairs, levels = grid(denoiser.corruption.states), denoiser.corruption.categories
     p0 = denoiser(pairs, time(1, steps)).exp()
     if denoiser.corruption.states > levels and isinstance(denoiser.corruption, Absorbing):
         p0 = torch.where((pairs < levels)[..., None], denoiser.corruption.one_hot(pairs, D), p0)
@@ -157,11 +164,16 @@ def denoiser_last(denoiser, steps):
 
 
 def test_the_bound_that_users_call_is_that_sum():
-    """`VariationalBound` draws x_t: its mean over many copies is the sum in expectation, and so is that of `steps` in continuous time."""
+    """`VariationalBound` draws x_t.
+
+    Its mean over many copies is the sum in expectation, and so is that of `steps` in continuous time.
+    """
     x0 = torch.tensor([0, 2])
-    for transition, steps in ((Uniform(3, STEP_BETAS), None), (Absorbing(3, LogLinear(eps=0.0)), 3)):
+    for transition, steps in ((Uniform(3, STEP_BETAS), None), (Absorbing(3, LogLinearNoise(eps=0.0)), 3)):
         denoiser = Categorical(Both(transition.states, transition.states), transition)
-        nats = VariationalBound(denoiser, steps=steps)(x0.repeat(40_000, 1), generator=torch.Generator().manual_seed(0)).nats
+        nats = VariationalBound(denoiser, steps=steps)(
+            x0.repeat(40_000, 1), generator=torch.Generator().manual_seed(0)
+        ).nats
         assert abs(float(nats.mean() - summed_bound(denoiser, x0, 3))) < 4 * float(nats.std() / 200)
         part = VariationalBound(denoiser, steps=steps, padding=2).prior(x0[None])
         close(part, VariationalBound(denoiser, steps=steps).prior(x0[None, :1]))
@@ -180,28 +192,36 @@ def test_absorbing_bound_is_a_reweighted_masked_language_model_loss():
 
 
 PROCESSES = {
-    "uniform": lambda: Uniform(3, LogLinear(eps=0.05, t_min=1e-9)),
-    "mask": lambda: Absorbing(3, LogLinear(eps=0.0, t_min=1e-9)),
-    "target": lambda: GaussianTarget(3, Constant(2.0, t_min=1e-9), reach=1.0, width=1.5),
+    "uniform": lambda: Uniform(3, LogLinearNoise(eps=0.05, t_min=1e-9)),
+    "mask": lambda: Absorbing(3, LogLinearNoise(eps=0.0, t_min=1e-9)),
+    "target": lambda: GaussianTarget(3, ConstantNoise(2.0, t_min=1e-9), reach=1.0, width=1.5),
 }
 
 
 class Tilted(torch.nn.Module):
-    """Bayes' rule with a wrong prior that looks at both positions: where it is sure of x_0 at small times, integrals over time exist."""
+    """Bayes' rule with a wrong prior that looks at both positions.
+
+    Where it is sure of x_0 at small times, integrals over time exist.
+    """
 
     def __init__(self, process):
         super().__init__()
-        self.table = torch.randn(2, process.states**2, process.levels, dtype=D, generator=torch.Generator().manual_seed(4))
+        self.table = torch.randn(
+            2, process.states**2, process.categories, dtype=D, generator=torch.Generator().manual_seed(4)
+        )
         self.process = process
 
     def forward(self, x, label):
-        reach = self.process.likelihood(x, CLEAN, label.double() / 1000)[..., : self.process.levels]
+        reach = self.process.likelihood(x, CLEAN, label.double() / 1000)[..., : self.process.categories]
         pair = x[:, 0] * self.process.states + x[:, 1]
         return torch.stack([self.table[0, pair], self.table[1, pair]], 1) + reach.log()
 
 
 def legendre(low, high, count=40):
-    """Nodes and weights of Gauss and Legendre on [low, high], by the eigenvalues of the Jacobi matrix (Golub & Welsch 1969)."""
+    """Nodes and weights of Gauss and Legendre on [low, high], by the eigenvalues of the Jacobi matrix.
+
+    Golub & Welsch 1969.
+    """
     k = torch.arange(1, count, dtype=D)
     beta = k / (4 * k**2 - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
@@ -210,12 +230,18 @@ def legendre(low, high, count=40):
 
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_chains_of_many_steps_approach_the_integral(kind):
-    """The bound of T steps tends to the integral of its rate, and the error halves when T doubles; for a mask that integral is MDLM's."""
+    """The bound of T steps tends to the integral of its rate, and the error halves when T doubles.
+
+    For a mask that integral is MDLM's.
+    """
     process = PROCESSES[kind]()
     network, x0 = Tilted(process), torch.tensor([0, 2])
     denoiser = Categorical(network, process, Marginal())
     nodes, weights = legendre(0.0, 1.0, 60)
-    rates = [in_expectation(lambda x, t=t: denoiser.path_rate(x0.expand_as(x), x, t).divergence.sum(1), process, x0, t) for t in nodes]
+    rates = [
+        in_expectation(lambda x, t=t: denoiser.path_rate(x0.expand_as(x), x, t).divergence.sum(1), process, x0, t)
+        for t in nodes
+    ]
     path = (weights * torch.stack(rates)).sum()
     if kind == "mask":  # E -log p(x_0) / t at masked positions (Sahoo et al. 2024, eq. 10, alpha = 1 - t)
         for t, rate in zip(nodes[::20], rates[::20], strict=True):
@@ -226,12 +252,18 @@ def test_chains_of_many_steps_approach_the_integral(kind):
 
             close(rate, in_expectation(nelbo, process, x0, t))
     now = torch.tensor(1e-9, dtype=D)
-    data = in_expectation(lambda x: denoiser.divergence(x0.expand_as(x), x, now, CLEAN).divergence.sum(1), process, x0, now)
+    data = in_expectation(
+        lambda x: denoiser.divergence(x0.expand_as(x), x, now, CLEAN).divergence.sum(1), process, x0, now
+    )
     whole = path + data + VariationalBound(denoiser).prior(x0[None])[0]
 
     def chain(steps):
         if kind == "target":
-            return Categorical(network, GaussianTarget(3, Steps(torch.full((steps,), 2.0 / steps)), reach=1.0, width=1.5), Marginal())
+            return Categorical(
+                network,
+                GaussianTarget(3, TabulatedNoise(torch.full((steps,), 2.0 / steps)), reach=1.0, width=1.5),
+                Marginal(),
+            )
         table = betas_between(process.noise, steps)
         return Categorical(network, Uniform(3, table) if kind == "uniform" else Absorbing(3, table), Marginal())
 
@@ -246,14 +278,17 @@ def test_chains_of_many_steps_approach_the_integral(kind):
 
 LAW = torch.tensor([0.6, 0.1, 0.3], dtype=D)
 CONTINUOUS = {
-    "uniform": lambda: Uniform(3, LogLinear(eps=0.02, t_min=0.05)),
-    "mask": lambda: Absorbing(3, LogLinear(eps=0.01, t_min=0.05)),
-    "target": lambda: GaussianTarget(3, Exponential(0.3, 9.0, t_min=0.05), reach=1.0, width=1.5),
+    "uniform": lambda: Uniform(3, LogLinearNoise(eps=0.02, t_min=0.05)),
+    "mask": lambda: Absorbing(3, LogLinearNoise(eps=0.01, t_min=0.05)),
+    "target": lambda: GaussianTarget(3, ExponentialNoise(0.3, 9.0, t_min=0.05), reach=1.0, width=1.5),
 }
 
 
 class Ratios(torch.nn.Module):
-    """A network that gives the exact logarithms of q_t(y) / q_t(x_t), `(B, d)` to `(B, d, K)`; labels are float32, t is not."""
+    """A network that gives the exact logarithms of q_t(y) / q_t(x_t), `(B, d)` to `(B, d, K)`.
+
+    Labels are float32, t is not.
+    """
 
     def __init__(self, oracle):
         super().__init__()
@@ -268,10 +303,13 @@ class Ratios(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", CONTINUOUS)
 def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
-    """With the exact posterior of x_0 every step is exact: prior, path and data add up to H(x_0) and what the prior leaves."""
+    """With the exact posterior of x_0 every step is exact.
+
+    Prior, path and data add up to H(x_0) and what the prior leaves.
+    """
     process = CONTINUOUS[kind]()
     p = torch.cat([LAW, torch.zeros(process.states - 3, dtype=D)])
-    oracle = CategoricalOracle(p, process)
+    oracle = AnalyticCategorical(p, process)
     states = torch.arange(process.states)
 
     def expected(f, t):
@@ -283,18 +321,23 @@ def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
     def path_of(denoiser):
         total = 0
         for t, w in zip(*legendre(process.t_min, 1.0), strict=True):
-            total = total + w * expected(lambda x0, x_t, t=t: denoiser.path_rate(x0[:, None], x_t[:, None], t).divergence[:, 0], t)
+            total = total + w * expected(
+                lambda x0, x_t, t=t: denoiser.path_rate(x0[:, None], x_t[:, None], t).divergence[:, 0], t
+            )
         return total
 
     t_min = torch.tensor(process.t_min, dtype=D)
     last = process.pushforward(p, CLEAN, torch.ones((), dtype=D))
-    # Sampling starts from the stationary distribution, or from the mask and what survives, which the exact denoiser knows.
+    # Sampling starts from the stationary distribution, or from the mask and what survives, which the exact denoiser
+    # knows.
     start = (torch.xlogy(last, last) - torch.xlogy(last, process.stationary())).sum() if kind != "mask" else 0.0
     entropy = -(LAW * LAW.log()).sum()
 
     def data_of(denoiser):
         zeros = torch.zeros((), dtype=D)
-        return expected(lambda x0, x_t: denoiser.divergence(x0[:, None], x_t[:, None], t_min, zeros).divergence[:, 0], t_min)
+        return expected(
+            lambda x0, x_t: denoiser.divergence(x0[:, None], x_t[:, None], t_min, zeros).divergence[:, 0], t_min
+        )
 
     prior = expected(lambda x0, x_t: VariationalBound(oracle).prior(x0[:, None]), torch.ones((), dtype=D))
     close(prior + path_of(oracle) + data_of(oracle), entropy + start, 1e-6)
@@ -312,25 +355,34 @@ def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
         here = process.likelihood(x_t, CLEAN, t).gather(-1, x0[..., None]).flatten() > 0
         close(score.path_rate(x0[here], x_t[here], t).divergence, oracle.path_rate(x0[here], x_t[here], t).divergence)
         x = states[:, None]
-        close(score.step_law(x, t, s), oracle.step_law(x, t, s))
-        close(score.divergence(x0[here], x_t[here], t, s).divergence, oracle.divergence(x0[here], x_t[here], t, s).divergence)
-        close(score.step_law(x, t.expand(len(x)), s.expand(len(x))), oracle.step_law(x, t, s))
+        close(score.step_distribution(x, t, s), oracle.step_distribution(x, t, s))
+        close(
+            score.divergence(x0[here], x_t[here], t, s).divergence,
+            oracle.divergence(x0[here], x_t[here], t, s).divergence,
+        )
+        close(score.step_distribution(x, t.expand(len(x)), s.expand(len(x))), oracle.step_distribution(x, t, s))
         close(score(x, t).exp(), oracle(x, t).exp())
 
 
 def test_ratios_scaled_by_the_noise():
-    """An output of nothing means even ratios at a mask, `kept / (1 - kept) / levels` each: they sum to what the data's must."""
-    process = Absorbing(4, LogLinear())
-    oracle = CategoricalOracle(torch.tensor([0.25] * 4 + [0.0], dtype=D), process)
+    """An output of nothing means even ratios at a mask, `kept / (1 - kept) / levels` each.
+
+    They sum to what the data's must.
+    """
+    process = Absorbing(4, LogLinearNoise())
+    oracle = AnalyticCategorical(torch.tensor([0.25] * 4 + [0.0], dtype=D), process)
     silent = Formula(lambda x, label: torch.zeros(*x.shape, 5, dtype=D))
     x, t = torch.full((2, 3), 4), torch.tensor([0.3, 0.8], dtype=D)
     close(ScoreEntropyDenoiser(silent, process, offset=scaled_by_noise).ratio(x, t), oracle.ratio(x, t), 1e-6)
 
 
 def test_bound_in_continuous_time_as_users_call_it():
-    """Its strata, weights and parts: the estimate agrees with the entropy, and for score entropy with a batch of any size."""
+    """Its strata, weights and parts.
+
+    The estimate agrees with the entropy, and for score entropy with a batch of any size.
+    """
     process = CONTINUOUS["mask"]()
-    oracle = CategoricalOracle(torch.cat([LAW, torch.zeros(1, dtype=D)]), process)
+    oracle = AnalyticCategorical(torch.cat([LAW, torch.zeros(1, dtype=D)]), process)
     x0 = torch.multinomial(LAW, 60_000, replacement=True, generator=torch.Generator().manual_seed(1)).view(-1, 2)
     entropy = -2 * float((LAW * LAW.log()).sum())
     for denoiser, rows in (
@@ -359,7 +411,10 @@ ERASING = {
 
 @pytest.mark.parametrize("kind", ERASING)
 def test_information_falls_evenly(kind):
-    """`I(x_n; x_0) = (1 - n / T) H(x_0)`, from the joint law (Austin et al. 2021, A.4); for a mask whatever the frequencies."""
+    """`I(x_n; x_0) = (1 - n / T) H(x_0)`, from the joint law (Austin et al. 2021, A.4).
+
+    For a mask whatever the frequencies.
+    """
     steps = 12
     schedule = mutual_information(ERASING[kind], FREQUENCIES, steps)
     transition, entropy = ERASING[kind](schedule), -(FREQUENCIES * FREQUENCIES.log()).sum()
@@ -373,5 +428,5 @@ def test_information_falls_evenly(kind):
 
 
 def test_steps_of_linear_noise_that_loses_all_are_the_reciprocal_table():
-    close(betas_between(LogLinear(eps=0.0), 7), reciprocal(7), 1e-12)
+    close(betas_between(LogLinearNoise(eps=0.0), 7), reciprocal(7), 1e-12)
     assert linear(2).shape == (2,)

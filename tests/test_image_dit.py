@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from unnoise.continuous import DDIM, Tabulated, linear_betas
-from unnoise.shared.denoiser import Learned
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
-from unnoise.shared.networks import TokenEncoder, image_dit
+from unnoise.shared.gaussian.denoiser import Learned
+from unnoise.shared.networks import CaptionEncoder, image_dit
 from unnoise.shared.networks.image_dit import ImageDiT, ImageDiTBlock, assembled, patches, positions
+from unnoise.shared.serialization import deserialize, serialize
 
 SHAPES = [(1, 7), (5, 6, 4), (2, 3, 5), (1, 3, 4, 5)]
 TIME = torch.tensor([10.0, 500.0])
@@ -30,7 +30,7 @@ def awake(network, std=0.3):
 
 
 def conditioned(shape, patch=2):
-    encoder = TokenEncoder(vocabulary=7, length=5, width=8, depth=1, heads=2)
+    encoder = CaptionEncoder(vocabulary=7, length=5, width=8, depth=1, heads=2)
     return awake(ImageDiT(shape, patch, 12, 2, 2, classes=3, vector=4, image=3, tokens=encoder, augment=2))
 
 
@@ -44,7 +44,10 @@ def inputs(shape):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_published_sizes(size):
-    """Parameters by hand, for latents of 4 channels, 1000 classes and the null class; the published numbers are in millions."""
+    """Parameters by hand, for latents of 4 channels, 1000 classes and the null class.
+
+    The published numbers are in millions.
+    """
     width, depth, heads, millions = SIZES[size]
     with torch.device("meta"):
         network = ImageDiT((4, 32, 32), 2, width, depth, heads, classes=1000, outputs=2)
@@ -180,10 +183,14 @@ def test_without_positions_the_patches_are_a_set(dims, monkeypatch):
     assert not torch.allclose(network(moved, TIME), network(x, TIME).roll(2, -1), rtol=1e-3, atol=1e-3)
     monkeypatch.setattr(image_dit, "positions", lambda grid, width, device: torch.zeros(math.prod(grid), width))
     torch.testing.assert_close(network(moved, TIME), network(x, TIME).roll(2, -1), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(network(x.roll(1, -1), TIME), network(x, TIME).roll(1, -1), rtol=1e-3, atol=1e-3)  # within a patch it does
+    assert not torch.allclose(
+        network(x.roll(1, -1), TIME), network(x, TIME).roll(1, -1), rtol=1e-3, atol=1e-3
+    )  # within a patch it does
 
 
-@pytest.mark.parametrize(("patch", "size", "full"), [(2, (5,), (6,)), (2, (4, 7), (4, 8)), (3, (7, 8), (9, 9)), (3, (1, 2, 4), (3, 3, 6))])
+@pytest.mark.parametrize(
+    ("patch", "size", "full"), [(2, (5,), (6,)), (2, (4, 7), (4, 8)), (3, (7, 8), (9, 9)), (3, (1, 2, 4), (3, 3, 6))]
+)
 def test_sizes_that_the_patch_does_not_divide_are_padded_at_the_end(patch, size, full):
     network, x = awake(ImageDiT((2, *size), patch, 12, 2, 2, image=1)), torch.randn(2, 2, *size)
     image = torch.randn(2, 1, *size)
@@ -232,7 +239,11 @@ def test_gradients_reach_every_condition_and_every_parameter(shape):
     network(x, TIME, **given).square().sum().backward(retain_graph=True)
     assert all((given[name].grad != 0).all() for name in ("vector", "image", "augment"))
     network(x, TIME, image=given["image"], augment=given["augment"]).square().sum().backward()  # the null vector
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()] == []
+    assert [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
+    ] == []
 
 
 def test_a_missing_condition_is_the_null_condition():
@@ -241,7 +252,9 @@ def test_a_missing_condition_is_the_null_condition():
         null = network.null(name)
         rows = null.expand(2, 5) if name == "tokens" else null.expand(2, *null.shape)
         rest = {k: v for k, v in given.items() if k != name}
-        torch.testing.assert_close(network(x, TIME, **rest), network(x, TIME, **rest, **{name: rows}), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            network(x, TIME, **rest), network(x, TIME, **rest, **{name: rows}), rtol=1e-4, atol=1e-5
+        )
         assert (network(x, TIME, **rest) - network(x, TIME, **given)).abs().max() > 1e-3
     with pytest.raises(UsageError, match="nothing stands for no image"):
         network.null("image")
@@ -261,7 +274,9 @@ def test_a_smaller_image_is_interpolated():
     network, (x, given) = conditioned((2, 6, 8)), inputs((2, 6, 8))
     small = torch.randn(2, 3, 3, 4)
     large = F.interpolate(small, size=(6, 8), mode="bilinear")
-    torch.testing.assert_close(network(x, TIME, **given | {"image": small}), network(x, TIME, **given | {"image": large}))
+    torch.testing.assert_close(
+        network(x, TIME, **given | {"image": small}), network(x, TIME, **given | {"image": large})
+    )
 
 
 def test_the_first_of_two_outputs_is_the_prediction():
@@ -273,7 +288,10 @@ def test_the_first_of_two_outputs_is_the_prediction():
     one = ImageDiT((3, 5, 4), 2, 12, 1, 2)
     state = network.state_dict()
     for half in (0, 1):
-        rows = {k: state[k].unflatten(0, (4, 6))[:, 3 * half : 3 * half + 3].flatten(0, 1) for k in ("head.weight", "head.bias")}
+        rows = {
+            k: state[k].unflatten(0, (4, 6))[:, 3 * half : 3 * half + 3].flatten(0, 1)
+            for k in ("head.weight", "head.bias")
+        }
         one.load_state_dict(state | rows)
         torch.testing.assert_close(one(x, TIME), y[:, 3 * half : 3 * half + 3])
 
@@ -287,11 +305,13 @@ def test_dropout_is_for_training_alone():
 
 def test_a_network_is_described_in_full():
     network, (x, given) = conditioned((2, 6, 5), 3), inputs((2, 6, 5))
-    again = build(json.loads(json.dumps(describe(network))))
-    assert describe(again) == describe(network)
+    again = deserialize(json.loads(json.dumps(serialize(network))))
+    assert serialize(again) == serialize(network)
     again.load_state_dict(network.state_dict())
     assert torch.equal(again(x, TIME, **given), network(x, TIME, **given))
-    plain = build(json.loads(json.dumps(describe(ImageDiT((1, 4), 1, 12, 1, 2, 7, 0.1, 5, 2, null_label=False)))))
+    plain = deserialize(
+        json.loads(json.dumps(serialize(ImageDiT((1, 4), 1, 12, 1, 2, 7, 0.1, 5, 2, null_label=False))))
+    )
     assert (plain.hidden, plain.dropout, plain.classes, plain.outputs, plain.null_label) == (7, 0.1, 5, 2, False)
 
 

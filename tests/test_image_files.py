@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from unnoise.shared import memory
-from unnoise.shared.data import image_set
+from unnoise.shared.data import image_dataset
 from unnoise.shared.data.pixels import converted
 from unnoise.shared.errors import UsageError
 
@@ -59,11 +59,14 @@ def gray_lab(row):
 def full_range_ycc(row):
     """JPEG's YCbCr of dull colors, which has no rounding beyond 1, and the RGB it was made of."""
     y, cb, cr = (eight(row, 3) // 4 + 96).transpose(2, 0, 1).astype(float)
-    rgb = np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)], -1)
+    rgb = np.stack(
+        [y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)], -1
+    )
     return np.stack([y, cb, cr], -1).astype(np.uint8), np.clip(rgb, 0, 255)
 
 
-# name: (ending, row -> picture, row -> expected (H, W) or (H, W, 3) or words of the refusal, tolerance, options of save)
+# name: (ending, row -> picture, row -> expected (H, W) or (H, W, 3) or words of the refusal, tolerance, options of
+# save)
 KINDS = {
     "1": ("png", lambda r: Image.fromarray(eight(r) > 127), lambda r: 255 * (eight(r) > 127), 0, {}),
     "1 in TIFF": ("tiff", lambda r: Image.fromarray(eight(r) > 127), lambda r: 255 * (eight(r) > 127), 0, {}),
@@ -76,7 +79,13 @@ KINDS = {
         0,
         {"transparency": 2},
     ),
-    "LA": ("png", lambda r: of_bands("LA", eight(r, 2)), lambda r: white(*np.moveaxis(eight(r, 2).astype(float), -1, 0)), 0, {}),
+    "LA": (
+        "png",
+        lambda r: of_bands("LA", eight(r, 2)),
+        lambda r: white(*np.moveaxis(eight(r, 2).astype(float), -1, 0)),
+        0,
+        {},
+    ),
     "P": ("png", indexed, lambda r: palette(r)[eight(r) % 16], 0, {}),
     "P in GIF": ("gif", indexed, lambda r: palette(r)[eight(r) % 16], 0, {}),
     "P with a transparent color": (
@@ -116,8 +125,20 @@ KINDS = {
         0,
         {"transparency": (1, 0, 1)},
     ),
-    "RGBA": ("png", lambda r: Image.fromarray(eight(r, 4)), lambda r: white(eight(r, 4)[..., :3], eight(r, 4)[..., 3:]), 0, {}),
-    "RGBA in TIFF": ("tiff", lambda r: Image.fromarray(eight(r, 4)), lambda r: white(eight(r, 4)[..., :3], eight(r, 4)[..., 3:]), 0, {}),
+    "RGBA": (
+        "png",
+        lambda r: Image.fromarray(eight(r, 4)),
+        lambda r: white(eight(r, 4)[..., :3], eight(r, 4)[..., 3:]),
+        0,
+        {},
+    ),
+    "RGBA in TIFF": (
+        "tiff",
+        lambda r: Image.fromarray(eight(r, 4)),
+        lambda r: white(eight(r, 4)[..., :3], eight(r, 4)[..., 3:]),
+        0,
+        {},
+    ),
     "RGBX": ("tiff", lambda r: of_bands("RGBX", eight(r, 4)), lambda r: eight(r, 4)[..., :3], 0, {}),
     "CMYK": (
         "tiff",
@@ -127,7 +148,13 @@ KINDS = {
         {},
     ),
     "YCbCr": ("tiff", lambda r: of_bands("YCbCr", full_range_ycc(r)[0]), lambda r: full_range_ycc(r)[1], 2, {}),
-    "LAB": ("tiff", lambda r: of_bands("LAB", gray_lab(r)[0]), lambda r: np.repeat(gray_lab(r)[1][..., None], 3, -1), 3, {}),
+    "LAB": (
+        "tiff",
+        lambda r: of_bands("LAB", gray_lab(r)[0]),
+        lambda r: np.repeat(gray_lab(r)[1][..., None], 3, -1),
+        3,
+        {},
+    ),
     "I;16": ("png", lambda r: wide(r, np.uint16), lambda r: drawn(r, top=65536) / 257, 0.5, {}),
     "I;16 in TIFF": (
         "tiff",
@@ -136,7 +163,13 @@ KINDS = {
         0.5,
         {},
     ),
-    "I;16 from white": ("tiff", lambda r: wide(r, np.uint16), lambda r: 255 - drawn(r, top=65536) / 257, 0.5, {"tiffinfo": {262: 0}}),
+    "I;16 from white": (
+        "tiff",
+        lambda r: wide(r, np.uint16),
+        lambda r: 255 - drawn(r, top=65536) / 257,
+        0.5,
+        {"tiffinfo": {262: 0}},
+    ),
     "F from white": (
         "tiff",
         lambda r: Image.fromarray((drawn(r) / 255).astype(np.float32)),
@@ -144,20 +177,48 @@ KINDS = {
         0,
         {"tiffinfo": {262: 0}},
     ),
-    "I;16B": ("tiff", lambda r: of_bands("I;16B", drawn(r, top=65536).astype(">u2")), lambda r: drawn(r, top=65536) / 257, 0.5, {}),
+    "I;16B": (
+        "tiff",
+        lambda r: of_bands("I;16B", drawn(r, top=65536).astype(">u2")),
+        lambda r: drawn(r, top=65536) / 257,
+        0.5,
+        {},
+    ),
     "I of 16 bits": ("pgm", lambda r: wide(r, np.int32), lambda r: drawn(r, top=65536) / 257, 0.5, {}),
     "I": ("tiff", lambda r: wide(r, np.int32), "32 bits.*8 or 16", 0, {}),
     "F": ("tiff", lambda r: Image.fromarray((drawn(r) / 255).astype(np.float32)), drawn, 0, {}),
     "F in PFM": ("pfm", lambda r: Image.fromarray((drawn(r) / 255).astype(np.float32)), drawn, 0, {}),
-    "F beyond 1": ("tiff", lambda r: Image.fromarray(drawn(r).astype(np.float32)), "floats are read from 0 to 1", 0, {}),
-    "F below 0": ("tiff", lambda r: Image.fromarray(-(drawn(r) / 255).astype(np.float32)), "floats are read from 0 to 1", 0, {}),
-    "F that is no number": ("tiff", lambda r: Image.fromarray(np.full(SHAPE, np.nan, np.float32)), "floats are read from 0 to 1", 0, {}),
+    "F beyond 1": (
+        "tiff",
+        lambda r: Image.fromarray(drawn(r).astype(np.float32)),
+        "floats are read from 0 to 1",
+        0,
+        {},
+    ),
+    "F below 0": (
+        "tiff",
+        lambda r: Image.fromarray(-(drawn(r) / 255).astype(np.float32)),
+        "floats are read from 0 to 1",
+        0,
+        {},
+    ),
+    "F that is no number": (
+        "tiff",
+        lambda r: Image.fromarray(np.full(SHAPE, np.nan, np.float32)),
+        "floats are read from 0 to 1",
+        0,
+        {},
+    ),
 }
 LAYOUTS = {
     "folder": ("{}.{}", {"train": (0, 1, 2)}, None),
     "class folders": ("class {0}/{0}.{1}", {"train": (0, 1, 2)}, {"train": [0, 1, 2]}),
     "train and test": ("{}.{}", {"Train": (0, 2), "TEST": (1,)}, None),
-    "train and test of classes": ("c{0}/{0}.{1}", {"train": (0, 1, 2), "test": (1,)}, {"train": [0, 1, 2], "test": [1]}),
+    "train and test of classes": (
+        "c{0}/{0}.{1}",
+        {"train": (0, 1, 2), "test": (1,)},
+        {"train": [0, 1, 2], "test": [1]},
+    ),
     "metadata": ("{}.{}", {"train": (0, 1, 2)}, {"train": [7, 6, 5]}),
 }
 
@@ -181,12 +242,12 @@ def test_every_mode_in_every_layout(tmp_path, kind, layout):
         (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
     if isinstance(expected, str):
         with pytest.raises(UsageError, match=expected) as error:
-            image_set(tmp_path)
+            image_dataset(tmp_path)
         assert "\n" not in str(error.value)
         assert "3 of 3" in str(error.value) or "2 of 2" in str(error.value)
         return
     for split, rows in splits.items():
-        found = image_set(tmp_path, split=split.lower())
+        found = image_dataset(tmp_path, split=split.lower())
         right = np.stack([np.asarray(expected(row)) for row in rows])
         right = right[:, None] if right.ndim == 3 else right.transpose(0, 3, 1, 2)
         assert found.k.dtype == torch.uint8
@@ -218,11 +279,11 @@ def test_a_gray_image_among_colors_is_read_as_rgb_wherever_it_lies(tmp_path):
         folder = tmp_path / str(gray)
         for row in range(3):
             save(Image.fromarray(eight(row) if row == gray else eight(row, 3)), folder / f"{row}.png")
-        found = image_set(folder)
+        found = image_dataset(folder)
         assert torch.equal(found.k[gray], torch.from_numpy(eight(gray)).expand(3, *SHAPE))
         assert torch.equal(found.k[(gray + 1) % 3], torch.from_numpy(eight((gray + 1) % 3, 3)).permute(2, 0, 1))
         assert "1 gray image read as RGB" in found.summary
-        assert image_set(folder, size=(4, 4)).shape == (3, 4, 4)
+        assert image_dataset(folder, size=(4, 4)).shape == (3, 4, 4)
 
 
 def test_what_was_done_is_counted(tmp_path):
@@ -231,8 +292,13 @@ def test_what_was_done_is_counted(tmp_path):
     save(Image.fromarray(np.array([[0.25, 0.5]], np.float32)), tmp_path / "c.tiff")
     save(Image.new("LA", (2, 1), (9, 255)), tmp_path / "d.png")
     save(Image.new("LA", (2, 1), (9, 254)), tmp_path / "e.png")
-    save(Image.new("L", (2, 1)), tmp_path / "f.gif", save_all=True, append_images=[Image.new("L", (2, 1), n) for n in (50, 90)])
-    said = image_set(tmp_path).summary
+    save(
+        Image.new("L", (2, 1)),
+        tmp_path / "f.gif",
+        save_all=True,
+        append_images=[Image.new("L", (2, 1), n) for n in (50, 90)],
+    )
+    said = image_dataset(tmp_path).summary
     assert said.startswith("6 images of ")
     assert "x1x2; no labels; " in said
     for words in (
@@ -247,8 +313,13 @@ def test_what_was_done_is_counted(tmp_path):
 @pytest.mark.parametrize("ending", ["gif", "png", "tiff", "webp"])
 def test_the_first_of_several_frames_is_read(tmp_path, ending):
     frames = [Image.fromarray(np.full((8, 8, 3), n, np.uint8)) for n in (40, 120, 200)]
-    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], **({"lossless": True} if ending == "webp" else {}))
-    found = image_set(tmp_path)
+    frames[0].save(
+        tmp_path / f"a.{ending}",
+        save_all=True,
+        append_images=frames[1:],
+        **({"lossless": True} if ending == "webp" else {}),
+    )
+    found = image_dataset(tmp_path)
     assert (found.k == 40).all()
     assert "the first is read and 2 further are not" in found.summary
 
@@ -271,14 +342,16 @@ def test_pictures_are_upright(tmp_path, ending, turn):
     exif[0x0112] = turn
     options = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(ending, {})
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a.{ending}", exif=exif, **options)
-    found = image_set(tmp_path)
+    found = image_dataset(tmp_path)
     assert found.shape[1:] == upright.shape
     assert np.abs(found.k[0, 0].numpy().astype(int) - upright).max() <= 3
 
 
 def broken(kind, path):
     whole = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, "jpeg" if kind == "jpg" else kind)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        whole, "jpeg" if kind == "jpg" else kind
+    )
     path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
 
 
@@ -286,8 +359,10 @@ def broken(kind, path):
 def test_a_truncated_file_is_named(tmp_path, kind):
     save(Image.new("RGB", (64, 64)), tmp_path / "0.png")
     broken(kind, tmp_path / f"cut.{kind}")
-    with pytest.raises(UsageError, match=rf"1 of 2 images of .* cannot be read: cut.{kind} \(.*mend or remove") as error:
-        image_set(tmp_path)
+    with pytest.raises(
+        UsageError, match=rf"1 of 2 images of .* cannot be read: cut.{kind} \(.*mend or remove"
+    ) as error:
+        image_dataset(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -298,8 +373,10 @@ def test_all_broken_files_are_counted(tmp_path):
     for n in range(2):
         broken("png", tmp_path / f"{n}.png")
     save(Image.new("RGB", (64, 64)), tmp_path / "whole.png")
-    with pytest.raises(UsageError, match=r"5 of 6 images .*0.png \(.*\), 1.png \(.*\), empty.png \(it is not a picture.*\) and 2 more"):
-        image_set(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"5 of 6 images .*0.png \(.*\), 1.png \(.*\), empty.png \(it is not a picture.*\) and 2 more"
+    ):
+        image_dataset(tmp_path)
 
 
 def test_a_decompression_bomb_is_one_line(tmp_path, monkeypatch):
@@ -307,27 +384,31 @@ def test_a_decompression_bomb_is_one_line(tmp_path, monkeypatch):
     for limit in (1000, 400):  # a warning of Pillow's, and an error
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(UsageError, match=f"a.png .it has more than {limit:,} pixels, make it smaller"):
-            image_set(tmp_path)
+            image_dataset(tmp_path)
 
 
 def test_several_shapes_are_named_with_an_example_each(tmp_path):
     for n, size in enumerate([(5, 6), (5, 6), (7, 6), (5, 6), (9, 9)]):
         save(Image.new("L" if n else "RGB", size), tmp_path / f"{n}.png")
-    with pytest.raises(UsageError, match=r"3 different shapes, 6x5 \(3, such as 0.png\), 6x7 \(1, .*2.png\), 9x9 \(1, .*give size="):
-        image_set(tmp_path)
-    assert image_set(tmp_path, size=(4, 4)).k.shape == (5, 3, 4, 4)
+    with pytest.raises(
+        UsageError, match=r"3 different shapes, 6x5 \(3, such as 0.png\), 6x7 \(1, .*2.png\), 9x9 \(1, .*give size="
+    ):
+        image_dataset(tmp_path)
+    assert image_dataset(tmp_path, size=(4, 4)).k.shape == (5, 3, 4, 4)
 
 
 def test_a_set_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypatch):
     for n in range(50):
         save(Image.new("L" if n < 49 else "RGB", (20, 10)), tmp_path / f"{n:02}.png")
-    assert image_set(tmp_path).k.shape == (50, 3, 10, 20)
+    assert image_dataset(tmp_path).k.shape == (50, 3, 10, 20)
     for have, shape in ((50 * 200 - 1, "1x10x20"), (50 * 200 * 3 - 1, "3x10x20")):
         monkeypatch.setattr(memory, "available", lambda have=have: have)
-        with pytest.raises(UsageError, match=f"50 images of {shape} need .* GB of memory, and .* GB are free: give a smaller size"):
-            image_set(tmp_path)
+        with pytest.raises(
+            UsageError, match=f"50 images of {shape} need .* GB of memory, and .* GB are free: give a smaller size"
+        ):
+            image_dataset(tmp_path)
     monkeypatch.setattr(memory, "available", lambda: None)  # a system that does not say
-    assert len(image_set(tmp_path).k) == 50
+    assert len(image_dataset(tmp_path).k) == 50
 
 
 def test_the_free_memory_is_that_of_the_system():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unnoise.experiments.images import Data
-from unnoise.shared.data import image_set, images
+from unnoise.shared.data import image_dataset, images
 from unnoise.shared.data.classes import labels_of, natural
 from unnoise.shared.data.folders import SPLITS, listed
 from unnoise.shared.data.images import untested
@@ -34,25 +34,38 @@ def put(root, *names):
 
 def read(root, split="train"):
     """Values of the images, labels and names of a split."""
-    found = image_set(root, split=split)
+    found = image_dataset(root, split=split)
     return found.k.flatten().tolist(), None if found.label is None else found.label.tolist(), found.names
 
 
-WORDS = ("steam train.png", "test tubes.png", "ph_test.png", "01_val.png", "training day.png", "evaluation.png", "dev-1.png", "a.png")
+WORDS = (
+    "steam train.png",
+    "test tubes.png",
+    "ph_test.png",
+    "01_val.png",
+    "training day.png",
+    "evaluation.png",
+    "dev-1.png",
+    "a.png",
+)
 
 
 def test_words_in_names_of_files_are_no_splits(tmp_path):
     put(tmp_path, *WORDS)
     assert sorted(read(tmp_path)[0]) == list(range(len(WORDS)))
-    assert image_set(tmp_path).summary == "8 images of 1x1x1; no labels"
+    assert image_dataset(tmp_path).summary == "8 images of 1x1x1; no labels"
 
 
-@pytest.mark.parametrize("words", [("test", "urine", "blood"), ("train", "bus", "car"), ("Validation", "other"), ("eval", "test", "x")])
+@pytest.mark.parametrize(
+    "words", [("test", "urine", "blood"), ("train", "bus", "car"), ("Validation", "other"), ("eval", "test", "x")]
+)
 def test_words_beside_other_folders_are_classes(tmp_path, words):
     put(tmp_path, *(f"{word}/{n}.png" for word in words for n in range(2)))
     values, label, names = read(tmp_path)
     assert names == tuple(sorted(words, key=str.casefold))
-    assert {value: names[n] for value, n in zip(values, label, strict=True)} == {i: words[i // 2] for i in range(2 * len(words))}
+    assert {value: names[n] for value, n in zip(values, label, strict=True)} == {
+        i: words[i // 2] for i in range(2 * len(words))
+    }
 
 
 @pytest.mark.parametrize(("split", "word"), [(split, word) for split, words in SPLITS.items() for word in words])
@@ -71,14 +84,27 @@ def test_the_classes_of_all_splits_are_numbered_together(tmp_path):
     assert read(tmp_path) == ([0, 1], [0, 2], names)
     assert read(tmp_path, "test") == ([2, 3], [1, 2], names)
     assert read(tmp_path, "validation") == ([4], [2], names)
-    assert image_set(tmp_path).summary == "2 images of 1x1x1, 3 classes: cat 1, dog 0, fish 1; beside the splits test, validation"
+    assert (
+        image_dataset(tmp_path).summary
+        == "2 images of 1x1x1, 3 classes: cat 1, dog 0, fish 1; beside the splits test, validation"
+    )
 
 
 def test_class_folders_with_numbers_keep_their_order(tmp_path):
     put(tmp_path, *(f"{n}/a.png" for n in range(12)))
     assert read(tmp_path)[2] == tuple(map(str, range(12)))
     assert sorted(zip(*read(tmp_path)[:2], strict=True)) == [(n, n) for n in range(12)]
-    assert sorted(["b10", "b2", "A1", "a", "10", "9", "ä", "01", "1"], key=natural) == ["01", "1", "9", "10", "a", "A1", "b2", "b10", "ä"]
+    assert sorted(["b10", "b2", "A1", "a", "10", "9", "ä", "01", "1"], key=natural) == [
+        "01",
+        "1",
+        "9",
+        "10",
+        "a",
+        "A1",
+        "b2",
+        "b10",
+        "ä",
+    ]
 
 
 @pytest.mark.parametrize("wrapped", ["", "data/", "data/images/"])
@@ -100,44 +126,64 @@ def test_a_folder_in_a_folder_is_looked_through(tmp_path, wrapped):
         (("test/a.png", "val/a.png"), "has no split train: it has test, validation; add a folder train"),
         (("notes.txt",), r"holds no images \(1 other file left out: notes.txt\): put PNG"),
         ((".hidden.png",), r"holds no images \(1 hidden file left out\)"),
-        (("a/b/c.pdf", "x.heic", "y.zip", "z.h5"), r"holds no images \(4 other files left out: a/b/c.pdf, x.heic, y.zip, ...\)"),
+        (
+            ("a/b/c.pdf", "x.heic", "y.zip", "z.h5"),
+            r"holds no images \(4 other files left out: a/b/c.pdf, x.heic, y.zip, ...\)",
+        ),
         (("train/x.txt",), "holds no images"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(tmp_path, names, said):
     put(tmp_path, *names)
     with pytest.raises(UsageError, match=said) as error:
-        image_set(tmp_path)
+        image_dataset(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_a_split_that_is_not_there_says_what_to_do(tmp_path):
     put(tmp_path, "a.png", "b.png")
     with pytest.raises(
-        UsageError, match="no split test, its 2 images are one split, train: put those to hold out into a folder test in it"
+        UsageError,
+        match="no split test, its 2 images are one split, train: put those to hold out into a folder test in it",
     ):
-        image_set(tmp_path, split="test")
+        image_dataset(tmp_path, split="test")
     with pytest.raises(UsageError, match="is a file"):
-        image_set(tmp_path / "a.png")
+        image_dataset(tmp_path / "a.png")
 
 
 def test_images_beside_class_folders_are_loaded_without_labels_and_it_says_why(tmp_path):
     put(tmp_path, "cover.png", "cat/a.png", "dog/a.png")
     assert read(tmp_path) == ([1, 0, 2], None, None)
-    assert image_set(tmp_path).summary == "3 images of 1x1x1; no labels: 1 of 3 lie in none of the folders cat, dog, such as cover.png"
-    with pytest.raises(UsageError, match="no labels: 1 of 3 lie in none of the folders cat, dog, such as cover.png; use a model without"):
+    assert (
+        image_dataset(tmp_path).summary
+        == "3 images of 1x1x1; no labels: 1 of 3 lie in none of the folders cat, dog, such as cover.png"
+    )
+    with pytest.raises(
+        UsageError,
+        match="no labels: 1 of 3 lie in none of the folders cat, dog, such as cover.png; use a model without",
+    ):
         images(tmp_path, batch=1, conditions=("label",))
 
 
 def test_what_is_left_out_is_counted(tmp_path):
-    put(tmp_path, "train/a.png", "train/b.txt", "train/._a.png", "train/Thumbs.db", "test/c.png", "test/d.txt", "README", "x.webm")
+    put(
+        tmp_path,
+        "train/a.png",
+        "train/b.txt",
+        "train/._a.png",
+        "train/Thumbs.db",
+        "test/c.png",
+        "test/d.txt",
+        "README",
+        "x.webm",
+    )
     (tmp_path / "train" / "c.HEIC").write_text("")
     (tmp_path / ".git").mkdir()
-    assert image_set(tmp_path).summary == (
+    assert image_dataset(tmp_path).summary == (
         "1 image of 1x1x1; no labels; beside the split test; 4 other files left out: README, train/b.txt, train/c.HEIC, ...; "
         "3 hidden files left out"
     )
-    assert "3 other files left out: README, test/d.txt, x.webm" in image_set(tmp_path, split="test").summary
+    assert "3 other files left out: README, test/d.txt, x.webm" in image_dataset(tmp_path, split="test").summary
 
 
 def test_endings_in_capitals_and_odd_paths(tmp_path):
@@ -151,7 +197,7 @@ def test_endings_in_capitals_and_odd_paths(tmp_path):
     (odd / "b.png").write_text("")
     os.rename(os.fsencode(odd / "b.png"), os.fsencode(odd) + b"/\xfe\n.png")
     with pytest.raises(UsageError, match="1 of 2 images .*\N{REPLACEMENT CHARACTER} .png") as error:
-        image_set(odd)
+        image_dataset(odd)
     str(error.value).split("(it")[0].rsplit(": ", 1)[1].encode()  # can be printed
 
 
@@ -170,18 +216,28 @@ def test_slices_of_a_split(tmp_path):
     assert read(tmp_path, "train[-3:]")[:2] == ([7, 8, 9], [1, 1, 1])
     for wrong in ("train[a:]", "train[5:5]", "train[:3"):
         with pytest.raises(UsageError, match="give a slice such as"):
-            image_set(tmp_path, split=wrong)
+            image_dataset(tmp_path, split=wrong)
 
 
 NAMES = st.sampled_from(["a", "b2", "train", "Test", "val", "11", ".h", "x y", "[c]"])
-FILES = st.sampled_from(["1.png", "test.png", "train_2.PNG", "val.png", "n.txt", ".x.png", "metadata.txt", "steam train.png"])
-TREES = st.lists(st.tuples(st.lists(NAMES, max_size=3), FILES).map(lambda t: "/".join([*t[0], t[1]])), min_size=1, max_size=8, unique=True)
+FILES = st.sampled_from(
+    ["1.png", "test.png", "train_2.PNG", "val.png", "n.txt", ".x.png", "metadata.txt", "steam train.png"]
+)
+TREES = st.lists(
+    st.tuples(st.lists(NAMES, max_size=3), FILES).map(lambda t: "/".join([*t[0], t[1]])),
+    min_size=1,
+    max_size=8,
+    unique=True,
+)
 
 
 @settings(deadline=None, max_examples=150, derandomize=True, database=None)
 @given(TREES)
 def test_every_file_of_any_tree_is_loaded_or_counted(tmp_path_factory, tree):
-    """Over the splits that a folder says it has, each image is loaded once, and each other file is counted; or one line refuses it."""
+    """Over the splits that a folder says it has, each image is loaded once, and each other file is counted.
+
+    Or one line refuses it.
+    """
     root = tmp_path_factory.mktemp("tree")
     for name in tree:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -233,9 +289,11 @@ def test_metadata_give_labels_and_names(tmp_path, form):
         (("dog", "cat", "dog"), [1, 0, 1], ("cat", "dog")),
         (("class10", "class2", "class2"), [0, 0, 1], ("class2", "class10")),
     ):
-        table(tmp_path, form, [{"file_name": f, "label": v, "caption": "x"} for f, v in zip(files, labels, strict=True)])
+        table(
+            tmp_path, form, [{"file_name": f, "label": v, "caption": "x"} for f, v in zip(files, labels, strict=True)]
+        )
         assert read(tmp_path) == ([1, 0, 2], numbers, names)  # a, c, sub dir/b
-        assert "columns of the metadata that are not read: caption" in image_set(tmp_path).summary
+        assert "columns of the metadata that are not read: caption" in image_dataset(tmp_path).summary
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -255,7 +313,7 @@ def test_labels_that_are_none_are_said(tmp_path, form, rows, said):
     put(tmp_path, "a.png", "b.png")
     table(tmp_path, form, [{"file_name": f, "label": v} for f, v in rows])
     assert read(tmp_path) == ([0, 1], None, None)
-    assert f"no labels: {said}" in image_set(tmp_path).summary
+    assert f"no labels: {said}" in image_dataset(tmp_path).summary
 
 
 @pytest.mark.parametrize(
@@ -266,8 +324,14 @@ def test_labels_that_are_none_are_said(tmp_path, form, rows, said):
             "names 1 of 2 images that are not there, such as gone",
         ),
         ([{"file_name": "a.png", "label": 0}, {"file_name": "a.png", "label": 1}], "gives a.png two labels"),
-        ([{"image": "a.png", "label": 0}], "has no column file_name, its columns are image, label: call that with the names of the images"),
-        ([{"file_name;label": "a.png;0"}], "has no column file_name, its columns are file_name;label: separate them by commas, and"),
+        (
+            [{"image": "a.png", "label": 0}],
+            "has no column file_name, its columns are image, label: call that with the names of the images",
+        ),
+        (
+            [{"file_name;label": "a.png;0"}],
+            "has no column file_name, its columns are file_name;label: separate them by commas, and",
+        ),
         (
             [{"file_name": "a.png", "label": 0}, {"file_name": "", "label": 1}],
             "has no file_name in row 2: give the name of an image in each row",
@@ -279,28 +343,32 @@ def test_metadata_that_do_not_fit_are_refused(tmp_path, rows, said):
     for form in ("csv", "jsonl", "parquet"):
         table(tmp_path, form, rows)
         with pytest.raises(UsageError, match=rf"metadata.{form} of .* {said}"):
-            image_set(tmp_path)
+            image_dataset(tmp_path)
         (tmp_path / f"metadata.{form}").unlink()
 
 
 def test_metadata_lie_beside_or_above_the_images(tmp_path):
     put(tmp_path, "train/a.png", "train/b.png", "test/a.png")
-    table(tmp_path, "csv", [{"file_name": f, "label": v} for f, v in (("train/a.png", "x"), ("train/b.png", "z"), ("test/a.png", "y"))])
+    table(
+        tmp_path,
+        "csv",
+        [{"file_name": f, "label": v} for f, v in (("train/a.png", "x"), ("train/b.png", "z"), ("test/a.png", "y"))],
+    )
     assert read(tmp_path)[1:] == ([0, 2], ("x", "y", "z"))
     assert read(tmp_path, "test")[1:] == ([1], ("x", "y", "z"))
     table(tmp_path / "test", "jsonl", [{"file_name": "a.png", "label": "z"}])  # the nearer one
     assert read(tmp_path, "test")[1:] == ([1], ("x", "z"))
     table(tmp_path, "jsonl", [])
     with pytest.raises(UsageError, match="describe one folder: leave one of them"):
-        image_set(tmp_path)
+        image_dataset(tmp_path)
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.txt")
     (tmp_path / "metadata.jsonl").write_text("{")
     with pytest.raises(UsageError, match="metadata.jsonl cannot be read"):
-        image_set(tmp_path)
+        image_dataset(tmp_path)
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "metadata.csv").write_bytes("file_name,label\nä.png,1".encode("latin-1"))
     with pytest.raises(UsageError, match="metadata.csv cannot be read.*utf-8"):
-        image_set(tmp_path)
+        image_dataset(tmp_path)
 
 
 def test_columns_of_labels():
@@ -322,16 +390,16 @@ def test_labels_in_a_column_of_another_name_are_asked_for(tmp_path, form):
     put(tmp_path, "a.png", "b.png")
     table(tmp_path, form, [{"file_name": f"{name}.png", "class": name, "size": 1} for name in "ab"])
     said = "no labels: no column of the metadata is called label, they are class, size"
-    assert image_set(tmp_path).summary == f"2 images of 1x1x1; {said}"
+    assert image_dataset(tmp_path).summary == f"2 images of 1x1x1; {said}"
     with pytest.raises(UsageError, match=rf"classes=2: .* has {said}; use a model without"):
-        image_set(tmp_path, classes=2)
+        image_dataset(tmp_path, classes=2)
     put(tmp_path, "a/a.png", "b/b.png")  # now folders are classes
     for name in "ab":
         (tmp_path / f"{name}.png").unlink()
     (tmp_path / f"metadata.{form}").unlink()
     table(tmp_path, form, [{"file_name": f"{name}/{name}.png", "class": name} for name in "ab"])
     assert read(tmp_path) == ([0, 1], [0, 1], ("a", "b"))
-    assert "columns of the metadata that are not read: class" in image_set(tmp_path).summary
+    assert "columns of the metadata that are not read: class" in image_dataset(tmp_path).summary
 
 
 @pytest.mark.parametrize("where", ["folders", "metadata"])
@@ -344,9 +412,11 @@ def test_a_class_outside_of_train_alone_is_named(tmp_path, where):
         table(tmp_path, "csv", [{"file_name": name, "label": v} for name, v in flat.items()])
     for classes in (2, 3):
         for split in ("train", "test"):
-            with pytest.raises(UsageError, match="the split train has no image of c, and another split has: remove these there, or add"):
-                image_set(tmp_path, split=split, classes=classes)
-    assert len(image_set(tmp_path).k) == 2
+            with pytest.raises(
+                UsageError, match="the split train has no image of c, and another split has: remove these there, or add"
+            ):
+                image_dataset(tmp_path, split=split, classes=classes)
+    assert len(image_dataset(tmp_path).k) == 2
 
 
 def test_a_folder_without_test_says_so_before_training(tmp_path):
@@ -356,8 +426,15 @@ def test_a_folder_without_test_says_so_before_training(tmp_path):
     put(tmp_path / "two", "train/a.png", "test/b.png", "test/c.png")
     assert untested("digits") == untested(str(tmp_path / "two")) == ""
     assert untested(str(tmp_path / "flat")).endswith("and all others into a folder train, and train again")
-    assert untested(str(tmp_path / "held")).endswith("held has no split test: it has train, validation; add a folder test")
-    assert "one holds 1 image, and a standard error needs at least 2; hold more images out" in untested(str(tmp_path / "one"))
+    assert untested(str(tmp_path / "held")).endswith(
+        "held has no split test: it has train, validation; add a folder test"
+    )
+    assert "one holds 1 image, and a standard error needs at least 2; hold more images out" in untested(
+        str(tmp_path / "one")
+    )
     said = Data(str(tmp_path / "held")).load().summary
     assert "; `unnoise evaluate` will have no images to measure on: the folder" in said
-    assert "evaluate" not in Data(str(tmp_path / "two")).load().summary + Data(str(tmp_path / "held")).load("validation").summary
+    assert (
+        "evaluate"
+        not in Data(str(tmp_path / "two")).load().summary + Data(str(tmp_path / "held")).load("validation").summary
+    )

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from unnoise.sde import VP, Learned, ScoreMatching
-from unnoise.sde.implicit import Implicit, Sliced, gaussian, signs
-from unnoise.shared.denoiser import GaussianDenoiser
-from unnoise.shared.describe import build, describe
+from unnoise.sde import VP, DenoisingLoss, Learned
+from unnoise.sde.implicit import ImplicitScoreMatching, SlicedScoreMatching, gaussian, signs
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticGaussian
+from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
 from unnoise.shared.networks import MLP
-from unnoise.shared.oracle import GaussianOracle
+from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.tensors import exact, like
 
 MEAN = torch.tensor([0.6, -0.3], dtype=torch.float64)
@@ -34,24 +34,23 @@ class Family(GaussianDenoiser):
         alpha, sigma = self.corruption(exact(t))
         return alpha * self.mean, alpha**2 * self.scale * COVARIANCE + sigma**2 * torch.eye(2, dtype=torch.float64)
 
-    def forward(self, x_t, t, **cond):
+    def estimate(self, x_t, t, **cond):
         alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
         mean, covariance = self.law(exact(t).flatten()[0])
         score = -torch.linalg.solve(covariance, (x_t - mean).T).T
-        return (x_t + sigma**2 * score) / alpha
-
-    def on(self, schedule):
-        raise NotImplementedError
+        return Estimate.of_mean((x_t + sigma**2 * score) / alpha)
 
 
 @torch.no_grad()
 def expected(family, scored=True):
-    """`E ||s - grad log q||^2 / 2` (or `E ||grad log q||^2 / 2`) times sigma^2 / D, exactly, at T, for data of MEAN, COVARIANCE."""
+    """`E ||s - grad log q||^2 / 2` (or `E ||grad log q||^2 / 2`) times sigma^2 / D, exactly, at T, for data of MEAN,
+    COVARIANCE.
+    """
     t = torch.tensor(T, dtype=torch.float64)
-    m, c = Family().law(t)
+    m, c = Family().distribution(t)
     c_inverse = c.inverse()
     if scored:
-        m_other, c_other = family.law(t)
+        m_other, c_other = family.distribution(t)
         slope = c_inverse - c_other.inverse()  # s - grad log q = slope x + shift
         shift = c_other.inverse() @ m_other - c_inverse @ m
         at_mean = slope @ m + shift
@@ -79,7 +78,7 @@ OTHERS = [(MEAN, 1.0), (MEAN + torch.tensor([0.4, 0.0]), 1.0), (MEAN, 2.0), (MEA
 
 @pytest.mark.parametrize(("mean", "scale"), OTHERS)
 def test_implicit_is_explicit_less_a_constant(mean, scale, x0):
-    found, error = value(Implicit(Family(mean, scale)), x0)
+    found, error = value(ImplicitScoreMatching(Family(mean, scale)), x0)
     assert error < 0.0015
     assert abs(found - (expected(Family(mean, scale)) - expected(None, scored=False))) < 4 * error
 
@@ -91,17 +90,24 @@ def test_each_example_at_its_own_value():
     x_t = family.corruption.corrupt(x0, t, generator=torch.Generator().manual_seed(0))
     sigma = family.corruption(t)[1]
     square = family.score(x_t, t).square().sum(1)
-    wanted = sigma**2 * (0.5 * square - family.law(t[0])[1].inverse().trace()) / 2
-    found = Implicit(family).at(x0, t, generator=torch.Generator().manual_seed(0))
+    wanted = sigma**2 * (0.5 * square - family.distribution(t[0])[1].inverse().trace()) / 2
+    found = ImplicitScoreMatching(family).at(x0, t, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(found.total, wanted)
     torch.testing.assert_close(found.parts["half_square"] + found.parts["divergence"], found.total.detach())
-    many = Sliced(family, 4000, gaussian).at(x0, t, generator=torch.Generator().manual_seed(0))
+    many = SlicedScoreMatching(family, 4000, gaussian).at(x0, t, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(many.total, wanted, rtol=0, atol=0.15)
 
 
-@pytest.mark.parametrize("make", [Implicit, Sliced, lambda d: Sliced(d, 2, gaussian)], ids=["implicit", "signs", "gaussian"])
+@pytest.mark.parametrize(
+    "make",
+    [ImplicitScoreMatching, SlicedScoreMatching, lambda d: SlicedScoreMatching(d, 2, gaussian)],
+    ids=["implicit", "signs", "gaussian"],
+)
 def test_the_minimum_is_the_data_law(make, x0):
-    """Gradients in all parameters vanish there, within what a sample can tell, and not elsewhere; they are those of denoising."""
+    """Gradients in all parameters vanish there, within what a sample can tell, and not elsewhere.
+
+    They are those of denoising.
+    """
 
     def slopes(family, make=make):
         t = torch.full((len(x0),), T, dtype=torch.float64)
@@ -111,7 +117,7 @@ def test_the_minimum_is_the_data_law(make, x0):
     assert slopes(Family()).abs().max() < 0.002
     other = slopes(Family(MEAN + 0.3, 1.6))
     assert other.abs().min() > 0.008
-    denoising = slopes(Family(MEAN + 0.3, 1.6), ScoreMatching)  # without the factor 1/2
+    denoising = slopes(Family(MEAN + 0.3, 1.6), DenoisingLoss)  # without the factor 1/2
     torch.testing.assert_close(2 * other, denoising, rtol=0.05, atol=0.004)
 
 
@@ -122,53 +128,54 @@ def test_sliced_is_implicit_in_the_mean(probe, probes, x0):
     t = torch.full((len(x0),), T, dtype=torch.float64)
     generator = torch.Generator()
     with torch.no_grad():
-        sliced = Sliced(family, probes, probe).at(x0, t, generator=generator.manual_seed(5)).total
-        implicit = Implicit(family).at(x0, t, generator=generator.manual_seed(5)).total
+        sliced = SlicedScoreMatching(family, probes, probe).at(x0, t, generator=generator.manual_seed(5)).total
+        implicit = ImplicitScoreMatching(family).at(x0, t, generator=generator.manual_seed(5)).total
     difference = sliced - implicit  # at the same x_t: the noise is drawn before the probes
     error = float(difference.std() / math.sqrt(len(x0)))
     assert 0 < error < 0.01
     assert abs(float(difference.mean())) < 4 * error
     # The variance of Hutchinson's estimate for a symmetric matrix H: 2 ||H||_F^2, for signs without the diagonal.
-    precision = family.law(t[0])[1].inverse().detach()
+    precision = family.distribution(t[0])[1].inverse().detach()
     if probe is signs:
         precision = precision - precision.diag().diag()
     sigma2 = float(VP()(t[:1])[1] ** 2)
-    assert float(difference.var()) == pytest.approx(2 * float(precision.square().sum()) * (sigma2 / 2) ** 2 / probes, rel=0.03)
+    assert float(difference.var()) == pytest.approx(
+        2 * float(precision.square().sum()) * (sigma2 / 2) ** 2 / probes, rel=0.03
+    )
 
 
 def test_a_network_learns_by_them(generator):
     torch.manual_seed(0)
-    for make in (Implicit, Sliced):
+    for make in (ImplicitScoreMatching, SlicedScoreMatching):
         objective = make(Learned(MLP(2, 16, 1), VP()))
         loss = objective(torch.randn(32, 2, generator=generator), generator=generator)
         assert loss.total.shape == (32,)
         loss.total.mean().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.denoiser.network.leave.parameters())
+        assert all(
+            p.grad is not None and p.grad.isfinite().all() for p in objective.denoiser.network.leave.parameters()
+        )
 
 
 def test_images_take_them_too(generator):
-    oracle = GaussianOracle(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64), VP())
+    oracle = AnalyticGaussian(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64), VP())
 
     class Flat(GaussianDenoiser):
         def __init__(self):
             super().__init__()
             self.corruption = VP()
 
-        def forward(self, x_t, t, **cond):
-            return oracle(x_t.flatten(1), t).view_as(x_t)
-
-        def on(self, schedule):
-            raise NotImplementedError
+        def estimate(self, x_t, t, **cond):
+            return Estimate.of_mean(oracle(x_t.flatten(1), t).view_as(x_t))
 
     x0 = torch.randn(5, 1, 2, 2, dtype=torch.float64, generator=generator)
     t = torch.full((5,), T, dtype=torch.float64)
-    images = Implicit(Flat()).at(x0, t, generator=torch.Generator().manual_seed(0)).total
-    vectors = Implicit(oracle).at(x0.flatten(1), t, generator=torch.Generator().manual_seed(0)).total
+    images = ImplicitScoreMatching(Flat()).at(x0, t, generator=torch.Generator().manual_seed(0)).total
+    vectors = ImplicitScoreMatching(oracle).at(x0.flatten(1), t, generator=torch.Generator().manual_seed(0)).total
     torch.testing.assert_close(images, vectors)
 
 
 def test_they_describe_themselves():
-    objective = build(describe(Sliced(Learned(MLP(2, 8, 1), VP()), 3, gaussian)))
+    objective = deserialize(serialize(SlicedScoreMatching(Learned(MLP(2, 8, 1), VP()), 3, gaussian)))
     assert (objective.probes, objective.probe) == (3, gaussian)
     with pytest.raises(UsageError, match="probes=0"):
-        Sliced(Learned(MLP(2, 8, 1), VP()), 0)
+        SlicedScoreMatching(Learned(MLP(2, 8, 1), VP()), 0)

@@ -1,4 +1,6 @@
-"""Released names, flags and constants of score_sde, EDM, ermongroup and NCSNv2 files that are contradicted, rounded or of no use."""
+"""Released names, flags and constants of score_sde, EDM, ermongroup and NCSNv2 files that are contradicted, rounded or
+of no use.
+"""
 
 import math
 
@@ -9,15 +11,18 @@ from import_settings import opened
 from released_helpers import BETAS, refused
 from test_import_settings import LARGE, TRAINED, edm, edm_weights, ermongroup, song, song_weights, table
 
-from unnoise.experiments.imported import imported
-from unnoise.experiments.released.pesser import settings_of
+from unnoise.experiments.imported_runs import imported
+from unnoise.experiments.pretrained.pesser import settings_of
 
 VE = {"fourier": True, "enters": "residual"}
-AT = {name: f"{name}/x.pth" for name in ("vp/cifar10_ddpmpp_continuous", "subvp/cifar10_ncsnpp_continuous", "ve/cifar10_ncsnpp_continuous")}
+AT = {
+    name: f"{name}/x.pth"
+    for name in ("vp/cifar10_ddpmpp_continuous", "subvp/cifar10_ncsnpp_continuous", "ve/cifar10_ncsnpp_continuous")
+}
 VP, SUBVP, OF_VE = AT.values()
 
 
-def grey(**kind):
+def gray(**kind):
     """A network of one channel under a released path."""
     state = song_weights(**kind)
     return {name: value[:, :1] if name == "module.all_modules.2.weight" else value for name, value in state.items()}
@@ -30,26 +35,50 @@ def edm_of(path, **changed):
 
 
 CONTRADICTED = {
-    "channels": (lambda: opened("score_sde", grey(), VP, {}), "its images have 1 channels, and not 3"),
+    "channels": (lambda: opened("score_sde", gray(), VP, {}), "its images have 1 channels, and not 3"),
     "strides": (lambda: song(path=SUBVP, ddpm=True)({}), "its layers are those of ddpm"),
     "no image on the way down": (lambda: song(path=SUBVP)({}), "its layers are those of ddpmpp"),
     "image on the way down": (lambda: song(path=VP, enters="residual")({}), "its layers are those of ncsnpp"),
-    "VE: largest level": (lambda: song(path=OF_VE, **VE)({"levels": (0.01, 10.0, 1000)}), "its noise levels go from 10 to 0.01"),
-    "VE: smallest level": (lambda: song(path=OF_VE, **VE)({"levels": (0.02, 50.0, 1000)}), "its noise levels go from 50 to 0.02"),
-    "VE: steps": (lambda: song(path=OF_VE, **VE)({"levels": (0.01, 50.0, 999)}), "num_scales is 999, and 1000 of the released file"),
-    "VE: Fourier features": (lambda: song(path=OF_VE, enters="residual")({"levels": LARGE}), "it has no Fourier features"),
+    "VE: largest level": (
+        lambda: song(path=OF_VE, **VE)({"levels": (0.01, 10.0, 1000)}),
+        "its noise levels go from 10 to 0.01",
+    ),
+    "VE: smallest level": (
+        lambda: song(path=OF_VE, **VE)({"levels": (0.02, 50.0, 1000)}),
+        "its noise levels go from 50 to 0.02",
+    ),
+    "VE: steps": (
+        lambda: song(path=OF_VE, **VE)({"levels": (0.01, 50.0, 999)}),
+        "num_scales is 999, and 1000 of the released file",
+    ),
+    "VE: Fourier features": (
+        lambda: song(path=OF_VE, enters="residual")({"levels": LARGE}),
+        "it has no Fourier features",
+    ),
     "EDM: pixels": (lambda: edm_of("edm-ffhq-64x64-uncond-ve.pt"), "it has no images of 64 x 64"),
     "EDM: baseline's pixels": (lambda: edm_of("baseline-ffhq-64x64-uncond-ve.pt"), "it has no images of 64 x 64"),
     "EDM: ADM's pixels": (lambda: edm_of("edm-imagenet-64x64-cond-adm.pt"), "it has no images of 64 x 64"),
     "EDM: labels": (lambda: edm_of("edm-cifar10-32x32-uncond-vp.pt"), "it has 10 classes"),
-    "EDM: no labels": (lambda: edm_of("edm-cifar10-32x32-cond-vp.pt", **{"model.map_label.weight": None}), "it has no classes"),
-    "EDM: kind": (lambda: edm_of("baseline-cifar10-32x32-cond-ve.pt"), "its layers are those of DDPM++, and not of NCSN++"),
+    "EDM: no labels": (
+        lambda: edm_of("edm-cifar10-32x32-cond-vp.pt", **{"model.map_label.weight": None}),
+        "it has no classes",
+    ),
+    "EDM: kind": (
+        lambda: edm_of("baseline-cifar10-32x32-cond-ve.pt"),
+        "its layers are those of DDPM++, and not of NCSN++",
+    ),
     "EDM: channels": (
         lambda: edm_of("edm-cifar10-32x32-cond-vp.pt", **{"model.enc.32x32_conv.weight": torch.zeros(16, 4, 3, 3)}),
         "its images have 4 channels, and not 3",
     ),
-    "ermongroup: widths": (lambda: ermongroup(path="bedroom.ckpt")({}), "multipliers are 3, 32, 1, 2, 2, and those of the released file"),
-    "ermongroup: widths of CelebA": (lambda: ermongroup(path="exp/logs/celeba/ckpt.pth")({}), "not the released celeba/ckpt.pth"),
+    "ermongroup: widths": (
+        lambda: ermongroup(path="bedroom.ckpt")({}),
+        "multipliers are 3, 32, 1, 2, 2, and those of the released file",
+    ),
+    "ermongroup: widths of CelebA": (
+        lambda: ermongroup(path="exp/logs/celeba/ckpt.pth")({}),
+        "not the released celeba/ckpt.pth",
+    ),
 }
 
 
@@ -75,7 +104,12 @@ def test_flags_that_contradict_a_name_set_it_aside(path, kind, flags):
     levels = {"levels": LARGE} if kind else {}
     assert song(levels, path, **kind)({}).shape == (3, 32, 32)
     ((name, value),) = flags.items()
-    refused(lambda: song(levels, path, **kind)(flags), f"{name} is {value!r}, and ", "image_size=32", "" if kind else "beta_min=0.1")
+    refused(
+        lambda: song(levels, path, **kind)(flags),
+        f"{name} is {value!r}, and ",
+        "image_size=32",
+        "" if kind else "beta_min=0.1",
+    )
 
 
 SIZES = {
@@ -97,9 +131,14 @@ def test_paths_of_released_ddpms_tell_their_schedule(path):
     own = (3, 128, 2, *SIZES[path])
     values, (said,) = known(path, {}, own)
     assert values == TRAINED
-    assert said.startswith("beta_schedule='linear', beta_start=0.0001, beta_end=0.02, num_diffusion_timesteps=1000: as of the released")
+    assert said.startswith(
+        "beta_schedule='linear', beta_start=0.0001, beta_end=0.02, num_diffusion_timesteps=1000: as of the released"
+    )
     for given in ({"num_diffusion_timesteps": 500}, {"rescaled": False}):
-        assert known(path, given, own) == (dict.fromkeys(TRAINED) | {k: v for k, v in given.items() if k in TRAINED}, ())
+        assert known(path, given, own) == (
+            dict.fromkeys(TRAINED) | {k: v for k, v in given.items() if k in TRAINED},
+            (),
+        )
     for sizes in ((1, *own[1:]), (3, 64, *own[2:]), (3, 128, 1, *own[3:]), (*own, 4)):
         assert known(path, {}, sizes) == (dict.fromkeys(TRAINED), ())
     for other in (f"my_{path.rpartition('/')[2]}", "logs/celeba/ckpt_5.pth", "diffusion_mine_model/model.ckpt"):
@@ -131,7 +170,11 @@ def test_constants_of_half_precision_are_refused(case, half):
     rounded = {n: v.to(half) if "weight" in n and v.ndim > 1 else v for n, v in state.items()}
     opened(form, rounded, "x.pth", flags)
     for value in (state[name].to(half), state[name].to(half).float()):
-        refused(lambda v=value: opened(form, rounded | {name: v}, "x.pth", flags), f"x.pth: {short} are constants", "half precision")
+        refused(
+            lambda v=value: opened(form, rounded | {name: v}, "x.pth", flags),
+            f"x.pth: {short} are constants",
+            "half precision",
+        )
 
 
 def test_what_leaves_no_trace_is_said():
@@ -140,18 +183,26 @@ def test_what_leaves_no_trace_is_said():
         (song(flags | {"num_scales": 30}), "the code length takes the variance beta_t"),
         (song({"sde": "subvp", "image_size": 8, "fir": True, **BETAS}), "the filter is (1, 3, 3, 1), as fir_kernel"),
         (song({"image_size": 8, "levels": LARGE}, **VE), "sde='ve': Fourier features are those of VE"),
-        (edm("iDDPMPrecond", {"its heads": 8, "u": (20, 0.008)}, fixture="edm_adm"), "the code length takes the variance beta_t"),
+        (
+            edm("iDDPMPrecond", {"its heads": 8, "u": (20, 0.008)}, fixture="edm_adm"),
+            "the code length takes the variance beta_t",
+        ),
         (ermongroup(TRAINED), "the code length takes the variance beta_t (var_type 'fixedlarge')"),
     ]
     for load, words in cases:
         assert any(sentence.startswith(words) for sentence in load({}).assumed), words
     assert imported(ermongroup(TRAINED)({}), "x").family.variance.__name__ == "large"
-    assert not any("fir_kernel" in sentence for sentence in song({"sde": "subvp", "image_size": 8, **BETAS})({}).assumed)
+    assert not any(
+        "fir_kernel" in sentence for sentence in song({"sde": "subvp", "image_size": 8, **BETAS})({}).assumed
+    )
 
 
 def test_the_fifth_entry_is_the_average_and_one_without_weights_is_said():
     flags = TRAINED | {"image_size": 16}
-    for form, state, given in (("pesser / ermongroup DDPM", peer_state("ddim_model"), flags), ("NCSNv2", NCSN, {"image_size": 16})):
+    for form, state, given in (
+        ("pesser / ermongroup DDPM", peer_state("ddim_model"), flags),
+        ("NCSNv2", NCSN, {"image_size": 16}),
+    ):
         zeros = {name: value if "sigmas" in name else torch.zeros_like(value) for name, value in state.items()}
         for further in ((), (None,), ({}, 3)):
             found = opened(form, [zeros, {}, 0, 0, state, *further], "x", given)
@@ -171,8 +222,14 @@ ONE_QUESTION = [
     (song({"sde": "subvp", "beta_min": 0.2}), "give image_size, beta_max as"),
     (ADM, "give precond, num_head_channels, sigma_data as"),
     (edm("vp", {"precond": "vp"}, fixture="edm_adm", pickled=False), "give num_head_channels, beta_d, beta_min, M as"),
-    (ermongroup({"image_size": None}), "give image_size, beta_schedule, beta_start, beta_end, num_diffusion_timesteps as"),
-    (ermongroup({"image_size": None, "beta_schedule": "const"}), "give image_size, beta_end, num_diffusion_timesteps as"),
+    (
+        ermongroup({"image_size": None}),
+        "give image_size, beta_schedule, beta_start, beta_end, num_diffusion_timesteps as",
+    ),
+    (
+        ermongroup({"image_size": None, "beta_schedule": "const"}),
+        "give image_size, beta_end, num_diffusion_timesteps as",
+    ),
 ]
 
 
@@ -186,7 +243,11 @@ EDM_VP = {"precond": "vp", "beta_d": 9.0, "beta_min": 0.2}
 STATE = {"pickled": False, "path": "x.pkl"}
 CHAIN = {"beta_start": 1e-4, "beta_end": 0.02, "num_diffusion_timesteps": 50}
 SENSELESS = [
-    (edm("edm", EDM_EDM, **STATE), {"sigma_max": 200.0}, "x.pkl: sigma_max=200 narrows nothing of the range of sampling, 0.002 to 80"),
+    (
+        edm("edm", EDM_EDM, **STATE),
+        {"sigma_max": 200.0},
+        "x.pkl: sigma_max=200 narrows nothing of the range of sampling, 0.002 to 80",
+    ),
     (edm("edm", EDM_EDM, **STATE), {"sigma_min": 1e-4}, "x.pkl: sigma_min=0.0001 narrows nothing"),
     (
         edm("edm", EDM_EDM, **STATE),
@@ -195,11 +256,19 @@ SENSELESS = [
     ),
     (edm("EDMPrecond", path="x.pkl"), {"its sigma_data": 0.5, "its sigma_min": 100.0}, "x.pkl: sigma_min=100"),
     (edm("edm", EDM_EDM, **STATE), {"sigma_min": 50.0, "sigma_max": 40.0}, "x.pkl: sigma_min=50.0, sigma_max=40.0"),
-    (edm("ve", {"precond": "ve"}, **STATE), {"sigma_min": 50.0, "sigma_max": 40.0}, "x.pkl: sigma_min=50.0, sigma_max=40.0"),
+    (
+        edm("ve", {"precond": "ve"}, **STATE),
+        {"sigma_min": 50.0, "sigma_max": 40.0},
+        "x.pkl: sigma_min=50.0, sigma_max=40.0",
+    ),
     (edm("vp", EDM_VP, **STATE), {"M": 1}, "x.pkl: M=1: the network is told (M - 1) t, which is always 0"),
     (edm("vp", EDM_VP, **STATE), {"M": 999.5}, "x.pkl: M=999.5 is not a number of steps"),
     (edm("VPPrecond", path="x.pkl"), {"its beta_d": 9.0, "its beta_min": 0.2, "its M": 1}, "x.pkl: M=1: "),
-    (song({"sde": "vp", "continuous": True, "image_size": 8}), {"beta_min": 20.0, "beta_max": 0.1}, "weights.pth: beta_min=20.0"),
+    (
+        song({"sde": "vp", "continuous": True, "image_size": 8}),
+        {"beta_min": 20.0, "beta_max": 0.1},
+        "weights.pth: beta_min=20.0",
+    ),
     (
         song({"sde": "vp", "continuous": False, "image_size": 8, "num_scales": 9}),
         {"beta_min": 20.0, "beta_max": 0.1},
@@ -226,4 +295,7 @@ def test_pickled_ends_beyond_the_range_of_sampling_leave_it():
 def test_an_iddpm_network_gives_noise_and_variance():
     wide = {"model.out_conv.weight": torch.zeros(9, 16, 3, 3), "model.out_conv.bias": torch.zeros(9)}
     state = edm_weights("edm_adm", True) | U | wide
-    refused(lambda: opened("EDM", state, "x.pkl", {"num_head_channels": 8}), "x.pkl: precond='iddpm', but the network gives 3 numbers")
+    refused(
+        lambda: opened("EDM", state, "x.pkl", {"num_head_channels": 8}),
+        "x.pkl: precond='iddpm', but the network gives 3 numbers",
+    )

@@ -1,4 +1,5 @@
-"""Files of other settings than the released ones compute what the reference formulas, written here once more, make of the same network.
+"""Files of other settings than the released ones compute what the reference formulas, written here once more, make of
+the same network.
 
 The networks themselves are held to the references' numbers in `tests/parity`.
 """
@@ -9,19 +10,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import assert_samples_close, peer_state
+from helpers import assert_samples_close, mean_and_variance, peer_state
 from released_helpers import at_sigmas, edm_file, song_state
 
 from unnoise.continuous import DDIM
-from unnoise.experiments import released
+from unnoise.experiments import pretrained
 from unnoise.experiments.cli import main
-from unnoise.experiments.importing import Flags, bring
-from unnoise.experiments.released import karras, ncsnv2, pesser, song
-from unnoise.shared.labels import LastIndex
-from unnoise.shared.networks.recentred import TimesSigma
-from unnoise.shared.scale import Scale
+from unnoise.experiments.import_export import Flags, bring
+from unnoise.experiments.pretrained import karras, ncsnv2, pesser, song
+from unnoise.shared.networks.adapters import TimesSigma
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.time_inputs import LastIndex
 
-DDPMPP, VE, EDM, ADM = (peer_state(name) for name in ("score_sde_ddpmpp_vp", "score_sde_ncsnpp_ve", "edm_ddpmpp", "edm_adm"))
+DDPMPP, VE, EDM, ADM = (
+    peer_state(name) for name in ("score_sde_ddpmpp_vp", "score_sde_ncsnpp_ve", "edm_ddpmpp", "edm_adm")
+)
 CLASSES = 10
 T = torch.tensor([0.001, 0.3, 1.0], dtype=torch.float64)
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -43,20 +46,26 @@ def test_continuous_vp_and_sub_vp(beta_min, beta_max, steps):
     state = DDPMPP | {"module.sigmas": levels(0.01, 50, steps)}
     log_mean = -(T**2) * (beta_max - beta_min) / 4 - T * beta_min / 2
     for sde, std in (("vp", (-torch.expm1(2 * log_mean)).sqrt()), ("subvp", -torch.expm1(2 * log_mean))):
-        model = song.denoiser(state, "x.pth", sde=sde, continuous=True, beta_min=beta_min, beta_max=beta_max, image_size=32).eval()
+        model = song.denoiser(
+            state, "x.pth", sde=sde, continuous=True, beta_min=beta_min, beta_max=beta_max, image_size=32
+        ).eval()
         expected = -model.network(X, (999 * T).float()) / rows(std)
         assert_samples_close(model.score(X, T), expected)
         alpha, _ = model.schedule(T)
         torch.testing.assert_close(alpha, log_mean.exp())
-        assert model.scale == Scale()
+        assert model.quantization == Quantization()
 
 
 @pytest.mark.parametrize("from_flag", [False, True])
 @pytest.mark.parametrize(("beta_min", "beta_max", "steps"), [(0.1, 20.0, 1000), (0.5, 9.0, 250), (1.0, 40.0, 2000)])
 @torch.no_grad()
 def test_discrete_vp(beta_min, beta_max, steps, from_flag):
-    """`score = -F(x, i) / sqrt(1 - prod_(j <= i) (1 - beta_j))`, betas `linspace(beta_min / N, beta_max / N, N)`, i from 0."""
-    state = {k: v for k, v in DDPMPP.items() if k != "module.sigmas"} | ({} if from_flag else {"module.sigmas": levels(0.01, 50, steps)})
+    """`score = -F(x, i) / sqrt(1 - prod_(j <= i) (1 - beta_j))`, betas `linspace(beta_min / N, beta_max / N, N)`, i
+    from 0.
+    """
+    state = {k: v for k, v in DDPMPP.items() if k != "module.sigmas"} | (
+        {} if from_flag else {"module.sigmas": levels(0.01, 50, steps)}
+    )
     flags = {"sde": "vp", "continuous": False, "beta_min": beta_min, "beta_max": beta_max, "image_size": 32}
     model = song.denoiser(state, "x.pth", **flags, **({"num_scales": steps} if from_flag else {})).eval()
     index = torch.tensor([0, steps // 3, steps - 1])
@@ -69,23 +78,29 @@ def test_discrete_vp(beta_min, beta_max, steps, from_flag):
 def test_ranges_of_images():
     """A network of images in [0, 1] is asked at `2 x - 1`, one of images in [-1, 1] at x, under any process."""
     flags = {"image_size": 32, "beta_min": 0.5, "beta_max": 9.0}
-    for centered, scale, at in ((True, Scale(), X), (False, Scale(256, 0.0, 1.0), 2 * X - 1), (None, Scale(), X)):
+    for centered, scale, at in (
+        (True, Quantization(), X),
+        (False, Quantization(256, 0.0, 1.0), 2 * X - 1),
+        (None, Quantization(), X),
+    ):
         model = song.denoiser(DDPMPP, "x.pth", sde="subvp", centered=centered, **flags).eval()
         bare = song.denoiser(DDPMPP, "x.pth", sde="subvp", **flags).eval().network
         std = -torch.expm1(-(T**2) * 8.5 / 2 - T * 0.5)
-        assert model.scale == scale
+        assert model.quantization == scale
         assert_samples_close(model.score(X, T), -bare(at, (999 * T).float()) / rows(std))
     inner = song.denoiser(VE, "x.pth", image_size=32).eval().network.inner
     sigma = 0.01 * 5000**T
-    for centered, scale, at in ((True, Scale(), X), (False, Scale(256, 0.0, 1.0), 2 * X - 1)):
+    for centered, scale, at in ((True, Quantization(), X), (False, Quantization(256, 0.0, 1.0), 2 * X - 1)):
         model = song.denoiser(VE, "x.pth", image_size=32, centered=centered).eval()
-        assert model.scale == scale
+        assert model.quantization == scale
         assert_samples_close(model.score(X, T), inner(at, sigma.log().float()) / rows(sigma))
 
 
 @torch.no_grad()
 def test_networks_that_are_not_divided_by_sigma(tmp_path):
-    """With `scale_by_sigma` false the network is the score, in continuous time, on the chain, and under another process."""
+    """With `scale_by_sigma` false the network is the score, in continuous time, on the chain, and under another
+    process.
+    """
     sigma = 0.01 * 5000**T
     model = song.denoiser(VE, "x.pth", image_size=32, scale_by_sigma=False).eval()
     inner = model.network.inner
@@ -96,18 +111,24 @@ def test_networks_that_are_not_divided_by_sigma(tmp_path):
     ladder = levels(0.05, 30, 12)
     torch.save(DDPMPP | {"module.sigmas": ladder}, tmp_path / "x.pth")
     flags = {"sde": "ve", "image_size": 32, "scale_by_sigma": False}
-    model, index = released.load(tmp_path / "x.pth", **flags), torch.tensor([0, 5, 11])
+    model, index = pretrained.load(tmp_path / "x.pth", **flags), torch.tensor([0, 5, 11])
     assert isinstance(model.network, TimesSigma)
     expected = model.network.inner(X, index.float())
     assert_samples_close(model.score(X, (12 - index).double() / 12), expected)
     bring(str(tmp_path / "x.pth"), tmp_path / "run", Flags(**flags))
-    assert_samples_close(released.load(tmp_path / "run").score(X, (12 - index).double() / 12), expected)
+    assert_samples_close(pretrained.load(tmp_path / "run").score(X, (12 - index).double() / 12), expected)
 
 
 @torch.no_grad()
 def test_sums_without_rescaling():
-    """`skip_rescale` false: blocks of one resolution are `x + h`. With their last convolutions at zero every block is its shortcut."""
-    state = {k: torch.zeros_like(v) if k.endswith(("Conv_1.weight", "Conv_1.bias", "NIN_3.W", "NIN_3.b")) else v for k, v in DDPMPP.items()}
+    """`skip_rescale` false: blocks of one resolution are `x + h`.
+
+    With their last convolutions at zero every block is its shortcut.
+    """
+    state = {
+        k: torch.zeros_like(v) if k.endswith(("Conv_1.weight", "Conv_1.bias", "NIN_3.W", "NIN_3.b")) else v
+        for k, v in DDPMPP.items()
+    }
     flags = {"sde": "subvp", "image_size": 32, "beta_min": 0.1, "beta_max": 20.0}
     stems = [song.denoiser(state, "x.pth", skip_rescale=rescaled, **flags).eval().network for rescaled in (False, True)]
     h, time = torch.randn(1, 16, 32, 32), torch.zeros(1, 64)
@@ -116,8 +137,13 @@ def test_sums_without_rescaling():
     assert_samples_close(first[1], h / math.sqrt(2))
     small = song_state(32, (1, 2), 1, (1,), ddpm=True, make=torch.randn)
     for rescaled, groups, gain in ((None, 32, 1.0), (False, 32, 1.0), (True, 8, math.sqrt(0.5))):
-        block = song.denoiser(small, "x.pth", skip_rescale=rescaled, **flags | {"image_size": 8}).network.down[0]["stages"][0][0]
-        assert (block.norm1.num_groups, block.norm1.eps) == (groups, 1e-6)  # NCSN++ has groups of four channels, DDPM 32 groups
+        block = song.denoiser(small, "x.pth", skip_rescale=rescaled, **flags | {"image_size": 8}).network.down[0][
+            "stages"
+        ][0][0]
+        assert (block.norm1.num_groups, block.norm1.eps) == (
+            groups,
+            1e-6,
+        )  # NCSN++ has groups of four channels, DDPM 32 groups
         assert block.gain == pytest.approx(gain)
 
 
@@ -156,7 +182,7 @@ def test_vp_preconditioner(beta_d, beta_min, steps, pickled, tmp_path):
     out = model.eval().network(rows((1 + sigma**2).rsqrt()) * X, ((steps - 1) * t).float(), label=label(sigma))
     on_edm, times = at_sigmas(model, sigma)
     assert_samples_close(on_edm(X, times, label=label(sigma)), X - rows(sigma) * out)
-    assert isinstance(model.label, LastIndex) == (steps != 1000)
+    assert isinstance(model.time_input, LastIndex) == (steps != 1000)
 
 
 def iddpm_levels(steps, c_1, c_2):
@@ -195,7 +221,7 @@ def test_iddpm_preconditioner(steps, c_1, c_2, pickled, tmp_path):
     both_between = model.network(rows((1 + between**2).rsqrt()) * x, (steps - 1 - nearest).float(), label=label(j))
     on_edm, times = at_sigmas(model, between)
     assert_samples_close(on_edm(x, times, label=label(j)), x - rows(between) * both_between[:, :3])
-    clean, variance = model.with_spread(rows((1 + sigma**2).rsqrt()) * x, t, label=label(j))
+    clean, variance = mean_and_variance(model, rows((1 + sigma**2).rsqrt()) * x, t, label=label(j))
     assert_samples_close(clean, x - rows(sigma) * both[:, :3], 1e-3 if sigma.max() > 1e3 else 1e-4)
     assert torch.equal(variance, both[:, 3:])
 
@@ -221,7 +247,9 @@ def beta_schedule(name, start, end, steps):
 def test_schedules_of_ermongroup(name):
     """`x_0 = (x - sqrt(1 - abar_i) F(x, i)) / sqrt(abar_i)`: betas are not scaled by the number of steps."""
     start, end, steps = 2e-4, 0.015, 500
-    flags = {"beta_schedule": name, "beta_end": end, "num_diffusion_timesteps": steps} | ({} if name == "const" else {"beta_start": start})
+    flags = {"beta_schedule": name, "beta_end": end, "num_diffusion_timesteps": steps} | (
+        {} if name == "const" else {"beta_start": start}
+    )
     model = pesser.denoiser(peer_state("ddim_model"), "model.ckpt", image_size=16, **flags).eval()
     betas = beta_schedule(name, start, end, steps)
     torch.testing.assert_close(model.schedule.betas, torch.from_numpy(betas), rtol=1e-12, atol=0)
@@ -256,9 +284,9 @@ def test_ncsnv2_of_images_in_minus_one_to_one():
     state, x, index = peer_state("ncsnv2"), torch.randn(3, 3, 16, 16), torch.tensor([0, 4, 9])
     sigma, t = state["module.sigmas"][index], (10 - index).double() / 10
     inner = ncsnv2.denoiser(state, "x.pth", image_size=16).eval().network.inner
-    for rescaled, scale, at in ((True, Scale(), x), (False, Scale(256, 0.0, 1.0), 2 * x - 1)):
+    for rescaled, scale, at in ((True, Quantization(), x), (False, Quantization(256, 0.0, 1.0), 2 * x - 1)):
         model = ncsnv2.denoiser(state, "x.pth", image_size=16, rescaled=rescaled).eval()
-        assert model.scale == scale
+        assert model.quantization == scale
         assert_samples_close(model.score(x, t), inner(at, index.float()) / rows(sigma))
 
 
@@ -281,8 +309,10 @@ def test_the_command_line_asks_and_says(tmp_path, capsys):
     status, said = unnoise(tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2)
     assert status != 0
     assert "such as --M 1000" in said
-    status, said = unnoise(tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2, "--M", 300)
+    status, said = unnoise(
+        tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2, "--M", 300
+    )
     assert status == 0, said
     assert "label        LastIndex(last=299.0)" in said
     assert "assumed      epsilon_t=1e-05: the smallest time of training, as released" in said
-    assert released.load(tmp_path / "edm").label == LastIndex(299.0)
+    assert pretrained.load(tmp_path / "edm").label == LastIndex(299.0)

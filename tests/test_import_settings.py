@@ -1,4 +1,7 @@
-"""No setting of score_sde, EDM, ermongroup and NCSNv2 files is left out or changed in silence; see `import_settings`."""
+"""No setting of score_sde, EDM, ermongroup and NCSNv2 files is left out or changed in silence.
+
+See `import_settings`.
+"""
 
 import functools
 import math
@@ -13,10 +16,10 @@ from import_settings import Format, Setting, answer, opened, same, setting_tests
 from released_helpers import BETAS as RELEASED_BETAS
 from released_helpers import edm_file, refused, song_state
 
-from unnoise.experiments.released.karras import LARGEST_TRAINED, SMALLEST_TRAINED
-from unnoise.experiments.released.pesser import VARIANCE
-from unnoise.experiments.released.pickles import Record
-from unnoise.experiments.released.settings import Settings
+from unnoise.experiments.pretrained.karras import LARGEST_TRAINED, SMALLEST_TRAINED
+from unnoise.experiments.pretrained.pesser import VARIANCE
+from unnoise.experiments.pretrained.pickles import Record
+from unnoise.experiments.pretrained.settings import Settings
 
 weights = functools.cache(peer_state)
 
@@ -41,7 +44,10 @@ def song_weights(**kind):
 
 
 def song(fixed=(), path="weights.pth", **kind):
-    """Loads a network of Song et al. (2021): its noise levels are the settings `levels`, (lowest, highest, N); all others are flags."""
+    """Loads a network of Song et al. (2021): its noise levels are the settings `levels`, (lowest, highest, N).
+
+    All others are flags.
+    """
 
     def load(values):
         flags = dict(fixed) | values
@@ -64,18 +70,30 @@ SONG = {
     "score_sde": Format(
         song({"continuous": True, "levels": (0.01, 50.0, 100)}),
         {"sde": Setting(st.sampled_from(["vp", "subvp"])), **BETAS, **SIZE, **SAID, "fir": Setting(BOOLS, says="fir=")},
-        more={"num_scales": (99,), "scale_by_sigma": (True,), "nonlinearity": ("elu",), "sde": ("ve", "cld"), "beta_d": (19.9,)},
+        more={
+            "num_scales": (99,),
+            "scale_by_sigma": (True,),
+            "nonlinearity": ("elu",),
+            "sde": ("ve", "cld"),
+            "beta_d": (19.9,),
+        },
     ),
     "score_sde time": Format(
-        song({"sde": "vp", "image_size": 8, "beta_min": 0.1, "beta_max": 5, "levels": LARGE}), {"continuous": Setting(BOOLS)}
+        song({"sde": "vp", "image_size": 8, "beta_min": 0.1, "beta_max": 5, "levels": LARGE}),
+        {"continuous": Setting(BOOLS)},
     ),
     "score_sde chain": Format(
         song({"sde": "vp", "continuous": False, "image_size": 8}),
-        {"levels": Setting(st.tuples(st.just(0.01), st.just(50.0), STEPS), asks="num_scales"), **BETAS, "centered": SAID["centered"]},
+        {
+            "levels": Setting(st.tuples(st.just(0.01), st.just(50.0), STEPS), asks="num_scales"),
+            **BETAS,
+            "centered": SAID["centered"],
+        },
         more={"num_scales": (41,), "scale_by_sigma": (True,)},
     ),
     "score_sde chain without levels": Format(
-        song({"sde": "vp", "continuous": False, "image_size": 8, "beta_min": 0.3, "beta_max": 5.0}), {"num_scales": Setting(STEPS)}
+        song({"sde": "vp", "continuous": False, "image_size": 8, "beta_min": 0.3, "beta_max": 5.0}),
+        {"num_scales": Setting(STEPS)},
     ),
     "score_sde sub-VP without levels": Format(
         song({"sde": "subvp", "image_size": 8, "beta_min": 0.3}),
@@ -84,7 +102,11 @@ SONG = {
     ),
     "score_sde VE": Format(
         song({"image_size": 8}, fourier=True, enters="residual"),
-        {"levels": Setting(st.tuples(numbers(0.01, 0.5, 100), numbers(1, 60), st.just(20)), asks="sigmas"), **SAID, **BY_SIGMA},
+        {
+            "levels": Setting(st.tuples(numbers(0.01, 0.5, 100), numbers(1, 60), st.just(20)), asks="sigmas"),
+            **SAID,
+            **BY_SIGMA,
+        },
         more=OF_VE | {"fir": (False,), "num_scales": (21,), "continuous": (False,)},
     ),
     "score_sde VE chain": Format(
@@ -114,7 +136,9 @@ def edm_weights(fixture, doubled):
 @functools.cache
 def edm_record(fixture, doubled, head_width):
     with tempfile.TemporaryDirectory() as folder:
-        return edm_file(Path(folder) / "x.pkl", edm_weights(fixture, doubled), "EDMPrecond", head_width=head_width)["ema"]
+        return edm_file(Path(folder) / "x.pkl", edm_weights(fixture, doubled), "EDMPrecond", head_width=head_width)[
+            "ema"
+        ]
 
 
 def table(steps, c_2):
@@ -127,11 +151,16 @@ def table(steps, c_2):
 
 
 def edm(precond, fixed=(), *, fixture="edm_ddpmpp", pickled=True, path="network.pkl"):
-    """Loads a network of Karras et al. (2022): settings called "its ..." are pickled with it, `u` is (M, C_2), all others are flags.
+    """Loads a network of Karras et al. (2022): settings called "its ..." are pickled with it, `u` is (M, C_2), all
+    others are flags.
 
     A preconditioner of the flags comes with what it needs.
     """
-    needs = {"edm": {"sigma_data": 0.6}, "ve": {"sigma_min": 0.03, "sigma_max": 60.0}, "vp": {"beta_d": 9.0, "beta_min": 0.2, "M": 300}}
+    needs = {
+        "edm": {"sigma_data": 0.6},
+        "ve": {"sigma_min": 0.03, "sigma_max": 60.0},
+        "vp": {"beta_d": 9.0, "beta_min": 0.2, "M": 300},
+    }
 
     def load(values):
         flags = dict(fixed) | values
@@ -164,15 +193,32 @@ EDM = {
     "EDM edm": Format(
         edm("EDMPrecond"),
         its(sigma_data=DATA) | RANGE,
-        more={"precond": ("vp",), "sigma_data": (1.5,), "sigma_min": (0.2,), "beta_d": (1.0,), "M": (9,), "num_head_channels": (8,)},
+        more={
+            "precond": ("vp",),
+            "sigma_data": (1.5,),
+            "sigma_min": (0.2,),
+            "beta_d": (1.0,),
+            "M": (9,),
+            "num_head_channels": (8,),
+        },
     ),
     "EDM vp": Format(
         edm("VPPrecond"),
-        its(beta_d=RISE, beta_min=LOW, M=M) | {"its epsilon_t": Setting(st.sampled_from([1e-5, 1e-4, 1e-3]), says="epsilon_t=")},
-        more={"precond": ("edm",), "beta_d": (40.0,), "beta_min": (3.0,), "M": (1001,), "sigma_data": (0.5,), "sigma_min": (0.02,)},
+        its(beta_d=RISE, beta_min=LOW, M=M)
+        | {"its epsilon_t": Setting(st.sampled_from([1e-5, 1e-4, 1e-3]), says="epsilon_t=")},
+        more={
+            "precond": ("edm",),
+            "beta_d": (40.0,),
+            "beta_min": (3.0,),
+            "M": (1001,),
+            "sigma_data": (0.5,),
+            "sigma_min": (0.02,),
+        },
     ),
     "EDM ve": Format(
-        edm("VEPrecond"), its(sigma_min=numbers(0.01, 0.1, 100), sigma_max=numbers(20, 120)), more={"sigma_min": (1.0,), "M": (9,)}
+        edm("VEPrecond"),
+        its(sigma_min=numbers(0.01, 0.1, 100), sigma_max=numbers(20, 120)),
+        more={"sigma_min": (1.0,), "M": (9,)},
     ),
     "EDM iddpm": Format(
         edm("iDDPMPrecond", {"its heads": 8}, fixture="edm_adm"),
@@ -180,7 +226,8 @@ EDM = {
         more={"M": (4, 31), "precond": ("edm",), "its M": (4,), "num_head_channels": (4,), "beta_min": (0.1,)},
     ),
     "EDM edm state dict": Format(
-        edm("edm", {"precond": "edm"}, pickled=False), {"sigma_data": Setting(DATA)} | {k[4:]: v for k, v in RANGE.items()}
+        edm("edm", {"precond": "edm"}, pickled=False),
+        {"sigma_data": Setting(DATA)} | {k[4:]: v for k, v in RANGE.items()},
     ),
     "EDM vp state dict": Format(
         edm("vp", {"precond": "vp"}, pickled=False),
@@ -194,7 +241,9 @@ EDM = {
         more={"precond": ("edm", "vp"), "M": (4, 31)},
     ),
     "EDM preconditioners": Format(
-        edm(None, pickled=False), {"precond": Setting(st.sampled_from(["edm", "vp", "ve"]))}, more={"precond": ("iddpm", "x")}
+        edm(None, pickled=False),
+        {"precond": Setting(st.sampled_from(["edm", "vp", "ve"]))},
+        more={"precond": ("iddpm", "x")},
     ),
     "EDM heads": Format(
         edm("edm", {"precond": "edm", "sigma_data": 0.5}, fixture="edm_adm", pickled=False),
@@ -205,13 +254,21 @@ EDM = {
 
 
 def ermongroup(fixed=(), path="model.ckpt", bayesian=False):
-    """Loads a DDPM of ermongroup/ddim: its `its steps` is the length of a "bayesian" model's `logvar`, all others are flags."""
+    """Loads a DDPM of ermongroup/ddim.
+
+    Its `its steps` is the length of a "bayesian" model's `logvar`, all others are flags.
+    """
 
     def load(values):
         flags = {"image_size": 16} | dict(fixed) | values
         source, steps = flags.pop("path", path), flags.pop("its steps", None)
         flags = {name: value for name, value in flags.items() if value is not None}
-        return opened("pesser / ermongroup DDPM", weights("ddim_model") | ({"logvar": torch.zeros(steps)} if steps else {}), source, flags)
+        return opened(
+            "pesser / ermongroup DDPM",
+            weights("ddim_model") | ({"logvar": torch.zeros(steps)} if steps else {}),
+            source,
+            flags,
+        )
 
     return load
 
@@ -223,9 +280,19 @@ IN_RANGE = {"rescaled": Setting(BOOLS, says="rescaled=")}
 ERMONGROUP = {
     "ermongroup": Format(
         ermongroup(),
-        {"beta_schedule": Setting(CURVES), "beta_start": Setting(START), "beta_end": Setting(END), "num_diffusion_timesteps": Setting(N)}
+        {
+            "beta_schedule": Setting(CURVES),
+            "beta_start": Setting(START),
+            "beta_end": Setting(END),
+            "num_diffusion_timesteps": Setting(N),
+        }
         | IN_RANGE,
-        more={"beta_schedule": ("cosine", "jsd"), "num_diffusion_timesteps": (0, 10.5), "beta_end": (-1.0,), "M": (1000,)},
+        more={
+            "beta_schedule": ("cosine", "jsd"),
+            "num_diffusion_timesteps": (0, 10.5),
+            "beta_end": (-1.0,),
+            "M": (1000,),
+        },
     ),
     "ermongroup const": Format(
         ermongroup({"beta_schedule": "const"}),
@@ -244,7 +311,9 @@ ERMONGROUP = {
 def ncsnv2(values):
     levels, flags = values.get("levels"), {name: value for name, value in values.items() if name != "levels"}
     state = {name: value for name, value in weights("ncsnv2").items() if name != "module.sigmas"}
-    return opened("NCSNv2", state | ({} if levels is None else {"module.sigmas": sigmas(*levels)}), "checkpoint.pth", flags)
+    return opened(
+        "NCSNv2", state | ({} if levels is None else {"module.sigmas": sigmas(*levels)}), "checkpoint.pth", flags
+    )
 
 
 NCSNV2 = {
@@ -281,7 +350,9 @@ def test_files_under_a_released_path_that_are_others_are_asked_about():
     refused(lambda: edm("edm", pickled=False, path=NAMES[0])({"precond": "vp"}), "give beta_d, beta_min, M as")
     refused(lambda: edm("VPPrecond", path=NAMES[0])({"its beta_d": 9.0}), "give beta_min, M as")
     (said,) = edm("edm", pickled=False, path=NAMES[0])({}).assumed
-    assert said.startswith("precond='edm', sigma_data=0.5, sigma_min=0.0, sigma_max=inf: as of the released edm-cifar10-32x32-cond-vp")
+    assert said.startswith(
+        "precond='edm', sigma_data=0.5, sigma_min=0.0, sigma_max=inf: as of the released edm-cifar10-32x32-cond-vp"
+    )
 
 
 def test_assumptions_are_said_and_flags_silence_them():
@@ -293,30 +364,52 @@ def test_assumptions_are_said_and_flags_silence_them():
     assert same(answer(plain(told)), answer(plain({})))
     assert [s.partition("=")[0] for s in ermongroup(TRAINED)({}).assumed] == ["rescaled", VARIANCE]
     levels = {"levels": (0.01, 50.0, 232)}
-    assert [s.partition("=")[0] for s in ncsnv2(levels).assumed] == ["image_size", "logit_transform", "rescaled", "nonlinearity"]
+    assert [s.partition("=")[0] for s in ncsnv2(levels).assumed] == [
+        "image_size",
+        "logit_transform",
+        "rescaled",
+        "nonlinearity",
+    ]
     assert ncsnv2(levels).shape == (3, 32, 32)
 
 
 def test_errors_of_settings():
-    refused(lambda: Settings("a.pth", {}).ask("why", x=3, y="z"), "a.pth: why: give x, y as in its training, such as x=3, y='z'")
+    refused(
+        lambda: Settings("a.pth", {}).ask("why", x=3, y="z"),
+        "a.pth: why: give x, y as in its training, such as x=3, y='z'",
+    )
     for value in (0, -1.0, True, "3", math.inf, math.nan, [1]):
         refused(
-            lambda v=value: Settings("a.pth", {"x": v}).numbers("", x=3.0), "a.pth: x=", "is not a positive number: give one such as 3.0"
+            lambda v=value: Settings("a.pth", {"x": v}).numbers("", x=3.0),
+            "a.pth: x=",
+            "is not a positive number: give one such as 3.0",
         )
-        refused(lambda v=value: Settings("a.pth", {"x": v}).counts("", x=3), "a.pth: x=", "is not a number of steps: give one such as 3")
-    refused(lambda: Settings("a.pth", {"x": 1}, {"x": True}), "x=1, but the file says True: leave it out, or correct it")
+        refused(
+            lambda v=value: Settings("a.pth", {"x": v}).counts("", x=3),
+            "a.pth: x=",
+            "is not a number of steps: give one such as 3",
+        )
+    refused(
+        lambda: Settings("a.pth", {"x": 1}, {"x": True}), "x=1, but the file says True: leave it out, or correct it"
+    )
     assert Settings("a.pth", {"x": 2}, {}, {"x": 1, "y": 3}).get("y") is None
     assert Settings("a.pth", {"image_size": 2}, {}, {"image_size": 1, "y": 3}).get("y") == 3
 
 
 def test_the_range_of_an_edm_pickle_narrows_the_papers():
-    for low, high, expected in ((0, math.inf, (SMALLEST_TRAINED, LARGEST_TRAINED)), (0.001, 100.0, (0.002, 80.0)), (0.5, 9, (0.5, 9.0))):
+    for low, high, expected in (
+        (0, math.inf, (SMALLEST_TRAINED, LARGEST_TRAINED)),
+        (0.001, 100.0, (0.002, 80.0)),
+        (0.5, 9, (0.5, 9.0)),
+    ):
         schedule = edm("EDMPrecond")({"its sigma_data": 0.5, "its sigma_min": low, "its sigma_max": high}).schedule
         assert (schedule.sigma_min, schedule.sigma_max) == expected
 
 
 def renumbered(state, change):
-    """A list of layers in which `change(number, rest of the name, tensor)` gives the new names and tensors, or drops some."""
+    """A list of layers in which `change(number, rest of the name, tensor)` gives the new names and tensors, or drops
+    some.
+    """
     found = {}
     for name, value in state.items():
         number, _, rest = name.removeprefix("module.all_modules.").partition(".")
@@ -367,7 +460,9 @@ def joined(number, rest, value):
 def test_options_of_score_sde_that_leave_a_trace_are_refused(change, kind):
     flags = {"sde": "subvp", "image_size": 8, **RELEASED_BETAS}
     state = renumbered(song_weights(**kind), change)
-    assert state.keys() != song_weights(**kind).keys() or any(v.shape != song_weights(**kind)[k].shape for k, v in state.items())
+    assert state.keys() != song_weights(**kind).keys() or any(
+        v.shape != song_weights(**kind)[k].shape for k, v in state.items()
+    )
     refused(lambda: opened("score_sde", state, "x.pth", flags), "x.pth")
 
 

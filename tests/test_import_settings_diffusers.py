@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_samples_close
+from helpers import assert_samples_close, mean_and_variance
 from hypothesis import strategies as st
 from import_settings import Format, Setting, answer, setting_tests
 from released_helpers import refused
@@ -30,15 +30,15 @@ from unnoise.continuous import (
     velocity,
 )
 from unnoise.experiments import load as load_run
-from unnoise.experiments import released
-from unnoise.experiments.imported import imported
-from unnoise.experiments.importing import Flags, bring
-from unnoise.experiments.released import diffusers_options as options
-from unnoise.shared.labels import step_index
+from unnoise.experiments import pretrained
+from unnoise.experiments.import_export import Flags, bring
+from unnoise.experiments.imported_runs import imported
+from unnoise.experiments.pretrained import diffusers_options as options
 from unnoise.shared.networks import UNet
-from unnoise.shared.networks.style import DDPM
+from unnoise.shared.networks.unet_variants import DDPM
 from unnoise.shared.progress import silent
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.time_inputs import step_index
 
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
@@ -56,7 +56,7 @@ SCHEDULER = {
 @cache
 def network(outputs=1):
     torch.manual_seed(0)
-    made = UNet((3, 8, 8), 32, (1, 2), 1, (2,), style=DDPM, outputs=outputs)
+    made = UNet((3, 8, 8), 32, (1, 2), 1, (2,), variant=DDPM, outputs=outputs)
     for p in made.parameters():
         torch.nn.init.normal_(p, std=0.1)
     return made
@@ -66,7 +66,9 @@ def network(outputs=1):
 def exported(outputs=1):
     """The files of a folder by name."""
     with tempfile.TemporaryDirectory() as home:
-        folder = released.export(Learned(network(outputs), Tabulated(linear_betas(50)), label=step_index), Path(home) / "out")
+        folder = pretrained.export(
+            Learned(network(outputs), Tabulated(linear_betas(50)), time_input=step_index), Path(home) / "out"
+        )
         return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
@@ -78,12 +80,14 @@ def written(folder, scheduler=None, config=None, outputs=1, without=()):
     told = json.loads((folder / "unet/config.json").read_text()) | (config or {})
     (folder / "unet/config.json").write_text(json.dumps({k: v for k, v in told.items() if k not in without}))
     told = SCHEDULER | (scheduler or {})
-    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({k: v for k, v in told.items() if k not in without}))
+    (folder / "scheduler/scheduler_config.json").write_text(
+        json.dumps({k: v for k, v in told.items() if k not in without})
+    )
     return folder
 
 
 def opened(folder, **settings):
-    return released.load(written(folder, **settings))
+    return pretrained.load(written(folder, **settings))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_estimates_are_clipped_as_the_library_clips_them(tmp_path, scheduler, cl
     theirs = library.DDPMScheduler.from_pretrained(folder / "scheduler")
     bring(str(folder), tmp_path / "run", Flags())
     run = load_run(tmp_path / "run")
-    denoiser, x, n = released.load(tmp_path / "run"), 2 * torch.randn(4, 3, 8, 8), torch.tensor([0, 10, 30, 49])
+    denoiser, x, n = pretrained.load(tmp_path / "run"), 2 * torch.randn(4, 3, 8, 8), torch.tensor([0, 10, 30, 49])
     assert run.experiment.family.clip == clip
     with torch.no_grad():
         ours = run.experiment.sampler(denoiser).denoiser(x, (n + 1).double() / 50)
@@ -112,15 +116,21 @@ def test_estimates_are_clipped_as_the_library_clips_them(tmp_path, scheduler, cl
     assert ours.abs().max() <= clip
     if clip == 0.5:
         k, code = torch.randint(0, 256, (1, 3, 8, 8)), torch.Generator().manual_seed(0)
-        measured = run.experiment.codelength(denoiser, Scale())(k, code, silent)
-        bound = VariationalBound(Clipped(denoiser, -clip, clip), Scale(), variance=small, terms=100)
-        assert torch.equal(measured.path, bound(Scale().continuous(k), generator=torch.Generator().manual_seed(0)).path)
-    again = json.loads((released.export(denoiser, tmp_path / "out") / "scheduler/scheduler_config.json").read_text())
+        measured = run.experiment.code_length(denoiser, Quantization())(k, code, silent)
+        bound = VariationalBound(Clipped(denoiser, -clip, clip), Quantization(), variance=small, terms=100)
+        assert torch.equal(
+            measured.path, bound(Quantization().continuous(k), generator=torch.Generator().manual_seed(0)).path
+        )
+    again = json.loads((pretrained.export(denoiser, tmp_path / "out") / "scheduler/scheduler_config.json").read_text())
     assert (again["clip_sample"], again["clip_sample_range"]) == (clip < math.inf, 1.0 if clip == math.inf else clip)
 
 
 def test_a_scheduler_that_does_not_say_whether_it_clips(tmp_path):
-    model = opened(tmp_path, scheduler={"_class_name": "PNDMScheduler"}, without=("clip_sample", "clip_sample_range", "variance_type"))
+    model = opened(
+        tmp_path,
+        scheduler={"_class_name": "PNDMScheduler"},
+        without=("clip_sample", "clip_sample_range", "variance_type"),
+    )
     assert imported(model).family.clip is None
     assert "estimates are clipped to [-1, 1], as a PNDMScheduler does not say" in model.assumed
     said = opened(tmp_path, scheduler={"_class_name": "HeunDiscreteScheduler"}, without=("clip_sample",))
@@ -132,8 +142,13 @@ def test_a_scheduler_that_does_not_say_its_variance(tmp_path, kind):
     """The code length depends on it, so that the one that is taken is said; a network that gives its own needs none."""
     model = opened(tmp_path, scheduler={"_class_name": kind}, without=("variance_type",))
     said = f"the code length takes the variance beta_t, as a {kind} does not say" in model.assumed
-    assert (imported(model).family.variance is large, said) == ((False, False) if kind == "DDPMScheduler" else (True, True))
-    assert not any("the code length" in line for line in opened(tmp_path, scheduler={"variance_type": "learned_range"}, outputs=2).assumed)
+    assert (imported(model).family.variance is large, said) == (
+        (False, False) if kind == "DDPMScheduler" else (True, True)
+    )
+    assert not any(
+        "the code length" in line
+        for line in opened(tmp_path, scheduler={"variance_type": "learned_range"}, outputs=2).assumed
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,12 +166,32 @@ def test_a_scheduler_that_does_not_say_its_variance(tmp_path, kind):
             {"clip_sample": False, "beta_end": 0.01},
             "num_train_timesteps=1000, beta_start=0.0001, prediction_type='epsilon', variance_type='f",
         ),
-        ({"thresholding": True, "variance_type": "fixed_large", "prediction_type": "sample", "trained_betas": [0.1, 0.3]}, None),
-        ({"clip_sample": False, "variance_type": "fixed_large", "prediction_type": "sample", "trained_betas": [0.1, 0.3]}, None),
+        (
+            {
+                "thresholding": True,
+                "variance_type": "fixed_large",
+                "prediction_type": "sample",
+                "trained_betas": [0.1, 0.3],
+            },
+            None,
+        ),
+        (
+            {
+                "clip_sample": False,
+                "variance_type": "fixed_large",
+                "prediction_type": "sample",
+                "trained_betas": [0.1, 0.3],
+            },
+            None,
+        ),
     ],
 )
 def test_what_is_left_out_and_has_no_use_is_not_said(tmp_path, scheduler, said):
-    model = opened(tmp_path, scheduler=scheduler, without=[k for k in SCHEDULER if k not in (*scheduler, "_class_name", "beta_schedule")])
+    model = opened(
+        tmp_path,
+        scheduler=scheduler,
+        without=[k for k in SCHEDULER if k not in (*scheduler, "_class_name", "beta_schedule")],
+    )
     lines = [line for line in model.assumed if line.startswith("scheduler_config.json leaves out what is ")]
     assert len(lines) == (said is not None)
     assert all(line.startswith(f"scheduler_config.json leaves out what is {said}") for line in lines)
@@ -170,7 +205,10 @@ def test_what_is_left_out_and_has_no_use_is_not_said(tmp_path, scheduler, said):
         ({"beta_end": 1.0}, "the schedule ends at zero SNR"),
         ({"beta_start": 0.0, "beta_end": 0.0}, "betas[0]=0"),
         ({"trained_betas": [0.0] * 50}, "betas[0]=0"),
-        ({"rescale_betas_zero_snr": True, "num_train_timesteps": 1, "prediction_type": "v_prediction"}, "a table of one step"),
+        (
+            {"rescale_betas_zero_snr": True, "num_train_timesteps": 1, "prediction_type": "v_prediction"},
+            "a table of one step",
+        ),
     ],
 )
 def test_schedules_that_are_none_are_refused_with_the_file(tmp_path, scheduler, words):
@@ -181,13 +219,13 @@ def test_a_learned_variance_is_the_librarys(tmp_path):
     """`learned_range` between the two fixed ones, by the library's own function at each step."""
     library = pytest.importorskip("diffusers")
     folder = written(tmp_path / "in", {"variance_type": "learned_range"}, outputs=2)
-    theirs, model = library.DDPMScheduler.from_pretrained(folder / "scheduler"), released.load(folder)
+    theirs, model = library.DDPMScheduler.from_pretrained(folder / "scheduler"), pretrained.load(folder)
     x, n = torch.randn(3, 3, 8, 8), torch.tensor([1, 20, 49])
     with torch.no_grad():
         v = network(2)(x, n)[:, 3:]
         for i, step in enumerate(n.tolist()):
             t = torch.tensor((step + 1) / 50, dtype=torch.float64)
-            ours = learned_range(model.schedule, t, t - 1 / 50, model.with_spread(x[i : i + 1], t)[1])
+            ours = learned_range(model.schedule, t, t - 1 / 50, mean_and_variance(model, x[i : i + 1], t)[1])
             expected = theirs._get_variance(step, predicted_variance=v[i : i + 1])
             torch.testing.assert_close(ours.log(), expected, rtol=1e-4, atol=1e-4)
     written(tmp_path / "other", {"variance_type": "fixed_small"}, outputs=2)
@@ -195,27 +233,34 @@ def test_a_learned_variance_is_the_librarys(tmp_path):
         words = f"variance_type={wrong!r} in scheduler_config.json and in_channels=3 and out_channels={3 * outputs} in config.json"
         refused(lambda w=wrong, o=outputs: opened(tmp_path / "x", scheduler={"variance_type": w}, outputs=o), words)
     for outputs in (1, 2):
-        refused(lambda o=outputs: opened(tmp_path / "x", scheduler={"variance_type": "learned"}, outputs=o), "variance_type='learned'")
+        refused(
+            lambda o=outputs: opened(tmp_path / "x", scheduler={"variance_type": "learned"}, outputs=o),
+            "variance_type='learned'",
+        )
 
 
-@pytest.mark.parametrize(("name", "variance"), [("fixed_small", small), ("fixed_small_log", small), ("fixed_large", large)])
+@pytest.mark.parametrize(
+    ("name", "variance"), [("fixed_small", small), ("fixed_small_log", small), ("fixed_large", large)]
+)
 def test_the_fixed_variance_is_that_of_the_bound(tmp_path, name, variance):
     folder = written(tmp_path / "in", {"variance_type": name})
     bring(str(folder), tmp_path / "run", Flags())
     assert load_run(tmp_path / "run").experiment.family.variance is variance
-    out = released.export(released.load(tmp_path / "run"), tmp_path / "out")
-    assert json.loads((out / "scheduler/scheduler_config.json").read_text())["variance_type"] == name.removesuffix("_log")
+    out = pretrained.export(pretrained.load(tmp_path / "run"), tmp_path / "out")
+    assert json.loads((out / "scheduler/scheduler_config.json").read_text())["variance_type"] == name.removesuffix(
+        "_log"
+    )
 
 
 @pytest.mark.parametrize("predicts", [noise, clean, velocity])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_what_is_written_is_read_again(tmp_path, predicts, outputs):
     model = Learned(network(outputs), Tabulated(cosine_betas(20)), predicts, step_index).eval()
-    again = released.load(released.export(model, tmp_path / "out"))
+    again = pretrained.load(pretrained.export(model, tmp_path / "out"))
     x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.05, 0.5, 1.0], dtype=torch.float64)
     assert again.predicts is predicts
     with torch.no_grad():
-        for ours, theirs in zip(again.with_spread(x, t), model.with_spread(x, t), strict=True):
+        for ours, theirs in zip(mean_and_variance(again, x, t), mean_and_variance(model, x, t), strict=True):
             assert ours is theirs or torch.equal(ours, theirs)
 
 
@@ -227,11 +272,16 @@ def test_the_prediction_of_old_configurations(tmp_path):
 
 
 def test_entries_of_unknown_names_are_refused(tmp_path):
-    refused(lambda: opened(tmp_path, scheduler={"snr_shift": 3.0}), "scheduler_config.json: snr_shift=3.0 is not known here", "take it out")
+    refused(
+        lambda: opened(tmp_path, scheduler={"snr_shift": 3.0}),
+        "scheduler_config.json: snr_shift=3.0 is not known here",
+        "take it out",
+    )
     refused(lambda: opened(tmp_path, config={"cross": [1]}), "unet/config.json: cross=a list is not known here")
     opened(tmp_path, scheduler={"_note": 1}, config={"_note": 1})
     refused(
-        lambda: opened(tmp_path, scheduler={"thresholding": True, "sample_max_value": 1.5}), "thresholding=True with sample_max_value=1.5"
+        lambda: opened(tmp_path, scheduler={"thresholding": True, "sample_max_value": 1.5}),
+        "thresholding=True with sample_max_value=1.5",
     )
     trained = {"trained_betas": [0.1, 0.2]}
     refused(lambda: opened(tmp_path, scheduler=trained), "num_train_timesteps=50, and trained_betas are 2")
@@ -255,11 +305,11 @@ def test_every_entry_of_the_library_is_known():
 @pytest.mark.parametrize("null", [False, True])
 def test_classes_and_the_one_that_stands_for_none_come_back(tmp_path, null):
     """So that a run which comes back samples the classes alone, and is guided as before."""
-    made = UNet((3, 8, 8), 32, (1,), 1, (), style=DDPM, classes=3, null_label=null)
-    folder = released.export(Learned(made, Tabulated(linear_betas(50)), label=step_index), tmp_path / "out")
-    again = released.load(folder).network
+    made = UNet((3, 8, 8), 32, (1,), 1, (), variant=DDPM, classes=3, null_label=null)
+    folder = pretrained.export(Learned(made, Tabulated(linear_betas(50)), time_input=step_index), tmp_path / "out")
+    again = pretrained.load(folder).network
     assert (again.classes, again.null_label) == (3, null)
-    assert torch.equal(again.label.table.weight, made.label.table.weight)
+    assert torch.equal(again.time_input.table.weight, made.time_input.table.weight)
     library = pytest.importorskip("diffusers")
     assert library.UNet2DModel.from_pretrained(folder / "unet").config.num_class_embeds == 3 + null
 
@@ -267,16 +317,27 @@ def test_classes_and_the_one_that_stands_for_none_come_back(tmp_path, null):
 def test_averaged_weights_come_first(tmp_path):
     """As the library's training keeps them, beside the raw ones."""
     folder = written(tmp_path)
-    told = json.loads((folder / "unet/config.json").read_text()) | {"decay": 0.9999, "optimization_step": 7, "power": 0.75}
+    told = json.loads((folder / "unet/config.json").read_text()) | {
+        "decay": 0.9999,
+        "optimization_step": 7,
+        "power": 0.75,
+    }
     (folder / "unet_ema").mkdir()
     (folder / "unet_ema/config.json").write_text(json.dumps(told))
-    averages = {name: 2 * value for name, value in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items()}
+    averages = {
+        name: 2 * value for name, value in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items()
+    }
     save_file(averages, folder / "unet_ema/diffusion_pytorch_model.safetensors")
-    assert torch.equal(released.load(folder).network.stem.weight, 2 * network().stem.weight)
+    assert torch.equal(pretrained.load(folder).network.stem.weight, 2 * network().stem.weight)
 
 
 def test_what_is_not_read_is_said(tmp_path):
-    scheduler = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, "solver_order": 3, "steps_offset": 0}
+    scheduler = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "use_karras_sigmas": True,
+        "solver_order": 3,
+        "steps_offset": 0,
+    }
     model = opened(tmp_path, scheduler=scheduler)
     assert model.assumed == (
         "samples are drawn by DDIM on evenly spaced steps, not by the DPMSolverMultistepScheduler (solver_order=3, use_karras_sigmas=True)",

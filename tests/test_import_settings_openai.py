@@ -5,19 +5,21 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Fixture, assert_samples_close, peer_state
+from helpers import Fixture, assert_samples_close, mean_and_variance, peer_state
 from hypothesis import strategies as st
 from import_settings import Format, Setting, setting_tests
 from released_helpers import refused
 
 from unnoise.continuous import clean, noise
-from unnoise.experiments.imported import imported, objective
-from unnoise.experiments.released import openai, openai_flags
-from unnoise.shared.scale import Scale
+from unnoise.experiments.imported_runs import imported, objective
+from unnoise.experiments.pretrained import openai, openai_flags
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.tensors import exact
 
 STEM, OUT = "input_blocks.0.0.weight", ("out.2.weight", "out.2.bias")
-GUIDED, IMPROVED, JUDGE = (Fixture(n) for n in ("guided_diffusion_unet", "improved_diffusion_unet", "guided_diffusion_classifier"))
+GUIDED, IMPROVED, JUDGE = (
+    Fixture(n) for n in ("guided_diffusion_unet", "improved_diffusion_unet", "guided_diffusion_classifier")
+)
 FLAGS = {
     "image_size": 16,
     "num_heads": 4,
@@ -72,7 +74,9 @@ def load(state, name="model.pt", **changes):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_images_of_any_number_of_channels(channels, outputs):
-    """A network of other channels is the fixture's between two linear maps, and gives the fixture's numbers between them."""
+    """A network of other channels is the fixture's between two linear maps, and gives the fixture's numbers between
+    them.
+    """
     state, into, out = of_channels("improved_diffusion_unet", channels, outputs)
     ambiguous = {"learn_sigma": False} if outputs == 1 and channels % 2 == 0 else {}
     model = load(state, **ambiguous)
@@ -82,7 +86,7 @@ def test_images_of_any_number_of_channels(channels, outputs):
     with torch.no_grad():
         expected = mixed(out, original(mixed(into, x), t))
         assert_samples_close(model.network(x, t), expected)
-        estimate, v = model.with_spread(x, (t + 1).double() / 50)
+        estimate, v = mean_and_variance(model, x, (t + 1).double() / 50)
     alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in model.corruption((t + 1).double() / 50))
     assert_samples_close(estimate, (x - sigma * expected[:, :channels]) / alpha, 1e-3)
     assert (v is None) if outputs == 1 else torch.allclose(v, expected[:, channels:], atol=1e-4)
@@ -100,7 +104,7 @@ def test_the_prediction_is_what_is_told(learned, predict_xstart):
     assert model.predicts is (clean if predict_xstart else noise)
     t = (GUIDED["t"].double() + 1) / 1000
     with torch.no_grad():
-        estimate, v = model.with_spread(x, t, label=GUIDED["label"])
+        estimate, v = mean_and_variance(model, x, t, label=GUIDED["label"])
     alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in model.corruption(t))
     assert_samples_close(estimate, y[:, :3] if predict_xstart else (x - sigma * y[:, :3]) / alpha, 1e-3)
     if learned:
@@ -120,10 +124,17 @@ def test_a_classifier_of_four_channels():
 
 @pytest.mark.parametrize(("channels", "outputs"), [(3, 2), (3, 1), (1, 2), (1, 1), (4, 1), (4, 2)])
 def test_an_upsampler_of_any_channels(channels, outputs):
-    """It takes the small image, enlarged, behind the noisy one, as `SuperResModel` does; what is ambiguous is asked for."""
+    """It takes the small image, enlarged, behind the noisy one, as `SuperResModel` does.
+
+    What is ambiguous is asked for.
+    """
     state, into, out = of_channels("improved_diffusion_unet", channels, outputs, image=channels)
     if channels * outputs % 2 == 0:
-        refused(lambda: load(state), "model.pt: the weights of this format do not tell learn_sigma, and", "such as learn_sigma=True")
+        refused(
+            lambda: load(state),
+            "model.pt: the weights of this format do not tell learn_sigma, and",
+            "such as learn_sigma=True",
+        )
     model = load(state, learn_sigma=outputs == 2)
     assert (model.shape, model.network.outputs, model.network.image) == ((channels, 16, 16), outputs, channels)
     x, low, t = torch.randn(2, channels, 16, 16), torch.randn(2, channels, 4, 4), torch.tensor([3, 40])
@@ -136,8 +147,8 @@ def test_an_upsampler_of_any_channels(channels, outputs):
 def test_six_in_and_six_out_are_two_networks(monkeypatch):
     state = of_channels("improved_diffusion_unet", 6, outputs=1)[0]
     plain, upsampler = load(state, learn_sigma=False), load(state, learn_sigma=True)
-    assert (plain.shape, plain.network.image, plain.spread) == ((6, 16, 16), 0, False)
-    assert (upsampler.shape, upsampler.network.image, upsampler.spread) == ((3, 16, 16), 3, True)
+    assert (plain.shape, plain.network.image, plain.has_variance_output) == ((6, 16, 16), 0, False)
+    assert (upsampler.shape, upsampler.network.image, upsampler.has_variance_output) == ((3, 16, 16), 3, True)
     refused(lambda: load(state), "do not tell learn_sigma")
     other = "the released 64_256_upsampler is another network"
     refused(lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16), "do not tell", "learn_sigma", other)
@@ -145,25 +156,43 @@ def test_six_in_and_six_out_are_two_networks(monkeypatch):
     named = openai.denoiser(state, "64_256_upsampler.pt", image_size=16)
     assert named.network.image == 3
     assert named.assumed == ("what nothing else tells is that of the released 64_256_upsampler, by the name",)
-    refused(lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16, noise_schedule="cosine"), "do not tell", "learn_sigma")
+    refused(
+        lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16, noise_schedule="cosine"),
+        "do not tell",
+        "learn_sigma",
+    )
 
 
 def test_a_released_name_on_another_network_tells_nothing(monkeypatch):
-    """Neither its settings nor, to a classifier, that it is none; in the network of its sizes it does, which is said."""
+    """Neither its settings nor, to a classifier, that it is none.
+
+    In the network of its sizes it does, which is said.
+    """
     state, judge = peer_state("improved_diffusion_unet"), peer_state("guided_diffusion_classifier")
     for name in openai_flags.KNOWN:
         missing = "num_heads (or num_head_channels), use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps, predict_x"
-        refused(lambda n=name: openai.denoiser(state, f"mine_{n}.pt"), missing, f"and the released {name} is another network")
+        refused(
+            lambda n=name: openai.denoiser(state, f"mine_{n}.pt"),
+            missing,
+            f"and the released {name} is another network",
+        )
         missing = "num_heads (or num_head_channels), noise_schedule, diffusion_steps, rescale_timesteps, and"
-        refused(lambda n=name: openai.denoiser(judge, f"mine_{n}.pt"), missing, f"the released {name} is another network")
+        refused(
+            lambda n=name: openai.denoiser(judge, f"mine_{n}.pt"), missing, f"the released {name} is another network"
+        )
         assert openai.denoiser(judge, f"mine_{name}.pt", **JUDGING).assumed == ()
     own = openai.body(state, "")
     for changes in ({"channels": 8}, {"entries": 3}, {"classes": 9}, {"entering": 6}, {"leaving": 3}):
         monkeypatch.setitem(openai_flags.BODIES, "lsun_cat", own._replace(**changes))
-        refused(lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16), "the released lsun_cat is another network")
+        refused(
+            lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16), "the released lsun_cat is another network"
+        )
     monkeypatch.setitem(openai_flags.BODIES, "lsun_cat", own)
     wide = {k: v for k, v in JUDGING.items() if k == "num_head_channels"}
-    refused(lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16, **wide), "the released lsun_cat had other flags than are given")
+    refused(
+        lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16, **wide),
+        "the released lsun_cat had other flags than are given",
+    )
 
 
 LEVELS = {32: 4, 64: 4, 128: 5, 256: 6, 512: 7}
@@ -179,7 +208,13 @@ def test_the_released_networks_are_those_of_the_instructions(name):
     narrow = judges or ("uncond_" in name)
     width = 128 if narrow else 192 if upsampler or size == 64 else 256
     entries = (6 if upsampler else LEVELS[size]) * (blocks + 1)
-    expected = (width, entries, 1000 if cond and "cifar" not in name else None, 6 if upsampler else 3, None if judges else 6)
+    expected = (
+        width,
+        entries,
+        1000 if cond and "cifar" not in name else None,
+        6 if upsampler else 3,
+        None if judges else 6,
+    )
     assert openai_flags.BODIES[name] == expected
 
 
@@ -217,10 +252,20 @@ def test_what_is_assumed_is_said():
 
 def test_sizes_that_do_not_halve_and_other_poolings_are_refused():
     state = peer_state("improved_diffusion_unet")
-    refused(lambda: load(state, image_size=17), "model.pt: image_size=17 does not halve evenly 1 times: give a multiple of 2")
-    refused(lambda: load(state, noise_schedule="linear", diffusion_steps=10), "model.pt: noise_schedule='linear', diffusion_steps=10")
+    refused(
+        lambda: load(state, image_size=17),
+        "model.pt: image_size=17 does not halve evenly 1 times: give a multiple of 2",
+    )
+    refused(
+        lambda: load(state, noise_schedule="linear", diffusion_steps=10),
+        "model.pt: noise_schedule='linear', diffusion_steps=10",
+    )
     pooled = {k: v for k, v in peer_state("guided_diffusion_classifier").items() if not k.startswith("out.2")}
-    refused(lambda: load(pooled), "model.pt has neither output_blocks", "another classifier_pool than attention are not read")
+    refused(
+        lambda: load(pooled),
+        "model.pt has neither output_blocks",
+        "another classifier_pool than attention are not read",
+    )
     odd = peer_state("guided_diffusion_classifier")
     odd["out.2.positional_embedding"] = odd["out.2.positional_embedding"][:, :-3]
     refused(lambda: openai.denoiser(odd, "model.pt", **JUDGING), "model.pt", "positional_embedding")
@@ -229,7 +274,9 @@ def test_sizes_that_do_not_halve_and_other_poolings_are_refused():
 def test_pictures_say_which_channel_they_show(tmp_path):
     for channels, said in ((1, ""), (2, "  the first of 2 channels is shown\n"), (3, "")):
         state = of_channels("improved_diffusion_unet", channels)[0]
-        shown = imported(load(state)).show(tmp_path / "a.png", torch.zeros(2, channels, 16, 16, dtype=torch.int64), Scale(), 2)
+        shown = imported(load(state)).show(
+            tmp_path / "a.png", torch.zeros(2, channels, 16, 16, dtype=torch.int64), Quantization(), 2
+        )
         assert shown == said
 
 
@@ -241,7 +288,9 @@ def test_training_goes_on_with_the_error_of_what_is_predicted():
         x0, t = torch.randn(2, 3, 16, 16), torch.tensor([0.3, 1.0])
         loss = objective(model).at(x0, t, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            estimate = model(model.corruption.corrupt(x0, exact(t), generator=torch.Generator().manual_seed(0)), exact(t))
+            estimate = model(
+                model.corruption.corrupt(x0, exact(t), generator=torch.Generator().manual_seed(0)), exact(t)
+            )
         torch.testing.assert_close(loss.parts["mse"], ((estimate - x0) ** 2).flatten(1).mean(1))
 
 
@@ -254,11 +303,18 @@ FORMATS = {
         more={"num_head_channels": (16,), "learn_sigma": (False,)},
         examples=2,
     ),
-    "either": Format(lambda values: load(six(), **{"image_size": 4} | values), {"learn_sigma": Setting(st.booleans())}, examples=1),
+    "either": Format(
+        lambda values: load(six(), **{"image_size": 4} | values), {"learn_sigma": Setting(st.booleans())}, examples=1
+    ),
     "classifier": Format(
         lambda values: openai.denoiser(state_of("guided_diffusion_classifier"), "model.pt", **values).eval(),
         {"num_head_channels": Setting(st.sampled_from([16, 32])), **CHAIN},
-        more={"predict_xstart": (True,), "learn_sigma": (True,), "use_new_attention_order": (True,), "image_size": (8, 15)},
+        more={
+            "predict_xstart": (True,),
+            "learn_sigma": (True,),
+            "use_new_attention_order": (True,),
+            "image_size": (8, 15),
+        },
         examples=2,
     ),
 }

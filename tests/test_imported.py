@@ -18,8 +18,7 @@ from unnoise.continuous import (
     Clipped,
     Hybrid,
     Learned,
-    PlainError,
-    Simple,
+    OutputError,
     Tabulated,
     VariationalBound,
     cosine_betas,
@@ -27,18 +26,18 @@ from unnoise.continuous import (
     velocity,
     zero_terminal,
 )
-from unnoise.discrete import Absorbing, Categorical, ContinuousBound, LogLinear, Uniform
-from unnoise.experiments import load, released
+from unnoise.discrete import Absorbing, Categorical, ContinuousBound, LogLinearNoise, Uniform
+from unnoise.experiments import load, pretrained
 from unnoise.experiments.cli import main
-from unnoise.experiments.imported import Chains, Flows, imported, objective
-from unnoise.experiments.importing import Flags, as_options, bring
-from unnoise.sde import EDM, EDMLoss, ScoreMatching, Straight, SubVP
+from unnoise.experiments.import_export import Flags, as_options, bring
+from unnoise.experiments.imported_runs import Chains, Flows, imported, objective
+from unnoise.sde import EDM, DenoisingLoss, Straight, SubVP
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import Recognition
-from unnoise.shared.labels import step_index
+from unnoise.shared.gaussian.guidance import Recognition
 from unnoise.shared.networks import DiT, UNet
-from unnoise.shared.networks.style import DDPM
-from unnoise.shared.scale import Scale
+from unnoise.shared.networks.unet_variants import DDPM
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.time_inputs import step_index
 from unnoise.shared.training import Trainer, Training
 
 FLAGS = (
@@ -66,14 +65,14 @@ def classifier(folder):
 
 def unet(shape=(3, 8, 8), **more):
     torch.manual_seed(0)
-    network = UNet(shape, 32, (1,), 1, (), style=DDPM, **more)
+    network = UNet(shape, 32, (1,), 1, (), variant=DDPM, **more)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.02)
     return network
 
 
 def known(denoiser, scale, shape):
-    denoiser.scale, denoiser.shape = scale, shape
+    denoiser.quantization, denoiser.shape = scale, shape
     return denoiser.eval()
 
 
@@ -81,28 +80,34 @@ def test_objectives_and_samplers_are_those_of_the_process():
     betas, shape = cosine_betas(10), (3, 8, 8)
     network = unet()
     for denoiser, loss, family, steps in (
-        (Learned(network, Tabulated(betas)), Simple, Chains(), 10),
-        (Learned(network, Tabulated(linear_betas(1000))), Simple, Chains(), 50),
-        (Learned(network, Tabulated(zero_terminal(betas)), velocity), Simple, Chains(), 10),
+        (Learned(network, Tabulated(betas)), DenoisingLoss, Chains(), 10),
+        (Learned(network, Tabulated(linear_betas(1000))), DenoisingLoss, Chains(), 50),
+        (Learned(network, Tabulated(zero_terminal(betas)), velocity), DenoisingLoss, Chains(), 10),
         (Learned(unet(outputs=2), Tabulated(betas)), Hybrid, Chains(), 10),
-        (Learned(network, SubVP()), ScoreMatching, Flows(), 18),
-        (Learned(network, EDM(), sigma_data=0.5), EDMLoss, Flows(), 18),
+        (Learned(network, SubVP()), DenoisingLoss, Flows(), 18),
+        (Learned(network, EDM(), sigma_data=0.5), DenoisingLoss, Flows(), 18),
     ):
-        made = imported(known(denoiser, Scale(), shape))
+        made = imported(known(denoiser, Quantization(), shape))
         assert type(objective(denoiser)) is loss
         assert (made.family, made.sampling_steps, made.classes, made.needs) == (family, steps, None, ())
-    assert objective(known(Learned(network, Tabulated(zero_terminal(betas)), velocity), Scale(), shape)).weight == PlainError(velocity)
-    assert imported(known(Learned(network, SubVP()), Scale(), (3, 64, 64))).sampling_steps == 40
-    for transition in (Absorbing(5, LogLinear()), Uniform(6, LogLinear())):
-        text = known(Categorical(DiT(6, 4, 8, 1, 2, outputs=transition.levels), transition), Scale(transition.levels), (4,))
+    assert objective(
+        known(Learned(network, Tabulated(zero_terminal(betas)), velocity), Quantization(), shape)
+    ).weight == OutputError(velocity)
+    assert imported(known(Learned(network, SubVP()), Quantization(), (3, 64, 64))).sampling_steps == 40
+    for transition in (Absorbing(5, LogLinearNoise()), Uniform(6, LogLinearNoise())):
+        text = known(
+            Categorical(DiT(6, 4, 8, 1, 2, outputs=transition.categories), transition),
+            Quantization(transition.categories),
+            (4,),
+        )
         assert type(objective(text)) is ContinuousBound
-        assert (imported(text).vocabulary, imported(text).text.length) == (transition.levels, 4)
+        assert (imported(text).vocabulary, imported(text).text.length) == (transition.categories, 4)
     with pytest.raises(UsageError, match="Learned on Straight is of no kind that is imported"):
-        imported(known(Learned(network, Straight(end=0.999)), Scale(), shape))
-    classified = imported(known(Learned(unet(classes=3, null_label=False), SubVP()), Scale(), shape))
+        imported(known(Learned(network, Straight(end=0.999)), Quantization(), shape))
+    classified = imported(known(Learned(unet(classes=3, null_label=False), SubVP()), Quantization(), shape))
     assert classified.conditions(torch.arange(5))["label"].tolist() == [0, 1, 2, 0, 1]
     assert classified.on("folder").data.classes == 3
-    upsampler = imported(known(Learned(unet(image=3), SubVP()), Scale(), shape))
+    upsampler = imported(known(Learned(unet(image=3), SubVP()), Quantization(), shape))
     refused(lambda: upsampler.conditions(torch.arange(2)), "needs image too")
 
 
@@ -115,7 +120,9 @@ def test_an_imported_run_goes_on(tmp_path):
     trainer = Trainer(checkpoint.objective, Training(steps=1, warmup=0, learning_rate=1e-3), folder=tmp_path / "run")
     trainer.fit([{"x0": torch.arange(24)[None] % 17}] * 2, resume=True)
     assert load(tmp_path / "run").step == 1
-    assert any(not torch.equal(a, b) for a, b in zip(before, load(tmp_path / "run").objective.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, load(tmp_path / "run").objective.parameters(), strict=True)
+    )
 
 
 def run(capsys, *arguments):
@@ -131,7 +138,9 @@ def run(capsys, *arguments):
 def tiny(tmp_path):
     """A diffusers folder that samples in no time, of a network with three classes."""
     betas = cosine_betas(10)
-    return released.export(Learned(unet(classes=3, null_label=False), Tabulated(betas), label=step_index), tmp_path / "tiny")
+    return pretrained.export(
+        Learned(unet(classes=3, null_label=False), Tabulated(betas), time_input=step_index), tmp_path / "tiny"
+    )
 
 
 def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
@@ -158,12 +167,12 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.mode == "RGB"
         assert min(picture.size) >= 16
-    denoiser, guided = released.load(out), classifier(tmp_path)
+    denoiser, guided = pretrained.load(out), classifier(tmp_path)
 
     status, said, err = run(capsys, "export", out, tmp_path / "out")
     assert status == 0, err
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
-    again = released.load(tmp_path / "out")
+    again = pretrained.load(tmp_path / "out")
     with torch.no_grad():
         assert torch.equal(again(x, torch.tensor(0.5), label=label), denoiser(x, torch.tensor(0.5), label=label))
 
@@ -183,9 +192,15 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("export", guided, tmp_path / "b", "--image-size", 0), "--image-size 0: give a whole number"),
         (("import", guided, tmp_path / "b", "--sde", "vp"), "(flags that they take: --image-size, --num-heads,"),
         (("sample", tiny), "bring one in with `unnoise import`"),
-        (("sample", tmp_path / "empty" / "run"), "train one with `unnoise train`, or bring one in with `unnoise import`"),
+        (
+            ("sample", tmp_path / "empty" / "run"),
+            "train one with `unnoise train`, or bring one in with `unnoise import`",
+        ),
         (("evaluate", out), "comes without data: give --data NAME"),
-        (("evaluate", out, "--data", "digits"), "shape (1, 8, 8) and 17 levels, those of this network (3, 8, 8) and 256"),
+        (
+            ("evaluate", out, "--data", "digits"),
+            "shape (1, 8, 8) and 17 levels, those of this network (3, 8, 8) and 256",
+        ),
     ):
         status, _, err = run(capsys, *arguments)
         assert (status, err.count("\n"), words in err) == (2, 1, True), err
@@ -193,14 +208,20 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
 
 
 def test_flags_in_errors_become_options_and_paths_stay():
-    said = "a/image_size=3/num_heads.pt: give image_size=64, sde='vp', precond=... or num_head_channels, and length=1024"
+    said = (
+        "a/image_size=3/num_heads.pt: give image_size=64, sde='vp', precond=... or num_head_channels, and length=1024"
+    )
     assert as_options(said) == (
         "a/image_size=3/num_heads.pt: give --image-size 64, --sde vp, --precond ... or --num-head-channels, and --length 1024"
     )
     for said, expected in (
         ("fir, length and continuous are words", "fir, length and continuous are words"),
         ("""which is sde="vp", "subvp" or 've', and continuous=True or False: x""", SAYS + ": x"),
-        ("""with sde="vp", "subvp" or 've', and continuous=True or False, such as released.load(path, sde='vp', continuous=True)""", LOADS),
+        (
+            """with sde="vp", "subvp" or 've', and continuous=True or False, such as """
+            "released.load(path, sde='vp', continuous=True)",
+            LOADS,
+        ),
         ("give precond='edm', 'vp', 'iddpm'", "give --precond edm, --precond vp, --precond iddpm"),
         ("skip_rescale=True: as in most", "--skip-rescale True: as in most"),
         ("sigma_min=1e-05, sigma_max=3.0 without use", "--sigma-min 1e-05, --sigma-max 3.0 without use"),
@@ -242,7 +263,13 @@ def test_assumptions_name_options_and_are_printed_by_export_too(capsys, tmp_path
     flags = [*FLAGS, "--predict-xstart=False"]
     said = "assumed      the code length takes the variance beta_t (sigma_small False); DDIM's samples need none"
     assert said in run(capsys, "import", tmp_path / "model.pt", tmp_path / "m", *flags)[1]
-    peer = ("--beta-schedule=linear", "--beta-start=0.1", "--beta-end=0.3", "--num-diffusion-timesteps=10", "--image-size=16")
+    peer = (
+        "--beta-schedule=linear",
+        "--beta-start=0.1",
+        "--beta-end=0.3",
+        "--num-diffusion-timesteps=10",
+        "--image-size=16",
+    )
     torch.save(peer_state("ddim_model"), tmp_path / "ddim.ckpt")
     status, out, err = run(capsys, "import", tmp_path / "ddim.ckpt", tmp_path / "ddim", *peer)
     assert (status, "assumed      --rescaled True: " in out) == (0, True), err
@@ -257,7 +284,7 @@ def test_what_is_trained_here_is_written_for_diffusers(capsys, tmp_path):
     assert status == 0, err
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 100]).double() / 100
     with torch.no_grad():
-        assert torch.equal(released.load(tmp_path / "out")(x, t), released.load(tmp_path / "run")(x, t))
+        assert torch.equal(pretrained.load(tmp_path / "out")(x, t), pretrained.load(tmp_path / "run")(x, t))
     assert run(capsys, "train", "ddpm-smoke", "--training.steps", 2, "--out", tmp_path / "plain")[0] == 0
     status, _, err = run(capsys, "export", tmp_path / "plain", tmp_path / "b")
     assert status == 2
@@ -273,16 +300,18 @@ def test_evaluation(capsys, tmp_path):
         for n in range(2):
             pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(tmp_path / "images" / split / f"{n}.png")
-    model = Learned(unet(), Tabulated(cosine_betas(10)), label=step_index)
-    assert run(capsys, "import", released.export(model, tmp_path / "tiny"), out, "--data", tmp_path / "images")[0] == 0
+    model = Learned(unet(), Tabulated(cosine_betas(10)), time_input=step_index)
+    assert (
+        run(capsys, "import", pretrained.export(model, tmp_path / "tiny"), out, "--data", tmp_path / "images")[0] == 0
+    )
     status, said, err = run(capsys, "evaluate", out, "--seed", 3)
     assert status == 0, err
     found = json.loads((out / "evaluation.json").read_text())
     assert found["kind"] == "upper bound"
     experiment = load(out).experiment
     images = experiment.load("test")
-    bound = VariationalBound(Clipped(released.load(out)), Scale())
-    code = bound(Scale().continuous(images.k), generator=torch.Generator().manual_seed(3))
+    bound = VariationalBound(Clipped(pretrained.load(out)), Quantization())
+    code = bound(Quantization().continuous(images.k), generator=torch.Generator().manual_seed(3))
     assert abs(found["bits_per_dim"] - float(code.bits_per_dim(192).mean())) < 1e-9
 
 
@@ -293,7 +322,9 @@ def test_classes_are_those_of_the_network(capsys, tmp_path, tiny):
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / "test" / label / "0.png")
     assert run(capsys, "import", tiny, tmp_path / "run")[0] == 0
     err = run(capsys, "evaluate", tmp_path / "run", "--data", tmp_path / "images")[2]
-    assert "this network has 3 classes, numbered as in its training: give --data with images of these (classes=3: " in err
+    assert (
+        "this network has 3 classes, numbered as in its training: give --data with images of these (classes=3: " in err
+    )
     assert "has 4 classes" in err
 
 
@@ -310,7 +341,9 @@ def test_classifiers_and_text(capsys, tmp_path):
     assert status == 0, err
     assert "Absorbing of 18 states" in said
     assert "range        17 levels\n" in said
-    status, said, err = run(capsys, "sample", tmp_path / "text", "--count", 3, "--steps", 4, "--out", tmp_path / "ids.txt")
+    status, said, err = run(
+        capsys, "sample", tmp_path / "text", "--count", 3, "--steps", 4, "--out", tmp_path / "ids.txt"
+    )
     assert status == 0, err
     assert "token ids, a line for each sample" in said
     ids = [[int(i) for i in line.split()] for line in Path(tmp_path / "ids.txt").read_text().splitlines()]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
-from unnoise.discrete import Absorbing, Categorical, Hybrid, reciprocal
+from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
+from unnoise.discrete import Absorbing, Categorical, D3PMLoss, reciprocal
 from unnoise.shared.data import Batches
 from unnoise.shared.objective import Loss, Objective, antithetic, independent
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import Streams, derived_seed, uniform
-from unnoise.shared.scale import Scale
 from unnoise.shared.training import Trainer, Training
 
 PURPOSES = ("dropout", "noise", "order", "dequantization")
@@ -36,7 +36,9 @@ def test_draws_of_two_purposes_are_uncorrelated_at_every_place(one, other):
     draws = {}
     for purpose in (one, other):
         generator = torch.Generator()
-        draws[purpose] = torch.stack([torch.rand(8, generator=generator.manual_seed(derived_seed(0, purpose, n))) for n in range(4000)])
+        draws[purpose] = torch.stack(
+            [torch.rand(8, generator=generator.manual_seed(derived_seed(0, purpose, n))) for n in range(4000)]
+        )
     for i, j in itertools.product(range(8), range(8)):
         if abs(i - j) <= 3:
             assert abs(correlation(draws[one][:, i], draws[other][:, j])) < 5 / 4000**0.5
@@ -49,7 +51,9 @@ class Watched(Objective):
         super().__init__()
         self.objective, self.drop, self.times_seen, self.dropped = objective, drop, [], []
         self.times = objective.times
-        drop.register_forward_hook(lambda module, given, out: self.dropped.append((out == 0).flatten()[:16]) if module.training else None)
+        drop.register_forward_hook(
+            lambda module, given, out: self.dropped.append((out == 0).flatten()[:16]) if module.training else None
+        )
 
     @property
     def denoiser(self):
@@ -80,10 +84,10 @@ def test_dropout_does_not_follow_the_times(family):
     """An entry is dropped with the chance p = 0.1 whatever the time of the example at its place."""
     if family == "gaussian":
         network, x0 = Dropping(2, 2), torch.zeros(16, 2)
-        objective = Simple(Learned(network, Tabulated(linear_betas(1000))))
+        objective = DenoisingLoss.simple(Learned(network, Tabulated(linear_betas(1000))))
     else:
         network, x0 = Dropping(5, 4), torch.zeros(16, 3).long()
-        objective = Hybrid(Categorical(network, Absorbing(4, reciprocal(100))))
+        objective = D3PMLoss(Categorical(network, Absorbing(4, reciprocal(100))))
     watched = Watched(objective, network.drop)
     Trainer(watched, Training(steps=400, warmup=5)).fit(itertools.repeat({"x0": x0}))
     dropped, t = torch.stack(watched.dropped[:400]).double(), torch.stack(watched.times_seen)
@@ -94,7 +98,7 @@ def test_dropout_does_not_follow_the_times(family):
 
 
 def test_the_order_of_an_epoch_does_not_follow_its_number_nor_the_noise():
-    batches = iter(Batches(torch.arange(64)[:, None], 64, Scale(64), Scale.quantised))
+    batches = iter(Batches(torch.arange(64)[:, None], 64, Quantization(64), Quantization.quantized))
     orders = torch.stack([next(batches)["x0"][:, 0] for _ in range(300)]).double()
     generator = torch.Generator()
     noise = torch.stack([independent(64, generator.manual_seed(derived_seed(0, "noise", n))) for n in range(300)])

@@ -6,8 +6,8 @@ from torch import nn
 
 from unnoise import continuous, discrete, sde
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ClassifierGuided, NoisyClassifier
-from unnoise.shared.inverse import DPS, Masked, MomentMatching, PseudoInverse
+from unnoise.shared.gaussian.guidance import ClassifierGuided, NoisyClassifier
+from unnoise.shared.gaussian.inverse import DPS, Masked, MomentMatching, PseudoInverse
 from unnoise.shared.networks import MLP, Encoder, UNet
 
 
@@ -70,11 +70,13 @@ def energy(network):
 
 
 def annealed(network):
-    return sde.log_normaliser(sde.EnergyDenoiser(network, sde.VP()), (16, 2), levels=5, generator=seeded()).log_w
+    return sde.log_normalizing_constant(
+        sde.EnergyDenoiser(network, sde.VP()), (16, 2), levels=5, generator=seeded()
+    ).log_w
 
 
 def guided_tokens(network):
-    chain = discrete.Uniform(3, discrete.LogLinear())
+    chain = discrete.Uniform(3, discrete.LogLinearNoise())
     denoiser = discrete.ClassifierGuided(discrete.Categorical(network, chain), Counting(), 2.0)
     label = torch.tensor([0, 1, 2, 0])
     return discrete.Ancestral(denoiser)(shape=(4, 6), steps=3, generator=seeded(), label=label).float()
@@ -136,7 +138,9 @@ def test_a_table_of_inference_mode_can_be_trained_with():
     with torch.inference_mode():
         schedule = continuous.Tabulated(continuous.linear_betas(100))
         chain = discrete.DiscretizedGaussian(3, discrete.linear(50))
-    continuous.Simple(continuous.Learned(unet(), schedule))(torch.zeros(2, 1, 4, 4)).total.mean().backward()
-    loss = discrete.Hybrid(discrete.Categorical(Tokens(), chain))(torch.zeros(2, 4, dtype=torch.int64)).total.mean()
+    continuous.DenoisingLoss.simple(continuous.Learned(unet(), schedule))(
+        torch.zeros(2, 1, 4, 4)
+    ).total.mean().backward()
+    loss = discrete.D3PMLoss(discrete.Categorical(Tokens(), chain))(torch.zeros(2, 4, dtype=torch.int64)).total.mean()
     loss.backward()
     assert loss.isfinite()

@@ -9,7 +9,7 @@ import torch
 
 from unnoise import sde
 from unnoise.sde import integrators
-from unnoise.sde.integrators import Adaptive, SciPy, Steps, TorchDiffEq
+from unnoise.sde.integrators import Adaptive, FixedSteps, SciPy, TorchDiffEq
 from unnoise.shared.errors import UsageError
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -51,7 +51,9 @@ def residuals(method, weights, order):
     def phi(tree):
         return math.prod((a @ phi(t) for t in tree), start=torch.ones(len(a), dtype=torch.float64))
 
-    return [abs(float(torch.tensor(weights, dtype=torch.float64) @ phi(tree)) - 1 / gamma(tree)) for tree in trees(order)]
+    return [
+        abs(float(torch.tensor(weights, dtype=torch.float64) @ phi(tree)) - 1 / gamma(tree)) for tree in trees(order)
+    ]
 
 
 def weights_of(method):
@@ -124,7 +126,7 @@ class Spied:
 @pytest.mark.parametrize(("start", "end"), [(-0.3, 1.2), (1.2, -0.3)])
 @pytest.mark.parametrize("name", TABLEAUS)
 def test_fixed_steps_converge_at_their_order(name, start, end):
-    method = Steps(TABLEAUS[name])
+    method = FixedSteps(TABLEAUS[name])
     found = []
     for count in (32, 64):
         state, step = start_of(start), (end - start) / count
@@ -140,14 +142,17 @@ def test_fixed_steps_converge_at_their_order(name, start, end):
 def test_one_step_evaluates_each_stage_once(end):
     for method in TABLEAUS.values():
         spied = Spied()
-        Steps(method)(spied, start_of(0.0), 0.0, end)
+        FixedSteps(method)(spied, start_of(0.0), 0.0, end)
         assert spied.calls == len(method.nodes)
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_one_step_of_torchdiffeq(name):
     """The same methods, but for its rk4, which has other weights of the same order."""
-    (theirs, ours), spied = (method(field, start_of(0.2), 0.2, 0.3) for method in (TorchDiffEq(name), Steps(TABLEAUS[name]))), Spied()
+    (theirs, ours), spied = (
+        (method(field, start_of(0.2), 0.2, 0.3) for method in (TorchDiffEq(name), FixedSteps(TABLEAUS[name]))),
+        Spied(),
+    )
     for a, b in zip(theirs, ours, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if name == "rk4" else 1e-12)
     TorchDiffEq(name)(spied, start_of(0.2), 0.2, 0.3)
@@ -164,14 +169,19 @@ def test_adaptive_steps_meet_their_tolerance(tolerance, start, end):
         assert max(errors(state, start, end)) < 20 * tolerance
         if make is Adaptive:
             spent = spied.calls
-        assert 0.75 * spent - 7 < spied.calls < 1.3 * spent + 7  # the same pair and control, but for the first step and the norm
+        assert (
+            0.75 * spent - 7 < spied.calls < 1.3 * spent + 7
+        )  # the same pair and control, but for the first step and the norm
     if tolerance > 1e-9:
         third = Adaptive(tolerance, tolerance, 100_000, sde.bogacki_shampine)(field, start_of(start), start, end)
         assert max(errors(third, start, end)) < 200 * tolerance
 
 
 def test_tolerances_are_relative_and_absolute():
-    """Of `y' = y` the relative error stays, of `y' = -y` the absolute one; a state far below atol costs little, one unit is as another."""
+    """Of `y' = y` the relative error stays, of `y' = -y` the absolute one.
+
+    A state far below atol costs little, one unit is as another.
+    """
 
     def growing(times):
         return [lambda state: (state[0],) for _ in times]
@@ -196,7 +206,9 @@ def test_steps_that_err_too_much_are_taken_again(method):
     """The rate of a step in time, `y = tanh(20 (t - 1/2))`, met by long steps that come from where nothing moves."""
 
     def rates(times):
-        return [lambda state, t=t: (torch.full((1,), 20 / math.cosh(20 * t - 10) ** 2, dtype=torch.float64),) for t in times]
+        return [
+            lambda state, t=t: (torch.full((1,), 20 / math.cosh(20 * t - 10) ** 2, dtype=torch.float64),) for t in times
+        ]
 
     for tolerance in (1e-4, 1e-5, 1e-6, 1e-7):
         (end,) = Adaptive(tolerance, tolerance, method=method)(rates, (torch.zeros(1, dtype=torch.float64),), 0.0, 1.0)
@@ -208,7 +220,11 @@ def test_every_tensor_of_the_state_has_the_tolerance_to_itself():
 
     def rates(times):
         return [
-            lambda state, t=t: (torch.zeros_like(state[0]), torch.full((1,), 60 * math.cos(60 * t), dtype=torch.float64)) for t in times
+            lambda state, t=t: (
+                torch.zeros_like(state[0]),
+                torch.full((1,), 60 * math.cos(60 * t), dtype=torch.float64),
+            )
+            for t in times
         ]
 
     state = torch.ones(100_000, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -222,7 +238,9 @@ ADAPTIVE |= {"torchdiffeq": TorchDiffEq, "scipy": SciPy}
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_evaluations_are_capped(name):
-    with pytest.raises(UsageError, match=r"spent its 40 evaluations: loosen rtol=1e-09 and atol=1e-08, raise evaluations") as error:
+    with pytest.raises(
+        UsageError, match=r"spent its 40 evaluations: loosen rtol=1e-09 and atol=1e-08, raise evaluations"
+    ) as error:
         ADAPTIVE[name](rtol=1e-9, atol=1e-8, evaluations=40)(field, start_of(-2.0), -2.0, 3.0)
     assert "\n" not in str(error.value)
     spied = Spied()
@@ -253,7 +271,7 @@ def test_tolerances_that_no_float32_meets_are_refused(name):
 
 @pytest.mark.parametrize("name", [*ADAPTIVE, "steps"])
 def test_nothing_happens_on_an_empty_way(name):
-    state = ADAPTIVE.get(name, Steps)()(field, start_of(0.5), 0.5, 0.5)
+    state = ADAPTIVE.get(name, FixedSteps)()(field, start_of(0.5), 0.5, 0.5)
     assert max(errors(state, 0.5, 0.5)) == 0
 
 

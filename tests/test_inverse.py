@@ -20,17 +20,26 @@ from gaussian_posteriors import (
     problem,
     rng,
 )
-from helpers import Formula
+from helpers import Formula, mean_and_variance
 
 from unnoise import sde
 from unnoise.continuous import DDIM, Clipped, Learned, Tabulated, UniPC, linear_betas, zero_terminal
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
-from unnoise.shared.inverse import DPS, Averaged, Dense, Grey, Masked, MomentMatching, PseudoInverse, Replacement
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.inverse import (
+    DPS,
+    Averaged,
+    Dense,
+    Gray,
+    Masked,
+    MomentMatching,
+    PseudoInverse,
+    Replacement,
+)
+from unnoise.shared.gaussian.prediction import velocity
 from unnoise.shared.networks import MLP, UNet
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
-from unnoise.shared.prediction import velocity
 from unnoise.shared.sampler import counted
+from unnoise.shared.serialization import deserialize, serialize
 
 # ---- operators
 
@@ -67,7 +76,7 @@ def test_solve_is_that_of_the_matrix(name, noise):
 def test_what_the_operators_measure():
     x = torch.arange(24.0).reshape(1, 3, 2, 4)
     assert torch.equal(Masked(torch.tensor([[1, 0, 0, 0]]))(x)[0, 1], torch.tensor([[8.0, 0, 0, 0], [12, 0, 0, 0]]))
-    torch.testing.assert_close(Grey(THIRD)(x), x.mean(1, keepdim=True))
+    torch.testing.assert_close(Gray(THIRD)(x), x.mean(1, keepdim=True))
     torch.testing.assert_close(Averaged(2)(x), torch.nn.functional.avg_pool2d(x, 2))
     torch.testing.assert_close(Averaged((2, 1))(x), x.mean(2, keepdim=True))
     unseen = torch.tensor([[1.0, math.nan]])
@@ -77,7 +86,7 @@ def test_what_the_operators_measure():
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_stand_in_checkpoints(name):
     operator, shape, _ = problem(name)
-    again, x = build(json.loads(json.dumps(describe(operator)))), normal(2, *shape)
+    again, x = deserialize(json.loads(json.dumps(serialize(operator)))), normal(2, *shape)
     torch.testing.assert_close(again(x), operator(x))
 
 
@@ -108,7 +117,9 @@ def test_the_denoiser_is_that_of_the_posterior(name, schedule, noise):
             got = posterior(x_t.reshape(3, *shape), t)
             torch.testing.assert_close(got.flatten(1), wanted, rtol=1e-8, atol=1e-8)
             score = (alpha * wanted - x_t) / sigma**2
-            torch.testing.assert_close(posterior.score(x_t.reshape(3, *shape), t).flatten(1), score, rtol=1e-7, atol=1e-7)
+            torch.testing.assert_close(
+                posterior.score(x_t.reshape(3, *shape), t).flatten(1), score, rtol=1e-7, atol=1e-7
+            )
             rows = posterior(x_t.reshape(3, *shape), t.expand(3))
             torch.testing.assert_close(rows, got)
             assert not got.requires_grad
@@ -158,26 +169,30 @@ def test_one_evaluation_of_the_network_and_no_lost_digits():
     """The score of a network near t = 0 in float32, with the likelihood's gradient in it."""
     schedule, t = sde.VP(), torch.tensor(1e-4, dtype=torch.float64)
     (alpha, sigma), x0 = schedule(t), 0.7 * normal(4, 6)
-    network = Formula(lambda x, _: x * float(sigma / (0.49 * alpha**2 + sigma**2)))  # the noise in x of N(0, 0.49 I), at this t
+    network = Formula(
+        lambda x, _: x * float(sigma / (0.49 * alpha**2 + sigma**2))
+    )  # the noise in x of N(0, 0.49 I), at this t
     y, x = observed(Averaged(2), (6,), 0.1, 1), alpha * x0 + sigma * normal(4, 6, seed=1)
     for make in (PseudoInverse, MomentMatching):
         posterior = make(Learned(network, schedule), Averaged(2), y, 0.1)
         with counted(posterior) as count:
             coarse = posterior.score(x.float(), t)
         assert count.calls == 1
-        torch.testing.assert_close(coarse.double(), posterior.score(x, t), rtol=1e-3, atol=1e-4 * float(coarse.abs().max()))
+        torch.testing.assert_close(
+            coarse.double(), posterior.score(x, t), rtol=1e-3, atol=1e-4 * float(coarse.abs().max())
+        )
         fine = (alpha * posterior(x, t) - x) / sigma**2
         torch.testing.assert_close(posterior.score(x, t), fine, rtol=1e-6, atol=1e-6)
 
 
 def test_conditions_travel_and_schedules_change():
     means, variances = torch.tensor([[-1.0, 0.5, 0, 0], [1.0, 0, 0.3, 0]]).double(), torch.tensor([0.09, 0.25]).double()
-    mixture = MixtureOracle(torch.tensor([0.5, 0.5]).double(), means, variances, sde.VP())
+    mixture = AnalyticMixture(torch.tensor([0.5, 0.5]).double(), means, variances, sde.VP())
     operator, t, x = Dense(normal(2, 4, seed=1)), torch.tensor(0.4, dtype=torch.float64), normal(3, 4)
     y, label = observed(operator, (4,), 0.2), torch.tensor([1, 1, 1])
     posterior = PseudoInverse(mixture, operator, y, 0.2, 0.5)
     assert posterior.conditions == ("label",)
-    component = GaussianOracle(means[1], 0.25 * torch.eye(4, dtype=torch.float64), sde.VP())
+    component = AnalyticGaussian(means[1], 0.25 * torch.eye(4, dtype=torch.float64), sde.VP())
     torch.testing.assert_close(posterior(x, t, label=label), PseudoInverse(component, operator, y, 0.2, 0.5)(x, t))
     there = sde.VE().time(sde.VP().log_snr(t))
     for one in (posterior, MomentMatching(mixture, operator, y, 0.2, 1)):
@@ -190,26 +205,35 @@ def test_what_the_network_says_of_the_variance_is_passed_on():
     torch.nn.init.normal_(network.leave.weight)
     model, x, t = Learned(network, sde.VP()), torch.randn(3, 2), torch.tensor(0.5, dtype=torch.float64)
     posterior = PseudoInverse(model, Averaged(2), torch.zeros(1, 1))
-    assert posterior.spread
-    torch.testing.assert_close(posterior.with_spread(x, t)[1], model.with_spread(x, t)[1])
+    assert posterior.has_variance_output
+    torch.testing.assert_close(mean_and_variance(posterior, x, t)[1], mean_and_variance(model, x, t)[1])
     assert Clipped(posterior, -0.1, 0.1)(x, t).abs().max() <= 0.1
 
 
 def test_what_does_not_fit_is_refused():
-    prior, model = GaussianOracle(*law(4), sde.VP()), Learned(UNet((3, 4, 4), 8, (1,), 1, (), 1), sde.VP())
+    prior, model = AnalyticGaussian(*law(4), sde.VP()), Learned(UNet((3, 4, 4), 8, (1,), 1, (), 1), sde.VP())
     to_zero = Learned(MLP(4), Tabulated(zero_terminal(linear_betas(100))), velocity)
     t, image, one = torch.tensor(0.5), torch.zeros(2, 3, 4, 4), torch.zeros(1, 2)
     for make, words in (
-        (lambda: Grey(THIRD)(torch.zeros(2, 1, 4, 4)), r"3 weights do not fit signals of shape \(2, 1, 4, 4\): give one for each"),
-        (lambda: Grey(torch.zeros(3)), "not all of them 0"),
+        (
+            lambda: Gray(THIRD)(torch.zeros(2, 1, 4, 4)),
+            r"3 weights do not fit signals of shape \(2, 1, 4, 4\): give one for each",
+        ),
+        (lambda: Gray(torch.zeros(3)), "not all of them 0"),
         (lambda: Masked(torch.tensor([0.5])), "a mask is 1 or True"),
         (lambda: Masked(torch.ones(5))(image), r"a mask of shape \(5,\) does not fit signals of shape \(2, 3, 4, 4\)"),
-        (lambda: Averaged(3)(image), r"factor=3 does not divide the sizes of signals of shape \(2, 3, 4, 4\): choose divisors"),
+        (
+            lambda: Averaged(3)(image),
+            r"factor=3 does not divide the sizes of signals of shape \(2, 3, 4, 4\): choose divisors",
+        ),
         (lambda: Averaged((2, 2))(torch.zeros(2, 3, 4)), "give a side for each size"),
         (lambda: Averaged(0), "factor=0: give whole numbers"),
         (lambda: Dense(torch.eye(4))(image), r"signals of shape \(2, 3, 4, 4\) are not those of the matrix, \(B, 4\)"),
         (lambda: Dense(torch.eye(4), (3, 4, 4)), r"a matrix of shape \(4, 4\) for signals of shape \(3, 4, 4\)"),
-        (lambda: PseudoInverse(model, Grey(THIRD), image), r"a measurement of shape \(2, 3, 4, 4\) is not one of a weighted sum"),
+        (
+            lambda: PseudoInverse(model, Gray(THIRD), image),
+            r"a measurement of shape \(2, 3, 4, 4\) is not one of a weighted sum",
+        ),
         (
             lambda: PseudoInverse(model, Dense(torch.eye(48), (3, 4, 4)), torch.zeros(1, 47)),
             r"\(1, 47\) is not one of the matrix, \(B, 48\)",
@@ -219,8 +243,14 @@ def test_what_does_not_fit_is_refused():
             r"measures signals of shape \(1, 4, 4\), and the network is one of",
         ),
         (lambda: Replacement(DDIM(model), Averaged(2), torch.zeros(1, 3, 2, 2).long()), "give real numbers"),
-        (lambda: PseudoInverse(model, Averaged(2), torch.zeros(1, 3, 1, 1))(image, t), r"sample with shape=\(2, 3, 2, 2\)"),
-        (lambda: MomentMatching(prior, Averaged(2), torch.zeros(3, 2))(torch.zeros(2, 4), t), r"do not fit 3 measurements of signals"),
+        (
+            lambda: PseudoInverse(model, Averaged(2), torch.zeros(1, 3, 1, 1))(image, t),
+            r"sample with shape=\(2, 3, 2, 2\)",
+        ),
+        (
+            lambda: MomentMatching(prior, Averaged(2), torch.zeros(3, 2))(torch.zeros(2, 4), t),
+            r"do not fit 3 measurements of signals",
+        ),
         (lambda: PseudoInverse(prior, Averaged(2), one, -1.0), "noise=-1.0"),
         (lambda: PseudoInverse(prior, Averaged(2), one, deviation=0.0), "deviation=0.0"),
         (lambda: MomentMatching(prior, Averaged(2), one, iterations=0), "iterations=0"),

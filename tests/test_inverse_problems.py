@@ -8,12 +8,21 @@ import torch
 
 from unnoise.experiments import inverse_problems
 from unnoise.experiments.images import Data
-from unnoise.experiments.inverse_problems import InverseProblems, centred, hue_error, in_grey, palette, problems, psnr, tinted
-from unnoise.shared.data import ImageSet
-from unnoise.shared.describe import build, describe
+from unnoise.experiments.inverse_problems import (
+    InverseProblems,
+    centered,
+    hue_error,
+    in_gray,
+    palette,
+    problems,
+    psnr,
+    tinted,
+)
+from unnoise.shared.data import ImageDataset
 from unnoise.shared.errors import UsageError
 from unnoise.shared.progress import silent
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 PRESETS = ("digits", "mnist", "smoke", "cifar10", "celeba64")
 
@@ -40,27 +49,27 @@ def test_the_smoke_run_restores_every_problem_by_every_method(tmp_path):
 def test_presets_describe_themselves_and_their_parts_can_be_built():
     for preset in PRESETS:
         recipe = getattr(inverse_problems, preset)()
-        assert build(json.loads(json.dumps(describe(recipe)))) == recipe
+        assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
     smoke = inverse_problems.smoke()
-    denoiser = smoke.objective((3, 8, 8), Scale(17)).denoiser
+    denoiser = smoke.objective((3, 8, 8), Quantization(17)).denoiser
     k = smoke.load("test").k[:2]
-    assert smoke.codelength(denoiser, Scale(17))(k, torch.Generator().manual_seed(0), silent).nats.shape == (2,)
+    assert smoke.code_length(denoiser, Quantization(17))(k, torch.Generator().manual_seed(0), silent).nats.shape == (2,)
     assert set(next(iter(smoke.batches(smoke.load())))) == {"x0"}
 
 
 def test_digits_are_tinted_by_their_label_and_grey_does_not_tell():
-    grey, coloured = Data("digits").load(), inverse_problems.digits().load()
+    gray, coloured = Data("digits").load(), inverse_problems.digits().load()
     assert coloured.shape == (3, 8, 8)
     assert coloured.k.dtype == torch.uint8
     assert int(coloured.k.max()) <= 16
-    assert torch.equal(coloured.label, grey.label)
-    colours = palette(10)
-    torch.testing.assert_close(colours.mean(1), torch.full((10,), 0.5))
-    assert 0 < float(colours.min()) < float(colours.max()) < 1
-    half = grey.k.float() / 2
+    assert torch.equal(coloured.label, gray.label)
+    colors = palette(10)
+    torch.testing.assert_close(colors.mean(1), torch.full((10,), 0.5))
+    assert 0 < float(colors.min()) < float(colors.max()) < 1
+    half = gray.k.float() / 2
     assert float((coloured.k.float().mean(1, keepdim=True) - half).abs().max()) <= 0.5  # of rounding alone
     mean = torch.stack([coloured.k[coloured.label == c].float().mean((0, 2, 3)) for c in range(10)])
-    torch.testing.assert_close(mean / mean.sum(1, keepdim=True), colours / 1.5, rtol=0, atol=0.01)
+    torch.testing.assert_close(mean / mean.sum(1, keepdim=True), colors / 1.5, rtol=0, atol=0.01)
     assert tinted(coloured) is coloured
 
 
@@ -68,17 +77,19 @@ def test_hue_error_is_an_angle():
     images = (100 * palette(10))[:, :, None, None]
     for apart in range(10):
         expected = 36.0 * min(apart, 10 - apart)
-        torch.testing.assert_close(hue_error(images, images.roll(apart, 0)), torch.full((10,), expected), rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            hue_error(images, images.roll(apart, 0)), torch.full((10,), expected), rtol=0, atol=1e-3
+        )
     torch.testing.assert_close(hue_error(images, 0.3 * images), torch.zeros(10), rtol=0, atol=1e-3)
 
 
 def test_measures():
-    scale = Scale(11)
+    scale = Quantization(11)
     k = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
     assert psnr(k + 1, k, scale) == pytest.approx(20.0, abs=1e-5)
-    assert torch.equal(scale.cell_of(centred(scale, torch.arange(11))), torch.arange(11))
-    grey = in_grey(ImageSet(torch.tensor([1, 2, 6], dtype=torch.uint8).reshape(1, 3, 1, 1), None, scale))
-    assert grey.k.tolist() == [[[[3]]]]
+    assert torch.equal(scale.cell_of(centered(scale, torch.arange(11))), torch.arange(11))
+    gray = in_gray(ImageDataset(torch.tensor([1, 2, 6], dtype=torch.uint8).reshape(1, 3, 1, 1), None, scale))
+    assert gray.k.tolist() == [[[[3]]]]
     for problem in problems((3, 8, 6)):
         y = problem.operator(torch.randn(2, 3, 8, 6))
         assert int((y[0] != 0).sum()) == problem.numbers
@@ -88,7 +99,7 @@ def test_measures():
 
 
 def test_what_cannot_be_is_refused():
-    unlabelled = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, Scale(17))
+    unlabelled = ImageDataset(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, Quantization(17))
     for make, words in (
         (lambda: InverseProblems(Data("digits", classes=10)), "the model is unconditional"),
         (lambda: InverseProblems(noise=-1.0), "noise=-1.0"),

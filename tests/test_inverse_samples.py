@@ -10,7 +10,7 @@ from helpers import Recorded
 from unnoise import sde
 from unnoise.continuous import DDIM, Ancestral, DPMSolverPP, UniPC, small
 from unnoise.shared.editing import Inpainting
-from unnoise.shared.inverse import DPS, Masked, MomentMatching, PseudoInverse, Replacement
+from unnoise.shared.gaussian.inverse import DPS, Masked, MomentMatching, PseudoInverse, Replacement
 from unnoise.shared.sampler import counted
 
 NOISE = 0.1
@@ -28,7 +28,8 @@ SAMPLERS = {
 def errors(name, sampler_of, schedule, method, variance=None, count=4000, steps=200, noise=NOISE):
     """How far the law of samples is from the posterior.
 
-    Returns the distance of the means over the root of the posterior's trace, and of the covariances over the norm of the posterior's.
+    Returns the distance of the means over the root of the posterior's trace, and of the covariances over the norm of
+    the posterior's.
     """
     operator, shape, d = problem(name)
     (mean, covariance), a = law(d, variance), matrix_of(operator, shape)
@@ -69,13 +70,17 @@ def test_pseudo_inverse_is_exact_for_white_data(name):
 @functools.cache
 def biases():
     """For each method, the errors for each of `CASES` on correlated data, ancestral sampling in 200 steps."""
-    return {m: [errors(name, SAMPLERS["ancestral"][0], sde.VP(), make) for name in CASES] for m, make in METHODS.items()}
+    return {
+        m: [errors(name, SAMPLERS["ancestral"][0], sde.VP(), make) for name in CASES] for m, make in METHODS.items()
+    }
 
 
 def bias_table():
     """`biases` in Markdown."""
     rows = [f"| method | {' | '.join(CASES)} |", "| --- |" + " --- |" * len(CASES)]
-    return "\n".join(rows + [f"| {m} | {' | '.join(f'{a:.2f} / {b:.2f}' for a, b in row)} |" for m, row in biases().items()])
+    return "\n".join(
+        rows + [f"| {m} | {' | '.join(f'{a:.2f} / {b:.2f}' for a, b in row)} |" for m, row in biases().items()]
+    )
 
 
 # Errors of mean and covariance, the worst of four operators; sampling itself costs up to 0.05 and 0.15.
@@ -125,7 +130,10 @@ def test_replacement_puts_the_measurement_at_the_level_of_the_state(name):
 
 
 def test_a_draw_of_the_measured_part_is_not_the_measurement():
-    """Why replacement is not exact: one step from x_t towards `x_0 | y` follows `x_t`'s own draw of the measured part, whatever y is."""
+    """Why replacement is not exact.
+
+    One step from x_t towards `x_0 | y` follows `x_t`'s own draw of the measured part, whatever y is.
+    """
     prior, operator = Shaped(*law(2), sde.VP(), (2,)), Masked(torch.tensor([1, 0]))
     t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     x, unmeasured = normal(3, 2), []
@@ -133,7 +141,9 @@ def test_a_draw_of_the_measured_part_is_not_the_measurement():
         moved = Replacement(DDIM(prior), operator, torch.full((1, 2), y).double()).step(x, t, s, generator=rng())
         unmeasured.append(moved[:, 1])
     assert torch.equal(*unmeasured)
-    wanted = [MomentMatching(prior, operator, torch.full((1, 2), y).double(), iterations=1)(x, t)[:, 1] for y in (-1.0, 2.0)]
+    wanted = [
+        MomentMatching(prior, operator, torch.full((1, 2), y).double(), iterations=1)(x, t)[:, 1] for y in (-1.0, 2.0)
+    ]
     assert float((wanted[1] - wanted[0]).min()) > 0.5
 
 
@@ -144,7 +154,10 @@ def test_dps_steps_down_the_norm():
     prior, x = Shaped(mean, covariance, sde.VP(), shape), normal(3, *shape)
     t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     alpha, sigma = prior.corruption(t)
-    a, jacobian = matrix_of(operator, shape), alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(d))
+    a, jacobian = (
+        matrix_of(operator, shape),
+        alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(d)),
+    )
     r = (y - operator(prior(x, t))).flatten(1)
     slope = -(r / r.norm(dim=1, keepdim=True)) @ a @ jacobian
     sampler = DPS(DDIM(prior), operator, y, 0.7)

@@ -1,4 +1,7 @@
-"""The law, not the shape: every sampler on every schedule reproduces a known law, every solver its order, every bound an entropy."""
+"""The law, not the shape.
+
+Every sampler on every schedule reproduces a known law, every solver its order, every bound an entropy.
+"""
 
 import itertools
 import math
@@ -9,11 +12,11 @@ import torch
 from scipy import stats
 
 from unnoise import continuous, discrete, sde
-from unnoise.discrete.transition.plain import categorical_kl
+from unnoise.discrete.transition.generic import categorical_kl
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.networks import MLP
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.sampler import counted
-from unnoise.shared.scale import Scale
 
 MEAN = torch.tensor([0.6, -0.3], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
@@ -33,12 +36,14 @@ SCHEDULES = {
     "edm": sde.EDM,
     "straight": sde.Straight,
     "straight-0.999": lambda: sde.Straight(0.999),
-    "levels": lambda: sde.Levels(sde.geometric_sigmas(0.01, 50.0, 1000)),
+    "levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.01, 50.0, 1000)),
 }
 
 
 def langevin(denoiser, snr=0.1):
-    return sde.Langevin(denoiser, snr, norms=sde.batch_norms)  # in two dimensions single norms vary too much to be step sizes
+    return sde.Langevin(
+        denoiser, snr, norms=sde.batch_norms
+    )  # in two dimensions single norms vary too much to be step sizes
 
 
 SAMPLERS = {
@@ -70,21 +75,30 @@ SAMPLERS = {
     "ancestral+langevin": lambda d: sde.PredictorCorrector(continuous.Ancestral(d, continuous.small), langevin(d)),
     "ddim+langevin": lambda d: sde.PredictorCorrector(continuous.DDIM(d), langevin(d)),
     "flow-heun": lambda d: sde.ProbabilityFlow(d),
-    "flow-rk4": lambda d: sde.ProbabilityFlow(d, sde.Steps(sde.rk4)),
+    "flow-rk4": lambda d: sde.ProbabilityFlow(d, sde.FixedSteps(sde.rk4)),
     "flow-adaptive": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4)),
-    "flow-adaptive-clock": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4), sde.clock),
-    "flow-clock": lambda d: sde.ProbabilityFlow(d, chart=sde.clock),
+    "flow-adaptive-clock": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4), sde.time_coordinates),
+    "flow-clock": lambda d: sde.ProbabilityFlow(d, coordinates=sde.time_coordinates),
 }
 OF_THE_FLOW = (
     *("ddim-0", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2s"),
     *("dpm-solver++2m", "dpm-solver++3m", "unipc-2", "unipc-3", "lms"),
 )
-# The schedules of continuous/ beside its samplers: one of each kind, and from zero SNR those that do not divide by alpha.
+# The schedules of continuous/ beside its samplers: one of each kind, and from zero SNR those that do not divide by
+# alpha.
 FEW = ("ancestral-small", "ddim-0", "ddim-0.5", "dpm-solver++2m", "dpm-solver++3m-sde", "unipc-3")
 SOME = {
     **dict.fromkeys(("continuous-cosine", "shifted", "zero-terminal"), FEW),
     "edm": ("ddim-0.5", "churned-heun", "reverse-diffusion", "flow-adaptive", "flow-clock"),
-    "straight": ("ancestral-small", "ddim-0", "unipc-3", "flow-heun", "flow-adaptive", "flow-adaptive-clock", "flow-clock"),
+    "straight": (
+        "ancestral-small",
+        "ddim-0",
+        "unipc-3",
+        "flow-heun",
+        "flow-adaptive",
+        "flow-adaptive-clock",
+        "flow-clock",
+    ),
     "straight-0.999": ("ddim-0.5", "euler-maruyama", "reverse-diffusion", "flow-adaptive-clock"),
     "levels": ("ddim-0.5", "langevin+reverse-diffusion", "flow-adaptive"),
 }
@@ -125,7 +139,8 @@ def samples(sampler_name, schedule_name, oracle, generator):
     if sampler_name == "reverse-diffusion-0":
         steps = 4 * STEPS  # nothing forgets the error
     if (sampler_name, schedule_name) == ("euler-maruyama-0.5", "cosine"):
-        # The table's last beta is 0.999: no single Euler step crosses that, and with little noise nothing forgets the error.
+        # The table's last beta is 0.999: no single Euler step crosses that, and with little noise nothing forgets the
+        # error.
         steps = torch.cat([torch.linspace(0.98, 0.001, STEPS), torch.zeros(1)])
     start = sampler.corruption.prior((COUNT, 2), generator=generator).double()
     return sampler(start, steps=steps, generator=generator)
@@ -138,7 +153,7 @@ def ks(x, cdf):
 @pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_gaussian_law(sampler, schedule, generator):
-    x = samples(sampler, schedule, lambda s: GaussianOracle(MEAN, COVARIANCE, s), generator)
+    x = samples(sampler, schedule, lambda s: AnalyticGaussian(MEAN, COVARIANCE, s), generator)
     assert torch.allclose(x.mean(0), MEAN, atol=0.035)
     assert torch.allclose(torch.cov(x.T), COVARIANCE, atol=0.035)
     for axis in range(2):
@@ -147,7 +162,7 @@ def test_gaussian_law(sampler, schedule, generator):
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_mixture_law(sampler, schedule, generator):
-    x = samples(sampler, schedule, lambda s: MixtureOracle(WEIGHTS, MEANS, VARIANCES, s), generator)
+    x = samples(sampler, schedule, lambda s: AnalyticMixture(WEIGHTS, MEANS, VARIANCES, s), generator)
     mean = WEIGHTS @ MEANS
     covariance = (MEANS - mean).T @ torch.diag(WEIGHTS) @ (MEANS - mean) + (WEIGHTS @ VARIANCES) * torch.eye(2)
     assert torch.allclose(x.mean(0), mean, atol=0.05)
@@ -163,8 +178,13 @@ def test_mixture_law(sampler, schedule, generator):
 
 @pytest.mark.parametrize("dims", [64, 256])
 def test_langevin_with_the_norms_of_each_sample(dims, generator):
-    """Steps `e ~ 1 / ||score||^2` leave the law p / e, for a Gaussian 1 + 2 / d times its variance; finite steps add 1 % each."""
-    oracle = GaussianOracle(torch.zeros(dims, dtype=torch.float64), 0.5 * torch.eye(dims, dtype=torch.float64), sde.VP())
+    """Steps `e ~ 1 / ||score||^2` leave the law p / e, for a Gaussian 1 + 2 / d times its variance.
+
+    Finite steps add 1 % each.
+    """
+    oracle = AnalyticGaussian(
+        torch.zeros(dims, dtype=torch.float64), 0.5 * torch.eye(dims, dtype=torch.float64), sde.VP()
+    )
     x = sde.PredictorCorrector(sde.ReverseDiffusion(oracle), sde.Langevin(oracle, snr=0.1))(
         shape=(400, dims), steps=400, generator=generator
     )
@@ -173,7 +193,7 @@ def test_langevin_with_the_norms_of_each_sample(dims, generator):
 
 
 def test_evaluations_are_counted():
-    oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, sde.VP())
+    oracle = AnalyticMixture(WEIGHTS, MEANS, VARIANCES, sde.VP())
     learned = continuous.Learned(MLP(2, 8, 1), continuous.Tabulated(continuous.linear_betas(40)))
     for denoiser in (oracle, learned, continuous.Clipped(learned), learned.on(sde.VP())):
         for sampler, expected in (
@@ -194,7 +214,9 @@ def test_evaluations_are_counted():
 ODE_SAMPLERS = {
     **{name: make for name, make in SAMPLERS.items() if name in OF_THE_FLOW},
     **{
-        f"{method}-{chart}": lambda d, m=method, c=chart: sde.ProbabilityFlow(d, sde.Steps(getattr(sde, m)), getattr(sde, c))
+        f"{method}-{chart}": lambda d, m=method, c=chart: sde.ProbabilityFlow(
+            d, sde.FixedSteps(getattr(sde, m)), getattr(sde, c)
+        )
         for method in ("euler", "midpoint", "heun2", "heun3", "rk4")
         for chart in ("angle", "clock")
     },
@@ -202,26 +224,35 @@ ODE_SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["vp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("sub-vp", "ve", "continuous-cosine"))])
+@pytest.mark.parametrize(
+    "schedule", ["vp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("sub-vp", "ve", "continuous-cosine"))]
+)
 @pytest.mark.parametrize("sampler", ODE_SAMPLERS)
 def test_order_of_convergence(sampler, schedule):
     """The slope of the error against the step size, on a mixture, from t = 0.9 to 0.2.
 
-    The first of n steps is taken in ten, each twice as long as the one before, so that the start of multistep methods does not hide their
-    order.
+    The first of n steps is taken in ten, each twice as long as the one before, so that the start of multistep methods
+    does not hide their order.
     """
-    oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, SCHEDULES[schedule]())
-    start = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * oracle.corruption(torch.tensor(0.9))[1]
+    oracle = AnalyticMixture(WEIGHTS, MEANS, VARIANCES, SCHEDULES[schedule]())
+    start = (
+        torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        * oracle.corruption(torch.tensor(0.9))[1]
+    )
 
     def end(s, steps):
         grid = torch.linspace(0.9, 0.2, steps + 1, dtype=torch.float64)
         graded = 0.9 - 0.7 / steps * 2.0 ** torch.arange(-10, 0, dtype=torch.float64)
         return s(start, steps=torch.cat([grid[:1], graded, grid[1:]]))
 
-    exact = sde.ProbabilityFlow(oracle, sde.TorchDiffEq("dopri8", 1e-12, 1e-12))(start, steps=torch.tensor([0.9, 0.2], dtype=torch.float64))
+    exact = sde.ProbabilityFlow(oracle, sde.TorchDiffEq("dopri8", 1e-12, 1e-12))(
+        start, steps=torch.tensor([0.9, 0.2], dtype=torch.float64)
+    )
     tested = ODE_SAMPLERS[sampler](oracle)
     fine = isinstance(tested, continuous.solvers.Multistep)  # one evaluation a step
-    counts = {1: (256, 512), 2: (256, 512) if fine else (64, 128), 3: (128, 256), 4: (256, 512) if fine else (32, 64)}[tested.order]
+    counts = {1: (256, 512), 2: (256, 512) if fine else (64, 128), 3: (128, 256), 4: (256, 512) if fine else (32, 64)}[
+        tested.order
+    ]
     errors = [(end(tested, n) - exact).abs().mean() for n in counts]
     slope = float(torch.log2(errors[0] / errors[1]))
     assert abs(slope - tested.order) < 0.3, slope
@@ -231,8 +262,12 @@ def test_samples_do_not_depend_on_the_batch():
     """Sample i depends on (seed, i) alone."""
     from unnoise.shared.random import Streams
 
-    oracle = GaussianOracle(torch.zeros(16, dtype=torch.float64), torch.eye(16, dtype=torch.float64), sde.VP())
-    for make in (continuous.Ancestral, sde.EulerMaruyama, lambda d: sde.PredictorCorrector(sde.ReverseDiffusion(d), sde.Langevin(d))):
+    oracle = AnalyticGaussian(torch.zeros(16, dtype=torch.float64), torch.eye(16, dtype=torch.float64), sde.VP())
+    for make in (
+        continuous.Ancestral,
+        sde.EulerMaruyama,
+        lambda d: sde.PredictorCorrector(sde.ReverseDiffusion(d), sde.Langevin(d)),
+    ):
         whole = make(oracle)(shape=(6, 16), steps=20, generator=Streams(7, range(6)))
         part = make(oracle)(shape=(2, 16), steps=20, generator=Streams(7, [4, 1]))
         torch.testing.assert_close(part, whole[[4, 1]])
@@ -253,7 +288,7 @@ TRANSITIONS = {
 def oracle_on(name):
     transition = TRANSITIONS[name]()
     p = torch.cat([LAW, torch.zeros(transition.states - K, dtype=torch.float64)])
-    return discrete.CategoricalOracle(p, transition)
+    return discrete.AnalyticCategorical(p, transition)
 
 
 def at(n):
@@ -262,7 +297,9 @@ def at(n):
 
 @pytest.mark.parametrize("name", TRANSITIONS)
 def test_bound_equals_entropy_by_enumeration(name):
-    """With the exact denoiser every step of the reverse chain is exact, so the bound is H(x_0) + KL(q(x_T) || p(x_T)), to rounding."""
+    """With the exact denoiser every step of the reverse chain is exact, so the bound is H(x_0) + KL(q(x_T) || p(x_T)),
+    to rounding.
+    """
     oracle = oracle_on(name)
     transition, p = oracle.corruption, oracle.p
     states = torch.arange(transition.states)
@@ -274,7 +311,7 @@ def test_bound_equals_entropy_by_enumeration(name):
             if weight > 0:
                 one, here = torch.tensor([x0]), torch.tensor([x_t])
                 truth = oracle.reverse(transition, here, transition.one_hot(one, torch.float64), at(n), at(n - 1))
-                model = oracle.step_law(here, at(n), at(n - 1))
+                model = oracle.step_distribution(here, at(n), at(n - 1))
                 total = total + weight * categorical_kl(truth, model)[0]
     entropy = -(LAW * LAW.log()).sum()
     last = transition.pushforward(p, at(0), at(T))
@@ -300,20 +337,23 @@ def test_bound_as_estimated(name, generator):
 @pytest.mark.parametrize("steps", [T, 7, 1])
 @pytest.mark.parametrize("name", TRANSITIONS)
 def test_reverse_chain_returns_the_data_law(name, steps, generator):
-    """Enumerated: pushing q(x_T) through the reverse steps, strided ones too, gives the data law exactly; the sampler draws it."""
+    """Enumerated: pushing q(x_T) through the reverse steps, strided ones too, gives the data law exactly.
+
+    The sampler draws it.
+    """
     oracle = oracle_on(name)
     transition = oracle.corruption
     states = torch.arange(transition.states)
     law = transition.pushforward(oracle.p, at(0), at(T))
     for t, s in itertools.pairwise(transition.grid(steps)):
-        law = law @ torch.nan_to_num(oracle.step_law(states, t, s))
+        law = law @ torch.nan_to_num(oracle.step_distribution(states, t, s))
     torch.testing.assert_close(law, oracle.p, rtol=1e-10, atol=1e-12)
     from unnoise.shared.random import categorical
 
     x = discrete.Ancestral(oracle, last=categorical)(shape=(20_000, 1), steps=steps, generator=generator)
     start = transition.stationary()
     for t, s in itertools.pairwise(transition.grid(steps)):
-        start = start @ torch.nan_to_num(oracle.step_law(states, t, s))
+        start = start @ torch.nan_to_num(oracle.step_distribution(states, t, s))
     counts = torch.bincount(x.flatten(), minlength=transition.states)[:K]
     assert stats.chisquare(counts.numpy(), (start[:K] / start[:K].sum() * len(x)).numpy()).pvalue > 1e-4
 
@@ -322,7 +362,7 @@ def test_reverse_chain_returns_the_data_law(name, steps, generator):
 
 
 def test_change_of_variables_equals_the_exact_density(generator):
-    oracle = MixtureOracle(WEIGHTS, MEANS, VARIANCES, sde.VP())
+    oracle = AnalyticMixture(WEIGHTS, MEANS, VARIANCES, sde.VP())
     component = torch.multinomial(WEIGHTS, 64, replacement=True, generator=generator)
     noise = torch.randn(64, 2, dtype=torch.float64, generator=generator)
     x0 = MEANS[component] + VARIANCES[component, None].sqrt() * noise
@@ -339,24 +379,31 @@ def test_change_of_variables_equals_the_exact_density(generator):
 
 def test_dequantised_code_length_includes_the_offset(generator):
     """A uniform law over 8 levels, as a density on [-1, 1], costs 3 bits for each number."""
-    scale = Scale(levels=8)
-    wide = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), 1 / 3, dtype=torch.float64), sde.VP())
+    scale = Quantization(levels=8)
+    wide = AnalyticGaussian(
+        torch.zeros(1, dtype=torch.float64), torch.full((1, 1), 1 / 3, dtype=torch.float64), sde.VP()
+    )
     k = torch.arange(8).repeat(500)[:, None]
-    nats = sde.ChangeOfVariables(wide, sde.Uniform(scale))(k, generator=generator).nats
+    nats = sde.ChangeOfVariables(wide, sde.UniformDequantization(scale))(k, generator=generator).nats
     # Cross-entropy of uniform on [-1, 1] under N(0, 1/3), less the log of the cell.
     expected = 0.5 * math.log(2 * math.pi / 3) + 0.5 - math.log(scale.cell)
     assert abs(float(nats.mean()) - expected) < 0.01
 
 
 def test_gaussian_bound_holds_the_entropy_from_above(generator):
-    """Five points on the grid of 17 levels in three dimensions, exact denoiser: the bound is above log 5 and close to it."""
-    scale = Scale(levels=17)
+    """Five points on the grid of 17 levels in three dimensions, exact denoiser.
+
+    The bound is above log 5 and close to it.
+    """
+    scale = Quantization(levels=17)
     k = torch.randint(0, 17, (5, 3), generator=generator)
     points = scale.continuous(k).double()
     excess = []
     for steps in (100, 400):
         schedule = continuous.Tabulated(continuous.linear_betas(steps))
-        oracle = MixtureOracle(torch.full((5,), 0.2, dtype=torch.float64), points, torch.zeros(5, dtype=torch.float64), schedule)
+        oracle = AnalyticMixture(
+            torch.full((5,), 0.2, dtype=torch.float64), points, torch.zeros(5, dtype=torch.float64), schedule
+        )
         bound = continuous.VariationalBound(oracle, scale, variance=continuous.small)
         nats = bound(points.repeat(300, 1), generator=generator).nats
         excess.append(float(nats.mean()) - math.log(5))

@@ -1,4 +1,7 @@
-"""Code lengths by the change of variables: the exact density of a mixture on every schedule, calibrated estimates, clear refusals."""
+"""Code lengths by the change of variables.
+
+The exact density of a mixture on every schedule, calibrated estimates, clear refusals.
+"""
 
 import math
 
@@ -8,13 +11,13 @@ from helpers import Formula
 
 from unnoise import continuous, sde
 from unnoise.sde import ChangeOfVariables, ExactTrace, Hutchinson
-from unnoise.sde.integrators import Adaptive, SciPy, Steps, TorchDiffEq
+from unnoise.sde.integrators import Adaptive, FixedSteps, SciPy, TorchDiffEq
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.networks import MLP
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import Streams, normal_like, rademacher_like
 from unnoise.shared.sampler import counted
-from unnoise.shared.scale import Scale
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 MEANS = torch.tensor([[-1.0, 0.0, 0.4], [0.5, 0.8, -0.2], [0.9, -0.7, 0.1]], dtype=torch.float64)
@@ -28,34 +31,41 @@ SCHEDULES = {
     "straight": sde.Straight,
     "tabulated": lambda: continuous.Tabulated(continuous.linear_betas(100)),
     "cosine": continuous.Cosine,
-    "levels": lambda: sde.Levels(sde.geometric_sigmas(0.002, 50.0, 60)),
+    "levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.002, 50.0, 60)),
 }
 ONE = torch.ones((), dtype=torch.float64)
 
 
 def mixture(schedule):
-    return MixtureOracle(WEIGHTS, MEANS, VARIANCES, schedule)
+    return AnalyticMixture(WEIGHTS, MEANS, VARIANCES, schedule)
 
 
 def data(count, generator):
     component = torch.multinomial(WEIGHTS, count, replacement=True, generator=generator)
-    return MEANS[component] + VARIANCES[component, None].sqrt() * torch.randn(count, DIMS, dtype=torch.float64, generator=generator)
+    return MEANS[component] + VARIANCES[component, None].sqrt() * torch.randn(
+        count, DIMS, dtype=torch.float64, generator=generator
+    )
 
 
 def exact_length(oracle, x0):
-    """`-log q(x)` at the smallest time, with the noise that a schedule leaves there: none but VE's 0.01 and tables' first row matters."""
+    """`-log q(x)` at the smallest time, with the noise that a schedule leaves there.
+
+    None but VE's 0.01 and tables' first row matters.
+    """
     return -oracle.log_prob(x0, torch.tensor(oracle.corruption.t_min, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("chart", [sde.angle, sde.clock], ids=["angle", "clock"])
+@pytest.mark.parametrize("chart", [sde.angle_coordinates, sde.time_coordinates], ids=["angle", "clock"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_length_is_the_density(name, chart, generator):
-    """Within 0.005 bits/dim at the default tolerances, but for the prior's mismatch, up to `|x_0| / sigma_1` for each dimension."""
+    """Within 0.005 bits/dim at the default tolerances, but for the prior's mismatch, up to `|x_0| / sigma_1` for each
+    dimension.
+    """
     oracle = mixture(SCHEDULES[name]())
-    if chart is sde.clock and hasattr(oracle.corruption, "steps"):
+    if chart is sde.time_coordinates and hasattr(oracle.corruption, "steps"):
         pytest.skip("in t the rates of a table jump")
     x0 = data(64, generator)
-    likelihood = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=Adaptive(1e-5, 1e-5), chart=chart)
+    likelihood = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=Adaptive(1e-5, 1e-5), coordinates=chart)
     code, x1 = likelihood(x0), likelihood.transport(x0, likelihood.trace.probes(x0))[0]
     mismatch = code.prior + oracle.log_prob(x1, ONE)
     assert float(mismatch.abs().max()) < 0.2
@@ -68,11 +78,16 @@ def test_the_length_is_the_density(name, chart, generator):
 
 
 @pytest.mark.parametrize(
-    "integrator", [Adaptive(1e-9, 1e-9), TorchDiffEq("dopri5", 1e-9, 1e-9), SciPy("RK45", 1e-9, 1e-9)], ids=lambda i: type(i).__name__
+    "integrator",
+    [Adaptive(1e-9, 1e-9), TorchDiffEq("dopri5", 1e-9, 1e-9), SciPy("RK45", 1e-9, 1e-9)],
+    ids=lambda i: type(i).__name__,
 )
 @pytest.mark.parametrize("name", ["vp", "ve", "edm", "straight", "levels"])
 def test_the_volume_is_that_of_the_flow(name, integrator, generator):
-    """`log q_1(x_1) + log-volume = log q_min(x_0)`: with the true law of x_1 in place of the prior, to the integrator's precision."""
+    """`log q_1(x_1) + log-volume = log q_min(x_0)`.
+
+    With the true law of x_1 in place of the prior, to the integrator's precision.
+    """
     oracle, x0 = mixture(SCHEDULES[name]()), data(8, generator)
     likelihood = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=integrator)
     x1, gained = likelihood.transport(x0, likelihood.trace.probes(x0))
@@ -90,11 +105,15 @@ def test_tolerances_are_of_nats_for_each_dimension(generator):
     """In 64 dimensions the error in bits/dim is what it is in 2, with as many evaluations."""
     counts, errors = [], []
     for dims in (2, 64):
-        oracle = GaussianOracle(torch.zeros(dims, dtype=torch.float64), 0.09 * torch.eye(dims, dtype=torch.float64), sde.VP())
+        oracle = AnalyticGaussian(
+            torch.zeros(dims, dtype=torch.float64), 0.09 * torch.eye(dims, dtype=torch.float64), sde.VP()
+        )
         x0 = 0.3 * torch.randn(16, dims, generator=generator, dtype=torch.float64)
         exact = -torch.distributions.Normal(0.0, 0.3).log_prob(x0).sum(1)
         with counted(oracle) as count:
-            code = ChangeOfVariables(oracle, integrator=Adaptive(1e-4, 1e-4))(x0, generator=generator)  # isotropic: signs are exact
+            code = ChangeOfVariables(oracle, integrator=Adaptive(1e-4, 1e-4))(
+                x0, generator=generator
+            )  # isotropic: signs are exact
         counts.append(count.calls)
         errors.append(float((code.nats - exact).abs().mean()) / dims)
     assert abs(counts[0] - counts[1]) <= 14
@@ -107,8 +126,11 @@ def test_the_standard_error_is_calibrated(draw, count, generator):
     """Deviations from the exact trace are unbiased, as large as reported, and over their reported errors Student's t."""
     x0 = data(600, generator)
     exact, estimate = (
-        ChangeOfVariables(mixture(sde.VP()), trace=trace, integrator=Steps(sde.rk4))(x0, generator=generator)
-        for trace in (ExactTrace(), Hutchinson(count, draw))  # in fixed steps, so that the probes alone make a difference
+        ChangeOfVariables(mixture(sde.VP()), trace=trace, integrator=FixedSteps(sde.rk4))(x0, generator=generator)
+        for trace in (
+            ExactTrace(),
+            Hutchinson(count, draw),
+        )  # in fixed steps, so that the probes alone make a difference
     )
     deviation = estimate.nats - exact.nats
     assert float(deviation.std()) > 0.05
@@ -121,20 +143,26 @@ def test_the_standard_error_is_calibrated(draw, count, generator):
 
 def test_one_probe_is_unbiased_and_has_no_error(generator):
     oracle, x0 = mixture(sde.SubVP()), data(1, generator).expand(4000, DIMS)
-    exact = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=Steps(sde.heun3))(x0[:1]).nats
+    exact = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=FixedSteps(sde.heun3))(x0[:1]).nats
     for draw in (rademacher_like, normal_like):
-        code = ChangeOfVariables(oracle, trace=Hutchinson(1, draw), integrator=Steps(sde.heun3))(x0, generator=generator)
+        code = ChangeOfVariables(oracle, trace=Hutchinson(1, draw), integrator=FixedSteps(sde.heun3))(
+            x0, generator=generator
+        )
         assert code.error is None
         assert abs(float(code.nats.mean() - exact)) < 4 * float(code.nats.std()) / math.sqrt(len(x0))
         spread = float(code.nats.std())
         assert spread > 1e-3
         # n probes are n independent estimates: the spread falls with their root.
-        four = ChangeOfVariables(oracle, trace=Hutchinson(4, draw), integrator=Steps(sde.heun3))(x0, generator=generator)
+        four = ChangeOfVariables(oracle, trace=Hutchinson(4, draw), integrator=FixedSteps(sde.heun3))(
+            x0, generator=generator
+        )
         assert float(four.nats.std()) == pytest.approx(spread / 2, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    "trace", [Hutchinson(), Hutchinson(8), Hutchinson(3, normal_like), ExactTrace()], ids=["one", "eight", "gaussian", "exact"]
+    "trace",
+    [Hutchinson(), Hutchinson(8), Hutchinson(3, normal_like), ExactTrace()],
+    ids=["one", "eight", "gaussian", "exact"],
 )
 def test_one_call_of_the_network_an_evaluation(trace, generator):
     torch.manual_seed(0)
@@ -142,7 +170,9 @@ def test_one_call_of_the_network_an_evaluation(trace, generator):
     for denoiser in (learned, mixture(sde.VP())):
         for method in (sde.euler, sde.heun2, sde.rk4):
             with counted(denoiser) as count:
-                code = ChangeOfVariables(denoiser, trace=trace, integrator=Steps(method))(data(5, generator).float(), generator=generator)
+                code = ChangeOfVariables(denoiser, trace=trace, integrator=FixedSteps(method))(
+                    data(5, generator).float(), generator=generator
+                )
             assert count.calls == len(method.nodes)
             assert code.nats.shape == (5,)
             assert code.nats.dtype == torch.float64
@@ -151,17 +181,22 @@ def test_one_call_of_the_network_an_evaluation(trace, generator):
 def test_lengths_do_not_depend_on_the_batch(generator):
     oracle, x0 = mixture(sde.VP()), data(12, generator)
     whole, part = (
-        ChangeOfVariables(oracle, trace=Hutchinson(2))(x0[rows], generator=Streams(3, rows)).nats for rows in (range(12), [7, 2, 2, 11])
+        ChangeOfVariables(oracle, trace=Hutchinson(2))(x0[rows], generator=Streams(3, rows)).nats
+        for rows in (range(12), [7, 2, 2, 11])
     )
     torch.testing.assert_close(part, whole[[7, 2, 2, 11]], rtol=0, atol=0.005 * DIMS * math.log(2))
     whole, part = (
-        ChangeOfVariables(oracle, trace=Hutchinson(2), integrator=Steps(sde.rk4))(x0[rows], generator=Streams(3, rows)).nats
+        ChangeOfVariables(oracle, trace=Hutchinson(2), integrator=FixedSteps(sde.rk4))(
+            x0[rows], generator=Streams(3, rows)
+        ).nats
         for rows in (range(12), [7, 2])
     )
     torch.testing.assert_close(part, whole[[7, 2]], rtol=1e-9, atol=1e-9)
 
 
-PREDICTIONS = {p.__name__: p for p in (sde.noise, sde.clean, sde.velocity, sde.straight)} | {"preconditioned": sde.Preconditioned(0.5)}
+PREDICTIONS = {p.__name__: p for p in (sde.noise, sde.clean, sde.velocity, sde.straight)} | {
+    "preconditioned": sde.Preconditioned(0.5)
+}
 
 
 @pytest.mark.parametrize("predicts", PREDICTIONS.values(), ids=PREDICTIONS)
@@ -182,23 +217,35 @@ def test_a_network_that_is_exact_has_the_length_of_the_oracle(name, predicts, ge
         return t
 
     learned, x0 = sde.Learned(Formula(function), schedule, predicts, label, sigma_data=0.5), data(10, generator)
-    for chart in (sde.angle, sde.clock):
-        a, b = (ChangeOfVariables(d, trace=ExactTrace(), integrator=Adaptive(1e-6, 1e-6), chart=chart)(x0) for d in (learned, oracle))
+    for chart in (sde.angle_coordinates, sde.time_coordinates):
+        a, b = (
+            ChangeOfVariables(d, trace=ExactTrace(), integrator=Adaptive(1e-6, 1e-6), coordinates=chart)(x0)
+            for d in (learned, oracle)
+        )
         for part, expected in zip(a, b, strict=True):
             torch.testing.assert_close(part, expected, rtol=0, atol=2e-4)
 
 
 def test_levels_pay_for_their_cells(generator):
-    """The length of levels is that of the spread values less log(cell) for each dimension: 7 bits/dim for 8 bits on [-1, 1]."""
+    """The length of levels is that of the spread values less log(cell) for each dimension.
+
+    7 bits/dim for 8 bits on [-1, 1].
+    """
     oracle = mixture(sde.VP())
-    for scale, offset in ((Scale(), 7.0), (Scale(256, 0.0, 1.0), 8.0), (Scale(17), math.log2(17 / 2))):
-        k = scale.quantise(data(20, generator))
-        code = ChangeOfVariables(oracle, sde.Uniform(scale), trace=ExactTrace())
+    for scale, offset in (
+        (Quantization(), 7.0),
+        (Quantization(256, 0.0, 1.0), 8.0),
+        (Quantization(17), math.log2(17 / 2)),
+    ):
+        k = scale.quantize(data(20, generator))
+        code = ChangeOfVariables(oracle, sde.UniformDequantization(scale), trace=ExactTrace())
         levels = code(k, generator=torch.Generator().manual_seed(5))
-        x0, gain = sde.Uniform(scale)(k, torch.Generator().manual_seed(5))
+        x0, gain = sde.UniformDequantization(scale)(k, torch.Generator().manual_seed(5))
         spread = ChangeOfVariables(oracle, trace=ExactTrace())(x0)
         torch.testing.assert_close(levels.bits_per_dim(DIMS), spread.bits_per_dim(DIMS) + offset, rtol=1e-9, atol=1e-6)
-        torch.testing.assert_close(levels.data / (DIMS * math.log(2)), torch.full((20,), offset, dtype=torch.float64), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            levels.data / (DIMS * math.log(2)), torch.full((20,), offset, dtype=torch.float64), rtol=1e-6, atol=0
+        )
 
 
 def test_conditions_reach_the_denoiser(generator):
@@ -213,7 +260,7 @@ def test_conditions_reach_the_denoiser(generator):
 def test_images_are_coded_dimension_by_dimension(generator):
     """Shapes beyond vectors: probes, traces and sums see the same numbers."""
 
-    class Reshaped(MixtureOracle):
+    class Reshaped(AnalyticMixture):
         def forward(self, x_t, t, **cond):
             return super().forward(x_t.flatten(1), t).reshape(x_t.shape)
 
@@ -225,12 +272,12 @@ def test_images_are_coded_dimension_by_dimension(generator):
 
 def test_weights_take_no_gradient(generator):
     learned = sde.Learned(MLP(DIMS, 8, 1), sde.VP())
-    nats = ChangeOfVariables(learned, integrator=Steps())(data(2, generator).float(), generator=generator).nats
+    nats = ChangeOfVariables(learned, integrator=FixedSteps())(data(2, generator).float(), generator=generator).nats
     assert not nats.requires_grad
     assert all(p.grad is None for p in learned.parameters())
 
 
-SCALE = Scale(8)
+SCALE = Quantization(8)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +290,7 @@ SCALE = Scale(8)
 )
 def test_what_is_no_level_is_refused(levels, words):
     with pytest.raises(UsageError, match=words):
-        ChangeOfVariables(mixture(sde.VP()), sde.Uniform(SCALE))(levels)
+        ChangeOfVariables(mixture(sde.VP()), sde.UniformDequantization(SCALE))(levels)
 
 
 def test_levels_are_not_coded_by_a_density():
@@ -257,7 +304,9 @@ def test_data_that_are_not_finite_are_refused(bad):
         ChangeOfVariables(mixture(sde.VP()))(torch.tensor([[0.0, bad, 0.0]], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("integrator", [Adaptive(), SciPy(), TorchDiffEq(), Steps()], ids=lambda i: type(i).__name__)
+@pytest.mark.parametrize(
+    "integrator", [Adaptive(), SciPy(), TorchDiffEq(), FixedSteps()], ids=lambda i: type(i).__name__
+)
 def test_a_network_that_is_nan_is_refused(integrator):
     broken = sde.Learned(Formula(lambda x, label: x * math.nan), sde.VP())
     with pytest.raises(UsageError, match="look for NaN in the"):

@@ -1,4 +1,6 @@
-"""What would grow with the square of a vocabulary, or with a whole set, does not, or is refused with its size before it is tried."""
+"""What would grow with the square of a vocabulary, or with a whole set, does not, or is refused with its size before it
+is tried.
+"""
 
 import subprocess
 import sys
@@ -120,7 +122,11 @@ def test_information_between_events_apart(monkeypatch, generator, kind):
     p = torch.rand(40, generator=generator, dtype=D) ** 3
     p /= p.sum()
     ring = nearest(torch.randn(40, 6, generator=generator), 3)
-    build = {"near": lambda n: NearestNeighbor(ring, n), "uniform": lambda n: Uniform(40, n), "absorbing": lambda n: Absorbing(40, n)}[kind]
+    build = {
+        "near": lambda n: NearestNeighbor(ring, n),
+        "uniform": lambda n: Uniform(40, n),
+        "absorbing": lambda n: Absorbing(40, n),
+    }[kind]
     exact = mutual_information(build, p, 30).events.cumsum(0)[:-1].log()
     monkeypatch.setattr(information, "FEW", 10)
     every = mutual_information(build, p, 30, among=torch.arange(40)).events.cumsum(0)[:-1].log()
@@ -133,7 +139,10 @@ def test_information_between_events_apart(monkeypatch, generator, kind):
 
 @pytest.mark.slow
 def test_information_is_looked_at_in_the_middle_of_each_share(monkeypatch):
-    """Of 300 symbols whose frequencies fall as 1 / rank the table is off by 0.03; from an end of each share it would be by 0.05."""
+    """Of 300 symbols whose frequencies fall as 1 / rank the table is off by 0.03.
+
+    From an end of each share it would be by 0.05.
+    """
     p = 1 / (torch.arange(300, dtype=D) + 2.7)
     p /= p.sum()
     near = nearest(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), 5)
@@ -193,4 +202,7 @@ def test_limits_of_a_process_are_known():
         "import resource; from unnoise.shared.memory import available; free = available(); "
         "resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30)); print(0 < available() < 8 * 2**30, free > 0)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["True", "True"]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
+        "True",
+        "True",
+    ]

@@ -9,31 +9,49 @@ from helpers import Formula
 from unnoise.experiments import ncsn
 from unnoise.experiments.evaluation import bits_per_dim, draw
 from unnoise.experiments.images import Data
-from unnoise.sde import Learned, Levels, ScoreMatching, geometric_sigmas
-from unnoise.shared.describe import build, describe
+from unnoise.sde import DenoisingLoss, Learned, NoiseLevels, geometric_sigmas
 from unnoise.shared.errors import UsageError
-from unnoise.shared.labels import noise_level
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import normal_like
-from unnoise.shared.scale import Scale
+from unnoise.shared.serialization import deserialize, serialize
+from unnoise.shared.time_inputs import noise_level
 
 PRESETS = (ncsn.cifar10, ncsn.cifar10_v2, ncsn.celeba64_v2, ncsn.lsun128_v2, ncsn.digits, ncsn.mnist, ncsn.smoke)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__)
 def test_presets_describe_themselves(preset):
-    assert build(json.loads(json.dumps(describe(preset())))) == preset()
+    assert deserialize(json.loads(json.dumps(serialize(preset())))) == preset()
     assert preset.__doc__
 
 
 def test_published_settings():
     first, second = ncsn.cifar10(), ncsn.cifar10_v2()
-    assert (first.low, first.high, first.noise_levels, first.repeats, first.epsilon, first.denoise) == (0.01, 1.0, 10, 100, 2e-5, False)
-    assert (first.training.steps, first.training.learning_rate, first.training.ema, first.data.batch) == (200_000, 1e-3, 0.0, 128)
-    assert (second.high, second.noise_levels, second.repeats, second.epsilon, second.denoise) == (50.0, 232, 5, 6.2e-6, True)
+    assert (first.low, first.high, first.noise_levels, first.repeats, first.epsilon, first.denoise) == (
+        0.01,
+        1.0,
+        10,
+        100,
+        2e-5,
+        False,
+    )
+    assert (first.training.steps, first.training.learning_rate, first.training.ema, first.data.batch) == (
+        200_000,
+        1e-3,
+        0.0,
+        128,
+    )
+    assert (second.high, second.noise_levels, second.repeats, second.epsilon, second.denoise) == (
+        50.0,
+        232,
+        5,
+        6.2e-6,
+        True,
+    )
     assert (second.training.steps, second.training.learning_rate, second.training.ema) == (300_000, 1e-4, 0.999)
     assert (ncsn.celeba64_v2().high, ncsn.celeba64_v2().noise_levels, ncsn.celeba64_v2().epsilon) == (90.0, 500, 3.3e-6)
     assert (ncsn.lsun128_v2().high, ncsn.lsun128_v2().noise_levels, ncsn.lsun128_v2().repeats) == (190.0, 1086, 3)
-    learned = ncsn.smoke().objective((1, 8, 8), Scale(17)).denoiser
+    learned = ncsn.smoke().objective((1, 8, 8), Quantization(17)).denoiser
     assert first.sampler(learned).corrector.snr == pytest.approx(0.316, abs=5e-4)
     assert second.sampler(learned).corrector.snr == pytest.approx(0.176, abs=5e-4)
     assert all(preset().sampling_steps == preset().noise_levels for preset in PRESETS[:-1])
@@ -50,10 +68,12 @@ def test_small_sets_follow_the_published_rules(preset, low):
 
 
 def test_the_loss_is_the_published_one(generator):
-    """`sigma^2 ||s + (x~ - x) / sigma^2||^2 / 2`, summed over dimensions, is D / 2 times the objective, at each example and level."""
-    schedule = Levels(geometric_sigmas(0.01, 1.0, 10))
+    """`sigma^2 ||s + (x~ - x) / sigma^2||^2 / 2`, summed over dimensions, is D / 2 times the objective, at each example
+    and level.
+    """
+    schedule = NoiseLevels(geometric_sigmas(0.01, 1.0, 10))
     network = Formula(lambda x, label: torch.sin(3 * x) + label[:, None, None, None])
-    objective = ScoreMatching(Learned(network, schedule, label=noise_level))
+    objective = DenoisingLoss.score_matching(Learned(network, schedule, time_input=noise_level))
     x0 = torch.rand(10, 1, 4, 4, dtype=torch.float64, generator=generator)
     t = torch.arange(1, 11, dtype=torch.float64) / 10
     sigma = geometric_sigmas(0.01, 1.0, 10)[:, None, None, None]
@@ -65,14 +85,14 @@ def test_the_loss_is_the_published_one(generator):
 
 
 def test_training_visits_each_level(generator):
-    objective = ncsn.smoke().objective((1, 8, 8), Scale(17))
+    objective = ncsn.smoke().objective((1, 8, 8), Quantization(17))
     t = objective(torch.rand(400, 1, 8, 8, generator=generator), generator=generator).t
     assert sorted(set((t * 19).round().int().tolist())) == list(range(1, 20))
     torch.testing.assert_close(t * 19, (t * 19).round())
 
 
 def test_the_form_of_the_data(generator):
-    scale, k = Scale(17), torch.arange(17).reshape(1, 1, 1, 17)
+    scale, k = Quantization(17), torch.arange(17).reshape(1, 1, 1, 17)
     recipe = ncsn.smoke()
     x = recipe.form(scale, k, generator)
     assert 0 < float(x.min()) < 1 / 17
@@ -82,19 +102,23 @@ def test_the_form_of_the_data(generator):
 
 def test_samples_of_an_exact_model(generator):
     """A network that knows four images returns them, whole, through the recipe's own sampler and levels."""
-    from unnoise.shared.oracle import MixtureOracle
+    from unnoise.shared.gaussian.analytic import AnalyticMixture
 
     recipe, images = ncsn.digits(), Data("digits").load()
     k = images.k[:4].long()
     points = (k.flatten(1).double() + 0.5) / 17
-    schedule = recipe.objective((1, 8, 8), Scale(17)).denoiser.corruption
-    oracle = MixtureOracle(torch.full((4,), 0.25, dtype=torch.float64), points, torch.zeros(4, dtype=torch.float64), schedule)
+    schedule = recipe.objective((1, 8, 8), Quantization(17)).denoiser.corruption
+    oracle = AnalyticMixture(
+        torch.full((4,), 0.25, dtype=torch.float64), points, torch.zeros(4, dtype=torch.float64), schedule
+    )
     found = recipe.sampler(oracle)(shape=(60, 64), steps=recipe.sampling_steps, generator=generator)
-    drawn = recipe.levels(images.scale, found)
+    drawn = recipe.levels(images.quantization, found)
     which = (drawn[:, None] == k.flatten(1)).all(-1)
     assert which.any(1).all()
     assert which.any(0).all()
-    noisy = recipe.annealed(oracle, recipe.repeats, recipe.epsilon, denoise=False)(shape=(60, 64), steps=19, generator=generator)
+    noisy = recipe.annealed(oracle, recipe.repeats, recipe.epsilon, denoise=False)(
+        shape=(60, 64), steps=19, generator=generator
+    )
     left = (noisy[:, None] - points).square().mean(-1).min(1).values.sqrt().mean()
     from unnoise.sde.noise_levels import variance_ratio
 
@@ -106,10 +130,10 @@ def test_code_length_of_the_flow():
     """Finite, and about that of the noise of the largest level where nothing was learnt yet."""
     recipe, images = ncsn.smoke(), Data("digits").load("test")
     torch.manual_seed(0)
-    denoiser = recipe.objective(images.shape, images.scale).denoiser
+    denoiser = recipe.objective(images.shape, images.quantization).denoiser
     bits, error = bits_per_dim(recipe, denoiser, images._replace(k=images.k[:40], label=images.label[:40]))
     assert 0 < error < bits < 20
-    drawn = draw(recipe, recipe.sampler(denoiser), images.shape, images.scale, 3)
+    drawn = draw(recipe, recipe.sampler(denoiser), images.shape, images.quantization, 3)
     assert (drawn.evaluations, drawn.levels.shape) == (4 * 2 + 1, (3, 1, 8, 8))
 
 

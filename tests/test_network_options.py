@@ -7,10 +7,10 @@ import torch
 
 from unnoise.sde import EDM, VE, VP, Learned, SubVP
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier
+from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier
+from unnoise.shared.gaussian.prediction import scaled_score
 from unnoise.shared.networks import Encoder, UNet
 from unnoise.shared.networks.embeddings import RandomWaves
-from unnoise.shared.prediction import scaled_score
 
 
 def awake(network):
@@ -31,7 +31,7 @@ def test_attention_factors_are_those_of_the_resolutions():
 
 def test_a_style_is_an_object_and_tokens_have_an_encoder():
     with pytest.raises(UsageError, match="style='ddpm': give a Style"):
-        UNet((1, 8, 8), 8, style="ddpm")
+        UNet((1, 8, 8), 8, variant="ddpm")
     with pytest.raises(UsageError, match="tokens=7: give the encoder"):
         UNet((1, 8, 8), 8, tokens=7)
     with pytest.raises(UsageError, match="must be"):
@@ -67,7 +67,10 @@ def test_guidance_refuses_networks_that_have_no_null():
 
 @pytest.mark.parametrize("home", [VE(), SubVP(), VP()], ids=lambda s: type(s).__name__)
 def test_unscaled_inputs_are_brought_to_the_scale_of_the_home(home):
-    """`scaled=False`: under another schedule x_t is multiplied by alpha_home / alpha, and so x_0 is the same at equal log-SNR."""
+    """`scaled=False`.
+
+    Under another schedule x_t is multiplied by alpha_home / alpha, and so x_0 is the same at equal log-SNR.
+    """
     model = Learned(awake(UNet((1, 8, 8), 8, (1,), 1)), home, scaled_score, scaled=False).double()
     t = torch.tensor([0.3, 0.5], dtype=torch.float64)
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)

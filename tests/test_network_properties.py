@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
-from unnoise.shared.networks import Encoder, TokenEncoder, UNet, style
+from unnoise.shared.networks import CaptionEncoder, Encoder, UNet, unet_variants
 from unnoise.shared.networks.blocks import Groups
 from unnoise.shared.networks.embeddings import Fourier, Sinusoidal
 from unnoise.shared.networks.progressive import InputResidual, InputSkip, OutputResidual, OutputSkip
 from unnoise.shared.networks.resampling import FIR, MEAN, SMOOTH
-from unnoise.shared.networks.style import PLAIN, Resampled, Strided, Style
+from unnoise.shared.networks.unet_variants import PLAIN, Resampled, Strided, UNetVariant
+from unnoise.shared.serialization import deserialize, serialize
 
-PAPERS = {name: value for name, value in vars(style).items() if isinstance(value, Style)}
+PAPERS = {name: value for name, value in vars(unet_variants).items() if isinstance(value, UNetVariant)}
 NARROW = FIR((3, 1))
 VARIATIONS = {
     "norm": replace(PLAIN, norm=Groups(2, 1, 1e-3)),
@@ -53,7 +53,9 @@ MULTIPLIERS = [(1,), (2,), (1, 2), (2, 1), (0.5, 1), (1.5, 1), (1, 1, 2), (0.5, 
 
 
 def drawn(examples: int) -> Callable[[Callable], Callable]:
-    """Runs a test `(style, data)` for every style, with as many draws of its own for each, the same at every run."""
+    """Runs a test `(unet_variants, data)` for every style, with as many draws of its own for each, the same at every
+    run.
+    """
     rules = settings(deadline=None, database=None, max_examples=examples, suppress_health_check=list(HealthCheck))
 
     def mark(test: Callable) -> Callable:
@@ -82,7 +84,7 @@ def sizes(draw) -> tuple[int, ...]:
 
 
 @st.composite
-def unets(draw, style: Style) -> tuple[UNet, tuple[int, ...]]:
+def unets(draw, unet_variants: UNetVariant) -> tuple[UNet, tuple[int, ...]]:
     """A network of a style, and the sizes of a signal that it is given, which need not be those that it was built with."""
     levels = draw(st.sampled_from([None, None, 3]))
     size = draw(sizes())
@@ -97,20 +99,22 @@ def unets(draw, style: Style) -> tuple[UNet, tuple[int, ...]]:
         heads=draw(st.sampled_from([1, 2, 4])),
         dropout=draw(st.sampled_from([0.0, 0.5])),
         classes=draw(st.sampled_from([None, 3])),
-        levels=levels,
+        categories=levels,
         outputs=draw(st.integers(1, 2)) if levels is None else 1,
         vector=draw(st.sampled_from([None, 2])),
         image=draw(st.integers(0, 2)) if levels is None else 0,
-        tokens=TokenEncoder(5, 3, 4, 1, 2) if draw(st.booleans()) else None,
+        tokens=CaptionEncoder(5, 3, 4, 1, 2) if draw(st.booleans()) else None,
         logits=None if levels is None else draw(st.sampled_from([None, 2])),
-        style=style,
+        unet_variants=unet_variants,
         augment=draw(st.sampled_from([None, 2])),
         null_label=draw(st.booleans()),
     )
     return awake(network), size
 
 
-def signal(network: UNet, size: tuple[int, ...], batch: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+def signal(
+    network: UNet, size: tuple[int, ...], batch: int = 3, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
     """x, time, and every condition that the network takes."""
     seeded = torch.Generator().manual_seed(1)
     shape = (batch, network.shape[0], *size)
@@ -131,7 +135,10 @@ def signal(network: UNet, size: tuple[int, ...], batch: int = 3, dtype: torch.dt
 
 
 def rows_of_one(network: nn.Module, size: tuple[int, ...], i: int) -> list[int]:
-    """Row i alone; twice where the lowest resolution has one point and a norm one channel a group, which PyTorch refuses of one row."""
+    """Row i alone.
+
+    Twice where the lowest resolution has one point and a norm one channel a group, which PyTorch refuses of one row.
+    """
     refused = network.style.norm.least == 1 and max(size) <= 2 ** (len(network.multipliers) - 1)
     return [i, i] if refused else [i]
 
@@ -141,8 +148,8 @@ def close(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> bool:
 
 
 @drawn(2)
-def test_the_signal_comes_back_in_its_shape_and_every_parameter_has_a_finite_gradient(style, data):
-    network, size = data.draw(unets(style))
+def test_the_signal_comes_back_in_its_shape_and_every_parameter_has_a_finite_gradient(unet_variants, data):
+    network, size = data.draw(unets(unet_variants))
     x, time, conditions = signal(network, size)
     y = network(x, time, **conditions)
     channels = network.shape[0]
@@ -161,8 +168,8 @@ def test_the_signal_comes_back_in_its_shape_and_every_parameter_has_a_finite_gra
 
 
 @drawn(2)
-def test_each_row_is_what_it_is_alone_and_the_description_builds_the_same_network(style, data):
-    network, size = data.draw(unets(style))
+def test_each_row_is_what_it_is_alone_and_the_description_builds_the_same_network(unet_variants, data):
+    network, size = data.draw(unets(unet_variants))
     network.double()
     x, time, conditions = signal(network, size, dtype=torch.float64)
     with torch.no_grad():
@@ -172,30 +179,44 @@ def test_each_row_is_what_it_is_alone_and_the_description_builds_the_same_networ
             rows = rows_of_one(network, size, i)
             alone = network(x[rows], time[rows], **{name: c[rows] for name, c in conditions.items()})
             assert close(alone[0], y[i])
-    description = describe(network)
-    again = build(json.loads(json.dumps(description))).double().eval()
-    assert describe(again) == description
+    description = serialize(network)
+    again = deserialize(json.loads(json.dumps(description))).double().eval()
+    assert serialize(again) == description
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
     again.load_state_dict(network.state_dict())
     with torch.no_grad():
         assert torch.equal(again(x, time, **conditions), y)
         assert torch.equal(network(x, time, **conditions), y)
     with torch.device("meta"):
-        empty = build(description)
-    assert [(k, v.shape) for k, v in empty.state_dict().items()] == [(k, v.shape) for k, v in network.state_dict().items()]
+        empty = deserialize(description)
+    assert [(k, v.shape) for k, v in empty.state_dict().items()] == [
+        (k, v.shape) for k, v in network.state_dict().items()
+    ]
     assert all(v.is_meta for v in empty.state_dict().values())
 
 
-def full(style: Style, size: tuple[int, ...] = (5, 6), multipliers: tuple[float, ...] = (1, 1, 2), **options) -> UNet:
+def full(
+    unet_variants: UNetVariant, size: tuple[int, ...] = (5, 6), multipliers: tuple[float, ...] = (1, 1, 2), **options
+) -> UNet:
     """A network with everything, whose norms leave the channels of a group their means."""
-    options = {"classes": 3, "vector": 2, "image": 1, "tokens": TokenEncoder(5, 3, 4, 1, 2), "augment": 2, "null_label": False, **options}
-    return awake(UNet((2, *size), 8, multipliers, 1, (2,), heads=2, style=replace(style, norm=Groups(2, 1)), **options))
+    options = {
+        "classes": 3,
+        "vector": 2,
+        "image": 1,
+        "tokens": CaptionEncoder(5, 3, 4, 1, 2),
+        "augment": 2,
+        "null_label": False,
+        **options,
+    }
+    return awake(
+        UNet((2, *size), 8, multipliers, 1, (2,), heads=2, variant=replace(unet_variants, norm=Groups(2, 1)), **options)
+    )
 
 
 @every_style
 @pytest.mark.parametrize("multipliers", [(0.5, 1, 2), (2,)])
-def test_every_parameter_moves_the_output(style, multipliers):
-    network = full(style, multipliers=multipliers)
+def test_every_parameter_moves_the_output(unet_variants, multipliers):
+    network = full(unet_variants, multipliers=multipliers)
     x, time, conditions = signal(network, (5, 6))
     weight = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2))
     ((network(x, time, **conditions) + network(x, time, **{**conditions, "vector": None})) * weight).sum().backward()
@@ -203,9 +224,9 @@ def test_every_parameter_moves_the_output(style, multipliers):
 
 
 @every_style
-def test_a_fresh_network_predicts_zero_and_no_row_depends_on_another(style):
+def test_a_fresh_network_predicts_zero_and_no_row_depends_on_another(unet_variants):
     torch.manual_seed(0)
-    network = UNet((2, 5, 6), 8, (1, 2, 2), 1, (2,), style=style)
+    network = UNet((2, 5, 6), 8, (1, 2, 2), 1, (2,), variant=unet_variants)
     x, time, _ = signal(network, (5, 6))
     assert not network(x, time).count_nonzero()
     awake(network)
@@ -217,9 +238,9 @@ def test_a_fresh_network_predicts_zero_and_no_row_depends_on_another(style):
 
 @every_style
 @pytest.mark.parametrize("size", [(5, 8), (2, 3, 5)])
-def test_the_axes_of_a_signal_are_alike(style, size):
+def test_the_axes_of_a_signal_are_alike(unet_variants, size):
     """The axes of the signal and of every kernel in another order give the prediction in that order."""
-    network = full(style, size).double()
+    network = full(unet_variants, size).double()
     x, time, conditions = signal(network, size, dtype=torch.float64)
     y, state, dims = network(x, time, **conditions), deepcopy(network.state_dict()), len(size)
     for order in list(permutations(range(dims)))[1:3]:  # exchanges of two neighbours, which generate all
@@ -232,20 +253,25 @@ def test_the_axes_of_a_signal_are_alike(style, size):
         assert close(network(turned(x), time, **conditions), turned(y), 1e-9)
 
 
-def zeros_beyond(style: Style) -> bool:
+def zeros_beyond(unet_variants: UNetVariant) -> bool:
     """Whether filters of the style mix an axis of size one with what lies beyond it."""
-    filters = [getattr(part, "filter", MEAN) for part in (style.resize, style.enters, style.leaves)]
-    return any(f != MEAN for f in filters) or isinstance(style.enters, InputResidual)
+    filters = [
+        getattr(part, "filter", MEAN) for part in (unet_variants.resize, unet_variants.enters, unet_variants.leaves)
+    ]
+    return any(f != MEAN for f in filters) or isinstance(unet_variants.enters, InputResidual)
 
 
 @pytest.mark.parametrize("style", [s for s in STYLES.values() if not zeros_beyond(s)])
 @pytest.mark.parametrize("dims", [1, 2])
-def test_a_signal_of_size_one_along_an_axis_is_one_without_it(style, dims):
+def test_a_signal_of_size_one_along_an_axis_is_one_without_it(unet_variants, dims):
     size = (5, 6)[:dims]
-    flat = full(style, size, (1, 2), image=0).double()
-    deep = full(style, (*size, 1), (1, 2), image=0).double()
+    flat = full(unet_variants, size, (1, 2), image=0).double()
+    deep = full(unet_variants, (*size, 1), (1, 2), image=0).double()
     state = deep.state_dict()
-    middle = {k: nn.functional.pad(v[..., None], (1, 1)) if state[k].shape == (*v.shape, 3) else v for k, v in flat.state_dict().items()}
+    middle = {
+        k: nn.functional.pad(v[..., None], (1, 1)) if state[k].shape == (*v.shape, 3) else v
+        for k, v in flat.state_dict().items()
+    }
     deep.load_state_dict({k: v.view_as(state[k]) for k, v in middle.items()})
     x, time, conditions = signal(flat, size, dtype=torch.float64)
     assert close(deep(x[..., None], time, **conditions)[..., 0], flat(x, time, **conditions), 1e-9)
@@ -279,8 +305,8 @@ def test_a_stem_is_of_the_width_and_a_wide_one_of_the_first_resolution(make):
 
 
 def test_a_head_width_tells_the_number_of_heads():
-    style = replace(PLAIN, head_width=3)
-    options = {"width": 8, "multipliers": (0.25, 1.5, 3), "attention": (1, 2), "heads": 5, "style": style}
+    unet_variants = replace(PLAIN, head_width=3)
+    options = {"width": 8, "multipliers": (0.25, 1.5, 3), "attention": (1, 2), "heads": 5, "style": unet_variants}
     for network in (UNet((1, 8), **options), Encoder((1, 8), positional=True, **options)):
         layers = [m for m in network.modules() if hasattr(m, "qkv")]
         assert {(m.norm.num_channels, m.heads) for m in layers} == {(2, 1), (12, 4), (24, 8)}
@@ -288,9 +314,11 @@ def test_a_head_width_tells_the_number_of_heads():
 
 
 def test_a_gain_is_the_factor_of_every_sum():
-    """Without branches, and with one stream alone, a signal shrinks by the gain for each block and each attention that it passes."""
+    """Without branches, and with one stream alone, a signal shrinks by the gain for each block and each attention that
+    it passes.
+    """
     gain = 0.5
-    network = UNet((2, 5), 8, (1,), 2, (1,), style=replace(PLAIN, gain=gain))
+    network = UNet((2, 5), 8, (1,), 2, (1,), variant=replace(PLAIN, gain=gain))
     h = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
     for stage in (*network.down[0]["stages"], network.middle):
         for part in stage:
@@ -298,11 +326,13 @@ def test_a_gain_is_the_factor_of_every_sum():
 
 
 @drawn(2)
-def test_encoders_keep_these_laws_too(style, data):
+def test_encoders_keep_these_laws_too(unet_variants, data):
     size, positional = data.draw(sizes()), data.draw(st.booleans())
     multipliers = data.draw(st.sampled_from(MULTIPLIERS))
     shape, attention = (data.draw(st.integers(1, 4)), *size), data.draw(st.sampled_from([(), (1,), (2,)]))
-    network = Encoder(shape, 3, 8, multipliers, 1, attention, data.draw(st.sampled_from([1, 2, 4])), 0.5, style, positional)
+    network = Encoder(
+        shape, 3, 8, multipliers, 1, attention, data.draw(st.sampled_from([1, 2, 4])), 0.5, unet_variants, positional
+    )
     awake(network)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     time = torch.tensor([0.0, 3.0, 900.0])
@@ -313,9 +343,9 @@ def test_encoders_keep_these_laws_too(style, data):
     for name, p in network.named_parameters():
         assert p.grad is not None, f"nothing reads {name}"
         assert p.grad.isfinite().all(), name
-    description = describe(network)
-    again = build(json.loads(json.dumps(description))).double().eval()
-    assert describe(again) == description
+    description = serialize(network)
+    again = deserialize(json.loads(json.dumps(description))).double().eval()
+    assert serialize(again) == description
     again.load_state_dict(network.state_dict())
     x, time = x.double(), time.double()
     z = again(x, time)
@@ -324,14 +354,18 @@ def test_encoders_keep_these_laws_too(style, data):
         rows = rows_of_one(network, size, i)
         assert close(again(x[rows], time[rows])[0], z[i])
     with torch.device("meta"):
-        empty = build(description)
-    assert [(k, v.shape) for k, v in empty.state_dict().items()] == [(k, v.shape) for k, v in network.state_dict().items()]
+        empty = deserialize(description)
+    assert [(k, v.shape) for k, v in empty.state_dict().items()] == [
+        (k, v.shape) for k, v in network.state_dict().items()
+    ]
 
 
 @every_style
 @pytest.mark.parametrize("positional", [False, True])
-def test_every_parameter_of_an_encoder_moves_its_output(style, positional):
-    network = awake(Encoder((2, 5, 6), 3, 8, (1, 2), 1, (2,), 2, 0.0, replace(style, norm=Groups(2, 1)), positional))
+def test_every_parameter_of_an_encoder_moves_its_output(unet_variants, positional):
+    network = awake(
+        Encoder((2, 5, 6), 3, 8, (1, 2), 1, (2,), 2, 0.0, replace(unet_variants, norm=Groups(2, 1)), positional)
+    )
     x = torch.randn(3, 2, 5, 6, generator=torch.Generator().manual_seed(1))
     network(x, torch.tensor([0.5, 3.0, 9.0])).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-6] == []

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
-from unnoise.shared.networks import MLP, Encoder, TokenEncoder, UNet
+from unnoise.shared.networks import MLP, CaptionEncoder, Encoder, UNet
 from unnoise.shared.networks.blocks import AttentionPool, SelfAttention, zeroed
 from unnoise.shared.networks.classifier import train_classifier
 from unnoise.shared.networks.embeddings import sinusoidal
+from unnoise.shared.serialization import deserialize, serialize
 
 
 def awake(network, std=0.1):
@@ -25,7 +25,7 @@ def awake(network, std=0.1):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 10), (5, 7, 9), (2, 13), (1, 4, 6, 5)])
 @pytest.mark.parametrize("levels", [None, 4])
 def test_unet_takes_any_shape(shape, levels):
-    network = awake(UNet(shape, 8, (1, 2), 1, (2,), heads=2, classes=3, levels=levels))
+    network = awake(UNet(shape, 8, (1, 2), 1, (2,), heads=2, classes=3, categories=levels))
     x = torch.randn(2, *shape) if levels is None else torch.randint(0, levels, (2, *shape))
     y = network(x, torch.tensor([1.0, 900.0]), torch.tensor([0, 2]))
     assert y.shape == (2, *shape) + (() if levels is None else (levels,))
@@ -41,7 +41,7 @@ def test_unet_takes_any_shape(shape, levels):
 
 def test_unet_sees_every_level_of_its_own_pixel():
     """Channels and levels must not be mixed up between the stem and the logits."""
-    network = awake(UNet((2, 4), 8, (1,), 1, (), levels=3))
+    network = awake(UNet((2, 4), 8, (1,), 1, (), categories=3))
     x = torch.zeros(1, 2, 4, dtype=torch.int64)
     base = network(x, torch.zeros(1))
     changes = []
@@ -63,8 +63,8 @@ def test_wrong_input_is_refused_in_one_line():
         UNet((8,))
     with pytest.raises(UsageError, match="8 channels cannot be split over 3 heads"):
         SelfAttention(8, 3)
-    with pytest.raises(UsageError, match="outputs=2 are for real-valued signals: .* without levels=4"):
-        UNet((1, 8, 8), levels=4, outputs=2)
+    with pytest.raises(UsageError, match="outputs=2 are for real-valued signals: .* without categories=4"):
+        UNet((1, 8, 8), categories=4, outputs=2)
     with pytest.raises(UsageError, match="outputs=0, .*: give one or more"):
         UNet((1, 8, 8), outputs=0)
 
@@ -109,7 +109,7 @@ TIME = torch.tensor([10.0, 500.0])
 
 
 def conditioned(shape):
-    encoder = TokenEncoder(vocabulary=7, length=5, width=8, depth=1, heads=2)
+    encoder = CaptionEncoder(vocabulary=7, length=5, width=8, depth=1, heads=2)
     return awake(UNet(shape, 8, (1, 2), 1, (2,), heads=2, classes=3, vector=4, image=3, tokens=encoder), 0.3)
 
 
@@ -117,7 +117,12 @@ def inputs(shape):
     """A signal of two rows, and all of its conditions."""
     g = torch.Generator().manual_seed(1)
     x, vector, image = (torch.randn(2, *s, generator=g) for s in (shape, (4,), (3, *shape[1:])))
-    return x, {"label": torch.tensor([0, 2]), "vector": vector, "image": image, "tokens": torch.tensor([[3, 1, 4], [1, 5, 2]])}
+    return x, {
+        "label": torch.tensor([0, 2]),
+        "vector": vector,
+        "image": image,
+        "tokens": torch.tensor([[3, 1, 4], [1, 5, 2]]),
+    }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -125,7 +130,9 @@ def inputs(shape):
 def test_each_row_depends_on_its_own_condition(shape, name):
     network, (x, given) = conditioned(shape), inputs(shape)
     other = given[name].clone()
-    other[1] = other[1].flip(0) if name == "tokens" else other[1] - 1  # the same tokens in another order are another caption
+    other[1] = (
+        other[1].flip(0) if name == "tokens" else other[1] - 1
+    )  # the same tokens in another order are another caption
     y, changed = network(x, TIME, **given), network(x, TIME, **given | {name: other})
     torch.testing.assert_close(y[0], changed[0], rtol=0, atol=1e-6)
     assert (y[1] - changed[1]).abs().max() > 1e-4
@@ -141,19 +148,30 @@ def test_gradients_reach_every_condition_and_every_parameter(shape):
         assert (gradient[0] == 0).all()
         assert (gradient[1] != 0).all()
     assert labels.abs().sum(1).nonzero().flatten().tolist() == [2]
-    assert tokens.abs().sum(1).nonzero().flatten().tolist() == [1, 2, 5, 7]  # the second caption and padding, the last row
+    assert tokens.abs().sum(1).nonzero().flatten().tolist() == [
+        1,
+        2,
+        5,
+        7,
+    ]  # the second caption and padding, the last row
     network(x, TIME, image=image).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_a_missing_condition_is_the_null_condition():
     network, (x, given) = conditioned((2, 6, 5)), inputs((2, 6, 5))
-    null = {"label": torch.tensor([3, 3]), "vector": network.null_vector.expand(2, -1), "tokens": torch.full((2, 5), -1)}
+    null = {
+        "label": torch.tensor([3, 3]),
+        "vector": network.null_vector.expand(2, -1),
+        "tokens": torch.full((2, 5), -1),
+    }
     for name in null:
         rest = {k: v for k, v in given.items() if k != name}
         explicit, missing = network(x, TIME, **rest, **{name: null[name]}), network(x, TIME, **rest)
         torch.testing.assert_close(missing, explicit, rtol=0, atol=1e-6)
-        mixed = torch.cat([given[name][:1], null[name][:1, : given[name].shape[1]] if name == "tokens" else null[name][:1]])
+        mixed = torch.cat(
+            [given[name][:1], null[name][:1, : given[name].shape[1]] if name == "tokens" else null[name][:1]]
+        )
         both = network(x, TIME, **rest, **{name: mixed})
         torch.testing.assert_close(both[1], explicit[1], rtol=0, atol=1e-6)  # null for one row alone
         assert (both[0] - explicit[0]).abs().max() > 1e-3
@@ -191,7 +209,12 @@ def test_tokens_enter_through_the_time_embedding_and_through_every_attention(way
 
 def test_a_network_lists_its_conditions_and_refuses_others():
     x, given = inputs((2, 6, 5))
-    options = {"label": {"classes": 3}, "vector": {"vector": 4}, "image": {"image": 3}, "tokens": {"tokens": TokenEncoder(7, 5, 8, 1, 2)}}
+    options = {
+        "label": {"classes": 3},
+        "vector": {"vector": 4},
+        "image": {"image": 3},
+        "tokens": {"tokens": CaptionEncoder(7, 5, 8, 1, 2)},
+    }
     assert conditioned((2, 6, 5)).conditions == NAMES
     assert UNet((2, 6, 5), 8, (1,), 1).conditions == MLP(3).conditions == Encoder((2, 6, 5)).conditions == ()
     for name, option in options.items():
@@ -199,7 +222,9 @@ def test_a_network_lists_its_conditions_and_refuses_others():
         assert network.conditions == (name,)
         for other in (n for n in NAMES if n != name):
             argument = next(iter(options[other]))
-            with pytest.raises(UsageError, match=f"{other}=... was given to a network without {argument}: build it with {argument}=..."):
+            with pytest.raises(
+                UsageError, match=f"{other}=... was given to a network without {argument}: build it with {argument}=..."
+            ):
                 network(x, TIME, **{name: given[name], other: given[other]})
 
 
@@ -208,8 +233,12 @@ def test_a_smaller_image_is_interpolated(shape, mode):
     network, (x, given) = conditioned(shape), inputs(shape)
     small = torch.randn(2, 3, *(n // 2 for n in shape[1:]))
     large = F.interpolate(small, size=shape[1:], mode=mode)
-    torch.testing.assert_close(network(x, TIME, **given | {"image": small}), network(x, TIME, **given | {"image": large}))
-    assert not torch.allclose(network(x, TIME, **given | {"image": small}), network(x, TIME, **given | {"image": large.roll(1, -1)}))
+    torch.testing.assert_close(
+        network(x, TIME, **given | {"image": small}), network(x, TIME, **given | {"image": large})
+    )
+    assert not torch.allclose(
+        network(x, TIME, **given | {"image": small}), network(x, TIME, **given | {"image": large.roll(1, -1)})
+    )
 
 
 def test_conditions_that_do_not_fit_are_refused():
@@ -230,18 +259,20 @@ def test_conditions_that_do_not_fit_are_refused():
     ]:
         with pytest.raises(UsageError, match=words):
             network(x, TIME, **given | {name: bad})
-    with pytest.raises(UsageError, match="image=1 .* real-valued signals: .* without levels=4"):
-        UNet((1, 8, 8), levels=4, image=1)
+    with pytest.raises(UsageError, match="image=1 .* real-valued signals: .* without categories=4"):
+        UNet((1, 8, 8), categories=4, image=1)
     with pytest.raises(UsageError, match="vector=0, .*: give one or more"):
         UNet((1, 8, 8), vector=0)
     with pytest.raises(UsageError, match="width=8, depth=2, heads=3: .* heads that divide the width"):
-        TokenEncoder(7, 5, 8, heads=3)
+        CaptionEncoder(7, 5, 8, heads=3)
     with pytest.raises(UsageError, match="build it with context=..."):
         SelfAttention(8, 2)(torch.zeros(1, 8, 3), torch.zeros(1, 5, 8))
 
 
 def test_conditions_leave_the_weights_of_older_networks_in_place():
-    """Checkpoints hold weights by name, and those of earlier versions the state of the optimizer by the order of the parameters."""
+    """Checkpoints hold weights by name, and those of earlier versions the state of the optimizer by the order of the
+    parameters.
+    """
     plain = UNet((1, 4, 4), 8, (1, 2), 1, (2,), classes=2)
     assert list(dict.fromkeys(name.split(".")[0] for name, _ in plain.named_parameters())) == (
         ["time", "label", "stem", "down", "up", "middle", "head"]
@@ -252,7 +283,14 @@ def test_conditions_leave_the_weights_of_older_networks_in_place():
     names.insert(11, "0.skip.bias")
     assert [n for n, _ in plain.down[1]["stages"][0].named_parameters()] == names
     assert [n for n, _ in MLP(3, depth=1).named_parameters() if n.endswith("weight")] == (
-        ["time.mlp.0.weight", "time.mlp.2.weight", "enter.weight", "leave.weight", "layers.0.0.weight", "layers.0.1.weight"]
+        [
+            "time.mlp.0.weight",
+            "time.mlp.2.weight",
+            "enter.weight",
+            "leave.weight",
+            "layers.0.0.weight",
+            "layers.0.1.weight",
+        ]
     )
 
 
@@ -260,12 +298,17 @@ def test_a_conditional_network_is_described_in_full():
     network, (x, given) = conditioned((2, 6, 5)), inputs((2, 6, 5))
     plain = Encoder((2, 6, 5), classes=3, width=8, multipliers=(1, 3), blocks=2, attention=(1,), heads=2)
     perceptron = MLP(3, 8, 1, classes=4, outputs=2)
-    encoder = TokenEncoder(vocabulary=7, length=4, width=8, depth=1, heads=2)
-    cases = [(network, (x, TIME)), (plain, (x, TIME)), (perceptron, (x[:, 0, 0, :3], TIME)), (encoder, (given["tokens"],))]
+    encoder = CaptionEncoder(vocabulary=7, length=4, width=8, depth=1, heads=2)
+    cases = [
+        (network, (x, TIME)),
+        (plain, (x, TIME)),
+        (perceptron, (x[:, 0, 0, :3], TIME)),
+        (encoder, (given["tokens"],)),
+    ]
     for first, arguments in cases:
         further = given if first is network else {}
-        again = build(json.loads(json.dumps(describe(first))))
-        assert describe(again) == describe(first)
+        again = deserialize(json.loads(json.dumps(serialize(first))))
+        assert serialize(again) == serialize(first)
         again.load_state_dict(awake(first, 0.3).state_dict())
         assert torch.equal(again(*arguments, **further), first(*arguments, **further))
 
@@ -273,12 +316,19 @@ def test_a_conditional_network_is_described_in_full():
 @pytest.mark.parametrize(
     ("make", "shape", "heads"),
     [
-        (lambda outputs: UNet((3, 5, 4), 8, (1, 2), 1, (2,), outputs=outputs), (3, 5, 4), ["head.2.weight", "head.2.bias"]),
+        (
+            lambda outputs: UNet((3, 5, 4), 8, (1, 2), 1, (2,), outputs=outputs),
+            (3, 5, 4),
+            ["head.2.weight", "head.2.bias"],
+        ),
         (lambda outputs: MLP(3, 8, 1, outputs=outputs), (3,), ["leave.weight", "leave.bias"]),
     ],
 )
 def test_the_first_of_two_outputs_is_the_prediction(make, shape, heads):
-    """The first C channels are those of the network with one output and the first half of the last layer; then C more."""
+    """The first C channels are those of the network with one output and the first half of the last layer.
+
+    Then C more.
+    """
     two, x = awake(make(2)), torch.randn(2, *shape)
     y = two(x, TIME)
     assert y.shape == (2, 6, *shape[1:])
@@ -294,7 +344,9 @@ def test_mlp_takes_a_label():
     assert network.conditions == ("label",)
     torch.testing.assert_close(network(x, TIME), network(x, TIME, torch.tensor([2, 2])))
     torch.testing.assert_close(network(x, TIME, torch.tensor([0, 2]))[0], y[0])
-    assert all((a - b).abs().max() > 1e-3 for a, b in [(network(x, TIME, label.flip(0)), y), (network(x, TIME)[1], y[1])])
+    assert all(
+        (a - b).abs().max() > 1e-3 for a, b in [(network(x, TIME, label.flip(0)), y), (network(x, TIME)[1], y[1])]
+    )
     with pytest.raises(UsageError, match="without classes: build it with classes="):
         MLP(3)(x, TIME, label)
     with pytest.raises(UsageError, match="classes=None, outputs=0: give one or more"):
@@ -327,7 +379,10 @@ def test_attention_pooling_asks_with_the_mean():
 
 @pytest.mark.parametrize("shape", [(1, 13), (3, 8, 8), (1, 5, 7), (2, 4, 3, 5)])
 def test_encoder_classifies_any_signal_at_any_time(shape):
-    network, x = awake(Encoder(shape, classes=3, width=8, multipliers=(1, 2), heads=2), 0.3), torch.randn(2, *shape, requires_grad=True)
+    network, x = (
+        awake(Encoder(shape, classes=3, width=8, multipliers=(1, 2), heads=2), 0.3),
+        torch.randn(2, *shape, requires_grad=True),
+    )
     logits = network(x, TIME)
     assert logits.shape == (2, 3)
     later = network(x, TIME + torch.tensor([0, 400]))

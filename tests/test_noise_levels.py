@@ -7,9 +7,17 @@ import torch
 from helpers import Fixture, FromScore, Recorded, assert_close
 
 from unnoise.sde import SDE, VE, ReverseDiffusion
-from unnoise.sde.noise_levels import Levels, best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio, variance_ratio
-from unnoise.shared.describe import build, describe
+from unnoise.sde.noise_levels import (
+    NoiseLevels,
+    best_epsilon,
+    geometric_sigmas,
+    largest_sigma,
+    level_count,
+    level_ratio,
+    variance_ratio,
+)
 from unnoise.shared.errors import UsageError
+from unnoise.shared.serialization import deserialize, serialize
 
 FIXTURE = Fixture("score_sde_functions")
 UNEVEN = [0.1, 0.5, 0.7, 2.0, 9.0]
@@ -20,7 +28,7 @@ def rows(n):
 
 
 def test_rows_and_between():
-    schedule = Levels(UNEVEN)
+    schedule = NoiseLevels(UNEVEN)
     alpha, sigma = schedule(rows(5))
     assert torch.equal(alpha, torch.ones(6, dtype=torch.float64))
     torch.testing.assert_close(sigma, torch.tensor([0.0, *UNEVEN], dtype=torch.float64))
@@ -34,7 +42,7 @@ def test_rows_and_between():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 232, 1000])
 def test_time_is_the_inverse_of_log_snr(n):
-    schedule = Levels(torch.linspace(0.01, 3.0, n, dtype=torch.float64) ** 1.5)
+    schedule = NoiseLevels(torch.linspace(0.01, 3.0, n, dtype=torch.float64) ** 1.5)
     t = torch.cat([rows(n)[1:], (rows(n)[1:-1] + 0.37 / n)])
     torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=0, atol=1e-12)
     beyond = schedule.time(torch.tensor([1e3, -1e3], dtype=torch.float64))
@@ -42,7 +50,7 @@ def test_time_is_the_inverse_of_log_snr(n):
 
 
 def test_training_and_sampling_visit_rows_alone():
-    schedule = Levels(UNEVEN)
+    schedule = NoiseLevels(UNEVEN)
     assert schedule.training_time(torch.tensor([0.0, 0.199, 0.2, 0.999])).tolist() == [0.2, 0.2, 0.4, 1.0]
     assert schedule.grid(5).tolist() == [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
     assert schedule.grid(3).tolist() == [1.0, 0.6, 0.2, 0.0]
@@ -51,15 +59,18 @@ def test_training_and_sampling_visit_rows_alone():
 
 
 def test_its_sde_is_that_of_ve():
-    """Geometric levels are VE at `(n - 1) / (N - 1)`; g^2 is the derivative of sigma^2, that of the step below at a row."""
-    schedule, ve = Levels(geometric_sigmas(0.01, 50.0, 100)), VE()
+    """Geometric levels are VE at `(n - 1) / (N - 1)`.
+
+    G^2 is the derivative of sigma^2, that of the step below at a row.
+    """
+    schedule, ve = NoiseLevels(geometric_sigmas(0.01, 50.0, 100)), VE()
     t = torch.tensor([0.5, 0.73, 1.0], dtype=torch.float64)
     there = (t * 100 - 1) / 99
     torch.testing.assert_close(schedule(t)[1], ve(there)[1])
     f, g2 = SDE(schedule).coefficients(t)
     assert not f.any()
     torch.testing.assert_close(g2, SDE(ve).coefficients(there)[1] * 100 / 99)
-    _, uneven = SDE(Levels(UNEVEN)).coefficients(torch.tensor([0.6], dtype=torch.float64))
+    _, uneven = SDE(NoiseLevels(UNEVEN)).coefficients(torch.tensor([0.6], dtype=torch.float64))
     torch.testing.assert_close(uneven, torch.tensor([2 * 0.7**2 * math.log(0.7 / 0.5) * 5], dtype=torch.float64))
 
 
@@ -72,24 +83,28 @@ def test_the_chain_of_the_peer():
     x, score, z = (FIXTURE[k] for k in ("x", "score", "z"))
     row = (FIXTURE["t"] * 999).long()
     used = torch.nonzero(row > 0).flatten()
-    schedule = Levels(geometric_sigmas(0.01, 50.0, 1000))
+    schedule = NoiseLevels(geometric_sigmas(0.01, 50.0, 1000))
 
     def one(i):
         t, s = ((row[i] + k).double() / 1000 for k in (1, 0))
-        return ReverseDiffusion(FromScore(score[i : i + 1], schedule)).step(x[i : i + 1], t, s, generator=Recorded(z[i : i + 1]))
+        return ReverseDiffusion(FromScore(score[i : i + 1], schedule)).step(
+            x[i : i + 1], t, s, generator=Recorded(z[i : i + 1])
+        )
 
     assert_close(torch.cat([one(i) for i in used]), FIXTURE["ve.reverse_diffusion.x"][used], 1e-10)
 
 
 def test_a_table_describes_itself():
-    schedule = build(describe(Levels(UNEVEN)))
+    schedule = deserialize(serialize(NoiseLevels(UNEVEN)))
     assert schedule.sigmas.tolist() == UNEVEN
 
 
-@pytest.mark.parametrize("sigmas", [[], [[1.0, 2.0]], [0.0, 1.0], [2.0, 1.0], [1.0, 1.0], [1.0, math.inf], [1.0, math.nan]])
+@pytest.mark.parametrize(
+    "sigmas", [[], [[1.0, 2.0]], [0.0, 1.0], [2.0, 1.0], [1.0, 1.0], [1.0, math.inf], [1.0, math.nan]]
+)
 def test_what_is_no_table(sigmas):
     with pytest.raises(UsageError, match="sigmas"):
-        Levels(sigmas)
+        NoiseLevels(sigmas)
 
 
 def test_what_the_rules_refuse():
@@ -116,7 +131,10 @@ def test_largest_distance(generator, monkeypatch):
 
 @pytest.mark.parametrize("dims", [64, 3072])
 def test_the_ratio_of_levels_is_the_share_of_lengths(dims, generator):
-    """Of noise of the larger level, that share has a length within three deviations of the smaller level's: by the chi law itself."""
+    """Of noise of the larger level, that share has a length within three deviations of the smaller level's.
+
+    By the chi law itself.
+    """
     from scipy import stats
 
     for overlap in (0.3, 0.5, 0.9):
@@ -139,7 +157,10 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_levels_and_steps(name):
-    """Levels from one overlap for all three sets, "about 0.5"; epsilon to the printed digits from the printed levels."""
+    """Levels from one overlap for all three sets, "about 0.5".
+
+    Epsilon to the printed digits from the printed levels.
+    """
     dims, high, levels, repeats, epsilon = PUBLISHED[name]
     assert level_count(0.01, high, level_ratio(dims, 0.5667)) == levels
     assert level_count(0.01, high, level_ratio(dims)) == pytest.approx(levels, rel=0.06)
@@ -153,7 +174,11 @@ def test_the_variance_of_a_level(generator):
     x = ratio * sigma * torch.randn(400_000, generator=generator, dtype=torch.float64)
     step = epsilon * sigma**2 / low**2
     for _ in range(repeats):
-        x = x - step * x / sigma**2 + math.sqrt(2 * step) * torch.randn(len(x), generator=generator, dtype=torch.float64)
+        x = (
+            x
+            - step * x / sigma**2
+            + math.sqrt(2 * step) * torch.randn(len(x), generator=generator, dtype=torch.float64)
+        )
     found = float(x.var()) / sigma**2
     expected = variance_ratio(epsilon, ratio, repeats, low)
     assert abs(found - expected) < 4 * expected * math.sqrt(2 / len(x))

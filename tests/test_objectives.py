@@ -10,11 +10,11 @@ from helpers import Formula, Recorded
 from unnoise.continuous import (
     Clipped,
     Cosine,
+    DenoisingLoss,
     Distillation,
     Hybrid,
-    Importance,
+    ImportanceSampling,
     Learned,
-    Simple,
     Tabulated,
     Variational,
     VariationalBound,
@@ -27,11 +27,13 @@ from unnoise.continuous import (
     velocity,
 )
 from unnoise.experiments import load
-from unnoise.shared.guidance import ClassifierFree, ConditionDropout
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.guidance import ClassifierFree, ConditionDropout
+from unnoise.shared.gaussian.loss import matching
+from unnoise.shared.gaussian.weights import snr
 from unnoise.shared.networks import MLP
-from unnoise.shared.objective import antithetic, matching, snr
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
-from unnoise.shared.scale import Scale
+from unnoise.shared.objective import antithetic
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
 
 TABLE = Tabulated(linear_betas(1000))
@@ -54,7 +56,10 @@ def two_outputs(features=3, seed=0):
 
 
 def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
-    scale, x0 = Scale(17), Scale(17).continuous(torch.randint(0, 17, (64, 3), generator=torch.Generator().manual_seed(0))).double()
+    scale, x0 = (
+        Quantization(17),
+        Quantization(17).continuous(torch.randint(0, 17, (64, 3), generator=torch.Generator().manual_seed(0))).double(),
+    )
     chain = Tabulated(linear_betas(100))
     model = Learned(two_outputs(), chain)
     draws = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -79,13 +84,14 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
 @pytest.mark.parametrize("variance", [large, learned_range])
 def test_the_variational_loss_is_the_bound_less_its_prior(variance):
     """The mean over all n of T L_n is the sum of the path and the decoder, for the same noise."""
-    scale, chain = Scale(17), Tabulated(linear_betas(40))
+    scale, chain = Quantization(17), Tabulated(linear_betas(40))
     x0 = scale.continuous(torch.randint(0, 17, (5, 3), generator=torch.Generator().manual_seed(0))).double()
     model = Learned(two_outputs() if variance is learned_range else MLP(3, 16, 1).double(), chain)
     draws = torch.randn(40, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     n = torch.arange(1, 41).double()
     each = [
-        Variational(model, scale, variance).at(x0, (m / 40).expand(5), generator=Recorded(z)).total for m, z in zip(n, draws, strict=True)
+        Variational(model, scale, variance).at(x0, (m / 40).expand(5), generator=Recorded(z)).total
+        for m, z in zip(n, draws, strict=True)
     ]
     bound = VariationalBound(model, scale, variance=variance)
     with torch.no_grad():
@@ -108,22 +114,31 @@ class Plain(torch.nn.Module):
     def chances(self, uniform):
         if any(len(kept) < self.history for kept in self.losses):
             return torch.full((len(self.losses),), 1 / len(self.losses), dtype=torch.float64)
-        root = torch.tensor([math.sqrt(sum(v**2 for v in kept) / len(kept)) for kept in self.losses], dtype=torch.float64)
+        root = torch.tensor(
+            [math.sqrt(sum(v**2 for v in kept) / len(kept)) for kept in self.losses], dtype=torch.float64
+        )
         return (1 - uniform) * root / root.sum() + uniform / len(root)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_importance_remembers_as_published(batch, generator):
     steps, history = 5, 3
-    objective = Importance(Simple(Learned(MLP(2), Tabulated(constant_betas(steps, 1e-3)))), history=history, uniform=0.01)
+    objective = ImportanceSampling(
+        DenoisingLoss.simple(Learned(MLP(2), Tabulated(constant_betas(steps, 1e-3)))), history=history, uniform=0.01
+    )
     plain = Plain(steps, history)
     for _ in range(60):
-        index, losses = torch.randint(0, steps, (batch,), generator=generator), torch.rand(batch, generator=generator).double()
+        index, losses = (
+            torch.randint(0, steps, (batch,), generator=generator),
+            torch.rand(batch, generator=generator).double(),
+        )
         objective.record(index, losses)
         plain.record(index, losses)
         torch.testing.assert_close(objective.chances(), plain.chances(0.01))
     assert float(objective.chances().sum()) == pytest.approx(1)
-    again = Importance(Simple(Learned(MLP(2), Tabulated(constant_betas(steps, 1e-3)))), history=history, uniform=0.01)
+    again = ImportanceSampling(
+        DenoisingLoss.simple(Learned(MLP(2), Tabulated(constant_betas(steps, 1e-3)))), history=history, uniform=0.01
+    )
     again.load_state_dict(objective.state_dict())
     torch.testing.assert_close(again.chances(), objective.chances())
 
@@ -131,15 +146,18 @@ def test_importance_remembers_as_published(batch, generator):
 def test_importance_is_unbiased(generator):
     """With any chances, the expectation of the weighted loss is the mean over the steps."""
     chain = Tabulated(constant_betas(4, 1e-3))
-    inner = Simple(Learned(Formula(lambda x, label: 0.01 * label[:, None].expand_as(x).double()), chain))
-    objective = Importance(inner, history=2).train()
+    inner = DenoisingLoss.simple(Learned(Formula(lambda x, label: 0.01 * label[:, None].expand_as(x).double()), chain))
+    objective = ImportanceSampling(inner, history=2).train()
     objective.record(torch.arange(4).repeat(2), float64(1, 2, 3, 10, 1, 2, 3, 10))
     x0 = torch.zeros(40_000, 1, dtype=torch.float64)
     p = objective.chances()
     assert float(p[3]) > 0.6
     objective.eval()
     loss = objective(x0, generator=generator)
-    each = [float(inner.at(x0, torch.full((len(x0),), n / 4).double(), generator=generator).total.mean()) for n in range(1, 5)]
+    each = [
+        float(inner.at(x0, torch.full((len(x0),), n / 4).double(), generator=generator).total.mean())
+        for n in range(1, 5)
+    ]
     error = float(loss.total.std()) / 200
     assert abs(float(loss.total.mean()) - sum(each) / 4) < 4 * error
     counts = torch.bincount((loss.t * 4).round().long() - 1, minlength=4) / len(x0)
@@ -155,7 +173,10 @@ def test_antithetic_times_pair_up(generator):
 
 
 class Strata(Recorded):
-    """Normal draws `(blocks * rows * values, 1)`: in each block those for one value fall into equal strata, so means have little error."""
+    """Normal draws `(blocks * rows * values, 1)`.
+
+    In each block those for one value fall into equal strata, so means have little error.
+    """
 
     def __init__(self, blocks, rows, values):
         self.shape, self.source = (blocks, rows, values), torch.Generator().manual_seed(0)
@@ -171,7 +192,10 @@ class Strata(Recorded):
 
 LAWS = {
     "points": (torch.tensor([0, 3, 8, 9, 15]), torch.full((5,), 0.2, dtype=torch.float64)),
-    "gaussian": (torch.arange(17), torch.softmax(-0.5 * Scale(17).continuous(torch.arange(17)).double() ** 2 / 0.1, 0)),
+    "gaussian": (
+        torch.arange(17),
+        torch.softmax(-0.5 * Quantization(17).continuous(torch.arange(17)).double() ** 2 / 0.1, 0),
+    ),
 }
 
 
@@ -180,15 +204,16 @@ LAWS = {
 def test_the_bound_stays_above_the_entropy_and_its_gap_falls_as_1_over_steps(law):
     """Exact denoisers of five levels, and of a Gaussian rounded to 17 levels, on tables even in log-SNR.
 
-    The gap is what Gaussian steps cost, in nats. On the linear table of 100 steps single steps are too coarse near the data for the limit.
+    The gap is what Gaussian steps cost, in nats. On the linear table of 100 steps single steps are too coarse near the
+    data for the limit.
     """
-    (k, weights), scale, gaps = LAWS[law], Scale(17), []
+    (k, weights), scale, gaps = LAWS[law], Quantization(17), []
     where = scale.continuous(k).double()[:, None]
     entropy = float(-(weights * weights.log()).sum())
     for steps, rows in ((100, 500), (400, 300), (1600, 120)):
         shape = (3, rows)
         even = betas_of(torch.linspace(9, -9, steps, dtype=torch.float64).sigmoid())
-        oracle = MixtureOracle(weights, where, torch.zeros(len(k), dtype=torch.float64), Tabulated(even))
+        oracle = AnalyticMixture(weights, where, torch.zeros(len(k), dtype=torch.float64), Tabulated(even))
         bound = VariationalBound(oracle, scale, variance=small)
         nats = bound(where.repeat(math.prod(shape), 1), generator=Strata(*shape, len(k))).nats.view(*shape, -1)
         blocks = nats.mean(1) @ weights - entropy
@@ -202,12 +227,17 @@ def test_distortion_is_what_the_posterior_leaves(generator):
     """For a Gaussian the squared error of the exact estimate is the variance of x_0 given x_t; the rate only grows."""
     variance = 0.25
     chain = Tabulated(linear_betas(50))
-    oracle = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), variance, dtype=torch.float64), chain)
-    bound, x0 = VariationalBound(oracle, Scale(256, -4.0, 4.0)), 0.5 * torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
+    oracle = AnalyticGaussian(
+        torch.zeros(1, dtype=torch.float64), torch.full((1, 1), variance, dtype=torch.float64), chain
+    )
+    bound, x0 = (
+        VariationalBound(oracle, Quantization(256, -4.0, 4.0)),
+        0.5 * torch.randn(20_000, 1, dtype=torch.float64, generator=generator),
+    )
     curve = bound.rate_distortion(x0, generator=generator)
     alpha, sigma = chain(curve.t)
     left = variance * sigma**2 / (alpha**2 * variance + sigma**2)
-    measured = (curve.rmse.square().mean(1) * bound.scale.spacing**2).sqrt()
+    measured = (curve.rmse.square().mean(1) * bound.quantization.spacing**2).sqrt()
     torch.testing.assert_close(measured, left.sqrt(), rtol=0.03, atol=0)
     rate = curve.rate.mean(1)
     assert (rate.diff() > 0).all()
@@ -235,13 +265,17 @@ def distillation():
 
 
 OBJECTIVES = {
-    "importance": lambda: Importance(
-        Variational(Learned(MLP(2, 8, 1, outputs=2), Tabulated(linear_betas(40))), Scale(17), learned_range), 2
+    "importance": lambda: ImportanceSampling(
+        Variational(Learned(MLP(2, 8, 1, outputs=2), Tabulated(linear_betas(40))), Quantization(17), learned_range), 2
     ),
-    "hybrid+dropout": lambda: ConditionDropout(Hybrid(Learned(MLP(2, 8, 1, 3, 2), Tabulated(linear_betas(40))), Scale(17)), p=0.5),
+    "hybrid+dropout": lambda: ConditionDropout(
+        Hybrid(Learned(MLP(2, 8, 1, 3, 2), Tabulated(linear_betas(40))), Quantization(17)), p=0.5
+    ),
     "distillation": distillation,
     "guided teacher": lambda: Distillation(
-        Learned(MLP(2, 8, 1, 3), Cosine(), velocity), ClassifierFree(Learned(MLP(2, 8, 1, 3), Cosine(), velocity), 1.0), 4
+        Learned(MLP(2, 8, 1, 3), Cosine(), velocity),
+        ClassifierFree(Learned(MLP(2, 8, 1, 3), Cosine(), velocity), 1.0),
+        4,
     ),
 }
 
@@ -251,7 +285,10 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(name, tmp_path):
     def batches():
         source = torch.Generator().manual_seed(5)
         while True:
-            yield {"x0": torch.rand(32, 2, generator=source) * 2 - 1, "label": torch.randint(0, 3, (32,), generator=source)}
+            yield {
+                "x0": torch.rand(32, 2, generator=source) * 2 - 1,
+                "label": torch.randint(0, 3, (32,), generator=source),
+            }
 
     def fit(folder, steps, resume=False, skip=0):
         torch.manual_seed(0)

@@ -8,19 +8,19 @@ from helpers import Own
 from torch import nn
 
 from unnoise import continuous, discrete, sde
-from unnoise.shared.dequantisation import Variational
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ClassifierGuided, NoisyClassifier, Recognition
-from unnoise.shared.labels import step_index, thousandth_index
+from unnoise.shared.gaussian.dequantization import VariationalDequantization
+from unnoise.shared.gaussian.guidance import ClassifierGuided, NoisyClassifier, Recognition
 from unnoise.shared.networks import MLP, UNet
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.time_inputs import step_index, thousandth_index
 from unnoise.shared.training import Trainer, Training
 
 T = 1000
 TABLE = continuous.Tabulated(continuous.linear_betas(T))
 X, K = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0)), 5
 TOKENS = torch.randint(0, K, (3, 7), generator=torch.Generator().manual_seed(0))
-MASKED, UNIFORM = discrete.Absorbing(K, discrete.LogLinear()), discrete.Uniform(K, discrete.linear(T, 1e-4, 0.02))
+MASKED, UNIFORM = discrete.Absorbing(K, discrete.LogLinearNoise()), discrete.Uniform(K, discrete.linear(T, 1e-4, 0.02))
 
 
 class Output:
@@ -55,10 +55,10 @@ SHAPES = {
 }
 ASKS = {
     "sampler": lambda d: continuous.DDIM(d)(X, steps=2),
-    "simple": lambda d: continuous.Simple(d)(X),
-    "flow": lambda d: sde.FlowMatching(d)(X),
-    "bound": lambda d: continuous.VariationalBound(continuous.Clipped(d), Scale(17), terms=2)(X.clamp(-1, 1)),
-    "likelihood": lambda d: sde.ChangeOfVariables(d.on(sde.VP()), integrator=sde.Steps())(X),
+    "simple": lambda d: continuous.DenoisingLoss.simple(d)(X),
+    "flow": lambda d: sde.DenoisingLoss.flow_matching(d)(X),
+    "bound": lambda d: continuous.VariationalBound(continuous.Clipped(d), Quantization(17), terms=2)(X.clamp(-1, 1)),
+    "likelihood": lambda d: sde.ChangeOfVariables(d.on(sde.VP()), integrator=sde.FixedSteps())(X),
 }
 
 
@@ -70,7 +70,11 @@ def one_line(error, words=""):
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("form", [*FORMS, *SHAPES])
 def test_outputs_that_are_not_read_are_refused(ask, form):
-    make, words = FORMS[form] if form in FORMS else (SHAPES[form], r"the network gave \(.*for x_t \(4, 2, 6, 6\): .*\(4, 2, 6, 6\)$")
+    make, words = (
+        FORMS[form]
+        if form in FORMS
+        else (SHAPES[form], r"the network gave \(.*for x_t \(4, 2, 6, 6\): .*\(4, 2, 6, 6\)$")
+    )
     with pytest.raises(UsageError) as error:
         ASKS[ask](continuous.Learned(Own(lambda x, time: make(x)), TABLE))
     one_line(error, f".*{words}")
@@ -83,17 +87,21 @@ def test_every_caller_of_a_network_refuses_them(form):
     label = torch.zeros(4, dtype=torch.int64)
     energies = [Own(lambda x, time: make(x.sum((1, 2, 3)))), sde.Potential(Own(lambda x, time: make(x)))]
     real = continuous.Learned(UNet((2, 6, 6), 8, (1,), 1), TABLE)
-    spread = Variational(Scale(17), Own(lambda x, time: make(x)))
+    spread = VariationalDequantization(Quantization(17), Own(lambda x, time: make(x)))
     asks = [
         lambda: Recognition(classifier)(X, label=label),
         lambda: continuous.DDIM(ClassifierGuided(real, classifier))(X, steps=2, label=label),
-        *(lambda e=e: sde.ScoreMatching(sde.EnergyDenoiser(e, sde.VP()))(X) for e in energies),
+        *(lambda e=e: sde.DenoisingLoss.score_matching(sde.EnergyDenoiser(e, sde.VP()))(X) for e in energies),
         lambda: spread(torch.zeros(4, 2, 6, 6, dtype=torch.int64)),
         *(
-            lambda p=p: discrete.CrossEntropy(discrete.Categorical(Own(lambda x, time: make(logits()(x, time))), p))(TOKENS)
+            lambda p=p: discrete.CrossEntropy(discrete.Categorical(Own(lambda x, time: make(logits()(x, time))), p))(
+                TOKENS
+            )
             for p in (MASKED, UNIFORM)
         ),
-        lambda: discrete.ContinuousBound(discrete.ScoreEntropyDenoiser(Own(lambda x, time: make(logits()(x, time))), MASKED))(TOKENS),
+        lambda: discrete.ContinuousBound(
+            discrete.ScoreEntropyDenoiser(Own(lambda x, time: make(logits()(x, time))), MASKED)
+        )(TOKENS),
     ]
     for ask in asks:
         with pytest.raises(UsageError) as error:
@@ -106,7 +114,9 @@ def test_classifiers_of_other_shapes_and_labels():
     with pytest.raises(UsageError, match=r"gave \(4, 2, 6, 6\) for 4 examples: give a logit for each class"):
         wide(X, 0.5)
     classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), sde.VP())
-    expected = Recognition(classifier).at(X, torch.full((4,), 0.5), label=torch.tensor([0, 1, 1, 0]), generator=torch.Generator())
+    expected = Recognition(classifier).at(
+        X, torch.full((4,), 0.5), label=torch.tensor([0, 1, 1, 0]), generator=torch.Generator()
+    )
     narrow = torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
     found = Recognition(classifier).at(X, torch.full((4,), 0.5), label=narrow, generator=torch.Generator())
     assert torch.equal(found.total, expected.total)
@@ -146,7 +156,9 @@ def test_the_vocabulary_is_last_of_images_too():
         with pytest.raises(UsageError, match=words):
             discrete.CrossEntropy(discrete.Categorical(Own(order), UNIFORM))(x)
     unflattened = Own(lambda x, time: right(x, time).movedim(-1, 2).flatten(1, 2).unflatten(1, (3, 5)).movedim(2, -1))
-    assert torch.equal(discrete.Categorical(unflattened, UNIFORM)(x, 0.5), discrete.Categorical(Own(right), UNIFORM)(x, 0.5))
+    assert torch.equal(
+        discrete.Categorical(unflattened, UNIFORM)(x, 0.5), discrete.Categorical(Own(right), UNIFORM)(x, 0.5)
+    )
     with pytest.raises(UsageError, match=r"reads two numbers a position.*not \(2, 3, 4, 6, 5\)"):
         discrete.CrossEntropy(discrete.Categorical(Own(right), UNIFORM, head=discrete.logistic))(x)
 
@@ -154,7 +166,7 @@ def test_the_vocabulary_is_last_of_images_too():
 class NoTime(nn.Module):
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
+        self.quantization = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
         return x
@@ -173,7 +185,7 @@ def test_networks_that_take_no_time_are_refused_when_built(network):
         lambda n: discrete.ScoreEntropyDenoiser(n, MASKED),
         lambda n: NoisyClassifier(n, TABLE),
         lambda n: sde.EnergyDenoiser(n, TABLE),
-        lambda n: Variational(Scale(17), n),
+        lambda n: VariationalDequantization(Quantization(17), n),
     ]
     for build in builders:
         with pytest.raises(UsageError, match=r"called as network\(x, time, \*\*conditions\)"):
@@ -195,7 +207,7 @@ def test_networks_that_take_no_time_are_refused_when_built(network):
 )
 def test_conditions_are_named(cond, words):
     for ask in (
-        lambda: continuous.Simple(continuous.Learned(Conditional(), TABLE))(X, **cond),
+        lambda: continuous.DenoisingLoss.simple(continuous.Learned(Conditional(), TABLE))(X, **cond),
         lambda: discrete.CrossEntropy(discrete.Categorical(Conditional(), UNIFORM))(TOKENS, **cond),
     ):
         with pytest.raises(UsageError) as error:
@@ -203,9 +215,11 @@ def test_conditions_are_named(cond, words):
         one_line(error, words)
     own = continuous.Learned(UNet((2, 6, 6), 8, (1,), 1), TABLE)
     with pytest.raises(UsageError, match="UNet takes no condition caption"):
-        continuous.Simple(own)(X, caption=torch.zeros(4))
+        continuous.DenoisingLoss.simple(own)(X, caption=torch.zeros(4))
     with pytest.raises(UsageError, match=r"label is a ndarray: give a tensor, such as torch.as_tensor\(label\)"):
-        continuous.Simple(continuous.Learned(MLP(3, 8, classes=2), TABLE))(torch.randn(2, 3), label=torch.zeros(2).numpy())
+        continuous.DenoisingLoss.simple(continuous.Learned(MLP(3, 8, classes=2), TABLE))(
+            torch.randn(2, 3), label=torch.zeros(2).numpy()
+        )
 
 
 def test_errors_of_the_network_itself_stay_as_they_are():
@@ -220,7 +234,7 @@ def test_errors_of_the_network_itself_stay_as_they_are():
 
     for f, kind in ((broken, TypeError), (unlucky, IndexError), (misshapen, RuntimeError)):
         with pytest.raises(kind) as error:
-            continuous.Simple(continuous.Learned(Own(f), TABLE))(X)
+            continuous.DenoisingLoss.simple(continuous.Learned(Own(f), TABLE))(X)
         assert not isinstance(error.value, UsageError)
 
 
@@ -246,28 +260,33 @@ def test_rows_that_do_not_fit_the_time_are_found_before_the_first_step():
     for label, fits in ((None, False), (step_index, True), (thousandth_index, True)):
         denoiser = continuous.Learned(Rows(), TABLE, **({} if label is None else {"label": label}))
         if fits:
-            continuous.Simple(denoiser).at(X, early)
+            continuous.DenoisingLoss.simple(denoiser).at(X, early)
             continuous.DDIM(denoiser.eval())(X, steps=3)
             continue
         with pytest.raises(UsageError) as error:
-            continuous.Simple(denoiser).at(X, early)
-        one_line(error, "steps of Rows has 1000 rows and is asked for row 1000, where the time input is 1 to 1000: .*label=step_index")
-    continuous.Simple(continuous.Learned(Rows(T + 1), TABLE)).at(X, early)
-    continuous.Simple(continuous.Learned(Rows(T, lambda time: time.long() - 1), TABLE)).at(X, early)
+            continuous.DenoisingLoss.simple(denoiser).at(X, early)
+        one_line(
+            error,
+            "steps of Rows has 1000 rows and is asked for row 1000, where the time input is 1 to 1000: .*label=step_index",
+        )
+    continuous.DenoisingLoss.simple(continuous.Learned(Rows(T + 1), TABLE)).at(X, early)
+    continuous.DenoisingLoss.simple(continuous.Learned(Rows(T, lambda time: time.long() - 1), TABLE)).at(X, early)
     short = continuous.Tabulated(continuous.linear_betas(100))
     with pytest.raises(UsageError, match="has 100 rows and is asked for row 1000"):
-        continuous.Simple(continuous.Learned(Rows(100), short)).at(X, early)
-    continuous.Simple(continuous.Learned(Rows(100), short, label=step_index)).at(X, early)
+        continuous.DenoisingLoss.simple(continuous.Learned(Rows(100), short)).at(X, early)
+    continuous.DenoisingLoss.simple(continuous.Learned(Rows(100), short, time_input=step_index)).at(X, early)
     with pytest.raises(UsageError, match="has 1000 rows and is asked for row 1000"):
         discrete.CrossEntropy(discrete.Categorical(Rows(data=7), UNIFORM)).at(TOKENS, early[:3])
-    discrete.CrossEntropy(discrete.Categorical(Rows(data=7), UNIFORM, label=step_index)).at(TOKENS, early[:3])
+    discrete.CrossEntropy(discrete.Categorical(Rows(data=7), UNIFORM, time_input=step_index)).at(TOKENS, early[:3])
     with pytest.raises(UsageError, match="has 1000 rows and is asked for row 1000"):
-        sde.ScoreMatching(sde.Learned(Rows(), sde.VP())).at(X, early)
+        sde.DenoisingLoss.score_matching(sde.Learned(Rows(), sde.VP())).at(X, early)
 
 
 def test_a_table_of_tokens_without_a_row_for_the_mask():
     rows = nn.Embedding(K, K)
-    with pytest.raises(UsageError, match="index out of range in self.: x holds tokens up to 5 .a mask, where there is one, is the last"):
+    with pytest.raises(
+        UsageError, match="index out of range in self.: x holds tokens up to 5 .a mask, where there is one, is the last"
+    ):
         discrete.Categorical(Own(lambda x, time: rows(x)), MASKED)(torch.full((2, 3), K), 0.5)
     discrete.Categorical(Own(lambda x, time: rows(x)), UNIFORM)(TOKENS, 0.5)
 
@@ -275,7 +294,7 @@ def test_a_table_of_tokens_without_a_row_for_the_mask():
 def test_step_index_feeds_every_row_once():
     rows = []
     network = Own(lambda x, time: rows.append(time) or x)
-    denoiser = continuous.Learned(network, TABLE, label=step_index)
+    denoiser = continuous.Learned(network, TABLE, time_input=step_index)
     denoiser(torch.zeros(T, 1), torch.arange(1, T + 1, dtype=torch.float64) / T)
     assert rows[0].dtype == torch.float32
     assert torch.equal(rows[0].long(), torch.arange(T))
@@ -284,10 +303,14 @@ def test_step_index_feeds_every_row_once():
 def test_trying_the_ends_leaves_no_trace():
     network = Rows(T + 1).train()
     denoiser, before = continuous.Learned(network, TABLE), torch.get_rng_state()
-    continuous.Simple(denoiser).at(X, torch.full((4,), 0.3, dtype=torch.float64), generator=torch.Generator())
+    continuous.DenoisingLoss.simple(denoiser).at(
+        X, torch.full((4,), 0.3, dtype=torch.float64), generator=torch.Generator()
+    )
     again = torch.get_rng_state()
     torch.set_rng_state(before)
-    continuous.Simple(denoiser).at(X, torch.full((4,), 0.3, dtype=torch.float64), generator=torch.Generator())
+    continuous.DenoisingLoss.simple(denoiser).at(
+        X, torch.full((4,), 0.3, dtype=torch.float64), generator=torch.Generator()
+    )
     assert torch.equal(torch.get_rng_state(), again)  # as often drawn from
     assert network.calls == 3
     assert network.drop.training
@@ -303,13 +326,19 @@ def test_trying_the_ends_leaves_no_trace():
             r"not an integer.*float32, here 1 to 1000; index with time.round\(\).long\(\)",
         ),
         (lambda x, time: x * torch.ones(T + 1)[time][:, None, None, None], "not an integer"),
-        (lambda x, time: x * torch.ones(5)[time.long()][:, None, None, None], "does not have.*here 1 to 1000; .*label=step_index"),
-        (lambda x, time: F.linear(time[:, None], torch.zeros(1, 1, dtype=torch.float64)), "mixes precisions.*time input is torch.float32"),
+        (
+            lambda x, time: x * torch.ones(5)[time.long()][:, None, None, None],
+            "does not have.*here 1 to 1000; .*label=step_index",
+        ),
+        (
+            lambda x, time: F.linear(time[:, None], torch.zeros(1, 1, dtype=torch.float64)),
+            "mixes precisions.*time input is torch.float32",
+        ),
     ],
 )
 def test_what_a_network_does_with_the_time_is_one_line(f, words):
     with pytest.raises(UsageError) as error:
-        continuous.Simple(continuous.Learned(Own(f), TABLE))(X)
+        continuous.DenoisingLoss.simple(continuous.Learned(Own(f), TABLE))(X)
     one_line(error, f".*{words}")
 
 
@@ -322,16 +351,20 @@ def test_half_precision_and_a_time_that_is_not_cast():
         def forward(self, x, time):
             return x + self.time(time[:, None])[:, :, None, None]
 
-    continuous.Simple(continuous.Learned(Uncast(), TABLE))(X)
-    with pytest.raises(UsageError, match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is made of it"):
-        continuous.Simple(continuous.Learned(Uncast().bfloat16(), TABLE))(X)
+    continuous.DenoisingLoss.simple(continuous.Learned(Uncast(), TABLE))(X)
+    with pytest.raises(
+        UsageError, match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is made of it"
+    ):
+        continuous.DenoisingLoss.simple(continuous.Learned(Uncast().bfloat16(), TABLE))(X)
 
 
 def test_a_network_says_that_it_takes_no_condition():
     """Guidance by a classifier passes its label on, unless the network says what it takes."""
     classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), TABLE)
     plain, label = Own(lambda x, time: x), torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(UsageError, match=r"Own takes no condition label .*its attribute `conditions` = \(\) tells guidance so"):
+    with pytest.raises(
+        UsageError, match=r"Own takes no condition label .*its attribute `conditions` = \(\) tells guidance so"
+    ):
         continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)
     plain.conditions = ()
     continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)
@@ -363,8 +396,14 @@ def test_steps_of_numpy_are_whole_numbers():
 
 def test_a_loader_of_pairs_is_told_how_to_become_batches():
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4)), 2)
-    trainer = Trainer(continuous.Simple(continuous.Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)), Training(steps=2, warmup=1))
-    with pytest.raises(UsageError, match=r'a batch is list: give dicts .* such as \(\{"x0": x, "label": label\} for x, label in loader\)'):
+    trainer = Trainer(
+        continuous.DenoisingLoss.simple(continuous.Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)),
+        Training(steps=2, warmup=1),
+    )
+    with pytest.raises(
+        UsageError,
+        match=r'a batch is list: give dicts .* such as \(\{"x0": x, "label": label\} for x, label in loader\)',
+    ):
         trainer.fit(loader)
     trainer.fit({"x0": x} for x, _ in loader)
     assert trainer.step == 2

@@ -1,4 +1,7 @@
-"""Half precision around the network leaves laws and losses as they are; score entropy in closed form; what is refused when built."""
+"""Half precision around the network leaves laws and losses as they are; score entropy in closed form.
+
+What is refused when built.
+"""
 
 import pytest
 import torch
@@ -7,15 +10,15 @@ from unnoise.discrete import (
     Absorbing,
     BandDiagonal,
     Categorical,
-    Constant,
+    ConstantNoise,
     ContinuousBound,
     CrossEntropy,
+    D3PMLoss,
     DiscretizedGaussian,
-    Exponential,
+    ExponentialNoise,
     GaussianTarget,
-    Geometric,
-    Hybrid,
-    LogLinear,
+    GeometricNoise,
+    LogLinearNoise,
     Marginal,
     Mixture,
     NearestNeighbor,
@@ -30,7 +33,7 @@ from unnoise.discrete import (
     nearest,
     reciprocal,
 )
-from unnoise.discrete.transition.plain import score_entropy
+from unnoise.discrete.transition.generic import score_entropy
 from unnoise.shared.errors import UsageError
 
 K, T = 6, 10
@@ -43,9 +46,9 @@ TRANSITIONS = {
     "band": BandDiagonal(K, cosine(T), 2),
     "neighbours": NearestNeighbor(NEAR, cosine(T)),
     "mixture": Mixture(NearestNeighbor(NEAR, cosine(T)), Absorbing(K, reciprocal(T))),
-    "target": GaussianTarget(K, Constant(3.0), 2.0, 4.0),
-    "masked in time": Absorbing(K, LogLinear()),
-    "uniform in time": Uniform(K, Geometric()),
+    "target": GaussianTarget(K, ConstantNoise(3.0), 2.0, 4.0),
+    "masked in time": Absorbing(K, LogLinearNoise()),
+    "uniform in time": Uniform(K, GeometricNoise()),
 }
 
 
@@ -62,11 +65,16 @@ def test_autocast_is_for_networks_alone(kind, reverse):
     transition = TRANSITIONS[kind]
     denoiser = Categorical(Fixed(), transition, reverse)
     x0 = torch.randint(0, K, (8, 16), generator=torch.Generator().manual_seed(1))
-    objectives = [ContinuousBound(denoiser) if transition.steps is None else Hybrid(denoiser, 0.1), CrossEntropy(denoiser)]
+    objectives = [
+        ContinuousBound(denoiser) if transition.steps is None else D3PMLoss(denoiser, 0.1),
+        CrossEntropy(denoiser),
+    ]
 
     def everything():
         losses = [objective(x0, generator=torch.Generator().manual_seed(2)).total for objective in objectives]
-        laws = denoiser.step_law(x0, torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64))
+        laws = denoiser.step_distribution(
+            x0, torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
+        )
         return [*losses, laws]
 
     plain = everything()
@@ -88,13 +96,15 @@ def test_score_entropy_in_closed_form_is_the_definition(kind, generator):
     log_ratio = log_ratio.scatter(-1, x_t[..., None], 0.0).requires_grad_()
     closed, plain = transition.score_entropy(log_ratio, x0, x_t, t), score_entropy(transition, log_ratio, x0, x_t, t)
     torch.testing.assert_close(closed, plain, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), log_ratio)[0] for v in (closed, plain)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(v.sum(), log_ratio)[0] for v in (closed, plain)), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_survivors_are_coded_and_drawn_alike():
     """Under LogLinear(eps) a token is left at t = 1 with chance eps: it costs eps times what p0 at a window of masks
     says, and is drawn so."""
-    process, x0 = Absorbing(K, LogLinear(0.05)), torch.randint(0, K, (3, 7))
+    process, x0 = Absorbing(K, LogLinearNoise(0.05)), torch.randint(0, K, (3, 7))
     denoiser = Categorical(Fixed(), process)
     masks, one = torch.full((3, 7), K), torch.ones((), dtype=torch.float64)
     log_p = denoiser(masks, one)
@@ -108,10 +118,12 @@ def test_survivors_are_coded_and_drawn_alike():
 
 
 def test_padding_costs_nothing(generator):
-    denoiser = Categorical(Fixed(), Absorbing(K, LogLinear()))
+    denoiser = Categorical(Fixed(), Absorbing(K, LogLinearNoise()))
     x0 = torch.randint(0, K - 1, (4, 9), generator=generator)
     padded = torch.cat([x0, torch.full((4, 5), K - 1)], 1)
-    whole, left = (VariationalBound(denoiser, padding=p)(padded, generator=torch.Generator().manual_seed(0)) for p in (None, K - 1))
+    whole, left = (
+        VariationalBound(denoiser, padding=p)(padded, generator=torch.Generator().manual_seed(0)) for p in (None, K - 1)
+    )
     assert (left.nats < whole.nats).all()
     priors = VariationalBound(denoiser, padding=K - 1).prior(padded), VariationalBound(denoiser).prior(x0)
     torch.testing.assert_close(*priors, rtol=1e-12, atol=1e-12)
@@ -122,19 +134,30 @@ def test_padding_costs_nothing(generator):
     [
         (lambda: ScoreEntropyDenoiser(Fixed(), TRANSITIONS["target"]), "GaussianTarget .T=None.: ratios are learned"),
         (lambda: ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform"]), "T=10"),
-        (lambda: CrossEntropy(ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform in time"])), "CrossEntropy needs p.x_0"),
-        (lambda: ContinuousBound(ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform in time"]), ce=0.1), "ce=0.1 needs p.x_0"),
         (
-            lambda: Categorical(Fixed(), TRANSITIONS["uniform"], head=carried)(torch.zeros(1, 2).long(), torch.ones(())),
+            lambda: CrossEntropy(ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform in time"])),
+            "CrossEntropy needs p.x_0",
+        ),
+        (
+            lambda: ContinuousBound(ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform in time"]), ce=0.1),
+            "ce=0.1 needs p.x_0",
+        ),
+        (
+            lambda: Categorical(Fixed(), TRANSITIONS["uniform"], head=carried)(
+                torch.zeros(1, 2).long(), torch.ones(())
+            ),
             "carried takes a token that is not the mask for x_0, and under this Uniform it may be noise",
         ),
-        (lambda: Geometric(low=-1.0), "Geometric.low=-1.0"),
-        (lambda: LogLinear(eps=2.0), "LogLinear.eps=2.0"),
-        (lambda: Exponential(base=1.0), "must grow"),
-        (lambda: Constant(events=0.0), "must grow"),
-        (lambda: BandDiagonal(8, LogLinear()), "given by the betas of its steps"),
-        (lambda: DiscretizedGaussian(8, LogLinear()), "given by the betas of its steps"),
-        (lambda: mutual_information(lambda s: Uniform(3, s), torch.tensor([1.0, 0.0, 0.0]), 5), "no information to erase"),
+        (lambda: GeometricNoise(low=-1.0), "Geometric.low=-1.0"),
+        (lambda: LogLinearNoise(eps=2.0), "LogLinear.eps=2.0"),
+        (lambda: ExponentialNoise(base=1.0), "must grow"),
+        (lambda: ConstantNoise(events=0.0), "must grow"),
+        (lambda: BandDiagonal(8, LogLinearNoise()), "given by the betas of its steps"),
+        (lambda: DiscretizedGaussian(8, LogLinearNoise()), "given by the betas of its steps"),
+        (
+            lambda: mutual_information(lambda s: Uniform(3, s), torch.tensor([1.0, 0.0, 0.0]), 5),
+            "no information to erase",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_when_built(make, words):

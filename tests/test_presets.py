@@ -22,7 +22,7 @@ from unnoise.experiments import (
 from unnoise.experiments.images import ImageExperiment, Network
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import presets
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 
 COUNTS = [
     (presets.ddpm_cifar10, {}, 35_746_307),
@@ -59,14 +59,21 @@ COUNTS = [
 
 
 COUNT_FIXED = (presets.ncsnpp_cifar10, presets.ncsnpp_lsun256, presets.ncsnpp_ffhq1024)
-"""Song et al. (2021) count their Fourier frequencies, which are drawn once and not trained; Karras et al. (2022) do not."""
+"""Song et al. (2021) count their Fourier frequencies, which are drawn once and not trained; Karras et al.
+
+(2022) do not.
+"""
 
 
 @pytest.mark.parametrize(("preset", "options", "count"), COUNTS, ids=lambda v: getattr(v, "__name__", None))
 def test_parameter_counts_are_the_released_ones(preset, options, count):
     with torch.device("meta"):
         network = preset(**options)
-    fixed = {"frequencies": network.time.encode.frequencies} if preset in COUNT_FIXED and options != {"fourier": False} else {}
+    fixed = (
+        {"frequencies": network.time.encode.frequencies}
+        if preset in COUNT_FIXED and options != {"fourier": False}
+        else {}
+    )
     assert sum(p.numel() for p in [*network.parameters(), *fixed.values()]) == count
 
 
@@ -78,7 +85,8 @@ ONE_HOT = (256 - 1) * 3 * 128 * 9
 LOGISTIC = 3 * (128 * 9 + 1)
 """Those of the second number that a logistic head has for each channel."""
 RECIPES = [
-    # recipe, pixels, preset and its options, parameters beyond the preset's and the arguments that differ, with the reason
+    # recipe, pixels, preset and its options, parameters beyond the preset's and the arguments that differ, with the
+    # reason
     (ddpm.cifar10, 32, presets.ddpm_cifar10, {}, None),
     (ddpm.lsun256, 256, presets.ddpm_lsun256, {}, None),
     (ddpm.celebahq256, 256, presets.ddpm_lsun256, {}, None),
@@ -101,9 +109,21 @@ RECIPES = [
     (score_sde.cifar10_subvp_deep, 32, presets.ddpmpp_cifar10, {"deep": True}, None),
     (score_sde.cifar10_ve, 32, presets.ncsnpp_cifar10, {}, None),
     (score_sde.cifar10_ve_deep, 32, presets.ncsnpp_cifar10, {"deep": True}, None),
-    (score_sde.celeba64_ve, 64, presets.ncsnpp_cifar10, {}, (0, {"shape", "attention"}, "16 pixels are another factor of 64")),
+    (
+        score_sde.celeba64_ve,
+        64,
+        presets.ncsnpp_cifar10,
+        {},
+        (0, {"shape", "attention"}, "16 pixels are another factor of 64"),
+    ),
     (score_sde.ffhq256_ve, 256, presets.ncsnpp_lsun256, {}, None),
-    (edm.cifar10, 32, presets.edm_cifar10_vp, {}, (-AUGMENT, {"augment"}, "the mirror alone, which the network is not told of")),
+    (
+        edm.cifar10,
+        32,
+        presets.edm_cifar10_vp,
+        {},
+        (-AUGMENT, {"augment"}, "the mirror alone, which the network is not told of"),
+    ),
     (edm.cifar10_classes, 32, presets.edm_cifar10_vp, {"conditional": True}, (-AUGMENT, {"augment"}, "as above")),
     (edm.ffhq64, 64, presets.edm_ffhq64_vp, {}, (-AUGMENT, {"augment"}, "as above")),
     (edm.afhqv2_64, 64, presets.edm_ffhq64_vp, {}, (-AUGMENT, {"augment", "dropout"}, f"as above; {DROPOUT}")),
@@ -113,16 +133,30 @@ RECIPES = [
         64,
         presets.adm_imagenet64,
         {},
-        (768 - 3 * (192 * 9 + 1), {"null_label", "outputs"}, "a row for no label, which guidance needs, and a fixed variance"),
+        (
+            768 - 3 * (192 * 9 + 1),
+            {"null_label", "outputs"},
+            "a row for no label, which guidance needs, and a fixed variance",
+        ),
     ),
     (
         classifier_free.imagenet128,
         128,
         presets.adm_imagenet128,
         {},
-        (1024 - 3 * (256 * 9 + 1), {"null_label", "outputs"}, "a row for no label, which guidance needs, and a fixed variance"),
+        (
+            1024 - 3 * (256 * 9 + 1),
+            {"null_label", "outputs"},
+            "a row for no label, which guidance needs, and a fixed variance",
+        ),
     ),
-    (d3pm_images.cifar10, 32, presets.ddpm_cifar10, {}, (ONE_HOT + LOGISTIC, {"levels", "logits"}, "levels are symbols")),
+    (
+        d3pm_images.cifar10,
+        32,
+        presets.ddpm_cifar10,
+        {},
+        (ONE_HOT + LOGISTIC, {"levels", "logits"}, "levels are symbols"),
+    ),
     (tauldr.cifar10, 32, presets.ddpm_cifar10, {}, (ONE_HOT + LOGISTIC, {"levels", "logits"}, "levels are symbols")),
 ]
 WITHOUT_RECIPE = {
@@ -183,7 +217,7 @@ def arguments(network):
 @pytest.mark.parametrize(("recipe", "size", "preset", "options", "apart"), RECIPES, ids=name_of)
 def test_recipes_train_the_papers_networks(recipe, size, preset, options, apart, on_meta):
     """The network that a recipe's objective trains is the preset, but for what is listed with a reason."""
-    network = recipe().objective((3, size, size), Scale()).denoiser.network
+    network = recipe().objective((3, size, size), Quantization()).denoiser.network
     with torch.device("meta"):
         paper = preset(**options)
     more, changed, _ = apart or (0, set(), "")
@@ -193,7 +227,8 @@ def test_recipes_train_the_papers_networks(recipe, size, preset, options, apart,
 
 
 @pytest.mark.parametrize(
-    ("recipe", "size"), [(guided_diffusion.imagenet64, 64), (guided_diffusion.imagenet128, 128), (guided_diffusion.imagenet256, 256)]
+    ("recipe", "size"),
+    [(guided_diffusion.imagenet64, 64), (guided_diffusion.imagenet128, 128), (guided_diffusion.imagenet256, 256)],
 )
 def test_recipes_train_the_papers_classifiers(recipe, size, on_meta):
     network = recipe().recognition((3, size, size)).denoiser.network
@@ -204,7 +239,11 @@ def test_recipes_train_the_papers_classifiers(recipe, size, on_meta):
 
 
 def test_every_preset_and_recipe_is_compared_or_has_a_reason():
-    made = {name for name, value in vars(presets).items() if inspect.isfunction(value) and value.__module__ == presets.__name__}
+    made = {
+        name
+        for name, value in vars(presets).items()
+        if inspect.isfunction(value) and value.__module__ == presets.__name__
+    }
     compared = {preset.__name__ for _, _, preset, _, _ in RECIPES} | {"adm_classifier"}
     assert made - compared == WITHOUT_RECIPE.keys()
     known = {make: name for name, make in recipes.RECIPES.items() if isinstance(make(), ImageExperiment)}

@@ -12,8 +12,8 @@ from unnoise.experiments.demo import Demo
 from unnoise.shared.data import Batches, sparse_chain
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks.classifier import train_classifier
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import Streams, categorical, derived_seed, normal, rademacher_like, uniform, whole_seed
-from unnoise.shared.scale import Scale
 from unnoise.shared.training import Training
 
 
@@ -61,15 +61,22 @@ def test_categorical_law_and_zero_classes(generator):
 
 
 NO_SEEDS = {str(v): v for v in (2**64, -(2**63) - 1, 10**40, 0.5, 3.0, float("nan"), None, True, "7", [1])}
-NO_SEEDS |= {"digits": 10**5000, "two": torch.zeros(2, dtype=torch.int64), "many": torch.zeros(9, 99), "bool": np.bool_(True)}
+NO_SEEDS |= {
+    "digits": 10**5000,
+    "two": torch.zeros(2, dtype=torch.int64),
+    "many": torch.zeros(9, 99),
+    "bool": np.bool_(True),
+}
 TAKE_SEEDS = {
     "derived_seed": lambda seed: derived_seed(seed, "noise", 3),
     "Streams": lambda seed: Streams(seed, range(2)),
-    "Batches": lambda seed: Batches(torch.zeros(4, 2, dtype=torch.uint8), 2, Scale(2), seed=seed),
+    "Batches": lambda seed: Batches(torch.zeros(4, 2, dtype=torch.uint8), 2, Quantization(2), seed=seed),
     "Training": lambda seed: Training(seed=seed),
     "Demo": lambda seed: Demo(seed=seed),
     "sparse_chain": lambda seed: sparse_chain(5, seed=seed),
-    "train_classifier": lambda seed: train_classifier(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), 2, steps=1, batch=2, seed=seed),
+    "train_classifier": lambda seed: train_classifier(
+        torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), 2, steps=1, batch=2, seed=seed
+    ),
 }
 
 
@@ -86,9 +93,13 @@ def test_what_is_no_seed_is_refused_in_one_line(take, seed):
 def test_whole_numbers_of_any_kind_are_seeds(take):
     for seed in (7, np.int64(7), np.uint8(7), torch.tensor(7)):
         TAKE_SEEDS[take](seed)
-    assert TAKE_SEEDS["derived_seed"](np.int64(7)) == TAKE_SEEDS["derived_seed"](torch.tensor(7)) == TAKE_SEEDS["derived_seed"](7)
+    assert (
+        TAKE_SEEDS["derived_seed"](np.int64(7))
+        == TAKE_SEEDS["derived_seed"](torch.tensor(7))
+        == TAKE_SEEDS["derived_seed"](7)
+    )
     assert type(Training(seed=np.int64(7)).seed) is int
-    assert Batches(torch.zeros(4, 2), 2, Scale(2), seed=np.int64(7)).state_dict()["seed"] == 7
+    assert Batches(torch.zeros(4, 2), 2, Quantization(2), seed=np.int64(7)).state_dict()["seed"] == 7
 
 
 @given(st.integers(-(2**63), 2**64 - 1), st.integers(-(2**63), 2**64 - 1))
@@ -104,7 +115,9 @@ def test_every_seed_of_64_bits_has_its_own_noise(a, b):
         assert torch.equal(one, normal((2, 8), Streams(a + 2**64, [0, 2**62])))
 
 
-@pytest.mark.parametrize("indices", [[0.5, 1.5], torch.tensor(3), torch.zeros(2, 2, dtype=torch.int64), [True, False], [2**70], "ab", None])
+@pytest.mark.parametrize(
+    "indices", [[0.5, 1.5], torch.tensor(3), torch.zeros(2, 2, dtype=torch.int64), [True, False], [2**70], "ab", None]
+)
 def test_what_is_no_row_of_indices_is_refused(indices):
     with pytest.raises(UsageError, match="indices=.*: give the numbers of the samples"):
         Streams(0, indices)
@@ -112,12 +125,20 @@ def test_what_is_no_row_of_indices_is_refused(indices):
 
 def test_indices_of_any_whole_type(generator):
     expected = normal((3, 2), Streams(0, range(3)))
-    for indices in ([0, 1, 2], np.arange(3), torch.arange(3, dtype=torch.uint8), torch.arange(3, dtype=torch.int32), (0, 1, 2)):
+    for indices in (
+        [0, 1, 2],
+        np.arange(3),
+        torch.arange(3, dtype=torch.uint8),
+        torch.arange(3, dtype=torch.int32),
+        (0, 1, 2),
+    ):
         assert torch.equal(normal((3, 2), Streams(0, indices)), expected)
     assert normal((0, 2), Streams(0, [])).shape == (0, 2)
 
 
-@pytest.mark.parametrize("command", [("sample", "runs/none"), ("evaluate", "runs/none"), ("demo", "--smoke"), ("train", "ddpm-smoke")])
+@pytest.mark.parametrize(
+    "command", [("sample", "runs/none"), ("evaluate", "runs/none"), ("demo", "--smoke"), ("train", "ddpm-smoke")]
+)
 def test_the_command_line_refuses_a_seed_before_anything_else(capsys, tmp_path, monkeypatch, command):
     """And a demo that stands there is not moved away for it."""
     monkeypatch.chdir(tmp_path)

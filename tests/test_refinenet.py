@@ -6,13 +6,21 @@ import torch.nn.functional as F
 from helpers import Formula
 from torch import nn
 
-from unnoise.sde import Learned, Levels, geometric_sigmas
-from unnoise.shared.describe import build, describe
+from unnoise.sde import Learned, NoiseLevels, geometric_sigmas
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.prediction import scaled_score
 from unnoise.shared.networks import UNet
-from unnoise.shared.networks.recentred import Recentred
-from unnoise.shared.networks.refinenet import ChainedPooling, Convolutions, Fusion, InstanceNormPlus, RefineNet, Residual, resized
-from unnoise.shared.prediction import scaled_score
+from unnoise.shared.networks.adapters import CenteredInput
+from unnoise.shared.networks.refinenet import (
+    ChainedPooling,
+    Convolutions,
+    Fusion,
+    InstanceNormPlus,
+    RefineNet,
+    Residual,
+    resized,
+)
+from unnoise.shared.serialization import deserialize, serialize
 
 SHAPES = [(1, 7), (5, 12), (3, 8, 8), (5, 7, 10), (1, 5, 1), (1, 4, 3, 6)]
 TIME = torch.zeros(1)
@@ -79,7 +87,9 @@ def test_resizing_keeps_the_ends(before, after):
     place = torch.arange(after, dtype=torch.float64) * (before - 1) / (after - 1)
     low = place.floor().long().clamp(max=before - 1)
     high = (low + 1).clamp(max=before - 1)
-    torch.testing.assert_close(resized(x, (after,)), torch.lerp(x[..., low], x[..., high], place - low), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        resized(x, (after,)), torch.lerp(x[..., low], x[..., high], place - low), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_units_and_pooling_are_their_formulas():
@@ -102,7 +112,9 @@ def test_fusion_sums_at_the_first_size():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("multipliers", "dilations"), [((1, 2, 2), (1, 1, 2)), ((2, 1, 3, 4), (1, 1, 1, 2)), ((1,), (2,))])
+@pytest.mark.parametrize(
+    ("multipliers", "dilations"), [((1, 2, 2), (1, 1, 2)), ((2, 1, 3, 4), (1, 1, 1, 2)), ((1,), (2,))]
+)
 def test_any_shape_and_every_parameter_counts(shape, multipliers, dilations):
     network, x = awake(RefineNet(shape, 3, multipliers, dilations)).double(), drawn(3, *shape)
     y = network(x, torch.zeros(3))
@@ -177,25 +189,34 @@ def test_what_no_network_is_built_from():
 
 def test_recentred_asks_at_twice_the_signal_less_one():
     seen = []
-    network = Recentred(Formula(lambda x, time: seen.append((x, time)) or 3 * x))
+    network = CenteredInput(Formula(lambda x, time: seen.append((x, time)) or 3 * x))
     x, time = torch.tensor([[0.0, 0.5, 1.0, 40.0]]), torch.tensor([7.0])
     assert torch.equal(network(x, time), torch.tensor([[-3.0, 0.0, 3.0, 237.0]]))
     assert torch.equal(seen[0][1], time)
-    assert not any(hasattr(network, name) for name in ("conditions", "outputs", "null", "shape"))  # the formula has none
+    assert not any(
+        hasattr(network, name) for name in ("conditions", "outputs", "null", "shape")
+    )  # the formula has none
 
 
 def test_recentred_says_what_its_network_says():
     inner = awake(UNet((1, 4, 4), 8, (1,), 1, (), classes=3, outputs=2))
-    network = Recentred(inner)
-    assert (network.conditions, network.outputs, network.shape, int(network.null("label"))) == (("label",), 2, (1, 4, 4), 3)
+    network = CenteredInput(inner)
+    assert (network.conditions, network.outputs, network.shape, int(network.null("label"))) == (
+        ("label",),
+        2,
+        (1, 4, 4),
+        3,
+    )
     x, time, label = torch.rand(2, 1, 4, 4), torch.tensor([1.0, 9.0]), torch.tensor([0, 2])
     assert torch.equal(network(x, time, label=label), inner(2 * x - 1, time, label))
 
 
 def test_a_checkpoint_can_hold_them():
     network = RefineNet([2, 5, 4], 4, [1, 2, 2], [1, 1, 2], eps=1e-4)
-    model = Learned(Recentred(awake(network)), Levels(geometric_sigmas(0.01, 50.0, 5)), scaled_score, scaled=False)
-    again = build(describe(model))
+    model = Learned(
+        CenteredInput(awake(network)), NoiseLevels(geometric_sigmas(0.01, 50.0, 5)), scaled_score, scaled=False
+    )
+    again = deserialize(serialize(model))
     again.load_state_dict(model.state_dict())
     assert again.network.inner.eps == 1e-4
     x, t = torch.rand(2, 2, 5, 4), torch.tensor(0.4)

@@ -1,4 +1,7 @@
-"""Released checkpoints as files: each format is recognised, computes the reference's numbers, and becomes a run of this package."""
+"""Released checkpoints as files.
+
+Each format is recognised, computes the reference's numbers, and becomes a run of this package.
+"""
 
 import inspect
 import json
@@ -10,10 +13,10 @@ from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import edm_file, refused, song_file
 from safetensors.torch import save_file
 
-from unnoise.experiments import released
-from unnoise.experiments.importing import Flags, bring
-from unnoise.experiments.released import loading, openai
-from unnoise.experiments.released.pesser import TRAINED
+from unnoise.experiments import pretrained
+from unnoise.experiments.import_export import Flags, bring
+from unnoise.experiments.pretrained import loading, openai
+from unnoise.experiments.pretrained.pesser import TRAINED
 
 GUIDED = {
     "image_size": 16,
@@ -26,7 +29,13 @@ GUIDED = {
 }
 IMPROVED = GUIDED | {"num_heads": 4, "noise_schedule": "cosine", "diffusion_steps": 4000, "rescale_timesteps": True}
 IMPROVED.pop("num_head_channels")
-SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
 
 
 def torch_file(folder, name, state):
@@ -86,13 +95,23 @@ def lightning(folder, name, state):
 
 
 CASES = {
-    "pesser / ermongroup DDPM": ("ddim_model", ermongroup, {"image_size": 16, **TRAINED}, lambda m, f: (m.network(f["x"], f["t"]), f["y"])),
-    "diffusers": ("diffusers_unet2d_ddpm", diffusers, {}, lambda m, f: (m.raw(f["x"], (f["t"].double() + 1) / 1000)[0], f["y"])),
+    "pesser / ermongroup DDPM": (
+        "ddim_model",
+        ermongroup,
+        {"image_size": 16, **TRAINED},
+        lambda m, f: (m.network(f["x"], f["t"]), f["y"]),
+    ),
+    "diffusers": (
+        "diffusers_unet2d_ddpm",
+        diffusers,
+        {},
+        lambda m, f: (m.estimate(f["x"], (f["t"].double() + 1) / 1000).out, f["y"]),
+    ),
     "improved-diffusion / guided-diffusion": (
         "guided_diffusion_unet",
         safetensors,
         GUIDED,
-        lambda m, f: (torch.cat(m.raw(f["x"], (f["t"].double() + 1) / 1000, label=f["label"]), 1), f["y"]),
+        lambda m, f: (torch.cat(m.estimate(f["x"], (f["t"].double() + 1) / 1000, label=f["label"])[2:], 1), f["y"]),
     ),
     "improved": ("improved_diffusion_unet", torch_file, IMPROVED, lambda m, f: (m.network(f["x"], f["t"]), f["y"])),
     "classifier": (
@@ -102,12 +121,20 @@ CASES = {
         lambda m, f: (m(f["x"], (f["t"].double() + 1) / 1000), f["y"].log_softmax(-1)),
     ),
     "score_sde": ("score_sde_ddpmpp_vp", of_song, {}, lambda m, f: (m.network(f["x"], 999 * f["t"]), f["y"])),
-    "NCSNv2": ("ncsnv2", ncsnv2, {"image_size": 16}, lambda m, f: (m.score(f["x"], (10 - f["level"]).double() / 10), f["y"])),
+    "NCSNv2": (
+        "ncsnv2",
+        ncsnv2,
+        {"image_size": 16},
+        lambda m, f: (m.score(f["x"], (10 - f["level"]).double() / 10), f["y"]),
+    ),
     "EDM": (
         "edm_ddpmpp",
         pickled,
         {},
-        lambda m, f: (m(f["x"], m.schedule.time(-2 * f["sigma"].double().log()), label=f["class_labels"].argmax(1)), f["D_edm"]),
+        lambda m, f: (
+            m(f["x"], m.schedule.time(-2 * f["sigma"].double().log()), label=f["class_labels"].argmax(1)),
+            f["D_edm"],
+        ),
     ),
     "MDLM": (
         "mdlm_dit",
@@ -137,9 +164,9 @@ def test_a_file_computes_the_references_numbers_and_so_does_its_run(tmp_path, ca
         actual, expected = outputs(read.denoiser, fixture)
         assert_samples_close(actual, expected)
         bring(str(path), tmp_path / "run", Flags(**flags))
-        again = released.load(tmp_path / "run")
+        again = pretrained.load(tmp_path / "run")
         assert torch.equal(outputs(again, fixture)[0], actual)
-    assert (again.scale, again.shape) == (read.denoiser.scale, read.denoiser.shape)
+    assert (again.quantization, again.shape) == (read.denoiser.quantization, read.denoiser.shape)
     assert type(again) is type(read.denoiser)
     contents = None if path.is_dir() else loading.files.read(path)
     assert [f.name for f in loading.FORMATS if f.looks_like(contents)] in ([], [read.format])
@@ -159,10 +186,22 @@ def guided(tmp_path, **changes):
 def test_flags_that_are_missing_or_not_taken_are_named(tmp_path):
     path = guided(tmp_path)
     some = {k: v for k, v in GUIDED.items() if k not in ("image_size", "num_head_channels", "noise_schedule")}
-    refused(lambda: released.load(path, **some), "model.pt", "do not tell num_heads (or num_head_channels), noise_schedule, and")
-    refused(lambda: released.load(path, **GUIDED, sde="vp"), "do not take sde: leave it out", "image_size, num_heads")
-    refused(lambda: released.load(path, **GUIDED | {"noise_schedule": "sigmoid"}), "noise_schedule='sigmoid'", "linear, cosine")
-    refused(lambda: released.load(diffusers(tmp_path, "diffusers_unet2d_ddpm", {"a": torch.zeros(1)}), fir=True), "do not take fir", "none")
+    refused(
+        lambda: pretrained.load(path, **some),
+        "model.pt",
+        "do not tell num_heads (or num_head_channels), noise_schedule, and",
+    )
+    refused(lambda: pretrained.load(path, **GUIDED, sde="vp"), "do not take sde: leave it out", "image_size, num_heads")
+    refused(
+        lambda: pretrained.load(path, **GUIDED | {"noise_schedule": "sigmoid"}),
+        "noise_schedule='sigmoid'",
+        "linear, cosine",
+    )
+    refused(
+        lambda: pretrained.load(diffusers(tmp_path, "diffusers_unet2d_ddpm", {"a": torch.zeros(1)}), fir=True),
+        "do not take fir",
+        "none",
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,18 +218,25 @@ def test_released_names_tell_their_flags(name, expected):
     assert openai.settled(openai.Flags(), name, "classifier" in name) == expected
     given = openai.settled(openai.Flags(image_size=48), name, "classifier" in name)
     assert given == replace(expected, image_size=48)
-    refused(lambda: openai.settled(openai.Flags(num_heads=2), name, False), "noise_schedule, diffusion_steps", "had other flags")
+    refused(
+        lambda: openai.settled(openai.Flags(num_heads=2), name, False),
+        "noise_schedule, diffusion_steps",
+        "had other flags",
+    )
 
 
 def test_a_state_dict_alone_in_a_dictionary_is_unwrapped(tmp_path):
     torch.save({"state_dict": peer_state("guided_diffusion_unet")}, tmp_path / "model.pt")
-    fixture, model = Fixture("guided_diffusion_unet"), released.load(tmp_path / "model.pt", **GUIDED)
+    fixture, model = Fixture("guided_diffusion_unet"), pretrained.load(tmp_path / "model.pt", **GUIDED)
     with torch.no_grad():
         assert_samples_close(model.network(fixture["x"], fixture["t"], label=fixture["label"]), fixture["y"])
     torch.save({"state_dict": peer_state("guided_diffusion_unet"), "epoch": 3}, tmp_path / "model.pt")
-    refused(lambda: released.load(tmp_path / "model.pt", **GUIDED), "no network that is known here (2 entries: state_dict, epoch)")
+    refused(
+        lambda: pretrained.load(tmp_path / "model.pt", **GUIDED),
+        "no network that is known here (2 entries: state_dict, epoch)",
+    )
     torch.save({"state_dict": [1]}, tmp_path / "model.pt")
-    refused(lambda: released.load(tmp_path / "model.pt", **GUIDED), "no network that is known here (a list)")
+    refused(lambda: pretrained.load(tmp_path / "model.pt", **GUIDED), "no network that is known here (a list)")
 
 
 def test_names_of_unknown_files_are_said_in_short():
@@ -214,29 +260,41 @@ def test_names_of_unknown_files_are_said_in_short():
 def test_tensors_that_do_not_fit_are_named(tmp_path):
     inner = [k for k in peer_state("guided_diffusion_classifier") if k.startswith("middle_block")][:12]
     refused(
-        lambda: released.load(guided(tmp_path, **dict.fromkeys(inner)), **GUIDED), "12 tensors are missing: middle_block", ", and 2 more"
+        lambda: pretrained.load(guided(tmp_path, **dict.fromkeys(inner)), **GUIDED),
+        "12 tensors are missing: middle_block",
+        ", and 2 more",
     )
     more = {f"extra.{n:02d}": torch.zeros(1) for n in range(11)}
     refused(
-        lambda: released.load(guided(tmp_path, **more), **GUIDED), "11 tensors have no place: extra.00, extra.01", "extra.09, and 1 more"
+        lambda: pretrained.load(guided(tmp_path, **more), **GUIDED),
+        "11 tensors have no place: extra.00, extra.01",
+        "extra.09, and 1 more",
     )
     other = {"time_embed.2.bias": torch.zeros(3)}
-    refused(lambda: released.load(guided(tmp_path, **other), **GUIDED), "1 tensors do not fit", "time_embed.2.bias is (3,), and (128,) was")
+    refused(
+        lambda: pretrained.load(guided(tmp_path, **other), **GUIDED),
+        "1 tensors do not fit",
+        "time_embed.2.bias is (3,), and (128,) was",
+    )
 
 
 def test_folders_and_files_without_a_network_are_refused(tmp_path):
-    refused(lambda: released.load(tmp_path), "there are no weights in", "*.safetensors", "checkpoints/")
+    refused(lambda: pretrained.load(tmp_path), "there are no weights in", "*.safetensors", "checkpoints/")
     for name in "ab":
         save_file({"weight": torch.zeros(1), "bias": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    refused(lambda: released.load(tmp_path), "several files of weights", "a.safetensors", "b.safetensors")
+    refused(lambda: pretrained.load(tmp_path), "several files of weights", "a.safetensors", "b.safetensors")
     refused(
-        lambda: released.load(tmp_path / "a.safetensors"), "no network that is known here (2 entries: ", "bias", "EDM", "diffusers folders"
+        lambda: pretrained.load(tmp_path / "a.safetensors"),
+        "no network that is known here (2 entries: ",
+        "bias",
+        "EDM",
+        "diffusers folders",
     )
     torch.save([1, 2], tmp_path / "c.pt")
-    refused(lambda: released.load(tmp_path / "c.pt"), "no network that is known here (a list)")
-    refused(lambda: released.load(str(tmp_path / "none.pt")), "there is no file", "none.pt")
+    refused(lambda: pretrained.load(tmp_path / "c.pt"), "no network that is known here (a list)")
+    refused(lambda: pretrained.load(str(tmp_path / "none.pt")), "there is no file", "none.pt")
     (tmp_path / "hub").mkdir()
     hub_folder(tmp_path / "hub", "mdlm_dit", peer_state("mdlm_dit"))
     for content, said in (("{", "cannot be read as JSON"), ("[]", "holds no JSON object")):
         (tmp_path / "hub" / "config.json").write_text(content)
-        refused(lambda s=said: released.load(tmp_path / "hub"), "config.json", said)
+        refused(lambda s=said: pretrained.load(tmp_path / "hub"), "config.json", said)

@@ -12,10 +12,10 @@ from helpers import peer_state
 from released_helpers import BETAS, refused
 from torch import nn
 
-from unnoise.experiments.released import files, karras, ncsnv2, openai, pesser, song, text
-from unnoise.experiments.released.pickles import Record
-from unnoise.experiments.released.settings import Settings
-from unnoise.experiments.released.weights import Made, fill, listed, stripped, tensor
+from unnoise.experiments.pretrained import files, karras, ncsnv2, openai, pesser, song, text
+from unnoise.experiments.pretrained.pickles import Record
+from unnoise.experiments.pretrained.settings import Settings
+from unnoise.experiments.pretrained.weights import Made, fill, listed, stripped, tensor
 from unnoise.shared.errors import UsageError
 
 GUIDED = {
@@ -37,7 +37,10 @@ FORMATS = {
     "ncsnv2": (ncsnv2.denoiser, {"image_size": 16}),
     "edm_ddpmpp": (karras.denoiser, {"precond": "edm", "sigma_data": 0.5}),
     "edm_adm": (karras.denoiser, {"precond": "edm", "sigma_data": 0.5, "num_head_channels": 8}),
-    "mdlm_dit": (text.mdlm, {"parameterization": "subs", "time_conditioning": False, "noise": "loglinear", "length": 24}),
+    "mdlm_dit": (
+        text.mdlm,
+        {"parameterization": "subs", "time_conditioning": False, "noise": "loglinear", "length": 24},
+    ),
     "sedd_absorb": (text.sedd, {"uniform": False, "noise": "loglinear", "scale_by_sigma": True, "length": 24}),
 }
 OPTIONAL = {
@@ -116,23 +119,32 @@ def test_floating_point_numbers_are_loaded(dtype):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn]
+)
 def test_other_numbers_are_not(dtype):
     def attempt(state, *words):
         refused(lambda: fill(Network(), NAMES, state, "file"), "file: ", *words)
 
     of = str(dtype).removeprefix("torch.")
     attempt(
-        {k: v.to(dtype) for k, v in STATE.items()}, f"12 entries are no tensors of floating-point numbers: l00 is a tensor (2,) of {of}"
+        {k: v.to(dtype) for k, v in STATE.items()},
+        f"12 entries are no tensors of floating-point numbers: l00 is a tensor (2,) of {of}",
     )
     attempt({k: v.to(dtype) for k, v in STATE.items()}, "l09 is", ", and 2 more")
-    attempt(STATE | {"l03": STATE["l03"].to(dtype)}, f"1 entries are no tensors of floating-point numbers: l03 is a tensor (2,) of {of}; ")
+    attempt(
+        STATE | {"l03": STATE["l03"].to(dtype)},
+        f"1 entries are no tensors of floating-point numbers: l03 is a tensor (2,) of {of}; ",
+    )
     attempt(STATE | {"l03": [1.0, 2.0]}, "1 entries", "l03 is a list")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_numbers_that_are_not_finite_are_refused(value):
-    network, state = Network(), STATE | {"l03": torch.tensor([1.0, value]), "l05": torch.tensor([value, 1.0], dtype=torch.float16)}
+    network, state = (
+        Network(),
+        STATE | {"l03": torch.tensor([1.0, value]), "l05": torch.tensor([value, 1.0], dtype=torch.float16)},
+    )
     refused(lambda: fill(network, NAMES, state, "file"), "file: 2 tensors hold NaN or infinite numbers", ": l03, l05;")
     assert all((p == 0).all() for p in network.parameters())
     fill(network, NAMES, STATE | {"other": torch.tensor(value)}, "file", ignored=("other",))
@@ -145,14 +157,20 @@ def test_three_shapes_are_shown_with_their_number():
         "the shapes of 5 tensors do not fit: l03 is (3,), and (2,) was expected for layers.3, l04",
         "l05 is (5,), and (2,) was expected for layers.5, and 2 more",
     )
-    made = {**NAMES, "layers.0": Made(("l00",), lambda w: w.unflatten(0, (7, 7)))}  # which fails on what has the right shape
+    made = {
+        **NAMES,
+        "layers.0": Made(("l00",), lambda w: w.unflatten(0, (7, 7))),
+    }  # which fails on what has the right shape
     refused(lambda: fill(Network(), made, STATE, "file"), "the shapes of 1 tensors do not fit: l00 is (2,)")
 
 
 def test_a_tensor_that_sizes_are_read_from():
     state = {"a": torch.zeros(2, 3), "text": "x", "empty": torch.zeros(0, 3)}
     assert tensor(state, "a", 2, "file") is state["a"]
-    refused(lambda: tensor(state, "b", 2, "file"), "file: b is missing, and sizes are read from it as a tensor of 2 dimensions")
+    refused(
+        lambda: tensor(state, "b", 2, "file"),
+        "file: b is missing, and sizes are read from it as a tensor of 2 dimensions",
+    )
     refused(lambda: tensor(state, "a", 1, "file"), "file: a is a tensor (2, 3) of float32")
     refused(lambda: tensor(state, "text", 1, "file"), "file: text is a str")
     refused(lambda: tensor(state, "empty", 2, "file"), "file: empty is a tensor (0, 3)")
@@ -171,7 +189,10 @@ def test_names_of_a_file_do_not_fill_the_screen():
 
 
 def test_channels_come_back_from_width_and_multiplier():
-    """Importers divide channels by the width, and networks multiply: the rounded product is what the file had, for every multiplier."""
+    """Importers divide channels by the width, and networks multiply.
+
+    The rounded product is what the file had, for every multiplier.
+    """
     channels = torch.arange(32, 2049, 32, dtype=torch.float64)
     for width in range(32, 1025, 32):
         assert torch.equal((width * (channels / width)).round(), channels)
@@ -185,8 +206,12 @@ MEMO = b"\x80\x02]q\x00(" + b"K\x01" * 5000 + b"e"
 """A pickled list of 5000 numbers, under the number 0."""
 
 
-@pytest.mark.parametrize("key", [SHARED, DEEP, SHARED + b"\x85", b"cpackage\nName\n)\x81", b"c__builtin__\nset\n]" + SHARED + b"a\x85R"])
-@pytest.mark.parametrize("mapping", [b"}%sK\x01s.", b"}(%sK\x01u.", b"(%sK\x01d.", b"ccollections\nOrderedDict\n)R%sK\x01s."])
+@pytest.mark.parametrize(
+    "key", [SHARED, DEEP, SHARED + b"\x85", b"cpackage\nName\n)\x81", b"c__builtin__\nset\n]" + SHARED + b"a\x85R"]
+)
+@pytest.mark.parametrize(
+    "mapping", [b"}%sK\x01s.", b"}(%sK\x01u.", b"(%sK\x01d.", b"ccollections\nOrderedDict\n)R%sK\x01s."]
+)
 def test_keys_that_take_without_end_are_refused(tmp_path, key, mapping):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"\x80\x02" + mapping.replace(b"%s", key))
@@ -227,9 +252,15 @@ def test_shared_values_are_read_and_named_in_short(tmp_path):
     record = files.read(path)
     assert repr(record) == "Record(name='Name', module='package')"
     for told, value in ((record.state, "a tuple"), ({"sigma_data": 10**5000}, "a int")):
-        refused(lambda t=told: Settings("file", {}, t).numbers("", sigma_data=0.5), f"sigma_data={value} is not a positive number")
+        refused(
+            lambda t=told: Settings("file", {}, t).numbers("", sigma_data=0.5),
+            f"sigma_data={value} is not a positive number",
+        )
         refused(lambda t=told: Settings("file", {"sigma_data": 0.5}, t), f"sigma_data=0.5, but the file says {value}")
-    refused(lambda: text.mdlm(peer_state("mdlm_dit"), "file", config={"parameterization": record.state["sigma_data"]}), "a tuple")
+    refused(
+        lambda: text.mdlm(peer_state("mdlm_dit"), "file", config={"parameterization": record.state["sigma_data"]}),
+        "a tuple",
+    )
 
 
 @pytest.mark.parametrize(

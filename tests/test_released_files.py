@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from unnoise.experiments.released.files import Record, read, state_dict
-from unnoise.experiments.released.pickles import Interpreter, parsed
+from unnoise.experiments.pretrained.files import Record, read, state_dict
+from unnoise.experiments.pretrained.pickles import Interpreter, parsed
 from unnoise.shared.errors import UsageError
 
 CONTAINERS = {
@@ -57,17 +57,28 @@ def refusal(written):
 
 
 LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.complex_numbers(allow_nan=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False)
 )
 DATA = st.recursive(
     LEAVES,
-    lambda s: st.lists(s) | st.dictionaries(st.text() | st.integers(), s) | st.builds(tuple, st.lists(s)) | st.builds(lambda x: [x, x], s),
+    lambda s: (
+        st.lists(s)
+        | st.dictionaries(st.text() | st.integers(), s)
+        | st.builds(tuple, st.lists(s))
+        | st.builds(lambda x: [x, x], s)
+    ),
 )
 
 
 @given(DATA, st.integers(0, 5))
 def test_plain_data_is_what_pickle_reads(data, protocol):
-    from unnoise.experiments.released.files import VALUES
+    from unnoise.experiments.pretrained.files import VALUES
 
     actual = Interpreter(None, VALUES).value(parsed(io.BytesIO(pickle.dumps(data, protocol=protocol))))
     assert actual == data
@@ -85,9 +96,27 @@ def test_shared_and_cyclic_objects_stay_so(written):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_sets_dictionaries_and_bytes(written, protocol):
-    given = [{3}, frozenset({4}), collections.OrderedDict(b=1, a=2), collections.defaultdict(list, x=[1]), collections.Counter("aab")]
+    given = [
+        {3},
+        frozenset({4}),
+        collections.OrderedDict(b=1, a=2),
+        collections.defaultdict(list, x=[1]),
+        collections.Counter("aab"),
+    ]
     given += [b"", b"\xff\x00", bytearray(b"\xfe"), torch.Size((2, 3)), torch.device("cuda", 1), 1j]
-    expected = [(3,), (4,), {"b": 1, "a": 2}, {"x": [1]}, {"a": 2, "b": 1}, b"", b"\xff\x00", b"\xfe", (2, 3), "cuda:1", 1j]
+    expected = [
+        (3,),
+        (4,),
+        {"b": 1, "a": 2},
+        {"x": [1]},
+        {"a": 2, "b": 1},
+        b"",
+        b"\xff\x00",
+        b"\xfe",
+        (2, 3),
+        "cuda:1",
+        1j,
+    ]
     found = read(written(pickle.dumps(given, protocol=protocol)))
     assert found == expected
     assert [type(f) for f in found] == [type(e) for e in expected]
@@ -138,7 +167,10 @@ def test_pickled_networks(written, protocol, easy):
     assert block is found["ema"].state["_modules"]["enc"].state["_modules"]["32x32_conv"]
     assert (block.state["activation"].module, block.state["activation"].name) == ("torch.nn.functional", "silu")
     assert (block.state["device"], block.state["size"]) == ("cpu:0", (1, 2))
-    assert (block.state["_modules"]["conv"].module, block.state["_modules"]["conv"].name) == ("torch.nn.modules.conv", "Conv2d")
+    assert (block.state["_modules"]["conv"].module, block.state["_modules"]["conv"].name) == (
+        "torch.nn.modules.conv",
+        "Conv2d",
+    )
     assert found["dataset_kwargs"] == {"path": "cifar10.zip", "resolution": 32, "xflip": False}
     assert found["loss_fn"].state == {"P_mean": -1.2, "P_std": 1.2, "sigma_data": 0.5}
     assert found["augment_pipe"] is None
@@ -195,7 +227,11 @@ def test_numpy(written, container, old):
 @pytest.mark.parametrize("name", foreign.dangerous(""))
 def test_code_is_refused_by_name(refusal, tmp_path, container, name):
     marker = tmp_path / "ran"
-    refusal(container({"x": torch.ones(2), "y": foreign.dangerous(marker)[name]}), f"wants to call {name},", "nothing of it was run")
+    refusal(
+        container({"x": torch.ones(2), "y": foreign.dangerous(marker)[name]}),
+        f"wants to call {name},",
+        "nothing of it was run",
+    )
     assert not marker.exists()
 
 
@@ -210,7 +246,10 @@ def test_code_by_nested_names(refusal, tmp_path):
     marker = tmp_path / "ran"
     content = foreign.called("torch.serialization", "os.system", f"touch '{marker}'")
     refusal(content, "torch.serialization.os.system")
-    refusal(foreign.called("collections", "OrderedDict.__init__.__globals__", ""), "collections.OrderedDict.__init__.__globals__")
+    refusal(
+        foreign.called("collections", "OrderedDict.__init__.__globals__", ""),
+        "collections.OrderedDict.__init__.__globals__",
+    )
     refusal(foreign.called("__builtin__", "eval", "1"), "builtins.eval")
     assert not marker.exists()
     pickle.loads(content)  # noqa: S301
@@ -224,7 +263,10 @@ def test_code_in_the_bytes_of_a_storage(refusal, tmp_path, container, legacy):
     inner = foreign.torch_bytes([foreign.system(marker)], legacy=legacy)
     content = container({"x": foreign.Calls(torch.storage._load_from_bytes, inner)})
     refusal(content, "posix.system")
-    refusal(container({"x": foreign.Calls(torch.storage._load_from_bytes, pickle.dumps(foreign.system(marker)))}), "posix.system")
+    refusal(
+        container({"x": foreign.Calls(torch.storage._load_from_bytes, pickle.dumps(foreign.system(marker)))}),
+        "posix.system",
+    )
     refusal(container({"x": foreign.Calls(torch.storage._load_from_bytes, foreign.torch_bytes({"x": 1}))}), "damaged")
     assert not marker.exists()
 
@@ -240,7 +282,10 @@ def test_unknown_names_are_neither_imported_nor_called(written, tmp_path, monkey
 
 
 def test_the_state_of_an_object_sets_nothing_of_ours(written):
-    """BUILD calls `__setstate__`, or sets attributes, of whatever lies on the stack; of a tensor and of a function that is known, too."""
+    """BUILD calls `__setstate__`, or sets attributes, of whatever lies on the stack.
+
+    Of a tensor and of a function that is known, too.
+    """
     content = pickle.dumps(torch.ones(2), protocol=2)[:-1] + b"}X\x05\x00\x00\x00shapeK\x07sb."
     assert read(written(content)).tolist() == [1, 1]
     assert isinstance(read(written(b"\x80\x02cpackage\nName\n)\x81}X\x0c\x00\x00\x00__setstate__K\x01sb.")), Record)
@@ -389,7 +434,14 @@ def test_no_code_of_a_file_is_reached(written, monkeypatch):
     def refuse(*_):
         raise AssertionError("called")
 
-    for where, name in ((builtins, "eval"), (builtins, "exec"), (os, "system"), (pickle, "loads"), (pickle, "load"), (torch, "load")):
+    for where, name in (
+        (builtins, "eval"),
+        (builtins, "exec"),
+        (os, "system"),
+        (pickle, "loads"),
+        (pickle, "load"),
+        (torch, "load"),
+    ):
         monkeypatch.setattr(where, name, refuse)
     for content in contents.values():
         assert read(written(content))

@@ -18,10 +18,17 @@ from unnoise.shared.networks.blocks import Downsample, Groups, Upsample, conv
 from unnoise.shared.networks.embeddings import Fourier, Sinusoidal, TimeEmbedding
 from unnoise.shared.networks.progressive import InputResidual, InputSkip, OutputResidual, OutputSkip
 from unnoise.shared.networks.resampling import FIR, MEAN, SMOOTH, HalvedConv
-from unnoise.shared.networks.style import PLAIN, Resampled, Strided, Style
+from unnoise.shared.networks.unet_variants import PLAIN, Resampled, Strided, UNetVariant
 
 D = torch.float64
-TAPS = [(1, 1), (1, 3, 3, 1), (1, 2, 5, 5, 2, 1), (5, -1), (1, 4, 2, 1), (0, 8, 5, 1, 3, -1)]  # of dyadic shares: exact in float32
+TAPS = [
+    (1, 1),
+    (1, 3, 3, 1),
+    (1, 2, 5, 5, 2, 1),
+    (5, -1),
+    (1, 4, 2, 1),
+    (0, 8, 5, 1, 3, -1),
+]  # of dyadic shares: exact in float32
 SIZES = [(1,), (2,), (3,), (8,), (1, 4), (5, 6), (2, 3, 4)]
 
 
@@ -101,9 +108,13 @@ def test_means_and_nearest_neighbours(dims):
     size = (4, 6, 2)[:dims]
     x, pool = drawn(2, 3, *size), (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
     torch.testing.assert_close(MEAN.down(dims)(x), pool(x, 2))
-    torch.testing.assert_close(MEAN.up(dims)(x, tuple(2 * n for n in size)), F.interpolate(x, scale_factor=2, mode="nearest"))
+    torch.testing.assert_close(
+        MEAN.up(dims)(x, tuple(2 * n for n in size)), F.interpolate(x, scale_factor=2, mode="nearest")
+    )
     odd = tuple(2 * n - 1 for n in size)
-    torch.testing.assert_close(MEAN.up(dims)(x, odd), F.interpolate(x, scale_factor=2, mode="nearest")[(..., *map(slice, odd))])
+    torch.testing.assert_close(
+        MEAN.up(dims)(x, odd), F.interpolate(x, scale_factor=2, mode="nearest")[(..., *map(slice, odd))]
+    )
     row = x[(..., *(0,) * dims)].reshape(2, 3, *(1,) * dims)
     torch.testing.assert_close(MEAN.down(dims)(row), row)  # of size one: the mean of it and its copy
 
@@ -139,7 +150,10 @@ def test_a_halved_convolution_is_the_filter_of_the_convolution_between_wide_zero
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("size", [(1,), (2,), (7,), (8,), (4, 5), (5, 4), (3, 2, 4)])
 def test_a_strided_convolution_pads_as_its_rule_says(same, size):
-    """ "SAME": ceil(n / 2) outputs, what they need beyond n in all, and of that the smaller half before the start; else one at each end."""
+    """ "SAME": ceil(n / 2) outputs, what they need beyond n in all, and of that the smaller half before the start.
+
+    Else one at each end.
+    """
     torch.manual_seed(0)
     dims, x = len(size), drawn(1, 2, *size)
     layer = Downsample(dims, 2, same).double()
@@ -235,7 +249,7 @@ def convolved(layer: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight, layer.bias, padding=(layer.weight.shape[-1] - 1) // 2)
 
 
-def block(part: nn.Module, x: Tensor, e: Tensor, style: Style, resized=lambda h: h) -> Tensor:
+def block(part: nn.Module, x: Tensor, e: Tensor, style: UNetVariant, resized=lambda h: h) -> Tensor:
     h = convolved(part.conv1, resized(silu(normed(part.norm1, x))))
     m = (silu(e) @ part.modulation.weight.T + part.modulation.bias)[..., None, None]
     if style.adaptive:
@@ -244,10 +258,12 @@ def block(part: nn.Module, x: Tensor, e: Tensor, style: Style, resized=lambda h:
     else:
         h = normed(part.norm2, h + m)
     x = resized(x)
-    return style.gain * ((x if isinstance(part.skip, nn.Identity) else convolved(part.skip, x)) + convolved(part.conv2, silu(h)))
+    return style.gain * (
+        (x if isinstance(part.skip, nn.Identity) else convolved(part.skip, x)) + convolved(part.conv2, silu(h))
+    )
 
 
-def attended(part: nn.Module, x: Tensor, style: Style, heads: int) -> Tensor:
+def attended(part: nn.Module, x: Tensor, style: UNetVariant, heads: int) -> Tensor:
     (b, c, *size), h = x.shape, normed(part.norm, x).flatten(2)
     q, k, v = (part.qkv.weight[:, :, 0] @ h + part.qkv.bias[:, None]).chunk(3, dim=1)
     rows = []
@@ -290,7 +306,10 @@ def by_hand(net: UNet, x: Tensor, time: Tensor, heads: int) -> Tensor:
     elif style.enters is not None:
         margin = 8
         wide = F.pad(x, (margin,) * 4)
-        filtered = halved(F.conv2d(wide, top["enter"].shrink.conv.weight, top["enter"].shrink.conv.bias, padding=1), style.enters.filter)
+        filtered = halved(
+            F.conv2d(wide, top["enter"].shrink.conv.weight, top["enter"].shrink.conv.bias, padding=1),
+            style.enters.filter,
+        )
         half = margin // 2
         c = style.gain * (c + filtered[..., half : half + size[0] // 2, half : half + size[1] // 2])
     first, second = low["stages"][0]
@@ -349,7 +368,7 @@ BY_HAND = {
 @pytest.mark.parametrize("style", BY_HAND.values(), ids=BY_HAND)
 def test_a_network_of_two_levels_is_its_formula(style):
     torch.manual_seed(0)
-    net = UNet((2, 4, 6), 8, (1, 1.5), 1, (2,), heads=2, style=style).double()
+    net = UNet((2, 4, 6), 8, (1, 1.5), 1, (2,), heads=2, variant=style).double()
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
     x, time = drawn(2, 2, 4, 6), torch.tensor([0.5, 70.0])
@@ -363,7 +382,7 @@ def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
     torch.manual_seed(0)
     dims = len(size)
     image, filters = drawn(1, 2, *size), MEAN.down(dims).double()
-    skip = UNet((2, *size), 8, (1, 2, 1), style=replace(PLAIN, enters=InputSkip(MEAN))).double()
+    skip = UNet((2, *size), 8, (1, 2, 1), variant=replace(PLAIN, enters=InputSkip(MEAN))).double()
     first, second = (level["enter"] for level in list(skip.down)[:2])
     below, h = first(image, torch.zeros(1, 8, *(1,) * dims, dtype=D))
     torch.testing.assert_close(below, filters(image))
@@ -371,7 +390,7 @@ def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
     lowest, h = second(below, torch.zeros(1, 16, *(1,) * dims, dtype=D))
     torch.testing.assert_close(lowest, filters(filters(image)))
     torch.testing.assert_close(h, second.conv(lowest))
-    residual = UNet((2, *size), 8, (1, 2, 1), style=replace(PLAIN, enters=InputResidual(MEAN), gain=0.5)).double()
+    residual = UNet((2, *size), 8, (1, 2, 1), variant=replace(PLAIN, enters=InputResidual(MEAN), gain=0.5)).double()
     first, second = (level["enter"] for level in list(residual.down)[:2])
     signal = drawn(1, 8, *filters(image).shape[2:])
     below, h = first(image, signal)
@@ -382,7 +401,7 @@ def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
 
 def test_of_three_levels_each_prediction_is_added_to_the_doubled_one_below():
     torch.manual_seed(0)
-    skip = UNet((2, 5, 7), 8, (1, 2, 1), style=replace(PLAIN, leaves=OutputSkip(SMOOTH))).double()
+    skip = UNet((2, 5, 7), 8, (1, 2, 1), variant=replace(PLAIN, leaves=OutputSkip(SMOOTH))).double()
     for p in skip.parameters():
         nn.init.normal_(p, std=0.2)
     first, second = (level["leave"] for level in list(skip.up)[:2])

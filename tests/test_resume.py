@@ -1,4 +1,7 @@
-"""What may change between a run and its resumption: each parameter keeps its own state, and every difference is refused or said."""
+"""What may change between a run and its resumption.
+
+Each parameter keeps its own state, and every difference is refused or said.
+"""
 
 import json
 import re
@@ -10,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from small_runs import CONFIG, Own, batches, by_number, objective, resumed, same, slots, stopped_at_three, trained_names
 from tokenizers import Tokenizer
 
-from unnoise.continuous import Learned, Simple, Tabulated, linear_betas
+from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.experiments import load
-from unnoise.shared.data import Batches, Letters, Pieces, train_tokenizer
-from unnoise.shared.describe import describe
+from unnoise.shared.data import Batches, CharacterTokenizer, SubwordTokenizer, train_tokenizer
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.networks import MLP
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import serialize
 from unnoise.shared.training import Trainer, Training
 from unnoise.shared.training.checkpoint import difference
 
@@ -70,7 +73,10 @@ def own(frozen=(), used=False):
 
 
 def test_state_by_number_is_taken_where_the_parameters_are_the_same(tmp_path):
-    """Of checkpoints of earlier versions, bit for bit; a parameter without a gradient, first, has a number and no state."""
+    """Of checkpoints of earlier versions, bit for bit.
+
+    A parameter without a gradient, first, has a number and no state.
+    """
     assert trained_names(own())[0] == "denoiser.network.unused"
     whole = Trainer(own(), CONFIG, folder=tmp_path / "whole").fit(batches())
     stopped_at_three(tmp_path / "parts", own)
@@ -83,13 +89,16 @@ def test_state_by_number_is_taken_where_the_parameters_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("then", "now"), [((), ("first",)), (("first",), ()), (("first",), ("second",)), (("second",), ("first",)), (("second",), ())]
+    ("then", "now"),
+    [((), ("first",)), (("first",), ()), (("first",), ("second",)), (("second",), ("first",)), (("second",), ())],
 )
 def test_state_by_number_of_other_parameters_is_not_taken(tmp_path, then, now):
     """Fewer, more, and as many of other shapes."""
     stopped_at_three(tmp_path, lambda: own(then, used=True))
     by_number(tmp_path / "checkpoints" / "00000003", trained_names(own(then, used=True)))
-    with pytest.warns(Notice, match="its optimizer state belongs to other parameters than are trained here, and starts afresh"):
+    with pytest.warns(
+        Notice, match="its optimizer state belongs to other parameters than are trained here, and starts afresh"
+    ):
         trainer = resumed(tmp_path, lambda: own(now, used=True))
     assert len(slots(trainer)) == len(trainer.parameters) > 0
     for p, state in trainer.optimizer.state.items():
@@ -141,14 +150,17 @@ def test_settings_of_pace_may_change(tmp_path):
 def test_other_data_are_refused(tmp_path):
     stopped_at_three(tmp_path)
     for data, words in (
-        (batches(levels=9), r"the data differ from those of the run in .*: scale.levels: 17 there, 9 here: give the run's"),
+        (
+            batches(levels=9),
+            r"the data differ from those of the run in .*: scale.levels: 17 there, 9 here: give the run's",
+        ),
         (batches(features=5), r"the data differ .*: shape\[0\]: 6 there, 5 here"),
         (
-            Batches(torch.zeros(40, 6, dtype=torch.uint8), 4, Scale(17), Scale.dequantised),
+            Batches(torch.zeros(40, 6, dtype=torch.uint8), 4, Quantization(17), Quantization.dequantized),
             "batch: 8 there, 4 here: give the run's, or .*--out",
         ),
         (
-            Batches(batches().k, 8, Scale(17), Scale.dequantised, seed=4),
+            Batches(batches().k, 8, Quantization(17), Quantization.dequantized, seed=4),
             "seed: 0 there, 4 here: give the run's, or train into another .*--out",
         ),
     ):
@@ -159,11 +171,11 @@ def test_other_data_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"Batches cannot go on from \{.*: give the run's"):
         resumed(tmp_path, data=strange)
     for k, labels in ((torch.zeros(40, 6), None), (batches().k, {"label": torch.zeros(40)})):
-        data = Batches(k, 8, Scale(17), Scale.dequantised, labels)
+        data = Batches(k, 8, Quantization(17), Quantization.dequantized, labels)
         with pytest.warns(Notice, match="the data have other values than the checkpoint's: they hold from here on"):
             Trainer(objective(), CONFIG, folder=tmp_path)._open(data, resume=True)
         assert data.position == 3
-    assert Batches(batches().k.to(torch.uint8), 8, Scale(17)).content() == batches().content()
+    assert Batches(batches().k.to(torch.uint8), 8, Quantization(17)).content() == batches().content()
     endless = ({"x0": torch.randn(8, 6)} for _ in range(100))
     with pytest.warns(Notice, match="the batches start from their beginning, for they have no load_state_dict"):
         resumed(tmp_path, data=endless)
@@ -182,7 +194,9 @@ def test_another_recipe_is_said_and_another_model_refused(tmp_path):
     other = replace(recipe, data=replace(recipe.data, name="elsewhere"), training=replace(recipe.training, log_every=1))
     with pytest.warns(Notice, match=r"other settings \(data.name: digits there, elsewhere here\)"):
         Trainer(objective(), CONFIG, folder=tmp_path, experiment=other).fit(batches(), resume=True)
-    with pytest.raises(UsageError, match="other settings: denoiser.network.width: 16 there, 8 here: give the run's, or train"):
+    with pytest.raises(
+        UsageError, match="other settings: denoiser.network.width: 16 there, 8 here: give the run's, or train"
+    ):
         resumed(tmp_path, lambda: objective(MLP(6, 8, 1)))
 
 
@@ -194,7 +208,9 @@ def test_precision_is_part_of_a_run(tmp_path, dtype):
     loaded = load(tmp_path).average
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert same(expected, loaded)
-    with pytest.raises(UsageError, match=rf"has denoiser.network.* in {dtype}, and it is torch.float32 here: give the run's precision"):
+    with pytest.raises(
+        UsageError, match=rf"has denoiser.network.* in {dtype}, and it is torch.float32 here: give the run's precision"
+    ):
         resumed(tmp_path, config=Training(**{**vars(CONFIG), "steps": 8}))
 
 
@@ -214,7 +230,8 @@ def test_the_command_line_says_what_changed(tmp_path, monkeypatch, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unnoise:")]
     assert len(said) == 1
     assert re.search(
-        r"goes on at step 10: other settings \(learning_rate: 0.001 there, 0.5 here; sampling_steps: \d+ there, 3 here\)", said[0]
+        r"goes on at step 10: other settings \(learning_rate: 0.001 there, 0.5 here; sampling_steps: \d+ there, 3 here\)",
+        said[0],
     )
     (tmp_path / "runs" / "empty" / "checkpoints").mkdir(parents=True)
     assert main([*train, "--resume", "--out", "runs/empty"]) == 2
@@ -232,23 +249,29 @@ def test_whose_state_is_dropped_is_said(tmp_path, count):
         return made
 
     stopped_at_three(tmp_path)
-    words = "2 parameters .* were trained there and frozen here: their" if count == 2 else "was trained there and frozen here: its"
+    words = (
+        "2 parameters .* were trained there and frozen here: their"
+        if count == 2
+        else "was trained there and frozen here: its"
+    )
     with pytest.warns(Notice, match=f"{words} optimizer state is dropped"):
         resumed(tmp_path, some_frozen)
 
 
 def test_differences_of_descriptions_are_short():
     """Long values by what tells them apart: shapes and the first difference, a length and a digest."""
-    there, here = ({"schedule": describe(Tabulated(linear_betas(steps)))} for steps in (100, 50))
+    there, here = ({"schedule": serialize(Tabulated(linear_betas(steps)))} for steps in (100, 50))
     assert difference(there, here) == ["schedule.betas: 100 values there, 50 here"]
     betas = linear_betas(100)
     betas[[7, 9]] = 0.5
-    (line,) = difference(there, {"schedule": describe(Tabulated(betas))})
+    (line,) = difference(there, {"schedule": serialize(Tabulated(betas))})
     assert re.fullmatch(r"schedule.betas\[7\]: 0.01\d+ there, 0.5 here, the first of 2 that differ", line)
     nan = {"tensor": [[1.0, float("nan")]], "dtype": "float32"}
     assert difference(nan, json.loads(json.dumps(nan))) == []
     assert difference(nan, nan | {"dtype": "float64"}, "a") == ["a: float32 there, float64 here"]
-    assert difference(nan, {"tensor": [[2.0, float("nan")]], "dtype": "float32"}, "a") == ["a[0, 0]: 1.0 there, 2.0 here"]
+    assert difference(nan, {"tensor": [[2.0, float("nan")]], "dtype": "float32"}, "a") == [
+        "a[0, 0]: 1.0 there, 2.0 here"
+    ]
     assert difference(nan, {"tensor": 2.0, "dtype": "float32"}, "a") == ["a: 1 x 2 values there, 1 here"]
     (line,) = difference({"tokenizer": "a" * 1000}, {"tokenizer": "b" * 1000})
     assert re.fullmatch(r"tokenizer: (1,000 characters \(SHA-256 \w{8}...\)) there, (?!\1).* here", line)
@@ -257,14 +280,16 @@ def test_differences_of_descriptions_are_short():
     assert difference('{"a": 1, "class": 2}', '{"class":2, "a":1}') == []
     assert difference('{"a": {"tensor": 1}}', '{"a": {"tensor": 2}}', "t") == ["t.a.tensor: 1 there, 2 here"]
     assert difference("{", '{"a": 1}', "t") == ['t: { there, {"a": 1} here']
-    (line,) = difference({"network": describe(MLP(6, 8, 1))}, {"network": {"external": "my.Own"}})
+    (line,) = difference({"network": serialize(MLP(6, 8, 1))}, {"network": {"external": "my.Own"}})
     assert re.fullmatch(r"network: unnoise.*\.MLP there, my.Own here", line)
 
 
 def test_another_schedule_is_refused_in_short(tmp_path):
     stopped_at_three(tmp_path)
-    with pytest.raises(UsageError, match=r"schedule.betas: 40 values there, 50 here: give the run's, or .*\(--out, folder=\)$"):
-        resumed(tmp_path, lambda: Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(50)))))
+    with pytest.raises(
+        UsageError, match=r"schedule.betas: 40 values there, 50 here: give the run's, or .*\(--out, folder=\)$"
+    ):
+        resumed(tmp_path, lambda: DenoisingLoss.simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(50)))))
 
 
 class Other(Own):
@@ -276,10 +301,14 @@ class Other(Own):
 
 def test_an_own_network_of_another_class_is_said(tmp_path):
     stopped_at_three(tmp_path, lambda: objective(Own()))
-    with pytest.warns(Notice, match=r"goes on at step 3: the network is of another class: .*\.Own there, .*\.Other here"):
+    with pytest.warns(
+        Notice, match=r"goes on at step 3: the network is of another class: .*\.Own there, .*\.Other here"
+    ):
         resumed(tmp_path, lambda: objective(Other()))
     resumed(tmp_path, lambda: objective(Other()), Training(**{**vars(CONFIG), "steps": 8}))  # now without a word
-    with pytest.raises(UsageError, match="do not fit: missing denoiser.network.* more; give the network that was saved"):
+    with pytest.raises(
+        UsageError, match="do not fit: missing denoiser.network.* more; give the network that was saved"
+    ):
         resumed(tmp_path, objective)
 
 
@@ -288,17 +317,24 @@ def renumbered(tokenizer):
     made = json.loads(tokenizer.json)
     pieces = sorted(made["model"]["vocab"], key=made["model"]["vocab"].get)
     made["model"]["vocab"] = {piece: i for i, piece in enumerate([pieces[0], *pieces[:0:-1]])}
-    return Pieces(json.dumps(made))
+    return SubwordTokenizer(json.dumps(made))
 
 
 TEXTS = ["the cat sat on the mat and the dog sat too, " * 3, "nobody knows why any of them sat. " * 3]
 
 
 def test_what_tokens_stand_for_has_a_short_name():
-    """The same for the same pieces, however the file is written, and another one for other numbers, another end, other pieces."""
+    """The same for the same pieces, however the file is written, and another one for other numbers, another end, other
+    pieces.
+    """
     tokenizer = train_tokenizer(TEXTS, 270)
-    assert tokenizer.named == Pieces(json.dumps(json.loads(tokenizer.json), indent=4)).named
-    others = [renumbered(tokenizer), train_tokenizer(TEXTS[1:], 270), Pieces(tokenizer.json, "!"), Letters()]
+    assert tokenizer.named == SubwordTokenizer(json.dumps(json.loads(tokenizer.json), indent=4)).named
+    others = [
+        renumbered(tokenizer),
+        train_tokenizer(TEXTS[1:], 270),
+        SubwordTokenizer(tokenizer.json, "!"),
+        CharacterTokenizer(),
+    ]
     assert len({tokenizer.named, *(other.named for other in others)}) == 5
     assert renumbered(tokenizer).size == tokenizer.size
     assert re.fullmatch(r"270 pieces \(SHA-256 \w{8}\)", tokenizer.named)
@@ -306,7 +342,10 @@ def test_what_tokens_stand_for_has_a_short_name():
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["now", "a checkpoint of an earlier version"])
 def test_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys, earlier):
-    """The weights belong to the numbers of the pieces: as many others are refused, in one line, and nothing is trained."""
+    """The weights belong to the numbers of the pieces.
+
+    As many others are refused, in one line, and nothing is trained.
+    """
     from unnoise.experiments.cli import main
 
     monkeypatch.chdir(tmp_path)

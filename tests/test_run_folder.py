@@ -15,14 +15,16 @@ from unnoise.experiments import demo
 from unnoise.shared.data import Batches
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training, folder
 from unnoise.shared.training.folder import locked, refuse_several
 
 
 def test_networks_spread_over_devices_are_refused():
     wrapped = nn.DataParallel(MLP(6, 16, 1))
-    with pytest.raises(UsageError, match="wrapped in DataParallel, and training runs on one device: give the network itself"):
+    with pytest.raises(
+        UsageError, match="wrapped in DataParallel, and training runs on one device: give the network itself"
+    ):
         Trainer(objective(wrapped), CONFIG)
 
 
@@ -57,7 +59,9 @@ def test_two_runs_at_a_time_do_not_write_into_one_folder(tmp_path):
     def watch(average, step):
         seen.append(step)
         for resume in (False, True):
-            with pytest.raises(UsageError, match="another process trains into .*run: wait for it, end it, or choose another folder"):
+            with pytest.raises(
+                UsageError, match="another process trains into .*run: wait for it, end it, or choose another folder"
+            ):
                 Trainer(objective(), CONFIG, folder=tmp_path / "run").fit(batches(), resume=resume)
 
     config = Training(**{**vars(CONFIG), "watch_every": 2})
@@ -131,13 +135,16 @@ def test_what_a_checkpoint_cannot_hold_shows_before_training(tmp_path):
             super().__init__()
             self.register_buffer("table", torch.eye(3).to_sparse())
 
-    for network, words in ((Extra(), "cannot hold denoiser.network._extra_state, a dict"), (Sparse(), "denoiser.network.table")):
+    for network, words in (
+        (Extra(), "cannot hold denoiser.network._extra_state, a dict"),
+        (Sparse(), "denoiser.network.table"),
+    ):
         with pytest.raises(UsageError, match=words):
             Trainer(objective(network), CONFIG, folder=tmp_path / "run")
     with pytest.raises(UsageError, match="cannot describe builtins.object"):
         Trainer(objective(), CONFIG, folder=tmp_path / "run", experiment=object())
     k = torch.zeros(40, 6, dtype=torch.uint8)
-    data = Odd(k, 8, Scale(17), Scale.dequantised)
+    data = Odd(k, 8, Quantization(17), Quantization.dequantized)
     data.state = {"position": torch.tensor(3)}
     made = objective()
     made.forward = untouched
@@ -164,7 +171,9 @@ def test_a_demo_that_trains_is_not_moved_away(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo", "demo.1"]
 
 
-@pytest.mark.parametrize("place", ["a file", "below a file", "a broken link", "a long name", "no character", "a number"])
+@pytest.mark.parametrize(
+    "place", ["a file", "below a file", "a broken link", "a long name", "no character", "a number"]
+)
 def test_a_run_needs_a_folder(tmp_path, place):
     (tmp_path / "file").write_text("years of work")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")

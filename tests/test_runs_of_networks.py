@@ -1,4 +1,7 @@
-"""What a run does with a network that is left in training mode, or gives NaN: it is said, once, and never becomes a sample."""
+"""What a run does with a network that is left in training mode, or gives NaN.
+
+It is said, once, and never becomes a sample.
+"""
 
 import warnings
 
@@ -9,16 +12,19 @@ from helpers import Own
 from torch import nn
 
 from unnoise import continuous, discrete, sde
-from unnoise.shared.dequantisation import Variational
 from unnoise.shared.errors import Notice, UsageError
-from unnoise.shared.guidance import ClassifierGradient, NoisyClassifier
+from unnoise.shared.gaussian.dequantization import VariationalDequantization
+from unnoise.shared.gaussian.guidance import ClassifierGradient, NoisyClassifier
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.sampler import counted
-from unnoise.shared.scale import Scale
 
 TABLE = continuous.Tabulated(continuous.linear_betas(1000))
 X, K = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0)), 5
 TOKENS = torch.randint(0, K, (3, 7), generator=torch.Generator().manual_seed(0))
-MASKED, UNIFORM = discrete.Absorbing(K, discrete.LogLinear()), discrete.Uniform(K, discrete.linear(1000, 1e-4, 0.02))
+MASKED, UNIFORM = (
+    discrete.Absorbing(K, discrete.LogLinearNoise()),
+    discrete.Uniform(K, discrete.linear(1000, 1e-4, 0.02)),
+)
 
 
 def logits():
@@ -45,11 +51,11 @@ def said(ask):
 RUNS = {
     "sampler": lambda d: continuous.DDIM(d)(X, steps=2),
     "clipped": lambda d: continuous.DDIM(continuous.Clipped(d))(X, steps=2),
-    "bound": lambda d: continuous.VariationalBound(d, Scale(17), terms=2)(X.clamp(-1, 1)),
-    "curve": lambda d: continuous.VariationalBound(d.on(continuous.Tabulated(continuous.linear_betas(40))), Scale(17)).rate_distortion(
-        X.clamp(-1, 1)
-    ),
-    "density": lambda d: sde.ChangeOfVariables(d.on(sde.VP()), integrator=sde.Steps())(X),
+    "bound": lambda d: continuous.VariationalBound(d, Quantization(17), terms=2)(X.clamp(-1, 1)),
+    "curve": lambda d: continuous.VariationalBound(
+        d.on(continuous.Tabulated(continuous.linear_betas(40))), Quantization(17)
+    ).rate_distortion(X.clamp(-1, 1)),
+    "density": lambda d: sde.ChangeOfVariables(d.on(sde.VP()), integrator=sde.FixedSteps())(X),
     "encode": lambda d: continuous.encode(d, X, 3),
     "flow": lambda d: sde.ProbabilityFlow(d.on(sde.VP())).encode(X, steps=2),
 }
@@ -67,7 +73,9 @@ def test_training_mode_is_said_once(run):
 def test_training_mode_without_anything_random_is_not_worth_a_word():
     for layer in (nn.Dropout(0.0), nn.Identity(), nn.GroupNorm(1, 2)):
         assert said(lambda layer=layer: RUNS["sampler"](continuous.Learned(Dropping(layer), TABLE))) == []
-    assert said(lambda: continuous.Simple(continuous.Learned(Dropping(nn.Dropout(0.1)), TABLE))(X)) == []  # training is for it
+    assert (
+        said(lambda: continuous.DenoisingLoss.simple(continuous.Learned(Dropping(nn.Dropout(0.1)), TABLE))(X)) == []
+    )  # training is for it
     tokens = discrete.Categorical(Dropping(nn.Dropout(0.1)), UNIFORM)
     assert len(said(lambda: discrete.Ancestral(tokens)(shape=(3, 7), steps=2))) == 1
     tokens = discrete.Categorical(Dropping(nn.Dropout(0.1)), UNIFORM)
@@ -82,8 +90,11 @@ def test_classifiers_and_dequantizers_are_networks_too():
     label = torch.zeros(4, dtype=torch.int64)
     sampler = continuous.Ancestral(real, gradient=ClassifierGradient(classifier))
     assert len(said(lambda: sampler(X, steps=2, label=label))) == 1
-    levels, spread = torch.zeros(4, 2, 6, 6, dtype=torch.int64), Variational(Scale(17), Dropping(nn.Dropout2d(0.1)))
-    assert len(said(lambda: sde.ChangeOfVariables(real.on(sde.VP()), spread, integrator=sde.Steps())(levels))) == 1
+    levels, spread = (
+        torch.zeros(4, 2, 6, 6, dtype=torch.int64),
+        VariationalDequantization(Quantization(17), Dropping(nn.Dropout2d(0.1))),
+    )
+    assert len(said(lambda: sde.ChangeOfVariables(real.on(sde.VP()), spread, integrator=sde.FixedSteps())(levels))) == 1
 
 
 def test_nan_of_a_network_does_not_become_a_sample():
@@ -91,14 +102,21 @@ def test_nan_of_a_network_does_not_become_a_sample():
     with pytest.raises(UsageError, match="the samples hold NaN"):
         continuous.DDIM(nan)(X, steps=2)
     with pytest.raises(UsageError, match="code length is NaN"):
-        continuous.VariationalBound(nan, Scale(17), terms=2)(X.clamp(-1, 1))
+        continuous.VariationalBound(nan, Quantization(17), terms=2)(X.clamp(-1, 1))
     once = iter([True])
-    late = discrete.Categorical(Own(lambda x, time: logits()(x, time) * (torch.nan if next(once, False) else 1.0)), MASKED)
+    late = discrete.Categorical(
+        Own(lambda x, time: logits()(x, time) * (torch.nan if next(once, False) else 1.0)), MASKED
+    )
     with pytest.raises(UsageError, match="the network gave NaN, of which no token follows"):
         discrete.Ancestral(late)(shape=(3, 7), steps=4)  # in its first step alone
     bad = Own(lambda x, time: logits()(x, time) * torch.nan)
     masked, uniform = discrete.Categorical(bad, MASKED), discrete.Categorical(bad, UNIFORM)
-    for sampler in (discrete.Ancestral(masked), discrete.Unmasking(masked), discrete.FirstHitting(masked), discrete.Ancestral(uniform)):
+    for sampler in (
+        discrete.Ancestral(masked),
+        discrete.Unmasking(masked),
+        discrete.FirstHitting(masked),
+        discrete.Ancestral(uniform),
+    ):
         with pytest.raises(UsageError, match="the network gave NaN"):
             sampler(shape=(3, 7), steps=4)
     assert not bad._forward_hooks

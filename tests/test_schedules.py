@@ -21,11 +21,19 @@ from unnoise.continuous import (
 )
 from unnoise.sde import SDE, VE, VP, SubVP
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticGaussian
 from unnoise.shared.networks import MLP
-from unnoise.shared.oracle import GaussianOracle
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 
-SCHEDULES = [Tabulated(linear_betas(1000)), Tabulated(cosine_betas(400)), VP(), SubVP(), VE(), Cosine(), Shifted(Cosine(), -1.5)]
+SCHEDULES = [
+    Tabulated(linear_betas(1000)),
+    Tabulated(cosine_betas(400)),
+    VP(),
+    SubVP(),
+    VE(),
+    Cosine(),
+    Shifted(Cosine(), -1.5),
+]
 TO_ZERO_SNR = [Tabulated(zero_terminal(linear_betas(100))), Tabulated(reciprocal_betas(100))]
 ids = [type(s).__name__ for s in SCHEDULES]
 TIMES = torch.linspace(0.01, 1, 200, dtype=torch.float64)
@@ -55,7 +63,9 @@ def test_a_table_may_end_in_noise(schedule):
     assert float(schedule.time(torch.tensor(-torch.inf, dtype=torch.float64))) == 1
     last = torch.tensor([0.99, 0.9925, 0.995, 0.9975], dtype=torch.float64)
     alpha, sigma = schedule(last)
-    torch.testing.assert_close((alpha / sigma) / (alpha / sigma)[0], torch.tensor([1, 0.75, 0.5, 0.25], dtype=torch.float64))
+    torch.testing.assert_close(
+        (alpha / sigma) / (alpha / sigma)[0], torch.tensor([1, 0.75, 0.5, 0.25], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[2:], ids=ids[2:])
@@ -123,7 +133,7 @@ def test_a_network_on_another_schedule_is_the_same_denoiser():
     network = MLP(3)
     torch.nn.init.normal_(network.leave.weight)
     x = torch.randn(16, 3, dtype=torch.float64)
-    oracle = GaussianOracle(torch.ones(3), torch.eye(3) * 0.3, VP())
+    oracle = AnalyticGaussian(torch.ones(3), torch.eye(3) * 0.3, VP())
     home = VP()
     for predicts in (noise, clean, velocity):
         for denoiser in (Learned(network.double(), home, predicts), oracle):
@@ -133,7 +143,9 @@ def test_a_network_on_another_schedule_is_the_same_denoiser():
                 scale = other(there)[0] / home(t)[0]
                 moved = denoiser.on(other)(x * scale, there)
                 torch.testing.assert_close(moved, denoiser(x, t), rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(denoiser.on(other).score(x * scale, there), denoiser.score(x, t) / scale, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    denoiser.on(other).score(x * scale, there), denoiser.score(x, t) / scale, rtol=1e-4, atol=1e-4
+                )
 
 
 @pytest.mark.parametrize("predicts", [noise, clean, velocity])
@@ -156,7 +168,7 @@ def test_bad_input_is_refused_in_one_line():
         (lambda: VP(t_last=5), "t_last=5: give times between 0 and 1"),
         (lambda: SubVP(t_min=0.0), "t_min=0.0, t_last=0.001: give times"),
         (lambda: VE(t_last=1.0), "t_last=1.0: give times"),
-        (lambda: Scale(levels=1), "two levels or more"),
+        (lambda: Quantization(levels=1), "two levels or more"),
         (lambda: linear_betas(0), "at least one step"),
     ):
         with pytest.raises(UsageError, match=words) as error:

@@ -1,4 +1,7 @@
-"""Ends and edges of the score SDEs: where a solver looks beyond them, rounding falls on the wrong side, or parts do not belong together."""
+"""Ends and edges of the score SDEs.
+
+Where a solver looks beyond them, rounding falls on the wrong side, or parts do not belong together.
+"""
 
 import math
 
@@ -6,29 +9,35 @@ import pytest
 import torch
 
 from unnoise import continuous, sde
-from unnoise.sde.sde import rates
-from unnoise.shared.denoiser import GaussianDenoiser
-from unnoise.shared.describe import describe
 from unnoise.shared.editing import RePaint
 from unnoise.shared.errors import UsageError
-from unnoise.shared.inverse import Dense, MomentMatching
-from unnoise.shared.labels import step_index
+from unnoise.shared.gaussian.analytic import AnalyticGaussian
+from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
+from unnoise.shared.gaussian.inverse import Dense, MomentMatching
+from unnoise.shared.gaussian.schedule import rates
 from unnoise.shared.networks import MLP
 from unnoise.shared.objective import Stratified
-from unnoise.shared.oracle import GaussianOracle
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
+from unnoise.shared.serialization import serialize
+from unnoise.shared.time_inputs import step_index
 
-MEAN, COVARIANCE = torch.tensor([0.6, -0.3], dtype=torch.float64), torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
+MEAN, COVARIANCE = (
+    torch.tensor([0.6, -0.3], dtype=torch.float64),
+    torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64),
+)
 
 
 def oracle(schedule):
-    return GaussianOracle(MEAN, COVARIANCE, schedule)
+    return AnalyticGaussian(MEAN, COVARIANCE, schedule)
 
 
 @pytest.mark.parametrize("chart", ["angle", "clock"])
 @pytest.mark.parametrize("make", [sde.VP, sde.SubVP, sde.VE, sde.EDM, sde.Straight])
 def test_a_solver_may_look_beyond_the_ends(make, chart, generator):
-    """torchdiffeq tries its first step without a look at where the interval ends: near the data that is beyond angle and time 0."""
+    """torchdiffeq tries its first step without a look at where the interval ends.
+
+    Near the data that is beyond angle and time 0.
+    """
     flow = sde.ProbabilityFlow(oracle(make()), sde.TorchDiffEq(rtol=1e-3, atol=1e-3), getattr(sde, chart))
     assert flow(shape=(20, 2), steps=40, generator=generator).isfinite().all()
 
@@ -43,7 +52,7 @@ def test_churn_stays_below_the_noisiest_level(make, gamma, generator):
 def test_the_first_row_of_levels_has_a_rate():
     """`sigma' = sigma N log ratio` at row 1 for every N, on whichever side of it rounding puts t = 1 / N."""
     for n in range(2, 120):
-        slope = rates(sde.Levels(sde.geometric_sigmas(0.01, 1.0, n)), torch.tensor(1 / n, dtype=torch.float64))[1]
+        slope = rates(sde.NoiseLevels(sde.geometric_sigmas(0.01, 1.0, n)), torch.tensor(1 / n, dtype=torch.float64))[1]
         assert float(slope) == pytest.approx(0.01 * n * math.log(100) / (n - 1), rel=1e-9)
 
 
@@ -90,25 +99,41 @@ TO_ZERO = continuous.Tabulated(torch.tensor([0.1, 0.3, 0.6, 1.0]))
     ("call", "words"),
     [
         (
-            lambda: continuous.Importance(sde.MaximumLikelihood(one(continuous.Tabulated(continuous.linear_betas(50))))),
+            lambda: continuous.ImportanceSampling(
+                sde.MaximumLikelihood(one(continuous.Tabulated(continuous.linear_betas(50))))
+            ),
             "draws times of its own",
         ),
         (lambda: sde.MaximumLikelihood(one(continuous.Tabulated(torch.tensor([0.3])))), "a table of one row"),
-        (lambda: sde.FlowMatching(one(continuous.Tabulated(torch.tensor([0.3])))), "a table of one row"),
-        (lambda: sde.ScoreMatching(one(TO_ZERO)), "would never train the level"),
-        (lambda: continuous.DDIM(one(TO_ZERO))(shape=(2, 1), steps=torch.tensor([1.0, 0.5, 0.1, 0.0])), "below the first row"),
+        (lambda: sde.DenoisingLoss.flow_matching(one(continuous.Tabulated(torch.tensor([0.3])))), "a table of one row"),
+        (lambda: sde.DenoisingLoss.score_matching(one(TO_ZERO)), "would never train the level"),
+        (
+            lambda: continuous.DDIM(one(TO_ZERO))(shape=(2, 1), steps=torch.tensor([1.0, 0.5, 0.1, 0.0])),
+            "below the first row",
+        ),
         (lambda: TO_ZERO.respaced(torch.tensor([1.0, 0.5])), "ends at t=0.5"),
         (lambda: continuous.Ancestral(one(sde.VP()), "small"), "variance='small': give an object"),
-        (lambda: continuous.Churned(continuous.Heun(one(sde.VP())), 0.1, low=2.0, high=1.0), "give the smaller level first"),
+        (
+            lambda: continuous.Churned(continuous.Heun(one(sde.VP())), 0.1, low=2.0, high=1.0),
+            "give the smaller level first",
+        ),
         (lambda: Stratified(0.0), "power=0.0: give a positive number"),
         (lambda: step_index(sde.VP(), torch.ones(1)), "VP has no table of steps"),
         (lambda: continuous.PosteriorMean(sde.VP()), "VP is none: give a Tabulated"),
-        (lambda: sde.Langevin(one(sde.VP())).step(torch.zeros(64, 1), torch.tensor(0.6), torch.tensor(0.5)), "AnnealedLangevin"),
         (
-            lambda: sde.Langevin(one(sde.VP()), norms=sde.batch_norms).step(torch.zeros(4, 1), torch.tensor(0.6), torch.tensor(0.5)),
+            lambda: sde.Langevin(one(sde.VP())).step(torch.zeros(64, 1), torch.tensor(0.6), torch.tensor(0.5)),
+            "AnnealedLangevin",
+        ),
+        (
+            lambda: sde.Langevin(one(sde.VP()), norms=sde.batch_norms).step(
+                torch.zeros(4, 1), torch.tensor(0.6), torch.tensor(0.5)
+            ),
             "give a larger batch",
         ),
-        (lambda: describe(continuous.Simple(one(sde.VP()).on(sde.VE()))), "was moved to another schedule"),
+        (
+            lambda: serialize(continuous.DenoisingLoss.simple(one(sde.VP()).on(sde.VE()))),
+            "was moved to another schedule",
+        ),
     ],
 )
 def test_what_is_refused_in_one_line(call, words):
@@ -118,25 +143,30 @@ def test_what_is_refused_in_one_line(call, words):
 
 
 def test_flows_end_at_zero_snr_with_a_slope():
-    """alpha / sigma falls as a straight line over a table's last step: `alpha' = -r T`, `sigma' = 0` at t = 1, and losses are finite."""
+    """alpha / sigma falls as a straight line over a table's last step.
+
+    `alpha' = -r T`, `sigma' = 0` at t = 1, and losses are finite.
+    """
     r = float(TO_ZERO(torch.tensor(0.75, dtype=torch.float64))[0] / TO_ZERO(torch.tensor(0.75, dtype=torch.float64))[1])
     d_alpha, d_sigma = rates(TO_ZERO, torch.ones((), dtype=torch.float64))
     assert float(d_alpha) == pytest.approx(-4 * r, rel=1e-12)
     assert float(d_sigma) == 0
     for schedule in (TO_ZERO, continuous.Shifted(sde.Straight(), 1.0), continuous.tabulate(sde.Straight(), 50)):
-        loss = sde.FlowMatching(one(schedule)).at(torch.randn(8, 1), torch.ones(8, dtype=torch.float64))
+        loss = sde.DenoisingLoss.flow_matching(one(schedule)).at(torch.randn(8, 1), torch.ones(8, dtype=torch.float64))
         assert bool(torch.isfinite(loss.total).all())
 
 
 def test_the_clock_on_a_table_takes_the_slope_of_its_step():
-    """Steps of whole rows converge at Heun's order as tables grow; the slope jumps at each row, and with that of the row below they do
-    not converge."""
+    """Steps of whole rows converge at Heun's order as tables grow; the slope jumps at each row, and with that of the
+    row below they do not converge."""
     errors = []
     for rows in (49, 98, 196):
         there = continuous.Tabulated(continuous.linear_betas(rows))
-        exact = GaussianOracle(torch.zeros(1, dtype=torch.float64), 0.5 * torch.eye(1, dtype=torch.float64), there)
+        exact = AnalyticGaussian(torch.zeros(1, dtype=torch.float64), 0.5 * torch.eye(1, dtype=torch.float64), there)
         grid = there.grid(rows)[:-1]
-        x = sde.ProbabilityFlow(exact, chart=sde.clock)(torch.ones(1, 1, dtype=torch.float64), steps=grid)
+        x = sde.ProbabilityFlow(exact, coordinates=sde.time_coordinates)(
+            torch.ones(1, 1, dtype=torch.float64), steps=grid
+        )
         stds = [(a**2 * 0.5 + s**2).sqrt() for a, s in (there(grid[0]), there(grid[-1]))]
         errors.append(abs(float(x * stds[0] / stds[1]) - 1))
     assert errors[0] < 3e-3
@@ -147,13 +177,13 @@ def test_the_clock_on_a_table_takes_the_slope_of_its_step():
 def test_wrappers_leave_a_run_one_run():
     """The variance of the last step is the grid's, whatever stands around the sampler."""
     table = continuous.Tabulated(continuous.linear_betas(1000))
-    exact = GaussianOracle(torch.zeros(2), torch.eye(2), table)
+    exact = AnalyticGaussian(torch.zeros(2), torch.eye(2), table)
     seen = []
 
     def ancestral():
         sampler = continuous.Ancestral(exact, continuous.small)
-        law = sampler.law
-        sampler.law = lambda *args, **more: seen.append(law(*args, **more)[1]) or law(*args, **more)
+        law = sampler.distribution
+        sampler.distribution = lambda *args, **more: seen.append(law(*args, **more)[1]) or law(*args, **more)
         return sampler
 
     still = sde.AnnealedLangevin(exact, repeats=0)
@@ -173,11 +203,8 @@ def test_a_denoiser_that_does_not_look_at_x_has_a_likelihood():
     class Nothing(GaussianDenoiser):
         corruption = sde.VE(0.1, 10.0)
 
-        def forward(self, x_t, t, **cond):
-            return torch.zeros_like(x_t)
-
-        def on(self, schedule):
-            return self
+        def estimate(self, x_t, t, **cond):
+            return Estimate.of_mean(torch.zeros_like(x_t))
 
     x = torch.tensor([[0.05], [0.3]], dtype=torch.float64)
     sigma = float(sde.VE(0.1, 10.0)(torch.tensor(1e-5, dtype=torch.float64))[1])

@@ -8,13 +8,13 @@ from helpers import Formula
 from scipy.integrate import quad
 
 from unnoise import continuous, sde
-from unnoise.sde import SDE, EDMLoss, FlowMatching, MaximumLikelihood, ScoreMatching, g_squared
-from unnoise.sde.sde import rates
-from unnoise.shared.denoiser import GaussianDenoiser
+from unnoise.sde import SDE, DenoisingLoss, MaximumLikelihood, likelihood_weight
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticGaussian
+from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
+from unnoise.shared.gaussian.schedule import rates
 from unnoise.shared.networks import MLP
-from unnoise.shared.objective import Stratified
-from unnoise.shared.oracle import GaussianOracle
+from unnoise.shared.objective import Stratified, independent
 from unnoise.shared.random import normal_like
 
 SCHEDULES = {
@@ -25,7 +25,9 @@ SCHEDULES = {
     "straight-0.999": lambda: sde.Straight(0.999),
     "tabulated": lambda: continuous.Tabulated(continuous.linear_betas(1000)),
 }
-PREDICTIONS = {p.__name__: p for p in (sde.noise, sde.clean, sde.velocity, sde.straight)} | {"preconditioned": sde.Preconditioned(0.7)}
+PREDICTIONS = {p.__name__: p for p in (sde.noise, sde.clean, sde.velocity, sde.straight)} | {
+    "preconditioned": sde.Preconditioned(0.7)
+}
 
 
 @pytest.fixture(params=SCHEDULES)
@@ -68,9 +70,9 @@ def test_score_matching_by_hand(schedule, predicts, generator):
     error = (denoiser.score(x_t, t) + epsilon / sigma).square().mean(1)
     g2 = SDE(schedule).coefficients(t)[1]
     for objective, weight in (
-        (ScoreMatching(denoiser), sigma[:, 0] ** 2),
-        (ScoreMatching(denoiser, weight=g_squared), g2),
-        (ScoreMatching(denoiser, weight=lambda schedule, t: 3 * t), 3 * t),
+        (DenoisingLoss.score_matching(denoiser), sigma[:, 0] ** 2),
+        (DenoisingLoss(denoiser, weight=likelihood_weight), g2),
+        (DenoisingLoss(denoiser, weight=lambda schedule, t: 3 * t), 3 * t),
     ):
         loss = objective.at(x0, t, generator=seeded())
         torch.testing.assert_close(loss.total, weight * error, rtol=1e-6, atol=1e-9)
@@ -82,22 +84,40 @@ def test_score_matching_by_hand(schedule, predicts, generator):
 def test_score_matching_on_a_table_is_the_simple_loss(times, generator):
     denoiser = learned(continuous.Tabulated(continuous.linear_betas(100)))
     x0 = torch.randn(64, 3, dtype=torch.float64, generator=generator)
-    kinds = (ScoreMatching, continuous.Simple)
-    a, b = (kind(*(denoiser, *([] if times is None else [times])))(x0, generator=seeded()) for kind in kinds)
+    given = {} if times is None else {"times": times}
+    a, b = (
+        make(denoiser, **given)(x0, generator=seeded()) for make in (DenoisingLoss.score_matching, DenoisingLoss.simple)
+    )
     assert torch.equal(a.t, b.t)
     torch.testing.assert_close(a.total, b.total, rtol=1e-9, atol=1e-12)
+    schedule, drawn = denoiser.corruption, seeded()
+    u = (independent if times is None else times)(len(x0), drawn)
+    t, epsilon = schedule.training_time(u), torch.randn(x0.shape, dtype=torch.float64, generator=drawn)
+    alpha, sigma = (c[:, None] for c in schedule(t))
+    x_t = alpha * x0 + sigma * epsilon
+    score = denoiser.score(x_t, t) - (alpha * x0 - x_t) / sigma**2
+    torch.testing.assert_close(a.total, (sigma**2 * score**2).mean(1), rtol=1e-8, atol=1e-10)
+    noise = (x_t - alpha * denoiser(x_t, t)) / sigma - epsilon
+    torch.testing.assert_close(b.total, (noise**2).mean(1), rtol=1e-8, atol=1e-10)
 
 
 def test_maximum_likelihood_by_hand(schedule, generator):
     denoiser, (x0, t) = learned(schedule), batch(schedule, generator)
     x_t, epsilon, alpha, sigma = noisy(schedule, x0, t)
     found = (x_t - alpha * denoiser(x_t, t)) / sigma
-    (low, high), (a, b), (_, sigma_1) = (f(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)) for f in parts_of(schedule))
+    (low, high), (a, b), (_, sigma_1) = (
+        f(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)) for f in parts_of(schedule)
+    )
     loss = MaximumLikelihood(denoiser).at(x0, t, generator=seeded())
-    # Theorem 3 of Song et al. (2021b): -log of the prior at x_1, and the divergence of f x - g^2 / 2 grad log q(x_t | x_0) on the way.
-    prior = 1.5 * math.log(2 * math.pi) + 3 * sigma_1.log() + ((b * x0).square().sum(1) + 3 * sigma_1**2) / (2 * sigma_1**2)
+    # Theorem 3 of Song et al. (2021b): -log of the prior at x_1, and the divergence of f x - g^2 / 2 grad log q(x_t |
+    # x_0) on the way.
+    prior = (
+        1.5 * math.log(2 * math.pi) + 3 * sigma_1.log() + ((b * x0).square().sum(1) + 3 * sigma_1**2) / (2 * sigma_1**2)
+    )
     constant = prior - 3 * (b / a).log() - 1.5 * (low - high)
-    torch.testing.assert_close(loss.total, (low - high) / 2 * (found - epsilon).square().sum(1) + constant, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        loss.total, (low - high) / 2 * (found - epsilon).square().sum(1) + constant, rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(loss.parts["mse"], (found - epsilon).square().mean(1), rtol=1e-5, atol=1e-6)
 
 
@@ -106,7 +126,9 @@ def parts_of(schedule):
 
 
 def test_times_of_maximum_likelihood_are_even_in_log_snr(schedule, generator):
-    t = MaximumLikelihood(learned(schedule), Stratified())(torch.zeros(500, 3, dtype=torch.float64), generator=generator).t
+    t = MaximumLikelihood(learned(schedule), Stratified())(
+        torch.zeros(500, 3, dtype=torch.float64), generator=generator
+    ).t
     low, high = (float(schedule.log_snr(torch.tensor(s, dtype=torch.float64))) for s in (1.0, schedule.t_min))
     share = (high - schedule.log_snr(t)) / (high - low)  # the cleanest first, as times everywhere
     assert float((share - (torch.arange(500) + 0.5) / 500).abs().max()) < 0.5 / 500 + 1e-6
@@ -121,7 +143,7 @@ def test_flow_matching_by_hand(name, generator):
     d_alpha, d_sigma = (c[:, None] for c in rates(schedule, t))
     mean = denoiser(x_t, t)
     v = d_alpha * mean + d_sigma * (x_t - alpha * mean) / sigma
-    loss = FlowMatching(denoiser).at(x0, t, generator=seeded())
+    loss = DenoisingLoss.flow_matching(denoiser).at(x0, t, generator=seeded())
     expected = (v - (d_alpha * x0 + d_sigma * epsilon)).square().mean(1)
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-9)
     # A velocity of the SDE: f x - g^2 score / 2 (Song et al. 2021, eq. 13).
@@ -136,28 +158,38 @@ def test_on_straight_paths_the_network_is_the_velocity(end, generator):
     schedule = sde.Straight(end)
     denoiser, (x0, t) = learned(schedule, sde.straight), batch(schedule, generator)
     x_t, epsilon, _, _ = noisy(schedule, x0, t)
-    f = denoiser.raw(x_t, t)[0]
+    f = denoiser.estimate(x_t, t).out
     if end == 1:
         expected = (f - (epsilon - x0)).square().mean(1)
-        torch.testing.assert_close(FlowMatching(denoiser).at(x0, t, generator=seeded()).total, expected, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            DenoisingLoss.flow_matching(denoiser).at(x0, t, generator=seeded()).total, expected, rtol=1e-8, atol=1e-10
+        )
     else:  # x_0 and epsilon follow from F and x_t, and the velocity is end (epsilon - x_0) still
         mean = (x_t - end * t[:, None] * f) / (1 - end * t[:, None] + end * t[:, None])
         torch.testing.assert_close(denoiser(x_t, t), mean, rtol=1e-8, atol=1e-10)
         expected = end**2 * (f - (epsilon - x0)).square().mean(1)
-        torch.testing.assert_close(FlowMatching(denoiser).at(x0, t, generator=seeded()).total, expected, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            DenoisingLoss.flow_matching(denoiser).at(x0, t, generator=seeded()).total, expected, rtol=1e-7, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("data", [0.5, 1.3])
 def test_the_loss_of_edm_by_hand(schedule, data, generator):
-    """`(s^2 + d^2) / (s d)^2 ||D - x_0||^2` with `s = sigma / alpha`, the noise on an unscaled signal; 1 / c_out^2 with its network."""
-    denoiser, (x0, t) = sde.Learned(network(), schedule, sde.Preconditioned(data), sigma_data=data), batch(schedule, generator)
+    """`(s^2 + d^2) / (s d)^2 ||D - x_0||^2` with `s = sigma / alpha`, the noise on an unscaled signal.
+
+    1 / c_out^2 with its network.
+    """
+    denoiser, (x0, t) = (
+        sde.Learned(network(), schedule, sde.Preconditioned(data), sigma_data=data),
+        batch(schedule, generator),
+    )
     x_t, _, alpha, sigma = noisy(schedule, x0, t)
     s = (sigma / alpha)[:, 0]
     error = (denoiser(x_t, t) - x0).square().mean(1)
-    loss = EDMLoss(denoiser, data).at(x0, t, generator=seeded()).total
+    loss = DenoisingLoss.edm(denoiser, data).at(x0, t, generator=seeded()).total
     torch.testing.assert_close(loss, (s**2 + data**2) / (s * data) ** 2 * error, rtol=1e-8, atol=1e-12)
     c_skip, c_out = (c[:, None] for c in denoiser.predicts(*schedule(t)))
-    f = denoiser.raw(x_t, t)[0]
+    f = denoiser.estimate(x_t, t).out
     torch.testing.assert_close(loss, (f - (x0 - c_skip * x_t) / c_out).square().mean(1), rtol=1e-6, atol=1e-9)
 
 
@@ -177,7 +209,9 @@ def test_predictions_solve_for_the_signal_at_every_scale(name):
         "preconditioned": None,
     }[name]
     c_skip, c_out = predicts(ALPHA, SIGMA)
-    if target is None:  # of unit variance for data of the standard deviation 0.7, and least: Karras et al. (2022), eqs. 114 and 118
+    if (
+        target is None
+    ):  # of unit variance for data of the standard deviation 0.7, and least: Karras et al. (2022), eqs. 114 and 118
         target = (x0 - c_skip * (ALPHA * x0 + SIGMA * epsilon)) / c_out
         variance = ((1 - c_skip * ALPHA) ** 2 * 0.49 + (c_skip * SIGMA) ** 2) / c_out**2
         torch.testing.assert_close(variance, torch.ones_like(variance))
@@ -203,7 +237,7 @@ VARIANCE, WRONG = torch.tensor([[0.5, 0.2], [0.8, 0.15]], dtype=torch.float64)
 
 
 def model(schedule, mean=OTHER, variance=WRONG):
-    return GaussianOracle(mean, torch.diag(variance), schedule)
+    return AnalyticGaussian(mean, torch.diag(variance), schedule)
 
 
 def gaussian_data(count, generator):
@@ -257,7 +291,8 @@ def test_maximum_likelihood_in_expectation(name, generator):
     ends = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).exp()
     information = 0.5 * torch.log((1 + VARIANCE * ends[0]) / (1 + VARIANCE * ends[1])).sum()
     assert integral(1) == pytest.approx(float(information), rel=1e-5)
-    # The excess is what the flow of time takes from the divergence of the two laws: Song et al. (2021b), theorems 1 and 2.
+    # The excess is what the flow of time takes from the divergence of the two laws: Song et al. (2021b), theorems 1 and
+    # 2.
     excess = totals["model"] - totals["truth"]
     divergence = kl(schedule, schedule.t_min) - kl(schedule, 1.0)
     assert divergence > 0.05
@@ -267,11 +302,16 @@ def test_maximum_likelihood_in_expectation(name, generator):
 
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "straight-0.999"])
 def test_the_likelihood_weight_has_the_same_expectation(name, generator):
-    """Uniform times with weight g^2, twice per dimension: `1/2 int g^2 E ||.||^2 dt` over [t_min, 1] (Song et al. 2021b, corollary 1)."""
+    """Uniform times with weight g^2, twice per dimension: `1/2 int g^2 E ||.||^2 dt` over [t_min, 1].
+
+    Song et al. 2021b, corollary 1.
+    """
     schedule = SCHEDULES[name]()
     schedule.t_min = 0.05  # below, few draws of t carry much of the sum
     x0 = gaussian_data(200_000, generator)
-    weighted = ScoreMatching(model(schedule), Stratified(), g_squared)(x0, generator=seeded()).total * (1 - schedule.t_min)
+    weighted = DenoisingLoss.score_matching(model(schedule), Stratified(), likelihood_weight)(
+        x0, generator=seeded()
+    ).total * (1 - schedule.t_min)
     mse = MaximumLikelihood(model(schedule), Stratified())(x0, generator=seeded()).parts["mse"]
     even = mse * float(schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).diff().neg())
     error = float(weighted.std() + even.std()) / math.sqrt(len(x0))
@@ -286,19 +326,19 @@ class Nudged(GaussianDenoiser):
         super().__init__()
         self.denoiser, self.size, self.corruption = denoiser, size, denoiser.corruption
 
-    def forward(self, x_t, t, **cond):
-        return self.denoiser(x_t, t) + self.size * torch.cos(2 * x_t + 1)
+    def estimate(self, x_t, t, **cond):
+        return Estimate.of_mean(self.denoiser(x_t, t) + self.size * torch.cos(2 * x_t + 1))
 
     def on(self, schedule):
         return Nudged(self.denoiser.on(schedule), self.size)
 
 
 OBJECTIVES = {
-    "score-matching": ScoreMatching,
-    "likelihood-weight": lambda d: ScoreMatching(d, weight=g_squared),
+    "score-matching": DenoisingLoss.score_matching,
+    "likelihood-weight": lambda d: DenoisingLoss(d, weight=likelihood_weight),
     "maximum-likelihood": MaximumLikelihood,
-    "flow-matching": FlowMatching,
-    "edm": lambda d: EDMLoss(d, 0.5),
+    "flow-matching": DenoisingLoss.flow_matching,
+    "edm": lambda d: DenoisingLoss.edm(d, 0.5),
 }
 
 
@@ -310,7 +350,9 @@ def test_the_conditional_mean_is_the_minimum(objective, name, generator):
     oracle, x0 = model(schedule, MEAN, VARIANCE), gaussian_data(50_000, generator)
     for t in (0.003, 0.3, 0.8):
         t = torch.full((len(x0),), t, dtype=torch.float64)
-        down, exact, up = (OBJECTIVES[objective](Nudged(oracle, size)).at(x0, t, generator=seeded()).total for size in (-1.0, 0.0, 1.0))
+        down, exact, up = (
+            OBJECTIVES[objective](Nudged(oracle, size)).at(x0, t, generator=seeded()).total for size in (-1.0, 0.0, 1.0)
+        )
         slope, bend = (up - down) / 2, (up + down) / 2 - exact
         assert (bend > 0).all()
         assert abs(float(slope.mean())) < 4 * float(slope.std()) / math.sqrt(len(x0))
@@ -328,7 +370,9 @@ def test_losses_are_float32_and_images_are_images(objective, generator):
     assert loss.total.dtype == torch.float32
     assert loss.total.isfinite().all()
     flat = OBJECTIVES[objective](denoiser).at(x0.flatten(1), loss.t, generator=seeded()).total
-    torch.testing.assert_close(OBJECTIVES[objective](denoiser).at(x0, loss.t, generator=seeded()).total, flat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        OBJECTIVES[objective](denoiser).at(x0, loss.t, generator=seeded()).total, flat, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_conditions_reach_the_network(generator):
@@ -344,7 +388,7 @@ def test_what_is_refused():
     with pytest.raises(UsageError, match="zero SNR"):
         MaximumLikelihood(model(sde.Straight()))
     with pytest.raises(UsageError, match="sigma_data=0.0"):
-        EDMLoss(model(sde.EDM()), 0.0)
+        DenoisingLoss.edm(model(sde.EDM()), 0.0)
     with pytest.raises(UsageError, match="sigma_data=None"):
-        EDMLoss(model(sde.EDM()))
-    assert EDMLoss(sde.Learned(network(), sde.EDM(), sde.Preconditioned(0.7))).sigma_data == 0.7
+        DenoisingLoss.edm(model(sde.EDM()))
+    assert DenoisingLoss.edm(sde.Learned(network(), sde.EDM(), sde.Preconditioned(0.7))).sigma_data == 0.7

@@ -8,9 +8,9 @@ from helpers import Fixture
 from scipy import stats
 
 from unnoise.sde import EDM, SDE, VE, VP, Straight, SubVP, vp_betas
-from unnoise.sde.sde import rates
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.schedule import rates
+from unnoise.shared.serialization import deserialize, serialize
 
 T = torch.tensor([1e-4, 0.01, 0.2, 0.5, 0.77, 1.0], dtype=torch.float64)
 INSIDE = T[1:]  # Straight's log-SNR loses digits nowhere, but EDM's times are clamped below sigma_min / sigma_max
@@ -130,7 +130,9 @@ def test_grids():
     assert Straight().grid(4).tolist() == Straight(0.9).grid(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     for schedule in (VP(), SubVP(), VE()):
         grid = schedule.grid(11)
-        torch.testing.assert_close(grid[:-1].diff(), torch.full((10,), -(1 - schedule.t_last) / 10, dtype=torch.float64))
+        torch.testing.assert_close(
+            grid[:-1].diff(), torch.full((10,), -(1 - schedule.t_last) / 10, dtype=torch.float64)
+        )
         assert (float(grid[0]), float(grid[-2]), float(grid[-1])) == (1.0, pytest.approx(schedule.t_last), 0.0)
     levels = EDM(0.01, 50.0, rho=3.0).grid(8)[:-1] * 50
     torch.testing.assert_close((levels ** (1 / 3)).diff(2), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -156,7 +158,7 @@ def test_the_chain_of_vp():
 
 def test_schedules_describe_themselves():
     for schedule in (VP(0.2, 9.0, 1e-4, 1e-2), SubVP(), VE(0.02), EDM(rho=5.0, mean=0.0), Straight(0.9, 1e-4)):
-        assert vars(build(describe(schedule))) == vars(schedule)
+        assert vars(deserialize(serialize(schedule))) == vars(schedule)
 
 
 @pytest.mark.parametrize(

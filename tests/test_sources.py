@@ -7,7 +7,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from unnoise.shared.data import image_set, sources
+from unnoise.shared.data import image_dataset, sources
 from unnoise.shared.errors import UsageError
 
 
@@ -16,7 +16,10 @@ from unnoise.shared.errors import UsageError
     [
         ("photo", "there is no folder photo, and the Hub, .* cannot be reached .*: did you mean photos"),
         ("photos/cots", "there is no folder photos/cots, and .*: did you mean photos/cats"),
-        ("nobody/nothing", "there is no folder nobody/nothing, and .*: give the path of one that is there, or a bundled set"),
+        (
+            "nobody/nothing",
+            "there is no folder nobody/nothing, and .*: give the path of one that is there, or a bundled set",
+        ),
         ("digit", "there is no folder digit, and .*: did you mean digits"),
         ("some thing", "there is no folder some thing, and no set of that name on the Hub"),
         ("a/b/c", "there is no folder a/b/c: give the path of one that is there"),
@@ -30,7 +33,7 @@ def test_a_name_that_nothing_has_is_said_at_once(tmp_path, monkeypatch, capfd, n
     monkeypatch.chdir(tmp_path)
     start = time.perf_counter()
     with pytest.raises(UsageError, match=f"^{said}"):
-        image_set(name)
+        image_dataset(name)
     assert time.perf_counter() - start < 5
     assert capfd.readouterr().err == ""
 
@@ -56,7 +59,9 @@ def test_the_hub_is_asked_once_and_the_cache_else(monkeypatch, online, cached):
     if cached:
         assert sources.load("some/set", "test") == ("some/set", "test")
     else:
-        with pytest.raises(sources.Absent, match=r"there is no folder some/set, and the Hub, .* cannot be reached \(no route\): give"):
+        with pytest.raises(
+            sources.Absent, match=r"there is no folder some/set, and the Hub, .* cannot be reached \(no route\): give"
+        ):
             sources.load("some/set", "test")
     assert offline == [not online]
     assert datasets.config.HF_HUB_OFFLINE is False
@@ -65,13 +70,16 @@ def test_the_hub_is_asked_once_and_the_cache_else(monkeypatch, online, cached):
 def test_bundled_sets_load_wherever_the_package_lies(tmp_path, monkeypatch):
     home = tmp_path / "[a] b*"
     shutil.copytree(sources.BUNDLED, home)
-    whole = image_set("digits", split="test")
+    whole = image_dataset("digits", split="test")
     monkeypatch.setattr(sources, "BUNDLED", home)
     monkeypatch.chdir(tmp_path)
-    again = image_set("digits", split="test")
+    again = image_dataset("digits", split="test")
     assert (again.k == whole.k).all()
     assert again.summary == whole.summary
     (tmp_path / "digits").mkdir()
     Image.new("L", (1, 1)).save(tmp_path / "digits" / "a.png")
-    assert "the folder digits that is here is not read, its name is ./digits" in image_set("digits", split="test").summary
-    assert image_set("./digits").k.tolist() == [[[[0]]]]
+    assert (
+        "the folder digits that is here is not read, its name is ./digits"
+        in image_dataset("digits", split="test").summary
+    )
+    assert image_dataset("./digits").k.tolist() == [[[[0]]]]

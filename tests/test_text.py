@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from unnoise.shared.data import (
-    Letters,
+    CharacterTokenizer,
     MarkovChain,
     Packed,
     Padded,
-    Pieces,
-    TextSet,
+    SubwordTokenizer,
+    TextDataset,
     characters,
     documents,
     pieces,
@@ -27,11 +27,11 @@ from unnoise.shared.data import (
     tokenizer_file,
     train_tokenizer,
 )
-from unnoise.shared.data.alphabets import cleaned
+from unnoise.shared.data.tokenizers import cleaned
 from unnoise.shared.data.windows import StreamWindows, Tokens
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics import NGram, distinct, entropy, generative_perplexity
+from unnoise.shared.serialization import deserialize, serialize
 
 LINES = [
     "The café cost £5, twice!",
@@ -52,11 +52,11 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Pieces:
+def tokenizer() -> SubwordTokenizer:
     return train_tokenizer(KEPT, vocabulary=300)
 
 
-def stream_of(text_set: TextSet) -> list[int]:
+def stream_of(text_set: TextDataset) -> list[int]:
     return text_set.windows[:].flatten().tolist()
 
 
@@ -66,8 +66,8 @@ def test_cleaning_is_that_of_text8(corpus):
     wanted = cleaned(" ".join(LINES)).strip() + " "
     assert "".join(text.decode(text.windows[:])) == wanted[: len(wanted) // 7 * 7]
     assert (text.tokens, text.characters, text.words) == (len(wanted), len(wanted), len(wanted.split()))
-    assert (text.vocabulary, text.scale.levels, text.shape, text.padding) == (27, 27, (7,), None)
-    assert Letters().decode(torch.tensor([[0, 25, 26, 27, 1]])) == ["az _b"]
+    assert (text.vocabulary, text.quantization.levels, text.shape, text.padding) == (27, 27, (7,), None)
+    assert CharacterTokenizer().decode(torch.tensor([[0, 25, 26, 27, 1]])) == ["az _b"]
 
 
 def test_the_bundled_text():
@@ -139,7 +139,7 @@ def test_a_tokenizer_loses_nothing(tokenizer, tmp_path):
     assert tokenizer.size <= 300
     assert train_tokenizer(KEPT, vocabulary=300) == tokenizer  # the same every time
     tokenizer.save(tmp_path / "tokenizer.json")
-    assert tokenizer_file(tmp_path / "tokenizer.json") == tokenizer == build(describe(tokenizer))
+    assert tokenizer_file(tmp_path / "tokenizer.json") == tokenizer == deserialize(serialize(tokenizer))
     assert tokenizer.decode(torch.tensor([[tokenizer.size] * 2])) == ["__"]
 
 
@@ -174,8 +174,8 @@ def test_padding_is_a_symbol(corpus, tokenizer):
 def test_a_second_call_does_not_tokenise(corpus, tokenizer, monkeypatch):
     first = pieces(str(corpus), "train", 11, tokenizer)
     with monkeypatch.context() as patched:
-        patched.setattr(Pieces, "encode", lambda *a: pytest.fail("tokenised again"))
-        again = pieces(str(corpus), "train", 7, build(describe(tokenizer)), Packed(ends=True))
+        patched.setattr(SubwordTokenizer, "encode", lambda *a: pytest.fail("tokenised again"))
+        again = pieces(str(corpus), "train", 7, deserialize(serialize(tokenizer)), Packed(ends=True))
     assert (again.tokens, again.words) == (first.tokens, first.words)
     values = first.windows.tokens.chunks[0][0]
     assert values.dtype == np.uint16
@@ -256,8 +256,8 @@ def test_bad_text_is_refused_in_one_line(tmp_path, corpus, tokenizer, monkeypatc
         (lambda: text8("train", 2, path="raw"), "byte b'W' at 0"),
         (lambda: tokenizer_file("absent.json"), "cannot be read.*tokenizer.json"),
         (lambda: tokenizer_file("broken.json"), "is not a tokenizer"),
-        (lambda: Pieces(tokenizer.json, "<end>"), "no piece '<end>'"),
-        (lambda: Pieces("{}"), "not a tokenizer"),
+        (lambda: SubwordTokenizer(tokenizer.json, "<end>"), "no piece '<end>'"),
+        (lambda: SubwordTokenizer("{}"), "not a tokenizer"),
         (lambda: pieces(poem, "train", 8, "gpt2"), "tokenizer='gpt2'"),
         (lambda: pieces(poem, "train", 9999, tokenizer), "length=9999"),
         (lambda: pieces(poem, "train", 2, tokenizer, Packed(ends=True)), "length=2: .* give a length of 3"),
@@ -271,16 +271,23 @@ def test_bad_text_is_refused_in_one_line(tmp_path, corpus, tokenizer, monkeypatc
 
 
 def test_an_n_gram_by_hand():
-    """On "aab": P(a) = (2 + 2 / 3) / 5; after a, c(aa) = c(ab) = 1 and T = 2, so P(a | a) = (1 + 2 P(a)) / 4; b never leads on."""
+    """On "aab": P(a) = (2 + 2 / 3) / 5; after a, c(aa) = c(ab) = 1 and T = 2, so P(a | a) = (1 + 2 P(a)) / 4.
+
+    B never leads on.
+    """
     text = torch.tensor([0, 0, 1])
     a, b, c = (2 + 2 / 3) / 5, (1 + 2 / 3) / 5, (2 / 3) / 5
     unigram, bigram = NGram(1, 3).fit(text), NGram(2, 3).fit(text)
     torch.testing.assert_close(unigram.bits(text[None]), -torch.tensor([a * a * b], dtype=torch.float64).log2())
     after = torch.tensor([[(1 + 2 * a) / 4, (1 + 2 * b) / 4, 2 * c / 4], [a, b, c]], dtype=torch.float64)
     torch.testing.assert_close(bigram.probabilities(torch.tensor([[0], [1]])), after)
-    torch.testing.assert_close(bigram.probabilities(torch.empty(1, 0, dtype=torch.int64)), torch.tensor([[a, b, c]], dtype=torch.float64))
+    torch.testing.assert_close(
+        bigram.probabilities(torch.empty(1, 0, dtype=torch.int64)), torch.tensor([[a, b, c]], dtype=torch.float64)
+    )
     torch.testing.assert_close(bigram.bits(text), -(a * after[0, 0] * after[0, 1]).log2()[None])
-    torch.testing.assert_close(NGram(2, 3).fit(text[None]).bits(torch.tensor([[1, 2]])), -torch.tensor([b * c], dtype=torch.float64).log2())
+    torch.testing.assert_close(
+        NGram(2, 3).fit(text[None]).bits(torch.tensor([[1, 2]])), -torch.tensor([b * c], dtype=torch.float64).log2()
+    )
 
 
 def test_an_n_gram_is_a_law_in_every_context(generator):
@@ -305,7 +312,7 @@ def test_baselines_on_shakespeare():
 
 def test_a_markov_chain_by_enumeration():
     p = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.0, 0.5], [0.2, 0.2, 0.6]], dtype=torch.float64)
-    chain = build(describe(MarkovChain(p)))
+    chain = deserialize(serialize(MarkovChain(p)))
     pi = chain.stationary()
     torch.testing.assert_close(pi @ p, pi)
     assert float(pi.sum()) == pytest.approx(1.0)
@@ -313,7 +320,9 @@ def test_a_markov_chain_by_enumeration():
     assert chain.entropy(3) == pytest.approx(-sum(q * math.log2(q) for q in law.values() if q))
     assert chain.entropy(3) - chain.entropy(2) == pytest.approx(chain.entropy_rate())
     windows = torch.tensor([w for w, q in law.items() if q])
-    torch.testing.assert_close(chain.bits(windows), -torch.tensor([q for q in law.values() if q], dtype=torch.float64).log2())
+    torch.testing.assert_close(
+        chain.bits(windows), -torch.tensor([q for q in law.values() if q], dtype=torch.float64).log2()
+    )
 
 
 def test_sparse_chains(generator):

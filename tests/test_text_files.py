@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unnoise.experiments.texts import Text
-from unnoise.shared.data import Letters, Padded, characters, documents, pieces, train_tokenizer
-from unnoise.shared.data.alphabets import cleaned
+from unnoise.shared.data import CharacterTokenizer, Padded, characters, documents, pieces, train_tokenizer
 from unnoise.shared.data.textfiles import _ends, cut, lines, parts
+from unnoise.shared.data.tokenizers import cleaned
 from unnoise.shared.errors import UsageError
 
 TEXT = "The café cost 5.\nNaïve  words,\n\nThen\ta second paragraph\n  of two lines.\n"
@@ -84,7 +84,10 @@ def test_every_encoding_and_form(tmp_path, encoding, form):
             refused(make, "byte 0x.. at .* is not UTF-")
         elif text.strip():
             place = next(i for i, byte in enumerate(path.read_bytes()) if byte > 127)
-            refused(make, f"byte 0x{path.read_bytes()[place]:02x} at {place} is not UTF-8: save it as UTF-8, such as with `iconv")
+            refused(
+                make,
+                f"byte 0x{path.read_bytes()[place]:02x} at {place} is not UTF-8: save it as UTF-8, such as with `iconv",
+            )
 
 
 def test_the_place_of_a_bad_byte_far_into_a_file(tmp_path):
@@ -98,7 +101,9 @@ def test_the_place_of_a_bad_byte_far_into_a_file(tmp_path):
 def test_what_a_document_is(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(TEXT)
-    whole, by_paragraph, by_line = (pieces(str(path), "train", 1, TOKENIZER, documents=d) for d in ("file", "paragraphs", "lines"))
+    whole, by_paragraph, by_line = (
+        pieces(str(path), "train", 1, TOKENIZER, documents=d) for d in ("file", "paragraphs", "lines")
+    )
     cut = ["The café cost 5.\nNaïve  words,", "Then\ta second paragraph\n  of two lines."]
     split = [line for line in TEXT.split("\n") if line]
     for found, texts in ((whole, [TEXT]), (by_paragraph, cut), (by_line, split)):
@@ -127,8 +132,13 @@ def test_parts_are_the_text(text, size, block):
     assert list(lines(blocks)) == text.splitlines(keepends=True)
     if found:
         texts, follows = map(list, zip(*found, strict=True))
-        assert "".join(Letters().spell(e.tokens.tolist()) for e in Letters().encode(texts, follows)).strip() == cleaned(text).strip()
-        (whole,), cut = Letters().encode([text]), Letters().encode(texts, follows)
+        assert (
+            "".join(
+                CharacterTokenizer().spell(e.tokens.tolist()) for e in CharacterTokenizer().encode(texts, follows)
+            ).strip()
+            == cleaned(text).strip()
+        )
+        (whole,), cut = CharacterTokenizer().encode([text]), CharacterTokenizer().encode(texts, follows)
         assert (whole.characters, whole.words) == (sum(e.characters for e in cut), sum(e.words for e in cut))
         (whole,), cut = TOKENIZER.encode([text]), TOKENIZER.encode(texts, follows)
         assert (whole.characters, whole.words) == (sum(e.characters for e in cut), sum(e.words for e in cut))
@@ -223,7 +233,10 @@ def test_shares_follow_one_another(rows, one):
 def test_what_cannot_be_tested_is_not_trained(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(" ".join(WORDS[:60]))
-    refused(lambda: Text(str(path), length=32).load(), "held out for tests, has no window .*length=32: .*more text or a smaller length")
+    refused(
+        lambda: Text(str(path), length=32).load(),
+        "held out for tests, has no window .*length=32: .*more text or a smaller length",
+    )
     assert "the last tenth of the file is held out" in Text(str(path), length=8).load().summary
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.txt").write_text(" ".join(WORDS))
@@ -235,7 +248,14 @@ def test_what_cannot_be_tested_is_not_trained(tmp_path):
 
 def test_rows_without_text_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
-    rows = [{"text": "some words here"}, {"text": None}, {"other": 1}, {"text": "  "}, {"text": "123"}, {"text": "more"}]
+    rows = [
+        {"text": "some words here"},
+        {"text": None},
+        {"other": 1},
+        {"text": "  "},
+        {"text": "123"},
+        {"text": "more"},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = characters(str(path), length=5)
     assert text_of(characters(str(path), length=1)) == "some words here more "
@@ -263,16 +283,31 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
         (path("a.txt.gz", gzip.compress(b"words")), "is packed: unpack it first"),
         (path("b.jsonl", ""), "b.jsonl is empty"),
         (path("c.csv", cells.encode("latin-1")), "byte 0xe9 at 8 is not UTF-8"),
-        (path("d.csv", b"\xff\xfe" + cells.encode("utf-16-le")), "d.csv is UTF-16, by its byte order mark: .*`iconv -f utf-16 -t utf-8`"),
-        (path("p.jsonl", b"\xff\xfe\x00\x00" + cells.encode("utf-32-le")), "is UTF-32, by its .*`iconv -f utf-32 -t utf-8`"),
+        (
+            path("d.csv", b"\xff\xfe" + cells.encode("utf-16-le")),
+            "d.csv is UTF-16, by its byte order mark: .*`iconv -f utf-16 -t utf-8`",
+        ),
+        (
+            path("p.jsonl", b"\xff\xfe\x00\x00" + cells.encode("utf-32-le")),
+            "is UTF-32, by its .*`iconv -f utf-32 -t utf-8`",
+        ),
         (path("e.jsonl", '{"text": "café"}\n'.encode("latin-1")), "byte 0xe9 at 13 is not UTF-8"),
         (path("f.jsonl", '{"text": 1}\n{"text": 2}\n'), "the column text of .* holds no text but int64.*--text.column"),
-        (path("g.jsonl", '{"text": "a"\n'), "cannot be read as text: line 1 is not JSON: expecting ',' delimiter, in .*; mend that line"),
+        (
+            path("g.jsonl", '{"text": "a"\n'),
+            "cannot be read as text: line 1 is not JSON: expecting ',' delimiter, in .*; mend that line",
+        ),
         (path("h.parquet", "words"), "cannot be read as text"),
         (path("i.jsonl", '{"body": "a"}\n'), "has no column text: its columns are body; give one of them"),
-        (path("q.csv", "id;text\n1;words\n"), "its one column is 'id;text'; separate the columns by commas instead of ';'"),
+        (
+            path("q.csv", "id;text\n1;words\n"),
+            "its one column is 'id;text'; separate the columns by commas instead of ';'",
+        ),
         (path("j.txt", "words"), "has no column body: its columns are text"),
-        (path("both/train.txt", "words") and path("both/train.csv", cells) and str(tmp_path / "both"), "train.csv and train.txt for the"),
+        (
+            path("both/train.txt", "words") and path("both/train.csv", cells) and str(tmp_path / "both"),
+            "train.csv and train.txt for the",
+        ),
     ):
         refused(partial(characters, name, column="body" if name.endswith("j.txt") else "text"), words)
     good = path("k.txt", "some words\n")
@@ -280,7 +315,9 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
     refused(lambda: characters(good, "train[99%:5%]"), "holds no text: take a larger part")
     refused(lambda: pieces(good, "train", 2, TOKENIZER, documents="words"), "documents=words: choose from file")
     refused(lambda: pieces(good, "train[:1]", 2, TOKENIZER, documents="file"), "one document of .*in percent")
-    refused(lambda: pieces(path("l.csv", cells), "train", 2, TOKENIZER, documents="lines"), "each row of .* is a document")
+    refused(
+        lambda: pieces(path("l.csv", cells), "train", 2, TOKENIZER, documents="lines"), "each row of .* is a document"
+    )
     refused(lambda: Text(good, documents="lines"), "documents=lines is for a tokenizer")
     refused(lambda: Text(good, tokenizer="t.json", crop=True), "crop is for 27 symbols")
     assert text_of(characters(path("m.csv", b"\xef\xbb\xbf" + cells.encode()), length=1)) == "caf "
@@ -298,7 +335,9 @@ def test_a_set_elsewhere_without_a_test_part_is_said(monkeypatch):
 
     monkeypatch.setattr("unnoise.shared.data.textfiles.load", load)
     monkeypatch.setattr("unnoise.shared.data.text.FORMAT", -2)
-    assert "`unnoise evaluate` will have no text to measure on: cannot load" in Text("some/set", length=8).load().summary
+    assert (
+        "`unnoise evaluate` will have no text to measure on: cannot load" in Text("some/set", length=8).load().summary
+    )
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json"])
@@ -312,13 +351,20 @@ def test_rows_that_are_no_text_are_named(tmp_path, form):
         return partial(characters, str(path), length=5)
 
     assert "left out: 2 of 702 documents" in file({"text": None}, {"other": "x"})().summary
-    refused(file({"text": None}, {"text": 5}, {"other": "x"}), r"holds no text in 1 of 703 rows, which is row 302 \(5\): mend or drop")
-    refused(file({"text": ["a"]}, {"text": 2.5}), r'in 2 of 702 rows, of these the first is row 301 \(\["a"\]\): mend or drop')
+    refused(
+        file({"text": None}, {"text": 5}, {"other": "x"}),
+        r"holds no text in 1 of 703 rows, which is row 302 \(5\): mend or drop",
+    )
+    refused(
+        file({"text": ["a"]}, {"text": 2.5}),
+        r'in 2 of 702 rows, of these the first is row 301 \(\["a"\]\): mend or drop',
+    )
     refused(file({"text": {"a": 1}}), r'row 301 \(\{"a": 1\}\)')
 
 
 @pytest.mark.parametrize(
-    ("mend", "words"), [(lambda t: t[:-9], "line 700 .*unterminated"), (lambda t: t.replace('33"}', "33", 1), "line 34 ")]
+    ("mend", "words"),
+    [(lambda t: t[:-9], "line 700 .*unterminated"), (lambda t: t.replace('33"}', "33", 1), "line 34 ")],
 )
 def test_a_broken_line_is_named_and_nothing_else_is_printed(tmp_path, monkeypatch, capfd, caplog, mend, words):
     """Cut off at its end, or broken in the middle; the library's own lines on it, with other places, stay away."""
@@ -356,7 +402,13 @@ def test_text_without_a_letter_of_the_alphabet(tmp_path):
 def test_a_text_shorter_than_a_window(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("ab cd")
-    refused(lambda: characters(str(path), length=16), "length=16: the text has 6 symbols: give a length of 1 to 6, or more text$")
+    refused(
+        lambda: characters(str(path), length=16),
+        "length=16: the text has 6 symbols: give a length of 1 to 6, or more text$",
+    )
     refused(lambda: characters(str(path), length=0), "length=0: the text has 6 symbols: give a length of 1 to 6")
-    refused(lambda: characters(str(path), length=4, crop=True), "a random piece is taken of twice the length: give a length of 1 to 3, or")
+    refused(
+        lambda: characters(str(path), length=4, crop=True),
+        "a random piece is taken of twice the length: give a length of 1 to 3, or",
+    )
     assert len(characters(str(path), length=6).windows) == len(characters(str(path), length=3, crop=True).windows) == 1

@@ -9,18 +9,43 @@ from pathlib import Path
 import pytest
 import torch
 
-from unnoise.discrete import Absorbing, Categorical, Dense, FirstHitting, Infilling, LogLinear, Unmasking, nearest, prefix, sliding
+from unnoise.discrete import (
+    Absorbing,
+    Categorical,
+    Dense,
+    FirstHitting,
+    Infilling,
+    LogLinearNoise,
+    Unmasking,
+    nearest,
+    prefix,
+    sliding,
+)
 from unnoise.experiments import recipes
 from unnoise.experiments.cli import main
 from unnoise.shared.data import Packed, characters, documents, pieces, shakespeare, train_tokenizer
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ClassifierFree
+from unnoise.shared.gaussian.guidance import ClassifierFree
 from unnoise.shared.networks import UNet
 
 LINES = [
-    f"the {a} fox saw {b} dogs and {c} cats" for a in ("quick", "old", "red") for b in ("two", "ten", "six") for c in ("five", "no")
+    f"the {a} fox saw {b} dogs and {c} cats"
+    for a in ("quick", "old", "red")
+    for b in ("two", "ten", "six")
+    for c in ("five", "no")
 ] * 12
-TINY = ["--network.width", "16", "--network.depth", "1", "--network.heads", "2", "--training.steps", "4", "--text.length", "16"]
+TINY = [
+    "--network.width",
+    "16",
+    "--network.depth",
+    "1",
+    "--network.heads",
+    "2",
+    "--training.steps",
+    "4",
+    "--text.length",
+    "16",
+]
 
 
 @pytest.fixture
@@ -58,7 +83,9 @@ def test_a_run_keeps_its_tokenizer(corpus, capsys):
     Path("tok.json").unlink()
     assert main(["evaluate", "run", "--count", "4"]) == 0
     after = json.loads(Path("run/evaluation.json").read_text())
-    assert {k: v for k, v in after.items() if k != "sampling_seconds"} == {k: v for k, v in before.items() if k != "sampling_seconds"}
+    assert {k: v for k, v in after.items() if k != "sampling_seconds"} == {
+        k: v for k, v in before.items() if k != "sampling_seconds"
+    }
     assert "sample_entropy_bits" in after
     assert main(["train", "mdlm-smoke", "--text.layout", "padded", "--out", "other"]) == 2
     assert "27 symbols are packed" in capsys.readouterr().err
@@ -78,7 +105,7 @@ def test_ends_of_windows_are_paid_for(corpus):
 def masked(known=3):
     network = torch.nn.Module()
     network.forward = lambda x, label: torch.sin(torch.arange(5.0) + x[..., None])
-    return Categorical(network, Absorbing(5, LogLinear(eps=0.0)))
+    return Categorical(network, Absorbing(5, LogLinearNoise(eps=0.0)))
 
 
 @pytest.mark.parametrize("sampler", [Unmasking, FirstHitting])
@@ -98,7 +125,10 @@ def test_a_prompt_begins_long_text_and_comes_once(sampler, generator):
         (lambda: train_tokenizer("my.txt", 300), "such as documents"),
         (lambda: shakespeare(length=16).encode("!?"), "nothing that these 27 symbols can write"),
         (lambda: ClassifierFree(masked(), 1.0), "take unnoise.discrete.ClassifierFree"),
-        (lambda: UNet((1, 4, 4), 8, (1,), 1, (), levels=4)(torch.full((1, 1, 4, 4), 4), torch.ones(1)), "levels=K . 1, logits=K"),
+        (
+            lambda: UNet((1, 4, 4), 8, (1,), 1, (), categories=4)(torch.full((1, 1, 4, 4), 4), torch.ones(1)),
+            "levels=K . 1, logits=K",
+        ),
         (lambda: UNet((1, 4, 4), 8, (1,), 1, (), logits=2), "logits=2 with levels=None"),
         (
             lambda: Infilling(Unmasking(masked()), *prefix(torch.zeros(3).long(), 8))(shape=(2, 9), steps=3),

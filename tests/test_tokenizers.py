@@ -1,4 +1,7 @@
-"""Tokenizers of others: what they lose is counted, and no code of tokens is taken for one of text that they do not hold."""
+"""Tokenizers of others.
+
+What they lose is counted, and no code of tokens is taken for one of text that they do not hold.
+"""
 
 import json
 import math
@@ -12,7 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from unnoise.experiments.cli import main
-from unnoise.shared.data import Pieces, pieces, tokenizer_file, train_tokenizer
+from unnoise.shared.data import SubwordTokenizer, pieces, tokenizer_file, train_tokenizer
 from unnoise.shared.errors import UsageError
 
 TEXT = "The cat  sat, and\nThe dog sat too.\n\nNobody knows why? not 1 of them\n"
@@ -27,7 +30,7 @@ def words(*, unknown="[UNK]", names=(), **parts):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     for name, part in parts.items():
         setattr(tokenizer, name, part)
-    return Pieces(tokenizer.to_str())
+    return SubwordTokenizer(tokenizer.to_str())
 
 
 def letters(text, **options):
@@ -35,7 +38,7 @@ def letters(text, **options):
     vocabulary = {piece: i for i, piece in enumerate(["</s>", *sorted(set(text)), *options.pop("more", ())])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], **options))
     tokenizer.decoder = decoders.Fuse()
-    return Pieces(tokenizer.to_str())
+    return SubwordTokenizer(tokenizer.to_str())
 
 
 def sentences(scheme):
@@ -44,7 +47,7 @@ def sentences(scheme):
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
-    return Pieces(tokenizer.to_str())
+    return SubwordTokenizer(tokenizer.to_str())
 
 
 def of(tokenizer, path, **options):
@@ -68,7 +71,7 @@ def test_what_gives_the_text_back_loses_nothing(tmp_path, tokenizer):
     if 'byte_fallback":true' in tokenizer.json.replace(" ", ""):
         inner = Tokenizer.from_str(tokenizer.json)
         inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-        tokenizer = Pieces(inner.to_str())
+        tokenizer = SubwordTokenizer(inner.to_str())
     found = of(tokenizer, tmp_path / "a.txt")
     assert (found.lost, found.unknown, found.lossy) == (0, 0, "")
     assert found.characters == len(TEXT)
@@ -107,13 +110,17 @@ def test_what_does_not_is_counted_and_codes_no_text(tmp_path, tokenizer, again, 
 def test_what_is_lost_depends_on_the_documents(tmp_path):
     """Words with one space between lose line breaks, and nothing where lines are the documents."""
     (tmp_path / "a.txt").write_text("the cat sat\nthe dog sat too\n")
-    file, paragraphs, lines = (pieces(str(tmp_path / "a.txt"), "train", 2, words(), documents=d) for d in ("file", "paragraphs", "lines"))
+    file, paragraphs, lines = (
+        pieces(str(tmp_path / "a.txt"), "train", 2, words(), documents=d) for d in ("file", "paragraphs", "lines")
+    )
     assert (file.lost, paragraphs.lost, lines.lost) == (2, 1, 0)
     assert lines.bits_per_character(math.log(2)) == pytest.approx(9 / 26)  # seven words and two ends
 
 
 def test_a_word_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(UsageError, match="cannot write this text .*: give it an unknown piece, or take train_tokenizer") as error:
+    with pytest.raises(
+        UsageError, match="cannot write this text .*: give it an unknown piece, or take train_tokenizer"
+    ) as error:
         of(words(unknown=None), tmp_path / "a.txt")
     assert "\n" not in str(error.value)
 
@@ -125,7 +132,7 @@ def test_settings_in_the_file_change_no_token(tmp_path):
     other.enable_truncation(3)
     other.enable_padding(length=500)
     other.post_processor = processors.TemplateProcessing(single="</s> $A </s>", special_tokens=[("</s>", 0)])
-    first, second = (of(t, tmp_path / "a.txt", documents="lines") for t in (plain, Pieces(other.to_str())))
+    first, second = (of(t, tmp_path / "a.txt", documents="lines") for t in (plain, SubwordTokenizer(other.to_str())))
     assert torch.equal(first.windows[:], second.windows[:])
     assert first.tokens == second.tokens
     assert first.windows.tokens.documents == len(LINES)
@@ -135,7 +142,7 @@ def test_pieces_beyond_the_vocabulary(tmp_path):
     """Added pieces, numbers that no piece has, a mask: K is one more than the largest number, and all is kept."""
     inner = Tokenizer.from_str(letters(TEXT).json)
     inner.add_special_tokens(["[MASK]", AddedToken("<|user|>", special=True)])
-    added = Pieces(inner.to_str())
+    added = SubwordTokenizer(inner.to_str())
     assert added.size == letters(TEXT).size + 2
     found = of(added, tmp_path / "a.txt")
     assert (found.vocabulary, found.lost) == (added.size, 0)
@@ -143,7 +150,7 @@ def test_pieces_beyond_the_vocabulary(tmp_path):
     assert (text.lost, text.tokens[0]) == (0, added.size - 1)
     holes = json.loads(letters(TEXT).json)
     holes["model"]["vocab"]["T"] = 90
-    found = of(Pieces(json.dumps(holes)), tmp_path / "a.txt")
+    found = of(SubwordTokenizer(json.dumps(holes)), tmp_path / "a.txt")
     assert (found.vocabulary, found.lost, int(found.windows[:].max())) == (91, 0, 90)
 
 
@@ -174,7 +181,16 @@ def test_training_and_evaluation_say_what_they_read(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("\n".join([*LINES, "", "the cat sat"] * 60))
     (words() if lossy else train_tokenizer([TEXT], 270)).save("tokenizer.json")
-    flags = ["--text.name", "a.txt", "--text.tokenizer", "tokenizer.json", "--text.documents", "lines", "--training.steps", "2"]
+    flags = [
+        "--text.name",
+        "a.txt",
+        "--text.tokenizer",
+        "tokenizer.json",
+        "--text.documents",
+        "lines",
+        "--training.steps",
+        "2",
+    ]
     assert main(["train", "mdlm-smoke", *flags, "--out", "run"]) == 0
     said = capsys.readouterr().out
     assert " lines, with nothing to code; " in said
@@ -182,7 +198,11 @@ def test_training_and_evaluation_say_what_they_read(tmp_path, monkeypatch, capsy
     assert ("the tokenizer is lossy" in said) == lossy
     assert main(["evaluate", "run", "--count", "3"]) == 0
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert ("bits_per_character" in found, "perplexity_per_word" in found, "lossy" in found) == (not lossy, not lossy, lossy)
+    assert ("bits_per_character" in found, "perplexity_per_word" in found, "lossy" in found) == (
+        not lossy,
+        not lossy,
+        lossy,
+    )
     assert "windows of 16 from" in found["held_out"]
 
 

@@ -10,29 +10,34 @@ import numpy as np
 import pytest
 import torch
 
-from unnoise.continuous import Learned, Simple, Tabulated, linear_betas, velocity
-from unnoise.discrete import Absorbing, Categorical, Hybrid, Marginal, reciprocal
+from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas, velocity
+from unnoise.discrete import Absorbing, Categorical, D3PMLoss, Marginal, reciprocal
 from unnoise.experiments import load
-from unnoise.sde import VE, ScoreMatching
+from unnoise.sde import VE
 from unnoise.shared.data import Batches
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
-from unnoise.shared.labels import noise_level
 from unnoise.shared.networks import MLP, UNet
 from unnoise.shared.objective import Loss, Objective, Stratified, independent
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
+from unnoise.shared.time_inputs import noise_level
 from unnoise.shared.training import Trainer, Training, precision
 from unnoise.shared.training.folder import read_metrics
 from unnoise.shared.training.optim import clip_gradients, learning_rate, update_average
 
 
 def batches():
-    return Batches(torch.randint(0, 17, (40, 6), generator=torch.Generator().manual_seed(0)), 8, Scale(17), Scale.dequantised)
+    return Batches(
+        torch.randint(0, 17, (40, 6), generator=torch.Generator().manual_seed(0)),
+        8,
+        Quantization(17),
+        Quantization.dequantized,
+    )
 
 
 def objective():
     torch.manual_seed(0)
-    return Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40)), velocity))
+    return DenoisingLoss.simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40)), velocity))
 
 
 CONFIG = Training(steps=12, learning_rate=1e-2, warmup=3, cooldown=4, log_every=3, save_every=5)
@@ -64,7 +69,7 @@ def test_ctrl_c_saves_a_whole_step_and_resumes(tmp_path):
 def test_checkpoints_need_no_flags(tmp_path):
     average = Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
     loaded = load(tmp_path)
-    assert (loaded.step, loaded.scale, loaded.shape) == (12, Scale(17), (6,))
+    assert (loaded.step, loaded.quantization, loaded.shape) == (12, Quantization(17), (6,))
     x, t = torch.randn(4, 6), torch.tensor(0.4)
     assert torch.equal(loaded.average.denoiser(x, t), average.denoiser(x, t))
     assert not torch.equal(loaded.objective.denoiser(x, t), average.denoiser(x, t))
@@ -77,31 +82,40 @@ def test_checkpoints_need_no_flags(tmp_path):
     "make",
     [
         objective,
-        lambda: ScoreMatching(Learned(UNet((1, 4, 4), 8, (1, 2), 1, (), classes=3), VE(sigma_max=9.0), label=noise_level), Stratified(2.0)),
-        lambda: Hybrid(Categorical(UNet((2, 4), 8, (1,), 1, (), levels=6), Absorbing(5, reciprocal(7)), Marginal()), ce=0.3),
+        lambda: DenoisingLoss.score_matching(
+            Learned(UNet((1, 4, 4), 8, (1, 2), 1, (), classes=3), VE(sigma_max=9.0), time_input=noise_level),
+            Stratified(2.0),
+        ),
+        lambda: D3PMLoss(
+            Categorical(UNet((2, 4), 8, (1,), 1, (), categories=6), Absorbing(5, reciprocal(7)), Marginal()), ce=0.3
+        ),
     ],
 )
 def test_descriptions_round_trip(make):
     first = make()
-    text = json.loads(json.dumps(describe(first)))
-    again = build(text)
-    assert describe(again) == describe(first)
+    text = json.loads(json.dumps(serialize(first)))
+    again = deserialize(text)
+    assert serialize(again) == serialize(first)
     assert [p.shape for p in again.parameters()] == [p.shape for p in first.parameters()]
 
 
 def test_numbers_of_numpy_are_described_as_numbers():
-    made = Simple(Learned(MLP(np.int64(6), np.int32(16), 1), Tabulated(linear_betas(np.int64(40))), sigma_data=np.float32(1)))
-    assert json.dumps(describe(made)) == json.dumps(describe(Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40)), sigma_data=1.0))))
+    made = DenoisingLoss.simple(
+        Learned(MLP(np.int64(6), np.int32(16), 1), Tabulated(linear_betas(np.int64(40))), sigma_data=np.float32(1))
+    )
+    assert json.dumps(serialize(made)) == json.dumps(
+        serialize(DenoisingLoss.simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40)), sigma_data=1.0)))
+    )
     with pytest.raises(UsageError, match=r"cannot describe numpy\.ndarray"):
-        describe(np.zeros(2))
+        serialize(np.zeros(2))
 
 
 def test_a_description_can_name_only_what_is_marked():
     for evil in ("os.system", "unnoise.shared.training.checkpoint.save", "builtins.eval"):
         with pytest.raises(UsageError, match="not loaded"):
-            build({"class": evil, "arguments": {}})
+            deserialize({"class": evil, "arguments": {}})
         with pytest.raises(UsageError, match="not loaded"):
-            build({"function": evil})
+            deserialize({"function": evil})
 
 
 class Own(torch.nn.Module):
@@ -114,7 +128,9 @@ class Own(torch.nn.Module):
 
 
 def test_a_network_of_ones_own(tmp_path):
-    average = Trainer(Simple(Learned(Own(), Tabulated(linear_betas(40)))), CONFIG, folder=tmp_path).fit(batches())
+    average = Trainer(DenoisingLoss.simple(Learned(Own(), Tabulated(linear_betas(40)))), CONFIG, folder=tmp_path).fit(
+        batches()
+    )
     with pytest.raises(UsageError, match=r"a network of your own, .*Own: give it as load\(path, network="):
         load(tmp_path)
     loaded = load(tmp_path, network=Own())
@@ -153,7 +169,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
     with pytest.raises(UsageError, match="holds a run already"):
         Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
-    other = Simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40))))
+    other = DenoisingLoss.simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40))))
     with pytest.raises(UsageError, match=r"other settings: denoiser.predicts.function: .*velocity there, .*noise here"):
         Trainer(other, CONFIG, folder=tmp_path).fit(batches(), resume=True)
 
@@ -190,7 +206,9 @@ def test_clipping_learning_rate_and_average():
     clip_gradients([p], 1.0)
     assert (p.grad == 0).all()
     config = Training(steps=10, learning_rate=1.0, warmup=4, cooldown=5)
-    assert [learning_rate(config, n) for n in range(10)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert [learning_rate(config, n) for n in range(10)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    )
     a, b = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(a.weight)
     torch.nn.init.ones_(b.weight)
@@ -207,7 +225,15 @@ NAN, INF = float("nan"), float("inf")
     + [(name, value) for name in ("warmup", "cooldown", "watch_every") for value in (-1, 0.5, False, "few")]
     + [(name, value) for name in ("learning_rate", "epsilon", "clip") for value in (0, -1.0, NAN, None, "fast")]
     + [(name, INF) for name in ("learning_rate", "epsilon", "weight_decay", "ema")]
-    + [("weight_decay", -0.1), ("weight_decay", NAN), ("ema", 1.0), ("ema", -0.1), ("ema", NAN), ("ema", "slow"), ("bfloat16", "yes")]
+    + [
+        ("weight_decay", -0.1),
+        ("weight_decay", NAN),
+        ("ema", 1.0),
+        ("ema", -0.1),
+        ("ema", NAN),
+        ("ema", "slow"),
+        ("bfloat16", "yes"),
+    ]
     + [("betas", value) for value in ((0.9,), (0.9, 0.99, 0.999), 0.9, (0.9, 1.0), (NAN, 0.9), ("a", "b"))],
 )
 def test_settings_are_checked(name, wrong):
@@ -218,8 +244,16 @@ def test_settings_are_checked(name, wrong):
 
 def test_settings_of_numpy_are_numbers(tmp_path):
     """They are described in a checkpoint as Python's own."""
-    config = Training(steps=np.int64(3), learning_rate=np.float32(0.5), betas=[np.float64(0.5), 0.9], warmup=np.int32(1), clip=INF)
-    assert [type(v) for v in (config.steps, config.learning_rate, *config.betas, config.warmup)] == [int, float, float, float, int]
+    config = Training(
+        steps=np.int64(3), learning_rate=np.float32(0.5), betas=[np.float64(0.5), 0.9], warmup=np.int32(1), clip=INF
+    )
+    assert [type(v) for v in (config.steps, config.learning_rate, *config.betas, config.warmup)] == [
+        int,
+        float,
+        float,
+        float,
+        int,
+    ]
     Trainer(objective(), config, folder=tmp_path).fit(batches())
     assert load(tmp_path).description["config"]["arguments"]["clip"] == INF
 
@@ -228,7 +262,7 @@ def test_what_cannot_be_described_shows_before_training(tmp_path):
     def label(schedule, t):
         return t
 
-    unmarked = Simple(Learned(MLP(6, 8, 1), Tabulated(linear_betas(40)), label=label))
+    unmarked = DenoisingLoss.simple(Learned(MLP(6, 8, 1), Tabulated(linear_betas(40)), time_input=label))
     with pytest.raises(UsageError, match="mark your class or function"):
         Trainer(unmarked, CONFIG, folder=tmp_path)
     Trainer(unmarked, CONFIG).fit(batches())  # without a folder nothing needs a description
@@ -237,32 +271,32 @@ def test_what_cannot_be_described_shows_before_training(tmp_path):
 def test_dropout_is_resumed_too(tmp_path):
     def dropping():
         torch.manual_seed(0)
-        return Simple(Learned(UNet((1, 2, 3), 8, (1,), 1, (), dropout=0.5), Tabulated(linear_betas(40))))
+        return DenoisingLoss.simple(Learned(UNet((1, 2, 3), 8, (1,), 1, (), dropout=0.5), Tabulated(linear_betas(40))))
 
     k = torch.randint(0, 17, (40, 1, 2, 3), generator=torch.Generator().manual_seed(0))
-    whole = Trainer(dropping(), CONFIG, folder=tmp_path / "whole").fit(Batches(k, 8, Scale(17)))
+    whole = Trainer(dropping(), CONFIG, folder=tmp_path / "whole").fit(Batches(k, 8, Quantization(17)))
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "checkpoints" / "00000012")
     with (tmp_path / "part" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # a crash in the middle of a line
-    resumed = Trainer(dropping(), CONFIG, folder=tmp_path / "part").fit(Batches(k, 8, Scale(17)), resume=True)
+    resumed = Trainer(dropping(), CONFIG, folder=tmp_path / "part").fit(Batches(k, 8, Quantization(17)), resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_losses_are_float32_under_autocast():
     torch.manual_seed(0)
     denoiser = Learned(UNet((1, 4, 4), 8, (1,), 1, ()), Tabulated(linear_betas(40)))
-    categorical = Categorical(UNet((1, 4, 4), 8, (1,), 1, (), levels=5), Absorbing(4, reciprocal(7)))
+    categorical = Categorical(UNet((1, 4, 4), 8, (1,), 1, (), categories=5), Absorbing(4, reciprocal(7)))
     with torch.autocast("cpu", torch.bfloat16):
-        assert Simple(denoiser)(torch.randn(2, 1, 4, 4)).total.dtype == torch.float32
-        assert Hybrid(categorical)(torch.randint(0, 4, (2, 1, 4, 4))).total.dtype == torch.float32
+        assert DenoisingLoss.simple(denoiser)(torch.randn(2, 1, 4, 4)).total.dtype == torch.float32
+        assert D3PMLoss(categorical)(torch.randint(0, 4, (2, 1, 4, 4))).total.dtype == torch.float32
 
 
 def test_names_of_earlier_versions_are_known():
     import unnoise.experiments  # noqa: F401
-    from unnoise.shared.describe import build
+    from unnoise.shared.serialization import deserialize
 
-    data = build({"class": "unnoise.experiments.experiment.Data", "arguments": {"name": "digits", "batch": 3}})
+    data = deserialize({"class": "unnoise.experiments.experiment.Data", "arguments": {"name": "digits", "batch": 3}})
     assert (type(data).__module__, data.batch) == ("unnoise.experiments.images", 3)
 
 

@@ -7,18 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unnoise.shared.describe import build, describe
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import DiT, Transformer
 from unnoise.shared.networks.dit import DiTBlock, Rotary
 from unnoise.shared.networks.transformer import EncoderLayer, RelativeBias, relative_buckets
+from unnoise.shared.serialization import deserialize, serialize
 
 NETWORKS = [Transformer, DiT]
 TIME = torch.tensor([10.0, 500.0])
 
 
 def awake(module):
-    """The module with no parameter at zero, so that every path reaches the output, and none so large that attention sees one token."""
+    """The module with no parameter at zero, so that every path reaches the output, and none so large that attention
+    sees one token.
+    """
     generator = torch.Generator().manual_seed(0)
     for p in module.parameters():
         torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5, generator=generator)
@@ -39,7 +41,9 @@ def bucket(offset, buckets, max_distance):
     exact = side // 2
     d = abs(offset)
     if d >= exact:
-        d = min(exact + math.floor(math.log(d / exact) / math.log(max_distance / exact) * (side - exact) + 1e-9), side - 1)
+        d = min(
+            exact + math.floor(math.log(d / exact) / math.log(max_distance / exact) * (side - exact) + 1e-9), side - 1
+        )
     return d + (side if offset > 0 else 0)
 
 
@@ -193,7 +197,9 @@ def test_a_fresh_text_network_wakes_up(cls):
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(4):
         optimizer.zero_grad()
-        F.cross_entropy(network(tokens(), TIME, label=torch.tensor([0, 1])).flatten(0, 1), tokens().flatten()).backward()
+        F.cross_entropy(
+            network(tokens(), TIME, label=torch.tensor([0, 1])).flatten(0, 1), tokens().flatten()
+        ).backward()
         optimizer.step()
     assert [name for name, p in network.named_parameters() if torch.equal(p, before[name])] == []
 
@@ -307,8 +313,8 @@ def test_wrong_text_is_refused_in_one_line(cls):
 def test_a_text_network_is_described_in_full(cls):
     further = {"buckets": 6, "max_distance": 4} if cls is Transformer else {"embedding": 12, "timed": False}
     first = cls(7, 9, width=8, depth=3, heads=2, hidden=10, outputs=5, dropout=0.2, classes=3, **further)
-    again = build(json.loads(json.dumps(describe(first))))
-    assert describe(again) == describe(first)
+    again = deserialize(json.loads(json.dumps(serialize(first))))
+    assert serialize(again) == serialize(first)
     again.load_state_dict(awake(first).state_dict())
     first.eval(), again.eval()
     y = first(tokens(), TIME, label=torch.tensor([0, 1]))

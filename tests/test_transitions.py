@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from unnoise.discrete import (
     Absorbing,
     BandDiagonal,
-    Constant,
-    Cosine,
+    ConstantNoise,
+    CosineNoise,
     Dense,
     DiscretizedGaussian,
-    Exponential,
+    ExponentialNoise,
     GaussianTarget,
-    Geometric,
-    LogLinear,
+    GeometricNoise,
+    LogLinearNoise,
     Marginal,
     Mixture,
     NearestNeighbor,
     Product,
-    Steps,
+    TabulatedNoise,
     Uniform,
     carried,
     cosine,
@@ -38,7 +38,7 @@ from unnoise.discrete import (
 )
 from unnoise.discrete.transition.base import CLEAN
 from unnoise.discrete.transition.chebyshev import Chebyshev
-from unnoise.discrete.transition.plain import log_clean
+from unnoise.discrete.transition.generic import log_clean
 from unnoise.shared.random import quantile
 
 D = torch.float64
@@ -86,11 +86,14 @@ def by_pair(size, entry):
     return torch.tensor([[entry(i, j) for j in range(size)] for i in range(size)], dtype=D)
 
 
-def walk(neighbours):
-    """`R = (G + G^T) / 2k - diag` (Austin et al. 2021, A.2.5), entry by entry; a pair that is near both ways counts twice."""
-    size, k = neighbours.shape
+def walk(neighbors):
+    """`R = (G + G^T) / 2k - diag` (Austin et al. 2021, A.2.5), entry by entry.
+
+    A pair that is near both ways counts twice.
+    """
+    size, k = neighbors.shape
     r = torch.zeros(size, size, dtype=D)
-    for i, row in enumerate(neighbours.tolist()):
+    for i, row in enumerate(neighbors.tolist()):
         for j in row:
             r[i, j] += 0.5 / k
             r[j, i] += 0.5 / k
@@ -111,7 +114,9 @@ def towards_the_middle(size, reach, width):
 
 def neighbours_of(size):
     """Each symbol's next one and one at random: connected."""
-    return torch.stack([(torch.arange(size) + 1) % size, (torch.arange(size) + 2 + torch.arange(size) % max(1, size - 3)) % size], 1)
+    return torch.stack(
+        [(torch.arange(size) + 1) % size, (torch.arange(size) + 2 + torch.arange(size) % max(1, size - 3)) % size], 1
+    )
 
 
 def table(kind, size, steps):
@@ -131,21 +136,36 @@ def table(kind, size, steps):
         return [(1 - x) * q + x * to for x, q in zip(b, moves, strict=True)]
 
     walks = [expm(y * rates) for y in c]
-    gaussians, bands = [gaussian_step(size, float(y)) for y in c], [band_step(size, float(y), size // 2 or 1) for y in c]
+    gaussians, bands = (
+        [gaussian_step(size, float(y)) for y in c],
+        [band_step(size, float(y), size // 2 or 1) for y in c],
+    )
     make = {
         "uniform": lambda: (Uniform(size, last), [(1 - x) * eye + x * even for x in last]),
         "mask": lambda: (Absorbing(size, last), [(1 - x) * bigger + x * mask for x in last]),
-        "level": lambda: (Absorbing(size, last, mask=size // 2), [(1 - x) * eye + x * to_symbol(size, size // 2) for x in last]),
+        "level": lambda: (
+            Absorbing(size, last, mask=size // 2),
+            [(1 - x) * eye + x * to_symbol(size, size // 2) for x in last],
+        ),
         "gaussian": lambda: (DiscretizedGaussian(size, c), gaussians),
         "band": lambda: (BandDiagonal(size, last), [band_step(size, float(x), 1) for x in last]),
-        "wide band": lambda: (BandDiagonal(size, last, size // 2 or 1), [band_step(size, float(x), size // 2 or 1) for x in last]),
+        "wide band": lambda: (
+            BandDiagonal(size, last, size // 2 or 1),
+            [band_step(size, float(x), size // 2 or 1) for x in last],
+        ),
         "every level": lambda: (BandDiagonal(size, last, size - 1), [band_step(size, float(x), size) for x in last]),
-        "neighbours": lambda: (NearestNeighbor(near, Steps(c)), walks),
-        "target": lambda: (GaussianTarget(size, Steps(c), reach=1.7, width=3.0), [expm(y * target) for y in c]),
+        "neighbours": lambda: (NearestNeighbor(near, TabulatedNoise(c)), walks),
+        "target": lambda: (
+            GaussianTarget(size, TabulatedNoise(c), reach=1.7, width=3.0),
+            [expm(y * target) for y in c],
+        ),
         "dense": lambda: (Dense(own), list(own)),
-        "uniform+neighbours": lambda: (Mixture(NearestNeighbor(near, Steps(c)), Uniform(size, b)), mixed(walks, even)),
+        "uniform+neighbours": lambda: (
+            Mixture(NearestNeighbor(near, TabulatedNoise(c)), Uniform(size, b)),
+            mixed(walks, even),
+        ),
         "mask+neighbours": lambda: (
-            Mixture(NearestNeighbor(near, Steps(c)), Absorbing(size, b)),
+            Mixture(NearestNeighbor(near, TabulatedNoise(c)), Absorbing(size, b)),
             mixed([with_a_mask(q) for q in walks], mask),
         ),
         "mask+gaussian": lambda: (
@@ -192,7 +212,7 @@ def test_every_structure_is_its_matrices(kind, sizes, data):
     close(transition.pushforward(p, s, t), p @ q)
     # Posteriors where p0 may be that of some data: elsewhere divisions by what is all rounding differ.
     x, prior = torch.randint(0, transition.states, (3, 2), generator=torch.Generator().manual_seed(i)), p.clone()
-    prior[..., transition.levels :] = 0
+    prior[..., transition.categories :] = 0
     prior[(before @ q)[:, x].movedim(0, -1) < 1e-4] = 0
     joint = prior[..., None] * before * q[:, x].movedim(0, -1)[..., None, :]  # (3, 2, x_0, x_s)
     p0 = joint.sum(-1)
@@ -200,12 +220,17 @@ def test_every_structure_is_its_matrices(kind, sizes, data):
     p0, joint, x = p0[real], joint[real], x[real]
     expected = joint.sum(1) / joint.sum((1, 2))[:, None]
     close(transition.posterior(x, p0 / p0.sum(-1, keepdim=True), t, s), expected)
-    # The product model does not divide, so any p0 will do, and on a point it is the posterior; from the first row to x_0 it is p0 itself.
+    # The product model does not divide, so any p0 will do, and on a point it is the posterior; from the first row to
+    # x_0 it is p0 itself.
     law = q.T[x] * (prior[real] @ before)
     law = prior[real] if j == 1 and not transition.unmasked_is_clean else law
     close(Product()(transition, x, prior[real], t, s), law / law.sum(-1, keepdim=True))
-    close(transition.ratio(x, p0, t) / p0.sum(-1, keepdim=True), (prior[real] @ before @ q) / (p0.sum(-1, keepdim=True)), 1e-9)
-    dense = Dense(matrices, levels=transition.levels)
+    close(
+        transition.ratio(x, p0, t) / p0.sum(-1, keepdim=True),
+        (prior[real] @ before @ q) / (p0.sum(-1, keepdim=True)),
+        1e-9,
+    )
+    dense = Dense(matrices, categories=transition.categories)
     close(dense.likelihood(states, s, t), q.T)
     close(dense.pushforward(p, s, t), p @ q)
 
@@ -214,7 +239,10 @@ def test_every_structure_is_its_matrices(kind, sizes, data):
 def test_times_of_a_batch_are_single_times(kind):
     transition, _ = table(kind, 5, 8)
     n = torch.tensor([1, 4, 8])
-    x, p = torch.randint(0, 5, (3, 2, 2), generator=torch.Generator().manual_seed(0)), seeded(1, 3, 2, 2, transition.states)
+    x, p = (
+        torch.randint(0, 5, (3, 2, 2), generator=torch.Generator().manual_seed(0)),
+        seeded(1, 3, 2, 2, transition.states),
+    )
     for t, s in ((at(n, 8), at(n - 1, 8)), (at(n, 8), torch.zeros(3, dtype=D))):
         for b in range(3):
             one = slice(b, b + 1)
@@ -236,19 +264,21 @@ def test_even_and_odd_halves_leave_no_negative_chances(levels):
     for n in range(2, 31):
         assert (transition.pushforward(torch.eye(levels, dtype=D), CLEAN, at(n, 30)) >= 0).all()
         for reverse in (Product(), Marginal()):
-            assert torch.isfinite(transition.divergence(reverse, logits, x0, x_t, at(n, 30), at(n - 1, 30)).divergence).all()
+            assert torch.isfinite(
+                transition.divergence(reverse, logits, x0, x_t, at(n, 30), at(n - 1, 30)).divergence
+            ).all()
 
 
 def test_the_law_that_sampling_starts_from_is_of_data():
     """Of x_T averaged over the data's symbols alone, unless it is given."""
     matrices = seeded(3, 2, 4, 4).softmax(-1)
-    close(Dense(matrices, levels=3).stationary(), (matrices[0] @ matrices[1])[:3].mean(0))
+    close(Dense(matrices, categories=3).stationary(), (matrices[0] @ matrices[1])[:3].mean(0))
     last = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=D)
     close(Dense(matrices, last).stationary(), last)
 
 
 def test_times_that_training_and_sampling_visit():
-    process, u = Uniform(3, LogLinear(t_min=0.1)), torch.tensor([0.0, 0.5, 0.999], dtype=D)
+    process, u = Uniform(3, LogLinearNoise(t_min=0.1)), torch.tensor([0.0, 0.5, 0.999], dtype=D)
     close(process.training_time(u), 0.1 + 0.9 * u)
     close(process.grid(4), torch.tensor([1, 0.7, 0.4, 0.1, 0], dtype=D))
     close(Uniform(3, cosine(4)).training_time(u), torch.tensor([0.25, 0.75, 1], dtype=D))
@@ -286,11 +316,14 @@ PROCESSES = {
 }
 # rate(t), its integral from 0, and the lowest time at which the two agree
 SCHEDULES = [
-    (LogLinear(eps=0.01), lambda t: -math.log(1 - 0.99 * t)),
-    (Geometric(0.01, 3.0), lambda t: 0.01 ** (1 - t) * 3.0**t),
-    (Exponential(0.5, 9.0), lambda t: 0.5 * (9**t - 1)),
-    (Constant(2.5), lambda t: 2.5 * t),
-    (Cosine(), lambda t: -math.log(math.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2))),
+    (LogLinearNoise(eps=0.01), lambda t: -math.log(1 - 0.99 * t)),
+    (GeometricNoise(0.01, 3.0), lambda t: 0.01 ** (1 - t) * 3.0**t),
+    (ExponentialNoise(0.5, 9.0), lambda t: 0.5 * (9**t - 1)),
+    (ConstantNoise(2.5), lambda t: 2.5 * t),
+    (
+        CosineNoise(),
+        lambda t: -math.log(math.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)),
+    ),
 ]
 
 
@@ -353,7 +386,7 @@ def test_schedules_of_the_papers():
         f = math.cos((n / 1000 + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)
         assert float(kept[n - 1]) == pytest.approx(f, rel=1e-10)
     assert float(cosine(1000)[-1]) == 0.999
-    table = Steps(torch.tensor([0.5, 1.0, 2.0]))
+    table = TabulatedNoise(torch.tensor([0.5, 1.0, 2.0]))
     close(table.total(at(torch.arange(4), 3)), torch.tensor([0.0, 0.5, 1.5, 3.5], dtype=D))
     close(table.time(torch.tensor([0.0, 0.5, 1.4, 1.6, 9.0])), torch.tensor([0, 1, 2, 3, 3], dtype=D) / 3)
 
@@ -376,7 +409,10 @@ def test_quantiles_and_clean_laws():
 
 def test_heads():
     """Logits of x_0 from an output, each by its formula."""
-    out, x_t = torch.randn(2, 3, 6, dtype=D, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 5, 2], [5, 4, 1]])
+    out, x_t = (
+        torch.randn(2, 3, 6, dtype=D, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[0, 5, 2], [5, 4, 1]]),
+    )
     transition = Absorbing(5, reciprocal(4))
     close(direct(out, x_t, transition), out[..., :5])
     close(residual(out, x_t, transition), out[..., :5] + torch.eye(6, dtype=D)[x_t][..., :5])
@@ -385,9 +421,9 @@ def test_heads():
     close(known, expected)
     pixels, two = Uniform(256, reciprocal(4)), torch.randn(2, 3, 2, dtype=D, generator=torch.Generator().manual_seed(0))
     x_t = torch.tensor([[0, 255, 100], [128, 3, 200]])
-    centre, scale = torch.tanh(two[..., :1] + (x_t.double() / 127.5 - 1)[..., None]), torch.exp(two[..., 1:] - 2)
+    center, scale = torch.tanh(two[..., :1] + (x_t.double() / 127.5 - 1)[..., None]), torch.exp(two[..., 1:] - 2)
     edge = torch.linspace(-1 - 1 / 255, 1 + 1 / 255, 257, dtype=D)
-    mass = torch.sigmoid((edge - centre) / scale).diff()
+    mass = torch.sigmoid((edge - center) / scale).diff()
     close(logistic(two, x_t, pixels).softmax(-1), mass / mass.sum(-1, keepdim=True), 1e-9)
     far = logistic(torch.tensor([[[9.0, -9.0]]]), torch.tensor([[255]]), pixels)
     assert torch.isfinite(far).all()  # where a difference of sigmoids has no digits

@@ -8,22 +8,22 @@ from torch import nn
 
 from unnoise import continuous, discrete, sde
 from unnoise.shared.calling import precision
-from unnoise.shared.dequantisation import Dequantised, Variational
-from unnoise.shared.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier, Recognition
-from unnoise.shared.inverse import DPS, Masked, MomentMatching, PseudoInverse
-from unnoise.shared.labels import log_noise_level
-from unnoise.shared.networks import MLP, DiT, Encoder, ImageDiT, RefineNet, TokenEncoder, Transformer, UNet
+from unnoise.shared.gaussian.dequantization import Dequantized, VariationalDequantization
+from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier, Recognition
+from unnoise.shared.gaussian.inverse import DPS, Masked, MomentMatching, PseudoInverse
+from unnoise.shared.networks import MLP, CaptionEncoder, DiT, Encoder, ImageDiT, RefineNet, Transformer, UNet
+from unnoise.shared.networks.adapters import CenteredInput
 from unnoise.shared.networks.embeddings import Fourier, TimeEmbedding
-from unnoise.shared.networks.recentred import Recentred
-from unnoise.shared.networks.style import ADM, NCSNPP
-from unnoise.shared.scale import Scale
+from unnoise.shared.networks.unet_variants import ADM, NCSNPP
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.time_inputs import log_noise_level
 from unnoise.shared.training import Trainer, Training
 
 SHAPE, K = (2, 4, 6), 5
 TOLERANCE = {torch.float64: 2e-4, torch.float16: 0.01, torch.bfloat16: 0.08}
 """Of the size of what float32 gives: about a thousand, twenty and twenty roundings of each type."""
 DTYPES = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in TOLERANCE]
-SCALE = Scale(17)
+SCALE = Quantization(17)
 
 
 def seeded(seed=0):
@@ -52,10 +52,10 @@ class Plain(nn.Module):
 
 NETWORKS = {
     "unet": lambda: UNet(SHAPE, 8, (1, 2), 1),
-    "adm": lambda: UNet(SHAPE, 8, (1, 2), 1, style=ADM),
+    "adm": lambda: UNet(SHAPE, 8, (1, 2), 1, variant=ADM),
     "dit": lambda: ImageDiT(SHAPE, patch=2, width=16, depth=2, heads=2),
     "refinenet": lambda: RefineNet(SHAPE, 4, (1, 2), (1, 1)),
-    "recentred": lambda: Recentred(UNet(SHAPE, 8, (1,), 1)),
+    "recentred": lambda: CenteredInput(UNet(SHAPE, 8, (1,), 1)),
     "own": Plain,
 }
 TEXT = {
@@ -82,11 +82,13 @@ def compared(denoiser, asks, dtype):
 
 def learned(network, seed=0):
     torch.manual_seed(seed)
-    return continuous.Learned(woken(network()), continuous.Tabulated(continuous.linear_betas(1000)), predicts=sde.velocity).eval()
+    return continuous.Learned(
+        woken(network()), continuous.Tabulated(continuous.linear_betas(1000)), predicts=sde.velocity
+    ).eval()
 
 
 X0 = SCALE.continuous(torch.randint(0, 17, (3, *SHAPE), generator=seeded(3)))
-LEVELS = SCALE.quantise(X0)
+LEVELS = SCALE.quantize(X0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,13 +97,13 @@ def test_a_network_of_any_precision_gives_what_it_gives_in_float32(network, dtyp
     asks = [
         lambda d: continuous.DDIM(d)(shape=(3, *SHAPE), steps=4, generator=seeded()),
         lambda d: continuous.Ancestral(continuous.Clipped(d))(shape=(3, *SHAPE), steps=4, generator=seeded()),
-        lambda d: continuous.Simple(d)(X0, generator=seeded()).total,
-        lambda d: sde.FlowMatching(d.on(sde.VP()))(X0, generator=seeded()).total,
+        lambda d: continuous.DenoisingLoss.simple(d)(X0, generator=seeded()).total,
+        lambda d: sde.DenoisingLoss.flow_matching(d.on(sde.VP()))(X0, generator=seeded()).total,
         lambda d: continuous.VariationalBound(continuous.Clipped(d), SCALE, terms=4)(X0, generator=seeded()).nats,
         lambda d: (
-            sde.ChangeOfVariables(d.on(sde.VP()), sde.Uniform(SCALE), integrator=sde.Steps(), trace=sde.Hutchinson(2))(
-                LEVELS, generator=seeded()
-            ).nats
+            sde.ChangeOfVariables(
+                d.on(sde.VP()), sde.UniformDequantization(SCALE), integrator=sde.FixedSteps(), trace=sde.Hutchinson(2)
+            )(LEVELS, generator=seeded()).nats
         ),
     ]
     compared(learned(NETWORKS[network]), asks, dtype)
@@ -110,27 +112,34 @@ def test_a_network_of_any_precision_gives_what_it_gives_in_float32(network, dtyp
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fourier_features_energies_and_vectors(dtype):
     torch.manual_seed(0)
-    denoiser = sde.Learned(woken(UNet(SHAPE, 8, (1, 2), 1, style=NCSNPP)), sde.VE(), label=log_noise_level).eval()
-    compared(denoiser, [lambda d: sde.ScoreMatching(d)(X0, generator=seeded()).total], dtype)
+    denoiser = sde.Learned(
+        woken(UNet(SHAPE, 8, (1, 2), 1, variant=NCSNPP)), sde.VE(), time_input=log_noise_level
+    ).eval()
+    compared(denoiser, [lambda d: sde.DenoisingLoss.score_matching(d)(X0, generator=seeded()).total], dtype)
     energy = sde.EnergyDenoiser(sde.Potential(woken(MLP(3, 16))), sde.VP()).eval()
     x = torch.randn(5, 3, generator=seeded(1))
     asks = [
         lambda d: continuous.DDIM(d)(shape=(5, 3), steps=3, generator=seeded()),
         lambda d: d.log_density(x, torch.tensor(0.5)),
-        lambda d: sde.ScoreMatching(d)(x, generator=seeded()).total,
+        lambda d: sde.DenoisingLoss.score_matching(d)(x, generator=seeded()).total,
     ]
     compared(energy, asks, dtype)
     vectors = sde.Learned(woken(MLP(3, 16)), sde.VP()).eval()
-    compared(vectors, [lambda d: sde.Implicit(d)(x, generator=seeded()).total], dtype)
+    compared(vectors, [lambda d: sde.ImplicitScoreMatching(d)(x, generator=seeded()).total], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_guidance_conditions_and_inverse_problems(dtype):
     torch.manual_seed(0)
-    network = UNet(SHAPE, 8, (1, 2), 1, classes=3, vector=4, image=1, tokens=TokenEncoder(7, 5, 8, 1, 2), augment=2, outputs=2)
+    network = UNet(
+        SHAPE, 8, (1, 2), 1, classes=3, vector=4, image=1, tokens=CaptionEncoder(7, 5, 8, 1, 2), augment=2, outputs=2
+    )
     denoiser = continuous.Learned(woken(network), continuous.Tabulated(continuous.linear_betas(100))).eval()
     cond = {"label": torch.tensor([0, 1, 2]), "tokens": torch.randint(0, 7, (3, 5), generator=seeded())}
-    cond |= {n: torch.randn(3, *s, generator=seeded(4)) for n, s in {"vector": (4,), "image": (1, 4, 6), "augment": (2,)}.items()}
+    cond |= {
+        n: torch.randn(3, *s, generator=seeded(4))
+        for n, s in {"vector": (4,), "image": (1, 4, 6), "augment": (2,)}.items()
+    }
     run = {"shape": (3, *SHAPE), "steps": 3}
     compared(
         denoiser,
@@ -149,14 +158,18 @@ def test_guidance_conditions_and_inverse_problems(dtype):
     pair = nn.ModuleList([plain, classifier])
     measured = Masked(torch.arange(6) < 3)
     asks = [
-        lambda m: continuous.DDIM(continuous.Clipped(ClassifierGuided(*m)))(**run, label=cond["label"], generator=seeded()),
+        lambda m: continuous.DDIM(continuous.Clipped(ClassifierGuided(*m)))(
+            **run, label=cond["label"], generator=seeded()
+        ),
         lambda m: continuous.DDIM(PseudoInverse(m[0], measured, measured(X0)))(**run, generator=seeded()),
-        lambda m: continuous.DDIM(continuous.Clipped(MomentMatching(m[0], measured, measured(X0), noise=5.0)))(**run, generator=seeded()),
+        lambda m: continuous.DDIM(continuous.Clipped(MomentMatching(m[0], measured, measured(X0), noise=5.0)))(
+            **run, generator=seeded()
+        ),
         lambda m: DPS(continuous.DDIM(m[0]), measured, measured(X0))(**run, generator=seeded()),
     ]
     compared(pair, asks, dtype)
-    spread = Variational(SCALE, woken(UNet((4, 4, 6), 8, (1,), 1)))
-    bound = Dequantised(sde.MaximumLikelihood(plain), spread).eval()
+    spread = VariationalDequantization(SCALE, woken(UNet((4, 4, 6), 8, (1,), 1)))
+    bound = Dequantized(sde.MaximumLikelihood(plain), spread).eval()
     compared(bound, [lambda b: b(LEVELS, generator=seeded()).total], dtype)
 
 
@@ -165,7 +178,10 @@ def test_guidance_conditions_and_inverse_problems(dtype):
 def test_networks_of_tokens(network, dtype):
     torch.manual_seed(0)
     x0 = torch.randint(0, K, (4, 6), generator=seeded())
-    mask, uniform = discrete.Absorbing(K, discrete.LogLinear()), discrete.Uniform(K, discrete.linear(1000, 1e-4, 0.02))
+    mask, uniform = (
+        discrete.Absorbing(K, discrete.LogLinearNoise()),
+        discrete.Uniform(K, discrete.linear(1000, 1e-4, 0.02)),
+    )
     asks = [
         lambda d: discrete.VariationalBound(d, terms=8)(x0, generator=seeded()).nats,
         lambda d: d(d.corruption.corrupt(x0, 0.7, generator=seeded()), 0.7).exp(),
@@ -175,7 +191,7 @@ def test_networks_of_tokens(network, dtype):
         discrete.Categorical(woken(TEXT[network](K, K)), uniform),
         discrete.ScoreEntropyDenoiser(woken(TEXT[network](K + 1, K)), mask),
     ):
-        objective = discrete.Hybrid if denoiser.corruption.steps else discrete.ContinuousBound
+        objective = discrete.D3PMLoss if denoiser.corruption.steps else discrete.ContinuousBound
         compared(denoiser, [*asks, lambda d, objective=objective: objective(d)(x0, generator=seeded()).total], dtype)
         samples = discrete.Ancestral(copy.deepcopy(denoiser).to(dtype))(shape=(4, 6), steps=5, generator=seeded())
         assert samples.dtype == torch.int64
@@ -210,7 +226,12 @@ def test_data_of_any_precision(x_dtype):
     """The state and the losses are float32, or float64 where the data are."""
     denoiser, x = learned(NETWORKS["unet"]), X0.to(x_dtype)
     wanted = torch.float64 if x_dtype == torch.float64 else torch.float32
-    objectives = {"simple": continuous.Simple, "score": sde.ScoreMatching, "flow": sde.FlowMatching, "edm": lambda d: sde.EDMLoss(d, 0.5)}
+    objectives = {
+        "simple": continuous.DenoisingLoss,
+        "score": sde.DenoisingLoss.score_matching,
+        "flow": sde.DenoisingLoss.flow_matching,
+        "edm": lambda d: sde.DenoisingLoss.edm(d, 0.5),
+    }
     for make in objectives.values():
         loss = make(denoiser)(x, generator=seeded()).total
         assert loss.dtype == wanted
@@ -219,7 +240,7 @@ def test_data_of_any_precision(x_dtype):
     assert continuous.DDIM(denoiser)(x, steps=2).dtype == wanted
     assert continuous.encode(denoiser, x, 3).dtype == wanted
     near(continuous.DDIM(denoiser)(x, steps=2), continuous.DDIM(denoiser)(x.float(), steps=2), torch.float64)
-    sde.ChangeOfVariables(denoiser.on(sde.VP()), integrator=sde.Steps())(x, generator=seeded())
+    sde.ChangeOfVariables(denoiser.on(sde.VP()), integrator=sde.FixedSteps())(x, generator=seeded())
 
 
 def test_float32_is_untouched():
@@ -240,7 +261,7 @@ def test_float32_is_untouched():
 
 def test_a_network_in_half_precision_is_trained():
     denoiser = learned(NETWORKS["unet"]).to(torch.bfloat16).train()
-    continuous.Simple(denoiser)(X0, generator=seeded()).total.mean().backward()
+    continuous.DenoisingLoss.simple(denoiser)(X0, generator=seeded()).total.mean().backward()
     grads = [p.grad for p in denoiser.parameters() if p.grad is not None]
     assert len(grads) > 10
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in grads)
@@ -251,4 +272,4 @@ def test_batches_of_numpy_are_trained_on():
         while True:
             yield {"x0": X0.numpy()}
 
-    Trainer(continuous.Simple(learned(NETWORKS["own"])), Training(steps=2, warmup=1)).fit(batches())
+    Trainer(continuous.DenoisingLoss.simple(learned(NETWORKS["own"])), Training(steps=2, warmup=1)).fit(batches())

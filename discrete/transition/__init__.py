@@ -6,6 +6,7 @@ from .base import ReverseModel, Transition
 from .dense import Dense
 from .discretized_gaussian import DiscretizedGaussian
 from .gaussian_target import GaussianTarget
+from .generic import GenericTransition
 from .mixture import Mixture
 from .nearest_neighbor import NearestNeighbor, nearest, sinkhorn
 from .uniform import Uniform
@@ -16,6 +17,7 @@ __all__ = [
     "Dense",
     "DiscretizedGaussian",
     "GaussianTarget",
+    "GenericTransition",
     "Mixture",
     "NearestNeighbor",
     "ReverseModel",

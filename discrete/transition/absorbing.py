@@ -6,65 +6,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.random import Source
+from ...shared.serialization import serializable
 from ...shared.tensors import Table, at_least_float32, exact, like
 from ..fused import cross_entropy
 from ..schedules import NoiseSchedule
 from .base import ReverseModel, Terms
+from .generic import generic_divergence, generic_draw, generic_path_rate, score_entropy
 from .interpolating import TINY, Interpolating, Pair
-from .plain import plain_divergence, plain_draw, plain_path_rate, score_entropy
 
 
-@described
+@serializable(
+    "discrete.Absorbing", formerly="unnoise.discrete.transition.absorbing.Absorbing", renamed={"levels": "categories"}
+)
 class Absorbing(Interpolating):
     r"""`Q_n = (1 - beta_n) I + beta_n 1 e_m^T` (Austin et al. 2021, appendix A.2).
 
     Args:
-        levels: number of symbols in the data.
+        categories: number of symbols in the data.
         schedule: beta_1..beta_T, or a schedule in continuous time; `reciprocal` masks everything by the last step.
-        mask: m, an ordinary symbol, as in the paper's image runs (`levels // 2`); None adds a symbol, of index `levels`, as for text.
+        mask: m, an ordinary symbol, as in the paper's image runs (`categories // 2`); None adds a mask_token, of index
+            `categories`, as for text.
 
     Attributes:
-        symbol: m.
+        mask_token: m.
 
     Raises:
         UsageError: for a mask that is not among the symbols.
     """
 
-    def __init__(self, levels: int, schedule: Tensor | NoiseSchedule, mask: int | None = None) -> None:
-        if mask is not None and not 0 <= mask < levels:
-            raise UsageError(f"mask={mask}: choose one of the symbols 0..{levels - 1}, or None to add one")
-        super().__init__(levels, levels + (mask is None), schedule)
-        self.mask, self.symbol = mask, levels if mask is None else mask
-        self._stationary = Table(F.one_hot(torch.tensor(self.symbol), self.states).double())
+    def __init__(self, categories: int, schedule: Tensor | NoiseSchedule, mask: int | None = None) -> None:
+        if mask is not None and not 0 <= mask < categories:
+            raise UsageError(f"mask={mask}: choose one of the symbols 0..{categories - 1}, or None to add one")
+        super().__init__(categories, categories + (mask is None), schedule)
+        self.mask, self.mask_token = mask, categories if mask is None else mask
+        self._stationary = Table(F.one_hot(torch.tensor(self.mask_token), self.states).double())
 
     def stationary(self) -> Tensor:
         return self._stationary.values
 
     def fresh(self, x: Tensor) -> Tensor:
-        return (x == self.symbol).double()
+        return (x == self.mask_token).double()
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.full(u.shape, self.symbol, device=u.device)
+        return torch.full(u.shape, self.mask_token, device=u.device)
 
     def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
         kept, lost = (like(c.to(m.device), m[..., 0]) for c in self.kept(s, t))
-        unmasked = m.sum(-1) - m[..., self.symbol] if self.states <= self.levels else m[..., : self.levels].sum(-1)
-        at = torch.tensor(self.symbol, device=m.device).expand(*m.shape[:-1], 1)
-        return m.scatter(-1, at, (kept * m[..., self.symbol] - lost * unmasked)[..., None])
+        unmasked = (
+            m.sum(-1) - m[..., self.mask_token] if self.states <= self.categories else m[..., : self.categories].sum(-1)
+        )
+        at = torch.tensor(self.mask_token, device=m.device).expand(*m.shape[:-1], 1)
+        return m.scatter(-1, at, (kept * m[..., self.mask_token] - lost * unmasked)[..., None])
 
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps:
-            return plain_divergence(self, reverse, logits, x0, x_t, t, s)
+            return generic_divergence(self, reverse, logits, x0, x_t, t, s)
         if self.mask is None:  # a masked position was revealed after s with the same chance under both distributions
             nats = self._where_masked(cross_entropy(logits, x0), x_t)
             before, after = (self.noise.total(exact(time).to(x_t.device)) for time in (s, t))
             revealed = (torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after)
             return Terms(self._weighed(like(revealed.to(nats), x_t), nats), nats)
         log_p_t, log_p_0 = (-cross_entropy(logits, x) for x in (torch.full_like(x_t, self.mask), x0))
-        kl, nats = (self._at_level(self.pair(reverse, x_t, t, time), x0, x_t, log_p_t, log_p_0) for time in (s, torch.zeros_like(s)))
+        kl, nats = (
+            self._at_level(self.pair(reverse, x_t, t, time), x0, x_t, log_p_t, log_p_0)
+            for time in (s, torch.zeros_like(s))
+        )
         output, clean = (like(v.to(x_t.device), x_t) for v in (self.takes_output(t), self.is_clean(s)))
         nats = torch.where(output, -log_p_0.to(nats), nats)
         return Terms(torch.where(clean, nats, kl), nats)
@@ -93,7 +101,7 @@ class Absorbing(Interpolating):
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""`-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masked positions, 0 elsewhere (Sahoo et al. 2024, eq. 10)."""
         if self.mask is not None:
-            return plain_path_rate(self, reverse, logits, x0, x_t, t)
+            return generic_path_rate(self, reverse, logits, x0, x_t, t)
         nats, t = self._where_masked(cross_entropy(logits, x0), x_t), exact(t).to(x_t.device)
         weight = self.noise.rate(t) / torch.expm1(self.noise.total(t))
         return Terms(self._weighed(like(weight.to(nats), x_t), nats), nats)
@@ -104,25 +112,30 @@ class Absorbing(Interpolating):
         return self._where_masked(cross_entropy(logits, x0), x_t)
 
     def _where_masked(self, nats: Tensor, x_t: Tensor) -> Tensor:
-        return torch.where(x_t == self.symbol, nats, 0.0)
+        return torch.where(x_t == self.mask_token, nats, 0.0)
 
     def _weighed(self, weight: Tensor, nats: Tensor) -> Tensor:
         """`weight nats`, 0 where the weight is, even of a token without a chance."""
         return torch.where(weight > 0, weight * nats, 0.0)
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        r"""At masked positions `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)` (Lou et al. 2024, eq. 15)."""
+        r"""At masked positions `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)`.
+
+        Lou et al. 2024, eq. 15.
+        """
         if self.mask is not None:
             return score_entropy(self, log_ratio, x0, x_t, t)
         total = like(self.noise.total(exact(t).to(x_t.device)), x_t)
         rate, log_r = like(self.noise.rate(exact(t).to(x_t.device)), x_t), -torch.log(torch.expm1(total))
         at_x0 = log_ratio.gather(-1, x0[..., None]).squeeze(-1)
-        terms = log_ratio[..., : self.levels].exp().sum(-1) + log_r.exp() * (log_r - 1 - at_x0)
-        return torch.where(x_t == self.symbol, rate * terms, 0.0).to(log_ratio)
+        terms = log_ratio[..., : self.categories].exp().sum(-1) + log_r.exp() * (log_r - 1 - at_x0)
+        return torch.where(x_t == self.mask_token, rate * terms, 0.0).to(log_ratio)
 
-    def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
+    def draw(
+        self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None
+    ) -> Tensor:
         if reverse.eps:
-            return plain_draw(self, reverse, logits, x_t, t, s, generator)
+            return generic_draw(self, reverse, logits, x_t, t, s, generator)
         return self.known_draw(reverse, logits, x_t, t, s, generator)
 
 

@@ -1,4 +1,7 @@
-"""What a transition is, and what turns a guess about x_0 into its reverse: structured products, from which posteriors follow."""
+"""What a transition is, and what turns a guess about x_0 into its reverse.
+
+Structured products, from which posteriors follow.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,16 @@ class Terms(NamedTuple):
 class Transition(Corruption):
     r"""`q(x_t | x_s) = Cat(row x_s of Q_(s->t))`: a table of T steps at t = n / T, or a process in continuous time.
 
-    Times are scalars or `(B,)` for the first axis of the signal; t = 0 is the clean signal. Probabilities have shape `(..., K)`.
+    Times are scalars or `(B,)` for the first axis of the signal; t = 0 is the clean signal. Probabilities have shape
+    `(..., K)`.
 
     Attributes:
-        levels: number of symbols in the data.
-        states: K, number of symbols in all; more than `levels` where a mask is added.
+        categories: number of symbols in the data.
+        states: K, number of symbols in all; more than `categories` where a mask is added.
         steps: T; None in continuous time.
         t_min: the smallest time that training and bounds visit in continuous time.
-        rounding: chances of x_t below it count as none where they are divided by, since sums that cancel leave them without digits.
+        rounding: chances of x_t below it count as none where they are divided by, since sums that cancel leave them
+            without digits.
         unmasked_is_clean: whether a token of the data in x_t is certain to be x_0, as under absorption in a mask that
             is no such token.
     """
@@ -48,14 +53,14 @@ class Transition(Corruption):
     rounding: float = 0.0
     unmasked_is_clean: bool = False
 
-    def __init__(self, levels: int, states: int, steps: int | None, t_min: float = 0.0) -> None:
-        if levels < 2:
-            raise UsageError(f"levels={levels}: categorical data need two symbols or more")
-        self.levels, self.states, self.steps, self.t_min = levels, states, steps, t_min
+    def __init__(self, categories: int, states: int, steps: int | None, t_min: float = 0.0) -> None:
+        if categories < 2:
+            raise UsageError(f"levels={categories}: categorical data need two symbols or more")
+        self.categories, self.states, self.steps, self.t_min = categories, states, steps, t_min
 
     @abstractmethod
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """`p Q_(s->t)`: the law of x_t when x_s has law p, `(..., K)`."""
+        """`p Q_(s->t)`: the law of x_t when x_s has distribution p, `(..., K)`."""
 
     @abstractmethod
     def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ class Transition(Corruption):
 
         Args:
             reverse: how p0 is read.
-            logits: `log p0` up to a constant, `(..., levels)`.
+            logits: `log p0` up to a constant, `(..., categories)`.
             x0, x_t: `(...)`, int64.
             t, s: scalars or `(B,)`.
         """
@@ -94,12 +99,15 @@ class Transition(Corruption):
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""The limit of the divergence of a step from t over its length, as the step shrinks, per unit of time.
 
-        `sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))`, with the true ratio `r_y = q(y | x_0) / q(x_t | x_0)` and the
-        model's m_y, `ReverseModel.ratio` (Campbell et al. 2022, proposition 2, with its jump integrated out).
+        `sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))`, with the true ratio
+        `r_y = q(y | x_0) / q(x_t | x_0)` and the model's m_y, `ReverseModel.ratio` (Campbell et al. 2022, proposition
+        2, with its jump integrated out).
         """
 
     @abstractmethod
-    def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
+    def draw(
+        self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None
+    ) -> Tensor:
         """`x_s ~ p(x_s | x_t)`, `(...)`, at scalar times, s > 0."""
 
     def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -122,7 +130,9 @@ class Transition(Corruption):
             UsageError: in continuous time, which has no rows.
         """
         if self.steps is None:
-            raise UsageError("this process runs in continuous time and has no rows: give it a table such as reciprocal(1000)")
+            raise UsageError(
+                "this process runs in continuous time and has no rows: give it a table such as reciprocal(1000)"
+            )
         return torch.round(exact(t) * self.steps).long()
 
     def is_clean(self, s: Tensor) -> Tensor:
@@ -146,24 +156,29 @@ class Transition(Corruption):
 
     def one_hot(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Point masses, `(..., K)`."""
-        return torch.zeros(*x.shape, self.states, dtype=dtype, device=x.device).scatter_(-1, x[..., None], 1)  # F.one_hot is int64 first
+        return torch.zeros(*x.shape, self.states, dtype=dtype, device=x.device).scatter_(
+            -1, x[..., None], 1
+        )  # F.one_hot is int64 first
 
     def posterior(self, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        r"""`sum_x0 q(x_s | x_t, x_0) p0(x_0)` for any s < t, normalised, `(..., K)` (Austin et al. 2021, eq. 3, averaged over x_0).
+        r"""`sum_x0 q(x_s | x_t, x_0) p0(x_0)` for any s < t, normalised, `(..., K)` (Austin et al. 2021, eq. 3,
+        averaged over x_0).
 
         An x_0 from which x_t cannot be reached is left out.
         """
-        return normalised(self.likelihood(x_t, s, t) * self.pushforward(self.over_reach(x_t, p0, t), CLEAN, s)).to(p0)
+        return normalized(self.likelihood(x_t, s, t) * self.pushforward(self.over_reach(x_t, p0, t), CLEAN, s)).to(p0)
 
     def ratio(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
-        r"""`sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)`, which is `q_t(y) / q_t(x_t)` when p0 is the posterior of x_0, `(..., K)`."""
+        r"""`sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)`, which is `q_t(y) / q_t(x_t)` when p0 is the posterior of x_0,
+        `(..., K)`.
+        """
         return self.pushforward(self.over_reach(x_t, p0, t), CLEAN, t).to(p0)
 
     def log_evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """`log q(x_t | x_0)` for every x_0 of the data, up to a constant for each position, `(..., levels)`,
+        """`log q(x_t | x_0)` for every x_0 of the data, up to a constant for each position, `(..., categories)`,
         float64.
         """
-        reach = self.likelihood(x_t, CLEAN, t)[..., : self.levels]
+        reach = self.likelihood(x_t, CLEAN, t)[..., : self.categories]
         return torch.where(reach > self.rounding, reach, 0.0).log()
 
     def over_reach(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
@@ -173,7 +188,7 @@ class Transition(Corruption):
         return torch.where(reach > least, p0.double() / reach.clamp(min=least), 0.0)
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x0 = as_tokens(x0, self.levels, "x_0")
+        x0 = as_tokens(x0, self.categories, "x_0")
         return categorical(self.pushforward(self.one_hot(x0), CLEAN, moment(t, len(x0))), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
@@ -231,27 +246,31 @@ class ReverseModel(ABC):
         at_zero, between = self._at_zero(transition, x_t, p0, t), self.between(transition, x_t, p0, t, s)
         return torch.where(like(clean.to(p0.device), p0), at_zero, between)
 
-    def between(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor, back: Tensor | None = None) -> Tensor:
+    def between(
+        self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor, back: Tensor | None = None
+    ) -> Tensor:
         """`p(x_s | x_t)` at s > 0; `back` is `Q_(s->t)[:, x_t]` where it is at hand.
 
         Where p0 gives no chance to any x_0 that can lead to x_t, x_t stays.
         """
         ahead = transition.pushforward(self.weights(transition, x_t, p0, t), CLEAN, s)
         back = (transition.likelihood(x_t, s, t) if back is None else back).to(ahead)
-        law = (back + self.eps) * (ahead + self.eps)
-        some = law.sum(-1, keepdim=True) > 0
-        return torch.where(some, normalised(law), transition.one_hot(x_t, law.dtype)).to(p0)
+        distribution = (back + self.eps) * (ahead + self.eps)
+        some = distribution.sum(-1, keepdim=True) > 0
+        return torch.where(some, normalized(distribution), transition.one_hot(x_t, distribution.dtype)).to(p0)
 
     def _at_zero(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
-        p = self.log_posterior(transition, p0[..., : transition.levels].log(), x_t, t).exp()
-        return F.pad(p, (0, transition.states - transition.levels))
+        p = self.log_posterior(transition, p0[..., : transition.categories].log(), x_t, t).exp()
+        return F.pad(p, (0, transition.states - transition.categories))
 
     def log_posterior(self, transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        r"""`log p(x_0 | x_t)`, `(..., levels)`: `log p0`, plus `log q(x_t | x_0)` where p0 leaves it out, over the
+        r"""`log p(x_0 | x_t)`, `(..., categories)`: `log p0`, plus `log q(x_t | x_0)` where p0 leaves it out, over the
         x_0 that can lead to x_t. Where the process `takes_output` it is p0 itself.
         """
         evidence = transition.log_evidence(x_t, t).to(log_p0)
-        posterior, first = (like(v.to(log_p0.device), log_p0) for v in (self.reads_posterior(transition, t), transition.takes_output(t)))
+        posterior, first = (
+            like(v.to(log_p0.device), log_p0) for v in (self.reads_posterior(transition, t), transition.takes_output(t))
+        )
         evidence = torch.where(first | posterior & (evidence > -torch.inf), 0.0, evidence)
         log_p = log_p0 + evidence
         return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence).log_softmax(-1)
@@ -291,6 +310,6 @@ def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
     return x
 
 
-def normalised(p: Tensor) -> Tensor:
+def normalized(p: Tensor) -> Tensor:
     """`p` over its sum along the last axis."""
     return p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)

@@ -15,10 +15,11 @@ DROPPED = 1e-13
 
 
 class Chebyshev:
-    r"""`p exp(tau G)` for a symmetric G with eigenvalues in [-bound, 0], by Chebyshev's polynomials of `1 + 2 G / bound`.
+    r"""`p exp(tau G)` for a symmetric G with eigenvalues in [-bound, 0], by Chebyshev's polynomials of
+    `1 + 2 G / bound`.
 
-    `exp(tau G) = sum_k c_k T_k`, `c_k = (2 - [k = 0]) exp(-z) I_k(z)`, `z = tau bound / 2`: about `sqrt(60 z)` products with G for double
-    precision, one recursion for every tau of a batch. (Abramowitz & Stegun 1964, 9.6.34.)
+    `exp(tau G) = sum_k c_k T_k`, `c_k = (2 - [k = 0]) exp(-z) I_k(z)`, `z = tau bound / 2`: about `sqrt(60 z)` products
+    with G for double precision, one recursion for every tau of a batch. (Abramowitz & Stegun 1964, 9.6.34.)
 
     Args:
         generator: G, sparse `(K, K)`.
@@ -40,7 +41,10 @@ class Chebyshev:
 
     def push(self, p: Tensor, tau: Tensor) -> Tensor:
         """`p exp(tau G)`, `(..., K)`; tau a scalar or `(B,)`."""
-        tau, flat = exact(tau), p.reshape(-1, p.shape[-1]).T.contiguous()  # (K, N): sparse matrices multiply from the left
+        tau, flat = (
+            exact(tau),
+            p.reshape(-1, p.shape[-1]).T.contiguous(),
+        )  # (K, N): sparse matrices multiply from the left
         c = self.coefficients(tau).to(flat)  # (terms,) or (terms, B)
         each = p[0, ..., 0].numel() if tau.ndim else 1
         before, now = flat, flat + (2 / self.bound) * (g := self.on(p.device, p.dtype)).mm(flat)
@@ -57,7 +61,9 @@ class Chebyshev:
         terms = 3 + int(math.sqrt(2 * (longest + 1) * -2 * math.log(DROPPED)) + 12 * math.log1p(longest) ** 0.5)
         k = torch.arange(terms, dtype=torch.float64)
         return Table(
-            torch.stack([(1.0 if n == 0 else 2.0) * torch.as_tensor(ive(float(n), z), dtype=torch.float64) for n in k.tolist()])
+            torch.stack(
+                [(1.0 if n == 0 else 2.0) * torch.as_tensor(ive(float(n), z), dtype=torch.float64) for n in k.tolist()]
+            )
         ).values
 
 

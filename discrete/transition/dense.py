@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...shared.describe import described
 from ...shared.errors import UsageError
 from ...shared.memory import refuse_beyond
+from ...shared.serialization import serializable
 from ...shared.tensors import Table, like
 from .stepwise import Stepwise
 
@@ -15,7 +15,7 @@ ROUNDING = 1e-6
 STRUCTURED = "take Uniform, Absorbing or NearestNeighbor, whose memory grows with the symbols and not with their square"
 
 
-@described
+@serializable("discrete.Dense", formerly="unnoise.discrete.transition.dense.Dense", renamed={"levels": "categories"})
 class Dense(Stepwise):
     """Any chain, `Q_1 .. Q_T` written out; its products from the clean signal are a second table of the same size.
 
@@ -24,34 +24,42 @@ class Dense(Stepwise):
         last: `(K,)`, the distribution that sampling starts from; None for that of x_T averaged over x_0. Bounds are
             infinite for data whose x_T may be a token that it gives no chance to; where it is one token alone, others
             that x_T may be are the denoiser's (`CategoricalDenoiser.start`).
-        levels: number of symbols in the data, the first ones; None for all K.
+        categories: number of symbols in the data, the first ones; None for all K.
 
     Raises:
         UsageError: where a row is negative or does not sum to one, with its step and number.
     """
 
-    def __init__(self, matrices: Tensor, last: Tensor | None = None, levels: int | None = None) -> None:
+    def __init__(self, matrices: Tensor, last: Tensor | None = None, categories: int | None = None) -> None:
         matrices = torch.as_tensor(matrices)
         if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not len(matrices):
-            raise UsageError(f"matrices of shape {tuple(matrices.shape)}: give (T, K, K), one square matrix for each step")
+            raise UsageError(
+                f"matrices of shape {tuple(matrices.shape)}: give (T, K, K), one square matrix for each step"
+            )
         size, numbers = matrices.shape[1], matrices.numel()
         need = 8 * (numbers + size**2) + (0 if matrices.dtype == torch.float64 else 8 * numbers) + numbers
         refuse_beyond(need, f"a table of {len(matrices)} steps of {size} x {size} numbers and its products", STRUCTURED)
         self.matrices, self.last = matrices.detach().double(), last
         refuse_rows(self.matrices)
-        if levels is not None and not 2 <= levels <= size:
-            raise UsageError(f"levels={levels}: give the number of symbols in the data, from 2 to the {size} of the matrices")
-        super().__init__(levels or size, size, len(matrices))
+        if categories is not None and not 2 <= categories <= size:
+            raise UsageError(
+                f"levels={categories}: give the number of symbols in the data, from 2 to the {size} of the matrices"
+            )
+        super().__init__(categories or size, size, len(matrices))
         total = torch.empty(len(matrices) + 1, size, size, dtype=torch.float64)
         torch.eye(size, out=total[0])
         for n, q in enumerate(self.matrices):
             torch.matmul(total[n], q, out=total[n + 1])
         self._one, self._total = Table(self.matrices), Table(total)
-        kept = total[:, : self.levels, : self.levels]
-        self.unmasked_is_clean = size > self.levels and all(bool((k == torch.diag(k.diagonal())).all()) for k in kept)
-        if last is not None and (last.shape != (size,) or bool((last < 0).any()) or abs(float(last.sum()) - 1) > ROUNDING):
+        kept = total[:, : self.categories, : self.categories]
+        self.unmasked_is_clean = size > self.categories and all(
+            bool((k == torch.diag(k.diagonal())).all()) for k in kept
+        )
+        if last is not None and (
+            last.shape != (size,) or bool((last < 0).any()) or abs(float(last.sum()) - 1) > ROUNDING
+        ):
             raise UsageError(f"last must be a law of the {size} symbols: numbers of at least 0 that sum to 1")
-        start = total[-1][: self.levels].mean(0) if last is None else last.double()
+        start = total[-1][: self.categories].mean(0) if last is None else last.double()
         one = start.argmax()
         if float(1 - start[one]) < ROUNDING:  # one token up to the rounding of the rows
             start = torch.zeros_like(start).index_fill_(0, one, 1.0)
@@ -78,7 +86,11 @@ class Dense(Stepwise):
 
     def survival(self, t: Tensor) -> float:
         start = self.stationary()
-        left = float((1 - self._total[self.row(t)][: self.levels, int(start.argmax())]).max()) if bool((start == 1).any()) else 0.0
+        left = (
+            float((1 - self._total[self.row(t)][: self.categories, int(start.argmax())]).max())
+            if bool((start == 1).any())
+            else 0.0
+        )
         return left if left > ROUNDING**2 else 0.0
 
 

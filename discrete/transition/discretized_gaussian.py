@@ -5,47 +5,58 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...shared.describe import described
 from ...shared.memory import refuse_beyond
 from ...shared.random import Source, categorical
+from ...shared.serialization import serializable
 from ...shared.tensors import Table, like, moment
 from ..schedules import checked_betas
 from .base import as_tokens
 from .stepwise import Stepwise
 
 
-@described
+@serializable(
+    "discrete.DiscretizedGaussian",
+    formerly="unnoise.discrete.transition.discretized_gaussian.DiscretizedGaussian",
+    renamed={"levels": "categories"},
+)
 class DiscretizedGaussian(Stepwise):
-    r"""Local moves: off the diagonal `Q_n[i, j] = w_n(i - j) / sum_m w_n(m)`, `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`, m = -(K-1)..K-1.
+    r"""Local moves: off the diagonal `Q_n[i, j] = w_n(i - j) / sum_m w_n(m)`,
+    `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`, m = -(K-1)..K-1.
 
-    The diagonal is one minus the rest of its row, so Q_n is symmetric and doubly stochastic (Austin et al. 2021, appendix A.2).
+    The diagonal is one minus the rest of its row, so Q_n is symmetric and doubly stochastic (Austin et al. 2021,
+    appendix A.2).
 
-    One step is kept as its `(T, K)` offsets. The levels may be counted from either end, so Q_n maps even functions of the level to even
-    ones and odd to odd; the products from the clean signal are kept as these two halves, `(T + 1, K/2, K/2)` each: half of the numbers and
-    half of the work of the whole matrices. Other strides are multiplied when a sampler first takes them.
+    One step is kept as its `(T, K)` offsets. The levels may be counted from either end, so Q_n maps even functions of
+    the level to even ones and odd to odd; the products from the clean signal are kept as these two halves,
+    `(T + 1, K/2, K/2)` each: half of the numbers and half of the work of the whole matrices. Other strides are
+    multiplied when a sampler first takes them.
 
     Args:
-        levels: K; the grid is K - 1 wide for every K.
+        categories: K; the grid is K - 1 wide for every K.
         schedule: beta_1..beta_T.
     """
 
     rounding = 1e-12
 
-    def __init__(self, levels: int, schedule: Tensor) -> None:
+    def __init__(self, categories: int, schedule: Tensor) -> None:
         self.schedule = checked_betas(schedule)
-        super().__init__(levels, levels, len(self.schedule))
-        need = 8 * levels**2 * ((self.steps + 1) // 2 + 4)
-        refuse_beyond(need, f"the products of {self.steps} steps of {levels} x {levels} numbers", "take Uniform, or fewer levels or steps")
-        offset = torch.arange(levels, dtype=torch.float64)
-        w = (-4 * offset**2 / ((levels - 1) ** 2 * self.schedule[:, None])).exp()
+        super().__init__(categories, categories, len(self.schedule))
+        need = 8 * categories**2 * ((self.steps + 1) // 2 + 4)
+        refuse_beyond(
+            need,
+            f"the products of {self.steps} steps of {categories} x {categories} numbers",
+            "take Uniform, or fewer levels or steps",
+        )
+        offset = torch.arange(categories, dtype=torch.float64)
+        w = (-4 * offset**2 / ((categories - 1) ** 2 * self.schedule[:, None])).exp()
         self._offsets = Table(w / (2 * w.sum(1, keepdim=True) - 1))  # (T, K); offset 0 counts once
         self._distance = Table((offset[:, None] - offset).abs().long())
         moved = self._offsets.values.cumsum(1) - self._offsets.values[:, :1]  # by up to so many levels to one side
         self._rest = Table(1 - moved - moved.flip(1))  # the diagonal
-        self._stationary = Table(torch.full((levels,), 1 / levels, dtype=torch.float64))
-        self.half = (levels + 1) // 2
+        self._stationary = Table(torch.full((categories,), 1 / categories, dtype=torch.float64))
+        self.half = (categories + 1) // 2
         even = torch.eye(self.half, dtype=torch.float64).expand(self.steps + 1, -1, -1).clone()
-        odd = torch.eye(levels // 2, dtype=torch.float64).expand(self.steps + 1, -1, -1).clone()
+        odd = torch.eye(categories // 2, dtype=torch.float64).expand(self.steps + 1, -1, -1).clone()
         for n in range(1, self.steps + 1):
             one = self.one(torch.tensor(n))
             torch.matmul(even[n - 1], self._fold(self._fold(one)[0].mT)[0].mT, out=even[n])
@@ -60,7 +71,10 @@ class DiscretizedGaussian(Stepwise):
         return (even if self.half == pairs else torch.cat([even, p[..., pairs : pairs + 1]], -1)), odd
 
     def _unfold(self, even: Tensor, odd: Tensor) -> Tensor:
-        """The inverse of `_fold`, for what is not negative: where both halves are nearly one another's, their difference is rounding."""
+        """The inverse of `_fold`, for what is not negative.
+
+        Where both halves are nearly one another's, their difference is rounding.
+        """
         pairs = self.states // 2
         e, o = even[..., :pairs] * 0.5**0.5, odd * 0.5**0.5
         return torch.cat([e + o, even[..., pairs:], (e - o).flip(-1)], -1).clamp(min=0)
@@ -75,7 +89,8 @@ class DiscretizedGaussian(Stepwise):
         if n.ndim:
             rows = (len(p), -1)
             return self._unfold(
-                (even.reshape(*rows, even.shape[-1]) @ a).view(even.shape), (odd.reshape(*rows, odd.shape[-1]) @ b).view(odd.shape)
+                (even.reshape(*rows, even.shape[-1]) @ a).view(even.shape),
+                (odd.reshape(*rows, odd.shape[-1]) @ b).view(odd.shape),
             )
         return self._unfold(even @ a, odd @ b)
 
@@ -96,7 +111,9 @@ class DiscretizedGaussian(Stepwise):
         root = torch.full((), 0.5**0.5, dtype=torch.float64, device=x.device)
         of_even = torch.where(middle, 1.0, root) if self.states % 2 else root
         of_odd = torch.where(mirrored, -root, root) * ~middle
-        return self._unfold(of_even[..., None] * even[n, at], of_odd[..., None] * odd[n, at.clamp(max=self.states // 2 - 1)])
+        return self._unfold(
+            of_even[..., None] * even[n, at], of_odd[..., None] * odd[n, at.clamp(max=self.states // 2 - 1)]
+        )
 
     def back(self, x: Tensor, n: Tensor) -> Tensor:
         n = like(n, x)
@@ -104,7 +121,7 @@ class DiscretizedGaussian(Stepwise):
         return column.scatter(-1, x[..., None], self._rest.on(x.device)[n - 1, x][..., None])
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x0 = as_tokens(x0, self.levels, "x_0")
+        x0 = as_tokens(x0, self.categories, "x_0")
         return categorical(self.rows(x0, self.row(moment(t, len(x0)))), generator)
 
     def stationary(self) -> Tensor:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...shared.describe import described
 from ...shared.errors import UsageError
-from ..schedules import Exponential, NoiseSchedule, finite, scheduled
+from ...shared.serialization import serializable
+from ..schedules import ExponentialNoise, NoiseSchedule, finite, scheduled
 from .spectral import Spectral, refuse_square
 
 
-@described
+@serializable(
+    "discrete.GaussianTarget",
+    formerly="unnoise.discrete.transition.gaussian_target.GaussianTarget",
+    renamed={"levels": "categories"},
+)
 class GaussianTarget(Spectral):
     r"""Rates on K ordered levels whose stationary law is a discretised Gaussian (Campbell et al. 2022, appendix E).
 
-    Jumps towards the middle, as far as the level's mirror image, have the rate `exp(-(|i - j| - 1)^2 / reach^2)`; those that lead back
-    follow from detailed balance with `pi_i prop. to exp(-(i + 1 - K / 2)^2 / (2 width^2))`. The rates are multiplied by
-    the schedule's: `Q_(s->t) = exp((total(t) - total(s)) R)`.
+    Jumps towards the middle, as far as the level's mirror image, have the rate `exp(-(|i - j| - 1)^2 / reach^2)`; those
+    that lead back follow from detailed balance with `pi_i prop. to exp(-(i + 1 - K / 2)^2 / (2 width^2))`. The rates
+    are multiplied by the schedule's: `Q_(s->t) = exp((total(t) - total(s)) R)`.
 
     Args:
-        levels: K.
+        categories: K.
         schedule: in continuous time, or a table.
         reach: how far jumps go; 6 for 256 levels.
         width: of the stationary law; 512 for 256 levels, which is nearly even.
@@ -29,19 +33,25 @@ class GaussianTarget(Spectral):
         UsageError: for sizes that are not positive.
     """
 
-    def __init__(self, levels: int, schedule: Tensor | NoiseSchedule | None = None, reach: float = 6.0, width: float = 512.0) -> None:
+    def __init__(
+        self, categories: int, schedule: Tensor | NoiseSchedule | None = None, reach: float = 6.0, width: float = 512.0
+    ) -> None:
         if not (reach > 0 and width > 0):
             raise UsageError(f"reach={reach}, width={width}: give positive numbers of levels")
-        self.schedule, self.reach, self.width = Exponential() if schedule is None else schedule, reach, width
+        self.schedule, self.reach, self.width = ExponentialNoise() if schedule is None else schedule, reach, width
         self.noise = finite(scheduled(self.schedule))
-        refuse_square(levels)
-        level = torch.arange(levels, dtype=torch.float64)
+        refuse_square(categories)
+        level = torch.arange(categories, dtype=torch.float64)
         i, j = level[:, None], level
-        log_pi = -((level + 1 - levels / 2) ** 2) / (2 * width**2)
-        inward = ((i < levels // 2) & (j > i) & (j < levels - i)) | ((i > levels // 2) & (j < i) & (j > levels - 1 - i))
+        log_pi = -((level + 1 - categories / 2) ** 2) / (2 * width**2)
+        inward = ((i < categories // 2) & (j > i) & (j < categories - i)) | (
+            (i > categories // 2) & (j < i) & (j > categories - 1 - i)
+        )
         rates = torch.where(inward, torch.exp(-((((i - j).abs() - 1) / reach) ** 2)), 0.0)
         rates = torch.where(rates.T > 0, rates.T * torch.exp(log_pi - log_pi[:, None]), rates)
-        super().__init__(levels, self.noise.steps, self.noise.t_min, rates - torch.diag(rates.sum(1)), log_pi.softmax(0))
+        super().__init__(
+            categories, self.noise.steps, self.noise.t_min, rates - torch.diag(rates.sum(1)), log_pi.softmax(0)
+        )
 
     def factor(self, s: Tensor, t: Tensor) -> Tensor:
         events = self.noise.total(t) - self.noise.total(s).to(t.device)

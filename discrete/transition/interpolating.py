@@ -21,8 +21,8 @@ TINY = 1e-30
 class Pair(NamedTuple):
     """Constants of a pair of times for x_t, float64, `(...)`, in the terms in which the reverse law is written.
 
-    `p(x_s = k | x_t) prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c g_k p0_k + (1 - c) h pi_k`, where `g_k` is g at x_t and 1
-    elsewhere, `h = 1 - (1 - g) p0_(x_t)`, and the sum over k is `Z = b h + a w_(x_t)`.
+    `p(x_s = k | x_t) prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c g_k p0_k + (1 - c) h pi_k`, where
+    `g_k` is g at x_t and 1 elsewhere, `h = 1 - (1 - g) p0_(x_t)`, and the sum over k is `Z = b h + a w_(x_t)`.
     """
 
     a: Tensor  # kept from s to t
@@ -33,20 +33,21 @@ class Pair(NamedTuple):
 
 
 class Interpolating(Transition):
-    """`Q_(s->t) = kept I + (1 - kept) 1 pi^T`, `kept = exp(total(s) - total(t))`: each event draws the symbol anew from pi.
+    """`Q_(s->t) = kept I + (1 - kept) 1 pi^T`, `kept = exp(total(s) - total(t))`: each event draws the symbol anew from
+    pi.
 
     Attributes:
         schedule: as given.
         noise: the schedule of events.
     """
 
-    def __init__(self, levels: int, states: int, schedule: Tensor | NoiseSchedule) -> None:
+    def __init__(self, categories: int, states: int, schedule: Tensor | NoiseSchedule) -> None:
         self.schedule, self.noise = schedule, scheduled(schedule)
-        super().__init__(levels, states, self.noise.steps, self.noise.t_min)
+        super().__init__(categories, states, self.noise.steps, self.noise.t_min)
 
     @abstractmethod
     def fresh(self, x: Tensor) -> Tensor:
-        """`pi_x`: the chance that an event draws the symbol x, `(...)`, float64."""
+        """`pi_x`: the chance that an event draws the mask_token x, `(...)`, float64."""
 
     @abstractmethod
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class Interpolating(Transition):
     @property
     def unmasked_is_clean(self) -> bool:
         """Whether events draw nothing but a mask that is no token of the data."""
-        return not bool(self.stationary()[: self.levels].any())
+        return not bool(self.stationary()[: self.categories].any())
 
     def survival(self, t: Tensor) -> float:
         return float(self.kept(CLEAN, t)[0]) if bool((self.stationary() == 1).any()) else 0.0
@@ -86,13 +87,17 @@ class Interpolating(Transition):
         return kept * hit + lost * self.fresh(x_t)[..., None]
 
     def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return (like(self.noise.rate(t), x_t).to(x_t.device) * self.fresh(x_t))[..., None].expand(*x_t.shape, self.states)
+        return (like(self.noise.rate(t), x_t).to(x_t.device) * self.fresh(x_t))[..., None].expand(
+            *x_t.shape, self.states
+        )
 
     def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return like(self.noise.rate(t), x_t[..., None]).to(x_t.device) * self.stationary().to(x_t.device).expand(*x_t.shape, -1)
+        return like(self.noise.rate(t), x_t[..., None]).to(x_t.device) * self.stationary().to(x_t.device).expand(
+            *x_t.shape, -1
+        )
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x0 = as_tokens(x0, self.levels, "x_0")
+        x0 = as_tokens(x0, self.categories, "x_0")
         return self._hit(x0, CLEAN, moment(t, len(x0)), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
@@ -125,33 +130,44 @@ class Interpolating(Transition):
 
     def log_evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
         others, excess = (v[..., None] for v in self.reach(x_t, t))
-        alike = torch.where(others > 0, torch.zeros_like(others), -torch.inf).expand(*x_t.shape, self.levels)
+        alike = torch.where(others > 0, torch.zeros_like(others), -torch.inf).expand(*x_t.shape, self.categories)
         here = torch.where(others > 0, torch.log1p(excess), 0.0)
         # A mask of its own is no x_0: its column is cut off again.
-        return F.pad(alike, (0, self.states - self.levels)).scatter(-1, x_t[..., None], here)[..., : self.levels]
+        return F.pad(alike, (0, self.states - self.categories)).scatter(-1, x_t[..., None], here)[
+            ..., : self.categories
+        ]
 
     def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         others, excess = self.reach(x_t, t)
         excess = torch.where(like(reverse.reads_posterior(self, t).to(x_t.device), x_t), 0.0, excess)
-        log_p_t = -cross_entropy(logits, x_t.clamp(max=self.levels - 1))
-        p_t = torch.where(x_t < self.levels, log_p_t.double().exp(), 0.0)
+        log_p_t = -cross_entropy(logits, x_t.clamp(max=self.categories - 1))
+        p_t = torch.where(x_t < self.categories, log_p_t.double().exp(), 0.0)
         gain = torch.log1p(excess * p_t) - torch.log1p(excess * (x0 == x_t))
         nats = cross_entropy(logits, x0)
         certain = (others <= 0) & ~like(self.takes_output(t).to(x_t.device), x_t)
         return torch.where(certain, 0.0, nats + gain.to(nats))
 
-    def known_draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source) -> Tensor:
+    def known_draw(
+        self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source
+    ) -> Tensor:
         """`x_s ~ p(x_s | x_t)`, s > 0, with one uniform number a position.
 
-        The law is a mixture: with weight `b c` a draw of p0, with `b (1 - c) h` one of pi, and x_t stays with `a w_t - b c (1 - g) p_t`.
+        The law is a mixture: with weight `b c` a draw of p0, with `b (1 - c) h` one of pi, and x_t stays with
+        `a w_t - b c (1 - g) p_t`.
         """
         p0 = at_least_float32(logits).softmax(-1)
-        p_t = p0.gather(-1, x_t.clamp(max=self.levels - 1)[..., None]).squeeze(-1).double() * (x_t < self.levels)
+        p_t = p0.gather(-1, x_t.clamp(max=self.categories - 1)[..., None]).squeeze(-1).double() * (
+            x_t < self.categories
+        )
         a, b, c, g, pi_t = self.pair(reverse, x_t, t, s)
         h = 1 - (1 - g) * p_t
         predicted, resampled = b * c, b * (1 - c) * h
-        stays = torch.where(b > 0, (a * (c * g * p_t + (1 - c) * h * pi_t) - predicted * (1 - g) * p_t).clamp(min=0), 1.0)
-        u = (1 - uniform(x_t.shape, generator, dtype=torch.float64, device=x_t.device)) * (predicted + resampled + stays)
+        stays = torch.where(
+            b > 0, (a * (c * g * p_t + (1 - c) * h * pi_t) - predicted * (1 - g) * p_t).clamp(min=0), 1.0
+        )
+        u = (1 - uniform(x_t.shape, generator, dtype=torch.float64, device=x_t.device)) * (
+            predicted + resampled + stays
+        )
         from_p0 = quantile(p0, (u / predicted.clamp(min=TINY)).clamp(max=1))
         from_pi = self.quantile(((u - predicted) / resampled.clamp(min=TINY)).clamp(0, 1))
         return torch.where(u <= predicted, from_p0, torch.where(u <= predicted + resampled, from_pi, x_t))

@@ -5,45 +5,54 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...shared.describe import described
 from ...shared.errors import UsageError
+from ...shared.serialization import serializable
 from ...shared.tensors import like
 from .base import Transition
+from .generic import GenericTransition
 from .interpolating import Interpolating
-from .plain import Plain
 
 AT_ONCE = 2**20  # numbers held at a time
 
 
-@described
-class Mixture(Plain):
-    r"""Each step resamples with the chance beta_n of one process, else it moves by another: `Q_n = (1 - beta_n) Q^moves_n + beta_n 1 pi^T`.
+@serializable("discrete.Mixture", formerly="unnoise.discrete.transition.mixture.Mixture")
+class Mixture(GenericTransition):
+    r"""Each step resamples with the chance beta_n of one process, else it moves by another:
+    `Q_n = (1 - beta_n) Q^moves_n + beta_n 1 pi^T`.
 
-    As the moves leave pi as it is, products keep this form: `Q_(s->t) = kept Q^moves_(s->t) + (1 - kept) 1 pi^T`. Neighbours and
-    absorption are mixed so in Austin et al. (2021, appendix A.2).
+    As the moves leave pi as it is, products keep this form: `Q_(s->t) = kept Q^moves_(s->t) + (1 - kept) 1 pi^T`.
+    Neighbours and absorption are mixed so in Austin et al. (2021, appendix A.2).
 
     Args:
         moves: any transition over the data's symbols.
         resampling: `Uniform`, or `Absorbing` with a mask of its own, over the same symbols and times.
 
     Raises:
-        UsageError: where symbols or times differ, or the moves would change pi, as an ordinary symbol that absorbs does.
+        UsageError: where symbols or times differ, or the moves would change pi, as an ordinary symbol that absorbs
+            does.
     """
 
     def __init__(self, moves: Transition, resampling: Interpolating) -> None:
-        if (moves.states, moves.steps) != (resampling.levels, resampling.steps):
+        if (moves.states, moves.steps) != (resampling.categories, resampling.steps):
             raise UsageError(
-                f"{moves.states} symbols and T={moves.steps} of the moves do not fit {resampling.levels} symbols and T={resampling.steps} "
+                f"{moves.states} symbols and T={moves.steps} of the moves do not fit {resampling.categories} symbols and T={resampling.steps} "
                 "of the resampling: give both the same data and times"
             )
-        super().__init__(resampling.levels, resampling.states, resampling.steps, max(moves.t_min, resampling.t_min))
+        super().__init__(resampling.categories, resampling.states, resampling.steps, max(moves.t_min, resampling.t_min))
         self.moves, self.resampling, self.rounding = moves, resampling, moves.rounding
         pi, n = resampling.stationary(), torch.arange(1, (self.steps or 4) + 1, dtype=torch.float64)
-        if bool((pi[: moves.states] > 0).any()) and self._changed(pi, (n - 1) / len(n) if self.steps else torch.zeros_like(n), n / len(n)):
-            raise UsageError("the moves change the law that resampling draws from: mix with Uniform, or with Absorbing(levels, schedule)")
+        if bool((pi[: moves.states] > 0).any()) and self._changed(
+            pi, (n - 1) / len(n) if self.steps else torch.zeros_like(n), n / len(n)
+        ):
+            raise UsageError(
+                "the moves change the law that resampling draws from: mix with Uniform, or with Absorbing(levels, schedule)"
+            )
 
     def _changed(self, pi: Tensor, s: Tensor, t: Tensor) -> bool:
-        """Whether the moves between any of these times change pi; of tens of thousands of symbols a few times stand for all."""
+        """Whether the moves between any of these times change pi.
+
+        Of tens of thousands of symbols a few times stand for all.
+        """
         few = torch.linspace(0, len(s) - 1, max(4, min(len(s), AT_ONCE // len(pi)))).round().long()
         p = pi.expand(len(few), -1)
         return not torch.allclose(self._moved(p, s[few], t[few]), p, atol=1e-9)

@@ -7,23 +7,31 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ...shared.describe import described
 from ...shared.errors import UsageError
+from ...shared.serialization import serializable
 from ...shared.tensors import Table, like
 from ..schedules import NoiseSchedule, finite, scheduled
 from .chebyshev import Chebyshev
-from .plain import Plain
+from .generic import GenericTransition
 from .spectral import Eigenbasis
 
-BY_EIGENVECTORS, AT_ONCE = 2048, 2**24  # symbols up to which eigenvectors take seconds; numbers of angles held at a time
+BY_EIGENVECTORS, AT_ONCE = (
+    2048,
+    2**24,
+)  # symbols up to which eigenvectors take seconds; numbers of angles held at a time
 
 
-@described
-class NearestNeighbor(Plain):
-    r"""A walk on the graph of each symbol's k nearest neighbours: `Q_(s->t) = exp((total(t) - total(s)) R)` (Austin et al. 2021, A.2).
+@serializable(
+    "discrete.NearestNeighbor",
+    formerly="unnoise.discrete.transition.nearest_neighbor.NearestNeighbor",
+    renamed={"neighbours": "neighbors"},
+)
+class NearestNeighbor(GenericTransition):
+    r"""A walk on the graph of each symbol's k nearest neighbours: `Q_(s->t) = exp((total(t) - total(s)) R)` (Austin et
+    al. 2021, A.2).
 
-    `R = (G + G^T) / 2k - diag`, G_ij = 1 where j is among the k nearest of i. Exponentials are applied: through the eigenvectors of R up to
-    a few thousand symbols, by Chebyshev's polynomials beyond, where R stays sparse.
+    `R = (G + G^T) / 2k - diag`, G_ij = 1 where j is among the k nearest of i. Exponentials are applied: through the
+    eigenvectors of R up to a few thousand symbols, by Chebyshev's polynomials beyond, where R stays sparse.
 
     Args:
         neighbours: `(K, k)`, int64, as `nearest` gives them.
@@ -35,22 +43,34 @@ class NearestNeighbor(Plain):
 
     rounding = 1e-12
 
-    def __init__(self, neighbours: Tensor, schedule: Tensor | NoiseSchedule) -> None:
-        if neighbours.ndim != 2 or neighbours.is_floating_point() or not bool(((neighbours >= 0) & (neighbours < len(neighbours))).all()):
-            raise UsageError(f"neighbours of shape {tuple(neighbours.shape)}: give (K, k) symbols 0..K-1, as nearest(embeddings, k) does")
-        self.neighbours, self.schedule, self.noise = neighbours, schedule, finite(scheduled(schedule))
-        size, k = neighbours.shape
+    def __init__(self, neighbors: Tensor, schedule: Tensor | NoiseSchedule) -> None:
+        if (
+            neighbors.ndim != 2
+            or neighbors.is_floating_point()
+            or not bool(((neighbors >= 0) & (neighbors < len(neighbors))).all())
+        ):
+            raise UsageError(
+                f"neighbours of shape {tuple(neighbors.shape)}: give (K, k) symbols 0..K-1, as nearest(embeddings, k) does"
+            )
+        self.neighbors, self.schedule, self.noise = neighbors, schedule, finite(scheduled(schedule))
+        size, k = neighbors.shape
         super().__init__(size, size, self.noise.steps, self.noise.t_min)
-        edges = torch.stack([torch.arange(size).repeat_interleave(k), neighbours.flatten()])
-        parts, _ = connected_components(coo_matrix((torch.ones(size * k).numpy(), edges.numpy()), (size, size)), directed=False)
+        edges = torch.stack([torch.arange(size).repeat_interleave(k), neighbors.flatten()])
+        parts, _ = connected_components(
+            coo_matrix((torch.ones(size * k).numpy(), edges.numpy()), (size, size)), directed=False
+        )
         if parts > 1:
             raise UsageError(
                 f"the graph of {k} neighbours falls into {parts} parts, between which no symbol moves: raise k, or mix in Uniform"
             )
         weights = torch.full((2 * size * k,), 1 / (2 * k), dtype=torch.float64)
-        adjacency = torch.sparse_coo_tensor(torch.cat([edges, edges.flip(0)], 1), weights, (size, size), check_invariants=True).coalesce()
+        adjacency = torch.sparse_coo_tensor(
+            torch.cat([edges, edges.flip(0)], 1), weights, (size, size), check_invariants=True
+        ).coalesce()
         degree = torch.sparse.sum(adjacency, 1).to_dense()
-        diagonal = torch.sparse_coo_tensor(torch.arange(size).expand(2, -1), -degree, (size, size), check_invariants=True)
+        diagonal = torch.sparse_coo_tensor(
+            torch.arange(size).expand(2, -1), -degree, (size, size), check_invariants=True
+        )
         self._rates = (adjacency + diagonal).coalesce()
         self._stationary = Table(torch.full((size,), 1 / size, dtype=torch.float64))
         few = size <= BY_EIGENVECTORS
@@ -102,7 +122,10 @@ def nearest(embeddings: Tensor, k: int = 5) -> Tensor:
 
 
 def sinkhorn(weights: Tensor, rounds: int = 100) -> Tensor:
-    """Non-negative weights `(K, K)` made doubly stochastic: rows and columns are normalised in turn, columns once more at the end."""
+    """Non-negative weights `(K, K)` made doubly stochastic.
+
+    Rows and columns are normalised in turn, columns once more at the end.
+    """
     for _ in range(rounds):
         weights = weights / weights.sum(1, keepdim=True)
         weights = weights / weights.sum(0, keepdim=True)

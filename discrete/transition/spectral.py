@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...shared.memory import refuse_beyond
 from ...shared.tensors import Table, like
-from .plain import Plain
+from .generic import GenericTransition
 
 
 class Eigenbasis:
@@ -46,28 +46,32 @@ def _spread(factor: Tensor, p: Tensor) -> Tensor:
     return factor if factor.ndim == 1 else factor.reshape(len(factor), *[1] * (p.ndim - 2), -1)
 
 
-def refuse_square(levels: int) -> None:
+def refuse_square(categories: int) -> None:
     """Refuses square matrices and eigenvectors of more levels than fit into memory.
 
     Raises:
         UsageError: with the estimate.
     """
-    refuse_beyond(8 * 8 * levels**2, f"rates and eigenvectors of {levels} x {levels} numbers", "take Uniform, or fewer levels")
+    refuse_beyond(
+        8 * 8 * categories**2,
+        f"rates and eigenvectors of {categories} x {categories} numbers",
+        "take Uniform, or fewer levels",
+    )
 
 
-class Spectral(Plain):
+class Spectral(GenericTransition):
     """A transition with an `Eigenbasis`; sub-classes say how the eigenvalues act from s to t.
 
     Args:
-        levels: K.
+        categories: K.
         steps: T, or None in continuous time.
         t_min: as in `Transition`.
         generator: G, `(K, K)`.
         stationary: the law with which G is in detailed balance, and which sampling starts from.
     """
 
-    def __init__(self, levels: int, steps: int | None, t_min: float, generator: Tensor, stationary: Tensor) -> None:
-        super().__init__(levels, levels, steps, t_min)
+    def __init__(self, categories: int, steps: int | None, t_min: float, generator: Tensor, stationary: Tensor) -> None:
+        super().__init__(categories, categories, steps, t_min)
         self._stationary, self._generator = Table(stationary), Table(generator)
         self.basis = Eigenbasis(generator, stationary)
 

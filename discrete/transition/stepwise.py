@@ -1,4 +1,7 @@
-"""Chains whose steps share no structure: single steps and products from the clean signal are at hand, other strides are multiplied."""
+"""Chains whose steps share no structure.
+
+Single steps and products from the clean signal are at hand, other strides are multiplied.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,21 @@ from ...shared.errors import UsageError
 from ...shared.tensors import Table, at_least_float32, refuse_unless
 from ..fused import matrix_divergence
 from .base import ReverseModel, Terms
-from .plain import Plain, plain_divergence
+from .generic import GenericTransition, generic_divergence
 
 STRIDES_KEPT = 2**23  # numbers, 64 MiB
 
 
-class Stepwise(Plain):
+class Stepwise(GenericTransition):
     """A table of T steps given by what it does with probabilities in one step and from the clean signal.
 
     Args:
-        levels: number of symbols in the data.
+        categories: number of symbols in the data.
         steps: T.
     """
 
-    def __init__(self, levels: int, states: int, steps: int) -> None:
-        super().__init__(levels, states, steps)
+    def __init__(self, categories: int, states: int, steps: int) -> None:
+        super().__init__(categories, states, steps)
         self._strides: dict[tuple[int, int], Table] = {}
 
     @abstractmethod
@@ -62,11 +65,17 @@ class Stepwise(Plain):
             UsageError: for times within a batch that are more than a step apart.
         """
         i, j = torch.broadcast_tensors(self.row(s).to(device), self.row(t).to(device))
-        refuse_unless(j - i == 1, "times that differ within a batch must start at 0 or be one step apart: sample at one time for all")
+        refuse_unless(
+            j - i == 1,
+            "times that differ within a batch must start at 0 or be one step apart: sample at one time for all",
+        )
         return j
 
     def starts_clean(self, s: Tensor) -> bool:
-        """Whether a stride starts at t = 0, told without waiting for an accelerator: there the clean time is a scalar on the host."""
+        """Whether a stride starts at t = 0, told without waiting for an accelerator.
+
+        There the clean time is a scalar on the host.
+        """
         return s.device.type == "cpu" and bool((self.row(s) == 0).all())
 
     def long_stride(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor | None:
@@ -93,19 +102,29 @@ class Stepwise(Plain):
         """`Q_1 .. Q_n`, `(B, K, K)`, for n `(B,)`, float64."""
 
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
-        if reverse.eps or t.ndim == 0 or self.states > self.levels:
-            return plain_divergence(self, reverse, logits, x0, x_t, t, s)
+        if reverse.eps or t.ndim == 0 or self.states > self.categories:
+            return generic_divergence(self, reverse, logits, x0, x_t, t, s)
         n = self.single(s, t, logits.device)
         dtype, reach = at_least_float32(logits[:0]).dtype, self.products(n).mT
-        posterior, output = (v.to(logits.device)[:, None, None] for v in (reverse.reads_posterior(self, t), self.takes_output(t)))
+        posterior, output = (
+            v.to(logits.device)[:, None, None] for v in (reverse.reads_posterior(self, t), self.takes_output(t))
+        )
         possible = reach > max(1e-300, self.rounding)
-        weights = torch.where(posterior, torch.where(possible, 1 / torch.where(possible, reach, 1.0), 0.0), 1.0).to(dtype)
-        evidence = torch.where(output, 1.0, torch.where(posterior, possible.double(), torch.where(possible, reach, 0.0))).to(dtype)
+        weights = torch.where(posterior, torch.where(possible, 1 / torch.where(possible, reach, 1.0), 0.0), 1.0).to(
+            dtype
+        )
+        evidence = torch.where(
+            output, 1.0, torch.where(posterior, possible.double(), torch.where(possible, reach, 0.0))
+        ).to(dtype)
         clean = self.is_clean(s).to(logits.device)
-        return Terms(*matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), weights, evidence, clean))
+        return Terms(
+            *matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), weights, evidence, clean)
+        )
 
     def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        raise UsageError(f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)")
+        raise UsageError(
+            f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)"
+        )
 
     def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.inflow(x_t, t)

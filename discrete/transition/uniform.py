@@ -5,28 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...shared.describe import described
 from ...shared.random import Source
+from ...shared.serialization import serializable
 from ...shared.tensors import Table, exact, like
 from ..fused import uniform_divergence, uniform_rate
 from ..schedules import NoiseSchedule
 from .base import CLEAN, ReverseModel, Terms
+from .generic import generic_divergence, generic_draw, generic_path_rate
 from .interpolating import TINY, Interpolating
-from .plain import plain_divergence, plain_draw, plain_path_rate
 
 
-@described
+@serializable(
+    "discrete.Uniform", formerly="unnoise.discrete.transition.uniform.Uniform", renamed={"levels": "categories"}
+)
 class Uniform(Interpolating):
     r"""`Q_n = (1 - beta_n) I + beta_n 1 1^T / K` (Austin et al. 2021, appendix A.2; Hoogeboom et al. 2021, eq. 11).
 
     Args:
-        levels: K.
+        categories: K.
         schedule: beta_1..beta_T, or a schedule in continuous time.
     """
 
-    def __init__(self, levels: int, schedule: Tensor | NoiseSchedule) -> None:
-        super().__init__(levels, levels, schedule)
-        self._stationary = Table(torch.full((levels,), 1 / levels, dtype=torch.float64))
+    def __init__(self, categories: int, schedule: Tensor | NoiseSchedule) -> None:
+        super().__init__(categories, categories, schedule)
+        self._stationary = Table(torch.full((categories,), 1 / categories, dtype=torch.float64))
 
     def stationary(self) -> Tensor:
         return self._stationary.values
@@ -42,7 +44,7 @@ class Uniform(Interpolating):
 
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps:
-            return plain_divergence(self, reverse, logits, x0, x_t, t, s)
+            return generic_divergence(self, reverse, logits, x0, x_t, t, s)
         t, s = exact(t).to(x_t.device), exact(s).to(x_t.device)
         before, by = self.noise.total(s), self.noise.total(t)
         constants = torch.exp(before - by), torch.exp(-before), *self._reading(reverse, t), self.is_clean(s)
@@ -53,7 +55,7 @@ class Uniform(Interpolating):
         (Schiff et al. 2024) and `h + odds p0_y`, `h = 1 - p0_(x_t) odds / (1 + odds)`, of `Marginal`.
         """
         if reverse.eps:
-            return plain_path_rate(self, reverse, logits, x0, x_t, t)
+            return generic_path_rate(self, reverse, logits, x0, x_t, t)
         t = exact(t).to(x_t.device)
         constants = self._odds(t), *self._reading(reverse, t)
         rate, nats = uniform_rate(logits, x_t, x0, *(like(v, x_t) for v in constants))
@@ -87,7 +89,9 @@ class Uniform(Interpolating):
         truth = r * (r.log() - 1) * others + torch.where(same, 0.0, torch.xlogy(1 + odds, 1 + odds) - odds)
         return like(self.noise.rate(exact(t).to(m.device)), m) / self.states * (m - cross + truth)
 
-    def draw(self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None) -> Tensor:
+    def draw(
+        self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None
+    ) -> Tensor:
         if reverse.eps:
-            return plain_draw(self, reverse, logits, x_t, t, s, generator)
+            return generic_draw(self, reverse, logits, x_t, t, s, generator)
         return self.known_draw(reverse, logits, x_t, t, s, generator)

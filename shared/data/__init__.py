@@ -1,27 +1,27 @@
 """Data: everything yields dicts `{"x0": ..., conditions by name}` and knows its own scale."""
 
-from .alphabets import Alphabet, Letters, Pieces, tokenizer_file, train_tokenizer
 from .batches import Batches
-from .images import ImageSet, image_set, images
+from .images import ImageDataset, image_dataset, images
+from .synthetic import MarkovChain, sparse_chain
 from .text import characters, documents, letters, pieces, shakespeare, text8
-from .textsets import TextSet
-from .toy import MarkovChain, sparse_chain
+from .text_dataset import TextDataset
+from .tokenizers import CharacterTokenizer, SubwordTokenizer, Tokenizer, tokenizer_file, train_tokenizer
 from .windows import Packed, Padded, Windows
 
 __all__ = [
-    "Alphabet",
     "Batches",
-    "ImageSet",
-    "Letters",
+    "CharacterTokenizer",
+    "ImageDataset",
     "MarkovChain",
     "Packed",
     "Padded",
-    "Pieces",
-    "TextSet",
+    "SubwordTokenizer",
+    "TextDataset",
+    "Tokenizer",
     "Windows",
     "characters",
     "documents",
-    "image_set",
+    "image_dataset",
     "images",
     "letters",
     "pieces",

@@ -41,8 +41,8 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def labels_of(values: Sequence[Any], everywhere: Iterable[Any] = ()) -> Labels:
     """A column of labels as numbers.
 
-    Whole numbers are taken as they are; names are numbered in their natural order, of those in `values` and `everywhere`, the same
-    column of the other splits.
+    Whole numbers are taken as they are; names are numbered in their natural order, of those in `values` and
+    `everywhere`, the same column of the other splits.
     """
     values, known = list(values), [v for v in (*everywhere, *values) if not missing(v)]
     if all(missing(v) for v in values):
@@ -53,7 +53,12 @@ def labels_of(values: Sequence[Any], everywhere: Iterable[Any] = ()) -> Labels:
     if None not in numbers:
         own = [whole(v) for v in values]
         if below := [n for n in own if n < 0]:
-            return Labels(None, reason=f"all are {below[0]}" if len(set(own)) == 1 else f"{len(below):,} are below 0, such as {below[0]}")
+            return Labels(
+                None,
+                reason=f"all are {below[0]}"
+                if len(set(own)) == 1
+                else f"{len(below):,} are below 0, such as {below[0]}",
+            )
         return Labels(None, reason=f"{max(own)} is not a class label") if max(own) >= LARGEST else Labels(own)
     odd = [v for v, n in zip(known, numbers, strict=True) if n is None and (not isinstance(v, str) or fraction(v))]
     if odd or not all(isinstance(v, str) for v in known):
@@ -106,15 +111,21 @@ def refuse_other_classes(labels: Labels, classes: int, name: str, split: str = "
         raise UsageError(f"{who} has no labels{reason}; {NO_LABELS} (--data.classes None)")
     if labels.untrained:
         which = f"{', '.join(labels.untrained[:SHOWN])}{', ...' * (len(labels.untrained) > SHOWN)}"
-        raise UsageError(f"{who}: the split train has no image of {which}, and another split has: remove these there, or add some to train")
+        raise UsageError(
+            f"{who}: the split train has no image of {which}, and another split has: remove these there, or add some to train"
+        )
     low, high, there = min(labels.numbers), max(labels.numbers), counted(torch.tensor(labels.numbers), labels.names)
     again = "give the data as they were in training, or train again"
     if labels.names is not None and len(labels.names) != classes:
-        raise UsageError(f"{who} has {there}; {f'give --data.classes {len(labels.names)}' if split == 'train' else again}")
+        raise UsageError(
+            f"{who} has {there}; {f'give --data.classes {len(labels.names)}' if split == 'train' else again}"
+        )
     if high >= classes:
         count = len(set(labels.numbers))
         remedy = f"number them 0 to {count - 1}" if count <= high else ""
         remedy = " and ".join(filter(None, [remedy, f"give --data.classes {count}" if count != classes else ""]))
         if split != "train":
             remedy = f"leave out what training is without, or {again}"
-        raise UsageError(f"classes={classes}: the labels of {name} ({split}) are {low} to {high}, not 0 to {classes - 1}: {remedy}")
+        raise UsageError(
+            f"classes={classes}: the labels of {name} ({split}) are {low} to {high}, not 0 to {classes - 1}: {remedy}"
+        )

@@ -51,10 +51,11 @@ def listed(folder: str, split: str) -> Listing:
     """The images of a split of a folder.
 
     - A folder that holds nothing but one folder stands for that.
-    - If all images lie in folders named after splits (train, test, validation or val, in letters of any size), these are the splits; else
-      all images are one split, train.
-    - Within a split the label is that in the column `label` of a file metadata.csv, .jsonl or .parquet with file names in `file_name`;
-      or the folder that the image lies in, at any depth, if there are several and no image lies beside them.
+    - If all images lie in folders named after splits (train, test, validation or val, in letters of any size), these
+      are the splits; else all images are one split, train.
+    - Within a split the label is that in the column `label` of a file metadata.csv, .jsonl or .parquet with file names
+      in `file_name`; or the folder that the image lies in, at any depth, if there are several and no image lies beside
+      them.
 
     Hidden files and files with endings of no pictures are left out, and counted in the notes.
 
@@ -63,7 +64,8 @@ def listed(folder: str, split: str) -> Listing:
         split: `train`, `test` or `validation`, or a slice such as `train[:90%]`.
 
     Raises:
-        UsageError: where there are no images, no such split, several ways to read the folder, or metadata that do not fit the files.
+        UsageError: where there are no images, no such split, several ways to read the folder, or metadata that do not
+            fit the files.
     """
     root = Path(folder)
     found = scan(root)
@@ -74,7 +76,9 @@ def listed(folder: str, split: str) -> Listing:
     name = split_of(split.split("[")[0])
     if name not in splits:
         if tops:
-            raise UsageError(f"the folder {folder} has no split {split}: it has {', '.join(sorted(splits))}; add a folder {split}")
+            raise UsageError(
+                f"the folder {folder} has no split {split}: it has {', '.join(sorted(splits))}; add a folder {split}"
+            )
         raise UsageError(
             f"the folder {folder} has no split {split}, its {len(found.images):,} images are one split, train: put those to hold out into "
             f"a folder {split} in it, and all others into a folder train, and train again"
@@ -83,7 +87,11 @@ def listed(folder: str, split: str) -> Listing:
     labels = labels_in(splits, name, len(base) + bool(tops), rows)
     part = within(split, name, len(splits[name]))
     foreign = {(*base, top) for top, other in tops.items() if other != name}
-    notes = [f"beside the split{'s' * (len(splits) > 2)} {', '.join(sorted(splits.keys() - {name}))}"] if len(splits) > 1 else []
+    notes = (
+        [f"beside the split{'s' * (len(splits) > 2)} {', '.join(sorted(splits.keys() - {name}))}"]
+        if len(splits) > 1
+        else []
+    )
     notes += left_out(found._replace(others=[parts for parts in found.others if parts[: len(base) + 1] not in foreign]))
     unread = {column for row in rows.values() for column in row} - {"label"}
     if unread and not labels.reason.startswith(UNCALLED):
@@ -116,7 +124,9 @@ def scan(root: Path) -> Found:
     try:
         walk(root, (), frozenset())
     except OSError as error:
-        raise UsageError(f"the folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or remove it") from error
+        raise UsageError(
+            f"the folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or remove it"
+        ) from error
     return Found(*(sorted(paths) for paths in found[:3]), hidden)
 
 
@@ -126,7 +136,10 @@ def split_of(name: str) -> str | None:
 
 
 def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str, list[Parts]], dict[str, str]]:
-    """The folder that holds everything, the images of each split, and which folders are which split; none where all images are one."""
+    """The folder that holds everything, the images of each split, and which folders are which split.
+
+    None where all images are one.
+    """
     base: Parts = ()
     while True:
         depth = len(base)
@@ -139,7 +152,9 @@ def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str
     beside = direct + sorted(tops - named.keys())
     if named and not beside:
         if twice := [top for top in named if list(named.values()).count(named[top]) > 1]:
-            raise UsageError(f"the folders {' and '.join(twice)} of {folder} are both the split {named[twice[0]]}: make them one")
+            raise UsageError(
+                f"the folders {' and '.join(twice)} of {folder} are both the split {named[twice[0]]}: make them one"
+            )
         return base, {split: [parts for parts in images if parts[depth] == top] for top, split in named.items()}, named
     if "train" in named.values() and (direct or len(set(named.values())) > 1):
         raise UsageError(
@@ -150,7 +165,10 @@ def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str
 
 
 def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[Parts, dict[str, Any]]) -> Labels:
-    """The labels of a split: of metadata, or of the folders below the first `depth`. Names are numbered over all splits."""
+    """The labels of a split: of metadata, or of the folders below the first `depth`.
+
+    Names are numbered over all splits.
+    """
     if not any("label" in row for row in rows.values()):
         labels = labels_of_folders({split: [parts[depth:] for parts in group] for split, group in splits.items()}, name)
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
@@ -178,11 +196,15 @@ def labels_of_folders(splits: dict[str, list[Parts]], name: str) -> Labels:
         return Labels(None)
     if beside:
         where = f"the folders {', '.join(shown([folder]) for folder in names[:3])}{', ...' * (len(names) > 3)}"
-        return Labels(None, reason=f"{len(beside):,} of {len(splits[name]):,} lie in none of {where}, such as {beside[0]}")
+        return Labels(
+            None, reason=f"{len(beside):,} of {len(splits[name]):,} lie in none of {where}, such as {beside[0]}"
+        )
     number = {folder: n for n, folder in enumerate(names)}
     trained = {parts[0] for parts in splits.get("train", every)}
     untrained = tuple(shown([folder]) for folder in names if folder not in trained)
-    return Labels([number[parts[0]] for parts in splits[name]], tuple(shown([folder]) for folder in names), untrained=untrained)
+    return Labels(
+        [number[parts[0]] for parts in splits[name]], tuple(shown([folder]) for folder in names), untrained=untrained
+    )
 
 
 def within(split: str, name: str, count: int) -> slice:
@@ -215,7 +237,9 @@ def metadata_rows(root: Path, found: Found) -> dict[Parts, dict[str, Any]]:
             )
         for n, row in enumerate(table, start=1):
             if missing(file := row.pop("file_name", None)):
-                raise UsageError(f"{shown(at)} of {root} has no file_name in row {n:,}: give the name of an image in each row")
+                raise UsageError(
+                    f"{shown(at)} of {root} has no file_name in row {n:,}: give the name of an image in each row"
+                )
             parts = tuple(posixpath.normpath(posixpath.join(*at[:-1], str(file))).split("/"))
             if here.setdefault(parts, row).get("label") != row.get("label"):
                 raise UsageError(f"{shown(at)} of {root} gives {file} two labels: leave one of its rows")
@@ -251,8 +275,12 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 def left_out(found: Found) -> list[str]:
     """The files that are not read, in words."""
     others = [shown(parts) for parts in found.others]
-    notes = [f"{len(others):,} other file{'s' * (len(others) > 1)} left out: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"]
-    return notes * bool(others) + [f"{found.hidden:,} hidden file{'s' * (found.hidden > 1)} left out"] * bool(found.hidden)
+    notes = [
+        f"{len(others):,} other file{'s' * (len(others) > 1)} left out: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+    ]
+    return notes * bool(others) + [f"{found.hidden:,} hidden file{'s' * (found.hidden > 1)} left out"] * bool(
+        found.hidden
+    )
 
 
 def shown(parts: Sequence[str]) -> str:

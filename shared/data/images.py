@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..progress import Progress, silent
+from ..quantization import Quantization
 from ..random import Source
-from ..scale import Scale
 from .batches import Batches
 from .classes import NO_LABELS, Labels, counted, labels_of, refuse_other_classes
 from .folders import listed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LEVELS = {"digits": 17}  # every other set has 256
 
 
-class ImageSet(NamedTuple):
+class ImageDataset(NamedTuple):
     """A set of images as levels: `k` uint8 `(N, C, H, W)`, `label` int64 `(N,)` or None, and the scale of the levels.
 
     Attributes:
@@ -35,7 +35,7 @@ class ImageSet(NamedTuple):
 
     k: Tensor
     label: Tensor | None
-    scale: Scale
+    quantization: Quantization
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
@@ -51,7 +51,10 @@ class ImageSet(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """What it holds, in one line: `1,204 images of 1x8x8, 3 classes: blood 400, test 402, urine 402; 2 other files left out: ...`."""
+        """What it holds, in one line: `1,204 images of 1x8x8, 3 classes: blood 400, test 402, urine 402.
+
+        2 other files left out: ...`.
+        """
         whole = f"{len(self.k):,} image{'s' * (len(self.k) != 1)} of {'x'.join(map(str, self.shape))}"
         return "; ".join([whole if self.label is None else f"{whole}, {self.counted}", *self.notes])
 
@@ -71,8 +74,11 @@ class ImageSet(NamedTuple):
         reason = self.unlabelled.removeprefix("no labels").removeprefix(": ")
         return Labels(None, reason=reason) if self.label is None else Labels(self.label.tolist(), self.names)
 
-    def part(self, count: int) -> ImageSet:
-        """`count` of the images at even distances, for folders are sorted by their classes; all of them where there are no more."""
+    def part(self, count: int) -> ImageDataset:
+        """`count` of the images at even distances, for folders are sorted by their classes.
+
+        All of them where there are no more.
+        """
         if count >= len(self.k):
             return self
         rows = torch.arange(count) * len(self.k) // count
@@ -81,7 +87,7 @@ class ImageSet(NamedTuple):
     def batches(
         self,
         batch: int,
-        form: Callable[[Scale, Tensor, Source], Tensor] = Scale.continuous,
+        form: Callable[[Quantization, Tensor, Source], Tensor] = Quantization.continuous,
         *,
         conditions: Sequence[str] = (),
         seed: int = 0,
@@ -91,10 +97,12 @@ class ImageSet(NamedTuple):
             has = "label only" if self.label is not None else f"{self.unlabelled}; {NO_LABELS}"
             raise UsageError(f"conditions={tuple(conditions)}: this set has {has}")
         names = self.names if conditions else None
-        return Batches(self.k, batch, self.scale, form, {"label": self.label} if conditions else None, seed, names=names)
+        return Batches(
+            self.k, batch, self.quantization, form, {"label": self.label} if conditions else None, seed, names=names
+        )
 
 
-def image_set(
+def image_dataset(
     name: str,
     *,
     split: str = "train",
@@ -103,11 +111,11 @@ def image_set(
     high: float = 1.0,
     classes: int | None = None,
     progress: Progress = silent,
-) -> ImageSet:
+) -> ImageDataset:
     """Loads images: gray or RGB, of any size, all of one size unless `size` (height, width) scales and crops them.
 
-    What files hold becomes 8 bits by the rules of `pixels`; gray images beside others are read as RGB. What was left out or changed is
-    counted in `ImageSet.summary`.
+    What files hold becomes 8 bits by the rules of `pixels`; gray images beside others are read as RGB. What was left
+    out or changed is counted in `ImageDataset.summary`.
 
     Args:
         name: a bundled set (`digits`, `mnist5k`), a folder, read by the rules of `listed`, or a set on the hub.
@@ -118,8 +126,8 @@ def image_set(
         progress: how to report progress.
 
     Raises:
-        UsageError: for a set without images or such a split, images that cannot be read or need more memory than there is, or images of
-            several sizes without `size`; or labels that are not those of `classes`.
+        UsageError: for a set without images or such a split, images that cannot be read or need more memory than there
+            is, or images of several sizes without `size`; or labels that are not those of `classes`.
     """
     if size is not None and min(size) < 1:
         raise UsageError(f"size={size}: give a height and a width of at least 1")
@@ -130,7 +138,7 @@ def image_set(
     k = k if levels == 256 else torch.round(k.float() * (levels - 1) / 255).to(torch.uint8)
     label = None if labels.numbers is None else torch.tensor(labels.numbers)
     unlabelled = [] if label is not None else [f"no labels: {labels.reason}" if labels.reason else "no labels"]
-    return ImageSet(k, label, Scale(levels, low, high), labels.names, (*unlabelled, *done, *notes))
+    return ImageDataset(k, label, Quantization(levels, low, high), labels.names, (*unlabelled, *done, *notes))
 
 
 def found(name: str, split: str, classes: int | None) -> tuple[Files | Cells, Labels, tuple[str, ...]]:
@@ -151,7 +159,11 @@ def untested(name: str, classes: int | None = None) -> str:
         count = len(found(str(Path(name).expanduser()) if name.startswith("~") else name, "test", classes)[0])
     except UsageError as error:
         return str(error)
-    return "" if count > 1 else f"the split test of {name} holds 1 image, and a standard error needs at least 2; hold more images out"
+    return (
+        ""
+        if count > 1
+        else f"the split test of {name} holds 1 image, and a standard error needs at least 2; hold more images out"
+    )
 
 
 def tabled(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:
@@ -163,7 +175,11 @@ def tabled(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:
     if column is None or len(rows) == 0 or not isinstance(rows.features[column], datasets.Image):
         raise UsageError(f"the data set {name} has no images: its columns are {', '.join(rows.column_names)}")
     pictures = Cells(rows.cast_column(column, datasets.Image(decode=False))[column])
-    notes = (f"the folder {name} that is here is not read, its name is ./{name}",) if name in bundled() and Path(name).is_dir() else ()
+    notes = (
+        (f"the folder {name} that is here is not read, its name is ./{name}",)
+        if name in bundled() and Path(name).is_dir()
+        else ()
+    )
     return pictures, column_labels(name, split, rows), notes
 
 
@@ -185,11 +201,11 @@ def images(
     name: str,
     *,
     batch: int,
-    form: Callable[[Scale, Tensor, Source], Tensor] = Scale.continuous,
+    form: Callable[[Quantization, Tensor, Source], Tensor] = Quantization.continuous,
     split: str = "train",
     size: tuple[int, int] | None = None,
     conditions: Sequence[str] = (),
     seed: int = 0,
 ) -> Batches:
-    """Endless batches `{"x0": (batch, C, H, W)}` of an image set; see `image_set` and `ImageSet.batches`."""
-    return image_set(name, split=split, size=size).batches(batch, form, conditions=conditions, seed=seed)
+    """Endless batches `{"x0": (batch, C, H, W)}` of an image set; see `image_dataset` and `ImageDataset.batches`."""
+    return image_dataset(name, split=split, size=size).batches(batch, form, conditions=conditions, seed=seed)

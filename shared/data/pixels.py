@@ -45,7 +45,9 @@ def endings() -> frozenset[str]:
     from PIL import Image
 
     Image.init()
-    return frozenset(e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in PRIVATE) | {".mpo"}
+    return frozenset(
+        e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in PRIVATE
+    ) | {".mpo"}
 
 
 @contextmanager
@@ -61,7 +63,8 @@ def opened(source: Path | bytes) -> Iterator[Image]:
 def pixels(source: Path | bytes) -> Pixels:
     """A picture as 8-bit gray or RGB, turned upright by its EXIF orientation.
 
-    - 1-bit, L, LA and palettes of one bit stay gray; palettes, CMYK, YCbCr, LAB and HSV become RGB by Pillow's conversion.
+    - 1-bit, L, LA and palettes of one bit stay gray; palettes, CMYK, YCbCr, LAB and HSV become RGB by Pillow's
+      conversion.
     - 16-bit gray is scaled from 0..65535, float gray from 0..1, to the nearest of 0..255.
     - What is transparent is laid over white.
     - Of several frames or pages the first is read.
@@ -80,7 +83,9 @@ def pixels(source: Path | bytes) -> Pixels:
                 wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
                 ImageOps.exif_transpose(image, in_place=True)
                 found = converted(image, wide)
-                if found.kind and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow sees to it in 8 bits
+                if (
+                    found.kind and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+                ):  # Pillow sees to it in 8 bits
                     found = found._replace(values=255 - found.values)
                 frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # a PSD is the sum of its layers
                 return found._replace(further=frames - 1)  # counted last, for Pillow goes to the last frame and back
@@ -118,7 +123,9 @@ def scaled(raw: np.ndarray, top: int, key: object) -> Pixels:
     """Gray from 0..top as 0..255."""
     held, kind = (float(raw.min()), float(raw.max())), "floats" if top == 1 else "16 bits"
     if not 0 <= held[0] <= held[1] <= top:  # not a number fails as well
-        raise UsageError(f"its values are {held[0]:g} to {held[1]:g}, and {kind} are read from 0 to {top}: scale them to that")
+        raise UsageError(
+            f"its values are {held[0]:g} to {held[1]:g}, and {kind} are read from 0 to {top}: scale them to that"
+        )
     alpha = np.where(raw == key, 0, 255) if isinstance(key, int) else None
     return over_white(raw.astype(np.float64) * (255 / top), alpha)._replace(kind=kind, held=held)
 

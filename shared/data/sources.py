@@ -31,7 +31,8 @@ def bundled() -> list[str]:
 def absolute(name: str, sets: Collection[str]) -> str:
     """The absolute path of a file or a folder that is there; any other name, and that of one of the `sets`, as it is.
 
-    A run keeps this, so that its data are found from any folder, and nothing else is that lies at the same relative path there.
+    A run keeps this, so that its data are found from any folder, and nothing else is that lies at the same relative
+    path there.
     """
     path = os.path.expanduser(name)
     return os.path.abspath(path) if name and name not in sets and os.path.exists(path) else name
@@ -62,20 +63,29 @@ def load(name: str, split: str) -> Dataset:
                 datasets.enable_progress_bars()
         if Path(name).is_file():
             raise UsageError(f"{name} is a file: give the folder that it lies in, or the name of a set")
-        if os.path.isabs(name) or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
+        if (
+            os.path.isabs(name)
+            or name.startswith((".", "~"))
+            or name.endswith("/")
+            or name.count("/") > 1
+            or "\\" in name
+        ):
             raise Absent(f"there is no {kind(name)} {name}: {meant(name, 'give the path of one that is there')}")
         return of_hub(name, split)
     except UsageError:
         raise
     except PermissionError as error:
-        raise UsageError(f"the cache of data sets cannot be written ({error}): set HF_HOME to a folder that can") from error
+        raise UsageError(
+            f"the cache of data sets cannot be written ({error}): set HF_HOME to a folder that can"
+        ) from error
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"cannot load the data set {name} ({reason}): {meant(name)}") from error
 
 
 def of_hub(name: str, split: str) -> Dataset:
-    """The rows of a set on the hub. It is asked once whether it has the set, for `datasets` asks for half a minute; else the cache is.
+    """The rows of a set on the hub. It is asked once whether it has the set, for `datasets` asks for half a minute;
+    else the cache is.
 
     Raises:
         Absent: where neither has it.
@@ -93,7 +103,9 @@ def of_hub(name: str, split: str) -> Dataset:
         missing = ""
     except Exception as error:
         offline = isinstance(error, OfflineModeIsEnabled)
-        reason = "HF_HUB_OFFLINE is set" if offline else str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (
+            "HF_HUB_OFFLINE is set" if offline else str(error).splitlines()[0] if str(error) else type(error).__name__
+        )
         missing = f"the Hub, where a set may have that name, cannot be reached ({reason})"
     if not missing:
         return datasets.load_dataset(name, split=split)
@@ -119,4 +131,7 @@ def meant(name: str, else_: str = "") -> str:
             return f"did you mean {path.parent / near[0]}?"
     if near := difflib.get_close_matches(name, bundled(), n=1):
         return f"did you mean {near[0]}?"
-    return else_ or f"give the path of one that is there, or a bundled set ({', '.join(bundled())}); others need the network"
+    return (
+        else_
+        or f"give the path of one that is there, or a bundled set ({', '.join(bundled())}); others need the network"
+    )

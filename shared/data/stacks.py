@@ -60,11 +60,14 @@ class Cells:
             yield f"row {row}", Path(cell["path"]) if cell and inside is None and cell["path"] else inside or b""
 
 
-def stacked(pictures: Pictures, name: str, size: tuple[int, int] | None, progress: Progress) -> tuple[Tensor, list[str]]:
+def stacked(
+    pictures: Pictures, name: str, size: tuple[int, int] | None, progress: Progress
+) -> tuple[Tensor, list[str]]:
     """Pictures as levels, uint8 `(N, C, H, W)`, and what was done to them in words; C is 1 if all are gray, else 3.
 
     Raises:
-        UsageError: naming the files, where some cannot be read or have other shapes; or the set does not fit into memory.
+        UsageError: naming the files, where some cannot be read or have other shapes; or the set does not fit into
+            memory.
     """
     count, levels, said, broken = len(pictures), np.empty((0, 0, 0, 0), np.uint8), Said(), []
     for row, (file, source) in enumerate(progress(pictures, count, f"reading {name}")):
@@ -78,7 +81,9 @@ def stacked(pictures: Pictures, name: str, size: tuple[int, int] | None, progres
         if not levels.size or color > (levels.shape[1] == 3):
             shape = (count, 3 if color else 1, *values.shape[:2])
             refuse_beyond(
-                int(np.prod(shape, dtype=np.float64)), f"{count:,} images of {'x'.join(map(str, shape[1:]))}", "give a smaller size"
+                int(np.prod(shape, dtype=np.float64)),
+                f"{count:,} images of {'x'.join(map(str, shape[1:]))}",
+                "give a smaller size",
             )
             grown = np.empty(shape, np.uint8)
             if levels.size and levels.shape[2:] == values.shape[:2]:
@@ -115,7 +120,10 @@ def several_shapes(pictures: Pictures, name: str, example: dict[tuple[int, ...],
             continue
         counts[shape] += 1
         example.setdefault(shape, file)
-    kinds = [f"{'x'.join(map(str, s))} ({counts[s] or 1:,}, such as {example[s]})" for s in sorted(example, key=lambda s: (-counts[s], s))]
+    kinds = [
+        f"{'x'.join(map(str, s))} ({counts[s] or 1:,}, such as {example[s]})"
+        for s in sorted(example, key=lambda s: (-counts[s], s))
+    ]
     more = f" and {len(kinds) - 3:,} more" if len(kinds) > 3 else ""
     return f"the images of {name} have {len(kinds):,} different shapes, {', '.join(kinds[:3])}{more}: give size=(height, width)"
 
@@ -150,9 +158,13 @@ class Said:
         for kind, top in (("16 bits", "65535"), ("floats", "1")):
             if n[kind]:
                 low, high = self.held[kind]
-                notes.append(f"{n[kind]:,} of {kind} scaled from 0..{top} to 0..255, where they hold {low:g} to {high:g}")
+                notes.append(
+                    f"{n[kind]:,} of {kind} scaled from 0..{top} to 0..255, where they hold {low:g} to {high:g}"
+                )
         if n["transparent"]:
             notes.append(f"{n['transparent']:,} with transparency laid over white")
         if n["frames"]:
-            notes.append(f"{n['frames']:,} of several frames, of which the first is read and {self.further:,} further are not")
+            notes.append(
+                f"{n['frames']:,} of several frames, of which the first is read and {self.further:,} further are not"
+            )
         return notes

@@ -20,7 +20,9 @@ def no_column(data: Dataset, column: str, name: str) -> str:
         return f"{name} has no column {column}: its one column is {shown(there[0])!r}; separate the columns by commas instead of {joined!r}"
     if name.lower().endswith(".txt"):
         return f"{name} has no column {column}: its columns are text, for it is a text file"
-    return f"{name} has no column {column}: its columns are {', '.join(there)}; give one of them (--text.column, column=)"
+    return (
+        f"{name} has no column {column}: its columns are {', '.join(there)}; give one of them (--text.column, column=)"
+    )
 
 
 def no_text(data: Dataset, column: str, name: str) -> str:
@@ -43,7 +45,10 @@ def no_text(data: Dataset, column: str, name: str) -> str:
 
 
 def broken_line(rows: Iterable[str]) -> str | None:
-    """The first line of a JSON file, with a value a line, that is not JSON, with why; None where each is, or the file is one array."""
+    """The first line of a JSON file, with a value a line, that is not JSON, with why.
+
+    None where each is, or the file is one array.
+    """
     for number, row in enumerate(rows, 1):
         if row.strip():
             try:

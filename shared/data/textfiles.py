@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import UsageError
-from .alphabets import first_line
 from .sources import Absent, load, meant
 from .tables import broken_line, no_column, no_text
+from .tokenizers import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +33,11 @@ MARKS = {  # longer ones first: UTF-16's is the beginning of UTF-32's
     b"\xff\xfe": "utf-16-le",
     b"\xfe\xff": "utf-16-be",
 }
-BLOCK, PART, SHORT = 1 << 20, 1 << 18, 64  # bytes read at a time; characters of a part; within which white space is looked for
+BLOCK, PART, SHORT = (
+    1 << 20,
+    1 << 18,
+    64,
+)  # bytes read at a time; characters of a part; within which white space is looked for
 READING = 1  # of the rows made of text files; a new number makes them anew
 SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
@@ -42,7 +46,8 @@ class Rows(NamedTuple):
     """Rows of text, from one place in them to another.
 
     Attributes:
-        data: the rows; where they have a column `follow`, it is the character after each one in its document, "" at the end.
+        data: the rows; where they have a column `follow`, it is the character after each one in its document, "" at the
+            end.
         column: where the text is.
         start, stop: row and character in it; None for all rows.
         documents: what a row is; None where rows are documents of their own.
@@ -62,7 +67,9 @@ class Rows(NamedTuple):
         return self.data.select(range(first, last + (tail > 0)))
 
     def texts(self, batch: dict[str, list[Any]], indices: list[int]) -> Iterator[tuple[str | None, str]]:
-        """What of the rows of a batch, by their numbers among those selected, belongs to the part, and what follows there."""
+        """What of the rows of a batch, by their numbers among those selected, belongs to the part, and what follows
+        there.
+        """
         follows = batch.get("follow") or [""] * len(indices)
         (first, head), (last, tail) = self.start or (0, 0), self.stop or (len(self.data), 0)
         for index, whole, after in zip(indices, batch[self.column], follows, strict=True):
@@ -80,7 +87,8 @@ class Rows(NamedTuple):
 
 
 def decoded(path: Path) -> Iterator[str]:
-    r"""A text file in blocks: UTF-8, or UTF-16 or UTF-32 where a byte order mark says so; the mark is dropped, `\r\n` and `\r` become `\n`.
+    r"""A text file in blocks: UTF-8, or UTF-16 or UTF-32 where a byte order mark says so; the mark is dropped, `\r\n`
+    and `\r` become `\n`.
 
     Raises:
         UsageError: with the first byte that cannot be decoded.
@@ -120,9 +128,11 @@ def _undecoded(path: Path, name: str, place: int, byte: int, mark: bytes) -> str
 
 
 def parts(blocks: Iterable[str], size: int = PART) -> Iterator[tuple[str, str]]:
-    """A document in parts of about `size` characters, small enough to tokenize, with the character that follows each, "" at last.
+    """A document in parts of about `size` characters, small enough to tokenize, with the character that follows each,
+    "" at last.
 
-    Parts end before white space where there is some, as pieces of most tokenizers do: their tokens are then those of the whole.
+    Parts end before white space where there is some, as pieces of most tokenizers do: their tokens are then those of
+    the whole.
     """
     held, start, kept = "", 0, None
     for block in blocks:
@@ -165,14 +175,19 @@ def _rows_of_text(path: str, stamp: tuple[int, int], documents: Documents, versi
     elif documents == "lines":
         found = (part for line in lines(blocks) for part in (list(parts([line.rstrip("\n")])) or [("", "")]))
     else:
-        paragraphs = (list(group) for blank, group in groupby(lines(blocks), key=lambda line: not line.strip()) if not blank)
+        paragraphs = (
+            list(group) for blank, group in groupby(lines(blocks), key=lambda line: not line.strip()) if not blank
+        )
         found = (part for group in paragraphs for part in parts([*group[:-1], group[-1].rstrip("\n")]))
     for text, follow in found:
         yield {"text": text, "follow": follow}
 
 
-def rows_of(name: str, split: str, column: str, documents: Documents | None = None, default: Documents | None = None) -> Rows:
-    """The rows of a set, with their text; see `pieces`. `default` is what the documents of a text file are where nothing is said.
+def rows_of(
+    name: str, split: str, column: str, documents: Documents | None = None, default: Documents | None = None
+) -> Rows:
+    """The rows of a set, with their text; see `pieces`. `default` is what the documents of a text file are where
+    nothing is said.
 
     Raises:
         UsageError: where there is no such set, split or column, or what is there is no text.
@@ -210,7 +225,9 @@ def _text(path: Path, documents: Documents, span: tuple[str | None, str | None])
     if documents not in ("file", "paragraphs", "lines"):
         raise UsageError(f"documents={documents}: choose from file, paragraphs, lines")
     if documents == "file" and not _relative(span):
-        raise UsageError(f"documents=file makes one document of {path}: give a slice of it in percent, such as train[:90%]")
+        raise UsageError(
+            f"documents=file makes one document of {path}: give a slice of it in percent, such as train[:90%]"
+        )
     stat, features = path.stat(), datasets.Features(dict.fromkeys(("text", "follow"), datasets.Value("large_string")))
     stamp = (stat.st_mtime_ns, stat.st_size)
     about = {"path": str(path.resolve()), "stamp": stamp, "documents": documents, "version": READING}
@@ -222,7 +239,9 @@ def _text(path: Path, documents: Documents, span: tuple[str | None, str | None])
                 raise cause from None
             if "no data" in str(error):  # as the library says of no rows
                 raise UsageError(f"{path} holds no text: give a file with some") from error
-            raise UsageError(f"{path} cannot be read ({first_line(error)}): mend it, or set HF_HOME to a folder with space") from error
+            raise UsageError(
+                f"{path} cannot be read ({first_line(error)}): mend it, or set HF_HOME to a folder with space"
+            ) from error
 
 
 def _table(path: Path, split: str, column: str) -> Dataset:
@@ -243,13 +262,17 @@ def _table(path: Path, split: str, column: str) -> Dataset:
                     beginning = file.read(4)
                 if (mark := next((MARKS[m] for m in MARKS if beginning.startswith(m)), "utf-8")) != "utf-8":
                     form, command = mark[:6].upper(), f"`iconv -f {mark[:6]} -t utf-8`"
-                    raise UsageError(f"{path} is {form}, by its byte order mark: save it as UTF-8, such as with {command}") from error
+                    raise UsageError(
+                        f"{path} is {form}, by its byte order mark: save it as UTF-8, such as with {command}"
+                    ) from error
                 for _ in decoded(path):  # names the byte, where that is the cause
                     pass
                 if kind == "json" and (where := broken_line(lines(decoded(path)))):
                     raise UsageError(f"{path} cannot be read as text: {where}; mend that line, or drop it") from error
             said = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-            raise UsageError(f"{path} cannot be read as text for the split {split} ({said}): mend the file or the name") from error
+            raise UsageError(
+                f"{path} cannot be read as text for the split {split} ({said}): mend the file or the name"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -276,27 +299,38 @@ def _of_usage(error: BaseException | None) -> UsageError | None:
 
 
 def file_of(name: str, split: str) -> tuple[Path, tuple[str | None, str | None]] | None:
-    """The file that a name and a split stand for, and from where to where; None where the name is not of this machine."""
+    """The file that a name and a split stand for, and from where to where.
+
+    None where the name is not of this machine.
+    """
     path, matched = Path(name), SLICE.fullmatch(split)
     if (path.is_dir() or path.is_file()) and matched is None:
-        raise UsageError(f"split={split}: give the name of a split, or a slice of it such as train[:90%] or train[:1000]")
+        raise UsageError(
+            f"split={split}: give the name of a split, or a slice of it such as train[:90%] or train[:1000]"
+        )
     known = ", ".join(READERS)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in READERS)
         found = [p for p in files if p.stem == matched[1]]
         if len(found) > 1:
-            raise UsageError(f"the folder {name} has {' and '.join(p.name for p in found)} for the split {matched[1]}: keep one of them")
+            raise UsageError(
+                f"the folder {name} has {' and '.join(p.name for p in found)} for the split {matched[1]}: keep one of them"
+            )
         if found:
             return found[0], matched.group(2, 3)
         has = ", ".join(p.stem for p in files) or "none"
-        raise UsageError(f"the folder {name} has no text for the split {split}: it has {has}; add {matched[1]}.txt (or {known})")
+        raise UsageError(
+            f"the folder {name} has no text for the split {split}: it has {has}; add {matched[1]}.txt (or {known})"
+        )
     if path.is_file():
         if path.suffix.lower() in PACKED:
             raise UsageError(f"{name} is packed: unpack it first, and give the file that comes out")
         if path.suffix.lower() not in READERS:
             raise UsageError(f"{name} ends in {path.suffix or 'nothing'}: rename it to one of {known}")
         if matched[1] != "train":
-            raise UsageError(f"a single file has the split train, not {split}: give its own file, or a slice such as train[90%:]")
+            raise UsageError(
+                f"a single file has the split train, not {split}: give its own file, or a slice such as train[90%:]"
+            )
         return path, matched.group(2, 3)
     if path.is_absolute() or name.startswith(".") or path.suffix.lower() in READERS:
         raise Absent(f"there is no file {name}: {meant(name, 'give the path of one that is there')}")
@@ -334,15 +368,19 @@ def _ends(data: Dataset, column: str) -> np.ndarray:
     """How many characters there are up to the end of each row, `(rows,)`."""
     import pyarrow.compute as pc
 
-    lengths = [pc.fill_null(pc.utf8_length(chunk), 0).to_numpy(zero_copy_only=False) for chunk in data.data.column(column).chunks]
+    lengths = [
+        pc.fill_null(pc.utf8_length(chunk), 0).to_numpy(zero_copy_only=False)
+        for chunk in data.data.column(column).chunks
+    ]
     return np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]).astype(np.int64))
 
 
 def cut(data: Dataset, column: str, ends: np.ndarray, share: int) -> Place:
-    """The place up to which there is a share, in percent, of the characters; `ends` says how many there are up to each row's end.
+    """The place up to which there is a share, in percent, of the characters; `ends` says how many there are up to each
+    row's end.
 
-    It is the last end of a document, a paragraph or a line in the half percent before, in this order, else the last white space there (or
-    in the last 64 characters), else within a word. Larger shares never end before smaller ones.
+    It is the last end of a document, a paragraph or a line in the half percent before, in this order, else the last
+    white space there (or in the last 64 characters), else within a word. Larger shares never end before smaller ones.
     """
     total = int(ends[-1]) if len(ends) else 0
     target, near = total * share // 100, max(total // 200, 1)

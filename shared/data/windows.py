@@ -24,20 +24,25 @@ class Tokens:
     """Documents of tokens in chunks that are memory-mapped; together the documents are one stream.
 
     Args:
-        chunks: for each chunk its tokens, 1-D of any integer type, and where its documents, or parts of them, begin and end,
-            `(parts + 1,)`.
-        last: for each chunk whether a part is the last of its document, bool `(parts,)`; None where all are whole documents.
+        chunks: for each chunk its tokens, 1-D of any integer type, and where its documents, or parts of them, begin and
+            end, `(parts + 1,)`.
+        last: for each chunk whether a part is the last of its document, bool `(parts,)`; None where all are whole
+            documents.
 
     Attributes:
         chunks: for each its tokens, and where in the stream the documents end that end in it, int64.
         count, documents: tokens and documents.
     """
 
-    def __init__(self, chunks: Iterable[tuple[np.ndarray, np.ndarray]], last: Iterable[np.ndarray] | None = None) -> None:
+    def __init__(
+        self, chunks: Iterable[tuple[np.ndarray, np.ndarray]], last: Iterable[np.ndarray] | None = None
+    ) -> None:
         self.chunks, self.count = [], 0
         for (tokens, bounds), ends in zip(chunks, repeat(slice(None)) if last is None else last, strict=False):
             if len(bounds) > 1:
-                self.chunks.append((tokens[bounds[0] : bounds[-1]], bounds[1:][ends].astype(np.int64) - bounds[0] + self.count))
+                self.chunks.append(
+                    (tokens[bounds[0] : bounds[-1]], bounds[1:][ends].astype(np.int64) - bounds[0] + self.count)
+                )
                 self.count += int(bounds[-1] - bounds[0])
         self._first_token = np.cumsum([0, *(len(tokens) for tokens, _ in self.chunks)])
         self._first_document = np.cumsum([0, *(len(ends) for _, ends in self.chunks)])
@@ -45,10 +50,15 @@ class Tokens:
 
     @classmethod
     def of_arrow(cls, rows: Dataset, column: str, last: str) -> Tokens:
-        """The lists of a column, where they lie in the file: nothing is copied. `last` is the column that says where a document ends."""
+        """The lists of a column, where they lie in the file: nothing is copied.
+
+        `last` is the column that says where a document ends.
+        """
         chunks = rows.data.column(column).chunks
         ends = (c.to_numpy(zero_copy_only=False) for c in rows.data.column(last).chunks)
-        return cls(((c.values.to_numpy(zero_copy_only=True), c.offsets.to_numpy(zero_copy_only=True)) for c in chunks), ends)
+        return cls(
+            ((c.values.to_numpy(zero_copy_only=True), c.offsets.to_numpy(zero_copy_only=True)) for c in chunks), ends
+        )
 
     def stream(self, start: int, out: np.ndarray) -> None:
         """Fills `out` with the tokens from `start` on."""
@@ -132,7 +142,9 @@ class DocumentWindows(Windows):
 
     def __init__(self, tokens: Tokens, length: int, padding: int) -> None:
         if length < 1 or not tokens.documents:
-            raise UsageError(f"length={length}, {tokens.documents} documents: give a length of 1 or more and a text that is not blank")
+            raise UsageError(
+                f"length={length}, {tokens.documents} documents: give a length of 1 or more and a text that is not blank"
+            )
         self.tokens, self.padding, self.shape = tokens, padding, (tokens.documents, length)
         self.kept = int(np.minimum(tokens.lengths(), length).sum())
 
@@ -162,7 +174,8 @@ class Packed:
     """Documents with an end after each, run together and cut every L tokens: no padding.
 
     Attributes:
-        ends: also begin and end every window with an end, as MDLM does on OpenWebText (Sahoo et al. 2024, appendix C.1).
+        ends: also begin and end every window with an end, as MDLM does on OpenWebText (Sahoo et al. 2024, appendix
+            C.1).
     """
 
     ends: bool = False

@@ -8,7 +8,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 
-def save_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str]], xlabel: str = "step") -> Path:
+def save_curves(
+    path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str]], xlabel: str = "step"
+) -> Path:
     """Writes one panel for each curve, since losses of different families have different units.
 
     Args:

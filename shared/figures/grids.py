@@ -16,7 +16,8 @@ GAP = 0.6  # grey: neither black nor white tiles run into it
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images `(N, C, H, W)` in [0, 1] as one picture `(rows (H + gap) - gap, columns (W + gap) - gap, 3)`, grey between them.
+    """Images `(N, C, H, W)` in [0, 1] as one picture `(rows (H + gap) - gap, columns (W + gap) - gap, 3)`, grey between
+    them.
 
     Channels: one is grey, three are RGB; of any other number the first is shown.
     """

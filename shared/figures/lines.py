@@ -59,13 +59,18 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
         if 1 < len(panel.lines) <= 6:
             axis.legend(fontsize=8)
     if len(panels) and all(len(panel.lines) > 6 for panel in panels.values()):
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 * len(panels), fontsize=8)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 * len(panels), fontsize=8
+        )
     figure.savefig(path)
     return path
 
 
 def apart(values: Iterable[float], ratio: float = 1.15) -> list[float]:
-    """The values in order, without those that are less than `ratio` times the one before: labels of a logarithmic axis."""
+    """The values in order, without those that are less than `ratio` times the one before.
+
+    Labels of a logarithmic axis.
+    """
     kept: list[float] = []
     for value in sorted(values):
         if not kept or value >= ratio * kept[-1]:

@@ -8,5 +8,8 @@ from torch import Tensor
 
 
 def standard_error(values: Tensor) -> float:
-    """`s / sqrt(n)` of n independent values `(n,)`, s their standard deviation; NaN for a single value, which has none."""
+    """`s / sqrt(n)` of n independent values `(n,)`, s their standard deviation.
+
+    NaN for a single value, which has none.
+    """
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -9,11 +9,12 @@ from ..errors import UsageError
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    r"""`|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))` of Gaussians fitted to features (Heusel et al. 2017, eq. 6).
+    r"""`|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))` of Gaussians fitted to features (Heusel et al. 2017, eq.
+    6).
 
-    The trace of the square root is the sum of the singular values of `C_a^(1/2) C_b^(1/2)`, found from the centred features
-    themselves, so nothing is lost when there are fewer examples than features. The distance of finite sets is biased upwards:
-    compare at equal numbers only.
+    The trace of the square root is the sum of the singular values of `C_a^(1/2) C_b^(1/2)`, found from the centred
+    features themselves, so nothing is lost when there are fewer examples than features. The distance of finite sets is
+    biased upwards: compare at equal numbers only.
 
     Args:
         a, b: features, `(N, d)` and `(M, d)`.
@@ -22,10 +23,14 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         UsageError: for features that are not finite, or of different sizes.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise UsageError(f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}: give (N, d) and (M, d) with two rows or more")
+        raise UsageError(
+            f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}: give (N, d) and (M, d) with two rows or more"
+        )
     if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
         raise UsageError("some features are not finite: look for NaN among the samples")
     a, b = a.double(), b.double()
-    left, right = (torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R for x in (a, b))  # C = left^T left
+    left, right = (
+        torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R for x in (a, b)
+    )  # C = left^T left
     cross = torch.linalg.svdvals(left @ right.T).sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + left.square().sum() + right.square().sum() - 2 * cross)

@@ -13,11 +13,13 @@ from ..tensors import is_integer
 
 
 class NGram:
-    """An n-gram model of symbols with Witten-Bell smoothing (Witten and Bell 1991, method C), interpolated over all lower orders.
+    """An n-gram model of symbols with Witten-Bell smoothing (Witten and Bell 1991, method C), interpolated over all
+    lower orders.
 
-    `P(w | h) = (c(h w) + T(h) P(w | h')) / (c(h) + T(h))`: c counts in the text, T(h) is the number of different symbols seen after
-    context h, h' is h without its oldest symbol, and below the empty context lies the uniform law. Every symbol has a positive
-    probability in every context. The first symbols of a window have the shorter contexts that there are.
+    `P(w | h) = (c(h w) + T(h) P(w | h')) / (c(h) + T(h))`: c counts in the text, T(h) is the number of different
+    symbols seen after context h, h' is h without its oldest symbol, and below the empty context lies the uniform law.
+    Every symbol has a positive probability in every context. The first symbols of a window have the shorter contexts
+    that there are.
 
     Args:
         order: symbols in an n-gram, 1 for frequencies alone.
@@ -33,7 +35,8 @@ class NGram:
         self.order, self.symbols, self._tables = order, symbols, []
 
     def fit(self, text: Tensor) -> NGram:
-        """Counts the n-grams of a stream `(L,)` or of windows `(N, L)`, in place of those counted before; returns itself.
+        """Counts the n-grams of a stream `(L,)` or of windows `(N, L)`, in place of those counted before; returns
+        itself.
 
         Raises:
             UsageError: for symbols outside 0 to K - 1, or no text.
@@ -43,7 +46,9 @@ class NGram:
         for m in range(1, min(self.order, windows.shape[1]) + 1):
             grams, counts = np.unique(self._codes(windows, m), return_counts=True)
             contexts, first = np.unique(grams // self.symbols, return_index=True)
-            self._tables.append((grams, counts, contexts, np.add.reduceat(counts, first), np.diff(np.append(first, len(grams)))))
+            self._tables.append(
+                (grams, counts, contexts, np.add.reduceat(counts, first), np.diff(np.append(first, len(grams))))
+            )
         return self
 
     def bits(self, windows: Tensor) -> Tensor:
@@ -100,7 +105,8 @@ class NGram:
 
 
 class Generated(NamedTuple):
-    """A judge's view of samples, to be printed together: samples that repeat themselves have a low perplexity and a low entropy.
+    """A judge's view of samples, to be printed together: samples that repeat themselves have a low perplexity and a low
+    entropy.
 
     Attributes:
         perplexity: of the judge, per token.
@@ -112,13 +118,17 @@ class Generated(NamedTuple):
 
 
 def generative_perplexity(judge: NGram, samples: Tensor) -> Generated:
-    """`2^(bits / tokens)` of samples `(N, L)` under a model of the data, with their `entropy` beside it (Zheng et al. 2024)."""
+    """`2^(bits / tokens)` of samples `(N, L)` under a model of the data, with their `entropy` beside it.
+
+    Zheng et al. 2024.
+    """
     perplexity = 2.0 ** float(judge.bits(samples).sum() / samples.numel())
     return Generated(perplexity, entropy(samples, judge.symbols))
 
 
 def entropy(samples: Tensor, symbols: int) -> float:
-    """Entropy of the frequencies of the symbols in a sample, in bits, averaged over samples `(N, L)`; at most `log2 min(K, L)`.
+    """Entropy of the frequencies of the symbols in a sample, in bits, averaged over samples `(N, L)`; at most
+    `log2 min(K, L)`.
 
     Raises:
         UsageError: for no samples, or symbols outside 0 to K - 1.

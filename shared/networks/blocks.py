@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 from ..tensors import like
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -35,14 +35,15 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-@described
+@serializable("networks.Groups", formerly="unnoise.shared.networks.blocks.Groups")
 @dataclass(frozen=True)
 class Groups:
     """Group normalisation of C channels in `gcd(min(most, C // least), C)` groups, and one where that is none.
 
     Attributes:
         most: 32 everywhere.
-        least: 4 here and in Song et al. (2021), since a group of one channel erases that channel's mean; 1 in Ho et al. (2020).
+        least: 4 here and in Song et al. (2021), since a group of one channel erases that channel's mean; 1 in Ho et al.
+            (2020).
         eps: added to the variance; 1e-6 in Ho et al. (2020) and Song et al. (2021).
     """
 
@@ -61,8 +62,8 @@ group_norm = Groups()
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice; the embedding enters before or in the second norm.
 
-    `h = conv1(resize(silu(norm1(x))))`, then `norm2(h) (1 + scale) + shift` (Dhariwal & Nichol 2021, AdaGN) or `norm2(h + shift)` (Ho et
-    al. 2020), and `skip(resize(x)) + conv2(silu(h))`.
+    `h = conv1(resize(silu(norm1(x))))`, then `norm2(h) (1 + scale) + shift` (Dhariwal & Nichol 2021, AdaGN) or
+    `norm2(h + shift)` (Ho et al. 2020), and `skip(resize(x)) + conv2(silu(h))`.
 
     Args:
         dims: number of spatial dimensions.
@@ -96,7 +97,9 @@ class ResidualBlock(nn.Module):
         self.modulation = nn.Linear(embedding, (1 + adaptive) * channels_out)
         self.norm2, self.conv2 = norm(channels_out), zeroed(conv(dims, channels_out, channels_out))
         self.dropout = nn.Dropout(dropout)
-        self.skip = conv(dims, channels_in, channels_out, kernel=1) if project or channels_in != channels_out else nn.Identity()
+        self.skip = (
+            conv(dims, channels_in, channels_out, kernel=1) if project or channels_in != channels_out else nn.Identity()
+        )
 
     def forward(self, x: Tensor, embedding: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
         h = F.silu(self.norm1(x))
@@ -117,7 +120,8 @@ def added(x: Tensor, branch: Tensor, gain: float) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all positions of `(B, C, *size)`, and over the states of a context where there is one.
+    """Residual self-attention over all positions of `(B, C, *size)`, and over the states of a context where there is
+    one.
 
     The context's own projection is joined to the keys and values (Nichol et al. 2021, GLIDE, section 3):
     `x + W softmax(q [k_context, k]^T / sqrt(C / heads)) [v_context, v]`.
@@ -151,11 +155,17 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         # Channels last, and linear in place of convolutions one wide: fused attention takes no other layout.
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        q, k, v = pointwise(self.qkv, h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, C / heads)
+        q, k, v = (
+            pointwise(self.qkv, h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, N, C / heads)
         if context is not None:
             if self.context is None:
-                raise UsageError("a context was given to attention without one: build it with context=..., or leave the context out")
-            further = self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (2, B, heads, length, C / heads)
+                raise UsageError(
+                    "a context was given to attention without one: build it with context=..., or leave the context out"
+                )
+            further = (
+                self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            )  # (2, B, heads, length, C / heads)
             k, v = torch.cat([further[0], k], dim=2), torch.cat([further[1], v], dim=2)
         h = attended(q, k, v).transpose(1, 2).flatten(2)
         return added(x, pointwise(self.out, h).transpose(1, 2).unflatten(2, x.shape[2:]), self.gain)
@@ -177,11 +187,13 @@ def pointwise(convolution: nn.Module, h: Tensor) -> Tensor:
 
 
 def differentiable_twice(*inputs: Tensor | None) -> AbstractContextManager[None]:
-    """Within it attention has second and forward-mode derivatives, where an input of the network is differentiated at all.
+    """Within it attention has second and forward-mode derivatives, where an input of the network is differentiated at
+    all.
 
-    Fused attention has first derivatives alone, which is all that a training step on data takes. A gradient in the signal or in the time is
-    a score, an energy's slope or a guidance, which training, a likelihood or another gradient may differentiate again. Second derivatives
-    in the parameters alone are not provided for: wrap what needs them in `sdpa_kernel(SDPBackend.MATH)`.
+    Fused attention has first derivatives alone, which is all that a training step on data takes. A gradient in the
+    signal or in the time is a score, an energy's slope or a guidance, which training, a likelihood or another gradient
+    may differentiate again. Second derivatives in the parameters alone are not provided for: wrap what needs them in
+    `sdpa_kernel(SDPBackend.MATH)`.
     """
     given = [v for v in inputs if v is not None]
     backward = torch.is_grad_enabled() and any(v.requires_grad for v in given)
@@ -193,7 +205,8 @@ class AttentionPool(nn.Module):
     """All positions of `(B, C, *size)` in one vector `(B, C)`: their mean, as the query, attends to each of them.
 
     `W softmax(q k^T / sqrt(C / heads)) v` with q from the mean of the normed positions, k and v from the positions
-    (Dhariwal & Nichol 2021, section 4; the pooling of Radford et al. 2021, without its position embedding, so that any size will do).
+    (Dhariwal & Nichol 2021, section 4; the pooling of Radford et al. 2021, without its position embedding, so that any
+    size will do).
 
     Args:
         channels: of the signal.
@@ -208,7 +221,11 @@ class AttentionPool(nn.Module):
         super().__init__()
         check_heads(channels, heads)
         self.heads, self.norm = heads, norm(channels)
-        self.query, self.kv, self.out = nn.Linear(channels, channels), nn.Conv1d(channels, 2 * channels, 1), nn.Linear(channels, channels)
+        self.query, self.kv, self.out = (
+            nn.Linear(channels, channels),
+            nn.Conv1d(channels, 2 * channels, 1),
+            nn.Linear(channels, channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2)  # (B, C, N)
@@ -224,11 +241,12 @@ def check_heads(channels: int, heads: int) -> None:
 
 
 class PositionalPool(nn.Module):
-    """As `AttentionPool`, but of a fixed number of positions, to each of which a learned vector is added (Radford et al. 2021, CLIP).
+    """As `AttentionPool`, but of a fixed number of positions, to each of which a learned vector is added (Radford et
+    al. 2021, CLIP).
 
-    `W softmax(q_0 k^T / sqrt(C / heads)) v` of the N + 1 rows `[mean(h), h] + p`, h = silu(norm(x)), p learned: the mean of the positions,
-    put in front of them, is the query and attends to itself too, as in Dhariwal & Nichol's (2021) released classifiers. `(B, C, *size)` to
-    `(B, out)`.
+    `W softmax(q_0 k^T / sqrt(C / heads)) v` of the N + 1 rows `[mean(h), h] + p`, h = silu(norm(x)), p learned: the
+    mean of the positions, put in front of them, is the query and attends to itself too, as in Dhariwal & Nichol's
+    (2021) released classifiers. `(B, C, *size)` to `(B, out)`.
 
     Args:
         channels: C, of the signal.
@@ -241,7 +259,9 @@ class PositionalPool(nn.Module):
         UsageError: where the heads do not divide the channels, or a signal has another number of positions.
     """
 
-    def __init__(self, channels: int, heads: int, positions: int, out: int, norm: Callable[[int], nn.Module] = group_norm) -> None:
+    def __init__(
+        self, channels: int, heads: int, positions: int, out: int, norm: Callable[[int], nn.Module] = group_norm
+    ) -> None:
         super().__init__()
         check_heads(channels, heads)
         self.heads, self.norm = heads, norm(channels)
@@ -254,7 +274,9 @@ class PositionalPool(nn.Module):
             raise UsageError(
                 f"this classifier pools {self.positions.shape[1] - 1} positions, not {h.shape[2]}: give it signals of its size"
             )
-        h = (torch.cat([h.mean(dim=2, keepdim=True), h], dim=2) + self.positions.to(h.dtype)).transpose(1, 2)  # (B, 1 + N, C)
+        h = (torch.cat([h.mean(dim=2, keepdim=True), h], dim=2) + self.positions.to(h.dtype)).transpose(
+            1, 2
+        )  # (B, 1 + N, C)
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, 1 + N, C / heads)
         return self.out(F.scaled_dot_product_attention(q[:, :, :1], k, v).flatten(1))
 
@@ -265,7 +287,8 @@ class Downsample(nn.Module):
     Args:
         dims: number of spatial dimensions.
         channels: in and out.
-        same: zeros only beyond the end of an even size, "SAME" of Ho et al.'s (2020) code; otherwise, and for odd sizes, one at each end.
+        same: zeros only beyond the end of an even size, "SAME" of Ho et al.'s (2020) code; otherwise, and for odd
+            sizes, one at each end.
     """
 
     def __init__(self, dims: int, channels: int, same: bool = False) -> None:
@@ -290,5 +313,8 @@ class Upsample(nn.Module):
 
 
 def enlarged(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """`x` `(B, C, *smaller)` at `size` by (bi-, tri-)linear interpolation between pixel centres; as it is where it has that size."""
+    """`x` `(B, C, *smaller)` at `size` by (bi-, tri-)linear interpolation between pixel centres.
+
+    As it is where it has that size.
+    """
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=LINEAR[len(size)], align_corners=False)

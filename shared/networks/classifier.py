@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..describe import described
 from ..progress import Progress, silent
 from ..random import whole_seed
+from ..serialization import serializable
 from .blocks import group_norm
 
 
-@described
+@serializable("networks.Classifier", formerly="unnoise.shared.networks.classifier.Classifier")
 class Classifier(nn.Module):
     """Three convolutions, pooling and two linear layers on images in [0, 1].
 

@@ -1,4 +1,7 @@
-"""What the networks of signals are told beside the signal and the time: a class, a vector, an image, a token sequence."""
+"""What the networks of signals are told beside the signal and the time.
+
+A class, a vector, an image, a token sequence.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .blocks import enlarged
+from .caption_encoder import CaptionEncoder
 from .embeddings import null_of
-from .tokens import TokenEncoder
 
 
 class Conditioned(nn.Module, ABC):
     """A network `(x, time, label, vector, image, tokens) -> out` of which each condition is there or not.
 
-    A subclass sets the attributes before it uses the methods, and calls `build_conditions` where their layers shall be in the order of
-    the parameters.
+    A subclass sets the attributes before it uses the methods, and calls `build_conditions` where their layers shall be
+    in the order of the parameters.
 
     Attributes:
         shape: `(C, *size)` of one example.
@@ -36,11 +39,12 @@ class Conditioned(nn.Module, ABC):
     null_label: bool
     vector: int | None
     image: int
-    tokens: TokenEncoder | None
+    tokens: CaptionEncoder | None
     augment: int | None
 
     def build_conditions(self, embedding: int, features: int) -> None:
-        """The layers of vector, tokens and augmentations: a two-layer perceptron, a linear one of the last state, and one without bias.
+        """The layers of vector, tokens and augmentations: a two-layer perceptron, a linear one of the last state, and
+        one without bias.
 
         Args:
             embedding: size of what vector and tokens join, the embedding.
@@ -48,7 +52,9 @@ class Conditioned(nn.Module, ABC):
         """
         if self.vector is not None:
             self.null_vector = nn.Parameter(torch.randn(self.vector))
-            self.vector_mlp = nn.Sequential(nn.Linear(self.vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+            self.vector_mlp = nn.Sequential(
+                nn.Linear(self.vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            )
         if self.tokens is not None:
             self.pooled = nn.Linear(self.tokens.width, embedding)
         if self.augment is not None:
@@ -62,7 +68,10 @@ class Conditioned(nn.Module, ABC):
         return tuple(name for name, built in taken.items() if built)
 
     def null(self, condition: str) -> Tensor:
-        """What stands for no condition, for one example: the label `classes`, the learned null vector, padding for tokens, zeros."""
+        """What stands for no condition, for one example.
+
+        The label `classes`, the learned null vector, padding for tokens, zeros.
+        """
         nulls = {
             "label": torch.tensor(self.classes) if self.classes is not None and self.null_label else None,
             "vector": None if self.vector is None else self.null_vector,
@@ -72,7 +81,9 @@ class Conditioned(nn.Module, ABC):
         return null_of(nulls, condition)
 
     def told(self, batch: int, vector: Tensor | None, tokens: Tensor | None) -> tuple[Tensor | float, Tensor | None]:
-        """What vector and tokens add to the embedding, `(B, embedding)` or 0, and the states `(B, L, width)` that attention attends to."""
+        """What vector and tokens add to the embedding, `(B, embedding)` or 0, and the states `(B, L, width)` that
+        attention attends to.
+        """
         added, context = 0.0, None
         if self.vector is not None:
             added = self.vector_mlp(self._vector(vector, batch))
@@ -86,7 +97,9 @@ class Conditioned(nn.Module, ABC):
         if augment is None:
             return 0.0
         if augment.shape != (batch, self.augment):
-            raise UsageError(f"the network takes augment=... of shape {(batch, self.augment)}, not {tuple(augment.shape)}")
+            raise UsageError(
+                f"the network takes augment=... of shape {(batch, self.augment)}, not {tuple(augment.shape)}"
+            )
         return self.augmented(augment.to(self.augmented.weight.dtype))
 
     def joined(self, x: Tensor, image: Tensor | None) -> Tensor:
@@ -94,7 +107,12 @@ class Conditioned(nn.Module, ABC):
         if not self.image:
             return x
         size = x.shape[2:]
-        fits = image is not None and image.ndim == x.ndim and image.shape[:2] == (len(x), self.image) and image.is_floating_point()
+        fits = (
+            image is not None
+            and image.ndim == x.ndim
+            and image.shape[:2] == (len(x), self.image)
+            and image.is_floating_point()
+        )
         if not fits or any(a > b for a, b in zip(image.shape[2:], size, strict=True)):
             given = "none" if image is None else f"{image.dtype} of shape {tuple(image.shape)}"
             raise UsageError(
@@ -135,16 +153,18 @@ def check_conditions(
     outputs: int,
     vector: int | None,
     image: int,
-    tokens: TokenEncoder | None,
+    tokens: CaptionEncoder | None,
     augment: int | None,
-    levels: int | None = None,
+    categories: int | None = None,
 ) -> None:
     """Raises `UsageError` unless every number that is given is one or more, and tokens have an encoder."""
     if not (tokens is None or isinstance(tokens, nn.Module)):
-        raise UsageError(f"tokens={tokens!r}: give the encoder of a token sequence, such as TokenEncoder(vocabulary=27, length=64)")
-    if outputs < 1 or image < 0 or any(n is not None and n < 1 for n in (classes, levels, vector, augment)):
         raise UsageError(
-            f"classes={classes}, levels={levels}, outputs={outputs}, vector={vector}, image={image}, augment={augment}: "
+            f"tokens={tokens!r}: give the encoder of a token sequence, such as TokenEncoder(vocabulary=27, length=64)"
+        )
+    if outputs < 1 or image < 0 or any(n is not None and n < 1 for n in (classes, categories, vector, augment)):
+        raise UsageError(
+            f"classes={classes}, levels={categories}, outputs={outputs}, vector={vector}, image={image}, augment={augment}: "
             "give one or more, or leave it out"
         )
 

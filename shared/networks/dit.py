@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 from .blocks import zeroed
 from .embeddings import FullPrecision, LabelEmbedding, null_of, refuse_others, sinusoidal
 from .transformer import TIME_FEATURES, check_text, check_text_sizes, spread
@@ -16,7 +16,8 @@ BASE = 10_000.0
 
 
 class Rotary(FullPrecision):
-    r"""Turns queries and keys by angles that grow with the position, so that scores see differences alone (Su et al. 2021, section 3.2.2).
+    r"""Turns queries and keys by angles that grow with the position, so that scores see differences alone (Su et al.
+    2021, section 3.2.2).
 
     The pair `(h[i], h[i + d/2])` at position p turns by `p w_i`, `w_i = 10000^(-2 i / d)`.
 
@@ -31,7 +32,9 @@ class Rotary(FullPrecision):
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
         if dim % 2:
-            raise UsageError(f"heads of size {dim} cannot turn in pairs: choose width and heads with an even width / heads")
+            raise UsageError(
+                f"heads of size {dim} cannot turn in pairs: choose width and heads with an even width / heads"
+            )
         angle = torch.arange(length).double()[:, None] * BASE ** (-torch.arange(0, dim, 2).double() / dim)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
@@ -44,7 +47,8 @@ class Rotary(FullPrecision):
 
 
 class DiTBlock(nn.Module):
-    """`h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)` (Peebles & Xie 2023, section 3.2, adaLN-Zero).
+    """`h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)` (Peebles & Xie 2023, section 3.2,
+    adaLN-Zero).
 
     Shifts b, scales s - 1 and gates g are linear in the embedding and start at zero: a fresh block is the identity.
 
@@ -59,7 +63,11 @@ class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, embedding: int) -> None:
         super().__init__()
         self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.norm1, self.qkv, self.out = nn.LayerNorm(width, bias=False), nn.Linear(width, 3 * width, False), nn.Linear(width, width, False)
+        self.norm1, self.qkv, self.out = (
+            nn.LayerNorm(width, bias=False),
+            nn.Linear(width, 3 * width, False),
+            nn.Linear(width, width, False),
+        )
         self.norm2 = nn.LayerNorm(width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
         self.modulation = zeroed(nn.Linear(embedding, 6 * width))
@@ -73,12 +81,12 @@ class DiTBlock(nn.Module):
         return h + gate2 * self.dropout(self.mlp(torch.addcmul(shift2, self.norm2(h), 1 + scale2)))
 
 
-@described
+@serializable("networks.DiT", formerly="unnoise.shared.networks.dit.DiT")
 class DiT(nn.Module):
     """The transformer of SEDD and MDLM (Lou et al. 2024, section 5 and appendix C; Sahoo et al. 2024, section 5).
 
-    Rotary positions, norms without bias that the time shifts, scales and gates, queries, keys and values without bias, and a head that is
-    not tied to the embedding. A fresh network gives zeros.
+    Rotary positions, norms without bias that the time shifts, scales and gates, queries, keys and values without bias,
+    and a head that is not tied to the embedding. A fresh network gives zeros.
 
     Args:
         vocabulary: number of tokens; they are 0..vocabulary-1, a mask among them.
@@ -89,13 +97,14 @@ class DiT(nn.Module):
         hidden: units of the perceptrons, `4 width` by default.
         outputs: logits for each position, the vocabulary by default.
         dropout: probability at the end of each branch.
-        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
+            `classes`.
         embedding: size of the embedding of the time (and the class).
         timed: False feeds zero for any time, as MDLM does.
 
     Raises:
-        UsageError: for sizes that do not fit, tokens that are not int64 `(B, L)` in 0..vocabulary-1 with `1 <= L <= length`, or a label
-            for a network without classes.
+        UsageError: for sizes that do not fit, tokens that are not int64 `(B, L)` in 0..vocabulary-1 with
+            `1 <= L <= length`, or a label for a network without classes.
     """
 
     def __init__(
@@ -123,7 +132,9 @@ class DiT(nn.Module):
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = None if classes is None else LabelEmbedding(classes, embedding)
         self.rotary = Rotary(length, width // heads)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, hidden or 4 * width, dropout, embedding) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, heads, hidden or 4 * width, dropout, embedding) for _ in range(depth)
+        )
         self.norm, self.head = nn.LayerNorm(width, bias=False), nn.Linear(width, outputs or vocabulary)
         self.modulation = nn.Linear(embedding, 2 * width)
         spread(self)
@@ -150,7 +161,9 @@ class DiT(nn.Module):
         check_text(x, self.vocabulary, self.length)
         refuse_others(self.conditions, label=label)
         time = time if self.timed else torch.zeros_like(time)
-        embedding = self.time(sinusoidal(time, TIME_FEATURES, cosine_first=True, inclusive=False).to(self.embed.weight.dtype))
+        embedding = self.time(
+            sinusoidal(time, TIME_FEATURES, cosine_first=True, inclusive=False).to(self.embed.weight.dtype)
+        )
         if self.label is not None:
             embedding = embedding + self.label(label, len(x))
         embedding, h = F.silu(embedding), self.embed(x)

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
-from ..labels import log_noise_level, thousandths
+from ..serialization import serializable
 from ..tensors import is_integer, refuse_unless
+from ..time_inputs import log_noise_level, thousandths
 
 BUILT_WITH = {"label": "classes"}
 
 
-def sinusoidal(label: Tensor, dim: int, period: float = 10_000.0, *, cosine_first: bool = False, inclusive: bool = True) -> Tensor:
+def sinusoidal(
+    label: Tensor, dim: int, period: float = 10_000.0, *, cosine_first: bool = False, inclusive: bool = True
+) -> Tensor:
     r"""Sinusoidal embedding of a time label (Vaswani et al. 2017, section 3.5), in the order of Ho et al. (2020).
 
     `emb[i] = sin(label w_i)`, `emb[dim/2 + i] = cos(label w_i)`, `w_i = period^(-i / (dim/2 - 1))`.
@@ -39,13 +41,14 @@ def sinusoidal(label: Tensor, dim: int, period: float = 10_000.0, *, cosine_firs
     return torch.cat([angle.cos(), angle.sin()] if cosine_first else [angle.sin(), angle.cos()], dim=1)
 
 
-@described
+@serializable("networks.Sinusoidal", formerly="unnoise.shared.networks.embeddings.Sinusoidal")
 @dataclass(frozen=True)
 class Sinusoidal:
     """How a time label becomes features: as `sinusoidal` does.
 
     Attributes:
-        cosine_first, inclusive: of `sinusoidal`; Ho et al. (2020) by default, `Sinusoidal(True, False)` is Nichol & Dhariwal's (2021).
+        cosine_first, inclusive: of `sinusoidal`; Ho et al. (2020) by default, `Sinusoidal(True, False)` is Nichol &
+            Dhariwal's (2021).
     """
 
     cosine_first: bool = False
@@ -61,10 +64,11 @@ class Sinusoidal:
 SINES = Sinusoidal()
 
 
-@described
+@serializable("networks.Fourier", formerly="unnoise.shared.networks.embeddings.Fourier")
 @dataclass(frozen=True)
 class Fourier:
-    r"""Random Fourier features of a label u (Tancik et al. 2020; Song et al. 2021, appendix C): `[sin(2 pi w u), cos(2 pi w u)]`.
+    r"""Random Fourier features of a label u (Tancik et al. 2020; Song et al. 2021, appendix C):
+    `[sin(2 pi w u), cos(2 pi w u)]`.
 
     Attributes:
         scale: standard deviation of the frequencies w, which are drawn once and kept.
@@ -91,7 +95,10 @@ class Waves(nn.Module):
 
 
 class FullPrecision(nn.Module, ABC):
-    """A module whose buffers stay float32 where it is cast to half precision: angles of hundreds of turns have no digits left there."""
+    """A module whose buffers stay float32 where it is cast to half precision.
+
+    Angles of hundreds of turns have no digits left there.
+    """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FullPrecision:
         kept = dict(self.named_buffers(recurse=False))
@@ -121,7 +128,10 @@ class RandomWaves(FullPrecision):
 
 
 class TimeEmbedding(nn.Module):
-    """Features of the time label through a two-layer perceptron: `(B,)` to `(B, out)`; `further` `(B, features)` joins the features."""
+    """Features of the time label through a two-layer perceptron: `(B,)` to `(B, out)`.
+
+    `further` `(B, features)` joins the features.
+    """
 
     def __init__(self, features: int, out: int, encode: Sinusoidal | Fourier = SINES) -> None:
         super().__init__()
@@ -158,7 +168,9 @@ def refuse_others(conditions: tuple[str, ...], **given: Tensor | None) -> None:
     for name, value in given.items():
         if value is not None and name not in conditions:
             argument = BUILT_WITH.get(name, name)
-            raise UsageError(f"{name}=... was given to a network without {argument}: build it with {argument}=..., or leave the {name} out")
+            raise UsageError(
+                f"{name}=... was given to a network without {argument}: build it with {argument}=..., or leave the {name} out"
+            )
 
 
 def null_of(nulls: dict[str, Tensor | None], condition: str) -> Tensor:

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 from .blocks import AttentionPool, PositionalPool, conv, differentiable_twice
 from .embeddings import TimeEmbedding
-from .stages import Stages, check_signal, check_sizes, descend, run
-from .style import PLAIN, Style
+from .unet_stages import UNetStages, check_signal, check_sizes, descend, run
+from .unet_variants import PLAIN, UNetVariant
 
 
-@described
+@serializable("networks.Encoder", formerly="unnoise.shared.networks.encoder.Encoder", renamed={"style": "variant"})
 class Encoder(nn.Module):
-    """Noise-aware classifier, `log p(y | x_t)` up to a constant (Dhariwal & Nichol 2021, section 4): U-Net down and middle, pooled.
+    """Noise-aware classifier, `log p(y | x_t)` up to a constant (Dhariwal & Nichol 2021, section 4): U-Net down and
+    middle, pooled.
 
-    `logits = linear(norm(pool(h)))`, with the attention pooling of `AttentionPool`, or the logits straight from `PositionalPool`.
+    `logits = linear(norm(pool(h)))`, with the attention pooling of `AttentionPool`, or the logits straight from
+    `PositionalPool`.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
@@ -30,11 +32,13 @@ class Encoder(nn.Module):
         attention: down-sampling factors at which every block is followed by self-attention.
         heads: attention heads.
         dropout: probability inside residual blocks.
-        style: how the blocks are made; `ADM` for the released classifiers.
-        positional: the pooling of the released classifiers, which learns a vector for each position and so takes signals of `shape` alone.
+        variant: how the blocks are made; `ADM` for the released classifiers.
+        positional: the pooling of the released classifiers, which learns a vector for each position and so takes
+            signals of `shape` alone.
 
     Raises:
-        UsageError: for a shape without 1 to 3 sizes, no classes, or a signal that is not of the shape's channels and dimensions.
+        UsageError: for a shape without 1 to 3 sizes, no classes, or a signal that is not of the shape's channels and
+            dimensions.
     """
 
     def __init__(
@@ -47,30 +51,42 @@ class Encoder(nn.Module):
         attention: Sequence[int] = (2,),
         heads: int = 4,
         dropout: float = 0.0,
-        style: Style = PLAIN,
+        variant: UNetVariant = PLAIN,
         positional: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(shape, width, multipliers, blocks, heads, attention, style)
+        check_sizes(shape, width, multipliers, blocks, heads, attention, variant)
         if classes < 1:
             raise UsageError(f"classes={classes}: give the number of classes, one or more")
-        self.shape, self.classes, self.width, self.multipliers, self.blocks = tuple(shape), classes, width, tuple(multipliers), blocks
-        self.attention, self.heads, self.dropout, self.style, self.positional = tuple(attention), heads, dropout, style, positional
+        self.shape, self.classes, self.width, self.multipliers, self.blocks = (
+            tuple(shape),
+            classes,
+            width,
+            tuple(multipliers),
+            blocks,
+        )
+        self.attention, self.heads, self.dropout, self.variant, self.positional = (
+            tuple(attention),
+            heads,
+            dropout,
+            variant,
+            positional,
+        )
 
         dims, embedding = len(shape) - 1, 4 * width
-        stages = Stages(dims, embedding, self.attention, heads, dropout, style=style)
-        self.time = TimeEmbedding(width, embedding, style.time)
+        stages = UNetStages(dims, embedding, self.attention, heads, dropout, variant=variant)
+        self.time = TimeEmbedding(width, embedding, variant.time)
         self.stem = conv(dims, shape[0], stages.stem(width, multipliers))
         self.down, channels = stages.down(shape[0], width, multipliers, blocks)
         self.middle = stages.middle(channels[-1])
         if positional:
             places = math.prod(-(-n // 2 ** (len(multipliers) - 1)) for n in shape[1:])
             self.pool, self.head = (
-                PositionalPool(channels[-1], style.heads(heads, channels[-1]), places, classes, style.norm),
+                PositionalPool(channels[-1], variant.heads(heads, channels[-1]), places, classes, variant.norm),
                 nn.Identity(),
             )
         else:
-            self.pool = AttentionPool(channels[-1], style.heads(heads, channels[-1]), style.norm)
+            self.pool = AttentionPool(channels[-1], variant.heads(heads, channels[-1]), variant.norm)
             self.head = nn.Sequential(nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], classes))
 
     @property

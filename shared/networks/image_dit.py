@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..describe import described
+from ..serialization import serializable
 from ..tensors import finest
 from .blocks import differentiable_twice, zeroed
+from .caption_encoder import CaptionEncoder
 from .conditioned import Conditioned, check_conditions, check_shape
 from .embeddings import LabelEmbedding, Sinusoidal, TimeEmbedding, refuse_others
-from .stages import check_signal
-from .tokens import TokenEncoder
 from .transformer import TIME_FEATURES, check_text_sizes
+from .unet_stages import check_signal
 
 BASE = 10_000.0
 EPS = 1e-6
@@ -24,10 +24,12 @@ STD = 0.02  # of fresh embeddings of the time and the class, as released
 
 
 def positions(grid: Sequence[int], width: int, device: torch.device | None = None) -> Tensor:
-    r"""A vector for each patch of a grid `(n_1, .., n_d)`, fixed, `(n_1 .. n_d, width)`, float64 where the device has it.
+    r"""A vector for each patch of a grid `(n_1, .., n_d)`, fixed, `(n_1 .. n_d, width)`, float64 where the device has
+    it.
 
-    Each axis has `2 m` features, `m = floor(width / 2d)`: of a patch that is the p-th along it, from 0, `sin(p w_i)`, then `cos(p w_i)`,
-    `w_i = 10000^(-i / m)`. The last axis comes first, as released; what `2 m d` leaves of the width is zero.
+    Each axis has `2 m` features, `m = floor(width / 2d)`: of a patch that is the p-th along it, from 0, `sin(p w_i)`,
+    then `cos(p w_i)`, `w_i = 10000^(-i / m)`. The last axis comes first, as released; what `2 m d` leaves of the width
+    is zero.
     """
     m, d = width // (2 * len(grid)), len(grid)
     rates = BASE ** (-finest(torch.arange(m, device=device)) / max(m, 1))
@@ -40,7 +42,10 @@ def positions(grid: Sequence[int], width: int, device: torch.device | None = Non
 
 
 def patches(x: Tensor, patch: int) -> Tensor:
-    """`x` `(B, C, *size)`, of sizes that the patch divides, as `(B, N, C patch^d)`: patches row by row, each channel by channel."""
+    """`x` `(B, C, *size)`, of sizes that the patch divides, as `(B, N, C patch^d)`.
+
+    Patches row by row, each channel by channel.
+    """
     cut = x
     for axis in reversed(range(2, x.ndim)):
         cut = cut.unflatten(axis, (-1, patch))  # (B, C, n_1, p, n_2, p, ..)
@@ -49,7 +54,9 @@ def patches(x: Tensor, patch: int) -> Tensor:
 
 
 def assembled(h: Tensor, patch: int, grid: Sequence[int]) -> Tensor:
-    """`h` `(B, N, patch^d C)`, each patch position by position with its channels last, as `(B, C, *size)`, `size = patch grid`."""
+    """`h` `(B, N, patch^d C)`, each patch position by position with its channels last, as `(B, C, *size)`,
+    `size = patch grid`.
+    """
     d = len(grid)
     parts = h.unflatten(2, (*[patch] * d, -1)).unflatten(1, tuple(grid))  # (B, n_1, .., n_d, p, .., p, C)
     pairs = [axis for i in range(d) for axis in (1 + i, 1 + d + i)]
@@ -57,10 +64,12 @@ def assembled(h: Tensor, patch: int, grid: Sequence[int]) -> Tensor:
 
 
 class ImageDiTBlock(nn.Module):
-    """`h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)` (Peebles & Xie 2023, section 3.2, adaLN-Zero).
+    """`h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)` (Peebles & Xie 2023, section 3.2,
+    adaLN-Zero).
 
-    The norms have no parameters of their own; shifts b, scales s - 1 and gates g are linear in the embedding and start at zero, so that a
-    fresh block is the identity. A context's projection is joined to the keys and values (Nichol et al. 2021, GLIDE, section 3).
+    The norms have no parameters of their own; shifts b, scales s - 1 and gates g are linear in the embedding and start
+    at zero, so that a fresh block is the identity. A context's projection is joined to the keys and values (Nichol et
+    al. 2021, GLIDE, section 3).
 
     Args:
         width: size of a state, and of the embedding.
@@ -96,23 +105,28 @@ class ImageDiTBlock(nn.Module):
 
 
 def glorot(module: nn.Module) -> None:
-    """Draws the weights of every linear layer from `U(-a, a)`, `a^2 = 6 / (inputs + outputs)`, in place; the biases are zero."""
+    """Draws the weights of every linear layer from `U(-a, a)`, `a^2 = 6 / (inputs + outputs)`, in place.
+
+    The biases are zero.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
 
-@described
+@serializable("networks.ImageDiT", formerly="unnoise.shared.networks.image_dit.ImageDiT")
 class ImageDiT(Conditioned):
-    r"""The transformer on patches of Peebles & Xie (2023, section 3, adaLN-Zero), for real-valued signals of 1, 2 or 3 dimensions.
+    r"""The transformer on patches of Peebles & Xie (2023, section 3, adaLN-Zero), for real-valued signals of 1, 2 or 3
+    dimensions.
 
     Their name for it is DiT; that name is here the text transformer's, by which checkpoints know it.
 
-    A signal of any size at run time: where the patch does not divide a size, zeros are added at that axis's end, up to the next multiple,
-    and the same rows are cut off from the output. Positions are those of the signal's own grid. A fresh network gives zeros.
-    Theirs on latents of 4 channels, each with `patch=2, outputs=2, classes=1000`: DiT-S `width=384, depth=12, heads=6`, DiT-B 768, 12,
-    12, DiT-L 1024, 24, 16, and DiT-XL 1152, 28, 16; the label is the 0-based step, `step_index`.
+    A signal of any size at run time: where the patch does not divide a size, zeros are added at that axis's end, up to
+    the next multiple, and the same rows are cut off from the output. Positions are those of the signal's own grid. A
+    fresh network gives zeros. Theirs on latents of 4 channels, each with `patch=2, outputs=2, classes=1000`: DiT-S
+    `width=384, depth=12, heads=6`, DiT-B 768, 12, 12, DiT-L 1024, 24, 16, and DiT-XL 1152, 28, 16; the label is the
+    0-based step, `step_index`.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
@@ -122,20 +136,22 @@ class ImageDiT(Conditioned):
         heads: attention heads, a divisor of the width.
         hidden: units of the perceptrons, `4 width` by default.
         dropout: probability at the end of each branch.
-        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
+            `classes`.
         outputs: channels out for each channel in: `(B, outputs C, *size)`, the first C of them the prediction.
-        vector: size of a continuous condition vector, which a two-layer perceptron adds to the time embedding, or None; vector `None` is
-            the learned `null_vector`.
-        image: channels of a condition image, joined to the signal's own; a smaller one is interpolated linearly to the signal's size.
-        tokens: encoder of a token sequence, or None; every block attends to its states too, and the last one is added to the time
-            embedding; tokens `None` are all padding.
+        vector: size of a continuous condition vector, which a two-layer perceptron adds to the time embedding, or None;
+            vector `None` is the learned `null_vector`.
+        image: channels of a condition image, joined to the signal's own; a smaller one is interpolated linearly to the
+            signal's size.
+        tokens: encoder of a token sequence, or None; every block attends to its states too, and the last one is added
+            to the time embedding; tokens `None` are all padding.
         null_label: False for a network whose every example has a class.
-        augment: size of a vector of augmentations, added to the features of the time (Karras et al. 2022, appendix F.2), or None; augment
-            `None` is zeros.
+        augment: size of a vector of augmentations, added to the features of the time (Karras et al. 2022, appendix
+            F.2), or None; augment `None` is zeros.
 
     Raises:
-        UsageError: for sizes that do not fit, a signal or a condition that does not fit, a condition that the network was not built with,
-            or a missing image.
+        UsageError: for sizes that do not fit, a signal or a condition that does not fit, a condition that the network
+            was not built with, or a missing image.
     """
 
     def __init__(
@@ -151,7 +167,7 @@ class ImageDiT(Conditioned):
         outputs: int = 1,
         vector: int | None = None,
         image: int = 0,
-        tokens: TokenEncoder | None = None,
+        tokens: CaptionEncoder | None = None,
         null_label: bool = True,
         augment: int | None = None,
     ) -> None:
@@ -169,7 +185,9 @@ class ImageDiT(Conditioned):
         self.time = TimeEmbedding(TIME_FEATURES, width, Sinusoidal(cosine_first=True, inclusive=False))
         self.label = None if classes is None else LabelEmbedding(classes, width, null_label)
         context = None if tokens is None else tokens.width
-        self.blocks = nn.ModuleList(ImageDiTBlock(width, heads, hidden or 4 * width, dropout, context) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            ImageDiTBlock(width, heads, hidden or 4 * width, dropout, context) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.head = zeroed(nn.Linear(width, cells * shape[0] * outputs))
@@ -212,7 +230,9 @@ class ImageDiT(Conditioned):
             embedding = embedding + self.label(label, len(x))
         embedding, size = F.silu(embedding), x.shape[2:]
         grid = tuple(math.ceil(n / self.patch) for n in size)
-        missing = [edge for n, m in zip(reversed(size), reversed(grid), strict=True) for edge in (0, m * self.patch - n)]
+        missing = [
+            edge for n, m in zip(reversed(size), reversed(grid), strict=True) for edge in (0, m * self.patch - n)
+        ]
         h = self.stem(patches(F.pad(self.joined(x, image), missing), self.patch))
         h = h + positions(grid, self.width, x.device).to(h.dtype)
         with differentiable_twice(x, time, vector, image):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 
 
-@described
+@serializable("networks.MLP", formerly="unnoise.shared.networks.mlp.MLP")
 class MLP(nn.Module):
     """Residual perceptron for `(B, features)`.
 
@@ -18,14 +18,18 @@ class MLP(nn.Module):
         features: size of a vector.
         width: hidden units.
         depth: residual layers.
-        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
-        outputs: features out for each feature in: `(B, outputs * features)`, the first `features` of them the prediction.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
+            `classes`.
+        outputs: features out for each feature in: `(B, outputs * features)`, the first `features` of them the
+            prediction.
 
     Raises:
         UsageError: for a number of classes or outputs below one, or a label for a network without classes.
     """
 
-    def __init__(self, features: int, width: int = 128, depth: int = 3, classes: int | None = None, outputs: int = 1) -> None:
+    def __init__(
+        self, features: int, width: int = 128, depth: int = 3, classes: int | None = None, outputs: int = 1
+    ) -> None:
         super().__init__()
         if outputs < 1 or (classes is not None and classes < 1):
             raise UsageError(f"classes={classes}, outputs={outputs}: give one or more of each, or classes=None")
@@ -33,7 +37,9 @@ class MLP(nn.Module):
         self.time = TimeEmbedding(64, width)
         self.label = None if classes is None else LabelEmbedding(classes, width)
         self.enter, self.leave = nn.Linear(features, width), nn.Linear(width, outputs * features)
-        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU()) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU()) for _ in range(depth)
+        )
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
-"""How the image itself accompanies the way down and grows on the way up (Karras et al. 2020, StyleGAN2, section 4.1; Song et al. 2021, C).
+"""How the image itself accompanies the way down and grows on the way up (Karras et al. 2020, StyleGAN2, section 4.1;
+Song et al. 2021, C).
 
-On the way down the image is halved from resolution to resolution beside the signal; on the way up a prediction is doubled. Each is either a
-skip, a small convolution from or to the image's channels at every resolution, or residual, a second stream of the signal's channels.
+On the way down the image is halved from resolution to resolution beside the signal; on the way up a prediction is
+doubled. Each is either a skip, a small convolution from or to the image's channels at every resolution, or residual, a
+second stream of the signal's channels.
 """
 
 from __future__ import annotations
@@ -11,17 +13,20 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..describe import described
+from ..serialization import serializable
 from .blocks import added, conv, zeroed
 from .resampling import FIR, SMOOTH, HalvedConv
 
 Norm = Callable[[int], nn.Module]
 
 
-@described
+@serializable("networks.InputSkip", formerly="unnoise.shared.networks.progressive.InputSkip")
 @dataclass(frozen=True)
 class InputSkip:
-    """At each lower resolution a 1 x 1 convolution of the halved image is added to the signal: "input_skip", 256-pixel NCSN++."""
+    """At each lower resolution a 1 x 1 convolution of the halved image is added to the signal.
+
+    "input_skip", 256-pixel NCSN++.
+    """
 
     filter: FIR = SMOOTH
 
@@ -30,10 +35,13 @@ class InputSkip:
         return _InputSkip(self.filter.down(dims), conv(dims, image, channels, kernel=1)), image
 
 
-@described
+@serializable("networks.InputResidual", formerly="unnoise.shared.networks.progressive.InputResidual")
 @dataclass(frozen=True)
 class InputResidual:
-    """A halved 3-wide convolution of the running image is added to the signal and takes its place: "residual", 32-pixel NCSN++."""
+    """A halved 3-wide convolution of the running image is added to the signal and takes its place.
+
+    "residual", 32-pixel NCSN++.
+    """
 
     filter: FIR = SMOOTH
 
@@ -42,15 +50,23 @@ class InputResidual:
         return _InputResidual(HalvedConv(dims, self.filter.taps, conv(dims, image, channels)), gain), channels
 
 
-@described
+@serializable("networks.OutputSkip", formerly="unnoise.shared.networks.progressive.OutputSkip")
 @dataclass(frozen=True)
 class OutputSkip:
-    """Each resolution gives a prediction of its own, added to the doubled one of the resolution below: "output_skip", 256-pixel NCSN++."""
+    """Each resolution gives a prediction of its own, added to the doubled one of the resolution below.
+
+    "output_skip", 256-pixel NCSN++.
+    """
 
     filter: FIR = SMOOTH
 
-    def layer(self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm) -> nn.Module | None:
-        """The layer `(running, h, size) -> (running, h)` of one resolution; None at the last, whose prediction the network's head is."""
+    def layer(
+        self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm
+    ) -> nn.Module | None:
+        """The layer `(running, h, size) -> (running, h)` of one resolution.
+
+        None at the last, whose prediction the network's head is.
+        """
         head = nn.Sequential(norm(channels), nn.SiLU(), zeroed(conv(dims, channels, out)))
         return None if last else _OutputSkip(None if first else self.filter.up(dims), head)
 
@@ -59,14 +75,19 @@ class OutputSkip:
         return self.filter.up(dims)
 
 
-@described
+@serializable("networks.OutputResidual", formerly="unnoise.shared.networks.progressive.OutputResidual")
 @dataclass(frozen=True)
 class OutputResidual:
-    """A running stream, doubled and convolved, is added to each resolution's signal and takes its place: "residual" on the way up."""
+    """A running stream, doubled and convolved, is added to each resolution's signal and takes its place.
+
+    "residual" on the way up.
+    """
 
     filter: FIR = SMOOTH
 
-    def layer(self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm) -> nn.Module | None:
+    def layer(
+        self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm
+    ) -> nn.Module | None:
         """The layer `(running, h, size) -> (running, h)` of one resolution; None where it is the only one."""
         if first and last:
             return None

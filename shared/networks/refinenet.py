@@ -1,4 +1,7 @@
-"""The RefineNet of noise-conditional score networks, for signals of 1, 2 or 3 dimensions (Song & Ermon 2020: NCSNv2)."""
+"""The RefineNet of noise-conditional score networks, for signals of 1, 2 or 3 dimensions.
+
+Song & Ermon 2020: NCSNv2.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 from ..tensors import at_least_float32
 from .blocks import CONVOLUTIONS, LINEAR
 from .embeddings import null_of
-from .stages import check_signal
+from .unet_stages import check_signal
 
 MEAN_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-@described
+@serializable("networks.RefineNet", formerly="unnoise.shared.networks.refinenet.RefineNet")
 class RefineNet(nn.Module):
-    r"""Residual stages, and refinement from the last of them back to the first (Lin et al. 2017; Song & Ermon 2020, appendix B.1).
+    r"""Residual stages, and refinement from the last of them back to the first (Lin et al. 2017; Song & Ermon 2020,
+    appendix B.1).
 
-    Stage i has two residual blocks of `width * multipliers[i]` channels, with ELU and `InstanceNormPlus`. The first stage keeps the size.
-    Each further one either halves it, or keeps it and sees farther by dilated convolutions. On the way back, block i joins stage i to what
-    is refined already, both adapted by residual convolutions, by a convolution of each, resized and summed; then come chained pooling and
-    further residual convolutions, of stage i - 1's channels (the last block keeps its own).
+    Stage i has two residual blocks of `width * multipliers[i]` channels, with ELU and `InstanceNormPlus`. The first
+    stage keeps the size. Each further one either halves it, or keeps it and sees farther by dilated convolutions. On
+    the way back, block i joins stage i to what is refined already, both adapted by residual convolutions, by a
+    convolution of each, resized and summed; then come chained pooling and further residual convolutions, of stage i -
+    1's channels (the last block keeps its own).
 
     The paper's networks are `RefineNet(shape)`, and for larger images (bedrooms and towers, faces of 256 pixels)
-    `multipliers=(1, 2, 2, 4, 4), dilations=(1, 1, 1, 2, 4)` and `multipliers=(1, 2, 2, 2, 4, 4), dilations=(1, 1, 1, 1, 2, 4)`.
+    `multipliers=(1, 2, 2, 4, 4), dilations=(1, 1, 1, 2, 4)` and
+    `multipliers=(1, 2, 2, 2, 4, 4), dilations=(1, 1, 1, 1, 2, 4)`.
 
-    The noise level is not told to the network, which must read it from the noise: F is meant as `sigma * score`, whose size does not
-    depend on the level (technique 3; `unnoise.shared.prediction.scaled_score`).
+    The noise level is not told to the network, which must read it from the noise: F is meant as `sigma * score`, whose
+    size does not depend on the level (technique 3; `unnoise.shared.prediction.scaled_score`).
 
-    Sizes: n becomes ceil(n / 2) where a stage halves it, by the mean over windows of two; the last window of an odd size holds one
-    position, which is its mean. No other operation changes a size, and the way back enlarges to each stage's own size by linear
-    interpolation that keeps the first and the last position (`align_corners`). Nothing is padded, so even sizes are the paper's.
+    Sizes: n becomes ceil(n / 2) where a stage halves it, by the mean over windows of two; the last window of an odd
+    size holds one position, which is its mean. No other operation changes a size, and the way back enlarges to each
+    stage's own size by linear interpolation that keeps the first and the last position (`align_corners`). Nothing is
+    padded, so even sizes are the paper's.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
@@ -46,8 +53,8 @@ class RefineNet(nn.Module):
         eps: added to the variances in the norms.
 
     Raises:
-        UsageError: for a shape without 1 to 3 sizes, stages that do not fit together, stages of fewer than two channels (the norm compares
-            channels), or a signal of another shape.
+        UsageError: for a shape without 1 to 3 sizes, stages that do not fit together, stages of fewer than two channels
+            (the norm compares channels), or a signal of another shape.
     """
 
     outputs = 1
@@ -62,7 +69,13 @@ class RefineNet(nn.Module):
     ) -> None:
         super().__init__()
         check_stages(shape, width, multipliers, dilations, eps)
-        self.shape, self.width, self.multipliers, self.dilations, self.eps = tuple(shape), width, tuple(multipliers), tuple(dilations), eps
+        self.shape, self.width, self.multipliers, self.dilations, self.eps = (
+            tuple(shape),
+            width,
+            tuple(multipliers),
+            tuple(dilations),
+            eps,
+        )
         dims, widths = len(shape) - 1, [width * m for m in multipliers]
         self.stem = convolution(dims, shape[0], widths[0])
         self.stages, self.refinements = nn.ModuleList(), nn.ModuleList()
@@ -72,7 +85,9 @@ class RefineNet(nn.Module):
             self.stages.append(nn.Sequential(first, Residual(dims, channels, channels, dilation, eps)))
         for i, channels in enumerate(widths[:-1]):
             refined = widths[-1] if i == len(widths) - 2 else channels
-            self.refinements.append(Refinement(dims, [channels, refined], widths[max(i - 1, 0)], outs=3 if i == 0 else 1))
+            self.refinements.append(
+                Refinement(dims, [channels, refined], widths[max(i - 1, 0)], outs=3 if i == 0 else 1)
+            )
         self.refinements.append(Refinement(dims, widths[-1:], widths[-1], outs=3 if len(widths) == 1 else 1))
         self.norm, self.head = InstanceNormPlus(widths[0], eps), convolution(dims, widths[0], shape[0])
 
@@ -98,10 +113,12 @@ class RefineNet(nn.Module):
 
 
 class InstanceNormPlus(nn.Module):
-    r"""Instance norm that keeps how the channels' means differ (Song & Ermon 2019, appendix A, "InstanceNorm++" without conditions).
+    r"""Instance norm that keeps how the channels' means differ (Song & Ermon 2019, appendix A, "InstanceNorm++" without
+    conditions).
 
-    With mu_c, s_c^2 the mean and the (biased) variance of channel c over its positions, and m, v^2 the mean and the (unbiased) variance of
-    the mu_c over the channels: `gamma_c ((x_c - mu_c) / sqrt(s_c^2 + eps) + alpha_c (mu_c - m) / sqrt(v^2 + eps)) + beta_c`.
+    With mu_c, s_c^2 the mean and the (biased) variance of channel c over its positions, and m, v^2 the mean and the
+    (unbiased) variance of the mu_c over the channels:
+    `gamma_c ((x_c - mu_c) / sqrt(s_c^2 + eps) + alpha_c (mu_c - m) / sqrt(v^2 + eps)) + beta_c`.
 
     Args:
         channels: two or more.
@@ -124,7 +141,8 @@ class InstanceNormPlus(nn.Module):
 
 
 class Residual(nn.Module):
-    """Norm, ELU, convolution, twice, beside a shortcut; the block that changes a stage's size halves both after their convolution.
+    """Norm, ELU, convolution, twice, beside a shortcut; the block that changes a stage's size halves both after their
+    convolution.
 
     Args:
         dims: number of spatial dimensions.
@@ -136,12 +154,26 @@ class Residual(nn.Module):
     """
 
     def __init__(
-        self, dims: int, channels_in: int, channels_out: int, dilation: int, eps: float, *, halve: bool = False, project: bool = False
+        self,
+        dims: int,
+        channels_in: int,
+        channels_out: int,
+        dilation: int,
+        eps: float,
+        *,
+        halve: bool = False,
+        project: bool = False,
     ) -> None:
         super().__init__()
         self.pool = MEAN_POOLS[dims] if halve else None
-        self.norm1, self.conv1 = InstanceNormPlus(channels_in, eps), convolution(dims, channels_in, channels_in, dilation)
-        self.norm2, self.conv2 = InstanceNormPlus(channels_in, eps), convolution(dims, channels_in, channels_out, dilation)
+        self.norm1, self.conv1 = (
+            InstanceNormPlus(channels_in, eps),
+            convolution(dims, channels_in, channels_in, dilation),
+        )
+        self.norm2, self.conv2 = (
+            InstanceNormPlus(channels_in, eps),
+            convolution(dims, channels_in, channels_out, dilation),
+        )
         kernel = 1 if halve else 3
         self.skip = convolution(dims, channels_in, channels_out, dilation, kernel=kernel) if project else nn.Identity()
 
@@ -163,7 +195,10 @@ class Convolutions(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A convolution of each input, resized to the first one's size, and their sum (multi-resolution fusion; Lin et al. 2017)."""
+    """A convolution of each input, resized to the first one's size, and their sum.
+
+    Multi-resolution fusion; Lin et al. 2017.
+    """
 
     def __init__(self, dims: int, channels_in: Sequence[int], channels_out: int) -> None:
         super().__init__()
@@ -175,7 +210,10 @@ class Fusion(nn.Module):
 
 
 class ChainedPooling(nn.Module):
-    """`h_0 = elu(x)`, and the sum of `h_0` and two `h_k = conv(pool(h_{k-1}))`, the maximum over 5 positions (Lin et al. 2017)."""
+    """`h_0 = elu(x)`, and the sum of `h_0` and two `h_k = conv(pool(h_{k-1}))`, the maximum over 5 positions.
+
+    Lin et al. 2017.
+    """
 
     def __init__(self, dims: int, channels: int) -> None:
         super().__init__()
@@ -211,23 +249,32 @@ class Refinement(nn.Module):
         return self.out(self.pool(self.fuse(*(adapt(x) for adapt, x in zip(self.adapt, inputs, strict=True)))))
 
 
-def convolution(dims: int, channels_in: int, channels_out: int, dilation: int = 1, *, kernel: int = 3, bias: bool = True) -> nn.Module:
+def convolution(
+    dims: int, channels_in: int, channels_out: int, dilation: int = 1, *, kernel: int = 3, bias: bool = True
+) -> nn.Module:
     """A convolution over `dims` spatial dimensions that keeps the size at every dilation."""
     padding = dilation * (kernel // 2)
     return CONVOLUTIONS[dims](channels_in, channels_out, kernel, padding=padding, dilation=dilation, bias=bias)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`x` `(B, C, *other)` at `size` by linear interpolation that keeps the first and the last position; as it is at that size."""
+    """`x` `(B, C, *other)` at `size` by linear interpolation that keeps the first and the last position.
+
+    As it is at that size.
+    """
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=LINEAR[len(size)], align_corners=True)
 
 
-def check_stages(shape: Sequence[int], width: int, multipliers: Sequence[int], dilations: Sequence[int], eps: float) -> None:
+def check_stages(
+    shape: Sequence[int], width: int, multipliers: Sequence[int], dilations: Sequence[int], eps: float
+) -> None:
     """Raises `UsageError` for what no network can be built from."""
     if len(shape) not in (2, 3, 4):
         raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (3, 32, 32)")
     if not multipliers or len(multipliers) != len(dilations):
-        raise UsageError(f"multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give one of each for every stage")
+        raise UsageError(
+            f"multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give one of each for every stage"
+        )
     if min(multipliers) < 1 or min(dilations) < 1 or width * min(multipliers) < 2:
         raise UsageError(
             f"width={width}, multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give two or more channels in each stage, for "

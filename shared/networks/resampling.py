@@ -1,7 +1,8 @@
 """How sizes halve and double: by filters without weights, or by convolutions.
 
-The padding rule of every network here: a size n becomes ceil(n / 2) on the way down, and on the way up what it was. Filters extend an odd
-size by a copy of its last row before they halve it, and cut what they double to the size that is asked for.
+The padding rule of every network here: a size n becomes ceil(n / 2) on the way down, and on the way up what it was.
+Filters extend an odd size by a copy of its last row before they halve it, and cut what they double to the size that is
+asked for.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -26,13 +27,14 @@ def even(x: Tensor) -> Tensor:
     return F.pad(x, [p for n in odd for p in (0, n)], mode="replicate") if any(odd) else x
 
 
-@described
+@serializable("networks.FIR", formerly="unnoise.shared.networks.resampling.FIR")
 @dataclass(frozen=True)
 class FIR:
-    """A separable filter k of even length m and sum one, with zeros beyond the ends (Zhang 2019; Karras et al. 2020, StyleGAN2).
+    """A separable filter k of even length m and sum one, with zeros beyond the ends (Zhang 2019; Karras et al. 2020,
+    StyleGAN2).
 
-    Halving: `y_i = sum_j k_j x_(2i + j - m/2 + 1)`; doubling is its transpose times 2 for each dimension. `(1, 1)` is the mean of two and
-    the repetition of each, `(1, 3, 3, 1)` the filter of NCSN++.
+    Halving: `y_i = sum_j k_j x_(2i + j - m/2 + 1)`; doubling is its transpose times 2 for each dimension. `(1, 1)` is
+    the mean of two and the repetition of each, `(1, 3, 3, 1)` the filter of NCSN++.
 
     Attributes:
         taps: k up to its sum.
@@ -45,7 +47,9 @@ class FIR:
 
     def __post_init__(self) -> None:
         if len(self.taps) % 2 or not sum(self.taps):
-            raise UsageError(f"taps={self.taps}: give an even number of taps whose sum is not zero, such as (1, 3, 3, 1)")
+            raise UsageError(
+                f"taps={self.taps}: give an even number of taps whose sum is not zero, such as (1, 3, 3, 1)"
+            )
 
     def down(self, dims: int) -> Halved:
         """The layer that halves `dims` sizes."""
@@ -98,9 +102,11 @@ class Doubled(nn.Module):
 
 
 class HalvedConv(nn.Module):
-    """A 3-wide convolution of the filtered signal at every second position: both in one layer, with zeros beyond the ends once.
+    """A 3-wide convolution of the filtered signal at every second position: both in one layer, with zeros beyond the
+    ends once.
 
-    What the filter gives beyond the ends counts too, as if the convolution came first and the filter kept every second of its values.
+    What the filter gives beyond the ends counts too, as if the convolution came first and the filter kept every second
+    of its values.
     """
 
     def __init__(self, dims: int, taps: tuple[float, ...], convolution: nn.Module) -> None:

@@ -6,19 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 
 TIME_FEATURES = 256
 
 
 def check_text_sizes(heads: int, width: int, dropout: float, **sizes: int | None) -> None:
-    """Raises `UsageError` unless all sizes that are given are one or more, the heads divide the width, and dropout is a probability."""
+    """Raises `UsageError` unless all sizes that are given are one or more, the heads divide the width, and dropout is a
+    probability.
+    """
     sizes = {"width": width, "heads": heads} | sizes
     if any(size is not None and size < 1 for size in sizes.values()) or width % heads or not 0 <= dropout < 1:
         given = ", ".join(f"{name}={size}" for name, size in (sizes | {"dropout": dropout}).items() if size is not None)
-        raise UsageError(f"{given}: give one or more of everything, heads that divide the width, and a dropout in [0, 1)")
+        raise UsageError(
+            f"{given}: give one or more of everything, heads that divide the width, and a dropout in [0, 1)"
+        )
 
 
 def check_text(x: Tensor, vocabulary: int, length: int) -> None:
@@ -26,8 +30,13 @@ def check_text(x: Tensor, vocabulary: int, length: int) -> None:
     if x.ndim != 2 or x.dtype != torch.int64 or not x.shape[1]:
         raise UsageError(f"the network takes int64 tokens of shape (B, L), not {x.dtype} of shape {tuple(x.shape)}")
     if x.shape[1] > length:
-        raise UsageError(f"{x.shape[1]} tokens were given to a network of length={length}: cut them, or build it with a larger length")
-    known, allowed = (x >= 0) & (x < vocabulary), f"this network has a vocabulary of {vocabulary}: give tokens in 0..{vocabulary - 1}"
+        raise UsageError(
+            f"{x.shape[1]} tokens were given to a network of length={length}: cut them, or build it with a larger length"
+        )
+    known, allowed = (
+        (x >= 0) & (x < vocabulary),
+        f"this network has a vocabulary of {vocabulary}: give tokens in 0..{vocabulary - 1}",
+    )
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         for token in x[~known][:1].tolist():
             raise UsageError(f"token {token} is out of range; {allowed}")
@@ -36,13 +45,16 @@ def check_text(x: Tensor, vocabulary: int, length: int) -> None:
 
 
 def bucket_starts(buckets: int, max_distance: int) -> Tensor:
-    r"""The least distance of each bucket of one sign, int64 `(buckets / 2,)` (Raffel et al. 2020, T5, section 2.1, bidirectional).
+    r"""The least distance of each bucket of one sign, int64 `(buckets / 2,)` (Raffel et al. 2020, T5, section 2.1,
+    bidirectional).
 
-    With `m = buckets / 2` and `e = m / 2` (rounded down): bucket `i <= e` starts at i, and bucket `e + i` at the first distance d with
-    `(m - e) log(d / e) / log(max_distance / e) >= i`. Compared as powers of integers: no rounding moves the edge of a bucket.
+    With `m = buckets / 2` and `e = m / 2` (rounded down): bucket `i <= e` starts at i, and bucket `e + i` at the first
+    distance d with `(m - e) log(d / e) / log(max_distance / e) >= i`. Compared as powers of integers: no rounding moves
+    the edge of a bucket.
 
     Raises:
-        UsageError: for an odd number of buckets, fewer than four, or a max_distance that the exact buckets reach already.
+        UsageError: for an odd number of buckets, fewer than four, or a max_distance that the exact buckets reach
+            already.
     """
     side, exact = buckets // 2, buckets // 4
     if buckets < 4 or buckets % 2 or max_distance <= exact:
@@ -51,12 +63,17 @@ def bucket_starts(buckets: int, max_distance: int) -> Tensor:
         )
     wide, starts = side - exact, list(range(exact + 1))
     for i in range(1, wide):
-        starts.append(next(d for d in range(starts[-1], max_distance + 1) if d**wide >= max_distance**i * exact ** (wide - i)))
+        starts.append(
+            next(d for d in range(starts[-1], max_distance + 1) if d**wide >= max_distance**i * exact ** (wide - i))
+        )
     return torch.tensor(starts)
 
 
 def relative_buckets(offset: Tensor, buckets: int = 32, max_distance: int = 128) -> Tensor:
-    """Bucket of a relative position `offset = key - query`, any shape: that of its distance, `buckets / 2` later where it is positive."""
+    """Bucket of a relative position `offset = key - query`, any shape.
+
+    That of its distance, `buckets / 2` later where it is positive.
+    """
     starts = bucket_starts(buckets, max_distance).to(offset.device)
     return buckets // 2 * (offset > 0) + torch.bucketize(offset.abs(), starts[1:], right=True)
 
@@ -73,8 +90,9 @@ def spread(module: nn.Module) -> None:
 class RelativeBias(nn.Module):
     """What T5 adds to the attention scores: one learned number for each head and bucket of relative positions.
 
-    It starts at `-2 log(1 + d) + N(0, 1)`, d the least distance of the bucket: near tokens count most, and every head has offsets of its
-    own. Steps of a common size are small beside such numbers: from zero, attention takes thousands of them to find its neighbours.
+    It starts at `-2 log(1 + d) + N(0, 1)`, d the least distance of the bucket: near tokens count most, and every head
+    has offsets of its own. Steps of a common size are small beside such numbers: from zero, attention takes thousands
+    of them to find its neighbours.
 
     Args:
         length: longest sequence.
@@ -88,11 +106,15 @@ class RelativeBias(nn.Module):
         self.length, self.table = length, nn.Embedding(buckets, heads)
         with torch.no_grad():
             self.table.weight -= 2 * bucket_starts(buckets, max_distance).repeat(2)[:, None].log1p()
-        self.register_buffer("bucket", relative_buckets(torch.arange(1 - length, length), buckets, max_distance), persistent=False)
+        self.register_buffer(
+            "bucket", relative_buckets(torch.arange(1 - length, length), buckets, max_distance), persistent=False
+        )
 
     def forward(self, length: int) -> Tensor:
         """Scores to add, `(heads, length, length)`: the query's position, then the key's."""
-        line = self.table(self.bucket[self.length - length : self.length + length - 1]).T  # offsets 1 - length to length - 1
+        line = self.table(
+            self.bucket[self.length - length : self.length + length - 1]
+        ).T  # offsets 1 - length to length - 1
         return line.unfold(1, length, 1).flip(1)  # row i starts at offset -i
 
 
@@ -109,24 +131,32 @@ class EncoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.norm1, self.qkv, self.out = nn.RMSNorm(width, 1e-6), nn.Linear(width, 3 * width, False), nn.Linear(width, width, False)
+        self.norm1, self.qkv, self.out = (
+            nn.RMSNorm(width, 1e-6),
+            nn.Linear(width, 3 * width, False),
+            nn.Linear(width, width, False),
+        )
         self.norm2 = nn.RMSNorm(width, 1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, hidden, False), nn.GELU("tanh"), nn.Linear(hidden, width, False))
 
     def forward(self, h: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, width / heads)
+        q, k, v = (
+            self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, L, width / heads)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         h = h + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
 
-@described
+@serializable("networks.Transformer", formerly="unnoise.shared.networks.transformer.Transformer")
 class Transformer(nn.Module):
-    """The encoder of D3PM for text (Austin et al. 2021, section 6 and appendix B.2): bidirectional, with positions by T5's bias.
+    """The encoder of D3PM for text (Austin et al. 2021, section 6 and appendix B.2): bidirectional, with positions by
+    T5's bias.
 
-    Scaled pre-RMS-norms, perceptrons, queries, keys and values without bias, one bias by relative position for all layers, and a head
-    that is not tied to the embedding. The time is added to the embedded tokens after their dropout. The paper looks it up in a learned
-    table of T rows; here it is any real label (`1000 t` by default), so it enters by sinusoidal features and a perceptron.
+    Scaled pre-RMS-norms, perceptrons, queries, keys and values without bias, one bias by relative position for all
+    layers, and a head that is not tied to the embedding. The time is added to the embedded tokens after their dropout.
+    The paper looks it up in a learned table of T rows; here it is any real label (`1000 t` by default), so it enters by
+    sinusoidal features and a perceptron.
 
     Args:
         vocabulary: number of tokens; they are 0..vocabulary-1, a mask among them.
@@ -137,13 +167,14 @@ class Transformer(nn.Module):
         hidden: units of the perceptrons, `4 width` by default.
         outputs: logits for each position, the vocabulary by default.
         dropout: probability on the embedding and at the end of each branch.
-        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
+            `classes`.
         buckets: of relative positions, both signs together.
         max_distance: from here on all relative positions share a bucket.
 
     Raises:
-        UsageError: for sizes that do not fit, tokens that are not int64 `(B, L)` in 0..vocabulary-1 with `1 <= L <= length`, or a label
-            for a network without classes.
+        UsageError: for sizes that do not fit, tokens that are not int64 `(B, L)` in 0..vocabulary-1 with
+            `1 <= L <= length`, or a label for a network without classes.
     """
 
     def __init__(
@@ -162,7 +193,15 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         check_text_sizes(
-            heads, width, dropout, vocabulary=vocabulary, length=length, depth=depth, hidden=hidden, outputs=outputs, classes=classes
+            heads,
+            width,
+            dropout,
+            vocabulary=vocabulary,
+            length=length,
+            depth=depth,
+            hidden=hidden,
+            outputs=outputs,
+            classes=classes,
         )
         self.vocabulary, self.length, self.width, self.depth, self.heads = vocabulary, length, width, depth, heads
         self.hidden, self.outputs, self.dropout, self.classes = hidden, outputs, dropout, classes
@@ -174,7 +213,9 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, hidden or 4 * width, dropout) for _ in range(depth))
         self.norm, self.head = nn.RMSNorm(width, 1e-6), nn.Linear(width, outputs or vocabulary, False)
         self.drop = nn.Dropout(dropout)
-        spread(self)  # the head too: from zero it learns the frequencies of the tokens alone, and the layers wait for long
+        spread(
+            self
+        )  # the head too: from zero it learns the frequencies of the tokens alone, and the layers wait for long
         with torch.no_grad():
             for end in (end for layer in self.layers for end in (layer.out.weight, layer.mlp[-1].weight)):
                 end *= (2 * depth) ** -0.5  # the branches add up to the size of one

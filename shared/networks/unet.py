@@ -7,18 +7,20 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..describe import described
 from ..errors import UsageError
+from ..serialization import serializable
 from ..tensors import refuse_unless
 from .blocks import conv, differentiable_twice, zeroed
+from .caption_encoder import CaptionEncoder
 from .conditioned import Conditioned, check_conditions
 from .embeddings import LabelEmbedding, TimeEmbedding, refuse_others
-from .stages import Stages, ascend, check_signal, check_sizes, descend, run
-from .style import PLAIN, Style
-from .tokens import TokenEncoder
+from .unet_stages import UNetStages, ascend, check_signal, check_sizes, descend, run
+from .unet_variants import PLAIN, UNetVariant
 
 
-@described
+@serializable(
+    "networks.UNet", formerly="unnoise.shared.networks.unet.UNet", renamed={"levels": "categories", "style": "variant"}
+)
 class UNet(Conditioned):
     """Residual U-Net with self-attention (Ho et al. 2020, appendix B; adaptive norms of Dhariwal & Nichol 2021).
 
@@ -31,24 +33,29 @@ class UNet(Conditioned):
             which for 32 x 32 images is the papers' "16".
         heads: attention heads.
         dropout: probability inside residual blocks.
-        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index `classes`.
-        levels: None for real-valued signals `(B, C, *size)` in and out; a number K for integer signals in 0..K-1, which come
-            back as logits `(B, C, *size, K)`.
-        outputs: real-valued channels out for each channel in: `(B, outputs * C, *size)`, the first C of them the prediction.
-        vector: size of a continuous condition vector, which a two-layer perceptron adds to the time embedding, or None; vector
-            `None` is the learned `null_vector`, and so is any row that equals it.
-        image: channels of a condition image, joined to the signal's own channels (Saharia et al. 2021; the upsamplers of
-            Dhariwal & Nichol 2021); a smaller one is interpolated linearly to the signal's size.
-        tokens: encoder of a token sequence, or None; every attention layer attends to its states too, and the last one is added
-            to the time embedding (Nichol et al. 2021, GLIDE, section 3); tokens `None` are all padding.
+        classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
+            `classes`.
+        categories: None for real-valued signals `(B, C, *size)` in and out; a number K for integer signals in 0..K-1,
+            which come back as logits `(B, C, *size, K)`.
+        outputs: real-valued channels out for each channel in: `(B, outputs * C, *size)`, the first C of them the
+            prediction.
+        vector: size of a continuous condition vector, which a two-layer perceptron adds to the time embedding, or None;
+            vector `None` is the learned `null_vector`, and so is any row that equals it.
+        image: channels of a condition image, joined to the signal's own channels (Saharia et al. 2021; the upsamplers
+            of Dhariwal & Nichol 2021); a smaller one is interpolated linearly to the signal's size.
+        tokens: encoder of a token sequence, or None; every attention layer attends to its states too, and the last one
+            is added to the time embedding (Nichol et al. 2021, GLIDE, section 3); tokens `None` are all padding.
         logits: numbers that come back for each integer, where these are not one for each level: 2 for a logistic head.
-        style: how the blocks are made and joined, which is where the papers differ: `DDPM`, `ADM`, `NCSNPP`, ... of `networks.style`.
-        augment: size of the vector that says how an image was augmented (Karras et al. 2022, appendix F.2); augment `None` is zeros.
-        null_label: False for a network whose every example has a class, as in Dhariwal & Nichol (2021): no label is then refused.
+        variant: how the blocks are made and joined, which is where the papers differ: `DDPM`, `ADM`, `NCSNPP`, ... of
+            `networks.variant`.
+        augment: size of the vector that says how an image was augmented (Karras et al. 2022, appendix F.2); augment
+            `None` is zeros.
+        null_label: False for a network whose every example has a class, as in Dhariwal & Nichol (2021): no label is
+            then refused.
 
     Raises:
-        UsageError: for a shape without 1 to 3 sizes, a signal or a condition that does not fit, a condition that the network was not
-            built with, or a missing image.
+        UsageError: for a shape without 1 to 3 sizes, a signal or a condition that does not fit, a condition that the
+            network was not built with, or a missing image.
     """
 
     def __init__(
@@ -61,45 +68,49 @@ class UNet(Conditioned):
         heads: int = 1,
         dropout: float = 0.0,
         classes: int | None = None,
-        levels: int | None = None,
+        categories: int | None = None,
         outputs: int = 1,
         vector: int | None = None,
         image: int = 0,
-        tokens: TokenEncoder | None = None,
+        tokens: CaptionEncoder | None = None,
         logits: int | None = None,
-        style: Style = PLAIN,
+        variant: UNetVariant = PLAIN,
         augment: int | None = None,
         null_label: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes(shape, width, multipliers, blocks, heads, attention, style)
-        check_conditions(classes, outputs, vector, image, tokens, augment, levels)
-        if logits is not None and (levels is None or logits < 1):
-            raise UsageError(f"logits={logits} with levels={levels}: integer signals have logits, give levels=... too, and one or more")
-        if levels is not None and (image or outputs > 1):
+        check_sizes(shape, width, multipliers, blocks, heads, attention, variant)
+        check_conditions(classes, outputs, vector, image, tokens, augment, categories)
+        if logits is not None and (categories is None or logits < 1):
             raise UsageError(
-                f"image={image} and outputs={outputs} are for real-valued signals: leave them out, or build without levels={levels}"
+                f"logits={logits} with levels={categories}: integer signals have logits, give levels=... too, and one or more"
+            )
+        if categories is not None and (image or outputs > 1):
+            raise UsageError(
+                f"image={image} and outputs={outputs} are for real-valued signals: leave them out, or build without levels={categories}"
             )
         self.shape, self.width, self.multipliers, self.blocks = tuple(shape), width, tuple(multipliers), blocks
         self.attention, self.heads, self.dropout = tuple(attention), heads, dropout
-        self.classes, self.levels, self.outputs = classes, levels, outputs
+        self.classes, self.categories, self.outputs = classes, categories, outputs
         self.vector, self.image, self.tokens, self.logits = vector, image, tokens, logits
-        self.style, self.augment, self.null_label = style, augment, null_label
+        self.variant, self.augment, self.null_label = variant, augment, null_label
 
         dims, channels, embedding = len(shape) - 1, shape[0], 4 * width
-        entering, leaving = channels * (levels or 1) + image, channels * (logits or levels or outputs)
-        stages = Stages(dims, embedding, self.attention, heads, dropout, None if tokens is None else tokens.width, style)
-        self.time = TimeEmbedding(width, embedding, style.time)
+        entering, leaving = channels * (categories or 1) + image, channels * (logits or categories or outputs)
+        stages = UNetStages(
+            dims, embedding, self.attention, heads, dropout, None if tokens is None else tokens.width, variant
+        )
+        self.time = TimeEmbedding(width, embedding, variant.time)
         self.label = None
         if classes is not None:
-            self.label = LabelEmbedding(classes, self.time.features if style.early_label else embedding, null_label)
+            self.label = LabelEmbedding(classes, self.time.features if variant.early_label else embedding, null_label)
         self.stem = conv(dims, entering, stages.stem(width, multipliers))
         self.down, skips = stages.down(entering, width, multipliers, blocks)
         lowest = skips[-1]
         self.up, current = stages.up(skips, width, multipliers, blocks, leaving)
         self.middle = stages.middle(lowest)  # after the way up: optimisers keep their state by the order of parameters
-        self.head = nn.Sequential(style.norm(current), nn.SiLU(), zeroed(conv(dims, current, leaving)))
-        self.finish = None if style.leaves is None else style.leaves.finish(dims)
+        self.head = nn.Sequential(variant.norm(current), nn.SiLU(), zeroed(conv(dims, current, leaving)))
+        self.finish = None if variant.leaves is None else variant.leaves.finish(dims)
         self.build_conditions(embedding, self.time.features)
 
     def forward(
@@ -112,7 +123,8 @@ class UNet(Conditioned):
         tokens: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """The prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, levels)` (or as many as `logits` says).
+        """The prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, categories)` (or as many as `logits`
+        says).
 
         Args:
             x: `(B, C, *size)`.
@@ -139,22 +151,22 @@ class UNet(Conditioned):
 
     def _embedding(self, time: Tensor, label: Tensor | None, augment: Tensor | None, batch: int) -> Tensor:
         named = 0.0 if self.label is None else self.label(label, batch)
-        early = self.augmentation(augment, batch) + (named if self.style.early_label else 0.0)
+        early = self.augmentation(augment, batch) + (named if self.variant.early_label else 0.0)
         embedding = self.time(time, early)
-        return embedding if self.style.early_label else embedding + named
+        return embedding if self.variant.early_label else embedding + named
 
     def _entering(self, x: Tensor, image: Tensor | None) -> Tensor:
-        if self.levels is None:
+        if self.categories is None:
             return self.joined(x, image)
         refuse_unless(
-            (x >= 0) & (x < self.levels),
-            f"a symbol is out of 0..{self.levels - 1}: this network has levels={self.levels}; for a mask of its own beside K levels "
+            (x >= 0) & (x < self.categories),
+            f"a symbol is out of 0..{self.categories - 1}: this network has levels={self.categories}; for a mask of its own beside K levels "
             "build it with levels=K + 1, logits=K",
         )
-        one_hot = F.one_hot(x, self.levels).movedim(-1, 2)  # (B, C, K, *size)
+        one_hot = F.one_hot(x, self.categories).movedim(-1, 2)  # (B, C, K, *size)
         return one_hot.flatten(1, 2).to(self.stem.weight.dtype)
 
     def _leaving(self, h: Tensor, x: Tensor) -> Tensor:
-        if self.levels is None:
+        if self.categories is None:
             return h
-        return h.unflatten(1, (x.shape[1], self.logits or self.levels)).movedim(2, -1)  # (B, C, *size, K)
+        return h.unflatten(1, (x.shape[1], self.logits or self.categories)).movedim(2, -1)  # (B, C, *size, K)

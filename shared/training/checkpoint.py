@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..describe import build, describe
 from ..errors import UsageError, shown
 from ..objective import Objective
-from ..scale import Scale
+from ..quantization import Quantization
+from ..serialization import current, deserialize, serialize
 from .folder import said
 
 FORMAT = 1
@@ -36,7 +36,7 @@ class Checkpoint(NamedTuple):
     objective: Objective
     average: Objective
     experiment: Any
-    scale: Scale | None
+    quantization: Quantization | None
     shape: tuple[int, ...] | None
     step: int
     description: dict[str, Any]
@@ -57,14 +57,19 @@ def save(
 ) -> Path:
     """Writes `folder/checkpoints/STEP` in one rename, so an interrupted save leaves the ones before it as they were.
 
-    What was not trained here has no `optimizer` and no `config`, None; a run that goes on from it starts with a fresh one.
+    What was not trained here has no `optimizer` and no `config`, None; a run that goes on from it starts with a fresh
+    one.
 
     Raises:
         UsageError: for what a checkpoint cannot describe or hold.
         OSError: where it cannot be written.
     """
-    description = description_of(objective, optimizer=optimizer, step=step, config=config, experiment=experiment, batches=batches)
-    tensors = {f"objective.{k}": v for k, v in weights(objective).items()} | {f"average.{k}": v for k, v in weights(average).items()}
+    description = description_of(
+        objective, optimizer=optimizer, step=step, config=config, experiment=experiment, batches=batches
+    )
+    tensors = {f"objective.{k}": v for k, v in weights(objective).items()} | {
+        f"average.{k}": v for k, v in weights(average).items()
+    }
     names = {p: name for name, p in parameters(objective).items()}
     for parameter, slots in ({} if optimizer is None else optimizer.state).items():
         tensors |= {f"optimizer.{names[parameter]}.{slot}": value for slot, value in slots.items()}
@@ -90,7 +95,13 @@ def save(
 
 
 def description_of(
-    objective: Objective, *, optimizer: torch.optim.Optimizer | None, step: int, config: Any, experiment: Any, batches: Any
+    objective: Objective,
+    *,
+    optimizer: torch.optim.Optimizer | None,
+    step: int,
+    config: Any,
+    experiment: Any,
+    batches: Any,
 ) -> dict[str, Any]:
     """What `checkpoint.json` says, as it will be read; without the digests.
 
@@ -101,20 +112,24 @@ def description_of(
     description = {
         "format": FORMAT,
         "step": step,
-        "objective": describe(objective),
-        "config": describe(config),
-        "experiment": describe(experiment),
-        "scale": describe(getattr(batches, "scale", None)),
-        "shape": describe(getattr(batches, "shape", None)),
+        "objective": serialize(objective),
+        "config": serialize(config),
+        "experiment": serialize(experiment),
+        "quantization": serialize(getattr(batches, "quantization", None)),
+        "shape": serialize(getattr(batches, "shape", None)),
         "batches": batches.state_dict() if hasattr(batches, "state_dict") else None,
-        "frozen": None if optimizer is None else [name for name, p in parameters(objective).items() if p not in trained],
+        "frozen": None
+        if optimizer is None
+        else [name for name, p in parameters(objective).items() if p not in trained],
         "weights": {"objective.*": "raw", "average.*": "averaged, the ones to sample from"},
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("unnoise", "torch")},
     }
     try:
         return json.loads(json.dumps(description))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the batches' state_dict is not JSON ({said(error)}): give numbers, texts, lists and dicts") from error
+        raise UsageError(
+            f"the batches' state_dict is not JSON ({said(error)}): give numbers, texts, lists and dicts"
+        ) from error
 
 
 def plain(name: str) -> str:
@@ -137,7 +152,9 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             what = "no tensor" if not isinstance(value, Tensor) else "no plain tensor"
-            raise UsageError(f"a checkpoint cannot hold {name}, a {type(value).__name__}: it is {what}; keep it out of the state dict")
+            raise UsageError(
+                f"a checkpoint cannot hold {name}, a {type(value).__name__}: it is {what}; keep it out of the state dict"
+            )
     return found
 
 
@@ -159,7 +176,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def digest_of_text(description: Mapping[str, Any]) -> str:
     """SHA-256 of a description without its digests."""
-    return hashlib.sha256(json.dumps({k: v for k, v in description.items() if k != "digest"}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in description.items() if k != "digest"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def load(path: Path | str, *, network: nn.Module | None = None, device: torch.device | str = "cpu") -> Checkpoint:
@@ -171,16 +190,23 @@ def load(path: Path | str, *, network: nn.Module | None = None, device: torch.de
         device: where the weights go.
 
     Raises:
-        UsageError: where there is no checkpoint, it is damaged, or its weights do not fit its description (with the difference).
+        UsageError: where there is no checkpoint, it is damaged, or its weights do not fit its description (with the
+            difference).
     """
     folder = newest(Path(path))
     description, tensors = read(folder)
     try:
-        objective, average = (build(description["objective"], copy.deepcopy(network)) for _ in range(2))
-        experiment, scale, shape = build(description["experiment"]), build(description["scale"]), description["shape"]
+        objective, average = (deserialize(description["objective"], copy.deepcopy(network)) for _ in range(2))
+        experiment, quantization, shape = (
+            deserialize(description["experiment"]),
+            deserialize(description["quantization"]),
+            description["shape"],
+        )
         shape = None if shape is None else tuple(shape)
     except UNREADABLE as error:
-        if isinstance(error, UsageError) or "digest" in description:  # it is as it was written, and so the fault is elsewhere
+        if (
+            isinstance(error, UsageError) or "digest" in description
+        ):  # it is as it was written, and so the fault is elsewhere
             raise
         raise damaged(folder, said(error)) from error
     for name, module in (("objective", objective), ("average", average)):
@@ -189,7 +215,7 @@ def load(path: Path | str, *, network: nn.Module | None = None, device: torch.de
         objective=objective.to(device),
         average=average.to(device).eval().requires_grad_(False),
         experiment=experiment,
-        scale=scale,
+        quantization=quantization,
         shape=shape,
         step=description["step"],
         description=description,
@@ -197,12 +223,23 @@ def load(path: Path | str, *, network: nn.Module | None = None, device: torch.de
     )
 
 
-UNREADABLE = (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
 """What reading a damaged file can raise."""
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the tensors of a checkpoint's own folder, checked against their digests; checkpoints before these have none.
+    """The description and the tensors of a checkpoint's own folder, checked against their digests; checkpoints before
+    these have none.
 
     Raises:
         UsageError: where it is damaged, or of another format.
@@ -216,7 +253,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if type(description["step"]) is not int or not isinstance(description["objective"], dict):
             raise TypeError("checkpoint.json holds no step or no objective")
         tensors = {plain(name): v for name, v in load_file(folder / "tensors.safetensors").items()}
-        broken = [group for group in GROUPS if group in told and (part := grouped(tensors, group)) and told[group] != digest(part)]
+        broken = [
+            group
+            for group in GROUPS
+            if group in told and (part := grouped(tensors, group)) and told[group] != digest(part)
+        ]
     except UsageError:
         raise
     except UNREADABLE as error:
@@ -224,8 +265,24 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if broken:
         raise damaged(folder, f"the tensors {broken[0]}.* are not those that were written")
     if wrong:
-        raise damaged(folder, 'checkpoint.json is not as it was written; where you changed it yourself, take "digest" out of it')
-    return description, tensors
+        raise damaged(
+            folder, 'checkpoint.json is not as it was written; where you changed it yourself, take "digest" out of it'
+        )
+    return of_today(description, tensors)
+
+
+def of_today(description: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns a checkpoint's description and tensors under today's names of classes, arguments and weights."""
+    description = {EARLIER.get(k, k): v if k == "batches" else current(v) for k, v in description.items()}
+    if description.get("frozen"):
+        description["frozen"] = [name.replace(*EARLIER_WEIGHTS) for name in description["frozen"]]
+    return description, {name.replace(*EARLIER_WEIGHTS): value for name, value in tensors.items()}
+
+
+EARLIER = {"scale": "quantization"}
+"""Entries of a description that had another name."""
+EARLIER_WEIGHTS = (".dequantiser.", ".dequantizer.")
+"""A part of the names of weights, and what it is today."""
 
 
 def damaged(folder: Path, reason: str) -> UsageError:
@@ -247,7 +304,9 @@ def newest(path: Path) -> Path:
         return found[-1]
     near = sorted({str(p.parent.parent) for p in path.parent.glob("*/checkpoints/*") if not p.name.startswith(".")})
     hint = f"; there are some in {', '.join(near[:4])}" if near else ""
-    raise UsageError(f"there is no checkpoint in {path}{hint}: train one with `unnoise train`, or bring one in with `unnoise import`")
+    raise UsageError(
+        f"there is no checkpoint in {path}{hint}: train one with `unnoise train`, or bring one in with `unnoise import`"
+    )
 
 
 def numbered(home: Path) -> list[Path]:
@@ -270,7 +329,9 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
             lines.append(f"{k} is {state[k].dtype}, not {own[k].dtype}")
     if lines:
         more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
-        raise UsageError(f"the weights in {source} do not fit: {'; '.join(sorted(lines)[:4])}{more}; give the network that was saved")
+        raise UsageError(
+            f"the weights in {source} do not fit: {'; '.join(sorted(lines)[:4])}{more}; give the network that was saved"
+        )
     for k, v in own.items():
         if v.is_floating_point() and v.dtype != state[k].dtype:
             v.data = v.data.to(state[k].dtype)

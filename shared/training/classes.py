@@ -14,9 +14,11 @@ from ..objective import Objective
 
 
 def checked(objective: Objective, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The batches, refused where their labels are not classes 0 to K - 1 of the network, for its label K stands for none.
+    """The batches, refused where their labels are not classes 0 to K - 1 of the network, for its label K stands for
+    none.
 
-    Batches that hold their conditions are looked at once, before the first; others one by one, as long as they lie on the CPU.
+    Batches that hold their conditions are looked at once, before the first; others one by one, as long as they lie on
+    the CPU.
 
     Raises:
         UsageError: with the labels and what to do.

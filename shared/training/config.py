@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..describe import described
 from ..errors import UsageError, shown
+from ..serialization import serializable
 
 
-@described
+@serializable("training.Training", formerly="unnoise.shared.training.config.Training")
 @dataclass(frozen=True)
 class Training:
     """Settings of the trainer; the same for every family."""
@@ -25,11 +25,17 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's moments."""
     epsilon: float = 1e-8
-    """AdamW's epsilon; losses far below 1, such as one step's divergence of a table of 1000, train faster with 1e-12."""
+    """AdamW's epsilon.
+
+    Losses far below 1, such as one step's divergence of a table of 1000, train faster with 1e-12.
+    """
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     warmup: int | None = None
-    """Steps over which the learning rate rises linearly from 0; None for 5000, or a tenth of the steps if that is less."""
+    """Steps over which the learning rate rises linearly from 0.
+
+    None for 5000, or a tenth of the steps if that is less.
+    """
     cooldown: int = 0
     """Last steps, over which the learning rate falls linearly to 0."""
     clip: float = 1.0
@@ -37,7 +43,10 @@ class Training:
     ema: float = 0.9999
     """Decay of the averaged weights; step n uses min(ema, (1 + n) / (10 + n))."""
     bfloat16: bool | None = False
-    """Run the network under bfloat16 autocast; losses stay float32. None for where the device multiplies such numbers itself."""
+    """Run the network under bfloat16 autocast; losses stay float32.
+
+    None for where the device multiplies such numbers itself.
+    """
     seed: int = 0
     """Seed of the noise and of the times; the data have their own."""
     device: str = "auto"
@@ -68,9 +77,13 @@ class Training:
                 raise UsageError(f"{name}={getattr(self, name)}: give decays in [0, 1)")
         object.__setattr__(self, "device", str(self.device) if isinstance(self.device, torch.device) else self.device)
         if not isinstance(self.device, str) or self.device.startswith("meta"):
-            raise UsageError(f"device={shown(self.device)}: give the name of a torch device, such as cpu or cuda:0, or auto")
+            raise UsageError(
+                f"device={shown(self.device)}: give the name of a torch device, such as cpu or cuda:0, or auto"
+            )
         if self.bfloat16 not in (True, False, None):
-            raise UsageError(f"bfloat16={shown(self.bfloat16)}: give True, False, or None for what the device multiplies itself")
+            raise UsageError(
+                f"bfloat16={shown(self.bfloat16)}: give True, False, or None for what the device multiplies itself"
+            )
         if self.seed >= 2**31:
             raise UsageError(f"seed={shown(self.seed)}: give a whole number from 0 to 2147483647")
 
@@ -85,7 +98,9 @@ class Training:
         try:
             return torch.empty(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"device={self.device} is not to be had here ({str(error).splitlines()[0]}): try auto or cpu") from error
+            raise UsageError(
+                f"device={self.device} is not to be had here ({str(error).splitlines()[0]}): try auto or cpu"
+            ) from error
 
 
 LEAST = {"steps": 1, "log_every": 1, "save_every": 1, "watch_every": 0, "warmup": 0, "cooldown": 0, "seed": 0}

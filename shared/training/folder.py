@@ -35,7 +35,9 @@ def writable(folder: Path | str) -> Path:
         probe.touch()
         probe.unlink()
     except (OSError, TypeError, ValueError) as error:  # what is no path, too
-        raise UsageError(f"cannot write to the folder {shown(folder, 200)} ({said(error)}): choose another with --out") from error
+        raise UsageError(
+            f"cannot write to the folder {shown(folder, 200)} ({said(error)}): choose another with --out"
+        ) from error
     return folder
 
 
@@ -109,7 +111,8 @@ def refuse_several() -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within it no other process or thread enters the block for the same folder. The system lifts the lock of a process that dies.
+    """Within it no other process or thread enters the block for the same folder. The system lifts the lock of a process
+    that dies.
 
     A system without such locks, and a file system without them, goes without.
 
@@ -127,7 +130,9 @@ def locked(folder: Path) -> Iterator[None]:
             file = path.open("a")
     except BlockingIOError:
         file.close()
-        raise UsageError(f"another process trains into {folder}: wait for it, end it, or choose another folder") from None
+        raise UsageError(
+            f"another process trains into {folder}: wait for it, end it, or choose another folder"
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot write to the folder {folder} ({said(error)}): choose another with --out") from error
     try:
@@ -176,17 +181,23 @@ class Metrics:
         self.seconds = float(told[-1]) if told else 0.0
         try:
             if broken:
-                copy = next(p for n in count(1) if not (p := self.path.with_name(f"metrics.damaged-{n}.jsonl")).exists())
+                copy = next(
+                    p for n in count(1) if not (p := self.path.with_name(f"metrics.damaged-{n}.jsonl")).exists()
+                )
                 shutil.copyfile(self.path, copy)
                 warn(
-                    Notice(f"{broken} lines of {self.path} cannot be read and are left out; the file as it was is kept in {copy}"),
+                    Notice(
+                        f"{broken} lines of {self.path} cannot be read and are left out; the file as it was is kept in {copy}"
+                    ),
                     stacklevel=4,
                 )
             trimmed = self.path.with_suffix(".part")
             trimmed.write_bytes(b"".join(line + b"\n" for line, _ in kept))
             os.replace(trimmed, self.path)
         except OSError as error:
-            raise UsageError(f"cannot write {self.path} ({said(error)}): move it away or make room, and go on with the run") from error
+            raise UsageError(
+                f"cannot write {self.path} ({said(error)}): move it away or make room, and go on with the run"
+            ) from error
 
     def write(self, **values: Any) -> None:
         """Appends one line."""
@@ -204,7 +215,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(path: Path, ending: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the first name with that ending in a `metrics.jsonl`, as far as they can be read; none of them is a `Notice`.
+    """Steps and values of the first name with that ending in a `metrics.jsonl`, as far as they can be read; none of
+    them is a `Notice`.
 
     Raises:
         UsageError: where the file cannot be read.
@@ -218,7 +230,8 @@ def curve(path: Path, ending: str) -> tuple[list[float], list[float]]:
 
 
 def parsed(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
-    """The lines that can be read, as they stand and as objects, and how many cannot, but for a last one that a crash left half-written.
+    """The lines that can be read, as they stand and as objects, and how many cannot, but for a last one that a crash
+    left half-written.
 
     Raises:
         UsageError: where the file cannot be read.

@@ -10,7 +10,12 @@ from .config import Training
 
 def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.AdamW:
     """AdamW as configured."""
-    settings = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    settings = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
     return torch.optim.AdamW(parameters, **settings, fused=True)
 
 
@@ -23,7 +28,8 @@ def learning_rate(config: Training, step: int) -> float:
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
-    """Scales the gradient down to norm `largest`, and to zero where the norm is not finite. Returns the norm from before.
+    """Scales the gradient down to norm `largest`, and to zero where the norm is not finite. Returns the norm from
+    before.
 
     Nothing waits for the device: the decision is taken where the gradients are.
     """
@@ -38,7 +44,10 @@ def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
 
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
-    """`average <- d average + (1 - d) module` with `d = min(decay, (1 + n) / (10 + n))`: early averages forget the random start."""
+    """`average <- d average + (1 - d) module` with `d = min(decay, (1 + n) / (10 + n))`.
+
+    Early averages forget the random start.
+    """
     d = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - d)
     for a, b in zip(average.buffers(), module.buffers(), strict=True):

@@ -11,7 +11,10 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 on a device: CUDA from compute capability 8.0 on, x86 processors with AVX512-BF16 or AMX."""
+    """Whether bfloat16 is faster than float32 on a device.
+
+    CUDA from compute capability 8.0 on, x86 processors with AVX512-BF16 or AMX.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu" or not CPUINFO.is_file():

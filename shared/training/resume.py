@@ -1,4 +1,7 @@
-"""A run that goes on: the same model and data, each parameter with its own optimizer state, and a word on whatever has changed."""
+"""A run that goes on.
+
+The same model and data, each parameter with its own optimizer state, and a word on whatever has changed.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..describe import build, describe
 from ..errors import UsageError, shown
 from ..objective import Objective
+from ..serialization import deserialize, serialize
 from .checkpoint import difference, grouped, named, parameters, weights
 from .config import PACE, Training
 
@@ -21,20 +24,23 @@ COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 REMEDY = "give the run's, or train into another folder (--out, folder=)"
 
 
-def refuse_other_model(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], objective: Objective) -> list[str]:
+def refuse_other_model(
+    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], objective: Objective
+) -> list[str]:
     """Refuses an objective that is not the checkpoint's, and returns what is to be said of it.
 
-    A network that is not of this package is known by its class alone, which may have moved: another one is said, not refused.
+    A network that is not of this package is known by its class alone, which may have moved: another one is said, not
+    refused.
 
     Raises:
         UsageError: with the difference.
     """
-    stored, given, told = description["objective"], describe(objective), []
+    stored, given, told = description["objective"], serialize(objective), []
     if json.dumps(stored, sort_keys=True) != json.dumps(given, sort_keys=True):
         networks = (getattr(module, "network", None) for module in objective.modules())
         network = next((n for n in networks if isinstance(n, nn.Module)), None)
         # Described anew, so that an argument which has come with a default since is no difference.
-        if lines := difference(unnamed(describe(build(stored, network))), unnamed(given)):
+        if lines := difference(unnamed(serialize(deserialize(stored, network))), unnamed(given)):
             raise UsageError(f"the run in {folder} has other settings: {several(lines)}: {REMEDY}")
         pairs = sorted(set(of_other_class(stored, given)))
         told = [f"the network is of another class: {there} there, {here} here" for there, here in pairs]
@@ -77,8 +83,8 @@ def place_data(folder: Path, description: Mapping[str, Any], batches: Any) -> li
     Raises:
         UsageError: for other data.
     """
-    for name in ("scale", "shape"):
-        stored, given = description[name], json.loads(json.dumps(describe(getattr(batches, name, None))))
+    for name in ("quantization", "shape"):
+        stored, given = description[name], json.loads(json.dumps(serialize(getattr(batches, name, None))))
         if stored is not None and given is not None and (lines := difference(stored, given, name)):
             raise UsageError(f"the data differ from those of the run in {folder}: {several(lines)}: {REMEDY}")
     if description["batches"] is None:
@@ -91,7 +97,9 @@ def place_data(folder: Path, description: Mapping[str, Any], batches: Any) -> li
         batches.load_state_dict(state)
     except (LookupError, TypeError, AttributeError) as error:
         kind = type(batches).__name__
-        raise UsageError(f"{kind} cannot go on from {shown(description['batches'])} of the run in {folder}: {REMEDY}") from error
+        raise UsageError(
+            f"{kind} cannot go on from {shown(description['batches'])} of the run in {folder}: {REMEDY}"
+        ) from error
     return told
 
 
@@ -101,21 +109,29 @@ def with_alphabet(description: Mapping[str, Any]) -> tuple[Any, list[str]]:
     Those of earlier versions do not say what their numbers stand for, and their recipe does.
     """
     state = description["batches"]
-    if not isinstance(state, dict) or "alphabet" in state or "text" not in (description["experiment"] or {}).get("arguments", {}):
+    if (
+        not isinstance(state, dict)
+        or "alphabet" in state
+        or "text" not in (description["experiment"] or {}).get("arguments", {})
+    ):
         return state, []
     try:
-        return state | {"alphabet": build(description["experiment"]).text.alphabet().named}, []
+        return state | {"alphabet": deserialize(description["experiment"]).text.alphabet().named}, []
     except (UsageError, AttributeError) as error:
         return state, [f"what its numbers stand for is not known ({shown(error)}), and not compared"]
 
 
 def optimizer_slots(
-    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], objective: nn.Module, trained: Sequence[nn.Parameter]
+    folder: Path,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    objective: nn.Module,
+    trained: Sequence[nn.Parameter],
 ) -> tuple[dict[int, dict[str, Tensor]], list[str]]:
     """The optimizer's state by each parameter's place among the trained ones, and what is to be said of it.
 
-    State belongs to a parameter's name. Checkpoints of earlier versions have it by place alone; it is taken where as many parameters
-    of the same shapes are trained.
+    State belongs to a parameter's name. Checkpoints of earlier versions have it by place alone; it is taken where as
+    many parameters of the same shapes are trained.
 
     Raises:
         UsageError: for state of another shape than its parameter's.
@@ -127,7 +143,9 @@ def optimizer_slots(
         name, _, slot = key.rpartition(".")
         slots.setdefault(name, {})[slot] = value
     if not slots:
-        return {}, ["its checkpoint holds no optimizer state, which starts afresh"] if description["config"] is not None else []
+        return {}, ["its checkpoint holds no optimizer state, which starts afresh"] if description[
+            "config"
+        ] is not None else []
     if all(name.isdecimal() for name in slots):
         placed = {int(name): found for name, found in slots.items()}
         if max(placed) + 1 != len(here) or not all(fits(found, trained[i]) for i, found in placed.items()):
@@ -150,7 +168,11 @@ def fits(slots: Mapping[str, Tensor], parameter: nn.Parameter) -> bool:
 
 def listed(names: Sequence[str]) -> str:
     """A few of the names, with their number."""
-    return f"{names[0]} was" if len(names) == 1 else f"{len(names)} parameters ({', '.join(names[:2])}{', ...' * (len(names) > 2)}) were"
+    return (
+        f"{names[0]} was"
+        if len(names) == 1
+        else f"{len(names)} parameters ({', '.join(names[:2])}{', ...' * (len(names) > 2)}) were"
+    )
 
 
 def its(names: Sequence[str]) -> str:
@@ -163,10 +185,12 @@ def other_settings(description: Mapping[str, Any], config: Training, experiment:
     lines: list[str] = []
     if description["config"] is not None:
         stored = {f.name: f.default for f in fields(Training)} | description["config"]["arguments"]
-        given = describe(config)["arguments"]
-        stored, given = ({k: describe(v) for k, v in values.items() if k in given and k not in PACE} for values in (stored, given))
+        given = serialize(config)["arguments"]
+        stored, given = (
+            {k: serialize(v) for k, v in values.items() if k in given and k not in PACE} for values in (stored, given)
+        )
         lines += difference(stored, given)
-    recipes = [json.loads(json.dumps(d)) for d in (description["experiment"], describe(experiment)) if d is not None]
+    recipes = [json.loads(json.dumps(d)) for d in (description["experiment"], serialize(experiment)) if d is not None]
     if len(recipes) == 2:
         for recipe in recipes:
             recipe.get("arguments", {}).pop("training", None)

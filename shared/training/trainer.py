@@ -15,11 +15,11 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
-from ..describe import describe
 from ..errors import Notice, UsageError, shown
 from ..objective import Objective
 from ..progress import Progress, silent
 from ..random import derived_seed
+from ..serialization import serialize
 from .checkpoint import description_of, fill, grouped, numbered, read, save, weights
 from .classes import checked
 from .config import Training
@@ -71,11 +71,17 @@ class Trainer:
             raise UsageError(f"config={shown(config)}: give Training(steps=...)")
         if not hasattr(objective, "denoiser"):
             kind = type(objective).__name__
-            raise UsageError(f"{kind} is not an objective: give one of a denoiser, such as Simple(Learned(network, schedule))")
+            raise UsageError(
+                f"{kind} is not an objective: give one of a denoiser, such as Simple(Learned(network, schedule))"
+            )
         if any(p.is_meta for p in objective.parameters()):
-            raise UsageError("the objective has no weights yet, for they lie on the device meta: give it some, to_empty(device=...)")
+            raise UsageError(
+                "the objective has no weights yet, for they lie on the device meta: give it some, to_empty(device=...)"
+            )
         if not hasattr(objective.denoiser, "corruption"):
-            raise UsageError(f"{type(objective.denoiser).__name__} is a network: make it a denoiser first, Learned(network, schedule)")
+            raise UsageError(
+                f"{type(objective.denoiser).__name__} is a network: make it a denoiser first, Learned(network, schedule)"
+            )
         refuse_several()
         refuse_wrapped(objective)
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
@@ -83,7 +89,7 @@ class Trainer:
         self.folder = None if folder is None else writable(folder)
         if folder is not None:  # what cannot be saved must not show after an hour of training
             for part in (objective, config, experiment):
-                describe(part)
+                serialize(part)
             weights(objective)
         self.objective = objective.to(self.device)
         self.average = copy.deepcopy(self.objective).eval().requires_grad_(False)
@@ -97,14 +103,14 @@ class Trainer:
         """Trains to `config.steps` and returns the averaged objective.
 
         Args:
-            batches: endless dicts of tensors, `x0` and conditions by name. Where it has `state_dict` and `load_state_dict`, its
-                position is part of the checkpoint, and a resumed run continues bit for bit.
-            resume: go on from the folder's newest checkpoint, if it has one. The model and the data must be the run's; settings of
-                training and which parameters are trained may change, and a `Notice` says what did.
+            batches: endless dicts of tensors, `x0` and conditions by name. Where it has `state_dict` and
+                `load_state_dict`, its position is part of the checkpoint, and a resumed run continues bit for bit.
+            resume: go on from the folder's newest checkpoint, if it has one. The model and the data must be the run's;
+                settings of training and which parameters are trained may change, and a `Notice` says what did.
 
         Raises:
-            UsageError: for a folder that holds a run already, unless it is resumed; a run of another model or other data; a folder into
-                which another process trains; and a disk that is full, with what is saved.
+            UsageError: for a folder that holds a run already, unless it is resumed; a run of another model or other
+                data; a folder into which another process trains; and a disk that is full, with what is saved.
             Interrupted: on Ctrl-C, after a checkpoint of the last whole step.
             FloatingPointError: when every gradient since the last log line was not finite.
         """
@@ -113,15 +119,25 @@ class Trainer:
             return self._fit(batches)
 
     def _fit(self, batches: Iterable[dict[str, Tensor]]) -> Objective:
-        config, objective, stream, log = self.config, self.objective.train(), checked(self.objective, batches), Log(self.folder, self.step)
+        config, objective, stream, log = (
+            self.config,
+            self.objective.train(),
+            checked(self.objective, batches),
+            Log(self.folder, self.step),
+        )
         noise, forked = torch.Generator(self.device), [self.device] if self.device.type == "cuda" else []
         with interruption() as interrupted, torch.random.fork_rng(devices=forked):
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
-                batch = {name: torch.as_tensor(value).to(self.device, non_blocking=True) for name, value in drawn(stream, step).items()}
+                batch = {
+                    name: torch.as_tensor(value).to(self.device, non_blocking=True)
+                    for name, value in drawn(stream, step).items()
+                }
                 # Dropout and noise are functions of the step, so a resumed run draws the same.
                 torch.manual_seed(derived_seed(config.seed, "dropout", step))
                 noise.manual_seed(derived_seed(config.seed, "noise", step))
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(config.bfloat16, self.device)):
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=uses_bfloat16(config.bfloat16, self.device)
+                ):
                     loss = objective(**batch, generator=noise)
                 loss.total.mean().backward()
                 norm = clip_gradients(self.parameters, config.clip)
@@ -153,7 +169,9 @@ class Trainer:
         if not found:
             return
         if not resume:
-            raise UsageError(f"{self.folder} holds a run already: go on with it (--resume, resume=True), or choose another folder")
+            raise UsageError(
+                f"{self.folder} holds a run already: go on with it (--resume, resume=True), or choose another folder"
+            )
         description, tensors = read(found[-1])
         told = refuse_other_model(self.folder, description, tensors, self.objective)
         told += place_data(self.folder, description, batches)
@@ -163,7 +181,9 @@ class Trainer:
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.step, told = description["step"], told + more
         if lines := other_settings(description, self.config, self.experiment):
-            goes_on = "they hold from here on" if self.step < self.config.steps else "it is finished, and stays as it is"
+            goes_on = (
+                "they hold from here on" if self.step < self.config.steps else "it is finished, and stays as it is"
+            )
             told.append(f"other settings ({several(lines)}): {goes_on}")
         if self.step > self.config.steps:
             told.append(f"it has {self.step} steps, more than steps={self.config.steps}, and nothing is trained")
@@ -210,7 +230,9 @@ class Log:
 
     def add(self, total: Tensor, parts: dict[str, Tensor], norm: Tensor) -> None:
         """Notes one step."""
-        self.rows.append({"loss": total.detach().mean()} | {k: v.detach().mean() for k, v in parts.items()} | {"gradient_norm": norm})
+        self.rows.append(
+            {"loss": total.detach().mean()} | {k: v.detach().mean() for k, v in parts.items()} | {"gradient_norm": norm}
+        )
 
     def write(self, step: int, rate: float) -> None:
         """Writes the means since the last line; steps whose gradient was not finite are counted instead."""
@@ -222,7 +244,9 @@ class Log:
         means = {k: float(torch.stack([r[k] for r in finite]).mean()) for k in finite[0]}
         if self.metrics is not None:
             seconds = round(time.perf_counter() - self.start, 3)
-            self.metrics.write(step=step, **means, learning_rate=rate, skipped=len(self.rows) - len(finite), seconds=seconds)
+            self.metrics.write(
+                step=step, **means, learning_rate=rate, skipped=len(self.rows) - len(finite), seconds=seconds
+            )
         self.rows = []
 
 
@@ -234,7 +258,9 @@ def refuse_wrapped(module: nn.Module) -> None:
     """
     for part in module.modules():
         if (name := type(part).__name__) in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
-            raise UsageError(f"the network is wrapped in {name}, and training runs on one device: give the network itself, its .module")
+            raise UsageError(
+                f"the network is wrapped in {name}, and training runs on one device: give the network itself, its .module"
+            )
 
 
 @contextmanager
@@ -244,7 +270,9 @@ def interruption() -> Iterator[Callable[[], bool]]:
     if current_thread() is not main_thread():
         yield lambda: False
         return
-    before = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield lambda: bool(received)
     finally:
@@ -260,9 +288,13 @@ def drawn(stream: Iterator[Any], step: int) -> dict[str, Tensor]:
     """
     batch = next(stream, None)
     if batch is None:
-        raise UsageError(f"the batches ended at step {step}: give an endless iterable, such as Batches(...), or as many as steps")
+        raise UsageError(
+            f"the batches ended at step {step}: give an endless iterable, such as Batches(...), or as many as steps"
+        )
     if not isinstance(batch, Mapping) or "x0" not in batch:
         held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         such = '({"x0": x, "label": label} for x, label in loader)'
-        raise UsageError(f'a batch is {held}: give dicts of tensors with "x0" and the conditions by name, such as {such}')
+        raise UsageError(
+            f'a batch is {held}: give dicts of tensors with "x0" and the conditions by name, such as {such}'
+        )
     return batch

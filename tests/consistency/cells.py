@@ -26,7 +26,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "consistency.md"
 RING = torch.tensor([[1], [2], [0]])
 BETAS = torch.tensor([0.3, 0.4, 0.6, 0.95], dtype=D)
 EVENTS = -torch.log1p(-BETAS)
-MILD = d.LogLinear(eps=0.02, t_min=0.02)
+MILD = d.LogLinearNoise(eps=0.02, t_min=0.02)
 T_MIN = 0.02
 
 
@@ -46,25 +46,31 @@ def masking_rows() -> torch.Tensor:
 PROCESSES = {
     "Uniform, table": lambda: d.Uniform(K, BETAS),
     "Uniform, time": lambda: d.Uniform(K, MILD),
-    "Uniform, geometric time": lambda: d.Uniform(K, d.Geometric(1e-2, 6.0, t_min=T_MIN)),
+    "Uniform, geometric time": lambda: d.Uniform(K, d.GeometricNoise(1e-2, 6.0, t_min=T_MIN)),
     "Absorbing, table": lambda: d.Absorbing(K, d.reciprocal(4)),
     "Absorbing, table with survivors": lambda: d.Absorbing(K, BETAS),
-    "Absorbing, time": lambda: d.Absorbing(K, d.LogLinear(0.0, T_MIN)),
+    "Absorbing, time": lambda: d.Absorbing(K, d.LogLinearNoise(0.0, T_MIN)),
     "Absorbing, time with survivors": lambda: d.Absorbing(K, MILD),
     "Absorbing in a token of the data, table": lambda: d.Absorbing(K, d.reciprocal(4), mask=1),
     "Absorbing in a token of the data, time with survivors": lambda: d.Absorbing(K, MILD, mask=1),
     "DiscretizedGaussian, table": lambda: d.DiscretizedGaussian(K, BETAS),
     "BandDiagonal, table": lambda: d.BandDiagonal(K, BETAS, band=2),
-    "GaussianTarget, table": lambda: d.GaussianTarget(K, d.Steps(EVENTS), reach=1.0, width=1.5),
-    "GaussianTarget, time": lambda: d.GaussianTarget(K, d.Constant(4.0, T_MIN), reach=1.0, width=1.5),
-    "NearestNeighbor, table": lambda: d.NearestNeighbor(RING, d.Steps(EVENTS)),
-    "NearestNeighbor, time": lambda: d.NearestNeighbor(RING, d.Constant(4.0, T_MIN)),
-    "Mixture with Uniform, table": lambda: d.Mixture(d.NearestNeighbor(RING, d.Steps(EVENTS / 3)), d.Uniform(K, BETAS)),
-    "Mixture with Uniform, time": lambda: d.Mixture(d.NearestNeighbor(RING, d.Constant(1.0, T_MIN)), d.Uniform(K, MILD)),
+    "GaussianTarget, table": lambda: d.GaussianTarget(K, d.TabulatedNoise(EVENTS), reach=1.0, width=1.5),
+    "GaussianTarget, time": lambda: d.GaussianTarget(K, d.ConstantNoise(4.0, T_MIN), reach=1.0, width=1.5),
+    "NearestNeighbor, table": lambda: d.NearestNeighbor(RING, d.TabulatedNoise(EVENTS)),
+    "NearestNeighbor, time": lambda: d.NearestNeighbor(RING, d.ConstantNoise(4.0, T_MIN)),
+    "Mixture with Uniform, table": lambda: d.Mixture(
+        d.NearestNeighbor(RING, d.TabulatedNoise(EVENTS / 3)), d.Uniform(K, BETAS)
+    ),
+    "Mixture with Uniform, time": lambda: d.Mixture(
+        d.NearestNeighbor(RING, d.ConstantNoise(1.0, T_MIN)), d.Uniform(K, MILD)
+    ),
     "Mixture with Absorbing, table": lambda: d.Mixture(d.DiscretizedGaussian(K, BETAS / 2), d.Absorbing(K, BETAS)),
-    "Mixture with Absorbing, time": lambda: d.Mixture(d.NearestNeighbor(RING, d.Constant(1.0, T_MIN)), d.Absorbing(K, MILD)),
+    "Mixture with Absorbing, time": lambda: d.Mixture(
+        d.NearestNeighbor(RING, d.ConstantNoise(1.0, T_MIN)), d.Absorbing(K, MILD)
+    ),
     "Dense, table": lambda: d.Dense(rows(2, 3)),
-    "Dense with a mask, table": lambda: d.Dense(masking_rows(), torch.eye(4, dtype=D)[3], levels=3),
+    "Dense with a mask, table": lambda: d.Dense(masking_rows(), torch.eye(4, dtype=D)[3], categories=3),
 }
 REVERSES = {"Product": d.Product, "Marginal": d.Marginal, "Product(eps)": lambda: d.Product(1e-3)}
 READINGS = (*REVERSES, "ratios")
@@ -74,9 +80,9 @@ FIRST = (
 )
 HEADS = {"direct": d.direct, "residual": d.residual, "carried": d.carried, "logistic": d.logistic}
 OBJECTIVES = {
-    "Hybrid(ce=0)": lambda denoiser: d.Hybrid(denoiser, 0.0),
-    "Hybrid(ce)": lambda denoiser: d.Hybrid(denoiser, 0.3),
-    "Importance(Hybrid)": lambda denoiser: d.Importance(d.Hybrid(denoiser, 0.0)),
+    "Hybrid(ce=0)": lambda denoiser: d.D3PMLoss(denoiser, 0.0),
+    "Hybrid(ce)": lambda denoiser: d.D3PMLoss(denoiser, 0.3),
+    "Importance(Hybrid)": lambda denoiser: d.ImportanceSampling(d.D3PMLoss(denoiser, 0.0)),
     "ContinuousBound(ce=0)": lambda denoiser: d.ContinuousBound(denoiser),
     "ContinuousBound(ce)": lambda denoiser: d.ContinuousBound(denoiser, 0.3),
     "CrossEntropy": lambda denoiser: d.CrossEntropy(denoiser),
@@ -110,19 +116,31 @@ CORRECTORS = {
     for name, make in CORRECTED.items()
 }
 WRAPPERS = {
-    "Tempered": lambda denoiser: d.Tempered(denoiser, 0.7),
-    "Nucleus": lambda denoiser: d.Nucleus(denoiser, 0.8),
+    "Tempered": lambda denoiser: d.Temperature(denoiser, 0.7),
+    "Nucleus": lambda denoiser: d.TopP(denoiser, 0.8),
     "ClassifierFree": lambda denoiser: d.ClassifierFree(denoiser, 1.5, null=2),
-    "ClassifierGuided": lambda denoiser: d.ClassifierGuided(denoiser, tilted, 1.5, d.every_neighbour),
+    "ClassifierGuided": lambda denoiser: d.ClassifierGuided(denoiser, tilted, 1.5, d.every_neighbor),
 }
-AXES = {"objective": OBJECTIVES, "bound": BOUNDS, "sampler": SAMPLERS, "corrected sampler": CORRECTORS, "wrapper": WRAPPERS}
+AXES = {
+    "objective": OBJECTIVES,
+    "bound": BOUNDS,
+    "sampler": SAMPLERS,
+    "corrected sampler": CORRECTORS,
+    "wrapper": WRAPPERS,
+}
 
 
 def some_of(pairs: list[tuple[str, str]]) -> list[object]:
-    """Pairs of a process and a reading for pytest: one reading of every process and all of some; the others are slow."""
+    """Pairs of a process and a reading for pytest: one reading of every process and all of some.
+
+    The others are slow.
+    """
     import pytest
 
-    return [pytest.param(p, r, marks=pytest.mark.slow if r not in ("Product", "ratios") and p not in FIRST else ()) for p, r in pairs]
+    return [
+        pytest.param(p, r, marks=pytest.mark.slow if r not in ("Product", "ratios") and p not in FIRST else ())
+        for p, r in pairs
+    ]
 
 
 def corrector(denoiser: d.CategoricalDenoiser) -> d.RateCorrector:
@@ -218,7 +236,9 @@ def page(found: list[Cell]) -> str:
         own = [cell for cell in found if cell.axis == axis]
         same: dict[str, list[str]] = {}
         for reading in dict.fromkeys(cell.reading for cell in own):
-            same.setdefault(section([cell for cell in own if cell.reading == reading], reasons), []).append(NAMES[reading])
+            same.setdefault(section([cell for cell in own if cell.reading == reading], reasons), []).append(
+                NAMES[reading]
+            )
         for text, names in same.items():
             sections.append(f"### {title}" + (f": {' and '.join(names)}" if axis != "head" else "") + f"\n\n{text}")
     tested = sum(not cell.refused for cell in found)
@@ -246,7 +266,16 @@ def section(own: list[Cell], reasons: dict[str, int]) -> str:
 
 def plain(words: str) -> str:
     """A refusal without the names of one process, so that equal reasons are one."""
-    for name in ("Uniform", "Absorbing", "DiscretizedGaussian", "BandDiagonal", "GaussianTarget", "NearestNeighbor", "Mixture", "Dense"):
+    for name in (
+        "Uniform",
+        "Absorbing",
+        "DiscretizedGaussian",
+        "BandDiagonal",
+        "GaussianTarget",
+        "NearestNeighbor",
+        "Mixture",
+        "Dense",
+    ):
         words = words.replace(f"this is {name} ", "this is another process ").replace(f"this {name} ", "this process ")
         words = words.replace(f"{name} (T=4)", "a process").replace(f"{name} (T=None)", "a process")
     return words.replace("over 3 symbols", "").replace("over 4 symbols", "").replace(" :", ":")
@@ -268,9 +297,19 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *lines))
 
 
-SAMPLED = {"Ancestral": "exact", "Ancestral(most_likely)": "greedy end", "Unmasking": "exact", "Infilling(Ancestral)": "exact"}
+SAMPLED = {
+    "Ancestral": "exact",
+    "Ancestral(most_likely)": "greedy end",
+    "Unmasking": "exact",
+    "Infilling(Ancestral)": "exact",
+}
 SAMPLED |= {"FirstHitting": "exact, jointly", "Infilling(FirstHitting)": "exact, jointly"}
-NAMES = {"Product": "`Product`", "Marginal": "`Marginal`", "Product(eps)": "`Product(eps=1e-3)`", "ratios": "`ScoreEntropyDenoiser`"}
+NAMES = {
+    "Product": "`Product`",
+    "Marginal": "`Marginal`",
+    "Product(eps)": "`Product(eps=1e-3)`",
+    "ratios": "`ScoreEntropyDenoiser`",
+}
 TITLES = {
     "objective": "Objectives",
     "bound": "Bounds",

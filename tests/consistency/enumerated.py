@@ -53,7 +53,9 @@ def posteriors(transition, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 def posterior_is_read(reverse, transition, t: Tensor) -> bool:
     """Which of the two an output at t is read as: the rule of the docs, written again."""
-    return not isinstance(reverse, Product) or (transition.steps is not None and round(float(t) * transition.steps) == 1)
+    return not isinstance(reverse, Product) or (
+        transition.steps is not None and round(float(t) * transition.steps) == 1
+    )
 
 
 def keeps_tokens(transition) -> bool:
@@ -164,7 +166,7 @@ def walk(start: Tensor, denoiser: CategoricalDenoiser, grid: Tensor, law=None) -
     """The distribution of pairs at the end of a grid, by `law(x, t, s)`, the denoiser's own unless it is given."""
     x = pairs(denoiser.corruption.states)
     for t, s in itertools.pairwise(grid):
-        start = start @ joint(torch.nan_to_num((law or denoiser.step_law)(x, t, s)))
+        start = start @ joint(torch.nan_to_num((law or denoiser.step_distribution)(x, t, s)))
     return start
 
 
@@ -214,7 +216,7 @@ class told:
 def start_of(denoiser: CategoricalDenoiser, t: Tensor = ONE, **cond) -> Tensor:
     """The distribution of pairs that sampling starts from."""
     x = denoiser.corruption.stationary().argmax().expand(1, 2)
-    return joint(denoiser.start_law(x, t, **cond))[0]
+    return joint(denoiser.start_distribution(x, t, **cond))[0]
 
 
 def chain_bound(denoiser: CategoricalDenoiser, grid: Tensor, x0: Tensor, label: Tensor | None = None) -> Tensor:
@@ -240,7 +242,12 @@ def assert_bounds(denoiser: CategoricalDenoiser, grid: Tensor, label: Tensor | N
     costs."""
     size = denoiser.corruption.states
     cond = labelled(label, size**2)
-    law = walk(start_of(denoiser, grid[0], **labelled(label, 1)), denoiser, grid, lambda x, t, s: denoiser.step_law(x, t, s, **cond))
+    law = walk(
+        start_of(denoiser, grid[0], **labelled(label, 1)),
+        denoiser,
+        grid,
+        lambda x, t, s: denoiser.step_distribution(x, t, s, **cond),
+    )
     law = law.view(size, size)[:K, :K].flatten()
     assert float((law.sum() - 1).abs()) < 1e-9
     bounds = torch.stack([chain_bound(denoiser, grid, x0, label) for x0 in pairs(K)])

@@ -1,4 +1,7 @@
-"""What the Gaussian families let a user combine: the axes of their consistency matrix, and its half of the page in the docs."""
+"""What the Gaussian families let a user combine.
+
+The axes of their consistency matrix, and its half of the page in the docs.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from torch import Tensor, nn
 
 from unnoise import continuous as c
 from unnoise import sde
-from unnoise.shared.denoiser import GaussianDenoiser
-from unnoise.shared.guidance import ClassifierFree, ClassifierGuided, ConditionDropout, NoisyClassifier
+from unnoise.shared.gaussian.denoiser import GaussianDenoiser
+from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, ConditionDropout, NoisyClassifier
 from unnoise.shared.objective import Stratified
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
-from unnoise.shared.scale import Scale
 
 D = torch.float64
-SCALE = Scale(3)
+SCALE = Quantization(3)
 BETAS = torch.tensor([0.1, 0.3, 0.5], dtype=D)
 
 SCHEDULES = {
@@ -35,7 +38,7 @@ SCHEDULES = {
     "Tabulated, 3 rows": lambda: c.Tabulated(BETAS),
     "Tabulated, 1 row": lambda: c.Tabulated(BETAS[1:2]),
     "Tabulated to zero SNR": lambda: c.Tabulated(c.zero_terminal(c.linear_betas(50))),
-    "Levels, 49 rows": lambda: sde.Levels(sde.geometric_sigmas(0.1, 10.0, 49)),
+    "Levels, 49 rows": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.1, 10.0, 49)),
 }
 ZERO_SNR = ("Straight", "Tabulated to zero SNR")
 PREDICTIONS = {
@@ -50,20 +53,20 @@ FIXED = {"small": c.small, "large": c.large, "LogInterpolated": c.LogInterpolate
 LEARNED = {"learned_range": c.learned_range, "learned_diagonal": c.learned_diagonal}
 VARIANCES = FIXED | LEARNED
 WEIGHTS = {
-    "Simple": c.Simple,
-    "Simple(truncated_snr)": lambda d: c.Simple(d, weight=c.truncated_snr),
-    "Simple(MinSNR)": lambda d: c.Simple(d, weight=c.MinSNR(2.0)),
-    "Simple(PlainError(velocity))": lambda d: c.Simple(d, weight=c.PlainError(c.velocity)),
-    "ScoreMatching": sde.ScoreMatching,
-    "ScoreMatching(g_squared)": lambda d: sde.ScoreMatching(d, weight=sde.g_squared),
-    "EDMLoss": lambda d: sde.EDMLoss(d, 0.7),
-    "FlowMatching": sde.FlowMatching,
+    "Simple": c.DenoisingLoss.simple,
+    "Simple(truncated_snr)": lambda d: c.DenoisingLoss(d, weight=c.truncated_snr),
+    "Simple(MinSNR)": lambda d: c.DenoisingLoss(d, weight=c.MinSNR(2.0)),
+    "Simple(PlainError(velocity))": lambda d: c.DenoisingLoss(d, weight=c.OutputError(c.velocity)),
+    "ScoreMatching": sde.DenoisingLoss.score_matching,
+    "ScoreMatching(likelihood_weight)": lambda d: sde.DenoisingLoss(d, weight=sde.likelihood_weight),
+    "EDMLoss": lambda d: sde.DenoisingLoss.edm(d, 0.7),
+    "FlowMatching": sde.DenoisingLoss.flow_matching,
 }
 BOUNDING = {f"Variational({name})": lambda d, v=v: c.Variational(d, SCALE, v) for name, v in FIXED.items()}
 UNUSUAL = {
     "MaximumLikelihood": sde.MaximumLikelihood,
-    "Implicit": sde.Implicit,
-    "Sliced": lambda d: sde.Sliced(d, 2),
+    "Implicit": sde.ImplicitScoreMatching,
+    "Sliced": lambda d: sde.SlicedScoreMatching(d, 2),
 }
 OBJECTIVES = {
     **WEIGHTS,
@@ -73,16 +76,21 @@ OBJECTIVES = {
     "Hybrid": lambda d: c.Hybrid(d, SCALE),
     "Variational, uneven times": lambda d: c.Variational(d, SCALE, times=Stratified(1.5)),
     "MaximumLikelihood, uneven times": lambda d: sde.MaximumLikelihood(d, Stratified(1.5)),
-    "Importance(Simple)": lambda d: c.Importance(c.Simple(d)),
-    "Importance(MaximumLikelihood)": lambda d: c.Importance(sde.MaximumLikelihood(d)),
-    "ConditionDropout(Simple)": lambda d: ConditionDropout(c.Simple(d)),
+    "Importance(Simple)": lambda d: c.ImportanceSampling(c.DenoisingLoss.simple(d)),
+    "Importance(MaximumLikelihood)": lambda d: c.ImportanceSampling(sde.MaximumLikelihood(d)),
+    "ConditionDropout(Simple)": lambda d: ConditionDropout(c.DenoisingLoss.simple(d)),
     "Distillation": lambda d: c.Distillation(d, c.Clipped(d), 4),
 }
-BOUNDS = {f"VariationalBound({name})": lambda d, v=v: c.VariationalBound(d, SCALE, variance=v) for name, v in VARIANCES.items()}
+BOUNDS = {
+    f"VariationalBound({name})": lambda d, v=v: c.VariationalBound(d, SCALE, variance=v)
+    for name, v in VARIANCES.items()
+}
 LIKELIHOODS = {
-    "ChangeOfVariables(angle)": lambda d: sde.ChangeOfVariables(d, trace=sde.ExactTrace(), integrator=sde.Adaptive(1e-7, 1e-7)),
+    "ChangeOfVariables(angle)": lambda d: sde.ChangeOfVariables(
+        d, trace=sde.ExactTrace(), integrator=sde.Adaptive(1e-7, 1e-7)
+    ),
     "ChangeOfVariables(clock)": lambda d: sde.ChangeOfVariables(
-        d, trace=sde.ExactTrace(), integrator=sde.Adaptive(1e-7, 1e-7), chart=sde.clock
+        d, trace=sde.ExactTrace(), integrator=sde.Adaptive(1e-7, 1e-7), coordinates=sde.time_coordinates
     ),
 }
 OF_THE_FLOW = {
@@ -98,7 +106,7 @@ OF_THE_FLOW = {
     "UniPC(3)": c.UniPC,
     "LMS": lambda d: c.LMS(d, 3),
     "ProbabilityFlow": sde.ProbabilityFlow,
-    "ProbabilityFlow(clock)": lambda d: sde.ProbabilityFlow(d, chart=sde.clock),
+    "ProbabilityFlow(clock)": lambda d: sde.ProbabilityFlow(d, coordinates=sde.time_coordinates),
     "EulerMaruyama(0)": lambda d: sde.EulerMaruyama(d, 0.0),
     "ReverseDiffusion(0)": lambda d: sde.ReverseDiffusion(d, 0.0),
 }
@@ -121,7 +129,7 @@ CORRECTED = {
     "CorrectorPredictor": lambda d: CorrectorPredictor(sde.ReverseDiffusion(d), sde.AnnealedLangevin(d, 0.02, 1)),
 }
 ON_LEARNED = {f"Ancestral({name})": lambda d, v=v: c.Ancestral(d, v) for name, v in LEARNED.items()}
-ENCODED = {"Still, AnnealedLangevin": lambda d: CorrectorPredictor(sde.Still(d), sde.AnnealedLangevin(d, 0.1, 2))}
+ENCODED = {"Still, AnnealedLangevin": lambda d: CorrectorPredictor(sde.NoPredictor(d), sde.AnnealedLangevin(d, 0.1, 2))}
 IN_TIME = ("EulerMaruyama", "ProbabilityFlow(clock)")  # written in t itself
 SAMPLERS = {**OF_THE_FLOW, **STOCHASTIC, **CORRECTED, **ENCODED, **ON_LEARNED}
 WRAPPERS = {
@@ -185,7 +193,9 @@ def cells() -> list[Cell]:
         for axis, parts in AXES.items():
             for part, make in parts.items():
                 if outputs == 1 or axis in ("objective", "bound") or part in ON_LEARNED:
-                    found.append(Cell(axis, schedule, outputs, part, refusal(lambda: make(build(schedule, outputs=outputs)))))  # noqa: B023
+                    found.append(
+                        Cell(axis, schedule, outputs, part, refusal(lambda: make(build(schedule, outputs=outputs))))  # noqa: B023
+                    )
     for schedule, prediction in itertools.product(SCHEDULES, PREDICTIONS):
         found.append(Cell("prediction", schedule, 1, prediction, refusal(lambda: build(schedule, prediction))))  # noqa: B023
     return found
@@ -243,7 +253,13 @@ def of_sampler(cell: Cell) -> str:
         return "as its rows allow"
     if cell.part in OF_THE_FLOW:
         return f"order {OF_THE_FLOW[cell.part](build('VP')).order}"
-    return "order 1" if cell.part in STOCHASTIC | CORRECTED else "variance of the level" if cell.part in ENCODED else "as fixed"
+    return (
+        "order 1"
+        if cell.part in STOCHASTIC | CORRECTED
+        else "variance of the level"
+        if cell.part in ENCODED
+        else "as fixed"
+    )
 
 
 VERDICTS = {

@@ -1,4 +1,7 @@
-"""Integrals by quadrature and closed forms that the Gaussian matrix is held to; nothing here asks the package for a formula."""
+"""Integrals by quadrature and closed forms that the Gaussian matrix is held to.
+
+Nothing here asks the package for a formula.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unnoise.shared.denoiser import GaussianDenoiser
-from unnoise.shared.oracle import GaussianOracle, MixtureOracle
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
 from unnoise.shared.random import Streams
 from unnoise.shared.tensors import exact, like
 
@@ -51,40 +54,44 @@ def quadrature(count: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     return x0[:, None], z[:, None], w
 
 
-def mixture(schedule) -> MixtureOracle:
+def mixture(schedule) -> AnalyticMixture:
     """The exact denoiser of the mixture."""
-    return MixtureOracle(WEIGHTS, MEANS[:, None], VARIANCES, schedule)
+    return AnalyticMixture(WEIGHTS, MEANS[:, None], VARIANCES, schedule)
 
 
-def points(schedule) -> MixtureOracle:
+def points(schedule) -> AnalyticMixture:
     """The exact denoiser of three levels."""
-    return MixtureOracle(SHARES, POINTS, torch.zeros(3, dtype=D), schedule)
+    return AnalyticMixture(SHARES, POINTS, torch.zeros(3, dtype=D), schedule)
 
 
-def gaussian(schedule, mean=0.4, variance=0.5) -> GaussianOracle:
+def gaussian(schedule, mean=0.4, variance=0.5) -> AnalyticGaussian:
     """The exact denoiser of one Gaussian."""
-    return GaussianOracle(torch.tensor([mean], dtype=D), torch.tensor([[variance]], dtype=D), schedule)
+    return AnalyticGaussian(torch.tensor([mean], dtype=D), torch.tensor([[variance]], dtype=D), schedule)
 
 
 class Moved(GaussianDenoiser):
-    """Another denoiser with something added, `theta h(x / sqrt(alpha^2 + sigma^2))`; theta is what objectives differentiate by. Also
-    its variance output."""
+    """Another denoiser with something added, `theta h(x / sqrt(alpha^2 + sigma^2))`; theta is what objectives
+    differentiate by. Also its variance output."""
 
     def __init__(self, base: GaussianDenoiser, h, theta: float = 0.0, v=None) -> None:
         super().__init__()
         self.base, self.h, self.v, self.corruption = base, h, v, base.corruption
         self.theta = torch.nn.Parameter(torch.tensor(theta, dtype=D))
-        self.spread = v is not None
+        self.has_variance_output = v is not None
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond) -> Tensor:
+    def estimate(self, x_t: Tensor, t: Tensor, **cond) -> Estimate:
         scale = torch.hypot(*self.corruption(exact(t)))
-        return self.base(x_t, t, **cond) + self.theta * self.h(x_t / like(scale, x_t))
-
-    def with_spread(self, x_t: Tensor, t: Tensor, **cond):
-        return self(x_t, t, **cond), None if self.v is None else self.v(x_t, t)
+        mean = self.base(x_t, t, **cond) + self.theta * self.h(x_t / like(scale, x_t))
+        return Estimate.of_mean(mean, None if self.v is None else self.v(x_t, t))
 
     def on(self, schedule):
         return Moved(self.base.on(schedule), self.h, float(self.theta), self.v)
+
+
+def mean_and_variance(denoiser, x, t, **cond):
+    """`E[x_0 | x_t]` and the variance output."""
+    found = denoiser.estimate(x, t, **cond)
+    return found.mean(x), found.variance_output
 
 
 CHANGES = [torch.ones_like, torch.tanh, lambda x: torch.cos(2 * x)]
@@ -101,8 +108,8 @@ def levels(schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def speeds(schedule, t: Tensor, h: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of alpha, sigma and the log-SNR, by differences from below, as a step to s < t sees them; of a table's first row, below
-    which nothing moves, from above."""
+    """Derivatives of alpha, sigma and the log-SNR, by differences from below, as a step to s < t sees them; of a
+    table's first row, below which nothing moves, from above."""
     t = exact(t)
     below, here = (t, t + h) if hasattr(schedule, "steps") and t * schedule.steps < 1.5 else (t - h, t)
     (a0, s0), (a1, s1) = schedule(below), schedule(here)
@@ -147,7 +154,7 @@ def normal_density(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 def said(denoiser: GaussianDenoiser, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
     """The denoiser's mean and variance output at scalars x, `(N,)` each."""
-    mean, v = denoiser.with_spread(x[:, None], t)
+    mean, v = mean_and_variance(denoiser, x[:, None], t)
     return mean[:, 0], None if v is None else v[:, 0]
 
 
@@ -171,7 +178,9 @@ def chain_law(denoiser: GaussianDenoiser, variance: str, times: list[Tensor]) ->
 
 
 @torch.no_grad()
-def chain_bound(denoiser: GaussianDenoiser, variance: str, times: list[Tensor], k: int, count: int = 200) -> tuple[Tensor, Tensor, Tensor]:
+def chain_bound(
+    denoiser: GaussianDenoiser, variance: str, times: list[Tensor], k: int, count: int = 200
+) -> tuple[Tensor, Tensor, Tensor]:
     """Prior, path and data of the bound for a level, as KLs of Gaussians in expectation over x_t."""
     schedule, (z, w) = denoiser.corruption, hermite(count)
     x0, (a, s1) = POINTS[k, 0], levels(schedule, ONE)

@@ -58,7 +58,9 @@ RATIOS = [p for p in PROCESSES if "time" in p and p.startswith(("Uniform", "Abso
 
 
 def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance
+    )
 
 
 def times_of(transition):
@@ -111,7 +113,7 @@ def test_kernels_and_divergences_are_sums(process, reverse):
         for t, s in itertools.pairwise(grid):
             law = oracle_kernel(denoiser, t, s)
             possible = noised(transition, DEPENDENT, t).flatten() > 1e-12
-            close(denoiser.step_law(x, t, s)[possible], law[possible])
+            close(denoiser.step_distribution(x, t, s)[possible], law[possible])
             for x0 in pairs(K)[[0, 5, 7]]:
                 x_t, weight = seen(transition, t, x0)
                 ours = denoiser.exact_divergence(x0.expand(len(x_t), 2), x_t, t, s, dtype=D).divergence.sum(1)
@@ -133,7 +135,10 @@ def test_slopes_of_divergences_are_those_of_the_sums(process, reverse):
             with told(transition, x_t):
                 nats = denoiser.divergence(x0.expand(len(x_t), 2), x_t, t, s, dtype=D).divergence.sum(1)
             (slope,) = torch.autograd.grad((weight * nats).sum(), network.table)
-            up, down = (divergence(transition, kernel(transition, model, (raw + v * along).softmax(-1), t, s), x0, t, s) for v in (h, -h))
+            up, down = (
+                divergence(transition, kernel(transition, model, (raw + v * along).softmax(-1), t, s), x0, t, s)
+                for v in (h, -h)
+            )
             close((slope * along).sum(), (up - down) / (2 * h), 1e-7 if not model.eps else 10 * model.eps)
 
 
@@ -161,7 +166,7 @@ def test_ratios_are_undone_by_a_linear_system(process):
     for grid in grids(transition):
         for t, s in itertools.pairwise(grid):
             law = ratio_kernel(transition, denoiser.ratio(x, t).detach(), t, s)
-            close(denoiser.step_law(x, t, s), law)
+            close(denoiser.step_distribution(x, t, s), law)
 
 
 @pytest.mark.parametrize(("process", "reverse"), MODELS)
@@ -314,7 +319,9 @@ def test_chains_tend_to_the_integral(process, reverse):
     """The bound of 100, 400 and 1600 steps less the integral falls by 4 and 4: at first order, for a wrong
     denoiser."""
     x0 = torch.tensor([0, 2])
-    denoiser = build(process, "ratios") if reverse == "ratios" else wrong(PROCESSES[process](), REVERSES[reverse](), seed=3)
+    denoiser = (
+        build(process, "ratios") if reverse == "ratios" else wrong(PROCESSES[process](), REVERSES[reverse](), seed=3)
+    )
     transition = denoiser.corruption
     if reverse == "ratios":  # off the truth by so little that long steps can be undone
         oracle, off = (
@@ -350,7 +357,9 @@ def test_every_cell_is_built_or_refused_in_one_line_and_the_page_is_current():
     built = {cell[1:4] for cell in found if not cell.refused}
     for process, reverse in MODELS:
         objective = (
-            ("ContinuousBound(ce=0)", "ContinuousBound(ce)") if "time" in process else ("Hybrid(ce=0)", "Hybrid(ce)", "Importance(Hybrid)")
+            ("ContinuousBound(ce=0)", "ContinuousBound(ce)")
+            if "time" in process
+            else ("Hybrid(ce=0)", "Hybrid(ce)", "Importance(Hybrid)")
         )
         for part in (*objective, "CrossEntropy", *BOUNDS, "Ancestral"):
             assert (process, reverse, part) in built

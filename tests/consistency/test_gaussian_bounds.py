@@ -22,6 +22,7 @@ from gaussian_oracle import (
     hermite,
     levels,
     marginal,
+    mean_and_variance,
     mixture,
     points,
     reverse_variance,
@@ -31,7 +32,7 @@ from test_gaussian_objectives import TABLES, close, rows_of, variance_output
 
 from unnoise import continuous as c
 from unnoise import sde
-from unnoise.shared.guidance import ClassifierFree
+from unnoise.shared.gaussian.guidance import ClassifierFree
 
 DENOISERS = {
     "exact": points,
@@ -44,7 +45,10 @@ DENOISERS = {
 @pytest.mark.parametrize("variance", cells.VARIANCES)
 @pytest.mark.parametrize("model", DENOISERS)
 def test_a_bound_is_of_the_chain_that_ancestral_draws(model, variance, table):
-    """Each part as its definition by quadrature; at least `-log P(k)` of the chain from the sampler's own start, decoder included."""
+    """Each part as its definition by quadrature.
+
+    At least `-log P(k)` of the chain from the sampler's own start, decoder included.
+    """
     schedule = TABLES[table]()
     if variance in cells.LEARNED:
         base = Moved(points(schedule), CHANGES[2], 0.4, v=variance_output)
@@ -93,8 +97,8 @@ def test_ancestral_draws_that_chain(variance, table):
     times = rows_of(schedule)
     for t, s in itertools.pairwise(times):
         with torch.no_grad():
-            mean, var = sampler.law(x[:, None], t, s)
-            estimate, v = denoiser.with_spread(x[:, None], t)
+            mean, var = sampler.distribution(x[:, None], t, s)
+            estimate, v = mean_and_variance(denoiser, x[:, None], t)
         if s > 0:
             of_x0, of_x, _ = conditional(schedule, t, s)
             close(mean, of_x0 * estimate + of_x * x[:, None])
@@ -114,17 +118,17 @@ def test_the_last_variance_of_a_stride_is_that_of_the_respaced_table(variance):
     for steps in (5, 250):
         grid = whole.grid(steps)
         sampler = c.Ancestral(Moved(points(whole), CHANGES[2], v=v), cells.VARIANCES[variance])
-        seen, law, x = [], sampler.law, torch.full((1, 1), 0.3, dtype=D)
-        sampler.law = lambda *args, **more: seen.append(law(*args, **more)) or seen[-1]  # noqa: B023
+        seen, law, x = [], sampler.distribution, torch.full((1, 1), 0.3, dtype=D)
+        sampler.distribution = lambda *args, **more: seen.append(law(*args, **more)) or seen[-1]  # noqa: B023
         with torch.no_grad():
             sampler(x, steps=grid, generator=torch.Generator().manual_seed(0))
             _, variance_of_run = seen[-1] if v is None else law(x, grid[-2], grid[-1], above=grid[-3])
         of_net = None if v is None else variance_output(x, grid[-2])
         expected = reverse_variance(variance, whole.respaced(grid), torch.tensor(1 / steps, dtype=D), 0 * ONE, of_net)
         close(torch.as_tensor(variance_of_run).flatten(), expected.flatten(), 1e-9)
-    assert float(cells.c.small(whole.respaced(whole.grid(250)), torch.tensor(1 / 250, dtype=D), 0 * ONE)) == pytest.approx(
-        8.57e-5, rel=1e-3
-    )
+    assert float(
+        cells.c.small(whole.respaced(whole.grid(250)), torch.tensor(1 / 250, dtype=D), 0 * ONE)
+    ) == pytest.approx(8.57e-5, rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -178,7 +182,9 @@ def test_code_lengths_are_of_the_flows_own_samples(model, schedule):
     s2 = levels(there, ONE)[1] ** 2
     expected = 0.5 * (here**2 / s2 + torch.log(2 * math.pi * s2)) - ((up - down) / (2 * h)).log()
     code = measure(x, generator=torch.Generator().manual_seed(0), **cond).nats
-    smooth = (code - expected).abs().median() if model == "clipped" else (code - expected).abs().max()  # kinks spoil differences
+    smooth = (
+        (code - expected).abs().median() if model == "clipped" else (code - expected).abs().max()
+    )  # kinks spoil differences
     assert float(smooth) < 2e-3, (code, expected)
 
 

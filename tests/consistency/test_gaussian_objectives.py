@@ -1,4 +1,7 @@
-"""Objectives of the Gaussian families: stationary at the exact denoiser, and in expectation what they say, for wrong ones too."""
+"""Objectives of the Gaussian families.
+
+Stationary at the exact denoiser, and in expectation what they say, for wrong ones too.
+"""
 
 import math
 
@@ -30,14 +33,16 @@ from gaussian_oracle import (
 from unnoise import continuous as c
 from unnoise import sde
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ConditionDropout
+from unnoise.shared.gaussian.guidance import ConditionDropout
 from unnoise.shared.objective import independent
 
 X0, Z, W = quadrature()
 
 
 def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        torch.as_tensor(actual, dtype=D), torch.as_tensor(expected, dtype=D), rtol=tolerance, atol=tolerance
+    )
 
 
 def times_of(schedule):
@@ -118,8 +123,10 @@ def test_losses_are_the_weighted_errors_that_they_say(name, schedule):
     for make in (mixture, wrong):
         for t in times_of(there):
             denoiser = make(there)
-            slow = name in ("FlowMatching", "ScoreMatching(g_squared)")  # against differences, which cancel
-            close(expected(built(name, denoiser), t).detach(), meaning(name, denoiser, t).detach(), 2e-4 if slow else 1e-9)
+            slow = name in ("FlowMatching", "ScoreMatching(likelihood_weight)")  # against differences, which cancel
+            close(
+                expected(built(name, denoiser), t).detach(), meaning(name, denoiser, t).detach(), 2e-4 if slow else 1e-9
+            )
 
 
 @pytest.mark.parametrize("name", ["Implicit", "Sliced"])
@@ -138,8 +145,10 @@ TABLES = {
     "3 rows": lambda: c.Tabulated(cells.BETAS),
     "1 row": lambda: c.Tabulated(cells.BETAS[1:2]),
     "zero SNR": lambda: c.Tabulated(torch.tensor([0.1, 0.4, 1.0], dtype=D)),
-    "levels": lambda: sde.Levels(torch.tensor([0.3, 0.8, 2.0], dtype=D)),
-    "respaced": lambda: c.Tabulated(torch.linspace(0.1, 0.5, 6, dtype=D)).respaced(torch.tensor([6, 3, 2, 0], dtype=D) / 6),
+    "levels": lambda: sde.NoiseLevels(torch.tensor([0.3, 0.8, 2.0], dtype=D)),
+    "respaced": lambda: c.Tabulated(torch.linspace(0.1, 0.5, 6, dtype=D)).respaced(
+        torch.tensor([6, 3, 2, 0], dtype=D) / 6
+    ),
 }
 
 
@@ -165,7 +174,9 @@ def test_terms_of_the_variational_loss_sum_to_the_bound(variance, table):
     objective = c.Variational(denoiser, SCALE, cells.VARIANCES[variance])
     for k in range(3):
         _, path, data = chain_bound(denoiser, variance, rows_of(schedule), k)
-        each = [expected(objective, t, POINTS[k].expand(200, 1), z[:, None], w).detach() for t in rows_of(schedule)[:-1]]
+        each = [
+            expected(objective, t, POINTS[k].expand(200, 1), z[:, None], w).detach() for t in rows_of(schedule)[:-1]
+        ]
         close(torch.stack(each).mean(), (path + data) / math.log(2), 1e-8)
 
 
@@ -180,7 +191,9 @@ def test_the_exact_denoiser_is_a_stationary_point_of_the_bounds_path(name):
             denoiser = Moved(Moved(points(schedule), CHANGES[2], theta), change)
             objective = OBJECTIVES[name](denoiser)
             for t in rows_of(schedule)[:-2]:
-                loss = sum(SHARES[k] * expected(objective, t, POINTS[k].expand(200, 1), z[:, None], w) for k in range(3))
+                loss = sum(
+                    SHARES[k] * expected(objective, t, POINTS[k].expand(200, 1), z[:, None], w) for k in range(3)
+                )
                 slopes.append(abs(float(torch.autograd.grad(loss, denoiser.theta)[0])))
         assert low <= max(slopes) < high, (theta, slopes)
 
@@ -210,13 +223,15 @@ def test_the_best_variance_is_that_of_x_s(variance):
         slopes = []
         for change in CHANGES:
             denoiser = Moved(points(schedule), torch.zeros_like)
-            denoiser.spread = True
+            denoiser.has_variance_output = True
             denoiser.v = lambda x, t: best(x, t) + theta * torch.cos(x) + denoiser.theta * change(x)  # noqa: B023
             for objective in (
                 c.Variational(denoiser, SCALE, cells.LEARNED[variance]),
                 c.Hybrid(denoiser, SCALE, 1.0, cells.LEARNED[variance]),
             ):
-                loss = sum(SHARES[k] * expected(objective, t, POINTS[k].expand(200, 1), z[:, None], w) for k in range(3))
+                loss = sum(
+                    SHARES[k] * expected(objective, t, POINTS[k].expand(200, 1), z[:, None], w) for k in range(3)
+                )
                 slopes.append(abs(float(torch.autograd.grad(loss, denoiser.theta)[0])))
         assert small <= max(slopes) < large, (theta, slopes)
 
@@ -229,7 +244,7 @@ def test_the_hybrid_trains_the_mean_by_its_error_alone():
     loss = objective.at(X0, t.expand(len(X0)), generator=Nodes(Z))
     snr = torch.exp(schedule.log_snr(t))
     plain = Moved(mixture(schedule), CHANGES[2], 0.3)
-    close((W * loss.parts["mse"]).sum(), expected(c.Simple(plain), t).detach())
+    close((W * loss.parts["mse"]).sum(), expected(c.DenoisingLoss.simple(plain), t).detach())
     bits = c.Variational(denoiser, SCALE, c.learned_range).at(X0, t.expand(len(X0)), generator=Nodes(Z)).total
     close((W * loss.total).sum().detach(), (W * (loss.parts["mse"] + 0.7 * bits)).sum().detach())
     (slope,) = torch.autograd.grad((W * loss.total).sum(), denoiser.theta)
@@ -240,8 +255,8 @@ def test_the_hybrid_trains_the_mean_by_its_error_alone():
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in (*cells.ZERO_SNR, "Tabulated, 1 row")])
 @pytest.mark.parametrize("model", ["wrong", pytest.param("exact", marks=pytest.mark.slow)])
 def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
-    """Its mean over log-SNR is at least the cross-entropy of the data with noise of t_min to the model of the reverse SDE, with equality
-    at the exact denoiser, and where the SDE of a wrong one is linear, by its own moments."""
+    """Its mean over log-SNR is at least the cross-entropy of the data with noise of t_min to the model of the reverse
+    SDE, with equality at the exact denoiser, and where the SDE of a wrong one is linear, by its own moments."""
     there = SCHEDULES[schedule]()
     data = (0.4, 0.5)
     denoiser = gaussian(there, *(data if model == "exact" else (0.1, 0.8)))
@@ -257,7 +272,8 @@ def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
         bound = bound + step * (weight * total).sum()
     alpha, sigma = levels(there, torch.tensor(there.t_min, dtype=D))
     (_, sigma_1), lam = levels(there, ONE), torch.linspace(low, high, 8001, dtype=D)
-    # The model: x from N(0, sigma_1^2) along the reverse SDE in log-SNR, y = x / alpha; its mean and variance by Euler's rule.
+    # The model: x from N(0, sigma_1^2) along the reverse SDE in log-SNR, y = x / alpha; its mean and variance by
+    # Euler's rule.
     a_1 = levels(there, ONE)[0]
     mean, var = torch.zeros((), dtype=D), (sigma_1 / a_1) ** 2
     means, variances = (0.4, 0.5) if model == "exact" else (0.1, 0.8)
@@ -266,7 +282,10 @@ def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
         middle, step = ((r2[i] + r2[i + 1]) / 2), r2[i] - r2[i + 1]  # dy = -(D - y) / r2 d(r2) + noise of d(r2)
         gain = middle / (variances + middle)  # D - y = gain (m - y)
         k = step / middle * gain
-        mean, var = mean + (1 - torch.exp(-k)) * (means - mean), var * torch.exp(-2 * k) + step * (1 - torch.exp(-2 * k)) / (2 * k)
+        mean, var = (
+            mean + (1 - torch.exp(-k)) * (means - mean),
+            var * torch.exp(-2 * k) + step * (1 - torch.exp(-2 * k)) / (2 * k),
+        )
     mean, var = alpha * mean, alpha**2 * var
     data_mean, data_var = alpha * data[0], alpha**2 * data[1] + sigma**2
     nll = 0.5 * (math.log(2 * math.pi) + var.log() + (data_var + (data_mean - mean) ** 2) / var)
@@ -285,8 +304,17 @@ def test_maximum_likelihood_bounds_the_reverse_sdes_density(schedule, model):
 def test_a_dropped_condition_is_its_null(p, label):
     """The source of noise gives 0.25 for every uniform number: dropped where p is above."""
     denoiser, t = cells.build("VP"), torch.full((len(X0),), 0.4, dtype=D)
-    loss = ConditionDropout(c.Simple(denoiser), p).at(X0, t, generator=Nodes(Z), label=torch.zeros(len(X0)).long()).total
-    close(loss.detach(), c.Simple(denoiser).at(X0, t, generator=Nodes(Z), label=torch.full((len(X0),), label)).total.detach())
+    loss = (
+        ConditionDropout(c.DenoisingLoss.simple(denoiser), p)
+        .at(X0, t, generator=Nodes(Z), label=torch.zeros(len(X0)).long())
+        .total
+    )
+    close(
+        loss.detach(),
+        c.DenoisingLoss.simple(denoiser)
+        .at(X0, t, generator=Nodes(Z), label=torch.full((len(X0),), label))
+        .total.detach(),
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

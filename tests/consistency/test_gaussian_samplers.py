@@ -1,4 +1,7 @@
-"""Samplers and wrappers of the Gaussian families: orders on Gaussian data in closed form, equal levels, identities, one estimate."""
+"""Samplers and wrappers of the Gaussian families.
+
+Orders on Gaussian data in closed form, equal levels, identities, one estimate.
+"""
 
 import itertools
 import math
@@ -14,12 +17,25 @@ from test_gaussian_objectives import close
 from unnoise import continuous as c
 from unnoise import sde
 from unnoise.shared.errors import UsageError
-from unnoise.shared.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier
+from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier
 from unnoise.shared.random import Streams
 from unnoise.shared.sampler import CorrectorPredictor
 
-SMOOTH = ("VP", "SubVP", "VE", "EDM", "Straight", "Straight(end=0.999)", "Cosine", "Shifted(Cosine)")  # of continuous time
-IN_LOG_SNR = [n for n in (*OF_THE_FLOW, *STOCHASTIC) if not n.startswith(("EulerMaruyama", "ProbabilityFlow(clock)", "ReverseDiffusion"))]
+SMOOTH = (
+    "VP",
+    "SubVP",
+    "VE",
+    "EDM",
+    "Straight",
+    "Straight(end=0.999)",
+    "Cosine",
+    "Shifted(Cosine)",
+)  # of continuous time
+IN_LOG_SNR = [
+    n
+    for n in (*OF_THE_FLOW, *STOCHASTIC)
+    if not n.startswith(("EulerMaruyama", "ProbabilityFlow(clock)", "ReverseDiffusion"))
+]
 PRESERVING = ("VP", "Cosine", "Shifted(Cosine)", "Tabulated, 49 rows")
 EXPLODING = ("VE", "EDM", "Levels, 49 rows")
 
@@ -37,7 +53,9 @@ def spaced(schedule, steps, low=-3.0, high=1.5):
 
 
 def graded(schedule, steps, low=-3.0, high=1.5):
-    """The same with the first step taken in ten that double, so that the start of multistep methods does not hide their order."""
+    """The same with the first step taken in ten that double, so that the start of multistep methods does not hide their
+    order.
+    """
     even = torch.linspace(low, high, steps + 1, dtype=D)
     start = low + (high - low) / steps * 2.0 ** torch.arange(-10, 0, dtype=D)
     return schedule.time(torch.cat([even[:1], start, even[1:]]))
@@ -46,7 +64,8 @@ def graded(schedule, steps, low=-3.0, high=1.5):
 # ---- the distribution, at the declared order
 
 
-# What is written in log-SNR gives equal results at equal levels (a test below), so its order on one schedule is that on all.
+# What is written in log-SNR gives equal results at equal levels (a test below), so its order on one schedule is that on
+# all.
 ORDERS = [
     pytest.param(name, schedule, marks=pytest.mark.slow if name in IN_LOG_SNR and schedule not in ("VP", "VE") else ())
     for name in (*OF_THE_FLOW, *STOCHASTIC, *CORRECTED)
@@ -77,7 +96,9 @@ def test_the_error_of_the_distribution_falls_at_the_order_of_the_sampler(name, s
     assert math.log2(errors[0] / errors[1]) > order - 0.35, errors
 
 
-@pytest.mark.parametrize("schedule", [s if s not in SMOOTH else pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES])
+@pytest.mark.parametrize(
+    "schedule", [s if s not in SMOOTH else pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES]
+)
 @pytest.mark.parametrize("name", [*OF_THE_FLOW, *STOCHASTIC])
 def test_the_mean_is_carried_along(name, schedule):
     """From `N(alpha m, ..)` the mean goes to alpha_s m, to the order that 60 steps give, on every schedule and table."""
@@ -135,7 +156,9 @@ def test_samplers_that_are_one_another(schedule):
     there = SCHEDULES[schedule]()
     denoiser, zero_snr = mixture(there), schedule in ZERO_SNR
     grid = there.grid(min(6, getattr(there, "steps", 6)))
-    pairs = {("Ancestral(small)", "DDIM(1)"): 1e-9} | ({} if zero_snr else {("Ancestral(small)", "Renoised(DDIM)"): 1e-6})
+    pairs = {("Ancestral(small)", "DDIM(1)"): 1e-9} | (
+        {} if zero_snr else {("Ancestral(small)", "Renoised(DDIM)"): 1e-6}
+    )
     for (one, other), tolerance in pairs.items():
         for t, s in itertools.pairwise(grid):
             scale = torch.hypot(*levels(there, t))
@@ -148,7 +171,8 @@ def test_samplers_that_are_one_another(schedule):
         plain = c.DDIM(denoiser).step(x, t, s)
         close(
             plain,
-            levels(there, s)[0] * denoiser(x, t) + levels(there, s)[1] * (x - levels(there, t)[0] * denoiser(x, t)) / levels(there, t)[1],
+            levels(there, s)[0] * denoiser(x, t)
+            + levels(there, s)[1] * (x - levels(there, t)[0] * denoiser(x, t)) / levels(there, t)[1],
         )
         if not zero_snr:
             close(c.Churned(c.DDIM(denoiser), 0.0).step(x, t, s), plain)
@@ -194,9 +218,10 @@ def test_langevin_dynamics_hold_a_level(schedule, snr):
 
 
 def test_annealed_langevin_ends_at_the_variance_of_its_last_level():
-    there = sde.Levels(sde.geometric_sigmas(0.1, 10.0, 49))
+    there = sde.NoiseLevels(sde.geometric_sigmas(0.1, 10.0, 49))
     sampler = CorrectorPredictor(
-        sde.Still(gaussian(there, mean=0.0), denoise=False), sde.AnnealedLangevin(gaussian(there, mean=0.0), 0.3, 60)
+        sde.NoPredictor(gaussian(there, mean=0.0), denoise=False),
+        sde.AnnealedLangevin(gaussian(there, mean=0.0), 0.3, 60),
     )
     grid = there.grid(49)
     mean, variance = end_of(sampler, grid[:-1], 60 * 48, 10.0)
@@ -231,7 +256,10 @@ def test_predictions_are_what_their_names_say():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("prediction", cells.PREDICTIONS)
 def test_predictions_are_one_estimate(prediction, schedule):
-    """A network whose F is what the prediction asks for, solved from the exact denoiser, is that denoiser; at home and elsewhere."""
+    """A network whose F is what the prediction asks for, solved from the exact denoiser, is that denoiser.
+
+    At home and elsewhere.
+    """
     there = SCHEDULES[schedule]()
     oracle = mixture(there)
     try:
@@ -258,19 +286,21 @@ def test_predictions_are_one_estimate(prediction, schedule):
             if hasattr(other, "steps"):
                 t = torch.round(t * other.steps) / other.steps
             x = torch.hypot(*levels(other, t)) * torch.linspace(-2, 2, 7, dtype=D)[:, None]
-            close(learned.on(other)(x, t) if other is not there else learned(x, t), oracle.on(other)(x, t), 1e-3)  # labels are float32
+            close(
+                learned.on(other)(x, t) if other is not there else learned(x, t), oracle.on(other)(x, t), 1e-3
+            )  # labels are float32
             assert_one_estimate(learned.on(other) if other is not there else learned, x, t, {}, 1e-4)
 
 
 def assert_one_estimate(denoiser, x, t, cond, tolerance=1e-8):
-    """`combined`, `score` and `with_spread` are functions of the mean."""
+    """`combined` and `score` are functions of the mean."""
     mean = denoiser(x, t, **cond)
     alpha, sigma = levels(denoiser.corruption, t)
-    close(denoiser.with_spread(x, t, **cond)[0], mean, tolerance)
-    close(denoiser.combined(x, t, 0.7, -1.3, **cond), 0.7 * x - 1.3 * mean, tolerance)
+    estimate = denoiser.estimate(x, t, **cond)
+    close(estimate.mean(x), mean, tolerance)
+    close(estimate.combined(x, 0.7, -1.3), 0.7 * x - 1.3 * mean, tolerance)
     close(denoiser.score(x, t, **cond), (alpha * mean - x) / sigma**2, tolerance)
-    of_x, of_out, out = denoiser.parts(x, t, **cond)
-    close(of_x * x + of_out * out, mean, tolerance)
+    close(estimate.a * x + estimate.b * estimate.out, mean, tolerance)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -360,9 +390,15 @@ def test_an_interval_outside_of_a_schedule_never_acts():
 
 
 def test_rows_of_tables_of_any_length_move():
-    """`T (1 / T) < 1` for 82 of the T to 1000: rates at the first row are those of the step above it, in every table and at every row."""
+    """`T (1 / T) < 1` for 82 of the T to 1000.
+
+    Rates at the first row are those of the step above it, in every table and at every row.
+    """
     for rows in (3, 49, 98, 103, 107, 161, 187, 196):
-        for schedule in (c.Tabulated(torch.linspace(0.02, 0.3, rows, dtype=D)), sde.Levels(sde.geometric_sigmas(0.1, 10, rows))):
+        for schedule in (
+            c.Tabulated(torch.linspace(0.02, 0.3, rows, dtype=D)),
+            sde.NoiseLevels(sde.geometric_sigmas(0.1, 10, rows)),
+        ):
             n = torch.arange(1, rows + 1, dtype=D)
             for t in (n / rows, n * (1 / rows)):
                 t = t.clamp(max=1.0)
@@ -376,7 +412,9 @@ def test_rows_of_tables_of_any_length_move():
 
 def test_every_cell_is_built_or_refused_in_one_line_and_the_page_is_current():
     found = cells.cells()
-    assert categorical_cells.PAGE.read_text().endswith(cells.page(found)), "docs/consistency.md is not current: run make consistency"
+    assert categorical_cells.PAGE.read_text().endswith(cells.page(found)), (
+        "docs/consistency.md is not current: run make consistency"
+    )
     assert len({cell[:4] for cell in found}) == len(found)
     for cell in found:
         assert "\n" not in cell.refused
@@ -386,5 +424,7 @@ def test_every_cell_is_built_or_refused_in_one_line_and_the_page_is_current():
             assert (schedule, 2, part) in refused  # a variance output that nothing trains
         for part in ("Variational, uneven times", "MaximumLikelihood, uneven times"):
             assert (schedule, 1, part) in refused
-    for schedule, part in itertools.product(ZERO_SNR, ("ScoreMatching", "Implicit", "Sliced", "MaximumLikelihood", "Simple")):
+    for schedule, part in itertools.product(
+        ZERO_SNR, ("ScoreMatching", "Implicit", "Sliced", "MaximumLikelihood", "Simple")
+    ):
         assert (schedule, 1, part) in refused

@@ -36,7 +36,7 @@ from enumerated import (
 from test_consistency import IN_TIME, MODELS, RATIOS, close, grids
 
 from unnoise.discrete import Ancestral, ClassifierGuided, Euler, RateCorrector, Remasking, TauLeaping, reverse_rates
-from unnoise.discrete.leaping import single_law
+from unnoise.discrete.tau_leaping import single_jump_distribution
 from unnoise.shared.errors import UsageError
 from unnoise.shared.random import categorical
 
@@ -51,7 +51,7 @@ def rates_end(transition):
 
 def leap(denoiser):
     """The distribution of a leap of single jumps."""
-    return lambda x, t, s: single_law(x, (t - s) * torch.nan_to_num(reverse_rates(denoiser, x, t)))
+    return lambda x, t, s: single_jump_distribution(x, (t - s) * torch.nan_to_num(reverse_rates(denoiser, x, t)))
 
 
 def ordinal_leap(denoiser, most=6):
@@ -60,7 +60,11 @@ def ordinal_leap(denoiser, most=6):
 
     def law(x, t, s):
         means = (t - s) * reverse_rates(denoiser, x, t)
-        poisson = torch.distributions.Poisson(means.clamp(min=1e-300)).log_prob(torch.arange(most, dtype=D).view(-1, 1, 1, 1)).exp()
+        poisson = (
+            torch.distributions.Poisson(means.clamp(min=1e-300))
+            .log_prob(torch.arange(most, dtype=D).view(-1, 1, 1, 1))
+            .exp()
+        )
         out = torch.zeros_like(means)
         for counts in itertools.product(range(most), repeat=size):
             chance = torch.stack([poisson[n, ..., y] for y, n in enumerate(counts)]).prod(0)
@@ -77,7 +81,7 @@ def corrected(denoiser, law):
 
     def step(start, t, s):
         start = start @ joint(torch.nan_to_num(law(x, t, s)))
-        return start @ joint(single_law(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, s))))
+        return start @ joint(single_jump_distribution(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, s))))
 
     return step
 
@@ -87,14 +91,16 @@ def before(denoiser, law):
     rule, x = corrector(denoiser), pairs(denoiser.corruption.states)
 
     def step(start, t, s):
-        start = start @ joint(single_law(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, t))))
+        start = start @ joint(single_jump_distribution(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, t))))
         return start @ joint(torch.nan_to_num(law(x, t, s)))
 
     return step
 
 
 def stepped(law):
-    return lambda denoiser: lambda start, t, s: start @ joint(torch.nan_to_num(law(denoiser)(pairs(denoiser.corruption.states), t, s)))
+    return lambda denoiser: (
+        lambda start, t, s: start @ joint(torch.nan_to_num(law(denoiser)(pairs(denoiser.corruption.states), t, s)))
+    )
 
 
 def along(step, start, grid):
@@ -104,14 +110,14 @@ def along(step, start, grid):
 
 
 STEPS = {
-    "Ancestral": stepped(lambda denoiser: denoiser.step_law),
-    "Euler": stepped(lambda denoiser: Euler(denoiser).law),
+    "Ancestral": stepped(lambda denoiser: denoiser.step_distribution),
+    "Euler": stepped(lambda denoiser: Euler(denoiser).distribution),
     "TauLeaping(single)": stepped(leap),
     "TauLeaping(ordinal)": stepped(ordinal_leap),
-    "Remasking": stepped(lambda denoiser: Remasking(denoiser, cap=0.3).law),
-    "PredictorCorrector(Ancestral)": lambda denoiser: corrected(denoiser, denoiser.step_law),
+    "Remasking": stepped(lambda denoiser: Remasking(denoiser, cap=0.3).distribution),
+    "PredictorCorrector(Ancestral)": lambda denoiser: corrected(denoiser, denoiser.step_distribution),
     "PredictorCorrector(TauLeaping)": lambda denoiser: corrected(denoiser, leap(denoiser)),
-    "CorrectorPredictor(Ancestral)": lambda denoiser: before(denoiser, denoiser.step_law),
+    "CorrectorPredictor(Ancestral)": lambda denoiser: before(denoiser, denoiser.step_distribution),
     "CorrectorPredictor(TauLeaping)": lambda denoiser: before(denoiser, leap(denoiser)),
 }
 
@@ -145,7 +151,9 @@ def test_ancestral_steps_return_independent_tokens(process, reverse):
         close(end, INDEPENDENT, 1e-8 if not model.eps else 30 * model.eps)
         own = start_of(denoiser, grid[0])  # from there the error is at most the start's
         end = walk(own, denoiser, grid).view(transition.states, -1)[:K, :K]
-        assert (end - INDEPENDENT).abs().sum() <= (own - start).abs().sum() + (1e-8 if not model.eps else 60 * model.eps)
+        assert (end - INDEPENDENT).abs().sum() <= (own - start).abs().sum() + (
+            1e-8 if not model.eps else 60 * model.eps
+        )
 
 
 @pytest.mark.parametrize(("process", "reverse"), some_of(IN_TIME))
@@ -177,7 +185,7 @@ def test_remasking_is_of_order_one_in_its_cap(process, reverse):
     def error(steps, cap):
         grid = torch.linspace(rates_end(transition), 0.25, steps + 1, dtype=D)
         start = noised(transition, DEPENDENT, grid[0]).flatten()
-        end = walk(start, denoiser, grid, lambda x, t, s: Remasking(denoiser, cap=cap(t - s)).law(x, t, s))
+        end = walk(start, denoiser, grid, lambda x, t, s: Remasking(denoiser, cap=cap(t - s)).distribution(x, t, s))
         return float((end - noised(transition, DEPENDENT, grid[-1]).flatten()).abs().sum())
 
     falling = [error(steps, lambda h: float(2 * h)) for steps in (128, 256)]
@@ -227,7 +235,8 @@ def test_tokens_that_depend_on_each_other_are_exact(process, reverse, name):
     if name.startswith("Infilling"):
         law = torch.zeros(K, K, dtype=D).index_copy(0, torch.tensor([2]), DEPENDENT[2:] / DEPENDENT[2].sum()).flatten()
     found = torch.bincount(x[:, 0] * K + x[:, 1], minlength=K * K) / count
-    # Where both tokens survive to t = 1 the start draws them at once: a chance of 4e-4 at most in time, 3e-2 on the table.
+    # Where both tokens survive to t = 1 the start draws them at once: a chance of 4e-4 at most in time, 3e-2 on the
+    # table.
     both = float(transition.survival(ONE)) ** 2
     assert ((found - law).abs() <= 5 * (law / count).sqrt() + both).all()
 
@@ -244,7 +253,11 @@ def test_a_greedy_end_is_off_by_what_is_noise(process, reverse):
     for x0 in pairs(K):
         x_t, weight = seen(transition, t, x0)
         noise += float(DEPENDENT[x0[0], x0[1]] * weight[(x_t != x0).any(1)].sum())
-    drawn = (start @ joint(torch.nan_to_num(denoiser.step_law(x, t, 0 * t)))).view(transition.states, -1)[:K, :K].flatten()
+    drawn = (
+        (start @ joint(torch.nan_to_num(denoiser.step_distribution(x, t, 0 * t))))
+        .view(transition.states, -1)[:K, :K]
+        .flatten()
+    )
     assert float((end - drawn).abs().sum()) / 2 <= noise + 1e-9
 
 
@@ -289,7 +302,11 @@ def test_samplers_draw_what_their_steps_say(process, reading):
             continue
         law = along(STEPS[steps](denoiser), start, grid[:-1])
         # At the end a corrector acts before the step, or not at all.
-        last = before(denoiser, denoiser.step_law) if name.startswith("Corrector") else STEPS["Ancestral"](denoiser)
+        last = (
+            before(denoiser, denoiser.step_distribution)
+            if name.startswith("Corrector")
+            else STEPS["Ancestral"](denoiser)
+        )
         law = last(law, grid[-2], grid[-1])
         x = sampler(shape=(count, 2), steps=grid, generator=torch.Generator().manual_seed(tried))
         found = torch.bincount(x[:, 0] * transition.states + x[:, 1], minlength=transition.states**2) / count
@@ -304,14 +321,24 @@ def test_bounds_and_samplers_take_the_same_steps():
         denoiser = build(process, "Product")
         sampler = Ancestral(denoiser, last=categorical)
         assert torch.equal(BOUNDS["VariationalBound(steps=3)"](denoiser).grid, sampler.times(3))
-        assert torch.equal(BOUNDS["VariationalBound(steps=grid)"](denoiser).grid, sampler.times(own_grid(denoiser.corruption)))
+        assert torch.equal(
+            BOUNDS["VariationalBound(steps=grid)"](denoiser).grid, sampler.times(own_grid(denoiser.corruption))
+        )
         whole = BOUNDS["VariationalBound()"](denoiser).grid
         assert whole is None if "time" in process else torch.equal(whole, sampler.times(denoiser.corruption.steps))
 
 
 def test_every_part_that_can_be_built_is_tested():
     """The names of the table are those of the tests above."""
-    assert set(STEPS) | {"Unmasking", "Ancestral(most_likely)", "FirstHitting", "Infilling(Ancestral)", "Infilling(FirstHitting)"} >= {
-        name for name in (*SAMPLERS, *CORRECTORS) if not name.endswith(("(Unmasking)", "(FirstHitting)")) or name.startswith("Infilling")
+    assert set(STEPS) | {
+        "Unmasking",
+        "Ancestral(most_likely)",
+        "FirstHitting",
+        "Infilling(Ancestral)",
+        "Infilling(FirstHitting)",
+    } >= {
+        name
+        for name in (*SAMPLERS, *CORRECTORS)
+        if not name.endswith(("(Unmasking)", "(FirstHitting)")) or name.startswith("Infilling")
     }
     assert {RateCorrector, TauLeaping, ClassifierGuided}  # named in the table

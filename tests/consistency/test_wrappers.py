@@ -20,18 +20,20 @@ def assert_one_model(denoiser, label=None):
     cond = labelled(label, len(x))
     for t, s in itertools.pairwise(own_grid(transition)):
         possible = noised(transition, DEPENDENT, t).flatten() > 1e-12
-        law = denoiser.step_law(x, t, s, **cond)[possible]
+        law = denoiser.step_distribution(x, t, s, **cond)[possible]
         close(law.sum(-1), torch.ones_like(law[..., 0]))
         count = 4000
         many = x[possible].repeat_interleave(count, 0)
         drawn = denoiser.draw(many, t, s, generator=torch.Generator().manual_seed(0), **labelled(label, len(many)))
-        found = torch.nn.functional.one_hot(drawn, transition.states).double().view(-1, count, 2, transition.states).mean(1)
+        found = (
+            torch.nn.functional.one_hot(drawn, transition.states).double().view(-1, count, 2, transition.states).mean(1)
+        )
         assert ((found - law).abs() < 5.5 * (law / count).sqrt() + 4 / count).all()
         for x0 in pairs(K)[[0, 5]]:
             x_t, _ = seen(transition, t, x0)
             rows, some = x0.expand(len(x_t), 2), labelled(label, len(x_t))
             truth = true_kernel(transition, x0, t, s)[x_t[:, 0] * transition.states + x_t[:, 1]]
-            model = denoiser.step_law(x_t, t, s, **some)
+            model = denoiser.step_distribution(x_t, t, s, **some)
             kl = (torch.xlogy(truth, truth) - torch.xlogy(truth, model)).sum(-1)
             close(denoiser.exact_divergence(rows, x_t, t, s, dtype=D, **some).divergence, kl, 1e-8)
             if transition.steps is None and t <= rates_end(transition):
@@ -41,7 +43,7 @@ def assert_one_model(denoiser, label=None):
         if transition.steps is None and t < 1:
             rates = transition.inflow(x, t) * torch.nan_to_num(denoiser.ratio(x, t, **cond))
             own = torch.nn.functional.one_hot(x, transition.states) == 1
-            short = denoiser.step_law(x, t, t - h, **cond) / h
+            short = denoiser.step_distribution(x, t, t - h, **cond) / h
             close(rates.masked_fill(own, 0.0)[possible], short.masked_fill(own, 0.0)[possible], 1e-3)
     assert_bounds(denoiser, own_grid(transition), label)
 
@@ -87,9 +89,13 @@ def test_a_token_that_is_ruled_out_costs_infinitely_many_nats():
 def test_guidance_without_a_classifier_is_the_same_under_both_readings():
     """`(1 + w) log p - w log q` of posteriors and of leave-one-out posteriors differ by x_t's evidence alone."""
     process = "Uniform, time"
-    by_posterior, left_out = (WRAPPERS["ClassifierFree"](build(process, reverse)) for reverse in ("Marginal", "Product"))
+    by_posterior, left_out = (
+        WRAPPERS["ClassifierFree"](build(process, reverse)) for reverse in ("Marginal", "Product")
+    )
     transition, t, x = by_posterior.corruption, 0.4 * ONE, pairs(K)
     evidence, plain = transition.log_evidence(x, t), by_posterior.denoiser.logits
     by_posterior.denoiser.logits = lambda x, t, **cond: plain(x, t, **cond) + evidence
     label = {"label": torch.ones(9, dtype=torch.int64)}
-    close(by_posterior.step_law(x, t, 0.2 * ONE, **label), left_out.step_law(x, t, 0.2 * ONE, **label))
+    close(
+        by_posterior.step_distribution(x, t, 0.2 * ONE, **label), left_out.step_distribution(x, t, 0.2 * ONE, **label)
+    )

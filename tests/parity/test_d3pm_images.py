@@ -20,7 +20,7 @@ from unnoise.discrete import (
     logistic,
     reciprocal,
 )
-from unnoise.discrete.transition.plain import categorical_kl
+from unnoise.discrete.transition.generic import categorical_kl
 
 FIXTURE = Fixture("d3pm_images")
 READS = (
@@ -36,15 +36,23 @@ STEPS, EPS = 20, 1e-6
 
 
 def as_coded(k):
-    """The peer's own offsets are 255 / (K - 1) too far apart for every K but 256: the paper's matrices of smaller betas."""
+    """The peer's own offsets are 255 / (K - 1) too far apart for every K but 256.
+
+    The paper's matrices of smaller betas.
+    """
     return DiscretizedGaussian(k, linear(STEPS, 0.02, 1.0) * ((k - 1) / 255) ** 2)
 
 
 def banded(k, band=3):
-    """The paper's weights of the offsets up to `band`, over their own sum: written out, since no transition here has them."""
+    """The paper's weights of the offsets up to `band`, over their own sum.
+
+    Written out, since no transition here has them.
+    """
     offset = torch.arange(-band, band + 1)
     weights = (-4 * offset**2 / ((k - 1) ** 2 * linear(STEPS, 0.02, 1.0)[:, None])).softmax(1)
-    q = sum(torch.diag_embed(w[:, None].expand(-1, k - abs(m)), int(m)) for m, w in zip(offset, weights.T, strict=True) if m)
+    q = sum(
+        torch.diag_embed(w[:, None].expand(-1, k - abs(m)), int(m)) for m, w in zip(offset, weights.T, strict=True) if m
+    )
     return Dense(q + torch.diag_embed(1 - q.sum(-1)))
 
 
@@ -79,7 +87,11 @@ def test_matrices(case):
         zero, s, t = (torch.tensor(m / STEPS, dtype=torch.float64) for m in (0, n - 1, n))
         assert_close(transition.likelihood(states, s, t).T, FIXTURE[f"{key}.q_onestep"][n - 1], 1e-9)
         assert_close(transition.likelihood(states, zero, t).T, FIXTURE[f"{key}.q_cumulative"][n - 1], 1e-9)
-        assert_close(transition.pushforward(torch.eye(k, dtype=torch.float64), zero, t), FIXTURE[f"{key}.q_cumulative"][n - 1], 1e-9)
+        assert_close(
+            transition.pushforward(torch.eye(k, dtype=torch.float64), zero, t),
+            FIXTURE[f"{key}.q_cumulative"][n - 1],
+            1e-9,
+        )
 
 
 def test_forward_law_and_draws(case):
@@ -103,11 +115,11 @@ def test_reverse_model_and_bound(case):
     x0, x_t = x0.long(), x_t.long()
     denoiser = Categorical(Formula(lambda x, label: logits), transition, Product(eps=EPS))
     for name in ("p_logits", "q_posterior_logits_from_logits"):  # one number by two ways
-        assert_close(*logits_of(denoiser.step_law(x_t, T, S), FIXTURE[f"{key}.{name}"]), 1e-9)
+        assert_close(*logits_of(denoiser.step_distribution(x_t, T, S), FIXTURE[f"{key}.{name}"]), 1e-9)
     first = N == 1
     truth = denoiser.reverse(transition, x_t, transition.one_hot(x0, torch.float64), T, S)
     assert_close(*logits_of(truth[~first], FIXTURE[f"{key}.q_posterior_logits_from_x0"][~first]), 1e-9)
-    terms = categorical_kl(truth, denoiser.step_law(x_t, T, S)).mean(dim=(1, 2, 3)) / math.log(2)
+    terms = categorical_kl(truth, denoiser.step_distribution(x_t, T, S)).mean(dim=(1, 2, 3)) / math.log(2)
     assert_close(terms, FIXTURE[f"{key}.vb_terms_bpd"], 1e-9)
     ce = -denoiser(x_t, T).gather(-1, x0[..., None]).squeeze(-1).mean(dim=(1, 2, 3)) / math.log(2)
     assert_close(ce, FIXTURE[f"{key}.cross_entropy_x_start"], 1e-9)
@@ -116,7 +128,9 @@ def test_reverse_model_and_bound(case):
     law = transition.pushforward(transition.one_hot(x0, torch.float64), torch.zeros_like(T), torch.ones_like(T))
     stationary = transition.stationary().expand_as(law)
     leaky = (law * ((law + EPS).log() - (stationary + EPS).log())).sum(-1).mean(dim=(1, 2, 3)) / math.log(2)
-    expected = FIXTURE[f"{key}.prior_bpd"]  # 3e-16 for absorbing and 3e-8 for uniform, where the rounding of numbers near one shows
+    expected = FIXTURE[
+        f"{key}.prior_bpd"
+    ]  # 3e-16 for absorbing and 3e-8 for uniform, where the rounding of numbers near one shows
     assert (leaky - expected).abs().max() < 1e-9 * expected.abs().max() + 2e-15
     assert (prior - leaky).abs().max() < k * EPS / math.log(2)
 
@@ -124,7 +138,7 @@ def test_reverse_model_and_bound(case):
 def test_sampling_step(case):
     k, key, transition = case
     x_t, logits = FIXTURE[f"{key}.x_t"].long(), FIXTURE[f"K{k}.x0_logits"]
-    law = Categorical(Formula(lambda x, label: logits), transition, Product(eps=EPS)).step_law(x_t, T, S)
+    law = Categorical(Formula(lambda x, label: logits), transition, Product(eps=EPS)).step_distribution(x_t, T, S)
     noise = FIXTURE[f"K{k}.uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
     gumbel = -torch.log(-torch.log(noise)) * (N > 1)[:, None, None, None, None]
     assert torch.equal((law.log() + gumbel).argmax(-1), FIXTURE[f"{key}.p_sample"].long())
@@ -138,7 +152,9 @@ def test_logistic_head(k):
     raw = torch.atanh(torch.where(inside, loc, 0.0)) - (2 * x.double() / (k - 1) - 1)
     ours = logistic(torch.stack([raw, scale], -1), x, KINDS["uniform"](k))
     levels = torch.linspace(-1, 1, k, dtype=torch.float64)
-    log_upper = torch.nn.functional.logsigmoid((levels - loc[..., None] + 1 / (k - 1)) * torch.exp(2 - scale)[..., None])
+    log_upper = torch.nn.functional.logsigmoid(
+        (levels - loc[..., None] + 1 / (k - 1)) * torch.exp(2 - scale)[..., None]
+    )
     leaky = log_upper + torch.log((ours - log_upper).exp() + EPS)
     assert_close(leaky[inside], FIXTURE[f"K{k}.logits_from_logistic"][inside], 1e-9)
 

@@ -1,4 +1,6 @@
-"""google-research d3pm/images with 256 levels and the logistic head, as its released configurations have it, in float64."""
+"""google-research d3pm/images with 256 levels and the logistic head, as its released configurations have it, in
+float64.
+"""
 
 import math
 
@@ -49,15 +51,24 @@ def test_rows_of_matrices(case):
         s, t = (torch.tensor(n / STEPS, dtype=torch.float64) for n in (index, index + 1))
         assert_close(transition.pushforward(from_source, s, t), FIXTURE[f"{key}.q_onestep.rows"][row], 1e-9)
         assert_close(transition.pushforward(from_source, CLEAN, t), FIXTURE[f"{key}.q_cumulative.rows"][row], 1e-9)
-        assert_close(transition.likelihood(torch.arange(LEVELS), s, t).T[SOURCES], FIXTURE[f"{key}.q_onestep.rows"][row], 1e-9)
-        assert_close(transition.likelihood(torch.arange(LEVELS), CLEAN, t).T[SOURCES], FIXTURE[f"{key}.q_cumulative.rows"][row], 1e-9)
+        assert_close(
+            transition.likelihood(torch.arange(LEVELS), s, t).T[SOURCES], FIXTURE[f"{key}.q_onestep.rows"][row], 1e-9
+        )
+        assert_close(
+            transition.likelihood(torch.arange(LEVELS), CLEAN, t).T[SOURCES],
+            FIXTURE[f"{key}.q_cumulative.rows"][row],
+            1e-9,
+        )
 
 
 def leaky_logistic(raw, x, transition):
-    """The peer's head: 1e-6 is added inside `log1p(-exp(b - a))`, where a is the logarithm of the upper distribution function."""
+    """The peer's head.
+
+    1e-6 is added inside `log1p(-exp(b - a))`, where a is the logarithm of the upper distribution function.
+    """
     levels = torch.linspace(-1, 1, LEVELS, dtype=torch.float64)
-    centre = torch.tanh(raw[..., :1] + (x.double() / 127.5 - 1)[..., None])
-    log_upper = torch.nn.functional.logsigmoid((levels - centre + 1 / 255) * torch.exp(2 - raw[..., 1:]))
+    center = torch.tanh(raw[..., :1] + (x.double() / 127.5 - 1)[..., None])
+    log_upper = torch.nn.functional.logsigmoid((levels - center + 1 / 255) * torch.exp(2 - raw[..., 1:]))
     return log_upper + torch.log((logistic(raw, x, transition) - log_upper).exp() + EPS)
 
 
@@ -83,14 +94,16 @@ def test_draws_posterior_model_and_bound(case):
     denoiser = Categorical(Told(), transition, Product(eps=EPS), head=leaky_logistic)
     later = N > 1  # at the first step the peer's logits are those of x_0, not normalised
     truth = denoiser.reverse(transition, x_t, clean, T, S)
-    for ours, theirs in ((denoiser.step_law(x_t, T, S), "p_logits"), (truth, "q_posterior_logits_from_x0")):
+    for ours, theirs in ((denoiser.step_distribution(x_t, T, S), "p_logits"), (truth, "q_posterior_logits_from_x0")):
         rows = later if theirs != "p_logits" else later | True
         assert_close(ours.log().where(ours > 0, 0.0)[rows], FIXTURE[f"{key}.{theirs}"].log_softmax(-1)[rows], 1e-9)
     bits = denoiser.divergence(x0, x_t, T, S).divergence.mean(dim=(1, 2, 3)) / math.log(2)
     assert_close(bits, FIXTURE[f"{key}.vb_terms_bpd"], 1e-9)
     # The peer adds 1e-6 inside both logarithms of the prior's KL.
     last = transition.pushforward(clean, CLEAN, torch.ones_like(CLEAN))
-    leaky = (last * ((last + EPS).log() - (transition.stationary() + EPS).log())).sum(-1).mean(dim=(1, 2, 3)) / math.log(2)
+    leaky = (last * ((last + EPS).log() - (transition.stationary() + EPS).log())).sum(-1).mean(
+        dim=(1, 2, 3)
+    ) / math.log(2)
     assert (leaky - FIXTURE[f"{key}.prior_bpd"]).abs().max() < 1e-9 * FIXTURE[
         f"{key}.prior_bpd"
     ].abs().max() + 2e-13  # rounding of 256 logarithms

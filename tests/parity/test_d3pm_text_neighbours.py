@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import Fixture, assert_close
 
-from unnoise.discrete import Dense, NearestNeighbor, Steps, cosine, nearest, reciprocal, sinkhorn
+from unnoise.discrete import Dense, NearestNeighbor, TabulatedNoise, cosine, nearest, reciprocal, sinkhorn
 from unnoise.discrete.transition.base import CLEAN
 
 FIXTURE = Fixture("d3pm_text_neighbours")
@@ -21,9 +21,9 @@ STEPS, TOKENS = 20, 16
 BETAS = {"standard": reciprocal, "cosine": cosine}
 
 
-def adjacency(neighbours):
+def adjacency(neighbors):
     """`A + A^T`: mutual neighbours count twice."""
-    a = torch.zeros(TOKENS, TOKENS, dtype=torch.float64).scatter(1, neighbours, 1.0)
+    a = torch.zeros(TOKENS, TOKENS, dtype=torch.float64).scatter(1, neighbors, 1.0)
     return a + a.T
 
 
@@ -67,9 +67,13 @@ def test_doubly_stochastic_weights(schedule):
 def test_exponentials(schedule):
     """The class with a cache: exponents rounded to multiples of the smallest beta."""
     powers, least = FIXTURE[f"cached.{schedule}.powers"], BETAS[schedule](STEPS).min()
-    assert torch.equal(powers, torch.round(torch.cat([torch.zeros(1), BETAS[schedule](STEPS).cumsum(0)]) / least).long())
-    transition = NearestNeighbor(FIXTURE["cached.neighbours"], Steps(powers.diff() * least))
+    assert torch.equal(
+        powers, torch.round(torch.cat([torch.zeros(1), BETAS[schedule](STEPS).cumsum(0)]) / least).long()
+    )
+    transition = NearestNeighbor(FIXTURE["cached.neighbours"], TabulatedNoise(powers.diff() * least))
     assert_close(transition._rates.to_dense(), FIXTURE["cached.rate"], 1e-10)
-    base = NearestNeighbor(FIXTURE["cached.neighbours"], Steps(least[None]))
-    assert_close(base.likelihood(torch.arange(TOKENS), CLEAN, torch.ones_like(CLEAN)), FIXTURE[f"cached.{schedule}.base"], 1e-10)
+    base = NearestNeighbor(FIXTURE["cached.neighbours"], TabulatedNoise(least[None]))
+    assert_close(
+        base.likelihood(torch.arange(TOKENS), CLEAN, torch.ones_like(CLEAN)), FIXTURE[f"cached.{schedule}.base"], 1e-10
+    )
     compare(transition, f"cached.{schedule}")

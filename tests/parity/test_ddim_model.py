@@ -5,8 +5,8 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
-from unnoise.experiments.released import pesser
-from unnoise.experiments.released.pesser import TRAINED
+from unnoise.experiments.pretrained import pesser
+from unnoise.experiments.pretrained.pesser import TRAINED
 
 FIXTURE = Fixture("ddim_model")
 READS = ("x|t|y",)
@@ -40,13 +40,19 @@ def test_only_a_fifth_entry_is_the_average():
         assert torch.equal(model.network.head[2].weight, state["conv_out.weight"]), averaged
     part = {k: v for k, v in state.items() if k != "conv_in.weight"}
     refused(
-        lambda: pesser.denoiser([state, {}, 0, 0, part], "model.ckpt", image_size=16, **TRAINED), "model.ckpt: conv_in.weight is missing"
+        lambda: pesser.denoiser([state, {}, 0, 0, part], "model.ckpt", image_size=16, **TRAINED),
+        "model.ckpt: conv_in.weight is missing",
     )
     assert not any(pesser.looks_like(c) for c in ([], [state["conv_in.weight"]], None, {}, [[], {}, 0, 0, 1]))
 
 
 def test_the_size_is_asked_for():
-    refused(lambda: pesser.denoiser(peer_state("ddim_model"), "model.ckpt"), "model.ckpt", "the size of the images", "image_size=32")
+    refused(
+        lambda: pesser.denoiser(peer_state("ddim_model"), "model.ckpt"),
+        "model.ckpt",
+        "the size of the images",
+        "image_size=32",
+    )
     refused(lambda: pesser.denoiser(peer_state("ddim_model"), "model.ckpt", image_size=-1), "image_size=-1")
     refused(lambda: pesser.denoiser({"a": 1}, "model.ckpt"), "model.ckpt does not hold", "a")
 

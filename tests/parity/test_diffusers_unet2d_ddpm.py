@@ -1,4 +1,7 @@
-"""`UNet2DModel` of diffusers, read and written through the importer: fixture, round trip, and the library itself as the oracle."""
+"""`UNet2DModel` of diffusers, read and written through the importer.
+
+Fixture, round trip, and the library itself as the oracle.
+"""
 
 import inspect
 import json
@@ -10,21 +13,37 @@ from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 from safetensors.torch import save_file
 
-from unnoise.continuous import DDIM, Learned, Tabulated, cosine_betas, linear_betas, noise, quadratic_betas, velocity, zero_terminal
-from unnoise.experiments.released import diffusers as importer
-from unnoise.experiments.released import load
-from unnoise.experiments.released.diffusers_export import export
+from unnoise.continuous import (
+    DDIM,
+    Learned,
+    Tabulated,
+    cosine_betas,
+    linear_betas,
+    noise,
+    quadratic_betas,
+    velocity,
+    zero_terminal,
+)
+from unnoise.experiments.pretrained import diffusers as importer
+from unnoise.experiments.pretrained import load
+from unnoise.experiments.pretrained.diffusers_export import export
 from unnoise.shared.errors import UsageError
-from unnoise.shared.labels import reversed_index, step_index, thousandth_index, thousandths
 from unnoise.shared.networks import DiT, UNet
 from unnoise.shared.networks.embeddings import Sinusoidal
-from unnoise.shared.networks.style import ADM, DDPM, DDPMPP, IMPROVED, NCSNPP, Style
-from unnoise.shared.scale import Scale
+from unnoise.shared.networks.unet_variants import ADM, DDPM, DDPMPP, IMPROVED, NCSNPP, UNetVariant
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.time_inputs import reversed_index, step_index, thousandth_index, thousandths
 
 FIXTURE = Fixture("diffusers_unet2d_ddpm")
 READS = ("x|t|y",)
 X, T, Y = (FIXTURE[k] for k in ("x", "t", "y"))
-SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
 
 
 def written(folder, *, old=False, pipeline=False, drop=(), without=(), scheduled=None, **changes):
@@ -37,7 +56,9 @@ def written(folder, *, old=False, pipeline=False, drop=(), without=(), scheduled
     if old:
         names = {"to_q": "query", "to_k": "key", "to_v": "value"}
         state = {
-            ".".join(names.get(p, p) for p in k.replace("to_out.0", "proj_attn").split(".")) if "attentions" in k else k: v
+            ".".join(names.get(p, p) for p in k.replace("to_out.0", "proj_attn").split("."))
+            if "attentions" in k
+            else k: v
             for k, v in state.items()
         }
         torch.save(state, home / "diffusion_pytorch_model.bin")
@@ -55,7 +76,7 @@ def test_noise(tmp_path, old, pipeline):
     assert importer.looks_like(folder)
     model = importer.denoiser(folder).eval()
     assert_samples_close(model.network(X, T), Y)
-    assert_samples_close(model.raw(X, (T.double() + 1) / 1000)[0], Y)
+    assert_samples_close(model.estimate(X, (T.double() + 1) / 1000).out, Y)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +104,9 @@ def test_written_folders_are_the_same_in_diffusers_and_here(tmp_path, options, b
         ours = network(x, step, **cond)
         assert_samples_close(pipeline.unet(x, step, **theirs).sample, ours, 1e-5)
         again = importer.denoiser(folder).eval()
-        assert_samples_close(again(x, (step.double() + 1) / len(betas), **cond), model(x, (step.double() + 1) / len(betas), **cond), 1e-5)
+        assert_samples_close(
+            again(x, (step.double() + 1) / len(betas), **cond), model(x, (step.double() + 1) / len(betas), **cond), 1e-5
+        )
     torch.testing.assert_close(pipeline.scheduler.betas.double(), model.schedule.betas, rtol=1e-6, atol=0)
     assert again.predicts is predicts
 
@@ -99,8 +122,10 @@ def test_a_pipeline_samples(tmp_path):
 
 
 def test_what_diffusers_cannot_express_is_said(tmp_path):
-    model = Learned(UNet((3, 9, 8), 32, (1, 2), 1, style=ADM), Tabulated(linear_betas(50)), label=reversed_index)
-    with pytest.raises(UsageError, match=r"sizes \(9, 8\) do not halve evenly.*; .*inside residual blocks.*; .*fed reversed_index"):
+    model = Learned(UNet((3, 9, 8), 32, (1, 2), 1, variant=ADM), Tabulated(linear_betas(50)), time_input=reversed_index)
+    with pytest.raises(
+        UsageError, match=r"sizes \(9, 8\) do not halve evenly.*; .*inside residual blocks.*; .*fed reversed_index"
+    ):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -121,13 +146,15 @@ KEPT = {"style": DDPM, "heads": 2}  # two heads of 32 channels in each attention
     ],
 )
 def test_any_label_is_the_same_in_diffusers_and_here(tmp_path, label, steps, options, learned):
-    """By another first layer of the time perceptron where the label is the index and a constant, and by a table of features elsewhere."""
+    """By another first layer of the time perceptron where the label is the index and a constant, and by a table of
+    features elsewhere.
+    """
     library = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     network = UNet((3, 8, 8), 32, (1, 2), 1, **options)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    model = Learned(network, Tabulated(linear_betas(steps)), label=label).eval()
+    model = Learned(network, Tabulated(linear_betas(steps)), time_input=label).eval()
     folder = export(model, str(tmp_path / "out"))
     pipeline = library.DDPMPipeline.from_pretrained(folder)
     assert pipeline.unet.config.time_embedding_type == ("learned" if learned else "positional")
@@ -137,23 +164,23 @@ def test_any_label_is_the_same_in_diffusers_and_here(tmp_path, label, steps, opt
     cond, theirs = ({"label": named}, {"class_labels": named}) if network.classes else ({}, {})
     t = (step.double() + 1) / steps
     with torch.no_grad():
-        ours = model.raw(x, t, **cond)[0]
+        ours = model.estimate(x, t, **cond).out
         assert_samples_close(pipeline.unet(x, step, **theirs).sample, ours, 1e-5)
         again = importer.denoiser(folder).eval()
-        assert_samples_close(again.raw(x, t, **cond)[0], ours, 1e-5)
+        assert_samples_close(again.estimate(x, t, **cond).out, ours, 1e-5)
     assert again.label is (label if learned else step_index)
 
 
 def test_a_network_of_thousandths_samples_in_a_pipeline(tmp_path):
     library = pytest.importorskip("diffusers")
-    model = Learned(UNet((1, 4, 4), 32, (1,), 1, (), style=DDPM), Tabulated(linear_betas(100)))
+    model = Learned(UNet((1, 4, 4), 32, (1,), 1, (), variant=DDPM), Tabulated(linear_betas(100)))
     pipeline = library.DDPMPipeline.from_pretrained(export(model, tmp_path))
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(batch_size=2, num_inference_steps=3, output_type="np").images.shape == (2, 4, 4, 1)
 
 
 def test_a_table_of_other_features_is_refused(tmp_path):
-    model = Learned(UNet((1, 4, 4), 32, (1,), 1, (), style=DDPM), Tabulated(linear_betas(100)))
+    model = Learned(UNet((1, 4, 4), 32, (1,), 1, (), variant=DDPM), Tabulated(linear_betas(100)))
     path = export(model, tmp_path) / "unet" / "diffusion_pytorch_model.safetensors"
     state = importer.read(path)
     save_file(state | {"time_proj.weight": state["time_proj.weight"] + 0.01}, path)
@@ -161,19 +188,22 @@ def test_a_table_of_other_features_is_refused(tmp_path):
 
 
 def small(style=DDPM, shape=(3, 8, 8), multipliers=(1, 2), **options):
-    return UNet(shape, 32, multipliers, 1, **({"attention": (2,)} | options), style=style)
+    return UNet(shape, 32, multipliers, 1, **({"attention": (2,)} | options), variant=style)
 
 
 def test_each_reason_is_said_with_what_is_expressible(tmp_path):
     table = Tabulated(linear_betas(50))
     scaled = Learned(small(), table)
-    scaled.scale = Scale(256, 0.0, 1.0)
+    scaled.quantization = Quantization(256, 0.0, 1.0)
     for denoiser, words in (
         (Learned(small(), table, sigma_data=0.5), "c_in x_t of sigma_data=0.5, and c_in = 1 is expressible"),
         (scaled, "data lie in [0, 1], and [-1, 1] is expressible"),
-        (Learned(small(heads=4, attention=(1, 2)), table), "heads have [8, 16] channels, and one number is expressible"),
         (
-            Learned(small(style=Style()), table),
+            Learned(small(heads=4, attention=(1, 2)), table),
+            "heads have [8, 16] channels, and one number is expressible",
+        ),
+        (
+            Learned(small(style=UNetVariant()), table),
             "norms have [8, 16, 24, 32] groups, and one number is expressible, as those that are trained here with --network.style ddpm",
         ),
         (Learned(small(style=DDPMPP), table), "joined as in NCSN++, DDPM++ or EDM"),
@@ -182,7 +212,10 @@ def test_each_reason_is_said_with_what_is_expressible(tmp_path):
         (Learned(small(vector=3), table), "takes vector, and a class label alone"),
         (Learned(small(shape=(3, 8)), table), "no images of real numbers"),
         (Learned(small(), table).on(Tabulated(cosine_betas(50))), "another schedule than its network's"),
-        (Learned(small(), table, lambda a, s: (1 / a, s / a)), "prediction is not expressible, and noise, clean, velocity are"),
+        (
+            Learned(small(), table, lambda a, s: (1 / a, s / a)),
+            "prediction is not expressible, and noise, clean, velocity are",
+        ),
         (Learned(DiT(5, 4, 8, 1, 2), table), "it is a Learned (DiT), and a Learned denoiser of a UNet is expressible"),
         ("runs/x", "it is a str, and a Learned denoiser of a UNet is expressible: load it first"),
     ):
@@ -206,9 +239,13 @@ def test_tables_are_those_of_the_librarys_schedulers(kind):
         scheduler = {"num_train_timesteps": 1000, "beta_start": 0.001, "beta_end": 0.012, "beta_schedule": name}
         table = importer.table(scheduler | {"_class_name": kind}, "here")
         torch.testing.assert_close(table.betas, betas, rtol=1e-12, atol=0)
-        torch.testing.assert_close(table.betas, getattr(library, kind)(**scheduler).betas.double(), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(
+            table.betas, getattr(library, kind)(**scheduler).betas.double(), rtol=1e-5, atol=1e-9
+        )
     left_out = importer.table({"_class_name": kind, "beta_schedule": "linear"}, "here")
-    torch.testing.assert_close(left_out.betas, getattr(library, kind)(beta_schedule="linear").betas.double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        left_out.betas, getattr(library, kind)(beta_schedule="linear").betas.double(), rtol=1e-5, atol=0
+    )
     trained = {"_class_name": kind, "trained_betas": [0.1, 0.3], "beta_schedule": "linear"}
     assert importer.table(trained, "here").betas.tolist() == [0.1, 0.3]
 
@@ -239,7 +276,10 @@ def test_schedulers_that_are_not_read_are_named():
 
 
 def test_models_of_another_kind_are_named(tmp_path):
-    """A pipeline of latents, another class, and a folder without weights: each with its own reason, and the first one first."""
+    """A pipeline of latents, another class, and a folder without weights.
+
+    Each with its own reason, and the first one first.
+    """
     for coder in ("vae", "vqvae"):
         folder = written(tmp_path / coder, pipeline=True)
         index = {"_class_name": "LDMPipeline", coder: ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
@@ -253,7 +293,11 @@ def test_models_of_another_kind_are_named(tmp_path):
     bare = written(tmp_path / "bare")
     for name in ("diffusion_pytorch_model.safetensors", "scheduler_config.json"):
         (bare / name).unlink()
-    refused(lambda: load(bare), "there are no weights in", "diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin")
+    refused(
+        lambda: load(bare),
+        "there are no weights in",
+        "diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin",
+    )
     (bare / "config.json").write_bytes(b"\xff{")
     refused(lambda: load(bare), "config.json cannot be read as JSON")
 
@@ -271,11 +315,20 @@ def test_options_that_are_left_out_are_the_librarys_own(tmp_path):
     library = pytest.importorskip("diffusers")
     theirs = library.UNet2DModel.__init__.__wrapped__ if hasattr(library.UNet2DModel.__init__, "__wrapped__") else None
     defaults = {k: p.default for k, p in inspect.signature(theirs or library.UNet2DModel.__init__).parameters.items()}
-    assert {name: default for name, (default, _) in importer.OPTIONS.items()} == {name: defaults[name] for name in importer.OPTIONS}
-    kept = [k for k in ("in_channels", "out_channels", "norm_eps", "dropout") if FIXTURE.about["config"].get(k, 0) == defaults[k]]
+    assert {name: default for name, (default, _) in importer.OPTIONS.items()} == {
+        name: defaults[name] for name in importer.OPTIONS
+    }
+    kept = [
+        k
+        for k in ("in_channels", "out_channels", "norm_eps", "dropout")
+        if FIXTURE.about["config"].get(k, 0) == defaults[k]
+    ]
     assert_samples_close(importer.denoiser(written(tmp_path / "a", without=kept)).eval().network(X, T), Y)
     refused(lambda: load(written(tmp_path / "b", without=["sample_size"])), "sample_size=None is no size of images")
-    refused(lambda: load(written(tmp_path / "c", without=["block_out_channels"], down_block_types=["DownBlock2D"])), "mirrors")
+    refused(
+        lambda: load(written(tmp_path / "c", without=["block_out_channels"], down_block_types=["DownBlock2D"])),
+        "mirrors",
+    )
 
 
 @pytest.mark.parametrize(

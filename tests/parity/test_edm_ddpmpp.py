@@ -1,17 +1,20 @@
-"""DDPM++ of Karras et al. (2022), as their own network and as Song et al.'s (2021) VP baseline: read by our importer."""
+"""DDPM++ of Karras et al. (2022), as their own network and as Song et al.'s (2021) VP baseline.
+
+Read by our importer.
+"""
 
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import at_sigmas, edm_file, refused
 
-from unnoise.experiments.released.files import Record
-from unnoise.experiments.released.karras import denoiser, looks_like
+from unnoise.experiments.pretrained.files import Record
+from unnoise.experiments.pretrained.karras import denoiser, looks_like
 from unnoise.sde import EDM, VP
-from unnoise.shared.describe import build, describe
 from unnoise.shared.networks.progressive import InputSkip, OutputSkip
 from unnoise.shared.networks.resampling import MEAN
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 FIXTURE = Fixture("edm_ddpmpp")
 READS = (
@@ -27,12 +30,14 @@ X, SIGMA, LABEL, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["class_labels
 @pytest.mark.parametrize("pickled", [False, True], ids=["state dict", "pickle"])
 def test_denoiser(pickled, tmp_path):
     contents = (
-        edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.5, sigma_min=0, sigma_max=float("inf")) if pickled else STATE
+        edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.5, sigma_min=0, sigma_max=float("inf"))
+        if pickled
+        else STATE
     )
     assert looks_like(contents)
     model = denoiser(contents, "edm.pkl", **({} if pickled else TOLD)).eval()
     assert isinstance(model.schedule, EDM)
-    assert (model.scale, model.shape, model.conditions) == (Scale(), (3, 32, 32), ("label", "augment"))
+    assert (model.quantization, model.shape, model.conditions) == (Quantization(), (3, 32, 32), ("label", "augment"))
     t = model.schedule.time(-2 * SIGMA.double().log())
     null = torch.full_like(LABEL, 10)
     with torch.no_grad():
@@ -62,15 +67,24 @@ def test_settings_of_a_pickled_preconditioner(tmp_path):
     assert (schedule.beta_min, schedule.beta_max, schedule.t_min) == (0.5, 9.5, 1e-4)
     refused(lambda: denoiser(vp, "vp.pkl", precond="edm"), "precond='edm', but the file says 'vp'")
     refused(lambda: denoiser(vp, "vp.pkl", beta_d=9.5), "beta_d=9.5, but the file says 9.0")
-    refused(lambda: denoiser(edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=9.0, beta_min=0.5), "vp.pkl"), "M=1000")
+    refused(
+        lambda: denoiser(edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=9.0, beta_min=0.5), "vp.pkl"),
+        "M=1000",
+    )
     narrow = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.25, sigma_min=0.01, sigma_max=50)
-    assert (denoiser(narrow, "edm.pkl").schedule.sigma_min, denoiser(narrow, "edm.pkl").schedule.sigma_max) == (0.01, 50.0)
+    assert (denoiser(narrow, "edm.pkl").schedule.sigma_min, denoiser(narrow, "edm.pkl").schedule.sigma_max) == (
+        0.01,
+        50.0,
+    )
     edm = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.25)
     assert denoiser(edm, "edm.pkl").sigma_data == denoiser(edm["ema"], "edm.pkl").sigma_data == 0.25
     for value in (0.0, "0.5", True, float("nan")):
         wrong = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=value)
         refused(lambda w=wrong: denoiser(w, "edm.pkl"), f"sigma_data={value!r}")
-    refused(lambda: denoiser(edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=None), "edm.pkl"), "such as sigma_data=0.5")
+    refused(
+        lambda: denoiser(edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=None), "edm.pkl"),
+        "such as sigma_data=0.5",
+    )
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
@@ -82,17 +96,36 @@ def test_what_does_not_fit_is_refused(tmp_path):
         attempt({name: None})
     attempt({"model.dec.8x8_in0.conv0.bias": None}, "1 tensors are missing: dec.8x8_in0.conv0.bias")
     attempt({"model.dec.8x8_in0.extra": torch.zeros(2)}, "1 tensors have no place: dec.8x8_in0.extra")
-    attempt({"model.map_label.weight": torch.zeros(16)}, "map_label.weight is a tensor (16,) of float32, and sizes are read from it")
-    attempt({"model.map_label.bias": torch.zeros(3)}, "map_label.weight is (16, 10) and map_label.bias is (3,), and (11, 16) was expected")
-    attempt({"model.enc.16x16_down.skip.resample_filter": torch.ones(1, 1, 2, 2)}, "filters are neither all (1, 1) nor all (1, 3, 3, 1)")
+    attempt(
+        {"model.map_label.weight": torch.zeros(16)},
+        "map_label.weight is a tensor (16,) of float32, and sizes are read from it",
+    )
+    attempt(
+        {"model.map_label.bias": torch.zeros(3)},
+        "map_label.weight is (16, 10) and map_label.bias is (3,), and (11, 16) was expected",
+    )
+    attempt(
+        {"model.enc.16x16_down.skip.resample_filter": torch.ones(1, 1, 2, 2)},
+        "filters are neither all (1, 1) nor all (1, 3, 3, 1)",
+    )
     attempt({"model.enc.7x7_down.extra": torch.zeros(2)}, "resolutions 32, 16, 8, 7, which do not halve")
     attempt({"model.out_conv": 3}, "1 tensors have no place: out_conv")
-    attempt({"model.map_layer0.bias": 3}, "1 entries are no tensors of floating-point numbers: map_layer0.bias is a int")
+    attempt(
+        {"model.map_layer0.bias": 3}, "1 entries are no tensors of floating-point numbers: map_layer0.bias is a int"
+    )
     attempt({}, "does not tell how the network is preconditioned", "precond='edm', 'vp', 've', 'iddpm'", precond=None)
     attempt({}, "precond='ddim'", "edm, vp, ve, iddpm", precond="ddim")
     refused(lambda: denoiser(STATE, "x", num_head_channels=0), "num_head_channels=0")
     refused(lambda: denoiser({"a": torch.zeros(1)}, "file.pkl"), "file.pkl does not hold a network of Karras et al.")
-    others = [None, [], {}, {"ema": 3}, {"ema": {1: 2}}, {"ema": Record("EDMLoss", "training.loss", {})}, {"map_layer0.weight": 1}]
+    others = [
+        None,
+        [],
+        {},
+        {"ema": 3},
+        {"ema": {1: 2}},
+        {"ema": Record("EDMLoss", "training.loss", {})},
+        {"map_layer0.weight": 1},
+    ]
     assert not any(looks_like(contents) for contents in others)
 
 
@@ -115,14 +148,16 @@ def test_decoder_and_encoder_skips_are_read():
     assert (model.network.style.enters, model.network.style.leaves) == (InputSkip(MEAN), OutputSkip(MEAN))
     state |= {name: torch.zeros_like(v) for name, v in state.items() if "aux_skip" in name}
     with torch.no_grad():
-        added = denoiser(state, "x", **TOLD).network(X, SIGMA) - plain.network(X, SIGMA)  # the predictions of 8 x 8 and 16 x 16: one each
+        added = denoiser(state, "x", **TOLD).network(X, SIGMA) - plain.network(
+            X, SIGMA
+        )  # the predictions of 8 x 8 and 16 x 16: one each
         torch.testing.assert_close(added, torch.full_like(added, 2.0))
         assert (model.network(X, SIGMA) - plain.network(X, SIGMA) - 2).abs().max() > 0.1
 
 
 def test_the_importer_is_described():
     model = denoiser(STATE, "x", **TOLD)
-    again = build(describe(model))
+    again = deserialize(serialize(model))
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(again(X, torch.tensor(0.5)), model(X, torch.tensor(0.5)))

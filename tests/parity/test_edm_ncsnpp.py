@@ -1,14 +1,17 @@
-"""NCSN++ of Karras et al. (2022), as their own network and as Song et al.'s (2021) VE baseline: read by our importer."""
+"""NCSN++ of Karras et al. (2022), as their own network and as Song et al.'s (2021) VE baseline.
+
+Read by our importer.
+"""
 
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import at_sigmas, edm_file, refused
 
-from unnoise.experiments.released.karras import denoiser
+from unnoise.experiments.pretrained.karras import denoiser
 from unnoise.sde import VE
-from unnoise.shared.networks.style import NCSNPP
-from unnoise.shared.scale import Scale
+from unnoise.shared.networks.unet_variants import NCSNPP
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("edm_ncsnpp")
@@ -27,7 +30,7 @@ def test_denoiser(pickled, tmp_path):
     model = denoiser(contents, "edm.pkl", **({} if pickled else {"precond": "edm", "sigma_data": 0.5})).eval()
     style = model.network.style
     assert (style.time, style.enters, style.resize) == (NCSNPP.time, NCSNPP.enters, NCSNPP.resize)
-    assert (model.scale, model.shape, model.conditions) == (Scale(), (3, 32, 32), ("augment",))
+    assert (model.quantization, model.shape, model.conditions) == (Quantization(), (3, 32, 32), ("augment",))
     t = model.schedule.time(-2 * SIGMA.double().log())
     with torch.no_grad():
         assert_samples_close(model.network(X, SIGMA.log() / 4), FIXTURE["F_edm"])

@@ -1,7 +1,8 @@
 """Every number of another codebase that lies in tests/fixtures is compared here, or listed with a reason.
 
-Each test module beside this one has the name of its fixture, and `READS`: regular expressions of the arrays that it compares, the inputs
-that it computes them from among them. What they claim is held against the strings of the module's code.
+Each test module beside this one has the name of its fixture, and `READS`: regular expressions of the arrays that it
+compares, the inputs that it computes them from among them. What they claim is held against the strings of the module's
+code.
 """
 
 import ast

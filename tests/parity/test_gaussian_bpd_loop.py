@@ -6,9 +6,19 @@ import pytest
 import torch
 from helpers import Fixture, Formula, Recorded, assert_close
 
-from unnoise.continuous import Clipped, Learned, Tabulated, VariationalBound, cosine_betas, large, learned_range, linear_betas, strided
-from unnoise.shared.labels import step_index
-from unnoise.shared.scale import Scale
+from unnoise.continuous import (
+    Clipped,
+    Learned,
+    Tabulated,
+    VariationalBound,
+    cosine_betas,
+    large,
+    learned_range,
+    linear_betas,
+    strided,
+)
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.time_inputs import step_index
 
 FIXTURE = Fixture("gaussian_bpd_loop")
 READS = (
@@ -19,7 +29,10 @@ DIMS = 27
 
 
 class Replay(Recorded):
-    """The loop's draws, from the last time to the first; the choice of levels needs no luck, since every level is taken."""
+    """The loop's draws, from the last time to the first.
+
+    The choice of levels needs no luck, since every level is taken.
+    """
 
     def uniform(self, shape, dtype, device):
         return torch.full(tuple(shape), 0.5, dtype=dtype)
@@ -37,7 +50,9 @@ def network(outputs):
     return net
 
 
-@pytest.mark.parametrize(("kind", "variance", "outputs"), [("FIXED_LARGE", large, 1), ("LEARNED_RANGE", learned_range, 2)])
+@pytest.mark.parametrize(
+    ("kind", "variance", "outputs"), [("FIXED_LARGE", large, 1), ("LEARNED_RANGE", learned_range, 2)]
+)
 @pytest.mark.parametrize(
     ("name", "betas", "grid"),
     [("linear_1000.ddim50", linear_betas(1000), strided(50, 1000)), ("cosine_4000.50", cosine_betas(4000), None)],
@@ -46,8 +61,8 @@ def test_bound(name, betas, grid, kind, variance, outputs):
     whole = Tabulated(betas)
     respaced = whole.respaced(whole.grid(50) if grid is None else grid)
     # The network keeps its home table, so it is asked at the original index.
-    denoiser = Clipped(Learned(network(outputs), whole, label=step_index).on(respaced))
-    bound = VariationalBound(denoiser, Scale(256), variance=variance, tanh=True)
+    denoiser = Clipped(Learned(network(outputs), whole, time_input=step_index).on(respaced))
+    bound = VariationalBound(denoiser, Quantization(256), variance=variance, tanh=True)
     x0, noise, key = FIXTURE["x_start"], FIXTURE["noise"], f"{name}.{kind}"
     code = bound(x0, generator=Replay(*noise))
     assert_close(code.bits_per_dim(DIMS), FIXTURE[f"{key}.total_bpd"], 1e-9)
@@ -55,7 +70,7 @@ def test_bound(name, betas, grid, kind, variance, outputs):
     terms = [bound.term(x0, t.expand(2), generator=Recorded(z)) for t, z in zip(times, noise, strict=True)]
     assert_close(torch.stack(terms, dim=1) / (DIMS * math.log(2)), FIXTURE[f"{key}.vb"], 1e-9)
     curve = bound.rate_distortion(x0, generator=Recorded(*noise))
-    assert_close((curve.rmse.T * Scale(256).spacing) ** 2, FIXTURE[f"{key}.xstart_mse"], 1e-9)
+    assert_close((curve.rmse.T * Quantization(256).spacing) ** 2, FIXTURE[f"{key}.xstart_mse"], 1e-9)
     noises = []
     for t, z in zip(times, noise, strict=True):
         x_t = respaced.corrupt(x0, t, generator=Recorded(z))
@@ -64,8 +79,8 @@ def test_bound(name, betas, grid, kind, variance, outputs):
     assert_close(torch.stack(noises, dim=1), FIXTURE[f"{key}.mse"], 1e-9)
     spent = FIXTURE[f"{key}.prior_bpd"] + FIXTURE[f"{key}.vb"][:, :-1].sum(1)
     assert_close(curve.rate[-1], spent, 1e-9)
-    # The peer codes x_T with N(0, I), and here it is what sampling starts from, N(0, sigma_T^2): their closed forms, to which the
-    # peer's own comes within what cancels in it.
+    # The peer codes x_T with N(0, I), and here it is what sampling starts from, N(0, sigma_T^2): their closed forms, to
+    # which the peer's own comes within what cancels in it.
     prior, alpha2 = code.prior / (DIMS * math.log(2)), respaced.alphas_cumprod[-1]
     published = 0.5 * (alpha2 * x0**2 - alpha2 - torch.log1p(-alpha2)).mean(dim=(1, 2, 3)) / math.log(2)
     assert_close(published, FIXTURE[f"{key}.prior_bpd"], 1e-9 if "linear" in name else 1e-8)

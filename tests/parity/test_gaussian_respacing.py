@@ -5,7 +5,7 @@ import torch
 from helpers import Fixture, Formula, assert_close
 
 from unnoise.continuous import Learned, Tabulated, cosine_betas, linear_betas, posterior, sections, strided
-from unnoise.shared.labels import step_index, thousandths
+from unnoise.shared.time_inputs import step_index, thousandths
 
 FIXTURE = Fixture("gaussian_respacing")
 READS = (
@@ -48,11 +48,18 @@ def test_one_section_is_even_spacing(spec):
     assert torch.equal(sections([int(spec)], 1000), SCHEDULES["linear_1000"].grid(int(spec)))
 
 
-@pytest.mark.parametrize(("label", "key"), [(step_index, "t_given_to_network"), (thousandths, "t_given_to_network_rescaled")])
+@pytest.mark.parametrize(
+    ("label", "key"), [(step_index, "t_given_to_network"), (thousandths, "t_given_to_network_rescaled")]
+)
 def test_the_network_is_asked_at_its_own_index(label, key):
-    """A network of 4000 steps on the chain of 100 of them; with rescaled labels the peer feeds 1000 (n - 1) / T, one step below ours."""
+    """A network of 4000 steps on the chain of 100 of them.
+
+    With rescaled labels the peer feeds 1000 (n - 1) / T, one step below ours.
+    """
     whole, seen = SCHEDULES["cosine_4000"], []
-    denoiser = Learned(Formula(lambda x, asked: seen.append(asked) or x), whole, label=label).on(whole.respaced(whole.grid(100)))
+    denoiser = Learned(Formula(lambda x, asked: seen.append(asked) or x), whole, time_input=label).on(
+        whole.respaced(whole.grid(100))
+    )
     for i in FIXTURE_INDICES:
         denoiser(torch.zeros(1, 1), torch.tensor((i + 1) / 100, dtype=torch.float64))
     shift = 1000 / 4000 if label is thousandths else 0.0

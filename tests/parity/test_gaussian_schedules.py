@@ -12,7 +12,11 @@ READS = (
     r"(linear_1000|cosine_1000|cosine_4000)\.(log_one_minus_alphas_cumprod|sqrt_recipm1_alphas_cumprod)",
     r"(linear_1000|cosine_1000|cosine_4000)\.posterior_(mean_coef1|mean_coef2|variance|log_variance_clipped)",
 )
-CASES = {"linear_1000": (linear_betas, 1000, 1e-12), "cosine_1000": (cosine_betas, 1000, 1e-9), "cosine_4000": (cosine_betas, 4000, 1e-9)}
+CASES = {
+    "linear_1000": (linear_betas, 1000, 1e-12),
+    "cosine_1000": (cosine_betas, 1000, 1e-9),
+    "cosine_4000": (cosine_betas, 4000, 1e-9),
+}
 
 
 @pytest.fixture(params=CASES)
@@ -36,7 +40,9 @@ def test_betas_and_products(case):
     clean, _ = schedule(times(schedule, first=0))
     assert_close(clean[:-1] ** 2, FIXTURE[f"{name}.alphas_cumprod_prev"], tolerance)
     # The peer's table of the next step ends with 0: a further step with beta = 1.
-    longer, _ = Tabulated(torch.cat([schedule.betas, torch.ones(1)]))(times(schedule) * schedule.steps / (schedule.steps + 1))
+    longer, _ = Tabulated(torch.cat([schedule.betas, torch.ones(1)]))(
+        times(schedule) * schedule.steps / (schedule.steps + 1)
+    )
     assert_close(longer[1:] ** 2, FIXTURE[f"{name}.alphas_cumprod_next"][:-1], tolerance)
     assert FIXTURE[f"{name}.alphas_cumprod_next"][-1] == 0
 

@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
-from helpers import Fixture, Formula, Recorded, assert_close
+from helpers import Fixture, Formula, Recorded, assert_close, mean_and_variance
 
 from unnoise.continuous import (
     DDIM,
     Ancestral,
     Clipped,
+    DenoisingLoss,
     Hybrid,
     Learned,
-    PlainError,
+    OutputError,
     PosteriorMean,
-    Simple,
     Tabulated,
     Variational,
     VariationalBound,
@@ -28,8 +28,8 @@ from unnoise.continuous import (
     posterior,
     small,
 )
-from unnoise.shared.guidance import ClassifierGradient, ClassifierGuided
-from unnoise.shared.scale import Scale
+from unnoise.shared.gaussian.guidance import ClassifierGradient, ClassifierGuided
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("gaussian_steps")
@@ -46,11 +46,17 @@ READS = (
 )
 SCHEDULES = {
     name: Tabulated(betas)
-    for name, betas in (("linear_1000", linear_betas(1000)), ("cosine_1000", cosine_betas(1000)), ("cosine_4000", cosine_betas(4000)))
+    for name, betas in (
+        ("linear_1000", linear_betas(1000)),
+        ("cosine_1000", cosine_betas(1000)),
+        ("cosine_4000", cosine_betas(4000)),
+    )
 }
 MEANS = {"EPSILON": lambda schedule: noise, "START_X": lambda schedule: clean, "PREVIOUS_X": PosteriorMean}
 VARIANCES = {"FIXED_SMALL": small, "FIXED_LARGE": large, "LEARNED": learned_diagonal, "LEARNED_RANGE": learned_range}
-OUT, V, X0, NOISE, Z, GRADIENT = (FIXTURE[k] for k in ("model_out", "model_v", "x_start", "noise", "step_noise", "cond_grad"))
+OUT, V, X0, NOISE, Z, GRADIENT = (
+    FIXTURE[k] for k in ("model_out", "model_v", "x_start", "noise", "step_noise", "cond_grad")
+)
 KINDS = sorted({tuple(k.split(".")[1:3]) for k in FIXTURE.names() if k.endswith(".p_sample")})
 DIMS = 48
 
@@ -96,8 +102,9 @@ def test_forward_process(name):
     close(mean, f"{name}.q_posterior.mean")
     close(like(variance, X0).expand_as(whole), f"{name}.q_posterior.variance")
     close(like(small(schedule, t, s).log(), X0).expand_as(whole), f"{name}.q_posterior.log_variance_clipped")
-    bound = VariationalBound(denoiser(name, "EPSILON", False), Scale(256))
-    # At the cosine end the peer's own formula cancels (it is 3e-9 off the closed form below), hence the tolerance of that end.
+    bound = VariationalBound(denoiser(name, "EPSILON", False), Quantization(256))
+    # At the cosine end the peer's own formula cancels (it is 3e-9 off the closed form below), hence the tolerance of
+    # that end.
     prior = bound.prior(X0) / (DIMS * math.log(2))
     # The peer codes x_T with N(0, I), and here it is what sampling starts from, N(0, sigma_T^2).
     alpha2 = schedule.alphas_cumprod[-1]
@@ -116,7 +123,7 @@ def test_reverse_step_and_bound_terms(name, mean_kind, kind, clip):
     # Where the mean itself is predicted, the peer clips x_0 for show and steps to the mean as it is.
     clip_step = clip and mean_kind != "PREVIOUS_X"
     model = denoiser(name, mean_kind, clip_step, learned=learned)
-    x0, v = model.with_spread(x_t, t)
+    x0, v = mean_and_variance(model, x_t, t)
     close(posterior(schedule, x_t, x0, t, s)[0], f"{key}.mean", clip_step)
     spread = like(variance(schedule, t, s, v), x_t).expand_as(x_t)
     # Of the decoder step the peer uses the log-variance; its list of variances has the posterior's 0 or beta_1 there.
@@ -124,14 +131,14 @@ def test_reverse_step_and_bound_terms(name, mean_kind, kind, clip):
     close(spread.log(), f"{key}.log_variance", clip)
     listed = FIXTURE[f"{key}.variance"]
     assert_close(torch.where(first, listed, spread), listed, 1e-10)
-    bound = VariationalBound(model, Scale(256), variance=variance, tanh=True)
+    bound = VariationalBound(model, Quantization(256), variance=variance, tanh=True)
     terms = bound.term(X0, t, generator=Recorded(NOISE)) / (DIMS * math.log(2))
     close(terms, f"{key}.vb_terms_bpd", clip_step)
     samples = []
     for i in range(len(t)):  # one at a time: a sampler's times are scalars
         sampler = Ancestral(denoiser(name, mean_kind, clip_step, only=i, learned=learned), variance)
         samples.append(sampler.step(x_t[i : i + 1], t[i], s[i], generator=Recorded(Z[i : i + 1])))
-        alone = VariationalBound(sampler.denoiser, Scale(256), variance=variance, tanh=True)
+        alone = VariationalBound(sampler.denoiser, Quantization(256), variance=variance, tanh=True)
         term = alone.term(X0[i : i + 1], t[i], generator=Recorded(NOISE[i : i + 1])) / (DIMS * math.log(2))
         torch.testing.assert_close(term[0], terms[i], rtol=1e-12, atol=1e-14)
     close(torch.cat(samples), f"{key}.p_sample", clip_step)
@@ -153,7 +160,11 @@ def test_ddim(name, mean_kind, eta, clip):
 @pytest.mark.parametrize("mean_kind", ["EPSILON", "START_X"])
 def test_ddim_upward(name, mean_kind, clip):
     """The peer's table goes on to alpha-bar = 0; here the last row's step goes to the same level of a longer table."""
-    t, x_t, key = times(name)[0], FIXTURE[f"{name}.x_t"], f"{name}.{mean_kind}.{'clip' if clip else 'noclip'}.ddim_reverse"
+    t, x_t, key = (
+        times(name)[0],
+        FIXTURE[f"{name}.x_t"],
+        f"{name}.{mean_kind}.{'clip' if clip else 'noclip'}.ddim_reverse",
+    )
     schedule, up = SCHEDULES[name], []
     longer = Tabulated(torch.cat([schedule.betas, torch.ones(1)]))
     for i, n in enumerate(t * schedule.steps):
@@ -202,8 +213,12 @@ def test_classifier_guidance(name, mean_kind):
 
 @pytest.mark.parametrize("mean_kind", ["EPSILON", "START_X"])
 def test_training_losses(name, mean_kind):
-    (t, _), scale, key = times(name), Scale(256), f"{name}.{mean_kind}.LEARNED_RANGE.training_losses"
-    steps, model, plain = SCHEDULES[name].steps, denoiser(name, mean_kind, False, learned=True), PlainError(MEANS[mean_kind](None))
+    (t, _), scale, key = times(name), Quantization(256), f"{name}.{mean_kind}.LEARNED_RANGE.training_losses"
+    steps, model, plain = (
+        SCHEDULES[name].steps,
+        denoiser(name, mean_kind, False, learned=True),
+        OutputError(MEANS[mean_kind](None)),
+    )
 
     def close(actual, part):
         assert_close(actual, FIXTURE[f"{key}.{part}"], 1e-10 if "linear" in name else 1e-8)
@@ -226,7 +241,9 @@ def test_training_losses(name, mean_kind):
 
 def test_simple_loss_is_the_mean_squared_error_of_the_noise(name):
     (t, _), model = times(name), denoiser(name, "EPSILON", False)
-    loss = Simple(model, times=lambda batch, generator: t - 0.5 / model.corruption.steps)(X0, generator=Recorded(NOISE))
+    loss = DenoisingLoss.simple(model, times=lambda batch, generator: t - 0.5 / model.corruption.steps)(
+        X0, generator=Recorded(NOISE)
+    )
     expected = ((OUT - NOISE) ** 2).mean(dim=(1, 2, 3))
     assert torch.allclose(loss.t, t)
     torch.testing.assert_close(loss.total.double(), expected, rtol=1e-5, atol=0)

@@ -3,8 +3,8 @@
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
-from unnoise.experiments.released import openai
-from unnoise.shared.guidance import ClassifierGradient, NoisyClassifier
+from unnoise.experiments.pretrained import openai
+from unnoise.shared.gaussian.guidance import ClassifierGradient, NoisyClassifier
 
 FIXTURE = Fixture("guided_diffusion_classifier")
 READS = (
@@ -25,7 +25,10 @@ def test_logits_and_gradient():
 
 def test_heads_are_split_first_in_every_classifier():
     state = peer_state("guided_diffusion_classifier")
-    refused(lambda: openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=True), "classifiers split the heads before q, k, v")
+    refused(
+        lambda: openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=True),
+        "classifiers split the heads before q, k, v",
+    )
     openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=False)
     refused(
         lambda: openai.denoiser(state, "model.pt"),
@@ -33,9 +36,20 @@ def test_heads_are_split_first_in_every_classifier():
         "such as num_heads=4, noise_schedule='cosine', diffusion_steps=4000",
     )
     assert openai.denoiser(state, "model.pt", **FLAGS, image_size=16).shape == (3, 16, 16)
-    refused(lambda: openai.denoiser(state, "model.pt", **FLAGS, image_size=32), "image_size=32, and out.2.positional_embedding", "64 pos")
+    refused(
+        lambda: openai.denoiser(state, "model.pt", **FLAGS, image_size=32),
+        "image_size=32, and out.2.positional_embedding",
+        "64 pos",
+    )
     for name in ("predict_xstart", "learn_sigma"):
-        refused(lambda n=name: openai.denoiser(state, "model.pt", **FLAGS, **{n: True}), "log p(label)", f"leave {name}=True out")
-    refused(lambda: openai.denoiser(state, "model.pt", **FLAGS | {"num_head_channels": 12}), "num_head_channels=12 does not divide")
+        refused(
+            lambda n=name: openai.denoiser(state, "model.pt", **FLAGS, **{n: True}),
+            "log p(label)",
+            f"leave {name}=True out",
+        )
+    refused(
+        lambda: openai.denoiser(state, "model.pt", **FLAGS | {"num_head_channels": 12}),
+        "num_head_channels=12 does not divide",
+    )
     state.pop("out.2.c_proj.bias")
     refused(lambda: openai.denoiser(state, "model.pt", **FLAGS), "out.2.c_proj.bias is missing")

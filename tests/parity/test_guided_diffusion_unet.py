@@ -5,7 +5,7 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
-from unnoise.experiments.released import openai, openai_flags
+from unnoise.experiments.pretrained import openai, openai_flags
 from unnoise.shared.errors import UsageError
 
 FIXTURE = Fixture("guided_diffusion_unet")
@@ -25,11 +25,13 @@ FLAGS = {
 
 @pytest.mark.parametrize(("new", "key"), [(False, "y"), (True, "y_new_attention_order")])
 def test_noise_and_variance(new, key):
-    model = openai.denoiser(peer_state("guided_diffusion_unet"), "model.pt", **FLAGS, use_new_attention_order=new).eval()
+    model = openai.denoiser(
+        peer_state("guided_diffusion_unet"), "model.pt", **FLAGS, use_new_attention_order=new
+    ).eval()
     out = model.network(FIXTURE["x"], FIXTURE["t"], label=FIXTURE["label"])
     assert_samples_close(out, FIXTURE[key])
     t = (FIXTURE["t"].double() + 1) / 1000
-    assert_samples_close(model.raw(FIXTURE["x"], t, label=FIXTURE["label"])[1], FIXTURE[key][:, 3:])
+    assert_samples_close(model.estimate(FIXTURE["x"], t, label=FIXTURE["label"]).variance_output, FIXTURE[key][:, 3:])
 
 
 def test_a_model_of_classes_needs_one():
@@ -72,7 +74,10 @@ def test_heads_that_no_network_has_are_refused():
 )
 def test_values_of_another_type_are_refused(flag, value, remedy):
     given = FLAGS | {"use_new_attention_order": False, flag: value}
-    refused(lambda: openai.denoiser(peer_state("guided_diffusion_unet"), "model.pt", **given), f"{flag}={value!r}: give {remedy}")
+    refused(
+        lambda: openai.denoiser(peer_state("guided_diffusion_unet"), "model.pt", **given),
+        f"{flag}={value!r}: give {remedy}",
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,8 +102,8 @@ def test_sizes_are_read_from_tensors_alone(name):
 
 
 RELEASED = {
-    # image_size, num_heads, num_head_channels, use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps;
-    # predict_xstart is False in all, and learn_sigma True but for classifiers
+    # image_size, num_heads, num_head_channels, use_new_attention_order, noise_schedule, diffusion_steps,
+    # rescale_timesteps; predict_xstart is False in all, and learn_sigma True but for classifiers
     "cifar10_uncond_50M_500K": (32, 4, None, False, "cosine", 4000, True),
     "cifar10_uncond_vlb_50M_500K": (32, 4, None, False, "cosine", 4000, True),
     "imagenet64_uncond_100M_1500K": (64, 4, None, False, "cosine", 4000, True),

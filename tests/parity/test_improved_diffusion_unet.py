@@ -5,7 +5,7 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
-from unnoise.experiments.released import openai
+from unnoise.experiments.pretrained import openai
 from unnoise.shared.errors import UsageError
 
 FIXTURE = Fixture("improved_diffusion_unet")
@@ -31,9 +31,9 @@ def test_noise_and_variance():
 def test_rescaled_time_of_4000_steps():
     model = openai.denoiser(peer_state("improved_diffusion_unet"), "model.pt", **FLAGS).eval()
     step = torch.tensor([0, 1, 3999])
-    label = model.label(model.schedule, (step.double() + 1) / 4000)
+    label = model.time_input(model.schedule, (step.double() + 1) / 4000)
     torch.testing.assert_close(label, torch.tensor([0, 0.25, 999.75], dtype=torch.float64))
-    out, v = model.raw(FIXTURE["x"], (step.double() + 1) / 4000)
+    _, _, out, v = model.estimate(FIXTURE["x"], (step.double() + 1) / 4000)
     assert_samples_close(torch.cat([out, v], 1), model.network(FIXTURE["x"], label.float()), 1e-6)
 
 

@@ -1,4 +1,6 @@
-"""Noise levels, single steps and paths of crowsonkb/k-diffusion, and the sampler of NVlabs/edm, on an exact Gaussian denoiser."""
+"""Noise levels, single steps and paths of crowsonkb/k-diffusion, and the sampler of NVlabs/edm, on an exact Gaussian
+denoiser.
+"""
 
 import math
 
@@ -22,7 +24,7 @@ from unnoise.continuous import (
 )
 from unnoise.continuous.grids import noise_ratio
 from unnoise.sde import VE, VP
-from unnoise.shared.oracle import GaussianOracle
+from unnoise.shared.gaussian.analytic import AnalyticGaussian
 
 FIXTURE = Fixture("karras_samplers")
 READS = (
@@ -50,7 +52,7 @@ SAMPLERS = {
 
 def denoiser():
     """`(s^2 x + sigma^2 m) / (s^2 + sigma^2)`, in float64 throughout."""
-    return GaussianOracle(M, torch.diag(S**2), WIDE)
+    return AnalyticGaussian(M, torch.diag(S**2), WIDE)
 
 
 def time(sigma):
@@ -78,7 +80,11 @@ def test_karras_levels(name):
 def test_other_levels():
     schedule = VE(0.002, 80, t_min=1e-12, t_last=1e-12)
     assert_close(noise_ratio(schedule, log_spaced(10, schedule)), FIXTURE["sigmas.exponential.n10_0.002_80"], 1e-10)
-    assert_close(noise_ratio(schedule, log_spaced(10, schedule, rho=2)), FIXTURE["sigmas.polyexponential_rho2.n10_0.002_80"], 1e-10)
+    assert_close(
+        noise_ratio(schedule, log_spaced(10, schedule, rho=2)),
+        FIXTURE["sigmas.polyexponential_rho2.n10_0.002_80"],
+        1e-10,
+    )
     vp = VP(0.1, 20.0)
     assert_close(noise_ratio(vp, vp.grid(10)), FIXTURE["sigmas.vp.n10"], 1e-10)
 
@@ -99,7 +105,10 @@ def test_paths(name):
 
 
 def test_path_of_lms():
-    """The peer's last step goes to sigma = 0 by its polynomial, where ours denoises: it is asked to go to 1e-10 instead."""
+    """The peer's last step goes to sigma = 0 by its polynomial, where ours denoises.
+
+    It is asked to go to 1e-10 instead.
+    """
     sigmas = FIXTURE["sigmas.karras.n10_0.002_80"].clone()
     sigmas[-1] = 1e-10
     assert_close(path(LMS, sigmas, sigmas[0] * START, []), FIXTURE["path.lms"], 1e-6)
@@ -107,7 +116,10 @@ def test_path_of_lms():
 
 @pytest.mark.parametrize("kind", ["plain", "churn"])
 def test_edm(kind):
-    """The levels that the peer visits tell its churn: 18 steps between sigma = 0.05 and 50, S_noise from the first churned state."""
+    """The levels that the peer visits tell its churn.
+
+    18 steps between sigma = 0.05 and 50, S_noise from the first churned state.
+    """
     asked = FIXTURE[f"edm.{kind}.sigma_of_each_call"]
     inner, sigmas, states = denoiser(), [], []
 
@@ -118,8 +130,14 @@ def test_edm(kind):
     inner.register_forward_pre_hook(note)
     gamma = float(asked[4] / FIXTURE["edm.plain.sigma_of_each_call"][4] - 1) if kind == "churn" else 0.0
     grid = [*FIXTURE["sigmas.karras.n18_0.002_80"]]
-    within = [float(s) for s, c in zip(FIXTURE["edm.plain.sigma_of_each_call"][0::2], asked[0::2], strict=True) if c > s * 1.01]
-    sampler = Churned(Heun(inner), gamma, low=min(within, default=0) * 0.99, high=max(within, default=0) * 1.01, noise=CHURN_NOISE)
+    within = [
+        float(s)
+        for s, c in zip(FIXTURE["edm.plain.sigma_of_each_call"][0::2], asked[0::2], strict=True)
+        if c > s * 1.01
+    ]
+    sampler = Churned(
+        Heun(inner), gamma, low=min(within, default=0) * 0.99, high=max(within, default=0) * 1.01, noise=CHURN_NOISE
+    )
     # The peer draws at every step; ours only where it churns.
     draws = [NOISE[i] for i, s in enumerate(grid[:-1]) if any(abs(float(s) / w - 1) < 1e-6 for w in within)]
     x = sampler(float(grid[0]) * START, steps=times(grid), generator=Recorded(*draws))

@@ -8,14 +8,14 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
-from unnoise.discrete import Ancestral, Categorical, LogLinear, ScoreEntropyDenoiser, carried, direct
-from unnoise.experiments.released import files
-from unnoise.experiments.released.pickles import Record
-from unnoise.experiments.released.text import looks_like_mdlm, looks_like_sedd, mdlm, sedd, total_noise
-from unnoise.experiments.released.text_config import released
-from unnoise.shared.describe import build, describe
+from unnoise.discrete import Ancestral, Categorical, LogLinearNoise, ScoreEntropyDenoiser, carried, direct
+from unnoise.experiments.pretrained import files
+from unnoise.experiments.pretrained.pickles import Record
+from unnoise.experiments.pretrained.text import looks_like_mdlm, looks_like_sedd, mdlm, sedd, total_noise
+from unnoise.experiments.pretrained.text_config import released
 from unnoise.shared.errors import UsageError
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 NAME = "mdlm_dit"
 TRAINED = {"parameterization": "subs", "time_conditioning": False, "noise": "loglinear"}
@@ -44,7 +44,7 @@ def config(peer):
 
 def time_of(sigma):
     """The time whose total noise is sigma."""
-    return LogLinear().time(sigma)
+    return LogLinearNoise().time(sigma)
 
 
 def test_logits(peer, state):
@@ -60,7 +60,10 @@ def test_logits(peer, state):
 
 
 def test_subs(peer, state):
-    """Entries near -1e6 in the reference are exactly -inf here; at given tokens all but the token's own are; the others agree."""
+    """Entries near -1e6 in the reference are exactly -inf here; at given tokens all but the token's own are.
+
+    The others agree.
+    """
     tokens, expected = peer["tokens"], peer["log_p_subs"]
     denoiser = mdlm(state, NAME, config=config(peer), **TRAINED)
     with torch.no_grad():
@@ -76,9 +79,12 @@ def test_subs(peer, state):
 
 
 def test_the_plain_rule_is_that_of_the_reference_without_the_mask(peer, state):
-    """The reference's log-softmax gives the mask a chance; ours is the same law, given that x_0 is no mask. The label is sigma."""
+    """The reference's log-softmax gives the mask a chance; ours is the same law, given that x_0 is no mask.
+
+    The label is sigma.
+    """
     made = mdlm(state, NAME, config=config(peer), **TRAINED | {"time_conditioning": True})
-    denoiser = Categorical(made.network, made.transition, label=made.label, head=direct)
+    denoiser = Categorical(made.network, made.transition, time_input=made.time_input, head=direct)
     with torch.no_grad():
         log_p = denoiser(peer["tokens"], time_of(peer["sigma"]))
     assert (log_p[..., 17] == -torch.inf).all()
@@ -88,35 +94,47 @@ def test_the_plain_rule_is_that_of_the_reference_without_the_mask(peer, state):
 def test_ratios(peer, state):
     """The SEDD models that were trained beside MDLM have its names, too."""
     with torch.no_grad():
-        log_ratio = sedd(state, NAME, config=config(peer), noise="loglinear").log_ratio(peer["tokens"], time_of(peer["sigma"]))
+        log_ratio = sedd(state, NAME, config=config(peer), noise="loglinear").log_ratio(
+            peer["tokens"], time_of(peer["sigma"])
+        )
     assert_samples_close(log_ratio, peer["log_score_sedd"])
 
 
 def test_what_it_says_of_itself(peer, state):
     denoiser = mdlm(state, NAME, **TEXT)
     network, transition = denoiser.network, denoiser.transition
-    assert denoiser.scale == Scale(17)
+    assert denoiser.quantization == Quantization(17)
     assert denoiser.shape == (24,)
-    assert (transition.levels, transition.states, transition.symbol) == (17, 18, 17)
+    assert (transition.categories, transition.states, transition.mask_token) == (17, 18, 17)
     assert (network.heads, network.depth, network.width, network.embedding) == (4, 2, 64, 32)
     assert not network.timed
     assert not network.training
     assert mdlm(state, NAME, config=config(peer), **TRAINED).shape == (24,)
-    assert (denoiser.label, denoiser.head) == (total_noise, carried)
-    again = build(describe(denoiser))
+    assert (denoiser.time_input, denoiser.head) == (total_noise, carried)
+    again = deserialize(serialize(denoiser))
     again.load_state_dict(denoiser.state_dict())
     t = torch.tensor(0.7)
     assert torch.equal(again.eval()(peer["tokens"], t), denoiser(peer["tokens"], t))
 
 
 def test_the_hub_configuration_is_read(peer, state):
-    said = {"hidden_dim": 64, "model_length": 24, "n_heads": 4, "time_conditioning": True, "dropout": 0.25, "vocab_size": 18}
+    said = {
+        "hidden_dim": 64,
+        "model_length": 24,
+        "n_heads": 4,
+        "time_conditioning": True,
+        "dropout": 0.25,
+        "vocab_size": 18,
+    }
     told = {"parameterization": "subs", "noise": "loglinear"}
     denoiser = mdlm(state, NAME, config=said, **told)
     assert denoiser.shape == (24,)
     assert denoiser.network.timed
     assert denoiser.network.dropout == 0.25
-    refused(lambda: mdlm(state, NAME, config=said, **told, time_conditioning=False), "time_conditioning=False, but the file says True")
+    refused(
+        lambda: mdlm(state, NAME, config=said, **told, time_conditioning=False),
+        "time_conditioning=False, but the file says True",
+    )
 
 
 def hyper_parameters(**config):
@@ -124,7 +142,11 @@ def hyper_parameters(**config):
 
     def node(value):
         if isinstance(value, dict):
-            return Record("DictConfig", "omegaconf.dictconfig", {"_content": {k: node(v) for k, v in value.items()}, "_parent": None})
+            return Record(
+                "DictConfig",
+                "omegaconf.dictconfig",
+                {"_content": {k: node(v) for k, v in value.items()}, "_parent": None},
+            )
         return Record("AnyNode", "omegaconf.nodes", {"_val": value, "_parent": None})
 
     return {"config": node(config), "tokenizer": Record("GPT2TokenizerFast", "transformers", {})}
@@ -132,25 +154,38 @@ def hyper_parameters(**config):
 
 def test_hyper_parameters_of_a_training_checkpoint_are_read(peer, state):
     kept = hyper_parameters(
-        parameterization="subs", time_conditioning=True, noise={"type": "loglinear"}, model={"length": 24, "n_heads": 4, "hidden_size": 64}
+        parameterization="subs",
+        time_conditioning=True,
+        noise={"type": "loglinear"},
+        model={"length": 24, "n_heads": 4, "hidden_size": 64},
     )
     checkpoint = {"state_dict": state, "hyper_parameters": kept}
     assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (True, False)
     denoiser = mdlm(checkpoint, NAME)
     assert (denoiser.shape, denoiser.network.timed, denoiser.network.heads) == ((24,), True, 4)
     refused(
-        lambda: mdlm(checkpoint, NAME, config={"time_conditioning": False}), NAME, 'config.json has "time_conditioning": False, and the'
+        lambda: mdlm(checkpoint, NAME, config={"time_conditioning": False}),
+        NAME,
+        'config.json has "time_conditioning": False, and the',
     )
     other = {"state_dict": state, "hyper_parameters": kept | {"tokenizer": Record("Text8Tokenizer", "dataloader", {})}}
-    refused(lambda: mdlm(other, NAME), NAME, "in the tokenizer 'Text8Tokenizer''s vocabulary of 18 the mask is not the last token")
+    refused(
+        lambda: mdlm(other, NAME),
+        NAME,
+        "in the tokenizer 'Text8Tokenizer''s vocabulary of 18 the mask is not the last token",
+    )
     refers = hyper_parameters(**TRAINED | {"noise": {"type": "loglinear"}}, model={"length": "${length}"}, length=24)
     assert mdlm({"state_dict": state, "hyper_parameters": refers}, NAME).shape == (24,)
-    read = files.of_zip(io.BytesIO(foreign.omegaconf_checkpoint({k: v for k, v in state.items() if not k.endswith("inv_freq")})))
+    read = files.of_zip(
+        io.BytesIO(foreign.omegaconf_checkpoint({k: v for k, v in state.items() if not k.endswith("inv_freq")}))
+    )
     assert mdlm(read, NAME, config={"n_heads": 4}, **TRAINED).shape == (1024,)  # which it has in its own objects
 
 
 def test_a_sedd_trained_beside_mdlm_is_none(peer, state):
-    kept = hyper_parameters(parameterization="sedd", time_conditioning=True, noise={"type": "loglinear"}, model={"length": 24})
+    kept = hyper_parameters(
+        parameterization="sedd", time_conditioning=True, noise={"type": "loglinear"}, model={"length": 24}
+    )
     checkpoint = {"state_dict": state, "hyper_parameters": kept}
     assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (False, True)
     time = time_of(peer["sigma"])
@@ -166,14 +201,19 @@ def test_a_sedd_trained_beside_mdlm_is_none(peer, state):
         with torch.no_grad():
             assert_samples_close(made.log_ratio(peer["tokens"], time), peer["log_score_sedd"])
     refused(lambda: mdlm(checkpoint, NAME, time_conditioning=False), NAME, "time_conditioning=False")
-    untimed = {"state_dict": state, "hyper_parameters": hyper_parameters(parameterization="sedd", time_conditioning=False)}
+    untimed = {
+        "state_dict": state,
+        "hyper_parameters": hyper_parameters(parameterization="sedd", time_conditioning=False),
+    }
     for load in (mdlm, sedd):
         refused(lambda load=load: load(untimed, NAME, length=24), NAME, "time_conditioning=False")
 
 
 def test_a_mask_that_is_not_the_last_token_is_refused(state):
     """That of BERT's vocabulary is number 103."""
-    wide = state | {f"backbone.{name}": torch.zeros(30_522, 64) for name in ("vocab_embed.embedding", "output_layer.linear.weight")}
+    wide = state | {
+        f"backbone.{name}": torch.zeros(30_522, 64) for name in ("vocab_embed.embedding", "output_layer.linear.weight")
+    }
     wide["backbone.output_layer.linear.bias"] = torch.zeros(30_522)
     refused(lambda: mdlm(wide, NAME, **TEXT), NAME, "30522", "mask")
 
@@ -187,7 +227,8 @@ def test_other_ways_of_training_are_refused(state, kind):
         refused(lambda n=name: sedd(state, NAME, config={n: kind}, length=24), NAME, repr(kind), "a SEDD is sedd")
     refused(lambda: sedd(state, NAME, config={"parameterization": "subs"}, length=24), "'subs'")
     assert isinstance(
-        mdlm(state, NAME, config={"model_type": "other"} | TRAINED | {"noise": None}, noise="loglinear", length=24), Categorical
+        mdlm(state, NAME, config={"model_type": "other"} | TRAINED | {"noise": None}, noise="loglinear", length=24),
+        Categorical,
     )
 
 
@@ -208,7 +249,10 @@ def test_what_is_released_is_known_and_asked_for_elsewhere(state):
         known = released({}, vocabulary, width, depth, prefixed=False)
         assert known.get("n_heads") == heads
         assert known == ({} if heads is None else SMALL | {"n_heads": heads})
-    assert released({}, 50258, 768, 12, prefixed=True) == SMALL | {"parameterization": "subs", "time_conditioning": False}
+    assert released({}, 50258, 768, 12, prefixed=True) == SMALL | {
+        "parameterization": "subs",
+        "time_conditioning": False,
+    }
     assert released({"noise": "geometric"}, 50258, 768, 12, prefixed=True) == {}
 
 
@@ -218,7 +262,9 @@ SMALL = {"noise": "loglinear", "length": 1024, "n_heads": 12, "uniform": False, 
 def test_bad_entries_of_a_configuration_are_named(state):
     for said in ({"time_conditioning": "yes"}, {"n_heads": 4.5}, {"dropout": "much"}, {"n_heads": {}}, {"length": -1}):
         refused(
-            lambda s=said: mdlm(state, NAME, config={"length": 24} | s, **{k: v for k, v in TRAINED.items() if k not in s}),
+            lambda s=said: mdlm(
+                state, NAME, config={"length": 24} | s, **{k: v for k, v in TRAINED.items() if k not in s}
+            ),
             f"{next(iter(said))} ",
         )
 
@@ -241,14 +287,20 @@ def test_averages_are_taken_in_the_order_of_the_parameters(peer, state):
         assert_samples_close(without.network(peer["tokens"], peer["sigma"]), peer["y"])
     with pytest.raises(UsageError, match="29 averages for 30 parameters"):
         mdlm(checkpoint | {"ema": {"shadow_params": averages[:-1]}}, NAME, **TEXT)
-    with pytest.raises(UsageError, match=r"2 averages are not of their parameters. shapes: backbone.output_layer.adaLN"):
+    with pytest.raises(
+        UsageError, match=r"2 averages are not of their parameters. shapes: backbone.output_layer.adaLN"
+    ):
         mdlm(checkpoint | {"ema": {"shadow_params": [*averages[:-2], *averages[:-3:-1]]}}, NAME, **TEXT)
 
 
 def test_what_does_not_fit_is_refused(state):
     assert looks_like_mdlm(state)
     assert not looks_like_sedd(state)
-    assert not any(looks(other) for looks in (looks_like_mdlm, looks_like_sedd) for other in ({"a": 1, "state_dict": 3}, [state], None))
+    assert not any(
+        looks(other)
+        for looks in (looks_like_mdlm, looks_like_sedd)
+        for other in ({"a": 1, "state_dict": 3}, [state], None)
+    )
     with pytest.raises(UsageError, match=r"some.bin does not hold the text transformer"):
         mdlm({"weight": torch.zeros(1)}, "some.bin")
     with pytest.raises(UsageError, match=r"1 tensors have no place: backbone.extra"):

@@ -7,12 +7,12 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import refused
 
-from unnoise.experiments.released.ncsnv2 import denoiser, looks_like, size_of
-from unnoise.experiments.released.settings import Settings
-from unnoise.shared.describe import build, describe
+from unnoise.experiments.pretrained.ncsnv2 import denoiser, looks_like, size_of
+from unnoise.experiments.pretrained.settings import Settings
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks.refinenet import RefineNet
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 FIXTURE = Fixture("ncsnv2")
 READS = (
@@ -40,7 +40,7 @@ def test_score_at_each_level(form):
     alpha, sigma = model.corruption(t)
     assert torch.equal(alpha, torch.ones_like(alpha))
     torch.testing.assert_close(sigma, SIGMAS[FIXTURE["level"]].double(), rtol=1e-9, atol=0)
-    torch.testing.assert_close(model.label(model.schedule, t), FIXTURE["level"].double(), rtol=0, atol=0)
+    torch.testing.assert_close(model.time_input(model.schedule, t), FIXTURE["level"].double(), rtol=0, atol=0)
     with torch.no_grad():
         assert_samples_close(model.score(FIXTURE["x"], t), FIXTURE["y"])
         for i in range(len(t)):
@@ -51,8 +51,13 @@ def test_score_at_each_level(form):
 
 def test_what_the_denoiser_says_of_itself():
     model = denoiser(STATE, "file.pth", image_size=16)
-    assert (model.scale, model.shape, model.conditions, model.spread) == (Scale(256, 0.0, 1.0), (3, 16, 16), (), False)
-    again = build(describe(model))
+    assert (model.quantization, model.shape, model.conditions, model.has_variance_output) == (
+        Quantization(256, 0.0, 1.0),
+        (3, 16, 16),
+        (),
+        False,
+    )
+    again = deserialize(serialize(model))
     again.load_state_dict(model.state_dict())
     x, t = FIXTURE["x"], torch.tensor(0.5)
     with torch.no_grad():
@@ -60,7 +65,10 @@ def test_what_the_denoiser_says_of_itself():
 
 
 def foreign(network, stages, order):
-    """A state of the released form, from the order in which a network of ours computes: the released modules are named in it."""
+    """A state of the released form, from the order in which a network of ours computes.
+
+    The released modules are named in it.
+    """
     ours, kinds = dict(network.named_parameters()), []
     for stage in stages:
         i = stages.index(stage)
@@ -75,9 +83,14 @@ def foreign(network, stages, order):
     for i, name in enumerate(order):
         here, there = f"refinements.{i}", f"refine{name}"
         kinds += [
-            (f"{here}.adapt.{a}.{u}.conv{c}", f"{there}.adapt_convs.{a}.{u + 1}_{c}_conv") for a in (0, 1) for u in (0, 1) for c in (1, 2)
+            (f"{here}.adapt.{a}.{u}.conv{c}", f"{there}.adapt_convs.{a}.{u + 1}_{c}_conv")
+            for a in (0, 1)
+            for u in (0, 1)
+            for c in (1, 2)
         ]
-        kinds += [(f"{here}.out.{u}.conv{c}", f"{there}.output_convs.{u + 1}_{c}_conv") for u in range(3) for c in (1, 2)]
+        kinds += [
+            (f"{here}.out.{u}.conv{c}", f"{there}.output_convs.{u + 1}_{c}_conv") for u in range(3) for c in (1, 2)
+        ]
         kinds += [(f"{here}.fuse.convs.{k}", f"{there}.msf.convs.{k}") for k in (0, 1)]
         kinds += [(f"{here}.pool.convs.{k}", f"{there}.crp.convs.{k}") for k in (0, 1)]
     kinds += [("stem", "begin_conv"), ("head", "end_conv"), ("norm", "normalizer")]
@@ -99,7 +112,10 @@ def foreign(network, stages, order):
     ],
 )
 def test_each_depth_is_read_from_the_names(stages, order, multipliers, dilations):
-    """`order` names the refinements of the stages in turn; the first three names are NCSNv2, NCSNv2Deeper and NCSNv2Deepest."""
+    """`order` names the refinements of the stages in turn.
+
+    The first three names are NCSNv2, NCSNv2Deeper and NCSNv2Deepest.
+    """
     torch.manual_seed(0)
     network = RefineNet((1, 16, 16), 4, multipliers, dilations)
     model = denoiser(foreign(network, stages, order), "file.pth", image_size=16)
@@ -111,7 +127,8 @@ def test_each_depth_is_read_from_the_names(stages, order, multipliers, dilations
 
 
 @pytest.mark.parametrize(
-    ("depth", "levels", "largest", "size"), [(4, 232, 50, 32), (4, 500, 90, 64), (5, 1086, 190, 128), (6, 2311, 348, 256)]
+    ("depth", "levels", "largest", "size"),
+    [(4, 232, 50, 32), (4, 500, 90, 64), (5, 1086, 190, 128), (6, 2311, 348, 256)],
 )
 def test_depth_and_levels_of_the_released_networks_tell_the_size(depth, levels, largest, size):
     def told(depth, levels, largest):
@@ -129,7 +146,9 @@ def test_another_size_is_asked_for():
     assert denoiser(STATE | {"module.sigmas": levels}, "file.pth").shape == (3, 32, 32)
     for wrong in ([50.0], [50.0, 1.0, -1.0], [50.0, 1.0, 0.0], [math.inf, 1.0, 0.1], [50.0, math.nan, 0.1]):
         state = STATE | {"module.sigmas": torch.tensor(wrong)}
-        refused(lambda s=state: denoiser(s, "file.pth", image_size=16), "file.pth: sigmas", "do not fall to one above 0")
+        refused(
+            lambda s=state: denoiser(s, "file.pth", image_size=16), "file.pth: sigmas", "do not fall to one above 0"
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in list(STATE)[::9] if name != "module.sigmas"])

@@ -5,10 +5,10 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import assert_reads_as, meta, shapes, song_file, song_state
 
-from unnoise.experiments.released.song import denoiser
+from unnoise.experiments.pretrained.song import denoiser
 from unnoise.sde import VP, SubVP
 from unnoise.shared.networks.presets import song_ddpm_cifar10
-from unnoise.shared.networks.style import SONG_DDPM
+from unnoise.shared.networks.unet_variants import SONG_DDPM
 
 FIXTURE = Fixture("score_sde_ddpm")
 READS = (

@@ -8,12 +8,12 @@ from helpers import Fixture, peer_state
 from released_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
 
 from unnoise.continuous import Tabulated
-from unnoise.experiments.released.song import denoiser, looks_like
+from unnoise.experiments.pretrained.song import denoiser, looks_like
 from unnoise.sde import VP, SubVP, vp_betas
-from unnoise.shared.describe import build, describe
 from unnoise.shared.networks.presets import ddpmpp_cifar10
-from unnoise.shared.networks.style import DDPMPP
-from unnoise.shared.scale import Scale
+from unnoise.shared.networks.unet_variants import DDPMPP
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 FIXTURE = Fixture("score_sde_ddpmpp_vp")
 READS = (
@@ -32,7 +32,7 @@ def test_vp_and_sub_vp(contents):
     for sde, schedule in (("vp", VP()), ("subvp", SubVP())):
         model = denoiser(contents, PATH.format(sde)).eval()
         assert isinstance(model.schedule, type(schedule))
-        assert (model.scale, model.shape) == (Scale(), (3, 32, 32))
+        assert (model.quantization, model.shape) == (Quantization(), (3, 32, 32))
         with torch.no_grad():
             assert_scores(model, FIXTURE["x"], FIXTURE["t"], FIXTURE["y"], FIXTURE[f"score_{sde}"], schedule)
 
@@ -41,21 +41,30 @@ def test_flags_say_what_a_path_does_not():
     subvp = denoiser(STATE, "weights.pth", sde="subvp", image_size=32, **BETAS)
     assert isinstance(subvp.schedule, SubVP)
     refused(
-        lambda: denoiser(STATE, PATH.format("vp"), sde="subvp", image_size=32), "sde='subvp'", "beta_min=0.1, beta_max=20.0"
+        lambda: denoiser(STATE, PATH.format("vp"), sde="subvp", image_size=32),
+        "sde='subvp'",
+        "beta_min=0.1, beta_max=20.0",
     )  # another file
     assert isinstance(denoiser(STATE, "weights.pth", sde="vp", continuous=True, image_size=32, **BETAS).schedule, VP)
     told = denoiser(STATE, "weights.pth", sde="vp", continuous=False, image_size=32, **BETAS)
     for chain in (told, denoiser(STATE, "vp/cifar10_ddpmpp/checkpoint_1.pth")):
         assert isinstance(chain.schedule, Tabulated)
         torch.testing.assert_close(chain.schedule.betas, vp_betas(), rtol=1e-12, atol=0)
-        assert float(chain.label(chain.schedule, torch.tensor(0.25))) == 249
+        assert float(chain.time_input(chain.schedule, torch.tensor(0.25))) == 249
     assert denoiser(STATE, "vp/celeba_ddpmpp_continuous/checkpoint_256.pth").shape == (3, 64, 64)
     assert denoiser(STATE, PATH.format("vp"), image_size=48).shape == (3, 48, 48)
 
 
 def test_paths_that_only_resemble_the_released_ones_tell_nothing():
-    for path in ("vp/mine_ddpmpp_continuous/x.pth", "vp/cifar10_ddpmpp_continuous_2/x.pth", "cifar10_ddpmpp_continuous/x.pth", "32/x.pth"):
-        refused(lambda p=path: denoiser(STATE, p, sde="subvp", **BETAS), path, "the size of the images", "image_size=32")
+    for path in (
+        "vp/mine_ddpmpp_continuous/x.pth",
+        "vp/cifar10_ddpmpp_continuous_2/x.pth",
+        "cifar10_ddpmpp_continuous/x.pth",
+        "32/x.pth",
+    ):
+        refused(
+            lambda p=path: denoiser(STATE, p, sde="subvp", **BETAS), path, "the size of the images", "image_size=32"
+        )
         refused(lambda p=path: denoiser(STATE, p, image_size=32), path, 'sde="vp", "subvp" or "ve"')
         refused(lambda p=path: denoiser(STATE, p, sde="vp", image_size=32), path, "continuous=True or False")
 
@@ -65,13 +74,21 @@ def test_an_unknown_process_is_refused():
     refused(lambda: denoiser(STATE, "weights.pth"), "weights.pth", *choices)
     refused(lambda: denoiser(STATE, "weights.pth", sde="vp"), "continuous", *choices)
     refused(lambda: denoiser(STATE, "weights.pth", sde="cld"), "'cld'", *choices)
-    refused(lambda: denoiser(STATE, "weights.pth", sde="ve", continuous=True), "sde='ve' and continuous=True", "steps for times")
+    refused(
+        lambda: denoiser(STATE, "weights.pth", sde="ve", continuous=True),
+        "sde='ve' and continuous=True",
+        "steps for times",
+    )
 
 
 def test_averages_are_those_of_the_model():
     with torch.no_grad():
-        raw = denoiser(FILE | {"ema": None}, "x", sde="subvp", image_size=32, **BETAS).network(FIXTURE["x"][:1], torch.zeros(1))
-        assert (raw - denoiser(STATE, "x", sde="subvp", image_size=32, **BETAS).network(FIXTURE["x"][:1], torch.zeros(1))).abs().max() > 0.1
+        raw = denoiser(FILE | {"ema": None}, "x", sde="subvp", image_size=32, **BETAS).network(
+            FIXTURE["x"][:1], torch.zeros(1)
+        )
+        assert (
+            raw - denoiser(STATE, "x", sde="subvp", image_size=32, **BETAS).network(FIXTURE["x"][:1], torch.zeros(1))
+        ).abs().max() > 0.1
     shadow = FILE["ema"]["shadow_params"]
     for change, words in (
         (shadow[:-1], ("269 averages for 270 parameters",)),
@@ -86,7 +103,11 @@ def test_averages_are_those_of_the_model():
         (None, ("shadow_params", "a list of tensors")),
         ("weights", ("shadow_params", "a list of tensors")),
     ):
-        refused(lambda c=change: denoiser(FILE | {"ema": {"shadow_params": c}}, PATH.format("vp")), PATH.format("vp"), *words)
+        refused(
+            lambda c=change: denoiser(FILE | {"ema": {"shadow_params": c}}, PATH.format("vp")),
+            PATH.format("vp"),
+            *words,
+        )
 
 
 def test_what_does_not_fit_is_refused():
@@ -100,21 +121,32 @@ def test_what_does_not_fit_is_refused():
         attempt({name: None})
     attempt({"module.all_modules.8.Conv_0.bias": None}, "1 tensors are missing: all_modules.8.Conv_0.bias")
     attempt({"module.all_modules.8.extra": torch.zeros(2)}, "1 tensors have no place: all_modules.8.extra")
-    attempt({"module.all_modules.8.Conv_1.weight": torch.zeros(2, 2)}, "all_modules.8.Conv_1.weight is (2, 2), and (32, 32, 3, 3)")
-    attempt({"module.all_modules.2.weight": torch.zeros(2, 2)}, "time embedding and a convolution, not with linear, linear, linear")
+    attempt(
+        {"module.all_modules.8.Conv_1.weight": torch.zeros(2, 2)},
+        "all_modules.8.Conv_1.weight is (2, 2), and (32, 32, 3, 3)",
+    )
+    attempt(
+        {"module.all_modules.2.weight": torch.zeros(2, 2)},
+        "time embedding and a convolution, not with linear, linear, linear",
+    )
     attempt(
         {"module.all_modules.8.Conv_0.bias": "text"},
         "1 entries are no tensors of floating-point numbers: all_modules.8.Conv_0.bias is a str",
     )
-    attempt({"module.all_modules.99.other": torch.zeros(2)}, "1 layers are not known, or cut short: all_modules.99 with other")
+    attempt(
+        {"module.all_modules.99.other": torch.zeros(2)},
+        "1 layers are not known, or cut short: all_modules.99 with other",
+    )
     refused(lambda: denoiser(STATE, "file.pth", sde="vp", image_size=0), "image_size=0")
     refused(lambda: denoiser({"a": torch.zeros(1)}, "file.pth"), "file.pth does not hold a network of Song et al.", "a")
-    assert not any(looks_like(c) for c in (None, [], {}, {"model": 3}, [STATE], {1: 2}, {"model": {"conv_in.weight": 1}}))
+    assert not any(
+        looks_like(c) for c in (None, [], {}, {"model": 3}, [STATE], {1: 2}, {"model": {"conv_in.weight": 1}})
+    )
 
 
 def test_the_importer_is_described():
     model = denoiser(STATE, PATH.format("subvp"))
-    again = build(describe(model))
+    again = deserialize(serialize(model))
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
         x, t = FIXTURE["x"], torch.tensor(0.5)
@@ -125,7 +157,9 @@ def test_the_importer_is_described():
 @pytest.mark.parametrize("attention", [(), (0,)])
 def test_every_depth_is_read_from_the_list(multipliers, attention):
     for blocks in (1, 2, 3):
-        network = denoiser(song_state(8, multipliers, blocks, attention), "x", sde="subvp", image_size=32, **BETAS).network
+        network = denoiser(
+            song_state(8, multipliers, blocks, attention), "x", sde="subvp", image_size=32, **BETAS
+        ).network
         assert (network.width, network.multipliers, network.blocks, network.style) == (8, multipliers, blocks, DDPMPP)
         assert network.attention == tuple(2**level for level in attention)
 
@@ -133,4 +167,6 @@ def test_every_depth_is_read_from_the_list(multipliers, attention):
 def test_released_sizes():
     assert shapes(song_state(16, (1, 2, 2, 2), 1, (1,))) == shapes(STATE)
     for deep in (False, True):
-        assert_reads_as(lambda d=deep: ddpmpp_cifar10(d), song_state(128, (1, 2, 2, 2), 8 if deep else 4, (1,), make=meta))
+        assert_reads_as(
+            lambda d=deep: ddpmpp_cifar10(d), song_state(128, (1, 2, 2, 2), 8 if deep else 4, (1,), make=meta)
+        )

@@ -13,14 +13,14 @@ from unnoise.sde import (
     EulerMaruyama,
     Langevin,
     Learned,
-    Levels,
+    NoiseLevels,
     ReverseDiffusion,
     SubVP,
     batch_norms,
     geometric_sigmas,
 )
-from unnoise.shared.labels import noise_level, reversed_index, song_vp, step_index
 from unnoise.shared.tensors import like
+from unnoise.shared.time_inputs import noise_level, reversed_index, song_vp, step_index
 
 FIXTURE = Fixture("score_sde_functions")
 READS = (
@@ -63,7 +63,9 @@ def test_marginals_and_drifts(name):
 
 
 def test_euler_maruyama(name):
-    rows = [i for i in range(len(T)) if T[i] > 1 / N]  # below, the peer's step of 1/N would end at t <= 0, where ours denoises
+    rows = [
+        i for i in range(len(T)) if T[i] > 1 / N
+    ]  # below, the peer's step of 1/N would end at t <= 0, where ours denoises
 
     def run(z):
         def one(i):
@@ -78,7 +80,8 @@ def test_euler_maruyama(name):
 
 
 def chain(name):
-    """The peer's discrete chain, the rows that it reads at the fixture's times, and the times t, s of the same steps here.
+    """The peer's discrete chain, the rows that it reads at the fixture's times, and the times t, s of the same steps
+    here.
 
     Its first row steps to the clean signal, with noise; ours denoises there, so the rows above are compared.
     """
@@ -110,17 +113,23 @@ def test_discrete_predictors(name, kind):
 
 
 def table(name):
-    """The chains as tables, and the times t, s of the steps that the peer reads, the one to the clean signal among them."""
+    """The chains as tables, and the times t, s of the steps that the peer reads, the one to the clean signal among
+    them.
+    """
     row = (T * (N - 1)).long()
-    schedule = Tabulated(FIXTURE["vp.discrete_betas"]) if name == "vp" else Levels(geometric_sigmas(0.01, 50.0, N))
+    schedule = Tabulated(FIXTURE["vp.discrete_betas"]) if name == "vp" else NoiseLevels(geometric_sigmas(0.01, 50.0, N))
     return schedule, (row + 1).double() / N, row.double() / N
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_discretisations_of_chains(name):
-    """The peer's forward step `x + f + G z` is the schedule's own, its reverse steps `x - f + G z` are those of `ReverseDiffusion`."""
+    """The peer's forward step `x + f + G z` is the schedule's own, its reverse steps `x - f + G z` are those of
+    `ReverseDiffusion`.
+    """
     schedule, t, s = table(name)
-    forward = torch.cat([schedule.diffuse(X[i : i + 1], s[i], t[i], generator=Recorded(Z[i : i + 1])) for i in range(len(T))])
+    forward = torch.cat(
+        [schedule.diffuse(X[i : i + 1], s[i], t[i], generator=Recorded(Z[i : i + 1])) for i in range(len(T))]
+    )
     noise = like(FIXTURE[f"{name}.discretize.G"], X) * Z
     assert_close(forward, X + FIXTURE[f"{name}.discretize.f"] + noise, 1e-10)
     used = torch.nonzero(s > 0).flatten()
@@ -188,7 +197,10 @@ def annealed(i, draw, schedule, above, level):
 
 @pytest.mark.parametrize(("draw", "key"), [(Z, "x"), (torch.zeros_like(Z), "x_mean")], ids=["noise", "mean"])
 def test_annealed_langevin(draw, key):
-    """On VE the step is the peer's. On VP the peer takes sigma of continuous time beside 1 - beta of its table's row."""
+    """On VE the step is the peer's.
+
+    On VP the peer takes sigma of continuous time beside 1 - beta of its table's row.
+    """
     ve, mixed, by_hand = [], [], []
     _, level, below = table("vp")
     for i, row in enumerate((T * (N - 1)).long()):
@@ -203,7 +215,8 @@ def test_annealed_langevin(draw, key):
 
 
 def test_annealed_langevin_on_the_table_alone():
-    """Ours takes both of the table: steps of another length, by 9 % at the last time of the peer's loop, 1e-3, and by 1 % above 0.075.
+    """Ours takes both of the table: steps of another length, by 9 % at the last time of the peer's loop, 1e-3, and by 1
+    % above 0.075.
 
     The fixture's first time is below that: the peer's sigma there is a tenth of its row's.
     """
@@ -223,12 +236,14 @@ def test_labels_and_scores():
         schedule = SCHEDULES[name]
         seen = []
         network = Formula(lambda x, label, seen=seen: seen.append(label) or SCORE)
-        learned = Learned(network, schedule, label=label)
+        learned = Learned(network, schedule, time_input=label)
         assert_close(learned.score(X, T), FIXTURE[f"{name}.score_fn.continuous.score"], 1e-10)
         assert_close(seen[0].double(), FIXTURE[f"{name}.score_fn.continuous.labels"], 1e-6)  # labels are float32
     assert_close(noise_level(VE(), T), FIXTURE["ve.score_fn.continuous.labels"], 1e-10)
     network = Formula(lambda x, label: -like(VE()(T)[1], X) * SCORE)  # the peer's network of VE is the score itself
-    assert_close(Learned(network, VE(), label=noise_level).score(X, T), FIXTURE["ve.score_fn.continuous.score"], 1e-10)
+    assert_close(
+        Learned(network, VE(), time_input=noise_level).score(X, T), FIXTURE["ve.score_fn.continuous.score"], 1e-10
+    )
 
 
 def test_labels_and_scores_of_chains():
@@ -236,17 +251,18 @@ def test_labels_and_scores_of_chains():
     schedule, t, _ = table("vp")
     seen = []
     network = Formula(lambda x, label: seen.append(label) or SCORE)
-    close(Learned(network, schedule, label=step_index).score(X, t), "vp.score_fn.discrete.score")
+    close(Learned(network, schedule, time_input=step_index).score(X, t), "vp.score_fn.discrete.score")
     assert torch.equal(seen[0].long(), FIXTURE["vp.score_fn.discrete.labels"].long())
     close(song_vp(schedule, T), "vp.score_fn.discrete.labels")
-    close(Learned(network, SCHEDULES["subvp"], label=song_vp).score(X, T), "subvp.score_fn.discrete.score")
+    close(Learned(network, SCHEDULES["subvp"], time_input=song_vp).score(X, T), "subvp.score_fn.discrete.score")
     assert_close(seen[1].double(), FIXTURE["subvp.score_fn.discrete.labels"], 1e-6)
-    # Of VE the peer's network is the score itself and reads how many sigmas are larger than that of the row nearest to t.
+    # Of VE the peer's network is the score itself and reads how many sigmas are larger than that of the row nearest to
+    # t.
     schedule, row = table("ve")[0], N - 1 - ((1 - T) * (N - 1)).round()
     close(reversed_index(schedule, (row + 1) / N), "ve.score_fn.discrete.labels")
     assert reversed_index(schedule, schedule.grid(N)[:-1]).tolist() == list(range(N))
     network = Formula(lambda x, label: seen.append(label) or -like(schedule((row + 1) / N)[1], X) * SCORE)
-    close(Learned(network, schedule, label=reversed_index).score(X, (row + 1) / N), "ve.score_fn.discrete.score")
+    close(Learned(network, schedule, time_input=reversed_index).score(X, (row + 1) / N), "ve.score_fn.discrete.score")
     assert torch.equal(seen[2].double(), FIXTURE["ve.score_fn.discrete.labels"])
 
 

@@ -5,11 +5,11 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import assert_reads_as, meta, refused, shapes, song_file, song_state
 
-from unnoise.experiments.released.song import denoiser, looks_like
+from unnoise.experiments.pretrained.song import denoiser, looks_like
 from unnoise.sde import VE
-from unnoise.shared.describe import build, describe
 from unnoise.shared.networks.presets import ncsnpp_cifar10
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_ncsnpp_ve")
@@ -26,7 +26,7 @@ def test_score(contents):
     model = denoiser(contents, "weights.pth", image_size=32).eval()
     assert isinstance(model.schedule, VE)
     assert (model.schedule.sigma_min, model.schedule.sigma_max) == (0.01, 50.0)
-    assert (model.scale, model.shape) == (Scale(256, 0.0, 1.0), (3, 32, 32))
+    assert (model.quantization, model.shape) == (Quantization(256, 0.0, 1.0), (3, 32, 32))
     x, t, sigma = FIXTURE["x"], FIXTURE["t"].double(), FIXTURE["sigma"]
     torch.testing.assert_close(model.schedule(t)[1], sigma.double(), rtol=1e-6, atol=0)
     with torch.no_grad():
@@ -37,7 +37,12 @@ def test_score(contents):
 
 def test_flags_that_contradict_the_network_are_refused():
     for flags in ({"sde": "vp"}, {"sde": "subvp"}, {"continuous": False}, {"sde": "ve", "continuous": False}):
-        refused(lambda f=flags: denoiser(STATE, "weights.pth", **f), "weights.pth", "Fourier features", *map(repr, flags.values()))
+        refused(
+            lambda f=flags: denoiser(STATE, "weights.pth", **f),
+            "weights.pth",
+            "Fourier features",
+            *map(repr, flags.values()),
+        )
     assert isinstance(denoiser(STATE, "vp/cifar10_ncsnpp/x.pth", sde="ve", continuous=True, image_size=32).schedule, VE)
 
 
@@ -50,7 +55,7 @@ def test_structure():
 
 def test_the_importer_is_described():
     model = denoiser(STATE, "x", image_size=32)
-    again = build(describe(model))
+    again = deserialize(serialize(model))
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
         x, t = FIXTURE["x"], torch.tensor(0.5)

@@ -1,13 +1,16 @@
-"""NCSN++ of 256 pixels and above of Song et al. (2021), by our importer: the image joins and leaves at every resolution."""
+"""NCSN++ of 256 pixels and above of Song et al. (2021), by our importer.
+
+The image joins and leaves at every resolution.
+"""
 
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import assert_reads_as, meta, refused, shapes, song_file, song_state
 
-from unnoise.experiments.released.song import denoiser
+from unnoise.experiments.pretrained.song import denoiser
 from unnoise.shared.networks.presets import ncsnpp_ffhq1024, ncsnpp_lsun256
-from unnoise.shared.networks.style import NCSNPP_SKIP
+from unnoise.shared.networks.unet_variants import NCSNPP_SKIP
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_ncsnpp_ve_skip")

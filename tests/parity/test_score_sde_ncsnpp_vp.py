@@ -5,10 +5,10 @@ import torch
 from helpers import Fixture, assert_samples_close, peer_state
 from released_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
 
-from unnoise.experiments.released.song import denoiser
+from unnoise.experiments.pretrained.song import denoiser
 from unnoise.sde import VP, SubVP
 from unnoise.shared.networks.presets import ncsnpp_cifar10
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.tensors import like
 
 FIXTURE = Fixture("score_sde_ncsnpp_vp")
@@ -29,10 +29,17 @@ def test_vp_and_sub_vp(contents):
 
 
 def test_discrete_ve():
-    """`score = F(2 x - 1, i) / sigmas[i]`, i = 0 the largest sigma: Song et al.'s (2021) networks of discrete VE have steps for times."""
+    """`score = F(2 x - 1, i) / sigmas[i]`, i = 0 the largest sigma.
+
+    Song et al.'s (2021) networks of discrete VE have steps for times.
+    """
     model = denoiser(STATE, "ve/cifar10_ncsnpp/checkpoint_1.pth").eval()
-    assert (model.scale, model.shape, model.schedule.steps) == (Scale(256, 0.0, 1.0), (3, 32, 32), 1000)
-    index, x, network = torch.tensor([0, 400, 999]), FIXTURE["x"], denoiser(STATE, "x", sde="subvp", image_size=32, **BETAS).network
+    assert (model.quantization, model.shape, model.schedule.steps) == (Quantization(256, 0.0, 1.0), (3, 32, 32), 1000)
+    index, x, network = (
+        torch.tensor([0, 400, 999]),
+        FIXTURE["x"],
+        denoiser(STATE, "x", sde="subvp", image_size=32, **BETAS).network,
+    )
     sigma = STATE["module.sigmas"][index]
     assert sigma[0] == STATE["module.sigmas"].max()
     with torch.no_grad():
@@ -43,11 +50,17 @@ def test_discrete_ve():
         "a.pth",
         "sigmas is missing",
     )
-    refused(lambda: denoiser(STATE | {"module.sigmas": STATE["module.sigmas"].flip(0)}, "a.pth", sde="ve", image_size=32), "do not fall")
+    refused(
+        lambda: denoiser(STATE | {"module.sigmas": STATE["module.sigmas"].flip(0)}, "a.pth", sde="ve", image_size=32),
+        "do not fall",
+    )
 
 
 def test_structure():
     arguments = (128, (1, 2, 2, 2), 4, (1,))
     assert shapes(song_state(16, (1, 2, 2, 2), 1, (1,), enters="residual")) == shapes(STATE)
     assert_reads_as(lambda: ncsnpp_cifar10(fourier=False), song_state(*arguments, enters="residual", make=meta))
-    refused(lambda: denoiser(STATE, "x", sde="subvp", fir=False, image_size=32, **BETAS), "fir=False, but the file says True")
+    refused(
+        lambda: denoiser(STATE, "x", sde="subvp", fir=False, image_size=32, **BETAS),
+        "fir=False, but the file says True",
+    )

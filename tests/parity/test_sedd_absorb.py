@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
 
-from unnoise.discrete import Absorbing, Geometric, LogLinear, Uniform, scaled_by_noise, unscaled
-from unnoise.experiments.released.text import looks_like_mdlm, looks_like_sedd, sedd, total_noise
-from unnoise.shared.describe import build, describe
+from unnoise.discrete import Absorbing, GeometricNoise, LogLinearNoise, Uniform, scaled_by_noise, unscaled
+from unnoise.experiments.pretrained.text import looks_like_mdlm, looks_like_sedd, sedd, total_noise
 from unnoise.shared.errors import UsageError
-from unnoise.shared.scale import Scale
+from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 NAME = "sedd_absorb"
 TEXT = {"uniform": False, "noise": "loglinear", "scale_by_sigma": True, "length": 24}
@@ -42,7 +42,9 @@ def test_log_ratios(peer, state):
     found = log_ratio(sedd(state, NAME, config=peer.about["config"], noise="loglinear"), peer)
     assert_samples_close(found, peer["log_score"])
     assert (found.gather(-1, peer["tokens"][..., None]) == 0).all()
-    assert_samples_close(log_ratio(sedd(state, NAME, **TEXT), peer), peer["log_score"])  # the configuration tells nothing new
+    assert_samples_close(
+        log_ratio(sedd(state, NAME, **TEXT), peer), peer["log_score"]
+    )  # the configuration tells nothing new
 
 
 def test_log_ratios_without_the_scale(peer, state):
@@ -61,19 +63,19 @@ def test_a_uniform_graph_reads_the_same_network_without_a_scale_on_its_own_sched
     config["model"] = {k: v for k, v in config["model"].items() if k != "scale_by_sigma"}
     for denoiser in (sedd(state, NAME, config=config), sedd(state, NAME, **UNIFORM)):
         assert isinstance(denoiser.transition, Uniform)
-        assert denoiser.transition.noise == Geometric(1e-4, 20.0)
-        assert denoiser.scale == Scale(18)
+        assert denoiser.transition.noise == GeometricNoise(1e-4, 20.0)
+        assert denoiser.quantization == Quantization(18)
         assert_samples_close(log_ratio(denoiser, peer), peer["log_score_without_scale_by_sigma"])
 
 
 def test_what_it_says_of_itself(peer, state):
     denoiser = sedd(state, NAME, **TEXT)
     assert isinstance(denoiser.transition, Absorbing)
-    assert denoiser.transition.noise == LogLinear(1e-3)
-    assert (denoiser.scale, denoiser.shape) == (Scale(17), (24,))
-    assert (denoiser.label, denoiser.offset) == (total_noise, scaled_by_noise)
+    assert denoiser.transition.noise == LogLinearNoise(1e-3)
+    assert (denoiser.quantization, denoiser.shape) == (Quantization(17), (24,))
+    assert (denoiser.time_input, denoiser.offset) == (total_noise, scaled_by_noise)
     assert denoiser.network.timed
-    again = build(describe(denoiser))
+    again = deserialize(serialize(denoiser))
     again.load_state_dict(denoiser.state_dict())
     assert torch.equal(log_ratio(again.eval(), peer), log_ratio(denoiser, peer))
 
@@ -81,18 +83,18 @@ def test_what_it_says_of_itself(peer, state):
 def test_the_label_is_the_total_noise():
     t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     expected = torch.tensor([0.0, -math.log(1 - 0.999 / 2), math.log(1000)], dtype=torch.float64)
-    torch.testing.assert_close(total_noise(Absorbing(5, LogLinear()), t), expected)
+    torch.testing.assert_close(total_noise(Absorbing(5, LogLinearNoise()), t), expected)
 
 
 def test_noise_and_graph_come_from_the_configuration(state):
     noise = {"type": "geometric", "sigma_min": 1e-3, "sigma_max": 10}
     denoiser = sedd(state, NAME, config={"noise": noise, "graph": {"type": "absorb"}}, scale_by_sigma=True, length=24)
-    assert denoiser.transition.noise == Geometric(1e-3, 10.0)
+    assert denoiser.transition.noise == GeometricNoise(1e-3, 10.0)
     assert isinstance(denoiser.transition, Absorbing)
     assert isinstance(sedd(state, NAME, config={"tokens": 18}, **UNIFORM).transition, Uniform)
     assert isinstance(sedd(state, NAME, config={"tokens": 17}, **TEXT).transition, Absorbing)
     uniform = sedd(state, NAME, config={"tokens": 18, "noise": {"type": "loglinear"}}, length=24)
-    assert (uniform.transition.noise, uniform.offset) == (LogLinear(), unscaled)
+    assert (uniform.transition.noise, uniform.offset) == (LogLinearNoise(), unscaled)
 
 
 @pytest.mark.parametrize(("vocabulary", "kind"), [(50257, Uniform), (50258, Absorbing)])
@@ -124,7 +126,7 @@ def test_gpt2_vocabularies_tell_the_graph(vocabulary, kind):
     told = {k: v for k, v in (UNIFORM if kind is Uniform else TEXT).items() if k != "uniform"}
     denoiser = sedd({name: torch.ones(shape) for name, shape in network.items()}, NAME, **told)
     assert isinstance(denoiser.transition, kind)
-    assert denoiser.scale == Scale(50257)
+    assert denoiser.quantization == Quantization(50257)
     assert denoiser.assumed[0] == f"uniform={kind is Uniform}: GPT-2 has 50257 tokens, and a mask is one more"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import Fixture, Formula, assert_close
 
-from unnoise.discrete import Categorical, ContinuousBound, LogLinear, NoiseSchedule, Product, Uniform, to_posterior
+from unnoise.discrete import Categorical, ContinuousBound, LogLinearNoise, NoiseSchedule, Product, Uniform, to_posterior
 from unnoise.discrete.transition.base import CLEAN
 from unnoise.shared.tensors import exact
 
@@ -40,7 +40,12 @@ class CosineEps(NoiseSchedule):
         raise NotImplementedError
 
 
-SCHEDULES = {"udlm": LogLinear(0.0), "duo.linear": LogLinear(0.0), "duo.loglinear_eps": LogLinear(EPS), "duo.cosine_eps": CosineEps()}
+SCHEDULES = {
+    "udlm": LogLinearNoise(0.0),
+    "duo.linear": LogLinearNoise(0.0),
+    "duo.loglinear_eps": LogLinearNoise(EPS),
+    "duo.cosine_eps": CosineEps(),
+}
 
 
 def of(k, name):
@@ -67,13 +72,13 @@ def test_the_bound_in_continuous_time(k, name):
 
 def test_its_gradient(k):
     logits = of(k, "logits").requires_grad_()
-    rate = Uniform(k, LogLinear(0.0)).path_rate(Product(), logits, of(k, "x0"), of(k, "zt"), T).divergence
+    rate = Uniform(k, LogLinearNoise(0.0)).path_rate(Product(), logits, of(k, "x0"), of(k, "zt"), T).divergence
     assert_close(torch.autograd.grad(rate.sum(), logits)[0], of(k, "udlm.nelbo_gradient"), 1e-9)
 
 
 def test_the_objective_is_that_bound(k):
     """As users call it: the mean over positions, over times from t_min to 1."""
-    transition, logits = Uniform(k, LogLinear(0.0)), of(k, "logits")
+    transition, logits = Uniform(k, LogLinearNoise(0.0)), of(k, "logits")
     objective = ContinuousBound(Categorical(Formula(lambda x, label: logits), transition))
     transition.corrupt = lambda x0, t, generator=None: of(k, "zt")
     assert_close(objective.at(of(k, "x0"), T).total / (1 - transition.t_min), of(k, "udlm.nelbo").mean(1), 1e-9)
@@ -82,7 +87,7 @@ def test_the_objective_is_that_bound(k):
 @pytest.mark.parametrize("steps", [20, 1000])
 def test_chains(k, steps):
     """T times the divergence of one step; the peer adds 1e-12 inside the logarithm of the true posterior."""
-    transition, x0, x_t, logits = Uniform(k, LogLinear(0.0)), of(k, "x0"), of(k, "zt"), of(k, "logits")
+    transition, x0, x_t, logits = Uniform(k, LogLinearNoise(0.0)), of(k, "x0"), of(k, "zt"), of(k, "logits")
     s = T - 1 / steps
     kl = transition.divergence(Product(), logits, x0, x_t, T, s).divergence
     q = transition.posterior(x_t, transition.one_hot(x0, D), T, s)
@@ -91,7 +96,7 @@ def test_chains(k, steps):
 
 
 def test_posteriors(k):
-    transition, x0, x_t, p0 = Uniform(k, LogLinear(0.0)), of(k, "x0"), of(k, "zt"), of(k, "logits").softmax(-1)
+    transition, x0, x_t, p0 = Uniform(k, LogLinearNoise(0.0)), of(k, "x0"), of(k, "zt"), of(k, "logits").softmax(-1)
     assert_close(transition.posterior(x_t, transition.one_hot(x0, D), T, S), of(k, "posterior.given_x0"), 1e-9)
     assert_close(Product()(transition, x_t, p0, T, S), of(k, "posterior.predicted"), 1e-9)
     assert_close(-p0.log().gather(-1, x0[..., None])[..., 0], of(k, "udlm.recon"), 1e-9)  # the network at t = 0

@@ -1,0 +1,163 @@
+"""Tau-leaping: many jumps at once along the rates of the reverse process, and the corrector that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..shared.errors import UsageError
+from ..shared.random import Source, categorical, uniform
+from ..shared.sampler import Sampler
+from ..shared.tensors import exact, like
+from .denoiser import CategoricalDenoiser
+from .samplers import Last, most_likely, refuse_table, reverse_rates
+from .transition import Transition
+
+Jumps: TypeAlias = Callable[[Tensor, Tensor, Transition, Source], Tensor]
+MOST = 32
+
+
+def poisson_quantile(mean: Tensor, u: Tensor) -> Tensor:
+    """The least n with `P(N <= n) >= u` for `N ~ Poisson(mean)`, `(...)`, in float64; u in (0, 1].
+
+    Counts end at 32, which a mean of 10 exceeds with a chance of 1e-8: leaps with more jumps of a kind are too long to
+    mean anything.
+    """
+    mean = exact(mean)
+    p = torch.exp(-mean)
+    below, count = p.clone(), torch.zeros_like(mean)
+    for n in range(1, MOST + 1):
+        count += u > below
+        p = p * mean / n
+        below += p
+    return count
+
+
+def ordinal(x: Tensor, means: Tensor, transition: Transition, generator: Source = None) -> Tensor:
+    """Levels: `x + sum_y N_y (y - x)`, `N_y ~ Poisson(means_y)`, clamped to 0..K-1 (Campbell et al. 2022, section 4.3).
+
+    Args:
+        x: `(...)`.
+        means: `(..., K)`, 0 at x.
+        transition: over the data's own symbols.
+        generator: the source of noise; one number for each symbol of each position.
+
+    Raises:
+        UsageError: where a mask was added, which is no level.
+    """
+    refuse_jumps(ordinal, transition)
+    u = 1 - uniform(means.shape, generator, dtype=torch.float64, device=means.device)
+    distance = torch.arange(transition.categories, device=x.device) - x[..., None]
+    change = (poisson_quantile(means, u) * distance).sum(-1)
+    return (x + change.long()).clamp(0, transition.categories - 1)
+
+
+def single(x: Tensor, means: Tensor, transition: Transition, generator: Source = None) -> Tensor:
+    """Nominal data: a position that would jump more than once stays where it is (Campbell et al. 2022, section 4.3).
+
+    One number is drawn for each position, from `single_jump_distribution`. Arguments as `ordinal`.
+    """
+    return categorical(single_jump_distribution(x, means), generator)
+
+
+def single_jump_distribution(x: Tensor, means: Tensor) -> Tensor:
+    r"""`means_y exp(-m)` for `y != x` and `1 - m exp(-m)` at x, `m = sum_y means_y`, `(..., K)`.
+
+    One jump in all, or none.
+    """
+    total = means.sum(-1, keepdim=True)
+    return (means * torch.exp(-total)).scatter(-1, x[..., None], 1 - total * torch.exp(-total))
+
+
+class TauLeaping(Sampler[CategoricalDenoiser, Transition]):
+    r"""`N_y ~ Poisson((t - s) R_hat_t(x_t, y))` jumps to each y in (s, t], all at once (Campbell et al. 2022, eq. 7 and
+    8).
+
+    Of order one in the step. The last step, to s = 0, is the denoiser's law of x_0. On CIFAR-10 the paper takes 500
+    steps down to t = 0.01.
+
+    Args:
+        denoiser: of a process in continuous time.
+        jumps: what several jumps come to: `ordinal` for categories, `single` for symbols without an order.
+        last: what to make of `p(x_0 | x_t)` at the end, as of `Ancestral`.
+
+    Raises:
+        UsageError: for a table, which has no rates, and jumps that do not fit the process.
+    """
+
+    def __init__(self, denoiser: CategoricalDenoiser, jumps: Jumps = ordinal, last: Last = most_likely) -> None:
+        super().__init__(denoiser)
+        refuse_table(denoiser.corruption, "TauLeaping")
+        refuse_jumps(jumps, denoiser.corruption)
+        self.jumps, self.last = jumps, last
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if s == 0:
+            return self.last(self.denoiser.step_distribution(x, t, s, **cond), generator)
+        rates = reverse_rates(self.denoiser, x, t, **cond)
+        return self.jumps(x, like(t - s, rates) * rates, self.corruption, generator)
+
+
+class RateCorrector(Sampler[CategoricalDenoiser, Transition]):
+    r"""Leaps at the level s with the rates `R_hat_s + R_s`, which leave q_s as it is (Campbell et al. 2022, proposition
+    4, section 4.4).
+
+    Of every jump there is also the way back, forward in time and then in reverse: errors of the predictor wear off
+    while the level stays. One leap lasts `size (t - s)`, and q_s is kept up to its square. It goes with a predictor as
+    `PredictorCorrector(TauLeaping(denoiser), RateCorrector(denoiser))`.
+
+    Args:
+        denoiser: of a process in continuous time.
+        size: length of a leap over that of the predictor's step; 1.5 on CIFAR-10.
+        repeats: leaps after each step; 10 on CIFAR-10.
+        below: it acts after steps from t <= `below`; 0.1 on CIFAR-10, 1 for all.
+        jumps: what several jumps come to, as of `TauLeaping`.
+
+    Raises:
+        UsageError: for a table, which has no rates, jumps that do not fit the process, and sizes that are not
+            positive.
+    """
+
+    def __init__(
+        self,
+        denoiser: CategoricalDenoiser,
+        size: float = 1.5,
+        repeats: int = 10,
+        below: float = 0.1,
+        jumps: Jumps = ordinal,
+    ) -> None:
+        super().__init__(denoiser)
+        refuse_table(denoiser.corruption, "RateCorrector")
+        refuse_jumps(jumps, denoiser.corruption)
+        if not size > 0 or repeats < 1 or not 0 < below <= 1:
+            raise UsageError(
+                f"size={size}, repeats={repeats}, below={below}: give a positive size, repeats from 1, and a time in (0, 1]"
+            )
+        self.size, self.repeats, self.below, self.jumps = size, repeats, below, jumps
+
+    def rates(self, x: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        """`R_hat_s(x, y) + R_s(x, y)`, 0 at `y = x`, `(..., K)`, per unit of time."""
+        back = reverse_rates(self.denoiser, x, s, **cond)
+        x = x.long()
+        return back + self.corruption.outflow(x, s).to(back).scatter(-1, x[..., None], 0.0)
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if s == 0 or min(float(t), 1.0) > self.below:  # before a grid's first step t lies beyond 1
+            return x
+        for _ in range(self.repeats):
+            rates = self.rates(x, s, **cond)
+            x = self.jumps(x, like(self.size * (t - s), rates) * rates, self.corruption, generator)
+        return x
+
+
+def refuse_jumps(jumps: Jumps, transition: Transition) -> None:
+    """Refuses jumps that are summed where a mask was added.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if jumps is ordinal and transition.states > transition.categories:
+        raise UsageError("a mask is no level, and jumps to it cannot be summed: leap with jumps=single")
