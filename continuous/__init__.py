@@ -1,7 +1,4 @@
-"""Gaussian diffusion on a table of steps.
-
-DDPM and what followed from it, up to guided, distilled and few-step sampling.
-"""
+"""Discrete-time Gaussian diffusion: DDPM and its successors, up to guided, distilled and few-step sampling."""
 
 from ..shared.gaussian import (
     Clipped,

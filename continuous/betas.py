@@ -1,4 +1,4 @@
-"""Noise schedules of the DDPM papers as tables of beta_1..beta_T, float64, and what makes a table of another."""
+"""Noise schedules of the DDPM papers as tables of beta_1..beta_T, float64, and functions that convert tables."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from ..shared.errors import UsageError
 
 
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Linear from `start` to `stop`, both scaled by 1000 / T (Ho et al. 2020, section 4; Nichol & Dhariwal 2021),
-    `(T,)`.
+    """Returns betas that increase linearly from `start` to `stop`, both scaled by 1000 / T, `(T,)`.
 
-    The published 1e-4 makes the first noise level 0.01, for levels 2 / 255 apart; coarser data can start higher.
+    Ho et al. 2020, section 4; Nichol & Dhariwal 2021. The published 1e-4 makes the first noise level 0.01, which suits
+    quantization levels that are 2 / 255 apart; coarser data can start higher.
     """
     scale = _scale(steps, stop)
     return torch.linspace(start, stop, steps, dtype=torch.float64) * scale
 
 
 def quadratic_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Squares of numbers evenly spaced from `sqrt(start)` to `sqrt(stop)`, scaled by 1000 / T (Ho et al.
+    """Returns the squares of numbers evenly spaced from `sqrt(start)` to `sqrt(stop)`, scaled by 1000 / T, `(T,)`.
 
-    2020, code), `(T,)`.
+    Ho et al. 2020, code.
     """
     scale = _scale(steps, stop)
     return torch.linspace(start**0.5, stop**0.5, steps, dtype=torch.float64) ** 2 * scale
 
 
 def constant_betas(steps: int, value: float = 0.02) -> Tensor:
-    """`value` throughout, scaled by 1000 / T (Ho et al. 2020, section 4), `(T,)`."""
+    """Returns `value`, scaled by 1000 / T, at every step, `(T,)` (Ho et al. 2020, section 4)."""
     return torch.full((steps,), value, dtype=torch.float64) * _scale(steps, value)
 
 
 def sigmoid_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """`start + (stop - start) sigmoid(u)`, u evenly spaced from -6 to 6, scaled by 1000 / T (Song et al.
+    """Returns `start + (stop - start) sigmoid(u)`, u evenly spaced from -6 to 6, scaled by 1000 / T, `(T,)`.
 
-    2020, code), `(T,)`.
+    Song et al. 2020, code.
     """
     scale = _scale(steps, stop)
     return (start + (stop - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()) * scale
 
 
 def warmup_betas(steps: int, share: float, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Linear from `start` to `stop` over the first `share` of the steps, then constant (Ho et al. 2020, code), `(T,)`.
+    """Returns betas that are linear from `start` to `stop` over the first `share` of the steps, then constant, `(T,)`.
 
-    The code's "warmup10" and "warmup50" are `share=0.1` and `0.5`. Both ends are scaled by 1000 / T.
+    Ho et al. 2020, code, where "warmup10" and "warmup50" are `share=0.1` and `0.5`. Both ends are scaled by 1000 / T.
     """
     scale, rising = _scale(steps, stop), int(steps * share)
     if not 0 <= share <= 1:
-        raise UsageError(f"share={share}: give the share of the steps over which beta rises, from 0 to 1")
+        raise UsageError(f"share={share}: give the fraction of the steps over which beta rises, from 0 to 1")
     betas = torch.full((steps,), stop, dtype=torch.float64)
     betas[:rising] = torch.linspace(start, stop, rising, dtype=torch.float64)
     return betas * scale
 
 
 def reciprocal_betas(steps: int) -> Tensor:
-    """`1 / (T - n + 1)`: each step erases 1 / T of the signal's power (Sohl-Dickstein et al. 2015; "jsd" in Ho et al.'s
-    code), `(T,)`.
+    """Returns `beta_n = 1 / (T - n + 1)`: each step erases 1 / T of the signal's power, `(T,)`.
 
-    The last beta is 1: x_T is noise alone, and a network must predict the velocity or the clean signal.
+    Sohl-Dickstein et al. 2015; "jsd" in Ho et al.'s code. The last beta is 1: x_T is pure noise, and a network must
+    predict the velocity or the clean signal.
     """
     _check(steps)
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
 
 
 def cosine_betas(steps: int) -> Tensor:
-    r"""`beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos^2((t + 0.008) / 1.008 pi/2)`, `(T,)`.
+    r"""Returns the cosine table of Nichol & Dhariwal (2021), `(T,)`.
 
-    Nichol & Dhariwal 2021.
+    `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)` with `f(t) = cos^2((t + 0.008) / 1.008 pi/2)`.
     """
     _check(steps)
     f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -77,29 +77,33 @@ def cosine_betas(steps: int) -> Tensor:
 
 
 def betas_of(alphas_cumprod: Tensor) -> Tensor:
-    r"""The betas of any table of `alpha-bar_1..alpha-bar_T`: `1 - alpha-bar_n / alpha-bar_(n-1)`, `(T,)`.
+    r"""Returns the betas of a table of `alpha-bar_1..alpha-bar_T`: `1 - alpha-bar_n / alpha-bar_(n-1)`, `(T,)`.
 
     Raises:
-        UsageError: for a table that does not fall from below 1 to 0 or above.
+        UsageError: for a table that does not decrease from below 1 to 0 or above.
     """
     table = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
     before = torch.cat([torch.ones(1, dtype=torch.float64), table[:-1]])
     if table.ndim != 1 or len(table) < 1 or not bool(((table < before) & (table >= 0) & (before > 0)).all()):
         raise UsageError(
-            "a table of alpha-bar must fall from step to step, from below 1 to 0 or above, such as (0.99, 0.5, 0.01)"
+            "a table of alpha-bar must decrease at every step, from below 1 to 0 or above, such as (0.99, 0.5, 0.01)"
         )
     return (before - table) / before
 
 
 def zero_terminal(betas: Tensor) -> Tensor:
-    r"""The table with `sqrt(alpha-bar)` shifted and scaled to end at 0 and start where it did (Lin et al. 2023,
-    algorithm 1), `(T,)`.
+    r"""Returns betas rescaled to zero SNR at the last step, `(T,)` (Lin et al. 2023, algorithm 1).
 
-    `a_n -> (a_n - a_T) a_1 / (a_1 - a_T)` with `a = sqrt(alpha-bar)`; sampling then starts from what training saw, pure
-    noise.
+    `a_n -> (a_n - a_T) a_1 / (a_1 - a_T)` with `a = sqrt(alpha-bar)`: the first step keeps its noise level, and x_T is
+    pure noise in training as in sampling.
+
+    Raises:
+        UsageError: for a table of one step.
     """
     if len(betas) < 2:
-        raise UsageError("a table of one step cannot keep its first level and end at zero SNR: give two steps or more")
+        raise UsageError(
+            "a table of one step cannot keep its first noise level and end at zero SNR: give two steps or more"
+        )
     a = (0.5 * torch.log1p(-betas.double()).cumsum(0)).exp()
     return betas_of(((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2)
 
@@ -108,7 +112,8 @@ def _scale(steps: int, largest: float) -> float:
     _check(steps)
     if largest * 1000 / steps >= 1:
         raise UsageError(
-            f"steps={steps}: beta would reach {largest * 1000 / steps:.2g}; take more than {largest * 1000:g} steps, or a smaller stop"
+            f"steps={steps}: beta would reach {largest * 1000 / steps:.2g}, and must stay below 1: "
+            f"take more than {largest * 1000:g} steps, or a smaller stop"
         )
     return 1000 / steps
 

@@ -1,4 +1,4 @@
-"""The variational bound on the code length of quantised data."""
+"""The variational bound on the code length of quantized data."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from ..shared.calling import warn_in_training
 from ..shared.code_length import CodeLength, discretized_gaussian, gaussian_kl, refuse_nan, sampled_steps, total_nats
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.schedule import TableSchedule
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Source
 from ..shared.tensors import exact, like, per_example, refuse_unless
-from .posterior import ReverseVariance, fitting, large, posterior
-from .tabulated import Tabulated
+from .posterior import ReverseVariance, checked_variance, large, posterior
 
 
 class RateDistortion(NamedTuple):
-    """Coding x_0 progressively, from noise to data (Ho et al. 2020, section 4.3); `(T, B)` each, from the first step t
-    = 1 to the last.
+    """Rate and distortion of coding x_0 progressively, from noise to data (Ho et al. 2020, section 4.3).
+
+    Steps are ordered from t = 1 to the last one before the data.
 
     Attributes:
-        t: of x_t, `(T,)`.
-        rate: bits/dim sent once x_t is known, the prior's included.
-        rmse: root mean squared error of the estimate of x_0 from x_t, in levels: on the 0-255 scale for 8 bits.
+        t: times of x_t, `(T,)`.
+        rate: bits/dim sent until x_t is known, those of the prior included, `(T, B)`.
+        rmse: root mean squared error of the estimate of x_0 from x_t, `(T, B)`, in units of the distance between
+            quantization levels: on the 0-255 scale for 8 bits.
     """
 
     t: Tensor
@@ -36,23 +38,23 @@ class RateDistortion(NamedTuple):
 
 
 class VariationalBound:
-    r"""`L_T + sum_(n=2..T) L_(n-1) + L_0` in nats (Ho et al. 2020, eq. 5), an upper bound on the code length of the
-    levels.
+    r"""The variational bound of Ho et al. (2020, eq. 5), an upper bound on the code length of quantized data.
 
-    `L_T = KL(q(x_T | x_0) || N(0, sigma_T^2 I))`, of what samplers start from: Ho et al.'s N(0, I) but for 4e-10 nats a
-    dimension on their table, where sigma_T^2 = 1 - 4e-5. `L_(n-1)` is the KL of the posterior to
-    `N(posterior mean at E[x_0 | x_n], variance)`; L_0 codes the levels by the Gaussian of the last step, integrated
-    over their bins, with the variance's value at s = 0.
+    `L_T + sum_(n=2..T) L_(n-1) + L_0` in nats. `L_T = KL(q(x_T | x_0) || N(0, sigma_T^2 I))`, to the distribution that
+    samplers start from: it differs from Ho et al.'s N(0, I) by 4e-10 nats per dimension on their table, where sigma_T^2
+    = 1 - 4e-5. `L_(n-1)` is the KL divergence from the posterior to `N(posterior mean at E[x_0 | x_n], variance)`. L_0
+    codes the quantization levels by the Gaussian of the last step, integrated over their bins, with the variance at s =
+    0.
 
     Args:
-        denoiser: on a `Tabulated` schedule; wrap it in `Clipped` for the published figures.
-        quantization: the levels of the data.
-        variance: of the reverse steps.
-        terms: how many of the T - 1 terms of the path to evaluate, stratified over n; None for all.
-        tanh: take the published approximation of the Gaussian distribution function.
+        denoiser: on a table of steps, such as `Tabulated`; wrap it in `Clipped` for the published figures.
+        quantization: the quantization levels of the data.
+        variance: the variance of the reverse steps.
+        terms: how many of the T - 1 terms L_(n-1) to evaluate, stratified over n; None for all.
+        tanh: whether to take the published approximation of the Gaussian distribution function.
 
     Raises:
-        UsageError: for continuous time, or a learned variance that the denoiser's network does not say.
+        UsageError: for a schedule in continuous time, or a learned variance of a denoiser without a variance output.
     """
 
     def __init__(
@@ -66,25 +68,32 @@ class VariationalBound:
     ) -> None:
         chain_of(denoiser)
         self.denoiser, self.quantization, self.terms, self.tanh = denoiser, quantization, terms, tanh
-        self.variance = fitting(variance, denoiser)
+        self.variance = checked_variance(variance, denoiser)
 
     @property
-    def schedule(self) -> Tabulated:
+    def schedule(self) -> TableSchedule:
         """The chain whose bound this is."""
-        return self.denoiser.corruption
+        return chain_of(self.denoiser)
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
-        """`x0`: `(B, ...)` in the continuous form of the scale. One draw of noise for each term."""
+        """Returns the code length, with one draw of noise for each term.
+
+        Args:
+            x0: `(B, ...)`, real numbers, as `quantization.continuous` gives them.
+            generator: the source of noise.
+            progress: how to report progress.
+            cond: conditions, by name.
+        """
         self._check(x0)
         steps = self.schedule.steps
         path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         if steps > 1:
-            levels, weight = sampled_steps(2, steps, self.terms or steps, len(x0), generator)
-            for n in progress(levels.flip(0), len(levels), "bound"):
+            chosen, weight = sampled_steps(2, steps, self.terms or steps, len(x0), generator)
+            for n in progress(chosen.flip(0), len(chosen), "bound"):
                 t = n.to(x0.device).double() / steps
                 x_t = self.schedule.corrupt(x0, t, generator=generator)
-                path += weight * self._step(x0, x_t, *self._read(x_t, t, cond), t, t - 1 / steps)
+                path += weight * self._step(x0, x_t, *self._estimate(x_t, t, cond), t, t - 1 / steps)
         last = torch.full((), 1 / steps, dtype=torch.float64)
         return refuse_nan(CodeLength(self.prior(x0), path, self.term(x0, last, generator=generator, **cond)))
 
@@ -92,34 +101,39 @@ class VariationalBound:
     def rate_distortion(
         self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any
     ) -> RateDistortion:
-        """Rate and distortion after each step, for `x0` `(B, ...)`; every step is evaluated."""
+        """Returns rate and distortion at each step, for `x0` `(B, ...)`; every step is evaluated."""
         self._check(x0)
         steps, dims = self.schedule.steps, x0[0].numel()
         rate, rates, errors = self.prior(x0), [], []
         times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
         for t in progress(times, steps, "rate and distortion"):
             x_t = self.schedule.corrupt(x0, t, generator=generator)
-            estimate, v = self._read(x_t, t, cond)
+            estimate, v = self._estimate(x_t, t, cond)
             rates.append(rate / (dims * math.log(2)))
             errors.append(per_example((estimate - x0) ** 2, torch.mean).sqrt() / self.quantization.spacing)
             rate = rate + self.between(x0, x_t, estimate, v, t)
         return RateDistortion(times, torch.stack(rates), torch.stack(errors))
 
     def prior(self, x0: Tensor) -> Tensor:
-        """L_T `= (alpha_T / sigma_T)^2 ||x_0||^2 / 2`, `(B,)`."""
+        """Returns `L_T = (alpha_T / sigma_T)^2 ||x_0||^2 / 2`, `(B,)`."""
         snr_T = self.schedule.log_snr(torch.ones((), dtype=torch.float64)).exp()
         return total_nats(0.5 * float(snr_T) * x0.double() ** 2)
 
     def term(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """L_(n-1) at t = n / T, `(B,)`; t is a scalar or `(B,)`."""
+        """Returns L_(n-1) at t = n / T, a scalar or `(B,)`, with one draw of x_t: `(B,)`."""
         t = exact(t)
         x_t = self.schedule.corrupt(x0, t, generator=generator)
-        return self.between(x0, x_t, *self._read(x_t, t, cond), t)
+        return self.between(x0, x_t, *self._estimate(x_t, t, cond), t)
 
     def between(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
-        """L_(n-1), `(B,)`, from what the denoiser says at x_t.
+        """Returns L_(n-1), `(B,)`, from the denoiser's estimate at x_t: a KL divergence, or for n = 1 a code length.
 
-        The KL of one step, or where n = 1 the code length of the levels.
+        Args:
+            x0: `(B, ...)`.
+            x_t: `(B, ...)`.
+            estimate: the estimate of x_0, `(B, ...)`.
+            v: the variance output, or None.
+            t: n / T, a scalar or `(B,)`.
         """
         n = torch.round(t * self.schedule.steps)
         first = n == 1
@@ -129,7 +143,7 @@ class VariationalBound:
                 if first
                 else self._step(x0, x_t, estimate, v, t, (n - 1) / self.schedule.steps)
             )
-        # Where n = 1 the step has variance 0: that of n = 2 stands in, and is not chosen.
+        # Where n = 1 the step has variance 0: n = 2 is computed in its place, and not used.
         t_step = torch.where(first, 2 / self.schedule.steps, t)
         s_step = torch.where(first, 1, n - 1) / self.schedule.steps
         decoder = self._decoder(x0, estimate, v, torch.full_like(t, 1 / self.schedule.steps))
@@ -139,8 +153,8 @@ class VariationalBound:
             else decoder
         )
 
-    def _read(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """`E[x_0 | x_t]` and the variance output."""
+    def _estimate(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Returns `E[x_0 | x_t]` and the variance output."""
         estimate = self.denoiser.estimate(x_t, t, **cond)
         return estimate.mean(x_t), estimate.variance_output
 
@@ -150,12 +164,13 @@ class VariationalBound:
             self.quantization.low - self.quantization.spacing,
             self.quantization.high + self.quantization.spacing,
         )
-        what = f"real numbers in [{self.quantization.low:g}, {self.quantization.high:g}], such as scale.continuous(k) of levels k"
+        needed = (
+            f"give real numbers in [{self.quantization.low:g}, {self.quantization.high:g}], "
+            "such as quantization.continuous(k) of quantization levels k"
+        )
         if not isinstance(x0, Tensor) or not x0.is_floating_point():
-            raise UsageError(
-                f"x0 is {x0.dtype if isinstance(x0, Tensor) else type(x0).__name__}: the bound takes {what}"
-            )
-        refuse_unless((x0 >= low) & (x0 <= high), f"x0 leaves the scale: the bound takes {what}")
+            raise UsageError(f"x0 is {x0.dtype if isinstance(x0, Tensor) else type(x0).__name__}: {needed}")
+        refuse_unless((x0 >= low) & (x0 <= high), f"x0 has values outside of the quantization's range: {needed}")
 
     def _step(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor, s: Tensor) -> Tensor:
         true_mean, true_variance = posterior(self.schedule, x_t, x0, t, s)
@@ -179,10 +194,15 @@ class VariationalBound:
         )
 
 
-def chain_of(denoiser: GaussianDenoiser) -> Tabulated:
-    """The denoiser's table of steps; continuous time has none."""
-    if not hasattr(denoiser.corruption, "steps"):
+def chain_of(denoiser: GaussianDenoiser) -> TableSchedule:
+    """Returns the denoiser's table of steps.
+
+    Raises:
+        UsageError: for a schedule in continuous time, which has no steps.
+    """
+    if not isinstance(denoiser.corruption, TableSchedule):
         raise UsageError(
-            "this needs a chain of steps, and this schedule is no table: take denoiser.on(tabulate(schedule, steps))"
+            f"{type(denoiser.corruption).__name__} is a schedule in continuous time, and a chain of steps is needed: "
+            "take denoiser.on(tabulate(schedule, steps))"
         )
     return denoiser.corruption

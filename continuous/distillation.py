@@ -21,20 +21,22 @@ from .samplers import DDIM
 
 @serializable("continuous.Distillation", formerly="unnoise.continuous.distillation.Distillation")
 class Distillation(Objective[GaussianDenoiser]):
-    r"""Two DDIM steps of the teacher, t -> t - 1/2N -> t - 1/N, as one of the student (Salimans & Ho 2022, algorithm
-    2), t = n / N.
+    r"""Trains a student to take two DDIM steps of its teacher in one (Salimans & Ho 2022, algorithm 2).
 
-    The target is the x_0 that takes x_t to the teacher's x_s, s = t - 1/N, in one DDIM step:
-    `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`. The loss is `weight` times its squared
-    error, mean over dimensions. The student starts as a copy of the teacher, and is sampled by
-    `DDIM(student)(steps=N)`.
+    The teacher steps t -> t - 1/2N -> t - 1/N, t = n / N. The target is the x_0 that takes x_t to the teacher's x_s, s
+    = t - 1/N, in one DDIM step: `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`. The loss
+    is `weight` times its squared error, mean over dimensions. The student starts as a copy of the teacher, and is
+    sampled by `DDIM(student)(steps=N)`.
 
     Args:
         denoiser: the student, on a schedule whose grid of N steps is N/N, .., 1/N, 0, such as `Cosine`.
-        teacher: what it learns from, wrapped in `Clipped` as published; it is not trained.
-        steps: N, of the student.
-        weight: of the squared error of x_0.
+        teacher: the denoiser to learn from, wrapped in `Clipped` as published; it is not trained.
+        steps: N, the number of the student's steps.
+        weight: weight of the squared error of x_0.
         times: how the times of a batch are drawn.
+
+    Raises:
+        UsageError: for a student or teacher that does not fit, with what to do.
     """
 
     draws_times = True
@@ -54,21 +56,16 @@ class Distillation(Objective[GaussianDenoiser]):
         grid = denoiser.corruption.grid(2 * steps)
         if not torch.allclose(grid, torch.linspace(1, 0, 2 * steps + 1, dtype=torch.float64)):
             raise UsageError(
-                "a student is trained at t = n / N, where this schedule's grid has other times: take Cosine"
+                "a student is trained at the times n / N, and this schedule's grid has others: take Cosine"
             )
         if not torch.allclose(teacher.corruption.log_snr(grid[:-1]), denoiser.corruption.log_snr(grid[:-1])):
             raise UsageError("teacher and student have different schedules: put one on the other's with on(schedule)")
         if getattr(denoiser, "predicts", None) is noise:
             raise UsageError(
-                "noise prediction cannot be distilled, it says nothing of x_0 where SNR vanishes: predict velocity or clean"
+                "noise prediction cannot be distilled, it does not determine x_0 at zero SNR: predict velocity or clean"
             )
-        self.denoiser, self.teacher, self.steps, self.weight, self.times = (
-            denoiser,
-            teacher.requires_grad_(False),
-            steps,
-            weight,
-            times,
-        )
+        self.denoiser, self.teacher = denoiser, teacher.requires_grad_(False)
+        self.steps, self.weight, self.times = steps, weight, times
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         u = self.times(len(refuse_array(x0, "x0")), generator)
@@ -84,12 +81,12 @@ class Distillation(Objective[GaussianDenoiser]):
 
     @torch.no_grad()
     def target(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """The x_0 that one DDIM step needs to land where two of the teacher's do, of the shape of x_t."""
+        """Returns the x_0 with which one DDIM step ends where two of the teacher's do, of the shape of x_t."""
         self.teacher.eval()
         middle, s = (t - 0.5 / self.steps), (t - 1 / self.steps).clamp(min=0.0)
         s = torch.where(s < 1e-9, 0.0, s)
-        hop = DDIM(self.teacher).step
-        x_s = hop(hop(x_t, t, middle, **cond), middle, s, **cond)
+        step = DDIM(self.teacher).step
+        x_s = step(step(x_t, t, middle, **cond), middle, s, **cond)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.denoiser.corruption(t), self.denoiser.corruption(s)
         ratio = sigma_s / sigma_t
         return (x_s - like(ratio, x_t) * x_t) / like(alpha_s - ratio * alpha_t, x_t)

@@ -1,7 +1,7 @@
-"""Which times a sampler visits: `steps=` of every sampler takes a number, for the schedule's own grid, or one of these.
+"""Grids of sampling times: the argument `steps` of a sampler is one of them, or a number for the schedule's own grid.
 
-Every grid is float64, decreasing, and ends with 0. For tables the rows are n = 1..T at t = n / T; the papers' code
-index is n - 1.
+Every grid is float64, decreasing, and ends with 0. For tables the rows are n = 1..T at t = n / T; the index in the
+papers' code is n - 1.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..shared.gaussian.schedule import Schedule, karras_sigmas
 
 
 def strided(steps: int, rows: int) -> Tensor:
-    """Rows 1, 1 + i, 1 + 2 i, ..: the whole stride i that makes exactly `steps` of `rows`, OpenAI's "ddimN".
+    """Returns rows 1, 1 + i, 1 + 2 i, .. with the integer stride i that gives exactly `steps` rows: OpenAI's "ddimN".
 
     Raises:
-        UsageError: where no whole stride does.
+        UsageError: where no integer stride does.
     """
     for stride in range(1, max(rows, 2)):
         if len(range(0, rows, stride)) == steps:
@@ -27,38 +27,43 @@ def strided(steps: int, rows: int) -> Tensor:
     possible = {len(range(0, rows, stride)) for stride in range(1, rows)}
     near = sorted(sorted(possible, key=lambda n: abs(n - steps))[:2])
     raise UsageError(
-        f"steps={steps}: no whole stride visits exactly {steps} of {rows} rows; {' and '.join(map(str, near))} are possible"
+        f"steps={steps}: no integer stride visits exactly {steps} of {rows} rows; "
+        f"the nearest possible numbers are {' and '.join(map(str, near))}"
     )
 
 
 def sections(counts: Sequence[int], rows: int) -> Tensor:
-    """The table cut into equal sections from the clean end, `counts[i]` evenly spaced rows in section i, its ends
-    included.
+    """Returns `counts[i]` evenly spaced rows, both ends included, of the i-th of equal sections from the clean end.
 
-    (Nichol & Dhariwal 2021, code: "90,60,60,20,20" for LSUN in Dhariwal & Nichol 2021.)
+    Nichol & Dhariwal 2021, code; "90,60,60,20,20" for LSUN in Dhariwal & Nichol 2021.
 
     Raises:
-        UsageError: where a section has fewer rows than asked of it.
+        UsageError: for a count below 1 or above the number of rows in its section.
     """
     chosen, start = [], 0
     for i, count in enumerate(counts):
         size = rows // len(counts) + (i < rows % len(counts))
         if not 1 <= count <= size:
             raise UsageError(
-                f"counts={','.join(map(str, counts))}: section {i + 1} has {size} rows, ask for 1 to {size}, not {count}"
+                f"counts={','.join(map(str, counts))}: section {i + 1} has {size} rows, "
+                f"ask for 1 to {size}, not {count}"
             )
         stride = torch.full((count,), (size - 1) / max(count - 1, 1), dtype=torch.float64)
-        chosen.append(start + torch.round(stride.cumsum(0) - stride).long())  # summed and halved to even as OpenAI's
+        chosen.append(
+            start + torch.round(stride.cumsum(0) - stride).long()
+        )  # summed, and halves rounded to even, as in OpenAI's code
         start += size
     return _table(torch.cat(chosen), rows)
 
 
 def quadratic(steps: int, rows: int) -> Tensor:
-    """Rows `1 + floor(u^2)`, u evenly spaced from 0 to sqrt(0.8 T): DDIM's choice for CIFAR-10 (Song et al. 2020,
-    appendix D.2).
+    """Returns rows `1 + floor(u^2)`, u evenly spaced from 0 to sqrt(0.8 T): DDIM's choice for CIFAR-10.
 
-    The first row is about 0.8 T, and sampling starts with its sigma_t, where the published code draws N(0, I). Rows
-    that fall together near 0 count once.
+    Song et al. 2020, appendix D.2. The noisiest row is about 0.8 T, and sampling starts with its sigma_t, where the
+    published code draws N(0, I). Equal rows near 0 are visited once, so there may be fewer than `steps`.
+
+    Raises:
+        UsageError: unless 1 <= steps <= rows.
     """
     if not 1 <= steps <= rows:
         raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
@@ -68,7 +73,11 @@ def quadratic(steps: int, rows: int) -> Tensor:
 
 
 def trailing(steps: int, rows: int) -> Tensor:
-    """Rows `round(T - i T / S)`, i = 0..S-1: the last row is always one of them (Lin et al. 2023, section 3.3)."""
+    """Returns rows `round(T - i T / S)`, i = 0..S-1, of which the noisiest is T (Lin et al. 2023, section 3.3).
+
+    Raises:
+        UsageError: unless 1 <= steps <= rows.
+    """
     if not 1 <= steps <= rows:
         raise UsageError(f"steps={steps}: this table has {rows} steps, ask for 1 to {rows}")
     return _table(
@@ -77,9 +86,13 @@ def trailing(steps: int, rows: int) -> Tensor:
 
 
 def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
-    """`log sigma~` at `u^rho` between its ends, u evenly spaced from 1 to 0, `sigma~ = sigma_t / alpha_t`.
+    """Returns times whose `log(sigma_t / alpha_t)` lies at the fraction `u^rho` of its range, u evenly spaced.
 
-    At rho = 1 steps are even in log-SNR (Lu et al. 2022, section 3.4).
+    u falls from 1 at t = 1 to 0 at t_last; then comes t = 0. At rho = 1 steps are even in log-SNR (Lu et al. 2022,
+    section 3.4).
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR.
     """
     low, high = _ends(schedule)
     ramp = torch.linspace(1, 0, steps, dtype=torch.float64) ** rho
@@ -87,13 +100,19 @@ def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
 
 
 def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
-    """`sigma~^(1/rho)` evenly spaced between its ends, `sigma~ = sigma_t / alpha_t` (Karras et al. 2022, eq. 5)."""
+    """Returns times whose `(sigma_t / alpha_t)^(1 / rho)` is evenly spaced from t = 1 to t_last, and then 0.
+
+    Karras et al. 2022, eq. 5.
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR.
+    """
     low, high = _ends(schedule)
     return _times(schedule, karras_sigmas(steps, float(low), float(high), rho).log())
 
 
 def noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:
-    """`sigma~_t = sigma_t / alpha_t`, float64."""
+    """Returns `sigma~_t = sigma_t / alpha_t`, float64."""
     return torch.exp(-schedule.log_snr(t.double()) / 2)
 
 
@@ -101,7 +120,7 @@ def _ends(schedule: Schedule) -> tuple[Tensor, Tensor]:
     low, high = noise_ratio(schedule, torch.tensor([schedule.t_last, 1.0], dtype=torch.float64)).unbind()
     if not bool(torch.isfinite(high)):
         raise UsageError(
-            "the schedule ends at zero SNR, where steps in log-SNR would be infinite: take steps=N, or trailing(N, T)"
+            "the schedule ends at zero SNR, where a step in log-SNR is infinite: take steps=N, or trailing(N, T)"
         )
     return low, high
 

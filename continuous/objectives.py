@@ -1,4 +1,4 @@
-"""Objectives of the DDPM papers."""
+"""Objectives that train the variational bound: alone, or together with the simple loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..shared.gaussian.weights import Weight, refuse_blind, snr
 from ..shared.objective import Draw, Loss, Objective, independent, refuse_uneven
 from ..shared.quantization import Quantization
 from ..shared.random import Source
-from ..shared.serialization import serializable
+from ..shared.serialization import name_of, serializable
 from ..shared.tensors import at_least_float32, exact, per_example
 from .bound import VariationalBound
 from .posterior import ReverseVariance, large, learned_range, reads_network
@@ -25,20 +25,21 @@ from .posterior import ReverseVariance, large, learned_range, reads_network
     "continuous.Variational", formerly="unnoise.continuous.objectives.Variational", renamed={"scale": "quantization"}
 )
 class Variational(Objective[GaussianDenoiser]):
-    r"""`T L_(n-1)` in bits/dim at one n: an unbiased estimate of the bound less its prior (Ho et al. 2020, eq. 5).
+    r"""The variational bound at one random step: `T L_(n-1)` in bits/dim (Ho et al. 2020, eq. 5).
 
-    Nichol & Dhariwal (2021) call it L_vlb, and train it in an `Importance`.
+    Its mean over n is the bound without the prior L_T. Nichol & Dhariwal (2021) call it L_vlb, and train it in an
+    `ImportanceSampling`.
 
     Args:
-        denoiser: on a `Tabulated` schedule, not clipped.
-        quantization: the levels of the data.
-        variance: of the reverse steps.
+        denoiser: on a table of steps, such as `Tabulated`, not clipped.
+        quantization: the quantization levels of the data.
+        variance: the variance of the reverse steps.
         times: how the times of a batch are drawn, uniformly.
-        tanh: the decoder with the published approximation.
+        tanh: whether to take the published approximation of the Gaussian distribution function.
 
     Raises:
-        UsageError: for times that are not uniform, and a network whose variance output a fixed variance leaves
-            untrained.
+        UsageError: for times that are not uniform, and for a network whose variance output would stay untrained
+            because the variance is fixed.
     """
 
     def __init__(
@@ -53,37 +54,35 @@ class Variational(Objective[GaussianDenoiser]):
         refuse_uneven(times)
         if not reads_network(variance, denoiser):
             refuse_untrained_output(denoiser)
-        self.denoiser, self.quantization, self.variance, self.times, self.tanh = (
-            denoiser,
-            quantization,
-            variance,
-            times,
-            tanh,
-        )
+        self.denoiser, self.quantization, self.variance = denoiser, quantization, variance
+        self.times, self.tanh = times, tanh
         self._bound = VariationalBound(denoiser, quantization, variance=variance, tanh=tanh)
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        steps = self.denoiser.corruption.steps
-        bits = steps * self._bound.term(x0, t, generator=generator, **cond) / (x0[0].numel() * math.log(2))
+        nats = self._bound.schedule.steps * self._bound.term(x0, t, generator=generator, **cond)
+        bits = nats / (x0[0].numel() * math.log(2))
         return Loss(bits.to(at_least_float32(x0)), {"bits_per_dim": bits.detach()}, t)
 
 
 @serializable("continuous.Hybrid", formerly="unnoise.continuous.objectives.Hybrid", renamed={"scale": "quantization"})
 class Hybrid(Objective[GaussianDenoiser]):
-    r"""`L_simple + vlb T L_(n-1)`, L in bits/dim, the mean detached in the second term (Nichol & Dhariwal 2021, eq.
-    16).
+    r"""The hybrid loss `L_simple + vlb T L_(n-1)`, L in bits/dim (Nichol & Dhariwal 2021, eq. 16).
 
-    The second term trains the variance alone. Its factor is published twice: `vlb=0.001` in the paper and in runs that
-    rescale (T / 1000 in their code), `vlb=1 / T` in the released configurations that do not; at T = 1000 they agree.
+    The mean is detached in the second term, which trains the variance alone. Its factor is published twice: `vlb=0.001`
+    in the paper and in runs that rescale (T / 1000 in their code), `vlb=1 / T` in the released configurations that do
+    not; at T = 1000 they agree.
 
     Args:
-        denoiser: on a `Tabulated` schedule, with a network of two outputs.
-        quantization: the levels of the data.
-        vlb: weight of the bound's estimate.
-        variance: of the reverse steps, a learned one.
-        weight: of the squared error of x_0 in the first term.
+        denoiser: on a table of steps, such as `Tabulated`, with a network of two outputs.
+        quantization: the quantization levels of the data.
+        vlb: weight of the second term.
+        variance: the variance of the reverse steps, a learned one.
+        weight: weight of the squared error of x_0 in the first term.
         times: how the times of a batch are drawn.
-        tanh: the decoder with the published approximation.
+        tanh: whether to take the published approximation of the Gaussian distribution function.
+
+    Raises:
+        UsageError: for a fixed variance, and for a weight that is 0 at t = 1.
     """
 
     def __init__(
@@ -100,16 +99,11 @@ class Hybrid(Objective[GaussianDenoiser]):
         refuse_blind(weight, denoiser.corruption)
         if not reads_network(variance, denoiser):
             raise UsageError(
-                "in the hybrid loss the bound trains the variance alone, and this one is fixed: take learned_range, or Simple"
+                f"variance={name_of(variance)}: in the hybrid loss the bound trains the variance alone, and this one "
+                "is fixed: take learned_range, or DenoisingLoss.simple"
             )
-        self.denoiser, self.quantization, self.vlb, self.variance, self.weight = (
-            denoiser,
-            quantization,
-            vlb,
-            variance,
-            weight,
-        )
-        self.times, self.tanh = times, tanh
+        self.denoiser, self.quantization, self.vlb, self.variance = denoiser, quantization, vlb, variance
+        self.weight, self.times, self.tanh = weight, times, tanh
         self._bound = VariationalBound(denoiser, quantization, variance=variance, tanh=tanh)
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -119,8 +113,6 @@ class Hybrid(Objective[GaussianDenoiser]):
         mean = estimate.mean(x_t)
         error = at_least_float32(mean - x0)
         mse = self.weight(schedule, t).to(error) * per_example(error**2, torch.mean)
-        term = self._bound.between(x0, x_t, mean.detach(), estimate.variance_output, exact(t)) / (
-            x0[0].numel() * math.log(2)
-        )
-        bits = schedule.steps * term
+        nats = self._bound.between(x0, x_t, mean.detach(), estimate.variance_output, exact(t))
+        bits = self._bound.schedule.steps * (nats / (x0[0].numel() * math.log(2)))
         return Loss(mse + self.vlb * bits.to(mse), {"mse": mse.detach(), "bits_per_dim": bits.detach()}, t)

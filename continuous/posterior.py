@@ -1,4 +1,4 @@
-"""The Gaussian posterior of a chain, for any pair of levels, and the variances that its reversal may use."""
+"""The posterior `q(x_s | x_t, x_0)` for any pair of times s < t, and the variances of the reverse process."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from ..shared.serialization import serializable
 from ..shared.tensors import exact, like
 
 ReverseVariance: TypeAlias = Callable[[Schedule, Tensor, Tensor, Tensor | None], Tensor]
+"""The variance of `p(x_s | x_t)`, `(schedule, t, s, v) -> variance`, v the network's variance output or None.
+
+At s = 0 the posterior's own variance is 0, and the model's is that of the decoder, for which the published code takes
+the small variance of the step above. A variance finds it in the step from 2 t to t, which is the step above on a grid
+of even steps; for other grids `with_step_above` gives a schedule in which it is.
+"""
 
 
 def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Mean and variance of `q(x_s | x_t, x_0)` for any s < t (Ho et al. 2020, eq. 7, for s = t - 1/T).
+    r"""Returns mean and variance of `q(x_s | x_t, x_0)` for any s < t (Ho et al. 2020, eq. 7, for s = t - 1/T).
 
     With `k = SNR_t / SNR_s`: mean `alpha_s (1 - k) x_0 + sqrt(k) (sigma_s / sigma_t) x_t`, variance
     `sigma_s^2 (1 - k)`. At s = 0 that is x_0 itself with variance 0.
 
     Args:
-        schedule: of x_t.
-        x_t, x0: `(B, ...)`.
-        t, s: scalars or `(B,)`.
+        schedule: the schedule of x_t.
+        x_t: `(B, ...)`.
+        x0: `(B, ...)`.
+        t: time of x_t, a scalar or `(B,)`.
+        s: time of x_s, a scalar or `(B,)`.
 
     Returns:
         The mean, of the shape of x_t, and the variance, float64, of the shape of t.
@@ -38,22 +46,19 @@ def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
 
 
 def posterior_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """What multiplies x_0 and x_t in the posterior's mean, `alpha_s (1 - k)` and `sqrt(k) sigma_s / sigma_t`, float64."""
+    """Returns the factors of x_0 and x_t in the posterior's mean, `alpha_s (1 - k)` and `sqrt(k) sigma_s / sigma_t`.
+
+    Both are float64, of the shape of t.
+    """
     (_, sigma_t), (alpha_s, sigma_s), k = schedule(t), schedule(s), schedule.kept(s, t)
     return alpha_s * (1 - k), k.sqrt() * sigma_s / sigma_t
 
 
-# The variance of the model's step from t to s, `(schedule, t, s, v)`, v the network's variance output or None. At s = 0
-# the posterior's own variance is 0, and the model's is that of the decoder, for which the published code takes the
-# small one of the step above: from 2 t, on a grid with even steps; for others `lowest_two` gives the schedule in which
-# the step above is that of the grid.
-
-
 @serializable("continuous.small", formerly="unnoise.continuous.posterior.small")
 def small(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-    """The posterior's own variance `sigma_s^2 (1 - k)`: beta-tilde, right for data at a single point.
+    """Returns the posterior's own variance `sigma_s^2 (1 - k)`, beta-tilde: optimal for data at a single point.
 
-    Ho et al. 2020, section 3.2.
+    Ho et al. 2020, section 3.2. At s = 0 it is that of the step from 2 t to t.
     """
     t, s = exact(t), exact(s)
     above, below = torch.where(s > 0, t, 2 * t), torch.where(s > 0, s, t)
@@ -63,9 +68,9 @@ def small(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> 
 
 @serializable("continuous.large", formerly="unnoise.continuous.posterior.large")
 def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-    """`sigma_t^2 (1 - k)`: beta_t for one step, right for data of unit variance (Ho et al. 2020, section 3.2).
+    """Returns `sigma_t^2 (1 - k)`, for one step beta_t: optimal for data of unit variance.
 
-    At s = 0 the small one.
+    Ho et al. 2020, section 3.2. At s = 0 it is `small`.
     """
     return torch.where(exact(s) > 0, forward_variance(schedule, t, s), small(schedule, t, s))
 
@@ -73,38 +78,38 @@ def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> 
 @serializable("continuous.LogInterpolated", formerly="unnoise.continuous.posterior.LogInterpolated")
 @dataclass(frozen=True)
 class LogInterpolated:
-    """`large^share small^(1 - share)` (Ho & Salimans 2022, section 3: 0.3 for ImageNet 64, 0.2 for 128).
+    """The variance `large^share small^(1 - share)` (Ho & Salimans 2022, section 3).
 
     Attributes:
-        share: 0 for small, 1 for large.
+        share: 0 for small, 1 for large; 0.3 for ImageNet 64 and 0.2 for ImageNet 128 in the paper.
     """
 
     share: float
 
     def __call__(self, schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-        """The variance, float64."""
+        """Returns the variance, float64."""
         return torch.exp(torch.lerp(small(schedule, t, s).log(), large(schedule, t, s).log(), self.share))
 
 
 @serializable("continuous.learned_range", formerly="unnoise.continuous.posterior.learned_range")
 def learned_range(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
-    """`exp(w log beta + (1 - w) log beta-tilde)`, `w = (v + 1) / 2`, not clamped (Nichol & Dhariwal 2021, eq.
+    """Returns `exp(w log beta + (1 - w) log beta-tilde)`, `w = (v + 1) / 2` not clamped, of the shape of v.
 
-    15), of the shape of v.
+    Nichol & Dhariwal 2021, eq. 15.
     """
-    v = _said(v)
+    v = _given(v)
     low, high = (like(c.log(), v) for c in (small(schedule, t, s), forward_variance(schedule, t, s)))
     return torch.exp(low + (v + 1) / 2 * (high - low))
 
 
 @serializable("continuous.learned_diagonal", formerly="unnoise.continuous.posterior.learned_diagonal")
 def learned_diagonal(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
-    """`exp(v)` (Ho et al. 2020, table 2: unstable with noise prediction), of the shape of v."""
-    return torch.exp(_said(v))
+    """Returns `exp(v)`, of the shape of v (Ho et al. 2020, table 2: unstable with noise prediction)."""
+    return torch.exp(_given(v))
 
 
-class TwoLevels(Schedule):
-    """Two levels of a schedule, t < above, as a table of two steps: what a respaced chain has at its clean end."""
+class LastTwoSteps(Schedule):
+    """A table of two steps made of two times t < above of a schedule: the clean end of a respaced chain."""
 
     t_min = t_last = 0.5
 
@@ -125,24 +130,32 @@ class TwoLevels(Schedule):
         return torch.where(t <= 0, 0.0, torch.where(t <= 0.5, self.pair[0], self.pair[1]))
 
 
-def lowest_two(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor | None) -> tuple[Schedule, Tensor, Tensor]:
-    """`(schedule, t, s)` for a variance; at s = 0 with the step above t that of a grid, which came from `above`."""
+def with_step_above(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor | None) -> tuple[Schedule, Tensor, Tensor]:
+    """Returns the `(schedule, t, s)` to give to a variance where the sampler's previous step went from `above` to t.
+
+    They differ from the arguments at s = 0 alone, and not for `above = None`, a grid of even steps.
+    """
     if s > 0 or above is None:
         return schedule, t, s
-    return TwoLevels(schedule, t, above), torch.tensor(0.5, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    half, zero = torch.tensor(0.5, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    return LastTwoSteps(schedule, t, above), half, zero
 
 
 def forward_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """`sigma_t^2 (1 - k)`, the variance of `q(x_t | x_s)`: beta_t for one step, also for the first."""
+    """Returns `sigma_t^2 (1 - k)`, the variance of `q(x_t | x_s)`: for one step beta_t, for the first one too."""
     t, s = exact(t), exact(s)
     return schedule(t)[1] ** 2 * (1 - schedule.kept(s, t))
 
 
-def fitting(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVariance:
-    """The variance, refused if it reads what the denoiser's network does not say."""
+def checked_variance(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVariance:
+    """Returns the variance, refused if it reads a variance output that the denoiser does not have.
+
+    Raises:
+        UsageError: with what to do.
+    """
     if not callable(variance):
         raise UsageError(
-            f"variance={variance!r}: give an object, such as small, large, LogInterpolated(0.3) or learned_range"
+            f"variance={variance!r}: give a function, such as small, large, LogInterpolated(0.3) or learned_range"
         )
     t = torch.full((), denoiser.corruption.t_last, dtype=torch.float64)
     variance(denoiser.corruption, t, torch.zeros_like(t), torch.zeros(1, 1) if denoiser.has_variance_output else None)
@@ -150,7 +163,7 @@ def fitting(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVar
 
 
 def reads_network(variance: ReverseVariance, denoiser: GaussianDenoiser) -> bool:
-    """Whether the variance is a learned one."""
+    """Returns whether the variance is a learned one, which reads the network's variance output."""
     t = torch.full((), denoiser.corruption.t_last, dtype=torch.float64)
     try:
         variance(denoiser.corruption, t, torch.zeros_like(t), None)
@@ -159,10 +172,10 @@ def reads_network(variance: ReverseVariance, denoiser: GaussianDenoiser) -> bool
     return False
 
 
-def _said(v: Tensor | None) -> Tensor:
+def _given(v: Tensor | None) -> Tensor:
     if v is None:
         raise UsageError(
-            "a learned reverse variance needs a network with a second output for each channel: build it with outputs=2, "
-            "or take the variance small or large"
+            "a learned reverse variance needs a network with a second output for each channel, and this one has none: "
+            "build it with outputs=2, or take the variance small or large"
         )
     return v

@@ -1,4 +1,4 @@
-"""Samplers of the DDPM papers, on any sub-sequence of the steps."""
+"""Samplers of DDPM and DDIM, on any grid of times."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
 from ..shared.tensors import at_least_float32, exact, like, refuse_unreal
-from .posterior import ReverseVariance, fitting, large, lowest_two, posterior
+from .posterior import ReverseVariance, checked_variance, large, posterior, with_step_above
 
 
 class Ancestral(Sampler[GaussianDenoiser, Schedule]):
-    r"""`x_s ~ N(posterior mean at E[x_0 | x_t], variance)` (Ho et al. 2020, algorithm 2); the last step adds no noise.
+    r"""Ancestral sampling: `x_s ~ N(posterior mean at E[x_0 | x_t], variance)` (Ho et al. 2020, algorithm 2).
 
-    With `large` this is the paper's sampler, which Song et al. (2020) call sigma-hat; with `small` it is `DDIM(eta=1)`.
+    The last step adds no noise. With `large` this is the paper's sampler, which Song et al. (2020) call sigma-hat; with
+    `small` it is `DDIM(eta=1)`.
 
     Args:
         denoiser: wrap it in `Clipped` to clip x_0 as Ho et al. do.
@@ -33,7 +34,7 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
             at the last step too.
 
     Raises:
-        UsageError: for a learned variance that the denoiser's network does not say.
+        UsageError: for a learned variance of a denoiser without a variance output.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
         gradient: ClassifierGradient | None = None,
     ) -> None:
         super().__init__(denoiser)
-        self.variance = fitting(variance, denoiser)
+        self.variance = checked_variance(variance, denoiser)
         self.gradient = None if gradient is None else gradient.on(denoiser.corruption)
 
     def begin(self) -> Step:
@@ -66,27 +67,27 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
     def distribution(
         self, x: Tensor, t: Tensor, s: Tensor, *, above: Tensor | None = None, **cond: Any
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of `p(x_s | x_t)`, both broadcast against x.
+        """Returns mean and variance of `p(x_s | x_t)`, both of shapes that broadcast against x.
 
-        At s = 0 the variance, which moves the mean of a guided last step, is that of the step from `above` to t; None
-        for a grid of even steps.
+        At s = 0 the variance, which scales the guidance of the last step, is that of the step before, which came from
+        the time `above`; None for a grid of even steps.
         """
         known = cond if self.gradient is None else taken(self.denoiser, cond)
         estimate = self.denoiser.estimate(x, t, **known)
         mean, _ = posterior(self.corruption, x, estimate.mean(x), t, s)
-        variance = like(self.variance(*lowest_two(self.corruption, t, s, above), estimate.variance_output), x)
+        variance = like(self.variance(*with_step_above(self.corruption, t, s, above), estimate.variance_output), x)
         return mean if self.gradient is None else mean + variance * self.gradient(x, t, **cond), variance
 
 
 class DDIM(Sampler[GaussianDenoiser, Schedule]):
-    r"""`x_s = alpha_s x_0 + sqrt(sigma_s^2 - fresh^2) epsilon + fresh z` (Song et al. 2020, eq. 12).
+    r"""DDIM: `x_s = alpha_s x_0 + sqrt(sigma_s^2 - fresh^2) epsilon + fresh z` (Song et al. 2020, eq. 12).
 
     `fresh = eta sigma_s sqrt(1 - k)` with `k = SNR_t / SNR_s`, which is the paper's `sigma_tau(eta)`. At eta = 0 the
     sampler is an ODE solver of order one; at eta = 1 it is `Ancestral` with the small variance.
 
     Args:
         denoiser: the paper does not clip it.
-        eta: 0 to 1.
+        eta: the share of fresh noise, from 0, deterministic, to 1, ancestral.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 0.0) -> None:
@@ -107,16 +108,19 @@ class DDIM(Sampler[GaussianDenoiser, Schedule]):
 
 @torch.no_grad()
 def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: Any) -> Tensor:
-    """DDIM run backwards: the x_1 from which `DDIM(denoiser)` on the same grid returns about x_0 (Song et al. 2020,
-    section 5.4).
+    """Returns the x_1 from which `DDIM(denoiser)` on the same grid returns about x_0: DDIM in reverse.
 
-    The data stand for x at the smallest level of the grid, whose noise is not to be seen.
+    Song et al. 2020, section 5.4. x_0 is taken as x at the smallest noisy time of the grid, where the noise is too
+    small to matter.
 
     Args:
-        denoiser: of the flow.
+        denoiser: the denoiser to encode with.
         x0: `(B, ...)`.
         steps: a number of steps, two or more, or a decreasing grid.
-        cond: conditions by name.
+        cond: conditions, by name.
+
+    Raises:
+        UsageError: for fewer than two steps.
     """
     x0 = at_least_float32(refuse_unreal(x0, "x0"))
     warn_in_training(denoiser)
@@ -125,7 +129,8 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
     grid, x = grid[grid > 0], x0
     if len(grid) < 2:
         raise UsageError(
-            f"steps={steps}: encoding goes from the smallest noisy level of the grid to the largest, give two steps or more"
+            f"steps={steps}: encoding goes from the smallest noisy time of the grid to the largest, "
+            "so give two steps or more"
         )
     for s, t in pairwise(grid):
         x = sampler.step(x, s, t, **cond)
@@ -133,7 +138,7 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
 
 
 def clean_and_noise(denoiser: GaussianDenoiser, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-    """`x_0` and the `epsilon` with `x_t = alpha_t x_0 + sigma_t epsilon`; a clipped x_0 has its own."""
+    """Returns the estimate of x_0 and the epsilon that goes with it, `x_t = alpha_t x_0 + sigma_t epsilon`."""
     x0 = denoiser(x, t, **cond)
     alpha, sigma = denoiser.corruption(exact(t))
     return x0, (x - like(alpha, x) * x0) / like(sigma, x)

@@ -1,4 +1,4 @@
-"""Schedules of the DDPM papers in continuous time."""
+"""Continuous-time noise schedules of the DDPM literature: cosine, and a shift of the log-SNR for large images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from ..shared.tensors import exact
 @serializable("continuous.Cosine", formerly="unnoise.continuous.schedules.Cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    r"""`lambda_t = -2 log tan(a t + b)`, variance preserving, cut to [low, high] (Ho & Salimans 2022, section 3;
-    Salimans & Ho 2022).
+    r"""The cosine schedule in continuous time, with its log-SNR limited to [low, high].
 
-    `b = arctan(exp(-high / 2))`, `a = arctan(exp(-low / 2)) - b`: but for the cut this is `alpha_t = cos(pi t / 2)`. At
-    t = 0 the signal is clean. `grid(N)` is N/N, .., 1/N, 0, so that grids of N and 2 N steps nest.
+    `lambda_t = -2 log tan(a t + b)` with `b = arctan(exp(-high / 2))`, `a = arctan(exp(-low / 2)) - b` (Ho & Salimans
+    2022, section 3; Salimans & Ho 2022), variance preserving. Without the limits this is `alpha_t = cos(pi t / 2)`. At
+    t = 0 the signal is clean. `grid(N)` is N/N, .., 1/N, 0, so that the times of N steps are among those of 2 N steps.
 
-    Args:
-        low, high: log-SNR at t = 1 and just above t = 0.
+    Attributes:
+        low: log-SNR at t = 1.
+        high: log-SNR just above t = 0.
+
+    Raises:
+        UsageError: unless low < high.
     """
 
     low: float = -20.0
@@ -32,8 +36,10 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            given = f"low={self.low}, high={self.high}"
-            raise UsageError(f"{given}: give the log-SNR at t = 1, and a higher one for t = 0, such as -20 and 20")
+            raise UsageError(
+                f"low={self.low}, high={self.high}: low is the log-SNR at t = 1 and must be below high, "
+                "the log-SNR at t = 0, such as -20 and 20"
+            )
 
     @property
     def _start(self) -> float:
@@ -62,14 +68,14 @@ class Cosine(Schedule):
 @serializable("continuous.Shifted", formerly="unnoise.continuous.schedules.Shifted")
 @dataclass(frozen=True)
 class Shifted(Schedule):
-    r"""Another schedule with its log-SNR moved by `shift`, variance preserving (Hoogeboom et al. 2023, section 3.1).
+    r"""Another schedule with `shift` added to its log-SNR, variance preserving (Hoogeboom et al. 2023, section 3.1).
 
-    Neighbouring pixels average noise away: at d x d pixels the noise of a schedule made for 64 x 64 destroys less.
-    `resolution_shift(64, d)` makes up for it.
+    Neighboring pixels average noise away, so the noise of a schedule made for 64 x 64 pixels destroys less at d x d.
+    `Shifted(schedule, resolution_shift(64, d))` compensates for that.
 
-    Args:
-        schedule: of the times and the grid.
-        shift: added to the log-SNR.
+    Attributes:
+        schedule: the schedule whose times and grid are used.
+        shift: added to the log-SNR at every time.
     """
 
     schedule: Schedule
@@ -77,17 +83,17 @@ class Shifted(Schedule):
 
     @property
     def t_min(self) -> float:
-        """That of the shifted schedule."""
+        """That of the schedule which is shifted."""
         return self.schedule.t_min
 
     @property
     def t_last(self) -> float:
-        """That of the shifted schedule."""
+        """That of the schedule which is shifted."""
         return self.schedule.t_last
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.schedule(exact(t))
-        alpha = alpha * math.exp(self.shift / 2)  # of equal log-SNR, then scaled to a unit vector
+        alpha = alpha * math.exp(self.shift / 2)  # the wanted log-SNR; then both are scaled to a unit vector
         scale = torch.hypot(alpha, sigma)
         return (alpha / scale).to(t.dtype), (sigma / scale).to(t.dtype)
 
@@ -108,10 +114,13 @@ class Shifted(Schedule):
 
 
 def resolution_shift(base: int, size: int) -> float:
-    """`2 log(base / size)`, the shift of the log-SNR from images of `base` pixels across to `size`.
+    """Returns `2 log(base / size)`, the shift of the log-SNR from images `base` pixels wide to images `size` wide.
 
     Hoogeboom et al. 2023, eq. 4.
+
+    Raises:
+        UsageError: for a width below 1.
     """
     if base < 1 or size < 1:
-        raise UsageError(f"base={base}, size={size}: give pixels across, 1 or more")
+        raise UsageError(f"base={base}, size={size}: give two widths in pixels, 1 or more")
     return 2 * math.log(base / size)

@@ -1,9 +1,9 @@
-r"""Solvers of the probability flow in the coordinates where it is simple.
+r"""Few-step solvers of the probability flow: Heun, DPM-Solver, DPM-Solver++, UniPC and LMS.
 
 With `y = x / alpha` and `sigma~ = sigma / alpha` every Gaussian schedule has the same flow,
-`dy / d sigma~ = epsilon(x, t)`, and with `lambda = -log sigma~` (half of the log-SNR) also
-`d(x / sigma) / d lambda = e^lambda x_0(x, t)`. Each solver below is written in x, so that it serves VP, VE and all else
-alike. Where it needs a level between t and s, the schedule's `time` gives it.
+`dy / d sigma~ = epsilon(x, t)`, and with `lambda = log(alpha / sigma) = -log sigma~` (half of the log-SNR) also
+`d(x / sigma) / d lambda = e^lambda x_0(x, t)`. Each solver below is written in x, so it serves every schedule, VP and
+VE alike. Where it needs a time between t and s, it is found from lambda by the schedule's `time`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,23 @@ from ..shared.sampler import Sampler, Step
 from ..shared.tensors import exact
 from .samplers import clean_and_noise
 
-Memory: TypeAlias = list[tuple[float, Tensor]]
+History: TypeAlias = list[tuple[float, Tensor]]
+"""Outputs of the denoiser at earlier steps of a run, newest first, each with its lambda (for `LMS` its sigma~)."""
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(40)
+MOST_AMPLIFIED = 15.0
+"""How many times the errors of earlier outputs may be amplified before fewer of them are used."""
 
 
 class Heun(Sampler[GaussianDenoiser, Schedule]):
-    r"""The trapezoidal rule in sigma~ (Karras et al. 2022, algorithm 1): an Euler step, then the mean of both slopes.
+    r"""Heun's method in sigma~ (Karras et al. 2022, algorithm 1): an Euler step, then the mean of both slopes.
 
-    Two evaluations a step; the last step denoises with one.
+    Two network evaluations per step; the last step denoises with one.
 
     Args:
-        denoiser: gives epsilon.
+        denoiser: the denoiser to sample from.
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR.
     """
 
     order = 2
@@ -48,58 +54,68 @@ class Heun(Sampler[GaussianDenoiser, Schedule]):
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if s == 0:
             return self.denoiser(x, t, **cond)
-        level_t, level_s = Level(self.corruption, t), Level(self.corruption, s)
+        now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
         _, first = clean_and_noise(self.denoiser, x, t, **cond)
-        width = level_s.alpha * (level_s.ratio - level_t.ratio)
-        euler = level_s.alpha / level_t.alpha * x + width * first
+        width = end.alpha * (end.sigma_tilde - now.sigma_tilde)
+        euler = end.alpha / now.alpha * x + width * first
         _, second = clean_and_noise(self.denoiser, euler, s, **cond)
         return euler + width / 2 * (second - first)
 
 
 class DPMSolver(Sampler[GaussianDenoiser, Schedule]):
-    r"""DPM-Solver-2 and -3, single step, noise prediction (Lu et al. 2022a, algorithms 1 and 2),
-    `h = lambda_s - lambda_t`.
+    r"""DPM-Solver-2 and DPM-Solver-3, singlestep, noise prediction (Lu et al. 2022a, algorithms 1 and 2).
 
-    `order` evaluations a step; the last step denoises with one. Order 2 on VE is Karras et al.'s "DPM-2".
+    `order` network evaluations per step; the last step denoises with one. Order 2 on VE is the "DPM-2" of k-diffusion
+    (Karras et al. 2022).
 
     Args:
-        denoiser: gives epsilon.
+        denoiser: the denoiser to sample from.
         order: 2 (with r1 = 1/2) or 3 (r1 = 1/3, r2 = 2/3).
+
+    Raises:
+        UsageError: for another order, and for a schedule that ends at zero SNR.
     """
+
+    order: int
 
     def __init__(self, denoiser: GaussianDenoiser, order: int = 2) -> None:
         super().__init__(denoiser)
         if order not in (2, 3):
-            raise UsageError(f"order={order}: DPM-Solver has order 2 or 3 here; order 1 is DDIM")
+            raise UsageError(f"order={order}: give 2 or 3; DPM-Solver of order 1 is DDIM")
         refuse_zero_snr(denoiser.corruption)
         self.order = order
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if s == 0:
             return self.denoiser(x, t, **cond)
-        now, end = Level(self.corruption, t), Level(self.corruption, s)
-        h, first = end.half - now.half, 1 / self.order
+        now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
+        h, r1 = end.lam - now.lam, 1 / self.order
 
-        def move(share: float, slope: Tensor, bend: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-            """The state at lambda_t + share h, and its time."""
-            to = end if share == 1 else level_at(self.corruption, now.half + share * h)
-            grown = math.expm1(share * h)
-            return to.alpha / now.alpha * x - to.sigma * (grown * slope + (grown / (share * h) - 1) * bend), to.t
+        def update(r: float, epsilon: Tensor, difference: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+            """Returns the state at `lambda_t + r h`, and its time."""
+            to = end if r == 1 else time_point_at(self.corruption, now.lam + r * h)
+            growth = math.expm1(r * h)
+            change = growth * epsilon + (growth / (r * h) - 1) * difference
+            return to.alpha / now.alpha * x - to.sigma * change, to.t
 
         _, e0 = clean_and_noise(self.denoiser, x, t, **cond)
-        _, e1 = clean_and_noise(self.denoiser, *move(first, e0), **cond)
+        _, e1 = clean_and_noise(self.denoiser, *update(r1, e0), **cond)
         if self.order == 2:
-            return move(1, e1)[0]
-        _, e2 = clean_and_noise(self.denoiser, *move(2 / 3, e0, 2 * (e1 - e0)), **cond)  # r2 / r1 = 2
-        return move(1, e0, 1.5 * (e2 - e0))[0]  # 1 / r2 = 1.5
+            return update(1, e1)[0]
+        _, e2 = clean_and_noise(self.denoiser, *update(2 / 3, e0, 2 * (e1 - e0)), **cond)  # r2 / r1 = 2
+        return update(1, e0, 1.5 * (e2 - e0))[0]  # 1 / r2 = 1.5
 
 
 class DPMSolverPPSingle(Sampler[GaussianDenoiser, Schedule]):
-    r"""DPM-Solver++(2S): the midpoint rule for x_0 in lambda (Lu et al. 2022b, algorithm 1, r = 1/2). Two evaluations a
-    step.
+    r"""DPM-Solver++(2S), singlestep: the midpoint rule for x_0 in lambda (Lu et al. 2022b, algorithm 1, r = 1/2).
+
+    Two network evaluations per step; the last step denoises with one.
 
     Args:
-        denoiser: gives x_0.
+        denoiser: the denoiser to sample from.
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR.
     """
 
     order = 2
@@ -112,16 +128,16 @@ class DPMSolverPPSingle(Sampler[GaussianDenoiser, Schedule]):
         x0 = self.denoiser(x, t, **cond)
         if s == 0:
             return x0
-        now, end = Level(self.corruption, t), Level(self.corruption, s)
-        middle = level_at(self.corruption, (now.half + end.half) / 2)
-        there = self.denoiser(toward(x, x0, now, middle), middle.t, **cond)
-        return toward(x, there, now, end)
+        now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
+        middle = time_point_at(self.corruption, (now.lam + end.lam) / 2)
+        x0_middle = self.denoiser(first_order_update(x, x0, now, middle), middle.t, **cond)
+        return first_order_update(x, x0_middle, now, end)
 
 
 class Multistep(Sampler[GaussianDenoiser, Schedule]):
-    """A sampler that remembers what the denoiser said at earlier levels of a run.
+    """A multistep sampler: a step uses the denoiser's outputs at earlier steps of the run.
 
-    Alone, `step` has nothing to look back at.
+    `step` called on its own, outside of a run, has no earlier outputs and is of order one.
     """
 
     looks_back = True
@@ -134,182 +150,197 @@ class Multistep(Sampler[GaussianDenoiser, Schedule]):
 
     @abstractmethod
     def advance(
-        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+        self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
-        """One step; `past` holds (level, value) pairs, newest first, and is updated in place."""
+        """Returns x_s from x_t, and puts the denoiser's output into `history`."""
 
 
-Correction: TypeAlias = Callable[[float, float, Memory], Tensor]
+Correction: TypeAlias = Callable[[float, float, History], Tensor]
+"""What a DPM-Solver++ step adds to x_0 held constant: `(h, decay, history) -> correction`, decay = (1 + eta) h."""
 
 
-def midpoint(h: float, decay: float, past: Memory) -> Tensor:
-    """Half of `1 - e^-decay` times what x_0 changes over h by its last slope: DPM-Solver++(2M).
+def midpoint(h: float, decay: float, history: History) -> Tensor:
+    """Returns `(1 - e^-decay) / 2 h D_1`, D_1 the last slope of x_0 in lambda: DPM-Solver++(2M).
 
     Lu et al. 2022b, algorithm 2.
     """
-    slope, _ = differences(past)
+    slope, _ = divided_differences(history)
     return -math.expm1(-decay) / 2 * h * slope
 
 
-def exponential(h: float, decay: float, past: Memory) -> Tensor:
-    """The last slope integrated exactly, `1 - (1 - e^-decay) / decay`: "heun" of k-diffusion's 2M SDE."""
-    slope, _ = differences(past)
+def exponential(h: float, decay: float, history: History) -> Tensor:
+    """Returns `(1 - (1 - e^-decay) / decay) h D_1`, the last slope integrated exactly: "heun" of k-diffusion's SDE."""
+    slope, _ = divided_differences(history)
     return phi2(decay) * h * slope
 
 
-def curved(h: float, decay: float, past: Memory) -> Tensor:
-    """Slope and curvature from two earlier levels: "3M" as released with DPM-Solver++ and k-diffusion.
+def curved(h: float, decay: float, history: History) -> Tensor:
+    """Returns the correction of a parabola through three outputs: "3M" as released with DPM-Solver++ and k-diffusion.
 
-    The released weight of the curvature, as here, is half of what integrating the parabola gives, so the order stays 2;
-    `UniPC` has all.
+    The released weight of the curvature, which this is, is half of that of the exact integral, so the order stays 2;
+    `UniPC` has the exact one.
     """
-    slope, curvature = differences(past)
+    slope, curvature = divided_differences(history)
     if curvature is None:
         return phi2(decay) * h * slope
-    here = slope + (past[0][0] - past[1][0]) * curvature
+    here = slope + (history[0][0] - history[1][0]) * curvature
     return phi2(decay) * h * here - (phi2(decay) / decay - 0.5) * h**2 * curvature
 
 
 class DPMSolverPP(Multistep):
-    r"""DPM-Solver++ multistep: x_0 extrapolated from earlier levels (Lu et al. 2022b, algorithm 2), one evaluation a
-    step.
+    r"""DPM-Solver++ multistep: x_0 is extrapolated from earlier outputs (Lu et al. 2022b, algorithm 2).
 
-    `x_s = (sigma_s / sigma_t) e^(-eta h) x + alpha_s ((1 - e^(-(1 + eta) h)) x_0 + correction) + sigma_s sqrt(1 - e^(-2
-    eta h)) z`, `h = lambda_s -
-    lambda_t`. The first step is of order one, which keeps the whole at order 2; the last step denoises.
+    `x_s = (sigma_s / sigma_t) e^(-eta h) x_t + alpha_s ((1 - e^(-(1 + eta) h)) x_0 + correction) + sigma_s c z` with
+    `h = lambda_s - lambda_t` and `c = sqrt(1 - e^(-2 eta h))`. One network evaluation per step. The first step is of
+    order one, which leaves the order of the whole at 2; the last step denoises.
 
     Args:
-        denoiser: gives x_0; under strong guidance wrap it in `Thresholded`.
+        denoiser: the denoiser to sample from; under strong guidance wrap it in `Thresholded`.
         correction: `midpoint` (2M), `exponential`, or `curved` (3M).
         eta: 0 for the flow, 1 for the SDE ("2M SDE", "3M SDE").
+
+    Raises:
+        UsageError: for a negative eta.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, correction: Correction = midpoint, eta: float = 0.0) -> None:
         super().__init__(denoiser)
         if eta < 0:
-            raise UsageError(f"eta={eta}: give 0 for the flow, or a positive number for an SDE")
+            raise UsageError(f"eta={eta}: give 0 for the flow, or a positive number for the SDE, such as 1")
         self.correction, self.eta, self.order = correction, eta, 2 if eta == 0 else None
 
     def advance(
-        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+        self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
         if s == 0:
             return x0
-        now, end = Level(self.corruption, t), Level(self.corruption, s)
-        remember(past, now.half, x0, 3)
-        h = end.half - now.half
+        now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
+        push(history, now.lam, x0, 3)
+        h = end.lam - now.lam
         decay, kept = (1 + self.eta) * h, math.exp(-self.eta * h) if self.eta else 1.0
         z = normal_like(x, generator) if self.eta else 0.0
         x = end.sigma / now.sigma * kept * x - end.alpha * math.expm1(-decay) * x0
-        if len(past) > 1:
-            x = x + end.alpha * self.correction(h, decay, past)
+        if len(history) > 1:
+            x = x + end.alpha * self.correction(h, decay, history)
         return x + end.sigma * math.sqrt(1 - kept**2) * z
 
 
 class UniPC(Multistep):
-    r"""UniPC on x_0 (Zhao et al. 2023, algorithms 5 to 8), one evaluation a step.
+    r"""UniPC with data prediction: predictor and corrector share their outputs (Zhao et al. 2023, algorithms 5 to 8).
 
-    Predictor: x_0 as the polynomial in lambda through the last `levels` levels, its exponential integral taken exactly.
-    Corrector: once x_0 at the next level is known, the same through one level more. Solving the paper's conditions
-    exactly makes its B(h) drop out. The correction is applied as the difference of the two integrals, in which x does
-    not occur, so hooks that change x between steps keep working. Its order is `levels` + 1; the first steps of a run,
-    with fewer levels to look back at, are of lower order, and so are steps many times as long in lambda as the one
-    before, over which a parabola would shoot off. The last step denoises.
+    The predictor UniP-p takes x_0 as the polynomial in lambda through the last p outputs, and integrates it exactly
+    against the exponential. The corrector UniC-p does the same through one output more, once x_0 at the next time is
+    known, at no further evaluation: one per step. As the paper's conditions are solved exactly, its B(h) drops out. The
+    correction is applied as the difference of the two integrals, which does not contain x, so wrappers that change x
+    between steps keep working. The order is p + 1. The first steps of a run have fewer outputs and are of lower order,
+    and so are steps in lambda many times as long as the one before, over which a parabola would extrapolate too far.
+    The last step denoises.
 
     Args:
-        denoiser: gives x_0.
-        levels: of the predictor, 2 or 3 ("UniPC-2", "UniPC-3").
+        denoiser: the denoiser to sample from.
+        predictor_order: p, 2 or 3 ("UniPC-2", "UniPC-3").
+
+    Raises:
+        UsageError: for another order.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, levels: int = 3) -> None:
+    def __init__(self, denoiser: GaussianDenoiser, predictor_order: int = 3) -> None:
         super().__init__(denoiser)
-        if levels not in (2, 3):
-            raise UsageError(f"levels={levels}: give 2 or 3")
-        self.levels, self.order = levels, levels + 1
+        if predictor_order not in (2, 3):
+            raise UsageError(f"predictor_order={predictor_order}: give 2 or 3")
+        self.predictor_order, self.order = predictor_order, predictor_order + 1
 
     def advance(
-        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+        self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
         if s == 0:
             return x0
-        now, end = Level(self.corruption, t), Level(self.corruption, s)
-        if past:
-            before, taken = past[0][0], steady(past, past[0][0], now.half)
-            x = x + now.alpha * (
-                integral(before, now.half, [(now.half, x0), *taken]) - integral(before, now.half, taken)
-            )
-        remember(past, now.half, x0, self.levels)
-        if not past:
-            return toward(x, x0, now, end)
-        return end.sigma / now.sigma * x + end.alpha * integral(now.half, end.half, steady(past, now.half, end.half))
+        now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
+        if history:
+            before = history[0][0]
+            predicted = stable(history, before, now.lam)
+            corrected = [(now.lam, x0), *predicted]
+            x = x + now.alpha * (integral(before, now.lam, corrected) - integral(before, now.lam, predicted))
+        push(history, now.lam, x0, self.predictor_order)
+        if not history:
+            return first_order_update(x, x0, now, end)
+        return end.sigma / now.sigma * x + end.alpha * integral(now.lam, end.lam, stable(history, now.lam, end.lam))
 
 
 class LMS(Multistep):
-    r"""Adams-Bashforth in sigma~: epsilon as the polynomial through the last levels, integrated exactly ("LMS" of
-    k-diffusion).
+    r"""The linear multistep method in sigma~ (Adams-Bashforth): "LMS" of k-diffusion.
 
-    Its order is `levels`; the first steps of a run, with fewer levels to look back at, are of lower order. One
-    evaluation a step; the last step denoises.
+    Epsilon is the polynomial through the last `order` outputs, integrated exactly. The first steps of a run have fewer
+    outputs and are of lower order. One network evaluation per step; the last step denoises.
 
     Args:
-        denoiser: gives epsilon.
-        levels: of the polynomial.
+        denoiser: the denoiser to sample from.
+        order: number of outputs that a step uses, 2 or more.
+
+    Raises:
+        UsageError: for a lower order, and for a schedule that ends at zero SNR.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, levels: int = 4) -> None:
+    order: int
+
+    def __init__(self, denoiser: GaussianDenoiser, order: int = 4) -> None:
         super().__init__(denoiser)
         refuse_zero_snr(denoiser.corruption)
-        if levels < 2:
-            raise UsageError(f"levels={levels}: give 2 or more; one level is DDIM")
-        self.levels, self.order = levels, levels
+        if order < 2:
+            raise UsageError(f"order={order}: give 2 or more; LMS of order 1 is DDIM")
+        self.order = order
 
     def advance(
-        self, past: Memory, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
+        self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
         x0, epsilon = clean_and_noise(self.denoiser, x, t, **cond)
         if s == 0:
             return x0
-        now, end = Level(self.corruption, t), Level(self.corruption, s)
-        remember(past, now.ratio, epsilon, self.levels)
-        return end.alpha / now.alpha * x + end.alpha * integral(now.ratio, end.ratio, past, decay=0.0)
+        now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
+        push(history, now.sigma_tilde, epsilon, self.order)
+        return end.alpha / now.alpha * x + end.alpha * integral(now.sigma_tilde, end.sigma_tilde, history, decay=0.0)
 
 
-class Level:
-    """A level of a schedule as Python numbers: samplers' times live on the CPU, so nothing waits for a device.
+class TimePoint:
+    """A time of a schedule with its coefficients as Python numbers, so that a step does not wait for a device.
 
     Attributes:
-        t, alpha, sigma: of the level; `half` is lambda = log(alpha / sigma), `ratio` is sigma~ = sigma / alpha.
+        t: the time, float64 on the CPU, where samplers keep times.
+        alpha: alpha_t.
+        sigma: sigma_t.
+        lam: `lambda_t = log(alpha_t / sigma_t)`, half of the log-SNR; -inf at zero SNR.
+        sigma_tilde: `sigma_t / alpha_t`.
     """
 
     def __init__(self, schedule: Schedule, t: Tensor) -> None:
         self.t = exact(t)
         self.alpha, self.sigma = (float(c) for c in schedule(self.t))
-        self.half = float(schedule.log_snr(self.t)) / 2
-        self.ratio = math.exp(-self.half) if self.half > -700 else math.inf
+        self.lam = float(schedule.log_snr(self.t)) / 2
+        self.sigma_tilde = math.exp(-self.lam) if self.lam > -700 else math.inf
 
 
-def level_at(schedule: Schedule, half: float) -> Level:
-    """The level with `lambda = half`."""
-    return Level(schedule, schedule.time(torch.tensor(2 * half, dtype=torch.float64)))
+def time_point_at(schedule: Schedule, lam: float) -> TimePoint:
+    """Returns the time at which lambda is `lam`, with its coefficients."""
+    return TimePoint(schedule, schedule.time(torch.tensor(2 * lam, dtype=torch.float64)))
 
 
-def toward(x: Tensor, x0: Tensor, now: Level, to: Level) -> Tensor:
-    """The flow with x_0 held constant, `(sigma_s / sigma_t) x + alpha_s (1 - e^-h) x_0`."""
-    return to.sigma / now.sigma * x - to.alpha * math.expm1(now.half - to.half) * x0
+def first_order_update(x: Tensor, x0: Tensor, now: TimePoint, to: TimePoint) -> Tensor:
+    """Returns `(sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_0`, the flow with x_0 held constant: a DDIM step."""
+    return to.sigma / now.sigma * x - to.alpha * math.expm1(now.lam - to.lam) * x0
 
 
-def remember(past: Memory, level: float, value: Tensor, count: int) -> None:
-    """Puts a level first and forgets the oldest; the level of zero SNR has no place on the axis."""
-    if math.isfinite(level):
-        past.insert(0, (level, value))
-        del past[count:]
+def push(history: History, node: float, output: Tensor, count: int) -> None:
+    """Puts an output first and keeps the newest `count`; an infinite node, that of zero SNR, is left out."""
+    if math.isfinite(node):
+        history.insert(0, (node, output))
+        del history[count:]
 
 
-def differences(past: Memory) -> tuple[Tensor, Tensor | None]:
-    """First and second divided differences at the newest level; the second is None with two levels."""
-    (a, x), (b, y), *older = past
+def divided_differences(history: History) -> tuple[Tensor, Tensor | None]:
+    """Returns first and second divided differences at the newest output; the second is None for two outputs."""
+    (a, x), (b, y), *older = history
     slope = (x - y) / (a - b)
     if not older:
         return slope, None
@@ -317,28 +348,29 @@ def differences(past: Memory) -> tuple[Tensor, Tensor | None]:
     return slope, (slope - (y - z) / (b - c)) / (a - c)
 
 
-def integral(a: float, b: float, nodes: Memory, decay: float = 1.0) -> Tensor:
-    """`int_a^b e^(decay (u - b)) p(u) du`, p the polynomial through `nodes`."""
-    weights = lagrange_weights([u for u, _ in nodes], a, b, decay)
-    return functools.reduce(torch.add, (w * value for w, (_, value) in zip(weights, nodes, strict=True)))
+def integral(a: float, b: float, history: History, decay: float = 1.0) -> Tensor:
+    """Returns `int_a^b e^(decay (u - b)) p(u) du`, p the polynomial through the outputs in `history`."""
+    weights = lagrange_weights([u for u, _ in history], a, b, decay)
+    return functools.reduce(torch.add, (w * output for w, (_, output) in zip(weights, history, strict=True)))
 
 
-def steady(nodes: Memory, a: float, b: float) -> Memory:
-    """As many of the newest nodes as extrapolate to [a, b] without blowing up the errors of their values.
+def stable(history: History, a: float, b: float) -> History:
+    """Returns as many of the newest outputs as can be extrapolated to [a, b] without amplifying their errors too much.
 
-    The weights of the integral sum to `1 - e^(a - b)`; what they add up to without signs is how much errors are
-    amplified: 3.7 times for three even steps, 41 times where a grid of 10 even steps of a table jumps to its first row.
+    The weights of the integral sum to `1 - e^(a - b)`, and errors are amplified by the sum of their absolute values
+    over that: 3.7 times for three even steps, 41 times where a grid of 10 even steps of a table jumps to its first row.
     """
-    for count in range(len(nodes), 1, -1):
-        weights = lagrange_weights([u for u, _ in nodes[:count]], a, b, decay=1.0)
-        if sum(map(abs, weights)) <= 15 * sum(weights):
-            return nodes[:count]
-    return nodes[:1]
+    for count in range(len(history), 1, -1):
+        weights = lagrange_weights([u for u, _ in history[:count]], a, b, decay=1.0)
+        if sum(map(abs, weights)) <= MOST_AMPLIFIED * sum(weights):
+            return history[:count]
+    return history[:1]
 
 
 def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -> list[float]:
-    """`int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes, by Gauss-Legendre quadrature
-    to rounding.
+    """Returns `int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes.
+
+    Computed by Gauss-Legendre quadrature, exact to rounding.
     """
     u = (a + b) / 2 + (b - a) / 2 * POINTS
     mass = (b - a) / 2 * WEIGHTS * np.exp(decay * (u - b))
@@ -349,5 +381,5 @@ def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -
 
 
 def phi2(decay: float) -> float:
-    """`1 - (1 - e^-decay) / decay`, the integral of `decay u e^(-decay (1 - u))` over [0, 1]."""
+    """Returns `1 - (1 - e^-decay) / decay`, the integral of `decay u e^(-decay (1 - u))` over [0, 1]."""
     return 1 + math.expm1(-decay) / decay

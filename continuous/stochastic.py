@@ -1,4 +1,4 @@
-"""Noise around any solver: samplers that wrap a sampler."""
+"""Stochastic samplers made of deterministic ones: wrappers that add noise to the steps of another sampler."""
 
 from __future__ import annotations
 
@@ -17,30 +17,41 @@ from ..shared.sampler import Sampler, Step, single_step
 from ..shared.tensors import exact, like
 from .grids import noise_ratio
 
-EDGE = 1e-6  # of a noise level: ends of an interval at a level of the grid are not decided by rounding
+EDGE = 1e-6
+"""Relative tolerance of [low, high], so that rounding does not decide about a noise level that lies at an end."""
 
 
 class Churned(Sampler[GaussianDenoiser, Schedule]):
-    r"""Before each step x is taken back up to `sigma~ (1 + gamma)` by fresh noise (Karras et al. 2022, algorithm 2).
+    r"""Adds noise before each step, up to `sigma~ = (1 + gamma) sigma_t / alpha_t` (Karras et al. 2022, algorithm 2).
 
-    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler. Above the
-    schedule's noisiest level there is none to go to, so a run's first step is as without.
+    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler. The first step of
+    a run is unchanged, since no time is noisier than t = 1.
 
     Args:
-        sampler: takes the step down.
-        gamma: by what share the noise grows.
-        low, high: sigma~ between which it does (S_min and S_max).
+        sampler: the single-step sampler that takes the step down.
+        gamma: relative increase of sigma~.
+        low: smallest sigma~ at which noise is added (S_min).
+        high: largest sigma~ at which noise is added (S_max).
         noise: scale of the fresh noise (S_noise).
+
+    Raises:
+        UsageError: for a negative gamma, low above high, a multistep sampler, and a schedule that ends at zero SNR.
     """
 
     def __init__(
-        self, sampler: Sampler, gamma: float, *, low: float = 0.0, high: float = math.inf, noise: float = 1.0
+        self,
+        sampler: Sampler[GaussianDenoiser, Schedule],
+        gamma: float,
+        *,
+        low: float = 0.0,
+        high: float = math.inf,
+        noise: float = 1.0,
     ) -> None:
         super().__init__(sampler.denoiser)
         if gamma < 0:
-            raise UsageError(f"gamma={gamma}: give the share by which the noise grows, 0 or more, such as 0.4")
+            raise UsageError(f"gamma={gamma}: give the relative increase of the noise, 0 or more, such as 0.4")
         if not low <= high:
-            raise UsageError(f"low={low}, high={high}: give the smaller level first")
+            raise UsageError(f"low={low}, high={high}: give the smaller noise level as low")
         refuse_zero_snr(sampler.corruption)
         single_step(sampler)
         self.sampler, self.gamma, self.low, self.high, self.noise = sampler, gamma, low, high, noise
@@ -52,30 +63,34 @@ class Churned(Sampler[GaussianDenoiser, Schedule]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
     def advance(self, inner: Step, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """One step, down by `inner`."""
+        """Returns x_s from x_t: noise is added, and `inner` takes the step down."""
         ratio = float(noise_ratio(self.corruption, t))
         if self.gamma and self.low * (1 - EDGE) <= ratio <= self.high * (1 + EDGE):
             up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
-            if up > t:  # at the schedule's end there is no noisier level, and rounding must not make one below it
+            if up > t:  # no time is noisier than t = 1, where rounding may give an earlier one
                 kept = like(self.corruption(up)[0] / self.corruption(exact(t))[0], x) * x
                 x, t = kept + self.noise * (self.corruption.diffuse(x, t, up, generator=generator) - kept), up
         return inner(x, t, s, generator=generator, **cond)
 
 
 class Renoised(Sampler[GaussianDenoiser, Schedule]):
-    r"""Each step goes below its goal and comes back up by fresh noise: the "ancestral" samplers of k-diffusion.
+    r"""Steps below the next noise level and adds noise back up to it: the "ancestral" samplers of k-diffusion.
 
-    In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that comes back and `down^2 = s^2 - up^2` the level that
-    the inner step goes to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around `DPMSolverPPSingle` it
-    is "DPM++ 2S a". Where the schedule has no level as low as `down`, in the step into its last one, the inner step
-    goes to s, and the straight line in sigma~ through its ends, which is DDIM's, is followed down from there.
+    In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that is added back and `down^2 = s^2 - up^2` the noise
+    level that the inner step goes to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around
+    `DPMSolverPPSingle` it is "DPM++ 2S a". Where `down` is below the smallest noise level of the schedule, which
+    happens in the last step before t = 0, the inner step goes to s and is extended to `down` along the straight line in
+    sigma~ through its ends, which is DDIM's path.
 
     Args:
         sampler: a single-step solver of the flow.
-        eta: 0 for none, 1 for the noise of the posterior.
+        eta: 0 for no noise, 1 for the noise of the posterior.
+
+    Raises:
+        UsageError: for eta outside of [0, 1], a multistep sampler, and a schedule that ends at zero SNR.
     """
 
-    def __init__(self, sampler: Sampler, eta: float = 1.0) -> None:
+    def __init__(self, sampler: Sampler[GaussianDenoiser, Schedule], eta: float = 1.0) -> None:
         super().__init__(sampler.denoiser)
         if not 0 <= eta <= 1:
             raise UsageError(f"eta={eta}: give a number from 0, no noise, to 1, ancestral")

@@ -1,16 +1,14 @@
-"""The variance-preserving chain of T steps, read as a schedule on t = n / T."""
+"""The variance-preserving chain of T steps as a schedule on the times t = n / T."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..shared.corruption import segment
 from ..shared.errors import UsageError
-from ..shared.gaussian.schedule import Schedule, TableSchedule
+from ..shared.gaussian.schedule import Schedule, TableSchedule, segment
 from ..shared.serialization import serializable
 from ..shared.tensors import Table, exact
 
@@ -18,22 +16,23 @@ from ..shared.tensors import Table, exact
 @serializable("continuous.Tabulated", formerly="unnoise.continuous.tabulated.Tabulated")
 @dataclass(frozen=True)
 class Tabulated(TableSchedule):
-    r"""`alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2` at t = n / T (Ho et al. 2020, eq. 4).
+    r"""The schedule of a table of betas: `alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2`.
 
-    Row n = 0 is the clean signal, so nothing special-cases the first step: the papers' code index is n - 1. Between
-    rows the log-SNR is linear; below row 1 it stays what it is there, except at t = 0. Where the last beta is 1, alpha
-    falls to 0 over the last step.
-
-    Args:
-        betas: `(T,)`, each in (0, 1), beta_1 first; the last may be 1, if it is not the only one.
+    Step n is at t = n / T (Ho et al. 2020, eq. 4). Row n = 0 is the clean signal, so the first step is not a special
+    case; the index in the papers' code is n - 1. Between rows the log-SNR is linear; below row 1 it is that of row 1,
+    except at t = 0. Where the last beta is 1, alpha falls to 0 over the last step.
 
     Attributes:
-        steps: T.
+        betas: `(T,)`, float64, each in (0, 1), beta_1 first; the last may be 1 if there are several.
+
+    Raises:
+        UsageError: for betas that are not such a vector.
     """
 
     betas: Tensor
-    _log_snr: ClassVar[Table]
-    _ends_in_noise: ClassVar[bool]
+    steps: int = field(init=False, repr=False, compare=False)
+    _log_snr: Table = field(init=False, repr=False, compare=False)  # rows 1..T
+    _ends_in_noise: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         betas = torch.as_tensor(self.betas).detach().cpu().double()
@@ -46,24 +45,18 @@ class Tabulated(TableSchedule):
         if not allowed.all():
             at = int(torch.nonzero(~allowed)[0])
             raise UsageError(
-                f"betas[{at}]={float(betas[at]):g}: betas lie between 0 and 1, 1 at the last of several steps only"
+                f"betas[{at}]={float(betas[at]):g}: betas must lie between 0 and 1; only the last of several may be 1"
             )
         log_alpha2 = torch.log1p(-betas).cumsum(0)
-        for name, value in {
-            "betas": betas,
-            "_log_snr": Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2))),  # rows 1..T
-            "_ends_in_noise": bool(betas[-1] == 1),
-        }.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return len(self.betas)
+        log_snr = Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2)))
+        object.__setattr__(self, "betas", betas)
+        object.__setattr__(self, "steps", len(betas))
+        object.__setattr__(self, "_log_snr", log_snr)
+        object.__setattr__(self, "_ends_in_noise", bool(betas[-1] == 1))
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """`alpha-bar_1..alpha-bar_T`, `(T,)`, float64."""
+        """`alpha-bar_1..alpha-bar_T`, the alpha_n^2, `(T,)`, float64."""
         return torch.log1p(-self.betas).cumsum(0).exp()
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -71,9 +64,8 @@ class Tabulated(TableSchedule):
         if self._ends_in_noise:
             last = low == self.steps - 2
             between = torch.lerp(self._log_snr[low], self._log_snr[torch.where(last, low, high)], part)
-            between = between + 2 * torch.log1p(
-                -torch.where(last, part, 0.0)
-            )  # 2 log of the share of alpha / sigma that is left
+            # over the last step alpha / sigma falls in a straight line: 2 log of the share of it that is left
+            between = between + 2 * torch.log1p(-torch.where(last, part, 0.0))
         else:
             between = torch.lerp(self._log_snr[low], self._log_snr[high], part)
         return torch.where(t <= 0, torch.inf, between).to(t.dtype)
@@ -81,9 +73,7 @@ class Tabulated(TableSchedule):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_snr = self.log_snr(exact(t))
         alpha, sigma = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
-        if (
-            self._ends_in_noise
-        ):  # there alpha / sigma falls to 0 as a straight line, which has a slope where log-SNR has none
+        if self._ends_in_noise:  # alpha / sigma has a slope at zero SNR, where the log-SNR has none
             low, _, part = segment(t, self.steps)
             ratio = torch.exp(0.5 * self._log_snr[low]) * (1 - part)
             last, scale = low == self.steps - 2, (1 + ratio**2).rsqrt()
@@ -93,9 +83,8 @@ class Tabulated(TableSchedule):
     def time(self, log_snr: Tensor) -> Tensor:
         table = self._log_snr.on(log_snr.device)
         value = exact(log_snr).clamp(table[-1], table[0])
-        high = (
-            torch.searchsorted(-table, -value.contiguous()).clamp(1, max(self.steps - 1, 1)).clamp(max=self.steps - 1)
-        )
+        high = torch.searchsorted(-table, -value.contiguous()).clamp(1, max(self.steps - 1, 1))
+        high = high.clamp(max=self.steps - 1)  # a table of one row
         low = (high - 1).clamp(min=0)
         gap = table[high] - table[low]
         part = torch.where(gap < 0, (value - table[low]) / gap, 1.0)
@@ -104,25 +93,28 @@ class Tabulated(TableSchedule):
         return ((low + 1 + part) / self.steps).clamp(max=1.0).to(log_snr.dtype)
 
     def respaced(self, grid: Tensor) -> Tabulated:
-        """The chain of the rows of a sampling grid, with new betas from ratios of alpha-bar (Nichol & Dhariwal 2021,
-        section 4).
+        """Returns the chain of the rows on a sampling grid, with new betas from ratios of alpha-bar.
 
-        `denoiser.on(schedule.respaced(grid))` is what the bound of a chain with fewer steps takes.
+        Nichol & Dhariwal 2021, section 4. `denoiser.on(schedule.respaced(grid))` is what the bound of a chain with
+        fewer steps takes.
 
         Args:
             grid: decreasing times that end with 0, such as `schedule.grid(50)`.
+
+        Raises:
+            UsageError: for a grid that does not end with 0.
         """
         if float(grid[-1]) != 0:
-            raise UsageError(f"a grid that ends at t={float(grid[-1]):g} is no chain down to the data: end it at 0")
+            raise UsageError(
+                f"the grid ends at t={float(grid[-1]):g}: a chain ends at the data, so end the grid with 0"
+            )
         alpha2 = self(exact(grid.flip(0)))[0] ** 2
         ratio_minus_one = torch.expm1(alpha2[1:].log() - alpha2[:-1].log())
         return Tabulated(-ratio_minus_one)
 
 
 def tabulate(schedule: Schedule, steps: int) -> Tabulated:
-    """The chain of `steps` evenly spaced times of a variance-preserving schedule, for bounds and for samplers on
-    tables.
-    """
+    """Returns the chain of `steps` evenly spaced times of a variance-preserving schedule, for bounds and tables."""
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     log_alpha2 = torch.nn.functional.logsigmoid(schedule.log_snr(t))
     before = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha2[:-1]])

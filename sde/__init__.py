@@ -1,6 +1,6 @@
-"""Score SDEs.
+"""Continuous-time Gaussian diffusion: score SDEs, predictor-corrector sampling, the probability flow, likelihoods.
 
-Schedules, predictor-corrector sampling, the probability flow and its exact likelihood, and their ancestors and heirs.
+Also noise-conditional score networks (NCSN), EDM, rectified flow and energy-based denoisers.
 """
 
 from ..shared.gaussian import (

@@ -1,4 +1,4 @@
-"""The normaliser of an unnormalised density, along the levels of a schedule."""
+"""The normalizing constant of an energy-based denoiser, by annealed importance sampling along its schedule."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from ..shared.tensors import exact, full_precision, like, per_example, refuse_un
 
 
 class Density(Protocol):
-    """What knows a density at every level up to a constant: `EnergyDenoiser`, or a module of your own."""
+    """An unnormalized density at every time of a schedule: `EnergyDenoiser`, or a module of your own."""
 
     corruption: Schedule
 
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`log q(x_t)` but for a constant, `(B,)`, in nats."""
+        """Returns `log q(x_t)` up to an additive constant, `(B,)`, in nats."""
+        ...
 
 
 class NormalizingConstant(NamedTuple):
-    """An estimate of log Z.
+    """An estimate of `log Z`, the log of the normalizing constant.
 
     Attributes:
-        log_z: in nats.
-        error: its standard error, by the delta method: the standard deviation of the weights over their mean and
+        log_z: the estimate, in nats.
+        error: its standard error by the delta method, the standard deviation of the weights over their mean and over
             `sqrt(n)`.
-        effective: effective sample size `(sum w)^2 / sum w^2`, at most n; where it is a few, neither number above is to
-            be trusted.
-        accepted: share of proposals that were accepted.
-        x: where the chains ended, `(n, ...)`: with weights `w`, draws of the density.
-        log_w: their log-weights, `(n,)`, float64.
+        effective_sample_size: `(sum w)^2 / sum w^2`, at most n; if it is only a few, `log_z` and `error` cannot be
+            trusted.
+        acceptance_rate: the fraction of proposals that were accepted; NaN without Langevin steps.
+        x: the last states of the chains, `(n, ...)`: samples of the density if weighted by `w`.
+        log_w: the logs of the weights w, `(n,)`, float64.
     """
 
     log_z: float
     error: float
-    effective: float
-    accepted: float
+    effective_sample_size: float
+    acceptance_rate: float
     x: Tensor
     log_w: Tensor
 
@@ -54,7 +55,7 @@ def log_normalizing_constant(
     shape: Sequence[int],
     *,
     t: float | None = None,
-    levels: int = 200,
+    distributions: int = 200,
     moves: int = 1,
     snr: float = 0.5,
     generator: Source = None,
@@ -62,43 +63,45 @@ def log_normalizing_constant(
     progress: Progress = silent,
     **cond: Any,
 ) -> NormalizingConstant:
-    r"""`log Z = log int exp(log_density(x, t)) dx` by annealed importance sampling (Neal 2001).
+    r"""Estimates `log Z = log int exp(log_density(x, t)) dx` by annealed importance sampling (Neal 2001).
 
-    n chains start from `N(0, alpha_1^2 + sigma_1^2)` and go through `levels` levels, evenly spaced in log-SNR, from t =
-    1 to t. On entering a level a chain's log-weight gains the difference of the two log-densities; then `moves`
-    Metropolis-adjusted Langevin steps keep the law of the level exactly. `E w = Z` whatever the number of levels and
-    the length of steps, which matter to its variance alone. The chains live in `y = x / sqrt(alpha^2 + sigma^2)`, whose
-    scale does not change from level to level.
+    n chains start from `N(0, alpha_1^2 + sigma_1^2)` and go through the densities at `distributions` times, evenly
+    spaced in log-SNR, from 1 to t. At each of them the chain's log-weight gains the difference to the log-density
+    before; then `moves` Metropolis-adjusted Langevin steps follow, which leave the density invariant. `E w = Z` for any
+    number of distributions and any step size: these change its variance only. The chains run in
+    `y = x / sqrt(alpha^2 + sigma^2)`, whose scale is the same at all times.
 
     Args:
-        density: with a `corruption` and a `log_density`, differentiable in x.
+        density: an object with a `corruption` and a `log_density`, differentiable in x.
         shape: `(n, ...)`, the number of chains and the shape of an example.
-        t: the level whose normaliser is wanted; the schedule's t_min by default.
-        levels: of the path.
-        moves: Langevin steps at each level.
-        snr: of a step, as that of `AnnealedLangevin`: `e = 2 (snr sigma)^2`. About six in ten should be accepted: less
-            for more dimensions.
+        t: the time of the density whose constant is wanted; None for the schedule's t_min.
+        distributions: the number of annealed densities, the wanted one included.
+        moves: Langevin steps at each of them.
+        snr: signal-to-noise ratio of a step, as in `AnnealedLangevin`: `e = 2 (snr sigma)^2`. Choose it so that about
+            60 % of the proposals are accepted: smaller for more dimensions.
         generator: the source of noise.
-        dtype: of the chains; None for that of the network's weights, float64 without any.
+        dtype: of the chains; None for that of the network's weights, float64 for a density without weights.
         progress: how to report progress.
         cond: conditions, by name.
 
     Raises:
-        UsageError: without two chains, a level or a positive snr, for a t below t_min, or for a schedule that ends at
-            zero SNR.
+        UsageError: for fewer than two chains, no distribution, an snr of 0 or below, a t below t_min, and a schedule
+            that ends at zero SNR.
     """
     schedule = density.corruption
     refuse_zero_snr(schedule)
     t = schedule.t_min if t is None else t
-    if len(shape) < 2 or shape[0] < 2 or levels < 1 or moves < 0 or not snr > 0:
-        given = f"shape={tuple(shape)}, levels={levels}, moves={moves}, snr={snr}"
-        raise UsageError(f"{given}: give two or more chains of some shape, a level or more, and a positive snr")
-    if not schedule.t_min <= t <= 1:
+    if len(shape) < 2 or shape[0] < 2 or distributions < 1 or moves < 0 or not snr > 0:
+        given = f"shape={tuple(shape)}, distributions={distributions}, moves={moves}, snr={snr}"
         raise UsageError(
-            f"t={t}: give a time from the schedule's t_min={schedule.t_min:g} to 1, where its densities are known"
+            f"{given}: give two or more chains in the shape, such as (1000, 2), one distribution or more, "
+            "0 moves or more, and a positive snr"
         )
+    if not schedule.t_min <= t <= 1:
+        raise UsageError(f"t={t}: give a time from the schedule's t_min={schedule.t_min:g} to 1")
     ends = torch.tensor([1.0, t], dtype=torch.float64)
-    path = schedule.time(torch.linspace(*schedule.log_snr(ends).tolist(), levels, dtype=torch.float64))
+    low, high = schedule.log_snr(ends).tolist()
+    path = schedule.time(torch.linspace(low, high, distributions, dtype=torch.float64))
     path[-1] = ends[1]
     device = device_of(density) if isinstance(density, torch.nn.Module) else torch.device("cpu")
     weights = next(density.parameters(), None) if isinstance(density, torch.nn.Module) else None
@@ -106,18 +109,18 @@ def log_normalizing_constant(
     y = normal(shape, generator, dtype=own if dtype is None else dtype, device=device)
     before = -0.5 * per_example(y.double() ** 2 + math.log(2 * math.pi))
     log_w, accepted = torch.zeros_like(before), []
-    for level in progress(list(path), levels, "annealing"):
-        here, slope = _in_unit_scale(density, y, level, cond)
+    for time in progress(list(path), distributions, "annealing"):
+        here, slope = _in_unit_scale(density, y, time, cond)
         log_w = log_w + here - before
         refuse_unless(
             log_w < math.inf,
-            f"log_density is NaN or infinite at t={float(level):.4g}: look at the energy there",
+            f"log_density is NaN or infinite at t={float(time):.4g}: look at the energy there",
             wait=True,
         )
-        alpha, sigma = schedule(level)
+        alpha, sigma = schedule(time)
         size = float(2 * snr**2 * sigma**2 / (alpha**2 + sigma**2))
         for _ in range(moves):
-            y, here, slope, moved = _adjusted_step(density, y, here, slope, level, size, generator, cond)
+            y, here, slope, moved = _adjusted_step(density, y, here, slope, time, size, generator, cond)
             accepted.append(moved)
         before = here
     alpha, sigma = schedule(path[-1])
@@ -140,7 +143,7 @@ def _summed(log_w: Tensor, accepted: float, x: Tensor) -> NormalizingConstant:
 
 
 def _in_unit_scale(density: Density, y: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The log-density of y, float64 `(n,)`, and its gradient in y."""
+    """Returns the log-density of y, float64 `(n,)`, and its gradient in y."""
     with gradients(y, t, cond) as (y, t, cond), full_precision(y):
         alpha, sigma = density.corruption(t)
         c = (alpha**2 + sigma**2).sqrt()
@@ -160,9 +163,9 @@ def _adjusted_step(
     generator: Source,
     cond: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One Langevin step of that size, accepted or not.
+    """Takes a Metropolis-adjusted Langevin step of that size.
 
-    The new y, its log-density and gradient, and which were accepted, `(n,)`.
+    Returns the new y, its log-density and gradient, and which proposals were accepted, `(n,)`.
     """
     proposed = y + size * slope + math.sqrt(2 * size) * normal_like(y, generator)
     there, back = _in_unit_scale(density, proposed, t, cond)
@@ -177,7 +180,8 @@ def _adjusted_step(
 
 
 def log_kernel(to: Tensor, start: Tensor, slope: Tensor, size: float) -> Tensor:
-    """`log q(to | start)` of a Langevin step of that size but for a constant, `-||to - start - e slope||^2 / (4 e)`,
-    float64 `(n,)`.
+    """Returns `log q(to | start)` of a Langevin step of size e up to a constant, float64 `(n,)`.
+
+    `-||to - start - e slope||^2 / (4 e)`.
     """
     return -per_example((exact(to) - exact(start) - size * exact(slope)) ** 2) / (4 * size)

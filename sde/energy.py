@@ -1,4 +1,4 @@
-"""A denoiser that is the gradient of an energy: a score with a density, up to one constant."""
+"""Energy-based denoisers: the score is the gradient of a log-density that is known up to a constant."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..shared.calling import ask, refuse_no_tensor, refuse_signature
-from ..shared.denoiser import on_every_row
+from ..shared.calling import ask, on_every_row, refuse_no_tensor, refuse_signature
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser, ends_of_time_input, home_time, placed
 from ..shared.gaussian.prediction import velocity
@@ -22,7 +21,7 @@ from ..shared.time_inputs import TimeInput, thousandths
 
 @serializable("sde.Potential", formerly="unnoise.sde.energy.Potential")
 class Potential(nn.Module):
-    """The sum of a network's outputs, `(B,)`: makes a scalar network of any.
+    """A scalar network made of any other: the sum of its outputs, `(B,)`.
 
     Args:
         inner: the network, `(x, time input (B,), **cond) -> (B, ...)`.
@@ -33,35 +32,35 @@ class Potential(nn.Module):
         self.inner, self.conditions = inner, getattr(inner, "conditions", None)
 
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
-        """`x`: `(B, ...)`; `time`: `(B,)`."""
+        """Returns the sum of the outputs, `(B,)`, for x `(B, ...)` and the time input `(B,)`."""
         return per_example(at_least_float32(refuse_no_tensor(self.inner(x, time, **cond), x)))
 
 
 @serializable("sde.EnergyDenoiser", formerly="unnoise.sde.energy.EnergyDenoiser", renamed={"label": "time_input"})
 class EnergyDenoiser(GaussianDenoiser):
-    r"""`log q(x_t) = -E(y) - D log c - log Z` with `y = x_t / c` and `E(y) = ||y||^2 / 2 + (alpha_t / sigma_t) U(y)`.
+    r"""A denoiser with an energy: `E(y) = ||y||^2 / 2 + (alpha_t / sigma_t) U(y)`, U a scalar network.
 
-    `c^2 = alpha_t^2 + sigma_t^2`. U is a scalar network of y, whose variance is one for data of unit variance, at every
-    level and on every schedule: at equal log-SNR the signals of two schedules are one and the same y. From
-    `score = -grad_x E` and Tweedie's formula follows
+    `log q(x_t) = -E(y) - D log c - log Z` with `y = x_t / c` and `c^2 = alpha_t^2 + sigma_t^2`. For data of unit
+    variance y has unit variance at every time and on every schedule: at equal log-SNR the signals of two schedules have
+    the same y. From `score = -grad_x E` and Tweedie's formula follows
 
     `E[x_0 | x_t] = (alpha_t / c) y - (sigma_t / c) grad U(y)`,
 
-    which says that grad U is the velocity of Salimans & Ho (2022): its target has unit variance at all levels, its
-    error counts sigma_t times in x_0 and is never divided by a small number, from the least noise to none of the
-    signal, where E is that of noise whatever U. U = 0 is the energy of standard normal data. A U that grows at most
-    linearly (a perceptron with SiLU, for one) leaves E a density at every level, for the square wins.
+    so grad U is the velocity of Salimans & Ho (2022). Its target has unit variance at all times. Its error counts
+    sigma_t times in x_0 and is never divided by a small number, from the smallest noise to zero SNR, where E does not
+    depend on U. U = 0 is the energy of standard normal data. If U grows at most linearly, as a perceptron with SiLU
+    does, the square dominates and E is the energy of a density at every time.
 
-    Z may depend on the level: `log_normaliser` estimates it. Whatever objective takes a `GaussianDenoiser` trains this
-    one too, at the price of a second derivative.
+    Z may depend on the time: `log_normalizing_constant` estimates it. Every objective of a `GaussianDenoiser` trains
+    this one too, at the cost of a second derivative.
 
     Args:
         network: `(x, time input (B,), **cond) -> U`, `(B,)`, such as `Potential(MLP(2))`.
-        schedule: the home schedule, that of training.
+        schedule: the schedule of training.
         time_input: the number that the network is fed for a time of the training schedule.
 
     Raises:
-        UsageError: where the network does not give one number for each example.
+        UsageError: when it is called, for a network that does not return one number for each example.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput = thousandths) -> None:
@@ -75,9 +74,9 @@ class EnergyDenoiser(GaussianDenoiser):
         return Estimate(*velocity(*self.corruption(t)), self._slope(x_t, t, cond))
 
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`-E(y) - D log c`, `(B,)`, in nats.
+        """Returns `-E(y) - D log c`, `(B,)`, in nats: the log-density of `x_t` plus `log Z`.
 
-        The log-density of `x_t` but for `log Z`, which is the same on every schedule.
+        Z is the same on every schedule at equal log-SNR.
         """
         t = exact(moment(t))
         alpha, sigma = self.corruption(t)
@@ -99,12 +98,13 @@ class EnergyDenoiser(GaussianDenoiser):
         u = ask(self, y, on_every_row(self.time_input(self.schedule, home_time(self, exact(t))), y), cond)
         if u.shape != (len(y),):
             raise UsageError(
-                f"the network gave {tuple(u.shape)} for {len(y)} examples: an energy is one number for each, as Potential(network) gives"
+                f"the network gave {tuple(u.shape)} for {len(y)} examples, and an energy is one number for each, "
+                f"({len(y)},): wrap the network as Potential(network)"
             )
         return u
 
     def _slope(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        """`grad U(y)`, of the shape and dtype of `x_t`; differentiable where gradients are taken."""
+        """Returns `grad U(y)`, of the shape and dtype of `x_t`; differentiable where gradients are enabled."""
         trained = torch.is_grad_enabled()
         with gradients(x_t, t, cond) as (x, t, cond):
             alpha, sigma = self.corruption(exact(t))

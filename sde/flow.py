@@ -1,4 +1,4 @@
-"""The probability flow: an ordinary differential equation with the marginals of the SDE."""
+"""The probability flow: the ordinary differential equation with the same marginals as the SDE."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.tensors import at_least_float32, like, refuse_unreal
-from .flow_coordinates import FlowCoordinates, Place, angle_coordinates
+from .flow_coordinates import FlowCoefficients, FlowCoordinates, angle_coordinates
 from .integrators import Field, FixedSteps, Integrator, State
 
 
 class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
-    r"""`dx/dt = f x - g^2 score / 2` (Song et al. 2021, eq. 13) from t down to s; the last step denoises.
+    r"""Samples along the probability flow, `dx/dt = f x - g^2 score / 2`; the last step denoises.
 
-    With `FixedSteps` one step of the sampler is one step of the method. With `Adaptive`, `TorchDiffEq` or `SciPy` a
-    step is as many as the tolerances ask for: the grid `torch.tensor([1, schedule.t_last, 0])` integrates from 1 to
-    t_last in one go and then denoises. So does `steps=2` where the schedule's grids end at t_last; those of `Straight`
-    and `Cosine` are even down to 0. Count evaluations with `shared.sampler.counted`. A start of lower temperature is a
-    smaller one: `flow(0.9 * z, steps=...)`.
+    Song et al. 2021, eq. 13. With `FixedSteps` one step of the sampler is one step of the method. With `Adaptive`,
+    `TorchDiffEq` or `SciPy` a step is divided as the tolerances require: the grid
+    `torch.tensor([1, schedule.t_last, 0])` integrates from 1 to t_last at once and then denoises. So does `steps=2` on
+    schedules whose grids end at t_last; those of `Straight` and `Cosine` are even down to 0. Count network evaluations
+    with `shared.sampler.counted`. For a lower temperature scale the start: `flow(0.9 * z, steps=...)`.
 
     Args:
-        denoiser: of any schedule, zero SNR at the end too.
-        integrator: `FixedSteps()` for Heun's method.
-        coordinates: the coordinates: `angle_coordinates`, or `clock` for t itself.
+        denoiser: the denoiser to sample from, on any schedule, one that ends at zero SNR too.
+        integrator: how the equation is solved; None for `FixedSteps()`, Heun's method.
+        coordinates: the variables in which it is solved: `angle_coordinates`, or `time_coordinates` for x and t.
+
+    Raises:
+        UsageError: for `time_coordinates` on a schedule whose velocity is infinite at zero SNR.
     """
 
     def __init__(
@@ -47,32 +50,32 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
         self.integrator, self.coordinates = FixedSteps() if integrator is None else integrator, coordinates
         if not isinstance(self.integrator, Integrator):
             raise UsageError(
-                f"integrator={self.integrator!r}: give an object such as Steps(rk4), Adaptive() or TorchDiffEq()"
+                f"integrator={self.integrator!r}: give an object such as FixedSteps(rk4), Adaptive() or TorchDiffEq()"
             )
         self.order = self.integrator.order
-        (end,) = coordinates.places(
-            self.corruption, [coordinates.position(self.corruption, torch.ones((), dtype=torch.float64))]
+        (end,) = coordinates.coefficients(
+            self.corruption, [coordinates.variable(self.corruption, torch.ones((), dtype=torch.float64))]
         )
         if not all(math.isfinite(c) for c in end):
             raise UsageError(
-                "the flow's velocity is infinite at the schedule's zero SNR: take DDIM or the chart `angle_coordinates`, or put the denoiser on "
-                "another schedule with on(...)"
+                "the flow's velocity is infinite at the schedule's zero SNR: take coordinates=angle_coordinates, "
+                "or DDIM, or put the denoiser on another schedule with on(schedule)"
             )
 
-    def field(self, slope: Callable[[Place, State], State]) -> Field:
-        """What an integrator asks for, of a slope at places of the chart."""
+    def field(self, slope: Callable[[FlowCoefficients, State], State]) -> Field:
+        """Returns the field that an integrator takes, for a slope as a function of the flow's coefficients."""
         return lambda taus: [
-            functools.partial(slope, place) for place in self.coordinates.places(self.corruption, taus)
+            functools.partial(slope, here) for here in self.coordinates.coefficients(self.corruption, taus)
         ]
 
     def transport(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """`x_t` carried along the flow to s, which may lie on either side of t."""
+        """Returns x_s, found from `x_t` by following the flow to s, which may be above or below t."""
         coordinates, schedule = self.coordinates, self.corruption
-        start, end = coordinates.position(schedule, t), coordinates.position(schedule, s)
+        start, end = coordinates.variable(schedule, t), coordinates.variable(schedule, s)
 
-        def slope(place: Place, state: State) -> State:
-            x = state[0] * place.scale
-            return (self.denoiser.estimate(x, place.t, **cond).combined(x, place.of_x, place.of_clean),)
+        def slope(here: FlowCoefficients, state: State) -> State:
+            x = state[0] * here.scale
+            return (self.denoiser.estimate(x, here.t, **cond).combined(x, here.of_x, here.of_clean),)
 
         (z,) = self.integrator(self.field(slope), (x / like(coordinates.scale(schedule, t), x),), start, end)
         return like(coordinates.scale(schedule, s), x) * z
@@ -82,15 +85,18 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
 
     @torch.no_grad()
     def encode(self, x0: Tensor, *, steps: int | Tensor | None = None, **cond: Any) -> Tensor:
-        """The x_1 from which this sampler returns about x_0 (Song et al. 2021, section 4.3).
+        """Returns the x_1 from which this sampler returns about x_0 (Song et al. 2021, section 4.3).
 
-        The data, times alpha, stand for x at t_last. Between two encodings `shared.latents.slerp` interpolates.
+        alpha times x_0 is taken as x at t_last. `slerp` interpolates between two encodings.
 
         Args:
             x0: `(B, ...)`.
-            steps: a number of steps, two or more, or a decreasing grid; None for the way from t_last to 1 in one go,
-                which is what adaptive integrators need.
-            cond: conditions by name.
+            steps: a number of steps, two or more, or a decreasing grid; None to integrate from t_last to 1 at once,
+                for adaptive integrators.
+            cond: conditions, by name.
+
+        Raises:
+            UsageError: for fewer than two steps.
         """
         x0 = at_least_float32(refuse_unreal(x0, "x0"))
         warn_in_training(self.denoiser)
@@ -99,7 +105,8 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
         grid = torch.cat([last, above[above > last * (1 + 1e-9)]])
         if len(grid) < 2:
             raise UsageError(
-                f"steps={steps}: encoding goes from t={float(last):g} to the grid's noisiest level, give two steps or more"
+                f"steps={steps}: encoding goes from t={float(last):g} to the noisiest time of the grid, "
+                "so give two steps or more"
             )
         x = like(self.corruption(last[0])[0], x0) * x0
         for s, t in pairwise(grid):

@@ -1,8 +1,8 @@
-r"""In which coordinates the probability flow is integrated.
+r"""The variables in which the probability flow is integrated.
 
-The flow of a schedule is one set of curves; how fast and at which scale they are walked is free, and decides how long
-the steps of a solver may be. A chart names a variable `tau(t)` and a scale `r(t)`, and says
-`dz / d tau = of_x x + of_clean E[x_0 | x]` for `z = x / r`.
+The flow may be written with any variable `tau(t)` in place of t and any scale `r(t)` of x, and the choice decides how
+long the steps of a solver can be. In coordinates `tau` and `z = x / r` it is
+`dz / d tau = of_x x + of_clean E[x_0 | x]`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..shared.gaussian.schedule import Schedule, rates
+from ..shared.gaussian.schedule import Schedule, TableSchedule, rates
 
 
-class Place(NamedTuple):
-    """Where on the flow a chart's variable points.
+class FlowCoefficients(NamedTuple):
+    """The coefficients of the flow `dz / d tau = of_x x + of_clean E[x_0 | x]`, `z = x / r`, at one value of tau.
 
-    The time (0-dim float64), the scale r, and the coefficients of `dz / d tau`.
+    Attributes:
+        t: the time, a float64 scalar.
+        scale: r.
+        of_x: factor of x.
+        of_clean: factor of the estimate of x_0.
     """
 
     t: Tensor
@@ -31,69 +35,67 @@ class Place(NamedTuple):
 
 
 class FlowCoordinates(ABC):
-    """Coordinates of the flow."""
+    """A variable tau(t) and a scale r(t) in which the flow of any schedule can be integrated."""
 
     @abstractmethod
-    def position(self, schedule: Schedule, t: Tensor) -> float:
-        """tau(t)."""
+    def variable(self, schedule: Schedule, t: Tensor) -> float:
+        """Returns tau(t)."""
 
     @abstractmethod
     def scale(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """r(t), float64, of the shape of t."""
+        """Returns r(t), float64, of the shape of t."""
 
     @abstractmethod
-    def places(self, schedule: Schedule, taus: Sequence[float]) -> list[Place]:
-        """What is needed at each of some values of the variable: a solver asks once for all stages of a step."""
+    def coefficients(self, schedule: Schedule, taus: Sequence[float]) -> list[FlowCoefficients]:
+        """Returns the flow's coefficients at each value of tau; a solver asks once for all stages of a step."""
 
 
 class AngleCoordinates(FlowCoordinates):
-    r"""`phi = atan(sigma / alpha)`, `z = x / sqrt(alpha^2 + sigma^2) = cos(phi) x_0 + sin(phi) epsilon` (Salimans & Ho
-    2022, appendix D).
+    r"""The angle `phi = atan(sigma / alpha)` and x scaled to `z = x / sqrt(alpha^2 + sigma^2)`.
 
-    There `dz / d phi = cos(phi) epsilon - sin(phi) x_0 = (cos(phi) z - x_0) / sin(phi)`: the velocity v. It is the same
-    for every schedule, asks for no derivative of one, is bounded from data to noise, and needs fewer evaluations than
-    the flow in t: for a code length of digits at rtol = atol = 1e-5, 80 against 86, 98 and 122 for VP, sub-VP and VE.
+    `z = cos(phi) x_0 + sin(phi) epsilon` (Salimans & Ho 2022, appendix D), and
+    `dz / d phi = cos(phi) epsilon - sin(phi) x_0 = (cos(phi) z - x_0) / sin(phi)` is the velocity v. It is the same for
+    every schedule, needs no derivative of the schedule, and is bounded from data to noise. It takes fewer network
+    evaluations than the flow in t: for a code length of digits at rtol = atol = 1e-5, 80 against 86, 98 and 122 for VP,
+    sub-VP and VE.
     """
 
-    def position(self, schedule: Schedule, t: Tensor) -> float:
+    def variable(self, schedule: Schedule, t: Tensor) -> float:
         return math.atan(math.exp(-0.5 * float(schedule.log_snr(t.double()))))
 
     def scale(self, schedule: Schedule, t: Tensor) -> Tensor:
         return torch.hypot(*schedule(t.double()))
 
-    def places(self, schedule: Schedule, taus: Sequence[float]) -> list[Place]:
-        taus = [
-            min(max(tau, 1e-12), math.pi / 2) for tau in taus
-        ]  # solvers may look beyond the ends for their first step
+    def coefficients(self, schedule: Schedule, taus: Sequence[float]) -> list[FlowCoefficients]:
+        # solvers may evaluate beyond the ends to find their first step
+        taus = [min(max(tau, 1e-12), math.pi / 2) for tau in taus]
         t = schedule.time(torch.tensor([-2 * math.log(math.tan(tau)) for tau in taus], dtype=torch.float64))
         found = zip(t.unbind(), self.scale(schedule, t).tolist(), taus, strict=True)
-        return [Place(t, r, 1 / (math.tan(tau) * r), -1 / math.sin(tau)) for t, r, tau in found]
+        return [FlowCoefficients(t, r, 1 / (math.tan(tau) * r), -1 / math.sin(tau)) for t, r, tau in found]
 
 
 class TimeCoordinates(FlowCoordinates):
-    r"""t itself and x as it is: `dx / dt = f x - g^2 score / 2` (Song et al. 2021, eq. 13), written
-    `alpha' x_0 + sigma' epsilon = (sigma' / sigma) x + (alpha' - alpha sigma' / sigma) x_0`, which is finite at zero
-    SNR too.
+    r"""The time t and x itself: `dx / dt = f x - g^2 score / 2` (Song et al. 2021, eq. 13).
 
-    The form for few fixed steps of rectified flow, whose paths are straight in t.
+    Computed as `alpha' x_0 + sigma' epsilon = (sigma' / sigma) x + (alpha' - alpha sigma' / sigma) x_0`, which is
+    finite at zero SNR too. For few fixed steps of rectified flow, whose paths are straight in t.
     """
 
-    def position(self, schedule: Schedule, t: Tensor) -> float:
+    def variable(self, schedule: Schedule, t: Tensor) -> float:
         return float(t)
 
     def scale(self, schedule: Schedule, t: Tensor) -> Tensor:
         return torch.ones_like(t.double())
 
-    def places(self, schedule: Schedule, taus: Sequence[float]) -> list[Place]:
-        t = torch.tensor(taus, dtype=torch.float64).clamp(
-            1e-12, 1
-        )  # solvers may look beyond the ends for their first step
-        # The slope of a table jumps at its rows: stages that stand at one take that of the step which they belong to.
-        within = torch.lerp(t, (t.min() + t.max()) / 2, 1e-6) if hasattr(schedule, "steps") else t
+    def coefficients(self, schedule: Schedule, taus: Sequence[float]) -> list[FlowCoefficients]:
+        # solvers may evaluate beyond the ends to find their first step
+        t = torch.tensor(taus, dtype=torch.float64).clamp(1e-12, 1)
+        # The slope of a table jumps at its rows: stages at a row take the slope of the step that they belong to.
+        within = torch.lerp(t, (t.min() + t.max()) / 2, 1e-6) if isinstance(schedule, TableSchedule) else t
         (alpha, sigma), (d_alpha, d_sigma) = schedule(t), rates(schedule, within)
         of_x = d_sigma / sigma
         found = zip(t.unbind(), of_x.tolist(), (d_alpha - alpha * of_x).tolist(), strict=True)
-        return [Place(t, 1.0, a, b) for t, a, b in found]
+        return [FlowCoefficients(t, 1.0, a, b) for t, a, b in found]
 
 
 angle_coordinates, time_coordinates = AngleCoordinates(), TimeCoordinates()

@@ -1,9 +1,9 @@
-"""Score matching without the score of a kernel, for data of few dimensions and as a check on denoising score matching."""
+"""Implicit and sliced score matching, which do not need the score of the noise, for data of few dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,33 +17,36 @@ from ..shared.random import Source, normal_like, rademacher_like
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, full_precision, per_example
 
-Probe = Callable[[Tensor, Source], Tensor]
+Probe: TypeAlias = Callable[[Tensor, Source], Tensor]
 
 
 @serializable("sde.signs", formerly="unnoise.sde.implicit.signs")
 def signs(x: Tensor, generator: Source = None) -> Tensor:
-    """A probe of independent signs, of the shape of x: of all probes with unit variance the one that varies least."""
+    """Returns a probe of independent random signs, of the shape of x: the one with the smallest variance."""
     return rademacher_like(x, generator)
 
 
 @serializable("sde.gaussian", formerly="unnoise.sde.implicit.gaussian")
 def gaussian(x: Tensor, generator: Source = None) -> Tensor:
-    """A probe of standard normal numbers, of the shape of x."""
+    """Returns a probe of standard normal numbers, of the shape of x."""
     return normal_like(x, generator)
 
 
 @serializable("sde.ImplicitScoreMatching", formerly="unnoise.sde.implicit.Implicit")
 class ImplicitScoreMatching(Objective[GaussianDenoiser]):
-    r"""`E sigma_t^2 (||s||^2 / 2 + div s)`, s the score at x_t, mean over dimensions (Hyvarinen 2005, theorem 1).
+    r"""Implicit score matching: `E sigma_t^2 (||s||^2 / 2 + div s)`, mean over dimensions (Hyvarinen 2005, theorem 1).
 
-    It differs from half of the explicit `E sigma_t^2 ||s - grad log q(x_t)||^2` by
-    `E sigma_t^2 ||grad log q(x_t)||^2 / 2`, which no parameter moves, and so from half of `ScoreMatching`, whose target
-    is the score of the kernel, by another constant. The divergence is exact: one vector-Jacobian product for each
-    dimension, differentiable.
+    s is the score at x_t. The loss differs from half of the explicit `E sigma_t^2 ||s - grad log q(x_t)||^2` by
+    `E sigma_t^2 ||grad log q(x_t)||^2 / 2`, which does not depend on the parameters, and so by another constant from
+    half of `DenoisingLoss.score_matching`, whose target is `grad log q(x_t | x_0)`. The divergence is exact: one
+    vector-Jacobian product for each dimension, differentiable.
 
     Args:
         denoiser: on the schedule to train with.
         times: how the times of a batch are drawn.
+
+    Raises:
+        UsageError: for a network whose variance output would stay untrained, and a schedule that ends at zero SNR.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
@@ -58,20 +61,21 @@ class ImplicitScoreMatching(Objective[GaussianDenoiser]):
 
 @serializable("sde.SlicedScoreMatching", formerly="unnoise.sde.implicit.Sliced")
 class SlicedScoreMatching(Objective[GaussianDenoiser]):
-    r"""`E sigma_t^2 (||s||^2 / 2 + v^T grad(v^T s))`, v a random probe, mean over dimensions (Song et al. 2019, eq. 8).
+    r"""Sliced score matching "with variance reduction": `E sigma_t^2 (||s||^2 / 2 + v^T grad(v^T s))`.
 
-    Sliced score matching "with variance reduction": of the two terms only the divergence is estimated, by Hutchinson's
-    trick, so this is `ImplicitScoreMatching` in the mean, at the price of `probes` vector-Jacobian products whatever
-    the dimension.
+    v is a random probe; mean over dimensions (Song et al. 2019, eq. 8). Of the two terms only the divergence is
+    estimated, by Hutchinson's estimator, so the expected loss is that of `ImplicitScoreMatching`, at the cost of
+    `probes` vector-Jacobian products in any dimension.
 
     Args:
         denoiser: on the schedule to train with.
-        probes: projections of each example.
-        probe: how they are drawn, `signs` or `gaussian`: any law with zero mean and unit covariance.
+        probes: number of probes for each example.
+        probe: how they are drawn, `signs` or `gaussian`: any distribution with zero mean and unit covariance.
         times: how the times of a batch are drawn.
 
     Raises:
-        UsageError: without a projection.
+        UsageError: for fewer than one probe, a network whose variance output would stay untrained, and a schedule that
+            ends at zero SNR.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class SlicedScoreMatching(Objective[GaussianDenoiser]):
         refuse_untrained_output(denoiser)
         refuse_blind(snr, denoiser.corruption)
         if probes < 1:
-            raise UsageError(f"probes={probes}: give one or more projections")
+            raise UsageError(f"probes={probes}: give 1 or more")
         self.denoiser, self.probes, self.probe, self.times = denoiser, probes, probe, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -93,7 +97,7 @@ class SlicedScoreMatching(Objective[GaussianDenoiser]):
 
 
 def divergence(score: Tensor, x: Tensor) -> Tensor:
-    """`sum_i ds_i / dx_i` of each example, `(B,)`, one vector-Jacobian product for each dimension; differentiable."""
+    """Returns `sum_i ds_i / dx_i` of each example, `(B,)`, differentiable: a vector-Jacobian product per dimension."""
     columns = score.reshape(len(score), -1).unbind(1)
     return torch.stack(
         [_pulled(c, x, torch.ones_like(c)).reshape(len(x), -1)[:, i] for i, c in enumerate(columns)]
@@ -101,7 +105,7 @@ def divergence(score: Tensor, x: Tensor) -> Tensor:
 
 
 def _pulled(out: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """`v^T d out / dx`, of the shape of x; zeros where out does not depend on x."""
+    """Returns `v^T d out / dx`, of the shape of x; zeros where out does not depend on x."""
     (pulled,) = torch.autograd.grad(out, x, v, create_graph=True, allow_unused=True, materialize_grads=True)
     return pulled
 

@@ -1,9 +1,9 @@
 """Integrators of ordinary differential equations: fixed steps, adaptive steps, and those of torchdiffeq and SciPy.
 
-Times are Python numbers and states take their own dtype, so everything runs in float32 on devices that have no float64.
-An integrator is told a field, which for some times gives the slopes there, `state -> d state / d time` each: a step
-asks once for all of its stages. A state is a tuple of tensors of which the slopes read the first alone; the others are
-integrals along its way, which are not carried from stage to stage.
+Times are Python numbers and states keep their own dtype, so everything runs in float32 on devices without float64. An
+integrator takes a field: a function from several times to the slopes there, each a function `state -> d state / dtime`;
+a step asks once for all of its stages. A state is a tuple of tensors. The slopes depend on the first one alone; the
+others are integrals along its path, and are not computed at intermediate stages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -20,36 +20,38 @@ from torch import Tensor
 
 from ..shared.errors import UsageError
 
-State: TypeAlias = tuple[Tensor, ...]
+State: TypeAlias = tuple[Tensor, ...]  # the tensor that moves, and integrals along its path
 Slope: TypeAlias = Callable[[State], State]
 Field: TypeAlias = Callable[[Sequence[float]], Sequence[Slope]]
 
 
 class Integrator(ABC):
-    """Carries a state from one time to another.
+    """Solves an ordinary differential equation from one time to another.
 
     Attributes:
-        order: global order of convergence in the step size, for adaptive ones of their steps.
+        order: global order of convergence in the step size; for adaptive methods in the size of their own steps.
     """
 
     order: int
 
     @abstractmethod
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
-        """The state at `end`, given it at `start`."""
+        """Returns the state at `end`, given the state at `start`."""
 
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method (Butcher 1964): stage i is at time `nodes[i]` and starts from
-    `sum_j rows[i][j] k_j`.
+    """The Butcher tableau of an explicit Runge-Kutta method (Butcher 1964).
+
+    Stage i has the slope k_i at `nodes[i]` of the step and the state `x + step sum_j rows[i][j] k_j`.
 
     Attributes:
-        order: of convergence.
-        nodes: `(stages,)`, as shares of the step.
-        rows: one for each stage, of growing length.
-        weights: of the stages in the step; None where the last stage is at its end, with the weights of its row.
-        error: weights of the stages in the difference to the embedded method, where there is one.
+        order: global order of convergence.
+        nodes: times of the stages, as fractions of the step.
+        rows: coefficients of the earlier slopes, one row for each stage.
+        weights: coefficients of all slopes in the step; None if the last stage is the end of the step, and its row has
+            the weights ("first same as last").
+        error: coefficients of all slopes in the difference to the embedded method; None without one.
     """
 
     order: int
@@ -88,17 +90,17 @@ bogacki_shampine = Tableau(
 
 @dataclass(frozen=True)
 class FixedSteps(Integrator):
-    """One step of a fixed-step method: the sampler's grid says where the steps are.
+    """A Runge-Kutta method with one step from each time of the sampler's grid to the next.
 
     Attributes:
-        method: `euler`, `midpoint_rule`, `heun2`, `heun3` or `rk4`; as many evaluations as it has stages.
+        method: `euler`, `midpoint_rule`, `heun2`, `heun3` or `rk4`, with one evaluation for each of its stages.
     """
 
     method: Tableau = heun2
 
     @property
     def order(self) -> int:
-        """That of the method."""
+        """The order of the method."""
         return self.method.order
 
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
@@ -107,18 +109,20 @@ class FixedSteps(Integrator):
 
 @dataclass(frozen=True)
 class Adaptive(Integrator):
-    """Steps as long as the tolerances allow, by an embedded pair (Hairer, Norsett, Wanner 1993, section II.4).
+    """An embedded Runge-Kutta pair with adaptive step size (Hairer, Norsett, Wanner 1993, section II.4).
 
-    A step is accepted where the root mean square of `error / (atol + rtol max(|x|, |x'|))` is at most one, over the
-    whole batch and for each tensor of the state by itself: an example depends on its batch, within the tolerance.
+    A step is accepted if the root mean square of `error / (atol + rtol max(|x|, |x'|))`, over the whole batch, is at
+    most one for each tensor of the state: an example depends on its batch, within the tolerance.
 
     Attributes:
-        rtol, atol: relative and absolute tolerance.
-        evaluations: after so many it gives up.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        evaluations: largest number of evaluations.
         method: `dormand_prince`, of order 5 (RK45, Song et al.'s choice), or `bogacki_shampine`, of order 3.
 
     Raises:
-        UsageError: where a rate is not finite, the steps would become too small, or the evaluations are spent.
+        UsageError: for tolerances below 0, and a method without an embedded one; when it is called, for a slope that is
+            not finite, steps that become too small, and more evaluations than allowed.
     """
 
     rtol: float = 1e-5
@@ -130,24 +134,26 @@ class Adaptive(Integrator):
         check_tolerances(self)
         if self.method.error is None or self.method.weights is not None:
             raise UsageError(
-                "method: give one with an error estimate whose last stage is its end, such as dormand_prince"
+                f"method of order {self.method.order}: adaptive steps need a method with an error estimate whose last "
+                "stage is the end of the step, such as dormand_prince or bogacki_shampine"
             )
 
     @property
     def order(self) -> int:
-        """That of the method."""
+        """The order of the method."""
         return self.method.order
 
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
         if start == end:
             return state
         method, sign = self.method, math.copysign(1.0, end - start)
+        assert method.error is not None
         counted = limited(field, self.evaluations, self)
         now, first = start, counted([start])[0](state)
         most = 10.0
         step = self._first_step(counted, state, first, start, end)
         while sign * (end - now) > 0:
-            last = sign * (end - now) <= 1.01 * abs(step)  # no sliver is left over
+            last = sign * (end - now) <= 1.01 * abs(step)  # so that no tiny step is left over
             step = end - now if last else step
             try:
                 there, slopes = stages(method, counted, state, now, step, first)
@@ -160,11 +166,12 @@ class Adaptive(Integrator):
             grow = min(most, max(0.2, 0.9 * ratio ** (-1 / method.order) if ratio > 0 else most))
             if ratio <= 1:
                 now, state, first = end if last else now + step, there, slopes[-1]
-            most = 10.0 if ratio <= 1 else 1.0  # right after a step that failed, none grows
+            most = 10.0 if ratio <= 1 else 1.0  # a step does not grow right after one that was rejected
             step *= grow
             if abs(step) < 1e-12 * abs(end - start):
                 raise UsageError(
-                    f"rtol={self.rtol}, atol={self.atol} cannot be met at {now:.6g}: loosen them, or compute in float64"
+                    f"rtol={self.rtol}, atol={self.atol} cannot be met at {now:.6g}: give larger tolerances, "
+                    "or compute in float64"
                 )
         return state
 
@@ -173,13 +180,11 @@ class Adaptive(Integrator):
         return float(torch.linalg.vector_norm(error.div_(allowed))) / math.sqrt(max(error.numel(), 1))
 
     def _first_step(self, field: Field, state: State, slope: State, start: float, end: float) -> float:
-        """A step whose explicit Euler step is small and nearly straight (Hairer et al., the starting step size)."""
+        """Returns a first step over which Euler's method is nearly exact (Hairer et al. 1993, section II.4)."""
         sizes = [(self._size(x.clone(), x, x), self._size(k.clone(), x, x)) for x, k in zip(state, slope, strict=True)]
         if not all(bool(torch.isfinite(k).all()) for k in slope):
             raise UsageError(not_finite(start))
-        if not all(
-            math.isfinite(size) for pair in sizes for size in pair
-        ):  # tolerances beyond the numbers of this precision
+        if not all(math.isfinite(size) for pair in sizes for size in pair):  # tolerances below this precision's range
             return 1e-6 * (end - start)
         guess = min((0.01 * a / b for a, b in sizes if a > 1e-5 and b > 1e-5), default=1e-6)
         guess = math.copysign(min(guess, abs(end - start)), end - start)
@@ -197,9 +202,14 @@ class TorchDiffEq(Integrator):
 
     Attributes:
         method: its name there: adaptive `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`; or one step of
-            `euler`, `midpoint_rule`, `heun2`, `heun3`, `rk4`.
-        rtol, atol: tolerances of adaptive methods.
-        evaluations: after so many it gives up.
+            `euler`, `midpoint`, `heun2`, `heun3`, `rk4`.
+        rtol: relative tolerance of adaptive methods.
+        atol: absolute tolerance of adaptive methods.
+        evaluations: largest number of evaluations.
+
+    Raises:
+        UsageError: for a method without a known order and tolerances below 0; when it is called, for tolerances that
+            cannot be met, and more evaluations than allowed.
     """
 
     method: str = "dopri5"
@@ -214,7 +224,7 @@ class TorchDiffEq(Integrator):
 
     @property
     def order(self) -> int:
-        """That of the method."""
+        """The order of the method."""
         return ORDERS[self.method]
 
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
@@ -223,8 +233,8 @@ class TorchDiffEq(Integrator):
         if start == end:
             return state
         counted = limited(field, self.evaluations, self)
-        # Left alone, the solver steps over the end and interpolates back, to times where no schedule is defined. It
-        # wants its times on the state's device, and some devices have no float64.
+        # By default the solver steps beyond the end, to times where no schedule is defined, and interpolates back. It
+        # needs its times on the state's device, and some devices have no float64.
         dtype = torch.float32 if state[0].device.type == "mps" else torch.float64
         times = torch.tensor([start, end], dtype=dtype, device=state[0].device)
         try:
@@ -239,7 +249,7 @@ class TorchDiffEq(Integrator):
             )
         except AssertionError as error:
             raise UsageError(
-                f"{self} cannot meet its tolerances ({error}): loosen them, or look for NaN in the score"
+                f"{self} cannot meet its tolerances ({error}): give larger ones, or look for NaN in the score"
             ) from error
         return tuple(x[-1] for x in path)
 
@@ -251,13 +261,19 @@ SCIPY_ORDERS = {"RK23": 3, "RK45": 5, "DOP853": 8}
 
 @dataclass(frozen=True)
 class SciPy(Integrator):
-    """A method of `scipy.integrate.solve_ivp` on the host in float64, as Song et al. (2021) integrate: for parity, not
-    for speed.
+    """A method of `scipy.integrate.solve_ivp`, on the CPU in float64, as in Song et al.'s (2021) code.
+
+    It is for comparison with theirs; `Adaptive` is faster.
 
     Attributes:
         method: its name there: `RK23`, `RK45` or `DOP853`.
-        rtol, atol: tolerances.
-        evaluations: after so many it gives up.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        evaluations: largest number of evaluations.
+
+    Raises:
+        UsageError: for another method and tolerances below 0; when it is called, for a slope that is not finite,
+            tolerances that cannot be met, and more evaluations than allowed.
     """
 
     method: str = "RK45"
@@ -272,7 +288,7 @@ class SciPy(Integrator):
 
     @property
     def order(self) -> int:
-        """That of the method."""
+        """The order of the method."""
         return SCIPY_ORDERS[self.method]
 
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
@@ -297,24 +313,41 @@ class SciPy(Integrator):
         solution = solve_ivp(slope, (start, end), flat(state), method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success:
             raise UsageError(
-                f"{self} cannot meet its tolerances ({solution.message}): loosen them, or look for NaN in the score"
+                f"{self} cannot meet its tolerances ({solution.message}): give larger ones, "
+                "or look for NaN in the score"
             )
         return state_of(solution.y[:, -1].copy())
 
 
-def check_tolerances(integrator: Any) -> None:
-    """Refuses tolerances below 0, both 0 or NaN, and a cap below one evaluation."""
+class Tolerant(Protocol):
+    """An integrator with tolerances and a largest number of evaluations."""
+
+    @property
+    def rtol(self) -> float: ...
+    @property
+    def atol(self) -> float: ...
+    @property
+    def evaluations(self) -> int: ...
+
+
+def check_tolerances(integrator: Tolerant) -> None:
+    """Refuses tolerances that are negative, both 0 or NaN, and fewer than one evaluation.
+
+    Raises:
+        UsageError: with what to do.
+    """
     rtol, atol, evaluations = integrator.rtol, integrator.atol, integrator.evaluations
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0 and evaluations >= 1):
         raise UsageError(
-            f"rtol={rtol}, atol={atol}, evaluations={evaluations}: give tolerances from 0 up, one of them above 0, and 1 evaluation or more"
+            f"rtol={rtol}, atol={atol}, evaluations={evaluations}: give tolerances of 0 or more, at least one of them "
+            "above 0, and 1 evaluation or more"
         )
 
 
 def stages(
     method: Tableau, field: Field, state: State, now: float, step: float, first: State | None = None
 ) -> tuple[State, list[State]]:
-    """The state a step later and the slopes of all stages; `first` is the slope at `now` where it is known."""
+    """Returns the state one step later and the slopes of all stages; `first` is the slope at `now`, if known."""
     (there, *rest), known = state, first is not None
     ahead = field([now + node * step for node in method.nodes[known:]])
     slopes = [first if first is not None else ahead[0](state)]
@@ -328,7 +361,7 @@ def stages(
 
 
 def moved(x: Tensor | None, step: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """`x + step sum_i weights_i slopes_i`, x = 0 if None."""
+    """Returns `x + step sum_i weights_i slopes_i`, with x = 0 if None."""
     pairs = [(step * w, k) for w, k in zip(weights, slopes, strict=False) if w]
     (first, slope), *others = pairs
     y = slope * first if x is None else torch.add(x, slope, alpha=first)
@@ -337,8 +370,8 @@ def moved(x: Tensor | None, step: float, weights: Sequence[float], slopes: Seque
     return y
 
 
-def limited(field: Field, most: int, integrator: Any) -> Field:
-    """The field, refused after so many evaluations."""
+def limited(field: Field, most: int, integrator: Tolerant) -> Field:
+    """Returns the field, which raises UsageError after `most` evaluations."""
     done = 0
 
     def counted(times: Sequence[float]) -> Sequence[Slope]:
@@ -346,8 +379,8 @@ def limited(field: Field, most: int, integrator: Any) -> Field:
         done += len(times)
         if done > most:
             raise UsageError(
-                f"{type(integrator).__name__} spent its {most} evaluations: loosen rtol={integrator.rtol} and atol={integrator.atol}, "
-                "raise evaluations, or look for a score that jumps with time"
+                f"{type(integrator).__name__} needs more than evaluations={most}: give more, larger tolerances than "
+                f"rtol={integrator.rtol} and atol={integrator.atol}, or look for a score that jumps with time"
             )
         return field(times)
 
@@ -355,5 +388,7 @@ def limited(field: Field, most: int, integrator: Any) -> Field:
 
 
 def not_finite(time: float) -> str:
-    """What to say where a rate is NaN or infinite."""
-    return f"the velocity of the flow is NaN or infinite at {time:.6g}: look for NaN in the network, or in the x it was given"
+    """Returns the error message for a slope that is NaN or infinite."""
+    return (
+        f"the flow's velocity is NaN or infinite at {time:.6g}: look for NaN in the network, or in the x it was given"
+    )

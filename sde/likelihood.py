@@ -1,4 +1,4 @@
-"""Exact code lengths by the change of variables along the probability flow."""
+"""Exact likelihoods and code lengths, by the change of variables along the probability flow."""
 
 from __future__ import annotations
 
@@ -22,34 +22,37 @@ from ..shared.progress import Progress, silent
 from ..shared.random import Source, rademacher_like
 from ..shared.tensors import at_least_float32, finest, like, refuse_array, refuse_unless
 from .flow import ProbabilityFlow
-from .flow_coordinates import FlowCoordinates, Place, angle_coordinates
+from .flow_coordinates import FlowCoefficients, FlowCoordinates, angle_coordinates
 from .integrators import Adaptive, Integrator, State
 
 
 class Trace(ABC):
-    """How the divergence of the flow is found: from products `e^T J e` with probes e."""
+    """Computes or estimates the divergence of the flow, the trace of its Jacobian J, from products `e^T J e`."""
 
     @abstractmethod
     def probes(self, x: Tensor, generator: Source = None) -> Tensor:
-        """`(n, B, ...)` for x `(B, ...)`."""
+        """Returns the probes e, `(n, B, ...)` for x `(B, ...)`."""
 
     @abstractmethod
     def estimates(self, products: Tensor) -> Tensor:
-        """Estimates of the trace, `(m, B)`, from products `(n, B)`."""
+        """Returns estimates of the trace, `(m, B)`, from products `(n, B)`."""
 
     @abstractmethod
     def error(self, estimates: Tensor) -> Tensor | None:
-        """The standard error of the mean of estimates `(m, B)`, `(B,)`; None where it cannot be told."""
+        """Returns the standard error, `(B,)`, of the mean of estimates `(m, B)`; None where it is unknown."""
 
 
 @dataclass(frozen=True)
 class Hutchinson(Trace):
-    """Random probes with `E[e e^T] = I` (Hutchinson 1990; Song et al. 2021, appendix D.2): unbiased.
+    """Hutchinson's unbiased estimator: random probes with `E[e e^T] = I` (Hutchinson 1990; Song et al. 2021, app. D.2).
 
     Attributes:
-        count: probes for each example; the network is called once for all of them. From two on the code length has a
-            standard error.
-        draw: `rademacher_like`, or `normal_like` for Gaussian probes, whose variance is larger.
+        count: number of probes for each example; the network is called once for all of them. With two or more the code
+            length has a standard error.
+        draw: how they are drawn: `rademacher_like`, or `normal_like` for Gaussian probes, whose variance is larger.
+
+    Raises:
+        UsageError: for a count below 1.
     """
 
     count: int = 1
@@ -57,7 +60,7 @@ class Hutchinson(Trace):
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UsageError(f"count={self.count}: give one probe or more, or take ExactTrace() for few dimensions")
+            raise UsageError(f"count={self.count}: give 1 probe or more, or take ExactTrace() for few dimensions")
 
     def probes(self, x: Tensor, generator: Source = None) -> Tensor:
         return torch.stack([self.draw(x, generator) for _ in range(self.count)])
@@ -71,7 +74,7 @@ class Hutchinson(Trace):
 
 @dataclass(frozen=True)
 class ExactTrace(Trace):
-    """Every unit vector as a probe: exact, at the cost of one vector-Jacobian product for each dimension."""
+    """The exact trace, with every unit vector as a probe: one vector-Jacobian product for each dimension."""
 
     def probes(self, x: Tensor, generator: Source = None) -> Tensor:
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
@@ -85,22 +88,23 @@ class ExactTrace(Trace):
 
 
 class ChangeOfVariables:
-    r"""`log p(x) = log p_1(x_1) + int div(dx/dt) dt` along the flow from t_min to 1 (Song et al. 2021, eq. 39).
+    r"""The log-likelihood `log p(x_0) = log p_1(x_1) + int div(dx/dt) dt` of the probability flow, as a code length.
 
-    One call of the network an evaluation. With a dequantiser the data are levels: `dequantisation.Uniform(scale)`
-    spreads each over its cell, and the code length of the levels is at most the expected one of the spread value less
-    the log of the cell ("exact up to dequantisation"; Theis et al. 2016); a trained `Variational` comes closer (Ho et
-    al. 2019).
+    The flow runs from t_min to 1 (Song et al. 2021, eq. 39), with one network call per evaluation. Data on quantization
+    levels need a dequantizer: `UniformDequantization(quantization)` spreads each value uniformly over its bin, and the
+    code length of the quantized data is at most the expected one of the spread data minus the log of the bin's volume
+    (Theis et al. 2016); a trained `VariationalDequantization` gives a tighter bound (Ho et al. 2019).
 
     Args:
-        denoiser: gives the flow.
-        dequantiser: of the levels; None for real-valued data, whose code length is a density's.
-        trace: `Hutchinson()`, or `ExactTrace()`.
-        integrator: of the flow.
-        coordinates: its coordinates.
+        denoiser: the denoiser whose probability flow is the model.
+        dequantizer: for data on quantization levels; None for real-valued data, whose code length is that of a density.
+        trace: how the divergence is found; None for `Hutchinson()`, or `ExactTrace()`.
+        integrator: how the flow is solved; None for `Adaptive()`.
+        coordinates: the variables in which it is solved.
 
     Raises:
-        UsageError: for levels outside the scale, or data or a code length that are not finite.
+        UsageError: when it is called, for data outside of the quantization levels, and for data or a code length that
+            are not finite.
     """
 
     def __init__(
@@ -114,27 +118,35 @@ class ChangeOfVariables:
     ) -> None:
         if dequantizer is not None and not isinstance(dequantizer, Dequantizer):
             raise UsageError(
-                f"dequantiser={dequantizer!r}: give dequantisation.Uniform(scale), or None for real-valued data"
+                f"dequantizer={dequantizer!r}: give UniformDequantization(quantization), or None for real-valued data"
             )
         self.flow = ProbabilityFlow(denoiser, Adaptive() if integrator is None else integrator, coordinates)
         self.dequantizer, self.trace = dequantizer, Hutchinson() if trace is None else trace
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
-        """`x0`: levels `(B, ...)` with a dequantiser; real numbers without. `progress` counts evaluations."""
+        """Returns the code length.
+
+        Args:
+            x0: `(B, ...)`: quantization levels with a dequantizer, real numbers without one.
+            generator: the source of noise.
+            progress: how to report progress; it counts evaluations.
+            cond: conditions, by name.
+        """
         warn_in_training(self.flow.denoiser)
         data = finest(torch.zeros(len(refuse_array(x0, "x0")), device=x0.device))
         if self.dequantizer is not None:
             warn_in_training(self.dequantizer)
             x0, data = self.dequantizer(x0, generator)
-        elif not x0.is_floating_point():  # complex numbers and truth values, too
+        elif not x0.is_floating_point():  # complex numbers and booleans, too
             raise UsageError(
-                f"x0 of {x0.dtype} holds levels, which a density does not code: give dequantiser=Uniform(scale)"
+                f"x0 is {x0.dtype}, and a density needs real numbers: for quantized data give "
+                "dequantizer=UniformDequantization(quantization)"
             )
         x0 = at_least_float32(x0)
         finite = torch.isfinite(x0)
         refuse_unless(
-            finite, "the data hold NaN or infinity, which no density covers: look at how they were loaded", wait=True
+            finite, "the data contain NaN or infinity, which have no density: check how they were loaded", wait=True
         )
         x1, gained = self.transport(x0, self.trace.probes(x0, generator), progress, **cond)
         finite = torch.isfinite(gained)
@@ -146,30 +158,30 @@ class ChangeOfVariables:
         return CodeLength(prior, -gained.mean(0).to(prior), data.to(prior), self.trace.error(gained))
 
     def transport(self, x0: Tensor, probes: Tensor, progress: Progress = silent, **cond: Any) -> tuple[Tensor, Tensor]:
-        """x_1 and estimates of the log-volume gained on the way, `(m, B)`."""
+        """Returns x_1 and estimates of the integral of the divergence, the change of log-volume, `(m, B)`."""
         flow, coordinates, schedule = self.flow, self.flow.coordinates, self.flow.corruption
 
-        def slope(place: Place, state: State) -> State:
+        def slope(here: FlowCoefficients, state: State) -> State:
             next(evaluations)
-            with gradients(state[0] * place.scale, place.t, cond) as (x, t, given):
+            with gradients(state[0] * here.scale, here.t, cond) as (x, t, given):
                 x = x.detach().requires_grad_()
                 estimate = flow.denoiser.estimate(x, t, **given)
                 out = estimate.out
-                out = out if out.requires_grad else out + 0 * x  # a denoiser that does not look at x
+                out = out if out.requires_grad else out + 0 * x  # a denoiser that does not depend on x
             # v = a x + b out: only out is pulled back, and the Jacobian of a x is known.
-            a, b = place.of_x + place.of_clean * float(estimate.a), place.of_clean * float(estimate.b)
+            a, b = here.of_x + here.of_clean * float(estimate.a), here.of_clean * float(estimate.b)
             v = torch.add(x.detach() * a, out.detach(), alpha=b)
             batched = len(probes) > 1
             (pulled,) = torch.autograd.grad(out, x, probes if batched else probes[0], is_grads_batched=batched)
             # Near t = 0 both terms are large, so they are added before they are summed.
             whole = torch.add(pulled if batched else pulled[None], probes, alpha=a / b)
-            products = torch.linalg.vecdot(probes.flatten(2), whole.flatten(2)).mul_(place.scale * b / dims)
+            products = torch.linalg.vecdot(probes.flatten(2), whole.flatten(2)).mul_(here.scale * b / dims)
             return v, self.trace.estimates(products)
 
         dims = x0[0].numel()
         evaluations = iter(
             progress(itertools.count(), None, "evaluations of the likelihood")
-        )  # how many there will be, no one knows
+        )  # their number is unknown
         low, high = (torch.tensor(t, dtype=torch.float64) for t in (schedule.t_min, 1.0))
         r0, r1 = coordinates.scale(schedule, low), coordinates.scale(schedule, high)
         start = (
@@ -177,8 +189,7 @@ class ChangeOfVariables:
             self.trace.estimates(torch.zeros(len(probes), len(x0), dtype=x0.dtype, device=x0.device)),
         )
         z, gained = flow.integrator(
-            flow.field(slope), start, coordinates.position(schedule, low), coordinates.position(schedule, high)
+            flow.field(slope), start, coordinates.variable(schedule, low), coordinates.variable(schedule, high)
         )
-        return like(r1, z) * z, (
-            gained + float(torch.log(r1 / r0))
-        ) * dims  # the tolerance was of nats for each dimension
+        # divided by dims until here, so that the tolerance is in nats per dimension
+        return like(r1, z) * z, (gained + float(torch.log(r1 / r0))) * dims

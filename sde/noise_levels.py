@@ -1,58 +1,56 @@
-"""A table of noise levels on an unscaled signal, and the rules by which Song & Ermon (2020) choose one."""
+"""The schedule of NCSN, a table of noise levels on an unscaled signal, and Song & Ermon's (2020) rules to choose it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..shared.corruption import segment
 from ..shared.errors import UsageError
-from ..shared.gaussian.schedule import TableSchedule
+from ..shared.gaussian.schedule import TableSchedule, segment
 from ..shared.serialization import serializable
 from ..shared.tensors import Table, at_least_float32, exact
 
 PAIRS = 1 << 24
-"""Distances that are held at a time."""
+"""How many distances `largest_sigma` computes at a time."""
 
 
 @serializable("sde.NoiseLevels", formerly="unnoise.sde.noise_levels.Levels")
 @dataclass(frozen=True)
 class NoiseLevels(TableSchedule):
-    r"""`alpha = 1` and N noise levels: `sigma_n` at t = n / N (Song & Ermon 2019, section 4.1; the N-step chain of VE).
+    r"""N noise levels on an unscaled signal: `alpha = 1`, `sigma_n` at t = n / N (Song & Ermon 2019, section 4.1).
 
-    Row n = 0 is the clean signal; rows count from the least noise, as times do, and the papers' sigma_1 is the last one
-    here. Between rows the log-SNR is linear and sigma so geometric; below row 1 it stays what it is there, except at t
-    = 0.
-
-    Args:
-        sigmas: `(N,)`, positive and increasing, such as `geometric_sigmas(0.01, 50.0, 232)`.
+    This is also the N-step chain of VE. Row n = 0 is the clean signal. Rows are ordered by increasing noise, so the
+    papers' sigma_1 is the last one here. Between rows the log-SNR is linear, so sigma is geometric; below row 1 it is
+    that of row 1, except at t = 0.
 
     Attributes:
-        steps: N.
+        sigmas: `(N,)`, float64, positive and increasing, such as `geometric_sigmas(0.01, 50.0, 232)`.
 
     Raises:
-        UsageError: for sigmas that do not increase from above 0.
+        UsageError: for sigmas that are not such a vector.
     """
 
     sigmas: Tensor
-    _log_sigma: ClassVar[Table]
+    _log_sigma: Table = field(init=False, repr=False, compare=False)  # rows 1..N
 
     def __post_init__(self) -> None:
         sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach()
         if sigmas.ndim != 1 or not len(sigmas):
             raise UsageError(
-                f"sigmas of shape {tuple(sigmas.shape)}: give a vector of one or more, such as geometric_sigmas(0.01, 1, 10)"
+                f"sigmas of shape {tuple(sigmas.shape)}: give a vector of one or more, such as "
+                "geometric_sigmas(0.01, 1, 10)"
             )
         if not (sigmas[0] > 0 and (sigmas.diff() > 0).all() and sigmas.isfinite().all()):
             raise UsageError(
-                f"sigmas={sigmas.tolist()}: noise levels are positive and increase; flip a table that starts with the largest"
+                f"sigmas={sigmas.tolist()}: noise levels must be positive and increase; "
+                "flip a table that starts with the largest"
             )
         object.__setattr__(self, "sigmas", sigmas)
-        object.__setattr__(self, "_log_sigma", Table(sigmas.log()))  # rows 1..N
+        object.__setattr__(self, "_log_sigma", Table(sigmas.log()))
 
     @property
     def steps(self) -> int:
@@ -70,7 +68,8 @@ class NoiseLevels(TableSchedule):
     def time(self, log_snr: Tensor) -> Tensor:
         table = self._log_sigma.on(log_snr.device)
         value = (-exact(log_snr) / 2).clamp(table[0], table[-1])
-        high = torch.searchsorted(table, value.contiguous()).clamp(1, max(self.steps - 1, 1)).clamp(max=self.steps - 1)
+        high = torch.searchsorted(table, value.contiguous()).clamp(1, max(self.steps - 1, 1))
+        high = high.clamp(max=self.steps - 1)  # a table of one row
         low = (high - 1).clamp(min=0)
         gap = table[high] - table[low]
         part = torch.where(gap > 0, (value - table[low]) / gap, 1.0)
@@ -78,51 +77,48 @@ class NoiseLevels(TableSchedule):
 
 
 def geometric_sigmas(low: float, high: float, steps: int) -> Tensor:
-    """`steps` noise levels from low to high, each the same multiple of the one before, float64 `(steps,)`.
+    """Returns a geometric sequence of `steps` noise levels from low to high, float64 `(steps,)`.
 
     Raises:
-        UsageError: unless 0 < low < high and there are two or more.
+        UsageError: unless 0 < low < high and steps is 2 or more.
     """
     if not 0 < low < high or steps < 2:
-        raise UsageError(
-            f"low={low}, high={high}, steps={steps}: give 0 < low < high, and two or more levels between them"
-        )
+        raise UsageError(f"low={low}, high={high}, steps={steps}: give 0 < low < high, and two or more noise levels")
     return torch.linspace(math.log(low), math.log(high), steps, dtype=torch.float64).exp()
 
 
 def largest_sigma(x: Tensor) -> float:
-    """The largest Euclidean distance between two examples of `x` `(n, ...)` (Song & Ermon 2020, technique 1).
+    """Returns the largest Euclidean distance between two examples of `x`, `(n, ...)` (Song & Ermon 2020, technique 1).
 
-    With that much noise a chain that starts at one example reaches every other. All pairs are compared, some rows at a
-    time.
+    With that much noise a chain that starts at one example can reach every other. All pairs are compared.
     """
     x = at_least_float32(x).flatten(1)
     return max(float(torch.cdist(rows, x).max()) for rows in x.split(max(PAIRS // len(x), 1)))
 
 
 def level_ratio(dims: int, overlap: float = 0.5) -> float:
-    r"""gamma, the ratio of a noise level to the next smaller one (Song & Ermon 2020, technique 2).
+    r"""Returns gamma, the ratio of a noise level to the next smaller one (Song & Ermon 2020, technique 2).
 
-    In D dimensions the length of noise is nearly `N(sqrt(D) sigma, sigma^2 / 2)`. gamma is such that of the lengths at
-    a level a share lies within three standard deviations of the mean length at the neighbour:
+    In D dimensions the norm of noise is nearly `N(sqrt(D) sigma, sigma^2 / 2)`. With gamma, the fraction `overlap` of
+    the norms at one noise level lies within three standard deviations of the mean norm at the next:
     `Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) = overlap`.
 
-    The paper says "about 0.5". The numbers of levels that it prints (232, 500, 1086) all follow from an overlap of
+    The paper's overlap is "about 0.5". Its numbers of noise levels (232, 500, 1086) all follow from an overlap of
     0.567; exactly 0.5 would give 219, 472 and 1026.
 
     Args:
-        dims: D, numbers in an example.
-        overlap: the share.
+        dims: D, the number of dimensions of an example.
+        overlap: the fraction, above 0 and below 0.997.
 
     Raises:
-        UsageError: for an overlap outside of (0, 1), or one that no ratio above 1 has.
+        UsageError: for an overlap outside of this range, or one that is not reached at any ratio above 1.
     """
-    from scipy.optimize import brentq  # here, so that importing the family stays light
+    from scipy.optimize import brentq  # here, so that importing the package is fast
     from scipy.special import ndtr
 
     if dims < 1 or not 0 < overlap < 0.997:
         raise UsageError(
-            f"dims={dims}, overlap={overlap}: give one or more dimensions, and a share between 0 and 0.997, such as 0.5"
+            f"dims={dims}, overlap={overlap}: give 1 dimension or more, and an overlap between 0 and 0.997, such as 0.5"
         )
     scale = math.sqrt(2 * dims)
 
@@ -130,37 +126,34 @@ def level_ratio(dims: int, overlap: float = 0.5) -> float:
         apart = scale * (gamma - 1)
         return float(ndtr(apart + 3 * gamma) - ndtr(apart - 3 * gamma)) - overlap
 
-    # In few dimensions the interval grows faster than the levels part, and the share never falls so low.
+    # In few dimensions the interval grows faster than the distance of the means, and the overlap never falls so low.
     high = next((1 + width for width in (2.0**k for k in range(-20, 20)) if excess(1 + width) < 0), None)
     if high is None:
         raise UsageError(
-            f"in dims={dims} neighbouring levels share more than overlap={overlap} at every ratio: give the levels yourself"
+            f"dims={dims}: neighboring noise levels overlap by more than overlap={overlap} at every ratio; "
+            "give a larger overlap, or choose the noise levels yourself"
         )
-    return float(brentq(excess, 1.0, high, xtol=1e-14))
+    return cast(float, brentq(excess, 1.0, high, xtol=1e-14))
 
 
 def level_count(low: float, high: float, ratio: float) -> int:
-    """How many levels there are from low to high, both counted, when each is about `ratio` times the one before.
-
-    Two at least.
-    """
+    """Returns the number of noise levels from low to high, both included, with a ratio of about `ratio`; at least 2."""
     return max(round(math.log(high / low) / math.log(ratio)) + 1, 2)
 
 
 def variance_ratio(epsilon: float, ratio: float, repeats: int, smallest_sigma: float) -> float:
-    r"""Variance of a sample over sigma_i^2 after the steps at a level i (Song & Ermon 2020, technique 4), where the
-    data are a point.
+    r"""Returns the variance of a sample over sigma_i^2 after the Langevin steps at sigma_i, for data at one point.
 
-    The chain comes from the level above with `gamma^2 sigma_i^2`. A step `x <- x - c x + sqrt(2 c) sigma_i z` with
-    `c = epsilon / sigma_1^2` takes the ratio r to `(1 - c)^2 r + 2 c`, which has the fixed point `f = 2 / (2 - c)`:
-    after T steps `r = (1 - c)^(2 T) (gamma^2 - f) + f`.
+    Song & Ermon 2020, technique 4. The chain comes from the next larger noise level with `gamma^2 sigma_i^2`. A step
+    `x <- x - c x + sqrt(2 c) sigma_i z` with `c = epsilon / sigma_1^2` takes the ratio r to `(1 - c)^2 r + 2 c`, which
+    has the fixed point `f = 2 / (2 - c)`: after T steps `r = (1 - c)^(2 T) (gamma^2 - f) + f`.
 
     Args:
-        epsilon: the step at the smallest level, in the released code's form `x + e s + sqrt(2 e) z`, which is the 2020
-            paper's too.
+        epsilon: step size at the smallest noise level, for steps `x + e s + sqrt(2 e) z` as in the 2020 paper and the
+            released code.
         ratio: gamma.
         repeats: T.
-        smallest_sigma: sigma of the smallest level.
+        smallest_sigma: the smallest noise level.
     """
     c = epsilon / smallest_sigma**2
     fixed = 2 / (2 - c)
@@ -168,18 +161,19 @@ def variance_ratio(epsilon: float, ratio: float, repeats: int, smallest_sigma: f
 
 
 def best_epsilon(ratio: float, repeats: int, smallest_sigma: float) -> float:
-    """The epsilon whose `variance_ratio` is nearest to 1 (Song & Ermon 2020, technique 4).
+    """Returns the epsilon whose `variance_ratio` is closest to 1 (Song & Ermon 2020, technique 4).
 
-    The ratio is above 1 for every step: short ones leave what the level above had too much, long ones add of their own.
+    The variance ratio is above 1 for every epsilon: small steps leave too much of the noise that the chain came with,
+    large steps add too much of their own.
 
     Raises:
-        UsageError: without a step, or for a ratio that is not above 1.
+        UsageError: for fewer than one step, or a ratio that is not above 1.
     """
     from scipy.optimize import minimize_scalar
 
     if repeats < 1 or not ratio > 1:
         raise UsageError(
-            f"ratio={ratio}, repeats={repeats}: give a ratio of levels above 1, and one or more steps at each"
+            f"ratio={ratio}, repeats={repeats}: give a ratio of noise levels above 1, and 1 step or more at each"
         )
     found = minimize_scalar(
         lambda c: variance_ratio(c, ratio, repeats, 1.0), bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-10}

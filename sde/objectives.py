@@ -1,4 +1,4 @@
-"""The likelihood bound of score SDEs as an objective; their other losses are choices of `DenoisingLoss`."""
+"""The likelihood bound of score SDEs as an objective; their other losses are constructors of `DenoisingLoss`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ..shared.tensors import at_least_float32, exact, like, moment, per_example,
 
 @serializable("sde.MaximumLikelihood", formerly="unnoise.sde.objectives.MaximumLikelihood")
 class MaximumLikelihood(Objective[GaussianDenoiser]):
-    r"""An upper bound on `-log p(x_0)`, in nats summed over dimensions.
+    r"""Maximum-likelihood training: an upper bound on `-log p(x_0)` in nats, summed over dimensions.
 
     `(lambda_max - lambda_min) / 2 E ||epsilon_theta - epsilon||^2 + C`, with times even in log-SNR. In expectation the
-    first term is `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the weight `g_squared` with the times that importance
-    sampling would draw, since `g^2 / sigma^2 = -d lambda / dt` (Song et al. 2021b, section 5; Kingma et al. 2021, eq.
-    18). With the prior `N(0, sigma_1^2)` and d dimensions, theorem 3 of the former gives what no parameter moves:
-    `C = d (log(2 pi sigma_1^2) + 1 - lambda_max + lambda_min) / 2 + alpha_1^2 ||x_0||^2 / (2 sigma_1^2) - d log(alpha_1
-    / alpha_(t_min))`. The density is that of the data with the noise of t_min.
+    first term is `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the weight `likelihood_weight` with times drawn by
+    importance sampling, since `g^2 / sigma^2 = -d lambda / dt` (Song et al. 2021b, section 5; Kingma et al. 2021, eq.
+    18). With the prior `N(0, sigma_1^2)` and d dimensions, C, which does not depend on the parameters, is by theorem 3
+    of Song et al. (2021b) `d (log(2 pi sigma_1^2) + 1 - lambda_max + lambda_min) / 2 + alpha_1^2 ||x_0||^2 / (2
+    sigma_1^2) - d log(alpha_1 / alpha_(t_min))`. The density is that of the data with the noise of t_min.
 
     Args:
         denoiser: on the schedule to train with.
-        times: how the log-SNRs of a batch are drawn, uniformly: 0 is the cleanest.
+        times: how the numbers u of a batch are drawn, uniformly; the log-SNR falls linearly from u = 0 to 1.
 
     Raises:
-        UsageError: for times that are not uniform, a schedule that ends at zero SNR, and a network whose variance
-            output would stay untrained.
+        UsageError: for times that are not uniform, a schedule that ends at zero SNR, a table of one row, and a network
+            whose variance output would stay untrained.
     """
 
     draws_times = True
@@ -50,7 +50,7 @@ class MaximumLikelihood(Objective[GaussianDenoiser]):
         self.low, self.high = denoiser.corruption.log_snr(ends).tolist()
         if not self.high > self.low:
             raise UsageError(
-                "a table of one row has no log-SNRs between its ends, so nothing would be trained: take more rows"
+                "a table of one row has a single log-SNR, so nothing would be trained: take a table with more rows"
             )
         (alpha, before), (sigma, _) = (c.tolist() for c in denoiser.corruption(ends))
         self._each = 0.5 * (math.log(2 * math.pi * sigma**2) + 1 - self.high + self.low) - math.log(alpha / before)
@@ -67,7 +67,7 @@ class MaximumLikelihood(Objective[GaussianDenoiser]):
 
 
 def noise_error(denoiser: GaussianDenoiser, x0: Tensor, t: Tensor, generator: Source = None, **cond: Any) -> Tensor:
-    """`epsilon_theta(x_t, t) - epsilon` at a fresh x_t, of the shape of x_0, float32 or better."""
+    """Returns `epsilon_theta(x_t, t) - epsilon` at a newly drawn x_t, of the shape of x_0, float32 or better."""
     x0, t = at_least_float32(refuse_unreal(x0, "x0")), moment(t)
     epsilon = normal_like(x0, generator)
     alpha, sigma = denoiser.corruption(exact(t))

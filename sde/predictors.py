@@ -1,4 +1,4 @@
-"""Predictors: samplers that take a reverse SDE from one level to the next."""
+"""Predictors: samplers that solve the reverse SDE from one time to the next."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from .sde import SDE
 
 
 class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
-    r"""`x_s = x_t - (t - s) drift + eta g sqrt(t - s) z` on the reverse SDE (Song et al. 2021, appendix G); the last
-    step denoises.
+    r"""The Euler-Maruyama method on the reverse SDE: `x_s = x_t - (t - s) drift + eta g sqrt(t - s) z`.
+
+    Song et al. 2021, appendix G. The last step denoises.
 
     Args:
-        denoiser: gives the score.
-        eta: noise of the reversal, 1 for the reverse SDE, 0 for Euler steps of the probability flow.
+        denoiser: the denoiser to sample from.
+        eta: scale of the noise, 1 for the reverse SDE, 0 for Euler steps of the probability flow.
+
+    Raises:
+        UsageError: for a negative eta, and a schedule that ends at zero SNR.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 1.0) -> None:
@@ -39,18 +43,19 @@ class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
 
 
 class ReverseDiffusion(Sampler[GaussianDenoiser, Schedule]):
-    r"""`x_s = (2 - a) x_t + (1 + eta^2) / 2 G^2 score + eta G z` for the forward step `x_t = a x_s + G z`.
+    r"""The reverse diffusion sampler: `x_s = (2 - a) x_t + (1 + eta^2) / 2 G^2 score + eta G z`.
 
-    Song et al. (2021), eqs. 45 and 46.
-
-    The forward step is the schedule's own transition, exact for any stride: `a = alpha_t / alpha_s`,
-    `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`. On a table of beta that is `sqrt(1 - beta)` and beta, on VE
-    `sigma_t^2 - sigma_s^2`, as published; the published steps of sub-VP are those of `EulerMaruyama`. The last step
-    denoises.
+    It reverses the forward step `x_t = a x_s + G z` (Song et al. 2021, eqs. 45 and 46). The forward step is the
+    schedule's own transition, exact for any step size: `a = alpha_t / alpha_s`, `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`.
+    On a table of betas these are `sqrt(1 - beta)` and beta, on VE 1 and `sigma_t^2 - sigma_s^2`, as published; the
+    published steps of sub-VP are those of `EulerMaruyama`. The last step denoises.
 
     Args:
-        denoiser: gives the score.
-        eta: noise of the reversal, 1 for the reverse SDE, 0 for the paper's "probability flow" predictor (table 1).
+        denoiser: the denoiser to sample from.
+        eta: scale of the noise, 1 for the reverse SDE, 0 for the paper's "probability flow" predictor (table 1).
+
+    Raises:
+        UsageError: for a negative eta, and a schedule that ends at zero SNR.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 1.0) -> None:
@@ -70,16 +75,18 @@ class ReverseDiffusion(Sampler[GaussianDenoiser, Schedule]):
 
 
 class NoPredictor(Sampler[GaussianDenoiser, Schedule]):
-    """Leaves x where it is but for the last step, which denoises: what stands in for a predictor where a corrector does
-    all the work.
+    """A predictor that leaves x unchanged except for the last step, which denoises: for correctors that work alone.
 
     Song & Ermon's (2019, 2020) annealed Langevin dynamics is
-    `CorrectorPredictor(NoPredictor(denoiser), AnnealedLangevin(denoiser, ...))` on a schedule with alpha = 1; on others
-    x takes the scale of the next level.
+    `CorrectorPredictor(NoPredictor(denoiser), AnnealedLangevin(denoiser, ...))` on a schedule with alpha = 1. On other
+    schedules x is scaled by `alpha_s / alpha_t`.
 
     Args:
-        denoiser: of the last step.
+        denoiser: the denoiser of the last step.
         denoise: whether the last step denoises (Jolicoeur-Martineau et al. 2021); Song & Ermon (2019) do not.
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, denoise: bool = True) -> None:
@@ -94,6 +101,10 @@ class NoPredictor(Sampler[GaussianDenoiser, Schedule]):
 
 
 def refuse_negative(eta: float) -> None:
-    """Refuses a share of noise below 0."""
+    """Refuses a negative scale of the noise.
+
+    Raises:
+        UsageError: with what to do.
+    """
     if not eta >= 0:
         raise UsageError(f"eta={eta}: give 0 for no noise, 1 for the reverse SDE, or more")

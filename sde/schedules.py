@@ -1,4 +1,4 @@
-"""The schedules of Song et al. (2021), of Karras et al. (2022) and of rectified flow."""
+"""Continuous-time schedules: VP, sub-VP and VE (Song et al. 2021), EDM (Karras et al. 2022) and rectified flow."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from ..shared.tensors import exact
 @serializable("sde.VP", formerly="unnoise.sde.schedules.VP")
 @dataclass(frozen=True)
 class VP(Schedule):
-    r"""Variance preserving, `dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw`, beta linear in t (Song et al. 2021, eq. 11).
+    r"""The variance-preserving SDE: `dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw` (Song et al. 2021, eq. 11).
 
     `beta(t) = beta_min + t (beta_max - beta_min)`, `log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, and
     `sigma_t^2 = 1 - alpha_t^2` (eq. 33).
 
-    Args:
-        beta_min, beta_max: at t = 0 and 1.
+    Attributes:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
         t_min: smallest time in training and likelihoods.
-        t_last: last noisy time in sampling.
+        t_last: last noisy time of a sampling grid.
+
+    Raises:
+        UsageError: unless 0 < beta_min < beta_max and both times lie between 0 and 1.
     """
 
     beta_min: float = 0.1
@@ -47,18 +51,24 @@ class VP(Schedule):
         return (log_alpha2 - torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return _time(self, F.softplus(-_within(self, log_snr))).to(log_snr.dtype)
+        return _time(self, F.softplus(-_limited(self, log_snr))).to(log_snr.dtype)
 
 
 @serializable("sde.SubVP", formerly="unnoise.sde.schedules.SubVP")
 @dataclass(frozen=True)
 class SubVP(Schedule):
-    r"""`dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 int beta))) dw` (Song et al. 2021, eqs. 27 and 29).
+    r"""The sub-VP SDE: `dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 int beta))) dw`.
 
-    alpha_t as VP, `sigma_t = 1 - alpha_t^2`, not its root.
+    Song et al. 2021, eqs. 27 and 29. alpha_t is that of `VP`, and `sigma_t = 1 - alpha_t^2`, not its root.
 
-    Args:
-        beta_min, beta_max, t_min, t_last: as VP.
+    Attributes:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+        t_min: smallest time in training and likelihoods.
+        t_last: last noisy time of a sampling grid.
+
+    Raises:
+        UsageError: unless 0 < beta_min < beta_max and both times lie between 0 and 1.
     """
 
     beta_min: float = 0.1
@@ -79,7 +89,7 @@ class SubVP(Schedule):
         return (log_alpha2 - 2 * torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        ratio = (_within(self, log_snr) / 2).exp()  # alpha / (1 - alpha^2), a quadratic in alpha
+        ratio = (_limited(self, log_snr) / 2).exp()  # alpha / (1 - alpha^2), a quadratic in alpha
         alpha = 2 * ratio / (1 + (1 + 4 * ratio**2).sqrt())
         return _time(self, -2 * alpha.log()).to(log_snr.dtype)
 
@@ -87,15 +97,18 @@ class SubVP(Schedule):
 @serializable("sde.VE", formerly="unnoise.sde.schedules.VE")
 @dataclass(frozen=True)
 class VE(Schedule):
-    r"""Variance exploding, `alpha_t = 1`, `sigma_t = sigma_min (sigma_max / sigma_min)^t` (Song et al. 2021, eq. 30);
-    clean at t = 0.
+    r"""The variance-exploding SDE: `alpha_t = 1`, `sigma_t = sigma_min (sigma_max / sigma_min)^t`, clean at t = 0.
 
-    Published for data in [0, 1]; data in [-1, 1] need both sigmas doubled for the same process.
+    Song et al. 2021, eq. 30. Published for data in [0, 1]; for the same process of data in [-1, 1] double both sigmas.
 
-    Args:
-        sigma_min, sigma_max: just above t = 0, and at 1.
+    Attributes:
+        sigma_min: sigma just above t = 0.
+        sigma_max: sigma at t = 1.
         t_min: smallest time in training and likelihoods.
-        t_last: last noisy time in sampling.
+        t_last: last noisy time of a sampling grid.
+
+    Raises:
+        UsageError: unless 0 < sigma_min < sigma_max and both times lie between 0 and 1.
     """
 
     sigma_min: float = 0.01
@@ -123,15 +136,20 @@ class VE(Schedule):
 @serializable("sde.EDM", formerly="unnoise.sde.schedules.EDM")
 @dataclass(frozen=True)
 class EDM(Schedule):
-    r"""`alpha_t = 1`, `sigma_t = t sigma_max`: time is the noise itself (Karras et al. 2022, table 1).
+    r"""The schedule of EDM: `alpha_t = 1`, `sigma_t = t sigma_max` (Karras et al. 2022, table 1).
 
-    `grid(N)` holds N levels with `sigma^(1 / rho)` evenly spaced, and then 0 (eq. 5). Training visits
+    `grid(N)` has N times with `sigma^(1 / rho)` evenly spaced, and then 0 (eq. 5). Training draws
     `ln sigma ~ N(mean, std^2)`.
 
-    Args:
-        sigma_min, sigma_max: at the grid's last and first level, for data in [-1, 1].
-        rho: of the grid.
-        mean, std: P_mean and P_std, of ln sigma in training.
+    Attributes:
+        sigma_min: smallest noise level of a sampling grid, for data in [-1, 1].
+        sigma_max: largest noise level, at t = 1.
+        rho: exponent of the grid.
+        mean: mean of ln sigma in training, P_mean.
+        std: standard deviation of ln sigma in training, P_std.
+
+    Raises:
+        UsageError: unless 0 < sigma_min < sigma_max, and rho and std are positive.
     """
 
     sigma_min: float = 0.002
@@ -166,8 +184,8 @@ class EDM(Schedule):
 
     def grid(self, steps: int) -> Tensor:
         refuse_no_steps(steps)
-        levels = karras_sigmas(steps, self.sigma_min, self.sigma_max, self.rho) / self.sigma_max
-        return torch.cat([levels.clamp(max=1.0), torch.zeros(1, dtype=torch.float64)])
+        times = karras_sigmas(steps, self.sigma_min, self.sigma_max, self.rho) / self.sigma_max
+        return torch.cat([times.clamp(max=1.0), torch.zeros(1, dtype=torch.float64)])
 
     def training_time(self, u: Tensor) -> Tensor:
         log_sigma = self.mean + self.std * torch.special.ndtri(exact(u))
@@ -177,16 +195,19 @@ class EDM(Schedule):
 @serializable("sde.Straight", formerly="unnoise.sde.schedules.Straight")
 @dataclass(frozen=True)
 class Straight(Schedule):
-    r"""`alpha_t = 1 - end t`, `sigma_t = end t`, `end = 1`: x_t moves on a straight line from x_0 to noise.
+    r"""The straight path of rectified flow and flow matching: `alpha_t = 1 - end t`, `sigma_t = end t`.
 
-    Liu et al. (2023); Lipman et al. (2023), both with t turned round. It ends at zero SNR; `grid(N)` is N / N, .., 1 /
-    N, 0.
+    Liu et al. 2023; Lipman et al. 2023, both with the direction of time reversed. With `end = 1` it ends at zero SNR.
+    `grid(N)` is N / N, .., 1 / N, 0.
 
-    Args:
-        end: of the path; a little below 1, such as 0.999, for networks that predict noise, which say nothing of x_0 at
-            zero SNR.
+    Attributes:
+        end: sigma at t = 1; slightly below 1, such as 0.999, for networks that predict noise, which does not determine
+            x_0 at zero SNR.
         t_min: smallest time in training and likelihoods.
         t_last: last noisy time of grids in log-SNR.
+
+    Raises:
+        UsageError: unless 0 < end <= 1 and 0 < t_min <= t_last < 1.
     """
 
     end: float = 1.0
@@ -213,33 +234,48 @@ class Straight(Schedule):
 
 
 def vp_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
-    """The betas of VP's ancestor, the chain of N steps: `linspace(beta_min / N, beta_max / N, N)`, float64 (Song et al.
-    2021, appendix C).
+    """Returns the betas of the N-step chain whose limit is VP: `linspace(beta_min / N, beta_max / N, N)`, float64.
 
-    `continuous.Tabulated(vp_betas())` is that chain; VE's is `Levels(geometric_sigmas(..))`. Sub-VP has none: its
-    published steps are those of `EulerMaruyama`.
+    Song et al. 2021, appendix C. `continuous.Tabulated(vp_betas())` is that chain; the chain of VE is
+    `NoiseLevels(geometric_sigmas(...))`. Sub-VP has no chain: its published steps are those of `EulerMaruyama`.
+
+    Raises:
+        UsageError: unless steps is 1 or more and 0 < beta_min < beta_max <= steps.
     """
     if steps < 1 or not 0 < beta_min < beta_max <= steps:
         raise UsageError(
-            f"steps={steps}, beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max <= steps"
+            f"steps={steps}, beta_min={beta_min}, beta_max={beta_max}: give 1 step or more, "
+            "and 0 < beta_min < beta_max <= steps"
         )
     return torch.linspace(beta_min / steps, beta_max / steps, steps, dtype=torch.float64)
 
 
 def refuse_betas(beta_min: float, beta_max: float) -> None:
-    """Refuses rates that do not increase from above 0."""
+    """Refuses betas that do not increase from above 0.
+
+    Raises:
+        UsageError: with what to do.
+    """
     if not 0 < beta_min < beta_max:
         raise UsageError(f"beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max")
 
 
 def refuse_sigmas(sigma_min: float, sigma_max: float) -> None:
-    """Refuses noise levels that do not increase from above 0."""
+    """Refuses noise levels that do not increase from above 0.
+
+    Raises:
+        UsageError: with what to do.
+    """
     if not 0 < sigma_min < sigma_max:
         raise UsageError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: give 0 < sigma_min < sigma_max")
 
 
 def refuse_outside(t_min: float, t_last: float) -> None:
-    """Refuses smallest times that do not lie between 0 and 1."""
+    """Refuses smallest times that do not lie between 0 and 1.
+
+    Raises:
+        UsageError: with what to do.
+    """
     if not (0 < t_min < 1 and 0 < t_last < 1):
         raise UsageError(f"t_min={t_min}, t_last={t_last}: give times between 0 and 1, such as 1e-5 and 1e-3")
 
@@ -248,13 +284,13 @@ def _log_alpha2(schedule: VP | SubVP, t: Tensor) -> Tensor:
     return -0.5 * t**2 * (schedule.beta_max - schedule.beta_min) - t * schedule.beta_min
 
 
-def _within(schedule: VP | SubVP, log_snr: Tensor) -> Tensor:
+def _limited(schedule: VP | SubVP, log_snr: Tensor) -> Tensor:
     low, high = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
     return exact(log_snr).clamp(low, high)
 
 
 def _time(schedule: VP | SubVP, minus_log_alpha2: Tensor) -> Tensor:
     slope = schedule.beta_max - schedule.beta_min
-    # The positive root of slope t^2 / 2 + beta_min t = c, in the form without cancellation for small c.
+    # The positive root of slope t^2 / 2 + beta_min t = -log alpha^2, in the form without cancellation near t = 0.
     root = (schedule.beta_min**2 + 2 * slope * minus_log_alpha2).sqrt()
     return (2 * minus_log_alpha2 / (schedule.beta_min + root)).clamp(schedule.t_min, 1.0)
