@@ -1,5 +1,7 @@
-"""The README's code runs, and says what it should."""
+"""The code in the documentation runs, and the names and links in it lead somewhere."""
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -7,57 +9,145 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = [b for b in re.findall(r"```python\n(.*?)```", README, re.S) if not b.startswith("# not run")]
-
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), *sorted((DOCS / "extend").glob("*.md"))]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 
 CODED = "\nassert bits.isfinite().all() and (bits > 0).all() and len(bits) == 8\n"
 CHECKS = {
-    "ddpm": CODED,
-    "guidance": "\nassert torch.isfinite(x0).all() and x0.shape == (16, 1, 8, 8)\n",
-    "d3pm": CODED,
-    "text": "\nassert x0.shape == (4, 64) and x0.max() < 27 and nats.isfinite().all()"
+    "README": CODED + "assert x0.isfinite().all() and x0.shape == (16, 1, 8, 8)\n",
+    "ddpm_and_guidance": CODED + "assert torch.isfinite(x0).all() and x0.shape == (16, 1, 8, 8)\n",
+    "d3pm": CODED + "assert k.shape == (16, 1, 8, 8) and 0 <= k.min() and k.max() < 17\n",
+    "text": "\nassert x0.shape == (4, 64) and x0.max() < 27 and nats.isfinite().all() and long.shape == (4, 150)"
     "\nassert objective(text.windows[:4].long()).total.isfinite().all()\n",
-    "score-sde": CODED,
-    "heirs": "\nassert all(torch.isfinite(x).all() for x in (x0, half_way, sharper)) and code.error.shape == (8,)\n",
+    "score_sde": CODED,
+    "edm_flow_and_inverse_problems": "\nassert code.error.shape == (8,)"
+    "\nassert dequantizer.quantization == digits.quantization"
+    "\nassert all(torch.isfinite(x).all() for x in (x0, interpolated, sharper))\n",
+    "own_data": "\nassert photos.summary.startswith('24 images of 3x16x16, 3 classes: blue 8, green 8, red 8')"
+    "\nassert batch['x0'].shape == (4, 3, 16, 16) and batch['label'].max() < 3 and x0.shape == (4, 32)"
+    "\nassert next(iter(batches))['x0'].abs().max() <= 1"
+    "\nassert denoiser(torch.zeros(2, 2), torch.tensor(0.5)).shape == (2, 2)\n",
 }
+FOREIGN = {"UNet2DModel", "DDPMPipeline", "Embedding", "Generator"}
+"""Class names of other projects in the documentation."""
 
 
-@pytest.mark.parametrize(("code", "check"), list(zip(BLOCKS, CHECKS.values(), strict=True)), ids=CHECKS)
-def test_code_block_runs(code, check, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`", "-c", code + check],
+def blocks(page):
+    """The Python blocks of a page, those that run and those that are marked as not run."""
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    skipped = [block for block in found if block.startswith("# not run")]
+    return [block for block in found if block not in skipped], skipped
+
+
+def run(code, folder):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`", "-c", code],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
     )
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)[0]], ids=lambda page: page.stem)
+def test_code_of_a_page_runs(page, tmp_path):
+    """The blocks of a page run one after the other, as one script."""
+    result = run("\n".join(blocks(page)[0]) + CHECKS.get(page.stem, ""), tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_every_check_belongs_to_a_page():
+    assert set(CHECKS) <= {page.stem for page in PAGES if blocks(page)[0]}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)[1]], ids=lambda page: page.stem)
+def test_names_in_code_that_is_not_run(page):
+    for block in blocks(page)[1]:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pretrained":
+                assert hasattr(importlib.import_module("unnoise.experiments.pretrained"), node.attr)
+
+
+def test_pages_on_own_parts_are_short_and_complete():
+    pages = sorted((DOCS / "extend").glob("*.md"))
+    assert {page.stem for page in pages} >= {"schedule", "loss_weight", "time_draw", "time_input"}
+    for page in pages:
+        text = page.read_text()
+        assert len(text.splitlines()) <= 40, page
+        assert len(blocks(page)[0]) == 1, page
+        assert all(part in text for part in ("@serializable(", "Training(steps=20)", "unnoise.load(")), page
 
 
 def test_the_two_readings_of_an_output_as_the_docs_show_them(tmp_path):
     """The example runs, and its table holds what it prints."""
-    page = (Path(__file__).parent.parent / "docs" / "readings.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", page, re.S)
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code[0]], capture_output=True, text=True, cwd=tmp_path
-    )
+    page = DOCS / "readings.md"
+    (code,), _ = blocks(page)
+    result = run(code, tmp_path)
     assert result.returncode == 0, result.stderr
-    table = [re.findall(r"0\.\d{3}", line) for line in page.splitlines() if line.startswith("| the ") and "**" in line]
+    lines = page.read_text().splitlines()
+    table = [re.findall(r"0\.\d{3}", line) for line in lines if line.startswith("| the ") and "**" in line]
     assert re.findall(r"0\.\d+", result.stdout) == [number for row in table for number in row]
     assert len(table) == 2
 
 
-def test_order_of_the_readme():
+def test_order_and_length_of_the_readme():
     commands, picture, code = README.index("make demo"), README.index("docs/demo.png"), README.index("```python")
-    assert commands < README.index("make test") < picture < code
-    assert all(
-        sum(bool(line.strip()) for line in b.splitlines()) <= 12 for b in BLOCKS if "bits =" in b
-    )  # twelve lines for each family
-    assert (Path(__file__).parent.parent / "docs" / "demo.png").exists()
+    assert commands < README.index("make test") < picture < README.index("pip install .") < code
+    assert len(README.splitlines()) <= 100
+    (example,), _ = blocks(ROOT / "README.md")
+    assert sum(bool(line.strip()) for line in example.splitlines()) <= 12
+    assert (DOCS / "demo.png").exists()
+
+
+def test_the_readmes_table_names_what_each_package_has():
+    rows = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| ")]
+    packages = [importlib.import_module(name.strip("`")) for name in rows[0] if name.startswith("`unnoise")]
+    assert len(packages) == 3
+    elsewhere = [importlib.import_module(f"unnoise.{name}") for name in ("shared.gaussian", "shared.editing")]
+    for what, *cells in rows[2:]:
+        for package, cell in zip(packages, cells, strict=True):
+            for name in re.findall(r"`(\w+)[`.]", cell):
+                places = [package, *(elsewhere if what in ("guidance", "edit") else [])]
+                assert name == "shared" or any(hasattr(place, name) for place in places), (package.__name__, name)
+            for name in re.findall(r"[`,] ?`\.(\w+)`", cell):
+                assert hasattr(package.DenoisingLoss, name)
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_class_names_in_the_text_exist(page):
+    """Names of classes in backquotes are classes, constants or types of the package, or of the projects in FOREIGN."""
+    folders = ("continuous", "discrete", "sde", "shared", "experiments")
+    sources = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    defined = set(re.findall(r"^ *(?:class (\w+)|([A-Z]\w+)\b.*=)", sources, re.M))
+    known = {name for pair in defined for name in pair} | FOREIGN
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    if page.name == "CHANGELOG.md":  # the first column of its table holds old names
+        text = "\n".join(line.split(" | ", 1)[-1] for line in text.splitlines())
+    quoted = " ".join(re.findall(r"`([^`]+)`", text))
+    named = set(re.findall(r"(?<![\w./-])(?:\w+\.)*([A-Z][a-z]+(?:[A-Z]\w*)?)\(", quoted))
+    named |= set(re.findall(r"(?<![\w./-])([A-Z][a-z]+[A-Z]\w*)\b", quoted))
+    missing = named - known
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_named_in_the_text_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for name in re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|md))?)`", text):
+        assert any((place / name).exists() for place in (ROOT, ROOT / "shared", page.parent)), name
 
 
 def test_links_lead_somewhere():
-    root = Path(__file__).parent.parent
-    for page in (root / "README.md", *(root / "docs").rglob("*.md")):
+    for page in PROSE:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_no_page_names_a_local_path():
+    for page in PROSE:
+        assert not re.search(r"/(?:tmp|home|work|root)/", page.read_text()), page
