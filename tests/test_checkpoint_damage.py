@@ -24,12 +24,12 @@ from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training, checkpoint, folder
-from unnoise.shared.training.checkpoint import digest, newest, numbered
+from unnoise.shared.training.checkpoint import digest, newest, list_checkpoints
 from unnoise.shared.training.folder import curve, read_metrics, write_text
 
 CONFIG = Training(steps=6, learning_rate=1e-2, warmup=2, log_every=1, save_every=2)
 FULL = OSError(errno.ENOSPC, "No space left on device")
-FULL_DISK = "(No space left on device): make room, or choose another place\n"
+FULL_DISK = "(No space left on device): free disk space, or choose another place\n"
 
 
 def batches():
@@ -146,8 +146,8 @@ def test_weights_of_every_kind_are_looked_at(run):
         refused(
             lambda: load(run),
             "is damaged",
-            f"{name.split('.')[0]}.* are not those that were written",
-            "go on from 00000004",
+            f"{name.split('.')[0]}.* differ from those that were written",
+            "continue from 00000004",
         )
     refused(lambda: resume(run), "is damaged")
     file.write_bytes(whole)
@@ -173,7 +173,7 @@ def test_digests_tell_names_dtypes_and_shapes_apart():
 
 def test_checkpoints_without_digests_are_loaded_as_before(run):
     expected = weights(load(run))
-    for home in numbered(run / "checkpoints"):
+    for home in list_checkpoints(run / "checkpoints"):
         description = json.loads((home / "checkpoint.json").read_text())
         del description["digest"], description["frozen"]
         (home / "checkpoint.json").write_text(json.dumps(description))
@@ -187,8 +187,8 @@ def test_a_description_that_was_changed_by_hand_says_how_to_take_it(run):
     path.write_text(json.dumps(description))
     refused(
         lambda: load(run),
-        "checkpoint.json is not as it was written; where you changed it yourself",
-        'take "digest" out of it',
+        "checkpoint.json differs from what was written; if you changed it yourself",
+        'remove its entry "digest"',
     )
     del description["digest"]
     path.write_text(json.dumps(description))
@@ -202,7 +202,7 @@ def test_a_half_copied_checkpoint_is_not_passed_over(run, lost):
     for name in ("checkpoint.json", "tensors.safetensors"):
         if lost in (name, "both"):
             (home / name).unlink()
-    refused(lambda: load(run), "00000006 is damaged (No such file", "delete it to go on from 00000004")
+    refused(lambda: load(run), "00000006 is damaged (No such file", "delete it to continue from 00000004")
     refused(lambda: resume(run), "00000006 is damaged")
     if lost != "both":
         refused(lambda: load(home), "is damaged")
@@ -227,7 +227,7 @@ def test_the_newest_is_the_largest_number(tmp_path):
     for name in ("99999999", "100000000", "00000005"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert newest(tmp_path).name == "100000000"
-    assert [p.name for p in numbered(tmp_path / "checkpoints")] == ["00000005", "99999999", "100000000"]
+    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["00000005", "99999999", "100000000"]
 
 
 GOOD = b'{"step": 1, "loss": 2.5, "seconds": 7.25}\n'
@@ -259,7 +259,7 @@ def test_a_damaged_log_is_gone_on_with(run, kind, at):
     assert [line["step"] for line in read_metrics(log)] == [1, 2]
     with pytest.warns(
         Notice,
-        match=r"1 lines of .*metrics.jsonl cannot be read and are left out; .* is kept in .*metrics.damaged-1.jsonl",
+        match=r"1 lines of .*metrics.jsonl cannot be read and are left out; .* is kept as .*metrics.damaged-1.jsonl",
     ):
         resume(run)
     assert log.read_bytes().startswith(b"".join(lines))
@@ -293,7 +293,7 @@ def test_the_curve_of_a_damaged_log(tmp_path):
     assert curve(log, "loss") == ([2], [3])
     for content in (b"", b"\xff\n", b'{"step": 1, "loss": null}\n'):
         log.write_bytes(content)
-        with pytest.warns(Notice, match="holds no loss that can be read, and its curve is left out"):
+        with pytest.warns(Notice, match="has no loss that can be read, and its curve is left out"):
             assert curve(log, "loss") == ([], [])
 
 
@@ -351,10 +351,10 @@ def test_a_full_disk_ends_in_a_line_that_says_what_is_saved(tmp_path, monkeypatc
         said = refused(
             lambda: Trainer(objective(), config, folder=home, watch=watch).fit(batches()),
             "No space left on device",
-            "make room",
+            "free disk space",
         )
         saved = 4 if what == "watch" else 2
-        assert f"the run in {home} stopped after step 4, for it cannot be written" in said
+        assert f"the run in {home} stopped after step 4, because the disk cannot be written" in said
         assert f"it is saved up to step {saved}" in said
     assert load(home).step == saved
     assert not list(home.glob("checkpoints/.*"))
@@ -367,7 +367,7 @@ def test_a_disk_that_was_full_from_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", failing(None, 0))
     refused(
         lambda: Trainer(objective(), CONFIG, folder=tmp_path).fit(batches()),
-        "nothing of it is saved; make room, and start again",
+        "no step of it is saved; free disk space, and start again",
     )
 
 

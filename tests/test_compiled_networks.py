@@ -12,7 +12,7 @@ from unnoise.experiments import load
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.training import Trainer
-from unnoise.shared.training.checkpoint import numbered
+from unnoise.shared.training.checkpoint import list_checkpoints
 
 
 def compiled(network):
@@ -72,7 +72,7 @@ def test_a_compiled_network_of_ones_own(tmp_path):
 def test_a_run_of_a_compiled_network_of_earlier_versions_is_read(tmp_path):
     """These named the wrapper, and had its mark in every name."""
     average = Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
-    for home in numbered(tmp_path / "checkpoints"):
+    for home in list_checkpoints(tmp_path / "checkpoints"):
         by_number(home, trained_names(objective()))
         tensors, description = (
             load_file(home / "tensors.safetensors"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unnoise.shared.data import Batches, image_dataset, images, letters
+from unnoise.shared.data import Batches, image_dataset, images, character_batches
 from unnoise.shared.errors import UsageError
 from unnoise.shared.figures import save_curves, save_grid, save_panels, save_strip
 from unnoise.shared.figures.grids import tile
@@ -28,7 +28,7 @@ def test_bundled_sets():
     assert -1 <= batch["x0"].min() <= batch["x0"].max() <= 1
     x = next(iter(digits.batches(4, Quantization.quantized)))["x0"]
     assert x.dtype == torch.int64
-    text = next(iter(letters(length=64, batch=3, split="validation")))["x0"]
+    text = next(iter(character_batches(length=64, batch=3, split="validation")))["x0"]
     assert text.shape == (3, 64)
     assert 0 <= text.min() <= text.max() == 26
 
@@ -56,8 +56,8 @@ def test_bad_sets_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("words")
     for name, words in (
-        (str(tmp_path / "empty"), "holds no images"),
-        (str(tmp_path / "text"), "holds no images"),
+        (str(tmp_path / "empty"), "has no images"),
+        (str(tmp_path / "text"), "has no images"),
         (str(tmp_path / "absent"), "there is no folder"),
         ("digit", "did you mean digits"),
         ("somebody/something", "others need the network"),
@@ -70,8 +70,8 @@ def test_bad_sets_are_refused_in_one_line(tmp_path):
         image_dataset("digits", split="valid")
     with pytest.raises(UsageError, match="batch=41"):
         Batches(torch.zeros(40, 1), 41, Quantization(2))
-    with pytest.raises(UsageError, match=r"conditions=\('colour',\)"):
-        image_dataset("digits").batches(4, conditions=("colour",))
+    with pytest.raises(UsageError, match=r"conditions=\('color',\)"):
+        image_dataset("digits").batches(4, conditions=("color",))
 
 
 def test_batches_cover_an_epoch_and_continue():
@@ -87,7 +87,7 @@ def test_batches_cover_an_epoch_and_continue():
     again.load_state_dict(state)
     other = iter(again)
     assert all(torch.equal(next(other)["x0"], f) for f in following)
-    with pytest.raises(UsageError, match="batch: 4 there, 5 here"):
+    with pytest.raises(UsageError, match="batch: was 4, now 5"):
         Batches(k, 5, Quantization(20), seed=3).load_state_dict(state)
 
 

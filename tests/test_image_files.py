@@ -191,21 +191,21 @@ KINDS = {
     "F beyond 1": (
         "tiff",
         lambda r: Image.fromarray(drawn(r).astype(np.float32)),
-        "floats are read from 0 to 1",
+        "floats must lie in 0 to 1",
         0,
         {},
     ),
     "F below 0": (
         "tiff",
         lambda r: Image.fromarray(-(drawn(r) / 255).astype(np.float32)),
-        "floats are read from 0 to 1",
+        "floats must lie in 0 to 1",
         0,
         {},
     ),
     "F that is no number": (
         "tiff",
         lambda r: Image.fromarray(np.full(SHAPE, np.nan, np.float32)),
-        "floats are read from 0 to 1",
+        "floats must lie in 0 to 1",
         0,
         {},
     ),
@@ -302,10 +302,10 @@ def test_what_was_done_is_counted(tmp_path):
     assert said.startswith("6 images of ")
     assert "x1x2; no labels; " in said
     for words in (
-        "2 of 16 bits scaled from 0..65535 to 0..255, where they hold 25 to 4000",
-        "1 of floats scaled from 0..1 to 0..255, where they hold 0.25 to 0.5",
+        "2 of 16 bits scaled from 0..65535 to 0..255, with values 25 to 4000",
+        "1 of floats scaled from 0..1 to 0..255, with values 0.25 to 0.5",
         "1 with transparency laid over white",
-        "1 of several frames, of which the first is read and 2 further are not",
+        "1 of several frames: the first of each is read, and 2 further ones are not",
     ):
         assert words in said
 
@@ -321,7 +321,7 @@ def test_the_first_of_several_frames_is_read(tmp_path, ending):
     )
     found = image_dataset(tmp_path)
     assert (found.k == 40).all()
-    assert "the first is read and 2 further are not" in found.summary
+    assert "the first of each is read, and 2 further ones are not" in found.summary
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -360,7 +360,7 @@ def test_a_truncated_file_is_named(tmp_path, kind):
     save(Image.new("RGB", (64, 64)), tmp_path / "0.png")
     broken(kind, tmp_path / f"cut.{kind}")
     with pytest.raises(
-        UsageError, match=rf"1 of 2 images of .* cannot be read: cut.{kind} \(.*mend or remove"
+        UsageError, match=rf"1 of 2 images of .* cannot be read: cut.{kind} \(.*repair or remove"
     ) as error:
         image_dataset(tmp_path)
     assert "\n" not in str(error.value)
@@ -374,7 +374,7 @@ def test_all_broken_files_are_counted(tmp_path):
         broken("png", tmp_path / f"{n}.png")
     save(Image.new("RGB", (64, 64)), tmp_path / "whole.png")
     with pytest.raises(
-        UsageError, match=r"5 of 6 images .*0.png \(.*\), 1.png \(.*\), empty.png \(it is not a picture.*\) and 2 more"
+        UsageError, match=r"5 of 6 images .*0.png \(.*\), 1.png \(.*\), empty.png \(it is not an image.*\) and 2 more"
     ):
         image_dataset(tmp_path)
 
@@ -383,7 +383,7 @@ def test_a_decompression_bomb_is_one_line(tmp_path, monkeypatch):
     save(Image.new("L", (40, 40)), tmp_path / "a.png")
     for limit in (1000, 400):  # a warning of Pillow's, and an error
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(UsageError, match=f"a.png .it has more than {limit:,} pixels, make it smaller"):
+        with pytest.raises(UsageError, match=f"a.png .it has more than {limit:,} pixels: make it smaller"):
             image_dataset(tmp_path)
 
 

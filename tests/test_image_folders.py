@@ -14,9 +14,9 @@ from PIL import Image
 
 from unnoise.experiments.images import Data
 from unnoise.shared.data import image_dataset, images
-from unnoise.shared.data.classes import labels_of, natural
-from unnoise.shared.data.folders import SPLITS, listed
-from unnoise.shared.data.images import untested
+from unnoise.shared.data.class_labels import labels_of, natural_order
+from unnoise.shared.data.folders import SPLITS, list_images
+from unnoise.shared.data.images import missing_test_split
 from unnoise.shared.errors import UsageError
 
 
@@ -94,7 +94,7 @@ def test_class_folders_with_numbers_keep_their_order(tmp_path):
     put(tmp_path, *(f"{n}/a.png" for n in range(12)))
     assert read(tmp_path)[2] == tuple(map(str, range(12)))
     assert sorted(zip(*read(tmp_path)[:2], strict=True)) == [(n, n) for n in range(12)]
-    assert sorted(["b10", "b2", "A1", "a", "10", "9", "ä", "01", "1"], key=natural) == [
+    assert sorted(["b10", "b2", "A1", "a", "10", "9", "ä", "01", "1"], key=natural_order) == [
         "01",
         "1",
         "9",
@@ -122,15 +122,15 @@ def test_a_folder_in_a_folder_is_looked_through(tmp_path, wrapped):
         (("train/a.png", "test/a.png", "extra/a.png"), "has test and train beside extra: if these are splits"),
         (("train/a.png", "test/a.png", "cover.png"), "has test and train beside cover.png: if these are splits"),
         (("train/a.png", "cover.png"), "has train beside cover.png: if these are splits"),
-        (("Train/a.png", "training/a.png"), "Train and training of .* are both the split train: make them one"),
-        (("test/a.png", "val/a.png"), "has no split train: it has test, validation; add a folder train"),
-        (("notes.txt",), r"holds no images \(1 other file left out: notes.txt\): put PNG"),
-        ((".hidden.png",), r"holds no images \(1 hidden file left out\)"),
+        (("Train/a.png", "training/a.png"), "Train and training of .* are both the split train: merge them"),
+        (("test/a.png", "val/a.png"), "has no split train: its splits are test, validation; add a folder train"),
+        (("notes.txt",), r"has no images \(1 other file left out: notes.txt\): put PNG"),
+        ((".hidden.png",), r"has no images \(1 hidden file left out\)"),
         (
             ("a/b/c.pdf", "x.heic", "y.zip", "z.h5"),
-            r"holds no images \(4 other files left out: a/b/c.pdf, x.heic, y.zip, ...\)",
+            r"has no images \(4 other files left out: a/b/c.pdf, x.heic, y.zip, ...\)",
         ),
-        (("train/x.txt",), "holds no images"),
+        (("train/x.txt",), "has no images"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(tmp_path, names, said):
@@ -144,7 +144,7 @@ def test_a_split_that_is_not_there_says_what_to_do(tmp_path):
     put(tmp_path, "a.png", "b.png")
     with pytest.raises(
         UsageError,
-        match="no split test, its 2 images are one split, train: put those to hold out into a folder test in it",
+        match="no split test, its 2 images are all the split train: move those to hold out into a folder test in it",
     ):
         image_dataset(tmp_path, split="test")
     with pytest.raises(UsageError, match="is a file"):
@@ -156,11 +156,11 @@ def test_images_beside_class_folders_are_loaded_without_labels_and_it_says_why(t
     assert read(tmp_path) == ([1, 0, 2], None, None)
     assert (
         image_dataset(tmp_path).summary
-        == "3 images of 1x1x1; no labels: 1 of 3 lie in none of the folders cat, dog, such as cover.png"
+        == "3 images of 1x1x1; no labels: 1 of 3 images lie outside of the folders cat, dog, such as cover.png"
     )
     with pytest.raises(
         UsageError,
-        match="no labels: 1 of 3 lie in none of the folders cat, dog, such as cover.png; use a model without",
+        match="no labels: 1 of 3 images lie outside of the folders cat, dog, such as cover.png; use a model without",
     ):
         images(tmp_path, batch=1, conditions=("label",))
 
@@ -248,7 +248,7 @@ def test_every_file_of_any_tree_is_loaded_or_counted(tmp_path_factory, tree):
     loaded, refused = [], {}
     for split in SPLITS:
         try:
-            found = listed(str(root), split)
+            found = list_images(str(root), split)
         except UsageError as error:
             refused[split] = str(error)
             continue
@@ -306,7 +306,7 @@ def test_metadata_give_labels_and_names(tmp_path, form):
         ([("a.png", -1), ("b.png", -1)], "all are -1"),
         ([("a.png", 1), ("b.png", -1)], "1 are below 0, such as -1"),
         ([("a.png", 1), ("b.png", 3_000_000_000)], "3000000000 is not a class label"),
-        ([("a.png", ""), ("b.png", "")], "the metadata give none"),
+        ([("a.png", ""), ("b.png", "")], "the metadata have none"),
     ],
 )
 def test_labels_that_are_none_are_said(tmp_path, form, rows, said):
@@ -321,12 +321,12 @@ def test_labels_that_are_none_are_said(tmp_path, form, rows, said):
     [
         (
             [{"file_name": "a.png", "label": 0}, {"file_name": "gone.png", "label": 1}],
-            "names 1 of 2 images that are not there, such as gone",
+            "names 1 of 2 images that do not exist, such as gone",
         ),
         ([{"file_name": "a.png", "label": 0}, {"file_name": "a.png", "label": 1}], "gives a.png two labels"),
         (
             [{"image": "a.png", "label": 0}],
-            "has no column file_name, its columns are image, label: call that with the names of the images",
+            "has no column file_name, its columns are image, label: rename the column with the names of the images",
         ),
         (
             [{"file_name;label": "a.png;0"}],
@@ -359,7 +359,7 @@ def test_metadata_lie_beside_or_above_the_images(tmp_path):
     table(tmp_path / "test", "jsonl", [{"file_name": "a.png", "label": "z"}])  # the nearer one
     assert read(tmp_path, "test")[1:] == ([1], ("x", "z"))
     table(tmp_path, "jsonl", [])
-    with pytest.raises(UsageError, match="describe one folder: leave one of them"):
+    with pytest.raises(UsageError, match="describe one folder: remove one of them"):
         image_dataset(tmp_path)
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.txt")
     (tmp_path / "metadata.jsonl").write_text("{")
@@ -389,7 +389,7 @@ def test_columns_of_labels():
 def test_labels_in_a_column_of_another_name_are_asked_for(tmp_path, form):
     put(tmp_path, "a.png", "b.png")
     table(tmp_path, form, [{"file_name": f"{name}.png", "class": name, "size": 1} for name in "ab"])
-    said = "no labels: no column of the metadata is called label, they are class, size"
+    said = "no labels: the metadata have no column label, their columns are class, size"
     assert image_dataset(tmp_path).summary == f"2 images of 1x1x1; {said}"
     with pytest.raises(UsageError, match=rf"classes=2: .* has {said}; use a model without"):
         image_dataset(tmp_path, classes=2)
@@ -413,7 +413,7 @@ def test_a_class_outside_of_train_alone_is_named(tmp_path, where):
     for classes in (2, 3):
         for split in ("train", "test"):
             with pytest.raises(
-                UsageError, match="the split train has no image of c, and another split has: remove these there, or add"
+                UsageError, match="the split train has no image of c, but another split does: remove those images, or add"
             ):
                 image_dataset(tmp_path, split=split, classes=classes)
     assert len(image_dataset(tmp_path).k) == 2
@@ -424,12 +424,12 @@ def test_a_folder_without_test_says_so_before_training(tmp_path):
     put(tmp_path / "held", "train/a.png", "train/b.png", "val/c.png")
     put(tmp_path / "one", "train/a.png", "test/b.png")
     put(tmp_path / "two", "train/a.png", "test/b.png", "test/c.png")
-    assert untested("digits") == untested(str(tmp_path / "two")) == ""
-    assert untested(str(tmp_path / "flat")).endswith("and all others into a folder train, and train again")
-    assert untested(str(tmp_path / "held")).endswith(
-        "held has no split test: it has train, validation; add a folder test"
+    assert missing_test_split("digits") == missing_test_split(str(tmp_path / "two")) == ""
+    assert missing_test_split(str(tmp_path / "flat")).endswith("and all others into a folder train, and train again")
+    assert missing_test_split(str(tmp_path / "held")).endswith(
+        "held has no split test: its splits are train, validation; add a folder test"
     )
-    assert "one holds 1 image, and a standard error needs at least 2; hold more images out" in untested(
+    assert "one has 1 image, and a standard error needs at least 2: hold more images out" in missing_test_split(
         str(tmp_path / "one")
     )
     said = Data(str(tmp_path / "held")).load().summary

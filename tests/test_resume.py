@@ -21,7 +21,7 @@ from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import serialize
 from unnoise.shared.training import Trainer, Training
-from unnoise.shared.training.checkpoint import difference
+from unnoise.shared.training.differences import difference
 
 
 @pytest.mark.parametrize("part", ["time", "leave", "layers"])
@@ -32,12 +32,12 @@ def test_state_stays_with_its_parameter(tmp_path, part, thawed):
     stopped_at_three(tmp_path, lambda: objective(frozen=then))
     stored = load_file(tmp_path / "checkpoints" / "00000003" / "tensors.safetensors")
     words = (
-        "frozen there and trained here: their optimizer state starts"
+        "frozen and are trained now: their optimizer state is new"
         if thawed
-        else "trained there and frozen here: their optimizer state is"
+        else "trained and are frozen now: their optimizer state is dropped"
     )
     trainer = Trainer(objective(frozen=now), CONFIG, folder=tmp_path)
-    with pytest.warns(Notice, match=rf"goes on at step 3: \d+ parameters \(denoiser.network.{part}.* were {words}"):
+    with pytest.warns(Notice, match=rf"continues at step 3: \d+ parameters \(denoiser.network.{part}.* were {words}"):
         trainer._open(batches(), resume=True)
     found = slots(trainer)
     trained = {name for name, p in trainer.objective.named_parameters() if p.requires_grad}
@@ -97,7 +97,7 @@ def test_state_by_number_of_other_parameters_is_not_taken(tmp_path, then, now):
     stopped_at_three(tmp_path, lambda: own(then, used=True))
     by_number(tmp_path / "checkpoints" / "00000003", trained_names(own(then, used=True)))
     with pytest.warns(
-        Notice, match="its optimizer state belongs to other parameters than are trained here, and starts afresh"
+        Notice, match="its optimizer state belongs to other parameters than are trained here, and a new one starts"
     ):
         trainer = resumed(tmp_path, lambda: own(now, used=True))
     assert len(slots(trainer)) == len(trainer.parameters) > 0
@@ -109,7 +109,7 @@ def test_a_checkpoint_without_optimizer_state_says_that_it_starts_afresh(tmp_pat
     stopped_at_three(tmp_path)
     file = tmp_path / "checkpoints" / "00000003" / "tensors.safetensors"
     save_file({k: v for k, v in load_file(file).items() if not k.startswith("optimizer.")}, file)
-    with pytest.warns(Notice, match="holds no optimizer state, which starts afresh"):
+    with pytest.warns(Notice, match="has no optimizer state, and a new one starts"):
         resumed(tmp_path)
 
 
@@ -131,11 +131,11 @@ def test_a_checkpoint_without_optimizer_state_says_that_it_starts_afresh(tmp_pat
 def test_settings_that_change_the_course_are_said(tmp_path, name, value):
     stopped_at_three(tmp_path)
     config = Training(**{**vars(CONFIG), name: value})
-    with pytest.warns(Notice, match=rf"other settings \({name}.*: .* there, .* here\): they hold from here on"):
+    with pytest.warns(Notice, match=rf"other settings \({name}.*: was .*, now .*\): used from now on"):
         trainer = resumed(tmp_path, config=config)
     if name in ("betas", "weight_decay"):
         assert trainer.optimizer.param_groups[0][name] == value
-    with pytest.warns(Notice, match=f"{name}.*it is finished, and stays as it is"):
+    with pytest.warns(Notice, match=f"{name}.*without effect, because the run is finished"):
         resumed(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_settings_of_pace_may_change(tmp_path):
     stopped_at_three(tmp_path)
     more = Training(**{**vars(CONFIG), "steps": 8, "log_every": 1, "save_every": 2, "watch_every": 1, "device": "cpu"})
     assert resumed(tmp_path, config=more).step == 8
-    with pytest.warns(Notice, match="it has 8 steps, more than steps=6, and nothing is trained"):
+    with pytest.warns(Notice, match="it has 8 steps, more than steps=6, and is not trained further"):
         assert resumed(tmp_path).step == 8
 
 
@@ -152,34 +152,34 @@ def test_other_data_are_refused(tmp_path):
     for data, words in (
         (
             batches(levels=9),
-            r"the data differ from those of the run in .*: scale.levels: 17 there, 9 here: give the run's",
+            r"the data differ from those of the run in .*: quantization.levels: was 17, now 9: give the run's",
         ),
-        (batches(features=5), r"the data differ .*: shape\[0\]: 6 there, 5 here"),
+        (batches(features=5), r"the data differ .*: shape\[0\]: was 6, now 5"),
         (
             Batches(torch.zeros(40, 6, dtype=torch.uint8), 4, Quantization(17), Quantization.dequantized),
-            "batch: 8 there, 4 here: give the run's, or .*--out",
+            "batch: was 8, now 4: give the run's, or .*--out",
         ),
         (
             Batches(batches().k, 8, Quantization(17), Quantization.dequantized, seed=4),
-            "seed: 0 there, 4 here: give the run's, or train into another .*--out",
+            "seed: was 0, now 4: give the run's, or train into another .*--out",
         ),
     ):
         with pytest.raises(UsageError, match=words):
             resumed(tmp_path, data=data)
     strange = batches()
     strange.load_state_dict = lambda state: state["rows"]
-    with pytest.raises(UsageError, match=r"Batches cannot go on from \{.*: give the run's"):
+    with pytest.raises(UsageError, match=r"Batches cannot continue from \{.*: give the run's"):
         resumed(tmp_path, data=strange)
     for k, labels in ((torch.zeros(40, 6), None), (batches().k, {"label": torch.zeros(40)})):
         data = Batches(k, 8, Quantization(17), Quantization.dequantized, labels)
-        with pytest.warns(Notice, match="the data have other values than the checkpoint's: they hold from here on"):
+        with pytest.warns(Notice, match="the data have other values than the checkpoint's, and training continues on the new ones"):
             Trainer(objective(), CONFIG, folder=tmp_path)._open(data, resume=True)
         assert data.position == 3
     assert Batches(batches().k.to(torch.uint8), 8, Quantization(17)).content() == batches().content()
     endless = ({"x0": torch.randn(8, 6)} for _ in range(100))
-    with pytest.warns(Notice, match="the batches start from their beginning, for they have no load_state_dict"):
+    with pytest.warns(Notice, match="the batches start from their beginning, because they have no load_state_dict"):
         resumed(tmp_path, data=endless)
-    with pytest.warns(Notice, match="the batches start from their beginning, for those of the run had no state_dict"):
+    with pytest.warns(Notice, match="the batches start from their beginning, because those of the run had no state_dict"):
         resumed(tmp_path, config=Training(**{**vars(CONFIG), "steps": 8}))
 
 
@@ -192,10 +192,10 @@ def test_another_recipe_is_said_and_another_model_refused(tmp_path):
     Trainer(objective(), CONFIG, folder=tmp_path, experiment=recipe).fit(batches())
     shutil.rmtree(tmp_path / "checkpoints" / "00000006")
     other = replace(recipe, data=replace(recipe.data, name="elsewhere"), training=replace(recipe.training, log_every=1))
-    with pytest.warns(Notice, match=r"other settings \(data.name: digits there, elsewhere here\)"):
+    with pytest.warns(Notice, match=r"other settings \(data.name: was digits, now elsewhere\)"):
         Trainer(objective(), CONFIG, folder=tmp_path, experiment=other).fit(batches(), resume=True)
     with pytest.raises(
-        UsageError, match="other settings: denoiser.network.width: 16 there, 8 here: give the run's, or train"
+        UsageError, match="other settings: denoiser.network.width: was 16, now 8: give the run's, or train"
     ):
         resumed(tmp_path, lambda: objective(MLP(6, 8, 1)))
 
@@ -209,7 +209,7 @@ def test_precision_is_part_of_a_run(tmp_path, dtype):
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert same(expected, loaded)
     with pytest.raises(
-        UsageError, match=rf"has denoiser.network.* in {dtype}, and it is torch.float32 here: give the run's precision"
+        UsageError, match=rf"has denoiser.network.* in {dtype}, and the given model has it in torch.float32: give the run's precision"
     ):
         resumed(tmp_path, config=Training(**{**vars(CONFIG), "steps": 8}))
 
@@ -230,7 +230,7 @@ def test_the_command_line_says_what_changed(tmp_path, monkeypatch, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unnoise:")]
     assert len(said) == 1
     assert re.search(
-        r"goes on at step 10: other settings \(learning_rate: 0.001 there, 0.5 here; sampling_steps: \d+ there, 3 here\)",
+        r"continues at step 10: other settings \(learning_rate: was 0.001, now 0.5; sampling_steps: was \d+, now 3\)",
         said[0],
     )
     (tmp_path / "runs" / "empty" / "checkpoints").mkdir(parents=True)
@@ -250,9 +250,9 @@ def test_whose_state_is_dropped_is_said(tmp_path, count):
 
     stopped_at_three(tmp_path)
     words = (
-        "2 parameters .* were trained there and frozen here: their"
+        "2 parameters .* were trained and are frozen now: their"
         if count == 2
-        else "was trained there and frozen here: its"
+        else "was trained and is frozen now: its"
     )
     with pytest.warns(Notice, match=f"{words} optimizer state is dropped"):
         resumed(tmp_path, some_frozen)
@@ -261,33 +261,33 @@ def test_whose_state_is_dropped_is_said(tmp_path, count):
 def test_differences_of_descriptions_are_short():
     """Long values by what tells them apart: shapes and the first difference, a length and a digest."""
     there, here = ({"schedule": serialize(Tabulated(linear_betas(steps)))} for steps in (100, 50))
-    assert difference(there, here) == ["schedule.betas: 100 values there, 50 here"]
+    assert difference(there, here) == ["schedule.betas: was 100 values, now 50"]
     betas = linear_betas(100)
     betas[[7, 9]] = 0.5
     (line,) = difference(there, {"schedule": serialize(Tabulated(betas))})
-    assert re.fullmatch(r"schedule.betas\[7\]: 0.01\d+ there, 0.5 here, the first of 2 that differ", line)
+    assert re.fullmatch(r"schedule.betas\[7\]: was 0.01\d+, now 0.5, the first of 2 that differ", line)
     nan = {"tensor": [[1.0, float("nan")]], "dtype": "float32"}
     assert difference(nan, json.loads(json.dumps(nan))) == []
-    assert difference(nan, nan | {"dtype": "float64"}, "a") == ["a: float32 there, float64 here"]
+    assert difference(nan, nan | {"dtype": "float64"}, "a") == ["a: was float32, now float64"]
     assert difference(nan, {"tensor": [[2.0, float("nan")]], "dtype": "float32"}, "a") == [
-        "a[0, 0]: 1.0 there, 2.0 here"
+        "a[0, 0]: was 1.0, now 2.0"
     ]
-    assert difference(nan, {"tensor": 2.0, "dtype": "float32"}, "a") == ["a: 1 x 2 values there, 1 here"]
+    assert difference(nan, {"tensor": 2.0, "dtype": "float32"}, "a") == ["a: was 1 x 2 values, now 1"]
     (line,) = difference({"tokenizer": "a" * 1000}, {"tokenizer": "b" * 1000})
-    assert re.fullmatch(r"tokenizer: (1,000 characters \(SHA-256 \w{8}...\)) there, (?!\1).* here", line)
-    assert difference({"a": [0.1] * 50}, {"a": [0.1] * 51}) == ["a: 50 values there, 51 values here"]
-    assert difference({"a": 1, "b": 2}, {"a": 1, "c": 3}) == ["b: 2 there, nothing here", "c: nothing there, 3 here"]
+    assert re.fullmatch(r"tokenizer: was (1,000 characters \(SHA-256 \w{8}...\)), now (?!\1).*", line)
+    assert difference({"a": [0.1] * 50}, {"a": [0.1] * 51}) == ["a: was 50 values, now 51 values"]
+    assert difference({"a": 1, "b": 2}, {"a": 1, "c": 3}) == ["b: was 2, now nothing", "c: was nothing, now 3"]
     assert difference('{"a": 1, "class": 2}', '{"class":2, "a":1}') == []
-    assert difference('{"a": {"tensor": 1}}', '{"a": {"tensor": 2}}', "t") == ["t.a.tensor: 1 there, 2 here"]
-    assert difference("{", '{"a": 1}', "t") == ['t: { there, {"a": 1} here']
+    assert difference('{"a": {"tensor": 1}}', '{"a": {"tensor": 2}}', "t") == ["t.a.tensor: was 1, now 2"]
+    assert difference("{", '{"a": 1}', "t") == ['t: was {, now {"a": 1}']
     (line,) = difference({"network": serialize(MLP(6, 8, 1))}, {"network": {"external": "my.Own"}})
-    assert re.fullmatch(r"network: unnoise.*\.MLP there, my.Own here", line)
+    assert re.fullmatch(r"network: was networks.MLP, now my.Own", line)
 
 
 def test_another_schedule_is_refused_in_short(tmp_path):
     stopped_at_three(tmp_path)
     with pytest.raises(
-        UsageError, match=r"schedule.betas: 40 values there, 50 here: give the run's, or .*\(--out, folder=\)$"
+        UsageError, match=r"schedule.betas: was 40 values, now 50: give the run's, or .*\(--out, folder=\)$"
     ):
         resumed(tmp_path, lambda: DenoisingLoss.simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(50)))))
 
@@ -302,12 +302,12 @@ class Other(Own):
 def test_an_own_network_of_another_class_is_said(tmp_path):
     stopped_at_three(tmp_path, lambda: objective(Own()))
     with pytest.warns(
-        Notice, match=r"goes on at step 3: the network is of another class: .*\.Own there, .*\.Other here"
+        Notice, match=r"continues at step 3: the class of the network: was .*\.Own, now .*\.Other"
     ):
         resumed(tmp_path, lambda: objective(Other()))
     resumed(tmp_path, lambda: objective(Other()), Training(**{**vars(CONFIG), "steps": 8}))  # now without a word
     with pytest.raises(
-        UsageError, match="do not fit: missing denoiser.network.* more; give the network that was saved"
+        UsageError, match="do not match: missing denoiser.network.* more; give the network that was saved"
     ):
         resumed(tmp_path, objective)
 
@@ -328,16 +328,16 @@ def test_what_tokens_stand_for_has_a_short_name():
     pieces.
     """
     tokenizer = train_tokenizer(TEXTS, 270)
-    assert tokenizer.named == SubwordTokenizer(json.dumps(json.loads(tokenizer.json), indent=4)).named
+    assert tokenizer.fingerprint == SubwordTokenizer(json.dumps(json.loads(tokenizer.json), indent=4)).fingerprint
     others = [
         renumbered(tokenizer),
         train_tokenizer(TEXTS[1:], 270),
         SubwordTokenizer(tokenizer.json, "!"),
         CharacterTokenizer(),
     ]
-    assert len({tokenizer.named, *(other.named for other in others)}) == 5
+    assert len({tokenizer.fingerprint, *(other.fingerprint for other in others)}) == 5
     assert renumbered(tokenizer).size == tokenizer.size
-    assert re.fullmatch(r"270 pieces \(SHA-256 \w{8}\)", tokenizer.named)
+    assert re.fullmatch(r"270 tokens \(SHA-256 \w{8}\)", tokenizer.fingerprint)
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["now", "a checkpoint of an earlier version"])
@@ -359,7 +359,7 @@ def test_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys, earlier):
     home = tmp_path / "run" / "checkpoints" / "00000002" / "checkpoint.json"
     if earlier:
         description = json.loads(home.read_text())
-        del description["batches"]["alphabet"], description["digest"]
+        del description["batches"]["tokenizer"], description["digest"]
         home.write_text(json.dumps(description))
     before = home.read_text()
     for other in ("b", "c"):
@@ -367,8 +367,8 @@ def test_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys, earlier):
         assert main([*train, "4", "--resume", "--text.tokenizer", f"{other}.json"]) == 2
         said = capsys.readouterr().err
         assert re.search(
-            r"the data differ from the checkpoint's: (examples: .*)?alphabet: 270 pieces \(SHA-256 (\w{8})\) there, "
-            r"270 pieces \(SHA-256 (?!\2)\w{8}\) here: give the run's",
+            r"the data differ from the checkpoint's: (examples: .*)?tokenizer: was 270 tokens \(SHA-256 (\w{8})\), now "
+            r"270 tokens \(SHA-256 (?!\2)\w{8}\): give the run's",
             said,
         )
         assert len(said) < 500

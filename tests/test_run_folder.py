@@ -69,7 +69,7 @@ def test_two_runs_at_a_time_do_not_write_into_one_folder(tmp_path):
     assert same(plain, Trainer(objective(), config, folder=tmp_path / "run", watch=watch).fit(batches()))
     assert seen == [2, 4, 6]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.jsonl"]
-    with pytest.raises(UsageError, match="holds a run already"):  # nothing is held after an error either
+    with pytest.raises(UsageError, match="already has a run"):  # nothing is held after an error either
         Trainer(objective(), config, folder=tmp_path / "run").fit(batches())
     resumed(tmp_path / "run", config=Training(**{**vars(config), "steps": 7}))
 
@@ -136,12 +136,12 @@ def test_what_a_checkpoint_cannot_hold_shows_before_training(tmp_path):
             self.register_buffer("table", torch.eye(3).to_sparse())
 
     for network, words in (
-        (Extra(), "cannot hold denoiser.network._extra_state, a dict"),
+        (Extra(), "cannot store denoiser.network._extra_state, a dict"),
         (Sparse(), "denoiser.network.table"),
     ):
         with pytest.raises(UsageError, match=words):
             Trainer(objective(network), CONFIG, folder=tmp_path / "run")
-    with pytest.raises(UsageError, match="cannot describe builtins.object"):
+    with pytest.raises(UsageError, match="cannot hold builtins.object"):
         Trainer(objective(), CONFIG, folder=tmp_path / "run", experiment=object())
     k = torch.zeros(40, 6, dtype=torch.uint8)
     data = Odd(k, 8, Quantization(17), Quantization.dequantized)
@@ -151,7 +151,7 @@ def test_what_a_checkpoint_cannot_hold_shows_before_training(tmp_path):
     with pytest.raises(UsageError, match="the batches' state_dict is not JSON"):
         Trainer(made, CONFIG, folder=tmp_path / "run").fit(data)
     frozen = objective().requires_grad_(False)
-    with pytest.raises(UsageError, match="no parameter of the objective is trained"):
+    with pytest.raises(UsageError, match="the objective has no parameter to train"):
         Trainer(frozen, CONFIG)
 
 
@@ -191,7 +191,7 @@ def test_a_run_needs_a_folder(tmp_path, place):
         (lambda: Trainer(objective(), None), r"config=None: give Training\(steps"),
         (lambda: Trainer(MLP(6, 16, 1), CONFIG), "MLP is not an objective: give one of a denoiser"),
         (lambda: Trainer(objective().denoiser, CONFIG), "Learned is not an objective"),
-        (lambda: Trainer(objective().to("meta"), CONFIG), "the objective has no weights yet"),
+        (lambda: Trainer(objective().to("meta"), CONFIG), "the objective lies on the device meta"),
         (lambda: Training(device=0), "device=0: give the name"),
         (lambda: Training(device=None), "device=None: give the name"),
         (lambda: Training(device="meta"), "device=meta: give the name"),

@@ -18,11 +18,11 @@ from unnoise.shared.errors import UsageError
         ("photos/cots", "there is no folder photos/cots, and .*: did you mean photos/cats"),
         (
             "nobody/nothing",
-            "there is no folder nobody/nothing, and .*: give the path of one that is there, or a bundled set",
+            "there is no folder nobody/nothing, and .*: give the path of an existing one, or a bundled data set",
         ),
         ("digit", "there is no folder digit, and .*: did you mean digits"),
-        ("some thing", "there is no folder some thing, and no set of that name on the Hub"),
-        ("a/b/c", "there is no folder a/b/c: give the path of one that is there"),
+        ("some thing", "there is no folder some thing, and the Hub has no data set of that name"),
+        ("a/b/c", "there is no folder a/b/c: give the path of one that exists"),
         ("./gone", "there is no folder ./gone: give the path"),
         ("a\\b", r"there is no folder a\\b: give the path"),
         ("gone.zip", "there is no file gone.zip, and"),
@@ -79,7 +79,7 @@ def test_bundled_sets_load_wherever_the_package_lies(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     Image.new("L", (1, 1)).save(tmp_path / "digits" / "a.png")
     assert (
-        "the folder digits that is here is not read, its name is ./digits"
+        "the local folder digits is not read; give ./digits to read it"
         in image_dataset("digits", split="test").summary
     )
     assert image_dataset("./digits").k.tolist() == [[[[0]]]]

@@ -20,7 +20,7 @@ from unnoise.shared.data import (
     TextDataset,
     characters,
     documents,
-    pieces,
+    subwords,
     shakespeare,
     sparse_chain,
     text8,
@@ -80,7 +80,7 @@ def test_frequencies_are_exact(corpus, tokenizer):
     text = characters(str(corpus), length=5)
     counts = np.bincount(stream_of(text), minlength=27)
     assert text.frequencies(rows=3).tolist() == (counts / counts.sum()).tolist()
-    padded = pieces(str(corpus), "train", 40, tokenizer, Padded())
+    padded = subwords(str(corpus), "train", 40, tokenizer, Padded())
     counts = np.bincount(stream_of(padded), minlength=padded.vocabulary)
     assert counts[padded.padding] > 0
     assert padded.frequencies(rows=2).tolist() == (counts / counts.sum()).tolist()
@@ -125,7 +125,7 @@ def test_crops_depend_on_seed_and_position_alone(corpus):
     assert drawn(4, 5) == whole[5:]  # what came before does not matter
     assert drawn(5, 0) != whole
     state = (batches := data.batches(3, seed=4)).state_dict()
-    with pytest.raises(UsageError, match="seed: 4 there, 5 here"):
+    with pytest.raises(UsageError, match="seed: was 4, now 5"):
         data.batches(3, seed=5).load_state_dict(state)
     assert next(iter(batches))["x0"].dtype == torch.int64
 
@@ -134,7 +134,7 @@ def test_a_tokenizer_loses_nothing(tokenizer, tmp_path):
     unseen = "Ünseen ☃ text\twith  two spaces "
     for text in [*KEPT, unseen]:
         (encoded,) = tokenizer.encode([text])
-        assert tokenizer.spell(encoded.tokens.tolist()) == text + "\n"
+        assert tokenizer.detokenize(encoded.tokens.tolist()) == text + "\n"
         assert (encoded.characters, encoded.words) == (len(text), len(text.split()) + 1)
     assert tokenizer.size <= 300
     assert train_tokenizer(KEPT, vocabulary=300) == tokenizer  # the same every time
@@ -144,14 +144,14 @@ def test_a_tokenizer_loses_nothing(tokenizer, tmp_path):
 
 
 def test_packing_is_the_concatenation(corpus, tokenizer):
-    end = tokenizer.tokenizer.token_to_id("</s>")
-    flat = [i for line in KEPT for i in [*tokenizer.tokenizer.encode(line).ids, end]]
-    data = pieces(str(corpus), "train", 11, tokenizer, documents="lines")
+    end = tokenizer.backend.token_to_id("</s>")
+    flat = [i for line in KEPT for i in [*tokenizer.backend.encode(line).ids, end]]
+    data = subwords(str(corpus), "train", 11, tokenizer, documents="lines")
     assert stream_of(data) == flat[: len(flat) // 11 * 11]
     assert (data.tokens, data.characters) == (len(flat), sum(map(len, KEPT)))
     assert data.words == sum(len(line.split()) + 1 for line in KEPT)
     assert data.vocabulary == tokenizer.size
-    both = pieces(str(corpus), "train", 11, tokenizer, Packed(ends=True), documents="lines").windows[:]
+    both = subwords(str(corpus), "train", 11, tokenizer, Packed(ends=True), documents="lines").windows[:]
     assert (both[:, 0] == end).all()
     assert (both[:, -1] == end).all()
     assert both[:, 1:-1].flatten().tolist() == flat[: len(flat) // 9 * 9]
@@ -160,31 +160,31 @@ def test_packing_is_the_concatenation(corpus, tokenizer):
     assert data.perplexity_per_word(nats) == pytest.approx(math.exp(nats * len(flat) / data.words))
 
 
-def test_padding_is_a_symbol(corpus, tokenizer):
-    end, length = tokenizer.tokenizer.token_to_id("</s>"), 20
-    data = pieces(str(corpus), "train", length, tokenizer, Padded())
+def test_padding_is_a_token(corpus, tokenizer):
+    end, length = tokenizer.backend.token_to_id("</s>"), 20
+    data = subwords(str(corpus), "train", length, tokenizer, Padded())
     assert (data.padding, data.vocabulary) == (tokenizer.size, tokenizer.size + 1)
     for window, line in zip(data.windows[:].tolist(), KEPT, strict=True):
-        ids = [*tokenizer.tokenizer.encode(line).ids, end][:length]
+        ids = [*tokenizer.backend.encode(line).ids, end][:length]
         assert window == ids + [data.padding] * (length - len(ids))
     assert data.decode(data.windows[1:2]) == ["a\n"]
     assert set(next(iter(data.batches(6)))) == {"x0"}
 
 
-def test_a_second_call_does_not_tokenise(corpus, tokenizer, monkeypatch):
-    first = pieces(str(corpus), "train", 11, tokenizer)
+def test_a_second_call_does_not_tokenize(corpus, tokenizer, monkeypatch):
+    first = subwords(str(corpus), "train", 11, tokenizer)
     with monkeypatch.context() as patched:
-        patched.setattr(SubwordTokenizer, "encode", lambda *a: pytest.fail("tokenised again"))
-        again = pieces(str(corpus), "train", 7, deserialize(serialize(tokenizer)), Packed(ends=True))
+        patched.setattr(SubwordTokenizer, "encode", lambda *a: pytest.fail("tokenized again"))
+        again = subwords(str(corpus), "train", 7, deserialize(serialize(tokenizer)), Packed(ends=True))
     assert (again.tokens, again.words) == (first.tokens, first.words)
     values = first.windows.tokens.chunks[0][0]
     assert values.dtype == np.uint16
     assert not values.flags.owndata  # it lies where the file is mapped
     other = train_tokenizer(KEPT, vocabulary=270)
-    assert pieces(str(corpus), "train", 11, other).tokens > first.tokens
+    assert subwords(str(corpus), "train", 11, other).tokens > first.tokens
     corpus.write_text("other words\n", encoding="utf-8")
     os.utime(corpus, (1, 1))
-    assert pieces(str(corpus), "train", 3, tokenizer).words == 3
+    assert subwords(str(corpus), "train", 3, tokenizer).words == 3
 
 
 def test_streams_across_chunks(generator):
@@ -247,21 +247,21 @@ def test_bad_text_is_refused_in_one_line(tmp_path, corpus, tokenizer, monkeypatc
         (lambda: characters(str(tmp_path), "test"), "no text for the split test"),
         (lambda: characters(poem, length=10_000), "length=10000: the text has"),
         (lambda: characters(poem, length=0), "length=0"),
-        (lambda: characters(str(tmp_path / "blank.txt")), "holds no text in the split train"),
+        (lambda: characters(str(tmp_path / "blank.txt")), "has no text in the split train"),
         (lambda: characters(str(tmp_path / "odd.doc")), r"ends in \.doc: rename"),
-        (lambda: characters(str(tmp_path / "numbers.csv")), "holds no text"),
+        (lambda: characters(str(tmp_path / "numbers.csv")), "has the type int64, not text"),
         (lambda: characters(str(tmp_path / "latin.txt")), "cannot be read as text"),
         (lambda: text8("dev"), "no split dev: choose from train"),
         (lambda: text8("train"), "there is no file text8.*download"),
         (lambda: text8("train", 2, path="raw"), "byte b'W' at 0"),
         (lambda: tokenizer_file("absent.json"), "cannot be read.*tokenizer.json"),
         (lambda: tokenizer_file("broken.json"), "is not a tokenizer"),
-        (lambda: SubwordTokenizer(tokenizer.json, "<end>"), "no piece '<end>'"),
+        (lambda: SubwordTokenizer(tokenizer.json, "<end>"), "no token '<end>'"),
         (lambda: SubwordTokenizer("{}"), "not a tokenizer"),
-        (lambda: pieces(poem, "train", 8, "gpt2"), "tokenizer='gpt2'"),
-        (lambda: pieces(poem, "train", 9999, tokenizer), "length=9999"),
-        (lambda: pieces(poem, "train", 2, tokenizer, Packed(ends=True)), "length=2: .* give a length of 3"),
-        (lambda: pieces(poem, "train", 0, tokenizer, Padded()), "length=0"),
+        (lambda: subwords(poem, "train", 8, "gpt2"), "tokenizer='gpt2'"),
+        (lambda: subwords(poem, "train", 9999, tokenizer), "length=9999"),
+        (lambda: subwords(poem, "train", 2, tokenizer, Packed(ends=True)), "length=2: .* give a length of 3"),
+        (lambda: subwords(poem, "train", 0, tokenizer, Padded()), "length=0"),
         (lambda: train_tokenizer(KEPT, vocabulary=100), "vocabulary=100: give 257"),
         (lambda: characters(poem, length=7).batches(1000), "batch=1000"),
     ):
@@ -332,12 +332,12 @@ def test_sparse_chains(generator):
         assert chain.stationary().min() > 0.01
         rows = chain.transition
         overlap = torch.stack([torch.minimum(rows, rows.roll(n, 0)).sum(1).mean() for n in (1, 9)])
-        assert overlap[0] > 3 * overlap[1]  # neighbours have the same successors
+        assert overlap[0] > 3 * overlap[1]  # neighbors have the same successors
     assert not torch.equal(sparse_chain(27, 0).transition, sparse_chain(27, 1).transition)
     x = chain.sample(4000, 20, generator)
     counts = torch.bincount((x[:, :-1] * 27 + x[:, 1:]).flatten(), minlength=729).view(27, 27) / (4000 * 19)
     torch.testing.assert_close(counts, (chain.stationary()[:, None] * chain.transition).float(), atol=0.004, rtol=0)
-    for column in (0, 19):  # stationary from the first symbol on
+    for column in (0, 19):  # stationary from the first token on
         assert (torch.bincount(x[:, column], minlength=27) / 4000 - chain.stationary()).abs().max() < 0.02
     bits = NGram(2, 27).fit(chain.sample(8000, 50, generator)).bits(x)
     assert float(bits.mean()) == pytest.approx(chain.entropy(20), rel=0.01)
@@ -363,16 +363,16 @@ def test_bad_symbols_are_refused():
     half = torch.full((2, 2), 0.5, dtype=torch.float64)
     for attempt, words in (
         (lambda: NGram(0, 3), "order=0"),
-        (lambda: NGram(20, 27), "symbols=27: .*below 2"),
+        (lambda: NGram(20, 27), "vocabulary=27: .*below 2"),
         (lambda: NGram(2, 3).bits(x), "call fit"),
-        (lambda: NGram(2, 3).fit(x + 3), "symbols from 3 to 3: this model has 0 to 2"),
+        (lambda: NGram(2, 3).fit(x + 3), "tokens from 3 to 3: this model has tokens 0 to 2"),
         (lambda: NGram(2, 3).fit(x[:0]), "text of shape"),
-        (lambda: entropy(x + 3, 3), "symbols 0 to 2"),
+        (lambda: entropy(x + 3, 3), "tokens 0 to 2"),
         (lambda: distinct(x, 4), "n=4"),
         (lambda: MarkovChain(half.float()), "float32"),
-        (lambda: MarkovChain(half * 1.1), "no law"),
-        (lambda: MarkovChain(torch.eye(3, dtype=torch.float64)), "every symbol to every other"),
-        (lambda: sparse_chain(2), "symbols=2"),
+        (lambda: MarkovChain(half * 1.1), "row of transition is not a distribution"),
+        (lambda: MarkovChain(torch.eye(3, dtype=torch.float64)), "from every token to every other"),
+        (lambda: sparse_chain(2), "vocabulary=2"),
     ):
         with pytest.raises(UsageError, match=words) as error:
             attempt()

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unnoise.experiments.texts import Text
-from unnoise.shared.data import CharacterTokenizer, Padded, characters, documents, pieces, train_tokenizer
-from unnoise.shared.data.textfiles import _ends, cut, lines, parts
+from unnoise.shared.data import CharacterTokenizer, Padded, characters, documents, subwords, train_tokenizer
+from unnoise.shared.data.text_files import lines, parts
+from unnoise.shared.data.text_slices import cut, row_ends
 from unnoise.shared.data.tokenizers import cleaned
 from unnoise.shared.errors import UsageError
 
@@ -67,19 +68,19 @@ def test_every_encoding_and_form(tmp_path, encoding, form):
     path, text = tmp_path / ("a [1].TXT" if form == "CR" else "a.txt"), FORMS[form]
     path.write_bytes(ENCODINGS[encoding](text))
     ends = text.replace("\r\n", "\n").replace("\r", "\n")
-    both = (lambda: characters(str(path), length=1), lambda: pieces(str(path), "train", 1, TOKENIZER))
+    both = (lambda: characters(str(path), length=1), lambda: subwords(str(path), "train", 1, TOKENIZER))
     if encoding in READ and text.strip():
         letters, tokens = (make() for make in both)
         assert text_of(letters).strip() == cleaned(ends).strip()
         assert text_of(tokens) == ends  # with its breaks, without a mark
-        assert (tokens.characters, tokens.words, tokens.lost) == (len(ends), len(ends.split()) + 1, 0)
+        assert (tokens.characters, tokens.words, tokens.lost_characters) == (len(ends), len(ends.split()) + 1, 0)
         return
     size = path.stat().st_size
     for make in both:
         if encoding in READ:
-            refused(make, "is empty" if not size else "holds no text")
+            refused(make, "is empty" if not size else "has no text")
         elif encoding == "utf-16-le":
-            refused(make, "holds characters 0.*utf-16le" if size else "is empty")
+            refused(make, "contains null characters.*utf-16le" if size else "is empty")
         elif "cut" in encoding:
             refused(make, "byte 0x.. at .* is not UTF-")
         elif text.strip():
@@ -102,7 +103,7 @@ def test_what_a_document_is(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(TEXT)
     whole, by_paragraph, by_line = (
-        pieces(str(path), "train", 1, TOKENIZER, documents=d) for d in ("file", "paragraphs", "lines")
+        subwords(str(path), "train", 1, TOKENIZER, documents=d) for d in ("file", "paragraphs", "lines")
     )
     cut = ["The café cost 5.\nNaïve  words,", "Then\ta second paragraph\n  of two lines."]
     split = [line for line in TEXT.split("\n") if line]
@@ -111,12 +112,12 @@ def test_what_a_document_is(tmp_path):
         assert found.windows.tokens.documents == len(texts)
         assert found.characters == sum(map(len, texts))
         assert found.words == sum(len(t.split()) + 1 for t in texts)
-    assert pieces(str(path), "train", 1, TOKENIZER).windows.tokens.documents == 1
-    padded = pieces(str(path), "train", 60, TOKENIZER, Padded())
+    assert subwords(str(path), "train", 1, TOKENIZER).windows.tokens.documents == 1
+    padded = subwords(str(path), "train", 60, TOKENIZER, Padded())
     assert padded.decode(padded.windows[:]) == [line + "\n" for line in split]
     assert list(documents(str(path))) == [TEXT]
     assert list(documents(str(path), documents="lines")) == split
-    assert "left out: 1 of 5 lines, with nothing to code" in by_line.summary
+    assert "left out: 1 of 5 lines, with nothing to encode" in by_line.summary
     assert f"from {whole.tokens} tokens of {len(TEXT)} characters in 1 document" in whole.summary
 
 
@@ -134,7 +135,7 @@ def test_parts_are_the_text(text, size, block):
         texts, follows = map(list, zip(*found, strict=True))
         assert (
             "".join(
-                CharacterTokenizer().spell(e.tokens.tolist()) for e in CharacterTokenizer().encode(texts, follows)
+                CharacterTokenizer().detokenize(e.tokens.tolist()) for e in CharacterTokenizer().encode(texts, follows)
             ).strip()
             == cleaned(text).strip()
         )
@@ -142,7 +143,7 @@ def test_parts_are_the_text(text, size, block):
         assert (whole.characters, whole.words) == (sum(e.characters for e in cut), sum(e.words for e in cut))
         (whole,), cut = TOKENIZER.encode([text]), TOKENIZER.encode(texts, follows)
         assert (whole.characters, whole.words) == (sum(e.characters for e in cut), sum(e.words for e in cut))
-        assert TOKENIZER.spell([i for e in cut for i in e.tokens.tolist()]) == text + "\n"
+        assert TOKENIZER.detokenize([i for e in cut for i in e.tokens.tolist()]) == text + "\n"
 
 
 def test_a_file_in_many_parts_is_one_document(tmp_path, monkeypatch):
@@ -150,19 +151,19 @@ def test_a_file_in_many_parts_is_one_document(tmp_path, monkeypatch):
     text = "".join(chance.choice(["words ", "more\n", "\n\n", "x. ", "  "]) for _ in range(3000))
     path = tmp_path / "a.txt"
     path.write_text(text)
-    whole = pieces(str(path), "train", 1, TOKENIZER)
+    whole = subwords(str(path), "train", 1, TOKENIZER)
     letters = characters(str(path), length=1)
-    monkeypatch.setattr("unnoise.shared.data.textfiles.parts.__defaults__", (100,))
-    monkeypatch.setattr("unnoise.shared.data.textfiles.READING", -1)
+    monkeypatch.setattr("unnoise.shared.data.text_files.parts.__defaults__", (100,))
+    monkeypatch.setattr("unnoise.shared.data.text_files.READING", -1)
     monkeypatch.setattr("unnoise.shared.data.text.FORMAT", -1)
     monkeypatch.setattr("unnoise.shared.data.text.AT_ONCE", 1000)
-    cut = pieces(str(path), "train", 1, TOKENIZER)
+    cut = subwords(str(path), "train", 1, TOKENIZER)
     assert torch.equal(cut.windows[:], whole.windows[:])
     assert (cut.characters, cut.words, cut.windows.tokens.documents) == (whole.characters, whole.words, 1)
     assert torch.equal(characters(str(path), length=1).windows[:], letters.windows[:])
-    first, rest = (pieces(str(path), f"train[{part}]", 1, TOKENIZER) for part in (":30%", "30%:"))
+    first, rest = (subwords(str(path), f"train[{part}]", 1, TOKENIZER) for part in (":30%", "30%:"))
     assert text_of(first) + text_of(rest) == text
-    end = TOKENIZER.tokenizer.token_to_id("</s>")
+    end = TOKENIZER.backend.token_to_id("</s>")
     assert int(first.windows[-1]) == int(rest.windows[-1]) == end  # what is cut off ends as a document
     assert first.windows.tokens.documents == rest.windows.tokens.documents == 1
 
@@ -201,10 +202,10 @@ def test_a_tenth_is_held_out_of_every_file(tmp_path, form, kind):
         assert set(places) <= set(itertools.accumulate(map(len, WORDS)))  # not within a word
     if form == "many lines":
         assert set(places) <= set(itertools.accumulate(len(line.replace(" ", "")) for line in text.split("\n")))
-    with_tokenizer = pieces(str(path), "train[95%:]", 1, TOKENIZER)
+    with_tokenizer = subwords(str(path), "train[95%:]", 1, TOKENIZER)
     assert text_of(with_tokenizer).split() == found[2].split()
-    first = pieces(str(path), "train[:90%]", 1, TOKENIZER)
-    ends = [i for i in first.windows[:].flatten().tolist() if i == TOKENIZER.tokenizer.token_to_id("</s>")]
+    first = subwords(str(path), "train[:90%]", 1, TOKENIZER)
+    ends = [i for i in first.windows[:].flatten().tolist() if i == TOKENIZER.backend.token_to_id("</s>")]
     assert int(first.windows[-1]) == ends[-1]  # a part of a document ends as one
     assert len(ends) == first.windows.tokens.documents
     assert first.words == len(text_of(first).split()) + len(ends)
@@ -216,7 +217,7 @@ def test_shares_follow_one_another(rows, one):
     """Larger shares end later, none is far from what was asked for, and words are cut only where they are long."""
     follows = [(rows[i + 1] or "x")[:1] or "x" if one and i + 1 < len(rows) else "" for i in range(len(rows))]
     data = Dataset.from_dict({"text": rows, "follow": follows}, features=_FEATURES)
-    ends, text = _ends(data, "text"), "".join(row or "" for row in rows)
+    ends, text = row_ends(data, "text"), "".join(row or "" for row in rows)
     before = 0
     for share in range(101):
         row, offset = cut(data, "text", ends, share)
@@ -261,9 +262,9 @@ def test_rows_without_text_are_counted(tmp_path):
     assert text_of(characters(str(path), length=1)) == "some words here more "
     assert "20 characters" not in found.summary
     assert "24 characters in 2 documents" in found.summary
-    assert "left out: 4 of 6 documents, with nothing to code" in found.summary
+    assert "left out: 4 of 6 documents, with nothing to encode" in found.summary
     assert "left out: 1 token, less than a window at the end" in found.summary
-    padded = pieces(str(path), "train", 4, TOKENIZER, Padded())
+    padded = subwords(str(path), "train", 4, TOKENIZER, Padded())
     cut = sum(max(0, len(TOKENIZER.encode([row])[0].tokens) - 4) for row in ("some words here", "123", "more"))
     assert f"left out: {cut} tokens, the ends of documents longer than a window" in padded.summary
     table = tmp_path / "a.csv"
@@ -280,7 +281,7 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
 
     cells = "text\ncafé\n"
     for name, words in (
-        (path("a.txt.gz", gzip.compress(b"words")), "is packed: unpack it first"),
+        (path("a.txt.gz", gzip.compress(b"words")), "is compressed: unpack it"),
         (path("b.jsonl", ""), "b.jsonl is empty"),
         (path("c.csv", cells.encode("latin-1")), "byte 0xe9 at 8 is not UTF-8"),
         (
@@ -292,18 +293,18 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
             "is UTF-32, by its .*`iconv -f utf-32 -t utf-8`",
         ),
         (path("e.jsonl", '{"text": "café"}\n'.encode("latin-1")), "byte 0xe9 at 13 is not UTF-8"),
-        (path("f.jsonl", '{"text": 1}\n{"text": 2}\n'), "the column text of .* holds no text but int64.*--text.column"),
+        (path("f.jsonl", '{"text": 1}\n{"text": 2}\n'), "the column text of .* has the type int64, not text.*--text.column"),
         (
             path("g.jsonl", '{"text": "a"\n'),
-            "cannot be read as text: line 1 is not JSON: expecting ',' delimiter, in .*; mend that line",
+            "cannot be read as text: line 1 is not JSON: expecting ',' delimiter, in .*; correct or remove that line",
         ),
         (path("h.parquet", "words"), "cannot be read as text"),
         (path("i.jsonl", '{"body": "a"}\n'), "has no column text: its columns are body; give one of them"),
         (
             path("q.csv", "id;text\n1;words\n"),
-            "its one column is 'id;text'; separate the columns by commas instead of ';'",
+            "its only column is 'id;text'; separate columns by commas instead of ';'",
         ),
-        (path("j.txt", "words"), "has no column body: its columns are text"),
+        (path("j.txt", "words"), "has no column body: the only column of a text file is text"),
         (
             path("both/train.txt", "words") and path("both/train.csv", cells) and str(tmp_path / "both"),
             "train.csv and train.txt for the",
@@ -312,11 +313,11 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
         refused(partial(characters, name, column="body" if name.endswith("j.txt") else "text"), words)
     good = path("k.txt", "some words\n")
     refused(lambda: characters(good, "train[:half]"), r"split=train\[:half\]: give the name of a split")
-    refused(lambda: characters(good, "train[99%:5%]"), "holds no text: take a larger part")
-    refused(lambda: pieces(good, "train", 2, TOKENIZER, documents="words"), "documents=words: choose from file")
-    refused(lambda: pieces(good, "train[:1]", 2, TOKENIZER, documents="file"), "one document of .*in percent")
+    refused(lambda: characters(good, "train[99%:5%]"), "has no text: take a larger part")
+    refused(lambda: subwords(good, "train", 2, TOKENIZER, documents="words"), "documents=words: choose from file")
+    refused(lambda: subwords(good, "train[:1]", 2, TOKENIZER, documents="file"), "one document of .*in percent")
     refused(
-        lambda: pieces(path("l.csv", cells), "train", 2, TOKENIZER, documents="lines"), "each row of .* is a document"
+        lambda: subwords(path("l.csv", cells), "train", 2, TOKENIZER, documents="lines"), "each row of .* is a document"
     )
     refused(lambda: Text(good, documents="lines"), "documents=lines is for a tokenizer")
     refused(lambda: Text(good, tokenizer="t.json", crop=True), "crop is for 27 symbols")
@@ -333,7 +334,7 @@ def test_a_set_elsewhere_without_a_test_part_is_said(monkeypatch):
             raise UsageError(f'cannot load the data set {name} (Unknown split "{split}")')
         return Dataset.from_dict({"text": WORDS})
 
-    monkeypatch.setattr("unnoise.shared.data.textfiles.load", load)
+    monkeypatch.setattr("unnoise.shared.data.text_files.load", load)
     monkeypatch.setattr("unnoise.shared.data.text.FORMAT", -2)
     assert (
         "`unnoise evaluate` will have no text to measure on: cannot load" in Text("some/set", length=8).load().summary
@@ -353,11 +354,11 @@ def test_rows_that_are_no_text_are_named(tmp_path, form):
     assert "left out: 2 of 702 documents" in file({"text": None}, {"other": "x"})().summary
     refused(
         file({"text": None}, {"text": 5}, {"other": "x"}),
-        r"holds no text in 1 of 703 rows, which is row 302 \(5\): mend or drop",
+        r"has no text in 1 of 703 rows, namely row 302 \(5\): correct or remove",
     )
     refused(
         file({"text": ["a"]}, {"text": 2.5}),
-        r'in 2 of 702 rows, of these the first is row 301 \(\["a"\]\): mend or drop',
+        r'in 2 of 702 rows, first in row 301 \(\["a"\]\): correct or remove',
     )
     refused(file({"text": {"a": 1}}), r'row 301 \(\{"a": 1\}\)')
 
@@ -383,7 +384,7 @@ def test_a_broken_line_is_named_and_nothing_else_is_printed(tmp_path, monkeypatc
     assert datasets.logging.get_verbosity() == level
 
 
-def test_text_without_a_letter_of_the_alphabet(tmp_path):
+def test_text_without_the_letters_a_to_z(tmp_path):
     """It is not empty: its writing is another, and a tokenizer reads it."""
     path = tmp_path / "a.txt"
     for text in ("你好 世界\n" * 20, "1234 5678\n" * 20, "привет мир\n" * 20):
@@ -391,12 +392,12 @@ def test_text_without_a_letter_of_the_alphabet(tmp_path):
         count = len(text)
         refused(
             lambda: characters(str(path), length=4),
-            rf"a.txt has {count} characters in the split train, and none of a to z, which alone .*: give one \(--text.tokenizer",
+            rf"a.txt has {count} characters in the split train, and none of a to z, the only ones .*: give a tokenizer \(--text.tokenizer",
         )
         refused(lambda: Text(str(path), length=4).load(), "none of a to z.*--text.tokenizer tokenizer.json")
-        assert text_of(pieces(str(path), "train", 1, train_tokenizer([text], 300))) == text
+        assert text_of(subwords(str(path), "train", 1, train_tokenizer([text], 300))) == text
     path.write_text(" \n\t\n" * 20)
-    refused(lambda: characters(str(path), length=4), "a.txt holds no text in the split train: give a file with some")
+    refused(lambda: characters(str(path), length=4), "a.txt has no text in the split train: give a file with some")
 
 
 def test_a_text_shorter_than_a_window(tmp_path):
@@ -404,11 +405,11 @@ def test_a_text_shorter_than_a_window(tmp_path):
     path.write_text("ab cd")
     refused(
         lambda: characters(str(path), length=16),
-        "length=16: the text has 6 symbols: give a length of 1 to 6, or more text$",
+        "length=16: the text has 6 tokens: give a length of 1 to 6, or more text$",
     )
-    refused(lambda: characters(str(path), length=0), "length=0: the text has 6 symbols: give a length of 1 to 6")
+    refused(lambda: characters(str(path), length=0), "length=0: the text has 6 tokens: give a length of 1 to 6")
     refused(
         lambda: characters(str(path), length=4, crop=True),
-        "a random piece is taken of twice the length: give a length of 1 to 3, or",
+        "random crops are taken from blocks of twice the length: give a length of 1 to 3, or",
     )
     assert len(characters(str(path), length=6).windows) == len(characters(str(path), length=3, crop=True).windows) == 1

@@ -23,7 +23,7 @@ from unnoise.discrete import (
 )
 from unnoise.experiments import recipes
 from unnoise.experiments.cli import main
-from unnoise.shared.data import Packed, characters, documents, pieces, shakespeare, train_tokenizer
+from unnoise.shared.data import Packed, characters, documents, subwords, shakespeare, train_tokenizer
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierFree
 from unnoise.shared.networks import UNet
@@ -59,7 +59,7 @@ def corpus(tmp_path, monkeypatch):
 def test_checkpoints_of_every_recipe_can_be_loaded():
     """`unnoise.experiments.load` alone, in a process of its own, knows every recipe's class."""
     names = [type(preset()).__name__ for preset in recipes.RECIPES.values()]
-    code = "from unnoise.experiments import load; from unnoise.shared.describe import _KNOWN; print(*_KNOWN)"
+    code = "from unnoise.experiments import load; from unnoise.shared.serialization import _KNOWN; print(*_KNOWN)"
     known = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert set(names) <= {name.split(".")[-1] for name in known}
 
@@ -88,12 +88,12 @@ def test_a_run_keeps_its_tokenizer(corpus, capsys):
     }
     assert "sample_entropy_bits" in after
     assert main(["train", "mdlm-smoke", "--text.layout", "padded", "--out", "other"]) == 2
-    assert "27 symbols are packed" in capsys.readouterr().err
+    assert "text of 27 characters is always packed" in capsys.readouterr().err
 
 
 def test_ends_of_windows_are_paid_for(corpus):
     tokenizer = train_tokenizer(LINES, 280)
-    plain, framed = (pieces(str(corpus), "train", 16, tokenizer, layout) for layout in (Packed(), Packed(ends=True)))
+    plain, framed = (subwords(str(corpus), "train", 16, tokenizer, layout) for layout in (Packed(), Packed(ends=True)))
     # All windows at 1 nat a token, over the characters that they hold: 14 of 16 tokens are text.
     assert plain.bits_per_character(1.0) == pytest.approx(plain.tokens / (plain.characters * math.log(2)))
     assert framed.bits_per_character(1.0) == pytest.approx(plain.bits_per_character(1.0) * 16 / 14)
@@ -127,9 +127,9 @@ def test_a_prompt_begins_long_text_and_comes_once(sampler, generator):
         (lambda: ClassifierFree(masked(), 1.0), "take unnoise.discrete.ClassifierFree"),
         (
             lambda: UNet((1, 4, 4), 8, (1,), 1, (), categories=4)(torch.full((1, 1, 4, 4), 4), torch.ones(1)),
-            "levels=K . 1, logits=K",
+            "categories=K . 1, logits=K",
         ),
-        (lambda: UNet((1, 4, 4), 8, (1,), 1, (), logits=2), "logits=2 with levels=None"),
+        (lambda: UNet((1, 4, 4), 8, (1,), 1, (), logits=2), "logits=2 with categories=None"),
         (
             lambda: Infilling(Unmasking(masked()), *prefix(torch.zeros(3).long(), 8))(shape=(2, 9), steps=3),
             "8 known positions do not fit 9",

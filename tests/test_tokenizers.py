@@ -15,7 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from unnoise.experiments.cli import main
-from unnoise.shared.data import SubwordTokenizer, pieces, tokenizer_file, train_tokenizer
+from unnoise.shared.data import SubwordTokenizer, subwords, tokenizer_file, train_tokenizer
 from unnoise.shared.errors import UsageError
 
 TEXT = "The cat  sat, and\nThe dog sat too.\n\nNobody knows why? not 1 of them\n"
@@ -52,7 +52,7 @@ def sentences(scheme):
 
 def of(tokenizer, path, **options):
     path.write_text(TEXT)
-    return pieces(str(path), "train", 4, tokenizer, **options)
+    return subwords(str(path), "train", 4, tokenizer, **options)
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_what_gives_the_text_back_loses_nothing(tmp_path, tokenizer):
         inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
         tokenizer = SubwordTokenizer(inner.to_str())
     found = of(tokenizer, tmp_path / "a.txt")
-    assert (found.lost, found.unknown, found.lossy) == (0, 0, "")
+    assert (found.lost_characters, found.unknown_tokens, found.lossy) == (0, 0, "")
     assert found.characters == len(TEXT)
     assert found.bits_per_character(1.0) == pytest.approx(found.tokens / (len(TEXT) * math.log(2)))
     stream = found.windows.tokens.document(0)[:-1].tolist()
-    assert tokenizer.tokenizer.decode(stream, skip_special_tokens=False).lstrip(" ") == TEXT
+    assert tokenizer.backend.decode(stream, skip_special_tokens=False).lstrip(" ") == TEXT
 
 
 def missing(again):
@@ -97,11 +97,11 @@ def missing(again):
 )
 def test_what_does_not_is_counted_and_codes_no_text(tmp_path, tokenizer, again, unknown):
     found = of(tokenizer, tmp_path / "a.txt")
-    assert (found.lost, found.unknown) == (missing(again), unknown)
-    assert found.lost > 0
+    assert (found.lost_characters, found.unknown_tokens) == (missing(again), unknown)
+    assert found.lost_characters > 0
     for said in (found.lossy, found.summary):
-        assert f"{found.lost} of {len(TEXT)} characters cannot be decoded from the tokens" in said
-        assert (f"{unknown} of {found.tokens} tokens being unknown" in said) == (unknown > 0)
+        assert f"{found.lost_characters} of {len(TEXT)} characters cannot be decoded from the tokens" in said
+        assert (f"({unknown} of {found.tokens} tokens are unknown)" in said) == (unknown > 0)
     for figure in (found.bits_per_character, found.perplexity_per_word):
         with pytest.raises(UsageError, match="the tokenizer is lossy"):
             figure(1.0)
@@ -111,15 +111,15 @@ def test_what_is_lost_depends_on_the_documents(tmp_path):
     """Words with one space between lose line breaks, and nothing where lines are the documents."""
     (tmp_path / "a.txt").write_text("the cat sat\nthe dog sat too\n")
     file, paragraphs, lines = (
-        pieces(str(tmp_path / "a.txt"), "train", 2, words(), documents=d) for d in ("file", "paragraphs", "lines")
+        subwords(str(tmp_path / "a.txt"), "train", 2, words(), documents=d) for d in ("file", "paragraphs", "lines")
     )
-    assert (file.lost, paragraphs.lost, lines.lost) == (2, 1, 0)
+    assert (file.lost_characters, paragraphs.lost_characters, lines.lost_characters) == (2, 1, 0)
     assert lines.bits_per_character(math.log(2)) == pytest.approx(9 / 26)  # seven words and two ends
 
 
 def test_a_word_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(
-        UsageError, match="cannot write this text .*: give it an unknown piece, or take train_tokenizer"
+        UsageError, match="cannot encode this text .*: give it an unknown token, or take train_tokenizer"
     ) as error:
         of(words(unknown=None), tmp_path / "a.txt")
     assert "\n" not in str(error.value)
@@ -145,13 +145,13 @@ def test_pieces_beyond_the_vocabulary(tmp_path):
     added = SubwordTokenizer(inner.to_str())
     assert added.size == letters(TEXT).size + 2
     found = of(added, tmp_path / "a.txt")
-    assert (found.vocabulary, found.lost) == (added.size, 0)
+    assert (found.vocabulary, found.lost_characters) == (added.size, 0)
     text = added.encode(["<|user|>the cat"])[0]
-    assert (text.lost, text.tokens[0]) == (0, added.size - 1)
+    assert (text.lost_characters, text.tokens[0]) == (0, added.size - 1)
     holes = json.loads(letters(TEXT).json)
     holes["model"]["vocab"]["T"] = 90
     found = of(SubwordTokenizer(json.dumps(holes)), tmp_path / "a.txt")
-    assert (found.vocabulary, found.lost, int(found.windows[:].max())) == (91, 0, 90)
+    assert (found.vocabulary, found.lost_characters, int(found.windows[:].max())) == (91, 0, 90)
 
 
 def test_the_end_of_a_document(tmp_path):
@@ -159,7 +159,7 @@ def test_the_end_of_a_document(tmp_path):
     path = tmp_path / "tokenizer.json"
     inner.save(str(path))
     with pytest.raises(
-        UsageError, match=r"no piece '</s>' to end a document: add one to its file .*\(\['</s>'\]\).*_file\(.*end=\)"
+        UsageError, match=r"no token '</s>' to end a document: add one to its file .*\(\['</s>'\]\).*_file\(.*end=\)"
     ) as error:
         tokenizer_file(path)
     assert tokenizer_file(path, end="<stop>").encode(["the"])[0].tokens.tolist() == [2, 1]
@@ -193,7 +193,7 @@ def test_training_and_evaluation_say_what_they_read(tmp_path, monkeypatch, capsy
     ]
     assert main(["train", "mdlm-smoke", *flags, "--out", "run"]) == 0
     said = capsys.readouterr().out
-    assert " lines, with nothing to code; " in said
+    assert " lines, with nothing to encode; " in said
     assert "the last tenth of the file is held out" in said
     assert ("the tokenizer is lossy" in said) == lossy
     assert main(["evaluate", "run", "--count", "3"]) == 0

@@ -106,7 +106,7 @@ def test_numbers_of_numpy_are_described_as_numbers():
     assert json.dumps(serialize(made)) == json.dumps(
         serialize(DenoisingLoss.simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40)), sigma_data=1.0)))
     )
-    with pytest.raises(UsageError, match=r"cannot describe numpy\.ndarray"):
+    with pytest.raises(UsageError, match=r"cannot hold numpy\.ndarray"):
         serialize(np.zeros(2))
 
 
@@ -154,23 +154,23 @@ def test_damaged_or_missing_checkpoints_say_so(tmp_path):
     path = tensors.with_name("checkpoint.json")
     text = path.read_text()
     path.write_text(text.replace('"width": 16', '"width": 32'))
-    with pytest.raises(UsageError, match='is damaged .*is not as it was written; .*take "digest" out of it'):
+    with pytest.raises(UsageError, match='is damaged .*differs from what was written; .*remove its entry "digest"'):
         load(tmp_path / "run")
     path.write_text(text.replace('"width": 16', '"width": 32').replace('"digest"', '"of another file"'))
-    with pytest.raises(UsageError, match=r"do not fit: .*is \(16,\), not \(32,\)"):
+    with pytest.raises(UsageError, match=r"do not match: .*is \(16,\), not \(32,\)"):
         load(tmp_path / "run")
     for broken in (text[:100], "[1, 2]", "{}"):
         path.write_text(broken)
-        with pytest.raises(UsageError, match="is damaged .*delete it to go on from 00000010"):
+        with pytest.raises(UsageError, match="is damaged .*delete it to continue from 00000010"):
             load(tmp_path / "run")
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="already has a run"):
         Trainer(objective(), CONFIG, folder=tmp_path).fit(batches())
     other = DenoisingLoss.simple(Learned(MLP(6, 16, 1), Tabulated(linear_betas(40))))
-    with pytest.raises(UsageError, match=r"other settings: denoiser.predicts.function: .*velocity there, .*noise here"):
+    with pytest.raises(UsageError, match=r"other settings: denoiser.predicts.function: was .*velocity, now .*noise"):
         Trainer(other, CONFIG, folder=tmp_path).fit(batches(), resume=True)
 
 

@@ -1,9 +1,9 @@
-"""Data: everything yields dicts `{"x0": ..., conditions by name}` and knows its own scale."""
+"""Data sets of images and text: batches are dicts `{"x0": ..., conditions by name}`."""
 
 from .batches import Batches
 from .images import ImageDataset, image_dataset, images
 from .synthetic import MarkovChain, sparse_chain
-from .text import characters, documents, letters, pieces, shakespeare, text8
+from .text import character_batches, characters, documents, shakespeare, subwords, text8
 from .text_dataset import TextDataset
 from .tokenizers import CharacterTokenizer, SubwordTokenizer, Tokenizer, tokenizer_file, train_tokenizer
 from .windows import Packed, Padded, Windows
@@ -19,14 +19,14 @@ __all__ = [
     "TextDataset",
     "Tokenizer",
     "Windows",
+    "character_batches",
     "characters",
     "documents",
     "image_dataset",
     "images",
-    "letters",
-    "pieces",
     "shakespeare",
     "sparse_chain",
+    "subwords",
     "text8",
     "tokenizer_file",
     "train_tokenizer",

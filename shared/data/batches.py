@@ -1,4 +1,4 @@
-"""Endless batches in an order that depends on a seed alone, and that a checkpoint can continue."""
+"""Endless batches in an order that depends on a seed alone, so that a checkpoint can continue it."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from torch import Tensor
 from ..errors import Notice, UsageError, shown
 from ..quantization import Quantization
 from ..random import Source, derived_seed, whole_seed
+from .tokenizers import current_fingerprint
 from .windows import Windows
 
 
 class Batches:
-    """Iterates over a data set for ever; each epoch is a new permutation, a function of (seed, epoch).
+    """Iterates over a data set without end; each epoch is a new permutation, a function of (seed, epoch).
 
     Args:
-        k: the examples as levels, `(N, ...)`, any integer type; or `Windows`, which reads them from a file by their
-            rows.
-        batch: examples in a batch.
-        quantization: what the levels mean.
-        form: how levels become `x0`: `Quantization.quantised`, `Quantization.continuous`, `Quantization.dequantised`.
-        conditions: further tensors, `(N, ...)` by name.
-        seed: of the order and of the dequantisation.
-        shape: of one example, where the form changes it.
-        names: of the classes; a checkpoint keeps them.
-        alphabet: what the levels stand for, in short, where they are numbers of symbols; a checkpoint keeps it.
+        k: the examples as quantization levels or token ids, `(N, ...)`, any integer type; or `Windows`, which reads
+            rows of them from a file.
+        batch: number of examples in a batch.
+        quantization: the real numbers that the quantization levels stand for.
+        form: how quantization levels become `x0`: `Quantization.quantized`, `Quantization.continuous` or
+            `Quantization.dequantized`.
+        conditions: further tensors by name, each `(N, ...)`, such as class labels.
+        seed: seed of the order and of the dequantization noise.
+        shape: shape of one example, where `form` changes it.
+        names: names of the classes; a checkpoint keeps them.
+        tokenizer: for token ids, the `fingerprint` of their tokenizer; a checkpoint keeps it.
 
     Attributes:
-        shape: of one example.
-        position: batches given so far.
+        shape: shape of one example.
+        position: number of batches returned so far.
+
+    Raises:
+        UsageError: for a batch that is larger than the data set, or conditions of another number of examples.
     """
 
     def __init__(
@@ -46,21 +51,17 @@ class Batches:
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
         names: tuple[str, ...] | None = None,
-        alphabet: str | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         if not 1 <= batch <= len(k):
-            raise UsageError(f"batch={batch}: give a number between 1 and the {len(k)} examples of the set")
+            raise UsageError(f"batch={batch}: the data set has {len(k)} examples; give a number from 1 to {len(k)}")
         if wrong := [f"{name} has {len(v)}" for name, v in (conditions or {}).items() if len(v) != len(k)]:
-            raise UsageError(f"the set has {len(k)} examples, and {', '.join(wrong)} rows: give one for each example")
-        self.k, self.batch, self.quantization, self.form, self.conditions, self.seed = (
-            k,
-            batch,
-            quantization,
-            form,
-            conditions or {},
-            whole_seed(seed),
-        )
-        self.shape, self.names, self.alphabet, self.position = shape or tuple(k.shape[1:]), names, alphabet, 0
+            raise UsageError(
+                f"the data set has {len(k)} examples, and {', '.join(wrong)} rows: give one row for each example"
+            )
+        self.k, self.batch, self.quantization, self.form = k, batch, quantization, form
+        self.conditions, self.seed = conditions or {}, whole_seed(seed)
+        self.shape, self.names, self.tokenizer, self.position = shape or tuple(k.shape[1:]), names, tokenizer, 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         generator, per_epoch, order, epoch = torch.Generator(), len(self.k) // self.batch, torch.empty(0), -1
@@ -79,7 +80,7 @@ class Batches:
             }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns what a checkpoint keeps: the position, and facts that identify the data."""
         state = {
             "position": self.position,
             "batch": self.batch,
@@ -87,11 +88,11 @@ class Batches:
             "examples": len(self.k),
             "content": self.content(),
         }
-        more = {"names": None if self.names is None else list(self.names), "alphabet": self.alphabet}
-        return state | {key: value for key, value in more.items() if value is not None}
+        optional = {"names": None if self.names is None else list(self.names), "tokenizer": self.tokenizer}
+        return state | {key: value for key, value in optional.items() if value is not None}
 
     def content(self) -> str:
-        """A fingerprint of 16 of the examples and their conditions, whatever type they are kept in."""
+        """Returns a fingerprint of 16 of the examples and their conditions; it does not depend on the stored dtype."""
         rows, found = torch.linspace(0, len(self.k) - 1, 16).long(), hashlib.sha256()
         for name, v in [("", self.k), *sorted(self.conditions.items())]:
             part = torch.as_tensor(v[rows])
@@ -99,19 +100,32 @@ class Batches:
         return found.hexdigest()[:16]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint; as many examples with other values, such as of another decoder, go on with a
-        `Notice`.
+        """Continues from a checkpoint's position.
+
+        Data of the same size whose values differ, such as images of another decoder, raise a `Notice` alone.
 
         Raises:
-            UsageError: where batch size, seed, data, names of classes or symbols are others than the checkpoint's.
+            UsageError: where batch size, seed, number of examples, class names or tokenizer differ from the
+                checkpoint's.
         """
-        own = self.state_dict()
-        compared = [key for key in ("batch", "seed", "examples", "names", "alphabet") if key in state and key in own]
+        state, own = current_state(state), self.state_dict()
+        compared = [key for key in ("batch", "seed", "examples", "names", "tokenizer") if key in state and key in own]
         if wrong := [
-            f"{key}: {shown(state[key])} there, {shown(own[key])} here" for key in compared if state[key] != own[key]
+            f"{key}: was {shown(state[key])}, now {shown(own[key])}" for key in compared if state[key] != own[key]
         ]:
-            remedy = "give the run's, or train into another folder (--out, folder=)"
+            remedy = "give the run's own data, or train into another folder (--out, folder=)"
             raise UsageError(f"the data differ from the checkpoint's: {'; '.join(wrong)}: {remedy}")
         if state.get("content", own["content"]) != own["content"]:
-            warn(Notice("the data have other values than the checkpoint's: they hold from here on"), stacklevel=2)
+            warn(
+                Notice("the data have other values than the checkpoint's, and training continues on the new ones"),
+                stacklevel=2,
+            )
         self.position = state["position"]
+
+
+def current_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state of batches in today's words; earlier versions wrote the tokenizer as `alphabet`."""
+    if not isinstance(state.get("alphabet"), str):
+        return state
+    rest = {key: value for key, value in state.items() if key != "alphabet"}
+    return rest | {"tokenizer": current_fingerprint(state["alphabet"])}

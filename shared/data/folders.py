@@ -1,4 +1,4 @@
-"""Folders of images: which files there are, and what their folders and `metadata` files say of them."""
+"""Folders of images: which files they hold, and the labels that subfolders and `metadata` files give them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from .classes import Labels, labels_of, missing, natural
+from .class_labels import Labels, is_missing, labels_of, natural_order
 from .pixels import endings
 
 SPLITS = {
@@ -19,7 +19,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-UNCALLED = "no column of the metadata is called label"
+NO_LABEL_COLUMN = "the metadata have no column label"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 Parts = tuple[str, ...]
 
@@ -29,7 +29,7 @@ class Listing(NamedTuple):
 
     Attributes:
         files: names relative to the folder, in their order.
-        labels: of the files.
+        labels: labels of the files.
         notes: what was left out, and why.
     """
 
@@ -38,8 +38,8 @@ class Listing(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Found(NamedTuple):
-    """What lies in a folder, as parts of relative paths."""
+class Contents(NamedTuple):
+    """The files in a folder, each as the parts of its relative path, and the number of hidden files."""
 
     images: list[Parts]
     metadata: list[Parts]
@@ -47,45 +47,46 @@ class Found(NamedTuple):
     hidden: int
 
 
-def listed(folder: str, split: str) -> Listing:
-    """The images of a split of a folder.
+def list_images(folder: str, split: str) -> Listing:
+    """Lists the images of a split of a folder.
 
-    - A folder that holds nothing but one folder stands for that.
-    - If all images lie in folders named after splits (train, test, validation or val, in letters of any size), these
+    - A folder that contains nothing but one folder stands for that folder.
+    - If all images lie in folders named after splits (train, test, validation or val, in upper or lower case), these
       are the splits; else all images are one split, train.
     - Within a split the label is that in the column `label` of a file metadata.csv, .jsonl or .parquet with file names
       in `file_name`; or the folder that the image lies in, at any depth, if there are several and no image lies beside
       them.
 
-    Hidden files and files with endings of no pictures are left out, and counted in the notes.
+    Hidden files and files that are not images, by their endings, are left out, and counted in the notes.
 
     Args:
-        folder: its path.
+        folder: path of the folder.
         split: `train`, `test` or `validation`, or a slice such as `train[:90%]`.
 
     Raises:
         UsageError: where there are no images, no such split, several ways to read the folder, or metadata that do not
-            fit the files.
+            match the files.
     """
     root = Path(folder)
     found = scan(root)
     if not found.images:
         left = "; ".join(left_out(found)) or "it is empty"
-        raise UsageError(f"the folder {folder} holds no images ({left}): put PNG or JPEG files there")
+        raise UsageError(f"the folder {folder} has no images ({left}): put PNG or JPEG files there")
     base, splits, tops = split_folders(folder, found.images)
     name = split_of(split.split("[")[0])
-    if name not in splits:
+    if name is None or name not in splits:
         if tops:
             raise UsageError(
-                f"the folder {folder} has no split {split}: it has {', '.join(sorted(splits))}; add a folder {split}"
+                f"the folder {folder} has no split {split}: its splits are {', '.join(sorted(splits))}; add a folder "
+                f"{split}"
             )
         raise UsageError(
-            f"the folder {folder} has no split {split}, its {len(found.images):,} images are one split, train: put those to hold out into "
-            f"a folder {split} in it, and all others into a folder train, and train again"
+            f"the folder {folder} has no split {split}, its {len(found.images):,} images are all the split train: move "
+            f"those to hold out into a folder {split} in it and all others into a folder train, and train again"
         )
     rows = metadata_rows(root, found)
     labels = labels_in(splits, name, len(base) + bool(tops), rows)
-    part = within(split, name, len(splits[name]))
+    part = slice_of(split, name, len(splits[name]))
     foreign = {(*base, top) for top, other in tops.items() if other != name}
     notes = (
         [f"beside the split{'s' * (len(splits) > 2)} {', '.join(sorted(splits.keys() - {name}))}"]
@@ -94,15 +95,19 @@ def listed(folder: str, split: str) -> Listing:
     )
     notes += left_out(found._replace(others=[parts for parts in found.others if parts[: len(base) + 1] not in foreign]))
     unread = {column for row in rows.values() for column in row} - {"label"}
-    if unread and not labels.reason.startswith(UNCALLED):
+    if unread and not labels.reason.startswith(NO_LABEL_COLUMN):
         notes.append(f"columns of the metadata that are not read: {', '.join(sorted(unread))}")
     numbers = None if labels.numbers is None else labels.numbers[part]
     return Listing(["/".join(parts) for parts in splits[name]][part], labels._replace(numbers=numbers), tuple(notes))
 
 
-def scan(root: Path) -> Found:
-    """All files below a folder, by what they are; links are followed, but not into the folders that they lie in."""
-    found, pictures, hidden = Found([], [], [], 0), endings(), 0
+def scan(root: Path) -> Contents:
+    """Returns all files below a folder by kind; it follows links, but not into folders that contain them.
+
+    Raises:
+        UsageError: for a folder that cannot be read.
+    """
+    found, pictures, hidden = Contents([], [], [], 0), endings(), 0
 
     def walk(path: Path, parts: Parts, above: frozenset[tuple[int, int]]) -> None:
         nonlocal hidden
@@ -125,59 +130,64 @@ def scan(root: Path) -> Found:
         walk(root, (), frozenset())
     except OSError as error:
         raise UsageError(
-            f"the folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or remove it"
+            f"the folder {error.filename} cannot be read ({error.strerror}): correct its permissions, or remove it"
         ) from error
-    return Found(*(sorted(paths) for paths in found[:3]), hidden)
+    return Contents(sorted(found.images), sorted(found.metadata), sorted(found.others), hidden)
 
 
 def split_of(name: str) -> str | None:
-    """The split that a word names."""
+    """Returns the split that a folder's name stands for, or None."""
     return next((split for split, words in SPLITS.items() if name.lower() in words), None)
 
 
 def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str, list[Parts]], dict[str, str]]:
-    """The folder that holds everything, the images of each split, and which folders are which split.
+    """Returns the innermost folder of all images, the images of each split, and the split of each folder in it.
 
-    None where all images are one.
+    The last is empty where all images are one split.
+
+    Raises:
+        UsageError: where folders of splits lie beside other images or folders, or two of them are the same split.
     """
     base: Parts = ()
     while True:
         depth = len(base)
         tops = {parts[depth] for parts in images if len(parts) > depth + 1}
-        direct = [shown(parts) for parts in images if len(parts) == depth + 1]
+        direct = [printable(parts) for parts in images if len(parts) == depth + 1]
         if direct or len(tops) > 1 or split_of(min(tops)):
             break
         base = (*base, *tops)
-    named = {top: split for top in sorted(tops) if (split := split_of(top))}
-    beside = direct + sorted(tops - named.keys())
-    if named and not beside:
-        if twice := [top for top in named if list(named.values()).count(named[top]) > 1]:
+    of_splits = {top: split for top in sorted(tops) if (split := split_of(top))}
+    beside = direct + sorted(tops - of_splits.keys())
+    if of_splits and not beside:
+        if twice := [top for top in of_splits if list(of_splits.values()).count(of_splits[top]) > 1]:
             raise UsageError(
-                f"the folders {' and '.join(twice)} of {folder} are both the split {named[twice[0]]}: make them one"
+                f"the folders {' and '.join(twice)} of {folder} are both the split {of_splits[twice[0]]}: merge them"
             )
-        return base, {split: [parts for parts in images if parts[depth] == top] for top, split in named.items()}, named
-    if "train" in named.values() and (direct or len(set(named.values())) > 1):
+        by_split = {split: [parts for parts in images if parts[depth] == top] for top, split in of_splits.items()}
+        return base, by_split, of_splits
+    if "train" in of_splits.values() and (direct or len(set(of_splits.values())) > 1):
         raise UsageError(
-            f"the folder {folder} has {' and '.join(named)} beside {beside[0]}: if these are splits, move everything else away, and if "
-            "they are classes, rename them"
+            f"the folder {folder} has {' and '.join(of_splits)} beside {beside[0]}: if these are splits, move "
+            "everything else away, and if they are classes, rename them"
         )
     return base, {"train": list(images)}, {}
 
 
 def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[Parts, dict[str, Any]]) -> Labels:
-    """The labels of a split: of metadata, or of the folders below the first `depth`.
+    """Returns the labels of a split, from the metadata or from the folders below the first `depth`.
 
     Names are numbered over all splits.
     """
     if not any("label" in row for row in rows.values()):
         labels = labels_of_folders({split: [parts[depth:] for parts in group] for split, group in splits.items()}, name)
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        plain = labels.numbers is None and not labels.reason
-        return labels._replace(reason=f"{UNCALLED}, they are {', '.join(columns)}") if plain and columns else labels
+        if labels.numbers is None and not labels.reason and columns:
+            return labels._replace(reason=f"{NO_LABEL_COLUMN}, their columns are {', '.join(columns)}")
+        return labels
     values = {split: [rows.get(parts, {}).get("label") for parts in group] for split, group in splits.items()}
-    gaps = [shown(parts) for parts, value in zip(splits[name], values[name], strict=True) if missing(value)]
+    gaps = [printable(parts) for parts, value in zip(splits[name], values[name], strict=True) if is_missing(value)]
     if len(gaps) == len(values[name]):
-        return Labels(None, reason="the metadata give none")
+        return Labels(None, reason="the metadata have none")
     labels = labels_of(values[name], [value for group in values.values() for value in group])
     if labels.names and "train" in values:
         labels = labels._replace(untrained=tuple(n for n in labels.names if n not in values["train"]))
@@ -185,30 +195,35 @@ def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[
 
 
 def labels_of_folders(splits: dict[str, list[Parts]], name: str) -> Labels:
-    """The first folder of each image of a split as its class."""
+    """Returns the first folder of each image of a split as its class."""
     every = [parts for group in splits.values() for parts in group]
     while all(len(parts) > 1 for parts in every) and len({parts[0] for parts in every}) == 1:
         splits = {split: [parts[1:] for parts in group] for split, group in splits.items()}
         every = [parts[1:] for parts in every]
-    names = tuple(sorted({parts[0] for parts in every if len(parts) > 1}, key=natural))
-    beside = [shown(parts) for parts in splits[name] if len(parts) == 1]
+    names = tuple(sorted({parts[0] for parts in every if len(parts) > 1}, key=natural_order))
+    beside = [printable(parts) for parts in splits[name] if len(parts) == 1]
     if len(names) < 2:
         return Labels(None)
     if beside:
-        where = f"the folders {', '.join(shown([folder]) for folder in names[:3])}{', ...' * (len(names) > 3)}"
+        where = f"the folders {', '.join(printable([folder]) for folder in names[:3])}{', ...' * (len(names) > 3)}"
         return Labels(
-            None, reason=f"{len(beside):,} of {len(splits[name]):,} lie in none of {where}, such as {beside[0]}"
+            None, reason=f"{len(beside):,} of {len(splits[name]):,} images lie outside of {where}, such as {beside[0]}"
         )
     number = {folder: n for n, folder in enumerate(names)}
     trained = {parts[0] for parts in splits.get("train", every)}
-    untrained = tuple(shown([folder]) for folder in names if folder not in trained)
     return Labels(
-        [number[parts[0]] for parts in splits[name]], tuple(shown([folder]) for folder in names), untrained=untrained
+        [number[parts[0]] for parts in splits[name]],
+        tuple(printable([folder]) for folder in names),
+        untrained=tuple(printable([folder]) for folder in names if folder not in trained),
     )
 
 
-def within(split: str, name: str, count: int) -> slice:
-    """The rows that a slice such as `train[:90%]` stands for."""
+def slice_of(split: str, name: str, count: int) -> slice:
+    """Returns the rows that a slice such as `train[:90%]` stands for, of `count` rows.
+
+    Raises:
+        UsageError: for a slice that cannot be read or is empty.
+    """
     if "[" not in split:
         return slice(None)
     import datasets
@@ -218,44 +233,52 @@ def within(split: str, name: str, count: int) -> slice:
     except (ValueError, AssertionError) as error:
         raise UsageError(f"split={split}: give a slice such as {name}[:90%] or {name}[100:200]") from error
     if part.from_ >= part.to:
-        raise UsageError(f"split={split} holds none of the {count:,} images: give a slice such as {name}[:90%]")
+        raise UsageError(f"split={split} is empty, of {count:,} images: give a slice such as {name}[:90%]")
     return slice(part.from_, part.to)
 
 
-def metadata_rows(root: Path, found: Found) -> dict[Parts, dict[str, Any]]:
-    """What the metadata say of each image: the cells of its row; those of the nearest file above it."""
+def metadata_rows(root: Path, found: Contents) -> dict[Parts, dict[str, Any]]:
+    """Returns the metadata of each image: the cells of its row in the nearest file in a folder above it.
+
+    Raises:
+        UsageError: for metadata that cannot be read or do not match the images.
+    """
     images, rows = set(found.images), {}
     for at in sorted(found.metadata, key=len):
         here: dict[Parts, dict[str, Any]] = {}
-        table = read_table(root.joinpath(*at))
+        file, table = f"{printable(at)} of {root}", read_table(root.joinpath(*at))
         columns = list(dict.fromkeys(column for row in table for column in row))
         if table and "file_name" not in columns:
             comma = "separate them by commas, and " * (len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"))
             raise UsageError(
-                f"{shown(at)} of {root} has no column file_name, its columns are {', '.join(columns) or 'none'}: {comma}call that with "
-                "the names of the images file_name"
+                f"{file} has no column file_name, its columns are {', '.join(columns) or 'none'}: {comma}rename the "
+                "column with the names of the images to file_name"
             )
         for n, row in enumerate(table, start=1):
-            if missing(file := row.pop("file_name", None)):
-                raise UsageError(
-                    f"{shown(at)} of {root} has no file_name in row {n:,}: give the name of an image in each row"
-                )
-            parts = tuple(posixpath.normpath(posixpath.join(*at[:-1], str(file))).split("/"))
+            if is_missing(image := row.pop("file_name", None)):
+                raise UsageError(f"{file} has no file_name in row {n:,}: give the name of an image in each row")
+            parts = tuple(posixpath.normpath(posixpath.join(*at[:-1], str(image))).split("/"))
             if here.setdefault(parts, row).get("label") != row.get("label"):
-                raise UsageError(f"{shown(at)} of {root} gives {file} two labels: leave one of its rows")
+                raise UsageError(f"{file} gives {image} two labels: remove one of its rows")
         if absent := [parts for parts in here if parts not in images]:
             raise UsageError(
-                f"{shown(at)} of {root} names {len(absent):,} of {len(here):,} images that are not there, such as {shown(absent[0])}: "
-                "mend file_name, which counts from the folder of the metadata"
+                f"{file} names {len(absent):,} of {len(here):,} images that do not exist, such as "
+                f"{printable(absent[0])}: correct file_name, which is relative to the folder of the metadata"
             )
         if twice := [other for other in found.metadata if other[:-1] == at[:-1] and other != at]:
-            raise UsageError(f"{shown(at)} and {shown(twice[0])} of {root} describe one folder: leave one of them")
+            raise UsageError(
+                f"{printable(at)} and {printable(twice[0])} of {root} describe one folder: remove one of them"
+            )
         rows |= here
     return rows
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV, JSON lines or Parquet file."""
+    """Returns the rows of a CSV, JSON lines or Parquet file.
+
+    Raises:
+        UsageError: where it cannot be read.
+    """
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet
@@ -266,23 +289,23 @@ def read_table(path: Path) -> list[dict[str, Any]]:
                 return [{k: v for k, v in row.items() if k} for row in csv.DictReader(file, skipinitialspace=True)]
             rows = [json.loads(line) for line in file if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a line is no object")
+            raise ValueError("a line is not a JSON object")
         return rows
-    except (OSError, ValueError, csv.Error) as error:  # of Parquet and of encodings too
-        raise UsageError(f"{path} cannot be read ({str(error).splitlines()[0]}): mend it, or remove it") from error
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: errors of Parquet and of encodings, too
+        raise UsageError(f"{path} cannot be read ({str(error).splitlines()[0]}): correct or remove it") from error
 
 
-def left_out(found: Found) -> list[str]:
-    """The files that are not read, in words."""
-    others = [shown(parts) for parts in found.others]
-    notes = [
-        f"{len(others):,} other file{'s' * (len(others) > 1)} left out: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
-    ]
-    return notes * bool(others) + [f"{found.hidden:,} hidden file{'s' * (found.hidden > 1)} left out"] * bool(
-        found.hidden
-    )
+def left_out(found: Contents) -> list[str]:
+    """Returns notes on the files that are not read."""
+    notes, others = [], [printable(parts) for parts in found.others]
+    if others:
+        examples = f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+        notes.append(f"{len(others):,} other file{'s' * (len(others) > 1)} left out: {examples}")
+    if found.hidden:
+        notes.append(f"{found.hidden:,} hidden file{'s' * (found.hidden > 1)} left out")
+    return notes
 
 
-def shown(parts: Sequence[str]) -> str:
-    """A path that can be printed, whatever bytes it is made of."""
+def printable(parts: Sequence[str]) -> str:
+    """Returns a path as text that can be printed, whatever bytes it consists of."""
     return "/".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\n", " ")

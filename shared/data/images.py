@@ -1,4 +1,4 @@
-"""Images from anywhere, quantised once; each family takes them in its own form."""
+"""Images from any source, quantized once; each family takes them in its own form."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from ..progress import Progress, silent
 from ..quantization import Quantization
 from ..random import Source
 from .batches import Batches
-from .classes import NO_LABELS, Labels, counted, labels_of, refuse_other_classes
-from .folders import listed
+from .class_labels import NO_LABELS, Labels, class_counts, labels_of, refuse_other_classes
+from .folders import list_images
 from .sources import bundled, load
-from .stacks import Cells, Files, stacked
+from .stacking import Cells, Files, stacked
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LEVELS = {"digits": 17}  # every other set has 256
+LEVELS = {"digits": 17}  # every other data set has 256 quantization levels
 
 
 class ImageDataset(NamedTuple):
-    """A set of images as levels: `k` uint8 `(N, C, H, W)`, `label` int64 `(N,)` or None, and the scale of the levels.
+    """Images as quantization levels, uint8 `(N, C, H, W)`, with class labels where there are any.
 
     Attributes:
-        names: of the classes, where they have names.
-        notes: what was left out of what there was, or changed in reading it.
+        k: the quantization levels.
+        label: class labels, int64 `(N,)`, or None.
+        quantization: the real numbers that the quantization levels stand for.
+        names: names of the classes, where they have names.
+        notes: what was left out, or changed in reading.
     """
 
     k: Tensor
@@ -46,39 +49,33 @@ class ImageDataset(NamedTuple):
 
     @property
     def dims(self) -> int:
-        """Numbers in one image, C H W."""
+        """Number of values in one image, C H W."""
         return self.k[0].numel()
 
     @property
     def summary(self) -> str:
-        """What it holds, in one line: `1,204 images of 1x8x8, 3 classes: blood 400, test 402, urine 402.
-
-        2 other files left out: ...`.
-        """
+        """One line on the data set: `1,204 images of 1x8x8, 3 classes: blood 400, ...; 2 other files left out: ...`."""
         whole = f"{len(self.k):,} image{'s' * (len(self.k) != 1)} of {'x'.join(map(str, self.shape))}"
-        return "; ".join([whole if self.label is None else f"{whole}, {self.counted}", *self.notes])
+        return "; ".join([whole if self.label is None else f"{whole}, {self.class_counts}", *self.notes])
 
     @property
-    def counted(self) -> str:
-        """How often each class occurs, in words."""
-        return counted(self.label, self.names)
+    def class_counts(self) -> str:
+        """A text with the number of images of each class, or on why there are no labels."""
+        return self.no_labels if self.label is None else class_counts(self.label, self.names)
 
     @property
-    def unlabelled(self) -> str:
-        """That there are no labels, and why."""
+    def no_labels(self) -> str:
+        """A note that there are no labels, with the reason."""
         return next((note for note in self.notes if note.startswith("no labels")), "no labels")
 
     @property
     def labels(self) -> Labels:
-        """The labels as a list, their names, and why there are none."""
-        reason = self.unlabelled.removeprefix("no labels").removeprefix(": ")
+        """The labels as a list, the names of the classes, and the reason where there are none."""
+        reason = self.no_labels.removeprefix("no labels").removeprefix(": ")
         return Labels(None, reason=reason) if self.label is None else Labels(self.label.tolist(), self.names)
 
-    def part(self, count: int) -> ImageDataset:
-        """`count` of the images at even distances, for folders are sorted by their classes.
-
-        All of them where there are no more.
-        """
+    def subset(self, count: int) -> ImageDataset:
+        """Returns `count` evenly spaced images, because folders are sorted by class; all where there are no more."""
         if count >= len(self.k):
             return self
         rows = torch.arange(count) * len(self.k) // count
@@ -92,10 +89,20 @@ class ImageDataset(NamedTuple):
         conditions: Sequence[str] = (),
         seed: int = 0,
     ) -> Batches:
-        """Endless batches; `conditions=("label",)` adds the labels."""
+        """Returns endless batches; `conditions=("label",)` adds the class labels.
+
+        Args:
+            batch: number of images in a batch.
+            form: how quantization levels become `x0`; see `Batches`.
+            conditions: names of conditions.
+            seed: seed of the order and of the dequantization noise.
+
+        Raises:
+            UsageError: for conditions that the data set does not have.
+        """
         if conditions and (self.label is None or tuple(conditions) != ("label",)):
-            has = "label only" if self.label is not None else f"{self.unlabelled}; {NO_LABELS}"
-            raise UsageError(f"conditions={tuple(conditions)}: this set has {has}")
+            has = "label only" if self.label is not None else f"{self.no_labels}; {NO_LABELS}"
+            raise UsageError(f"conditions={tuple(conditions)}: this data set has {has}")
         names = self.names if conditions else None
         return Batches(
             self.k, batch, self.quantization, form, {"label": self.label} if conditions else None, seed, names=names
@@ -114,60 +121,69 @@ def image_dataset(
 ) -> ImageDataset:
     """Loads images: gray or RGB, of any size, all of one size unless `size` (height, width) scales and crops them.
 
-    What files hold becomes 8 bits by the rules of `pixels`; gray images beside others are read as RGB. What was left
-    out or changed is counted in `ImageDataset.summary`.
+    Pixel values become 8 bits by the rules of `pixels`; gray images among RGB images are read as RGB. What was left out
+    or changed is counted in `ImageDataset.summary`.
 
     Args:
-        name: a bundled set (`digits`, `mnist5k`), a folder, read by the rules of `listed`, or a set on the hub.
+        name: a bundled data set (`digits`, `mnist5k`), a folder, which is read by the rules of `list_images`, or a data
+            set on the Hub.
         split: `train`, `test`, ...
-        size: resize the shorter side and crop the center.
-        low, high: the range of the real form.
-        classes: that labels must be 0 to classes - 1, which is looked at before pixels are read; None for any, or none.
+        size: height and width; the shorter side is resized and the center cropped.
+        low, high: range of the real numbers that the quantization levels stand for.
+        classes: number of classes; labels must lie in 0 to classes - 1, which is checked before pixels are read. None
+            for any labels, or none.
         progress: how to report progress.
 
     Raises:
-        UsageError: for a set without images or such a split, images that cannot be read or need more memory than there
-            is, or images of several sizes without `size`; or labels that are not those of `classes`.
+        UsageError: for a data set without images or such a split, images that cannot be read or need more memory than
+            there is, images of several sizes without `size`, or labels outside of 0 to classes - 1.
     """
     if size is not None and min(size) < 1:
         raise UsageError(f"size={size}: give a height and a width of at least 1")
     name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
-    pictures, labels, notes = found(name, split, classes)
-    k, done = stacked(pictures, name, size, progress)
+    pictures, labels, notes = find_images(name, split, classes)
+    k, changes = stacked(pictures, name, size, progress)
     levels = LEVELS.get(name, 256)
     k = k if levels == 256 else torch.round(k.float() * (levels - 1) / 255).to(torch.uint8)
     label = None if labels.numbers is None else torch.tensor(labels.numbers)
-    unlabelled = [] if label is not None else [f"no labels: {labels.reason}" if labels.reason else "no labels"]
-    return ImageDataset(k, label, Quantization(levels, low, high), labels.names, (*unlabelled, *done, *notes))
+    no_labels = [] if label is not None else [f"no labels: {labels.reason}" if labels.reason else "no labels"]
+    return ImageDataset(k, label, Quantization(levels, low, high), labels.names, (*no_labels, *changes, *notes))
 
 
-def found(name: str, split: str, classes: int | None) -> tuple[Files | Cells, Labels, tuple[str, ...]]:
-    """The encoded pictures of a split, their labels, which must be those of `classes`, and what to say of them."""
+def find_images(name: str, split: str, classes: int | None) -> tuple[Files | Cells, Labels, tuple[str, ...]]:
+    """Returns the encoded images of a split, their labels, and notes on what was left out.
+
+    Raises:
+        UsageError: where there are none, or their labels do not lie in 0 to classes - 1.
+    """
     if name not in bundled() and Path(name).is_dir():
-        files, labels, notes = listed(name, split)
+        files, labels, notes = list_images(name, split)
         pictures = Files(name, files)
     else:
-        pictures, labels, notes = tabled(name, split)
+        pictures, labels, notes = images_in_table(name, split)
     if classes is not None:
         refuse_other_classes(labels, classes, name, split)
     return pictures, labels, notes
 
 
-def untested(name: str, classes: int | None = None) -> str:
-    """Why a set has no split test to measure on, in one line; nothing where it has."""
+def missing_test_split(name: str, classes: int | None = None) -> str:
+    """Returns one line on why a data set has no usable split `test`; an empty text where it has one."""
     try:
-        count = len(found(str(Path(name).expanduser()) if name.startswith("~") else name, "test", classes)[0])
+        path = str(Path(name).expanduser()) if name.startswith("~") else name
+        count = len(find_images(path, "test", classes)[0])
     except UsageError as error:
         return str(error)
-    return (
-        ""
-        if count > 1
-        else f"the split test of {name} holds 1 image, and a standard error needs at least 2; hold more images out"
-    )
+    if count > 1:
+        return ""
+    return f"the split test of {name} has 1 image, and a standard error needs at least 2: hold more images out"
 
 
-def tabled(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:
-    """The encoded pictures of a bundled set or one on the hub, their labels, and what to say of them."""
+def images_in_table(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:
+    """Returns the encoded images of a bundled data set or one on the Hub, their labels, and notes.
+
+    Raises:
+        UsageError: where there is no such data set or split, or it has no images.
+    """
     import datasets
 
     rows = load(name, split)
@@ -175,19 +191,20 @@ def tabled(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:
     if column is None or len(rows) == 0 or not isinstance(rows.features[column], datasets.Image):
         raise UsageError(f"the data set {name} has no images: its columns are {', '.join(rows.column_names)}")
     pictures = Cells(rows.cast_column(column, datasets.Image(decode=False))[column])
-    notes = (
-        (f"the folder {name} that is here is not read, its name is ./{name}",)
-        if name in bundled() and Path(name).is_dir()
-        else ()
-    )
+    hides = name in bundled() and Path(name).is_dir()
+    notes = (f"the local folder {name} is not read; give ./{name} to read it",) if hides else ()
     return pictures, column_labels(name, split, rows), notes
 
 
 def column_labels(name: str, split: str, rows: Dataset) -> Labels:
-    """The column `label`; names are those of the column, or numbered in their natural order in the split train."""
+    """Returns the labels in the column `label`.
+
+    Class names are those of the column's type, or the names in the column in their natural order in the split train.
+    """
     if "label" not in rows.column_names:
         others = [column for column in rows.column_names if "label" in column]
-        return Labels(None, reason=f"the columns {', '.join(others)} are not read, only label is" if others else "")
+        reason = f"there is no column label, and the columns {', '.join(others)} are not read" if others else ""
+        return Labels(None, reason=reason)
     labels = labels_of(rows["label"][:])
     if labels.names and split.split("[")[0] != "train":
         labels = labels_of(rows["label"][:], known := load(name, "train")["label"][:])
@@ -207,5 +224,5 @@ def images(
     conditions: Sequence[str] = (),
     seed: int = 0,
 ) -> Batches:
-    """Endless batches `{"x0": (batch, C, H, W)}` of an image set; see `image_dataset` and `ImageDataset.batches`."""
+    """Returns endless batches `{"x0": (batch, C, H, W)}`; see `image_dataset` and `ImageDataset.batches`."""
     return image_dataset(name, split=split, size=size).batches(batch, form, conditions=conditions, seed=seed)

@@ -1,4 +1,4 @@
-"""One picture of any kind as 8-bit gray or RGB."""
+"""One image of any file format and mode as 8-bit gray or RGB."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WHITE = 255
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and its value for inverted gray
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-PRIVATE = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF", "IPTC")  # formats that Pillow knows and does not read alone
+UNSUPPORTED = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF", "IPTC")  # Pillow needs other programs to read them
 
 
 class Pixels(NamedTuple):
-    """A picture as it is trained on, and what was done to it.
+    """An image as it is trained on, and how it was converted.
 
     Attributes:
         values: uint8 `(H, W)` for gray, `(H, W, 3)` for RGB.
         kind: `16 bits` or `floats` where its values were scaled to 8 bits, else "".
-        held: smallest and largest value before they were scaled.
+        held: smallest and largest value before scaling.
         transparent: whether it was laid over white.
-        further: frames after the first, which are not read.
+        further: number of frames after the first, which are not read.
     """
 
     values: np.ndarray
@@ -41,18 +41,18 @@ class Pixels(NamedTuple):
 
 
 def endings() -> frozenset[str]:
-    """Endings of the files that are read as pictures, in small letters."""
+    """Returns the endings of the files that are read as images, in lower case."""
     from PIL import Image
 
     Image.init()
     return frozenset(
-        e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in PRIVATE
+        e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in UNSUPPORTED
     ) | {".mpo"}
 
 
 @contextmanager
 def opened(source: Path | bytes) -> Iterator[Image]:
-    """A picture in a file or in memory; its pixels are not read yet."""
+    """Opens an image in a file or in memory, without reading its pixels."""
     from PIL import Image
 
     # Given a name, Pillow maps plain TIFFs into memory and misreads those that lie on their side.
@@ -61,7 +61,7 @@ def opened(source: Path | bytes) -> Iterator[Image]:
 
 
 def pixels(source: Path | bytes) -> Pixels:
-    """A picture as 8-bit gray or RGB, turned upright by its EXIF orientation.
+    """Returns an image as 8-bit gray or RGB, turned upright by its EXIF orientation.
 
     - 1-bit, L, LA and palettes of one bit stay gray; palettes, CMYK, YCbCr, LAB and HSV become RGB by Pillow's
       conversion.
@@ -70,38 +70,41 @@ def pixels(source: Path | bytes) -> Pixels:
     - Of several frames or pages the first is read.
 
     Raises:
-        UsageError: with the reason, where it is broken, a decompression bomb, 32-bit gray, or floats outside of 0..1.
+        UsageError: with the reason, for a broken image, a decompression bomb, 32-bit gray, or floats outside of 0..1.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata
+            warnings.simplefilter("ignore")  # on broken metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with opened(source) as image:
                 image.load()
                 wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
                 ImageOps.exif_transpose(image, in_place=True)
                 found = converted(image, wide)
-                if (
-                    found.kind and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
-                ):  # Pillow sees to it in 8 bits
-                    found = found._replace(values=255 - found.values)
-                frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # a PSD is the sum of its layers
-                return found._replace(further=frames - 1)  # counted last, for Pillow goes to the last frame and back
+                tags = getattr(image, "tag_v2", {})
+                if found.kind and image.format == "TIFF" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+                    found = found._replace(values=255 - found.values)  # Pillow inverts 8-bit images itself
+                frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # frames of a PSD are its layers
+                return found._replace(further=frames - 1)  # counted last: Pillow goes to the last frame and back
     except UsageError:
         raise
     except UnidentifiedImageError:
-        raise UsageError("it is not a picture that Pillow can read") from None
+        raise UsageError("it is not an image that Pillow can read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UsageError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, make it smaller") from None
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise UsageError(said.splitlines()[0]) from error
+        raise UsageError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller") from None
+    except Exception as error:  # Pillow's readers raise errors of many types on a broken file
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise UsageError(reason.splitlines()[0]) from error
 
 
 def converted(image: Image, wide: bool = False) -> Pixels:
-    """A picture's pixels; `wide` says that its integers are of 16 bits."""
+    """Converts an opened image to 8-bit gray or RGB; `wide` marks integers of 16 bits.
+
+    Raises:
+        UsageError: for gray of 32 bits.
+    """
     key, palette = image.info.get("transparency"), image.palette if image.mode == "P" else None
     if wide or image.mode == "F":
         return scaled(np.asarray(image), 65535 if wide else 1, key)
@@ -120,20 +123,24 @@ def converted(image: Image, wide: bool = False) -> Pixels:
 
 
 def scaled(raw: np.ndarray, top: int, key: object) -> Pixels:
-    """Gray from 0..top as 0..255."""
+    """Scales gray values from 0..top to 0..255; the value `key` is transparent.
+
+    Raises:
+        UsageError: for values outside of 0..top.
+    """
     held, kind = (float(raw.min()), float(raw.max())), "floats" if top == 1 else "16 bits"
-    if not 0 <= held[0] <= held[1] <= top:  # not a number fails as well
+    if not 0 <= held[0] <= held[1] <= top:  # NaN fails as well
         raise UsageError(
-            f"its values are {held[0]:g} to {held[1]:g}, and {kind} are read from 0 to {top}: scale them to that"
+            f"its values are {held[0]:g} to {held[1]:g}, and {kind} must lie in 0 to {top}: scale them to that range"
         )
     alpha = np.where(raw == key, 0, 255) if isinstance(key, int) else None
     return over_white(raw.astype(np.float64) * (255 / top), alpha)._replace(kind=kind, held=held)
 
 
 def over_white(values: np.ndarray, alpha: np.ndarray | None, premultiplied: bool = False) -> Pixels:
-    """A picture laid over white."""
+    """Lays an image over white by its alpha, 0..255."""
     transparent = alpha is not None and bool((alpha < 255).any())
-    if transparent:
+    if alpha is not None and transparent:
         share = alpha / 255
         values = values * (1 if premultiplied else share) + WHITE * (1 - share)
     return Pixels(np.rint(values).astype(np.uint8) if values.dtype != np.uint8 else values, transparent=transparent)

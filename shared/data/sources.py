@@ -1,4 +1,4 @@
-"""Sets that are shipped with the package or lie on the hub, through `datasets.load_dataset`."""
+"""Data sets that are shipped with the package or lie on the Hub, through `datasets.load_dataset`."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BUNDLED = Path(__file__).parent / "bundled"
-PATIENCE = 10  # seconds that the hub has to answer
+HUB_TIMEOUT = 10  # seconds
 
 
 class Absent(UsageError):
-    """There is neither a file nor a folder nor a set of that name."""
+    """The error for a name that neither a file nor a folder nor a data set has."""
 
 
 def bundled() -> list[str]:
-    """Names of the sets that come with the package and need no network."""
+    """Returns the names of the data sets that come with the package and need no network."""
     return sorted(p.name for p in BUNDLED.iterdir() if p.is_dir())
 
 
 def absolute(name: str, sets: Collection[str]) -> str:
-    """The absolute path of a file or a folder that is there; any other name, and that of one of the `sets`, as it is.
+    """Returns the absolute path of an existing file or folder; other names, and those in `sets`, stay as they are.
 
-    A run keeps this, so that its data are found from any folder, and nothing else is that lies at the same relative
-    path there.
+    A run keeps this path, so that its data are found from any folder, and nothing else is found that lies at the same
+    relative path there.
     """
     path = os.path.expanduser(name)
     return os.path.abspath(path) if name and name not in sets and os.path.exists(path) else name
 
 
 def load(name: str, split: str) -> Dataset:
-    """The rows of a set.
+    """Loads the rows of a data set.
 
     Args:
-        name: `digits`, `mnist5k` or `shakespeare`, or the name of a set on the hub.
+        name: `digits`, `mnist5k` or `shakespeare`, or the name of a data set on the Hub.
         split: `train`, `test`, ...
 
     Raises:
-        Absent: where there is no such set.
+        Absent: where there is no such data set.
         UsageError: where there is no such split, or it cannot be read.
     """
     import datasets
@@ -55,76 +55,80 @@ def load(name: str, split: str) -> Dataset:
         if name in bundled():
             files = {p.stem: glob.escape(str(p)) for p in (BUNDLED / name).glob("*.parquet")}
             if split not in files:
-                raise UsageError(f"the set {name} has no split {split}: choose from {', '.join(sorted(files))}")
+                raise UsageError(f"the data set {name} has no split {split}: choose from {', '.join(sorted(files))}")
             datasets.disable_progress_bars()
             try:
                 return datasets.load_dataset("parquet", data_files={split: files[split]}, split=split)
             finally:
                 datasets.enable_progress_bars()
         if Path(name).is_file():
-            raise UsageError(f"{name} is a file: give the folder that it lies in, or the name of a set")
-        if (
-            os.path.isabs(name)
-            or name.startswith((".", "~"))
-            or name.endswith("/")
-            or name.count("/") > 1
-            or "\\" in name
-        ):
-            raise Absent(f"there is no {kind(name)} {name}: {meant(name, 'give the path of one that is there')}")
+            raise UsageError(f"{name} is a file: give the folder that it lies in, or the name of a data set")
+        if _is_path(name):
+            raise Absent(
+                f"there is no {file_or_folder(name)} {name}: {suggestion(name, 'give the path of one that exists')}"
+            )
         return of_hub(name, split)
     except UsageError:
         raise
     except PermissionError as error:
         raise UsageError(
-            f"the cache of data sets cannot be written ({error}): set HF_HOME to a folder that can"
+            f"the cache of data sets cannot be written ({error}): set HF_HOME to a folder that can be written"
         ) from error
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"cannot load the data set {name} ({reason}): {meant(name)}") from error
+        raise UsageError(f"cannot load the data set {name} ({reason}): {suggestion(name)}") from error
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can be a path and not the name of a data set on the Hub."""
+    begins = os.path.isabs(name) or name.startswith((".", "~"))
+    return begins or name.endswith("/") or name.count("/") > 1 or "\\" in name
 
 
 def of_hub(name: str, split: str) -> Dataset:
-    """The rows of a set on the hub. It is asked once whether it has the set, for `datasets` asks for half a minute;
-    else the cache is.
+    """Loads the rows of a data set on the Hub, or from the local cache where the Hub cannot be reached.
+
+    The Hub is first asked once whether it has the data set, because `datasets` alone repeats the question for half a
+    minute.
 
     Raises:
         Absent: where neither has it.
     """
-    import datasets
+    from datasets import config, load_dataset
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
-        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(name, timeout=PATIENCE)
+        HfApi(endpoint=config.HF_ENDPOINT).dataset_info(name, timeout=HUB_TIMEOUT)
         missing = ""
     except (RepositoryNotFoundError, HFValidationError):
-        missing = "no set of that name on the Hub"
-    except HfHubHTTPError:  # of which `datasets` says more
+        missing = "the Hub has no data set of that name"
+    except HfHubHTTPError:  # `datasets` raises a longer message on it
         missing = ""
     except Exception as error:
         offline = isinstance(error, OfflineModeIsEnabled)
         reason = (
             "HF_HUB_OFFLINE is set" if offline else str(error).splitlines()[0] if str(error) else type(error).__name__
         )
-        missing = f"the Hub, where a set may have that name, cannot be reached ({reason})"
+        missing = f"the Hub, which may have a data set of that name, cannot be reached ({reason})"
     if not missing:
-        return datasets.load_dataset(name, split=split)
-    before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+        return load_dataset(name, split=split)
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
     try:
-        return datasets.load_dataset(name, split=split)
+        return load_dataset(name, split=split)
     except (ConnectionError, HFValidationError) as error:
-        raise Absent(f"there is no {kind(name)} {name}, and {missing}: {meant(name)}") from error
+        raise Absent(f"there is no {file_or_folder(name)} {name}, and {missing}: {suggestion(name)}") from error
     finally:
-        datasets.config.HF_HUB_OFFLINE = before
+        config.HF_HUB_OFFLINE = before
 
 
-def kind(name: str) -> str:
-    """What a path would be of."""
+def file_or_folder(name: str) -> str:
+    """Returns `file` for a path with an ending, else `folder`."""
     return "file" if Path(name).suffix else "folder"
 
 
-def meant(name: str, else_: str = "") -> str:
-    """What to give in place of a name that nothing has."""
+def suggestion(name: str, otherwise: str = "") -> str:
+    """Returns a remedy for a name that does not exist: the closest existing name, else `otherwise`."""
     path = Path(os.path.expanduser(name))
     with contextlib.suppress(OSError):
         if near := difflib.get_close_matches(path.name, sorted(os.listdir(path.parent)), n=1, cutoff=0.75):
@@ -132,6 +136,6 @@ def meant(name: str, else_: str = "") -> str:
     if near := difflib.get_close_matches(name, bundled(), n=1):
         return f"did you mean {near[0]}?"
     return (
-        else_
-        or f"give the path of one that is there, or a bundled set ({', '.join(bundled())}); others need the network"
+        otherwise
+        or f"give the path of an existing one, or a bundled data set ({', '.join(bundled())}); others need the network"
     )

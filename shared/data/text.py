@@ -1,4 +1,4 @@
-"""Text from anywhere, tokenised once into a memory-mapped file."""
+"""Text from any source, tokenized once into a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -16,58 +16,62 @@ from ..serialization import serialize
 from .batches import Batches
 from .sources import load
 from .text_dataset import TextDataset
-from .textfiles import Documents, parts, quiet, rows_of
-from .tokenizers import CharacterTokenizer, SubwordTokenizer, Tokenizer, first_line, symbols_of
+from .text_files import Documents, parts, quiet, rows_of
+from .tokenizers import CharacterTokenizer, SubwordTokenizer, Tokenizer, character_ids, first_line
 from .windows import Layout, Packed, StreamWindows, Tokens
 
-FORMAT = 2  # of the tokenised files; a new number makes them anew
-AT_ONCE = 1 << 23  # bytes of text that are tokenised together, about
+FORMAT = 3  # version of the tokenized files; a new number makes them anew
+AT_ONCE = 1 << 23  # bytes of text that are tokenized together, about
 UNITS = {None: "document", "file": "document", "paragraphs": "paragraph", "lines": "line"}
 
 
 def characters(
     name: str, split: str = "train", length: int = 256, *, column: str = "text", crop: bool = False
 ) -> TextDataset:
-    r"""The 27 symbols of any text: a to z are 0 to 25, everything else is one space, 26 (text8's rule). Documents run
-    together.
+    r"""Loads any text as 27 characters: a to z are 0 to 25, everything else becomes one space, 26 (text8's rule).
+
+    Documents run together.
 
     Args:
-        name: a bundled set (`shakespeare`), a text, Parquet, JSON or CSV file, a folder of files named after the
-            splits, or a set on the hub. Text is UTF-8, or what its byte order mark says; all ends of lines become `\n`.
-        split: `train`, `test`, ...; a single file has `train` alone, or a slice of it: `train[:90%]` is the share of
-            its characters up to the end of a document, a line or a word, `train[:1000]` its first rows, which of a text
-            file are its lines.
-        length: symbols in an example; windows do not overlap.
-        column: where the text is; in a text file it is `text`.
-        crop: training in the way of D3PM: windows are blocks of 2 length, and a batch takes a random piece of each.
+        name: a bundled data set (`shakespeare`), a text, Parquet, JSON or CSV file, a folder of files named after the
+            splits, or a data set on the Hub. Text is UTF-8, or the encoding of its byte order mark; all ends of lines
+            become `\n`.
+        split: `train`, `test`, ...; a single file has `train` alone, or a slice of it: `train[:90%]` is that share of
+            its characters up to the end of a document, a line or a word, `train[:1000]` its first 1000 rows, which in a
+            text file are its lines.
+        length: number of characters in an example; windows do not overlap.
+        column: name of the column that holds the text; in a text file it is `text`.
+        crop: whether to train as D3PM: windows are blocks of 2 `length` characters, and a batch takes a random crop of
+            each.
 
     Raises:
-        UsageError: where there is no such set, split or column, or less text than one window.
+        UsageError: where there is no such data set, split or column, or less text than one window.
     """
-    return _letters(_tokenised(name, split, column, CharacterTokenizer()), length, crop)
+    return _character_windows(_tokenized(name, split, column, CharacterTokenizer()), length, crop)
 
 
 def shakespeare(split: str = "train", length: int = 256, *, crop: bool = False) -> TextDataset:
-    """The bundled works of Shakespeare as 27 symbols.
+    """Loads the bundled works of Shakespeare as 27 characters.
 
-    `train` (38 works), `validation` and `test` (Hamlet, the Sonnets).
+    The splits are `train` (38 works), `validation` and `test` (Hamlet, the Sonnets).
     """
     return characters("shakespeare", split, length, crop=crop)
 
 
 def text8(split: str = "train", length: int = 256, *, path: str | Path = "text8") -> TextDataset:
-    """text8: 10^8 symbols of Wikipedia; 90 % are for training and 5 % each for validation and test.
+    """Loads text8, 10^8 characters of Wikipedia: 90 % for training, 5 % for validation and 5 % for testing.
 
-    Training takes a random window of each block of 2 length symbols, an epoch being all blocks (Austin et al. 2021,
-    appendix B.2.1); windows of validation and test do not overlap.
+    Training takes a random window of each block of 2 `length` characters, an epoch being all blocks (Austin et al.
+    2021, appendix B.2.1); windows of validation and test do not overlap.
 
     Args:
         split: `train`, `validation` or `test`.
-        length: symbols in an example.
-        path: the file `text8`; where there is none, the set is looked for on the hub.
+        length: number of characters in an example.
+        path: the file `text8`; where it does not exist, the data set is loaded from the Hub.
 
     Raises:
-        UsageError: where there is no such split, the file is found neither here nor there, or it holds other symbols.
+        UsageError: where there is no such split, neither a file nor the Hub has the data, or they hold bytes other than
+            the 27 characters.
     """
     cuts = {"train": (0, 18), "validation": (18, 19), "test": (19, 20)}
     if split not in cuts:
@@ -82,19 +86,24 @@ def text8(split: str = "train", length: int = 256, *, path: str | Path = "text8"
             text = load("afmck/text8", split)["text"][0].encode()
         except UsageError as error:
             remedy = "download mattmahoney.net/dc/text8.zip, unpack it and give the file as path="
-            raise UsageError(f"there is no file {path}, and the hub does not answer: {remedy}") from error
-    symbols = symbols_of(text)
-    words = int(((symbols[1:] == 26) & (symbols[:-1] != 26)).sum() + (symbols[-1:] != 26).sum())
-    tokens = Tokens([(symbols, np.array([0, len(symbols)]))])
-    return _letters(Tokenised(tokens, len(symbols), len(symbols), words), length, split == "train")
+            raise UsageError(f"there is no file {path}, and the Hub cannot be reached: {remedy}") from error
+    ids = character_ids(text)
+    words = int(((ids[1:] == 26) & (ids[:-1] != 26)).sum() + (ids[-1:] != 26).sum())
+    tokens = Tokens([(ids, np.array([0, len(ids)]))])
+    return _character_windows(Tokenized(tokens, len(ids), len(ids), words), length, split == "train")
 
 
-def letters(name: str = "shakespeare", *, length: int, batch: int, split: str = "train", seed: int = 0) -> Batches:
-    """Endless batches `{"x0": (batch, length)}` of 27 symbols; see `characters` and `TextDataset.batches`."""
+def character_batches(
+    name: str = "shakespeare", *, length: int, batch: int, split: str = "train", seed: int = 0
+) -> Batches:
+    """Returns endless batches `{"x0": (batch, length)}` of 27 characters.
+
+    See `characters` and `TextDataset.batches` for the arguments.
+    """
     return characters(name, split, length).batches(batch, seed=seed)
 
 
-def pieces(
+def subwords(
     name: str,
     split: str,
     length: int,
@@ -104,11 +113,11 @@ def pieces(
     column: str = "text",
     documents: Documents | None = None,
 ) -> TextDataset:
-    r"""Any text through a tokenizer; blank documents are left out, the others end in the tokenizer's end.
+    r"""Loads any text through a subword tokenizer; each document ends in the end token, and blank ones are left out.
 
     Args:
-        name, split, column: as of `characters`; each row is a document.
-        length: tokens in an example.
+        name, split, column: as for `characters`; each row is a document.
+        length: number of tokens in an example.
         tokenizer: from `train_tokenizer` or `tokenizer_file`.
         layout: `Packed()` (D3PM's LM1B), `Packed(ends=True)` (MDLM's OpenWebText) or `Padded()` (MDLM's LM1B).
         documents: what a document of a `.txt` file is: the whole `file` with its line breaks, its `paragraphs` between
@@ -116,63 +125,73 @@ def pieces(
             one document a window.
 
     Raises:
-        UsageError: where there is no such set, split or column, or less text than one window.
+        UsageError: where there is no such data set, split or column, or less text than one window.
     """
     if not isinstance(tokenizer, SubwordTokenizer):
         raise UsageError(f"tokenizer={tokenizer!r}: give train_tokenizer(...) or tokenizer_file(...)")
-    found = _tokenised(name, split, column, tokenizer, documents, "lines" if layout.pads else None)
-    end, padding = tokenizer.tokenizer.token_to_id(tokenizer.end), tokenizer.size
+    found = _tokenized(name, split, column, tokenizer, documents, "lines" if layout.pads else None)
+    end, padding = tokenizer.backend.token_to_id(tokenizer.end), tokenizer.size
+    assert end is not None, "a SubwordTokenizer has its end token"
     windows = layout(found.tokens, length, end=end, padding=padding)
-    framing = length / max(1, length - layout.extra)
-    totals = (found.tokens.count, found.characters, found.words, padding if layout.pads else None)
-    made = TextDataset(windows, tokenizer, *totals, framing=framing, lost=found.lost, unknown=found.unknown)
+    made = TextDataset(
+        windows,
+        tokenizer,
+        found.tokens.count,
+        found.characters,
+        found.words,
+        padding if layout.pads else None,
+        framing=length / max(1, length - layout.extra),
+        lost_characters=found.lost_characters,
+        unknown_tokens=found.unknown_tokens,
+    )
     return replace(made, summary=found.summary(windows.kept, made))
 
 
 def documents(
     name: str, split: str = "train", *, column: str = "text", documents: Documents | None = None
 ) -> Iterator[str]:
-    """The texts of a set one by one, for `train_tokenizer`, large ones in parts.
+    """Yields the documents of a data set one by one, large ones in parts, such as for `train_tokenizer`.
 
-    Arguments and errors as of `pieces`.
+    Arguments and errors are those of `subwords`.
     """
     for rows in rows_of(name, split, column, documents).batches(1000):
         yield from (part for text, _ in rows if text for part, _ in parts([text]))
 
 
-class Tokenised(NamedTuple):
-    """A split as tokens, and what it holds.
+class Tokenized(NamedTuple):
+    """A split as tokens, with counts of what it holds.
 
     Attributes:
-        tokens: of all its documents.
-        read: characters that were read.
-        characters, words: that the tokens stand for.
-        lost, unknown: see `TextDataset`.
-        rows, kept: documents there, and documents with something to code.
-        unit: what a document is, in words.
+        tokens: the tokens of all its documents.
+        read: number of characters that were read.
+        characters: number of characters that the tokens stand for.
+        words: number of words that the tokens stand for.
+        lost_characters, unknown_tokens: see `TextDataset`.
+        rows: number of documents.
+        kept: number of documents of which something was encoded.
+        unit: what a document is called, such as `line`.
     """
 
     tokens: Tokens
     read: int
     characters: int
     words: int
-    lost: int = 0
-    unknown: int = 0
+    lost_characters: int = 0
+    unknown_tokens: int = 0
     rows: int = 1
     kept: int = 1
     unit: str = "document"
 
     def summary(self, used: int, text: TextDataset) -> str:
-        """What was loaded and what was left out, in one line; `used` tokens are in the windows."""
-        of = f"{_several(self.read, 'character')} in {_several(self.kept, self.unit)}"
-        said = [
-            f"{_several(len(text.windows), 'window')} of {text.length} from {_several(self.tokens.count, 'token')} of {of}"
-        ]
-        if isinstance(text.alphabet, CharacterTokenizer) and self.read != self.characters:
-            said.append("a to z are kept, and each run of anything else is one space")
+        """Returns one line on what was loaded and what was left out; `used` tokens are in the windows."""
+        windows = f"{_counted(len(text.windows), 'window')} of {text.length}"
+        source = f"{_counted(self.read, 'character')} in {_counted(self.kept, self.unit)}"
+        lines = [f"{windows} from {_counted(self.tokens.count, 'token')} of {source}"]
+        if isinstance(text.tokenizer, CharacterTokenizer) and self.read != self.characters:
+            lines.append("a to z are kept, and each run of anything else is one space")
         if self.rows > self.kept:
-            said.append(
-                f"left out: {self.rows - self.kept:,} of {_several(self.rows, self.unit)}, with nothing to code"
+            lines.append(
+                f"left out: {self.rows - self.kept:,} of {_counted(self.rows, self.unit)}, with nothing to encode"
             )
         if used < self.tokens.count:
             where = (
@@ -180,21 +199,21 @@ class Tokenised(NamedTuple):
                 if text.padding is not None
                 else "less than a window at the end"
             )
-            said.append(f"left out: {_several(self.tokens.count - used, 'token')}, {where}")
-        return "; ".join([*said, text.lossy] if text.lost else said)
+            lines.append(f"left out: {_counted(self.tokens.count - used, 'token')}, {where}")
+        return "; ".join([*lines, text.lossy] if text.lost_characters else lines)
 
 
-def _several(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _letters(found: Tokenised, length: int, crop: bool) -> TextDataset:
+def _character_windows(found: Tokenized, length: int, crop: bool) -> TextDataset:
     tokens = found.tokens
     if not 1 <= length * (1 + crop) <= tokens.count:
-        need = ", and a random piece is taken of twice the length" if crop else ""
+        need = ", and random crops are taken from blocks of twice the length" if crop else ""
         most = tokens.count // (1 + crop)
         remedy = f"give a length of 1 to {most}, or more text" if most else "give more text"
-        raise UsageError(f"length={length}: the text has {_several(tokens.count, 'symbol')}{need}: {remedy}")
+        raise UsageError(f"length={length}: the text has {_counted(tokens.count, 'token')}{need}: {remedy}")
     windows = StreamWindows(tokens, length * (1 + crop))
     made = TextDataset(
         windows, CharacterTokenizer(), tokens.count, found.characters, found.words, crop=length if crop else None
@@ -202,26 +221,22 @@ def _letters(found: Tokenised, length: int, crop: bool) -> TextDataset:
     return replace(made, summary=found.summary(windows.kept, made))
 
 
-def _tokenised(
+def _tokenized(
     name: str,
     split: str,
     column: str,
-    alphabet: Tokenizer,
+    tokenizer: Tokenizer,
     documents: Documents | None = None,
     default: Documents | None = None,
-) -> Tokenised:
-    """Tokens, characters and words of a split.
-
-    A second call with the same text and alphabet finds the file of the first.
-    """
+) -> Tokenized:
+    """Tokenizes a split; a second call with the same text and tokenizer finds the file of the first."""
     import datasets
-    import pyarrow.compute as pc
 
     rows = rows_of(name, split, column, documents, default)
     data = rows.select()
-    key = json.dumps([FORMAT, rows.data._fingerprint, column, rows.start, rows.stop, serialize(alphabet)])
-    kind = "uint8" if alphabet.size <= 1 << 8 else "uint16" if alphabet.size <= 1 << 16 else "int32"
-    counts = ("read", "characters", "words", "lost", "unknown", "rows")
+    key = json.dumps([FORMAT, rows.data._fingerprint, column, rows.start, rows.stop, serialize(tokenizer)])
+    kind = "uint8" if tokenizer.size <= 1 << 8 else "uint16" if tokenizer.size <= 1 << 16 else "int32"
+    counts = ("read", "characters", "words", "lost_characters", "unknown_tokens", "rows")
     features = datasets.Features(
         {"tokens": datasets.Sequence(datasets.Value(kind)), "last": datasets.Value("bool")}
         | dict.fromkeys(counts, datasets.Value("int64"))
@@ -235,16 +250,15 @@ def _tokenised(
                 held = list(parts([text]))
                 texts += [part for part, _ in held]
                 follows += [after or follow for _, after in held]
-        found = alphabet.encode(texts, follows) if texts else []
+        found = tokenizer.encode(texts, follows) if texts else []
         made, some = [], False
         for after, e in zip(follows, found, strict=True):
             some |= len(e.tokens) > 0
             if some:
-                made.append(
-                    (e.tokens.astype(kind, copy=False), not after, 0, e.characters, e.words, e.lost, e.unknown, 0)
-                )
+                own = (e.characters, e.words, e.lost_characters, e.unknown_tokens)
+                made.append((e.tokens.astype(kind, copy=False), not after, 0, *own, 0))
             some &= bool(after)
-        made.append((np.array([], kind), False, read, 0, 0, 0, 0, ends))  # what was there, with and without a token
+        made.append((np.array([], kind), False, read, 0, 0, 0, 0, ends))  # counts of all rows, encoded or not
         return dict(zip(features, map(list, zip(*made, strict=True)), strict=True))
 
     with quiet():
@@ -260,21 +274,28 @@ def _tokenised(
             )
         except OSError as error:
             raise UsageError(
-                f"the tokens of {name} cannot be written ({first_line(error)}): set HF_HOME to a folder with space"
+                f"the tokens of {name} cannot be written ({first_line(error)}): set HF_HOME to a folder on a disk with "
+                "free space"
             ) from error
-    total = {count: int(pc.sum(made.data.column(count)).as_py() or 0) for count in counts}
+    total = {count: _total(made, count) for count in counts}
     tokens = Tokens.of_arrow(made, "tokens", "last")
     if not tokens.count:
         if (
             total["read"]
-            and isinstance(alphabet, CharacterTokenizer)
+            and isinstance(tokenizer, CharacterTokenizer)
             and any(t and t.strip() for part in rows.batches(1000) for t, _ in part)
         ):
-            of = f"{name} has {_several(total['read'], 'character')} in the split {split}, and none of a to z"
-            remedy = "give one (--text.tokenizer tokenizer.json; pieces(...) with train_tokenizer)"
-            raise UsageError(f"{of}, which alone are kept without a tokenizer: {remedy}")
+            held = f"{name} has {_counted(total['read'], 'character')} in the split {split}, and none of a to z"
+            remedy = "give a tokenizer (--text.tokenizer tokenizer.json; subwords(...) with train_tokenizer)"
+            raise UsageError(f"{held}, the only ones that are kept without a tokenizer: {remedy}")
         where = f"the split {split}" if rows.documents else f"the column {column} of the split {split}"
-        raise UsageError(f"{name} holds no text in {where}: give a file with some")
-    return Tokenised(
+        raise UsageError(f"{name} has no text in {where}: give a file with some")
+    return Tokenized(
         tokens, **total, kept=1 if rows.documents == "file" else tokens.documents, unit=UNITS[rows.documents]
     )
+
+
+def _total(rows: Any, column: str) -> int:
+    import pyarrow.compute as pc
+
+    return int(pc.sum(rows.data.column(column)).as_py() or 0)  # pyright: ignore[reportAttributeAccessIssue]

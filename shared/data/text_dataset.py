@@ -1,4 +1,4 @@
-"""Sets of text: windows of tokens and what they mean."""
+"""Data sets of text: windows of token ids, with the tokenizer that gives them a meaning."""
 
 from __future__ import annotations
 
@@ -19,70 +19,70 @@ from .windows import Windows
 
 @dataclass(frozen=True)
 class Crop:
-    """A form of `Batches`.
-
-    A random piece of `length` tokens of each window, which depends on the batches' seed and position alone.
-    """
+    """A `form` of `Batches` that takes `length` tokens of each window, at an offset drawn from the batches' seed."""
 
     length: int
 
     def __call__(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
-        """Pieces `(B, length)`, int64; every offset that fits is equally likely."""
+        """Returns crops `(B, length)`, int64; every offset that fits is equally likely."""
+        assert generator is None or isinstance(generator, torch.Generator), "batches draw from one generator"
         offset = torch.randint(k.shape[1] - self.length + 1, (len(k), 1), generator=generator)
         return quantization.quantized(k.gather(1, offset + torch.arange(self.length)))
 
 
 @dataclass(frozen=True, eq=False)
 class TextDataset:
-    """Windows of tokens and what they mean.
+    """Windows of token ids, with the tokenizer that gives them a meaning.
 
-    The totals are those of the split, so that a code length in nats per token becomes bits per character and perplexity
-    per word whatever the tokenizer is; the few tokens that fill no last window are among them.
+    The totals count the whole split, including the few tokens that do not fill a last window, so that a code length in
+    nats per token becomes bits per character and perplexity per word whatever the tokenizer is.
 
     Attributes:
-        windows: `windows[rows]` reads rows, int64 `(B, M)`; M is `length`, or the block that crops are taken from.
-        alphabet: what the tokens stand for; `decode` uses it.
-        tokens: tokens of the split, ends of documents among them, padding not.
-        characters: characters that they stand for.
-        words: words that they stand for; with a tokenizer, the end of each document counts as one (as for D3PM's LM1B).
-        padding: the padding token, where there is one.
-        crop: batches hold random pieces of this length of the windows.
-        framing: tokens of a window for each token of the text in it; above 1 where windows have ends of their own.
-        lost: characters that the tokens do not give back, at least; above 0 a code length of the tokens is not one of
-            the text.
-        unknown: tokens that stand for anything the tokenizer does not know.
-        summary: what was loaded and what was left out, in one line.
+        windows: `windows[rows]` reads rows, int64 `(B, M)`; M is `length`, or the length of the blocks that crops are
+            taken from.
+        tokenizer: the tokenizer; `decode` uses it.
+        tokens: number of tokens of the split, including ends of documents and excluding padding.
+        characters: number of characters that they stand for.
+        words: number of words that they stand for; with a subword tokenizer, the end of each document counts as one (as
+            in D3PM's LM1B).
+        padding: id of the padding token, where there is one.
+        crop: length of the random crops that batches hold; None for whole windows.
+        framing: tokens of a window for each token of text in it; above 1 where windows have end tokens of their own.
+        lost_characters: number of characters that decoding the tokens does not return, at least; above 0, a code length
+            of the tokens is not a code length of the text.
+        unknown_tokens: number of tokens that stand for text which the tokenizer does not know.
+        summary: one line on what was loaded and what was left out.
     """
 
-    windows: Windows
-    alphabet: Tokenizer
+    windows: Windows | Tensor
+    tokenizer: Tokenizer
     tokens: int
     characters: int
     words: int
     padding: int | None = None
     crop: int | None = None
     framing: float = 1.0
-    lost: int = 0
-    unknown: int = 0
+    lost_characters: int = 0
+    unknown_tokens: int = 0
     summary: str = ""
 
     @property
     def lossy(self) -> str:
-        """What the tokenizer loses, in words; nothing where it loses nothing."""
-        if not self.lost:
+        """A sentence on what the tokenizer loses; empty where it loses nothing."""
+        if not self.lost_characters:
             return ""
-        unknown = f", {self.unknown:,} of {self.tokens:,} tokens being unknown" if self.unknown else ""
-        share = f"{self.lost:,} of {self.characters:,} characters cannot be decoded from the tokens{unknown}"
-        return f"the tokenizer is lossy: {share}, so there are no bits per character and no perplexity per word"
+        share = f"{self.lost_characters:,} of {self.characters:,} characters cannot be decoded from the tokens"
+        unknown = f" ({self.unknown_tokens:,} of {self.tokens:,} tokens are unknown)" if self.unknown_tokens else ""
+        return f"the tokenizer is lossy: {share}{unknown}, so there are no bits per character or perplexity per word"
 
     @property
     def vocabulary(self) -> int:
-        """K: tokens and, where there is one, the padding."""
-        return self.alphabet.size + (self.padding is not None)
+        """K, the number of tokens, including the padding token where there is one."""
+        return self.tokenizer.size + (self.padding is not None)
 
     @property
     def length(self) -> int:
-        """L: tokens in an example."""
+        """L, the number of tokens in an example."""
         return self.crop or self.windows.shape[1]
 
     @property
@@ -92,26 +92,32 @@ class TextDataset:
 
     @property
     def quantization(self) -> Quantization:
-        """K levels."""
+        """The quantization whose K levels are the tokens."""
         return Quantization(self.vocabulary)
 
     def encode(self, text: str) -> Tensor:
-        """A text as tokens `(L,)`, int64, without an end: what a prompt is made of."""
-        (found,) = self.alphabet.encode([text])
+        """Returns a text as token ids `(L,)`, int64, without an end token, such as for a prompt.
+
+        Raises:
+            UsageError: for a text of which the tokenizer encodes nothing.
+        """
+        (found,) = self.tokenizer.encode([text])
         if len(found.tokens) < 2:
             raise UsageError(
-                f"{text!r} holds nothing that these {self.alphabet.size} symbols can write: give some letters"
+                f"{text!r} contains nothing that this vocabulary of {self.tokenizer.size} tokens can encode: give a "
+                "text with letters"
             )
         return torch.as_tensor(found.tokens[:-1].astype("int64"))
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Rows of tokens `(B, L)` as texts, without the padding; ids that are no token are written `_`."""
-        return self.alphabet.decode(ids, self.padding)
+        """Returns rows of token ids `(B, L)` as texts without padding; ids outside of the vocabulary become `_`."""
+        return self.tokenizer.decode(ids, self.padding)
 
     def frequencies(self, rows: int = 4096) -> Tensor:
-        """How often each token stands in the windows, padding among them: a law over K, float64.
+        """Returns the relative frequency of each token in the windows, padding included, float64 `(K,)`.
 
-        Read `rows` windows at a time.
+        Args:
+            rows: number of windows that are read at a time.
         """
         counts = torch.zeros(self.vocabulary, dtype=torch.int64)
         for start in range(0, len(self.windows), rows):
@@ -119,21 +125,21 @@ class TextDataset:
         return counts / counts.sum(dtype=torch.float64)
 
     def bits_per_character(self, nats: float) -> float:
-        """`nats tokens / (characters log 2)` of a mean code length in nats per token (padding left out, ends of windows
-        included).
+        """Returns `nats tokens / (characters log 2)`, bits per character of a mean code length in nats per token.
+
+        The mean leaves padding out and includes the end tokens of windows.
 
         Raises:
-            UsageError: where the tokenizer is lossy: its tokens are no code of the text.
+            UsageError: for a lossy tokenizer, whose tokens do not determine the text.
         """
         self._refuse_lossy()
         return nats * self.framing * self.tokens / (self.characters * math.log(2))
 
     def perplexity_per_word(self, nats: float) -> float:
-        """`exp(nats tokens / words)` of a mean code length in nats per token (padding left out, ends of windows
-        included).
+        """Returns `exp(nats tokens / words)`, the perplexity per word of a mean code length in nats per token.
 
-        With a tokenizer the end of each document is one of the words, so the figures of a text depend on what its
-        documents are.
+        The mean leaves padding out and includes the end tokens of windows. With a subword tokenizer the end of each
+        document is one of the words, so the figure depends on what the documents of a text are.
 
         Raises:
             UsageError: as `bits_per_character`.
@@ -142,17 +148,16 @@ class TextDataset:
         return perplexity(nats * self.framing * self.tokens / self.words)
 
     def _refuse_lossy(self) -> None:
-        if self.lost:
-            raise UsageError(f"{self.lossy}: take a tokenizer that writes every text, such as train_tokenizer's")
+        if self.lost_characters:
+            raise UsageError(f"{self.lossy}: take a tokenizer that encodes every text, such as train_tokenizer's")
 
     def batches(self, batch: int, *, seed: int = 0) -> Batches:
-        """Endless batches `{"x0": (batch, L)}`, int64.
+        """Returns endless batches `{"x0": (batch, L)}`, int64.
 
         Args:
-            batch: examples in a batch.
-            seed: of the order and of the crops.
+            batch: number of examples in a batch.
+            seed: seed of the order and of the crops.
         """
         form = Quantization.quantized if self.crop is None else Crop(self.crop)
-        return Batches(
-            self.windows, batch, self.quantization, form, seed=seed, shape=self.shape, alphabet=self.alphabet.named
-        )
+        identity = self.tokenizer.fingerprint
+        return Batches(self.windows, batch, self.quantization, form, seed=seed, shape=self.shape, tokenizer=identity)

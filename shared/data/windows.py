@@ -1,4 +1,4 @@
-"""Tokens in memory-mapped files, and windows of equal length over them."""
+"""Token ids in memory-mapped files, and windows of equal length over them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ Rows = Tensor | slice | int
 
 
 class Tokens:
-    """Documents of tokens in chunks that are memory-mapped; together the documents are one stream.
+    """Documents of token ids in memory-mapped chunks; one after the other the documents are one stream.
 
     Args:
-        chunks: for each chunk its tokens, 1-D of any integer type, and where its documents, or parts of them, begin and
-            end, `(parts + 1,)`.
-        last: for each chunk whether a part is the last of its document, bool `(parts,)`; None where all are whole
+        chunks: for each chunk its token ids, 1-D of any integer type, and the offsets at which its documents, or parts
+            of documents, begin and end, `(parts + 1,)`.
+        last: for each chunk whether a part is the last of its document, bool `(parts,)`; None where all parts are whole
             documents.
 
     Attributes:
-        chunks: for each its tokens, and where in the stream the documents end that end in it, int64.
-        count, documents: tokens and documents.
+        chunks: for each chunk its token ids, and the places in the stream where the documents end that end in it,
+            int64.
+        count: number of tokens.
+        documents: number of documents.
     """
 
     def __init__(
         self, chunks: Iterable[tuple[np.ndarray, np.ndarray]], last: Iterable[np.ndarray] | None = None
     ) -> None:
-        self.chunks, self.count = [], 0
+        self.chunks: list[tuple[np.ndarray, np.ndarray]] = []
+        self.count = 0
         for (tokens, bounds), ends in zip(chunks, repeat(slice(None)) if last is None else last, strict=False):
             if len(bounds) > 1:
                 self.chunks.append(
@@ -50,9 +53,12 @@ class Tokens:
 
     @classmethod
     def of_arrow(cls, rows: Dataset, column: str, last: str) -> Tokens:
-        """The lists of a column, where they lie in the file: nothing is copied.
+        """Returns the tokens in a column of lists without copying them from the mapped file.
 
-        `last` is the column that says where a document ends.
+        Args:
+            rows: the rows.
+            column: name of the column that holds lists of token ids.
+            last: name of the bool column that is true where a row ends its document.
         """
         chunks = rows.data.column(column).chunks
         ends = (c.to_numpy(zero_copy_only=False) for c in rows.data.column(last).chunks)
@@ -61,7 +67,7 @@ class Tokens:
         )
 
     def stream(self, start: int, out: np.ndarray) -> None:
-        """Fills `out` with the tokens from `start` on."""
+        """Fills `out` with the tokens of the stream from `start` on."""
         chunk, filled = int(np.searchsorted(self._first_token, start, side="right")) - 1, 0
         start -= int(self._first_token[chunk])
         while filled < len(out):
@@ -70,11 +76,11 @@ class Tokens:
             chunk, start, filled = chunk + 1, 0, filled + len(part)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each document, `(documents,)`."""
+        """Returns the number of tokens of each document, `(documents,)`."""
         return np.diff(np.concatenate([np.zeros(1, np.int64), *(ends for _, ends in self.chunks)]))
 
     def document(self, index: int, most: int | None = None) -> np.ndarray:
-        """The tokens of one document, or the first few of them."""
+        """Returns the tokens of one document, or the first `most` of them."""
         stop = self._end(index)
         start = self._end(index - 1) if index else 0
         out = np.empty(stop - start if most is None else min(stop - start, most), self.chunks[0][0].dtype)
@@ -90,9 +96,9 @@ class Windows(ABC):
     """N windows of L tokens; `windows[rows]` reads some of them, int64 `(B, L)`.
 
     Attributes:
-        tokens: what they are cut from.
+        tokens: the tokens that the windows are cut from.
         shape: `(N, L)`.
-        kept: tokens of the text that are in one.
+        kept: number of tokens of the text that lie in a window.
     """
 
     tokens: Tokens
@@ -115,22 +121,30 @@ class Windows(ABC):
 
 
 class StreamWindows(Windows):
-    """The stream of all documents, cut every L tokens; what is left at the end is dropped.
+    """Windows that cut the stream of all documents every L tokens; tokens that do not fill a last window are dropped.
 
-    With `end`, each window begins and ends with that token and holds L - 2 tokens of the stream between.
+    Args:
+        tokens: the documents.
+        length: L.
+        end: a token that each window then begins and ends with, around L - 2 tokens of the stream; None for windows of
+            L tokens of the stream.
+
+    Raises:
+        UsageError: where there are fewer tokens than one window needs.
     """
 
     def __init__(self, tokens: Tokens, length: int, end: int | None = None) -> None:
         self.tokens, self.end, self._body = tokens, end, length if end is None else length - 2
         if self._body < 1 or tokens.count < self._body:
+            least = 1 + length - self._body
             raise UsageError(
-                f"length={length}: the text has {tokens.count} tokens: give a length of {1 + length - self._body} to that many"
+                f"length={length}: the text has {tokens.count} tokens: give a length of {least} to {tokens.count}"
             )
         self.shape = (tokens.count // self._body, length)
         self.kept = self.shape[0] * self._body
 
     def read(self, row: int, out: np.ndarray) -> None:
-        """Tokens `row * body` to `(row + 1) * body` of the stream."""
+        """Writes tokens `row * body` to `(row + 1) * body` of the stream to `out`."""
         if self.end is not None:
             out[0] = out[-1] = self.end
             out = out[1:-1]
@@ -138,44 +152,51 @@ class StreamWindows(Windows):
 
 
 class DocumentWindows(Windows):
-    """One document each: its first L tokens, then `padding`."""
+    """Windows of one document each: its first L tokens, followed by `padding` where it is shorter.
+
+    Raises:
+        UsageError: for a length below 1, or a text without documents.
+    """
 
     def __init__(self, tokens: Tokens, length: int, padding: int) -> None:
         if length < 1 or not tokens.documents:
             raise UsageError(
-                f"length={length}, {tokens.documents} documents: give a length of 1 or more and a text that is not blank"
+                f"length={length}, {tokens.documents} documents: give a length of 1 or more and a text that is not "
+                "blank"
             )
         self.tokens, self.padding, self.shape = tokens, padding, (tokens.documents, length)
         self.kept = int(np.minimum(tokens.lengths(), length).sum())
 
     def read(self, row: int, out: np.ndarray) -> None:
-        """Document `row`."""
+        """Writes document `row` to `out`."""
         document = self.tokens.document(row, len(out))
         out[: len(document)] = document
         out[len(document) :] = self.padding
 
 
 class Layout(Protocol):
-    """How documents become windows.
+    """How documents become windows."""
 
-    Attributes:
-        pads: whether there is one token more, for padding, `padding`.
-        extra: tokens of a window that are none of the text's.
-    """
+    @property
+    def pads(self) -> bool:
+        """Whether the vocabulary has one more token, `padding`, which fills windows."""
+        ...
 
-    pads: bool
-    extra: int
+    @property
+    def extra(self) -> int:
+        """Number of tokens of a window that are not tokens of the text."""
+        ...
 
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows: ...
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Documents with an end after each, run together and cut every L tokens: no padding.
+    """Documents with an end token after each, run together and cut every L tokens, without padding.
 
     Attributes:
-        ends: also begin and end every window with an end, as MDLM does on OpenWebText (Sahoo et al. 2024, appendix
-            C.1).
+        ends: whether every window also begins and ends with an end token, as for MDLM on OpenWebText (Sahoo et al.
+            2024, appendix C.1).
     """
 
     ends: bool = False
@@ -183,21 +204,21 @@ class Packed:
 
     @property
     def extra(self) -> int:
-        """Two, with ends."""
+        """Number of tokens of a window that are not tokens of the text: 2 with `ends`, else 0."""
         return 2 * self.ends
 
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
-        """Windows of the stream."""
+        """Returns windows of the stream of all documents."""
         return StreamWindows(tokens, length, end if self.ends else None)
 
 
 @dataclass(frozen=True)
 class Padded:
-    """One document a window, cut at L tokens or filled up with a padding token that the model learns like any other."""
+    """One document in a window, cut at L tokens or filled up with a padding token that the model learns to predict."""
 
     pads = True
     extra = 0
 
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
-        """Windows of documents."""
+        """Returns windows of one document each."""
         return DocumentWindows(tokens, length, padding)

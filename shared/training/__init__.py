@@ -1,4 +1,4 @@
-"""The trainer and what it writes."""
+"""The trainer, its settings, and the checkpoints that it writes."""
 
 from .checkpoint import Checkpoint, load
 from .config import Training

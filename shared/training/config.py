@@ -1,4 +1,4 @@
-"""How to train."""
+"""Settings of the trainer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..serialization import serializable
 @serializable("training.Training", formerly="unnoise.shared.training.config.Training")
 @dataclass(frozen=True)
 class Training:
-    """Settings of the trainer; the same for every family."""
+    """Settings of the trainer, the same for every family."""
 
     steps: int = 100_000
-    """Optimiser steps in all."""
+    """Number of optimizer steps in all."""
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW (with weight decay 0 this is Adam)."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -27,36 +27,36 @@ class Training:
     epsilon: float = 1e-8
     """AdamW's epsilon.
 
-    Losses far below 1, such as one step's divergence of a table of 1000, train faster with 1e-12.
+    Losses far below 1, such as one step's divergence of a table of 1000 steps, train faster with 1e-12.
     """
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     warmup: int | None = None
-    """Steps over which the learning rate rises linearly from 0.
+    """Number of steps over which the learning rate rises linearly from 0.
 
     None for 5000, or a tenth of the steps if that is less.
     """
     cooldown: int = 0
-    """Last steps, over which the learning rate falls linearly to 0."""
+    """Number of last steps over which the learning rate falls linearly to 0."""
     clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    """Largest norm of the whole gradient; a larger gradient is scaled down to it."""
     ema: float = 0.9999
     """Decay of the averaged weights; step n uses min(ema, (1 + n) / (10 + n))."""
     bfloat16: bool | None = False
-    """Run the network under bfloat16 autocast; losses stay float32.
+    """Whether to run the network under bfloat16 autocast; losses stay float32.
 
-    None for where the device multiplies such numbers itself.
+    None for autocast on devices with native bfloat16 arithmetic.
     """
     seed: int = 0
-    """Seed of the noise and of the times; the data have their own."""
+    """Seed of the noise and of the training times; the data have a seed of their own."""
     device: str = "auto"
-    """A torch device, or auto: the GPU where there is one."""
+    """A torch device such as cuda:0, or auto for the GPU where there is one."""
     log_every: int = 50
-    """Steps between lines of metrics.jsonl."""
+    """Number of steps between lines of metrics.jsonl."""
     watch_every: int = 0
-    """Steps between pictures of samples; 0 for none."""
+    """Number of steps between pictures of samples; 0 for none."""
     save_every: int = 1000
-    """Steps between checkpoints; one is written at the end and on Ctrl-C in any case."""
+    """Number of steps between checkpoints; one is also written at the end and on Ctrl-C."""
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -70,11 +70,11 @@ class Training:
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay={self.weight_decay}: give 0 or a positive number")
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
-            raise UsageError(f"betas={shown(self.betas)}: give two decays in [0, 1), such as (0.9, 0.999)")
+            raise UsageError(f"betas={shown(self.betas)}: give two decay rates in [0, 1), such as (0.9, 0.999)")
         object.__setattr__(self, "betas", tuple(real("betas", decay) for decay in self.betas))
         for name, decays in (("ema", (self.ema,)), ("betas", self.betas)):
             if not all(0 <= decay < 1 for decay in decays):
-                raise UsageError(f"{name}={getattr(self, name)}: give decays in [0, 1)")
+                raise UsageError(f"{name}={getattr(self, name)}: give decay rates in [0, 1)")
         object.__setattr__(self, "device", str(self.device) if isinstance(self.device, torch.device) else self.device)
         if not isinstance(self.device, str) or self.device.startswith("meta"):
             raise UsageError(
@@ -82,13 +82,14 @@ class Training:
             )
         if self.bfloat16 not in (True, False, None):
             raise UsageError(
-                f"bfloat16={shown(self.bfloat16)}: give True, False, or None for what the device multiplies itself"
+                f"bfloat16={shown(self.bfloat16)}: give True, False, or None to use it where the device has native "
+                "bfloat16 arithmetic"
             )
         if self.seed >= 2**31:
             raise UsageError(f"seed={shown(self.seed)}: give a whole number from 0 to 2147483647")
 
     def chosen_device(self) -> torch.device:
-        """The device that `device` names.
+        """Returns the torch device that `device` names.
 
         Raises:
             UsageError: where this machine or this build of torch does not have it.
@@ -99,21 +100,21 @@ class Training:
             return torch.empty(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
-                f"device={self.device} is not to be had here ({str(error).splitlines()[0]}): try auto or cpu"
+                f"device={self.device} is not available here ({str(error).splitlines()[0]}): try auto or cpu"
             ) from error
 
 
 LEAST = {"steps": 1, "log_every": 1, "save_every": 1, "watch_every": 0, "warmup": 0, "cooldown": 0, "seed": 0}
-"""Settings that are whole numbers, and the least of each."""
-PACE = ("steps", "log_every", "watch_every", "save_every", "device")
-"""Settings that leave each step as it is."""
+"""Settings that are whole numbers, and the least value of each."""
+WITHOUT_EFFECT = ("steps", "log_every", "watch_every", "save_every", "device")
+"""Settings that do not change what one step computes, so that a resumed run may change them."""
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """A setting as an int, from NumPy too.
+    """Returns a setting as an int, also from NumPy.
 
     Raises:
-        UsageError: for what is not a whole number, and below the least.
+        UsageError: for a value that is not a whole number, or below the least.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -125,10 +126,10 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """A setting as a float, from NumPy too.
+    """Returns a setting as a float, also from NumPy.
 
     Raises:
-        UsageError: for what is not a number.
+        UsageError: for a value that is not a number.
     """
     try:
         return float(value)

@@ -23,10 +23,10 @@ except ImportError:  # Windows has other locks
 
 
 def writable(folder: Path | str) -> Path:
-    """Creates the folder if need be and checks that it can be written.
+    """Creates the folder where it does not exist, checks that it can be written, and returns it.
 
     Raises:
-        UsageError: where it cannot.
+        UsageError: where it cannot be written.
     """
     try:
         folder = Path(folder)
@@ -34,22 +34,22 @@ def writable(folder: Path | str) -> Path:
         probe = folder / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except (OSError, TypeError, ValueError) as error:  # what is no path, too
+    except (OSError, TypeError, ValueError) as error:  # TypeError, ValueError: not a path
         raise UsageError(
-            f"cannot write to the folder {shown(folder, 200)} ({said(error)}): choose another with --out"
+            f"cannot write to the folder {shown(folder, 200)} ({reason(error)}): choose another with --out"
         ) from error
     return folder
 
 
-def said(error: Exception) -> str:
-    """An error's own words, in one line."""
+def reason(error: Exception) -> str:
+    """Returns an error's own message in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0]
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Within it an error of the disk becomes one line that names what is written.
+    """Within it an error of the disk becomes one line that names the file.
 
     Raises:
         UsageError: in place of an OSError.
@@ -57,11 +57,11 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"cannot write {path} ({said(error)}): make room, or choose another place") from error
+        raise UsageError(f"cannot write {path} ({reason(error)}): free disk space, or choose another place") from error
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a file in one rename, so that a full disk leaves the one before as it was.
+    """Writes a file in one rename, so that a full disk leaves the previous file intact.
 
     Raises:
         UsageError: where it cannot be written.
@@ -78,7 +78,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Returns the JSON object in a file.
 
     Raises:
         UsageError: where there is none, with the remedy.
@@ -86,38 +86,38 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read ({said(error)}): {remedy}") from error
+        raise UsageError(f"{path} cannot be read ({reason(error)}): {remedy}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object: {remedy}")
+        raise UsageError(f"{path} does not contain a JSON object: {remedy}")
     return found
 
 
 def refuse_several() -> None:
-    """Refuses what a launcher such as torchrun starts as one of several processes.
+    """Refuses to run as one of several processes that a launcher such as torchrun starts.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: with the remedy.
     """
-    told = os.environ.get("WORLD_SIZE", "")
-    size = int(told) if told.isdecimal() else 1
+    world_size = os.environ.get("WORLD_SIZE", "")
+    size = int(world_size) if world_size.isdecimal() else 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         size = max(size, torch.distributed.get_world_size())
     if size > 1:
         raise UsageError(
-            f"this is one of {size} processes (WORLD_SIZE), and each would train and write the same run: start one, without torchrun or "
-            "with --nproc-per-node 1"
+            f"this is one of {size} processes (WORLD_SIZE), and each would train and write the same run: start one, "
+            "without torchrun or with --nproc-per-node 1"
         )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within it no other process or thread enters the block for the same folder. The system lifts the lock of a process
-    that dies.
+    """Within it no other process or thread enters the block for the same folder.
 
-    A system without such locks, and a file system without them, goes without.
+    The operating system releases the lock of a process that dies. On operating systems and file systems without such
+    locks, the block is entered without one.
 
     Raises:
-        UsageError: where another is in the block.
+        UsageError: where another process is in the block.
     """
     if fcntl is None:
         yield
@@ -125,8 +125,8 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     try:
         file = path.open("a")
-        while not held(file.fileno(), path):
-            file.close()  # of a lock that was given back, and its file removed, in the meantime
+        while not take_lock(file.fileno(), path):
+            file.close()  # of a lock that was released, and its file removed, in the meantime
             file = path.open("a")
     except BlockingIOError:
         file.close()
@@ -134,7 +134,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"another process trains into {folder}: wait for it, end it, or choose another folder"
         ) from None
     except OSError as error:
-        raise UsageError(f"cannot write to the folder {folder} ({said(error)}): choose another with --out") from error
+        raise UsageError(f"cannot write to the folder {folder} ({reason(error)}): choose another with --out") from error
     try:
         yield
     finally:
@@ -146,12 +146,13 @@ def locked(folder: Path) -> Iterator[None]:
         file.close()
 
 
-def held(descriptor: int, path: Path) -> bool:
-    """Takes the lock of an open file; False where the file is no longer at `path`.
+def take_lock(descriptor: int, path: Path) -> bool:
+    """Takes the lock of an open file, and returns False where the file is no longer at `path`.
 
     Raises:
-        BlockingIOError: where another holds it.
+        BlockingIOError: where another process has it.
     """
+    assert fcntl is not None, "locked() returns early without it"
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -167,7 +168,7 @@ def held(descriptor: int, path: Path) -> bool:
 class Metrics:
     """Appends one JSON object a line to `metrics.jsonl`; lines beyond the step that a run resumes from are dropped.
 
-    Lines that cannot be read are left out, and the file as it was is kept beside it.
+    Lines that cannot be read are left out, and a copy of the unchanged file is kept beside it.
 
     Raises:
         UsageError: where the file cannot be read or written.
@@ -175,10 +176,10 @@ class Metrics:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "metrics.jsonl"
-        lines, broken = parsed(self.path) if step else ([], 0)
+        lines, broken = parse_lines(self.path) if step else ([], 0)
         kept = [(line, values) for line, values in lines if values["step"] <= step]
-        told = [values["seconds"] for _, values in kept if number(values.get("seconds"))]
-        self.seconds = float(told[-1]) if told else 0.0
+        seconds = [values["seconds"] for _, values in kept if is_number(values.get("seconds"))]
+        self.seconds = float(seconds[-1]) if seconds else 0.0
         try:
             if broken:
                 copy = next(
@@ -187,7 +188,8 @@ class Metrics:
                 shutil.copyfile(self.path, copy)
                 warn(
                     Notice(
-                        f"{broken} lines of {self.path} cannot be read and are left out; the file as it was is kept in {copy}"
+                        f"{broken} lines of {self.path} cannot be read and are left out; the unchanged file is kept as "
+                        f"{copy}"
                     ),
                     stacklevel=4,
                 )
@@ -196,7 +198,7 @@ class Metrics:
             os.replace(trimmed, self.path)
         except OSError as error:
             raise UsageError(
-                f"cannot write {self.path} ({said(error)}): move it away or make room, and go on with the run"
+                f"cannot write {self.path} ({reason(error)}): move it away or free disk space, and resume the run"
             ) from error
 
     def write(self, **values: Any) -> None:
@@ -206,32 +208,32 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` that are objects with a number `step`; none if there is no such file.
+    """Returns the lines of a `metrics.jsonl` that are objects with a number `step`; none where there is no such file.
 
     Raises:
         UsageError: where the file cannot be read.
     """
-    return [values for _, values in parsed(path)[0]]
+    return [values for _, values in parse_lines(path)[0]]
 
 
 def curve(path: Path, ending: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the first name with that ending in a `metrics.jsonl`, as far as they can be read; none of
-    them is a `Notice`.
+    """Returns steps and values of the first name with that ending in a `metrics.jsonl`; where it has none, it warns.
 
     Raises:
         UsageError: where the file cannot be read.
     """
     lines = read_metrics(path)
     name = next((key for line in lines for key in line if key.endswith(ending)), ending)
-    points = [(line["step"], line[name]) for line in lines if number(line.get(name))]
+    points = [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
     if not points:
-        warn(Notice(f"{path} holds no {ending} that can be read, and its curve is left out"), stacklevel=2)
+        warn(Notice(f"{path} has no {ending} that can be read, and its curve is left out"), stacklevel=2)
     return [x for x, _ in points], [y for _, y in points]
 
 
-def parsed(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
-    """The lines that can be read, as they stand and as objects, and how many cannot, but for a last one that a crash
-    left half-written.
+def parse_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
+    """Returns the lines that can be read, as bytes and as objects, and the number of lines that cannot.
+
+    A last line that a crash left half-written is not counted.
 
     Raises:
         UsageError: where the file cannot be read.
@@ -239,20 +241,20 @@ def parsed(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
     try:
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     except OSError as error:
-        raise UsageError(f"cannot read {path} ({said(error)}): move it away, and go on with the run") from error
-    found = [(line, read) for line in lines if (read := values_of(line)) is not None]
-    return found, sum(bool(line.strip()) for line in lines[:-1]) - len(found) + (values_of(lines[-1]) is not None)
+        raise UsageError(f"cannot read {path} ({reason(error)}): move it away, and resume the run") from error
+    found = [(line, read) for line in lines if (read := parse_line(line)) is not None]
+    return found, sum(bool(line.strip()) for line in lines[:-1]) - len(found) + (parse_line(lines[-1]) is not None)
 
 
-def values_of(line: bytes) -> dict[str, Any] | None:
-    """A line as an object with a number `step`, or None."""
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Returns a line as an object with a number `step`, or None."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) and number(values.get("step")) else None
+    return values if isinstance(values, dict) and is_number(values.get("step")) else None
 
 
-def number(value: Any) -> bool:
-    """Whether a value of JSON is a number that steps and seconds can be."""
+def is_number(value: Any) -> bool:
+    """Returns whether a value of JSON is a number of the size of steps and seconds."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15

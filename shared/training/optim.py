@@ -1,4 +1,4 @@
-"""The optimiser's learning rate, the averaged weights, and a guard against gradients that are not finite."""
+"""The optimizer, its learning rate, the averaged weights, and protection from gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from .config import Training
 
 
 def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.AdamW:
-    """AdamW as configured."""
-    settings = {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "eps": config.epsilon,
-        "weight_decay": config.weight_decay,
-    }
-    return torch.optim.AdamW(parameters, **settings, fused=True)
+    """Returns AdamW with the given settings."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(config: Training, step: int) -> float:
-    """The rate of step 0, 1, ...: linear warm-up, constant, linear cool-down to 0 after the last step."""
+    """Returns the learning rate of step 0, 1, ...: linear warm-up, constant, linear cool-down to 0 after the last."""
     warmup = min(5000, config.steps // 10) if config.warmup is None else config.warmup
     rise = min(1.0, (step + 1) / max(warmup, 1))
     fall = min(1.0, (config.steps - step) / max(config.cooldown, 1))
@@ -28,15 +29,14 @@ def learning_rate(config: Training, step: int) -> float:
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
-    """Scales the gradient down to norm `largest`, and to zero where the norm is not finite. Returns the norm from
-    before.
+    """Scales the gradient down to norm `largest`, or to zero where its norm is not finite, and returns its norm before.
 
-    Nothing waits for the device: the decision is taken where the gradients are.
+    Nothing waits for the device: the gradients are scaled where they lie.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factor)
+    torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
     for g in gradients:
         g.masked_fill_(~torch.isfinite(norm), 0.0)
     return norm
@@ -44,11 +44,13 @@ def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
 
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
-    """`average <- d average + (1 - d) module` with `d = min(decay, (1 + n) / (10 + n))`.
+    """Updates averaged weights: `average <- d average + (1 - d) module` with `d = min(decay, (1 + n) / (10 + n))`.
 
-    Early averages forget the random start.
+    The smaller d of early steps makes the average forget the random initialization.
     """
     d = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - d)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        list(average.parameters()), list(module.parameters()), 1 - d
+    )
     for a, b in zip(average.buffers(), module.buffers(), strict=True):
         a.copy_(b)

@@ -1,4 +1,4 @@
-"""Whether a device multiplies bfloat16 numbers itself, and is not merely able to."""
+"""Whether a device has native bfloat16 arithmetic, which is faster than float32, or only emulates it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 on a device.
+    """Returns whether bfloat16 is faster than float32 on a device.
 
-    CUDA from compute capability 8.0 on, x86 processors with AVX512-BF16 or AMX.
+    It is on CUDA from compute capability 8.0 on, and on x86 processors with AVX512-BF16 or AMX.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -24,5 +24,5 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def uses_bfloat16(chosen: bool | None, device: torch.device) -> bool:
-    """The precision that was chosen, or that of the device for None."""
+    """Returns the chosen setting, or for None whether the device has native bfloat16 arithmetic."""
     return native_bfloat16(device) if chosen is None else chosen

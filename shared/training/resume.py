@@ -1,7 +1,4 @@
-"""A run that goes on.
-
-The same model and data, each parameter with its own optimizer state, and a word on whatever has changed.
-"""
+"""Resuming a run: the same model and data, each parameter with its own optimizer state, and notes on what changed."""
 
 from __future__ import annotations
 
@@ -16,109 +13,116 @@ from torch import Tensor, nn
 from ..errors import UsageError, shown
 from ..objective import Objective
 from ..serialization import deserialize, serialize
-from .checkpoint import difference, grouped, named, parameters, weights
-from .config import PACE, Training
+from .checkpoint import parameters, tensors_in, weights
+from .config import WITHOUT_EFFECT, Training
+from .differences import class_name, difference
 
 COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
-"""What a compiled network was called by earlier versions."""
-REMEDY = "give the run's, or train into another folder (--out, folder=)"
+"""The class of a compiled network in checkpoints of earlier versions."""
+OTHER_FOLDER = "or train into another folder (--out, folder=)"
 
 
 def refuse_other_model(
     folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], objective: Objective
 ) -> list[str]:
-    """Refuses an objective that is not the checkpoint's, and returns what is to be said of it.
+    """Refuses an objective that is not the checkpoint's, and returns notes on what changed.
 
-    A network that is not of this package is known by its class alone, which may have moved: another one is said, not
-    refused.
+    Of a network that is not part of this package only the class is known, and its module may have moved: another class
+    is a note, not an error.
 
     Raises:
         UsageError: with the difference.
     """
-    stored, given, told = description["objective"], serialize(objective), []
+    stored, given, notes = description["objective"], serialize(objective), []
     if json.dumps(stored, sort_keys=True) != json.dumps(given, sort_keys=True):
         networks = (getattr(module, "network", None) for module in objective.modules())
         network = next((n for n in networks if isinstance(n, nn.Module)), None)
-        # Described anew, so that an argument which has come with a default since is no difference.
-        if lines := difference(unnamed(serialize(deserialize(stored, network))), unnamed(given)):
-            raise UsageError(f"the run in {folder} has other settings: {several(lines)}: {REMEDY}")
-        pairs = sorted(set(of_other_class(stored, given)))
-        told = [f"the network is of another class: {there} there, {here} here" for there, here in pairs]
-    saved = grouped(tensors, "objective")
+        # Serialized anew, so that an argument which was added since, with a default, is no difference.
+        lines = difference(without_classes(serialize(deserialize(stored, network))), without_classes(given))
+        if lines:
+            raise UsageError(
+                f"the run in {folder} has other settings: {first_few(lines)}: give the run's own, {OTHER_FOLDER}"
+            )
+        pairs = sorted(set(other_classes(stored, given)))
+        notes = [f"the class of the network: was {before}, now {now}" for before, now in pairs]
+    saved = tensors_in(tensors, "objective")
     for name, value in weights(objective).items():
         if name in saved and saved[name].shape == value.shape and saved[name].dtype != value.dtype:
             raise UsageError(
-                f"the run in {folder} has {name} in {saved[name].dtype}, and it is {value.dtype} here: give the run's precision"
+                f"the run in {folder} has {name} in {saved[name].dtype}, and the given model has it in {value.dtype}: "
+                "give the run's precision"
             )
-    return told
+    return notes
 
 
-def of_other_class(stored: Any, given: Any) -> list[tuple[str, str]]:
-    """The class there and the class here of each network that was not of this package, where they differ."""
+def other_classes(stored: Any, given: Any) -> list[tuple[str, str]]:
+    """Returns the old and the new class of each network that is not part of this package, where they differ."""
     if isinstance(stored, dict) and isinstance(given, dict):
         if "external" in stored:
-            there, here = stored["external"], named(given)
-            return [] if there in (here, COMPILED) else [(there, here)]
-        return [pair for k in stored.keys() & given.keys() for pair in of_other_class(stored[k], given[k])]
+            before, now = stored["external"], class_name(given)
+            return [] if before in (now, COMPILED) else [(before, now)]
+        return [pair for k in stored.keys() & given.keys() for pair in other_classes(stored[k], given[k])]
     if isinstance(stored, list) and isinstance(given, list):
-        return [pair for parts in zip(stored, given, strict=False) for pair in of_other_class(*parts)]
+        return [pair for parts in zip(stored, given, strict=False) for pair in other_classes(*parts)]
     return []
 
 
-def unnamed(description: Any) -> Any:
-    """A description without these classes."""
+def without_classes(description: Any) -> Any:
+    """Returns a description without the classes of networks that are not part of this package."""
     if isinstance(description, dict):
-        return {k: "a network of your own" if k == "external" else unnamed(v) for k, v in description.items()}
-    return [unnamed(part) for part in description] if isinstance(description, list) else description
+        return {k: "a network of your own" if k == "external" else without_classes(v) for k, v in description.items()}
+    return [without_classes(part) for part in description] if isinstance(description, list) else description
 
 
-def several(lines: Sequence[str]) -> str:
-    """The first few of the differences."""
+def first_few(lines: Sequence[str]) -> str:
+    """Returns up to four of the differences in one text."""
     return f"{'; '.join(lines[:4])}{'; ...' * (len(lines) > 4)}"
 
 
-def place_data(folder: Path, description: Mapping[str, Any], batches: Any) -> list[str]:
-    """Brings the batches to the checkpoint's position, and returns what is to be said of it.
+def restore_data(folder: Path, description: Mapping[str, Any], batches: Any) -> list[str]:
+    """Moves the batches to the checkpoint's position, and returns notes on what changed.
 
     Raises:
         UsageError: for other data.
     """
+    remedy = f"give the run's own data, {OTHER_FOLDER}"
     for name in ("quantization", "shape"):
         stored, given = description[name], json.loads(json.dumps(serialize(getattr(batches, name, None))))
         if stored is not None and given is not None and (lines := difference(stored, given, name)):
-            raise UsageError(f"the data differ from those of the run in {folder}: {several(lines)}: {REMEDY}")
+            raise UsageError(f"the data differ from those of the run in {folder}: {first_few(lines)}: {remedy}")
     if description["batches"] is None:
         other = description["config"] is not None and hasattr(batches, "load_state_dict")
-        return ["the batches start from their beginning, for those of the run had no state_dict"] if other else []
+        return ["the batches start from their beginning, because those of the run had no state_dict"] if other else []
     if not hasattr(batches, "load_state_dict"):
-        return ["the batches start from their beginning, for they have no load_state_dict"]
-    state, told = with_alphabet(description)
+        return ["the batches start from their beginning, because they have no load_state_dict"]
+    state, notes = with_tokenizer(description)
     try:
         batches.load_state_dict(state)
     except (LookupError, TypeError, AttributeError) as error:
         kind = type(batches).__name__
         raise UsageError(
-            f"{kind} cannot go on from {shown(description['batches'])} of the run in {folder}: {REMEDY}"
+            f"{kind} cannot continue from {shown(description['batches'])} of the run in {folder}: {remedy}"
         ) from error
-    return told
+    return notes
 
 
-def with_alphabet(description: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """What a checkpoint keeps of its batches, and what is to be said of it.
+def with_tokenizer(description: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Returns the state of the batches in a checkpoint, completed with the tokenizer, and notes.
 
-    Those of earlier versions do not say what their numbers stand for, and their recipe does.
+    Earlier versions saved the tokenizer in the recipe alone.
     """
     state = description["batches"]
     if (
         not isinstance(state, dict)
+        or "tokenizer" in state
         or "alphabet" in state
         or "text" not in (description["experiment"] or {}).get("arguments", {})
     ):
         return state, []
     try:
-        return state | {"alphabet": deserialize(description["experiment"]).text.alphabet().named}, []
+        return state | {"tokenizer": deserialize(description["experiment"]).text.read_tokenizer().fingerprint}, []
     except (UsageError, AttributeError) as error:
-        return state, [f"what its numbers stand for is not known ({shown(error)}), and not compared"]
+        return state, [f"the tokenizer of the run is not known ({shown(error)}), and not compared"]
 
 
 def optimizer_slots(
@@ -128,10 +132,10 @@ def optimizer_slots(
     objective: nn.Module,
     trained: Sequence[nn.Parameter],
 ) -> tuple[dict[int, dict[str, Tensor]], list[str]]:
-    """The optimizer's state by each parameter's place among the trained ones, and what is to be said of it.
+    """Returns the optimizer's state by each parameter's index among the trained ones, and notes on what changed.
 
-    State belongs to a parameter's name. Checkpoints of earlier versions have it by place alone; it is taken where as
-    many parameters of the same shapes are trained.
+    State belongs to the name of a parameter. Checkpoints of earlier versions have indices instead of names; their state
+    is taken where as many parameters of the same shapes are trained.
 
     Raises:
         UsageError: for state of another shape than its parameter's.
@@ -139,55 +143,56 @@ def optimizer_slots(
     names = {p: name for name, p in parameters(objective).items()}
     here = [names[p] for p in trained]
     slots: dict[str, dict[str, Tensor]] = {}
-    for key, value in grouped(tensors, "optimizer").items():
+    for key, value in tensors_in(tensors, "optimizer").items():
         name, _, slot = key.rpartition(".")
         slots.setdefault(name, {})[slot] = value
     if not slots:
-        return {}, ["its checkpoint holds no optimizer state, which starts afresh"] if description[
-            "config"
-        ] is not None else []
+        if description["config"] is None:
+            return {}, []
+        return {}, ["its checkpoint has no optimizer state, and a new one starts"]
     if all(name.isdecimal() for name in slots):
         placed = {int(name): found for name, found in slots.items()}
         if max(placed) + 1 != len(here) or not all(fits(found, trained[i]) for i, found in placed.items()):
-            return {}, ["its optimizer state belongs to other parameters than are trained here, and starts afresh"]
+            return {}, [
+                "its optimizer state belongs to other parameters than are trained now, and a new one is started"
+            ]
         return placed, []
-    known, said = [name for name in here if name in slots], []
+    known, notes = [name for name in here if name in slots], []
     if wrong := [name for name in known if not fits(slots[name], trained[here.index(name)])]:
-        raise UsageError(f"the optimizer state in {folder} does not fit: {wrong[0]} has other shapes: {REMEDY}")
+        raise UsageError(
+            f"the optimizer state in {folder} does not match: {wrong[0]} has other shapes: give the run's own model, "
+            f"{OTHER_FOLDER}"
+        )
     if fresh := [name for name in here if name in (description.get("frozen") or ())]:
-        said.append(f"{listed(fresh)} frozen there and trained here: {its(fresh)} optimizer state starts afresh")
+        are, their = ("is", "its") if len(fresh) == 1 else ("are", "their")
+        notes.append(f"{listed(fresh)} frozen and {are} trained now: {their} optimizer state is new")
     if dropped := [name for name in slots if name not in here]:
-        said.append(f"{listed(dropped)} trained there and frozen here: {its(dropped)} optimizer state is dropped")
-    return {here.index(name): slots[name] for name in known}, said
+        are, their = ("is", "its") if len(dropped) == 1 else ("are", "their")
+        notes.append(f"{listed(dropped)} trained and {are} frozen now: {their} optimizer state is dropped")
+    return {here.index(name): slots[name] for name in known}, notes
 
 
 def fits(slots: Mapping[str, Tensor], parameter: nn.Parameter) -> bool:
-    """Whether the moments have the parameter's shape."""
+    """Returns whether the moments have the parameter's shape."""
     return all(value.shape == parameter.shape for slot, value in slots.items() if slot != "step")
 
 
 def listed(names: Sequence[str]) -> str:
-    """A few of the names, with their number."""
-    return (
-        f"{names[0]} was"
-        if len(names) == 1
-        else f"{len(names)} parameters ({', '.join(names[:2])}{', ...' * (len(names) > 2)}) were"
-    )
-
-
-def its(names: Sequence[str]) -> str:
-    """Whose, after `listed`."""
-    return "its" if len(names) == 1 else "their"
+    """Returns a few of the names and their number, as the subject of a sentence in the past."""
+    if len(names) == 1:
+        return f"{names[0]} was"
+    return f"{len(names)} parameters ({', '.join(names[:2])}{', ...' * (len(names) > 2)}) were"
 
 
 def other_settings(description: Mapping[str, Any], config: Training, experiment: Any) -> list[str]:
-    """Settings of training and of the recipe that change the run's course, and are others in the checkpoint."""
+    """Returns the settings of training and of the recipe that change what steps compute, and differ from the run's."""
     lines: list[str] = []
     if description["config"] is not None:
         stored = {f.name: f.default for f in fields(Training)} | description["config"]["arguments"]
         given = serialize(config)["arguments"]
         stored, given = (
-            {k: serialize(v) for k, v in values.items() if k in given and k not in PACE} for values in (stored, given)
+            {k: serialize(v) for k, v in values.items() if k in given and k not in WITHOUT_EFFECT}
+            for values in (stored, given)
         )
         lines += difference(stored, given)
     recipes = [json.loads(json.dumps(d)) for d in (description["experiment"], serialize(experiment)) if d is not None]
@@ -199,7 +204,7 @@ def other_settings(description: Mapping[str, Any], config: Training, experiment:
 
 
 def common(given: Any, other: Any) -> Any:
-    """A description without arguments that the other does not know: those that have come, or gone, with a version."""
+    """Returns a description without the arguments that the other lacks, which another version added or removed."""
     if isinstance(given, dict) and isinstance(other, dict):
         return {k: common(v, other[k]) for k, v in given.items() if k in other}
     return given

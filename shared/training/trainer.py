@@ -1,4 +1,4 @@
-"""The one training loop, for every family."""
+"""The training loop of every family."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ..objective import Objective
 from ..progress import Progress, silent
 from ..random import derived_seed
 from ..serialization import serialize
-from .checkpoint import description_of, fill, grouped, numbered, read, save, weights
-from .classes import checked
+from .checkpoint import description_of, list_checkpoints, load_weights, read, save, tensors_in, weights
+from .class_labels import with_checked_labels
 from .config import Training
-from .folder import Metrics, locked, refuse_several, said, writable
+from .folder import Metrics, locked, reason, refuse_several, writable
 from .optim import clip_gradients, learning_rate, optimizer, update_average
 from .precision import uses_bfloat16
-from .resume import optimizer_slots, other_settings, place_data, refuse_other_model, several
+from .resume import first_few, optimizer_slots, other_settings, refuse_other_model, restore_data
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during training, after the checkpoint of a whole step.
+    """Raised on Ctrl-C or SIGTERM during training, after the current step and its checkpoint.
 
     Attributes:
-        step: the steps done.
-        folder: where they are saved; None if nothing is.
+        step: number of steps that were done.
+        folder: the folder of the checkpoint; None where nothing is saved.
     """
 
     def __init__(self, step: int, folder: Path | None) -> None:
@@ -43,18 +43,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Trainer:
-    """Fits an objective: AdamW, warm-up, gradient clipping, averaged weights, checkpoints, `metrics.jsonl`.
+    """Trains an objective: AdamW, warm-up, gradient clipping, averaged weights, checkpoints, `metrics.jsonl`.
 
     Args:
-        objective: what to minimise; it is trained in place.
-        config: how.
+        objective: the loss to minimize; its network is trained in place.
+        config: settings of the trainer.
         folder: the run's folder; None writes nothing.
-        experiment: a described dataclass to save beside the weights, for the command line.
+        experiment: a serializable dataclass, the recipe, which the command line reads from the checkpoint.
         progress: how to report progress.
         watch: called with the averaged objective and the step every `config.watch_every` steps.
 
     Raises:
-        UsageError: for what cannot be trained, or not be saved; and in one of several processes.
+        UsageError: for an objective that cannot be trained or saved, and in one of several processes.
     """
 
     def __init__(
@@ -72,22 +72,24 @@ class Trainer:
         if not hasattr(objective, "denoiser"):
             kind = type(objective).__name__
             raise UsageError(
-                f"{kind} is not an objective: give one of a denoiser, such as Simple(Learned(network, schedule))"
+                f"{kind} is not an objective: give one of a denoiser, such as DenoisingLoss.simple(Learned(network, "
+                "schedule))"
             )
         if any(p.is_meta for p in objective.parameters()):
             raise UsageError(
-                "the objective has no weights yet, for they lie on the device meta: give it some, to_empty(device=...)"
+                "the objective lies on the device meta, which holds no weights: allocate them with "
+                "to_empty(device=...) and initialize them"
             )
         if not hasattr(objective.denoiser, "corruption"):
             raise UsageError(
-                f"{type(objective.denoiser).__name__} is a network: make it a denoiser first, Learned(network, schedule)"
+                f"{type(objective.denoiser).__name__} is a network, not a denoiser: give Learned(network, schedule)"
             )
         refuse_several()
         refuse_wrapped(objective)
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
         self.device = config.chosen_device()
         self.folder = None if folder is None else writable(folder)
-        if folder is not None:  # what cannot be saved must not show after an hour of training
+        if folder is not None:  # raise errors of saving now, not after an hour of training
             for part in (objective, config, experiment):
                 serialize(part)
             weights(objective)
@@ -95,7 +97,7 @@ class Trainer:
         self.average = copy.deepcopy(self.objective).eval().requires_grad_(False)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         if not self.parameters:
-            raise UsageError("no parameter of the objective is trained: each has requires_grad=False, or there is none")
+            raise UsageError("the objective has no parameter to train: set requires_grad=True for some")
         self.optimizer = optimizer(self.parameters, config)
         self.step = 0
 
@@ -103,16 +105,17 @@ class Trainer:
         """Trains to `config.steps` and returns the averaged objective.
 
         Args:
-            batches: endless dicts of tensors, `x0` and conditions by name. Where it has `state_dict` and
-                `load_state_dict`, its position is part of the checkpoint, and a resumed run continues bit for bit.
-            resume: go on from the folder's newest checkpoint, if it has one. The model and the data must be the run's;
-                settings of training and which parameters are trained may change, and a `Notice` says what did.
+            batches: endless dicts of tensors, `x0` and conditions by name. Where they have `state_dict` and
+                `load_state_dict`, their position is part of the checkpoint, and a resumed run continues bit for bit.
+            resume: whether to continue from the folder's newest checkpoint, if it has one. The model and the data must
+                be the run's; settings of training and the choice of trained parameters may change, and a `Notice`
+                lists the changes.
 
         Raises:
-            UsageError: for a folder that holds a run already, unless it is resumed; a run of another model or other
-                data; a folder into which another process trains; and a disk that is full, with what is saved.
-            Interrupted: on Ctrl-C, after a checkpoint of the last whole step.
-            FloatingPointError: when every gradient since the last log line was not finite.
+            UsageError: for a folder that already has a run, unless it is resumed; a run of another model or other
+                data; a folder into which another process trains; and a full disk, with the last step that is saved.
+            Interrupted: on Ctrl-C, after a checkpoint of the current step.
+            FloatingPointError: where no gradient since the last line of the log was finite.
         """
         with nullcontext() if self.folder is None else locked(self.folder):
             self._open(batches, resume)
@@ -122,7 +125,7 @@ class Trainer:
         config, objective, stream, log = (
             self.config,
             self.objective.train(),
-            checked(self.objective, batches),
+            with_checked_labels(self.objective, batches),
             Log(self.folder, self.step),
         )
         noise, forked = torch.Generator(self.device), [self.device] if self.device.type == "cuda" else []
@@ -130,9 +133,9 @@ class Trainer:
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
                 batch = {
                     name: torch.as_tensor(value).to(self.device, non_blocking=True)
-                    for name, value in drawn(stream, step).items()
+                    for name, value in next_batch(stream, step).items()
                 }
-                # Dropout and noise are functions of the step, so a resumed run draws the same.
+                # Dropout and noise are functions of the step, so that a resumed run draws the same.
                 torch.manual_seed(derived_seed(config.seed, "dropout", step))
                 noise.manual_seed(derived_seed(config.seed, "noise", step))
                 with torch.autocast(
@@ -163,47 +166,47 @@ class Trainer:
     def _open(self, batches: Any, resume: bool) -> None:
         if self.folder is None:
             return
-        # As above: what the batches say of themselves is part of a checkpoint, too.
+        # As above: the state of the batches is part of a checkpoint, too.
         description_of(self.objective, optimizer=None, step=0, config=None, experiment=None, batches=batches)
-        found = numbered(self.folder / "checkpoints")
+        found = list_checkpoints(self.folder / "checkpoints")
         if not found:
             return
         if not resume:
             raise UsageError(
-                f"{self.folder} holds a run already: go on with it (--resume, resume=True), or choose another folder"
+                f"{self.folder} already has a run: continue it (--resume, resume=True), or choose another folder"
             )
         description, tensors = read(found[-1])
-        told = refuse_other_model(self.folder, description, tensors, self.objective)
-        told += place_data(self.folder, description, batches)
+        notes = refuse_other_model(self.folder, description, tensors, self.objective)
+        notes += restore_data(self.folder, description, batches)
         slots, more = optimizer_slots(found[-1], description, tensors, self.objective, self.parameters)
-        fill(self.objective, grouped(tensors, "objective"), found[-1])
-        fill(self.average, grouped(tensors, "average"), found[-1])
+        load_weights(self.objective, tensors_in(tensors, "objective"), found[-1])
+        load_weights(self.average, tensors_in(tensors, "average"), found[-1])
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.step, told = description["step"], told + more
+        self.step, notes = description["step"], notes + more
         if lines := other_settings(description, self.config, self.experiment):
-            goes_on = (
-                "they hold from here on" if self.step < self.config.steps else "it is finished, and stays as it is"
+            effect = (
+                "used from now on" if self.step < self.config.steps else "without effect, because the run is finished"
             )
-            told.append(f"other settings ({several(lines)}): {goes_on}")
+            notes.append(f"other settings ({first_few(lines)}): {effect}")
         if self.step > self.config.steps:
-            told.append(f"it has {self.step} steps, more than steps={self.config.steps}, and nothing is trained")
-        if told:
-            warn(Notice(f"the run in {self.folder} goes on at step {self.step}: {'; '.join(told)}"), stacklevel=3)
+            notes.append(f"it has {self.step} steps, more than steps={self.config.steps}, and is not trained further")
+        if notes:
+            warn(Notice(f"the run in {self.folder} continues at step {self.step}: {'; '.join(notes)}"), stacklevel=3)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Within it a disk that is full, or gone, ends the run in one line that says what is saved."""
+        """Within it an error of the disk ends the run in one line with the last step that is saved."""
         try:
             yield
         except OSError as error:
             if self.folder is None:
                 raise
-            found = numbered(self.folder / "checkpoints")
-            saved = f"it is saved up to step {int(found[-1].name)}" if found else "nothing of it is saved"
-            then = "go on with it (--resume, resume=True)" if found else "start again"
+            found = list_checkpoints(self.folder / "checkpoints")
+            saved = f"it is saved up to step {int(found[-1].name)}" if found else "no step of it is saved"
+            then = "continue it (--resume, resume=True)" if found else "start again"
             raise UsageError(
-                f"the run in {self.folder} stopped after step {self.step}, for it cannot be written ({said(error)}): {saved}; make room, "
-                f"and {then}"
+                f"the run in {self.folder} stopped after step {self.step}, because the disk cannot be written "
+                f"({reason(error)}): {saved}; free disk space, and {then}"
             ) from error
 
     def _save(self, batches: Any) -> None:
@@ -221,7 +224,7 @@ class Trainer:
 
 
 class Log:
-    """Averages the loss on the device between lines, so that no step waits for it."""
+    """Averages the loss between lines of the log on the device, so that no step waits for it."""
 
     def __init__(self, folder: Path | None, step: int) -> None:
         self.metrics = None if folder is None else Metrics(folder, step)
@@ -229,17 +232,21 @@ class Log:
         self.start = time.perf_counter() - (self.metrics.seconds if self.metrics else 0)
 
     def add(self, total: Tensor, parts: dict[str, Tensor], norm: Tensor) -> None:
-        """Notes one step."""
+        """Adds the loss of one step."""
         self.rows.append(
             {"loss": total.detach().mean()} | {k: v.detach().mean() for k, v in parts.items()} | {"gradient_norm": norm}
         )
 
     def write(self, step: int, rate: float) -> None:
-        """Writes the means since the last line; steps whose gradient was not finite are counted instead."""
+        """Writes the means since the last line; steps whose gradient was not finite are only counted.
+
+        Raises:
+            FloatingPointError: where no gradient since the last line was finite.
+        """
         finite = [r for r in self.rows if bool(torch.isfinite(r["gradient_norm"]) & torch.isfinite(r["loss"]))]
         if not finite:
             raise FloatingPointError(
-                f"no gradient of the last {len(self.rows)} steps was finite: lower the learning rate, or look at the data"
+                f"no gradient of the last {len(self.rows)} steps was finite: lower the learning rate, or check the data"
             )
         means = {k: float(torch.stack([r[k] for r in finite]).mean()) for k in finite[0]}
         if self.metrics is not None:
@@ -251,21 +258,22 @@ class Log:
 
 
 def refuse_wrapped(module: nn.Module) -> None:
-    """Refuses modules that spread a network over several devices.
+    """Refuses modules that distribute a network over several devices.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: with the remedy.
     """
     for part in module.modules():
         if (name := type(part).__name__) in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
             raise UsageError(
-                f"the network is wrapped in {name}, and training runs on one device: give the network itself, its .module"
+                f"the network is wrapped in {name}, and training runs on one device: give the network itself, which is "
+                "its .module"
             )
 
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Within the block, Ctrl-C and SIGTERM are noted instead of striking in the middle of a step."""
+    """Within the block, Ctrl-C and SIGTERM only make the yielded function return True, so that a step is completed."""
     received: list[int] = []
     if current_thread() is not main_thread():
         yield lambda: False
@@ -280,11 +288,11 @@ def interruption() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def drawn(stream: Iterator[Any], step: int) -> dict[str, Tensor]:
-    """The next batch.
+def next_batch(stream: Iterator[Any], step: int) -> Mapping[str, Tensor]:
+    """Returns the next batch.
 
     Raises:
-        UsageError: where there is none, or it is no dict that holds x0.
+        UsageError: where there is none, or it is not a dict with x0.
     """
     batch = next(stream, None)
     if batch is None:
@@ -292,9 +300,11 @@ def drawn(stream: Iterator[Any], step: int) -> dict[str, Tensor]:
             f"the batches ended at step {step}: give an endless iterable, such as Batches(...), or as many as steps"
         )
     if not isinstance(batch, Mapping) or "x0" not in batch:
-        held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        found = (
+            f"a dict of {', '.join(sorted(map(str, batch)))}" if isinstance(batch, Mapping) else type(batch).__name__
+        )
         such = '({"x0": x, "label": label} for x, label in loader)'
         raise UsageError(
-            f'a batch is {held}: give dicts of tensors with "x0" and the conditions by name, such as {such}'
+            f'a batch is {found}: give dicts of tensors with "x0" and the conditions by name, such as {such}'
         )
     return batch

@@ -1,4 +1,4 @@
-"""Many pictures as one tensor."""
+"""Many images as one tensor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from ..errors import UsageError
 from ..memory import refuse_beyond
 from ..progress import Progress
-from .folders import shown
+from .folders import printable
 from .pixels import Pixels, opened, pixels
 
-AT_ONCE = 64  # rows that are taken out of a table
-ORIENTATION = 0x0112  # of EXIF; from 5 on, height and width change places
+AT_ONCE = 64  # rows of a table that are read at a time
+ORIENTATION = 0x0112  # a tag of EXIF; values from 5 on exchange height and width
 
 
-class Pictures(Protocol):
-    """Encoded pictures by name."""
+class EncodedImages(Protocol):
+    """Encoded images with their names."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +30,7 @@ class Pictures(Protocol):
 
 
 class Files:
-    """Pictures in files of a folder."""
+    """Encoded images in files of a folder."""
 
     def __init__(self, folder: str, names: list[str]) -> None:
         self.folder, self.names = Path(folder), names
@@ -39,11 +39,11 @@ class Files:
         return len(self.names)
 
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
-        return ((shown([name]), self.folder / name) for name in self.names)
+        return ((printable([name]), self.folder / name) for name in self.names)
 
 
 class Cells:
-    """Pictures in a column of a table, each `{"bytes": ..., "path": ...}`."""
+    """Encoded images in a column of a table, each `{"bytes": ..., "path": ...}`."""
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
@@ -52,6 +52,7 @@ class Cells:
         return len(self.cells)
 
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
+        several: list[Any] = []
         for row in range(len(self.cells)):
             if row % AT_ONCE == 0:
                 several = self.cells[row : row + AT_ONCE]
@@ -61,15 +62,17 @@ class Cells:
 
 
 def stacked(
-    pictures: Pictures, name: str, size: tuple[int, int] | None, progress: Progress
+    pictures: EncodedImages, name: str, size: tuple[int, int] | None, progress: Progress
 ) -> tuple[Tensor, list[str]]:
-    """Pictures as levels, uint8 `(N, C, H, W)`, and what was done to them in words; C is 1 if all are gray, else 3.
+    """Returns images as one tensor, uint8 `(N, C, H, W)`, and notes on how they were converted.
+
+    C is 1 if all are gray, else 3.
 
     Raises:
-        UsageError: naming the files, where some cannot be read or have other shapes; or the set does not fit into
-            memory.
+        UsageError: with the names of files, where some cannot be read or have other shapes; or where the data set does
+            not fit into memory.
     """
-    count, levels, said, broken = len(pictures), np.empty((0, 0, 0, 0), np.uint8), Said(), []
+    count, levels, changes, broken = len(pictures), np.empty((0, 0, 0, 0), np.uint8), Conversions(), []
     for row, (file, source) in enumerate(progress(pictures, count, f"reading {name}")):
         try:
             picture = pixels(source)
@@ -90,26 +93,28 @@ def stacked(
                 grown[:row] = levels[:row]
             levels = grown if not levels.size or levels.shape[2:] == values.shape[:2] else levels
         if values.shape[:2] != levels.shape[2:]:
-            raise UsageError(several_shapes(pictures, name, {levels.shape[2:]: said.first, values.shape[:2]: file}))
+            raise UsageError(several_shapes(pictures, name, {levels.shape[2:]: changes.first, values.shape[:2]: file}))
         levels[row] = values.transpose(2, 0, 1) if color else values
-        said.add(file, picture)
+        changes.add(file, picture)
     if broken:
         more = f" and {len(broken) - 3:,} more" if len(broken) > 3 else ""
         raise UsageError(
-            f"{len(broken):,} of {count:,} images of {name} cannot be read: {', '.join(broken[:3])}{more}: mend or remove them"
+            f"{len(broken):,} of {count:,} images of {name} cannot be read: {', '.join(broken[:3])}{more}: repair or "
+            "remove them"
         )
-    return torch.from_numpy(levels), said.notes()
+    return torch.from_numpy(levels), changes.notes()
 
 
 def fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture with its shorter side resized and its center cropped to `size` (height, width)."""
+    """Returns an image with its shorter side resized and its center cropped to `size` (height, width)."""
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(Image.fromarray(values), size[::-1], Image.Resampling.BOX))
+    height, width = size
+    return np.asarray(ImageOps.fit(Image.fromarray(values), (width, height), Image.Resampling.BOX))
 
 
-def several_shapes(pictures: Pictures, name: str, example: dict[tuple[int, ...], str]) -> str:
-    """Which shapes there are, by what the files say of themselves."""
+def several_shapes(pictures: EncodedImages, name: str, example: dict[tuple[int, ...], str]) -> str:
+    """Returns the message for images of several shapes, with the count and an example of each shape."""
     counts: Counter[tuple[int, ...]] = Counter()
     for file, source in pictures:
         try:
@@ -125,21 +130,24 @@ def several_shapes(pictures: Pictures, name: str, example: dict[tuple[int, ...],
         for s in sorted(example, key=lambda s: (-counts[s], s))
     ]
     more = f" and {len(kinds) - 3:,} more" if len(kinds) > 3 else ""
-    return f"the images of {name} have {len(kinds):,} different shapes, {', '.join(kinds[:3])}{more}: give size=(height, width)"
+    shapes = f"{len(kinds):,} different shapes, {', '.join(kinds[:3])}{more}"
+    return f"the images of {name} have {shapes}: give size=(height, width)"
 
 
-class Said:
-    """What was done to pictures, counted.
+class Conversions:
+    """Counts how images were converted.
 
     Attributes:
-        first: name of the first that was read.
+        first: name of the first image that was read.
     """
 
     def __init__(self) -> None:
-        self.first, self.counts, self.held, self.further = "", Counter(), {}, 0
+        self.first, self.further = "", 0
+        self.counts: Counter[str] = Counter()
+        self.held: dict[str, tuple[float, float]] = {}
 
     def add(self, file: str, picture: Pixels) -> None:
-        """Counts one."""
+        """Counts one image."""
         self.first = self.first or file
         self.counts["color" if picture.values.ndim == 3 else "gray"] += 1
         self.counts["transparent"] += picture.transparent
@@ -151,20 +159,19 @@ class Said:
             self.held[picture.kind] = min(low, picture.held[0]), max(high, picture.held[1])
 
     def notes(self) -> list[str]:
-        """In words."""
+        """Returns a note on each kind of conversion that occurred."""
         n, notes = self.counts, []
         if n["gray"] and n["color"]:
             notes.append(f"{n['gray']:,} gray image{'s' * (n['gray'] > 1)} read as RGB")
         for kind, top in (("16 bits", "65535"), ("floats", "1")):
             if n[kind]:
                 low, high = self.held[kind]
-                notes.append(
-                    f"{n[kind]:,} of {kind} scaled from 0..{top} to 0..255, where they hold {low:g} to {high:g}"
-                )
+                notes.append(f"{n[kind]:,} of {kind} scaled from 0..{top} to 0..255, with values {low:g} to {high:g}")
         if n["transparent"]:
             notes.append(f"{n['transparent']:,} with transparency laid over white")
         if n["frames"]:
             notes.append(
-                f"{n['frames']:,} of several frames, of which the first is read and {self.further:,} further are not"
+                f"{n['frames']:,} of several frames: the first of each is read, and {self.further:,} further ones are "
+                "not"
             )
         return notes

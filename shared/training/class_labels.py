@@ -1,4 +1,4 @@
-"""Class labels of the data beside the classes of the network."""
+"""Checks that the class labels of the data are classes of the network."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from ..errors import UsageError
 from ..objective import Objective
 
 
-def checked(objective: Objective, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The batches, refused where their labels are not classes 0 to K - 1 of the network, for its label K stands for
-    none.
+def with_checked_labels(objective: Objective, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Returns the batches, and refuses class labels other than 0 to K - 1; the network reads label K as "no class".
 
-    Batches that hold their conditions are looked at once, before the first; others one by one, as long as they lie on
-    the CPU.
+    Labels of batches that hold all their conditions are checked at once, before the first batch; those of other batches
+    one by one, where they lie on the CPU.
 
     Raises:
-        UsageError: with the labels and what to do.
+        UsageError: with the labels and the remedy.
     """
     network = getattr(objective.denoiser, "network", None)
     classes = getattr(network, "classes", None)
@@ -31,16 +30,16 @@ def checked(objective: Objective, batches: Iterable[dict[str, Tensor]]) -> Itera
     if isinstance(held, Mapping):
         if "label" not in held and "label" in (getattr(network, "conditions", None) or ()):
             raise UsageError(
-                f"the network has {classes} classes, and the batches no labels, so that only its label for none would be trained: give "
-                'conditions=("label",), or build it without classes'
+                f"the network has {classes} classes, and the batches have no class labels, so only its input for no "
+                'class would be trained: give conditions=("label",), or build it without classes'
             )
         refuse_labels(held.get("label"), classes)
         return iter(batches)
-    return each(iter(batches), classes)
+    return check_each(iter(batches), classes)
 
 
-def each(stream: Iterator[Any], classes: int) -> Iterator[Any]:
-    """Batches, whose labels are looked at on the CPU."""
+def check_each(stream: Iterator[Any], classes: int) -> Iterator[Any]:
+    """Yields batches, after a check of the class labels of each."""
     for batch in stream:
         if isinstance(batch, Mapping):
             refuse_labels(batch.get("label"), classes)
@@ -48,14 +47,19 @@ def each(stream: Iterator[Any], classes: int) -> Iterator[Any]:
 
 
 def refuse_labels(label: Any, classes: int) -> None:
-    """Raises `UsageError` for labels that are not classes; those on an accelerator are left to the network."""
+    """Refuses labels outside of 0 to classes - 1; the network checks labels on an accelerator itself.
+
+    Raises:
+        UsageError: with the labels and the remedy.
+    """
     label = torch.as_tensor(label) if isinstance(label, np.ndarray) else label
     if not isinstance(label, Tensor) or label.device.type != "cpu" or label.numel() == 0 or label.is_floating_point():
         return
     low, high = (int(end) for end in torch.aminmax(label))
     if low < 0 or high >= classes:
-        none = f", where {classes} stands for none" if high == classes else ""
+        none = f" ({classes} means no class)" if high == classes else ""
         more = f", or build the network with classes={high + 1}" if low >= 0 else ""
         raise UsageError(
-            f"the labels of the data are {low} to {high}, and the network has classes 0 to {classes - 1}{none}: number them from 0{more}"
+            f"the labels of the data are {low} to {high}, and the network has classes 0 to {classes - 1}{none}: number "
+            f"them from 0{more}"
         )
