@@ -1,7 +1,6 @@
-"""What the score SDEs cost, as ratios in one run: `make bench-sde`.
+"""The cost of the likelihood of score SDEs, as ratios within one run: `make bench-sde`.
 
-`python -m benchmarks.sde --smoke` runs everything once on the smallest sizes, to see that it runs: its ratios say
-nothing.
+`python -m benchmarks.sde --smoke` runs everything once at the smallest sizes, as a test; its ratios have no meaning.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ SHAPE, SMOKE = (16, 3, 32, 32), (2, 1, 2, 2)
 
 
 class Diagonal(GaussianDenoiser):
-    """`E[x_0 | x_t]` of independent `N(0, v_i)`.
+    """`E[x_0 | x_t]` of independent `N(0, v_i)`: a few elementwise operations in place of a network.
 
-    A few elementwise operations, so that what surrounds a network shows.
+    The time of a likelihood is then mostly that of the solver.
     """
 
     def __init__(self, variance: Tensor, schedule: Schedule) -> None:
@@ -53,16 +52,17 @@ class Diagonal(GaussianDenoiser):
         return Diagonal(self.variance, schedule)
 
     def nats(self, x: Tensor) -> Tensor:
-        """`-log p(x)`, `(B,)`."""
+        """Returns `-log p(x)`, `(B,)`."""
         return -torch.distributions.Normal(0.0, self.variance.double().sqrt()).log_prob(x.double()).flatten(1).sum(1)
 
 
 def main(smoke: bool = False) -> None:
-    """Prints a line for each integrator: evaluations, error, and time over that of one forward and one vector-Jacobian
-    product.
+    """Prints a line for each integrator: evaluations, error, and the relative time of an evaluation.
+
+    The time is relative to one forward pass and one vector-Jacobian product.
 
     Args:
-        smoke: the smallest sizes, once each.
+        smoke: runs everything once at the smallest sizes, as a test.
     """
     source, shape = torch.Generator().manual_seed(0), SMOKE if smoke else SHAPE
     variance = 0.02 + 0.5 * torch.rand(shape[1:], generator=source)
@@ -80,7 +80,7 @@ def main(smoke: bool = False) -> None:
 
 
 def compare(name: str, denoiser: GaussianDenoiser, x: Tensor, nats: Tensor, smoke: bool = False) -> None:
-    """Every integrator on one denoiser, whose exact code length is known."""
+    """Compares all integrators on one denoiser, whose exact code length `nats` is known."""
     source, t, tight = torch.Generator().manual_seed(1), torch.tensor(0.3, dtype=torch.float64), 1e-3 if smoke else 1e-5
 
     def plain() -> None:
@@ -88,7 +88,7 @@ def compare(name: str, denoiser: GaussianDenoiser, x: Tensor, nats: Tensor, smok
         torch.autograd.grad(denoiser(y, t), y, x)
 
     bare = seconds(plain, 1 if smoke else 200)
-    print(f"{name}: one forward and one vector-Jacobian product take {bare * 1e3:.2f} ms")
+    print(f"{name}: one forward pass and one vector-Jacobian product take {bare * 1e3:.2f} ms")
     kinds = {
         "RK45, angle": (Adaptive(tight, tight), angle_coordinates, 1),
         "RK45, angle, 8 probes": (Adaptive(tight, tight), angle_coordinates, 8),
@@ -96,13 +96,13 @@ def compare(name: str, denoiser: GaussianDenoiser, x: Tensor, nats: Tensor, smok
         "torchdiffeq, angle": (TorchDiffEq("dopri5", tight, tight), angle_coordinates, 1),
         "SciPy RK45, t": (SciPy("RK45", tight, tight), time_coordinates, 1),
     }
-    for kind, (integrator, chart, probes) in kinds.items():
-        code = ChangeOfVariables(denoiser, trace=Hutchinson(probes), integrator=integrator, coordinates=chart)
+    for kind, (integrator, coordinates, probes) in kinds.items():
+        code = ChangeOfVariables(denoiser, trace=Hutchinson(probes), integrator=integrator, coordinates=coordinates)
         with counted(denoiser) as count:
             error = float((code(x, generator=source).nats - nats).mean()) / x[0].numel()
         ratio = seconds(lambda code=code: code(x, generator=source), 1 if smoke else 5) / count.calls / bare
         print(
-            f"  {kind:22} {count.calls:4} evaluations, error {error:+.1e} nats/dim, each {ratio:5.2f} x that",
+            f"  {kind:22} {count.calls:4} evaluations of {ratio:5.2f} x that time, error {error:+.1e} nats/dim",
             flush=True,
         )
 

@@ -1,13 +1,14 @@
-"""What the machinery costs beside the bare work, as ratios in one run: `make bench`.
+"""The cost of this package beside the bare work of its networks, as ratios within one run: `make bench`.
 
-`python -m benchmarks.speed --smoke` runs every comparison once on the smallest sizes, to see that it runs: its ratios
-say nothing.
+`python -m benchmarks.speed --smoke` runs every comparison once at the smallest sizes, as a test; its ratios have no
+meaning.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import tyro
@@ -25,7 +26,7 @@ from unnoise.shared.training import Trainer, Training
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """The fastest of several runs, after one to warm up."""
+    """Returns the time of the fastest of several runs, after one run for warm-up, in seconds."""
     work()
     times = []
     for _ in range(repeats):
@@ -36,7 +37,7 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def unet(smoke: bool, classes: int | None = None) -> UNet:
-    """The demo's network, or a tiny one."""
+    """Returns the network of the demo, or a tiny one."""
     torch.manual_seed(0)
     return (
         UNet((1, 8, 8), 8, (1, 2), 1, (2,), 1, classes=classes)
@@ -46,7 +47,7 @@ def unet(smoke: bool, classes: int | None = None) -> UNet:
 
 
 def training_step(smoke: bool = False) -> float:
-    """A step of the trainer over forward, backward and AdamW alone."""
+    """One training step, relative to forward, backward and AdamW alone."""
     batch, repeats = (2, 1) if smoke else (64, 3)
     data = Batches(torch.randint(0, 17, (batch, 1, 8, 8)), batch, Quantization(17))
     trainer = Trainer(
@@ -69,25 +70,25 @@ def training_step(smoke: bool = False) -> float:
 
 
 def sampling_step(smoke: bool = False) -> float:
-    """A step of DDIM over a bare evaluation of the network."""
+    """One step of DDIM, relative to one evaluation of the network."""
     return solver_step(DDIM, smoke)
 
 
 def few_step_solver(smoke: bool = False) -> float:
-    """A step of UniPC over a bare evaluation of the network."""
+    """One step of UniPC, relative to one evaluation of the network."""
     return solver_step(UniPC, smoke)
 
 
 def guided_step(smoke: bool = False) -> float:
-    """A step of DPM-Solver++ under classifier-free guidance over two bare evaluations of the network."""
-    return solver_step(lambda denoiser: DPMSolverPP(ClassifierFree(denoiser, 1.0)), smoke, 2, labelled=True)
+    """One step of DPM-Solver++ with classifier-free guidance, relative to two evaluations of the network."""
+    return solver_step(lambda denoiser: DPMSolverPP(ClassifierFree(denoiser, 1.0)), smoke, 2, labeled=True)
 
 
-def solver_step(make: Callable[[Learned], Sampler], smoke: bool, evaluations: int = 1, labelled: bool = False) -> float:
-    """Ten steps of a sampler over as many times `evaluations` bare evaluations."""
+def solver_step(make: Callable[[Learned], Sampler], smoke: bool, evaluations: int = 1, labeled: bool = False) -> float:
+    """Ten steps of a sampler, relative to ten times `evaluations` evaluations of the network."""
     batch, repeats = (2, 1) if smoke else (64, 5)
     network, x, t = unet(smoke, classes=10).eval(), torch.randn(batch, 1, 8, 8), torch.rand(batch)
-    cond = {"label": torch.arange(batch) % 10} if labelled else {}
+    cond: dict[str, Any] = {"label": torch.arange(batch) % 10} if labeled else {}
     sampler = make(Learned(network, Tabulated(linear_betas(100))))
 
     def plain() -> None:
@@ -99,7 +100,7 @@ def solver_step(make: Callable[[Learned], Sampler], smoke: bool, evaluations: in
 
 
 def likelihood_evaluation(smoke: bool = False) -> float:
-    """An evaluation of the likelihood's ODE over one forward and one vector-Jacobian product."""
+    """One evaluation of the ODE of the likelihood, relative to one forward pass and one vector-Jacobian product."""
     batch, tolerance = (1, 0.3) if smoke else (32, 1e-2)
     network, x, t = unet(smoke).requires_grad_(False), torch.randn(batch, 1, 8, 8), torch.rand(batch)
     likelihood = ChangeOfVariables(Learned(network, VP()), integrator=Adaptive(tolerance, tolerance))
@@ -114,7 +115,7 @@ def likelihood_evaluation(smoke: bool = False) -> float:
 
 
 def structured_transition(smoke: bool = False) -> float:
-    """One term of D3PM's bound with the structured transition over the same with two dense tables, K = 64, T = 200."""
+    """One term of the D3PM bound with a structured transition, relative to two dense tables; K = 64, T = 200."""
     levels, steps, shape, repeats = (5, 8, (2, 1, 2, 2), 1) if smoke else (64, 200, (32, 3, 16, 16), 5)
     transition, reverse = DiscretizedGaussian(levels, linear(steps, 1e-2, 1.0)), Product()
     x0, logits, n = torch.randint(0, levels, shape), torch.randn(*shape, levels), torch.randint(2, steps + 1, shape[:1])
@@ -133,14 +134,13 @@ def structured_transition(smoke: bool = False) -> float:
     def ours() -> torch.Tensor:
         return transition.divergence(reverse, logits, x0, x, t, s).divergence.mean()
 
-    torch.testing.assert_close(
-        ours(), plain(), rtol=1e-3, atol=1e-5, check_dtype=False
-    )  # else a ratio of what is not alike
+    # The ratio has a meaning only if both compute the same.
+    torch.testing.assert_close(ours(), plain(), rtol=1e-3, atol=1e-5, check_dtype=False)
     return seconds(ours, repeats) / seconds(plain, repeats)
 
 
 def streams(smoke: bool = False) -> float:
-    """Normal noise that does not depend on the batch over torch's own, for 256 images of 3 x 32 x 32."""
+    """Normal noise that does not depend on the batch, relative to that of torch, for 256 images of 3 x 32 x 32."""
     shape, repeats = ((2, 1, 4, 4), 1) if smoke else ((256, 3, 32, 32), 5)
     source, generator = Streams(0, range(shape[0])), torch.Generator().manual_seed(0)
     return seconds(lambda: normal(shape, source), repeats) / seconds(lambda: normal(shape, generator), repeats)
@@ -158,10 +158,10 @@ WORKS = (
 
 
 def main(smoke: bool = False) -> None:
-    """Prints one ratio a line.
+    """Prints one ratio on each line.
 
     Args:
-        smoke: the smallest sizes, once each.
+        smoke: runs every comparison once at the smallest sizes, as a test.
     """
     for work in WORKS:
         print(f"{work(smoke):6.2f} x  {(work.__doc__ or '').strip()}", flush=True)

@@ -1,6 +1,6 @@
-"""Scripts: one for each paper, the demo, and the command line.
+"""Experiments: a module for each paper, the demo, and the command line.
 
-Everything that a checkpoint of this package may name is imported here, so `load` needs no flags.
+Importing this package imports every class that one of its checkpoints can name, so `load` needs only a path.
 """
 
 from ..shared.training import load

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..continuous import Ancestral, Clipped, Cosine, DenoisingLoss, Learned, LogInterpolated, VariationalBound, tabulate
-from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.guidance import ClassifierFree, ConditionDropout
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
@@ -26,46 +26,48 @@ STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
 )
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(Chain):
-    """Noise prediction in continuous time, trained with and without labels at once."""
+    """Noise prediction in continuous time, trained jointly with and without class labels."""
 
     drop: float = 0.1
-    """Share of examples that lose their label in training, p_uncond."""
+    """Probability that the class label of a training example is dropped, p_uncond, such as 0.1."""
     w: float = 0.5
-    """Strength of guidance; the "guidance scale" of other code is 1 + w."""
+    """Guidance strength w of the paper, 0 for none; the "guidance scale" of other code is 1 + w."""
     share: float = 0.3
-    """Of the large variance in the reverse steps, v: 0 is the small one, 1 the large one."""
+    """Interpolation weight v of the log variance of the reverse steps: 0 for the small variance, 1 for the large
+    one."""
     bound_steps: int = 256
-    """Steps of the chain whose bound is the code length."""
+    """Number of steps of the chain whose variational bound is the code length."""
 
     loss_unit = "MSE of the noise"
 
     def __post_init__(self) -> None:
         if self.data.classes is None:
             raise UsageError(
-                "classes=None: classifier-free guidance needs labels, give the number of classes, such as --data.classes 10"
+                "classes=None: classifier-free guidance needs labels: give the number of classes, such as "
+                "--data.classes 10"
             )
         if not self.network.null_label:
             raise UsageError(
-                "null_label=False: classifier-free guidance needs a label for none, leave null_label as it is"
+                "null_label=False: classifier-free guidance needs a null label: leave out --network.no-null-label"
             )
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
         network = self.network.build(shape, classes=self.data.classes)
         return ConditionDropout(DenoisingLoss.simple(Learned(network, Cosine(-20.0, 20.0))), p=self.drop)
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: GaussianDenoiser) -> Sampler:
         return self.guided(denoiser, self.w)
 
-    def guided(self, denoiser: Denoiser, w: float) -> Sampler:
-        """The sampler at another strength."""
+    def guided(self, denoiser: GaussianDenoiser, w: float) -> Sampler:
+        """Returns the sampler with guidance strength w."""
         return Ancestral(Clipped(ClassifierFree(denoiser, w)), LogInterpolated(self.share))
 
-    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
+    def bound(self, denoiser: GaussianDenoiser, quantization: Quantization) -> VariationalBound:
         chain = denoiser.on(tabulate(denoiser.corruption, self.bound_steps))
         return VariationalBound(Clipped(chain), quantization, variance=LogInterpolated(self.share))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Fidelity against diversity over w (figure 4): agreement with the asked label and Fréchet distance."""
+        """Fidelity and diversity by guidance strength w (figure 4): agreement with the label, Fréchet distance."""
         from ..shared.figures import Lines, save_lines, save_panels
 
         study, rows, results, panels = Study(self, folder, progress), [], {}, {}
@@ -88,18 +90,18 @@ class ClassifierFreeGuidance(Chain):
         save_lines(
             folder / "figure.png",
             {
-                "fidelity": Lines("w", "agreement with the asked label", {"": (STRENGTHS, agreement)}),
+                "fidelity": Lines("w", "agreement with the requested label", {"": (STRENGTHS, agreement)}),
                 "distance": Lines("w", "Fréchet distance", {"": (STRENGTHS, distance)}),
                 "trade-off": Lines(
-                    "agreement with the asked label", "Fréchet distance", {"": (agreement, distance)}, points=names
+                    "agreement with the requested label", "Fréchet distance", {"": (agreement, distance)}, points=names
                 ),
             },
         )
         save_panels(folder / "samples.png", panels, columns=10, across=3)
-        head = ["w", "s = 1 + w", "agreement with the asked label", "sure", "Fréchet distance"]
+        head = ["w", "s = 1 + w", "agreement with the requested label", "sure", "Fréchet distance"]
         text = (
-            f"Labels dropped for {self.drop:g} of the examples in training; {self.sampling_steps} ancestral steps, two evaluations each "
-            "where w > 0.\n\n![samples](samples.png)"
+            f"In training the class label was dropped with probability {self.drop:g}. {self.sampling_steps} ancestral "
+            "steps, with two network evaluations each where w > 0.\n\n![samples](samples.png)"
         )
         return study.write("Classifier-free guidance", text, head, rows, results)
 
@@ -119,17 +121,17 @@ def imagenet128() -> ClassifierFreeGuidance:
 
 
 def digits() -> ClassifierFreeGuidance:
-    """8 x 8 digits of 17 levels."""
-    return ClassifierFreeGuidance(**common_settings.digits() | {"sampling_steps": 64})
+    """8 x 8 digits of 17 quantization levels."""
+    return ClassifierFreeGuidance(**common_settings.digits(sampling_steps=64))
 
 
 def mnist() -> ClassifierFreeGuidance:
-    """28 x 28 digits of 256 levels."""
+    """28 x 28 digits of 256 quantization levels."""
     return ClassifierFreeGuidance(
-        **common_settings.mnist() | {"sampling_steps": 256, "data": Data("mnist5k", batch=128, classes=10)}
+        **common_settings.mnist(sampling_steps=256, data=Data("mnist5k", batch=128, classes=10))
     )
 
 
 def smoke() -> ClassifierFreeGuidance:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return ClassifierFreeGuidance(**common_settings.smoke(), bound_steps=8)

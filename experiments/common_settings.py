@@ -1,4 +1,7 @@
-"""What every family gets alike: the same data, network and training, so that a comparison compares the families."""
+"""Data, network and training that the recipes of all families share, so that their results can be compared.
+
+Each function returns the arguments of an experiment by name; keyword arguments replace or add to them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from .images import Data, Network
 from .texts import Text, TextNetwork
 
 
-def digits() -> dict[str, Any]:
-    """8 x 8 digits of 17 levels with their labels, and a network of 1.2 M parameters.
+def digits(**changes: Any) -> dict[str, Any]:
+    """Returns settings for 8 x 8 digits of 17 quantization levels with labels, and a network of 1.2 M parameters.
 
-    About two and a half minutes on two cores.
+    Training takes about two and a half minutes on two cores.
     """
     training = Training(
         steps=1500,
@@ -30,38 +33,41 @@ def digits() -> dict[str, Any]:
         "network": Network(32, (1, 2, 2), 1, (2,), 4),
         "training": training,
         "sampling_steps": 100,
-    }
+    } | changes
 
 
-def mnist() -> dict[str, Any]:
-    """28 x 28 digits of 256 levels: hours on two cores, minutes on a GPU."""
+def mnist(**changes: Any) -> dict[str, Any]:
+    """Returns settings for 28 x 28 digits of 256 quantization levels: hours on two cores, minutes on a GPU."""
     training = Training(steps=20_000, learning_rate=5e-4, warmup=500, cooldown=5000, ema=0.999, watch_every=2000)
     return {
         "data": Data("mnist5k", batch=128),
         "network": Network(64, (1, 2, 2), 2, (4,), 4),
         "training": training,
         "sampling_steps": 1000,
-    }
+    } | changes
 
 
-def smoke() -> dict[str, Any]:
-    """Seconds: the whole path with a tiny network, to see that it runs."""
+def smoke(**changes: Any) -> dict[str, Any]:
+    """Returns settings for a test of a few seconds, with a tiny network, that every part of a recipe runs."""
     training = Training(steps=8, learning_rate=1e-3, warmup=2, cooldown=2, log_every=4, watch_every=4, save_every=4)
     return {
         "data": Data("digits", batch=16, classes=10),
         "network": Network(8, (1,), 1, (), 1),
         "training": training,
         "sampling_steps": 4,
-    }
+    } | changes
 
 
 def adm(steps: int, rate: float = 1e-4) -> Training:
-    """The released training of Improved DDPM and ADM: AdamW without clipping or warm-up."""
+    """Returns the training of the released Improved DDPM and ADM: AdamW without gradient clipping or warm-up."""
     return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)
 
 
 def chain() -> dict[str, Any]:
-    """Windows of 64 symbols of the Markov chain, and networks of 0.4 M parameters: four minutes of one core."""
+    """Returns settings for windows of 64 tokens of the Markov chain, and networks of 0.4 M parameters.
+
+    Training takes four minutes on one core.
+    """
     training = Training(
         steps=2000,
         learning_rate=2e-3,
@@ -83,7 +89,10 @@ def chain() -> dict[str, Any]:
 
 
 def shakespeare(network: TextNetwork | None = None) -> dict[str, Any]:
-    """Windows of 128 symbols and networks of 0.8 M parameters: some minutes on two cores, for readable words longer."""
+    """Returns settings for windows of 128 characters of Shakespeare, and networks of 0.8 M parameters.
+
+    Training takes some minutes on two cores; samples with readable words need longer.
+    """
     training = Training(
         steps=2000,
         learning_rate=2e-3,
@@ -105,7 +114,7 @@ def shakespeare(network: TextNetwork | None = None) -> dict[str, Any]:
 
 
 def smoke_text(network: TextNetwork | None = None) -> dict[str, Any]:
-    """Seconds: the whole path with a tiny network, to see that it runs."""
+    """Returns settings for a test of a few seconds on text, with a tiny network, that every part of a recipe runs."""
     return {
         "text": Text("shakespeare", batch=8, length=16),
         "network": network or TextNetwork("t5", 16, 1, 2),

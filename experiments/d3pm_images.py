@@ -1,7 +1,7 @@
 """Structured denoising diffusion in discrete state spaces, on images (Austin et al. 2021, arXiv 2107.03006).
 
-The paper's network is DDPM's, which here takes a level as one of 256 symbols and not as a number in [-1, 1]: its first
-layer is wider.
+The network is that of DDPM, as in the paper. It takes a quantization level as one of 256 categories and not as a number
+in [-1, 1], so its first layer is wider.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ..discrete import (
     Absorbing,
     Ancestral,
     Categorical,
+    CategoricalDenoiser,
     D3PMLoss,
     DiscretizedGaussian,
     Marginal,
@@ -27,7 +28,6 @@ from ..discrete import (
     reciprocal,
     residual,
 )
-from ..shared.denoiser import Denoiser
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
@@ -47,22 +47,22 @@ REVERSE = {"product": Product, "marginal": Marginal}
 @serializable("experiments.D3PM", formerly="unnoise.experiments.d3pm_images.D3PM")
 @dataclass(frozen=True)
 class D3PM(Quantized):
-    """Local moves between levels, uniform resampling or absorption, with the hybrid loss."""
+    """Discretized Gaussian, uniform or absorbing transitions between quantization levels, with the hybrid loss."""
 
     transition: Literal["gaussian", "uniform", "absorbing"] = "gaussian"
-    """Discretised Gaussian on a linear table, uniform on a cosine one, or absorption in the middle grey by 1 / (T - n +
-    1).
-    """
+    """Transition matrix: discretized Gaussian on a linear schedule, uniform on a cosine schedule, or absorbing in the
+    middle gray with probability 1 / (T - n + 1)."""
     head: Literal["direct", "residual", "logistic"] = "direct"
-    """A logit for each level, the same plus one at x_t as published, or the two numbers of a logistic law."""
+    """Output of the network: direct is a logit for each level, residual adds 1 to the logit of x_t as published,
+    logistic is the mean and scale of a logistic distribution."""
     reverse: Literal["product", "marginal"] = "marginal"
-    """How p(x_0) becomes a law of x_s: the published product, or the exact marginal."""
+    """How p(x_0) gives the distribution of x_s: the product as published, or the exact marginal."""
     steps: int = 1000
-    """T; the linear beta runs from 1e-4 to 0.02, both scaled by 1000 / T."""
+    """Number of steps of the diffusion, T; beta grows linearly from 1e-4 to 0.02, both scaled by 1000 / T."""
     ce: float = 0.001
-    """Weight lambda of the cross-entropy beside one term of the bound."""
+    """Weight lambda of the cross-entropy, which is added to one term of the bound, such as 0.001."""
     time_power: float = 1.0
-    """Training times are u^time_power: 1 for the papers' uniform times, more to visit small noise more."""
+    """Exponent p of the training times u^p, u uniform: 1 as published, larger values draw small noise more often."""
 
     loss_unit = "L_n + lambda CE, nats/dim"
 
@@ -70,14 +70,14 @@ class D3PM(Quantized):
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
     def corruption(self, levels: int) -> Transition:
-        """The transition for so many levels."""
+        """Returns the transition for this number of quantization levels."""
         if self.transition == "uniform":
             return Uniform(levels, cosine(self.steps))
         if self.transition == "absorbing":
             return Absorbing(levels, reciprocal(self.steps), mask=levels // 2)
         return DiscretizedGaussian(levels, linear(self.steps, 0.1 / self.steps, 20 / self.steps))
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[CategoricalDenoiser]:
         logits = 2 if self.head == "logistic" else None
         network = self.network.build(shape, categories=quantization.levels, classes=self.data.classes, logits=logits)
         denoiser = Categorical(
@@ -85,13 +85,11 @@ class D3PM(Quantized):
         )
         return D3PMLoss(denoiser, self.ce, times=Stratified(self.time_power))
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: CategoricalDenoiser) -> Sampler:
         return Ancestral(denoiser)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Bits/dim and Fréchet distance of uniform, absorbing, Gaussian and Gaussian + logistic (the rows of table 3),
-        trained alike.
-        """
+        """Bits/dim and Fréchet distance of uniform, absorbing, Gaussian and Gaussian + logistic (rows of table 3)."""
         from ..shared.figures import save_panels
 
         study, rows, panels, results = Study(self, folder, progress), [], {}, {}
@@ -111,14 +109,16 @@ class D3PM(Quantized):
             panels[name] = drawn.levels[:60].float() / (study.images.quantization.levels - 1)
         save_panels(folder / "figure.png", panels, columns=10)
         head = ["transition", "bits/dim (bound)", "Fréchet distance", "sure"]
-        text = f"T = {self.steps}, lambda = {self.ce}, {self.reverse} reverse model; samples by {self.sampling_steps} steps."
+        text = (
+            f"T = {self.steps}, lambda = {self.ce}, {self.reverse} reverse model, {self.sampling_steps} sampling steps."
+        )
         return study.write("D3PM on images", text, head, rows, results)
 
 
 def cifar10() -> D3PM:
-    """CIFAR-10, Gaussian + logistic: FID 7.34, 3.435 bits/dim; --head residual 8.34, 3.975; absorbing 30.97, 4.40.
+    """CIFAR-10, Gaussian + logistic: FID 7.34, 3.435 bits/dim.
 
-    Uniform 51.27, 5.08.
+    With --head residual 8.34 and 3.975, absorbing 30.97 and 4.40, uniform 51.27 and 5.08.
     """
     training = Training(steps=1_500_000, learning_rate=2e-4, warmup=0, clip=1.0, ema=0.9999, watch_every=10_000)
     network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
@@ -126,15 +126,18 @@ def cifar10() -> D3PM:
 
 
 def digits() -> D3PM:
-    """8 x 8 digits of 17 levels; the published 1e-4 of T = 1000 would not move a symbol between 17 levels at all."""
+    """8 x 8 digits of 17 quantization levels, T = 100.
+
+    The published beta of 1e-4 at T = 1000 is too small to move between 17 levels at all.
+    """
     return D3PM(**common_settings.digits(), steps=100, ce=0.02)
 
 
 def mnist() -> D3PM:
-    """28 x 28 digits of 256 levels."""
+    """28 x 28 digits of 256 quantization levels."""
     return D3PM(**common_settings.mnist(), head="residual")
 
 
 def smoke() -> D3PM:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return D3PM(**common_settings.smoke(), steps=100, bound_terms=4)

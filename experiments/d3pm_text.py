@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from ..discrete import (
     Absorbing,
     Ancestral,
     Categorical,
+    CategoricalDenoiser,
     D3PMLoss,
     Marginal,
     Mixture,
@@ -31,7 +33,6 @@ from ..discrete import (
     residual,
 )
 from ..shared.data import TextDataset
-from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
@@ -46,10 +47,8 @@ from .texts import Text, TextExperiment, TextNetwork
 
 HEADS = {"direct": direct, "residual": residual}
 REVERSE = {"product": Product, "marginal": Marginal}
-EXACT, AT_ONCE = (
-    1024,
-    1000,
-)  # symbols up to which neighbours are found by the laws themselves; windows counted at a time
+EXACT, AT_ONCE = 1024, 1000
+"""The largest vocabulary whose embeddings are not projected; the number of windows that are counted at a time."""
 
 
 @serializable(
@@ -57,29 +56,30 @@ EXACT, AT_ONCE = (
 )
 @dataclass(frozen=True)
 class D3PMText(TextExperiment):
-    """Absorption, uniform resampling or moves to neighbours, on a table of T steps."""
+    """Absorbing, uniform or nearest-neighbor transitions between tokens, in T steps."""
 
     transition: Literal["absorbing", "uniform", "nearest", "absorbing+nearest"] = "absorbing"
-    """How text is destroyed; neighbours are those of symbols that stand in like company."""
+    """Transition matrix: absorbing in a mask, uniform, nearest for moves between tokens that occur in similar contexts,
+    or absorbing+nearest."""
     schedule: Literal["reciprocal", "cosine", "mutual-information"] = "reciprocal"
-    """The table of betas."""
+    """Schedule of the transition probabilities."""
     steps: int = 1000
-    """T."""
+    """Number of steps of the diffusion, T, such as 1000."""
     ce: float = 0.01
-    """Weight lambda of the cross-entropy beside one term of the bound; the paper's 0.01 is for absorption alone."""
+    """Weight lambda of the cross-entropy, which is added to one term of the bound; the paper has 0.01 for absorbing
+    transitions only."""
     reverse: Literal["product", "marginal"] = "product"
-    """How p(x_0) becomes a law of x_s.
-
-    The published product, or the exact marginal, which learns sooner where symbols are not masked.
-    """
+    """How p(x_0) gives the distribution of x_s: the product as published, or the exact marginal, which trains faster
+    where tokens are not masked."""
     head: Literal["direct", "residual"] = "direct"
-    """A logit for each symbol, or the same plus one at x_t."""
+    """Output of the network: direct is a logit for each token, residual adds 1 to the logit of x_t."""
     neighbors: int = 5
-    """Neighbours of a symbol."""
+    """Number of neighbors of each token, for nearest."""
     budget: float | None = None
-    """Seconds of processor time that each model of `reproduce` may train; None for as many steps as `training` says."""
+    """Processor time, in seconds, for which `unnoise reproduce` trains each model, such as 240; None trains for
+    --training.steps."""
     measured: tuple[int, int] = (400, 200)
-    """Held-out windows that `reproduce` codes, and samples that it draws, of each model."""
+    """Number of held-out windows that `unnoise reproduce` codes with each model, and of samples that it draws."""
 
     loss_unit = "L_n + lambda CE, nats/token"
 
@@ -87,22 +87,22 @@ class D3PMText(TextExperiment):
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
         if "nearest" in self.transition and self.schedule == "reciprocal":
             raise UsageError(
-                f"transition={self.transition}: moves among neighbours cannot erase all by the last step, as schedule=reciprocal would: "
-                "give --schedule mutual-information or cosine"
+                f"transition={self.transition}: schedule=reciprocal erases the text in the last step, which moves "
+                "between neighbors cannot do: give --schedule mutual-information or cosine"
             )
 
     @property
     def bytes_per_logit(self) -> int:
-        """Walks among neighbours are taken in float64, several at a time."""
+        """Approximate memory of a training step, in bytes for each logit; matrices of neighbors are float64."""
         return 150 if "nearest" in self.transition else 16
 
     def corruption(self, quantization: Quantization) -> Transition:
-        """The transition; frequencies and neighbours are those of the training text."""
+        """Returns the transition; token frequencies and neighbors are those of the training text."""
         if self.transition == "absorbing":
             return Absorbing(quantization.levels, self.table(lambda noise: Absorbing(quantization.levels, noise)))
         if self.transition == "uniform":
             return Uniform(quantization.levels, self.table(lambda noise: Uniform(quantization.levels, noise)))
-        near = nearest(company(self.load()), self.neighbors)
+        near = nearest(context_embeddings(self.load()), self.neighbors)
         moves = NearestNeighbor(near, self.table(lambda noise: NearestNeighbor(near, noise)))
         return (
             moves
@@ -110,23 +110,23 @@ class D3PMText(TextExperiment):
             else Mixture(moves, Absorbing(quantization.levels, reciprocal(self.steps)))
         )
 
-    def table(self, build: object) -> Tensor | NoiseSchedule:
-        """The schedule for what `build` makes of one."""
+    def table(self, build: Callable[[NoiseSchedule], Transition]) -> Tensor | NoiseSchedule:
+        """Returns the schedule of the transition that `build` makes from one."""
         if self.schedule == "mutual-information":
             return mutual_information(build, self.load().frequencies(), self.steps)
         return (cosine if self.schedule == "cosine" else reciprocal)(self.steps)
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[CategoricalDenoiser]:
         transition = self.corruption(quantization)
         network = self.network.build(transition.states, shape[0], quantization.levels)
         denoiser = Categorical(network, transition, REVERSE[self.reverse](), head=HEADS[self.head])
         return D3PMLoss(denoiser, self.ce, times=Stratified(), padding=self.padding)
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: CategoricalDenoiser) -> Sampler:
         return Ancestral(denoiser)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Bits/char of D3PM's transitions, MDLM, SEDD and UDLM on one budget (as table 1 and its successors)."""
+        """Bits/char of D3PM's transitions, MDLM, SEDD and UDLM after equal training time (as table 1 and later)."""
         from .mdlm import MDLM
         from .sedd import SEDD
         from .udlm import UDLM
@@ -152,13 +152,12 @@ class D3PMText(TextExperiment):
         )
 
 
-def company(text: TextDataset, windows: int = 20_000) -> Tensor:
-    """What stands before and after each symbol, as embeddings `(K, d)`: square roots of the two laws, so that angles
-    compare laws.
+def context_embeddings(text: TextDataset, windows: int = 20_000) -> Tensor:
+    """Returns embeddings of the tokens, `(K, d)`, made from the tokens that occur before and after each.
 
-    Pairs are counted where they occur, and beyond a thousand symbols the laws are projected at random to 256 numbers,
-    which hardly changes angles. A symbol without company in these windows gets an embedding at random, so that its
-    neighbours are anyone's.
+    An embedding is the square roots of the two distributions, so that angles between embeddings compare distributions.
+    With more than 1024 tokens it is projected at random to 256 numbers, which hardly changes angles. A token that does
+    not occur in these windows has a random embedding, and so arbitrary neighbors.
     """
     size, count, source = text.vocabulary, min(windows, len(text.windows)), torch.Generator().manual_seed(0)
     pairs = csr_array((size, size))
@@ -181,36 +180,36 @@ def company(text: TextDataset, windows: int = 20_000) -> Tensor:
 
 
 def text8() -> D3PMText:
-    """text8, absorbing, lambda 0.01: 1.45 bits/char by 1000 steps, 1.47 by 256, 1.56 by 20.
+    """text8, absorbing, lambda 0.01: 1.45 bits/char at 1000 steps, 1.47 at 256, 1.56 at 20.
 
-    Uniform 1.61, neighbours 1.59.
+    Uniform 1.61, nearest neighbors 1.59.
     """
     training = Training(steps=1_000_000, learning_rate=5e-4, warmup=10_000, clip=1.0, ema=0.9999, watch_every=10_000)
     return D3PMText(Text("text8", 512, 256), TextNetwork("t5", 768, 12, 12, 3072), training, 1000)
 
 
 def lm1b() -> D3PMText:
-    """LM1B, 8192 pieces (train_tokenizer, saved as lm1b.json), packed to 128.
+    """LM1B, 8192 tokens (train_tokenizer, saved as lm1b.json), packed in windows of 128.
 
-    Absorbing 76.9 a word by 1000 steps, uniform 137.9.
+    Perplexity per word 76.9 at 1000 steps with absorbing transitions, 137.9 with uniform ones.
     """
     training = Training(steps=1_000_000, learning_rate=5e-4, warmup=10_000, clip=1.0, ema=0.9999, watch_every=10_000)
     return D3PMText(Text("lm1b", 512, 128, tokenizer="lm1b.json"), TextNetwork("t5", 768, 12, 12, 3072), training, 1000)
 
 
 def chain() -> D3PMText:
-    """27 symbols of a Markov chain whose entropy is known.
+    """A Markov chain on 27 tokens, whose entropy is known.
 
-    The comparison takes four minutes of one core for each model.
+    The comparison takes four minutes on one core for each model.
     """
     return D3PMText(**common_settings.chain(), budget=240)
 
 
 def shakespeare() -> D3PMText:
-    """27 symbols of Shakespeare, 128 at a time; the comparison takes seven minutes of one core for each model."""
+    """Shakespeare as 27 characters, in windows of 128; the comparison takes seven minutes of one core a model."""
     return D3PMText(**common_settings.shakespeare(), budget=400, measured=(200, 60))
 
 
 def smoke() -> D3PMText:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return D3PMText(**common_settings.smoke_text(), steps=100, measured=(8, 8))

@@ -1,7 +1,4 @@
-"""The demo.
-
-DDPM, D3PM and a score SDE on the same digits, with one network and equal budgets, compared in the same units.
-"""
+"""The demo: a DDPM, a D3PM and a score SDE with the same network, data and training, compared in the same units."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from ..sde import VP, Langevin, PredictorCorrector, ProbabilityFlow, ReverseDiff
 from ..shared.data import ImageDataset
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.objective import Objective
 from ..shared.progress import Progress, bar
 from ..shared.random import Streams, whole_seed
@@ -29,11 +28,21 @@ from ..shared.sampler import Sampler, device_of
 from ..shared.training import Training
 from ..shared.training.folder import curve, locked, read_object, writable, write_text
 from . import d3pm_images, ddpm, report, score_sde
-from .evaluation import Judge, SampleQuality, SamplingRun, bits_per_dim, draw, judge_of, marginal_bits_per_dim, summary
-from .experiment import Experiment
+from .evaluation import (
+    Judge,
+    SampleQuality,
+    SamplingRun,
+    bits_per_dim,
+    draw,
+    judge_of,
+    labels_of,
+    marginal_bits_per_dim,
+    summary,
+)
+from .images import ImageExperiment
 from .reproduce import train_recipe
 
-FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment]]] = {
+FAMILIES: dict[str, tuple[str, Callable[[], ImageExperiment[Any]], Callable[[], ImageExperiment[Any]]]] = {
     "ddpm": ("DDPM", ddpm.digits, ddpm.smoke),
     "d3pm": ("D3PM", d3pm_images.digits, d3pm_images.smoke),
     "score-sde": ("VP-SDE", score_sde.digits, score_sde.smoke),
@@ -44,43 +53,42 @@ FAMILIES: dict[str, tuple[str, Callable[[], Experiment], Callable[[], Experiment
 class Demo:
     """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html.
 
-    About 9 minutes on two cores.
+    This takes about 9 minutes on two cores.
     """
 
     out: Path = Path("runs/demo")
-    """Folder for everything that is written. One that exists is kept under another name."""
+    """Folder for all results; an existing demo in it is kept under another name."""
     steps: int | None = None
-    """Training steps of each family; None for the recipes' own 1500."""
+    """Number of training steps of each model; None for the 1500 of the recipes."""
     resume: bool = False
-    """Go on with an interrupted demo instead of starting afresh."""
+    """Whether an interrupted demo is continued instead of started again."""
     smoke: bool = False
-    """Tiny networks and a few steps, to see in seconds that everything runs."""
+    """Whether to take tiny networks and a few steps: a test of some seconds that everything runs."""
     seed: int = 0
-    """Seed of training and sampling."""
+    """Seed of training and sampling, a whole number."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps={self.steps}: give a whole number of at least 1")
         Training(seed=whole_seed(self.seed))
 
-    def experiments(self) -> dict[str, Experiment]:
-        """The three recipes, with equal budgets."""
+    def experiments(self) -> dict[str, ImageExperiment[Any]]:
+        """Returns the three recipes, with equal training."""
         recipes = {name: (smoke if self.smoke else digits)() for name, (_, digits, smoke) in FAMILIES.items()}
-        return {name: replace(e, training=self._budget(e)) for name, e in recipes.items()}
+        return {name: replace(e, training=self._training(e)) for name, e in recipes.items()}
 
-    def _budget(self, experiment: Experiment) -> Training:
+    def _training(self, experiment: ImageExperiment[Any]) -> Training:
         training = replace(experiment.training, seed=self.seed)
         if self.steps is None:
             return training
         share = self.steps / training.steps
-        return replace(
-            training, steps=self.steps, warmup=round(training.warmup * share), cooldown=round(training.cooldown * share)
-        )
+        warmup, cooldown = round((training.warmup or 0) * share), round(training.cooldown * share)
+        return replace(training, steps=self.steps, warmup=warmup, cooldown=cooldown)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the comparison."""
+    """A row of the comparison."""
 
     model: str
     sampler: str
@@ -90,15 +98,15 @@ class Row:
     kind: str = ""
 
     def cells(self) -> list[str]:
-        """As text."""
+        """Returns the cells of the row as text."""
         q, r = self.quality, self.run
         bits = ["", ""] if self.bits is None else [f"{self.bits[0]:.2f} ± {self.bits[1]:.2f}", self.kind]
-        looks = ["", "", ""] if q is None else [f"{q.frechet:.2f}", f"{q.sure:.3f}", f"{q.classes} of 10"]
+        samples = ["", "", ""] if q is None else [f"{q.frechet:.2f}", f"{q.sure:.3f}", f"{q.classes} of 10"]
         cost = ["", "", ""] if r is None else [str(r.steps), str(r.evaluations), f"{r.seconds:.0f}"]
-        return [self.model, self.sampler, *bits, *looks, *cost]
+        return [self.model, self.sampler, *bits, *samples, *cost]
 
 
-HEAD = ["model", "sampler", "bits/dim", "which is", "Fréchet", "sure", "digits", "steps", "evaluations", "seconds"]
+HEAD = ["model", "sampler", "bits/dim", "kind", "Fréchet", "sure", "digits", "steps", "evaluations", "seconds"]
 
 
 def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar) -> Path:
@@ -110,9 +118,13 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
     train, test = first.data.load("train"), first.data.load("test")
     torch.manual_seed(demo.seed)
     say(
-        f"unnoise demo: three families on {len(train.k)} digits of {'x'.join(map(str, train.shape))} and {train.quantization.levels} levels,"
+        f"unnoise demo: three families of diffusion models on {len(train.k)} digits of "
+        f"{'x'.join(map(str, train.shape))} and {train.quantization.levels} quantization levels,"
     )
-    say(f"{first.training.steps} steps of {first.data.batch} each with one U-Net. Everything goes to {folder}/.")
+    say(
+        f"each trained for {first.training.steps} steps of {first.data.batch} images, with one U-Net. Results are "
+        f"written to {folder}/."
+    )
     trained: dict[str, Objective] = {}
     for i, (name, experiment) in enumerate(experiments.items()):
         say(f"\n[{i + 1}/5] training {FAMILIES[name][0]}")
@@ -123,35 +135,36 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
     judge = judge_of(train, progress, steps=20 if demo.smoke else 600)
     rows, pictures = measure(demo, experiments, trained, judge, train, test, progress)
 
-    say("\n[5/5] pictures and report")
+    say("\n[5/5] drawing pictures and writing the report")
     draw_figures(folder, experiments, trained, pictures, test)
     page = write_report(demo, folder, experiments, judge, rows, test, trained_after, start)
     say(report.table(HEAD, [row.cells() for row in rows]))
     say(f"\ndone in {(time.perf_counter() - start) / 60:.1f} minutes. Open {page}, or read {page.with_suffix('.md')}.")
     say(
-        f"Go on:  {program()} sample {folder}/ddpm --count 100 --out more.png    {program()} recipes    {program()} train ddpm-digits --help"
+        f"Next:  {program()} sample {folder}/ddpm --count 100 --out more.png    {program()} recipes    "
+        f"{program()} train ddpm-digits --help"
     )
     return page
 
 
 def program() -> str:
-    """How this command was called, so that what is printed can be typed: `.venv/bin/unnoise` after `make demo`."""
+    """Returns the command as the user typed it, such as `.venv/bin/unnoise`, so that printed commands can be copied."""
     return sys.argv[0] if Path(sys.argv[0]).name == "unnoise" else "unnoise"
 
 
 def prepare(demo: Demo) -> Path:
-    """The folder of the demo; a finished or broken-off one that stands there is renamed, unless it is to be resumed."""
+    """Creates and returns the folder of the demo; renames an earlier demo there, unless it is resumed."""
     settings, mark = {"steps": demo.steps, "smoke": demo.smoke, "seed": demo.seed}, demo.out / "demo.json"
     if demo.out.exists() and any(demo.out.iterdir() if demo.out.is_dir() else [1]):
         if not mark.is_file():
-            raise UsageError(f"{demo.out} holds something that is not a demo: choose another folder with --out")
-        again = f"take {demo.out} away, or choose another folder with --out"
+            raise UsageError(f"{demo.out} exists and is not a demo: choose another folder with --out")
+        again = f"remove {demo.out}, or choose another folder with --out"
         if demo.resume and (stored := read_object(mark, again)) != settings:
-            raise UsageError(f"the demo in {demo.out} has other settings, {stored}: resume it with those")
+            raise UsageError(f"the demo in {demo.out} has other settings, {stored}: resume it with these settings")
         if not demo.resume:
             for part in (demo.out / name for name in FAMILIES):
                 if part.is_dir():
-                    with locked(part):  # refused while another demo trains there
+                    with locked(part):  # refuses while another demo trains there
                         pass
             number = next(n for n in range(1, 10_000) if not demo.out.with_name(f"{demo.out.name}.{n}").exists())
             demo.out.rename(demo.out.with_name(f"{demo.out.name}.{number}"))
@@ -160,21 +173,21 @@ def prepare(demo: Demo) -> Path:
     return folder
 
 
-def unit(experiment: Experiment, images: ImageDataset, x: Tensor) -> Tensor:
-    """Samples of a family as images in [0, 1]."""
+def unit(experiment: ImageExperiment[Any], images: ImageDataset, x: Tensor) -> Tensor:
+    """Returns samples of a family as images in [0, 1]."""
     return experiment.levels(images.quantization, x.cpu()).float() / (images.quantization.levels - 1)
 
 
-def rows_of(name: str, experiment: Experiment, denoiser: Denoiser) -> list[tuple[str, str, Sampler, int]]:
-    """The samplers that the table compares: (model, sampler's name, sampler, steps), the paper's own first.
+def rows_of(name: str, experiment: ImageExperiment[Any], denoiser: Denoiser) -> list[tuple[str, str, Sampler, int]]:
+    """Returns the samplers of the table, (model, name, sampler, steps), with the sampler of the paper first.
 
-    Beside the DDPM's two home samplers stand a stochastic and a deterministic foreign one of as many network
-    evaluations.
+    The DDPM has two samplers of its own family, and a stochastic and a deterministic one of the VP SDE, with the same
+    number of network evaluations.
     """
     steps = experiment.sampling_steps
-    if name == "ddpm":
+    if isinstance(denoiser, GaussianDenoiser) and name == "ddpm":
         first_row = denoiser.corruption.log_snr(torch.full((), denoiser.corruption.t_min, dtype=torch.float64))
-        vp = denoiser.on(VP(t_last=float(VP().time(first_row))))  # as clean as the table's first row
+        vp = denoiser.on(VP(t_last=float(VP().time(first_row))))  # as little noise as in the first row of the table
         return [
             ("DDPM", "ancestral", experiment.sampler(denoiser), steps),
             ("DDPM", "DDIM", DDIM(denoiser), max(steps // 2, 2)),
@@ -188,6 +201,7 @@ def rows_of(name: str, experiment: Experiment, denoiser: Denoiser) -> list[tuple
         ]
     if name == "d3pm":
         return [("D3PM", "ancestral", experiment.sampler(denoiser), steps)]
+    denoiser = cast(GaussianDenoiser, denoiser)
     return [
         ("VP-SDE", "predictor-corrector", experiment.sampler(denoiser), steps),
         ("VP-SDE", "probability flow, Heun", ProbabilityFlow(denoiser), max(steps // 2, 2)),
@@ -196,16 +210,16 @@ def rows_of(name: str, experiment: Experiment, denoiser: Denoiser) -> list[tuple
 
 def measure(
     demo: Demo,
-    experiments: dict[str, Experiment],
+    experiments: dict[str, ImageExperiment[Any]],
     trained: dict[str, Objective],
     judge: Judge,
     train: ImageDataset,
     test: ImageDataset,
     progress: Progress,
 ) -> tuple[list[Row], dict[str, Tensor]]:
-    """The table, and the samples that the first picture shows."""
+    """Measures all models; returns the rows of the table, and the images of the first picture by title."""
     count = 40 if demo.smoke else len(test.k)
-    held_out = test._replace(k=test.k[:count], label=test.label[:count])
+    held_out = test._replace(k=test.k[:count], label=labels_of(test)[:count])
     chosen = torch.randperm(len(train.k), generator=torch.Generator().manual_seed(demo.seed))[:count]
     rows = [
         Row("baseline: pixels alone", "", bits=marginal_bits_per_dim(train, test), kind="exact"),
@@ -237,20 +251,20 @@ def measure(
 
 
 def in_turn(images: ImageDataset) -> Tensor:
-    """Levels of real digits in the order of the samples: 0 to 9, again and again."""
-    order = [torch.nonzero(images.label == digit).flatten() for digit in range(10)]
+    """Returns real digits, as quantization levels, in the order of the samples: 0 to 9, repeatedly."""
+    order = [torch.nonzero(labels_of(images) == digit).flatten() for digit in range(10)]
     rounds = min(len(rows) for rows in order)
     return images.k[torch.stack([rows[:rounds] for rows in order], dim=1).flatten()]
 
 
 def draw_figures(
     folder: Path,
-    experiments: dict[str, Experiment],
+    experiments: dict[str, ImageExperiment[Any]],
     trained: dict[str, Objective],
     pictures: dict[str, Tensor],
     test: ImageDataset,
 ) -> None:
-    """samples.png, one film strip for each family, and losses.png."""
+    """Draws samples.png, one film strip for each family, and losses.png."""
     from ..shared.figures import save_curves, save_panels, save_strip
 
     save_panels(
@@ -268,9 +282,9 @@ def draw_figures(
 
 
 def film(
-    experiment: Experiment, denoiser: Denoiser, test: ImageDataset, rows: int = 3, frames: int = 10
+    experiment: ImageExperiment[Any], denoiser: Denoiser, test: ImageDataset, rows: int = 3, frames: int = 10
 ) -> dict[str, tuple[list[float], list[Tensor]]]:
-    """States of the forward process on real digits, and of the sampler from noise."""
+    """Returns states of the forward process on real digits, and of the sampler from noise, each with their times."""
     corruption, generator = denoiser.corruption, torch.Generator().manual_seed(1)
     x0 = experiment.batches(test).form(test.quantization, in_turn(test)[:rows], generator)
     grid = corruption.grid(max(frames, experiment.sampling_steps))
@@ -281,7 +295,7 @@ def film(
     ]
     sampler = experiment.sampler(denoiser)
     start = corruption.prior((rows, *test.shape), generator=Streams(3, range(rows)), device=device_of(denoiser))
-    labels = experiment.conditions(torch.arange(rows, device=start.device))
+    labels: dict[str, Any] = experiment.conditions(torch.arange(rows, device=start.device))
     states = [start, *sampler.trajectory(start, steps=len(grid) - 1, generator=Streams(4, range(rows)), **labels)]
     made = [states[i] for i in chosen] + [states[-1]]
     forward = (times[::-1], [unit(experiment, test, x) for x in reversed(noised)])
@@ -291,22 +305,25 @@ def film(
 def write_report(
     demo: Demo,
     folder: Path,
-    experiments: dict[str, Experiment],
+    experiments: dict[str, ImageExperiment[Any]],
     judge: Judge,
     rows: list[Row],
     test: ImageDataset,
     trained_after: float,
     start: float,
 ) -> Path:
-    """report.md, report.html and results.json."""
+    """Writes report.md, report.html and results.json, and returns the path of report.html."""
     first, dims = experiments["ddpm"], test.dims
+    tolerance = cast(score_sde.ScoreSDE, experiments["score-sde"]).tolerance
+    count = next(row.quality.count for row in rows if row.quality)
     parameters = sum(p.numel() for p in first.objective(test.shape, test.quantization).parameters())
     films = "\n\n".join(f"![{FAMILIES[name][0]} destroying and making digits](film-{name}.png)" for name in experiments)
     text = f"""# Three families of diffusion on the same digits
 
-A DDPM (Ho et al. 2020), a D3PM with discretised-Gaussian transitions (Austin et al. 2021) and a VP score SDE (Song et al. 2021) were
-trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.quantization.levels} grey levels: one U-Net configuration ({parameters / 1e6:.2f} M parameters),
-{first.training.steps} steps of {first.data.batch} images each, the same optimiser and averaging. All three are told the digit's label; sample i is of digit i mod 10.
+A DDPM (Ho et al. 2020), a D3PM with discretized-Gaussian transitions (Austin et al. 2021) and a VP score SDE (Song et al. 2021) were
+trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.quantization.levels} gray levels, with the same U-Net configuration ({parameters / 1e6:.2f} M parameters),
+{first.training.steps} steps of {first.data.batch} images, the same optimizer and the same averaging of weights. All three are conditioned on the class label; sample i is
+of digit i mod 10.
 
 ## Samples
 
@@ -316,15 +333,16 @@ trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.quantization.
 
 {report.table(HEAD, [row.cells() for row in rows])}
 
-- **bits/dim**: code length of the {len(test.k)} held-out digits, quantised to {test.quantization.levels} levels, in bits for each of {dims} pixels, ± standard error over the digits.
-  An upper bound is a variational bound; "exact up to dequantisation" is the probability flow's density of the digits spread over their
-  grey levels (solver tolerance {experiments["score-sde"].tolerance:g}). A digit is coded after its label, whose log2(10) / {dims} = {math.log2(10) / dims:.2f} bits/dim are
-  counted too, so for digits without labels every figure is an upper bound. The baseline codes each pixel by its own frequencies in the training set. Lower is better.
-- **Fréchet**: distance of a classifier's features to those of all training digits, {rows[1].quality.count} images in each row; the real rows are
-  for comparison, and samples can fall below them because their digits are drawn evenly. Lower is better.
-- **sure**: share of images of which the classifier (accuracy {judge.accuracy(test):.3f} on held-out digits) is sure, p > 0.8.
-- **evaluations**: network calls for each image. **seconds**: for all {rows[1].quality.count} images on this machine.
-- **DDPM crossing**: the network trained as a DDPM, sampled by the VP flow and the VP predictor-corrector SDE: `ddpm.on(VP())`.
+- **bits/dim**: code length of the {len(test.k)} held-out digits with their {test.quantization.levels} quantization levels, in bits for each of {dims} pixels, ± standard error over the
+  digits. "Upper bound" is a variational bound; "exact up to uniform dequantization" is the density of the dequantized digits by the
+  probability flow (solver tolerance {tolerance:g}). The label of a digit is coded first, and its log2(10) / {dims} = {math.log2(10) / dims:.2f} bits/dim are
+  included, so every figure is an upper bound for digits without labels. The baseline codes each pixel independently, by its frequencies in the training set. Lower is better.
+- **Fréchet**: Fréchet distance between a classifier's features of {count} images and of all training digits. The rows of real digits are
+  for comparison; samples can have a smaller distance, because all digits are drawn equally often. Lower is better.
+- **sure**: share of images that the classifier (accuracy {judge.accuracy(test):.3f} on held-out digits) assigns to a digit with p > 0.8.
+- **evaluations**: network evaluations for each image. **seconds**: for all {count} images on this machine.
+- **DDPM crossing**: the network that was trained as a DDPM, sampled on the VP SDE by its probability flow and its predictor-corrector sampler:
+  `ddpm.on(VP())`.
 
 ## How digits are destroyed and made
 
@@ -332,11 +350,11 @@ trained on {len(judge.reference)} digits of 8 x 8 pixels and {test.quantization.
 
 ## Losses
 
-Each family has its own unit, so the curves say how training went and not which family is better.
+Each family has its own unit, so the curves show the progress of training and cannot be compared between families.
 
 ![loss curves](losses.png)
 
-## Go on
+## Next steps
 
 ```
 {program()} sample {folder}/ddpm --count 100 --out more.png
@@ -345,12 +363,12 @@ Each family has its own unit, so the curves say how training went and not which 
 {program()} recipes
 ```
 
-Seed {demo.seed}; {trained_after / 60:.1f} minutes of training and {(time.perf_counter() - start - trained_after) / 60:.1f} of measuring;
+Seed {demo.seed}; {trained_after / 60:.1f} minutes of training and {(time.perf_counter() - start - trained_after) / 60:.1f} minutes of measuring;
 Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads.
 """
     results = [
         {"model": r.model, "sampler": r.sampler, "bits_per_dim": r.bits and r.bits[0], "kind": r.kind}
-        | (summary(r.quality, r.run) if r.run else vars(r.quality) if r.quality else {})
+        | (summary(r.quality, r.run) if r.quality and r.run else vars(r.quality) if r.quality else {})
         for r in rows
     ]
     write_text(folder / "results.json", json.dumps(results, indent=1))

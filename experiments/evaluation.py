@@ -1,4 +1,4 @@
-"""Samples and code lengths, measured alike for every family."""
+"""Sample quality and code lengths, measured in the same way for every family."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ SURE, CHUNK = 0.8, 300
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """How a set of images compares with the training set, by a classifier trained on real ones."""
+    """How a set of images compares with the training set, according to a classifier trained on real images."""
 
     frechet: float
-    """Fréchet distance of the classifier's features to those of the training set."""
+    """Fréchet distance between the classifier's features of these images and of the training set."""
     sure: float
-    """Share of images of which the classifier is sure (p > 0.8)."""
+    """Share of images that the classifier assigns to a class with p > 0.8."""
     classes: int
-    """Classes that occur among the images."""
+    """Number of classes that the classifier finds among the images."""
     count: int
-    """Images."""
+    """Number of images."""
 
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """A set of samples and what it cost."""
+    """A set of samples and its cost: sampling steps, network evaluations for each sample, and seconds."""
 
     levels: Tensor
     steps: int
@@ -54,12 +54,12 @@ class SamplingRun:
 
 
 def judge_of(images: ImageDataset, progress: Progress = silent, steps: int = 600) -> Judge:
-    """The judge of a set, trained once in a process.
+    """Returns the judge of a data set, which is trained once in a process.
 
-    It is a function of the images, their labels and the steps alone.
+    It depends on the images, their labels and the number of training steps alone.
     """
-    content = hashlib.sha256(images.k.contiguous().numpy())
-    content.update(images.label.contiguous().numpy())
+    content = hashlib.sha256(images.k.contiguous().numpy().data)
+    content.update(labels_of(images).contiguous().numpy().data)
     key = (content.hexdigest(), tuple(images.k.shape), images.quantization, steps)
     if key not in _JUDGES:
         _JUDGES[key] = Judge(images, progress, steps)
@@ -69,34 +69,52 @@ def judge_of(images: ImageDataset, progress: Progress = silent, steps: int = 600
 _JUDGES: dict[tuple[Any, ...], Judge] = {}
 
 
+def labels_of(images: ImageDataset) -> Tensor:
+    """Returns the class labels of images, `(N,)`.
+
+    Raises:
+        UsageError: for images without labels.
+    """
+    if images.label is None:
+        raise UsageError(f"these images have {images.no_labels}: take a set with labels")
+    return images.label
+
+
 class Judge:
-    """A classifier trained on a set, and the features of that set."""
+    """A classifier of real images, and its features of the data set that it was trained on.
+
+    Args:
+        images: the data set, with labels.
+        progress: how to report progress.
+        steps: number of training steps.
+    """
 
     def __init__(self, images: ImageDataset, progress: Progress = silent, steps: int = 600) -> None:
-        self.quantization, self.classes = images.quantization, int(images.label.max()) + 1
+        label = labels_of(images)
+        self.quantization, self.classes = images.quantization, int(label.max()) + 1
         self.classifier = train_classifier(
-            images.k, images.label, self.classes, unit=self.unit, steps=steps, progress=progress
+            images.k, label, self.classes, unit=self.unit, steps=steps, progress=progress
         )
         self.reference = self.features(images.k)
 
     def unit(self, k: Tensor) -> Tensor:
-        """Levels as real numbers in [0, 1]."""
+        """Returns quantization levels as real numbers in [0, 1]."""
         return k.float() / (self.quantization.levels - 1)
 
     def features(self, k: Tensor) -> Tensor:
-        """The classifier's features, `(N, d)`."""
+        """Returns the classifier's features of images, `(N, d)`."""
         return torch.cat([self.classifier.embed(part) for part in self.unit(k).split(500)])
 
     def accuracy(self, images: ImageDataset) -> float:
-        """Share of labels that the classifier gets right."""
-        return float((self._probabilities(images.k).argmax(1) == images.label).float().mean())
+        """Returns the share of images whose label the classifier predicts."""
+        return float((self._probabilities(images.k).argmax(1) == labels_of(images)).float().mean())
 
     def agreement(self, k: Tensor, label: Tensor) -> float:
-        """Share of levels `(N, C, H, W)` that the classifier gives the label `(N,)`."""
+        """Returns the share of images `(N, C, H, W)` that the classifier assigns to the class label `(N,)`."""
         return float((self._probabilities(k).argmax(1) == label).float().mean())
 
     def quality(self, k: Tensor) -> SampleQuality:
-        """The quality of levels `(N, C, H, W)`."""
+        """Measures the quality of images, quantization levels `(N, C, H, W)`."""
         p = self._probabilities(k)
         sure = float((p.max(1).values > SURE).float().mean())
         return SampleQuality(
@@ -118,7 +136,7 @@ def draw(
     seed: int = 0,
     progress: Progress = silent,
 ) -> SamplingRun:
-    """`count` samples of one shape, a few hundred at a time; sample i depends on (seed, i) alone, its label too."""
+    """Draws `count` samples of one shape, 300 at a time; sample i and its class label depend on (seed, i) alone."""
     start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
     steps = experiment.sampling_steps if steps is None else steps
     for rows in torch.arange(count).split(CHUNK):
@@ -141,11 +159,11 @@ def bits_per_dim(
     seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[float, float]:
-    """Mean code length of images, the experiment's own or `measure`'s, in bits for each dimension, and its standard
-    error over the images.
+    """Returns the mean code length of images in bits/dim, and its standard error over the images.
 
-    Where the model is conditional, an image is coded after its label, and the label's `log2(classes)` bits are counted
-    too: with `p(x) >= p(x | label) / classes` the sum is an upper bound on the code length of the image alone.
+    The code length is that of the experiment, or `measure`. For a conditional model the label is coded before the
+    image: its `log2(classes)` bits are included, and since `p(x) >= p(x | label) / classes` the sum is an upper bound
+    on the code length of the image alone.
     """
     device = device_of(denoiser)
     generator, measure = (
@@ -154,18 +172,17 @@ def bits_per_dim(
     )
     bits = []
     for rows in torch.arange(len(images.k)).split(CHUNK):
-        labels = {} if experiment.data.classes is None else {"label": images.label[rows].to(device)}
+        labels = {} if experiment.classes is None else {"label": labels_of(images)[rows].to(device)}
         bits.append(measure(images.k[rows].to(device), generator, progress, **labels).bits_per_dim(images.dims))
-    of_label = math.log2(experiment.data.classes or 1) / images.dims
+    of_label = math.log2(experiment.classes or 1) / images.dims
     whole = torch.cat(bits) + of_label
     return float(whole.mean()), standard_error(whole)
 
 
 def marginal_bits_per_dim(train: ImageDataset, test: ImageDataset) -> tuple[float, float]:
-    """Bits/dim of the test set when each pixel is coded by its own frequencies in the training set, one added to every
-    count.
+    """Returns the bits/dim of the test set, with a standard error, when each pixel is coded independently.
 
-    Returns the mean and its standard error over the images.
+    The probabilities of a pixel are its frequencies in the training set, with one added to every count.
     """
     levels, pixels = train.quantization.levels, train.k.flatten(1).T
     counts = torch.stack([torch.bincount(of_one.long(), minlength=levels) for of_one in pixels]) + 1.0
@@ -175,48 +192,54 @@ def marginal_bits_per_dim(train: ImageDataset, test: ImageDataset) -> tuple[floa
 
 
 def splits(experiment: Experiment, progress: Progress = silent) -> tuple[Any, Any]:
-    """The held-out data of an experiment and those to train on.
+    """Returns the held-out data and the training data of an experiment.
 
     Raises:
-        UsageError: where they are not there any more, and as `Experiment.load`.
+        UsageError: if they no longer exist, and as `Experiment.load`.
     """
     try:
         return experiment.load("test", progress), experiment.load("train", progress)
     except Absent as error:
-        raise UsageError(f"{error}; put the data of the run back, or say with --data where they lie now") from error
+        raise UsageError(f"{error}; put the data of the run back, or give their new place with --data") from error
 
 
 def refuse_other_data(
     train: int, batches: Callable[[], Batches], trained_on: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Compares the data to train on, `train` examples, with a checkpoint's, for what was trained on is not held out.
+    """Refuses training data that are not those of the checkpoint, since held-out examples may have been trained on.
+
+    Args:
+        train: the number of training examples now.
+        batches: returns their batches, for their checksum.
+        trained_on: the checkpoint's record of its batches.
 
     Returns:
-        What is to be said of other values, which another decoder gives too.
+        A warning, by its name in the results, if only the values differ, as another image decoder can cause.
 
     Raises:
         UsageError: for another number of examples, or other classes.
     """
-    there = trained_on or {}
-    if there.get("examples", train) != train:
+    recorded = trained_on or {}
+    if recorded.get("examples", train) != train:
         raise UsageError(
-            f"the data have {train:,} examples to train on now, and this run was trained on {there['examples']:,}: those held out may "
-            "be among these. Give the data as they were in training, or train again"
+            f"the data have {train:,} training examples now, and this run was trained on {recorded['examples']:,}: "
+            "held-out examples may have been trained on. Give the data as they were in training, or train again"
         )
-    if "content" not in there or (here := batches().state_dict())["content"] == there["content"]:
+    if "content" not in recorded or (now := batches().state_dict())["content"] == recorded["content"]:
         return {}
-    if here.get("names") != there.get("names"):
-        names = [shown(", ".join(given.get("names") or ["without names"])) for given in (here, there)]
+    if now.get("names") != recorded.get("names"):
+        names = [shown(", ".join(given.get("names") or ["without names"])) for given in (now, recorded)]
         raise UsageError(
-            f"the classes are {names[0]}, and were {names[1]}: give the data as they were in training, or train again"
+            f"the classes are {names[0]} now, and were {names[1]} in training: give the data as they were in training, "
+            "or train again"
         )
-    said = "the examples to train on have other values than in training: those held out now may have been among them"
-    warn(Notice(said), stacklevel=2)
-    return {"warning": said}
+    message = "the training examples have other values now than in training: held-out examples may have been trained on"
+    warn(Notice(message), stacklevel=2)
+    return {"warning": message}
 
 
 def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
-    """Both as one flat dict, for JSON."""
+    """Returns quality and cost as one flat dict, for JSON."""
     return asdict(quality) | {"steps": run.steps, "evaluations": run.evaluations, "seconds": round(run.seconds, 2)}
 
 
@@ -230,11 +253,11 @@ def evaluate_images(
     trained_on: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Bits/dim of held-out images and, where there are labels to train a judge with, the quality of as many samples.
+    """Measures bits/dim of held-out images and, if the data have labels, the quality of as many samples.
 
     Raises:
-        UsageError: for fewer than two images, which have no standard error and no Fréchet distance; or where the images
-            to train on are not those of `trained_on`, what a checkpoint says of its batches.
+        UsageError: for fewer than two images, which have no standard error and no Fréchet distance; or for training
+            images other than those of `trained_on`, a checkpoint's record of its batches.
     """
     if count is not None and count < 2:
         raise UsageError(
@@ -243,15 +266,16 @@ def evaluate_images(
     test, train = splits(experiment, progress)
     if train.shape != test.shape:
         raise UsageError(
-            f"the images to train on are {train.summary}, and those held out {test.summary}: give both one size and color"
+            f"the training images are {train.summary}, and the held-out images {test.summary}: give both the same size "
+            "and number of channels"
         )
     if len(test.k) < 2:
         raise UsageError(
-            f"the test split holds {len(test.k)} image: a standard error needs at least 2, so hold more images out"
+            f"the test split has {len(test.k)} image: a standard error needs at least 2, so hold out more images"
         )
-    said = refuse_other_data(len(train.k), lambda: experiment.batches(train), trained_on)
-    data = {"train": train.summary, "held_out": test.summary} | said
-    test = test if count is None else test.part(count)
+    warning = refuse_other_data(len(train.k), lambda: experiment.batches(train), trained_on)
+    data = {"train": train.summary, "held_out": test.summary} | warning
+    test = test if count is None else test.subset(count)
     bits, error = bits_per_dim(experiment, denoiser, test, seed=seed, progress=progress)
     results: dict[str, Any] = data | {
         "bits_per_dim": bits,

@@ -1,4 +1,4 @@
-"""Experiments on images."""
+"""Experiments on images: their data, their U-Net, and the forms of the data in the three families."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from ..discrete import VariationalBound
+from ..discrete import CategoricalDenoiser, VariationalBound
 from ..sde import Adaptive, ChangeOfVariables
 from ..shared.code_length import CodeLength
 from ..shared.data import Batches, ImageDataset, image_dataset
-from ..shared.data.images import untested
+from ..shared.data.images import missing_test_split
 from ..shared.data.sources import absolute, bundled
-from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.dequantization import Dequantizer, UniformDequantization
 from ..shared.networks import UNet
 from ..shared.networks import unet_variants as styles
@@ -30,56 +31,59 @@ from ..shared.tensors import like
 from ..shared.time_inputs import TimeInput
 from ..shared.training import Training
 from .evaluation import evaluate_images
-from .experiment import CodeLengthOf, Experiment
+from .experiment import CodeLengthOf, D, Experiment
 
 
 @serializable("experiments.Data", formerly=("unnoise.experiments.images.Data", "unnoise.experiments.experiment.Data"))
 @dataclass(frozen=True)
 class Data:
-    """Images to train on."""
+    """The images to train on."""
 
     name: str = "digits"
-    """A bundled set (digits, mnist5k), a folder of images, or a set on the hub."""
+    """Name of the images: a bundled set (digits or mnist5k), a folder, or a set on the Hugging Face Hub such as
+    uoft-cs/cifar10."""
     batch: int = 64
-    """Images in a batch."""
+    """Number of images in a batch."""
     size: tuple[int, int] | None = None
-    """Height and width to scale and crop to; None where all images have one size."""
+    """Height and width, in pixels, to scale and crop the images to, such as 32 32; None keeps the size, if all have
+    one."""
     classes: int | None = None
-    """Condition on this many class labels; None for a model without labels."""
+    """Number of class labels that the model is conditioned on, such as 10; None trains a model without labels."""
     flip: bool = False
-    """Mirror each image left to right with probability one half."""
+    """Whether each image is mirrored left to right with probability one half."""
     seed: int = 0
-    """Of the order of the images."""
+    """Seed of the order of the images, a whole number."""
 
-    def settled(self) -> Data:
-        """The same with the absolute path of a folder."""
+    def self_contained(self) -> Data:
+        """Returns the same data with the absolute path of a folder."""
         return replace(self, name=absolute(self.name, bundled()))
 
     def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
-        """Loads the images of a split. The summary of `train` says so where the set has no test images.
+        """Loads the images of a split. The summary of `train` reports when the set has no test images.
 
         Raises:
-            UsageError: with what there is, where their labels are not those that `classes` says.
+            UsageError: if the labels do not match `classes`; the message lists the labels that were found.
         """
         images = image_dataset(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
-        if split != "train" or not (said := untested(self.name, self.classes)):
+        if split != "train" or not (reason := missing_test_split(self.name, self.classes)):
             return images
-        return images._replace(notes=(*images.notes, f"`unnoise evaluate` will have no images to measure on: {said}"))
+        return images._replace(notes=(*images.notes, f"`unnoise evaluate` will have no images to measure on: {reason}"))
 
 
 def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None:
-    """Refuses to train on a set without images of some class, which sampling would ask for."""
-    there = set(images.label.unique().tolist())
-    if absent := [n for n in range(classes) if n not in there]:
+    """Raises `UsageError` for a data set that has no image of some class, since sampling uses every class."""
+    present = set([] if images.label is None else images.label.unique().tolist())
+    if absent := [n for n in range(classes) if n not in present]:
         which = ", ".join(str(images.names[n] if images.names else n) for n in absent[:5]) + ", ..." * (len(absent) > 5)
         remedy = (
-            f"give --data.classes {len(there)}"
-            if absent[0] == len(there)
-            else f"number the labels 0 to {len(there) - 1} and give --data.classes {len(there)}"
+            f"give --data.classes {len(present)}"
+            if absent[0] == len(present)
+            else f"number the labels 0 to {len(present) - 1} and give --data.classes {len(present)}"
         )
         remedy = "take another set" if images.names else remedy
         raise UsageError(
-            f"classes={classes}: {name} has no image of {which}, which samples would be asked of ({images.counted}): {remedy}, or add some"
+            f"classes={classes}: {name} has no image of {which}, and samples are drawn of every class "
+            f"({images.class_counts}): {remedy}, or add images of the class"
         )
 
 
@@ -88,20 +92,20 @@ def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None
 )
 @dataclass(frozen=True)
 class Network:
-    """The U-Net; channels, size and levels come from the data."""
+    """The U-Net; the data determine its image size, channels and quantization levels."""
 
     width: int = 32
-    """Channels at full resolution."""
+    """Number of channels at full resolution, an even number such as 64."""
     multipliers: tuple[int, ...] = (1, 2, 2)
-    """Channel multiplier of each resolution."""
+    """Factor by which the number of channels grows at each resolution, from full to lowest, such as 1 2 2."""
     blocks: int = 1
-    """Residual blocks for each resolution."""
+    """Number of residual blocks at each resolution."""
     attention: tuple[int, ...] = (2,)
-    """Down-sampling factors with self-attention."""
+    """Downsampling factors at which self-attention is used, such as 2 4 for half and quarter resolution."""
     heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     dropout: float = 0.0
-    """Dropout in residual blocks."""
+    """Dropout probability in the residual blocks, from 0 to 1."""
     style: Literal[
         "plain",
         "ddpm",
@@ -115,28 +119,23 @@ class Network:
         "edm-ddpmpp",
         "edm-adm",
     ] = "plain"
-    """How blocks are made and joined: this package's own way, or a paper's."""
+    """Architecture of the blocks: `plain` is this package's own, the others follow a paper or its released code."""
     null_label: bool = True
-    """A label for none beside the classes, which classifier-free guidance needs.
-
-    False for a model whose every example has a class.
-    """
+    """Whether the network has a null label beside the classes, which classifier-free guidance needs; False if every
+    example has a class."""
 
     def build(self, shape: tuple[int, ...], **further: Any) -> UNet:
-        """The network for examples of `shape`.
+        """Returns the network for examples of `shape`.
 
-        What `UNet` takes beside the size (`classes`, `categories`, `outputs`, `image`) by name.
+        `further` holds arguments of `UNet` beside the size, by name: `classes`, `categories`, `outputs`, `image`.
         """
         size = (shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout)
         return UNet(*size, variant=STYLES[self.style], null_label=self.null_label, **further)
 
     @property
-    def label(self) -> TimeInput:
-        """What it is fed for a time.
-
-        1000 t, or log sigma where that enters by Fourier features, which are made for its range.
-        """
-        return STYLES[self.style].time.label
+    def time_input(self) -> TimeInput:
+        """The time input of the network: 1000 t, or log sigma where random Fourier features embed it."""
+        return STYLES[self.style].time.time_input
 
 
 STYLES = {
@@ -155,7 +154,7 @@ STYLES = {
 
 
 def flipped(form: Callable[[Quantization, Tensor, Source], Tensor]) -> Callable[[Quantization, Tensor, Source], Tensor]:
-    """A form of images that were mirrored left to right with probability one half."""
+    """Returns a form of images, after each was mirrored left to right with probability one half."""
 
     def of(quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
         mirror = like(uniform((len(k),), generator, device=k.device) < 0.5, k)
@@ -165,39 +164,43 @@ def flipped(form: Callable[[Quantization, Tensor, Source], Tensor]) -> Callable[
 
 
 @dataclass(frozen=True)
-class ImageExperiment(Experiment):
-    """A run on images. Sub-classes add what their paper adds, and say how to build it."""
+class ImageExperiment(Experiment[D]):
+    """An experiment on images. Subclasses add the settings of their paper, and build its model from them."""
 
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
     sampling_steps: int = 100
-    """Steps of the sampler."""
+    """Number of steps of the sampler."""
 
     @abstractmethod
     def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
-        """Levels in the family's own form."""
+        """Returns quantization levels in the form that the model takes."""
+
+    @property
+    def classes(self) -> int | None:
+        return self.data.classes
 
     def batches(self, images: ImageDataset) -> Batches:
-        """The images in that form, with their labels if the model is conditional.
+        """Returns batches of the images in that form, with their labels if the model is conditional.
 
         Raises:
-            UsageError: where some class does not occur.
+            UsageError: if some class does not occur.
         """
         conditions = () if self.data.classes is None else ("label",)
-        if conditions and images.label is not None:
+        if self.data.classes is not None and images.label is not None:
             refuse_absent_classes(images, self.data.classes, self.data.name)
         form = flipped(self.form) if self.data.flip else self.form
         return images.batches(self.data.batch, form, conditions=conditions, seed=self.data.seed)
 
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
-        """The conditions of samples number `rows`: each class in turn, or none."""
+        """Returns the conditions of the samples whose numbers are `rows`: each class in turn, or no condition."""
         return {} if self.data.classes is None else {"label": rows % self.data.classes}
 
-    def settled(self) -> ImageExperiment:
-        return replace(self, data=self.data.settled())
+    def self_contained(self) -> Self:
+        return replace(self, data=self.data.self_contained())
 
-    def on(self, name: str) -> ImageExperiment:
+    def with_data(self, name: str) -> Self:
         return replace(self, data=replace(self.data, name=name))
 
     def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
@@ -209,12 +212,12 @@ class ImageExperiment(Experiment):
         save_grid(path, levels.float() / (quantization.levels - 1), columns=columns)
         return ""
 
-    def evaluate(self, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+    def evaluate(self, denoiser: D, **options: Any) -> dict[str, Any]:
         return evaluate_images(self, denoiser, **options)
 
 
 @dataclass(frozen=True)
-class Chain(ImageExperiment):
+class Chain(ImageExperiment[GaussianDenoiser]):
     """An experiment of the DDPM papers: real-valued images, and the variational bound of a chain as code length."""
 
     def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
@@ -224,10 +227,10 @@ class Chain(ImageExperiment):
         return quantization.quantize(x)
 
     @abstractmethod
-    def bound(self, denoiser: Denoiser, quantization: Quantization) -> Callable[..., CodeLength]:
-        """The bound that the paper reports."""
+    def bound(self, denoiser: GaussianDenoiser, quantization: Quantization) -> Callable[..., CodeLength]:
+        """Returns the bound that the paper reports."""
 
-    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
+    def code_length(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
         bound = self.bound(denoiser, quantization)
         return lambda k, generator, progress, **cond: bound(
             quantization.continuous(k), generator=generator, progress=progress, **cond
@@ -235,11 +238,11 @@ class Chain(ImageExperiment):
 
 
 @dataclass(frozen=True)
-class Quantized(ImageExperiment):
-    """An experiment of the categorical papers: images as levels, and the variational bound on them as code length."""
+class Quantized(ImageExperiment[CategoricalDenoiser]):
+    """An experiment of the categorical papers: images as quantization levels, and their variational bound."""
 
     bound_terms: int = 100
-    """Times at which the bound is evaluated for each image, stratified."""
+    """Number of stratified times at which the bound is evaluated for each image, such as 100."""
 
     def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
         return quantization.quantized(k, generator)
@@ -247,22 +250,19 @@ class Quantized(ImageExperiment):
     def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
         return x
 
-    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
+    def code_length(self, denoiser: CategoricalDenoiser, quantization: Quantization) -> CodeLengthOf:
         bound = VariationalBound(denoiser, terms=self.bound_terms)
         return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
 
 
 @dataclass(frozen=True)
-class Density(ImageExperiment):
-    """An experiment of the score SDEs.
-
-    Images spread over the cells of their levels, and a density's exact code length.
-    """
+class Density(ImageExperiment[GaussianDenoiser]):
+    """An experiment of the score SDEs: dequantized images, and the exact code length of the probability flow."""
 
     tolerance: float = field(default=1e-5, kw_only=True)
-    """rtol and atol of RK45, for the likelihood and as a sampler."""
+    """Relative and absolute tolerance of the RK45 solver, for the likelihood and as a sampler, such as 1e-5."""
 
-    code_length_kind = "exact up to uniform dequantisation"
+    code_length_kind = "exact up to uniform dequantization"
 
     def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
         return quantization.dequantized(k, generator)
@@ -270,10 +270,10 @@ class Density(ImageExperiment):
     def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
         return quantization.cell_of(x)
 
-    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
-        return self.coded(denoiser, UniformDequantization(quantization))
+    def code_length(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
+        return self.exact_code_length(denoiser, UniformDequantization(quantization))
 
-    def coded(self, denoiser: Denoiser, dequantizer: Dequantizer) -> CodeLengthOf:
-        """The code length of levels that a dequantiser has spread."""
+    def exact_code_length(self, denoiser: GaussianDenoiser, dequantizer: Dequantizer) -> CodeLengthOf:
+        """Returns the code length of quantization levels by the probability flow, under a dequantizer."""
         exact = ChangeOfVariables(denoiser, dequantizer, integrator=Adaptive(self.tolerance, self.tolerance))
         return lambda k, generator, progress, **cond: exact(k, generator=generator, progress=progress, **cond)

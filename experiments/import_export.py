@@ -1,4 +1,4 @@
-"""Released checkpoints into this package's own format, and out of it: what `unnoise import` and `unnoise export` do."""
+"""Import of pretrained checkpoints into this package's format, and export to diffusers: the two commands."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+from torch import nn
 
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import Learned
 from ..shared.quantization import Quantization
 from ..shared.training.checkpoint import save
 from ..shared.training.folder import writable
 from . import pretrained
-from .imported_runs import imported, kind_of, named, objective
+from .imported_runs import ImportedText, imported, kind_of, named, noted, objective
 from .pretrained.diffusers import looks_like
 from .pretrained.hub import local
 from .pretrained.loading import OWN, Opened, opened
@@ -22,152 +25,153 @@ from .pretrained.loading import OWN, Opened, opened
 
 @dataclass(frozen=True)
 class Flags:
-    """What formats do not say; None where the file, its name or its `config.json` tells."""
+    """Settings that a format does not contain; None where the file, its name or its `config.json` determines them."""
 
     image_size: int | None = None
-    """Height and width of the images."""
+    """Height and width of the images, in pixels, such as 64."""
     num_heads: int | None = None
-    """improved-diffusion, guided-diffusion: attention heads."""
+    """improved-diffusion, guided-diffusion: number of attention heads, such as 4."""
     num_head_channels: int | None = None
-    """improved-diffusion, guided-diffusion, EDM's ADM: channels of each attention head, in place of their number."""
+    """improved-diffusion, guided-diffusion, ADM of EDM: channels of each attention head, such as 64, instead of
+    --num-heads."""
     use_new_attention_order: bool | None = None
-    """improved-diffusion, guided-diffusion: whether q, k, v are split before the heads."""
+    """improved-diffusion, guided-diffusion: whether attention splits q, k and v before the heads, True or False."""
     noise_schedule: str | None = None
-    """improved-diffusion, guided-diffusion: linear or cosine."""
+    """improved-diffusion, guided-diffusion: schedule of the betas, linear or cosine."""
     diffusion_steps: int | None = None
-    """improved-diffusion, guided-diffusion: steps of training, such as 1000."""
+    """improved-diffusion, guided-diffusion: number of steps of the diffusion in training, such as 1000."""
     rescale_timesteps: bool | None = None
-    """improved-diffusion, guided-diffusion: whether the network is fed t 1000 / diffusion_steps."""
+    """improved-diffusion, guided-diffusion: whether the time input is the step times 1000 / diffusion_steps, True or
+    False."""
     predict_xstart: bool | None = None
-    """improved-diffusion, guided-diffusion: whether the network gives the clean image, and not the noise."""
+    """improved-diffusion, guided-diffusion: whether the network predicts the clean image instead of the noise, True or
+    False."""
     learn_sigma: bool | None = None
-    """improved-diffusion, guided-diffusion.
-
-    Whether half of the channels out are a variance, where the numbers do not tell.
-    """
+    """improved-diffusion, guided-diffusion: whether half of the output channels are a variance, True or False; needed
+    where the numbers of channels leave it open."""
     sde: str | None = None
-    """score_sde: vp, subvp or ve."""
+    """score_sde: the SDE, vp, subvp or ve."""
     continuous: bool | None = None
-    """score_sde: whether it was trained in continuous time."""
+    """score_sde: whether the model was trained in continuous time, True or False."""
     beta_min: float | None = None
-    """score_sde, EDM's vp: beta at t = 0, such as 0.1."""
+    """score_sde, vp of EDM: beta at t = 0, such as 0.1."""
     beta_max: float | None = None
     """score_sde: beta at t = 1, such as 20."""
     num_scales: int | None = None
-    """score_sde: steps of a VP chain whose file has no noise levels to count, such as 1000."""
+    """score_sde: number of steps of a discrete VP model whose file has no noise levels, such as 1000."""
     centered: bool | None = None
-    """score_sde: whether images are in [-1, 1], as those of vp and subvp are if nothing is said, and not in [0, 1]."""
+    """score_sde: whether images are in [-1, 1], the default of vp and subvp, instead of [0, 1]; True or False."""
     scale_by_sigma: bool | None = None
-    """score_sde: whether a VE network's output is divided by sigma, True if nothing is said; SEDD.
-
-    Whether ratios are.
-    """
+    """score_sde: whether the output of a VE network is divided by sigma, by default True; SEDD: whether the log ratios
+    are scaled by the noise."""
     skip_rescale: bool | None = None
-    """score_sde: whether sums of blocks are divided by sqrt(2), True for NCSN++ and DDPM++ if nothing is said."""
+    """score_sde: whether residual sums are divided by sqrt(2), by default True for NCSN++ and DDPM++."""
     fir: bool | None = None
-    """score_sde: whether sizes change by the filter (1, 3, 3, 1)."""
+    """score_sde: whether images are resized with the filter (1, 3, 3, 1), True or False."""
     rescaled: bool | None = None
-    """ermongroup DDPM, NCSNv2: whether images are in [-1, 1], True for DDPM and False for NCSNv2 if nothing is said."""
+    """ermongroup DDPM, NCSNv2: whether images are in [-1, 1], by default True for DDPM and False for NCSNv2."""
     logit_transform: bool | None = None
-    """NCSNv2: whether images are logits, which are not read."""
+    """NCSNv2: whether images are logits; such models cannot be imported."""
     beta_schedule: str | None = None
-    """ermongroup DDPM: linear, quad, const, jsd, sigmoid, warmup10 or warmup50."""
+    """ermongroup DDPM: schedule of the betas, linear, quad, const, jsd, sigmoid, warmup10 or warmup50."""
     beta_start: float | None = None
     """ermongroup DDPM: the first beta, such as 0.0001."""
     beta_end: float | None = None
     """ermongroup DDPM: the last beta, such as 0.02."""
     num_diffusion_timesteps: int | None = None
-    """ermongroup DDPM: steps of training, such as 1000."""
+    """ermongroup DDPM: number of steps of the diffusion in training, such as 1000."""
     precond: str | None = None
-    """EDM: the preconditioner, edm, vp, ve or iddpm."""
+    """EDM: the preconditioning, edm, vp, ve or iddpm."""
     sigma_data: float | None = None
-    """EDM's edm: standard deviation of the data, such as 0.5."""
+    """edm of EDM: standard deviation of the data, such as 0.5."""
     sigma_min: float | None = None
-    """EDM's ve: the smallest noise level for images in [-1, 1], such as 0.02; of edm, where it is larger than 0.002;
-    MDLM, SEDD: the noise at t = 0 where it is geometric, such as 0.0001."""
+    """ve of EDM: smallest noise level for images in [-1, 1], such as 0.02; edm of EDM: only if it is larger than 0.002;
+    MDLM, SEDD with geometric noise: the noise at t = 0, such as 0.0001."""
     sigma_max: float | None = None
-    """EDM's ve: the largest noise level for images in [-1, 1], such as 100; of edm, where it is smaller than 80;
-    MDLM, SEDD: the noise at t = 1 where it is geometric, such as 20."""
+    """ve of EDM: largest noise level for images in [-1, 1], such as 100; edm of EDM: only if it is smaller than 80;
+    MDLM, SEDD with geometric noise: the noise at t = 1, such as 20."""
     beta_d: float | None = None
-    """EDM's vp: beta_max - beta_min, such as 19.9."""
+    """vp of EDM: beta_max - beta_min, such as 19.9."""
     M: int | None = None
-    """EDM's vp: steps that its time input counts, such as 1000."""
+    """vp of EDM: number of steps that the time input counts, such as 1000."""
     parameterization: str | None = None
-    """MDLM: subs or sedd."""
+    """MDLM: parametrization of the network, subs or sedd."""
     time_conditioning: bool | None = None
-    """MDLM: whether the network is told the noise."""
+    """MDLM: whether the network has a time input, True or False."""
     noise: str | None = None
-    """MDLM, SEDD: loglinear or geometric."""
+    """MDLM, SEDD: noise schedule, loglinear or geometric."""
     uniform: bool | None = None
-    """SEDD: whether tokens are resampled and not masked."""
+    """SEDD: whether the transition is uniform instead of absorbing, True or False."""
     length: int | None = None
-    """MDLM, SEDD: tokens in a sequence."""
+    """MDLM, SEDD: number of tokens in a sequence, such as 1024."""
     n_heads: int | None = None
-    """MDLM, SEDD: attention heads of a file without rotary rates, such as 12."""
+    """MDLM, SEDD: number of attention heads, such as 12, for a file without rotary frequencies."""
 
     def given(self) -> dict[str, Any]:
-        """Those that are not None."""
+        """Returns the settings that are not None, by name."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
 FLAGS = tuple(f.name for f in fields(Flags))
 VALUE = r"""(?:'[^']*'|"[^"]*"|[\w.]+)"""
 OTHER = r"""(?:, or |, | or )(?:'[^']*'|"[^"]*"|True\b|False\b)"""
-"""A further value of an option, as in `sde='vp', 'subvp' or 've'`."""
+"""A pattern of one more value of an option, as in `sde='vp', 'subvp' or 've'`."""
 
 
 @contextlib.contextmanager
 def on_the_command_line(names: Collection[str] = FLAGS) -> Iterator[None]:
-    """Errors within it name flags as options: `--image-size 64` for `image_size=64`."""
+    """Rewrites the names of flags in errors as options: `--image-size 64` for `image_size=64`."""
     try:
         yield
     except UsageError as error:
         raise UsageError(as_options(str(error), names)) from error
 
 
-def as_options(said: str, names: Collection[str] = FLAGS) -> str:
-    """The text with flags as options, outside of paths and of quotation marks.
+def as_options(text: str, names: Collection[str] = FLAGS) -> str:
+    """Returns the text with flags written as options, except in paths and in quotation marks.
 
-    These are Python's `name=value`, each of several values by itself, names of several words, and names that are listed
-    as flags.
+    Flags are Python's `name=value`, also with several values, names with an underscore, and names in a list of flags.
     """
     if not names:
-        return said
+        return text
     any_of, before = "|".join(sorted(names, key=len, reverse=True)), r"(?<![\w/.\"'-])"
-    said = re.sub(r"\breleased\.load\(path, ([^()]*)\)", r"\1", said)
-    said = re.sub(rf"{before}({any_of})=({VALUE}(?:{OTHER})*)", lambda m: alternatives(option(m[1]), m[2]), said)
-    lists = rf"\b(give|do not take|do not tell|they take:) ((?:{any_of})(?:, (?:{any_of}))*)(?= as in |: leave|\)|, and | \()"
-    said = re.sub(lists, lambda m: f"{m[1]} {', '.join(map(option, m[2].split(', ')))}", said)
+    text = re.sub(r"\bpretrained\.load\(path, ([^()]*)\)", r"\1", text)
+    text = re.sub(rf"{before}({any_of})=({VALUE}(?:{OTHER})*)", lambda m: alternatives(option(m[1]), m[2]), text)
+    before_list, after_list = r"\b(give|do not take|do not tell|they take:)", r"(?= as in |: leave|\)|, and | \()"
+    lists = rf"{before_list} ((?:{any_of})(?:, (?:{any_of}))*){after_list}"
+    text = re.sub(lists, lambda m: f"{m[1]} {', '.join(map(option, m[2].split(', ')))}", text)
     several = "|".join(name for name in any_of.split("|") if "_" in name)
     return (
-        re.sub(rf"(?<!configuration has ){before}({several})(?![\w/=\"'-])", lambda m: option(m[1]), said)
+        re.sub(rf"(?<!configuration has ){before}({several})(?![\w/=\"'-])", lambda m: option(m[1]), text)
         if several
-        else said
+        else text
     )
 
 
 def option(name: str) -> str:
-    """A flag as it is given on the command line."""
+    """Returns a flag as an option of the command line."""
     return f"--{name.replace('_', '-')}"
 
 
 def alternatives(name: str, values: str) -> str:
-    """The option with each of these values."""
+    """Returns the option once with each of the values."""
     return re.sub(rf"(?<![\w.])(?!or\b){VALUE}", lambda m: f"{name} {m[0].strip(chr(39) + chr(34))}", values)
 
 
-class Held(NamedTuple):
-    """The data's scale and shape, as a checkpoint takes them from batches."""
+class DataForm(NamedTuple):
+    """Quantization and shape of the data, in place of the batches that a checkpoint reads them from."""
 
     quantization: Quantization
     shape: tuple[int, ...]
 
 
-class Brought(NamedTuple):
-    """What was imported: what it is, in words by their names; what was assumed, a sentence each; and what to do with it
-    (`Kind.usage`).
+class ImportReport(NamedTuple):
+    """The result of an import.
 
-    What was assumed names flags as options.
+    Attributes:
+        about: descriptions of the checkpoint, by name.
+        assumed: assumptions about it, a sentence each, which name flags as options.
+        usage: the next commands, as `Kind.usage`.
     """
 
     about: dict[str, str]
@@ -175,36 +179,37 @@ class Brought(NamedTuple):
     usage: str
 
 
-def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokenizer: Path | None = None) -> Brought:
-    """Writes a released checkpoint to `out` in this package's own format, and says what it found.
+def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokenizer: Path | None = None) -> ImportReport:
+    """Imports a pretrained checkpoint: writes it to `out` in this package's own format.
 
-    Raw and averaged weights are both the file's averaged ones, at step 0.
+    Raw and averaged weights are both the averaged weights of the file, at step 0.
 
     Args:
-        source: the file, folder or name on the Hub.
-        out: the run's folder, without a checkpoint in it.
-        flags: what the format does not say.
-        data: what to measure it on by default; see `Data.name` and `Text.name`.
-        tokenizer: `tokenizer.json`, for text.
+        source: a file, a folder or a name on the Hub.
+        out: the folder of the new run, which has no checkpoint yet.
+        flags: settings that the format does not contain.
+        data: the data to evaluate it on by default; see `Data.name` and `Text.name`.
+        tokenizer: the path of `tokenizer.json`, for text.
 
     Raises:
-        UsageError: for a folder that holds a checkpoint, or a file that cannot be read; flags are named in it as
+        UsageError: for a folder that has a checkpoint, or a file that cannot be read; the message names flags as
             options.
     """
     refuse_held(out)
     read, assumed = named_as_options(source, flags)
     if read.format == OWN:
         raise UsageError(
-            f"{source} is a checkpoint of this package already: `unnoise sample` and `unnoise evaluate` take it as it is"
+            f"{source} is a checkpoint of this package already: use it in `unnoise sample` and `unnoise evaluate` "
+            "directly"
         )
     denoiser, experiment = read.denoiser, imported(read.denoiser, str(source))
-    experiment = experiment if data is None else experiment.on(data)
+    experiment = experiment if data is None else experiment.with_data(data)
     if tokenizer is not None:
-        if not hasattr(experiment, "text"):
-            raise UsageError(f"--tokenizer {tokenizer}: {source} is a network of images, leave it out")
+        if not isinstance(experiment, ImportedText):
+            raise UsageError(f"--tokenizer {tokenizer}: {source} is a model of images: leave out --tokenizer")
         experiment = replace(experiment, text=replace(experiment.text, tokenizer=str(tokenizer)))
-    experiment = experiment.settled()
-    held, both = Held(denoiser.quantization, tuple(denoiser.shape)), objective(denoiser)
+    experiment = experiment.self_contained()
+    both = objective(denoiser)
     save(
         writable(out),
         objective=both,
@@ -213,15 +218,15 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         step=0,
         config=None,
         experiment=experiment,
-        batches=held,
+        batches=DataForm(*noted(denoiser)),
     )
-    return Brought(about(read), assumed, kind_of(denoiser).usage)
+    return ImportReport(about(read), assumed, kind_of(denoiser).usage)
 
 
 def named_as_options(source: str, flags: Flags) -> tuple[Opened, tuple[str, ...]]:
-    """A source's denoiser and what was assumed; errors and sentences name flags as options.
+    """Returns the denoiser of a source and the assumptions about it; messages name flags as options.
 
-    Folders of diffusers have no flags, and their entries of the same names stay as they are.
+    Folders of diffusers have no flags, so entries of their configuration that have the same names stay unchanged.
     """
     given = flags.given()
     with on_the_command_line(given):
@@ -233,15 +238,15 @@ def named_as_options(source: str, flags: Flags) -> tuple[Opened, tuple[str, ...]
 
 
 def refuse_held(out: Path) -> None:
-    """Refuses a folder that holds a checkpoint."""
+    """Raises `UsageError` for a folder that has a checkpoint."""
     if (out / "checkpoint.json").exists() or any((out / "checkpoints").glob("*")):
-        raise UsageError(f"{out} holds a checkpoint already, which is not overwritten: choose another folder")
+        raise UsageError(f"{out} has a checkpoint already, which is not overwritten: choose another folder")
 
 
 def about(read: Opened) -> dict[str, str]:
-    """What was found in a file, in words."""
+    """Returns descriptions of an opened checkpoint, by name."""
     denoiser, kind = read.denoiser, kind_of(read.denoiser)
-    network, quantization = denoiser.network, denoiser.quantization
+    network, (quantization, shape) = cast(nn.Module, denoiser.network), noted(denoiser)
     inner = getattr(network, "inner", None)
     name = type(network).__name__ + ("" if inner is None else f" of {type(inner).__name__}")
     return {
@@ -249,22 +254,22 @@ def about(read: Opened) -> dict[str, str]:
         "network": f"{name}, {sum(p.numel() for p in network.parameters()):,} parameters",
         "schedule": kind.process(denoiser),
         "prediction": kind.output(denoiser),
-        "label": named(denoiser.time_input),
-        "range": f"{quantization.levels} levels"
-        + ("" if len(denoiser.shape) == 1 else f" in [{quantization.low:g}, {quantization.high:g}]"),
-        "size": "x".join(map(str, denoiser.shape)),
+        "time input": named(denoiser.time_input),
+        "data": f"{quantization.levels} {'tokens' if len(shape) == 1 else 'quantization levels'}"
+        + ("" if len(shape) == 1 else f" in [{quantization.low:g}, {quantization.high:g}]"),
+        "size": "x".join(map(str, shape)),
         "conditions": ", ".join(denoiser.conditions or ()) or "none",
     }
 
 
 def send(source: str, out: Path, flags: Flags) -> tuple[str, ...]:
-    """Writes a run, or a released file, as a diffusers folder, and gives what was assumed of the file, a sentence each.
+    """Exports a run, or a pretrained file, as a diffusers folder; returns assumptions about the file, a sentence each.
 
     Raises:
-        UsageError: for a folder that is not empty, a file that cannot be read, or for what diffusers cannot express.
+        UsageError: for a folder that is not empty, an unreadable file, or a model that diffusers cannot express.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty, and nothing is overwritten: choose another folder")
+        raise UsageError(f"{out} is not an empty folder, and nothing is overwritten: choose another folder")
     read, assumed = named_as_options(source, flags)
-    pretrained.export(read.denoiser, out)
+    pretrained.export(cast(Learned, read.denoiser), out)
     return assumed

@@ -1,14 +1,14 @@
 """Improved denoising diffusion probabilistic models (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
-The paper's networks are the paper's own (`networks.presets`), which are told 1000 t for tables of any length: the
-released code's rescaled label, but for counting from 0. The digits' network is this package's.
+The networks are those of the paper (`networks.presets`), except for the digits, which use this package's own. Their
+time input is 1000 t for tables of any length: the rescaled step of the released code, except that steps count from 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..continuous import (
     Ancestral,
@@ -25,7 +25,7 @@ from ..continuous import (
     learned_range,
     linear_betas,
 )
-from ..shared.denoiser import Denoiser
+from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
@@ -46,20 +46,20 @@ class ImprovedDDPM(Chain):
     """Noise prediction on a cosine table, with a learned reverse variance."""
 
     steps: int = 4000
-    """T."""
+    """Number of steps of the diffusion, T, such as 1000."""
     betas: Literal["cosine", "linear"] = "cosine"
-    """The table."""
+    """Schedule of the betas."""
     loss: Literal["hybrid", "vlb", "simple"] = "hybrid"
-    """L_hybrid, L_vlb with importance sampling of t, or L_simple with a fixed variance."""
+    """Loss: L_hybrid, L_vlb with importance sampling of the times, or L_simple with a fixed reverse variance."""
     vlb: float = 0.001
-    """Weight of the bound in L_hybrid; 1 / T in released configurations that do not rescale."""
+    """Weight of the bound in L_hybrid, such as 0.001; released configurations that do not rescale it have 1 / T."""
     bound_terms: int = 100
-    """Terms of the bound to evaluate, stratified over the steps."""
+    """Number of terms of the bound that are evaluated for each image, stratified over the steps, such as 100."""
 
     def __post_init__(self) -> None:
         at_most("sampling_steps", self.sampling_steps, "steps", self.steps)
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[Any]:
         network = self.network.build(shape, classes=self.data.classes, outputs=1 if self.loss == "simple" else 2)
         denoiser = Learned(network, Tabulated(BETAS[self.betas](self.steps)))
         if self.loss == "simple":
@@ -70,15 +70,15 @@ class ImprovedDDPM(Chain):
             else Hybrid(denoiser, quantization, self.vlb)
         )
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: GaussianDenoiser) -> Sampler:
         return Ancestral(Clipped(denoiser), learned_range if denoiser.has_variance_output else large)
 
-    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
+    def bound(self, denoiser: GaussianDenoiser, quantization: Quantization) -> VariationalBound:
         variance = learned_range if denoiser.has_variance_output else large
         return VariationalBound(Clipped(denoiser), quantization, variance=variance, terms=self.bound_terms)
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Bits/dim and Fréchet distance of the three losses (table 1's columns), each trained alike."""
+        """Bits/dim and Fréchet distance of the three losses (columns of table 1), with the same training."""
         from ..shared.figures import save_panels
 
         study, rows, panels, results = Study(self, folder, progress), [], {}, {}
@@ -93,7 +93,7 @@ class ImprovedDDPM(Chain):
             panels[f"L_{loss}"] = drawn.levels[:60].float() / (study.images.quantization.levels - 1)
         save_panels(folder / "figure.png", panels, columns=10)
         head = ["loss", "bits/dim (bound)", "Fréchet distance", "sure"]
-        text = f"{self.steps} steps, {self.betas} table; samples by {self.sampling_steps} ancestral steps."
+        text = f"{self.steps} steps, {self.betas} table; samples in {self.sampling_steps} ancestral steps."
         return study.write("The losses of Improved DDPM", text, head, rows, results)
 
 
@@ -110,7 +110,7 @@ def imagenet64() -> ImprovedDDPM:
 
 
 def imagenet64_classes() -> ImprovedDDPM:
-    """ImageNet 64 x 64 with classes, the larger model: FID 2.92 by 250 steps; weight of the bound 1 / T."""
+    """ImageNet 64 x 64 with class labels, the larger model: FID 2.92 at 250 steps; weight of the bound 1 / T."""
     network = Network(192, (1, 2, 3, 4), 3, (4, 8), 4, style="improved", null_label=False)
     data = Data("imagenet", 2048, size=(64, 64), classes=1000)
     return ImprovedDDPM(data, network, common_settings.adm(250_000, 3e-4), 250, vlb=1 / 4000)
@@ -130,15 +130,15 @@ def lsun256() -> ImprovedDDPM:
 
 
 def digits() -> ImprovedDDPM:
-    """8 x 8 digits of 17 levels: a few minutes for each loss."""
+    """8 x 8 digits of 17 quantization levels; training takes a few minutes for each loss."""
     return ImprovedDDPM(**common_settings.digits(), steps=100)
 
 
 def mnist() -> ImprovedDDPM:
-    """28 x 28 digits of 256 levels."""
+    """28 x 28 digits of 256 quantization levels."""
     return ImprovedDDPM(**common_settings.mnist(), steps=4000)
 
 
 def smoke() -> ImprovedDDPM:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return ImprovedDDPM(**common_settings.smoke(), steps=100, bound_terms=4)

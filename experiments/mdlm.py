@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..discrete import Absorbing, Categorical, ContinuousBound, LogLinearNoise, Unmasking, carried
-from ..shared.denoiser import Denoiser
+from ..discrete import Absorbing, Categorical, CleanDenoiser, ContinuousBound, LogLinearNoise, Unmasking, carried
 from ..shared.objective import Objective, Stratified
 from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
@@ -17,28 +17,31 @@ from .texts import Text, TextExperiment, TextNetwork
 
 @serializable("experiments.MDLM", formerly="unnoise.experiments.mdlm.MDLM")
 @dataclass(frozen=True)
-class MDLM(TextExperiment):
-    """Absorption in continuous time: a cross-entropy at masked positions, weighted by the schedule.
+class MDLM(TextExperiment[CleanDenoiser]):
+    """Absorbing transitions in continuous time: cross-entropy at masked positions, weighted by the schedule.
 
-    The network is not told the time.
+    The network has no time input.
     """
 
     eps: float = 1e-3
-    """Share of symbols that survives to t = 1."""
+    """Probability that a token is still unmasked at t = 1, such as 0.001."""
 
     loss_unit = "weighted CE, nats/token"
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[Any]:
         transition = Absorbing(quantization.levels, LogLinearNoise(self.eps))
         network = self.network.build(transition.states, shape[0], quantization.levels)
         return ContinuousBound(Categorical(network, transition, head=carried), times=Stratified(), padding=self.padding)
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: CleanDenoiser) -> Sampler:
         return Unmasking(denoiser)
 
 
 def owt() -> MDLM:
-    """OpenWebText, GPT-2 pieces (give --text.tokenizer), packed to 1024: 23.21 perplexity a token after 262B tokens."""
+    """OpenWebText, GPT-2 tokens (give --text.tokenizer), windows of 1024.
+
+    Perplexity 23.21 per token after 262B tokens.
+    """
     training = Training(steps=1_000_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     network = TextNetwork("dit", 768, 12, 12, dropout=0.1, timed=False)
     return MDLM(
@@ -47,9 +50,9 @@ def owt() -> MDLM:
 
 
 def lm1b() -> MDLM:
-    """LM1B, bert-base-uncased pieces, which lose case (give --text.tokenizer), padded to 128.
+    """LM1B, lower-case bert-base-uncased tokens (give --text.tokenizer), padded to 128.
 
-    27.04 perplexity a token after 33B tokens.
+    Perplexity 27.04 per token after 33B tokens.
     """
     training = Training(steps=1_000_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     network = TextNetwork("dit", 768, 12, 12, dropout=0.1, timed=False)
@@ -63,10 +66,10 @@ def text8() -> MDLM:
 
 
 def shakespeare() -> MDLM:
-    """27 symbols of Shakespeare, 128 at a time."""
+    """Shakespeare as 27 characters, in windows of 128."""
     return MDLM(**common_settings.shakespeare(TextNetwork("dit", timed=False)))
 
 
 def smoke() -> MDLM:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return MDLM(**common_settings.smoke_text(TextNetwork("dit", 16, 1, 2, timed=False)))

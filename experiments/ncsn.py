@@ -1,8 +1,8 @@
 """Noise-conditional score networks (Song & Ermon 2019, arXiv 1907.05600, and 2020, arXiv 2006.09011: NCSNv2).
 
-Denoising score matching at a table of noise levels, and annealed Langevin dynamics down the table. The presets of 2020
-train its RefineNet; elsewhere a U-Net stands for it. Sampling starts from the noise of the largest level; the released
-code starts from uniform noise on [0, 1], which that level makes the chain forget.
+Denoising score matching at a table of noise levels, and annealed Langevin dynamics from the largest to the smallest.
+The presets of the 2020 paper train its RefineNet, all others a U-Net. Sampling starts from Gaussian noise of the
+largest level; the released code starts from uniform noise on [0, 1], which makes no difference after that level.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ..sde import (
     snr_of,
 )
 from ..shared.data import ImageDataset
-from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.dequantization import UniformDequantization
 from ..shared.gaussian.prediction import scaled_score
 from ..shared.networks import RefineNet
@@ -49,30 +49,31 @@ from .images import Data, Density, Network
 from .reproduce import Study, Sweep, trained
 
 REPEATS = (1, 2, 5, 10)
-"""Steps a level that `reproduce` compares."""
+"""The numbers of Langevin steps at each noise level that `reproduce` compares."""
 
 
 @serializable("experiments.NCSN", formerly="unnoise.experiments.ncsn.NCSN")
 @dataclass(frozen=True)
 class NCSN(Density):
-    """Score matching at geometric noise levels of data in [0, 1], spread over the cells of their levels."""
+    """Denoising score matching at geometric noise levels, for dequantized data in [0, 1]."""
 
     sampling_steps: int = 19
-    """Noise levels that the sampler visits, at most all."""
+    """Number of noise levels that the sampler visits, at most --noise-levels."""
     low: float = 0.02
-    """Smallest sigma."""
+    """Smallest noise level sigma, for data in [0, 1], such as 0.01."""
     high: float = 4.53
-    """Largest sigma."""
+    """Largest noise level sigma, for data in [0, 1], such as 50."""
     noise_levels: int = 19
-    """Noise levels, each the same multiple of the one before."""
+    """Number of noise levels, in geometric progression, such as 232."""
     repeats: int = 5
-    """T: Langevin steps at each level."""
+    """Number of Langevin steps at each noise level, T of the paper."""
     epsilon: float = 9.5e-5
-    """Step size at the smallest level, as in the released code: x + e s + sqrt(2 e) z."""
+    """Step size e at the smallest noise level, as in the released code: x + e s + sqrt(2 e) z, such as 6.2e-6."""
     denoise: bool = True
-    """Remove the noise of the last level from the samples."""
+    """Whether a last step removes the noise of the smallest level from the samples."""
     refinenet: bool = False
-    """NCSNv2's RefineNet, which is not told the level, in place of the U-Net: it takes width and multipliers alone."""
+    """Whether the network is the RefineNet of NCSNv2, which has no time input and uses only --network.width and
+    --network.multipliers."""
 
     loss_unit = "sigma² MSE of the score"
 
@@ -81,7 +82,8 @@ class NCSN(Density):
         at_most("sampling_steps", self.sampling_steps, "noise_levels", self.noise_levels)
         if not 0 < self.epsilon < 2 * self.low**2:
             raise UsageError(
-                f"epsilon={self.epsilon}: give a step size between 0 and {2 * self.low**2:g} (2 low^2), above which the chain diverges"
+                f"epsilon={self.epsilon}: give a step size between 0 and {2 * self.low**2:g} = 2 low^2, above which "
+                "the chain diverges"
             )
 
     def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
@@ -90,39 +92,38 @@ class NCSN(Density):
     def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
         return unit(quantization).cell_of(x)
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
         schedule = NoiseLevels(geometric_sigmas(self.low, self.high, self.noise_levels))
         if not self.refinenet:
             return DenoisingLoss.score_matching(Learned(self.network.build(shape, classes=self.data.classes), schedule))
         if self.data.classes is not None:
             raise UsageError(
-                f"classes={self.data.classes}: the RefineNet takes no classes; leave them out, or refinenet=False"
+                f"classes={self.data.classes}: the RefineNet has no class labels: give classes=None, or refinenet=False"
             )
         multipliers = self.network.multipliers
         dilations = (*(1,) * (len(multipliers) - 2), 2, 4)[-len(multipliers) :]
         network = CenteredInput(RefineNet(shape, self.network.width, multipliers, dilations))
         return DenoisingLoss.score_matching(Learned(network, schedule, scaled_score, reversed_index, scaled=False))
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: GaussianDenoiser) -> Sampler:
         return self.annealed(denoiser, self.repeats, self.epsilon, self.denoise)
 
-    def annealed(self, denoiser: Denoiser, repeats: int, epsilon: float, denoise: bool) -> Sampler:
-        """The sampler with other settings than the recipe's."""
+    def annealed(self, denoiser: GaussianDenoiser, repeats: int, epsilon: float, denoise: bool) -> Sampler:
+        """Returns the sampler with settings other than those of the recipe."""
         return CorrectorPredictor(
             NoPredictor(denoiser, denoise), AnnealedLangevin(denoiser, snr_of(epsilon, self.low), repeats)
         )
 
-    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
-        """That of the probability flow from the smallest level to the largest, whose prior is the noise of that level.
+    def code_length(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
+        """Returns the code length by the probability flow from the smallest to the largest noise level.
 
-        The papers report none. The flow asks the network between its levels too.
+        The prior is the noise of the largest level. The papers report no code length. The flow evaluates the network
+        between its noise levels too.
         """
-        return self.coded(denoiser, UniformDequantization(unit(quantization)))
+        return self.exact_code_length(denoiser, UniformDequantization(unit(quantization)))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Fréchet distance by steps a level, with the last denoising and without (2020, table 1), and of a predictor
-        alone.
-        """
+        """Fréchet distance by Langevin steps at each level, with and without last denoising (2020, table 1)."""
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         ratio = (self.high / self.low) ** (1 / max(self.sampling_steps - 1, 1))
@@ -132,27 +133,27 @@ class NCSN(Density):
                 epsilon = self.epsilon if repeats == self.repeats else best_epsilon(ratio, repeats, self.low)
                 runs.append((name, repeats, self.annealed(denoiser, repeats, epsilon, denoise)))
         runs.append(("reverse diffusion", 0, ReverseDiffusion(denoiser)))
-        sweep = Sweep(study, "sampler", "T, steps a level")
+        sweep = Sweep(study, "sampler", "T, steps at each level")
         for name, repeats, sampler in runs:
             sweep.run(name, (name, str(repeats)), sampler, self.sampling_steps)
         text = (
-            f"One model, {self.sampling_steps} noise levels from {self.high:g} down to {self.low:g}. Step sizes by the published rule for "
-            f"each T; for T = {self.repeats} epsilon is {self.epsilon:g}."
+            f"One model, {self.sampling_steps} noise levels from {self.high:g} down to {self.low:g}. The step sizes "
+            f"follow the published rule for each T; for T = {self.repeats} epsilon is {self.epsilon:g}."
         )
         return sweep.write(
-            "Annealed Langevin dynamics, with the last denoising and without", text, across=len(runs) // 2
+            "Annealed Langevin dynamics, with and without the last denoising", text, across=len(runs) // 2
         )
 
 
 def unit(quantization: Quantization) -> Quantization:
-    """The scale on [0, 1], as published."""
+    """Returns the quantization with data in [0, 1], as published."""
     return replace(quantization, low=0.0, high=1.0)
 
 
 def by_the_rules(images: ImageDataset, low: float, repeats: int) -> dict[str, float]:
-    """high, noise_levels and epsilon for a set, by techniques 1, 2 and 4 of the 2020 paper.
+    """Returns high, noise_levels and epsilon for a data set, by techniques 1, 2 and 4 of the 2020 paper.
 
-    The presets of small sets hold them.
+    The presets of small data sets contain these numbers.
     """
     high = largest_sigma((images.k.double() + 0.5) / images.quantization.levels)
     count = level_count(low, high, level_ratio(images.dims))
@@ -161,7 +162,7 @@ def by_the_rules(images: ImageDataset, low: float, repeats: int) -> dict[str, fl
 
 
 def training(steps: int, rate: float, ema: float) -> Training:
-    """Adam without clipping or warm-up, as released."""
+    """Returns the released training: Adam without gradient clipping or warm-up."""
     return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=ema, watch_every=10_000)
 
 
@@ -200,7 +201,7 @@ def cifar10_v2() -> NCSN:
 
 
 def celeba64_v2() -> NCSN:
-    """A folder of CelebA, already cropped to 140 x 140, scaled to 64 x 64 (2020, table 1): FID 10.23.
+    """A folder of CelebA, cropped to 140 x 140 beforehand and scaled to 64 x 64 (2020, table 1): FID 10.23.
 
     28.86 without the last denoising.
     """
@@ -210,9 +211,9 @@ def celeba64_v2() -> NCSN:
 
 
 def lsun128_v2() -> NCSN:
-    """A folder of LSUN Tower at 128 x 128; epsilon by the published rule, iterations recalled.
+    """A folder of LSUN Tower at 128 x 128; the paper reports no FID.
 
-    The paper prints no FID.
+    epsilon follows the published rule, and the number of training steps is from memory.
     """
     network = Network(128, (1, 2, 2, 4, 4))
     data = Data("lsun", 128, size=(128, 128), flip=True)
@@ -220,18 +221,20 @@ def lsun128_v2() -> NCSN:
 
 
 def digits() -> NCSN:
-    """8 x 8 digits of 17 levels; the smallest noise is a third of a cell, the rest follows from the data by the
-    published rules.
+    """8 x 8 digits of 17 quantization levels; the smallest noise level is a third of a cell.
 
-    `by_the_rules(Data("digits").load(), 0.02, 5)` gave the numbers.
+    The other numbers follow the published rules: `by_the_rules(Data("digits").load(), 0.02, 5)`.
     """
-    return NCSN(**common_settings.digits() | {"sampling_steps": 19}, tolerance=1e-3)
+    return NCSN(**common_settings.digits(sampling_steps=19), tolerance=1e-3)
 
 
 def mnist() -> NCSN:
-    """28 x 28 digits of 256 levels; `by_the_rules(Data("mnist5k").load(), 0.01, 5)` gave the numbers."""
+    """28 x 28 digits of 256 quantization levels.
+
+    The numbers follow the published rules: `by_the_rules(Data("mnist5k").load(), 0.01, 5)`.
+    """
     return NCSN(
-        **common_settings.mnist() | {"sampling_steps": 94},
+        **common_settings.mnist(sampling_steps=94),
         low=0.01,
         high=15.8,
         noise_levels=94,
@@ -241,5 +244,5 @@ def mnist() -> NCSN:
 
 
 def smoke() -> NCSN:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return NCSN(**common_settings.smoke(), repeats=2, tolerance=0.1)

@@ -1,7 +1,7 @@
 """Progressive distillation for fast sampling (Salimans & Ho 2022, arXiv 2202.00512).
 
-The paper's networks are this package's U-Net at the paper's widths: their blocks differ, and ImageNet's 64 channels a
-head are 4 heads.
+The networks are U-Nets of this package with the widths of the paper; their blocks differ from the paper's, and the one
+for ImageNet has 4 heads instead of heads of 64 channels.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..continuous import (
     velocity,
 )
 from ..shared.data import Batches
-from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
@@ -45,53 +45,54 @@ from .reproduce import Study, fitted, trained
 )
 @dataclass(frozen=True)
 class ProgressiveDistillation(Chain):
-    """Velocity prediction in continuous time; students that halve the number of DDIM steps, again and again."""
+    """Velocity prediction in continuous time, and students that halve the number of DDIM steps again and again."""
 
     until: int = 1
-    """Steps of the last student; sampling_steps, those of the first teacher, are halved down to it."""
+    """Number of DDIM steps of the last student; those of the first teacher are --sampling-steps, such as 64."""
     stage: Training = field(default_factory=Training)
-    """How to train each student; none has dropout."""
+    """Settings of the training of each student, which has no dropout."""
     last_two: int = 1
-    """How many times as many updates the students of 2 steps and 1 get."""
+    """Factor by which the students of 2 steps and of 1 step are trained longer."""
     bound_steps: int = 256
-    """Steps of the chain whose bound is the teacher's code length."""
+    """Number of steps of the chain whose variational bound is the code length of the teacher."""
 
     loss_unit = "weighted MSE of the image"
 
     def __post_init__(self) -> None:
         if self.until < 1 or self.sampling_steps % (2 * self.until) or not self.students():
             raise UsageError(
-                f"sampling_steps={self.sampling_steps}, until={self.until}: the first must be the second doubled some times"
+                f"sampling_steps={self.sampling_steps}, until={self.until}: give sampling_steps that are until times "
+                "2, 4, 8, ..."
             )
 
     def students(self) -> list[int]:
-        """Steps of each student, such as 32, 16, 8, 4, 2, 1."""
+        """Returns the number of steps of each student, such as 32, 16, 8, 4, 2, 1."""
         steps, students = self.sampling_steps, []
         while steps > self.until and steps % 2 == 0:
             steps //= 2
             students.append(steps)
         return students if steps == self.until else []
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
         network = self.network.build(shape, classes=self.data.classes)
         return DenoisingLoss(Learned(network, Cosine(-20.0, 20.0), velocity), weight=truncated_snr)
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: GaussianDenoiser) -> Sampler:
         return DDIM(Clipped(denoiser))
 
-    def bound(self, denoiser: Denoiser, quantization: Quantization) -> VariationalBound:
+    def bound(self, denoiser: GaussianDenoiser, quantization: Quantization) -> VariationalBound:
         chain = denoiser.on(tabulate(denoiser.corruption, self.bound_steps))
         return VariationalBound(Clipped(chain), quantization, variance=LogInterpolated(0.3))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Fréchet distance by steps, of each student and of the first teacher at as many steps (figure 4)."""
+        """Fréchet distance by steps, of each student and of the first teacher (figure 4)."""
         from ..shared.figures import Lines, save_lines, save_panels
 
         study = Study(self, folder, progress)
         teacher = trained(self, study.images, folder, progress).denoiser
         runs: list[tuple[str, int, dict[str, float], Tensor]] = []
 
-        def measure(name: str, denoiser: Denoiser, steps: int) -> None:
+        def measure(name: str, denoiser: GaussianDenoiser, steps: int) -> None:
             drawn, measured = study.run(self.sampler(denoiser), steps)
             runs.append((name, steps, measured, drawn.levels[:60].float() / (study.images.quantization.levels - 1)))
 
@@ -102,12 +103,12 @@ class ProgressiveDistillation(Chain):
             student.load_state_dict(current.state_dict())
             training = replace(self.stage, steps=self.stage.steps * (self.last_two if steps <= 2 else 1))
             objective, place = Distillation(student, Clipped(current), steps), folder / f"student-{steps}"
-            current = taught(objective, training, self.batches(study.images), place, progress)
+            current = distilled(objective, training, self.batches(study.images), place, progress)
             measure("student", current, steps)
             measure("teacher", teacher, steps)
         first = runs[0][2]["frechet"]
         lines = {
-            name: tuple(zip(*((n, m["frechet"]) for who, n, m, _ in runs if who == name), strict=True))
+            name: ([n for who, n, _, _ in runs if who == name], [m["frechet"] for who, _, m, _ in runs if who == name])
             for name in ("student", "teacher")
         }
         rows, results, panels = [], {}, {}
@@ -127,43 +128,51 @@ class ProgressiveDistillation(Chain):
             "model",
             "steps",
             "Fréchet distance",
-            f"of the teacher's at {self.sampling_steps}",
-            "agreement with the asked label",
+            f"ratio to the teacher at {self.sampling_steps} steps",
+            "agreement with the requested label",
         ]
-        text = f"DDIM throughout; {self.stage.steps} updates for each student.\n\n![samples](samples.png)"
+        text = (
+            f"All samples are by DDIM; each student is trained for {self.stage.steps} steps.\n\n![samples](samples.png)"
+        )
         return study.write("Progressive distillation", text, head, rows, results)
 
 
-def taught(objective: Distillation, training: Training, batches: Batches, folder: Path, progress: Progress) -> Denoiser:
-    """The student of a folder, trained if need be, if it learnt from this teacher."""
+def distilled(
+    objective: Distillation, training: Training, batches: Batches, folder: Path, progress: Progress
+) -> GaussianDenoiser:
+    """Returns the student in a folder, trained where needed.
+
+    Raises:
+        UsageError: if it was trained with another teacher.
+    """
     expected = [p.detach().clone() for p in objective.teacher.parameters()]
     result = fitted(objective, training, batches, folder, progress)
     if not all(torch.equal(a, b.to(a)) for a, b in zip(expected, result.teacher.parameters(), strict=True)):
         raise UsageError(
-            f"the student in {folder} learnt from another teacher: remove the folder, or choose another --out"
+            f"the student in {folder} was trained with another teacher: remove the folder, or choose another --out"
         )
     return result.denoiser
 
 
 def teacher_of(steps: int, rate: float) -> Training:
-    """Adam with weight decay 0.001, as released."""
+    """Returns the released training of the teacher: Adam with weight decay 0.001."""
     return Training(
         steps=steps, learning_rate=rate, weight_decay=0.001, warmup=1000, clip=1.0, ema=0.9999, watch_every=10_000
     )
 
 
 def stage_of(steps: int, rate: float, warmup: int = 0) -> Training:
-    """The rate falls linearly to 0 in each stage; no averaged weights."""
+    """Returns the training of a student: learning rate decaying linearly to 0, no averaged weights."""
     return Training(
         steps=steps, learning_rate=rate, weight_decay=0.001, warmup=warmup, cooldown=steps, clip=1.0, ema=0.0
     )
 
 
 def cifar10() -> ProgressiveDistillation:
-    """CIFAR-10: teacher FID 2.75 by DDIM (table 1: velocity, truncated SNR); students of 8, 4, 2, 1 steps 2.57, 3.00,
-    4.51, 9.12.
+    """CIFAR-10, students of 8, 4, 2, 1 steps: FID 2.57, 3.00, 4.51, 9.12.
 
-    The paper distils the network that predicts the image, of FID 2.51.
+    The teacher has FID 2.75 by DDIM (table 1: velocity, truncated SNR). The paper distills the network that predicts
+    the image, with FID 2.51.
     """
     network, data = Network(256, (1, 1, 1), 3, (2, 4), 1, dropout=0.2), Data("uoft-cs/cifar10", 128, flip=True)
     return ProgressiveDistillation(
@@ -172,9 +181,9 @@ def cifar10() -> ProgressiveDistillation:
 
 
 def imagenet64() -> ProgressiveDistillation:
-    """ImageNet 64 x 64 with classes, from 1024 steps (figure 4).
+    """ImageNet 64 x 64 with class labels, from 1024 steps (figure 4).
 
-    The paper's network predicts the image and the noise.
+    The network of the paper predicts the image and the noise.
     """
     network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, null_label=False)
     data = Data("imagenet", 2048, size=(64, 64), classes=1000, flip=True)
@@ -184,17 +193,15 @@ def imagenet64() -> ProgressiveDistillation:
 
 
 def digits() -> ProgressiveDistillation:
-    """8 x 8 digits of 17 levels, from 64 steps."""
-    return ProgressiveDistillation(
-        **common_settings.digits() | {"sampling_steps": 64}, stage=stage_of(300, 3e-4, warmup=20)
-    )
+    """8 x 8 digits of 17 quantization levels, from 64 steps."""
+    return ProgressiveDistillation(**common_settings.digits(sampling_steps=64), stage=stage_of(300, 3e-4, warmup=20))
 
 
 def mnist() -> ProgressiveDistillation:
-    """28 x 28 digits of 256 levels, from 256 steps."""
-    return ProgressiveDistillation(**common_settings.mnist() | {"sampling_steps": 256}, stage=stage_of(5000, 1e-4))
+    """28 x 28 digits of 256 quantization levels, from 256 steps."""
+    return ProgressiveDistillation(**common_settings.mnist(sampling_steps=256), stage=stage_of(5000, 1e-4))
 
 
 def smoke() -> ProgressiveDistillation:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return ProgressiveDistillation(**common_settings.smoke(), until=2, stage=stage_of(4, 1e-4), bound_steps=8)

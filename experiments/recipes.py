@@ -1,4 +1,4 @@
-"""The names that the command line knows. Each is a preset of a paper's script."""
+"""The recipes by name, for the command line. Each is a preset, a function in the module of a paper."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
 
 
 def find(name: str) -> Experiment:
-    """The recipe of that name.
+    """Returns the recipe of that name.
 
     Raises:
-        UsageError: with the nearest name, where there is none.
+        UsageError: for an unknown name; the message suggests the nearest one.
     """
     if name not in RECIPES:
         near = sorted(recipe for recipe in RECIPES if recipe.startswith(f"{name}-"))

@@ -1,11 +1,11 @@
-"""What the scripts share that train a recipe and draw a paper's figure from it."""
+"""Training of recipes, and tables of sampling runs, for the figures of the papers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,20 +17,23 @@ from ..shared.sampler import Sampler
 from ..shared.training import Trainer, Training
 from ..shared.training.folder import writable, write_text
 from .evaluation import SamplingRun, draw, judge_of
-from .experiment import Experiment
+from .experiment import D, Experiment
 from .images import ImageExperiment
 from .report import table
 
 SAMPLES = 500
+Part = TypeVar("Part", bound=Objective)
 
 
-def train_recipe(experiment: Experiment, data: Any, folder: Path, progress: Progress, *, resume: bool) -> Objective:
-    """Trains one recipe into a folder, with pictures of samples on the way."""
-    experiment = experiment.settled()
+def train_recipe(
+    experiment: Experiment[D], data: Any, folder: Path, progress: Progress, *, resume: bool
+) -> Objective[D]:
+    """Trains one recipe into a folder and returns its averaged objective; writes samples during training."""
+    experiment = experiment.self_contained()
     torch.manual_seed(experiment.training.seed)
     name = Path(experiment.picture)
 
-    def watch(average: Objective, step: int) -> None:
+    def watch(average: Objective[Any], step: int) -> None:
         few = draw(
             experiment,
             experiment.sampler(average.denoiser),
@@ -42,40 +45,34 @@ def train_recipe(experiment: Experiment, data: Any, folder: Path, progress: Prog
         experiment.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.quantization, columns=10)
 
     objective = experiment.objective(data.shape, data.quantization)
-    # What these refuse must not show after an hour of training.
+    # Settings that these refuse must not show up after an hour of training.
     experiment.sampler(objective.denoiser)
     experiment.code_length(objective.denoiser, data.quantization)
     trainer = Trainer(
         objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch
     )
-    return trainer.fit(experiment.batches(data), resume=resume)
+    return cast("Objective[D]", trainer.fit(experiment.batches(data), resume=resume))
 
 
-def trained(experiment: Experiment, data: Any, folder: Path, progress: Progress) -> Objective:
-    """The averaged objective of a recipe in a folder.
-
-    As it lies there if it is finished, else trained, or trained to its end.
-    """
+def trained(experiment: Experiment[D], data: Any, folder: Path, progress: Progress) -> Objective[D]:
+    """Returns the averaged objective of a recipe in a folder: loaded if it is finished, else trained or resumed."""
     return train_recipe(experiment, data, folder, progress, resume=True)
 
 
-def fitted(objective: Objective, training: Training, batches: Any, folder: Path, progress: Progress) -> Objective:
-    """The averaged objective of a part that is no recipe of its own, such as a classifier.
-
-    Loaded, resumed or trained.
-    """
+def fitted(objective: Part, training: Training, batches: Any, folder: Path, progress: Progress) -> Part:
+    """Returns the averaged objective of a part of a recipe, such as a classifier: loaded, resumed or trained."""
     torch.manual_seed(training.seed)
-    return Trainer(objective, training, folder=folder, progress=progress).fit(batches, resume=True)
+    return cast(Part, Trainer(objective, training, folder=folder, progress=progress).fit(batches, resume=True))
 
 
 class Study:
-    """A table of sampling runs, each measured against the training set by a classifier of real images.
+    """Sampling runs of one data set, each measured against the training set by a classifier of real images.
 
     Args:
         experiment: the recipe.
-        folder: where pictures and tables go.
+        folder: the folder for pictures and tables.
         progress: how to report progress.
-        samples: in each run.
+        samples: the number of samples in each run.
     """
 
     def __init__(self, experiment: ImageExperiment, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
@@ -84,7 +81,8 @@ class Study:
         for images in (self.images, test):
             if images.label is None:
                 raise UsageError(
-                    f"{experiment.data.name} has {images.unlabelled}, and samples are measured by a classifier: take a set with labels"
+                    f"{experiment.data.name} has {images.no_labels}, and a classifier measures the samples: take a "
+                    "set with labels"
                 )
         quick = experiment.training.steps <= 100  # a smoke run
         self.judge, self.samples = judge_of(self.images, progress, 40 if quick else 600), 20 if quick else samples
@@ -94,7 +92,7 @@ class Study:
     def run(
         self, sampler: Sampler, steps: int | Tensor, recipe: ImageExperiment | None = None
     ) -> tuple[SamplingRun, dict[str, float]]:
-        """Draws samples, each class asked in turn where the recipe has labels, and measures them."""
+        """Draws samples, of each class in turn if the recipe has labels, and measures them."""
         drawn = draw(
             recipe or self.experiment,
             sampler,
@@ -106,36 +104,39 @@ class Study:
         )
         quality = self.judge.quality(drawn.levels)
         measured = {"frechet": quality.frechet, "sure": quality.sure, "evaluations": float(drawn.evaluations)}
-        if (recipe or self.experiment).data.classes is not None:
+        if (recipe or self.experiment).classes is not None:
             measured["agreement"] = self.judge.agreement(drawn.levels, torch.arange(self.samples) % self.judge.classes)
         return drawn, measured
 
     def write(
         self, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, Any]
     ) -> Path:
-        """Writes `results.json` and `table.md`, and returns the latter."""
+        """Writes `results.json` and `table.md`, and returns the path of the table."""
         write_text(self.folder / "results.json", json.dumps(results, indent=1))
         measured = (
-            f"{self.samples} samples a row, against the training set of {len(self.images.k)}; the Fréchet distance is of the features of a "
-            f"small classifier (accuracy {self.accuracy:.3f} on held-out images), for which {self.real.count} held-out images are at "
-            f"{self.real.frechet:.2f}. Distances compare within this page only."
+            f"Each row has {self.samples} samples, compared with the training set of {len(self.images.k)} images. The "
+            "Fréchet distance is that of the features of a small classifier "
+            f"(accuracy {self.accuracy:.3f} on held-out images), by which {self.real.count} held-out images have a "
+            f'distance of {self.real.frechet:.2f}; "sure" is the share of samples that it assigns to a class with '
+            "p > 0.8. Distances can be compared within this page only."
         )
-        page = f"# {title}\n\n{text}\n\n![{title}](figure.png)\n\n{table(list(head), [list(r) for r in rows])}\n\n{measured}\n"
+        figures = table(list(head), [list(r) for r in rows])
+        page = f"# {title}\n\n{text}\n\n![{title}](figure.png)\n\n{figures}\n\n{measured}\n"
         return write_text(self.folder / "table.md", page)
 
 
 class Sweep:
-    """Sampling runs as lines of Fréchet distance by evaluations, rows of a table, and panels of samples.
+    """Sampling runs, collected as curves of Fréchet distance by evaluations, table rows, and panels of samples.
 
     Args:
-        study: runs and measures them.
-        head: what the first cells of a row are.
+        study: runs and measures the samplers.
+        head: the headings of the first columns.
     """
 
     def __init__(self, study: Study, *head: str) -> None:
         self.study, self.head = (
             study,
-            [*head, "evaluations", "Fréchet distance", "sure", "agreement with the asked label"],
+            [*head, "evaluations", "Fréchet distance", "sure", "agreement with the requested label"],
         )
         self.lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
         self.rows: list[list[str]] = []
@@ -153,10 +154,16 @@ class Sweep:
         part: str = "",
         **more: float,
     ) -> None:
-        """One run: a point of a line, in the figure's part of that name, and a row that starts with `cells`; with
-        samples if it is shown.
+        """Adds one run: a point of a curve, a row of the table and, if `shown`, a panel of samples.
 
-        `more` goes into the results.
+        Args:
+            line: the name of the curve.
+            cells: the first cells of the row.
+            sampler, steps: the run.
+            recipe: the recipe of the conditions; None for that of the study.
+            shown: whether its samples are shown.
+            part: the name of the plot that has the curve.
+            more: further numbers for the results, by name.
         """
         drawn, measured = self.study.run(sampler, steps, recipe)
         name = ", ".join([*cells, f"{drawn.evaluations} evaluations"])
@@ -172,7 +179,7 @@ class Sweep:
             self.panels[name] = drawn.levels[:40].float() / (self.study.images.quantization.levels - 1)
 
     def write(self, title: str, text: str, across: int) -> Path:
-        """Writes the figure, the samples, `results.json` and `table.md`, and returns the last."""
+        """Writes the figure, the samples, `results.json` and `table.md`, and returns the path of the table."""
         from ..shared.figures import Lines, save_lines, save_panels
 
         axes = "network evaluations for each sample", "Fréchet distance"

@@ -1,4 +1,4 @@
-"""Every noise schedule in one picture."""
+"""A picture of all noise schedules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..shared.gaussian.schedule import Schedule
 
 
 def schedules(steps: int) -> dict[str, Schedule]:
-    """All variance-preserving schedules by name, tables with `steps` steps."""
+    """Returns all variance-preserving schedules by name; those that are tables have `steps` steps."""
     tables = {
         "linear": linear_betas(steps),
         "quadratic": quadratic_betas(steps),
@@ -37,7 +37,7 @@ def schedules(steps: int) -> dict[str, Schedule]:
         "warm-up 50 %": warmup_betas(steps, 0.5),
         "linear, zero-terminal": zero_terminal(linear_betas(steps)),
     }
-    others = {
+    others: dict[str, Schedule] = {
         "continuous cosine": Cosine(),
         "continuous cosine, 64 to 256 px": Shifted(Cosine(), resolution_shift(64, 256)),
         "VP": VP(),
@@ -46,7 +46,7 @@ def schedules(steps: int) -> dict[str, Schedule]:
 
 
 def plot(path: Path, steps: int = 1000) -> Path:
-    """Writes alpha-bar, log-SNR and the share of the signal's power that each step takes."""
+    """Draws alpha-bar, log-SNR and beta of every schedule over time into a picture."""
     from ..shared.figures import Lines, save_lines
 
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
@@ -61,7 +61,7 @@ def plot(path: Path, steps: int = 1000) -> Path:
         path,
         {
             "signal": Lines("t", "alpha-bar = alpha_t²", power),
-            "log-SNR": Lines("t", "log(alpha_t² / sigma_t²), cut at -25", log_snr),
+            "log-SNR": Lines("t", "log(alpha_t² / sigma_t²), at least -25", log_snr),
             f"beta of {steps} steps": Lines("t", "1 - alpha-bar_n / alpha-bar_(n-1)", betas, logy=True),
         },
     )

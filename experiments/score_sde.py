@@ -1,9 +1,9 @@
-"""Score-based generative modelling through SDEs (Song et al. 2021, arXiv 2011.13456).
+"""Score-based generative modeling through SDEs (Song et al. 2021, arXiv 2011.13456).
 
-Data are in [-1, 1] throughout, where the paper has VE in [0, 1]: VE's sigmas are doubled, which is the same process.
-The papers' networks are the papers' own (`networks.presets`). DDPM++ is told 1000 t where the paper has 999 t, and
-NCSN++ the log of the doubled sigma, which shifts the phases of its random Fourier features alone. The times of a batch
-are stratified where the papers draw them one by one.
+All data are in [-1, 1], where the paper has data in [0, 1] for VE: the sigmas of VE are doubled, which is the same
+process. The networks are those of the papers (`networks.presets`). The time input of DDPM++ is 1000 t, where the paper
+has 999 t; that of NCSN++ is the log of the doubled sigma, which only shifts the phases of its random Fourier features.
+The times of a batch are stratified, where the papers draw them independently.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ..sde import (
     SubVP,
     VariationalDequantization,
 )
-from ..shared.denoiser import Denoiser
-from ..shared.gaussian.dequantization import Dequantized, Dequantizer
+from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.dequantization import DequantizedLoss, Dequantizer
 from ..shared.gaussian.schedule import Schedule
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
@@ -50,52 +50,50 @@ from .time_grids import whole
 @serializable("experiments.ScoreSDE", formerly="unnoise.experiments.score_sde.ScoreSDE")
 @dataclass(frozen=True)
 class ScoreSDE(Density):
-    """Denoising score matching on an SDE, trained on dequantised data so that its density has a meaning."""
+    """Denoising score matching on an SDE, trained on dequantized data so that it has a likelihood."""
 
     sde: Literal["vp", "sub-vp", "ve"] = "vp"
-    """Which SDE."""
+    """Stochastic differential equation: variance-preserving, sub-variance-preserving or variance-exploding."""
     sigma_min: float = 0.02
-    """VE: smallest noise, for data in [-1, 1]."""
+    """VE: smallest noise level, for data in [-1, 1], such as 0.02."""
     sigma_max: float = 100.0
-    """VE: largest noise; by the published rule the largest distance between two images (Song & Ermon 2020)."""
+    """VE: largest noise level; the published rule is the largest distance between two images (Song & Ermon 2020)."""
     method: Literal["pc", "cp", "predictor", "euler-maruyama", "heun", "rk45"] = "pc"
-    """Sampler: predictor and corrector in the paper's order or, as its code, the corrector first; the predictor alone
-    (reverse diffusion); Euler-Maruyama; or the probability flow by Heun's method or by RK45."""
+    """Sampler: pc takes predictor then corrector as in the paper, cp the corrector first as in its code, predictor the
+    predictor alone (reverse diffusion); euler-maruyama; heun and rk45 solve the probability flow."""
     snr: float = 0.1
-    """Signal-to-noise ratio of the Langevin corrector."""
+    """Signal-to-noise ratio r of the Langevin corrector, such as 0.16."""
     ve_snr: float = 0.16
-    """The same where `reproduce` trains VE beside the others."""
+    """Signal-to-noise ratio r of the corrector on VE, which `unnoise reproduce` trains beside the others."""
     weight: Literal["sigma2", "likelihood"] = "sigma2"
-    """Of the score's error.
-
-    Sigma^2, or g^2 with the times that importance sampling draws, which bounds the likelihood.
-    """
+    """Weight of the squared error of the score: sigma2, or likelihood for g^2 with importance sampling of the times, a
+    bound on the likelihood."""
     t_last: float = 1e-3
-    """Last noisy time of the sampler, whose last step denoises."""
+    """Time of the last noisy state of the sampler, between 0 and 1, such as 0.001; its last step denoises."""
     time_power: float = 1.0
-    """Training times are u^time_power: 1 for the papers' uniform times, more to visit small noise more."""
+    """Exponent p of the training times u^p, u uniform: 1 as published, larger values draw small noise more often."""
 
     loss_unit = "weighted MSE of the score"
 
     def schedule(self) -> Schedule:
-        """The SDE's marginals."""
+        """Returns the marginals of the SDE."""
         if self.sde == "ve":
             return VE(self.sigma_min, self.sigma_max, t_last=self.t_last)
         return (VP if self.sde == "vp" else SubVP)(t_last=self.t_last)
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
         denoiser = Learned(
-            self.network.build(shape, classes=self.data.classes), self.schedule(), time_input=self.network.label
+            self.network.build(shape, classes=self.data.classes), self.schedule(), time_input=self.network.time_input
         )
         if self.weight == "likelihood":
             return MaximumLikelihood(denoiser, Stratified())
         return DenoisingLoss.score_matching(denoiser, times=Stratified(self.time_power))
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
-        return self.by(self.method, denoiser)
+    def sampler(self, denoiser: GaussianDenoiser) -> Sampler:
+        return self.named_sampler(self.method, denoiser)
 
-    def by(self, method: str, denoiser: Denoiser) -> Sampler:
-        """The sampler of that name."""
+    def named_sampler(self, method: str, denoiser: GaussianDenoiser) -> Sampler:
+        """Returns the sampler by its name, one of the values of `method`."""
         if method in ("pc", "cp"):
             both = PredictorCorrector if method == "pc" else CorrectorPredictor
             return both(ReverseDiffusion(denoiser), Langevin(denoiser, self.snr))
@@ -105,13 +103,15 @@ class ScoreSDE(Density):
             denoiser
         )
 
-    def grid(self, denoiser: Denoiser, steps: int) -> int | Tensor:
+    def grid(self, denoiser: GaussianDenoiser, steps: int) -> int | Tensor:
         return whole(denoiser.corruption) if self.method == "rk45" else steps
 
-    def closer(self, denoiser: Denoiser, study: Study, folder: Path, progress: Progress) -> Dequantizer:
-        """A variational dequantiser for a finished model, trained on the bound of its likelihood.
+    def variational_dequantizer(
+        self, denoiser: GaussianDenoiser, study: Study, folder: Path, progress: Progress
+    ) -> Dequantizer:
+        """Returns a variational dequantizer for a trained model, trained on the bound of its likelihood.
 
-        Song et al. 2021b, section 5.
+        Source: Song et al. 2021b, section 5.
         """
         images = study.images
         channels, *size = images.shape
@@ -119,48 +119,49 @@ class ScoreSDE(Density):
             images.quantization,
             replace(self.network, width=max(self.network.width // 2, 8)).build((2 * channels, *size)),
         )
-        objective = Dequantized(MaximumLikelihood(copy.deepcopy(denoiser).requires_grad_(False), Stratified()), flow)
+        objective = DequantizedLoss(
+            MaximumLikelihood(copy.deepcopy(denoiser).requires_grad_(False), Stratified()), flow
+        )
         short = replace(
             self.training, steps=max(self.training.steps // 5, 1), cooldown=0, watch_every=self.training.steps
         )
         conditions = () if self.data.classes is None else ("label",)
         batches = images.batches(self.data.batch, Quantization.quantized, conditions=conditions, seed=self.data.seed)
-        return fitted(objective, short, batches, folder / "dequantiser", progress).dequantizer
+        return fitted(objective, short, batches, folder / "dequantizer", progress).dequantizer
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """VP, sub-VP and VE trained alike.
-
-        Bits/dim, and Fréchet distance by network evaluations for every sampler (tables 1 and 2).
-        """
+        """Bits/dim of VP, sub-VP and VE, and Fréchet distance by evaluations for every sampler (tables 1 and 2)."""
         study, test = Study(self, folder, progress), self.load("test", progress)
         sweep = Sweep(study, "SDE", "bits/dim, uniform", "bits/dim, variational", "sampler")
         for name, recipe in self.variants().items():
             denoiser = trained(recipe, study.images, folder / name.lower(), progress).denoiser
             bits, error = bits_per_dim(recipe, denoiser, test, progress=progress)
-            spread = recipe.closer(denoiser, study, folder / name.lower(), progress)
-            closer, _ = bits_per_dim(recipe, denoiser, test, measure=recipe.coded(denoiser, spread), progress=progress)
+            dequantizer = recipe.variational_dequantizer(denoiser, study, folder / name.lower(), progress)
+            measure = recipe.exact_code_length(denoiser, dequantizer)
+            closer, _ = bits_per_dim(recipe, denoiser, test, measure=measure, progress=progress)
             codes = {"bits_per_dim": bits, "standard_error": error, "bits_per_dim_variational": closer}
             for label, method, cost in RUNS:
                 cells = (name, f"{bits:.3f} ± {error:.3f}", f"{closer:.3f}", label)
-                grids = [max(-(-n // cost), 2) for n in EVALUATIONS if n <= 10 * self.sampling_steps]
-                for steps in [whole(denoiser.corruption)] if method == "rk45" else grids:
-                    shown = method == "rk45" or steps == grids[-1]
-                    sweep.run(label, cells, recipe.by(method, denoiser), steps, recipe, shown, name, **codes)
+                counts = [max(-(-n // cost), 2) for n in EVALUATIONS if n <= 10 * self.sampling_steps]
+                sampler, last = recipe.named_sampler(method, denoiser), len(counts) - 1
+                for i, steps in enumerate([whole(denoiser.corruption)] if method == "rk45" else counts):
+                    shown = method == "rk45" or i == last
+                    sweep.run(label, cells, sampler, steps, recipe, shown, name, **codes)
         text = (
-            f"One network and {self.training.steps} training steps for each SDE. Bits/dim of {len(test.k)} held-out images are exact up to "
-            "dequantisation, uniform as in training, or by a flow trained for the finished model (RK45, rtol = atol = "
-            f"{self.tolerance:g}, one Rademacher probe). Langevin corrector: one step a level, "
-            f"snr {', '.join(f'{r.snr:g} ({n})' for n, r in self.variants().items())}."
+            f"One network and {self.training.steps} training steps for each SDE. Bits/dim of {len(test.k)} held-out "
+            "images are exact up to dequantization, which is uniform as in training, or a flow that was trained for "
+            f"the finished model (RK45, rtol = atol = {self.tolerance:g}, one Rademacher probe). The Langevin "
+            "corrector takes one step at each noise level, with snr "
+            f"{', '.join(f'{r.snr:g} ({n})' for n, r in self.variants().items())}."
         )
         return sweep.write("Score SDEs: samplers and likelihoods", text, across=len(RUNS))
 
     def variants(self) -> dict[str, ScoreSDE]:
-        """The three SDEs, otherwise alike."""
+        """Returns the recipes of the three SDEs, which are otherwise equal."""
         ve = replace(self, sde="ve", snr=self.ve_snr, t_last=1e-5, time_power=1.0)
         return {"VP": replace(self, sde="vp"), "sub-VP": replace(self, sde="sub-vp"), "VE": ve}
 
 
-# Samplers by name, with the evaluations of one step.
 RUNS = (
     ("predictor-corrector", "pc", 2),
     ("reverse diffusion", "predictor", 1),
@@ -168,17 +169,18 @@ RUNS = (
     ("probability flow, Heun", "heun", 2),
     ("probability flow, RK45", "rk45", 1),
 )
+"""Samplers: their names in the figure and as `method`, and the network evaluations of one step."""
 EVALUATIONS = (20, 50, 100, 200)
 
 
 def published(data: Data, network: Network, steps: int, ema: float, **more: Any) -> ScoreSDE:
-    """Adam at 2e-4 with 5000 steps of warm-up, gradients clipped to 1, 1000 steps of sampling."""
+    """Returns a recipe of the paper: Adam at 2e-4, warm-up of 5000 steps, gradient norm 1, 1000 sampling steps."""
     training = Training(steps=steps, learning_rate=2e-4, warmup=5000, clip=1.0, ema=ema, watch_every=10_000)
     return ScoreSDE(data, network, training, 1000, **more)
 
 
 def cifar10() -> ScoreSDE:
-    """CIFAR-10, DDPM++ cont., VP: FID 2.55 (3.93 by the flow), 3.16 bits/dim; Euler-Maruyama, no corrector."""
+    """CIFAR-10, DDPM++ cont., VP: FID 2.55 (3.93 by the flow), 3.16 bits/dim; Euler-Maruyama without corrector."""
     network = Network(128, (1, 2, 2, 2), 4, (2,), 1, dropout=0.1, style="ddpmpp")
     return published(Data("uoft-cs/cifar10", 128, flip=True), network, 950_000, 0.9999, method="euler-maruyama")
 
@@ -189,7 +191,7 @@ def cifar10_subvp() -> ScoreSDE:
 
 
 def cifar10_ve() -> ScoreSDE:
-    """CIFAR-10, NCSN++ cont., VE: FID 2.38 by 2000 evaluations of the predictor-corrector sampler."""
+    """CIFAR-10, NCSN++ cont., VE: FID 2.38 at 2000 evaluations of the predictor-corrector sampler."""
     ve: dict[str, Any] = {"sde": "ve", "method": "cp", "snr": 0.16, "t_last": 1e-5}
     network = Network(128, (1, 2, 2, 2), 4, (2,), 1, dropout=0.1, style="ncsnpp")
     return published(Data("uoft-cs/cifar10", 128, flip=True), network, 950_000, 0.999, **ve)
@@ -208,17 +210,18 @@ def cifar10_ve_deep() -> ScoreSDE:
 
 
 def cifar10_likelihood() -> ScoreSDE:
-    """CIFAR-10, ScoreFlow (Song et al. 2021b, arXiv 2101.09258).
+    """CIFAR-10, DDPM++ cont., VP, trained for likelihood (ScoreFlow, Song et al. 2021b, arXiv 2101.09258).
 
-    DDPM++ VP, about 2.8 bits/dim, there with variational dequantisation.
+    About 2.8 bits/dim in the paper, with variational dequantization.
     """
     return replace(cifar10(), weight="likelihood")
 
 
 def celeba64_ve() -> ScoreSDE:
-    """A folder of CelebA at 64 x 64, NCSN++ VE with sigma_max 90 on [0, 1]; the paper prints no FID for it.
+    """A folder of CelebA at 64 x 64, NCSN++ VE with sigma_max 90 on [0, 1]; the paper reports no FID for it.
 
-    Trained in continuous time with Fourier features; the released model has discrete levels, told by their number.
+    Trained in continuous time with Fourier features; the released model has discrete noise levels, and their index as
+    its time input.
     """
     ve: dict[str, Any] = {"sde": "ve", "sigma_max": 180.0, "method": "cp", "snr": 0.17, "t_last": 1e-5}
     network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.1, style="ncsnpp")
@@ -226,10 +229,7 @@ def celeba64_ve() -> ScoreSDE:
 
 
 def ffhq256_ve() -> ScoreSDE:
-    """A folder of FFHQ at 256 x 256, NCSN++ VE with sigma_max 348 on [0, 1], 2000 steps.
-
-    The paper shows samples, no FID.
-    """
+    """A folder of FFHQ at 256 x 256, NCSN++ VE with sigma_max 348 on [0, 1], 2000 steps; the paper reports no FID."""
     ve: dict[str, Any] = {"sde": "ve", "sigma_max": 696.0, "method": "cp", "snr": 0.075, "t_last": 1e-5}
     network = Network(128, (1, 1, 2, 2, 2, 2, 2), 2, (16,), 1, style="ncsnpp-skip")
     return replace(
@@ -238,12 +238,12 @@ def ffhq256_ve() -> ScoreSDE:
 
 
 def digits() -> ScoreSDE:
-    """8 x 8 digits of 17 levels.
+    """8 x 8 digits of 17 quantization levels.
 
-    The sampler denoises from t = 0.01, a noise of 0.045 and so less than half of a cell.
+    The sampler denoises from t = 0.01, where the noise level is 0.045, less than half of a cell.
     """
     return ScoreSDE(
-        **common_settings.digits() | {"sampling_steps": 50},
+        **common_settings.digits(sampling_steps=50),
         time_power=1.5,
         t_last=0.01,
         sigma_min=0.04,
@@ -253,10 +253,10 @@ def digits() -> ScoreSDE:
 
 
 def mnist() -> ScoreSDE:
-    """28 x 28 digits of 256 levels; sigma_max is the largest distance between two of them."""
+    """28 x 28 digits of 256 quantization levels; sigma_max is the largest distance between two of them."""
     return ScoreSDE(**common_settings.mnist(), sigma_max=31.6)
 
 
 def smoke() -> ScoreSDE:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return ScoreSDE(**common_settings.smoke(), tolerance=0.1)

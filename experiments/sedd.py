@@ -8,13 +8,13 @@ from typing import Literal
 from ..discrete import (
     Absorbing,
     Ancestral,
+    CategoricalDenoiser,
     ContinuousBound,
     GeometricNoise,
     LogLinearNoise,
     ScoreEntropyDenoiser,
     Uniform,
 )
-from ..shared.denoiser import Denoiser
 from ..shared.objective import Objective, Stratified
 from ..shared.quantization import Quantization
 from ..shared.sampler import Sampler
@@ -27,14 +27,15 @@ from .texts import Text, TextExperiment, TextNetwork
 @serializable("experiments.SEDD", formerly="unnoise.experiments.sedd.SEDD")
 @dataclass(frozen=True)
 class SEDD(TextExperiment):
-    """The network gives log ratios and is trained by score entropy."""
+    """Absorbing or uniform transitions; the network predicts log probability ratios and is trained by score entropy."""
 
     transition: Literal["absorbing", "uniform"] = "absorbing"
-    """How text is destroyed: absorbing with the log-linear schedule, uniform with the geometric one from 1e-4 to 20."""
+    """Transition matrix: absorbing with the log-linear schedule, or uniform with the geometric schedule from 1e-4 to
+    20."""
 
     loss_unit = "score entropy, nats/token"
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[CategoricalDenoiser]:
         absorbing = self.transition == "absorbing"
         transition = (
             Absorbing(quantization.levels, LogLinearNoise())
@@ -45,14 +46,14 @@ class SEDD(TextExperiment):
         denoiser = ScoreEntropyDenoiser(network, transition)
         return ContinuousBound(denoiser, times=Stratified(), padding=self.padding)
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: CategoricalDenoiser) -> Sampler:
         return Ancestral(denoiser)
 
 
 def owt() -> SEDD:
-    """OpenWebText, GPT-2 pieces (give --text.tokenizer), packed to 1024.
+    """OpenWebText, GPT-2 tokens (give --text.tokenizer), windows of 1024.
 
-    At most 24.10 perplexity a token (of MDLM's table).
+    Perplexity at most 24.10 per token, according to the table of MDLM.
     """
     training = Training(steps=1_300_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     network = TextNetwork("dit", 768, 12, 12, dropout=0.1)
@@ -60,16 +61,16 @@ def owt() -> SEDD:
 
 
 def text8() -> SEDD:
-    """text8, windows of 256: 1.39 bits/char by absorption, 1.47 by uniform resampling (--transition uniform)."""
+    """text8, windows of 256: 1.39 bits/char with absorbing transitions, 1.47 with --transition uniform."""
     training = Training(steps=1_000_000, learning_rate=3e-4, warmup=2500, clip=1.0, ema=0.9999, watch_every=10_000)
     return SEDD(Text("text8", 512, 256), TextNetwork("dit", 768, 12, 12, dropout=0.1), training, 128)
 
 
 def shakespeare() -> SEDD:
-    """27 symbols of Shakespeare, 128 at a time."""
+    """Shakespeare as 27 characters, in windows of 128."""
     return SEDD(**common_settings.shakespeare(TextNetwork("dit")))
 
 
 def smoke() -> SEDD:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return SEDD(**common_settings.smoke_text(TextNetwork("dit", 16, 1, 2)))

@@ -1,6 +1,6 @@
 """A continuous time framework for discrete denoising models (Campbell et al. 2022, arXiv 2205.14987).
 
-The network is DDPM's, as in `d3pm_images`; the paper's scales its residual sums by 1 / sqrt(2) besides.
+The network is that of DDPM, as in `d3pm_images`; that of the paper also scales its residual sums by 1 / sqrt(2).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..discrete import (
     Categorical,
+    CategoricalDenoiser,
     ContinuousBound,
     GaussianTarget,
     Marginal,
@@ -18,7 +19,6 @@ from ..discrete import (
     direct,
     logistic,
 )
-from ..shared.denoiser import Denoiser
 from ..shared.objective import Objective, Stratified
 from ..shared.quantization import Quantization
 from ..shared.sampler import PredictorCorrector, Sampler
@@ -33,35 +33,36 @@ HEADS = {"logistic": logistic, "direct": direct}
 @serializable("experiments.TauLDR", formerly="unnoise.experiments.tauldr.TauLDR")
 @dataclass(frozen=True)
 class TauLDR(Quantized):
-    """Local moves in continuous time, a logistic head, and samples by leaps with corrector steps."""
+    """Local jumps in continuous time, sampled by tau-leaping with corrector steps."""
 
     reach: float = 6.0
-    """How far a jump goes, in levels."""
+    """Typical length of a jump, in quantization levels, such as 6."""
     width: float = 512.0
-    """Of the Gaussian that sampling starts from, in levels."""
+    """Width of the Gaussian distribution that sampling starts from, in quantization levels, such as 512."""
     ce: float = 0.001
-    """Weight of the cross-entropy beside the bound."""
+    """Weight of the cross-entropy, which is added to the bound, such as 0.001."""
     head: Literal["logistic", "direct"] = "logistic"
-    """The two numbers of a logistic law, or a logit for each level."""
+    """Output of the network: logistic is the mean and scale of a logistic distribution, direct a logit for each
+    level."""
     correctors: int = 0
-    """Corrector steps at each level below t = 0.1; 10 in the paper's better row."""
+    """Number of corrector steps after each step below t = 0.1; the better result of the paper has 10."""
 
     loss_unit = "CTMC bound + lambda CE, nats/dim"
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[CategoricalDenoiser]:
         transition = GaussianTarget(quantization.levels, reach=self.reach, width=self.width)
         logits = 2 if self.head == "logistic" else None
         network = self.network.build(shape, categories=quantization.levels, classes=self.data.classes, logits=logits)
         denoiser = Categorical(network, transition, Marginal(), head=HEADS[self.head])
         return ContinuousBound(denoiser, self.ce, times=Stratified())
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: CategoricalDenoiser) -> Sampler:
         leaps = TauLeaping(denoiser)
         return PredictorCorrector(leaps, RateCorrector(denoiser, repeats=self.correctors)) if self.correctors else leaps
 
 
 def cifar10() -> TauLDR:
-    """CIFAR-10: IS 8.74, FID 8.10, 3.59 bits/dim by 500 leaps.
+    """CIFAR-10: IS 8.74, FID 8.10, 3.59 bits/dim at 500 steps of tau-leaping.
 
     IS 9.49, FID 3.74 with 10 corrector steps (--correctors 10).
     """
@@ -71,11 +72,10 @@ def cifar10() -> TauLDR:
 
 
 def digits() -> TauLDR:
-    """8 x 8 digits of 17 levels."""
-    budget = common_settings.digits()
-    return TauLDR(**budget | {"sampling_steps": 100}, reach=2.0, width=34.0)
+    """8 x 8 digits of 17 quantization levels."""
+    return TauLDR(**common_settings.digits(sampling_steps=100), reach=2.0, width=34.0)
 
 
 def smoke() -> TauLDR:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return replace(TauLDR(**common_settings.smoke(), reach=2.0, width=34.0), bound_terms=4)

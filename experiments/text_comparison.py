@@ -1,4 +1,4 @@
-"""Models of text on one budget, in one table."""
+"""A comparison of models of text that are trained for the same time, as a table and a figure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ..discrete import Infilling
+from ..discrete import CategoricalDenoiser, Infilling, Transition
 from ..shared.data import TextDataset, sparse_chain
 from ..shared.editing import Inpainting
 from ..shared.errors import UsageError
 from ..shared.metrics import NGram, entropy
 from ..shared.progress import Progress, silent
+from ..shared.sampler import Sampler
 from ..shared.training.folder import curve, read_object, writable
 from .evaluation import draw
 from .report import table
@@ -29,7 +30,7 @@ SHOWN = 3
 
 
 def compare(
-    models: Mapping[str, TextExperiment],
+    models: Mapping[str, TextExperiment[Any]],
     folder: Path,
     progress: Progress = silent,
     *,
@@ -37,27 +38,25 @@ def compare(
     windows: int = 400,
     samples: int = 200,
 ) -> Path:
-    """Trains each model, codes held-out text, draws samples and fills in gaps, into a table, a figure and a page of
-    samples.
+    """Trains each model, codes held-out text, draws samples and fills gaps; writes a table, a figure and the samples.
 
     Args:
-        models: by name.
-        folder: where everything goes, each model in a folder of its own.
+        models: the models by name.
+        folder: the folder of the comparison, with a folder for each model.
         progress: how to report progress.
-        seconds: the processor time that each model may train, whatever its steps cost; None for as many steps as its
-            recipe says.
-        windows: held-out windows to code.
-        samples: of each model.
+        seconds: processor time for which each model is trained; None trains it for the steps of its recipe.
+        windows: number of held-out windows to code.
+        samples: number of samples of each model.
 
     Returns:
-        The table, as Markdown.
+        The path of the table, a Markdown file.
 
     Raises:
-        UsageError: for a tokenizer: the baselines are models of single characters.
+        UsageError: for text with a tokenizer, since the baselines are models of single characters.
     """
     first = next(iter(models.values()))
     if first.text.tokenizer is not None:
-        raise UsageError("the figures compare models with n-grams of characters: leave --text.tokenizer out")
+        raise UsageError("the comparison has n-gram models of characters as baselines: leave out --text.tokenizer")
     torch.manual_seed(0)
     train, test = first.load("train"), first.load("test")
     results, texts = baselines(first, train, test, windows, samples), []
@@ -86,46 +85,47 @@ def compare(
         )
     picture(folder, results)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
-    (folder / "samples.md").write_text("# Samples and gaps filled in\n\n" + "\n\n".join(texts) + "\n")
+    (folder / "samples.md").write_text("# Samples and filled gaps\n\n" + "\n\n".join(texts) + "\n")
     page = folder / "table.md"
     head = ["model", "bits/char", "generative perplexity", "sample entropy, bits", "evaluations", "training steps"]
     rows = [[name, *cells(found)] for name, found in results.items()]
     page.write_text(
-        "# Models of text on one budget\n\n"
-        f"{first.text.name}, {test.vocabulary} symbols, windows of {test.length}; bits/char are "
-        f"upper bounds on {windows} held-out windows, ± the standard error over them. Perplexity of {samples} samples is per symbol "
-        f"under a 5-gram model of the training text (of {JUDGED:,} windows at most) and means something only beside their entropy.\n\n"
-        f"![training](figure.png)\n\n{table(head, rows)}\n\n"
-        "Samples and gaps filled in: [samples.md](samples.md).\n"
+        f"# A comparison of models of text\n\n{first.text.name}, {test.vocabulary} characters, windows of "
+        f"{test.length}. Bits/char are upper bounds on {windows} held-out windows, ± the standard error over them. The "
+        f"generative perplexity of {samples} samples is per character, under a 5-gram model of the training text (of "
+        f"{JUDGED:,} windows at most); it can be compared only between samples of similar "
+        f"entropy.\n\n![training](figure.png)\n\n{table(head, rows)}\n\nSamples and filled gaps: "
+        "[samples.md](samples.md).\n"
     )
     return page
 
 
 def picture(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """The path of the bound on training batches after a tenth of the training, beside the best of the baselines."""
+    """Draws the path term of the bound on training batches after a tenth of the training, and the best baseline."""
     from ..shared.figures import Lines, save_lines
 
     curves, steps = {}, 0
     for name, found in results.items():
         if "training_steps" in found:
-            # Without the prior and, in continuous time, the data term.
+            # The path term: without the prior term and, in continuous time, without the data term.
             points = zip(*curve(folder_of(folder, name) / "metrics.jsonl", "bits_per_dim"), strict=True)
             steps = max(steps, found["training_steps"])
             curves[name] = smoothed([(step, value) for step, value in points if step >= found["training_steps"] / 10])
     floor = min((found["bits_per_character"], name) for name, found in results.items() if "training_steps" not in found)
     curves[floor[1]] = ([0, steps], [floor[0], floor[0]])
     save_lines(
-        folder / "figure.png", {"path of the bound, training batches": Lines("step", "bits/char", curves, logy=True)}
+        folder / "figure.png",
+        {"path term of the bound, training batches": Lines("step", "bits/char", curves, logy=True)},
     )
 
 
 def folder_of(folder: Path, name: str) -> Path:
-    """Where a model of the comparison is kept."""
+    """Returns the folder of a model of the comparison."""
     return folder / name.lower().replace(" ", "-")
 
 
-def smoothed(points: list[tuple[int, float]], over: int = 8) -> tuple[list[int], list[float]]:
-    """Steps and running means of what single batches say."""
+def smoothed(points: list[tuple[float, float]], over: int = 8) -> tuple[list[float], list[float]]:
+    """Returns the steps, and running means of the values of single batches."""
     values = [v for _, v in points]
     return [x for x, _ in points], [
         sum(values[max(0, i - over) : i + 1]) / len(values[max(0, i - over) : i + 1]) for i in range(len(values))
@@ -133,18 +133,18 @@ def smoothed(points: list[tuple[int, float]], over: int = 8) -> tuple[list[int],
 
 
 def cells(found: Mapping[str, Any]) -> list[str]:
-    """A row of the table."""
+    """Returns the cells of a row of the table."""
     error = f" ± {found['standard_error']:.3f}" if "standard_error" in found else ""
     perplexity = f"{found['generative_perplexity']:.2f}" if "generative_perplexity" in found else "-"
-    spread = f"{found['sample_entropy']:.2f}" if "sample_entropy" in found else "-"
+    diversity = f"{found['sample_entropy']:.2f}" if "sample_entropy" in found else "-"
     rest = (str(found.get(key, "-")) for key in ("evaluations", "training_steps"))
-    return [f"{found['bits_per_character']:.3f}{error}", perplexity, spread, *rest]
+    return [f"{found['bits_per_character']:.3f}{error}", perplexity, diversity, *rest]
 
 
 def baselines(
     experiment: TextExperiment, train: TextDataset, test: TextDataset, windows: int, samples: int
 ) -> dict[str, dict[str, Any]]:
-    """The exact entropy of a chain, or n-gram models of the training text; and the text itself as samples."""
+    """Measures the baselines: the entropy of a chain, or n-gram models; and the held-out text in place of samples."""
     real = test.windows[: min(samples, len(test.windows))].long()
     held_out = {"sample_entropy": entropy(real, train.vocabulary)}
     if experiment.text.name == "chain":
@@ -168,7 +168,7 @@ def baselines(
 
 
 def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
-    """The model with as many training steps as fit into the time, measured once and noted in its folder."""
+    """Returns the model with as many training steps as fit into the time; the time of a step is measured only once."""
     note = home / "budget.json"
     if not note.exists():
         steps = 12
@@ -187,26 +187,25 @@ def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
             optimizer.zero_grad()
             times.append(time.process_time() - start)
         note.write_text(json.dumps({"seconds_per_step": sorted(times)[steps // 2], "seconds": seconds}))
-    told = read_object(note, "delete it, and the budget is measured anew").get("seconds_per_step")
-    if not isinstance(told, float) or not told > 0:
-        raise UsageError(f"{note} holds no seconds_per_step: delete it, and the budget is measured anew")
-    steps = int(seconds / told)
+    measured = read_object(note, "delete it to measure the time of a step again").get("seconds_per_step")
+    if not isinstance(measured, float) or not measured > 0:
+        raise UsageError(f"{note} has no positive seconds_per_step: delete it to measure the time of a step again")
+    steps = int(seconds / measured)
     training = replace(
         model.training, steps=steps, cooldown=steps // 3, watch_every=steps, save_every=max(steps // 3, 1)
     )
     return replace(model, training=training)
 
 
-def filled(model: TextExperiment, denoiser: Any, test: TextDataset, progress: Progress) -> str:
-    """Held-out text with its middle half drawn anew."""
+def filled(model: TextExperiment, denoiser: CategoricalDenoiser, test: TextDataset, progress: Progress) -> str:
+    """Returns held-out text, as Markdown, with its middle half replaced by samples."""
     known = test.windows[:SHOWN].long()
     mask = torch.ones(known.shape[1], dtype=torch.bool)
     mask[known.shape[1] // 4 : 3 * known.shape[1] // 4] = False
-    inner = model.sampler(denoiser)
-    own_mask = inner.corruption.states > inner.corruption.levels
-    sampler = (Infilling if own_mask else Inpainting)(
-        inner, known, mask
-    )  # what is not masked stays clean, or is corrupted to each level
+    inner = cast("Sampler[CategoricalDenoiser, Transition]", model.sampler(denoiser))
+    own_mask = denoiser.corruption.states > denoiser.corruption.categories
+    # Known tokens stay clean where the process has a mask, and are corrupted to each time where it has none.
+    sampler = Infilling(inner, known, mask) if own_mask else Inpainting(inner, known, mask)
     x = sampler(
         shape=known.shape, steps=model.sampling_steps, generator=torch.Generator().manual_seed(1), progress=progress
     )
@@ -214,9 +213,9 @@ def filled(model: TextExperiment, denoiser: Any, test: TextDataset, progress: Pr
     for row in test.decode(x):
         quarter = len(row) // 4
         lines.append(f"{row[:quarter]}[{row[quarter : 3 * quarter]}]{row[3 * quarter :]}")
-    return "With the middle, in brackets, drawn anew:\n\n" + quoted(lines)
+    return "With the middle, in brackets, replaced by a sample:\n\n" + quoted(lines)
 
 
 def quoted(lines: list[str]) -> str:
-    """Lines as a Markdown code block."""
+    """Returns lines as a Markdown code block."""
     return "```\n" + "\n\n".join(lines) + "\n```"

@@ -1,4 +1,4 @@
-"""Experiments on text."""
+"""Experiments on text: their data, their transformer, and the measures of code length and samples."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self, TypeVar
 
-from ..discrete import VariationalBound
+from ..discrete import CategoricalDenoiser, VariationalBound
 from ..shared.code_length import perplexity
 from ..shared.data import (
     Batches,
@@ -21,13 +22,12 @@ from ..shared.data import (
     SubwordTokenizer,
     TextDataset,
     characters,
-    pieces,
     sparse_chain,
+    subwords,
     text8,
     tokenizer_file,
 )
 from ..shared.data.sources import absolute, bundled
-from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
 from ..shared.memory import refuse_beyond
 from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
@@ -42,76 +42,76 @@ from ..shared.training import Training
 from .evaluation import draw, refuse_other_data, splits
 from .experiment import CodeLengthOf, Experiment
 
-LETTERS, JUDGED = (
-    64,
-    50_000,
-)  # symbols up to which n-grams judge samples; windows of the training text that they see, at most
-AT_ONCE = 2**26  # numbers of logits held at a time when text is coded
-CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}  # windows of the Markov chain
+C = TypeVar("C", bound=CategoricalDenoiser, default=CategoricalDenoiser)
+
+LARGEST_VOCABULARY, JUDGED = 64, 50_000
+"""An n-gram model measures samples of up to this many tokens; it is fitted to at most so many training windows."""
+AT_ONCE = 2**26
+"""The number of logits that are held at a time when text is coded."""
+CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}
+"""The number of windows of the Markov chain in each split."""
 
 
 @serializable("experiments.Text", formerly="unnoise.experiments.texts.Text")
 @dataclass(frozen=True)
 class Text:
-    """Text to train on."""
+    """The text to train on."""
 
     name: str = "shakespeare"
-    """A bundled set (shakespeare), `chain` for a Markov chain whose entropy is known, `text8`, a text, Parquet, JSON or
-    CSV file, a folder of files named after the splits, or a set on the hub. Of a single file the last tenth of the
-    characters is held out, from the end of a document, a line or a word on: the first half of it is `validation`, the
-    second `test`."""
+    """Name of the text: shakespeare (bundled), chain (a Markov chain whose entropy is known), text8, a text, Parquet,
+    JSON or CSV file, a folder of files named after their splits, or a set on the Hugging Face Hub. The last tenth of
+    the characters of a single file is held out, from the end of a document, a line or a word: the first half of it as
+    the split validation, the second half as test."""
     batch: int = 64
-    """Windows in a batch."""
+    """Number of windows in a batch."""
     length: int = 128
-    """Tokens in a window."""
+    """Number of tokens in a window."""
     column: str = "text"
-    """Where the text is."""
+    """Name of the column that has the text, for Parquet, JSON and CSV files and sets on the Hub."""
     tokenizer: str | None = None
-    """A tokenizer file (tokenizer.json), which a run keeps, or None for 27 symbols.
-
-    A to z and one space for everything else.
-    """
+    """Path of a tokenizer file such as tokenizer.json, whose contents the run keeps; None reads text as 27 characters,
+    a to z and one space for everything else."""
     layout: Literal["packed", "ends", "padded"] = "packed"
-    """Documents end to end, with an end token at both ends of a window too, or one in a window with padding.
-
-    For tokenizers.
-    """
+    """How documents fill windows, with a tokenizer: packed puts them end to end, ends also begins and ends every window
+    with an end token, padded puts one document in a window and fills it with padding."""
     documents: Literal["file", "paragraphs", "lines"] | None = None
-    """What a document of a .txt file is, for tokenizers: the whole file with its line breaks, its paragraphs, or its
-    lines without their breaks. None for the file, and for lines in the padded layout. Perplexity per word counts each
-    document's end as a word, and so depends on it."""
+    """What one document of a .txt file is, with a tokenizer: the whole file with its line breaks, a paragraph, or a
+    line without its break. None takes the file, and lines in the padded layout. Perplexity per word counts the end of
+    each document as a word, so it depends on this option."""
     crop: bool = False
-    """Train on random pieces of blocks of twice the length, as D3PM."""
+    """Whether training takes random windows out of blocks of twice the length, as D3PM does."""
     seed: int = 0
-    """Of the order of the windows."""
+    """Seed of the order of the windows, a whole number."""
 
     def __post_init__(self) -> None:
         if self.tokenizer is None and self.layout != "packed":
             raise UsageError(
-                f"layout={self.layout} is for a tokenizer, and 27 symbols are packed: give --text.tokenizer tokenizer.json too"
+                f"layout={self.layout} needs a tokenizer, since text of 27 characters is always packed: give "
+                "--text.tokenizer tokenizer.json too"
             )
         if self.tokenizer is None and self.documents is not None:
             raise UsageError(
-                f"documents={self.documents} is for a tokenizer, and 27 symbols run together: give --text.tokenizer tokenizer.json too"
+                f"documents={self.documents} needs a tokenizer, since text of 27 characters has no documents: give "
+                "--text.tokenizer tokenizer.json too"
             )
         if self.tokenizer is not None and self.crop:
             raise UsageError(
-                "crop is for 27 symbols, and windows of a tokenizer are trained on as they are: leave one of both out"
+                "crop=True is for text of 27 characters, and cannot be used with a tokenizer: leave out --text.crop or "
+                "--text.tokenizer"
             )
 
     def load(self, split: str = "train") -> TextDataset:
-        """A split. A single file is refused where it leaves no window to test on; of other sets `train` says so in its
-        summary.
+        """Loads a split. The summary of `train` reports when a set has no text to test on.
 
         Raises:
-            UsageError: as `characters` and `pieces`.
+            UsageError: for a single file that is too short to have a test window, and as `characters` and `subwords`.
         """
         if self.name == "chain":
             chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
             windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
-            said = f"{len(windows):,} windows of {self.length} symbols of a Markov chain"
+            summary = f"{len(windows):,} windows of {self.length} tokens of a Markov chain"
             return TextDataset(
-                windows, CharacterTokenizer(), windows.numel(), windows.numel(), windows.numel(), summary=said
+                windows, CharacterTokenizer(), windows.numel(), windows.numel(), windows.numel(), summary=summary
             )
         data = self._read(split)
         if split != "train" or self.name in ("text8", *bundled()):
@@ -120,11 +120,16 @@ class Text:
             test = self._read("test")
         except UsageError as error:
             if Path(self.name).is_file():
-                part = f"the last twentieth of {self.name}, which is held out for tests, has no window"
-                raise UsageError(f"{part} ({error}): give more text or a smaller length") from error
+                part = f"the last twentieth of {self.name}, which is held out for tests, is shorter than a window"
+                raise UsageError(f"{part} ({error}): give more text, or a smaller --text.length") from error
             return replace(data, summary=f"{data.summary}; `unnoise evaluate` will have no text to measure on: {error}")
-        where = "the last tenth of the file is held out, of it" if Path(self.name).is_file() else "held out:"
-        return replace(data, summary=f"{data.summary}; {where} {len(test.windows):,} windows for tests")
+        held_out = f"{len(test.windows):,} windows for tests"
+        where = (
+            f"the last tenth of the file is held out, with {held_out}"
+            if Path(self.name).is_file()
+            else f"held out: {held_out}"
+        )
+        return replace(data, summary=f"{data.summary}; {where}")
 
     def _read(self, split: str) -> TextDataset:
         if self.name == "text8" and self.tokenizer is None:
@@ -134,13 +139,14 @@ class Text:
             split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
         if self.tokenizer is not None:
             layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
-            return pieces(
-                self.name, split, self.length, self.alphabet(), layout, column=self.column, documents=self.documents
+            tokenizer = cast(SubwordTokenizer, self.read_tokenizer())
+            return subwords(
+                self.name, split, self.length, tokenizer, layout, column=self.column, documents=self.documents
             )
         return characters(self.name, split, self.length, column=self.column, crop=crop)
 
-    def alphabet(self) -> CharacterTokenizer | SubwordTokenizer:
-        """What the tokens stand for."""
+    def read_tokenizer(self) -> CharacterTokenizer | SubwordTokenizer:
+        """Returns the tokenizer, read from its file or from the contents that the run keeps."""
         if self.tokenizer is None:
             return CharacterTokenizer()
         return (
@@ -149,77 +155,74 @@ class Text:
             else tokenizer_file(self.tokenizer)
         )
 
-    def settled(self) -> Text:
-        """The same with the absolute path of its text, and the tokenizer itself.
-
-        A run then means the same in any folder.
-        """
-        alphabet, path = self.alphabet(), absolute(self.name, ("chain", "text8"))
+    def self_contained(self) -> Text:
+        """Returns the same text with its absolute path and the contents of its tokenizer, independent of the folder."""
+        tokenizer, path = self.read_tokenizer(), absolute(self.name, ("chain", "text8"))
         return replace(
-            self, name=path, tokenizer=alphabet.json if isinstance(alphabet, SubwordTokenizer) else self.tokenizer
+            self, name=path, tokenizer=tokenizer.json if isinstance(tokenizer, SubwordTokenizer) else self.tokenizer
         )
 
 
 @serializable("experiments.TextNetwork", formerly="unnoise.experiments.texts.TextNetwork")
 @dataclass(frozen=True)
 class TextNetwork:
-    """The network; vocabulary and length come from the data."""
+    """The transformer; the data determine its vocabulary and length."""
 
     kind: Literal["t5", "dit"] = "t5"
-    """D3PM's encoder with relative positions, or the rotary, adaptive-norm transformer of MDLM and SEDD."""
+    """Architecture: t5 is the encoder of D3PM, with relative positions; dit is the transformer of MDLM and SEDD, with
+    rotary positions and adaptive normalization."""
     width: int = 128
-    """Size of a state."""
+    """Number of channels of each token, such as 768."""
     depth: int = 4
-    """Layers."""
+    """Number of layers."""
     heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     hidden: int | None = None
-    """Width of the perceptrons; None for four times that of the states."""
+    """Width of the hidden layers of the feed-forward blocks; None for four times --network.width."""
     dropout: float = 0.0
-    """Dropout."""
+    """Dropout probability, from 0 to 1."""
     timed: bool = True
-    """Whether the network is told the time; MDLM's is not. For `dit`."""
+    """Whether the network has a time input, with dit; the network of MDLM has none."""
 
     def build(self, states: int, length: int, outputs: int) -> nn.Module:
-        """The network for `states` symbols in, `outputs` logits out."""
+        """Returns the network for tokens of `states` states and `outputs` logits."""
         sizes = (states, length, self.width, self.depth, self.heads, self.hidden, outputs, self.dropout)
         return Transformer(*sizes) if self.kind == "t5" else DiT(*sizes, timed=self.timed)
 
 
 @dataclass(frozen=True)
-class TextExperiment(Experiment):
-    """A run on text. Sub-classes add what their paper adds, and say how to build it."""
+class TextExperiment(Experiment[C]):
+    """An experiment on text. Subclasses add the settings of their paper, and build its model from them."""
 
     text: Text = field(default_factory=Text)
     network: TextNetwork = field(default_factory=TextNetwork)
     training: Training = field(default_factory=Training)
     sampling_steps: int = 128
-    """Steps of the sampler."""
+    """Number of steps of the sampler."""
     bound_terms: int = 100
-    """Times at which the bound is evaluated for each window, stratified."""
+    """Number of stratified times at which the bound is evaluated for each window, such as 100."""
 
     picture = "samples.txt"
     bytes_per_logit = 16
-    """Memory of a training step for each token of each window and each token that it could be, about."""
+    """Approximate memory of a training step, in bytes for each logit."""
 
     def load(self, split: str = "train", progress: Progress = silent) -> TextDataset:
         return self.text.load(split)
 
     def batches(self, data: TextDataset) -> Batches:
-        need, sizes = (
-            self.bytes_per_logit * self.text.batch * data.length * data.vocabulary,
-            f"{self.text.batch} x {data.length}",
-        )
+        need = self.bytes_per_logit * self.text.batch * data.length * data.vocabulary
         if not torch.cuda.is_available():
             refuse_beyond(
-                need, f"steps on {sizes} tokens of {data.vocabulary:,}", "give a smaller --text.batch or --text.length"
+                need,
+                f"steps on {self.text.batch} x {data.length} tokens of {data.vocabulary:,}",
+                "give a smaller --text.batch or --text.length",
             )
         return data.batches(self.text.batch, seed=self.text.seed)
 
-    def settled(self) -> TextExperiment:
-        return replace(self, text=self.text.settled())
+    def self_contained(self) -> Self:
+        return replace(self, text=self.text.self_contained())
 
-    def on(self, name: str) -> TextExperiment:
+    def with_data(self, name: str) -> Self:
         return replace(self, text=replace(self.text, name=name))
 
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
@@ -230,21 +233,25 @@ class TextExperiment(Experiment):
 
     @property
     def padding(self) -> int | None:
-        """The padding token, which costs nothing, or None."""
-        return self.text.alphabet().size if self.text.tokenizer is not None and self.text.layout == "padded" else None
+        """The padding token, which the loss leaves out, or None."""
+        return (
+            self.text.read_tokenizer().size
+            if self.text.tokenizer is not None and self.text.layout == "padded"
+            else None
+        )
 
-    def code_length(self, denoiser: Denoiser, quantization: Quantization) -> CodeLengthOf:
+    def code_length(self, denoiser: C, quantization: Quantization) -> CodeLengthOf:
         bound = VariationalBound(denoiser, terms=self.bound_terms, padding=self.padding)
         return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)
 
     def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
-        texts = self.text.alphabet().decode(levels, self.padding)
+        texts = self.text.read_tokenizer().decode(levels, self.padding)
         path.write_text("\n\n".join(texts) + "\n")
         return "".join(f"  {text}\n" for text in texts[:3])
 
     def evaluate(
         self,
-        denoiser: Denoiser,
+        denoiser: C,
         *,
         count: int | None,
         steps: int | Tensor,
@@ -253,7 +260,7 @@ class TextExperiment(Experiment):
         progress: Progress = silent,
     ) -> dict[str, Any]:
         test, train = splits(self, progress)
-        said = refuse_other_data(len(train.windows), lambda: self.batches(train), trained_on)
+        warning = refuse_other_data(len(train.windows), lambda: self.batches(train), trained_on)
         results = self.code(denoiser, test, count, seed=seed, progress=progress)
         samples = draw(
             self,
@@ -272,22 +279,21 @@ class TextExperiment(Experiment):
         }
         named = {units.get(name, name): value for name, value in found.items()}
         spent = {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
-        return {"train": train.summary, "held_out": test.summary} | said | results | named | spent
+        return {"train": train.summary, "held_out": test.summary} | warning | results | named | spent
 
     def code(
         self,
-        denoiser: Denoiser,
+        denoiser: C,
         test: TextDataset,
         count: int | None = None,
         *,
         seed: int = 0,
         progress: Progress = silent,
     ) -> dict[str, Any]:
-        """The bound on held-out windows in every unit: bits and nats a token, bits a character, perplexity a token, a
-        word.
+        """Measures the bound on held-out windows, in bits per token and character and as perplexity per token and word.
 
-        Of padded windows the length is coded too; the published figures, which are given where the padding is, stand
-        beside.
+        The bound of padded windows includes their length; the figures given the padding, which papers report, are
+        returned beside it.
         """
         device, measure = device_of(denoiser), self.code_length(denoiser, test.quantization)
         generator, parts, real = torch.Generator(device).manual_seed(whole_seed(seed)), [], []
@@ -302,13 +308,13 @@ class TextExperiment(Experiment):
         nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
         whole = nats.sum(0)
         mean = float(whole.sum() / tokens.sum())
-        # A ratio of sums, as perplexities are: long windows weigh more, and its error is that of what each window is
-        # off the mean.
+        # A ratio of sums, as for perplexities: long windows have a larger weight, and the standard error is that of the
+        # windows' deviations from the mean.
         error = standard_error(whole - mean * tokens) / float(tokens.mean())
         given = mean - windows * math.log(test.length + 1) / float(tokens.sum())
         prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
-        of_text: dict[str, Any] = {"lossy": test.lossy}  # no figures of a text that the tokens do not give back
-        if not test.lost:
+        of_text: dict[str, Any] = {"lossy": test.lossy}  # no figures of text that the tokens do not encode
+        if not test.lost_characters:
             of_text = {
                 "bits_per_character": test.bits_per_character(mean),
                 "perplexity_per_word": test.perplexity_per_word(mean),
@@ -328,14 +334,15 @@ class TextExperiment(Experiment):
         } | (of_padding if self.padding is not None else {})
 
     def judged(self, samples: Tensor, train: TextDataset, order: int = 5) -> dict[str, Any]:
-        """The entropy of samples and, for small vocabularies, their perplexity under an n-gram model of the training
-        text beside it.
+        """Measures the entropy of samples and, for small vocabularies, their perplexity under an n-gram model.
+
+        The n-gram model is fitted to the training text.
         """
         found = {
             "sample_entropy": entropy(samples, train.vocabulary),
             "distinct_4": distinct(samples, min(4, samples.shape[1])),
         }
-        if train.vocabulary > LETTERS:
+        if train.vocabulary > LARGEST_VOCABULARY:
             return found
         judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), JUDGED)])
         return {"generative_perplexity": generative_perplexity(judge, samples).perplexity} | found

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..discrete import Ancestral, Categorical, ContinuousBound, LogLinearNoise, Product, Uniform
-from ..shared.denoiser import Denoiser
+from ..discrete import Ancestral, Categorical, CategoricalDenoiser, ContinuousBound, LogLinearNoise, Product, Uniform
 from ..shared.objective import Objective, Stratified
 from ..shared.quantization import Quantization
 from ..shared.random import categorical
@@ -19,22 +18,22 @@ from .texts import Text, TextExperiment, TextNetwork
 @serializable("experiments.UDLM", formerly="unnoise.experiments.udlm.UDLM")
 @dataclass(frozen=True)
 class UDLM(TextExperiment):
-    """Uniform resampling in continuous time.
+    """Uniform transitions in continuous time.
 
-    `Product` reads the network's output as what the other tokens say of each.
+    `Product` reads the network's output as the leave-one-out posterior, the distribution of a token given the others.
     """
 
     eps: float = 1e-3
-    """Share of tokens that are untouched at t = 1."""
+    """Probability that a token is still unchanged at t = 1, such as 0.001."""
 
     loss_unit = "bound, nats/token"
 
-    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective:
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[CategoricalDenoiser]:
         transition = Uniform(quantization.levels, LogLinearNoise(self.eps))
         network = self.network.build(transition.states, shape[0], quantization.levels)
         return ContinuousBound(Categorical(network, transition, Product()), times=Stratified(), padding=self.padding)
 
-    def sampler(self, denoiser: Denoiser) -> Sampler:
+    def sampler(self, denoiser: CategoricalDenoiser) -> Sampler:
         return Ancestral(denoiser, last=categorical)
 
 
@@ -45,15 +44,15 @@ def text8() -> UDLM:
 
 
 def chain() -> UDLM:
-    """27 tokens of a Markov chain whose entropy is known: four minutes of one core."""
+    """A Markov chain on 27 tokens, whose entropy is known; training takes four minutes on one core."""
     return UDLM(**common_settings.chain())
 
 
 def shakespeare() -> UDLM:
-    """27 symbols of Shakespeare, 128 at a time."""
+    """Shakespeare as 27 characters, in windows of 128."""
     return UDLM(**common_settings.shakespeare(TextNetwork("dit")))
 
 
 def smoke() -> UDLM:
-    """Seconds, to see that the whole path runs."""
+    """A test of a few seconds that every part of the recipe runs."""
     return UDLM(**common_settings.smoke_text(TextNetwork("dit", 16, 1, 2)))

@@ -35,7 +35,7 @@ def run(capsys, *arguments):
         (("ddpm-digits",), "no command ddpm-digits: did you mean unnoise train ddpm-digits"),
         (("train", "udlm"), "did you mean udlm-chain or udlm-shakespeare or udlm-smoke or udlm-text8"),
         (("train", "ddmp-digits"), "did you mean ddpm-digits"),
-        (("train",), "which recipe"),
+        (("train",), "give a recipe: unnoise train RECIPE"),
         (("train", "ddpm-digits", "--training.steps", "many"), "--training.steps.*many"),
         (("train", "ddpm-digits", "--training.steps", "0"), "steps=0"),
         (("train", "ddpm-digits", "--stepz", "3"), "--stepz"),
@@ -129,12 +129,12 @@ def test_what_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch):
         (tmp_path / "set" / f"{n:03}.png").unlink()
     status, _, err = run(capsys, *evaluate)
     assert status == 2
-    assert "12 examples to train on now, and this run was trained on 16: those held out may be among these" in err
+    assert "12 training examples now, and this run was trained on 16: held-out examples may have been trained on" in err
     assert not (tmp_path / "run" / "evaluation.json").exists()
     pictures(tmp_path / "set" / "train", 20, 21, 22, 23)  # as many again, others
     status, _, err = run(capsys, *evaluate)
     assert status == 0, err
-    said = "the examples to train on have other values than in training: those held out now may have been among them"
+    said = "the training examples have other values now than in training: held-out examples may have been trained on"
     assert err.startswith(f"unnoise: {said}\n")
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["warning"] == said
     for n in range(20, 24):
@@ -150,7 +150,7 @@ def test_what_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch):
     status, _, err = run(capsys, *evaluate)
     assert status == 2
     assert f"there is no folder {tmp_path / 'set'}: " in err
-    assert err.endswith("; put the data of the run back, or say with --data where they lie now\n")
+    assert err.endswith("; put the data of the run back, or give their new place with --data\n")
     assert run(capsys, *evaluate, "--data", "../moved")[0] == 0
     status, _, err = run(capsys, *evaluate, "--data", "digits")
     assert status == 2
@@ -184,7 +184,7 @@ def test_text_that_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch)
     text.write_text(text.read_text() * 2)
     status, _, err = run(capsys, *evaluate)
     assert status == 2
-    assert re.search(r"have 5\d\d examples to train on now, and this run was trained on 2\d\d", err), err
+    assert re.search(r"have 5\d\d training examples now, and this run was trained on 2\d\d", err), err
     text.rename(tmp_path / "other.txt")
     status, _, err = run(capsys, *evaluate)
     assert status == 2
@@ -198,12 +198,12 @@ def test_relative_names_of_earlier_runs_are_read_where_the_command_runs(tmp_path
     pictures(tmp_path / "set", 1, 2)
     experiment = replace(RECIPES["ddpm-smoke"](), data=Data("set", classes=None))
     assert len(experiment.load().k) == 2
-    assert experiment.settled().data.name == str(tmp_path / "set")
+    assert experiment.self_contained().data.name == str(tmp_path / "set")
     for name in ("digits", "someone/set", ""):
-        assert Data(name).settled().name == name
+        assert Data(name).self_contained().name == name
     for name in ("chain", "text8", "someone/set"):
         (tmp_path / name.split("/")[0]).mkdir()
-        assert Text(name).settled().name == name
+        assert Text(name).self_contained().name == name
 
 
 @pytest.mark.parametrize("recipe", ["ddpm-smoke", "d3pm-smoke", "score-sde-smoke"])
@@ -248,7 +248,7 @@ def test_ctrl_c_says_how_to_resume(capsys, tmp_path, monkeypatch):
         0,
     )
     assert status == 130
-    said = re.search(r"stopped after step (\d+) and saved in runs/ddpm-smoke; go on with: (.*)$", err.strip())
+    said = re.search(r"stopped after step (\d+) and saved in runs/ddpm-smoke; continue with: (.*)$", err.strip())
     assert "train ddpm-smoke --training.steps 1000000" in said[2]
     assert said[2].endswith("--resume")
     status, _, err = run(capsys, "train", "ddpm-smoke", "--training.steps", int(said[1]) + 1, "--resume")
@@ -265,7 +265,7 @@ def test_demo_smoke(capsys, tmp_path, monkeypatch):
     assert not re.search(r'src="(?!data:)', page)
     assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", page)
     text = (folder / "report.md").read_text()
-    for word in ("2.42", "upper bound", "exact up to dequantisation", "crossing", "predictor-corrector"):
+    for word in ("2.42", "upper bound", "exact up to uniform dequantization", "crossing", "predictor-corrector"):
         assert word in text
     results = json.loads((folder / "results.json").read_text())
     assert [r["model"] for r in results[:3]] == ["baseline: pixels alone", "real, held out", "real, training"]
@@ -276,4 +276,4 @@ def test_demo_smoke(capsys, tmp_path, monkeypatch):
     assert "has other settings" in run(capsys, "demo", "--smoke", "--resume", "--seed", 1)[2]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    assert "is not a demo" in run(capsys, "demo", "--smoke", "--out", "mine")[2]
+    assert "exists and is not a demo" in run(capsys, "demo", "--smoke", "--out", "mine")[2]

@@ -1,4 +1,4 @@
-"""Karras et al. (2022): the loss by hand, the law of its weight, the presets, the figure."""
+"""Karras et al. (2022): the loss by hand, its weight, the presets, the figure."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What the table of the demo says."""
+"""The measures in the table of the demo."""
 
 import math
 from dataclasses import replace
@@ -37,7 +37,7 @@ def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
 
         return measure
 
-    monkeypatch.setattr(ddpm.DDPM, "codelength", free)
+    monkeypatch.setattr(ddpm.DDPM, "code_length", free)
     test = digits[1]
     mean, error = bits_per_dim(experiment, experiment.objective(test.shape, test.quantization).denoiser, test)
     assert (mean, error) == (pytest.approx(math.log2(classes or 1) / 64), pytest.approx(0, abs=1e-8))
@@ -106,7 +106,7 @@ def test_one_image_is_refused_before_the_judge_is_trained(digits, monkeypatch, c
         experiment.evaluate(denoiser, count=count, steps=2)
     one = digits[1]._replace(k=digits[1].k[:1], label=digits[1].label[:1])
     monkeypatch.setattr(type(experiment), "load", lambda self, split="train", progress=None: one)
-    with pytest.raises(UsageError, match="the test split holds 1 image"):
+    with pytest.raises(UsageError, match="the test split has 1 image"):
         experiment.evaluate(denoiser, count=None, steps=2)
 
 

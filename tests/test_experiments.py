@@ -84,7 +84,7 @@ def test_what_the_losses_of_improved_ddpm_are(tmp_path):
     kinds = {
         loss: replace(recipe, loss=loss).objective((1, 8, 8), Quantization(17)) for loss in ("simple", "hybrid", "vlb")
     }
-    assert [type(o).__name__ for o in kinds.values()] == ["Simple", "Hybrid", "Importance"]
+    assert [type(o).__name__ for o in kinds.values()] == ["DenoisingLoss", "Hybrid", "ImportanceSampling"]
     assert [o.denoiser.has_variance_output for o in kinds.values()] == [False, True, True]
     assert isinstance(kinds["vlb"], ImportanceSampling)
     assert recipe.sampler(kinds["simple"].denoiser).variance is large
@@ -158,11 +158,14 @@ def test_half_of_the_images_are_mirrored(generator):
 def test_what_cannot_be_is_refused():
     for make, words in (
         (lambda: classifier_free.ClassifierFreeGuidance(), "classifier-free guidance needs labels"),
-        (lambda: progressive_distillation.ProgressiveDistillation(sampling_steps=48, until=5), "doubled some times"),
+        (
+            lambda: progressive_distillation.ProgressiveDistillation(sampling_steps=48, until=5),
+            "give sampling_steps that are until times 2, 4, 8",
+        ),
         (lambda: ddim.ImplicitModel(sampling_steps=2000), "sampling_steps=2000"),
         (
             lambda: guided_diffusion.GuidedDiffusion(spacing="nonsense"),
-            "nonsense is no spacing of steps: give a number",
+            "steps=nonsense is unknown: give a number",
         ),
         (
             lambda: guided_diffusion.GuidedDiffusion(spacing="10,20", sampling_steps=40),
@@ -171,7 +174,7 @@ def test_what_cannot_be_is_refused():
         (lambda: upsampling.Upsampler(factor=1), "factor=1"),
         (
             lambda: upsampling.Upsampler(factor=3).small(Quantization(), torch.zeros(1, 1, 8, 8)),
-            "images of 8x8 cannot be divided",
+            "the size of the images, 8x8, cannot be divided",
         ),
     ):
         with pytest.raises(UsageError, match=words):

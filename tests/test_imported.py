@@ -33,7 +33,7 @@ from unnoise.experiments.import_export import Flags, as_options, bring
 from unnoise.experiments.imported_runs import Chains, Flows, imported, objective
 from unnoise.sde import EDM, DenoisingLoss, Straight, SubVP
 from unnoise.shared.errors import UsageError
-from unnoise.shared.gaussian.guidance import Recognition
+from unnoise.shared.gaussian.guidance import ClassifierLoss
 from unnoise.shared.networks import DiT, UNet
 from unnoise.shared.networks.unet_variants import DDPM
 from unnoise.shared.quantization import Quantization
@@ -102,11 +102,11 @@ def test_objectives_and_samplers_are_those_of_the_process():
         )
         assert type(objective(text)) is ContinuousBound
         assert (imported(text).vocabulary, imported(text).text.length) == (transition.categories, 4)
-    with pytest.raises(UsageError, match="Learned on Straight is of no kind that is imported"):
+    with pytest.raises(UsageError, match="Learned on Straight cannot be imported"):
         imported(known(Learned(network, Straight(end=0.999)), Quantization(), shape))
     classified = imported(known(Learned(unet(classes=3, null_label=False), SubVP()), Quantization(), shape))
     assert classified.conditions(torch.arange(5))["label"].tolist() == [0, 1, 2, 0, 1]
-    assert classified.on("folder").data.classes == 3
+    assert classified.with_data("folder").data.classes == 3
     upsampler = imported(known(Learned(unet(image=3), SubVP()), Quantization(), shape))
     refused(lambda: upsampler.conditions(torch.arange(2)), "needs image too")
 
@@ -152,8 +152,8 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         "network      UNet, ",
         "schedule     Tabulated of 10 steps, sigma / alpha from 0.1",
         "prediction   noise",
-        "label        step_index",
-        "range        256 levels in [-1, 1]",
+        "time input   step_index",
+        "data         256 quantization levels in [-1, 1]",
         "size         3x8x8",
         "conditions   label",
         f"next: unnoise sample {out}    unnoise evaluate {out} --data NAME",
@@ -177,12 +177,12 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         assert torch.equal(again(x, torch.tensor(0.5), label=label), denoiser(x, torch.tensor(0.5), label=label))
 
     for arguments, words in (
-        (("import", tiny, out), "holds a checkpoint already"),
+        (("import", tiny, out), "has a checkpoint already"),
         (("import", out, tmp_path / "other"), "is a checkpoint of this package already"),
-        (("export", out, tmp_path / "out"), "is not empty"),
+        (("export", out, tmp_path / "out"), "is not an empty folder"),
         (("import", tiny, tmp_path / "b", "--sde", "vp"), "do not take --sde"),
         (("import", tiny, tmp_path / "b", "--fir", "perhaps"), "--fir"),
-        (("import", tiny, tmp_path / "b", "--tokenizer", "t.json"), "is a network of images"),
+        (("import", tiny, tmp_path / "b", "--tokenizer", "t.json"), "is a model of images"),
         (("import", tmp_path / "none", tmp_path / "b"), "there is no file"),
         (
             ("import", guided, tmp_path / "b"),
@@ -199,7 +199,7 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("evaluate", out), "comes without data: give --data NAME"),
         (
             ("evaluate", out, "--data", "digits"),
-            "shape (1, 8, 8) and 17 levels, those of this network (3, 8, 8) and 256",
+            "shape (1, 8, 8) and 17 quantization levels, and this network needs (3, 8, 8) and 256",
         ),
     ):
         status, _, err = run(capsys, *arguments)
@@ -219,7 +219,7 @@ def test_flags_in_errors_become_options_and_paths_stay():
         ("""which is sde="vp", "subvp" or 've', and continuous=True or False: x""", SAYS + ": x"),
         (
             """with sde="vp", "subvp" or 've', and continuous=True or False, such as """
-            "released.load(path, sde='vp', continuous=True)",
+            "pretrained.load(path, sde='vp', continuous=True)",
             LOADS,
         ),
         ("give precond='edm', 'vp', 'iddpm'", "give --precond edm, --precond vp, --precond iddpm"),
@@ -323,7 +323,8 @@ def test_classes_are_those_of_the_network(capsys, tmp_path, tiny):
     assert run(capsys, "import", tiny, tmp_path / "run")[0] == 0
     err = run(capsys, "evaluate", tmp_path / "run", "--data", tmp_path / "images")[2]
     assert (
-        "this network has 3 classes, numbered as in its training: give --data with images of these (classes=3: " in err
+        "this network has 3 classes, numbered as in its training: give --data with images of these classes (classes=3: "
+        in err
     )
     assert "has 4 classes" in err
 
@@ -332,24 +333,24 @@ def test_classifiers_and_text(capsys, tmp_path):
     status, said, err = run(capsys, "import", classifier(tmp_path), tmp_path / "classifier", *FLAGS)
     assert status == 0, err
     assert "prediction   log p(label)" in said
-    assert "ClassifierGuided(denoiser, released.load(" in said
-    assert type(load(tmp_path / "classifier").objective) is Recognition
+    assert "ClassifierGuided(denoiser, pretrained.load(" in said
+    assert type(load(tmp_path / "classifier").objective) is ClassifierLoss
     assert "a classifier of noisy images, which has no samples" in run(capsys, "sample", tmp_path / "classifier")[2]
     assert "cannot be written for diffusers" in run(capsys, "export", tmp_path / "classifier", tmp_path / "d")[2]
 
     status, said, err = run(capsys, "import", mdlm(tmp_path), tmp_path / "text", *TEXT_FLAGS)
     assert status == 0, err
     assert "Absorbing of 18 states" in said
-    assert "range        17 levels\n" in said
+    assert "data         17 tokens\n" in said
     status, said, err = run(
         capsys, "sample", tmp_path / "text", "--count", 3, "--steps", 4, "--out", tmp_path / "ids.txt"
     )
     assert status == 0, err
-    assert "token ids, a line for each sample" in said
+    assert "token ids, one line for each sample" in said
     ids = [[int(i) for i in line.split()] for line in Path(tmp_path / "ids.txt").read_text().splitlines()]
     assert [len(row) for row in ids] == [24, 24, 24]
     assert all(0 <= i < 17 for row in ids for i in row)
-    assert "needs a name and the tokenizer" in run(capsys, "evaluate", tmp_path / "text", "--data", "shakespeare")[2]
+    assert "has no text or no tokenizer" in run(capsys, "evaluate", tmp_path / "text", "--data", "shakespeare")[2]
 
 
 def test_text_with_a_tokenizer(capsys, tmp_path):
@@ -368,10 +369,10 @@ def test_text_with_a_tokenizer(capsys, tmp_path):
     text = (tmp_path / "words.txt").read_text()
     assert {*text.split()} <= {*words}
     assert "w" in text
-    assert "text for this model needs a name" in run(capsys, "evaluate", out)[2]
+    assert "has no text or no tokenizer" in run(capsys, "evaluate", out)[2]
     status, _, err = run(capsys, "evaluate", out, "--data", tmp_path / "text.txt", "--steps", 4)
     assert status == 0, err
     found = json.loads((out / "evaluation.json").read_text())
     assert math.log2(17) - 1 < found["bits_per_token"] < 60
-    other = replace(load(out).experiment, vocabulary=18).on(str(tmp_path / "text.txt"))
+    other = replace(load(out).experiment, vocabulary=18).with_data(str(tmp_path / "text.txt"))
     refused(lambda: other.load("test"), "the tokenizer has 17 tokens, and the model 18")
