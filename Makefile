@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow lint consistency bench bench-discrete bench-sde bench-networks results docs clean
+.PHONY: demo test slow lint types consistency bench bench-discrete bench-sde bench-networks results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -21,6 +21,10 @@ slow: $(VENV)/.ready-dev
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The package and the README's code have no type error, by pyright in its basic mode; basedpyright is pyright as a wheel.
+types: $(VENV)/.ready-dev
+	$(BIN)/basedpyright
 
 # The pictures and tables of docs/results, from scratch: about two and a half hours on two cores.
 PAPERS := ddpm improved-ddpm ddim guided-diffusion classifier-free progressive-distillation upsampling d3pm \
@@ -56,11 +60,11 @@ consistency: $(VENV)/.ready-dev
 	$(BIN)/python tests/consistency/cells.py
 
 docs: $(VENV)/.ready-docs
-	$(BIN)/pdoc --math -d google -o docs/api unnoise.continuous unnoise.discrete unnoise.sde unnoise.shared unnoise.experiments
+	$(BIN)/pdoc --math -d google -o docs/api unnoise
 	@echo "open docs/api/index.html"
 
 clean:
-	rm -rf $(VENV) build *.egg-info docs/api .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info docs/api .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and from constraints.txt, so that no other package pulls a newer build of several gigabytes.
