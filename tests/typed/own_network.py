@@ -27,7 +27,7 @@ class Words(nn.Module):
 
 denoiser = Learned(UNet(), Tabulated(linear_betas(100)))
 loss: Loss = DenoisingLoss.simple(denoiser)(torch.zeros(4, 1, 8, 8))
-loss.total.mean().backward()
+mean: Tensor = loss.total.mean()
 sampler = DDIM(denoiser)
 images: Tensor = sampler(shape=(4, 1, 8, 8), steps=5)
 betas: Tensor = denoiser.corruption(torch.tensor(0.5))[0]
