@@ -33,8 +33,7 @@ class ClassifierFreeGuidance(Chain):
     w: float = 0.5
     """Guidance strength w of the paper, 0 for none; the "guidance scale" of other code is 1 + w."""
     share: float = 0.3
-    """Interpolation weight v of the log variance of the reverse steps: 0 for the small variance, 1 for the large
-    one."""
+    """Interpolation weight v of the reverse log variance, from 0 (small variance) to 1 (large), such as 0.3."""
     bound_steps: int = 256
     """Number of steps of the chain whose variational bound is the code length."""
 

@@ -24,15 +24,14 @@ class Sample:
     """
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, such as runs/demo/ddpm, or of one of its checkpoints, such as
-    runs/demo/ddpm/checkpoints/00001500."""
+    """Folder of the run, such as runs/demo/ddpm, or of one of its checkpoints."""
     out: Path | None = None
     """File to write the samples to; None writes images to samples.png and text to samples.txt."""
     count: int = 64
     """Number of samples."""
     steps: str | None = None
-    """Sampling steps: a number such as 50 or, for models with a table of steps, ddim50, quad50, trailing50, or numbers
-    of steps in equal sections such as 90,60,60,20,20; None takes the steps of the recipe."""
+    """Sampling steps, such as 50; None takes those of the recipe.
+    Models with a table of steps also take ddim50, quad50, trailing50, or numbers in sections, such as 90,60,60."""
     seed: int = 0
     """Seed of the samples, a whole number."""
 
@@ -60,8 +59,8 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Folder of the run, such as runs/demo/ddpm."""
     data: str | None = None
-    """Name of the data: a bundled set, a folder or a set on the Hugging Face Hub, for an imported checkpoint or for
-    data that have moved since training; None takes those of the run."""
+    """Data to evaluate on: a bundled set, a folder or a set on the Hugging Face Hub; None takes those of the run.
+    Needed for an imported checkpoint, and for data that have moved since training."""
     count: int | None = None
     """Number of samples to draw and of held-out examples to code, such as 100; None takes all held-out examples."""
     steps: str | None = None
@@ -83,8 +82,7 @@ class Import:
     """
 
     file: tyro.conf.Positional[str]
-    """A file, a folder, or a name on the Hugging Face Hub such as google/ddpm-cifar10-32 or
-    owner/name/folder/file.pth."""
+    """A file, a folder, or a name on the Hugging Face Hub such as google/ddpm-cifar10-32 or owner/name/file.pth."""
     out: tyro.conf.Positional[Path]
     """Folder of the new run, such as runs/imported."""
     data: str | None = None

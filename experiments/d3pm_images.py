@@ -50,11 +50,11 @@ class D3PM(Quantized):
     """Discretized Gaussian, uniform or absorbing transitions between quantization levels, with the hybrid loss."""
 
     transition: Literal["gaussian", "uniform", "absorbing"] = "gaussian"
-    """Transition matrix: discretized Gaussian on a linear schedule, uniform on a cosine schedule, or absorbing in the
-    middle gray with probability 1 / (T - n + 1)."""
+    """Transition matrix: discretized Gaussian, uniform, or absorbing in the middle gray.
+    Their schedules are linear, cosine, and 1 / (T - n + 1)."""
     head: Literal["direct", "residual", "logistic"] = "direct"
-    """Output of the network: direct is a logit for each level, residual adds 1 to the logit of x_t as published,
-    logistic is the mean and scale of a logistic distribution."""
+    """Output of the network: logits of the quantization levels, or mean and scale of a logistic distribution.
+    residual adds 1 to the logit of x_t, as published."""
     reverse: Literal["product", "marginal"] = "marginal"
     """How p(x_0) gives the distribution of x_s: the product as published, or the exact marginal."""
     steps: int = 1000
@@ -128,7 +128,7 @@ def cifar10() -> D3PM:
 def digits() -> D3PM:
     """8 x 8 digits of 17 quantization levels, T = 100.
 
-    The published beta of 1e-4 at T = 1000 is too small to move between 17 levels at all.
+    The published beta of 1e-4 at T = 1000 is too small to move between 17 quantization levels at all.
     """
     return D3PM(**common_settings.digits(), steps=100, ce=0.02)
 

@@ -59,25 +59,24 @@ class D3PMText(TextExperiment):
     """Absorbing, uniform or nearest-neighbor transitions between tokens, in T steps."""
 
     transition: Literal["absorbing", "uniform", "nearest", "absorbing+nearest"] = "absorbing"
-    """Transition matrix: absorbing in a mask, uniform, nearest for moves between tokens that occur in similar contexts,
-    or absorbing+nearest."""
+    """Transition matrix: absorbing in a mask, uniform, or between nearest neighbors.
+    Nearest neighbors are tokens that occur in similar contexts."""
     schedule: Literal["reciprocal", "cosine", "mutual-information"] = "reciprocal"
     """Schedule of the transition probabilities."""
     steps: int = 1000
     """Number of steps of the diffusion, T, such as 1000."""
     ce: float = 0.01
-    """Weight lambda of the cross-entropy, which is added to one term of the bound; the paper has 0.01 for absorbing
-    transitions only."""
+    """Weight lambda of the cross-entropy in the loss; the paper has 0.01, for absorbing transitions only."""
     reverse: Literal["product", "marginal"] = "product"
-    """How p(x_0) gives the distribution of x_s: the product as published, or the exact marginal, which trains faster
-    where tokens are not masked."""
+    """How p(x_0) gives the distribution of x_s: the product as published, or the exact marginal.
+    The marginal trains faster where tokens are not masked."""
     head: Literal["direct", "residual"] = "direct"
     """Output of the network: direct is a logit for each token, residual adds 1 to the logit of x_t."""
     neighbors: int = 5
     """Number of neighbors of each token, for nearest."""
     budget: float | None = None
-    """Processor time, in seconds, for which `unnoise reproduce` trains each model, such as 240; None trains for
-    --training.steps."""
+    """Processor time in seconds for the training of each model by `unnoise reproduce`, such as 240.
+    None trains for --training.steps."""
     measured: tuple[int, int] = (400, 200)
     """Number of held-out windows that `unnoise reproduce` codes with each model, and of samples that it draws."""
 

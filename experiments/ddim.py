@@ -51,8 +51,8 @@ class ImplicitModel(Chain):
     eta: float = 0.0
     """Noise of the sampler, eta: 0 for the deterministic sampler, 1 for the small variance of DDPM."""
     spacing: Literal["", "ddim", "quad"] = ""
-    """Spacing of the sampling steps: empty for even steps with both ends, ddim for a whole stride as in the paper, quad
-    for quadratic steps as in the paper for CIFAR-10."""
+    """Spacing of the sampling steps: even with both ends (empty), whole strides (ddim), or quadratic (quad).
+    The paper has whole strides, and quadratic steps for CIFAR-10."""
     bound_terms: int = 100
     """Number of terms of the bound that are evaluated for each image, stratified over the steps, such as 100."""
 

@@ -65,8 +65,8 @@ class Classifier:
     batch: int = 64
     """Number of images in a batch."""
     style: Literal["plain", "adm"] = "plain"
-    """Architecture: plain is this package's own, adm the released one, with learned position vectors and 64 channels
-    for each head."""
+    """Architecture: this package's own (plain), or the released one (adm).
+    adm has learned position vectors, and 64 channels for each head."""
 
     def build(self, shape: tuple[int, ...], network: Network) -> Encoder:
         """Returns the classifier that goes with the network of a model."""
@@ -86,8 +86,8 @@ class GuidedDiffusion(Chain):
     first_beta: float = 1e-4
     """beta_1 of the linear table at T = 1000."""
     spacing: str = ""
-    """Numbers of sampling steps in equal sections of the table, such as 90,60,60,20,20, which add up to
-    --sampling-steps; empty for even steps."""
+    """Sampling steps in equal sections of the table, such as 90,60,60,20,20; empty for even steps.
+    They add up to --sampling-steps."""
     bound_terms: int = 100
     """Number of terms of the bound that are evaluated for each image, stratified over the steps, such as 100."""
     classifier: Classifier = field(default_factory=Classifier)

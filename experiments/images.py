@@ -21,6 +21,7 @@ from ..shared.data.sources import absolute, bundled
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.dequantization import Dequantizer, UniformDequantization
+from ..shared.gaussian.schedule import Schedule
 from ..shared.networks import UNet
 from ..shared.networks import unet_variants as styles
 from ..shared.progress import Progress, silent
@@ -40,13 +41,11 @@ class Data:
     """The images to train on."""
 
     name: str = "digits"
-    """Name of the images: a bundled set (digits or mnist5k), a folder, or a set on the Hugging Face Hub such as
-    uoft-cs/cifar10."""
+    """Name of the images: digits or mnist5k (bundled), a folder, or a set on the Hub such as uoft-cs/cifar10."""
     batch: int = 64
     """Number of images in a batch."""
     size: tuple[int, int] | None = None
-    """Height and width, in pixels, to scale and crop the images to, such as 32 32; None keeps the size, if all have
-    one."""
+    """Height and width in pixels to scale and crop images to, such as 32 32; None if all have one size."""
     classes: int | None = None
     """Number of class labels that the model is conditioned on, such as 10; None trains a model without labels."""
     flip: bool = False
@@ -121,8 +120,7 @@ class Network:
     ] = "plain"
     """Architecture of the blocks: `plain` is this package's own, the others follow a paper or its released code."""
     null_label: bool = True
-    """Whether the network has a null label beside the classes, which classifier-free guidance needs; False if every
-    example has a class."""
+    """Whether the network has a null label beside its classes, which classifier-free guidance needs."""
 
     def build(self, shape: tuple[int, ...], **further: Any) -> UNet:
         """Returns the network for examples of `shape`.
@@ -133,7 +131,7 @@ class Network:
         return UNet(*size, variant=STYLES[self.style], null_label=self.null_label, **further)
 
     @property
-    def time_input(self) -> TimeInput:
+    def time_input(self) -> TimeInput[Schedule]:
         """The time input of the network: 1000 t, or log sigma where random Fourier features embed it."""
         return STYLES[self.style].time.time_input
 
@@ -170,6 +168,7 @@ class ImageExperiment(Experiment[D]):
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
+    """Settings of the training."""
     sampling_steps: int = 100
     """Number of steps of the sampler."""
 

@@ -32,8 +32,7 @@ class Flags:
     num_heads: int | None = None
     """improved-diffusion, guided-diffusion: number of attention heads, such as 4."""
     num_head_channels: int | None = None
-    """improved-diffusion, guided-diffusion, ADM of EDM: channels of each attention head, such as 64, instead of
-    --num-heads."""
+    """improved-diffusion, guided-diffusion, ADM of EDM: channels of each attention head, such as 64."""
     use_new_attention_order: bool | None = None
     """improved-diffusion, guided-diffusion: whether attention splits q, k and v before the heads, True or False."""
     noise_schedule: str | None = None
@@ -41,14 +40,12 @@ class Flags:
     diffusion_steps: int | None = None
     """improved-diffusion, guided-diffusion: number of steps of the diffusion in training, such as 1000."""
     rescale_timesteps: bool | None = None
-    """improved-diffusion, guided-diffusion: whether the time input is the step times 1000 / diffusion_steps, True or
-    False."""
+    """improved-diffusion, guided-diffusion: whether the time input is the step times 1000 / diffusion_steps."""
     predict_xstart: bool | None = None
-    """improved-diffusion, guided-diffusion: whether the network predicts the clean image instead of the noise, True or
-    False."""
+    """improved-diffusion, guided-diffusion: whether the network predicts the clean image, not the noise."""
     learn_sigma: bool | None = None
-    """improved-diffusion, guided-diffusion: whether half of the output channels are a variance, True or False; needed
-    where the numbers of channels leave it open."""
+    """improved-diffusion, guided-diffusion: whether half of the output channels are a variance.
+    Needed where the numbers of channels leave it open."""
     sde: str | None = None
     """score_sde: the SDE, vp, subvp or ve."""
     continuous: bool | None = None
@@ -62,8 +59,8 @@ class Flags:
     centered: bool | None = None
     """score_sde: whether images are in [-1, 1], the default of vp and subvp, instead of [0, 1]; True or False."""
     scale_by_sigma: bool | None = None
-    """score_sde: whether the output of a VE network is divided by sigma, by default True; SEDD: whether the log ratios
-    are scaled by the noise."""
+    """score_sde: whether the output of a VE network is divided by sigma, by default True.
+    SEDD: whether the log ratios are scaled by the noise."""
     skip_rescale: bool | None = None
     """score_sde: whether residual sums are divided by sqrt(2), by default True for NCSN++ and DDPM++."""
     fir: bool | None = None
@@ -85,10 +82,10 @@ class Flags:
     sigma_data: float | None = None
     """edm of EDM: standard deviation of the data, such as 0.5."""
     sigma_min: float | None = None
-    """ve of EDM: smallest noise level for images in [-1, 1], such as 0.02; edm of EDM: only if it is larger than 0.002;
+    """EDM's ve: smallest noise level for images in [-1, 1], such as 0.02; edm: only if larger than 0.002.
     MDLM, SEDD with geometric noise: the noise at t = 0, such as 0.0001."""
     sigma_max: float | None = None
-    """ve of EDM: largest noise level for images in [-1, 1], such as 100; edm of EDM: only if it is smaller than 80;
+    """EDM's ve: largest noise level for images in [-1, 1], such as 100; edm: only if smaller than 80.
     MDLM, SEDD with geometric noise: the noise at t = 1, such as 20."""
     beta_d: float | None = None
     """vp of EDM: beta_max - beta_min, such as 19.9."""
@@ -137,7 +134,7 @@ def as_options(text: str, names: Collection[str] = FLAGS) -> str:
     any_of, before = "|".join(sorted(names, key=len, reverse=True)), r"(?<![\w/.\"'-])"
     text = re.sub(r"\bpretrained\.load\(path, ([^()]*)\)", r"\1", text)
     text = re.sub(rf"{before}({any_of})=({VALUE}(?:{OTHER})*)", lambda m: alternatives(option(m[1]), m[2]), text)
-    before_list, after_list = r"\b(give|do not take|do not tell|they take:)", r"(?= as in |: leave|\)|, and | \()"
+    before_list, after_list = r"\b(give|do not take|do not determine|they take:)", r"(?= as in |: leave|\)|, and | \()"
     lists = rf"{before_list} ((?:{any_of})(?:, (?:{any_of}))*){after_list}"
     text = re.sub(lists, lambda m: f"{m[1]} {', '.join(map(option, m[2].split(', ')))}", text)
     several = "|".join(name for name in any_of.split("|") if "_" in name)

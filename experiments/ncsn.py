@@ -2,7 +2,7 @@
 
 Denoising score matching at a table of noise levels, and annealed Langevin dynamics from the largest to the smallest.
 The presets of the 2020 paper train its RefineNet, all others a U-Net. Sampling starts from Gaussian noise of the
-largest level; the released code starts from uniform noise on [0, 1], which makes no difference after that level.
+largest level; the released code starts from uniform noise on [0, 1], which makes no difference after that noise level.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class NCSN(Density):
     epsilon: float = 9.5e-5
     """Step size e at the smallest noise level, as in the released code: x + e s + sqrt(2 e) z, such as 6.2e-6."""
     denoise: bool = True
-    """Whether a last step removes the noise of the smallest level from the samples."""
+    """Whether a last step removes the noise of the smallest noise level from the samples."""
     refinenet: bool = False
-    """Whether the network is the RefineNet of NCSNv2, which has no time input and uses only --network.width and
-    --network.multipliers."""
+    """Whether the network is the RefineNet of NCSNv2, which has no time input.
+    It uses only --network.width and --network.multipliers."""
 
     loss_unit = "sigma² MSE of the score"
 
@@ -117,13 +117,13 @@ class NCSN(Density):
     def code_length(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
         """Returns the code length by the probability flow from the smallest to the largest noise level.
 
-        The prior is the noise of the largest level. The papers report no code length. The flow evaluates the network
-        between its noise levels too.
+        The prior is the noise of the largest noise level. The papers report no code length. The flow evaluates the
+        network between its noise levels too.
         """
         return self.exact_code_length(denoiser, UniformDequantization(unit(quantization)))
 
     def reproduce(self, folder: Path, progress: Progress = silent) -> Path:
-        """Fréchet distance by Langevin steps at each level, with and without last denoising (2020, table 1)."""
+        """Fréchet distance by Langevin steps at each noise level, with and without last denoising (2020, table 1)."""
         study = Study(self, folder, progress)
         denoiser = trained(self, study.images, folder, progress).denoiser
         ratio = (self.high / self.low) ** (1 / max(self.sampling_steps - 1, 1))
@@ -133,7 +133,7 @@ class NCSN(Density):
                 epsilon = self.epsilon if repeats == self.repeats else best_epsilon(ratio, repeats, self.low)
                 runs.append((name, repeats, self.annealed(denoiser, repeats, epsilon, denoise)))
         runs.append(("reverse diffusion", 0, ReverseDiffusion(denoiser)))
-        sweep = Sweep(study, "sampler", "T, steps at each level")
+        sweep = Sweep(study, "sampler", "T, steps at each noise level")
         for name, repeats, sampler in runs:
             sweep.run(name, (name, str(repeats)), sampler, self.sampling_steps)
         text = (

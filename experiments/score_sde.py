@@ -59,15 +59,15 @@ class ScoreSDE(Density):
     sigma_max: float = 100.0
     """VE: largest noise level; the published rule is the largest distance between two images (Song & Ermon 2020)."""
     method: Literal["pc", "cp", "predictor", "euler-maruyama", "heun", "rk45"] = "pc"
-    """Sampler: pc takes predictor then corrector as in the paper, cp the corrector first as in its code, predictor the
-    predictor alone (reverse diffusion); euler-maruyama; heun and rk45 solve the probability flow."""
+    """Sampler: predictor-corrector (pc, or cp with the corrector first), predictor, Euler-Maruyama, or a flow solver.
+    heun and rk45 solve the probability flow; predictor is reverse diffusion; cp is the order of the paper's code."""
     snr: float = 0.1
     """Signal-to-noise ratio r of the Langevin corrector, such as 0.16."""
     ve_snr: float = 0.16
     """Signal-to-noise ratio r of the corrector on VE, which `unnoise reproduce` trains beside the others."""
     weight: Literal["sigma2", "likelihood"] = "sigma2"
-    """Weight of the squared error of the score: sigma2, or likelihood for g^2 with importance sampling of the times, a
-    bound on the likelihood."""
+    """Weight of the squared error of the score: sigma^2, or g^2 for a bound on the likelihood.
+    likelihood draws the times by importance sampling."""
     t_last: float = 1e-3
     """Time of the last noisy state of the sampler, between 0 and 1, such as 0.001; its last step denoises."""
     time_power: float = 1.0

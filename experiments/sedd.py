@@ -30,8 +30,7 @@ class SEDD(TextExperiment):
     """Absorbing or uniform transitions; the network predicts log probability ratios and is trained by score entropy."""
 
     transition: Literal["absorbing", "uniform"] = "absorbing"
-    """Transition matrix: absorbing with the log-linear schedule, or uniform with the geometric schedule from 1e-4 to
-    20."""
+    """Transition matrix: absorbing (log-linear schedule), or uniform (geometric schedule from 1e-4 to 20)."""
 
     loss_unit = "score entropy, nats/token"
 

@@ -42,8 +42,7 @@ class TauLDR(Quantized):
     ce: float = 0.001
     """Weight of the cross-entropy, which is added to the bound, such as 0.001."""
     head: Literal["logistic", "direct"] = "logistic"
-    """Output of the network: logistic is the mean and scale of a logistic distribution, direct a logit for each
-    level."""
+    """Output of the network: mean and scale of a logistic distribution, or logits of the levels (direct)."""
     correctors: int = 0
     """Number of corrector steps after each step below t = 0.1; the better result of the paper has 10."""
 

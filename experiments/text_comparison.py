@@ -61,10 +61,10 @@ def compare(
     train, test = first.load("train"), first.load("test")
     results, texts = baselines(first, train, test, windows, samples), []
     for name, model in models.items():
-        home = writable(folder_of(folder, name))
+        place = writable(folder_of(folder, name))
         if seconds is not None:
-            model = within(model, seconds, home)
-        denoiser = trained(model, train, home, progress).denoiser
+            model = within(model, seconds, place)
+        denoiser = trained(model, train, place, progress).denoiser
         found = model.code(denoiser, test, windows, progress=progress)
         drawn = draw(
             model,
@@ -167,9 +167,9 @@ def baselines(
     return found
 
 
-def within(model: TextExperiment, seconds: float, home: Path) -> TextExperiment:
+def within(model: TextExperiment, seconds: float, place: Path) -> TextExperiment:
     """Returns the model with as many training steps as fit into the time; the time of a step is measured only once."""
-    note = home / "budget.json"
+    note = place / "budget.json"
     if not note.exists():
         steps = 12
         short = replace(

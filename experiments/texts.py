@@ -58,10 +58,10 @@ class Text:
     """The text to train on."""
 
     name: str = "shakespeare"
-    """Name of the text: shakespeare (bundled), chain (a Markov chain whose entropy is known), text8, a text, Parquet,
-    JSON or CSV file, a folder of files named after their splits, or a set on the Hugging Face Hub. The last tenth of
-    the characters of a single file is held out, from the end of a document, a line or a word: the first half of it as
-    the split validation, the second half as test."""
+    """Name of the text: shakespeare, chain or text8, a file, a folder of split files, or a set on the Hub.
+    Files are text, Parquet, JSON or CSV; chain is a Markov chain whose entropy is known.
+    The last tenth of a single file is held out, from the end of a document, a line or a word:
+    its first half as the split validation, its second half as test."""
     batch: int = 64
     """Number of windows in a batch."""
     length: int = 128
@@ -69,15 +69,15 @@ class Text:
     column: str = "text"
     """Name of the column that has the text, for Parquet, JSON and CSV files and sets on the Hub."""
     tokenizer: str | None = None
-    """Path of a tokenizer file such as tokenizer.json, whose contents the run keeps; None reads text as 27 characters,
-    a to z and one space for everything else."""
+    """Path of a tokenizer.json, whose contents the run keeps; None reads text as 27 characters.
+    These are a to z, and one space for everything else."""
     layout: Literal["packed", "ends", "padded"] = "packed"
-    """How documents fill windows, with a tokenizer: packed puts them end to end, ends also begins and ends every window
-    with an end token, padded puts one document in a window and fills it with padding."""
+    """How documents fill windows: end to end (packed), also with end tokens (ends), or one in each (padded).
+    ends begins and ends every window with an end token; padded fills the rest with padding."""
     documents: Literal["file", "paragraphs", "lines"] | None = None
-    """What one document of a .txt file is, with a tokenizer: the whole file with its line breaks, a paragraph, or a
-    line without its break. None takes the file, and lines in the padded layout. Perplexity per word counts the end of
-    each document as a word, so it depends on this option."""
+    """What one document of a .txt file is: the whole file, a paragraph, or a line without its break.
+    None takes the file, and lines in the padded layout. Perplexity per word depends on it, because the end of
+    each document counts as a word."""
     crop: bool = False
     """Whether training takes random windows out of blocks of twice the length, as D3PM does."""
     seed: int = 0
@@ -169,8 +169,8 @@ class TextNetwork:
     """The transformer; the data determine its vocabulary and length."""
 
     kind: Literal["t5", "dit"] = "t5"
-    """Architecture: t5 is the encoder of D3PM, with relative positions; dit is the transformer of MDLM and SEDD, with
-    rotary positions and adaptive normalization."""
+    """Architecture: the encoder of D3PM (t5), or the transformer of MDLM and SEDD (dit).
+    t5 has relative positions; dit has rotary positions and adaptive normalization."""
     width: int = 128
     """Number of channels of each token, such as 768."""
     depth: int = 4
@@ -197,6 +197,7 @@ class TextExperiment(Experiment[C]):
     text: Text = field(default_factory=Text)
     network: TextNetwork = field(default_factory=TextNetwork)
     training: Training = field(default_factory=Training)
+    """Settings of the training."""
     sampling_steps: int = 128
     """Number of steps of the sampler."""
     bound_terms: int = 100

@@ -44,10 +44,10 @@ def run(capsys, *arguments):
         (("demo", "--out", "/proc/unnoise"), "cannot write to the folder /proc/unnoise"),
         (("demo", "--steps", "a lot"), "--steps.*a lot"),
         (("demo", "--steps", "0"), "steps=0"),
-        (("train", "ddpm-digits", "--training.device", "gpu"), "device=gpu is not to be had here"),
+        (("train", "ddpm-digits", "--training.device", "gpu"), "device=gpu is not available here"),
         (("train", "ddpm-digits", "--training.betas", "2", "3"), r"betas=\(2.0, 3.0\)"),
         (("train", "ddpm-digits", "--training.seed", "99999999999999999999"), "seed=9+"),
-        (("train", "ddpm-digits", "--network.width", "9", "--out", "a"), "give an even width"),
+        (("train", "ddpm-digits", "--network.width", "9", "--out", "a"), "width=9.*: width must be even"),
         (("train", "ddpm-digits", "--network.heads", "0", "--out", "b"), "heads=0"),
         (("train", "d3pm-digits", "--steps", "20"), "sampling_steps=100: give a whole number from 1 to steps=20"),
         (("train", "ddpm-digits", "--data.size", "0", "0", "--out", "c"), r"size=\(0, 0\)"),
@@ -134,9 +134,9 @@ def test_what_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch):
     pictures(tmp_path / "set" / "train", 20, 21, 22, 23)  # as many again, others
     status, _, err = run(capsys, *evaluate)
     assert status == 0, err
-    said = "the training examples have other values now than in training: held-out examples may have been trained on"
-    assert err.startswith(f"unnoise: {said}\n")
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["warning"] == said
+    message = "the training examples have other values now than in training: held-out examples may have been trained on"
+    assert err.startswith(f"unnoise: {message}\n")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["warning"] == message
     for n in range(20, 24):
         (tmp_path / "set" / "train" / f"{n:03}.png").unlink()
     pictures(tmp_path / "set" / "train", *range(16))
@@ -213,7 +213,7 @@ def test_train_sample_evaluate_resume(capsys, tmp_path, monkeypatch, recipe):
     assert status == 0, err
     folder = tmp_path / "runs" / recipe
     assert sorted(p.name for p in folder.glob("*.png")) == ["samples-000004.png", "samples-000008.png"]
-    assert "holds a run already" in run(capsys, "train", recipe)[2]
+    assert "already has a run: continue it" in run(capsys, "train", recipe)[2]
     assert run(capsys, "train", recipe, "--resume", "--training.steps", 10)[0] == 0
     status, out, err = run(capsys, "sample", f"runs/{recipe}", "--count", 5, "--out", "pictures/five.png")
     assert status == 0, err
@@ -248,10 +248,10 @@ def test_ctrl_c_says_how_to_resume(capsys, tmp_path, monkeypatch):
         0,
     )
     assert status == 130
-    said = re.search(r"stopped after step (\d+) and saved in runs/ddpm-smoke; continue with: (.*)$", err.strip())
-    assert "train ddpm-smoke --training.steps 1000000" in said[2]
-    assert said[2].endswith("--resume")
-    status, _, err = run(capsys, "train", "ddpm-smoke", "--training.steps", int(said[1]) + 1, "--resume")
+    message = re.search(r"stopped after step (\d+) and saved in runs/ddpm-smoke; continue with: (.*)$", err.strip())
+    assert "train ddpm-smoke --training.steps 1000000" in message[2]
+    assert message[2].endswith("--resume")
+    status, _, err = run(capsys, "train", "ddpm-smoke", "--training.steps", int(message[1]) + 1, "--resume")
     assert status == 0, err
 
 

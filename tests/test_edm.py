@@ -44,7 +44,7 @@ def test_the_loss_is_that_of_the_paper(data, generator):
 def test_the_network_sees_and_is_asked_for_unit_variance(generator):
     """`lambda c_out^2 = 1`.
 
-    Where F = 0, the loss of data with the standard deviation sigma_data is 1 at every level.
+    Where F = 0, the loss of data with the standard deviation sigma_data is 1 at every noise level.
     """
     seen = []
 
@@ -57,8 +57,8 @@ def test_the_network_sees_and_is_asked_for_unit_variance(generator):
     y = 0.5 * torch.randn(50_000, 2, generator=generator)
     for sigma in (0.002, 0.05, 0.3, 1.0, 10.0, 80.0):
         t = torch.full((len(y),), sigma / 80, dtype=torch.float64)
-        schedule = denoiser.corruption(t[:1])
-        assert float(objective.weight(*schedule) * denoiser.predicts(*schedule)[1] ** 2) == pytest.approx(1, abs=1e-12)
+        c_out = denoiser.predicts(*denoiser.corruption(t[:1]))[1]
+        assert float(objective.weight(denoiser.corruption, t[:1]) * c_out**2) == pytest.approx(1, abs=1e-12)
         assert float(objective.at(y, t, generator=generator).total.mean()) == pytest.approx(1, abs=0.02)
         assert float(seen[-1]) == pytest.approx(1, abs=0.02)
 
@@ -106,16 +106,16 @@ def test_the_levels_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_describe_themselves(preset):
+def test_presets_can_be_serialized(preset):
     recipe = getattr(edm, preset)()
     assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
     assert getattr(edm, preset).__doc__
 
 
 def test_levels_come_back(generator):
-    scale, k = Quantization(17), torch.arange(17).expand(4, 1, 17)
+    quantization, k = Quantization(17), torch.arange(17).expand(4, 1, 17)
     for recipe in (edm.smoke(), edm.cifar10()):
-        assert torch.equal(recipe.levels(scale, recipe.form(scale, k, generator)), k)
+        assert torch.equal(recipe.levels(quantization, recipe.form(quantization, k, generator)), k)
 
 
 def test_smoke_draws_its_figure(tmp_path):

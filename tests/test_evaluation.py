@@ -30,7 +30,7 @@ def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
     experiment = replace(experiment, data=replace(experiment.data, classes=classes))
     seen = []
 
-    def free(self, denoiser, scale):
+    def free(self, denoiser, quantization):
         def measure(k, generator, progress, **cond):
             seen.append(cond)
             return CodeLength(*[torch.zeros(len(k))] * 3)

@@ -1,4 +1,4 @@
-"""The papers' scripts: every preset can be built and described, every smoke run draws its figure."""
+"""The papers' scripts: every preset can be built and serialized, every smoke run draws its figure."""
 
 import inspect
 import json
@@ -28,14 +28,14 @@ from unnoise.shared.serialization import deserialize, serialize
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_preset_describes_itself(name):
+def test_every_preset_can_be_serialized(name):
     experiment = RECIPES[name]()
     assert deserialize(json.loads(json.dumps(serialize(experiment)))) == experiment
     assert RECIPES[name].__doc__
 
 
 def test_every_preset_of_a_script_is_a_recipe():
-    """Public functions of a script that take nothing are its presets."""
+    """Public functions of a module without parameters are its presets."""
     for script, presets in SCRIPTS.values():
         found = {
             n
@@ -141,7 +141,7 @@ def test_spacing_by_name():
     ):
         with pytest.raises(UsageError, match=words):
             spaced(spec, table)
-    with pytest.raises(UsageError, match="time is continuous"):
+    with pytest.raises(UsageError, match="the time of this model is continuous"):
         spaced("ddim50", sde.VP())
 
 
@@ -192,7 +192,7 @@ def test_text_is_trained_sampled_and_measured(name, tmp_path, capsys, monkeypatc
     assert "ends in .txt" in capsys.readouterr().err
     assert main(["evaluate", "run", "--count", "6"]) == 0
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert found["bits_per_character"] == pytest.approx(found["bits_per_token"])  # one symbol is one character
+    assert found["bits_per_character"] == pytest.approx(found["bits_per_token"])  # one token is one character
     assert found["perplexity_per_token"] == pytest.approx(2 ** found["bits_per_token"])
     assert sum(found["bits_per_token_prior_path_data"]) == pytest.approx(found["bits_per_token"], rel=1e-6)
     assert 0 < found["sample_entropy_bits"] < 4.8

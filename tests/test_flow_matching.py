@@ -73,9 +73,9 @@ def test_the_grid_of_an_adaptive_solver():
 
 
 def test_how_straight_a_path_is():
-    """Of `(1 - t) a + t b + sin(pi t) c` the velocity leaves the chord by `pi cos(pi t) c`.
+    """The velocity of `(1 - t) a + t b + sin(pi t) c` differs from the chord by `pi cos(pi t) c`.
 
-    `pi^2 / 2 |c|^2` in the mean.
+    The mean of its square is `pi^2 / 2 |c|^2`.
     """
     a, b, c = torch.tensor([[[1.0, 2.0]], [[4.0, -2.0]], [[0.3, 0.1]]], dtype=torch.float64)
     times = torch.linspace(1, 0, 401, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_published_settings():
 
 
 @pytest.mark.parametrize("preset", ["cifar10", "digits", "mnist", "smoke"])
-def test_presets_describe_themselves(preset):
+def test_presets_can_be_serialized(preset):
     recipe = getattr(flow_matching, preset)()
     assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
     assert getattr(flow_matching, preset).__doc__
@@ -130,8 +130,8 @@ def test_smoke_draws_its_figure(tmp_path):
 
 
 def test_smoke_is_measured(generator):
-    scale, k = Quantization(17), torch.arange(17).expand(4, 1, 17)
-    assert torch.equal(RECIPE.levels(scale, RECIPE.form(scale, k, generator)), k)
+    quantization, k = Quantization(17), torch.arange(17).expand(4, 1, 17)
+    assert torch.equal(RECIPE.levels(quantization, RECIPE.form(quantization, k, generator)), k)
     images = RECIPE.load("test")
     denoiser = RECIPE.objective(images.shape, images.quantization).denoiser
     length = RECIPE.code_length(denoiser, images.quantization)(

@@ -1,4 +1,4 @@
-"""The Hub, with folders in its place: what is uploaded, what is fetched, and what is said where neither can be."""
+"""The Hub, with folders in its place: what is uploaded, what is fetched, and the messages where neither is possible."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from released_helpers import refused
+from pretrained_helpers import refused
 from safetensors.torch import load_file, save_file
 
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
@@ -30,7 +30,7 @@ class Remote(NamedTuple):
 class Batches:
     """One image for ever, with what checkpoints keep of it."""
 
-    scale, shape = Quantization(17), (1, 4, 4)
+    quantization, shape = Quantization(17), (1, 4, 4)
 
     def __iter__(self):
         while True:
@@ -87,7 +87,7 @@ def remote(tmp_path, monkeypatch):
 
 
 def test_a_run_goes_up_and_comes_back(run, remote):
-    """The newest checkpoint is what is uploaded, its weights come back bit for bit, and its optimiser's state may be
+    """The newest checkpoint is what is uploaded, its weights come back bit for bit, and its optimizer's state may be
     missing.
     """
     assert pretrained.push(run, "owner/name", private=True, token="secret").endswith("/owner/name")
@@ -124,7 +124,7 @@ def test_a_file_within_a_repository_is_fetched_alone(remote):
     folder.mkdir(parents=True)
     torch.save({"weight": torch.zeros(1)}, folder / "weights.pth")
     assert hub.local("owner/name/vp/weights.pth") == folder / "weights.pth"
-    refused(lambda: pretrained.load("owner/name/vp/weights.pth"), "weights.pth holds no network that is known here")
+    refused(lambda: pretrained.load("owner/name/vp/weights.pth"), "weights.pth holds does not contain a known network")
     refused(
         lambda: pretrained.load("owner/name/vp/other.pth"), "the Hub gives none of that name (LocalEntryNotFoundError)"
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import peer_state
 from PIL import Image
-from released_helpers import refused
+from pretrained_helpers import refused
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -112,7 +112,7 @@ def test_objectives_and_samplers_are_those_of_the_process():
 
 
 def test_an_imported_run_goes_on(tmp_path):
-    """Training goes on from the imported weights with a fresh optimiser, and its checkpoint is one like any other."""
+    """Training goes on from the imported weights with a new optimizer, and its checkpoint is like any other."""
     bring(str(mdlm(tmp_path)), tmp_path / "run", Flags(**TEXT))
     checkpoint = load(tmp_path / "run")
     assert all(map(torch.equal, checkpoint.objective.parameters(), checkpoint.average.parameters()))
@@ -145,7 +145,7 @@ def tiny(tmp_path):
 
 def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
     out = tmp_path / "run"
-    status, said, err = run(capsys, "import", tiny, out)
+    status, out_text, err = run(capsys, "import", tiny, out)
     assert status == 0, err
     for line in (
         "format       diffusers",
@@ -158,18 +158,18 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         "conditions   label",
         f"next: unnoise sample {out}    unnoise evaluate {out} --data NAME",
     ):
-        assert line in said
-    status, said, err = run(capsys, "sample", out, "--count", 4, "--out", tmp_path / "a.png")
+        assert line in out_text
+    status, out_text, err = run(capsys, "sample", out, "--count", 4, "--out", tmp_path / "a.png")
     assert status == 0, err
-    assert "4 samples in 10 network evaluations" in said
-    assert f"s by DDIM of the classes 0, 1, 2 in turn: {tmp_path / 'a.png'}" in said
+    assert "4 samples in 10 network evaluations" in out_text
+    assert f"s by DDIM of the classes 0, 1, 2 in turn: {tmp_path / 'a.png'}" in out_text
     assert "s by DDIM of the classes 0, 1: " in run(capsys, "sample", out, "--count", 2, "--out", tmp_path / "a.png")[1]
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.mode == "RGB"
         assert min(picture.size) >= 16
     denoiser, guided = pretrained.load(out), classifier(tmp_path)
 
-    status, said, err = run(capsys, "export", out, tmp_path / "out")
+    status, out_text, err = run(capsys, "export", out, tmp_path / "out")
     assert status == 0, err
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
     again = pretrained.load(tmp_path / "out")
@@ -186,7 +186,8 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("import", tmp_path / "none", tmp_path / "b"), "there is no file"),
         (
             ("import", guided, tmp_path / "b"),
-            "do not tell --num-heads (or --num-head-channels), --noise-schedule, --diffusion-steps, --rescale-timesteps, and",
+            "do not determine --num-heads (or --num-head-channels), --noise-schedule, --diffusion-steps, "
+            "--rescale-timesteps, and",
         ),
         (("import", guided, tmp_path / "b"), "such as --num-heads 4, --noise-schedule cosine, --diffusion-steps 4000"),
         (("export", guided, tmp_path / "b", "--image-size", 0), "--image-size 0: give a whole number"),
@@ -208,13 +209,14 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
 
 
 def test_flags_in_errors_become_options_and_paths_stay():
-    said = (
+    message = (
         "a/image_size=3/num_heads.pt: give image_size=64, sde='vp', precond=... or num_head_channels, and length=1024"
     )
-    assert as_options(said) == (
-        "a/image_size=3/num_heads.pt: give --image-size 64, --sde vp, --precond ... or --num-head-channels, and --length 1024"
+    assert as_options(message) == (
+        "a/image_size=3/num_heads.pt: give --image-size 64, --sde vp, --precond ... or --num-head-channels, "
+        "and --length 1024"
     )
-    for said, expected in (
+    for message, expected in (
         ("fir, length and continuous are words", "fir, length and continuous are words"),
         ("""which is sde="vp", "subvp" or 've', and continuous=True or False: x""", SAYS + ": x"),
         (
@@ -233,7 +235,7 @@ def test_flags_in_errors_become_options_and_paths_stay():
         ('config.json has "time_conditioning": False, and the other "n_heads": 3', None),
         ("the configuration has time_conditioning 3: it is true or false", None),
     ):
-        assert as_options(said) == (expected or said)
+        assert as_options(message) == (expected or message)
     assert as_options("beta_start=0.1, beta_end", ()) == "beta_start=0.1, beta_end"
 
 
@@ -245,24 +247,31 @@ SUCH = "such as --noise x"
 
 def test_assumptions_name_options_and_are_printed_by_export_too(capsys, tmp_path, tiny):
     """Entries of diffusers' configurations, which has no flags, stay what they are."""
-    told = json.loads((tiny / "scheduler/scheduler_config.json").read_text())
-    told = {k: v for k, v in told.items() if k not in ("trained_betas", "variance_type")} | {"beta_schedule": "linear"}
-    (tiny / "scheduler/scheduler_config.json").write_text(json.dumps(told))
-    said = "assumed      scheduler_config.json leaves out what is beta_start=0.0001, beta_end=0.02, variance_type='fixed_small' by default"
+    settings = json.loads((tiny / "scheduler/scheduler_config.json").read_text())
+    settings = {k: v for k, v in settings.items() if k not in ("trained_betas", "variance_type")} | {
+        "beta_schedule": "linear"
+    }
+    (tiny / "scheduler/scheduler_config.json").write_text(json.dumps(settings))
+    message = (
+        "assumed      scheduler_config.json leaves out entries, for which the library's defaults are used: "
+        "beta_start=0.0001, beta_end=0.02, variance_type='fixed_small'\n"
+    )
     for command in ("import", "export"):
         status, out, err = run(capsys, command, tiny, tmp_path / command)
         assert status == 0, err
-        assert said in out
-    told["beta_start"] = "none"
-    (tiny / "scheduler/scheduler_config.json").write_text(json.dumps(told))
+        assert message in out
+    settings["beta_start"] = "none"
+    (tiny / "scheduler/scheduler_config.json").write_text(json.dumps(settings))
     for command in ("import", "export"):
         assert "beta_start='none'" in run(capsys, command, tiny, tmp_path / "b")[2]
         assert "do not take --beta-start: leave" in run(capsys, command, tiny, tmp_path / "b", "--beta-start", 0.1)[2]
     state = {k: v[:3] if k.startswith("out.2.") else v for k, v in peer_state("improved_diffusion_unet").items()}
     torch.save(state, tmp_path / "model.pt")
     flags = [*FLAGS, "--predict-xstart=False"]
-    said = "assumed      the code length takes the variance beta_t (sigma_small False); DDIM's samples need none"
-    assert said in run(capsys, "import", tmp_path / "model.pt", tmp_path / "m", *flags)[1]
+    message = (
+        "assumed      the code length uses the variance beta_t (sigma_small False); samples of DDIM do not depend on it"
+    )
+    assert message in run(capsys, "import", tmp_path / "model.pt", tmp_path / "m", *flags)[1]
     peer = (
         "--beta-schedule=linear",
         "--beta-start=0.1",
@@ -288,7 +297,7 @@ def test_what_is_trained_here_is_written_for_diffusers(capsys, tmp_path):
     assert run(capsys, "train", "ddpm-smoke", "--training.steps", 2, "--out", tmp_path / "plain")[0] == 0
     status, _, err = run(capsys, "export", tmp_path / "plain", tmp_path / "b")
     assert status == 2
-    assert "as those that are trained here with --network.style ddpm --network.width 32, 64, 96" in err
+    assert "as after training here with --network.style ddpm --network.width 32, 64, 96" in err
     assert not (tmp_path / "b").exists()
 
 
@@ -304,7 +313,7 @@ def test_evaluation(capsys, tmp_path):
     assert (
         run(capsys, "import", pretrained.export(model, tmp_path / "tiny"), out, "--data", tmp_path / "images")[0] == 0
     )
-    status, said, err = run(capsys, "evaluate", out, "--seed", 3)
+    status, out_text, err = run(capsys, "evaluate", out, "--seed", 3)
     assert status == 0, err
     found = json.loads((out / "evaluation.json").read_text())
     assert found["kind"] == "upper bound"
@@ -330,23 +339,23 @@ def test_classes_are_those_of_the_network(capsys, tmp_path, tiny):
 
 
 def test_classifiers_and_text(capsys, tmp_path):
-    status, said, err = run(capsys, "import", classifier(tmp_path), tmp_path / "classifier", *FLAGS)
+    status, out_text, err = run(capsys, "import", classifier(tmp_path), tmp_path / "classifier", *FLAGS)
     assert status == 0, err
-    assert "prediction   log p(label)" in said
-    assert "ClassifierGuided(denoiser, pretrained.load(" in said
+    assert "prediction   log p(label)" in out_text
+    assert "ClassifierGuided(denoiser, pretrained.load(" in out_text
     assert type(load(tmp_path / "classifier").objective) is ClassifierLoss
     assert "a classifier of noisy images, which has no samples" in run(capsys, "sample", tmp_path / "classifier")[2]
     assert "cannot be written for diffusers" in run(capsys, "export", tmp_path / "classifier", tmp_path / "d")[2]
 
-    status, said, err = run(capsys, "import", mdlm(tmp_path), tmp_path / "text", *TEXT_FLAGS)
+    status, out_text, err = run(capsys, "import", mdlm(tmp_path), tmp_path / "text", *TEXT_FLAGS)
     assert status == 0, err
-    assert "Absorbing of 18 states" in said
-    assert "data         17 tokens\n" in said
-    status, said, err = run(
+    assert "Absorbing of 18 states" in out_text
+    assert "data         17 tokens\n" in out_text
+    status, out_text, err = run(
         capsys, "sample", tmp_path / "text", "--count", 3, "--steps", 4, "--out", tmp_path / "ids.txt"
     )
     assert status == 0, err
-    assert "token ids, one line for each sample" in said
+    assert "token ids, one line for each sample" in out_text
     ids = [[int(i) for i in line.split()] for line in Path(tmp_path / "ids.txt").read_text().splitlines()]
     assert [len(row) for row in ids] == [24, 24, 24]
     assert all(0 <= i < 17 for row in ids for i in row)
@@ -364,7 +373,7 @@ def test_text_with_a_tokenizer(capsys, tmp_path):
     status, _, err = run(capsys, "import", path, out, *TEXT_FLAGS, "--tokenizer", tmp_path / "tokenizer.json")
     assert status == 0, err
     (tmp_path / "tokenizer.json").unlink()  # the run keeps it
-    status, said, err = run(capsys, "sample", out, "--count", 2, "--steps", 4, "--out", tmp_path / "words.txt")
+    status, out_text, err = run(capsys, "sample", out, "--count", 2, "--steps", 4, "--out", tmp_path / "words.txt")
     assert status == 0, err
     text = (tmp_path / "words.txt").read_text()
     assert {*text.split()} <= {*words}

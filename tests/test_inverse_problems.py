@@ -1,4 +1,4 @@
-"""The script on linear inverse problems: its colours, its measures and its smoke run."""
+"""The script on linear inverse problems: its colors, its measures and its smoke run."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_the_smoke_run_restores_every_problem_by_every_method(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert all(math.isfinite(v) for r in results.values() for v in r.values())
     for p in names:
-        assert results[f"{p}, replacement"]["residual"] < 1e-3  # it takes the measurement at its word
+        assert results[f"{p}, replacement"]["residual"] < 1e-3  # it reproduces the measurement
         calls = [results[f"{p}, {m}"]["evaluations"] for m in methods]
         assert calls == [0, 4, 8, 4, 4]
     before = {p: p.stat().st_mtime for p in tmp_path.rglob("*.safetensors")}
@@ -46,7 +46,7 @@ def test_the_smoke_run_restores_every_problem_by_every_method(tmp_path):
     assert before == {p: p.stat().st_mtime for p in tmp_path.rglob("*.safetensors")}
 
 
-def test_presets_describe_themselves_and_their_parts_can_be_built():
+def test_presets_can_be_serialized_and_their_parts_can_be_built():
     for preset in PRESETS:
         recipe = getattr(inverse_problems, preset)()
         assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
@@ -57,20 +57,20 @@ def test_presets_describe_themselves_and_their_parts_can_be_built():
     assert set(next(iter(smoke.batches(smoke.load())))) == {"x0"}
 
 
-def test_digits_are_tinted_by_their_label_and_grey_does_not_tell():
-    gray, coloured = Data("digits").load(), inverse_problems.digits().load()
-    assert coloured.shape == (3, 8, 8)
-    assert coloured.k.dtype == torch.uint8
-    assert int(coloured.k.max()) <= 16
-    assert torch.equal(coloured.label, gray.label)
+def test_digits_are_tinted_by_their_label_and_look_alike_in_gray():
+    gray, colored = Data("digits").load(), inverse_problems.digits().load()
+    assert colored.shape == (3, 8, 8)
+    assert colored.k.dtype == torch.uint8
+    assert int(colored.k.max()) <= 16
+    assert torch.equal(colored.label, gray.label)
     colors = palette(10)
     torch.testing.assert_close(colors.mean(1), torch.full((10,), 0.5))
     assert 0 < float(colors.min()) < float(colors.max()) < 1
     half = gray.k.float() / 2
-    assert float((coloured.k.float().mean(1, keepdim=True) - half).abs().max()) <= 0.5  # of rounding alone
-    mean = torch.stack([coloured.k[coloured.label == c].float().mean((0, 2, 3)) for c in range(10)])
+    assert float((colored.k.float().mean(1, keepdim=True) - half).abs().max()) <= 0.5  # of rounding alone
+    mean = torch.stack([colored.k[colored.label == c].float().mean((0, 2, 3)) for c in range(10)])
     torch.testing.assert_close(mean / mean.sum(1, keepdim=True), colors / 1.5, rtol=0, atol=0.01)
-    assert tinted(coloured) is coloured
+    assert tinted(colored) is colored
 
 
 def test_hue_error_is_an_angle():
@@ -84,11 +84,11 @@ def test_hue_error_is_an_angle():
 
 
 def test_measures():
-    scale = Quantization(11)
+    quantization = Quantization(11)
     k = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
-    assert psnr(k + 1, k, scale) == pytest.approx(20.0, abs=1e-5)
-    assert torch.equal(scale.cell_of(centered(scale, torch.arange(11))), torch.arange(11))
-    gray = in_gray(ImageDataset(torch.tensor([1, 2, 6], dtype=torch.uint8).reshape(1, 3, 1, 1), None, scale))
+    assert psnr(k + 1, k, quantization) == pytest.approx(20.0, abs=1e-5)
+    assert torch.equal(quantization.cell_of(centered(quantization, torch.arange(11))), torch.arange(11))
+    gray = in_gray(ImageDataset(torch.tensor([1, 2, 6], dtype=torch.uint8).reshape(1, 3, 1, 1), None, quantization))
     assert gray.k.tolist() == [[[[3]]]]
     for problem in problems((3, 8, 6)):
         y = problem.operator(torch.randn(2, 3, 8, 6))
@@ -99,12 +99,12 @@ def test_measures():
 
 
 def test_what_cannot_be_is_refused():
-    unlabelled = ImageDataset(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, Quantization(17))
+    unlabeled = ImageDataset(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, Quantization(17))
     for make, words in (
         (lambda: InverseProblems(Data("digits", classes=10)), "the model is unconditional"),
         (lambda: InverseProblems(noise=-1.0), "noise=-1.0"),
         (lambda: InverseProblems(count=0), "count=0"),
-        (lambda: tinted(unlabelled), "tinted by their label"),
+        (lambda: tinted(unlabeled), "tinted by their label"),
     ):
         with pytest.raises(UsageError, match=words):
             make()

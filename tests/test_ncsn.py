@@ -20,7 +20,7 @@ PRESETS = (ncsn.cifar10, ncsn.cifar10_v2, ncsn.celeba64_v2, ncsn.lsun128_v2, ncs
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__)
-def test_presets_describe_themselves(preset):
+def test_presets_can_be_serialized(preset):
     assert deserialize(json.loads(json.dumps(serialize(preset())))) == preset()
     assert preset.__doc__
 
@@ -68,8 +68,9 @@ def test_small_sets_follow_the_published_rules(preset, low):
 
 
 def test_the_loss_is_the_published_one(generator):
-    """`sigma^2 ||s + (x~ - x) / sigma^2||^2 / 2`, summed over dimensions, is D / 2 times the objective, at each example
-    and level.
+    """`sigma^2 ||s + (x~ - x) / sigma^2||^2 / 2`, summed over D dimensions, is D / 2 times the objective.
+
+    For each example and noise level.
     """
     schedule = NoiseLevels(geometric_sigmas(0.01, 1.0, 10))
     network = Formula(lambda x, label: torch.sin(3 * x) + label[:, None, None, None])
@@ -84,7 +85,7 @@ def test_the_loss_is_the_published_one(generator):
     torch.testing.assert_close(16 / 2 * found, published)
 
 
-def test_training_visits_each_level(generator):
+def test_training_visits_each_noise_level(generator):
     objective = ncsn.smoke().objective((1, 8, 8), Quantization(17))
     t = objective(torch.rand(400, 1, 8, 8, generator=generator), generator=generator).t
     assert sorted(set((t * 19).round().int().tolist())) == list(range(1, 20))
@@ -92,16 +93,16 @@ def test_training_visits_each_level(generator):
 
 
 def test_the_form_of_the_data(generator):
-    scale, k = Quantization(17), torch.arange(17).reshape(1, 1, 1, 17)
+    quantization, k = Quantization(17), torch.arange(17).reshape(1, 1, 1, 17)
     recipe = ncsn.smoke()
-    x = recipe.form(scale, k, generator)
+    x = recipe.form(quantization, k, generator)
     assert 0 < float(x.min()) < 1 / 17
     assert 16 / 17 < float(x.max()) < 1
-    assert torch.equal(recipe.levels(scale, x), k)
+    assert torch.equal(recipe.levels(quantization, x), k)
 
 
 def test_samples_of_an_exact_model(generator):
-    """A network that knows four images returns them, whole, through the recipe's own sampler and levels."""
+    """A network that knows four images returns them through the recipe's own sampler and levels."""
     from unnoise.shared.gaussian.analytic import AnalyticMixture
 
     recipe, images = ncsn.digits(), Data("digits").load()
@@ -127,7 +128,7 @@ def test_samples_of_an_exact_model(generator):
 
 
 def test_code_length_of_the_flow():
-    """Finite, and about that of the noise of the largest level where nothing was learnt yet."""
+    """Finite, and close to that of noise of the largest noise level before training."""
     recipe, images = ncsn.smoke(), Data("digits").load("test")
     torch.manual_seed(0)
     denoiser = recipe.objective(images.shape, images.quantization).denoiser

@@ -1,4 +1,4 @@
-"""Text as its users have it: a file, a tokenizer, a prompt."""
+"""Text from a file, with a tokenizer and with a prompt, by the command line."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from unnoise.discrete import (
 )
 from unnoise.experiments import recipes
 from unnoise.experiments.cli import main
-from unnoise.shared.data import Packed, characters, documents, subwords, shakespeare, train_tokenizer
+from unnoise.shared.data import Packed, characters, documents, shakespeare, subwords, train_tokenizer
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierFree
 from unnoise.shared.networks import UNet
@@ -113,7 +113,7 @@ def test_a_prompt_begins_long_text_and_comes_once(sampler, generator):
     prompt = torch.tensor([4, 3, 4, 3])
     text = sliding(sampler(masked()), 40, window=8, overlap=3, batch=3, steps=8, generator=generator, prompt=prompt)
     assert (text[:, :4] == prompt).all()
-    with pytest.raises(UsageError, match="what the text begins with as prompt="):
+    with pytest.raises(UsageError, match="the beginning of the text as prompt="):
         sliding(Infilling(sampler(masked()), *prefix(prompt, 8)), 40, window=8, overlap=3, batch=3, steps=8)
 
 
@@ -121,10 +121,10 @@ def test_a_prompt_begins_long_text_and_comes_once(sampler, generator):
     ("make", "words"),
     [
         (lambda: Dense(torch.full((2, 3, 3), math.nan)), "row 0 of Q_1 does not sum to one"),
-        (lambda: nearest(torch.full((5, 2), math.nan), 2), "not finite"),
+        (lambda: nearest(torch.full((5, 2), math.nan), 2), "the embeddings contain NaN or infinity"),
         (lambda: train_tokenizer("my.txt", 300), "such as documents"),
-        (lambda: shakespeare(length=16).encode("!?"), "nothing that these 27 symbols can write"),
-        (lambda: ClassifierFree(masked(), 1.0), "take unnoise.discrete.ClassifierFree"),
+        (lambda: shakespeare(length=16).encode("!?"), "nothing that this vocabulary of 27 tokens can encode"),
+        (lambda: ClassifierFree(masked(), 1.0), "not Categorical.*for categorical ones look in unnoise.discrete"),
         (
             lambda: UNet((1, 4, 4), 8, (1,), 1, (), categories=4)(torch.full((1, 1, 4, 4), 4), torch.ones(1)),
             "categories=K . 1, logits=K",
