@@ -218,7 +218,8 @@ def operator(value, x, r, prior, noise):
 
 def alphabet(value, texts, ids):
     tokens = [torch.from_numpy(e.tokens).long() for e in value.encode(texts)]
-    return {"size": value.size, "named": value.named, "texts": value.decode(ids)} | {
+    named = value.fingerprint.replace("characters", "symbols").replace("tokens", "pieces")  # the words of that time
+    return {"size": value.size, "named": named, "texts": value.decode(ids)} | {
         f"tokens {i}": t for i, t in enumerate(tokens)
     }
 

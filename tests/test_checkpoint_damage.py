@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damaged_runs import CONFIG, batches, objective, refused, resume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -19,31 +20,15 @@ from safetensors import SafetensorError
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.experiments import load
 from unnoise.experiments.cli import main
-from unnoise.shared.data import Batches
-from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training, checkpoint, folder
-from unnoise.shared.training.checkpoint import digest, newest, list_checkpoints
-from unnoise.shared.training.folder import curve, read_metrics, write_text
+from unnoise.shared.training.checkpoint import digest, list_checkpoints, newest
+from unnoise.shared.training.folder import read_metrics, write_text
 
-CONFIG = Training(steps=6, learning_rate=1e-2, warmup=2, log_every=1, save_every=2)
 FULL = OSError(errno.ENOSPC, "No space left on device")
 FULL_DISK = "(No space left on device): free disk space, or choose another place\n"
-
-
-def batches():
-    return Batches(
-        torch.randint(0, 17, (40, 3), generator=torch.Generator().manual_seed(0)),
-        8,
-        Quantization(17),
-        Quantization.dequantized,
-    )
-
-
-def objective():
-    torch.manual_seed(0)
-    return DenoisingLoss.simple(Learned(MLP(3, 4, 1), Tabulated(linear_betas(40))))
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +44,6 @@ def run(trained, tmp_path):
     return tmp_path / "run"
 
 
-def refused(call, *words):
-    """The error's line, which holds the words."""
-    with pytest.raises(UsageError) as caught:
-        call()
-    said = str(caught.value)
-    assert "\n" not in said, said
-    for word in words:
-        assert word in said, said
-    return said
-
-
 def tried(call):
     """What the call gives, or the line of its error."""
     try:
@@ -78,10 +52,6 @@ def tried(call):
         line = str(error)
     assert "\n" not in line
     return None, line
-
-
-def resume(home, config=CONFIG):
-    return Trainer(objective(), config, folder=home).fit(batches(), resume=True)
 
 
 def weights(found):
@@ -230,83 +200,6 @@ def test_the_newest_is_the_largest_number(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["00000005", "99999999", "100000000"]
 
 
-GOOD = b'{"step": 1, "loss": 2.5, "seconds": 7.25}\n'
-BROKEN = {
-    "half a line": b'{"step": 2, "lo\n',
-    "bytes": b"\xff\xfe\x00\x01\n",
-    "zeros": b"\0" * 64 + b"\n",
-    "a list": b"[1, 2]\n",
-    "a number": b"12\n",
-    "no step": b'{"loss": 2.5}\n',
-    "a step in words": b'{"step": "two"}\n',
-    "no number": b'{"step": NaN}\n',
-    "a large number": b'{"step": 1' + b"0" * 400 + b"}\n",
-    "true": b'{"step": true}\n',
-    "nested": b"[" * 100_000 + b"\n",
-    "two lines in one": GOOD.strip() + GOOD,
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize("at", [0, 1])
-def test_a_damaged_log_is_gone_on_with(run, kind, at):
-    """Lines that can be read stay as they are, byte by byte; of the others a copy is kept, and it is said."""
-    shutil.rmtree(run / "checkpoints" / "00000006")
-    log = run / "metrics.jsonl"
-    lines = [GOOD, b'{"step": 2, "loss": 2.25, "mine": "a note", "seconds": 8}\n']
-    content = b"".join(lines[:at]) + BROKEN[kind] + b"".join(lines[at:])
-    log.write_bytes(content)
-    assert [line["step"] for line in read_metrics(log)] == [1, 2]
-    with pytest.warns(
-        Notice,
-        match=r"1 lines of .*metrics.jsonl cannot be read and are left out; .* is kept as .*metrics.damaged-1.jsonl",
-    ):
-        resume(run)
-    assert log.read_bytes().startswith(b"".join(lines))
-    assert (run / "metrics.damaged-1.jsonl").read_bytes() == content
-    assert [line["step"] for line in read_metrics(log)] == [1, 2, 5, 6]
-    assert read_metrics(log)[-1]["seconds"] > 8
-
-
-def test_a_log_that_a_crash_cut_or_an_editor_left_without_its_end(run):
-    """Neither is damage: half a line at the end was not finished, and a whole one without its line break counts."""
-    shutil.rmtree(run / "checkpoints" / "00000006")
-    (run / "metrics.jsonl").write_bytes(GOOD + b'{"step": 2, "lo')
-    resume(run)
-    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 5, 6]
-    shutil.rmtree(run / "checkpoints" / "00000006")
-    (run / "metrics.jsonl").write_bytes(GOOD + b'{"step": 2}')
-    resume(run)
-    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 5, 6]
-    (run / "metrics.jsonl").unlink()
-    shutil.rmtree(run / "checkpoints" / "00000006")
-    resume(run)
-    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [5, 6]
-
-
-def test_the_curve_of_a_damaged_log(tmp_path):
-    """What can be read of it, and a word where nothing can."""
-    log = tmp_path / "metrics.jsonl"
-    log.write_bytes(
-        b'{"step": 1}\n{"step": 2, "a_loss": 3, "loss": 4}\n\xff\n{"step": 3, "a_loss": "x"}\n{"step": 4, "a_loss": NaN}\n{"step": 5'
-    )
-    assert curve(log, "loss") == ([2], [3])
-    for content in (b"", b"\xff\n", b'{"step": 1, "loss": null}\n'):
-        log.write_bytes(content)
-        with pytest.warns(Notice, match="has no loss that can be read, and its curve is left out"):
-            assert curve(log, "loss") == ([], [])
-
-
-def test_a_folder_in_the_place_of_the_log(run):
-    shutil.rmtree(run / "checkpoints" / "00000006")
-    (run / "metrics.jsonl").unlink()
-    (run / "metrics.jsonl" / "mine").mkdir(parents=True)
-    refused(lambda: resume(run), "cannot read", "metrics.jsonl (Is a directory): move it away")
-    fresh = run.parent / "fresh"
-    (fresh / "metrics.jsonl").mkdir(parents=True)
-    refused(lambda: Trainer(objective(), CONFIG, folder=fresh).fit(batches()), "cannot write", "metrics.jsonl")
-
-
 def failing(real, allowed, error=FULL):
     """A function that does its work some times, and then fails as a full disk does."""
     calls = []
@@ -387,7 +280,7 @@ def test_a_real_limit_of_a_files_size(tmp_path, room):
         said = refused(
             lambda: Trainer(large, config, folder=tmp_path, watch=limit).fit(batches()),
             "File too large",
-            "nothing of it is saved",
+            "no step of it is saved",
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

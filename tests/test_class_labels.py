@@ -16,12 +16,12 @@ from PIL import Image
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.discrete import Categorical, CrossEntropy, Uniform, reciprocal
 from unnoise.experiments import ddpm
-from unnoise.experiments.cli import asked, main
+from unnoise.experiments.cli import main, of_classes
 from unnoise.experiments.images import Data
 from unnoise.shared.data import Batches, ImageDataset, image_dataset
-from unnoise.shared.data.classes import counted
+from unnoise.shared.data.class_labels import class_counts
 from unnoise.shared.errors import UsageError
-from unnoise.shared.gaussian.guidance import ClassifierGradient, ConditionDropout, NoisyClassifier, Recognition
+from unnoise.shared.gaussian.guidance import ClassifierGradient, ClassifierLoss, ConditionDropout, NoisyClassifier
 from unnoise.shared.networks import MLP, DiT, Encoder, ImageDiT, Transformer, UNet
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
@@ -39,7 +39,7 @@ OBJECTIVES = {
     "dropout": lambda: ConditionDropout(DenoisingLoss.simple(Learned(unet(), TABLE))),
     "transformer of images": lambda: DenoisingLoss.simple(Learned(ImageDiT((1, 8, 8), 4, 16, 1, 2, classes=3), TABLE)),
     "perceptron": lambda: DenoisingLoss.simple(Learned(MLP(5, width=8, classes=3), TABLE)),
-    "classifier": lambda: Recognition(NoisyClassifier(Encoder((1, 8, 8), 3, 8, (1,), 1), TABLE)),
+    "classifier": lambda: ClassifierLoss(NoisyClassifier(Encoder((1, 8, 8), 3, 8, (1,), 1), TABLE)),
     "transformer of tokens": lambda: CrossEntropy(
         Categorical(Transformer(7, 5, width=16, depth=1, heads=2, classes=3), Uniform(7, reciprocal(50)))
     ),
@@ -70,7 +70,7 @@ def weights(objective):
 LABELS = {
     "from 1": (
         torch.arange(12) % 3 + 1,
-        "labels of the data are 1 to 3, and the network has classes 0 to 2, where 3 stands.*classes=4",
+        "labels of the data are 1 to 3, and the network has classes 0 to 2 .3 means no class.*classes=4",
     ),
     "one too many": (torch.arange(12) % 4, "labels of the data are 0 to 3"),
     "far too many": (torch.arange(12), "are 0 to 11, and the network has classes 0 to 2: number them from 0, or.*=12"),
@@ -128,7 +128,8 @@ def test_arrays_are_looked_at():
 
 def test_a_network_with_classes_is_not_trained_on_none_of_them():
     with pytest.raises(
-        UsageError, match='only its label for none would be trained: give conditions=."label",., or build it without'
+        UsageError,
+        match='only its input for no class would be trained: give conditions=."label",., or build it without',
     ):
         Trainer(OBJECTIVES["U-Net"](), Training(steps=2, warmup=1)).fit(data("U-Net", None))
     Trainer(DenoisingLoss.simple(Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)), Training(steps=1, warmup=1)).fit(
@@ -138,7 +139,9 @@ def test_a_network_with_classes_is_not_trained_on_none_of_them():
 
 def test_conditions_have_a_row_for_each_example():
     for count in (11, 13):
-        with pytest.raises(UsageError, match=f"the set has 12 examples, and label has {count} rows: give one for each"):
+        with pytest.raises(
+            UsageError, match=f"the data set has 12 examples, and label has {count} rows: give one row for each"
+        ):
             data("U-Net", torch.zeros(count, dtype=torch.long))
 
 
@@ -146,7 +149,7 @@ def test_a_label_that_is_no_class_is_refused_in_sampling():
     objective = OBJECTIVES["U-Net"]()
     x, t = torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5, dtype=torch.float64)
     objective.denoiser(x, t, label=torch.tensor([0, 3]))  # 3 stands for none
-    with pytest.raises(UsageError, match="label out of range: this network has classes 0 to 2, and 3 for none"):
+    with pytest.raises(UsageError, match="label out of range: this network has classes 0 to 2, and 3 for no label"):
         objective.denoiser(x, t, label=torch.tensor([0, 4]))
     gradient = ClassifierGradient(OBJECTIVES["classifier"]().denoiser)
     for label, said in (
@@ -200,12 +203,13 @@ SMALL = ("--data.batch", "2", "--training.steps", "2", "--training.device", "cpu
         (
             [0, 1, 3],
             "4",
-            r"has no image of 2, .*\(3 classes: 0 1, 1 1, 3 1\): number the labels 0 to 2 and give --data.classes 3, or add some",
+            r"has no image of 2, .*\(3 classes: 0 1, 1 1, 3 1\): number the labels 0 to 2 and give "
+            r"--data.classes 3, or add images",
         ),
         (
             [1, 2, 3],
             "4",
-            "has no image of 0, which samples would be asked of .*number the labels 0 to 2 and give --data.classes 3",
+            "has no image of 0, and samples are drawn of every class .*number the labels 0 to 2 and give --data.c",
         ),
         ([0, 1, 2], "10", "has no image of 3, 4, 5, 6, 7, ..., .*give --data.classes 3"),
         (["a", "b", "c"], "10", r"classes=10: .* has 3 classes: a 1, b 1, c 1; give --data.classes 3"),
@@ -250,7 +254,8 @@ def test_counts_are_printed_and_names_are_kept_and_shown(tmp_path, capsys, monke
         capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "3", "--out", home, *SMALL
     )
     assert (status, line) == (0, line)
-    said = "9 images of 1x8x8, 3 classes: 9 3, 10 3, urine 3; beside the split test; 1 other file left out: train/notes.txt"
+    said = "9 images of 1x8x8, 3 classes: 9 3, 10 3, urine 3; beside the split test; 1 other file left out: "
+    said += "train/notes.txt"
     assert f"data: {said}\n" in out
     status, out, _ = run(capsys, "sample", home, "--count", "9", "--out", str(tmp_path / "s.png"))
     assert status == 0
@@ -268,13 +273,10 @@ def test_counts_are_printed_and_names_are_kept_and_shown(tmp_path, capsys, monke
         capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "3", "--out", home, *SMALL, *again
     )
     assert status == 2
-    assert "names: ['9', '10', 'urine'] there, ['9', 'urine', 'zebra'] here" in line
+    assert "names: was ['9', '10', 'urine'], now ['9', 'urine', 'zebra']" in line
     status, _, line = run(capsys, "evaluate", home)
     assert status == 2
-    assert (
-        "the classes are 9, urine, zebra, and were 9, 10, urine: give the data as they were in training, or train again"
-        in line
-    )
+    assert "the classes are 9, urine, zebra now, and were 9, 10, urine in training: give the data as they were" in line
 
 
 def test_a_flat_folder_says_at_once_how_to_evaluate(tmp_path, capsys):
@@ -287,13 +289,14 @@ def test_a_flat_folder_says_at_once_how_to_evaluate(tmp_path, capsys):
     status, _, line = run(capsys, "evaluate", home)
     assert status == 2
     assert (
-        "has no split test, its 2 images are one split, train: put those to hold out into a folder test in it" in line
+        "has no split test, its 2 images are all the split train: move those to hold out into a folder test in it"
+        in line
     )
 
 
 def test_a_held_out_set_with_other_labels_is_refused(tmp_path):
     path = folder(folder(tmp_path / "a", "x", "y"), "x", "z", split="test")
-    with pytest.raises(UsageError, match=r"\(test\): the split train has no image of z, and another split has"):
+    with pytest.raises(UsageError, match=r"\(test\): the split train has no image of z, but another split does"):
         Data(str(path), classes=2).load("test")
     later = folder(folder(tmp_path / "later", "x", "y", "z"), "x", "z", split="test")
     with pytest.raises(
@@ -313,11 +316,11 @@ def test_a_part_of_a_set_is_of_all_classes():
     found = ImageDataset(
         torch.arange(12)[:, None, None, None].to(torch.uint8), torch.arange(12) // 4, Quantization(), ("a", "b", "c")
     )
-    assert found.part(3).label.tolist() == [0, 1, 2]
-    assert found.part(5).k.flatten().tolist() == [0, 2, 4, 7, 9]
-    assert found.part(12) is found
-    assert found.part(99) is found
-    assert found.part(3).summary == "3 images of 1x1x1, 3 classes: a 1, b 1, c 1"
+    assert found.subset(3).label.tolist() == [0, 1, 2]
+    assert found.subset(5).k.flatten().tolist() == [0, 2, 4, 7, 9]
+    assert found.subset(12) is found
+    assert found.subset(99) is found
+    assert found.subset(3).summary == "3 images of 1x1x1, 3 classes: a 1, b 1, c 1"
 
 
 @pytest.mark.parametrize(
@@ -335,13 +338,13 @@ def test_a_part_of_a_set_is_of_all_classes():
 )
 def test_dots_stand_for_more_classes_alone(classes, count, said):
     experiment = replace(ddpm.smoke(), data=Data(classes=classes))
-    assert asked(experiment, count, "abcdefghi") == said
+    assert of_classes(experiment, count, "abcdefghi") == said
 
 
 def test_classes_that_are_not_written_out():
-    assert counted(torch.arange(12).repeat(5)).endswith("9 5, and 2 more of 5 each")
-    assert counted(torch.cat([torch.arange(12), torch.tensor([11])])).endswith("9 1, and 2 more of 1 to 2 each")
-    assert counted(torch.arange(10)).endswith("8 1, 9 1")
+    assert class_counts(torch.arange(12).repeat(5)).endswith("9 5, and 2 more of 5 each")
+    assert class_counts(torch.cat([torch.arange(12), torch.tensor([11])])).endswith("9 1, and 2 more of 1 to 2 each")
+    assert class_counts(torch.arange(10)).endswith("8 1, 9 1")
 
 
 # ---- sets on the hub
@@ -387,7 +390,8 @@ def test_other_columns_on_the_hub(monkeypatch):
     monkeypatch.setattr(sys.modules["unnoise.shared.data.images"], "load", load)
     assert (
         image_dataset("cifar").summary
-        == "1 image of 3x2x2; no labels: the columns fine_label, coarse_label are not read, only label is"
+        == "1 image of 3x2x2; no labels: there is no column label, and the columns fine_label, coarse_label are not "
+        "read"
     )
     with pytest.raises(UsageError, match="the data set numbers has no images: its columns are image"):
         image_dataset("numbers")

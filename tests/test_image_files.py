@@ -109,13 +109,7 @@ KINDS = {
         0,
         {"transparency": bytes(range(0, 256, 17))},
     ),
-    "PA": (
-        "tiff",
-        lambda r: indexed(r).convert("PA"),
-        lambda r: palette(r)[eight(r) % 16],
-        0,
-        {},
-    ),
+    "PA": ("tiff", lambda r: indexed(r).convert("PA"), lambda r: palette(r)[eight(r) % 16], 0, {}),
     "RGB": ("png", lambda r: Image.fromarray(eight(r, 3)), lambda r: eight(r, 3), 0, {}),
     "RGB in WebP": ("webp", lambda r: Image.fromarray(eight(r, 3)), lambda r: eight(r, 3), 0, {"lossless": True}),
     "RGB with a transparent color": (
@@ -156,13 +150,7 @@ KINDS = {
         {},
     ),
     "I;16": ("png", lambda r: wide(r, np.uint16), lambda r: drawn(r, top=65536) / 257, 0.5, {}),
-    "I;16 in TIFF": (
-        "tiff",
-        lambda r: wide(r, np.uint16),
-        lambda r: drawn(r, top=65536) / 257,
-        0.5,
-        {},
-    ),
+    "I;16 in TIFF": ("tiff", lambda r: wide(r, np.uint16), lambda r: drawn(r, top=65536) / 257, 0.5, {}),
     "I;16 from white": (
         "tiff",
         lambda r: wide(r, np.uint16),
@@ -188,13 +176,7 @@ KINDS = {
     "I": ("tiff", lambda r: wide(r, np.int32), "32 bits.*8 or 16", 0, {}),
     "F": ("tiff", lambda r: Image.fromarray((drawn(r) / 255).astype(np.float32)), drawn, 0, {}),
     "F in PFM": ("pfm", lambda r: Image.fromarray((drawn(r) / 255).astype(np.float32)), drawn, 0, {}),
-    "F beyond 1": (
-        "tiff",
-        lambda r: Image.fromarray(drawn(r).astype(np.float32)),
-        "floats must lie in 0 to 1",
-        0,
-        {},
-    ),
+    "F beyond 1": ("tiff", lambda r: Image.fromarray(drawn(r).astype(np.float32)), "floats must lie in 0 to 1", 0, {}),
     "F below 0": (
         "tiff",
         lambda r: Image.fromarray(-(drawn(r) / 255).astype(np.float32)),

@@ -132,28 +132,31 @@ def test_padding_costs_nothing(generator):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ScoreEntropyDenoiser(Fixed(), TRANSITIONS["target"]), "GaussianTarget .T=None.: ratios are learned"),
+        (
+            lambda: ScoreEntropyDenoiser(Fixed(), TRANSITIONS["target"]),
+            "GaussianTarget .T=None. cannot be trained with ratios: take Uniform or",
+        ),
         (lambda: ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform"]), "T=10"),
         (
             lambda: CrossEntropy(ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform in time"])),
-            "CrossEntropy needs p.x_0",
+            "CrossEntropy needs logits of x_0",
         ),
         (
             lambda: ContinuousBound(ScoreEntropyDenoiser(Fixed(), TRANSITIONS["uniform in time"]), ce=0.1),
-            "ce=0.1 needs p.x_0",
+            "ce=0.1 needs logits of x_0",
         ),
         (
             lambda: Categorical(Fixed(), TRANSITIONS["uniform"], head=carried)(
                 torch.zeros(1, 2).long(), torch.ones(())
             ),
-            "carried takes a token that is not the mask for x_0, and under this Uniform it may be noise",
+            "carried takes an unmasked token for x_0, and under this Uniform it may be noise",
         ),
-        (lambda: GeometricNoise(low=-1.0), "Geometric.low=-1.0"),
-        (lambda: LogLinearNoise(eps=2.0), "LogLinear.eps=2.0"),
-        (lambda: ExponentialNoise(base=1.0), "must grow"),
-        (lambda: ConstantNoise(events=0.0), "must grow"),
-        (lambda: BandDiagonal(8, LogLinearNoise()), "given by the betas of its steps"),
-        (lambda: DiscretizedGaussian(8, LogLinearNoise()), "given by the betas of its steps"),
+        (lambda: GeometricNoise(low=-1.0), "GeometricNoise.low=-1.0"),
+        (lambda: LogLinearNoise(eps=2.0), "LogLinearNoise.eps=2.0"),
+        (lambda: ExponentialNoise(base=1.0), "its events must increase"),
+        (lambda: ConstantNoise(events=0.0), "its events must increase"),
+        (lambda: BandDiagonal(8, LogLinearNoise()), "LogLinearNoise.*: give the betas of the steps as a tensor"),
+        (lambda: DiscretizedGaussian(8, LogLinearNoise()), "LogLinearNoise.*: give the betas of the steps as a tensor"),
         (
             lambda: mutual_information(lambda s: Uniform(3, s), torch.tensor([1.0, 0.0, 0.0]), 5),
             "no information to erase",

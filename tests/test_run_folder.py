@@ -75,7 +75,8 @@ def test_two_runs_at_a_time_do_not_write_into_one_folder(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_lifted(tmp_path):
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); "
+    code += "print(flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE)
     try:
         other.stdout.readline()
@@ -136,12 +137,12 @@ def test_what_a_checkpoint_cannot_hold_shows_before_training(tmp_path):
             self.register_buffer("table", torch.eye(3).to_sparse())
 
     for network, words in (
-        (Extra(), "cannot store denoiser.network._extra_state, a dict"),
+        (Extra(), "cannot contain denoiser.network._extra_state, a dict"),
         (Sparse(), "denoiser.network.table"),
     ):
         with pytest.raises(UsageError, match=words):
             Trainer(objective(network), CONFIG, folder=tmp_path / "run")
-    with pytest.raises(UsageError, match="cannot hold builtins.object"):
+    with pytest.raises(UsageError, match="cannot contain builtins.object"):
         Trainer(objective(), CONFIG, folder=tmp_path / "run", experiment=object())
     k = torch.zeros(40, 6, dtype=torch.uint8)
     data = Odd(k, 8, Quantization(17), Quantization.dequantized)

@@ -99,7 +99,7 @@ def test_classifiers_and_dequantizers_are_networks_too():
 
 def test_nan_of_a_network_does_not_become_a_sample():
     nan = continuous.Learned(Own(lambda x, time: x * torch.nan), TABLE)
-    with pytest.raises(UsageError, match="the samples hold NaN"):
+    with pytest.raises(UsageError, match="the samples contain NaN"):
         continuous.DDIM(nan)(X, steps=2)
     with pytest.raises(UsageError, match="code length is NaN"):
         continuous.VariationalBound(nan, Quantization(17), terms=2)(X.clamp(-1, 1))
@@ -107,7 +107,7 @@ def test_nan_of_a_network_does_not_become_a_sample():
     late = discrete.Categorical(
         Own(lambda x, time: logits()(x, time) * (torch.nan if next(once, False) else 1.0)), MASKED
     )
-    with pytest.raises(UsageError, match="the network gave NaN, of which no token follows"):
+    with pytest.raises(UsageError, match="the network returned NaN, from which no token can be sampled"):
         discrete.Ancestral(late)(shape=(3, 7), steps=4)  # in its first step alone
     bad = Own(lambda x, time: logits()(x, time) * torch.nan)
     masked, uniform = discrete.Categorical(bad, MASKED), discrete.Categorical(bad, UNIFORM)
@@ -117,7 +117,7 @@ def test_nan_of_a_network_does_not_become_a_sample():
         discrete.FirstHitting(masked),
         discrete.Ancestral(uniform),
     ):
-        with pytest.raises(UsageError, match="the network gave NaN"):
+        with pytest.raises(UsageError, match="the network returned NaN"):
             sampler(shape=(3, 7), steps=4)
     assert not bad._forward_hooks
     for denoiser in (masked, uniform):

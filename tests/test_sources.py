@@ -79,7 +79,6 @@ def test_bundled_sets_load_wherever_the_package_lies(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     Image.new("L", (1, 1)).save(tmp_path / "digits" / "a.png")
     assert (
-        "the local folder digits is not read; give ./digits to read it"
-        in image_dataset("digits", split="test").summary
+        "the local folder digits is not read; give ./digits to read it" in image_dataset("digits", split="test").summary
     )
     assert image_dataset("./digits").k.tolist() == [[[[0]]]]

@@ -1,27 +1,23 @@
 """Text in files of every encoding and form: the right tokens, counts of what is left out, or one line."""
 
-import gzip
 import itertools
 import json
 import random
 import re
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_files import TEXT, TOKENIZER, WORDS, refused, text_of
 
 from unnoise.experiments.texts import Text
-from unnoise.shared.data import CharacterTokenizer, Padded, characters, documents, subwords, train_tokenizer
+from unnoise.shared.data import CharacterTokenizer, Padded, characters, documents, subwords
 from unnoise.shared.data.text_files import lines, parts
 from unnoise.shared.data.text_slices import cut, row_ends
 from unnoise.shared.data.tokenizers import cleaned
-from unnoise.shared.errors import UsageError
 
-TEXT = "The café cost 5.\nNaïve  words,\n\nThen\ta second paragraph\n  of two lines.\n"
 FORMS = {
     "lines": TEXT,
     "no last break": TEXT.rstrip("\n"),
@@ -45,21 +41,7 @@ ENCODINGS = {
     "utf-16 cut within a character": lambda text: b"\xff\xfe" + text.encode("utf-16-le") + b"a",
 }
 READ = [name for name in ENCODINGS if name == "utf-8" or "mark" in name]
-TOKENIZER = train_tokenizer([TEXT], 300)
-
-
 _FEATURES = Features({"text": Value("string"), "follow": Value("string")})
-
-
-def text_of(found) -> str:
-    """What the windows of one token each say, without the last end."""
-    return found.decode(found.windows[:].T)[0].removesuffix("\n")
-
-
-def refused(make, words):
-    with pytest.raises(UsageError, match=words) as error:
-        make()
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -168,8 +150,6 @@ def test_a_file_in_many_parts_is_one_document(tmp_path, monkeypatch):
     assert first.windows.tokens.documents == rest.windows.tokens.documents == 1
 
 
-CHANCE = random.Random(1)
-WORDS = ["".join(CHANCE.choice("abcdefgh") for _ in range(CHANCE.randint(1, 9))) for _ in range(1500)]
 ROWS = {
     "one line": " ".join(WORDS),
     "ten lines": "\n".join(" ".join(WORDS[i : i + 150]) for i in range(0, 1500, 150)),
@@ -236,7 +216,7 @@ def test_what_cannot_be_tested_is_not_trained(tmp_path):
     path.write_text(" ".join(WORDS[:60]))
     refused(
         lambda: Text(str(path), length=32).load(),
-        "held out for tests, has no window .*length=32: .*more text or a smaller length",
+        "held out for tests, is shorter than a window .*length=32: .*more text, or a smaller",
     )
     assert "the last tenth of the file is held out" in Text(str(path), length=8).load().summary
     (tmp_path / "set").mkdir()
@@ -271,145 +251,3 @@ def test_rows_without_text_are_counted(tmp_path):
     table.write_text("text,n\nNA,1\nnull,2\n,3\nNone,4\n")
     assert text_of(characters(str(table), length=1)) == "na null none "  # words, not gaps
     assert "left out: 1 of 4 documents" in characters(str(table), length=1).summary
-
-
-def test_files_that_are_no_text_are_one_line(tmp_path):
-    def path(name, data):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
-        return str(tmp_path / name)
-
-    cells = "text\ncafé\n"
-    for name, words in (
-        (path("a.txt.gz", gzip.compress(b"words")), "is compressed: unpack it"),
-        (path("b.jsonl", ""), "b.jsonl is empty"),
-        (path("c.csv", cells.encode("latin-1")), "byte 0xe9 at 8 is not UTF-8"),
-        (
-            path("d.csv", b"\xff\xfe" + cells.encode("utf-16-le")),
-            "d.csv is UTF-16, by its byte order mark: .*`iconv -f utf-16 -t utf-8`",
-        ),
-        (
-            path("p.jsonl", b"\xff\xfe\x00\x00" + cells.encode("utf-32-le")),
-            "is UTF-32, by its .*`iconv -f utf-32 -t utf-8`",
-        ),
-        (path("e.jsonl", '{"text": "café"}\n'.encode("latin-1")), "byte 0xe9 at 13 is not UTF-8"),
-        (path("f.jsonl", '{"text": 1}\n{"text": 2}\n'), "the column text of .* has the type int64, not text.*--text.column"),
-        (
-            path("g.jsonl", '{"text": "a"\n'),
-            "cannot be read as text: line 1 is not JSON: expecting ',' delimiter, in .*; correct or remove that line",
-        ),
-        (path("h.parquet", "words"), "cannot be read as text"),
-        (path("i.jsonl", '{"body": "a"}\n'), "has no column text: its columns are body; give one of them"),
-        (
-            path("q.csv", "id;text\n1;words\n"),
-            "its only column is 'id;text'; separate columns by commas instead of ';'",
-        ),
-        (path("j.txt", "words"), "has no column body: the only column of a text file is text"),
-        (
-            path("both/train.txt", "words") and path("both/train.csv", cells) and str(tmp_path / "both"),
-            "train.csv and train.txt for the",
-        ),
-    ):
-        refused(partial(characters, name, column="body" if name.endswith("j.txt") else "text"), words)
-    good = path("k.txt", "some words\n")
-    refused(lambda: characters(good, "train[:half]"), r"split=train\[:half\]: give the name of a split")
-    refused(lambda: characters(good, "train[99%:5%]"), "has no text: take a larger part")
-    refused(lambda: subwords(good, "train", 2, TOKENIZER, documents="words"), "documents=words: choose from file")
-    refused(lambda: subwords(good, "train[:1]", 2, TOKENIZER, documents="file"), "one document of .*in percent")
-    refused(
-        lambda: subwords(path("l.csv", cells), "train", 2, TOKENIZER, documents="lines"), "each row of .* is a document"
-    )
-    refused(lambda: Text(good, documents="lines"), "documents=lines is for a tokenizer")
-    refused(lambda: Text(good, tokenizer="t.json", crop=True), "crop is for 27 symbols")
-    assert text_of(characters(path("m.csv", b"\xef\xbb\xbf" + cells.encode()), length=1)) == "caf "
-    assert text_of(characters(path("n.jsonl", b"\xef\xbb\xbf" + b'{"text": "words"}\n'), length=1)) == "words "
-    assert Path(good).read_text() == "some words\n"
-
-
-def test_a_set_elsewhere_without_a_test_part_is_said(monkeypatch):
-    """As a set on the hub that has `train` alone."""
-
-    def load(name, split):
-        if split != "train":
-            raise UsageError(f'cannot load the data set {name} (Unknown split "{split}")')
-        return Dataset.from_dict({"text": WORDS})
-
-    monkeypatch.setattr("unnoise.shared.data.text_files.load", load)
-    monkeypatch.setattr("unnoise.shared.data.text.FORMAT", -2)
-    assert (
-        "`unnoise evaluate` will have no text to measure on: cannot load" in Text("some/set", length=8).load().summary
-    )
-
-
-@pytest.mark.parametrize("form", ["jsonl", "json"])
-def test_rows_that_are_no_text_are_named(tmp_path, form):
-    """A null and a row without the column are left out and counted; a number or a list is refused, with its row."""
-    good = [{"text": f"some words number {i}"} for i in range(700)]
-
-    def file(*more):
-        rows, path = good[:300] + list(more) + good[300:], tmp_path / f"{len(list(tmp_path.iterdir()))}.{form}"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows) if form == "jsonl" else json.dumps(rows))
-        return partial(characters, str(path), length=5)
-
-    assert "left out: 2 of 702 documents" in file({"text": None}, {"other": "x"})().summary
-    refused(
-        file({"text": None}, {"text": 5}, {"other": "x"}),
-        r"has no text in 1 of 703 rows, namely row 302 \(5\): correct or remove",
-    )
-    refused(
-        file({"text": ["a"]}, {"text": 2.5}),
-        r'in 2 of 702 rows, first in row 301 \(\["a"\]\): correct or remove',
-    )
-    refused(file({"text": {"a": 1}}), r'row 301 \(\{"a": 1\}\)')
-
-
-@pytest.mark.parametrize(
-    ("mend", "words"),
-    [(lambda t: t[:-9], "line 700 .*unterminated"), (lambda t: t.replace('33"}', "33", 1), "line 34 ")],
-)
-def test_a_broken_line_is_named_and_nothing_else_is_printed(tmp_path, monkeypatch, capfd, caplog, mend, words):
-    """Cut off at its end, or broken in the middle; the library's own lines on it, with other places, stay away."""
-    import datasets
-
-    level = datasets.logging.get_verbosity()
-    monkeypatch.setattr(datasets.logging.get_logger("datasets"), "propagate", True)
-    path = tmp_path / "a.jsonl"
-    path.write_text(mend("".join(json.dumps({"text": f"some words number {i}"}) + "\n" for i in range(700))))
-    refused(lambda: characters(str(path), length=5), f"cannot be read as text: {words}")
-    table = tmp_path / "a.csv"
-    table.write_bytes("text\ncafé words\n".encode("latin-1") * 20)
-    refused(lambda: characters(str(table), length=5), "byte 0xe9 at 8 is not UTF-8")
-    said = capfd.readouterr()
-    assert (said.out, said.err, caplog.text) == ("", "", "")
-    assert datasets.logging.get_verbosity() == level
-
-
-def test_text_without_the_letters_a_to_z(tmp_path):
-    """It is not empty: its writing is another, and a tokenizer reads it."""
-    path = tmp_path / "a.txt"
-    for text in ("你好 世界\n" * 20, "1234 5678\n" * 20, "привет мир\n" * 20):
-        path.write_text(text)
-        count = len(text)
-        refused(
-            lambda: characters(str(path), length=4),
-            rf"a.txt has {count} characters in the split train, and none of a to z, the only ones .*: give a tokenizer \(--text.tokenizer",
-        )
-        refused(lambda: Text(str(path), length=4).load(), "none of a to z.*--text.tokenizer tokenizer.json")
-        assert text_of(subwords(str(path), "train", 1, train_tokenizer([text], 300))) == text
-    path.write_text(" \n\t\n" * 20)
-    refused(lambda: characters(str(path), length=4), "a.txt has no text in the split train: give a file with some")
-
-
-def test_a_text_shorter_than_a_window(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("ab cd")
-    refused(
-        lambda: characters(str(path), length=16),
-        "length=16: the text has 6 tokens: give a length of 1 to 6, or more text$",
-    )
-    refused(lambda: characters(str(path), length=0), "length=0: the text has 6 tokens: give a length of 1 to 6")
-    refused(
-        lambda: characters(str(path), length=4, crop=True),
-        "random crops are taken from blocks of twice the length: give a length of 1 to 3, or",
-    )
-    assert len(characters(str(path), length=6).windows) == len(characters(str(path), length=3, crop=True).windows) == 1

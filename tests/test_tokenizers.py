@@ -211,4 +211,4 @@ def test_figures_of_characters_take_no_tokenizer(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train_tokenizer([TEXT], 270).save("tokenizer.json")
     assert main(["reproduce", "d3pm-text-smoke", "--text.tokenizer", "tokenizer.json", "--out", "run"]) == 2
-    assert "leave --text.tokenizer out" in capsys.readouterr().err
+    assert "leave out --text.tokenizer" in capsys.readouterr().err

@@ -172,7 +172,7 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             what = "not a tensor" if not isinstance(value, Tensor) else "not a dense tensor without quantization"
             raise UsageError(
-                f"a checkpoint cannot store {name}, a {type(value).__name__}: it is {what}; keep it out of the state "
+                f"a checkpoint cannot contain {name}, a {type(value).__name__}: it is {what}; keep it out of the state "
                 "dict"
             )
     return found
