@@ -1,4 +1,4 @@
-"""What fits into memory."""
+"""The memory that is free, and errors for what does not fit into it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .errors import UsageError
 
 
 def available() -> int | None:
-    """Bytes of memory that can be had now: of the machine, of the process's limit and of its container's.
+    """Returns the free memory in bytes: the least of the machine's, the process limit's and the container's.
 
-    None where nothing says.
+    None where the system reports none of them.
     """
     found = [_free(), _under_limit(), *_in_container()]
     return min((n for n in found if n is not None), default=None)
@@ -32,7 +32,7 @@ def _free() -> int | None:
 
 
 def _under_limit() -> int | None:
-    """What `ulimit -v` leaves."""
+    """Returns the bytes that remain of the limit `ulimit -v`, or None without a limit."""
     try:
         import resource
 
@@ -44,7 +44,10 @@ def _under_limit() -> int | None:
 
 
 def _in_container() -> list[int]:
-    """What the control group leaves, version 2 and version 1; no limit is a large one, or the word max."""
+    """Returns the bytes that remain of the control group's limits, versions 2 and 1.
+
+    Without a limit, version 1 has a huge number, and version 2 the word max, which is skipped.
+    """
     root, found = Path("/sys/fs/cgroup"), []
     for limit, used in (
         ("memory.max", "memory.current"),
@@ -56,7 +59,13 @@ def _in_container() -> list[int]:
 
 
 def refuse_beyond(need: int, what: str, remedy: str) -> None:
-    """Raises `UsageError` with the estimate where `what` needs more bytes than there are."""
+    """Raises `UsageError` if `what` needs more than the free memory.
+
+    Args:
+        need: estimate of the bytes that it needs.
+        what: its name in the message, in the plural.
+        remedy: what the message advises.
+    """
     have = available()
     if have is not None and need > have:
         raise UsageError(f"{what} need {need / 1e9:.1f} GB of memory, and {have / 1e9:.1f} GB are free: {remedy}")

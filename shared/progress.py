@@ -1,7 +1,4 @@
-"""Progress as one small callback.
-
-`progress(iterable, total, label)` gives the items back, and may draw a bar meanwhile.
-"""
+"""Progress reports by a callback: `progress(items, total, label)` returns the items and may draw a bar meanwhile."""
 
 from __future__ import annotations
 
@@ -12,18 +9,18 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Wraps an iterable of `total` items, None where no one knows how many."""
+    """Wraps an iterable of `total` items, None where their number is unknown."""
 
     def __call__(self, items: Iterable[T], total: int | None, label: str) -> Iterable[T]: ...
 
 
 def silent(items: Iterable[T], total: int | None, label: str) -> Iterable[T]:
-    """The items, without a word: the library's default."""
+    """Returns the items and reports nothing; the default of the library."""
     return items
 
 
 def bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
-    """A tqdm bar with the time that is left, on the terminal or in a notebook."""
+    """Returns the items and draws a tqdm bar with the remaining time, in a terminal or a notebook."""
     from tqdm.auto import tqdm
 
     return iter(tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5, delay=0.5))

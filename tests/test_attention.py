@@ -103,7 +103,7 @@ def test_a_training_step_has_fused_attention(kind):
 @pytest.mark.parametrize("few", [1024, 0])
 def test_attention_in_half_precision(few, monkeypatch):
     """By its two products or fused, it is attention to the digits that bfloat16 has."""
-    monkeypatch.setattr(blocks, "FEW", few)
+    monkeypatch.setattr(blocks, "UNFUSED_POSITIONS", few)
     q, k, v = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     found, exact = blocks.attended(q, k, v), F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     assert found.dtype == torch.bfloat16

@@ -30,7 +30,7 @@ from unnoise.shared.gaussian.guidance import (
     ClassifierGuided,
     ConditionDropout,
     NoisyClassifier,
-    Recognition,
+    ClassifierLoss,
 )
 from unnoise.shared.gaussian.prediction import velocity
 from unnoise.shared.networks import MLP, CaptionEncoder, UNet
@@ -174,7 +174,7 @@ def test_the_noisy_classifier_learns_bayes_rule(generator):
             yield {"x0": x0.float(), "label": label}
 
     config = Training(steps=400, learning_rate=5e-3, warmup=20, cooldown=200, ema=0.9)
-    trained = Trainer(Recognition(classifier), config).fit(batches()).denoiser
+    trained = Trainer(ClassifierLoss(classifier), config).fit(batches()).denoiser
     t = torch.rand(4000, dtype=torch.float64, generator=generator)
     label = torch.multinomial(WEIGHTS, 4000, replacement=True, generator=generator)
     x0 = MEANS[label] + VARIANCES[label, None].sqrt() * torch.randn(4000, 2, dtype=torch.float64, generator=generator)
@@ -400,7 +400,7 @@ def test_wrong_guidance_is_refused_when_built():
         (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none': give what stands for no label"),
         (
             lambda: labelled(torch.zeros(1, 2), t, label=torch.tensor([4])),
-            "label out of range: this network has classes 0 to 2, and 3 for none",
+            "label out of range: this network has classes 0 to 2, and 3 for no label",
         ),
         (lambda: labelled(torch.zeros(1, 2), t, label=1), "label=1: give an int64 tensor"),
         (lambda: sde.EulerMaruyama(Learned(MLP(2), to_zero, velocity)), "zero SNR"),
@@ -418,7 +418,7 @@ def test_wrong_guidance_is_refused_when_built():
         ),
         (lambda: ConditionDropout(DenoisingLoss.simple(labelled))(torch.zeros(1, 2)), "label is to be dropped"),
         (
-            lambda: Recognition(NoisyClassifier(TwoLayers(), sde.VP()))(torch.zeros(1, 2)),
+            lambda: ClassifierLoss(NoisyClassifier(TwoLayers(), sde.VP()))(torch.zeros(1, 2)),
             "a classifier is trained on labels",
         ),
     ):

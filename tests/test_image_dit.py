@@ -12,7 +12,7 @@ from unnoise.continuous import DDIM, Tabulated, linear_betas
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.denoiser import Learned
 from unnoise.shared.networks import CaptionEncoder, image_dit
-from unnoise.shared.networks.image_dit import ImageDiT, ImageDiTBlock, assembled, patches, positions
+from unnoise.shared.networks.image_dit import ImageDiT, ImageDiTBlock, patchify, position_embedding, unpatchify
 from unnoise.shared.serialization import deserialize, serialize
 
 SHAPES = [(1, 7), (5, 6, 4), (2, 3, 5), (1, 3, 4, 5)]
@@ -67,7 +67,7 @@ def test_patches_are_those_of_a_strided_convolution(shape):
     x = torch.randn(2, shape[0], *(2 * n for n in shape[1:]), generator=g)
     weight = torch.randn(6, shape[0], *[2] * dims, generator=g)
     convolved = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims](x, weight, stride=2).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(patches(x, 2) @ weight.flatten(1).T, convolved)
+    torch.testing.assert_close(patchify(x, 2) @ weight.flatten(1).T, convolved)
 
 
 @pytest.mark.parametrize("grid", [(3,), (2, 3), (2, 1, 3)])
@@ -75,7 +75,7 @@ def test_every_number_of_a_patch_comes_to_its_place(grid):
     """Channels are last within a patch of the output."""
     p, channels = 2, 3
     h = torch.randn(1, math.prod(grid), channels * p ** len(grid))
-    x = assembled(h, p, grid)
+    x = unpatchify(h, p, grid)
     assert x.shape == (1, channels, *(p * n for n in grid))
     for n, place in enumerate(itertools.product(*(range(m) for m in grid))):
         for i, inner in enumerate(itertools.product(range(p), repeat=len(grid))):
@@ -86,7 +86,7 @@ def test_every_number_of_a_patch_comes_to_its_place(grid):
 @pytest.mark.parametrize(("grid", "width"), [((4,), 6), ((2, 3), 8), ((3, 2), 10), ((2, 3, 4), 13)])
 def test_positions_by_hand(grid, width):
     """Sines, then cosines, for each axis from the last to the first; then zeros."""
-    found, m = positions(grid, width), width // (2 * len(grid))
+    found, m = position_embedding(grid, width), width // (2 * len(grid))
     assert found.shape == (math.prod(grid), width)
     for n, place in enumerate(itertools.product(*(range(k) for k in grid))):
         expected = []
@@ -143,12 +143,12 @@ def test_the_network_is_its_formula(shape):
     first, _, second = network.time.mlp
     e = torch.cat([angles.cos(), angles.sin()], 1) @ first.weight.T + first.bias
     e = F.silu(F.silu(e) @ second.weight.T + second.bias + network.label.table.weight[label])
-    h = patches(x, 2) @ network.stem.weight.T + network.stem.bias + positions(grid, 12).float()
+    h = patchify(x, 2) @ network.stem.weight.T + network.stem.bias + position_embedding(grid, 12).float()
     for block in network.blocks:
         h = through(block, h, e)
     shift, scale = (e @ network.modulation.weight.T + network.modulation.bias)[:, None].chunk(2, dim=-1)
     h = (normed(h) * (1 + scale) + shift) @ network.head.weight.T + network.head.bias
-    torch.testing.assert_close(network(x, TIME, label), assembled(h, 2, grid), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network(x, TIME, label), unpatchify(h, 2, grid), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -181,7 +181,9 @@ def test_without_positions_the_patches_are_a_set(dims, monkeypatch):
     network, x = awake(ImageDiT((2, *[6] * dims), 2, 12, 2, 2)), torch.randn(2, 2, *[6] * dims)
     moved = x.roll(2, -1)
     assert not torch.allclose(network(moved, TIME), network(x, TIME).roll(2, -1), rtol=1e-3, atol=1e-3)
-    monkeypatch.setattr(image_dit, "positions", lambda grid, width, device: torch.zeros(math.prod(grid), width))
+    monkeypatch.setattr(
+        image_dit, "position_embedding", lambda grid, width, device: torch.zeros(math.prod(grid), width)
+    )
     torch.testing.assert_close(network(moved, TIME), network(x, TIME).roll(2, -1), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(
         network(x.roll(1, -1), TIME), network(x, TIME).roll(1, -1), rtol=1e-3, atol=1e-3
@@ -256,7 +258,7 @@ def test_a_missing_condition_is_the_null_condition():
             network(x, TIME, **rest), network(x, TIME, **rest, **{name: rows}), rtol=1e-4, atol=1e-5
         )
         assert (network(x, TIME, **rest) - network(x, TIME, **given)).abs().max() > 1e-3
-    with pytest.raises(UsageError, match="nothing stands for no image"):
+    with pytest.raises(UsageError, match="no value for an absent image"):
         network.null("image")
 
 
@@ -341,13 +343,13 @@ def test_wrong_input_is_refused_in_one_line():
         network(torch.zeros(2, 3, 8, 8), TIME, **given)
     with pytest.raises(UsageError, match=r"\(8,\) must be \(channels, \*size\)"):
         ImageDiT((8,))
-    with pytest.raises(UsageError, match="heads that divide the width"):
+    with pytest.raises(UsageError, match="heads must divide width"):
         ImageDiT((1, 8, 8), width=10, heads=3)
-    with pytest.raises(UsageError, match=r"patch=0.*: give one or more"):
+    with pytest.raises(UsageError, match=r"patch=0.*: each size must be 1 or more"):
         ImageDiT((1, 8, 8), patch=0)
-    with pytest.raises(UsageError, match="outputs=0.*: give one or more"):
+    with pytest.raises(UsageError, match="outputs=0.*: each must be 1 or more"):
         ImageDiT((1, 8, 8), outputs=0)
-    with pytest.raises(UsageError, match="no label was given: this network has classes 0 to 2, and needs one of them"):
+    with pytest.raises(UsageError, match="no label was given: this network needs a class from 0 to 2"):
         ImageDiT((1, 4), 2, 12, 1, 2, classes=3, null_label=False)(torch.zeros(1, 1, 4), torch.zeros(1))
 
 

@@ -30,7 +30,7 @@ from unnoise.discrete import (
 )
 from unnoise.discrete.transition import nearest_neighbor
 from unnoise.experiments import d3pm_text
-from unnoise.experiments.d3pm_text import D3PMText, company
+from unnoise.experiments.d3pm_text import D3PMText, context_embeddings
 from unnoise.experiments.recipes import RECIPES
 from unnoise.shared import memory
 from unnoise.shared.errors import UsageError
@@ -38,15 +38,15 @@ from unnoise.shared.errors import UsageError
 D, GPT2 = torch.float64, 50_257
 
 
-def text(symbols: int, windows: int, length: int, generator: torch.Generator):
-    """Windows of symbols of which few are common, as of words."""
-    weights = 1 / (torch.arange(symbols, dtype=D) + 3)
+def text(vocabulary: int, windows: int, length: int, generator: torch.Generator):
+    """Windows of tokens of which few are common, as of words."""
+    weights = 1 / (torch.arange(vocabulary, dtype=D) + 3)
     k = torch.multinomial(weights, windows * length, True, generator=generator).view(windows, length)
-    return SimpleNamespace(windows=k, vocabulary=symbols)
+    return SimpleNamespace(windows=k, vocabulary=vocabulary)
 
 
-def laws(found) -> torch.Tensor:
-    """Square roots of what stands after and before each symbol, counted one by one."""
+def token_frequencies(found) -> torch.Tensor:
+    """Square roots of the frequencies of the tokens after and before each token, counted one by one."""
     counts = torch.zeros(found.vocabulary, found.vocabulary, dtype=D)
     for window in found.windows.tolist():
         for before, after in pairwise(window):
@@ -56,22 +56,24 @@ def laws(found) -> torch.Tensor:
 
 def test_company_is_counted(monkeypatch, generator):
     found, alone = text(9, 50, 12, generator), 9
-    exact = laws(found)
-    torch.testing.assert_close(company(found), exact)
+    exact = token_frequencies(found)
+    torch.testing.assert_close(context_embeddings(found), exact)
     monkeypatch.setattr(d3pm_text, "AT_ONCE", 7)
-    torch.testing.assert_close(company(found), exact)
-    torch.testing.assert_close(company(found, 20), laws(SimpleNamespace(windows=found.windows[:20], vocabulary=9)))
-    found.vocabulary += 3  # symbols that never occur are near to no one in particular
-    own = company(found)
+    torch.testing.assert_close(context_embeddings(found), exact)
+    torch.testing.assert_close(
+        context_embeddings(found, 20), token_frequencies(SimpleNamespace(windows=found.windows[:20], vocabulary=9))
+    )
+    found.vocabulary += 3  # tokens that never occur are near to no one in particular
+    own = context_embeddings(found)
     assert (own[alone:].abs().sum(1) > 0).all()
     assert len({tuple(row) for row in nearest(own, 2)[alone:].tolist()}) > 1
 
 
 def test_projections_keep_angles(monkeypatch, generator):
     found = text(60, 400, 40, generator)
-    exact = torch.nn.functional.normalize(company(found), dim=1)
+    exact = torch.nn.functional.normalize(context_embeddings(found), dim=1)
     monkeypatch.setattr(d3pm_text, "EXACT", 10)
-    near = torch.nn.functional.normalize(company(found), dim=1)
+    near = torch.nn.functional.normalize(context_embeddings(found), dim=1)
     assert near.shape == (60, 256)
     assert float((near @ near.T - exact @ exact.T).abs().mean()) < 0.06  # about 1 / sqrt(256)
 
@@ -79,7 +81,7 @@ def test_projections_keep_angles(monkeypatch, generator):
 def test_company_of_a_large_vocabulary_is_sparse(generator):
     found = text(GPT2, 400, 128, generator)
     tracemalloc.start()
-    embeddings = company(found)
+    embeddings = context_embeddings(found)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert embeddings.shape == (GPT2, 256)
@@ -112,13 +114,13 @@ def test_neighbours_of_a_large_vocabulary():
 def test_mixtures_look_at_the_moves_a_few_times(monkeypatch):
     wrong = Dense(torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=D).expand(40, -1, -1))
     monkeypatch.setattr("unnoise.discrete.transition.mixture.AT_ONCE", 12)
-    with pytest.raises(UsageError, match="the moves change the law"):
+    with pytest.raises(UsageError, match="the moves change the distribution"):
         Mixture(wrong, Uniform(3, cosine(40)))
 
 
 @pytest.mark.parametrize("kind", ["near", "uniform", "absorbing"])
 def test_information_between_events_apart(monkeypatch, generator, kind):
-    """Of many symbols it is looked at here and there; of few the same gives the exact table nearly."""
+    """Of many tokens it is looked at here and there; of few the same gives the exact table nearly."""
     p = torch.rand(40, generator=generator, dtype=D) ** 3
     p /= p.sum()
     ring = nearest(torch.randn(40, 6, generator=generator), 3)
@@ -139,7 +141,7 @@ def test_information_between_events_apart(monkeypatch, generator, kind):
 
 @pytest.mark.slow
 def test_information_is_looked_at_in_the_middle_of_each_share(monkeypatch):
-    """Of 300 symbols whose frequencies fall as 1 / rank the table is off by 0.03.
+    """Of 300 tokens whose frequencies fall as 1 / rank the table is off by 0.03.
 
     From an end of each share it would be by 0.05.
     """

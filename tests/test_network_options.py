@@ -10,7 +10,7 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier
 from unnoise.shared.gaussian.prediction import scaled_score
 from unnoise.shared.networks import Encoder, UNet
-from unnoise.shared.networks.embeddings import RandomWaves
+from unnoise.shared.networks.embeddings import FourierFeatures
 
 
 def awake(network):
@@ -24,13 +24,13 @@ def awake(network):
 def test_attention_factors_are_those_of_the_resolutions():
     """Not pixels: attention that no resolution has would be left out without a word."""
     for attention in ((16, 8), (3,), (4,)):
-        with pytest.raises(UsageError, match=r"down-sampling factors, not pixels; 2 resolutions have \[1, 2\]"):
+        with pytest.raises(UsageError, match=r"down-sampling factors among \[1, 2\], not pixels"):
             UNet((1, 8, 8), 8, (1, 2), 1, attention)
     UNet((1, 8, 8), 8, (1,), 1)  # the default, without a place for it
 
 
-def test_a_style_is_an_object_and_tokens_have_an_encoder():
-    with pytest.raises(UsageError, match="style='ddpm': give a Style"):
+def test_a_variant_is_an_object_and_tokens_have_an_encoder():
+    with pytest.raises(UsageError, match="variant='ddpm': give a UNetVariant"):
         UNet((1, 8, 8), 8, variant="ddpm")
     with pytest.raises(UsageError, match="tokens=7: give the encoder"):
         UNet((1, 8, 8), 8, tokens=7)
@@ -45,7 +45,7 @@ def test_one_time_for_all_rows():
 
 def test_fourier_frequencies_keep_their_digits():
     """Phases of hundreds of turns mean nothing in half precision: the frequencies stay in float32, as they were."""
-    waves = RandomWaves(16, 16.0)
+    waves = FourierFeatures(16, 16.0)
     before, label = waves.frequencies.clone(), torch.tensor([3.9])
     expected = waves(label)
     for cast in (torch.Tensor.bfloat16, torch.Tensor.half):
@@ -59,7 +59,7 @@ def test_fourier_frequencies_keep_their_digits():
 
 def test_guidance_refuses_networks_that_have_no_null():
     network = UNet((1, 8, 8), 8, (1,), 1, classes=3, null_label=False)
-    with pytest.raises(UsageError, match="nothing stands for no label in this network"):
+    with pytest.raises(UsageError, match="this network has no value for an absent label"):
         ClassifierFree(Learned(network, VP()), w=1.0)
     with pytest.raises(UsageError, match="in this order"):
         ClassifierGuided(NoisyClassifier(Encoder((1, 8, 8)), VP()), Learned(network, VP()))

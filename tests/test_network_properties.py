@@ -1,4 +1,4 @@
-"""Laws that every U-Net and encoder keeps, whatever its sizes, style and conditions."""
+"""Properties of every U-Net and encoder, whatever its sizes, variant and conditions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import CaptionEncoder, Encoder, UNet, unet_variants
-from unnoise.shared.networks.blocks import Groups
+from unnoise.shared.networks.blocks import GroupNormalization
 from unnoise.shared.networks.embeddings import Fourier, Sinusoidal
 from unnoise.shared.networks.progressive import InputResidual, InputSkip, OutputResidual, OutputSkip
 from unnoise.shared.networks.resampling import FIR, MEAN, SMOOTH
@@ -26,7 +26,7 @@ from unnoise.shared.serialization import deserialize, serialize
 PAPERS = {name: value for name, value in vars(unet_variants).items() if isinstance(value, UNetVariant)}
 NARROW = FIR((3, 1))
 VARIATIONS = {
-    "norm": replace(PLAIN, norm=Groups(2, 1, 1e-3)),
+    "norm": replace(PLAIN, norm=GroupNormalization(2, 1, 1e-3)),
     "shifted": replace(PLAIN, adaptive=False),
     "same": replace(PLAIN, resize=Strided(same=True)),
     "mean": replace(PLAIN, resize=Resampled(MEAN)),
@@ -40,28 +40,30 @@ VARIATIONS = {
     "fourier": replace(PLAIN, time=Fourier(scale=0.5)),
     "early": replace(PLAIN, early_label=True, time=Fourier(scale=2.0)),
     "wide-stem": replace(PLAIN, wide_stem=True),
-    "enters-skip": replace(PLAIN, enters=InputSkip()),
-    "enters-residual": replace(PLAIN, enters=InputResidual(NARROW)),
-    "leaves-skip": replace(PLAIN, leaves=OutputSkip(MEAN)),
-    "leaves-residual": replace(PLAIN, leaves=OutputResidual()),
-    "skip-residual": replace(PLAIN, enters=InputSkip(MEAN), leaves=OutputResidual(), gain=0.5, resize=Resampled()),
-    "residual-skip": replace(PLAIN, enters=InputResidual(), leaves=OutputSkip(), wide_stem=True, early_label=True),
+    "enters-skip": replace(PLAIN, progressive_input=InputSkip()),
+    "enters-residual": replace(PLAIN, progressive_input=InputResidual(NARROW)),
+    "leaves-skip": replace(PLAIN, progressive_output=OutputSkip(MEAN)),
+    "leaves-residual": replace(PLAIN, progressive_output=OutputResidual()),
+    "skip-residual": replace(
+        PLAIN, progressive_input=InputSkip(MEAN), progressive_output=OutputResidual(), gain=0.5, resize=Resampled()
+    ),
+    "residual-skip": replace(
+        PLAIN, progressive_input=InputResidual(), progressive_output=OutputSkip(), wide_stem=True, early_label=True
+    ),
 }
-STYLES = PAPERS | VARIATIONS
-every_style = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+VARIANTS = PAPERS | VARIATIONS
+every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 MULTIPLIERS = [(1,), (2,), (1, 2), (2, 1), (0.5, 1), (1.5, 1), (1, 1, 2), (0.5, 1, 1), (2, 1, 0.5)]
 
 
 def drawn(examples: int) -> Callable[[Callable], Callable]:
-    """Runs a test `(unet_variants, data)` for every style, with as many draws of its own for each, the same at every
-    run.
-    """
+    """Runs a test `(variant, data)` for every variant, with `examples` draws for each, the same in every run."""
     rules = settings(deadline=None, database=None, max_examples=examples, suppress_health_check=list(HealthCheck))
 
     def mark(test: Callable) -> Callable:
-        @pytest.mark.parametrize("name", STYLES)
+        @pytest.mark.parametrize("name", VARIANTS)
         def run(name: str) -> None:
-            seed(list(STYLES).index(name))(rules(given(data=st.data())(lambda data: test(STYLES[name], data))))()
+            seed(list(VARIANTS).index(name))(rules(given(data=st.data())(lambda data: test(VARIANTS[name], data))))()
 
         return run
 
@@ -84,9 +86,9 @@ def sizes(draw) -> tuple[int, ...]:
 
 
 @st.composite
-def unets(draw, unet_variants: UNetVariant) -> tuple[UNet, tuple[int, ...]]:
-    """A network of a style, and the sizes of a signal that it is given, which need not be those that it was built with."""
-    levels = draw(st.sampled_from([None, None, 3]))
+def unets(draw, variant: UNetVariant) -> tuple[UNet, tuple[int, ...]]:
+    """A network of a variant, and the sizes of a signal for it, which may differ from those that it was built with."""
+    categories = draw(st.sampled_from([None, None, 3]))
     size = draw(sizes())
     other = size if draw(st.booleans()) else tuple(n + 3 for n in size)
     multipliers = draw(st.sampled_from(MULTIPLIERS))
@@ -99,13 +101,13 @@ def unets(draw, unet_variants: UNetVariant) -> tuple[UNet, tuple[int, ...]]:
         heads=draw(st.sampled_from([1, 2, 4])),
         dropout=draw(st.sampled_from([0.0, 0.5])),
         classes=draw(st.sampled_from([None, 3])),
-        categories=levels,
-        outputs=draw(st.integers(1, 2)) if levels is None else 1,
+        categories=categories,
+        outputs=draw(st.integers(1, 2)) if categories is None else 1,
         vector=draw(st.sampled_from([None, 2])),
-        image=draw(st.integers(0, 2)) if levels is None else 0,
+        image=draw(st.integers(0, 2)) if categories is None else 0,
         tokens=CaptionEncoder(5, 3, 4, 1, 2) if draw(st.booleans()) else None,
-        logits=None if levels is None else draw(st.sampled_from([None, 2])),
-        unet_variants=unet_variants,
+        logits=None if categories is None else draw(st.sampled_from([None, 2])),
+        variant=variant,
         augment=draw(st.sampled_from([None, 2])),
         null_label=draw(st.booleans()),
     )
@@ -118,10 +120,10 @@ def signal(
     """x, time, and every condition that the network takes."""
     seeded = torch.Generator().manual_seed(1)
     shape = (batch, network.shape[0], *size)
-    if network.levels is None:
+    if network.categories is None:
         x = torch.randn(shape, generator=seeded, dtype=dtype)
     else:
-        x = torch.randint(network.levels, shape, generator=seeded)
+        x = torch.randint(network.categories, shape, generator=seeded)
     time = 20 * torch.rand(batch, generator=seeded, dtype=dtype)
     smaller = (max(n - 1, 1) for n in size)
     given = {
@@ -137,9 +139,9 @@ def signal(
 def rows_of_one(network: nn.Module, size: tuple[int, ...], i: int) -> list[int]:
     """Row i alone.
 
-    Twice where the lowest resolution has one point and a norm one channel a group, which PyTorch refuses of one row.
+    Twice where a group of the lowest resolution has a single value, which PyTorch refuses to normalize for one row.
     """
-    refused = network.style.norm.least == 1 and max(size) <= 2 ** (len(network.multipliers) - 1)
+    refused = network.variant.norm.min_group_size == 1 and max(size) <= 2 ** (len(network.multipliers) - 1)
     return [i, i] if refused else [i]
 
 
@@ -148,15 +150,15 @@ def close(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> bool:
 
 
 @drawn(2)
-def test_the_signal_comes_back_in_its_shape_and_every_parameter_has_a_finite_gradient(unet_variants, data):
-    network, size = data.draw(unets(unet_variants))
+def test_the_signal_comes_back_in_its_shape_and_every_parameter_has_a_finite_gradient(variant, data):
+    network, size = data.draw(unets(variant))
     x, time, conditions = signal(network, size)
     y = network(x, time, **conditions)
     channels = network.shape[0]
-    if network.levels is None:
+    if network.categories is None:
         assert y.shape == (3, network.outputs * channels, *size)
     else:
-        assert y.shape == (3, channels, *size, network.logits or network.levels)
+        assert y.shape == (3, channels, *size, network.logits or network.categories)
     if network.vector is not None:
         y = y + network(x, time, **{**conditions, "vector": None})
     (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
@@ -168,8 +170,8 @@ def test_the_signal_comes_back_in_its_shape_and_every_parameter_has_a_finite_gra
 
 
 @drawn(2)
-def test_each_row_is_what_it_is_alone_and_the_description_builds_the_same_network(unet_variants, data):
-    network, size = data.draw(unets(unet_variants))
+def test_each_row_is_what_it_is_alone_and_the_description_builds_the_same_network(variant, data):
+    network, size = data.draw(unets(variant))
     network.double()
     x, time, conditions = signal(network, size, dtype=torch.float64)
     with torch.no_grad():
@@ -196,7 +198,7 @@ def test_each_row_is_what_it_is_alone_and_the_description_builds_the_same_networ
 
 
 def full(
-    unet_variants: UNetVariant, size: tuple[int, ...] = (5, 6), multipliers: tuple[float, ...] = (1, 1, 2), **options
+    variant: UNetVariant, size: tuple[int, ...] = (5, 6), multipliers: tuple[float, ...] = (1, 1, 2), **options
 ) -> UNet:
     """A network with everything, whose norms leave the channels of a group their means."""
     options = {
@@ -209,24 +211,33 @@ def full(
         **options,
     }
     return awake(
-        UNet((2, *size), 8, multipliers, 1, (2,), heads=2, variant=replace(unet_variants, norm=Groups(2, 1)), **options)
+        UNet(
+            (2, *size),
+            8,
+            multipliers,
+            1,
+            (2,),
+            heads=2,
+            variant=replace(variant, norm=GroupNormalization(2, 1)),
+            **options,
+        )
     )
 
 
-@every_style
+@every_variant
 @pytest.mark.parametrize("multipliers", [(0.5, 1, 2), (2,)])
-def test_every_parameter_moves_the_output(unet_variants, multipliers):
-    network = full(unet_variants, multipliers=multipliers)
+def test_every_parameter_moves_the_output(variant, multipliers):
+    network = full(variant, multipliers=multipliers)
     x, time, conditions = signal(network, (5, 6))
     weight = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2))
     ((network(x, time, **conditions) + network(x, time, **{**conditions, "vector": None})) * weight).sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-6] == []
 
 
-@every_style
-def test_a_fresh_network_predicts_zero_and_no_row_depends_on_another(unet_variants):
+@every_variant
+def test_a_fresh_network_predicts_zero_and_no_row_depends_on_another(variant):
     torch.manual_seed(0)
-    network = UNet((2, 5, 6), 8, (1, 2, 2), 1, (2,), variant=unet_variants)
+    network = UNet((2, 5, 6), 8, (1, 2, 2), 1, (2,), variant=variant)
     x, time, _ = signal(network, (5, 6))
     assert not network(x, time).count_nonzero()
     awake(network)
@@ -236,14 +247,14 @@ def test_a_fresh_network_predicts_zero_and_no_row_depends_on_another(unet_varian
     assert not gradient[[0, 2]].count_nonzero()
 
 
-@every_style
+@every_variant
 @pytest.mark.parametrize("size", [(5, 8), (2, 3, 5)])
-def test_the_axes_of_a_signal_are_alike(unet_variants, size):
+def test_the_axes_of_a_signal_are_alike(variant, size):
     """The axes of the signal and of every kernel in another order give the prediction in that order."""
-    network = full(unet_variants, size).double()
+    network = full(variant, size).double()
     x, time, conditions = signal(network, size, dtype=torch.float64)
     y, state, dims = network(x, time, **conditions), deepcopy(network.state_dict()), len(size)
-    for order in list(permutations(range(dims)))[1:3]:  # exchanges of two neighbours, which generate all
+    for order in list(permutations(range(dims)))[1:3]:  # exchanges of two neighbors, which generate all
 
         def turned(a, order=order):
             return a.permute(0, 1, *(2 + i for i in order))
@@ -253,20 +264,21 @@ def test_the_axes_of_a_signal_are_alike(unet_variants, size):
         assert close(network(turned(x), time, **conditions), turned(y), 1e-9)
 
 
-def zeros_beyond(unet_variants: UNetVariant) -> bool:
-    """Whether filters of the style mix an axis of size one with what lies beyond it."""
+def zeros_beyond(variant: UNetVariant) -> bool:
+    """Whether filters of the variant mix an axis of size one with what lies beyond it."""
     filters = [
-        getattr(part, "filter", MEAN) for part in (unet_variants.resize, unet_variants.enters, unet_variants.leaves)
+        getattr(part, "filter", MEAN)
+        for part in (variant.resize, variant.progressive_input, variant.progressive_output)
     ]
-    return any(f != MEAN for f in filters) or isinstance(unet_variants.enters, InputResidual)
+    return any(f != MEAN for f in filters) or isinstance(variant.progressive_input, InputResidual)
 
 
-@pytest.mark.parametrize("style", [s for s in STYLES.values() if not zeros_beyond(s)])
+@pytest.mark.parametrize("variant", [s for s in VARIANTS.values() if not zeros_beyond(s)])
 @pytest.mark.parametrize("dims", [1, 2])
-def test_a_signal_of_size_one_along_an_axis_is_one_without_it(unet_variants, dims):
+def test_a_signal_of_size_one_along_an_axis_is_one_without_it(variant, dims):
     size = (5, 6)[:dims]
-    flat = full(unet_variants, size, (1, 2), image=0).double()
-    deep = full(unet_variants, (*size, 1), (1, 2), image=0).double()
+    flat = full(variant, size, (1, 2), image=0).double()
+    deep = full(variant, (*size, 1), (1, 2), image=0).double()
     state = deep.state_dict()
     middle = {
         k: nn.functional.pad(v[..., None], (1, 1)) if state[k].shape == (*v.shape, 3) else v
@@ -287,9 +299,9 @@ def test_dropout_is_for_training(resize):
     assert not torch.equal(network(x, time, **conditions), network(x, time, **conditions))
 
 
-@pytest.mark.parametrize("field", ["enters", "leaves"])
+@pytest.mark.parametrize("field", ["progressive_input", "progressive_output"])
 def test_what_halves_the_image_has_its_own_filter(field):
-    kinds = {"enters": (InputSkip, InputResidual), "leaves": (OutputSkip, OutputResidual)}[field]
+    kinds = {"progressive_input": (InputSkip, InputResidual), "progressive_output": (OutputSkip, OutputResidual)}[field]
     for kind in kinds:
         smooth, mean = (full(replace(PLAIN, **{field: kind(f)})) for f in (SMOOTH, MEAN))
         x, time, conditions = signal(smooth, (5, 6))
@@ -300,13 +312,13 @@ def test_what_halves_the_image_has_its_own_filter(field):
 @pytest.mark.parametrize("make", [UNet, Encoder])
 def test_a_stem_is_of_the_width_and_a_wide_one_of_the_first_resolution(make):
     for wide, channels in ((False, 8), (True, 4)):
-        network = make((1, 8), width=8, multipliers=(0.5, 1), style=replace(PLAIN, wide_stem=wide))
+        network = make((1, 8), width=8, multipliers=(0.5, 1), variant=replace(PLAIN, wide_stem=wide))
         assert network.stem.out_channels == channels
 
 
 def test_a_head_width_tells_the_number_of_heads():
-    unet_variants = replace(PLAIN, head_width=3)
-    options = {"width": 8, "multipliers": (0.25, 1.5, 3), "attention": (1, 2), "heads": 5, "style": unet_variants}
+    variant = replace(PLAIN, head_width=3)
+    options = {"width": 8, "multipliers": (0.25, 1.5, 3), "attention": (1, 2), "heads": 5, "variant": variant}
     for network in (UNet((1, 8), **options), Encoder((1, 8), positional=True, **options)):
         layers = [m for m in network.modules() if hasattr(m, "qkv")]
         assert {(m.norm.num_channels, m.heads) for m in layers} == {(2, 1), (12, 4), (24, 8)}
@@ -326,12 +338,12 @@ def test_a_gain_is_the_factor_of_every_sum():
 
 
 @drawn(2)
-def test_encoders_keep_these_laws_too(unet_variants, data):
+def test_encoders_have_these_properties_too(variant, data):
     size, positional = data.draw(sizes()), data.draw(st.booleans())
     multipliers = data.draw(st.sampled_from(MULTIPLIERS))
     shape, attention = (data.draw(st.integers(1, 4)), *size), data.draw(st.sampled_from([(), (1,), (2,)]))
     network = Encoder(
-        shape, 3, 8, multipliers, 1, attention, data.draw(st.sampled_from([1, 2, 4])), 0.5, unet_variants, positional
+        shape, 3, 8, multipliers, 1, attention, data.draw(st.sampled_from([1, 2, 4])), 0.5, variant, positional
     )
     awake(network)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
@@ -360,11 +372,11 @@ def test_encoders_keep_these_laws_too(unet_variants, data):
     ]
 
 
-@every_style
+@every_variant
 @pytest.mark.parametrize("positional", [False, True])
-def test_every_parameter_of_an_encoder_moves_its_output(unet_variants, positional):
+def test_every_parameter_of_an_encoder_moves_its_output(variant, positional):
     network = awake(
-        Encoder((2, 5, 6), 3, 8, (1, 2), 1, (2,), 2, 0.0, replace(unet_variants, norm=Groups(2, 1)), positional)
+        Encoder((2, 5, 6), 3, 8, (1, 2), 1, (2,), 2, 0.0, replace(variant, norm=GroupNormalization(2, 1)), positional)
     )
     x = torch.randn(3, 2, 5, 6, generator=torch.Generator().manual_seed(1))
     network(x, torch.tensor([0.5, 3.0, 9.0])).square().sum().backward()

@@ -23,12 +23,12 @@ def awake(network, std=0.1):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 10), (5, 7, 9), (2, 13), (1, 4, 6, 5)])
-@pytest.mark.parametrize("levels", [None, 4])
-def test_unet_takes_any_shape(shape, levels):
-    network = awake(UNet(shape, 8, (1, 2), 1, (2,), heads=2, classes=3, categories=levels))
-    x = torch.randn(2, *shape) if levels is None else torch.randint(0, levels, (2, *shape))
+@pytest.mark.parametrize("categories", [None, 4])
+def test_unet_takes_any_shape(shape, categories):
+    network = awake(UNet(shape, 8, (1, 2), 1, (2,), heads=2, classes=3, categories=categories))
+    x = torch.randn(2, *shape) if categories is None else torch.randint(0, categories, (2, *shape))
     y = network(x, torch.tensor([1.0, 900.0]), torch.tensor([0, 2]))
-    assert y.shape == (2, *shape) + (() if levels is None else (levels,))
+    assert y.shape == (2, *shape) + (() if categories is None else (categories,))
     assert torch.isfinite(y).all()
     other_time = network(x, torch.tensor([1.0, 100.0]), torch.tensor([0, 2]))
     other_label = network(x, torch.tensor([1.0, 900.0]), torch.tensor([0, 1]))
@@ -40,7 +40,7 @@ def test_unet_takes_any_shape(shape, levels):
 
 
 def test_unet_sees_every_level_of_its_own_pixel():
-    """Channels and levels must not be mixed up between the stem and the logits."""
+    """Channels and categories must not be mixed up between the stem and the logits."""
     network = awake(UNet((2, 4), 8, (1,), 1, (), categories=3))
     x = torch.zeros(1, 2, 4, dtype=torch.int64)
     base = network(x, torch.zeros(1))
@@ -65,7 +65,7 @@ def test_wrong_input_is_refused_in_one_line():
         SelfAttention(8, 3)
     with pytest.raises(UsageError, match="outputs=2 are for real-valued signals: .* without categories=4"):
         UNet((1, 8, 8), categories=4, outputs=2)
-    with pytest.raises(UsageError, match="outputs=0, .*: give one or more"):
+    with pytest.raises(UsageError, match="outputs=0, .*: each must be 1 or more"):
         UNet((1, 8, 8), outputs=0)
 
 
@@ -261,9 +261,9 @@ def test_conditions_that_do_not_fit_are_refused():
             network(x, TIME, **given | {name: bad})
     with pytest.raises(UsageError, match="image=1 .* real-valued signals: .* without categories=4"):
         UNet((1, 8, 8), categories=4, image=1)
-    with pytest.raises(UsageError, match="vector=0, .*: give one or more"):
+    with pytest.raises(UsageError, match="vector=0, .*: each must be 1 or more"):
         UNet((1, 8, 8), vector=0)
-    with pytest.raises(UsageError, match="width=8, depth=2, heads=3: .* heads that divide the width"):
+    with pytest.raises(UsageError, match="width=8, depth=2, heads=3: .* heads must divide width"):
         CaptionEncoder(7, 5, 8, heads=3)
     with pytest.raises(UsageError, match="build it with context=..."):
         SelfAttention(8, 2)(torch.zeros(1, 8, 3), torch.zeros(1, 5, 8))
@@ -349,7 +349,7 @@ def test_mlp_takes_a_label():
     )
     with pytest.raises(UsageError, match="without classes: build it with classes="):
         MLP(3)(x, TIME, label)
-    with pytest.raises(UsageError, match="classes=None, outputs=0: give one or more"):
+    with pytest.raises(UsageError, match="classes=None, outputs=0: each must be 1 or more"):
         MLP(3, outputs=0)
 
 

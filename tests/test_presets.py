@@ -81,7 +81,7 @@ AUGMENT = 9 * 128
 """Weights of the layer of Karras et al.'s augmentations, of which the recipes have the mirror alone."""
 DROPOUT = "dropout is the data set's"
 ONE_HOT = (256 - 1) * 3 * 128 * 9
-"""Weights by which the first layer is wider for symbols than for numbers."""
+"""Weights by which the first layer is wider for categories than for real numbers."""
 LOGISTIC = 3 * (128 * 9 + 1)
 """Those of the second number that a logistic head has for each channel."""
 RECIPES = [
@@ -155,9 +155,15 @@ RECIPES = [
         32,
         presets.ddpm_cifar10,
         {},
-        (ONE_HOT + LOGISTIC, {"levels", "logits"}, "levels are symbols"),
+        (ONE_HOT + LOGISTIC, {"categories", "logits"}, "quantization levels are categories"),
     ),
-    (tauldr.cifar10, 32, presets.ddpm_cifar10, {}, (ONE_HOT + LOGISTIC, {"levels", "logits"}, "levels are symbols")),
+    (
+        tauldr.cifar10,
+        32,
+        presets.ddpm_cifar10,
+        {},
+        (ONE_HOT + LOGISTIC, {"categories", "logits"}, "quantization levels are categories"),
+    ),
 ]
 WITHOUT_RECIPE = {
     "song_ddpm_cifar10": "for importing the released weights",
@@ -207,7 +213,7 @@ def arguments(network):
     """What a network was built with; a number of heads says nothing where a head has its width."""
     names = set(inspect.signature(type(network).__init__).parameters) - {"self"}
     found = {name: getattr(network, name) for name in names}
-    if network.style.head_width is not None:
+    if network.variant.head_width is not None:
         del found["heads"]
     if not found.get("classes"):
         found.pop("null_label", None)

@@ -13,11 +13,11 @@ from unnoise.shared.networks import UNet
 from unnoise.shared.networks.adapters import CenteredInput
 from unnoise.shared.networks.refinenet import (
     ChainedPooling,
-    Convolutions,
     Fusion,
     InstanceNormPlus,
     RefineNet,
     Residual,
+    ResidualConvUnit,
     resized,
 )
 from unnoise.shared.serialization import deserialize, serialize
@@ -93,7 +93,7 @@ def test_resizing_keeps_the_ends(before, after):
 
 
 def test_units_and_pooling_are_their_formulas():
-    unit, pool, x = awake(Convolutions(1, 2)).double(), awake(ChainedPooling(1, 2)).double(), drawn(2, 2, 9)
+    unit, pool, x = awake(ResidualConvUnit(1, 2)).double(), awake(ChainedPooling(1, 2)).double(), drawn(2, 2, 9)
     torch.testing.assert_close(unit(x), x + unit.conv2(F.elu(unit.conv1(F.elu(x)))), rtol=0, atol=0)
 
     def highest(h):
@@ -130,7 +130,7 @@ def test_any_shape_and_every_parameter_counts(shape, multipliers, dilations):
 
 @pytest.mark.parametrize("size", [8, 7, 5])
 def test_a_network_of_more_dimensions_does_the_same_along_one(size):
-    """Weights in the middle of a further axis, along which the signal is constant, where nothing but that axis is new."""
+    """The weights stand in the middle of each kernel along a new axis, in which the signal is constant."""
     settings = {"width": 4, "multipliers": (1, 2, 2, 2), "dilations": (1, 1, 2, 4)}
     line, x = awake(RefineNet((2, size), **settings)).double(), drawn(2, 2, size)
     expected = line(x, torch.zeros(2))
@@ -159,7 +159,7 @@ def test_the_level_is_not_told():
     network, x = awake(RefineNet((2, 6), 4)), torch.randn(2, 2, 6)
     assert torch.equal(network(x, torch.tensor([0.0, 900.0])), network(x, torch.tensor([5.0, 1.0])))
     assert (network.conditions, network.outputs) == ((), 1)
-    with pytest.raises(UsageError, match="nothing stands for no label"):
+    with pytest.raises(UsageError, match="no value for an absent label"):
         network.null("label")
 
 
@@ -174,10 +174,10 @@ def test_the_dtype_stays(dtype):
 def test_what_no_network_is_built_from():
     cases = [
         ({"shape": (8,)}, r"shape \(8,\) must be"),
-        ({"shape": (1, 8), "dilations": (1, 2)}, "one of each for every stage"),
-        ({"shape": (1, 8), "multipliers": (), "dilations": ()}, "one of each for every stage"),
+        ({"shape": (1, 8), "dilations": (1, 2)}, "one of each for each stage"),
+        ({"shape": (1, 8), "multipliers": (), "dilations": ()}, "one of each for each stage"),
         ({"shape": (1, 8), "width": 1}, "width=1, .* two or more channels"),
-        ({"shape": (1, 8), "dilations": (1, 0, 2, 4)}, "dilations of one or more"),
+        ({"shape": (1, 8), "dilations": (1, 0, 2, 4)}, "a dilation of 1 or more"),
         ({"shape": (1, 8), "eps": 0.0}, "eps=0.0"),
     ]
     for arguments, said in cases:

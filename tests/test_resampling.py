@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import UNet
-from unnoise.shared.networks.blocks import Downsample, Groups, Upsample, conv
+from unnoise.shared.networks.blocks import Downsample, GroupNormalization, Upsample, conv
 from unnoise.shared.networks.embeddings import Fourier, Sinusoidal, TimeEmbedding
 from unnoise.shared.networks.progressive import InputResidual, InputSkip, OutputResidual, OutputSkip
-from unnoise.shared.networks.resampling import FIR, MEAN, SMOOTH, HalvedConv
+from unnoise.shared.networks.resampling import FIR, MEAN, SMOOTH, FilteredStridedConv
 from unnoise.shared.networks.unet_variants import PLAIN, Resampled, Strided, UNetVariant
 
 D = torch.float64
@@ -135,7 +135,7 @@ def test_a_filter_keeps_its_taps_in_the_signals_type_and_out_of_the_weights():
 def test_a_halved_convolution_is_the_filter_of_the_convolution_between_wide_zeros(taps, size):
     torch.manual_seed(0)
     dims, x = len(size), drawn(2, 2, *size)
-    layer = HalvedConv(dims, taps, conv(dims, 2, 3)).double()
+    layer = FilteredStridedConv(dims, taps, conv(dims, 2, 3)).double()
     for axis, n in enumerate(size, 2):  # an odd size is extended by a copy of its last row
         x = torch.cat([x, x.narrow(axis, n - 1, n % 2)], dim=axis)
     margin = 2 * len(taps)  # even, so that the positions that are kept stay the same
@@ -217,9 +217,9 @@ def test_what_is_known_early_joins_the_features(encode):
 
 def test_groups_are_at_most_and_of_at_least():
     cases = {
-        Groups(): {1: 1, 3: 1, 4: 1, 6: 1, 8: 2, 12: 3, 20: 5, 96: 24, 128: 32, 192: 32, 256: 32},
-        Groups(32, 1): {1: 1, 8: 8, 32: 32, 48: 16, 96: 32, 128: 32, 256: 32},
-        Groups(8, 2): {2: 1, 4: 2, 16: 8, 24: 8},
+        GroupNormalization(): {1: 1, 3: 1, 4: 1, 6: 1, 8: 2, 12: 3, 20: 5, 96: 24, 128: 32, 192: 32, 256: 32},
+        GroupNormalization(32, 1): {1: 1, 8: 8, 32: 32, 48: 16, 96: 32, 128: 32, 256: 32},
+        GroupNormalization(8, 2): {2: 1, 4: 2, 16: 8, 24: 8},
     }
     for norm, counts in cases.items():
         assert {channels: norm(channels).num_groups for channels in counts} == counts
@@ -227,9 +227,9 @@ def test_groups_are_at_most_and_of_at_least():
         for channels in range(1, 300):
             groups = norm(channels).num_groups
             assert channels % groups == 0
-            assert groups <= norm.most
-            assert channels // groups >= min(norm.least, channels)
-    assert Groups(eps=1e-3)(8).eps == 1e-3
+            assert groups <= norm.max_groups
+            assert channels // groups >= min(norm.min_group_size, channels)
+    assert GroupNormalization(eps=1e-3)(8).eps == 1e-3
 
 
 # The whole of a two-level network, written out.
@@ -249,21 +249,21 @@ def convolved(layer: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight, layer.bias, padding=(layer.weight.shape[-1] - 1) // 2)
 
 
-def block(part: nn.Module, x: Tensor, e: Tensor, style: UNetVariant, resized=lambda h: h) -> Tensor:
+def block(part: nn.Module, x: Tensor, e: Tensor, variant: UNetVariant, resized=lambda h: h) -> Tensor:
     h = convolved(part.conv1, resized(silu(normed(part.norm1, x))))
     m = (silu(e) @ part.modulation.weight.T + part.modulation.bias)[..., None, None]
-    if style.adaptive:
+    if variant.adaptive:
         scale, shift = m[:, : h.shape[1]], m[:, h.shape[1] :]
         h = normed(part.norm2, h) * (1 + scale) + shift
     else:
         h = normed(part.norm2, h + m)
     x = resized(x)
-    return style.gain * (
+    return variant.gain * (
         (x if isinstance(part.skip, nn.Identity) else convolved(part.skip, x)) + convolved(part.conv2, silu(h))
     )
 
 
-def attended(part: nn.Module, x: Tensor, style: UNetVariant, heads: int) -> Tensor:
+def attended(part: nn.Module, x: Tensor, variant: UNetVariant, heads: int) -> Tensor:
     (b, c, *size), h = x.shape, normed(part.norm, x).flatten(2)
     q, k, v = (part.qkv.weight[:, :, 0] @ h + part.qkv.bias[:, None]).chunk(3, dim=1)
     rows = []
@@ -271,7 +271,7 @@ def attended(part: nn.Module, x: Tensor, style: UNetVariant, heads: int) -> Tens
         weight = (q_.transpose(1, 2) @ k_ / math.sqrt(c / heads)).softmax(dim=2)
         rows.append(v_ @ weight.transpose(1, 2))
     out = part.out.weight[:, :, 0] @ torch.cat(rows, 1) + part.out.bias[:, None]
-    return style.gain * (x + out.view(b, c, *size))
+    return variant.gain * (x + out.view(b, c, *size))
 
 
 def halved(x: Tensor, f: FIR) -> Tensor:
@@ -288,58 +288,58 @@ def doubled(x: Tensor, f: FIR, size: tuple[int, int]) -> Tensor:
 
 def by_hand(net: UNet, x: Tensor, time: Tensor, heads: int) -> Tensor:
     """A network of two levels, one block each, with attention at half size."""
-    style, (top, low), (rise, lift) = net.style, net.down, net.up  # rise is the lower level of the way up
+    variant, (top, low), (rise, lift) = net.variant, net.down, net.up  # rise is the lower resolution of the way up
     size = tuple(x.shape[2:])
     e = net.time(time)
-    resize = style.resize
+    resize = variant.resize
     a = convolved(net.stem, x)
-    b = block(top["stages"][0][0], a, e, style)
+    b = block(top["stages"][0][0], a, e, variant)
     if isinstance(resize, Resampled):
         assert all(isinstance(part.skip, nn.Identity) != resize.project for part in (top["shrink"], rise["grow"]))
     if isinstance(resize, Strided):
         padded = F.pad(b, (0, 1, 0, 1)) if resize.same else F.pad(b, (1, 1, 1, 1))  # even sizes
         c = F.conv2d(padded, top["shrink"].conv.weight, top["shrink"].conv.bias, stride=2)
     else:
-        c = block(top["shrink"], b, e, style, lambda h: halved(h, resize.filter))
-    if isinstance(style.enters, InputSkip):
-        c = c + convolved(top["enter"].conv, halved(x, style.enters.filter))
-    elif style.enters is not None:
+        c = block(top["shrink"], b, e, variant, lambda h: halved(h, resize.filter))
+    if isinstance(variant.progressive_input, InputSkip):
+        c = c + convolved(top["enter"].conv, halved(x, variant.progressive_input.filter))
+    elif variant.progressive_input is not None:
         margin = 8
         wide = F.pad(x, (margin,) * 4)
         filtered = halved(
             F.conv2d(wide, top["enter"].shrink.conv.weight, top["enter"].shrink.conv.bias, padding=1),
-            style.enters.filter,
+            variant.progressive_input.filter,
         )
         half = margin // 2
-        c = style.gain * (c + filtered[..., half : half + size[0] // 2, half : half + size[1] // 2])
+        c = variant.gain * (c + filtered[..., half : half + size[0] // 2, half : half + size[1] // 2])
     first, second = low["stages"][0]
-    d = attended(second, block(first, c, e, style), style, heads)
+    d = attended(second, block(first, c, e, variant), variant, heads)
     first, second, third = net.middle
-    h = block(third, attended(second, block(first, d, e, style), style, heads), e, style)
+    h = block(third, attended(second, block(first, d, e, variant), variant, heads), e, variant)
 
     for i, skip in enumerate((d, c)):
         parts = rise["stages"][i]
-        h = block(parts[0], torch.cat([h, skip], 1), e, style)
-        assert len(parts) == (1 if style.attend_once and i == 0 else 2)
+        h = block(parts[0], torch.cat([h, skip], 1), e, variant)
+        assert len(parts) == (1 if variant.attend_once and i == 0 else 2)
         if len(parts) == 2:
-            h = attended(parts[1], h, style, heads)
-    if isinstance(style.leaves, OutputSkip):
+            h = attended(parts[1], h, variant, heads)
+    if isinstance(variant.progressive_output, OutputSkip):
         norm, _, last = rise["leave"].head
         prediction = convolved(last, silu(normed(norm, h)))
-    elif style.leaves is not None:
+    elif variant.progressive_output is not None:
         norm, _, last = rise["leave"].enter
         stream = convolved(last, silu(normed(norm, h)))
     if isinstance(resize, Strided):
         h = convolved(rise["grow"].conv, h.repeat_interleave(2, 2).repeat_interleave(2, 3))
     else:
-        h = block(rise["grow"], h, e, style, lambda h: doubled(h, resize.filter, size))
+        h = block(rise["grow"], h, e, variant, lambda h: doubled(h, resize.filter, size))
     for i, skip in enumerate((b, a)):
-        h = block(lift["stages"][i][0], torch.cat([h, skip], 1), e, style)
-    if isinstance(style.leaves, OutputResidual):
-        h = style.gain * (h + convolved(lift["leave"].conv, doubled(stream, style.leaves.filter, size)))
+        h = block(lift["stages"][i][0], torch.cat([h, skip], 1), e, variant)
+    if isinstance(variant.progressive_output, OutputResidual):
+        h = variant.gain * (h + convolved(lift["leave"].conv, doubled(stream, variant.progressive_output.filter, size)))
     out = convolved(net.head[2], silu(normed(net.head[0], h)))
-    if isinstance(style.leaves, OutputSkip):
-        out = out + doubled(prediction, style.leaves.filter, size)
+    if isinstance(variant.progressive_output, OutputSkip):
+        out = out + doubled(prediction, variant.progressive_output.filter, size)
     return out
 
 
@@ -349,14 +349,14 @@ BY_HAND = {
     "same": replace(PLAIN, resize=Strided(same=True), adaptive=False),
     "resampled": replace(PLAIN, resize=Resampled(ODD), attend_once=True),
     "projected": replace(PLAIN, resize=Resampled(SMOOTH, project=True), gain=0.6, adaptive=False),
-    "input-skip": replace(PLAIN, enters=InputSkip(ODD), gain=0.6),
-    "input-residual": replace(PLAIN, enters=InputResidual(ODD), gain=0.6),
-    "output-skip": replace(PLAIN, leaves=OutputSkip(ODD), gain=0.6),
-    "output-residual": replace(PLAIN, leaves=OutputResidual(ODD), gain=0.6),
+    "input-skip": replace(PLAIN, progressive_input=InputSkip(ODD), gain=0.6),
+    "input-residual": replace(PLAIN, progressive_input=InputResidual(ODD), gain=0.6),
+    "output-skip": replace(PLAIN, progressive_output=OutputSkip(ODD), gain=0.6),
+    "output-residual": replace(PLAIN, progressive_output=OutputResidual(ODD), gain=0.6),
     "all": replace(
         PLAIN,
-        enters=InputResidual(ODD),
-        leaves=OutputResidual(),
+        progressive_input=InputResidual(ODD),
+        progressive_output=OutputResidual(),
         gain=0.5**0.5,
         resize=Resampled(project=True),
         wide_stem=True,
@@ -365,15 +365,15 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("style", BY_HAND.values(), ids=BY_HAND)
-def test_a_network_of_two_levels_is_its_formula(style):
+@pytest.mark.parametrize("variant", BY_HAND.values(), ids=BY_HAND)
+def test_a_network_of_two_resolutions_is_its_formula(variant):
     torch.manual_seed(0)
-    net = UNet((2, 4, 6), 8, (1, 1.5), 1, (2,), heads=2, variant=style).double()
+    net = UNet((2, 4, 6), 8, (1, 1.5), 1, (2,), heads=2, variant=variant).double()
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
     x, time = drawn(2, 2, 4, 6), torch.tensor([0.5, 70.0])
     with torch.no_grad():
-        torch.testing.assert_close(net(x, time), by_hand(net, x, time, 4 if style.head_width else 2))
+        torch.testing.assert_close(net(x, time), by_hand(net, x, time, 4 if variant.head_width else 2))
 
 
 @pytest.mark.parametrize("size", [(6,), (5, 3)])
@@ -382,7 +382,7 @@ def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
     torch.manual_seed(0)
     dims = len(size)
     image, filters = drawn(1, 2, *size), MEAN.down(dims).double()
-    skip = UNet((2, *size), 8, (1, 2, 1), variant=replace(PLAIN, enters=InputSkip(MEAN))).double()
+    skip = UNet((2, *size), 8, (1, 2, 1), variant=replace(PLAIN, progressive_input=InputSkip(MEAN))).double()
     first, second = (level["enter"] for level in list(skip.down)[:2])
     below, h = first(image, torch.zeros(1, 8, *(1,) * dims, dtype=D))
     torch.testing.assert_close(below, filters(image))
@@ -390,7 +390,9 @@ def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
     lowest, h = second(below, torch.zeros(1, 16, *(1,) * dims, dtype=D))
     torch.testing.assert_close(lowest, filters(filters(image)))
     torch.testing.assert_close(h, second.conv(lowest))
-    residual = UNet((2, *size), 8, (1, 2, 1), variant=replace(PLAIN, enters=InputResidual(MEAN), gain=0.5)).double()
+    residual = UNet(
+        (2, *size), 8, (1, 2, 1), variant=replace(PLAIN, progressive_input=InputResidual(MEAN), gain=0.5)
+    ).double()
     first, second = (level["enter"] for level in list(residual.down)[:2])
     signal = drawn(1, 8, *filters(image).shape[2:])
     below, h = first(image, signal)
@@ -401,7 +403,7 @@ def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
 
 def test_of_three_levels_each_prediction_is_added_to_the_doubled_one_below():
     torch.manual_seed(0)
-    skip = UNet((2, 5, 7), 8, (1, 2, 1), variant=replace(PLAIN, leaves=OutputSkip(SMOOTH))).double()
+    skip = UNet((2, 5, 7), 8, (1, 2, 1), variant=replace(PLAIN, progressive_output=OutputSkip(SMOOTH))).double()
     for p in skip.parameters():
         nn.init.normal_(p, std=0.2)
     first, second = (level["leave"] for level in list(skip.up)[:2])

@@ -1,4 +1,4 @@
-"""The networks for text: the laws of their positions, of their conditions and of their blocks."""
+"""The networks for text: their positions, conditions and blocks."""
 
 import json
 import math
@@ -112,7 +112,7 @@ def test_rotary_scores_depend_on_the_difference_of_positions():
         torch.testing.assert_close(line, line[:1].expand_as(line), rtol=0, atol=1e-5)
     assert scores[0].std() > 0.1
     assert (scores - scores.T).abs().max() > 0.1  # and on its sign
-    with pytest.raises(UsageError, match="heads of size 3 cannot turn in pairs"):
+    with pytest.raises(UsageError, match="rotary positions need heads of even size, not 3"):
         DiT(7, 9, 6, heads=2)
 
 
@@ -269,11 +269,11 @@ def test_no_label_is_the_null_class(cls):
     torch.testing.assert_close(network(x, TIME), network(x, TIME, label=network.null("label").expand(2)))
     plain = small(cls)
     assert plain.conditions == ()
-    with pytest.raises(UsageError, match="nothing stands for no label"):
+    with pytest.raises(UsageError, match="no value for an absent label"):
         plain.null("label")
     with pytest.raises(UsageError, match="without classes: build it with classes="):
         plain(x, TIME, label=torch.tensor([0, 1]))
-    with pytest.raises(UsageError, match="classes 0 to 2, and 3 for none"):
+    with pytest.raises(UsageError, match="classes 0 to 2, and 3 for no label"):
         network(x, TIME, label=torch.tensor([0, 4]))
 
 
@@ -290,7 +290,7 @@ def test_wrong_text_is_refused_in_one_line(cls):
     for x, words in [
         (
             torch.zeros(2, 10, dtype=torch.int64),
-            "10 tokens were given to a network of length=9: cut them, or build it with a larger length",
+            "10 tokens were given to a network of length=9: cut them, or build the network with a larger length",
         ),
         (torch.zeros(2, 9), r"takes int64 tokens of shape \(B, L\), not torch.float32 of shape \(2, 9\)"),
         (torch.zeros(9, dtype=torch.int64), r"not torch.int64 of shape \(9,\)"),
@@ -301,9 +301,9 @@ def test_wrong_text_is_refused_in_one_line(cls):
         with pytest.raises(UsageError, match=words):
             network(x, TIME[: len(x)])
     for option in ("vocabulary", "length", "width", "depth", "heads", "hidden", "outputs", "classes"):
-        with pytest.raises(UsageError, match=f"{option}=0.*: give one or more"):
+        with pytest.raises(UsageError, match=f"{option}=0.*: each size must be 1 or more"):
             cls(**{"vocabulary": 7, "length": 9, "width": 8, "heads": 2} | {option: 0})
-    with pytest.raises(UsageError, match="width=8, heads=3, .*: .* heads that divide the width"):
+    with pytest.raises(UsageError, match="width=8, heads=3, .*: .* heads must divide width"):
         cls(7, 9, 8, heads=3)
     with pytest.raises(UsageError, match="dropout=1.0: .* a dropout in "):
         cls(7, 9, 8, heads=2, dropout=1.0)

@@ -1,4 +1,4 @@
-"""Pictures: everything takes images `(N, C, H, W)` in [0, 1] and writes a PNG."""
+"""Figures, written as PNG files; images are `(N, C, H, W)` in [0, 1]."""
 
 from .curves import save_curves
 from .grids import save_grid, save_panels

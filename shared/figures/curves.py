@@ -1,4 +1,4 @@
-"""Curves."""
+"""Curves, such as losses by training step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 def save_curves(
     path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str]], xlabel: str = "step"
 ) -> Path:
-    """Writes one panel for each curve, since losses of different families have different units.
+    """Writes a PNG with one panel for each curve, since losses of different families have different units.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         curves: for each title, x, y and the label of the y axis, with its unit. The y axis is logarithmic.
-        xlabel: of the common x axis.
+        xlabel: label of the x axis of every panel.
     """
     figure = Figure(figsize=(4.2 * len(curves), 3.0), layout="constrained", dpi=110)
     axes = figure.subplots(1, len(curves), squeeze=False)[0]

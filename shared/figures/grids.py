@@ -12,17 +12,25 @@ from torch import Tensor
 
 from ..errors import UsageError
 
-GAP = 0.6  # grey: neither black nor white tiles run into it
+GAP = 0.6
+"""Gray between the images of a grid, distinct from black and white ones."""
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images `(N, C, H, W)` in [0, 1] as one picture `(rows (H + gap) - gap, columns (W + gap) - gap, 3)`, grey between
-    them.
+    """Returns images as one RGB picture, row by row, with gray between them.
 
-    Channels: one is grey, three are RGB; of any other number the first is shown.
+    Three channels are shown as RGB; of any other number the first one is shown in gray.
+
+    Args:
+        images: `(N, C, H, W)` in [0, 1].
+        columns: images in a row.
+        gap: pixels between the images.
+
+    Returns:
+        float32 array `(rows (H + gap) - gap, columns (W + gap) - gap, 3)` in [0, 1].
     """
     if images.ndim != 4:
-        raise UsageError(f"images of shape {tuple(images.shape)}: a grid takes (N, C, H, W)")
+        raise UsageError(f"images of shape {tuple(images.shape)}: give a tensor (N, C, H, W)")
     images = images.detach().float().cpu().clamp(0, 1)
     count, channels, height, width = images.shape
     images = images if channels == 3 else images[:, :1].expand(-1, 3, -1, -1)
@@ -35,7 +43,10 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def save_grid(path: Path, images: Tensor, columns: int = 8) -> Path:
-    """Writes a bare grid, enlarged so that single pixels can be seen."""
+    """Writes a PNG of a grid of images without axes or titles, enlarged by an integer factor to 640 pixels at most.
+
+    A grid that is larger than that keeps its size.
+    """
     from PIL import Image
 
     page = tile(images, columns)
@@ -46,7 +57,7 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> Path:
 
 
 def save_panels(path: Path, panels: Mapping[str, Tensor], columns: int = 10, across: int = 3) -> Path:
-    """Writes titled grids side by side, `across` in a row."""
+    """Writes a PNG of titled grids of images, `across` grids in a row."""
     down = -(-len(panels) // across)
     pages = {title: tile(images, columns) for title, images in panels.items()}
     aspect = max(page.shape[0] / page.shape[1] for page in pages.values())

@@ -12,13 +12,13 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 @dataclass(frozen=True)
 class Lines:
-    """One panel.
+    """A panel of a line plot.
 
     Attributes:
-        xlabel, ylabel: with their units.
-        lines: x and y for each name.
-        logx, logy: logarithmic axes; with logx every x is a tick, of such as lie together one.
-        points: written at the points of a line, for names that are in it.
+        xlabel, ylabel: labels of the axes, with their units.
+        lines: x and y of each line, by its name.
+        logx, logy: whether the axes are logarithmic; with logx every x is a tick, except those close to another.
+        points: texts at the points of a line, by the line's name.
     """
 
     xlabel: str
@@ -30,7 +30,7 @@ class Lines:
 
 
 def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path:
-    """Writes panels side by side, each with its own legend; panels of many lines share one below."""
+    """Writes a PNG of panels side by side, each with a legend; if all have more than six lines, they share one."""
     figure = Figure(figsize=(4.6 * len(panels), 3.7), layout="constrained", dpi=120)
     if title:
         figure.suptitle(title, fontsize=12)
@@ -39,11 +39,11 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
         for i, (label, (x, y)) in enumerate(panel.lines.items()):
             mark, style = "o" if len(x) <= 12 else None, ("-", "--")[i // 9 % 2]
             axis.plot(x, y, style, color=f"C{i % 10}", marker=mark, markersize=4, linewidth=1.4, label=label)
-            for where in zip(x, y, (panel.points or {}).get(label, ()), strict=False):
-                axis.annotate(where[2], where[:2], textcoords="offset points", xytext=(5, 4), fontsize=8)
+            for at_x, at_y, text in zip(x, y, (panel.points or {}).get(label, ()), strict=False):
+                axis.annotate(text, (at_x, at_y), textcoords="offset points", xytext=(5, 4), fontsize=8)
         if panel.logx:
             axis.set_xscale("log")
-            axis.set_xticks(apart(x for xs, _ in panel.lines.values() for x in xs))
+            axis.set_xticks(spaced(x for xs, _ in panel.lines.values() for x in xs))
             axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             axis.xaxis.set_minor_locator(NullLocator())
         if panel.logy:
@@ -66,10 +66,10 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
     return path
 
 
-def apart(values: Iterable[float], ratio: float = 1.15) -> list[float]:
-    """The values in order, without those that are less than `ratio` times the one before.
+def spaced(values: Iterable[float], ratio: float = 1.15) -> list[float]:
+    """Returns the values in ascending order, without those that are less than `ratio` times the one before.
 
-    Labels of a logarithmic axis.
+    These are the ticks of a logarithmic axis.
     """
     kept: list[float] = []
     for value in sorted(values):

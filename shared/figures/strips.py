@@ -1,4 +1,4 @@
-"""Film strips of noising and denoising."""
+"""Film strips of the states of noising and denoising."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .grids import tile
 
 
 def save_strip(path: Path, strips: Mapping[str, tuple[Sequence[float], Sequence[Tensor]]], title: str) -> Path:
-    """Writes strips one below the other, each a sequence of states with their times.
+    """Writes a PNG of strips below each other, each a sequence of states with their times.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         strips: for each label, times `(n,)` and states, n tensors `(rows, C, H, W)` in [0, 1]; a state is a column.
-        title: above all.
+        title: title of the figure.
     """
     frames = max(len(times) for times, _ in strips.values())
     rows = next(iter(strips.values()))[1][0].shape[0]

@@ -1,6 +1,6 @@
-"""How good samples are."""
+"""Measures of the quality of samples."""
 
 from .frechet import frechet_distance
-from .text import Generated, NGram, distinct, entropy, generative_perplexity
+from .text import NGram, PerplexityAndEntropy, distinct, entropy, generative_perplexity
 
-__all__ = ["Generated", "NGram", "distinct", "entropy", "frechet_distance", "generative_perplexity"]
+__all__ = ["NGram", "PerplexityAndEntropy", "distinct", "entropy", "frechet_distance", "generative_perplexity"]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def standard_error(values: Tensor) -> float:
-    """`s / sqrt(n)` of n independent values `(n,)`, s their standard deviation.
+    """Returns the standard error `s / sqrt(n)` of the mean of n independent values `(n,)`.
 
-    NaN for a single value, which has none.
+    s is their standard deviation. A single value gives NaN.
     """
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan

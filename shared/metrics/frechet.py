@@ -9,12 +9,11 @@ from ..errors import UsageError
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    r"""`|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))` of Gaussians fitted to features (Heusel et al. 2017, eq.
-    6).
+    r"""Returns the Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
 
-    The trace of the square root is the sum of the singular values of `C_a^(1/2) C_b^(1/2)`, found from the centred
-    features themselves, so nothing is lost when there are fewer examples than features. The distance of finite sets is
-    biased upwards: compare at equal numbers only.
+    `|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`. The trace of the square root is the sum of the singular
+    values of `C_a^(1/2) C_b^(1/2)`, computed from the centered features, so that it is accurate also for fewer examples
+    than features. The distance of finite sets is biased upwards: compare only distances of equal numbers of examples.
 
     Args:
         a, b: features, `(N, d)` and `(M, d)`.
@@ -27,10 +26,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
             f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}: give (N, d) and (M, d) with two rows or more"
         )
     if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
-        raise UsageError("some features are not finite: look for NaN among the samples")
+        raise UsageError("some features are infinite or NaN: look for such values among the samples")
     a, b = a.double(), b.double()
-    left, right = (
-        torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R for x in (a, b)
-    )  # C = left^T left
+    # C_a = left^T left, C_b = right^T right
+    left, right = (torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R for x in (a, b))
     cross = torch.linalg.svdvals(left @ right.T).sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + left.square().sum() + right.square().sum() - 2 * cross)

@@ -1,4 +1,4 @@
-"""Networks and the blocks that they are made of."""
+"""Neural networks and their building blocks."""
 
 from .adapters import CenteredInput
 from .caption_encoder import CaptionEncoder

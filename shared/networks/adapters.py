@@ -1,13 +1,10 @@
-"""Networks whose input or output is another one than a denoiser expects.
-
-Of signals in [-1, 1] for data in [0, 1], and scores.
-"""
+"""Networks around another network, whose input or output is not the one that a denoiser expects."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +14,10 @@ from ..tensors import like
 
 
 class NetworkAdapter(nn.Module, ABC):
-    """A network around another one, of which it says what that says of itself: `conditions`, `outputs`, `null`,
-    `shape`, and no more.
+    """A network around another one, with the `conditions`, `outputs`, `null` and `shape` of that one.
 
     Args:
-        inner: `(x, time label (B,), **cond) -> F`.
+        inner: the network, `(x, time input (B,), **cond) -> F`.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -31,37 +27,37 @@ class NetworkAdapter(nn.Module, ABC):
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions that the network takes."""
-        return self.inner.conditions
+        return cast("tuple[str, ...]", self.inner.conditions)
 
     @property
     def outputs(self) -> int:
-        """Numbers out for each number in."""
-        return self.inner.outputs
+        """Number of output channels for each input channel."""
+        return cast("int", self.inner.outputs)
 
     @property
     def null(self) -> Callable[[str], Tensor]:
-        """What stands for no condition, by the condition's name."""
-        return self.inner.null
+        """Function from a condition's name to the value that stands for its absence."""
+        return cast("Callable[[str], Tensor]", self.inner.null)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
-        return self.inner.shape
+        return cast("tuple[int, ...]", self.inner.shape)
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
-        """F."""
+        """Returns the output F at `x` `(B, ...)` and the time inputs `(B,)`."""
 
 
 @serializable("networks.CenteredInput", formerly="unnoise.shared.networks.recentred.Recentred")
 class CenteredInput(NetworkAdapter):
-    """The network at `2 x - 1`: what Song & Ermon's (2020) and Song et al.'s (2021) VE networks compute first, on data
-    in [0, 1].
+    """The network at `2 x - 1`, for networks of signals in [-1, 1] on data in [0, 1].
 
-    The noise is doubled with the data, and the output is as the network gives it.
+    The VE networks of Song & Ermon (2020) and Song et al. (2021) compute this first. The noise is doubled with the
+    data, and the output is unchanged.
 
     Args:
-        inner: `(x, time label (B,), **cond) -> F`.
+        inner: the network, `(x, time input (B,), **cond) -> F`.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -73,13 +69,16 @@ class CenteredInput(NetworkAdapter):
 
 @serializable("networks.TimesSigma", formerly="unnoise.shared.networks.recentred.TimesSigma")
 class TimesSigma(NetworkAdapter):
-    """The network's output times sigma: for VE networks that give the score itself, where `scaled_score` expects sigma
-    times it.
+    """The network's output times sigma, for VE networks that return the score.
+
+    The parametrization `scaled_score` expects sigma times the score.
 
     Args:
-        inner: `(x, time label (B,), **cond) -> score`.
-        sigmas: `(N,)`, sigma of each label 0..N-1; None where the label is `ln sigma`.
+        inner: the network, `(x, time input (B,), **cond) -> score`.
+        sigmas: `(N,)`, the sigma of each time input 0..N-1; None where the time input is `ln sigma`.
     """
+
+    sigmas: Tensor | None
 
     def __init__(self, inner: nn.Module, sigmas: Tensor | None = None) -> None:
         super().__init__(inner)

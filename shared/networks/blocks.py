@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,64 +18,75 @@ from ..errors import UsageError
 from ..serialization import serializable
 from ..tensors import like
 
+M = TypeVar("M", bound=nn.Module)
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-FEW = 1024
-"""Positions up to which all pairs of them are held at once."""
+UNFUSED_POSITIONS = 1024
+"""Number of positions up to which the scores of all pairs of them are held in memory at once."""
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def conv(dims: int, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    """A convolution over `dims` spatial dimensions that keeps the size at stride 1."""
+def conv(dims: int, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
+    """Returns a convolution over `dims` spatial dimensions that keeps the size at stride 1."""
     return CONVOLUTIONS[dims](channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
-    """The module with all parameters at zero, so that a residual branch starts as the identity."""
+def zeroed(module: M) -> M:
+    """Returns the module with all its parameters set to zero, so that a residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-@serializable("networks.Groups", formerly="unnoise.shared.networks.blocks.Groups")
+@serializable(
+    "networks.GroupNormalization",
+    formerly=("unnoise.shared.networks.blocks.Groups", "networks.Groups"),
+    renamed={"most": "max_groups", "least": "min_group_size"},
+)
 @dataclass(frozen=True)
-class Groups:
-    """Group normalisation of C channels in `gcd(min(most, C // least), C)` groups, and one where that is none.
+class GroupNormalization:
+    """Group normalization whose number of groups follows from the number of channels.
+
+    C channels are in `gcd(min(max_groups, max(C // min_group_size, 1)), C)` groups.
 
     Attributes:
-        most: 32 everywhere.
-        least: 4 here and in Song et al. (2021), since a group of one channel erases that channel's mean; 1 in Ho et al.
-            (2020).
+        max_groups: largest number of groups; 32 in every paper.
+        min_group_size: channels that a group should have at least; 4 here and in Song et al. (2021), since a group of
+            one channel erases that channel's mean; 1 in Ho et al. (2020).
         eps: added to the variance; 1e-6 in Ho et al. (2020) and Song et al. (2021).
     """
 
-    most: int = 32
-    least: int = 4
+    max_groups: int = 32
+    min_group_size: int = 4
     eps: float = 1e-5
 
     def __call__(self, channels: int) -> nn.GroupNorm:
-        """The norm of `channels` channels."""
-        return nn.GroupNorm(math.gcd(min(self.most, max(channels // self.least, 1)), channels), channels, self.eps)
+        """Returns the normalization layer of `channels` channels."""
+        groups = math.gcd(min(self.max_groups, max(channels // self.min_group_size, 1)), channels)
+        return nn.GroupNorm(groups, channels, self.eps)
 
 
-group_norm = Groups()
+group_norm = GroupNormalization()
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; the embedding enters before or in the second norm.
+    """Residual block: normalization, SiLU and convolution, twice; the embedding enters at the second normalization.
 
     `h = conv1(resize(silu(norm1(x))))`, then `norm2(h) (1 + scale) + shift` (Dhariwal & Nichol 2021, AdaGN) or
     `norm2(h + shift)` (Ho et al. 2020), and `skip(resize(x)) + conv2(silu(h))`.
 
     Args:
         dims: number of spatial dimensions.
-        channels_in, channels_out: a 1 x 1 convolution joins the two where they differ.
+        channels_in, channels_out: where they differ, the skip connection is a 1 x 1 convolution.
         embedding: size of the time (and class) embedding, `(B, embedding)`.
-        dropout: probability before the second convolution.
-        norm: makes the norms.
-        adaptive: the embedding gives a scale too.
+        dropout: probability of dropout before the second convolution.
+        norm: returns the normalization of a number of channels.
+        adaptive: whether the embedding scales too (AdaGN), and does not only shift.
         gain: factor of the sum; 1 / sqrt(2) in Song et al. (2021).
         resize: a layer `(x, size) -> resized`, or None.
-        project: a 1 x 1 convolution joins x to the sum whatever its channels.
+        project: whether the skip connection is a 1 x 1 convolution where the channels are equal too.
     """
 
     def __init__(
@@ -115,26 +127,25 @@ class ResidualBlock(nn.Module):
 
 
 def added(x: Tensor, branch: Tensor, gain: float) -> Tensor:
-    """`gain (x + branch)`."""
+    """Returns the residual sum `gain (x + branch)`."""
     return x + branch if gain == 1 else gain * (x + branch)
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all positions of `(B, C, *size)`, and over the states of a context where there is
-    one.
+    """Residual self-attention over all positions of `(B, C, *size)` and, if given, over the states of a context.
 
-    The context's own projection is joined to the keys and values (Nichol et al. 2021, GLIDE, section 3):
-    `x + W softmax(q [k_context, k]^T / sqrt(C / heads)) [v_context, v]`.
+    Keys and values of the context, by a projection of its own, stand before those of the signal (Nichol et al. 2021,
+    GLIDE, section 3): `x + W softmax(q [k_context, k]^T / sqrt(C / heads)) [v_context, v]`.
 
     Args:
-        channels: of the signal.
-        heads: a divisor of the channels.
-        context: size of a context's states, `(B, length, context)`, or None.
-        norm: makes the norm.
+        channels: number of channels of the signal.
+        heads: number of heads, a divisor of the channels.
+        context: size of a state of the context, `(B, length, context)`, or None for a layer without context.
+        norm: returns the normalization of a number of channels.
         gain: factor of the sum.
 
     Raises:
-        UsageError: where the heads do not divide the channels, or a context meets a layer without one.
+        UsageError: where the heads do not divide the channels, or a layer without context is given one.
     """
 
     def __init__(
@@ -153,47 +164,45 @@ class SelfAttention(nn.Module):
         self.context = None if context is None else nn.Linear(context, 2 * channels)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        # Channels last, and linear in place of convolutions one wide: fused attention takes no other layout.
+        # Fused attention needs channels last, hence linear layers in place of convolutions of width one.
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        q, k, v = (
-            pointwise(self.qkv, h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, N, C / heads)
+        q, k, v = pointwise(self.qkv, h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # each (B, heads, N, C / heads)
         if context is not None:
             if self.context is None:
                 raise UsageError(
-                    "a context was given to attention without one: build it with context=..., or leave the context out"
+                    "this attention layer was built without a context and was given one: "
+                    "build it with context=..., or leave the context out"
                 )
-            further = (
-                self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            )  # (2, B, heads, length, C / heads)
+            further = self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            # (2, B, heads, length, C / heads)
             k, v = torch.cat([further[0], k], dim=2), torch.cat([further[1], v], dim=2)
         h = attended(q, k, v).transpose(1, 2).flatten(2)
         return added(x, pointwise(self.out, h).transpose(1, 2).unflatten(2, x.shape[2:]), self.gain)
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`softmax(q k^T / sqrt(d)) v` of `(B, heads, N, d)`, fused but where its two products alone take less time.
+    """Returns `softmax(q k^T / sqrt(d)) v` of `(B, heads, N, d)`, by fused attention or, where faster, by two products.
 
-    Processors multiply half-precision matrices in half the time, which fused attention does not make use of there.
+    CPUs multiply bfloat16 matrices in half the time of float32 ones, and fused attention makes no use of that.
     """
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[2] > FEW:
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[2] > UNFUSED_POSITIONS:
         return F.scaled_dot_product_attention(q, k, v)
     return torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), dim=-1).to(v.dtype) @ v
 
 
-def pointwise(convolution: nn.Module, h: Tensor) -> Tensor:
-    """A one-wide convolution of `(B, N, C)`, whose channels are last."""
+def pointwise(convolution: nn.Conv1d, h: Tensor) -> Tensor:
+    """Returns a convolution of width one, applied to `(B, N, C)` with the channels last."""
     return F.linear(h, convolution.weight.squeeze(-1), convolution.bias)
 
 
-def differentiable_twice(*inputs: Tensor | None) -> AbstractContextManager[None]:
-    """Within it attention has second and forward-mode derivatives, where an input of the network is differentiated at
-    all.
+def differentiable_twice(*inputs: Tensor | None) -> AbstractContextManager[Any]:
+    """Returns a context in which attention has second and forward-mode derivatives, if an input is differentiated.
 
-    Fused attention has first derivatives alone, which is all that a training step on data takes. A gradient in the
-    signal or in the time is a score, an energy's slope or a guidance, which training, a likelihood or another gradient
-    may differentiate again. Second derivatives in the parameters alone are not provided for: wrap what needs them in
-    `sdpa_kernel(SDPBackend.MATH)`.
+    Fused attention has only first derivatives, which suffice for a training step on data. A gradient with respect to
+    the signal or the time is a score, the gradient of an energy or a guidance term, and training, a likelihood or
+    another gradient may differentiate it again. Second derivatives with respect to the parameters only are not
+    detected: compute them within `sdpa_kernel(SDPBackend.MATH)`.
     """
     given = [v for v in inputs if v is not None]
     backward = torch.is_grad_enabled() and any(v.requires_grad for v in given)
@@ -202,16 +211,16 @@ def differentiable_twice(*inputs: Tensor | None) -> AbstractContextManager[None]
 
 
 class AttentionPool(nn.Module):
-    """All positions of `(B, C, *size)` in one vector `(B, C)`: their mean, as the query, attends to each of them.
+    """Attention pooling of `(B, C, *size)` to one vector `(B, C)`, with the mean of the positions as the query.
 
-    `W softmax(q k^T / sqrt(C / heads)) v` with q from the mean of the normed positions, k and v from the positions
-    (Dhariwal & Nichol 2021, section 4; the pooling of Radford et al. 2021, without its position embedding, so that any
-    size will do).
+    `W softmax(q k^T / sqrt(C / heads)) v` with q from the mean of the normalized positions, k and v from the positions
+    (Dhariwal & Nichol 2021, section 4; the pooling of Radford et al. 2021, without its position embedding, so that it
+    takes any size).
 
     Args:
-        channels: of the signal.
-        heads: a divisor of the channels.
-        norm: makes the norm.
+        channels: number of channels of the signal.
+        heads: number of heads, a divisor of the channels.
+        norm: returns the normalization of a number of channels.
 
     Raises:
         UsageError: where the heads do not divide the channels.
@@ -221,11 +230,8 @@ class AttentionPool(nn.Module):
         super().__init__()
         check_heads(channels, heads)
         self.heads, self.norm = heads, norm(channels)
-        self.query, self.kv, self.out = (
-            nn.Linear(channels, channels),
-            nn.Conv1d(channels, 2 * channels, 1),
-            nn.Linear(channels, channels),
-        )
+        self.query, self.kv = nn.Linear(channels, channels), nn.Conv1d(channels, 2 * channels, 1)
+        self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2)  # (B, C, N)
@@ -235,25 +241,24 @@ class AttentionPool(nn.Module):
 
 
 def check_heads(channels: int, heads: int) -> None:
-    """Raises `UsageError` unless the heads divide the channels."""
+    """Raises `UsageError` unless the number of heads divides the number of channels."""
     if heads < 1 or channels % heads:
         raise UsageError(f"{channels} channels cannot be split over {heads} heads: choose a divisor of {channels}")
 
 
 class PositionalPool(nn.Module):
-    """As `AttentionPool`, but of a fixed number of positions, to each of which a learned vector is added (Radford et
-    al. 2021, CLIP).
+    """Attention pooling of `(B, C, *size)` to `(B, out)` with a learned position embedding (Radford et al. 2021, CLIP).
 
     `W softmax(q_0 k^T / sqrt(C / heads)) v` of the N + 1 rows `[mean(h), h] + p`, h = silu(norm(x)), p learned: the
-    mean of the positions, put in front of them, is the query and attends to itself too, as in Dhariwal & Nichol's
-    (2021) released classifiers. `(B, C, *size)` to `(B, out)`.
+    mean of the positions, put in front of them, is the query and attends to itself too, as in the classifiers that
+    Dhariwal & Nichol (2021) released.
 
     Args:
-        channels: C, of the signal.
-        heads: a divisor of the channels.
-        positions: N.
-        out: size of the result: the classes.
-        norm: makes the norm.
+        channels: C, number of channels of the signal.
+        heads: number of heads, a divisor of the channels.
+        positions: N, the only number of positions that it takes.
+        out: size of the result, such as the number of classes.
+        norm: returns the normalization of a number of channels.
 
     Raises:
         UsageError: where the heads do not divide the channels, or a signal has another number of positions.
@@ -272,11 +277,11 @@ class PositionalPool(nn.Module):
         h = F.silu(self.norm(x)).flatten(2)  # (B, C, N)
         if h.shape[2] + 1 != self.positions.shape[1]:
             raise UsageError(
-                f"this classifier pools {self.positions.shape[1] - 1} positions, not {h.shape[2]}: give it signals of its size"
+                f"this classifier pools {self.positions.shape[1] - 1} positions, not {h.shape[2]}: "
+                "give signals of the size that it was built for"
             )
-        h = (torch.cat([h.mean(dim=2, keepdim=True), h], dim=2) + self.positions.to(h.dtype)).transpose(
-            1, 2
-        )  # (B, 1 + N, C)
+        h = torch.cat([h.mean(dim=2, keepdim=True), h], dim=2) + self.positions.to(h.dtype)
+        h = h.transpose(1, 2)  # (B, 1 + N, C)
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, 1 + N, C / heads)
         return self.out(F.scaled_dot_product_attention(q[:, :, :1], k, v).flatten(1))
 
@@ -286,23 +291,22 @@ class Downsample(nn.Module):
 
     Args:
         dims: number of spatial dimensions.
-        channels: in and out.
-        same: zeros only beyond the end of an even size, "SAME" of Ho et al.'s (2020) code; otherwise, and for odd
-            sizes, one at each end.
+        channels: number of input and of output channels.
+        same: whether an even size is padded by one zero at its end only, as with "SAME" in the code of Ho et al.
+            (2020); otherwise, and for odd sizes, by one zero at each end.
     """
 
     def __init__(self, dims: int, channels: int, same: bool = False) -> None:
         super().__init__()
-        self.same, self.conv = same, conv(dims, channels, channels, stride=2)
-        if same:
-            self.conv.padding = (0,) * dims
+        self.same = same
+        self.conv = CONVOLUTIONS[dims](channels, channels, 3, stride=2, padding=0 if same else 1)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         return self.conv(F.pad(x, [p for n in reversed(x.shape[2:]) for p in (n % 2, 1)]) if self.same else x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour resizing to a given size, then a convolution: any size comes back, odd ones too."""
+    """Resizes to a given size, odd or even, by nearest neighbors, then convolves."""
 
     def __init__(self, dims: int, channels: int) -> None:
         super().__init__()
@@ -313,8 +317,8 @@ class Upsample(nn.Module):
 
 
 def enlarged(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """`x` `(B, C, *smaller)` at `size` by (bi-, tri-)linear interpolation between pixel centres.
+    """Returns `x` `(B, C, *smaller)` at `size`, by (bi-, tri-)linear interpolation between pixel centers.
 
-    As it is where it has that size.
+    A signal that has that size is returned as it is.
     """
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=LINEAR[len(size)], align_corners=False)

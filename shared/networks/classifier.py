@@ -1,4 +1,4 @@
-"""A small classifier of images, whose features measure samples where an Inception network does not apply."""
+"""A small image classifier, whose features stand in for Inception features in Fréchet distances of small images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .blocks import group_norm
 
 @serializable("networks.Classifier", formerly="unnoise.shared.networks.classifier.Classifier")
 class Classifier(nn.Module):
-    """Three convolutions, pooling and two linear layers on images in [0, 1].
+    """Image classifier of three convolutions, pooling and two linear layers, for images in [0, 1].
 
     Args:
         shape: `(C, H, W)`.
         classes: number of classes.
-        width: channels of the first convolution.
+        width: number of channels of the first convolution.
         features: size of the features before the last layer.
     """
 
@@ -35,11 +35,11 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.SiLU(), nn.Dropout(0.2), nn.Linear(features, classes))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features, `(B, features)`, of `x` `(B, C, H, W)` in [0, 1]."""
+        """Returns the features `(B, features)` of `x` `(B, C, H, W)` in [0, 1]."""
         return self.trunk(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(B, classes)`."""
+        """Returns the logits `(B, classes)`."""
         return self.head(self.embed(x))
 
 
@@ -54,16 +54,18 @@ def train_classifier(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Classifier:
-    """A classifier fitted to images in [0, 1], shifted by up to one pixel; deterministic for a seed on one machine.
+    """Returns a classifier trained on images that are shifted by up to one pixel; deterministic for a seed.
+
+    On another machine the same seed can give slightly different weights.
 
     Args:
-        x: `(N, C, H, W)`.
-        label: `(N,)`.
+        x: images `(N, C, H, W)`.
+        label: class labels `(N,)`.
         classes: number of classes.
-        unit: brings a batch of x into [0, 1], so that a large set can stay in 8 bits.
-        steps, batch: of AdamW with a cosine schedule.
-        seed: of the weights and the order.
-        progress: how to report progress.
+        unit: maps a batch of x to [0, 1], so that a large data set can stay in 8 bits.
+        steps, batch: number of steps and batch size of AdamW with a cosine schedule.
+        seed: seed of the weights and of the order of the images.
+        progress: how progress is reported.
     """
     generator = torch.Generator().manual_seed(seed := whole_seed(seed))
     with torch.random.fork_rng(devices=[]):

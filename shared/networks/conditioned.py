@@ -1,7 +1,4 @@
-"""What the networks of signals are told beside the signal and the time.
-
-A class, a vector, an image, a token sequence.
-"""
+"""Conditions of the networks for signals: a class label, a vector, an image, a token sequence, augmentations."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ from .embeddings import null_of
 
 
 class Conditioned(nn.Module, ABC):
-    """A network `(x, time, label, vector, image, tokens) -> out` of which each condition is there or not.
+    """A network `(x, time, label, vector, image, tokens, augment) -> out`, built with any of these conditions or none.
 
-    A subclass sets the attributes before it uses the methods, and calls `build_conditions` where their layers shall be
-    in the order of the parameters.
+    A subclass sets the attributes before it uses the methods, and calls `build_conditions` at the place that the
+    conditions' layers shall have in the order of the parameters.
 
     Attributes:
-        shape: `(C, *size)` of one example.
+        shape: shape `(C, *size)` of one example.
         classes: number of class labels, or None.
-        null_label: whether a label, index `classes`, stands for none.
+        null_label: whether the label with index `classes` stands for "no label".
         vector: size of a continuous condition vector, or None.
-        image: channels of a condition image, 0 for none.
+        image: number of channels of a condition image, 0 for a network without.
         tokens: encoder of a token sequence, or None.
         augment: size of a vector of augmentations, or None.
-        null_vector: the learned vector `(vector,)` that stands for none, where the network takes a vector.
+        null_vector: the learned vector `(vector,)` that stands for "no vector", where the network takes a vector.
     """
 
     shape: tuple[int, ...]
@@ -43,12 +40,13 @@ class Conditioned(nn.Module, ABC):
     augment: int | None
 
     def build_conditions(self, embedding: int, features: int) -> None:
-        """The layers of vector, tokens and augmentations: a two-layer perceptron, a linear one of the last state, and
-        one without bias.
+        """Builds the layers of the conditions vector, tokens and augment.
+
+        These are a two-layer perceptron, a linear layer of the encoder's last state, and a linear layer without bias.
 
         Args:
-            embedding: size of what vector and tokens join, the embedding.
-            features: size of what the augmentations join, the features of the time.
+            embedding: size of the time embedding, to which vector and tokens are added.
+            features: size of the features of the time, to which the augmentations are added.
         """
         if self.vector is not None:
             self.null_vector = nn.Parameter(torch.randn(self.vector))
@@ -68,9 +66,12 @@ class Conditioned(nn.Module, ABC):
         return tuple(name for name, built in taken.items() if built)
 
     def null(self, condition: str) -> Tensor:
-        """What stands for no condition, for one example.
+        """Returns the value that stands for "no condition", for one example.
 
-        The label `classes`, the learned null vector, padding for tokens, zeros.
+        The label `classes`, the learned null vector, padding for tokens, zeros for augmentations.
+
+        Raises:
+            UsageError: for a condition that has no such value.
         """
         nulls = {
             "label": torch.tensor(self.classes) if self.classes is not None and self.null_label else None,
@@ -80,20 +81,24 @@ class Conditioned(nn.Module, ABC):
         }
         return null_of(nulls, condition)
 
-    def told(self, batch: int, vector: Tensor | None, tokens: Tensor | None) -> tuple[Tensor | float, Tensor | None]:
-        """What vector and tokens add to the embedding, `(B, embedding)` or 0, and the states `(B, L, width)` that
-        attention attends to.
+    def embed_conditions(
+        self, batch: int, vector: Tensor | None, tokens: Tensor | None
+    ) -> tuple[Tensor | float, Tensor | None]:
+        """Returns the sum of the embeddings of vector and tokens, and the states of the tokens.
+
+        The first is added to the time embedding, `(B, embedding)`, or 0 for a network without these conditions; the
+        second is the context of attention, `(B, L, width)`, or None.
         """
         added, context = 0.0, None
         if self.vector is not None:
             added = self.vector_mlp(self._vector(vector, batch))
         if self.tokens is not None:
-            context = self._states(tokens, batch)
+            context = self._states(self.tokens, tokens, batch)
             added = added + self.pooled(self.tokens.pool(context))
         return added, context
 
-    def augmentation(self, augment: Tensor | None, batch: int) -> Tensor | float:
-        """What a vector of augmentations adds to the features of the time, `(B, features)` or 0."""
+    def embed_augmentations(self, augment: Tensor | None, batch: int) -> Tensor | float:
+        """Returns the embedding of the augmentations, `(B, features)` or 0, which is added to the time's features."""
         if augment is None:
             return 0.0
         if augment.shape != (batch, self.augment):
@@ -102,21 +107,22 @@ class Conditioned(nn.Module, ABC):
             )
         return self.augmented(augment.to(self.augmented.weight.dtype))
 
-    def joined(self, x: Tensor, image: Tensor | None) -> Tensor:
-        """`x` with the condition image, enlarged to its size, as further channels."""
+    def with_image(self, x: Tensor, image: Tensor | None) -> Tensor:
+        """Returns `x` with the condition image, enlarged to the size of `x`, as further channels."""
         if not self.image:
             return x
         size = x.shape[2:]
-        fits = (
-            image is not None
-            and image.ndim == x.ndim
-            and image.shape[:2] == (len(x), self.image)
-            and image.is_floating_point()
-        )
-        if not fits or any(a > b for a, b in zip(image.shape[2:], size, strict=True)):
+        if (
+            image is None
+            or image.ndim != x.ndim
+            or image.shape[:2] != (len(x), self.image)
+            or not image.is_floating_point()
+            or any(a > b for a, b in zip(image.shape[2:], size, strict=True))
+        ):
             given = "none" if image is None else f"{image.dtype} of shape {tuple(image.shape)}"
             raise UsageError(
-                f"the network takes image=... of shape {(len(x), self.image, *size)} or smaller sizes, real-valued, not {given}"
+                f"the network takes image=... of shape {(len(x), self.image, *size)} or smaller sizes, real-valued, "
+                f"not {given}"
             )
         return torch.cat([x, enlarged(image.to(x.dtype), size)], dim=1)
 
@@ -127,12 +133,12 @@ class Conditioned(nn.Module, ABC):
             raise UsageError(f"the network takes vector=... of shape {(batch, self.vector)}, not {tuple(vector.shape)}")
         return vector.to(self.null_vector.dtype)
 
-    def _states(self, tokens: Tensor | None, batch: int) -> Tensor:
+    def _states(self, encoder: CaptionEncoder, tokens: Tensor | None, batch: int) -> Tensor:
         if tokens is None:
-            return self.tokens.null(batch)
+            return encoder.null(batch)
         if len(tokens) != batch:
             raise UsageError(f"the network takes tokens=... with {batch} rows, one for each signal, not {len(tokens)}")
-        return self.tokens(tokens)
+        return encoder(tokens)
 
     @abstractmethod
     def forward(
@@ -145,7 +151,7 @@ class Conditioned(nn.Module, ABC):
         tokens: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """The prediction at `x` `(B, C, *size)` and the labels of time `(B,)`."""
+        """Returns the prediction at `x` `(B, C, *size)` and the time inputs `(B,)`."""
 
 
 def check_conditions(
@@ -157,19 +163,19 @@ def check_conditions(
     augment: int | None,
     categories: int | None = None,
 ) -> None:
-    """Raises `UsageError` unless every number that is given is one or more, and tokens have an encoder."""
+    """Raises `UsageError` unless each given number is 1 or more (image: 0 or more) and `tokens` is an encoder."""
     if not (tokens is None or isinstance(tokens, nn.Module)):
         raise UsageError(
-            f"tokens={tokens!r}: give the encoder of a token sequence, such as TokenEncoder(vocabulary=27, length=64)"
+            f"tokens={tokens!r}: give the encoder of a token sequence, such as CaptionEncoder(vocabulary=27, length=64)"
         )
     if outputs < 1 or image < 0 or any(n is not None and n < 1 for n in (classes, categories, vector, augment)):
         raise UsageError(
-            f"classes={classes}, levels={categories}, outputs={outputs}, vector={vector}, image={image}, augment={augment}: "
-            "give one or more, or leave it out"
+            f"classes={classes}, categories={categories}, outputs={outputs}, vector={vector}, image={image}, "
+            f"augment={augment}: each must be 1 or more where it is given"
         )
 
 
 def check_shape(shape: Sequence[int]) -> None:
-    """Raises `UsageError` unless the shape has channels and 1 to 3 sizes."""
+    """Raises `UsageError` unless the shape is a number of channels and 1 to 3 sizes."""
     if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (1, 28, 28)")

@@ -1,4 +1,4 @@
-"""The diffusion transformer of SEDD and MDLM: rotary positions, and norms that the time shifts, scales and gates."""
+"""The diffusion transformer of SEDD and MDLM: rotary positions, and adaptive layer norms with gates (adaLN-Zero)."""
 
 from __future__ import annotations
 
@@ -9,66 +9,65 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..serialization import serializable
 from .blocks import zeroed
-from .embeddings import FullPrecision, LabelEmbedding, null_of, refuse_others, sinusoidal
-from .transformer import TIME_FEATURES, check_text, check_text_sizes, spread
+from .embeddings import Float32Buffers, LabelEmbedding, null_of, refuse_others, sinusoidal
+from .transformer import TIME_FEATURES, check_text, check_text_sizes, initialize_linear
 
 BASE = 10_000.0
 
 
-class Rotary(FullPrecision):
-    r"""Turns queries and keys by angles that grow with the position, so that scores see differences alone (Su et al.
-    2021, section 3.2.2).
+class Rotary(Float32Buffers):
+    r"""Rotary position embedding of queries and keys (Su et al. 2021, section 3.2.2).
 
-    The pair `(h[i], h[i + d/2])` at position p turns by `p w_i`, `w_i = 10000^(-2 i / d)`.
+    The pair `(h[i], h[i + d/2])` at position p is rotated by the angle `p w_i`, `w_i = 10000^(-2 i / d)`, so that
+    attention scores depend on the positions through their differences.
 
     Args:
-        length: positions.
-        dim: d, the even size of a head.
+        length: number of positions.
+        dim: d, the size of a head, an even number.
 
     Raises:
         UsageError: for an odd size.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
         if dim % 2:
             raise UsageError(
-                f"heads of size {dim} cannot turn in pairs: choose width and heads with an even width / heads"
+                f"rotary positions need heads of even size, not {dim}: choose width and heads with even width / heads"
             )
         angle = torch.arange(length).double()[:, None] * BASE ** (-torch.arange(0, dim, 2).double() / dim)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`h`: `(..., L, d)`, turned."""
+        """Returns `h` `(..., L, d)`, rotated."""
         cos, sin = self.cos[: h.shape[-2]], self.sin[: h.shape[-2]]
         a, b = h.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(h.dtype)
 
 
 class DiTBlock(nn.Module):
-    """`h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)` (Peebles & Xie 2023, section 3.2,
-    adaLN-Zero).
+    """Transformer block with adaptive layer norms and gates (Peebles & Xie 2023, section 3.2, adaLN-Zero).
 
-    Shifts b, scales s - 1 and gates g are linear in the embedding and start at zero: a fresh block is the identity.
+    `h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)`. The shifts b, scales s - 1 and gates g are
+    linear in the embedding and start at zero, so that a new block is the identity.
 
     Args:
         width: size of a state.
-        heads: a divisor of the width.
-        hidden: units of the perceptron.
-        dropout: probability at the end of each branch.
-        embedding: size of the embedding.
+        heads: number of heads, a divisor of the width.
+        hidden: hidden units of the perceptron.
+        dropout: probability of dropout at the end of each branch.
+        embedding: size of the embedding of the time (and the class).
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, embedding: int) -> None:
         super().__init__()
         self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.norm1, self.qkv, self.out = (
-            nn.LayerNorm(width, bias=False),
-            nn.Linear(width, 3 * width, False),
-            nn.Linear(width, width, False),
-        )
-        self.norm2 = nn.LayerNorm(width, bias=False)
+        self.norm1, self.qkv = nn.LayerNorm(width, bias=False), nn.Linear(width, 3 * width, False)
+        self.out, self.norm2 = nn.Linear(width, width, False), nn.LayerNorm(width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
         self.modulation = zeroed(nn.Linear(embedding, 6 * width))
 
@@ -85,22 +84,22 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """The transformer of SEDD and MDLM (Lou et al. 2024, section 5 and appendix C; Sahoo et al. 2024, section 5).
 
-    Rotary positions, norms without bias that the time shifts, scales and gates, queries, keys and values without bias,
-    and a head that is not tied to the embedding. A fresh network gives zeros.
+    Rotary positions; layer norms without bias, with shifts, scales and gates that depend on the time; queries, keys and
+    values without bias; and a head that is not tied to the token embedding. The output of a new network is zero.
 
     Args:
-        vocabulary: number of tokens; they are 0..vocabulary-1, a mask among them.
-        length: of the longest sequence.
+        vocabulary: number of tokens; they are 0..vocabulary-1, a mask token among them.
+        length: length of the longest sequence.
         width: size of a state.
-        depth: blocks.
-        heads: attention heads, a divisor of the width with an even quotient.
-        hidden: units of the perceptrons, `4 width` by default.
-        outputs: logits for each position, the vocabulary by default.
-        dropout: probability at the end of each branch.
+        depth: number of blocks.
+        heads: number of attention heads; `width / heads` is an even integer.
+        hidden: hidden units of the perceptrons, `4 width` by default.
+        outputs: logits for each position, as many as the vocabulary by default.
+        dropout: probability of dropout at the end of each branch.
         classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
             `classes`.
         embedding: size of the embedding of the time (and the class).
-        timed: False feeds zero for any time, as MDLM does.
+        timed: False for a network that does not depend on the time, as MDLM's: its time input is always zero.
 
     Raises:
         UsageError: for sizes that do not fit, tokens that are not int64 `(B, L)` in 0..vocabulary-1 with
@@ -132,13 +131,12 @@ class DiT(nn.Module):
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = None if classes is None else LabelEmbedding(classes, embedding)
         self.rotary = Rotary(length, width // heads)
-        self.blocks = nn.ModuleList(
-            DiTBlock(width, heads, hidden or 4 * width, dropout, embedding) for _ in range(depth)
-        )
+        blocks = [DiTBlock(width, heads, hidden or 4 * width, dropout, embedding) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm, self.head = nn.LayerNorm(width, bias=False), nn.Linear(width, outputs or vocabulary)
         self.modulation = nn.Linear(embedding, 2 * width)
-        spread(self)
-        for layer in (self.head, self.modulation, *(block.modulation for block in self.blocks)):
+        initialize_linear(self)
+        for layer in (self.head, self.modulation, *(block.modulation for block in blocks)):
             zeroed(layer)
 
     @property
@@ -147,16 +145,16 @@ class DiT(nn.Module):
         return () if self.label is None else ("label",)
 
     def null(self, condition: str) -> Tensor:
-        """What stands for no condition, for one example: of the label the index `classes`."""
+        """Returns the value that stands for "no condition", for one example: `classes` for the label."""
         return null_of({"label": None if self.classes is None else torch.tensor(self.classes)}, condition)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """The logits `(B, L, outputs)`.
+        """Returns the logits `(B, L, outputs)`.
 
         Args:
             x: int64 tokens `(B, L)`, `L <= length`.
-            time: the labels `(B,)`.
-            label: class indices `(B,)`, index `classes` for none, or None.
+            time: time inputs `(B,)`.
+            label: class labels `(B,)`, `classes` for "no label", or None.
         """
         check_text(x, self.vocabulary, self.length)
         refuse_others(self.conditions, label=label)

@@ -1,4 +1,4 @@
-"""The down half of the U-Net, which says what a noisy signal is of."""
+"""The down-sampling half of the U-Net as a classifier of noisy signals."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from .unet_variants import PLAIN, UNetVariant
 
 @serializable("networks.Encoder", formerly="unnoise.shared.networks.encoder.Encoder", renamed={"style": "variant"})
 class Encoder(nn.Module):
-    """Noise-aware classifier, `log p(y | x_t)` up to a constant (Dhariwal & Nichol 2021, section 4): U-Net down and
-    middle, pooled.
+    """Noise-aware classifier: logits `log p(y | x_t)` up to a constant (Dhariwal & Nichol 2021, section 4).
 
-    `logits = linear(norm(pool(h)))`, with the attention pooling of `AttentionPool`, or the logits straight from
-    `PositionalPool`.
+    The way down and the middle of the U-Net, then `logits = linear(norm(pool(h)))` with the attention pooling
+    `AttentionPool`, or `logits = pool(h)` with `PositionalPool`.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
         classes: number of classes.
-        width: channels at full resolution.
+        width: number of channels at full resolution.
         multipliers: channel multiplier of each resolution; the sizes halve from one to the next.
         blocks: residual blocks for each resolution.
         attention: down-sampling factors at which every block is followed by self-attention.
-        heads: attention heads.
-        dropout: probability inside residual blocks.
-        variant: how the blocks are made; `ADM` for the released classifiers.
-        positional: the pooling of the released classifiers, which learns a vector for each position and so takes
-            signals of `shape` alone.
+        heads: number of attention heads.
+        dropout: probability of dropout inside residual blocks.
+        variant: how the blocks are built; `ADM` for the released classifiers.
+        positional: whether the pooling is that of the released classifiers, which learns a vector for each position
+            and therefore takes only signals of `shape`.
 
     Raises:
         UsageError: for a shape without 1 to 3 sizes, no classes, or a signal that is not of the shape's channels and
@@ -57,21 +56,10 @@ class Encoder(nn.Module):
         super().__init__()
         check_sizes(shape, width, multipliers, blocks, heads, attention, variant)
         if classes < 1:
-            raise UsageError(f"classes={classes}: give the number of classes, one or more")
-        self.shape, self.classes, self.width, self.multipliers, self.blocks = (
-            tuple(shape),
-            classes,
-            width,
-            tuple(multipliers),
-            blocks,
-        )
-        self.attention, self.heads, self.dropout, self.variant, self.positional = (
-            tuple(attention),
-            heads,
-            dropout,
-            variant,
-            positional,
-        )
+            raise UsageError(f"classes={classes}: give the number of classes, 1 or more")
+        self.shape, self.classes, self.width = tuple(shape), classes, width
+        self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
+        self.heads, self.dropout, self.variant, self.positional = heads, dropout, variant, positional
 
         dims, embedding = len(shape) - 1, 4 * width
         stages = UNetStages(dims, embedding, self.attention, heads, dropout, variant=variant)
@@ -79,15 +67,14 @@ class Encoder(nn.Module):
         self.stem = conv(dims, shape[0], stages.stem(width, multipliers))
         self.down, channels = stages.down(shape[0], width, multipliers, blocks)
         self.middle = stages.middle(channels[-1])
+        lowest = channels[-1]
         if positional:
-            places = math.prod(-(-n // 2 ** (len(multipliers) - 1)) for n in shape[1:])
-            self.pool, self.head = (
-                PositionalPool(channels[-1], variant.heads(heads, channels[-1]), places, classes, variant.norm),
-                nn.Identity(),
-            )
+            positions = math.prod(-(-n // 2 ** (len(multipliers) - 1)) for n in shape[1:])
+            self.pool = PositionalPool(lowest, variant.heads(heads, lowest), positions, classes, variant.norm)
+            self.head = nn.Identity()
         else:
-            self.pool = AttentionPool(channels[-1], variant.heads(heads, channels[-1]), variant.norm)
-            self.head = nn.Sequential(nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], classes))
+            self.pool = AttentionPool(lowest, variant.heads(heads, lowest), variant.norm)
+            self.head = nn.Sequential(nn.LayerNorm(lowest), nn.Linear(lowest, classes))
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -95,7 +82,7 @@ class Encoder(nn.Module):
         return ()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """`x`: `(B, C, *size)`; `time`: labels `(B,)`; returns logits `(B, classes)`."""
+        """Returns the logits `(B, classes)` at `x` `(B, C, *size)` and the time inputs `(B,)`."""
         check_signal(x, self.shape)
         embedding = self.time(time)
         with differentiable_twice(x, time):

@@ -1,4 +1,4 @@
-"""The diffusion transformer of Peebles & Xie (2023), for real-valued signals of 1, 2 or 3 dimensions."""
+"""The diffusion transformer (DiT) of Peebles & Xie (2023), for real-valued signals of 1, 2 or 3 dimensions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .unet_stages import check_signal
 
 BASE = 10_000.0
 EPS = 1e-6
-STD = 0.02  # of fresh embeddings of the time and the class, as released
+STD = 0.02
+"""Standard deviation of the initial weights of the time and class embeddings, as in the released code."""
 
 
-def positions(grid: Sequence[int], width: int, device: torch.device | None = None) -> Tensor:
-    r"""A vector for each patch of a grid `(n_1, .., n_d)`, fixed, `(n_1 .. n_d, width)`, float64 where the device has
-    it.
+def position_embedding(grid: Sequence[int], width: int, device: torch.device | None = None) -> Tensor:
+    r"""Returns the fixed sinusoidal embedding of the patches of a grid `(n_1, .., n_d)`, shape `(n_1 .. n_d, width)`.
 
-    Each axis has `2 m` features, `m = floor(width / 2d)`: of a patch that is the p-th along it, from 0, `sin(p w_i)`,
-    then `cos(p w_i)`, `w_i = 10000^(-i / m)`. The last axis comes first, as released; what `2 m d` leaves of the width
-    is zero.
+    Each axis has `2 m` features, `m = floor(width / 2d)`: for the patch at index p along it, counted from 0,
+    `sin(p w_i)`, then `cos(p w_i)`, `w_i = 10000^(-i / m)`. The features of the last axis come first, as in the
+    released code, and the remaining `width - 2 m d` features are zero. The dtype is float64 where the device has it.
     """
     m, d = width // (2 * len(grid)), len(grid)
     rates = BASE ** (-finest(torch.arange(m, device=device)) / max(m, 1))
@@ -41,10 +41,10 @@ def positions(grid: Sequence[int], width: int, device: torch.device | None = Non
     return F.pad(torch.cat(parts, dim=-1).flatten(0, -2), (0, width - 2 * m * d))
 
 
-def patches(x: Tensor, patch: int) -> Tensor:
-    """`x` `(B, C, *size)`, of sizes that the patch divides, as `(B, N, C patch^d)`.
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Returns `x` `(B, C, *size)`, whose sizes are multiples of `patch`, as patches `(B, N, C patch^d)`.
 
-    Patches row by row, each channel by channel.
+    The patches stand row by row, and the values of a patch channel by channel.
     """
     cut = x
     for axis in reversed(range(2, x.ndim)):
@@ -53,9 +53,10 @@ def patches(x: Tensor, patch: int) -> Tensor:
     return cut.permute(0, *grid, 1, *inner).flatten(x.ndim - 1).flatten(1, -2)
 
 
-def assembled(h: Tensor, patch: int, grid: Sequence[int]) -> Tensor:
-    """`h` `(B, N, patch^d C)`, each patch position by position with its channels last, as `(B, C, *size)`,
-    `size = patch grid`.
+def unpatchify(h: Tensor, patch: int, grid: Sequence[int]) -> Tensor:
+    """Returns patches `h` `(B, N, patch^d C)` as a signal `(B, C, *size)`, `size = patch grid`.
+
+    The values of a patch stand position by position, with the channels last.
     """
     d = len(grid)
     parts = h.unflatten(2, (*[patch] * d, -1)).unflatten(1, tuple(grid))  # (B, n_1, .., n_d, p, .., p, C)
@@ -64,19 +65,19 @@ def assembled(h: Tensor, patch: int, grid: Sequence[int]) -> Tensor:
 
 
 class ImageDiTBlock(nn.Module):
-    """`h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)` (Peebles & Xie 2023, section 3.2,
-    adaLN-Zero).
+    """Transformer block with adaptive layer norms and gates (Peebles & Xie 2023, section 3.2, adaLN-Zero).
 
-    The norms have no parameters of their own; shifts b, scales s - 1 and gates g are linear in the embedding and start
-    at zero, so that a fresh block is the identity. A context's projection is joined to the keys and values (Nichol et
-    al. 2021, GLIDE, section 3).
+    `h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)`. The norms have no parameters; the shifts b,
+    scales s - 1 and gates g are linear in the embedding and start at zero, so that a new block is the identity. Keys
+    and values of a context, by a projection of its own, stand before those of the signal (Nichol et al. 2021, GLIDE,
+    section 3).
 
     Args:
         width: size of a state, and of the embedding.
-        heads: a divisor of the width.
-        hidden: units of the perceptron.
-        dropout: probability at the end of each branch.
-        context: size of a context's states, or None.
+        heads: number of heads, a divisor of the width.
+        hidden: hidden units of the perceptron.
+        dropout: probability of dropout at the end of each branch.
+        context: size of a state of the context, or None for a block without context.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, context: int | None) -> None:
@@ -90,13 +91,19 @@ class ImageDiTBlock(nn.Module):
         self.modulation = zeroed(nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
-        """`h`: `(B, N, width)`; `embedding`: `(B, width)`; `context`: `(B, L, context)`."""
+        """Returns the states `(B, N, width)` after the block.
+
+        Args:
+            h: states `(B, N, width)`.
+            embedding: embedding of the time and the conditions, `(B, width)`.
+            context: states of the context `(B, L, context)`, or None.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
         h = h + gate1 * self.dropout(self.attention(torch.addcmul(shift1, self.norm(h), 1 + scale1), context))
         return h + gate2 * self.dropout(self.mlp(torch.addcmul(shift2, self.norm(h), 1 + scale2)))
 
     def attention(self, h: Tensor, context: Tensor | None) -> Tensor:
-        """Of every patch to every patch, and to the states of the context."""
+        """Returns the attention of each patch to all patches and, if given, to the states of the context."""
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, width / heads)
         if self.context is not None:
             further = self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -107,7 +114,7 @@ class ImageDiTBlock(nn.Module):
 def glorot(module: nn.Module) -> None:
     """Draws the weights of every linear layer from `U(-a, a)`, `a^2 = 6 / (inputs + outputs)`, in place.
 
-    The biases are zero.
+    The biases are set to zero.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -117,37 +124,36 @@ def glorot(module: nn.Module) -> None:
 
 @serializable("networks.ImageDiT", formerly="unnoise.shared.networks.image_dit.ImageDiT")
 class ImageDiT(Conditioned):
-    r"""The transformer on patches of Peebles & Xie (2023, section 3, adaLN-Zero), for real-valued signals of 1, 2 or 3
-    dimensions.
+    r"""The transformer on patches of Peebles & Xie (2023, section 3, adaLN-Zero), for signals of 1, 2 or 3 dimensions.
 
-    Their name for it is DiT; that name is here the text transformer's, by which checkpoints know it.
+    The paper calls it DiT; in this package, and in its checkpoints, `DiT` is the text transformer.
 
-    A signal of any size at run time: where the patch does not divide a size, zeros are added at that axis's end, up to
-    the next multiple, and the same rows are cut off from the output. Positions are those of the signal's own grid. A
-    fresh network gives zeros. Theirs on latents of 4 channels, each with `patch=2, outputs=2, classes=1000`: DiT-S
-    `width=384, depth=12, heads=6`, DiT-B 768, 12, 12, DiT-L 1024, 24, 16, and DiT-XL 1152, 28, 16; the label is the
-    0-based step, `step_index`.
+    A signal may have any size at run time: where a size is not a multiple of the patch, zeros are added at the end of
+    that axis, up to the next multiple, and the same rows are cut off from the output. The position embedding is that of
+    the signal's own grid. The output of a new network is zero. The paper's networks on latents of 4 channels, each with
+    `patch=2, outputs=2, classes=1000`: DiT-S `width=384, depth=12, heads=6`, DiT-B 768, 12, 12, DiT-L 1024, 24, 16, and
+    DiT-XL 1152, 28, 16; their time input is the 0-based step, `step_index`.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
-        patch: edge of a patch.
+        patch: size of a patch along each axis.
         width: size of a state.
-        depth: blocks.
-        heads: attention heads, a divisor of the width.
-        hidden: units of the perceptrons, `4 width` by default.
-        dropout: probability at the end of each branch.
+        depth: number of blocks.
+        heads: number of attention heads, a divisor of the width.
+        hidden: hidden units of the perceptrons, `4 width` by default.
+        dropout: probability of dropout at the end of each branch.
         classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
             `classes`.
-        outputs: channels out for each channel in: `(B, outputs C, *size)`, the first C of them the prediction.
+        outputs: output channels for each input channel: `(B, outputs C, *size)`, the first C of them the prediction.
         vector: size of a continuous condition vector, which a two-layer perceptron adds to the time embedding, or None;
             vector `None` is the learned `null_vector`.
-        image: channels of a condition image, joined to the signal's own; a smaller one is interpolated linearly to the
-            signal's size.
+        image: channels of a condition image, concatenated with those of the signal; a smaller image is interpolated
+            linearly to the signal's size. 0 for a network without.
         tokens: encoder of a token sequence, or None; every block attends to its states too, and the last one is added
             to the time embedding; tokens `None` are all padding.
-        null_label: False for a network whose every example has a class.
-        augment: size of a vector of augmentations, added to the features of the time (Karras et al. 2022, appendix
-            F.2), or None; augment `None` is zeros.
+        null_label: False for a network that needs a class label for every example.
+        augment: size of a vector of augmentation parameters, added to the features of the time (Karras et al. 2022,
+            appendix F.2), or None; augment `None` is zeros.
 
     Raises:
         UsageError: for sizes that do not fit, a signal or a condition that does not fit, a condition that the network
@@ -192,12 +198,13 @@ class ImageDiT(Conditioned):
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.head = zeroed(nn.Linear(width, cells * shape[0] * outputs))
         self.build_conditions(width, TIME_FEATURES)
-        self._embeddings_as_released()
+        self._initialize_embeddings()
 
-    def _embeddings_as_released(self) -> None:
-        for layer in (self.time.mlp[0], self.time.mlp[2]):
-            nn.init.normal_(layer.weight, std=STD)
-            nn.init.zeros_(layer.bias)
+    def _initialize_embeddings(self) -> None:
+        for layer in self.time.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=STD)
+                nn.init.zeros_(layer.bias)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=STD)
 
@@ -211,33 +218,33 @@ class ImageDiT(Conditioned):
         tokens: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """The prediction `(B, outputs C, *size)`.
+        """Returns the prediction `(B, outputs C, *size)`.
 
         Args:
             x: `(B, C, *size)`.
-            time: the labels `(B,)`.
-            label: class indices `(B,)`, index `classes` for none, or None.
+            time: time inputs `(B,)`.
+            label: class labels `(B,)`, `classes` for "no label", or None.
             vector: `(B, vector)` or None.
-            image: `(B, image, *size)`, each size at most that of x; needed where the network is built with it.
+            image: `(B, image, *size)`, each size at most that of x; required where the network is built with it.
             tokens: integers `(B, L)`, -1 for padding, or None.
             augment: `(B, augment)` or None.
         """
         check_signal(x, self.shape)
         refuse_others(self.conditions, label=label, vector=vector, image=image, tokens=tokens, augment=augment)
-        added, context = self.told(len(x), vector, tokens)
-        embedding = self.time(time, self.augmentation(augment, len(x))) + added
+        added, context = self.embed_conditions(len(x), vector, tokens)
+        embedding = self.time(time, self.embed_augmentations(augment, len(x))) + added
         if self.label is not None:
             embedding = embedding + self.label(label, len(x))
         embedding, size = F.silu(embedding), x.shape[2:]
         grid = tuple(math.ceil(n / self.patch) for n in size)
-        missing = [
-            edge for n, m in zip(reversed(size), reversed(grid), strict=True) for edge in (0, m * self.patch - n)
+        padding = [
+            zeros for n, m in zip(reversed(size), reversed(grid), strict=True) for zeros in (0, m * self.patch - n)
         ]
-        h = self.stem(patches(F.pad(self.joined(x, image), missing), self.patch))
-        h = h + positions(grid, self.width, x.device).to(h.dtype)
+        h = self.stem(patchify(F.pad(self.with_image(x, image), padding), self.patch))
+        h = h + position_embedding(grid, self.width, x.device).to(h.dtype)
         with differentiable_twice(x, time, vector, image):
             for block in self.blocks:
                 h = block(h, embedding, context)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         h = self.head(torch.addcmul(shift, self.norm(h), 1 + scale))
-        return assembled(h, self.patch, grid)[(..., *(slice(n) for n in size))]
+        return unpatchify(h, self.patch, grid)[(..., *(slice(n) for n in size))]

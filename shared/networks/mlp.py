@@ -1,4 +1,4 @@
-"""A small network for vectors: toys and tests."""
+"""A small network for vectors, for synthetic data and tests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 
 @serializable("networks.MLP", formerly="unnoise.shared.networks.mlp.MLP")
 class MLP(nn.Module):
-    """Residual perceptron for `(B, features)`.
+    """Residual multilayer perceptron for vectors `(B, features)`.
 
     Args:
         features: size of a vector.
-        width: hidden units.
-        depth: residual layers.
+        width: number of hidden units.
+        depth: number of residual layers.
         classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
             `classes`.
-        outputs: features out for each feature in: `(B, outputs * features)`, the first `features` of them the
+        outputs: output features for each input feature: `(B, outputs * features)`, the first `features` of them the
             prediction.
 
     Raises:
@@ -32,7 +32,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if outputs < 1 or (classes is not None and classes < 1):
-            raise UsageError(f"classes={classes}, outputs={outputs}: give one or more of each, or classes=None")
+            raise UsageError(f"classes={classes}, outputs={outputs}: each must be 1 or more, or classes=None")
         self.features, self.width, self.depth, self.classes, self.outputs = features, width, depth, classes, outputs
         self.time = TimeEmbedding(64, width)
         self.label = None if classes is None else LabelEmbedding(classes, width)
@@ -47,11 +47,17 @@ class MLP(nn.Module):
         return () if self.label is None else ("label",)
 
     def null(self, condition: str) -> Tensor:
-        """What stands for no condition, for one example: of the label the index `classes`."""
+        """Returns the value that stands for "no condition", for one example: `classes` for the label."""
         return null_of({"label": None if self.classes is None else torch.tensor(self.classes)}, condition)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """`x`: `(B, features)`; `time`: labels `(B,)`; `label`: class indices `(B,)` or None."""
+        """Returns the prediction `(B, outputs * features)`.
+
+        Args:
+            x: `(B, features)`.
+            time: time inputs `(B,)`.
+            label: class labels `(B,)`, `classes` for "no label", or None.
+        """
         refuse_others(self.conditions, label=label)
         h, embedding = self.enter(x), self.time(time)
         if self.label is not None:

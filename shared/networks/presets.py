@@ -1,4 +1,4 @@
-"""The networks of the papers, by name: functions that build them, with the parameter counts of the released ones."""
+"""The networks of the papers: functions that build them, with the parameter counts of the released checkpoints."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ LARGE = (1, 1, 2, 2, 4, 4)
 
 
 def ddpm_cifar10() -> UNet:
-    """35.7 M (Ho et al. 2020)."""
+    """Returns DDPM's U-Net for CIFAR-10, 35.7 M parameters (Ho et al. 2020)."""
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 2, (2,), dropout=0.1, variant=DDPM)
 
 
 def ddpm_lsun256() -> UNet:
-    """113.7 M: LSUN and CelebA-HQ at 256 pixels (Ho et al. 2020)."""
+    """Returns DDPM's U-Net for LSUN and CelebA-HQ of 256 pixels, 113.7 M parameters (Ho et al. 2020)."""
     return UNet((3, 256, 256), 128, LARGE, 2, (16,), variant=DDPM)
 
 
 def ddim_celeba64() -> UNet:
-    """78.7 M (Song et al. 2020, DDIM)."""
+    """Returns DDIM's U-Net for CelebA of 64 pixels, 78.7 M parameters (Song et al. 2020)."""
     return UNet((3, 64, 64), 128, (1, 2, 2, 2, 4), 2, (4,), dropout=0.1, variant=DDPM)
 
 
 def improved_cifar10() -> UNet:
-    """52.5 M (Nichol & Dhariwal 2021), with a learned variance."""
+    """Returns the U-Net for CIFAR-10 with a learned variance, 52.5 M parameters (Nichol & Dhariwal 2021)."""
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 3, (2, 4), heads=4, dropout=0.3, outputs=2, variant=IMPROVED)
 
 
 def improved_imagenet64(conditional: bool = False) -> UNet:
-    """121 M, or 273 M with classes (Nichol & Dhariwal 2021)."""
+    """Returns the U-Net for ImageNet of 64 pixels, 121 M parameters, or 273 M with classes (Nichol & Dhariwal 2021)."""
     classes, width = (1000, 192) if conditional else (None, 128)
     return UNet(
         (3, 64, 64),
@@ -51,12 +51,15 @@ def improved_imagenet64(conditional: bool = False) -> UNet:
 
 
 def improved_lsun256() -> UNet:
-    """113.7 M (Nichol & Dhariwal 2021): the embedding is added, as in DDPM."""
+    """Returns the U-Net for LSUN of 256 pixels, 113.7 M parameters (Nichol & Dhariwal 2021).
+
+    The time embedding is added, as in DDPM.
+    """
     return UNet((3, 256, 256), 128, LARGE, 2, (16,), outputs=2, variant=replace(IMPROVED, adaptive=False))
 
 
 def adm_imagenet64() -> UNet:
-    """296 M (Dhariwal & Nichol 2021)."""
+    """Returns ADM's U-Net for ImageNet of 64 pixels, 296 M parameters (Dhariwal & Nichol 2021)."""
     return UNet(
         (3, 64, 64),
         192,
@@ -72,7 +75,10 @@ def adm_imagenet64() -> UNet:
 
 
 def adm_imagenet128() -> UNet:
-    """422 M (Dhariwal & Nichol 2021), with four heads at every level."""
+    """Returns ADM's U-Net for ImageNet of 128 pixels, 422 M parameters (Dhariwal & Nichol 2021).
+
+    It has four attention heads at every resolution.
+    """
     variant = replace(ADM, head_width=None)
     return UNet(
         (3, 128, 128),
@@ -89,20 +95,26 @@ def adm_imagenet128() -> UNet:
 
 
 def adm_imagenet256(conditional: bool = True) -> UNet:
-    """554 M, or without classes 553 M, LSUN's network too, there with dropout 0.1 (Dhariwal & Nichol 2021)."""
+    """Returns ADM's U-Net for ImageNet of 256 pixels, 554 M parameters, or 553 M without classes.
+
+    The network without classes is that of LSUN too, there with dropout 0.1 (Dhariwal & Nichol 2021).
+    """
     classes = 1000 if conditional else None
     return UNet((3, 256, 256), 256, LARGE, 2, (8, 16, 32), outputs=2, classes=classes, variant=ADM, null_label=False)
 
 
 def adm_imagenet512() -> UNet:
-    """559 M (Dhariwal & Nichol 2021)."""
+    """Returns ADM's U-Net for ImageNet of 512 pixels, 559 M parameters (Dhariwal & Nichol 2021)."""
     return UNet(
         (3, 512, 512), 256, (0.5, *LARGE), 2, (16, 32, 64), outputs=2, classes=1000, variant=ADM, null_label=False
     )
 
 
 def adm_classifier(size: int) -> Encoder:
-    """65, 43, 54 or 54 M for 64, 128, 256 or 512 pixels (Dhariwal & Nichol 2021)."""
+    """Returns ADM's classifier for ImageNet of `size` pixels (Dhariwal & Nichol 2021).
+
+    It has 65, 43, 54 or 54 M parameters for a size of 64, 128, 256 or 512.
+    """
     multipliers = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: LARGE, 512: (0.5, *LARGE)}[size]
     attention = tuple(size // pixels for pixels in (32, 16, 8))
     return Encoder(
@@ -111,38 +123,38 @@ def adm_classifier(size: int) -> Encoder:
 
 
 def song_ddpm_cifar10() -> UNet:
-    """35.2 M: the DDPM of Song et al. (2021)."""
+    """Returns the DDPM of Song et al. (2021) for CIFAR-10, 35.2 M parameters."""
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 2, (2,), dropout=0.1, variant=SONG_DDPM)
 
 
 def ddpmpp_cifar10(deep: bool = False) -> UNet:
-    """DDPM++ of 61.8 M, or deep of 106.6 M (Song et al. 2021)."""
+    """Returns DDPM++ for CIFAR-10, 61.8 M parameters, or the deep one of 106.6 M (Song et al. 2021)."""
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 8 if deep else 4, (2,), dropout=0.1, variant=DDPMPP)
 
 
 def ncsnpp_cifar10(deep: bool = False, fourier: bool = True) -> UNet:
-    """NCSN++ of 62.8 M, or deep of 107.6 M (Song et al. 2021).
+    """Returns NCSN++ for CIFAR-10, 62.8 M parameters, or the deep one of 107.6 M (Song et al. 2021).
 
-    Without Fourier features 62.7 M, for steps in place of noise levels.
+    Without Fourier features it has 62.7 M parameters, and its time input is a step in place of a noise level.
     """
     variant = NCSNPP if fourier else replace(NCSNPP, time=Sinusoidal())
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 8 if deep else 4, (2,), dropout=0.1, variant=variant)
 
 
 def ncsnpp_lsun256() -> UNet:
-    """65.6 M: NCSN++ of LSUN, CelebA-HQ and FFHQ at 256 pixels (Song et al. 2021)."""
+    """Returns NCSN++ for LSUN, CelebA-HQ and FFHQ of 256 pixels, 65.6 M parameters (Song et al. 2021)."""
     return UNet((3, 256, 256), 128, (1, 1, 2, 2, 2, 2, 2), 2, (16,), variant=NCSNPP_SKIP)
 
 
 def ncsnpp_ffhq1024() -> UNet:
-    """105.8 M (Song et al. 2021)."""
+    """Returns NCSN++ for FFHQ of 1024 pixels, 105.8 M parameters (Song et al. 2021)."""
     return UNet((3, 1024, 1024), 16, (1, 2, 4, 8, 16, 32, 32, 32), 1, (64,), variant=NCSNPP_SKIP)
 
 
 def edm_cifar10_vp(conditional: bool = False) -> UNet:
-    """55.7 M: DDPM++ as Karras et al. (2022) train it, with augmentations.
+    """Returns EDM's DDPM++ for CIFAR-10 with augmentations, 55.7 M parameters (Karras et al. 2022).
 
-    With classes, the bias of their layer is the row of no label.
+    With classes, the embedding of "no label" is the bias of the class layer in the released code.
     """
     classes = 10 if conditional else None
     variant = replace(DDPMPP, early_label=True)
@@ -150,48 +162,60 @@ def edm_cifar10_vp(conditional: bool = False) -> UNet:
 
 
 def edm_cifar10_ve(conditional: bool = False) -> UNet:
-    """56.4 M: NCSN++ as Karras et al. (2022) train it, with augmentations; classes as in `edm_cifar10_vp`."""
+    """Returns EDM's NCSN++ for CIFAR-10 with augmentations, 56.4 M parameters (Karras et al. 2022).
+
+    Classes are embedded as in `edm_cifar10_vp`.
+    """
     classes = 10 if conditional else None
     variant = replace(NCSNPP, early_label=True)
     return UNet((3, 32, 32), 128, (2, 2, 2), 4, (2,), dropout=0.13, classes=classes, variant=variant, augment=9)
 
 
 def edm_ffhq64_vp() -> UNet:
-    """61.8 M: FFHQ and AFHQv2, there with dropout 0.25 (Karras et al. 2022)."""
+    """Returns EDM's DDPM++ for FFHQ of 64 pixels, 61.8 M parameters (Karras et al. 2022).
+
+    The network of AFHQv2 is the same with dropout 0.25.
+    """
     return UNet(
         (3, 64, 64), 128, (1, 2, 2, 2), 4, (4,), dropout=0.05, variant=replace(DDPMPP, early_label=True), augment=9
     )
 
 
 def edm_ffhq64_ve() -> UNet:
-    """62.8 M: FFHQ and AFHQv2, there with dropout 0.25 (Karras et al. 2022)."""
+    """Returns EDM's NCSN++ for FFHQ of 64 pixels, 62.8 M parameters (Karras et al. 2022).
+
+    The network of AFHQv2 is the same with dropout 0.25.
+    """
     return UNet(
         (3, 64, 64), 128, (1, 2, 2, 2), 4, (4,), dropout=0.05, variant=replace(NCSNPP, early_label=True), augment=9
     )
 
 
 def edm_imagenet64() -> UNet:
-    """295.9 M: ADM as Karras et al. (2022) train it."""
+    """Returns EDM's ADM for ImageNet of 64 pixels, 295.9 M parameters (Karras et al. 2022)."""
     return UNet(
         (3, 64, 64), 192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, classes=1000, variant=EDM_ADM, null_label=False
     )
 
 
 def dit_s2() -> ImageDiT:
-    """33 M: DiT-S/2 on latents of 256 pixels, with a learned variance (Peebles & Xie 2023, table 1)."""
+    """Returns DiT-S/2 for latents of ImageNet of 256 pixels, 33 M parameters (Peebles & Xie 2023, table 1).
+
+    It has a learned variance.
+    """
     return ImageDiT((4, 32, 32), 2, 384, 12, 6, classes=1000, outputs=2)
 
 
 def dit_b2() -> ImageDiT:
-    """130 M: DiT-B/2."""
+    """Returns DiT-B/2, 130 M parameters; otherwise as `dit_s2`."""
     return ImageDiT((4, 32, 32), 2, 768, 12, 12, classes=1000, outputs=2)
 
 
 def dit_l2() -> ImageDiT:
-    """458 M: DiT-L/2."""
+    """Returns DiT-L/2, 458 M parameters; otherwise as `dit_s2`."""
     return ImageDiT((4, 32, 32), 2, 1024, 24, 16, classes=1000, outputs=2)
 
 
 def dit_xl2() -> ImageDiT:
-    """675 M: DiT-XL/2."""
+    """Returns DiT-XL/2, 675 M parameters; otherwise as `dit_s2`."""
     return ImageDiT((4, 32, 32), 2, 1152, 28, 16, classes=1000, outputs=2)

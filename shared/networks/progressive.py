@@ -1,9 +1,9 @@
-"""How the image itself accompanies the way down and grows on the way up (Karras et al. 2020, StyleGAN2, section 4.1;
-Song et al. 2021, C).
+"""Progressive input and output of the U-Net (Karras et al. 2020, StyleGAN2, section 4.1; Song et al. 2021, appendix C).
 
-On the way down the image is halved from resolution to resolution beside the signal; on the way up a prediction is
-doubled. Each is either a skip, a small convolution from or to the image's channels at every resolution, or residual, a
-second stream of the signal's channels.
+Progressive input: on the way down the network also receives the image itself, halved at each resolution. Progressive
+output: on the way up each resolution contributes to a prediction, which is doubled from one to the next. Both exist in
+a "skip" form, a small convolution from or to the channels of the image at each resolution, and in a "residual" form, a
+second stream with the channels of the signal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..serialization import serializable
 from .blocks import added, conv, zeroed
-from .resampling import FIR, SMOOTH, HalvedConv
+from .resampling import FIR, SMOOTH, FilteredStridedConv
 
 Norm = Callable[[int], nn.Module]
 
@@ -23,39 +23,49 @@ Norm = Callable[[int], nn.Module]
 @serializable("networks.InputSkip", formerly="unnoise.shared.networks.progressive.InputSkip")
 @dataclass(frozen=True)
 class InputSkip:
-    """At each lower resolution a 1 x 1 convolution of the halved image is added to the signal.
+    """Progressive input that adds a 1 x 1 convolution of the halved image to the signal at each lower resolution.
 
-    "input_skip", 256-pixel NCSN++.
+    This is "input_skip" of Song et al. (2021), in NCSN++ for images of 256 pixels.
+
+    Attributes:
+        filter: the filter that halves the image.
     """
 
     filter: FIR = SMOOTH
 
     def layer(self, dims: int, image: int, channels: int, gain: float) -> tuple[nn.Module, int]:
-        """The layer `(image, h) -> (image, h)` of one resolution, and the channels that the image has after it."""
+        """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it."""
         return _InputSkip(self.filter.down(dims), conv(dims, image, channels, kernel=1)), image
 
 
 @serializable("networks.InputResidual", formerly="unnoise.shared.networks.progressive.InputResidual")
 @dataclass(frozen=True)
 class InputResidual:
-    """A halved 3-wide convolution of the running image is added to the signal and takes its place.
+    """Progressive input that adds a filtered, strided convolution of the image stream to the signal.
 
-    "residual", 32-pixel NCSN++.
+    The sum is the signal and also the image stream of the next resolution. This is "residual" of Song et al. (2021), in
+    NCSN++ for images of 32 pixels.
+
+    Attributes:
+        filter: the filter of the convolution.
     """
 
     filter: FIR = SMOOTH
 
     def layer(self, dims: int, image: int, channels: int, gain: float) -> tuple[nn.Module, int]:
-        """The layer `(image, h) -> (image, h)` of one resolution, and the channels that the image has after it."""
-        return _InputResidual(HalvedConv(dims, self.filter.taps, conv(dims, image, channels)), gain), channels
+        """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it."""
+        return _InputResidual(FilteredStridedConv(dims, self.filter.taps, conv(dims, image, channels)), gain), channels
 
 
 @serializable("networks.OutputSkip", formerly="unnoise.shared.networks.progressive.OutputSkip")
 @dataclass(frozen=True)
 class OutputSkip:
-    """Each resolution gives a prediction of its own, added to the doubled one of the resolution below.
+    """Progressive output that adds a prediction of each resolution to the doubled one of the resolution below.
 
-    "output_skip", 256-pixel NCSN++.
+    This is "output_skip" of Song et al. (2021), in NCSN++ for images of 256 pixels.
+
+    Attributes:
+        filter: the filter that doubles the prediction.
     """
 
     filter: FIR = SMOOTH
@@ -63,24 +73,28 @@ class OutputSkip:
     def layer(
         self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm
     ) -> nn.Module | None:
-        """The layer `(running, h, size) -> (running, h)` of one resolution.
+        """Returns the layer `(running prediction, h) -> (running prediction, h)` of a resolution.
 
-        None at the last, whose prediction the network's head is.
+        It is None at the last resolution, where the network's head makes the prediction.
         """
         head = nn.Sequential(norm(channels), nn.SiLU(), zeroed(conv(dims, channels, out)))
         return None if last else _OutputSkip(None if first else self.filter.up(dims), head)
 
     def finish(self, dims: int) -> nn.Module | None:
-        """The layer that brings the running prediction to the head's size, to be added to it."""
+        """Returns the layer that doubles the running prediction to the size of the head's output, to be added to it."""
         return self.filter.up(dims)
 
 
 @serializable("networks.OutputResidual", formerly="unnoise.shared.networks.progressive.OutputResidual")
 @dataclass(frozen=True)
 class OutputResidual:
-    """A running stream, doubled and convolved, is added to each resolution's signal and takes its place.
+    """Progressive output that adds the doubled and convolved output stream to the signal of each resolution.
 
-    "residual" on the way up.
+    The sum is the signal and also the output stream of the next resolution. This is "residual" of Song et al. (2021) on
+    the way up.
+
+    Attributes:
+        filter: the filter that doubles the stream.
     """
 
     filter: FIR = SMOOTH
@@ -88,7 +102,7 @@ class OutputResidual:
     def layer(
         self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm
     ) -> nn.Module | None:
-        """The layer `(running, h, size) -> (running, h)` of one resolution; None where it is the only one."""
+        """Returns the layer `(stream, h) -> (stream, h)` of a resolution; None where it is the only resolution."""
         if first and last:
             return None
         if first:
@@ -96,7 +110,7 @@ class OutputResidual:
         return _OutputResidual(self.filter.up(dims), conv(dims, running, channels), gain)
 
     def finish(self, dims: int) -> nn.Module | None:
-        """None: the head reads the signal."""
+        """Returns None: the head reads the signal, which contains the stream."""
         return None
 
 

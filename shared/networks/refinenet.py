@@ -1,11 +1,9 @@
-"""The RefineNet of noise-conditional score networks, for signals of 1, 2 or 3 dimensions.
-
-Song & Ermon 2020: NCSNv2.
-"""
+"""The RefineNet of score networks (NCSNv2, Song & Ermon 2020), for signals of 1, 2 or 3 dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..serialization import serializable
 from ..tensors import at_least_float32
-from .blocks import CONVOLUTIONS, LINEAR
+from .blocks import CONVOLUTIONS, LINEAR, Convolution
 from .embeddings import null_of
 from .unet_stages import check_signal
 
@@ -24,37 +22,38 @@ MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 @serializable("networks.RefineNet", formerly="unnoise.shared.networks.refinenet.RefineNet")
 class RefineNet(nn.Module):
-    r"""Residual stages, and refinement from the last of them back to the first (Lin et al. 2017; Song & Ermon 2020,
-    appendix B.1).
+    r"""RefineNet: residual stages, then refinement from the last stage back to the first.
 
-    Stage i has two residual blocks of `width * multipliers[i]` channels, with ELU and `InstanceNormPlus`. The first
-    stage keeps the size. Each further one either halves it, or keeps it and sees farther by dilated convolutions. On
-    the way back, block i joins stage i to what is refined already, both adapted by residual convolutions, by a
-    convolution of each, resized and summed; then come chained pooling and further residual convolutions, of stage i -
-    1's channels (the last block keeps its own).
+    The network of Lin et al. (2017) as in Song & Ermon (2020, appendix B.1). Stage i has two residual blocks of
+    `width * multipliers[i]` channels, with ELU and `InstanceNormPlus`. The first stage keeps the size. Each further
+    stage either halves it, or keeps it and widens its receptive field by dilated convolutions. On the way back, block i
+    fuses the output of stage i with the result of block i + 1: residual convolutions of each, then a convolution of
+    each, resized and summed; then follow chained pooling and further residual convolutions, with the channels of stage
+    i - 1 (the last block keeps its own).
 
     The paper's networks are `RefineNet(shape)`, and for larger images (bedrooms and towers, faces of 256 pixels)
     `multipliers=(1, 2, 2, 4, 4), dilations=(1, 1, 1, 2, 4)` and
     `multipliers=(1, 2, 2, 2, 4, 4), dilations=(1, 1, 1, 1, 2, 4)`.
 
-    The noise level is not told to the network, which must read it from the noise: F is meant as `sigma * score`, whose
-    size does not depend on the level (technique 3; `unnoise.shared.prediction.scaled_score`).
+    The network does not read the time and must infer the noise level from its input: the output F is meant as
+    `sigma * score`, whose magnitude does not depend on the noise level (technique 3; `scaled_score` of
+    `unnoise.shared.gaussian.prediction`).
 
     Sizes: n becomes ceil(n / 2) where a stage halves it, by the mean over windows of two; the last window of an odd
-    size holds one position, which is its mean. No other operation changes a size, and the way back enlarges to each
-    stage's own size by linear interpolation that keeps the first and the last position (`align_corners`). Nothing is
-    padded, so even sizes are the paper's.
+    size is a single position. No other operation changes a size, and the way back enlarges to the size of each stage by
+    linear interpolation that keeps the first and the last position (`align_corners`). Nothing is padded, so that even
+    sizes agree with the paper's code.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
-        width: channels of the first stage at multiplier 1.
-        multipliers: of the width, one for each stage.
-        dilations: of each stage's convolutions, as many; 1 halves the size, in stages after the first.
-        eps: added to the variances in the norms.
+        width: number of channels of the first stage at multiplier 1.
+        multipliers: channel multiplier of each stage.
+        dilations: dilation of the convolutions of each stage; 1 halves the size, in stages after the first.
+        eps: added to the variances in the normalizations.
 
     Raises:
         UsageError: for a shape without 1 to 3 sizes, stages that do not fit together, stages of fewer than two channels
-            (the norm compares channels), or a signal of another shape.
+            (the normalization compares channels), or a signal of another shape.
     """
 
     outputs = 1
@@ -69,13 +68,8 @@ class RefineNet(nn.Module):
     ) -> None:
         super().__init__()
         check_stages(shape, width, multipliers, dilations, eps)
-        self.shape, self.width, self.multipliers, self.dilations, self.eps = (
-            tuple(shape),
-            width,
-            tuple(multipliers),
-            tuple(dilations),
-            eps,
-        )
+        self.shape, self.width, self.eps = tuple(shape), width, eps
+        self.multipliers, self.dilations = tuple(multipliers), tuple(dilations)
         dims, widths = len(shape) - 1, [width * m for m in multipliers]
         self.stem = convolution(dims, shape[0], widths[0])
         self.stages, self.refinements = nn.ModuleList(), nn.ModuleList()
@@ -93,15 +87,15 @@ class RefineNet(nn.Module):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions that `forward` takes: none."""
+        """Names of the conditions that `forward` takes: the empty tuple."""
         return ()
 
     def null(self, condition: str) -> Tensor:
-        """Refuses: there is no condition."""
+        """Raises `UsageError`, since the network takes no condition."""
         return null_of({}, condition)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """F, of the shape of `x`: `(B, C, *size)`; the time label is not read."""
+        """Returns F, of the shape `(B, C, *size)` of `x`; the time input is not read."""
         check_signal(x, self.shape)
         found = [self.stem(x)]
         for stage in self.stages:
@@ -113,15 +107,14 @@ class RefineNet(nn.Module):
 
 
 class InstanceNormPlus(nn.Module):
-    r"""Instance norm that keeps how the channels' means differ (Song & Ermon 2019, appendix A, "InstanceNorm++" without
-    conditions).
+    r"""Instance normalization that keeps the differences between the means of the channels.
 
-    With mu_c, s_c^2 the mean and the (biased) variance of channel c over its positions, and m, v^2 the mean and the
-    (unbiased) variance of the mu_c over the channels:
-    `gamma_c ((x_c - mu_c) / sqrt(s_c^2 + eps) + alpha_c (mu_c - m) / sqrt(v^2 + eps)) + beta_c`.
+    "InstanceNorm++" of Song & Ermon (2019, appendix A), without conditions. With mu_c, s_c^2 the mean and the (biased)
+    variance of channel c over its positions, and m, v^2 the mean and the (unbiased) variance of the mu_c over the
+    channels: `gamma_c ((x_c - mu_c) / sqrt(s_c^2 + eps) + alpha_c (mu_c - m) / sqrt(v^2 + eps)) + beta_c`.
 
     Args:
-        channels: two or more.
+        channels: number of channels, two or more.
         eps: added to both variances.
     """
 
@@ -134,23 +127,22 @@ class InstanceNormPlus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = x.flatten(2)
         means = at_least_float32(h.mean(2))
-        spread, mean = (m.unsqueeze(1) for m in (means.var(1), means.mean(1)))
-        between = self.alpha * ((means - mean) / (spread + self.eps).sqrt()).to(h.dtype)
+        variance, mean = (m.unsqueeze(1) for m in (means.var(1), means.mean(1)))
+        between = self.alpha * ((means - mean) / (variance + self.eps).sqrt()).to(h.dtype)
         within = F.layer_norm(h, h.shape[2:], eps=self.eps)  # over the positions of each channel
         return (self.gamma[:, None] * (within + between[..., None]) + self.beta[:, None]).reshape(x.shape)
 
 
 class Residual(nn.Module):
-    """Norm, ELU, convolution, twice, beside a shortcut; the block that changes a stage's size halves both after their
-    convolution.
+    """Residual block: normalization, ELU and convolution, twice, and a skip connection.
 
     Args:
         dims: number of spatial dimensions.
-        channels_in, channels_out: the first convolution keeps the number, the second changes it.
-        dilation: of all convolutions of 3.
-        eps: of the norms.
-        halve: halves each size, rounding up; the shortcut's convolution is then of one position.
-        project: a convolution on the shortcut, as each stage's first block has but that of the first stage.
+        channels_in, channels_out: the second convolution changes the number of channels, the first keeps it.
+        dilation: dilation of all convolutions of width 3.
+        eps: added to the variances in the normalizations.
+        halve: whether the sum is halved in each size, rounding up; the skip convolution then has width 1.
+        project: whether the skip connection has a convolution, as in the first block of each stage after the first.
     """
 
     def __init__(
@@ -166,14 +158,10 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = MEAN_POOLS[dims] if halve else None
-        self.norm1, self.conv1 = (
-            InstanceNormPlus(channels_in, eps),
-            convolution(dims, channels_in, channels_in, dilation),
-        )
-        self.norm2, self.conv2 = (
-            InstanceNormPlus(channels_in, eps),
-            convolution(dims, channels_in, channels_out, dilation),
-        )
+        self.norm1 = InstanceNormPlus(channels_in, eps)
+        self.conv1 = convolution(dims, channels_in, channels_in, dilation)
+        self.norm2 = InstanceNormPlus(channels_in, eps)
+        self.conv2 = convolution(dims, channels_in, channels_out, dilation)
         kernel = 1 if halve else 3
         self.skip = convolution(dims, channels_in, channels_out, dilation, kernel=kernel) if project else nn.Identity()
 
@@ -183,8 +171,8 @@ class Residual(nn.Module):
         return h if self.pool is None else self.pool(h, 2, ceil_mode=True)
 
 
-class Convolutions(nn.Module):
-    """A residual convolution unit: `x + conv(elu(conv(elu(x))))`, without biases (Lin et al. 2017, section 3.2)."""
+class ResidualConvUnit(nn.Module):
+    """Residual convolution unit `x + conv(elu(conv(elu(x))))`, without biases (Lin et al. 2017, section 3.2)."""
 
     def __init__(self, dims: int, channels: int) -> None:
         super().__init__()
@@ -195,10 +183,7 @@ class Convolutions(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A convolution of each input, resized to the first one's size, and their sum.
-
-    Multi-resolution fusion; Lin et al. 2017.
-    """
+    """Multi-resolution fusion: the sum of a convolution of each input, resized to the first (Lin et al. 2017)."""
 
     def __init__(self, dims: int, channels_in: Sequence[int], channels_out: int) -> None:
         super().__init__()
@@ -206,13 +191,13 @@ class Fusion(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         size = inputs[0].shape[2:]
-        return sum(resized(conv(x), size) for conv, x in zip(self.convs, inputs, strict=True))
+        return cast("Tensor", sum(resized(conv(x), size) for conv, x in zip(self.convs, inputs, strict=True)))
 
 
 class ChainedPooling(nn.Module):
-    """`h_0 = elu(x)`, and the sum of `h_0` and two `h_k = conv(pool(h_{k-1}))`, the maximum over 5 positions.
+    """Chained pooling (Lin et al. 2017): `h_0 + h_1 + h_2`, `h_0 = elu(x)`, `h_k = conv(pool(h_{k-1}))`.
 
-    Lin et al. 2017.
+    The pooling is the maximum over windows of 5 positions, with stride 1.
     """
 
     def __init__(self, dims: int, channels: int) -> None:
@@ -229,21 +214,21 @@ class ChainedPooling(nn.Module):
 
 
 class Refinement(nn.Module):
-    """One or more signals, each adapted by two residual units, fused, pooled, and sent through `outs` more units.
+    """RefineNet block: two residual units for each signal, fusion, chained pooling, and `outs` more residual units.
 
     Args:
         dims: number of spatial dimensions.
-        channels_in: of each signal; a single one is not fused and has `channels_out`.
-        channels_out: of the result, which has the first signal's size.
-        outs: residual units at the end.
+        channels_in: number of channels of each signal; a single signal is not fused and has `channels_out`.
+        channels_out: number of channels of the result, which has the size of the first signal.
+        outs: number of residual units at the end.
     """
 
     def __init__(self, dims: int, channels_in: Sequence[int], channels_out: int, outs: int) -> None:
         super().__init__()
-        self.adapt = nn.ModuleList(nn.Sequential(*(Convolutions(dims, c) for _ in range(2))) for c in channels_in)
+        self.adapt = nn.ModuleList(nn.Sequential(*(ResidualConvUnit(dims, c) for _ in range(2))) for c in channels_in)
         self.fuse = Fusion(dims, channels_in, channels_out) if len(channels_in) > 1 else nn.Identity()
         self.pool = ChainedPooling(dims, channels_out)
-        self.out = nn.Sequential(*(Convolutions(dims, channels_out) for _ in range(outs)))
+        self.out = nn.Sequential(*(ResidualConvUnit(dims, channels_out) for _ in range(outs)))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.out(self.pool(self.fuse(*(adapt(x) for adapt, x in zip(self.adapt, inputs, strict=True)))))
@@ -251,16 +236,16 @@ class Refinement(nn.Module):
 
 def convolution(
     dims: int, channels_in: int, channels_out: int, dilation: int = 1, *, kernel: int = 3, bias: bool = True
-) -> nn.Module:
-    """A convolution over `dims` spatial dimensions that keeps the size at every dilation."""
+) -> Convolution:
+    """Returns a convolution over `dims` spatial dimensions that keeps the size at every dilation."""
     padding = dilation * (kernel // 2)
     return CONVOLUTIONS[dims](channels_in, channels_out, kernel, padding=padding, dilation=dilation, bias=bias)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`x` `(B, C, *other)` at `size` by linear interpolation that keeps the first and the last position.
+    """Returns `x` `(B, C, *other)` at `size`, by linear interpolation that keeps the first and the last position.
 
-    As it is at that size.
+    A signal that has that size is returned as it is.
     """
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=LINEAR[len(size)], align_corners=True)
 
@@ -268,17 +253,17 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
 def check_stages(
     shape: Sequence[int], width: int, multipliers: Sequence[int], dilations: Sequence[int], eps: float
 ) -> None:
-    """Raises `UsageError` for what no network can be built from."""
+    """Raises `UsageError` for arguments from which no RefineNet can be built."""
     if len(shape) not in (2, 3, 4):
         raise UsageError(f"shape {tuple(shape)} must be (channels, *size) with one to three sizes, such as (3, 32, 32)")
     if not multipliers or len(multipliers) != len(dilations):
         raise UsageError(
-            f"multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give one of each for every stage"
+            f"multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give one of each for each stage"
         )
     if min(multipliers) < 1 or min(dilations) < 1 or width * min(multipliers) < 2:
         raise UsageError(
-            f"width={width}, multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give two or more channels in each stage, for "
-            "its norm compares channels, and dilations of one or more"
+            f"width={width}, multipliers={tuple(multipliers)}, dilations={tuple(dilations)}: give each stage two or "
+            "more channels, since its normalization compares channels, and a dilation of 1 or more"
         )
     if not eps > 0:
         raise UsageError(f"eps={eps}: give a small positive number, such as 1e-5")

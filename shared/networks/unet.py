@@ -1,4 +1,4 @@
-"""The U-Net of the diffusion papers, for continuous and categorical signals of 1, 2 or 3 dimensions."""
+"""The U-Net of the diffusion papers, for real-valued and categorical signals of 1, 2 or 3 dimensions."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ class UNet(Conditioned):
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
-        width: channels at full resolution.
+        width: number of channels at full resolution.
         multipliers: channel multiplier of each resolution; the sizes halve from one to the next.
         blocks: residual blocks for each resolution on the way down (one more on the way up).
         attention: down-sampling factors at which every block is followed by self-attention: 2 is half the resolution,
             which for 32 x 32 images is the papers' "16".
-        heads: attention heads.
-        dropout: probability inside residual blocks.
+        heads: number of attention heads.
+        dropout: probability of dropout inside residual blocks.
         classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
             `classes`.
-        categories: None for real-valued signals `(B, C, *size)` in and out; a number K for integer signals in 0..K-1,
-            which come back as logits `(B, C, *size, K)`.
-        outputs: real-valued channels out for each channel in: `(B, outputs * C, *size)`, the first C of them the
-            prediction.
+        categories: None for real-valued signals `(B, C, *size)`; or the number K of categories of integer signals in
+            0..K-1, for which the network returns logits `(B, C, *size, K)`.
+        outputs: output channels for each input channel of a real-valued signal: `(B, outputs * C, *size)`, the first C
+            of them the prediction.
         vector: size of a continuous condition vector, which a two-layer perceptron adds to the time embedding, or None;
-            vector `None` is the learned `null_vector`, and so is any row that equals it.
-        image: channels of a condition image, joined to the signal's own channels (Saharia et al. 2021; the upsamplers
-            of Dhariwal & Nichol 2021); a smaller one is interpolated linearly to the signal's size.
+            vector `None`, and any row that equals it, is the learned `null_vector`.
+        image: channels of a condition image, concatenated with those of the signal (Saharia et al. 2021; the upsamplers
+            of Dhariwal & Nichol 2021); a smaller image is interpolated linearly to the signal's size. 0 for a network
+            without.
         tokens: encoder of a token sequence, or None; every attention layer attends to its states too, and the last one
             is added to the time embedding (Nichol et al. 2021, GLIDE, section 3); tokens `None` are all padding.
-        logits: numbers that come back for each integer, where these are not one for each level: 2 for a logistic head.
-        variant: how the blocks are made and joined, which is where the papers differ: `DDPM`, `ADM`, `NCSNPP`, ... of
-            `networks.variant`.
-        augment: size of the vector that says how an image was augmented (Karras et al. 2022, appendix F.2); augment
-            `None` is zeros.
-        null_label: False for a network whose every example has a class, as in Dhariwal & Nichol (2021): no label is
-            then refused.
+        logits: output numbers for each integer, where these are not K logits: 2 for a logistic head, K - 1 where the
+            last category is a mask.
+        variant: how the blocks are built and connected: `DDPM`, `ADM`, `NCSNPP`, ... of `networks.unet_variants`.
+        augment: size of a vector of augmentation parameters (Karras et al. 2022, appendix F.2), or None; augment `None`
+            is zeros.
+        null_label: False for a network that needs a class label for every example, as in Dhariwal & Nichol (2021).
 
     Raises:
         UsageError: for a shape without 1 to 3 sizes, a signal or a condition that does not fit, a condition that the
@@ -83,11 +83,13 @@ class UNet(Conditioned):
         check_conditions(classes, outputs, vector, image, tokens, augment, categories)
         if logits is not None and (categories is None or logits < 1):
             raise UsageError(
-                f"logits={logits} with levels={categories}: integer signals have logits, give levels=... too, and one or more"
+                f"logits={logits} with categories={categories}: logits are for integer signals: give categories=... "
+                "too, and logits of 1 or more"
             )
         if categories is not None and (image or outputs > 1):
             raise UsageError(
-                f"image={image} and outputs={outputs} are for real-valued signals: leave them out, or build without levels={categories}"
+                f"image={image} and outputs={outputs} are for real-valued signals: leave them out, or build without "
+                f"categories={categories}"
             )
         self.shape, self.width, self.multipliers, self.blocks = tuple(shape), width, tuple(multipliers), blocks
         self.attention, self.heads, self.dropout = tuple(attention), heads, dropout
@@ -108,9 +110,9 @@ class UNet(Conditioned):
         self.down, skips = stages.down(entering, width, multipliers, blocks)
         lowest = skips[-1]
         self.up, current = stages.up(skips, width, multipliers, blocks, leaving)
-        self.middle = stages.middle(lowest)  # after the way up: optimisers keep their state by the order of parameters
+        self.middle = stages.middle(lowest)  # after the way up, since optimizer states go by the order of parameters
         self.head = nn.Sequential(variant.norm(current), nn.SiLU(), zeroed(conv(dims, current, leaving)))
-        self.finish = None if variant.leaves is None else variant.leaves.finish(dims)
+        self.finish = None if variant.progressive_output is None else variant.progressive_output.finish(dims)
         self.build_conditions(embedding, self.time.features)
 
     def forward(
@@ -123,50 +125,49 @@ class UNet(Conditioned):
         tokens: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """The prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, categories)` (or as many as `logits`
-        says).
+        """Returns the prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, logits or categories)`.
 
         Args:
             x: `(B, C, *size)`.
-            time: the labels `(B,)`.
-            label: class indices `(B,)`, index `classes` for none, or None.
+            time: time inputs `(B,)`.
+            label: class labels `(B,)`, `classes` for "no label", or None.
             vector: `(B, vector)` or None.
-            image: `(B, image, *size)`, each size at most that of x; needed where the network is built with it.
+            image: `(B, image, *size)`, each size at most that of x; required where the network is built with it.
             tokens: integers `(B, L)`, -1 for padding, or None.
             augment: `(B, augment)` or None.
         """
         check_signal(x, self.shape)
         refuse_others(self.conditions, label=label, vector=vector, image=image, tokens=tokens, augment=augment)
-        told, context = self.told(len(x), vector, tokens)
-        embedding = self._embedding(time, label, augment, len(x)) + told
-        entering = self._entering(x, image)
+        added, context = self.embed_conditions(len(x), vector, tokens)
+        embedding = self._embedding(time, label, augment, len(x)) + added
+        signal = self._input(x, image)
         with differentiable_twice(x, time, vector, image):
-            skips = descend(self.down, entering, self.stem(entering), embedding, context)
+            skips = descend(self.down, signal, self.stem(signal), embedding, context)
             h = run(self.middle, skips[-1], embedding, context)
             running, h = ascend(self.up, h, skips, embedding, context)
         out = self.head(h)
         if self.finish is not None and running is not None:
             out = out + self.finish(running, tuple(out.shape[2:]))
-        return self._leaving(out, x)
+        return self._output(out, x)
 
     def _embedding(self, time: Tensor, label: Tensor | None, augment: Tensor | None, batch: int) -> Tensor:
-        named = 0.0 if self.label is None else self.label(label, batch)
-        early = self.augmentation(augment, batch) + (named if self.variant.early_label else 0.0)
+        classes = 0.0 if self.label is None else self.label(label, batch)
+        early = self.embed_augmentations(augment, batch) + (classes if self.variant.early_label else 0.0)
         embedding = self.time(time, early)
-        return embedding if self.variant.early_label else embedding + named
+        return embedding if self.variant.early_label else embedding + classes
 
-    def _entering(self, x: Tensor, image: Tensor | None) -> Tensor:
+    def _input(self, x: Tensor, image: Tensor | None) -> Tensor:
         if self.categories is None:
-            return self.joined(x, image)
+            return self.with_image(x, image)
         refuse_unless(
             (x >= 0) & (x < self.categories),
-            f"a symbol is out of 0..{self.categories - 1}: this network has levels={self.categories}; for a mask of its own beside K levels "
-            "build it with levels=K + 1, logits=K",
+            f"a category is outside 0..{self.categories - 1}: this network has categories={self.categories}; for a "
+            "mask beside K categories, build it with categories=K + 1, logits=K",
         )
         one_hot = F.one_hot(x, self.categories).movedim(-1, 2)  # (B, C, K, *size)
         return one_hot.flatten(1, 2).to(self.stem.weight.dtype)
 
-    def _leaving(self, h: Tensor, x: Tensor) -> Tensor:
+    def _output(self, h: Tensor, x: Tensor) -> Tensor:
         if self.categories is None:
             return h
         return h.unflatten(1, (x.shape[1], self.logits or self.categories)).movedim(2, -1)  # (B, C, *size, K)

@@ -1,10 +1,14 @@
-"""The stages that the U-Net and the encoder share: how they are built, and how a signal runs through them."""
+"""The parts that U-Net and encoder share: how they are built, and how a signal passes through them.
+
+A stage is a residual block, followed by self-attention where its resolution has it. A resolution of the way down or up
+is a `ModuleDict` of its stages and the layers that resize the signal and connect the progressive input or output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +21,16 @@ from .unet_variants import PLAIN, UNetVariant
 
 @dataclass(frozen=True)
 class UNetStages:
-    """Builds residual blocks, each followed by self-attention at the resolutions that have it.
+    """Builds the way down, the middle and the way up of a U-Net.
 
     Args:
         dims: number of spatial dimensions.
         embedding: size of the time (and condition) embedding.
         attention: down-sampling factors with self-attention.
-        heads: attention heads.
-        dropout: probability inside residual blocks.
+        heads: number of attention heads.
+        dropout: probability of dropout inside residual blocks.
         context: size of the states that attention layers also attend to, or None.
-        variant: how blocks are made and joined.
+        variant: how blocks are built and connected.
     """
 
     dims: int
@@ -38,88 +42,91 @@ class UNetStages:
     variant: UNetVariant = PLAIN
 
     def block(self, channels_in: int, channels_out: int, **options: Any) -> ResidualBlock:
-        """One residual block."""
+        """Returns a residual block."""
         options |= {"norm": self.variant.norm, "adaptive": self.variant.adaptive, "gain": self.variant.gain}
         return ResidualBlock(self.dims, channels_in, channels_out, self.embedding, self.dropout, **options)
 
     def attend(self, channels: int) -> SelfAttention:
-        """One attention layer."""
+        """Returns an attention layer."""
         heads = self.variant.heads(self.heads, channels)
         return SelfAttention(channels, heads, self.context, norm=self.variant.norm, gain=self.variant.gain)
 
     def stage(self, factor: int, channels_in: int, channels_out: int, attend: bool = True) -> nn.ModuleList:
-        """A residual block, and attention where `factor` is among those of `attention`."""
+        """Returns a residual block, followed by attention where the down-sampling factor is among `attention`."""
         parts: list[nn.Module] = [self.block(channels_in, channels_out)]
         if attend and factor in self.attention:
             parts.append(self.attend(channels_out))
         return nn.ModuleList(parts)
 
     def shrink(self, channels: int) -> nn.Module:
-        """What halves the sizes, `(h, embedding) -> h`."""
+        """Returns the layer that halves the sizes, `(h, embedding) -> h`."""
         return self.variant.resize.shrink(self.block, self.dims, channels)
 
     def grow(self, channels: int) -> nn.Module:
-        """What doubles them, `(h, embedding, size) -> h`."""
+        """Returns the layer that doubles the sizes, `(h, embedding, size) -> h`."""
         return self.variant.resize.grow(self.block, self.dims, channels)
 
     def stem(self, width: int, multipliers: Sequence[float]) -> int:
-        """Channels of the first convolution."""
+        """Returns the number of output channels of the first convolution."""
         return round(width * multipliers[0]) if self.variant.wide_stem else width
 
     def down(
         self, image: int, width: int, multipliers: Sequence[float], blocks: int
     ) -> tuple[nn.ModuleList, list[int]]:
-        """The way down of `image` channels, and the channels of each signal that `descend` returns."""
-        levels, channels, enters = nn.ModuleList(), [self.stem(width, multipliers)], self.variant.enters
+        """Returns the way down of `image` channels, and the channels of each signal that `descend` returns."""
+        resolutions, channels = nn.ModuleList(), [self.stem(width, multipliers)]
         for depth, multiplier in enumerate(multipliers):
             stages, wide = nn.ModuleList(), round(width * multiplier)
             for _ in range(blocks):
                 stages.append(self.stage(2**depth, channels[-1], wide))
                 channels.append(wide)
-            level: dict[str, nn.Module] = {"stages": stages}
+            layers: dict[str, nn.Module] = {"stages": stages}
             if depth < len(multipliers) - 1:
-                level["shrink"] = self.shrink(wide)
+                layers["shrink"] = self.shrink(wide)
                 channels.append(wide)
-                if enters is not None:
-                    level["enter"], image = enters.layer(self.dims, image, wide, self.variant.gain)
-            levels.append(nn.ModuleDict(level))
-        return levels, channels
+                if (enter := self.variant.progressive_input) is not None:
+                    layers["enter"], image = enter.layer(self.dims, image, wide, self.variant.gain)
+            resolutions.append(nn.ModuleDict(layers))
+        return resolutions, channels
 
     def middle(self, channels: int) -> nn.ModuleList:
-        """Block, attention, block at the lowest resolution."""
+        """Returns residual block, attention and residual block, at the lowest resolution."""
         before = self.block(channels, channels)
         return nn.ModuleList([before, self.attend(channels), self.block(channels, channels)])
 
     def up(
         self, skips: list[int], width: int, multipliers: Sequence[float], blocks: int, out: int
     ) -> tuple[nn.ModuleList, int]:
-        """The way up to `out` channels, from the lowest resolution to the full one, and the channels that it ends with."""
-        levels, current, running = nn.ModuleList(), skips[-1], out
+        """Returns the way up to `out` channels, from the lowest to the full resolution, and its last channels.
+
+        Args:
+            skips: channels of each signal of the way down; they are removed from the list.
+            width, multipliers, blocks: as in `UNet`.
+            out: channels of the prediction.
+        """
+        resolutions, current, running = nn.ModuleList(), skips[-1], out
         for depth, multiplier in reversed(list(enumerate(multipliers))):
             stages, wide = nn.ModuleList(), round(width * multiplier)
             for i in range(blocks + 1):
-                stages.append(
-                    self.stage(
-                        2**depth, current + skips.pop(), wide, attend=i == blocks or not self.variant.attend_once
-                    )
-                )
+                attend = i == blocks or not self.variant.attend_once
+                stages.append(self.stage(2**depth, current + skips.pop(), wide, attend))
                 current = wide
-            level: dict[str, nn.Module] = {"stages": stages}
-            if self.variant.leaves is not None:
+            layers: dict[str, nn.Module] = {"stages": stages}
+            if self.variant.progressive_output is not None:
                 first = depth == len(multipliers) - 1
-                leave = self.variant.leaves.layer(
+                leave = self.variant.progressive_output.layer(
                     self.dims, first, depth == 0, running, current, out, self.variant.gain, self.variant.norm
                 )
                 if leave is not None:
-                    level["leave"], running = leave, current
+                    layers["leave"], running = leave, current
             if depth:
-                level["grow"] = self.grow(current)
-            levels.append(nn.ModuleDict(level))
-        return levels, current
+                layers["grow"] = self.grow(current)
+            resolutions.append(nn.ModuleDict(layers))
+        return resolutions, current
 
 
-def run(stage: nn.ModuleList, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
-    """Residual blocks take the embedding, attention the context."""
+def run(stage: Iterable[nn.Module], h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
+    """Returns the output of a stage for `h`; residual blocks receive the embedding, attention layers the context."""
     for part in stage:
         h = part(h, embedding) if isinstance(part, ResidualBlock) else part(h, context)
     return h
@@ -128,15 +135,15 @@ def run(stage: nn.ModuleList, h: Tensor, embedding: Tensor, context: Tensor | No
 def descend(
     down: nn.ModuleList, image: Tensor, h: Tensor, embedding: Tensor, context: Tensor | None = None
 ) -> list[Tensor]:
-    """Every signal on the way down, from `h`, the stem's view of the image, to the lowest one."""
+    """Returns every signal of the way down, from `h`, the output of the stem, to the one of the lowest resolution."""
     found = [h]
-    for level in down:
-        for stage in level["stages"]:
+    for resolution in cast("Iterable[nn.ModuleDict]", down):
+        for stage in cast("Iterable[nn.ModuleList]", resolution["stages"]):
             found.append(run(stage, found[-1], embedding, context))
-        if "shrink" in level:
-            h = level["shrink"](found[-1], embedding)
-            if "enter" in level:
-                image, h = level["enter"](image, h)
+        if "shrink" in resolution:
+            h = resolution["shrink"](found[-1], embedding)
+            if "enter" in resolution:
+                image, h = resolution["enter"](image, h)
             found.append(h)
     return found
 
@@ -144,18 +151,23 @@ def descend(
 def ascend(
     up: nn.ModuleList, h: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor]:
-    """The running prediction of the way up, None where there is none, and the signal of full size.
+    """Returns the running prediction of a progressive output, or None, and the signal at full resolution.
 
-    `h` comes from the middle.
+    Args:
+        up: the way up.
+        h: the output of the middle.
+        skips: the signals of the way down; they are removed from the list.
+        embedding: embedding of the time and the conditions.
+        context: states that attention layers attend to, or None.
     """
     running = None
-    for level in up:
-        for stage in level["stages"]:
+    for resolution in cast("Iterable[nn.ModuleDict]", up):
+        for stage in cast("Iterable[nn.ModuleList]", resolution["stages"]):
             h = run(stage, torch.cat([h, skips.pop()], dim=1), embedding, context)
-        if "leave" in level:
-            running, h = level["leave"](running, h)
-        if "grow" in level:
-            h = level["grow"](h, embedding, tuple(skips[-1].shape[2:]))
+        if "leave" in resolution:
+            running, h = resolution["leave"](running, h)
+        if "grow" in resolution:
+            h = resolution["grow"](h, embedding, tuple(skips[-1].shape[2:]))
     return running, h
 
 
@@ -168,10 +180,12 @@ def check_sizes(
     attention: Sequence[int],
     variant: UNetVariant,
 ) -> None:
-    """Raises `UsageError` for what no network can be built from."""
+    """Raises `UsageError` for arguments from which no U-Net or encoder can be built."""
     check_shape(shape)
     if not isinstance(variant, UNetVariant):
-        raise UsageError(f"style={variant!r}: give a Style, such as unnoise.shared.networks.style.DDPM")
+        raise UsageError(
+            f"variant={variant!r}: give a UNetVariant, such as DDPM of unnoise.shared.networks.unet_variants"
+        )
     if (
         width < 2
         or width % 2
@@ -182,13 +196,13 @@ def check_sizes(
     ):
         raise UsageError(
             f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}, heads={heads}: "
-            "give an even width, and one or more of everything"
+            "width must be even, and each number and channel count must be 1 or more"
         )
-    factors = [2**n for n in range(max(len(multipliers), 2))]  # 2 is the default, of networks of one resolution too
+    factors = [2**n for n in range(max(len(multipliers), 2))]  # the default, 2, is allowed with one resolution too
     if not set(attention) <= set(factors):
         raise UsageError(
-            f"attention={tuple(attention)}: these are down-sampling factors, not pixels; {len(multipliers)} resolutions have {factors}, "
-            "and attention at 16 pixels of 32 is the factor 2"
+            f"attention={tuple(attention)}: give down-sampling factors among {factors}, not pixels; attention at 16 "
+            "pixels in a network of 32 pixels is the factor 2"
         )
 
 

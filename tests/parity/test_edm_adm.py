@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, mean_and_variance, peer_state
-from released_helpers import at_sigmas, edm_file, refused
+from pretrained_helpers import at_sigmas, edm_file, refused
 
 from unnoise.experiments.pretrained.karras import built, denoiser
 from unnoise.experiments.pretrained.settings import Settings
@@ -34,7 +34,7 @@ def test_denoiser(pickled, tmp_path):
     else:
         model = denoiser(STATE, "edm.pkl", precond="edm", sigma_data=0.5, num_head_channels=8)
     assert model.eval().shape == (3, 16, 16)
-    assert model.network.style.head_width == 8
+    assert model.network.variant.head_width == 8
     t = model.schedule.time(-2 * SIGMA.double().log())
     with torch.no_grad():
         assert_samples_close(model.network(X, SIGMA.log() / 4, label=LABEL), FIXTURE["F_edm"])
@@ -44,13 +44,13 @@ def test_denoiser(pickled, tmp_path):
 
 
 def test_heads_are_known_for_the_released_width_and_asked_for_elsewhere():
-    refused(lambda: denoiser(STATE, "x", precond="edm"), "x: the weights do not tell the heads", "num_head_channels=64")
+    refused(lambda: denoiser(STATE, "x", precond="edm"), "x: the weights do not determine the attention heads", "num_head_channels=64")
     released = stripped(STATE, "model.") | {
         "map_layer0.weight": torch.zeros(64, 192)
     }  # whose columns are the network's width
     for given, expected in ((None, EDM_ADM), (32, replace(EDM_ADM, head_width=32))):
         network, _ = built(released, "x", Settings("x", {"num_head_channels": given}), None)
-        assert (network.width, network.style) == (192, expected)
+        assert (network.width, network.variant) == (192, expected)
     assert EDM_ADM.head_width == 64
     refused(lambda: denoiser(STATE, "x", precond="edm", num_head_channels=0), "num_head_channels=0")
 
@@ -112,7 +112,7 @@ def test_another_table_is_refused():
     contradicted = {"precond": "edm", "num_head_channels": 8}
     refused(
         lambda: denoiser(STATE | {"u": iddpm_levels()}, "file.pkl", **contradicted),
-        "precond='edm', but the file says 'iddpm'",
+        "precond='edm', but the file specifies 'iddpm'",
     )
     refused(lambda: denoiser(STATE, "file.pkl", precond="iddpm", num_head_channels=8), "u is missing, the noise levels")
 

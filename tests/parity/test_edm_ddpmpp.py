@@ -6,7 +6,7 @@ Read by our importer.
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import at_sigmas, edm_file, refused
+from pretrained_helpers import at_sigmas, edm_file, refused
 
 from unnoise.experiments.pretrained.files import Record
 from unnoise.experiments.pretrained.karras import denoiser, looks_like
@@ -65,8 +65,8 @@ def test_settings_of_a_pickled_preconditioner(tmp_path):
     vp = edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=9.0, beta_min=0.5, M=1000, epsilon_t=1e-4)
     schedule = denoiser(vp, "vp.pkl").schedule
     assert (schedule.beta_min, schedule.beta_max, schedule.t_min) == (0.5, 9.5, 1e-4)
-    refused(lambda: denoiser(vp, "vp.pkl", precond="edm"), "precond='edm', but the file says 'vp'")
-    refused(lambda: denoiser(vp, "vp.pkl", beta_d=9.5), "beta_d=9.5, but the file says 9.0")
+    refused(lambda: denoiser(vp, "vp.pkl", precond="edm"), "precond='edm', but the file specifies 'vp'")
+    refused(lambda: denoiser(vp, "vp.pkl", beta_d=9.5), "beta_d=9.5, but the file specifies 9.0")
     refused(
         lambda: denoiser(edm_file(tmp_path / "vp.pkl", STATE, "VPPrecond", beta_d=9.0, beta_min=0.5), "vp.pkl"),
         "M=1000",
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for name in [n for n in STATE if not n.endswith("resample_filter")][::9]:
         attempt({name: None})
     attempt({"model.dec.8x8_in0.conv0.bias": None}, "1 tensors are missing: dec.8x8_in0.conv0.bias")
-    attempt({"model.dec.8x8_in0.extra": torch.zeros(2)}, "1 tensors have no place: dec.8x8_in0.extra")
+    attempt({"model.dec.8x8_in0.extra": torch.zeros(2)}, "1 tensors are unexpected: dec.8x8_in0.extra")
     attempt(
         {"model.map_label.weight": torch.zeros(16)},
         "map_label.weight is a tensor (16,) of float32, and sizes are read from it",
@@ -109,9 +109,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
         "filters are neither all (1, 1) nor all (1, 3, 3, 1)",
     )
     attempt({"model.enc.7x7_down.extra": torch.zeros(2)}, "resolutions 32, 16, 8, 7, which do not halve")
-    attempt({"model.out_conv": 3}, "1 tensors have no place: out_conv")
+    attempt({"model.out_conv": 3}, "1 tensors are unexpected: out_conv")
     attempt(
-        {"model.map_layer0.bias": 3}, "1 entries are no tensors of floating-point numbers: map_layer0.bias is a int"
+        {"model.map_layer0.bias": 3}, "1 entries are not floating-point tensors: map_layer0.bias is a int"
     )
     attempt({}, "does not tell how the network is preconditioned", "precond='edm', 'vp', 've', 'iddpm'", precond=None)
     attempt({}, "precond='ddim'", "edm, vp, ve, iddpm", precond="ddim")
@@ -145,7 +145,10 @@ def test_decoder_and_encoder_skips_are_read():
         state |= {f"model.dec.{size}x{size}_aux_{k}": v for k, v in up.items()}
         state |= {f"model.dec.{2 * size}x{2 * size}_aux_up.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
     plain, model = denoiser(STATE, "x", **TOLD), denoiser(state, "x", **TOLD)
-    assert (model.network.style.enters, model.network.style.leaves) == (InputSkip(MEAN), OutputSkip(MEAN))
+    assert (model.network.variant.progressive_input, model.network.variant.progressive_output) == (
+        InputSkip(MEAN),
+        OutputSkip(MEAN),
+    )
     state |= {name: torch.zeros_like(v) for name, v in state.items() if "aux_skip" in name}
     with torch.no_grad():
         added = denoiser(state, "x", **TOLD).network(X, SIGMA) - plain.network(

@@ -6,7 +6,7 @@ Read by our importer.
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import at_sigmas, edm_file, refused
+from pretrained_helpers import at_sigmas, edm_file, refused
 
 from unnoise.experiments.pretrained.karras import denoiser
 from unnoise.sde import VE
@@ -28,8 +28,12 @@ X, SIGMA, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["augment_labels"]
 def test_denoiser(pickled, tmp_path):
     contents = edm_file(tmp_path / "edm.pkl", STATE, "EDMPrecond", sigma_data=0.5) if pickled else STATE
     model = denoiser(contents, "edm.pkl", **({} if pickled else {"precond": "edm", "sigma_data": 0.5})).eval()
-    style = model.network.style
-    assert (style.time, style.enters, style.resize) == (NCSNPP.time, NCSNPP.enters, NCSNPP.resize)
+    variant = model.network.variant
+    assert (variant.time, variant.progressive_input, variant.resize) == (
+        NCSNPP.time,
+        NCSNPP.progressive_input,
+        NCSNPP.resize,
+    )
     assert (model.quantization, model.shape, model.conditions) == (Quantization(), (3, 32, 32), ("augment",))
     t = model.schedule.time(-2 * SIGMA.double().log())
     with torch.no_grad():

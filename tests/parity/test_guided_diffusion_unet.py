@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import refused
+from pretrained_helpers import refused
 
 from unnoise.experiments.pretrained import openai, openai_flags
 from unnoise.shared.errors import UsageError
@@ -36,9 +36,9 @@ def test_noise_and_variance(new, key):
 
 def test_a_model_of_classes_needs_one():
     model = openai.denoiser(peer_state("guided_diffusion_unet"), "model.pt", **FLAGS, use_new_attention_order=False)
-    with pytest.raises(UsageError, match="no label was given: this network has classes 0 to 9"):
+    with pytest.raises(UsageError, match="no label was given: this network needs a class from 0 to 9"):
         model(FIXTURE["x"], FIXTURE["t"].double() / 1000)
-    with pytest.raises(UsageError, match="nothing stands for no label"):
+    with pytest.raises(UsageError, match="no value for an absent label"):
         model.network.null("label")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import assert_reads_as, meta, shapes, song_file, song_state
+from pretrained_helpers import assert_reads_as, meta, shapes, song_file, song_state
 
 from unnoise.experiments.pretrained.song import denoiser
 from unnoise.sde import VP, SubVP
@@ -21,7 +21,7 @@ STATE = peer_state("score_sde_ddpm")
 @pytest.mark.parametrize("contents", [STATE, song_file(STATE)], ids=["state dict", "averages"])
 def test_score(contents):
     model = denoiser(contents, "vp/cifar10_ddpm/checkpoint_1.pth", image_size=16).eval()
-    assert (model.shape, model.network.style) == ((3, 16, 16), SONG_DDPM)
+    assert (model.shape, model.network.variant) == ((3, 16, 16), SONG_DDPM)
     x, index = FIXTURE["x"], (FIXTURE["t"] * 999).round()
     t = (index.double() + 1) / 1000
     with torch.no_grad():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers import Fixture, peer_state
-from released_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
+from pretrained_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
 
 from unnoise.continuous import Tabulated
 from unnoise.experiments.pretrained.song import denoiser, looks_like
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused():
     for name in [n for n in STATE if n != "module.sigmas"][2::7]:
         attempt({name: None})
     attempt({"module.all_modules.8.Conv_0.bias": None}, "1 tensors are missing: all_modules.8.Conv_0.bias")
-    attempt({"module.all_modules.8.extra": torch.zeros(2)}, "1 tensors have no place: all_modules.8.extra")
+    attempt({"module.all_modules.8.extra": torch.zeros(2)}, "1 tensors are unexpected: all_modules.8.extra")
     attempt(
         {"module.all_modules.8.Conv_1.weight": torch.zeros(2, 2)},
         "all_modules.8.Conv_1.weight is (2, 2), and (32, 32, 3, 3)",
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused():
     )
     attempt(
         {"module.all_modules.8.Conv_0.bias": "text"},
-        "1 entries are no tensors of floating-point numbers: all_modules.8.Conv_0.bias is a str",
+        "1 entries are not floating-point tensors: all_modules.8.Conv_0.bias is a str",
     )
     attempt(
         {"module.all_modules.99.other": torch.zeros(2)},
@@ -160,7 +160,7 @@ def test_every_depth_is_read_from_the_list(multipliers, attention):
         network = denoiser(
             song_state(8, multipliers, blocks, attention), "x", sde="subvp", image_size=32, **BETAS
         ).network
-        assert (network.width, network.multipliers, network.blocks, network.style) == (8, multipliers, blocks, DDPMPP)
+        assert (network.width, network.multipliers, network.blocks, network.variant) == (8, multipliers, blocks, DDPMPP)
         assert network.attention == tuple(2**level for level in attention)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import assert_reads_as, meta, refused, shapes, song_file, song_state
+from pretrained_helpers import assert_reads_as, meta, refused, shapes, song_file, song_state
 
 from unnoise.experiments.pretrained.song import denoiser, looks_like
 from unnoise.sde import VE

@@ -6,7 +6,7 @@ The image joins and leaves at every resolution.
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import assert_reads_as, meta, refused, shapes, song_file, song_state
+from pretrained_helpers import assert_reads_as, meta, refused, shapes, song_file, song_state
 
 from unnoise.experiments.pretrained.song import denoiser
 from unnoise.shared.networks.presets import ncsnpp_ffhq1024, ncsnpp_lsun256
@@ -25,7 +25,11 @@ SKIPS = {"fourier": True, "enters": "skip", "leaves": True}
 @pytest.mark.parametrize("contents", [STATE, song_file(STATE)], ids=["state dict", "averages"])
 def test_score(contents):
     model = denoiser(contents, "ve/church_ncsnpp_continuous/checkpoint_126.pth").eval()
-    assert (model.schedule.sigma_min, model.schedule.sigma_max, model.network.inner.style) == (0.01, 380.0, NCSNPP_SKIP)
+    assert (model.schedule.sigma_min, model.schedule.sigma_max, model.network.inner.variant) == (
+        0.01,
+        380.0,
+        NCSNPP_SKIP,
+    )
     x, t, sigma = FIXTURE["x"], FIXTURE["t"].double(), FIXTURE["sigma"]
     with torch.no_grad():
         assert_samples_close(model.score(x, t), FIXTURE["score_ve"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
+from pretrained_helpers import BETAS, assert_reads_as, assert_scores, meta, refused, shapes, song_file, song_state
 
 from unnoise.experiments.pretrained.song import denoiser
 from unnoise.sde import VP, SubVP
@@ -62,5 +62,5 @@ def test_structure():
     assert_reads_as(lambda: ncsnpp_cifar10(fourier=False), song_state(*arguments, enters="residual", make=meta))
     refused(
         lambda: denoiser(STATE, "x", sde="subvp", fir=False, image_size=32, **BETAS),
-        "fir=False, but the file says True",
+        "fir=False, but the file specifies True",
     )
