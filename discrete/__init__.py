@@ -2,16 +2,9 @@
 
 from ..shared.importance_sampling import ImportanceSampling
 from ..shared.random import categorical
+from .analytic import AnalyticCategorical
 from .bound import VariationalBound
-from .denoiser import (
-    AnalyticCategorical,
-    Categorical,
-    CategoricalDenoiser,
-    CleanDenoiser,
-    ScoreEntropyDenoiser,
-    scaled_by_noise,
-    unscaled,
-)
+from .denoiser import Categorical, CategoricalDenoiser, CleanDenoiser
 from .editing import Infilling, between, prefix, sliding, suffix
 from .guidance import ClassifierFree, ClassifierGuided, every_neighbor, first_order
 from .heads import carried, direct, logistic, residual
@@ -32,6 +25,7 @@ from .schedules import (
     linear,
     reciprocal,
 )
+from .score_entropy import ScoreEntropyDenoiser, scaled_by_noise, unscaled
 from .tau_leaping import RateCorrector, TauLeaping, ordinal, single
 from .transition import (
     Absorbing,

@@ -18,30 +18,30 @@ from .denoiser import CategoricalDenoiser, refuse_without_integral
 from .transition.base import CLEAN, as_tokens
 from .transition.generic import categorical_kl
 
-AT_ONCE, STRATA = 2**24, 128  # numbers held at a time; times of an integral
+AT_ONCE, STRATA = 2**24, 128  # numbers in memory at a time; times of an integral
 
 
 class VariationalBound:
-    r"""`KL(q(x_1 | x_0) || p(x_1)) + path + data` in nats (Austin et al. 2021, eq. 1): at least `-log P(x_0)` of what
-    `Ancestral` draws.
+    r"""Computes the bound `KL(q(x_1 | x_0) || p(x_1)) + path + data` on the code length (Austin et al. 2021, eq. 1).
+
+    In nats; it is at least `-log P(x_0)` for the distribution P of the samples of `Ancestral`.
 
     For a chain, over the times of a sampler's grid, the path is
-    `sum_(n >= 2) KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` and the data cost `-log p(x_0 | x_1)`: it bounds the
-    code length of `Ancestral(denoiser, last=categorical)` on that very grid. In continuous time the path is the
-    integral of its rate over [t_min, 1] (Campbell et al. 2022; Sahoo et al. 2024) and the data cost
-    `-log p(x_0 | x_t_min)`: the limit of chains with many steps. It is infinite for data that the denoiser rules out,
-    as `Nucleus` does.
+    `sum_(n >= 2) KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` and the data term is `-log p(x_0 | x_1)`: it bounds the
+    code length of `Ancestral(denoiser, last=categorical)` on the same grid. In continuous time the path is the integral
+    of its rate over [t_min, 1] (Campbell et al. 2022; Sahoo et al. 2024) and the data term is `-log p(x_0 | x_t_min)`:
+    the limit of chains with many steps. The bound is infinite for data that the denoiser excludes, as `TopP` does.
 
     Args:
-        denoiser: with its reverse model.
-        terms: at how many times to evaluate the path, stratified, the same for all examples where `steps` is not the
-            whole table; None for all steps of a chain, and 128 for an integral.
-        steps: of the chain, or its grid of times, as a sampler takes them; None for the whole table, and in
-            continuous time for the integral.
+        denoiser: the denoiser, with its reverse model.
+        terms: the number of times at which to evaluate the path, stratified; the same times for all examples where
+            `steps` is not the whole table. None for all steps of a chain, and 128 times of an integral.
+        steps: the number of steps of the chain, or its grid of times, as for a sampler; None for the whole table, or
+            in continuous time for the integral.
         padding: the token that fills texts up at their ends, or None. With it a text is coded as its length, uniform
-            over 0..n, and then its tokens given where the padding is, which costs nothing: `length_nats` of the bound
-            is the former, part of the prior, and the published figures leave it out. Without it padding is coded as
-            any token.
+            over 0..n, and then its tokens; padding tokens cost nothing given the length. `length_nats` is the cost of
+            the length, which is part of the prior here and which published figures leave out. Without `padding`, such
+            tokens are coded as all others.
 
     Raises:
         UsageError: for steps that do not fit a table, a grid that does not end at 0, padding that is not at the end,
@@ -66,21 +66,22 @@ class VariationalBound:
         if steps is None:
             refuse_without_integral(denoiser)
         own = denoiser.corruption.steps
-        self.whole = steps is None or (
-            not isinstance(steps, Tensor) and steps == own
-        )  # each step of a table, or the integral
+        # Each step of a table, or the integral:
+        self.whole = steps is None or (not isinstance(steps, Tensor) and steps == own)
         steps = own if steps is None else steps
         self.grid = (
             checked(steps) if isinstance(steps, Tensor) else None if steps is None else denoiser.corruption.grid(steps)
         )
         if self.grid is not None and float(self.grid[-1]) > 0:
-            raise UsageError(f"a grid that ends at t={float(self.grid[-1]):g} codes no data: end it at 0")
+            raise UsageError(
+                f"the grid ends at t={float(self.grid[-1]):g}, and the bound codes data at t=0: end the grid at 0"
+            )
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
-        """The three parts for tokens `x0`, `(B, ...)`.
+        """Returns the three parts of the bound for tokens `x0`, `(B, ...)`.
 
-        Path and data are estimates without bias from one draw of noise for each term: average over examples, or over
+        Path and data are unbiased estimates from one sample of noise for each term: average over examples, or over
         calls with other generators.
         """
         x0 = as_tokens(x0, self.denoiser.corruption.categories, "x_0")
@@ -90,28 +91,25 @@ class VariationalBound:
         if last >= first:
             rows, weight = sampled_steps(first, last, self.terms or last, len(x0), generator)
             for n in progress(rows.flip(0), len(rows), "bound"):
-                n = (
-                    n.to(x0.device) if self.whole else n[0].cpu()
-                )  # steps of any length are taken by all examples at once
+                # Strides of any length take one time for all examples.
+                n = n.to(x0.device) if self.whole else n[0].cpu()
                 path += weight * self.part(x0, n, generator=generator, **cond)
         prior = self.prior(x0, **cond) + self.length_nats(x0)
         return refuse_nan(CodeLength(prior, path, self.data(x0, generator=generator, **cond)))
 
     def length_nats(self, x0: Tensor) -> float:
-        """What a text's length costs, `log(n + 1)` for texts of 0 to n tokens; 0 without padding."""
+        """Returns the cost of a text's length, `log(n + 1)` for texts of 0 to n tokens; 0 without padding."""
         if self.padding is None:
             return 0.0
         real = x0 != self.padding
         if x0.ndim != 2 or bool((~real[:, :-1] & real[:, 1:]).any()):
             raise UsageError(
-                f"padding={self.padding} stands before other tokens: move it to the end of each text, (B, n)"
+                f"padding={self.padding} is followed by other tokens: move it to the end of each text, (B, n)"
             )
         return math.log(x0.shape[1] + 1)
 
     def prior(self, x0: Tensor, **cond: Any) -> Tensor:
-        """`KL(q(x_1 | x_0) || p(x_1))`, `(B,)`, with the p(x_1) that sampling starts from (`start_distribution` of the
-        denoiser).
-        """
+        """Returns `KL(q(x_1 | x_0) || p(x_1))`, `(B,)`, with the denoiser's `start_distribution` for p(x_1)."""
         transition = self.denoiser.corruption
         start = torch.ones_like(CLEAN) if self.grid is None else self.grid[0]
         x = transition.stationary().argmax().to(x0.device).expand(x0.shape)
@@ -124,7 +122,7 @@ class VariationalBound:
         return self.total(torch.cat(nats).view(x0.shape), x0)
 
     def part(self, x0: Tensor, n: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """The n-th step of the chain, n from 1, or the integral over a stratum of time by one time in it, `(B,)`."""
+        """Returns the n-th step of the chain, n from 1, or the integral over a stratum from one time in it, `(B,)`."""
         if self.grid is not None:
             return self.term(x0, n, generator=generator, **cond)
         transition, strata = self.denoiser.corruption, self.terms or STRATA
@@ -135,12 +133,18 @@ class VariationalBound:
         return self.total(rate, x0) * (1 - transition.t_min) / strata
 
     def term(self, x0: Tensor, n: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """The divergence of the n-th step from the end, which codes the data at n = 1; n a scalar or `(B,)`."""
+        """Returns the divergence of the n-th step from the end, which is the data term at n = 1; n scalar or `(B,)`.
+
+        Raises:
+            UsageError: in continuous time, where there are no steps.
+        """
+        if self.grid is None:
+            raise UsageError("this bound is an integral over time: give VariationalBound steps=... for one of a chain")
         rising = self.grid.flip(0).to(n.device)
         return self.divergence(x0, rising[n], rising[n - 1], generator=generator, **cond)
 
     def data(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """`-log p(x_0 | x_t)` at the first noisy time, `(B,)`."""
+        """Returns `-log p(x_0 | x_t)` at the smallest noisy time, `(B,)`."""
         first = (
             torch.tensor(self.denoiser.corruption.t_min, dtype=torch.float64) if self.grid is None else self.grid[-2]
         )
@@ -148,10 +152,10 @@ class VariationalBound:
         return self.divergence(x0, t, torch.zeros_like(t), generator=generator, **cond)
 
     def divergence(self, x0: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """The divergence of the step from t to s at a draw of x_t, summed over an example, `(B,)`."""
+        """Returns the divergence of the step from t to s at a sample of x_t, summed over each example, `(B,)`."""
         x_t = self.denoiser.corruption.corrupt(x0, t, generator=generator)
         return self.total(self.denoiser.exact_divergence(x0, x_t, t, s, dtype=torch.float64, **cond).divergence, x0)
 
     def total(self, values: Tensor, x0: Tensor) -> Tensor:
-        """The sum over an example, `(B,)`."""
+        """Returns the sum over each example, `(B,)`."""
         return total_nats(values if self.padding is None else torch.where(x0 != self.padding, values, 0.0))

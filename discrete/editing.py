@@ -1,4 +1,4 @@
-"""Text that is partly known: infilling, and text longer than the window."""
+"""Sampling text given known tokens: infilling, and text longer than the window of a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared.editing import checked_mask, for_every_row
+from ..shared.editing import checked_mask, expanded_rows
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
@@ -20,22 +20,22 @@ from .unmasking import refuse_others
 
 
 class Infilling(Sampler[CategoricalDenoiser, Transition]):
-    """Known symbols stand clean in every state, and the rest is sampled given them.
+    """Samples the unknown tokens given known ones, which stay clean in every state.
 
-    For absorption in a mask of its own a clean symbol is part of an ordinary x_t, so nothing is lost: the rest follows
-    the model's conditional law, as exactly as the sampler follows the joint one. Under other processes a network
-    expects noise at every position: there take `shared.editing.Inpainting`, or `RePaint`.
+    Under absorption in an added mask token, x_t contains clean tokens anyway: the rest follows the model's conditional
+    distribution, as exactly as the sampler follows the joint distribution. Under other processes a network expects
+    noise at every position: use `shared.editing.Inpainting` or `RePaint` there.
 
     Args:
-        sampler: fills in the rest.
-        known: `(B, ...)` or `(...)`, the symbols, int64; what lies outside the mask is not looked at.
-        mask: broadcast against `known`, True where the symbol is known.
+        sampler: samples the rest.
+        known: `(B, ...)` or `(...)`, the tokens, int64; values where the mask is False are ignored.
+        mask: broadcast against `known`, True where the token is known.
 
     Raises:
-        UsageError: for another process, a mask that does not fit, or known symbols outside the data's.
+        UsageError: for another process, a mask that does not fit, or known tokens outside of the data's categories.
     """
 
-    def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
+    def __init__(self, sampler: Sampler[CategoricalDenoiser, Transition], known: Tensor, mask: Tensor) -> None:
         super().__init__(sampler.denoiser)
         refuse_others(sampler.denoiser, "Infilling")
         known = torch.as_tensor(known)
@@ -49,11 +49,11 @@ class Infilling(Sampler[CategoricalDenoiser, Transition]):
         as_tokens(torch.where(self.mask, known, 0), self.corruption.categories, "known")
 
     def times(self, steps: int | Tensor) -> Tensor:
-        """Those of the sampler."""
+        """Returns the sampler's grid."""
         return self.sampler.times(steps)
 
     def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """That of the sampler."""
+        """Returns the sampler's pairs of times."""
         return self.sampler.path(grid)
 
     def start(self, shape: Sequence[int], t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
@@ -61,13 +61,14 @@ class Infilling(Sampler[CategoricalDenoiser, Transition]):
         return self.denoiser.start(self._held(x), t, generator=generator, **cond)
 
     def _held(self, x: Tensor) -> Tensor:
-        """The state with what is known in its place."""
+        """Returns the state with the known tokens in their places."""
         if self.known.shape[-1] != x.shape[-1]:
             raise UsageError(
-                f"{self.known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both one length"
+                f"{self.known.shape[-1]} known positions do not fit {x.shape[-1]} that are sampled: give both the same "
+                "length"
             )
-        self.known, self.mask = self.known.to(x), self.mask.to(x.device)  # copied once
-        return torch.where(self.mask, for_every_row(self.known, x, "known"), x)
+        self.known, self.mask = self.known.to(x), self.mask.to(x.device)  # copied to the device once
+        return torch.where(self.mask, expanded_rows(self.known, x, "known"), x)
 
     def begin(self) -> Step:
         inner = self.sampler.begin()
@@ -82,7 +83,7 @@ class Infilling(Sampler[CategoricalDenoiser, Transition]):
 
 
 def prefix(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """`(known, mask)` of a signal of `length` that starts with `tokens` `(..., n)`.
+    """Returns `(known, mask)` of a signal of `length` that starts with `tokens` `(..., n)`.
 
     `known` is `(..., length)`, `mask` `(length,)`.
     """
@@ -90,20 +91,21 @@ def prefix(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def suffix(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """`(known, mask)` of a signal of `length` that ends with `tokens`, as `prefix`."""
+    """Returns `(known, mask)` of a signal of `length` that ends with `tokens`, as `prefix`."""
     return between(tokens[..., :0], tokens, length)
 
 
 def between(first: Tensor, last: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """`(known, mask)` of a signal of `length` that starts with `first` and ends with `last`, as `prefix`.
+    """Returns `(known, mask)` of a signal of `length` that starts with `first` and ends with `last`, as `prefix`.
 
     Raises:
-        UsageError: where nothing is left to fill in.
+        UsageError: where every position is known.
     """
     free = length - first.shape[-1] - last.shape[-1]
     if free < 1:
         raise UsageError(
-            f"{length - free} known tokens leave nothing to fill in of length={length}: give fewer, or a larger length"
+            f"{length - free} known tokens leave no position of length={length} to sample: give fewer tokens, or a "
+            "larger length"
         )
     known = torch.cat([first, first.new_zeros(*first.shape[:-1], free), last], -1)
     place = torch.arange(length, device=first.device)
@@ -111,7 +113,7 @@ def between(first: Tensor, last: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def sliding(
-    sampler: Sampler,
+    sampler: Sampler[CategoricalDenoiser, Transition],
     length: int,
     *,
     window: int,
@@ -121,49 +123,54 @@ def sliding(
     generator: Source = None,
     progress: Progress = silent,
     prompt: Tensor | None = None,
-    fill: Callable[[Sampler, Tensor, Tensor], Sampler] = Infilling,
+    fill: Callable[[Sampler[CategoricalDenoiser, Transition], Tensor, Tensor], Sampler] = Infilling,
     **cond: Any,
 ) -> Tensor:
-    """Text longer than a network's window, by blocks: the last `overlap` symbols of one are the prefix of the next.
+    """Samples text longer than a network's window, block by block.
 
-    Each block is sampled given the overlap alone (Sahoo et al. 2024, semi-autoregressive generation).
+    The last `overlap` tokens of a block are the prefix of the next, and each block is sampled given these alone (Sahoo
+    et al. 2024, semi-autoregressive generation).
 
     Args:
-        sampler: on absorption in a mask of its own, or another with its own `fill`.
-        length: of the text.
-        window: how many positions are sampled together; the network's length.
-        overlap: how many of them are known from the block before, fewer than the window; 0 for independent blocks.
-        batch: how many texts.
-        steps: of each block, or a grid.
+        sampler: under absorption in an added mask token, or another with its own `fill`.
+        length: the length of the text in tokens.
+        window: the number of positions that are sampled together, the network's length.
+        overlap: how many of them are known from the block before, below the window; 0 for independent blocks.
+        batch: the number of texts.
+        steps: the number of steps for each block, or a grid.
         generator: the source of noise.
-        progress: is told of the blocks.
-        prompt: `(n,)` or `(batch, n)`, n below the window: what the text begins with.
-        fill: how a sampler is held to known symbols: `Infilling`, or `shared.editing.Inpainting` for other processes.
+        progress: how to report the blocks.
+        prompt: `(n,)` or `(batch, n)`, n below the window: the beginning of the text.
+        fill: makes a sampler given known tokens: `Infilling`, or `shared.editing.Inpainting` for other processes.
         cond: conditions by name, the same for all blocks.
 
     Returns:
         int64, `(batch, length)`.
 
     Raises:
-        UsageError: for lengths that do not fit each other, and a sampler that is held to known symbols already.
+        UsageError: for lengths that do not fit each other, and for an `Infilling`.
     """
     if isinstance(sampler, Infilling):
         raise UsageError(
-            "every block would be held to what the Infilling knows: give its sampler alone, and what the text begins with as prompt="
+            "sampler=Infilling(...) would put its known tokens into every block: give the sampler inside it, and the "
+            "beginning of the text as prompt="
         )
     if not 0 <= overlap < window or length < 1 or batch < 1:
         raise UsageError(
-            f"length={length}, window={window}, overlap={overlap}, batch={batch}: give one or more of each, and an overlap below the window"
+            f"length={length}, window={window}, overlap={overlap}, batch={batch}: give a length, window and batch of "
+            "one or more, and an overlap from 0 to below the window"
         )
     window = min(window, length)
     fresh = max(window - overlap, 1)
     blocks = 1 + -(-(length - window) // fresh)
-    for block in progress(range(blocks), blocks, "blocks"):
-        if block == 0:
+    text: Tensor | None = None
+    for _ in progress(range(blocks), blocks, "blocks"):
+        if text is None:
             first = sampler if prompt is None else fill(sampler, *prefix(prompt, window))
             text = first(shape=(batch, window), steps=steps, generator=generator, **cond)
             continue
         run = fill(sampler, *prefix(text[:, text.shape[1] - overlap :], window)) if overlap else sampler
         x = run(shape=(batch, window), steps=steps, generator=generator, **cond)
         text = torch.cat([text, x[:, overlap:]], 1)
+    assert text is not None  # there is at least one block
     return text[:, :length]

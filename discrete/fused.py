@@ -1,12 +1,12 @@
-"""Sums over the vocabulary that losses are made of, with backward passes by hand.
+"""Losses that are sums over the vocabulary, with backward passes by hand.
 
-Rows are taken in blocks that stay in cache, and beside the logits at most one tensor of their size is kept.
+Rows are processed in blocks that stay in cache, and at most one tensor of the size of the logits is kept besides them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,11 @@ from torch import Tensor
 
 from ..shared.tensors import at_least_float32
 
-ON_CPU, ON_DEVICE = (
-    2**19,
-    2**26,
-)  # numbers in a block: two megabytes stay near a core, an accelerator wants to be filled
+ON_CPU, ON_DEVICE = 2**19, 2**26  # numbers in a block: two megabytes fit a core's cache, an accelerator needs more
 
 
 def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
-    """`-log softmax(logits)[x0]`, `(...)`, float32 or better.
+    """Returns `-log softmax(logits)[x0]`, `(...)`, float32 or better.
 
     Args:
         logits: `(..., K)`, of any precision.
@@ -30,52 +27,53 @@ def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
     rows = logits.reshape(-1, logits.shape[-1])
     if logits.dtype in (torch.float32, torch.float64):
         return F.cross_entropy(rows, x0.reshape(-1), reduction="none").view(x0.shape)
-    return _HalfCrossEntropy.apply(rows, x0.reshape(-1)).view(x0.shape)
+    return cast(Tensor, _HalfCrossEntropy.apply(rows, x0.reshape(-1))).view(x0.shape)
 
 
 def uniform_rate(
     logits: Tensor, x_t: Tensor, x0: Tensor, odds: Tensor, own: Tensor, excess: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""The rate of the path of uniform resampling over `rate / K`, and `-log p(x_0 | x_t)`.
+    r"""Returns the rate of the path of uniform resampling over `rate / K`, and `-log p(x_0 | x_t)`.
 
     `sum_(y != x_t) m_y - r_y log m_y + r_y (log r_y - 1)` with the model's ratios `m_y = (h + u p_y) / D`,
-    `h = 1 - (1 - own) p_(x_t)`, `D = h + own u p_(x_t)`, and the true ones r_y: `1 / (1 + u)` for every y where x_t =
+    `h = 1 - (1 - own) p_(x_t)`, `D = h + own u p_(x_t)`, and the true ratios r_y: `1 / (1 + u)` for every y where x_t =
     x_0; elsewhere 1, and `1 + u` for y = x_0. The derivatives are by hand.
 
     Args:
         logits: `(..., K)`, of any precision.
         x_t, x0: `(...)`, int64.
-        odds: u, how much likelier x_t is after x_0 = x_t than after another token, less one; float64, broadcast to
+        odds: u, the probability of x_t given x_0 = x_t over that given another x_0, less one; float64, broadcast to
             `(...)`.
         own: the reverse model's weight of x_0 = x_t, as u.
-        excess: by how much x_t's evidence raises the chance of x_0 = x_t, less one; as u.
+        excess: the factor by which the evidence of x_t raises the probability of x_0 = x_t, less one; as u.
 
     Returns:
         `(...)` each, float32 or better.
     """
     constants = (v.double().expand(x0.shape).reshape(-1) for v in (odds, own, excess))
-    out = _UniformRate.apply(logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1), x0.reshape(-1), *constants)
-    return tuple(part.view(x0.shape) for part in out)
+    rows = logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1), x0.reshape(-1)
+    rate, nats = cast(tuple[Tensor, Tensor], _UniformRate.apply(*rows, *constants))
+    return rate.view(x0.shape), nats.view(x0.shape)
 
 
 def uniform_divergence(
     logits: Tensor, x_t: Tensor, x0: Tensor, a: Tensor, c: Tensor, own: Tensor, excess: Tensor, clean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, and `-log p(x_0 | x_t)`, which it is where
-    clean.
+    r"""Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, and `-log p(x_0 | x_t)`.
 
-    `q_k prop. to back_k (c 1[k = x_0] + d)`, `p_k prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`,
-    `w_k = c own_k p0_k + d h`, and `back` cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`. The
-    derivatives are by hand. A `p0(x_0)` below the smallest normal number counts as that number, but for a token that is
-    ruled out (a logit of -inf), whose cost is infinite.
+    Both are the latter where s = 0. `q_k prop. to back_k (c 1[k = x_0] + d)`, `p_k prop. to back_k w_k`,
+    `back_k = a 1[k = x_t] + b`, `w_k = c own_k p0_k + d h`, and `back` cancels:
+    `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`. The derivatives are by hand. A `p0(x_0)` below the
+    smallest normal number counts as that number, except for a token that is ruled out (a logit of -inf), whose cost is
+    infinite.
 
     Args:
         logits: `(..., K)`, of any precision.
         x_t, x0: `(...)`, int64.
-        a, c: the chances to be kept from s to t and from 0 to s, float64, broadcast to `(...)`.
+        a, c: the probabilities to be kept from s to t and from 0 to s, float64, broadcast to `(...)`.
         own: the reverse model's weight of x_0 = x_t, as these.
-        excess: by how much x_t's evidence raises the chance of x_0 = x_t, less one; as these.
-        clean: where s = 0.
+        excess: the factor by which the evidence of x_t raises the probability of x_0 = x_t, less one; as these.
+        clean: whether s = 0.
 
     Returns:
         `(...)` each, float32 or better.
@@ -84,50 +82,17 @@ def uniform_divergence(
     b, d = (1 - a) / states, (1 - c).masked_fill(clean, states) / states
     same, cases = (x_t == x0).to(at_least_float32(logits[:0]).dtype), []
     for is_same in (0, 1):
-        # The masses of the true law at x_t, at x_0 by way of p0 and at any third symbol, and what does not depend on
-        # the model.
+        # The masses of the true distribution at x_t, at x_0 by way of p0 and at any third token, and the terms that do
+        # not depend on the model.
         true_t = c * is_same + d
         z = b + a * true_t
         q_t, seen, rho = live * (a + b) * true_t / z, live * (1 - is_same) * b * c / z, live * b * d / z
         constant = q_t * true_t.log() - live * z.log() + (seen + (1 - is_same) * rho) * torch.log1p(c / d)
         cases.append((q_t, seen, rho, constant, torch.log1p(excess * is_same).expand(z.shape)))
-    true = (torch.lerp(*(v.to(same) for v in pair), same).reshape(-1) for pair in zip(*cases, strict=True))
+    true = (torch.lerp(v.to(same), w.to(same), same).reshape(-1) for v, w in zip(*cases, strict=True))
     model = (_flat(v, x0, logits) for v in (a, b, c, d, own, excess, live))
     rows = logits.reshape(-1, states), x_t.reshape(-1), x0.reshape(-1)
-    kl, nats = _UniformDivergence.apply(*rows, *true, *model)
-    return kl.view(x0.shape), nats.view(x0.shape)
-
-
-def matrix_divergence(
-    logits: Tensor,
-    x_t: Tensor,
-    x0: Tensor,
-    back: Tensor,
-    ahead: Tensor,
-    weights: Tensor,
-    evidence: Tensor,
-    clean: Tensor,
-) -> tuple[Tensor, Tensor]:
-    r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of any chain, and `-log p(x_0 | x_t)`, which it is where clean.
-
-    `q prop. to back_k ahead[x_0, k]`, `p prop. to back_k w_k`, `w = (p0 weights) ahead`; the factor `back` cancels:
-    `KL = log(Z_p / Z_q) + sum_k q_k (log ahead[x_0, k] - log w_k)`.
-
-    Args:
-        logits: `(B, ..., K)`, of any precision.
-        x_t, x0: `(B, ...)`, int64.
-        back: `(B, K, K)`, row x_t the chance of x_t from each x_s.
-        ahead: `(B, K, K)`, row x_0 the law of x_s.
-        weights: `(B, K, K)`, row x_t what p0 is multiplied with before it is pushed forward.
-        evidence: `(B, K, K)`, row x_t what p0 is multiplied with for the posterior of x_0.
-        clean: `(B,)`, where s = 0.
-
-    Returns:
-        `(B, ...)` each, float32 or better.
-    """
-    rows = logits.reshape(len(logits), -1, logits.shape[-1]), x_t.reshape(len(x_t), -1), x0.reshape(len(x0), -1)
-    exact = at_least_float32(logits[:0]).dtype
-    kl, nats = _MatrixDivergence.apply(*rows, *(m.to(exact) for m in (back, ahead, weights, evidence)), clean)
+    kl, nats = cast(tuple[Tensor, Tensor], _UniformDivergence.apply(*rows, *true, *model))
     return kl.view(x0.shape), nats.view(x0.shape)
 
 
@@ -160,17 +125,20 @@ class _UniformRate(torch.autograd.Function):
             p = at_least_float32(logits[rows]).softmax(-1)
             u, own, excess = (v[rows] for v in constants)
             p_t, p_0 = _at(p, x_t[rows]), _floored(_at(p, x0[rows]))
-            others = p.scatter_(1, x_t[rows, None], 0.0).sum(-1)  # 1 - p_t, with all its digits
+            others = p.scatter_(1, x_t[rows, None], 0.0).sum(-1)  # 1 - p_t without cancellation
             p.scatter_(1, x_t[rows, None], p_t[:, None])
             h = own * p_t + others
             factors = _factors(p, (u / h).to(p))
             rate, *by = _rate_from_sums(
                 _sum_log(factors).double(),
-                *(v.double() for v in (p_t, p_0, others, h)),
-                u,
-                own,
-                x_t[rows] == x0[rows],
-                p.shape[1],
+                p_t=p_t.double(),
+                p_0=p_0.double(),
+                others=others.double(),
+                h=h.double(),
+                u=u,
+                own=own,
+                same=x_t[rows] == x0[rows],
+                states=p.shape[1],
             )
             cost, tilt = _posterior_nats(
                 p_t, p_0, logits[rows], x0[rows], excess.to(p), torch.log1p(excess * (x_t[rows] == x0[rows])).to(p)
@@ -188,7 +156,7 @@ class _UniformRate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_rate: Tensor | None, of_cost: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (_scaled(*ctx.saved_tensors, of_rate, of_cost), *[None] * 5)
+        return (_scaled(*ctx.saved_tensors, of_kl=of_rate, of_nats=of_cost), *[None] * 5)
 
 
 class _UniformDivergence(torch.autograd.Function):
@@ -198,12 +166,12 @@ class _UniformDivergence(torch.autograd.Function):
         kls, costs, tilts, slope = [], [], [], None
         for rows in _blocks(logits):
             p = at_least_float32(logits[rows]).softmax(-1)
-            *here, gain, a, b, c, d, own, excess, live = (v[rows] for v in constants)
+            q_t, seen, rho, constant, gain, a, b, c, d, own, excess, live = (v[rows] for v in constants)
             p_t, p_0 = _at(p, x_t[rows]), _floored(_at(p, x0[rows]))
             h = own * p_t + (1 - p_t).clamp(min=0)
             factors = _factors(p, c / (d * h))
             cost, tilt = _posterior_nats(p_t, p_0, logits[rows], x0[rows], excess, gain)
-            kl, by = _from_sums(_sum_log(factors), p_t, p_0, h, *here, a, b, c, d, own, live)
+            kl, by = _from_sums(_sum_log(factors), p_t, p_0, h, q_t, seen, rho, constant, a, b, c, d, own, live)
             kls.append(torch.where(live > 0, kl, cost))
             costs.append(cost)
             tilts.append(tilt)
@@ -215,86 +183,15 @@ class _UniformDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_kl: Tensor | None, of_cost: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (_scaled(*ctx.saved_tensors, of_kl, of_cost), *[None] * 14)
-
-
-class _MatrixDivergence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        x_t: Tensor,
-        x0: Tensor,
-        back: Tensor,
-        ahead: Tensor,
-        weights: Tensor,
-        evidence: Tensor,
-        clean: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        kl, nats = (torch.empty(x0.shape, dtype=ahead.dtype, device=x0.device) for _ in range(2))
-        slope, tiny = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, torch.finfo(ahead.dtype).tiny
-        for some in _boxes(logits):
-            batch, here_t, here_0 = some[0], x_t[some], x0[some]
-            offset = torch.arange(len(here_t), device=x0.device)[:, None] * logits.shape[-1]
-            p = at_least_float32(logits[some]).softmax(-1)
-            posterior, costs = _posterior(p, _rows(evidence[batch], here_t + offset), logits[some], here_0)
-            r = p * _rows(weights[batch], here_t + offset)
-            w = r @ ahead[batch]
-            missed = w <= 0
-            w.clamp_(min=tiny)
-            from_x_t, true = _rows(back[batch], here_t + offset), _rows(ahead[batch], here_0 + offset)
-            q = from_x_t * true
-            # Only an x_0 that is ruled out can be impossible: what underflows is not.
-            impossible = (missed & (q > 0)).any(-1) & (
-                logits[some].gather(-1, here_0[..., None]).squeeze(-1) == -torch.inf
-            )
-            true_z, z = q.sum(-1, keepdim=True).clamp_(min=tiny), (from_x_t * w).sum(-1, keepdim=True)
-            q.div_(true_z)
-            here = (z / true_z).log().squeeze(-1) + (true.div_(w).clamp_(min=tiny).log_().mul_(q)).sum(-1)
-            kl[some], nats[some] = (
-                torch.where(clean[batch, None], costs, here.masked_fill(impossible, torch.inf)),
-                costs,
-            )
-            if slope is not None:
-                by = r.mul_(
-                    from_x_t.div_(z).sub_(q.div_(w)) @ ahead[batch].mT
-                )  # p dKL/dp: p may be too small to be divided out of it
-                by.addcmul_(p, by.sum(-1, keepdim=True), value=-1)
-                of_cost = posterior.scatter_add_(-1, here_0[..., None], -torch.ones_like(p[..., :1]))
-                slope[some] = torch.where(clean[batch, None, None], of_cost, by)
-        ctx.save_for_backward(slope, logits, x_t, x0, evidence)
-        return kl, nats
-
-    @staticmethod
-    def backward(ctx: Any, of_kl: Tensor | None, of_nats: Tensor | None) -> tuple[Tensor | None, ...]:
-        slope, logits, x_t, x0, evidence = ctx.saved_tensors
-        grad = torch.zeros_like(logits) if of_kl is None else slope * of_kl[..., None].to(slope)
-        if of_nats is not None:
-            for some in _boxes(logits):
-                offset = torch.arange(len(x_t[some]), device=x0.device)[:, None] * logits.shape[-1]
-                p = at_least_float32(logits[some]).softmax(-1)
-                posterior, _ = _posterior(p, _rows(evidence[some[0]], x_t[some] + offset), logits[some], x0[some])
-                grad[some].addcmul_(posterior.to(grad), of_nats[some][..., None].to(grad))
-            grad.scatter_add_(-1, x0[..., None], -of_nats[..., None].to(grad))
-        return grad, *[None] * 7
-
-
-def _posterior(p: Tensor, evidence: Tensor, logits: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """`p(x_0 | x_t)`, `(..., K)`, and the cost of x_0, infinite where it is ruled out; `evidence` is overwritten."""
-    tiny = torch.finfo(p.dtype).tiny
-    posterior = evidence.mul_(p.clamp(min=tiny))
-    posterior.div_(posterior.sum(-1, keepdim=True).clamp_(min=tiny))
-    costs = -posterior.gather(-1, x0[..., None]).squeeze(-1).clamp(min=tiny).log()
-    ruled_out = logits.gather(-1, x0[..., None]).squeeze(-1) == -torch.inf
-    return posterior, costs.masked_fill(ruled_out, torch.inf)
+        return (_scaled(*ctx.saved_tensors, of_kl=of_kl, of_nats=of_cost), *[None] * 14)
 
 
 def _posterior_nats(
     p_t: Tensor, p_0: Tensor, logits: Tensor, x0: Tensor, excess: Tensor, gain: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`-log p(x_0 | x_t) = log(1 + excess p_t) - gain - log p_0`, inf if x_0 is ruled out, and its slope by
-    `log p_t`.
+    """Returns `-log p(x_0 | x_t) = log(1 + excess p_t) - gain - log p_0` and its derivative by `log p_t`.
+
+    The former is infinite where x_0 is ruled out.
     """
     lift = excess * p_t
     costs = torch.log1p(lift) - gain - p_0.log()
@@ -312,7 +209,7 @@ def _rate_from_sums(
     same: Tensor,
     states: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""The rate from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`; float64.
+    r"""Returns the rate from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`; float64.
 
     `M = sum_(y != x_t) m_y = ((K - 1) h + u (1 - p_t)) / D`,
     `L = sum_(y != x_t) log m_y = S - log(1 + u p_t / h) - (K - 1) log(D / h)`, and the rate is
@@ -328,7 +225,7 @@ def _rate_from_sums(
     r = torch.where(same, 1 / (1 + u), 1.0)
     truth = rest * r * (r.log() - 1) + differs * (torch.xlogy(1 + u, 1 + u) - u)
     rate = m - r * log_m - differs * u * log_m_0 + truth
-    # h and D follow p_t: dh = -c, dD = own u - c. That S follows h is `_slope`'s.
+    # h and D depend on p_t: dh = -c, dD = own u - c. `_slope` adds the dependence of S on h.
     by_d = (own * u - c) / d_t
     of_m = -(rest * c + u) / d_t - m * by_d
     of_log_m = -rest * c / h - (u - c) / (h + u * p_t) - c / h - rest * by_d
@@ -342,8 +239,9 @@ def _from_sums(
     q_t: Tensor, seen: Tensor, rho: Tensor, constant: Tensor,
     a: Tensor, b: Tensor, c: Tensor, d: Tensor, own: Tensor, live: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    r"""The divergence from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`; where clean by
-    `-log p0(x_0)` alone.
+    r"""Returns the divergence from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`.
+
+    Where s = 0 the derivatives are those of `-log p0(x_0)`.
 
     `KL = constant + log Z - q_t log w_t - (1 - q_t) log h - rho (S - log(1 + u p_t / h)) - seen log(1 + u p_0 / h)`.
     """
@@ -359,7 +257,7 @@ def _from_sums(
         - seen * torch.log1p(u_0)
     )
     f_t, f_0 = u_t / (1 + u_t), u_0 / (1 + u_0)
-    by_h = (q_t - live - rho * f_t + seen * f_0) / h  # h and w_t follow p_t
+    by_h = (q_t - live - rho * f_t + seen * f_0) / h  # h and w_t depend on p_t
     by_t = p_t * (live * (a * dw - b * (1 - own)) / z - q_t * dw / w_t - (1 - own) * by_h) + rho * f_t
     return kl, (-rho, by_t, live - 1 - seen * f_0)
 
@@ -367,11 +265,11 @@ def _from_sums(
 def _slope(
     p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by_sum: Tensor, by_t: Tensor, by_0: Tensor
 ) -> Tensor:
-    r"""The gradient by the logits of `by_sum S + by_t log p_t + by_0 log p_0`, `(n, K)`, in place of `factors`.
+    r"""Returns the gradient by the logits of `by_sum S + by_t log p_t + by_0 log p_0`, `(n, K)`, in place of `factors`.
 
     With `f_k = u p_k / (h + u p_k)` and `F = sum_k f_k`: `dS / dp_k = f_k / p_k`, to which p_t adds `(1 - own) F / h`
-    by way of h; through the softmax that is `f_k - p_k (F + (1 - own) p_t F / h)`, and more at x_t and x_0. `by_h` is
-    `(1 - own) p_t / h`.
+    through h; through the softmax that is `f_k - p_k (F + (1 - own) p_t F / h)`, and further terms at x_t and x_0.
+    `by_h` is `(1 - own) p_t / h`.
     """
     inverse = factors.reciprocal_()  # 1 - f
     through = by_sum * (p.shape[1] - inverse.sum(-1))
@@ -383,8 +281,9 @@ def _slope(
 def _scaled(
     slope: Tensor, logits: Tensor, x_t: Tensor, x0: Tensor, tilt: Tensor, of_kl: Tensor | None, of_nats: Tensor | None
 ) -> Tensor:
-    """The gradient by the logits `(N, K)`: `slope` is that of the divergence, `tilt` that of the cost by
-    `log p_t`.
+    """Returns the gradient by the logits `(N, K)` from that of the divergence, `slope`, and that of the cost.
+
+    `tilt` is the derivative of the cost by `log p_t`; `slope` is needed where `of_kl` is given.
     """
     grad = torch.zeros_like(logits) if of_kl is None else slope.view(logits.shape) * of_kl.reshape(-1, 1).to(slope)
     if of_nats is not None:
@@ -396,7 +295,7 @@ def _scaled(
 
 
 def _stored(slope: Tensor | None, logits: Tensor, rows: slice, block: Tensor) -> Tensor:
-    """The gradient with a block of rows filled in; a single block as it is."""
+    """Returns the gradient with a block of rows filled in; a single block as it is."""
     if block.shape == logits.shape:
         return block
     slope = torch.empty_like(logits) if slope is None else slope
@@ -409,14 +308,14 @@ def _floored(p: Tensor) -> Tensor:
 
 
 def _factors(p: Tensor, odds: Tensor) -> Tensor:
-    """`1 + odds p_k`, `(n, K)`."""
+    """Returns `1 + odds p_k`, `(n, K)`."""
     return (p * odds[:, None]).add_(1)
 
 
 def _sum_log(x: Tensor) -> Tensor:
-    """`sum_k log x_k`, `(n,)`; as `log x + log y = log(x y)`, half of the logarithms do.
+    """Returns `sum_k log x_k`, `(n,)`, with half of the logarithms, as `log x + log y = log(x y)`.
 
-    A product overflows from x = 1e18 on.
+    A product overflows for x above 1e18.
     """
     half = x.shape[1] // 2
     total = (x[:, :half] * x[:, half : 2 * half]).log_().sum(-1)
@@ -424,7 +323,7 @@ def _sum_log(x: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Blocks as one tensor; a single block as it is."""
+    """Returns blocks as one tensor; a single block as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -433,25 +332,15 @@ def _at(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _flat(v: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-    """`v` for each position, `(N,)`, in the precision of the sums."""
+    """Returns `v` for each position, `(N,)`, in the precision of the sums."""
     return v.to(at_least_float32(logits[:0])).expand(x.shape).reshape(-1)
 
 
-def _rows(matrices: Tensor, index: Tensor) -> Tensor:
-    """Rows of matrices `(b, K, K)` that are numbered through, `(b, n)` to `(b, n, K)`."""
-    return matrices.reshape(-1, matrices.shape[-1]).index_select(0, index.flatten()).view(*index.shape, -1)
-
-
-def _boxes(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Blocks of logits `(B, n, K)`: several examples, or rows of one."""
-    numbers = ON_CPU if logits.device.type == "cpu" else ON_DEVICE
-    rows = max(1, numbers // logits.shape[2])
-    examples = max(1, rows // max(1, logits.shape[1]))
-    for b in range(0, len(logits), examples):
-        yield from ((slice(b, b + examples), slice(i, i + rows)) for i in range(0, logits.shape[1], rows))
-
-
 def _blocks(logits: Tensor) -> Iterator[slice]:
-    numbers = ON_CPU if logits.device.type == "cpu" else ON_DEVICE
-    rows = max(1, numbers // logits.shape[1])
+    rows = max(1, block_size(logits) // logits.shape[1])
     return (slice(start, start + rows) for start in range(0, len(logits), rows))
+
+
+def block_size(logits: Tensor) -> int:
+    """Returns the numbers in a block on the device of the logits."""
+    return ON_CPU if logits.device.type == "cpu" else ON_DEVICE

@@ -1,7 +1,7 @@
 """Guidance of categorical denoisers: a guided denoiser is a denoiser, so every sampler takes it.
 
-As in `shared.guidance` the strength of classifier-free guidance is w, 0 without guidance.
-`shared.guidance.ConditionDropout` trains for it, around any objective.
+As in `shared.gaussian.guidance`, the strength of classifier-free guidance is w, which is 0 without guidance.
+`ConditionDropout` of the same module wraps any objective to train for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..shared.calling import cast, precision, refuse_no_tensor
-from ..shared.denoiser import taken
+from ..shared.calling import precision, refuse_non_tensor, to_dtype
+from ..shared.denoiser import accepted_conditions
 from ..shared.errors import UsageError
-from ..shared.gaussian.guidance import NO_NULL, refuse_without
+from ..shared.gaussian.guidance import NO_NULL, refuse_missing_condition
 from ..shared.gradients import gradients
 from ..shared.random import Source, categorical
 from ..shared.serialization import serializable
@@ -25,29 +25,29 @@ from .denoiser import CategoricalDenoiser, CleanDenoiser, divergence_from, refus
 from .transition.base import CLEAN, Terms, normalized
 from .transition.generic import score_entropy
 
-FLOOR = math.log(1e-30)  # of what is taken away: where neither half gives a chance there is none
+FLOOR = math.log(1e-30)  # of the log-probability that is subtracted: 0 under both halves stays 0
 LogProb: TypeAlias = Callable[..., Tensor]
 Change: TypeAlias = Callable[[LogProb, Tensor, Tensor, int, dict[str, Any]], Tensor]
 
 
 @serializable("discrete.ClassifierFree", formerly="unnoise.discrete.guidance.ClassifierFree")
 class ClassifierFree(CleanDenoiser):
-    r"""`log p = (1 + w) log p0(x_0 | x_t, c) - w log p0(x_0 | x_t)`, normalised, at each position (Ho & Salimans 2022,
-    eq. 6, for symbols).
+    r"""`log p = (1 + w) log p0(x_0 | x_t, c) - w log p0(x_0 | x_t)`, normalized, at each position.
 
-    On absorption it is Schiff et al.'s (2025) and Nisonoff et al.'s (2024) guidance without a classifier. A symbol
-    without a chance under the condition stays without. Two evaluations, one for w = 0.
+    It is the guidance of Ho & Salimans (2022, eq. 6) for tokens; under absorption it is Schiff et al.'s (2025) and
+    Nisonoff et al.'s (2024) guidance without a classifier. A token of probability 0 under the condition keeps
+    probability 0. Two network evaluations, one for w = 0.
 
     Args:
-        denoiser: a conditional one, trained with `ConditionDropout`.
-        w: strength, above -1; the "guidance scale" of other code is 1 + w.
-        condition: the condition to strengthen; all others go to both halves.
-        null: what stands for no condition, for one example, as in training; None leaves the condition out, which for
-            this package's networks is their own null.
+        denoiser: a conditional denoiser, trained with `ConditionDropout`.
+        w: the strength, above -1; the "guidance scale" of other code is 1 + w.
+        condition: the name of the condition to strengthen; all others go to both halves.
+        null: the value that means "no condition" for one example, as in training; None leaves the condition out, and
+            networks of this package then use their own null.
 
     Raises:
-        UsageError: for other strengths, and where the denoiser's network says that it does not take the condition, or
-            does not say what stands for none.
+        UsageError: for other strengths, where the denoiser's network does not take the condition, and where it does not
+            define a null.
     """
 
     def __init__(
@@ -55,17 +55,19 @@ class ClassifierFree(CleanDenoiser):
     ) -> None:
         super().__init__()
         refuse_without_p0(denoiser, "ClassifierFree")
-        refuse_without(denoiser, condition)
+        refuse_missing_condition(denoiser, condition)
         if not w > -1:
             raise UsageError(
-                f"w={w}: give a strength above -1, 0 for the condition as it is; to sample without it leave it out"
+                f"w={w}: give a strength above -1, where 0 is the conditional model; to sample without the condition, "
+                "leave it out"
             )
         networks = [m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)]
         if null is None and not all(hasattr(network, "null") for network in networks):
             raise UsageError(NO_NULL.format(condition=condition))
         if not (null is None or isinstance(null, int | Tensor)):
             raise UsageError(
-                f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training"
+                f"null={null!r}: give the value that means no {condition} for one example, a number or a tensor, as in "
+                "training"
             )
         self.denoiser, self.w, self.condition, self.null = denoiser, w, condition, null
         self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
@@ -91,27 +93,27 @@ class ClassifierFree(CleanDenoiser):
 
 
 def log_probs(classifier: LogProb, hot: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-    """`log p(c | x_t)`, `(B,)`, float32 or better, of one-hot tokens, which a network is fed in its own precision.
+    """Returns the classifier's `log p(c | x_t)`, `(B,)`, float32 or better, for one-hot tokens in its own precision.
 
     Raises:
-        UsageError: where it gives anything else.
+        UsageError: for an output of another shape.
     """
     dtype = precision(classifier) if isinstance(classifier, nn.Module) else None
-    out = refuse_no_tensor(classifier(hot if dtype is None else cast(hot, dtype), t, **cond), hot)
+    out = refuse_non_tensor(classifier(hot if dtype is None else to_dtype(hot, dtype), t, **cond), hot)
     if out.shape != (len(hot),):
         raise UsageError(
-            f"the classifier gave {tuple(out.shape)} for {len(hot)} examples: give log p of the class asked for, ({len(hot)},), "
-            "such as logits.log_softmax(-1).gather(1, label[:, None])[:, 0]"
+            f"the classifier returned {tuple(out.shape)} for {len(hot)} examples: return log p of the given class, "
+            f"({len(hot)},), such as logits.log_softmax(-1).gather(1, label[:, None])[:, 0]"
         )
     return at_least_float32(out)
 
 
 @serializable("discrete.first_order", formerly="unnoise.discrete.guidance.first_order")
 def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
-    r"""`log p(c | x_t with k at i) - log p(c | x_t)` by its gradient at the one-hot x_t, `g_ik - g_i(x_t)`, `(..., K)`:
-    one evaluation.
+    r"""Approximates `log p(c | x_t with k at i) - log p(c | x_t)` to first order, `g_ik - g_i(x_t)`, `(..., K)`.
 
-    Nisonoff et al. (2024, there the Taylor-approximated guidance, TAG); Vignac et al. (2023, section 5).
+    g is the gradient at the one-hot x_t, which takes one evaluation: Nisonoff et al. (2024), who call it
+    Taylor-approximated guidance (TAG); Vignac et al. (2023, section 5).
     """
     with gradients(x_t, t, cond) as (x, t, cond):
         hot = nn.functional.one_hot(x, states).float().requires_grad_()
@@ -121,7 +123,7 @@ def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: 
 
 @serializable("discrete.every_neighbor", formerly="unnoise.discrete.guidance.every_neighbour")
 def every_neighbor(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
-    """The same difference exactly, `(..., K)`: an evaluation for each symbol at each position.
+    """Computes the same difference exactly, `(..., K)`, by an evaluation for each category at each position.
 
     Nisonoff et al. 2024.
     """
@@ -141,19 +143,18 @@ def every_neighbor(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, con
 
 @serializable("discrete.ClassifierGuided", formerly="unnoise.discrete.guidance.ClassifierGuided")
 class ClassifierGuided(CategoricalDenoiser):
-    r"""`p(x_s = k | x_t, c) prop. to p(x_s = k | x_t) exp(scale (log p(c | x_t with k) - log p(c | x_t)))` at each
-    position.
+    r"""`p(x_s = k | x_t, c) prop. to p(x_s = k | x_t) exp(scale (log p(c | x_t with k) - log p(c | x_t)))`.
 
-    The ratios `q_t(y) / q_t(x_t)`, and so the rates of `Euler` and `TauLeaping`, are multiplied by the same factor,
-    which for scale 1 and a perfect classifier is Bayes' rule (Nisonoff et al. 2024); a step law meets it as steps
-    become small (Vignac et al. 2023, section 5).
+    This holds at each position. The ratios `q_t(y) / q_t(x_t)`, and so the rates of `Euler` and `TauLeaping`, are
+    multiplied by the same factor, which for scale 1 and a perfect classifier is Bayes' rule (Nisonoff et al. 2024); the
+    distribution of a step converges to it as steps become small (Vignac et al. 2023, section 5).
 
     Args:
         denoiser: unconditional or conditional.
-        classifier: `log_prob(one_hot (B, ..., K), t, **cond) -> (B,)` of noisy symbols, float32 in; `cond` names the
+        classifier: `log_prob(one_hot (B, ..., K), t, **cond) -> (B,)` of noisy tokens, float32 in; `cond` contains the
             class.
-        scale: 1 for Bayes' rule, 0 for none.
-        change: how the difference is found: `first_order`, or `every_neighbor`.
+        scale: 1 for Bayes' rule, 0 for no guidance.
+        change: how the difference is computed: `first_order`, or `every_neighbor`.
     """
 
     def __init__(
@@ -171,11 +172,11 @@ class ClassifierGuided(CategoricalDenoiser):
         return bool(torch.isfinite(self.corruption.inflow(pi.argmax(-1)[None], end)).all())
 
     def tilt(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """`scale (log p(c | x_t with k) - log p(c | x_t))`, 0 at x_t itself, `(..., K)`."""
+        """Returns `scale (log p(c | x_t with k) - log p(c | x_t))`, 0 at x_t itself, `(..., K)`."""
         return self.scale * self.change(self.classifier, x_t.long(), t, self.corruption.states, cond)
 
     def step_distribution(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        distribution = self.denoiser.step_distribution(x_t, t, s, **taken(self.denoiser, cond))
+        distribution = self.denoiser.step_distribution(x_t, t, s, **accepted_conditions(self.denoiser, cond))
         tilt = torch.where(distribution > 0, self.tilt(x_t, t, **cond).to(distribution), -torch.inf)
         return normalized(distribution * torch.exp(tilt - tilt.amax(-1, keepdim=True)))
 
@@ -186,10 +187,8 @@ class ClassifierGuided(CategoricalDenoiser):
         return categorical(self.step_distribution(x_t, t, s, **cond), generator)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        ratio = self.denoiser.ratio(
-            x_t, t, **taken(self.denoiser, cond)
-        ).double()  # a strong classifier's factor leaves float32
-        return ratio * self.tilt(x_t, t, **cond).double().exp()
+        ratio = self.denoiser.ratio(x_t, t, **accepted_conditions(self.denoiser, cond))
+        return ratio.double() * self.tilt(x_t, t, **cond).double().exp()  # may be beyond float32's range
 
     def divergence(
         self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any

@@ -1,6 +1,6 @@
-"""How a network's output becomes logits of x_0.
+"""Heads: functions that turn a network's output into logits of x_0.
 
-`(out, x_t, transition) -> (..., categories)`, unnormalised `log p0`.
+`(out, x_t, transition) -> (..., categories)`, `log p0` up to a constant.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ Head: TypeAlias = Callable[[Tensor, Tensor, Transition], Tensor]
 
 @serializable("discrete.direct", formerly="unnoise.discrete.heads.direct")
 def direct(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    """The output `(..., K)` itself; what it says of a mask that the transition adds is left out, since x_0 is never
-    masked.
+    """Returns the output `(..., K)` as logits, without that of an added mask token, since x_0 is never masked.
 
     Raises:
-        UsageError: for an output of another shape than one logit for each token at each position.
+        UsageError: unless the output has one logit for each token at each position.
     """
     refuse_shape(out, x_t, transition)
     return out[..., : transition.categories]
@@ -33,7 +32,7 @@ def direct(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
 @serializable("discrete.residual", formerly="unnoise.discrete.heads.residual")
 def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    """The output plus one at x_t, as in D3PM's image runs (Austin et al. 2021, appendix B.2)."""
+    """Returns the output plus one at x_t, as in D3PM's image runs (Austin et al. 2021, appendix B.2)."""
     logits = direct(out, x_t, transition)
     known = x_t < transition.categories
     return logits.scatter_add(-1, x_t.clamp(max=transition.categories - 1)[..., None], known[..., None].to(logits))
@@ -41,10 +40,12 @@ def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
 @serializable("discrete.carried", formerly="unnoise.discrete.heads.carried")
 def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    """A token that is not the mask is certain to be x_0: MDLM's SUBS (Sahoo et al. 2024, section 3.2.3).
+    """Returns logits under which an unmasked token is x_0 with probability 1: MDLM's SUBS.
+
+    Sahoo et al. 2024, section 3.2.3.
 
     Raises:
-        UsageError: for a process in which such a token may be noise.
+        UsageError: for a process in which an unmasked token may be noise.
     """
     refuse_head(carried, transition)
     logits = direct(out, x_t, transition)
@@ -56,26 +57,26 @@ def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
 @serializable("discrete.logistic", formerly="unnoise.discrete.heads.logistic")
 def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    r"""A logistic law on ordered levels, cut off at the ends: `logit_k = log(sigmoid(z_k + h) - sigmoid(z_k - h))`.
+    r"""Returns a truncated logistic distribution on ordered categories, `log(sigmoid(z_k + h) - sigmoid(z_k - h))`.
 
-    The output `(..., 2)` holds m and s: `mu = tanh(m + x_t)` with x_t on [-1, 1], `z_k = (level_k - mu) exp(2 - s)`
-    with levels evenly over [-1, 1], and h is half of their spacing times the same inverse scale (Austin et al. 2021,
-    appendix B.2, as released).
+    The output `(..., 2)` contains m and s: `mu = tanh(m + x_t)` with x_t scaled to [-1, 1], `z_k = (v_k - mu) exp(2 -
+    s)` with the values v_k of the categories evenly over [-1, 1], and h is half of their spacing times the same inverse
+    scale (Austin et al. 2021, appendix B.2, as released).
 
     Raises:
-        UsageError: for an output that is not two numbers a position.
+        UsageError: for an output that is not two numbers at each position.
     """
     if out.shape[:-1] != x_t.shape or out.shape[-1] != 2:
         raise UsageError(
-            f"the logistic head reads two numbers a position, (*x_t.shape, 2), not {tuple(out.shape)} for x_t {tuple(x_t.shape)}: "
-            "build the network with levels=..., logits=2"
+            f"the network returned {tuple(out.shape)} for x_t {tuple(x_t.shape)}, and the logistic head reads two "
+            "numbers at each position, (*x_t.shape, 2): build the network with logits=2"
         )
     out, categories = at_least_float32(out), transition.categories
     center = torch.tanh(out[..., :1] + (2 * x_t.to(out.dtype) / (categories - 1) - 1)[..., None])
     inverse = torch.exp(2 - out[..., 1:])
     k = torch.linspace(-1, 1, categories, dtype=out.dtype, device=out.device)
     upper, lower = (k - center + 1 / (categories - 1)) * inverse, (k - center - 1 / (categories - 1)) * inverse
-    # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): a sum in logarithms, without cancellation.
+    # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), whose logarithm is a sum without cancellation.
     return (
         torch.nn.functional.logsigmoid(upper)
         + torch.nn.functional.logsigmoid(-lower)
@@ -84,7 +85,7 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
 
 def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
-    """Refuses an output that does not hold one number for each token at each position.
+    """Raises an error for an output that is not one number for each token at each position.
 
     Raises:
         UsageError: with the shape that is read.
@@ -92,13 +93,13 @@ def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
     if out.shape[:-1] != x_t.shape or out.shape[-1] not in (transition.categories, transition.states):
         sizes = " or ".join(str(n) for n in dict.fromkeys((transition.categories, transition.states)))
         raise UsageError(
-            f"the network gave {tuple(out.shape)} for x_t {tuple(x_t.shape)}: give one number for each token at each position, "
-            f"(*x_t.shape, {sizes}), the vocabulary last{turned(out, x_t, transition)}"
+            f"the network returned {tuple(out.shape)} for x_t {tuple(x_t.shape)}: return one number for each token at "
+            f"each position, (*x_t.shape, {sizes}), the vocabulary last{rearranged(out, x_t, transition)}"
         )
 
 
-def turned(out: Tensor, x_t: Tensor, transition: Transition) -> str:
-    """How an output whose vocabulary stands elsewhere is turned; nothing for others."""
+def rearranged(out: Tensor, x_t: Tensor, transition: Transition) -> str:
+    """Returns how to move the vocabulary of an output to its last axis, or "" where it is not on another axis."""
     sizes = (transition.categories, transition.states)
     for axis in range(1, out.ndim - 1):
         if out.shape[axis] in sizes and (*out.shape[:axis], *out.shape[axis + 1 :]) == tuple(x_t.shape):
@@ -106,18 +107,22 @@ def turned(out: Tensor, x_t: Tensor, transition: Transition) -> str:
     if out.ndim == x_t.ndim and x_t.ndim > 2 and out.shape[2:] == x_t.shape[2:] and len(out) == len(x_t):
         for size in sizes:
             if out.shape[1] == x_t.shape[1] * size:
-                return f": return out.unflatten(1, ({x_t.shape[1]}, {size})).movedim(2, -1), where each channel's logits stand together"
+                return (
+                    f": return out.unflatten(1, ({x_t.shape[1]}, {size})).movedim(2, -1), where the logits of a "
+                    "channel are neighbors"
+                )
     return ""
 
 
 def refuse_head(head: Head, transition: Transition) -> None:
-    """Refuses `carried` for a process in which a token of the data in x_t may be noise.
+    """Raises an error for `carried` with a process in which an unmasked token may be noise.
 
     Raises:
         UsageError: with what to do.
     """
     if head is carried and not transition.unmasked_is_clean:
         raise UsageError(
-            f"carried takes a token that is not the mask for x_0, and under this {type(transition).__name__} it may be "
-            "noise: take direct or residual, or absorption in a mask of its own, Absorbing(levels, schedule)"
+            f"head=carried takes an unmasked token for x_0, and under this {type(transition).__name__} it may be "
+            "noise: take head=direct or residual, or the process Absorbing(categories, schedule), whose mask is an "
+            "added token"
         )

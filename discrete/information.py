@@ -1,4 +1,4 @@
-"""The schedule that erases information evenly."""
+"""The mutual information schedule, which erases information about x_0 evenly."""
 
 from __future__ import annotations
 
@@ -14,59 +14,55 @@ from ..shared.errors import UsageError
 from .schedules import ConstantNoise, NoiseSchedule, TabulatedNoise, check_steps
 from .transition import Transition
 
-LONGEST, BISECTIONS, AT_ONCE = (
-    1e5,
-    80,
-    2**22,
-)  # events at which all is lost, as released; halvings of log-time; numbers held at a time
-FEW, EVEN = (
-    256,
-    (torch.arange(32, dtype=torch.float64) + 0.5) / 32,
-)  # symbols that are all looked at; where to look among more
+LONGEST = 1e5  # events after which no information is left, as released
+BISECTIONS = 80  # halvings of log-time
+AT_ONCE = 2**22  # numbers in memory at a time
+FEW = 256  # categories up to which H(x_n | x_0) is averaged over all of them
+EVEN = (
+    torch.arange(32, dtype=torch.float64) + 0.5
+) / 32  # quantiles of the frequencies at which some of more are taken
 
 
 def mutual_information(
     build: Callable[[NoiseSchedule], Transition], frequencies: Tensor, steps: int, among: Tensor | None = None
 ) -> NoiseSchedule:
-    r"""The table by which `I(x_n; x_0) / H(x_0) = 1 - n / T`: each step erases an equal share (Austin et al. 2021,
-    appendix A).
+    r"""Returns the table of steps with `I(x_n; x_0) / H(x_0) = 1 - n / T`, where each step erases an equal share.
 
-    Information falls with the number of events, so each row is found by bisection; of more than 256 symbols between
-    numbers of events a factor of `sqrt(2)` apart, at which alone it is computed. For `Absorbing` the betas are
-    `reciprocal(steps)`, whatever the frequencies.
+    Austin et al. 2021, appendix A. Information falls with the number of events, so each row is found by bisection; for
+    more than 256 categories it is computed at numbers of events a factor of `sqrt(2)` apart and interpolated. For
+    `Absorbing` the betas are `reciprocal(steps)`, whatever the frequencies.
 
     Args:
-        build: a schedule to a transition that takes one, such as `lambda schedule: Uniform(27, schedule)`.
-        frequencies: the law of a symbol of the data, `(categories,)`.
+        build: makes a transition from a schedule, such as `lambda schedule: Uniform(27, schedule)`.
+        frequencies: the distribution of a token of the data, `(categories,)`.
         steps: T.
-        among: symbols x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, and of more than 256 for 32 at
-            even distances along the frequencies, which stand for all.
+        among: the tokens x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, or for more than 256 for 32
+            at even quantiles of the frequencies.
 
     Raises:
-        UsageError: for frequencies that are no law, and for a process in which information survives.
+        UsageError: for frequencies that are not a distribution, and for a process that keeps information forever.
     """
     check_steps(steps)
     transition, p = build(ConstantNoise(LONGEST)), frequencies.detach().double()
     if p.shape != (transition.categories,) or bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
         raise UsageError(
-            f"frequencies must be {transition.categories} numbers of sum 1, not {tuple(p.shape)} of sum {float(p.sum()):.6g}"
+            f"frequencies must be {transition.categories} numbers of sum 1, not {tuple(p.shape)} of sum "
+            f"{float(p.sum()):.6g}"
         )
     if float(p.max()) == 1:
         raise UsageError(
-            "frequencies of one symbol alone hold no information to erase: count those of text with two or more"
+            "the frequencies are 1 for one token, so the data have no information to erase: count tokens of other data"
         )
     if among is None and len(p) > FEW:
-        symbols, counts = torch.searchsorted(p.cumsum(0), EVEN).clamp(max=len(p) - 1).unique(return_counts=True)
+        tokens, counts = torch.searchsorted(p.cumsum(0), EVEN).clamp(max=len(p) - 1).unique(return_counts=True)
     else:
-        symbols = torch.arange(len(p)) if among is None else among
-        counts = p[symbols]
-    clean, share = transition.one_hot(symbols, torch.float64), counts / counts.sum()
+        tokens = torch.arange(len(p)) if among is None else among
+        counts = p[tokens]
+    clean, share = transition.one_hot(tokens, torch.float64), counts / counts.sum()
     data = torch.nn.functional.pad(p, (0, transition.states - transition.categories))
 
     def left(distribution: Tensor, marginal: Tensor) -> Tensor:
-        """The share of the information that is left where x_t has these laws, `(B, symbols, K)` given x_0 and
-        `(B, 1, K)`.
-        """
+        """Returns the share of the information left for distributions of x_t, `(B, n, K)` given x_0 and `(B, 1, K)`."""
         information = (share[:, None] * torch.xlogy(distribution, distribution)).sum((1, 2)) - torch.xlogy(
             marginal, marginal
         ).sum((1, 2))
@@ -77,13 +73,16 @@ def mutual_information(
         return left(*(transition.pushforward(x.expand(len(t), -1, -1), zero, t) for x in (clean, data[None])))
 
     target = 1 - torch.arange(1, steps, dtype=torch.float64) / steps
-    never = f"after {LONGEST:g} events more than 1/{steps} of the information is left: the process does not mix, join its parts"
+    never = (
+        f"after {LONGEST:g} events more than 1/{steps} of the information is left: this process does not mix; mix it "
+        "with Uniform, or for NearestNeighbor raise k"
+    )
     if len(p) > FEW:
         grid = 2 ** torch.arange(math.log2(1e-3 / steps / LONGEST), 0.5, 0.5, dtype=torch.float64).clamp(max=0)
-        found, before, laws = [], torch.zeros((), dtype=torch.float64), torch.cat([clean, data[None]])
+        found, before, now = [], torch.zeros((), dtype=torch.float64), torch.cat([clean, data[None]])
         for t in grid:
-            laws, before = transition.pushforward(laws, before, t), t  # from each to the next
-            found.append(float(left(laws[None, :-1], laws[None, -1:])))
+            now, before = transition.pushforward(now, before, t), t  # from each time to the next
+            found.append(float(left(now[None, :-1], now[None, -1:])))
             if found[-1] < 0.25 / steps:
                 break
         if found[-1] > 1 / steps:
@@ -103,8 +102,9 @@ def mutual_information(
 
 
 def _inverse(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> Tensor:
-    """Where a falling function that is known at x, and before them is 1, has the values `target`, by monotone cubic
-    interpolation.
+    """Returns where a falling function has the values `target`, from its values y at x.
+
+    By monotone cubic interpolation; before the first x the function is 1.
     """
     falling = np.concatenate([[True], np.diff(y) < 0])
     fine = np.linspace(x[0], x[falling][-1], 64 * len(x))

@@ -1,4 +1,4 @@
-"""Denoisers that say less than they know: tempered, and cut to the likeliest symbols."""
+"""Denoisers with changed logits: temperature, and top-p (nucleus) filtering."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from .denoiser import CleanDenoiser, refuse_without_p0
 
 @serializable("discrete.Temperature", formerly="unnoise.discrete.truncation.Tempered")
 class Temperature(CleanDenoiser):
-    r"""`p prop. to p0^(1 / temperature)` at each position: sharper below 1, the argmax as it goes to 0, flatter above
-    1.
+    r"""`p prop. to p0^(1 / temperature)` at each position: sharper below 1, the argmax as it goes to 0, flatter above.
 
     Args:
-        denoiser: one that says p0.
+        denoiser: a denoiser that predicts p0.
         temperature: above 0.
 
     Raises:
@@ -28,9 +27,9 @@ class Temperature(CleanDenoiser):
 
     def __init__(self, denoiser: CleanDenoiser, temperature: float) -> None:
         super().__init__()
-        refuse_without_p0(denoiser, "Tempered")
+        refuse_without_p0(denoiser, "Temperature")
         if not temperature > 0:
-            raise UsageError(f"temperature={temperature}: give a number above 0, 1 for the denoiser as it is")
+            raise UsageError(f"temperature={temperature}: give a number above 0, where 1 changes nothing")
         self.denoiser, self.temperature = denoiser, temperature
         self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
 
@@ -40,25 +39,24 @@ class Temperature(CleanDenoiser):
 
 @serializable("discrete.TopP", formerly="unnoise.discrete.truncation.Nucleus")
 class TopP(CleanDenoiser):
-    """p0 on the smallest set of symbols whose mass reaches p, at each position (Holtzman et al. 2020, eq. 2 and 3).
+    """Restricts p0 to the smallest set of tokens whose total probability reaches p (Holtzman et al. 2020, eq. 2 and 3).
 
-    A symbol is kept while those before it, in falling order of chance, hold less than p: at least one is, and of equal
-    ones that of the lower index comes first. A bound of
-    what it samples is infinite for data that it cuts away.
+    At each position tokens are kept in falling order of probability while those before hold less than p: at least one
+    is kept, and of equally probable ones the lower index comes first. The bound is infinite for data that are excluded.
 
     Args:
-        denoiser: one that says p0.
-        p: the mass, in (0, 1]; 1 keeps all.
+        denoiser: a denoiser that predicts p0.
+        p: the probability to keep, in (0, 1]; 1 keeps all.
 
     Raises:
-        UsageError: for other masses and denoisers.
+        UsageError: for other p and denoisers.
     """
 
     def __init__(self, denoiser: CleanDenoiser, p: float) -> None:
         super().__init__()
-        refuse_without_p0(denoiser, "Nucleus")
+        refuse_without_p0(denoiser, "TopP")
         if not 0 < p <= 1:
-            raise UsageError(f"p={p}: give the mass to keep, above 0 and up to 1, such as 0.9")
+            raise UsageError(f"p={p}: give the probability to keep, above 0 and up to 1, such as 0.9")
         self.denoiser, self.p = denoiser, p
         self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
 

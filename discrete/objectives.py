@@ -1,4 +1,4 @@
-"""Objectives of categorical diffusion."""
+"""Training objectives of categorical diffusion: D3PM's loss, the bound in continuous time, and the cross-entropy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..shared.errors import UsageError
-from ..shared.objective import Draw, Loss, Objective, independent
+from ..shared.objective import Loss, Objective, TimeSampling, independent
 from ..shared.random import Source
 from ..shared.serialization import serializable
 from ..shared.tensors import full_precision
@@ -19,34 +19,39 @@ from .transition.base import as_tokens
 
 @serializable("discrete.D3PMLoss", formerly="unnoise.discrete.objectives.Hybrid")
 class D3PMLoss(Objective[CategoricalDenoiser]):
-    r"""`L_n + lambda E[-log p(x_0 | x_n)]`, mean over dimensions, in nats (Austin et al. 2021, eq. 5).
+    r"""D3PM's loss `L_n + lambda E[-log p(x_0 | x_n)]`, mean over dimensions, in nats (Austin et al. 2021, eq. 5).
 
-    `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it is `-log p(x_0 | x_1)`. Beside
-    one L_n, lambda weighs as in the released code; beside the whole bound, the sum of T such terms, the same lambda
-    would be T times as large. The cross-entropy is that of the posterior: of a leave-one-out posterior (`Product`) it
-    has x_t's evidence counted in, where the released code takes the network's output, and both terms then ask for the
-    same network. With an eps of the reverse model both distributions of L_n are smoothed, as released. The part
-    `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without its prior, but for an eps, which
-    in the bound smooths the model alone.
+    `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it is `-log p(x_0 | x_1)`. As in
+    the released code, lambda is relative to one L_n; relative to the whole bound, the sum of T such terms, the same
+    lambda would be T times as large. The cross-entropy is that of the posterior: for a leave-one-out posterior
+    (`Product`) it includes the evidence of x_t, where the released code uses the network's output, so that both terms
+    have the same minimum. With an eps of the reverse model both distributions of L_n are smoothed, as released. The
+    part `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without its prior, except for an
+    eps, which in the bound smooths the model only.
 
     Args:
-        denoiser: on the table to train with.
+        denoiser: a denoiser of a table of steps.
         ce: lambda; 0.001 for the paper's images, 0.01 for its text with absorption, 0 otherwise.
         times: how the times of a batch are drawn.
-        padding: the token of positions that are left out of the loss, which is then a mean over the tokens of a
-            batch; or None.
+        padding: the token of positions to leave out of the loss, which is then a mean over the tokens of a batch; or
+            None.
 
     Raises:
         UsageError: for a process in continuous time, which has no L_n.
     """
 
     def __init__(
-        self, denoiser: CategoricalDenoiser, ce: float = 0.001, times: Draw = independent, padding: int | None = None
+        self,
+        denoiser: CategoricalDenoiser,
+        ce: float = 0.001,
+        times: TimeSampling = independent,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
         if denoiser.corruption.steps is None:
             raise UsageError(
-                "this process runs in continuous time and has no L_n: train it with ContinuousBound, or give it a table"
+                "this process runs in continuous time and has no L_n: train it with ContinuousBound, or give it a "
+                "table of steps such as cosine(1000)"
             )
         if ce:
             refuse_without_p0(denoiser, f"ce={ce}")
@@ -59,39 +64,43 @@ class D3PMLoss(Objective[CategoricalDenoiser]):
             x_t = transition.corrupt(x0, t, generator=generator)
         term, cross_entropy = self.denoiser.divergence(x0, x_t, t, transition.before(t), **cond)
         term = mean_over(term, x0, self.padding)
-        parts = {"path_and_data_bits_per_dim": term.detach() * (transition.steps / math.log(2))}
+        parts = {"path_and_data_bits_per_dim": term.detach() * (transition.table_length / math.log(2))}
         return with_cross_entropy(term, cross_entropy, self.ce, x0, self.padding, parts, t)
 
 
 @serializable("discrete.ContinuousBound", formerly="unnoise.discrete.objectives.ContinuousBound")
 class ContinuousBound(Objective[CategoricalDenoiser]):
-    r"""The bound in continuous time at one time, `(1 - t_min)` times the rate of the path plus
-    `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
+    r"""The bound in continuous time at one random time, plus `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
 
-    One formula for MDLM (absorption: cross-entropy weighted by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10),
-    for the CTMC bound of tauLDR (Campbell et al. 2022, eq. 6, with its jump integrated out and so one pass of the
-    network) and, of a `ScoreEntropyDenoiser`, for the score entropy of SEDD (Lou et al. 2024, theorem 3.6); on
-    uniform noise with `Product` it is UDLM's and Duo's (Schiff et al. 2024; Sahoo et al. 2025). The part
-    `path_bits_per_dim` has neither the bound's prior nor its data term.
+    It is `(1 - t_min)` times the rate of the path, which is the loss of MDLM (under absorption: cross-entropy weighted
+    by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10), the CTMC bound of tauLDR (Campbell et al. 2022, eq. 6, with
+    its jump integrated out, so that the network runs once) and, for a `ScoreEntropyDenoiser`, the score entropy of SEDD
+    (Lou et al. 2024, theorem 3.6); on uniform noise with `Product` it is UDLM's and Duo's (Schiff et al. 2024; Sahoo et
+    al. 2025). The part `path_bits_per_dim` has neither the bound's prior nor its data term.
 
     Args:
-        denoiser: on a process in continuous time.
+        denoiser: a denoiser of a process in continuous time.
         ce: lambda, the weight of the cross-entropy of the posterior; 0.001 for tauLDR, else 0.
         times: how the times of a batch are drawn.
-        padding: the token of positions that are left out of the loss, which is then a mean over the tokens of a
-            batch; or None.
+        padding: the token of positions to leave out of the loss, which is then a mean over the tokens of a batch; or
+            None.
 
     Raises:
         UsageError: for a table, which has no rates, and a path whose integral is infinite.
     """
 
     def __init__(
-        self, denoiser: CategoricalDenoiser, ce: float = 0.0, times: Draw = independent, padding: int | None = None
+        self,
+        denoiser: CategoricalDenoiser,
+        ce: float = 0.0,
+        times: TimeSampling = independent,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
         if denoiser.corruption.steps is not None:
             raise UsageError(
-                "a table has no rates: train it with Hybrid, or give the process a schedule such as LogLinear()"
+                "a table of steps has no rates: train it with D3PMLoss, or give the process a schedule such as "
+                "LogLinearNoise()"
             )
         refuse_without_integral(denoiser)
         if ce:
@@ -110,20 +119,22 @@ class ContinuousBound(Objective[CategoricalDenoiser]):
 
 
 @serializable("discrete.CrossEntropy", formerly="unnoise.discrete.objectives.CrossEntropy")
-class CrossEntropy(Objective[CategoricalDenoiser]):
-    """`E[-log p(x_0 | x_t)]` alone, mean over dimensions, in nats: the bound with another weight for each time.
+class CrossEntropy(Objective[CleanDenoiser]):
+    """The cross-entropy `E[-log p(x_0 | x_t)]`, mean over dimensions, in nats: the bound with other weights over time.
 
     Args:
-        denoiser: any that says p0.
+        denoiser: a denoiser that predicts p0.
         times: how the times of a batch are drawn.
-        padding: the token of positions that are left out of the loss, which is then a mean over the tokens of a
-            batch; or None.
+        padding: the token of positions to leave out of the loss, which is then a mean over the tokens of a batch; or
+            None.
 
     Raises:
-        UsageError: for one that does not.
+        UsageError: for a denoiser that does not predict p0.
     """
 
-    def __init__(self, denoiser: CleanDenoiser, times: Draw = independent, padding: int | None = None) -> None:
+    denoiser: CleanDenoiser
+
+    def __init__(self, denoiser: CleanDenoiser, times: TimeSampling = independent, padding: int | None = None) -> None:
         super().__init__()
         refuse_without_p0(denoiser, "CrossEntropy")
         self.denoiser, self.times, self.padding = denoiser, times, padding
@@ -146,7 +157,7 @@ def with_cross_entropy(
     parts: dict[str, Tensor],
     t: Tensor,
 ) -> Loss:
-    """A bound `(B,)` plus lambda times the cross-entropy, where there is one."""
+    """Returns the loss of a bound `(B,)` plus lambda times the cross-entropy, where there is one."""
     if cross_entropy is None:
         return Loss(bound, parts, t)
     nats = mean_over(cross_entropy if ce else cross_entropy.detach(), x0, padding)
@@ -154,10 +165,10 @@ def with_cross_entropy(
 
 
 def mean_over(values: Tensor, x0: Tensor, padding: int | None) -> Tensor:
-    """The mean over an example's dimensions, `(B, ...)` to `(B,)`.
+    """Returns the mean over an example's dimensions, `(B, ...)` to `(B,)`.
 
-    Where x_0 is padding it is left out, and an example is weighed by its share of the batch's tokens, so that the
-    mean over the batch is the mean over its tokens, as in MDLM's code (Sahoo et al. 2024).
+    Padding is left out, and an example is weighted by its share of the batch's tokens, so that the mean over the batch
+    is the mean over its tokens, as in MDLM's code (Sahoo et al. 2024).
     """
     values = values.flatten(1)
     if padding is None:

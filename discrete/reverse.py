@@ -1,4 +1,4 @@
-"""How a network's output is read, as the posterior of x_0 or as its leave-one-out posterior, and conversions."""
+"""Reverse models, which read a network's output as the posterior of x_0 or as its leave-one-out posterior."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from .transition.base import ReverseModel, Transition, as_tokens
 @serializable("discrete.Product", formerly="unnoise.discrete.reverse.Product")
 @dataclass(frozen=True)
 class Product(ReverseModel):
-    r"""`p(x_s | x_t) prop. to sum_x0 q(x_s, x_t | x_0) p0(x_0) = Q_(s->t)[x_s, x_t] (p0 Q_(0->s))[x_s]` (Austin et al.
-    2021, eq. 4).
+    r"""D3PM's reverse model, `p(x_s | x_t) prop. to Q_(s->t)[x_s, x_t] (p0 Q_(0->s))[x_s]`.
 
-    The output p0 is read as the leave-one-out posterior, `p(x_0 | x_t)` over `q(x_t | x_0)`: the factor
-    `Q_(s->t)[x_s, x_t]` brings in x_t's own evidence. In the first row of a table, from which the step leads to x_0,
-    the output is the posterior itself, as published. In continuous time its rates are those of UDLM (Schiff et al.
-    2024) and Duo (Sahoo et al. 2025).
+    It is `sum_x0 q(x_s, x_t | x_0) p0(x_0)`, normalized (Austin et al. 2021, eq. 4). The output p0 is read as the
+    leave-one-out posterior, `p(x_0 | x_t)` over `q(x_t | x_0)`: the factor `Q_(s->t)[x_s, x_t]` adds the evidence of
+    x_t itself. In the first row of a table, one step from x_0, the output is the posterior itself, as published. In
+    continuous time its rates are those of UDLM (Schiff et al. 2024) and Duo (Sahoo et al. 2025).
 
     Attributes:
-        eps: added to both factors, 1e-6 in the released code for images; it moves the best p0 by as much. For tables
-            alone.
+        eps: added to both factors, 1e-6 in the released code for images; the best p0 changes by the same order. For
+            tables only.
     """
 
     eps: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.eps >= 0:
-            raise UsageError(f"eps={self.eps}: give 0, or a small positive number such as the released 1e-6")
+            raise UsageError(f"eps={self.eps}: give 0, or a small positive number such as 1e-6, as in D3PM's code")
 
     def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:
         return transition.first_row(t)
@@ -48,29 +47,32 @@ class Marginal(ReverseModel):
 
 
 def to_posterior(transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    r"""`p(x_0 | x_t) prop. to p0(x_0) q(x_t | x_0)`: the posterior from the leave-one-out posterior, as logarithms.
+    r"""Converts the leave-one-out posterior to the posterior, `p(x_0 | x_t) prop. to p0(x_0) q(x_t | x_0)`, in logs.
 
     Args:
-        transition: what corrupted x_t.
-        log_p0: the leave-one-out posterior of each position, given the noisy tokens at all others, `(..., categories)`,
-            in logarithms.
+        transition: the process that corrupted x_t.
+        log_p0: the log of the leave-one-out posterior at each position, given the noisy tokens at all others,
+            `(..., categories)`.
         x_t: `(...)`.
         t: a scalar or `(B,)`.
 
     Returns:
-        `(..., categories)`, normalized. Where log_p0 rules out all x_0 that can lead to x_t it is that of a log_p0
-        without preference.
+        `(..., categories)`, normalized. Where log_p0 rules out all x_0 that can become x_t, it is the posterior of a
+        uniform p0.
     """
     evidence = transition.log_evidence(as_tokens(x_t, transition.states, "x_t"), t).to(log_p0)
     return possible(log_p0 + evidence, evidence).log_softmax(-1)
 
 
 def to_leave_one_out(transition: Transition, log_p: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    r"""`p0(x_0) prop. to p(x_0 | x_t) / q(x_t | x_0)`, the inverse of `to_posterior`; 0 where q is."""
+    r"""Converts the posterior to `p0(x_0) prop. to p(x_0 | x_t) / q(x_t | x_0)`, which is 0 where q is 0.
+
+    The inverse of `to_posterior`, in logs.
+    """
     evidence = transition.log_evidence(as_tokens(x_t, transition.states, "x_t"), t).to(log_p)
     return possible(torch.where(evidence > -torch.inf, log_p - evidence, -torch.inf), evidence).log_softmax(-1)
 
 
 def possible(log_p: Tensor, evidence: Tensor) -> Tensor:
-    """`log_p`, `(..., K)`; where it rules out everything, the evidence of x_t."""
+    """Returns `log_p`, `(..., K)`; where it rules out every x_0, the evidence of x_t."""
     return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence)

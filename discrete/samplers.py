@@ -1,4 +1,4 @@
-"""Samplers of categorical diffusion for every process: draws of the reverse chain, and Euler steps along its rates."""
+"""Samplers of categorical diffusion for every process: the reverse chain, and Euler steps along its rates."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ Last: TypeAlias = Callable[[Tensor, Source], Tensor]
 
 
 def most_likely(p: Tensor, generator: Source = None) -> Tensor:
-    """The argmax of `(..., K)`."""
+    """Returns the argmax of `(..., K)`."""
     return p.argmax(-1)
 
 
 class Ancestral(Sampler[CategoricalDenoiser, Transition]):
-    r"""Draws `x_s ~ p(x_s | x_t)`, with exact posteriors over any stride (Austin et al. 2021, eq. 4; Hoogeboom et al.
-    2021).
+    r"""Samples `x_s ~ p(x_s | x_t)`, the reverse chain, with exact posteriors over strides of any length.
 
-    On a `ScoreEntropyDenoiser` it is SEDD's analytic sampler,
+    Austin et al. 2021, eq. 4; Hoogeboom et al. 2021. For a `ScoreEntropyDenoiser` it is SEDD's analytic sampler,
     `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]` with its denoising step at the end (Lou et al. 2024,
-    eq. 19), and on absorption with the head `carried` MDLM's (Sahoo et al. 2024, eq. 7).
+    eq. 19), and under absorption with the head `carried` MDLM's (Sahoo et al. 2024, eq. 7).
 
     Args:
-        denoiser: with its reverse model.
-        last: what to make of `p(x_0 | x_t)` at the end: `most_likely` as in D3PM, or `categorical`, a draw, as in
-            multinomial diffusion and for text.
+        denoiser: the denoiser, with its reverse model.
+        last: chooses x_0 from `p(x_0 | x_t)` in the last step: `most_likely` as in D3PM, or `categorical`, a sample, as
+            in multinomial diffusion and for text.
     """
 
     def __init__(self, denoiser: CategoricalDenoiser, last: Last = most_likely) -> None:
@@ -49,15 +48,15 @@ class Ancestral(Sampler[CategoricalDenoiser, Transition]):
 
 
 class Euler(Sampler[CategoricalDenoiser, Transition]):
-    r"""`p(x_s | x_t) = delta_(x_t) + (t - s) R_hat_t(x_t, .)`, at each position by itself (Lou et al. 2024, eq. 18;
-    Campbell et al. 2022).
+    r"""Samples Euler steps along the reverse rates, `p(x_s | x_t) = delta_(x_t) + (t - s) R_hat_t(x_t, .)`.
 
-    Of order one in the step. Where a step is so long that `1 - (t - s) sum_y R_hat(x_t, y)` would be negative, it is 0
-    and the rest is normalised. The last step, to s = 0, is the denoiser's own law.
+    Each position is sampled independently (Lou et al. 2024, eq. 18; Campbell et al. 2022). Of order one in the step.
+    Where a step is so long that `1 - (t - s) sum_y R_hat(x_t, y)` would be negative, it is 0 and the rest is
+    normalized. The last step, to s = 0, uses the denoiser's `p(x_0 | x_t)`.
 
     Args:
-        denoiser: of a process in continuous time.
-        last: what to make of `p(x_0 | x_t)` at the end, as of `Ancestral`.
+        denoiser: a denoiser of a process in continuous time.
+        last: chooses x_0 from `p(x_0 | x_t)` in the last step, as for `Ancestral`.
 
     Raises:
         UsageError: for a table, which has no rates.
@@ -69,7 +68,7 @@ class Euler(Sampler[CategoricalDenoiser, Transition]):
         self.last = last
 
     def distribution(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """`p(x_s | x_t)`, `(..., K)`, normalised."""
+        """Returns `p(x_s | x_t)`, `(..., K)`, normalized."""
         if s == 0:
             return self.denoiser.step_distribution(x, t, s, **cond)
         jumps = reverse_rates(self.denoiser, x, t, **cond)
@@ -82,14 +81,13 @@ class Euler(Sampler[CategoricalDenoiser, Transition]):
 
 
 def reverse_rates(denoiser: CategoricalDenoiser, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-    r"""`R_hat_t(x_t, y) = R_t(y, x_t) q_t(y) / q_t(x_t)`, 0 at `y = x_t`: rates of the process run backwards,
-    `(..., K)`, per unit of time.
+    r"""Returns the rates of the reverse process, `R_hat_t(x_t, y) = R_t(y, x_t) q_t(y) / q_t(x_t)`, `(..., K)`.
 
-    One symbol changes at a time: y is a symbol at one position, the others being as they are (Campbell et al. 2022,
-    proposition 1).
+    Per unit of time, and 0 at `y = x_t`. One token changes at a time: y is a token at one position while the others
+    stay (Campbell et al. 2022, proposition 1).
 
     Raises:
-        UsageError: for a table, and at t = 1 where rates are infinite there.
+        UsageError: for a table, and at t = 1 where the rates are infinite.
     """
     if t.ndim == 0 and t.device.type == "cpu" and t >= 1:
         refuse_infinite(denoiser.corruption, t)
@@ -100,26 +98,26 @@ def reverse_rates(denoiser: CategoricalDenoiser, x_t: Tensor, t: Tensor, **cond:
 
 
 def refuse_table(transition: Transition, name: str) -> None:
-    """Refuses a table of steps by the name of the sampler.
+    """Raises an error that names the sampler, for a table of steps.
 
     Raises:
         UsageError: with what to do.
     """
     if transition.steps is not None:
         raise UsageError(
-            f"{name} follows rates in time, and a table of {transition.steps} steps has none: sample with Ancestral, "
-            "or give the process a schedule in continuous time, such as LogLinear()"
+            f"{name} needs rates, and a table of {transition.steps} steps has no rates: sample with Ancestral, or give "
+            "the process a schedule in continuous time, such as LogLinearNoise()"
         )
 
 
 def refuse_infinite(transition: Transition, t: Tensor) -> None:
-    """Refuses a time at which rates are infinite, as at the end of a schedule that loses everything.
+    """Raises an error for a time at which rates are infinite, as at the end of a schedule that erases everything.
 
     Raises:
         UsageError: with what to do.
     """
     if not bool(torch.isfinite(transition.inflow(transition.stationary().argmax(-1)[None], t)).all()):
         raise UsageError(
-            f"the rates are infinite at t={float(t):g}: sample with Ancestral, give the schedule an eps above 0, "
-            "or start a grid of times of your own just below it"
+            f"the rates are infinite at t={float(t):g}: sample with Ancestral, give the schedule an eps above 0, or "
+            "start at a smaller time, such as steps=torch.linspace(0.999, 0, 51)"
         )

@@ -1,8 +1,7 @@
-"""Noise schedules of categorical diffusion: how many events a symbol has met by a time, as tables of T steps or in
-continuous time.
+"""Noise schedules of categorical diffusion: the expected number of noise events of a token by time t.
 
-`linear`, `cosine` and `reciprocal` give tables beta_1..beta_T, float64: the chance that a step resamples a symbol.
-The classes are schedules in continuous time.
+`linear`, `cosine` and `reciprocal` return tables beta_1..beta_T, float64: the probability that a step resamples a
+token. The classes are schedules in continuous time, and `TabulatedNoise` a table of T steps.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from ..shared.values import equal, hash_of_type, notation
 
 
 class NoiseSchedule(ABC):
-    r"""`total(t) = int_0^t rate(r) dr` events have met a mask_token by time t, so it is untouched with chance
-    `exp(-total(t))`; `total(0) = 0`.
+    r"""A noise schedule: `total(t) = int_0^t rate(r) dr` events by time t, `total(0) = 0`.
+
+    A token has met no event by time t with probability `exp(-total(t))`.
 
     Attributes:
-        steps: T of a table, whose rows lie at t = n / T; None in continuous time.
-        t_min: the smallest time that training and bounds visit in continuous time; what is below is coded by
+        steps: T of a table, whose rows are at t = n / T; None in continuous time.
+        t_min: the smallest time that training and bounds visit in continuous time; below it x_0 is coded by
             `p(x_0 | x_t_min)`.
     """
 
@@ -36,33 +36,36 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def total(self, t: Tensor) -> Tensor:
-        """Events by time t, in [0, inf], of the shape of `t`, float64."""
+        """Returns the events by time t, in [0, inf], of the shape of `t`, float64."""
 
     @abstractmethod
     def rate(self, t: Tensor) -> Tensor:
-        """Events per unit of time, `d total / dt`, of the shape of `t`, float64."""
+        """Returns the events per unit of time, `d total / dt`, of the shape of `t`, float64."""
 
     @abstractmethod
     def time(self, total: Tensor) -> Tensor:
-        """The time by which that many events have passed: the inverse of `total`."""
+        """Returns the time by which that many events have happened: the inverse of `total`."""
 
 
 @serializable("discrete.TabulatedNoise", formerly="unnoise.discrete.schedules.Steps")
 class TabulatedNoise(NoiseSchedule):
-    """A table of T steps, by the events of each: `-log(1 - beta_n)` where a step resamples with chance beta_n.
+    """A table of T steps by the events of each, `-log(1 - beta_n)` where a step resamples with probability beta_n.
 
     Args:
-        events: `(T,)`, positive; infinite, for beta = 1, at the last step only.
+        events: `(T,)`, positive; infinite (beta = 1) at the last step only.
 
     Raises:
-        UsageError: for other numbers, and where a rate is asked of a table.
+        UsageError: for other numbers, and from `rate`, which a table does not have.
     """
+
+    steps: int
 
     def __init__(self, events: Tensor) -> None:
         events = events.detach().double()
         if events.ndim != 1 or not len(events) or not bool((events > 0).all() & torch.isfinite(events[:-1]).all()):
             raise UsageError(
-                "events are positive numbers, one for each step, infinite (beta = 1) at the last only, such as reciprocal(1000)'s"
+                "events must be positive, one number for each step, and infinite (beta = 1) at the last step only, "
+                "such as -torch.log1p(-reciprocal(1000))"
             )
         self.events, self.steps = events, len(events)
         self._total = Table(torch.cat([events.new_zeros(1), events.cumsum(0)]))
@@ -72,7 +75,7 @@ class TabulatedNoise(NoiseSchedule):
 
     def rate(self, t: Tensor) -> Tensor:
         raise UsageError(
-            f"a table of {self.steps} steps has no rate: take a schedule in continuous time, such as LogLinear()"
+            f"a table of {self.steps} steps has no rate: take a schedule in continuous time, such as LogLinearNoise()"
         )
 
     def time(self, total: Tensor) -> Tensor:
@@ -83,10 +86,12 @@ class TabulatedNoise(NoiseSchedule):
 @serializable("discrete.LogLinearNoise", formerly="unnoise.discrete.schedules.LogLinear")
 @dataclass(frozen=True)
 class LogLinearNoise(NoiseSchedule):
-    """`exp(-total) = 1 - (1 - eps) t`: every symbol is hit at a uniform time (Lou et al. 2024; Sahoo et al. 2024).
+    """`exp(-total) = 1 - (1 - eps) t`: each token's first event is at a uniform time (Lou et al. 2024).
+
+    It is also the schedule of Sahoo et al. 2024.
 
     Attributes:
-        eps: share that survives to t = 1; 0 loses all, as `reciprocal` does in T steps.
+        eps: the share of tokens without an event by t = 1; 0 leaves none, as `reciprocal` does in T steps.
         t_min: the smallest time visited.
     """
 
@@ -109,11 +114,12 @@ class LogLinearNoise(NoiseSchedule):
 @serializable("discrete.GeometricNoise", formerly="unnoise.discrete.schedules.Geometric")
 @dataclass(frozen=True)
 class GeometricNoise(NoiseSchedule):
-    """`total = low^(1-t) high^t` for t > 0, and 0 at t = 0: SEDD's schedule for the uniform process (Lou et al. 2024,
-    appendix C.2).
+    """`total = low^(1-t) high^t` for t > 0, and 0 at t = 0: SEDD's schedule for the uniform process.
+
+    Lou et al. 2024, appendix C.2.
 
     Attributes:
-        low, high: events by the first instant and by t = 1.
+        low, high: the events as t goes to 0, and by t = 1.
         t_min: the smallest time visited.
     """
 
@@ -138,7 +144,7 @@ class GeometricNoise(NoiseSchedule):
 @serializable("discrete.ExponentialNoise", formerly="unnoise.discrete.schedules.Exponential")
 @dataclass(frozen=True)
 class ExponentialNoise(NoiseSchedule):
-    """`total = scale (base^t - 1)`, `rate = scale log(base) base^t`: tauLDR's schedule for images, 3 and 100.
+    """`total = scale (base^t - 1)`, `rate = scale log(base) base^t`: tauLDR's schedule for images (scale 3, base 100).
 
     Campbell et al. 2022.
     """
@@ -171,9 +177,8 @@ class CosineNoise(NoiseSchedule):
         return (math.log(math.cos(0.008 / 1.008 * math.pi / 2)) - torch.cos(self._angle(t)).log()).clamp(min=0)
 
     def rate(self, t: Tensor) -> Tensor:
-        return torch.where(
-            exact(t) < 1, math.pi / (2 * 1.008) * torch.tan(self._angle(t)), torch.inf
-        )  # at 1 not what rounding leaves
+        # At t = 1 the tangent is infinite, and in floating point a large number.
+        return torch.where(exact(t) < 1, math.pi / (2 * 1.008) * torch.tan(self._angle(t)), torch.inf)
 
     def time(self, total: Tensor) -> Tensor:
         angle = torch.acos(torch.exp(-exact(total)) * math.cos(0.008 / 1.008 * math.pi / 2))
@@ -186,10 +191,10 @@ class CosineNoise(NoiseSchedule):
 @serializable("discrete.ConstantNoise", formerly="unnoise.discrete.schedules.Constant")
 @dataclass(frozen=True)
 class ConstantNoise(NoiseSchedule):
-    """`total = events t`: the process on its own clock.
+    """`total = events t`: a constant rate.
 
     Attributes:
-        events: events by t = 1.
+        events: the events by t = 1.
         t_min: the smallest time visited.
     """
 
@@ -210,7 +215,7 @@ class ConstantNoise(NoiseSchedule):
 
 
 def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
-    """A table of betas, or a schedule as it is.
+    """Returns a table of betas as a `TabulatedNoise`, and a schedule as it is.
 
     Raises:
         UsageError: for anything else.
@@ -219,43 +224,45 @@ def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
         return schedule
     if not isinstance(schedule, Tensor):
         raise UsageError(
-            f"schedule={schedule!r}: give a table of betas such as reciprocal(1000), or a NoiseSchedule such as LogLinear()"
+            f"schedule={schedule!r}: give a table of betas such as reciprocal(1000), or a NoiseSchedule such as "
+            "LogLinearNoise()"
         )
     return TabulatedNoise(-torch.log1p(-checked_betas(schedule)))
 
 
 def checked_betas(schedule: Tensor | NoiseSchedule) -> Tensor:
-    """A table of betas, `(T,)`, float64.
+    """Returns a table of betas, `(T,)`, float64.
 
     Raises:
         UsageError: for any other input.
     """
     if not isinstance(schedule, Tensor):
-        raise UsageError(f"schedule={schedule!r}: this chain is given by the betas of its steps, such as linear(1000)")
+        raise UsageError(f"schedule={schedule!r}: give the betas of the steps as a tensor, such as linear(1000)")
     betas = schedule.detach().double()
     if betas.ndim != 1 or not len(betas) or not bool((betas > 0).all() & (betas <= 1).all() & (betas[:-1] < 1).all()):
         raise UsageError(
-            "a schedule is a vector of numbers in (0, 1], 1 at the last step only, such as reciprocal(1000)"
+            "the betas of a schedule must be a vector of numbers in (0, 1], 1 at the last step only, such as "
+            "reciprocal(1000)"
         )
     return betas
 
 
 def finite(schedule: NoiseSchedule) -> NoiseSchedule:
-    """The schedule, refused where infinitely many events come to pass: walks mix in the limit only.
+    """Returns the schedule, refused where it has infinitely many events by t = 1, which a random walk cannot have.
 
     Raises:
         UsageError: for such a schedule.
     """
     if not bool(torch.isfinite(schedule.total(torch.ones((), dtype=torch.float64)))):
         raise UsageError(
-            "the schedule erases all by its end, as with beta = 1, which only resampling can: take mutual_information(...), cosine(T) "
-            "or LogLinear()"
+            "the schedule erases all information by its end, as beta = 1 does, which only Uniform and Absorbing can "
+            "do: take mutual_information(...), cosine(T) or LogLinearNoise()"
         )
     return schedule
 
 
 def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Linear from `start` to `stop`, `(T,)`.
+    """Returns betas from `start` to `stop`, evenly spaced, `(T,)`.
 
     D3PM's Gaussian runs use 1e-4 to 0.02 at T = 1000 and its ablation 0.02 to 1.
     """
@@ -264,10 +271,10 @@ def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
 
 
 def cosine(steps: int) -> Tensor:
-    """`beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`, `(T,)`.
+    """Returns `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`, `(T,)`.
 
-    f is not squared: the chance to keep a symbol is the square root of the Gaussian schedule's alpha-bar (Hoogeboom et
-    al. 2021; Austin et al. 2021, whose printed formula has a misplaced plus sign).
+    f is not squared: the probability to keep a token is the square root of the Gaussian schedule's alpha-bar (Hoogeboom
+    et al. 2021; Austin et al. 2021, whose printed formula has a misplaced plus sign).
     """
     check_steps(steps)
     f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2)
@@ -275,7 +282,7 @@ def cosine(steps: int) -> Tensor:
 
 
 def reciprocal(steps: int) -> Tensor:
-    """`beta_n = 1 / (T - n + 1)`, `(T,)`: each step erases 1/T of the signal, the last one all.
+    """Returns `beta_n = 1 / (T - n + 1)`, `(T,)`: each step erases 1/T of the tokens, and the last one the rest.
 
     Sohl-Dickstein et al. 2015.
     """
@@ -284,20 +291,21 @@ def reciprocal(steps: int) -> Tensor:
 
 
 def betas_between(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """A schedule in continuous time as a table: `beta_n = 1 - exp(total((n-1)/T) - total(n/T))`, `(T,)`."""
+    """Returns a schedule in continuous time as a table, `beta_n = 1 - exp(total((n-1)/T) - total(n/T))`, `(T,)`."""
     check_steps(steps)
     return -torch.expm1(-schedule.total(torch.arange(steps + 1, dtype=torch.float64) / steps).diff())
 
 
 def refuse_numbers(fit: bool, schedule: NoiseSchedule) -> None:
-    """Refuses a schedule whose numbers do not make events grow from 0, or whose t_min is not within (0, 1)."""
+    """Raises an error for a schedule whose events do not increase from 0 or more, or whose t_min is not in (0, 1)."""
     if not fit:
         raise UsageError(
-            f"{schedule}: its events must grow from 0 or more, and t_min lie within (0, 1); see help({type(schedule).__name__})"
+            f"{schedule}: its events must increase from 0 or more, and t_min must be between 0 and 1; see "
+            f"help({type(schedule).__name__})"
         )
 
 
 def check_steps(steps: int) -> None:
-    """Refuses a table without steps."""
+    """Raises an error for a table without steps."""
     if steps < 1:
         raise UsageError(f"steps={steps}: a table needs at least one step")

@@ -1,4 +1,4 @@
-"""Tau-leaping: many jumps at once along the rates of the reverse process, and the corrector that goes with it."""
+"""Tau-leaping: many jumps at once along the rates of the reverse process, and the corrector of the same rates."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MOST = 32
 
 
 def poisson_quantile(mean: Tensor, u: Tensor) -> Tensor:
-    """The least n with `P(N <= n) >= u` for `N ~ Poisson(mean)`, `(...)`, in float64; u in (0, 1].
+    """Returns the least n with `P(N <= n) >= u` for `N ~ Poisson(mean)`, `(...)`, float64; u in (0, 1].
 
-    Counts end at 32, which a mean of 10 exceeds with a chance of 1e-8: leaps with more jumps of a kind are too long to
-    mean anything.
+    Counts end at 32, which a mean of 10 exceeds with probability 1e-8: leaps with more jumps of one kind are too long
+    to be accurate.
     """
     mean = exact(mean)
     p = torch.exp(-mean)
@@ -37,16 +37,18 @@ def poisson_quantile(mean: Tensor, u: Tensor) -> Tensor:
 
 
 def ordinal(x: Tensor, means: Tensor, transition: Transition, generator: Source = None) -> Tensor:
-    """Levels: `x + sum_y N_y (y - x)`, `N_y ~ Poisson(means_y)`, clamped to 0..K-1 (Campbell et al. 2022, section 4.3).
+    """Samples jumps of ordered categories: `x + sum_y N_y (y - x)`, `N_y ~ Poisson(means_y)`, clamped to 0..K-1.
+
+    Campbell et al. 2022, section 4.3.
 
     Args:
         x: `(...)`.
         means: `(..., K)`, 0 at x.
-        transition: over the data's own symbols.
-        generator: the source of noise; one number for each symbol of each position.
+        transition: the process, without an added mask.
+        generator: the source of noise; one number for each category at each position.
 
     Raises:
-        UsageError: where a mask was added, which is no level.
+        UsageError: where a mask was added, which has no place in the order.
     """
     refuse_jumps(ordinal, transition)
     u = 1 - uniform(means.shape, generator, dtype=torch.float64, device=means.device)
@@ -56,33 +58,33 @@ def ordinal(x: Tensor, means: Tensor, transition: Transition, generator: Source 
 
 
 def single(x: Tensor, means: Tensor, transition: Transition, generator: Source = None) -> Tensor:
-    """Nominal data: a position that would jump more than once stays where it is (Campbell et al. 2022, section 4.3).
+    """Samples jumps of categories without an order: a position that would jump more than once does not change.
 
-    One number is drawn for each position, from `single_jump_distribution`. Arguments as `ordinal`.
+    Campbell et al. 2022, section 4.3. One number is drawn for each position, from `single_jump_distribution`. Arguments
+    as for `ordinal`.
     """
     return categorical(single_jump_distribution(x, means), generator)
 
 
 def single_jump_distribution(x: Tensor, means: Tensor) -> Tensor:
-    r"""`means_y exp(-m)` for `y != x` and `1 - m exp(-m)` at x, `m = sum_y means_y`, `(..., K)`.
+    r"""Returns the distribution after exactly one jump or none, `(..., K)`.
 
-    One jump in all, or none.
+    `means_y exp(-m)` for `y != x` and `1 - m exp(-m)` at x, `m = sum_y means_y`.
     """
     total = means.sum(-1, keepdim=True)
     return (means * torch.exp(-total)).scatter(-1, x[..., None], 1 - total * torch.exp(-total))
 
 
 class TauLeaping(Sampler[CategoricalDenoiser, Transition]):
-    r"""`N_y ~ Poisson((t - s) R_hat_t(x_t, y))` jumps to each y in (s, t], all at once (Campbell et al. 2022, eq. 7 and
-    8).
+    r"""Samples `N_y ~ Poisson((t - s) R_hat_t(x_t, y))` jumps to each y in (s, t], all at once.
 
-    Of order one in the step. The last step, to s = 0, is the denoiser's law of x_0. On CIFAR-10 the paper takes 500
-    steps down to t = 0.01.
+    Campbell et al. 2022, eq. 7 and 8. Of order one in the step. The last step, to s = 0, uses the denoiser's
+    `p(x_0 | x_t)`. On CIFAR-10 the paper takes 500 steps down to t = 0.01.
 
     Args:
-        denoiser: of a process in continuous time.
-        jumps: what several jumps come to: `ordinal` for categories, `single` for symbols without an order.
-        last: what to make of `p(x_0 | x_t)` at the end, as of `Ancestral`.
+        denoiser: a denoiser of a process in continuous time.
+        jumps: combines several jumps: `ordinal` for ordered categories, `single` for categories without an order.
+        last: chooses x_0 from `p(x_0 | x_t)` in the last step, as for `Ancestral`.
 
     Raises:
         UsageError: for a table, which has no rates, and jumps that do not fit the process.
@@ -102,19 +104,19 @@ class TauLeaping(Sampler[CategoricalDenoiser, Transition]):
 
 
 class RateCorrector(Sampler[CategoricalDenoiser, Transition]):
-    r"""Leaps at the level s with the rates `R_hat_s + R_s`, which leave q_s as it is (Campbell et al. 2022, proposition
-    4, section 4.4).
+    r"""Leaps at the time s with the rates `R_hat_s + R_s`, under which q_s is stationary.
 
-    Of every jump there is also the way back, forward in time and then in reverse: errors of the predictor wear off
-    while the level stays. One leap lasts `size (t - s)`, and q_s is kept up to its square. It goes with a predictor as
+    Campbell et al. 2022, proposition 4, section 4.4. The noise of the forward process and its reversal balance each
+    other, so errors of the predictor decay while the time does not change. One leap lasts `size (t - s)` and changes
+    q_s by the order of its square. Combine it with a predictor as
     `PredictorCorrector(TauLeaping(denoiser), RateCorrector(denoiser))`.
 
     Args:
-        denoiser: of a process in continuous time.
-        size: length of a leap over that of the predictor's step; 1.5 on CIFAR-10.
-        repeats: leaps after each step; 10 on CIFAR-10.
-        below: it acts after steps from t <= `below`; 0.1 on CIFAR-10, 1 for all.
-        jumps: what several jumps come to, as of `TauLeaping`.
+        denoiser: a denoiser of a process in continuous time.
+        size: the length of a leap as a multiple of the predictor's step; 1.5 on CIFAR-10.
+        repeats: the number of leaps after each step; 10 on CIFAR-10.
+        below: the corrector acts after steps from t <= `below`; 0.1 on CIFAR-10, 1 for all steps.
+        jumps: combines several jumps, as for `TauLeaping`.
 
     Raises:
         UsageError: for a table, which has no rates, jumps that do not fit the process, and sizes that are not
@@ -134,18 +136,19 @@ class RateCorrector(Sampler[CategoricalDenoiser, Transition]):
         refuse_jumps(jumps, denoiser.corruption)
         if not size > 0 or repeats < 1 or not 0 < below <= 1:
             raise UsageError(
-                f"size={size}, repeats={repeats}, below={below}: give a positive size, repeats from 1, and a time in (0, 1]"
+                f"size={size}, repeats={repeats}, below={below}: give a positive size, one or more repeats, and a time "
+                "below=... above 0 and up to 1"
             )
         self.size, self.repeats, self.below, self.jumps = size, repeats, below, jumps
 
     def rates(self, x: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """`R_hat_s(x, y) + R_s(x, y)`, 0 at `y = x`, `(..., K)`, per unit of time."""
+        """Returns `R_hat_s(x, y) + R_s(x, y)`, 0 at `y = x`, `(..., K)`, per unit of time."""
         back = reverse_rates(self.denoiser, x, s, **cond)
         x = x.long()
         return back + self.corruption.outflow(x, s).to(back).scatter(-1, x[..., None], 0.0)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0 or min(float(t), 1.0) > self.below:  # before a grid's first step t lies beyond 1
+        if s == 0 or min(float(t), 1.0) > self.below:  # before a grid's first step t is above 1
             return x
         for _ in range(self.repeats):
             rates = self.rates(x, s, **cond)
@@ -154,10 +157,13 @@ class RateCorrector(Sampler[CategoricalDenoiser, Transition]):
 
 
 def refuse_jumps(jumps: Jumps, transition: Transition) -> None:
-    """Refuses jumps that are summed where a mask was added.
+    """Raises an error for `ordinal` jumps where a mask token was added.
 
     Raises:
         UsageError: with what to do.
     """
     if jumps is ordinal and transition.states > transition.categories:
-        raise UsageError("a mask is no level, and jumps to it cannot be summed: leap with jumps=single")
+        raise UsageError(
+            "jumps=ordinal sums jumps between ordered categories, and the added mask token is outside of their order: "
+            "take jumps=single"
+        )

@@ -1,11 +1,8 @@
-"""Samplers of absorption in a mask of its own.
-
-Symbols are revealed at times that can be drawn ahead, and may fall back.
-"""
+"""Samplers for absorption in an added mask token, whose tokens are revealed at random times and may be masked again."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,28 +13,29 @@ from ..shared.sampler import Sampler, Step, checked
 from ..shared.tensors import exact, like
 from .denoiser import CategoricalDenoiser, CleanDenoiser
 from .samplers import Last, most_likely
-from .transition import Transition
+from .transition import Absorbing
 from .transition.base import CLEAN, as_tokens
 
 TINY = 1e-30
 
 
 class Plan(NamedTuple):
-    """When each position is revealed, and what of its law: `(B, ...)` each, float64, on the signal's device.
+    """When each position is revealed, and at which quantile of its distribution: `(B, ...)` each, float64.
 
-    `events`: the schedule's `total` at that time, 0 where nothing is masked. `u`: the quantile of the symbol, in (0,
-    1].
+    Attributes:
+        events: the schedule's `total` at the time at which it is revealed, 0 where nothing is masked.
+        u: the quantile of the token, in (0, 1].
     """
 
     events: Tensor
     u: Tensor
 
 
-def planned(transition: Transition, x: Tensor, t: Tensor, generator: Source = None) -> Plan:
-    r"""The reverse of absorption from x_t, as far as it does not depend on the network.
+def planned(transition: Absorbing, x: Tensor, t: Tensor, generator: Source = None) -> Plan:
+    r"""Samples the part of the reverse of absorption from x_t that does not depend on the network.
 
     A position that is masked at t was masked at a time r with `P(r <= s) = (1 - alpha_s) / (1 - alpha_t)`, whatever its
-    symbol and all others are, and is revealed at r; so `1 - alpha_r = u (1 - alpha_t)` with u uniform (Zheng et al.
+    token and all others are, and is revealed at r; so `1 - alpha_r = u (1 - alpha_t)` with u uniform (Zheng et al.
     2024, section 4).
     """
     when, what = (1 - uniform(x.shape, generator, dtype=torch.float64, device=x.device) for _ in range(2))
@@ -45,22 +43,24 @@ def planned(transition: Transition, x: Tensor, t: Tensor, generator: Source = No
     return Plan(torch.where(x == transition.mask_token, -torch.log1p(-when * lost), 0.0), what)
 
 
-class Unmasking(Sampler[CategoricalDenoiser, Transition]):
-    r"""`Ancestral` on absorption, whose network runs only in steps in which a symbol is revealed: the same law, fewer
-    evaluations.
+class Unmasking(Sampler[CategoricalDenoiser, Absorbing]):
+    r"""Samples as `Ancestral` under absorption, but runs the network only in steps in which a token is revealed.
 
-    A masked position is revealed between t and s with the chance `(alpha_s - alpha_t) / (1 - alpha_t)`, which no
-    network says (Sahoo et al. 2024, eq. 7): all times are drawn in the first step and looked at once on the host. One
-    row takes at most as many evaluations as it has masks. Its distribution is that of `Ancestral`, step by step.
+    The distribution is that of `Ancestral`, step by step, with fewer evaluations. A masked position is revealed between
+    t and s with probability `(alpha_s - alpha_t) / (1 - alpha_t)`, which does not depend on the network (Sahoo et al.
+    2024, eq. 7): all times are drawn in the first step and copied to the host once. One row takes at most as many
+    evaluations as it has masks.
 
     Args:
-        denoiser: on `Absorbing(categories, schedule)`, a table or in continuous time.
-        last: what to make of `p(x_0 | x_t)` in the last step, as of `Ancestral`; before it symbols are drawn.
+        denoiser: a denoiser of `Absorbing(categories, schedule)`, a table or in continuous time.
+        last: chooses x_0 from `p(x_0 | x_t)` in the last step, as for `Ancestral`; in earlier steps tokens are sampled.
 
     Raises:
-        UsageError: for another process, and denoisers that change the chance to be revealed: guidance by a
+        UsageError: for another process, and for denoisers that change the probability to be revealed: guidance by a
             classifier, ratios, an eps.
     """
+
+    denoiser: CleanDenoiser
 
     looks_back = plans = True
 
@@ -71,7 +71,8 @@ class Unmasking(Sampler[CategoricalDenoiser, Transition]):
         self.last = last
 
     def begin(self) -> Step:
-        plan, order, left = None, None, 0
+        plan: Plan | None = None
+        order, left = torch.empty(0), 0
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             nonlocal plan, order, left
@@ -82,7 +83,7 @@ class Unmasking(Sampler[CategoricalDenoiser, Transition]):
             reached = self.corruption.noise.total(s)
             before, left = left, int(torch.searchsorted(order, reached, right=True))
             if before == left:
-                if self.corruption.is_clean(s):  # what `last` would draw is drawn, or streams would depend on the batch
+                if self.corruption.is_clean(s):  # `last` draws here too, or streams would depend on the batch
                     self.last(torch.ones(1, device=x.device).expand(*x.shape, 1), generator)
                 return x
             p0 = self.denoiser(x, t, **cond).exp()
@@ -95,20 +96,19 @@ class Unmasking(Sampler[CategoricalDenoiser, Transition]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-class FirstHitting(Sampler[CategoricalDenoiser, Transition]):
-    r"""Infinitely many steps at the cost of one evaluation for each symbol (Zheng et al. 2024, section 4, the
-    first-hitting sampler).
+class FirstHitting(Sampler[CategoricalDenoiser, Absorbing]):
+    r"""Samples the limit of infinitely many steps with one network evaluation for each token.
 
-    Each row walks from one reveal to the next, at times `1 - alpha = u^(1/n) (1 - alpha')` with n masks left, the order
-    statistics of `planned`, and asks the network for one symbol at the time at which it falls. With L steps for L
-    positions the joint distribution is exactly that of the process in continuous time, from a start of masks (survivors
-    of a schedule that leaves tokens over are drawn independently of each other); with fewer, `L / steps` symbols are
-    drawn at once, at the time of their first. Times below t_min are read as t_min, and on a table as rows. Here a time
-    of the grid, over that of the first, is the share of a row's masks that are left; edit with `Infilling`, which keeps
-    this grid.
+    The first-hitting sampler of Zheng et al. (2024, section 4): each row goes from one reveal to the next, at times
+    `1 - alpha = u^(1/n) (1 - alpha')` with n masks left, the order statistics of `planned`, and samples one token from
+    the network at that time. With L steps for L positions the joint distribution is exactly that of the process in
+    continuous time from a start of masks (data tokens that remain at t = 1 are sampled independently of each other);
+    with fewer steps, `L / steps` tokens are sampled at once, at the time of the first of them. Times below t_min are
+    rounded up to t_min, and on a table to rows. A time of this sampler's grid, divided by the first, is the share of a
+    row's masks that are left; edit with `Infilling`, which keeps this grid.
 
     Args:
-        denoiser: on `Absorbing(categories, schedule)`; it is asked at times `(B,)`.
+        denoiser: a denoiser of `Absorbing(categories, schedule)`; it is evaluated at times `(B,)`.
 
     Raises:
         UsageError: as `Unmasking`.
@@ -122,7 +122,7 @@ class FirstHitting(Sampler[CategoricalDenoiser, Transition]):
         refuse_changed_chances(denoiser, "FirstHitting")
 
     def times(self, steps: int | Tensor) -> Tensor:
-        """Even shares of the masks, or the grid that was given, checked."""
+        """Returns even shares of the masks, or the given grid, checked."""
         if not isinstance(steps, int):
             return super().times(steps)
         if steps < 1:
@@ -132,8 +132,9 @@ class FirstHitting(Sampler[CategoricalDenoiser, Transition]):
     def begin(self) -> Step:
         transition, noise = self.corruption, self.corruption.noise
         soonest = transition.t_min if transition.steps is None else 1 / transition.steps
-        plan, start = None, 1.0
-        falling, rank, masks, counts = None, None, None, []
+        plan: Plan | None = None
+        start, counts = 1.0, cast(list[float], [])
+        falling = rank = masks = torch.empty(0)
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             nonlocal plan, start, falling, rank, masks, counts
@@ -157,22 +158,22 @@ class FirstHitting(Sampler[CategoricalDenoiser, Transition]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-class Remasking(Sampler[CategoricalDenoiser, Transition]):
-    r"""Symbols that were revealed fall back into the mask and are drawn anew (ReMDM, Wang et al. 2025, section 3).
+class Remasking(Sampler[CategoricalDenoiser, Absorbing]):
+    r"""Masks some revealed tokens again in each step, so that they are sampled anew (ReMDM).
 
-    With `sigma = min(cap, share min(1, (1 - alpha_s) / alpha_t))` a symbol is masked again with the chance sigma, and a
-    mask is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`: the distribution of each position's x_s
-    stays what it is, so any network of absorption will do, and more steps mend more errors. With cap 0 it is
-    `Ancestral`. Their joint distribution does not: positions that fall back together are drawn at once, so at the end
-    it is off by an error of the order of the cap, however many steps are taken, and with a cap in proportion to the
-    step by one of order one in the step. With a wrong network it draws another distribution than `Ancestral`, which
-    `VariationalBound` does not bound.
+    Wang et al. 2025, section 3. With `sigma = min(cap, share min(1, (1 - alpha_s) / alpha_t))` a token is masked again
+    with probability sigma, and a mask is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`. This keeps
+    the distribution of x_s at each position, so any network that was trained under absorption fits, and more steps
+    correct more errors. With cap 0 it is `Ancestral`. It does not keep the joint distribution of positions: those that
+    are masked again together are sampled at once, so the final error is of the order of the cap, however many steps are
+    taken, and of order one in the step for a cap in proportion to the step. With an inexact network it samples another
+    distribution than `Ancestral`, which `VariationalBound` does not bound.
 
     Args:
-        denoiser: on `Absorbing(categories, schedule)`.
-        cap: the most that falls back in a step, the paper's capped strategy; 1 for none.
-        share: of the largest sigma that keeps the law, the paper's rescaled strategy.
-        last: what to make of `p(x_0 | x_t)` at the masks of the last step, in which nothing falls back.
+        denoiser: a denoiser of `Absorbing(categories, schedule)`.
+        cap: the largest sigma, the paper's capped strategy; 1 for no cap.
+        share: the share of the largest sigma that keeps the distribution, the paper's rescaled strategy.
+        last: chooses x_0 from `p(x_0 | x_t)` at the masks of the last step, in which no token is masked again.
 
     Raises:
         UsageError: as `Unmasking`, and for a cap or share outside [0, 1].
@@ -185,17 +186,16 @@ class Remasking(Sampler[CategoricalDenoiser, Transition]):
         refuse_others(denoiser, "Remasking")
         refuse_changed_chances(denoiser, "Remasking")
         if not (0 <= cap <= 1 and 0 <= share <= 1):
-            raise UsageError(f"cap={cap}, share={share}: both are chances, from 0 to 1")
+            raise UsageError(f"cap={cap}, share={share}: give two numbers from 0 to 1")
         self.cap, self.share, self.last = cap, share, last
 
     def distribution(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """`p(x_s | x_t)`, `(..., K)`."""
+        """Returns `p(x_s | x_t)`, `(..., K)`."""
         x = as_tokens(x, self.corruption.states, "x_t")
         p0 = self.denoiser(x, t, **cond).exp()
         (_, lost_s), (alpha_t, lost_t) = (self.corruption.kept(CLEAN, exact(time)) for time in (s, t))
         sigma = (self.share * (lost_s / alpha_t.clamp(min=TINY)).clamp(max=1)).clamp(max=self.cap)
-        # The chance that a mask stays, 1 - alpha_s - sigma alpha_t over 1 - alpha_t, and is not negative but for
-        # rounding.
+        # The probability that a mask stays, (1 - alpha_s - sigma alpha_t) / (1 - alpha_t), negative only by rounding:
         stays = ((lost_s - sigma * alpha_t) / lost_t).clamp(min=0)
         mask = self.corruption.one_hot(torch.full_like(x, self.corruption.mask_token), p0.dtype)
         hidden = (x == self.corruption.mask_token)[..., None]
@@ -212,31 +212,32 @@ class Remasking(Sampler[CategoricalDenoiser, Transition]):
 
 
 def refuse_changed_chances(denoiser: CategoricalDenoiser, name: str) -> None:
-    """Refuses a denoiser under which a mask is not revealed with the schedule's own chance, by the name of the
-    sampler.
+    """Raises an error for a denoiser under which masks are not revealed with the schedule's probabilities.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: with the name of the sampler and what to do.
     """
     if not isinstance(denoiser, CleanDenoiser):
         raise UsageError(
-            f"{name} reveals masks with the chances of the schedule, and {type(denoiser).__name__} changes them: sample it with Ancestral"
+            f"{name} reveals masks with the probabilities of the schedule, which {type(denoiser).__name__} changes: "
+            "sample it with Ancestral"
         )
     if denoiser.reverse.eps:
         raise UsageError(
-            f"{name} needs exact chances, and the reverse model has eps={denoiser.reverse.eps}: take Product(), or sample with Ancestral"
+            f"{name} needs a reverse model without smoothing, and this one has eps={denoiser.reverse.eps}: take "
+            "Product(), or sample with Ancestral"
         )
 
 
 def refuse_others(denoiser: CategoricalDenoiser, name: str) -> None:
-    """Refuses all but absorption in a mask that is no token of the data, by the name of the sampler.
+    """Raises an error for every process but absorption in an added mask token.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: with the name of the sampler and what to do.
     """
     transition = denoiser.corruption
     if getattr(transition, "mask_token", None) != transition.categories:
         raise UsageError(
-            f"{name} is for absorption in a mask of its own, Absorbing(levels, schedule), and this is {type(transition).__name__} "
-            f"over {transition.states} symbols: sample it with Ancestral"
+            f"{name} is for absorption in an added mask token, Absorbing(categories, schedule), and this is "
+            f"{type(transition).__name__} over {transition.states} states: sample it with Ancestral"
         )

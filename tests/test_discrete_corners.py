@@ -176,7 +176,7 @@ def test_guidance_where_rates_are_infinite_has_no_integral():
     assert totals[1] - totals[0] > 0.02
     assert totals[2] - totals[1] == pytest.approx(totals[1] - totals[0], rel=0.3)
     for make in (VariationalBound, ContinuousBound):
-        with pytest.raises(UsageError, match="in continuous time is infinite"):
+        with pytest.raises(UsageError, match="the bound of ClassifierGuided is infinite in continuous time"):
             make(guided(LogLinearNoise(0.0)))
         make(guided(LogLinearNoise(0.05)))
     VariationalBound(ClassifierGuided(Categorical(Table(4, 3), Absorbing(3, LogLinearNoise(0.0))), classifier))

@@ -185,7 +185,9 @@ def test_what_changes_the_chance_to_be_revealed_is_refused():
     guided = ClassifierGuided(denoiser, lambda hot, t: hot.sum((1, 2)), 3.0, every_neighbor)
     for make in (Unmasking, FirstHitting, Remasking):
         for other in (guided, ScoreEntropyDenoiser(Both(4, 4), transition)):
-            with pytest.raises(UsageError, match=f"{make.__name__} reveals masks with the chances of the schedule"):
+            with pytest.raises(
+                UsageError, match=f"{make.__name__} reveals masks with the probabilities of the schedule"
+            ):
                 make(other)
 
 
@@ -269,7 +271,7 @@ def test_padded_texts_are_coded(make, padding):
         assert bound.length_nats(texts) == math.log(3)
         given = costs - math.log(3)
         assert float((chance * given).sum()) < -float((chance * chance.log()).sum())  # what padding tells for nothing
-        with pytest.raises(UsageError, match="padding=2 stands before other tokens"):
+        with pytest.raises(UsageError, match="padding=2 is followed by other tokens"):
             bound(torch.tensor([[2, 0]]))
 
 

@@ -113,7 +113,7 @@ def test_inpainting_keeps_known_symbols_of_other_processes(generator):
     known, mask = prefix(torch.tensor([[3]]), 2)
     x = Inpainting(Ancestral(denoiser), known.expand(50, 2), mask)(shape=(50, 2), steps=10, generator=generator)
     assert (x[:, 0] == 3).all()
-    with pytest.raises(UsageError, match="Infilling is for absorption in a mask of its own"):
+    with pytest.raises(UsageError, match="Infilling is for absorption in an added mask token"):
         Infilling(Ancestral(denoiser), known, mask)
     text = sliding(Ancestral(denoiser), 3, window=2, overlap=1, batch=4, steps=4, generator=generator, fill=Inpainting)
     assert text.shape == (4, 3)
@@ -174,12 +174,12 @@ def test_bad_edits_are_refused_in_one_line():
     for call, words in (
         (
             lambda: Infilling(Ancestral(denoiser), torch.tensor([[3, 0]]), torch.tensor([True, False])),
-            "known holds the symbol 3",
+            "known has the token 3",
         ),
         (lambda: Infilling(Ancestral(denoiser), torch.tensor([[1, 0]]), torch.ones(3)), "does not fit a signal"),
         (
             lambda: prefix(torch.zeros(1, 4, dtype=torch.int64), 4),
-            "4 known tokens leave nothing to fill in of length=4",
+            "4 known tokens leave no position of length=4 to sample",
         ),
         (lambda: sliding(Ancestral(denoiser), 9, window=2, overlap=2, batch=1, steps=2), "overlap=2"),
     ):

@@ -328,7 +328,7 @@ def test_bad_wrappers_are_refused_in_one_line():
     ratios = ScoreEntropyDenoiser(Both(4, 4), transition)
     for call, words in (
         (lambda: Temperature(denoiser, 0.0), "temperature=0.0"),
-        (lambda: Temperature(ratios, 0.5), "Tempered needs p\\(x_0 \\| x_t\\), and ScoreEntropyDenoiser has no logits"),
+        (lambda: Temperature(ratios, 0.5), "Temperature needs logits of x_0, which ScoreEntropyDenoiser does not have"),
         (lambda: TopP(denoiser, 0.0), "p=0.0"),
         (lambda: TopP(denoiser, 1.1), "p=1.1"),
         (lambda: ClassifierFree(denoiser, 1.0), "does not say what stands for no label"),

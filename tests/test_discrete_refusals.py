@@ -59,31 +59,31 @@ ROWS = torch.full((3, 4, 4), 0.25)
 REFUSED = [
     (
         lambda: Uniform(4, cosine(5)).corrupt(torch.tensor([[1, 4]]), torch.ones(1)),
-        "x_0 holds the symbol 4, outside the vocabulary 0..3",
+        "x_0 has the token 4, outside the vocabulary 0..3",
     ),
     (
         lambda: Absorbing(4, cosine(5)).corrupt(torch.tensor([[4]]), torch.ones(1)),
-        "x_0 holds the symbol 4, outside the vocabulary 0..3",
+        "x_0 has the token 4, outside the vocabulary 0..3",
     ),
-    (lambda: DiscretizedGaussian(4, cosine(5)).corrupt(torch.tensor([[-1]]), torch.ones(1)), "x_0 holds the symbol -1"),
-    (lambda: Dense(ROWS).corrupt(torch.tensor([[4]]), torch.ones(1)), "x_0 holds the symbol 4"),
-    (lambda: Uniform(4, cosine(5)).diffuse(torch.tensor([[7]]), at(1, 5), at(2, 5)), "x_s holds the symbol 7"),
+    (lambda: DiscretizedGaussian(4, cosine(5)).corrupt(torch.tensor([[-1]]), torch.ones(1)), "x_0 has the token -1"),
+    (lambda: Dense(ROWS).corrupt(torch.tensor([[4]]), torch.ones(1)), "x_0 has the token 4"),
+    (lambda: Uniform(4, cosine(5)).diffuse(torch.tensor([[7]]), at(1, 5), at(2, 5)), "x_s has the token 7"),
     (
         lambda: Categorical(Table(5, 5), Absorbing(4, cosine(5)))(torch.tensor([[5]]), torch.ones(1)),
-        "x_t holds the symbol 5, outside .* 0..4",
+        "x_t has the token 5, outside .* 0..4",
     ),
     (
         lambda: ScoreEntropyDenoiser(Table(4, 4), Uniform(4, LogLinearNoise())).ratio(
             torch.tensor([[4]]), torch.ones(1)
         ),
-        "x_t holds the symbol 4",
+        "x_t has the token 4",
     ),
     (
         lambda: Uniform(4, cosine(5)).corrupt(torch.zeros(2, 2), torch.ones(2)),
         "x_0 is torch.float32: categorical data are integers in 0..3",
     ),
     (lambda: Uniform(4, cosine(5)).corrupt(torch.zeros(2, dtype=torch.bool), torch.ones(2)), "x_0 is torch.bool"),
-    (lambda: Absorbing(4, reciprocal(5), mask=4), "mask=4: choose one of the symbols 0..3"),
+    (lambda: Absorbing(4, reciprocal(5), mask=4), "mask=4: give one of the categories 0..3"),
     (lambda: Uniform(1, reciprocal(5)), "categories=1"),
     (lambda: Uniform(4, torch.tensor([0.5, 1.0, 0.5])), "1 at the last step only"),
     (lambda: Uniform(4, torch.tensor([0.5, 0.0])), r"numbers in \(0, 1\]"),
@@ -97,24 +97,24 @@ REFUSED = [
     ),
     (lambda: Dense(ROWS[0]), r"give \(T, K, K\)"),
     (lambda: Dense(ROWS, categories=5), "categories=5"),
-    (lambda: Dense(ROWS, last=torch.ones(4)), "last must be a law of the 4 symbols"),
+    (lambda: Dense(ROWS, last=torch.ones(4)), "last must be a distribution over the 4 states"),
     (
         lambda: NearestNeighbor(torch.tensor([[1], [0], [3], [2]]), ConstantNoise()),
-        "falls into 2 parts.*raise k, or mix in Uniform",
+        "has 2 parts that are not connected: raise k, or add resampling",
     ),
-    (lambda: NearestNeighbor(torch.tensor([[1], [4], [3], [2]]), ConstantNoise()), "symbols 0..K-1"),
-    (lambda: NearestNeighbor(NEAR, reciprocal(5)), "erases all by its end.*mutual_information"),
-    (lambda: GaussianTarget(4, LogLinearNoise(eps=0.0)), "erases all by its end"),
+    (lambda: NearestNeighbor(torch.tensor([[1], [4], [3], [2]]), ConstantNoise()), "integers in 0..K-1"),
+    (lambda: NearestNeighbor(NEAR, reciprocal(5)), "erases all information by its end.*mutual_information"),
+    (lambda: GaussianTarget(4, LogLinearNoise(eps=0.0)), "erases all information by its end"),
     (lambda: GaussianTarget(4, reach=0.0), "reach=0.0"),
-    (lambda: nearest(torch.randn(4, 2), 4), "k=4: give the number of neighbours, from 1 to 3"),
-    (lambda: BandDiagonal(4, cosine(5), band=4), "band=4: give the reach of a step, from 1 to 3"),
+    (lambda: nearest(torch.randn(4, 2), 4), "k=4: give the number of neighbors, from 1 to 3"),
+    (lambda: BandDiagonal(4, cosine(5), band=4), "band=4: give the largest move of a step, from 1 to 3"),
     (
         lambda: Mixture(NearestNeighbor(NEAR, ConstantNoise()), Uniform(5, ConstantNoise())),
-        "4 symbols and T=None of the moves do not fit 5 symbols",
+        "the moves have 4 states and T=None, and the resampling has 5 categories",
     ),
     (
         lambda: Mixture(NearestNeighbor(NEAR, ConstantNoise()), Absorbing(4, ConstantNoise(), mask=2)),
-        "the moves change the law",
+        "the moves change the distribution",
     ),
     *(
         (lambda flow=flow: flow(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2)), "table of 5 steps has no rate")
@@ -140,7 +140,7 @@ REFUSED = [
     ),
     (
         lambda: ContinuousBound(Categorical(Table(4, 4), Uniform(4, cosine(5)))),
-        "a table has no rates: train it with Hybrid",
+        "a table of steps has no rates: train it with D3PMLoss",
     ),
     (
         lambda: VariationalBound(Categorical(Table(4, 4), Uniform(4, cosine(5))), steps=6),
@@ -152,7 +152,7 @@ REFUSED = [
     ),
     (
         lambda: Categorical(Table(4, 4), Uniform(4, LogLinearNoise()), Product(1e-6)),
-        "eps to every step.* has no limit: take Product",
+        "eps at every step.* has no limit in continuous time: take Product",
     ),
     (
         lambda: Categorical(
@@ -187,17 +187,17 @@ REFUSED = [
     ),
     (
         lambda: Categorical(Table(5, 5), Uniform(4, cosine(5)))(torch.zeros(2, 3).long(), torch.ones(2)),
-        r"gave \(2, 3, 5\) for x_t \(2, 3\): give .* 4\), the vocabulary last",
+        r"returned \(2, 3, 5\) for x_t \(2, 3\): return .* 4\), the vocabulary last",
     ),
     (
         lambda: Categorical(Channels(4, 4), Absorbing(3, cosine(5)))(torch.zeros(2, 3).long(), torch.ones(2)),
-        r"gave \(2, 4, 3\) for x_t \(2, 3\): give .* 3 or 4\), the vocabulary last",
+        r"returned \(2, 4, 3\) for x_t \(2, 3\): return .* 3 or 4\), the vocabulary last",
     ),
     (
         lambda: ScoreEntropyDenoiser(Table(5, 5), Uniform(4, LogLinearNoise(1e-3)))(
             torch.zeros(2, 3).long(), torch.ones(2)
         ),
-        r"gave \(2, 3, 5\)",
+        r"returned \(2, 3, 5\)",
     ),
 ]
 

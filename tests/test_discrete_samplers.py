@@ -248,7 +248,7 @@ def test_bad_samplers_are_refused_in_one_line():
     mask = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()))
     lossy = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise(eps=0)))
     for call, words in (
-        (lambda: Euler(table), "Euler follows rates in time, and a table of 6 steps has none: sample with Ancestral"),
+        (lambda: Euler(table), "Euler needs rates, and a table of 6 steps has no rates: sample with Ancestral"),
         (lambda: TauLeaping(table), "TauLeaping follows rates"),
         (lambda: RateCorrector(table), "RateCorrector follows rates"),
         (lambda: RateCorrector(uniform, below=0.0), "below=0.0"),
@@ -257,7 +257,7 @@ def test_bad_samplers_are_refused_in_one_line():
         (lambda: Euler(lossy)(shape=(2, 2), steps=3), "infinite at t=1: sample with Ancestral"),
         (
             lambda: Unmasking(uniform),
-            "Unmasking is for absorption in a mask of its own.* and this is Uniform over 4 symbols",
+            "Unmasking is for absorption in an added mask token.* and this is Uniform over 4 states",
         ),
         (
             lambda: FirstHitting(Categorical(Both(4, 4), Absorbing(4, cosine(6), mask=2))),

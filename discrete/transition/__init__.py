@@ -1,4 +1,4 @@
-"""Transition matrices by structure."""
+"""Transition matrices, a module for each structure."""
 
 from .absorbing import Absorbing
 from .band_diagonal import BandDiagonal

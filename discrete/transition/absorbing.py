@@ -1,4 +1,4 @@
-"""Absorption in a mask."""
+"""Absorption: tokens become a mask token and stay there."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from .interpolating import TINY, Interpolating, Pair
     "discrete.Absorbing", formerly="unnoise.discrete.transition.absorbing.Absorbing", renamed={"levels": "categories"}
 )
 class Absorbing(Interpolating):
-    r"""`Q_n = (1 - beta_n) I + beta_n 1 e_m^T` (Austin et al. 2021, appendix A.2).
+    r"""Absorption in a mask token m, `Q_n = (1 - beta_n) I + beta_n 1 e_m^T` (Austin et al. 2021, appendix A.2).
 
     Args:
-        categories: number of symbols in the data.
+        categories: the number of categories in the data.
         schedule: beta_1..beta_T, or a schedule in continuous time; `reciprocal` masks everything by the last step.
-        mask: m, an ordinary symbol, as in the paper's image runs (`categories // 2`); None adds a mask_token, of index
-            `categories`, as for text.
+        mask: m, one of the categories, as in the paper's image runs (`categories // 2`); None adds a mask token, of
+            index `categories`, as for text.
 
     Attributes:
         mask_token: m.
 
     Raises:
-        UsageError: for a mask that is not among the symbols.
+        UsageError: for a mask that is not one of the categories.
     """
 
     def __init__(self, categories: int, schedule: Tensor | NoiseSchedule, mask: int | None = None) -> None:
         if mask is not None and not 0 <= mask < categories:
-            raise UsageError(f"mask={mask}: choose one of the symbols 0..{categories - 1}, or None to add one")
+            raise UsageError(
+                f"mask={mask}: give one of the categories 0..{categories - 1}, or None to add a mask token"
+            )
         super().__init__(categories, categories + (mask is None), schedule)
         self.mask, self.mask_token = mask, categories if mask is None else mask
         self._stationary = Table(F.one_hot(torch.tensor(self.mask_token), self.states).double())
@@ -63,28 +65,28 @@ class Absorbing(Interpolating):
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps:
             return generic_divergence(self, reverse, logits, x0, x_t, t, s)
-        if self.mask is None:  # a masked position was revealed after s with the same chance under both distributions
+        if self.mask is None:  # both distributions reveal a masked position between t and s with the same probability
             nats = self._where_masked(cross_entropy(logits, x0), x_t)
             before, after = (self.noise.total(exact(time).to(x_t.device)) for time in (s, t))
             revealed = (torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after)
             return Terms(self._weighed(like(revealed.to(nats), x_t), nats), nats)
         log_p_t, log_p_0 = (-cross_entropy(logits, x) for x in (torch.full_like(x_t, self.mask), x0))
         kl, nats = (
-            self._at_level(self.pair(reverse, x_t, t, time), x0, x_t, log_p_t, log_p_0)
+            self._at_time(self.pair(reverse, x_t, t, time), x0, x_t, log_p_t, log_p_0)
             for time in (s, torch.zeros_like(s))
         )
         output, clean = (like(v.to(x_t.device), x_t) for v in (self.takes_output(t), self.is_clean(s)))
         nats = torch.where(output, -log_p_0.to(nats), nats)
         return Terms(torch.where(clean, nats, kl), nats)
 
-    def _at_level(self, pair: Pair, x0: Tensor, x_t: Tensor, log_p_t: Tensor, log_p_0: Tensor) -> Tensor:
-        r"""`KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, `(...)`, where the mask is a token of the data: from p0 at x_t
-        and x_0 alone.
+    def _at_time(self, pair: Pair, x0: Tensor, x_t: Tensor, log_p_t: Tensor, log_p_0: Tensor) -> Tensor:
+        r"""Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, `(...)`, where the mask is a category of the data.
 
-        The factor `back` of both distributions cancels: `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`.
+        It depends on p0 at x_t and x_0 only. The factor `back` of both distributions cancels:
+        `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`.
 
         Args:
-            pair: the constants.
+            pair: the constants of the two times.
             x0, x_t: tokens.
             log_p_t, log_p_0: `log p0` at x_t and x_0.
         """
@@ -99,7 +101,7 @@ class Absorbing(Interpolating):
         return torch.where(b > 0, kl, 0.0).to(at_least_float32(log_p_0))
 
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
-        r"""`-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masked positions, 0 elsewhere (Sahoo et al. 2024, eq. 10)."""
+        r"""Returns `-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masks, else 0 (Sahoo et al. 2024, eq. 10)."""
         if self.mask is not None:
             return generic_path_rate(self, reverse, logits, x0, x_t, t)
         nats, t = self._where_masked(cross_entropy(logits, x0), x_t), exact(t).to(x_t.device)
@@ -115,11 +117,11 @@ class Absorbing(Interpolating):
         return torch.where(x_t == self.mask_token, nats, 0.0)
 
     def _weighed(self, weight: Tensor, nats: Tensor) -> Tensor:
-        """`weight nats`, 0 where the weight is, even of a token without a chance."""
+        """Returns `weight nats`, which is 0 where the weight is 0, even for infinite nats."""
         return torch.where(weight > 0, weight * nats, 0.0)
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        r"""At masked positions `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)`.
+        r"""Returns `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)`, at masks, else 0.
 
         Lou et al. 2024, eq. 15.
         """
@@ -144,5 +146,5 @@ def _log_ratio(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _part(q: Tensor, true: Tensor, w: Tensor) -> Tensor:
-    """A token's part of the divergence, infinite where the model gives no chance to what may be."""
+    """Returns a token's part of the divergence, infinite where the model's probability is 0 and the true one is not."""
     return torch.where(q > 0, q * (_log_ratio(true, w) + torch.where(w > 0, 0.0, torch.inf)), 0.0)

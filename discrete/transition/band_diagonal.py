@@ -1,4 +1,4 @@
-"""Small steps on ordered levels."""
+"""Short moves between ordered categories, with equal probabilities."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .spectral import Spectral, refuse_square
     renamed={"levels": "categories"},
 )
 class BandDiagonal(Spectral):
-    r"""`Q_n[i, j] = beta_n / K` for `0 < |i - j| <= band`, the rest of a row on its diagonal (Austin et al. 2021,
-    appendix A.2).
+    r"""Band-diagonal moves, `Q_n[i, j] = beta_n / K` for `0 < |i - j| <= band`, the rest of a row on its diagonal.
 
-    All steps are `I + beta_n G` with one G, so its eigenvalues give every product: `prod (1 + beta_n lambda)`.
+    Austin et al. 2021, appendix A.2. All steps are `I + beta_n G` with one G, so its eigenvalues give every product:
+    `prod (1 + beta_n lambda)`.
 
     Args:
         categories: K.
         schedule: beta_1..beta_T.
-        band: how far a step may go.
+        band: the largest `|i - j|` of a step.
 
     Raises:
         UsageError: for a band that is not within 1..K-1.
@@ -34,11 +34,11 @@ class BandDiagonal(Spectral):
 
     def __init__(self, categories: int, schedule: Tensor, band: int = 1) -> None:
         if not 1 <= band < categories:
-            raise UsageError(f"band={band}: give the reach of a step, from 1 to {categories - 1}")
+            raise UsageError(f"band={band}: give the largest move of a step, from 1 to {categories - 1}")
         self.schedule, self.band = checked_betas(schedule), band
         refuse_square(categories)
-        level = torch.arange(categories)
-        distance = (level[:, None] - level).abs()
+        category = torch.arange(categories)
+        distance = (category[:, None] - category).abs()
         g = ((distance > 0) & (distance <= band)).double() / categories
         super().__init__(
             categories,
@@ -47,7 +47,7 @@ class BandDiagonal(Spectral):
             g - torch.diag(g.sum(1)),
             torch.full((categories,), 1 / categories, dtype=torch.float64),
         )
-        # No factor is negative: G is a graph's Laplacian over -K, whose eigenvalues lie in [-1, 0].
+        # No factor is negative: G is a graph Laplacian over -K, whose eigenvalues are in [-1, 0].
         one = 1 + self.schedule[:, None] * self.basis.values
         self._log = Table(torch.cat([one.new_zeros(1, categories), one.clamp(min=1e-300).log()]).cumsum(0))
 
@@ -57,5 +57,6 @@ class BandDiagonal(Spectral):
 
     def rate(self, t: Tensor) -> Tensor:
         raise UsageError(
-            f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)"
+            f"a table of {self.steps} steps has no rates: take a process in continuous time, such as "
+            "GaussianTarget(256)"
         )

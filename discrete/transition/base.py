@@ -1,7 +1,4 @@
-"""What a transition is, and what turns a guess about x_0 into its reverse.
-
-Structured products, from which posteriors follow.
-"""
+"""The interfaces of a categorical process `q(x_t | x_s)` and of a reverse model `p(x_s | x_t)`."""
 
 from __future__ import annotations
 
@@ -16,17 +13,17 @@ from torch import Tensor
 from ...shared.corruption import Corruption, table_grid, table_time
 from ...shared.errors import UsageError
 from ...shared.random import Source, categorical
-from ...shared.tensors import at_least_float32, exact, is_integer, like, moment, refuse_array
+from ...shared.tensors import at_least_float32, checked_time, exact, is_integer, like, refuse_array
 
 CLEAN = torch.zeros((), dtype=torch.float64)  # on the host, where looking at it costs nothing
 
 
 class Terms(NamedTuple):
-    """What a training step needs, `(...)` each, in nats.
+    """The terms of a training loss at each position, `(...)` each, in nats.
 
     Attributes:
-        divergence: of a step, or the rate of the path.
-        cross_entropy: `-log p(x_0 | x_t)`; None of a denoiser without p0.
+        divergence: the KL divergence of one step, or the rate of the path in continuous time.
+        cross_entropy: `-log p(x_0 | x_t)`; None for a denoiser that does not predict p0.
     """
 
     divergence: Tensor
@@ -34,45 +31,48 @@ class Terms(NamedTuple):
 
 
 class Transition(Corruption):
-    r"""`q(x_t | x_s) = Cat(row x_s of Q_(s->t))`: a table of T steps at t = n / T, or a process in continuous time.
+    r"""A categorical process `q(x_t | x_s) = Cat(row x_s of Q_(s->t))`: a table of T steps, or one in continuous time.
 
-    Times are scalars or `(B,)` for the first axis of the signal; t = 0 is the clean signal. Probabilities have shape
-    `(..., K)`.
+    Times are scalars, or `(B,)` for the first axis of the signal; t = 0 is the clean signal and row n of a table is at
+    t = n / T. Probabilities have shape `(..., K)`.
 
     Attributes:
-        categories: number of symbols in the data.
-        states: K, number of symbols in all; more than `categories` where a mask is added.
+        categories: the number of categories in the data.
+        states: K, the number of states; above `categories` where a mask token is added.
         steps: T; None in continuous time.
         t_min: the smallest time that training and bounds visit in continuous time.
-        rounding: chances of x_t below it count as none where they are divided by, since sums that cancel leave them
-            without digits.
-        unmasked_is_clean: whether a token of the data in x_t is certain to be x_0, as under absorption in a mask that
-            is no such token.
+        rounding: probabilities of x_t below it are treated as 0 where they are divided by; above 0 for a process whose
+            sums cancel and leave them without correct digits.
+        unmasked_is_clean: whether a data token in x_t is always equal to x_0, as under absorption in an added mask.
     """
 
+    categories: int
+    states: int
+    steps: int | None
+    t_min: float
     rounding: float = 0.0
     unmasked_is_clean: bool = False
 
     def __init__(self, categories: int, states: int, steps: int | None, t_min: float = 0.0) -> None:
         if categories < 2:
-            raise UsageError(f"levels={categories}: categorical data need two symbols or more")
+            raise UsageError(f"categories={categories}: categorical data need two categories or more")
         self.categories, self.states, self.steps, self.t_min = categories, states, steps, t_min
 
     @abstractmethod
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """`p Q_(s->t)`: the law of x_t when x_s has distribution p, `(..., K)`."""
+        """Returns `p Q_(s->t)`, `(..., K)`: the distribution of x_t where x_s has the distribution p; linear in p."""
 
     @abstractmethod
     def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """`Q_(s->t)[:, x_t]`: the chance of x_t from each x_s, `(..., K)`, float64."""
+        """Returns `Q_(s->t)[:, x_t]`, `(..., K)`, float64: the probability of x_t given each x_s."""
 
     @abstractmethod
     def stationary(self) -> Tensor:
-        """The law that sampling starts from, `(K,)`, float64."""
+        """Returns the distribution that sampling starts from, `(K,)`, float64."""
 
     @abstractmethod
     def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """`R_t[:, x_t]`: the rates of jumps into x_t, `(..., K)`, float64; what stands at x_t itself means nothing.
+        """Returns the rates of jumps into x_t, `R_t[:, x_t]`, `(..., K)`, float64; the entry at x_t itself is unused.
 
         Raises:
             UsageError: for a table, which has no rates.
@@ -80,16 +80,16 @@ class Transition(Corruption):
 
     @abstractmethod
     def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """`R_t[x_t, :]`: the rates of jumps out of x_t, as `inflow`."""
+        """Returns the rates of jumps out of x_t, `R_t[x_t, :]`, as `inflow`."""
 
     @abstractmethod
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
-        """`KL(q(x_s | x_t, x_0) || p(x_s | x_t))` for each position; at s = 0 it is `-log p(x_0 | x_t)`.
+        """Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))` at each position; at s = 0 it is `-log p(x_0 | x_t)`.
 
-        Where the reverse model has an eps both distributions are smoothed by it, as in D3PM's released code.
+        Where the reverse model has an eps, both distributions are smoothed by it, as in D3PM's released code.
 
         Args:
-            reverse: how p0 is read.
+            reverse: the reverse model, which reads p0.
             logits: `log p0` up to a constant, `(..., categories)`.
             x0, x_t: `(...)`, int64.
             t, s: scalars or `(B,)`.
@@ -97,7 +97,7 @@ class Transition(Corruption):
 
     @abstractmethod
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
-        r"""The limit of the divergence of a step from t over its length, as the step shrinks, per unit of time.
+        r"""Returns the limit of the divergence of a step over its length as the step shrinks, per unit of time.
 
         `sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))`, with the true ratio
         `r_y = q(y | x_0) / q(x_t | x_0)` and the model's m_y, `ReverseModel.ratio` (Campbell et al. 2022, proposition
@@ -108,23 +108,32 @@ class Transition(Corruption):
     def draw(
         self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None
     ) -> Tensor:
-        """`x_s ~ p(x_s | x_t)`, `(...)`, at scalar times, s > 0."""
+        """Samples `x_s ~ p(x_s | x_t)`, `(...)`, at scalar times, s > 0."""
 
     def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """`-log p(x_0 | x_t)`, `(...)`, in nats; arguments as `divergence`."""
+        """Returns `-log p(x_0 | x_t)`, `(...)`, in nats; arguments as `divergence`."""
         log_p0 = at_least_float32(logits).log_softmax(-1)
         return -reverse.log_posterior(self, log_p0, x_t, t).gather(-1, x0[..., None]).squeeze(-1)
 
     def survival(self, t: Tensor) -> float:
-        """The largest chance, over x_0, that x_t is not the one token that sampling starts from, such as a mask.
+        """Returns the largest probability, over x_0, that x_t is not the one token that sampling starts from.
 
-        0 where sampling starts from several. Above 0 a start from that token alone would leave out what the process
-        leaves over: see `CategoricalDenoiser.start`.
+        0 where sampling starts from several tokens. Where it is above 0, a start from that token (a mask) alone would
+        leave out the data tokens that remain at t: see `CategoricalDenoiser.start`.
         """
         return 0.0
 
     def row(self, t: Tensor) -> Tensor:
-        """The step n of a time t = n / T, int64.
+        """Returns the step n of a time t = n / T, int64.
+
+        Raises:
+            UsageError: in continuous time, which has no rows.
+        """
+        return torch.round(exact(t) * self.table_length).long()
+
+    @property
+    def table_length(self) -> int:
+        """T of a table.
 
         Raises:
             UsageError: in continuous time, which has no rows.
@@ -133,67 +142,65 @@ class Transition(Corruption):
             raise UsageError(
                 "this process runs in continuous time and has no rows: give it a table such as reciprocal(1000)"
             )
-        return torch.round(exact(t) * self.steps).long()
+        return self.steps
 
     def is_clean(self, s: Tensor) -> Tensor:
-        """Whether a time is 0, on a table up to rounding."""
+        """Returns whether a time is 0, on a table up to rounding."""
         return s == 0 if self.steps is None else self.row(s) == 0
 
     def before(self, t: Tensor) -> Tensor:
-        """The time of the row before t."""
-        return (self.row(t) - 1).double() / self.steps
+        """Returns the time of the row before t."""
+        return (self.row(t) - 1).double() / self.table_length
 
     def first_row(self, t: Tensor) -> Tensor:
-        """Whether a time is the first row of a table, from which one step leads to x_0; never in continuous time."""
+        """Returns whether t is the first row of a table, one step from x_0; False in continuous time."""
         return torch.zeros_like(t, dtype=torch.bool) if self.steps is None else self.row(t) == 1
 
     def takes_output(self, t: Tensor) -> Tensor:
-        """Whether the output at t is taken for `p(x_0 | x_t)` as it is: in the first row of a table, as published.
+        """Returns whether the output at t is `p(x_0 | x_t)` as it is: in the first row of a table, as published.
 
-        Not where a token of the data in x_t is certain to be x_0, whatever the output.
+        False where a data token in x_t is always equal to x_0, whatever the output.
         """
         return torch.zeros_like(t, dtype=torch.bool) if self.unmasked_is_clean else self.first_row(t)
 
     def one_hot(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Point masses, `(..., K)`."""
+        """Returns point masses, `(..., K)`."""
         return torch.zeros(*x.shape, self.states, dtype=dtype, device=x.device).scatter_(
             -1, x[..., None], 1
         )  # F.one_hot is int64 first
 
     def posterior(self, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        r"""`sum_x0 q(x_s | x_t, x_0) p0(x_0)` for any s < t, normalised, `(..., K)` (Austin et al. 2021, eq. 3,
-        averaged over x_0).
+        r"""Returns `sum_x0 q(x_s | x_t, x_0) p0(x_0)` for any s < t, normalized, `(..., K)`.
 
-        An x_0 from which x_t cannot be reached is left out.
+        An x_0 from which x_t cannot be reached is left out (Austin et al. 2021, eq. 3, averaged over x_0).
         """
         return normalized(self.likelihood(x_t, s, t) * self.pushforward(self.over_reach(x_t, p0, t), CLEAN, s)).to(p0)
 
     def ratio(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
-        r"""`sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)`, which is `q_t(y) / q_t(x_t)` when p0 is the posterior of x_0,
-        `(..., K)`.
+        r"""Returns `sum_x0 p0(x_0) q(y | x_0) / q(x_t | x_0)` for every y, `(..., K)`.
+
+        It is `q_t(y) / q_t(x_t)` where p0 is the posterior of x_0.
         """
         return self.pushforward(self.over_reach(x_t, p0, t), CLEAN, t).to(p0)
 
     def log_evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """`log q(x_t | x_0)` for every x_0 of the data, up to a constant for each position, `(..., categories)`,
-        float64.
-        """
+        """Returns `log q(x_t | x_0)` for every x_0, up to a constant at each position, `(..., categories)`, float64."""
         reach = self.likelihood(x_t, CLEAN, t)[..., : self.categories]
         return torch.where(reach > self.rounding, reach, 0.0).log()
 
     def over_reach(self, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
-        """`p0(x_0) / q(x_t | x_0)`, float64, for it may be large; 0 where x_t is out of reach."""
+        """Returns `p0(x_0) / q(x_t | x_0)`, float64 since it may be large; 0 where x_0 cannot become x_t."""
         reach = self.likelihood(x_t, CLEAN, t)
         least = max(1e-300, self.rounding)
         return torch.where(reach > least, p0.double() / reach.clamp(min=least), 0.0)
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = as_tokens(x0, self.categories, "x_0")
-        return categorical(self.pushforward(self.one_hot(x0), CLEAN, moment(t, len(x0))), generator)
+        return categorical(self.pushforward(self.one_hot(x0), CLEAN, checked_time(t, len(x0))), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x_s = as_tokens(x_s, self.states, "x_s")
-        return categorical(self.pushforward(self.one_hot(x_s), moment(s), moment(t, len(x_s))), generator)
+        return categorical(self.pushforward(self.one_hot(x_s), checked_time(s), checked_time(t, len(x_s))), generator)
 
     def state(self, x: Tensor) -> Tensor:
         return as_tokens(x, self.states, "x")
@@ -214,32 +221,32 @@ class Transition(Corruption):
 
 
 class ReverseModel(ABC):
-    """How a network's output p0 is read, and `p(x_s | x_t)` that follows.
+    """Defines how a network's output p0 is read, and the `p(x_s | x_t)` that follows.
 
-    One read as the posterior `p(x_0 | x_t)` is divided by `q(x_t | x_0)` before it is pushed forward; the
-    leave-one-out posterior, which has x_t's own evidence left out, is pushed forward as it is:
-    `p(x_s | x_t) prop. to Q_(s->t)[x_s, x_t] (w Q_(0->s))[x_s]` with these weights w of x_0. Both say the same model
+    An output that is the posterior `p(x_0 | x_t)` is divided by `q(x_t | x_0)` before it is pushed forward; the
+    leave-one-out posterior, which leaves the evidence of x_t itself out, is pushed forward as it is:
+    `p(x_s | x_t) prop. to Q_(s->t)[x_s, x_t] (w Q_(0->s))[x_s]` with these weights w of x_0. Both give the same model
     where the outputs are each other's conversions (`to_posterior`, `to_leave_one_out`).
 
     Attributes:
-        eps: added to both factors, for s > 0; closed forms hold without.
+        eps: added to both factors, for s > 0; the closed forms of transitions hold for eps = 0.
     """
 
     eps: float = 0.0
 
     @abstractmethod
     def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:
-        """Whether the output at t is read as the posterior, bool, of the shape of t."""
+        """Returns whether the output at t is read as the posterior, bool, of the shape of t."""
 
     def weights(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
-        """w, `(..., K)`: p0, over `q(x_t | x_0)` where it is the posterior; float64 then, for it may be large."""
+        """Returns w, `(..., K)`: p0 as it is, or the posterior over `q(x_t | x_0)` in float64, as it may be large."""
         posterior = self.reads_posterior(transition, t)
         if posterior.ndim == 0 and posterior.device.type == "cpu":
             return transition.over_reach(x_t, p0, t) if posterior else p0
         return torch.where(like(posterior.to(p0.device), p0), transition.over_reach(x_t, p0, t), p0.double())
 
     def __call__(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """`p(x_s | x_t)`, `(..., K)`; t and s are scalars or `(B,)`. At s = 0 it is the posterior of x_0."""
+        """Returns `p(x_s | x_t)`, `(..., K)`; t and s are scalars or `(B,)`. At s = 0 it is the posterior of x_0."""
         clean = transition.is_clean(s)
         if clean.ndim == 0 and clean.device.type == "cpu":
             return self._at_zero(transition, x_t, p0, t) if clean else self.between(transition, x_t, p0, t, s)
@@ -249,9 +256,9 @@ class ReverseModel(ABC):
     def between(
         self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor, back: Tensor | None = None
     ) -> Tensor:
-        """`p(x_s | x_t)` at s > 0; `back` is `Q_(s->t)[:, x_t]` where it is at hand.
+        """Returns `p(x_s | x_t)` at s > 0; `back` is `Q_(s->t)[:, x_t]` where it has been computed before.
 
-        Where p0 gives no chance to any x_0 that can lead to x_t, x_t stays.
+        Where p0 is 0 for every x_0 that can become x_t, x_s is x_t.
         """
         ahead = transition.pushforward(self.weights(transition, x_t, p0, t), CLEAN, s)
         back = (transition.likelihood(x_t, s, t) if back is None else back).to(ahead)
@@ -264,8 +271,10 @@ class ReverseModel(ABC):
         return F.pad(p, (0, transition.states - transition.categories))
 
     def log_posterior(self, transition: Transition, log_p0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        r"""`log p(x_0 | x_t)`, `(..., categories)`: `log p0`, plus `log q(x_t | x_0)` where p0 leaves it out, over the
-        x_0 that can lead to x_t. Where the process `takes_output` it is p0 itself.
+        r"""Returns `log p(x_0 | x_t)`, `(..., categories)`.
+
+        It is `log p0`, plus `log q(x_t | x_0)` where p0 leaves it out, over the x_0 that can become x_t; where
+        `takes_output` of the process, it is `log p0` itself.
         """
         evidence = transition.log_evidence(x_t, t).to(log_p0)
         posterior, first = (
@@ -276,7 +285,7 @@ class ReverseModel(ABC):
         return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence).log_softmax(-1)
 
     def log_ratio(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
-        """The logarithm of the model's `q_t(y) / q_t(x_t)`, `m_y = (w Q_t)[y] / (w Q_t)[x_t]`, `(..., K)`."""
+        """Returns `log m`, `(..., K)`, of the model's `q_t(y) / q_t(x_t)`: `m_y = (w Q_t)[y] / (w Q_t)[x_t]`."""
         ahead = transition.pushforward(self.weights(transition, x_t, p0, t), CLEAN, t)
         log_ahead = ahead.clamp(min=torch.finfo(ahead.dtype).tiny).log()
         if ahead.dtype == torch.float64:  # float32, which training uses, underflows
@@ -284,32 +293,32 @@ class ReverseModel(ABC):
         return (log_ahead - log_ahead.gather(-1, x_t[..., None])).to(p0)
 
     def own(self, transition: Transition, t: Tensor, kept: Tensor, missed: Tensor) -> Tensor:
-        """W of x_0 = x_t over p0 beside that of every other x_0, of the shape of `missed`.
+        """Returns `w / p0` of x_0 = x_t relative to that of every other x_0, of the shape of `missed`.
 
         1 for the leave-one-out posterior, `missed / (kept + missed)` for the posterior, where a token is kept with
-        chance `kept` and else becomes x_t with chance `missed`.
+        probability `kept` and else becomes x_t with probability `missed`.
         """
         posterior = like(self.reads_posterior(transition, t).to(missed.device), missed)
         return torch.where(posterior, missed / (kept + missed).clamp(min=torch.finfo(missed.dtype).tiny), 1.0)
 
 
 def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
-    """Integers of any type as int64, checked to lie in 0..size-1; on an accelerator without waiting for it.
+    """Returns integers of any type as int64, checked to be in 0..size-1, without waiting for an accelerator.
 
     Raises:
-        UsageError: for other types, and with the first number outside the vocabulary.
+        UsageError: for other types, and for a token outside the vocabulary.
     """
     if not is_integer(refuse_array(x, what)):
         raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{size - 1}")
     x = x.long()
     known = (x >= 0) & (x < size)
     if x.device.type != "cpu":
-        torch._assert_async(known.all(), f"{what} holds a symbol outside 0..{size - 1}")
+        torch._assert_async(known.all(), f"{what} has a token outside 0..{size - 1}")  # pyright: ignore[reportPrivateImportUsage]
     elif not bool(known.all()):
-        raise UsageError(f"{what} holds the symbol {int(x[~known].flatten()[0])}, outside the vocabulary 0..{size - 1}")
+        raise UsageError(f"{what} has the token {int(x[~known].flatten()[0])}, outside the vocabulary 0..{size - 1}")
     return x
 
 
 def normalized(p: Tensor) -> Tensor:
-    """`p` over its sum along the last axis."""
+    """Returns `p` over its sum along the last axis."""
     return p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)

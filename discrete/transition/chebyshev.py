@@ -1,4 +1,4 @@
-"""Exponentials of large sparse matrices, applied and never written out."""
+"""Products with exponentials of large sparse matrices, without the exponentials themselves."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from ...shared.tensors import Table, exact
 
-DROPPED = 1e-13
+DROPPED = 1e-13  # the size of terms that are left out
 
 
 class Chebyshev:
-    r"""`p exp(tau G)` for a symmetric G with eigenvalues in [-bound, 0], by Chebyshev's polynomials of
-    `1 + 2 G / bound`.
+    r"""Computes `p exp(tau G)` for a symmetric G with eigenvalues in [-bound, 0] by Chebyshev polynomials.
 
-    `exp(tau G) = sum_k c_k T_k`, `c_k = (2 - [k = 0]) exp(-z) I_k(z)`, `z = tau bound / 2`: about `sqrt(60 z)` products
-    with G for double precision, one recursion for every tau of a batch. (Abramowitz & Stegun 1964, 9.6.34.)
+    `exp(tau G) = sum_k c_k T_k(1 + 2 G / bound)`, `c_k = (2 - [k = 0]) exp(-z) I_k(z)`, `z = tau bound / 2` (Abramowitz
+    & Stegun 1964, 9.6.34): about `sqrt(60 z)` products with G for double precision, one recursion for all tau of a
+    batch.
 
     Args:
         generator: G, sparse `(K, K)`.
-        bound: no eigenvalue lies below minus this.
+        bound: no eigenvalue is below minus this.
     """
 
     def __init__(self, generator: Tensor, bound: float) -> None:
@@ -32,7 +32,7 @@ class Chebyshev:
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """G on a device, compressed by rows."""
+        """Returns G on a device, compressed by rows."""
         if (device, dtype) not in self._copies:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -40,11 +40,8 @@ class Chebyshev:
         return self._copies[device, dtype]
 
     def push(self, p: Tensor, tau: Tensor) -> Tensor:
-        """`p exp(tau G)`, `(..., K)`; tau a scalar or `(B,)`."""
-        tau, flat = (
-            exact(tau),
-            p.reshape(-1, p.shape[-1]).T.contiguous(),
-        )  # (K, N): sparse matrices multiply from the left
+        """Returns `p exp(tau G)`, `(..., K)`; tau a scalar or `(B,)`."""
+        tau, flat = exact(tau), p.reshape(-1, p.shape[-1]).T.contiguous()  # (K, N): sparse matrices are the left factor
         c = self.coefficients(tau).to(flat)  # (terms,) or (terms, B)
         each = p[0, ..., 0].numel() if tau.ndim else 1
         before, now = flat, flat + (2 / self.bound) * (g := self.on(p.device, p.dtype)).mm(flat)
@@ -55,7 +52,7 @@ class Chebyshev:
         return total.clamp(min=0).T.reshape(p.shape)
 
     def coefficients(self, tau: Tensor) -> Tensor:
-        """c_k, as many as matter for the largest tau."""
+        """Returns c_k, as many as are needed for the largest tau."""
         z = tau.cpu().numpy() * (self.bound / 2)
         longest = float(z.max())
         terms = 3 + int(math.sqrt(2 * (longest + 1) * -2 * math.log(DROPPED)) + 12 * math.log1p(longest) ** 0.5)
@@ -68,5 +65,5 @@ class Chebyshev:
 
 
 def _of(c: Tensor, each: int) -> Tensor:
-    """A coefficient, a scalar or `(B,)`, for the columns `(B * each,)`."""
+    """Returns a coefficient, a scalar or `(B,)`, for the columns `(B * each,)`."""
     return c if c.ndim == 0 else c.repeat_interleave(each)

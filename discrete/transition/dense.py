@@ -1,4 +1,4 @@
-"""Matrices of one's own."""
+"""A chain given by its transition matrices."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ...shared.tensors import Table, like
 from .stepwise import Stepwise
 
 ROUNDING = 1e-6
-STRUCTURED = "take Uniform, Absorbing or NearestNeighbor, whose memory grows with the symbols and not with their square"
+STRUCTURED = "take Uniform, Absorbing or NearestNeighbor, whose memory grows with K and not with its square"
 
 
 @serializable("discrete.Dense", formerly="unnoise.discrete.transition.dense.Dense", renamed={"levels": "categories"})
 class Dense(Stepwise):
-    """Any chain, `Q_1 .. Q_T` written out; its products from the clean signal are a second table of the same size.
+    """Any chain, given by its matrices `Q_1 .. Q_T`; their products from x_0 are a second table of the same size.
 
     Args:
-        matrices: `(T, K, K)`; row i of Q_n is the law of x_n after x_(n-1) = i.
-        last: `(K,)`, the distribution that sampling starts from; None for that of x_T averaged over x_0. Bounds are
-            infinite for data whose x_T may be a token that it gives no chance to; where it is one token alone, others
-            that x_T may be are the denoiser's (`CategoricalDenoiser.start`).
-        categories: number of symbols in the data, the first ones; None for all K.
+        matrices: `(T, K, K)`; row i of Q_n is the distribution of x_n given x_(n-1) = i.
+        last: `(K,)`, the distribution that sampling starts from; None for that of x_T averaged over x_0. The bound is
+            infinite for data whose x_T may be a token of probability 0 under it; where it is one token alone, other
+            tokens of x_T are sampled from the denoiser (`CategoricalDenoiser.start`).
+        categories: the number of categories in the data, the first ones; None for all K.
 
     Raises:
-        UsageError: where a row is negative or does not sum to one, with its step and number.
+        UsageError: where a row is negative or does not sum to one, with its step and index.
     """
 
     def __init__(self, matrices: Tensor, last: Tensor | None = None, categories: int | None = None) -> None:
@@ -43,7 +43,8 @@ class Dense(Stepwise):
         refuse_rows(self.matrices)
         if categories is not None and not 2 <= categories <= size:
             raise UsageError(
-                f"levels={categories}: give the number of symbols in the data, from 2 to the {size} of the matrices"
+                f"categories={categories}: give the number of categories in the data, from 2 to {size}, the size of "
+                "the matrices"
             )
         super().__init__(categories or size, size, len(matrices))
         total = torch.empty(len(matrices) + 1, size, size, dtype=torch.float64)
@@ -58,10 +59,12 @@ class Dense(Stepwise):
         if last is not None and (
             last.shape != (size,) or bool((last < 0).any()) or abs(float(last.sum()) - 1) > ROUNDING
         ):
-            raise UsageError(f"last must be a law of the {size} symbols: numbers of at least 0 that sum to 1")
+            raise UsageError(
+                f"last must be a distribution over the {size} states: {size} numbers of at least 0 that sum to 1"
+            )
         start = total[-1][: self.categories].mean(0) if last is None else last.double()
         one = start.argmax()
-        if float(1 - start[one]) < ROUNDING:  # one token up to the rounding of the rows
+        if float(1 - start[one]) < ROUNDING:  # a point mass up to the rounding of the rows
             start = torch.zeros_like(start).index_fill_(0, one, 1.0)
         self._stationary = Table(start)
 
@@ -95,7 +98,7 @@ class Dense(Stepwise):
 
 
 def refuse_rows(matrices: Tensor) -> None:
-    """Refuses matrices `(T, K, K)` with a row that is no law.
+    """Raises an error for matrices `(T, K, K)` with a row that is not a distribution.
 
     Raises:
         UsageError: with the first such row.
@@ -108,6 +111,6 @@ def refuse_rows(matrices: Tensor) -> None:
             n, i = (int(k) for k in wrong.nonzero()[0])
             row = matrices[n, i]
             raise UsageError(
-                f"row {i} of Q_{n + 1} {name} (sum {float(row.sum()):.6g}, least entry {float(row.min()):.6g}): "
-                "row i is the law of x_n after x_(n-1) = i; for matrices whose columns are, give them transposed"
+                f"row {i} of Q_{n + 1} {name} (sum {float(row.sum()):.6g}, smallest entry {float(row.min()):.6g}): row "
+                "i must be the distribution of x_n given x_(n-1) = i; where the columns are, give matrices.mT"
             )

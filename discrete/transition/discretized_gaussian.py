@@ -1,4 +1,4 @@
-"""Local moves on ordered levels."""
+"""Moves between ordered categories with a discretized Gaussian's probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ...shared.memory import refuse_beyond
 from ...shared.random import Source, categorical
 from ...shared.serialization import serializable
-from ...shared.tensors import Table, like, moment
+from ...shared.tensors import Table, checked_time, like
 from ..schedules import checked_betas
 from .base import as_tokens
 from .stepwise import Stepwise
@@ -20,16 +20,15 @@ from .stepwise import Stepwise
     renamed={"levels": "categories"},
 )
 class DiscretizedGaussian(Stepwise):
-    r"""Local moves: off the diagonal `Q_n[i, j] = w_n(i - j) / sum_m w_n(m)`,
-    `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`, m = -(K-1)..K-1.
+    r"""Discretized Gaussian moves, `Q_n[i, j] = w_n(i - j) / sum_m w_n(m)` off the diagonal, m = -(K-1)..K-1.
 
-    The diagonal is one minus the rest of its row, so Q_n is symmetric and doubly stochastic (Austin et al. 2021,
-    appendix A.2).
+    `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`, and the diagonal is one minus the rest of its row, so Q_n is symmetric
+    and doubly stochastic (Austin et al. 2021, appendix A.2).
 
-    One step is kept as its `(T, K)` offsets. The levels may be counted from either end, so Q_n maps even functions of
-    the level to even ones and odd to odd; the products from the clean signal are kept as these two halves,
-    `(T + 1, K/2, K/2)` each: half of the numbers and half of the work of the whole matrices. Other strides are
-    multiplied when a sampler first takes them.
+    Single steps are kept as their `(T, K)` offsets. Q_n does not change when the order of the categories is reversed,
+    so it maps even functions of the category to even ones and odd to odd; the products from the clean signal are kept
+    as these two halves, `(T + 1, K/2, K/2)` each, half of the numbers and half of the work of the whole matrices. Other
+    strides are multiplied when a sampler first takes them.
 
     Args:
         categories: K; the grid is K - 1 wide for every K.
@@ -40,41 +39,39 @@ class DiscretizedGaussian(Stepwise):
 
     def __init__(self, categories: int, schedule: Tensor) -> None:
         self.schedule = checked_betas(schedule)
-        super().__init__(categories, categories, len(self.schedule))
-        need = 8 * categories**2 * ((self.steps + 1) // 2 + 4)
+        steps = len(self.schedule)
+        super().__init__(categories, categories, steps)
+        need = 8 * categories**2 * ((steps + 1) // 2 + 4)
         refuse_beyond(
             need,
-            f"the products of {self.steps} steps of {categories} x {categories} numbers",
-            "take Uniform, or fewer levels or steps",
+            f"the products of {steps} steps of {categories} x {categories} numbers",
+            "take Uniform, or fewer categories or steps",
         )
         offset = torch.arange(categories, dtype=torch.float64)
         w = (-4 * offset**2 / ((categories - 1) ** 2 * self.schedule[:, None])).exp()
         self._offsets = Table(w / (2 * w.sum(1, keepdim=True) - 1))  # (T, K); offset 0 counts once
         self._distance = Table((offset[:, None] - offset).abs().long())
-        moved = self._offsets.values.cumsum(1) - self._offsets.values[:, :1]  # by up to so many levels to one side
+        moved = self._offsets.values.cumsum(1) - self._offsets.values[:, :1]  # by 1 to m categories to one side
         self._rest = Table(1 - moved - moved.flip(1))  # the diagonal
         self._stationary = Table(torch.full((categories,), 1 / categories, dtype=torch.float64))
         self.half = (categories + 1) // 2
-        even = torch.eye(self.half, dtype=torch.float64).expand(self.steps + 1, -1, -1).clone()
-        odd = torch.eye(categories // 2, dtype=torch.float64).expand(self.steps + 1, -1, -1).clone()
-        for n in range(1, self.steps + 1):
+        even = torch.eye(self.half, dtype=torch.float64).expand(steps + 1, -1, -1).clone()
+        odd = torch.eye(categories // 2, dtype=torch.float64).expand(steps + 1, -1, -1).clone()
+        for n in range(1, steps + 1):
             one = self.one(torch.tensor(n))
             torch.matmul(even[n - 1], self._fold(self._fold(one)[0].mT)[0].mT, out=even[n])
             torch.matmul(odd[n - 1], self._fold(self._fold(one)[1].mT)[1].mT, out=odd[n])
         self._even, self._odd = Table(even), Table(odd)
 
     def _fold(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """`p` `(..., K)` in the even and the odd orthonormal functions, `(..., ceil K/2)` and `(..., floor K/2)`."""
+        """Returns p `(..., K)` in the even and odd orthonormal functions, `(..., ceil K/2)` and `(..., floor K/2)`."""
         pairs = self.states // 2
         left, right = p[..., :pairs], p[..., self.half :].flip(-1)
         even, odd = (left + right) * 0.5**0.5, (left - right) * 0.5**0.5
         return (even if self.half == pairs else torch.cat([even, p[..., pairs : pairs + 1]], -1)), odd
 
     def _unfold(self, even: Tensor, odd: Tensor) -> Tensor:
-        """The inverse of `_fold`, for what is not negative.
-
-        Where both halves are nearly one another's, their difference is rounding.
-        """
+        """Returns the inverse of `_fold` for numbers that are not negative; rounding below 0 becomes 0."""
         pairs = self.states // 2
         e, o = even[..., :pairs] * 0.5**0.5, odd * 0.5**0.5
         return torch.cat([e + o, even[..., pairs:], (e - o).flip(-1)], -1).clamp(min=0)
@@ -98,7 +95,7 @@ class DiscretizedGaussian(Stepwise):
         return self.rows(torch.arange(self.states, device=n.device).expand(len(n), -1), n)
 
     def rows(self, x: Tensor, n: Tensor) -> Tensor:
-        """Row x of `Q_1 .. Q_n`, `(..., K)`, float64, by looking it up."""
+        """Returns row x of `Q_1 .. Q_n`, `(..., K)`, float64, from the table."""
         return self._look(x, n, self._even.on(x.device), self._odd.on(x.device))
 
     def reach(self, x: Tensor, n: Tensor) -> Tensor:
@@ -107,7 +104,7 @@ class DiscretizedGaussian(Stepwise):
     def _look(self, x: Tensor, n: Tensor, even: Tensor, odd: Tensor) -> Tensor:
         mirrored, n = x >= self.half, like(n.to(x.device), x)
         at = torch.where(mirrored, self.states - 1 - x, x)
-        middle = at == self.states // 2  # only where K is odd: its own mirror image
+        middle = at == self.states // 2  # its own mirror image, used only where K is odd
         root = torch.full((), 0.5**0.5, dtype=torch.float64, device=x.device)
         of_even = torch.where(middle, 1.0, root) if self.states % 2 else root
         of_odd = torch.where(mirrored, -root, root) * ~middle
@@ -122,7 +119,7 @@ class DiscretizedGaussian(Stepwise):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = as_tokens(x0, self.categories, "x_0")
-        return categorical(self.rows(x0, self.row(moment(t, len(x0)))), generator)
+        return categorical(self.rows(x0, self.row(checked_time(t, len(x0)))), generator)
 
     def stationary(self) -> Tensor:
         return self._stationary.values

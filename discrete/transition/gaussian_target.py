@@ -1,4 +1,4 @@
-"""Local moves on ordered levels in continuous time."""
+"""Moves between ordered categories in continuous time with a Gaussian stationary distribution."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from .spectral import Spectral, refuse_square
     renamed={"levels": "categories"},
 )
 class GaussianTarget(Spectral):
-    r"""Rates on K ordered levels whose stationary law is a discretised Gaussian (Campbell et al. 2022, appendix E).
+    r"""Rates between K ordered categories with a discretized Gaussian as stationary distribution.
 
-    Jumps towards the middle, as far as the level's mirror image, have the rate `exp(-(|i - j| - 1)^2 / reach^2)`; those
-    that lead back follow from detailed balance with `pi_i prop. to exp(-(i + 1 - K / 2)^2 / (2 width^2))`. The rates
-    are multiplied by the schedule's: `Q_(s->t) = exp((total(t) - total(s)) R)`.
+    Campbell et al. 2022, appendix E. Jumps towards the middle, up to the category's mirror image, have the rate
+    `exp(-(|i - j| - 1)^2 / reach^2)`; the rates of the opposite jumps follow from detailed balance with
+    `pi_i prop. to exp(-(i + 1 - K / 2)^2 / (2 width^2))`. The rates are multiplied by the schedule's:
+    `Q_(s->t) = exp((total(t) - total(s)) R)`.
 
     Args:
         categories: K.
-        schedule: in continuous time, or a table.
-        reach: how far jumps go; 6 for 256 levels.
-        width: of the stationary law; 512 for 256 levels, which is nearly even.
+        schedule: in continuous time, or a table; None for `ExponentialNoise()`.
+        reach: the length scale of jumps in categories; 6 for 256 categories.
+        width: the standard deviation of the stationary distribution in categories; 512 for 256 categories, which is
+            nearly uniform.
 
     Raises:
         UsageError: for sizes that are not positive.
@@ -37,13 +39,13 @@ class GaussianTarget(Spectral):
         self, categories: int, schedule: Tensor | NoiseSchedule | None = None, reach: float = 6.0, width: float = 512.0
     ) -> None:
         if not (reach > 0 and width > 0):
-            raise UsageError(f"reach={reach}, width={width}: give positive numbers of levels")
+            raise UsageError(f"reach={reach}, width={width}: give two positive numbers of categories")
         self.schedule, self.reach, self.width = ExponentialNoise() if schedule is None else schedule, reach, width
         self.noise = finite(scheduled(self.schedule))
         refuse_square(categories)
-        level = torch.arange(categories, dtype=torch.float64)
-        i, j = level[:, None], level
-        log_pi = -((level + 1 - categories / 2) ** 2) / (2 * width**2)
+        category = torch.arange(categories, dtype=torch.float64)
+        i, j = category[:, None], category
+        log_pi = -((category + 1 - categories / 2) ** 2) / (2 * width**2)
         inward = ((i < categories // 2) & (j > i) & (j < categories - i)) | (
             (i > categories // 2) & (j < i) & (j > categories - 1 - i)
         )

@@ -1,27 +1,37 @@
-"""The formulas as they stand, for every transition.
+"""The base class of a transition matrix of one's own, and the formulas that hold for every transition.
 
-What structures without a closed form use, and the oracle of those with one.
+Transitions without closed forms use the formulas, and tests compare closed forms with them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...shared.errors import UsageError
 from ...shared.random import Source, categorical
-from ...shared.tensors import at_least_float32, like
+from ...shared.tensors import at_least_float32, exact, like, refuse_unless
 from .base import CLEAN, ReverseModel, Terms, Transition, normalized
+
+ROUNDING = 1e-6  # a distribution with less than this outside of one token is that token
+T_MIN = 1e-3
+NOISE = 1e-14  # probabilities below it are rounding
+FIRST, SHORTER, MOVED, HALVINGS = 2.0**-9, 2.0**-8, 2.0**-7, 4
 
 
 def categorical_kl(q: Tensor, p: Tensor) -> Tensor:
-    """`KL(q || p)` along the last axis, in nats, `(...)`; infinite where p gives no chance to what q can be."""
+    """Returns `KL(q || p)` along the last axis, in nats, `(...)`; infinite where p is 0 and q is not."""
     kl = (torch.xlogy(q, q) - q * torch.where(p > 0, p, 1.0).log()).sum(-1)
     return kl.masked_fill(((q > 0) & (p <= 0)).any(-1), torch.inf)
 
 
 def log_clean(transition: Transition, logits: Tensor) -> Tensor:
-    """`log p0` over all K states from logits over the data's symbols: x_0 is never a mask that was added."""
+    """Returns `log p0` over all K states from logits over the data's categories: x_0 is never an added mask token."""
     log_p = at_least_float32(logits).log_softmax(-1)
     return F.pad(log_p, (0, transition.states - transition.categories), value=-torch.inf)
 
@@ -36,7 +46,10 @@ def generic_divergence(
     s: Tensor,
     exact: bool = False,
 ) -> Terms:
-    """`Transition.divergence` by its definition; `exact`: of the true posterior without the reverse model's eps."""
+    """Computes `Transition.divergence` by its definition.
+
+    With `exact`, the true posterior is not smoothed by the reverse model's eps.
+    """
     log_p0 = log_clean(transition, logits)
     nats = transition.cross_entropy(reverse, logits, x0, x_t, t)
     back, ahead = (
@@ -46,15 +59,16 @@ def generic_divergence(
     eps = 0.0 if exact else reverse.eps
     q = normalized((back.to(ahead) + eps) * (ahead + eps))
     p = reverse.between(transition, x_t, log_p0.exp(), t, s, back)
-    # Only an x_0 that is ruled out can be impossible: what underflows is not.
+    # The cost is infinite only for an x_0 that is ruled out, and finite for one whose probability underflows.
     ruled_out = log_p0.gather(-1, x0[..., None]) == -torch.inf
     p = torch.where(ruled_out, p, p.clamp(min=torch.finfo(p.dtype).tiny))
     return Terms(torch.where(like(transition.is_clean(s).to(nats.device), nats), nats, categorical_kl(q, p)), nats)
 
 
 def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    r"""`sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))` (Lou et al. 2024, eq. 5 and theorem 3.6),
-    `(...)`.
+    r"""Computes the score entropy, `sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))`, `(...)`.
+
+    Lou et al. 2024, eq. 5 and theorem 3.6; r are the true ratios `q(y | x_0) / q(x_t | x_0)`.
 
     Args:
         transition: with rates.
@@ -64,9 +78,8 @@ def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Te
     """
     truth = transition.ratio(x_t, transition.one_hot(x0, log_ratio.dtype), t)
     inflow = transition.inflow(x_t, t).to(log_ratio)
-    counts = (F.one_hot(x_t, transition.states) == 0) & (
-        inflow > 0
-    )  # elsewhere ratios may be infinite and mean nothing
+    # Entries without a rate do not count: ratios may be infinite or undefined there.
+    counts = (F.one_hot(x_t, transition.states) == 0) & (inflow > 0)
     rate, truth, log_m = (torch.where(counts, v, 0.0) for v in (inflow, truth, log_ratio))
     cross = torch.where(truth > 0, truth * log_m, 0.0)
     return (rate * (log_m.exp() - cross + torch.xlogy(truth, truth) - truth)).sum(-1)
@@ -75,7 +88,7 @@ def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Te
 def generic_path_rate(
     transition: Transition, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor
 ) -> Terms:
-    """`Transition.path_rate` by its definition."""
+    """Computes `Transition.path_rate` by its definition."""
     log_ratio = reverse.log_ratio(transition, x_t, log_clean(transition, logits).exp(), t)
     return Terms(
         score_entropy(transition, log_ratio, x0, x_t, t), transition.cross_entropy(reverse, logits, x0, x_t, t)
@@ -91,12 +104,125 @@ def generic_draw(
     s: Tensor,
     generator: Source = None,
 ) -> Tensor:
-    """`Transition.draw` by its definition."""
+    """Samples `Transition.draw` by its definition."""
     return categorical(reverse(transition, x_t, log_clean(transition, logits).exp(), t, s), generator)
 
 
 class GenericTransition(Transition):
-    """A transition whose divergences and draws are taken by their definitions."""
+    """The base class of a transition matrix of one's own: write `pushforward` and `likelihood`, the rest follows.
+
+    A subclass sets `categories`; either as a field of a frozen dataclass (or a property), or by
+    `super().__init__(categories, ...)`. Attributes that it does not set have these defaults:
+
+    - `steps = None`: the process runs in continuous time. A table sets T, and `row(t)` is the step of a time;
+    - `states = categories`: no mask token is added;
+    - `t_min = 1e-3`: the smallest time that training and bounds visit in continuous time; 0 for a table.
+
+    `s` and `t` are scalars, s = 0 often on the host, or `(B,)`; `shared.tensors.like(v, p)` shapes numbers of theirs to
+    `p`. `pushforward` is linear in p, which need not sum to 1 and may be float32; `likelihood` is float64.
+
+    Args:
+        categories: the number of categories in the data.
+        steps: T of a table, or None.
+        states: K, or None for `categories`.
+        t_min: as above, or None for the default.
+    """
+
+    def __init__(
+        self, categories: int, steps: int | None = None, states: int | None = None, t_min: float | None = None
+    ) -> None:
+        default = T_MIN if steps is None else 0.0
+        super().__init__(
+            categories, categories if states is None else states, steps, default if t_min is None else t_min
+        )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Returns the default of an attribute of a class that does not call `__init__`, such as a dataclass."""
+            # Class attributes would become defaults of a dataclass's fields of the same name.
+            if name == "steps":
+                return None
+            if name == "states":
+                return self.categories
+            if name == "t_min":
+                return T_MIN if self.steps is None else 0.0
+            if name == "categories":
+                raise AttributeError(
+                    f"{type(self).__name__} does not set `categories`: make it a field of the dataclass, "
+                    "or call super().__init__(categories)"
+                )
+            raise AttributeError(f"{type(self).__name__} object has no attribute {name!r}")
+
+    def stationary(self) -> Tensor:
+        """Returns the distribution of x_1 averaged over x_0, `(K,)`, float64; a point mass where it is within 1e-6."""
+        p = torch.zeros(1, self.states, dtype=torch.float64)
+        p[:, : self.categories] = 1 / self.categories
+        start = self.pushforward(p, CLEAN, torch.ones_like(CLEAN))[0].double()
+        one = start.argmax()
+        return torch.zeros_like(start).index_fill_(0, one, 1.0) if float(1 - start[one]) < ROUNDING else start
+
+    def survival(self, t: Tensor) -> float:
+        start = self.stationary()
+        if not bool((start == 1).any()):
+            return 0.0
+        left = float((1 - self.likelihood(start.argmax()[None], CLEAN, t)[0, : self.categories]).max())
+        return left if left > ROUNDING**2 else 0.0
+
+    def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Returns the derivative of `likelihood(x_t, s, t)` as s rises to t, numerically; `Transition.inflow`.
+
+        The relative error is about 1e-8 where the rates change smoothly in time. It costs six calls of `likelihood`.
+
+        Raises:
+            UsageError: for a table, a `likelihood` that is not float64, and where it has no derivative.
+        """
+        return self._derived_rates(lambda s: self.likelihood(x_t, s, t), x_t, t)
+
+    def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Returns the derivative of row x_t of `Q_(s->t)`, from `pushforward`, as `inflow`."""
+        hot = self.one_hot(x_t, torch.float64)
+        return self._derived_rates(lambda s: self.pushforward(hot, s, t), x_t, t)
+
+    @torch.no_grad()
+    def _derived_rates(self, probabilities: Callable[[Tensor], Tensor], x_t: Tensor, t: Tensor) -> Tensor:
+        """Extrapolates `probabilities(t - h) / h` to h = 0 (Richardson 1911), for h in which a jump is improbable."""
+        name = type(self).__name__
+        if self.steps is not None:
+            raise UsageError(
+                f"a table of {self.steps} steps has no rates: train {name} with D3PMLoss and sample it with Ancestral, "
+                "or take a process in continuous time, such as GaussianTarget(256)"
+            )
+        t = exact(t)
+        others = F.one_hot(x_t, self.states) == 0
+
+        def moved(h: Tensor) -> Tensor:
+            p = probabilities(t - h)
+            if p.dtype != torch.float64:
+                raise UsageError(
+                    f"{name} computes probabilities in {p.dtype}, from which rates cannot be derived: compute "
+                    "likelihood and pushforward in float64, or write inflow(x_t, t) and outflow(x_t, t)"
+                )
+            return torch.where(others & (p > NOISE), p, 0.0)
+
+        h = FIRST * torch.minimum(t, (1 - t).clamp(min=1e-4))
+        for _ in range(2):  # near t = 1 rates may grow as 1 / (1 - t)
+            most = moved(h).sum(-1)
+            most = most.amax() if h.ndim == 0 else most.reshape(len(most), -1).amax(1)
+            h = torch.where(most.to(h.device) > MOVED, SHORTER * h, h)
+        lengths = [h / 2**k for k in range(HALVINGS)]
+        column = [moved(v) / like(t - (t - v), others.double()).to(x_t.device) for v in lengths]
+        coarse, fine = column[-2:]
+        # Half the length halves what takes two jumps, and doubles what happens at the very time t.
+        zero, infinite = fine < 0.6 * coarse, (fine > 1.9 * coarse) & (fine > 1e-6)
+        refuse_unless(
+            zero | infinite | (fine < 1e-6) | (fine < 1.4 * coarse) & (fine > 0.75 * coarse),
+            f"the rates of {name} cannot be derived from its likelihood and pushforward, which are not smooth in time: "
+            "write inflow(x_t, t) and outflow(x_t, t)",
+        )
+        for k in range(1, HALVINGS):
+            column = [b + (b - a) / (2**k - 1) for a, b in pairwise(column)]
+        return torch.where(infinite, torch.inf, torch.where(zero, 0.0, column[0].clamp(min=0)))
 
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         return generic_divergence(self, reverse, logits, x0, x_t, t, s)

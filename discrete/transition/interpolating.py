@@ -1,4 +1,4 @@
-"""Processes in which an event resamples a symbol: everything about them is a closed form."""
+"""Processes in which each event resamples a token from a fixed distribution, with closed forms for everything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...shared.random import Source, quantile, uniform
-from ...shared.tensors import at_least_float32, exact, like, moment
+from ...shared.tensors import at_least_float32, checked_time, exact, like
 from ..fused import cross_entropy
 from ..schedules import NoiseSchedule, scheduled
 from .base import CLEAN, ReverseModel, Transition, as_tokens
@@ -19,26 +19,32 @@ TINY = 1e-30
 
 
 class Pair(NamedTuple):
-    """Constants of a pair of times for x_t, float64, `(...)`, in the terms in which the reverse law is written.
+    """The constants of `p(x_s | x_t)` for a pair of times and x_t, float64, `(...)` each.
 
     `p(x_s = k | x_t) prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c g_k p0_k + (1 - c) h pi_k`, where
     `g_k` is g at x_t and 1 elsewhere, `h = 1 - (1 - g) p0_(x_t)`, and the sum over k is `Z = b h + a w_(x_t)`.
+
+    Attributes:
+        a: the probability to be kept from s to t.
+        b: the probability to become x_t by an event between s and t, `(1 - a) pi_(x_t)`.
+        c: the probability to be kept from 0 to s.
+        g: the reverse model's weight of x_0 = x_t relative to that of others.
+        pi_t: `pi_(x_t)`.
     """
 
-    a: Tensor  # kept from s to t
-    b: Tensor  # met x_t by an event between s and t: (1 - a) pi_(x_t)
-    c: Tensor  # kept from 0 to s
-    g: Tensor  # the reverse model's weight of x_0 = x_t beside others
-    pi_t: Tensor  # pi_(x_t)
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    g: Tensor
+    pi_t: Tensor
 
 
 class Interpolating(Transition):
-    """`Q_(s->t) = kept I + (1 - kept) 1 pi^T`, `kept = exp(total(s) - total(t))`: each event draws the symbol anew from
-    pi.
+    """`Q_(s->t) = kept I + (1 - kept) 1 pi^T`, `kept = exp(total(s) - total(t))`: each event resamples a token from pi.
 
     Attributes:
-        schedule: as given.
-        noise: the schedule of events.
+        schedule: the schedule as it was given.
+        noise: the schedule as a `NoiseSchedule`.
     """
 
     def __init__(self, categories: int, states: int, schedule: Tensor | NoiseSchedule) -> None:
@@ -47,11 +53,11 @@ class Interpolating(Transition):
 
     @abstractmethod
     def fresh(self, x: Tensor) -> Tensor:
-        """`pi_x`: the chance that an event draws the mask_token x, `(...)`, float64."""
+        """Returns `pi_x`, `(...)`, float64: the probability that an event draws the token x."""
 
     @abstractmethod
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """`plain.score_entropy` in closed form, `(...)`: one sum over the symbols and what stands at x_0 and x_t.
+        """Computes `generic.score_entropy` in closed form, `(...)`, from one sum over the states.
 
         Args:
             log_ratio: `(..., K)`; 0 at x_t.
@@ -61,7 +67,7 @@ class Interpolating(Transition):
 
     @property
     def unmasked_is_clean(self) -> bool:
-        """Whether events draw nothing but a mask that is no token of the data."""
+        """Whether events draw only a mask token that is not a category of the data."""
         return not bool(self.stationary()[: self.categories].any())
 
     def survival(self, t: Tensor) -> float:
@@ -69,10 +75,10 @@ class Interpolating(Transition):
 
     @abstractmethod
     def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """`kept m Q_(s->t)^-1`, `(..., K)`: what the process from s to t made m of, up to a constant."""
+        """Returns `kept m Q_(s->t)^-1`, `(..., K)`: what the process from s to t turns into m, up to a constant."""
 
     def kept(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`(kept, 1 - kept)` between times s < t, float64, both without cancellation."""
+        """Returns `(kept, 1 - kept)` between times s < t, float64, both without cancellation."""
         before, after = self.noise.total(s), self.noise.total(t)
         log_ratio = torch.where(before == after, 0.0, before - after)  # in the last row of a table both may be infinite
         return log_ratio.exp(), -torch.expm1(log_ratio)
@@ -98,24 +104,24 @@ class Interpolating(Transition):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = as_tokens(x0, self.categories, "x_0")
-        return self._hit(x0, CLEAN, moment(t, len(x0)), generator)
+        return self._hit(x0, CLEAN, checked_time(t, len(x0)), generator)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x_s = as_tokens(x_s, self.states, "x_s")
-        return self._hit(x_s, moment(s), moment(t, len(x_s)), generator)
+        return self._hit(x_s, checked_time(s), checked_time(t, len(x_s)), generator)
 
     def _hit(self, x: Tensor, s: Tensor, t: Tensor, generator: Source) -> Tensor:
-        """One uniform number a position tells whether an event came, and what it drew."""
+        """Samples with one uniform number for each position, which decides on an event and on its token."""
         kept, lost = (like(c.to(x.device), x) for c in self.kept(s, t))
         u = 1 - uniform(x.shape, generator, dtype=torch.float64, device=x.device)
         return torch.where(u <= kept, x, self.quantile(((u - kept) / lost.clamp(min=TINY)).clamp(0, 1)))
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The symbol of pi at the quantile u in [0, 1], int64."""
+        """Returns the token at the quantile u in [0, 1] of pi, int64."""
 
     def pair(self, reverse: ReverseModel, x_t: Tensor, t: Tensor, s: Tensor) -> Pair:
-        """The constants of s < t for x_t."""
+        """Returns the constants of `p(x_s | x_t)` for s < t."""
         t, s = exact(t).to(x_t.device), exact(s).to(x_t.device)
         a, lost = (like(c, x_t) for c in self.kept(s, t))
         kept_t, lost_t = (like(c, x_t) for c in self.kept(CLEAN, t))
@@ -123,7 +129,7 @@ class Interpolating(Transition):
         return Pair(a, lost * pi_t, c, reverse.own(self, t, kept_t, lost_t * pi_t), pi_t)
 
     def reach(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`q(x_t | x_0)` of an x_0 other than x_t, and `q(x_t | x_0 = x_t)` over it, less one; `(...)`, float64."""
+        """Returns `q(x_t | x_0)` for x_0 != x_t, and `q(x_t | x_0 = x_t)` over it less one, `(...)`, float64."""
         kept, lost = (like(c, x_t) for c in self.kept(CLEAN, exact(t).to(x_t.device)))
         others = lost * self.fresh(x_t)
         return others, kept / others.clamp(min=TINY)
@@ -132,7 +138,7 @@ class Interpolating(Transition):
         others, excess = (v[..., None] for v in self.reach(x_t, t))
         alike = torch.where(others > 0, torch.zeros_like(others), -torch.inf).expand(*x_t.shape, self.categories)
         here = torch.where(others > 0, torch.log1p(excess), 0.0)
-        # A mask of its own is no x_0: its column is cut off again.
+        # An added mask is never x_0: its column is cut off again.
         return F.pad(alike, (0, self.states - self.categories)).scatter(-1, x_t[..., None], here)[
             ..., : self.categories
         ]
@@ -150,10 +156,10 @@ class Interpolating(Transition):
     def known_draw(
         self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source
     ) -> Tensor:
-        """`x_s ~ p(x_s | x_t)`, s > 0, with one uniform number a position.
+        """Samples `x_s ~ p(x_s | x_t)`, s > 0, with one uniform number for each position.
 
-        The law is a mixture: with weight `b c` a draw of p0, with `b (1 - c) h` one of pi, and x_t stays with
-        `a w_t - b c (1 - g) p_t`.
+        The distribution is a mixture: a sample of p0 with weight `b c`, one of pi with `b (1 - c) h`, and x_t itself
+        with `a w_t - b c (1 - g) p_t`.
         """
         p0 = at_least_float32(logits).softmax(-1)
         p_t = p0.gather(-1, x_t.clamp(max=self.categories - 1)[..., None]).squeeze(-1).double() * (

@@ -1,4 +1,4 @@
-"""Moves between symbols that are alike."""
+"""Moves between tokens with similar embeddings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from .chebyshev import Chebyshev
 from .generic import GenericTransition
 from .spectral import Eigenbasis
 
-BY_EIGENVECTORS, AT_ONCE = (
-    2048,
-    2**24,
-)  # symbols up to which eigenvectors take seconds; numbers of angles held at a time
+BY_EIGENVECTORS = 2048  # categories up to which eigenvectors take seconds
+AT_ONCE = 2**24  # numbers in memory at a time
 
 
 @serializable(
@@ -27,18 +25,18 @@ BY_EIGENVECTORS, AT_ONCE = (
     renamed={"neighbours": "neighbors"},
 )
 class NearestNeighbor(GenericTransition):
-    r"""A walk on the graph of each symbol's k nearest neighbours: `Q_(s->t) = exp((total(t) - total(s)) R)` (Austin et
-    al. 2021, A.2).
+    r"""A random walk on the graph of nearest neighbors, `Q_(s->t) = exp((total(t) - total(s)) R)`.
 
-    `R = (G + G^T) / 2k - diag`, G_ij = 1 where j is among the k nearest of i. Exponentials are applied: through the
-    eigenvectors of R up to a few thousand symbols, by Chebyshev's polynomials beyond, where R stays sparse.
+    Austin et al. 2021, appendix A.2. `R = (G + G^T) / 2k - diag`, G_ij = 1 where j is among the k nearest of i.
+    Products with its exponentials are computed from the eigenvectors of R for up to 2048 categories, and by Chebyshev
+    polynomials for more, where R stays sparse.
 
     Args:
-        neighbours: `(K, k)`, int64, as `nearest` gives them.
+        neighbors: `(K, k)`, int64, as `nearest` returns them.
         schedule: a table or one in continuous time; `mutual_information` in the paper.
 
     Raises:
-        UsageError: for neighbours that are no symbols, and for a graph in parts, which would never mix.
+        UsageError: for neighbors outside 0..K-1, and for a graph of several parts, which would never mix.
     """
 
     rounding = 1e-12
@@ -50,18 +48,20 @@ class NearestNeighbor(GenericTransition):
             or not bool(((neighbors >= 0) & (neighbors < len(neighbors))).all())
         ):
             raise UsageError(
-                f"neighbours of shape {tuple(neighbors.shape)}: give (K, k) symbols 0..K-1, as nearest(embeddings, k) does"
+                f"neighbors of shape {tuple(neighbors.shape)}: give (K, k) integers in 0..K-1, as nearest(embeddings, "
+                "k) returns them"
             )
         self.neighbors, self.schedule, self.noise = neighbors, schedule, finite(scheduled(schedule))
         size, k = neighbors.shape
-        super().__init__(size, size, self.noise.steps, self.noise.t_min)
+        super().__init__(size, self.noise.steps, t_min=self.noise.t_min)
         edges = torch.stack([torch.arange(size).repeat_interleave(k), neighbors.flatten()])
         parts, _ = connected_components(
             coo_matrix((torch.ones(size * k).numpy(), edges.numpy()), (size, size)), directed=False
         )
         if parts > 1:
             raise UsageError(
-                f"the graph of {k} neighbours falls into {parts} parts, between which no symbol moves: raise k, or mix in Uniform"
+                f"the graph of {k} neighbors has {parts} parts that are not connected: raise k, or add resampling, "
+                "Mixture(neighbors, Uniform(...))"
             )
         weights = torch.full((2 * size * k,), 1 / (2 * k), dtype=torch.float64)
         adjacency = torch.sparse_coo_tensor(
@@ -74,14 +74,17 @@ class NearestNeighbor(GenericTransition):
         self._rates = (adjacency + diagonal).coalesce()
         self._stationary = Table(torch.full((size,), 1 / size, dtype=torch.float64))
         few = size <= BY_EIGENVECTORS
-        self._basis = Eigenbasis(self._rates.to_dense(), self._stationary.values) if few else None
-        self._series = None if few else Chebyshev(self._rates, 2 * float(degree.max()))
+        self._exponential = (
+            Eigenbasis(self._rates.to_dense(), self._stationary.values)
+            if few
+            else Chebyshev(self._rates, 2 * float(degree.max()))
+        )
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        events = self.noise.total(t) - self.noise.total(s).to(t.device)
-        if self._series is not None:
-            return self._series.push(p, events)
-        return self._basis.push(p, torch.exp(events[..., None] * self._basis.values.to(events.device)))
+        events, exponential = self.noise.total(t) - self.noise.total(s).to(t.device), self._exponential
+        if isinstance(exponential, Chebyshev):
+            return exponential.push(p, events)
+        return exponential.push(p, torch.exp(events[..., None] * exponential.values.to(events.device)))
 
     def likelihood(self, x_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
         return self.pushforward(self.one_hot(x_t, torch.float64), s, t)  # R is symmetric
@@ -98,33 +101,33 @@ class NearestNeighbor(GenericTransition):
 
 
 def nearest(embeddings: Tensor, k: int = 5) -> Tensor:
-    """The k nearest other symbols by the angle between embeddings, `(K, k)`, int64, the nearest first.
+    """Returns the k nearest other tokens by the angle between embeddings, `(K, k)`, int64, the nearest first.
 
     Args:
         embeddings: `(K, d)`.
-        k: neighbours; 5 in the paper's text8 runs.
+        k: the number of neighbors; 5 in the paper's text8 runs.
 
     Raises:
-        UsageError: for a k that is not within 1..K-1.
+        UsageError: for a k that is not in 1..K-1, and embeddings that are not finite.
     """
     if not 1 <= k < len(embeddings):
-        raise UsageError(f"k={k}: give the number of neighbours, from 1 to {len(embeddings) - 1}")
+        raise UsageError(f"k={k}: give the number of neighbors, from 1 to {len(embeddings) - 1}")
     embeddings = torch.as_tensor(embeddings)
     if not bool(torch.isfinite(embeddings).all()):
-        raise UsageError("the embeddings hold numbers that are not finite: what is near to what cannot be told")
+        raise UsageError("the embeddings contain NaN or infinity: give finite numbers, (K, d)")
     unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
     found = []
     for rows in torch.arange(len(unit)).split(max(1, min(1024, AT_ONCE // len(unit)))):
-        likeness = unit[rows] @ unit.T
-        likeness[torch.arange(len(rows)), rows] = -torch.inf
-        found.append(likeness.topk(k, dim=1).indices)
+        similarity = unit[rows] @ unit.T
+        similarity[torch.arange(len(rows)), rows] = -torch.inf
+        found.append(similarity.topk(k, dim=1).indices)
     return torch.cat(found)
 
 
 def sinkhorn(weights: Tensor, rounds: int = 100) -> Tensor:
-    """Non-negative weights `(K, K)` made doubly stochastic.
+    """Returns non-negative weights `(K, K)` scaled to be doubly stochastic.
 
-    Rows and columns are normalised in turn, columns once more at the end.
+    Rows and columns are normalized in turn, columns once more at the end.
     """
     for _ in range(rounds):
         weights = weights / weights.sum(1, keepdim=True)

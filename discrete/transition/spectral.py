@@ -1,4 +1,4 @@
-"""Processes whose steps are all functions of one matrix, so that its eigenvectors serve every pair of times."""
+"""Processes whose steps are functions of one matrix, so that its eigenvectors give every `Q_(s->t)`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from .generic import GenericTransition
 
 
 class Eigenbasis:
-    """A matrix G in detailed balance with a law pi, `pi_i G_ij = pi_j G_ji`, as `G = L diag(lambda) R`.
+    """The eigenvalue decomposition `G = L diag(lambda) R` of a matrix G in detailed balance with a distribution pi.
+
+    Detailed balance is `pi_i G_ij = pi_j G_ji`.
 
     Args:
         generator: G, `(K, K)`, float64.
@@ -30,24 +32,24 @@ class Eigenbasis:
         self._left, self._right = Table(u / root[:, None]), Table(u.T * root)
 
     def push(self, p: Tensor, factor: Tensor) -> Tensor:
-        """`p f(G)`, `(..., K)`, for `factor = f(lambda)`, `(K,)` or `(B, K)`."""
+        """Returns `p f(G)`, `(..., K)`, for `factor = f(lambda)`, `(K,)` or `(B, K)`."""
         inner = p @ self._left.on(p.device).to(p.dtype) * _spread(factor, p)
         return (inner @ self._right.on(p.device).to(p.dtype)).clamp(min=0)
 
     def columns(self, x: Tensor, factor: Tensor) -> Tensor:
-        """Column x of `f(G)`, `(..., K)`, float64."""
+        """Returns column x of `f(G)`, `(..., K)`, float64."""
         inner = self._right.on(x.device).T[x]
         return ((inner * _spread(factor, inner)) @ self._left.on(x.device).T).clamp(min=0)
 
 
 def _spread(factor: Tensor, p: Tensor) -> Tensor:
-    """`factor`, `(K,)` or `(B, K)`, against `(B, ..., K)`."""
+    """Returns `factor`, `(K,)` or `(B, K)`, in a shape that broadcasts against `(B, ..., K)`."""
     factor = factor.to(p)
     return factor if factor.ndim == 1 else factor.reshape(len(factor), *[1] * (p.ndim - 2), -1)
 
 
 def refuse_square(categories: int) -> None:
-    """Refuses square matrices and eigenvectors of more levels than fit into memory.
+    """Raises an error for square matrices and eigenvectors of more categories than fit into memory.
 
     Raises:
         UsageError: with the estimate.
@@ -55,23 +57,23 @@ def refuse_square(categories: int) -> None:
     refuse_beyond(
         8 * 8 * categories**2,
         f"rates and eigenvectors of {categories} x {categories} numbers",
-        "take Uniform, or fewer levels",
+        "take Uniform, or fewer categories",
     )
 
 
 class Spectral(GenericTransition):
-    """A transition with an `Eigenbasis`; sub-classes say how the eigenvalues act from s to t.
+    """A transition with an `Eigenbasis`; subclasses define the eigenvalues of `Q_(s->t)`.
 
     Args:
         categories: K.
         steps: T, or None in continuous time.
         t_min: as in `Transition`.
         generator: G, `(K, K)`.
-        stationary: the law with which G is in detailed balance, and which sampling starts from.
+        stationary: the distribution with which G is in detailed balance, and from which sampling starts.
     """
 
     def __init__(self, categories: int, steps: int | None, t_min: float, generator: Tensor, stationary: Tensor) -> None:
-        super().__init__(categories, categories, steps, t_min)
+        super().__init__(categories, steps, t_min=t_min)
         self._stationary, self._generator = Table(stationary), Table(generator)
         self.basis = Eigenbasis(generator, stationary)
 
@@ -79,11 +81,11 @@ class Spectral(GenericTransition):
 
     @abstractmethod
     def factor(self, s: Tensor, t: Tensor) -> Tensor:
-        """The eigenvalues of `Q_(s->t)`, `(K,)` or `(B, K)`, float64."""
+        """Returns the eigenvalues of `Q_(s->t)`, `(K,)` or `(B, K)`, float64."""
 
     @abstractmethod
     def rate(self, t: Tensor) -> Tensor:
-        """The factor of G in the rates at t, of the shape of t."""
+        """Returns the factor of G in the rates at t, of the shape of t."""
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:
         return self.basis.push(p, self.factor(s, t))

@@ -1,7 +1,4 @@
-"""Chains whose steps share no structure.
-
-Single steps and products from the clean signal are at hand, other strides are multiplied.
-"""
+"""Chains whose steps share no structure: single steps and products from x_0 are given, other strides are multiplied."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from ...shared.errors import UsageError
 from ...shared.tensors import Table, at_least_float32, refuse_unless
-from ..fused import matrix_divergence
+from ..fused_matrix import matrix_divergence
 from .base import ReverseModel, Terms
 from .generic import GenericTransition, generic_divergence
 
@@ -20,35 +16,38 @@ STRIDES_KEPT = 2**23  # numbers, 64 MiB
 
 
 class Stepwise(GenericTransition):
-    """A table of T steps given by what it does with probabilities in one step and from the clean signal.
+    """A table of T steps given by the matrices of single steps and their products from the clean signal.
 
     Args:
-        categories: number of symbols in the data.
+        categories: the number of categories in the data.
+        states: K.
         steps: T.
     """
 
+    steps: int
+
     def __init__(self, categories: int, states: int, steps: int) -> None:
-        super().__init__(categories, states, steps)
+        super().__init__(categories, steps, states)
         self._strides: dict[tuple[int, int], Table] = {}
 
     @abstractmethod
     def one(self, n: Tensor) -> Tensor:
-        """Q_n, `(K, K)` or `(B, K, K)`, n >= 1, float64."""
+        """Returns Q_n, `(K, K)` or `(B, K, K)`, n >= 1, float64."""
 
     @abstractmethod
     def back(self, x: Tensor, n: Tensor) -> Tensor:
-        """Column x of Q_n, `(..., K)`, float64; n >= 1 a scalar or `(B,)`."""
+        """Returns column x of Q_n, `(..., K)`, float64; n >= 1 a scalar or `(B,)`."""
 
     @abstractmethod
     def from_clean(self, p: Tensor, n: Tensor) -> Tensor:
-        """`p Q_1 .. Q_n`, `(..., K)`; n >= 0 a scalar or `(B,)`."""
+        """Returns `p Q_1 .. Q_n`, `(..., K)`; n >= 0 a scalar or `(B,)`."""
 
     @abstractmethod
     def reach(self, x: Tensor, n: Tensor) -> Tensor:
-        """Column x of `Q_1 .. Q_n`, `(..., K)`, float64."""
+        """Returns column x of `Q_1 .. Q_n`, `(..., K)`, float64."""
 
     def between(self, i: int, j: int, device: torch.device) -> Tensor:
-        """`Q_(i+1) .. Q_j`, `(K, K)`; the identity for i = j."""
+        """Returns `Q_(i+1) .. Q_j`, `(K, K)`; the identity for i = j."""
         if (i, j) not in self._strides:
             if (len(self._strides) + 1) * self.states**2 > STRIDES_KEPT:
                 self._strides.clear()
@@ -59,27 +58,27 @@ class Stepwise(GenericTransition):
         return self._strides[i, j].on(device)
 
     def single(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor:
-        """The step n that leads from s to t, on a device.
+        """Returns the step n from s to t, on a device.
 
         Raises:
-            UsageError: for times within a batch that are more than a step apart.
+            UsageError: for times of a batch that are more than a step apart.
         """
         i, j = torch.broadcast_tensors(self.row(s).to(device), self.row(t).to(device))
         refuse_unless(
             j - i == 1,
-            "times that differ within a batch must start at 0 or be one step apart: sample at one time for all",
+            "times that differ within a batch must start at 0 or be one step apart: give one time for all examples",
         )
         return j
 
     def starts_clean(self, s: Tensor) -> bool:
-        """Whether a stride starts at t = 0, told without waiting for an accelerator.
+        """Returns whether a stride starts at t = 0, without waiting for an accelerator.
 
-        There the clean time is a scalar on the host.
+        The clean time is a scalar on the host.
         """
         return s.device.type == "cpu" and bool((self.row(s) == 0).all())
 
     def long_stride(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor | None:
-        """The matrix of a stride of any steps but one between scalar times, or None."""
+        """Returns the matrix of a stride between scalar times; None for a single step, and for times of a batch."""
         if s.ndim or t.ndim or int(self.row(t) - self.row(s)) == 1:
             return None
         return self.between(int(self.row(s)), int(self.row(t)), device)
@@ -99,7 +98,7 @@ class Stepwise(GenericTransition):
 
     @abstractmethod
     def products(self, n: Tensor) -> Tensor:
-        """`Q_1 .. Q_n`, `(B, K, K)`, for n `(B,)`, float64."""
+        """Returns `Q_1 .. Q_n`, `(B, K, K)`, for n `(B,)`, float64."""
 
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps or t.ndim == 0 or self.states > self.categories:
@@ -120,11 +119,3 @@ class Stepwise(GenericTransition):
         return Terms(
             *matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), weights, evidence, clean)
         )
-
-    def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        raise UsageError(
-            f"a table of {self.steps} steps has no rates: take a process in continuous time, such as GaussianTarget(256)"
-        )
-
-    def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.inflow(x_t, t)

@@ -1,4 +1,4 @@
-"""Uniform resampling: multinomial diffusion."""
+"""Uniform resampling, which is multinomial diffusion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from .interpolating import TINY, Interpolating
     "discrete.Uniform", formerly="unnoise.discrete.transition.uniform.Uniform", renamed={"levels": "categories"}
 )
 class Uniform(Interpolating):
-    r"""`Q_n = (1 - beta_n) I + beta_n 1 1^T / K` (Austin et al. 2021, appendix A.2; Hoogeboom et al. 2021, eq. 11).
+    r"""Uniform resampling, `Q_n = (1 - beta_n) I + beta_n 1 1^T / K`.
+
+    Austin et al. 2021, appendix A.2; Hoogeboom et al. 2021, eq. 11.
 
     Args:
         categories: K.
@@ -51,8 +53,10 @@ class Uniform(Interpolating):
         return Terms(*uniform_divergence(logits, x_t, x0, *(like(v, x_t) for v in constants)))
 
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
-        r"""With `odds = K kept / (1 - kept)` the ratios are `(1 + odds p0_y) / (1 + odds p0_(x_t))` of `Product`
-        (Schiff et al. 2024) and `h + odds p0_y`, `h = 1 - p0_(x_t) odds / (1 + odds)`, of `Marginal`.
+        r"""Returns the rate of the path from the ratios in closed form, and the cross-entropy.
+
+        With `odds = K kept / (1 - kept)` the ratios are `(1 + odds p0_y) / (1 + odds p0_(x_t))` for `Product` (Schiff
+        et al. 2024) and `h + odds p0_y`, `h = 1 - p0_(x_t) odds / (1 + odds)`, for `Marginal`.
         """
         if reverse.eps:
             return generic_path_rate(self, reverse, logits, x0, x_t, t)
@@ -62,9 +66,9 @@ class Uniform(Interpolating):
         return Terms(rate * like(self.noise.rate(t).to(rate) / self.states, rate), nats)
 
     def _reading(self, reverse: ReverseModel, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight of x_0 = x_t, and the factor, less one, by which x_t's evidence raises its chance; as t."""
+        """Returns `own` and `excess` of `fused.uniform_rate`, of the shape of t."""
         kept, lost = self.kept(CLEAN, t)
-        # Where nothing has happened yet x_t is certain to be x_0, whatever the output.
+        # At t = 0, x_t is x_0 whatever the output.
         excess = torch.where(reverse.reads_posterior(self, t) & (lost > 0), 0.0, self._odds(t))
         return reverse.own(self, t, kept, lost / self.states), excess
 
@@ -74,12 +78,12 @@ class Uniform(Interpolating):
         return self._rate(m, log_m, at_0, like(self._odds(exact(t).to(x_t.device)), x_t), x0 == x_t, t).to(log_ratio)
 
     def _odds(self, t: Tensor) -> Tensor:
-        """`K kept / (1 - kept)`, as t: how much likelier x_t is after x_0 = x_t than after another token, less one."""
+        """Returns `K kept / (1 - kept)`, which is `q(x_t | x_0 = x_t) / q(x_t | x_0) - 1` for another x_0."""
         kept, lost = self.kept(CLEAN, t)
         return kept * self.states / lost.clamp(min=TINY)
 
     def _rate(self, m: Tensor, log_m: Tensor, log_m_0: Tensor, odds: Tensor, same: Tensor, t: Tensor) -> Tensor:
-        """The rate of the path from the sums of `m_y` and `log m_y` over y != x_t, and `log m_(x_0)`.
+        """Returns the rate of the path from the sums of `m_y` and `log m_y` over y != x_t, and `log m_(x_0)`.
 
         The true ratio is `1 / (1 + odds)` for every y where x_t = x_0; elsewhere it is 1, and `1 + odds` for y = x_0.
         """
