@@ -1,4 +1,4 @@
-"""Writes files as other projects write them, with stand-ins for their classes that are gone once the file is written."""
+"""Writes files as other projects do, with stand-ins for their classes that are removed once the file is written."""
 
 import collections
 import contextlib
@@ -13,9 +13,13 @@ import types
 import typing
 import zipfile
 
+import pytest
 import torch
 from safetensors.torch import save
 from torch import nn
+
+from unnoise.experiments.pretrained.files import read
+from unnoise.shared.errors import UsageError
 
 MODULE_SOURCE = "raise RuntimeError('the source in a pickle was run')"
 
@@ -258,3 +262,38 @@ def assert_same(actual, expected):
             assert_same(a, e)
     else:
         assert actual == expected
+
+
+CONTAINERS = {
+    "plain": lambda x: pickle.dumps(x, protocol=4),
+    "protocol 2": lambda x: pickle.dumps(x, protocol=2),
+    "legacy": lambda x: torch_bytes(x, legacy=True),
+    "zip": torch_bytes,
+}
+in_every_container = pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
+
+
+def writer(folder):
+    """A function that writes bytes to a file in the folder and returns its path."""
+
+    def write(content):
+        path = folder / "weights.bin"
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def refuser(folder):
+    """A function that checks that bytes are refused with one line that contains the words."""
+
+    def refuse(content, *words):
+        with pytest.raises(UsageError) as caught:
+            read(writer(folder)(content))
+        message = str(caught.value)
+        assert "\n" not in message
+        for word in ("weights.bin", *words):
+            assert word in message
+        return message
+
+    return refuse

@@ -1,9 +1,9 @@
-"""What every importer is held to: no setting of a file, a flag or a path can be left out or changed without a word.
+"""The rule for every importer: no setting of a file, a flag or a path can be left out or changed silently.
 
 A `Format` names the settings of one kind of file and makes a denoiser of their values. `check_dropped` leaves a setting
-out, which must be asked for by name, or be assumed in words; `check_changed` gives it another value, which must change
-what the denoiser computes or be refused; `check_more` adds a flag that the rest contradicts or has no use for, which
-must be refused. `setting_tests` makes the three tests of a table of formats:
+out, which must then be named in an error, or be assumed; `check_changed` gives it another value, which must change the
+numbers of the denoiser or be refused; `check_more` adds a flag that contradicts the rest or has no effect, which must
+be refused. `setting_tests` makes the three tests of a table of formats:
 
     FORMATS = {"score_sde VP": Format(load, {"beta_min": Setting(st.sampled_from([0.2, 0.3]))})}
     test_dropped, test_changed, test_more = setting_tests(FORMATS)
@@ -37,15 +37,15 @@ class Setting:
 
     Attributes:
         values: what it can be; any two of them mean different denoisers.
-        asks: words of the error when it is left out; None for its name.
-        says: words of the assumption that stands in for it when it is left out; None where there is none, so that it is
+        error: words of the error when it is left out; None for its name.
+        note: words of the assumption that stands in for it when it is left out; None where there is none, so that it is
             asked for.
         always: whether a file cannot be without it.
     """
 
     values: st.SearchStrategy
-    asks: str | None = None
-    says: str | None = None
+    error: str | None = None
+    note: str | None = None
     always: bool = False
 
 
@@ -55,7 +55,7 @@ class Format:
 
     Attributes:
         load: the denoiser of values by the settings' names, without those that are left out; it makes the file and
-            calls the importer exactly as a user would (`released.load` or the format's `denoiser`).
+            calls the importer exactly as a user would (`pretrained.load` or the format's `denoiser`).
         settings: by name.
         more: flags by name, and values of each that contradict every value of the settings, or mean nothing for this
             kind of file.
@@ -71,7 +71,7 @@ class Format:
 
 
 def opened(name: str, contents: Any, source: str, flags: dict[str, Any]) -> Denoiser:
-    """What `released.load` gives of a file called `source` with these contents, which has to be of the format of this
+    """What `pretrained.load` gives of a file called `source` with these contents, which has to be of the format of this
     name.
     """
     found = loading.format_of(contents)
@@ -129,30 +129,30 @@ def one_line(error: UsageError) -> str:
     return str(error)
 
 
-def names(said: str, words: str) -> bool:
-    """Whether a text has these words, or says them as an option of the command line.
+def names(message: str, words: str) -> bool:
+    """Whether a text has these words, also as an option of the command line.
 
     "its x" is the setting x of a file.
     """
     words = words.removeprefix("its ")
-    return words in said or f"--{words.replace('_', '-')}" in said
+    return words in message or f"--{words.replace('_', '-')}" in message
 
 
 def check_dropped(form: Format, values: dict[str, Any], name: str) -> None:
-    """Without the setting there is a question that names it, or an assumption that is said."""
+    """Without the setting there is an error that names it, or an assumption."""
     setting = form.settings[name]
     rest = {k: v for k, v in values.items() if k != name}
     try:
         denoiser = form.load(rest)
     except UsageError as error:
-        said = one_line(error)
-        assert setting.says is None or setting.asks, f"{name} should be assumed in words, and was asked for: {said}"
-        assert names(said, setting.asks or name), f"without {name} the error names something else: {said}"
+        message = one_line(error)
+        assert setting.note is None or setting.error, f"{name} should be assumed, and was required: {message}"
+        assert names(message, setting.error or name), f"without {name} the error names something else: {message}"
         return
     assumed = tuple(getattr(denoiser, "assumed", ()))
-    assert setting.says is not None, f"without {name} a denoiser was made in silence; assumed: {assumed}"
-    assert any(setting.says in sentence for sentence in assumed), (
-        f"without {name} nothing says {setting.says!r}: {assumed}"
+    assert setting.note is not None, f"without {name} a denoiser was made in silence; assumed: {assumed}"
+    assert any(setting.note in sentence for sentence in assumed), (
+        f"without {name} no assumption has {setting.note!r}: {assumed}"
     )
 
 

@@ -1,15 +1,13 @@
-"""Released names, flags and constants of score_sde, EDM, ermongroup and NCSNv2 files that are contradicted, rounded or
-of no use.
-"""
+"""Names, flags and constants of score_sde, EDM, ermongroup and NCSNv2 files: contradicted, rounded or unused."""
 
 import math
 
 import pytest
 import torch
 from helpers import peer_state
+from import_formats import LARGE, TRAINED, edm, edm_weights, ermongroup, song, song_weights, table
 from import_settings import opened
-from released_helpers import BETAS, refused
-from test_import_settings import LARGE, TRAINED, edm, edm_weights, ermongroup, song, song_weights, table
+from pretrained_helpers import BETAS, refused
 
 from unnoise.experiments.imported_runs import imported
 from unnoise.experiments.pretrained.pesser import settings_of
@@ -23,41 +21,41 @@ VP, SUBVP, OF_VE = AT.values()
 
 
 def gray(**kind):
-    """A network of one channel under a released path."""
+    """A network of one channel under a published path."""
     state = song_weights(**kind)
     return {name: value[:, :1] if name == "module.all_modules.2.weight" else value for name, value in state.items()}
 
 
 def edm_of(path, **changed):
-    """The 32 x 32 DDPM++ of ten classes under a released name, with tensors taken away (None) or added."""
+    """The 32 x 32 DDPM++ of ten classes under a published name, with tensors removed (None) or added."""
     state = {name: value for name, value in (edm_weights("edm_ddpmpp", False) | changed).items() if value is not None}
     return opened("EDM", state, path, {})
 
 
 CONTRADICTED = {
-    "channels": (lambda: opened("score_sde", gray(), VP, {}), "its images have 1 channels, and not 3"),
+    "channels": (lambda: opened("score_sde", gray(), VP, {}), "its images have 1 channels, not 3"),
     "strides": (lambda: song(path=SUBVP, ddpm=True)({}), "its layers are those of ddpm"),
     "no image on the way down": (lambda: song(path=SUBVP)({}), "its layers are those of ddpmpp"),
     "image on the way down": (lambda: song(path=VP, enters="residual")({}), "its layers are those of ncsnpp"),
     "VE: largest level": (
         lambda: song(path=OF_VE, **VE)({"levels": (0.01, 10.0, 1000)}),
-        "its noise levels go from 10 to 0.01",
+        "its noise levels range from 10 to 0.01",
     ),
     "VE: smallest level": (
         lambda: song(path=OF_VE, **VE)({"levels": (0.02, 50.0, 1000)}),
-        "its noise levels go from 50 to 0.02",
+        "its noise levels range from 50 to 0.02",
     ),
     "VE: steps": (
         lambda: song(path=OF_VE, **VE)({"levels": (0.01, 50.0, 999)}),
-        "num_scales is 999, and 1000 of the released file",
+        "num_scales is 999, but 1000 in the published checkpoint",
     ),
     "VE: Fourier features": (
         lambda: song(path=OF_VE, enters="residual")({"levels": LARGE}),
         "it has no Fourier features",
     ),
-    "EDM: pixels": (lambda: edm_of("edm-ffhq-64x64-uncond-ve.pt"), "it has no images of 64 x 64"),
-    "EDM: baseline's pixels": (lambda: edm_of("baseline-ffhq-64x64-uncond-ve.pt"), "it has no images of 64 x 64"),
-    "EDM: ADM's pixels": (lambda: edm_of("edm-imagenet-64x64-cond-adm.pt"), "it has no images of 64 x 64"),
+    "EDM: pixels": (lambda: edm_of("edm-ffhq-64x64-uncond-ve.pt"), "its images are not 64 x 64"),
+    "EDM: baseline's pixels": (lambda: edm_of("baseline-ffhq-64x64-uncond-ve.pt"), "its images are not 64 x 64"),
+    "EDM: ADM's pixels": (lambda: edm_of("edm-imagenet-64x64-cond-adm.pt"), "its images are not 64 x 64"),
     "EDM: labels": (lambda: edm_of("edm-cifar10-32x32-uncond-vp.pt"), "it has 10 classes"),
     "EDM: no labels": (
         lambda: edm_of("edm-cifar10-32x32-cond-vp.pt", **{"model.map_label.weight": None}),
@@ -65,27 +63,27 @@ CONTRADICTED = {
     ),
     "EDM: kind": (
         lambda: edm_of("baseline-cifar10-32x32-cond-ve.pt"),
-        "its layers are those of DDPM++, and not of NCSN++",
+        "its layers are those of DDPM++, not NCSN++",
     ),
     "EDM: channels": (
         lambda: edm_of("edm-cifar10-32x32-cond-vp.pt", **{"model.enc.32x32_conv.weight": torch.zeros(16, 4, 3, 3)}),
-        "its images have 4 channels, and not 3",
+        "its images have 4 channels, not 3",
     ),
     "ermongroup: widths": (
         lambda: ermongroup(path="bedroom.ckpt")({}),
-        "multipliers are 3, 32, 1, 2, 2, and those of the released file",
+        "multipliers are 3, 32, 1, 2, 2, but",
     ),
     "ermongroup: widths of CelebA": (
         lambda: ermongroup(path="exp/logs/celeba/ckpt.pth")({}),
-        "not the released celeba/ckpt.pth",
+        "not the published celeba/ckpt.pth",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CONTRADICTED)
-def test_names_tell_nothing_of_other_contents(case):
+def test_names_are_ignored_for_other_contents(case):
     load, words = CONTRADICTED[case]
-    refused(load, words, "as it is not the released", "as in its training")
+    refused(load, words, "as this is not the published", "as in its training")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def test_flags_that_contradict_a_name_set_it_aside(path, kind, flags):
     ((name, value),) = flags.items()
     refused(
         lambda: song(levels, path, **kind)(flags),
-        f"{name} is {value!r}, and ",
+        f"{name} is {value!r}, but ",
         "image_size=32",
         "" if kind else "beta_min=0.1",
     )
@@ -123,16 +121,16 @@ SIZES = {
 
 
 @pytest.mark.parametrize("path", SIZES)
-def test_paths_of_released_ddpms_tell_their_schedule(path):
+def test_paths_of_published_ddpms_determine_their_schedule(path):
     def known(path, given, sizes):
         settings = settings_of(given, {}, path, sizes)
         return {name: settings.get(name) for name in TRAINED}, settings.assumed
 
     own = (3, 128, 2, *SIZES[path])
-    values, (said,) = known(path, {}, own)
+    values, (note,) = known(path, {}, own)
     assert values == TRAINED
-    assert said.startswith(
-        "beta_schedule='linear', beta_start=0.0001, beta_end=0.02, num_diffusion_timesteps=1000: as of the released"
+    assert note.startswith(
+        "beta_schedule='linear', beta_start=0.0001, beta_end=0.02, num_diffusion_timesteps=1000: as in the publi"
     )
     for given in ({"num_diffusion_timesteps": 500}, {"rescaled": False}):
         assert known(path, given, own) == (
@@ -177,17 +175,20 @@ def test_constants_of_half_precision_are_refused(case, half):
         )
 
 
-def test_what_leaves_no_trace_is_said():
+def test_settings_that_weights_do_not_contain_are_reported():
     flags = {"sde": "vp", "continuous": False, "image_size": 8, **BETAS}
     cases = [
-        (song(flags | {"num_scales": 30}), "the code length takes the variance beta_t"),
-        (song({"sde": "subvp", "image_size": 8, "fir": True, **BETAS}), "the filter is (1, 3, 3, 1), as fir_kernel"),
-        (song({"image_size": 8, "levels": LARGE}, **VE), "sde='ve': Fourier features are those of VE"),
+        (song(flags | {"num_scales": 30}), "the code length uses the variance beta_t"),
+        (song({"sde": "subvp", "image_size": 8, "fir": True, **BETAS}), "the filter is (1, 3, 3, 1), the fir_kernel"),
+        (
+            song({"image_size": 8, "levels": LARGE}, **VE),
+            "sde='ve': as in all published networks with Fourier features",
+        ),
         (
             edm("iDDPMPrecond", {"its heads": 8, "u": (20, 0.008)}, fixture="edm_adm"),
-            "the code length takes the variance beta_t",
+            "the code length uses the variance beta_t",
         ),
-        (ermongroup(TRAINED), "the code length takes the variance beta_t (var_type 'fixedlarge')"),
+        (ermongroup(TRAINED), "the code length uses the variance beta_t (var_type 'fixedlarge')"),
     ]
     for load, words in cases:
         assert any(sentence.startswith(words) for sentence in load({}).assumed), words
@@ -197,7 +198,7 @@ def test_what_leaves_no_trace_is_said():
     )
 
 
-def test_the_fifth_entry_is_the_average_and_one_without_weights_is_said():
+def test_the_fifth_entry_is_the_average_and_one_without_weights_is_reported():
     flags = TRAINED | {"image_size": 16}
     for form, state, given in (
         ("pesser / ermongroup DDPM", peer_state("ddim_model"), flags),
@@ -211,7 +212,7 @@ def test_the_fifth_entry_is_the_average_and_one_without_weights_is_said():
         for empty in (None, {}, 0):
             found = opened(form, [zeros, {}, 0, 0, empty, state], "x", given)
             assert not any(p.abs().sum() > 0 for p in found.parameters())
-            assert any("the weights are the raw ones" in sentence for sentence in found.assumed)
+            assert any("the raw weights are used" in sentence for sentence in found.assumed)
 
 
 ADM = edm("edm", fixture="edm_adm", pickled=False)
@@ -234,7 +235,7 @@ ONE_QUESTION = [
 
 
 @pytest.mark.parametrize(("load", "words"), ONE_QUESTION)
-def test_one_error_asks_for_all_that_is_missing(load, words):
+def test_one_error_names_all_missing_settings(load, words):
     refused(lambda: load({}), words)
 
 
@@ -246,13 +247,13 @@ SENSELESS = [
     (
         edm("edm", EDM_EDM, **STATE),
         {"sigma_max": 200.0},
-        "x.pkl: sigma_max=200 narrows nothing of the range of sampling, 0.002 to 80",
+        "x.pkl: sigma_max=200 is outside of the sampling range 0.002 to 80",
     ),
-    (edm("edm", EDM_EDM, **STATE), {"sigma_min": 1e-4}, "x.pkl: sigma_min=0.0001 narrows nothing"),
+    (edm("edm", EDM_EDM, **STATE), {"sigma_min": 1e-4}, "x.pkl: sigma_min=0.0001 is outside"),
     (
         edm("edm", EDM_EDM, **STATE),
         {"sigma_min": 100.0},
-        "x.pkl: sigma_min=100 narrows nothing of the range of sampling, 0.002 to 80, or leaves",
+        "x.pkl: sigma_min=100 is outside of the sampling range 0.002 to 80, which it must narrow",
     ),
     (edm("EDMPrecond", path="x.pkl"), {"its sigma_data": 0.5, "its sigma_min": 100.0}, "x.pkl: sigma_min=100"),
     (edm("edm", EDM_EDM, **STATE), {"sigma_min": 50.0, "sigma_max": 40.0}, "x.pkl: sigma_min=50.0, sigma_max=40.0"),
@@ -261,8 +262,8 @@ SENSELESS = [
         {"sigma_min": 50.0, "sigma_max": 40.0},
         "x.pkl: sigma_min=50.0, sigma_max=40.0",
     ),
-    (edm("vp", EDM_VP, **STATE), {"M": 1}, "x.pkl: M=1: the network is told (M - 1) t, which is always 0"),
-    (edm("vp", EDM_VP, **STATE), {"M": 999.5}, "x.pkl: M=999.5 is not a number of steps"),
+    (edm("vp", EDM_VP, **STATE), {"M": 1}, "x.pkl: M=1: the time input (M - 1) t would always be 0"),
+    (edm("vp", EDM_VP, **STATE), {"M": 999.5}, "x.pkl: M=999.5 is not a whole number above 0"),
     (edm("VPPrecond", path="x.pkl"), {"its beta_d": 9.0, "its beta_min": 0.2, "its M": 1}, "x.pkl: M=1: "),
     (
         song({"sde": "vp", "continuous": True, "image_size": 8}),
@@ -297,5 +298,5 @@ def test_an_iddpm_network_gives_noise_and_variance():
     state = edm_weights("edm_adm", True) | U | wide
     refused(
         lambda: opened("EDM", state, "x.pkl", {"num_head_channels": 8}),
-        "x.pkl: precond='iddpm', but the network gives 3 numbers",
+        "x.pkl: precond='iddpm', but the network has 3 output channels",
     )

@@ -1,7 +1,6 @@
-"""Files of other settings than the released ones compute what the reference formulas, written here once more, make of
-the same network.
+"""Imported files with other settings than the published ones compute the reference formulas, which are repeated here.
 
-The networks themselves are held to the references' numbers in `tests/parity`.
+The networks themselves are compared with the references' numbers in `tests/parity`.
 """
 
 import itertools
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_samples_close, mean_and_variance, peer_state
-from released_helpers import at_sigmas, edm_file, song_state
+from pretrained_helpers import at_sigmas, edm_file, song_state
 
 from unnoise.continuous import DDIM
 from unnoise.experiments import pretrained
@@ -186,7 +185,7 @@ def test_vp_preconditioner(beta_d, beta_min, steps, pickled, tmp_path):
 
 
 def iddpm_levels(steps, c_1, c_2):
-    """u_0 > .. > u_M = 0 of Karras et al. (2022), table 1, in float32 as the released code sums it up."""
+    """u_0 > .. > u_M = 0 of Karras et al. (2022), table 1, in float32 as the original code sums it up."""
     bar = np.sin(0.5 * np.pi * np.arange(steps + 1) / steps / (c_2 + 1)) ** 2
     u = torch.zeros(steps + 1)
     for j in range(steps, 0, -1):
@@ -290,29 +289,29 @@ def test_ncsnv2_of_images_in_minus_one_to_one():
         assert_samples_close(model.score(x, t), inner(at, index.float()) / rows(sigma))
 
 
-def test_the_command_line_asks_and_says(tmp_path, capsys):
+def test_the_command_line_names_missing_flags_and_prints_assumptions(tmp_path, capsys):
     def unnoise(*arguments):
         status = main(["import", *map(str, arguments)])
-        told = capsys.readouterr()
-        return status, told.out + told.err
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
 
     torch.save(DDPMPP, tmp_path / "song.pth")
     torch.save(EDM, tmp_path / "edm.pt")
     begun = (tmp_path / "song.pth", tmp_path / "song", "--sde", "subvp", "--image-size", 32)
-    status, said = unnoise(*begun)
+    status, output = unnoise(*begun)
     assert status != 0
-    assert "give --beta-min, --beta-max as in its training, such as --beta-min 0.1, --beta-max 20.0" in said
-    status, said = unnoise(*begun, "--beta-min", 0.5, "--beta-max", 9, "--fir", "True")
-    assert status == 0, said
-    assert "assumed      --centered True: as all released subvp networks, for images in [-1, 1]" in said
-    assert "assumed      --fir" not in said
-    status, said = unnoise(tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2)
+    assert "give --beta-min, --beta-max as in its training, such as --beta-min 0.1, --beta-max 20.0" in output
+    status, output = unnoise(*begun, "--beta-min", 0.5, "--beta-max", 9, "--fir", "True")
+    assert status == 0, output
+    assert "assumed      --centered True: as in all published subvp networks, for images in [-1, 1]" in output
+    assert "assumed      --fir" not in output
+    status, output = unnoise(tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2)
     assert status != 0
-    assert "such as --M 1000" in said
-    status, said = unnoise(
+    assert "such as --M 1000" in output
+    status, output = unnoise(
         tmp_path / "edm.pt", tmp_path / "edm", "--precond", "vp", "--beta-d", 9, "--beta-min", 0.2, "--M", 300
     )
-    assert status == 0, said
-    assert "label        LastIndex(last=299.0)" in said
-    assert "assumed      epsilon_t=1e-05: the smallest time of training, as released" in said
-    assert pretrained.load(tmp_path / "edm").label == LastIndex(299.0)
+    assert status == 0, output
+    assert "time input   LastIndex(last=299.0)" in output
+    assert "assumed      epsilon_t=1e-05: the smallest time of training, as published" in output
+    assert pretrained.load(tmp_path / "edm").time_input == LastIndex(299.0)

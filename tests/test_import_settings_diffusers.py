@@ -1,4 +1,4 @@
-"""Folders of diffusers: every entry of both configurations changes numbers, is refused, or is said not to be read."""
+"""Folders of diffusers: each entry of both configurations changes numbers, is refused, or is reported as not read."""
 
 import inspect
 import json
@@ -12,7 +12,7 @@ import torch
 from helpers import assert_samples_close, mean_and_variance
 from hypothesis import strategies as st
 from import_settings import Format, Setting, answer, setting_tests
-from released_helpers import refused
+from pretrained_helpers import refused
 from safetensors.torch import load_file, save_file
 
 from unnoise.continuous import (
@@ -77,11 +77,11 @@ def written(folder, scheduler=None, config=None, outputs=1, without=()):
     for name, content in exported(outputs).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    told = json.loads((folder / "unet/config.json").read_text()) | (config or {})
-    (folder / "unet/config.json").write_text(json.dumps({k: v for k, v in told.items() if k not in without}))
-    told = SCHEDULER | (scheduler or {})
+    entries = json.loads((folder / "unet/config.json").read_text()) | (config or {})
+    (folder / "unet/config.json").write_text(json.dumps({k: v for k, v in entries.items() if k not in without}))
+    entries = SCHEDULER | (scheduler or {})
     (folder / "scheduler/scheduler_config.json").write_text(
-        json.dumps({k: v for k, v in told.items() if k not in without})
+        json.dumps({k: v for k, v in entries.items() if k not in without})
     )
     return folder
 
@@ -132,17 +132,17 @@ def test_a_scheduler_that_does_not_say_whether_it_clips(tmp_path):
         without=("clip_sample", "clip_sample_range", "variance_type"),
     )
     assert imported(model).family.clip is None
-    assert "estimates are clipped to [-1, 1], as a PNDMScheduler does not say" in model.assumed
-    said = opened(tmp_path, scheduler={"_class_name": "HeunDiscreteScheduler"}, without=("clip_sample",))
-    assert imported(said).family.clip == math.inf
+    assert "estimates are clipped to [-1, 1], as a PNDMScheduler has no such setting" in model.assumed
+    model = opened(tmp_path, scheduler={"_class_name": "HeunDiscreteScheduler"}, without=("clip_sample",))
+    assert imported(model).family.clip == math.inf
 
 
 @pytest.mark.parametrize("kind", options.SCHEDULERS)
 def test_a_scheduler_that_does_not_say_its_variance(tmp_path, kind):
-    """The code length depends on it, so that the one that is taken is said; a network that gives its own needs none."""
+    """The code length depends on it, so the one that is used is reported, unless the network predicts it."""
     model = opened(tmp_path, scheduler={"_class_name": kind}, without=("variance_type",))
-    said = f"the code length takes the variance beta_t, as a {kind} does not say" in model.assumed
-    assert (imported(model).family.variance is large, said) == (
+    reported = f"the code length uses the variance beta_t, as a {kind} has no such setting" in model.assumed
+    assert (imported(model).family.variance is large, reported) == (
         (False, False) if kind == "DDPMScheduler" else (True, True)
     )
     assert not any(
@@ -152,7 +152,7 @@ def test_a_scheduler_that_does_not_say_its_variance(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "said"),
+    ("scheduler", "defaults"),
     [
         (
             {"trained_betas": [0.1, 0.2, 0.3]},
@@ -186,15 +186,16 @@ def test_a_scheduler_that_does_not_say_its_variance(tmp_path, kind):
         ),
     ],
 )
-def test_what_is_left_out_and_has_no_use_is_not_said(tmp_path, scheduler, said):
+def test_defaults_without_effect_are_not_reported(tmp_path, scheduler, defaults):
     model = opened(
         tmp_path,
         scheduler=scheduler,
         without=[k for k in SCHEDULER if k not in (*scheduler, "_class_name", "beta_schedule")],
     )
-    lines = [line for line in model.assumed if line.startswith("scheduler_config.json leaves out what is ")]
-    assert len(lines) == (said is not None)
-    assert all(line.startswith(f"scheduler_config.json leaves out what is {said}") for line in lines)
+    start = "scheduler_config.json leaves out entries, for which the library's defaults are used: "
+    lines = [line for line in model.assumed if line.startswith(start)]
+    assert len(lines) == (defaults is not None)
+    assert all(line.startswith(f"{start}{defaults}") for line in lines)
     assert not any("clip_sample_range" in line for line in lines) or "clip_sample" not in scheduler
 
 
@@ -230,7 +231,8 @@ def test_a_learned_variance_is_the_librarys(tmp_path):
             torch.testing.assert_close(ours.log(), expected, rtol=1e-4, atol=1e-4)
     written(tmp_path / "other", {"variance_type": "fixed_small"}, outputs=2)
     for wrong, outputs in (("fixed_small", 2), (None, 2), ("learned_range", 1)):
-        words = f"variance_type={wrong!r} in scheduler_config.json and in_channels=3 and out_channels={3 * outputs} in config.json"
+        channels = f"in_channels=3 and out_channels={3 * outputs} in config.json"
+        words = f"variance_type={wrong!r} in scheduler_config.json and {channels}"
         refused(lambda w=wrong, o=outputs: opened(tmp_path / "x", scheduler={"variance_type": w}, outputs=o), words)
     for outputs in (1, 2):
         refused(
@@ -266,25 +268,25 @@ def test_what_is_written_is_read_again(tmp_path, predicts, outputs):
 
 def test_the_prediction_of_old_configurations(tmp_path):
     """`predict_epsilon`, before version 0.10."""
-    for told, predicts in ((False, clean), (True, noise)):
-        model = opened(tmp_path, scheduler={"predict_epsilon": told}, without=("prediction_type",))
+    for entries, predicts in ((False, clean), (True, noise)):
+        model = opened(tmp_path, scheduler={"predict_epsilon": entries}, without=("prediction_type",))
         assert model.predicts is predicts
 
 
 def test_entries_of_unknown_names_are_refused(tmp_path):
     refused(
         lambda: opened(tmp_path, scheduler={"snr_shift": 3.0}),
-        "scheduler_config.json: snr_shift=3.0 is not known here",
-        "take it out",
+        "scheduler_config.json: snr_shift=3.0 is not known",
+        "remove it",
     )
-    refused(lambda: opened(tmp_path, config={"cross": [1]}), "unet/config.json: cross=a list is not known here")
+    refused(lambda: opened(tmp_path, config={"cross": [1]}), "unet/config.json: cross=a list is not known")
     opened(tmp_path, scheduler={"_note": 1}, config={"_note": 1})
     refused(
         lambda: opened(tmp_path, scheduler={"thresholding": True, "sample_max_value": 1.5}),
         "thresholding=True with sample_max_value=1.5",
     )
     trained = {"trained_betas": [0.1, 0.2]}
-    refused(lambda: opened(tmp_path, scheduler=trained), "num_train_timesteps=50, and trained_betas are 2")
+    refused(lambda: opened(tmp_path, scheduler=trained), "num_train_timesteps=50, but trained_betas has 2")
     refused(lambda: opened(tmp_path, scheduler={"timestep_type": "continuous"}), "timestep_type='continuous'")
 
 
@@ -292,10 +294,10 @@ def test_every_entry_of_the_library_is_known():
     library = pytest.importorskip("diffusers")
     for kind in options.SCHEDULERS:
         theirs = inspect.signature(getattr(library, kind).__init__).parameters
-        told = options.OWN.get(kind, {})
+        entries = options.SCHEDULER_DEFAULTS.get(kind, {})
         for name, parameter in theirs.items():
             if name in options.TABLE:
-                assert told.get(name, options.TABLE[name][0]) == parameter.default, (kind, name)
+                assert entries.get(name, options.TABLE[name][0]) == parameter.default, (kind, name)
             elif name != "self":
                 assert parameter.default is None or parameter.default in options.SAMPLING[name], (kind, name)
     theirs = inspect.signature(library.UNet2DModel.__init__).parameters
@@ -309,7 +311,7 @@ def test_classes_and_the_one_that_stands_for_none_come_back(tmp_path, null):
     folder = pretrained.export(Learned(made, Tabulated(linear_betas(50)), time_input=step_index), tmp_path / "out")
     again = pretrained.load(folder).network
     assert (again.classes, again.null_label) == (3, null)
-    assert torch.equal(again.time_input.table.weight, made.time_input.table.weight)
+    assert torch.equal(again.label.table.weight, made.label.table.weight)
     library = pytest.importorskip("diffusers")
     assert library.UNet2DModel.from_pretrained(folder / "unet").config.num_class_embeds == 3 + null
 
@@ -317,13 +319,13 @@ def test_classes_and_the_one_that_stands_for_none_come_back(tmp_path, null):
 def test_averaged_weights_come_first(tmp_path):
     """As the library's training keeps them, beside the raw ones."""
     folder = written(tmp_path)
-    told = json.loads((folder / "unet/config.json").read_text()) | {
+    entries = json.loads((folder / "unet/config.json").read_text()) | {
         "decay": 0.9999,
         "optimization_step": 7,
         "power": 0.75,
     }
     (folder / "unet_ema").mkdir()
-    (folder / "unet_ema/config.json").write_text(json.dumps(told))
+    (folder / "unet_ema/config.json").write_text(json.dumps(entries))
     averages = {
         name: 2 * value for name, value in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items()
     }
@@ -331,7 +333,7 @@ def test_averaged_weights_come_first(tmp_path):
     assert torch.equal(pretrained.load(folder).network.stem.weight, 2 * network().stem.weight)
 
 
-def test_what_is_not_read_is_said(tmp_path):
+def test_settings_that_are_not_read_are_reported(tmp_path):
     scheduler = {
         "_class_name": "DPMSolverMultistepScheduler",
         "use_karras_sigmas": True,
@@ -340,27 +342,28 @@ def test_what_is_not_read_is_said(tmp_path):
     }
     model = opened(tmp_path, scheduler=scheduler)
     assert model.assumed == (
-        "samples are drawn by DDIM on evenly spaced steps, not by the DPMSolverMultistepScheduler (solver_order=3, use_karras_sigmas=True)",
+        "samples are drawn by DDIM on evenly spaced steps, not by the DPMSolverMultistepScheduler "
+        "(solver_order=3, use_karras_sigmas=True)",
     )
 
 
 TABLE = {
-    "num_train_timesteps": Setting(st.sampled_from([40, 50]), says="num_train_timesteps=1000"),
-    "beta_start": Setting(st.sampled_from([1e-4, 1e-3]), says="beta_start=0.0001"),
-    "beta_end": Setting(st.sampled_from([0.02, 0.03]), says="beta_end=0.02"),
+    "num_train_timesteps": Setting(st.sampled_from([40, 50]), note="num_train_timesteps=1000"),
+    "beta_start": Setting(st.sampled_from([1e-4, 1e-3]), note="beta_start=0.0001"),
+    "beta_end": Setting(st.sampled_from([0.02, 0.03]), note="beta_end=0.02"),
     "beta_schedule": Setting(st.sampled_from(["linear", "scaled_linear"])),
-    "prediction_type": Setting(st.sampled_from([*options.PREDICTIONS]), says="prediction_type='epsilon'"),
-    "variance_type": Setting(st.sampled_from(["fixed_small", "fixed_large"]), says="variance_type='fixed_small'"),
-    "clip_sample_range": Setting(st.sampled_from([1.0, 2.0]), says="clip_sample_range=1.0"),
+    "prediction_type": Setting(st.sampled_from([*options.PREDICTIONS]), note="prediction_type='epsilon'"),
+    "variance_type": Setting(st.sampled_from(["fixed_small", "fixed_large"]), note="variance_type='fixed_small'"),
+    "clip_sample_range": Setting(st.sampled_from([1.0, 2.0]), note="clip_sample_range=1.0"),
 }
 NETWORK = {
-    "sample_size": Setting(st.sampled_from([4, 8]), asks="sample_size"),
-    "attention_head_dim": Setting(st.sampled_from([8, 16, 32]), says="attention_head_dim=8"),
-    "downsample_padding": Setting(st.sampled_from([0, 1]), says="downsample_padding=1"),
-    "flip_sin_to_cos": Setting(st.booleans(), says="flip_sin_to_cos=True"),
-    "freq_shift": Setting(st.sampled_from([0, 1]), says="freq_shift=0"),
-    "norm_eps": Setting(st.sampled_from([1e-6, 1e-2]), says="norm_eps=1e-05"),
-    "norm_num_groups": Setting(st.sampled_from([16, 32]), says="norm_num_groups=32"),
+    "sample_size": Setting(st.sampled_from([4, 8]), error="sample_size"),
+    "attention_head_dim": Setting(st.sampled_from([8, 16, 32]), note="attention_head_dim=8"),
+    "downsample_padding": Setting(st.sampled_from([0, 1]), note="downsample_padding=1"),
+    "flip_sin_to_cos": Setting(st.booleans(), note="flip_sin_to_cos=True"),
+    "freq_shift": Setting(st.sampled_from([0, 1]), note="freq_shift=0"),
+    "norm_eps": Setting(st.sampled_from([1e-6, 1e-2]), note="norm_eps=1e-05"),
+    "norm_num_groups": Setting(st.sampled_from([16, 32]), note="norm_num_groups=32"),
 }
 
 
@@ -373,10 +376,10 @@ def form(settings, **fixed):
     """Folders whose configurations have these entries, and none of the settings that are left out."""
 
     def load(values):
-        told, without = fixed | values, tuple(settings.keys() - values.keys())
-        config = {k: v for k, v in told.items() if k in (*options.OPTIONS, "sample_size")}
+        entries, without = fixed | values, tuple(settings.keys() - values.keys())
+        config = {k: v for k, v in entries.items() if k in (*options.OPTIONS, "sample_size")}
         with tempfile.TemporaryDirectory() as home:
-            scheduler = {k: v for k, v in told.items() if k not in config}
+            scheduler = {k: v for k, v in entries.items() if k not in config}
             return opened(Path(home), config=config, scheduler=scheduler, without=without)
 
     return Format(load, settings, answer=whole_answer, examples=1)
@@ -385,7 +388,7 @@ def form(settings, **fixed):
 FORMATS = {
     "scheduler": form(TABLE),
     "network": form(NETWORK),
-    "clipping": form({"clip_sample": Setting(st.booleans(), says="clip_sample=True")}, clip_sample_range=2.0),
+    "clipping": form({"clip_sample": Setting(st.booleans(), note="clip_sample=True")}, clip_sample_range=2.0),
     "threshold": form({"thresholding": Setting(st.booleans(), always=True)}, clip_sample_range=2.0),
     "end": form({"rescale_betas_zero_snr": Setting(st.booleans(), always=True)}, prediction_type="v_prediction"),
 }

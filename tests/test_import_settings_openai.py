@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import Fixture, assert_samples_close, mean_and_variance, peer_state
 from hypothesis import strategies as st
 from import_settings import Format, Setting, setting_tests
-from released_helpers import refused
+from pretrained_helpers import refused
 
 from unnoise.continuous import clean, noise
 from unnoise.experiments.imported_runs import imported, objective
@@ -37,7 +37,7 @@ CHAIN = {
 }
 MODEL = {
     "image_size": Setting(st.sampled_from([2, 4])),
-    "num_heads": Setting(st.sampled_from([2, 4]), asks="num_heads (or num_head_channels)"),
+    "num_heads": Setting(st.sampled_from([2, 4]), error="num_heads (or num_head_channels)"),
     "use_new_attention_order": Setting(st.booleans()),
     **CHAIN,
     "predict_xstart": Setting(st.booleans()),
@@ -94,7 +94,7 @@ def test_images_of_any_number_of_channels(channels, outputs):
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("predict_xstart", [False, True])
-def test_the_prediction_is_what_is_told(learned, predict_xstart):
+def test_the_prediction_is_the_flag(learned, predict_xstart):
     """On the reference's own outputs: x_0 itself, or what the noise leaves of x_t; the variance is not touched."""
     state, x, y = peer_state("guided_diffusion_unet"), GUIDED["x"], GUIDED["y"]
     if not learned:
@@ -132,7 +132,7 @@ def test_an_upsampler_of_any_channels(channels, outputs):
     if channels * outputs % 2 == 0:
         refused(
             lambda: load(state),
-            "model.pt: the weights of this format do not tell learn_sigma, and",
+            "model.pt: the weights of this format do not determine learn_sigma, and",
             "such as learn_sigma=True",
         )
     model = load(state, learn_sigma=outputs == 2)
@@ -149,49 +149,53 @@ def test_six_in_and_six_out_are_two_networks(monkeypatch):
     plain, upsampler = load(state, learn_sigma=False), load(state, learn_sigma=True)
     assert (plain.shape, plain.network.image, plain.has_variance_output) == ((6, 16, 16), 0, False)
     assert (upsampler.shape, upsampler.network.image, upsampler.has_variance_output) == ((3, 16, 16), 3, True)
-    refused(lambda: load(state), "do not tell learn_sigma")
-    other = "the released 64_256_upsampler is another network"
-    refused(lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16), "do not tell", "learn_sigma", other)
-    monkeypatch.setitem(openai_flags.BODIES, "64_256_upsampler", openai.body(state, ""))
+    refused(lambda: load(state), "do not determine learn_sigma")
+    other = "the published 64_256_upsampler is another network"
+    refused(
+        lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16), "do not determine", "learn_sigma", other
+    )
+    monkeypatch.setitem(openai_flags.SIZES, "64_256_upsampler", openai.sizes_of(state, ""))
     named = openai.denoiser(state, "64_256_upsampler.pt", image_size=16)
     assert named.network.image == 3
-    assert named.assumed == ("what nothing else tells is that of the released 64_256_upsampler, by the name",)
+    assert named.assumed == (
+        "settings without a flag are those of the published checkpoint 64_256_upsampler, recognized by the file name",
+    )
     refused(
         lambda: openai.denoiser(state, "64_256_upsampler.pt", image_size=16, noise_schedule="cosine"),
-        "do not tell",
+        "do not determine",
         "learn_sigma",
     )
 
 
-def test_a_released_name_on_another_network_tells_nothing(monkeypatch):
-    """Neither its settings nor, to a classifier, that it is none.
-
-    In the network of its sizes it does, which is said.
-    """
+def test_a_published_name_on_another_network_is_ignored(monkeypatch):
+    """It gives neither settings nor, for a classifier, the kind of model; in a network of its sizes it gives both."""
     state, judge = peer_state("improved_diffusion_unet"), peer_state("guided_diffusion_classifier")
-    for name in openai_flags.KNOWN:
-        missing = "num_heads (or num_head_channels), use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps, predict_x"
+    for name in openai_flags.PUBLISHED:
+        missing = (
+            "num_heads (or num_head_channels), use_new_attention_order, noise_schedule, diffusion_steps, "
+            "rescale_timesteps, predict_x"
+        )
         refused(
             lambda n=name: openai.denoiser(state, f"mine_{n}.pt"),
             missing,
-            f"and the released {name} is another network",
+            f"and the published {name} is another network",
         )
         missing = "num_heads (or num_head_channels), noise_schedule, diffusion_steps, rescale_timesteps, and"
         refused(
-            lambda n=name: openai.denoiser(judge, f"mine_{n}.pt"), missing, f"the released {name} is another network"
+            lambda n=name: openai.denoiser(judge, f"mine_{n}.pt"), missing, f"the published {name} is another network"
         )
         assert openai.denoiser(judge, f"mine_{name}.pt", **JUDGING).assumed == ()
-    own = openai.body(state, "")
+    own = openai.sizes_of(state, "")
     for changes in ({"channels": 8}, {"entries": 3}, {"classes": 9}, {"entering": 6}, {"leaving": 3}):
-        monkeypatch.setitem(openai_flags.BODIES, "lsun_cat", own._replace(**changes))
+        monkeypatch.setitem(openai_flags.SIZES, "lsun_cat", own._replace(**changes))
         refused(
-            lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16), "the released lsun_cat is another network"
+            lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16), "the published lsun_cat is another network"
         )
-    monkeypatch.setitem(openai_flags.BODIES, "lsun_cat", own)
+    monkeypatch.setitem(openai_flags.SIZES, "lsun_cat", own)
     wide = {k: v for k, v in JUDGING.items() if k == "num_head_channels"}
     refused(
         lambda: openai.denoiser(state, "lsun_cat.pt", image_size=16, **wide),
-        "the released lsun_cat had other flags than are given",
+        "the published lsun_cat has other flags than are given",
     )
 
 
@@ -199,10 +203,10 @@ LEVELS = {32: 4, 64: 4, 128: 5, 256: 6, 512: 7}
 """Resolutions by the size of images, as both projects have them; the upsampler to 512 has six."""
 
 
-@pytest.mark.parametrize("name", openai_flags.KNOWN)
-def test_the_released_networks_are_those_of_the_instructions(name):
+@pytest.mark.parametrize("name", openai_flags.PUBLISHED)
+def test_the_published_networks_are_those_of_the_instructions(name):
     """`num_channels`, `num_res_blocks` (of classifiers `depth`) and `class_cond` of the projects' command lines."""
-    size = 32 if "cifar" in name else openai_flags.KNOWN[name].image_size
+    size = 32 if "cifar" in name else openai_flags.PUBLISHED[name].image_size
     judges, upsampler, cond = "classifier" in name, "upsampler" in name, "uncond" not in name and "lsun" not in name
     blocks = {"64x64_classifier": 4}.get(name, 3 if size in (32, 64) else 2)
     narrow = judges or ("uncond_" in name)
@@ -215,16 +219,16 @@ def test_the_released_networks_are_those_of_the_instructions(name):
         6 if upsampler else 3,
         None if judges else 6,
     )
-    assert openai_flags.BODIES[name] == expected
+    assert openai_flags.SIZES[name] == expected
 
 
 @pytest.mark.parametrize(
     ("into", "out", "learn_sigma", "words"),
     [
-        (3, 7, None, "3 channels go in (input_blocks.0.0.weight) and 7 come out (out.2.bias)"),
-        (1, 4, None, "1 channels go in (input_blocks.0.0.weight) and 4 come out"),
-        (3, 3, True, "learn_sigma=True does not fit: 3 channels go in"),
-        (3, 6, False, "learn_sigma=False does not fit: 3 channels go in"),
+        (3, 7, None, "the network has 3 input channels (input_blocks.0.0.weight) and 7 output channels (out.2.bias)"),
+        (1, 4, None, "the network has 1 input channels (input_blocks.0.0.weight) and 4 output channels"),
+        (3, 3, True, "learn_sigma=True does not fit: the network has 3 input channels"),
+        (3, 6, False, "learn_sigma=False does not fit: the network has 3 input channels"),
     ],
 )
 def test_channels_that_no_network_has_are_named_with_the_file(into, out, learn_sigma, words):
@@ -235,26 +239,28 @@ def test_channels_that_no_network_has_are_named_with_the_file(into, out, learn_s
 def test_a_condition_image_of_other_channels_is_said():
     """Four in and two out, as a mask beside a colored image: two readings, and whose channels come first is assumed."""
     state = giving(taking(peer_state("improved_diffusion_unet"), torch.randn(3, 4)), torch.randn(2, 6))
-    refused(lambda: load(state), "do not tell learn_sigma")
+    refused(lambda: load(state), "do not determine learn_sigma")
     model = load(state, learn_sigma=True)
     assert (model.shape, model.network.image) == ((1, 16, 16), 3)
-    assert "the first 1 channels in are the noisy image's, 3 a condition image's" in model.assumed
+    assert "the first 1 input channels are the noisy image's, the other 3 a condition image's" in model.assumed
 
 
 def test_what_is_assumed_is_said():
     state = peer_state("improved_diffusion_unet")
-    said = "attention on the way up has 4 heads, as on the way down (num_heads_upsample -1)"
-    assert load(state).assumed == (said,)
+    note = "attention on the way up has 4 heads, as on the way down (num_heads_upsample -1)"
+    assert load(state).assumed == (note,)
     assert load(state, num_heads=None, num_head_channels=16).assumed == ()
     fixed = load(state | {k: state[k][:3] for k in OUT}).assumed
-    assert fixed[1] == "the code length takes the variance beta_t (sigma_small False); DDIM's samples need none"
+    assert (
+        fixed[1] == "the code length uses the variance beta_t (sigma_small False); samples of DDIM do not depend on it"
+    )
 
 
 def test_sizes_that_do_not_halve_and_other_poolings_are_refused():
     state = peer_state("improved_diffusion_unet")
     refused(
         lambda: load(state, image_size=17),
-        "model.pt: image_size=17 does not halve evenly 1 times: give a multiple of 2",
+        "model.pt: image_size=17 cannot be halved 1 times: give a multiple of 2",
     )
     refused(
         lambda: load(state, noise_schedule="linear", diffusion_steps=10),
@@ -264,7 +270,7 @@ def test_sizes_that_do_not_halve_and_other_poolings_are_refused():
     refused(
         lambda: load(pooled),
         "model.pt has neither output_blocks",
-        "another classifier_pool than attention are not read",
+        "another classifier_pool than attention are not supported",
     )
     odd = peer_state("guided_diffusion_classifier")
     odd["out.2.positional_embedding"] = odd["out.2.positional_embedding"][:, :-3]
@@ -272,12 +278,12 @@ def test_sizes_that_do_not_halve_and_other_poolings_are_refused():
 
 
 def test_pictures_say_which_channel_they_show(tmp_path):
-    for channels, said in ((1, ""), (2, "  the first of 2 channels is shown\n"), (3, "")):
+    for channels, note in ((1, ""), (2, "  only the first of 2 channels is shown\n"), (3, "")):
         state = of_channels("improved_diffusion_unet", channels)[0]
         shown = imported(load(state)).show(
             tmp_path / "a.png", torch.zeros(2, channels, 16, 16, dtype=torch.int64), Quantization(), 2
         )
-        assert shown == said
+        assert shown == note
 
 
 def test_training_goes_on_with_the_error_of_what_is_predicted():

@@ -1,22 +1,26 @@
-"""Released checkpoints: `load(path_or_hub_name)` recognises the format and gives a denoiser that is ready to use.
+"""Checkpoints of other projects: `load(path_or_hub_name)` recognizes the format and returns a ready denoiser.
 
-| format | recognised by | what it does not say, and is asked for |
-| --- | --- | --- |
-| a run or checkpoint of this package | `checkpoint.json` | nothing |
-| diffusers folder with a `UNet2DModel` | its `config.json` | nothing: both configurations say all |
-| ermongroup/ddim, pesser/pytorch_diffusion | names of tensors | `beta_schedule`, `beta_start`, `beta_end`,
-`num_diffusion_timesteps`: | | | | known for the released paths; `image_size`: known for the sizes that were released |
-| improved-diffusion, guided-diffusion | names of tensors | `image_size`, `num_heads` or `num_head_channels`,
-`use_new_attention_order`, | | | | `noise_schedule`, `diffusion_steps`, `rescale_timesteps`, `predict_xstart`, and
-`learn_sigma` where the | | | | channels in and out fit both: known for the released file names; of classifiers heads
-and the schedule alone | | score_sde | names of tensors | `sde`, `continuous`, `image_size`, `beta_min`, `beta_max`:
-known for the released paths; `num_scales` of | | | | a chain without noise levels |
-| NCSNv2 | names of tensors | `image_size`: known for the sizes that were released |
-| EDM | class in the pickle, names of tensors | of a state dict alone: `precond` and its `sigma_data`, or `beta_d`,
-`beta_min` and `M`, or | | | | `sigma_min` and `sigma_max`: known for the released names; `num_head_channels` of an ADM
-that is not the released one | | MDLM, SEDD | names of tensors, `config.json` | of MDLM `parameterization` and
-`time_conditioning`, of SEDD `uniform` and | | | | `scale_by_sigma`, of both `noise` with its ends, `length`, and
-`n_heads` of a file without rotary rates: known | | | | for the released sizes and where a configuration says it |
+For each format: how it is recognized, and the settings that it does not contain. These are known where the file has
+the name, path or sizes of a checkpoint that its authors published, and are given as flags otherwise
+(docs/importing.md).
+
+- Runs and checkpoints of this package: `checkpoint.json`. Nothing is missing.
+- Folders of diffusers with a `UNet2DModel`: its `config.json`. Nothing is missing.
+- ermongroup/ddim, pesser/pytorch_diffusion: names of tensors. `beta_schedule`, `beta_start`, `beta_end`,
+  `num_diffusion_timesteps` (by path), `image_size` (by sizes).
+- improved-diffusion, guided-diffusion: names of tensors. `image_size`, `num_heads` or `num_head_channels`,
+  `use_new_attention_order`, `noise_schedule`, `diffusion_steps`, `rescale_timesteps`, `predict_xstart`, and
+  `learn_sigma` where the numbers of channels leave it open (by file name); for classifiers only the heads and the
+  schedule.
+- score_sde: names of tensors. `sde`, `continuous`, `image_size`, `beta_min`, `beta_max`, and `num_scales` of a chain
+  without noise levels (by path).
+- NCSNv2: names of tensors. `image_size` (by sizes).
+- EDM: the class in the pickle, or names of tensors. For a state dict `precond`, with `sigma_data`, or `beta_d`,
+  `beta_min` and `M`, or `sigma_min` and `sigma_max` (by file name); `num_head_channels` of an ADM of another width
+  than the published one.
+- MDLM, SEDD: names of tensors and `config.json`. For MDLM `parameterization` and `time_conditioning`, for SEDD
+  `uniform` and `scale_by_sigma`, for both `noise` with its ends, `length`, and `n_heads` of a file without rotary
+  frequencies (by `config.json`, or by sizes).
 """
 
 from .diffusers_export import export

@@ -1,4 +1,4 @@
-"""Folders of the diffusers library: a `UNet2DModel` and its scheduler."""
+"""Imports folders of the diffusers library: a `UNet2DModel` and its scheduler."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from ...continuous import Learned, Tabulated, cosine_betas, zero_terminal
 from ...continuous.posterior import ReverseVariance
 from ...shared.errors import UsageError
+from ...shared.gaussian.schedule import Schedule
 from ...shared.networks import UNet
-from ...shared.networks.blocks import Groups
+from ...shared.networks.blocks import GroupNormalization
 from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.unet_variants import Strided, UNetVariant
 from ...shared.quantization import Quantization
@@ -24,25 +25,26 @@ from .diffusers_options import (
     BESIDE,
     DOWN,
     FIXED,
+    NOT_IN_SHAPES,
     NULL,
     OPTIONS,
-    OWN,
     PREDICTIONS,
     SAMPLING,
+    SCHEDULER_DEFAULTS,
     SCHEDULERS,
     TABLE,
-    TRACELESS,
     UP,
     left_out,
+    read_options,
     refuse_unknown,
-    settled,
+    relevant,
     several,
-    used,
     whole,
 )
 from .files import json_object, naming, read
+from .settings import attach
 from .unets import Layer, as_conv1d, block_names, layers, separate
-from .weights import Made, Names, fill, renamed
+from .weights import Converted, Names, fill, renamed
 
 BLOCK = {
     "norm1": "norm1",
@@ -60,14 +62,14 @@ ENDS = {
     "head.2": "conv_out",
 }
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of attention layers before diffusers 0.12, as the older files on the Hub have them."""
-LABELS = (step_index, thousandths, thousandth_index)
+"""Names of attention layers before diffusers 0.12, which older files on the Hub have."""
+TIME_INPUTS = (step_index, thousandths, thousandth_index)
 TIME_TABLE = "time_proj.weight"
 LATENTS = ("vae", "vqvae", "movq")
 
 
 def looks_like(folder: Path) -> bool:
-    """Whether a folder is of diffusers: a pipeline, or one model. What it holds may be none that is read."""
+    """Returns whether a folder is a pipeline or a model of diffusers, supported or not."""
     home = _home(folder)
     return (folder / "model_index.json").is_file() or (
         home is not None and "_class_name" in json_object(home / "config.json")
@@ -75,247 +77,249 @@ def looks_like(folder: Path) -> bool:
 
 
 def denoiser(folder: Path) -> Learned:
-    """The model under its scheduler's table of betas; `.assumed` is what no file tells, a sentence each.
+    """Returns the model with its scheduler's table of betas; `.assumed` lists assumptions, one sentence each.
 
-    Its estimates are clipped as the scheduler's are (`.clip`, of `Chains`), and its reverse variance is the scheduler's
-    (`.variance`).
+    Its estimates are clipped as in the scheduler (`.clip`, read by `Chains`), and its reverse variance is the
+    scheduler's (`.variance`).
 
     Raises:
-        UsageError: for models of latents, classes and options that these networks do not have, with their names, and
-            weights that are missing or do not fit.
+        UsageError: for latent-diffusion models, for classes and options that this package does not support, with their
+            names, and for weights that are missing or do not fit.
     """
     index = json_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     if coder := next((name for name in LATENTS if index.get(name) not in (None, [None, None])), None):
         raise UsageError(
-            f"{folder}: its network makes latents, which its {coder} decodes; networks of pixels are read here"
+            f"{folder}: its network generates latents, which its {coder} decodes; only networks of pixels are supported"
         )
     home = _home(folder)
     if home is None:
         raise UsageError(
-            f"{folder}: a {index.get('_class_name')} without unet/config.json is not read here; those with a UNet2DModel are"
+            f"{folder}: a {index.get('_class_name')} without unet/config.json is not supported; "
+            "pipelines with a UNet2DModel are"
         )
     config = json_object(home / "config.json")
     if (kind := config.get("_class_name")) != "UNet2DModel":
-        raise UsageError(f"{home}: a {str(kind)[:60]} is not read here; a UNet2DModel is")
+        raise UsageError(f"{home}: a {str(kind)[:60]} is not supported; a UNet2DModel is")
     files = [home / f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin")]
     path = next((p for p in files if p.is_file()), None)
     if path is None:
-        raise UsageError(
-            f"there are no weights in {home}: {files[0].name} or {files[1].name} is expected beside config.json"
-        )
+        raise UsageError(f"there are no weights in {home}: put {files[0].name} or {files[1].name} beside config.json")
     scheduler, network = _scheduler(folder), unet(config, str(home))
     schedule, state = table(scheduler, str(folder)), state_of(path)
     fill(network, names(network), state, str(path), ignored=[TIME_TABLE])
-    label = (
+    time_input = (
         step_index
         if config.get("time_embedding_type") != "learned"
-        else label_of(state.get(TIME_TABLE), network, schedule, str(path))
+        else time_input_of(state.get(TIME_TABLE), network, schedule, str(path))
     )
-    told = read_of(scheduler, str(folder))
-    variance = variance_of(told, network, str(folder))
+    options = scheduler_options(scheduler, str(folder))
+    variance, clip = variance_of(options, network, str(folder)), clip_of(options)
     with naming(f"{folder}: scheduler_config.json"):
-        learned = Learned(network, schedule, PREDICTIONS[told["prediction_type"]], label)
-    learned.quantization, learned.shape, learned.clip = Quantization(), network.shape, clip_of(told)
+        learned = Learned(network, schedule, PREDICTIONS[options["prediction_type"]], time_input)
+    attach(learned, quantization=Quantization(), shape=network.shape, clip=clip)
     if variance is not None:
-        learned.variance = variance
-    learned.assumed = (
-        *left_out(config, settled(config, OPTIONS, str(home), ""), TRACELESS, "unet's config.json"),
-        *left_out(scheduler, told, used(told), "scheduler_config.json"),
-        *unread(scheduler, learned.clip),
+        attach(learned, variance=variance)
+    assumed = (
+        *left_out(config, read_options(config, OPTIONS, str(home), "network"), NOT_IN_SHAPES, "unet's config.json"),
+        *left_out(scheduler, options, relevant(options), "scheduler_config.json"),
+        *sampling_notes(scheduler, clip),
         *(
-            [f"the code length takes the variance beta_t, {silent(scheduler)}"]
+            [f"the code length uses the variance beta_t, {no_setting(scheduler)}"]
             if variance is None and network.outputs == 1
             else []
         ),
     )
+    attach(learned, assumed=assumed)
     return learned
 
 
 def state_of(path: Path) -> dict[str, Any]:
-    """The state dict in a file, under the names of today."""
+    """Returns the state dict in a file, under diffusers' current names."""
     contents = read(path)
     if not isinstance(contents, Mapping) or not all(isinstance(name, str) for name in contents):
         raise UsageError(
-            f"{path} holds a {type(contents).__name__} that is no state dict of names and tensors: fetch it again"
+            f"{path} contains a {type(contents).__name__} that is not a state dict of names and tensors: "
+            "download it again"
         )
     return {modern(name): value for name, value in contents.items()}
 
 
 def unet(config: Mapping[str, Any], source: str) -> UNet:
-    """The network of a `UNet2DModel`'s configuration."""
+    """Builds the network of a `UNet2DModel`'s configuration."""
     refuse_unknown(config, (*OPTIONS, *BESIDE, *AVERAGING), f"{source}/config.json")
-    told = settled(config, OPTIONS, source, "no network here")
-    down, up, wide, size = (
-        told["down_block_types"],
-        told["up_block_types"],
-        told["block_out_channels"],
-        config.get("sample_size"),
-    )
-    attends, groups, channels, out = (
-        [DOWN[kind] for kind in down],
-        told["norm_num_groups"],
-        told["in_channels"],
-        told["out_channels"],
-    )
+    options = read_options(config, OPTIONS, source, "network")
+    down, up, wide = options["down_block_types"], options["up_block_types"], options["block_out_channels"]
+    channels, out, groups = options["in_channels"], options["out_channels"], options["norm_num_groups"]
+    attends, size = [DOWN[kind] for kind in down], config.get("sample_size")
     if attends != [UP[kind] for kind in reversed(up)] or config.get("attn_norm_num_groups") not in (None, groups):
         raise UsageError(
-            f"{source}: {down} and {up}: attention on the way up mirrors that on the way down in the networks here"
+            f"{source}: {down} and {up} are not supported: attention on the way up must mirror that on the way down, "
+            "with attn_norm_num_groups equal to norm_num_groups"
         )
     if len(wide) != len(down) or out not in (channels, 2 * channels):
         raise UsageError(
-            f"{source}: block_out_channels={wide} for {len(down)} resolutions, and in_channels={channels} with out_channels={out}: "
-            "networks here have one number for each resolution, and as many channels out as in, or twice as many"
+            f"{source}: block_out_channels={wide} for {len(down)} resolutions, and in_channels={channels} with "
+            f"out_channels={out}, are not supported: give one number for each resolution, and as many output as input "
+            "channels, or twice as many"
         )
-    if not whole(size) and not (several(size, whole) and len(size) == 2):
+    pixels: tuple[int, ...]
+    if isinstance(size, int) and whole(size):
+        pixels = (size, size)
+    elif isinstance(size, list | tuple) and several(size, whole) and len(size) == 2:
+        pixels = tuple(size)
+    else:
         raise UsageError(
-            f"{source}: sample_size={size!r} is no size of images: write that of the training into config.json, such as 32"
+            f"{source}: sample_size={size!r} is not an image size: write that of the training into config.json, "
+            "such as 32"
         )
     null = config.get(NULL) is True
-    style = UNetVariant(
-        norm=Groups(groups, 1, told["norm_eps"]),
-        adaptive=told["resnet_time_scale_shift"] == "scale_shift",
-        resize=Strided(same=told["downsample_padding"] == 0),
-        head_width=told["attention_head_dim"],
-        time=Sinusoidal(bool(told["flip_sin_to_cos"]), told["freq_shift"] == 1),
+    variant = UNetVariant(
+        norm=GroupNormalization(groups, 1, options["norm_eps"]),
+        adaptive=options["resnet_time_scale_shift"] == "scale_shift",
+        resize=Strided(same=options["downsample_padding"] == 0),
+        head_width=options["attention_head_dim"],
+        time=Sinusoidal(bool(options["flip_sin_to_cos"]), options["freq_shift"] == 1),
     )
     return UNet(
-        (channels, *((size, size) if isinstance(size, int) else size)),
+        (channels, *pixels),
         wide[0],
         [c / wide[0] for c in wide],
-        told["layers_per_block"],
+        options["layers_per_block"],
         [2**n for n, attend in enumerate(attends) if attend],
-        dropout=told["dropout"],
-        classes=None if told["num_class_embeds"] is None else told["num_class_embeds"] - null,
+        dropout=options["dropout"],
+        classes=None if options["num_class_embeds"] is None else options["num_class_embeds"] - null,
         outputs=out // channels,
-        variant=style,
+        variant=variant,
         null_label=null,
     )
 
 
-def read_of(scheduler: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Returns the settings that are read from a scheduler's configuration, with the defaults of that scheduler.
+def scheduler_options(scheduler: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Returns the options that are read from a scheduler's configuration, with the defaults of that scheduler.
 
     Raises:
         UsageError: for a scheduler that is not in `SCHEDULERS`, a configuration without betas, values that are not
             supported, and entries with unknown names.
     """
     if (kind := scheduler.get("_class_name")) not in SCHEDULERS:
-        raise UsageError(f"{source}: a {str(kind)[:60]} is not read here; these are: {', '.join(SCHEDULERS)}")
+        raise UsageError(f"{source}: a {str(kind)[:60]} is not supported; these are: {', '.join(SCHEDULERS)}")
     if scheduler.get("beta_schedule") is None and scheduler.get("trained_betas") is None:
         raise UsageError(
-            f"{source}: scheduler_config.json says neither beta_schedule nor trained_betas: fetch the one of the training"
+            f"{source}: scheduler_config.json contains neither beta_schedule nor trained_betas: "
+            "use the one of the training"
         )
-    found = OWN.get(kind, {}) | dict(scheduler)
-    if "predict_epsilon" in found:  # as versions before 0.10 wrote it
-        found = {"prediction_type": "epsilon" if found.pop("predict_epsilon") in (True, None) else "sample"} | found
-    refuse_unknown(found, (*TABLE, *SAMPLING), f"{source}: scheduler_config.json")
-    told = settled(found, TABLE, source, "no table here")
-    if told["thresholding"] and told["sample_max_value"] != 1:
+    entries = SCHEDULER_DEFAULTS.get(kind, {}) | dict(scheduler)
+    if "predict_epsilon" in entries:  # versions before 0.10
+        prediction = "epsilon" if entries.pop("predict_epsilon") in (True, None) else "sample"
+        entries = {"prediction_type": prediction} | entries
+    refuse_unknown(entries, (*TABLE, *SAMPLING), f"{source}: scheduler_config.json")
+    options = read_options(entries, TABLE, source, "schedule")
+    if options["thresholding"] and options["sample_max_value"] != 1:
         raise UsageError(
-            f"{source}: thresholding=True with sample_max_value={told['sample_max_value']}: a largest value of 1 is read, which clips"
+            f"{source}: thresholding=True with sample_max_value={options['sample_max_value']} is not supported; "
+            "sample_max_value=1, which clips, is"
         )
-    return told
+    return options
 
 
-def clip_of(told: Mapping[str, Any]) -> float | None:
-    """How far the scheduler lets estimates go; infinity where it does not clip, None where it has no such setting."""
-    if told["thresholding"]:
+def clip_of(options: Mapping[str, Any]) -> float | None:
+    """Returns the bound that estimates are clipped to; infinity without clipping, None without such a setting."""
+    if options["thresholding"]:
         return 1.0
-    return {None: None, False: math.inf, True: float(told["clip_sample_range"])}[told["clip_sample"]]
+    return {None: None, False: math.inf, True: float(options["clip_sample_range"])}[options["clip_sample"]]
 
 
-def variance_of(told: Mapping[str, Any], network: UNet, source: str) -> ReverseVariance | None:
-    """The scheduler's reverse variance; None where it has none, or the network says it.
+def variance_of(options: Mapping[str, Any], network: UNet, source: str) -> ReverseVariance | None:
+    """Returns the scheduler's reverse variance; None where it has none, or the network predicts it.
 
     Raises:
         UsageError: where the network has twice the channels and the scheduler does not read them, or the other way
             round.
     """
-    name, twice = told["variance_type"], network.outputs == 2
+    name, twice = options["variance_type"], network.outputs == 2
     if twice != (name == "learned_range"):
         channels = f"in_channels={network.shape[0]} and out_channels={network.shape[0] * network.outputs}"
         raise UsageError(
-            f"{source}: variance_type={name!r} in scheduler_config.json and {channels} in config.json: networks of twice the channels "
-            "are those of learned_range, and these alone; write into scheduler_config.json what it was in training"
+            f"{source}: variance_type={name!r} in scheduler_config.json and {channels} in config.json: 'learned_range' "
+            "is for networks with twice as many output channels, and only for them; write the value of training into "
+            "scheduler_config.json"
         )
     return FIXED.get(name)
 
 
-def unread(scheduler: Mapping[str, Any], clip: float | None) -> tuple[str, ...]:
-    """What a scheduler's own sampler does in another way than DDIM here."""
+def sampling_notes(scheduler: Mapping[str, Any], clip: float | None) -> tuple[str, ...]:
+    """Returns sentences about what a scheduler's own sampler does differently from DDIM here."""
     kind = scheduler["_class_name"]
     other = [
         f"{name}={v!r}" for name, usual in SAMPLING.items() if (v := scheduler.get(name)) is not None and v not in usual
     ]
-    said = [
+    notes = [
         f"samples are drawn by DDIM on evenly spaced steps, not by the {kind}"
         + (f" ({', '.join(other)})" if other else "")
     ]
-    return (*said, *([f"estimates are clipped to [-1, 1], {silent(scheduler)}"] if clip is None else []))
+    return (*notes, *([f"estimates are clipped to [-1, 1], {no_setting(scheduler)}"] if clip is None else []))
 
 
-def silent(scheduler: Mapping[str, Any]) -> str:
-    """Why something is assumed that a scheduler has no setting of."""
-    return f"as a {scheduler['_class_name']} does not say"
+def no_setting(scheduler: Mapping[str, Any]) -> str:
+    """Returns the reason for an assumption about a setting that a scheduler does not have."""
+    return f"as a {scheduler['_class_name']} has no such setting"
 
 
 def table(scheduler: Mapping[str, Any], source: str) -> Tabulated:
-    """The betas of a scheduler's configuration.
+    """Returns the schedule of a scheduler's configuration.
 
     Raises:
-        UsageError: for a configuration that `read_of` refuses, and a table of another length than the steps.
+        UsageError: for a configuration that `scheduler_options` refuses, and a table of another length than the steps.
     """
-    told = read_of(scheduler, source)
-    steps, (low, high) = told["num_train_timesteps"], (told["beta_start"], told["beta_end"])
-    if told["trained_betas"] is not None and scheduler.get("num_train_timesteps") not in (
-        None,
-        len(told["trained_betas"]),
-    ):
-        raise UsageError(
-            f"{source}: num_train_timesteps={steps}, and trained_betas are {len(told['trained_betas'])}: correct the one"
-        )
-    if (betas := told["trained_betas"]) is not None:
-        betas = torch.tensor(betas, dtype=torch.float64)
-    elif told["beta_schedule"] == "linear":
+    options = scheduler_options(scheduler, source)
+    steps, (low, high) = options["num_train_timesteps"], (options["beta_start"], options["beta_end"])
+    if (trained := options["trained_betas"]) is not None:
+        if scheduler.get("num_train_timesteps") not in (None, len(trained)):
+            raise UsageError(
+                f"{source}: num_train_timesteps={steps}, but trained_betas has {len(trained)} values: correct one"
+            )
+        betas = torch.tensor(trained, dtype=torch.float64)
+    elif options["beta_schedule"] == "linear":
         betas = torch.linspace(low, high, steps, dtype=torch.float64)
-    elif told["beta_schedule"] == "scaled_linear":
+    elif options["beta_schedule"] == "scaled_linear":
         betas = torch.linspace(low**0.5, high**0.5, steps, dtype=torch.float64) ** 2
     else:
         with naming(f"{source}: scheduler_config.json"):
             betas = cosine_betas(steps)
     with naming(f"{source}: scheduler_config.json"):
-        return Tabulated(zero_terminal(betas) if told["rescale_betas_zero_snr"] else betas)
+        return Tabulated(zero_terminal(betas) if options["rescale_betas_zero_snr"] else betas)
 
 
 def names(network: UNet) -> Names:
-    """Ours to theirs."""
-    found: Names = renamed("", "", ENDS)
+    """Returns the name in the file of each of the network's tensors."""
+    names: Names = renamed("", "", ENDS)
     if network.label is not None:
-        found["label.table.weight"] = "class_embedding.weight"
+        names["label.table.weight"] = "class_embedding.weight"
     for layer in layers(network):
-        found |= _names(layer, len(network.multipliers))
-    return found
+        names |= _names(layer, len(network.multipliers))
+    return names
 
 
-def _names(layer: Layer, levels: int) -> Names:
+def _names(layer: Layer, resolutions: int) -> Names:
     part, level, index, role = layer.place
     if part == "middle":
         theirs = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")[index]
     else:
         inside = {"block": f"resnets.{index}", "attention": f"attentions.{index}"}.get(role, f"{part}samplers.0")
-        theirs = f"{part}_blocks.{level if part == 'down' else levels - 1 - level}.{inside}"
+        theirs = f"{part}_blocks.{level if part == 'down' else resolutions - 1 - level}.{inside}"
     if role == "block":
         return block_names(layer, theirs, BLOCK)
     if role == "attention":
         q, k, v = ((f"{theirs}.to_{n}.weight", f"{theirs}.to_{n}.bias") for n in "qkv")
-        found = renamed(layer.name, theirs, {"norm": "group_norm"}) | separate(layer, q, k, v)
-        found |= {f"{layer.name}.out.{t}": Made((f"{theirs}.to_out.0.{t}",), as_conv1d) for t in ("weight", "bias")}
-        return found
+        names = renamed(layer.name, theirs, {"norm": "group_norm"}) | separate(layer, q, k, v)
+        return names | {
+            f"{layer.name}.out.{t}": Converted((f"{theirs}.to_out.0.{t}",), as_conv1d) for t in ("weight", "bias")
+        }
     return renamed(layer.name, theirs, {"conv": "conv"})
 
 
 def modern(name: str) -> str:
-    """A tensor's name as diffusers gives it today."""
+    """Returns diffusers' current name of a tensor."""
     parts = name.split(".")
     if "attentions" in parts[:-1] and parts[-2] in OLD:
         parts[-2] = OLD[parts[-2]]
@@ -323,35 +327,33 @@ def modern(name: str) -> str:
 
 
 def indices(schedule: Tabulated) -> Tensor:
-    """The numbers of the steps there, 0..T - 1."""
+    """Returns diffusers' indices of the steps, 0..T - 1, float64 `(T,)`."""
     return torch.arange(schedule.steps, dtype=torch.float64)
 
 
-def features(network: UNet, schedule: Tabulated, label: TimeInput) -> Tensor:
-    """The time features of every step, `(T, width)`."""
-    return network.time.encode(label(schedule, (indices(schedule) + 1) / schedule.steps).float())
+def features(network: UNet, schedule: Tabulated, time_input: TimeInput[Schedule]) -> Tensor:
+    """Returns the time features of every step, `(T, width)`."""
+    return network.time.encode(time_input(schedule, (indices(schedule) + 1) / schedule.steps).float())
 
 
-def label_of(found: Tensor | None, network: UNet, schedule: Tabulated, source: str) -> TimeInput:
-    """The label whose features a table holds."""
-    for label in LABELS:
-        expected = features(network, schedule, label)
+def time_input_of(stored: Tensor | None, network: UNet, schedule: Tabulated, source: str) -> TimeInput[Schedule]:
+    """Returns the time input whose features a table contains."""
+    for time_input in TIME_INPUTS:
+        expected = features(network, schedule, time_input)
         if (
-            isinstance(found, Tensor)
-            and found.shape == expected.shape
-            and torch.allclose(found.float(), expected, rtol=0, atol=1e-4)
+            isinstance(stored, Tensor)
+            and stored.shape == expected.shape
+            and torch.allclose(stored.float(), expected, rtol=0, atol=1e-4)
         ):
-            return label
+            return time_input
     raise UsageError(
-        f"{source}: its time features are a table ({TIME_TABLE}) of other numbers than sines; networks here have sines"
+        f"{source}: its table of time features ({TIME_TABLE}) does not consist of the sines of a known time input: "
+        "only sinusoidal time features are supported"
     )
 
 
 def _home(folder: Path) -> Path | None:
-    """Where the U-Net of a folder lies: in it, or in its `unet`.
-
-    Averaged weights, which a training keeps beside the raw ones, first.
-    """
+    """Returns the folder of the U-Net: averaged weights, which a training keeps beside raw ones, come first."""
     return next((p for p in (folder / "unet_ema", folder / "unet", folder) if (p / "config.json").is_file()), None)
 
 
@@ -359,6 +361,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     home = next((p for p in (folder / "scheduler", folder) if (p / "scheduler_config.json").is_file()), None)
     if home is None:
         raise UsageError(
-            f"there is no scheduler_config.json in {folder}: it says what the network was trained on; put it beside config.json"
+            f"there is no scheduler_config.json in {folder}, which contains the schedule of training: "
+            "put it beside config.json"
         )
     return json_object(home / "scheduler_config.json")

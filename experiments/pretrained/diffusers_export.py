@@ -1,4 +1,4 @@
-"""Denoisers written as folders of the diffusers library."""
+"""Exports denoisers as folders of the diffusers library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -18,47 +18,62 @@ from ...shared.networks import UNet
 from ...shared.networks.blocks import SelfAttention
 from ...shared.networks.embeddings import Sinusoidal
 from ...shared.networks.unet_variants import Strided, UNetVariant
-from .diffusers import LABELS, TIME_TABLE, features, indices, names
+from .diffusers import TIME_INPUTS, TIME_TABLE, features, indices, names
 from .diffusers_options import FIXED, NULL, PREDICTIONS
-from .weights import Made
+from .weights import Converted
 
-REMEDY = "those that are trained here with --network.style ddpm"
+REMEDY = "as after training here with --network.style ddpm"
+
+
+class Exported(NamedTuple):
+    """A denoiser that diffusers can express, and the parts of it whose types are then known."""
+
+    denoiser: Learned
+    network: UNet
+    schedule: Tabulated
+    time: Sinusoidal
+    resize: Strided
 
 
 def export(denoiser: Learned, folder: Path | str) -> Path:
-    """Writes a denoiser as a folder that `DDPMPipeline.from_pretrained` opens: `unet/`, `scheduler/` and
-    `model_index.json`.
+    """Writes a denoiser as a folder for `DDPMPipeline.from_pretrained`: `unet/`, `scheduler/` and `model_index.json`.
 
-    The scheduler samples as Ho et al. (2020) do: the large variance, or the learned one, and x_0 clipped to [-1, 1];
-    what came out of such a folder goes back with the variance and the clipping that it had. A network that is fed
-    another number than diffusers' index i of the step is written with the first layer of its time perceptron turned
-    (`turned`) where the two differ by a constant, as `thousandths` does at T = 1000, and else with a table of its time
-    features, a row for each step. Of a network with classes the folder's `unet` takes `class_labels`, the null one
-    last; the pipeline itself, which has none, cannot call it.
+    The scheduler samples as in Ho et al. (2020): with the large variance, or the learned one, and x_0 clipped to
+    [-1, 1]. A denoiser that was imported from such a folder keeps the variance and the clipping that it had there.
+
+    Diffusers' networks are fed the index i of the step. For another time input that differs from i by a constant, such
+    as `thousandths` at T = 1000, the first layer of the time perceptron is transformed (`shifted`); for any other, the
+    folder contains a table of the time features, a row for each step.
+
+    For a network with classes, the folder's `unet` takes `class_labels`, the null class last; the pipeline cannot call
+    it, because it has no class labels.
 
     Raises:
-        UsageError: for what `UNet2DModel` and `DDPMScheduler` do not have, with each reason; nothing is written then.
+        UsageError: for properties that `UNet2DModel` and `DDPMScheduler` do not have, with each reason; nothing is
+            written then.
     """
     folder = Path(folder)
     if reasons := unlike(denoiser):
         raise UsageError(f"this denoiser cannot be written for diffusers: {'; '.join(reasons)}")
-    network, by = denoiser.network, shift(denoiser)
+    exported = _exported(denoiser)
+    network, by = exported.network, shift(denoiser)
     own = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     state = {}
     if by is None:
-        state[TIME_TABLE] = features(network, denoiser.schedule, denoiser.time_input)
+        state[TIME_TABLE] = features(network, exported.schedule, denoiser.time_input)
     elif by:
-        own["time.mlp.0.weight"] = turned(own["time.mlp.0.weight"], network, by)
+        own["time.mlp.0.weight"] = shifted(own["time.mlp.0.weight"], network, by)
     for ours, theirs in names(network).items():
-        parts = own[ours].chunk(len(theirs.names)) if isinstance(theirs, Made) else [own[ours]]
-        linear = isinstance(theirs, Made) and own[ours].ndim == 3  # attention: one-wide convolutions here
-        for name, part in zip(theirs.names if isinstance(theirs, Made) else (theirs,), parts, strict=True):
+        parts = own[ours].chunk(len(theirs.names)) if isinstance(theirs, Converted) else [own[ours]]
+        linear = isinstance(theirs, Converted) and own[ours].ndim == 3  # attention: convolutions of kernel size 1 here
+        for name, part in zip(theirs.names if isinstance(theirs, Converted) else (theirs,), parts, strict=True):
             state[name] = (part[..., 0] if linear else part).contiguous().clone()
-    for part, found in (("unet", _unet_config(denoiser, by is None)), ("scheduler", _scheduler_config(denoiser))):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / part / ("config.json" if part == "unet" else "scheduler_config.json")).write_text(
-            json.dumps(found, indent=1)
-        )
+    for path, config in (
+        ("unet/config.json", _unet_config(exported, by is None)),
+        ("scheduler/scheduler_config.json", _scheduler_config(exported)),
+    ):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps(config, indent=1))
     save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     index = {
         "_class_name": "DDPMPipeline",
@@ -70,19 +85,21 @@ def export(denoiser: Learned, folder: Path | str) -> Path:
 
 
 def shift(denoiser: Learned) -> float | None:
-    """What the label is above diffusers' index at every step: 0 for `step_index`; None where that is no constant."""
+    """Returns the time input minus diffusers' index of the step: 0 for `step_index`; None where it is not constant."""
+    assert isinstance(denoiser.schedule, Tabulated)
     steps = indices(denoiser.schedule)
     above = denoiser.time_input(denoiser.schedule, (steps + 1) / len(steps)) - steps
     return round(float(above[0]), 6) if float(above.max() - above.min()) < 1e-6 else None
 
 
-def turned(weight: Tensor, network: UNet, by: float) -> Tensor:
-    """The layer `(out, width)` that gives for the features of i what `weight` gives for those of `i + by`.
+def shifted(weight: Tensor, network: UNet, by: float) -> Tensor:
+    """Returns the layer `(out, width)` whose output for the features of i is that of `weight` for those of `i + by`.
 
-    By `sin((i + b) w) = sin(i w) cos(b w) + cos(i w) sin(b w)` and
+    It uses `sin((i + b) w) = sin(i w) cos(b w) + cos(i w) sin(b w)` and
     `cos((i + b) w) = cos(i w) cos(b w) - sin(i w) sin(b w)`.
     """
-    order = -1 if network.style.time.cosine_first else 1
+    assert isinstance(network.variant.time, Sinusoidal)
+    order = -1 if network.variant.time.cosine_first else 1
     (of_sin, of_cos), (sin, cos) = (
         v.double().chunk(2, dim=-1)[::order]
         for v in (weight, network.time.encode(torch.tensor([by], dtype=torch.float64)))
@@ -91,93 +108,113 @@ def turned(weight: Tensor, network: UNet, by: float) -> Tensor:
 
 
 def unlike(denoiser: Learned) -> list[str]:
-    """What of a denoiser diffusers cannot express, and what it can: a reason each."""
+    """Returns the reasons why diffusers cannot express a denoiser, each with what it can express."""
     network = getattr(denoiser, "network", None)
     if not isinstance(denoiser, Learned) or not isinstance(network, UNet):
         what = type(denoiser).__name__ + (
             f" ({type(network).__name__})" if isinstance(network, torch.nn.Module) else ""
         )
         load_first = ": load it first, with load(path)" if isinstance(denoiser, str | Path) else ""
-        return [f"it is a {what}, and a Learned denoiser of a UNet is expressible{load_first}"]
-    style, halvings = network.style, 2 ** (len(network.multipliers) - 1)
+        return [f"it is a {what}, but must be a Learned denoiser of a UNet{load_first}"]
+    variant, divisor = network.variant, 2 ** (len(network.multipliers) - 1)
     groups = {m.num_groups for m in network.modules() if isinstance(m, torch.nn.GroupNorm)}
-    plain = UNetVariant(style.norm, style.adaptive, style.resize, head_width=style.head_width, time=style.time)
-    scale, named = (
-        getattr(denoiser, "quantization", None),
-        getattr(denoiser.time_input, "__name__", denoiser.time_input),
+    plain = UNetVariant(
+        variant.norm, variant.adaptive, variant.resize, head_width=variant.head_width, time=variant.time
     )
-    labels, predictions = (", ".join(f.__name__ for f in known) for known in (LABELS, PREDICTIONS.values()))
+    quantization = getattr(denoiser, "quantization", None)
+    time_input = getattr(denoiser.time_input, "__name__", denoiser.time_input)
+    time_inputs, predictions = (", ".join(f.__name__ for f in known) for known in (TIME_INPUTS, PREDICTIONS.values()))
+    low, high = getattr(quantization, "low", -1), getattr(quantization, "high", 1)
     reasons = [
         (
-            len(network.shape) != 3 or network.levels is not None,
-            "its signals are no images of real numbers, and these alone are expressible",
+            len(network.shape) != 3 or network.categories is not None,
+            "its data must be images of real numbers",
         ),
         (
-            any(n % halvings for n in network.shape[1:]),
-            f"its sizes {network.shape[1:]} do not halve evenly: multiples of {halvings} do",
+            any(n % divisor for n in network.shape[1:]),
+            f"its image size {network.shape[1:]} must be a multiple of {divisor}",
         ),
         (
             bool({*network.conditions} - {"label"}),
-            f"it takes {', '.join(network.conditions)}, and a class label alone is expressible",
+            f"it takes {', '.join(network.conditions)}, but can only take a class label",
         ),
         (
-            replace(style, wide_stem=False) != plain,
-            f"its blocks are joined as in NCSN++, DDPM++ or EDM, and {REMEDY} are expressible",
+            replace(variant, wide_stem=False) != plain,
+            f"its blocks are joined as in NCSN++, DDPM++ or EDM, but must be joined {REMEDY}",
         ),
         (
-            not isinstance(style.resize, Strided),
-            f"its sizes change inside residual blocks, and {REMEDY} are expressible",
+            not isinstance(variant.resize, Strided),
+            f"its sizes change inside residual blocks, but must change {REMEDY}",
         ),
-        (not isinstance(style.time, Sinusoidal), f"its time enters by Fourier features, and {REMEDY} are expressible"),
+        (
+            not isinstance(variant.time, Sinusoidal),
+            f"its time features are Fourier features, but must be sines {REMEDY}",
+        ),
         (
             len(groups) > 1,
-            f"its norms have {sorted(groups)} groups, and one number is expressible, as {REMEDY} --network.width 32, 64, 96, ... have",
+            f"its norms have {sorted(groups)} groups, but must all have one number, {REMEDY} "
+            "--network.width 32, 64, 96, ...",
         ),
         (
             head_width(network) == 0,
-            f"its heads have {head_widths(network)} channels, and one number is expressible, as --network.heads 1 gives in training",
+            f"its heads have {head_widths(network)} channels, but must all have one number, "
+            "as after training with --network.heads 1",
         ),
         (
             network.multipliers[0] != 1,
-            "its first resolution is wider than its time features, and networks whose multipliers begin with 1 are expressible",
+            "its first resolution is wider than its time features: its multipliers must begin with 1",
         ),
         (
             not isinstance(denoiser.schedule, Tabulated),
-            "its schedule is no table of steps: those of the recipes ddpm and improved-ddpm are",
+            "its schedule must be a table of steps, as in the recipes ddpm and improved-ddpm",
         ),
         (
             denoiser.corruption is not denoiser.schedule,
-            "it was put on another schedule than its network's: export it as it was before `on`",
+            "it was moved to another schedule than its network's: export it as it was before `on`",
         ),
-        (denoiser.time_input not in LABELS, f"its network is fed {named}, and {labels} are expressible"),
-        (denoiser.predicts not in PREDICTIONS.values(), f"its prediction is not expressible, and {predictions} are"),
+        (
+            denoiser.time_input not in TIME_INPUTS,
+            f"its time input is {time_input}, but must be one of {time_inputs}",
+        ),
+        (denoiser.predicts not in PREDICTIONS.values(), f"its prediction must be one of {predictions}"),
         (
             denoiser.scaled and denoiser.sigma_data != 1,
-            f"its network takes c_in x_t of sigma_data={denoiser.sigma_data:g}, and c_in = 1 is expressible: sigma_data=1, or scaled=False",
+            f"its network takes c_in x_t of sigma_data={denoiser.sigma_data:g}, but c_in must be 1: "
+            "give sigma_data=1, or scaled=False",
         ),
         (
-            scale is not None and (scale.low, scale.high) != (-1, 1),
-            f"its data lie in [{getattr(scale, 'low', 0):g}, {getattr(scale, 'high', 0):g}], and [-1, 1] is expressible",
+            quantization is not None and (low, high) != (-1, 1),
+            f"its data are in [{low:g}, {high:g}], but must be in [-1, 1]",
         ),
     ]
     return [reason for holds, reason in reasons if holds]
 
 
 def head_widths(network: UNet) -> list[int]:
-    """Channels of the heads of its attention layers."""
+    """Returns the channels per head of its attention layers."""
     return sorted({m.qkv.in_channels // m.heads for m in network.modules() if isinstance(m, SelfAttention)})
 
 
 def head_width(network: UNet) -> int | None:
-    """What is `attention_head_dim` there: None for one head in every layer, and 0 for what it cannot say."""
+    """Returns `attention_head_dim`: None for one head in every layer, 0 for heads that it cannot express."""
     if all(m.heads == 1 for m in network.modules() if isinstance(m, SelfAttention)):
         return None
     widths = head_widths(network)
     return widths[0] if len(widths) == 1 else 0
 
 
-def _unet_config(denoiser: Learned, learned: bool) -> dict[str, Any]:
-    network = denoiser.network
+def _exported(denoiser: Learned) -> Exported:
+    network, schedule = denoiser.network, denoiser.schedule
+    assert isinstance(network, UNet)
+    assert isinstance(schedule, Tabulated)
+    time, resize = network.variant.time, network.variant.resize
+    assert isinstance(time, Sinusoidal)
+    assert isinstance(resize, Strided)
+    return Exported(denoiser, network, schedule, time, resize)
+
+
+def _unet_config(exported: Exported, table: bool) -> dict[str, Any]:
+    network = exported.network
     attends = [2**n in network.attention for n in range(len(network.multipliers))]
     groups = next(m.num_groups for m in network.modules() if isinstance(m, torch.nn.GroupNorm))
     height, width = network.shape[1:]
@@ -191,32 +228,32 @@ def _unet_config(denoiser: Learned, learned: bool) -> dict[str, Any]:
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
         "attention_head_dim": head_width(network),
-        "downsample_padding": int(not network.style.resize.same),
+        "downsample_padding": int(not exported.resize.same),
         "dropout": network.dropout,
-        "flip_sin_to_cos": network.style.time.cosine_first,
-        "freq_shift": int(network.style.time.inclusive),
-        "attn_norm_num_groups": groups
-        if network.style.adaptive
-        else None,  # without it the attention in the middle has no norm
-        "norm_eps": network.style.norm.eps,
+        "flip_sin_to_cos": exported.time.cosine_first,
+        "freq_shift": int(exported.time.inclusive),
+        # Without this entry, the attention in the middle of an adaptive network has no norm.
+        "attn_norm_num_groups": groups if network.variant.adaptive else None,
+        "norm_eps": network.variant.norm.eps,
         "norm_num_groups": groups,
         "num_class_embeds": None if network.classes is None else network.classes + network.null_label,
         **({NULL: True} if network.classes is not None and network.null_label else {}),
-        "resnet_time_scale_shift": "scale_shift" if network.style.adaptive else "default",
-        "time_embedding_type": "learned" if learned else "positional",
-        "num_train_timesteps": denoiser.schedule.steps if learned else None,
+        "resnet_time_scale_shift": "scale_shift" if network.variant.adaptive else "default",
+        "time_embedding_type": "learned" if table else "positional",
+        "num_train_timesteps": exported.schedule.steps if table else None,
     }
 
 
-def _scheduler_config(denoiser: Learned) -> dict[str, Any]:
-    schedule, clip = denoiser.schedule, getattr(denoiser, "clip", None)
+def _scheduler_config(exported: Exported) -> dict[str, Any]:
+    denoiser, network, schedule, *_ = exported
+    clip = getattr(denoiser, "clip", None)
     fixed = {v: k for k, v in reversed(FIXED.items())}[getattr(denoiser, "variance", large)]
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": schedule.steps,
         "trained_betas": schedule.betas.tolist(),
         "prediction_type": next(name for name, predicts in PREDICTIONS.items() if predicts is denoiser.predicts),
-        "variance_type": "learned_range" if denoiser.network.outputs == 2 else fixed,
+        "variance_type": "learned_range" if network.outputs == 2 else fixed,
         "clip_sample": clip != math.inf,
         "clip_sample_range": 1.0 if clip in (None, math.inf) else clip,
     }

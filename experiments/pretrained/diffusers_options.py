@@ -1,4 +1,4 @@
-"""The entries of a `UNet2DModel`'s and a scheduler's configuration: what is read, refused, or a sampler's own."""
+"""Entries of the configurations of a `UNet2DModel` and a scheduler: those that are read, refused, or only sample."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from .weights import listed, quoted
 DOWN, UP = {"DownBlock2D": False, "AttnDownBlock2D": True}, {"UpBlock2D": False, "AttnUpBlock2D": True}
 PREDICTIONS = {"epsilon": noise, "sample": clean, "v_prediction": velocity}
 FIXED = {"fixed_small": small, "fixed_small_log": small, "fixed_large": large}
-"""Variances of reverse steps by their names there; `learned_range` is that of a network with twice the channels."""
-STEPPING = "DDPM DDIM PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep"
-LEVELS = "EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete"
-SCHEDULERS = tuple(f"{kind}Scheduler" for kind in (*STEPPING.split(), *LEVELS.split()))
-"""All of them say by betas how noise grows; their samplers, which are what they differ in, are not read."""
+"""Variances of reverse steps by the library's names; `learned_range` is that of a network with twice the channels."""
+OVER_STEPS = "DDPM DDIM PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep"
+OVER_SIGMAS = "EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete"
+SCHEDULERS = tuple(f"{kind}Scheduler" for kind in (*OVER_STEPS.split(), *OVER_SIGMAS.split()))
+"""Supported schedulers. All define the schedule by betas; they differ in their samplers, which are not read."""
 
 
 def whole(value: Any) -> bool:
-    """Whether this is a number of one or more things."""
+    """Returns whether a value is a whole number of at least 1."""
     return type(value) is int and 0 < value < 2**20
 
 
 def several(value: Any, each: Callable[[Any], bool]) -> bool:
-    """Whether this is a list of one or more such things."""
+    """Returns whether a value is a list of at least one item, all of which satisfy `each`."""
     return isinstance(value, list | tuple) and len(value) > 0 and all(map(each, value))
 
 
 def share(value: Any) -> bool:
-    """Whether this is a number between 0 and 1."""
+    """Returns whether a value is a number in [0, 1]."""
     return isinstance(value, float | int) and 0 <= value <= 1
 
 
 def real(value: Any) -> bool:
-    """Whether this is a number above 0."""
+    """Returns whether a value is a finite number above 0."""
     return isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def among(*known: Any) -> Callable[[Any], bool]:
-    """Whether a value is one of these."""
+    """Returns a test of whether a value is one of these."""
     return lambda value: value in known
 
 
 Options = dict[str, tuple[Any, Callable[[Any], bool]]]
-"""The default of each option, and which values are read."""
+"""The default of each option, and a test of which values are supported."""
 OPTIONS: Options = {
     "act_fn": ("silu", among("silu", "swish")),
     "add_attention": (True, among(True)),
@@ -75,16 +75,23 @@ OPTIONS: Options = {
     "upsample_type": ("conv", among("conv")),
 }
 BESIDE = ("sample_size", "attn_norm_num_groups", "num_train_timesteps")
-"""Entries that are read beside the others; the last is the length of a table of time features, which its tensor has."""
+"""Entries that are read separately; the last is the length of a table of time features, which its tensor has too."""
 NULL = "_last_class_is_none"
-"""A note of this package's own export: the last class stands for no label.
+"""An entry that this package's export writes: the last class stands for no class.
 
-The library passes over entries that begin with _.
+The library ignores entries that begin with _.
 """
 AVERAGING = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
-"""What the library's training writes into the configuration of averaged weights."""
-TRACELESS = ("attention_head_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps", "norm_num_groups")
-"""Those that the shapes of tensors do not tell."""
+"""Entries that the library's training adds to the configuration of averaged weights."""
+NOT_IN_SHAPES = (
+    "attention_head_dim",
+    "downsample_padding",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "norm_eps",
+    "norm_num_groups",
+)
+"""Options that the shapes of tensors do not determine."""
 TABLE: Options = {
     "num_train_timesteps": (1000, whole),
     "beta_start": (1e-4, share),
@@ -101,13 +108,13 @@ TABLE: Options = {
     "thresholding": (False, among(True, False, None)),
     "sample_max_value": (1.0, real),
 }
-OWN = {
+SCHEDULER_DEFAULTS = {
     "DDPMScheduler": {"clip_sample": True, "variance_type": "fixed_small"},
     "DDIMScheduler": {"clip_sample": True},
     "HeunDiscreteScheduler": {"clip_sample": False, "beta_start": 0.00085, "beta_end": 0.012},
 }
-"""What a scheduler has of its own where its configuration leaves it out."""
-TOLD = (
+"""Defaults of single schedulers that differ from those in `TABLE`."""
+NOTED = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -116,7 +123,7 @@ TOLD = (
     "clip_sample",
     "clip_sample_range",
 )
-"""Those that change numbers, and are said where a configuration leaves them out."""
+"""Entries that change what is computed; their defaults are reported where a configuration leaves them out."""
 SAMPLING = {
     "timestep_spacing": ("leading", "linspace", "trailing"),
     "steps_offset": (0,),
@@ -147,38 +154,46 @@ SAMPLING = {
     "tensor_format": ("pt", "np"),
     "timestep_values": (),
 }
-"""What only schedulers' own samplers read, and its usual values: others are said not to be read."""
+"""Entries that only the library's samplers read, with their usual values; other values are reported as not read."""
 
 
-def settled(config: Mapping[str, Any], options: Options, source: str, who: str) -> dict[str, Any]:
-    """The options with their defaults; those that are not read are refused, all of them by name."""
-    found = {name: config.get(name, default) for name, (default, _) in options.items()}
-    if other := [f"{name}={value!r}"[:100] for name, value in found.items() if not options[name][1](value)]:
-        raise UsageError(f"{source}: {who} has {', '.join(other)}; DDPM-like ones are read")
-    return found
+def read_options(config: Mapping[str, Any], options: Options, source: str, what: str) -> dict[str, Any]:
+    """Returns the options of a configuration, completed by their defaults.
+
+    Raises:
+        UsageError: for unsupported values, with the names of all of them; `what` is the part that has them.
+    """
+    values = {name: config.get(name, default) for name, (default, _) in options.items()}
+    if other := [f"{name}={value!r}"[:100] for name, value in values.items() if not options[name][1](value)]:
+        raise UsageError(f"{source}: {', '.join(other)} is not supported by any {what} of this package")
+    return values
 
 
-def used(told: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those of `TOLD` that change numbers beside the others: a table has no ends, and what does not clip no range."""
-    without = {"num_train_timesteps"} if told["trained_betas"] is not None else set()
-    without |= {"beta_start", "beta_end"} if without or told["beta_schedule"] == "squaredcos_cap_v2" else set()
-    without |= {"clip_sample", "clip_sample_range"} if told["thresholding"] else set()
-    without |= {"clip_sample_range"} if not told["clip_sample"] else set()
-    return tuple(name for name in TOLD if name not in without)
+def relevant(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the entries of `NOTED` that change what is computed under these options.
+
+    A table of betas does not depend on its ends, and without clipping there is no range.
+    """
+    without = {"num_train_timesteps"} if options["trained_betas"] is not None else set()
+    without |= {"beta_start", "beta_end"} if without or options["beta_schedule"] == "squaredcos_cap_v2" else set()
+    without |= {"clip_sample", "clip_sample_range"} if options["thresholding"] else set()
+    without |= {"clip_sample_range"} if not options["clip_sample"] else set()
+    return tuple(name for name in NOTED if name not in without)
 
 
 def refuse_unknown(config: Mapping[str, Any], known: tuple[str, ...], source: str) -> None:
-    """Raises `UsageError` for entries of other names: what they change cannot be known.
-
-    Those that begin with _ are notes.
-    """
+    """Raises `UsageError` for entries of other names, whose effect is unknown; those that begin with _ are ignored."""
     if other := [f"{name}={quoted(v)}" for name, v in config.items() if name not in known and not name.startswith("_")]:
         raise UsageError(
-            f"{source}: {listed(other)} is not known here: take it out of the file where it changes no numbers"
+            f"{source}: {listed(other)} is not known: remove it from the file if it does not change the output"
         )
 
 
-def left_out(config: Mapping[str, Any], told: Mapping[str, Any], names: tuple[str, ...], file: str) -> tuple[str, ...]:
-    """A sentence on what a configuration leaves out, with the values that stand in."""
-    said = ", ".join(f"{name}={told[name]!r}" for name in names if name not in config and told[name] is not None)
-    return (f"{file} leaves out what is {said} by default in the library",) if said else ()
+def left_out(
+    config: Mapping[str, Any], options: Mapping[str, Any], names: tuple[str, ...], file: str
+) -> tuple[str, ...]:
+    """Returns a sentence about the entries that a configuration leaves out, with the defaults that are used."""
+    defaults = ", ".join(
+        f"{name}={options[name]!r}" for name in names if name not in config and options[name] is not None
+    )
+    return (f"{file} leaves out entries, for which the library's defaults are used: {defaults}",) if defaults else ()

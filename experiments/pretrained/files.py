@@ -1,4 +1,4 @@
-"""Released files, read without running anything in them: safetensors, torch's two formats, and pickled networks."""
+"""Reads checkpoint files without running code in them: safetensors, PyTorch's two formats, and pickled networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,17 +19,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...shared.errors import UsageError
-from .pickles import Interpreter, Persistent, Record, Refused, parsed
+from .pickle_names import Refused
+from .pickles import Interpreter, Persistent, Record, parsed
 
-READ = "safetensors, torch.save's files, EDM's pickles and diffusers' folders are read"
+READ = "supported are safetensors, files of torch.save, EDM's pickles and diffusers folders"
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 HEADER = 100_000_000
 """The longest header that safetensors allows, in bytes."""
 DEEPEST = 100
-"""Modules within modules."""
+"""The deepest nesting of modules in a network."""
 MODULES = 100_000
-"""In a network, counted as often as they are in it: a few that are shared again and again would be without end."""
+"""The most modules in a network. Shared ones count each time: a few that share each other could have no end."""
 STORAGES = {
     "UntypedStorage": torch.uint8,
     "FloatStorage": torch.float32,
@@ -53,25 +54,24 @@ ARRAY = re.compile(r"[<>=]?(b1|[iu][1248]|f[248]|c8|c16)")
 
 
 def read(path: Path | str) -> Any:
-    """What a file holds, recognised by its content.
+    """Returns the contents of a file, whose format is recognized by its first bytes.
 
     Args:
-        path: of a safetensors file, a file of `torch.save` (its zip files, and those before version 1.6), or a plain
-            pickle.
+        path: a safetensors file, a file of `torch.save` (zip files, and the format before version 1.6), or a pickle.
 
     Returns:
         dictionaries, lists, tuples (also for sets), numbers, strings, bytes, None, tensors on the CPU, and a `Record`
         for every object of another class.
 
     Raises:
-        UsageError: where there is no such file, it is cut short or damaged, of another format, or names code to be run.
-            None is run.
+        UsageError: where the file does not exist, is truncated or damaged, has another format, or refers to code. No
+            code is run.
     """
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name the file in it ({READ})")
     if not path.is_file():
-        raise UsageError(f"there is no file {path}: download it first, or check its name")
+        raise UsageError(f"there is no file {path}: download it first, or check the name")
     try:
         return content(path)
     except Refused as error:
@@ -80,77 +80,84 @@ def read(path: Path | str) -> Any:
         raise UsageError(
             f"{path} cannot be read ({error.strerror or error}): check its permissions and the disk"
         ) from error
-    except Exception as error:  # any bytes may stand in a file, and so any error may come of it
+    except Exception as error:  # a file may contain any bytes, so any error is possible
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UsageError(
-            f"{path} is cut short or damaged (it has {path.stat().st_size:,} bytes; {reason}): download it again"
+            f"{path} is truncated or damaged (it has {path.stat().st_size:,} bytes; {reason}): download it again"
         ) from error
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
-        UsageError: for a file that cannot be read, or holds something else.
+        UsageError: for a file that cannot be read or does not contain an object.
     """
     try:
-        found = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}): fetch it again") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object: fetch it again")
-    return found
+        raise UsageError(f"{path} cannot be read as JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} does not contain a JSON object: download it again")
+    return value
 
 
 def state_dict(record: Record) -> dict[str, Tensor]:
-    """The tensors of a network in a plain pickle by their dotted names, as `torch.nn.Module.state_dict` gives them.
+    """Returns the tensors of a pickled network by name, as `torch.nn.Module.state_dict` does.
 
     Raises:
-        UsageError: where the record is no network.
+        UsageError: where the record is not a network.
     """
     if not isinstance(record, Record) or not isinstance(record.state.get("_modules"), dict):
         what = f"a {record.module}.{record.name}" if isinstance(record, Record) else f"a {type(record).__name__}"
-        raise UsageError(f"{what} is no network, as it has no `_modules`: take the one of the file's entries that is")
+        raise UsageError(f"{what} is not a network (it has no `_modules`): use the entry of the file that is")
     return dict(walked(record, "", DEEPEST, iter(range(MODULES))))
 
 
 def walked(record: Record, prefix: str, depth: int, left: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
-    """A module's parameters, its persistent buffers, and those of its modules, in this order.
+    """Yields a module's parameters, its persistent buffers, and those of its modules, in this order.
 
-    `left` has an item for each further one.
+    Args:
+        record: the module.
+        prefix: of the names.
+        depth: how many levels of modules may follow.
+        left: has one item for each further module that is allowed.
     """
     if next(left, None) is None:
-        raise UsageError(
-            f"the network has more than {MODULES:,} modules, as no released one has: get it from its authors"
-        )
+        raise UsageError(f"the network has more than {MODULES:,} modules: get the file from its authors")
     passing = record.state.get("_non_persistent_buffers_set", ())
     parts = [record.state.get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
     if not all(isinstance(p, dict) for p in parts) or not isinstance(passing, tuple) or not depth:
         raise UsageError(
-            f"{prefix.removesuffix('.') or 'the network'} ({record.name}) is no module, or too deep in the network"
+            f"{prefix.removesuffix('.') or 'the network'} ({record.name}) is not a module, "
+            f"or is nested more than {DEEPEST} deep: get the file from its authors"
         )
     parameters, buffers, modules = parts
     for name, held in [*parameters.items(), *((k, v) for k, v in buffers.items() if k not in passing)]:
         if isinstance(held, Tensor):
             yield f"{prefix}{name}", held
         elif held is not None:
-            raise UsageError(f"{prefix}{name} in the network is no tensor, but a {type(held).__name__}")
+            raise UsageError(
+                f"{prefix}{name} in the network is a {type(held).__name__}, not a tensor: get the file from its authors"
+            )
     for name, held in modules.items():
         if isinstance(held, Record):
             yield from walked(held, f"{prefix}{name}.", depth - 1, left)
         elif held is not None:
-            raise UsageError(f"{prefix}{name} in the network is no module, but a {type(held).__name__}")
+            raise UsageError(
+                f"{prefix}{name} in the network is a {type(held).__name__}, not a module: get the file from its authors"
+            )
 
 
 def content(path: Path) -> Any:
-    """What a file holds, with errors that do not name it."""
+    """Returns the contents of a file; errors do not name it."""
     if not path.stat().st_size:
         raise Refused("is empty: download it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         start = stream[:64]
         if start.startswith(b"version https://git-lfs"):
             raise Refused(
-                "is a pointer of git-lfs in place of the file: fetch it with `git lfs pull`, or download it from its page"
+                "is a git-lfs pointer instead of the file: fetch it with `git lfs pull`, or download it from its page"
             )
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= HEADER:
             return load_file(path)
@@ -158,29 +165,30 @@ def content(path: Path) -> Any:
             return of_zip(file)
         if start[:1] == b"\x80" and start[1:2] <= b"\x05":
             return of_pickle(stream)
-    raise Refused(f"has a format that is not known (it begins with {start[:12]!r}): {READ}")
+    raise Refused(f"has an unknown format (it begins with {start[:12]!r}): {READ}")
 
 
 def of_pickle(stream: mmap.mmap | io.BytesIO) -> Any:
-    """The content of a plain pickle, or of a file of torch before version 1.6, which is several in a row."""
+    """Returns the contents of a plain pickle, or of a PyTorch file before version 1.6, which is several pickles."""
     root = parsed(stream)
     return of_row(stream) if type(root) is int and root == MAGIC else Interpreter(outside, VALUES).value(root)
 
 
-def outside(_: Any) -> Any:
-    """Refuses what lies outside of a plain pickle."""
-    raise Refused("refers to objects that are not in it, which files of weights do not: get it from its authors")
+def outside(_: Any) -> NoReturn:
+    """Refuses references to objects outside of a plain pickle."""
+    raise Refused("refers to objects outside of it, which weight files do not: get it from its authors")
 
 
 def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
-    """The content of a file of torch before version 1.6.
+    """Returns the contents of a PyTorch file before version 1.6.
 
-    Version, system, objects, the storages' keys, and the storages in that order.
+    It consists of version, system, objects, the keys of the storages, and the storages in that order.
     """
     version, system = parsed(stream), parsed(stream)
     if version != PROTOCOL or not system["little_endian"]:
         raise Refused(
-            "has another version than torch's 1001, or was written on a big-endian machine; neither is read: save it as safetensors"
+            "has another version than PyTorch's 1001, or was written on a big-endian machine; neither is supported: "
+            "save it as safetensors"
         )
     references: list[Persistent] = []
     root = parsed(stream, references)
@@ -191,7 +199,7 @@ def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
         storages[key] = flat(stream.read(max(numel, 0) * kind_of(kinds[key]).itemsize), kinds[key], numel)
 
     def storage(key: Any) -> Any:
-        if key[0] == "module":  # a class with its source code, of which no use is made
+        if key[0] == "module":  # a class with its source code, which is not used
             return Record(key[1].name, key[1].module, {})
         _, kind, name, _, numel, view = key
         found = storages[plain(name)]
@@ -203,43 +211,38 @@ def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
 
 
 def plain(key: Any) -> Any:
-    """A storage's key, which is a string or a number: to look up any other may take without end."""
+    """Returns a storage's key, a string or number; looking up any other may take forever."""
     if not isinstance(key, str | int):
-        raise ValueError("a storage's key that is none")
+        raise ValueError("the key of a storage is neither a string nor a number")
     return key
 
 
 def of_zip(file: IO[bytes]) -> Any:
-    """The content of a file of torch from version 1.6 on.
-
-    A zip file of a pickle and its storages, none of it compressed.
-    """
+    """Returns the contents of a PyTorch file since version 1.6: an uncompressed zip of a pickle and its storages."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         homes = [n.removesuffix("data.pkl") for n in names if re.fullmatch(r"[^/]+/data\.pkl", n)]
         if len(homes) != 1:
-            raise Refused(f"is a zip file without torch's data.pkl: unpack it, and name the file in it ({READ})")
+            raise Refused(f"is a zip file without PyTorch's data.pkl: unpack it, and name the file in it ({READ})")
         home = homes[0]
         if any(n == f"{home}constants.pkl" or n.startswith(f"{home}code/") for n in names):
             raise Refused(
-                "is a TorchScript archive, a program and not only weights: get the weights (a state dict) from its authors"
+                "is a TorchScript archive, which is a program: get the weights (a state dict) from its authors"
             )
 
         def record(name: str) -> bytes:
             if archive.getinfo(f"{home}{name}").compress_type != zipfile.ZIP_STORED:
-                raise Refused("is a compressed zip file, which torch does not write: save it as safetensors")
+                raise Refused("is a compressed zip file, which PyTorch does not write: save it as safetensors")
             return archive.read(f"{home}{name}")
 
         if f"{home}byteorder" in names and record("byteorder") != b"little":
-            raise Refused("was written on a big-endian machine, which is not read: save it as safetensors")
+            raise Refused("was written on a big-endian machine, which is not supported: save it as safetensors")
         storages: dict[tuple[str, str], Tensor] = {}
 
         def storage(key: Any) -> Tensor:
             typed, kind, name, _, numel = key
             if typed != "storage" or not isinstance(name, str):
-                raise Refused(
-                    "refers to objects that are not in it, which files of weights do not: get it from its authors"
-                )
+                outside(key)
             if (name, kind.name) not in storages:
                 storages[name, kind.name] = flat(record(f"data/{name}"), kind, numel)
             return storages[name, kind.name]
@@ -248,36 +251,36 @@ def of_zip(file: IO[bytes]) -> Any:
 
 
 def of_bytes(_: Any, data: Any) -> Tensor:
-    """`torch.storage._load_from_bytes`: the storage in a file of torch within a pickle, as a flat tensor."""
-    found = of_zip(io.BytesIO(data)) if data.startswith(b"PK") else of_pickle(io.BytesIO(data))
-    if not isinstance(found, Tensor) or found.ndim != 1:
-        raise ValueError("a storage that is none")
-    return found
+    """`torch.storage._load_from_bytes`: returns the storage in a PyTorch file within a pickle, as a flat tensor."""
+    storage = of_zip(io.BytesIO(data)) if data.startswith(b"PK") else of_pickle(io.BytesIO(data))
+    if not isinstance(storage, Tensor) or storage.ndim != 1:
+        raise ValueError("a storage is not a flat tensor")
+    return storage
 
 
 def kind_of(kind: Any) -> torch.dtype:
-    """The dtype of a class of storages."""
+    """Returns the dtype of a class of storages."""
     if kind.name not in STORAGES:
-        raise Refused(f"holds a {kind.path}, a kind that is not read: save it as dense tensors of numbers first")
+        raise Refused(f"contains a {kind.path}, which is not supported: save it as dense tensors of numbers first")
     return STORAGES[kind.name]
 
 
 def flat(data: bytes, kind: Any, numel: Any) -> Tensor:
-    """A storage of `numel` elements as a flat tensor that owns its memory."""
+    """Returns a storage of `numel` elements as a flat tensor that owns its memory."""
     dtype = kind_of(kind)
     if type(numel) is not int:
-        raise ValueError("a storage's size is no whole number")
+        raise ValueError("a storage's size is not a whole number")
     if len(data) != numel * dtype.itemsize:
-        raise ValueError(f"a storage has {len(data)} bytes in place of {numel} times {dtype.itemsize}")
+        raise ValueError(f"a storage has {len(data)} bytes instead of {numel} times {dtype.itemsize}")
     return torch.frombuffer(bytearray(data), dtype=dtype) if numel else torch.empty(0, dtype=dtype)
 
 
 def strided(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """The view of a storage, all of it within the storage."""
+    """Returns a view of a storage, after checking that it lies within the storage."""
     if not isinstance(storage, Tensor) or storage.ndim != 1 or storage.storage_offset() or len(size) != len(stride):
         raise ValueError("a tensor without a storage")
     if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
-        raise ValueError("a tensor's shape is not of whole numbers")
+        raise ValueError("a tensor's shape does not consist of whole numbers")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= storage.numel():
         raise ValueError("a tensor reaches beyond its storage")
@@ -285,64 +288,74 @@ def strided(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
 
 
 def tensor(_: Any, storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor | None:
-    """`torch._utils._rebuild_tensor_v2`; None for lazily conjugated and negated ones."""
+    """`torch._utils._rebuild_tensor_v2`; returns None for lazily conjugated and negated tensors."""
     return None if any(rest[2:]) else strided(storage, offset, tuple(size), tuple(stride))
 
 
 def untyped(
     _: Any, storage: Tensor, offset: int, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Record, *rest: Any
 ) -> Tensor | None:
-    """`torch._utils._rebuild_tensor_v3`, which says its dtype."""
-    found = DTYPES.get(f"{dtype.module}.{dtype.name}")
-    return None if found is None or any(rest) else strided(storage.view(found), offset, tuple(size), tuple(stride))
+    """`torch._utils._rebuild_tensor_v3`, which has a dtype."""
+    known = DTYPES.get(f"{dtype.module}.{dtype.name}")
+    return None if known is None or any(rest) else strided(storage.view(known), offset, tuple(size), tuple(stride))
 
 
 def encoded(_: Any, text: str, codec: str) -> bytes:
-    """Bytes, as pickles of protocol 2 spell them."""
+    """Returns bytes, which pickles of protocol 2 write as text."""
     if codec not in ("latin1", "latin-1"):
         raise ValueError("bytes of another encoding")
     return text.encode("latin-1")
 
 
+def byte_string(_: Any, data: Any = b"") -> bytes:
+    """`bytes`."""
+    return data if isinstance(data, bytes) else bytes([*data])
+
+
+def byte_array(_: Any, data: Any = b"", codec: str = "") -> bytes:
+    """`bytearray`, as bytes."""
+    return encoded(_, data, codec) if codec else data
+
+
 def device(_: Any, kind: Any, index: Any = None) -> str:
-    """`torch.device`, as its name."""
+    """Returns a `torch.device` as its name."""
     if not isinstance(kind, str) or not isinstance(index, int | None):
-        raise ValueError("a device that is none")
+        raise ValueError("a device has no name")
     return kind if index is None else f"{kind}:{index}"
 
 
 def array_type(state: Any, code: str, *_: Any) -> str | None:
-    """The name of an array's dtype; None for those that are not of numbers."""
+    """Returns the name of an array's dtype; None for dtypes that are not numbers."""
     order = state[1] if state else ""
     if not isinstance(order, str) or not isinstance(code, str):
-        raise ValueError("a dtype that is none")
+        raise ValueError("a dtype is not a string")
     name = f"{order}{code}".replace("|", "")
     return name if ARRAY.fullmatch(name) else None
 
 
 def array(data: Any, dtype: Any, shape: Any, order: str) -> Tensor | None:
-    """An array of numbers as a tensor; None for an array of other things."""
+    """Returns an array of numbers as a tensor; None for an array of anything else."""
     if not isinstance(dtype, str) or not isinstance(data, bytes) or not ARRAY.fullmatch(dtype):
         return None
-    found = np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
-    return torch.from_numpy(np.array(found, dtype=found.dtype.newbyteorder("="), order="C"))
+    values = np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+    return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
 
 
 def array_of_state(state: Any, *_: Any) -> Tensor | None:
-    """`numpy.ndarray`, whose content is its state: version, shape, dtype, whether columns come first, bytes."""
+    """`numpy.ndarray`, whose contents are its state: version, shape, dtype, whether in column order, bytes."""
     return array(state[4], state[2], state[1], "F" if state[3] else "C")
 
 
 def number(_: Any, dtype: Any, data: Any) -> Any:
-    """A numpy scalar."""
-    found = array(data, dtype, (), "C")
-    return None if found is None else found.item()
+    """Returns a numpy scalar as a Python number; None for anything else."""
+    value = array(data, dtype, (), "C")
+    return None if value is None else value.item()
 
 
 VALUES: dict[str, Callable[..., Any]] = {
     "builtins.complex": lambda _, real, imaginary: complex(real, imaginary),
-    "builtins.bytes": lambda _, data=b"": data if isinstance(data, bytes) else bytes([*data]),
-    "builtins.bytearray": lambda _, data=b"", codec="": encoded(_, data, codec) if codec else data,
+    "builtins.bytes": byte_string,
+    "builtins.bytearray": byte_array,
     "_codecs.encode": encoded,
     "torch.device": device,
     "torch.storage._load_from_bytes": of_bytes,
@@ -360,7 +373,7 @@ VALUES: dict[str, Callable[..., Any]] = {
 
 @contextlib.contextmanager
 def naming(source: str) -> Iterator[None]:
-    """Errors within it begin with the file."""
+    """Puts the file's name in front of errors that are raised within it."""
     try:
         yield
     except UsageError as error:

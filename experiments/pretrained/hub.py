@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub, through huggingface_hub, which is installed with datasets."""
+"""Checkpoints on the Hugging Face Hub, read and written with huggingface_hub (installed with datasets)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def local(path: Path | str) -> Path:
-    """A path as it is where something is there; else the downloaded file or folder of that name on the Hub.
+    """Returns the path where it exists, else the downloaded file or folder of that name on the Hub.
 
-    With a file comes the `config.json` of its folder, where there is one: text models say in it what they are.
+    For a file, the `config.json` of its folder is downloaded too, where there is one: it describes text models.
 
     Raises:
-        UsageError: where nothing is there and the Hub has no such name, or cannot be reached.
+        UsageError: where the path does not exist, and the Hub does not have that name or cannot be reached.
     """
     if Path(path).exists():
         return Path(path)
@@ -41,7 +41,8 @@ def local(path: Path | str) -> Path:
         return Path(snapshot_download(f"{owner}/{name}", allow_patterns=PATTERNS))
     except Exception as error:  # the client has its own errors, and lets its transport's through
         raise UsageError(
-            f"there is no file {path}, and the Hub gives none of that name ({reason(error)}): look at the spelling, and at the network"
+            f"there is no file {path}, and it was not found on the Hub ({reason(error)}): "
+            "check the spelling and the network connection"
         ) from error
 
 
@@ -49,16 +50,16 @@ def push(path: Path | str, name: str, *, private: bool = False, token: str | Non
     """Uploads a checkpoint of this package, so that `load("owner/name")` gives its denoiser anywhere.
 
     Args:
-        path: a run's folder (its newest checkpoint is taken) or a checkpoint's own.
-        name: "owner/name" on the Hub; it is created where it does not exist.
-        private: whether others may not see it, where it is created.
-        token: of the Hub; None for the one that `hf auth login` has stored.
+        path: the folder of a run (its newest checkpoint is uploaded) or of a checkpoint.
+        name: "owner/name" on the Hub; the repository is created where it does not exist.
+        private: whether a new repository is private.
+        token: access token of the Hub; None for the one that `hf auth login` stored.
 
     Returns:
-        the address.
+        the address of the repository.
 
     Raises:
-        UsageError: where there is no checkpoint, or the Hub refuses.
+        UsageError: where there is no checkpoint, or the Hub refuses the upload.
     """
     from huggingface_hub import HfApi
 
@@ -68,11 +69,11 @@ def push(path: Path | str, name: str, *, private: bool = False, token: str | Non
         api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=f"unnoise checkpoint {folder.name}")
     except Exception as error:
         raise UsageError(
-            f"the Hub did not take {name} ({reason(error)}): log in with `hf auth login`, and look at the network"
+            f"the Hub refused {name} ({reason(error)}): log in with `hf auth login`, and check the network connection"
         ) from error
     return f"{api.endpoint}/{name}"
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Returns the first line of an error's message, or its type where it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)

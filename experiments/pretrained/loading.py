@@ -1,4 +1,4 @@
-"""Which format a file or folder has, and what it becomes."""
+"""Recognizes the format of a checkpoint of any supported project, and loads its denoiser."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
 from ...shared.training import load as load_own
 from . import diffusers, files, hub, karras, ncsnv2, openai, pesser, song, text
+from .settings import attach
 
 
 class Format(NamedTuple):
-    """A format of files.
+    """A file format of another project.
 
     Attributes:
-        name: for people.
-        looks_like: whether a file's contents are of it.
-        denoiser: `(contents, source, **flags)` to the denoiser.
+        name: the name that is shown.
+        looks_like: whether a file's contents have this format.
+        denoiser: `(contents, source, **flags) -> Denoiser`.
     """
 
     name: str
@@ -40,11 +41,11 @@ FORMATS = (
 
 
 class Opened(NamedTuple):
-    """What a path held.
+    """A checkpoint that was read.
 
     Attributes:
-        format: for people.
-        denoiser: in evaluation mode.
+        format: the format's name.
+        denoiser: the denoiser, in evaluation mode.
     """
 
     format: str
@@ -54,46 +55,47 @@ class Opened(NamedTuple):
 OWN = "unnoise"
 """The name of this package's own format."""
 SHOWN, LONGEST = 5, 80
-"""Names of a file that is not known, in errors: how many, and how much of each."""
+"""In errors about unknown files: the most names, and the most characters of each."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def load(path: Path | str, **flags: Any) -> Denoiser:
-    """A released checkpoint as a denoiser, ready for any sampler, likelihood or evaluation.
+    """Loads a pretrained checkpoint as a denoiser, ready for any sampler, likelihood or evaluation.
 
-    The averaged weights are taken where a file has raw ones too. Schedule, prediction, time label and range are those
-    that the network was trained with: `denoiser.corruption`, `.predicts`, `.time_input` and `.quantization`, `.shape`. Nothing
-    in the file is run.
+    Averaged weights are used where the file has raw ones too. Schedule, prediction, time input, range and shape of the
+    data are those of training: `denoiser.corruption`, `.predicts`, `.time_input`, `.quantization` and `.shape`.
+    `denoiser.assumed` lists what the file does not determine. No code in the file is run.
 
     Args:
         path: a file, a folder, or a name on the Hub such as "google/ddpm-cifar10-32" or "owner/name/folder/file.pth".
-        flags: what the format does not say, such as `num_heads=4` or `sde="vp"`; an error names those that are missing.
+        flags: settings that the format does not contain, such as `num_heads=4` or `sde="vp"`; an error names those
+            that are missing.
 
     Returns:
-        in evaluation mode, on the CPU; for a guided-diffusion classifier the `NoisyClassifier`.
+        the denoiser in evaluation mode, on the CPU; for a classifier of guided-diffusion, the `NoisyClassifier`.
 
     Raises:
-        UsageError: for a file that is missing, damaged, of no known format, or names code to be run, and for weights
-            that do not fit.
+        UsageError: for a file that is missing, damaged, of an unknown format, or refers to code, and for weights that
+            do not fit.
     """
     return opened(path, flags).denoiser
 
 
 def opened(path: Path | str, flags: dict[str, Any]) -> Opened:
-    """The same with the format's name."""
+    """Loads a pretrained checkpoint as `load` does, and returns the format's name too."""
     path = hub.local(path)
     return of_folder(path, flags) if path.is_dir() else of_file(path, flags)
 
 
 def of_folder(folder: Path, flags: dict[str, Any]) -> Opened:
-    """The denoiser in a folder: a run of this package, a diffusers folder, or weights beside their `config.json`."""
+    """Loads the denoiser in a folder: a run of this package, a diffusers folder, or weights with a `config.json`."""
     if (folder / "checkpoint.json").is_file() or (folder / "checkpoints").is_dir():
         refuse_flags(flags, {}, "this package's own checkpoints")
-        found = load_own(folder)
-        denoiser = found.average.denoiser
-        denoiser.quantization, denoiser.shape = found.quantization, found.shape
+        checkpoint = load_own(folder)
+        denoiser = checkpoint.average.denoiser
+        attach(denoiser, quantization=checkpoint.quantization, shape=checkpoint.shape)
         for name in ("clip", "variance"):  # of a diffusers folder's scheduler
-            if hasattr(family := getattr(found.experiment, "family", None), name):
+            if hasattr(family := getattr(checkpoint.experiment, "family", None), name):
                 setattr(denoiser, name, getattr(family, name))
         return Opened(OWN, denoiser.eval())
     if diffusers.looks_like(folder):
@@ -102,37 +104,37 @@ def of_folder(folder: Path, flags: dict[str, Any]) -> Opened:
     weights = [p for pattern in WEIGHTS for p in sorted(folder.glob(pattern))]
     if not weights:
         raise UsageError(
-            f"there are no weights in {folder}: a file of {', '.join(WEIGHTS)} is expected, or a folder with checkpoints/"
+            f"there are no weights in {folder}: give a folder that contains {', '.join(WEIGHTS)}, or checkpoints/"
         )
     if len({p.stem.removeprefix("pytorch_") for p in weights}) > 1:  # model.safetensors is pytorch_model.bin once more
         raise UsageError(
-            f"there are several files of weights in {folder}: give one of {', '.join(str(p) for p in weights[:10])}"
+            f"there are several weight files in {folder}: give one of {', '.join(str(p) for p in weights[:10])}"
         )
     return of_file(weights[0], flags)
 
 
 def of_file(path: Path, flags: dict[str, Any]) -> Opened:
-    """The denoiser in a file."""
+    """Loads the denoiser in a file."""
     contents = files.read(path)
-    found = format_of(contents)
-    if found is None and isinstance(contents, dict) and contents.keys() == {"state_dict"}:
+    format_ = format_of(contents)
+    if format_ is None and isinstance(contents, dict) and contents.keys() == {"state_dict"}:
         contents = contents["state_dict"]
-        found = format_of(contents)
-    if found is None:
+        format_ = format_of(contents)
+    if format_ is None:
         raise UsageError(
-            f"{path} holds no network that is known here ({told(contents)}): "
-            f"{', '.join(f.name for f in FORMATS)} and diffusers folders are read"
+            f"{path} does not contain a known network ({summary(contents)}): "
+            f"supported are {', '.join(f.name for f in FORMATS)} and diffusers folders"
         )
-    known = {k: p for k, p in inspect.signature(found.denoiser).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    known = {k: p for k, p in inspect.signature(format_.denoiser).parameters.items() if p.kind is p.KEYWORD_ONLY}
     beside = path.parent / "config.json"
     if "config" in known and "config" not in flags and beside.is_file():
         flags = flags | {"config": files.json_object(beside)}
-    refuse_flags(flags, known, f"{found.name} checkpoints")
-    return Opened(found.name, found.denoiser(contents, str(path), **flags).eval())
+    refuse_flags(flags, known, f"{format_.name} checkpoints")
+    return Opened(format_.name, format_.denoiser(contents, str(path), **flags).eval())
 
 
 def format_of(contents: Any) -> Format | None:
-    """The format of a file's contents, or None."""
+    """Returns the format of a file's contents, or None where it is unknown."""
     return next((f for f in FORMATS if f.looks_like(contents)), None)
 
 
@@ -143,10 +145,10 @@ def refuse_flags(flags: dict[str, Any], known: dict[str, Any], name: str) -> Non
         raise UsageError(f"{name} do not take {', '.join(further)}: leave it out (flags that they take: {takes})")
 
 
-def told(contents: Any) -> str:
-    """What a file holds, in a few words."""
+def summary(contents: Any) -> str:
+    """Describes a file's contents in a few words."""
     if isinstance(contents, dict):
-        # Other keys than strings are not written out: a file can nest tuples so that their text has no end.
+        # Only keys that are strings are shown: a file can nest tuples so deeply that their text has no end.
         names = [k[:LONGEST] if isinstance(k, str) else f"a {type(k).__name__}" for k in islice(contents, SHOWN)]
         return f"{len(contents)} entries: {', '.join(names)}{', ...' if len(contents) > SHOWN else ''}"
     return f"a {type(contents).__name__}"

@@ -1,6 +1,4 @@
-"""The flags of improved-diffusion and guided-diffusion that their weights do not tell, and those of the released files,
-by name.
-"""
+"""Flags of improved-diffusion and guided-diffusion that weights do not determine, and their published values."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ EXAMPLE = {
 
 @dataclass(frozen=True)
 class Flags:
-    """What a file does not say, under the names of the reference code's own flags; None for what is to be asked for."""
+    """Settings that a file does not contain, under the names of the original code's flags; None for unknown ones."""
 
     image_size: int | None = None
     num_heads: int | None = None
@@ -52,15 +50,16 @@ class Flags:
             raise UsageError(f"noise_schedule={self.noise_schedule!r}: give one of {', '.join(BETAS)}")
         if self.num_heads is not None and self.num_head_channels is not None:
             raise UsageError(
-                f"num_heads={self.num_heads} and num_head_channels={self.num_head_channels}: give one of them, as it was in training"
+                f"num_heads={self.num_heads} and num_head_channels={self.num_head_channels}: "
+                "give the one that was set in training"
             )
 
 
 IMPROVED = Flags(32, 4, None, False, "cosine", 4000, True, False, True)
 GUIDED = Flags(256, None, 64, False, "linear", 1000, False, False, True)
 LSUN = replace(GUIDED, num_heads=1, num_head_channels=None)
-JUDGING = replace(GUIDED, predict_xstart=False, learn_sigma=False)
-KNOWN = {
+CLASSIFIER = replace(GUIDED, predict_xstart=False, learn_sigma=False)
+PUBLISHED = {
     "cifar10_uncond_50M_500K": IMPROVED,
     "cifar10_uncond_vlb_50M_500K": IMPROVED,
     "imagenet64_uncond_100M_1500K": replace(IMPROVED, image_size=64),
@@ -79,22 +78,22 @@ KNOWN = {
     "lsun_horse_nodropout": GUIDED,
     "64_256_upsampler": replace(GUIDED, num_heads=4, num_head_channels=None),
     "128_512_upsampler": replace(GUIDED, image_size=512),
-    "64x64_classifier": replace(JUDGING, image_size=64, noise_schedule="cosine"),
-    "128x128_classifier": replace(JUDGING, image_size=128),
-    "256x256_classifier": JUDGING,
-    "512x512_classifier": replace(JUDGING, image_size=512),
+    "64x64_classifier": replace(CLASSIFIER, image_size=64, noise_schedule="cosine"),
+    "128x128_classifier": replace(CLASSIFIER, image_size=128),
+    "256x256_classifier": CLASSIFIER,
+    "512x512_classifier": replace(CLASSIFIER, image_size=512),
 }
 
 
-class Body(NamedTuple):
-    """What the tensors of a released file say, which those of another of its name need not.
+class Sizes(NamedTuple):
+    """Sizes of a network, by which a published checkpoint differs from other files of its name.
 
     Attributes:
-        channels: of the model at full resolution.
-        entries: on the way down: resolutions times one more than the blocks of each.
-        classes: of labels; None for none.
-        entering: channels in.
-        leaving: channels out; None for a classifier.
+        channels: model channels at full resolution.
+        entries: input blocks: resolutions times (residual blocks per resolution + 1).
+        classes: number of classes; None for an unconditional network.
+        entering: input channels.
+        leaving: output channels; None for a classifier.
     """
 
     channels: int
@@ -104,42 +103,42 @@ class Body(NamedTuple):
     leaving: int | None = 6
 
 
-BODIES = {
-    "cifar10_uncond_50M_500K": Body(128, 16),
-    "cifar10_uncond_vlb_50M_500K": Body(128, 16),
-    "imagenet64_uncond_100M_1500K": Body(128, 16),
-    "imagenet64_uncond_vlb_100M_1500K": Body(128, 16),
-    "imagenet64_cond_270M_250K": Body(192, 16, 1000),
-    "lsun_uncond_100M_1200K_bs128": Body(128, 18),
-    "lsun_uncond_100M_2400K_bs64": Body(128, 18),
-    "64x64_diffusion": Body(192, 16, 1000),
-    "128x128_diffusion": Body(256, 15, 1000),
-    "256x256_diffusion": Body(256, 18, 1000),
-    "256x256_diffusion_uncond": Body(256, 18),
-    "512x512_diffusion": Body(256, 21, 1000),
-    **{f"lsun_{name}": Body(256, 18) for name in ("bedroom", "cat", "horse", "horse_nodropout")},
-    "64_256_upsampler": Body(192, 18, 1000, 6),
-    "128_512_upsampler": Body(192, 18, 1000, 6),
-    "64x64_classifier": Body(128, 20, 1000, leaving=None),
-    "128x128_classifier": Body(128, 15, 1000, leaving=None),
-    "256x256_classifier": Body(128, 18, 1000, leaving=None),
-    "512x512_classifier": Body(128, 21, 1000, leaving=None),
+SIZES = {
+    "cifar10_uncond_50M_500K": Sizes(128, 16),
+    "cifar10_uncond_vlb_50M_500K": Sizes(128, 16),
+    "imagenet64_uncond_100M_1500K": Sizes(128, 16),
+    "imagenet64_uncond_vlb_100M_1500K": Sizes(128, 16),
+    "imagenet64_cond_270M_250K": Sizes(192, 16, 1000),
+    "lsun_uncond_100M_1200K_bs128": Sizes(128, 18),
+    "lsun_uncond_100M_2400K_bs64": Sizes(128, 18),
+    "64x64_diffusion": Sizes(192, 16, 1000),
+    "128x128_diffusion": Sizes(256, 15, 1000),
+    "256x256_diffusion": Sizes(256, 18, 1000),
+    "256x256_diffusion_uncond": Sizes(256, 18),
+    "512x512_diffusion": Sizes(256, 21, 1000),
+    **{f"lsun_{name}": Sizes(256, 18) for name in ("bedroom", "cat", "horse", "horse_nodropout")},
+    "64_256_upsampler": Sizes(192, 18, 1000, 6),
+    "128_512_upsampler": Sizes(192, 18, 1000, 6),
+    "64x64_classifier": Sizes(128, 20, 1000, leaving=None),
+    "128x128_classifier": Sizes(128, 15, 1000, leaving=None),
+    "256x256_classifier": Sizes(128, 18, 1000, leaving=None),
+    "512x512_classifier": Sizes(128, 21, 1000, leaving=None),
 }
 
 
-def released(source: str) -> str:
-    """The released file whose name this is, or ""."""
+def published_name(source: str) -> str:
+    """Returns the name of the published checkpoint that a file is named after, or ""."""
     name = PurePath(source).name.removesuffix(".pt")
-    return next((k for k in sorted(KNOWN, key=len, reverse=True) if name == k or name.endswith(f"_{k}")), "")
+    return next((k for k in sorted(PUBLISHED, key=len, reverse=True) if name == k or name.endswith(f"_{k}")), "")
 
 
-def known(source: str, told: Mapping[str, Any], body: Body | None = None) -> Flags | None:
-    """Returns the flags of the released file with this name, or None.
+def published_flags(source: str, given: Mapping[str, Any], sizes: Sizes | None = None) -> Flags | None:
+    """Returns the flags of the published checkpoint that a file is named after, or None.
 
-    None is returned for any other name, and where a given flag (the image size excepted) or the sizes of the network
-    differ from the released ones.
+    None is returned for any other name, and where a given flag (except the image size) or the sizes of the network
+    differ from the published ones.
     """
-    name = released(source)
-    flags = KNOWN.get(name)
-    other = [k for k, v in told.items() if v is not None and k != "image_size" and v != getattr(flags, k, None)]
-    return None if other or (body is not None and body != BODIES.get(name)) else flags
+    name = published_name(source)
+    flags = PUBLISHED.get(name)
+    other = [k for k, v in given.items() if v is not None and k != "image_size" and v != getattr(flags, k, None)]
+    return None if other or (sizes is not None and sizes != SIZES.get(name)) else flags

@@ -1,40 +1,27 @@
-"""Pickles, read as data: a pickle is a program, and here it is followed without calling anything that it names.
+"""Reads pickles as data: no function that a pickle names is imported or called.
 
-A pickle makes its objects by calling functions by name, so whoever writes one decides what runs. `parsed` follows the
-program and only notes what it would have called (`Call`) or referred to (`Global`). `Interpreter` then makes the few
-that stand for data (dictionaries, sets, and what its caller adds) by code of ours, and an inert `Record` of every
-other. No name of a file is ever imported.
+A pickle is a program that builds objects by calling functions by name, so whoever writes a pickle decides what runs.
+`parsed` executes the program but only records what it would have called (`Call`) or referred to (`Global`).
+`Interpreter` then builds the few objects that stand for data (dictionaries, sets, and those that its caller adds) with
+code of this module, and an inert `Record` for every other.
 """
 
 from __future__ import annotations
 
 import pickletools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
-CODE_MODULES = re.compile(
-    "os|posix|nt|posixpath|ntpath|subprocess|_posixsubprocess|sys|builtins|runpy|importlib|_frozen_importlib|imp|pkgutil|zipimport|shutil|"
-    "_?socket|_?ctypes|cffi|pty|code|codeop|pdb|bdb|timeit|cProfile|profile|trace|marshal|c?_?[pP]ickle|dill|cloudpickle|joblib|shelve|"
-    "webbrowser|multiprocessing|_?thread|threading|asyncio|signal|tempfile|_?io|fileinput|urllib|http|ftplib|smtplib|requests|pip|ensurepip|"
-    "httplib|urllib2|popen2|distutils|gc|inspect|atexit|linecache"
-)
-CODE_NAMES = re.compile(
-    r"operator\.(attrgetter|methodcaller)|types\.(Code|Function|Lambda)Type|torch\.((serialization|jit|hub)\.)?load|functools\.reduce|"
-    r"torch\.package\..*|numpy\.(load|fromfile)|numpy\.testing\..*"
-)
-PLAIN_BUILTINS = re.compile(
-    "set|frozenset|list|dict|tuple|complex|bytearray|bytes|int|float|bool|str|object|slice|x?range|type|long|unicode"
-)
-OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
+from .pickle_names import Global, Refused, named
+
 MAPPINGS = ("builtins.dict", "collections.OrderedDict", "collections.defaultdict", "collections.Counter")
 LONGEST = 32
-"""Items of a tuple that is a key."""
+"""The most items of a tuple that is a key of a dictionary."""
 LARGEST = 2**128
-"""Of the numbers that are keys."""
+"""The largest number that is a key of a dictionary."""
 COPIED = 10_000_000
-"""Items that calls may copy from what they are given, in all."""
+"""The most items that all calls together may copy from their arguments."""
 SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
     "builtins.set": tuple,
     "builtins.frozenset": tuple,
@@ -44,62 +31,46 @@ SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-class Refused(ValueError):
-    """What a file may not hold. The message follows the file's name: `holds a tensor of ...`."""
-
-
 class Stream(Protocol):
-    """Bytes to read in order, such as a `BytesIO` or an `mmap`, which never hand out more than they have."""
+    """Bytes that are read in order, such as a `BytesIO` or an `mmap`."""
 
     def read(self, n: int, /) -> bytes:
-        """The next `n` bytes, or fewer at the end."""
+        """Returns the next `n` bytes, or fewer at the end."""
+        ...
 
     def readline(self) -> bytes:
-        """The bytes up to the next line feed."""
+        """Returns the bytes up to and including the next line feed."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """An object of a class that is not built here: what it was called and what it held.
+    """An object of a class that is not built here.
 
     Attributes:
-        name: of its class (or of the function or class itself, where a file refers to one).
-        module: where that was defined.
-        state: its attributes, for a network with `_parameters`, `_buffers` and `_modules`; a mapping's items.
+        name: the name of its class, or of the function or class that a file refers to.
+        module: the module that defines it.
+        state: its attributes, for a network with `_parameters`, `_buffers` and `_modules`; for a mapping its items.
     """
 
     name: str
     module: str
-    state: dict[Any, Any] = field(
-        repr=False
-    )  # which may hold itself, or one object so often that it is without end when written out
-
-
-@dataclass(frozen=True, eq=False)
-class Global:
-    """A name that a pickle refers to."""
-
-    module: str
-    name: str
-
-    @property
-    def path(self) -> str:
-        """`module.name`."""
-        return f"{self.module}.{self.name}"
+    state: dict[Any, Any] = field(repr=False)  # may contain itself, or one object so often that its text has no end
 
 
 @dataclass(frozen=True, eq=False)
 class Persistent:
-    """A reference to what lies outside of the pickle: in torch's files, a storage."""
+    """A reference to an object outside of the pickle: in PyTorch files, a storage."""
 
     key: Any
 
 
 class Call:
-    """What a pickle would have called, with what it would have then put in: list items, mapping items and state.
+    """A call that a pickle would make, and what it would then add to the result: list items, mapping items and state.
 
-    `content` is what an object of a class derived from a list, tuple or dictionary begins with, in pickles before
-    protocol 2.
+    Attributes:
+        content: initial contents of an object whose class derives from list, tuple or dictionary, in pickles before
+            protocol 2.
     """
 
     __slots__ = ("arguments", "content", "elements", "items", "state", "what")
@@ -107,7 +78,7 @@ class Call:
     def __init__(self, what: Any, arguments: Any) -> None:
         if not isinstance(what, Global) or not isinstance(arguments, tuple):
             raise Refused(
-                "calls what it has computed, as code does and weights do not; nothing of it was run: get it from its authors"
+                "calls a computed function, which weight files do not; nothing in it was run: get it from its authors"
             )
         self.state: Any = None
         self.content: Any = ()
@@ -127,56 +98,32 @@ class Call:
         self.arguments = arguments
 
 
-def named(module: Any, name: Any) -> Global:
-    """The name that a pickle refers to.
-
-    Nothing would be called in any case. A file that names what has no use but to run code is refused because it is
-    hostile.
-
-    Raises:
-        Refused: for a name of code.
-    """
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("a name that is not a string")
-    found = Global(OLD_NAMES.get(module, module), name)
-    first, *nested = found.module.split(".")[0], *(name.split(".") if "." in name else ())
-    plain = found.module == "builtins" and PLAIN_BUILTINS.fullmatch(name)
-    hidden = any(CODE_MODULES.fullmatch(part) or part.startswith("__") for part in nested)
-    if not plain and (CODE_MODULES.fullmatch(first) or CODE_NAMES.fullmatch(found.path) or hidden):
-        raise Refused(
-            f"wants to call {found.path}, which is code and no weight; nothing of it was run: delete it, and get it from its authors"
-        )
-    return found
-
-
 def parsed(stream: Stream, references: list[Persistent] | None = None) -> Any:
-    """The next pickle of a stream, up to its end: plain values, and `Call`, `Global` and `Persistent` in place of all
-    else.
+    """Parses the next pickle of a stream into plain values, `Call`, `Global` and `Persistent`.
 
     Args:
         stream: at the pickle's first byte.
-        references: takes every `Persistent` of it.
+        references: a list to which every `Persistent` is appended.
 
     Raises:
-        Refused: for what no file of weights does.
-        Exception: of any kind where the bytes are no pickle.
+        Refused: for instructions that weight files do not use.
+        Exception: of any type where the bytes are not a pickle.
     """
     machine = Machine([] if references is None else references)
-    for opcode, argument, _ in pickletools.genops(stream):
+    for opcode, argument, _ in pickletools.genops(cast("IO[bytes]", stream)):  # which only reads
         machine.step(opcode.name, argument)
     return machine.stack.pop()
 
 
 def key(node: Any) -> Any:
-    """A key of a mapping, as it is, if to look it up and to write it takes little.
+    """Returns a key of a mapping, after checking that its hash and its text take little time.
 
-    The same tuple may stand in another twice, that one in a third, and so on: its hash, and its text, then take without
-    end. What a call makes is seen when it is made.
+    A tuple may contain another one twice, which contains a third twice, and so on: its hash and its text have no end.
+    The results of calls are checked when they are built.
 
     Raises:
-        Refused: for what is no string, number, bytes, None or short tuple of these, and for numbers of more than 128
-            bits.
-        ValueError: for what no program could have for a key.
+        Refused: for anything but a string, a number of at most 128 bits, bytes, None, or a short tuple of these.
+        ValueError: for a list or dictionary, which cannot be keys.
     """
     parts = node if isinstance(node, tuple) and len(node) <= LONGEST else (node,)
     for part in parts:
@@ -184,14 +131,12 @@ def key(node: Any) -> Any:
         if isinstance(part, dict | list):
             raise ValueError(f"a {type(part).__name__} is a key")
         if not number and not isinstance(part, str | float | bytes | Call | Global | None):
-            raise Refused(
-                f"has a {type(part).__name__} for a key, which files of weights do not: get it from its authors"
-            )
+            raise Refused(f"has a {type(part).__name__} as a key, which weight files do not: get it from its authors")
     return node
 
 
 class Machine:
-    """The stack machine that a pickle is a program for, with notes in place of calls."""
+    """The stack machine that executes a pickle, with records in place of calls."""
 
     def __init__(self, references: list[Persistent]) -> None:
         self.references = references
@@ -200,16 +145,16 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def marked(self) -> list[Any]:
-        """Takes all that was put on the stack since the last mark."""
+        """Pops everything that was pushed since the last mark."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
     def taken(self, n: int) -> list[Any]:
-        """Takes the last `n` of the stack."""
+        """Pops the last `n` items of the stack."""
         return [self.stack.pop() for _ in range(n)][::-1]
 
     def step(self, name: str, argument: Any) -> None:
-        """Follows one instruction."""
+        """Executes one instruction."""
         match name:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -231,15 +176,13 @@ class Machine:
             case "APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS" | "BUILD":
                 self.put(name)
             case "PERSID" | "EXT1" | "EXT2" | "EXT4" | "NEXT_BUFFER" | "READONLY_BUFFER":
-                raise Refused(
-                    "refers to objects that are not in it, which files of weights do not: get it from its authors"
-                )
+                raise Refused("refers to objects outside of it, which weight files do not: get it from its authors")
             case _:
-                made = self.made(name, argument)  # which may take the stack away
+                made = self.made(name, argument)  # may replace the stack
                 self.stack.append(made)
 
     def made(self, name: str, argument: Any) -> Any:
-        """What an instruction puts on the stack."""
+        """Returns what an instruction pushes on the stack."""
         match name:
             case "NONE":
                 return None
@@ -285,32 +228,31 @@ class Machine:
         return argument
 
     def put(self, name: str) -> None:
-        """Puts items or a state into the object below them on the stack."""
+        """Adds items or a state to the object below them on the stack."""
         several = name.endswith("S")
         items = self.marked() if several else self.taken(2 if name == "SETITEM" else 1)
         target = self.stack[-1]
         if name == "BUILD":
             if not isinstance(target, Call):
-                raise ValueError("a state for what has none")
+                raise ValueError("a state for an object that cannot have one")
             target.state = items[0]
         elif name.startswith("SETITEM"):
             pairs = list(zip(map(key, items[::2]), items[1::2], strict=True))
             if not isinstance(target, dict | Call):
-                raise ValueError("items for what has none")
+                raise ValueError("items for an object that cannot have any")
             target.update(pairs) if isinstance(target, dict) else target.items.extend(pairs)
         elif isinstance(target, list | Call):
             (target if isinstance(target, list) else target.elements).extend(items)
         else:
-            raise ValueError("elements for what has none")
+            raise ValueError("elements for an object that cannot have any")
 
 
 class Interpreter:
-    """Turns what `parsed` gives into dictionaries, lists, tuples, numbers, strings, bytes, `Record`s, and what
-    `storage` and `makers` make.
+    """Converts the result of `parsed` into dictionaries, lists, tuples, numbers, strings, bytes and `Record`s.
 
     Args:
-        storage: what a `Persistent` key stands for.
-        makers: by name, what a call stands for, from its state and its arguments; None leaves it to be a `Record`.
+        storage: returns the object of a `Persistent` key.
+        makers: by name, `(state, *arguments) ->` the result of a call, or None to leave it as a `Record`.
     """
 
     def __init__(self, storage: Callable[[Any], Any], makers: Mapping[str, Callable[..., Any]]) -> None:
@@ -321,7 +263,7 @@ class Interpreter:
         self.left = COPIED
 
     def value(self, node: Any) -> Any:
-        """What a node stands for; shared nodes stay shared, and cycles are followed once."""
+        """Returns the value of a node; shared nodes stay shared, and cycles are followed once."""
         if node is None or isinstance(node, bool | int | float | complex | str | bytes):
             return node
         if id(node) not in self.memo:
@@ -346,25 +288,25 @@ class Interpreter:
         return self.memo[id(node)]
 
     def pairs(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """What keys and values stand for; a class that is a key is its dotted name."""
+        """Yields the values of keys and items; a class that is a key becomes its dotted name."""
         for k, v in items:
-            found = self.value(k)
-            yield key(f"{found.module}.{found.name}" if isinstance(k, Global) else found), self.value(v)
+            target = self.value(k)
+            yield key(f"{target.module}.{target.name}" if isinstance(k, Global) else target), self.value(v)
 
     def copied(self, items: Any) -> Any:
-        """What is about to be copied, if there is not too much of it.
+        """Returns items that are about to be copied, after counting them against `COPIED`.
 
-        A list could be copied by every few bytes of a file.
+        Every few bytes of a file could copy a long list.
         """
         self.left -= len(items)
         if self.left < 0:
             raise Refused(
-                f"has calls that copy more than {COPIED:,} items, as files of weights do not: get it from its authors"
+                f"has calls that copy more than {COPIED:,} items, which weight files do not: get it from its authors"
             )
         return items
 
     def called(self, call: Call) -> Any:
-        """What a call stands for."""
+        """Returns the result of a call."""
         path = call.what.path.replace("numpy._core.", "numpy.core.")
         if path.endswith("persistence._reconstruct_persistent_obj"):
             (meta,) = self.value(call.arguments)
@@ -378,7 +320,7 @@ class Interpreter:
             return SEQUENCES[path]([*self.copied(given), *map(self.value, call.elements)])
         if path == "torch._tensor._rebuild_from_type_v2":
             function, _, arguments, _ = call.arguments
-            self.kept.append(Call(function, arguments))  # or its id would name another object in the memo
+            self.kept.append(Call(function, arguments))  # kept, or its id could become another object's in the memo
             return self.called(self.kept[-1])
         if (
             path in self.makers
@@ -386,21 +328,22 @@ class Interpreter:
         ):
             return made
         if path.startswith("torch._utils._rebuild"):
-            raise Refused(f"holds a tensor that {path} makes, a kind that is not read: save it as dense tensors first")
+            raise Refused(f"contains a tensor built by {path}, which is not supported: save it as a dense tensor first")
         return self.record(call)
 
     def mapping(self, call: Call) -> dict[Any, Any]:
-        """A dictionary of one of the common kinds."""
+        """Builds a dictionary of one of the common classes."""
         made: dict[Any, Any] = {}
         self.memo[id(call)] = made
         for given in map(self.value, (*call.arguments, call.content)):
             if isinstance(given, dict | list):
-                made.update((key(k), v) for k, v in (given.items() if isinstance(self.copied(given), dict) else given))
+                self.copied(given)
+                made.update((key(k), v) for k, v in (given.items() if isinstance(given, dict) else given))
         made.update(self.pairs(call.items))
         return made
 
     def record(self, call: Call) -> Record:
-        """An object of a class that is not known."""
+        """Builds the record of an object of any other class."""
         made = Record(call.what.name, call.what.module, {})
         self.memo[id(call)] = made
         content = self.copied(self.value(call.content))

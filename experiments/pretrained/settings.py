@@ -1,7 +1,4 @@
-"""What decides a file's meaning beside its weights.
-
-Told by the file, given as flags, known by a released name, assumed, or asked for.
-"""
+"""Settings of a pretrained network that its weights alone do not determine, such as its schedule."""
 
 from __future__ import annotations
 
@@ -9,167 +6,187 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import nn
+
 from ...shared.errors import UsageError
 from .weights import quoted
 
 LARGEST = 1e9
-"""Of what a setting may be."""
+"""The largest value of a numeric setting."""
 
 
 class Settings:
-    """The settings of one file. The file's own word counts first, and a flag that contradicts it is refused; then
-    flags; then the name, which tells nothing where a flag or the file contradicts it.
+    """The settings of one checkpoint, each taken from the first of these sources that has it.
+
+    1. The file itself; a flag that contradicts it is refused.
+    2. Flags of the caller.
+    3. The published checkpoint that the file is named after, unless a flag or the file contradicts the name.
 
     Args:
-        source: the file.
-        given: flags by name, None for those that were not given.
-        told: what the file says, by the same names.
-        named: what the released files of its name were trained with.
-        name: the released file that it is called as, so that what the name tells is said; "" where `named` follows from
-            something else.
-        against: what in the file contradicts the name, in words; "" for nothing.
+        source: the file, for errors.
+        flags: values by name, None for those that were not given.
+        from_file: values that the file contains, by the same names.
+        from_name: values of the published checkpoint that the file is named after.
+        name: that published checkpoint, so that `assumed` mentions it; "" where `from_name` does not come from a name.
+        contradiction: what in the file contradicts the name, in words; "" for nothing.
 
     Raises:
-        UsageError: for a flag that says something else than the file.
+        UsageError: for a flag that contradicts the file.
     """
 
     def __init__(
         self,
         source: str,
-        given: Mapping[str, Any],
-        told: Mapping[str, Any] | None = None,
-        named: Mapping[str, Any] | None = None,
+        flags: Mapping[str, Any],
+        from_file: Mapping[str, Any] | None = None,
+        from_name: Mapping[str, Any] | None = None,
         name: str = "",
-        against: str = "",
+        contradiction: str = "",
     ) -> None:
-        self.source, self.name, self.said = source, name, ()
-        self.read: set[str] = set()
-        self.further: list[tuple[str, dict[str, Any]]] = []
-        self.given = {name: value for name, value in given.items() if value is not None}
-        self.told: dict[str, Any] = {}
-        for setting, value in (told or {}).items():
-            self.tell(setting, value)
-        held = self.given | (self.told if name else {})
-        # What is said otherwise is not the released file; networks of all sizes are the same.
-        other = [
-            k for k, value in (named or {}).items() if k in held and not same(held[k], value) and k != "image_size"
-        ]
-        if other and not against:
-            against = f"{other[0]} is {quoted(held[other[0]])}, and {quoted(named[other[0]])} of the released file"
-        self.named = {} if other or against else dict(named or {})
-        self.aside = f"; nor does the name, as it is not the released {name}: {against}" if name and against else ""
-
-    @property
-    def assumed(self) -> tuple[str, ...]:
-        """A sentence for what the name tells, and for each value that nothing tells."""
-        values = ", ".join(f"{k}={self.named[k]!r}" for k in self.named if k in self.read)
-        return (
-            (f"{values}: as of the released {self.name}, by the file's name", *self.said)
-            if self.name and values
-            else self.said
+        self.source, self.name = source, name
+        self.notes: tuple[str, ...] = ()
+        self.used_of_name: set[str] = set()
+        self.also_required: list[tuple[str, dict[str, Any]]] = []
+        self.flags = {name: value for name, value in flags.items() if value is not None}
+        self.from_file: dict[str, Any] = {}
+        for setting, value in (from_file or {}).items():
+            self.add_from_file(setting, value)
+        known = self.flags | (self.from_file if name else {})
+        published = dict(from_name or {})
+        # Another value means another checkpoint than the published one; but a network runs on images of any size.
+        different = [k for k, v in published.items() if k in known and not same(known[k], v) and k != "image_size"]
+        if different and not contradiction:
+            k = different[0]
+            contradiction = f"{k} is {quoted(known[k])}, but {quoted(published[k])} in the published checkpoint"
+        self.from_name = {} if different or contradiction else published
+        self.name_ignored = (
+            f"; the file name does not either, as this is not the published {name}: {contradiction}"
+            if name and contradiction
+            else ""
         )
 
     @property
-    def known(self) -> bool:
-        """Whether the file's name is a released one, whose settings are all known."""
-        return bool(self.named)
+    def assumed(self) -> tuple[str, ...]:
+        """One sentence for the values that the name gives, and one for each assumption."""
+        values = ", ".join(f"{k}={self.from_name[k]!r}" for k in self.from_name if k in self.used_of_name)
+        if self.name and values:
+            return (f"{values}: as in the published checkpoint {self.name}, recognized by the file name", *self.notes)
+        return self.notes
 
-    def tell(self, name: str, value: Any) -> None:
-        """Adds what the file says."""
-        for held, whose in ((self.given, "leave it out, or correct it"), (self.told, "give a whole file")):
-            if name in held and not same(held[name], value):
+    @property
+    def is_published(self) -> bool:
+        """Whether the file is taken for a published checkpoint, whose settings are all known."""
+        return bool(self.from_name)
+
+    def add_from_file(self, name: str, value: Any) -> None:
+        """Adds a value that the file contains."""
+        for known, remedy in ((self.flags, "leave it out, or correct it"), (self.from_file, "give the complete file")):
+            if name in known and not same(known[name], value):
                 raise UsageError(
-                    f"{self.source}: {name}={quoted(held[name])}, but the file says {quoted(value)}: {whose}"
+                    f"{self.source}: {name}={quoted(known[name])}, but the file specifies {quoted(value)}: {remedy}"
                 )
-        self.told[name] = value
+        self.from_file[name] = value
 
     def get(self, name: str) -> Any:
-        """The value, or None for one that nothing tells."""
-        held = next((held for held in (self.told, self.given, self.named) if name in held), None)
-        if held is self.named:
-            self.read.add(name)
-        return None if held is None else held[name]
+        """Returns the value, or None where no source has one."""
+        known = next((known for known in (self.from_file, self.flags, self.from_name) if name in known), None)
+        if known is self.from_name:
+            self.used_of_name.add(name)
+        return None if known is None else known[name]
 
-    def later(self, why: str, **examples: Any) -> None:
-        """Has an error that asks for something else ask for these too."""
-        self.further.append((why, examples))
+    def require_too(self, why: str, **examples: Any) -> None:
+        """Adds settings to the error that `require` raises for any others; see there."""
+        self.also_required.append((why, examples))
 
-    def ask(self, why: str, **examples: Any) -> list[Any]:
-        """The values of these settings; one error asks for all that are missing, and for what is missing of `later`.
+    def require(self, why: str, **examples: Any) -> list[Any]:
+        """Returns the values of these settings.
 
         Args:
-            why: what the file does not tell, and for which network.
-            examples: a value of each, for the error.
+            why: what the file does not determine, and for which network.
+            examples: a value of each setting, for the error.
+
+        Raises:
+            UsageError: where values are missing; one error names all of them, those of `require_too` included.
         """
         if any(self.get(name) is None for name in examples):
             whys: list[str] = []
             missing: dict[str, Any] = {}
-            for reason, wanted in ((why, examples), *self.further):
-                new = {name: value for name, value in wanted.items() if self.get(name) is None and name not in missing}
+            for reason, needed in ((why, examples), *self.also_required):
+                new = {name: value for name, value in needed.items() if self.get(name) is None and name not in missing}
                 whys, missing = [*whys, reason] if new else whys, missing | new
             such = ", ".join(f"{name}={value!r}" for name, value in missing.items())
-            said = f"{'; '.join(whys)}{self.aside}: give {', '.join(missing)} as in its training, such as {such}"
-            raise UsageError(f"{self.source}: {said}")
+            raise UsageError(
+                f"{self.source}: {'; '.join(whys)}{self.name_ignored}: "
+                f"give {', '.join(missing)} as in its training, such as {such}"
+            )
         return [self.get(name) for name in examples]
 
     def numbers(self, why: str, **examples: float) -> list[float]:
-        """The same for positive numbers."""
-        values = self.ask(why, **examples)
+        """Returns the values of these settings as positive numbers; see `require`."""
+        values = self.require(why, **examples)
         for name, value in zip(examples, values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
                 raise UsageError(
-                    f"{self.source}: {name}={quoted(value)} is not a positive number: give one such as {examples[name]!r}"
+                    f"{self.source}: {name}={quoted(value)} is not a positive number: "
+                    f"give one such as {examples[name]!r}"
                 )
         return [float(value) for value in values]
 
     def counts(self, why: str, **examples: int) -> list[int]:
-        """The same for whole numbers from 1 on."""
-        values = self.ask(why, **examples)
+        """Returns the values of these settings as whole numbers of at least 1; see `require`."""
+        values = self.require(why, **examples)
         for name, value in zip(examples, values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST:
                 raise UsageError(
-                    f"{self.source}: {name}={quoted(value)} is not a number of steps: give one such as {examples[name]!r}"
+                    f"{self.source}: {name}={quoted(value)} is not a whole number above 0: "
+                    f"give one such as {examples[name]!r}"
                 )
         return values
 
     def assume(self, name: str, value: Any, why: str) -> Any:
-        """Returns the setting if something tells it; else `value`, which is added to the printed assumptions."""
-        held = self.get(name)
-        if held is None:
-            self.say(f"{name}={value!r}: {why}")
-        return value if held is None else held
+        """Returns the setting where a source has it; else `value`, and adds that to the assumptions."""
+        known = self.get(name)
+        if known is None:
+            self.note(f"{name}={value!r}: {why}")
+        return value if known is None else known
 
-    def say(self, sentence: str) -> None:
+    def note(self, sentence: str) -> None:
         """Adds an assumption."""
-        self.said = (*self.said, sentence)
+        self.notes = (*self.notes, sentence)
 
-    def say_raw(self, contents: Any, average: Any) -> None:
-        """Says that raw weights are taken of a list `[model, optimizer, epoch, step, ema]` without averages in its last
-        entry.
-        """
+    def note_raw_weights(self, contents: Any, average: Any) -> None:
+        """Notes that a list `[model, optimizer, epoch, step, ema]` without averages gives its raw weights."""
         if isinstance(contents, list | tuple) and len(contents) > 4 and average is None:
-            self.say("the weights are the raw ones: the file's fifth entry, where averages are, holds none")
+            self.note("the raw weights are used: the file's fifth entry, where averaged weights are stored, has none")
 
     @contextlib.contextmanager
-    def of_file(self) -> Iterator[None]:
-        """Errors within it begin with the file."""
+    def naming_file(self) -> Iterator[None]:
+        """Puts the file's name in front of errors that are raised within it."""
         try:
             yield
         except UsageError as error:
-            said = str(error)
-            raise UsageError(said if said.startswith(self.source) else f"{self.source}: {said}") from error
+            message = str(error)
+            if message.startswith(self.source):
+                raise
+            raise UsageError(f"{self.source}: {message}") from error
 
     def refuse_unused(self, why: str, *names: str) -> None:
-        """Refuses flags that this network has no use for."""
-        if unused := [name for name in names if name in self.given]:
-            such = ", ".join(f"{name}={quoted(self.given[name])}" for name in unused)
-            raise UsageError(f"{self.source}: {such} without use, as {why}: leave it out")
+        """Raises `UsageError` for flags that have no effect on this network."""
+        if unused := [name for name in names if name in self.flags]:
+            such = ", ".join(f"{name}={quoted(self.flags[name])}" for name in unused)
+            raise UsageError(f"{self.source}: {such} has no effect, because {why}: leave it out")
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two plain values are equal; what else a file may hold equals none."""
+    """Returns whether two plain values are equal; values of any other type equal nothing."""
     return (
         all(isinstance(value, bool | int | float | str) for value in (a, b))
         and isinstance(a, bool) == isinstance(b, bool)
         and a == b
     )
+
+
+def attach(denoiser: nn.Module, **attributes: Any) -> None:
+    """Sets attributes of a denoiser that its class does not declare: `quantization`, `shape`, `assumed`, `clip`, ..."""
+    for name, value in attributes.items():
+        setattr(denoiser, name, value)

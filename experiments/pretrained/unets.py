@@ -1,4 +1,4 @@
-"""The layers of our U-Nets one by one, so that an importer says what each is called elsewhere."""
+"""The layers of this package's U-Nets in order, for importers, which give the name of each in another project."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from ...shared.networks import Encoder, UNet
 from ...shared.networks.blocks import ResidualBlock, SelfAttention
-from .weights import Made, Names, renamed
+from .weights import Converted, Names, renamed
 
 
 class Place(NamedTuple):
-    """Where a layer is.
+    """Where a layer is in a U-Net.
 
     Attributes:
         part: "down", "middle" or "up".
-        level: resolution, 0 the full one.
-        index: number of the stage in its resolution, or in the middle; for what resizes or joins, the number of stages.
+        level: index of the resolution, 0 for full resolution.
+        index: index of the stage in its resolution or in the middle; for layers that resize or join, the number of
+            stages.
         role: "block", "attention", "shrink", "enter", "leave" or "grow".
     """
 
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer: its name in the network, where it is, and itself."""
+    """A layer: its name in the network, its place, and the module."""
 
     name: str
     place: Place
@@ -38,22 +39,26 @@ class Layer(NamedTuple):
 
 
 def layers(network: UNet | Encoder) -> Iterator[Layer]:
-    """The residual blocks, attention layers and resizing layers, in the order in which a signal meets them."""
+    """Yields the residual blocks, attention layers and resizing layers in the order of computation."""
     for level, parts in enumerate(network.down):
-        yield from _level(parts, f"down.{level}", "down", level)
+        yield from _resolution(parts, f"down.{level}", "down", level)
     for index, module in enumerate(network.middle):
         yield Layer(f"middle.{index}", Place("middle", len(network.down) - 1, index, _role(module)), module)
-    for number, parts in enumerate(getattr(network, "up", ())):
-        yield from _level(parts, f"up.{number}", "up", len(network.up) - 1 - number)
+    if isinstance(network, UNet):
+        for number, parts in enumerate(network.up):
+            yield from _resolution(parts, f"up.{number}", "up", len(network.up) - 1 - number)
 
 
-def _level(parts: nn.ModuleDict, name: str, part: str, level: int) -> Iterator[Layer]:
-    for index, stage in enumerate(parts["stages"]):
-        for number, module in enumerate(stage):
+def _resolution(parts: nn.Module, name: str, part: str, level: int) -> Iterator[Layer]:
+    assert isinstance(parts, nn.ModuleDict)
+    stages = parts["stages"]
+    assert isinstance(stages, nn.ModuleList)
+    for index, stage in enumerate(stages):
+        for number, module in enumerate(stage.children()):
             yield Layer(f"{name}.stages.{index}.{number}", Place(part, level, index, _role(module)), module)
     for role in ("shrink", "enter", "leave", "grow"):
         if role in parts:
-            yield Layer(f"{name}.{role}", Place(part, level, len(parts["stages"]), role), parts[role])
+            yield Layer(f"{name}.{role}", Place(part, level, len(stages), role), parts[role])
 
 
 def _role(module: nn.Module) -> str:
@@ -61,9 +66,9 @@ def _role(module: nn.Module) -> str:
 
 
 def block_names(layer: Layer, theirs: str, parts: Mapping[str, str]) -> Names:
-    """Names of a residual block: `parts` maps norm1, conv1, modulation, norm2, conv2 and skip.
+    """Returns the names of a residual block's tensors: `parts` maps norm1, conv1, modulation, norm2, conv2 and skip.
 
-    A block without skip weights has none.
+    `skip` is left out for a block without skip weights.
     """
     has_skip = isinstance(layer.module, ResidualBlock) and not isinstance(layer.module.skip, nn.Identity)
     return renamed(layer.name, theirs, {k: v for k, v in parts.items() if k != "skip" or has_skip})
@@ -72,55 +77,58 @@ def block_names(layer: Layer, theirs: str, parts: Mapping[str, str]) -> Names:
 def attention_names(
     layer: Layer, theirs: str, parts: Mapping[str, str], order: Callable[[Tensor, int], Tensor]
 ) -> Names:
-    """Names of an attention layer with one tensor for queries, keys and values.
+    """Returns the names of an attention layer's tensors, where one tensor holds queries, keys and values.
 
     Args:
-        layer: ours.
-        theirs: their prefix.
-        parts: norm, qkv and out.
-        order: brings the outputs of their qkv, and the number of heads, into our order: q, k, v, then heads, then
-            channels.
+        layer: this package's layer.
+        theirs: prefix of the other project's names.
+        parts: their names of norm, qkv and out.
+        order: `(qkv, heads) -> qkv` with the outputs in this package's order: q, k, v, then heads, then channels.
     """
+    assert isinstance(layer.module, SelfAttention)
     names, heads = renamed(layer.name, theirs, {"norm": parts["norm"]}), layer.module.heads
     for tensor in ("weight", "bias"):
-        names[f"{layer.name}.qkv.{tensor}"] = Made(
+        names[f"{layer.name}.qkv.{tensor}"] = Converted(
             (f"{theirs}.{parts['qkv']}.{tensor}",), lambda w: as_conv1d(order(w, heads))
         )
-        names[f"{layer.name}.out.{tensor}"] = Made((f"{theirs}.{parts['out']}.{tensor}",), as_conv1d)
+        names[f"{layer.name}.out.{tensor}"] = Converted((f"{theirs}.{parts['out']}.{tensor}",), as_conv1d)
     return names
 
 
 def as_conv1d(w: Tensor) -> Tensor:
-    """The weight of a linear layer or of a convolution one wide, `(out, in, ...)`, as that of ours, `(out, in, 1)`.
+    """Returns the weight `(out, in, ...)` of a linear layer or a convolution of kernel size 1 as `(out, in, 1)`.
 
-    Biases as they are.
+    Biases are returned as they are.
     """
     return w if w.ndim == 1 else w.flatten(1)[..., None]
 
 
 def qkv_first(w: Tensor, heads: int) -> Tensor:
-    """Outputs in the order q, k, v, then heads, then channels: ours already."""
+    """Returns outputs in the order q, k, v, then heads, then channels, which is this package's, unchanged."""
     return w
 
 
 def heads_first(w: Tensor, heads: int) -> Tensor:
-    """Outputs in the order heads, then q, k, v, then channels, as Nichol & Dhariwal (2021) have them, in ours."""
+    """Reorders outputs from heads, then q, k, v, then channels (Nichol & Dhariwal 2021) to this package's order."""
     return w.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def channels_first(w: Tensor, heads: int) -> Tensor:
-    """Outputs in the order heads, then channels, then q, k, v, as Karras et al. (2022) have them, in ours."""
+    """Reorders outputs from heads, then channels, then q, k, v (Karras et al. 2022) to this package's order."""
     return w.unflatten(0, (heads, -1, 3)).permute(2, 0, 1, *range(3, w.ndim + 2)).flatten(0, 2)
 
 
 def separate(layer: Layer, q: tuple[str, str], k: tuple[str, str], v: tuple[str, str], flip: bool = False) -> Names:
-    """Names of our qkv for separate layers, each given as its names of weight and bias.
+    """Returns the names of an attention layer's qkv, where the other project has three layers.
 
-    `flip` for weights `(in, out)`.
+    Args:
+        layer: this package's layer.
+        q, k, v: their names of weight and bias.
+        flip: whether their weights are `(in, out)`.
     """
     names: Names = {}
     for tensor, theirs in zip(("weight", "bias"), zip(q, k, v, strict=True), strict=True):
-        names[f"{layer.name}.qkv.{tensor}"] = Made(
+        names[f"{layer.name}.qkv.{tensor}"] = Converted(
             theirs, lambda *ws: as_conv1d(torch.cat([w.T if flip and w.ndim == 2 else w for w in ws]))
         )
     return names

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import refused
+from pretrained_helpers import refused
 
 from unnoise.experiments.pretrained import pesser
 from unnoise.experiments.pretrained.pesser import TRAINED

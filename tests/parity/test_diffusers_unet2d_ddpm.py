@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import refused
+from pretrained_helpers import refused
 from safetensors.torch import save_file
 
 from unnoise.continuous import (
@@ -82,9 +82,9 @@ def test_noise(tmp_path, old, pipeline):
 @pytest.mark.parametrize(
     ("options", "betas", "predicts"),
     [
-        ({"style": DDPM}, linear_betas(50), noise),
-        ({"style": IMPROVED, "outputs": 2, "classes": 3, "null_label": False}, cosine_betas(20), noise),
-        ({"style": IMPROVED, "attention": (1, 2), "classes": 3}, cosine_betas(20), velocity),
+        ({"variant": DDPM}, linear_betas(50), noise),
+        ({"variant": IMPROVED, "outputs": 2, "classes": 3, "null_label": False}, cosine_betas(20), noise),
+        ({"variant": IMPROVED, "attention": (1, 2), "classes": 3}, cosine_betas(20), velocity),
     ],
 )
 def test_written_folders_are_the_same_in_diffusers_and_here(tmp_path, options, betas, predicts):
@@ -124,25 +124,26 @@ def test_a_pipeline_samples(tmp_path):
 def test_what_diffusers_cannot_express_is_said(tmp_path):
     model = Learned(UNet((3, 9, 8), 32, (1, 2), 1, variant=ADM), Tabulated(linear_betas(50)), time_input=reversed_index)
     with pytest.raises(
-        UsageError, match=r"sizes \(9, 8\) do not halve evenly.*; .*inside residual blocks.*; .*fed reversed_index"
+        UsageError,
+        match=r"size \(9, 8\) must be a multiple of 2.*; .*inside residual blocks.*; .*time input is reversed_index",
     ):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-KEPT = {"style": DDPM, "heads": 2}  # two heads of 32 channels in each attention layer: one number of channels
+KEPT = {"variant": DDPM, "heads": 2}  # two heads of 32 channels in each attention layer: one number of channels
 
 
 @pytest.mark.parametrize(
     ("label", "steps", "options", "learned"),
     [
         (thousandths, 1000, KEPT, False),
-        (thousandths, 1000, KEPT | {"style": replace(DDPM, time=Sinusoidal(False, False))}, False),
-        (thousandths, 1000, KEPT | {"style": replace(IMPROVED, time=Sinusoidal(True, True))}, False),
-        (thousandths, 1000, KEPT | {"style": IMPROVED, "classes": 3}, False),
+        (thousandths, 1000, KEPT | {"variant": replace(DDPM, time=Sinusoidal(False, False))}, False),
+        (thousandths, 1000, KEPT | {"variant": replace(IMPROVED, time=Sinusoidal(True, True))}, False),
+        (thousandths, 1000, KEPT | {"variant": IMPROVED, "classes": 3}, False),
         (thousandth_index, 1000, KEPT, False),
         (thousandths, 100, KEPT, True),
-        (thousandth_index, 50, KEPT | {"style": IMPROVED}, True),
+        (thousandth_index, 50, KEPT | {"variant": IMPROVED}, True),
     ],
 )
 def test_any_label_is_the_same_in_diffusers_and_here(tmp_path, label, steps, options, learned):
@@ -168,7 +169,7 @@ def test_any_label_is_the_same_in_diffusers_and_here(tmp_path, label, steps, opt
         assert_samples_close(pipeline.unet(x, step, **theirs).sample, ours, 1e-5)
         again = importer.denoiser(folder).eval()
         assert_samples_close(again.estimate(x, t, **cond).out, ours, 1e-5)
-    assert again.label is (label if learned else step_index)
+    assert again.time_input is (label if learned else step_index)
 
 
 def test_a_network_of_thousandths_samples_in_a_pipeline(tmp_path):
@@ -184,7 +185,7 @@ def test_a_table_of_other_features_is_refused(tmp_path):
     path = export(model, tmp_path) / "unet" / "diffusion_pytorch_model.safetensors"
     state = importer.read(path)
     save_file(state | {"time_proj.weight": state["time_proj.weight"] + 0.01}, path)
-    refused(lambda: importer.denoiser(tmp_path), "time features are a table (time_proj.weight)")
+    refused(lambda: importer.denoiser(tmp_path), "table of time features (time_proj.weight)")
 
 
 def small(style=DDPM, shape=(3, 8, 8), multipliers=(1, 2), **options):
@@ -196,28 +197,29 @@ def test_each_reason_is_said_with_what_is_expressible(tmp_path):
     scaled = Learned(small(), table)
     scaled.quantization = Quantization(256, 0.0, 1.0)
     for denoiser, words in (
-        (Learned(small(), table, sigma_data=0.5), "c_in x_t of sigma_data=0.5, and c_in = 1 is expressible"),
-        (scaled, "data lie in [0, 1], and [-1, 1] is expressible"),
+        (Learned(small(), table, sigma_data=0.5), "c_in x_t of sigma_data=0.5, but c_in must be 1"),
+        (scaled, "data are in [0, 1], but must be in [-1, 1]"),
         (
             Learned(small(heads=4, attention=(1, 2)), table),
-            "heads have [8, 16] channels, and one number is expressible",
+            "heads have [8, 16] channels, but must all have one number",
         ),
         (
             Learned(small(style=UNetVariant()), table),
-            "norms have [8, 16, 24, 32] groups, and one number is expressible, as those that are trained here with --network.style ddpm",
+            "norms have [8, 16, 24, 32] groups, but must all have one number, as after training here with "
+            "--network.style ddpm",
         ),
         (Learned(small(style=DDPMPP), table), "joined as in NCSN++, DDPM++ or EDM"),
         (Learned(small(style=NCSNPP), table), "Fourier features"),
-        (Learned(small(multipliers=(2, 2)), table), "networks whose multipliers begin with 1 are expressible"),
-        (Learned(small(vector=3), table), "takes vector, and a class label alone"),
-        (Learned(small(shape=(3, 8)), table), "no images of real numbers"),
+        (Learned(small(multipliers=(2, 2)), table), "its multipliers must begin with 1"),
+        (Learned(small(vector=3), table), "takes vector, but can only take a class label"),
+        (Learned(small(shape=(3, 8)), table), "must be images of real numbers"),
         (Learned(small(), table).on(Tabulated(cosine_betas(50))), "another schedule than its network's"),
         (
             Learned(small(), table, lambda a, s: (1 / a, s / a)),
-            "prediction is not expressible, and noise, clean, velocity are",
+            "prediction must be one of noise, clean, velocity",
         ),
-        (Learned(DiT(5, 4, 8, 1, 2), table), "it is a Learned (DiT), and a Learned denoiser of a UNet is expressible"),
-        ("runs/x", "it is a str, and a Learned denoiser of a UNet is expressible: load it first"),
+        (Learned(DiT(5, 4, 8, 1, 2), table), "it is a Learned (DiT), but must be a Learned denoiser of a UNet"),
+        ("runs/x", "it is a str, but must be a Learned denoiser of a UNet: load it first"),
     ):
         refused(lambda d=denoiser: export(d, tmp_path / "out"), words)
     assert not (tmp_path / "out").exists()
@@ -261,10 +263,10 @@ def test_a_table_that_ends_in_noise():
 
 def test_schedulers_that_are_not_read_are_named():
     for changes, words in (
-        ({"_class_name": "ScoreSdeVeScheduler"}, "a ScoreSdeVeScheduler is not read here; these are: DDPMScheduler"),
-        ({"_class_name": "EDMEulerScheduler"}, "a EDMEulerScheduler is not read here"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is not read here"),
-        ({"_class_name": None}, "a None is not read here"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "a ScoreSdeVeScheduler is not supported; these are: DDPMScheduler"),
+        ({"_class_name": "EDMEulerScheduler"}, "a EDMEulerScheduler is not supported"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is not supported"),
+        ({"_class_name": None}, "a None is not supported"),
         ({"beta_schedule": None}, "neither beta_schedule nor trained_betas"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction'"),
@@ -284,12 +286,12 @@ def test_models_of_another_kind_are_named(tmp_path):
         folder = written(tmp_path / coder, pipeline=True)
         index = {"_class_name": "LDMPipeline", coder: ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
         (folder / "model_index.json").write_text(json.dumps(index))
-        refused(lambda f=folder: load(f), f"makes latents, which its {coder} decodes")
+        refused(lambda f=folder: load(f), f"generates latents, which its {coder} decodes")
     other = written(tmp_path / "other", _class_name="UNet2DConditionModel")
-    refused(lambda: load(other), "a UNet2DConditionModel is not read here; a UNet2DModel is")
+    refused(lambda: load(other), "a UNet2DConditionModel is not supported; a UNet2DModel is")
     (tmp_path / "dit").mkdir()
     (tmp_path / "dit" / "model_index.json").write_text('{"_class_name": "DiTPipeline", "vae": [null, null]}')
-    refused(lambda: load(tmp_path / "dit"), "a DiTPipeline without unet/config.json is not read here")
+    refused(lambda: load(tmp_path / "dit"), "a DiTPipeline without unet/config.json is not supported")
     bare = written(tmp_path / "bare")
     for name in ("diffusion_pytorch_model.safetensors", "scheduler_config.json"):
         (bare / name).unlink()
@@ -324,10 +326,10 @@ def test_options_that_are_left_out_are_the_librarys_own(tmp_path):
         if FIXTURE.about["config"].get(k, 0) == defaults[k]
     ]
     assert_samples_close(importer.denoiser(written(tmp_path / "a", without=kept)).eval().network(X, T), Y)
-    refused(lambda: load(written(tmp_path / "b", without=["sample_size"])), "sample_size=None is no size of images")
+    refused(lambda: load(written(tmp_path / "b", without=["sample_size"])), "sample_size=None is not an image size")
     refused(
         lambda: load(written(tmp_path / "c", without=["block_out_channels"], down_block_types=["DownBlock2D"])),
-        "mirrors",
+        "must mirror",
     )
 
 

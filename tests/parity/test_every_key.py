@@ -1,8 +1,7 @@
-"""Every number of another codebase that lies in tests/fixtures is compared here, or listed with a reason.
+"""Every array of another codebase in tests/fixtures is compared in this folder, or listed here with a reason.
 
-Each test module beside this one has the name of its fixture, and `READS`: regular expressions of the arrays that it
-compares, the inputs that it computes them from among them. What they claim is held against the strings of the module's
-code.
+Each test module in this folder has the name of its fixture, and `READS`: regular expressions of the arrays that it
+compares, including the inputs from which it computes them. They are checked against the strings in the module's code.
 """
 
 import ast
@@ -30,17 +29,19 @@ UNREAD = {
         r"dfm\..+": "the corrector of discrete flow matching is not part of this package",
     },
     "uniform_continuous": {
-        r"gamma|gaussian\..+": "Duo's discrete alpha of a Gaussian process is not part of this package; gamma is read by nothing else",
+        r"gamma|gaussian\..+": "Duo's discrete alpha of a Gaussian process is not part of this package, and nothing "
+        "else reads gamma",
     },
 }
 """Arrays that are compared nowhere: fixture -> regular expression -> reason."""
 
 NOT_COPIED = {
     "bd3lm_dit": "no block diffusion here",
-    "consistency": "no consistency training here, and progressive distillation is on a grid of t = n / N, not on Karras levels",
+    "consistency": "no consistency training here, and progressive distillation is on a grid of t = n / N, not on "
+    "Karras noise levels",
     "edm2_net": "no magnitude-preserving network here",
     "ema_power": "no power-function averages here",
-    "gidd": "no process here draws from a law that changes with time, as GIDD's of masks and uniform tokens does",
+    "gidd": "no process here resamples from a distribution that changes with time, as GIDD's (masks, uniform) does",
     "inception_fid": "no Inception features here",
     "meanflow": "no mean flows here",
 }

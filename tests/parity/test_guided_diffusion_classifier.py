@@ -1,7 +1,7 @@
 """The classifier of openai/guided-diffusion, through the importer."""
 
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import refused
+from pretrained_helpers import refused
 
 from unnoise.experiments.pretrained import openai
 from unnoise.shared.gaussian.guidance import ClassifierGradient, NoisyClassifier
@@ -32,7 +32,7 @@ def test_heads_are_split_first_in_every_classifier():
     openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=False)
     refused(
         lambda: openai.denoiser(state, "model.pt"),
-        "do not tell num_heads (or num_head_channels), noise_schedule, diffusion_steps, rescale_timesteps, and",
+        "do not determine num_heads (or num_head_channels), noise_schedule, diffusion_steps, rescale_timesteps, and",
         "such as num_heads=4, noise_schedule='cosine', diffusion_steps=4000",
     )
     assert openai.denoiser(state, "model.pt", **FLAGS, image_size=16).shape == (3, 16, 16)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import refused
+from pretrained_helpers import refused
 
 from unnoise.experiments.pretrained import openai
 from unnoise.shared.errors import UsageError
@@ -41,7 +41,7 @@ def test_an_error_shows_what_is_missing_and_no_more():
     some = {k: v for k, v in FLAGS.items() if k not in ("num_heads", "diffusion_steps")}
     refused(
         lambda: openai.denoiser(peer_state("improved_diffusion_unet"), "model.pt", **some),
-        "do not tell num_heads (or num_head_channels), diffusion_steps, and the name is not a released one",
+        "do not determine num_heads (or num_head_channels), diffusion_steps, and the file name is not a published one",
         "such as num_heads=4, diffusion_steps=4000",
     )
     with pytest.raises(UsageError) as caught:

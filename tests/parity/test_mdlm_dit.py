@@ -6,13 +6,13 @@ import foreign
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import refused
+from pretrained_helpers import refused
 
 from unnoise.discrete import Ancestral, Categorical, LogLinearNoise, ScoreEntropyDenoiser, carried, direct
 from unnoise.experiments.pretrained import files
 from unnoise.experiments.pretrained.pickles import Record
 from unnoise.experiments.pretrained.text import looks_like_mdlm, looks_like_sedd, mdlm, sedd, total_noise
-from unnoise.experiments.pretrained.text_config import released
+from unnoise.experiments.pretrained.text_config import published_settings
 from unnoise.shared.errors import UsageError
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
@@ -133,7 +133,7 @@ def test_the_hub_configuration_is_read(peer, state):
     assert denoiser.network.dropout == 0.25
     refused(
         lambda: mdlm(state, NAME, config=said, **told, time_conditioning=False),
-        "time_conditioning=False, but the file says True",
+        "time_conditioning=False, but the file specifies True",
     )
 
 
@@ -246,14 +246,14 @@ def test_what_is_released_is_known_and_asked_for_elsewhere(state):
         (50257, 768, 12, None),
         (50258, 768, 24, None),
     ):
-        known = released({}, vocabulary, width, depth, prefixed=False)
+        known = published_settings({}, vocabulary, width, depth, prefixed=False)
         assert known.get("n_heads") == heads
         assert known == ({} if heads is None else SMALL | {"n_heads": heads})
-    assert released({}, 50258, 768, 12, prefixed=True) == SMALL | {
+    assert published_settings({}, 50258, 768, 12, prefixed=True) == SMALL | {
         "parameterization": "subs",
         "time_conditioning": False,
     }
-    assert released({"noise": "geometric"}, 50258, 768, 12, prefixed=True) == {}
+    assert published_settings({"noise": "geometric"}, 50258, 768, 12, prefixed=True) == {}
 
 
 SMALL = {"noise": "loglinear", "length": 1024, "n_heads": 12, "uniform": False, "scale_by_sigma": True}
@@ -303,7 +303,7 @@ def test_what_does_not_fit_is_refused(state):
     )
     with pytest.raises(UsageError, match=r"some.bin does not hold the text transformer"):
         mdlm({"weight": torch.zeros(1)}, "some.bin")
-    with pytest.raises(UsageError, match=r"1 tensors have no place: backbone.extra"):
+    with pytest.raises(UsageError, match=r"1 tensors are unexpected: backbone.extra"):
         mdlm(state | {"backbone.extra": torch.zeros(1)}, NAME, **TEXT)
     with pytest.raises(UsageError, match=r"1 tensors are missing: backbone.blocks.1.attn_out.weight"):
         mdlm({k: v for k, v in state.items() if k != "backbone.blocks.1.attn_out.weight"}, NAME, **TEXT)

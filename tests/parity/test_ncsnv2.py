@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import refused
+from pretrained_helpers import refused
 
 from unnoise.experiments.pretrained.ncsnv2 import denoiser, looks_like, size_of
 from unnoise.experiments.pretrained.settings import Settings
@@ -162,7 +162,7 @@ def test_a_missing_tensor_is_refused(name):
 def test_what_does_not_fit_is_refused():
     cases = [
         ({k: v for k, v in STATE.items() if k != "module.sigmas"}, "sigmas is missing"),
-        (STATE | {"module.res3.0.extra": torch.zeros(2)}, "1 tensors have no place: res3.0.extra"),
+        (STATE | {"module.res3.0.extra": torch.zeros(2)}, "1 tensors are unexpected: res3.0.extra"),
         (STATE | {"module.res6.0.conv1.weight": torch.zeros(2)}, "stages res1 to res4, .* not 1, 2, 3, 4, 6"),
         (STATE | {"module.res4.0.conv1.weight": torch.zeros(32, 32, 1, 1)}, r"res4.0.conv1.weight is \(32, 32, 1, 1\)"),
         (STATE | {"module.begin_conv.weight": torch.zeros(16, 3)}, r"begin_conv.weight is a tensor \(16, 3\)"),

@@ -1,10 +1,7 @@
-"""Files of others are read to the number, and nothing in them is run."""
+"""Files of other projects are read exactly."""
 
-import builtins
 import collections
-import copyreg
 import io
-import os
 import pickle
 import random
 import sys
@@ -23,37 +20,15 @@ from unnoise.experiments.pretrained.files import Record, read, state_dict
 from unnoise.experiments.pretrained.pickles import Interpreter, parsed
 from unnoise.shared.errors import UsageError
 
-CONTAINERS = {
-    "plain": lambda x: pickle.dumps(x, protocol=4),
-    "protocol 2": lambda x: pickle.dumps(x, protocol=2),
-    "legacy": lambda x: foreign.torch_bytes(x, legacy=True),
-    "zip": foreign.torch_bytes,
-}
-in_every_container = pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
-
 
 @pytest.fixture
 def written(tmp_path):
-    def write(content):
-        path = tmp_path / "weights.bin"
-        path.write_bytes(content)
-        return path
-
-    return write
+    return foreign.writer(tmp_path)
 
 
 @pytest.fixture
-def refusal(written):
-    def refuse(content, *words):
-        with pytest.raises(UsageError) as caught:
-            read(written(content))
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in ("weights.bin", *words):
-            assert word in message
-        return message
-
-    return refuse
+def refusal(tmp_path):
+    return foreign.refuser(tmp_path)
 
 
 LEAVES = (
@@ -174,14 +149,14 @@ def test_pickled_networks(written, protocol, easy):
     assert found["dataset_kwargs"] == {"path": "cifar10.zip", "resolution": 32, "xflip": False}
     assert found["loss_fn"].state == {"P_mean": -1.2, "P_std": 1.2, "sigma_data": 0.5}
     assert found["augment_pipe"] is None
-    with pytest.raises(UsageError, match="EDMLoss is no network"):
+    with pytest.raises(UsageError, match="EDMLoss is not a network"):
         state_dict(found["loss_fn"])
 
 
 def test_a_network_that_holds_itself_is_refused():
     record = Record("Net", "nets", {"_modules": {}})
     record.state["_modules"]["self"] = record
-    with pytest.raises(UsageError, match="too deep"):
+    with pytest.raises(UsageError, match="nested more than 100 deep"):
         state_dict(record)
 
 
@@ -200,7 +175,7 @@ def test_lightning_checkpoints(written):
     assert config.state["_content"]["length"].state["_parent"] is config
 
 
-@in_every_container
+@foreign.in_every_container
 @pytest.mark.parametrize("old", [False, True])
 def test_numpy(written, container, old):
     arrays = [
@@ -211,9 +186,9 @@ def test_numpy(written, container, old):
     ]
     numbers = [np.float64(0.5), np.int32(-3), np.bool_(True), np.float16(0.25)]
     content = container([arrays, numbers, np.array(["text", None], dtype=object)])
-    if old and container is not CONTAINERS["plain"]:
+    if old and container is not foreign.CONTAINERS["plain"]:
         changed = content.replace(b"cnumpy._core.", b"cnumpy.core.")
-        if container is not CONTAINERS["zip"]:
+        if container is not foreign.CONTAINERS["zip"]:
             content = changed
     found = read(written(content))
     for actual, expected in zip(found[0], arrays, strict=True):
@@ -221,128 +196,6 @@ def test_numpy(written, container, old):
     assert found[1] == [0.5, -3, True, 0.25]
     assert [type(n) for n in found[1]] == [float, int, bool, float]
     assert isinstance(found[2], Record)
-
-
-@in_every_container
-@pytest.mark.parametrize("name", foreign.dangerous(""))
-def test_code_is_refused_by_name(refusal, tmp_path, container, name):
-    marker = tmp_path / "ran"
-    refusal(
-        container({"x": torch.ones(2), "y": foreign.dangerous(marker)[name]}),
-        f"wants to call {name},",
-        "nothing of it was run",
-    )
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("container", [CONTAINERS["plain"], CONTAINERS["protocol 2"]])
-def test_the_dangerous_files_are_dangerous(tmp_path, container):
-    marker = tmp_path / "ran"
-    pickle.loads(container({"y": foreign.dangerous(marker)["posix.system"]}))  # noqa: S301
-    assert marker.exists()
-
-
-def test_code_by_nested_names(refusal, tmp_path):
-    marker = tmp_path / "ran"
-    content = foreign.called("torch.serialization", "os.system", f"touch '{marker}'")
-    refusal(content, "torch.serialization.os.system")
-    refusal(
-        foreign.called("collections", "OrderedDict.__init__.__globals__", ""),
-        "collections.OrderedDict.__init__.__globals__",
-    )
-    refusal(foreign.called("__builtin__", "eval", "1"), "builtins.eval")
-    assert not marker.exists()
-    pickle.loads(content)  # noqa: S301
-    assert marker.exists()
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-@in_every_container
-def test_code_in_the_bytes_of_a_storage(refusal, tmp_path, container, legacy):
-    marker = tmp_path / "ran"
-    inner = foreign.torch_bytes([foreign.system(marker)], legacy=legacy)
-    content = container({"x": foreign.Calls(torch.storage._load_from_bytes, inner)})
-    refusal(content, "posix.system")
-    refusal(
-        container({"x": foreign.Calls(torch.storage._load_from_bytes, pickle.dumps(foreign.system(marker)))}),
-        "posix.system",
-    )
-    refusal(container({"x": foreign.Calls(torch.storage._load_from_bytes, foreign.torch_bytes({"x": 1}))}), "damaged")
-    assert not marker.exists()
-
-
-def test_unknown_names_are_neither_imported_nor_called(written, tmp_path, monkeypatch):
-    marker = tmp_path / "ran"
-    (tmp_path / "trap.py").write_text(f"open({str(marker)!r}, 'w')\ndef run(x): open({str(marker)!r}, 'w')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = read(written(foreign.called("trap", "run", "x")))
-    assert (found.module, found.name, found.state) == ("trap", "run", {})
-    assert "trap" not in sys.modules
-    assert not marker.exists()
-
-
-def test_the_state_of_an_object_sets_nothing_of_ours(written):
-    """BUILD calls `__setstate__`, or sets attributes, of whatever lies on the stack.
-
-    Of a tensor and of a function that is known, too.
-    """
-    content = pickle.dumps(torch.ones(2), protocol=2)[:-1] + b"}X\x05\x00\x00\x00shapeK\x07sb."
-    assert read(written(content)).tolist() == [1, 1]
-    assert isinstance(read(written(b"\x80\x02cpackage\nName\n)\x81}X\x0c\x00\x00\x00__setstate__K\x01sb.")), Record)
-
-
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__code__K\x01sb.", "damaged"),
-        (b"\x80\x02cpackage\nName\n)R)R.", "calls what it has computed"),
-        (b"\x80\x02cpackage\nName\n]R.", "calls what it has computed"),
-        (b"\x80\x02K\x01Q.", "not in it"),
-        (b"\x80\x02\x82\x07.", "not in it"),
-        (b"\x80\x05\x97.", "not in it"),
-        (b"\x80\x02]]s.", "damaged"),
-        (b"\x80\x02j\xff\xff\xff\x7f.", "damaged"),
-        (b"\x80\x02K\x01r\xff\xff\xff\x7fh\x00.", "damaged"),
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "damaged"),
-        (b"\x80\x02" + b"(" * 9 + b"d" * 9 + b".", "damaged"),
-        (b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".", "damaged"),
-    ],
-)
-def test_instructions_that_no_weights_may_use(refusal, content, word):
-    refusal(content, word)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"\x80\x02]K\x012\x86aK\x020.", [(1, 1)]),  # DUP, POP
-        (b"\x80\x02K\x01(K\x02K\x031.", 1),  # POP_MARK
-        (b"\x80\x02K\x01(0.", 1),  # POP takes a mark, too
-        (b"\x80\x02(ccollections\nOrderedDict\n]]X\x01\x00\x00\x00aaK\x01aao.", {"a": 1}),  # OBJ
-        (b"\x80\x02(]]X\x01\x00\x00\x00aaK\x01aaicollections\nOrderedDict\n.", {"a": 1}),  # INST
-        (b"\x80\x02(I1\nI01\nL3L\nF0.5\nS'a'\nVb\nlp0\n(g0\nt.", ([1, True, 3, 0.5, "a", "b"],)),  # in text
-    ],
-)
-def test_rare_instructions(written, content, expected):
-    assert read(written(content)) == expected == pickle.loads(content)  # noqa: S301
-
-
-def test_a_far_place_in_the_memo_takes_no_memory(written):
-    assert read(written(b"\x80\x02K\x01r\xff\xff\xff\x7f0j\xff\xff\xff\x7f.")) == 1
-
-
-def test_extensions_and_persistent_names_are_refused(refusal):
-    copyreg.add_extension("collections", "OrderedDict", 240)
-    try:
-        content = pickle.dumps(collections.OrderedDict, protocol=2)
-    finally:
-        copyreg.remove_extension("collections", "OrderedDict", 240)
-    refusal(content, "not in it")
-    out = io.BytesIO()
-    pickler = pickle.Pickler(out, protocol=2)
-    pickler.persistent_id = lambda x: ("storage", 1) if x == "a" else None
-    pickler.dump(["a"])
-    refusal(out.getvalue(), "not in it")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -353,7 +206,7 @@ def test_extensions_and_persistent_names_are_refused(refusal):
 def test_tensors_stay_within_their_storage(refusal, legacy, offset, size, stride):
     function, (storage, _, _, _, *rest) = torch.arange(4.0).__reduce_ex__(2)
     made = foreign.Calls(function, storage, offset, size, stride, *rest)
-    reason = "reaches beyond its storage" if min(offset, *stride) >= 0 else "is not of whole numbers"
+    reason = "reaches beyond its storage" if min(offset, *stride) >= 0 else "does not consist of whole numbers"
     refusal(foreign.torch_bytes([made], legacy=legacy), "damaged", reason)
 
 
@@ -363,7 +216,7 @@ def test_storages_of_another_size_are_refused(refusal, change):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     (storage,) = (name for name in members if name.endswith("data/0"))
-    refusal(foreign.zip_bytes(members | {storage: members[storage][:12] + change * 2}), "in place of 4 times 4")
+    refusal(foreign.zip_bytes(members | {storage: members[storage][:12] + change * 2}), "instead of 4 times 4")
 
 
 @pytest.mark.parametrize("kind", ["sparse", "quantised", "conjugate"])
@@ -371,7 +224,7 @@ def test_other_kinds_of_tensors_are_refused(refusal, kind):
     x = torch.eye(2)
     made = {"sparse": x.to_sparse(), "conjugate": torch.ones(2, dtype=torch.complex64).conj()}
     made["quantised"] = foreign.Calls(torch._utils._rebuild_qtensor, 1)
-    refusal(foreign.torch_bytes([made[kind]]), "_rebuild", "kind that is not read")
+    refusal(foreign.torch_bytes([made[kind]]), "_rebuild", "which is not supported")
 
 
 def test_what_is_no_file_of_weights(refusal, tmp_path):
@@ -425,23 +278,3 @@ def test_files_with_flipped_bits(written, kind, tmp_path):
     assert refused
     assert not any("\n" in message for message in refused)
     assert [p.name for p in tmp_path.iterdir()] == ["weights.bin"]
-
-
-def test_no_code_of_a_file_is_reached(written, monkeypatch):
-    """Reading a file of each kind calls none of the functions by which code is run."""
-    contents = foreign.valid()
-
-    def refuse(*_):
-        raise AssertionError("called")
-
-    for where, name in (
-        (builtins, "eval"),
-        (builtins, "exec"),
-        (os, "system"),
-        (pickle, "loads"),
-        (pickle, "load"),
-        (torch, "load"),
-    ):
-        monkeypatch.setattr(where, name, refuse)
-    for content in contents.values():
-        assert read(written(content))

@@ -1,7 +1,4 @@
-"""Released checkpoints as files.
-
-Each format is recognised, computes the reference's numbers, and becomes a run of this package.
-"""
+"""Pretrained checkpoints: each format is recognized, computes the reference's numbers, and becomes a run."""
 
 import inspect
 import json
@@ -10,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from helpers import Fixture, assert_samples_close, peer_state
-from released_helpers import edm_file, refused, song_file
+from pretrained_helpers import edm_file, refused, song_file
 from safetensors.torch import save_file
 
 from unnoise.experiments import pretrained
@@ -189,7 +186,7 @@ def test_flags_that_are_missing_or_not_taken_are_named(tmp_path):
     refused(
         lambda: pretrained.load(path, **some),
         "model.pt",
-        "do not tell num_heads (or num_head_channels), noise_schedule, and",
+        "do not determine num_heads (or num_head_channels), noise_schedule, and",
     )
     refused(lambda: pretrained.load(path, **GUIDED, sde="vp"), "do not take sde: leave it out", "image_size, num_heads")
     refused(
@@ -214,14 +211,14 @@ def test_flags_that_are_missing_or_not_taken_are_named(tmp_path):
         ("128x128_classifier.pt", openai.Flags(128, None, 64, False, "linear", 1000, False, False, False)),
     ],
 )
-def test_released_names_tell_their_flags(name, expected):
-    assert openai.settled(openai.Flags(), name, "classifier" in name) == expected
-    given = openai.settled(openai.Flags(image_size=48), name, "classifier" in name)
+def test_published_names_determine_their_flags(name, expected):
+    assert openai.complete(openai.Flags(), name, "classifier" in name) == expected
+    given = openai.complete(openai.Flags(image_size=48), name, "classifier" in name)
     assert given == replace(expected, image_size=48)
     refused(
-        lambda: openai.settled(openai.Flags(num_heads=2), name, False),
+        lambda: openai.complete(openai.Flags(num_heads=2), name, False),
         "noise_schedule, diffusion_steps",
-        "had other flags",
+        "has other flags",
     )
 
 
@@ -233,14 +230,14 @@ def test_a_state_dict_alone_in_a_dictionary_is_unwrapped(tmp_path):
     torch.save({"state_dict": peer_state("guided_diffusion_unet"), "epoch": 3}, tmp_path / "model.pt")
     refused(
         lambda: pretrained.load(tmp_path / "model.pt", **GUIDED),
-        "no network that is known here (2 entries: state_dict, epoch)",
+        "does not contain a known network (2 entries: state_dict, epoch)",
     )
     torch.save({"state_dict": [1]}, tmp_path / "model.pt")
-    refused(lambda: pretrained.load(tmp_path / "model.pt", **GUIDED), "no network that is known here (a list)")
+    refused(lambda: pretrained.load(tmp_path / "model.pt", **GUIDED), "does not contain a known network (a list)")
 
 
-def test_names_of_unknown_files_are_said_in_short():
-    """Only names that are text are: that of tuples within tuples is without end."""
+def test_names_of_unknown_files_are_shortened():
+    """Only names that are text are shown: that of tuples within tuples has no end."""
     nested = ()
     for _ in range(60):  # as text 2^60 long
         nested = (nested, nested)
@@ -252,9 +249,9 @@ def test_names_of_unknown_files_are_said_in_short():
         def __len__(self):
             return 3
 
-    assert loading.told(Keys()) == f"3 entries: a tuple, {'x' * 80}, a int"
-    assert loading.told({str(n): n for n in range(7)}) == "7 entries: 0, 1, 2, 3, 4, ..."
-    assert loading.told([nested]) == "a list"
+    assert loading.summary(Keys()) == f"3 entries: a tuple, {'x' * 80}, a int"
+    assert loading.summary({str(n): n for n in range(7)}) == "7 entries: 0, 1, 2, 3, 4, ..."
+    assert loading.summary([nested]) == "a list"
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path):
@@ -267,14 +264,14 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     more = {f"extra.{n:02d}": torch.zeros(1) for n in range(11)}
     refused(
         lambda: pretrained.load(guided(tmp_path, **more), **GUIDED),
-        "11 tensors have no place: extra.00, extra.01",
+        "11 tensors are unexpected: extra.00, extra.01",
         "extra.09, and 1 more",
     )
     other = {"time_embed.2.bias": torch.zeros(3)}
     refused(
         lambda: pretrained.load(guided(tmp_path, **other), **GUIDED),
-        "1 tensors do not fit",
-        "time_embed.2.bias is (3,), and (128,) was",
+        "1 tensors have the wrong shape",
+        "time_embed.2.bias is (3,), expected (128,)",
     )
 
 
@@ -282,19 +279,19 @@ def test_folders_and_files_without_a_network_are_refused(tmp_path):
     refused(lambda: pretrained.load(tmp_path), "there are no weights in", "*.safetensors", "checkpoints/")
     for name in "ab":
         save_file({"weight": torch.zeros(1), "bias": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    refused(lambda: pretrained.load(tmp_path), "several files of weights", "a.safetensors", "b.safetensors")
+    refused(lambda: pretrained.load(tmp_path), "several weight files", "a.safetensors", "b.safetensors")
     refused(
         lambda: pretrained.load(tmp_path / "a.safetensors"),
-        "no network that is known here (2 entries: ",
+        "does not contain a known network (2 entries: ",
         "bias",
         "EDM",
         "diffusers folders",
     )
     torch.save([1, 2], tmp_path / "c.pt")
-    refused(lambda: pretrained.load(tmp_path / "c.pt"), "no network that is known here (a list)")
+    refused(lambda: pretrained.load(tmp_path / "c.pt"), "does not contain a known network (a list)")
     refused(lambda: pretrained.load(str(tmp_path / "none.pt")), "there is no file", "none.pt")
     (tmp_path / "hub").mkdir()
     hub_folder(tmp_path / "hub", "mdlm_dit", peer_state("mdlm_dit"))
-    for content, said in (("{", "cannot be read as JSON"), ("[]", "holds no JSON object")):
+    for content, message in (("{", "cannot be read as JSON"), ("[]", "does not contain a JSON object")):
         (tmp_path / "hub" / "config.json").write_text(content)
-        refused(lambda s=said: pretrained.load(tmp_path / "hub"), "config.json", said)
+        refused(lambda s=message: pretrained.load(tmp_path / "hub"), "config.json", message)

@@ -1,4 +1,4 @@
-"""Released files that are damaged, or made to take without end, are refused in words, and no wrong weight is loaded."""
+"""Damaged and malicious checkpoints are refused with one line, and no wrong weight is loaded."""
 
 import contextlib
 import pickle
@@ -9,13 +9,13 @@ from collections import OrderedDict
 import pytest
 import torch
 from helpers import peer_state
-from released_helpers import BETAS, refused
+from pretrained_helpers import BETAS, refused
 from torch import nn
 
 from unnoise.experiments.pretrained import files, karras, ncsnv2, openai, pesser, song, text
 from unnoise.experiments.pretrained.pickles import Record
 from unnoise.experiments.pretrained.settings import Settings
-from unnoise.experiments.pretrained.weights import Made, fill, listed, stripped, tensor
+from unnoise.experiments.pretrained.weights import Converted, fill, listed, stripped, tensor
 from unnoise.shared.errors import UsageError
 
 GUIDED = {
@@ -129,12 +129,12 @@ def test_other_numbers_are_not(dtype):
     of = str(dtype).removeprefix("torch.")
     attempt(
         {k: v.to(dtype) for k, v in STATE.items()},
-        f"12 entries are no tensors of floating-point numbers: l00 is a tensor (2,) of {of}",
+        f"12 entries are not floating-point tensors: l00 is a tensor (2,) of {of}",
     )
     attempt({k: v.to(dtype) for k, v in STATE.items()}, "l09 is", ", and 2 more")
     attempt(
         STATE | {"l03": STATE["l03"].to(dtype)},
-        f"1 entries are no tensors of floating-point numbers: l03 is a tensor (2,) of {of}; ",
+        f"1 entries are not floating-point tensors: l03 is a tensor (2,) of {of}; ",
     )
     attempt(STATE | {"l03": [1.0, 2.0]}, "1 entries", "l03 is a list")
 
@@ -145,7 +145,9 @@ def test_numbers_that_are_not_finite_are_refused(value):
         Network(),
         STATE | {"l03": torch.tensor([1.0, value]), "l05": torch.tensor([value, 1.0], dtype=torch.float16)},
     )
-    refused(lambda: fill(network, NAMES, state, "file"), "file: 2 tensors hold NaN or infinite numbers", ": l03, l05;")
+    refused(
+        lambda: fill(network, NAMES, state, "file"), "file: 2 tensors contain NaN or infinite numbers", ": l03, l05;"
+    )
     assert all((p == 0).all() for p in network.parameters())
     fill(network, NAMES, STATE | {"other": torch.tensor(value)}, "file", ignored=("other",))
 
@@ -154,14 +156,14 @@ def test_three_shapes_are_shown_with_their_number():
     state = STATE | {f"l{n:02d}": torch.zeros(n) for n in range(3, 8)}
     refused(
         lambda: fill(Network(), NAMES, state, "file"),
-        "the shapes of 5 tensors do not fit: l03 is (3,), and (2,) was expected for layers.3, l04",
-        "l05 is (5,), and (2,) was expected for layers.5, and 2 more",
+        "5 tensors have the wrong shape: l03 is (3,), expected (2,) for layers.3, l04",
+        "l05 is (5,), expected (2,) for layers.5, and 2 more",
     )
     made = {
         **NAMES,
-        "layers.0": Made(("l00",), lambda w: w.unflatten(0, (7, 7))),
+        "layers.0": Converted(("l00",), lambda w: w.unflatten(0, (7, 7))),
     }  # which fails on what has the right shape
-    refused(lambda: fill(Network(), made, STATE, "file"), "the shapes of 1 tensors do not fit: l00 is (2,)")
+    refused(lambda: fill(Network(), made, STATE, "file"), "1 tensors have the wrong shape: l00 is (2,)")
 
 
 def test_a_tensor_that_sizes_are_read_from():
@@ -169,7 +171,7 @@ def test_a_tensor_that_sizes_are_read_from():
     assert tensor(state, "a", 2, "file") is state["a"]
     refused(
         lambda: tensor(state, "b", 2, "file"),
-        "file: b is missing, and sizes are read from it as a tensor of 2 dimensions",
+        "file: b is missing, but the network's sizes are read from it as a tensor of 2 dimensions",
     )
     refused(lambda: tensor(state, "a", 1, "file"), "file: a is a tensor (2, 3) of float32")
     refused(lambda: tensor(state, "text", 1, "file"), "file: text is a str")
@@ -178,7 +180,7 @@ def test_a_tensor_that_sizes_are_read_from():
 
 def test_prefixes_are_taken_off_where_they_are():
     assert stripped({"module.a": 1, "b": 2, 3: 4}, "module.") == {"a": 1, "b": 2}
-    assert stripped({"module.a": 1, "a": 2}, "module.") == {"module.a": 1, "a": 2}  # so that one has no place
+    assert stripped({"module.a": 1, "a": 2}, "module.") == {"module.a": 1, "a": 2}  # so that one is unexpected
     assert stripped([1], "module.") == stripped(None, "module.") == {}
 
 
@@ -225,7 +227,7 @@ def test_keys_of_plain_values_are_read(tmp_path):
         path.write_bytes(pickle.dumps({**plain, OrderedDict: 9} | {"state": OrderedDict(plain)}, protocol=protocol))
         assert files.read(path) == {**plain, "collections.OrderedDict": 9, "state": plain}
     path.write_bytes(pickle.dumps({2**200: 1}))
-    refused(lambda: files.read(path), "a int for a key")
+    refused(lambda: files.read(path), "a int as a key")
 
 
 @pytest.mark.parametrize(
@@ -251,12 +253,15 @@ def test_shared_values_are_read_and_named_in_short(tmp_path):
     path.write_bytes(b"\x80\x02cpackage\nName\n)\x81}X\x0a\x00\x00\x00sigma_data" + SHARED + b"sb.")
     record = files.read(path)
     assert repr(record) == "Record(name='Name', module='package')"
-    for told, value in ((record.state, "a tuple"), ({"sigma_data": 10**5000}, "a int")):
+    for from_file, value in ((record.state, "a tuple"), ({"sigma_data": 10**5000}, "a int")):
         refused(
-            lambda t=told: Settings("file", {}, t).numbers("", sigma_data=0.5),
+            lambda t=from_file: Settings("file", {}, t).numbers("", sigma_data=0.5),
             f"sigma_data={value} is not a positive number",
         )
-        refused(lambda t=told: Settings("file", {"sigma_data": 0.5}, t), f"sigma_data=0.5, but the file says {value}")
+        refused(
+            lambda t=from_file: Settings("file", {"sigma_data": 0.5}, t),
+            f"sigma_data=0.5, but the file specifies {value}",
+        )
     refused(
         lambda: text.mdlm(peer_state("mdlm_dit"), "file", config={"parameterization": record.state["sigma_data"]}),
         "a tuple",

@@ -1,7 +1,4 @@
-"""The files of Song et al. (2021) and Karras et al.
-
-(2022) as they were released, and what the tests of their importers share.
-"""
+"""Files as Song et al. (2021) and Karras et al. (2022) published them, and helpers for the tests of their importers."""
 
 import foreign
 import pytest
@@ -12,7 +9,7 @@ from torch import nn
 from unnoise.experiments.pretrained.files import read
 from unnoise.experiments.pretrained.settings import Settings
 from unnoise.experiments.pretrained.song import BUFFERS, names, structure
-from unnoise.experiments.pretrained.weights import Made
+from unnoise.experiments.pretrained.weights import Converted
 from unnoise.sde import EDM, SubVP
 from unnoise.shared.errors import UsageError
 from unnoise.shared.tensors import like
@@ -125,10 +122,12 @@ def assert_reads_as(preset, state):
     read = structure(plain, "file.pth", Settings("file.pth", {}))
     with torch.device("meta"):
         network = preset()
-    about = (network.shape[0], network.width, network.multipliers, network.blocks, network.attention, network.style)
-    assert (read.channels, read.width, read.multipliers, read.blocks, read.attention, read.style) == about
+    about = (network.shape[0], network.width, network.multipliers, network.blocks, network.attention, network.variant)
+    assert (read.channels, read.width, read.multipliers, read.blocks, read.attention, read.variant) == about
     made = names(network, read.fourier).values()
-    assert {n for name in made for n in (name.names if isinstance(name, Made) else [name])} == plain.keys() - {"sigmas"}
+    assert {n for name in made for n in (name.names if isinstance(name, Converted) else [name])} == plain.keys() - {
+        "sigmas"
+    }
     assert sum(p.numel() for p in network.parameters()) == sum(v.numel() for k, v in plain.items() if k not in BUFFERS)
 
 
