@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from unnoise.experiments import cli
+from unnoise.experiments.recipes import RECIPES
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
@@ -138,7 +141,9 @@ def test_class_names_in_the_text_exist(page):
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_files_named_in_the_text_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
-    for name in re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|md))?)`", text):
+    for name in re.findall(
+        r"`((?:\w+/)+\w+\.(?:py|md)|(?:continuous|discrete|docs|experiments|sde|shared|tests)/[\w/]*)`", text
+    ):
         assert any((place / name).exists() for place in (ROOT, ROOT / "shared", page.parent)), name
 
 
@@ -146,6 +151,24 @@ def test_links_lead_somewhere():
     for page in PROSE:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_commands_in_the_text_exist(capsys):
+    """Commands, recipes, options and make targets."""
+    text = "\n".join(page.read_text() for page in PROSE if "results" not in page.parts)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)) <= targets
+    commands = re.findall(r"^unnoise ([\w-]+)(?: ([\w-]+))?(.*)$", text, re.M)
+    for command, recipe, _ in commands:
+        assert f"  {command} " in cli.USAGE
+        assert command not in ("train", "reproduce") or recipe in RECIPES, recipe
+    help_of = {}
+    for command in (["train", "ddpm-mnist"], ["train", "mdlm-shakespeare"], ["import"], ["sample"], ["evaluate"]):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+        help_of[command[-1]] = set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
+    named = set(re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)) - {"--check", "--help"}
+    assert not named - set().union(*help_of.values())
 
 
 def test_no_page_names_a_local_path():
