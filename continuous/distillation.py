@@ -12,7 +12,7 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.loss import refuse_untrained_output
 from ..shared.gaussian.prediction import noise
 from ..shared.gaussian.weights import Weight, truncated_snr
-from ..shared.objective import Draw, Loss, Objective, evened, independent
+from ..shared.objective import Loss, Objective, TimeSampling, independent, uniform_parts
 from ..shared.random import Source
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, like, per_example, refuse_array
@@ -47,7 +47,7 @@ class Distillation(Objective[GaussianDenoiser]):
         teacher: GaussianDenoiser,
         steps: int,
         weight: Weight = truncated_snr,
-        times: Draw = independent,
+        times: TimeSampling = independent,
     ) -> None:
         super().__init__()
         if steps < 1:
@@ -70,7 +70,7 @@ class Distillation(Objective[GaussianDenoiser]):
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         u = self.times(len(refuse_array(x0, "x0")), generator)
         n = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
-        return evened(self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond), self.times, u)
+        return uniform_parts(self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond), self.times, u)
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         schedule, t = self.denoiser.corruption, exact(t)

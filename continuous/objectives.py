@@ -11,8 +11,8 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.loss import refuse_untrained_output
-from ..shared.gaussian.weights import Weight, refuse_blind, snr
-from ..shared.objective import Draw, Loss, Objective, independent, refuse_uneven
+from ..shared.gaussian.weights import Weight, refuse_zero_weight, snr
+from ..shared.objective import Loss, Objective, TimeSampling, independent, refuse_nonuniform_times
 from ..shared.quantization import Quantization
 from ..shared.random import Source
 from ..shared.serialization import name_of, serializable
@@ -47,11 +47,11 @@ class Variational(Objective[GaussianDenoiser]):
         denoiser: GaussianDenoiser,
         quantization: Quantization,
         variance: ReverseVariance = large,
-        times: Draw = independent,
+        times: TimeSampling = independent,
         tanh: bool = False,
     ) -> None:
         super().__init__()
-        refuse_uneven(times)
+        refuse_nonuniform_times(times)
         if not reads_network(variance, denoiser):
             refuse_untrained_output(denoiser)
         self.denoiser, self.quantization, self.variance = denoiser, quantization, variance
@@ -92,11 +92,11 @@ class Hybrid(Objective[GaussianDenoiser]):
         vlb: float = 0.001,
         variance: ReverseVariance = learned_range,
         weight: Weight = snr,
-        times: Draw = independent,
+        times: TimeSampling = independent,
         tanh: bool = False,
     ) -> None:
         super().__init__()
-        refuse_blind(weight, denoiser.corruption)
+        refuse_zero_weight(weight, denoiser.corruption)
         if not reads_network(variance, denoiser):
             raise UsageError(
                 f"variance={name_of(variance)}: in the hybrid loss the bound trains the variance alone, and this one "

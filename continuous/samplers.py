@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..shared.calling import warn_in_training
-from ..shared.denoiser import taken
+from ..shared.denoiser import accepted_conditions
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.guidance import ClassifierGradient
 from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
-from ..shared.tensors import at_least_float32, exact, like, refuse_unreal
+from ..shared.tensors import at_least_float32, exact, like, refuse_non_float
 from .posterior import ReverseVariance, checked_variance, large, posterior, with_step_above
 
 
@@ -72,7 +72,7 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
         At s = 0 the variance, which scales the guidance of the last step, is that of the step before, which came from
         the time `above`; None for a grid of even steps.
         """
-        known = cond if self.gradient is None else taken(self.denoiser, cond)
+        known = cond if self.gradient is None else accepted_conditions(self.denoiser, cond)
         estimate = self.denoiser.estimate(x, t, **known)
         mean, _ = posterior(self.corruption, x, estimate.mean(x), t, s)
         variance = like(self.variance(*with_step_above(self.corruption, t, s, above), estimate.variance_output), x)
@@ -122,7 +122,7 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
     Raises:
         UsageError: for fewer than two steps.
     """
-    x0 = at_least_float32(refuse_unreal(x0, "x0"))
+    x0 = at_least_float32(refuse_non_float(x0, "x0"))
     warn_in_training(denoiser)
     sampler = DDIM(denoiser)
     grid = sampler.times(steps).flip(0)

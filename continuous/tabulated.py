@@ -35,7 +35,7 @@ class Tabulated(TableSchedule):
     _ends_in_noise: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        betas = torch.as_tensor(self.betas).detach().cpu().double()
+        betas = torch.as_tensor(self.betas).detach().cpu().double().clone()
         if betas.ndim != 1 or not len(betas):
             raise UsageError(
                 f"betas of shape {tuple(betas.shape)}: give a vector of one or more, such as linear_betas(1000)"

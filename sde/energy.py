@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..shared.calling import ask, on_every_row, refuse_no_tensor, refuse_signature
+from ..shared.calling import call_network, one_per_example, refuse_non_tensor, refuse_signature
 from ..shared.errors import UsageError
-from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser, ends_of_time_input, home_time, placed
+from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser, equal_snr_time, on_schedule, range_of_time_input
 from ..shared.gaussian.prediction import velocity
 from ..shared.gaussian.schedule import Schedule
 from ..shared.gradients import gradients
 from ..shared.serialization import serializable
-from ..shared.tensors import at_least_float32, exact, like, moment, per_example, refuse_unreal
+from ..shared.tensors import at_least_float32, checked_time, exact, like, per_example, refuse_non_float
 from ..shared.time_inputs import TimeInput, thousandths
 
 
@@ -33,7 +33,7 @@ class Potential(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
         """Returns the sum of the outputs, `(B,)`, for x `(B, ...)` and the time input `(B,)`."""
-        return per_example(at_least_float32(refuse_no_tensor(self.inner(x, time, **cond), x)))
+        return per_example(at_least_float32(refuse_non_tensor(self.inner(x, time, **cond), x)))
 
 
 @serializable("sde.EnergyDenoiser", formerly="unnoise.sde.energy.EnergyDenoiser", renamed={"label": "time_input"})
@@ -70,7 +70,7 @@ class EnergyDenoiser(GaussianDenoiser):
         self.corruption, self.conditions = schedule, getattr(network, "conditions", None)
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        t = exact(moment(t))
+        t = exact(checked_time(t))
         return Estimate(*velocity(*self.corruption(t)), self._slope(x_t, t, cond))
 
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -78,9 +78,9 @@ class EnergyDenoiser(GaussianDenoiser):
 
         Z is the same on every schedule at equal log-SNR.
         """
-        t = exact(moment(t))
+        t = exact(checked_time(t))
         alpha, sigma = self.corruption(t)
-        refuse_unreal(x_t, "x_t")
+        refuse_non_float(x_t, "x_t")
         c = (alpha**2 + sigma**2).sqrt()
         y = x_t / like(c, x_t)
         u = at_least_float32(self._potential(y, t, cond))
@@ -88,14 +88,15 @@ class EnergyDenoiser(GaussianDenoiser):
         return -square - like(alpha / sigma, u) * u - like(x_t[0].numel() * c.log(), u)
 
     def on(self, schedule: Schedule) -> Self:
-        return placed(self, schedule)
+        return on_schedule(self, schedule)
 
-    def time_inputs(self) -> Tensor:
+    def time_input_range(self) -> Tensor:
         """Returns what the network is fed for the least noisy and for the noisiest time, `(2,)`."""
-        return ends_of_time_input(self)
+        return range_of_time_input(self)
 
     def _potential(self, y: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        u = ask(self, y, on_every_row(self.time_input(self.schedule, home_time(self, exact(t))), y), cond)
+        time = one_per_example(self.time_input(self.schedule, equal_snr_time(self, exact(t))), y)
+        u = call_network(self, y, time, cond)
         if u.shape != (len(y),):
             raise UsageError(
                 f"the network gave {tuple(u.shape)} for {len(y)} examples, and an energy is one number for each, "

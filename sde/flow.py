@@ -17,7 +17,7 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source
 from ..shared.sampler import Sampler
-from ..shared.tensors import at_least_float32, like, refuse_unreal
+from ..shared.tensors import at_least_float32, like, refuse_non_float
 from .flow_coordinates import FlowCoefficients, FlowCoordinates, angle_coordinates
 from .integrators import Field, FixedSteps, Integrator, State
 
@@ -98,7 +98,7 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
         Raises:
             UsageError: for fewer than two steps.
         """
-        x0 = at_least_float32(refuse_unreal(x0, "x0"))
+        x0 = at_least_float32(refuse_non_float(x0, "x0"))
         warn_in_training(self.denoiser)
         last = torch.tensor([self.corruption.t_last], dtype=torch.float64)
         above = torch.ones(1, dtype=torch.float64) if steps is None else self.times(steps).flip(0)

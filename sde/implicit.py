@@ -11,8 +11,8 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.loss import refuse_untrained_output
-from ..shared.gaussian.weights import refuse_blind, snr
-from ..shared.objective import Draw, Loss, Objective, independent
+from ..shared.gaussian.weights import refuse_zero_weight, snr
+from ..shared.objective import Loss, Objective, TimeSampling, independent
 from ..shared.random import Source, normal_like, rademacher_like
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, full_precision, per_example
@@ -49,10 +49,10 @@ class ImplicitScoreMatching(Objective[GaussianDenoiser]):
         UsageError: for a network whose variance output would stay untrained, and a schedule that ends at zero SNR.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
+    def __init__(self, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
-        refuse_blind(snr, denoiser.corruption)
+        refuse_zero_weight(snr, denoiser.corruption)
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -79,11 +79,11 @@ class SlicedScoreMatching(Objective[GaussianDenoiser]):
     """
 
     def __init__(
-        self, denoiser: GaussianDenoiser, probes: int = 1, probe: Probe = signs, times: Draw = independent
+        self, denoiser: GaussianDenoiser, probes: int = 1, probe: Probe = signs, times: TimeSampling = independent
     ) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
-        refuse_blind(snr, denoiser.corruption)
+        refuse_zero_weight(snr, denoiser.corruption)
         if probes < 1:
             raise UsageError(f"probes={probes}: give 1 or more")
         self.denoiser, self.probes, self.probe, self.times = denoiser, probes, probe, times

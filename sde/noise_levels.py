@@ -38,7 +38,7 @@ class NoiseLevels(TableSchedule):
     _log_sigma: Table = field(init=False, repr=False, compare=False)  # rows 1..N
 
     def __post_init__(self) -> None:
-        sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach()
+        sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach().clone()
         if sigmas.ndim != 1 or not len(sigmas):
             raise UsageError(
                 f"sigmas of shape {tuple(sigmas.shape)}: give a vector of one or more, such as "

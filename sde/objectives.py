@@ -12,10 +12,10 @@ from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.loss import refuse_untrained_output
 from ..shared.gaussian.schedule import refuse_zero_snr
-from ..shared.objective import Draw, Loss, Objective, independent, refuse_uneven
+from ..shared.objective import Loss, Objective, TimeSampling, independent, refuse_nonuniform_times
 from ..shared.random import Source, normal_like
 from ..shared.serialization import serializable
-from ..shared.tensors import at_least_float32, exact, like, moment, per_example, refuse_array, refuse_unreal
+from ..shared.tensors import at_least_float32, checked_time, exact, like, per_example, refuse_array, refuse_non_float
 
 
 @serializable("sde.MaximumLikelihood", formerly="unnoise.sde.objectives.MaximumLikelihood")
@@ -40,10 +40,10 @@ class MaximumLikelihood(Objective[GaussianDenoiser]):
 
     draws_times = True
 
-    def __init__(self, denoiser: GaussianDenoiser, times: Draw = independent) -> None:
+    def __init__(self, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
-        refuse_uneven(times)
+        refuse_nonuniform_times(times)
         refuse_zero_snr(denoiser.corruption)
         self.denoiser, self.times = denoiser, times
         ends = torch.tensor([1.0, denoiser.corruption.t_min], dtype=torch.float64)
@@ -68,7 +68,7 @@ class MaximumLikelihood(Objective[GaussianDenoiser]):
 
 def noise_error(denoiser: GaussianDenoiser, x0: Tensor, t: Tensor, generator: Source = None, **cond: Any) -> Tensor:
     """Returns `epsilon_theta(x_t, t) - epsilon` at a newly drawn x_t, of the shape of x_0, float32 or better."""
-    x0, t = at_least_float32(refuse_unreal(x0, "x0")), moment(t)
+    x0, t = at_least_float32(refuse_non_float(x0, "x0")), checked_time(t)
     epsilon = normal_like(x0, generator)
     alpha, sigma = denoiser.corruption(exact(t))
     x_t = like(alpha, x0) * x0 + like(sigma, x0) * epsilon

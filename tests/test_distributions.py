@@ -1,7 +1,4 @@
-"""The law, not the shape.
-
-Every sampler on every schedule reproduces a known law, every solver its order, every bound an entropy.
-"""
+"""Distributions, not shapes: samplers return known distributions, solvers have their order, bounds are entropies."""
 
 import itertools
 import math
@@ -36,14 +33,13 @@ SCHEDULES = {
     "edm": sde.EDM,
     "straight": sde.Straight,
     "straight-0.999": lambda: sde.Straight(0.999),
-    "levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.01, 50.0, 1000)),
+    "noise-levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.01, 50.0, 1000)),
 }
 
 
 def langevin(denoiser, snr=0.1):
-    return sde.Langevin(
-        denoiser, snr, norms=sde.batch_norms
-    )  # in two dimensions single norms vary too much to be step sizes
+    # in two dimensions the norm of one score varies too much to set a step size
+    return sde.Langevin(denoiser, snr, norms=sde.batch_norms)
 
 
 SAMPLERS = {
@@ -77,36 +73,35 @@ SAMPLERS = {
     "flow-heun": lambda d: sde.ProbabilityFlow(d),
     "flow-rk4": lambda d: sde.ProbabilityFlow(d, sde.FixedSteps(sde.rk4)),
     "flow-adaptive": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4)),
-    "flow-adaptive-clock": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4), sde.time_coordinates),
-    "flow-clock": lambda d: sde.ProbabilityFlow(d, coordinates=sde.time_coordinates),
+    "flow-adaptive-time": lambda d: sde.ProbabilityFlow(d, sde.Adaptive(1e-4, 1e-4), sde.time_coordinates),
+    "flow-time": lambda d: sde.ProbabilityFlow(d, coordinates=sde.time_coordinates),
 }
 OF_THE_FLOW = (
     *("ddim-0", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2s"),
     *("dpm-solver++2m", "dpm-solver++3m", "unipc-2", "unipc-3", "lms"),
 )
-# The schedules of continuous/ beside its samplers: one of each kind, and from zero SNR those that do not divide by
-# alpha.
+# Not every sampler on every schedule: one of each kind, and from zero SNR those that do not divide by alpha.
 FEW = ("ancestral-small", "ddim-0", "ddim-0.5", "dpm-solver++2m", "dpm-solver++3m-sde", "unipc-3")
 SOME = {
     **dict.fromkeys(("continuous-cosine", "shifted", "zero-terminal"), FEW),
-    "edm": ("ddim-0.5", "churned-heun", "reverse-diffusion", "flow-adaptive", "flow-clock"),
+    "edm": ("ddim-0.5", "churned-heun", "reverse-diffusion", "flow-adaptive", "flow-time"),
     "straight": (
         "ancestral-small",
         "ddim-0",
         "unipc-3",
         "flow-heun",
         "flow-adaptive",
-        "flow-adaptive-clock",
-        "flow-clock",
+        "flow-adaptive-time",
+        "flow-time",
     ),
-    "straight-0.999": ("ddim-0.5", "euler-maruyama", "reverse-diffusion", "flow-adaptive-clock"),
-    "levels": ("ddim-0.5", "langevin+reverse-diffusion", "flow-adaptive"),
+    "straight-0.999": ("ddim-0.5", "euler-maruyama", "reverse-diffusion", "flow-adaptive-time"),
+    "noise-levels": ("ddim-0.5", "langevin+reverse-diffusion", "flow-adaptive"),
 }
 THERE = {
-    "langevin+reverse-diffusion": ("ve", "levels"),
+    "langevin+reverse-diffusion": ("ve", "noise-levels"),
     "ancestral+langevin": ("linear",),
     "reverse-diffusion-0": ("vp",),
-    **dict.fromkeys(("flow-adaptive-clock", "flow-clock"), ("vp", "ve", "edm", "straight", "straight-0.999")),
+    **dict.fromkeys(("flow-adaptive-time", "flow-time"), ("vp", "ve", "edm", "straight", "straight-0.999")),
 }
 PAIRS = [
     (sampler, schedule)
@@ -118,7 +113,7 @@ COUNT, STEPS = 6000, 400
 
 
 def marked(pairs):
-    """Every sampler on one schedule; its others are slow."""
+    """Marks all but the first schedule of each sampler as slow."""
     samplers, found = set(), []
     for sampler, schedule in pairs:
         found.append(pytest.param(sampler, schedule, marks=pytest.mark.slow if sampler in samplers else ()))
@@ -133,14 +128,12 @@ def samples(sampler_name, schedule_name, oracle, generator):
     sampler = SAMPLERS[sampler_name](oracle(SCHEDULES[schedule_name]()))
     steps = STEPS if (sampler.order or 1) == 1 else 100
     if "adaptive" in sampler_name:
-        steps = torch.tensor(
-            [1, sampler.corruption.t_last, 0], dtype=torch.float64
-        )  # an adaptive method goes in one step to t_last, and then denoises
+        # an adaptive method integrates to t_last at once, and then denoises
+        steps = torch.tensor([1, sampler.corruption.t_last, 0], dtype=torch.float64)
     if sampler_name == "reverse-diffusion-0":
-        steps = 4 * STEPS  # nothing forgets the error
+        steps = 4 * STEPS  # without noise errors do not decay
     if (sampler_name, schedule_name) == ("euler-maruyama-0.5", "cosine"):
-        # The table's last beta is 0.999: no single Euler step crosses that, and with little noise nothing forgets the
-        # error.
+        # The table's last beta is 0.999, too much for one Euler step, and with little noise the error does not decay.
         steps = torch.cat([torch.linspace(0.98, 0.001, STEPS), torch.zeros(1)])
     start = sampler.corruption.prior((COUNT, 2), generator=generator).double()
     return sampler(start, steps=steps, generator=generator)
@@ -152,7 +145,7 @@ def ks(x, cdf):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
-def test_gaussian_law(sampler, schedule, generator):
+def test_gaussian_data(sampler, schedule, generator):
     x = samples(sampler, schedule, lambda s: AnalyticGaussian(MEAN, COVARIANCE, s), generator)
     assert torch.allclose(x.mean(0), MEAN, atol=0.035)
     assert torch.allclose(torch.cov(x.T), COVARIANCE, atol=0.035)
@@ -161,7 +154,7 @@ def test_gaussian_law(sampler, schedule, generator):
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
-def test_mixture_law(sampler, schedule, generator):
+def test_mixture_data(sampler, schedule, generator):
     x = samples(sampler, schedule, lambda s: AnalyticMixture(WEIGHTS, MEANS, VARIANCES, s), generator)
     mean = WEIGHTS @ MEANS
     covariance = (MEANS - mean).T @ torch.diag(WEIGHTS) @ (MEANS - mean) + (WEIGHTS @ VARIANCES) * torch.eye(2)
@@ -178,9 +171,9 @@ def test_mixture_law(sampler, schedule, generator):
 
 @pytest.mark.parametrize("dims", [64, 256])
 def test_langevin_with_the_norms_of_each_sample(dims, generator):
-    """Steps `e ~ 1 / ||score||^2` leave the law p / e, for a Gaussian 1 + 2 / d times its variance.
+    """Steps `e ~ 1 / ||score||^2` have the stationary distribution p / e, for a Gaussian 1 + 2 / d times its variance.
 
-    Finite steps add 1 % each.
+    Finite steps add 1 %.
     """
     oracle = AnalyticGaussian(
         torch.zeros(dims, dtype=torch.float64), 0.5 * torch.eye(dims, dtype=torch.float64), sde.VP()
@@ -203,7 +196,7 @@ def test_evaluations_are_counted():
             (continuous.DPMSolverPP(denoiser), 10),
             (continuous.UniPC(denoiser), 10),
             (sde.EulerMaruyama(denoiser), 10),
-            (sde.ProbabilityFlow(denoiser), 19),  # two for each Heun step, one for the last
+            (sde.ProbabilityFlow(denoiser), 19),  # two per Heun step, one for the last
             (sde.PredictorCorrector(sde.ReverseDiffusion(denoiser), langevin(denoiser)), 19),
         ):
             with counted(denoiser) as count:
@@ -214,11 +207,11 @@ def test_evaluations_are_counted():
 ODE_SAMPLERS = {
     **{name: make for name, make in SAMPLERS.items() if name in OF_THE_FLOW},
     **{
-        f"{method}-{chart}": lambda d, m=method, c=chart: sde.ProbabilityFlow(
-            d, sde.FixedSteps(getattr(sde, m)), getattr(sde, c)
+        f"{method}-{name}": lambda d, m=method, c=coordinates: sde.ProbabilityFlow(
+            d, sde.FixedSteps(getattr(sde, m)), c
         )
-        for method in ("euler", "midpoint", "heun2", "heun3", "rk4")
-        for chart in ("angle", "clock")
+        for method in ("euler", "midpoint_rule", "heun2", "heun3", "rk4")
+        for name, coordinates in (("angle", sde.angle_coordinates), ("time", sde.time_coordinates))
     },
     "reverse-diffusion-0": SAMPLERS["reverse-diffusion-0"],
 }
@@ -249,7 +242,7 @@ def test_order_of_convergence(sampler, schedule):
         start, steps=torch.tensor([0.9, 0.2], dtype=torch.float64)
     )
     tested = ODE_SAMPLERS[sampler](oracle)
-    fine = isinstance(tested, continuous.solvers.Multistep)  # one evaluation a step
+    fine = isinstance(tested, continuous.solvers.Multistep)  # one evaluation per step
     counts = {1: (256, 512), 2: (256, 512) if fine else (64, 128), 3: (128, 256), 4: (256, 512) if fine else (32, 64)}[
         tested.order
     ]
@@ -275,19 +268,19 @@ def test_samples_do_not_depend_on_the_batch():
 
 # ---- categorical
 
-LAW = torch.tensor([0.4, 0.1, 0.25, 0.2, 0.05], dtype=torch.float64)
+FREQUENCIES = torch.tensor([0.4, 0.1, 0.25, 0.2, 0.05], dtype=torch.float64)
 K, T = 5, 24
 TRANSITIONS = {
     "uniform": lambda: discrete.Uniform(K, discrete.cosine(T)),
     "absorbing-mask": lambda: discrete.Absorbing(K, discrete.reciprocal(T)),
-    "absorbing-level": lambda: discrete.Absorbing(K, discrete.reciprocal(T), mask=K // 2),
+    "absorbing-category": lambda: discrete.Absorbing(K, discrete.reciprocal(T), mask=K // 2),
     "gaussian": lambda: discrete.DiscretizedGaussian(K, discrete.linear(T, 0.05, 1.0)),
 }
 
 
 def oracle_on(name):
     transition = TRANSITIONS[name]()
-    p = torch.cat([LAW, torch.zeros(transition.states - K, dtype=torch.float64)])
+    p = torch.cat([FREQUENCIES, torch.zeros(transition.states - K, dtype=torch.float64)])
     return discrete.AnalyticCategorical(p, transition)
 
 
@@ -313,7 +306,7 @@ def test_bound_equals_entropy_by_enumeration(name):
                 truth = oracle.reverse(transition, here, transition.one_hot(one, torch.float64), at(n), at(n - 1))
                 model = oracle.step_distribution(here, at(n), at(n - 1))
                 total = total + weight * categorical_kl(truth, model)[0]
-    entropy = -(LAW * LAW.log()).sum()
+    entropy = -(FREQUENCIES * FREQUENCIES.log()).sum()
     last = transition.pushforward(p, at(0), at(T))
     start = categorical_kl(last, transition.stationary())
     torch.testing.assert_close(total, entropy + start, rtol=1e-10, atol=1e-10)
@@ -321,12 +314,12 @@ def test_bound_equals_entropy_by_enumeration(name):
 
 @pytest.mark.parametrize("name", TRANSITIONS)
 def test_bound_as_estimated(name, generator):
-    """The class that users call: the mean over draws is the same entropy, within its own standard error."""
+    """The mean of `VariationalBound` over draws is the same entropy, within its standard error."""
     oracle = oracle_on(name)
-    x0 = torch.multinomial(LAW, 20_000, replacement=True, generator=generator)[:, None]
+    x0 = torch.multinomial(FREQUENCIES, 20_000, replacement=True, generator=generator)[:, None]
     last = oracle.corruption.pushforward(oracle.p, at(0), at(T))
     start = categorical_kl(last, oracle.corruption.stationary())
-    expected = float(-(LAW * LAW.log()).sum() + start)
+    expected = float(-(FREQUENCIES * FREQUENCIES.log()).sum() + start)
     for terms in (None, 6):
         nats = discrete.VariationalBound(oracle, terms=terms)(x0, generator=generator).nats
         error = float(nats.std() / math.sqrt(len(nats)))
@@ -336,18 +329,15 @@ def test_bound_as_estimated(name, generator):
 
 @pytest.mark.parametrize("steps", [T, 7, 1])
 @pytest.mark.parametrize("name", TRANSITIONS)
-def test_reverse_chain_returns_the_data_law(name, steps, generator):
-    """Enumerated: pushing q(x_T) through the reverse steps, strided ones too, gives the data law exactly.
-
-    The sampler draws it.
-    """
+def test_the_reverse_chain_returns_the_distribution_of_the_data(name, steps, generator):
+    """Exactly by enumeration of the reverse steps from q(x_T), strided ones too; and the sampler draws from it."""
     oracle = oracle_on(name)
     transition = oracle.corruption
     states = torch.arange(transition.states)
-    law = transition.pushforward(oracle.p, at(0), at(T))
+    marginal = transition.pushforward(oracle.p, at(0), at(T))
     for t, s in itertools.pairwise(transition.grid(steps)):
-        law = law @ torch.nan_to_num(oracle.step_distribution(states, t, s))
-    torch.testing.assert_close(law, oracle.p, rtol=1e-10, atol=1e-12)
+        marginal = marginal @ torch.nan_to_num(oracle.step_distribution(states, t, s))
+    torch.testing.assert_close(marginal, oracle.p, rtol=1e-10, atol=1e-12)
     from unnoise.shared.random import categorical
 
     x = discrete.Ancestral(oracle, last=categorical)(shape=(20_000, 1), steps=steps, generator=generator)
@@ -369,7 +359,7 @@ def test_change_of_variables_equals_the_exact_density(generator):
     exact = -oracle.log_prob(x0, torch.zeros(()))
     for name in ("vp", "sub-vp", "ve"):
         code = sde.ChangeOfVariables(oracle.on(SCHEDULES[name]()), trace=sde.ExactTrace())(x0)
-        # VE's prior N(0, sigma_max^2) stands for N(mean, C + sigma_max^2), and its t_min leaves a noise of 0.01.
+        # VE's prior is N(0, sigma_max^2) in place of N(mean, C + sigma_max^2), and sigma is 0.01 at its t_min.
         tolerance = 0.005 if name != "ve" else 0.02
         assert (code.bits_per_dim(2) - exact / (2 * math.log(2))).abs().mean() < tolerance
     estimate = sde.ChangeOfVariables(oracle)(x0.repeat(20, 1), generator=generator).nats.view(20, -1)
@@ -377,24 +367,21 @@ def test_change_of_variables_equals_the_exact_density(generator):
     assert abs(float((estimate.mean(0) - exact).mean())) < 3 * float(error)
 
 
-def test_dequantised_code_length_includes_the_offset(generator):
-    """A uniform law over 8 levels, as a density on [-1, 1], costs 3 bits for each number."""
+def test_the_code_length_of_quantized_data_includes_the_offset(generator):
+    """Uniform data on 8 quantization levels, as a density on [-1, 1], cost 3 bits per number."""
     scale = Quantization(levels=8)
     wide = AnalyticGaussian(
         torch.zeros(1, dtype=torch.float64), torch.full((1, 1), 1 / 3, dtype=torch.float64), sde.VP()
     )
     k = torch.arange(8).repeat(500)[:, None]
     nats = sde.ChangeOfVariables(wide, sde.UniformDequantization(scale))(k, generator=generator).nats
-    # Cross-entropy of uniform on [-1, 1] under N(0, 1/3), less the log of the cell.
+    # Cross-entropy of uniform on [-1, 1] under N(0, 1/3), minus the log of the bin's width.
     expected = 0.5 * math.log(2 * math.pi / 3) + 0.5 - math.log(scale.cell)
     assert abs(float(nats.mean()) - expected) < 0.01
 
 
-def test_gaussian_bound_holds_the_entropy_from_above(generator):
-    """Five points on the grid of 17 levels in three dimensions, exact denoiser.
-
-    The bound is above log 5 and close to it.
-    """
+def test_the_gaussian_bound_is_above_the_entropy_and_close_to_it(generator):
+    """For five points on the grid of 17 quantization levels in three dimensions, whose entropy is log 5."""
     scale = Quantization(levels=17)
     k = torch.randint(0, 17, (5, 3), generator=generator)
     points = scale.continuous(k).double()
