@@ -118,11 +118,11 @@ def test_what_was_trained_on_is_not_held_out(capsys, tmp_path, monkeypatch):
     status, out, err = run(capsys, "train", "d3pm-smoke", *options)
     assert status == 0, err
     assert (
-        "will have no images to measure on: the folder set has no split test, its 16 images are one split, train: put"
+        "will have no images to measure on: the folder set has no split test, its 16 images are all the split train"
         in out
     )
     evaluate = ("evaluate", tmp_path / "run", "--steps", 2)
-    assert re.search("put those to hold out .* and train again", run(capsys, *evaluate)[2])
+    assert re.search("move those to hold out .* and train again", run(capsys, *evaluate)[2])
     pictures(tmp_path / "set" / "test", 3, 4, 5, 6)
     pictures(tmp_path / "set" / "train", *(n for n in range(16) if not 3 <= n < 7))
     for n in range(16):

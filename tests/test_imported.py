@@ -192,10 +192,10 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("import", guided, tmp_path / "b"), "such as --num-heads 4, --noise-schedule cosine, --diffusion-steps 4000"),
         (("export", guided, tmp_path / "b", "--image-size", 0), "--image-size 0: give a whole number"),
         (("import", guided, tmp_path / "b", "--sde", "vp"), "(flags that they take: --image-size, --num-heads,"),
-        (("sample", tiny), "bring one in with `unnoise import`"),
+        (("sample", tiny), "import one with `unnoise import`"),
         (
             ("sample", tmp_path / "empty" / "run"),
-            "train one with `unnoise train`, or bring one in with `unnoise import`",
+            "train one with `unnoise train`, or import one with `unnoise import`",
         ),
         (("evaluate", out), "comes without data: give --data NAME"),
         (
