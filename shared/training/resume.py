@@ -153,9 +153,7 @@ def optimizer_slots(
     if all(name.isdecimal() for name in slots):
         placed = {int(name): found for name, found in slots.items()}
         if max(placed) + 1 != len(here) or not all(fits(found, trained[i]) for i, found in placed.items()):
-            return {}, [
-                "its optimizer state belongs to other parameters than are trained now, and a new one starts"
-            ]
+            return {}, ["its optimizer state belongs to other parameters than are trained now, and a new one starts"]
         return placed, []
     known, notes = [name for name in here if name in slots], []
     if wrong := [name for name in known if not fits(slots[name], trained[here.index(name)])]:
