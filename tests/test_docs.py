@@ -138,6 +138,23 @@ def test_class_names_in_the_text_exist(page):
     assert not missing
 
 
+OWN = [page for page in PROSE if page.parent in (ROOT, DOCS, *(p.parent for p in PAGES)) and page.stem != "importing"]
+
+
+@pytest.mark.parametrize("page", OWN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_functions_and_attributes_in_the_text_exist(page):
+    """Names with an underscore, in backquotes, occur in the sources; importing.md has those of other projects."""
+    folders = ("continuous", "discrete", "sde", "shared", "experiments", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    known = set(re.findall(r"\w+", "\n".join(path.read_text() for path in files))) | {path.stem for path in files}
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    if page.name == "CHANGELOG.md":
+        text = "\n".join(line.split(" | ", 1)[-1] for line in text.splitlines())
+    quoted = " ".join(re.findall(r"`([^`]+)`", text))
+    missing = set(re.findall(r"\b[a-z]{3,}_\w+\b", quoted)) - known
+    assert not missing
+
+
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_files_named_in_the_text_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
