@@ -1,7 +1,7 @@
-"""What categorical losses and steps cost beside a language model's, as ratios in one run: `make bench-discrete`.
+"""Measures the cost of categorical losses and steps relative to a language model's: `make bench-discrete`.
 
-`python -m benchmarks.discrete --smoke` runs everything once on the smallest sizes, to see that it runs: its figures say
-nothing.
+`python -m benchmarks.discrete --smoke` runs everything once on the smallest sizes, as a test; its figures have no
+meaning.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from unnoise.discrete import (
     Marginal,
     NearestNeighbor,
     Product,
+    ReverseModel,
     Uniform,
     cosine,
     linear,
@@ -36,12 +37,12 @@ from unnoise.shared.tensors import Table, like
 from .speed import seconds
 
 SHAPES = ((4, 1024, 50257), (32, 256, 28))
-"""Batch, length and symbols; memory is measured at the first."""
+"""Batch, length and vocabulary; memory is measured at the first."""
 SMOKE = ((2, 4, 5),)
 
 
 def problem(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, symbols and times."""
+    """Returns random logits, tokens and times."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
     x0 = torch.randint(0, shape[-1], shape[:-1], generator=generator)
@@ -49,7 +50,7 @@ def problem(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """Forward and backward of cross-entropy and of the two losses on the same logits."""
+    """Returns functions that run forward and backward of cross-entropy and of the categorical losses."""
     logits, x0, t = problem(shape, dtype)
     absorbing, uniform = Absorbing(shape[-1], LogLinearNoise()), Uniform(shape[-1], cosine(1000))
     masked, mixed, s = absorbing.corrupt(x0, t), uniform.corrupt(x0, t), uniform.before(t)
@@ -86,7 +87,7 @@ def losses(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Callabl
 
 
 def steps(shape: tuple[int, int, int], repeats: int = 5) -> dict[str, float]:
-    """A reverse step over one softmax and one inverse-CDF draw."""
+    """Returns the time of a reverse step over that of one softmax and one inverse-CDF draw."""
     logits, x0, _ = problem(shape, torch.float32)
     t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     with torch.no_grad():
@@ -100,13 +101,13 @@ def steps(shape: tuple[int, int, int], repeats: int = 5) -> dict[str, float]:
 
 
 def peak(name: str, shape: tuple[int, int, int]) -> float:
-    """Peak memory of a loss beyond what stood before, in bytes, measured in a process of its own."""
+    """Returns the growth of the peak memory by a loss, in bytes, measured in its own process."""
     code = f"from benchmarks.discrete import grown; print(grown({name!r}, {shape!r}))"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 def grown(name: str, shape: tuple[int, int, int]) -> float:
-    """Peak memory of this process after a loss, less that before it was called but for its logits."""
+    """Returns the peak memory of this process after a loss, less that before it and plus the logits."""
     work = losses(shape, torch.float32)[name]
     gc.collect()
     logits = shape[0] * shape[1] * shape[2] * 4
@@ -115,9 +116,9 @@ def grown(name: str, shape: tuple[int, int, int]) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
-def dense_two_tables(levels: int, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Single steps and their products, `(T, K, K)` each, float32: the released form of the discretised Gaussian."""
-    transition = DiscretizedGaussian(levels, betas)
+def dense_two_tables(categories: int, betas: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns single steps and their products, `(T, K, K)` each, float32, as in D3PM's released code."""
+    transition = DiscretizedGaussian(categories, betas)
     one = torch.stack([transition.one(torch.tensor(n)) for n in range(1, len(betas) + 1)])
     total = [one[0]]
     for q in one[1:]:
@@ -126,7 +127,7 @@ def dense_two_tables(levels: int, betas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense_loss(one: Tensor, total: Tensor, logits: Tensor, x0: Tensor, x_t: Tensor, n: Tensor) -> Tensor:
-    """L_n of the product model as the released code has it, for n >= 2, with epsilon 1e-6."""
+    """Computes L_n of the `Product` model as in D3PM's released code, for n >= 2, with an epsilon of 1e-6."""
     rows, flat = n - 1, (len(n), -1)
     back = one.mT[like(rows, x_t), x_t]
     truth = (back + 1e-6).log() + (total[like(rows - 1, x0), x0] + 1e-6).log()
@@ -135,20 +136,20 @@ def dense_loss(one: Tensor, total: Tensor, logits: Tensor, x0: Tensor, x_t: Tens
     return (truth.softmax(-1) * (truth.log_softmax(-1) - model.log_softmax(-1))).sum(-1).mean()
 
 
-def gaussian(levels: int = 256, count: int = 1000, size: int = 32, repeats: int = 3) -> dict[str, float]:
-    """Set-up, tables and loss at K = 256, T = 1000, images 32 x 32 x 3."""
+def gaussian(categories: int = 256, count: int = 1000, size: int = 32, repeats: int = 3) -> dict[str, float]:
+    """Measures set-up, tables and loss at K = 256, T = 1000, images 32 x 32 x 3."""
     betas = linear(count)
-    setup = seconds(lambda: DiscretizedGaussian(levels, betas), 1)
-    transition = DiscretizedGaussian(levels, betas)
+    setup = seconds(lambda: DiscretizedGaussian(categories, betas), 1)
+    transition = DiscretizedGaussian(categories, betas)
     tables = sum(t.values.numel() * t.values.element_size() for t in vars(transition).values() if isinstance(t, Table))
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 3, size, size, levels, generator=generator).requires_grad_()
-    x0 = torch.randint(0, levels, (4, 3, size, size), generator=generator)
+    logits = torch.randn(4, 3, size, size, categories, generator=generator).requires_grad_()
+    x0 = torch.randint(0, categories, (4, 3, size, size), generator=generator)
     n = torch.tensor([50, 300, 600, 900]) * count // 1000
     t, s = n.double() / count, (n - 1).double() / count
-    x_t, tables_of_two = transition.corrupt(x0, t), dense_two_tables(levels, betas)
+    x_t, tables_of_two = transition.corrupt(x0, t), dense_two_tables(categories, betas)
 
-    def ours(reverse: object) -> None:
+    def ours(reverse: ReverseModel) -> None:
         logits.grad = None
         transition.divergence(reverse, logits, x0, x_t, t, s).divergence.mean().backward()
 
@@ -167,7 +168,7 @@ def gaussian(levels: int = 256, count: int = 1000, size: int = 32, repeats: int 
 
 
 def neighbors(states: int = 8192, length: int = 128) -> dict[str, float]:
-    """Loss and one sampling step at K = 8192, k = 5, L = 128, B = 4: seconds, and the peak memory of this process."""
+    """Measures a loss and a sampling step at K = 8192, k = 5, L = 128, B = 4: seconds and peak memory."""
     generator = torch.Generator().manual_seed(0)
     near = nearest(torch.randn(states, 64, generator=generator), 5)
     transition = NearestNeighbor(near, cosine(1000))
@@ -192,7 +193,7 @@ def main(smoke: bool = False) -> None:
     """Prints every figure with its target.
 
     Args:
-        smoke: the smallest sizes, once each, and memory measured in this process.
+        smoke: run the smallest sizes, once each, and measure memory in this process.
     """
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     shapes, measure = (SMOKE, grown) if smoke else (SHAPES, peak)
@@ -208,7 +209,8 @@ def main(smoke: bool = False) -> None:
             took = {k: seconds(work, repeats) for k, work in losses(shape, dtype).items()}
             ratios = {k: v / took["cross-entropy"] for k, v in took.items()}
             print(
-                f"{shape} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), uniform {ratios['uniform']:.2f} x (2.5), "
+                f"{shape} {dtype}: absorbing {ratios['absorbing']:.2f} x cross-entropy (1.25), "
+                f"uniform {ratios['uniform']:.2f} x (2.5), "
                 f"in continuous time {ratios['uniform rate']:.2f} x (2.5), "
                 f"uniform score entropy {ratios['score entropy']:.2f} x"
             )
@@ -216,10 +218,10 @@ def main(smoke: bool = False) -> None:
         print(f"step {shape}: " + ", ".join(f"{k} {v:.2f} x softmax and draw (1.5)" for k, v in drawn.items()))
     tables, near = (gaussian(5, 20, 2, 1), neighbors(16, 2)) if smoke else (gaussian(), neighbors())
     print(
-        "discretised Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): "
+        "discretized Gaussian, K = 256, T = 1000 (3 s, 300 MB, 3 x): "
         + ", ".join(f"{k} {v:.2f}" for k, v in tables.items())
     )
-    print("nearest neighbours, K = 8192 (8 GB): " + ", ".join(f"{k} {v:.2f}" for k, v in near.items()))
+    print("nearest neighbors, K = 8192 (8 GB): " + ", ".join(f"{k} {v:.2f}" for k, v in near.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Laws of pairs of symbols by enumeration: the oracle of samplers, guidance and editing of symbols."""
+"""Laws of pairs of tokens by enumeration: the oracle of samplers, guidance and editing of tokens."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def pairs(k: int) -> Tensor:
 
 
 def joint(law: Tensor) -> Tensor:
-    """The chances of the next pair from laws of each position, `(..., 2, K)` to `(..., K * K)`."""
+    """The probabilities of the next pair from distributions of each position, `(..., 2, K)` to `(..., K * K)`."""
     return (law[..., 0, :, None] * law[..., 1, None, :]).flatten(-2)
 
 
@@ -35,7 +35,7 @@ def generator_of(rates: Tensor, k: int) -> Tensor:
 
 
 def at_time(transition, law0: Tensor, t: Tensor) -> Tensor:
-    """The law of x_t, `(states, states)`, for data of the law `(levels, levels)`."""
+    """The distribution of x_t, `(states, states)`, for data of the distribution `(levels, levels)`."""
     q = transition.pushforward(torch.eye(transition.states, dtype=torch.float64)[: transition.categories], ZERO, t)
     return q.T @ law0 @ q
 
@@ -54,7 +54,7 @@ class JointOracle(CleanDenoiser):
 
 
 class Both(nn.Module):
-    """A network that is wrong in every way: its logits depend on both symbols and on the time."""
+    """A network that is wrong in every way: its logits depend on both tokens and on the time."""
 
     def __init__(self, states: int, levels: int, seed: int = 0) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Both(nn.Module):
 
 
 class Eighths(nn.Module):
-    """Chances that are multiples of 1/8, of three symbols, that depend on the other symbol and on the quarter of the
+    """Chances that are multiples of 1/8, of three tokens, that depend on the other token and on the quarter of the
     time.
     """
 
@@ -107,7 +107,7 @@ def frequencies(x: Tensor, k: int) -> Tensor:
 
 
 def walk(start: Tensor, law, grid: Tensor, k: int) -> Tensor:
-    """The law of pairs at the end of a grid, by step laws that `law(x, t, s)` says."""
+    """The distribution of pairs at the end of a grid, by step distributions that `law(x, t, s)` says."""
     for t, s in itertools.pairwise(grid):
         start = start @ joint(torch.nan_to_num(law(pairs(k), t, s)))
     return start

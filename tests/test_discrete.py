@@ -1,4 +1,4 @@
-"""Closed forms against definitions, draws against laws.
+"""Closed forms against definitions, draws against distributions.
 
 Objectives, refusals and descriptions of categorical diffusion.
 """
@@ -195,7 +195,7 @@ def test_bfloat16_logits(kind):
 
 
 class Even(Streams):
-    """All quantiles, evenly, in place of chance."""
+    """All quantiles, evenly, in place of probability."""
 
     def __init__(self) -> None:
         pass
@@ -214,7 +214,7 @@ class Even(Streams):
 def test_draws_follow_their_law(kind, reverse):
     """One uniform number a position.
 
-    Over all of them each symbol comes as often as its chance, to the width of the grid.
+    Over all of them each token comes as often as its probability, to the width of the grid.
     """
     transition, count = RESAMPLING[kind](reciprocal(8)), 40_000
     logits = 2 * torch.randn(transition.categories, dtype=D, generator=torch.Generator().manual_seed(3))
@@ -299,7 +299,7 @@ def test_a_mask_is_never_predicted():
 
 
 def test_a_certain_network_does_not_lose_the_symbol(generator):
-    """Where p0 gives no chance to anything that leads to x_t, an unmasked symbol stays what it is."""
+    """Where p0 gives no probability to anything that leads to x_t, an unmasked token stays what it is."""
     transition = Absorbing(4, reciprocal(5))
     p0 = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]])
     t, s = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)

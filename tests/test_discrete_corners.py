@@ -87,7 +87,7 @@ def law_of(denoiser, grid):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_mask_that_rounding_leaves_a_little_short_is_the_start(dtype):
-    """Survivors of rows in float32, whose chance of the mask is 1 - 1e-8, are drawn and coded."""
+    """Survivors of rows in float32, whose probability of the mask is 1 - 1e-8, are drawn and coded."""
     rows = masking([0.1, 0.2, 0.13], [0.7, 0.35, 0.61], [1.0, 1.0, 1.0]).to(dtype)
     transition = Dense(rows, categories=3)
     assert transition.stationary().tolist() == [0, 0, 0, 1]
@@ -101,7 +101,7 @@ def test_a_mask_that_rounding_leaves_a_little_short_is_the_start(dtype):
 def test_drawn_starts_have_the_distribution_that_the_bound_codes():
     """Tokens that are masked each at its own pace.
 
-    Fewer survive than the largest chance, which depends on the token.
+    Fewer survive than the largest probability, which depends on the token.
     """
     transition = Dense(masking([0.1, 0.2, 0.13], [0.7, 0.35, 0.61], [1.0, 1.0, 1.0]), categories=3)
     denoiser, t, n = (
@@ -159,7 +159,7 @@ def test_a_token_that_is_ruled_out_on_the_way_costs_infinitely_much_on_a_whole_t
 
 
 def test_guidance_where_rates_are_infinite_has_no_integral():
-    """Chains of 50, 200, 800 steps grow by a constant each, so the bound in continuous time is infinite, and refused."""
+    """Chains of 50, 200, 800 steps grow by a constant each: the bound in continuous time is infinite, and refused."""
 
     def classifier(hot, t, **cond):
         return (hot[..., 0].sum(-1) * 0.7).to(hot)

@@ -40,7 +40,7 @@ def test_where_the_known_part_lies():
 @pytest.mark.parametrize("name", ["ancestral", "unmasking", "hitting"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_rest_follows_the_conditional_law(name, place):
-    """With the exact denoiser, over strata of the time and of the symbol: the other position given this one."""
+    """With the exact denoiser, over strata of the time and of the token: the other position given this one."""
     oracle = JointOracle(LAW0, Absorbing(3, LogLinearNoise(eps=0.01)))
     when, what = (torch.stack([u, u], 1) for u in strata(4, 1000))
     sampler, steps, draws = {
@@ -59,7 +59,7 @@ def test_the_rest_follows_the_conditional_law(name, place):
 
 @pytest.mark.parametrize("last", [0, 1])
 def test_both_of_three_follow_their_joint_conditional_law(last, generator):
-    """One symbol at a time through Infilling: two free positions, whose law is the network's own in either order."""
+    """One token at a time through Infilling: two free positions have the network's own distribution in either order."""
     denoiser = Categorical(Thirds(), Absorbing(2, LogLinearNoise(eps=0)), head=carried)
     x = Infilling(FirstHitting(denoiser), torch.tensor([0, 0, last]), torch.tensor([False, False, True]))(
         shape=(60_000, 3), steps=3, generator=generator
@@ -120,7 +120,7 @@ def test_inpainting_keeps_known_symbols_of_other_processes(generator):
 
 
 def test_sliding_keeps_overlaps(generator):
-    """A network that counts on from its left neighbour: text longer than its window does, across blocks."""
+    """A network that counts on from its left neighbor: text longer than its window does, across blocks."""
 
     class Counting(nn.Module):
         def forward(self, x: Tensor, time: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Guidance and truncation of symbols, held to formulas and enumerated laws."""
+"""Guidance and truncation of tokens, held to formulas and enumerated distributions."""
 
 import itertools
 
@@ -142,7 +142,7 @@ def test_dropout_trains_for_it(generator):
 
 
 class Bayes:
-    """`log p(c | x_t)` of two classes with laws of their own, for one-hot pairs that may lie between symbols."""
+    """`log p(c | x_t)` of two classes with their own distributions, for one-hot pairs that may be between tokens."""
 
     def __init__(self, transition, prior: float = 0.4) -> None:
         self.transition, self.prior = transition, torch.tensor([prior, 1 - prior], dtype=torch.float64)
@@ -208,7 +208,7 @@ def test_the_first_order_is_exact_where_the_classifier_is_linear():
 def test_the_first_order_meets_small_changes(make):
     """A classifier that is flattened to `a log p(c | x)`.
 
-    The two differ by the square of a, in every law that they give.
+    The two differ by the square of a, in every distribution that they give.
     """
     denoiser = Categorical(Both(4, 4), make())
     net = Both(4, 4, seed=7).table[0, 0, 0]
@@ -246,7 +246,7 @@ def test_the_scale_multiplies_and_zero_is_none():
 
 
 def test_a_guided_denoiser_is_a_denoiser(generator):
-    """Its divergence is that of its step law, and its rate the limit of it over small steps, at the truth 0."""
+    """Its divergence is that of its step distribution, and its rate the limit over small steps, 0 at the truth."""
     transition = Uniform(3, LogLinearNoise(eps=0.1))
     x0, x_t, t = pairs(3), pairs(3).flip(0), ONE * 0.5
     guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbor)
@@ -254,7 +254,7 @@ def test_a_guided_denoiser_is_a_denoiser(generator):
     rate = guided.path_rate(x0, x_t, t, label=label).divergence
     for h in (1e-4, 1e-5):
         kl = guided.divergence(x0, x_t, t, t - h, label=label).divergence
-        # The step law meets the guided rates as steps become small.
+        # The step distribution meets the guided rates as steps become small.
         torch.testing.assert_close(kl / h, rate, rtol=200 * h, atol=200 * h)
     x = Ancestral(guided, last=categorical)(shape=(9, 2), steps=4, generator=generator, label=label)
     assert int(x.max()) < 3
@@ -303,7 +303,7 @@ def test_the_nucleus_is_the_smallest_set(mass):
 
 
 class Flat(nn.Module):
-    """The same chances everywhere."""
+    """The same probabilities everywhere."""
 
     def __init__(self, p: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Samplers along the rates of a process in continuous time, held to enumerated laws of pairs."""
+"""Samplers along the rates of a process in continuous time, held to enumerated distributions of pairs."""
 
 import itertools
 import math
@@ -58,7 +58,7 @@ def error_of(sampler_law, transition, steps: int, end: float = 0.05) -> float:
 
 
 def ordinal_law(x: Tensor, means: Tensor, most: int = 9) -> Tensor:
-    """The law of `ordinal`, by the sums of all numbers of jumps, `(..., K)`."""
+    """The distribution of `ordinal`, by the sums of all numbers of jumps, `(..., K)`."""
     k = means.shape[-1]
     out = torch.zeros_like(means)
     for row, law, at in zip(means.reshape(-1, k), out.view(-1, k), x.flatten().tolist(), strict=True):
@@ -111,7 +111,7 @@ def test_ordinal_leaps_are_of_order_one():
 
 @pytest.mark.parametrize("jumps", [single, ordinal])
 def test_leaps_have_the_law_of_their_jumps(jumps):
-    """The sampler's own step at one pair of symbols, over strata."""
+    """The sampler's own step at one pair of tokens, over strata."""
     oracle = uniform_oracle()
     t, s, x = ONE * 0.8, ONE * 0.5, torch.tensor([[0, 2]])
     means = 0.3 * reverse_rates(oracle, x, t)
@@ -120,7 +120,7 @@ def test_leaps_have_the_law_of_their_jumps(jumps):
         expected = single_jump_distribution(x, means)
     else:
         axes = strata(20, 20, 20, 20)
-        # A position makes no jump to its own symbol: its number there is free.
+        # A position makes no jump to its own token: its number there is free.
         u = torch.stack(
             [
                 torch.stack([axes[0] * 0 + 0.5, axes[0], axes[1]], 1),

@@ -1,4 +1,4 @@
-"""Samplers of symbols, held to enumerated laws: two positions, a few symbols, networks that read both and the time."""
+"""Samplers of tokens against enumerated distributions: two positions, networks that read both and the time."""
 
 import itertools
 
@@ -71,7 +71,7 @@ def test_unmasking_is_ancestral(name, generator):
 
 
 def test_unmasking_over_strata_is_the_enumerated_law():
-    """Chances that are multiples of 1/4 and 1/8: midpoints of a grid give the law to the last digit."""
+    """Chances that are multiples of 1/4 and 1/8: midpoints of a grid give the distribution to the last digit."""
     transition = Absorbing(3, LogLinearNoise(eps=0))
     denoiser = Categorical(Eighths(), transition, head=carried)
     grid = torch.linspace(1, 0, 5, dtype=torch.float64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from enumeration import LAW0, ONE, Given, JointOracle, at_time, pairs, walk
-from test_transitions import PROCESSES, SCHEDULES
+from test_discrete_processes import PROCESSES, SCHEDULES
 from torch import Tensor
 
 from unnoise.discrete import (
@@ -16,6 +16,7 @@ from unnoise.discrete import (
     D3PMLoss,
     Dense,
     Euler,
+    GaussianTarget,
     GenericTransition,
     LogLinearNoise,
     Marginal,
@@ -200,6 +201,18 @@ def test_rates_follow_from_the_two_methods(kind):
         for row, t in zip(batch, times, strict=True):
             off = ~torch.eye(len(x), dtype=torch.bool)
             close(row[off], inner.inflow(x, t)[off], 1e-6)
+
+
+def test_rates_of_many_categories_and_of_many_sizes():
+    """Rates from 1e-40 to 1 beside each other, and paths of two short jumps where there is no direct one."""
+    inner, x, t = GaussianTarget(64), torch.arange(64), torch.tensor(0.4, dtype=D)
+    found, expected = (process.inflow(x, t).clone() for process in (Wrapped(inner), inner))
+    for rates in (found, expected):
+        rates[x, x] = 0
+    assert float((found - expected).abs().max()) < 1e-7 * float(expected.max())
+    assert (found >= 0).all()
+    cycle = Cycle(64).inflow(x, t)
+    assert int((cycle > 0).sum()) == 64  # one category leads to each
 
 
 def test_rates_serve_samplers_objective_and_bound():

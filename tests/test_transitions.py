@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 from unnoise.discrete import (
     Absorbing,
     BandDiagonal,
-    ConstantNoise,
-    CosineNoise,
     Dense,
     DiscretizedGaussian,
-    ExponentialNoise,
     GaussianTarget,
-    GeometricNoise,
     LogLinearNoise,
     Marginal,
     Mixture,
@@ -37,7 +33,6 @@ from unnoise.discrete import (
     sinkhorn,
 )
 from unnoise.discrete.transition.base import CLEAN
-from unnoise.discrete.transition.chebyshev import Chebyshev
 from unnoise.discrete.transition.generic import log_clean
 from unnoise.shared.random import quantile
 
@@ -56,13 +51,13 @@ def seeded(seed, *shape):
     return torch.rand(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
-def to_symbol(size, m):
-    """The jump to one symbol, from any."""
+def to_token(size, m):
+    """The jump to one token, from any."""
     return torch.eye(size, dtype=D)[m].expand(size, -1)
 
 
 def with_a_mask(q):
-    """The same moves, and a last symbol that stays."""
+    """The same moves, and a last token that stays."""
     return F.pad(q, (0, 1, 0, 1)) + torch.diag(torch.eye(len(q) + 1, dtype=D)[-1])
 
 
@@ -73,7 +68,7 @@ def filled(q):
 
 
 def gaussian_step(size, beta):
-    """Austin et al. (2021), appendix A.2.3: the normaliser runs over all offsets -(K-1)..K-1."""
+    """Austin et al. (2021), appendix A.2.3: the normalizer runs over all offsets -(K-1)..K-1."""
     norm = sum(math.exp(-4 * n**2 / ((size - 1) ** 2 * beta)) for n in range(-(size - 1), size))
     return filled(by_pair(size, lambda i, j: math.exp(-4 * (i - j) ** 2 / ((size - 1) ** 2 * beta)) / norm))
 
@@ -112,8 +107,8 @@ def towards_the_middle(size, reach, width):
     return r - torch.diag(r.sum(1))
 
 
-def neighbours_of(size):
-    """Each symbol's next one and one at random: connected."""
+def neighbors_of(size):
+    """Each token's next one and one at random: connected."""
     return torch.stack(
         [(torch.arange(size) + 1) % size, (torch.arange(size) + 2 + torch.arange(size) % max(1, size - 3)) % size], 1
     )
@@ -123,8 +118,8 @@ def table(kind, size, steps):
     """A transition on betas at random, and its matrices `(T, K, K)`, each from its definition."""
     b, c = (0.02 + 0.9 * seeded(seed, steps) ** 2 for seed in (1, 2))
     last = torch.cat([b[:-1], torch.ones(1, dtype=D)])  # which only resampling can have
-    eye, even, near = torch.eye(size, dtype=D), torch.full((size, size), 1 / size, dtype=D), neighbours_of(size)
-    mask, bigger = to_symbol(size + 1, size), torch.eye(size + 1, dtype=D)
+    eye, even, near = torch.eye(size, dtype=D), torch.full((size, size), 1 / size, dtype=D), neighbors_of(size)
+    mask, bigger = to_token(size + 1, size), torch.eye(size + 1, dtype=D)
     rates, target, own = (
         walk(near),
         towards_the_middle(size, 1.7, 3.0),
@@ -143,9 +138,9 @@ def table(kind, size, steps):
     make = {
         "uniform": lambda: (Uniform(size, last), [(1 - x) * eye + x * even for x in last]),
         "mask": lambda: (Absorbing(size, last), [(1 - x) * bigger + x * mask for x in last]),
-        "level": lambda: (
+        "mask of the data": lambda: (
             Absorbing(size, last, mask=size // 2),
-            [(1 - x) * eye + x * to_symbol(size, size // 2) for x in last],
+            [(1 - x) * eye + x * to_token(size, size // 2) for x in last],
         ),
         "gaussian": lambda: (DiscretizedGaussian(size, c), gaussians),
         "band": lambda: (BandDiagonal(size, last), [band_step(size, float(x), 1) for x in last]),
@@ -153,18 +148,18 @@ def table(kind, size, steps):
             BandDiagonal(size, last, size // 2 or 1),
             [band_step(size, float(x), size // 2 or 1) for x in last],
         ),
-        "every level": lambda: (BandDiagonal(size, last, size - 1), [band_step(size, float(x), size) for x in last]),
-        "neighbours": lambda: (NearestNeighbor(near, TabulatedNoise(c)), walks),
+        "every category": lambda: (BandDiagonal(size, last, size - 1), [band_step(size, float(x), size) for x in last]),
+        "neighbors": lambda: (NearestNeighbor(near, TabulatedNoise(c)), walks),
         "target": lambda: (
             GaussianTarget(size, TabulatedNoise(c), reach=1.7, width=3.0),
             [expm(y * target) for y in c],
         ),
         "dense": lambda: (Dense(own), list(own)),
-        "uniform+neighbours": lambda: (
+        "uniform+neighbors": lambda: (
             Mixture(NearestNeighbor(near, TabulatedNoise(c)), Uniform(size, b)),
             mixed(walks, even),
         ),
-        "mask+neighbours": lambda: (
+        "mask+neighbors": lambda: (
             Mixture(NearestNeighbor(near, TabulatedNoise(c)), Absorbing(size, b)),
             mixed([with_a_mask(q) for q in walks], mask),
         ),
@@ -180,8 +175,19 @@ def table(kind, size, steps):
 
 
 KINDS = (
-    *("uniform", "mask", "level", "gaussian", "band", "wide band", "every level", "neighbours", "target", "dense"),
-    *("uniform+neighbours", "mask+neighbours", "mask+gaussian", "uniform+band", "uniform+gaussian"),
+    *(
+        "uniform",
+        "mask",
+        "mask of the data",
+        "gaussian",
+        "band",
+        "wide band",
+        "every category",
+        "neighbors",
+        "target",
+        "dense",
+    ),
+    *("uniform+neighbors", "mask+neighbors", "mask+gaussian", "uniform+band", "uniform+gaussian"),
 )
 ANY = st.tuples(st.integers(2, 9), st.integers(1, 9))
 
@@ -201,7 +207,7 @@ def product(matrices, i, j):
 @settings(max_examples=12, deadline=None)
 @given(sizes=ANY, data=st.data())
 def test_every_structure_is_its_matrices(kind, sizes, data):
-    size, steps = max(sizes[0], 3) if "neighbours" in kind else sizes[0], sizes[1]
+    size, steps = max(sizes[0], 3) if "neighbors" in kind else sizes[0], sizes[1]
     transition, matrices = table(kind, size, steps)
     j = data.draw(st.integers(1, steps))
     i = data.draw(st.integers(0, j - 1))
@@ -255,22 +261,22 @@ def test_times_of_a_batch_are_single_times(kind):
             close(transition.likelihood(x, CLEAN, t)[one], transition.likelihood(x[one], CLEAN, t[b]))
 
 
-@pytest.mark.parametrize("levels", [7, 16, 17, 33])
-def test_even_and_odd_halves_leave_no_negative_chances(levels):
+@pytest.mark.parametrize("categories", [7, 16, 17, 33])
+def test_even_and_odd_halves_leave_no_negative_probabilities(categories):
     """Where both halves nearly agree their difference is rounding, of either sign: a KL of it would be no number."""
-    transition = DiscretizedGaussian(levels, torch.linspace(1e-4, 0.02, 30, dtype=D))
-    x0, x_t = torch.cartesian_prod(torch.arange(levels), torch.arange(levels)).T
-    logits = seeded(0, levels**2, levels)
+    transition = DiscretizedGaussian(categories, torch.linspace(1e-4, 0.02, 30, dtype=D))
+    x0, x_t = torch.cartesian_prod(torch.arange(categories), torch.arange(categories)).T
+    logits = seeded(0, categories**2, categories)
     for n in range(2, 31):
-        assert (transition.pushforward(torch.eye(levels, dtype=D), CLEAN, at(n, 30)) >= 0).all()
+        assert (transition.pushforward(torch.eye(categories, dtype=D), CLEAN, at(n, 30)) >= 0).all()
         for reverse in (Product(), Marginal()):
             assert torch.isfinite(
                 transition.divergence(reverse, logits, x0, x_t, at(n, 30), at(n - 1, 30)).divergence
             ).all()
 
 
-def test_the_law_that_sampling_starts_from_is_of_data():
-    """Of x_T averaged over the data's symbols alone, unless it is given."""
+def test_sampling_starts_from_the_average_over_the_data():
+    """Of x_T averaged over the data's tokens alone, unless it is given."""
     matrices = seeded(3, 2, 4, 4).softmax(-1)
     close(Dense(matrices, categories=3).stationary(), (matrices[0] @ matrices[1])[:3].mean(0))
     last = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=D)
@@ -285,96 +291,13 @@ def test_times_that_training_and_sampling_visit():
 
 
 def test_what_is_out_of_reach_counts_for_nothing():
-    """A band's chances are rounding, not zero, beyond its reach: a p0 that has weight there must not bring that in."""
+    """A band's probabilities are rounding, not zero, beyond its reach: a p0 with weight there must not use them."""
     transition = BandDiagonal(16, cosine(10))
     x, t, s = torch.tensor([0]), at(3, 10), at(2, 10)  # from 0..3 alone
     p0 = torch.ones(1, 16, dtype=D)
     expected = transition.posterior(x, F.pad(torch.ones(1, 4, dtype=D), (0, 12)), t, s)
     close(transition.posterior(x, p0, t, s), expected)
     close(transition.posterior(x, p0.float(), t, s), expected.float(), 1e-6)
-
-
-PROCESSES = {
-    "uniform": (lambda n: Uniform(6, n), torch.full((6, 6), 1 / 6, dtype=D) - torch.eye(6, dtype=D)),
-    "mask": (lambda n: Absorbing(6, n), to_symbol(7, 6) - torch.eye(7, dtype=D)),
-    "level": (lambda n: Absorbing(6, n, mask=2), to_symbol(6, 2) - torch.eye(6, dtype=D)),
-    "neighbours": (lambda n: NearestNeighbor(neighbours_of(6), n), walk(neighbours_of(6))),
-    "target": (lambda n: GaussianTarget(6, n, reach=1.5, width=2.0), towards_the_middle(6, 1.5, 2.0)),
-    "target, odd": (lambda n: GaussianTarget(7, n, reach=1.5, width=2.0), towards_the_middle(7, 1.5, 2.0)),
-    "uniform+target": (
-        lambda n: Mixture(GaussianTarget(6, n, reach=2.0, width=1e9), Uniform(6, n)),
-        towards_the_middle(6, 2.0, 1e9) + torch.full((6, 6), 1 / 6, dtype=D) - torch.eye(6, dtype=D),
-    ),
-    "mask+target": (
-        lambda n: Mixture(GaussianTarget(6, n, reach=1.5, width=2.0), Absorbing(6, n)),
-        F.pad(towards_the_middle(6, 1.5, 2.0), (0, 1, 0, 1)) + to_symbol(7, 6) - torch.eye(7, dtype=D),
-    ),
-    "mask+neighbours": (
-        lambda n: Mixture(NearestNeighbor(neighbours_of(6), n), Absorbing(6, n)),
-        F.pad(walk(neighbours_of(6)), (0, 1, 0, 1)) + to_symbol(7, 6) - torch.eye(7, dtype=D),
-    ),
-}
-# rate(t), its integral from 0, and the lowest time at which the two agree
-SCHEDULES = [
-    (LogLinearNoise(eps=0.01), lambda t: -math.log(1 - 0.99 * t)),
-    (GeometricNoise(0.01, 3.0), lambda t: 0.01 ** (1 - t) * 3.0**t),
-    (ExponentialNoise(0.5, 9.0), lambda t: 0.5 * (9**t - 1)),
-    (ConstantNoise(2.5), lambda t: 2.5 * t),
-    (
-        CosineNoise(),
-        lambda t: -math.log(math.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)),
-    ),
-]
-
-
-@pytest.mark.parametrize(("schedule", "total"), SCHEDULES, ids=lambda v: type(v).__name__)
-def test_schedules_in_continuous_time(schedule, total):
-    t = torch.tensor([0.02, 0.3, 0.77, 0.93], dtype=D)
-    close(schedule.total(t), torch.tensor([total(float(x)) for x in t], dtype=D))
-    close(schedule.rate(t), (schedule.total(t + 1e-5) - schedule.total(t - 1e-5)) / 2e-5, 1e-6)
-    close(schedule.time(schedule.total(t)), t)
-    assert float(schedule.total(CLEAN)) == 0
-
-
-@pytest.mark.parametrize("kind", PROCESSES)
-@pytest.mark.parametrize("schedule", [s for s, _ in SCHEDULES], ids=lambda v: type(v).__name__)
-def test_processes_are_exponentials_of_their_rates(kind, schedule):
-    make, generator = PROCESSES[kind]
-    transition = make(schedule)
-    states, s, t = torch.arange(len(generator)), *torch.tensor([0.23, 0.71], dtype=D)
-    for low, high in ((CLEAN, s), (s, t)):
-        q = expm(float(schedule.total(high) - schedule.total(low)) * generator)
-        close(transition.likelihood(states, low, high), q.T)
-        close(transition.pushforward(torch.eye(len(q), dtype=D), low, high), q)
-    start = transition.stationary()
-    close(start @ generator, torch.zeros(len(q), dtype=D))
-    # d/dt Q_(0->t) = Q_(0->t) R_t
-    r, out = transition.inflow(states, t).T.clone(), transition.outflow(states, t).clone()
-    for matrix in (r, out):
-        matrix.fill_diagonal_(0)
-        matrix -= torch.diag(matrix.sum(1))
-        close(matrix, float(schedule.rate(t)) * generator)
-    h = 1e-5
-    slope = (transition.likelihood(states, CLEAN, t + h) - transition.likelihood(states, CLEAN, t - h)).T / (2 * h)
-    close(slope, transition.likelihood(states, CLEAN, t).T @ r, 1e-7)
-    times = torch.stack([s, t])
-    x = states.expand(2, -1)
-    for flow in (transition.inflow, transition.outflow):
-        close(flow(x, times), torch.stack([flow(states, s), flow(states, t)]))
-
-
-def test_exponentials_by_chebyshev_are_those_by_eigenvectors():
-    near = nearest(torch.randn(40, 5, dtype=D, generator=torch.Generator().manual_seed(0)), 3)
-    r = walk(near)
-    values, vectors = torch.linalg.eigh(r)
-    series = Chebyshev(r.to_sparse_coo(), float(-2 * r.diagonal().min()))
-    p = seeded(0, 6, 2, 40)
-    tau = torch.tensor([1e-3, 0.1, 1.0, 30.0, 1e3, 1e4], dtype=D)
-    exact = torch.stack([p[b] @ (vectors * torch.exp(tau[b] * values)) @ vectors.T for b in range(6)])
-    close(series.push(p, tau), exact)
-    for b in range(6):
-        close(series.push(p[b], tau[b]), exact[b])
-        assert len(series.coefficients(tau[b])) < 20 + 12 * (float(tau[b]) * series.bound / 2) ** 0.5
 
 
 def test_schedules_of_the_papers():
@@ -391,7 +314,7 @@ def test_schedules_of_the_papers():
     close(table.time(torch.tensor([0.0, 0.5, 1.4, 1.6, 9.0])), torch.tensor([0, 1, 2, 3, 3], dtype=D) / 3)
 
 
-def test_the_symbols_that_are_alike():
+def test_nearest_neighbors_and_sinkhorn():
     angle = torch.tensor([0.0, 0.1, 0.25, 3.0, 3.3], dtype=D)
     embeddings = torch.stack([angle.cos(), angle.sin()], 1) * torch.tensor([1.0, 5.0, 0.1, 2.0, 1.0], dtype=D)[:, None]
     assert nearest(embeddings, 2).tolist() == [[1, 2], [0, 2], [1, 0], [4, 2], [3, 0]]
@@ -400,7 +323,7 @@ def test_the_symbols_that_are_alike():
         close(weights.sum(axis), torch.ones(5, dtype=D))
 
 
-def test_quantiles_and_clean_laws():
+def test_quantiles_and_clean_distributions():
     p = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0], dtype=D)
     assert quantile(p.expand(4, -1), torch.tensor([1e-9, 0.5, 0.5 + 1e-9, 1.0], dtype=D)).tolist() == [1, 1, 3, 3]
     law = log_clean(Absorbing(4, reciprocal(3)), torch.zeros(2, 4)).exp()

@@ -21,7 +21,8 @@ from .base import CLEAN, ReverseModel, Terms, Transition, normalized
 ROUNDING = 1e-6  # a distribution with less than this outside of one token is that token
 T_MIN = 1e-3
 NOISE = 1e-14  # probabilities below it are rounding
-FIRST, SHORTER, MOVED, HALVINGS = 2.0**-9, 2.0**-8, 2.0**-7, 4
+FIRST, SHORTER, MOVED, HALVINGS = 2.0**-9, 2.0**-8, 2.0**-7, 4  # lengths of steps from which rates are derived
+ACCURACY, NOT_A_RATE = 1e-9, 1e-6  # of rates, as a share of their sum; a sum of rates that is 0
 
 
 def categorical_kl(q: Tensor, p: Tensor) -> Tensor:
@@ -118,8 +119,9 @@ class GenericTransition(Transition):
     - `states = categories`: no mask token is added;
     - `t_min = 1e-3`: the smallest time that training and bounds visit in continuous time; 0 for a table.
 
-    `s` and `t` are scalars, s = 0 often on the host, or `(B,)`; `shared.tensors.like(v, p)` shapes numbers of theirs to
-    `p`. `pushforward` is linear in p, which need not sum to 1 and may be float32; `likelihood` is float64.
+    Times are scalars, which may be on the host while p is not, or `(B,)`; `like(v, p)` of `shared.tensors` gives a
+    function v of times the dimensions of p. `pushforward` must be linear in p, which need not sum to 1 and may be
+    float32, and `likelihood` must be float64.
 
     Args:
         categories: the number of categories in the data.
@@ -212,17 +214,18 @@ class GenericTransition(Transition):
             h = torch.where(most.to(h.device) > MOVED, SHORTER * h, h)
         lengths = [h / 2**k for k in range(HALVINGS)]
         column = [moved(v) / like(t - (t - v), others.double()).to(x_t.device) for v in lengths]
-        coarse, fine = column[-2:]
-        # Half the length halves what takes two jumps, and doubles what happens at the very time t.
-        zero, infinite = fine < 0.6 * coarse, (fine > 1.9 * coarse) & (fine > 1e-6)
+        coarse, fine = (v.sum(-1, keepdim=True) for v in column[-2:])
+        infinite = fine > 1.9 * coarse.clamp(min=NOT_A_RATE)  # a jump at the very time t
         refuse_unless(
-            zero | infinite | (fine < 1e-6) | (fine < 1.4 * coarse) & (fine > 0.75 * coarse),
+            infinite | (fine < NOT_A_RATE) | (fine < 1.4 * coarse) & (fine > 0.75 * coarse),
             f"the rates of {name} cannot be derived from its likelihood and pushforward, which are not smooth in time: "
             "write inflow(x_t, t) and outflow(x_t, t)",
         )
+        infinite = infinite & (column[-1] > 1.9 * column[-2])
         for k in range(1, HALVINGS):
             column = [b + (b - a) / (2**k - 1) for a, b in pairwise(column)]
-        return torch.where(infinite, torch.inf, torch.where(zero, 0.0, column[0].clamp(min=0)))
+        rates = torch.where(column[0] > ACCURACY * fine, column[0], 0.0)
+        return torch.where(infinite, torch.inf, rates)
 
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         return generic_divergence(self, reverse, logits, x0, x_t, t, s)

@@ -27,7 +27,7 @@ def pairs(size: int) -> Tensor:
 
 
 def joint(law: Tensor) -> Tensor:
-    """The chances of pairs from the distributions of both positions, `(..., 2, S)` to `(..., S^2)`."""
+    """The probabilities of pairs from the distributions of both positions, `(..., 2, S)` to `(..., S^2)`."""
     return (law[..., 0, :, None] * law[..., 1, None, :]).flatten(-2)
 
 
@@ -107,7 +107,7 @@ def true_kernel(transition, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 
 def divergence(transition, law: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """`E_q(x_t | x_0) KL(q(x_s | x_t, x_0) || law)`, summed over both positions."""
+    """`E_q(x_t | x_0) KL(q(x_s | x_t, x_0) || distribution)`, summed over both positions."""
     x, truth = pairs(transition.states), true_kernel(transition, x0, t, s)
     kl = (torch.xlogy(truth, truth) - torch.xlogy(truth, law)).sum((1, 2))
     m = q(transition, ZERO, t)[x0]
@@ -193,7 +193,7 @@ def legendre(low: float, high: float, count: int = 48) -> tuple[Tensor, Tensor]:
 
 
 def seen(transition, t: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """All x_t that can come from x_0 `(2,)`, and their chances."""
+    """All x_t that can come from x_0 `(2,)`, and their probabilities."""
     m, x = q(transition, ZERO, t)[x0], pairs(transition.states)
     weight = m[0, x[:, 0]] * m[1, x[:, 1]]
     real = weight > 1e-12  # eigenvectors leave rounding where there is nothing

@@ -233,7 +233,7 @@ def test_objectives_are_the_terms_that_they_say(process, reverse):
 
         s = transition.before(t) if transition.steps else t - h
         nats, step = term(ZERO), term(s)
-        main, name = (step, "Hybrid") if transition.steps else ((1 - transition.t_min) * step / h, "ContinuousBound")
+        main, name = (step, "D3PMLoss") if transition.steps else ((1 - transition.t_min) * step / h, "ContinuousBound")
         tolerance = 1e-9 if transition.steps else 1e-3
         close(expected(OBJECTIVES["CrossEntropy"](denoiser), t), nats)
         close(expected(OBJECTIVES[f"{name}(ce=0)"](denoiser), t), main, tolerance)
@@ -359,7 +359,7 @@ def test_every_cell_is_built_or_refused_in_one_line_and_the_page_is_current():
         objective = (
             ("ContinuousBound(ce=0)", "ContinuousBound(ce)")
             if "time" in process
-            else ("Hybrid(ce=0)", "Hybrid(ce)", "Importance(Hybrid)")
+            else ("D3PMLoss(ce=0)", "D3PMLoss(ce)", "ImportanceSampling(D3PMLoss)")
         )
         for part in (*objective, "CrossEntropy", *BOUNDS, "Ancestral"):
             assert (process, reverse, part) in built

@@ -235,8 +235,8 @@ def test_tokens_that_depend_on_each_other_are_exact(process, reverse, name):
     if name.startswith("Infilling"):
         law = torch.zeros(K, K, dtype=D).index_copy(0, torch.tensor([2]), DEPENDENT[2:] / DEPENDENT[2].sum()).flatten()
     found = torch.bincount(x[:, 0] * K + x[:, 1], minlength=K * K) / count
-    # Where both tokens survive to t = 1 the start draws them at once: a chance of 4e-4 at most in time, 3e-2 on the
-    # table.
+    # Where both tokens survive to t = 1 the start draws them at once: a probability of at most 4e-4 in time and 3e-2 on
+    # the table.
     both = float(transition.survival(ONE)) ** 2
     assert ((found - law).abs() <= 5 * (law / count).sqrt() + both).all()
 

@@ -80,7 +80,7 @@ def test_a_token_that_is_ruled_out_costs_infinitely_many_nats():
     for process, reverse in MODELS:
         if reverse == "Product(eps)":
             continue
-        wrapped = WRAPPERS["Nucleus"](build(process, reverse))
+        wrapped = WRAPPERS["TopP"](build(process, reverse))
         costs = assert_bounds(wrapped, own_grid(wrapped.corruption))
         assert not costs.isnan().any()
         assert costs.isinf().any(), process

@@ -92,7 +92,7 @@ def test_draws_posterior_model_and_bound(case):
     noise = FIXTURE["uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
     assert torch.equal(((law + EPS).log() - torch.log(-torch.log(noise))).argmax(-1), x_t)
     denoiser = Categorical(Told(), transition, Product(eps=EPS), head=leaky_logistic)
-    later = N > 1  # at the first step the peer's logits are those of x_0, not normalised
+    later = N > 1  # at the first step the peer's logits are those of x_0, not normalized
     truth = denoiser.reverse(transition, x_t, clean, T, S)
     for ours, theirs in ((denoiser.step_distribution(x_t, T, S), "p_logits"), (truth, "q_posterior_logits_from_x0")):
         rows = later if theirs != "p_logits" else later | True

@@ -1,4 +1,4 @@
-"""google-research d3pm/text, transitions between neighbours, in float64. Columns are the source there, rows here."""
+"""google-research d3pm/text, transitions between neighbors, in float64. Columns are the source there, rows here."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ BETAS = {"standard": reciprocal, "cosine": cosine}
 
 
 def adjacency(neighbors):
-    """`A + A^T`: mutual neighbours count twice."""
+    """`A + A^T`: mutual neighbors count twice."""
     a = torch.zeros(TOKENS, TOKENS, dtype=torch.float64).scatter(1, neighbors, 1.0)
     return a + a.T
 
@@ -60,7 +60,7 @@ def test_doubly_stochastic_weights(schedule):
     m = sinkhorn(adjacency(FIXTURE["plain.neighbours"]), rounds=100)
     assert_close(m, FIXTURE["plain.matrix"], 1e-10)
     beta = BETAS[schedule](STEPS)[:, None, None]
-    # Its rows, which are laws here, sum to one but for what a hundred rounds leave.
+    # Its rows, which are distributions here, sum to one but for what a hundred rounds leave.
     compare(Dense(((1 - beta) * torch.eye(TOKENS, dtype=torch.float64) + beta * m).mT), f"plain.{schedule}")
 
 

@@ -43,7 +43,7 @@ def test_what_is_known_is_carried_over(t):
 
 
 def test_steps_without_remasking(t):
-    """The peer's law of a mask sums to t, and what it draws for tokens is thrown away."""
+    """The peer's distribution of a mask sums to t, and what it draws for tokens is thrown away."""
     expected = FIXTURE[f"mdlm.t{t:g}.q"] / t
     tokens = torch.nn.functional.one_hot(X, MASK + 1).double()
     for law in (
@@ -66,7 +66,7 @@ def test_rescaled(t):
 
 
 def test_nucleus():
-    """The peer keeps symbols while their sum, each its own included, is at most p.
+    """The peer keeps tokens while their sum, each its own included, is at most p.
 
     One fewer than the smallest set that reaches p.
     """

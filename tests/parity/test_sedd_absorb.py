@@ -141,11 +141,11 @@ def test_a_training_checkpoint_gives_its_averages(peer, state):
 def test_what_does_not_fit_is_refused(state):
     assert looks_like_sedd(state)
     assert not looks_like_mdlm(state)
-    with pytest.raises(UsageError, match="has 12 tokens and the graph absorb, and the weights have 18"):
+    with pytest.raises(UsageError, match="has 12 tokens and the graph absorb, but the weights have 18"):
         sedd(state, NAME, config={"tokens": 12, "graph": {"type": "absorb"}}, length=24)
     with pytest.raises(UsageError, match="graph of type 'loop'"):
         sedd(state, NAME, config={"graph": {"type": "loop"}}, length=24)
     with pytest.raises(UsageError, match="noise of type 'cosine'"):
         sedd(state, NAME, config={"noise": {"type": "cosine"}}, uniform=False, scale_by_sigma=True, length=24)
-    with pytest.raises(UsageError, match="is not that of base 10000"):
+    with pytest.raises(UsageError, match="does not have base 10000"):
         sedd(state | {"rotary_emb.inv_freq": 10_000.0 ** (-torch.arange(8) / 7)}, NAME, **TEXT)
