@@ -124,10 +124,8 @@ def test_a_file_within_a_repository_is_fetched_alone(remote):
     folder.mkdir(parents=True)
     torch.save({"weight": torch.zeros(1)}, folder / "weights.pth")
     assert hub.local("owner/name/vp/weights.pth") == folder / "weights.pth"
-    refused(lambda: pretrained.load("owner/name/vp/weights.pth"), "weights.pth holds does not contain a known network")
-    refused(
-        lambda: pretrained.load("owner/name/vp/other.pth"), "the Hub gives none of that name (LocalEntryNotFoundError)"
-    )
+    refused(lambda: pretrained.load("owner/name/vp/weights.pth"), "weights.pth does not contain a known network")
+    refused(lambda: pretrained.load("owner/name/vp/other.pth"), "it was not found on the Hub (LocalEntryNotFoundError)")
 
 
 def test_the_configuration_beside_a_file_comes_with_it(remote, monkeypatch):
@@ -172,7 +170,7 @@ def test_a_name_that_is_not_there(remote, capsys, tmp_path):
     refused(
         lambda: pretrained.load("owner/none"),
         "there is no file owner/none",
-        "cannot find the snapshot): look at the spelling",
+        "cannot find the snapshot): check the spelling",
     )
     assert main(["import", "owner/none", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
@@ -183,7 +181,9 @@ def test_a_name_that_is_not_there(remote, capsys, tmp_path):
 def test_no_network():
     """The client itself, which the tests keep off the network."""
     refused(
-        lambda: pretrained.load("owner/none"), "there is no file owner/none", "look at the spelling, and at the network"
+        lambda: pretrained.load("owner/none"),
+        "there is no file owner/none",
+        "check the spelling and the network connection",
     )
     refused(lambda: pretrained.load("owner/none/file.pth"), "there is no file owner/none/file.pth")
 
@@ -196,7 +196,7 @@ def test_a_refused_upload_is_one_line(run, remote, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    refused(lambda: pretrained.push(run, "owner/name"), "the Hub did not take owner/name (401 Unauthorized): log in")
+    refused(lambda: pretrained.push(run, "owner/name"), "the Hub refused owner/name (401 Unauthorized): log in")
 
 
 def test_what_is_no_run_is_not_uploaded(tmp_path, remote):

@@ -219,11 +219,11 @@ def test_storages_of_another_size_are_refused(refusal, change):
     refusal(foreign.zip_bytes(members | {storage: members[storage][:12] + change * 2}), "instead of 4 times 4")
 
 
-@pytest.mark.parametrize("kind", ["sparse", "quantised", "conjugate"])
+@pytest.mark.parametrize("kind", ["sparse", "quantized", "conjugate"])
 def test_other_kinds_of_tensors_are_refused(refusal, kind):
     x = torch.eye(2)
     made = {"sparse": x.to_sparse(), "conjugate": torch.ones(2, dtype=torch.complex64).conj()}
-    made["quantised"] = foreign.Calls(torch._utils._rebuild_qtensor, 1)
+    made["quantized"] = foreign.Calls(torch._utils._rebuild_qtensor, 1)
     refusal(foreign.torch_bytes([made[kind]]), "_rebuild", "which is not supported")
 
 

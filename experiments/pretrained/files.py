@@ -202,10 +202,10 @@ def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
         if key[0] == "module":  # a class with its source code, which is not used
             return Record(key[1].name, key[1].module, {})
         _, kind, name, _, numel, view = key
-        found = storages[plain(name)]
-        if kind_of(kind) != found.dtype or numel != found.numel():
+        whole = storages[plain(name)]
+        if kind_of(kind) != whole.dtype or numel != whole.numel():
             raise ValueError(f"two sizes of the storage {name}")
-        return found if view is None else strided(found, view[1], (view[2],), (1,)).clone()
+        return whole if view is None else strided(whole, view[1], (view[2],), (1,)).clone()
 
     return Interpreter(storage, VALUES).value(root)
 

@@ -202,14 +202,8 @@ def denoiser(
         )
     held = averaged(contents)
     state = stripped(state_dict(held) if isinstance(held, Record) else held, PREFIX)
-    given = {
-        "precond": precond,
-        "sigma_data": sigma_data,
-        "sigma_min": sigma_min,
-        "sigma_max": sigma_max,
-        "beta_d": beta_d,
-    }
-    given |= {"beta_min": beta_min, "M": M, "num_head_channels": num_head_channels}
+    given = {"precond": precond, "sigma_data": sigma_data, "sigma_min": sigma_min, "sigma_max": sigma_max}
+    given |= {"beta_d": beta_d, "beta_min": beta_min, "M": M, "num_head_channels": num_head_channels}
     settings = settings_of(given, held, state, source)
     precond = settings.get("precond")
     if "out_conv.weight" in state and tensor(state, "map_layer0.weight", 2, source).shape[1] not in HEADS:

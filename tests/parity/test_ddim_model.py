@@ -54,7 +54,7 @@ def test_the_size_is_asked_for():
         "image_size=32",
     )
     refused(lambda: pesser.denoiser(peer_state("ddim_model"), "model.ckpt", image_size=-1), "image_size=-1")
-    refused(lambda: pesser.denoiser({"a": 1}, "model.ckpt"), "model.ckpt does not hold", "a")
+    refused(lambda: pesser.denoiser({"a": 1}, "model.ckpt"), "model.ckpt does not contain", "a")
 
 
 def test_time_is_the_step():

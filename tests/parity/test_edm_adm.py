@@ -44,7 +44,11 @@ def test_denoiser(pickled, tmp_path):
 
 
 def test_heads_are_known_for_the_released_width_and_asked_for_elsewhere():
-    refused(lambda: denoiser(STATE, "x", precond="edm"), "x: the weights do not determine the attention heads", "num_head_channels=64")
+    refused(
+        lambda: denoiser(STATE, "x", precond="edm"),
+        "x: the weights do not determine the attention heads",
+        "num_head_channels=64",
+    )
     released = stripped(STATE, "model.") | {
         "map_layer0.weight": torch.zeros(64, 192)
     }  # whose columns are the network's width
@@ -107,7 +111,7 @@ def test_another_table_is_refused():
         refused(
             lambda u=u: denoiser(STATE | {"u": u}, "file.pkl", num_head_channels=8),
             "file.pkl",
-            "noise levels u do not fall",
+            "noise levels u must decrease",
         )
     contradicted = {"precond": "edm", "num_head_channels": 8}
     refused(
@@ -132,5 +136,5 @@ def test_what_does_not_fit_is_refused():
     wrong = STATE | {"model.out_conv.weight": torch.zeros(6)}
     refused(
         lambda: denoiser(wrong, "file.pkl", precond="edm", num_head_channels=8),
-        "out_conv.weight is a tensor (6,) of float32, and sizes are read from it",
+        "out_conv.weight is a tensor (6,) of float32, but the network's sizes are read from it",
     )

@@ -98,25 +98,23 @@ def test_what_does_not_fit_is_refused(tmp_path):
     attempt({"model.dec.8x8_in0.extra": torch.zeros(2)}, "1 tensors are unexpected: dec.8x8_in0.extra")
     attempt(
         {"model.map_label.weight": torch.zeros(16)},
-        "map_label.weight is a tensor (16,) of float32, and sizes are read from it",
+        "map_label.weight is a tensor (16,) of float32, but the network's sizes are read from it",
     )
     attempt(
         {"model.map_label.bias": torch.zeros(3)},
-        "map_label.weight is (16, 10) and map_label.bias is (3,), and (11, 16) was expected",
+        "map_label.weight is (16, 10) and map_label.bias is (3,), expected (11, 16)",
     )
     attempt(
         {"model.enc.16x16_down.skip.resample_filter": torch.ones(1, 1, 2, 2)},
-        "filters are neither all (1, 1) nor all (1, 3, 3, 1)",
+        "filters must all be (1, 1) or all (1, 3, 3, 1)",
     )
-    attempt({"model.enc.7x7_down.extra": torch.zeros(2)}, "resolutions 32, 16, 8, 7, which do not halve")
+    attempt({"model.enc.7x7_down.extra": torch.zeros(2)}, "resolutions 32, 16, 8, 7, each of which must be half")
     attempt({"model.out_conv": 3}, "1 tensors are unexpected: out_conv")
-    attempt(
-        {"model.map_layer0.bias": 3}, "1 entries are not floating-point tensors: map_layer0.bias is a int"
-    )
-    attempt({}, "does not tell how the network is preconditioned", "precond='edm', 'vp', 've', 'iddpm'", precond=None)
+    attempt({"model.map_layer0.bias": 3}, "1 entries are not floating-point tensors: map_layer0.bias is a int")
+    attempt({}, "does not determine the preconditioner", "precond='edm', 'vp', 've', 'iddpm'", precond=None)
     attempt({}, "precond='ddim'", "edm, vp, ve, iddpm", precond="ddim")
     refused(lambda: denoiser(STATE, "x", num_head_channels=0), "num_head_channels=0")
-    refused(lambda: denoiser({"a": torch.zeros(1)}, "file.pkl"), "file.pkl does not hold a network of Karras et al.")
+    refused(lambda: denoiser({"a": torch.zeros(1)}, "file.pkl"), "file.pkl does not contain a network of Karras et al.")
     others = [
         None,
         [],

@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_refused():
     refused(
         lambda: denoiser(STATE | {freqs: torch.zeros(3)}, "file.pkl", precond="edm"),
         "file.pkl",
-        "map_noise.freqs is (3,), and (16,) was expected",
+        "map_noise.freqs is (3,), expected (16,)",
     )
     residual = "model.enc.8x8_aux_residual.bias"
     refused(

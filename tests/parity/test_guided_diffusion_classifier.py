@@ -38,7 +38,7 @@ def test_heads_are_split_first_in_every_classifier():
     assert openai.denoiser(state, "model.pt", **FLAGS, image_size=16).shape == (3, 16, 16)
     refused(
         lambda: openai.denoiser(state, "model.pt", **FLAGS, image_size=32),
-        "image_size=32, and out.2.positional_embedding",
+        "image_size=32, but out.2.positional_embedding",
         "64 pos",
     )
     for name in ("predict_xstart", "learn_sigma"):

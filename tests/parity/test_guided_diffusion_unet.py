@@ -49,7 +49,7 @@ def test_heads_that_no_network_has_are_refused():
     def load(**changes):
         return lambda: openai.denoiser(state, "model.pt", **given | changes)
 
-    refused(load(num_heads=4), "num_heads=4 and num_head_channels=16: give one of them")
+    refused(load(num_heads=4), "num_heads=4 and num_head_channels=16: give the one")
     refused(load(num_head_channels=24), "model.pt: num_head_channels=24 does not divide the ", " channels of a layer")
     refused(load(num_head_channels=1000), "num_head_channels=1000 does not divide")
     refused(load(num_head_channels=None, num_heads=3), "num_heads=3 does not divide")
@@ -131,8 +131,8 @@ RELEASED = {
 
 
 def test_flags_of_the_released_files():
-    assert openai_flags.KNOWN.keys() == RELEASED.keys()
+    assert openai_flags.PUBLISHED.keys() == RELEASED.keys()
     for name, flags in RELEASED.items():
         judges = "classifier" in name
         for path in (f"models/{name}.pt", f"ema_0.9999_{name}.pt"):
-            assert openai.settled(openai.Flags(), path, judges) == openai.Flags(*flags, False, not judges), name
+            assert openai.complete(openai.Flags(), path, judges) == openai.Flags(*flags, False, not judges), name

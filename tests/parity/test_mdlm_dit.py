@@ -166,13 +166,13 @@ def test_hyper_parameters_of_a_training_checkpoint_are_read(peer, state):
     refused(
         lambda: mdlm(checkpoint, NAME, config={"time_conditioning": False}),
         NAME,
-        'config.json has "time_conditioning": False, and the',
+        'config.json has "time_conditioning": False, but the',
     )
     other = {"state_dict": state, "hyper_parameters": kept | {"tokenizer": Record("Text8Tokenizer", "dataloader", {})}}
     refused(
         lambda: mdlm(other, NAME),
         NAME,
-        "in the tokenizer 'Text8Tokenizer''s vocabulary of 18 the mask is not the last token",
+        "in the tokenizer 'Text8Tokenizer''s vocabulary of 18 tokens the mask is not the last token",
     )
     refers = hyper_parameters(**TRAINED | {"noise": {"type": "loglinear"}}, model={"length": "${length}"}, length=24)
     assert mdlm({"state_dict": state, "hyper_parameters": refers}, NAME).shape == (24,)
@@ -288,7 +288,7 @@ def test_averages_are_taken_in_the_order_of_the_parameters(peer, state):
     with pytest.raises(UsageError, match="29 averages for 30 parameters"):
         mdlm(checkpoint | {"ema": {"shadow_params": averages[:-1]}}, NAME, **TEXT)
     with pytest.raises(
-        UsageError, match=r"2 averages are not of their parameters. shapes: backbone.output_layer.adaLN"
+        UsageError, match=r"2 averages have another shape than their parameters: backbone.output_layer.adaLN"
     ):
         mdlm(checkpoint | {"ema": {"shadow_params": [*averages[:-2], *averages[:-3:-1]]}}, NAME, **TEXT)
 
@@ -301,13 +301,13 @@ def test_what_does_not_fit_is_refused(state):
         for looks in (looks_like_mdlm, looks_like_sedd)
         for other in ({"a": 1, "state_dict": 3}, [state], None)
     )
-    with pytest.raises(UsageError, match=r"some.bin does not hold the text transformer"):
+    with pytest.raises(UsageError, match=r"some.bin does not contain the text transformer"):
         mdlm({"weight": torch.zeros(1)}, "some.bin")
     with pytest.raises(UsageError, match=r"1 tensors are unexpected: backbone.extra"):
         mdlm(state | {"backbone.extra": torch.zeros(1)}, NAME, **TEXT)
     with pytest.raises(UsageError, match=r"1 tensors are missing: backbone.blocks.1.attn_out.weight"):
         mdlm({k: v for k, v in state.items() if k != "backbone.blocks.1.attn_out.weight"}, NAME, **TEXT)
-    with pytest.raises(UsageError, match="not that of base 10000"):
+    with pytest.raises(UsageError, match="does not have base 10000"):
         mdlm(state | {"backbone.rotary_emb.inv_freq": 500_000.0 ** (-torch.arange(8) / 8)}, NAME, **TEXT)
-    with pytest.raises(UsageError, match="has 8 heads, and rotary_emb.inv_freq is that of 4"):
+    with pytest.raises(UsageError, match="has 8 heads, but rotary_emb.inv_freq belongs to 4"):
         mdlm(state, NAME, config={"n_heads": 8}, **TEXT)

@@ -147,7 +147,9 @@ def test_another_size_is_asked_for():
     for wrong in ([50.0], [50.0, 1.0, -1.0], [50.0, 1.0, 0.0], [math.inf, 1.0, 0.1], [50.0, math.nan, 0.1]):
         state = STATE | {"module.sigmas": torch.tensor(wrong)}
         refused(
-            lambda s=state: denoiser(s, "file.pth", image_size=16), "file.pth: sigmas", "do not fall to one above 0"
+            lambda s=state: denoiser(s, "file.pth", image_size=16),
+            "file.pth: sigmas",
+            "must decrease to a smallest one above 0",
         )
 
 
@@ -166,9 +168,9 @@ def test_what_does_not_fit_is_refused():
         (STATE | {"module.res6.0.conv1.weight": torch.zeros(2)}, "stages res1 to res4, .* not 1, 2, 3, 4, 6"),
         (STATE | {"module.res4.0.conv1.weight": torch.zeros(32, 32, 1, 1)}, r"res4.0.conv1.weight is \(32, 32, 1, 1\)"),
         (STATE | {"module.begin_conv.weight": torch.zeros(16, 3)}, r"begin_conv.weight is a tensor \(16, 3\)"),
-        (STATE | {"module.sigmas": SIGMAS.flip(0)}, "do not fall"),
+        (STATE | {"module.sigmas": SIGMAS.flip(0)}, "must decrease"),
         ([STATE, {}, 1, 2, {k: v for k, v in AVERAGE.items() if k != "end_conv.bias"}], "missing: end_conv.bias"),
-        ({"weight": torch.zeros(2)}, "does not hold an NCSNv2: its names are weight"),
+        ({"weight": torch.zeros(2)}, "does not contain an NCSNv2: its names are weight"),
         ([], "its names are none"),
     ]
     for state, said in cases:

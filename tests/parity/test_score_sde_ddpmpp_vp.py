@@ -77,7 +77,7 @@ def test_an_unknown_process_is_refused():
     refused(
         lambda: denoiser(STATE, "weights.pth", sde="ve", continuous=True),
         "sde='ve' and continuous=True",
-        "steps for times",
+        "step indices as time inputs",
     )
 
 
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused():
     attempt({"module.all_modules.8.extra": torch.zeros(2)}, "1 tensors are unexpected: all_modules.8.extra")
     attempt(
         {"module.all_modules.8.Conv_1.weight": torch.zeros(2, 2)},
-        "all_modules.8.Conv_1.weight is (2, 2), and (32, 32, 3, 3)",
+        "all_modules.8.Conv_1.weight is (2, 2), expected (32, 32, 3, 3)",
     )
     attempt(
         {"module.all_modules.2.weight": torch.zeros(2, 2)},
@@ -135,10 +135,12 @@ def test_what_does_not_fit_is_refused():
     )
     attempt(
         {"module.all_modules.99.other": torch.zeros(2)},
-        "1 layers are not known, or cut short: all_modules.99 with other",
+        "1 layers are unknown or incomplete (all_modules.99 with other)",
     )
     refused(lambda: denoiser(STATE, "file.pth", sde="vp", image_size=0), "image_size=0")
-    refused(lambda: denoiser({"a": torch.zeros(1)}, "file.pth"), "file.pth does not hold a network of Song et al.", "a")
+    refused(
+        lambda: denoiser({"a": torch.zeros(1)}, "file.pth"), "file.pth does not contain a network of Song et al.", "a"
+    )
     assert not any(
         looks_like(c) for c in (None, [], {}, {"model": 3}, [STATE], {1: 2}, {"model": {"conv_in.weight": 1}})
     )

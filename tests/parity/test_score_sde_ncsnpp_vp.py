@@ -52,7 +52,7 @@ def test_discrete_ve():
     )
     refused(
         lambda: denoiser(STATE | {"module.sigmas": STATE["module.sigmas"].flip(0)}, "a.pth", sde="ve", image_size=32),
-        "do not fall",
+        "must decrease",
     )
 
 
