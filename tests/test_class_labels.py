@@ -153,7 +153,7 @@ def test_a_label_that_is_no_class_is_refused_in_sampling():
         objective.denoiser(x, t, label=torch.tensor([0, 4]))
     gradient = ClassifierGradient(OBJECTIVES["classifier"]().denoiser)
     for label, said in (
-        (torch.tensor([0, 3]), "label is 0 to 3, and the classifier has classes 0 to 2"),
+        (torch.tensor([0, 3]), "label is 0 to 3, but the classifier has classes 0 to 2"),
         (torch.tensor([0.0, 1.0]), "integers"),
     ):
         with pytest.raises(UsageError, match=said):
