@@ -135,7 +135,7 @@ def test_information_between_events_apart(monkeypatch, generator, kind):
     some = mutual_information(build, p, 30).events.cumsum(0)[:-1].log()
     assert float((every - exact).abs().max()) < 0.01
     assert float((some - exact).abs().max()) < 0.1
-    with pytest.raises(UsageError, match="the process does not mix"):
+    with pytest.raises(UsageError, match="this process does not mix"):
         mutual_information(lambda n: Dense(torch.eye(40, dtype=D)[None]), p, 30)
 
 

@@ -305,7 +305,7 @@ def test_wrong_text_is_refused_in_one_line(cls):
             cls(**{"vocabulary": 7, "length": 9, "width": 8, "heads": 2} | {option: 0})
     with pytest.raises(UsageError, match="width=8, heads=3, .*: .* heads must divide width"):
         cls(7, 9, 8, heads=3)
-    with pytest.raises(UsageError, match="dropout=1.0: .* a dropout in "):
+    with pytest.raises(UsageError, match="dropout=1.0: .*dropout must be in "):
         cls(7, 9, 8, heads=2, dropout=1.0)
 
 

@@ -55,7 +55,7 @@ class NGram:
         return self
 
     def bits(self, windows: Tensor) -> Tensor:
-        """Returns the code length `-log2 P` of each window, float64 `(N,)` of `(N, L)`; a stream `(L,)` is one window.
+        """Returns the code length `-log2 P` of each window, float64 `(N,)`, for `(N, L)`; a stream `(L,)` is a window.
 
         Raises:
             UsageError: before `fit`, or for tokens outside 0..K-1.
@@ -67,7 +67,7 @@ class NGram:
         return torch.from_numpy(-np.log2(p).sum(1))
 
     def probabilities(self, contexts: Tensor) -> Tensor:
-        """Returns `P(. | h)`, float64 `(N, K)`, for contexts `(N, m)`, of which the last `order - 1` tokens are used."""
+        """Returns `P(. | h)`, float64 `(N, K)`, for contexts `(N, m)`, of which the last `order - 1` tokens count."""
         count, length = contexts.shape
         tokens = torch.arange(self.vocabulary).repeat(count)[:, None]
         x = self._checked(torch.cat([contexts.repeat_interleave(self.vocabulary, 0), tokens], 1))
