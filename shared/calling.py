@@ -1,4 +1,4 @@
-"""How a denoiser calls its network: in the network's own precision, and with one line for what does not fit."""
+"""Calls of a network by its denoiser: in the network's precision, and with one-line errors for what does not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .errors import Notice, UsageError
 from .tensors import refuse_unless
 
 TRAINING = (
-    "the network is in training mode, so its dropout or batch norm makes every call another: "
+    "the network is in training mode, where dropout and batch norm change its output from call to call: "
     "call denoiser.eval() before sampling, bounds and likelihoods"
 )
 WARNED: WeakSet[nn.Module] = WeakSet()
@@ -27,13 +27,17 @@ LONG = re.compile(r"indices.* (Long|Int)|indices must be long")
 DEVICE = re.compile(r"same device|device type|torch\.cuda\.\w+Tensor")
 RANGE = re.compile(r"^index .*out of (range|bounds)")
 DTYPE = re.compile(
-    r"same dtype|should be the same|expected scalar type|same data type|\bdtype\b.* (match|equal)|(Float|Half|Double|BFloat16)\b.*but"
+    r"same dtype|should be the same|expected scalar type|same data type|\bdtype\b.* (match|equal)"
+    r"|(Float|Half|Double|BFloat16)\b.*but"
 )
-REMEDY = "rows 0 to T - 1 of T steps are label=step_index, and rows 0 to 999 of any table label=thousandth_index"
+REMEDY = (
+    "give time_input=step_index for rows 0 to T - 1 of a table of T steps, "
+    "or time_input=thousandth_index for rows 0 to 999 of any table"
+)
 
 
-class Asker(Protocol):
-    """What asks a network: a denoiser, a classifier, a dequantizer.
+class HasNetwork(Protocol):
+    """An object that calls a network: a denoiser, a classifier of noisy data or a dequantizer.
 
     Attributes:
         network: `(x, time, **cond) -> out`.
@@ -41,69 +45,87 @@ class Asker(Protocol):
 
     network: nn.Module
 
-    def time_inputs(self) -> Tensor:
-        """The least and the largest number that the network is fed for a time, `(2,)`."""
+    def time_input_range(self) -> Tensor:
+        """Returns the smallest and the largest time input that the network is fed, `(2,)`."""
+        ...
 
 
-def ask(asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
-    """The network's output at `(x, time, **cond)`: a real tensor on the device of x.
+def call_network(owner: HasNetwork, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
+    """Returns the network's output at `(x, time, **cond)`: a floating-point tensor on the device of x.
 
-    Where x and conditions are real they are cast to the precision of the network's first parameter, and left alone
-    where they have it. The time input stays float32, which half precision would round: bfloat16 cannot represent 999.
-    Before the first call of a network that looks something up in an `nn.Embedding`, the two ends of the time input are
-    tried.
+    Floating-point x and conditions are cast to the dtype of the network's first parameter. The time input stays
+    float32, since half precision would round it: bfloat16 cannot represent 999. Before the first call of a network with
+    an `nn.Embedding`, the smallest and the largest time input are tried.
 
     Args:
-        asker: has the network.
+        owner: the object that has the network.
         x: `(B, ...)`.
         time: the time input, float32 `(B,)`.
         cond: conditions by name.
 
     Raises:
         UsageError: for a condition that the network does not take, a required condition that is missing, a time input
-            outside of its embedding, and an output that is not a real tensor.
+            for which an embedding has no row, and an output that is not a floating-point tensor on the device of x.
     """
-    network = asker.network
+    network = owner.network
     dtype = precision(network)
     if dtype is not None:
-        x, cond = cast(x, dtype), {name: cast(value, dtype, name) for name, value in cond.items()}
-    if "_tried" not in asker.__dict__:
-        asker.__dict__["_tried"] = True
-        try_ends(asker, x, cond)
+        x = x.to(dtype) if x.dtype != dtype and x.is_floating_point() else x
+        cond = {name: to_dtype(value, dtype, name) for name, value in cond.items()}
+    if "_tried" not in owner.__dict__:
+        owner.__dict__["_tried"] = True
+        try_time_inputs(owner, x, cond)
     try:
         out = network(x, time, **cond)
     except (TypeError, IndexError, RuntimeError) as error:
-        if (line := explained(error, asker, x, time, cond)) is None:
+        if (line := explanation(error, owner, x, time, cond)) is None:
             raise
         raise UsageError(line) from error
-    return refuse_no_tensor(out, x)
+    if isinstance(out, Tensor) and out.is_floating_point() and out.device == x.device:
+        return out
+    return refuse_non_tensor(out, x)
 
 
-def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
-    """Asks a network with an embedding for the least and the largest time input, so that one it has no row for is found
-    before training.
-
-    Networks that say which `conditions` they take are this package's, or made for it, and are not tried.
+def one_per_example(v: Tensor, x: Tensor) -> Tensor:
+    """Returns `v`, a scalar or `(B,)`, as float32 `(B,)` on the device of `x`, without waiting for an accelerator.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for another shape.
     """
-    network = getattr(asker.network, "_orig_mod", asker.network)  # of a compiled one
+    if v.ndim > 1 or (v.ndim and len(v) not in (1, len(x))):
+        raise UsageError(
+            f"times of shape {tuple(v.shape)} for {len(x)} examples: "
+            f"give one time, or one for each example, ({len(x)},)"
+        )
+    if v.ndim == 0 and v.device.type == "cpu":
+        return torch.full((len(x),), float(v), device=x.device)
+    return v.float().to(x.device).expand(len(x))
+
+
+def try_time_inputs(owner: HasNetwork, x: Tensor, cond: dict[str, Any]) -> None:
+    """Calls a network with an embedding at the smallest and the largest time input, to find a missing row early.
+
+    Networks with an attribute `conditions` are of this package, or written for it, and are not called.
+
+    Raises:
+        UsageError: if an embedding has no row for one of the two.
+    """
+    network = getattr(owner.network, "_orig_mod", owner.network)  # the module that torch.compile wrapped
     tables = {name: m for name, m in network.named_modules() if isinstance(m, nn.Embedding)}
     if not tables or getattr(network, "conditions", None) is not None or torch.compiler.is_compiling():
         return
-    ends, batch = asker.time_inputs(), len(x)
+    ends, batch = owner.time_input_range(), len(x)
     low, high = ends.tolist()
 
     def refuse_missing(name: str) -> Callable[[nn.Embedding, tuple[Tensor, ...]], None]:
         def hook(table: nn.Embedding, args: tuple[Tensor, ...]) -> None:
             if args[0].is_floating_point():
-                return  # the call itself will say so
+                return  # the call itself raises then
             for row in (int(args[0].min()), int(args[0].max())):
                 if not 0 <= row < table.num_embeddings:
                     raise UsageError(
-                        f"{name} of {type(network).__name__} has {table.num_embeddings} rows and is asked for row {row}, "
-                        f"where the time input is {low:g} to {high:g}: {REMEDY}"
+                        f"the embedding {name} of {type(network).__name__} has {table.num_embeddings} rows, but row "
+                        f"{row} is looked up, where the time input is {low:g} to {high:g}: {REMEDY}"
                     )
 
         return hook
@@ -119,8 +141,8 @@ def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
             network.eval()(x.new_zeros(2, *x.shape[1:]), ends.float().to(x.device), **rows)
     except UsageError:
         raise
-    except Exception as error:  # what is wrong with the network itself its own call tells
-        if isinstance(error, IndexError) and (line := explained(error, asker, x, ends.float(), cond)):
+    except Exception as error:  # other errors are raised again by the call itself
+        if isinstance(error, IndexError) and (line := explanation(error, owner, x, ends.float(), cond)):
             raise UsageError(line) from error
     finally:
         for handle in hooks:
@@ -130,7 +152,7 @@ def try_ends(asker: Asker, x: Tensor, cond: dict[str, Any]) -> None:
 
 
 def precision(module: nn.Module) -> torch.dtype | None:
-    """The dtype of the module's first real parameter, or None; about a microsecond."""
+    """Returns the dtype of the module's first floating-point parameter, None without one; takes about a microsecond."""
     for p in module._parameters.values():
         if p is not None and p.is_floating_point():
             return p.dtype
@@ -140,8 +162,8 @@ def precision(module: nn.Module) -> torch.dtype | None:
     return None
 
 
-def cast(value: Any, dtype: torch.dtype, name: str = "x") -> Any:
-    """A real tensor of another precision in this one; all else as it is, but for arrays.
+def to_dtype(value: Any, dtype: torch.dtype, name: str = "x") -> Any:
+    """Returns a floating-point tensor in the given dtype, and other values as they are.
 
     Raises:
         UsageError: for an array of another library.
@@ -153,85 +175,87 @@ def cast(value: Any, dtype: torch.dtype, name: str = "x") -> Any:
     return value.to(dtype) if value.dtype != dtype and value.is_floating_point() else value
 
 
-def refuse_no_tensor(out: Any, x: Tensor) -> Tensor:
-    """The output, refused unless it is a real tensor on the device of x.
+def refuse_non_tensor(out: Any, x: Tensor) -> Tensor:
+    """Returns a network's output, and raises unless it is a floating-point tensor on the device of x.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for anything else.
     """
     if not isinstance(out, Tensor):
-        held, take = "None" if out is None else f"an object of type {type(out).__name__}", "the tensor"
-        if isinstance(out, dict):
-            held, take = (
-                f"a dict of {', '.join(map(str, list(out)[:4])) or 'nothing'}",
-                f"[{next(iter(out), 'sample')!r}]",
-            )
-        if isinstance(getattr(out, "sample", None), Tensor):
-            take = ".sample"
+        kind, returns = f"an object of type {type(out).__name__}", "the tensor in it"
+        if out is None:
+            kind, returns = "None", "a tensor"
+        elif isinstance(getattr(out, "sample", None), Tensor):
+            returns = "net(x, time, **cond).sample"
         elif isinstance(out, tuple | list):
-            take = "[0]"
+            returns = "net(x, time, **cond)[0]"
+        elif isinstance(out, dict):
+            kind = f"a dict of {', '.join(map(str, list(out)[:4]))}" if out else "an empty dict"
+            returns = f"net(x, time, **cond)[{next(iter(out), 'sample')!r}]"
         raise UsageError(
-            f"the network gave {held}, and a tensor is read: wrap it in an nn.Module whose forward(self, x, time, **cond) returns "
-            f"{'it' if out is None else f'net(x, time, **cond){take}' if take != 'the tensor' else 'the tensor in it'}"
+            f"the network returned {kind} instead of a tensor: "
+            f"wrap it in an nn.Module whose forward(self, x, time, **cond) returns {returns}"
         )
     if not out.is_floating_point():
         raise UsageError(
-            f"the network gave {out.dtype}, and real numbers are read: return floats, such as logits before their argmax"
+            f"the network returned {out.dtype} instead of floating-point numbers: "
+            "return floats, such as logits before their argmax"
         )
     if out.device != x.device:
         raise UsageError(
-            f"the network gave an output on {out.device} for an input on {x.device}: bring it whole to one of them"
+            f"the network returned an output on {out.device} for an input on {x.device}: "
+            "move the whole network to one device"
         )
     return out
 
 
 def refuse_signature(network: Any) -> None:
-    """Refuses a network that does not take an input and a time, when a denoiser is built of it.
+    """Raises for a network that does not take an input and a time, when a denoiser is built from it.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for such a network, and for an object that is not an `nn.Module`.
     """
     if not isinstance(network, nn.Module):
-        raise UsageError(f"network={network!r}: give an nn.Module, called as network(x, time, **conditions)")
-    # What has no parameters may stand for a network that is not called.
+        raise UsageError(f"network={network!r} is not an nn.Module: give one, called as network(x, time, **conditions)")
+    # A module without parameters may be a placeholder that is never called.
     signature = None if next(network.parameters(), None) is None else signature_of(network)
-    if signature is not None and (line := timeless(signature, type(network).__name__)):
+    if signature is not None and (line := missing_time_argument(signature, type(network).__name__)):
         raise UsageError(line)
 
 
-def timeless(signature: inspect.Signature, name: str) -> str | None:
-    """One line for a forward that does not take an input and a time."""
+def missing_time_argument(signature: inspect.Signature, name: str) -> str | None:
+    """Returns the error message for a `forward` that does not take an input and a time, None if it does."""
     try:
         signature.bind_partial(None, None)
     except TypeError:
         return (
-            f"{name} takes ({', '.join(signature.parameters)}), and is called as network(x, time, **conditions): "
-            "give its forward a second argument for the time, (B,), be it unused"
+            f"{name} takes ({', '.join(signature.parameters)}), but is called as network(x, time, **conditions): "
+            "give its forward a second argument for the time, (B,), even if it does not use it"
         )
     return None
 
 
 def signature_of(network: nn.Module) -> inspect.Signature | None:
-    """What its forward takes; None where that cannot be told."""
+    """Returns the signature of the network's `forward`, None if it cannot be read."""
     try:
         return inspect.signature(network.forward)
     except (TypeError, ValueError):
         return None
 
 
-def explained(error: Exception, asker: Asker, x: Tensor, time: Tensor, cond: dict[str, Any]) -> str | None:
-    """One line for an error of the call, None for one of the network's own."""
-    network = asker.network
-    name, said = type(network).__name__, str(error).splitlines()[0] if str(error) else ""
+def explanation(error: Exception, owner: HasNetwork, x: Tensor, time: Tensor, cond: dict[str, Any]) -> str | None:
+    """Returns the message for an error that the call caused, None for an error of the network itself."""
+    network = owner.network
+    name, reported = type(network).__name__, str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, TypeError):
-        return misfit(signature_of(network), name, cond)
-    if LONG.search(said) or RANGE.search(said):
-        low, high = asker.time_inputs().tolist()
-        fed = f"the time input is {time.dtype}, here {low:g} to {high:g}"
-        if LONG.search(said):
-            return f"{name} looks up what is not an integer: {fed}; index with time.round().long()"
+        return condition_mismatch(signature_of(network), name, cond)
+    if LONG.search(reported) or RANGE.search(reported):
+        low, high = owner.time_input_range().tolist()
+        inputs = f"the time input is {time.dtype}, here {low:g} to {high:g}"
+        if LONG.search(reported):
+            return f"{name} indexes with numbers that are not integers: {inputs}; index with time.round().long()"
         if not x.is_floating_point() and x.device.type == "cpu" and x.numel():
-            fed = f"x holds tokens up to {int(x.max())} (a mask, where there is one, is the last), and {fed}"
+            inputs = f"x holds tokens up to {int(x.max())} (a mask token, if there is one, is the last), and {inputs}"
         for key, value in cond.items():
             if (
                 isinstance(value, Tensor)
@@ -239,24 +263,27 @@ def explained(error: Exception, asker: Asker, x: Tensor, time: Tensor, cond: dic
                 and value.device.type == "cpu"
                 and value.numel()
             ):
-                fed = f"{key} holds {int(value.min())} to {int(value.max())}, and {fed}"
-        return f"{name} looked up what it does not have ({said}): {fed}; {REMEDY}"
-    if isinstance(error, RuntimeError) and DEVICE.search(said):
-        held = next((p.device for p in network.parameters()), "cpu")
-        return f"{name} is on {held}, and not all of what it was given ({said}): bring signals and conditions there, .to({str(held)!r})"
-    if isinstance(error, RuntimeError) and DTYPE.search(said):
+                inputs = f"{key} holds {int(value.min())} to {int(value.max())}, and {inputs}"
+        return f"{name} looked up a row that does not exist ({reported}): {inputs}; {REMEDY}"
+    if isinstance(error, RuntimeError) and DEVICE.search(reported):
+        device = next((p.device for p in network.parameters()), "cpu")
         return (
-            f"{name} mixes precisions ({said}): its first parameter is {precision(network)}, in which x is fed, and the time input is "
-            f"{time.dtype}: cast what is made of it, .to(x.dtype)"
+            f"{name} is on {device}, but not all of its inputs are ({reported}): "
+            f"move signals and conditions there, .to({str(device)!r})"
+        )
+    if isinstance(error, RuntimeError) and DTYPE.search(reported):
+        return (
+            f"{name} mixes precisions ({reported}): x is fed in {precision(network)}, as its first parameter is, and "
+            f"the time input is {time.dtype}: cast what is computed from the time, .to(x.dtype)"
         )
     return None
 
 
-def misfit(signature: inspect.Signature | None, name: str, cond: dict[str, Any]) -> str | None:
-    """What of the conditions does not fit the signature; None where they do."""
+def condition_mismatch(signature: inspect.Signature | None, name: str, cond: dict[str, Any]) -> str | None:
+    """Returns the message for conditions that do not fit the signature, None if they do."""
     if signature is None:
         return None
-    if line := timeless(signature, name):
+    if line := missing_time_argument(signature, name):
         return line
     try:
         signature.bind(None, None, **cond)
@@ -265,22 +292,24 @@ def misfit(signature: inspect.Signature | None, name: str, cond: dict[str, Any])
         names = [p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         takes = f"it takes {', '.join(names)}" if names else "it takes none"
         if others := [key for key in cond if key not in names]:
-            said = f"its attribute `conditions` = {tuple(names)!r} tells guidance so"
-            return f"{name} takes no condition {', '.join(others)} ({takes}): leave it out; {said}"
+            return (
+                f"{name} takes no condition {', '.join(others)} ({takes}): leave it out; for guidance by a classifier, "
+                f"give the network the attribute conditions = {tuple(names)!r}"
+            )
         absent = [p.name for p in own if p.name in names and p.default is p.empty and p.name not in cond]
-        return f"{name} needs the condition {', '.join(absent)}: give {', '.join(f'{a}=...' for a in absent)}, one row for each example"
+        missing = ", ".join(f"{a}=..." for a in absent)
+        return f"{name} needs the condition {', '.join(absent)}: give {missing}, one row for each example"
     return None
 
 
 def networks_of(denoiser: nn.Module) -> list[nn.Module]:
-    """The networks that a denoiser asks, those of the denoisers that it wraps too."""
-    return list(
-        dict.fromkeys(m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module))
-    )
+    """Returns the networks that a denoiser calls, with those of the denoisers inside it."""
+    found = (getattr(m, "network", None) for m in denoiser.modules())
+    return list(dict.fromkeys(network for network in found if isinstance(network, nn.Module)))
 
 
 def warn_in_training(denoiser: nn.Module) -> None:
-    """Warns, once for each network, of dropout and batch norms that are left in training mode."""
+    """Warns, once for each network, if dropout or batch norm is in training mode."""
     for m in denoiser.modules():
         if m.training and (isinstance(m, _BatchNorm) or (isinstance(m, _DropoutNd) and m.p > 0)) and m not in WARNED:
             WARNED.update(denoiser.modules())
@@ -290,11 +319,13 @@ def warn_in_training(denoiser: nn.Module) -> None:
 
 @contextmanager
 def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
-    """Notes on the device whether a network of tokens gives NaN within the block, and looks once at its end: tokens are
-    drawn of NaN too.
+    """Raises at the end of the block if a network of tokens returned NaN within it.
+
+    NaN logits are not visible in the tokens that are sampled from them. Whether there was one is recorded on the device
+    and read once.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: if there was one.
     """
     found: list[Tensor] = []
 
@@ -311,6 +342,6 @@ def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
     if found:
         refuse_unless(
             ~found[0],
-            "the network gave NaN, of which no token follows: look for it in the weights or the conditions",
+            "the network returned NaN, from which no token can be sampled: check its weights and the conditions",
             wait=True,
         )

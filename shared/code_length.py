@@ -1,4 +1,4 @@
-"""Code lengths in nats and bits, and the two formulas that Gaussian bounds are made of."""
+"""Code lengths in nats and bits, and the KL divergence and likelihood that Gaussian bounds consist of."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .tensors import finest, per_example, refuse_unless
 
 
 class CodeLength(NamedTuple):
-    """A code length of each example, in nats, `(B,)` each; bounds and exact lengths have the same three parts.
+    """The code length of each example in nats: three terms `(B,)`, for bounds and for exact likelihoods.
 
     Attributes:
-        prior: coding x_1 (for a bound, `KL(q(x_1 | x_0) || p(x_1))`; for a flow, `-log p(x_1)`).
-        path: the levels between (for a flow, minus the log-volume that it gains).
-        data: from the last level to the quantised data.
-        error: standard error of the length where it was estimated more than once for each example, `(B,)`, or None.
+        prior: the term of x_1: for a bound `KL(q(x_1 | x_0) || p(x_1))`, for a flow `-log p(x_1)`.
+        path: the terms of the steps between; for a flow minus the log-determinant of the map from x_0 to x_1.
+        data: the term of the last step, to the quantized data.
+        error: the standard error of the code length, `(B,)`; None unless it was estimated more than once an example.
     """
 
     prior: Tensor
@@ -31,47 +31,48 @@ class CodeLength(NamedTuple):
 
     @property
     def nats(self) -> Tensor:
-        """The whole length, `(B,)`."""
+        """The total code length, `(B,)`."""
         return self.prior + self.path + self.data
 
     def bits_per_dim(self, dims: int) -> Tensor:
-        """`nats / (dims log 2)`, `(B,)`."""
+        """Returns `nats / (dims log 2)`, `(B,)`."""
         return self.nats / (dims * math.log(2))
 
 
 def refuse_nan(code: CodeLength) -> CodeLength:
-    """The code length, refused where it is NaN; waits for an accelerator, once. Infinite it may be, for data that a
-    model rules out.
+    """Returns the code length, and raises if it is NaN for any example.
+
+    It may be infinite, for data of probability zero. An accelerator is waited for, once.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for NaN.
     """
     known = ~torch.isnan(code.nats)
-    refuse_unless(
-        known, "the code length is NaN: look for NaN in the weights of the network, or in the conditions", wait=True
-    )
+    refuse_unless(known, "the code length is NaN: check the network's weights and the conditions for NaN", wait=True)
     return code
 
 
 def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
-    """`KL(N(mean_q, var_q) || N(mean_p, var_p))`, elementwise, in nats."""
-    excess = (var_q - var_p) / var_p  # log1p keeps what is left when the variances nearly agree
+    """Returns `KL(N(mean_q, var_q) || N(mean_p, var_p))`, elementwise, in nats."""
+    excess = (var_q - var_p) / var_p  # with log1p, accurate for variances that are nearly equal
     return 0.5 * ((mean_q - mean_p) ** 2 / var_p + excess - torch.log1p(excess))
 
 
 def discretized_gaussian(
     k: Tensor, mean: Tensor, std: Tensor, quantization: Quantization, *, tanh: bool = False
 ) -> Tensor:
-    r"""`log P(level k)` for a Gaussian integrated over the level's bin, elementwise, in nats (Ho et al. 2020, eq. 13).
+    r"""Returns `log P(k)`, elementwise, in nats: a Gaussian integrated over the bin of level k.
 
-    Bins reach half a spacing to each side; the first and last are open, so the probabilities of all levels sum to one.
+    Ho et al. 2020, eq. 13. Bins extend half a spacing to each side; the first and last bin are unbounded, so the
+    probabilities of all levels sum to one.
 
     Args:
         k: levels, int.
-        mean, std: of the Gaussian, in the real form of `quantization`, broadcast against k.
-        quantization: where the levels lie.
-        tanh: the published approximation `Phi(z) = (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2` with its floor of
-            1e-12 in place of the exact distribution function: for comparison with published figures only.
+        mean, std: of the Gaussian, in the units of `quantization.continuous(k)`, broadcast against k.
+        quantization: the real numbers of the levels.
+        tanh: True for the published approximation `Phi(z) = (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2`, with its
+            smallest probability of 1e-12, in place of the exact distribution function. It serves to reproduce published
+            figures only.
     """
     centered = quantization.low + quantization.spacing * k.to(mean.dtype) - mean
     upper, lower = (centered + quantization.spacing / 2) / std, (centered - quantization.spacing / 2) / std
@@ -80,8 +81,7 @@ def discretized_gaussian(
         cdf_upper, cdf_lower = approximate_cdf(upper), approximate_cdf(lower)
         inside = torch.where(first, cdf_upper, torch.where(last, 1 - cdf_lower, cdf_upper - cdf_lower))
         return inside.clamp(min=1e-12).log()
-    # Reflecting the right half to the left keeps the difference of the two tails exact: Phi(b) - Phi(a) = Phi(-a) -
-    # Phi(-b).
+    # Phi(b) - Phi(a) = Phi(-a) - Phi(-b): right of the mean the second form is used, whose terms are small there.
     flip = centered > 0
     high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     open_left, open_right = torch.where(flip, last, first), torch.where(flip, first, last)
@@ -92,18 +92,24 @@ def discretized_gaussian(
 
 
 def approximate_cdf(z: Tensor) -> Tensor:
-    """The tanh approximation of the normal distribution function that the published DDPM code uses."""
+    """Returns the tanh approximation of the normal distribution function that the published DDPM code uses."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 
 def sampled_steps(first: int, last: int, terms: int, batch: int, generator: Source = None) -> tuple[Tensor, float]:
-    """Levels at which to estimate a sum over n = first..last, and the weight of each.
+    """Samples steps n at which to estimate a sum over n = first..last, and returns them with their weight.
 
-    The range is cut into `terms` equal strata and each example takes one level from each, so the estimate is unbiased,
-    and with `terms = last - first + 1` every level is taken exactly once.
+    The range is divided into `terms` equal strata, and each example gets one step from each stratum. The estimate is
+    unbiased, and exact with `terms = last - first + 1`, which contains every step once.
+
+    Args:
+        first, last: the range of the sum.
+        terms: the number of steps for each example.
+        batch: B, the number of examples.
+        generator: the source of random numbers.
 
     Returns:
-        levels `(terms, batch)`, int64, and the weight `(last - first + 1) / terms`.
+        The steps, int64 `(terms, B)`, and the weight of each term, `(last - first + 1) / terms`.
     """
     count = last - first + 1
     terms = min(terms, count)
@@ -113,10 +119,10 @@ def sampled_steps(first: int, last: int, terms: int, batch: int, generator: Sour
 
 
 def total_nats(values: Tensor) -> Tensor:
-    """Sum over everything but the batch, in float64 where the device has it, so that a thousand small terms add up."""
+    """Returns the sum over all axes but the first, in float64 if the device has it: `(B, ...)` to `(B,)`."""
     return per_example(finest(values))
 
 
 def perplexity(nats: float) -> float:
-    """`exp(nats)`, infinite where no float64 holds it, as of a word that an untrained model codes."""
+    """Returns `exp(nats)`, or infinity where that exceeds the range of float64."""
     return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf

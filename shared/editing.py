@@ -1,4 +1,4 @@
-"""Editing with a sampler as it is: hooks around its steps, for every family."""
+"""Inpainting and SDEdit with an unconditional model: operations around the steps of any sampler, for every family."""
 
 from __future__ import annotations
 
@@ -11,31 +11,26 @@ from torch import Tensor
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
-from .sampler import Sampler, Step, device_of, single_step, unplanned
+from .sampler import Sampler, Step, device_of, single_step, without_plan
 
 
 class Inpainting(Sampler):
-    """Where the mask is 1, each state is replaced by the known signal, corrupted to its level (Song et al. 2021,
-    appendix I.2).
+    """Inpaints: after each step, replaces the state inside the mask by the known signal corrupted to the same time.
 
-    At the end the known part is the known signal itself. Works for continuous and categorical signals.
+    Song et al. 2021, appendix I.2. At the end the known part is the known signal itself. It works for continuous and
+    for categorical signals.
 
     Args:
-        sampler: fills in the rest.
-        known: `(B, ...)`, the signal, one row for each sample or one row for all of them; what lies outside the mask is
-            not looked at.
+        sampler: samples the rest.
+        known: the signal, `(B, ...)`, one row for each sample or one row for all; outside of the mask it is not used.
         mask: broadcast against `known`, 1 or True where the signal is known.
     """
 
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
-        super().__init__(unplanned(sampler).denoiser)
+        super().__init__(without_plan(sampler).denoiser)
         known = torch.as_tensor(known)
-        self.sampler, self.known, self.mask, self.looks_back = (
-            sampler,
-            known,
-            checked_mask(mask, known),
-            sampler.looks_back,
-        )
+        self.sampler, self.known, self.mask = sampler, known, checked_mask(mask, known)
+        self.looks_back = sampler.looks_back
 
     def begin(self) -> Step:
         inner, device = self.sampler.begin(), device_of(self.denoiser)
@@ -43,7 +38,7 @@ class Inpainting(Sampler):
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             x = inner(x, t, s, generator=generator, **cond)
-            known = for_every_row(clean, x, "known")  # each row with noise of its own
+            known = expanded_rows(clean, x, "known")  # each row gets noise of its own
             known = known if s == 0 else self.corruption.corrupt(known, s, generator=generator)
             return torch.where(mask, known.to(x), x)
 
@@ -54,17 +49,16 @@ class Inpainting(Sampler):
 
 
 class RePaint(Sampler):
-    """Inpainting that goes back up: every `jump` steps down are repeated `repeats` times (Lugmayr et al. 2022,
-    algorithm 1).
+    """Inpaints with resampling: walks each stretch of `jump` steps `repeats` times, adding the noise back in between.
 
-    Replacement alone lets the known part pull only on what comes after it; going up by fresh noise and down again
-    harmonises the two.
+    Lugmayr et al. 2022, algorithm 1. With `Inpainting` alone the known part of a state influences only later states;
+    adding noise and denoising again harmonizes the two parts.
 
     Args:
-        sampler: one that does not look back.
-        known, mask: as `Inpainting`.
-        jump: steps down before each way back up; 10 in the paper.
-        repeats: how often each stretch is walked; 10 in the paper, 1 for `Inpainting`.
+        sampler: a single-step sampler.
+        known, mask: as in `Inpainting`.
+        jump: the steps after which noise is added back; 10 in the paper.
+        repeats: how often each stretch is walked; 10 in the paper, 1 is `Inpainting`.
     """
 
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor, *, jump: int = 10, repeats: int = 10) -> None:
@@ -77,7 +71,7 @@ class RePaint(Sampler):
         pairs, walk = list(pairwise(grid)), []
         for start in range(0, len(pairs), self.jump):
             down = pairs[start : start + self.jump]
-            # The step to t = 0 is taken once: it ends at the denoiser's mean, which is not a draw to go up from.
+            # The step to t = 0 is taken once: it ends at the denoiser's mean, which is not a sample to add noise to.
             noisy = [pair for pair in down if pair[1] > 0]
             back = [(noisy[-1][1], noisy[0][0])] if noisy else []
             walk += (noisy + back) * (self.repeats - 1) + down
@@ -87,11 +81,9 @@ class RePaint(Sampler):
         down = self.inpainting.begin()
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-            return (
-                self.corruption.diffuse(x, t, s, generator=generator)
-                if s > t
-                else down(x, t, s, generator=generator, **cond)
-            )
+            if s > t:
+                return self.corruption.diffuse(x, t, s, generator=generator)
+            return down(x, t, s, generator=generator, **cond)
 
         return step
 
@@ -109,30 +101,40 @@ def sdedit(
     progress: Progress = silent,
     **cond: Any,
 ) -> Tensor:
-    """The guide is corrupted to `t = strength` and sampled from there (Meng et al. 2022, algorithm 1).
+    """Corrupts a guide to `t = strength` and samples from there: SDEdit (Meng et al. 2022, algorithm 1).
 
     Args:
-        sampler: any.
-        guide: `(B, ...)`, strokes or an image.
-        strength: in (0, 1]: how much is free to change; the grid's first time not above it is taken.
-        steps: of the whole grid, of which the part below `strength` is walked.
+        sampler: any sampler.
+        guide: strokes or an image, `(B, ...)`.
+        strength: how much may change, in (0, 1]; sampling starts at the first time of the grid that is not above it.
+        steps: the number of steps of the whole grid, or a grid; only the part up to `strength` is walked.
         generator: the source of noise.
         progress: how to report progress.
         cond: conditions by name.
+
+    Returns:
+        The samples, `(B, ...)`.
+
+    Raises:
+        UsageError: for a strength outside of (0, 1], or below the last noisy time of the grid.
     """
     grid = sampler.times(steps)
     rest = grid[grid <= strength * (1 + 1e-9)]
     if not 0 < strength <= 1 or len(rest) < 2:
         raise UsageError(
-            f"strength={strength}: give a number above the grid's last noisy time, {float(grid[-2]):.4g}, and up to 1"
+            f"strength={strength}: give a number from the grid's last noisy time, {float(grid[-2]):.4g}, up to 1"
         )
     x = sampler.corruption.corrupt(guide, rest[0], generator=generator)
     return sampler(x, steps=rest, generator=generator, progress=progress, **cond)
 
 
-def for_every_row(v: Tensor, x: Tensor, name: str) -> Tensor:
-    """What belongs to signals `(B, ...)`, one row for each, or one for all with or without the first axis, as
-    `(B, ...)`.
+def expanded_rows(v: Tensor, x: Tensor, name: str) -> Tensor:
+    """Returns `v` expanded to the shape of x, `(B, ...)`.
+
+    Args:
+        v: one row for each sample, or one row for all, with or without the first axis.
+        x: the samples.
+        name: of v, for the error message.
 
     Raises:
         UsageError: for another number of rows, or rows of another shape.
@@ -140,22 +142,28 @@ def for_every_row(v: Tensor, x: Tensor, name: str) -> Tensor:
     rows = v if v.ndim == x.ndim else v[None]
     if rows.shape[1:] != x.shape[1:] or len(rows) not in (1, len(x)):
         raise UsageError(
-            f"{name} of shape {tuple(v.shape)} does not fit samples of shape {tuple(x.shape)}: give one row for each sample, or "
-            "one row for all"
+            f"{name} of shape {tuple(v.shape)} does not fit samples of shape {tuple(x.shape)}: "
+            "give one row for each sample, or one row for all"
         )
     return rows.expand(x.shape)
 
 
 def checked_mask(mask: Tensor, known: Tensor) -> Tensor:
-    """A mask as booleans of the shape of the signal."""
+    """Returns a mask as booleans of the shape of the signal.
+
+    Raises:
+        UsageError: for entries other than 0 and 1, and for a mask that does not broadcast to the signal.
+    """
     mask = torch.as_tensor(mask)
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise UsageError(
-            "a mask is 1 or True where the signal is known and 0 elsewhere; for other numbers decide first, such as mask > 0.5"
+            "the mask has entries other than 0 and 1: give 1 or True where the signal is known and 0 elsewhere, "
+            "such as mask > 0.5"
         )
     try:
         return mask.bool().to(known.device).expand_as(known)
     except RuntimeError:
         raise UsageError(
-            f"a mask of shape {tuple(mask.shape)} does not fit a signal of shape {tuple(known.shape)}: give one that broadcasts"
+            f"a mask of shape {tuple(mask.shape)} does not fit a signal of shape {tuple(known.shape)}: "
+            "give one that broadcasts to it"
         ) from None

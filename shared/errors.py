@@ -1,4 +1,4 @@
-"""The one error that bad input raises, and the one warning."""
+"""The exception that bad input raises, and the warning category of this package."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """Bad input. The message is one line that names the value and the remedy.
+    """Raised for bad input; its message is one line that names the value and the remedy.
 
     The command line prints it without a traceback.
     """
 
 
 class Notice(UserWarning):
-    """What goes on but should be known, such as a run that is resumed with other settings.
+    """A warning about something that does not stop the program, such as a run that is resumed with other settings.
 
     The command line prints it as one line.
     """
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value in one line of a message, cut where it is long."""
+    """Returns a value as one line of text for a message, cut after `most` characters."""
     try:
         text = " ".join(str(value).split())
     except ValueError:  # an int of thousands of digits
@@ -33,7 +33,7 @@ def shown(value: Any, most: int = 80) -> str:
 
 @contextmanager
 def notices(say: Callable[[str], None]) -> Iterator[None]:
-    """Within it the text of every `Notice` goes to `say`, and other warnings where they went before."""
+    """Within the block, passes the text of each `Notice` to `say`; other warnings are shown as before."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
 

@@ -1,4 +1,4 @@
-"""Gradients with respect to a state, wherever the caller stands."""
+"""Gradients with respect to a state, also where the caller has switched gradients off."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .errors import UsageError
 
 @contextmanager
 def gradients(*values: Any) -> Iterator[tuple[Any, ...]]:
-    """Within the block gradients are taken, also where the caller is in `torch.no_grad()` or `torch.inference_mode()`.
+    """Enables gradients within the block, also inside `torch.no_grad()` or `torch.inference_mode()`.
 
-    Tensors that were made in inference mode cannot be differentiated through: those among the values come back as
-    copies that can, and the others as they are.
+    Tensors that were created in inference mode cannot be differentiated. Those among the values are returned as
+    ordinary copies, all other values as they are.
 
     Args:
-        values: tensors, and dictionaries of them such as conditions; other values pass as they are.
+        values: tensors, and dictionaries of tensors such as conditions; other values are returned as they are.
 
     Raises:
-        UsageError: where a network was built in inference mode.
+        UsageError: if the network was built in inference mode.
     """
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -32,13 +32,13 @@ def gradients(*values: Any) -> Iterator[tuple[Any, ...]]:
         if "nference tensor" not in str(error):
             raise
         raise UsageError(
-            "a gradient is needed here, and the network (or another part) was built inside torch.inference_mode(): build or load it "
-            "outside, and call it inside"
+            "a gradient is needed here, but the network (or another part) was built inside torch.inference_mode(): "
+            "build or load it outside, then call it inside"
         ) from error
 
 
 def ordinary(value: Any) -> Any:
-    """A tensor, or a dictionary of them, as copies outside of inference mode where they were made in it."""
+    """Returns a tensor, or a dictionary of tensors, with ordinary copies of those created in inference mode."""
     if isinstance(value, Tensor):
         with torch.inference_mode(False):
             return value.clone() if value.is_inference() else value

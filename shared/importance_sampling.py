@@ -1,4 +1,4 @@
-"""Times drawn by what they cost."""
+"""Importance sampling of training times, in proportion to the size of their losses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
 from .errors import UsageError
-from .objective import Loss, Objective
+from .objective import D, Loss, Objective, ObjectiveWrapper
 from .random import Source, categorical
 from .serialization import serializable
 
@@ -18,47 +17,50 @@ from .serialization import serializable
     "shared.ImportanceSampling",
     formerly=("unnoise.shared.importance.Importance", "unnoise.continuous.objectives.Importance"),
 )
-class ImportanceSampling(Objective):
-    r"""Draws n with chance `p_n ~ sqrt(E[L_n^2])` and weighs the loss by `1 / (T p_n)` (Nichol & Dhariwal 2021, section
-    3.3; for multinomial diffusion, Hoogeboom et al. 2021).
+class ImportanceSampling(ObjectiveWrapper[D]):
+    r"""Samples the step n with probability `p_n ~ sqrt(E[L_n^2])`, and multiplies the loss by `1 / (T p_n)`.
 
-    The second moments are means over the last `history` losses of each step; until every step has as many, n is
-    uniform. They are part of the state, so a resumed run goes on with them.
+    Nichol & Dhariwal 2021, section 3.3; for multinomial diffusion, Hoogeboom et al. 2021. `E[L_n^2]` is the mean over
+    the last `history` losses of step n. Until every step has so many losses, n is uniform. The losses are buffers, so a
+    resumed run continues with them.
 
     Args:
-        objective: on a table of steps, such as `Variational` of continuous/ and `Hybrid` of discrete/.
-        history: losses to remember for each step.
-        uniform: share of draws that stay uniform.
+        objective: on a table of steps, such as `continuous.Variational` or `discrete.D3PMLoss`.
+        history: the number of losses kept for each step.
+        uniform: the share of samples that are uniform.
+
+    Raises:
+        UsageError: for an objective that samples times in a way of its own, and for a process in continuous time.
     """
 
-    def __init__(self, objective: Objective, history: int = 10, uniform: float = 0.001) -> None:
-        super().__init__()
+    squares: Tensor
+    counts: Tensor
+
+    def __init__(self, objective: Objective[D], history: int = 10, uniform: float = 0.001) -> None:
+        super().__init__(objective)
         if history < 1 or not 0 < uniform <= 1:
             raise UsageError(
-                f"history={history}, uniform={uniform}: give one loss or more to remember, and a share above 0 and up to 1"
+                f"history={history}, uniform={uniform}: give a history of at least 1 loss, and a uniform share above 0 "
+                "and up to 1"
             )
         if objective.draws_times:
             raise UsageError(
-                f"{type(objective).__name__} draws times of its own, and importance sampling draws rows of a table: train it as it is, or "
-                "take an objective of the table's rows, such as continuous.Variational"
+                f"{type(objective).__name__} samples times in a way of its own, but importance sampling samples steps "
+                "of a table: train without it, or give an objective on a table, such as continuous.Variational"
             )
-        self.objective, self.history, self.uniform, self.times = objective, history, uniform, objective.times
+        self.history, self.uniform = history, uniform
         steps = getattr(objective.denoiser.corruption, "steps", None)
         if steps is None:
             raise UsageError(
-                "importance sampling chooses among the steps of a table, and this process runs in continuous time"
+                f"{type(objective.denoiser.corruption).__name__} runs in continuous time, but importance sampling "
+                "samples steps of a table: give a process with a table, such as continuous.Tabulated"
             )
-        self.steps = steps
+        self.steps: int = steps
         self.register_buffer("squares", torch.zeros(self.steps, history, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(self.steps, dtype=torch.int64))
 
-    @property
-    def denoiser(self) -> Denoiser:
-        """That of the objective."""
-        return self.objective.denoiser
-
-    def chances(self) -> Tensor:
-        """p_1..p_T, `(T,)`, float64."""
+    def probabilities(self) -> Tensor:
+        """Returns p_1..p_T, `(T,)`, float64."""
         root = self.squares.mean(1).sqrt()
         even = torch.full_like(root, 1 / self.steps)
         return torch.where(
@@ -69,7 +71,7 @@ class ImportanceSampling(Objective):
         return self.objective.at(x0, t, generator=generator, **cond)
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        p = self.chances()
+        p = self.probabilities()
         index = categorical(p.expand(len(x0), -1), generator)
         loss = self.at(x0, (index + 1).double() / self.steps, generator=generator, **cond)
         if self.training:
@@ -82,14 +84,14 @@ class ImportanceSampling(Objective):
         )
 
     def record(self, index: Tensor, losses: Tensor) -> None:
-        """Notes losses `(B,)` of steps `index` `(B,)`, 0-based, in rings of `history` places, without waiting for the
-        device.
+        """Stores losses `(B,)` of the steps `index` `(B,)`, counted from 0, without waiting for the device.
+
+        Each step has a ring buffer of `history` places.
         """
-        earlier = (index[:, None] == index).tril(-1).sum(1)  # how often this step came before in the batch
+        earlier = (index[:, None] == index).tril(-1).sum(1)  # how often the same step came before in the batch
         later = (index[:, None] == index).triu(1).sum(1)
         place = (self.counts[index] + earlier) % self.history
-        # Of more than `history` losses of one step the last ones stay; the others keep what is there, at no place that
-        # the last ones take.
+        # If a batch has more than `history` losses of one step, only the last `history` of them are stored.
         stays = later < self.history
         fresh = torch.where(stays, losses**2, 0.0)
         chosen = torch.zeros_like(self.squares).index_put((index, place), stays.double(), accumulate=True)

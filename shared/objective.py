@@ -1,4 +1,4 @@
-"""An objective turns clean data into a loss for each example; the trainer knows nothing else."""
+"""The base class of training objectives, and the ways to sample training times."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Loss(NamedTuple):
     """The losses of a batch.
 
     Attributes:
-        total: `(B,)`, float32 or better.
-        parts: by name, `(B,)` each, for the log; from `forward` their mean is that over uniform times, however times
-            are drawn.
-        t: `(B,)`, the times that were drawn.
+        total: the loss of each example, `(B,)`, float32 or better.
+        parts: quantities to log by name, `(B,)` each. Those from `Objective.forward` are weighted so that their mean is
+            the mean over uniform times, also if the times were sampled from another distribution.
+        t: the times, `(B,)`.
     """
 
     total: Tensor
@@ -33,60 +33,90 @@ class Loss(NamedTuple):
     t: Tensor
 
 
-Draw: TypeAlias = Callable[[int, Source], Tensor]
+TimeSampling: TypeAlias = Callable[[int, Source], Tensor]
+"""Samples times, `(batch size, source) -> u` in [0, 1), float64; for other than uniform u, with `weight(u)`."""
 D = TypeVar("D", bound=Denoiser, default=Denoiser, covariant=True)
 
 
 class Objective(nn.Module, ABC, Generic[D]):
-    """A loss of a denoiser at times that are drawn for each batch. Generic in the denoiser.
+    """A loss of a denoiser at random times. Generic in the denoiser.
 
     Attributes:
-        denoiser: what is trained.
-        times: how the times of a batch are drawn, as numbers in [0, 1) that the corruption maps to its times.
-        draws_levels: whether `forward` draws times by a rule of its own, so that the loss cannot be taken at the
-            corruption's training times.
+        denoiser: the denoiser that is trained.
+        times: samples the times of a batch, as numbers in [0, 1) that the corruption maps to its training times.
+        draws_times: whether `forward` samples times in a way of its own, and not by `times` and the corruption.
     """
 
     denoiser: D
-    times: Draw
+    times: TimeSampling
     draws_times: bool = False
 
     @abstractmethod
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        """The loss at given times `(B,)`. `x0`: `(B, ...)`; conditions by name."""
+        """Returns the loss at given times.
+
+        Args:
+            x0: clean data, `(B, ...)`.
+            t: times, `(B,)`.
+            generator: the source of noise.
+            cond: conditions by name.
+        """
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        """The loss at drawn times."""
-        u = self.times(len(refuse_array(x0, "x0")), generator)
+        """Returns the loss at random times; for the arguments see `at`."""
+        if not isinstance(x0, Tensor):
+            refuse_array(x0, "x0")
+        u = self.times(len(x0), generator)
         loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
-        return evened(loss, self.times, u)
+        return uniform_parts(loss, self.times, u) if hasattr(self.times, "weight") else loss
 
 
-def evened(loss: Loss, times: Draw, u: Tensor) -> Loss:
-    """The loss with parts whose mean is that over uniform times, for `u` that `times` drew."""
-    weight = getattr(times, "weight", None)  # of draws that are not uniform
-    return (
-        loss
-        if weight is None
-        else loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
-    )
+class ObjectiveWrapper(Objective[D]):
+    """An objective around another one, with the same denoiser and the same way to sample times.
+
+    Args:
+        objective: the inner one.
+    """
+
+    def __init__(self, objective: Objective[D]) -> None:
+        super().__init__()
+        self.objective, self.times, self.draws_times = objective, objective.times, objective.draws_times
+
+    @property
+    def denoiser(self) -> D:
+        """The denoiser of the inner objective."""
+        return self.objective.denoiser
+
+
+def uniform_parts(loss: Loss, times: TimeSampling, u: Tensor) -> Loss:
+    """Returns the loss with its parts weighted so that their mean is that over uniform times.
+
+    Args:
+        loss: at the times of u.
+        times: the distribution of u; one that is not uniform has `weight(u)`, one over its density.
+        u: `(B,)`.
+    """
+    weight = getattr(times, "weight", None)
+    if weight is None:
+        return loss
+    return loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
 
 
 @serializable("shared.independent", formerly="unnoise.shared.objective.independent")
 def independent(batch: int, generator: Source = None) -> Tensor:
-    """`batch` independent uniform numbers on [0, 1), float64, as published for DDPM and the score SDEs."""
+    """Returns `batch` independent uniform numbers on [0, 1), float64, as used for DDPM and the score SDEs."""
     return uniform((batch,), generator, dtype=torch.float64)
 
 
 @serializable("shared.Stratified", formerly="unnoise.shared.objective.Stratified")
 @dataclass(frozen=True)
 class Stratified:
-    """`u^power` with one uniform u in each of `batch` equal strata of [0, 1), float64 (Kingma et al. 2021, appendix
-    I.1, for power 1).
+    """Stratified sampling: `u^power` with one uniform u in each of `batch` equal strata of [0, 1).
 
-    Strata keep the mean and lower the variance. A power above 1 visits small times more: the loss is then that of
-    `independent` times with the further weight `u^(1/power - 1) / power`. Under VP half of all times are nearly pure
-    noise (sigma_t > 0.96 from t = 0.5) and teach little.
+    With power 1 it is like the low-discrepancy sampler of Kingma et al. (2021, appendix I.1), which has the same u in
+    all strata. Strata keep the mean of the loss and lower its variance. A power above 1 favors small times: in
+    expectation the loss is that of `independent` times with the additional weight `u^(1/power - 1) / power`. Under VP
+    half of all times are nearly pure noise (sigma_t > 0.96 from t = 0.5), and contribute little to training.
 
     Attributes:
         power: 1 for uniform times.
@@ -99,30 +129,30 @@ class Stratified:
             raise UsageError(f"power={self.power}: give a positive number, 1 for uniform times")
 
     def __call__(self, batch: int, generator: Source = None) -> Tensor:
-        """`(batch,)`."""
+        """Returns the samples, `(batch,)`, float64."""
         u = uniform((batch,), generator, dtype=torch.float64)
         return ((torch.arange(batch, device=u.device) + u) / batch) ** self.power
 
     def weight(self, u: Tensor) -> Tensor:
-        """One over the density of the times, `power u^(1 - 1 / power)`: a mean with it is one over uniform times."""
+        """Returns one over the density of the samples, `power u^(1 - 1 / power)`: weights for a mean over uniform u."""
         return self.power * u ** (1 - 1 / self.power)
 
 
 @serializable("shared.antithetic", formerly="unnoise.shared.objective.antithetic")
 def antithetic(batch: int, generator: Source = None) -> Tensor:
-    """U for half of the batch and 1 - u for the other, float64 (Song et al. 2020, DDIM code)."""
-    u = uniform((batch,), generator, dtype=torch.float64)[: (batch + 1) // 2]  # `Streams` give a number to every row
+    """Returns u for half of the batch and 1 - u for the other half, float64 (the code of DDIM, Song et al. 2020)."""
+    u = uniform((batch,), generator, dtype=torch.float64)[: (batch + 1) // 2]  # `Streams` has a number for each row
     return torch.cat([u, torch.nextafter(1 - u, torch.zeros_like(u))])[:batch]
 
 
-def refuse_uneven(times: Draw) -> None:
-    """Refuses training times that are not uniform, for a loss that is a bound only in the mean over uniform ones.
+def refuse_nonuniform_times(times: TimeSampling) -> None:
+    """Raises for training times that are not uniform, over which the loss would not be a bound.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for `Stratified` with a power other than 1.
     """
     if getattr(times, "power", 1.0) != 1:
         raise UsageError(
-            f"times={times}: this loss is a bound in the mean over uniform times, and these are not: take Stratified(), independent or "
-            "antithetic"
+            f"times={times} are not uniform, but this loss is a bound only as a mean over uniform times: "
+            "give Stratified(), independent or antithetic"
         )

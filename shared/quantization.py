@@ -1,4 +1,4 @@
-"""The scale of quantised data: how many levels, and where they lie when they are written as real numbers."""
+"""Quantized data: the number of quantization levels, and the real numbers that stand for them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .serialization import serializable
 @serializable("shared.Quantization", formerly="unnoise.shared.scale.Scale")
 @dataclass(frozen=True)
 class Quantization:
-    """Levels 0..K-1 as real numbers in [low, high].
+    """The map between quantization levels 0..K-1 and real numbers in [low, high].
 
     Attributes:
         levels: K; 256 for 8-bit images.
-        low, high: the range of the real form; [-1, 1] for DDPM, [0, 1] where a paper says so.
+        low, high: the range of the real numbers; [-1, 1] for DDPM, [0, 1] in other papers.
     """
 
     levels: int = 256
@@ -29,42 +29,51 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.levels < 2 or not self.low < self.high:
-            raise UsageError(f"a scale needs two levels or more and low < high, not {self}")
+            raise UsageError(f"{self}: give at least two levels, and low < high")
 
     @property
     def spacing(self) -> float:
-        """Distance of neighbouring levels when the first lies on `low` and the last on `high` (2 / 255 for 8-bit DDPM)."""
+        """The distance between neighboring levels if the first is `low` and the last `high`.
+
+        2 / 255 for 8-bit images on [-1, 1].
+        """
         return (self.high - self.low) / (self.levels - 1)
 
     @property
     def cell(self) -> float:
-        """Width of a level's cell when K cells tile the range (2 / 256 for 8 bits): the one for densities."""
+        """The width of a level's cell if K cells tile the range, as dequantization for densities takes it.
+
+        2 / 256 for 8-bit images on [-1, 1].
+        """
         return (self.high - self.low) / self.levels
 
     @property
     def offset_nats(self) -> float:
-        """What a code length in nats per dimension gains from a density to its levels, `-log(cell)`.
+        """`-log(cell)`: a code length of levels minus that of the dequantized density, in nats per dimension.
 
-        7 bits for 8 bits on [-1, 1].
+        For 8-bit images on [-1, 1] it is 7 log 2 nats, or 7 bits.
         """
         return -math.log(self.cell)
 
     def quantized(self, k: Tensor, generator: Source = None) -> Tensor:
-        """Level k itself, int64."""
+        """Returns level k itself, int64."""
         return k.long()
 
     def continuous(self, k: Tensor, generator: Source = None) -> Tensor:
-        """Level k at `low + k spacing`, float32: DDPM's `x / 127.5 - 1`."""
+        """Returns `low + k spacing` for level k, float32: DDPM's `x / 127.5 - 1`."""
         return self.low + self.spacing * k.float()
 
     def dequantized(self, k: Tensor, generator: Source = None) -> Tensor:
-        """Level k spread uniformly over its cell, float32: `low + (k + u) cell` (Theis et al. 2016, section 3.1)."""
+        """Returns a uniform draw from the cell of level k, float32: `low + (k + u) cell`, u uniform on [0, 1).
+
+        Theis et al. 2016, section 3.1.
+        """
         return self.low + self.cell * (k + uniform(k.shape, generator, device=k.device))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The level nearest to a real number of the `continuous` form, int64; the ends take what lies beyond."""
+        """Returns the level k, int64, whose `continuous(k)` is nearest to x; clamped to 0..K-1."""
         return torch.round((x - self.low) / self.spacing).long().clamp(0, self.levels - 1)
 
     def cell_of(self, x: Tensor) -> Tensor:
-        """The level whose cell holds a real number of the `dequantised` form, int64; the ends take what lies beyond."""
+        """Returns the level k, int64, whose cell contains x, as for x from `dequantized(k)`; clamped to 0..K-1."""
         return torch.floor((x - self.low) / self.cell).long().clamp(0, self.levels - 1)

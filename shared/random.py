@@ -1,7 +1,7 @@
-"""Explicit randomness: every draw comes from a `torch.Generator` or from `Streams`.
+"""Random numbers from an explicit source: a `torch.Generator`, or `Streams`.
 
-`Streams` is a counter-based source: the noise of row i depends on (seed, indices[i], number of the call) alone, so
-sample i of a run is the same whatever the batch size, the world size or the rank.
+`Streams` is a counter-based source: the noise of row i depends only on (seed, indices[i], number of the call), so
+sample i of a run is the same for every batch size, world size and rank.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GOLDEN, _MIX1, _MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts carry the sign: mask it away
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts repeat the sign bit: mask it
 
 
 def _scrambled(x: Tensor) -> Tensor:
@@ -32,65 +32,69 @@ def _scrambled(x: Tensor) -> Tensor:
 
 
 def whole_seed(seed: Any) -> int:
-    """A seed as an int, from NumPy or a tensor too.
+    """Returns a seed as an int, also from a NumPy integer or a tensor.
 
     Raises:
-        UsageError: for what is not a whole number, and beyond the 64 bits that `torch.Generator.manual_seed` takes,
-            -2^63 to 2^64 - 1; like there, a negative one is the same as itself + 2^64.
+        UsageError: for anything but a whole number from -2^63 to 2^64 - 1, the range of
+            `torch.Generator.manual_seed`; as there, a negative seed n means n + 2^64.
     """
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)
     except (TypeError, ValueError):
         number = None
     if number is None or not -(1 << 63) <= number < 1 << 64:
-        raise UsageError(f"seed={shown(seed)}: give a whole number of at most 64 bits, such as 0 to 2**63 - 1")
+        raise UsageError(f"seed={shown(seed)}: give a whole number of at most 64 bits, from 0 to 2**63 - 1")
     return number
 
 
 def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
-    """The seed of one of a run's many generators, by what it is for and a number such as the step.
+    """Returns the seed of one of a run's generators, a hash of the run's seed, a purpose and a number.
 
-    Generators that are seeded with one number draw the same numbers, whatever they are for: dropout would follow the
-    training times. A hash keeps purposes, numbers and seeds apart; PyTorch's CPU generator reads its lower 32 bits.
+    Generators with the same seed draw the same numbers: without the purpose, dropout would be correlated with the
+    training times. PyTorch's CPU generator uses the lower 32 bits of the result.
 
     Args:
         seed: the run's seed.
-        purpose: such as "dropout" or "noise".
+        purpose: what the generator is for, such as "dropout" or "noise".
         number: of the step, epoch or batch.
 
     Returns:
-        An integer from 0 to below 2^63.
+        An integer from 0 to 2^63 - 1.
 
     Raises:
-        UsageError: for a seed that is not a whole number of 64 bits.
+        UsageError: for a seed that is not a whole number of at most 64 bits.
     """
     digest = hashlib.blake2b(f"{purpose}:{whole_seed(seed)}:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 class Streams:
-    """One independent stream of noise for each row of a batch.
+    """A source of random numbers with an independent stream for each row of a batch.
 
     Args:
         seed: the run's seed.
         indices: the global indices of the samples in this batch, one for each row.
 
     Raises:
-        UsageError: for a seed that is not a whole number of 64 bits, and indices that are not a row of whole numbers.
+        UsageError: for a seed that is not a whole number of at most 64 bits, and for indices that are not a
+            one-dimensional sequence of whole numbers.
     """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:
         number = whole_seed(seed)
         self.seed = number - (1 << 64) if number >= 1 << 63 else number
-        self.indices, self.calls = rows_of(indices), 0
+        self.indices, self.calls = checked_indices(indices), 0
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Uniform draws on the open interval (0, 1), shape `(len(indices), ...)`."""
+        """Returns uniform numbers on the open interval (0, 1), of shape `(len(indices), ...)`."""
         rows, per_row = shape[0], 1
         for size in shape[1:]:
             per_row *= size
         if rows != len(self.indices):
-            raise UsageError(f"{rows} rows were asked of streams for {len(self.indices)} samples")
+            raise UsageError(
+                f"{rows} rows of noise are needed, but Streams has indices for {len(self.indices)} samples: "
+                "give one index for each row"
+            )
         self.calls += 1
         self.indices = self.indices.to(device)
         seed, call = (torch.full((), n, dtype=torch.int64, device=device) for n in (self.seed, self.calls))
@@ -101,16 +105,16 @@ class Streams:
         return ((_shifted(word, 64 - bits).to(real) + 0.5) / 2**bits).to(dtype).reshape(tuple(shape))
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Standard normal draws, by the inverse of the distribution function."""
+        """Returns standard normal numbers, by the inverse of the distribution function."""
         real = torch.float64 if dtype == torch.float64 else torch.float32
         return torch.special.ndtri(self.uniform(shape, real, device)).to(dtype)
 
 
-def rows_of(indices: Sequence[int] | Tensor) -> Tensor:
-    """Indices of samples, int64 `(B,)`.
+def checked_indices(indices: Sequence[int] | Tensor) -> Tensor:
+    """Returns indices of samples as int64 `(B,)`.
 
     Raises:
-        UsageError: for anything else.
+        UsageError: for anything but a one-dimensional sequence of whole numbers.
     """
     try:
         found = torch.as_tensor(indices)
@@ -119,9 +123,7 @@ def rows_of(indices: Sequence[int] | Tensor) -> Tensor:
     if found.ndim != 1 or (
         found.numel() and (found.dtype == torch.bool or found.is_floating_point() or found.is_complex())
     ):
-        raise UsageError(
-            f"indices={shown(indices)}: give the numbers of the samples, one for each row, such as range(64)"
-        )
+        raise UsageError(f"indices={shown(indices)}: give one whole number for each sample, such as range(64)")
     return found.to(torch.int64)
 
 
@@ -135,10 +137,13 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniform draws on [0, 1); without a source, from torch's global generator. `device` is the source's by default."""
+    """Returns uniform numbers on [0, 1), from torch's global generator if there is no source.
+
+    The default device is that of the source.
+    """
     if isinstance(source, Streams):
         return source.uniform(shape, dtype, torch.device(device or "cpu"))
-    home = home_of(source, device)
+    home = source.device if isinstance(source, torch.Generator) else home_of(source, device)
     return torch.rand(tuple(shape), generator=source, dtype=dtype, device=home).to(device or home)
 
 
@@ -149,34 +154,41 @@ def normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Standard normal draws; without a source, from torch's global generator. `device` is the source's by default."""
+    """Returns standard normal numbers, from torch's global generator if there is no source.
+
+    The default device is that of the source.
+    """
     if isinstance(source, Streams):
         return source.normal(shape, dtype, torch.device(device or "cpu"))
-    home = home_of(source, device)
+    home = source.device if isinstance(source, torch.Generator) else home_of(source, device)
     return torch.randn(tuple(shape), generator=source, dtype=dtype, device=home).to(device or home)
 
 
 def home_of(source: Source, device: torch.device | str | None) -> torch.device:
-    """Where draws are made: on the source's device, or on the one asked for without a source."""
+    """Returns the device to draw on: that of the source, or without a source the given one.
+
+    Raises:
+        UsageError: for an object that is not a source of random numbers.
+    """
     if source is not None and not isinstance(source, torch.Generator):
         raise UsageError(f"generator={source!r}: give torch.Generator().manual_seed(0), or Streams(seed, indices)")
     return torch.device(device or "cpu") if source is None else source.device
 
 
 def normal_like(x: Tensor, source: Source = None) -> Tensor:
-    """Standard normal draws of the shape, dtype and device of `x`."""
+    """Returns standard normal numbers of the shape, dtype and device of `x`."""
     return normal(x.shape, source, dtype=x.dtype, device=x.device)
 
 
 def rademacher_like(x: Tensor, source: Source = None) -> Tensor:
-    """Signs, +1 or -1 with equal probability, of the shape, dtype and device of `x`."""
+    """Returns signs, +1 or -1 with equal probability, of the shape, dtype and device of `x`."""
     return torch.where(uniform(x.shape, source, dtype=x.dtype, device=x.device) < 0.5, -1.0, 1.0).to(x)
 
 
 def categorical(p: Tensor, source: Source = None) -> Tensor:
-    """Draws from `p`, shape `(..., K)`, not necessarily normalised, by inverting its distribution function.
+    """Samples categories from `p`, shape `(..., K)`, by inverting its distribution function; p need not sum to one.
 
-    One uniform number is drawn for each position. A class of probability zero is never drawn.
+    One uniform number is drawn for each position. A category of probability zero is never sampled.
 
     Returns:
         int64, shape `(...)`.
@@ -185,11 +197,14 @@ def categorical(p: Tensor, source: Source = None) -> Tensor:
 
 
 def quantile(p: Tensor, u: Tensor) -> Tensor:
-    """The class of `p` `(..., K)`, not necessarily normalised, at the quantile u `(...)` in (0, 1], int64; never one
-    without a chance.
+    """Returns the category of `p` at the quantile u in (0, 1], int64 `(...)`; never one of probability zero.
 
-    The distribution function is summed in float64: in float32 the tail of a large vocabulary would be cut, and the
-    entropy of what is drawn lowered (Zheng et al. 2024, of Gumbel draws).
+    The distribution function is summed in float64: float32 would cut off the tail of a large vocabulary, and lower the
+    entropy of the samples (Zheng et al. 2024, for Gumbel noise).
+
+    Args:
+        p: `(..., K)`; it need not sum to one.
+        u: `(...)`.
     """
     cumulative = exact(p).cumsum(-1).contiguous()
     target = u[..., None] * cumulative[..., -1:]

@@ -1,4 +1,4 @@
-"""A sampler walks from noise to data, one level at a time."""
+"""The base class of samplers, which go from noise to data along a grid of times, and predictor-corrector samplers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing_extensions import TypeVar
 from .calling import networks_of, refusing_nan, warn_in_training
 from .corruption import Corruption
 from .denoiser import Denoiser
-from .errors import UsageError
+from .errors import UsageError, shown
 from .progress import Progress, silent
 from .random import Source
 from .tensors import refuse_unless
@@ -28,14 +28,14 @@ C = TypeVar("C", bound=Corruption, default=Corruption, covariant=True)
 
 
 class Sampler(ABC, Generic[D, C]):
-    """Runs `step` along a grid of times. Generic in the denoiser and in the process that it reverses.
+    """Samples by `step`s along a grid of times. Generic in the denoiser and in the process that it reverses.
 
     Attributes:
-        denoiser: says what x_0 was.
+        denoiser: estimates x_0.
         order: global order of convergence in the step size for samplers of an ODE, None for others.
-        looks_back: whether a step uses what was learnt at earlier levels of the run.
-        plans: whether the first step of a run decides what later ones do, so that nothing else may change the state
-            between them.
+        looks_back: whether a step uses network outputs of earlier steps, as multistep solvers do.
+        plans: whether the first step of a run decides what later steps do, so that the state must not be changed
+            between steps.
     """
 
     order: int | None = None
@@ -52,20 +52,31 @@ class Sampler(ABC, Generic[D, C]):
 
     @abstractmethod
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """`x_t` to `x_s`, s < t, both scalars; at s = 0 the denoiser's mean (or its draw)."""
+        """Returns x_s given x_t.
+
+        Args:
+            x: x_t, `(B, ...)`.
+            t, s: scalars, s < t; at s = 0 the result is the denoiser's mean (or a sample of its distribution).
+            generator: the source of noise.
+            cond: conditions for the network, by name.
+        """
 
     def start(self, shape: Sequence[int], t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """The state that a run of that shape starts from at t, the first time of its grid."""
-        x = self.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
+        """Returns the state of the given shape that a run starts from at t, the first time of its grid."""
+        x = self.denoiser.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
         return self.denoiser.start(x, t, generator=generator, **cond)
 
     def begin(self) -> Step:
-        """The `step` of one run: samplers that look back at earlier levels give one with an empty memory."""
+        """Returns the step function of a new run; that of a sampler that looks back has an empty memory."""
         return self.step
 
     def times(self, steps: int | Tensor) -> Tensor:
-        """The grid of that many steps, or the one that was given, checked."""
-        if not isinstance(steps, Tensor) and hasattr(steps, "__index__"):  # numpy's whole numbers too
+        """Returns the grid of that many steps, or the given grid, checked.
+
+        Raises:
+            UsageError: for another type, and for a grid that does not decrease within [0, 1].
+        """
+        if not isinstance(steps, Tensor) and hasattr(steps, "__index__"):  # also NumPy integers
             return self.corruption.grid(index(steps))
         if not isinstance(steps, Tensor):
             raise UsageError(
@@ -76,7 +87,7 @@ class Sampler(ABC, Generic[D, C]):
         return grid
 
     def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The pairs (t, s) that a run visits: the grid's neighbours, unless a sampler goes back up on its way."""
+        """Returns the pairs (t, s) of the steps of a run: neighboring times, unless a sampler also adds noise back."""
         return list(pairwise(grid))
 
     @torch.no_grad()
@@ -94,26 +105,30 @@ class Sampler(ABC, Generic[D, C]):
 
         Args:
             x: the state to start from, at the first time of the grid; or
-            shape: the shape `(B, ...)` of a start drawn from the prior.
+            shape: the shape `(B, ...)` of a start that is sampled from the prior.
             steps: the number of steps, or a decreasing grid of times.
             generator: the source of noise, a `torch.Generator` or `Streams`.
             progress: how to report progress.
             cond: conditions for the network, by name.
 
         Raises:
-            UsageError: without exactly one of x and shape, or for a grid that does not decrease within [0, 1].
+            UsageError: unless exactly one of x and shape is given, and for a grid that does not decrease within [0, 1].
         """
         if (x is None) == (shape is None):
-            raise UsageError("give either a start x or the shape of one, such as shape=(16, 1, 8, 8)")
+            raise UsageError("give either a state x to start from or a shape, such as shape=(16, 1, 8, 8)")
         if isinstance(x, tuple | list) and all(hasattr(n, "__index__") for n in x):
-            raise UsageError(f"x={x} is a shape: give shape={tuple(x)}")
+            raise UsageError(f"x={x} is a shape, not a state: give shape={tuple(x)}")
         if shape is not None and (
             not isinstance(shape, Sequence) or not all(hasattr(n, "__index__") and n > 0 for n in shape)
         ):
-            raise UsageError(f"shape={shape}: give whole numbers, the batch first, such as shape=(16, 1, 8, 8)")
+            raise UsageError(f"shape={shape}: give whole numbers, the batch size first, such as shape=(16, 1, 8, 8)")
         warn_in_training(self.denoiser)
         grid = self.times(steps)
-        x = self.start(shape, grid[0], generator=generator, **cond) if x is None else self.corruption.state(x)
+        if x is not None:
+            x = self.corruption.state(x)
+        else:
+            assert shape is not None  # exactly one of the two is given
+            x = self.start(shape, grid[0], generator=generator, **cond)
         step, path = self.begin(), self.path(grid)
         for t, s in progress(path, len(path), "sampling"):
             x = step(x, t, s, generator=generator, **cond)
@@ -129,30 +144,31 @@ class Sampler(ABC, Generic[D, C]):
         progress: Progress = silent,
         **cond: Any,
     ) -> Tensor:
-        """The last state of `trajectory`."""
+        """Returns the last state of `trajectory`, and raises if it contains NaN or infinity."""
         with refusing_nan(self.denoiser):
             for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
                 last = state
         if last.is_floating_point():
             refuse_unless(
                 torch.isfinite(last),
-                "the samples hold NaN or infinity: look for them in the network or the conditions",
+                "the samples contain NaN or infinity: check the network's weights and the conditions",
                 wait=True,
             )
         return last
 
 
 class PredictorCorrector(Sampler):
-    """A predictor to the next level, then a corrector there (Song et al. 2021, algorithm 1; of symbols Campbell et al.
-    2022, section 4.4).
+    """A predictor step to the next time, then a corrector step at that time.
+
+    Song et al. 2021, algorithm 1; for categorical data Campbell et al. 2022, section 4.4.
 
     Args:
-        predictor: any sampler; `continuous.DDIM` is one, and so is `discrete.TauLeaping`.
-        corrector: a sampler that stays at the level it is given, such as `sde.Langevin` or `discrete.RateCorrector`.
+        predictor: any sampler, such as `continuous.DDIM` or `discrete.TauLeaping`.
+        corrector: a sampler whose step keeps the time, such as `sde.Langevin` or `discrete.RateCorrector`.
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
-        super().__init__(on_one_process(unplanned(predictor), corrector).denoiser)
+        super().__init__(on_one_process(without_plan(predictor), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
         self.looks_back = predictor.looks_back
 
@@ -170,22 +186,24 @@ class PredictorCorrector(Sampler):
 
 
 class CorrectorPredictor(Sampler):
-    """A corrector at the level where x is, then a predictor to the next: the order of Song et al.'s (2021) code, at
-    every level of the grid from the noisiest to the last, after which the predictor denoises.
+    """A corrector step at the present time, then a predictor step to the next: the order of Song et al.'s (2021) code.
+
+    The corrector acts at every noisy time of the grid; the last predictor step denoises.
 
     Args:
-        predictor, corrector: as `PredictorCorrector`.
+        predictor, corrector: as in `PredictorCorrector`; the predictor is a single-step sampler.
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
-        super().__init__(on_one_process(single_step(unplanned(predictor)), corrector).denoiser)
+        super().__init__(on_one_process(single_step(without_plan(predictor)), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
 
     def begin(self) -> Step:
         predict, correct = self.predictor.begin(), self.corrector.begin()
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-            # A corrector stays at its second time; its first is a step above, here as far as s is below.
+            # A corrector acts at its second time; the first is that of the step before, here as far above t as s is
+            # below.
             x = correct(x, 2 * t - s, t, generator=generator, **cond)
             return predict(x, t, s, generator=generator, **cond)
 
@@ -196,55 +214,75 @@ class CorrectorPredictor(Sampler):
 
 
 def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:
-    """The predictor, refused if the corrector was built for another process or another model of its reverse."""
+    """Returns the predictor, and raises if the corrector belongs to another process or reverse model.
+
+    Raises:
+        UsageError: for two processes, or two reverse models of a categorical denoiser.
+    """
     if predictor.corruption != corrector.corruption:
-        raise UsageError("predictor and corrector belong to different schedules: build both from one denoiser")
+        raise UsageError("predictor and corrector have different schedules: build both from one denoiser")
     reverse = [getattr(sampler.denoiser, "reverse", None) for sampler in (predictor, corrector)]
     if not same(*reverse):
         raise UsageError(
-            f"the predictor reads the network as {reverse[0]}, the corrector as {reverse[1]}: build both from one denoiser"
+            f"the reverse model of the predictor is {reverse[0]}, that of the corrector {reverse[1]}: "
+            "build both from one denoiser"
         )
     return predictor
 
 
 def single_step(sampler: Sampler) -> Sampler:
-    """The sampler, refused if it looks back at levels that a wrapper moves away from."""
+    """Returns the sampler, and raises if it looks back at earlier steps, between which a wrapper changes the state.
+
+    Raises:
+        UsageError: for such a sampler.
+    """
     if sampler.looks_back:
         raise UsageError(
-            f"{type(sampler).__name__} looks back at earlier levels, which this leaves: take a single-step sampler, such as DDIM"
+            f"{type(sampler).__name__} looks back at earlier steps, but here the state is changed between steps: "
+            "give a single-step sampler, such as DDIM"
         )
     return sampler
 
 
-def unplanned(sampler: Sampler) -> Sampler:
-    """The sampler, refused if its first step decides what later ones do, which a change between them would undo."""
+def without_plan(sampler: Sampler) -> Sampler:
+    """Returns the sampler, and raises if its first step decides what later steps do.
+
+    Raises:
+        UsageError: for such a sampler.
+    """
     if sampler.plans:
         raise UsageError(
-            f"{type(sampler).__name__} decides at its first step when each position changes, and here positions change between its "
-            "steps: take Ancestral, or hold known tokens with discrete.Infilling"
+            f"{type(sampler).__name__} decides at its first step when each position changes, but here positions are "
+            "changed between steps: give Ancestral, or keep known tokens with discrete.Infilling"
         )
     return sampler
 
 
 def checked(grid: Tensor) -> Tensor:
-    """A grid of times given by hand.
+    """Returns a grid of times on the CPU in float64, and raises unless it decreases within [0, 1].
 
     Raises:
-        UsageError: unless it decreases within [0, 1].
+        UsageError: for any other tensor.
     """
     grid = grid.detach().to("cpu", torch.float64)
     if grid.ndim != 1 or len(grid) < 2 or grid[0] > 1 or grid[-1] < 0 or not bool((grid.diff() < 0).all()):
-        raise UsageError(f"a grid of times must decrease within [0, 1], such as 1, 0.5, 0; got {grid.tolist()}")
+        raise UsageError(
+            f"the grid {shown(grid.tolist())} does not decrease within [0, 1]: give times such as 1, 0.5, 0"
+        )
     return grid
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's parameters; the CPU for one that has none."""
+    """Returns the device of a module's parameters, the CPU if it has none."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 class Evaluations:
-    """How often a denoiser's network was called."""
+    """The number of calls of a denoiser's network.
+
+    Attributes:
+        calls: the number so far.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
@@ -254,17 +292,25 @@ class Evaluations:
 def counted(denoiser: Denoiser) -> Iterator[Evaluations]:
     """Counts the network evaluations (NFE) of `denoiser` inside a `with` block.
 
-    A denoiser without a network counts itself.
+    For a denoiser without a network, its own calls are counted.
     """
     count = Evaluations()
 
     def add(*_: Any) -> None:
         count.calls += 1
 
-    networks = networks_of(denoiser) or [denoiser]
-    handles = [network.register_forward_pre_hook(add) for network in networks]
+    networks, estimate = networks_of(denoiser), getattr(denoiser, "estimate", None)
+    handles = [network.register_forward_pre_hook(add) for network in networks or ([denoiser] if not estimate else [])]
+    if estimate and not networks:  # samplers call `estimate`, as `forward` does
+
+        def one_more(*args: Any, **cond: Any) -> Any:
+            add()
+            return estimate(*args, **cond)
+
+        vars(denoiser)["estimate"] = one_more
     try:
         yield count
     finally:
         for handle in handles:
             handle.remove()
+        vars(denoiser).pop("estimate", None)

@@ -1,8 +1,8 @@
-"""Objects as plain JSON and back, so that a checkpoint holds what is needed to rebuild its model.
+"""Objects as JSON values and back, so that a checkpoint contains what is needed to rebuild its model.
 
-A class or function that is marked `@serializable("family.Name")` can stand in a checkpoint under this name, which stays
-the same when its module moves. A class keeps each constructor argument as an attribute of the same name. Reading looks
-names up among the marked ones only: nothing is imported or evaluated because a file says so.
+A class or function marked `@serializable("family.Name")` can be written to a checkpoint under this name, which does not
+change when its module moves. A class must keep each constructor argument as an attribute of the same name. On reading,
+names are looked up among the marked classes and functions only: a file cannot cause an import or run code.
 """
 
 from __future__ import annotations
@@ -20,36 +20,40 @@ from .errors import UsageError
 
 T = TypeVar("T")
 
-
-_KNOWN: dict[str, Any] = {}
-_NAMES: dict[Any, str] = {}
-_EARLIER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_KNOWN: dict[str, Any] = {}  # name in checkpoints -> class or function
+_NAMES: dict[Any, str] = {}  # class or function -> name in checkpoints
+_EARLIER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # earlier name -> conversion of the arguments
 
 
 def serializable(
     name: str, *, formerly: str | Sequence[str] = (), renamed: Mapping[str, str] | None = None
 ) -> Callable[[T], T]:
-    """Marks a class, or a function at the top level of a module, as one that checkpoints may name.
+    """Marks a class, or a function at the top level of a module, as serializable under a name.
 
     Args:
-        name: what checkpoints call it from now on, such as `"my_lab.Cosine"`. Choose it once: files keep it.
+        name: its name in checkpoints, such as `"my_lab.Cosine"`. Do not change it later: files contain it.
         formerly: its names in files of earlier versions.
-        renamed: new names of constructor arguments by those in files of earlier versions.
+        renamed: today's name of each constructor argument that has another name in files of earlier versions, by that
+            earlier name.
 
     Raises:
-        UsageError: for a name that stands for something else already.
+        UsageError: for a name that another class or function has already.
     """
     if not isinstance(name, str):
         raise UsageError(
-            f'@serializable needs a name for checkpoints to keep: write @serializable("my_project.{name_of(name)}")'
+            f'@serializable needs the name for checkpoints: write @serializable("my_project.{name_of(name)}")'
         )
 
     def mark(thing: T) -> T:
-        held = _KNOWN.get(name, thing)
-        if full_name(held) != full_name(thing):
-            raise UsageError(f"in checkpoints the name {name} already stands for {full_name(held)}: choose another")
+        holder = _KNOWN.get(name, thing)
+        if full_name(holder) != full_name(thing):
+            raise UsageError(
+                f"the name {name} for {full_name(thing)} already stands for {full_name(holder)} in checkpoints: "
+                "choose another name"
+            )
         _KNOWN[name], _NAMES[thing] = thing, name
-        for old in [formerly] if isinstance(formerly, str) else formerly:
+        before = [formerly] if isinstance(formerly, str) else list(formerly)
+        for old in [*before, *([name] if renamed else [])]:
             earlier(
                 old,
                 lambda arguments: {
@@ -63,20 +67,25 @@ def serializable(
 
 
 def earlier(name: str, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Says how what files of earlier versions call `name` is written today.
+    """Registers how the description of a class or function in files of earlier versions is converted to today's.
 
     Args:
-        name: of a class or function in those files.
-        convert: from its arguments in those files (none of a function) to today's description.
+        name: its name in those files.
+        convert: a function from its arguments in those files ({} for a function) to today's description.
     """
     _EARLIER[name] = convert
 
 
 def serialize(value: Any, role: str = "") -> Any:
-    """Returns `value` as JSON types; `role` is the name of the argument that it is.
+    """Returns a description of `value` in JSON types, from which `deserialize` rebuilds it.
+
+    Args:
+        value: a serializable object; a number, string, None or tensor; or a tuple or list of these.
+        role: the name of the constructor argument whose value it is. A network that is not serializable is described by
+            its class alone, if its role is `network` or `inner`.
 
     Raises:
-        UsageError: for a value that cannot be written, with its type.
+        UsageError: for a value that cannot be described, with its type.
     """
     value = value.item() if isinstance(value, np.generic) else uncompiled(value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -94,35 +103,40 @@ def serialize(value: Any, role: str = "") -> Any:
     if isinstance(value, nn.Module) and role in ("network", "inner"):
         return {"external": full_name(type(value))}
     raise UsageError(
-        f"a checkpoint cannot hold {full_name(value if inspect.isroutine(value) else type(value))}: mark your class or function with "
-        '@serializable("my_project.NAME") of unnoise.shared.serialization'
+        f"a checkpoint cannot contain {full_name(value if inspect.isroutine(value) else type(value))}: mark the class "
+        'or function with @serializable("my_project.NAME") from unnoise.shared.serialization'
     )
 
 
 def uncompiled(value: Any) -> Any:
-    """Returns the module that `torch.compile` wrapped; everything else as it is."""
+    """Returns the module inside one from `torch.compile`, and any other value as it is."""
     return value._modules.get("_orig_mod", value) if isinstance(value, nn.Module) else value
 
 
 def refuse_moved(value: Any) -> None:
-    """Refuses a denoiser that `on(schedule)` put on another schedule than that of training, which a file would forget.
+    """Raises for a denoiser that `on(schedule)` put on another schedule than that of training, which is not written.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for such a denoiser.
     """
-    home, there = getattr(value, "schedule", None), getattr(value, "corruption", None)
-    if isinstance(value, nn.Module) and home and there and home != there:
+    trained, present = getattr(value, "schedule", None), getattr(value, "corruption", None)
+    if isinstance(value, nn.Module) and trained and present and trained != present:
         raise UsageError(
-            f"a checkpoint cannot hold a {type(value).__name__} that was moved to another schedule: save it on its own, and move it "
-            "with on(schedule) after loading"
+            f"a checkpoint cannot contain a {type(value).__name__} on another schedule than that of training: "
+            "save it on that, and call on(schedule) after loading"
         )
 
 
 def deserialize(description: Any, network: nn.Module | None = None) -> Any:
-    """Returns the object that `serialize` wrote; `network` stands in for a network that is not of this package.
+    """Returns the object that `serialize` described; lists become tuples.
+
+    Args:
+        description: from `serialize`, or from a file of an earlier version.
+        network: takes the place of networks that are not serializable; each gets a copy.
 
     Raises:
-        UsageError: where the description names something that is not known here, or arguments that do not fit.
+        UsageError: for a name that is not registered, arguments that do not fit the class, and a network that is needed
+            and not given.
     """
     if isinstance(description, list):
         return tuple(deserialize(d, network) for d in description)
@@ -133,14 +147,16 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
     if "external" in description:
         if network is None:
             raise UsageError(
-                f"this checkpoint holds a network of your own, {description['external']}: give it as load(path, network=...)"
+                f"this checkpoint was saved with a network of your own, {description['external']}: "
+                "give it as load(path, network=...)"
             )
-        return copy.deepcopy(network)  # a student and its teacher are two
+        return copy.deepcopy(network)  # a student and its teacher have one each
     description = current_name(description)
     name = description.get("class") or description.get("function")
     if name not in _KNOWN:
         raise UsageError(
-            f"the checkpoint names {name}, which is not loaded: use unnoise.load, or import the module that defines it first"
+            f"the checkpoint contains {name}, which no imported module defines: "
+            "use unnoise.load, or import the module that defines it first"
         )
     if "function" in description:
         return _KNOWN[name]
@@ -148,11 +164,11 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
     try:
         return _KNOWN[name](**arguments)
     except TypeError as error:
-        raise UsageError(f"the checkpoint's {name} does not fit this version of the package: {error}") from error
+        raise UsageError(f"{name} in the checkpoint does not fit its class in this version: {error}") from error
 
 
 def current_name(description: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the description of a class or function with the name and the arguments that it has today."""
+    """Returns the description of one class or function with today's name and arguments."""
     name = description.get("class") or description.get("function")
     if name not in _EARLIER:
         return description
@@ -161,7 +177,7 @@ def current_name(description: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def current(description: Any) -> Any:
-    """Returns a description in today's names throughout, so that it can be compared with one of today."""
+    """Returns a description with today's names throughout, to compare it with one written today."""
     if isinstance(description, list):
         return [current(d) for d in description]
     if not isinstance(description, Mapping):
@@ -170,31 +186,26 @@ def current(description: Any) -> Any:
 
 
 def argument(value: Any, name: str) -> Any:
-    """Returns the attribute that holds a constructor argument.
+    """Returns the attribute of the same name as a constructor argument.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: if there is none.
     """
     try:
         return getattr(value, name)
     except AttributeError:
         raise UsageError(
-            f"a checkpoint cannot hold a {type(value).__name__}: it does not keep its constructor argument {name} as an attribute; "
-            f"write self.{name} = {name}, or make the class a dataclass"
+            f"a checkpoint cannot contain a {type(value).__name__}, which does not keep its constructor argument "
+            f"{name}: write self.{name} = {name} in its __init__, or make it a dataclass"
         ) from None
 
 
 def arguments_of(cls: type) -> list[str]:
-    """Returns the names of the constructor's arguments, in their order.
-
-    None for a class without a constructor of its own.
-    """
+    """Returns the names of the constructor's arguments in order; an empty list for a class without `__init__`."""
     own = cls.__init__
-    return (
-        []
-        if own in (object.__init__, nn.Module.__init__)
-        else [name for name in inspect.signature(own).parameters if name != "self"]
-    )
+    if own in (object.__init__, nn.Module.__init__):
+        return []
+    return [name for name in inspect.signature(own).parameters if name != "self"]
 
 
 def name_of(thing: Any) -> str:

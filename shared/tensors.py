@@ -1,4 +1,4 @@
-"""The only broadcasting helpers, and float64 tables that live wherever their caller does."""
+"""Broadcasting and precision of tensors, checks of tensors and times, and float64 tables on any device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from .errors import UsageError
 
-SLACK = 1e-6  # of times, which sums and quotients round
+SLACK = 1e-6
+"""Tolerance for times outside of [0, 1], which sums and quotients round."""
 
 
 def like(v: Tensor, x: Tensor) -> Tensor:
-    """Right-pads `v`, shape `(...)`, with ones so that it broadcasts against `x`, shape `(..., more)`; scalars stay
-    scalars.
+    """Appends axes of size 1 to `v`, shape `(...)`, so that it broadcasts against `x`, shape `(..., more)`.
 
-    The result has the dtype of `x` where `x` is floating point: float64 coefficients take the caller's dtype at the
-    door.
+    Scalars stay scalars. The result has the dtype of `x` if both are floating point, so float64 coefficients do not
+    raise the precision of a float32 state.
     """
     if x.is_floating_point() and v.is_floating_point():
         v = v.to(x.dtype)
@@ -25,124 +25,139 @@ def like(v: Tensor, x: Tensor) -> Tensor:
 
 
 def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:
-    """Reduces everything but the first axis: `(B, ...)` to `(B,)`."""
+    """Reduces all axes but the first: `(B, ...)` to `(B,)`."""
     return reduce(x.reshape(len(x), -1), dim=1)
 
 
 def exact(t: Tensor | float) -> Tensor:
-    """`t` in float64; a number as a scalar tensor."""
+    """Returns `t` in float64; a number becomes a scalar tensor."""
     return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
 
-def moment(t: Tensor | float, rows: int | None = None) -> Tensor:
-    """A time as it is, a number as a float64 scalar; refused outside of [0, 1] where that is seen without waiting for
-    an accelerator.
+def checked_time(t: Tensor | float, rows: int | None = None) -> Tensor:
+    """Returns a time as a tensor, checked to be a scalar or `(B,)` and, on a CPU, to lie in [0, 1].
 
-    With `rows` it is also refused unless there is one for all, or one for each of so many.
+    A number becomes a float64 scalar. Values on an accelerator are not checked, since that would wait for it.
+
+    Args:
+        t: the time.
+        rows: B, the number of examples that the times are for; None for any.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for another shape, and for values outside of [0, 1].
     """
     if not isinstance(t, Tensor):
         try:
             t = torch.as_tensor(t, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
-            raise UsageError(f"t={t!r}: give a time from 0 to 1, a number or a tensor") from None
+            raise UsageError(f"t={t!r} is not a time: give a number or a tensor from 0 to 1") from None
     if t.ndim > 1 or (t.ndim and rows is not None and len(t) not in (1, rows)):
         raise UsageError(
-            f"times of shape {tuple(t.shape)}{f' for {rows} examples' if rows else ''}: give one, or one for each, (B,)"
+            f"times of shape {tuple(t.shape)}{f' for {rows} examples' if rows else ''}: "
+            "give one time, or one for each example, (B,)"
         )
     if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
         low, high = (v.item() for v in torch.aminmax(t.detach())) if t.ndim else (t.detach().item(),) * 2
         if not -SLACK <= low <= high <= 1 + SLACK:
             raise UsageError(
-                f"t={high if high > 1 else low:g}: times run from 0, clean, to 1; step n of a table of T steps is t = n / T"
+                f"t={high if high > 1 else low:g} is not from 0 (clean) to 1 (noise): "
+                "step n of a table of T steps is the time t = n / T"
             )
     return t
 
 
 def refuse_array(x: Tensor, what: str) -> Tensor:
-    """x, refused unless it is a tensor.
+    """Returns x, and raises unless it is a tensor.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for an array or a list.
     """
     if not isinstance(x, Tensor):
         raise UsageError(f"{what} is a {type(x).__name__}: give a tensor, such as torch.as_tensor({what})")
     return x
 
 
-def refuse_unreal(x: Tensor, what: str) -> Tensor:
-    """Returns x, refused unless it is a tensor of real numbers; levels of quantized data are integers.
+def refuse_non_float(x: Tensor, what: str) -> Tensor:
+    """Returns x, and raises unless it is a floating-point tensor.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for other tensors, such as the integers of quantized data, and for arrays and lists.
     """
     if not refuse_array(x, what).is_floating_point():
         raise UsageError(
-            f"{what} is {x.dtype}, and real numbers are read: of levels k of quantized data give scale.continuous(k), or "
-            "scale.dequantised(k) for densities"
+            f"{what} is {x.dtype}, but must be floating point: for quantized data k, give quantization.continuous(k), "
+            "or quantization.dequantized(k) where a density is computed"
         )
     return x
 
 
+def as_real(x: Tensor, what: str) -> Tensor:
+    """Returns x in float32 or better, and raises unless it is a floating-point tensor.
+
+    Raises:
+        UsageError: as `refuse_non_float` does.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        refuse_non_float(x, what)
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def is_integer(x: Tensor) -> bool:
-    """Whether the tensor holds integers of any width; booleans are none."""
+    """Returns whether the tensor holds integers, of any width; booleans do not count as integers."""
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or float64 where it is that already: the precision of losses under autocast."""
+    """Returns `x` in float32, or in float64 if it is that already: the precision of losses under autocast."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on the device of `x`.
+    """Returns a context without autocast on the device of `x`.
 
-    Laws and losses of a process, beside a network that may run in half precision.
+    It is for the distributions and losses of a process, whose network may run in half precision.
     """
     return torch.autocast(x.device.type, enabled=False)
 
 
 def refuse_unless(condition: Tensor, message: str, *, wait: bool = False) -> None:
-    """Raises `UsageError(message)` unless all of `condition` holds.
+    """Raises `UsageError(message)` unless all of `condition` is true.
 
-    On CUDA the check does not wait for the device, and ends the process's use of it: right for a training step, where
-    `wait` is not. Where the caller waits anyway, as at the end of sampling, ask for `wait`.
+    On CUDA the check is asynchronous by default: it does not wait for the device, and a failure makes CUDA unusable for
+    the rest of the process. That suits a training step. `wait=True` is for callers that wait for the device anyway, as
+    at the end of sampling.
     """
     if condition.device.type == "cuda" and not wait:
-        torch._assert_async(condition.all(), message)
+        torch._assert_async(condition.all(), message)  # pyright: ignore[reportPrivateImportUsage]
     elif not bool(condition.all()):
         raise UsageError(message)
 
 
 def finest(x: Tensor) -> Tensor:
-    """`x` in float64, or in float32 on a device that has no float64."""
+    """Returns `x` in float64, or in float32 on a device without float64."""
     return x.float() if x.device.type == "mps" else x.double()
 
 
 class Table:
-    """A constant, float64 where it is real, that is looked up on its caller's device.
-
-    One copy is kept for each device.
-    """
+    """A constant tensor, in float64 if it is real, with a copy on each device where it has been used."""
 
     def __init__(self, values: Tensor) -> None:
-        with torch.inference_mode(False):  # tables outlive the mode that they were made in
+        with torch.inference_mode(False):  # the table may be used outside of the mode in which it is created
             values = values.detach().cpu()
             values = values.clone() if values.is_inference() else values
             self.values = values.double() if values.is_floating_point() else values
         self._copies: dict[torch.device, Tensor] = {self.values.device: self.values}
 
     def on(self, device: torch.device) -> Tensor:
-        """The table on `device`."""
+        """Returns the table on `device`."""
         if device not in self._copies:
             with torch.inference_mode(False):
                 self._copies[device] = self.values.to(device)
         return self._copies[device]
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        return self.on(index.device)[index]
+        copy = self._copies.get(index.device)
+        return (self.on(index.device) if copy is None else copy)[index]
 
     def __len__(self) -> int:
         return len(self.values)

@@ -1,6 +1,6 @@
-"""What makes objects equal where the values they were made of are equal.
+"""Equality by value: objects are equal if they were constructed from equal arguments.
 
-Methods for the base classes of processes and schedules.
+`equal`, `hash_of_type` and `notation` are the `__eq__`, `__hash__` and `__repr__` of processes and schedules.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from torch import Tensor
 from .tensors import Table
 
 FEW = 4
-"""Numbers of a tensor that are written out."""
+"""A tensor of at most so many numbers is written out, a longer one by its shape."""
 
 
 def equal(self: Any, other: object) -> bool:
-    """`__eq__` by value: two objects of one class whose constructor arguments are equal are equal, tensors entry by
-    entry.
+    """Is an `__eq__` by value: two objects of one class are equal if their constructor arguments are.
 
-    A class keeps each constructor argument as an attribute of the same name; one that does not is compared by all of
-    its attributes.
+    Tensors are compared entry by entry. A class keeps each constructor argument as an attribute of the same name; a
+    class that does not is compared by all of its attributes.
     """
     if self is other:
         return True
@@ -30,12 +29,12 @@ def equal(self: Any, other: object) -> bool:
 
 
 def hash_of_type(self: Any) -> int:
-    """The `__hash__` that goes with `equal`: equal objects must share it, and tensors have none."""
+    """Is the `__hash__` that goes with `equal`: the same for all objects of a class, since tensors cannot be hashed."""
     return hash(type(self))
 
 
 def notation(self: Any) -> str:
-    """`__repr__`: the class and those of its arguments that are not their defaults."""
+    """Is a `__repr__`: the class and those of its arguments that differ from their defaults."""
     defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
     given = {
         name: value
@@ -46,9 +45,9 @@ def notation(self: Any) -> str:
 
 
 def state_of(value: Any) -> dict[str, Any]:
-    """What decides an object's behavior.
+    """Returns the values that decide an object's behavior.
 
-    Its constructor arguments, or all of its attributes where it does not keep these.
+    These are its constructor arguments, or all of its attributes if it does not keep the arguments.
     """
     names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
     own = vars(value)
@@ -56,7 +55,7 @@ def state_of(value: Any) -> dict[str, Any]:
 
 
 def written(value: Any) -> str:
-    """A value in one line: a long tensor by its shape, and a function by its name."""
+    """Returns a value as one line of text: a long tensor by its shape, a function by its name."""
     if isinstance(value, Tensor | Table):
         tensor = value.values if isinstance(value, Table) else value
         return str(tensor.tolist()) if tensor.numel() <= FEW else f"tensor of shape {tuple(tensor.shape)}"
@@ -64,7 +63,7 @@ def written(value: Any) -> str:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal; tensors where shape, type and every entry are."""
+    """Returns whether two values are equal; tensors are if their shape, dtype and every entry are."""
     if a is b:
         return True
     if type(a) is not type(b):

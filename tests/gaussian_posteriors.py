@@ -8,7 +8,7 @@ from unnoise import sde
 from unnoise.continuous import Tabulated, linear_betas
 from unnoise.shared.gaussian.analytic import AnalyticGaussian
 from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
-from unnoise.shared.gaussian.inverse import Averaged, Dense, Gray, Masked
+from unnoise.shared.gaussian.inverse import Averaged, Gray, Masked, MatrixOperator
 
 
 def rng(seed=0):
@@ -31,10 +31,10 @@ OPERATORS = {  # with the shape of one signal
     "averaged 1-D": (lambda: Averaged(3), (1, 6)),
     "averaged 3-D": (lambda: Averaged((1, 2, 1)), (1, 1, 4, 1)),
     "averaged vector": (lambda: Averaged(2), (6,)),
-    "dense": (lambda: Dense(normal(3, 5, seed=1)), (5,)),
-    "dense on an image": (lambda: Dense(normal(2, 4, seed=2), (1, 2, 2)), (1, 2, 2)),
-    "more than enough": (lambda: Dense(normal(6, 4, seed=3)), (4,)),
-    "rank 1": (lambda: Dense(torch.outer(normal(3, seed=4), normal(4, seed=5))), (4,)),
+    "dense": (lambda: MatrixOperator(normal(3, 5, seed=1)), (5,)),
+    "dense on an image": (lambda: MatrixOperator(normal(2, 4, seed=2), (1, 2, 2)), (1, 2, 2)),
+    "more than enough": (lambda: MatrixOperator(normal(6, 4, seed=3)), (4,)),
+    "rank 1": (lambda: MatrixOperator(torch.outer(normal(3, seed=4), normal(4, seed=5))), (4,)),
 }
 LARGE = {
     "mask": (Masked(torch.arange(24).reshape(2, 3, 4) % 3 == 0), (2, 3, 4)),

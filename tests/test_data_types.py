@@ -85,7 +85,7 @@ def test_what_is_no_real_tensor_is_refused_in_one_line(door, kind):
     with pytest.raises(UsageError) as error:
         GAUSSIAN[door](gaussian(), x)
     assert "\n" not in str(error.value)
-    assert re.search(r"scale.continuous|as_tensor|dequantiser|give (a tensor|shape)", str(error.value))
+    assert re.search(r"quantization.continuous|as_tensor|dequantizer|give (a tensor|shape)", str(error.value))
 
 
 @pytest.mark.parametrize("door", CATEGORICAL)
@@ -143,7 +143,7 @@ def test_levels_for_the_dequantizer():
     for dtype in (torch.uint8, torch.int32, torch.float32):
         assert torch.equal(spread(LEVELS.to(dtype), seeded())[0], expected)
     for bad in (LEVELS.bool(), LEVELS.to(torch.complex64), LEVELS.numpy()):
-        with pytest.raises(UsageError, match="give a tensor of levels"):
+        with pytest.raises(UsageError, match="give a tensor of quantization levels"):
             spread(bad, seeded())
 
 
@@ -240,6 +240,9 @@ def test_classifiers_of_tokens_of_any_precision(change):
     expected = change(score, x, t, K, {})
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 0.01)):
         torch.testing.assert_close(change(score.to(dtype), x, t, K, {}).float(), expected, rtol=0, atol=tolerance)
-    for f, words in ((lambda y: y, r"gave \(3, 1\) for 3 examples: give log p"), (lambda y: (y,), "of type tuple")):
+    for f, words in (
+        (lambda y: y, r"returned \(3, 1\) for 3 examples: return log p"),
+        (lambda y: (y,), "of type tuple"),
+    ):
         with pytest.raises(UsageError, match=words):
             change(Score(f), x, t, K, {})

@@ -160,7 +160,7 @@ def test_bad_edits_are_refused():
             lambda: RePaint(Inpainting(UniPC(exact()), known, torch.ones(3)), known, torch.ones(3)),
             "Inpainting looks back",
         ),
-        (lambda: sdedit(DDIM(exact()), known, 0.0005, steps=10), "above the grid's last noisy time"),
+        (lambda: sdedit(DDIM(exact()), known, 0.0005, steps=10), "from the grid's last noisy time"),
     ):
         with pytest.raises(UsageError, match=words):
             make()

@@ -388,7 +388,7 @@ def test_wrong_guidance_is_refused_when_built():
     for make, words in (
         (
             lambda: ClassifierFree(plain, 1.0),
-            "guidance by label needs a denoiser that takes it, and this one takes none",
+            "guidance by label needs a denoiser that takes it, but this one takes none",
         ),
         (lambda: ClassifierFree(Clipped(plain), 1.0), "needs a denoiser that takes it"),
         (lambda: ClassifierFree(labelled, 1.0, condition="tokens"), "this one takes label"),
@@ -396,7 +396,7 @@ def test_wrong_guidance_is_refused_when_built():
             lambda: ClassifierFree(AnalyticGaussian(torch.zeros(1), torch.eye(1), sde.VP()), 1.0)(torch.zeros(1, 1), t),
             "give label=",
         ),
-        (lambda: ClassifierFree(Learned(Noting(), sde.VP()), 1.0), "does not say what stands for no label"),
+        (lambda: ClassifierFree(Learned(Noting(), sde.VP()), 1.0), "does not define what stands for no label"),
         (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none': give what stands for no label"),
         (
             lambda: labelled(torch.zeros(1, 2), t, label=torch.tensor([4])),
@@ -407,19 +407,19 @@ def test_wrong_guidance_is_refused_when_built():
         (lambda: DDIM(plain)(shape=(1, 2), steps="ddim10"), "steps='ddim10': give a whole number"),
         (lambda: DDIM(plain)(shape=(1, 2), steps=2, generator=0), "generator=0: give torch.Generator"),
         (lambda: ClassifierFree(labelled, 1.0, low=0.5, high=0.5), "give 0 <= low < high <= 1"),
-        (lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t), "guidance needs the condition: give label="),
+        (lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t), "guidance needs the condition label: give label="),
         (lambda: ClassifierGuided(Learned(MLP(2), to_zero, velocity), Perfect(to_zero)), "zero SNR"),
         (lambda: ClassifierGradient(Perfect(sde.VP()))(torch.zeros(1, 2), t), "give label=..., one for each sample"),
         (lambda: ConditionDropout(DenoisingLoss.simple(plain)), "needs a denoiser that takes it"),
         (lambda: ConditionDropout(DenoisingLoss.simple(labelled), p=1.0), "p=1.0: give the share"),
         (
             lambda: ConditionDropout(DenoisingLoss.simple(Learned(Formula(None), sde.VP()))),
-            "does not say what stands for no label",
+            "does not define what stands for no label",
         ),
-        (lambda: ConditionDropout(DenoisingLoss.simple(labelled))(torch.zeros(1, 2)), "label is to be dropped"),
+        (lambda: ConditionDropout(DenoisingLoss.simple(labelled))(torch.zeros(1, 2)), "the batch has no label, which is dropped"),
         (
             lambda: ClassifierLoss(NoisyClassifier(TwoLayers(), sde.VP()))(torch.zeros(1, 2)),
-            "a classifier is trained on labels",
+            "the batch has no label, which a classifier is trained on",
         ),
     ):
         with pytest.raises(UsageError, match=words) as error:

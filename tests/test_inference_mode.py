@@ -71,7 +71,7 @@ def energy(network):
 
 def annealed(network):
     return sde.log_normalizing_constant(
-        sde.EnergyDenoiser(network, sde.VP()), (16, 2), levels=5, generator=seeded()
+        sde.EnergyDenoiser(network, sde.VP()), (16, 2), distributions=5, generator=seeded()
     ).log_w
 
 

@@ -29,8 +29,6 @@ from unnoise.continuous import (
 from unnoise.experiments import load
 from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.gaussian.guidance import ClassifierFree, ConditionDropout
-from unnoise.shared.gaussian.loss import matching
-from unnoise.shared.gaussian.weights import snr
 from unnoise.shared.networks import MLP
 from unnoise.shared.objective import antithetic
 from unnoise.shared.quantization import Quantization
@@ -72,7 +70,9 @@ def test_hybrid_trains_the_mean_by_mse_and_the_variance_by_the_bound():
 
     hybrid = gradients(Hybrid(model, scale, vlb=0.001))
     model.zero_grad()
-    matching(model, x0, t, snr, generator=Recorded(draws)).total.mean().backward()
+    alpha, sigma = (c[:, None] for c in chain(t))
+    predicted = model.network(alpha * x0 + sigma * draws, (1000 * t).float())[:, :3]
+    (predicted - draws).square().mean().backward()
     simple = model.network.leave.weight.grad.clone()
     pure = gradients(Variational(model, scale, learned_range))
     torch.testing.assert_close(hybrid[:3], simple[:3])
@@ -111,7 +111,7 @@ class Plain(torch.nn.Module):
         for i, loss in zip(index.tolist(), losses.tolist(), strict=True):
             self.losses[i] = [*self.losses[i], loss][-self.history :]
 
-    def chances(self, uniform):
+    def probabilities(self, uniform):
         if any(len(kept) < self.history for kept in self.losses):
             return torch.full((len(self.losses),), 1 / len(self.losses), dtype=torch.float64)
         root = torch.tensor(
@@ -134,23 +134,23 @@ def test_importance_remembers_as_published(batch, generator):
         )
         objective.record(index, losses)
         plain.record(index, losses)
-        torch.testing.assert_close(objective.chances(), plain.chances(0.01))
-    assert float(objective.chances().sum()) == pytest.approx(1)
+        torch.testing.assert_close(objective.probabilities(), plain.probabilities(0.01))
+    assert float(objective.probabilities().sum()) == pytest.approx(1)
     again = ImportanceSampling(
         DenoisingLoss.simple(Learned(MLP(2), Tabulated(constant_betas(steps, 1e-3)))), history=history, uniform=0.01
     )
     again.load_state_dict(objective.state_dict())
-    torch.testing.assert_close(again.chances(), objective.chances())
+    torch.testing.assert_close(again.probabilities(), objective.probabilities())
 
 
 def test_importance_is_unbiased(generator):
-    """With any chances, the expectation of the weighted loss is the mean over the steps."""
+    """With any probabilities, the expectation of the weighted loss is the mean over the steps."""
     chain = Tabulated(constant_betas(4, 1e-3))
     inner = DenoisingLoss.simple(Learned(Formula(lambda x, label: 0.01 * label[:, None].expand_as(x).double()), chain))
     objective = ImportanceSampling(inner, history=2).train()
     objective.record(torch.arange(4).repeat(2), float64(1, 2, 3, 10, 1, 2, 3, 10))
     x0 = torch.zeros(40_000, 1, dtype=torch.float64)
-    p = objective.chances()
+    p = objective.probabilities()
     assert float(p[3]) > 0.6
     objective.eval()
     loss = objective(x0, generator=generator)

@@ -10,7 +10,7 @@ from torch import nn
 from unnoise import continuous, discrete, sde
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.dequantization import VariationalDequantization
-from unnoise.shared.gaussian.guidance import ClassifierGuided, NoisyClassifier, Recognition
+from unnoise.shared.gaussian.guidance import ClassifierGuided, NoisyClassifier, ClassifierLoss
 from unnoise.shared.networks import MLP, UNet
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.time_inputs import step_index, thousandth_index
@@ -37,11 +37,11 @@ FORMS = {
     "an object with .sample": (lambda y: Output(y), r"of type Output.*net\(x, time, \*\*cond\)\.sample"),
     "a tuple": (lambda y: (y, 1), r"of type tuple.*net\(x, time, \*\*cond\)\[0\]"),
     "a dict": (lambda y: {"logits": y}, r"a dict of logits.*\['logits'\]"),
-    "an empty dict": (lambda y: {}, "a dict of nothing"),
-    "none": (lambda y: None, "gave None"),
+    "an empty dict": (lambda y: {}, "an empty dict"),
+    "none": (lambda y: None, "returned None instead of a tensor"),
     "another object": (lambda y: "y", "of type str"),
-    "integers": (lambda y: y.long(), "gave torch.int64, and real numbers are read"),
-    "complex numbers": (lambda y: y.to(torch.complex64), "gave torch.complex64"),
+    "integers": (lambda y: y.long(), "returned torch.int64 instead of floating-point numbers"),
+    "complex numbers": (lambda y: y.to(torch.complex64), "returned torch.complex64"),
     "another device": (lambda y: y.to("meta"), "on meta for an input on cpu"),
 }
 SHAPES = {
@@ -73,7 +73,7 @@ def test_outputs_that_are_not_read_are_refused(ask, form):
     make, words = (
         FORMS[form]
         if form in FORMS
-        else (SHAPES[form], r"the network gave \(.*for x_t \(4, 2, 6, 6\): .*\(4, 2, 6, 6\)$")
+        else (SHAPES[form], r"the network returned shape \(.*for x_t \(4, 2, 6, 6\): .*\(4, 2, 6, 6\)$")
     )
     with pytest.raises(UsageError) as error:
         ASKS[ask](continuous.Learned(Own(lambda x, time: make(x)), TABLE))
@@ -89,7 +89,7 @@ def test_every_caller_of_a_network_refuses_them(form):
     real = continuous.Learned(UNet((2, 6, 6), 8, (1,), 1), TABLE)
     spread = VariationalDequantization(Quantization(17), Own(lambda x, time: make(x)))
     asks = [
-        lambda: Recognition(classifier)(X, label=label),
+        lambda: ClassifierLoss(classifier)(X, label=label),
         lambda: continuous.DDIM(ClassifierGuided(real, classifier))(X, steps=2, label=label),
         *(lambda e=e: sde.DenoisingLoss.score_matching(sde.EnergyDenoiser(e, sde.VP()))(X) for e in energies),
         lambda: spread(torch.zeros(4, 2, 6, 6, dtype=torch.int64)),
@@ -111,23 +111,23 @@ def test_every_caller_of_a_network_refuses_them(form):
 
 def test_classifiers_of_other_shapes_and_labels():
     wide = NoisyClassifier(Own(lambda x, time: x), sde.VP())
-    with pytest.raises(UsageError, match=r"gave \(4, 2, 6, 6\) for 4 examples: give a logit for each class"):
+    with pytest.raises(UsageError, match=r"returned shape \(4, 2, 6, 6\) for 4 examples: make it return a logit for each class"):
         wide(X, 0.5)
     classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), sde.VP())
-    expected = Recognition(classifier).at(
+    expected = ClassifierLoss(classifier).at(
         X, torch.full((4,), 0.5), label=torch.tensor([0, 1, 1, 0]), generator=torch.Generator()
     )
     narrow = torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
-    found = Recognition(classifier).at(X, torch.full((4,), 0.5), label=narrow, generator=torch.Generator())
+    found = ClassifierLoss(classifier).at(X, torch.full((4,), 0.5), label=narrow, generator=torch.Generator())
     assert torch.equal(found.total, expected.total)
     for label, words in (
-        (torch.tensor([0, 1, 2, 0]), "label is 0 to 2, and the classifier has classes 0 to 1"),
+        (torch.tensor([0, 1, 2, 0]), "label is 0 to 2, but the classifier has classes 0 to 1"),
         (torch.tensor([0.0, 1, 1, 0]), "give integers"),
         (torch.tensor([0, 1]), r"give integers \(4,\)"),
         (1, "label=1: give integers"),
     ):
         with pytest.raises(UsageError, match=words):
-            Recognition(classifier)(X, label=label)
+            ClassifierLoss(classifier)(X, label=label)
 
 
 @pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["mask", "uniform"])
@@ -140,7 +140,7 @@ def test_the_vocabulary_is_last(process):
         denoiser = make(Own(lambda x, time: logits()(x, time).movedim(-1, 1)), process)
         with pytest.raises(UsageError) as error:
             denoiser(TOKENS, 0.5)
-        one_line(error, r".*gave \(3, 5, 7\) for x_t \(3, 7\).*the vocabulary last: return out.movedim\(1, -1\)")
+        one_line(error, r".*returned \(3, 5, 7\) for x_t \(3, 7\).*the vocabulary last: return out.movedim\(1, -1\)")
     turned = Own(lambda x, time: logits()(x, time).movedim(-1, 1).movedim(1, -1))
     assert torch.equal(discrete.Categorical(turned, process)(TOKENS, 0.5), expected)
 
@@ -159,7 +159,7 @@ def test_the_vocabulary_is_last_of_images_too():
     assert torch.equal(
         discrete.Categorical(unflattened, UNIFORM)(x, 0.5), discrete.Categorical(Own(right), UNIFORM)(x, 0.5)
     )
-    with pytest.raises(UsageError, match=r"reads two numbers a position.*not \(2, 3, 4, 6, 5\)"):
+    with pytest.raises(UsageError, match=r"returned \(2, 3, 4, 6, 5\).*reads two numbers at each position"):
         discrete.CrossEntropy(discrete.Categorical(Own(right), UNIFORM, head=discrete.logistic))(x)
 
 
@@ -190,7 +190,7 @@ def test_networks_that_take_no_time_are_refused_when_built(network):
     for build in builders:
         with pytest.raises(UsageError, match=r"called as network\(x, time, \*\*conditions\)"):
             build(network)
-    with pytest.raises(UsageError, match=r"Identity takes \(input\), and is called as"):
+    with pytest.raises(UsageError, match=r"Identity takes \(input\), but is called as"):
         continuous.Learned(nn.Identity(), TABLE)(X, 0.5)  # a placeholder may be built, and not be called
 
 
@@ -200,7 +200,7 @@ def test_networks_that_take_no_time_are_refused_when_built(network):
         ({}, "Conditional needs the condition label: give label="),
         (
             {"label": 0, "caption": 1},
-            r"Conditional takes no condition caption \(it takes label, style\): leave it out; its attribute",
+            r"Conditional takes no condition caption \(it takes label, style\): leave it out; for guidance",
         ),
         ({"style": 0}, "needs the condition label"),
     ],
@@ -257,8 +257,8 @@ class Rows(nn.Module):
 def test_rows_that_do_not_fit_the_time_are_found_before_the_first_step():
     """1000 t runs to 1000, which an embedding of 1000 rows does not have; whatever times the first batch draws."""
     early = torch.full((4,), 0.3, dtype=torch.float64)
-    for label, fits in ((None, False), (step_index, True), (thousandth_index, True)):
-        denoiser = continuous.Learned(Rows(), TABLE, **({} if label is None else {"label": label}))
+    for time_input, fits in ((None, False), (step_index, True), (thousandth_index, True)):
+        denoiser = continuous.Learned(Rows(), TABLE, **({} if time_input is None else {"time_input": time_input}))
         if fits:
             continuous.DenoisingLoss.simple(denoiser).at(X, early)
             continuous.DDIM(denoiser.eval())(X, steps=3)
@@ -267,25 +267,26 @@ def test_rows_that_do_not_fit_the_time_are_found_before_the_first_step():
             continuous.DenoisingLoss.simple(denoiser).at(X, early)
         one_line(
             error,
-            "steps of Rows has 1000 rows and is asked for row 1000, where the time input is 1 to 1000: .*label=step_index",
+            "the embedding steps of Rows has 1000 rows, but row 1000 is looked up, where the time input is 1 to 1000: "
+            ".*time_input=step_index",
         )
     continuous.DenoisingLoss.simple(continuous.Learned(Rows(T + 1), TABLE)).at(X, early)
     continuous.DenoisingLoss.simple(continuous.Learned(Rows(T, lambda time: time.long() - 1), TABLE)).at(X, early)
     short = continuous.Tabulated(continuous.linear_betas(100))
-    with pytest.raises(UsageError, match="has 100 rows and is asked for row 1000"):
+    with pytest.raises(UsageError, match="has 100 rows, but row 1000 is looked up"):
         continuous.DenoisingLoss.simple(continuous.Learned(Rows(100), short)).at(X, early)
     continuous.DenoisingLoss.simple(continuous.Learned(Rows(100), short, time_input=step_index)).at(X, early)
-    with pytest.raises(UsageError, match="has 1000 rows and is asked for row 1000"):
+    with pytest.raises(UsageError, match="has 1000 rows, but row 1000 is looked up"):
         discrete.CrossEntropy(discrete.Categorical(Rows(data=7), UNIFORM)).at(TOKENS, early[:3])
     discrete.CrossEntropy(discrete.Categorical(Rows(data=7), UNIFORM, time_input=step_index)).at(TOKENS, early[:3])
-    with pytest.raises(UsageError, match="has 1000 rows and is asked for row 1000"):
+    with pytest.raises(UsageError, match="has 1000 rows, but row 1000 is looked up"):
         sde.DenoisingLoss.score_matching(sde.Learned(Rows(), sde.VP())).at(X, early)
 
 
 def test_a_table_of_tokens_without_a_row_for_the_mask():
     rows = nn.Embedding(K, K)
     with pytest.raises(
-        UsageError, match="index out of range in self.: x holds tokens up to 5 .a mask, where there is one, is the last"
+        UsageError, match="index out of range in self.: x holds tokens up to 5 .a mask token, if there is one, is the last"
     ):
         discrete.Categorical(Own(lambda x, time: rows(x)), MASKED)(torch.full((2, 3), K), 0.5)
     discrete.Categorical(Own(lambda x, time: rows(x)), UNIFORM)(TOKENS, 0.5)
@@ -323,12 +324,12 @@ def test_trying_the_ends_leaves_no_trace():
     [
         (
             lambda x, time: F.embedding(time, torch.zeros(2000, 1)),
-            r"not an integer.*float32, here 1 to 1000; index with time.round\(\).long\(\)",
+            r"not integers.*float32, here 1 to 1000; index with time.round\(\).long\(\)",
         ),
-        (lambda x, time: x * torch.ones(T + 1)[time][:, None, None, None], "not an integer"),
+        (lambda x, time: x * torch.ones(T + 1)[time][:, None, None, None], "not integers"),
         (
             lambda x, time: x * torch.ones(5)[time.long()][:, None, None, None],
-            "does not have.*here 1 to 1000; .*label=step_index",
+            "does not exist.*here 1 to 1000; .*time_input=step_index",
         ),
         (
             lambda x, time: F.linear(time[:, None], torch.zeros(1, 1, dtype=torch.float64)),
@@ -353,7 +354,7 @@ def test_half_precision_and_a_time_that_is_not_cast():
 
     continuous.DenoisingLoss.simple(continuous.Learned(Uncast(), TABLE))(X)
     with pytest.raises(
-        UsageError, match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is made of it"
+        UsageError, match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is computed from the time"
     ):
         continuous.DenoisingLoss.simple(continuous.Learned(Uncast().bfloat16(), TABLE))(X)
 
@@ -363,7 +364,7 @@ def test_a_network_says_that_it_takes_no_condition():
     classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), TABLE)
     plain, label = Own(lambda x, time: x), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(
-        UsageError, match=r"Own takes no condition label .*its attribute `conditions` = \(\) tells guidance so"
+        UsageError, match=r"Own takes no condition label .*give the network the attribute conditions = \(\)"
     ):
         continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)
     plain.conditions = ()
@@ -382,7 +383,7 @@ class Labelled(nn.Module):
 
 
 def test_a_condition_out_of_range_is_named():
-    with pytest.raises(UsageError, match="looked up what it does not have.*y holds 1 to 10, and the time input"):
+    with pytest.raises(UsageError, match="looked up a row that does not exist.*y holds 1 to 10, and the time input"):
         continuous.Learned(Labelled(), TABLE)(torch.zeros(2, 1, 8, 8), 0.5, y=torch.tensor([1, 10]))
 
 

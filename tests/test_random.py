@@ -119,7 +119,7 @@ def test_every_seed_of_64_bits_has_its_own_noise(a, b):
     "indices", [[0.5, 1.5], torch.tensor(3), torch.zeros(2, 2, dtype=torch.int64), [True, False], [2**70], "ab", None]
 )
 def test_what_is_no_row_of_indices_is_refused(indices):
-    with pytest.raises(UsageError, match="indices=.*: give the numbers of the samples"):
+    with pytest.raises(UsageError, match="indices=.*: give one whole number for each sample"):
         Streams(0, indices)
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from unnoise import continuous, discrete, sde
 from unnoise.shared.calling import precision
-from unnoise.shared.gaussian.dequantization import Dequantized, VariationalDequantization
-from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier, Recognition
+from unnoise.shared.gaussian.dequantization import DequantizedLoss, VariationalDequantization
+from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier, ClassifierLoss
 from unnoise.shared.gaussian.inverse import DPS, Masked, MomentMatching, PseudoInverse
 from unnoise.shared.networks import MLP, CaptionEncoder, DiT, Encoder, ImageDiT, RefineNet, Transformer, UNet
 from unnoise.shared.networks.adapters import CenteredInput
@@ -153,7 +153,7 @@ def test_guidance_conditions_and_inverse_problems(dtype):
     )
     torch.manual_seed(0)
     classifier = NoisyClassifier(woken(Encoder(SHAPE, 3, 8, (1, 2), heads=1)), sde.VP()).eval()
-    compared(classifier, [lambda c: Recognition(c)(X0, label=cond["label"], generator=seeded()).total], dtype)
+    compared(classifier, [lambda c: ClassifierLoss(c)(X0, label=cond["label"], generator=seeded()).total], dtype)
     plain = learned(NETWORKS["unet"]).on(sde.VP())
     pair = nn.ModuleList([plain, classifier])
     measured = Masked(torch.arange(6) < 3)
@@ -169,7 +169,7 @@ def test_guidance_conditions_and_inverse_problems(dtype):
     ]
     compared(pair, asks, dtype)
     spread = VariationalDequantization(SCALE, woken(UNet((4, 4, 6), 8, (1,), 1)))
-    bound = Dequantized(sde.MaximumLikelihood(plain), spread).eval()
+    bound = DequantizedLoss(sde.MaximumLikelihood(plain), spread).eval()
     compared(bound, [lambda b: b(LEVELS, generator=seeded()).total], dtype)
 
 

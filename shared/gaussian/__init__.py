@@ -1,18 +1,15 @@
-"""What Gaussian diffusion in discrete and in continuous time share.
-
-Schedules, denoisers, the denoising loss, guidance.
-"""
+"""Gaussian diffusion in discrete and in continuous time: schedules, denoisers, the denoising loss and guidance."""
 
 from .analytic import AnalyticGaussian, AnalyticMixture
 from .denoiser import Clipped, DenoiserWrapper, Estimate, GaussianDenoiser, Learned, Thresholded
-from .dequantization import Dequantized, Dequantizer, UniformDequantization, VariationalDequantization
+from .dequantization import DequantizedLoss, Dequantizer, UniformDequantization, VariationalDequantization
 from .guidance import (
     ClassifierFree,
     ClassifierGradient,
     ClassifierGuided,
+    ClassifierLoss,
     ConditionDropout,
     NoisyClassifier,
-    Recognition,
 )
 from .interpolation import slerp
 from .loss import DenoisingLoss
@@ -26,11 +23,12 @@ __all__ = [
     "ClassifierFree",
     "ClassifierGradient",
     "ClassifierGuided",
+    "ClassifierLoss",
     "Clipped",
     "ConditionDropout",
     "DenoiserWrapper",
     "DenoisingLoss",
-    "Dequantized",
+    "DequantizedLoss",
     "Dequantizer",
     "Estimate",
     "GaussianDenoiser",
@@ -39,7 +37,6 @@ __all__ = [
     "NoisyClassifier",
     "OutputError",
     "Preconditioned",
-    "Recognition",
     "Schedule",
     "TableSchedule",
     "Thresholded",

@@ -1,4 +1,4 @@
-"""Gaussian denoisers: estimates of E[x_0 | x_t]."""
+"""Gaussian denoisers, which estimate E[x_0 | x_t]: by a network, or around another denoiser."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, TypeVar
 
-from ..calling import ask, refuse_signature
-from ..denoiser import Denoiser, on_every_row
+from ..calling import call_network, one_per_example, refuse_signature
+from ..denoiser import Denoiser
 from ..errors import UsageError
 from ..random import Source
 from ..serialization import serializable
-from ..tensors import at_least_float32, exact, like, moment, refuse_unreal
+from ..tensors import at_least_float32, checked_time, exact, like, refuse_non_float
 from ..time_inputs import TimeInput, thousandths
 from .prediction import Prediction, noise
 from .schedule import Schedule
@@ -24,16 +24,15 @@ ZERO, ONE = torch.tensor([0.0, 1.0], dtype=torch.float64).unbind()
 
 
 class Estimate(NamedTuple):
-    """`E[x_0 | x_t] = a x_t + b out`.
+    """The estimate of a Gaussian denoiser as a combination `E[x_0 | x_t] = a x_t + b out`.
 
-    A denoiser that is such a combination keeps a and b apart, so that further combinations with x_t (the score, the
-    noise, a velocity) add up the coefficients first: near t = 0 they are large, and little is left of their difference.
+    The coefficients are kept apart so that further combinations with x_t (the score, the noise, a velocity) add them in
+    float64: near t = 0 they are large and nearly cancel.
 
     Attributes:
         a, b: float64, scalar or `(B,)`.
         out: of the shape of x_t.
-        variance_output: what the network gives for the reverse variance, of the shape of x_t; None without such an
-            output.
+        variance_output: the network's output for the reverse variance, of the shape of x_t; None if it has none.
     """
 
     a: Tensor
@@ -43,24 +42,29 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of_mean(cls, mean: Tensor, variance_output: Tensor | None = None) -> Estimate:
-        """The estimate of a denoiser that gives the mean itself."""
+        """Returns the estimate of a denoiser that computes the mean itself: a = 0, b = 1."""
         return cls(ZERO, ONE, mean, variance_output)
 
     def mean(self, x_t: Tensor) -> Tensor:
         """Returns `E[x_0 | x_t]`, of the shape of x_t."""
-        return self.out if self.a is ZERO and self.b is ONE else self.combined(x_t, 0.0, 1.0)
+        return self.out if self.b is ONE else like(self.a, x_t) * x_t + like(self.b, x_t) * self.out
 
     def combined(self, x_t: Tensor, of_x: Tensor | float, of_clean: Tensor | float) -> Tensor:
-        """Returns `of_x x_t + of_clean E[x_0 | x_t]`, of the shape of x_t; the two are numbers, or float64 `(B,)`."""
+        """Returns `of_x x_t + of_clean E[x_0 | x_t]`, of the shape of x_t.
+
+        Args:
+            x_t: `(B, ...)`.
+            of_x, of_clean: the coefficients, numbers or float64 tensors, scalar or `(B,)`.
+        """
         return like(of_x + of_clean * self.a, x_t) * x_t + like(of_clean * self.b, x_t) * self.out
 
 
 class GaussianDenoiser(Denoiser[Schedule]):
-    """`E[x_0 | x_t]` under a Gaussian corruption. One method must be written: `estimate`.
+    """Estimates `E[x_0 | x_t]` under a Gaussian corruption. Subclasses define one method, `estimate`.
 
     Attributes:
         corruption: the schedule that made x_t.
-        has_variance_output: whether estimates come with a variance output, which learned reverse variances read.
+        has_variance_output: whether estimates have a variance output, from which reverse variances are computed.
     """
 
     corruption: Schedule
@@ -77,7 +81,7 @@ class GaussianDenoiser(Denoiser[Schedule]):
         """
 
     def on(self, schedule: Schedule) -> Self:
-        """Returns the same denoiser, weights shared, for signals that `schedule` has corrupted."""
+        """Returns the denoiser with the same weights, for signals corrupted by `schedule`."""
         other = copy.copy(self)
         other.corruption = schedule
         return other
@@ -87,44 +91,54 @@ class GaussianDenoiser(Denoiser[Schedule]):
         return self.estimate(x_t, t, **cond).mean(x_t)
 
     def score(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        r"""Returns `grad log q(x_t) = (alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`, of the shape of `x_t` (Tweedie's
-        formula).
+        r"""Returns the score `grad log q(x_t)`, of the shape of `x_t`.
+
+        By Tweedie's formula it is `(alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`.
         """
-        t = exact(moment(t))
+        t = exact(checked_time(t))
         alpha, sigma = self.corruption(t)
         return self.estimate(x_t, t, **cond).combined(x_t, -torch.ones_like(alpha), alpha) / like(sigma**2, x_t)
 
     def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns noise of standard deviation sigma_t, from x of sigma_1: the start of a grid whose first time is t."""
+        """Returns x of standard deviation sigma_1 scaled to sigma_t, the start of a grid whose first time is t."""
         (_, sigma_t), (_, sigma_1) = self.corruption(exact(t)), self.corruption(torch.ones_like(exact(t)))
         return x if t == 1 else like(sigma_t / sigma_1, x) * x
 
 
-class OfNetwork(Protocol):
-    """What asks a network at a time.
+class TrainedOnSchedule(Protocol):
+    """A denoiser or classifier of noisy data with a network.
 
-    Its current schedule, the one of training, and what the network is fed for a time of the latter.
+    Attributes:
+        corruption: the current schedule.
+        schedule: the schedule of training.
     """
 
     corruption: Schedule
     schedule: Schedule
-    time_input: TimeInput
+
+    @property
+    def time_input(self) -> TimeInput[Schedule]:
+        """`(schedule, t) -> time input`, for times of the training schedule."""
+        ...
 
 
-def home_time(denoiser: OfNetwork, t: Tensor) -> Tensor:
-    """Returns the time of the training schedule whose log-SNR is that of t on the current one."""
+T = TypeVar("T", bound=TrainedOnSchedule)
+
+
+def equal_snr_time(denoiser: TrainedOnSchedule, t: Tensor) -> Tensor:
+    """Returns the time of the training schedule with the log-SNR of time t of the current schedule."""
     return t if denoiser.corruption is denoiser.schedule else denoiser.schedule.time(denoiser.corruption.log_snr(t))
 
 
-def ends_of_time_input(denoiser: OfNetwork) -> Tensor:
-    """Returns what the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+def range_of_time_input(denoiser: TrainedOnSchedule) -> Tensor:
+    """Returns the time inputs at the smallest training time and at t = 1, `(2,)`."""
     return denoiser.time_input(denoiser.schedule, torch.tensor([denoiser.schedule.t_min, 1.0], dtype=torch.float64))
 
 
-def placed(denoiser: OfNetwork, schedule: Schedule) -> Any:
-    """Returns a copy of the denoiser on another schedule, weights shared.
+def on_schedule(denoiser: T, schedule: Schedule) -> T:
+    """Returns a copy of the denoiser on another schedule, with the same weights.
 
-    The training schedule itself where they are equal.
+    A schedule that equals the training schedule is replaced by it, so that times are not converted.
     """
     other = copy.copy(denoiser)
     other.corruption = denoiser.schedule if schedule == denoiser.schedule else schedule
@@ -133,31 +147,30 @@ def placed(denoiser: OfNetwork, schedule: Schedule) -> Any:
 
 @serializable("gaussian.Learned", formerly="unnoise.shared.denoiser.Learned", renamed={"label": "time_input"})
 class Learned(GaussianDenoiser):
-    r"""A network as a denoiser: `x_0 = c_skip x_t + c_out F`, with F the network at `(c_in x_t, time input)`.
+    r"""A denoiser with a network: `x_0 = c_skip x_t + c_out F`, with F the network at `(c_in x_t, time input)`.
 
     `c_in = 1 / sqrt(alpha_t^2 sigma_data^2 + sigma_t^2)` is 1 for variance-preserving schedules and sigma_data = 1.
-    Under a schedule other than that of training, the network is asked at the training time of equal log-SNR, so a
-    network that was trained as a DDPM runs under a VP or VE SDE, and the other way round.
+    Under a schedule other than that of training, the network is evaluated at the training time of equal log-SNR. A
+    network that was trained as a DDPM can thus be used with a VP or VE SDE, and vice versa.
 
-    The network is fed `c_in x_t` and real conditions in the precision of its first parameter, whatever that of x_t, in
-    which F comes back. The time input is float32 `(B,)`: 1000 t by default, which on a table of T = 1000 steps is 1 to
-    1000. Networks that count steps from 0, as diffusers' and an `nn.Embedding(1000)` do, need `time_input=step_index`,
-      and for other T `thousandth_index`. It is a float: index
-    with `time.round().long()`.
+    `c_in x_t` and floating-point conditions are cast to the dtype of the network's first parameter, and F is cast to
+    that of x_t. The time input is float32 `(B,)`: 1000 t by default, which is 1 to 1000 on a table of T = 1000 steps.
+    Networks that count steps from 0, such as those of diffusers or with an `nn.Embedding(1000)`, need
+    `time_input=step_index`, or `thousandth_index` for other T. To look up a row, use `time.round().long()`.
 
     Args:
-        network: `(x, time input (B,), **cond) -> F`, of the shape of x; one whose attribute `outputs` is 2 gives twice
-            the channels, F and then the variance output.
+        network: `(x, time input (B,), **cond) -> F`, of the shape of x. A network with the attribute `outputs = 2`
+            returns twice the channels: F, then the variance output.
         schedule: the schedule of training.
-        predicts: what F is.
-        time_input: the number that the network is fed for a time of the training schedule.
-        sigma_data: standard deviation of the data, for c_in; None for that of the prediction, 1 where it has none.
-        scaled: False for c_in = 1 under the training schedule, as Song et al.'s (2021) networks take x_t.
+        predicts: the prediction: what F stands for.
+        time_input: `(schedule, t) -> time input`, for times of the training schedule.
+        sigma_data: standard deviation of the data, for c_in; None for that of the prediction, or 1 if it has none.
+        scaled: False for c_in = 1 under the training schedule, as for Song et al.'s (2021) networks.
 
     Raises:
-        UsageError: where x_0 cannot be computed from F at some time, such as noise prediction under a schedule that
-            ends at zero SNR; and when it is called, for conditions, times and outputs of the network that do not fit
-            (see `calling.ask`).
+        UsageError: if x_0 cannot be computed from F at some time, as with noise prediction under a schedule that ends
+            at zero SNR. When called, for conditions, times and network outputs that do not fit (see
+            `calling.call_network`).
     """
 
     def __init__(
@@ -165,83 +178,86 @@ class Learned(GaussianDenoiser):
         network: nn.Module,
         schedule: Schedule,
         predicts: Prediction = noise,
-        time_input: TimeInput = thousandths,
+        time_input: TimeInput[Schedule] = thousandths,
         sigma_data: float | None = None,
         scaled: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(schedule, Schedule):
-            raise UsageError(f"schedule={type(schedule).__name__}: give Learned(network, schedule), in this order")
+            raise UsageError(f"schedule is a {type(schedule).__name__}: give Learned(network, schedule), in this order")
         refuse_signature(network)
-        own = getattr(predicts, "sigma_data", None)
-        sigma_data = own or 1.0 if sigma_data is None else sigma_data
-        if not sigma_data > 0 or sigma_data != (own or sigma_data):
-            raise UsageError(
-                f"sigma_data={sigma_data}, and {own} of the prediction: give one standard deviation of the data, such as 0.5"
-            )
+        own: float | None = getattr(predicts, "sigma_data", None)
+        if sigma_data is None:
+            sigma_data = own or 1.0
+        if not sigma_data > 0:
+            raise UsageError(f"sigma_data={sigma_data}: give the standard deviation of the data, such as 0.5")
+        if sigma_data != (own or sigma_data):
+            raise UsageError(f"sigma_data={sigma_data}, but the prediction has {own}: give both the same")
         self.network, self.schedule, self.predicts, self.time_input = network, schedule, predicts, time_input
         self.sigma_data, self.scaled, self.corruption = sigma_data, scaled, schedule
-        self.has_variance_output, self.conditions = (
-            getattr(network, "outputs", 1) == 2,
-            getattr(network, "conditions", None),
-        )
+        self.has_variance_output = getattr(network, "outputs", 1) == 2
+        self.conditions = getattr(network, "conditions", None)
         refuse_singular(predicts, schedule)
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        t = exact(moment(t))
-        if refuse_unreal(x_t, "x_t").ndim < 2:
-            raise UsageError(f"x_t of shape {tuple(x_t.shape)}: give signals (B, C, ...), or vectors (B, d)")
-        home = home_time(self, t)
-        time = on_every_row(self.time_input(self.schedule, home), x_t)
-        out = ask(self, like(self._c_in(t, home), x_t) * x_t, time, cond).to(x_t.dtype)
-        out, variance_output = self._split(out, x_t)
-        return Estimate(*self.predicts(*self.corruption(t)), out, variance_output)
+        t = exact(checked_time(t))
+        if not isinstance(x_t, Tensor) or not x_t.is_floating_point() or x_t.ndim < 2:
+            shape = tuple(refuse_non_float(x_t, "x_t").shape)
+            raise UsageError(f"x_t of shape {shape}: give signals (B, C, ...), or vectors (B, d)")
+        trained = t if self.corruption is self.schedule else equal_snr_time(self, t)
+        time = one_per_example(self.time_input(self.schedule, trained), x_t)
+        alpha, sigma = self.corruption(t)
+        if self.scaled:
+            c_in = (alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()
+        else:
+            c_in = self._rescaling(trained, alpha, sigma)
+        out, variance_output = call_network(self, like(c_in, x_t) * x_t, time, cond).to(x_t.dtype), None
+        if self.has_variance_output or out.shape != x_t.shape:
+            out, variance_output = self._split(out, x_t)
+        return Estimate(*self.predicts(alpha, sigma), out, variance_output)
 
-    def time_inputs(self) -> Tensor:
-        """Returns what the network is fed for the least noisy and for the noisiest time, `(2,)`."""
-        return ends_of_time_input(self)
+    def time_input_range(self) -> Tensor:
+        """Returns the time inputs at the smallest training time and at t = 1, `(2,)`."""
+        return range_of_time_input(self)
 
     def on(self, schedule: Schedule) -> Self:
         refuse_singular(self.predicts, schedule)
-        return placed(self, schedule)
+        return on_schedule(self, schedule)
 
-    def _c_in(self, t: Tensor, home: Tensor) -> Tensor:
-        """c_in at time t, times what brings x_t to the scale that it has at the training time of equal log-SNR."""
-        alpha, sigma = self.corruption(t)
-        if self.scaled:  # the same for all schedules
-            return (alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()
-        return torch.hypot(*self.schedule(home)) / torch.hypot(alpha, sigma)
+    def _rescaling(self, trained: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the factor from x_t to the scale of the training schedule, at the training time of equal log-SNR."""
+        return torch.hypot(*self.schedule(trained)) / torch.hypot(alpha, sigma)
 
     def _split(self, out: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """F and the variance output."""
+        """Returns F and the variance output, from a network's output of the right shape."""
         channels = x_t.shape[1]
         read = channels * (1 + self.has_variance_output)
         if out.shape == (len(x_t), read, *x_t.shape[2:]):
             return (out[:, :channels], out[:, channels:]) if self.has_variance_output else (out, None)
         if out.ndim == x_t.ndim and out.shape[2:] == x_t.shape[2:] and len(out) == len(x_t):
             raise UsageError(
-                f"the network gave {out.shape[1]} channels for {channels}: {read} are read, "
-                "twice the channels from networks whose attribute `outputs` is 2"
+                f"the network returned {out.shape[1]} channels for x_t {tuple(x_t.shape)}, but {read} are expected: "
+                "twice the channels from a network with the attribute outputs = 2, else as many"
             )
         raise UsageError(
-            f"the network gave {tuple(out.shape)} for x_t {tuple(x_t.shape)}: give one number for each of its own, "
-            f"{(len(x_t), read, *x_t.shape[2:])}"
+            f"the network returned shape {tuple(out.shape)} for x_t {tuple(x_t.shape)}: "
+            f"make it return {(len(x_t), read, *x_t.shape[2:])}"
         )
 
 
 class DenoiserWrapper(GaussianDenoiser):
-    """A denoiser around another one: forwards what it does not change. Subclasses override `estimate`.
+    """The base class of denoisers around another one, whose attributes it forwards. Subclasses override `estimate`.
 
     Args:
-        denoiser: the inner one.
+        denoiser: the inner denoiser.
     """
 
     def __init__(self, denoiser: GaussianDenoiser) -> None:
         super().__init__()
         if not isinstance(denoiser, GaussianDenoiser):
             raise UsageError(
-                f"{type(self).__name__} takes a Gaussian denoiser, not {type(denoiser).__name__}: give the denoiser first; for categorical "
-                "ones look in unnoise.discrete"
+                f"the denoiser of {type(self).__name__} is a {type(denoiser).__name__}: give a Gaussian denoiser as "
+                "first argument; for categorical denoisers see unnoise.discrete"
             )
         self.denoiser = denoiser
 
@@ -272,7 +288,12 @@ class DenoiserWrapper(GaussianDenoiser):
 
 @serializable("gaussian.Clipped", formerly="unnoise.shared.denoiser.Clipped")
 class Clipped(DenoiserWrapper):
-    """Clamps the estimate to the range of the data, as Ho et al. (2020) do when sampling and when coding."""
+    """Clamps the estimate to the range of the data, as Ho et al. (2020) do for sampling and for likelihood bounds.
+
+    Args:
+        denoiser: the inner denoiser.
+        low, high: the range of the data.
+    """
 
     def __init__(self, denoiser: GaussianDenoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(denoiser)
@@ -285,21 +306,20 @@ class Clipped(DenoiserWrapper):
 
 @serializable("gaussian.Thresholded", formerly="unnoise.shared.denoiser.Thresholded")
 class Thresholded(DenoiserWrapper):
-    r"""Dynamic thresholding: each estimate of x_0 is clamped to [-m, m] and divided by m (Saharia et al. 2022, section
-    2.3).
+    r"""Clamps each estimate of x_0 to [-m, m] and divides it by m: dynamic thresholding.
 
-    m is the quantile p of `|x_0|` of the example, at least 1: under strong guidance x_0 leaves the range of the data,
-    and clamping alone saturates it.
+    Saharia et al. 2022, section 2.3. m is the quantile p of `|x_0|` of the example, at least 1. Under strong guidance
+    the estimate leaves the range of the data, and clamping alone would saturate it.
 
     Args:
-        denoiser: of data in [-1, 1].
+        denoiser: the inner denoiser, of data in [-1, 1].
         p: the quantile; 0.995 for Imagen and DPM-Solver++.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, p: float = 0.995) -> None:
         super().__init__(denoiser)
         if not 0 < p <= 1:
-            raise UsageError(f"p={p}: give the quantile of |x_0| to keep, above 0 and up to 1, such as 0.995")
+            raise UsageError(f"p={p}: give the quantile of |x_0| to clamp at, above 0 and up to 1, such as 0.995")
         self.p = p
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
@@ -310,14 +330,15 @@ class Thresholded(DenoiserWrapper):
 
 
 def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:
-    """Refuses a prediction from which x_0 cannot be computed at t = 1.
+    """Raises for a prediction from which x_0 cannot be computed at t = 1.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for such a prediction.
     """
     if not all(bool(torch.isfinite(c)) for c in predicts(*schedule(torch.ones((), dtype=torch.float64)))):
         name = getattr(predicts, "__name__", type(predicts).__name__)
         raise UsageError(
             f"the schedule ends at zero SNR, where x_1 is pure noise and {name} prediction does not determine x_0: "
-            "predict velocity, clean or straight, or take a schedule that ends before, with a last beta below 1 or Straight(end=0.999)"
+            "give predicts=velocity, clean or straight, or a schedule that ends at positive SNR, such as one with a "
+            "last beta below 1 or Straight(end=0.999)"
         )

@@ -1,59 +1,73 @@
-"""Guidance: a guided denoiser is a denoiser, so every sampler of every Gaussian family takes it.
+"""Guidance by a condition or a classifier. A guided denoiser is a denoiser, so every Gaussian sampler can use it.
 
-Two scales are in use for classifier-free guidance: Ho & Salimans's w, 0 without guidance, and s = 1 + w of GLIDE and
-most code since, 1 without. Here it is w throughout. For classifier guidance the scale is that of the gradient, 0
-without guidance and 1 for Bayes' rule.
+The strength of classifier-free guidance is given in two ways: w of Ho & Salimans, 0 without guidance, and s = 1 + w of
+GLIDE and most later code, 1 without guidance. Here it is always w. The scale of classifier guidance is that of the
+gradient, 0 without guidance and 1 for Bayes' rule.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..calling import ask, refuse_signature
-from ..denoiser import Denoiser, on_every_row, taken
+from ..calling import call_network, networks_of, one_per_example, refuse_signature
+from ..denoiser import Denoiser, accepted_conditions
 from ..errors import UsageError
 from ..gradients import gradients
-from ..objective import Draw, Loss, Objective, independent
+from ..objective import D, Loss, Objective, ObjectiveWrapper, TimeSampling, independent
 from ..random import Source, uniform
 from ..serialization import serializable
-from ..tensors import at_least_float32, exact, is_integer, like, moment, refuse_unreal
+from ..tensors import at_least_float32, checked_time, exact, is_integer, like, refuse_non_float
 from ..time_inputs import TimeInput, thousandths
-from .denoiser import DenoiserWrapper, Estimate, GaussianDenoiser, ends_of_time_input, home_time, placed
+from .denoiser import DenoiserWrapper, Estimate, GaussianDenoiser, equal_snr_time, on_schedule, range_of_time_input
 from .schedule import Schedule, refuse_zero_snr
 
-EDGE = 1e-6  # of log-SNR
-NO_NULL = "the network does not say what stands for no {condition}: give it a method null(condition), or give null=..., the same in both"
+EDGE = 1e-6
+"""Tolerance of log-SNR at the ends of a guidance interval."""
+NO_NULL = (
+    "the network does not define what stands for no {condition}: give it a method null(condition), or give the same "
+    "null=... to guidance and to ConditionDropout"
+)
+
+
+class HasNull(Protocol):
+    """A network that defines what stands for no condition."""
+
+    def null(self, condition: str) -> Tensor:
+        """Returns what stands for no condition of that name, for one example.
+
+        Raises:
+            UsageError: if nothing does.
+        """
+        ...
 
 
 @serializable("gaussian.ClassifierFree", formerly="unnoise.shared.guidance.ClassifierFree")
 class ClassifierFree(DenoiserWrapper):
-    r"""`(1 + w) E[x_0 | x_t, c] - w E[x_0 | x_t]` (Ho & Salimans 2022, eq. 6, of x_0 in place of the noise: the same
-    combination).
+    r"""Classifier-free guidance, `(1 + w) E[x_0 | x_t, c] - w E[x_0 | x_t]`.
 
-    What the network says of the reverse variance is that of the conditional half, unguided, as in GLIDE. Two
-    evaluations where guidance acts, one elsewhere.
+    Ho & Salimans 2022, eq. 6, there for the noise, whose combination is the same. The variance output is that of the
+    conditional estimate, as in GLIDE. A call takes two network evaluations where guidance acts, and one elsewhere.
 
     Args:
-        denoiser: a conditional one, trained with `ConditionDropout`.
-        w: strength; the "guidance scale" s of other code is 1 + w.
-        condition: the condition to strengthen; all others go to both halves.
-        null: what stands for no condition, for one example, as in training; None leaves the condition out, which for
-            this package's networks is their own null.
-        low, high: guidance acts for low < t <= high (Kynkaanniemi et al. 2024 leave out the noisiest and the cleanest
-            levels). The interval is one of log-SNR, and stays it on other schedules; ends at a level of a grid are met
-            up to 1e-6 of log-SNR.
-        rescale: phi, the share by which the guided x_0 is brought back to the standard deviation of the conditional
-            one, for each example (Lin et al. 2023, section 3.4, there for the network's own output; 0.7).
+        denoiser: a conditional denoiser, trained with `ConditionDropout`.
+        w: the strength; the "guidance scale" s of other code is 1 + w.
+        condition: the condition to strengthen; all others are used in both estimates.
+        null: what stands for no condition, for one example, as in training. None leaves the condition out, and the
+            networks of this package then use their own null.
+        low, high: guidance acts for low < t <= high; Kynkaanniemi et al. 2024 guide neither the noisiest nor the
+            cleanest times. On another schedule the interval of log-SNR stays the same. The ends are exact up to 1e-6 of
+            log-SNR.
+        rescale: phi in [0, 1], how far the guided x_0 is scaled to the standard deviation of the conditional one, for
+            each example (Lin et al. 2023, section 3.4, who rescale the network's output, by 0.7).
 
     Raises:
-        UsageError: where the denoiser's network says that it does not take the condition, or does not say what stands
-            for none.
+        UsageError: if the denoiser's network does not take the condition, or does not define its null.
     """
 
     def __init__(
@@ -68,67 +82,64 @@ class ClassifierFree(DenoiserWrapper):
         rescale: float = 0.0,
     ) -> None:
         super().__init__(denoiser)
-        refuse_without(denoiser, condition)
-        networks = [m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)]
-        asked = [
-            n for n in networks if condition in getattr(n, "conditions", (condition,))
-        ]  # a classifier's takes none
-        if null is None and not all(hasattr(network, "null") for network in asked):
-            raise UsageError(NO_NULL.format(condition=condition))
-        for network in asked if null is None else ():
-            network.null(condition)  # refuses where nothing stands for none
-        if not (null is None or isinstance(null, int | Tensor)):
+        refuse_missing_condition(denoiser, condition)
+        if null is None:
+            for network in networks_of(denoiser):
+                if condition in getattr(network, "conditions", (condition,)):  # not the network of a classifier
+                    refuse_without_null(network, condition)
+        elif not isinstance(null, int | Tensor):
             raise UsageError(
-                f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in training"
+                f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in "
+                "training"
             )
         if not 0 <= low < high <= 1 or not 0 <= rescale <= 1:
             raise UsageError(
-                f"low={low}, high={high}, rescale={rescale}: give 0 <= low < high <= 1, and a share from 0 to 1"
+                f"low={low}, high={high}, rescale={rescale}: give 0 <= low < high <= 1, and rescale from 0 to 1"
             )
         self.w, self.condition, self.null, self.rescale = w, condition, null, rescale
         ends = denoiser.corruption.log_snr(torch.tensor([high, low], dtype=torch.float64)).tolist()
-        within = low >= denoiser.corruption.t_min * (1 - EDGE)  # below, a table's log-SNR is that of its first row
+        within = low >= denoiser.corruption.t_min * (1 - EDGE)  # before it, the log-SNR of a table is that of row 1
         self.noisiest, self.cleanest = ends[0] if high < 1 else -math.inf, ends[1] if within else math.inf
 
     @property
     def low(self) -> float:
-        """Guidance acts above this time of the present schedule."""
+        """The time of the present schedule above which guidance acts."""
         return 0.0 if self.cleanest == math.inf else self._time(self.cleanest)
 
     @property
     def high(self) -> float:
-        """Guidance acts up to this time of the present schedule."""
+        """The time of the present schedule up to which guidance acts."""
         return 1.0 if self.noisiest == -math.inf else self._time(self.noisiest)
 
     def acts(self, t: Tensor) -> Tensor:
-        """Whether guidance acts at t, bool, of the shape of t."""
+        """Returns whether guidance acts at t, bool, of the shape of t."""
         log_snr = self.corruption.log_snr(exact(t))
         return (log_snr < self.cleanest - EDGE) & (log_snr >= self.noisiest - EDGE)
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
         if self.condition not in cond:
             raise UsageError(
-                f"guidance needs the condition: give {self.condition}=..., or sample the denoiser without guidance"
+                f"guidance needs the condition {self.condition}: give {self.condition}=..., "
+                "or use the denoiser without guidance"
             )
         conditional = self.denoiser.estimate(x_t, t, **cond)
         acts = self.acts(t)
         if t.ndim == 0 and t.device.type == "cpu" and (self.w == 0 or not acts):
             return conditional
         unconditional = self.denoiser.estimate(x_t, t, **self._without(cond, x_t))
-        # Both halves have the same a and b, and (1 + w) - w = 1 of x_t.
+        # Both estimates have the same a and b, and those of the combination are (1 + w) a - w a = a, and b.
         out = conditional.out + like(acts.to(x_t.dtype) * self.w, x_t) * (conditional.out - unconditional.out)
         guided = conditional._replace(out=out)
         return self._rescaled(guided, conditional, x_t) if self.rescale else guided
 
     def _without(self, cond: dict[str, Any], x_t: Tensor) -> dict[str, Any]:
-        """The conditions with the null in place of the one that is strengthened."""
+        """Returns the conditions with the null in place of the one that is strengthened."""
         others = {name: value for name, value in cond.items() if name != self.condition}
         if self.null is not None:
-            null = (
-                torch.full_like(cond[self.condition][0], self.null)
-                if isinstance(self.null, int)
-                else self.null.to(x_t.device)
-            )
+            if isinstance(self.null, int):
+                null = torch.full_like(cond[self.condition][0], self.null)
+            else:
+                null = self.null.to(x_t.device)
             others[self.condition] = null.expand(len(x_t), *null.shape)
         return others
 
@@ -146,58 +157,61 @@ class ClassifierFree(DenoiserWrapper):
     "gaussian.NoisyClassifier", formerly="unnoise.shared.guidance.NoisyClassifier", renamed={"label": "time_input"}
 )
 class NoisyClassifier(Denoiser[Schedule]):
-    """A network that says `log p(label | x_t)`, `(B, K)`: a denoiser of the label.
+    """A classifier of noisy data: a network for `log p(label | x_t)`, `(B, K)`.
 
     Args:
-        network: `(x_t scaled to unit variance, time input (B,)) -> logits (B, K)`, such as `Encoder`; fed as `Learned`
-            feeds its own.
-        schedule: the home schedule, that of training.
-        time_input: the number that the network is fed for a time of the training schedule.
+        network: `(x_t scaled to unit variance, time input (B,)) -> logits (B, K)`, such as `Encoder`; its inputs have
+            the same dtypes as those of the network in `Learned`.
+        schedule: the schedule of training.
+        time_input: `(schedule, t) -> time input`, for times of the training schedule.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput = thousandths) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput[Schedule] = thousandths) -> None:
         super().__init__()
         refuse_signature(network)
         self.network, self.schedule, self.time_input, self.corruption = network, schedule, time_input, schedule
         self.conditions = ()
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        t = exact(moment(t))
+        t = exact(checked_time(t))
         alpha, sigma = self.corruption(t)
-        scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * refuse_unreal(x_t, "x_t")
-        out = ask(self, scaled, on_every_row(self.time_input(self.schedule, home_time(self, t)), x_t), {})
+        scaled = like((alpha**2 + sigma**2).rsqrt(), x_t) * refuse_non_float(x_t, "x_t")
+        out = call_network(
+            self, scaled, one_per_example(self.time_input(self.schedule, equal_snr_time(self, t)), x_t), {}
+        )
         if out.ndim != 2 or len(out) != len(x_t):
             raise UsageError(
-                f"the classifier gave {tuple(out.shape)} for {len(x_t)} examples: give a logit for each class, ({len(x_t)}, K)"
+                f"the classifier returned shape {tuple(out.shape)} for {len(x_t)} examples: make it return a logit for "
+                f"each class, ({len(x_t)}, K)"
             )
         return at_least_float32(out).log_softmax(-1)
 
-    def time_inputs(self) -> Tensor:
-        """What the network is fed for the least noisy and for the noisiest time, `(2,)`."""
-        return ends_of_time_input(self)
+    def time_input_range(self) -> Tensor:
+        """Returns the time inputs at the smallest training time and at t = 1, `(2,)`."""
+        return range_of_time_input(self)
 
     def on(self, schedule: Schedule) -> Self:
-        """Returns the same classifier, weights shared, for signals that `schedule` has corrupted."""
-        return placed(self, schedule)
+        """Returns the classifier with the same weights, for signals corrupted by `schedule`."""
+        return on_schedule(self, schedule)
 
 
-@serializable("gaussian.Recognition", formerly="unnoise.shared.guidance.Recognition")
-class Recognition(Objective[NoisyClassifier]):
-    """`-log p(label | x_t)`, t uniform (Dhariwal & Nichol 2021, section 4): trains a `NoisyClassifier`.
+@serializable("gaussian.ClassifierLoss", formerly=("unnoise.shared.guidance.Recognition", "gaussian.Recognition"))
+class ClassifierLoss(Objective[NoisyClassifier]):
+    """The training loss of a `NoisyClassifier`, `-log p(label | x_t)`, t uniform (Dhariwal & Nichol 2021, section 4).
 
     Args:
         denoiser: the classifier.
-        times: how the times of a batch are drawn.
+        times: samples the times of a batch.
     """
 
-    def __init__(self, denoiser: NoisyClassifier, times: Draw = independent) -> None:
+    def __init__(self, denoiser: NoisyClassifier, times: TimeSampling = independent) -> None:
         super().__init__()
         self.denoiser, self.times = denoiser, times
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         if "label" not in cond:
             raise UsageError(
-                "a classifier is trained on labels: give batches with label, such as conditions=('label',)"
+                "the batch has no label, which a classifier is trained on: give label=..., one class for each example"
             )
         log_p = self.denoiser(self.denoiser.corruption.corrupt(x0, t, generator=generator), t)
         label = classes(cond["label"], log_p)
@@ -206,10 +220,10 @@ class Recognition(Objective[NoisyClassifier]):
 
 
 def classes(label: Tensor, log_p: Tensor) -> Tensor:
-    """A class for each row of log_p `(B, K)`, int64.
+    """Returns class labels as int64 `(B,)`, checked against log_p `(B, K)`.
 
     Raises:
-        UsageError: for other types and shapes, and on a CPU for classes that the classifier does not have.
+        UsageError: for other types and shapes, and on a CPU for labels outside of 0 to K - 1.
     """
     what = f"{label.dtype} {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
     if not isinstance(label, Tensor) or label.shape != (len(log_p),) or not is_integer(label):
@@ -218,13 +232,14 @@ def classes(label: Tensor, log_p: Tensor) -> Tensor:
         )
     if label.device.type == "cpu" and len(label) and not 0 <= int(label.min()) <= int(label.max()) < log_p.shape[1]:
         raise UsageError(
-            f"label is {int(label.min())} to {int(label.max())}, and the classifier has classes 0 to {log_p.shape[1] - 1}"
+            f"label is {int(label.min())} to {int(label.max())}, but the classifier has classes 0 to "
+            f"{log_p.shape[1] - 1}: give labels of these"
         )
     return label.long()
 
 
 class ClassifierGradient:
-    """`scale grad log p(label | x_t)`, of the shape of x_t: `(x_t, t, label=...)`.
+    """The gradient `scale grad log p(label | x_t)` of a classifier, `(x_t, t, label=...)`, of the shape of x_t.
 
     Args:
         classifier: `(x_t, t) -> log p(label | x_t)`, `(B, K)`, with `on(schedule)`.
@@ -235,33 +250,33 @@ class ClassifierGradient:
         self.classifier, self.scale = classifier, scale
 
     def __call__(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """The gradient of the chosen class, of each example by itself."""
+        """Returns the gradient of each example's log-probability of its label, of the shape of x_t."""
         if "label" not in cond:
-            raise UsageError("classifier guidance needs the class: give label=..., one for each sample")
+            raise UsageError("classifier guidance needs class labels: give label=..., one for each sample")
         with gradients(x_t, t, cond["label"]) as (x, t, label):
-            whole = x.requires_grad  # a likelihood differentiates the score, and with it this gradient
+            whole = x.requires_grad  # a likelihood differentiates the score, and so this gradient
             x = x if whole else x.detach().requires_grad_()
             log_p = self.classifier(x, t)
             chosen = log_p.gather(1, classes(label, log_p)[:, None]).sum()
             return self.scale * torch.autograd.grad(chosen, x, create_graph=whole)[0].to(x_t)
 
     def on(self, schedule: Schedule) -> ClassifierGradient:
-        """The same gradient for signals that `schedule` has corrupted."""
+        """Returns the gradient for signals corrupted by `schedule`."""
         return ClassifierGradient(self.classifier.on(schedule), self.scale)
 
 
 @serializable("gaussian.ClassifierGuided", formerly="unnoise.shared.guidance.ClassifierGuided")
 class ClassifierGuided(DenoiserWrapper):
-    r"""`E[x_0 | x_t] + (sigma_t^2 / alpha_t) gradient`: the score plus the gradient (Dhariwal & Nichol 2021, algorithm
-    2, the DDIM form).
+    r"""Classifier guidance, `E[x_0 | x_t] + (sigma_t^2 / alpha_t) gradient`: the gradient is added to the score.
 
-    With scale 1 and a perfect classifier this is the conditional denoiser, by Bayes' rule. The ancestral form, which
-    moves the mean by variance x gradient, is `Ancestral(denoiser, gradient=...)`; they agree as steps become small. The
-    label reaches the denoiser too if it takes one.
+    Dhariwal & Nichol 2021, algorithm 2, the DDIM form. With scale 1 and a perfect classifier it is the conditional
+    denoiser, by Bayes' rule. The ancestral form, which adds variance times gradient to the mean of the reverse step, is
+    `Ancestral(denoiser, gradient=...)`; the two agree in the limit of small steps. The label is passed to the denoiser
+    too if it takes one.
 
     Args:
-        denoiser: unconditional or conditional; clip it before it is guided, as published.
-        classifier: is read on the denoiser's schedule.
+        denoiser: unconditional or conditional; to clip as published, give `Clipped(denoiser)`.
+        classifier: of noisy data; it is put on the denoiser's schedule.
         scale: of the gradient.
     """
 
@@ -273,12 +288,12 @@ class ClassifierGuided(DenoiserWrapper):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The inner denoiser's conditions, and the label."""
+        """The label and the conditions of the inner denoiser."""
         return tuple(dict.fromkeys(("label", *(self.denoiser.conditions or ()))))
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
         alpha, sigma = self.corruption(exact(t))
-        inner = self.denoiser.estimate(x_t, t, **taken(self.denoiser, cond))
+        inner = self.denoiser.estimate(x_t, t, **accepted_conditions(self.denoiser, cond))
         return inner._replace(out=inner.out + like(sigma**2 / (alpha * inner.b), x_t) * self.gradient(x_t, t, **cond))
 
     def on(self, schedule: Schedule) -> Self:
@@ -286,39 +301,34 @@ class ClassifierGuided(DenoiserWrapper):
 
 
 @serializable("gaussian.ConditionDropout", formerly="unnoise.shared.guidance.ConditionDropout")
-class ConditionDropout(Objective[GaussianDenoiser]):
-    """An objective whose condition is replaced by the null for a share p of the examples (Ho & Salimans 2022, algorithm
-    1).
+class ConditionDropout(ObjectiveWrapper[D]):
+    """An objective that drops the condition of a share p of the examples, as classifier-free guidance needs.
+
+    Ho & Salimans 2022, algorithm 1.
 
     Args:
-        objective: of a `Learned`.
-        p: the share; 0.1 or 0.2.
-        condition: which.
-        null: what stands for no condition; None for the network's own, `network.null(condition)`, which sampling
-            without it uses too.
+        objective: of a denoiser with a network, such as `Learned`.
+        p: the share of examples that lose their condition; 0.1 or 0.2 in the paper.
+        condition: the name of the condition.
+        null: what stands for no condition; None for the network's own, `network.null(condition)`, which it also uses
+            when the condition is left out in sampling.
 
     Raises:
-        UsageError: where the denoiser's network says that it does not take the condition, or has no null for it.
+        UsageError: if the denoiser's network does not take the condition, or does not define its null.
     """
 
-    def __init__(self, objective: Objective, p: float = 0.1, condition: str = "label", null: int | None = None) -> None:
-        super().__init__()
-        refuse_without(objective.denoiser, condition)
-        if null is None and not hasattr(getattr(objective.denoiser, "network", None), "null"):
-            raise UsageError(NO_NULL.format(condition=condition))
+    def __init__(
+        self, objective: Objective[D], p: float = 0.1, condition: str = "label", null: int | None = None
+    ) -> None:
+        super().__init__(objective)
+        refuse_missing_condition(objective.denoiser, condition)
         if null is None:
-            objective.denoiser.network.null(condition)  # refuses where nothing stands for none
+            refuse_without_null(getattr(objective.denoiser, "network", None), condition)
         if not 0 <= p < 1:
             raise UsageError(
                 f"p={p}: give the share of examples that lose their condition, from 0 to below 1, such as 0.1"
             )
-        self.objective, self.null, self.p, self.condition, self.times = objective, null, p, condition, objective.times
-        self.draws_times = objective.draws_times
-
-    @property
-    def denoiser(self) -> GaussianDenoiser:
-        """That of the objective."""
-        return self.objective.denoiser
+        self.null, self.p, self.condition = null, p, condition
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         return self.objective.at(x0, t, generator=generator, **self._dropped(cond, generator))
@@ -329,19 +339,37 @@ class ConditionDropout(Objective[GaussianDenoiser]):
     def _dropped(self, cond: dict[str, Any], generator: Source) -> dict[str, Any]:
         if self.condition not in cond:
             raise UsageError(
-                f"{self.condition} is to be dropped for some examples, and the batch has none: give it with the data"
+                f"the batch has no {self.condition}, which is dropped for some examples: give {self.condition}=..."
             )
         value = cond[self.condition]
         drop = uniform((len(value),), generator, device=value.device) < self.p
-        null = self.denoiser.network.null(self.condition) if self.null is None else torch.full_like(value[0], self.null)
+        if self.null is None:
+            null = cast(HasNull, self.denoiser.network).null(self.condition)
+        else:
+            null = torch.full_like(value[0], self.null)
         return cond | {self.condition: torch.where(like(drop, value), null.to(value.dtype), value)}
 
 
-def refuse_without(denoiser: Denoiser, condition: str) -> None:
-    """Refuses a denoiser whose network says that it does not take the condition."""
+def refuse_missing_condition(denoiser: Denoiser, condition: str) -> None:
+    """Raises for a denoiser whose network does not take the condition.
+
+    Raises:
+        UsageError: for such a denoiser.
+    """
     if denoiser.conditions is not None and condition not in denoiser.conditions:
         has = ", ".join(denoiser.conditions) or "none"
         raise UsageError(
-            f"guidance by {condition} needs a denoiser that takes it, and this one takes {has}: "
-            "build its network with the condition (classes=... for labels), or guide it with a classifier"
+            f"guidance by {condition} needs a denoiser that takes it, but this one takes {has}: "
+            "build its network with the condition (classes=... for labels), or use a classifier"
         )
+
+
+def refuse_without_null(network: Any, condition: str) -> None:
+    """Raises for a network that does not define what stands for no condition.
+
+    Raises:
+        UsageError: for such a network.
+    """
+    if not hasattr(network, "null"):
+        raise UsageError(NO_NULL.format(condition=condition))
+    network.null(condition)  # raises if nothing stands for no condition

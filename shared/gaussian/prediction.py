@@ -1,8 +1,8 @@
-"""What a network predicts, as two coefficients of the clean signal: `x_0 = c_skip x_t + c_out F`.
+"""Predictions: what the output F of a network stands for, `x_0 = c_skip x_t + c_out F`.
 
-Each is a function of `(alpha_t, sigma_t)`. They are written so that scaling x_t, alpha_t and sigma_t by one factor
-leaves x_0 as it is: a network then serves every schedule at equal log-SNR. The training target of F follows by solving
-for it.
+A prediction is a function `(alpha_t, sigma_t) -> (c_skip, c_out)`. If x_t, alpha_t and sigma_t are multiplied by the
+same factor, x_0 does not change, so a network can be used on every schedule at equal log-SNR. Solving for F gives its
+training target.
 """
 
 from __future__ import annotations
@@ -18,36 +18,43 @@ from ..errors import UsageError
 from ..serialization import serializable
 
 Prediction: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`(alpha, sigma) -> (c_skip, c_out)`, of the shape of alpha."""
 
 
 @serializable("gaussian.clean", formerly="unnoise.shared.prediction.clean")
 def clean(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """F = x_0."""
+    """Is the prediction of the clean signal, F = x_0."""
     return torch.zeros_like(alpha), torch.ones_like(alpha)
 
 
 @serializable("gaussian.noise", formerly="unnoise.shared.prediction.noise")
 def noise(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """F = epsilon, where `x_t = alpha x_0 + sigma epsilon` (Ho et al. 2020, eq. 9)."""
+    """Is the prediction of the noise, F = epsilon in `x_t = alpha x_0 + sigma epsilon` (Ho et al. 2020, eq. 9)."""
     return 1 / alpha, -sigma / alpha
 
 
 @serializable("gaussian.scaled_score", formerly="unnoise.shared.prediction.scaled_score")
 def scaled_score(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """F = sigma grad log q(x_t) = -epsilon: what Song et al.'s (2021) VE networks give before they divide by sigma."""
+    """Is the prediction of the score times sigma, F = sigma grad log q(x_t) = -epsilon.
+
+    It is the output of Song et al.'s (2021) VE networks before they divide by sigma.
+    """
     return 1 / alpha, sigma / alpha
 
 
 @serializable("gaussian.velocity", formerly="unnoise.shared.prediction.velocity")
 def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """F = v = alpha epsilon - sigma x_0 with alpha, sigma scaled to a unit vector (Salimans & Ho 2022, appendix D)."""
+    """Is the prediction of the velocity, F = v = alpha epsilon - sigma x_0 (Salimans & Ho 2022, appendix D).
+
+    (alpha, sigma) is scaled to unit length first.
+    """
     square = alpha**2 + sigma**2
     return alpha / square, -sigma / square.sqrt()
 
 
 @serializable("gaussian.straight", formerly="unnoise.shared.prediction.straight")
 def straight(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """F = epsilon - x_0, on the straight path alpha = 1 - t, sigma = t the velocity `dx_t / dt`.
+    """Is the prediction F = epsilon - x_0, on the straight path alpha = 1 - t, sigma = t the velocity `dx_t / dt`.
 
     Liu et al. 2023; Lipman et al. 2023.
     """
@@ -57,14 +64,14 @@ def straight(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 @serializable("gaussian.Preconditioned", formerly="unnoise.shared.prediction.Preconditioned")
 @dataclass(frozen=True)
 class Preconditioned:
-    r"""Karras et al.'s (2022, table 1) `c_skip = s^2 / (sigma^2 + s^2)`, `c_out = sigma s / sqrt(sigma^2 + s^2)`, s =
-    sigma_data.
+    r"""The preconditioning of EDM: `c_skip = s^2 / (sigma^2 + s^2)`, `c_out = sigma s / sqrt(sigma^2 + s^2)`.
 
-    Written for any alpha. F then has unit variance to learn at every level, and as little of it as possible; at s = 1
-    it is the velocity with its sign turned.
+    Karras et al. 2022, table 1, generalized to any alpha; s is sigma_data. The training target of F then has unit
+    variance at every noise level, and errors of F are amplified as little as possible. For s = 1, F is minus the
+    velocity.
 
     Attributes:
-        sigma_data: standard deviation of the data, as in `Learned`.
+        sigma_data: s, the standard deviation of the data, as in `Learned`.
     """
 
     sigma_data: float = 0.5
@@ -74,7 +81,7 @@ class Preconditioned:
             raise UsageError(f"sigma_data={self.sigma_data}: give the standard deviation of the data, such as 0.5")
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """c_skip, c_out."""
+        """Returns c_skip and c_out, of the shape of alpha."""
         data2 = self.sigma_data**2
         square = alpha**2 * data2 + sigma**2
         return alpha * data2 / square, sigma * self.sigma_data / square.sqrt()

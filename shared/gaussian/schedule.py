@@ -1,4 +1,4 @@
-"""Gaussian corruptions: how much signal and how much noise there is at each time."""
+"""Gaussian schedules: the scale alpha_t of the signal and the standard deviation sigma_t of the noise at each time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from torch import Tensor
 from ..corruption import Corruption, refuse_below_first_row, table_grid, table_time
 from ..errors import UsageError
 from ..random import Source, normal, normal_like
-from ..tensors import at_least_float32, exact, like, moment, refuse_unreal
+from ..tensors import as_real, checked_time, exact, like
 
 HALVINGS = 60
-"""Steps of the bisection that inverts a log-SNR: an interval of length 1 shrinks below the rounding of float64."""
+"""Bisection steps that invert a log-SNR: an interval of length 1 is then shorter than the rounding error of float64."""
 
 
 class Schedule(Corruption):
-    r"""`q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)`.
+    r"""A Gaussian forward process, `q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)`.
 
-    A schedule of your own is a frozen dataclass with one method, `__call__`, written with differentiable torch
-    operations. `log_snr`, its inverse `time` and the sampling grid follow from it; override them where a closed form is
-    faster or keeps more digits.
+    To write one, define a frozen dataclass with one method, `__call__`, of differentiable torch operations. `log_snr`,
+    its inverse `time` and the sampling grid follow from it; override them if a closed form is faster or more accurate.
 
     Attributes:
-        t_min: the smallest time that training and likelihoods visit.
+        t_min: the smallest time of training and of likelihoods.
         t_last: the last noisy time of a sampling grid; the step from there to 0 returns the denoiser's mean.
     """
 
@@ -42,7 +41,10 @@ class Schedule(Corruption):
         return (2 * (alpha.log() - sigma.log())).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Returns the time at which the log-SNR is `log_snr`, clamped to [t_min, 1], by bisection unless overridden."""
+        """Returns the time at which the log-SNR is `log_snr`, clamped to [t_min, 1].
+
+        It is found by bisection; schedules with a closed form override this method.
+        """
         wanted = exact(log_snr)
         low, high = torch.full_like(wanted, self.t_min), torch.ones_like(wanted)
         for _ in range(HALVINGS):
@@ -59,18 +61,18 @@ class Schedule(Corruption):
         return torch.exp(self.log_snr(t) - self.log_snr(s))
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x0 = at_least_float32(refuse_unreal(x0, "x0"))
-        alpha, sigma = (like(c, x0) for c in self(exact(moment(t, len(x0)))))
-        return alpha * x0 + sigma * normal_like(x0, generator)
+        x0 = as_real(x0, "x0")
+        alpha, sigma = self(exact(checked_time(t, len(x0))))
+        return like(alpha, x0) * x0 + like(sigma, x0) * normal(x0.shape, generator, dtype=x0.dtype, device=x0.device)
 
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        x_s, s, t = at_least_float32(refuse_unreal(x_s, "x_s")), exact(moment(s)), exact(moment(t, len(x_s)))
+        x_s, s, t = as_real(x_s, "x_s"), exact(checked_time(s)), exact(checked_time(t, len(x_s)))
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         fresh = sigma_t * (1 - self.kept(s, t)).sqrt()
         return like(alpha_t / alpha_s, x_s) * x_s + like(fresh, x_s) * normal_like(x_s, generator)
 
     def state(self, x: Tensor) -> Tensor:
-        return at_least_float32(refuse_unreal(x, "x"))
+        return as_real(x, "x")
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
         return self(torch.ones(()))[1] * normal(shape, generator, device=device)
@@ -86,24 +88,25 @@ class Schedule(Corruption):
 
 
 class TableSchedule(Schedule):
-    """A schedule given at the T times t = n / T, between which its log-SNR is interpolated.
+    """The base class of schedules given by a table at the times t = n / T, n = 1..T.
 
-    Row n = 0 is the clean signal.
+    Between these times the log-SNR is interpolated. Training visits only the times of the table. n = 0 is the clean
+    signal.
+
+    Attributes:
+        steps: T.
     """
 
-    @property
-    @abstractmethod
-    def steps(self) -> int:
-        """T."""
+    steps: int
 
     @property
     def t_min(self) -> float:
-        """The first row, 1 / T: training visits the rows alone."""
+        """The time of the first row, 1 / T."""
         return 1 / self.steps
 
     @property
     def t_last(self) -> float:
-        """The first row, 1 / T."""
+        """The time of the first row, 1 / T."""
         return 1 / self.steps
 
     def grid(self, steps: int) -> Tensor:
@@ -116,45 +119,67 @@ class TableSchedule(Schedule):
         return table_time(u, self.steps)
 
 
+def segment(t: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the two rows of a table between which t lies, and the position of t between them.
+
+    Row n = 1..T of the table is at t = n / T. A time on a row belongs to the segment below it, so that the derivative
+    at t is that of the step from t to s < t. Times before row 1 are treated as row 1. Times within 1e-9 of a row, in
+    units of the distance between rows, count as on it, since rounding gives `49 * (1 / 49) < 1`.
+
+    Args:
+        t: times.
+        rows: T.
+
+    Returns:
+        The indices of the lower and the upper row, counted from 0, and the position from 0 (lower) to 1 (upper); each
+        of the shape of t.
+    """
+    row = exact(t) * rows - 1
+    whole = row.detach().round()
+    row = torch.where((row - whole).abs() < 1e-9, whole + (row - row.detach()), row).clamp(0, rows - 1)
+    low = (row.detach().ceil().long() - 1).clamp(0, max(rows - 2, 0))
+    return low, (low + 1).clamp(max=rows - 1), row - low
+
+
 def rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """Returns `d alpha_t / dt` and `d sigma_t / dt`, float64, of the shape of t, by forward-mode differentiation."""
-    t = exact(t).contiguous()  # forward mode does not take an expanded one
+    t = exact(t).contiguous()  # forward mode does not accept expanded tensors
     return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))[1]
 
 
 def even_grid(steps: int) -> Tensor:
-    """Returns N / N, .., 1 / N, 0, float64: grids of N and 2 N steps nest."""
+    """Returns the times N / N, .., 1 / N, 0 of N steps, float64; the grid of 2 N steps contains that of N."""
     refuse_no_steps(steps)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 
 def karras_sigmas(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:
-    """Returns `steps` noise levels from `high` down to `low` whose 1 / rho-th powers are evenly spaced, float64.
+    """Returns `steps` noise levels from `high` down to `low` with evenly spaced powers 1 / rho, float64.
 
-    Karras et al. (2022), eq. 5.
+    Karras et al. 2022, eq. 5.
     """
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
 def refuse_no_steps(steps: int) -> None:
-    """Refuses a grid without a step.
+    """Raises for a grid of less than one step.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for `steps` below 1.
     """
     if steps < 1:
-        raise UsageError(f"steps={steps}: a sampler needs at least one step")
+        raise UsageError(f"steps={steps}: give at least one step")
 
 
 def refuse_zero_snr(schedule: Schedule) -> None:
-    """Refuses a schedule with alpha = 0 at t = 1, for what divides by alpha.
+    """Raises for a schedule with alpha = 0 at t = 1, where the caller divides by alpha.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for such a schedule.
     """
     if not bool(torch.isfinite(schedule.log_snr(torch.ones((), dtype=torch.float64)))):
         raise UsageError(
-            "the schedule ends at zero SNR, and alpha = 0 is divided by here: sample with ProbabilityFlow, DDIM, Ancestral, DPMSolverPP or "
-            "UniPC, or put the denoiser on another schedule, such as on(VP())"
+            "the schedule ends at zero SNR, so this would divide by alpha = 0: give a denoiser on another schedule, "
+            "such as denoiser.on(VP()), or sample with ProbabilityFlow, DDIM, Ancestral, DPMSolverPP or UniPC"
         )

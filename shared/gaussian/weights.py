@@ -1,8 +1,8 @@
 """Loss weights: functions `(schedule, t)` that multiply the squared error of x_0.
 
-Papers state a weight for the error of what their network predicts. The errors of x_0, noise, velocity and score differ
-by factors of the SNR: `E_noise = SNR E_x0`, `E_velocity = (SNR + 1) E_x0`, `sigma^2 E_score = SNR E_x0`, so one weight
-here stands for several there.
+Papers state their weights for the squared error E of what their network predicts. These errors are
+`E_noise = SNR E_x0`, `E_velocity = (SNR + 1) E_x0` and `sigma^2 E_score = SNR E_x0`, so weights that differ between
+papers may be the same weight here.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from .prediction import Prediction
 from .schedule import Schedule, rates
 
 Weight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
+"""`(schedule, t) -> weight`, of the shape of t."""
 
 
 @serializable("gaussian.snr", formerly=("unnoise.shared.objective.snr", "unnoise.sde.objectives.sigma_squared"))
 def snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """`(alpha / sigma)^2`: the error of the noise (Ho et al. 2020, eq. 14), and sigma^2 times that of the score."""
+    """Returns the SNR, `(alpha / sigma)^2`: the loss is then the squared error of the noise (Ho et al. 2020, eq. 14).
+
+    That is also sigma^2 times the squared error of the score.
+    """
     alpha, sigma = schedule(exact(t))
     return (alpha / sigma) ** 2
 
 
 @serializable("gaussian.truncated_snr", formerly="unnoise.continuous.weights.truncated_snr")
 def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """`max(SNR, 1)` (Salimans & Ho 2022, section 4)."""
+    """Returns `max(SNR, 1)`: the larger of the errors of noise and x_0 (Salimans & Ho 2022, section 4)."""
     return snr(schedule, t).clamp(min=1.0)
 
 
 @serializable("gaussian.MinSNR", formerly="unnoise.continuous.weights.MinSNR")
 @dataclass(frozen=True)
 class MinSNR:
-    """`min(SNR, gamma)` (Hang et al. 2023, section 3.4).
+    """The weight `min(SNR, gamma)` (Hang et al. 2023, section 3.4).
 
-    As a weight of the error of the noise that is `min(gamma / SNR, 1)`, of the velocity `min(SNR, gamma) / (SNR + 1)`.
+    As a weight of the error of the noise it is `min(gamma / SNR, 1)`, of the velocity `min(SNR, gamma) / (SNR + 1)`.
 
     Attributes:
         gamma: 5 in the paper.
@@ -57,10 +61,11 @@ class MinSNR:
 @serializable("gaussian.OutputError", formerly="unnoise.continuous.weights.PlainError")
 @dataclass(frozen=True)
 class OutputError:
-    """`1 / c_out^2`: the plain squared error of the network's output.
+    """The weight `1 / c_out^2`: the loss is then the unweighted squared error of the network's output.
 
-    With `noise` that is `snr`, with `clean` 1, with `velocity` SNR + 1, with `Preconditioned(s)` EDM's weight
-    `SNR + 1 / s^2` (Karras et al. 2022, table 1), and with `PosteriorMean` the error of mu (Ho et al. 2020, table 2).
+    It is `snr` for `noise`, 1 for `clean`, SNR + 1 for `velocity`, and EDM's weight `SNR + 1 / s^2` for
+    `Preconditioned(s)` (Karras et al. 2022, table 1). For `PosteriorMean` the loss is the error of the mean mu of
+    `q(x_s | x_t, x_0)` (Ho et al. 2020, table 2).
 
     Attributes:
         predicts: what the network predicts.
@@ -75,10 +80,10 @@ class OutputError:
 
 @serializable("gaussian.likelihood_weight", formerly="unnoise.sde.objectives.g_squared")
 def likelihood_weight(schedule: Schedule, t: Tensor) -> Tensor:
-    """`-d SNR / dt = g^2 alpha^2 / sigma^4`: half of it bounds the negative log-likelihood (Kingma et al. 2021, eq.
-    15).
+    """Returns `-d SNR / dt = g^2 alpha^2 / sigma^4`, the weight of the variational bound (Kingma et al. 2021, eq. 15).
 
-    As a weight of the error of the score that is `g(t)^2` (Song et al. 2021b, corollary 1).
+    As a weight of the error of the score it is `g(t)^2` (Song et al. 2021b, corollary 1). Half of the loss, summed over
+    dimensions, is the part of the bound on the negative log-likelihood that depends on the denoiser.
     """
     (alpha, sigma), (d_alpha, d_sigma) = schedule(exact(t)), rates(schedule, t)
     return 2 * alpha / sigma**2 * (alpha * d_sigma / sigma - d_alpha)
@@ -86,24 +91,24 @@ def likelihood_weight(schedule: Schedule, t: Tensor) -> Tensor:
 
 @serializable("gaussian.velocity_weight")
 def velocity_weight(schedule: Schedule, t: Tensor) -> Tensor:
-    """`(alpha' - alpha sigma' / sigma)^2`: the error of the flow's velocity `alpha' x_0 + sigma' epsilon`.
+    """Returns `(alpha' - alpha sigma' / sigma)^2`, with derivatives in t: the loss is then that of flow matching.
 
-    Lipman et al. 2023, eq. 14.
+    It is the squared error of the velocity `dx_t / dt = alpha' x_0 + sigma' epsilon` (Lipman et al. 2023, eq. 14).
     """
     (alpha, sigma), (d_alpha, d_sigma) = schedule(exact(t)), rates(schedule, t)
     return (d_alpha - alpha * d_sigma / sigma) ** 2
 
 
-def refuse_blind(weight: Weight, schedule: Schedule) -> None:
-    """Refuses a weight that is 0 at t = 1.
+def refuse_zero_weight(weight: Weight, schedule: Schedule) -> None:
+    """Raises for a weight that is 0 at t = 1, where sampling starts: the denoiser would not be trained there.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for such a weight, and for one that is NaN at t = 1.
     """
     if not bool(weight(schedule, torch.ones((), dtype=torch.float64)) > 0):
         name = getattr(weight, "__name__", weight)
         raise UsageError(
-            f"weight={name} is 0 at t = 1, so the noise level that sampling starts from would never be trained: where the schedule ends at "
-            "zero SNR take truncated_snr, or OutputError(clean), OutputError(velocity) or velocity_weight; a table of one row has no "
-            "rates, which likelihood_weight and velocity_weight need"
+            f"weight={name} is not positive at t = 1, so the denoiser would not be trained where sampling starts: "
+            "for a schedule that ends at zero SNR give truncated_snr, OutputError(clean), OutputError(velocity) or "
+            "velocity_weight; likelihood_weight and velocity_weight need a table of at least two rows"
         )

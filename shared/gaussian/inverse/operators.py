@@ -1,6 +1,6 @@
-"""Linear measurements `A x`, with what inverse problems ask of them in closed form.
+"""Linear measurement operators A, with their adjoint, pseudo-inverse and regularized inverse in closed form.
 
-Signals are `(B, C, *size)` with any number of sizes, or vectors `(B, d)`, and every example is measured by itself.
+Signals are `(B, C, *size)` with any number of sizes, or vectors `(B, d)`. Each example is measured by itself.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from ...serialization import serializable
 from ...tensors import Table, full_precision, like
 
 Variance: TypeAlias = Tensor | float
+"""A number, or one for each example, `(B,)`."""
 
 
 class Operator(ABC):
-    """A linear map A of signals to measurements."""
+    """The base class of linear maps A from signals to measurements."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """`A x`, `(B, ...)`, of signals `(B, ...)`.
+        """Returns `A x`, `(B, ...)`, for signals x, `(B, ...)`.
 
         Raises:
             UsageError: for signals of a shape that A does not take.
@@ -33,56 +34,58 @@ class Operator(ABC):
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
-        """`A^T y`, of the shape of the signal: `<A x, y> = <x, A^T y>`.
+        """Returns `A^T y`, of the shape of the signal: `<A x, y> = <x, A^T y>`.
 
         Raises:
-            UsageError: for measurements of a shape that A does not give.
+            UsageError: for measurements of a shape that A does not return.
         """
 
     @abstractmethod
     def solve(self, r: Tensor, prior: Variance, noise: Variance) -> Tensor:
-        """`(prior A A^T + noise I)^-1 r`, of the shape of `r`, within the image of A where that is singular.
+        """Returns `(prior A A^T + noise I)^-1 r`, of the shape of `r`; if singular, its pseudo-inverse times r.
 
         Args:
-            r: `(B, ...)`, in the space of measurements.
+            r: a residual, `(B, ...)`, in the space of measurements.
             prior: variance of the signal, a number or `(B,)`.
             noise: variance of the noise, a number or `(B,)`.
         """
 
     @abstractmethod
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """`A^+ y`: of the signals that come closest to the measurement, the smallest."""
+        """Returns `A^+ y`, the signal of least norm among those with the least `|A x - y|`."""
 
     def residual(self, y: Tensor, x: Tensor) -> Tensor:
-        """`y - A x`, where either may have a single row for all of the other's."""
+        """Returns `y - A x`, where y or x may have a single row for all rows of the other."""
         return y - self(x)
 
 
 @serializable("gaussian.Masked", formerly="unnoise.shared.inverse.operators.Masked")
 class Masked(Operator):
-    """Inpainting: what the mask shows, at its place; `A A^T = I` there. Elsewhere a measurement is 0, and is not looked
-    at.
+    """The operator of inpainting: the signal where the mask is 1, and 0 elsewhere; `A A^T = I` where the mask is 1.
+
+    Entries of a measurement outside of the mask are not used.
 
     Args:
-        mask: broadcast against the signal, 1 or True where it is seen.
+        mask: broadcast against the signal, 1 or True where it is measured.
     """
 
     def __init__(self, mask: Tensor) -> None:
-        self.mask, self._seen = mask, Table(checked_mask(mask, mask))
+        self.mask, self._measured = mask, Table(checked_mask(mask, mask))
 
     def __call__(self, x: Tensor) -> Tensor:
-        seen = self._seen.on(x.device)
-        if seen.ndim > x.ndim or not broadcasts(seen.shape, x.shape):
+        mask = self._measured.on(x.device)
+        if mask.ndim > x.ndim or not broadcasts(mask.shape, x.shape):
             raise UsageError(
-                f"a mask of shape {tuple(seen.shape)} does not fit signals of shape {tuple(x.shape)}: give one that broadcasts against them"
+                f"a mask of shape {tuple(mask.shape)} does not fit signals of shape {tuple(x.shape)}: "
+                "give one that broadcasts to them"
             )
-        return torch.where(seen, x, 0)
+        return torch.where(mask, x, 0)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self(y)
 
     def solve(self, r: Tensor, prior: Variance, noise: Variance) -> Tensor:
-        return self(r / (against(prior, r) + against(noise, r)))
+        return self(r / (aligned(prior, r) + aligned(noise, r)))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         return self(y)
@@ -93,22 +96,22 @@ class Masked(Operator):
 
 @serializable("gaussian.Gray", formerly="unnoise.shared.inverse.operators.Grey")
 class Gray(Operator):
-    """Colourisation: the weighted sum over the channels, `(B, C, *size)` to `(B, 1, *size)`; `A A^T = |w|^2 I`.
+    """The operator of colorization: the weighted sum of the channels, `(B, C, *size)` to `(B, 1, *size)`.
+
+    `A A^T = |w|^2 I`.
 
     Args:
-        weights: `(C,)`, not all 0; 1/3 each for the mean of RGB.
+        weights: w, `(C,)`, not all 0; 1/3 each for the mean of RGB.
     """
 
     def __init__(self, weights: Tensor) -> None:
         if weights.ndim != 1 or not bool((weights != 0).any()):
             raise UsageError(
-                f"weights={weights.tolist()}: give one for each channel, not all of them 0, such as three times 1/3"
+                f"weights={weights.tolist()}: give one number for each channel, not all of them 0, such as three "
+                "times 1/3"
             )
-        self.weights, self._weights, self._square = (
-            weights,
-            Table(weights.double()),
-            float(weights.double().square().sum()),
-        )
+        self.weights, self._weights = weights, Table(weights.double())
+        self._square = float(weights.double().square().sum())
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.weights):
@@ -120,12 +123,12 @@ class Gray(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         if y.shape[1] != 1:
             raise UsageError(
-                f"a measurement of shape {tuple(y.shape)} is not one of a weighted sum: its axis 1 has one entry"
+                f"a measurement of shape {tuple(y.shape)} has {y.shape[1]} channels: give one, the weighted sum"
             )
         return self._along(y) * y
 
     def solve(self, r: Tensor, prior: Variance, noise: Variance) -> Tensor:
-        return r / (against(prior, r) * self._square + against(noise, r))
+        return r / (aligned(prior, r) * self._square + aligned(noise, r))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         return self.adjoint(y) / self._square
@@ -136,11 +139,12 @@ class Gray(Operator):
 
 @serializable("gaussian.Averaged", formerly="unnoise.shared.inverse.operators.Averaged")
 class Averaged(Operator):
-    """Super-resolution: means over blocks of n entries, `(B, C, H, W)` to `(B, C, H / factor, W / factor)`;
-    `A A^T = I / n`.
+    """The operator of super-resolution: means over blocks, `(B, C, H, W)` to `(B, C, H / factor, W / factor)`.
+
+    `A A^T = I / n` for blocks of n entries.
 
     Args:
-        factor: sides of a block, one for each size or the same for all; that of vectors `(B, d)` goes along d.
+        factor: the sides of a block, a number for each size or one for all; for vectors `(B, d)`, the length along d.
     """
 
     def __init__(self, factor: int | tuple[int, ...]) -> None:
@@ -152,7 +156,7 @@ class Averaged(Operator):
         first, sides = self._sides(x)
         if any(size % side for size, side in zip(x.shape[first:], sides, strict=True)):
             raise UsageError(
-                f"factor={self.factor} does not divide the sizes of signals of shape {tuple(x.shape)}: choose divisors"
+                f"factor={self.factor} does not divide the sizes of signals of shape {tuple(x.shape)}: give divisors"
             )
         for axis, side in enumerate(sides, first):
             x = x.unflatten(axis, (-1, side)).mean(axis + 1)
@@ -162,7 +166,7 @@ class Averaged(Operator):
         return self.pseudo_inverse(y) / self._count(y)
 
     def solve(self, r: Tensor, prior: Variance, noise: Variance) -> Tensor:
-        return r / (against(prior, r) / self._count(r) + against(noise, r))
+        return r / (aligned(prior, r) / self._count(r) + aligned(noise, r))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         first, sides = self._sides(y)
@@ -171,12 +175,13 @@ class Averaged(Operator):
         return y
 
     def _sides(self, x: Tensor) -> tuple[int, tuple[int, ...]]:
-        """The first axis that is averaged, and the side of a block along each from there."""
+        """Returns the first axis that is averaged, and the side of a block along each axis from there."""
         first = min(2, x.ndim - 1)
         sides = self._each * (x.ndim - first) if isinstance(self.factor, int) else self._each
         if len(sides) != x.ndim - first:
             raise UsageError(
-                f"factor={self.factor} does not fit tensors of shape {tuple(x.shape)}: give a side for each size, or one number"
+                f"factor={self.factor} does not fit tensors of shape {tuple(x.shape)}: give a side for each size, or "
+                "one number"
             )
         return first, sides
 
@@ -184,41 +189,41 @@ class Averaged(Operator):
         return math.prod(self._sides(x)[1])
 
 
-@serializable("gaussian.Dense", formerly="unnoise.shared.inverse.operators.Dense")
-class Dense(Operator):
-    """Any matrix on the flattened signal, `(B, ...)` of n numbers to `(B, m)`; the eigenvectors of `A A^T` are found
-    once.
+@serializable("gaussian.MatrixOperator", formerly=("unnoise.shared.inverse.operators.Dense", "gaussian.Dense"))
+class MatrixOperator(Operator):
+    """A matrix times the flattened signal of n numbers, `(B, ...)` to `(B, m)`.
+
+    Its singular value decomposition is computed once, when the operator is constructed.
 
     Args:
-        matrix: `(m, n)`.
-        shape: of one signal, n numbers; None for vectors `(B, n)`.
+        matrix: A, `(m, n)`.
+        shape: the shape of one signal, n numbers; None for vectors `(B, n)`.
     """
 
     def __init__(self, matrix: Tensor, shape: tuple[int, ...] | None = None) -> None:
         if matrix.ndim != 2 or (shape is not None and math.prod(shape) != matrix.shape[1]):
             raise UsageError(
-                f"a matrix of shape {tuple(matrix.shape)} for signals of shape {shape}: give (m, n) for n numbers in a signal"
+                f"a matrix of shape {tuple(matrix.shape)} does not fit signals of shape {shape}: give (m, n) for n "
+                "numbers in a signal"
             )
         self.matrix, self.shape = matrix, shape
         exact = matrix.detach().cpu().double()
-        axes, singular, rows = torch.linalg.svd(
-            exact, full_matrices=len(exact) > exact.shape[1]
-        )  # all axes of y, those of x if seen
+        # All left singular vectors are needed, and the right ones of singular values above 0.
+        axes, singular, rows = torch.linalg.svd(exact, full_matrices=len(exact) > exact.shape[1])
         kept = singular > singular.max() * max(exact.shape) * torch.finfo(torch.float64).eps
         squares = torch.zeros(len(exact), dtype=torch.float64)
         squares[: len(singular)] = torch.where(kept, singular, 0) ** 2
         inverse = torch.where(kept, singular, 0) / torch.where(kept, singular, 1) ** 2
-        self._matrix, self._inverse = (
-            Table(exact),
-            Table((rows[: len(singular)].T * inverse) @ axes[:, : len(singular)].T),
-        )
+        self._matrix = Table(exact)
+        self._inverse = Table((rows[: len(singular)].T * inverse) @ axes[:, : len(singular)].T)
         self._axes, self._squares, self._signal = Table(axes), Table(squares), shape or (exact.shape[1],)
 
     def __call__(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self._signal:
             wanted = ", ".join(map(str, self._signal))
             raise UsageError(
-                f"signals of shape {tuple(x.shape)} are not those of the matrix, (B, {wanted}): give Dense(matrix, shape=...)"
+                f"signals of shape {tuple(x.shape)} do not fit the matrix, which takes (B, {wanted}): "
+                "give MatrixOperator(matrix, shape=...)"
             )
         return self._times(x.flatten(1), self._matrix)
 
@@ -226,7 +231,7 @@ class Dense(Operator):
         return self._times(self._checked(y), self._matrix, transposed=True).unflatten(1, self._signal)
 
     def solve(self, r: Tensor, prior: Variance, noise: Variance) -> Tensor:
-        weight = against(prior, r) * self._squares.on(r.device).to(r.dtype) + against(noise, r)
+        weight = aligned(prior, r) * self._squares.on(r.device).to(r.dtype) + aligned(noise, r)
         along = self._times(self._checked(r), self._axes, transposed=True)
         return self._times(torch.where(weight > 0, along / weight, 0), self._axes)
 
@@ -236,7 +241,7 @@ class Dense(Operator):
     def _checked(self, y: Tensor) -> Tensor:
         if y.ndim != 2 or y.shape[1] != len(self.matrix):
             raise UsageError(
-                f"a measurement of shape {tuple(y.shape)} is not one of the matrix, (B, {len(self.matrix)})"
+                f"a measurement of shape {tuple(y.shape)} does not fit the matrix: give (B, {len(self.matrix)})"
             )
         return y
 
@@ -247,16 +252,13 @@ class Dense(Operator):
 
 
 def broadcasts(mask: torch.Size, signal: torch.Size) -> bool:
-    """Whether the two broadcast to signals of that size.
-
-    A single signal may stand for all rows of a mask that has several.
-    """
+    """Returns whether a mask broadcasts to signals of a shape; a single signal may be used with several masks."""
     try:
         return torch.broadcast_shapes(mask, signal)[1:] == signal[1:]
     except RuntimeError:
         return False
 
 
-def against(variance: Variance, r: Tensor) -> Tensor | float:
-    """A number, or one for each example, as it broadcasts against `r`."""
+def aligned(variance: Variance, r: Tensor) -> Tensor | float:
+    """Returns a number, or one for each example, in the shape that broadcasts against `r`."""
     return like(variance, r) if isinstance(variance, Tensor) else variance

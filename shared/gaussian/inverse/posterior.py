@@ -1,18 +1,17 @@
-r"""Denoisers of the posterior `p(x_0 | y)`, y a linear measurement with noise.
+r"""Denoisers of the posterior `p(x_0 | y)`, where y is a linear measurement with noise.
 
-Take `x_0 | x_t ~ N(E[x_0 | x_t], V_t)`: the likelihood `p(y | x_t)` is Gaussian then, and by Tweedie's formula and
-Bayes' rule
+If `x_0 | x_t ~ N(E[x_0 | x_t], V_t)`, the likelihood `p(y | x_t)` is Gaussian, and by Tweedie's formula and Bayes' rule
 
     E[x_0 | x_t, y] = E[x_0 | x_t] + (sigma_t^2 / alpha_t) J^T A^T (A V_t A^T + sigma_y^2 I)^-1 (y - A E[x_0 | x_t]),
 
-J the Jacobian of the denoiser's mean. The methods differ in V_t.
+where J is the Jacobian of the denoiser's mean. The methods differ in V_t.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -26,18 +25,19 @@ from ..schedule import Schedule, refuse_zero_snr
 from .measurement import Measurement
 from .operators import Operator
 
-Spread = Callable[[Tensor], Tensor]
+CovarianceProduct: TypeAlias = Callable[[Tensor], Tensor]
+"""`u -> (sigma_t^2 / alpha_t) J^T u`, of the shape of the signal u."""
 
 
 class Posterior(DenoiserWrapper):
-    """`E[x_0 | x_t, y]`; a subclass says by how much the measurement moves the mean.
+    """The base class of denoisers `E[x_0 | x_t, y]`; subclasses define the shift of the mean by the measurement.
 
-    One evaluation of the network, through which vectors are then pulled back. A gradient reaches `x_t` where it asks
-    for one, as a likelihood's does.
+    An estimate takes one evaluation of the network, and vector-Jacobian products through it. It is differentiable in
+    `x_t` if that requires a gradient, as for a likelihood.
 
     Args:
-        denoiser: of the signals, without the measurement; clip the posterior rather than what it is made of, whose
-            Jacobian is read.
+        denoiser: of the signals, without the measurement. It should not be clipped, since clipping changes its
+            Jacobian; clip the posterior instead.
         operator: A.
         y: the measurement, `(B, ...)`, or one row for all samples.
         noise: sigma_y, the standard deviation of the measurement's noise, in the units of y.
@@ -52,18 +52,19 @@ class Posterior(DenoiserWrapper):
         self.measurement = Measurement(operator, y, denoiser)
 
     @abstractmethod
-    def shift(self, residual: Tensor, covariance: Spread, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """`(sigma_t^2 / alpha_t) J^T A^T w`, of the shape of the signal.
+    def shift(self, residual: Tensor, covariance: CovarianceProduct, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the shift `(sigma_t^2 / alpha_t) J^T A^T w` of the mean, of the shape of the signal.
+
+        w is `(A V_t A^T + sigma_y^2 I)^-1` times the residual.
 
         Args:
             residual: `y - A E[x_0 | x_t]`.
-            covariance: u to `(sigma_t^2 / alpha_t) J^T u`, one vector-Jacobian product.
-            alpha, sigma: of the level, float64, scalar or `(B,)`.
+            covariance: maps u to `(sigma_t^2 / alpha_t) J^T u`, by one vector-Jacobian product.
+            alpha, sigma: at the time t, float64, scalar or `(B,)`.
         """
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        # E[x_0 | x_t] is taken less the best multiple of x_t: what is left keeps its digits both near t = 0 and near t
-        # = 1.
+        # The estimate is share x_t + rest. The rest, E[x_0 | x_t] - share x_t, is accurate both near t = 0 and t = 1.
         whole = x_t.requires_grad
         with gradients(x_t, t, cond) as (x, t, cond):
             alpha, sigma = self.corruption(exact(t))
@@ -92,16 +93,16 @@ class Posterior(DenoiserWrapper):
 class PseudoInverse(Posterior):
     r"""`V_t = r_t^2 I`, `r_t^2 = s^2 sigma_t^2 / (alpha_t^2 s^2 + sigma_t^2)`: Pi-GDM (Song et al. 2023).
 
-    Exact for data `N(m, s^2 I)`. For Gaussian data whose neighbours have a correlation of 0.9, samples are off by 0.1
-    posterior standard deviations in the mean and 20% in the covariance where entries, channels or block means are
-    measured, by 0.8 and 10% for random sums. One evaluation of the network and one vector-Jacobian product, by a J that
-    is not divided by itself: a network that predicts noise knows J badly where alpha_t is small, so clip the posterior
-    to the range of the data.
+    It is exact for data `N(m, s^2 I)`. For Gaussian data with a correlation of 0.9 between neighbors, the samples have
+    an error of 0.1 posterior standard deviations in the mean and of 20% in the covariance if entries, channels or block
+    means are measured, and of 0.8 and 10% for random sums. An estimate takes one evaluation of the network and one
+    vector-Jacobian product. The shift is linear in J, which is inaccurate for a network that predicts noise where
+    alpha_t is small: clip the posterior to the range of the data.
 
     Args:
-        denoiser, operator, y, noise: as `Posterior`; the noise is in the likelihood, so a noisy y is smoothed and not
-            copied.
-        deviation: s, of the data, in their units.
+        denoiser, operator, y, noise: as in `Posterior`. The noise is part of the likelihood, so samples do not
+            reproduce the noise in y.
+        deviation: s, the standard deviation of the data.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class PseudoInverse(Posterior):
             raise UsageError(f"deviation={deviation}: give the standard deviation of the data, such as 1")
         self.deviation = deviation
 
-    def shift(self, residual: Tensor, covariance: Spread, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def shift(self, residual: Tensor, covariance: CovarianceProduct, alpha: Tensor, sigma: Tensor) -> Tensor:
         variance = (self.deviation * sigma) ** 2 / ((alpha * self.deviation) ** 2 + sigma**2)
         return covariance(self.operator.adjoint(self.operator.solve(residual, variance, self.noise**2)))
 
@@ -122,18 +123,18 @@ class PseudoInverse(Posterior):
 
 @serializable("gaussian.MomentMatching", formerly="unnoise.shared.inverse.posterior.MomentMatching")
 class MomentMatching(Posterior):
-    r"""`V_t = Cov[x_0 | x_t] = (sigma_t^2 / alpha_t) J`, by Tweedie's formula of second order (Boys et al. 2023; Rozet
-    et al. 2024).
+    r"""`V_t = Cov[x_0 | x_t] = (sigma_t^2 / alpha_t) J`, by the second-order Tweedie formula.
 
-    The linear system is solved by conjugate gradients, as Rozet et al. do: each iteration is one vector-Jacobian
-    product, J being symmetric. Exact for every Gaussian law once there are as many iterations as `A V_t A^T` has
-    different eigenvalues: samples are then off by their discretisation alone, 11% in the covariance in 200 ancestral
-    steps and 4% in 1600 where `PseudoInverse` is off by more. Where a learned J is not positive along a direction, and
-    where the residual is nothing but rounding, an example's iteration ends early.
+    Boys et al. 2023; Rozet et al. 2024. The linear system is solved by conjugate gradients, as by Rozet et al.; an
+    iteration takes one vector-Jacobian product, since J is symmetric. It is exact for every Gaussian distribution if
+    there are as many iterations as `A V_t A^T` has different eigenvalues. The samples then have the error of the
+    discretization only: 11% in the covariance for 200 ancestral steps and 4% for 1600, on problems where the error of
+    `PseudoInverse` is larger. The iteration of an example ends early if a learned J is not positive along a direction,
+    and if the residual is as small as rounding errors.
 
     Args:
-        denoiser, operator, y, noise: as `Posterior`; the noise is in the likelihood, and makes the system easier.
-        iterations: of conjugate gradients, a fixed number; 1 to 5 for images.
+        denoiser, operator, y, noise: as in `Posterior`; noise improves the condition of the system.
+        iterations: the number of conjugate gradient iterations; 1 to 5 for images.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class MomentMatching(Posterior):
             raise UsageError(f"iterations={iterations}: give a whole number of at least 1, such as 3")
         self.iterations = iterations
 
-    def shift(self, residual: Tensor, covariance: Spread, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def shift(self, residual: Tensor, covariance: CovarianceProduct, alpha: Tensor, sigma: Tensor) -> Tensor:
         direction, total, going = residual, 0.0, True
         square = dot(residual, residual)
         least = square * torch.finfo(square.dtype).eps ** 2
@@ -154,18 +155,18 @@ class MomentMatching(Posterior):
             curvature = dot(direction, image)
             going = going & (curvature > 0) & (square > least)
             step = torch.where(going, square, 0) / torch.where(going, curvature, 1)
-            # V_t A^T w is summed beside w: the solution needs no further product.
+            # V_t A^T w is summed along with the iteration, so that the solution needs no further product.
             total = total + like(step, pulled) * pulled
             residual = residual - like(step, residual) * image
             before, square = square, dot(residual, residual)
             turn = torch.where(going, square, 0) / torch.where(going, before, 1)
             direction = residual + like(turn, residual) * direction
-        return total
+        return cast(Tensor, total)  # after at least one iteration
 
     def on(self, schedule: Schedule) -> MomentMatching:
         return MomentMatching(self.denoiser.on(schedule), self.operator, self.y, self.noise, self.iterations)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each example, `(B,)`, float32 or better."""
+    """Returns the inner product of each example, `(B,)`, float32 or better."""
     return (at_least_float32(a) * at_least_float32(b)).flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""Measurements brought in around the steps of a sampler: older than posterior denoisers, and not exact."""
+"""Inverse problems by changes of the state after each step of a sampler: DPS and replacement, which are not exact."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .operators import Operator
 
 
 class DPS(Sampler):
-    r"""`x_s <- x_s - zeta grad ||y - A E[x_0 | x_t]||` after each step, by x_t (Chung et al. 2023, algorithm 1).
+    r"""Diffusion posterior sampling: `x_s <- x_s - zeta grad ||y - A E[x_0 | x_t]||` after each step.
 
-    The gradient is that of the norm, as in the released code: the paper's step size `zeta' / ||y - A E[x_0 | x_t]||` on
-    the norm's square is `zeta = 2 zeta'` here. Two evaluations of the network for a step: the sampler's, and one to
-    differentiate.
+    Chung et al. 2023, algorithm 1; the gradient is with respect to x_t. It is the gradient of the norm, as in the
+    published code: the paper's step size `zeta' / ||y - A E[x_0 | x_t]||` for the square of the norm is
+    `zeta = 2 zeta'` here. A step takes two evaluations of the network: that of the sampler, and one to differentiate.
 
-    The noise of the measurement does not enter; zeta stands for it, and the law of the samples is that of no posterior:
-    for Gaussian data whose neighbours have a correlation of 0.9, with the best zeta for 200 steps, they are off by 0.1
-    posterior standard deviations in the mean and 10 to 40% in the covariance where entries, channels or block means are
-    measured, by 4 and 50% for random sums.
+    The noise of the measurement is not an argument; zeta takes its place, and the samples do not have a posterior
+    distribution. For Gaussian data with a correlation of 0.9 between neighbors, with the best zeta for 200 steps, the
+    samples have an error of 0.1 posterior standard deviations in the mean and of 10 to 40% in the covariance if
+    entries, channels or block means are measured, and of 4 and 50% for random sums.
 
     Args:
-        sampler: one that does not look back.
+        sampler: a single-step sampler.
         operator: A.
         y: the measurement, `(B, ...)`, or one row for all samples.
-        zeta: in units of x_t for a unit of y; it acts at every step, so fewer steps need a larger one.
+        zeta: the step size, in units of x_t for a unit of y. It acts at every step, so fewer steps need a larger one.
     """
 
     def __init__(self, sampler: Sampler, operator: Operator, y: Tensor, zeta: float = 1.0) -> None:
@@ -58,21 +58,20 @@ class DPS(Sampler):
 
 
 class Replacement(Sampler):
-    r"""`x <- x - A^+ A x + A^+ A (alpha_s A^+ y + sigma_s z)` after each step, `A^+ y` itself at s = 0 (Song et al.
-    2021, appendix I).
+    r"""Replacement: `x <- x - A^+ A x + A^+ A (alpha_s A^+ y + sigma_s z)` after each step, with `A^+ y` at s = 0.
 
-    The measured part of each state is that of the measurement, corrupted to its level; for `Masked` this is
-    `editing.Inpainting` (appendix I.2), for `Grey` their colourisation (appendix I.3). No evaluation beside the
-    sampler's.
+    Song et al. 2021, appendix I. The measured part of each state is replaced by that of the measurement, corrupted to
+    the same time. For `Masked` this is `editing.Inpainting` (appendix I.2), for `Gray` their colorization (appendix
+    I.3). It takes no network evaluations besides those of the sampler.
 
-    The noise of the measurement does not enter: y is taken at its word, and `A x = y` at the end where y is in the
-    image of A. Not exact: the unmeasured part is sampled given a draw of the measured part at the level of the state,
-    and not given y. For Gaussian data whose neighbours have a correlation of 0.9 and measurements with a seventh of
-    their deviation as noise, samples are off by 0.6 posterior standard deviations in the mean and 80% in the covariance
-    where entries are measured, by 7 and 70% for random sums.
+    The noise of the measurement is not an argument: at the end `A x = y` if y is in the image of A. The samples are not
+    exact, because the unmeasured part is sampled given a noisy measured part, and not given y. For Gaussian data with a
+    correlation of 0.9 between neighbors, and a noise of one seventh of the standard deviation of the measurement, the
+    samples have an error of 0.6 posterior standard deviations in the mean and of 80% in the covariance if entries are
+    measured, and of 7 and 70% for random sums.
 
     Args:
-        sampler: fills in the rest.
+        sampler: samples the rest.
         operator: A.
         y: the measurement, `(B, ...)`, or one row for all samples.
     """
@@ -87,10 +86,10 @@ class Replacement(Sampler):
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             x = inner(x, t, s, generator=generator, **cond)
-            known = measurement.pulled_back(x)
+            known = measurement.pseudo_inverse(x)
             if s > 0:
-                known = measurement.part(self.corruption.corrupt(known, s, generator=generator))
-            return x - measurement.part(x) + known
+                known = measurement.measured_part(self.corruption.corrupt(known, s, generator=generator))
+            return x - measurement.measured_part(x) + known
 
         return step
 

@@ -15,7 +15,7 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticMixture
 from unnoise.shared.gaussian.denoiser import Learned
 from unnoise.shared.gaussian.dequantization import (
-    Dequantized,
+    DequantizedLoss,
     UniformDequantization,
     VariationalDequantization,
     index_sum,
@@ -186,7 +186,7 @@ def test_a_trained_dequantiser_codes_in_fewer_bits(name):
     )
     k = FOUR.cell_of(x)[((x > -1) & (x < 1)).all(1)]
     flow = VariationalDequantization(FOUR, perceptron(dims, zero=True), couplings=2)
-    objective = Dequantized(Likelihood(oracle), flow)
+    objective = DequantizedLoss(Likelihood(oracle), flow)
     optimizer = torch.optim.Adam(flow.parameters(), 1e-2)
     for _ in range(250):
         rows = torch.randint(len(k), (256,), generator=generator)
@@ -196,7 +196,7 @@ def test_a_trained_dequantiser_codes_in_fewer_bits(name):
     unit = dims * math.log(2)
     with torch.no_grad():
         trained = objective(k, generator=generator).total.mean()
-        uniform = Dequantized(Likelihood(oracle), UniformDequantization(FOUR))(k, generator=generator).total.mean()
+        uniform = DequantizedLoss(Likelihood(oracle), UniformDequantization(FOUR))(k, generator=generator).total.mean()
     least = exact_nats(oracle, k).mean() / unit
     assert least < trained < uniform
     assert trained - least < 0.15 * (uniform - least)
@@ -209,14 +209,14 @@ def test_bits_are_those_of_the_formula(generator):
     oracle, k = TOYS["line"], torch.randint(4, (50, 1), generator=generator)
     for dequantizer in (UniformDequantization(FOUR), VariationalDequantization(FOUR, perceptron(1, 5))):
         x, gain = dequantizer(k, torch.Generator().manual_seed(1))
-        loss = Dequantized(Likelihood(oracle), dequantizer)(k, generator=torch.Generator().manual_seed(1))
+        loss = DequantizedLoss(Likelihood(oracle), dequantizer)(k, generator=torch.Generator().manual_seed(1))
         t = torch.full((50,), 0.5)
-        at = Dequantized(Likelihood(oracle), dequantizer).at(k, t, generator=torch.Generator().manual_seed(1))
+        at = DequantizedLoss(Likelihood(oracle), dequantizer).at(k, t, generator=torch.Generator().manual_seed(1))
         expected = (gain - oracle.log_prob(x, torch.zeros(()))) / math.log(2)
         assert at.t is t
         for total in (loss.total, at.total, loss.parts["bits_per_dim"]):
             assert torch.allclose(total.double(), expected.double(), atol=1e-4)
-        assert torch.allclose(loss.parts["dequantisation"], gain / math.log(2))
+        assert torch.allclose(loss.parts["dequantization"], gain / math.log(2))
 
 
 class Squared(Objective):
@@ -235,15 +235,17 @@ def test_both_are_trained_and_saved(tmp_path, generator):
     from unnoise.shared.serialization import serializable
     from unnoise.shared.training import load
 
-    serializable(Squared)
+    serializable("test_dequantization.Squared")(Squared)
     denoiser = Learned(MLP(2, width=16, depth=1), VP())
-    objective = Dequantized(Squared(denoiser), VariationalDequantization(FOUR, perceptron(2), couplings=4, limit=2.0))
+    objective = DequantizedLoss(
+        Squared(denoiser), VariationalDequantization(FOUR, perceptron(2), couplings=4, limit=2.0)
+    )
     assert objective.denoiser is denoiser
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     k = torch.randint(4, (16, 2), generator=generator)
     Trainer(objective, Training(steps=3, learning_rate=1e-2), folder=tmp_path).fit(iter([{"x0": k}] * 3))
     after = objective.state_dict()
-    for part in ("objective.denoiser.network.leave.weight", "dequantiser.network.leave.weight"):
+    for part in ("objective.denoiser.network.leave.weight", "dequantizer.network.leave.weight"):
         assert not torch.equal(before[part], after[part])
     stored = load(tmp_path).average
     assert (stored.dequantizer.couplings, stored.dequantizer.limit, stored.dequantizer.quantization) == (4, 2.0, FOUR)
@@ -259,7 +261,7 @@ def test_the_objective_draws_its_own_times(generator):
     k = torch.randint(4, (64, 2), generator=generator)
     x, gain = flow(k, generator.manual_seed(1))
     expected = inner(x, generator=generator)
-    loss = Dequantized(inner, flow)(k, generator=generator.manual_seed(1))
+    loss = DequantizedLoss(inner, flow)(k, generator=generator.manual_seed(1))
     assert torch.equal(loss.t, expected.t)
     assert torch.allclose(loss.total, ((expected.total + gain) / (2 * math.log(2))).to(loss.total), rtol=1e-5)
     alone, both = ((total.mean(), flow.network.leave.weight) for total in (gain, loss.total * 2 * math.log(2)))
