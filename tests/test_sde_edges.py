@@ -13,7 +13,7 @@ from unnoise.shared.editing import RePaint
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticGaussian
 from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
-from unnoise.shared.gaussian.inverse import Dense, MomentMatching
+from unnoise.shared.gaussian.inverse import MatrixOperator, MomentMatching
 from unnoise.shared.gaussian.schedule import rates
 from unnoise.shared.networks import MLP
 from unnoise.shared.objective import Stratified
@@ -31,14 +31,11 @@ def oracle(schedule):
     return AnalyticGaussian(MEAN, COVARIANCE, schedule)
 
 
-@pytest.mark.parametrize("chart", ["angle", "clock"])
+@pytest.mark.parametrize("coordinates", [sde.angle_coordinates, sde.time_coordinates], ids=["angle", "time"])
 @pytest.mark.parametrize("make", [sde.VP, sde.SubVP, sde.VE, sde.EDM, sde.Straight])
-def test_a_solver_may_look_beyond_the_ends(make, chart, generator):
-    """torchdiffeq tries its first step without a look at where the interval ends.
-
-    Near the data that is beyond angle and time 0.
-    """
-    flow = sde.ProbabilityFlow(oracle(make()), sde.TorchDiffEq(rtol=1e-3, atol=1e-3), getattr(sde, chart))
+def test_a_solver_may_evaluate_beyond_the_ends(make, coordinates, generator):
+    """torchdiffeq tries a first step of any length: near the data it evaluates at angles and times below 0."""
+    flow = sde.ProbabilityFlow(oracle(make()), sde.TorchDiffEq(rtol=1e-3, atol=1e-3), coordinates)
     assert flow(shape=(20, 2), steps=40, generator=generator).isfinite().all()
 
 
@@ -72,8 +69,8 @@ def test_no_step_grows_right_after_one_that_failed():
 
 
 def test_moment_matching_ends_where_the_jacobian_is_not_positive():
-    posterior = MomentMatching(oracle(sde.VP()), Dense(torch.eye(2)), torch.zeros(1, 2), iterations=6)
-    short = MomentMatching(oracle(sde.VP()), Dense(torch.eye(2)), torch.zeros(1, 2), iterations=1)
+    posterior = MomentMatching(oracle(sde.VP()), MatrixOperator(torch.eye(2)), torch.zeros(1, 2), iterations=6)
+    short = MomentMatching(oracle(sde.VP()), MatrixOperator(torch.eye(2)), torch.zeros(1, 2), iterations=1)
     residual, spread = torch.tensor([[1.0, 0.5]], dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)
     shifts = [p.shift(residual, lambda u: spread * u, torch.ones(()), torch.ones(())) for p in (posterior, short)]
     torch.testing.assert_close(*shifts)
@@ -84,7 +81,7 @@ def test_predictor_and_corrector_share_a_process(both):
     vp, again, ve = oracle(sde.VP()), oracle(sde.VP()), oracle(sde.VE())
     both(sde.ReverseDiffusion(vp), sde.Langevin(again))
     for corrector in (sde.Langevin(ve), sde.Langevin(oracle(sde.VP(beta_max=10.0)))):
-        with pytest.raises(UsageError, match="belong to different schedules: build both from one denoiser"):
+        with pytest.raises(UsageError, match="have different schedules: build both from one denoiser"):
             both(sde.ReverseDiffusion(vp), corrector)
 
 
@@ -102,24 +99,30 @@ TO_ZERO = continuous.Tabulated(torch.tensor([0.1, 0.3, 0.6, 1.0]))
             lambda: continuous.ImportanceSampling(
                 sde.MaximumLikelihood(one(continuous.Tabulated(continuous.linear_betas(50))))
             ),
-            "draws times of its own",
+            "MaximumLikelihood samples times in a way of its own",
         ),
         (lambda: sde.MaximumLikelihood(one(continuous.Tabulated(torch.tensor([0.3])))), "a table of one row"),
-        (lambda: sde.DenoisingLoss.flow_matching(one(continuous.Tabulated(torch.tensor([0.3])))), "a table of one row"),
-        (lambda: sde.DenoisingLoss.score_matching(one(TO_ZERO)), "would never train the level"),
+        (
+            lambda: sde.DenoisingLoss.flow_matching(one(continuous.Tabulated(torch.tensor([0.3])))),
+            "weight=velocity_weight is not positive at t = 1.*table of .* row",
+        ),
+        (
+            lambda: sde.DenoisingLoss.score_matching(one(TO_ZERO)),
+            "weight=snr is not positive at t = 1, so the denoiser would not be trained where sampling starts",
+        ),
         (
             lambda: continuous.DDIM(one(TO_ZERO))(shape=(2, 1), steps=torch.tensor([1.0, 0.5, 0.1, 0.0])),
             "below the first row",
         ),
-        (lambda: TO_ZERO.respaced(torch.tensor([1.0, 0.5])), "ends at t=0.5"),
-        (lambda: continuous.Ancestral(one(sde.VP()), "small"), "variance='small': give an object"),
+        (lambda: TO_ZERO.respaced(torch.tensor([1.0, 0.5])), "the grid ends at t=0.5"),
+        (lambda: continuous.Ancestral(one(sde.VP()), "small"), "variance='small': give a function"),
         (
             lambda: continuous.Churned(continuous.Heun(one(sde.VP())), 0.1, low=2.0, high=1.0),
-            "give the smaller level first",
+            "give the smaller noise level as low",
         ),
         (lambda: Stratified(0.0), "power=0.0: give a positive number"),
-        (lambda: step_index(sde.VP(), torch.ones(1)), "VP has no table of steps"),
-        (lambda: continuous.PosteriorMean(sde.VP()), "VP is none: give a Tabulated"),
+        (lambda: step_index(sde.VP(), torch.ones(1)), "VP runs in continuous time, without steps to count"),
+        (lambda: continuous.PosteriorMean(sde.VP()), "schedule=VP: .*give a Tabulated"),
         (
             lambda: sde.Langevin(one(sde.VP())).step(torch.zeros(64, 1), torch.tensor(0.6), torch.tensor(0.5)),
             "AnnealedLangevin",
@@ -132,7 +135,7 @@ TO_ZERO = continuous.Tabulated(torch.tensor([0.1, 0.3, 0.6, 1.0]))
         ),
         (
             lambda: serialize(continuous.DenoisingLoss.simple(one(sde.VP()).on(sde.VE()))),
-            "was moved to another schedule",
+            "cannot contain a Learned on another schedule than that of training",
         ),
     ],
 )
@@ -156,9 +159,8 @@ def test_flows_end_at_zero_snr_with_a_slope():
         assert bool(torch.isfinite(loss.total).all())
 
 
-def test_the_clock_on_a_table_takes_the_slope_of_its_step():
-    """Steps of whole rows converge at Heun's order as tables grow; the slope jumps at each row, and with that of the
-    row below they do not converge."""
+def test_time_coordinates_on_a_table_take_the_slope_of_their_step():
+    """Steps from row to row converge at Heun's order as tables grow; with the slope of the row below they do not."""
     errors = []
     for rows in (49, 98, 196):
         there = continuous.Tabulated(continuous.linear_betas(rows))
@@ -174,16 +176,16 @@ def test_the_clock_on_a_table_takes_the_slope_of_its_step():
     assert errors[2] < errors[1] / 3, errors
 
 
-def test_wrappers_leave_a_run_one_run():
-    """The variance of the last step is the grid's, whatever stands around the sampler."""
+def test_the_last_variance_is_the_same_within_wrappers():
+    """The variance of the last step is that of the grid, whatever wraps the sampler."""
     table = continuous.Tabulated(continuous.linear_betas(1000))
     exact = AnalyticGaussian(torch.zeros(2), torch.eye(2), table)
     seen = []
 
     def ancestral():
         sampler = continuous.Ancestral(exact, continuous.small)
-        law = sampler.distribution
-        sampler.distribution = lambda *args, **more: seen.append(law(*args, **more)[1]) or law(*args, **more)
+        method = sampler.distribution
+        sampler.distribution = lambda *args, **more: seen.append(method(*args, **more)[1]) or method(*args, **more)
         return sampler
 
     still = sde.AnnealedLangevin(exact, repeats=0)
@@ -197,8 +199,8 @@ def test_wrappers_leave_a_run_one_run():
         assert float(seen[-1]) == pytest.approx(9.993e-5, rel=1e-3), wrapped
 
 
-def test_a_denoiser_that_does_not_look_at_x_has_a_likelihood():
-    """The mean 0 whatever x: the flow scales x by sigma_1 / sigma_(t_min)."""
+def test_a_denoiser_that_does_not_depend_on_x_has_a_likelihood():
+    """Its mean is 0, so the flow scales x by sigma_1 / sigma_(t_min)."""
 
     class Nothing(GaussianDenoiser):
         corruption = sde.VE(0.1, 10.0)
