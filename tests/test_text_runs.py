@@ -124,7 +124,7 @@ def test_a_prompt_begins_long_text_and_comes_once(sampler, generator):
         (lambda: nearest(torch.full((5, 2), math.nan), 2), "the embeddings contain NaN or infinity"),
         (lambda: train_tokenizer("my.txt", 300), "such as documents"),
         (lambda: shakespeare(length=16).encode("!?"), "nothing that this vocabulary of 27 tokens can encode"),
-        (lambda: ClassifierFree(masked(), 1.0), "not Categorical.*for categorical ones look in unnoise.discrete"),
+        (lambda: ClassifierFree(masked(), 1.0), "is a Categorical: give a Gaussian denoiser .*see unnoise.discrete"),
         (
             lambda: UNet((1, 4, 4), 8, (1,), 1, (), categories=4)(torch.full((1, 1, 4, 4), 4), torch.ones(1)),
             "categories=K . 1, logits=K",
