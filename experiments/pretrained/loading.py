@@ -59,7 +59,7 @@ SHOWN, LONGEST = 5, 80
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def load(path: Path | str, **flags: Any) -> Denoiser:
+def load(path: Path | str, **flags: Any) -> Any:
     """Loads a pretrained checkpoint as a denoiser, ready for any sampler, likelihood or evaluation.
 
     Averaged weights are used where the file has raw ones too. Schedule, prediction, time input, range and shape of the

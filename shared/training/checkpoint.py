@@ -44,8 +44,8 @@ class Checkpoint(NamedTuple):
         tensors: the content of `tensors.safetensors`.
     """
 
-    objective: Objective
-    average: Objective
+    objective: Objective[Any]
+    average: Objective[Any]
     experiment: Any
     quantization: Quantization | None
     shape: tuple[int, ...] | None

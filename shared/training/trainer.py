@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, Generic
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from ..errors import Notice, UsageError, shown
 from ..objective import Objective
@@ -42,8 +43,13 @@ class Interrupted(KeyboardInterrupt):
         self.step, self.folder = step, folder
 
 
-class Trainer:
+O = TypeVar("O", bound=Objective[Any])
+
+
+class Trainer(Generic[O]):
     """Trains an objective: AdamW, warm-up, gradient clipping, averaged weights, checkpoints, `metrics.jsonl`.
+
+    Generic in the objective, which `fit` returns with averaged weights.
 
     Args:
         objective: the loss to minimize; its network is trained in place.
@@ -59,13 +65,13 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: O,
         config: Training,
         *,
         folder: Path | str | None = None,
         experiment: Any = None,
         progress: Progress = silent,
-        watch: Callable[[Objective, int], None] | None = None,
+        watch: Callable[[O, int], None] | None = None,
     ) -> None:
         if not isinstance(config, Training):
             raise UsageError(f"config={shown(config)}: give Training(steps=...)")
@@ -101,7 +107,7 @@ class Trainer:
         self.optimizer = optimizer(self.parameters, config)
         self.step = 0
 
-    def fit(self, batches: Iterable[dict[str, Tensor]], *, resume: bool = False) -> Objective:
+    def fit(self, batches: Iterable[dict[str, Tensor]], *, resume: bool = False) -> O:
         """Trains to `config.steps` and returns the averaged objective.
 
         Args:
@@ -121,7 +127,7 @@ class Trainer:
             self._open(batches, resume)
             return self._fit(batches)
 
-    def _fit(self, batches: Iterable[dict[str, Tensor]]) -> Objective:
+    def _fit(self, batches: Iterable[dict[str, Tensor]]) -> O:
         config, objective, stream, log = (
             self.config,
             self.objective.train(),
