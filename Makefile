@@ -25,6 +25,7 @@ lint: $(VENV)/.ready-dev
 # The package and the README's code have no type error, by pyright in its basic mode; basedpyright is pyright as a wheel.
 types: $(VENV)/.ready-dev
 	$(BIN)/basedpyright
+	$(BIN)/python tests/typed/docs.py
 
 # The pictures and tables of docs/results, from scratch: about two and a half hours on two cores.
 PAPERS := ddpm improved-ddpm ddim guided-diffusion classifier-free progressive-distillation upsampling d3pm \

@@ -1,7 +1,8 @@
 """Counts the files and functions that one call runs through: `python -m benchmarks.hops`, with `--list` by name.
 
-What a reader has to follow from a batch to its loss, or from noise to a sample. Each call is made twice, and the second time every Python
-function of the package that is entered is noted, once; functions of torch, of the network and of this file do not count.
+This is what a reader follows from a batch to its loss, or from noise to a sample. Each call is made twice, and the
+second time every Python function of the package that is entered is counted once. Functions of torch and of the network
+do not count.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-import unnoise
 from torch import Tensor, nn
+
+import unnoise
 from unnoise import continuous, discrete, sde
 
 PACKAGE = Path(unnoise.__file__).parent

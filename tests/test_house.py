@@ -101,7 +101,7 @@ def test_a_name_means_one_thing():
 
 
 def test_serialized_names_are_not_module_paths():
-    """A file names `family.Name`; where its module lies is nobody's concern."""
+    """A checkpoint contains `family.Name`, so modules can move."""
     importlib.import_module("unnoise.experiments")
     names = importlib.import_module("unnoise.shared.serialization")._NAMES
     own = {name: thing for thing, name in names.items() if thing.__module__.startswith("unnoise.")}

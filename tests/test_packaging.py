@@ -1,4 +1,4 @@
-"""What an installed package holds: a version, types, real files, and nothing that is imported before it is asked for."""
+"""What an installed package contains: a version, types, real files, and no import before it is needed."""
 
 import os
 import re
@@ -30,8 +30,8 @@ def test_importing_the_package_imports_no_torch():
 
 
 def test_a_family_imports_no_other():
-    code = "import unnoise.sde, sys; print([m for m in ('continuous', 'discrete', 'experiments') if f'unnoise.{m}' in sys.modules])"
-    assert python(code) == "[]"
+    others = "[m for m in ('continuous', 'discrete', 'experiments') if f'unnoise.{m}' in sys.modules]"
+    assert python(f"import unnoise.sde, sys; print({others})") == "[]"
 
 
 def test_version_and_lazy_parts():
@@ -41,7 +41,7 @@ def test_version_and_lazy_parts():
     assert (beta, same) == ("20.0", "True")
     assert {"__version__", "load", *FAMILIES} <= set(names)
     with pytest.raises(AttributeError, match="has no attribute 'schedules'"):
-        unnoise.schedules
+        _ = unnoise.schedules
 
 
 def test_the_source_folder_links_to_the_families():
@@ -68,7 +68,8 @@ def test_a_wheel_holds_real_files(tmp_path):
         held = {name for name in archive.namelist() if name.startswith("unnoise/")}
         assert held == {f"unnoise/{path}" for path in [*tracked, "__init__.py", "py.typed"]}
     run(*pip, "install", "-q", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
-    code = "import unnoise, unnoise.experiments; from unnoise.shared.data import image_dataset as d; print(unnoise.__file__, len(d('digits').k))"
+    code = "import unnoise; from unnoise.shared.data import image_dataset; import unnoise.experiments; "
+    code += "print(unnoise.__file__, len(image_dataset('digits').k))"
     path, count = python(code, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}).split()
     assert (Path(path).parent.parent, int(count)) == (tmp_path / "site", 1500)
     assert not [p for p in (tmp_path / "site").iterdir() if p.name in ("shared", "tests", "continuous")]

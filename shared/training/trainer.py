@@ -43,10 +43,10 @@ class Interrupted(KeyboardInterrupt):
         self.step, self.folder = step, folder
 
 
-O = TypeVar("O", bound=Objective[Any])
+Trained = TypeVar("Trained", bound=Objective[Any])
 
 
-class Trainer(Generic[O]):
+class Trainer(Generic[Trained]):
     """Trains an objective: AdamW, warm-up, gradient clipping, averaged weights, checkpoints, `metrics.jsonl`.
 
     Generic in the objective, which `fit` returns with averaged weights.
@@ -65,13 +65,13 @@ class Trainer(Generic[O]):
 
     def __init__(
         self,
-        objective: O,
+        objective: Trained,
         config: Training,
         *,
         folder: Path | str | None = None,
         experiment: Any = None,
         progress: Progress = silent,
-        watch: Callable[[O, int], None] | None = None,
+        watch: Callable[[Trained, int], None] | None = None,
     ) -> None:
         if not isinstance(config, Training):
             raise UsageError(f"config={shown(config)}: give Training(steps=...)")
@@ -107,7 +107,7 @@ class Trainer(Generic[O]):
         self.optimizer = optimizer(self.parameters, config)
         self.step = 0
 
-    def fit(self, batches: Iterable[dict[str, Tensor]], *, resume: bool = False) -> O:
+    def fit(self, batches: Iterable[dict[str, Tensor]], *, resume: bool = False) -> Trained:
         """Trains to `config.steps` and returns the averaged objective.
 
         Args:
@@ -127,7 +127,7 @@ class Trainer(Generic[O]):
             self._open(batches, resume)
             return self._fit(batches)
 
-    def _fit(self, batches: Iterable[dict[str, Tensor]]) -> O:
+    def _fit(self, batches: Iterable[dict[str, Tensor]]) -> Trained:
         config, objective, stream, log = (
             self.config,
             self.objective.train(),
