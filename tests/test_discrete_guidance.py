@@ -331,7 +331,7 @@ def test_bad_wrappers_are_refused_in_one_line():
         (lambda: Temperature(ratios, 0.5), "Temperature needs logits of x_0, which ScoreEntropyDenoiser does not have"),
         (lambda: TopP(denoiser, 0.0), "p=0.0"),
         (lambda: TopP(denoiser, 1.1), "p=1.1"),
-        (lambda: ClassifierFree(denoiser, 1.0), "does not say what stands for no label"),
+        (lambda: ClassifierFree(denoiser, 1.0), "does not define what stands for no label"),
         (lambda: ClassifierFree(labelled, 1.0, condition="text"), "guidance by text needs a denoiser that takes it"),
         (lambda: ClassifierFree(labelled, -1.0), "w=-1.0: give a strength above -1"),
         (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none'"),
