@@ -126,7 +126,7 @@ def test_any_table_of_alpha_bar(steps, seed):
     torch.testing.assert_close(Tabulated(betas_of(table)).alphas_cumprod, table, rtol=1e-10, atol=0)
 
 
-def test_zero_terminal_keeps_the_first_level_and_ends_at_zero():
+def test_zero_terminal_keeps_the_first_noise_level_and_ends_at_zero_snr():
     before, after = TABLE.alphas_cumprod.sqrt(), Tabulated(zero_terminal(linear_betas(1000))).alphas_cumprod.sqrt()
     assert after[0] == pytest.approx(float(before[0]), rel=1e-12)
     assert after[-1] == 0
@@ -167,7 +167,7 @@ def test_grids():
 
 
 def test_posterior_mean_prediction():
-    """From mu-tilde and x_n, x_0 follows; at the first row mu-tilde is x_0."""
+    """x_0 follows from mu-tilde and x_n; at the first row mu-tilde is x_0."""
     n = torch.tensor([1.0, 2.0, 500.0, 1000.0], dtype=torch.float64)
     x0, x_t = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mean, _ = posterior(TABLE, x_t, x0, n / 1000, (n - 1) / 1000)
@@ -186,7 +186,7 @@ def test_reverse_variances_between_small_and_large():
     torch.testing.assert_close(learned_diagonal(TABLE, t, s, v), v.exp())
 
 
-def test_the_decoder_step_takes_the_small_variance_of_the_step_above():
+def test_the_last_step_takes_the_small_variance_of_the_step_above():
     first, zero = float64(0.001), float64(0.0)
     above = small(TABLE, 2 * first, first)
     for variance in (small, large, LogInterpolated(0.7)):
@@ -199,22 +199,24 @@ def test_the_decoder_step_takes_the_small_variance_of_the_step_above():
 
 
 def test_weights_of_the_papers_are_one_weight_of_x0():
-    alpha, sigma = TABLE(torch.linspace(0.01, 0.99, 50, dtype=torch.float64))
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    alpha, sigma = TABLE(t)
     ratio = (alpha / sigma) ** 2
-    torch.testing.assert_close(OutputError(noise)(alpha, sigma), snr(alpha, sigma))
-    torch.testing.assert_close(OutputError(clean)(alpha, sigma), torch.ones_like(alpha))
-    torch.testing.assert_close(OutputError(velocity)(alpha, sigma), ratio + 1)
+    torch.testing.assert_close(snr(TABLE, t), ratio)
+    torch.testing.assert_close(OutputError(noise)(TABLE, t), ratio)
+    torch.testing.assert_close(OutputError(clean)(TABLE, t), torch.ones_like(t))
+    torch.testing.assert_close(OutputError(velocity)(TABLE, t), ratio + 1)
     for gamma in (1.0, 5.0):
-        weight = MinSNR(gamma)(alpha, sigma)
-        torch.testing.assert_close(weight / OutputError(noise)(alpha, sigma), (gamma / ratio).clamp(max=1))
-        torch.testing.assert_close(weight / OutputError(velocity)(alpha, sigma), ratio.clamp(max=gamma) / (ratio + 1))
-    torch.testing.assert_close(truncated_snr(alpha, sigma), torch.where(ratio > 1, ratio, 1.0))
+        weight = MinSNR(gamma)(TABLE, t)
+        torch.testing.assert_close(weight / OutputError(noise)(TABLE, t), (gamma / ratio).clamp(max=1))
+        torch.testing.assert_close(weight / OutputError(velocity)(TABLE, t), ratio.clamp(max=gamma) / (ratio + 1))
+    torch.testing.assert_close(truncated_snr(TABLE, t), torch.where(ratio > 1, ratio, 1.0))
     n = torch.arange(2.0, 1000, 97, dtype=torch.float64) / 1000
     of_x0 = posterior(TABLE, torch.zeros_like(n), torch.ones_like(n), n, n - 0.001)[0]
-    torch.testing.assert_close(OutputError(PosteriorMean(TABLE))(*TABLE(n)), of_x0**2, rtol=1e-7, atol=0)
-    zero, one = float64(0.0), float64(1.0)
-    for weight in (snr, MinSNR(), OutputError(velocity), truncated_snr):  # at zero SNR a number
-        assert torch.isfinite(weight(zero, one)).all()
+    torch.testing.assert_close(OutputError(PosteriorMean(TABLE))(TABLE, n), of_x0**2, rtol=1e-7, atol=0)
+    to_zero = Tabulated(zero_terminal(linear_betas(100)))
+    for weight in (snr, MinSNR(), OutputError(velocity), truncated_snr):
+        assert torch.isfinite(weight(to_zero, ONE))
 
 
 # ---- samplers: identities between them
@@ -270,11 +272,11 @@ def test_slerp_stays_on_the_sphere():
 
 
 def test_dynamic_thresholding():
-    model = Thresholded(Learned(Formula(lambda x, label: 3 * x), TABLE, clean), p=0.5)
+    model = Thresholded(Learned(Formula(lambda x, time: 3 * x), TABLE, clean), p=0.5)
     x = float64(0.1, 0.2, 0.3, 2.0, -2.0).expand(1, 5)
     out = model(x, float64(0.5)[0])
     torch.testing.assert_close(out, float64(0.3, 0.6, 0.9, 1.0, -1.0).expand(1, 5))
-    out = Thresholded(Learned(Formula(lambda x, label: 3 * x), TABLE, clean), p=1.0)(x, float64(0.5)[0])
+    out = Thresholded(Learned(Formula(lambda x, time: 3 * x), TABLE, clean), p=1.0)(x, float64(0.5)[0])
     torch.testing.assert_close(out, x / 2)
 
 
@@ -289,7 +291,7 @@ def test_a_distilled_step_lands_where_two_teacher_steps_do():
         t, middle, s = (float64((n - k / 2) / steps)[0] for k in range(3))
         two = DDIM(teacher)(x, steps=torch.stack([t, middle, s]))
         target = objective.target(x, t.expand(6))
-        one = DDIM(Learned(Formula(lambda x, label, target=target: target), Cosine(), clean)).step(x, t, s)
+        one = DDIM(Learned(Formula(lambda x, time, target=target: target), Cosine(), clean)).step(x, t, s)
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
     times = objective(torch.zeros(4000, 1), generator=torch.Generator().manual_seed(0)).t
     assert sorted(set(times.tolist())) == [0.25, 0.5, 0.75, 1.0]
@@ -305,21 +307,24 @@ def test_wrong_combinations_are_refused_when_built():
     for make, words in (
         (
             lambda: Learned(MLP(2), to_zero, noise),
-            "noise prediction says nothing of x_0: predict velocity, clean or straight",
+            "noise prediction does not determine x_0: give predicts=velocity, clean or straight",
         ),
         (lambda: one_output.on(to_zero), "zero SNR"),
         (
             lambda: Heun(Learned(MLP(2), to_zero, velocity)),
-            "alpha = 0 is divided by here: sample with ProbabilityFlow, DDIM",
+            "would divide by alpha = 0: give a denoiser on another schedule",
         ),
-        (lambda: karras(5, to_zero), "infinite: take steps=N"),
+        (lambda: karras(5, to_zero), "a step in log-SNR is infinite: take steps=N"),
         (lambda: Ancestral(one_output, learned_range), "needs a network with a second output"),
         (lambda: VariationalBound(one_output, Quantization(17), variance=learned_diagonal), "outputs=2"),
         (lambda: Hybrid(one_output, Quantization(17)), "second output"),
         (lambda: DDIM(one_output)(shape=(1, 2), steps=1001), "this table has 1000 steps"),
-        (lambda: strided(1001, 1000), "no whole stride visits exactly 1001 of 1000 rows; 500 and 1000 are possible"),
+        (
+            lambda: strided(1001, 1000),
+            "no integer stride visits exactly 1001 of 1000 rows; the nearest possible numbers are 500 and 1000",
+        ),
         (lambda: sections([400, 700], 1000), "section 2 has 500 rows, ask for 1 to 500, not 700"),
-        (lambda: betas_of(float64(0.5, 0.6)), "must fall from step to step"),
+        (lambda: betas_of(float64(0.5, 0.6)), "must decrease at every step"),
         (lambda: Thresholded(one_output, p=0), "p=0: give the quantile"),
         (lambda: ImportanceSampling(DenoisingLoss.simple(one_output), history=0), "history=0"),
         (lambda: Distillation(one_output, one_output, 0), "at least one step"),
@@ -334,26 +339,32 @@ def test_wrong_combinations_are_refused_when_built():
         ),
         (
             lambda: DenoisingLoss.simple(Learned(two_outputs(), TABLE)),
-            "second output, the reverse variance, would stay untrained",
+            "does not train the network's variance output: build the network with outputs=1",
         ),
-        (lambda: DenoisingLoss.simple(Learned(MLP(2), to_zero, velocity)), "would never be trained"),
-        (lambda: DenoisingLoss(Learned(MLP(2), to_zero, velocity), weight=MinSNR()), "would never be trained"),
+        (lambda: DenoisingLoss.simple(Learned(MLP(2), to_zero, velocity)), "denoiser would not be trained"),
+        (lambda: DenoisingLoss(Learned(MLP(2), to_zero, velocity), weight=MinSNR()), "denoiser would not be trained"),
         (lambda: Hybrid(Learned(two_outputs(), TABLE), Quantization(17), variance=small), "this one is fixed"),
         (
             lambda: VariationalBound(one_output, Quantization(17))(torch.zeros(1, 2, dtype=torch.int64)),
-            "x0 is torch.int64: the bound takes real",
+            r"x0 is torch.int64: give real numbers in \[-1, 1\]",
         ),
-        (lambda: VariationalBound(one_output, Quantization(17))(torch.full((1, 2), 7.0)), "x0 leaves the scale"),
-        (lambda: VariationalBound(Learned(MLP(2), Cosine()), Quantization(17)), r"take denoiser.on\(tabulate"),
+        (
+            lambda: VariationalBound(one_output, Quantization(17))(torch.full((1, 2), 7.0)),
+            "x0 has values outside of the quantization's range: give real numbers",
+        ),
+        (
+            lambda: VariationalBound(Learned(MLP(2), Cosine()), Quantization(17)),
+            r"Cosine is a schedule in continuous time.*take denoiser.on\(tabulate",
+        ),
         (
             lambda: ImportanceSampling(DenoisingLoss.simple(Learned(MLP(2), Cosine()))),
-            "this process runs in continuous time",
+            "Cosine runs in continuous time, but importance sampling",
         ),
-        (lambda: Churned(DDIM(Learned(MLP(2), to_zero, velocity)), 0.1), "alpha = 0 is divided by"),
-        (lambda: Churned(UniPC(one_output), 0.1), "UniPC looks back at earlier levels"),
+        (lambda: Churned(DDIM(Learned(MLP(2), to_zero, velocity)), 0.1), "would divide by alpha = 0"),
+        (lambda: Churned(UniPC(one_output), 0.1), "UniPC looks back at earlier steps"),
         (lambda: Renoised(DPMSolverPP(one_output)), "DPMSolverPP looks back"),
         (lambda: encode(one_output, torch.zeros(1, 2), 1), "two steps or more"),
-        (lambda: strided(1, 1000), "no whole stride"),
+        (lambda: strided(1, 1000), "no integer stride"),
         (lambda: zero_terminal(float64(0.5)), "two steps or more"),
         (lambda: cosine_betas(0), "at least one step"),
     ):
@@ -363,17 +374,15 @@ def test_wrong_combinations_are_refused_when_built():
     DenoisingLoss(Learned(MLP(2), to_zero, velocity), weight=truncated_snr)
     wrong = Learned(two_outputs(), TABLE)
     wrong.network.outputs, wrong.has_variance_output = 1, False
-    with pytest.raises(UsageError, match="the network gave 6 channels for 3"):
+    with pytest.raises(UsageError, match=r"the network returned 6 channels for x_t \(1, 3\), but 3 are expected"):
         wrong(torch.zeros(1, 3, dtype=torch.float64), ONE)
 
 
-def test_levels_that_would_amplify_errors_are_left_out():
-    """On an even grid of 10 steps of a table, three levels extrapolate over the jump to row 1 with weights that add up
-    to 41.
-    """
+def test_outputs_that_would_amplify_errors_are_left_out():
+    """On an even grid of 10 steps of a table, three outputs amplify their errors 41 times in the step to row 1."""
     table = Tabulated(linear_betas(1000, 4e-4))
     lambdas = [float(table.log_snr(t)) / 2 for t in table.grid(10)[:-1]]
     for i in range(2, len(lambdas) - 1):
         nodes = [(u, torch.zeros(())) for u in lambdas[i - 2 : i + 1][::-1]]
         jump = i == len(lambdas) - 2  # to row 1
-        assert len(solvers.steady(nodes, lambdas[i], lambdas[i + 1])) == (2 if jump else 3)
+        assert len(solvers.stable(nodes, lambdas[i], lambdas[i + 1])) == (2 if jump else 3)

@@ -1,4 +1,4 @@
-"""Langevin correctors whose step follows the noise level: parity, the law they leave, and how they compare."""
+"""Langevin correctors: parity with reference code, stationary distributions, and sampling with a corrector alone."""
 
 import math
 
@@ -20,26 +20,25 @@ from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector, count
 
 FIXTURE = Fixture("score_sde_functions")
 N = 1000
-LEVELS = NoiseLevels(geometric_sigmas(0.02, 8.0, 400))
+TABLE = NoiseLevels(geometric_sigmas(0.02, 8.0, 400))
 
 
 def at(t):
     return torch.tensor(t, dtype=torch.float64)
 
 
-def corrected(schedule, i, above, level, snr, z):
+def corrected(schedule, i, above, t, snr, z):
     corrector = AnnealedLangevin(FromScore(FIXTURE["score"][i : i + 1], schedule), snr, repeats=1)
-    return corrector.step(FIXTURE["x"][i : i + 1], above, level, generator=Recorded(z[i : i + 1]))
+    return corrector.step(FIXTURE["x"][i : i + 1], above, t, generator=Recorded(z[i : i + 1]))
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
 @pytest.mark.parametrize("noisy", [True, False])
-def test_annealed_langevin_of_the_peer(name, noisy):
-    """`2 alpha (snr std)^2`, with the peer's alpha, `1 - beta` of its chain's row, and its std, that of continuous
-    time.
+def test_annealed_langevin_of_the_reference(name, noisy):
+    """The step size `2 alpha (snr std)^2`, with `alpha = 1 - beta` of the row and std of the continuous process.
 
-    On one schedule the two belong together. The peer's VP mixes a table with continuous time, so the chain here is
-    asked for the ratio that makes up for its own sigma.
+    The reference code's VP combines a table with continuous time. Here both are those of one schedule, so the snr is
+    scaled by the ratio of the two sigmas.
     """
     z = FIXTURE["z"] if noisy else torch.zeros_like(FIXTURE["z"])
     key = f"{name}.ald.x" if noisy else f"{name}.ald.x_mean"
@@ -50,14 +49,14 @@ def test_annealed_langevin_of_the_peer(name, noisy):
         if name == "ve":
             steps.append(corrected(VE(), i, t[i] * 1.1, t[i], 0.16, z))
         else:
-            chain, level = Tabulated(FIXTURE["vp.discrete_betas"]), (row[i] + 1) / N
-            snr = 0.16 * float(VP()(t[i])[1] / chain(level)[1])
-            steps.append(corrected(chain, i, (row[i] + 2) / N, level, snr, z))
+            chain, there = Tabulated(FIXTURE["vp.discrete_betas"]), (row[i] + 1) / N
+            snr = 0.16 * float(VP()(t[i])[1] / chain(there)[1])
+            steps.append(corrected(chain, i, (row[i] + 2) / N, there, snr, z))
     assert_close(torch.cat(steps), FIXTURE[key], 1e-10)
 
 
 def test_the_step_of_ncsn(generator):
-    """`e_i = epsilon sigma_i^2 / sigma_L^2`, `x + e s + sqrt(2 e) z`, T times at each level, as Song & Ermon write it."""
+    """`x + e_i s + sqrt(2 e_i) z`, `e_i = epsilon sigma_i^2 / sigma_L^2`, T times at each noise level."""
     sigmas, epsilon, repeats = geometric_sigmas(0.01, 1.0, 10), 2e-5, 3
     score = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     x = torch.randn(2, 3, generator=generator, dtype=torch.float64)
@@ -74,16 +73,16 @@ def test_the_step_of_ncsn(generator):
 
 
 @pytest.mark.parametrize(("epsilon", "snr"), [(2e-5, 0.316), (6.2e-6, 0.176), (3.3e-6, 0.128), (1.8e-6, 0.095)])
-def test_one_number_for_both_papers(epsilon, snr):
-    """The published epsilons at sigma 0.01 are the ratios that Song et al. (2021) print for the same models."""
+def test_published_epsilons_are_published_snrs(epsilon, snr):
+    """The published epsilons at sigma = 0.01 are the snr that Song et al. (2021) print for the same models."""
     assert snr_of(epsilon, 0.01) == pytest.approx(snr, abs=5e-4)
 
 
-def test_it_is_langevin_with_the_known_norm():
-    """For a point the score is -noise / sigma, and what `batch_norms` estimates is sigma."""
-    sigma = float(LEVELS(at(0.5))[1])
+def test_for_data_at_a_point_it_is_langevin():
+    """There the score is -noise / sigma, and `||z|| / ||score||` is sigma."""
+    sigma = float(TABLE(at(0.5))[1])
     z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    denoiser = FromScore(-z / sigma, LEVELS)
+    denoiser = FromScore(-z / sigma, TABLE)
     x = torch.ones(4, 2, dtype=torch.float64)
     one = Langevin(denoiser, 0.2, 1, lambda z, score: z.norm(dim=1) / score.norm(dim=1)).step(
         x, at(0.6), at(0.5), generator=Recorded(z)
@@ -93,8 +92,8 @@ def test_it_is_langevin_with_the_known_norm():
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.3])
-def test_the_law_that_stays(variance, generator):
-    """Many steps at one level leave a Gaussian with `v / (1 - e / (2 v))`; the bias is what was derived, not more."""
+def test_the_stationary_distribution(variance, generator):
+    """Many steps at one time give a Gaussian of variance `v / (1 - e / (2 v))`, as derived."""
     schedule, t, snr = VE(), at(0.6), 0.5
     oracle = AnalyticGaussian(
         torch.zeros(1, dtype=torch.float64), torch.full((1, 1), variance, dtype=torch.float64), schedule
@@ -113,10 +112,10 @@ def annealed(oracle, snr=0.4, repeats=4, denoise=True):
     return CorrectorPredictor(NoPredictor(oracle, denoise), AnnealedLangevin(oracle, snr, repeats))
 
 
-# With a tolerance of the covariance. Levels even in t are far apart where a table's sigma is small, and their chains
-# lag behind.
+# Each with a tolerance of the covariance. Times even in t are far apart in noise where a table's sigma is small, and
+# chains do not reach the stationary distribution there.
 SCHEDULES = {
-    "levels": (LEVELS, 0.04),
+    "noise-levels": (TABLE, 0.04),
     "ve": (VE(0.02, 8.0), 0.04),
     "table": (Tabulated(linear_betas(1000)), 0.065),
     "vp": (VP(), 0.065),
@@ -141,7 +140,7 @@ def test_corrector_alone_reproduces_a_gaussian(name, generator):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_corrector_alone_reproduces_a_mixture(name, generator):
-    """The weights of the components too: they are decided at the levels where chains still cross."""
+    """Its weights too, which are set at the noise levels where chains still move between the components."""
     weights = torch.tensor([0.7, 0.3], dtype=torch.float64)
     means = torch.tensor([[-1.0, 0.2], [1.2, -0.5]], dtype=torch.float64)
     variances = torch.tensor([0.03, 0.08], dtype=torch.float64)
@@ -160,15 +159,15 @@ def test_corrector_alone_reproduces_a_mixture(name, generator):
 
 
 def test_the_last_step_denoises_or_not(generator):
-    """Without it a sample keeps the noise of the first level, and a little of what finite steps add."""
-    point = AnalyticGaussian(torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64), LEVELS)
+    """Without it a sample keeps the noise of the smallest noise level, and a little more by finite steps."""
+    point = AnalyticGaussian(torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64), TABLE)
     kept = annealed(point, denoise=False)(shape=(20_000, 1), steps=STEPS, generator=generator)
     assert float(kept.std()) == pytest.approx(0.02 / math.sqrt(1 - 0.4**2), rel=0.03)
     assert not annealed(point)(shape=(50, 1), steps=STEPS, generator=generator).any()
 
 
-def test_every_level_costs_its_repeats():
-    oracle = AnalyticGaussian(MEAN, COVARIANCE, LEVELS)
+def test_each_time_costs_its_repeats():
+    oracle = AnalyticGaussian(MEAN, COVARIANCE, TABLE)
     with counted(oracle) as count:
         annealed(oracle, repeats=3)(shape=(2, 2), steps=STEPS)
     assert count.calls == STEPS * 3 + 1
@@ -176,13 +175,13 @@ def test_every_level_costs_its_repeats():
 
 
 def test_samples_do_not_depend_on_the_batch():
-    oracle = AnalyticGaussian(MEAN, COVARIANCE, LEVELS)
+    oracle = AnalyticGaussian(MEAN, COVARIANCE, TABLE)
     whole = annealed(oracle)(shape=(6, 2), steps=20, generator=Streams(7, range(6)))
     torch.testing.assert_close(annealed(oracle)(shape=(2, 2), steps=20, generator=Streams(7, [4, 1])), whole[[4, 1]])
 
 
 def test_what_it_refuses():
-    oracle = AnalyticGaussian(MEAN, COVARIANCE, LEVELS)
+    oracle = AnalyticGaussian(MEAN, COVARIANCE, TABLE)
     for make in (
         lambda: AnnealedLangevin(oracle, 0.0),
         lambda: AnnealedLangevin(oracle, repeats=-1),
@@ -207,7 +206,7 @@ class Constant(torch.nn.Module):
 @pytest.mark.parametrize("schedule", [VP(), VE(0.01, 50.0)], ids=["vp", "ve"])
 @pytest.mark.parametrize("size", [0.0, 1e-6])
 def test_an_untrained_network_gives_samples(schedule, norms, size):
-    """Its score is 0 or nearly so, and each step then adds noise of variance `2 e`, e being that of the longest step."""
+    """Its score is nearly 0, and a step then adds noise of variance `2 e` with the largest step size e."""
     denoiser = Learned(Constant(size), schedule)
     x = PredictorCorrector(ReverseDiffusion(denoiser), Langevin(denoiser, norms=norms))(
         shape=(8, 16), steps=50, generator=torch.Generator().manual_seed(0)
@@ -221,8 +220,8 @@ def test_an_untrained_network_gives_samples(schedule, norms, size):
 
 
 @pytest.mark.parametrize("schedule", [VP(), VE(0.01, 50.0)], ids=["vp", "ve"])
-def test_a_right_score_is_not_touched(schedule):
-    """In 16 dimensions or more the ratio of the norms stays below its bound, for data of variance 1 at every level."""
+def test_a_correct_score_is_not_limited(schedule):
+    """In 16 dimensions or more the ratio of the norms stays below its limit, for data of variance 1 at every time."""
     oracle = AnalyticGaussian(torch.zeros(64), torch.eye(64), schedule)
     for t in (0.01, 0.1, 0.5, 1.0):
         x = oracle.corruption.corrupt(torch.randn(1000, 64, generator=torch.Generator().manual_seed(0)), at(t))

@@ -1,4 +1,4 @@
-"""Charts are coordinates of one flow; the flow of a Gaussian is known in closed form; float32 stays float32."""
+"""The probability flow: its coordinates, its closed form for Gaussian data, encodings, and float32 throughout."""
 
 import math
 
@@ -13,9 +13,10 @@ from unnoise.experiments.time_grids import whole
 from unnoise.sde.integrators import Adaptive, FixedSteps, SciPy, TorchDiffEq
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.schedule import TableSchedule
 from unnoise.shared.networks import MLP
 
-# ---- charts
+# ---- coordinates
 
 MEAN = torch.tensor([0.6, -0.3], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
@@ -29,9 +30,9 @@ SCHEDULES = {
     "tabulated": lambda: continuous.Tabulated(continuous.linear_betas(25)),
     "zero-terminal": lambda: continuous.Tabulated(continuous.zero_terminal(continuous.linear_betas(25))),
     "cosine": continuous.Cosine,
-    "levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.01, 30.0, 25)),
+    "noise-levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.01, 30.0, 25)),
 }
-CHARTS = {"angle": sde.angle_coordinates, "clock": sde.time_coordinates}
+COORDINATES = {"angle": sde.angle_coordinates, "time": sde.time_coordinates}
 PRECISE = Adaptive(1e-8, 1e-8, 100_000)
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -41,24 +42,24 @@ def schedule(request):
     return SCHEDULES[request.param]()
 
 
-@pytest.mark.parametrize("chart", CHARTS.values(), ids=CHARTS)
-def test_places_are_where_the_flow_goes(schedule, chart, generator):
-    """Along `alpha x_0 + sigma epsilon` the rate of z = x / r in tau is `of_x x + of_clean x_0`, by finite differences."""
+@pytest.mark.parametrize("coordinates", COORDINATES.values(), ids=COORDINATES)
+def test_coefficients_are_those_of_the_flow(schedule, coordinates, generator):
+    """Along `alpha x_0 + sigma epsilon`, `dz / d tau = of_x x + of_clean x_0` for z = x / r, by finite differences."""
     x0, epsilon = torch.randn(2, 5, dtype=torch.float64, generator=generator)
     for t in (0.0831, 0.2333, 0.5171, 0.9069, 0.9911):
         h = 1e-6
         z, tau = [], []
         for moment in torch.tensor([t - h, t + h], dtype=torch.float64):
             alpha, sigma = schedule(moment)
-            z.append((alpha * x0 + sigma * epsilon) / chart.scale(schedule, moment))
-            tau.append(chart.position(schedule, moment))
-        here = torch.tensor(t, dtype=torch.float64)
-        (place,) = chart.places(schedule, [chart.position(schedule, here)])
-        assert float(place.t) == pytest.approx(t, abs=1e-9)
-        assert place.t.dtype == torch.float64
-        assert place.scale == pytest.approx(float(chart.scale(schedule, here)), rel=1e-8)
-        alpha, sigma = schedule(here)
-        rate = place.of_x * (alpha * x0 + sigma * epsilon) + place.of_clean * x0
+            z.append((alpha * x0 + sigma * epsilon) / coordinates.scale(schedule, moment))
+            tau.append(coordinates.variable(schedule, moment))
+        time = torch.tensor(t, dtype=torch.float64)
+        (here,) = coordinates.coefficients(schedule, [coordinates.variable(schedule, time)])
+        assert float(here.t) == pytest.approx(t, abs=1e-9)
+        assert here.t.dtype == torch.float64
+        assert here.scale == pytest.approx(float(coordinates.scale(schedule, time)), rel=1e-8)
+        alpha, sigma = schedule(time)
+        rate = here.of_x * (alpha * x0 + sigma * epsilon) + here.of_clean * x0
         torch.testing.assert_close(rate, (z[1] - z[0]) / (tau[1] - tau[0]), rtol=1e-5, atol=1e-6)
 
 
@@ -68,27 +69,25 @@ def mixture(schedule):
     return AnalyticMixture(weights.double(), means.double(), variances.double(), schedule)
 
 
-def test_all_charts_and_integrators_reach_the_same_point(schedule, generator):
+def test_all_coordinates_and_integrators_reach_the_same_point(schedule, generator):
     oracle = mixture(schedule)
     t, s = torch.tensor([0.97, 0.21], dtype=torch.float64)
     x = schedule.corrupt(torch.randn(4, 2, generator=generator, dtype=torch.float64), t, generator=generator)
     end = sde.ProbabilityFlow(oracle, TorchDiffEq("dopri8", 1e-10, 1e-10)).transport(x, t, s)
-    ways = [(PRECISE, chart) for chart in charts(schedule)] + [(SciPy("RK45", 1e-8, 1e-8), sde.angle_coordinates)]
-    for integrator, chart in ways:
-        # In t the rate jumps at each row of a table, and an error estimate may miss a jump. The angle knows no rows.
-        wide = chart is sde.time_coordinates and hasattr(schedule, "steps")
-        there = sde.ProbabilityFlow(oracle, integrator, chart).transport(x, t, s)
+    scipy = SciPy("RK45", 1e-8, 1e-8)
+    for integrator, coordinates in [(PRECISE, c) for c in finite(schedule)] + [(scipy, sde.angle_coordinates)]:
+        # In t the slope jumps at each row of a table, and an error estimate may miss a jump; in the angle it does not.
+        wide = coordinates is sde.time_coordinates and isinstance(schedule, TableSchedule)
+        there = sde.ProbabilityFlow(oracle, integrator, coordinates).transport(x, t, s)
         torch.testing.assert_close(there, end, rtol=0, atol=2e-4 if wide else 2e-6)
     back = sde.ProbabilityFlow(oracle, PRECISE).transport(end, s, t)
     torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-5)
 
 
-def charts(schedule):
-    """Those whose velocity is finite at t = 1."""
+def finite(schedule):
+    """Returns the coordinates in which the velocity is finite at t = 1."""
     return [
-        chart
-        for chart in CHARTS.values()
-        if math.isfinite(chart.places(schedule, [chart.position(schedule, ONE)])[0].of_x)
+        c for c in COORDINATES.values() if math.isfinite(c.coefficients(schedule, [c.variable(schedule, ONE)])[0].of_x)
     ]
 
 
@@ -97,10 +96,7 @@ def gaussian(schedule):
 
 
 def moved(oracle, x, t, s):
-    """The flow of `N(mean, C)`, in closed form.
-
-    Along each axis of C the deviation keeps its share of the standard deviation.
-    """
+    """Returns x_s by the flow of `N(mean, C)`: along each axis of C it scales with the standard deviation."""
     (a, b), (c, d) = oracle.corruption(t), oracle.corruption(s)
     stretch = ((c**2 * oracle.variances + d**2) / (a**2 * oracle.variances + b**2)).sqrt()
     return c * oracle.mean + ((x - a * oracle.mean) @ oracle.axes * stretch) @ oracle.axes.T
@@ -111,18 +107,18 @@ def ends_of(schedule):
 
 
 def test_encodings_are_the_flow_run_backwards(schedule, generator):
-    """From `alpha x_0` at t_last to the noisiest level of a grid."""
+    """An encoding goes from `alpha x_0` at t_last to the noisiest time of a grid."""
     oracle, (one, last) = gaussian(schedule), ends_of(schedule)
     x0 = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     low = schedule(last)[0] * x0
-    for chart in [sde.angle_coordinates] if hasattr(schedule, "steps") else charts(schedule):
-        flow = sde.ProbabilityFlow(oracle, PRECISE, chart)
+    for coordinates in [sde.angle_coordinates] if isinstance(schedule, TableSchedule) else finite(schedule):
+        flow = sde.ProbabilityFlow(oracle, PRECISE, coordinates)
         code = flow.encode(x0)
         torch.testing.assert_close(code, moved(oracle, low, last, one), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(flow(code, steps=whole(schedule)), oracle(low, last), rtol=1e-5, atol=2e-6)
         grid = schedule.grid(4)[1:]
         torch.testing.assert_close(flow.encode(x0, steps=grid), moved(oracle, low, last, grid[0]), rtol=1e-5, atol=1e-6)
-    # By fixed steps, on any grid: nearly so.
+    # With fixed steps, on any grid, approximately.
     fixed = sde.ProbabilityFlow(oracle, FixedSteps(sde.rk4))
     log_snrs = torch.linspace(
         max(float(schedule.log_snr(one)), -15.0), float(schedule.log_snr(last)), 60, dtype=torch.float64
@@ -137,7 +133,7 @@ def test_encodings_of_gaussian_data_are_the_prior(schedule, generator):
     noisy = schedule.corrupt(data, last, generator=generator)
     code = sde.ProbabilityFlow(oracle, Adaptive()).encode(noisy / schedule(last)[0])
     alpha, sigma = (float(c) for c in schedule(one))
-    if alpha < 0.5 or sigma > 20:  # a table of 40 steps ends before all is noise
+    if alpha < 0.5 or sigma > 20:  # a short table ends before x_1 is pure noise
         for axis in range(2):
             centered = (code[:, axis] - alpha * MEAN[axis]) / math.sqrt(sigma**2 + alpha**2 * COVARIANCE[axis, axis])
             assert stats.kstest(centered.numpy(), stats.norm.cdf).statistic < 0.03
@@ -145,9 +141,9 @@ def test_encodings_of_gaussian_data_are_the_prior(schedule, generator):
 
 
 def test_temperature_and_slerp_in_a_linear_flow(schedule, generator):
-    """A start r times as far from the mean ends r times as far from it.
+    """For Gaussian data a start r times as far from the mean ends r times as far from it.
 
-    Isotropic flows scale, and so commute with slerp.
+    The flow of an isotropic Gaussian scales x, and so commutes with slerp.
     """
     (one, last) = ends_of(schedule)
     flow = sde.ProbabilityFlow(gaussian(schedule), PRECISE)
@@ -168,7 +164,7 @@ def test_temperature_and_slerp_in_a_linear_flow(schedule, generator):
     torch.testing.assert_close(sde.slerp(x, y, share)[[0, 2]], torch.stack([x[0], y[2]]))
 
 
-def test_the_last_step_and_only_it_denoises(generator):
+def test_only_the_last_step_denoises(generator):
     oracle = gaussian(sde.VP())
     x = torch.randn(3, 2, generator=generator, dtype=torch.float64)
     *_, before, last = sde.ProbabilityFlow(oracle).trajectory(x, steps=5)
@@ -177,16 +173,16 @@ def test_the_last_step_and_only_it_denoises(generator):
 
 def test_what_the_flow_refuses():
     class Root(sde.Straight):
-        """One whose alpha falls as a root, so that its slope at the end is infinite."""
+        """A schedule whose alpha is a square root, so that its slope at t = 1 is infinite."""
 
         def __call__(self, t):
             return (1 - t).sqrt(), t
 
-    with pytest.raises(UsageError, match="take DDIM or the chart `angle`"):
+    with pytest.raises(UsageError, match="take coordinates=angle_coordinates, or DDIM"):
         sde.ProbabilityFlow(gaussian(Root()), coordinates=sde.time_coordinates)
-    with pytest.raises(UsageError, match="encoding goes from t=0.001 to the grid's noisiest level"):
+    with pytest.raises(UsageError, match="encoding goes from t=0.001 to the noisiest time of the grid"):
         sde.ProbabilityFlow(gaussian(sde.VP())).encode(torch.zeros(1, 2), steps=torch.tensor([5e-4, 0.0]))
-    broken = sde.Learned(Formula(lambda x, label: x * math.nan), sde.VP())
+    broken = sde.Learned(Formula(lambda x, time: x * math.nan), sde.VP())
     with pytest.raises(UsageError, match="NaN"):
         sde.ProbabilityFlow(broken, Adaptive())(shape=(2, 3), steps=2)
 
@@ -195,7 +191,7 @@ def test_what_the_flow_refuses():
 
 
 class NoDoubles(TorchDispatchMode):
-    """Fails where an operation gives float64 of the size of data: some devices have none."""
+    """Fails where an operation returns float64 data, which some devices do not support."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -211,7 +207,7 @@ IN_FLOAT32 = {
     "dpm-solver++": continuous.DPMSolverPP,
     "unipc": continuous.UniPC,
     "flow": sde.ProbabilityFlow,
-    "flow-clock": lambda d: sde.ProbabilityFlow(d, FixedSteps(sde.rk4), sde.time_coordinates),
+    "flow-time": lambda d: sde.ProbabilityFlow(d, FixedSteps(sde.rk4), sde.time_coordinates),
     "flow-adaptive": lambda d: sde.ProbabilityFlow(d, Adaptive(1e-3, 1e-3)),
     "euler-maruyama": sde.EulerMaruyama,
     "reverse-diffusion": sde.ReverseDiffusion,
@@ -221,7 +217,7 @@ IN_FLOAT32 = {
 
 
 @pytest.mark.parametrize("name", IN_FLOAT32)
-def test_float32_data_meet_no_float64(name, generator):
+def test_float32_data_stay_float32(name, generator):
     torch.manual_seed(0)
     for home in (sde.VP(), sde.VE(), sde.Straight(0.999)):
         denoiser = sde.Learned(MLP(16, width=8, depth=1), home, sde.velocity)

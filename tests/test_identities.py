@@ -1,4 +1,4 @@
-"""Bounds and samplers against enumeration of every trajectory, and the identities that the papers prove."""
+"""Categorical bounds and samplers against enumeration of all trajectories, and identities that the papers prove."""
 
 import itertools
 
@@ -42,10 +42,10 @@ STEP_BETAS = torch.tensor([0.3, 0.5, 0.9], dtype=D)
 KINDS = {
     "uniform": lambda: Uniform(3, STEP_BETAS),
     "mask": lambda: Absorbing(2, reciprocal(3)),
-    "level": lambda: Absorbing(3, reciprocal(3), mask=1),
+    "mask category": lambda: Absorbing(3, reciprocal(3), mask=1),
     "gaussian": lambda: DiscretizedGaussian(3, STEP_BETAS),
     "band": lambda: BandDiagonal(3, STEP_BETAS),
-    "neighbours": lambda: NearestNeighbor(RING, TabulatedNoise(STEP_BETAS)),
+    "neighbors": lambda: NearestNeighbor(RING, TabulatedNoise(STEP_BETAS)),
     "target": lambda: GaussianTarget(3, TabulatedNoise(STEP_BETAS), reach=1.0, width=1.5),
     "dense": lambda: Dense(torch.rand(3, 3, 3, dtype=D, generator=torch.Generator().manual_seed(2)).softmax(-1)),
     "mixture": lambda: Mixture(
@@ -66,16 +66,18 @@ def time(n, steps):
 
 
 class Both(torch.nn.Module):
-    """A random table over (symbols at both positions, time): wrong in every way, and each position depends on both."""
+    """A random table over (tokens at both positions, time): an arbitrary network, with outputs that depend on both."""
 
-    def __init__(self, states, levels):
+    def __init__(self, states, categories):
         super().__init__()
-        self.table = 2 * torch.randn(4001, 2, states**2, levels, dtype=D, generator=torch.Generator().manual_seed(4))
+        self.table = 2 * torch.randn(
+            4001, 2, states**2, categories, dtype=D, generator=torch.Generator().manual_seed(4)
+        )
         self.states = states
 
-    def forward(self, x, label):
+    def forward(self, x, time_input):
         pair = x[:, 0] * self.states + x[:, 1]
-        row = torch.round(label * 4).long()  # labels are 1000 t
+        row = torch.round(time_input * 4).long()  # time inputs are 1000 t
         return torch.stack([self.table[row, 0, pair], self.table[row, 1, pair]], 1)
 
 
@@ -84,20 +86,20 @@ def grid(states):
 
 
 def one_step(transition, n, steps):
-    """q(x_n | x_(n-1)) of both positions, over pairs of symbols, `(K^2, K^2)`."""
+    """Returns q(x_n | x_(n-1)) over pairs of tokens, `(K^2, K^2)`."""
     q = transition.pushforward(torch.eye(transition.states, dtype=D), time(n - 1, steps), time(n, steps))
     return torch.kron(q, q)
 
 
 def reverse_step(denoiser, n, steps):
-    """p(x_(n-1) | x_n) over pairs, by the laws of both positions, `(K^2, K^2)`."""
+    """Returns p(x_(n-1) | x_n) over pairs of tokens, from the distributions at both positions, `(K^2, K^2)`."""
     pairs = grid(denoiser.corruption.states)
-    law = denoiser.step_distribution(pairs, time(n, steps), time(n - 1, steps))
-    return (law[:, 0, :, None] * law[:, 1, None, :]).flatten(1)
+    p = denoiser.step_distribution(pairs, time(n, steps), time(n - 1, steps))
+    return (p[:, 0, :, None] * p[:, 1, None, :]).flatten(1)
 
 
 def in_expectation(value, transition, x0, t):
-    """`E_q(x_t | x_0) value(x_t)` by enumeration of both positions; `value` takes and gives a batch."""
+    """Returns `E_q(x_t | x_0) value(x_t)` by enumeration of both positions; `value` is a function of a batch."""
     pairs = grid(transition.states)
     chance = transition.pushforward(transition.one_hot(x0, D), CLEAN, t)
     weight = chance[0, pairs[:, 0]] * chance[1, pairs[:, 1]]
@@ -106,7 +108,7 @@ def in_expectation(value, transition, x0, t):
 
 
 def summed_bound(denoiser, x0, steps):
-    """Prior, path and data as `VariationalBound` adds them over a sampler's grid, each term in expectation."""
+    """Returns the sum of prior, path and data of `VariationalBound` over a sampling grid, each in expectation."""
     transition = denoiser.corruption
     total = VariationalBound(denoiser, steps=steps).prior(x0[None])[0]
     for t, s in itertools.pairwise(transition.grid(steps)):
@@ -121,9 +123,7 @@ def summed_bound(denoiser, x0, steps):
 @pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_bound_and_sampler_against_every_trajectory(kind, reverse):
-    """`-E_q log p(x_0..T) / q(x_1..T | x_0)` over all K^2T paths of two positions, and the law of what the sampler
-    draws.
-    """
+    """`-E_q log p(x_0..T) / q(x_1..T | x_0)` over all K^2T paths of two positions, and the sampler's distribution."""
     transition = KINDS[kind]()
     steps, states = 3, transition.states
     denoiser = Categorical(Both(states, states), transition, reverse)
@@ -144,10 +144,10 @@ def test_bound_and_sampler_against_every_trajectory(kind, reverse):
     for step in reversed(backward):
         marginal = marginal @ step
     sampler = Ancestral(denoiser, last=categorical)
-    law = prior
+    p = prior
     for n in (3, 2):
-        law = law @ backward[n - 1]
-    drawn = law @ denoiser_last(denoiser, steps)
+        p = p @ backward[n - 1]
+    drawn = p @ denoiser_last(denoiser, steps)
     close(drawn, marginal)
     x = sampler(shape=(60_000, 2), steps=steps, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(x[:, 0] * states + x[:, 1], minlength=len(pairs)) / len(x)
@@ -155,19 +155,16 @@ def test_bound_and_sampler_against_every_trajectory(kind, reverse):
 
 
 def denoiser_last(denoiser, steps):
-    """The last step: p0 itself, but that a token which is not a mask of its own stays."""
-    pairs, levels = grid(denoiser.corruption.states), denoiser.corruption.categories
+    """Returns the last step: p0 itself, where a token that is not the extra mask token stays as it is."""
+    pairs, categories = grid(denoiser.corruption.states), denoiser.corruption.categories
     p0 = denoiser(pairs, time(1, steps)).exp()
-    if denoiser.corruption.states > levels and isinstance(denoiser.corruption, Absorbing):
-        p0 = torch.where((pairs < levels)[..., None], denoiser.corruption.one_hot(pairs, D), p0)
+    if denoiser.corruption.states > categories and isinstance(denoiser.corruption, Absorbing):
+        p0 = torch.where((pairs < categories)[..., None], denoiser.corruption.one_hot(pairs, D), p0)
     return (p0[:, 0, :, None] * p0[:, 1, None, :]).flatten(1)
 
 
 def test_the_bound_that_users_call_is_that_sum():
-    """`VariationalBound` draws x_t.
-
-    Its mean over many copies is the sum in expectation, and so is that of `steps` in continuous time.
-    """
+    """`VariationalBound` draws x_t; its mean is the sum in expectation, with `steps` in continuous time too."""
     x0 = torch.tensor([0, 2])
     for transition, steps in ((Uniform(3, STEP_BETAS), None), (Absorbing(3, LogLinearNoise(eps=0.0)), 3)):
         denoiser = Categorical(Both(transition.states, transition.states), transition)
@@ -180,7 +177,7 @@ def test_the_bound_that_users_call_is_that_sum():
 
 
 def test_absorbing_bound_is_a_reweighted_masked_language_model_loss():
-    """With 1 / (T - t + 1), `L_n` costs `-log p(x_0) / n` at masked positions (Austin et al. 2021, appendix A.3)."""
+    """With betas 1 / (T - t + 1), `L_n` is `-log p(x_0) / n` at masked positions (Austin et al. 2021, appendix A.3)."""
     steps, transition = 6, Absorbing(4, reciprocal(6))
     denoiser = Categorical(Both(5, 5), transition)
     pairs = grid(5)
@@ -199,9 +196,9 @@ PROCESSES = {
 
 
 class Tilted(torch.nn.Module):
-    """Bayes' rule with a wrong prior that looks at both positions.
+    """Bayes' rule with a wrong prior that depends on both positions.
 
-    Where it is sure of x_0 at small times, integrals over time exist.
+    At small times it is certain of x_0, so that integrals over time exist.
     """
 
     def __init__(self, process):
@@ -211,17 +208,14 @@ class Tilted(torch.nn.Module):
         )
         self.process = process
 
-    def forward(self, x, label):
-        reach = self.process.likelihood(x, CLEAN, label.double() / 1000)[..., : self.process.categories]
+    def forward(self, x, time_input):
+        reach = self.process.likelihood(x, CLEAN, time_input.double() / 1000)[..., : self.process.categories]
         pair = x[:, 0] * self.process.states + x[:, 1]
         return torch.stack([self.table[0, pair], self.table[1, pair]], 1) + reach.log()
 
 
 def legendre(low, high, count=40):
-    """Nodes and weights of Gauss and Legendre on [low, high], by the eigenvalues of the Jacobi matrix.
-
-    Golub & Welsch 1969.
-    """
+    """Returns nodes and weights of Gauss-Legendre quadrature on [low, high] (Golub & Welsch 1969)."""
     k = torch.arange(1, count, dtype=D)
     beta = k / (4 * k**2 - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
@@ -232,7 +226,7 @@ def legendre(low, high, count=40):
 def test_chains_of_many_steps_approach_the_integral(kind):
     """The bound of T steps tends to the integral of its rate, and the error halves when T doubles.
 
-    For a mask that integral is MDLM's.
+    For an absorbing process the integral is the loss of MDLM.
     """
     process = PROCESSES[kind]()
     network, x0 = Tilted(process), torch.tensor([0, 2])
@@ -267,16 +261,14 @@ def test_chains_of_many_steps_approach_the_integral(kind):
         table = betas_between(process.noise, steps)
         return Categorical(network, Uniform(3, table) if kind == "uniform" else Absorbing(3, table), Marginal())
 
-    for make, more in (
-        (chain, 0),
-        (lambda steps: denoiser, 1),
-    ):  # a grid in continuous time has a step to t_min beside those of equal length
+    # a grid in continuous time has a step to t_min beside those of equal length
+    for make, more in ((chain, 0), (lambda steps: denoiser, 1)):
         short, long = (float(summed_bound(make(steps + more), x0, steps + more) - whole) for steps in (160, 320))
         assert abs(long) < 0.002 * float(whole)
         assert short / long == pytest.approx(2, abs=1e-3 if kind == "mask" else 0.3)
 
 
-LAW = torch.tensor([0.6, 0.1, 0.3], dtype=D)
+P_DATA = torch.tensor([0.6, 0.1, 0.3], dtype=D)
 CONTINUOUS = {
     "uniform": lambda: Uniform(3, LogLinearNoise(eps=0.02, t_min=0.05)),
     "mask": lambda: Absorbing(3, LogLinearNoise(eps=0.01, t_min=0.05)),
@@ -285,17 +277,14 @@ CONTINUOUS = {
 
 
 class Ratios(torch.nn.Module):
-    """A network that gives the exact logarithms of q_t(y) / q_t(x_t), `(B, d)` to `(B, d, K)`.
-
-    Labels are float32, t is not.
-    """
+    """A network of the exact `log q_t(y) / q_t(x_t)`, `(B, d)` to `(B, d, K)`, at the float64 time t if it is set."""
 
     def __init__(self, oracle):
         super().__init__()
         self.oracle, self.t = oracle, None
 
-    def forward(self, x, label):
-        t = label.double() / 1000 if self.t is None else self.t.expand(len(x))
+    def forward(self, x, time_input):
+        t = time_input.double() / 1000 if self.t is None else self.t.expand(len(x))
         q = self.oracle.corruption.pushforward(self.oracle.p.expand(len(x), -1), CLEAN, t).log()
         log = q[:, None] - q.gather(-1, x)[..., None]
         return log
@@ -303,12 +292,9 @@ class Ratios(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", CONTINUOUS)
 def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
-    """With the exact posterior of x_0 every step is exact.
-
-    Prior, path and data add up to H(x_0) and what the prior leaves.
-    """
+    """With the exact posterior of x_0, prior, path and data add up to H(x_0) plus the mismatch of the prior."""
     process = CONTINUOUS[kind]()
-    p = torch.cat([LAW, torch.zeros(process.states - 3, dtype=D)])
+    p = torch.cat([P_DATA, torch.zeros(process.states - 3, dtype=D)])
     oracle = AnalyticCategorical(p, process)
     states = torch.arange(process.states)
 
@@ -328,10 +314,9 @@ def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
 
     t_min = torch.tensor(process.t_min, dtype=D)
     last = process.pushforward(p, CLEAN, torch.ones((), dtype=D))
-    # Sampling starts from the stationary distribution, or from the mask and what survives, which the exact denoiser
-    # knows.
+    # Sampling starts from the stationary distribution; for a mask from q(x_1), which the exact denoiser knows.
     start = (torch.xlogy(last, last) - torch.xlogy(last, process.stationary())).sum() if kind != "mask" else 0.0
-    entropy = -(LAW * LAW.log()).sum()
+    entropy = -(P_DATA * P_DATA.log()).sum()
 
     def data_of(denoiser):
         zeros = torch.zeros((), dtype=D)
@@ -341,8 +326,8 @@ def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
 
     prior = expected(lambda x0, x_t: VariationalBound(oracle).prior(x0[:, None]), torch.ones((), dtype=D))
     close(prior + path_of(oracle) + data_of(oracle), entropy + start, 1e-6)
-    # The score entropy of exact ratios is that path, and undoing the noise gives the same laws.
-    if kind == "target":  # its steps cannot be undone
+    # The score entropy of exact ratios is the same path, and the reverse steps are the same.
+    if kind == "target":  # its steps have no inverse, which reverse steps from ratios need
         return
     network = Ratios(oracle)
     score = ScoreEntropyDenoiser(network, process, offset=unscaled)
@@ -365,26 +350,20 @@ def test_the_exact_bound_in_continuous_time_is_the_entropy(kind):
 
 
 def test_ratios_scaled_by_the_noise():
-    """An output of nothing means even ratios at a mask, `kept / (1 - kept) / levels` each.
-
-    They sum to what the data's must.
-    """
+    """An output of zeros means equal ratios at a mask, `kept / (1 - kept) / K` each, with the correct sum."""
     process = Absorbing(4, LogLinearNoise())
     oracle = AnalyticCategorical(torch.tensor([0.25] * 4 + [0.0], dtype=D), process)
-    silent = Formula(lambda x, label: torch.zeros(*x.shape, 5, dtype=D))
+    silent = Formula(lambda x, time_input: torch.zeros(*x.shape, 5, dtype=D))
     x, t = torch.full((2, 3), 4), torch.tensor([0.3, 0.8], dtype=D)
     close(ScoreEntropyDenoiser(silent, process, offset=scaled_by_noise).ratio(x, t), oracle.ratio(x, t), 1e-6)
 
 
 def test_bound_in_continuous_time_as_users_call_it():
-    """Its strata, weights and parts.
-
-    The estimate agrees with the entropy, and for score entropy with a batch of any size.
-    """
+    """The estimate of `VariationalBound` agrees with the entropy; for score entropy with a batch of any size."""
     process = CONTINUOUS["mask"]()
-    oracle = AnalyticCategorical(torch.cat([LAW, torch.zeros(1, dtype=D)]), process)
-    x0 = torch.multinomial(LAW, 60_000, replacement=True, generator=torch.Generator().manual_seed(1)).view(-1, 2)
-    entropy = -2 * float((LAW * LAW.log()).sum())
+    oracle = AnalyticCategorical(torch.cat([P_DATA, torch.zeros(1, dtype=D)]), process)
+    x0 = torch.multinomial(P_DATA, 60_000, replacement=True, generator=torch.Generator().manual_seed(1)).view(-1, 2)
+    entropy = -2 * float((P_DATA * P_DATA.log()).sum())
     for denoiser, rows in (
         (oracle, 30_000),
         (ScoreEntropyDenoiser(Ratios(oracle), process, offset=unscaled), 4),
@@ -394,7 +373,7 @@ def test_bound_in_continuous_time_as_users_call_it():
         if rows > 4:
             assert abs(float(nats.mean()) - entropy) < 5 * float(nats.std()) / rows**0.5
         exact = VariationalBound(oracle, terms=8)(x0[:rows], generator=torch.Generator().manual_seed(0)).nats
-        close(nats, exact, 1e-4)  # labels are float32
+        close(nats, exact, 1e-4)  # time inputs are float32
 
 
 FREQUENCIES = torch.tensor([0.5, 0.2, 0.2, 0.07, 0.03], dtype=D)
@@ -402,7 +381,7 @@ FIVE = torch.tensor([[1, 2], [2, 3], [3, 4], [4, 0], [0, 1]])
 ERASING = {
     "uniform": lambda n: Uniform(5, n),
     "mask": lambda n: Absorbing(5, n),
-    "neighbours": lambda n: NearestNeighbor(FIVE, n),
+    "neighbors": lambda n: NearestNeighbor(FIVE, n),
     "mixture": lambda n: Mixture(NearestNeighbor(FIVE, n), Uniform(5, n)),
     "mixture, mask": lambda n: Mixture(NearestNeighbor(FIVE, n), Absorbing(5, n)),
     "target": lambda n: GaussianTarget(5, n, reach=2.0, width=2.0),
@@ -411,22 +390,19 @@ ERASING = {
 
 @pytest.mark.parametrize("kind", ERASING)
 def test_information_falls_evenly(kind):
-    """`I(x_n; x_0) = (1 - n / T) H(x_0)`, from the joint law (Austin et al. 2021, A.4).
-
-    For a mask whatever the frequencies.
-    """
+    """`I(x_n; x_0) = (1 - n / T) H(x_0)`, from the joint distribution (Austin et al. 2021, appendix A.4)."""
     steps = 12
     schedule = mutual_information(ERASING[kind], FREQUENCIES, steps)
     transition, entropy = ERASING[kind](schedule), -(FREQUENCIES * FREQUENCIES.log()).sum()
     for n in range(steps):
-        law = transition.pushforward(transition.one_hot(torch.arange(5), D), CLEAN, time(n, steps))
-        joint = FREQUENCIES[:, None] * law
+        conditional = transition.pushforward(transition.one_hot(torch.arange(5), D), CLEAN, time(n, steps))
+        joint = FREQUENCIES[:, None] * conditional
         information = (torch.xlogy(joint, joint) - torch.xlogy(joint, FREQUENCIES[:, None] * joint.sum(0))).sum()
         close(information / entropy, 1 - n / steps, 1e-8)
     if kind == "mask":
         close(-torch.expm1(-schedule.events), reciprocal(steps), 1e-10)
 
 
-def test_steps_of_linear_noise_that_loses_all_are_the_reciprocal_table():
+def test_steps_of_log_linear_noise_are_the_reciprocal_table():
     close(betas_between(LogLinearNoise(eps=0.0), 7), reciprocal(7), 1e-12)
     assert linear(2).shape == (2,)

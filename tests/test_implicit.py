@@ -1,4 +1,4 @@
-"""Score matching without a kernel's score equals the explicit one up to a constant, which is known for Gaussians."""
+"""Implicit and sliced score matching equal explicit score matching up to a constant, which is known for Gaussians."""
 
 import math
 
@@ -29,23 +29,21 @@ class Family(GaussianDenoiser):
         self.mean = nn.Parameter(mean.clone())
         self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
 
-    def law(self, t):
-        """Mean and covariance of x_t."""
+    def distribution(self, t):
+        """Returns mean and covariance of x_t."""
         alpha, sigma = self.corruption(exact(t))
         return alpha * self.mean, alpha**2 * self.scale * COVARIANCE + sigma**2 * torch.eye(2, dtype=torch.float64)
 
     def estimate(self, x_t, t, **cond):
         alpha, sigma = (like(c, x_t) for c in self.corruption(exact(t)))
-        mean, covariance = self.law(exact(t).flatten()[0])
+        mean, covariance = self.distribution(exact(t).flatten()[0])
         score = -torch.linalg.solve(covariance, (x_t - mean).T).T
         return Estimate.of_mean((x_t + sigma**2 * score) / alpha)
 
 
 @torch.no_grad()
 def expected(family, scored=True):
-    """`E ||s - grad log q||^2 / 2` (or `E ||grad log q||^2 / 2`) times sigma^2 / D, exactly, at T, for data of MEAN,
-    COVARIANCE.
-    """
+    """Returns the exact `E ||s - grad log q||^2 / 2` (or `E ||grad log q||^2 / 2`) times sigma^2 / D, at time T."""
     t = torch.tensor(T, dtype=torch.float64)
     m, c = Family().distribution(t)
     c_inverse = c.inverse()
@@ -77,14 +75,14 @@ OTHERS = [(MEAN, 1.0), (MEAN + torch.tensor([0.4, 0.0]), 1.0), (MEAN, 2.0), (MEA
 
 
 @pytest.mark.parametrize(("mean", "scale"), OTHERS)
-def test_implicit_is_explicit_less_a_constant(mean, scale, x0):
+def test_implicit_is_explicit_minus_a_constant(mean, scale, x0):
     found, error = value(ImplicitScoreMatching(Family(mean, scale)), x0)
     assert error < 0.0015
     assert abs(found - (expected(Family(mean, scale)) - expected(None, scored=False))) < 4 * error
 
 
-def test_each_example_at_its_own_value():
-    """`sigma^2 (||s||^2 / 2 + div s) / D`, with the divergence of a Gaussian's score, minus the trace of its precision."""
+def test_the_loss_of_each_example_by_hand():
+    """`sigma^2 (||s||^2 / 2 + div s) / D`; for a Gaussian div s is minus the trace of the precision matrix."""
     family, t = Family(), torch.full((3,), T, dtype=torch.float64)
     x0 = torch.tensor([[0.1, 0.2], [1.0, -1.0], [0.0, 3.0]], dtype=torch.float64)
     x_t = family.corruption.corrupt(x0, t, generator=torch.Generator().manual_seed(0))
@@ -103,11 +101,8 @@ def test_each_example_at_its_own_value():
     [ImplicitScoreMatching, SlicedScoreMatching, lambda d: SlicedScoreMatching(d, 2, gaussian)],
     ids=["implicit", "signs", "gaussian"],
 )
-def test_the_minimum_is_the_data_law(make, x0):
-    """Gradients in all parameters vanish there, within what a sample can tell, and not elsewhere.
-
-    They are those of denoising.
-    """
+def test_the_minimum_is_the_distribution_of_the_data(make, x0):
+    """There the gradients vanish up to sampling error; elsewhere they are those of denoising score matching."""
 
     def slopes(family, make=make):
         t = torch.full((len(x0),), T, dtype=torch.float64)
@@ -144,7 +139,7 @@ def test_sliced_is_implicit_in_the_mean(probe, probes, x0):
     )
 
 
-def test_a_network_learns_by_them(generator):
+def test_a_network_gets_gradients(generator):
     torch.manual_seed(0)
     for make in (ImplicitScoreMatching, SlicedScoreMatching):
         objective = make(Learned(MLP(2, 16, 1), VP()))
@@ -156,7 +151,7 @@ def test_a_network_learns_by_them(generator):
         )
 
 
-def test_images_take_them_too(generator):
+def test_the_shape_of_the_data_does_not_matter(generator):
     oracle = AnalyticGaussian(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64), VP())
 
     class Flat(GaussianDenoiser):
@@ -174,7 +169,7 @@ def test_images_take_them_too(generator):
     torch.testing.assert_close(images, vectors)
 
 
-def test_they_describe_themselves():
+def test_they_are_serializable():
     objective = deserialize(serialize(SlicedScoreMatching(Learned(MLP(2, 8, 1), VP()), 3, gaussian)))
     assert (objective.probes, objective.probe) == (3, gaussian)
     with pytest.raises(UsageError, match="probes=0"):

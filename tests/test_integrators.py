@@ -1,4 +1,4 @@
-"""Integrators meet their order conditions and their tolerances, and say what is wrong where they cannot."""
+"""Integrators: order conditions, convergence at their order, tolerances, and clear errors."""
 
 import functools
 import itertools
@@ -12,7 +12,8 @@ from unnoise.sde import integrators
 from unnoise.sde.integrators import Adaptive, FixedSteps, SciPy, TorchDiffEq
 from unnoise.shared.errors import UsageError
 
-FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+FIXED = ("euler", "midpoint_rule", "heun2", "heun3", "rk4")
+THEIRS = {name: name.removesuffix("_rule") for name in FIXED}  # names of torchdiffeq
 PAIRS = ("dormand_prince", "bogacki_shampine")
 TABLEAUS = {name: getattr(integrators, name) for name in (*FIXED, *PAIRS)}
 
@@ -22,7 +23,7 @@ TABLEAUS = {name: getattr(integrators, name) for name in (*FIXED, *PAIRS)}
 
 @functools.cache
 def trees(size):
-    """The rooted trees of so many vertices, each the sorted tuple of what hangs from its root."""
+    """Returns the rooted trees with that many vertices, each the sorted tuple of the subtrees at its root."""
 
     def forests(total):
         if total == 0:
@@ -43,7 +44,7 @@ def gamma(tree):
 
 
 def residuals(method, weights, order):
-    """`sum_i b_i Phi_i(tree) - 1 / gamma(tree)` of all trees of that many vertices: Butcher's (1964) conditions."""
+    """Returns `|sum_i b_i Phi_i(tree) - 1 / gamma(tree)|` of all trees with that many vertices (Butcher 1964)."""
     a = torch.zeros(len(method.nodes), len(method.nodes), dtype=torch.float64)
     for i, row in enumerate(method.rows):
         a[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
@@ -60,7 +61,7 @@ def weights_of(method):
     return (*method.rows[-1], 0) if method.weights is None else method.weights
 
 
-def test_trees_are_counted():
+def test_the_number_of_trees_is_known():
     assert [len(trees(n)) for n in range(1, 7)] == [1, 1, 2, 4, 9, 20]
 
 
@@ -77,7 +78,7 @@ def test_order_conditions(name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_embedded_method_is_one_order_lower(name):
-    """The error is the step less the embedded method's, and the last stage is the next step's first."""
+    """Weights less error weights are the embedded method, and the last stage is the first of the next step."""
     method = TABLEAUS[name]
     assert method.nodes[-1] == 1
     assert method.weights is None
@@ -88,7 +89,7 @@ def test_the_embedded_method_is_one_order_lower(name):
     assert max(residuals(method, embedded, method.order)) > 1e-4
 
 
-# ---- a known equation: y' = -2 t y^2, y = 1 / (c + t^2), with integrals of y and of t y along the way
+# ---- an equation with a known solution: y' = -2 t y^2, y = 1 / (c + t^2), with the integrals of y and of t y
 
 C = torch.tensor([0.7, 1.0, 1.9], dtype=torch.float64)
 
@@ -148,16 +149,16 @@ def test_one_step_evaluates_each_stage_once(end):
 
 @pytest.mark.parametrize("name", FIXED)
 def test_one_step_of_torchdiffeq(name):
-    """The same methods, but for its rk4, which has other weights of the same order."""
+    """Its methods are the same, except for rk4, which has other weights of the same order."""
     (theirs, ours), spied = (
-        (method(field, start_of(0.2), 0.2, 0.3) for method in (TorchDiffEq(name), FixedSteps(TABLEAUS[name]))),
+        (method(field, start_of(0.2), 0.2, 0.3) for method in (TorchDiffEq(THEIRS[name]), FixedSteps(TABLEAUS[name]))),
         Spied(),
     )
     for a, b in zip(theirs, ours, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if name == "rk4" else 1e-12)
-    TorchDiffEq(name)(spied, start_of(0.2), 0.2, 0.3)
+    TorchDiffEq(THEIRS[name])(spied, start_of(0.2), 0.2, 0.3)
     assert spied.calls == len(TABLEAUS[name].nodes)
-    assert TorchDiffEq(name).order == TABLEAUS[name].order
+    assert TorchDiffEq(THEIRS[name]).order == TABLEAUS[name].order
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1.0, 1.5), (1.5, -1.0)])
@@ -169,18 +170,17 @@ def test_adaptive_steps_meet_their_tolerance(tolerance, start, end):
         assert max(errors(state, start, end)) < 20 * tolerance
         if make is Adaptive:
             spent = spied.calls
-        assert (
-            0.75 * spent - 7 < spied.calls < 1.3 * spent + 7
-        )  # the same pair and control, but for the first step and the norm
+        # the same pair and step size control, except for the first step and the norm
+        assert 0.75 * spent - 7 < spied.calls < 1.3 * spent + 7
     if tolerance > 1e-9:
         third = Adaptive(tolerance, tolerance, 100_000, sde.bogacki_shampine)(field, start_of(start), start, end)
         assert max(errors(third, start, end)) < 200 * tolerance
 
 
 def test_tolerances_are_relative_and_absolute():
-    """Of `y' = y` the relative error stays, of `y' = -y` the absolute one.
+    """rtol bounds the relative error of `y' = y`, atol the absolute error of `y' = -y`.
 
-    A state far below atol costs little, one unit is as another.
+    With atol alone a small state costs few evaluations; with rtol alone the cost does not depend on the unit.
     """
 
     def growing(times):
@@ -202,8 +202,8 @@ def test_tolerances_are_relative_and_absolute():
 
 
 @pytest.mark.parametrize("method", [sde.dormand_prince, sde.bogacki_shampine])
-def test_steps_that_err_too_much_are_taken_again(method):
-    """The rate of a step in time, `y = tanh(20 (t - 1/2))`, met by long steps that come from where nothing moves."""
+def test_steps_with_too_large_an_error_are_repeated(method):
+    """`y = tanh(20 (t - 1/2))` is constant at first, so steps are long where it begins to change."""
 
     def rates(times):
         return [
@@ -215,8 +215,8 @@ def test_steps_that_err_too_much_are_taken_again(method):
         assert abs(float(end) - 2 * math.tanh(10)) < 1.5 * tolerance
 
 
-def test_every_tensor_of_the_state_has_the_tolerance_to_itself():
-    """One quick number in an integral is not averaged away by a large slow state."""
+def test_each_tensor_of_the_state_meets_the_tolerance():
+    """The error of one number in an integral is not averaged with that of a large constant state."""
 
     def rates(times):
         return [
@@ -239,7 +239,7 @@ ADAPTIVE |= {"torchdiffeq": TorchDiffEq, "scipy": SciPy}
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_evaluations_are_capped(name):
     with pytest.raises(
-        UsageError, match=r"spent its 40 evaluations: loosen rtol=1e-09 and atol=1e-08, raise evaluations"
+        UsageError, match=r"needs more than evaluations=40: give more, larger tolerances than rtol=1e-09 and atol=1e-08"
     ) as error:
         ADAPTIVE[name](rtol=1e-9, atol=1e-8, evaluations=40)(field, start_of(-2.0), -2.0, 3.0)
     assert "\n" not in str(error.value)
@@ -253,7 +253,7 @@ def test_evaluations_are_capped(name):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("since", [0.0, 0.4], ids=["at the start", "on the way"])
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_a_rate_that_is_not_finite_is_refused(name, since, bad):
+def test_a_slope_that_is_not_finite_is_refused(name, since, bad):
     def rates(times):
         return [lambda state, t=t: (state[0] * (bad if t >= since else 1.0),) for t in times]
 
@@ -263,14 +263,14 @@ def test_a_rate_that_is_not_finite_is_refused(name, since, bad):
 
 
 @pytest.mark.parametrize("name", ["adaptive", "bogacki-shampine", "torchdiffeq"])
-def test_tolerances_that_no_float32_meets_are_refused(name):
+def test_tolerances_that_float32_cannot_meet_are_refused(name):
     state = tuple(part.float() for part in start_of(-2.0))
-    with pytest.raises(UsageError, match="loosen"):
+    with pytest.raises(UsageError, match="larger"):
         ADAPTIVE[name](rtol=1e-18, atol=1e-18)(field, state, -2.0, 3.0)
 
 
-@pytest.mark.parametrize("name", [*ADAPTIVE, "steps"])
-def test_nothing_happens_on_an_empty_way(name):
+@pytest.mark.parametrize("name", [*ADAPTIVE, "fixed steps"])
+def test_an_interval_of_length_zero_changes_nothing(name):
     state = ADAPTIVE.get(name, FixedSteps)()(field, start_of(0.5), 0.5, 0.5)
     assert max(errors(state, 0.5, 0.5)) == 0
 

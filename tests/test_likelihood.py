@@ -1,7 +1,4 @@
-"""Code lengths by the change of variables.
-
-The exact density of a mixture on every schedule, calibrated estimates, clear refusals.
-"""
+"""Code lengths by the change of variables: exact for a mixture on every schedule, calibrated errors, refusals."""
 
 import math
 
@@ -14,6 +11,8 @@ from unnoise.sde import ChangeOfVariables, ExactTrace, Hutchinson
 from unnoise.sde.integrators import Adaptive, FixedSteps, SciPy, TorchDiffEq
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.denoiser import Estimate
+from unnoise.shared.gaussian.schedule import TableSchedule
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import Streams, normal_like, rademacher_like
@@ -31,7 +30,7 @@ SCHEDULES = {
     "straight": sde.Straight,
     "tabulated": lambda: continuous.Tabulated(continuous.linear_betas(100)),
     "cosine": continuous.Cosine,
-    "levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.002, 50.0, 60)),
+    "noise-levels": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.002, 50.0, 60)),
 }
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -48,30 +47,25 @@ def data(count, generator):
 
 
 def exact_length(oracle, x0):
-    """`-log q(x)` at the smallest time, with the noise that a schedule leaves there.
-
-    None but VE's 0.01 and tables' first row matters.
-    """
+    """Returns `-log q(x)` at t_min, with the noise of the schedule there: it matters for VE and tables alone."""
     return -oracle.log_prob(x0, torch.tensor(oracle.corruption.t_min, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("chart", [sde.angle_coordinates, sde.time_coordinates], ids=["angle", "clock"])
+@pytest.mark.parametrize("coordinates", [sde.angle_coordinates, sde.time_coordinates], ids=["angle", "time"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_length_is_the_density(name, chart, generator):
-    """Within 0.005 bits/dim at the default tolerances, but for the prior's mismatch, up to `|x_0| / sigma_1` for each
-    dimension.
-    """
+def test_the_code_length_is_the_negative_log_density(name, coordinates, generator):
+    """Within 0.005 bits/dim at the default tolerances, except for the difference of the prior to `q(x_1)`."""
     oracle = mixture(SCHEDULES[name]())
-    if chart is sde.time_coordinates and hasattr(oracle.corruption, "steps"):
-        pytest.skip("in t the rates of a table jump")
+    if coordinates is sde.time_coordinates and isinstance(oracle.corruption, TableSchedule):
+        pytest.skip("in t the slope of a table jumps")
     x0 = data(64, generator)
-    likelihood = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=Adaptive(1e-5, 1e-5), coordinates=chart)
+    likelihood = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=Adaptive(1e-5, 1e-5), coordinates=coordinates)
     code, x1 = likelihood(x0), likelihood.transport(x0, likelihood.trace.probes(x0))[0]
     mismatch = code.prior + oracle.log_prob(x1, ONE)
     assert float(mismatch.abs().max()) < 0.2
     difference = (code.nats - mismatch - exact_length(oracle, x0)) / (DIMS * math.log(2))
     assert float(difference.abs().max()) < 0.005
-    if name not in ("ve", "levels"):
+    if name not in ("ve", "noise-levels"):
         assert float(difference.abs().max() + mismatch.abs().max() / (DIMS * math.log(2))) < 0.01
     assert not code.error.any()
     assert not code.data.any()
@@ -82,18 +76,15 @@ def test_the_length_is_the_density(name, chart, generator):
     [Adaptive(1e-9, 1e-9), TorchDiffEq("dopri5", 1e-9, 1e-9), SciPy("RK45", 1e-9, 1e-9)],
     ids=lambda i: type(i).__name__,
 )
-@pytest.mark.parametrize("name", ["vp", "ve", "edm", "straight", "levels"])
+@pytest.mark.parametrize("name", ["vp", "ve", "edm", "straight", "noise-levels"])
 def test_the_volume_is_that_of_the_flow(name, integrator, generator):
-    """`log q_1(x_1) + log-volume = log q_min(x_0)`.
-
-    With the true law of x_1 in place of the prior, to the integrator's precision.
-    """
+    """`log q_1(x_1) + log-volume = log q_min(x_0)` with the true q_1, to the integrator's precision."""
     oracle, x0 = mixture(SCHEDULES[name]()), data(8, generator)
     likelihood = ChangeOfVariables(oracle, trace=ExactTrace(), integrator=integrator)
     x1, gained = likelihood.transport(x0, likelihood.trace.probes(x0))
     truth = -oracle.log_prob(x1, ONE) - gained[0]
     torch.testing.assert_close(truth, exact_length(oracle, x0), rtol=0, atol=1e-5)
-    # The prior that the code reports is the normal law of sigma_1.
+    # The prior of the code length is the normal distribution with standard deviation sigma_1.
     code = likelihood(x0)
     sigma = float(oracle.corruption(ONE)[1])
     prior = -torch.distributions.Normal(torch.zeros_like(x1), sigma).log_prob(x1).sum(1)
@@ -101,8 +92,8 @@ def test_the_volume_is_that_of_the_flow(name, integrator, generator):
     torch.testing.assert_close(code.path, -gained[0], rtol=1e-9, atol=1e-9)
 
 
-def test_tolerances_are_of_nats_for_each_dimension(generator):
-    """In 64 dimensions the error in bits/dim is what it is in 2, with as many evaluations."""
+def test_tolerances_are_in_nats_per_dimension(generator):
+    """In 64 dimensions the error in bits/dim is that in 2, with as many evaluations."""
     counts, errors = [], []
     for dims in (2, 64):
         oracle = AnalyticGaussian(
@@ -111,9 +102,9 @@ def test_tolerances_are_of_nats_for_each_dimension(generator):
         x0 = 0.3 * torch.randn(16, dims, generator=generator, dtype=torch.float64)
         exact = -torch.distributions.Normal(0.0, 0.3).log_prob(x0).sum(1)
         with counted(oracle) as count:
-            code = ChangeOfVariables(oracle, integrator=Adaptive(1e-4, 1e-4))(
-                x0, generator=generator
-            )  # isotropic: signs are exact
+            # the Jacobian is a multiple of the identity, for which random signs are exact
+            code = ChangeOfVariables(oracle, integrator=Adaptive(1e-4, 1e-4))(x0, generator=generator)
+        assert count.calls > 20
         counts.append(count.calls)
         errors.append(float((code.nats - exact).abs().mean()) / dims)
     assert abs(counts[0] - counts[1]) <= 14
@@ -123,14 +114,12 @@ def test_tolerances_are_of_nats_for_each_dimension(generator):
 @pytest.mark.parametrize("draw", [rademacher_like, normal_like])
 @pytest.mark.parametrize("count", [8, 40])
 def test_the_standard_error_is_calibrated(draw, count, generator):
-    """Deviations from the exact trace are unbiased, as large as reported, and over their reported errors Student's t."""
+    """Deviations from the exact trace are unbiased, as large as reported, and divided by that, Student's t."""
     x0 = data(600, generator)
     exact, estimate = (
+        # with fixed steps, so that only the probes differ
         ChangeOfVariables(mixture(sde.VP()), trace=trace, integrator=FixedSteps(sde.rk4))(x0, generator=generator)
-        for trace in (
-            ExactTrace(),
-            Hutchinson(count, draw),
-        )  # in fixed steps, so that the probes alone make a difference
+        for trace in (ExactTrace(), Hutchinson(count, draw))
     )
     deviation = estimate.nats - exact.nats
     assert float(deviation.std()) > 0.05
@@ -150,13 +139,13 @@ def test_one_probe_is_unbiased_and_has_no_error(generator):
         )
         assert code.error is None
         assert abs(float(code.nats.mean() - exact)) < 4 * float(code.nats.std()) / math.sqrt(len(x0))
-        spread = float(code.nats.std())
-        assert spread > 1e-3
-        # n probes are n independent estimates: the spread falls with their root.
+        deviation = float(code.nats.std())
+        assert deviation > 1e-3
+        # n probes are n independent estimates: the standard deviation falls with their root.
         four = ChangeOfVariables(oracle, trace=Hutchinson(4, draw), integrator=FixedSteps(sde.heun3))(
             x0, generator=generator
         )
-        assert float(four.nats.std()) == pytest.approx(spread / 2, rel=0.1)
+        assert float(four.nats.std()) == pytest.approx(deviation / 2, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +153,7 @@ def test_one_probe_is_unbiased_and_has_no_error(generator):
     [Hutchinson(), Hutchinson(8), Hutchinson(3, normal_like), ExactTrace()],
     ids=["one", "eight", "gaussian", "exact"],
 )
-def test_one_call_of_the_network_an_evaluation(trace, generator):
+def test_each_evaluation_calls_the_network_once(trace, generator):
     torch.manual_seed(0)
     learned = sde.Learned(MLP(DIMS, 8, 1), sde.VP())
     for denoiser in (learned, mixture(sde.VP())):
@@ -178,7 +167,7 @@ def test_one_call_of_the_network_an_evaluation(trace, generator):
             assert code.nats.dtype == torch.float64
 
 
-def test_lengths_do_not_depend_on_the_batch(generator):
+def test_code_lengths_do_not_depend_on_the_batch(generator):
     oracle, x0 = mixture(sde.VP()), data(12, generator)
     whole, part = (
         ChangeOfVariables(oracle, trace=Hutchinson(2))(x0[rows], generator=Streams(3, rows)).nats
@@ -201,36 +190,33 @@ PREDICTIONS = {p.__name__: p for p in (sde.noise, sde.clean, sde.velocity, sde.s
 
 @pytest.mark.parametrize("predicts", PREDICTIONS.values(), ids=PREDICTIONS)
 @pytest.mark.parametrize("name", ["vp", "ve", "straight-0.999"])
-def test_a_network_that_is_exact_has_the_length_of_the_oracle(name, predicts, generator):
-    """F is solved for from the oracle's mean; Jacobian, scalings and both charts then agree to rounding."""
+def test_an_exact_network_has_the_code_length_of_the_exact_denoiser(name, predicts, generator):
+    """The network F is computed from the exact mean; Jacobian, scales and both coordinates then agree to rounding."""
     schedule = SCHEDULES.get(name, lambda: sde.Straight(0.999))()
     oracle, asked = mixture(schedule), []
 
-    def function(x, label):
+    def function(x, time):
         (alpha, sigma) = schedule(asked[-1])
         x = x * (0.25 * alpha**2 + sigma**2).sqrt()
         c_skip, c_out = predicts(alpha, sigma)
         return (oracle(x, asked[-1]) - c_skip * x) / c_out
 
-    def label(schedule, t):
+    def time_input(schedule, t):
         asked.append(t)  # the time itself, before it is rounded to float32
         return t
 
-    learned, x0 = sde.Learned(Formula(function), schedule, predicts, label, sigma_data=0.5), data(10, generator)
-    for chart in (sde.angle_coordinates, sde.time_coordinates):
+    learned, x0 = sde.Learned(Formula(function), schedule, predicts, time_input, sigma_data=0.5), data(10, generator)
+    for coordinates in (sde.angle_coordinates, sde.time_coordinates):
         a, b = (
-            ChangeOfVariables(d, trace=ExactTrace(), integrator=Adaptive(1e-6, 1e-6), coordinates=chart)(x0)
+            ChangeOfVariables(d, trace=ExactTrace(), integrator=Adaptive(1e-6, 1e-6), coordinates=coordinates)(x0)
             for d in (learned, oracle)
         )
         for part, expected in zip(a, b, strict=True):
             torch.testing.assert_close(part, expected, rtol=0, atol=2e-4)
 
 
-def test_levels_pay_for_their_cells(generator):
-    """The length of levels is that of the spread values less log(cell) for each dimension.
-
-    7 bits/dim for 8 bits on [-1, 1].
-    """
+def test_the_code_length_of_quantized_data_includes_the_volume_of_the_bin(generator):
+    """It is that of the dequantized data minus the log of the bin's width: 7 bits/dim for 8 bits on [-1, 1]."""
     oracle = mixture(sde.VP())
     for scale, offset in (
         (Quantization(), 7.0),
@@ -239,17 +225,17 @@ def test_levels_pay_for_their_cells(generator):
     ):
         k = scale.quantize(data(20, generator))
         code = ChangeOfVariables(oracle, sde.UniformDequantization(scale), trace=ExactTrace())
-        levels = code(k, generator=torch.Generator().manual_seed(5))
+        quantized = code(k, generator=torch.Generator().manual_seed(5))
         x0, gain = sde.UniformDequantization(scale)(k, torch.Generator().manual_seed(5))
-        spread = ChangeOfVariables(oracle, trace=ExactTrace())(x0)
-        torch.testing.assert_close(levels.bits_per_dim(DIMS), spread.bits_per_dim(DIMS) + offset, rtol=1e-9, atol=1e-6)
+        real = ChangeOfVariables(oracle, trace=ExactTrace())(x0)
+        torch.testing.assert_close(quantized.bits_per_dim(DIMS), real.bits_per_dim(DIMS) + offset, rtol=1e-9, atol=1e-6)
         torch.testing.assert_close(
-            levels.data / (DIMS * math.log(2)), torch.full((20,), offset, dtype=torch.float64), rtol=1e-6, atol=0
+            quantized.data / (DIMS * math.log(2)), torch.full((20,), offset, dtype=torch.float64), rtol=1e-6, atol=0
         )
 
 
 def test_conditions_reach_the_denoiser(generator):
-    """Given its component, an example is coded by that Gaussian."""
+    """Given its component as a class label, an example has the code length of that Gaussian."""
     oracle, label = mixture(sde.VP()), torch.arange(30) % 3
     x0 = MEANS[label] + VARIANCES[label, None].sqrt() * torch.randn(30, DIMS, dtype=torch.float64, generator=generator)
     code = ChangeOfVariables(oracle, trace=ExactTrace())(x0, label=label)
@@ -257,12 +243,12 @@ def test_conditions_reach_the_denoiser(generator):
     assert float((code.bits_per_dim(DIMS) - exact / (DIMS * math.log(2))).abs().max()) < 0.01
 
 
-def test_images_are_coded_dimension_by_dimension(generator):
-    """Shapes beyond vectors: probes, traces and sums see the same numbers."""
+def test_the_shape_of_the_data_does_not_matter(generator):
+    """An image has the code length of the vector of its pixels."""
 
     class Reshaped(AnalyticMixture):
-        def forward(self, x_t, t, **cond):
-            return super().forward(x_t.flatten(1), t).reshape(x_t.shape)
+        def estimate(self, x_t, t, **cond):
+            return Estimate.of_mean(super().estimate(x_t.flatten(1), t).out.reshape(x_t.shape))
 
     x0 = data(4, generator)
     flat = ChangeOfVariables(mixture(sde.VP()), trace=ExactTrace())(x0)
@@ -270,37 +256,42 @@ def test_images_are_coded_dimension_by_dimension(generator):
     torch.testing.assert_close(image.nats, flat.nats)
 
 
-def test_weights_take_no_gradient(generator):
+def test_weights_get_no_gradient(generator):
     learned = sde.Learned(MLP(DIMS, 8, 1), sde.VP())
     nats = ChangeOfVariables(learned, integrator=FixedSteps())(data(2, generator).float(), generator=generator).nats
     assert not nats.requires_grad
     assert all(p.grad is None for p in learned.parameters())
 
 
-SCALE = Quantization(8)
+EIGHT = Quantization(8)
 
 
 @pytest.mark.parametrize(
-    ("levels", "words"),
+    ("k", "words"),
     [
-        (torch.tensor([[0, 8, 3]]), r"levels outside of 0\.\.7: give levels of Scale"),
+        (
+            torch.tensor([[0, 8, 3]]),
+            r"x0 has levels outside of 0\.\.7: give the dequantizer the quantization of the data",
+        ),
         (torch.tensor([[0, -1, 3]]), r"levels outside of 0\.\.7"),
-        (torch.tensor([[0.0, 2.5, 3.0]]), "x0 has fractions: levels are dequantised, whole numbers"),
+        (torch.tensor([[0.0, 2.5, 3.0]]), "x0 has fractions: give quantization levels, whole numbers"),
     ],
 )
-def test_what_is_no_level_is_refused(levels, words):
+def test_data_outside_of_the_quantization_levels_are_refused(k, words):
     with pytest.raises(UsageError, match=words):
-        ChangeOfVariables(mixture(sde.VP()), sde.UniformDequantization(SCALE))(levels)
+        ChangeOfVariables(mixture(sde.VP()), sde.UniformDequantization(EIGHT))(k)
 
 
-def test_levels_are_not_coded_by_a_density():
-    with pytest.raises(UsageError, match="x0 of torch.int64 holds levels"):
+def test_integers_need_a_dequantizer():
+    with pytest.raises(
+        UsageError, match=r"x0 is torch.int64, and a density needs real numbers.*dequantizer=UniformDequantization"
+    ):
         ChangeOfVariables(mixture(sde.VP()))(torch.tensor([[0, 1, 3]]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_data_that_are_not_finite_are_refused(bad):
-    with pytest.raises(UsageError, match="the data hold NaN or infinity"):
+    with pytest.raises(UsageError, match="the data contain NaN or infinity"):
         ChangeOfVariables(mixture(sde.VP()))(torch.tensor([[0.0, bad, 0.0]], dtype=torch.float64))
 
 
@@ -308,13 +299,13 @@ def test_data_that_are_not_finite_are_refused(bad):
     "integrator", [Adaptive(), SciPy(), TorchDiffEq(), FixedSteps()], ids=lambda i: type(i).__name__
 )
 def test_a_network_that_is_nan_is_refused(integrator):
-    broken = sde.Learned(Formula(lambda x, label: x * math.nan), sde.VP())
+    broken = sde.Learned(Formula(lambda x, time: x * math.nan), sde.VP())
     with pytest.raises(UsageError, match="look for NaN in the"):
         ChangeOfVariables(broken, integrator=integrator)(torch.zeros(2, DIMS))
 
 
 def test_what_is_refused_when_built():
-    with pytest.raises(UsageError, match="count=0: give one probe or more"):
+    with pytest.raises(UsageError, match="count=0: give 1 probe or more"):
         Hutchinson(0)
-    with pytest.raises(UsageError, match=r"dequantiser=Scale.*: give dequantisation.Uniform\(scale\)"):
-        ChangeOfVariables(mixture(sde.VP()), SCALE)
+    with pytest.raises(UsageError, match=r"dequantizer=Quantization.*: give UniformDequantization\(quantization\)"):
+        ChangeOfVariables(mixture(sde.VP()), EIGHT)

@@ -1,4 +1,4 @@
-"""A table of noise levels, and the published rules that choose one."""
+"""The schedule of a table of noise levels, and the published rules to choose one."""
 
 import math
 
@@ -27,14 +27,13 @@ def rows(n):
     return torch.arange(n + 1, dtype=torch.float64) / n
 
 
-def test_rows_and_between():
+def test_sigma_at_the_rows_and_between_them():
     schedule = NoiseLevels(UNEVEN)
     alpha, sigma = schedule(rows(5))
     assert torch.equal(alpha, torch.ones(6, dtype=torch.float64))
     torch.testing.assert_close(sigma, torch.tensor([0.0, *UNEVEN], dtype=torch.float64))
     between = schedule(torch.tensor([0.3, 0.7, 0.9, 0.05], dtype=torch.float64))[1]
-    expected = [math.sqrt(0.1 * 0.5), math.sqrt(0.7 * 0.5), math.sqrt(2.0 * 0.7), 0.1]
-    expected[1:3] = [math.sqrt(0.7 * 2.0), math.sqrt(2.0 * 9.0)]
+    expected = [math.sqrt(0.1 * 0.5), math.sqrt(0.7 * 2.0), math.sqrt(2.0 * 9.0), 0.1]
     torch.testing.assert_close(between, torch.tensor(expected, dtype=torch.float64))
     assert (schedule.t_min, schedule.t_last, schedule.steps) == (0.2, 0.2, 5)
     assert schedule(torch.ones((), dtype=torch.float32))[1].dtype == torch.float32
@@ -49,7 +48,7 @@ def test_time_is_the_inverse_of_log_snr(n):
     assert beyond.tolist() == [1 / n, 1.0]
 
 
-def test_training_and_sampling_visit_rows_alone():
+def test_training_and_sampling_visit_rows_only():
     schedule = NoiseLevels(UNEVEN)
     assert schedule.training_time(torch.tensor([0.0, 0.199, 0.2, 0.999])).tolist() == [0.2, 0.2, 0.4, 1.0]
     assert schedule.grid(5).tolist() == [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
@@ -59,10 +58,7 @@ def test_training_and_sampling_visit_rows_alone():
 
 
 def test_its_sde_is_that_of_ve():
-    """Geometric levels are VE at `(n - 1) / (N - 1)`.
-
-    G^2 is the derivative of sigma^2, that of the step below at a row.
-    """
+    """Geometric noise levels are VE at `(n - 1) / (N - 1)`; g^2 at a row is the derivative of sigma^2 below it."""
     schedule, ve = NoiseLevels(geometric_sigmas(0.01, 50.0, 100)), VE()
     t = torch.tensor([0.5, 0.73, 1.0], dtype=torch.float64)
     there = (t * 100 - 1) / 99
@@ -74,12 +70,12 @@ def test_its_sde_is_that_of_ve():
     torch.testing.assert_close(uneven, torch.tensor([2 * 0.7**2 * math.log(0.7 / 0.5) * 5], dtype=torch.float64))
 
 
-def test_levels_of_the_peer():
+def test_noise_levels_of_the_reference():
     assert_close(geometric_sigmas(0.01, 50.0, 1000), FIXTURE["ve.discrete_sigmas"], 1e-10)
 
 
-def test_the_chain_of_the_peer():
-    """Reverse diffusion on the table is the peer's N-step chain, row by row."""
+def test_the_chain_of_the_reference():
+    """Reverse diffusion on the table is the reference code's N-step chain, row by row."""
     x, score, z = (FIXTURE[k] for k in ("x", "score", "z"))
     row = (FIXTURE["t"] * 999).long()
     used = torch.nonzero(row > 0).flatten()
@@ -94,7 +90,7 @@ def test_the_chain_of_the_peer():
     assert_close(torch.cat([one(i) for i in used]), FIXTURE["ve.reverse_diffusion.x"][used], 1e-10)
 
 
-def test_a_table_describes_itself():
+def test_a_table_is_serializable():
     schedule = deserialize(serialize(NoiseLevels(UNEVEN)))
     assert schedule.sigmas.tolist() == UNEVEN
 
@@ -102,7 +98,7 @@ def test_a_table_describes_itself():
 @pytest.mark.parametrize(
     "sigmas", [[], [[1.0, 2.0]], [0.0, 1.0], [2.0, 1.0], [1.0, 1.0], [1.0, math.inf], [1.0, math.nan]]
 )
-def test_what_is_no_table(sigmas):
+def test_sigmas_that_are_refused(sigmas):
     with pytest.raises(UsageError, match="sigmas"):
         NoiseLevels(sigmas)
 
@@ -110,8 +106,8 @@ def test_what_is_no_table(sigmas):
 def test_what_the_rules_refuse():
     for refused, words in (
         (lambda: geometric_sigmas(1.0, 0.01, 10), "0 < low < high"),
-        (lambda: geometric_sigmas(0.01, 1.0, 1), "two or more levels"),
-        (lambda: level_ratio(2), "give the levels yourself"),
+        (lambda: geometric_sigmas(0.01, 1.0, 1), "two or more noise levels"),
+        (lambda: level_ratio(2), "dims=2: neighboring noise levels overlap by more than overlap=0.5"),
         (lambda: level_ratio(100, 1.0), "overlap=1.0"),
         (lambda: best_epsilon(0.9, 5, 0.01), "ratio=0.9"),
         (lambda: best_epsilon(1.1, 0, 0.01), "repeats=0"),
@@ -130,10 +126,10 @@ def test_largest_distance(generator, monkeypatch):
 
 
 @pytest.mark.parametrize("dims", [64, 3072])
-def test_the_ratio_of_levels_is_the_share_of_lengths(dims, generator):
-    """Of noise of the larger level, that share has a length within three deviations of the smaller level's.
+def test_the_ratio_of_noise_levels_gives_the_overlap_of_norms(dims, generator):
+    """That fraction of norms at one noise level lies within three standard deviations of the mean norm at the next.
 
-    By the chi law itself.
+    Also by the chi distribution, which the formula approximates.
     """
     from scipy import stats
 
@@ -141,7 +137,7 @@ def test_the_ratio_of_levels_is_the_share_of_lengths(dims, generator):
         ratio = level_ratio(dims, overlap)
         mean, deviation = math.sqrt(dims), math.sqrt(0.5)
         ends = [(mean + k * deviation) for k in (3, -3)]
-        # The interval of the larger level, seen by the smaller one, as the papers' formula has it.
+        # The interval of the larger noise level under the distribution of the smaller one, as in the paper's formula.
         inside = stats.norm.cdf(ratio * ends[0], mean, deviation) - stats.norm.cdf(ratio * ends[1], mean, deviation)
         assert inside == pytest.approx(overlap, abs=1e-9)
         by_chi = stats.chi(dims).cdf(ratio * ends[0]) - stats.chi(dims).cdf(ratio * ends[1])
@@ -156,20 +152,17 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_levels_and_steps(name):
-    """Levels from one overlap for all three sets, "about 0.5".
-
-    Epsilon to the printed digits from the printed levels.
-    """
-    dims, high, levels, repeats, epsilon = PUBLISHED[name]
-    assert level_count(0.01, high, level_ratio(dims, 0.5667)) == levels
-    assert level_count(0.01, high, level_ratio(dims)) == pytest.approx(levels, rel=0.06)
-    ratio = float(geometric_sigmas(0.01, high, levels)[-2:].log().diff().exp())
+def test_published_noise_levels_and_epsilons(name):
+    """The numbers of noise levels from one overlap for all three data sets, and epsilons to the printed digits."""
+    dims, high, count, repeats, epsilon = PUBLISHED[name]
+    assert level_count(0.01, high, level_ratio(dims, 0.5667)) == count
+    assert level_count(0.01, high, level_ratio(dims)) == pytest.approx(count, rel=0.06)
+    ratio = float(geometric_sigmas(0.01, high, count)[-2:].log().diff().exp())
     assert float(f"{best_epsilon(ratio, repeats, 0.01):.1e}") == epsilon
 
 
-def test_the_variance_of_a_level(generator):
-    """The recursion of Langevin steps at a level, where the data are a point, simulated, against the closed form."""
+def test_the_variance_after_the_steps_at_a_noise_level(generator):
+    """Simulated Langevin steps for data at one point against the closed form."""
     ratio, repeats, sigma, epsilon, low = 1.3, 3, 0.7, 2e-5, 0.01
     x = ratio * sigma * torch.randn(400_000, generator=generator, dtype=torch.float64)
     step = epsilon * sigma**2 / low**2
@@ -187,7 +180,7 @@ def test_the_variance_of_a_level(generator):
     assert variance_ratio(epsilon, ratio, 10_000, low) == pytest.approx(2 / (2 - epsilon / low**2))
 
 
-def test_the_best_step_is_a_minimum():
+def test_the_best_epsilon_is_a_minimum():
     best = best_epsilon(1.2, 4, 0.05)
     least = variance_ratio(best, 1.2, 4, 0.05)
     assert least > 1

@@ -1,4 +1,9 @@
-"""Schedules, their SDEs, and the bridge between families."""
+"""Schedules as values, their closed forms, their SDEs, and denoisers on other schedules than that of training."""
+
+import copy
+import dataclasses
+import math
+import pickle
 
 import pytest
 import torch
@@ -19,9 +24,10 @@ from unnoise.continuous import (
     velocity,
     zero_terminal,
 )
-from unnoise.sde import SDE, VE, VP, SubVP
+from unnoise.sde import EDM, SDE, VE, VP, NoiseLevels, Straight, SubVP, geometric_sigmas, vp_betas
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticGaussian
+from unnoise.shared.gaussian.schedule import Schedule
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
 
@@ -39,6 +45,115 @@ ids = [type(s).__name__ for s in SCHEDULES]
 TIMES = torch.linspace(0.01, 1, 200, dtype=torch.float64)
 
 
+# ---- schedules as values
+
+VALUES = {  # a schedule, its notation, and a change of one field
+    "Tabulated": (Tabulated(linear_betas(1000)), "betas=tensor of shape (1000,)", {"betas": cosine_betas(1000)}),
+    "short Tabulated": (Tabulated([0.25, 0.5]), "betas=[0.25, 0.5]", {"betas": torch.tensor([0.25, 0.75])}),
+    "NoiseLevels": (NoiseLevels([0.5, 2.0]), "sigmas=[0.5, 2.0]", {"sigmas": geometric_sigmas(0.1, 2.0, 5)}),
+    "VP": (VP(), "", {"beta_max": 10.0}),
+    "SubVP": (SubVP(beta_min=0.5), "beta_min=0.5", {"beta_max": 10.0}),
+    "VE": (VE(sigma_max=90.0), "sigma_max=90.0", {"sigma_min": 0.02}),
+    "EDM": (EDM(rho=5.0, mean=-1.0), "rho=5.0, mean=-1.0", {"sigma_max": 40.0}),
+    "Straight": (Straight(0.999), "end=0.999", {"end": 1.0}),
+    "Cosine": (Cosine(-15), "low=-15", {"high": 15.0}),
+    "Shifted": (Shifted(VP(beta_min=0.2), -1.5), "schedule=VP(beta_min=0.2), shift=-1.5", {"shift": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_schedules_are_values(name):
+    """Equal fields make equal schedules, with equal hashes; `replace` changes a field, and nothing else can."""
+    schedule, arguments, change = VALUES[name]
+    same, other = dataclasses.replace(schedule), dataclasses.replace(schedule, **change)
+    assert same is not schedule
+    assert same == schedule
+    assert hash(same) == hash(schedule)
+    assert {schedule: 1}[same] == 1
+    assert other != schedule
+    assert schedule != "VP()"
+    assert type(other) is type(schedule)
+    unchanged = [f.name for f in dataclasses.fields(schedule) if f.init and f.name not in change]
+    assert all(getattr(other, field) == getattr(schedule, field) for field in unchanged)
+    assert dataclasses.replace(other, **{field: getattr(schedule, field) for field in change}) == schedule
+    assert repr(schedule) == f"{type(schedule).__name__}({arguments})"
+    assert copy.deepcopy(schedule) is schedule
+    assert pickle.loads(pickle.dumps(schedule)) == schedule  # noqa: S301
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_schedules_do_not_change(name):
+    schedule, _, change = VALUES[name]
+    before = schedule.log_snr(TIMES)
+    for field in dataclasses.fields(schedule):
+        with pytest.raises(dataclasses.FrozenInstanceError, match=field.name):
+            setattr(schedule, field.name, None)
+        with pytest.raises(dataclasses.FrozenInstanceError, match=field.name):
+            delattr(schedule, field.name)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        schedule.something_new = 1
+    assert torch.equal(schedule.log_snr(TIMES), before)
+    assert not torch.allclose(dataclasses.replace(schedule, **change).log_snr(TIMES), before)
+
+
+def test_schedules_of_different_classes_are_not_equal():
+    schedules = [schedule for schedule, _, _ in VALUES.values()]
+    for i, a in enumerate(schedules):
+        assert [a == b for b in schedules] == [i == j for j in range(len(schedules))]
+    assert VP() != SubVP()
+    assert Tabulated([0.25, 0.5]) != NoiseLevels([0.25, 0.5])
+    assert Shifted(VP(), 1.0) != Shifted(SubVP(), 1.0)
+    assert Tabulated(torch.tensor([0.25, 0.5])) == Tabulated([0.25, 0.5])  # tables are float64, whatever was given
+
+
+@pytest.mark.parametrize("make", [Tabulated, NoiseLevels])
+def test_a_table_has_its_own_memory(make):
+    given = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    schedule = make(given)
+    given += 0.1
+    assert schedule == make([0.25, 0.5])
+
+
+# ---- log-SNR, and its inverse
+
+CLOSED_FORMS = {
+    **{name: schedule for name, (schedule, _, _) in VALUES.items()},
+    "cosine table": Tabulated(cosine_betas(400)),
+    "VP table": Tabulated(vp_betas()),
+    "zero-terminal table": Tabulated(zero_terminal(linear_betas(100))),
+    "reciprocal table": Tabulated(reciprocal_betas(100)),
+    "table of one row": Tabulated([0.3]),
+    "noise levels": NoiseLevels(geometric_sigmas(0.01, 50.0, 232)),
+    "one noise level": NoiseLevels([3.0]),
+    "Straight to zero SNR": Straight(),
+    "steep VP": VP(beta_max=40.0),
+    "Cosine without limits": Cosine(-60.0, 60.0),
+    "shifted table": Shifted(Tabulated(linear_betas(50)), 2.0),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_closed_forms_of_time_agree_with_bisection(name):
+    """The default of `Schedule.time` and each closed form find the time of a log-SNR to 1e-10.
+
+    From t_min on, where the log-SNR determines the time, but for a table's times within 1e-9 of a step of a row, which
+    count as the row; beyond the ends both return an end.
+    """
+    schedule = CLOSED_FORMS[name]
+    tolerance = {"rtol": 0, "atol": 1e-10 + 1e-9 / getattr(schedule, "steps", math.inf)}
+    even = torch.linspace(schedule.t_min, 1, 997, dtype=torch.float64)
+    near_ends = torch.logspace(-9, -1, 60, dtype=torch.float64)
+    near_ends = torch.cat([schedule.t_min + near_ends, 1 - near_ends])
+    t = torch.cat([even, near_ends[(near_ends >= schedule.t_min) & (near_ends <= 1)]])
+    log_snr = schedule.log_snr(t)
+    bisected, closed = Schedule.time(schedule, log_snr), schedule.time(log_snr)
+    torch.testing.assert_close(closed, bisected, **tolerance)
+    torch.testing.assert_close(closed, t, **tolerance)
+    beyond = torch.tensor([torch.inf, 900.0, -900.0, -torch.inf], dtype=torch.float64)
+    torch.testing.assert_close(Schedule.time(schedule, beyond), schedule.time(beyond), **tolerance)
+    assert schedule.time(log_snr.float()).dtype == Schedule.time(schedule, log_snr.float()).dtype == torch.float32
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=ids)
 def test_log_snr_decreases_and_time_inverts_it(schedule):
     log_snr = schedule.log_snr(TIMES)
@@ -53,7 +168,7 @@ def test_log_snr_decreases_and_time_inverts_it(schedule):
 
 @pytest.mark.parametrize("schedule", TO_ZERO_SNR)
 def test_a_table_may_end_in_noise(schedule):
-    """At t = 1 alpha is exactly 0; above the row before, alpha / sigma falls linearly, and `time` inverts it."""
+    """At t = 1 alpha is exactly 0; over the last step alpha / sigma falls linearly, and `time` inverts it."""
     one = torch.ones((), dtype=torch.float64)
     assert [float(c) for c in schedule(one)] == [0.0, 1.0]
     assert float(schedule.log_snr(one)) == -torch.inf
@@ -160,15 +275,15 @@ def test_predictions_recover_their_target(predicts):
 def test_bad_input_is_refused_in_one_line():
     for make, words in (
         (lambda: Tabulated(linear_betas(40)).grid(41), "this table has 40 steps"),
-        (lambda: linear_betas(20), "beta would reach 1; take more than 20 steps"),
-        (lambda: Tabulated(torch.tensor([0.1, 1.0, 0.1])), r"betas\[1\]=1: betas lie between 0 and 1"),
+        (lambda: linear_betas(20), "beta would reach 1, and must stay below 1: take more than 20 steps"),
+        (lambda: Tabulated(torch.tensor([0.1, 1.0, 0.1])), r"betas\[1\]=1: betas must lie between 0 and 1"),
         (lambda: VP().grid(0), "at least one step"),
         (lambda: VP(beta_min=2, beta_max=1), "0 < beta_min < beta_max"),
         (lambda: VE(sigma_min=-1), "0 < sigma_min < sigma_max"),
         (lambda: VP(t_last=5), "t_last=5: give times between 0 and 1"),
         (lambda: SubVP(t_min=0.0), "t_min=0.0, t_last=0.001: give times"),
         (lambda: VE(t_last=1.0), "t_last=1.0: give times"),
-        (lambda: Quantization(levels=1), "two levels or more"),
+        (lambda: Quantization(levels=1), "give at least two levels"),
         (lambda: linear_betas(0), "at least one step"),
     ):
         with pytest.raises(UsageError, match=words) as error:

@@ -71,8 +71,8 @@ def test_no_step_grows_right_after_one_that_failed():
 def test_moment_matching_ends_where_the_jacobian_is_not_positive():
     posterior = MomentMatching(oracle(sde.VP()), MatrixOperator(torch.eye(2)), torch.zeros(1, 2), iterations=6)
     short = MomentMatching(oracle(sde.VP()), MatrixOperator(torch.eye(2)), torch.zeros(1, 2), iterations=1)
-    residual, spread = torch.tensor([[1.0, 0.5]], dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)
-    shifts = [p.shift(residual, lambda u: spread * u, torch.ones(()), torch.ones(())) for p in (posterior, short)]
+    residual, factor = torch.tensor([[1.0, 0.5]], dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)
+    shifts = [p.shift(residual, lambda u: factor * u, torch.ones(()), torch.ones(())) for p in (posterior, short)]
     torch.testing.assert_close(*shifts)
 
 

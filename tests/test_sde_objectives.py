@@ -1,5 +1,6 @@
-"""Objectives of the score SDEs: their definitions by hand, their expectations in closed form, their minima."""
+"""Objectives of the score SDEs: definitions computed by hand, expectations in closed form, minima."""
 
+import dataclasses
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticGaussian
 from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
 from unnoise.shared.gaussian.schedule import rates
+from unnoise.shared.gaussian.weights import OutputError
 from unnoise.shared.networks import MLP
 from unnoise.shared.objective import Stratified, independent
 from unnoise.shared.random import normal_like
@@ -49,7 +51,7 @@ def seeded(seed=7):
 
 
 def noisy(schedule, x0, t):
-    """What an objective with the generator `seeded()` sees."""
+    """Returns x_t and what it was made of, as an objective with the generator `seeded()` draws them."""
     epsilon = normal_like(x0, seeded())
     alpha, sigma = (c[:, None] for c in schedule(t))
     return alpha * x0 + sigma * epsilon, epsilon, alpha, sigma
@@ -67,32 +69,35 @@ def batch(schedule, generator):
 def test_score_matching_by_hand(schedule, predicts, generator):
     denoiser, (x0, t) = learned(schedule, predicts), batch(schedule, generator)
     x_t, epsilon, _, sigma = noisy(schedule, x0, t)
-    error = (denoiser.score(x_t, t) + epsilon / sigma).square().mean(1)
+    of_score = (denoiser.score(x_t, t) + epsilon / sigma).square().mean(1)
+    of_x0 = (denoiser(x_t, t) - x0).square().mean(1)
     g2 = SDE(schedule).coefficients(t)[1]
-    for objective, weight in (
-        (DenoisingLoss.score_matching(denoiser), sigma[:, 0] ** 2),
-        (DenoisingLoss(denoiser, weight=likelihood_weight), g2),
-        (DenoisingLoss(denoiser, weight=lambda schedule, t: 3 * t), 3 * t),
+    for objective, expected in (
+        (DenoisingLoss.score_matching(denoiser), sigma[:, 0] ** 2 * of_score),
+        (DenoisingLoss.likelihood_weighted(denoiser), g2 * of_score),
+        (DenoisingLoss(denoiser, weight=likelihood_weight), g2 * of_score),
+        (DenoisingLoss(denoiser, weight=lambda schedule, t: 3 * t), 3 * t * of_x0),
     ):
         loss = objective.at(x0, t, generator=seeded())
-        torch.testing.assert_close(loss.total, weight * error, rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(loss.parts["mse"], sigma[:, 0] ** 2 * error, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(loss.total, expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(loss.parts["mse"], expected, rtol=1e-6, atol=1e-9)
         assert torch.equal(loss.t, t)
 
 
 @pytest.mark.parametrize("times", [None, Stratified(2.0)])
-def test_score_matching_on_a_table_is_the_simple_loss(times, generator):
+def test_score_matching_and_the_simple_loss_by_hand_on_a_table(times, generator):
+    """The squared error of the score times sigma^2 is the squared error of the noise, at the times that are drawn."""
     denoiser = learned(continuous.Tabulated(continuous.linear_betas(100)))
     x0 = torch.randn(64, 3, dtype=torch.float64, generator=generator)
     given = {} if times is None else {"times": times}
     a, b = (
         make(denoiser, **given)(x0, generator=seeded()) for make in (DenoisingLoss.score_matching, DenoisingLoss.simple)
     )
-    assert torch.equal(a.t, b.t)
-    torch.testing.assert_close(a.total, b.total, rtol=1e-9, atol=1e-12)
     schedule, drawn = denoiser.corruption, seeded()
     u = (independent if times is None else times)(len(x0), drawn)
     t, epsilon = schedule.training_time(u), torch.randn(x0.shape, dtype=torch.float64, generator=drawn)
+    assert torch.equal(a.t, t)
+    assert torch.equal(b.t, t)
     alpha, sigma = (c[:, None] for c in schedule(t))
     x_t = alpha * x0 + sigma * epsilon
     score = denoiser.score(x_t, t) - (alpha * x0 - x_t) / sigma**2
@@ -109,8 +114,8 @@ def test_maximum_likelihood_by_hand(schedule, generator):
         f(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)) for f in parts_of(schedule)
     )
     loss = MaximumLikelihood(denoiser).at(x0, t, generator=seeded())
-    # Theorem 3 of Song et al. (2021b): -log of the prior at x_1, and the divergence of f x - g^2 / 2 grad log q(x_t |
-    # x_0) on the way.
+    # Theorem 3 of Song et al. (2021b): -log of the prior at x_1, and the integral of the divergence of
+    # f x - g^2 / 2 grad log q(x_t | x_0).
     prior = (
         1.5 * math.log(2 * math.pi) + 3 * sigma_1.log() + ((b * x0).square().sum(1) + 3 * sigma_1**2) / (2 * sigma_1**2)
     )
@@ -130,13 +135,13 @@ def test_times_of_maximum_likelihood_are_even_in_log_snr(schedule, generator):
         torch.zeros(500, 3, dtype=torch.float64), generator=generator
     ).t
     low, high = (float(schedule.log_snr(torch.tensor(s, dtype=torch.float64))) for s in (1.0, schedule.t_min))
-    share = (high - schedule.log_snr(t)) / (high - low)  # the cleanest first, as times everywhere
+    share = (high - schedule.log_snr(t)) / (high - low)  # from the cleanest to the noisiest
     assert float((share - (torch.arange(500) + 0.5) / 500).abs().max()) < 0.5 / 500 + 1e-6
 
 
 @pytest.mark.parametrize("name", [*SCHEDULES, "straight"])
 def test_flow_matching_by_hand(name, generator):
-    """The target is the rate of the path that x_t is on, the estimate the flow's velocity in t."""
+    """The target is the velocity `alpha' x_0 + sigma' epsilon`, the estimate the velocity of the flow in t."""
     schedule = sde.Straight() if name == "straight" else SCHEDULES[name]()
     denoiser, (x0, t) = learned(schedule), batch(schedule, generator)
     x_t, epsilon, alpha, sigma = noisy(schedule, x0, t)
@@ -146,7 +151,7 @@ def test_flow_matching_by_hand(name, generator):
     loss = DenoisingLoss.flow_matching(denoiser).at(x0, t, generator=seeded())
     expected = (v - (d_alpha * x0 + d_sigma * epsilon)).square().mean(1)
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-9)
-    # A velocity of the SDE: f x - g^2 score / 2 (Song et al. 2021, eq. 13).
+    # The probability flow of the SDE: f x - g^2 score / 2 (Song et al. 2021, eq. 13).
     if name != "straight":
         flow = SDE(schedule).reverse_drift(x_t, t, denoiser.score(x_t, t), eta=0.0)
         torch.testing.assert_close(v, flow, rtol=1e-6, atol=1e-8)
@@ -154,7 +159,7 @@ def test_flow_matching_by_hand(name, generator):
 
 @pytest.mark.parametrize("end", [1.0, 0.95])
 def test_on_straight_paths_the_network_is_the_velocity(end, generator):
-    """`end^2 E ||F - (epsilon - x_0)||^2`, F itself, whatever x_t."""
+    """The loss is `end^2 E ||F - (epsilon - x_0)||^2`, F the network's output."""
     schedule = sde.Straight(end)
     denoiser, (x0, t) = learned(schedule, sde.straight), batch(schedule, generator)
     x_t, epsilon, _, _ = noisy(schedule, x0, t)
@@ -175,10 +180,7 @@ def test_on_straight_paths_the_network_is_the_velocity(end, generator):
 
 @pytest.mark.parametrize("data", [0.5, 1.3])
 def test_the_loss_of_edm_by_hand(schedule, data, generator):
-    """`(s^2 + d^2) / (s d)^2 ||D - x_0||^2` with `s = sigma / alpha`, the noise on an unscaled signal.
-
-    1 / c_out^2 with its network.
-    """
+    """`(s^2 + d^2) / (s d)^2 ||D - x_0||^2` with `s = sigma / alpha`, and the plain error of the network's output."""
     denoiser, (x0, t) = (
         sde.Learned(network(), schedule, sde.Preconditioned(data), sigma_data=data),
         batch(schedule, generator),
@@ -209,9 +211,9 @@ def test_predictions_solve_for_the_signal_at_every_scale(name):
         "preconditioned": None,
     }[name]
     c_skip, c_out = predicts(ALPHA, SIGMA)
-    if (
-        target is None
-    ):  # of unit variance for data of the standard deviation 0.7, and least: Karras et al. (2022), eqs. 114 and 118
+    if target is None:
+        # for data of standard deviation 0.7 the target has unit variance, the smallest (Karras et al. 2022, eqs. 114
+        # and 118)
         target = (x0 - c_skip * (ALPHA * x0 + SIGMA * epsilon)) / c_out
         variance = ((1 - c_skip * ALPHA) ** 2 * 0.49 + (c_skip * SIGMA) ** 2) / c_out**2
         torch.testing.assert_close(variance, torch.ones_like(variance))
@@ -256,7 +258,7 @@ def kl(schedule, t):
 
 
 def score_error(schedule, t):
-    """`E ||s_theta - grad log q(x_t | x_0)||^2` and the least that it can be, `d / sigma^2 - tr(C_t^-1)`."""
+    """Returns `E ||s_theta - grad log q(x_t | x_0)||^2` and its minimum, `d / sigma^2 - tr(C_t^-1)`."""
     (m, v), (n, w) = marginal(schedule, t, MEAN, VARIANCE), marginal(schedule, t, OTHER, WRONG)
     least = 2 / schedule(torch.as_tensor(t, dtype=torch.float64))[1] ** 2 - (1 / v).sum()
     # s_theta - s = -(x - n) / w + (x - m) / v at x = m + sqrt(v) z.
@@ -279,7 +281,7 @@ def test_maximum_likelihood_in_expectation(name, generator):
 
         return quad(integrand, math.log(schedule.t_min), 0.0, limit=200, epsrel=1e-6)[0]
 
-    # The bound: entropy of the data with the noise of t_min, KL(q_1 || prior), and what the scores err.
+    # The bound: entropy of the data with the noise of t_min, KL(q_1 || prior), and the error of the score.
     (_, v), (m1, v1) = (marginal(schedule, t, MEAN, VARIANCE) for t in (schedule.t_min, 1.0))
     prior = schedule(torch.ones((), dtype=torch.float64))[1] ** 2
     tight = 0.5 * (torch.log(2 * math.pi * math.e * v) + (v1 + m1**2) / prior - 1 + (prior / v1).log()).sum()
@@ -287,12 +289,12 @@ def test_maximum_likelihood_in_expectation(name, generator):
         error = float(totals[kind].std()) / math.sqrt(len(x0))
         assert abs(float(totals[kind].mean()) - expected) < 4 * error
         assert error < 0.1
-    # The least is what x_t tells of x_0: the rise of log(1 + C SNR) / 2.
+    # The minimum is the mutual information of x_t and x_0 at t_min less that at 1, log(1 + C SNR) / 2.
     ends = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).exp()
     information = 0.5 * torch.log((1 + VARIANCE * ends[0]) / (1 + VARIANCE * ends[1])).sum()
     assert integral(1) == pytest.approx(float(information), rel=1e-5)
-    # The excess is what the flow of time takes from the divergence of the two laws: Song et al. (2021b), theorems 1 and
-    # 2.
+    # The excess is the decrease of the KL divergence of the two distributions from t_min to 1: Song et al. (2021b),
+    # theorems 1 and 2.
     excess = totals["model"] - totals["truth"]
     divergence = kl(schedule, schedule.t_min) - kl(schedule, 1.0)
     assert divergence > 0.05
@@ -302,16 +304,14 @@ def test_maximum_likelihood_in_expectation(name, generator):
 
 @pytest.mark.parametrize("name", ["vp", "sub-vp", "straight-0.999"])
 def test_the_likelihood_weight_has_the_same_expectation(name, generator):
-    """Uniform times with weight g^2, twice per dimension: `1/2 int g^2 E ||.||^2 dt` over [t_min, 1].
+    """Uniform times with weight g^2 and times even in log-SNR estimate one integral over [t_min, 1].
 
-    Song et al. 2021b, corollary 1.
+    `1/2 int g^2 E ||.||^2 dt`, here twice that per dimension (Song et al. 2021b, corollary 1).
     """
-    schedule = SCHEDULES[name]()
-    schedule.t_min = 0.05  # below, few draws of t carry much of the sum
+    schedule = dataclasses.replace(SCHEDULES[name](), t_min=0.05, t_last=0.05)  # below, few draws are most of the sum
     x0 = gaussian_data(200_000, generator)
-    weighted = DenoisingLoss.score_matching(model(schedule), Stratified(), likelihood_weight)(
-        x0, generator=seeded()
-    ).total * (1 - schedule.t_min)
+    objective = DenoisingLoss.likelihood_weighted(model(schedule), Stratified())
+    weighted = objective(x0, generator=seeded()).total * (1 - schedule.t_min)
     mse = MaximumLikelihood(model(schedule), Stratified())(x0, generator=seeded()).parts["mse"]
     even = mse * float(schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)).diff().neg())
     error = float(weighted.std() + even.std()) / math.sqrt(len(x0))
@@ -320,7 +320,7 @@ def test_the_likelihood_weight_has_the_same_expectation(name, generator):
 
 
 class Nudged(GaussianDenoiser):
-    """The exact mean and `size` of something else that depends on x_t."""
+    """The exact mean, plus `size` times another function of x_t."""
 
     def __init__(self, denoiser, size):
         super().__init__()
@@ -364,7 +364,7 @@ def test_the_conditional_mean_is_the_minimum(objective, name, generator):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_are_float32_and_images_are_images(objective, generator):
     x0 = torch.randn(6, 2, 4, 4, generator=generator)
-    denoiser = sde.Learned(Formula(lambda x, label: torch.sin(x).bfloat16()), sde.VP())
+    denoiser = sde.Learned(Formula(lambda x, time: torch.sin(x).bfloat16()), sde.VP())
     loss = OBJECTIVES[objective](denoiser)(x0, generator=generator)
     assert loss.total.shape == (6,)
     assert loss.total.dtype == torch.float32
@@ -391,4 +391,5 @@ def test_what_is_refused():
         DenoisingLoss.edm(model(sde.EDM()), 0.0)
     with pytest.raises(UsageError, match="sigma_data=None"):
         DenoisingLoss.edm(model(sde.EDM()))
-    assert DenoisingLoss.edm(sde.Learned(network(), sde.EDM(), sde.Preconditioned(0.7))).sigma_data == 0.7
+    own = DenoisingLoss.edm(sde.Learned(network(), sde.EDM(), sde.Preconditioned(0.7)))
+    assert own.weight == OutputError(sde.Preconditioned(0.7))

@@ -134,11 +134,11 @@ def test_grids():
             grid[:-1].diff(), torch.full((10,), -(1 - schedule.t_last) / 10, dtype=torch.float64)
         )
         assert (float(grid[0]), float(grid[-2]), float(grid[-1])) == (1.0, pytest.approx(schedule.t_last), 0.0)
-    levels = EDM(0.01, 50.0, rho=3.0).grid(8)[:-1] * 50
-    torch.testing.assert_close((levels ** (1 / 3)).diff(2), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12)
-    assert levels.tolist()[::7] == pytest.approx([50.0, 0.01])
+    sigmas = EDM(0.01, 50.0, rho=3.0).grid(8)[:-1] * 50
+    torch.testing.assert_close((sigmas ** (1 / 3)).diff(2), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert sigmas.tolist()[::7] == pytest.approx([50.0, 0.01])
     for schedule in (Straight(), EDM(), VP()):
-        with pytest.raises(UsageError, match="steps=0: a sampler needs at least one step"):
+        with pytest.raises(UsageError, match="steps=0: give at least one step"):
             schedule.grid(0)
 
 

@@ -1,7 +1,4 @@
-"""What the Gaussian families let a user combine.
-
-The axes of their consistency matrix, and its half of the page in the docs.
-"""
+"""The consistency matrix of the Gaussian families: its axes, and its half of docs/consistency.md."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from unnoise.shared.quantization import Quantization
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
 
 D = torch.float64
-SCALE = Quantization(3)
+THREE = Quantization(3)
 BETAS = torch.tensor([0.1, 0.3, 0.5], dtype=D)
 
 SCHEDULES = {
@@ -38,7 +35,7 @@ SCHEDULES = {
     "Tabulated, 3 rows": lambda: c.Tabulated(BETAS),
     "Tabulated, 1 row": lambda: c.Tabulated(BETAS[1:2]),
     "Tabulated to zero SNR": lambda: c.Tabulated(c.zero_terminal(c.linear_betas(50))),
-    "Levels, 49 rows": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.1, 10.0, 49)),
+    "NoiseLevels, 49 rows": lambda: sde.NoiseLevels(sde.geometric_sigmas(0.1, 10.0, 49)),
 }
 ZERO_SNR = ("Straight", "Tabulated to zero SNR")
 PREDICTIONS = {
@@ -53,43 +50,43 @@ FIXED = {"small": c.small, "large": c.large, "LogInterpolated": c.LogInterpolate
 LEARNED = {"learned_range": c.learned_range, "learned_diagonal": c.learned_diagonal}
 VARIANCES = FIXED | LEARNED
 WEIGHTS = {
-    "Simple": c.DenoisingLoss.simple,
-    "Simple(truncated_snr)": lambda d: c.DenoisingLoss(d, weight=c.truncated_snr),
-    "Simple(MinSNR)": lambda d: c.DenoisingLoss(d, weight=c.MinSNR(2.0)),
-    "Simple(PlainError(velocity))": lambda d: c.DenoisingLoss(d, weight=c.OutputError(c.velocity)),
-    "ScoreMatching": sde.DenoisingLoss.score_matching,
-    "ScoreMatching(likelihood_weight)": lambda d: sde.DenoisingLoss(d, weight=sde.likelihood_weight),
-    "EDMLoss": lambda d: sde.DenoisingLoss.edm(d, 0.7),
-    "FlowMatching": sde.DenoisingLoss.flow_matching,
+    "DenoisingLoss.simple": c.DenoisingLoss.simple,
+    "DenoisingLoss(truncated_snr)": lambda d: c.DenoisingLoss(d, weight=c.truncated_snr),
+    "DenoisingLoss.min_snr": lambda d: c.DenoisingLoss.min_snr(d, 2.0),
+    "DenoisingLoss(OutputError(velocity))": lambda d: c.DenoisingLoss(d, weight=c.OutputError(c.velocity)),
+    "DenoisingLoss.score_matching": c.DenoisingLoss.score_matching,
+    "DenoisingLoss.likelihood_weighted": c.DenoisingLoss.likelihood_weighted,
+    "DenoisingLoss.edm": lambda d: c.DenoisingLoss.edm(d, 0.7),
+    "DenoisingLoss.flow_matching": c.DenoisingLoss.flow_matching,
 }
-BOUNDING = {f"Variational({name})": lambda d, v=v: c.Variational(d, SCALE, v) for name, v in FIXED.items()}
+BOUNDING = {f"Variational({name})": lambda d, v=v: c.Variational(d, THREE, v) for name, v in FIXED.items()}
 UNUSUAL = {
     "MaximumLikelihood": sde.MaximumLikelihood,
-    "Implicit": sde.ImplicitScoreMatching,
-    "Sliced": lambda d: sde.SlicedScoreMatching(d, 2),
+    "ImplicitScoreMatching": sde.ImplicitScoreMatching,
+    "SlicedScoreMatching": lambda d: sde.SlicedScoreMatching(d, 2),
 }
 OBJECTIVES = {
     **WEIGHTS,
     **BOUNDING,
     **UNUSUAL,
-    "Variational(learned_range)": lambda d: c.Variational(d, SCALE, c.learned_range),
-    "Hybrid": lambda d: c.Hybrid(d, SCALE),
-    "Variational, uneven times": lambda d: c.Variational(d, SCALE, times=Stratified(1.5)),
+    "Variational(learned_range)": lambda d: c.Variational(d, THREE, c.learned_range),
+    "Hybrid": lambda d: c.Hybrid(d, THREE),
+    "Variational, uneven times": lambda d: c.Variational(d, THREE, times=Stratified(1.5)),
     "MaximumLikelihood, uneven times": lambda d: sde.MaximumLikelihood(d, Stratified(1.5)),
-    "Importance(Simple)": lambda d: c.ImportanceSampling(c.DenoisingLoss.simple(d)),
-    "Importance(MaximumLikelihood)": lambda d: c.ImportanceSampling(sde.MaximumLikelihood(d)),
-    "ConditionDropout(Simple)": lambda d: ConditionDropout(c.DenoisingLoss.simple(d)),
+    "ImportanceSampling(DenoisingLoss.simple)": lambda d: c.ImportanceSampling(c.DenoisingLoss.simple(d)),
+    "ImportanceSampling(MaximumLikelihood)": lambda d: c.ImportanceSampling(sde.MaximumLikelihood(d)),
+    "ConditionDropout(DenoisingLoss.simple)": lambda d: ConditionDropout(c.DenoisingLoss.simple(d)),
     "Distillation": lambda d: c.Distillation(d, c.Clipped(d), 4),
 }
 BOUNDS = {
-    f"VariationalBound({name})": lambda d, v=v: c.VariationalBound(d, SCALE, variance=v)
+    f"VariationalBound({name})": lambda d, v=v: c.VariationalBound(d, THREE, variance=v)
     for name, v in VARIANCES.items()
 }
 LIKELIHOODS = {
     "ChangeOfVariables(angle)": lambda d: sde.ChangeOfVariables(
         d, trace=sde.ExactTrace(), integrator=sde.Adaptive(1e-7, 1e-7)
     ),
-    "ChangeOfVariables(clock)": lambda d: sde.ChangeOfVariables(
+    "ChangeOfVariables(time)": lambda d: sde.ChangeOfVariables(
         d, trace=sde.ExactTrace(), integrator=sde.Adaptive(1e-7, 1e-7), coordinates=sde.time_coordinates
     ),
 }
@@ -106,7 +103,7 @@ OF_THE_FLOW = {
     "UniPC(3)": c.UniPC,
     "LMS": lambda d: c.LMS(d, 3),
     "ProbabilityFlow": sde.ProbabilityFlow,
-    "ProbabilityFlow(clock)": lambda d: sde.ProbabilityFlow(d, coordinates=sde.time_coordinates),
+    "ProbabilityFlow(time)": lambda d: sde.ProbabilityFlow(d, coordinates=sde.time_coordinates),
     "EulerMaruyama(0)": lambda d: sde.EulerMaruyama(d, 0.0),
     "ReverseDiffusion(0)": lambda d: sde.ReverseDiffusion(d, 0.0),
 }
@@ -129,8 +126,10 @@ CORRECTED = {
     "CorrectorPredictor": lambda d: CorrectorPredictor(sde.ReverseDiffusion(d), sde.AnnealedLangevin(d, 0.02, 1)),
 }
 ON_LEARNED = {f"Ancestral({name})": lambda d, v=v: c.Ancestral(d, v) for name, v in LEARNED.items()}
-ENCODED = {"Still, AnnealedLangevin": lambda d: CorrectorPredictor(sde.NoPredictor(d), sde.AnnealedLangevin(d, 0.1, 2))}
-IN_TIME = ("EulerMaruyama", "ProbabilityFlow(clock)")  # written in t itself
+ENCODED = {
+    "NoPredictor, AnnealedLangevin": lambda d: CorrectorPredictor(sde.NoPredictor(d), sde.AnnealedLangevin(d, 0.1, 2))
+}
+IN_TIME = ("EulerMaruyama", "ProbabilityFlow(time)")  # whose steps depend on t, not on the log-SNR alone
 SAMPLERS = {**OF_THE_FLOW, **STOCHASTIC, **CORRECTED, **ENCODED, **ON_LEARNED}
 WRAPPERS = {
     "Clipped": lambda d: c.Clipped(d, -0.9, 0.9),
@@ -138,12 +137,12 @@ WRAPPERS = {
     "ClassifierFree": lambda d: ClassifierFree(d, 1.5),
     "ClassifierFree(interval)": lambda d: ClassifierFree(d, 1.5, low=0.3, high=0.8),
     "ClassifierFree(rescale)": lambda d: ClassifierFree(d, 1.5, rescale=0.7),
-    "ClassifierGuided": lambda d: ClassifierGuided(d, NoisyClassifier(Judge(), d.corruption)),
+    "ClassifierGuided": lambda d: ClassifierGuided(d, NoisyClassifier(TwoClasses(), d.corruption)),
 }
 AXES = {"objective": OBJECTIVES, "bound": BOUNDS, "likelihood": LIKELIHOODS, "sampler": SAMPLERS, "wrapper": WRAPPERS}
 
 
-class Judge(nn.Module):
+class TwoClasses(nn.Module):
     """A classifier of two classes, `(B, D)` to `(B, 2)`."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ class Judge(nn.Module):
 
 
 class Net(nn.Module):
-    """A network with a class, whose F is bounded; with two outputs a variance output too."""
+    """A network with a class label and bounded outputs; the second of two is a variance output."""
 
     conditions = ("label",)
 
@@ -161,7 +160,7 @@ class Net(nn.Module):
         self.outputs, self.gain = outputs, nn.Parameter(torch.tensor(0.8, dtype=D))
 
     def null(self, condition: str) -> Tensor:
-        """No class is the third."""
+        """Returns the label of no class, the third."""
         return torch.tensor(2)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
@@ -171,13 +170,13 @@ class Net(nn.Module):
 
 
 def build(schedule: str, prediction: str = "velocity", outputs: int = 1) -> GaussianDenoiser:
-    """A network of its own on a schedule."""
+    """Returns a new network as a denoiser on a schedule."""
     there = SCHEDULES[schedule]()
     return c.Learned(Net(outputs), there, PREDICTIONS[prediction](there))
 
 
 class Cell(NamedTuple):
-    """One combination, and what became of building it: "" or the words of the refusal."""
+    """One combination; `refused` is the error message that building it raises, or ""."""
 
     axis: str
     schedule: str
@@ -187,7 +186,7 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    """Every cell of the matrix, each built."""
+    """Returns all cells of the matrix, after an attempt to build each."""
     found = []
     for schedule, outputs in itertools.product(SCHEDULES, (1, 2)):
         for axis, parts in AXES.items():
@@ -202,7 +201,7 @@ def cells() -> list[Cell]:
 
 
 def page(found: list[Cell]) -> str:
-    """The second half of docs/consistency.md."""
+    """Returns the second half of docs/consistency.md."""
     reasons: dict[str, int] = {}
     sections = []
     for (axis, outputs), title in TITLES.items():
@@ -215,7 +214,7 @@ def page(found: list[Cell]) -> str:
 
 
 def section(own: list[Cell], reasons: dict[str, int]) -> str:
-    """The table of one axis, a row for each part; equal columns of schedules stand together."""
+    """Returns the table of one axis, with a row for each part; schedules with equal columns share one."""
     parts = list(dict.fromkeys(cell.part for cell in own))
     marks = {(cell.schedule, cell.part): mark(cell, reasons) for cell in own}
     columns: dict[tuple[str, ...], list[str]] = {}
@@ -227,36 +226,38 @@ def section(own: list[Cell], reasons: dict[str, int]) -> str:
 
 
 def mark(cell: Cell, reasons: dict[str, int]) -> str:
-    """What a cell says on the page."""
+    """Returns the text of a cell on the page."""
     if not cell.refused:
         return VERDICTS[cell.axis](cell)
-    words = re.sub(r"and \w+ is none", "and this schedule is none", cell.refused)
+    words = re.sub(r"schedule=\w+: the posterior mean", "the posterior mean", cell.refused)
+    words = re.sub(r"\w+ is a schedule in continuous time", "this is a schedule in continuous time", words)
+    words = re.sub(r"\w+ ends at zero SNR", "the schedule ends at zero SNR", words)
     words = re.sub(r"weight=\S+ is 0", "the weight is 0", re.sub(r"so \w+ would never", "so this would never", words))
     return f"refused {reasons.setdefault(words, len(reasons) + 1)}"
 
 
 def of_objective(cell: Cell) -> str:
-    """The meaning that the tests hold an objective to."""
+    """Returns what the tests verify of an objective."""
     if cell.part.startswith("Variational"):
         return "stationary, term of the bound"
     return {
         "MaximumLikelihood": "stationary, bound",
         "Hybrid": "its parts",
         "Distillation": "built",
-        "ConditionDropout(Simple)": "as Simple",
+        "ConditionDropout(DenoisingLoss.simple)": "as the simple loss",
     }.get(cell.part, "stationary")
 
 
 def of_sampler(cell: Cell) -> str:
-    """The order that the tests measure; on a table, whose slopes jump at its rows, of what does not ask for them."""
-    if cell.schedule.startswith(("Tabulated", "Levels")) and cell.part.startswith(IN_TIME):
-        return "as its rows allow"
+    """Returns the order that the tests measure; on tables, whose slopes jump, not of samplers that depend on t."""
+    if cell.schedule.startswith(("Tabulated", "NoiseLevels")) and cell.part.startswith(IN_TIME):
+        return "order as the table allows"
     if cell.part in OF_THE_FLOW:
         return f"order {OF_THE_FLOW[cell.part](build('VP')).order}"
     return (
         "order 1"
         if cell.part in STOCHASTIC | CORRECTED
-        else "variance of the level"
+        else "stationary variance"
         if cell.part in ENCODED
         else "as fixed"
     )
@@ -288,21 +289,23 @@ Data are a Gaussian, a mixture and a few quantized points in one dimension, and 
 quadrature or a closed form, float64. {tested} combinations are built and tested, {refused} are refused when they are
 built.
 
-- **stationary**: the derivative of the objective's expectation along any change of the exact denoiser is 0 (2e-7), and
-  not along one of a wrong denoiser; for both the expectation is what the docstring says, a weighted error of x_0, of the
-  score or of the velocity, a term of the bound, or a bound on the reverse SDE's density.
-- **bound**: prior, path and data of any denoiser are `E_q[log q / p]` by sums of their own, at least `-log P(x_0)` of the
-  chain that `Ancestral` draws, decoder included, and `sum_x exp(-bound) <= 1`: on tables of 1 and 3 rows that do not end in
-  noise, at zero SNR, on noise levels and on strides, clipped or not.
-- **density of its flow**: the code length is minus the logarithm of `p_1 |dx_1 / dx|` of the samples of its own flow, for
-  exact, wrong, clipped and guided denoisers.
-- **order n**: on Gaussian data, where every sampler is a linear map of its start and its noise, the error of the variance
-  at a late time falls as the n-th power of the step. Samplers that are written in log-SNR give equal results at equal
-  levels, whatever the schedule says of t. **as its rows allow**: of those that are written in t, on a table.
-- **its parts**: the mean is trained by its squared error alone and the variance by the bound. **as Simple**: of the
-  condition, or of its null where it is dropped. **as fixed**: mean and variance of a step are those of the chain that
-  the bound codes. **variance of the level**: the stationary variance in closed form. **built**: tested elsewhere.
-- **one estimate**: the estimate of x_0, the score, the noise and the velocity of a wrapper or prediction are one function,
-  on its schedule and on others.
+- **stationary**: the derivative of the objective's expectation along any change of the exact denoiser is 0 (2e-7),
+  and along a change of a wrong denoiser it is not; for both the expectation is the formula of the docstring: a
+  weighted error of x_0, of the score or of the velocity, a term of the bound, or a bound on the density of the
+  reverse SDE.
+- **bound**: for any denoiser, prior, path and data are `E_q[log q / p]` computed independently, at least `-log
+  P(x_0)` of the chain that `Ancestral` samples, decoder included, and `sum_x exp(-bound) <= 1`: on tables of 1 and 3
+  rows that do not end in pure noise, at zero SNR, on noise levels and on respaced tables, clipped or not.
+- **density of its flow**: the code length is minus the logarithm of `p_1 |dx_1 / dx|` along its own flow, for exact,
+  wrong, clipped and guided denoisers.
+- **order n**: on Gaussian data, where every sampler is a linear map of its start and its noise, the error of the
+  variance at a late time falls as the n-th power of the step. Samplers that depend on the log-SNR alone return equal
+  results at equal log-SNRs on all schedules. **order as the table allows**: samplers that depend on t, on a table.
+- **its parts**: the mean is trained by its squared error alone and the variance by the bound. **as the simple loss**:
+  with the condition, or with its null where it is dropped. **as fixed**: mean and variance of a step are those of the
+  chain that the bound codes. **stationary variance**: that of the Langevin steps, in closed form. **built**: tested
+  elsewhere.
+- **one estimate**: the estimate of x_0, the score, the noise and the velocity of a wrapper or prediction agree, on
+  its schedule and on others.
 
 """

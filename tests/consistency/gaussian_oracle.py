@@ -1,6 +1,6 @@
-"""Integrals by quadrature and closed forms that the Gaussian matrix is held to.
+"""Expected values for the Gaussian consistency matrix, by quadrature and in closed form.
 
-Nothing here asks the package for a formula.
+Their formulas are independent of the package's.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.gaussian.denoiser import Estimate, GaussianDenoiser
+from unnoise.shared.gaussian.schedule import TableSchedule
 from unnoise.shared.random import Streams
 from unnoise.shared.tensors import exact, like
 
 D = torch.float64
 ONE = torch.ones((), dtype=D)
 WEIGHTS, MEANS, VARIANCES = (torch.tensor(v, dtype=D) for v in ([0.3, 0.7], [-0.8, 0.5], [0.05, 0.2]))
-POINTS = torch.tensor([[-1.0], [0.0], [1.0]], dtype=D)  # of three levels on [-1, 1]
+POINTS = torch.tensor([[-1.0], [0.0], [1.0]], dtype=D)  # of three quantization levels on [-1, 1]
 SHARES = torch.tensor([0.2, 0.5, 0.3], dtype=D)
 
 
 class Nodes(Streams):
-    """A source of noise that gives the nodes of a quadrature, whenever it is asked."""
+    """A source of noise that returns the nodes of a quadrature at every draw."""
 
     def __init__(self, z: Tensor) -> None:
         self.z = z
@@ -38,13 +39,13 @@ class Nodes(Streams):
 
 
 def hermite(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of a standard normal."""
+    """Returns nodes and weights of Gauss-Hermite quadrature for a standard normal."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
 
 
 def quadrature(count: int = 40) -> tuple[Tensor, Tensor, Tensor]:
-    """x_0 of the mixture, noise, `(N, 1)` each, and weights `(N,)`."""
+    """Returns x_0 of the mixture and noise, `(N, 1)` each, and their weights, `(N,)`."""
     nodes, weights = hermite(count)
     parts = []
     for w, m, v in zip(WEIGHTS, MEANS, VARIANCES, strict=True):
@@ -55,23 +56,22 @@ def quadrature(count: int = 40) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mixture(schedule) -> AnalyticMixture:
-    """The exact denoiser of the mixture."""
+    """Returns the exact denoiser of the mixture."""
     return AnalyticMixture(WEIGHTS, MEANS[:, None], VARIANCES, schedule)
 
 
 def points(schedule) -> AnalyticMixture:
-    """The exact denoiser of three levels."""
+    """Returns the exact denoiser of three points."""
     return AnalyticMixture(SHARES, POINTS, torch.zeros(3, dtype=D), schedule)
 
 
 def gaussian(schedule, mean=0.4, variance=0.5) -> AnalyticGaussian:
-    """The exact denoiser of one Gaussian."""
+    """Returns the exact denoiser of a Gaussian."""
     return AnalyticGaussian(torch.tensor([mean], dtype=D), torch.tensor([[variance]], dtype=D), schedule)
 
 
-class Moved(GaussianDenoiser):
-    """Another denoiser with something added, `theta h(x / sqrt(alpha^2 + sigma^2))`; theta is what objectives
-    differentiate by. Also its variance output."""
+class Perturbed(GaussianDenoiser):
+    """A denoiser plus `theta h(x / sqrt(alpha^2 + sigma^2))`, theta a parameter, with a variance output v."""
 
     def __init__(self, base: GaussianDenoiser, h, theta: float = 0.0, v=None) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class Moved(GaussianDenoiser):
         return Estimate.of_mean(mean, None if self.v is None else self.v(x_t, t))
 
     def on(self, schedule):
-        return Moved(self.base.on(schedule), self.h, float(self.theta), self.v)
+        return Perturbed(self.base.on(schedule), self.h, float(self.theta), self.v)
 
 
 def mean_and_variance(denoiser, x, t, **cond):
-    """`E[x_0 | x_t]` and the variance output."""
+    """Returns `E[x_0 | x_t]` and the variance output."""
     found = denoiser.estimate(x, t, **cond)
     return found.mean(x), found.variance_output
 
@@ -97,28 +97,30 @@ def mean_and_variance(denoiser, x, t, **cond):
 CHANGES = [torch.ones_like, torch.tanh, lambda x: torch.cos(2 * x)]
 
 
-def wrong(schedule, theta: float = 0.3) -> Moved:
-    """A denoiser that is off by a wave."""
-    return Moved(mixture(schedule), CHANGES[2], theta)
+def wrong(schedule, theta: float = 0.3) -> Perturbed:
+    """Returns a denoiser with an error of cosine shape."""
+    return Perturbed(mixture(schedule), CHANGES[2], theta)
 
 
-def levels(schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha, sigma at t, float64."""
+def coefficients(schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns alpha_t and sigma_t, float64."""
     return schedule(exact(t))
 
 
-def speeds(schedule, t: Tensor, h: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of alpha, sigma and the log-SNR, by differences from below, as a step to s < t sees them; of a
-    table's first row, below which nothing moves, from above."""
+def derivatives(schedule, t: Tensor, h: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the derivatives of alpha, sigma and the log-SNR by finite differences, from below t.
+
+    At a table's first row, below which nothing changes, they are from above.
+    """
     t = exact(t)
-    below, here = (t, t + h) if hasattr(schedule, "steps") and t * schedule.steps < 1.5 else (t - h, t)
+    below, here = (t, t + h) if isinstance(schedule, TableSchedule) and t * schedule.steps < 1.5 else (t - h, t)
     (a0, s0), (a1, s1) = schedule(below), schedule(here)
     return (a1 - a0) / h, (s1 - s0) / h, (schedule.log_snr(here) - schedule.log_snr(below)) / h
 
 
 def conditional(schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of `q(x_s | x_t, x_0)` from Bayes' rule: what multiplies x_0 and x_t, and the variance."""
-    (a_t, s_t), (a_s, s_s) = levels(schedule, t), levels(schedule, s)
+    """Returns the factors of x_0 and x_t in the mean of `q(x_s | x_t, x_0)`, and its variance, by Bayes' rule."""
+    (a_t, s_t), (a_s, s_s) = coefficients(schedule, t), coefficients(schedule, s)
     a = a_t / a_s
     noise = s_t**2 - a**2 * s_s**2
     variance = 1 / (a**2 / noise + 1 / s_s**2)
@@ -126,8 +128,8 @@ def conditional(schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def reverse_variance(name: str, schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-    """The model's variance by name; at s = 0 with the posterior's of the step above, from 2 t."""
-    (a_t, s_t), (a_s, s_s) = levels(schedule, t), levels(schedule, s)
+    """Returns the reverse variance of that name; at s = 0 with the posterior's of the step from 2 t to t."""
+    (a_t, s_t), (a_s, s_s) = coefficients(schedule, t), coefficients(schedule, s)
     if s > 0:
         large, small = s_t**2 - (a_t / a_s) ** 2 * s_s**2, conditional(schedule, t, s)[2]
         beta = large
@@ -142,32 +144,32 @@ def reverse_variance(name: str, schedule, t: Tensor, s: Tensor, v: Tensor | None
 
 
 def cells_of(mean: Tensor, std: Tensor, edges=(-0.5, 0.5)) -> Tensor:
-    """The chances of the three levels under a Gaussian cut into their cells, `(..., 3)`."""
+    """Returns the probabilities of the bins of three quantization levels under a Gaussian, `(..., 3)`."""
     cut = [torch.special.ndtr((edge - mean) / std) for edge in edges]
     return torch.stack([cut[0], cut[1] - cut[0], 1 - cut[1]], -1)
 
 
 def normal_density(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """The density of a Gaussian."""
+    """Returns the density of a Gaussian."""
     return torch.exp(-((x - mean) ** 2) / (2 * variance)) / (2 * math.pi * variance).sqrt()
 
 
-def said(denoiser: GaussianDenoiser, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The denoiser's mean and variance output at scalars x, `(N,)` each."""
+def outputs_of(denoiser: GaussianDenoiser, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns the denoiser's mean and variance output at scalars x, `(N,)` each."""
     mean, v = mean_and_variance(denoiser, x[:, None], t)
     return mean[:, 0], None if v is None else v[:, 0]
 
 
 @torch.no_grad()
-def chain_law(denoiser: GaussianDenoiser, variance: str, times: list[Tensor]) -> Tensor:
-    """`P(k)` of the three levels under the chain that `Ancestral` draws and the decoder, by quadrature over each state."""
+def chain_distribution(denoiser: GaussianDenoiser, variance: str, times: list[Tensor]) -> Tensor:
+    """Returns `P(k)` of the three levels under the chain of `Ancestral` and the decoder, by quadrature over states."""
     schedule = denoiser.corruption
-    reach = 6.5 * max(1.0, float(levels(schedule, ONE)[1])) + 1
+    reach = 6.5 * max(1.0, float(coefficients(schedule, ONE)[1])) + 1
     count = int(200 * reach)
     x = torch.linspace(-reach, reach, count, dtype=D)
-    density = normal_density(x, torch.zeros((), dtype=D), levels(schedule, ONE)[1] ** 2)
+    density = normal_density(x, torch.zeros((), dtype=D), coefficients(schedule, ONE)[1] ** 2)
     for t, s in itertools.pairwise(times):
-        estimate, v = said(denoiser, x, t)
+        estimate, v = outputs_of(denoiser, x, t)
         v2 = torch.as_tensor(reverse_variance(variance, schedule, t, s, v), dtype=D).expand(count)
         if s == 0:
             return ((density[:, None] * cells_of(estimate, v2.sqrt())).sum(0)) * (x[1] - x[0])
@@ -181,13 +183,13 @@ def chain_law(denoiser: GaussianDenoiser, variance: str, times: list[Tensor]) ->
 def chain_bound(
     denoiser: GaussianDenoiser, variance: str, times: list[Tensor], k: int, count: int = 200
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prior, path and data of the bound for a level, as KLs of Gaussians in expectation over x_t."""
+    """Returns prior, path and data of the bound for level k, as KL divergences in expectation over x_t."""
     schedule, (z, w) = denoiser.corruption, hermite(count)
-    x0, (a, s1) = POINTS[k, 0], levels(schedule, ONE)
+    x0, (a, s1) = POINTS[k, 0], coefficients(schedule, ONE)
     prior, path = 0.5 * (a * x0 / s1) ** 2, torch.zeros((), dtype=D)
     for t, s in itertools.pairwise(times):
-        alpha, sigma = levels(schedule, t)
-        estimate, v = said(denoiser, alpha * x0 + sigma * z, t)
+        alpha, sigma = coefficients(schedule, t)
+        estimate, v = outputs_of(denoiser, alpha * x0 + sigma * z, t)
         v2 = torch.as_tensor(reverse_variance(variance, schedule, t, s, v), dtype=D)
         if s == 0:
             return prior, path, (w * -cells_of(estimate, v2.sqrt())[:, k].log()).sum()
@@ -197,7 +199,7 @@ def chain_bound(
 
 
 class Unit(Streams):
-    """Noise of one at the n-th draw of row n + 1 and 0 elsewhere: what a linear sampler makes of each draw."""
+    """Noise that is 1 at the n-th draw in row n + 2 and 0 elsewhere: the effect of each draw on a linear sampler."""
 
     def __init__(self, rows: int) -> None:
         self.rows, self.calls = rows, 0
@@ -212,16 +214,16 @@ class Unit(Streams):
         raise AssertionError("a Gaussian sampler drew a uniform number")
 
 
-def end_of(sampler, grid: Tensor, draws: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Mean and variance at the end of a grid, from `N(0, spread^2)`, of a sampler that is linear in x and its noise."""
+def end_of(sampler, grid: Tensor, draws: int, std: float) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance at the end of a grid, from `N(0, std^2)`, of a sampler linear in x and its noise."""
     x = torch.zeros(2 + draws, 1, dtype=D)
     x[1] = 1
     out = sampler(x, steps=grid, generator=Unit(2 + draws))[:, 0]
     moved = out[1:] - out[0]
-    return out[0], (moved[0] * spread) ** 2 + (moved[1:] ** 2).sum()
+    return out[0], (moved[0] * std) ** 2 + (moved[1:] ** 2).sum()
 
 
 def marginal(schedule, t: Tensor, mean: float = 0.4, variance: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Mean and variance of x_t of the Gaussian."""
-    alpha, sigma = levels(schedule, t)
+    """Returns mean and variance of x_t for Gaussian data."""
+    alpha, sigma = coefficients(schedule, t)
     return alpha * mean, alpha**2 * variance + sigma**2

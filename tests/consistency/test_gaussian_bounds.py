@@ -1,4 +1,4 @@
-"""Bounds and likelihoods of the Gaussian families against the distribution of what their samplers draw."""
+"""Bounds and likelihoods of the Gaussian families against the distributions that their samplers draw from."""
 
 import itertools
 import math
@@ -6,21 +6,21 @@ import math
 import gaussian_cells as cells
 import pytest
 import torch
-from gaussian_cells import SCALE, SCHEDULES
+from gaussian_cells import SCHEDULES, THREE
 from gaussian_oracle import (
     CHANGES,
     ONE,
     POINTS,
     SHARES,
     D,
-    Moved,
     Nodes,
+    Perturbed,
     chain_bound,
-    chain_law,
+    chain_distribution,
+    coefficients,
     conditional,
     gaussian,
     hermite,
-    levels,
     marginal,
     mean_and_variance,
     mixture,
@@ -36,8 +36,8 @@ from unnoise.shared.gaussian.guidance import ClassifierFree
 
 DENOISERS = {
     "exact": points,
-    "wrong": lambda s: Moved(points(s), CHANGES[2], 0.4),
-    "clipped": lambda s: c.Clipped(Moved(points(s), CHANGES[0], 0.7)),
+    "wrong": lambda s: Perturbed(points(s), CHANGES[2], 0.4),
+    "clipped": lambda s: c.Clipped(Perturbed(points(s), CHANGES[0], 0.7)),
 }
 
 
@@ -45,20 +45,17 @@ DENOISERS = {
 @pytest.mark.parametrize("variance", cells.VARIANCES)
 @pytest.mark.parametrize("model", DENOISERS)
 def test_a_bound_is_of_the_chain_that_ancestral_draws(model, variance, table):
-    """Each part as its definition by quadrature.
-
-    At least `-log P(k)` of the chain from the sampler's own start, decoder included.
-    """
+    """Each part equals its definition by quadrature, and their sum is at least `-log P(k)` of the chain and decoder."""
     schedule = TABLES[table]()
     if variance in cells.LEARNED:
-        base = Moved(points(schedule), CHANGES[2], 0.4, v=variance_output)
+        base = Perturbed(points(schedule), CHANGES[2], 0.4, v=variance_output)
         denoiser = c.Clipped(base) if model == "clipped" else base
     else:
         denoiser = DENOISERS[model](schedule)
-    bound = c.VariationalBound(denoiser, SCALE, variance=cells.VARIANCES[variance])
+    bound = c.VariationalBound(denoiser, THREE, variance=cells.VARIANCES[variance])
     times, (z, w) = rows_of(schedule), hermite(200)
-    law = chain_law(denoiser, variance, times)
-    assert float(law.sum()) == pytest.approx(1, abs=1e-6)
+    probabilities = chain_distribution(denoiser, variance, times)
+    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-6)
     total = []
     for k in range(3):
         x0 = POINTS[k].expand(200, 1)
@@ -69,14 +66,14 @@ def test_a_bound_is_of_the_chain_that_ancestral_draws(model, variance, table):
         close(sum(terms[:-1]), path, 1e-8)
         close(terms[-1], data, 1e-8)
         total.append(float(prior + sum(terms)))
-        assert total[-1] >= -float(law[k].log()) - 1e-6
+        assert total[-1] >= -float(probabilities[k].log()) - 1e-6
     assert sum(math.exp(-nats) for nats in total) <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_call_adds_prior_path_and_data(table):
     schedule = TABLES[table]()
-    bound = c.VariationalBound(DENOISERS["wrong"](schedule), SCALE)
+    bound = c.VariationalBound(DENOISERS["wrong"](schedule), THREE)
     z = torch.randn(1, 1, dtype=D, generator=torch.Generator().manual_seed(0))
     code = bound(POINTS[:1], generator=Nodes(z))
     terms = [bound.term(POINTS[:1], t, generator=Nodes(z)) for t in rows_of(schedule)[:-1]]
@@ -89,10 +86,10 @@ def test_the_call_adds_prior_path_and_data(table):
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("variance", cells.VARIANCES)
-def test_ancestral_draws_that_chain(variance, table):
-    """Mean and variance of its steps are those of the oracle's chain; its start that of the prior."""
+def test_ancestral_samples_that_chain(variance, table):
+    """Mean and variance of its steps are those of the chain, and its start is the prior."""
     schedule = TABLES[table]()
-    denoiser = Moved(points(schedule), CHANGES[2], 0.4, v=variance_output if variance in cells.LEARNED else None)
+    denoiser = Perturbed(points(schedule), CHANGES[2], 0.4, v=variance_output if variance in cells.LEARNED else None)
     sampler, x = c.Ancestral(denoiser, cells.VARIANCES[variance]), torch.linspace(-2, 2, 9, dtype=D)
     times = rows_of(schedule)
     for t, s in itertools.pairwise(times):
@@ -107,22 +104,22 @@ def test_ancestral_draws_that_chain(variance, table):
         own = reverse_variance(variance, schedule, t, s, v)
         close(torch.as_tensor(var).expand(9, 1), torch.as_tensor(own, dtype=D).expand(9, 1))
     start = sampler.start((200_000, 1), ONE, generator=torch.Generator().manual_seed(0))
-    assert float(start.std()) == pytest.approx(float(levels(schedule, ONE)[1]), rel=0.01)
+    assert float(start.std()) == pytest.approx(float(coefficients(schedule, ONE)[1]), rel=0.01)
 
 
 @pytest.mark.parametrize("variance", [*cells.FIXED, "learned_range"])
 def test_the_last_variance_of_a_stride_is_that_of_the_respaced_table(variance):
-    """What moves the mean of a guided last step: with the step above that the grid takes, as in the published code."""
+    """It scales the guidance of the last step, and depends on the grid's step above, as in the published code."""
     whole = c.Tabulated(c.linear_betas(1000))
     v = variance_output if variance == "learned_range" else None
     for steps in (5, 250):
         grid = whole.grid(steps)
-        sampler = c.Ancestral(Moved(points(whole), CHANGES[2], v=v), cells.VARIANCES[variance])
-        seen, law, x = [], sampler.distribution, torch.full((1, 1), 0.3, dtype=D)
-        sampler.distribution = lambda *args, **more: seen.append(law(*args, **more)) or seen[-1]  # noqa: B023
+        sampler = c.Ancestral(Perturbed(points(whole), CHANGES[2], v=v), cells.VARIANCES[variance])
+        seen, method, x = [], sampler.distribution, torch.full((1, 1), 0.3, dtype=D)
+        sampler.distribution = lambda *args, **more: seen.append(method(*args, **more)) or seen[-1]  # noqa: B023
         with torch.no_grad():
             sampler(x, steps=grid, generator=torch.Generator().manual_seed(0))
-            _, variance_of_run = seen[-1] if v is None else law(x, grid[-2], grid[-1], above=grid[-3])
+            _, variance_of_run = seen[-1] if v is None else method(x, grid[-2], grid[-1], above=grid[-3])
         of_net = None if v is None else variance_output(x, grid[-2])
         expected = reverse_variance(variance, whole.respaced(grid), torch.tensor(1 / steps, dtype=D), 0 * ONE, of_net)
         close(torch.as_tensor(variance_of_run).flatten(), expected.flatten(), 1e-9)
@@ -137,7 +134,7 @@ def test_a_grid_starts_with_the_noise_of_its_first_time(schedule, share):
     there = SCHEDULES[schedule]()
     sampler = c.DDIM(gaussian(there))
     start = sampler.start((100_000, 1), share * ONE, generator=torch.Generator().manual_seed(0))
-    assert float(start.std()) == pytest.approx(float(levels(there, share * ONE)[1]), rel=0.01)
+    assert float(start.std()) == pytest.approx(float(coefficients(there, share * ONE)[1]), rel=0.01)
 
 
 # ---- change of variables
@@ -153,7 +150,7 @@ FLOWS = {
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", cells.LIKELIHOODS)
 def test_the_code_length_of_a_gaussian_is_exact(name, schedule):
-    """`-log N(x; alpha m, alpha^2 v + sigma^2)` at t_min, but for the start, whose density is N(0, sigma_1^2)."""
+    """`-log N(x; alpha m, alpha^2 v + sigma^2)` at t_min, with the prior N(0, sigma_1^2) in place of q(x_1)."""
     there = SCHEDULES[schedule]()
     measure = cells.LIKELIHOODS[name](gaussian(there))
     x = torch.linspace(-1, 2, 7, dtype=D)[:, None]
@@ -161,15 +158,15 @@ def test_the_code_length_of_a_gaussian_is_exact(name, schedule):
     mean, variance = marginal(there, torch.tensor(there.t_min, dtype=D))
     mean_1, variance_1 = marginal(there, ONE)
     z = (x[:, 0] - mean) / variance.sqrt()
-    x1, s2 = mean_1 + variance_1.sqrt() * z, levels(there, ONE)[1] ** 2
+    x1, s2 = mean_1 + variance_1.sqrt() * z, coefficients(there, ONE)[1] ** 2
     expected = 0.5 * (x1**2 / s2 + torch.log(2 * math.pi * s2)) - 0.5 * torch.log(variance_1 / variance)
     close(code.nats, expected, 1e-4)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("model", ["clipped", "guided", pytest.param("wrong", marks=pytest.mark.slow)])
-def test_code_lengths_are_of_the_flows_own_samples(model, schedule):
-    """`p_1(x_1) |dx_1 / dx|` by differences of the same flow, for denoisers that are no one's posterior mean."""
+def test_code_lengths_are_those_of_the_flow(model, schedule):
+    """`p_1(x_1) |dx_1 / dx|` by finite differences of the flow, for denoisers that are not a posterior mean."""
     there = SCHEDULES[schedule]()
     denoiser = FLOWS[model](there)
     cond = {"label": torch.ones(9).long()} if model == "guided" else {}
@@ -179,13 +176,12 @@ def test_code_lengths_are_of_the_flows_own_samples(model, schedule):
     flow, low = sde.ProbabilityFlow(denoiser, integrator), torch.tensor(there.t_min, dtype=D)
     with torch.no_grad():
         up, here, down = (flow.transport(x + d, low, ONE, **cond)[:, 0] for d in (h, 0.0, -h))
-    s2 = levels(there, ONE)[1] ** 2
+    s2 = coefficients(there, ONE)[1] ** 2
     expected = 0.5 * (here**2 / s2 + torch.log(2 * math.pi * s2)) - ((up - down) / (2 * h)).log()
     code = measure(x, generator=torch.Generator().manual_seed(0), **cond).nats
-    smooth = (
-        (code - expected).abs().median() if model == "clipped" else (code - expected).abs().max()
-    )  # kinks spoil differences
-    assert float(smooth) < 2e-3, (code, expected)
+    error = (code - expected).abs()
+    error = error.median() if model == "clipped" else error.max()  # finite differences fail at the kinks of a clamp
+    assert float(error) < 2e-3, (code, expected)
 
 
 def test_shares_sum_to_one():

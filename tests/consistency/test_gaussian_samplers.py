@@ -1,7 +1,4 @@
-"""Samplers and wrappers of the Gaussian families.
-
-Orders on Gaussian data in closed form, equal levels, identities, one estimate.
-"""
+"""Samplers and wrappers of the Gaussian families: orders in closed form, identities between them, one estimate."""
 
 import itertools
 import math
@@ -11,33 +8,25 @@ import gaussian_cells as cells
 import pytest
 import torch
 from gaussian_cells import BETAS, CORRECTED, OF_THE_FLOW, SCHEDULES, STOCHASTIC, WRAPPERS, ZERO_SNR
-from gaussian_oracle import ONE, D, end_of, gaussian, levels, marginal, mixture
+from gaussian_oracle import ONE, D, coefficients, end_of, gaussian, marginal, mixture
 from test_gaussian_objectives import close
 
 from unnoise import continuous as c
 from unnoise import sde
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier
+from unnoise.shared.gaussian.schedule import TableSchedule
 from unnoise.shared.random import Streams
 from unnoise.shared.sampler import CorrectorPredictor
 
-SMOOTH = (
-    "VP",
-    "SubVP",
-    "VE",
-    "EDM",
-    "Straight",
-    "Straight(end=0.999)",
-    "Cosine",
-    "Shifted(Cosine)",
-)  # of continuous time
+IN_CONTINUOUS_TIME = ("VP", "SubVP", "VE", "EDM", "Straight", "Straight(end=0.999)", "Cosine", "Shifted(Cosine)")
 IN_LOG_SNR = [
     n
     for n in (*OF_THE_FLOW, *STOCHASTIC)
-    if not n.startswith(("EulerMaruyama", "ProbabilityFlow(clock)", "ReverseDiffusion"))
+    if not n.startswith(("EulerMaruyama", "ProbabilityFlow(time)", "ReverseDiffusion"))
 ]
 PRESERVING = ("VP", "Cosine", "Shifted(Cosine)", "Tabulated, 49 rows")
-EXPLODING = ("VE", "EDM", "Levels, 49 rows")
+EXPLODING = ("VE", "EDM", "NoiseLevels, 49 rows")
 
 
 def built(name, denoiser):
@@ -48,13 +37,14 @@ def built(name, denoiser):
 
 
 def spaced(schedule, steps, low=-3.0, high=1.5):
-    """Times that are even in log-SNR between two levels that all schedules have."""
+    """Returns times that are even in log-SNR, in a range that all schedules have."""
     return schedule.time(torch.linspace(low, high, steps + 1, dtype=D))
 
 
 def graded(schedule, steps, low=-3.0, high=1.5):
-    """The same with the first step taken in ten that double, so that the start of multistep methods does not hide their
-    order.
+    """Returns the same times with the first step divided into ten that double in length.
+
+    Otherwise the first steps of multistep methods, which are of lower order, would hide their order.
     """
     even = torch.linspace(low, high, steps + 1, dtype=D)
     start = low + (high - low) / steps * 2.0 ** torch.arange(-10, 0, dtype=D)
@@ -64,18 +54,18 @@ def graded(schedule, steps, low=-3.0, high=1.5):
 # ---- the distribution, at the declared order
 
 
-# What is written in log-SNR gives equal results at equal levels (a test below), so its order on one schedule is that on
-# all.
+# Samplers that depend on the log-SNR alone return equal results at equal log-SNRs (a test below), so their order on one
+# schedule is that on all.
 ORDERS = [
     pytest.param(name, schedule, marks=pytest.mark.slow if name in IN_LOG_SNR and schedule not in ("VP", "VE") else ())
     for name in (*OF_THE_FLOW, *STOCHASTIC, *CORRECTED)
-    for schedule in SMOOTH
+    for schedule in IN_CONTINUOUS_TIME
 ]
 
 
 @pytest.mark.parametrize(("name", "schedule"), ORDERS)
 def test_the_error_of_the_distribution_falls_at_the_order_of_the_sampler(name, schedule):
-    """From q(x_t) to q(x_s) of a Gaussian, mean and variance in closed form, no draw at all."""
+    """From q(x_t) to q(x_s) for Gaussian data, with mean and variance in closed form and no random draws."""
     there = SCHEDULES[schedule]()
     sampler = built(name, gaussian(there, mean=0.0))
     if sampler is None:
@@ -97,17 +87,17 @@ def test_the_error_of_the_distribution_falls_at_the_order_of_the_sampler(name, s
 
 
 @pytest.mark.parametrize(
-    "schedule", [s if s not in SMOOTH else pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES]
+    "schedule", [s if s not in IN_CONTINUOUS_TIME else pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES]
 )
 @pytest.mark.parametrize("name", [*OF_THE_FLOW, *STOCHASTIC])
-def test_the_mean_is_carried_along(name, schedule):
-    """From `N(alpha m, ..)` the mean goes to alpha_s m, to the order that 60 steps give, on every schedule and table."""
+def test_the_mean_follows_the_schedule(name, schedule):
+    """From `N(alpha_t m, ..)` the mean goes to alpha_s m, approximately after 60 steps, on every schedule and table."""
     there = SCHEDULES[schedule]()
     sampler = built(name, gaussian(there))
     if sampler is None or schedule in ("Tabulated, 3 rows", "Tabulated, 1 row"):
         return
-    grid = there.grid(20) if hasattr(there, "steps") else spaced(there, 60)
-    grid = grid[grid > 0] if hasattr(there, "steps") else grid
+    grid = there.grid(20) if isinstance(there, TableSchedule) else spaced(there, 60)
+    grid = grid[grid > 0] if isinstance(there, TableSchedule) else grid
     mean, variance = marginal(there, grid[0])
     x = mean + variance.sqrt() * torch.tensor([[-1.0], [0.0], [1.0]], dtype=D)
     out = sampler(x, steps=grid, generator=Zero())
@@ -116,7 +106,7 @@ def test_the_mean_is_carried_along(name, schedule):
 
 
 class Zero(Streams):
-    """No noise."""
+    """A source of zeros."""
 
     def __init__(self):
         pass
@@ -125,13 +115,13 @@ class Zero(Streams):
         return torch.zeros(tuple(shape), dtype=dtype)
 
 
-# ---- equal levels
+# ---- equal log-SNRs
 
 
 @pytest.mark.parametrize("family", [PRESERVING, EXPLODING], ids=["preserving", "exploding"])
 @pytest.mark.parametrize("name", [*OF_THE_FLOW, *STOCHASTIC])
-def test_equal_levels_give_equal_results(name, family):
-    """Whatever the schedule says of t; what is written in t itself is not held to it."""
+def test_equal_log_snrs_give_equal_results(name, family):
+    """On all schedules of a family, for samplers that do not depend on t itself."""
     results = []
     for schedule in family:
         there = SCHEDULES[schedule]()
@@ -139,7 +129,7 @@ def test_equal_levels_give_equal_results(name, family):
         low, high = (-2.5, 1.0) if family is PRESERVING else (-3.0, 2.5)
         grid = spaced(there, 12, low, high)
         close(there.log_snr(grid), torch.linspace(low, high, 13, dtype=D), 1e-9)
-        x = levels(there, grid[0])[1] * torch.linspace(-2, 2, 7, dtype=D)[:, None]
+        x = coefficients(there, grid[0])[1] * torch.linspace(-2, 2, 7, dtype=D)[:, None]
         results.append(sampler(x, steps=grid, generator=torch.Generator().manual_seed(0)))
     if name not in IN_LOG_SNR and not name.startswith("ReverseDiffusion"):
         return
@@ -151,8 +141,8 @@ def test_equal_levels_give_equal_results(name, family):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_samplers_that_are_one_another(schedule):
-    """Step by step, down to the last level of the schedule's own grid and to x_0."""
+def test_samplers_that_are_equal(schedule):
+    """At every step of the schedule's own grid, down to x_0."""
     there = SCHEDULES[schedule]()
     denoiser, zero_snr = mixture(there), schedule in ZERO_SNR
     grid = there.grid(min(6, getattr(there, "steps", 6)))
@@ -161,18 +151,18 @@ def test_samplers_that_are_one_another(schedule):
     )
     for (one, other), tolerance in pairs.items():
         for t, s in itertools.pairwise(grid):
-            scale = torch.hypot(*levels(there, t))
+            scale = torch.hypot(*coefficients(there, t))
             x = scale * torch.linspace(-2, 2, 7, dtype=D)[:, None]
             z = torch.randn(7, 1, dtype=D, generator=torch.Generator().manual_seed(1))
             a, b = (cells.SAMPLERS[n](denoiser).step(x, t, s, generator=Same(z)) for n in (one, other))
             close(a, b, tolerance)
     for t, s in itertools.pairwise(grid):
-        x = torch.hypot(*levels(there, t)) * torch.linspace(-2, 2, 7, dtype=D)[:, None]
+        x = torch.hypot(*coefficients(there, t)) * torch.linspace(-2, 2, 7, dtype=D)[:, None]
         plain = c.DDIM(denoiser).step(x, t, s)
         close(
             plain,
-            levels(there, s)[0] * denoiser(x, t)
-            + levels(there, s)[1] * (x - levels(there, t)[0] * denoiser(x, t)) / levels(there, t)[1],
+            coefficients(there, s)[0] * denoiser(x, t)
+            + coefficients(there, s)[1] * (x - coefficients(there, t)[0] * denoiser(x, t)) / coefficients(there, t)[1],
         )
         if not zero_snr:
             close(c.Churned(c.DDIM(denoiser), 0.0).step(x, t, s), plain)
@@ -180,7 +170,7 @@ def test_samplers_that_are_one_another(schedule):
 
 
 class Same(Zero):
-    """One draw, whenever noise is asked for."""
+    """A source that returns the same noise at every draw."""
 
     def __init__(self, z):
         self.z = z
@@ -191,17 +181,17 @@ class Same(Zero):
 
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in ZERO_SNR])
 @pytest.mark.parametrize("snr", [0.05, 0.2])
-def test_langevin_dynamics_hold_a_level(schedule, snr):
-    """The stationary variance of `AnnealedLangevin` in closed form, `v / (1 - e / (2 v))`, e = 2 a^2 (snr sigma)^2."""
+def test_the_stationary_variance_of_langevin_dynamics(schedule, snr):
+    """That of `AnnealedLangevin` in closed form, `v / (1 - e / (2 v))` with `e = 2 a^2 (snr sigma)^2`."""
     there = SCHEDULES[schedule]()
     oracle = gaussian(there, mean=0.0)
     for t in (0.3, 0.9):
         t = torch.ceil(torch.tensor(t * getattr(there, "steps", 100), dtype=D)) / getattr(there, "steps", 100)
         corrector = sde.AnnealedLangevin(oracle, snr, repeats=1)
         above = (t + 0.01).clamp(max=1.0) if t < 1 else t + 0.01
-        _, sigma = levels(there, t)
+        _, sigma = coefficients(there, t)
         _, v = marginal(there, t, 0.0)
-        a2 = (levels(there, t)[0] / levels(there, (2 * t - above).clamp(min=0))[0]) ** 2
+        a2 = (coefficients(there, t)[0] / coefficients(there, (2 * t - above).clamp(min=0))[0]) ** 2
         e = 2 * a2 * (snr * sigma) ** 2
         variance = v / (1 - e / (2 * v))
         x = torch.zeros(3, 1, dtype=D)
@@ -217,7 +207,7 @@ def test_langevin_dynamics_hold_a_level(schedule, snr):
         close((out[1] - out[0]) ** 2 * variance + (out[2] - out[0]) ** 2, variance, 1e-9)
 
 
-def test_annealed_langevin_ends_at_the_variance_of_its_last_level():
+def test_annealed_langevin_ends_at_the_variance_of_its_last_time():
     there = sde.NoiseLevels(sde.geometric_sigmas(0.1, 10.0, 49))
     sampler = CorrectorPredictor(
         sde.NoPredictor(gaussian(there, mean=0.0), denoise=False),
@@ -232,8 +222,8 @@ def test_annealed_langevin_ends_at_the_variance_of_its_last_level():
 # ---- one estimate
 
 
-def test_predictions_are_what_their_names_say():
-    """`x_0 = c_skip x_t + c_out F` for the F of each name, at any alpha and sigma."""
+def test_predictions_by_their_definitions():
+    """`x_0 = c_skip x_t + c_out F` for the F of each prediction, at any alpha and sigma."""
     x0, epsilon = torch.randn(2, 9, dtype=D, generator=torch.Generator().manual_seed(0))
     alpha, sigma = torch.rand(2, 9, dtype=D, generator=torch.Generator().manual_seed(1)) + 0.1
     x_t, scale, s = alpha * x0 + sigma * epsilon, torch.hypot(alpha, sigma), 0.7
@@ -256,10 +246,7 @@ def test_predictions_are_what_their_names_say():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("prediction", cells.PREDICTIONS)
 def test_predictions_are_one_estimate(prediction, schedule):
-    """A network whose F is what the prediction asks for, solved from the exact denoiser, is that denoiser.
-
-    At home and elsewhere.
-    """
+    """A network F computed from the exact denoiser is that denoiser, on the schedule of training and on others."""
     there = SCHEDULES[schedule]()
     oracle = mixture(there)
     try:
@@ -271,31 +258,30 @@ def test_predictions_are_one_estimate(prediction, schedule):
     sigma_data = getattr(predicts, "sigma_data", 1.0)
 
     class Exact(torch.nn.Module):
-        def forward(self, x, label):
-            t = label.double()[:1].squeeze() / 1000
-            alpha, sigma = levels(there, t)
+        def forward(self, x, time):
+            t = time.double()[:1].squeeze() / 1000
+            alpha, sigma = coefficients(there, t)
             x_t = x * torch.sqrt(alpha**2 * sigma_data**2 + sigma**2)
             c_skip, c_out = predicts(alpha, sigma)
             return (oracle(x_t, t) - c_skip * x_t) / c_out
 
     learned = c.Learned(Exact(), there, predicts)
-    others = [there] if hasattr(there, "steps") else [there, sde.SubVP(), sde.EDM()]
+    others = [there] if isinstance(there, TableSchedule) else [there, sde.SubVP(), sde.EDM()]
     for other in others:
         for log_snr in (-2.0, 0.5):
             t = other.time(torch.tensor(log_snr, dtype=D))
-            if hasattr(other, "steps"):
+            if isinstance(other, TableSchedule):
                 t = torch.round(t * other.steps) / other.steps
-            x = torch.hypot(*levels(other, t)) * torch.linspace(-2, 2, 7, dtype=D)[:, None]
-            close(
-                learned.on(other)(x, t) if other is not there else learned(x, t), oracle.on(other)(x, t), 1e-3
-            )  # labels are float32
-            assert_one_estimate(learned.on(other) if other is not there else learned, x, t, {}, 1e-4)
+            x = torch.hypot(*coefficients(other, t)) * torch.linspace(-2, 2, 7, dtype=D)[:, None]
+            denoiser = learned.on(other) if other is not there else learned
+            close(denoiser(x, t), oracle.on(other)(x, t), 1e-3)  # time inputs are float32
+            assert_one_estimate(denoiser, x, t, {}, 1e-4)
 
 
 def assert_one_estimate(denoiser, x, t, cond, tolerance=1e-8):
-    """`combined` and `score` are functions of the mean."""
+    """Asserts that `combined` and `score` are the functions of the mean that they should be."""
     mean = denoiser(x, t, **cond)
-    alpha, sigma = levels(denoiser.corruption, t)
+    alpha, sigma = coefficients(denoiser.corruption, t)
     estimate = denoiser.estimate(x, t, **cond)
     close(estimate.mean(x), mean, tolerance)
     close(estimate.combined(x, 0.7, -1.3), 0.7 * x - 1.3 * mean, tolerance)
@@ -315,21 +301,21 @@ def test_wrappers_are_one_estimate(wrapper, schedule):
     cond = {"label": torch.tensor([0, 1] * 4)[:7]}
     for t in (1.0, 0.5, 0.04):
         t = torch.ceil(torch.tensor(t * getattr(there, "steps", 100), dtype=D)) / getattr(there, "steps", 100)
-        x = torch.hypot(*levels(there, t)) * torch.linspace(-2, 2, 14, dtype=D).view(7, 2)
+        x = torch.hypot(*coefficients(there, t)) * torch.linspace(-2, 2, 14, dtype=D).view(7, 2)
         with torch.no_grad():
             assert_one_estimate(denoiser, x, t, cond)
             batched = denoiser(x, t.expand(7), **cond)
             close(batched, denoiser(x, t, **cond), 1e-8)
             same = denoiser.on(SCHEDULES[schedule]())
-            close(same(x, t, **cond), denoiser(x, t, **cond), 1e-5)  # the label's rounding
+            close(same(x, t, **cond), denoiser(x, t, **cond), 1e-5)  # time inputs are float32
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_guided_denoisers_are_the_combinations_that_they_say(schedule):
+def test_guided_denoisers_by_their_definitions(schedule):
     there = SCHEDULES[schedule]()
     oracle, label = mixture(there), torch.ones(7).long()
     t = torch.ceil(torch.tensor(0.6 * getattr(there, "steps", 100), dtype=D)) / getattr(there, "steps", 100)
-    x = torch.hypot(*levels(there, t)) * torch.linspace(-2, 2, 7, dtype=D)[:, None]
+    x = torch.hypot(*coefficients(there, t)) * torch.linspace(-2, 2, 7, dtype=D)[:, None]
     one, none = oracle(x, t, label=label), oracle(x, t, label=0 * label)
     close(ClassifierFree(oracle, 1.5, null=0)(x, t, label=label), 2.5 * one - 1.5 * none)
     if schedule in ZERO_SNR:
@@ -351,18 +337,18 @@ def test_guided_denoisers_are_the_combinations_that_they_say(schedule):
     close(ClassifierGuided(blind, Perfect(there))(x, t, label=label), one, 1e-6)
 
 
-EDGES = {  # where an interval of two of its own times ends
+EDGES = {  # the two times of a guidance interval
     "VP": (0.25, 0.75),
     "EDM": (0.01, 0.3),
     "VE": (0.25, 0.75),
     "Straight": (0.25, 0.75),
     "Tabulated, 49 rows": (10 / 49, 30 / 49),
-    "Levels, 49 rows": (10 / 49, 30 / 49),
+    "NoiseLevels, 49 rows": (10 / 49, 30 / 49),
 }
 
 
 @pytest.mark.parametrize("schedule", EDGES)
-def test_intervals_end_at_levels_and_move_with_them(schedule):
+def test_intervals_are_ranges_of_log_snr(schedule):
     there, (low, high) = SCHEDULES[schedule](), EDGES[schedule]
     denoiser = ClassifierFree(cells.build(schedule), 1.0, low=low, high=high)
     at = lambda v: torch.tensor(v, dtype=D)  # noqa: E731
@@ -389,11 +375,8 @@ def test_an_interval_outside_of_a_schedule_never_acts():
     assert bool(ClassifierFree(cells.build("Tabulated, 3 rows"), 1.0, low=0.1).acts(torch.tensor(1 / 3, dtype=D)))
 
 
-def test_rows_of_tables_of_any_length_move():
-    """`T (1 / T) < 1` for 82 of the T to 1000.
-
-    Rates at the first row are those of the step above it, in every table and at every row.
-    """
+def test_rounding_of_times_does_not_miss_a_row():
+    """`T (1 / T) < 1` in floating point for 82 of the T up to 1000; every row has its log-SNR and a positive g^2."""
     for rows in (3, 49, 98, 103, 107, 161, 187, 196):
         for schedule in (
             c.Tabulated(torch.linspace(0.02, 0.3, rows, dtype=D)),
@@ -421,10 +404,10 @@ def test_every_cell_is_built_or_refused_in_one_line_and_the_page_is_current():
     refused = {cell[1:4] for cell in found if cell.refused}
     for schedule in SCHEDULES:
         for part in cells.WEIGHTS:
-            assert (schedule, 2, part) in refused  # a variance output that nothing trains
+            assert (schedule, 2, part) in refused  # a variance output that would stay untrained
         for part in ("Variational, uneven times", "MaximumLikelihood, uneven times"):
             assert (schedule, 1, part) in refused
     for schedule, part in itertools.product(
-        ZERO_SNR, ("ScoreMatching", "Implicit", "Sliced", "MaximumLikelihood", "Simple")
+        ZERO_SNR, ("DenoisingLoss.score_matching", *cells.UNUSUAL, "DenoisingLoss.simple")
     ):
         assert (schedule, 1, part) in refused

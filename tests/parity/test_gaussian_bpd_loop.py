@@ -1,4 +1,4 @@
-"""The whole bound of openai/guided-diffusion over 50 respaced steps."""
+"""The variational bound of openai/guided-diffusion over 50 respaced steps."""
 
 import math
 
@@ -29,20 +29,17 @@ DIMS = 27
 
 
 class Replay(Recorded):
-    """The loop's draws, from the last time to the first.
-
-    The choice of levels needs no luck, since every level is taken.
-    """
+    """The loop's noise, from the last time to the first; all terms are evaluated, so uniform numbers do not matter."""
 
     def uniform(self, shape, dtype, device):
         return torch.full(tuple(shape), 0.5, dtype=dtype)
 
 
 def network(outputs):
-    """The fixture's formula of x and the original index, with or without the second output."""
+    """Returns the fixture's network, a formula of x and the original index, with or without a second output."""
 
-    def formula(x, label):
-        eps = 0.9 * x + 0.05 * torch.sin(label.double() / 100)[:, None, None, None]
+    def formula(x, time):
+        eps = 0.9 * x + 0.05 * torch.sin(time.double() / 100)[:, None, None, None]
         return eps if outputs == 1 else torch.cat([eps, 0.5 * torch.sin(5 * x)], dim=1)
 
     net = Formula(formula)
@@ -60,7 +57,7 @@ def network(outputs):
 def test_bound(name, betas, grid, kind, variance, outputs):
     whole = Tabulated(betas)
     respaced = whole.respaced(whole.grid(50) if grid is None else grid)
-    # The network keeps its home table, so it is asked at the original index.
+    # The network keeps the table of training, so it is called at the original index.
     denoiser = Clipped(Learned(network(outputs), whole, time_input=step_index).on(respaced))
     bound = VariationalBound(denoiser, Quantization(256), variance=variance, tanh=True)
     x0, noise, key = FIXTURE["x_start"], FIXTURE["noise"], f"{name}.{kind}"
@@ -79,8 +76,8 @@ def test_bound(name, betas, grid, kind, variance, outputs):
     assert_close(torch.stack(noises, dim=1), FIXTURE[f"{key}.mse"], 1e-9)
     spent = FIXTURE[f"{key}.prior_bpd"] + FIXTURE[f"{key}.vb"][:, :-1].sum(1)
     assert_close(curve.rate[-1], spent, 1e-9)
-    # The peer codes x_T with N(0, I), and here it is what sampling starts from, N(0, sigma_T^2): their closed forms, to
-    # which the peer's own comes within what cancels in it.
+    # The reference codes x_T with N(0, I), this package with N(0, sigma_T^2), from which sampling starts. Both are in
+    # closed form here, with which the reference agrees up to cancellation in its own formula.
     prior, alpha2 = code.prior / (DIMS * math.log(2)), respaced.alphas_cumprod[-1]
     published = 0.5 * (alpha2 * x0**2 - alpha2 - torch.log1p(-alpha2)).mean(dim=(1, 2, 3)) / math.log(2)
     assert_close(published, FIXTURE[f"{key}.prior_bpd"], 1e-9 if "linear" in name else 1e-8)

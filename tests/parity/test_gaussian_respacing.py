@@ -1,4 +1,4 @@
-"""Respacing of openai/guided-diffusion: even, by whole strides, and by counts in sections."""
+"""Respacing of openai/guided-diffusion: even, by integer strides, and by counts in sections."""
 
 import pytest
 import torch
@@ -49,20 +49,20 @@ def test_one_section_is_even_spacing(spec):
 
 
 @pytest.mark.parametrize(
-    ("label", "key"), [(step_index, "t_given_to_network"), (thousandths, "t_given_to_network_rescaled")]
+    ("time_input", "key"), [(step_index, "t_given_to_network"), (thousandths, "t_given_to_network_rescaled")]
 )
-def test_the_network_is_asked_at_its_own_index(label, key):
+def test_the_network_is_called_at_its_own_index(time_input, key):
     """A network of 4000 steps on the chain of 100 of them.
 
-    With rescaled labels the peer feeds 1000 (n - 1) / T, one step below ours.
+    With rescaled time inputs the reference feeds 1000 (n - 1) / T, one step below this package.
     """
     whole, seen = SCHEDULES["cosine_4000"], []
-    denoiser = Learned(Formula(lambda x, asked: seen.append(asked) or x), whole, time_input=label).on(
+    denoiser = Learned(Formula(lambda x, time: seen.append(time) or x), whole, time_input=time_input).on(
         whole.respaced(whole.grid(100))
     )
     for i in FIXTURE_INDICES:
         denoiser(torch.zeros(1, 1), torch.tensor((i + 1) / 100, dtype=torch.float64))
-    shift = 1000 / 4000 if label is thousandths else 0.0
+    shift = 1000 / 4000 if time_input is thousandths else 0.0
     assert_close(torch.cat(seen).double() - shift, FIXTURE[f"cosine_4000.100.{key}"].double(), 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Tables of openai/guided-diffusion."""
+"""Noise schedules and posteriors of openai/guided-diffusion."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_betas_and_products(case):
     assert_close(sigma / alpha, FIXTURE[f"{name}.sqrt_recipm1_alphas_cumprod"], tolerance)
     clean, _ = schedule(times(schedule, first=0))
     assert_close(clean[:-1] ** 2, FIXTURE[f"{name}.alphas_cumprod_prev"], tolerance)
-    # The peer's table of the next step ends with 0: a further step with beta = 1.
+    # The reference's table of the next step ends with 0: a further step with beta = 1.
     longer, _ = Tabulated(torch.cat([schedule.betas, torch.ones(1)]))(
         times(schedule) * schedule.steps / (schedule.steps + 1)
     )

@@ -1,4 +1,4 @@
-"""Single steps, bound terms, guidance and losses of openai/guided-diffusion, for every kind of mean and variance."""
+"""Steps, bound terms, guidance and losses of openai/guided-diffusion, for every kind of mean and variance."""
 
 import math
 
@@ -75,7 +75,7 @@ def times(name):
 def denoiser(name, mean_kind, clip, *, only=None, learned=False, schedule=None):
     rows = slice(None) if only is None else slice(only, only + 1)
     schedule = schedule or SCHEDULES[name]
-    network = Formula(lambda x, label: torch.cat([OUT, V], dim=1)[rows] if learned else OUT[rows])
+    network = Formula(lambda x, time: torch.cat([OUT, V], dim=1)[rows] if learned else OUT[rows])
     network.outputs, network.conditions = 1 + learned, ()
     inner = Learned(network, schedule, MEANS[mean_kind](SCHEDULES[name]))
     return Clipped(inner) if clip else inner
@@ -103,10 +103,10 @@ def test_forward_process(name):
     close(like(variance, X0).expand_as(whole), f"{name}.q_posterior.variance")
     close(like(small(schedule, t, s).log(), X0).expand_as(whole), f"{name}.q_posterior.log_variance_clipped")
     bound = VariationalBound(denoiser(name, "EPSILON", False), Quantization(256))
-    # At the cosine end the peer's own formula cancels (it is 3e-9 off the closed form below), hence the tolerance of
-    # that end.
+    # At the end of the cosine table the reference's own formula cancels (it is 3e-9 off the closed form below), hence
+    # the tolerance there.
     prior = bound.prior(X0) / (DIMS * math.log(2))
-    # The peer codes x_T with N(0, I), and here it is what sampling starts from, N(0, sigma_T^2).
+    # The reference codes x_T with N(0, I), this package with N(0, sigma_T^2), from which sampling starts.
     alpha2 = schedule.alphas_cumprod[-1]
     published = 0.5 * (alpha2 * X0**2 - alpha2 - torch.log1p(-alpha2)).mean(dim=(1, 2, 3)) / math.log(2)
     assert_close(published, FIXTURE[f"{name}.prior_bpd"], 1e-10 if "linear" in name else 1e-8)
@@ -120,22 +120,22 @@ def test_reverse_step_and_bound_terms(name, mean_kind, kind, clip):
     key, learned = f"{name}.{mean_kind}.{kind}.{'clip' if clip else 'noclip'}", kind.startswith("LEARNED")
     (t, s), schedule, x_t, variance = times(name), SCHEDULES[name], FIXTURE[f"{name}.x_t"], VARIANCES[kind]
     close(denoiser(name, mean_kind, clip, learned=learned)(x_t, t), f"{key}.pred_xstart", clip)
-    # Where the mean itself is predicted, the peer clips x_0 for show and steps to the mean as it is.
+    # Where the network predicts the mean, the reference clips x_0 in its output only, and steps to the predicted mean.
     clip_step = clip and mean_kind != "PREVIOUS_X"
     model = denoiser(name, mean_kind, clip_step, learned=learned)
     x0, v = mean_and_variance(model, x_t, t)
     close(posterior(schedule, x_t, x0, t, s)[0], f"{key}.mean", clip_step)
-    spread = like(variance(schedule, t, s, v), x_t).expand_as(x_t)
-    # Of the decoder step the peer uses the log-variance; its list of variances has the posterior's 0 or beta_1 there.
+    own = like(variance(schedule, t, s, v), x_t).expand_as(x_t)
+    # In the last step the reference uses the log-variance; its variances have the posterior's 0 or beta_1 there.
     first = like(s == 0, x_t) & kind.startswith("FIXED")
-    close(spread.log(), f"{key}.log_variance", clip)
+    close(own.log(), f"{key}.log_variance", clip)
     listed = FIXTURE[f"{key}.variance"]
-    assert_close(torch.where(first, listed, spread), listed, 1e-10)
+    assert_close(torch.where(first, listed, own), listed, 1e-10)
     bound = VariationalBound(model, Quantization(256), variance=variance, tanh=True)
     terms = bound.term(X0, t, generator=Recorded(NOISE)) / (DIMS * math.log(2))
     close(terms, f"{key}.vb_terms_bpd", clip_step)
     samples = []
-    for i in range(len(t)):  # one at a time: a sampler's times are scalars
+    for i in range(len(t)):  # one at a time, since a sampler's times are scalars
         sampler = Ancestral(denoiser(name, mean_kind, clip_step, only=i, learned=learned), variance)
         samples.append(sampler.step(x_t[i : i + 1], t[i], s[i], generator=Recorded(Z[i : i + 1])))
         alone = VariationalBound(sampler.denoiser, Quantization(256), variance=variance, tanh=True)
@@ -159,7 +159,7 @@ def test_ddim(name, mean_kind, eta, clip):
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("mean_kind", ["EPSILON", "START_X"])
 def test_ddim_upward(name, mean_kind, clip):
-    """The peer's table goes on to alpha-bar = 0; here the last row's step goes to the same level of a longer table."""
+    """The reference's table continues to alpha-bar = 0; here the last step up goes to a longer table with that end."""
     t, x_t, key = (
         times(name)[0],
         FIXTURE[f"{name}.x_t"],
@@ -180,7 +180,7 @@ def test_ddim_upward(name, mean_kind, clip):
 
 
 class Constant(torch.nn.Module):
-    """A classifier with a given gradient, whatever the class."""
+    """A classifier with a given gradient for every class."""
 
     def __init__(self, gradient):
         super().__init__()

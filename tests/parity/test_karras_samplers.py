@@ -1,6 +1,4 @@
-"""Noise levels, single steps and paths of crowsonkb/k-diffusion, and the sampler of NVlabs/edm, on an exact Gaussian
-denoiser.
-"""
+"""Noise levels, steps and paths of crowsonkb/k-diffusion, and the sampler of NVlabs/edm, on an exact denoiser."""
 
 import math
 
@@ -71,13 +69,13 @@ def path(make, sigmas, x, noise):
 
 
 @pytest.mark.parametrize("name", ["n5_0.002_80", "n10_0.002_80", "n18_0.002_80", "n40_0.03_14.6"])
-def test_karras_levels(name):
+def test_karras_noise_levels(name):
     n, low, high = name[1:].split("_")
     schedule = VE(float(low), float(high), t_min=1e-12, t_last=1e-12)
     assert_close(noise_ratio(schedule, karras(int(n), schedule)), FIXTURE[f"sigmas.karras.{name}"], 1e-10)
 
 
-def test_other_levels():
+def test_other_noise_levels():
     schedule = VE(0.002, 80, t_min=1e-12, t_last=1e-12)
     assert_close(noise_ratio(schedule, log_spaced(10, schedule)), FIXTURE["sigmas.exponential.n10_0.002_80"], 1e-10)
     assert_close(
@@ -105,10 +103,7 @@ def test_paths(name):
 
 
 def test_path_of_lms():
-    """The peer's last step goes to sigma = 0 by its polynomial, where ours denoises.
-
-    It is asked to go to 1e-10 instead.
-    """
+    """The reference's last step goes to sigma = 0 by its polynomial, and here it denoises; so it goes to 1e-10."""
     sigmas = FIXTURE["sigmas.karras.n10_0.002_80"].clone()
     sigmas[-1] = 1e-10
     assert_close(path(LMS, sigmas, sigmas[0] * START, []), FIXTURE["path.lms"], 1e-6)
@@ -116,9 +111,9 @@ def test_path_of_lms():
 
 @pytest.mark.parametrize("kind", ["plain", "churn"])
 def test_edm(kind):
-    """The levels that the peer visits tell its churn.
+    """18 steps with churn between sigma = 0.05 and 50; gamma and the range follow from the reference's noise levels.
 
-    18 steps between sigma = 0.05 and 50, S_noise from the first churned state.
+    S_noise is that of its first churned state.
     """
     asked = FIXTURE[f"edm.{kind}.sigma_of_each_call"]
     inner, sigmas, states = denoiser(), [], []
@@ -138,7 +133,7 @@ def test_edm(kind):
     sampler = Churned(
         Heun(inner), gamma, low=min(within, default=0) * 0.99, high=max(within, default=0) * 1.01, noise=CHURN_NOISE
     )
-    # The peer draws at every step; ours only where it churns.
+    # The reference draws noise at every step, this package only where it churns.
     draws = [NOISE[i] for i, s in enumerate(grid[:-1]) if any(abs(float(s) / w - 1) < 1e-6 for w in within)]
     x = sampler(float(grid[0]) * START, steps=times(grid), generator=Recorded(*draws))
     assert_close(torch.stack(sigmas), asked, 1e-10)

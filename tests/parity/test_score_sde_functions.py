@@ -1,4 +1,4 @@
-"""Marginals, drifts, discretisations and steps of yang-song/score_sde_pytorch."""
+"""Marginals, drifts, discretizations and steps of yang-song/score_sde_pytorch."""
 
 import pytest
 import torch
@@ -63,9 +63,8 @@ def test_marginals_and_drifts(name):
 
 
 def test_euler_maruyama(name):
-    rows = [
-        i for i in range(len(T)) if T[i] > 1 / N
-    ]  # below, the peer's step of 1/N would end at t <= 0, where ours denoises
+    # below 1/N the reference's step would end at t <= 0, where this package denoises
+    rows = [i for i in range(len(T)) if T[i] > 1 / N]
 
     def run(z):
         def one(i):
@@ -80,10 +79,9 @@ def test_euler_maruyama(name):
 
 
 def chain(name):
-    """The peer's discrete chain, the rows that it reads at the fixture's times, and the times t, s of the same steps
-    here.
+    """Returns the reference's chain, its rows at the fixture's times, and the times t, s of the same steps here.
 
-    Its first row steps to the clean signal, with noise; ours denoises there, so the rows above are compared.
+    Its step from the first row adds noise to the clean signal; here it denoises, so only the rows above are compared.
     """
     row = (T * (N - 1)).long()
     used = torch.nonzero(row > 0).flatten()
@@ -113,19 +111,15 @@ def test_discrete_predictors(name, kind):
 
 
 def table(name):
-    """The chains as tables, and the times t, s of the steps that the peer reads, the one to the clean signal among
-    them.
-    """
+    """Returns the chains as tables, and the times t, s of all of the reference's steps, the last one included."""
     row = (T * (N - 1)).long()
     schedule = Tabulated(FIXTURE["vp.discrete_betas"]) if name == "vp" else NoiseLevels(geometric_sigmas(0.01, 50.0, N))
     return schedule, (row + 1).double() / N, row.double() / N
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
-def test_discretisations_of_chains(name):
-    """The peer's forward step `x + f + G z` is the schedule's own, its reverse steps `x - f + G z` are those of
-    `ReverseDiffusion`.
-    """
+def test_discretizations_of_chains(name):
+    """The forward step `x + f + G z` is that of the schedule, the reverse step `x - f + G z` of `ReverseDiffusion`."""
     schedule, t, s = table(name)
     forward = torch.cat(
         [schedule.diffuse(X[i : i + 1], s[i], t[i], generator=Recorded(Z[i : i + 1])) for i in range(len(T))]
@@ -143,8 +137,8 @@ def test_discretisations_of_chains(name):
         assert_close(torch.cat(back), (X - FIXTURE[f"{name}.{key}.discretize.f"] + noise)[used], 1e-10)
 
 
-def test_discretisations_of_sub_vp_are_euler_maruyama():
-    """Sub-VP has no chain in the peer: f and G are the SDE's over 1 / N and its root."""
+def test_discretizations_of_sub_vp_are_euler_maruyama():
+    """Sub-VP has no chain in the reference: f and G are those of the SDE times 1 / N and its root."""
     sde = SDE(SCHEDULES["subvp"])
     f, g2 = sde.coefficients(T)
     close(like(f, X) * X / N, "subvp.discretize.f")
@@ -164,9 +158,9 @@ def test_discretisations_of_sub_vp_are_euler_maruyama():
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_langevin(name):
-    schedule, used, level, below = chain(name)
-    above = 2 * level - below
-    ratio = batch_norms(Z, SCORE)[:1]  # the peer's norms are averaged over the whole batch
+    schedule, used, there, below = chain(name)
+    above = 2 * there - below
+    ratio = batch_norms(Z, SCORE)[:1]  # the reference's norms are averaged over the whole batch
 
     def one(i, t, s, draw):
         score, z = SCORE[i : i + 1], draw[i : i + 1]
@@ -174,12 +168,12 @@ def test_langevin(name):
         return corrector.step(X[i : i + 1], t, s, generator=Recorded(z))
 
     for draw, key in ((Z, "x"), (torch.zeros_like(Z), "x_mean")):
-        steps = torch.cat([one(*row, draw) for row in zip(used.tolist(), above, level, strict=True)])
+        steps = torch.cat([one(*row, draw) for row in zip(used.tolist(), above, there, strict=True)])
         assert_close(steps, FIXTURE[f"{name}.langevin.{key}"][used], 1e-10)
 
 
 class Mixed(Tabulated):
-    """Alphas of a table beside one sigma, which is another schedule's."""
+    """A table with its own alphas and one sigma of another schedule."""
 
     def __init__(self, betas, sigma):
         super().__init__(betas)
@@ -190,23 +184,20 @@ class Mixed(Tabulated):
         return alpha, self.sigma.expand_as(alpha)
 
 
-def annealed(i, draw, schedule, above, level):
+def annealed(i, draw, schedule, above, t):
     corrector = AnnealedLangevin(FromScore(SCORE[i : i + 1], schedule), snr=0.16, repeats=1)
-    return corrector.step(X[i : i + 1], above, level, generator=Recorded(draw[i : i + 1]))
+    return corrector.step(X[i : i + 1], above, t, generator=Recorded(draw[i : i + 1]))
 
 
 @pytest.mark.parametrize(("draw", "key"), [(Z, "x"), (torch.zeros_like(Z), "x_mean")], ids=["noise", "mean"])
 def test_annealed_langevin(draw, key):
-    """On VE the step is the peer's.
-
-    On VP the peer takes sigma of continuous time beside 1 - beta of its table's row.
-    """
+    """On VE the step is equal; on VP the reference combines sigma of the SDE with 1 - beta of its table's row."""
     ve, mixed, by_hand = [], [], []
-    _, level, below = table("vp")
+    _, there, below = table("vp")
     for i, row in enumerate((T * (N - 1)).long()):
         ve.append(annealed(i, draw, VE(), 1.1 * T[i], T[i]))
         sigma = VP()(T[i])[1]
-        mixed.append(annealed(i, draw, Mixed(FIXTURE["vp.discrete_betas"], sigma), 2 * level[i] - below[i], level[i]))
+        mixed.append(annealed(i, draw, Mixed(FIXTURE["vp.discrete_betas"], sigma), 2 * there[i] - below[i], there[i]))
         size = 2 * FIXTURE["vp.alphas"][row] * (0.16 * sigma) ** 2
         by_hand.append(X[i : i + 1] + size * SCORE[i : i + 1] + (2 * size).sqrt() * draw[i : i + 1])
     close(torch.cat(ve), f"ve.ald.{key}")
@@ -215,59 +206,57 @@ def test_annealed_langevin(draw, key):
 
 
 def test_annealed_langevin_on_the_table_alone():
-    """Ours takes both of the table: steps of another length, by 9 % at the last time of the peer's loop, 1e-3, and by 1
-    % above 0.075.
+    """Both are of the table here: the step size differs by 9 % at the reference's last time, 1e-3, by 1 % above 0.075.
 
-    The fixture's first time is below that: the peer's sigma there is a tenth of its row's.
+    The fixture's first time is below that: there the reference's sigma is a tenth of that of its row.
     """
-    schedule, level, below = table("vp")
+    schedule, there, below = table("vp")
     for draw, key in ((Z, "x"), (torch.zeros_like(Z), "x_mean")):
-        ours = torch.cat([annealed(i, draw, schedule, 2 * level[i] - below[i], level[i]) for i in range(len(T))])
+        ours = torch.cat([annealed(i, draw, schedule, 2 * there[i] - below[i], there[i]) for i in range(len(T))])
         theirs = FIXTURE[f"vp.ald.{key}"]
         within = T >= 1e-3
         assert_close(ours[within], theirs[within], 1e-2)
-    ratio = ((ours - X) / (theirs - X)).flatten(1)  # of the lengths of two steps without noise
+    ratio = ((ours - X) / (theirs - X)).flatten(1)  # of two steps without noise
     assert_close(ratio[T > 0.075], torch.ones_like(ratio[T > 0.075]), 1e-2)
     assert_close(ratio[within], torch.ones_like(ratio[within]), 0.1)
 
 
-def test_labels_and_scores():
-    for name, label in (("vp", song_vp), ("subvp", song_vp)):
+def test_time_inputs_and_scores():
+    for name, time_input in (("vp", song_vp), ("subvp", song_vp)):
         schedule = SCHEDULES[name]
         seen = []
-        network = Formula(lambda x, label, seen=seen: seen.append(label) or SCORE)
-        learned = Learned(network, schedule, time_input=label)
+        network = Formula(lambda x, time, seen=seen: seen.append(time) or SCORE)
+        learned = Learned(network, schedule, time_input=time_input)
         assert_close(learned.score(X, T), FIXTURE[f"{name}.score_fn.continuous.score"], 1e-10)
-        assert_close(seen[0].double(), FIXTURE[f"{name}.score_fn.continuous.labels"], 1e-6)  # labels are float32
+        assert_close(seen[0].double(), FIXTURE[f"{name}.score_fn.continuous.labels"], 1e-6)  # time inputs are float32
     assert_close(noise_level(VE(), T), FIXTURE["ve.score_fn.continuous.labels"], 1e-10)
-    network = Formula(lambda x, label: -like(VE()(T)[1], X) * SCORE)  # the peer's network of VE is the score itself
+    network = Formula(lambda x, time: -like(VE()(T)[1], X) * SCORE)  # the reference's network is the score
     assert_close(
         Learned(network, VE(), time_input=noise_level).score(X, T), FIXTURE["ve.score_fn.continuous.score"], 1e-10
     )
 
 
-def test_labels_and_scores_of_chains():
-    """At the fixture's times, which lie between rows, the peer feeds 999 t; on a row both labels are its index."""
+def test_time_inputs_and_scores_of_chains():
+    """At the fixture's times, between rows, the reference feeds 999 t; on a row that is its index, as here."""
     schedule, t, _ = table("vp")
     seen = []
-    network = Formula(lambda x, label: seen.append(label) or SCORE)
+    network = Formula(lambda x, time: seen.append(time) or SCORE)
     close(Learned(network, schedule, time_input=step_index).score(X, t), "vp.score_fn.discrete.score")
     assert torch.equal(seen[0].long(), FIXTURE["vp.score_fn.discrete.labels"].long())
     close(song_vp(schedule, T), "vp.score_fn.discrete.labels")
     close(Learned(network, SCHEDULES["subvp"], time_input=song_vp).score(X, T), "subvp.score_fn.discrete.score")
     assert_close(seen[1].double(), FIXTURE["subvp.score_fn.discrete.labels"], 1e-6)
-    # Of VE the peer's network is the score itself and reads how many sigmas are larger than that of the row nearest to
-    # t.
+    # The reference's network of VE is the score itself, and is fed the number of sigmas above that of the nearest row.
     schedule, row = table("ve")[0], N - 1 - ((1 - T) * (N - 1)).round()
     close(reversed_index(schedule, (row + 1) / N), "ve.score_fn.discrete.labels")
     assert reversed_index(schedule, schedule.grid(N)[:-1]).tolist() == list(range(N))
-    network = Formula(lambda x, label: seen.append(label) or -like(schedule((row + 1) / N)[1], X) * SCORE)
+    network = Formula(lambda x, time: seen.append(time) or -like(schedule((row + 1) / N)[1], X) * SCORE)
     close(Learned(network, schedule, time_input=reversed_index).score(X, (row + 1) / N), "ve.score_fn.discrete.score")
     assert torch.equal(seen[2].double(), FIXTURE["ve.score_fn.discrete.labels"])
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
-def test_the_loop_reads_each_row_once(name):
+def test_the_loop_visits_each_row_once(name):
     grid = table(name)[0].grid(N)
     assert torch.equal((grid[:-1] * N).round().long() - 1, FIXTURE[f"{name}.pc_index"])
 
@@ -285,6 +274,6 @@ def test_tables():
 def test_prior(name):
     variance = SCHEDULES[name](torch.ones((), dtype=torch.float64))[1] ** 2
     if name != "ve":
-        variance = torch.ones_like(variance)  # the peer's prior has variance one, ours that of the schedule
+        variance = torch.ones_like(variance)  # the reference's prior has variance one, here it is that of the schedule
     log_prob = torch.distributions.Normal(0, variance.sqrt()).log_prob(X).sum(dim=(1, 2, 3))
     close(log_prob, f"{name}.prior_logp")
