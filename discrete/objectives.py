@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from ..shared.errors import UsageError
 from ..shared.objective import Loss, Objective, TimeSampling, independent
@@ -16,9 +17,11 @@ from ..shared.tensors import full_precision
 from .denoiser import CategoricalDenoiser, CleanDenoiser, refuse_without_integral, refuse_without_p0
 from .transition.base import as_tokens
 
+D = TypeVar("D", bound=CategoricalDenoiser, default=CategoricalDenoiser, covariant=True)
+
 
 @serializable("discrete.D3PMLoss", formerly="unnoise.discrete.objectives.Hybrid")
-class D3PMLoss(Objective[CategoricalDenoiser]):
+class D3PMLoss(Objective[D]):
     r"""D3PM's loss `L_n + lambda E[-log p(x_0 | x_n)]`, mean over dimensions, in nats (Austin et al. 2021, eq. 5).
 
     `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it is `-log p(x_0 | x_1)`. As in
@@ -42,7 +45,7 @@ class D3PMLoss(Objective[CategoricalDenoiser]):
 
     def __init__(
         self,
-        denoiser: CategoricalDenoiser,
+        denoiser: D,
         ce: float = 0.001,
         times: TimeSampling = independent,
         padding: int | None = None,
@@ -69,7 +72,7 @@ class D3PMLoss(Objective[CategoricalDenoiser]):
 
 
 @serializable("discrete.ContinuousBound", formerly="unnoise.discrete.objectives.ContinuousBound")
-class ContinuousBound(Objective[CategoricalDenoiser]):
+class ContinuousBound(Objective[D]):
     r"""The bound in continuous time at one random time, plus `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
 
     It is `(1 - t_min)` times the rate of the path, which is the loss of MDLM (under absorption: cross-entropy weighted
@@ -91,7 +94,7 @@ class ContinuousBound(Objective[CategoricalDenoiser]):
 
     def __init__(
         self,
-        denoiser: CategoricalDenoiser,
+        denoiser: D,
         ce: float = 0.0,
         times: TimeSampling = independent,
         padding: int | None = None,
