@@ -232,7 +232,7 @@ def test_strided_bounds_take_fewer_terms_and_conversions_any_integer(transition)
         for dtype in (torch.uint8, torch.int16, torch.int32):
             torch.testing.assert_close(convert(transition, log_p, torch.tensor([0, 3, 1], dtype=dtype), t), expected)
         for token in (-1, transition.states):
-            with pytest.raises(UsageError, match=f"symbol {token}, outside"):
+            with pytest.raises(UsageError, match=f"token {token}, outside"):
                 convert(transition, log_p[:1], torch.tensor([token]), t)
 
 

@@ -249,11 +249,11 @@ def test_bad_samplers_are_refused_in_one_line():
     lossy = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise(eps=0)))
     for call, words in (
         (lambda: Euler(table), "Euler needs rates, and a table of 6 steps has no rates: sample with Ancestral"),
-        (lambda: TauLeaping(table), "TauLeaping follows rates"),
-        (lambda: RateCorrector(table), "RateCorrector follows rates"),
+        (lambda: TauLeaping(table), "TauLeaping needs rates"),
+        (lambda: RateCorrector(table), "RateCorrector needs rates"),
         (lambda: RateCorrector(uniform, below=0.0), "below=0.0"),
         (lambda: RateCorrector(uniform, size=0), "size=0"),
-        (lambda: TauLeaping(mask)(shape=(2, 2), steps=3), "leap with jumps=single"),
+        (lambda: TauLeaping(mask)(shape=(2, 2), steps=3), "outside of their order: take jumps=single"),
         (lambda: Euler(lossy)(shape=(2, 2), steps=3), "infinite at t=1: sample with Ancestral"),
         (
             lambda: Unmasking(uniform),
@@ -265,7 +265,7 @@ def test_bad_samplers_are_refused_in_one_line():
         ),
         (
             lambda: Remasking(Categorical(Both(4, 4), Absorbing(3, cosine(6)), Product(1e-6))),
-            "reverse model has eps=1e-06",
+            "needs a reverse model without smoothing, and this one has eps=1e-06",
         ),
         (lambda: Remasking(mask, cap=1.5), "cap=1.5"),
         (lambda: FirstHitting(mask).times(0), "steps=0"),
