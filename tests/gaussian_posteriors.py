@@ -24,9 +24,9 @@ OPERATORS = {  # with the shape of one signal
     "mask": (lambda: Masked(torch.tensor([[1, 0, 1], [0, 1, 1]])), (2, 3)),
     "mask of a vector": (lambda: Masked(torch.tensor([True, False, False, True, False])), (5,)),
     "mask for all channels": (lambda: Masked(torch.tensor([[True, False, True]])), (2, 1, 3)),
-    "grey": (lambda: Gray(THIRD.double()), (3, 2)),
-    "uneven grey": (lambda: Gray(torch.tensor([0.3, 0.6, -0.2], dtype=torch.float64)), (3, 1, 2)),
-    "grey of a vector": (lambda: Gray(torch.tensor([1.0, 2.0, 0.5, 0.0])), (4,)),
+    "gray": (lambda: Gray(THIRD.double()), (3, 2)),
+    "uneven gray": (lambda: Gray(torch.tensor([0.3, 0.6, -0.2], dtype=torch.float64)), (3, 1, 2)),
+    "gray of a vector": (lambda: Gray(torch.tensor([1.0, 2.0, 0.5, 0.0])), (4,)),
     "averaged": (lambda: Averaged(2), (1, 2, 2)),
     "averaged 1-D": (lambda: Averaged(3), (1, 6)),
     "averaged 3-D": (lambda: Averaged((1, 2, 1)), (1, 1, 4, 1)),
@@ -39,7 +39,7 @@ OPERATORS = {  # with the shape of one signal
 LARGE = {
     "mask": (Masked(torch.arange(24).reshape(2, 3, 4) % 3 == 0), (2, 3, 4)),
     "each its own mask": (Masked(torch.arange(48).reshape(2, 1, 4, 6) % 5 == 0), (3, 4, 6)),
-    "grey": (Gray(torch.tensor([0.3, 0.5, 0.2])), (3, 2, 3, 4)),
+    "gray": (Gray(torch.tensor([0.3, 0.5, 0.2])), (3, 2, 3, 4)),
     "averaged 2-D": (Averaged((2, 3)), (2, 4, 6)),
     "averaged 3-D": (Averaged(2), (2, 4, 2, 6)),
 }
@@ -73,7 +73,7 @@ class Shaped(GaussianDenoiser):
 SCHEDULES = {"vp": sde.VP, "ve": sde.VE, "table": lambda: Tabulated(linear_betas(1000))}
 
 
-def law(d, variance=None):
+def mean_and_covariance(d, variance=None):
     """A mean and a covariance.
 
     `variance I`, or correlated, entries of variance 1/2 whose correlation falls as 0.9^distance.
@@ -101,10 +101,10 @@ def observed(operator, shape, noise, rows=3):
 
 
 def exact_denoised(mean, covariance, a, noise, y, x_t, alpha, sigma):
-    """`E[x_0 | x_t, y]` from the joint law of (x_0, x_t, y)."""
+    """`E[x_0 | x_t, y]` from the joint distribution of (x_0, x_t, y)."""
     d, m = len(mean), len(a)
     observing = torch.cat([alpha * torch.eye(d, dtype=torch.float64), a])
-    spread = torch.cat(
+    noises = torch.cat(
         [sigma**2 * torch.ones(d, dtype=torch.float64), noise**2 * torch.ones(m, dtype=torch.float64)]
     ).diag()
-    return conditioned(mean, covariance, observing, spread, torch.cat([x_t, y], 1))[0]
+    return conditioned(mean, covariance, observing, noises, torch.cat([x_t, y], 1))[0]

@@ -10,8 +10,9 @@ from torch import nn
 from unnoise import continuous, discrete, sde
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.text import NGram, distinct, entropy
-from unnoise.shared.networks import MLP, DiT, Transformer
+from unnoise.shared.networks import MLP, DiT, Transformer, UNet
 from unnoise.shared.quantization import Quantization
+from unnoise.shared.training import Trainer, Training
 
 SHAPE, K = (2, 4, 6), 5
 SCALE = Quantization(17)
@@ -27,7 +28,7 @@ TABLE, IN_TIME = discrete.Uniform(K, discrete.linear(10, 0.01, 0.3)), discrete.A
 
 
 class Own(nn.Module):
-    """A network of one's own."""
+    """A network that is not of this package."""
 
     def __init__(self):
         super().__init__()
@@ -138,13 +139,13 @@ def test_tokens_of_any_width_in_every_sampler_editing_and_guidance():
 
 
 def test_levels_for_the_dequantizer():
-    spread = sde.UniformDequantization(SCALE)
-    expected = spread(LEVELS, seeded())[0]
+    dequantizer = sde.UniformDequantization(SCALE)
+    expected = dequantizer(LEVELS, seeded())[0]
     for dtype in (torch.uint8, torch.int32, torch.float32):
-        assert torch.equal(spread(LEVELS.to(dtype), seeded())[0], expected)
+        assert torch.equal(dequantizer(LEVELS.to(dtype), seeded())[0], expected)
     for bad in (LEVELS.bool(), LEVELS.to(torch.complex64), LEVELS.numpy()):
         with pytest.raises(UsageError, match="give a tensor of quantization levels"):
-            spread(bad, seeded())
+            dequantizer(bad, seeded())
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_times_that_are_none_are_refused_in_one_line(t):
     real = gaussian()
     for process in (TABLE, IN_TIME):
         denoiser = categorical(process)
-        for ask in (
+        for call in (
             lambda: process.corrupt(x, t),  # noqa: B023
             lambda: denoiser(x, t),  # noqa: B023
             lambda: denoiser.step_distribution(x, t, 0.0),  # noqa: B023
@@ -163,8 +164,8 @@ def test_times_that_are_none_are_refused_in_one_line(t):
             lambda: discrete.CrossEntropy(denoiser).at(x, t),  # noqa: B023
         ):
             with pytest.raises(UsageError, match="^t="):
-                ask()
-    for ask in (
+                call()
+    for call in (
         lambda: real(X0, t),
         lambda: real.corruption.corrupt(X0, t),
         lambda: real.score(X0, t),
@@ -173,7 +174,7 @@ def test_times_that_are_none_are_refused_in_one_line(t):
         lambda: sde.DenoisingLoss.score_matching(real).at(X0, t),
     ):
         with pytest.raises(UsageError, match="^t="):
-            ask()
+            call()
 
 
 def test_times_as_numbers_are_times():
@@ -205,13 +206,13 @@ def test_a_shape_for_a_start(x):
 
 def test_metrics_of_text_read_integers_alone():
     text = torch.randint(0, K, (20, 8), generator=seeded())
-    asks = [lambda x: NGram(2, K).fit(x).bits(x).sum(), lambda x: entropy(x, K), lambda x: distinct(x, 2)]
-    for ask in asks:
+    calls = [lambda x: NGram(2, K).fit(x).bits(x).sum(), lambda x: entropy(x, K), lambda x: distinct(x, 2)]
+    for call in calls:
         for dtype in (torch.uint8, torch.int16, torch.int32):
-            assert ask(text.to(dtype)) == ask(text)
+            assert call(text.to(dtype)) == call(text)
         for bad in (text.float(), text.bool(), text.numpy(), text.tolist()):
             with pytest.raises(UsageError, match="give a tensor of integers"):
-                ask(bad)
+                call(bad)
 
 
 def test_labels_of_any_width_are_the_same_classes():
@@ -246,3 +247,30 @@ def test_classifiers_of_tokens_of_any_precision(change):
     ):
         with pytest.raises(UsageError, match=words):
             change(Score(f), x, t, K, {})
+
+
+def image_denoiser():
+    return continuous.Learned(UNet((1, 8, 8), 8, (1,), 1, ()), continuous.Tabulated(continuous.linear_betas(1000)))
+
+
+def test_steps_of_numpy_are_whole_numbers():
+    denoiser = image_denoiser()
+    x = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(continuous.DDIM(denoiser)(x, steps=np.int64(3)), continuous.DDIM(denoiser)(x, steps=3))
+    with pytest.raises(UsageError, match="steps=2.5: give a whole number"):
+        continuous.DDIM(denoiser)(x, steps=2.5)
+
+
+def test_a_loader_of_pairs_is_told_how_to_become_batches():
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4)), 2)
+    trainer = Trainer(
+        continuous.DenoisingLoss.simple(image_denoiser()),
+        Training(steps=2, warmup=1),
+    )
+    with pytest.raises(
+        UsageError,
+        match=r'a batch is list: give dicts .* such as \(\{"x0": x, "label": label\} for x, label in loader\)',
+    ):
+        trainer.fit(loader)
+    trainer.fit({"x0": x} for x, _ in loader)
+    assert trainer.step == 2

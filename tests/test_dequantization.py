@@ -1,4 +1,4 @@
-"""Levels as real numbers: laws of the dequantisers, and what they gain in code length."""
+"""Quantization levels as real numbers: the distributions of dequantizers, and their code lengths."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def perceptron(dims: int, seed: int = 0, zero: bool = False) -> MLP:
 
 
 def images(shape: tuple[int, ...], seed: int = 0) -> VariationalDequantization:
-    """A flow that moves levels of a shape, at random."""
+    """Variational dequantization of levels of a shape, with random weights."""
     torch.manual_seed(seed)
     network = UNet((2 * shape[0], *shape[1:]), 8, (1,), 1, (), 1)
     torch.nn.init.normal_(network.head[-1].weight, std=0.05)
@@ -67,7 +67,7 @@ def test_no_rounding_leaves_a_cell(levels, low, width, data):
     st.integers(0, 1000),
     st.floats(0, 30),
 )
-def test_dequantised_levels_come_back(levels, ends, seed, far):
+def test_dequantized_levels_come_back(levels, ends, seed, far):
     """However far the flow carries the noise."""
     scale, generator = Quantization(levels, *ends), torch.Generator().manual_seed(seed)
     k = torch.randint(levels, (50, 4), generator=generator)
@@ -167,7 +167,7 @@ def mixture(means, std: float) -> AnalyticMixture:
     return AnalyticMixture(torch.full((len(means),), 1 / len(means)), means, torch.full((len(means),), std**2), VP())
 
 
-TOYS = {
+MIXTURES = {
     # Off the middle of cells of 1/2 whose edges are -1, -1/2, 0, 1/2, 1.
     "line": mixture([[-0.9], [-0.55], [0.1], [0.75]], 0.06),
     # Along a diagonal of each of two cells: neither axis alone tells where an example lies.
@@ -175,10 +175,10 @@ TOYS = {
 }
 
 
-@pytest.mark.parametrize("name", TOYS)
-def test_a_trained_dequantiser_codes_in_fewer_bits(name):
-    """Uniform noise pays for the shape within a cell; the trained law pays little more than the exact `-log P(k)`."""
-    oracle, generator = TOYS[name], torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_trained_dequantizer_codes_in_fewer_bits(name):
+    """It codes close to the exact `-log P(k)`, where uniform noise does not use the shape of the density in a cell."""
+    oracle, generator = MIXTURES[name], torch.Generator().manual_seed(0)
     dims = oracle.means.shape[1]
     component = torch.randint(len(oracle.means), (4000,), generator=generator)
     x = oracle.means[component] + oracle.variances[component].sqrt()[:, None] * torch.randn(
@@ -206,7 +206,7 @@ def test_a_trained_dequantiser_codes_in_fewer_bits(name):
 
 
 def test_bits_are_those_of_the_formula(generator):
-    oracle, k = TOYS["line"], torch.randint(4, (50, 1), generator=generator)
+    oracle, k = MIXTURES["line"], torch.randint(4, (50, 1), generator=generator)
     for dequantizer in (UniformDequantization(FOUR), VariationalDequantization(FOUR, perceptron(1, 5))):
         x, gain = dequantizer(k, torch.Generator().manual_seed(1))
         loss = DequantizedLoss(Likelihood(oracle), dequantizer)(k, generator=torch.Generator().manual_seed(1))
@@ -255,7 +255,7 @@ def test_both_are_trained_and_saved(tmp_path, generator):
 
 
 def test_the_objective_draws_its_own_times(generator):
-    """`MaximumLikelihood` draws log-SNRs; the gradient of its loss reaches the dequantiser through x."""
+    """`MaximumLikelihood` draws log-SNRs; the gradient of its loss reaches the dequantizer through x."""
     flow = VariationalDequantization(FOUR, perceptron(2))
     inner = MaximumLikelihood(Learned(MLP(2, width=16, depth=1), VP()))
     k = torch.randint(4, (64, 2), generator=generator)

@@ -47,9 +47,9 @@ def test_going_up_composes_for_symbols(make, generator):
     s, t = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
     x0 = torch.full((50_000, 1), 2)
     x_t = transition.diffuse(transition.corrupt(x0, s, generator=generator), s, t, generator=generator)
-    law = transition.pushforward(transition.one_hot(x0[:1], torch.float64), torch.zeros_like(t), t)[0, 0]
+    distribution = transition.pushforward(transition.one_hot(x0[:1], torch.float64), torch.zeros_like(t), t)[0, 0]
     counts = torch.bincount(x_t.flatten(), minlength=transition.states).double() / len(x_t)
-    torch.testing.assert_close(counts, law, rtol=0, atol=0.01)
+    torch.testing.assert_close(counts, distribution, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("make", [lambda d: Ancestral(d, small), lambda d: DDIM(d), UniPC, sde.ProbabilityFlow])
@@ -119,9 +119,9 @@ def test_repaint_walks_each_stretch_as_often_as_asked():
 
 
 def test_known_symbols_stay(generator):
-    law = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    p = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
     for transition in (discrete.Uniform(4, discrete.cosine(20)), discrete.Absorbing(4, discrete.reciprocal(20))):
-        padded = torch.cat([law, torch.zeros(transition.states - 4, dtype=torch.float64)])
+        padded = torch.cat([p, torch.zeros(transition.states - 4, dtype=torch.float64)])
         oracle = discrete.AnalyticCategorical(padded, transition)
         known, mask = torch.full((300, 2), 3), MASK
         for sampler in (

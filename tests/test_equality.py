@@ -11,8 +11,8 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.sampler import PredictorCorrector
 
 
-def levels(changed=False):
-    """A thousand sigmas, of which one in the middle may differ: too many for any to be written out."""
+def noise_levels(changed=False):
+    """A thousand noise levels, too many to be written out; one in the middle may differ."""
     sigmas = torch.logspace(-2, 1, 1000, dtype=torch.float64)
     if changed:
         sigmas[500] *= 1.0001
@@ -41,7 +41,7 @@ PROCESSES = {
     "vp": (lambda: sde.VP(), lambda: sde.VP(0.2)),
     "vp and sub-vp": (lambda: sde.VP(), lambda: sde.SubVP()),
     "ve": (lambda: sde.VE(0.01, 50.0), lambda: sde.VE(0.01, 50.5)),
-    "one sigma of a thousand": (levels, lambda: levels(changed=True)),
+    "one sigma of a thousand": (noise_levels, lambda: noise_levels(changed=True)),
     "a user's": (lambda: Own(0.2), lambda: Own(0.3)),
     "absorbing": (
         lambda: discrete.Absorbing(5, discrete.LogLinearNoise()),
@@ -80,8 +80,8 @@ def test_predictor_and_corrector_of_equal_tables_fit():
         PredictorCorrector(DDIM(Learned(Still(), Tabulated(linear_betas(101)))), corrector)
     with pytest.raises(UsageError, match="different schedules"):  # which differ in one number that no print shows
         PredictorCorrector(
-            sde.ReverseDiffusion(sde.Learned(Still(), levels())),
-            sde.AnnealedLangevin(sde.Learned(Still(), levels(True))),
+            sde.ReverseDiffusion(sde.Learned(Still(), noise_levels())),
+            sde.AnnealedLangevin(sde.Learned(Still(), noise_levels(True))),
         )
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import Formula, Recorded, mean_and_variance, tweedie
+from helpers import Formula, Recording, mean_and_variance, tweedie
 from scipy import stats
 
 from unnoise import sde
@@ -28,12 +28,12 @@ from unnoise.shared.gaussian.guidance import (
     ClassifierFree,
     ClassifierGradient,
     ClassifierGuided,
+    ClassifierLoss,
     ConditionDropout,
     NoisyClassifier,
-    ClassifierLoss,
 )
 from unnoise.shared.gaussian.prediction import velocity
-from unnoise.shared.networks import MLP, CaptionEncoder, UNet
+from unnoise.shared.networks import MLP
 from unnoise.shared.sampler import counted
 from unnoise.shared.training import Trainer, Training
 
@@ -48,7 +48,7 @@ def mixture(schedule):
 
 
 class Perfect(torch.nn.Module):
-    """What a perfect classifier of the mixture says."""
+    """The exact classifier of the mixture."""
 
     def __init__(self, schedule):
         super().__init__()
@@ -103,7 +103,7 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "ancestral form"])
 def test_every_sampler_takes_a_guided_denoiser(sampler, generator):
-    """With a perfect classifier the samples are those of the asked component, in the ancestral form as well."""
+    """With an exact classifier the samples are those of the chosen component, in the ancestral form too."""
     schedule = Tabulated(linear_betas(1000)) if sampler not in ("flow", "euler-maruyama") else sde.VP()
     oracle, classifier = unlabelled(schedule), Perfect(schedule)
     if sampler == "ancestral form":
@@ -113,8 +113,8 @@ def test_every_sampler_takes_a_guided_denoiser(sampler, generator):
     label = torch.full((2000,), 1)
     x = made(schedule.prior((2000, 2), generator=generator).double(), steps=200, generator=generator, label=label)
     for axis in range(2):
-        law = stats.norm(float(MEANS[1, axis]), float(VARIANCES[1].sqrt()))
-        assert stats.kstest(x[:, axis].numpy(), law.cdf).statistic < 0.05
+        expected = stats.norm(float(MEANS[1, axis]), float(VARIANCES[1].sqrt()))
+        assert stats.kstest(x[:, axis].numpy(), expected.cdf).statistic < 0.05
 
 
 def test_a_conditional_model_may_be_guided_by_a_classifier_too(generator):
@@ -283,67 +283,6 @@ def test_the_variance_is_that_of_the_conditional_half():
         torch.testing.assert_close(v, mean_and_variance(model, x, t, label=label)[1])
 
 
-class Noting(torch.nn.Module):
-    """A network of one's own that notes its labels."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def forward(self, x, time, label=None):
-        self.seen.append(label)
-        return x
-
-
-@pytest.mark.parametrize("null", [7, torch.tensor(7)])
-def test_a_null_of_ones_own(null):
-    network = Noting()
-    ClassifierFree(Learned(network, sde.VP()), 1.0, null=null)(
-        torch.zeros(4, 2), torch.tensor(0.5), label=torch.arange(4)
-    )
-    assert torch.equal(network.seen[0], torch.arange(4))
-    assert torch.equal(network.seen[1], torch.full((4,), 7))
-
-
-def test_condition_dropout_takes_labels_from_its_share(generator):
-    network = Noting()
-    objective = ConditionDropout(DenoisingLoss.simple(Learned(network, sde.VP())), p=0.2, null=3)
-    label = torch.arange(20_000) % 3
-    objective(torch.zeros(20_000, 1), generator=generator, label=label)
-    dropped = network.seen[0] == 3
-    assert float(dropped.float().mean()) == pytest.approx(0.2, abs=3 * math.sqrt(0.16 / 20_000))
-    assert torch.equal(network.seen[0][~dropped], label[~dropped])
-    assert objective.denoiser is objective.objective.denoiser
-    assert len([n for n, _ in objective.named_parameters()]) == len(list(objective.denoiser.parameters()))
-
-
-@pytest.mark.parametrize(
-    ("condition", "value"),
-    [("label", torch.tensor([0, 2, 1, 0])), ("vector", torch.randn(4, 3)), ("tokens", torch.tensor([[1, 2]] * 4))],
-)
-def test_dropped_conditions_are_what_sampling_without_them_sees(condition, value, generator):
-    """The null of training is the null of sampling, and a learned one gets its gradient."""
-    torch.manual_seed(0)
-    tokens = CaptionEncoder(5, 3, 8, 1, 1) if condition == "tokens" else None
-    network = UNet((1, 4, 4), 8, (1,), 1, (1,), 1, classes=3, vector=3, tokens=tokens)
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    model, x0 = Learned(network, sde.VP()), torch.randn(4, 1, 4, 4, generator=generator)
-    always = ConditionDropout(DenoisingLoss.simple(model), p=1 - 1e-9, condition=condition)
-    t, noise = torch.full((4,), 0.5, dtype=torch.float64), torch.randn(4, 1, 4, 4, generator=generator)
-
-    class Source(Recorded):
-        def uniform(self, shape, dtype, device):
-            return torch.zeros(tuple(shape))
-
-    loss = always.at(x0, t, generator=Source(noise), **{condition: value})
-    without = DenoisingLoss.simple(model).at(x0, t, generator=Recorded(noise))
-    torch.testing.assert_close(loss.total, without.total)
-    loss.total.sum().backward()
-    if condition == "vector":
-        assert float(network.null_vector.grad.abs().sum()) > 0
-
-
 def test_the_likelihood_of_a_guided_model_is_that_of_the_conditional_law(generator):
     """A perfect classifier's gradient has a divergence, which a likelihood counts."""
     schedule = sde.VP()
@@ -396,7 +335,7 @@ def test_wrong_guidance_is_refused_when_built():
             lambda: ClassifierFree(AnalyticGaussian(torch.zeros(1), torch.eye(1), sde.VP()), 1.0)(torch.zeros(1, 1), t),
             "give label=",
         ),
-        (lambda: ClassifierFree(Learned(Noting(), sde.VP()), 1.0), "does not define what stands for no label"),
+        (lambda: ClassifierFree(Learned(Recording(), sde.VP()), 1.0), "does not define what stands for no label"),
         (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none': give what stands for no label"),
         (
             lambda: labelled(torch.zeros(1, 2), t, label=torch.tensor([4])),
@@ -407,7 +346,10 @@ def test_wrong_guidance_is_refused_when_built():
         (lambda: DDIM(plain)(shape=(1, 2), steps="ddim10"), "steps='ddim10': give a whole number"),
         (lambda: DDIM(plain)(shape=(1, 2), steps=2, generator=0), "generator=0: give torch.Generator"),
         (lambda: ClassifierFree(labelled, 1.0, low=0.5, high=0.5), "give 0 <= low < high <= 1"),
-        (lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t), "guidance needs the condition label: give label="),
+        (
+            lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t),
+            "guidance needs the condition label: give label=",
+        ),
         (lambda: ClassifierGuided(Learned(MLP(2), to_zero, velocity), Perfect(to_zero)), "zero SNR"),
         (lambda: ClassifierGradient(Perfect(sde.VP()))(torch.zeros(1, 2), t), "give label=..., one for each sample"),
         (lambda: ConditionDropout(DenoisingLoss.simple(plain)), "needs a denoiser that takes it"),
@@ -416,7 +358,10 @@ def test_wrong_guidance_is_refused_when_built():
             lambda: ConditionDropout(DenoisingLoss.simple(Learned(Formula(None), sde.VP()))),
             "does not define what stands for no label",
         ),
-        (lambda: ConditionDropout(DenoisingLoss.simple(labelled))(torch.zeros(1, 2)), "the batch has no label, which is dropped"),
+        (
+            lambda: ConditionDropout(DenoisingLoss.simple(labelled))(torch.zeros(1, 2)),
+            "the batch has no label, which is dropped",
+        ),
         (
             lambda: ClassifierLoss(NoisyClassifier(TwoLayers(), sde.VP()))(torch.zeros(1, 2)),
             "the batch has no label, which a classifier is trained on",

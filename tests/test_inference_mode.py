@@ -11,7 +11,7 @@ from unnoise.shared.gaussian.inverse import DPS, Masked, MomentMatching, PseudoI
 from unnoise.shared.networks import MLP, Encoder, UNet
 
 
-def randomised(network):
+def randomized(network):
     torch.manual_seed(0)
     for p in network.parameters():
         nn.init.normal_(p, std=0.1)
@@ -26,7 +26,7 @@ class Counting(nn.Module):
 
 
 def unet(**further):
-    return randomised(UNet((1, 4, 4), width=8, multipliers=(1,), blocks=1, attention=(), **further))
+    return randomized(UNet((1, 4, 4), width=8, multipliers=(1,), blocks=1, attention=(), **further))
 
 
 def seeded():
@@ -96,14 +96,14 @@ class Tokens(nn.Module):
 
 
 def both():
-    return unet(), randomised(Encoder((1, 4, 4), 3, 8, (1,), 1, ()))
+    return unet(), randomized(Encoder((1, 4, 4), 3, 8, (1,), 1, ()))
 
 
 def potential():
-    return randomised(sde.Potential(MLP(2)))
+    return randomized(sde.Potential(MLP(2)))
 
 
-ASKS = {
+CALLS = {
     "likelihood": (likelihood, lambda: unet(classes=3)),
     "likelihood of several probes": (lambda network: likelihood(network, sde.Hutchinson(3)), lambda: unet(classes=3)),
     "exact likelihood": (lambda network: likelihood(network, sde.ExactTrace()), lambda: unet(classes=3)),
@@ -114,17 +114,17 @@ ASKS = {
     "DPS": (dps, lambda: unet(classes=3)),
     "energy": (energy, potential),
     "normalizer": (annealed, potential),
-    "guided tokens": (guided_tokens, lambda: randomised(Tokens())),
+    "guided tokens": (guided_tokens, lambda: randomized(Tokens())),
 }
 
 
-@pytest.mark.parametrize("name", ASKS)
+@pytest.mark.parametrize("name", CALLS)
 def test_inference_mode_changes_nothing(name):
-    ask, build = ASKS[name]
+    call, build = CALLS[name]
     network = build()
-    expected = ask(network)
+    expected = call(network)
     with torch.inference_mode():
-        found = ask(network)
+        found = call(network)
     assert expected.isfinite().all()
     assert torch.equal(found, expected)
 

@@ -13,8 +13,8 @@ from gaussian_posteriors import (
     Shaped,
     conditioned,
     exact_denoised,
-    law,
     matrix_of,
+    mean_and_covariance,
     normal,
     observed,
     problem,
@@ -29,9 +29,9 @@ from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.gaussian.inverse import (
     DPS,
     Averaged,
-    MatrixOperator,
     Gray,
     Masked,
+    MatrixOperator,
     MomentMatching,
     PseudoInverse,
     Replacement,
@@ -97,7 +97,7 @@ def test_operators_stand_in_checkpoints(name):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_denoiser_is_that_of_the_posterior(name, schedule, noise):
-    """Moment matching for every Gaussian law, Pi-GDM where the covariance is a multiple of the identity."""
+    """Moment matching for every Gaussian distribution, Pi-GDM where the covariance is a multiple of the identity."""
     operator, shape, d = problem(name)
     a, y = matrix_of(operator, shape), observed(operator, shape, noise)
     for t in (0.01, 0.3, 0.7, 1.0):
@@ -107,7 +107,7 @@ def test_the_denoiser_is_that_of_the_posterior(name, schedule, noise):
             (0.49, lambda prior: PseudoInverse(prior, operator, y, noise, 0.7)),
             (0.49, lambda prior: MomentMatching(prior, operator, y, noise, d)),
         ):
-            mean, covariance = law(d, variance)
+            mean, covariance = mean_and_covariance(d, variance)
             prior = Shaped(mean, covariance, SCHEDULES[schedule](), shape)
             x0 = mean + normal(3, d, seed=11) @ torch.linalg.cholesky(covariance).T
             x_t = prior.corruption.corrupt(x0, t, generator=rng(12))
@@ -129,14 +129,14 @@ def test_without_noise_the_measured_part_is_the_measurement():
     for name in OPERATORS:
         operator, shape, d = problem(name)
         y = operator(0.8 * normal(1, *shape, seed=9))
-        prior, t = Shaped(*law(d), sde.VP(), shape), torch.tensor(0.2, dtype=torch.float64)
+        prior, t = Shaped(*mean_and_covariance(d), sde.VP(), shape), torch.tensor(0.2, dtype=torch.float64)
         x0 = MomentMatching(prior, operator, y, iterations=d + 2)(normal(3, *shape), t)
         torch.testing.assert_close(operator(x0), y.expand(3, *y.shape[1:]), rtol=1e-7, atol=1e-7)
 
 
 def test_each_iteration_comes_closer_and_too_many_do_no_harm():
     operator, shape, d = problem("dense")
-    mean, covariance = law(d)
+    mean, covariance = mean_and_covariance(d)
     t, x, y = torch.tensor(0.3), normal(4, *shape), observed(operator, shape, 0.1, 4)
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-4)):
         prior = Shaped(mean, covariance, sde.VP(), shape)
@@ -151,7 +151,7 @@ def test_each_iteration_comes_closer_and_too_many_do_no_harm():
 def test_a_gradient_reaches_the_state():
     """The Jacobian of the posterior's mean is its covariance over `sigma^2 / alpha`, as a likelihood reads it."""
     operator, shape, d = problem("averaged vector")
-    mean, covariance = law(d)
+    mean, covariance = mean_and_covariance(d)
     t, y, noise = torch.tensor(0.3, dtype=torch.float64), observed(operator, shape, 0.3, 1), 0.3
     prior = Shaped(mean, covariance, sde.VP(), shape)
     alpha, sigma = prior.corruption(t)
@@ -211,7 +211,10 @@ def test_what_the_network_says_of_the_variance_is_passed_on():
 
 
 def test_what_does_not_fit_is_refused():
-    prior, model = AnalyticGaussian(*law(4), sde.VP()), Learned(UNet((3, 4, 4), 8, (1,), 1, (), 1), sde.VP())
+    prior, model = (
+        AnalyticGaussian(*mean_and_covariance(4), sde.VP()),
+        Learned(UNet((3, 4, 4), 8, (1,), 1, (), 1), sde.VP()),
+    )
     to_zero = Learned(MLP(4), Tabulated(zero_terminal(linear_betas(100))), velocity)
     t, image, one = torch.tensor(0.5), torch.zeros(2, 3, 4, 4), torch.zeros(1, 2)
     for make, words in (

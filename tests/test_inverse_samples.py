@@ -4,7 +4,17 @@ import functools
 
 import pytest
 import torch
-from gaussian_posteriors import OPERATORS, Shaped, conditioned, law, matrix_of, normal, observed, problem, rng
+from gaussian_posteriors import (
+    OPERATORS,
+    Shaped,
+    conditioned,
+    matrix_of,
+    mean_and_covariance,
+    normal,
+    observed,
+    problem,
+    rng,
+)
 from helpers import Recorded
 
 from unnoise import sde
@@ -14,7 +24,7 @@ from unnoise.shared.gaussian.inverse import DPS, Masked, MomentMatching, PseudoI
 from unnoise.shared.sampler import counted
 
 NOISE = 0.1
-CASES = ("mask of a vector", "uneven grey", "averaged", "dense")
+CASES = ("mask of a vector", "uneven gray", "averaged", "dense")
 SAMPLERS = {
     "ancestral": (lambda d: Ancestral(d, small), sde.VP),
     "ddim": (DDIM, sde.VP),
@@ -26,13 +36,13 @@ SAMPLERS = {
 
 
 def errors(name, sampler_of, schedule, method, variance=None, count=4000, steps=200, noise=NOISE):
-    """How far the law of samples is from the posterior.
+    """How far the distribution of samples is from the posterior.
 
     Returns the distance of the means over the root of the posterior's trace, and of the covariances over the norm of
     the posterior's.
     """
     operator, shape, d = problem(name)
-    (mean, covariance), a = law(d, variance), matrix_of(operator, shape)
+    (mean, covariance), a = mean_and_covariance(d, variance), matrix_of(operator, shape)
     # Every number measured lies one of its own standard deviations above its mean.
     y = operator(mean.reshape(1, *shape))
     y = y + ((a @ covariance @ a.T).diagonal() + noise**2 * (a != 0).any(1)).sqrt().reshape(y.shape)
@@ -105,7 +115,7 @@ def test_how_far_from_the_posterior_the_approximate_methods_are(method):
 
 def test_replacement_is_inpainting_for_masks(generator):
     operator, shape, d = problem("mask")
-    known, prior = normal(50, *shape, seed=1), Shaped(*law(d), sde.VP(), shape)
+    known, prior = normal(50, *shape, seed=1), Shaped(*mean_and_covariance(d), sde.VP(), shape)
     start = normal(50, *shape, seed=2)
     for make in (lambda d: Ancestral(d, small), UniPC):
         a = Replacement(make(prior), operator, operator(known))(start, steps=10, generator=rng(1))
@@ -118,7 +128,7 @@ def test_replacement_puts_the_measurement_at_the_level_of_the_state(name):
     """`A x_s = alpha_s y + sigma_s A z`, and the rest as the sampler left it."""
     operator, shape, d = problem(name)
     t, s = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
-    prior, x, z = Shaped(*law(d), sde.VP(), shape), normal(3, *shape), normal(3, *shape, seed=1)
+    prior, x, z = Shaped(*mean_and_covariance(d), sde.VP(), shape), normal(3, *shape), normal(3, *shape, seed=1)
     y = operator(normal(1, *shape, seed=2))
     sampler = Replacement(DDIM(prior), operator, y)
     moved, (alpha, sigma) = sampler.step(x, t, s, generator=Recorded(z)), prior.corruption(s)
@@ -134,7 +144,7 @@ def test_a_draw_of_the_measured_part_is_not_the_measurement():
 
     One step from x_t towards `x_0 | y` follows `x_t`'s own draw of the measured part, whatever y is.
     """
-    prior, operator = Shaped(*law(2), sde.VP(), (2,)), Masked(torch.tensor([1, 0]))
+    prior, operator = Shaped(*mean_and_covariance(2), sde.VP(), (2,)), Masked(torch.tensor([1, 0]))
     t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     x, unmeasured = normal(3, 2), []
     for y in (-1.0, 2.0):
@@ -150,7 +160,7 @@ def test_a_draw_of_the_measured_part_is_not_the_measurement():
 def test_dps_steps_down_the_norm():
     """The gradient in closed form: `- J^T A^T r / |r|`, r the residual, each example by itself."""
     operator, shape, d = problem("averaged")
-    (mean, covariance), y = law(d), observed(operator, shape, 0.1, 3)
+    (mean, covariance), y = mean_and_covariance(d), observed(operator, shape, 0.1, 3)
     prior, x = Shaped(mean, covariance, sde.VP(), shape), normal(3, *shape)
     t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     alpha, sigma = prior.corruption(t)

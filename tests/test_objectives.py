@@ -187,10 +187,10 @@ class Strata(Recorded):
         return torch.special.ndtri((ranks + u) / self.shape[1]).view(shape)
 
     def uniform(self, shape, dtype, device):
-        return torch.full(tuple(shape), 0.5, dtype=dtype)  # every level is taken
+        return torch.full(tuple(shape), 0.5, dtype=dtype)  # every step is taken
 
 
-LAWS = {
+DATA = {
     "points": (torch.tensor([0, 3, 8, 9, 15]), torch.full((5,), 0.2, dtype=torch.float64)),
     "gaussian": (
         torch.arange(17),
@@ -200,14 +200,14 @@ LAWS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", LAWS)
-def test_the_bound_stays_above_the_entropy_and_its_gap_falls_as_1_over_steps(law):
+@pytest.mark.parametrize("data", DATA)
+def test_the_bound_stays_above_the_entropy_and_its_gap_falls_as_1_over_steps(data):
     """Exact denoisers of five levels, and of a Gaussian rounded to 17 levels, on tables even in log-SNR.
 
     The gap is what Gaussian steps cost, in nats. On the linear table of 100 steps single steps are too coarse near the
     data for the limit.
     """
-    (k, weights), scale, gaps = LAWS[law], Quantization(17), []
+    (k, weights), scale, gaps = DATA[data], Quantization(17), []
     where = scale.continuous(k).double()[:, None]
     entropy = float(-(weights * weights.log()).sum())
     for steps, rows in ((100, 500), (400, 300), (1600, 120)):
@@ -248,7 +248,7 @@ def test_distortion_is_what_the_posterior_leaves(generator):
 
 
 class Own(torch.nn.Module):
-    """A network of one's own, which a checkpoint cannot rebuild."""
+    """A network that is not of this package, so a checkpoint cannot rebuild it."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,5 @@
-"""Networks of other libraries and of one's own: what does not fit is one line when it is built or first called."""
+"""Networks that are not of this package: what does not fit is refused in one line, when built or first called."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +9,10 @@ from torch import nn
 from unnoise import continuous, discrete, sde
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.dequantization import VariationalDequantization
-from unnoise.shared.gaussian.guidance import ClassifierGuided, NoisyClassifier, ClassifierLoss
+from unnoise.shared.gaussian.guidance import ClassifierGuided, ClassifierLoss, NoisyClassifier
 from unnoise.shared.networks import MLP, UNet
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.time_inputs import step_index, thousandth_index
-from unnoise.shared.training import Trainer, Training
 
 T = 1000
 TABLE = continuous.Tabulated(continuous.linear_betas(T))
@@ -53,7 +51,7 @@ SHAPES = {
     "one more axis": lambda y: y[None],
     "a number": lambda y: y.mean(),
 }
-ASKS = {
+CALLS = {
     "sampler": lambda d: continuous.DDIM(d)(X, steps=2),
     "simple": lambda d: continuous.DenoisingLoss.simple(d)(X),
     "flow": lambda d: sde.DenoisingLoss.flow_matching(d)(X),
@@ -67,16 +65,16 @@ def one_line(error, words=""):
     assert error.match(words)
 
 
-@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("form", [*FORMS, *SHAPES])
-def test_outputs_that_are_not_read_are_refused(ask, form):
+def test_outputs_that_are_not_read_are_refused(call, form):
     make, words = (
         FORMS[form]
         if form in FORMS
         else (SHAPES[form], r"the network returned shape \(.*for x_t \(4, 2, 6, 6\): .*\(4, 2, 6, 6\)$")
     )
     with pytest.raises(UsageError) as error:
-        ASKS[ask](continuous.Learned(Own(lambda x, time: make(x)), TABLE))
+        CALLS[call](continuous.Learned(Own(lambda x, time: make(x)), TABLE))
     one_line(error, f".*{words}")
 
 
@@ -87,12 +85,12 @@ def test_every_caller_of_a_network_refuses_them(form):
     label = torch.zeros(4, dtype=torch.int64)
     energies = [Own(lambda x, time: make(x.sum((1, 2, 3)))), sde.Potential(Own(lambda x, time: make(x)))]
     real = continuous.Learned(UNet((2, 6, 6), 8, (1,), 1), TABLE)
-    spread = VariationalDequantization(Quantization(17), Own(lambda x, time: make(x)))
-    asks = [
+    dequantizer = VariationalDequantization(Quantization(17), Own(lambda x, time: make(x)))
+    calls = [
         lambda: ClassifierLoss(classifier)(X, label=label),
         lambda: continuous.DDIM(ClassifierGuided(real, classifier))(X, steps=2, label=label),
         *(lambda e=e: sde.DenoisingLoss.score_matching(sde.EnergyDenoiser(e, sde.VP()))(X) for e in energies),
-        lambda: spread(torch.zeros(4, 2, 6, 6, dtype=torch.int64)),
+        lambda: dequantizer(torch.zeros(4, 2, 6, 6, dtype=torch.int64)),
         *(
             lambda p=p: discrete.CrossEntropy(discrete.Categorical(Own(lambda x, time: make(logits()(x, time))), p))(
                 TOKENS
@@ -103,15 +101,17 @@ def test_every_caller_of_a_network_refuses_them(form):
             discrete.ScoreEntropyDenoiser(Own(lambda x, time: make(logits()(x, time))), MASKED)
         )(TOKENS),
     ]
-    for ask in asks:
+    for call in calls:
         with pytest.raises(UsageError) as error:
-            ask()
+            call()
         one_line(error, f".*{words}")
 
 
 def test_classifiers_of_other_shapes_and_labels():
     wide = NoisyClassifier(Own(lambda x, time: x), sde.VP())
-    with pytest.raises(UsageError, match=r"returned shape \(4, 2, 6, 6\) for 4 examples: make it return a logit for each class"):
+    with pytest.raises(
+        UsageError, match=r"returned shape \(4, 2, 6, 6\) for 4 examples: make it return a logit for each class"
+    ):
         wide(X, 0.5)
     classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), sde.VP())
     expected = ClassifierLoss(classifier).at(
@@ -206,12 +206,12 @@ def test_networks_that_take_no_time_are_refused_when_built(network):
     ],
 )
 def test_conditions_are_named(cond, words):
-    for ask in (
+    for call in (
         lambda: continuous.DenoisingLoss.simple(continuous.Learned(Conditional(), TABLE))(X, **cond),
         lambda: discrete.CrossEntropy(discrete.Categorical(Conditional(), UNIFORM))(TOKENS, **cond),
     ):
         with pytest.raises(UsageError) as error:
-            ask()
+            call()
         one_line(error, words)
     own = continuous.Learned(UNet((2, 6, 6), 8, (1,), 1), TABLE)
     with pytest.raises(UsageError, match="UNet takes no condition caption"):
@@ -286,7 +286,8 @@ def test_rows_that_do_not_fit_the_time_are_found_before_the_first_step():
 def test_a_table_of_tokens_without_a_row_for_the_mask():
     rows = nn.Embedding(K, K)
     with pytest.raises(
-        UsageError, match="index out of range in self.: x holds tokens up to 5 .a mask token, if there is one, is the last"
+        UsageError,
+        match="index out of range in self.: x holds tokens up to 5 .a mask token, if there is one, is the last",
     ):
         discrete.Categorical(Own(lambda x, time: rows(x)), MASKED)(torch.full((2, 3), K), 0.5)
     discrete.Categorical(Own(lambda x, time: rows(x)), UNIFORM)(TOKENS, 0.5)
@@ -354,13 +355,14 @@ def test_half_precision_and_a_time_that_is_not_cast():
 
     continuous.DenoisingLoss.simple(continuous.Learned(Uncast(), TABLE))(X)
     with pytest.raises(
-        UsageError, match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is computed from the time"
+        UsageError,
+        match=r"Uncast mixes precisions.*bfloat16.*the time input is torch.float32: cast what is computed from",
     ):
         continuous.DenoisingLoss.simple(continuous.Learned(Uncast().bfloat16(), TABLE))(X)
 
 
 def test_a_network_says_that_it_takes_no_condition():
-    """Guidance by a classifier passes its label on, unless the network says what it takes."""
+    """Guidance by a classifier passes its label on, unless the network lists what it takes."""
     classifier = NoisyClassifier(Own(lambda x, time: x.mean((2, 3))), TABLE)
     plain, label = Own(lambda x, time: x), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(
@@ -385,26 +387,3 @@ class Labelled(nn.Module):
 def test_a_condition_out_of_range_is_named():
     with pytest.raises(UsageError, match="looked up a row that does not exist.*y holds 1 to 10, and the time input"):
         continuous.Learned(Labelled(), TABLE)(torch.zeros(2, 1, 8, 8), 0.5, y=torch.tensor([1, 10]))
-
-
-def test_steps_of_numpy_are_whole_numbers():
-    denoiser = continuous.Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)
-    x = torch.zeros(1, 1, 8, 8)
-    assert torch.equal(continuous.DDIM(denoiser)(x, steps=np.int64(3)), continuous.DDIM(denoiser)(x, steps=3))
-    with pytest.raises(UsageError, match="steps=2.5: give a whole number"):
-        continuous.DDIM(denoiser)(x, steps=2.5)
-
-
-def test_a_loader_of_pairs_is_told_how_to_become_batches():
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4)), 2)
-    trainer = Trainer(
-        continuous.DenoisingLoss.simple(continuous.Learned(UNet((1, 8, 8), 8, (1,), 1, ()), TABLE)),
-        Training(steps=2, warmup=1),
-    )
-    with pytest.raises(
-        UsageError,
-        match=r'a batch is list: give dicts .* such as \(\{"x0": x, "label": label\} for x, label in loader\)',
-    ):
-        trainer.fit(loader)
-    trainer.fit({"x0": x} for x, _ in loader)
-    assert trainer.step == 2

@@ -9,7 +9,7 @@ from torch import nn
 from unnoise import continuous, discrete, sde
 from unnoise.shared.calling import precision
 from unnoise.shared.gaussian.dequantization import DequantizedLoss, VariationalDequantization
-from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, NoisyClassifier, ClassifierLoss
+from unnoise.shared.gaussian.guidance import ClassifierFree, ClassifierGuided, ClassifierLoss, NoisyClassifier
 from unnoise.shared.gaussian.inverse import DPS, Masked, MomentMatching, PseudoInverse
 from unnoise.shared.networks import MLP, CaptionEncoder, DiT, Encoder, ImageDiT, RefineNet, Transformer, UNet
 from unnoise.shared.networks.adapters import CenteredInput
@@ -40,7 +40,7 @@ def woken(network, seed=0):
 
 
 class Plain(nn.Module):
-    """A network of one's own, which casts what it makes of the time."""
+    """A network that is not of this package, and casts what it computes from the time."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ NETWORKS = {
     "adm": lambda: UNet(SHAPE, 8, (1, 2), 1, variant=ADM),
     "dit": lambda: ImageDiT(SHAPE, patch=2, width=16, depth=2, heads=2),
     "refinenet": lambda: RefineNet(SHAPE, 4, (1, 2), (1, 1)),
-    "recentred": lambda: CenteredInput(UNet(SHAPE, 8, (1,), 1)),
+    "centered": lambda: CenteredInput(UNet(SHAPE, 8, (1,), 1)),
     "own": Plain,
 }
 TEXT = {
@@ -72,12 +72,12 @@ def near(found, expected, dtype):
     assert error <= TOLERANCE[dtype], float(error)
 
 
-def compared(denoiser, asks, dtype):
+def compared(denoiser, calls, dtype):
     """What each call gives for the denoiser, cast, beside what it gives in float32."""
     other = copy.deepcopy(denoiser).to(dtype)
-    for ask in asks:
+    for call in calls:
         torch.manual_seed(0)
-        near(ask(other), ask(denoiser), dtype)
+        near(call(other), call(denoiser), dtype)
 
 
 def learned(network, seed=0):
@@ -94,7 +94,7 @@ LEVELS = SCALE.quantize(X0)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_of_any_precision_gives_what_it_gives_in_float32(network, dtype):
-    asks = [
+    calls = [
         lambda d: continuous.DDIM(d)(shape=(3, *SHAPE), steps=4, generator=seeded()),
         lambda d: continuous.Ancestral(continuous.Clipped(d))(shape=(3, *SHAPE), steps=4, generator=seeded()),
         lambda d: continuous.DenoisingLoss.simple(d)(X0, generator=seeded()).total,
@@ -106,7 +106,7 @@ def test_a_network_of_any_precision_gives_what_it_gives_in_float32(network, dtyp
             )(LEVELS, generator=seeded()).nats
         ),
     ]
-    compared(learned(NETWORKS[network]), asks, dtype)
+    compared(learned(NETWORKS[network]), calls, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -118,12 +118,12 @@ def test_fourier_features_energies_and_vectors(dtype):
     compared(denoiser, [lambda d: sde.DenoisingLoss.score_matching(d)(X0, generator=seeded()).total], dtype)
     energy = sde.EnergyDenoiser(sde.Potential(woken(MLP(3, 16))), sde.VP()).eval()
     x = torch.randn(5, 3, generator=seeded(1))
-    asks = [
+    calls = [
         lambda d: continuous.DDIM(d)(shape=(5, 3), steps=3, generator=seeded()),
         lambda d: d.log_density(x, torch.tensor(0.5)),
         lambda d: sde.DenoisingLoss.score_matching(d)(x, generator=seeded()).total,
     ]
-    compared(energy, asks, dtype)
+    compared(energy, calls, dtype)
     vectors = sde.Learned(woken(MLP(3, 16)), sde.VP()).eval()
     compared(vectors, [lambda d: sde.ImplicitScoreMatching(d)(x, generator=seeded()).total], dtype)
 
@@ -157,7 +157,7 @@ def test_guidance_conditions_and_inverse_problems(dtype):
     plain = learned(NETWORKS["unet"]).on(sde.VP())
     pair = nn.ModuleList([plain, classifier])
     measured = Masked(torch.arange(6) < 3)
-    asks = [
+    calls = [
         lambda m: continuous.DDIM(continuous.Clipped(ClassifierGuided(*m)))(
             **run, label=cond["label"], generator=seeded()
         ),
@@ -167,9 +167,9 @@ def test_guidance_conditions_and_inverse_problems(dtype):
         ),
         lambda m: DPS(continuous.DDIM(m[0]), measured, measured(X0))(**run, generator=seeded()),
     ]
-    compared(pair, asks, dtype)
-    spread = VariationalDequantization(SCALE, woken(UNet((4, 4, 6), 8, (1,), 1)))
-    bound = DequantizedLoss(sde.MaximumLikelihood(plain), spread).eval()
+    compared(pair, calls, dtype)
+    dequantizer = VariationalDequantization(SCALE, woken(UNet((4, 4, 6), 8, (1,), 1)))
+    bound = DequantizedLoss(sde.MaximumLikelihood(plain), dequantizer).eval()
     compared(bound, [lambda b: b(LEVELS, generator=seeded()).total], dtype)
 
 
@@ -182,7 +182,7 @@ def test_networks_of_tokens(network, dtype):
         discrete.Absorbing(K, discrete.LogLinearNoise()),
         discrete.Uniform(K, discrete.linear(1000, 1e-4, 0.02)),
     )
-    asks = [
+    calls = [
         lambda d: discrete.VariationalBound(d, terms=8)(x0, generator=seeded()).nats,
         lambda d: d(d.corruption.corrupt(x0, 0.7, generator=seeded()), 0.7).exp(),
     ]
@@ -192,7 +192,7 @@ def test_networks_of_tokens(network, dtype):
         discrete.ScoreEntropyDenoiser(woken(TEXT[network](K + 1, K)), mask),
     ):
         objective = discrete.D3PMLoss if denoiser.corruption.steps else discrete.ContinuousBound
-        compared(denoiser, [*asks, lambda d, objective=objective: objective(d)(x0, generator=seeded()).total], dtype)
+        compared(denoiser, [*calls, lambda d, objective=objective: objective(d)(x0, generator=seeded()).total], dtype)
         samples = discrete.Ancestral(copy.deepcopy(denoiser).to(dtype))(shape=(4, 6), steps=5, generator=seeded())
         assert samples.dtype == torch.int64
         assert samples.max() < K
