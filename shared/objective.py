@@ -149,9 +149,10 @@ def refuse_nonuniform_times(times: TimeSampling) -> None:
     """Raises for training times that are not uniform, over which the loss would not be a bound.
 
     Raises:
-        UsageError: for `Stratified` with a power other than 1.
+        UsageError: if `times.weight(u)` is not 1 for all u, as for `Stratified` with a power other than 1.
     """
-    if getattr(times, "power", 1.0) != 1:
+    u = torch.tensor([0.1, 0.35, 0.6, 0.85], dtype=torch.float64)
+    if hasattr(times, "weight") and not torch.allclose(times.weight(u), torch.ones_like(u)):
         raise UsageError(
             f"times={times} are not uniform, but this loss is a bound only as a mean over uniform times: "
             "give Stratified(), independent or antithetic"
