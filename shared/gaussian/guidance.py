@@ -254,11 +254,11 @@ class ClassifierGradient:
         if "label" not in cond:
             raise UsageError("classifier guidance needs class labels: give label=..., one for each sample")
         with gradients(x_t, t, cond["label"]) as (x, t, label):
-            whole = x.requires_grad  # a likelihood differentiates the score, and so this gradient
-            x = x if whole else x.detach().requires_grad_()
+            differentiable = x.requires_grad  # a likelihood differentiates the score, and so this gradient
+            x = x if differentiable else x.detach().requires_grad_()
             log_p = self.classifier(x, t)
             chosen = log_p.gather(1, classes(label, log_p)[:, None]).sum()
-            return self.scale * torch.autograd.grad(chosen, x, create_graph=whole)[0].to(x_t)
+            return self.scale * torch.autograd.grad(chosen, x, create_graph=differentiable)[0].to(x_t)
 
     def on(self, schedule: Schedule) -> ClassifierGradient:
         """Returns the gradient for signals corrupted by `schedule`."""

@@ -65,27 +65,27 @@ class Posterior(DenoiserWrapper):
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
         # The estimate is share x_t + rest. The rest, E[x_0 | x_t] - share x_t, is accurate both near t = 0 and t = 1.
-        whole = x_t.requires_grad
+        differentiable = x_t.requires_grad
         with gradients(x_t, t, cond) as (x, t, cond):
             alpha, sigma = self.corruption(exact(t))
             share = alpha / (alpha**2 + sigma**2)
             x = x if x.requires_grad else x.detach().requires_grad_()
             inner = self.denoiser.estimate(x, t, **cond)
             rest = inner.combined(x, -share, torch.ones_like(share))
-            rest = rest + self._moved_by(rest + like(share, x) * x, x, t, whole)
+            rest = rest + self._moved_by(rest + like(share, x) * x, x, t, differentiable)
             variance_output = inner.variance_output
-        if not whole:
+        if not differentiable:
             rest, variance_output = rest.detach(), None if variance_output is None else variance_output.detach()
         return Estimate(share, torch.ones_like(share), rest, variance_output)
 
-    def _moved_by(self, clean: Tensor, x: Tensor, t: Tensor, whole: bool) -> Tensor:
+    def _moved_by(self, clean: Tensor, x: Tensor, t: Tensor, differentiable: bool) -> Tensor:
         alpha, sigma = self.corruption(exact(t))
         gain = like(sigma**2 / alpha, x)
 
         def covariance(u: Tensor) -> Tensor:
-            return gain * torch.autograd.grad(clean, x, u, retain_graph=True, create_graph=whole)[0]
+            return gain * torch.autograd.grad(clean, x, u, retain_graph=True, create_graph=differentiable)[0]
 
-        center = clean if whole else clean.detach()
+        center = clean if differentiable else clean.detach()
         return self.shift(self.measurement.residual(center), covariance, alpha, sigma)
 
 
@@ -142,7 +142,7 @@ class MomentMatching(Posterior):
     ) -> None:
         super().__init__(denoiser, operator, y, noise)
         if iterations < 1:
-            raise UsageError(f"iterations={iterations}: give a whole number of at least 1, such as 3")
+            raise UsageError(f"iterations={iterations}: give a differentiable number of at least 1, such as 3")
         self.iterations = iterations
 
     def shift(self, residual: Tensor, covariance: CovarianceProduct, alpha: Tensor, sigma: Tensor) -> Tensor:
