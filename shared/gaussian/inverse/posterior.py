@@ -64,19 +64,15 @@ class Posterior(DenoiserWrapper):
         """
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        # The estimate is share x_t + rest. The rest, E[x_0 | x_t] - share x_t, is accurate both near t = 0 and t = 1.
         differentiable = x_t.requires_grad
         with gradients(x_t, t, cond) as (x, t, cond):
-            alpha, sigma = self.corruption(exact(t))
-            share = alpha / (alpha**2 + sigma**2)
             x = x if x.requires_grad else x.detach().requires_grad_()
             inner = self.denoiser.estimate(x, t, **cond)
-            rest = inner.combined(x, -share, torch.ones_like(share))
-            rest = rest + self._moved_by(rest + like(share, x) * x, x, t, differentiable)
+            out = inner.out + self._moved_by(inner.mean(x), x, t, differentiable) / like(inner.b, x)
             variance_output = inner.variance_output
         if not differentiable:
-            rest, variance_output = rest.detach(), None if variance_output is None else variance_output.detach()
-        return Estimate(share, torch.ones_like(share), rest, variance_output)
+            out, variance_output = out.detach(), None if variance_output is None else variance_output.detach()
+        return Estimate(inner.a, inner.b, out, variance_output)
 
     def _moved_by(self, clean: Tensor, x: Tensor, t: Tensor, differentiable: bool) -> Tensor:
         alpha, sigma = self.corruption(exact(t))
