@@ -15,8 +15,10 @@ from .transition.base import CLEAN
 class AnalyticCategorical(CleanDenoiser):
     """The exact posterior of tokens that are drawn independently from one distribution.
 
+    `p(x_0 | x_t) prop. to p(x_0) q(x_t | x_0)` at each position, read as the posterior (`Marginal`).
+
     Args:
-        p: the distribution, `(K,)`; zero for a mask.
+        p: the distribution of a clean token, over all K states, `(K,)`; 0 at an added mask.
         transition: the process that corrupts them.
     """
 

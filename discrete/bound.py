@@ -24,7 +24,9 @@ AT_ONCE, STRATA = 2**24, 128  # numbers in memory at a time; times of an integra
 class VariationalBound:
     r"""Computes the bound `KL(q(x_1 | x_0) || p(x_1)) + path + data` on the code length (Austin et al. 2021, eq. 1).
 
-    In nats; it is at least `-log P(x_0)` for the distribution P of the samples of `Ancestral`.
+    Called with tokens `x0`, `(B, ...)`, and conditions by name; returns a `CodeLength` in nats, whose terms prior, path
+    and data are `(B,)`, one for each example. The sum is in expectation at least `-log P(x_0)` for the distribution P
+    of the samples of `Ancestral`; a call samples one x_t for each term, and does not average.
 
     For a chain, over the times of a sampler's grid, the path is
     `sum_(n >= 2) KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` and the data term is `-log p(x_0 | x_1)`: it bounds the
@@ -34,8 +36,9 @@ class VariationalBound:
 
     Args:
         denoiser: the denoiser, with its reverse model.
-        terms: the number of times at which to evaluate the path, stratified; the same times for all examples where
-            `steps` is not the whole table. None for all steps of a chain, and 128 times of an integral.
+        terms: the number of times at which to evaluate the path, stratified, each with one network evaluation; the same
+            times for all examples where `steps` is not the whole table. None for all steps of a chain, and 128 times of
+            an integral.
         steps: the number of steps of the chain, or its grid of times, as for a sampler; None for the whole table, or
             in continuous time for the integral.
         padding: the token that fills texts up at their ends, or None. With it a text is coded as its length, uniform
@@ -79,7 +82,7 @@ class VariationalBound:
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
-        """Returns the three parts of the bound for tokens `x0`, `(B, ...)`.
+        """Returns the three parts of the bound for tokens `x0`, `(B, ...)`, in nats, `(B,)` each.
 
         Path and data are unbiased estimates from one sample of noise for each term: average over examples, or over
         calls with other generators.
@@ -98,7 +101,11 @@ class VariationalBound:
         return refuse_nan(CodeLength(prior, path, self.data(x0, generator=generator, **cond)))
 
     def length_nats(self, x0: Tensor) -> float:
-        """Returns the cost of a text's length, `log(n + 1)` for texts of 0 to n tokens; 0 without padding."""
+        """Returns the cost of a text's length in nats, `log(n + 1)` for texts of 0 to n tokens; 0 without padding.
+
+        Raises:
+            UsageError: where padding is followed by other tokens.
+        """
         if self.padding is None:
             return 0.0
         real = x0 != self.padding
@@ -109,7 +116,10 @@ class VariationalBound:
         return math.log(x0.shape[1] + 1)
 
     def prior(self, x0: Tensor, **cond: Any) -> Tensor:
-        """Returns `KL(q(x_1 | x_0) || p(x_1))`, `(B,)`, with the denoiser's `start_distribution` for p(x_1)."""
+        """Returns `KL(q(x_1 | x_0) || p(x_1))`, `(B,)`, in nats, with the denoiser's `start_distribution` for p(x_1).
+
+        Summed over each example, exactly. On a grid it is at the grid's first time in place of t = 1.
+        """
         transition = self.denoiser.corruption
         start = torch.ones_like(CLEAN) if self.grid is None else self.grid[0]
         x = transition.stationary().argmax().to(x0.device).expand(x0.shape)
@@ -122,7 +132,11 @@ class VariationalBound:
         return self.total(torch.cat(nats).view(x0.shape), x0)
 
     def part(self, x0: Tensor, n: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns the n-th step of the chain, n from 1, or the integral over a stratum from one time in it, `(B,)`."""
+        """Returns `term` n of the chain, n from 1, or the integral over stratum n from one time in it, `(B,)`, in nats.
+
+        In continuous time [t_min, 1] is divided into equal strata, `terms` or 128 of them. n is `(B,)`, or on a grid
+        also a scalar.
+        """
         if self.grid is not None:
             return self.term(x0, n, generator=generator, **cond)
         transition, strata = self.denoiser.corruption, self.terms or STRATA
@@ -135,6 +149,8 @@ class VariationalBound:
     def term(self, x0: Tensor, n: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """Returns the divergence of the n-th step from the end, which is the data term at n = 1; n scalar or `(B,)`.
 
+        `(B,)`, in nats, at one sample of x_t.
+
         Raises:
             UsageError: in continuous time, where there are no steps.
         """
@@ -144,7 +160,7 @@ class VariationalBound:
         return self.divergence(x0, rising[n], rising[n - 1], generator=generator, **cond)
 
     def data(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns `-log p(x_0 | x_t)` at the smallest noisy time, `(B,)`."""
+        """Returns `-log p(x_0 | x_t)` at one sample of x_t at the smallest noisy time of the grid, or t_min, `(B,)`."""
         first = (
             torch.tensor(self.denoiser.corruption.t_min, dtype=torch.float64) if self.grid is None else self.grid[-2]
         )
@@ -152,10 +168,10 @@ class VariationalBound:
         return self.divergence(x0, t, torch.zeros_like(t), generator=generator, **cond)
 
     def divergence(self, x0: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns the divergence of the step from t to s at a sample of x_t, summed over each example, `(B,)`."""
+        """Returns the divergence of the step from t to s at one sample of x_t, summed over each example, `(B,)`."""
         x_t = self.denoiser.corruption.corrupt(x0, t, generator=generator)
         return self.total(self.denoiser.exact_divergence(x0, x_t, t, s, dtype=torch.float64, **cond).divergence, x0)
 
     def total(self, values: Tensor, x0: Tensor) -> Tensor:
-        """Returns the sum over each example, `(B,)`."""
+        """Returns the sum of `values`, `(B, ...)`, over each example, `(B,)`; padding tokens of `x0` count as 0."""
         return total_nats(values if self.padding is None else torch.where(x0 != self.padding, values, 0.0))

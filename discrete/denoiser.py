@@ -26,7 +26,12 @@ from .transition.generic import categorical_kl, generic_divergence, log_clean
 class CategoricalDenoiser(Denoiser[Transition]):
     """The base class of categorical denoisers: `log p0`, `(..., K)`, and the distributions of x_s that follow from it.
 
-    Objective, sampler and bound of a denoiser use these, so they describe one model.
+    Called with x_t, `(B, ...)`, int64, a time t, a scalar or `(B,)`, and conditions by name; returns `log p0`,
+    normalized log-probabilities `(B, ..., K)`, with -inf at an added mask. Objective, sampler and bound of a denoiser
+    use these, so they describe one model.
+
+    Attributes:
+        corruption: the process that corrupted x_t, with K states.
     """
 
     corruption: Transition
@@ -38,18 +43,18 @@ class CategoricalDenoiser(Denoiser[Transition]):
 
     @abstractmethod
     def step_distribution(self, x_t: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """Returns `p(x_s | x_t)`, `(..., K)`, for any s < t; at s = 0 the posterior `p(x_0 | x_t)`."""
+        """Returns `p(x_s | x_t)`, probabilities `(..., K)`, for any s < t; at s = 0 the posterior `p(x_0 | x_t)`."""
 
     @abstractmethod
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Samples `x_s ~ p(x_s | x_t)`."""
+        """Samples `x_s ~ p(x_s | x_t)`, int64 `(...)`, each position independently, also at s = 0."""
 
     @abstractmethod
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Returns the model's `q_t(y) / q_t(x_t)` for every token y at each position, `(..., K)`.
 
-        Lou et al. 2024, eq. 3. The rates of the process that `step_distribution` becomes as steps shrink follow from
-        it: see `reverse_rates`.
+        y replaces the token at that position, and all others stay (Lou et al. 2024, eq. 3); 1 at y = x_t. The rates of
+        the process that `step_distribution` becomes as steps shrink follow from it: see `reverse_rates`.
         """
 
     @abstractmethod
@@ -58,12 +63,12 @@ class CategoricalDenoiser(Denoiser[Transition]):
     ) -> Terms:
         """Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))`, at s = 0 `-log p(x_0 | x_t)`.
 
-        `(...)`, in nats, in `dtype` where one is given.
+        As `Terms` at each position, `(...)`, in nats, computed in `dtype` where one is given.
         """
 
     @abstractmethod
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
-        """Returns the limit of `divergence` over the length of the step as it shrinks, per unit of time."""
+        """Returns the limit of `divergence` over `t - s` as s rises to t, as `Terms`, in nats per unit of time."""
 
     def exact_divergence(
         self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
@@ -109,15 +114,18 @@ class CategoricalDenoiser(Denoiser[Transition]):
 class CleanDenoiser(CategoricalDenoiser):
     """The base class of denoisers that predict p0, the posterior of x_0 or its leave-one-out posterior.
 
+    The leave-one-out posterior of x_0 at a position is given the noisy tokens at all other positions, without the
+    evidence of x_t at the position itself; times `q(x_t | x_0)`, and normalized, it is the posterior.
+
     Attributes:
-        reverse: the reverse model, which determines how p0 is read.
+        reverse: the reverse model, which determines how p0 is read: `Product` or `Marginal`.
     """
 
     reverse: ReverseModel
 
     @abstractmethod
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns `log p0` up to a constant, `(..., categories)`."""
+        """Returns `log p0` up to a constant at each position, `(..., categories)`, without an added mask."""
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Returns `log p0`, `(..., K)`; the posterior `p(x_0 | x_t)` is `step_distribution` at s = 0."""
@@ -168,7 +176,7 @@ class CleanDenoiser(CategoricalDenoiser):
             return self.corruption.path_rate(self.reverse, logits, x0.long(), x_t.long(), t)
 
     def cross_entropy(self, x0: Tensor, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns `-log p(x_0 | x_t)`, `(...)`, in nats."""
+        """Returns `-log p(x_0 | x_t)` at each position, `(...)`, in nats, for the posterior that follows from p0."""
         t = checked_time(t)
         logits = self.logits(x_t, t, **cond)
         with full_precision(x_t):
@@ -184,11 +192,12 @@ class Categorical(CleanDenoiser):
     `time_input=step_index`; index with `time.round().long()`.
 
     Args:
-        network: `(x_t int64, time input (B,), **cond) -> output (..., K)`, or another shape that the head reads.
+        network: `(x_t int64, time input (B,), **cond) -> output (..., K)`, logits, or another shape that the head
+            reads; the last axis may also leave an added mask out.
         transition: the process that corrupted x_t.
         reverse: how the output is read: as the leave-one-out posterior of x_0 (`Product`, as published for D3PM) or as
             its posterior (`Marginal`); the two agree at the masks of an absorbing process. None for `Product()`.
-        time_input: the number that the network is fed for a time.
+        time_input: `(transition, t) -> ` the number that the network is fed for the time t, of the shape of t.
         head: how the output becomes logits: `direct`, `residual`, `carried` or `logistic`.
 
     Raises:
@@ -231,12 +240,12 @@ class Categorical(CleanDenoiser):
         return self.head(out, x_t, self.corruption)
 
     def time_input_range(self) -> Tensor:
-        """Returns the time inputs of the least noisy and of the noisiest time, `(2,)`."""
+        """Returns the time inputs at the least noisy time, t_min or 1 / T, and at t = 1, `(2,)`."""
         return ends_of(self.time_input, self.corruption)
 
 
 def ends_of(time_input: TimeInput, transition: Transition) -> Tensor:
-    """Returns the time inputs of the least noisy and of the noisiest time, `(2,)`."""
+    """Returns the time inputs at the least noisy time, t_min in continuous time or 1 / T, and at t = 1, `(2,)`."""
     return time_input(
         transition,
         torch.tensor([1 / transition.steps if transition.steps else transition.t_min, 1.0], dtype=torch.float64),
@@ -244,7 +253,7 @@ def ends_of(time_input: TimeInput, transition: Transition) -> Tensor:
 
 
 def refuse_without_integral(denoiser: CategoricalDenoiser) -> None:
-    """Raises an error for a denoiser whose bound in continuous time is infinite.
+    """Raises an error for a denoiser whose bound in continuous time is infinite (`has_integral` is False).
 
     Raises:
         UsageError: with what to do.
@@ -258,7 +267,7 @@ def refuse_without_integral(denoiser: CategoricalDenoiser) -> None:
 
 
 def refuse_without_p0(denoiser: CategoricalDenoiser, name: str) -> None:
-    """Raises an error that names the caller, for a denoiser that does not predict p0.
+    """Raises an error that names the caller, `name`, for a denoiser that does not predict p0.
 
     Raises:
         UsageError: with what to do.
@@ -273,7 +282,10 @@ def refuse_without_p0(denoiser: CategoricalDenoiser, name: str) -> None:
 def divergence_from(
     transition: Transition, distribution: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
-    """Returns `KL(q(x_s | x_t, x_0) || distribution)`, `(...)`, in nats, for a distribution of x_s, `(..., K)`."""
+    """Returns `KL(q(x_s | x_t, x_0) || distribution)`, `(...)`, in nats, for a distribution of x_s, `(..., K)`.
+
+    x0 and x_t are `(...)`, t and s scalars or `(B,)`; at s = 0 it is minus the log of its probability of x_0.
+    """
     truth = transition.posterior(x_t.long(), transition.one_hot(x0.long(), distribution.dtype), t, s)
     return categorical_kl(torch.where(truth > transition.rounding, truth, 0.0), distribution)
 

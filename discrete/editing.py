@@ -23,12 +23,14 @@ class Infilling(Sampler[CategoricalDenoiser, Transition]):
     """Samples the unknown tokens given known ones, which stay clean in every state.
 
     Under absorption in an added mask token, x_t contains clean tokens anyway: the rest follows the model's conditional
-    distribution, as exactly as the sampler follows the joint distribution. Under other processes a network expects
-    noise at every position: use `shared.editing.Inpainting` or `RePaint` there.
+    distribution, as exactly as the sampler follows the joint distribution. Called as the sampler, with
+    `shape=(B, ...), steps=...`; returns tokens, int64 `(B, ...)`, the known ones in their places. Under other processes
+    a network expects noise at every position: use `shared.editing.Inpainting` or `RePaint` there.
 
     Args:
-        sampler: samples the rest.
-        known: `(B, ...)` or `(...)`, the tokens, int64; values where the mask is False are ignored.
+        sampler: samples the rest, such as `Ancestral` or `Unmasking`.
+        known: the tokens, int64, `(B, ...)`, or `(...)` for all samples alike; values where the mask is False are
+            ignored.
         mask: broadcast against `known`, True where the token is known.
 
     Raises:
@@ -85,18 +87,21 @@ class Infilling(Sampler[CategoricalDenoiser, Transition]):
 def prefix(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Returns `(known, mask)` of a signal of `length` that starts with `tokens` `(..., n)`.
 
-    `known` is `(..., length)`, `mask` `(length,)`.
+    `known` is `(..., length)`, 0 at the other positions; `mask` is bool `(length,)`, True where it is known.
+    `Infilling` and `shared.editing.Inpainting` take both.
     """
     return between(tokens, tokens[..., :0], length)
 
 
 def suffix(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Returns `(known, mask)` of a signal of `length` that ends with `tokens`, as `prefix`."""
+    """Returns `(known, mask)` of a signal of `length` that ends with `tokens` `(..., n)`, as `prefix`."""
     return between(tokens[..., :0], tokens, length)
 
 
 def between(first: Tensor, last: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Returns `(known, mask)` of a signal of `length` that starts with `first` and ends with `last`, as `prefix`.
+
+    `first` is `(..., m)` and `last` `(..., n)`, with m + n below `length`.
 
     Raises:
         UsageError: where every position is known.
@@ -132,16 +137,17 @@ def sliding(
     et al. 2024, semi-autoregressive generation).
 
     Args:
-        sampler: under absorption in an added mask token, or another with its own `fill`.
+        sampler: a sampler under absorption in an added mask token, or under another process together with a `fill`.
         length: the length of the text in tokens.
         window: the number of positions that are sampled together, the network's length.
         overlap: how many of them are known from the block before, below the window; 0 for independent blocks.
         batch: the number of texts.
-        steps: the number of steps for each block, or a grid.
+        steps: the number of sampling steps for each block, or a decreasing grid of times.
         generator: the source of noise.
         progress: how to report the blocks.
         prompt: `(n,)` or `(batch, n)`, n below the window: the beginning of the text.
-        fill: makes a sampler given known tokens: `Infilling`, or `shared.editing.Inpainting` for other processes.
+        fill: `(sampler, known, mask) -> ` a sampler that keeps the known tokens: `Infilling`, or
+            `shared.editing.Inpainting` for other processes.
         cond: conditions by name, the same for all blocks.
 
     Returns:

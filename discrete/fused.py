@@ -33,8 +33,9 @@ def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
 def uniform_rate(
     logits: Tensor, x_t: Tensor, x0: Tensor, odds: Tensor, own: Tensor, excess: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Returns the rate of the path of uniform resampling over `rate / K`, and `-log p(x_0 | x_t)`.
+    r"""Returns the rate of the path of uniform resampling divided by `rate / K`, and `-log p(x_0 | x_t)`.
 
+    `rate` is that of the schedule, events per unit of time; p is p0, the softmax of the logits. The former is
     `sum_(y != x_t) m_y - r_y log m_y + r_y (log r_y - 1)` with the model's ratios `m_y = (h + u p_y) / D`,
     `h = 1 - (1 - own) p_(x_t)`, `D = h + own u p_(x_t)`, and the true ratios r_y: `1 / (1 + u)` for every y where x_t =
     x_0; elsewhere 1, and `1 + u` for y = x_0. The derivatives are by hand.
@@ -44,8 +45,10 @@ def uniform_rate(
         x_t, x0: `(...)`, int64.
         odds: u, the probability of x_t given x_0 = x_t over that given another x_0, less one; float64, broadcast to
             `(...)`.
-        own: the reverse model's weight of x_0 = x_t, as u.
-        excess: the factor by which the evidence of x_t raises the probability of x_0 = x_t, less one; as u.
+        own: `ReverseModel.own`, the factor by which the reverse model multiplies p0 at x_0 = x_t relative to other x_0;
+            1 for a leave-one-out p0. Float64, broadcast to `(...)`.
+        excess: the factor by which the evidence of x_t raises the probability of x_0 = x_t over p0, less one: u for a
+            leave-one-out p0, 0 for a posterior. Float64, broadcast to `(...)`.
 
     Returns:
         `(...)` each, float32 or better.
@@ -61,8 +64,8 @@ def uniform_divergence(
 ) -> tuple[Tensor, Tensor]:
     r"""Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, and `-log p(x_0 | x_t)`.
 
-    Both are the latter where s = 0. `q_k prop. to back_k (c 1[k = x_0] + d)`, `p_k prop. to back_k w_k`,
-    `back_k = a 1[k = x_t] + b`, `w_k = c own_k p0_k + d h`, and `back` cancels:
+    In nats; both are the latter where s = 0. p0 is the softmax of the logits; `q_k prop. to back_k (c 1[k = x_0] + d)`,
+    `p_k prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c own_k p0_k + d h`, and `back` cancels:
     `KL = log(Z_p / Z_q) + sum_k q_k (log w^q_k - log w^p_k)`. The derivatives are by hand. A `p0(x_0)` below the
     smallest normal number counts as that number, except for a token that is ruled out (a logit of -inf), whose cost is
     infinite.
@@ -71,9 +74,8 @@ def uniform_divergence(
         logits: `(..., K)`, of any precision.
         x_t, x0: `(...)`, int64.
         a, c: the probabilities to be kept from s to t and from 0 to s, float64, broadcast to `(...)`.
-        own: the reverse model's weight of x_0 = x_t, as these.
-        excess: the factor by which the evidence of x_t raises the probability of x_0 = x_t, less one; as these.
-        clean: whether s = 0.
+        own, excess: as in `uniform_rate`; own_k is `own` at k = x_t and else 1.
+        clean: whether s = 0, bool, broadcast to `(...)`.
 
     Returns:
         `(...)` each, float32 or better.
@@ -342,5 +344,5 @@ def _blocks(logits: Tensor) -> Iterator[slice]:
 
 
 def block_size(logits: Tensor) -> int:
-    """Returns the numbers in a block on the device of the logits."""
+    """Returns how many numbers of the logits to process at a time on their device."""
     return ON_CPU if logits.device.type == "cpu" else ON_DEVICE

@@ -24,8 +24,8 @@ def matrix_divergence(
 ) -> tuple[Tensor, Tensor]:
     r"""Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of any chain, and `-log p(x_0 | x_t)`.
 
-    Both are the latter where s = 0. `q prop. to back_k ahead[x_0, k]`, `p prop. to back_k w_k`,
-    `w = (p0 weights) ahead`; the factor `back` cancels:
+    In nats; both are the latter where s = 0. p0 is the softmax of the logits, and `q prop. to back_k ahead[x_0, k]`,
+    `p prop. to back_k w_k`, `w = (p0 weights) ahead`; the factor `back` cancels:
     `KL = log(Z_p / Z_q) + sum_k q_k (log ahead[x_0, k] - log w_k)`.
 
     Args:
@@ -33,8 +33,9 @@ def matrix_divergence(
         x_t, x0: `(B, ...)`, int64.
         back: `(B, K, K)`, whose row x_t is the probability of x_t given each x_s.
         ahead: `(B, K, K)`, whose row x_0 is the distribution of x_s.
-        weights: `(B, K, K)`, whose row x_t multiplies p0 before it is pushed forward.
-        evidence: `(B, K, K)`, whose row x_t multiplies p0 for the posterior of x_0.
+        weights: `(B, K, K)`, whose row x_t multiplies p0 before it is pushed forward: 1 for a leave-one-out p0,
+            `1 / q(x_t | x_0)` for a posterior.
+        evidence: `(B, K, K)`, whose row x_t multiplies p0, before normalization, for the posterior of x_0.
         clean: `(B,)`, whether s = 0.
 
     Returns:

@@ -34,9 +34,10 @@ Change: TypeAlias = Callable[[LogProb, Tensor, Tensor, int, dict[str, Any]], Ten
 class ClassifierFree(CleanDenoiser):
     r"""`log p = (1 + w) log p0(x_0 | x_t, c) - w log p0(x_0 | x_t)`, normalized, at each position.
 
-    It is the guidance of Ho & Salimans (2022, eq. 6) for tokens; under absorption it is Schiff et al.'s (2025) and
-    Nisonoff et al.'s (2024) guidance without a classifier. A token of probability 0 under the condition keeps
-    probability 0. Two network evaluations, one for w = 0.
+    A denoiser, read by the reverse model of the given one; calls and samplers take the condition c by name. It is the
+    guidance of Ho & Salimans (2022, eq. 6) for tokens; under absorption it is Schiff et al.'s (2025) and Nisonoff et
+    al.'s (2024) guidance without a classifier. A token of probability 0 under the condition keeps probability 0. Two
+    network evaluations, one for w = 0.
 
     Args:
         denoiser: a conditional denoiser, trained with `ConditionDropout`.
@@ -95,6 +96,12 @@ class ClassifierFree(CleanDenoiser):
 def log_probs(classifier: LogProb, hot: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
     """Returns the classifier's `log p(c | x_t)`, `(B,)`, float32 or better, for one-hot tokens in its own precision.
 
+    Args:
+        classifier: as for `ClassifierGuided`.
+        hot: one-hot tokens, `(B, ..., K)`, floating-point.
+        t: a scalar or `(B,)`.
+        cond: conditions by name, the class c among them.
+
     Raises:
         UsageError: for an output of another shape.
     """
@@ -112,8 +119,16 @@ def log_probs(classifier: LogProb, hot: Tensor, t: Tensor, cond: dict[str, Any])
 def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
     r"""Approximates `log p(c | x_t with k at i) - log p(c | x_t)` to first order, `g_ik - g_i(x_t)`, `(..., K)`.
 
-    g is the gradient at the one-hot x_t, which takes one evaluation: Nisonoff et al. (2024), who call it
-    Taylor-approximated guidance (TAG); Vignac et al. (2023, section 5).
+    g_ik is the derivative of the log-probability of c by the one-hot x_t at position i and category k, which takes one
+    evaluation with a backward pass: Nisonoff et al. (2024), who call it Taylor-approximated guidance (TAG); Vignac et
+    al. (2023, section 5).
+
+    Args:
+        classifier: as for `ClassifierGuided`.
+        x_t: `(B, ...)`, int64.
+        t: a scalar or `(B,)`.
+        states: K.
+        cond: conditions by name, the class c among them.
     """
     with gradients(x_t, t, cond) as (x, t, cond):
         hot = nn.functional.one_hot(x, states).float().requires_grad_()
@@ -123,9 +138,10 @@ def first_order(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: 
 
 @serializable("discrete.every_neighbor", formerly="unnoise.discrete.guidance.every_neighbour")
 def every_neighbor(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, cond: dict[str, Any]) -> Tensor:
-    """Computes the same difference exactly, `(..., K)`, by an evaluation for each category at each position.
+    """Computes `log p(c | x_t with k at i) - log p(c | x_t)` exactly, `(..., K)`, by an evaluation for each k and i.
 
-    Nisonoff et al. 2024.
+    For each category k at each position i, `K n + 1` evaluations of the classifier for n positions (Nisonoff et al.
+    2024). Arguments as for `first_order`.
     """
     flat = x_t.flatten(1)
 
@@ -145,14 +161,16 @@ def every_neighbor(classifier: LogProb, x_t: Tensor, t: Tensor, states: int, con
 class ClassifierGuided(CategoricalDenoiser):
     r"""`p(x_s = k | x_t, c) prop. to p(x_s = k | x_t) exp(scale (log p(c | x_t with k) - log p(c | x_t)))`.
 
-    This holds at each position. The ratios `q_t(y) / q_t(x_t)`, and so the rates of `Euler` and `TauLeaping`, are
-    multiplied by the same factor, which for scale 1 and a perfect classifier is Bayes' rule (Nisonoff et al. 2024); the
-    distribution of a step converges to it as steps become small (Vignac et al. 2023, section 5).
+    This holds at each position; "x_t with k" has the category k there and is x_t elsewhere. Called with x_t, t and
+    conditions, it returns the log of the guided `p(x_0 | x_t, c)`, `(..., K)`. The ratios `q_t(y) / q_t(x_t)`, and so
+    the rates of `Euler` and `TauLeaping`, are multiplied by the same factor, which for scale 1 and a perfect classifier
+    is Bayes' rule (Nisonoff et al. 2024); the distribution of a step converges to it as steps become small (Vignac et
+    al. 2023, section 5).
 
     Args:
         denoiser: unconditional or conditional.
-        classifier: `log_prob(one_hot (B, ..., K), t, **cond) -> (B,)` of noisy tokens, float32 in; `cond` contains the
-            class.
+        classifier: `log_prob(one_hot (B, ..., K), t, **cond) -> (B,)`, the log-probability of the class given noisy
+            tokens, float32 in; t is in [0, 1], and `cond` contains the class.
         scale: 1 for Bayes' rule, 0 for no guidance.
         change: how the difference is computed: `first_order`, or `every_neighbor`.
     """

@@ -1,6 +1,8 @@
 """Heads: functions that turn a network's output into logits of x_0.
 
-`(out, x_t, transition) -> (..., categories)`, `log p0` up to a constant.
+`(out, x_t, transition) -> (..., categories)`: from the output and the noisy tokens x_t, int64 `(...)`, to `log p0` up
+to a constant at each position. p0 is the posterior of x_0 or its leave-one-out posterior, as the reverse model reads
+it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ def direct(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
 @serializable("discrete.residual", formerly="unnoise.discrete.heads.residual")
 def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
-    """Returns the output plus one at x_t, as in D3PM's image runs (Austin et al. 2021, appendix B.2)."""
+    """Returns the output plus one at x_t, as in D3PM's image runs (Austin et al. 2021, appendix B.2).
+
+    1 is added to the logit of the token x_t of each position, and nothing where x_t is an added mask; errors as
+    `direct`.
+    """
     logits = direct(out, x_t, transition)
     known = x_t < transition.categories
     return logits.scatter_add(-1, x_t.clamp(max=transition.categories - 1)[..., None], known[..., None].to(logits))
@@ -42,7 +48,8 @@ def residual(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 def carried(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     """Returns logits under which an unmasked token is x_0 with probability 1: MDLM's SUBS.
 
-    Sahoo et al. 2024, section 3.2.3.
+    At such a position the logit is 0 at x_t and -inf elsewhere; at a mask it is the output (Sahoo et al. 2024, section
+    3.2.3).
 
     Raises:
         UsageError: for a process in which an unmasked token may be noise.

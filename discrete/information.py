@@ -28,16 +28,19 @@ def mutual_information(
 ) -> NoiseSchedule:
     r"""Returns the table of steps with `I(x_n; x_0) / H(x_0) = 1 - n / T`, where each step erases an equal share.
 
-    Austin et al. 2021, appendix A. Information falls with the number of events, so each row is found by bisection; for
-    more than 256 categories it is computed at numbers of events a factor of `sqrt(2)` apart and interpolated. For
-    `Absorbing` the betas are `reciprocal(steps)`, whatever the frequencies.
+    Austin et al. 2021, appendix A. I is the mutual information of a token and its noisy state after n of T steps, and H
+    the entropy. Returned is a `TabulatedNoise` with T steps, made for this process and these frequencies. Information
+    falls with the number of events, so each row is found by bisection; for more than 256 categories it is computed at
+    numbers of events a factor of `sqrt(2)` apart and interpolated. For `Absorbing` the betas are `reciprocal(steps)`,
+    whatever the frequencies.
 
     Args:
-        build: makes a transition from a schedule, such as `lambda schedule: Uniform(27, schedule)`.
-        frequencies: the distribution of a token of the data, `(categories,)`.
+        build: makes a transition from a schedule, such as `lambda schedule: Uniform(27, schedule)`; called once, with a
+            schedule in continuous time.
+        frequencies: the distribution of a token of the data, `(categories,)`, of sum 1.
         steps: T.
-        among: the tokens x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, or for more than 256 for 32
-            at even quantiles of the frequencies.
+        among: indices of the tokens x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, or for more than
+            256 for 32 at even quantiles of the frequencies.
 
     Raises:
         UsageError: for frequencies that are not a distribution, and for a process that keeps information forever.

@@ -17,6 +17,9 @@ from .denoiser import CleanDenoiser, refuse_without_p0
 class Temperature(CleanDenoiser):
     r"""`p prop. to p0^(1 / temperature)` at each position: sharper below 1, the argmax as it goes to 0, flatter above.
 
+    p0 is the output of the denoiser before the reverse model reads it (with `Product` the leave-one-out posterior); the
+    result is a denoiser with the same reverse model.
+
     Args:
         denoiser: a denoiser that predicts p0.
         temperature: above 0.
@@ -41,8 +44,10 @@ class Temperature(CleanDenoiser):
 class TopP(CleanDenoiser):
     """Restricts p0 to the smallest set of tokens whose total probability reaches p (Holtzman et al. 2020, eq. 2 and 3).
 
-    At each position tokens are kept in falling order of probability while those before hold less than p: at least one
-    is kept, and of equally probable ones the lower index comes first. The bound is infinite for data that are excluded.
+    p0 is the output of the denoiser before the reverse model reads it (with `Product` the leave-one-out posterior); the
+    result is a denoiser with the same reverse model. At each position tokens are kept in falling order of probability
+    while those before hold less than p: at least one is kept, and of equally probable ones the lower index comes first.
+    The bound is infinite for data that are excluded.
 
     Args:
         denoiser: a denoiser that predicts p0.

@@ -24,23 +24,25 @@ D = TypeVar("D", bound=CategoricalDenoiser, default=CategoricalDenoiser, covaria
 class D3PMLoss(Objective[D]):
     r"""D3PM's loss `L_n + lambda E[-log p(x_0 | x_n)]`, mean over dimensions, in nats (Austin et al. 2021, eq. 5).
 
-    `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it is `-log p(x_0 | x_1)`. As in
-    the released code, lambda is relative to one L_n; relative to the whole bound, the sum of T such terms, the same
-    lambda would be T times as large. The cross-entropy is that of the posterior: for a leave-one-out posterior
-    (`Product`) it includes the evidence of x_t, where the released code uses the network's output, so that both terms
-    have the same minimum. With an eps of the reverse model both distributions of L_n are smoothed, as released. The
-    part `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without its prior, except for an
-    eps, which in the bound smooths the model only.
+    Called with tokens x0 `(B, ...)` and conditions by name; returns a `Loss` with one number for each example, at one
+    time and one sample of x_n each. `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it
+    is `-log p(x_0 | x_1)`. As in the released code, lambda is relative to one L_n; relative to the whole bound, the sum
+    of T such terms, the same lambda would be T times as large. The cross-entropy is that of the posterior: for a
+    leave-one-out posterior (`Product`) it includes the evidence of x_t, where the released code uses the network's
+    output, so that both terms have the same minimum. With an eps of the reverse model both distributions of L_n are
+    smoothed, as released. The part `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without
+    its prior, except for an eps, which in the bound smooths the model only.
 
     Args:
         denoiser: a denoiser of a table of steps.
         ce: lambda; 0.001 for the paper's images, 0.01 for its text with absorption, 0 otherwise.
-        times: how the times of a batch are drawn.
+        times: how the times of a batch are drawn: `independent`, or another function `(B, generator) -> u` in [0, 1).
         padding: the token of positions to leave out of the loss, which is then a mean over the tokens of a batch; or
             None.
 
     Raises:
-        UsageError: for a process in continuous time, which has no L_n.
+        UsageError: for a process in continuous time, which has no L_n, and where `ce` is not 0 for a denoiser that does
+            not predict p0.
     """
 
     def __init__(
@@ -75,21 +77,24 @@ class D3PMLoss(Objective[D]):
 class ContinuousBound(Objective[D]):
     r"""The bound in continuous time at one random time, plus `lambda E[-log p(x_0 | x_t)]`, in nats/dim.
 
-    It is `(1 - t_min)` times the rate of the path, which is the loss of MDLM (under absorption: cross-entropy weighted
-    by `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10), the CTMC bound of tauLDR (Campbell et al. 2022, eq. 6, with
-    its jump integrated out, so that the network runs once) and, for a `ScoreEntropyDenoiser`, the score entropy of SEDD
+    Called with tokens x0 `(B, ...)` and conditions by name; returns a `Loss` with one number for each example, the mean
+    over its dimensions at one time in [t_min, 1], uniform by default, and one sample of x_t. It is `(1 - t_min)` times
+    the rate of the path, which is the loss of MDLM (under absorption: cross-entropy weighted by
+    `-alpha' / (1 - alpha)`, Sahoo et al. 2024, eq. 10), the CTMC bound of tauLDR (Campbell et al. 2022, eq. 6, with its
+    jump integrated out, so that the network runs once) and, for a `ScoreEntropyDenoiser`, the score entropy of SEDD
     (Lou et al. 2024, theorem 3.6); on uniform noise with `Product` it is UDLM's and Duo's (Schiff et al. 2024; Sahoo et
     al. 2025). The part `path_bits_per_dim` has neither the bound's prior nor its data term.
 
     Args:
         denoiser: a denoiser of a process in continuous time.
         ce: lambda, the weight of the cross-entropy of the posterior; 0.001 for tauLDR, else 0.
-        times: how the times of a batch are drawn.
+        times: how the times of a batch are drawn, as for `D3PMLoss`.
         padding: the token of positions to leave out of the loss, which is then a mean over the tokens of a batch; or
             None.
 
     Raises:
-        UsageError: for a table, which has no rates, and a path whose integral is infinite.
+        UsageError: for a table, which has no rates, a path whose integral is infinite, and where `ce` is not 0 for a
+            denoiser that does not predict p0.
     """
 
     def __init__(
@@ -123,11 +128,15 @@ class ContinuousBound(Objective[D]):
 
 @serializable("discrete.CrossEntropy", formerly="unnoise.discrete.objectives.CrossEntropy")
 class CrossEntropy(Objective[CleanDenoiser]):
-    """The cross-entropy `E[-log p(x_0 | x_t)]`, mean over dimensions, in nats: the bound with other weights over time.
+    """The cross-entropy `E[-log p(x_0 | x_t)]`, mean over dimensions, in nats, with equal weights at all times.
+
+    Under absorption in an added mask, the bound is this loss with other weights over time. Called with tokens x0
+    `(B, ...)` and conditions by name; returns a `Loss` with one number for each example, at one random time and one
+    sample of x_t each.
 
     Args:
-        denoiser: a denoiser that predicts p0.
-        times: how the times of a batch are drawn.
+        denoiser: a denoiser that predicts p0, of a table of steps or in continuous time.
+        times: how the times of a batch are drawn, as for `D3PMLoss`.
         padding: the token of positions to leave out of the loss, which is then a mean over the tokens of a batch; or
             None.
 
@@ -160,7 +169,17 @@ def with_cross_entropy(
     parts: dict[str, Tensor],
     t: Tensor,
 ) -> Loss:
-    """Returns the loss of a bound `(B,)` plus lambda times the cross-entropy, where there is one."""
+    """Returns the loss of a bound `(B,)` plus lambda times the cross-entropy, where there is one.
+
+    Args:
+        bound: `(B,)`, in nats per dimension.
+        cross_entropy: at each position, `(B, ...)`, or None for a denoiser that does not predict p0.
+        ce: lambda.
+        x0: `(B, ...)`.
+        padding: the token of positions to leave out, or None.
+        parts: quantities to log, `(B,)` each, to which the mean cross-entropy is added.
+        t: `(B,)`.
+    """
     if cross_entropy is None:
         return Loss(bound, parts, t)
     nats = mean_over(cross_entropy if ce else cross_entropy.detach(), x0, padding)
@@ -170,8 +189,9 @@ def with_cross_entropy(
 def mean_over(values: Tensor, x0: Tensor, padding: int | None) -> Tensor:
     """Returns the mean over an example's dimensions, `(B, ...)` to `(B,)`.
 
-    Padding is left out, and an example is weighted by its share of the batch's tokens, so that the mean over the batch
-    is the mean over its tokens, as in MDLM's code (Sahoo et al. 2024).
+    Positions at which x0 `(B, ...)` is `padding` are left out unless `padding` is None, and an example is weighted by
+    its share of the batch's tokens, so that the mean over the batch is the mean over its tokens, as in MDLM's code
+    (Sahoo et al. 2024).
     """
     values = values.flatten(1)
     if padding is None:

@@ -20,16 +20,18 @@ Last: TypeAlias = Callable[[Tensor, Source], Tensor]
 
 
 def most_likely(p: Tensor, generator: Source = None) -> Tensor:
-    """Returns the argmax of `(..., K)`."""
+    """Returns the most probable token of each distribution `p`, `(..., K)` to `(...)`; `generator` is not used."""
     return p.argmax(-1)
 
 
 class Ancestral(Sampler[CategoricalDenoiser, Transition]):
     r"""Samples `x_s ~ p(x_s | x_t)`, the reverse chain, with exact posteriors over strides of any length.
 
-    Austin et al. 2021, eq. 4; Hoogeboom et al. 2021. For a `ScoreEntropyDenoiser` it is SEDD's analytic sampler,
-    `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]` with its denoising step at the end (Lou et al. 2024,
-    eq. 19), and under absorption with the head `carried` MDLM's (Sahoo et al. 2024, eq. 7).
+    Called with `shape=(B, ...)` and `steps`, the number of steps or a grid; returns tokens, int64 `(B, ...)`. A step to
+    s = 0 chooses x_0 from `p(x_0 | x_t)`. Austin et al. 2021, eq. 4; Hoogeboom et al. 2021. For a
+    `ScoreEntropyDenoiser` it is SEDD's analytic sampler,
+    `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]` with the ratios m and its denoising step at the end
+    (Lou et al. 2024, eq. 19), and under absorption with the head `carried` MDLM's (Sahoo et al. 2024, eq. 7).
 
     Args:
         denoiser: the denoiser, with its reverse model.
@@ -50,9 +52,10 @@ class Ancestral(Sampler[CategoricalDenoiser, Transition]):
 class Euler(Sampler[CategoricalDenoiser, Transition]):
     r"""Samples Euler steps along the reverse rates, `p(x_s | x_t) = delta_(x_t) + (t - s) R_hat_t(x_t, .)`.
 
-    Each position is sampled independently (Lou et al. 2024, eq. 18; Campbell et al. 2022). Of order one in the step.
-    Where a step is so long that `1 - (t - s) sum_y R_hat(x_t, y)` would be negative, it is 0 and the rest is
-    normalized. The last step, to s = 0, uses the denoiser's `p(x_0 | x_t)`.
+    R_hat are the `reverse_rates`; calls and results are as for `Ancestral`. Each position is sampled independently (Lou
+    et al. 2024, eq. 18; Campbell et al. 2022). Of order one in the step. Where a step is so long that
+    `1 - (t - s) sum_y R_hat(x_t, y)` would be negative, it is 0 and the rest is normalized. The last step, to s = 0,
+    uses the denoiser's `p(x_0 | x_t)`.
 
     Args:
         denoiser: a denoiser of a process in continuous time.
@@ -68,7 +71,7 @@ class Euler(Sampler[CategoricalDenoiser, Transition]):
         self.last = last
 
     def distribution(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """Returns `p(x_s | x_t)`, `(..., K)`, normalized."""
+        """Returns the probabilities of a step, `p(x_s | x_t)`, `(..., K)`; at s = 0 the denoiser's `p(x_0 | x_t)`."""
         if s == 0:
             return self.denoiser.step_distribution(x, t, s, **cond)
         jumps = reverse_rates(self.denoiser, x, t, **cond)
@@ -83,8 +86,9 @@ class Euler(Sampler[CategoricalDenoiser, Transition]):
 def reverse_rates(denoiser: CategoricalDenoiser, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
     r"""Returns the rates of the reverse process, `R_hat_t(x_t, y) = R_t(y, x_t) q_t(y) / q_t(x_t)`, `(..., K)`.
 
-    Per unit of time, and 0 at `y = x_t`. One token changes at a time: y is a token at one position while the others
-    stay (Campbell et al. 2022, proposition 1).
+    Per unit of time, and 0 at `y = x_t`; R_t are the rates of the process and the ratio is `CategoricalDenoiser.ratio`.
+    One token changes at a time: y is a token at one position while the others stay (Campbell et al. 2022, proposition
+    1).
 
     Raises:
         UsageError: for a table, and at t = 1 where the rates are infinite.

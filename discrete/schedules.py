@@ -1,7 +1,8 @@
 """Noise schedules of categorical diffusion: the expected number of noise events of a token by time t.
 
-`linear`, `cosine` and `reciprocal` return tables beta_1..beta_T, float64: the probability that a step resamples a
-token. The classes are schedules in continuous time, and `TabulatedNoise` a table of T steps.
+A noise event is one resampling of a token (`Uniform`, `Absorbing`), or one unit of time of a random walk. `linear`,
+`cosine` and `reciprocal` return tables beta_1..beta_T, float64: the probability that a step resamples a token. The
+classes are schedules in continuous time, and `TabulatedNoise` a table of T steps.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from ..shared.values import equal, hash_of_type, notation
 
 
 class NoiseSchedule(ABC):
-    r"""A noise schedule: `total(t) = int_0^t rate(r) dr` events by time t, `total(0) = 0`.
+    r"""A noise schedule: `total(t) = int_0^t rate(r) dr`, the expected number of noise events of a token by time t.
 
-    A token has met no event by time t with probability `exp(-total(t))`.
+    In the papers: `total` is SEDD's sigma-bar and `rate` its sigma, and `exp(-total(t))` is alpha_t of MDLM, the
+    probability that a token has met no event by time t; on a table it is the product of `1 - beta`. `total(0) = 0`. An
+    event of `Uniform` or `Absorbing` resamples the token; `GaussianTarget` and `NearestNeighbor` have
+    `Q_(s->t) = exp((total(t) - total(s)) R)` with a matrix R of rates. Times are in [0, 1].
 
     Attributes:
         steps: T of a table, whose rows are at t = n / T; None in continuous time.
@@ -36,23 +40,30 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def total(self, t: Tensor) -> Tensor:
-        """Returns the events by time t, in [0, inf], of the shape of `t`, float64."""
+        """Returns the expected number of events of a token by time t, in [0, inf], of the shape of `t`, float64."""
 
     @abstractmethod
     def rate(self, t: Tensor) -> Tensor:
-        """Returns the events per unit of time, `d total / dt`, of the shape of `t`, float64."""
+        """Returns the expected events per unit of time, `d total / dt`, of the shape of `t`, float64."""
 
     @abstractmethod
     def time(self, total: Tensor) -> Tensor:
-        """Returns the time by which that many events have happened: the inverse of `total`."""
+        """Returns the t with `total(t) = total`, float64, of the shape of `total`: the inverse of `total`.
+
+        On a table it is the first row n / T with at least that many events. Numbers beyond the schedule's own give an
+        end of [0, 1].
+        """
 
 
 @serializable("discrete.TabulatedNoise", formerly="unnoise.discrete.schedules.Steps")
 class TabulatedNoise(NoiseSchedule):
     """A table of T steps by the events of each, `-log(1 - beta_n)` where a step resamples with probability beta_n.
 
+    `total(n / T)` is the sum of the events of steps 1 to n; times between rows are rounded to the nearest row.
+
     Args:
-        events: `(T,)`, positive; infinite (beta = 1) at the last step only.
+        events: the expected number of events of a token in each step, `(T,)`, positive; infinite (beta = 1) at the last
+            step only.
 
     Raises:
         UsageError: for other numbers, and from `rate`, which a table does not have.
@@ -88,11 +99,12 @@ class TabulatedNoise(NoiseSchedule):
 class LogLinearNoise(NoiseSchedule):
     """`exp(-total) = 1 - (1 - eps) t`: each token's first event is at a uniform time (Lou et al. 2024).
 
-    It is also the schedule of Sahoo et al. 2024.
+    It is also the schedule of Sahoo et al. 2024: alpha_t of MDLM is `exp(-total(t))`.
 
     Attributes:
-        eps: the share of tokens without an event by t = 1; 0 leaves none, as `reciprocal` does in T steps.
-        t_min: the smallest time visited.
+        eps: the share of tokens without an event by t = 1; 0 leaves none, as `reciprocal` does in T steps, and
+            `total(1)` and `rate(1)` are then infinite.
+        t_min: the smallest time that training and bounds visit.
     """
 
     eps: float = 1e-3
@@ -116,11 +128,16 @@ class LogLinearNoise(NoiseSchedule):
 class GeometricNoise(NoiseSchedule):
     """`total = low^(1-t) high^t` for t > 0, and 0 at t = 0: SEDD's schedule for the uniform process.
 
-    Lou et al. 2024, appendix C.2.
+    Lou et al. 2024, appendix C.2. `total` is the expected number of resamplings of a token by time t, SEDD's sigma-bar,
+    and `rate = total log(high / low)` its sigma.
 
     Attributes:
-        low, high: the events as t goes to 0, and by t = 1.
-        t_min: the smallest time visited.
+        low: the expected number of events as t goes to 0, SEDD's sigma_min; the jump from 0 to it is at t = 0.
+        high: the expected number of events by t = 1, SEDD's sigma_max.
+        t_min: the smallest time that training and bounds visit.
+
+    Raises:
+        UsageError: unless `0 < low < high` and `0 < t_min < 1`.
     """
 
     low: float = 1e-4
@@ -146,7 +163,12 @@ class GeometricNoise(NoiseSchedule):
 class ExponentialNoise(NoiseSchedule):
     """`total = scale (base^t - 1)`, `rate = scale log(base) base^t`: tauLDR's schedule for images (scale 3, base 100).
 
-    Campbell et al. 2022.
+    Campbell et al. 2022. The matrix of rates of the process, such as `GaussianTarget`, is multiplied by `rate`.
+
+    Attributes:
+        scale: the factor of the formula, above 0.
+        base: the base of the exponential, above 1: the rate grows by this factor from t = 0 to t = 1.
+        t_min: the smallest time that training and bounds visit.
     """
 
     scale: float = 3.0
@@ -169,7 +191,13 @@ class ExponentialNoise(NoiseSchedule):
 @serializable("discrete.CosineNoise", formerly="unnoise.discrete.schedules.Cosine")
 @dataclass(frozen=True)
 class CosineNoise(NoiseSchedule):
-    """`exp(-total) = f(t) / f(0)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`: the limit of `cosine(T)` for many steps."""
+    """`exp(-total) = f(t) / f(0)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`: the limit of `cosine(T)` for many steps.
+
+    The rate is infinite at t = 1, by which every token has met an event.
+
+    Attributes:
+        t_min: the smallest time that training and bounds visit.
+    """
 
     t_min: float = 1e-3
 
@@ -194,8 +222,8 @@ class ConstantNoise(NoiseSchedule):
     """`total = events t`: a constant rate.
 
     Attributes:
-        events: the events by t = 1.
-        t_min: the smallest time visited.
+        events: the expected number of events of a token by t = 1.
+        t_min: the smallest time that training and bounds visit.
     """
 
     events: float = 10.0
@@ -215,10 +243,10 @@ class ConstantNoise(NoiseSchedule):
 
 
 def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
-    """Returns a table of betas as a `TabulatedNoise`, and a schedule as it is.
+    """Returns a table of betas, `(T,)`, as a `TabulatedNoise` with the events `-log(1 - beta_n)`, a schedule as it is.
 
     Raises:
-        UsageError: for anything else.
+        UsageError: for anything else, and for betas that `checked_betas` refuses.
     """
     if isinstance(schedule, NoiseSchedule):
         return schedule
@@ -231,7 +259,7 @@ def scheduled(schedule: Tensor | NoiseSchedule) -> NoiseSchedule:
 
 
 def checked_betas(schedule: Tensor | NoiseSchedule) -> Tensor:
-    """Returns a table of betas, `(T,)`, float64.
+    """Returns a table of betas, `(T,)`, in float64, and raises unless all are in (0, 1], and 1 at the last step only.
 
     Raises:
         UsageError: for any other input.
@@ -248,7 +276,7 @@ def checked_betas(schedule: Tensor | NoiseSchedule) -> Tensor:
 
 
 def finite(schedule: NoiseSchedule) -> NoiseSchedule:
-    """Returns the schedule, refused where it has infinitely many events by t = 1, which a random walk cannot have.
+    """Returns the schedule, and raises if `total(1)` is infinite, which only `Uniform` and `Absorbing` can represent.
 
     Raises:
         UsageError: for such a schedule.
@@ -262,9 +290,13 @@ def finite(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
-    """Returns betas from `start` to `stop`, evenly spaced, `(T,)`.
+    """Returns betas from `start` to `stop`, evenly spaced, `(T,)`, float64.
 
     D3PM's Gaussian runs use 1e-4 to 0.02 at T = 1000 and its ablation 0.02 to 1.
+
+    Args:
+        steps: T.
+        start, stop: beta_1 and beta_T, probabilities for `Uniform`, variances up to a factor for `DiscretizedGaussian`.
     """
     check_steps(steps)
     return torch.linspace(start, stop, steps, dtype=torch.float64)
@@ -273,8 +305,9 @@ def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
 def cosine(steps: int) -> Tensor:
     """Returns `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`, `(T,)`.
 
-    f is not squared: the probability to keep a token is the square root of the Gaussian schedule's alpha-bar (Hoogeboom
-    et al. 2021; Austin et al. 2021, whose printed formula has a misplaced plus sign).
+    beta_n is the probability that step n resamples a token, n = 1..T with T = `steps`; float64. f is not squared: the
+    probability to keep a token is the square root of the Gaussian schedule's alpha-bar (Hoogeboom et al. 2021; Austin
+    et al. 2021, whose printed formula has a misplaced plus sign).
     """
     check_steps(steps)
     f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2)
@@ -282,22 +315,34 @@ def cosine(steps: int) -> Tensor:
 
 
 def reciprocal(steps: int) -> Tensor:
-    """Returns `beta_n = 1 / (T - n + 1)`, `(T,)`: each step erases 1/T of the tokens, and the last one the rest.
+    """Returns `beta_n = 1 / (T - n + 1)`, n = 1..T, `(T,)`: each step erases 1/T of the tokens, the last one the rest.
 
-    Sohl-Dickstein et al. 2015.
+    T is `steps`, beta_n the probability that step n resamples a token, and `prod_(m <= n) (1 - beta_m) = 1 - n / T`;
+    float64 (Sohl-Dickstein et al. 2015).
     """
     check_steps(steps)
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
 
 
 def betas_between(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Returns a schedule in continuous time as a table, `beta_n = 1 - exp(total((n-1)/T) - total(n/T))`, `(T,)`."""
+    """Returns a schedule in continuous time as a table, `beta_n = 1 - exp(total((n-1)/T) - total(n/T))`, `(T,)`.
+
+    T is `steps`; float64. The process with these betas has the same `q(x_t | x_0)` at the times n / T.
+    """
     check_steps(steps)
     return -torch.expm1(-schedule.total(torch.arange(steps + 1, dtype=torch.float64) / steps).diff())
 
 
 def refuse_numbers(fit: bool, schedule: NoiseSchedule) -> None:
-    """Raises an error for a schedule whose events do not increase from 0 or more, or whose t_min is not in (0, 1)."""
+    """Raises an error for a schedule whose events do not increase from 0 or more, or whose t_min is not in (0, 1).
+
+    Args:
+        fit: whether the schedule's numbers satisfy this; the error is raised where it is False.
+        schedule: named in the message.
+
+    Raises:
+        UsageError: where `fit` is False.
+    """
     if not fit:
         raise UsageError(
             f"{schedule}: its events must increase from 0 or more, and t_min must be between 0 and 1; see "
@@ -306,6 +351,10 @@ def refuse_numbers(fit: bool, schedule: NoiseSchedule) -> None:
 
 
 def check_steps(steps: int) -> None:
-    """Raises an error for a table without steps."""
+    """Raises an error for a table without steps.
+
+    Raises:
+        UsageError: for `steps` below 1.
+    """
     if steps < 1:
         raise UsageError(f"steps={steps}: a table needs at least one step")

@@ -34,17 +34,19 @@ Offset: TypeAlias = Callable[[Interpolating, Tensor], Tensor]
 class ScoreEntropyDenoiser(CategoricalDenoiser):
     r"""A denoiser made of a network that gives the logarithms of the ratios `q_t(y) / q_t(x_t)`.
 
-    It is SEDD (Lou et al. 2024). The distribution of x_s follows by inverting the noise from s to t:
-    `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]`, with the ratios m (Lou et al. 2024, eq. 19, their
-    analytic sampler); negative numbers, which inexact ratios give in long steps, count as 0. It needs a process whose
-    steps have an inverse in closed form, `Uniform` or `Absorbing`.
+    It is SEDD (Lou et al. 2024). y replaces the token at one position. Called with x_t `(B, ...)`, int64, t and
+    conditions by name, it returns `log p(x_0 | x_t)`, `(B, ..., K)`; the ratios are `ratio`. The distribution of x_s
+    follows by inverting the noise from s to t: `p(x_s | x_t) prop. to (m Q_(s->t)^-1)[x_s] Q_(s->t)[x_s, x_t]`, with
+    the ratios m (Lou et al. 2024, eq. 19, their analytic sampler); negative numbers, which inexact ratios give in long
+    steps, count as 0. It needs a process whose steps have an inverse in closed form, `Uniform` or `Absorbing`.
 
     Args:
-        network: `(x_t int64, time input (B,), **cond) -> (..., K)`.
+        network: `(x_t int64, time input (B,), **cond) -> (..., K)`, log-ratios before the offset; the entry at x_t is
+            ignored, and an added mask may be left out of the last axis.
         transition: `Uniform` or `Absorbing`, in continuous time.
-        time_input: the number that the network is fed for a time.
-        offset: added to the output before it is read, one number for each time: by default `scaled_by_noise` for an
-            added mask, as released, and `unscaled` elsewhere.
+        time_input: the number that the network is fed for a time; 1000 t by default, as for `Categorical`.
+        offset: `(transition, t) -> ` the number added to all log-ratios at t, of the shape of t: by default
+            `scaled_by_noise` for an added mask, as released, and `unscaled` elsewhere.
 
     Raises:
         UsageError: for another process, and one that leaves nothing of the data by t = 1, where all ratios are equal.
@@ -79,7 +81,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
             )
 
     def log_ratio(self, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Tensor:
-        """Returns `log m`, `(..., K)`; 0 at x_t itself."""
+        """Returns `log m`, the log of `q_t(y) / q_t(x_t)`, `(..., K)`; 0 at x_t itself; in `dtype` if it is given."""
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
         t = checked_time(t)
         out = call_network(self, x_t, one_per_example(self.time_input(self.corruption, t), x_t), cond)
@@ -90,7 +92,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         return out.scatter(-1, x_t[..., None], 0.0)
 
     def time_input_range(self) -> Tensor:
-        """Returns the time inputs of the least noisy and of the noisiest time, `(2,)`."""
+        """Returns the time inputs at t_min and at t = 1, `(2,)`."""
         return ends_of(self.time_input, self.corruption)
 
     def ratio(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -109,7 +111,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         return normalized(distribution)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns `log p(x_0 | x_t)`, `(..., K)`."""
+        """Returns `log p(x_0 | x_t)`, normalized log-probabilities `(..., K)`."""
         return self.step_distribution(x_t, t, CLEAN, **cond).log()
 
     def draw(self, x_t: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
@@ -129,7 +131,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
 
 @serializable("discrete.unscaled", formerly="unnoise.discrete.denoiser.unscaled")
 def unscaled(transition: Interpolating, t: Tensor) -> Tensor:
-    """Returns 0: the output is read as it is."""
+    """Returns 0 for each time, of the shape of t: the output is read as the log-ratios themselves."""
     return torch.zeros_like(t)
 
 
@@ -137,8 +139,9 @@ def unscaled(transition: Interpolating, t: Tensor) -> Tensor:
 def scaled_by_noise(transition: Interpolating, t: Tensor) -> Tensor:
     r"""Returns `-log(exp(total) - 1) - log(categories)`, the scale of the ratios at masked positions.
 
-    They sum to `kept / (1 - kept)` whatever the data. SEDD's released code takes the logarithm of the size of the
-    vocabulary with the mask, less one, which is `categories`.
+    Of the shape of t; `total = total(t)` of the schedule. At a mask the ratios of all data tokens sum to
+    `kept / (1 - kept)`, `kept = exp(-total)`, whatever the data. SEDD's released code takes the logarithm of the size
+    of the vocabulary with the mask, less one, which is `categories`.
     """
     total = transition.noise.total(t)
     return -torch.log(torch.expm1(total)) - math.log(transition.categories)

@@ -42,10 +42,13 @@ def ordinal(x: Tensor, means: Tensor, transition: Transition, generator: Source 
     Campbell et al. 2022, section 4.3.
 
     Args:
-        x: `(...)`.
-        means: `(..., K)`, 0 at x.
+        x: the tokens, `(...)`, int64.
+        means: the expected number of jumps to each category y, `(..., K)`, 0 at x: rates times the length of the leap.
         transition: the process, without an added mask.
         generator: the source of noise; one number for each category at each position.
+
+    Returns:
+        The new tokens, `(...)`, int64.
 
     Raises:
         UsageError: where a mask was added, which has no place in the order.
@@ -61,15 +64,15 @@ def single(x: Tensor, means: Tensor, transition: Transition, generator: Source =
     """Samples jumps of categories without an order: a position that would jump more than once does not change.
 
     Campbell et al. 2022, section 4.3. One number is drawn for each position, from `single_jump_distribution`. Arguments
-    as for `ordinal`.
+    and result as for `ordinal`; an added mask is a category like any other.
     """
     return categorical(single_jump_distribution(x, means), generator)
 
 
 def single_jump_distribution(x: Tensor, means: Tensor) -> Tensor:
-    r"""Returns the distribution after exactly one jump or none, `(..., K)`.
+    r"""Returns the distribution after exactly one jump or none, `(..., K)`: two jumps or more leave x as it is.
 
-    `means_y exp(-m)` for `y != x` and `1 - m exp(-m)` at x, `m = sum_y means_y`.
+    It is `means_y exp(-m)` for `y != x` and `1 - m exp(-m)` at x, `m = sum_y means_y`.
     """
     total = means.sum(-1, keepdim=True)
     return (means * torch.exp(-total)).scatter(-1, x[..., None], 1 - total * torch.exp(-total))
@@ -78,8 +81,9 @@ def single_jump_distribution(x: Tensor, means: Tensor) -> Tensor:
 class TauLeaping(Sampler[CategoricalDenoiser, Transition]):
     r"""Samples `N_y ~ Poisson((t - s) R_hat_t(x_t, y))` jumps to each y in (s, t], all at once.
 
-    Campbell et al. 2022, eq. 7 and 8. Of order one in the step. The last step, to s = 0, uses the denoiser's
-    `p(x_0 | x_t)`. On CIFAR-10 the paper takes 500 steps down to t = 0.01.
+    R_hat are the `reverse_rates`; calls and results are as for `Ancestral`. Campbell et al. 2022, eq. 7 and 8. Of order
+    one in the step. The last step, to s = 0, uses the denoiser's `p(x_0 | x_t)`. On CIFAR-10 the paper takes 500 steps
+    down to t = 0.01.
 
     Args:
         denoiser: a denoiser of a process in continuous time.
@@ -106,16 +110,16 @@ class TauLeaping(Sampler[CategoricalDenoiser, Transition]):
 class RateCorrector(Sampler[CategoricalDenoiser, Transition]):
     r"""Leaps at the time s with the rates `R_hat_s + R_s`, under which q_s is stationary.
 
-    Campbell et al. 2022, proposition 4, section 4.4. The noise of the forward process and its reversal balance each
-    other, so errors of the predictor decay while the time does not change. One leap lasts `size (t - s)` and changes
-    q_s by the order of its square. Combine it with a predictor as
-    `PredictorCorrector(TauLeaping(denoiser), RateCorrector(denoiser))`.
+    R_hat are the `reverse_rates` and R the rates of the process, `Transition.outflow`. Campbell et al. 2022,
+    proposition 4, section 4.4. The noise of the forward process and its reversal balance each other, so errors of the
+    predictor decay while the time does not change. One leap lasts `size (t - s)` and changes q_s by the order of its
+    square. Combine it with a predictor as `PredictorCorrector(TauLeaping(denoiser), RateCorrector(denoiser))`.
 
     Args:
         denoiser: a denoiser of a process in continuous time.
-        size: the length of a leap as a multiple of the predictor's step; 1.5 on CIFAR-10.
+        size: the length of a leap as a multiple of `t - s`, the predictor's step; 1.5 on CIFAR-10.
         repeats: the number of leaps after each step; 10 on CIFAR-10.
-        below: the corrector acts after steps from t <= `below`; 0.1 on CIFAR-10, 1 for all steps.
+        below: the corrector acts after steps from t to s with t <= `below` and s > 0; 0.1 on CIFAR-10, 1 for all steps.
         jumps: combines several jumps, as for `TauLeaping`.
 
     Raises:

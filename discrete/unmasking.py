@@ -23,8 +23,8 @@ class Plan(NamedTuple):
     """When each position is revealed, and at which quantile of its distribution: `(B, ...)` each, float64.
 
     Attributes:
-        events: the schedule's `total` at the time at which it is revealed, 0 where nothing is masked.
-        u: the quantile of the token, in (0, 1].
+        events: the schedule's `total` at the time at which the position is revealed, 0 where x_t is not a mask.
+        u: the quantile of the revealed token in the network's p0, in (0, 1].
     """
 
     events: Tensor
@@ -36,7 +36,8 @@ def planned(transition: Absorbing, x: Tensor, t: Tensor, generator: Source = Non
 
     A position that is masked at t was masked at a time r with `P(r <= s) = (1 - alpha_s) / (1 - alpha_t)`, whatever its
     token and all others are, and is revealed at r; so `1 - alpha_r = u (1 - alpha_t)` with u uniform (Zheng et al.
-    2024, section 4).
+    2024, section 4). `alpha_t = exp(-total(t))` is the probability that a token is not yet masked at t. x is `(B, ...)`
+    and t a scalar.
     """
     when, what = (1 - uniform(x.shape, generator, dtype=torch.float64, device=x.device) for _ in range(2))
     lost = like(transition.kept(CLEAN, exact(t))[1].to(x.device), x)
@@ -46,10 +47,11 @@ def planned(transition: Absorbing, x: Tensor, t: Tensor, generator: Source = Non
 class Unmasking(Sampler[CategoricalDenoiser, Absorbing]):
     r"""Samples as `Ancestral` under absorption, but runs the network only in steps in which a token is revealed.
 
-    The distribution is that of `Ancestral`, step by step, with fewer evaluations. A masked position is revealed between
-    t and s with probability `(alpha_s - alpha_t) / (1 - alpha_t)`, which does not depend on the network (Sahoo et al.
-    2024, eq. 7): all times are drawn in the first step and copied to the host once. One row takes at most as many
-    evaluations as it has masks.
+    The distribution of samples is the same as with `Ancestral`, step by step, with fewer evaluations, and it is called
+    in the same way. `alpha_t = exp(-total(t))` is the probability that a token is not yet masked at t. A masked
+    position is revealed between t and s with probability `(alpha_s - alpha_t) / (1 - alpha_t)`, which does not depend
+    on the network (Sahoo et al. 2024, eq. 7): all times are drawn in the first step and copied to the host once. One
+    row takes at most as many evaluations as it has masks.
 
     Args:
         denoiser: a denoiser of `Absorbing(categories, schedule)`, a table or in continuous time.
@@ -100,18 +102,19 @@ class FirstHitting(Sampler[CategoricalDenoiser, Absorbing]):
     r"""Samples the limit of infinitely many steps with one network evaluation for each token.
 
     The first-hitting sampler of Zheng et al. (2024, section 4): each row goes from one reveal to the next, at times
-    `1 - alpha = u^(1/n) (1 - alpha')` with n masks left, the order statistics of `planned`, and samples one token from
-    the network at that time. With L steps for L positions the joint distribution is exactly that of the process in
-    continuous time from a start of masks (data tokens that remain at t = 1 are sampled independently of each other);
-    with fewer steps, `L / steps` tokens are sampled at once, at the time of the first of them. Times below t_min are
-    rounded up to t_min, and on a table to rows. A time of this sampler's grid, divided by the first, is the share of a
-    row's masks that are left; edit with `Infilling`, which keeps this grid.
+    `1 - alpha = u^(1/n) (1 - alpha')` with n masks left, where `alpha = exp(-total)` is at the time of the next reveal,
+    alpha' at the one before and u is uniform, the order statistics of `planned`, and samples one token from the network
+    at that time. With L steps for L positions the joint distribution is exactly that of the process in continuous time
+    from a start of masks (data tokens that remain at t = 1 are sampled independently of each other); with fewer steps,
+    `L / steps` tokens are sampled at once, at the time of the first of them. Times below t_min are rounded up to t_min,
+    and on a table to rows. A time of this sampler's grid, divided by the first, is the share of a row's masks that are
+    left; edit with `Infilling`, which keeps this grid.
 
     Args:
         denoiser: a denoiser of `Absorbing(categories, schedule)`; it is evaluated at times `(B,)`.
 
     Raises:
-        UsageError: as `Unmasking`.
+        UsageError: for another process, and for denoisers that change the probability to be revealed, as `Unmasking`.
     """
 
     looks_back = plans = True
@@ -122,7 +125,11 @@ class FirstHitting(Sampler[CategoricalDenoiser, Absorbing]):
         refuse_changed_chances(denoiser, "FirstHitting")
 
     def times(self, steps: int | Tensor) -> Tensor:
-        """Returns even shares of the masks, or the given grid, checked."""
+        """Returns even shares of the masks, `(steps + 1,)` from 1 down to 0, or the given grid, checked.
+
+        Raises:
+            UsageError: for fewer steps than one, and a grid that does not decrease within [0, 1].
+        """
         if not isinstance(steps, int):
             return super().times(steps)
         if steps < 1:
@@ -161,13 +168,14 @@ class FirstHitting(Sampler[CategoricalDenoiser, Absorbing]):
 class Remasking(Sampler[CategoricalDenoiser, Absorbing]):
     r"""Masks some revealed tokens again in each step, so that they are sampled anew (ReMDM).
 
-    Wang et al. 2025, section 3. With `sigma = min(cap, share min(1, (1 - alpha_s) / alpha_t))` a token is masked again
-    with probability sigma, and a mask is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`. This keeps
-    the distribution of x_s at each position, so any network that was trained under absorption fits, and more steps
-    correct more errors. With cap 0 it is `Ancestral`. It does not keep the joint distribution of positions: those that
-    are masked again together are sampled at once, so the final error is of the order of the cap, however many steps are
-    taken, and of order one in the step for a cap in proportion to the step. With an inexact network it samples another
-    distribution than `Ancestral`, which `VariationalBound` does not bound.
+    Wang et al. 2025, section 3. `alpha_t = exp(-total(t))` is the probability that a token is not yet masked at t. With
+    `sigma = min(cap, share min(1, (1 - alpha_s) / alpha_t))` a token is masked again with probability sigma, and a mask
+    is revealed with `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`. This keeps the distribution of x_s at each
+    position, so any network that was trained under absorption fits, and more steps correct more errors. With cap 0 it
+    is `Ancestral`. It does not keep the joint distribution of positions: those that are masked again together are
+    sampled at once, so the final error is of the order of the cap, however many steps are taken, and of order one in
+    the step for a cap in proportion to the step. With an inexact network it samples another distribution than
+    `Ancestral`, which `VariationalBound` does not bound.
 
     Args:
         denoiser: a denoiser of `Absorbing(categories, schedule)`.
@@ -190,7 +198,7 @@ class Remasking(Sampler[CategoricalDenoiser, Absorbing]):
         self.cap, self.share, self.last = cap, share, last
 
     def distribution(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """Returns `p(x_s | x_t)`, `(..., K)`."""
+        """Returns the probabilities of a step, `p(x_s | x_t)`, `(..., K)`, for scalar times s < t."""
         x = as_tokens(x, self.corruption.states, "x_t")
         p0 = self.denoiser(x, t, **cond).exp()
         (_, lost_s), (alpha_t, lost_t) = (self.corruption.kept(CLEAN, exact(time)) for time in (s, t))

@@ -23,14 +23,20 @@ from .interpolating import TINY, Interpolating, Pair
 class Absorbing(Interpolating):
     r"""Absorption in a mask token m, `Q_n = (1 - beta_n) I + beta_n 1 e_m^T` (Austin et al. 2021, appendix A.2).
 
+    A token becomes the mask at its first noise event and stays there: at t a token of the data is still itself with
+    probability `alpha_t = exp(-total(t))`, the product of `1 - beta` on a table, and else is m. Sampling starts from
+    masks; where `alpha_1` is above 0, that share of tokens is drawn from the denoiser (`CategoricalDenoiser.start`).
+
     Args:
         categories: the number of categories in the data.
-        schedule: beta_1..beta_T, or a schedule in continuous time; `reciprocal` masks everything by the last step.
+        schedule: betas `(T,)`, the probabilities that step n masks a token, or a `NoiseSchedule`, whose `total(t)` is
+            `-log alpha_t`; `reciprocal` masks everything by the last step.
         mask: m, one of the categories, as in the paper's image runs (`categories // 2`); None adds a mask token, of
             index `categories`, as for text.
 
     Attributes:
-        mask_token: m.
+        mask_token: m, the index of the mask.
+        states: K = `categories + 1` with an added mask, else `categories`.
 
     Raises:
         UsageError: for a mask that is not one of the categories.
@@ -101,7 +107,10 @@ class Absorbing(Interpolating):
         return torch.where(b > 0, kl, 0.0).to(at_least_float32(log_p_0))
 
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
-        r"""Returns `-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masks, else 0 (Sahoo et al. 2024, eq. 10)."""
+        r"""Returns `-alpha_t' / (1 - alpha_t) (-log p0(x_0))` at masks, else 0 (Sahoo et al. 2024, eq. 10).
+
+        `alpha_t = exp(-total(t))`; for an added mask. For a mask among the categories it is the generic rate.
+        """
         if self.mask is not None:
             return generic_path_rate(self, reverse, logits, x0, x_t, t)
         nats, t = self._where_masked(cross_entropy(logits, x0), x_t), exact(t).to(x_t.device)
@@ -123,7 +132,8 @@ class Absorbing(Interpolating):
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         r"""Returns `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)`, at masks, else 0.
 
-        Lou et al. 2024, eq. 15.
+        Lou et al. 2024, eq. 15. `rate` is the schedule's at t, alpha is `exp(-total(t))` and m are the ratios, for an
+        added mask; arguments as `Interpolating.score_entropy`.
         """
         if self.mask is not None:
             return score_entropy(self, log_ratio, x0, x_t, t)

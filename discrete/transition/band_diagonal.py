@@ -25,11 +25,13 @@ class BandDiagonal(Spectral):
 
     Args:
         categories: K.
-        schedule: beta_1..beta_T.
-        band: the largest `|i - j|` of a step.
+        schedule: beta_1..beta_T, `(T,)`, each in (0, 1]; a step moves to each category of the band with probability
+            `beta_n / K`.
+        band: the largest `|i - j|` of a step, a number of categories.
 
     Raises:
-        UsageError: for a band that is not within 1..K-1.
+        UsageError: for a band that is not within 1..K-1, for betas outside (0, 1], and from `inflow` and `outflow`, as
+            a table has no rates.
     """
 
     def __init__(self, categories: int, schedule: Tensor, band: int = 1) -> None:

@@ -21,9 +21,11 @@ class Chebyshev:
     & Stegun 1964, 9.6.34): about `sqrt(60 z)` products with G for double precision, one recursion for all tau of a
     batch.
 
+    I_k is the modified Bessel function of the first kind, T_k the Chebyshev polynomial.
+
     Args:
-        generator: G, sparse `(K, K)`.
-        bound: no eigenvalue is below minus this.
+        generator: G, sparse `(K, K)`, a matrix of rates whose rows sum to 0.
+        bound: above 0; no eigenvalue of G is below `-bound`.
     """
 
     def __init__(self, generator: Tensor, bound: float) -> None:
@@ -32,7 +34,7 @@ class Chebyshev:
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Returns G on a device, compressed by rows."""
+        """Returns G on a device in the given precision, as a sparse CSR tensor `(K, K)`."""
         if (device, dtype) not in self._copies:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -40,7 +42,7 @@ class Chebyshev:
         return self._copies[device, dtype]
 
     def push(self, p: Tensor, tau: Tensor) -> Tensor:
-        """Returns `p exp(tau G)`, `(..., K)`; tau a scalar or `(B,)`."""
+        """Returns `p exp(tau G)`, `(..., K)`, for p `(..., K)`; tau >= 0 is a scalar or `(B,)`, for the first axis."""
         tau, flat = exact(tau), p.reshape(-1, p.shape[-1]).T.contiguous()  # (K, N): sparse matrices are the left factor
         c = self.coefficients(tau).to(flat)  # (terms,) or (terms, B)
         each = p[0, ..., 0].numel() if tau.ndim else 1
@@ -52,7 +54,7 @@ class Chebyshev:
         return total.clamp(min=0).T.reshape(p.shape)
 
     def coefficients(self, tau: Tensor) -> Tensor:
-        """Returns c_k, as many as are needed for the largest tau."""
+        """Returns c_k, `(terms,)` or for tau `(B,)` `(terms, B)`, float64, as many as the largest tau needs."""
         z = tau.cpu().numpy() * (self.bound / 2)
         longest = float(z.max())
         terms = 3 + int(math.sqrt(2 * (longest + 1) * -2 * math.log(DROPPED)) + 12 * math.log1p(longest) ** 0.5)

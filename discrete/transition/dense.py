@@ -21,9 +21,10 @@ class Dense(Stepwise):
 
     Args:
         matrices: `(T, K, K)`; row i of Q_n is the distribution of x_n given x_(n-1) = i.
-        last: `(K,)`, the distribution that sampling starts from; None for that of x_T averaged over x_0. The bound is
-            infinite for data whose x_T may be a token of probability 0 under it; where it is one token alone, other
-            tokens of x_T are sampled from the denoiser (`CategoricalDenoiser.start`).
+        last: `(K,)`, the distribution of x_T that sampling starts from; None for the distribution of x_T averaged over
+            all x_0 in equal shares. The bound is infinite for data whose x_T may be a token of probability 0 under it;
+            where it is one token alone, other tokens of x_T are sampled from the denoiser
+            (`CategoricalDenoiser.start`).
         categories: the number of categories in the data, the first ones; None for all K.
 
     Raises:
@@ -98,7 +99,7 @@ class Dense(Stepwise):
 
 
 def refuse_rows(matrices: Tensor) -> None:
-    """Raises an error for matrices `(T, K, K)` with a row that is not a distribution.
+    """Raises an error for matrices `(T, K, K)` with a row that is not a distribution, up to 1e-6 in its sum.
 
     Raises:
         UsageError: with the first such row.

@@ -22,7 +22,8 @@ from .stepwise import Stepwise
 class DiscretizedGaussian(Stepwise):
     r"""Discretized Gaussian moves, `Q_n[i, j] = w_n(i - j) / sum_m w_n(m)` off the diagonal, m = -(K-1)..K-1.
 
-    `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`, and the diagonal is one minus the rest of its row, so Q_n is symmetric
+    The weights are `w_n(m) = exp(-4 m^2 / ((K - 1)^2 beta_n))`: before discretization a Gaussian with the variance
+    `beta_n (K - 1)^2 / 8` in squared categories. The diagonal is one minus the rest of its row, so Q_n is symmetric
     and doubly stochastic (Austin et al. 2021, appendix A.2).
 
     Single steps are kept as their `(T, K)` offsets. Q_n does not change when the order of the categories is reversed,
@@ -31,8 +32,8 @@ class DiscretizedGaussian(Stepwise):
     strides are multiplied when a sampler first takes them.
 
     Args:
-        categories: K; the grid is K - 1 wide for every K.
-        schedule: beta_1..beta_T.
+        categories: K; beta_n is relative to the width K - 1 of the range of categories, for every K.
+        schedule: beta_1..beta_T, `(T,)`, each in (0, 1], such as `linear(1000)`.
     """
 
     rounding = 1e-12
@@ -95,7 +96,7 @@ class DiscretizedGaussian(Stepwise):
         return self.rows(torch.arange(self.states, device=n.device).expand(len(n), -1), n)
 
     def rows(self, x: Tensor, n: Tensor) -> Tensor:
-        """Returns row x of `Q_1 .. Q_n`, `(..., K)`, float64, from the table."""
+        """Returns row x of `Q_1 .. Q_n`, which is `q(x_n | x_0 = x)`, `(..., K)`, float64; n a scalar or `(B,)`."""
         return self._look(x, n, self._even.on(x.device), self._odd.on(x.device))
 
     def reach(self, x: Tensor, n: Tensor) -> Tensor:

@@ -22,17 +22,19 @@ class GaussianTarget(Spectral):
     Campbell et al. 2022, appendix E. Jumps towards the middle, up to the category's mirror image, have the rate
     `exp(-(|i - j| - 1)^2 / reach^2)`; the rates of the opposite jumps follow from detailed balance with
     `pi_i prop. to exp(-(i + 1 - K / 2)^2 / (2 width^2))`. The rates are multiplied by the schedule's:
-    `Q_(s->t) = exp((total(t) - total(s)) R)`.
+    `Q_(s->t) = exp((total(t) - total(s)) R)`, where R is the matrix of these rates and `total(t)` the integral of the
+    schedule's rate from 0 to t.
 
     Args:
         categories: K.
-        schedule: in continuous time, or a table; None for `ExponentialNoise()`.
+        schedule: in continuous time, or betas `(T,)` of a table, whose step n lasts `-log(1 - beta_n)`; None for
+            `ExponentialNoise()`.
         reach: the length scale of jumps in categories; 6 for 256 categories.
         width: the standard deviation of the stationary distribution in categories; 512 for 256 categories, which is
             nearly uniform.
 
     Raises:
-        UsageError: for sizes that are not positive.
+        UsageError: for a reach or width that is not positive, and a schedule with infinite `total(1)`.
     """
 
     def __init__(

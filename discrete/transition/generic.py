@@ -26,13 +26,16 @@ ACCURACY, NOT_A_RATE = 1e-9, 1e-6  # of rates, as a share of their sum; a sum of
 
 
 def categorical_kl(q: Tensor, p: Tensor) -> Tensor:
-    """Returns `KL(q || p)` along the last axis, in nats, `(...)`; infinite where p is 0 and q is not."""
+    """Returns `KL(q || p)` of distributions `(..., K)`, in nats, `(...)`; infinite where p is 0 and q is not."""
     kl = (torch.xlogy(q, q) - q * torch.where(p > 0, p, 1.0).log()).sum(-1)
     return kl.masked_fill(((q > 0) & (p <= 0)).any(-1), torch.inf)
 
 
 def log_clean(transition: Transition, logits: Tensor) -> Tensor:
-    """Returns `log p0` over all K states from logits over the data's categories: x_0 is never an added mask token."""
+    """Returns `log p0` over all K states, `(..., K)`, from logits over the data's categories, `(..., categories)`.
+
+    Normalized, float32 or better; -inf at an added mask token, which x_0 never is.
+    """
     log_p = at_least_float32(logits).log_softmax(-1)
     return F.pad(log_p, (0, transition.states - transition.categories), value=-torch.inf)
 
@@ -47,9 +50,9 @@ def generic_divergence(
     s: Tensor,
     exact: bool = False,
 ) -> Terms:
-    """Computes `Transition.divergence` by its definition.
+    """Computes `Transition.divergence` by its definition, as `Terms`, from distributions over all K states.
 
-    With `exact`, the true posterior is not smoothed by the reverse model's eps.
+    Arguments as there. With `exact`, the true posterior is not smoothed by the reverse model's eps.
     """
     log_p0 = log_clean(transition, logits)
     nats = transition.cross_entropy(reverse, logits, x0, x_t, t)
@@ -69,12 +72,13 @@ def generic_divergence(
 def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     r"""Computes the score entropy, `sum_(y != x_t) R_t(y, x_t) (m_y - r_y log m_y + r_y (log r_y - 1))`, `(...)`.
 
-    Lou et al. 2024, eq. 5 and theorem 3.6; r are the true ratios `q(y | x_0) / q(x_t | x_0)`.
+    Lou et al. 2024, eq. 5 and theorem 3.6; r are the true ratios `q(y | x_0) / q(x_t | x_0)`, and `R_t(y, x_t)` the
+    rates of the process from y to x_t. In nats per unit of time.
 
     Args:
-        transition: with rates.
-        log_ratio: `log m`, `(..., K)`; -inf where no ratio is possible.
-        x0, x_t: `(...)`.
+        transition: a process with rates, in continuous time.
+        log_ratio: `log m`, the logarithms of the model's `q_t(y) / q_t(x_t)`, `(..., K)`; -inf where that is 0.
+        x0, x_t: `(...)`, int64.
         t: a scalar or `(B,)`.
     """
     truth = transition.ratio(x_t, transition.one_hot(x0, log_ratio.dtype), t)
@@ -89,7 +93,7 @@ def score_entropy(transition: Transition, log_ratio: Tensor, x0: Tensor, x_t: Te
 def generic_path_rate(
     transition: Transition, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor
 ) -> Terms:
-    """Computes `Transition.path_rate` by its definition."""
+    """Computes `Transition.path_rate` by its definition, as `Terms`, by `score_entropy`; arguments as there."""
     log_ratio = reverse.log_ratio(transition, x_t, log_clean(transition, logits).exp(), t)
     return Terms(
         score_entropy(transition, log_ratio, x0, x_t, t), transition.cross_entropy(reverse, logits, x0, x_t, t)
@@ -105,7 +109,7 @@ def generic_draw(
     s: Tensor,
     generator: Source = None,
 ) -> Tensor:
-    """Samples `Transition.draw` by its definition."""
+    """Samples `x_s ~ p(x_s | x_t)`, int64 `(...)`, as `Transition.draw` by its definition; arguments as there."""
     return categorical(reverse(transition, x_t, log_clean(transition, logits).exp(), t, s), generator)
 
 
@@ -119,14 +123,15 @@ class GenericTransition(Transition):
     - `states = categories`: no mask token is added;
     - `t_min = 1e-3`: the smallest time that training and bounds visit in continuous time; 0 for a table.
 
-    Times are scalars, which may be on the host while p is not, or `(B,)`; `like(v, p)` of `shared.tensors` gives a
-    function v of times the dimensions of p. `pushforward` must be linear in p, which need not sum to 1 and may be
-    float32, and `likelihood` must be float64.
+    `pushforward(p, s, t)` and `likelihood(x_t, s, t)` are those of `Transition`: `p Q_(s->t)` and `Q_(s->t)[:, x_t]`,
+    `(..., K)` each. Times are scalars, which may be on the host while p is not, or `(B,)`; `like(v, p)` of
+    `shared.tensors` gives a function v of times the dimensions of p. `pushforward` must be linear in p, which need not
+    sum to 1 and may be float32, and `likelihood` must be float64.
 
     Args:
         categories: the number of categories in the data.
-        steps: T of a table, or None.
-        states: K, or None for `categories`.
+        steps: T of a table, or None in continuous time.
+        states: K, the number of states with an added mask, or None for `categories`.
         t_min: as above, or None for the default.
     """
 
@@ -157,7 +162,10 @@ class GenericTransition(Transition):
             raise AttributeError(f"{type(self).__name__} object has no attribute {name!r}")
 
     def stationary(self) -> Tensor:
-        """Returns the distribution of x_1 averaged over x_0, `(K,)`, float64; a point mass where it is within 1e-6."""
+        """Returns the distribution of x_1 averaged over x_0, `(K,)`, float64; a point mass where it is within 1e-6.
+
+        All x_0 have equal shares. It is computed from `pushforward` at each call; sampling starts from it.
+        """
         p = torch.zeros(1, self.states, dtype=torch.float64)
         p[:, : self.categories] = 1 / self.categories
         start = self.pushforward(p, CLEAN, torch.ones_like(CLEAN))[0].double()
@@ -174,7 +182,8 @@ class GenericTransition(Transition):
     def inflow(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Returns the derivative of `likelihood(x_t, s, t)` as s rises to t, numerically; `Transition.inflow`.
 
-        The relative error is about 1e-8 where the rates change smoothly in time. It costs six calls of `likelihood`.
+        `(..., K)`, per unit of time: the limit of `likelihood / (t - s)` at states other than x_t. The relative error
+        is about 1e-8 where the rates change smoothly in time. It costs six calls of `likelihood`.
 
         Raises:
             UsageError: for a table, a `likelihood` that is not float64, and where it has no derivative.
@@ -182,7 +191,7 @@ class GenericTransition(Transition):
         return self._derived_rates(lambda s: self.likelihood(x_t, s, t), x_t, t)
 
     def outflow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Returns the derivative of row x_t of `Q_(s->t)`, from `pushforward`, as `inflow`."""
+        """Returns the derivative of row x_t of `Q_(s->t)` as s rises to t, `(..., K)`, numerically, as `inflow`."""
         hot = self.one_hot(x_t, torch.float64)
         return self._derived_rates(lambda s: self.pushforward(hot, s, t), x_t, t)
 

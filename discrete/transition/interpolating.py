@@ -21,6 +21,7 @@ TINY = 1e-30
 class Pair(NamedTuple):
     """The constants of `p(x_s | x_t)` for a pair of times and x_t, float64, `(...)` each.
 
+    p0 is the network's distribution of x_0, and pi the distribution from which an event draws a token:
     `p(x_s = k | x_t) prop. to back_k w_k`, `back_k = a 1[k = x_t] + b`, `w_k = c g_k p0_k + (1 - c) h pi_k`, where
     `g_k` is g at x_t and 1 elsewhere, `h = 1 - (1 - g) p0_(x_t)`, and the sum over k is `Z = b h + a w_(x_t)`.
 
@@ -28,7 +29,7 @@ class Pair(NamedTuple):
         a: the probability to be kept from s to t.
         b: the probability to become x_t by an event between s and t, `(1 - a) pi_(x_t)`.
         c: the probability to be kept from 0 to s.
-        g: the reverse model's weight of x_0 = x_t relative to that of others.
+        g: `ReverseModel.own`, the factor by which the reverse model multiplies p0 at x_0 = x_t relative to other x_0.
         pi_t: `pi_(x_t)`.
     """
 
@@ -41,6 +42,13 @@ class Pair(NamedTuple):
 
 class Interpolating(Transition):
     """`Q_(s->t) = kept I + (1 - kept) 1 pi^T`, `kept = exp(total(s) - total(t))`: each event resamples a token from pi.
+
+    `kept` is the probability that a token meets no event between s and t; pi is `stationary()`.
+
+    Args:
+        categories: the number of categories in the data.
+        states: K, with an added mask `categories + 1`.
+        schedule: betas `(T,)`, the probabilities that step n resamples a token, or a `NoiseSchedule`.
 
     Attributes:
         schedule: the schedule as it was given.
@@ -59,9 +67,11 @@ class Interpolating(Transition):
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Computes `generic.score_entropy` in closed form, `(...)`, from one sum over the states.
 
+        In nats per unit of time.
+
         Args:
-            log_ratio: `(..., K)`; 0 at x_t.
-            x0, x_t: `(...)`.
+            log_ratio: the logarithms of the model's `q_t(y) / q_t(x_t)`, `(..., K)`; 0 at x_t.
+            x0, x_t: `(...)`, int64.
             t: a scalar or `(B,)`.
         """
 
@@ -75,10 +85,16 @@ class Interpolating(Transition):
 
     @abstractmethod
     def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """Returns `kept m Q_(s->t)^-1`, `(..., K)`: what the process from s to t turns into m, up to a constant."""
+        """Returns `kept m Q_(s->t)^-1`, `(..., K)`: what the process from s to t turns into m, up to a constant.
+
+        m is `(..., K)`, such as ratios; entries may be negative. t and s are scalars or `(B,)`.
+        """
 
     def kept(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `(kept, 1 - kept)` between times s < t, float64, both without cancellation."""
+        """Returns `(kept, 1 - kept)` between times s < t, float64, both without cancellation.
+
+        `kept = exp(total(s) - total(t))` is the probability that a token meets no event between s and t.
+        """
         before, after = self.noise.total(s), self.noise.total(t)
         log_ratio = torch.where(before == after, 0.0, before - after)  # in the last row of a table both may be infinite
         return log_ratio.exp(), -torch.expm1(log_ratio)
@@ -121,7 +137,7 @@ class Interpolating(Transition):
         """Returns the token at the quantile u in [0, 1] of pi, int64."""
 
     def pair(self, reverse: ReverseModel, x_t: Tensor, t: Tensor, s: Tensor) -> Pair:
-        """Returns the constants of `p(x_s | x_t)` for s < t."""
+        """Returns the constants of `p(x_s | x_t)` for x_t `(...)` and s < t, scalars or `(B,)`."""
         t, s = exact(t).to(x_t.device), exact(s).to(x_t.device)
         a, lost = (like(c, x_t) for c in self.kept(s, t))
         kept_t, lost_t = (like(c, x_t) for c in self.kept(CLEAN, t))
@@ -129,7 +145,7 @@ class Interpolating(Transition):
         return Pair(a, lost * pi_t, c, reverse.own(self, t, kept_t, lost_t * pi_t), pi_t)
 
     def reach(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `q(x_t | x_0)` for x_0 != x_t, and `q(x_t | x_0 = x_t)` over it less one, `(...)`, float64."""
+        """Returns `q = q(x_t | x_0)` for any x_0 != x_t, and `q(x_t | x_0 = x_t) / q - 1`, `(...)` each, float64."""
         kept, lost = (like(c, x_t) for c in self.kept(CLEAN, exact(t).to(x_t.device)))
         others = lost * self.fresh(x_t)
         return others, kept / others.clamp(min=TINY)
@@ -159,7 +175,7 @@ class Interpolating(Transition):
         """Samples `x_s ~ p(x_s | x_t)`, s > 0, with one uniform number for each position.
 
         The distribution is a mixture: a sample of p0 with weight `b c`, one of pi with `b (1 - c) h`, and x_t itself
-        with `a w_t - b c (1 - g) p_t`.
+        with `a w_t - b c (1 - g) p_t`, in the notation of `Pair`. Arguments as `draw`, for a reverse model without eps.
         """
         p0 = at_least_float32(logits).softmax(-1)
         p_t = p0.gather(-1, x_t.clamp(max=self.categories - 1)[..., None]).squeeze(-1).double() * (

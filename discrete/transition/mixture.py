@@ -21,13 +21,14 @@ AT_ONCE = 2**20  # numbers in memory at a time
 class Mixture(GenericTransition):
     r"""Resamples with probability beta_n, else moves: `Q_n = (1 - beta_n) Q^moves_n + beta_n 1 pi^T`.
 
-    The moves must not change pi, so that products have the same form,
-    `Q_(s->t) = kept Q^moves_(s->t) + (1 - kept) 1 pi^T`. Austin et al. (2021, appendix A.2) mix nearest neighbors and
-    absorption in this way.
+    Resampling draws a token from pi: uniform, or the mask. The moves must not change pi, so that products have the same
+    form, `Q_(s->t) = kept Q^moves_(s->t) + (1 - kept) 1 pi^T`, where kept is the probability of no resampling between s
+    and t. Austin et al. (2021, appendix A.2) mix nearest neighbors and absorption in this way.
 
     Args:
         moves: any transition over the data's categories.
-        resampling: `Uniform`, or `Absorbing` with an added mask, with the same categories and times.
+        resampling: `Uniform`, or `Absorbing` with an added mask, with the same categories and the same `steps` (T, or
+            None in continuous time); its schedule gives beta_n.
 
     Raises:
         UsageError: where categories or times differ, or the moves would change pi, which they do where `Absorbing` has

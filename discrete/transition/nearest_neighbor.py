@@ -27,16 +27,19 @@ AT_ONCE = 2**24  # numbers in memory at a time
 class NearestNeighbor(GenericTransition):
     r"""A random walk on the graph of nearest neighbors, `Q_(s->t) = exp((total(t) - total(s)) R)`.
 
-    Austin et al. 2021, appendix A.2. `R = (G + G^T) / 2k - diag`, G_ij = 1 where j is among the k nearest of i.
-    Products with its exponentials are computed from the eigenvectors of R for up to 2048 categories, and by Chebyshev
-    polynomials for more, where R stays sparse.
+    Austin et al. 2021, appendix A.2. `R = (G + G^T) / 2k - diag`, G_ij = 1 where j is among the k nearest of i, and the
+    diagonal makes its rows sum to 0; `total(t)` of the schedule is the time for which R has acted by t. The stationary
+    distribution is uniform. Products with its exponentials are computed from the eigenvectors of R for up to 2048
+    categories, and by Chebyshev polynomials for more, where R stays sparse.
 
     Args:
-        neighbors: `(K, k)`, int64, as `nearest` returns them.
-        schedule: a table or one in continuous time; `mutual_information` in the paper.
+        neighbors: the indices of the k nearest tokens of each of the K tokens, `(K, k)`, int64, as `nearest` returns.
+        schedule: betas `(T,)` of a table, whose step n lasts `-log(1 - beta_n)`, or a `NoiseSchedule`;
+            `mutual_information` in the paper.
 
     Raises:
-        UsageError: for neighbors outside 0..K-1, and for a graph of several parts, which would never mix.
+        UsageError: for neighbors outside 0..K-1, for a graph of several parts, which would never mix, and for a
+            schedule with infinite `total(1)`.
     """
 
     rounding = 1e-12
@@ -104,7 +107,7 @@ def nearest(embeddings: Tensor, k: int = 5) -> Tensor:
     """Returns the k nearest other tokens by the angle between embeddings, `(K, k)`, int64, the nearest first.
 
     Args:
-        embeddings: `(K, d)`.
+        embeddings: one vector for each token, `(K, d)`, such as those of a pretrained network.
         k: the number of neighbors; 5 in the paper's text8 runs.
 
     Raises:
@@ -127,7 +130,8 @@ def nearest(embeddings: Tensor, k: int = 5) -> Tensor:
 def sinkhorn(weights: Tensor, rounds: int = 100) -> Tensor:
     """Returns non-negative weights `(K, K)` scaled to be doubly stochastic.
 
-    Rows and columns are normalized in turn, columns once more at the end.
+    Sinkhorn's iteration: rows and columns are normalized in turn, `rounds` times, columns once more at the end, so that
+    columns sum to 1 exactly and rows nearly. Rows and columns need a positive entry each.
     """
     for _ in range(rounds):
         weights = weights / weights.sum(1, keepdim=True)

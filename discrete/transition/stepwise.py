@@ -18,6 +18,8 @@ STRIDES_KEPT = 2**23  # numbers, 64 MiB
 class Stepwise(GenericTransition):
     """A table of T steps given by the matrices of single steps and their products from the clean signal.
 
+    `Q_n[i, j]` is the probability that x_n = j where x_(n-1) = i; times are t = n / T.
+
     Args:
         categories: the number of categories in the data.
         states: K.
@@ -32,22 +34,22 @@ class Stepwise(GenericTransition):
 
     @abstractmethod
     def one(self, n: Tensor) -> Tensor:
-        """Returns Q_n, `(K, K)` or `(B, K, K)`, n >= 1, float64."""
+        """Returns Q_n, `(K, K)` for a scalar n >= 1, or `(B, K, K)` for n `(B,)`, float64."""
 
     @abstractmethod
     def back(self, x: Tensor, n: Tensor) -> Tensor:
-        """Returns column x of Q_n, `(..., K)`, float64; n >= 1 a scalar or `(B,)`."""
+        """Returns column x of Q_n, `p(x_n = x | x_(n-1))`, `(..., K)`, float64; n >= 1 is a scalar or `(B,)`."""
 
     @abstractmethod
     def from_clean(self, p: Tensor, n: Tensor) -> Tensor:
-        """Returns `p Q_1 .. Q_n`, `(..., K)`; n >= 0 a scalar or `(B,)`."""
+        """Returns `p Q_1 .. Q_n`, `(..., K)`: the distribution of x_n for that of x_0, p; n >= 0 scalar or `(B,)`."""
 
     @abstractmethod
     def reach(self, x: Tensor, n: Tensor) -> Tensor:
-        """Returns column x of `Q_1 .. Q_n`, `(..., K)`, float64."""
+        """Returns column x of `Q_1 .. Q_n`, `p(x_n = x | x_0)`, `(..., K)`, float64; n >= 0 is a scalar or `(B,)`."""
 
     def between(self, i: int, j: int, device: torch.device) -> Tensor:
-        """Returns `Q_(i+1) .. Q_j`, `(K, K)`; the identity for i = j."""
+        """Returns `Q_(i+1) .. Q_j`, `(K, K)`, float64; the identity for i = j. Products are kept for later calls."""
         if (i, j) not in self._strides:
             if (len(self._strides) + 1) * self.states**2 > STRIDES_KEPT:
                 self._strides.clear()
@@ -58,7 +60,7 @@ class Stepwise(GenericTransition):
         return self._strides[i, j].on(device)
 
     def single(self, s: Tensor, t: Tensor, device: torch.device) -> Tensor:
-        """Returns the step n from s to t, on a device.
+        """Returns the number n of the step from s = (n - 1) / T to t = n / T, int64, a scalar or `(B,)`, on a device.
 
         Raises:
             UsageError: for times of a batch that are more than a step apart.
@@ -73,7 +75,7 @@ class Stepwise(GenericTransition):
     def starts_clean(self, s: Tensor) -> bool:
         """Returns whether a stride starts at t = 0, without waiting for an accelerator.
 
-        The clean time is a scalar on the host.
+        Times on an accelerator count as noisy: the clean time is a scalar on the host.
         """
         return s.device.type == "cpu" and bool((self.row(s) == 0).all())
 

@@ -21,11 +21,12 @@ from .interpolating import TINY, Interpolating
 class Uniform(Interpolating):
     r"""Uniform resampling, `Q_n = (1 - beta_n) I + beta_n 1 1^T / K`.
 
-    Austin et al. 2021, appendix A.2; Hoogeboom et al. 2021, eq. 11.
+    Austin et al. 2021, appendix A.2; Hoogeboom et al. 2021, eq. 11. Each noise event draws the token anew, uniformly
+    over all K, so that it may stay the same; sampling starts from uniform tokens.
 
     Args:
         categories: K.
-        schedule: beta_1..beta_T, or a schedule in continuous time.
+        schedule: betas `(T,)`, the probabilities that step n resamples a token, or a `NoiseSchedule`.
     """
 
     def __init__(self, categories: int, schedule: Tensor | NoiseSchedule) -> None:
@@ -55,8 +56,9 @@ class Uniform(Interpolating):
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""Returns the rate of the path from the ratios in closed form, and the cross-entropy.
 
-        With `odds = K kept / (1 - kept)` the ratios are `(1 + odds p0_y) / (1 + odds p0_(x_t))` for `Product` (Schiff
-        et al. 2024) and `h + odds p0_y`, `h = 1 - p0_(x_t) odds / (1 + odds)`, for `Marginal`.
+        With `odds = K kept / (1 - kept)`, `kept = exp(-total(t))`, the model's ratios `q_t(y) / q_t(x_t)` are
+        `(1 + odds p0_y) / (1 + odds p0_(x_t))` for `Product` (Schiff et al. 2024) and `h + odds p0_y`,
+        `h = 1 - p0_(x_t) odds / (1 + odds)`, for `Marginal`.
         """
         if reverse.eps:
             return generic_path_rate(self, reverse, logits, x0, x_t, t)
