@@ -13,8 +13,12 @@ from ..shared.errors import UsageError
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     """Returns betas that increase linearly from `start` to `stop`, both scaled by 1000 / T, `(T,)`.
 
-    Ho et al. 2020, section 4; Nichol & Dhariwal 2021. The published 1e-4 makes the first noise level 0.01, which suits
-    quantization levels that are 2 / 255 apart; coarser data can start higher.
+    T is `steps`. Ho et al. 2020, section 4; Nichol & Dhariwal 2021. The published 1e-4 makes the first noise level
+    (sigma at t = 1 / T, for T = 1000) 0.01, which suits quantization levels that are 2 / 255 apart; coarser data can
+    start higher.
+
+    Raises:
+        UsageError: where a beta would reach 1, as with 20 steps or fewer at the default `stop`, and below 1 step.
     """
     scale = _scale(steps, stop)
     return torch.linspace(start, stop, steps, dtype=torch.float64) * scale
@@ -23,21 +27,31 @@ def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
 def quadratic_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     """Returns the squares of numbers evenly spaced from `sqrt(start)` to `sqrt(stop)`, scaled by 1000 / T, `(T,)`.
 
-    Ho et al. 2020, code.
+    T is `steps`. Ho et al. 2020, code.
+
+    Raises:
+        UsageError: where a beta would reach 1, as with 20 steps or fewer at the default `stop`, and below 1 step.
     """
     scale = _scale(steps, stop)
     return torch.linspace(start**0.5, stop**0.5, steps, dtype=torch.float64) ** 2 * scale
 
 
 def constant_betas(steps: int, value: float = 0.02) -> Tensor:
-    """Returns `value`, scaled by 1000 / T, at every step, `(T,)` (Ho et al. 2020, section 4)."""
+    """Returns `value`, scaled by 1000 / T with T = `steps`, at every step, `(T,)` (Ho et al. 2020, section 4).
+
+    Raises:
+        UsageError: where beta would reach 1, as with 20 steps or fewer at the default `value`, and below 1 step.
+    """
     return torch.full((steps,), value, dtype=torch.float64) * _scale(steps, value)
 
 
 def sigmoid_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     """Returns `start + (stop - start) sigmoid(u)`, u evenly spaced from -6 to 6, scaled by 1000 / T, `(T,)`.
 
-    Song et al. 2020, code.
+    T is `steps`. Song et al. 2020, code.
+
+    Raises:
+        UsageError: where a beta would reach 1, as with 20 steps or fewer at the default `stop`, and below 1 step.
     """
     scale = _scale(steps, stop)
     return (start + (stop - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()) * scale
@@ -46,7 +60,11 @@ def sigmoid_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor
 def warmup_betas(steps: int, share: float, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     """Returns betas that are linear from `start` to `stop` over the first `share` of the steps, then constant, `(T,)`.
 
-    Ho et al. 2020, code, where "warmup10" and "warmup50" are `share=0.1` and `0.5`. Both ends are scaled by 1000 / T.
+    Ho et al. 2020, code, where "warmup10" and "warmup50" are `share=0.1` and `0.5`. `start` and `stop` are scaled by
+    1000 / T, T = `steps`.
+
+    Raises:
+        UsageError: for a share outside of [0, 1], where a beta would reach 1, and below 1 step.
     """
     scale, rising = _scale(steps, stop), int(steps * share)
     if not 0 <= share <= 1:
@@ -57,10 +75,10 @@ def warmup_betas(steps: int, share: float, start: float = 1e-4, stop: float = 0.
 
 
 def reciprocal_betas(steps: int) -> Tensor:
-    """Returns `beta_n = 1 / (T - n + 1)`: each step erases 1 / T of the signal's power, `(T,)`.
+    """Returns `beta_n = 1 / (T - n + 1)`, n = 1..T: each step erases 1 / T of the signal's power, `(T,)`.
 
-    Sohl-Dickstein et al. 2015; "jsd" in Ho et al.'s code. The last beta is 1: x_T is pure noise, and a network must
-    predict the velocity or the clean signal.
+    T is `steps`, and alpha-bar_n is `1 - n / T`. Sohl-Dickstein et al. 2015; "jsd" in Ho et al.'s code. The last beta
+    is 1: x_T is pure noise, and a network must predict the velocity or the clean signal.
     """
     _check(steps)
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
@@ -69,7 +87,7 @@ def reciprocal_betas(steps: int) -> Tensor:
 def cosine_betas(steps: int) -> Tensor:
     r"""Returns the cosine table of Nichol & Dhariwal (2021), `(T,)`.
 
-    `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)` with `f(t) = cos^2((t + 0.008) / 1.008 pi/2)`.
+    `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)` with `f(t) = cos^2((t + 0.008) / 1.008 pi/2)`, n = 1..T, T = `steps`.
     """
     _check(steps)
     f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -78,6 +96,8 @@ def cosine_betas(steps: int) -> Tensor:
 
 def betas_of(alphas_cumprod: Tensor) -> Tensor:
     r"""Returns the betas of a table of `alpha-bar_1..alpha-bar_T`: `1 - alpha-bar_n / alpha-bar_(n-1)`, `(T,)`.
+
+    `alpha-bar_n = prod_(i <= n) (1 - beta_i)` is the squared scale of the signal at step n, and alpha-bar_0 = 1.
 
     Raises:
         UsageError: for a table that does not decrease from below 1 to 0 or above.
@@ -94,8 +114,9 @@ def betas_of(alphas_cumprod: Tensor) -> Tensor:
 def zero_terminal(betas: Tensor) -> Tensor:
     r"""Returns betas rescaled to zero SNR at the last step, `(T,)` (Lin et al. 2023, algorithm 1).
 
-    `a_n -> (a_n - a_T) a_1 / (a_1 - a_T)` with `a = sqrt(alpha-bar)`: the first step keeps its noise level, and x_T is
-    pure noise in training as in sampling.
+    `a_n -> (a_n - a_T) a_1 / (a_1 - a_T)` with `a_n = sqrt(alpha-bar_n)`, `alpha-bar_n = prod_(i <= n) (1 - beta_i)`:
+    the first step keeps its noise level, and x_T is pure noise in training as in sampling. The last beta is 1, so a
+    network must predict the velocity or the clean signal.
 
     Raises:
         UsageError: for a table of one step.

@@ -23,11 +23,11 @@ from .posterior import ReverseVariance, checked_variance, large, posterior
 class RateDistortion(NamedTuple):
     """Rate and distortion of coding x_0 progressively, from noise to data (Ho et al. 2020, section 4.3).
 
-    Steps are ordered from t = 1 to the last one before the data.
+    The T steps are ordered from noise to data; B is the number of examples.
 
     Attributes:
-        t: times of x_t, `(T,)`.
-        rate: bits/dim sent until x_t is known, those of the prior included, `(T, B)`.
+        t: times of x_t, `(T,)`, decreasing: 1, (T - 1) / T, .., 1 / T.
+        rate: bits/dim sent until x_t is known, the term L_T of the prior included, `(T, B)`.
         rmse: root mean squared error of the estimate of x_0 from x_t, `(T, B)`, in units of the distance between
             quantization levels: on the 0-255 scale for 8 bits.
     """
@@ -40,18 +40,21 @@ class RateDistortion(NamedTuple):
 class VariationalBound:
     r"""The variational bound of Ho et al. (2020, eq. 5), an upper bound on the code length of quantized data.
 
-    `L_T + sum_(n=2..T) L_(n-1) + L_0` in nats. `L_T = KL(q(x_T | x_0) || N(0, sigma_T^2 I))`, to the distribution that
-    samplers start from: it differs from Ho et al.'s N(0, I) by 4e-10 nats per dimension on their table, where sigma_T^2
-    = 1 - 4e-5. `L_(n-1)` is the KL divergence from the posterior to `N(posterior mean at E[x_0 | x_n], variance)`. L_0
-    codes the quantization levels by the Gaussian of the last step, integrated over their bins, with the variance at s =
-    0.
+    Called with x0 `(B, ...)`; returns a `CodeLength` in nats, one for each example: prior L_T, path
+    `sum_(n=2..T) L_(n-1)`, data L_0, T the number of steps and t = n / T.
+    `L_T = KL(q(x_T | x_0) || N(0, sigma_T^2 I))`, to the distribution that samplers start from: it differs from Ho et
+    al.'s N(0, I) by 4e-10 nats per dimension on their table, where sigma_T^2 = 1 - 4e-5. `L_(n-1)` is the KL divergence
+    from the posterior to `N(posterior mean at E[x_0 | x_n], variance)`. L_0 codes the quantization levels by the
+    Gaussian of the last step, `N(E[x_0 | x_1], variance)`, integrated over their bins, with the value of `variance` for
+    t = 1 / T, s = 0 (see `small`).
 
     Args:
         denoiser: on a table of steps, such as `Tabulated`; wrap it in `Clipped` for the published figures.
         quantization: the quantization levels of the data.
-        variance: the variance of the reverse steps.
-        terms: how many of the T - 1 terms L_(n-1) to evaluate, stratified over n; None for all.
-        tanh: whether to take the published approximation of the Gaussian distribution function.
+        variance: the variance of the reverse steps: `large`, `small`, `LogInterpolated`, `learned_range`, ..
+        terms: how many of the T - 1 terms L_(n-1) to evaluate: each example gets one n from each of that many equal
+            parts of 2..T, weighted so that the sum is unbiased; None for all terms.
+        tanh: whether L_0 takes the published tanh approximation of the Gaussian distribution function.
 
     Raises:
         UsageError: for a schedule in continuous time, or a learned variance of a denoiser without a variance output.
@@ -72,12 +75,12 @@ class VariationalBound:
 
     @property
     def schedule(self) -> TableSchedule:
-        """The chain whose bound this is."""
+        """The denoiser's table of T steps."""
         return chain_of(self.denoiser)
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
-        """Returns the code length, with one draw of noise for each term.
+        """Returns the code length of each example in nats, with one draw of x_t for each term.
 
         Args:
             x0: `(B, ...)`, real numbers, as `quantization.continuous` gives them.
@@ -101,7 +104,10 @@ class VariationalBound:
     def rate_distortion(
         self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any
     ) -> RateDistortion:
-        """Returns rate and distortion at each step, for `x0` `(B, ...)`; every step is evaluated."""
+        """Returns rate and distortion of `x0` `(B, ...)` at each of the T steps, with one draw of x_t for each.
+
+        Every step is evaluated: `terms` does not apply. For the arguments see `__call__`.
+        """
         self._check(x0)
         steps, dims = self.schedule.steps, x0[0].numel()
         rate, rates, errors = self.prior(x0), [], []
@@ -115,24 +121,27 @@ class VariationalBound:
         return RateDistortion(times, torch.stack(rates), torch.stack(errors))
 
     def prior(self, x0: Tensor) -> Tensor:
-        """Returns `L_T = (alpha_T / sigma_T)^2 ||x_0||^2 / 2`, `(B,)`."""
+        """Returns `L_T = (alpha_T / sigma_T)^2 ||x_0||^2 / 2`, `(B,)`, in nats; alpha_T, sigma_T are those at t = 1."""
         snr_T = self.schedule.log_snr(torch.ones((), dtype=torch.float64)).exp()
         return total_nats(0.5 * float(snr_T) * x0.double() ** 2)
 
     def term(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns L_(n-1) at t = n / T, a scalar or `(B,)`, with one draw of x_t: `(B,)`."""
+        """Returns L_(n-1), `(B,)`, in nats, for x0 `(B, ...)` and t = n / T, a scalar or `(B,)`, with one draw of x_t.
+
+        At t = 1 / T it is L_0, the code length of the quantization levels.
+        """
         t = exact(t)
         x_t = self.schedule.corrupt(x0, t, generator=generator)
         return self.between(x0, x_t, *self._estimate(x_t, t, cond), t)
 
     def between(self, x0: Tensor, x_t: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
-        """Returns L_(n-1), `(B,)`, from the denoiser's estimate at x_t: a KL divergence, or for n = 1 a code length.
+        """Returns L_(n-1), `(B,)`, in nats, from an estimate at x_t: a KL divergence, or for n = 1 a code length.
 
         Args:
-            x0: `(B, ...)`.
-            x_t: `(B, ...)`.
-            estimate: the estimate of x_0, `(B, ...)`.
-            v: the variance output, or None.
+            x0: the data, real numbers, `(B, ...)`.
+            x_t: x0 corrupted to time t, `(B, ...)`.
+            estimate: the denoiser's estimate of x_0 from x_t, `(B, ...)`.
+            v: the network's variance output, of the shape of x_t; None for a network without one.
             t: n / T, a scalar or `(B,)`.
         """
         n = torch.round(t * self.schedule.steps)
@@ -195,7 +204,7 @@ class VariationalBound:
 
 
 def chain_of(denoiser: GaussianDenoiser) -> TableSchedule:
-    """Returns the denoiser's table of steps.
+    """Returns the denoiser's schedule, a table of steps such as `Tabulated`.
 
     Raises:
         UsageError: for a schedule in continuous time, which has no steps.

@@ -23,20 +23,23 @@ from .samplers import DDIM
 class Distillation(Objective[GaussianDenoiser]):
     r"""Trains a student to take two DDIM steps of its teacher in one (Salimans & Ho 2022, algorithm 2).
 
-    The teacher steps t -> t - 1/2N -> t - 1/N, t = n / N. The target is the x_0 that takes x_t to the teacher's x_s, s
-    = t - 1/N, in one DDIM step: `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`. The loss
-    is `weight` times its squared error, mean over dimensions. The student starts as a copy of the teacher, and is
-    sampled by `DDIM(student)(steps=N)`.
+    The teacher steps t -> t - 1/2N -> t - 1/N, t = n / N with n random in 1..N. The target is the x_0 that takes x_t to
+    the teacher's x_s, s = t - 1/N, in one DDIM step:
+    `(x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)`. The loss is `weight` times its squared
+    error, mean over dimensions; the part `mse` is logged without the weight. The student starts as a copy of the
+    teacher, and is sampled by `DDIM(student)(steps=N)`.
 
     Args:
         denoiser: the student, on a schedule whose grid of N steps is N/N, .., 1/N, 0, such as `Cosine`.
-        teacher: the denoiser to learn from, wrapped in `Clipped` as published; it is not trained.
+        teacher: the denoiser to learn from, wrapped in `Clipped` as published. It is not trained: its gradients are
+            turned off, and it is put into evaluation mode.
         steps: N, the number of the student's steps.
-        weight: weight of the squared error of x_0.
-        times: how the times of a batch are drawn.
+        weight: weight of the squared error of x_0, `(schedule, t) -> weight`.
+        times: how the times of a batch are drawn, as u in [0, 1); n is `floor(N u) + 1`.
 
     Raises:
-        UsageError: for a student or teacher that does not fit, with what to do.
+        UsageError: for fewer than one step, a schedule whose grid is not n / N, a teacher with another log-SNR at these
+            times, a student that predicts noise, and a network whose variance output would stay untrained.
     """
 
     draws_times = True
@@ -81,7 +84,10 @@ class Distillation(Objective[GaussianDenoiser]):
 
     @torch.no_grad()
     def target(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns the x_0 with which one DDIM step ends where two of the teacher's do, of the shape of x_t."""
+        """Returns the x_0 with which one DDIM step from x_t ends where two of the teacher's steps end.
+
+        For x_t `(B, ...)` and t = n / N, a scalar or `(B,)`; of the shape of x_t, without gradient.
+        """
         self.teacher.eval()
         middle, s = (t - 0.5 / self.steps), (t - 1 / self.steps).clamp(min=0.0)
         s = torch.where(s < 1e-9, 0.0, s)

@@ -18,8 +18,10 @@ from ..shared.gaussian.schedule import Schedule, karras_sigmas
 def strided(steps: int, rows: int) -> Tensor:
     """Returns rows 1, 1 + i, 1 + 2 i, .. with the integer stride i that gives exactly `steps` rows: OpenAI's "ddimN".
 
+    As times n / T, noisiest first, and then 0: `(steps + 1,)`. T is `rows`, the number of rows of the table.
+
     Raises:
-        UsageError: where no integer stride does.
+        UsageError: where no integer stride gives exactly `steps` rows.
     """
     for stride in range(1, max(rows, 2)):
         if len(range(0, rows, stride)) == steps:
@@ -35,6 +37,7 @@ def strided(steps: int, rows: int) -> Tensor:
 def sections(counts: Sequence[int], rows: int) -> Tensor:
     """Returns `counts[i]` evenly spaced rows, both ends included, of the i-th of equal sections from the clean end.
 
+    As times n / T, noisiest first, and then 0: `(sum(counts) + 1,)`. T is `rows`, the number of rows of the table.
     Nichol & Dhariwal 2021, code; "90,60,60,20,20" for LSUN in Dhariwal & Nichol 2021.
 
     Raises:
@@ -59,8 +62,9 @@ def sections(counts: Sequence[int], rows: int) -> Tensor:
 def quadratic(steps: int, rows: int) -> Tensor:
     """Returns rows `1 + floor(u^2)`, u evenly spaced from 0 to sqrt(0.8 T): DDIM's choice for CIFAR-10.
 
-    Song et al. 2020, appendix D.2. The noisiest row is about 0.8 T, and sampling starts with its sigma_t, where the
-    published code draws N(0, I). Equal rows near 0 are visited once, so there may be fewer than `steps`.
+    As times n / T, noisiest first, and then 0; T is `rows`, the number of rows of the table. Song et al. 2020, appendix
+    D.2. The noisiest row is about 0.8 T, and sampling starts with its sigma_t, where the published code draws N(0, I).
+    Equal rows near 0 are visited once, so there may be fewer than `steps`.
 
     Raises:
         UsageError: unless 1 <= steps <= rows.
@@ -75,6 +79,9 @@ def quadratic(steps: int, rows: int) -> Tensor:
 def trailing(steps: int, rows: int) -> Tensor:
     """Returns rows `round(T - i T / S)`, i = 0..S-1, of which the noisiest is T (Lin et al. 2023, section 3.3).
 
+    S is `steps`, and T is `rows`, the number of rows of the table. As times n / T, noisiest first, and then 0:
+    `(steps + 1,)`.
+
     Raises:
         UsageError: unless 1 <= steps <= rows.
     """
@@ -88,8 +95,8 @@ def trailing(steps: int, rows: int) -> Tensor:
 def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
     """Returns times whose `log(sigma_t / alpha_t)` lies at the fraction `u^rho` of its range, u evenly spaced.
 
-    u falls from 1 at t = 1 to 0 at t_last; then comes t = 0. At rho = 1 steps are even in log-SNR (Lu et al. 2022,
-    section 3.4).
+    u falls from 1 at t = 1 to 0 at t_last, the schedule's last noisy time; then comes t = 0: `(steps + 1,)`. At rho = 1
+    steps are even in log-SNR (Lu et al. 2022, section 3.4).
 
     Raises:
         UsageError: for a schedule that ends at zero SNR.
@@ -102,7 +109,7 @@ def log_spaced(steps: int, schedule: Schedule, rho: float = 1.0) -> Tensor:
 def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
     """Returns times whose `(sigma_t / alpha_t)^(1 / rho)` is evenly spaced from t = 1 to t_last, and then 0.
 
-    Karras et al. 2022, eq. 5.
+    t_last is the schedule's last noisy time. `(steps + 1,)`. Karras et al. 2022, eq. 5.
 
     Raises:
         UsageError: for a schedule that ends at zero SNR.
@@ -112,7 +119,7 @@ def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
 
 
 def noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:
-    """Returns `sigma~_t = sigma_t / alpha_t`, float64."""
+    """Returns `sigma~_t = sigma_t / alpha_t`, float64, of the shape of t; infinite at zero SNR."""
     return torch.exp(-schedule.log_snr(t.double()) / 2)
 
 

@@ -27,19 +27,21 @@ from .posterior import ReverseVariance, large, learned_range, reads_network
 class Variational(Objective[GaussianDenoiser]):
     r"""The variational bound at one random step: `T L_(n-1)` in bits/dim (Ho et al. 2020, eq. 5).
 
-    Its mean over n is the bound without the prior L_T. Nichol & Dhariwal (2021) call it L_vlb, and train it in an
-    `ImportanceSampling`.
+    Called with x0 `(B, ...)`, real numbers as `quantization.continuous` gives them; the total of the returned `Loss` is
+    `T L_(n-1)` at one random t = n / T for each example, with one draw of x_t. L_(n-1) is the KL divergence of a
+    reverse step, for n = 1 the code length of the data (see `VariationalBound`). The mean over n = 1..T is the bound
+    without the prior L_T. Nichol & Dhariwal (2021) call it L_vlb, and train it in an `ImportanceSampling`.
 
     Args:
         denoiser: on a table of steps, such as `Tabulated`, not clipped.
         quantization: the quantization levels of the data.
-        variance: the variance of the reverse steps.
+        variance: the variance of the reverse steps: `large`, `small`, `LogInterpolated`, `learned_range`, ..
         times: how the times of a batch are drawn, uniformly.
-        tanh: whether to take the published approximation of the Gaussian distribution function.
+        tanh: whether L_0 takes the published tanh approximation of the Gaussian distribution function.
 
     Raises:
-        UsageError: for times that are not uniform, and for a network whose variance output would stay untrained
-            because the variance is fixed.
+        UsageError: for a schedule in continuous time, times that are not uniform, and for a network whose variance
+            output would stay untrained because the variance is fixed.
     """
 
     def __init__(
@@ -66,23 +68,24 @@ class Variational(Objective[GaussianDenoiser]):
 
 @serializable("continuous.Hybrid", formerly="unnoise.continuous.objectives.Hybrid", renamed={"scale": "quantization"})
 class Hybrid(Objective[GaussianDenoiser]):
-    r"""The hybrid loss `L_simple + vlb T L_(n-1)`, L in bits/dim (Nichol & Dhariwal 2021, eq. 16).
+    r"""The hybrid loss `L_simple + vlb T L_(n-1)`, L_(n-1) in bits/dim (Nichol & Dhariwal 2021, eq. 16).
 
-    The mean is detached in the second term, which trains the variance alone. Its factor is published twice: `vlb=0.001`
-    in the paper and in runs that rescale (T / 1000 in their code), `vlb=1 / T` in the released configurations that do
-    not; at T = 1000 they agree.
+    L_simple is `weight` times the squared error of x_0, mean over dimensions; at the default `snr` this is the squared
+    error of the noise. `T L_(n-1)` is that of `Variational`, at the same x_t. The mean is detached there, so that this
+    term trains the variance alone. Its factor is published twice: `vlb=0.001` in the paper and in runs that rescale (T
+    / 1000 in their code), `vlb=1 / T` in the released configurations that do not; at T = 1000 they agree.
 
     Args:
         denoiser: on a table of steps, such as `Tabulated`, with a network of two outputs.
         quantization: the quantization levels of the data.
         vlb: weight of the second term.
-        variance: the variance of the reverse steps, a learned one.
-        weight: weight of the squared error of x_0 in the first term.
+        variance: the variance of the reverse steps, a learned one: `learned_range` or `learned_diagonal`.
+        weight: weight of the squared error of x_0 in the first term, `(schedule, t) -> weight`.
         times: how the times of a batch are drawn.
-        tanh: whether to take the published approximation of the Gaussian distribution function.
+        tanh: whether L_0 takes the published tanh approximation of the Gaussian distribution function.
 
     Raises:
-        UsageError: for a fixed variance, and for a weight that is 0 at t = 1.
+        UsageError: for a schedule in continuous time, a fixed variance, and for a weight that is 0 at t = 1.
     """
 
     def __init__(

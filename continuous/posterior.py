@@ -18,9 +18,9 @@ from ..shared.tensors import exact, like
 ReverseVariance: TypeAlias = Callable[[Schedule, Tensor, Tensor, Tensor | None], Tensor]
 """The variance of `p(x_s | x_t)`, `(schedule, t, s, v) -> variance`, v the network's variance output or None.
 
-At s = 0 the posterior's own variance is 0, and the model's is that of the decoder, for which the published code takes
-the small variance of the step above. A variance finds it in the step from 2 t to t, which is the step above on a grid
-of even steps; for other grids `with_step_above` gives a schedule in which it is.
+At s = 0 the variance of the posterior is 0, but the decoder of the bound needs a positive one: the published code takes
+the small variance of the step before. The functions below compute it for the step from 2 t to t, which is the step
+before on a grid of even steps; for other grids `with_step_above` returns a schedule on which it is.
 """
 
 
@@ -28,7 +28,7 @@ def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
     r"""Returns mean and variance of `q(x_s | x_t, x_0)` for any s < t (Ho et al. 2020, eq. 7, for s = t - 1/T).
 
     With `k = SNR_t / SNR_s`: mean `alpha_s (1 - k) x_0 + sqrt(k) (sigma_s / sigma_t) x_t`, variance
-    `sigma_s^2 (1 - k)`. At s = 0 that is x_0 itself with variance 0.
+    `sigma_s^2 (1 - k)`. At s = 0 the mean is x_0 itself and the variance 0.
 
     Args:
         schedule: the schedule of x_t.
@@ -48,7 +48,7 @@ def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
 def posterior_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the factors of x_0 and x_t in the posterior's mean, `alpha_s (1 - k)` and `sqrt(k) sigma_s / sigma_t`.
 
-    Both are float64, of the shape of t.
+    Both are float64, of the shape of t; `k = SNR_t / SNR_s`.
     """
     (_, sigma_t), (alpha_s, sigma_s), k = schedule(t), schedule(s), schedule.kept(s, t)
     return alpha_s * (1 - k), k.sqrt() * sigma_s / sigma_t
@@ -56,9 +56,16 @@ def posterior_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Te
 
 @serializable("continuous.small", formerly="unnoise.continuous.posterior.small")
 def small(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-    """Returns the posterior's own variance `sigma_s^2 (1 - k)`, beta-tilde: optimal for data at a single point.
+    """Returns the variance of `q(x_s | x_t, x_0)`, `sigma_s^2 (1 - k)`, beta-tilde: optimal for data at one point.
 
-    Ho et al. 2020, section 3.2. At s = 0 it is that of the step from 2 t to t.
+    `k = SNR_t / SNR_s`. At s = 0, where it would be 0, it is the value of the step before, from 2 t to t, as in the
+    published code: the last sampling step of a table has t = 1 / T. Where 2 t > 1, as on a table of one row, it is
+    sigma_t^2. Float64, of the shape of t. Ho et al. 2020, section 3.2.
+
+    Args:
+        schedule: the schedule of x_t.
+        t, s: times, s < t, scalars or `(B,)`.
+        v: the network's variance output; ignored.
     """
     t, s = exact(t), exact(s)
     above, below = torch.where(s > 0, t, 2 * t), torch.where(s > 0, s, t)
@@ -68,9 +75,10 @@ def small(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> 
 
 @serializable("continuous.large", formerly="unnoise.continuous.posterior.large")
 def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-    """Returns `sigma_t^2 (1 - k)`, for one step beta_t: optimal for data of unit variance.
+    """Returns `sigma_t^2 (1 - k)`, which is beta_t for one step of a table: optimal for data of unit variance.
 
-    Ho et al. 2020, section 3.2. At s = 0 it is `small`.
+    `k = SNR_t / SNR_s`. At s = 0 it is `small`, as in the published code; for the arguments see `small`. Float64, of
+    the shape of t. Ho et al. 2020, section 3.2.
     """
     return torch.where(exact(s) > 0, forward_variance(schedule, t, s), small(schedule, t, s))
 
@@ -80,6 +88,8 @@ def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> 
 class LogInterpolated:
     """The variance `large^share small^(1 - share)` (Ho & Salimans 2022, section 3).
 
+    Called with `(schedule, t, s, v)` as `small`; v, the network's variance output, is ignored. At s = 0 it is `small`.
+
     Attributes:
         share: 0 for small, 1 for large; 0.3 for ImageNet 64 and 0.2 for ImageNet 128 in the paper.
     """
@@ -87,7 +97,7 @@ class LogInterpolated:
     share: float
 
     def __call__(self, schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> Tensor:
-        """Returns the variance, float64."""
+        """Returns the variance of `p(x_s | x_t)`, float64, of the shape of t."""
         return torch.exp(torch.lerp(small(schedule, t, s).log(), large(schedule, t, s).log(), self.share))
 
 
@@ -95,7 +105,11 @@ class LogInterpolated:
 def learned_range(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
     """Returns `exp(w log beta + (1 - w) log beta-tilde)`, `w = (v + 1) / 2` not clamped, of the shape of v.
 
-    Nichol & Dhariwal 2021, eq. 15.
+    v is the network's variance output, of the shape of x_t. beta is `sigma_t^2 (1 - SNR_t / SNR_s)`, at s = 0 too, and
+    beta-tilde is `small(schedule, t, s)`. Nichol & Dhariwal 2021, eq. 15.
+
+    Raises:
+        UsageError: for v = None, the output of a network without a variance output.
     """
     v = _given(v)
     low, high = (like(c.log(), v) for c in (small(schedule, t, s), forward_variance(schedule, t, s)))
@@ -104,12 +118,21 @@ def learned_range(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) ->
 
 @serializable("continuous.learned_diagonal", formerly="unnoise.continuous.posterior.learned_diagonal")
 def learned_diagonal(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None) -> Tensor:
-    """Returns `exp(v)`, of the shape of v (Ho et al. 2020, table 2: unstable with noise prediction)."""
+    """Returns `exp(v)`, of the shape of v (Ho et al. 2020, table 2: unstable with noise prediction).
+
+    v is the network's variance output, of the shape of x_t; schedule and times are ignored.
+
+    Raises:
+        UsageError: for v = None, the output of a network without a variance output.
+    """
     return torch.exp(_given(v))
 
 
 class LastTwoSteps(Schedule):
-    """A table of two steps made of two times t < above of a schedule: the clean end of a respaced chain."""
+    """A table of two steps made of two times t < above of a schedule: the last two noisy times of a sampling grid.
+
+    Its time 0.5 is t, its time 1 is `above`, and at 0 the signal is clean.
+    """
 
     t_min = t_last = 0.5
 
@@ -133,7 +156,8 @@ class LastTwoSteps(Schedule):
 def with_step_above(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor | None) -> tuple[Schedule, Tensor, Tensor]:
     """Returns the `(schedule, t, s)` to give to a variance where the sampler's previous step went from `above` to t.
 
-    They differ from the arguments at s = 0 alone, and not for `above = None`, a grid of even steps.
+    At s = 0 these are a table of the times t and `above` with t = 1/2, on which the step before goes from 2 t to t (see
+    `small`). At s > 0, and for `above = None`, a grid of even steps, the arguments are returned unchanged.
     """
     if s > 0 or above is None:
         return schedule, t, s
@@ -142,16 +166,19 @@ def with_step_above(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor | No
 
 
 def forward_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """Returns `sigma_t^2 (1 - k)`, the variance of `q(x_t | x_s)`: for one step beta_t, for the first one too."""
+    """Returns `sigma_t^2 (1 - k)`, the variance of `q(x_t | x_s)`: beta_t for one step of a table, at s = 0 too.
+
+    `k = SNR_t / SNR_s`. Float64, of the shape of t.
+    """
     t, s = exact(t), exact(s)
     return schedule(t)[1] ** 2 * (1 - schedule.kept(s, t))
 
 
 def checked_variance(variance: ReverseVariance, denoiser: GaussianDenoiser) -> ReverseVariance:
-    """Returns the variance, refused if it reads a variance output that the denoiser does not have.
+    """Returns the variance, and raises if it needs a variance output that the denoiser does not have.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for a learned variance of such a denoiser, and for a variance that is not callable.
     """
     if not callable(variance):
         raise UsageError(
@@ -163,7 +190,7 @@ def checked_variance(variance: ReverseVariance, denoiser: GaussianDenoiser) -> R
 
 
 def reads_network(variance: ReverseVariance, denoiser: GaussianDenoiser) -> bool:
-    """Returns whether the variance is a learned one, which reads the network's variance output."""
+    """Returns whether the variance is learned: whether it needs the network's variance output v, and refuses None."""
     t = torch.full((), denoiser.corruption.t_last, dtype=torch.float64)
     try:
         variance(denoiser.corruption, t, torch.zeros_like(t), None)

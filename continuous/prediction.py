@@ -15,8 +15,9 @@ from .tabulated import Tabulated
 class PosteriorMean:
     r"""F = mu-tilde, the mean of `q(x_(n-1) | x_n, x_0)` (Ho et al. 2020, table 2): `x_0 = (F - b x_n) / a`.
 
-    a and b are the posterior's coefficients of x_0 and x_n, at the row with the nearest log-SNR: the prediction is
-    defined on the rows of its table.
+    F is the network's output; a and b are the coefficients of x_0 and x_n in mu-tilde, at the row of the table with the
+    log-SNR nearest to that of x_t: the prediction is defined on the rows of its table. Called with alpha_t and sigma_t;
+    returns `c_skip` and `c_out` of `x_0 = c_skip x_t + c_out F`.
 
     Args:
         schedule: the table that the network is trained on.
@@ -34,7 +35,7 @@ class PosteriorMean:
         self.schedule = schedule
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `c_skip, c_out` at `(alpha_t, sigma_t)`."""
+        """Returns `c_skip, c_out` at `(alpha_t, sigma_t)`, of the shape of alpha."""
         chain = self.schedule
         n = torch.round(chain.time(2 * torch.log(alpha.double() / sigma.double())) * chain.steps).clamp(min=1)
         of_x0, of_x_t = posterior_coefficients(chain, n / chain.steps, (n - 1) / chain.steps)

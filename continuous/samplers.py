@@ -23,11 +23,11 @@ from .posterior import ReverseVariance, checked_variance, large, posterior, with
 class Ancestral(Sampler[GaussianDenoiser, Schedule]):
     r"""Ancestral sampling: `x_s ~ N(posterior mean at E[x_0 | x_t], variance)` (Ho et al. 2020, algorithm 2).
 
-    The last step adds no noise. With `large` this is the paper's sampler, which Song et al. (2020) call sigma-hat; with
-    `small` it is `DDIM(eta=1)`.
+    The posterior is `q(x_s | x_t, x_0)`. The last step, to s = 0, returns its mean, the estimate of x_0, without noise.
+    With `large` this is the paper's sampler, which Song et al. (2020) call sigma-hat; with `small` it is `DDIM(eta=1)`.
 
     Args:
-        denoiser: wrap it in `Clipped` to clip x_0 as Ho et al. do.
+        denoiser: the denoiser to sample from; wrap it in `Clipped` to clip x_0 as Ho et al. do.
         variance: `large` (beta_t, Ho et al.'s choice for CIFAR-10), `small` (beta-tilde), `LogInterpolated(share)`, or
             `learned_range` and `learned_diagonal` for networks with a second output.
         gradient: a `ClassifierGradient`: the mean moves by variance x gradient (Dhariwal & Nichol 2021, algorithm 1),
@@ -67,10 +67,10 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
     def distribution(
         self, x: Tensor, t: Tensor, s: Tensor, *, above: Tensor | None = None, **cond: Any
     ) -> tuple[Tensor, Tensor]:
-        """Returns mean and variance of `p(x_s | x_t)`, both of shapes that broadcast against x.
+        """Returns mean and variance of `p(x_s | x_t)`: the mean of the shape of x, the variance broadcasts against it.
 
-        At s = 0 the variance, which scales the guidance of the last step, is that of the step before, which came from
-        the time `above`; None for a grid of even steps.
+        At s = 0 the variance scales only the classifier gradient, since no noise is added. A fixed one is then the
+        value of the step before, which went from the time `above` to t; None for a grid of even steps, `above = 2 t`.
         """
         known = cond if self.gradient is None else accepted_conditions(self.denoiser, cond)
         estimate = self.denoiser.estimate(x, t, **known)
@@ -82,12 +82,17 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
 class DDIM(Sampler[GaussianDenoiser, Schedule]):
     r"""DDIM: `x_s = alpha_s x_0 + sqrt(sigma_s^2 - fresh^2) epsilon + fresh z` (Song et al. 2020, eq. 12).
 
+    x_0 is the denoiser's estimate, `epsilon = (x_t - alpha_t x_0) / sigma_t`, and z standard normal noise.
     `fresh = eta sigma_s sqrt(1 - k)` with `k = SNR_t / SNR_s`, which is the paper's `sigma_tau(eta)`. At eta = 0 the
-    sampler is an ODE solver of order one; at eta = 1 it is `Ancestral` with the small variance.
+    sampler is an ODE solver of order one; at eta = 1 it is `Ancestral` with the small variance. The last step, to
+    s = 0, returns the estimate of x_0.
 
     Args:
-        denoiser: the paper does not clip it.
-        eta: the share of fresh noise, from 0, deterministic, to 1, ancestral.
+        denoiser: the denoiser to sample from; the paper does not clip its x_0.
+        eta: the scale of the fresh noise, from 0, deterministic, to 1, ancestral.
+
+    Raises:
+        UsageError: for eta outside of [0, 1].
     """
 
     def __init__(self, denoiser: GaussianDenoiser, eta: float = 0.0) -> None:
@@ -110,13 +115,13 @@ class DDIM(Sampler[GaussianDenoiser, Schedule]):
 def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: Any) -> Tensor:
     """Returns the x_1 from which `DDIM(denoiser)` on the same grid returns about x_0: DDIM in reverse.
 
-    Song et al. 2020, section 5.4. x_0 is taken as x at the smallest noisy time of the grid, where the noise is too
-    small to matter.
+    x_1 is the state at the largest time of the grid, of the shape of x_0. Song et al. 2020, section 5.4. x_0 is taken
+    as x at the smallest noisy time of the grid, where the noise is too small to matter.
 
     Args:
         denoiser: the denoiser to encode with.
-        x0: `(B, ...)`.
-        steps: a number of steps, two or more, or a decreasing grid.
+        x0: real numbers, `(B, ...)`.
+        steps: a number of steps, two or more, or a decreasing grid of times that ends with 0.
         cond: conditions, by name.
 
     Raises:
@@ -138,7 +143,7 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
 
 
 def clean_and_noise(denoiser: GaussianDenoiser, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-    """Returns the estimate of x_0 and the epsilon that goes with it, `x_t = alpha_t x_0 + sigma_t epsilon`."""
+    """Returns the estimate of x_0 and the epsilon with `x_t = alpha_t x_0 + sigma_t epsilon`, of the shape of x."""
     x0 = denoiser(x, t, **cond)
     alpha, sigma = denoiser.corruption(exact(t))
     return x0, (x - like(alpha, x) * x0) / like(sigma, x)

@@ -19,9 +19,10 @@ from ..shared.tensors import exact
 class Cosine(Schedule):
     r"""The cosine schedule in continuous time, with its log-SNR limited to [low, high].
 
-    `lambda_t = -2 log tan(a t + b)` with `b = arctan(exp(-high / 2))`, `a = arctan(exp(-low / 2)) - b` (Ho & Salimans
-    2022, section 3; Salimans & Ho 2022), variance preserving. Without the limits this is `alpha_t = cos(pi t / 2)`. At
-    t = 0 the signal is clean. `grid(N)` is N/N, .., 1/N, 0, so that the times of N steps are among those of 2 N steps.
+    The log-SNR is `lambda_t = -2 log tan(a t + b)` with `b = arctan(exp(-high / 2))`, `a = arctan(exp(-low / 2)) - b`
+    (Ho & Salimans 2022, section 3; Salimans & Ho 2022), variance preserving. Without the limits this is
+    `alpha_t = cos(pi t / 2)`. At t = 0 the signal is clean. Called with times; returns alpha_t and sigma_t, of their
+    shape. `grid(N)` is N/N, .., 1/N, 0, so that the times of N steps are among those of 2 N steps.
 
     Attributes:
         low: log-SNR at t = 1.
@@ -71,11 +72,12 @@ class Shifted(Schedule):
     r"""Another schedule with `shift` added to its log-SNR, variance preserving (Hoogeboom et al. 2023, section 3.1).
 
     Neighboring pixels average noise away, so the noise of a schedule made for 64 x 64 pixels destroys less at d x d.
-    `Shifted(schedule, resolution_shift(64, d))` compensates for that.
+    `Shifted(schedule, resolution_shift(64, d))` compensates for that. Called with times; returns alpha_t and sigma_t,
+    of their shape.
 
     Attributes:
-        schedule: the schedule whose times and grid are used.
-        shift: added to the log-SNR at every time.
+        schedule: the schedule that is shifted; training times and sampling grids are the same as without the shift.
+        shift: added to `log(alpha_t^2 / sigma_t^2)` at every time; below 0 for more noise.
     """
 
     schedule: Schedule
@@ -83,12 +85,12 @@ class Shifted(Schedule):
 
     @property
     def t_min(self) -> float:
-        """That of the schedule which is shifted."""
+        """The smallest time of training and likelihoods of the schedule that is shifted."""
         return self.schedule.t_min
 
     @property
     def t_last(self) -> float:
-        """That of the schedule which is shifted."""
+        """The last noisy time of the sampling grids of the schedule that is shifted."""
         return self.schedule.t_last
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +118,8 @@ class Shifted(Schedule):
 def resolution_shift(base: int, size: int) -> float:
     """Returns `2 log(base / size)`, the shift of the log-SNR from images `base` pixels wide to images `size` wide.
 
-    Hoogeboom et al. 2023, eq. 4.
+    It is the `shift` of `Shifted`: negative, which means more noise, for a size above the base. Hoogeboom et al. 2023,
+    eq. 4.
 
     Raises:
         UsageError: for a width below 1.

@@ -34,9 +34,10 @@ MOST_AMPLIFIED = 15.0
 
 
 class Heun(Sampler[GaussianDenoiser, Schedule]):
-    r"""Heun's method in sigma~ (Karras et al. 2022, algorithm 1): an Euler step, then the mean of both slopes.
+    r"""Heun's method in `sigma~ = sigma / alpha` (Karras et al. 2022, algorithm 1): a step with the mean of two slopes.
 
-    Two network evaluations per step; the last step denoises with one.
+    The second slope is that at the end of an Euler step. Two network evaluations per step; the last step, to t = 0,
+    takes one and returns the estimate of x_0.
 
     Args:
         denoiser: the denoiser to sample from.
@@ -65,12 +66,12 @@ class Heun(Sampler[GaussianDenoiser, Schedule]):
 class DPMSolver(Sampler[GaussianDenoiser, Schedule]):
     r"""DPM-Solver-2 and DPM-Solver-3, singlestep, noise prediction (Lu et al. 2022a, algorithms 1 and 2).
 
-    `order` network evaluations per step; the last step denoises with one. Order 2 on VE is the "DPM-2" of k-diffusion
-    (Karras et al. 2022).
+    `order` network evaluations per step; the last step, to t = 0, takes one and returns the estimate of x_0. Order 2 on
+    VE is the "DPM-2" of k-diffusion (Karras et al. 2022).
 
     Args:
         denoiser: the denoiser to sample from.
-        order: 2 (with r1 = 1/2) or 3 (r1 = 1/3, r2 = 2/3).
+        order: 2 (intermediate time at the fraction r1 = 1/2 of the step in lambda) or 3 (r1 = 1/3, r2 = 2/3).
 
     Raises:
         UsageError: for another order, and for a schedule that ends at zero SNR.
@@ -109,7 +110,8 @@ class DPMSolver(Sampler[GaussianDenoiser, Schedule]):
 class DPMSolverPPSingle(Sampler[GaussianDenoiser, Schedule]):
     r"""DPM-Solver++(2S), singlestep: the midpoint rule for x_0 in lambda (Lu et al. 2022b, algorithm 1, r = 1/2).
 
-    Two network evaluations per step; the last step denoises with one.
+    `lambda = log(alpha / sigma)`. Two network evaluations per step; the last step, to t = 0, takes one and returns the
+    estimate of x_0.
 
     Args:
         denoiser: the denoiser to sample from.
@@ -152,24 +154,30 @@ class Multistep(Sampler[GaussianDenoiser, Schedule]):
     def advance(
         self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
-        """Returns x_s from x_t, and puts the denoiser's output into `history`."""
+        """Returns x_s from x_t, and puts the denoiser's output at t into `history`, which holds those of the run."""
 
 
 Correction: TypeAlias = Callable[[float, float, History], Tensor]
-"""What a DPM-Solver++ step adds to x_0 held constant: `(h, decay, history) -> correction`, decay = (1 + eta) h."""
+"""What a `DPMSolverPP` step from t to s adds to the step with constant x_0: `(h, decay, history) -> correction`.
+
+`h = lambda_s - lambda_t`, `decay = (1 + eta) h`; the history has two or three outputs, the newest at t.
+"""
 
 
 def midpoint(h: float, decay: float, history: History) -> Tensor:
     """Returns `(1 - e^-decay) / 2 h D_1`, D_1 the last slope of x_0 in lambda: DPM-Solver++(2M).
 
-    Lu et al. 2022b, algorithm 2.
+    Of the shape of x_0; for the arguments see `Correction`. Lu et al. 2022b, algorithm 2.
     """
     slope, _ = divided_differences(history)
     return -math.expm1(-decay) / 2 * h * slope
 
 
 def exponential(h: float, decay: float, history: History) -> Tensor:
-    """Returns `(1 - (1 - e^-decay) / decay) h D_1`, the last slope integrated exactly: "heun" of k-diffusion's SDE."""
+    """Returns `(1 - (1 - e^-decay) / decay) h D_1`: "heun" of k-diffusion's SDE solver.
+
+    It integrates D_1, the last slope of x_0 in lambda, exactly. For the arguments see `Correction`.
+    """
     slope, _ = divided_differences(history)
     return phi2(decay) * h * slope
 
@@ -177,8 +185,8 @@ def exponential(h: float, decay: float, history: History) -> Tensor:
 def curved(h: float, decay: float, history: History) -> Tensor:
     """Returns the correction of a parabola through three outputs: "3M" as released with DPM-Solver++ and k-diffusion.
 
-    The released weight of the curvature, which this is, is half of that of the exact integral, so the order stays 2;
-    `UniPC` has the exact one.
+    The curvature of x_0 in lambda has the released weight, half of that of the exact integral, so the order stays 2;
+    `UniPC` takes the exact weight. With two outputs it is `exponential`. For the arguments see `Correction`.
     """
     slope, curvature = divided_differences(history)
     if curvature is None:
@@ -191,8 +199,9 @@ class DPMSolverPP(Multistep):
     r"""DPM-Solver++ multistep: x_0 is extrapolated from earlier outputs (Lu et al. 2022b, algorithm 2).
 
     `x_s = (sigma_s / sigma_t) e^(-eta h) x_t + alpha_s ((1 - e^(-(1 + eta) h)) x_0 + correction) + sigma_s c z` with
-    `h = lambda_s - lambda_t` and `c = sqrt(1 - e^(-2 eta h))`. One network evaluation per step. The first step is of
-    order one, which leaves the order of the whole at 2; the last step denoises.
+    `h = lambda_s - lambda_t`, `lambda = log(alpha / sigma)`, `c = sqrt(1 - e^(-2 eta h))` and z ~ N(0, I). One network
+    evaluation per step. The first step is of order one, which leaves the order of the whole at 2; the last step, to
+    t = 0, returns the estimate of x_0.
 
     Args:
         denoiser: the denoiser to sample from; under strong guidance wrap it in `Thresholded`.
@@ -235,7 +244,7 @@ class UniPC(Multistep):
     correction is applied as the difference of the two integrals, which does not contain x, so wrappers that change x
     between steps keep working. The order is p + 1. The first steps of a run have fewer outputs and are of lower order,
     and so are steps in lambda many times as long as the one before, over which a parabola would extrapolate too far.
-    The last step denoises.
+    The last step, to t = 0, returns the estimate of x_0.
 
     Args:
         denoiser: the denoiser to sample from.
@@ -272,15 +281,16 @@ class UniPC(Multistep):
 class LMS(Multistep):
     r"""The linear multistep method in sigma~ (Adams-Bashforth): "LMS" of k-diffusion.
 
-    Epsilon is the polynomial through the last `order` outputs, integrated exactly. The first steps of a run have fewer
-    outputs and are of lower order. One network evaluation per step; the last step denoises.
+    `sigma~ = sigma / alpha`. Epsilon is the polynomial in sigma~ through its last `order` values, integrated exactly.
+    The first steps of a run have fewer values and are of lower order. One network evaluation per step; the last step,
+    to t = 0, returns the estimate of x_0.
 
     Args:
         denoiser: the denoiser to sample from.
-        order: number of outputs that a step uses, 2 or more.
+        order: number of values of epsilon that a step uses, 2 or more.
 
     Raises:
-        UsageError: for a lower order, and for a schedule that ends at zero SNR.
+        UsageError: for an order below 2, and for a schedule that ends at zero SNR.
     """
 
     order: int
@@ -322,17 +332,17 @@ class TimePoint:
 
 
 def time_point_at(schedule: Schedule, lam: float) -> TimePoint:
-    """Returns the time at which lambda is `lam`, with its coefficients."""
+    """Returns the time at which `lambda = log(alpha / sigma)` is `lam`, with its coefficients."""
     return TimePoint(schedule, schedule.time(torch.tensor(2 * lam, dtype=torch.float64)))
 
 
 def first_order_update(x: Tensor, x0: Tensor, now: TimePoint, to: TimePoint) -> Tensor:
-    """Returns `(sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_0`, the flow with x_0 held constant: a DDIM step."""
+    """Returns `(sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_0`, the flow with constant x_0: a DDIM step over h."""
     return to.sigma / now.sigma * x - to.alpha * math.expm1(now.lam - to.lam) * x0
 
 
 def push(history: History, node: float, output: Tensor, count: int) -> None:
-    """Puts an output first and keeps the newest `count`; an infinite node, that of zero SNR, is left out."""
+    """Puts an output at `node` (lambda or sigma~) first, keeps the newest `count`; skips the infinite node of SNR 0."""
     if math.isfinite(node):
         history.insert(0, (node, output))
         del history[count:]

@@ -18,21 +18,22 @@ from ..shared.tensors import exact, like
 from .grids import noise_ratio
 
 EDGE = 1e-6
-"""Relative tolerance of [low, high], so that rounding does not decide about a noise level that lies at an end."""
+"""Relative tolerance of `Churned`'s [low, high], so that rounding does not decide about a noise level at an end."""
 
 
 class Churned(Sampler[GaussianDenoiser, Schedule]):
     r"""Adds noise before each step, up to `sigma~ = (1 + gamma) sigma_t / alpha_t` (Karras et al. 2022, algorithm 2).
 
-    `gamma = min(S_churn / steps, sqrt(2) - 1)` there. Around `Heun` this is EDM's stochastic sampler. The first step of
-    a run is unchanged, since no time is noisier than t = 1.
+    Then the inner sampler steps from the noisier time down to s, at s = 0 too. The paper takes
+    `gamma = min(S_churn / steps, sqrt(2) - 1)`. Around `Heun` this is EDM's stochastic sampler. The first step of a run
+    from t = 1 is unchanged, since no time is noisier.
 
     Args:
         sampler: the single-step sampler that takes the step down.
-        gamma: relative increase of sigma~.
+        gamma: relative increase of `sigma~ = sigma / alpha` in each step.
         low: smallest sigma~ at which noise is added (S_min).
         high: largest sigma~ at which noise is added (S_max).
-        noise: scale of the fresh noise (S_noise).
+        noise: factor of the fresh noise (S_noise), 1 for the noise of the forward process.
 
     Raises:
         UsageError: for a negative gamma, low above high, a multistep sampler, and a schedule that ends at zero SNR.
@@ -63,7 +64,7 @@ class Churned(Sampler[GaussianDenoiser, Schedule]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
     def advance(self, inner: Step, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns x_s from x_t: noise is added, and `inner` takes the step down."""
+        """Returns x_s from x_t: noise is added, and `inner`, the step function of the inner sampler, steps to s."""
         ratio = float(noise_ratio(self.corruption, t))
         if self.gamma and self.low * (1 - EDGE) <= ratio <= self.high * (1 + EDGE):
             up = self.corruption.time(torch.tensor(-2 * math.log(ratio * (1 + self.gamma)), dtype=torch.float64))
@@ -76,15 +77,16 @@ class Churned(Sampler[GaussianDenoiser, Schedule]):
 class Renoised(Sampler[GaussianDenoiser, Schedule]):
     r"""Steps below the next noise level and adds noise back up to it: the "ancestral" samplers of k-diffusion.
 
-    In sigma~, `up^2 = eta^2 s^2 (1 - s^2 / t^2)` is the noise that is added back and `down^2 = s^2 - up^2` the noise
-    level that the inner step goes to. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around
+    With `sigma~ = sigma / alpha`, `up^2 = eta^2 sigma~_s^2 (1 - sigma~_s^2 / sigma~_t^2)` is the variance of the noise
+    that is added back, and `down`, `down^2 = sigma~_s^2 - up^2`, the sigma~ that the inner step goes to. The step to s
+    = 0 is that of the inner sampler. Around `DDIM` at eta = 1 this is `Ancestral(variance=small)`; around
     `DPMSolverPPSingle` it is "DPM++ 2S a". Where `down` is below the smallest noise level of the schedule, which
     happens in the last step before t = 0, the inner step goes to s and is extended to `down` along the straight line in
     sigma~ through its ends, which is DDIM's path.
 
     Args:
-        sampler: a single-step solver of the flow.
-        eta: 0 for no noise, 1 for the noise of the posterior.
+        sampler: a single-step solver of the flow, such as `DDIM`, `Heun` or `DPMSolverPPSingle`.
+        eta: scale of the noise: 0 for none, 1 for that of `q(x_s | x_t, x_0)`.
 
     Raises:
         UsageError: for eta outside of [0, 1], a multistep sampler, and a schedule that ends at zero SNR.

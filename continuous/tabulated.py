@@ -18,15 +18,17 @@ from ..shared.tensors import Table, exact
 class Tabulated(TableSchedule):
     r"""The schedule of a table of betas: `alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2`.
 
-    Step n is at t = n / T (Ho et al. 2020, eq. 4). Row n = 0 is the clean signal, so the first step is not a special
-    case; the index in the papers' code is n - 1. Between rows the log-SNR is linear; below row 1 it is that of row 1,
-    except at t = 0. Where the last beta is 1, alpha falls to 0 over the last step.
+    Step n = 1..T is at t = n / T (Ho et al. 2020, eq. 4). Row n = 0 is the clean signal, so the first step is not a
+    special case; the index in the papers' code is n - 1. Called with times; returns alpha_t and sigma_t, of their
+    shape. Between rows the log-SNR is linear in t; for 0 < t < 1 / T it is the value of row 1. Where the last beta is
+    1, alpha falls to 0 over the last step.
 
     Attributes:
         betas: `(T,)`, float64, each in (0, 1), beta_1 first; the last may be 1 if there are several.
+        steps: T, the number of betas.
 
     Raises:
-        UsageError: for betas that are not such a vector.
+        UsageError: for betas of another shape or outside of this range.
     """
 
     betas: Tensor
@@ -93,10 +95,10 @@ class Tabulated(TableSchedule):
         return ((low + 1 + part) / self.steps).clamp(max=1.0).to(log_snr.dtype)
 
     def respaced(self, grid: Tensor) -> Tabulated:
-        """Returns the chain of the rows on a sampling grid, with new betas from ratios of alpha-bar.
+        """Returns the table with only the rows of a sampling grid, with new betas from ratios of alpha-bar.
 
-        Nichol & Dhariwal 2021, section 4. `denoiser.on(schedule.respaced(grid))` is what the bound of a chain with
-        fewer steps takes.
+        Nichol & Dhariwal 2021, section 4. For the bound of the chain with fewer steps give `VariationalBound` the
+        denoiser `denoiser.on(schedule.respaced(grid))`.
 
         Args:
             grid: decreasing times that end with 0, such as `schedule.grid(50)`.
@@ -114,7 +116,10 @@ class Tabulated(TableSchedule):
 
 
 def tabulate(schedule: Schedule, steps: int) -> Tabulated:
-    """Returns the chain of `steps` evenly spaced times of a variance-preserving schedule, for bounds and tables."""
+    """Returns the table of a schedule at `steps` evenly spaced times n / steps, as for `VariationalBound`.
+
+    The table has the schedule's log-SNR at these times and is variance preserving.
+    """
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     log_alpha2 = torch.nn.functional.logsigmoid(schedule.log_snr(t))
     before = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha2[:-1]])
