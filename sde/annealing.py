@@ -19,12 +19,16 @@ from ..shared.tensors import exact, full_precision, like, per_example, refuse_un
 
 
 class Density(Protocol):
-    """An unnormalized density at every time of a schedule: `EnergyDenoiser`, or a module of your own."""
+    """An unnormalized density at every time of a schedule: `EnergyDenoiser`, or a module of your own.
+
+    Attributes:
+        corruption: the schedule of x_t.
+    """
 
     corruption: Schedule
 
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns `log q(x_t)` up to an additive constant, `(B,)`, in nats."""
+        """Returns `log q(x_t)` up to an additive constant, `(B,)`, in nats, for x_t `(B, ...)` at the time t."""
         ...
 
 
@@ -33,11 +37,10 @@ class NormalizingConstant(NamedTuple):
 
     Attributes:
         log_z: the estimate, in nats.
-        error: its standard error by the delta method, the standard deviation of the weights over their mean and over
-            `sqrt(n)`.
+        error: its standard error by the delta method, `std(w) / (mean(w) sqrt(n))` with the weights w of n chains.
         effective_sample_size: `(sum w)^2 / sum w^2`, at most n; if it is only a few, `log_z` and `error` cannot be
             trusted.
-        acceptance_rate: the fraction of proposals that were accepted; NaN without Langevin steps.
+        acceptance_rate: the fraction of Langevin proposals that were accepted, over all chains; NaN for `moves=0`.
         x: the last states of the chains, `(n, ...)`: samples of the density if weighted by `w`.
         log_w: the logs of the weights w, `(n,)`, float64.
     """
@@ -65,28 +68,29 @@ def log_normalizing_constant(
 ) -> NormalizingConstant:
     r"""Estimates `log Z = log int exp(log_density(x, t)) dx` by annealed importance sampling (Neal 2001).
 
-    n chains start from `N(0, alpha_1^2 + sigma_1^2)` and go through the densities at `distributions` times, evenly
-    spaced in log-SNR, from 1 to t. At each of them the chain's log-weight gains the difference to the log-density
-    before; then `moves` Metropolis-adjusted Langevin steps follow, which leave the density invariant. `E w = Z` for any
-    number of distributions and any step size: these change its variance only. The chains run in
-    `y = x / sqrt(alpha^2 + sigma^2)`, whose scale is the same at all times.
+    The integral is over an example x, at the time t. n chains start from `N(0, (alpha_1^2 + sigma_1^2) I)` and go
+    through the densities at `distributions` times, evenly spaced in log-SNR, from 1 to t. At each of them the chain's
+    log-weight gains the difference to the log-density before; then `moves` Metropolis-adjusted Langevin steps follow,
+    which leave the density invariant. `E w = Z` for any number of distributions and any step size: these change its
+    variance only. The chains run in `y = x / sqrt(alpha^2 + sigma^2)`, whose scale is the same at all times.
 
     Args:
-        density: an object with a `corruption` and a `log_density`, differentiable in x.
+        density: an object with a `corruption` and a `log_density`, differentiable in x; the chains run on its device.
         shape: `(n, ...)`, the number of chains and the shape of an example.
-        t: the time of the density whose constant is wanted; None for the schedule's t_min.
+        t: the time of the density whose constant is wanted; None for t_min, the smallest training time.
         distributions: the number of annealed densities, the wanted one included.
         moves: Langevin steps at each of them.
-        snr: signal-to-noise ratio of a step, as in `AnnealedLangevin`: `e = 2 (snr sigma)^2`. Choose it so that about
-            60 % of the proposals are accepted: smaller for more dimensions.
+        snr: signal-to-noise ratio of a step `x + e score + sqrt(2 e) z`, as in `AnnealedLangevin`:
+            `e = 2 (snr sigma)^2`. Choose it so that about 60 % of the proposals are accepted: smaller for more
+            dimensions.
         generator: the source of noise.
         dtype: of the chains; None for that of the network's weights, float64 for a density without weights.
         progress: how to report progress.
         cond: conditions, by name.
 
     Raises:
-        UsageError: for fewer than two chains, no distribution, an snr of 0 or below, a t below t_min, and a schedule
-            that ends at zero SNR.
+        UsageError: for fewer than two chains, no distribution, negative moves, an snr of 0 or below, a t below t_min or
+            above 1, a schedule that ends at zero SNR, and a log-density that is NaN or infinite.
     """
     schedule = density.corruption
     refuse_zero_snr(schedule)
@@ -182,6 +186,6 @@ def _adjusted_step(
 def log_kernel(to: Tensor, start: Tensor, slope: Tensor, size: float) -> Tensor:
     """Returns `log q(to | start)` of a Langevin step of size e up to a constant, float64 `(n,)`.
 
-    `-||to - start - e slope||^2 / (4 e)`.
+    `-||to - start - e slope||^2 / (4 e)`, e = `size`, slope the gradient of the log-density at `start`.
     """
     return -per_example((exact(to) - exact(start) - size * exact(slope)) ** 2) / (4 * size)

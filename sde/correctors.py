@@ -26,13 +26,14 @@ LARGEST_RATIO = 2.0
 def own_norms(z: Tensor, score: Tensor) -> Tensor:
     """Returns `sqrt(d) / ||score||` of each example, `(B,)`, so that a sample does not depend on its batch.
 
-    sqrt(d) is the expected norm of the noise: steps that grow with the norm of their own noise would inflate the
-    variance. Steps `e ~ 1 / ||score||^2` still do: small ones have the stationary distribution `p / e`, which for a
-    Gaussian in d dimensions has `1 + 2 / d` times the variance.
+    z, the noise of the step, and the score are `(B, ...)`, with d numbers an example. sqrt(d) stands for the norm of z:
+    steps that grow with the norm of their own noise would inflate the variance. Steps e proportional to
+    `1 / ||score||^2` still inflate it: small steps have the stationary distribution `p / e`, which for a Gaussian in d
+    dimensions has `1 + 2 / d` times the variance.
 
     Raises:
-        UsageError: below 16 dimensions, where the variance is more than an eighth too large, and steps are useless
-            where the score is nearly 0, for they are too long.
+        UsageError: below 16 dimensions, where the variance is more than an eighth too large, and steps from points
+            where the score is nearly 0 are too long to be of use.
     """
     if z[0].numel() < FEWEST_DIMENSIONS:
         raise UsageError(
@@ -46,10 +47,11 @@ def own_norms(z: Tensor, score: Tensor) -> Tensor:
 def batch_norms(z: Tensor, score: Tensor) -> Tensor:
     """Returns the batch's mean `||z||` over its mean `||score||`, `(B,)`, as in Song et al.'s (2021) code.
 
-    Samples of a batch then depend on each other.
+    z, the noise of the step, and the score are `(B, ...)`; all examples get the same ratio, so samples of a batch
+    depend on each other.
 
     Raises:
-        UsageError: for a batch of fewer than 32 numbers, whose mean norm varies too much.
+        UsageError: for a batch of fewer than 32 numbers in all, whose mean norm varies too much.
     """
     if z.numel() < 2 * FEWEST_DIMENSIONS:
         raise UsageError(
@@ -63,8 +65,10 @@ def batch_norms(z: Tensor, score: Tensor) -> Tensor:
 class LangevinDynamics(Sampler[GaussianDenoiser, Schedule]):
     r"""Langevin dynamics at the time s: `x <- x + e score + sqrt(2 e) z`, `repeats` times; at s = 0 nothing is done.
 
-    The step size is `e = 2 a^2 (snr r)^2` with the ratio r of the subclass. a is the factor of x in the forward step
-    that ends at s: `sqrt(1 - beta)` for a table of betas, 1 where alpha is 1.
+    A corrector: `step(x, t, s)` takes x at the time s and returns it at the same time; t is the time before. z is
+    standard normal noise. The step size is `e = 2 a^2 (snr r)^2` with r from the subclass's `ratio`. a is the factor of
+    x in the forward step that ends at s, `alpha_s / alpha_(2 s - t)`: `sqrt(1 - beta)` for a table of betas, 1 where
+    alpha is 1.
 
     Args:
         denoiser: the denoiser whose score is followed.
@@ -85,7 +89,13 @@ class LangevinDynamics(Sampler[GaussianDenoiser, Schedule]):
 
     @abstractmethod
     def ratio(self, z: Tensor, score: Tensor, s: Tensor) -> Tensor:
-        """Returns r, the norm of the noise over that of the score, a scalar or `(B,)`."""
+        """Returns r, a value for `||z|| / ||score||`, a scalar or `(B,)`.
+
+        Args:
+            z: the noise of the step, `(B, ...)`.
+            score: the score at s, `(B, ...)`.
+            s: the time, a scalar.
+        """
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         if s == 0:
@@ -103,6 +113,7 @@ class LangevinDynamics(Sampler[GaussianDenoiser, Schedule]):
 class Langevin(LangevinDynamics):
     r"""The Langevin corrector, with step size `e = 2 a^2 (snr ||z|| / ||score||)^2` (Song et al. 2021, algs. 4 and 5).
 
+    A step is `x <- x + e score + sqrt(2 e) z` at the time s, to which the predictor has gone; at s = 0 nothing is done.
     a is the factor of x in the forward step that ends at s: `sqrt(1 - beta)` for a table of betas, 1 for VE.
 
     The ratio `||z|| / ||score||` is limited to `2 sqrt(alpha^2 + sigma^2)`, so that a score of nearly 0, which an
@@ -114,10 +125,12 @@ class Langevin(LangevinDynamics):
         denoiser: the denoiser whose score is followed.
         snr: signal-to-noise ratio of a step; 0.16 for VE on CIFAR-10.
         repeats: number of steps at each time of the grid.
-        norms: how the ratio `||z|| / ||score||` is found: `own_norms`, or `batch_norms` as published.
+        norms: how the ratio `||z|| / ||score||` is found, `(z, score) -> (B,)`: `own_norms`, or `batch_norms` as
+            published.
 
     Raises:
-        UsageError: for an snr of 0 or below, and for negative repeats.
+        UsageError: for an snr of 0 or below, and for negative repeats; when it is called, for data or batches that
+            `norms` refuses as too small.
     """
 
     def __init__(
@@ -137,18 +150,21 @@ class Langevin(LangevinDynamics):
 class AnnealedLangevin(LangevinDynamics):
     r"""Annealed Langevin dynamics, with step size `e = 2 a^2 (snr sigma_s)^2` (Song & Ermon 2019, algorithm 1).
 
+    A step is `x <- x + e score + sqrt(2 e) z` at the time s, `repeats` times; at s = 0 nothing is done. a is the factor
+    of x in the forward step that ends at s: `sqrt(1 - beta)` for a table of betas, 1 where alpha is 1.
+
     For data at a single point, `score = -noise / sigma` and `||z|| / ||score||` is sigma: this is `Langevin` with the
-    ratio that its norms estimate. As the step size does not depend on x, the only bias is that of finite steps: for a
+    ratio that its norms estimate. As the step size does not depend on x, the only bias comes from finite steps: for a
     Gaussian whose variance at time s is v, the stationary variance is `v / (1 - e / (2 v))`, at most `1 / (1 - snr^2)`
     times too large.
 
     Song & Ermon write `e_i = epsilon sigma_i^2 / sigma_L^2` with sigma_L the smallest sigma, since they count from the
-    largest. That is `snr = sqrt(epsilon / 2) / sigma_L`, which `snr_of(epsilon, sigma_L)` returns. Epsilon is that of
-    the form `x + e s + sqrt(2 e) z`, in which their released code and their published values are; in the formula of
-    the 2019 paper, `x + alpha s / 2 + sqrt(alpha) z`, alpha is 2 e. With the factor a it is also the corrector
-    "annealed Langevin dynamics" of Song et al.'s (2021) code: on VE the step size is equal; on their VP chain, where
-    the code combines sigma of the continuous process with alphas of the table, theirs is larger by less than 1 % from t
-    = 0.075 on, and by 9 % at t = 1e-3.
+    largest. That is `snr = sqrt(epsilon / 2) / sigma_L`, which `snr_of(epsilon, sigma_L)` returns. Epsilon here belongs
+    to steps `x + e s + sqrt(2 e) z` with the score s, as in their released code and published values; in the formula of
+    the 2019 paper, `x + alpha s / 2 + sqrt(alpha) z`, the step size alpha is 2 e. With the factor a it is also the
+    corrector "annealed Langevin dynamics" of Song et al.'s (2021) code: on VE the step size is equal; on their VP
+    chain, where the code combines sigma of the continuous process with alphas of the table, theirs is larger by less
+    than 1 % from t = 0.075 on, and by 9 % at t = 1e-3.
 
     Args:
         denoiser: the denoiser whose score is followed.
@@ -167,5 +183,8 @@ class AnnealedLangevin(LangevinDynamics):
 
 
 def snr_of(epsilon: float, smallest_sigma: float) -> float:
-    """Returns `sqrt(epsilon / 2) / smallest_sigma`, the snr of `AnnealedLangevin` for Song & Ermon's epsilon."""
+    """Returns `sqrt(epsilon / 2) / smallest_sigma`, the snr of `AnnealedLangevin` for Song & Ermon's epsilon.
+
+    Epsilon is the step size at the smallest sigma of the schedule, for steps `x + e s + sqrt(2 e) z` with the score s.
+    """
     return math.sqrt(epsilon / 2) / smallest_sigma

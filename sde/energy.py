@@ -21,7 +21,7 @@ from ..shared.time_inputs import TimeInput, thousandths
 
 @serializable("sde.Potential", formerly="unnoise.sde.energy.Potential")
 class Potential(nn.Module):
-    """A scalar network made of any other: the sum of its outputs, `(B,)`.
+    """A scalar network made of any other network: the sum of its outputs for each example, `(B,)`.
 
     Args:
         inner: the network, `(x, time input (B,), **cond) -> (B, ...)`.
@@ -40,27 +40,29 @@ class Potential(nn.Module):
 class EnergyDenoiser(GaussianDenoiser):
     r"""A denoiser with an energy: `E(y) = ||y||^2 / 2 + (alpha_t / sigma_t) U(y)`, U a scalar network.
 
-    `log q(x_t) = -E(y) - D log c - log Z` with `y = x_t / c` and `c^2 = alpha_t^2 + sigma_t^2`. For data of unit
-    variance y has unit variance at every time and on every schedule: at equal log-SNR the signals of two schedules have
-    the same y. From `score = -grad_x E` and Tweedie's formula follows
+    `log q(x_t) = -E(y) - D log c - log Z` with `y = x_t / c`, `c^2 = alpha_t^2 + sigma_t^2` and D numbers an example.
+    For data of unit variance y has unit variance at every time and on every schedule: at equal log-SNR the signals of
+    two schedules have the same y. From `score = -grad_x E` and Tweedie's formula follows
 
     `E[x_0 | x_t] = (alpha_t / c) y - (sigma_t / c) grad U(y)`,
 
-    so grad U is the velocity of Salimans & Ho (2022). Its target has unit variance at all times. Its error counts
-    sigma_t times in x_0 and is never divided by a small number, from the smallest noise to zero SNR, where E does not
-    depend on U. U = 0 is the energy of standard normal data. If U grows at most linearly, as a perceptron with SiLU
-    does, the square dominates and E is the energy of a density at every time.
+    so grad U is the velocity of Salimans & Ho (2022). Its target has unit variance at all times. An error of grad U is
+    multiplied by sigma_t / c in x_0 and is never divided by a small number, from the smallest noise to zero SNR, where
+    E does not depend on U. U = 0 is the energy of standard normal data. If U grows at most linearly, as a perceptron
+    with SiLU does, the square dominates and E is the energy of a density at every time.
 
     Z may depend on the time: `log_normalizing_constant` estimates it. Every objective of a `GaussianDenoiser` trains
     this one too, at the cost of a second derivative.
 
     Args:
-        network: `(x, time input (B,), **cond) -> U`, `(B,)`, such as `Potential(MLP(2))`.
-        schedule: the schedule of training.
-        time_input: the number that the network is fed for a time of the training schedule.
+        network: `(y, time input (B,), **cond) -> U`, `(B,)`, such as `Potential(MLP(2))`.
+        schedule: the schedule of training; on another one, the network is evaluated at the time of equal log-SNR.
+        time_input: `(schedule, t) -> time input`, the number that the network is fed for a time t of the training
+            schedule: 1000 t by default.
 
     Raises:
-        UsageError: when it is called, for a network that does not return one number for each example.
+        UsageError: for a network that does not take an input and a time; when it is called, for a network that does not
+            return one number for each example.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput = thousandths) -> None:
@@ -76,7 +78,8 @@ class EnergyDenoiser(GaussianDenoiser):
     def log_density(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Returns `-E(y) - D log c`, `(B,)`, in nats: the log-density of `x_t` plus `log Z`.
 
-        Z is the same on every schedule at equal log-SNR.
+        For x_t `(B, ...)` and t, a scalar or `(B,)`. Z depends on the time only, and is the same on every schedule at
+        equal log-SNR.
         """
         t = exact(checked_time(t))
         alpha, sigma = self.corruption(t)
@@ -91,7 +94,7 @@ class EnergyDenoiser(GaussianDenoiser):
         return on_schedule(self, schedule)
 
     def time_input_range(self) -> Tensor:
-        """Returns what the network is fed for the least noisy and for the noisiest time, `(2,)`."""
+        """Returns the time inputs at the smallest training time and at t = 1, `(2,)`."""
         return range_of_time_input(self)
 
     def _potential(self, y: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:

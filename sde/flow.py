@@ -25,19 +25,22 @@ from .integrators import Field, FixedSteps, Integrator, State
 class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
     r"""Samples along the probability flow, `dx/dt = f x - g^2 score / 2`; the last step denoises.
 
-    Song et al. 2021, eq. 13. With `FixedSteps` one step of the sampler is one step of the method. With `Adaptive`,
-    `TorchDiffEq` or `SciPy` a step is divided as the tolerances require: the grid
-    `torch.tensor([1, schedule.t_last, 0])` integrates from 1 to t_last at once and then denoises. So does `steps=2` on
-    schedules whose grids end at t_last; those of `Straight` and `Cosine` are even down to 0. Count network evaluations
-    with `shared.sampler.counted`. For a lower temperature scale the start: `flow(0.9 * z, steps=...)`.
+    f and g are those of the schedule's `SDE`; the last step, to t = 0, returns the estimate of x_0. Song et al. 2021,
+    eq. 13. With `FixedSteps` one step of the sampler is one step of the method. With `Adaptive`, `TorchDiffEq` or
+    `SciPy` a step is divided as the tolerances require: the grid `torch.tensor([1, schedule.t_last, 0])` integrates
+    from 1 to t_last at once and then denoises. So does `steps=2` on schedules whose grids end at t_last; those of
+    `Straight` and `Cosine` are even down to 0. Count network evaluations with `shared.sampler.counted`. For a lower
+    temperature scale the start: `flow(0.9 * z, steps=...)`.
 
     Args:
         denoiser: the denoiser to sample from, on any schedule, one that ends at zero SNR too.
         integrator: how the equation is solved; None for `FixedSteps()`, Heun's method.
-        coordinates: the variables in which it is solved: `angle_coordinates`, or `time_coordinates` for x and t.
+        coordinates: the variables in which it is solved: `angle_coordinates`, with `atan(sigma_t / alpha_t)` in place
+            of t and x scaled by `1 / sqrt(alpha_t^2 + sigma_t^2)`, or `time_coordinates`, t and x themselves.
 
     Raises:
-        UsageError: for `time_coordinates` on a schedule whose velocity is infinite at zero SNR.
+        UsageError: for an integrator of another type, and for `time_coordinates` on a schedule whose velocity is
+            infinite at zero SNR.
     """
 
     def __init__(
@@ -63,13 +66,17 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
             )
 
     def field(self, slope: Callable[[FlowCoefficients, State], State]) -> Field:
-        """Returns the field that an integrator takes, for a slope as a function of the flow's coefficients."""
+        """Returns the field for an integrator: a function from values of tau to slopes `state -> d state / d tau`.
+
+        Args:
+            slope: `(coefficients at tau, state) -> d state / d tau`; the state's first tensor is `z = x / r`.
+        """
         return lambda taus: [
             functools.partial(slope, here) for here in self.coordinates.coefficients(self.corruption, taus)
         ]
 
     def transport(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """Returns x_s, found from `x_t` by following the flow to s, which may be above or below t."""
+        """Returns x_s, found from x_t `(B, ...)` by following the flow from t to s > 0, scalars, up or down in time."""
         coordinates, schedule = self.coordinates, self.corruption
         start, end = coordinates.variable(schedule, t), coordinates.variable(schedule, s)
 
@@ -85,14 +92,15 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
 
     @torch.no_grad()
     def encode(self, x0: Tensor, *, steps: int | Tensor | None = None, **cond: Any) -> Tensor:
-        """Returns the x_1 from which this sampler returns about x_0 (Song et al. 2021, section 4.3).
+        """Returns the x_1, of the shape of x_0, from which this sampler returns about x_0.
 
-        alpha times x_0 is taken as x at t_last. `slerp` interpolates between two encodings.
+        alpha times x_0 is taken as x at t_last, the last noisy time of the schedule's grids, without noise. `slerp`
+        interpolates between two encodings. Song et al. 2021, section 4.3.
 
         Args:
-            x0: `(B, ...)`.
-            steps: a number of steps, two or more, or a decreasing grid; None to integrate from t_last to 1 at once,
-                for adaptive integrators.
+            x0: real numbers, `(B, ...)`.
+            steps: a number of steps, two or more, or a decreasing grid of times that ends with 0; None to integrate
+                from t_last to 1 at once, for adaptive integrators.
             cond: conditions, by name.
 
         Raises:

@@ -17,12 +17,12 @@ from ..shared.random import Source, normal_like, rademacher_like
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, full_precision, per_example
 
-Probe: TypeAlias = Callable[[Tensor, Source], Tensor]
+Probe: TypeAlias = Callable[[Tensor, Source], Tensor]  # (x, generator) -> probe, of the shape of x
 
 
 @serializable("sde.signs", formerly="unnoise.sde.implicit.signs")
 def signs(x: Tensor, generator: Source = None) -> Tensor:
-    """Returns a probe of independent random signs, of the shape of x: the one with the smallest variance."""
+    """Returns a probe of independent random signs, -1 or 1, of the shape of x: the smallest variance of all probes."""
     return rademacher_like(x, generator)
 
 
@@ -36,10 +36,11 @@ def gaussian(x: Tensor, generator: Source = None) -> Tensor:
 class ImplicitScoreMatching(Objective[GaussianDenoiser]):
     r"""Implicit score matching: `E sigma_t^2 (||s||^2 / 2 + div s)`, mean over dimensions (Hyvarinen 2005, theorem 1).
 
-    s is the score at x_t. The loss differs from half of the explicit `E sigma_t^2 ||s - grad log q(x_t)||^2` by
-    `E sigma_t^2 ||grad log q(x_t)||^2 / 2`, which does not depend on the parameters, and so by another constant from
+    s is the denoiser's score at x_t, one draw for each example. The returned `Loss` has the two terms as parts,
+    `half_square` and `divergence`. The loss differs from half of the explicit `E sigma_t^2 ||s - grad log q(x_t)||^2`
+    by `E sigma_t^2 ||grad log q(x_t)||^2 / 2`, which does not depend on the parameters, and so by another constant from
     half of `DenoisingLoss.score_matching`, whose target is `grad log q(x_t | x_0)`. The divergence is exact: one
-    vector-Jacobian product for each dimension, differentiable.
+    vector-Jacobian product for each dimension, itself differentiable for training.
 
     Args:
         denoiser: on the schedule to train with.
@@ -63,14 +64,16 @@ class ImplicitScoreMatching(Objective[GaussianDenoiser]):
 class SlicedScoreMatching(Objective[GaussianDenoiser]):
     r"""Sliced score matching "with variance reduction": `E sigma_t^2 (||s||^2 / 2 + v^T grad(v^T s))`.
 
-    v is a random probe; mean over dimensions (Song et al. 2019, eq. 8). Of the two terms only the divergence is
-    estimated, by Hutchinson's estimator, so the expected loss is that of `ImplicitScoreMatching`, at the cost of
-    `probes` vector-Jacobian products in any dimension.
+    s is the denoiser's score at x_t, v a random probe; mean over dimensions (Song et al. 2019, eq. 8). The returned
+    `Loss` has the two terms as parts, `half_square` and `divergence`. Of the two terms only the divergence is
+    estimated, by Hutchinson's estimator, so the expected loss equals `ImplicitScoreMatching`, at the cost of `probes`
+    vector-Jacobian products in any dimension.
 
     Args:
         denoiser: on the schedule to train with.
-        probes: number of probes for each example.
-        probe: how they are drawn, `signs` or `gaussian`: any distribution with zero mean and unit covariance.
+        probes: number of probes for each example, over which the estimate is averaged.
+        probe: how they are drawn, `(x, generator) -> v`, `signs` or `gaussian`: any distribution with zero mean and
+            unit covariance.
         times: how the times of a batch are drawn.
 
     Raises:
@@ -97,7 +100,10 @@ class SlicedScoreMatching(Objective[GaussianDenoiser]):
 
 
 def divergence(score: Tensor, x: Tensor) -> Tensor:
-    """Returns `sum_i ds_i / dx_i` of each example, `(B,)`, differentiable: a vector-Jacobian product per dimension."""
+    """Returns `sum_i ds_i / dx_i`, `(B,)`, for score and x `(B, ...)`: one vector-Jacobian product for each dimension.
+
+    It is differentiable. The score must have been computed from x, which requires a gradient.
+    """
     columns = score.reshape(len(score), -1).unbind(1)
     return torch.stack(
         [_pulled(c, x, torch.ones_like(c)).reshape(len(x), -1)[:, i] for i, c in enumerate(columns)]

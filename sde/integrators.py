@@ -26,24 +26,26 @@ Field: TypeAlias = Callable[[Sequence[float]], Sequence[Slope]]
 
 
 class Integrator(ABC):
-    """Solves an ordinary differential equation from one time to another.
+    """Solves an ordinary differential equation from one time to another, up or down.
+
+    Called with a field (see this module), a state and two times as numbers; returns the state at the second time.
 
     Attributes:
-        order: global order of convergence in the step size; for adaptive methods in the size of their own steps.
+        order: global order of convergence in the step size; for adaptive methods in the size of the steps they choose.
     """
 
     order: int
 
     @abstractmethod
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
-        """Returns the state at `end`, given the state at `start`."""
+        """Returns the state at `end`, given the state at `start`; `field`: `times -> slopes`, one for each time."""
 
 
 @dataclass(frozen=True)
 class Tableau:
     """The Butcher tableau of an explicit Runge-Kutta method (Butcher 1964).
 
-    Stage i has the slope k_i at `nodes[i]` of the step and the state `x + step sum_j rows[i][j] k_j`.
+    Stage i has the slope k_i at the fraction `nodes[i]` of the step and at the state `x + step sum_j rows[i][j] k_j`.
 
     Attributes:
         order: global order of convergence.
@@ -51,7 +53,7 @@ class Tableau:
         rows: coefficients of the earlier slopes, one row for each stage.
         weights: coefficients of all slopes in the step; None if the last stage is the end of the step, and its row has
             the weights ("first same as last").
-        error: coefficients of all slopes in the difference to the embedded method; None without one.
+        error: coefficients of all slopes in the difference to the embedded method; None for a method without one.
     """
 
     order: int
@@ -111,18 +113,18 @@ class FixedSteps(Integrator):
 class Adaptive(Integrator):
     """An embedded Runge-Kutta pair with adaptive step size (Hairer, Norsett, Wanner 1993, section II.4).
 
-    A step is accepted if the root mean square of `error / (atol + rtol max(|x|, |x'|))`, over the whole batch, is at
-    most one for each tensor of the state: an example depends on its batch, within the tolerance.
+    A step from x to x' is accepted if the root mean square of `error / (atol + rtol max(|x|, |x'|))`, over the whole
+    batch, is at most one for each tensor of the state: an example depends on its batch, within the tolerance.
 
     Attributes:
         rtol: relative tolerance.
         atol: absolute tolerance.
-        evaluations: largest number of evaluations.
+        evaluations: largest number of evaluations of the slope in one call.
         method: `dormand_prince`, of order 5 (RK45, Song et al.'s choice), or `bogacki_shampine`, of order 3.
 
     Raises:
-        UsageError: for tolerances below 0, and a method without an embedded one; when it is called, for a slope that is
-            not finite, steps that become too small, and more evaluations than allowed.
+        UsageError: for tolerances below 0 or both 0, and a method without an embedded one; when it is called, for a
+            slope that is not finite, steps that become too small, and more evaluations than allowed.
     """
 
     rtol: float = 1e-5
@@ -198,17 +200,17 @@ class Adaptive(Integrator):
 
 @dataclass(frozen=True)
 class TorchDiffEq(Integrator):
-    """A method of torchdiffeq (Chen 2018).
+    """A method of the package torchdiffeq (Chen 2018).
 
     Attributes:
-        method: its name there: adaptive `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`; or one step of
-            `euler`, `midpoint`, `heun2`, `heun3`, `rk4`.
+        method: its name there: adaptive `dopri5`, `dopri8`, `bosh3`, `adaptive_heun`, `fehlberg2`; or `euler`,
+            `midpoint`, `heun2`, `heun3`, `rk4`, which take one step in each call, from `start` to `end`.
         rtol: relative tolerance of adaptive methods.
         atol: absolute tolerance of adaptive methods.
-        evaluations: largest number of evaluations.
+        evaluations: largest number of evaluations of the slope in one call.
 
     Raises:
-        UsageError: for a method without a known order and tolerances below 0; when it is called, for tolerances that
+        UsageError: for another method and for tolerances below 0 or both 0; when it is called, for tolerances that
             cannot be met, and more evaluations than allowed.
     """
 
@@ -263,17 +265,17 @@ SCIPY_ORDERS = {"RK23": 3, "RK45": 5, "DOP853": 8}
 class SciPy(Integrator):
     """A method of `scipy.integrate.solve_ivp`, on the CPU in float64, as in Song et al.'s (2021) code.
 
-    It is for comparison with theirs; `Adaptive` is faster.
+    It is for comparison with their results; `Adaptive` is faster.
 
     Attributes:
         method: its name there: `RK23`, `RK45` or `DOP853`.
         rtol: relative tolerance.
         atol: absolute tolerance.
-        evaluations: largest number of evaluations.
+        evaluations: largest number of evaluations of the slope in one call.
 
     Raises:
-        UsageError: for another method and tolerances below 0; when it is called, for a slope that is not finite,
-            tolerances that cannot be met, and more evaluations than allowed.
+        UsageError: for another method and tolerances below 0 or both 0; when it is called, for a slope that is not
+            finite, tolerances that cannot be met, and more evaluations than allowed.
     """
 
     method: str = "RK45"
@@ -331,10 +333,10 @@ class Tolerant(Protocol):
 
 
 def check_tolerances(integrator: Tolerant) -> None:
-    """Refuses tolerances that are negative, both 0 or NaN, and fewer than one evaluation.
+    """Raises for tolerances that are negative, both 0 or NaN, and for fewer than one evaluation.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for such an integrator.
     """
     rtol, atol, evaluations = integrator.rtol, integrator.atol, integrator.evaluations
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0 and evaluations >= 1):
@@ -347,7 +349,7 @@ def check_tolerances(integrator: Tolerant) -> None:
 def stages(
     method: Tableau, field: Field, state: State, now: float, step: float, first: State | None = None
 ) -> tuple[State, list[State]]:
-    """Returns the state one step later and the slopes of all stages; `first` is the slope at `now`, if known."""
+    """Returns the state at `now + step` and the slopes of all stages; `first` is the slope at `now`, if known."""
     (there, *rest), known = state, first is not None
     ahead = field([now + node * step for node in method.nodes[known:]])
     slopes = [first if first is not None else ahead[0](state)]
@@ -371,7 +373,7 @@ def moved(x: Tensor | None, step: float, weights: Sequence[float], slopes: Seque
 
 
 def limited(field: Field, most: int, integrator: Tolerant) -> Field:
-    """Returns the field, which raises UsageError after `most` evaluations."""
+    """Returns the field, which then raises UsageError after `most` evaluations of a slope."""
     done = 0
 
     def counted(times: Sequence[float]) -> Sequence[Slope]:

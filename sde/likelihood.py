@@ -27,15 +27,18 @@ from .integrators import Adaptive, Integrator, State
 
 
 class Trace(ABC):
-    """Computes or estimates the divergence of the flow, the trace of its Jacobian J, from products `e^T J e`."""
+    """Computes or estimates the divergence of the flow, the trace of its Jacobian J, from products `e^T J e`.
+
+    n is the number of probe vectors e for each of B examples, m the number of estimates made of the n products.
+    """
 
     @abstractmethod
     def probes(self, x: Tensor, generator: Source = None) -> Tensor:
-        """Returns the probes e, `(n, B, ...)` for x `(B, ...)`."""
+        """Returns the probes e, `(n, B, ...)` for x `(B, ...)`; they are kept along the whole path of the flow."""
 
     @abstractmethod
     def estimates(self, products: Tensor) -> Tensor:
-        """Returns estimates of the trace, `(m, B)`, from products `(n, B)`."""
+        """Returns m estimates of the trace, `(m, B)`, from the products `e^T J e` of the n probes, `(n, B)`."""
 
     @abstractmethod
     def error(self, estimates: Tensor) -> Tensor | None:
@@ -46,10 +49,13 @@ class Trace(ABC):
 class Hutchinson(Trace):
     """Hutchinson's unbiased estimator: random probes with `E[e e^T] = I` (Hutchinson 1990; Song et al. 2021, app. D.2).
 
+    Each probe e gives one estimate, `e^T J e`.
+
     Attributes:
         count: number of probes for each example; the network is called once for all of them. With two or more the code
             length has a standard error.
-        draw: how they are drawn: `rademacher_like`, or `normal_like` for Gaussian probes, whose variance is larger.
+        draw: how they are drawn, `(x, generator) -> e`: `rademacher_like` for random signs, or `normal_like` for
+            Gaussian probes, whose variance is larger.
 
     Raises:
         UsageError: for a count below 1.
@@ -74,7 +80,10 @@ class Hutchinson(Trace):
 
 @dataclass(frozen=True)
 class ExactTrace(Trace):
-    """The exact trace, with every unit vector as a probe: one vector-Jacobian product for each dimension."""
+    """The exact trace, with every unit vector as a probe: one vector-Jacobian product for each dimension.
+
+    The sum of the products is the single estimate, with standard error 0.
+    """
 
     def probes(self, x: Tensor, generator: Source = None) -> Tensor:
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
@@ -90,21 +99,27 @@ class ExactTrace(Trace):
 class ChangeOfVariables:
     r"""The log-likelihood `log p(x_0) = log p_1(x_1) + int div(dx/dt) dt` of the probability flow, as a code length.
 
-    The flow runs from t_min to 1 (Song et al. 2021, eq. 39), with one network call per evaluation. Data on quantization
-    levels need a dequantizer: `UniformDequantization(quantization)` spreads each value uniformly over its bin, and the
-    code length of the quantized data is at most the expected one of the spread data minus the log of the bin's volume
-    (Theis et al. 2016); a trained `VariationalDequantization` gives a tighter bound (Ho et al. 2019).
+    Called with x0 `(B, ...)`; returns a `CodeLength` in nats, one for each example: prior `-log p_1(x_1)` with
+    `p_1 = N(0, sigma_1^2 I)`, path minus the integral, and data, the term of the dequantizer. x_0 is taken as the state
+    at t_min, from where the flow and the integral run to t = 1 (Song et al. 2021, eq. 39), with one network call per
+    evaluation. Data on quantization levels need a dequantizer: `UniformDequantization(quantization)` adds noise that is
+    uniform over the bin of each value. `E[-log p(x)] - log(volume of the bin)`, x the noisy data, is an upper bound on
+    the code length of the quantized data (Theis et al. 2016), here with one draw of x. A trained
+    `VariationalDequantization` gives a tighter bound (Ho et al. 2019).
 
     Args:
         denoiser: the denoiser whose probability flow is the model.
-        dequantizer: for data on quantization levels; None for real-valued data, whose code length is that of a density.
-        trace: how the divergence is found; None for `Hutchinson()`, or `ExactTrace()`.
-        integrator: how the flow is solved; None for `Adaptive()`.
-        coordinates: the variables in which it is solved.
+        dequantizer: for data on quantization levels; None for real-valued data, whose code length is `-log p(x_0)` of
+            the density p.
+        trace: how the divergence is found; None for `Hutchinson()`, an estimate with one random probe; `ExactTrace()`
+            for few dimensions.
+        integrator: how the flow is solved; None for `Adaptive()`. Tolerances of the integral are in nats per dimension.
+        coordinates: the variables in which it is solved: `angle_coordinates`, or `time_coordinates` for x and t.
 
     Raises:
-        UsageError: when it is called, for data outside of the quantization levels, and for data or a code length that
-            are not finite.
+        UsageError: for a dequantizer or integrator of another type, and `time_coordinates` on a schedule whose velocity
+            is infinite at zero SNR; when it is called, for data outside of the quantization levels, quantized data
+            without a dequantizer, and for data or a code length that are not finite.
     """
 
     def __init__(
@@ -125,12 +140,12 @@ class ChangeOfVariables:
 
     @torch.no_grad()
     def __call__(self, x0: Tensor, *, generator: Source = None, progress: Progress = silent, **cond: Any) -> CodeLength:
-        """Returns the code length.
+        """Returns the code length of each example in nats; its `error` is the standard error over probes, or None.
 
         Args:
             x0: `(B, ...)`: quantization levels with a dequantizer, real numbers without one.
-            generator: the source of noise.
-            progress: how to report progress; it counts evaluations.
+            generator: the source of noise, of the dequantizer and of random probes.
+            progress: how to report progress; it counts evaluations of the network.
             cond: conditions, by name.
         """
         warn_in_training(self.flow.denoiser)
@@ -158,7 +173,11 @@ class ChangeOfVariables:
         return CodeLength(prior, -gained.mean(0).to(prior), data.to(prior), self.trace.error(gained))
 
     def transport(self, x0: Tensor, probes: Tensor, progress: Progress = silent, **cond: Any) -> tuple[Tensor, Tensor]:
-        """Returns x_1 and estimates of the integral of the divergence, the change of log-volume, `(m, B)`."""
+        """Returns x_1 and m estimates, `(m, B)`, of the integral of the divergence from t_min to 1, in nats.
+
+        For x0 `(B, ...)`, real numbers, and probes `(n, B, ...)` of the trace. m is n for `Hutchinson`, 1 for
+        `ExactTrace`.
+        """
         flow, coordinates, schedule = self.flow, self.flow.coordinates, self.flow.corruption
 
         def slope(here: FlowCoefficients, state: State) -> State:

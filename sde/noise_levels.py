@@ -23,15 +23,15 @@ PAIRS = 1 << 24
 class NoiseLevels(TableSchedule):
     r"""N noise levels on an unscaled signal: `alpha = 1`, `sigma_n` at t = n / N (Song & Ermon 2019, section 4.1).
 
-    This is also the N-step chain of VE. Row n = 0 is the clean signal. Rows are ordered by increasing noise, so the
-    papers' sigma_1 is the last one here. Between rows the log-SNR is linear, so sigma is geometric; below row 1 it is
-    that of row 1, except at t = 0.
+    n = 1..N. This is also the N-step chain of VE. Row n = 0 is the clean signal. Rows are ordered by increasing noise,
+    so the papers' sigma_1 is the last one here. Called with times; returns alpha_t and sigma_t, of their shape. Between
+    rows the log-SNR is linear in t, so sigma is geometric; for 0 < t < 1 / N sigma is `sigmas[0]`.
 
     Attributes:
         sigmas: `(N,)`, float64, positive and increasing, such as `geometric_sigmas(0.01, 50.0, 232)`.
 
     Raises:
-        UsageError: for sigmas that are not such a vector.
+        UsageError: for sigmas of another shape, not positive, not increasing or not finite.
     """
 
     sigmas: Tensor
@@ -54,7 +54,7 @@ class NoiseLevels(TableSchedule):
 
     @property
     def steps(self) -> int:
-        """N."""
+        """N, the number of noise levels."""
         return len(self.sigmas)
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -90,7 +90,8 @@ def geometric_sigmas(low: float, high: float, steps: int) -> Tensor:
 def largest_sigma(x: Tensor) -> float:
     """Returns the largest Euclidean distance between two examples of `x`, `(n, ...)` (Song & Ermon 2020, technique 1).
 
-    With that much noise a chain that starts at one example can reach every other. All pairs are compared.
+    It is the choice for the largest noise level: with that much noise a chain that starts at one example can reach
+    every other. All pairs are compared.
     """
     x = at_least_float32(x).flatten(1)
     return max(float(torch.cdist(rows, x).max()) for rows in x.split(max(PAIRS // len(x), 1)))
@@ -99,8 +100,9 @@ def largest_sigma(x: Tensor) -> float:
 def level_ratio(dims: int, overlap: float = 0.5) -> float:
     r"""Returns gamma, the ratio of a noise level to the next smaller one (Song & Ermon 2020, technique 2).
 
-    In D dimensions the norm of noise is nearly `N(sqrt(D) sigma, sigma^2 / 2)`. With gamma, the fraction `overlap` of
-    the norms at one noise level lies within three standard deviations of the mean norm at the next:
+    Phi is the standard normal distribution function. In D dimensions the norm of noise is nearly
+    `N(sqrt(D) sigma, sigma^2 / 2)`. With gamma, the fraction `overlap` of the norms at one noise level lies within
+    three standard deviations of the mean norm at the next:
     `Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) = overlap`.
 
     The paper's overlap is "about 0.5". Its numbers of noise levels (232, 500, 1086) all follow from an overlap of
@@ -111,7 +113,7 @@ def level_ratio(dims: int, overlap: float = 0.5) -> float:
         overlap: the fraction, above 0 and below 0.997.
 
     Raises:
-        UsageError: for an overlap outside of this range, or one that is not reached at any ratio above 1.
+        UsageError: for dims below 1, an overlap outside of this range, or one that is not reached at any ratio above 1.
     """
     from scipy.optimize import brentq  # here, so that importing the package is fast
     from scipy.special import ndtr
@@ -142,17 +144,18 @@ def level_count(low: float, high: float, ratio: float) -> int:
 
 
 def variance_ratio(epsilon: float, ratio: float, repeats: int, smallest_sigma: float) -> float:
-    r"""Returns the variance of a sample over sigma_i^2 after the Langevin steps at sigma_i, for data at one point.
+    r"""Returns r, the variance of a sample over sigma_i^2 after the Langevin steps at sigma_i, for data at one point.
 
-    Song & Ermon 2020, technique 4. The chain comes from the next larger noise level with `gamma^2 sigma_i^2`. A step
-    `x <- x - c x + sqrt(2 c) sigma_i z` with `c = epsilon / sigma_1^2` takes the ratio r to `(1 - c)^2 r + 2 c`, which
-    has the fixed point `f = 2 / (2 - c)`: after T steps `r = (1 - c)^(2 T) (gamma^2 - f) + f`.
+    Song & Ermon 2020, technique 4. The chain comes from the next larger noise level with the variance
+    `gamma^2 sigma_i^2`. A step `x <- x - c x + sqrt(2 c) sigma_i z` with `c = epsilon / smallest_sigma^2` takes the
+    ratio r to `(1 - c)^2 r + 2 c`, which has the fixed point `f = 2 / (2 - c)`: after T steps
+    `r = (1 - c)^(2 T) (gamma^2 - f) + f`.
 
     Args:
         epsilon: step size at the smallest noise level, for steps `x + e s + sqrt(2 e) z` as in the 2020 paper and the
             released code.
-        ratio: gamma.
-        repeats: T.
+        ratio: gamma, the ratio of a noise level to the next smaller one, above 1.
+        repeats: T, the number of Langevin steps at each noise level.
         smallest_sigma: the smallest noise level.
     """
     c = epsilon / smallest_sigma**2
@@ -163,8 +166,9 @@ def variance_ratio(epsilon: float, ratio: float, repeats: int, smallest_sigma: f
 def best_epsilon(ratio: float, repeats: int, smallest_sigma: float) -> float:
     """Returns the epsilon whose `variance_ratio` is closest to 1 (Song & Ermon 2020, technique 4).
 
-    The variance ratio is above 1 for every epsilon: small steps leave too much of the noise that the chain came with,
-    large steps add too much of their own.
+    Epsilon is the step size at the smallest noise level; `snr_of(epsilon, smallest_sigma)` turns it into the snr of
+    `AnnealedLangevin`. For the arguments see `variance_ratio`. The variance ratio is above 1 for every epsilon: small
+    steps leave too much noise of the next larger noise level, large steps add too much noise themselves.
 
     Raises:
         UsageError: for fewer than one step, or a ratio that is not above 1.

@@ -22,16 +22,20 @@ from ..shared.tensors import at_least_float32, checked_time, exact, like, per_ex
 class MaximumLikelihood(Objective[GaussianDenoiser]):
     r"""Maximum-likelihood training: an upper bound on `-log p(x_0)` in nats, summed over dimensions.
 
-    `(lambda_max - lambda_min) / 2 E ||epsilon_theta - epsilon||^2 + C`, with times even in log-SNR. In expectation the
-    first term is `1/2 int g^2 ||score_theta - grad log q||^2 dt`: the weight `likelihood_weight` with times drawn by
-    importance sampling, since `g^2 / sigma^2 = -d lambda / dt` (Song et al. 2021b, section 5; Kingma et al. 2021, eq.
-    18). With the prior `N(0, sigma_1^2)` and d dimensions, C, which does not depend on the parameters, is by theorem 3
-    of Song et al. (2021b) `d (log(2 pi sigma_1^2) + 1 - lambda_max + lambda_min) / 2 + alpha_1^2 ||x_0||^2 / (2
-    sigma_1^2) - d log(alpha_1 / alpha_(t_min))`. The density is that of the data with the noise of t_min.
+    `(lambda_max - lambda_min) / 2 E ||epsilon_theta - epsilon||^2 + C`, with times even in log-SNR lambda, which is
+    lambda_max at t_min and lambda_min at t = 1; epsilon_theta is the noise for the denoiser's estimate of x_0. Called
+    with x0 `(B, ...)`; the total of the returned `Loss` takes one random time and one draw of x_t for each example. In
+    expectation the first term is `1/2 int g^2 ||score_theta - grad log q(x_t | x_0)||^2 dt`: the weight
+    `likelihood_weight` with times drawn by importance sampling, since `g^2 / sigma^2 = -d lambda / dt` (Song et al.
+    2021b, section 5; Kingma et al. 2021, eq. 18). With the prior `N(0, sigma_1^2)` and d dimensions, C, which does not
+    depend on the parameters, is by theorem 3 of Song et al. (2021b)
+    `d (log(2 pi sigma_1^2) + 1 - lambda_max + lambda_min) / 2 + alpha_1^2 ||x_0||^2 / (2 sigma_1^2)` minus
+    `d log(alpha_1 / alpha_(t_min))`. The density p is that of data with the noise of t_min, the smallest training time.
 
     Args:
         denoiser: on the schedule to train with.
-        times: how the numbers u of a batch are drawn, uniformly; the log-SNR falls linearly from u = 0 to 1.
+        times: how the numbers u of a batch are drawn, uniformly on [0, 1); the log-SNR is
+            `lambda_max - u (lambda_max - lambda_min)`.
 
     Raises:
         UsageError: for times that are not uniform, a schedule that ends at zero SNR, a table of one row, and a network
@@ -67,7 +71,10 @@ class MaximumLikelihood(Objective[GaussianDenoiser]):
 
 
 def noise_error(denoiser: GaussianDenoiser, x0: Tensor, t: Tensor, generator: Source = None, **cond: Any) -> Tensor:
-    """Returns `epsilon_theta(x_t, t) - epsilon` at a newly drawn x_t, of the shape of x_0, float32 or better."""
+    """Returns `epsilon_theta(x_t, t) - epsilon` at a newly drawn x_t, of the shape of x_0, float32 or better.
+
+    `epsilon_theta = (x_t - alpha_t x_0) / sigma_t` with the denoiser's estimate of x_0.
+    """
     x0, t = at_least_float32(refuse_non_float(x0, "x0")), checked_time(t)
     epsilon = normal_like(x0, generator)
     alpha, sigma = denoiser.corruption(exact(t))

@@ -18,11 +18,12 @@ from .sde import SDE
 class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
     r"""The Euler-Maruyama method on the reverse SDE: `x_s = x_t - (t - s) drift + eta g sqrt(t - s) z`.
 
-    Song et al. 2021, appendix G. The last step denoises.
+    Drift and g are those of `SDE.reverse_drift` and `SDE.coefficients` at t, and z is standard normal noise. Song et
+    al. 2021, appendix G. The last step, to t = 0, returns the denoiser's estimate of x_0.
 
     Args:
         denoiser: the denoiser to sample from.
-        eta: scale of the noise, 1 for the reverse SDE, 0 for Euler steps of the probability flow.
+        eta: scale of the noise, 0 or more: 1 for the reverse SDE, 0 for Euler steps of the probability flow.
 
     Raises:
         UsageError: for a negative eta, and a schedule that ends at zero SNR.
@@ -45,14 +46,16 @@ class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
 class ReverseDiffusion(Sampler[GaussianDenoiser, Schedule]):
     r"""The reverse diffusion sampler: `x_s = (2 - a) x_t + (1 + eta^2) / 2 G^2 score + eta G z`.
 
-    It reverses the forward step `x_t = a x_s + G z` (Song et al. 2021, eqs. 45 and 46). The forward step is the
-    schedule's own transition, exact for any step size: `a = alpha_t / alpha_s`, `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`.
-    On a table of betas these are `sqrt(1 - beta)` and beta, on VE 1 and `sigma_t^2 - sigma_s^2`, as published; the
-    published steps of sub-VP are those of `EulerMaruyama`. The last step denoises.
+    It reverses the forward step `x_t = a x_s + G z` (Song et al. 2021, eqs. 45 and 46), z standard normal noise. The
+    forward step is the schedule's transition `q(x_t | x_s)`, exact for any step size: `a = alpha_t / alpha_s`,
+    `G^2 = sigma_t^2 (1 - SNR_t / SNR_s)`. On a table of betas these are `sqrt(1 - beta)` and beta, on VE 1 and
+    `sigma_t^2 - sigma_s^2`, as published; the published steps of sub-VP are those of `EulerMaruyama`. The last step, to
+    t = 0, returns the denoiser's estimate of x_0.
 
     Args:
         denoiser: the denoiser to sample from.
-        eta: scale of the noise, 1 for the reverse SDE, 0 for the paper's "probability flow" predictor (table 1).
+        eta: scale of the noise, 0 or more: 1 for the reverse SDE, 0 for the paper's "probability flow" predictor (table
+            1).
 
     Raises:
         UsageError: for a negative eta, and a schedule that ends at zero SNR.
@@ -83,7 +86,8 @@ class NoPredictor(Sampler[GaussianDenoiser, Schedule]):
 
     Args:
         denoiser: the denoiser of the last step.
-        denoise: whether the last step denoises (Jolicoeur-Martineau et al. 2021); Song & Ermon (2019) do not.
+        denoise: whether the last step, to t = 0, returns the denoiser's estimate of x_0 (Jolicoeur-Martineau et al.
+            2021); Song & Ermon (2019) leave it out.
 
     Raises:
         UsageError: for a schedule that ends at zero SNR.
@@ -101,10 +105,10 @@ class NoPredictor(Sampler[GaussianDenoiser, Schedule]):
 
 
 def refuse_negative(eta: float) -> None:
-    """Refuses a negative scale of the noise.
+    """Raises for a negative scale of the noise.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: for eta below 0 or NaN.
     """
     if not eta >= 0:
         raise UsageError(f"eta={eta}: give 0 for no noise, 1 for the reverse SDE, or more")

@@ -21,13 +21,14 @@ class VP(Schedule):
     r"""The variance-preserving SDE: `dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw` (Song et al. 2021, eq. 11).
 
     `beta(t) = beta_min + t (beta_max - beta_min)`, `log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, and
-    `sigma_t^2 = 1 - alpha_t^2` (eq. 33).
+    `sigma_t^2 = 1 - alpha_t^2` (eq. 33); w is a Wiener process. Called with times in [0, 1]; returns alpha_t and
+    sigma_t, of their shape.
 
     Attributes:
         beta_min: beta at t = 0.
         beta_max: beta at t = 1.
         t_min: smallest time in training and likelihoods.
-        t_last: last noisy time of a sampling grid.
+        t_last: last noisy time of a sampling grid; the step from there to 0 denoises.
 
     Raises:
         UsageError: unless 0 < beta_min < beta_max and both times lie between 0 and 1.
@@ -57,15 +58,17 @@ class VP(Schedule):
 @serializable("sde.SubVP", formerly="unnoise.sde.schedules.SubVP")
 @dataclass(frozen=True)
 class SubVP(Schedule):
-    r"""The sub-VP SDE: `dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 int beta))) dw`.
+    r"""The sub-VP SDE: `dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 int_0^t beta(u) du))) dw`.
 
-    Song et al. 2021, eqs. 27 and 29. alpha_t is that of `VP`, and `sigma_t = 1 - alpha_t^2`, not its root.
+    `beta(t) = beta_min + t (beta_max - beta_min)` and alpha_t are the same as in `VP`, and `sigma_t = 1 - alpha_t^2`,
+    where VP has its square root; w is a Wiener process. Song et al. 2021, eqs. 27 and 29. Called with times in [0, 1];
+    returns alpha_t and sigma_t, of their shape.
 
     Attributes:
         beta_min: beta at t = 0.
         beta_max: beta at t = 1.
         t_min: smallest time in training and likelihoods.
-        t_last: last noisy time of a sampling grid.
+        t_last: last noisy time of a sampling grid; the step from there to 0 denoises.
 
     Raises:
         UsageError: unless 0 < beta_min < beta_max and both times lie between 0 and 1.
@@ -99,13 +102,14 @@ class SubVP(Schedule):
 class VE(Schedule):
     r"""The variance-exploding SDE: `alpha_t = 1`, `sigma_t = sigma_min (sigma_max / sigma_min)^t`, clean at t = 0.
 
-    Song et al. 2021, eq. 30. Published for data in [0, 1]; for the same process of data in [-1, 1] double both sigmas.
+    Song et al. 2021, eq. 30. Called with times in [0, 1]; returns alpha_t and sigma_t, of their shape. Published for
+    data in [0, 1]; for the same process of data in [-1, 1] double both sigmas.
 
     Attributes:
         sigma_min: sigma just above t = 0.
         sigma_max: sigma at t = 1.
         t_min: smallest time in training and likelihoods.
-        t_last: last noisy time of a sampling grid.
+        t_last: last noisy time of a sampling grid; the step from there to 0 denoises.
 
     Raises:
         UsageError: unless 0 < sigma_min < sigma_max and both times lie between 0 and 1.
@@ -138,8 +142,9 @@ class VE(Schedule):
 class EDM(Schedule):
     r"""The schedule of EDM: `alpha_t = 1`, `sigma_t = t sigma_max` (Karras et al. 2022, table 1).
 
-    `grid(N)` has N times with `sigma^(1 / rho)` evenly spaced, and then 0 (eq. 5). Training draws
-    `ln sigma ~ N(mean, std^2)`.
+    Called with times in [0, 1]; returns alpha_t and sigma_t, of their shape. `grid(N)` has N times with
+    `sigma^(1 / rho)` evenly spaced from sigma_max to sigma_min, and then 0 (eq. 5). Training draws
+    `ln sigma ~ N(mean, std^2)`, with sigma limited to [sigma_min, sigma_max].
 
     Attributes:
         sigma_min: smallest noise level of a sampling grid, for data in [-1, 1].
@@ -165,12 +170,12 @@ class EDM(Schedule):
 
     @property
     def t_min(self) -> float:
-        """The time of sigma_min."""
+        """The time of sigma_min, the smallest in training and likelihoods."""
         return self.sigma_min / self.sigma_max
 
     @property
     def t_last(self) -> float:
-        """The time of sigma_min."""
+        """The time of sigma_min, the last noisy one of sampling grids."""
         return self.sigma_min / self.sigma_max
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,14 +202,15 @@ class EDM(Schedule):
 class Straight(Schedule):
     r"""The straight path of rectified flow and flow matching: `alpha_t = 1 - end t`, `sigma_t = end t`.
 
-    Liu et al. 2023; Lipman et al. 2023, both with the direction of time reversed. With `end = 1` it ends at zero SNR.
-    `grid(N)` is N / N, .., 1 / N, 0.
+    Liu et al. 2023; Lipman et al. 2023, where time runs from noise to data; here t = 0 is the data. With `end = 1` it
+    ends at zero SNR. Called with times in [0, 1]; returns alpha_t and sigma_t, of their shape. `grid(N)` is
+    N / N, .., 1 / N, 0.
 
     Attributes:
         end: sigma at t = 1; slightly below 1, such as 0.999, for networks that predict noise, which does not determine
             x_0 at zero SNR.
         t_min: smallest time in training and likelihoods.
-        t_last: last noisy time of grids in log-SNR.
+        t_last: last noisy time of grids that are spaced in log-SNR, such as `continuous.log_spaced`.
 
     Raises:
         UsageError: unless 0 < end <= 1 and 0 < t_min <= t_last < 1.
@@ -237,7 +243,7 @@ def vp_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -
     """Returns the betas of the N-step chain whose limit is VP: `linspace(beta_min / N, beta_max / N, N)`, float64.
 
     Song et al. 2021, appendix C. `continuous.Tabulated(vp_betas())` is that chain; the chain of VE is
-    `NoiseLevels(geometric_sigmas(...))`. Sub-VP has no chain: its published steps are those of `EulerMaruyama`.
+    `NoiseLevels(geometric_sigmas(...))`. Sub-VP has no chain: its published sampler is `EulerMaruyama`. N is `steps`.
 
     Raises:
         UsageError: unless steps is 1 or more and 0 < beta_min < beta_max <= steps.
@@ -251,30 +257,30 @@ def vp_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -
 
 
 def refuse_betas(beta_min: float, beta_max: float) -> None:
-    """Refuses betas that do not increase from above 0.
+    """Raises for betas that do not increase from above 0.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: unless 0 < beta_min < beta_max.
     """
     if not 0 < beta_min < beta_max:
         raise UsageError(f"beta_min={beta_min}, beta_max={beta_max}: give 0 < beta_min < beta_max")
 
 
 def refuse_sigmas(sigma_min: float, sigma_max: float) -> None:
-    """Refuses noise levels that do not increase from above 0.
+    """Raises for noise levels that do not increase from above 0.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: unless 0 < sigma_min < sigma_max.
     """
     if not 0 < sigma_min < sigma_max:
         raise UsageError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: give 0 < sigma_min < sigma_max")
 
 
 def refuse_outside(t_min: float, t_last: float) -> None:
-    """Refuses smallest times that do not lie between 0 and 1.
+    """Raises for smallest times that do not lie between 0 and 1.
 
     Raises:
-        UsageError: with what to do.
+        UsageError: unless 0 < t_min < 1 and 0 < t_last < 1.
     """
     if not (0 < t_min < 1 and 0 < t_last < 1):
         raise UsageError(f"t_min={t_min}, t_last={t_last}: give times between 0 and 1, such as 1e-5 and 1e-3")

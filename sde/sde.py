@@ -12,7 +12,8 @@ from ..shared.tensors import exact, like
 class SDE:
     r"""The SDE `dx = f(t) x dt + g(t) dw` whose marginals are those of a schedule.
 
-    `f = d log alpha_t / dt` and `g^2 = -sigma_t^2 d lambda_t / dt` (Kingma et al. 2021, section 3.1). The derivatives
+    `f = d log alpha_t / dt` and `g^2 = -sigma_t^2 d lambda_t / dt` with the log-SNR
+    `lambda_t = log(alpha_t^2 / sigma_t^2)` (Kingma et al. 2021, section 3.1); w is a Wiener process. The derivatives
     are found by forward-mode differentiation, so every schedule has its SDE.
 
     Args:
@@ -39,8 +40,8 @@ class SDE:
     def reverse_drift(self, x: Tensor, t: Tensor, score: Tensor, eta: float = 1.0) -> Tensor:
         r"""Returns `f x - (1 + eta^2) / 2 g^2 score`, the drift of the reverse process with noise `eta g dw`.
 
-        eta = 1 is the reverse SDE (Song et al. 2021, eq. 6), eta = 0 the probability flow (eq. 13); the marginals do
-        not depend on eta.
+        Of the shape of x `(B, ...)`, for t, a scalar or `(B,)`, and the score at x and t. eta = 1 is the reverse SDE
+        (Song et al. 2021, eq. 6), eta = 0 the probability flow (eq. 13); the marginals do not depend on eta.
         """
         f, g2 = (like(c, x) for c in self.coefficients(t))
         return f * x - 0.5 * (1 + eta**2) * g2 * score
