@@ -14,10 +14,12 @@ from ..tensors import like
 
 
 class NetworkAdapter(nn.Module, ABC):
-    """A network around another one, with the `conditions`, `outputs`, `null` and `shape` of that one.
+    """A network around another one, with the `conditions`, `outputs`, `null` and `shape` of the inner one.
+
+    Called as the inner network is.
 
     Args:
-        inner: the network, `(x, time input (B,), **cond) -> F`.
+        inner: the network, `(x, time input (B,), **cond) -> F`, with F its raw output.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -36,7 +38,7 @@ class NetworkAdapter(nn.Module, ABC):
 
     @property
     def null(self) -> Callable[[str], Tensor]:
-        """Function from a condition's name to the value that stands for its absence."""
+        """Function from a condition's name to the value, for one example, that stands for its absence."""
         return cast("Callable[[str], Tensor]", self.inner.null)
 
     @property
@@ -46,15 +48,15 @@ class NetworkAdapter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
-        """Returns the output F at `x` `(B, ...)` and the time inputs `(B,)`."""
+        """Returns the output F at `x` `(B, ...)` and the time inputs `(B,)`; cond are the conditions by name."""
 
 
 @serializable("networks.CenteredInput", formerly="unnoise.shared.networks.recentred.Recentred")
 class CenteredInput(NetworkAdapter):
-    """The network at `2 x - 1`, for networks of signals in [-1, 1] on data in [0, 1].
+    """Feeds the network `2 x - 1` in place of x, for networks of signals in [-1, 1] on data in [0, 1].
 
     The VE networks of Song & Ermon (2020) and Song et al. (2021) compute this first. The noise is doubled with the
-    data, and the output is unchanged.
+    data; the output F is returned unchanged.
 
     Args:
         inner: the network, `(x, time input (B,), **cond) -> F`.
@@ -69,13 +71,14 @@ class CenteredInput(NetworkAdapter):
 
 @serializable("networks.TimesSigma", formerly="unnoise.shared.networks.recentred.TimesSigma")
 class TimesSigma(NetworkAdapter):
-    """The network's output times sigma, for VE networks that return the score.
+    """Multiplies the network's output by sigma, for VE networks that return the score.
 
-    The parametrization `scaled_score` expects sigma times the score.
+    The parametrization `scaled_score` expects sigma times the score, which this network returns, of the shape of x.
 
     Args:
         inner: the network, `(x, time input (B,), **cond) -> score`.
-        sigmas: `(N,)`, the sigma of each time input 0..N-1; None where the time input is `ln sigma`.
+        sigmas: `(N,)`, the sigma of each time input 0..N-1 (others are truncated to whole numbers and clamped to that
+            range); None where the time input is `ln sigma`.
     """
 
     sigmas: Tensor | None

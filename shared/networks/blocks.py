@@ -29,7 +29,10 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def conv(dims: int, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
-    """Returns a convolution over `dims` spatial dimensions that keeps the size at stride 1."""
+    """Returns a convolution of odd width `kernel` over `dims` spatial dimensions that keeps the size at stride 1.
+
+    It maps `(B, channels_in, *size)` to `(B, channels_out, *size)`; at stride 2 it halves each size, rounding up.
+    """
     return CONVOLUTIONS[dims](channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
 
 
@@ -49,7 +52,8 @@ def zeroed(module: M) -> M:
 class GroupNormalization:
     """Group normalization whose number of groups follows from the number of channels.
 
-    C channels are in `gcd(min(max_groups, max(C // min_group_size, 1)), C)` groups.
+    Called with a number of channels C; returns an `nn.GroupNorm` that has
+    `gcd(min(max_groups, max(C // min_group_size, 1)), C)` groups.
 
     Attributes:
         max_groups: largest number of groups; 32 in every paper.
@@ -74,18 +78,22 @@ group_norm = GroupNormalization()
 class ResidualBlock(nn.Module):
     """Residual block: normalization, SiLU and convolution, twice; the embedding enters at the second normalization.
 
-    `h = conv1(resize(silu(norm1(x))))`, then `norm2(h) (1 + scale) + shift` (Dhariwal & Nichol 2021, AdaGN) or
-    `norm2(h + shift)` (Ho et al. 2020), and `skip(resize(x)) + conv2(silu(h))`.
+    `h = conv1(resize(silu(norm1(x))))`, then `h <- norm2(h) (1 + scale) + shift` (Dhariwal & Nichol 2021, AdaGN) or
+    `h <- norm2(h + shift)` (Ho et al. 2020); the result is `gain (skip(resize(x)) + conv2(dropout(silu(h))))`. Scale
+    and shift are linear in silu(embedding); conv2 starts at zero.
+
+    Called with x `(B, channels_in, *size)`, the embedding `(B, embedding)` and, if `resize` needs it, the new size;
+    returns `(B, channels_out, *new size)`.
 
     Args:
         dims: number of spatial dimensions.
         channels_in, channels_out: where they differ, the skip connection is a 1 x 1 convolution.
         embedding: size of the time (and class) embedding, `(B, embedding)`.
         dropout: probability of dropout before the second convolution.
-        norm: returns the normalization of a number of channels.
+        norm: maps a number of channels to a normalization layer.
         adaptive: whether the embedding scales too (AdaGN), and does not only shift.
-        gain: factor of the sum; 1 / sqrt(2) in Song et al. (2021).
-        resize: a layer `(x, size) -> resized`, or None.
+        gain: factor in the formula above; 1 / sqrt(2) in Song et al. (2021).
+        resize: a layer `(x, size) -> resized` that halves or doubles the sizes, or None.
         project: whether the skip connection is a 1 x 1 convolution where the channels are equal too.
     """
 
@@ -134,15 +142,19 @@ def added(x: Tensor, branch: Tensor, gain: float) -> Tensor:
 class SelfAttention(nn.Module):
     """Residual self-attention over all positions of `(B, C, *size)` and, if given, over the states of a context.
 
-    Keys and values of the context, by a projection of its own, stand before those of the signal (Nichol et al. 2021,
-    GLIDE, section 3): `x + W softmax(q [k_context, k]^T / sqrt(C / heads)) [v_context, v]`.
+    `gain (x + W softmax(q [k_context, k]^T / sqrt(C / heads)) [v_context, v])`: q, k and v are linear in norm(x), and
+    k_context and v_context, which a second linear layer computes from the context, stand before k and v (Nichol et al.
+    2021, GLIDE, section 3). W starts at zero.
+
+    Called with x `(B, C, *size)` and the states of the context `(B, length, context)`, or None to attend to the signal
+    alone; returns the shape of x.
 
     Args:
-        channels: number of channels of the signal.
+        channels: C, number of channels of the signal.
         heads: number of heads, a divisor of the channels.
-        context: size of a state of the context, `(B, length, context)`, or None for a layer without context.
-        norm: returns the normalization of a number of channels.
-        gain: factor of the sum.
+        context: size of a state of the context, or None for a layer without context.
+        norm: maps a number of channels to a normalization layer.
+        gain: factor in the formula above; 1 / sqrt(2) in Song et al. (2021).
 
     Raises:
         UsageError: where the heads do not divide the channels, or a layer without context is given one.
@@ -182,7 +194,9 @@ class SelfAttention(nn.Module):
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns `softmax(q k^T / sqrt(d)) v` of `(B, heads, N, d)`, by fused attention or, where faster, by two products.
+    """Returns `softmax(q k^T / sqrt(d)) v` `(B, heads, N, d)`, by fused attention or, where faster, by two products.
+
+    Shapes: q `(B, heads, N, d)`, k and v `(B, heads, M, d)`; M > N with a context.
 
     CPUs multiply bfloat16 matrices in half the time of float32 ones, and fused attention makes no use of that.
     """
@@ -192,12 +206,15 @@ def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def pointwise(convolution: nn.Conv1d, h: Tensor) -> Tensor:
-    """Returns a convolution of width one, applied to `(B, N, C)` with the channels last."""
+    """Applies a convolution of width one to h `(B, N, C)`, with the channels last, and returns `(B, N, C_out)`."""
     return F.linear(h, convolution.weight.squeeze(-1), convolution.bias)
 
 
 def differentiable_twice(*inputs: Tensor | None) -> AbstractContextManager[Any]:
     """Returns a context in which attention has second and forward-mode derivatives, if an input is differentiated.
+
+    The inputs are the signal, the time and the conditions of a network, None for absent ones; if none of them is
+    differentiated, the context does nothing.
 
     Fused attention has only first derivatives, which suffice for a training step on data. A gradient with respect to
     the signal or the time is a score, the gradient of an energy or a guidance term, and training, a likelihood or
@@ -215,12 +232,12 @@ class AttentionPool(nn.Module):
 
     `W softmax(q k^T / sqrt(C / heads)) v` with q from the mean of the normalized positions, k and v from the positions
     (Dhariwal & Nichol 2021, section 4; the pooling of Radford et al. 2021, without its position embedding, so that it
-    takes any size).
+    takes any size). W is a linear layer.
 
     Args:
-        channels: number of channels of the signal.
+        channels: C, number of channels of the signal.
         heads: number of heads, a divisor of the channels.
-        norm: returns the normalization of a number of channels.
+        norm: maps a number of channels to a normalization layer.
 
     Raises:
         UsageError: where the heads do not divide the channels.
@@ -257,8 +274,8 @@ class PositionalPool(nn.Module):
         channels: C, number of channels of the signal.
         heads: number of heads, a divisor of the channels.
         positions: N, the only number of positions that it takes.
-        out: size of the result, such as the number of classes.
-        norm: returns the normalization of a number of channels.
+        out: size of the result, such as the number of classes, whose logits it then returns.
+        norm: maps a number of channels to a normalization layer.
 
     Raises:
         UsageError: where the heads do not divide the channels, or a signal has another number of positions.
@@ -287,7 +304,9 @@ class PositionalPool(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves each spatial size (rounding up) with a strided convolution.
+    """Halves each spatial size (rounding up) with a convolution of width 3 and stride 2.
+
+    Called with x `(B, channels, *size)` and the embedding, which it ignores; returns `(B, channels, *half)`.
 
     Args:
         dims: number of spatial dimensions.
@@ -306,7 +325,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Resizes to a given size, odd or even, by nearest neighbors, then convolves."""
+    """Resizes to a given size, odd or even, by nearest neighbors, then convolves with width 3.
+
+    Called with x `(B, channels, *any)`, the embedding, which it ignores, and the size; returns `(B, channels, *size)`.
+
+    Args:
+        dims: number of spatial dimensions.
+        channels: number of input and of output channels.
+    """
 
     def __init__(self, dims: int, channels: int) -> None:
         super().__init__()

@@ -13,14 +13,16 @@ from ..tensors import refuse_unless
 
 @serializable("networks.CaptionEncoder", formerly="unnoise.shared.networks.tokens.TokenEncoder")
 class CaptionEncoder(nn.Module):
-    """Pre-norm transformer encoder of a caption (Nichol et al. 2021, GLIDE, section 3).
+    """Pre-norm transformer encoder of a caption (Nichol et al. 2021, GLIDE, section 3), with learned positions.
+
+    Called with tokens `(B, L)`; returns one state for each position, `(B, length, width)`.
 
     Padding is not masked: it has a learned vector, to which the other positions attend. An empty caption, which is all
     padding, is the null condition of classifier-free guidance.
 
     Args:
         vocabulary: number of tokens; they are 0..vocabulary-1, and -1 is padding.
-        length: number of positions; a shorter sequence is padded.
+        length: number of positions; a shorter sequence is padded, and a longer one refused.
         width: size of a state.
         depth: number of transformer layers.
         heads: number of attention heads, a divisor of the width.
@@ -50,7 +52,7 @@ class CaptionEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Returns the states `(B, length, width)` of `tokens`, integers `(B, L)`, `L <= length`."""
+        """Returns the states `(B, length, width)` of `tokens`, integers `(B, L)`, `L <= length`, -1 for padding."""
         if tokens.ndim != 2 or tokens.shape[1] > self.length or tokens.is_floating_point():
             raise UsageError(
                 f"tokens must be integers of shape (B, {self.length}) or shorter, not {tokens.dtype} of shape "
@@ -71,5 +73,5 @@ class CaptionEncoder(nn.Module):
         return self(torch.empty(1, 0, dtype=torch.int64, device=self.position.device)).expand(batch, -1, -1)
 
     def pool(self, states: Tensor) -> Tensor:
-        """Returns the state at the last position, `(B, width)`, which GLIDE adds to the time embedding."""
+        """Returns the last of the states `(B, length, width)`, `(B, width)`, which GLIDE adds to the time embedding."""
         return states[:, -1]

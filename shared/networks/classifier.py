@@ -16,7 +16,10 @@ from .blocks import group_norm
 
 @serializable("networks.Classifier", formerly="unnoise.shared.networks.classifier.Classifier")
 class Classifier(nn.Module):
-    """Image classifier of three convolutions, pooling and two linear layers, for images in [0, 1].
+    """Image classifier of three convolutions, pooling and two linear layers, for clean images in [0, 1].
+
+    Called with images `(B, C, H, W)`; returns logits `(B, classes)`. It has no time input (see `Encoder` for noisy
+    signals).
 
     Args:
         shape: `(C, H, W)`.
@@ -39,7 +42,7 @@ class Classifier(nn.Module):
         return self.trunk(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits `(B, classes)`."""
+        """Returns the logits `(B, classes)` of `x` `(B, C, H, W)` in [0, 1], before their softmax."""
         return self.head(self.embed(x))
 
 
@@ -56,16 +59,17 @@ def train_classifier(
 ) -> Classifier:
     """Returns a classifier trained on images that are shifted by up to one pixel; deterministic for a seed.
 
-    On another machine the same seed can give slightly different weights.
+    The loss is the cross-entropy with label smoothing 0.02. The classifier is returned in evaluation mode, with frozen
+    parameters. On another machine the same seed can give slightly different weights.
 
     Args:
-        x: images `(N, C, H, W)`.
-        label: class labels `(N,)`.
+        x: images `(N, C, H, W)`, in any form that `unit` maps to [0, 1].
+        label: class labels, int64 `(N,)` in 0..classes-1.
         classes: number of classes.
-        unit: maps a batch of x to [0, 1], so that a large data set can stay in 8 bits.
+        unit: maps a batch of x to [0, 1], so that a large data set can stay in 8 bits; the identity by default.
         steps, batch: number of steps and batch size of AdamW with a cosine schedule.
         seed: seed of the weights and of the order of the images.
-        progress: how progress is reported.
+        progress: `(items, total, label) -> items`, such as `bar`; reports nothing by default.
     """
     generator = torch.Generator().manual_seed(seed := whole_seed(seed))
     with torch.random.fork_rng(devices=[]):

@@ -68,10 +68,11 @@ class Conditioned(nn.Module, ABC):
     def null(self, condition: str) -> Tensor:
         """Returns the value that stands for "no condition", for one example.
 
-        The label `classes`, the learned null vector, padding for tokens, zeros for augmentations.
+        For label the index `classes`, `()`; for vector the learned null vector, `(vector,)`; for tokens the padding -1,
+        `()`; for augment zeros, `(augment,)`.
 
         Raises:
-            UsageError: for a condition that has no such value.
+            UsageError: for a condition that has no such value: an image, or a label without `null_label`.
         """
         nulls = {
             "label": torch.tensor(self.classes) if self.classes is not None and self.null_label else None,
@@ -87,7 +88,12 @@ class Conditioned(nn.Module, ABC):
         """Returns the sum of the embeddings of vector and tokens, and the states of the tokens.
 
         The first is added to the time embedding, `(B, embedding)`, or 0 for a network without these conditions; the
-        second is the context of attention, `(B, L, width)`, or None.
+        second is the context of attention, `(B, L, width)` with the length L and the width of the encoder, or None.
+
+        Args:
+            batch: B.
+            vector: `(B, vector)`; None for the null vector.
+            tokens: integers `(B, any)`, -1 for padding; None for all padding.
         """
         added, context = 0.0, None
         if self.vector is not None:
@@ -98,7 +104,10 @@ class Conditioned(nn.Module, ABC):
         return added, context
 
     def embed_augmentations(self, augment: Tensor | None, batch: int) -> Tensor | float:
-        """Returns the embedding of the augmentations, `(B, features)` or 0, which is added to the time's features."""
+        """Returns the embedding of the augmentations, `(B, features)`, for augment `(B, augment)`; 0 for None.
+
+        It is added to the features of the time.
+        """
         if augment is None:
             return 0.0
         if augment.shape != (batch, self.augment):
@@ -108,7 +117,14 @@ class Conditioned(nn.Module, ABC):
         return self.augmented(augment.to(self.augmented.weight.dtype))
 
     def with_image(self, x: Tensor, image: Tensor | None) -> Tensor:
-        """Returns `x` with the condition image, enlarged to the size of `x`, as further channels."""
+        """Returns `x` with the condition image, enlarged to the size of `x`, as further channels.
+
+        The image `(B, image, *smaller or equal)` is interpolated linearly; the result is `(B, C + image, *size)`. A
+        network without this condition returns x.
+
+        Raises:
+            UsageError: for a missing image, or one that is larger than x, integer or of another shape.
+        """
         if not self.image:
             return x
         size = x.shape[2:]
@@ -151,7 +167,7 @@ class Conditioned(nn.Module, ABC):
         tokens: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """Returns the prediction at `x` `(B, C, *size)` and the time inputs `(B,)`."""
+        """Returns the output at `x` `(B, C, *size)` and the time inputs `(B,)`; absent conditions are None."""
 
 
 def check_conditions(

@@ -22,7 +22,7 @@ class Rotary(Float32Buffers):
     attention scores depend on the positions through their differences.
 
     Args:
-        length: number of positions.
+        length: largest number of positions.
         dim: d, the size of a head, an even number.
 
     Raises:
@@ -43,7 +43,7 @@ class Rotary(Float32Buffers):
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Returns `h` `(..., L, d)`, rotated."""
+        """Returns queries or keys `h` `(..., L, d)`, rotated, for positions 0..L-1, `L <= length`."""
         cos, sin = self.cos[: h.shape[-2]], self.sin[: h.shape[-2]]
         a, b = h.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(h.dtype)
@@ -55,11 +55,14 @@ class DiTBlock(nn.Module):
     `h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)`. The shifts b, scales s - 1 and gates g are
     linear in the embedding and start at zero, so that a new block is the identity.
 
+    Called with states h `(B, L, width)`, the embedding `(B, embedding)` and the `Rotary` that rotates queries and keys;
+    returns `(B, L, width)`.
+
     Args:
         width: size of a state.
         heads: number of heads, a divisor of the width.
         hidden: hidden units of the perceptron.
-        dropout: probability of dropout at the end of each branch.
+        dropout: probability of dropout at the end of each branch (attention and perceptron).
         embedding: size of the embedding of the time (and the class).
     """
 
@@ -149,12 +152,12 @@ class DiT(nn.Module):
         return null_of({"label": None if self.classes is None else torch.tensor(self.classes)}, condition)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """Returns the logits `(B, L, outputs)`.
+        """Returns the logits `(B, L, outputs)`, not normalized (for SEDD they are logarithms of probability ratios).
 
         Args:
             x: int64 tokens `(B, L)`, `L <= length`.
-            time: time inputs `(B,)`.
-            label: class labels `(B,)`, `classes` for "no label", or None.
+            time: time inputs `(B,)`, usually 0 to 1000.
+            label: class labels, int64 `(B,)`, `classes` for "no label", or None.
         """
         check_text(x, self.vocabulary, self.length)
         refuse_others(self.conditions, label=label)

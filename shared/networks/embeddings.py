@@ -45,7 +45,7 @@ def sinusoidal(
 @serializable("networks.Sinusoidal", formerly="unnoise.shared.networks.embeddings.Sinusoidal")
 @dataclass(frozen=True)
 class Sinusoidal:
-    """Sinusoidal features of the time input, those of the function `sinusoidal`.
+    """Sinusoidal features of the time input, as the function `sinusoidal` computes them; `build` makes the layer.
 
     Attributes:
         cosine_first, inclusive: as in `sinusoidal`; the defaults are those of Ho et al. (2020), and
@@ -58,7 +58,7 @@ class Sinusoidal:
     """The time input that these features suit."""
 
     def build(self, width: int) -> SinusoidalFeatures:
-        """Returns the layer of `width` features."""
+        """Returns the layer that maps time inputs `(B,)` to `(B, width)`."""
         return SinusoidalFeatures(width, self.cosine_first, self.inclusive)
 
 
@@ -70,7 +70,7 @@ SINES = Sinusoidal()
 class Fourier:
     r"""Random Fourier features of the time input u (Tancik et al. 2020; Song et al. 2021, appendix C).
 
-    `[sin(2 pi w u), cos(2 pi w u)]`.
+    `[sin(2 pi w u), cos(2 pi w u)]`, a sine and a cosine for each frequency w; `build` makes the layer.
 
     Attributes:
         scale: standard deviation of the frequencies w, which are drawn once and saved with the weights.
@@ -81,12 +81,12 @@ class Fourier:
     """The time input that these features suit."""
 
     def build(self, width: int) -> FourierFeatures:
-        """Returns the layer of `2 width` features."""
+        """Returns the layer that maps time inputs `(B,)` to `(B, 2 width)`, of `width` random frequencies."""
         return FourierFeatures(width, self.scale)
 
 
 class SinusoidalFeatures(nn.Module):
-    """Sinusoidal features of time inputs, `(B,)` to `(B, features)`."""
+    """Sinusoidal features of time inputs, `(B,)` to `(B, features)`; the arguments are those of `sinusoidal`."""
 
     def __init__(self, features: int, cosine_first: bool, inclusive: bool) -> None:
         super().__init__()
@@ -117,7 +117,12 @@ class Float32Buffers(nn.Module, ABC):
 
 
 class FourierFeatures(Float32Buffers):
-    """Random Fourier features of time inputs, `(B,)` to `(B, 2 frequencies)`."""
+    """Random Fourier features of time inputs, `(B,)` to `(B, 2 frequencies)`.
+
+    Args:
+        frequencies: number of frequencies.
+        scale: standard deviation of the frequencies.
+    """
 
     frequencies: Tensor
 
@@ -134,7 +139,12 @@ class FourierFeatures(Float32Buffers):
 class TimeEmbedding(nn.Module):
     """Time embedding: features of the time input through a two-layer perceptron, `(B,)` to `(B, out)`.
 
-    The argument `further` `(B, features)` of `forward` is added to the features.
+    Called with time inputs and, in `further`, `(B, features)` or a number that is added to the features.
+
+    Args:
+        features: size of the features; `Fourier` has twice as many.
+        out: size of the embedding.
+        encode: the kind of features.
     """
 
     def __init__(self, features: int, out: int, encode: Sinusoidal | Fourier = SINES) -> None:
@@ -148,7 +158,13 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A learned vector for each of `classes` class labels and, with `null`, one for "no label", at index `classes`."""
+    """A learned vector for each of `classes` class labels and, with `null`, one for "no label", at index `classes`.
+
+    Called with labels, integers `(B,)`, or None for no label, and B; returns `(B, out)`.
+
+    Raises:
+        UsageError: when it is called, for labels out of range or of another shape, and for None without `null`.
+    """
 
     def __init__(self, classes: int, out: int, null: bool = True) -> None:
         super().__init__()
@@ -170,7 +186,7 @@ class LabelEmbedding(nn.Module):
 
 
 def refuse_others(conditions: tuple[str, ...], **given: Tensor | None) -> None:
-    """Raises `UsageError` for a condition that is given and that the network does not take."""
+    """Raises `UsageError` for a condition that is given, not None, and whose name is not among `conditions`."""
     for name, value in given.items():
         if value is not None and name not in conditions:
             argument = BUILT_WITH.get(name, name)
@@ -181,7 +197,7 @@ def refuse_others(conditions: tuple[str, ...], **given: Tensor | None) -> None:
 
 
 def null_of(nulls: dict[str, Tensor | None], condition: str) -> Tensor:
-    """Returns the value among `nulls` that stands for "no condition".
+    """Returns the value that stands for "no condition", from `nulls`, which has it (or None) by the condition's name.
 
     Raises:
         UsageError: for a condition without such a value, such as an image to enlarge.

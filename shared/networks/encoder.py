@@ -20,7 +20,8 @@ class Encoder(nn.Module):
     """Noise-aware classifier: logits `log p(y | x_t)` up to a constant (Dhariwal & Nichol 2021, section 4).
 
     The way down and the middle of the U-Net, then `logits = linear(norm(pool(h)))` with the attention pooling
-    `AttentionPool`, or `logits = pool(h)` with `PositionalPool`.
+    `AttentionPool`, or `logits = pool(h)` with `PositionalPool`. Called with x_t `(B, C, *size)` and the time input; it
+    takes no conditions.
 
     Args:
         shape: shape of one example, `(C, *size)` with 1, 2 or 3 sizes, each of any length.
@@ -29,7 +30,7 @@ class Encoder(nn.Module):
         multipliers: channel multiplier of each resolution; the sizes halve from one to the next.
         blocks: residual blocks for each resolution.
         attention: down-sampling factors at which every block is followed by self-attention.
-        heads: number of attention heads.
+        heads: number of attention heads, where `variant.head_width` does not determine it.
         dropout: probability of dropout inside residual blocks.
         variant: how the blocks are built; `ADM` for the released classifiers.
         positional: whether the pooling is that of the released classifiers, which learns a vector for each position
@@ -82,7 +83,7 @@ class Encoder(nn.Module):
         return ()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Returns the logits `(B, classes)` at `x` `(B, C, *size)` and the time inputs `(B,)`."""
+        """Returns the logits `(B, classes)`, not normalized, at `x` `(B, C, *size)` and the time inputs `(B,)`."""
         check_signal(x, self.shape)
         embedding = self.time(time)
         with differentiable_twice(x, time):

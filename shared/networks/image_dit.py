@@ -44,7 +44,8 @@ def position_embedding(grid: Sequence[int], width: int, device: torch.device | N
 def patchify(x: Tensor, patch: int) -> Tensor:
     """Returns `x` `(B, C, *size)`, whose sizes are multiples of `patch`, as patches `(B, N, C patch^d)`.
 
-    The patches stand row by row, and the values of a patch channel by channel.
+    d is the number of axes in `size`, and N the number of patches. The patches stand row by row, and the values of a
+    patch channel by channel.
     """
     cut = x
     for axis in reversed(range(2, x.ndim)):
@@ -56,7 +57,8 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 def unpatchify(h: Tensor, patch: int, grid: Sequence[int]) -> Tensor:
     """Returns patches `h` `(B, N, patch^d C)` as a signal `(B, C, *size)`, `size = patch grid`.
 
-    The values of a patch stand position by position, with the channels last.
+    The values of a patch stand position by position, with the channels last; `grid` is the number of patches along each
+    of the d axes, and `patch` their size.
     """
     d = len(grid)
     parts = h.unflatten(2, (*[patch] * d, -1)).unflatten(1, tuple(grid))  # (B, n_1, .., n_d, p, .., p, C)
@@ -69,8 +71,8 @@ class ImageDiTBlock(nn.Module):
 
     `h + g1 attention(s1 norm(h) + b1)`, then `h + g2 mlp(s2 norm(h) + b2)`. The norms have no parameters; the shifts b,
     scales s - 1 and gates g are linear in the embedding and start at zero, so that a new block is the identity. Keys
-    and values of a context, by a projection of its own, stand before those of the signal (Nichol et al. 2021, GLIDE,
-    section 3).
+    and values of a context, which a second linear layer computes, stand before those of the signal (Nichol et al. 2021,
+    GLIDE, section 3).
 
     Args:
         width: size of a state, and of the embedding.
@@ -103,7 +105,7 @@ class ImageDiTBlock(nn.Module):
         return h + gate2 * self.dropout(self.mlp(torch.addcmul(shift2, self.norm(h), 1 + scale2)))
 
     def attention(self, h: Tensor, context: Tensor | None) -> Tensor:
-        """Returns the attention of each patch to all patches and, if given, to the states of the context."""
+        """Returns the attention of h `(B, N, width)` to itself and the context `(B, L, context)`, of the shape of h."""
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, width / heads)
         if self.context is not None:
             further = self.context(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -221,9 +223,9 @@ class ImageDiT(Conditioned):
         """Returns the prediction `(B, outputs C, *size)`.
 
         Args:
-            x: `(B, C, *size)`.
-            time: time inputs `(B,)`.
-            label: class labels `(B,)`, `classes` for "no label", or None.
+            x: real-valued, `(B, C, *size)`.
+            time: time inputs `(B,)`, usually 0 to 1000.
+            label: class labels, int64 `(B,)`, `classes` for "no label", or None.
             vector: `(B, vector)` or None.
             image: `(B, image, *size)`, each size at most that of x; required where the network is built with it.
             tokens: integers `(B, L)`, -1 for padding, or None.

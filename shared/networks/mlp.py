@@ -12,7 +12,9 @@ from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 
 @serializable("networks.MLP", formerly="unnoise.shared.networks.mlp.MLP")
 class MLP(nn.Module):
-    """Residual multilayer perceptron for vectors `(B, features)`.
+    """Residual multilayer perceptron for vectors `(B, features)`, such as points of synthetic data.
+
+    Each layer computes `h + silu(W norm([h, e]) + b)`, with e the embedding of the time and the class, `(B, width)`.
 
     Args:
         features: size of a vector.
@@ -56,7 +58,7 @@ class MLP(nn.Module):
         Args:
             x: `(B, features)`.
             time: time inputs `(B,)`.
-            label: class labels `(B,)`, `classes` for "no label", or None.
+            label: class labels, int64 `(B,)`, `classes` for "no label", or None.
         """
         refuse_others(self.conditions, label=label)
         h, embedding = self.enter(x), self.time(time)

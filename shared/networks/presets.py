@@ -1,4 +1,10 @@
-"""The networks of the papers: functions that build them, with the parameter counts of the released checkpoints."""
+"""The networks of the papers: functions that build them, with the parameter counts of the released checkpoints.
+
+Weights are random. U-Nets and `ImageDiT`s are called as `network(x, time, **conditions)`, with x `(B, C, *size)`, the
+time inputs `(B,)` and class labels `label=...`, int64 `(B,)`; the docstrings name the time input (of
+`shared.time_inputs`) of the released weights. "A learned variance" means twice as many output channels: the prediction,
+then the variance output.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +20,40 @@ LARGE = (1, 1, 2, 2, 4, 4)
 
 
 def ddpm_cifar10() -> UNet:
-    """Returns DDPM's U-Net for CIFAR-10, 35.7 M parameters (Ho et al. 2020)."""
+    """Returns DDPM's U-Net for CIFAR-10, 35.7 M random weights (Ho et al. 2020); time input `step_index`."""
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 2, (2,), dropout=0.1, variant=DDPM)
 
 
 def ddpm_lsun256() -> UNet:
-    """Returns DDPM's U-Net for LSUN and CelebA-HQ of 256 pixels, 113.7 M parameters (Ho et al. 2020)."""
+    """Returns DDPM's U-Net for LSUN and CelebA-HQ of 256 pixels, 113.7 M random weights (Ho et al. 2020).
+
+    Time input: `step_index`.
+    """
     return UNet((3, 256, 256), 128, LARGE, 2, (16,), variant=DDPM)
 
 
 def ddim_celeba64() -> UNet:
-    """Returns DDIM's U-Net for CelebA of 64 pixels, 78.7 M parameters (Song et al. 2020)."""
+    """Returns DDIM's U-Net for CelebA of 64 pixels, 78.7 M random weights (Song et al. 2020).
+
+    Time input: `step_index`.
+    """
     return UNet((3, 64, 64), 128, (1, 2, 2, 2, 4), 2, (4,), dropout=0.1, variant=DDPM)
 
 
 def improved_cifar10() -> UNet:
-    """Returns the U-Net for CIFAR-10 with a learned variance, 52.5 M parameters (Nichol & Dhariwal 2021)."""
+    """Returns the U-Net for CIFAR-10 with a learned variance, 52.5 M random weights (Nichol & Dhariwal 2021).
+
+    Time input: `thousandth_index`.
+    """
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 3, (2, 4), heads=4, dropout=0.3, outputs=2, variant=IMPROVED)
 
 
 def improved_imagenet64(conditional: bool = False) -> UNet:
-    """Returns the U-Net for ImageNet of 64 pixels, 121 M parameters, or 273 M with classes (Nichol & Dhariwal 2021)."""
+    """Returns the U-Net for ImageNet of 64 pixels, with random weights (Nichol & Dhariwal 2021).
+
+    It has 121 M parameters, or 273 M if `conditional`, which needs one of 1000 class labels for each example; a learned
+    variance; and the time input `thousandth_index`, or `step_index` if conditional.
+    """
     classes, width = (1000, 192) if conditional else (None, 128)
     return UNet(
         (3, 64, 64),
@@ -51,15 +70,19 @@ def improved_imagenet64(conditional: bool = False) -> UNet:
 
 
 def improved_lsun256() -> UNet:
-    """Returns the U-Net for LSUN of 256 pixels, 113.7 M parameters (Nichol & Dhariwal 2021).
+    """Returns the U-Net for LSUN of 256 pixels, 113.7 M random weights (Nichol & Dhariwal 2021).
 
-    The time embedding is added, as in DDPM.
+    The time embedding is added in each block, and does not scale, as in DDPM. It has a learned variance, and the time
+    input `step_index`.
     """
     return UNet((3, 256, 256), 128, LARGE, 2, (16,), outputs=2, variant=replace(IMPROVED, adaptive=False))
 
 
 def adm_imagenet64() -> UNet:
-    """Returns ADM's U-Net for ImageNet of 64 pixels, 296 M parameters (Dhariwal & Nichol 2021)."""
+    """Returns ADM's U-Net for ImageNet of 64 pixels, 296 M random weights (Dhariwal & Nichol 2021).
+
+    It needs one of 1000 class labels for each example, and has a learned variance and the time input `step_index`.
+    """
     return UNet(
         (3, 64, 64),
         192,
@@ -75,9 +98,9 @@ def adm_imagenet64() -> UNet:
 
 
 def adm_imagenet128() -> UNet:
-    """Returns ADM's U-Net for ImageNet of 128 pixels, 422 M parameters (Dhariwal & Nichol 2021).
+    """Returns ADM's U-Net for ImageNet of 128 pixels, 422 M random weights (Dhariwal & Nichol 2021).
 
-    It has four attention heads at every resolution.
+    It has four attention heads at every resolution; otherwise as `adm_imagenet64`.
     """
     variant = replace(ADM, head_width=None)
     return UNet(
@@ -95,25 +118,36 @@ def adm_imagenet128() -> UNet:
 
 
 def adm_imagenet256(conditional: bool = True) -> UNet:
-    """Returns ADM's U-Net for ImageNet of 256 pixels, 554 M parameters, or 553 M without classes.
+    """Returns ADM's U-Net for ImageNet of 256 pixels, with random weights (Dhariwal & Nichol 2021).
 
-    The network without classes is that of LSUN too, there with dropout 0.1 (Dhariwal & Nichol 2021).
+    It has 554 M parameters if `conditional`, else 553 M; the unconditional network serves for LSUN too, there with
+    dropout 0.1. Labels, learned variance and time input are as in `adm_imagenet64`.
     """
     classes = 1000 if conditional else None
     return UNet((3, 256, 256), 256, LARGE, 2, (8, 16, 32), outputs=2, classes=classes, variant=ADM, null_label=False)
 
 
 def adm_imagenet512() -> UNet:
-    """Returns ADM's U-Net for ImageNet of 512 pixels, 559 M parameters (Dhariwal & Nichol 2021)."""
+    """Returns ADM's U-Net for ImageNet of 512 pixels, 559 M random weights (Dhariwal & Nichol 2021).
+
+    Labels, learned variance and time input are as in `adm_imagenet64`.
+    """
     return UNet(
         (3, 512, 512), 256, (0.5, *LARGE), 2, (16, 32, 64), outputs=2, classes=1000, variant=ADM, null_label=False
     )
 
 
 def adm_classifier(size: int) -> Encoder:
-    """Returns ADM's classifier for ImageNet of `size` pixels (Dhariwal & Nichol 2021).
+    """Returns ADM's classifier of noisy ImageNet images, with random weights (Dhariwal & Nichol 2021).
 
-    It has 65, 43, 54 or 54 M parameters for a size of 64, 128, 256 or 512.
+    Called with x_t `(B, 3, size, size)` and the time input, `step_index` for the released weights; returns logits
+    `(B, 1000)`.
+
+    Args:
+        size: height and width in pixels: 64, 128, 256 or 512, with 65, 43, 54 or 54 M parameters.
+
+    Raises:
+        KeyError: for another size.
     """
     multipliers = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: LARGE, 512: (0.5, *LARGE)}[size]
     attention = tuple(size // pixels for pixels in (32, 16, 8))
@@ -123,38 +157,53 @@ def adm_classifier(size: int) -> Encoder:
 
 
 def song_ddpm_cifar10() -> UNet:
-    """Returns the DDPM of Song et al. (2021) for CIFAR-10, 35.2 M parameters."""
+    """Returns the DDPM of Song et al. (2021) for CIFAR-10, 35.2 M random weights.
+
+    Time input: `song_vp` in continuous time, `step_index` on a table of steps.
+    """
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 2, (2,), dropout=0.1, variant=SONG_DDPM)
 
 
 def ddpmpp_cifar10(deep: bool = False) -> UNet:
-    """Returns DDPM++ for CIFAR-10, 61.8 M parameters, or the deep one of 106.6 M (Song et al. 2021)."""
+    """Returns DDPM++ for CIFAR-10, 61.8 M random weights, or 106.6 M if `deep` (Song et al. 2021).
+
+    Time input: `song_vp` in continuous time, `step_index` on a table of steps.
+    """
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 8 if deep else 4, (2,), dropout=0.1, variant=DDPMPP)
 
 
 def ncsnpp_cifar10(deep: bool = False, fourier: bool = True) -> UNet:
-    """Returns NCSN++ for CIFAR-10, 62.8 M parameters, or the deep one of 107.6 M (Song et al. 2021).
+    """Returns NCSN++ for CIFAR-10, 62.8 M random weights, or 107.6 M if `deep` (Song et al. 2021).
 
-    Without Fourier features it has 62.7 M parameters, and its time input is a step in place of a noise level.
+    Its time input is `log_noise_level`. Without Fourier features (`fourier=False`) it has 62.7 M parameters, unless
+    deep, and its time input is a step in place of a noise level.
     """
     variant = NCSNPP if fourier else replace(NCSNPP, time=Sinusoidal())
     return UNet((3, 32, 32), 128, (1, 2, 2, 2), 8 if deep else 4, (2,), dropout=0.1, variant=variant)
 
 
 def ncsnpp_lsun256() -> UNet:
-    """Returns NCSN++ for LSUN, CelebA-HQ and FFHQ of 256 pixels, 65.6 M parameters (Song et al. 2021)."""
+    """Returns NCSN++ for LSUN, CelebA-HQ and FFHQ of 256 pixels, 65.6 M random weights (Song et al. 2021).
+
+    Time input: `log_noise_level`.
+    """
     return UNet((3, 256, 256), 128, (1, 1, 2, 2, 2, 2, 2), 2, (16,), variant=NCSNPP_SKIP)
 
 
 def ncsnpp_ffhq1024() -> UNet:
-    """Returns NCSN++ for FFHQ of 1024 pixels, 105.8 M parameters (Song et al. 2021)."""
+    """Returns NCSN++ for FFHQ of 1024 pixels, 105.8 M random weights (Song et al. 2021).
+
+    Time input: `log_noise_level`.
+    """
     return UNet((3, 1024, 1024), 16, (1, 2, 4, 8, 16, 32, 32, 32), 1, (64,), variant=NCSNPP_SKIP)
 
 
 def edm_cifar10_vp(conditional: bool = False) -> UNet:
-    """Returns EDM's DDPM++ for CIFAR-10 with augmentations, 55.7 M parameters (Karras et al. 2022).
+    """Returns EDM's DDPM++ for CIFAR-10, 55.7 M random weights (Karras et al. 2022).
 
-    With classes, the embedding of "no label" is the bias of the class layer in the released code.
+    Its conditions are `augment`, 9 augmentation parameters `(B, 9)` or None, and, if `conditional`, one of 10 class
+    labels or None; the embedding of None is the bias of the class layer in the released code. Time input:
+    `quarter_log`.
     """
     classes = 10 if conditional else None
     variant = replace(DDPMPP, early_label=True)
@@ -162,9 +211,9 @@ def edm_cifar10_vp(conditional: bool = False) -> UNet:
 
 
 def edm_cifar10_ve(conditional: bool = False) -> UNet:
-    """Returns EDM's NCSN++ for CIFAR-10 with augmentations, 56.4 M parameters (Karras et al. 2022).
+    """Returns EDM's NCSN++ for CIFAR-10, 56.4 M random weights (Karras et al. 2022).
 
-    Classes are embedded as in `edm_cifar10_vp`.
+    Conditions and time input are as in `edm_cifar10_vp`.
     """
     classes = 10 if conditional else None
     variant = replace(NCSNPP, early_label=True)
@@ -172,9 +221,10 @@ def edm_cifar10_ve(conditional: bool = False) -> UNet:
 
 
 def edm_ffhq64_vp() -> UNet:
-    """Returns EDM's DDPM++ for FFHQ of 64 pixels, 61.8 M parameters (Karras et al. 2022).
+    """Returns EDM's DDPM++ for FFHQ of 64 pixels, 61.8 M random weights (Karras et al. 2022).
 
-    The network of AFHQv2 is the same with dropout 0.25.
+    The network of AFHQv2 is the same with dropout 0.25. The condition `augment` and the time input are as in
+    `edm_cifar10_vp`.
     """
     return UNet(
         (3, 64, 64), 128, (1, 2, 2, 2), 4, (4,), dropout=0.05, variant=replace(DDPMPP, early_label=True), augment=9
@@ -182,9 +232,10 @@ def edm_ffhq64_vp() -> UNet:
 
 
 def edm_ffhq64_ve() -> UNet:
-    """Returns EDM's NCSN++ for FFHQ of 64 pixels, 62.8 M parameters (Karras et al. 2022).
+    """Returns EDM's NCSN++ for FFHQ of 64 pixels, 62.8 M random weights (Karras et al. 2022).
 
-    The network of AFHQv2 is the same with dropout 0.25.
+    The network of AFHQv2 is the same with dropout 0.25. The condition `augment` and the time input are as in
+    `edm_cifar10_vp`.
     """
     return UNet(
         (3, 64, 64), 128, (1, 2, 2, 2), 4, (4,), dropout=0.05, variant=replace(NCSNPP, early_label=True), augment=9
@@ -192,30 +243,34 @@ def edm_ffhq64_ve() -> UNet:
 
 
 def edm_imagenet64() -> UNet:
-    """Returns EDM's ADM for ImageNet of 64 pixels, 295.9 M parameters (Karras et al. 2022)."""
+    """Returns EDM's ADM for ImageNet of 64 pixels, 295.9 M random weights (Karras et al. 2022).
+
+    It needs one of 1000 class labels for each example. Time input: `quarter_log`.
+    """
     return UNet(
         (3, 64, 64), 192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, classes=1000, variant=EDM_ADM, null_label=False
     )
 
 
 def dit_s2() -> ImageDiT:
-    """Returns DiT-S/2 for latents of ImageNet of 256 pixels, 33 M parameters (Peebles & Xie 2023, table 1).
+    """Returns DiT-S/2 for latents of ImageNet of 256 pixels, 33 M random weights (Peebles & Xie 2023, table 1).
 
-    It has a learned variance.
+    Latents are `(B, 4, 32, 32)`. It has a learned variance, 1000 class labels (or None for no label) and the time input
+    `step_index`.
     """
     return ImageDiT((4, 32, 32), 2, 384, 12, 6, classes=1000, outputs=2)
 
 
 def dit_b2() -> ImageDiT:
-    """Returns DiT-B/2, 130 M parameters; otherwise as `dit_s2`."""
+    """Returns DiT-B/2, 130 M random weights; otherwise as `dit_s2`."""
     return ImageDiT((4, 32, 32), 2, 768, 12, 12, classes=1000, outputs=2)
 
 
 def dit_l2() -> ImageDiT:
-    """Returns DiT-L/2, 458 M parameters; otherwise as `dit_s2`."""
+    """Returns DiT-L/2, 458 M random weights; otherwise as `dit_s2`."""
     return ImageDiT((4, 32, 32), 2, 1024, 24, 16, classes=1000, outputs=2)
 
 
 def dit_xl2() -> ImageDiT:
-    """Returns DiT-XL/2, 675 M parameters; otherwise as `dit_s2`."""
+    """Returns DiT-XL/2, 675 M random weights; otherwise as `dit_s2`."""
     return ImageDiT((4, 32, 32), 2, 1152, 28, 16, classes=1000, outputs=2)

@@ -34,7 +34,14 @@ class InputSkip:
     filter: FIR = SMOOTH
 
     def layer(self, dims: int, image: int, channels: int, gain: float) -> tuple[nn.Module, int]:
-        """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it."""
+        """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it.
+
+        Args:
+            dims: number of spatial dimensions.
+            image: channels of the image before it, which has twice the sizes of h.
+            channels: channels of the signal h.
+            gain: not used here; other kinds scale their sum by it.
+        """
         return _InputSkip(self.filter.down(dims), conv(dims, image, channels, kernel=1)), image
 
 
@@ -53,14 +60,21 @@ class InputResidual:
     filter: FIR = SMOOTH
 
     def layer(self, dims: int, image: int, channels: int, gain: float) -> tuple[nn.Module, int]:
-        """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it."""
+        """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it.
+
+        Args:
+            dims: number of spatial dimensions.
+            image: channels of the image before it, which has twice the sizes of h.
+            channels: channels of the signal h.
+            gain: factor of the sum, `gain (h + convolution)`.
+        """
         return _InputResidual(FilteredStridedConv(dims, self.filter.taps, conv(dims, image, channels)), gain), channels
 
 
 @serializable("networks.OutputSkip", formerly="unnoise.shared.networks.progressive.OutputSkip")
 @dataclass(frozen=True)
 class OutputSkip:
-    """Progressive output that adds a prediction of each resolution to the doubled one of the resolution below.
+    """Progressive output that adds a prediction at each resolution to the doubled prediction of the next lower one.
 
     This is "output_skip" of Song et al. (2021), in NCSN++ for images of 256 pixels.
 
@@ -75,13 +89,23 @@ class OutputSkip:
     ) -> nn.Module | None:
         """Returns the layer `(running prediction, h) -> (running prediction, h)` of a resolution.
 
-        It is None at the last resolution, where the network's head makes the prediction.
+        It is None at the full resolution, where the network's head makes the prediction.
+
+        Args:
+            dims: number of spatial dimensions.
+            first: whether it is the lowest resolution, where the way up begins.
+            last: whether it is the full resolution.
+            running: channels of the running prediction before it.
+            channels: channels of the signal h.
+            out: channels of the prediction.
+            gain: not used here; other kinds scale their sum by it.
+            norm: maps a number of channels to a normalization layer.
         """
         head = nn.Sequential(norm(channels), nn.SiLU(), zeroed(conv(dims, channels, out)))
         return None if last else _OutputSkip(None if first else self.filter.up(dims), head)
 
     def finish(self, dims: int) -> nn.Module | None:
-        """Returns the layer that doubles the running prediction to the size of the head's output, to be added to it."""
+        """Returns the layer `(running prediction, size) -> doubled`; the result is added to the output of the head."""
         return self.filter.up(dims)
 
 
@@ -102,7 +126,18 @@ class OutputResidual:
     def layer(
         self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm
     ) -> nn.Module | None:
-        """Returns the layer `(stream, h) -> (stream, h)` of a resolution; None where it is the only resolution."""
+        """Returns the layer `(stream, h) -> (stream, h)` of a resolution; None where it is the only resolution.
+
+        Args:
+            dims: number of spatial dimensions.
+            first: whether it is the lowest resolution, where the way up begins.
+            last: whether it is the full resolution.
+            running: channels of the output stream before it.
+            channels: channels of the signal h.
+            out: channels of the prediction.
+            gain: factor of the sum, `gain (h + convolution)`.
+            norm: maps a number of channels to a normalization layer.
+        """
         if first and last:
             return None
         if first:

@@ -87,7 +87,7 @@ class RefineNet(nn.Module):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions that `forward` takes: the empty tuple."""
+        """Names of the conditions that `forward` takes: the empty tuple, since it takes none."""
         return ()
 
     def null(self, condition: str) -> Tensor:
@@ -111,7 +111,8 @@ class InstanceNormPlus(nn.Module):
 
     "InstanceNorm++" of Song & Ermon (2019, appendix A), without conditions. With mu_c, s_c^2 the mean and the (biased)
     variance of channel c over its positions, and m, v^2 the mean and the (unbiased) variance of the mu_c over the
-    channels: `gamma_c ((x_c - mu_c) / sqrt(s_c^2 + eps) + alpha_c (mu_c - m) / sqrt(v^2 + eps)) + beta_c`.
+    channels: `gamma_c ((x_c - mu_c) / sqrt(s_c^2 + eps) + alpha_c (mu_c - m) / sqrt(v^2 + eps)) + beta_c`,
+    with alpha, gamma, beta learned. Called with `(B, C, *size)`; returns the same shape.
 
     Args:
         channels: number of channels, two or more.
@@ -135,6 +136,9 @@ class InstanceNormPlus(nn.Module):
 
 class Residual(nn.Module):
     """Residual block: normalization, ELU and convolution, twice, and a skip connection.
+
+    `skip(x) + conv2(elu(norm2(conv1(elu(norm1(x))))))`, then with `halve` the mean over windows of two.
+    Maps `(B, channels_in, *size)` to `(B, channels_out, *size or half)`.
 
     Args:
         dims: number of spatial dimensions.
@@ -172,7 +176,7 @@ class Residual(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """Residual convolution unit `x + conv(elu(conv(elu(x))))`, without biases (Lin et al. 2017, section 3.2)."""
+    """Residual convolution unit `x + conv2(elu(conv1(elu(x))))`, without biases (Lin et al. 2017, section 3.2)."""
 
     def __init__(self, dims: int, channels: int) -> None:
         super().__init__()
@@ -183,7 +187,10 @@ class ResidualConvUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Multi-resolution fusion: the sum of a convolution of each input, resized to the first (Lin et al. 2017)."""
+    """Multi-resolution fusion: the sum of a convolution of each input, resized to the first (Lin et al. 2017).
+
+    Called with one signal `(B, c, *its size)` for each c of `channels_in`; returns `(B, channels_out, *first size)`.
+    """
 
     def __init__(self, dims: int, channels_in: Sequence[int], channels_out: int) -> None:
         super().__init__()
@@ -197,7 +204,8 @@ class Fusion(nn.Module):
 class ChainedPooling(nn.Module):
     """Chained pooling (Lin et al. 2017): `h_0 + h_1 + h_2`, `h_0 = elu(x)`, `h_k = conv(pool(h_{k-1}))`.
 
-    The pooling is the maximum over windows of 5 positions, with stride 1.
+    The pooling is the maximum over windows of 5 positions in each dimension, with stride 1; each h_k has its own
+    convolution. The shape is that of x.
     """
 
     def __init__(self, dims: int, channels: int) -> None:
@@ -215,6 +223,8 @@ class ChainedPooling(nn.Module):
 
 class Refinement(nn.Module):
     """RefineNet block: two residual units for each signal, fusion, chained pooling, and `outs` more residual units.
+
+    Called with the signals, of which the first has the largest size.
 
     Args:
         dims: number of spatial dimensions.

@@ -52,11 +52,11 @@ class FIR:
             )
 
     def down(self, dims: int) -> FilteredDownsample:
-        """Returns the layer that halves `dims` sizes."""
+        """Returns the layer `(x, size=None) -> y` that halves the `dims` sizes of `(B, C, *size)`, rounding up."""
         return FilteredDownsample(dims, self.taps)
 
     def up(self, dims: int) -> FilteredUpsample:
-        """Returns the layer that doubles `dims` sizes."""
+        """Returns the layer `(x, size) -> y` that doubles the `dims` sizes of x `(B, C, ...)`, then cuts to `size`."""
         return FilteredUpsample(dims, self.taps)
 
 
@@ -64,7 +64,13 @@ MEAN, SMOOTH = FIR((1, 1)), FIR((1, 3, 3, 1))
 
 
 class FilterKernel(nn.Module):
-    """A constant kernel `(1, 1, m, ..., m)`, the product of the taps in each dimension; not part of the state dict."""
+    """A constant kernel `(1, 1, m, ..., m)`, the product of the taps in each dimension; not part of the state dict.
+
+    Args:
+        dims: number of spatial dimensions.
+        taps: m values, which are normalized to sum to one.
+        gain: factor of the kernel.
+    """
 
     kernel: Tensor
 
@@ -77,12 +83,17 @@ class FilterKernel(nn.Module):
         self.register_buffer("kernel", product.float()[None, None], persistent=False)
 
     def for_channels(self, x: Tensor) -> Tensor:
-        """Returns the kernel for each channel of `x`."""
+        """Returns the kernel for each channel of `x` `(B, C, ...)`, `(C, 1, m, ..., m)`, in the dtype of `x`."""
         return self.kernel.to(x.dtype).expand(x.shape[1], *self.kernel.shape[1:])
 
 
 class FilteredDownsample(nn.Module):
-    """Filters `(B, C, *size)` and keeps half of each size, rounded up."""
+    """Filters `(B, C, *size)` and keeps half of each size, rounded up; the argument `size` is ignored.
+
+    Args:
+        dims: number of spatial dimensions.
+        taps: the filter k, as in `FIR`.
+    """
 
     def __init__(self, dims: int, taps: tuple[float, ...]) -> None:
         super().__init__()
@@ -94,7 +105,12 @@ class FilteredDownsample(nn.Module):
 
 
 class FilteredUpsample(nn.Module):
-    """Doubles each size of `(B, C, *size)`, filters, and cuts to a given size."""
+    """Doubles each size of `(B, C, *size)`, filters, and cuts to a given size, at most twice that of x.
+
+    Args:
+        dims: number of spatial dimensions.
+        taps: the filter k, as in `FIR`.
+    """
 
     def __init__(self, dims: int, taps: tuple[float, ...]) -> None:
         super().__init__()
@@ -110,7 +126,13 @@ class FilteredStridedConv(nn.Module):
     """A convolution of width 3 and stride 2 of the filtered signal, with one padding for filter and convolution.
 
     The convolution also reads the filter's values beyond the ends, so that the result is the same as if the
-    convolution came first and the filter kept every second of its values.
+    convolution came first and the filter kept every second of its values. Called with `(B, C, *size)`; returns each
+    size halved, rounding up.
+
+    Args:
+        dims: number of spatial dimensions.
+        taps: the filter k, as in `FIR`.
+        convolution: a layer of width 3, of which the weights and the bias are used, not the stride or the padding.
     """
 
     def __init__(self, dims: int, taps: tuple[float, ...], convolution: Convolution) -> None:

@@ -121,6 +121,8 @@ class RelativeBias(nn.Module):
 class EncoderLayer(nn.Module):
     """Pre-norm self-attention and a GELU perceptron, both residual and without biases.
 
+    Called with states h `(B, L, width)` and the bias of the attention scores `(heads, L, L)`; returns `(B, L, width)`.
+
     Args:
         width: size of a state.
         heads: number of heads, a divisor of the width.
@@ -216,12 +218,12 @@ class Transformer(nn.Module):
         return null_of({"label": None if self.classes is None else torch.tensor(self.classes)}, condition)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """Returns the logits `(B, L, outputs)`.
+        """Returns the logits `(B, L, outputs)`, not normalized.
 
         Args:
             x: int64 tokens `(B, L)`, `L <= length`.
-            time: time inputs `(B,)`.
-            label: class labels `(B,)`, `classes` for "no label", or None.
+            time: time inputs `(B,)`, usually 0 to 1000.
+            label: class labels, int64 `(B,)`, `classes` for "no label", or None.
         """
         check_text(x, self.vocabulary, self.length)
         refuse_others(self.conditions, label=label)

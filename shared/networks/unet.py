@@ -31,7 +31,7 @@ class UNet(Conditioned):
         blocks: residual blocks for each resolution on the way down (one more on the way up).
         attention: down-sampling factors at which every block is followed by self-attention: 2 is half the resolution,
             which for 32 x 32 images is the papers' "16".
-        heads: number of attention heads.
+        heads: number of attention heads, where `variant.head_width` does not determine it.
         dropout: probability of dropout inside residual blocks.
         classes: number of class labels, or None for an unconditional network; label `None` is the null class, index
             `classes`.
@@ -125,12 +125,14 @@ class UNet(Conditioned):
         tokens: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """Returns the prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, logits or categories)`.
+        """Returns the prediction `(B, outputs * C, *size)`, or the logits `(B, C, *size, K)`, not normalized.
+
+        With `logits`, the last size is `logits` in place of K = `categories`.
 
         Args:
-            x: `(B, C, *size)`.
-            time: time inputs `(B,)`.
-            label: class labels `(B,)`, `classes` for "no label", or None.
+            x: `(B, C, *size)`, real-valued, or int64 in 0..K-1 with `categories`.
+            time: time inputs `(B,)`, in the units that the network was trained with (usually 0 to 1000).
+            label: class labels, int64 `(B,)`, `classes` for "no label", or None.
             vector: `(B, vector)` or None.
             image: `(B, image, *size)`, each size at most that of x; required where the network is built with it.
             tokens: integers `(B, L)`, -1 for padding, or None.

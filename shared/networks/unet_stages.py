@@ -27,7 +27,7 @@ class UNetStages:
         dims: number of spatial dimensions.
         embedding: size of the time (and condition) embedding.
         attention: down-sampling factors with self-attention.
-        heads: number of attention heads.
+        heads: number of attention heads, where `variant.head_width` does not determine it.
         dropout: probability of dropout inside residual blocks.
         context: size of the states that attention layers also attend to, or None.
         variant: how blocks are built and connected.
@@ -42,28 +42,28 @@ class UNetStages:
     variant: UNetVariant = PLAIN
 
     def block(self, channels_in: int, channels_out: int, **options: Any) -> ResidualBlock:
-        """Returns a residual block."""
+        """Returns a residual block; the options are further arguments of `ResidualBlock`: `resize`, `project`."""
         options |= {"norm": self.variant.norm, "adaptive": self.variant.adaptive, "gain": self.variant.gain}
         return ResidualBlock(self.dims, channels_in, channels_out, self.embedding, self.dropout, **options)
 
     def attend(self, channels: int) -> SelfAttention:
-        """Returns an attention layer."""
+        """Returns an attention layer for a signal of `channels` channels."""
         heads = self.variant.heads(self.heads, channels)
         return SelfAttention(channels, heads, self.context, norm=self.variant.norm, gain=self.variant.gain)
 
     def stage(self, factor: int, channels_in: int, channels_out: int, attend: bool = True) -> nn.ModuleList:
-        """Returns a residual block, followed by attention where the down-sampling factor is among `attention`."""
+        """Returns a residual block, then attention if `attend` and the down-sampling factor is in `attention`."""
         parts: list[nn.Module] = [self.block(channels_in, channels_out)]
         if attend and factor in self.attention:
             parts.append(self.attend(channels_out))
         return nn.ModuleList(parts)
 
     def shrink(self, channels: int) -> nn.Module:
-        """Returns the layer that halves the sizes, `(h, embedding) -> h`."""
+        """Returns the layer that halves the sizes of `channels` channels, `(h, embedding) -> h`."""
         return self.variant.resize.shrink(self.block, self.dims, channels)
 
     def grow(self, channels: int) -> nn.Module:
-        """Returns the layer that doubles the sizes, `(h, embedding, size) -> h`."""
+        """Returns the layer that resizes `channels` channels to a doubled size, `(h, embedding, size) -> h`."""
         return self.variant.resize.grow(self.block, self.dims, channels)
 
     def stem(self, width: int, multipliers: Sequence[float]) -> int:
@@ -73,7 +73,10 @@ class UNetStages:
     def down(
         self, image: int, width: int, multipliers: Sequence[float], blocks: int
     ) -> tuple[nn.ModuleList, list[int]]:
-        """Returns the way down of `image` channels, and the channels of each signal that `descend` returns."""
+        """Returns the way down of `image` channels, and the channels of each signal that `descend` returns.
+
+        The arguments `width`, `multipliers` and `blocks` are as in `UNet`.
+        """
         resolutions, channels = nn.ModuleList(), [self.stem(width, multipliers)]
         for depth, multiplier in enumerate(multipliers):
             stages, wide = nn.ModuleList(), round(width * multiplier)
@@ -90,7 +93,7 @@ class UNetStages:
         return resolutions, channels
 
     def middle(self, channels: int) -> nn.ModuleList:
-        """Returns residual block, attention and residual block, at the lowest resolution."""
+        """Returns residual block, attention and residual block, for `channels` channels at the lowest resolution."""
         before = self.block(channels, channels)
         return nn.ModuleList([before, self.attend(channels), self.block(channels, channels)])
 
@@ -126,7 +129,11 @@ class UNetStages:
 
 
 def run(stage: Iterable[nn.Module], h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
-    """Returns the output of a stage for `h`; residual blocks receive the embedding, attention layers the context."""
+    """Returns the output of a stage for `h` `(B, C, *size)`.
+
+    Residual blocks receive the embedding of time and conditions `(B, embedding)`, attention layers the context
+    `(B, L, context)` or None.
+    """
     for part in stage:
         h = part(h, embedding) if isinstance(part, ResidualBlock) else part(h, context)
     return h
@@ -135,7 +142,15 @@ def run(stage: Iterable[nn.Module], h: Tensor, embedding: Tensor, context: Tenso
 def descend(
     down: nn.ModuleList, image: Tensor, h: Tensor, embedding: Tensor, context: Tensor | None = None
 ) -> list[Tensor]:
-    """Returns every signal of the way down, from `h`, the output of the stem, to the one of the lowest resolution."""
+    """Returns every signal of the way down, from `h` to the one of the lowest resolution.
+
+    Args:
+        down: the way down.
+        image: the network's input, for a progressive input.
+        h: the output of the stem, the first convolution.
+        embedding: embedding of the time and the conditions, `(B, embedding)`.
+        context: states that attention layers attend to, `(B, L, context)`, or None.
+    """
     found = [h]
     for resolution in cast("Iterable[nn.ModuleDict]", down):
         for stage in cast("Iterable[nn.ModuleList]", resolution["stages"]):

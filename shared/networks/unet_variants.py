@@ -21,6 +21,8 @@ Block = Callable[..., nn.Module]
 class Strided:
     """Down-sampling by strided convolutions, up-sampling by nearest neighbors and a convolution (Ho et al. 2020).
 
+    The argument `block` of its methods is not used.
+
     Attributes:
         same: as in `Downsample`: whether even sizes are padded at their end only, as in the code of Ho et al.
     """
@@ -41,7 +43,8 @@ class Strided:
 class Resampled:
     """Down- and up-sampling by filters inside residual blocks.
 
-    As in Brock et al. (2019, BigGAN), Dhariwal & Nichol (2021) and Song et al. (2021).
+    As in Brock et al. (2019, BigGAN), Dhariwal & Nichol (2021) and Song et al. (2021). The argument `block` of its
+    methods builds such a block: `(channels_in, channels_out, resize=..., project=...)`.
 
     Attributes:
         filter: taps (1, 1) for means and nearest neighbors, (1, 3, 3, 1) for NCSN++.
@@ -70,14 +73,14 @@ class UNetVariant:
     """How the blocks of a residual U-Net are built and connected; the defaults are this package's own variant.
 
     Attributes:
-        norm: the normalizations.
+        norm: maps a number of channels to a normalization layer.
         adaptive: whether the embedding scales and shifts the output of the second normalization of each block (AdaGN);
             otherwise it is added before that normalization.
         resize: how sizes are halved and doubled.
-        gain: factor of each residual sum.
+        gain: factor of each residual sum, `gain (x + branch)`.
         attend_once: whether on the way up attention follows only the last block of a resolution, not each block.
         head_width: number of channels of an attention head, in place of a number of heads; or None.
-        time: the features of the time input.
+        time: the features of the time input, `Sinusoidal` or `Fourier`; they determine which time input it suits.
         early_label: whether the class embedding is added to the features of the time, before the perceptron, as in
             Karras et al. (2022); otherwise it is added to the output of the perceptron.
         wide_stem: whether the first convolution has the channels of the first resolution, `multipliers[0] * width`, not
@@ -99,7 +102,7 @@ class UNetVariant:
     progressive_output: OutputSkip | OutputResidual | None = None
 
     def heads(self, heads: int, channels: int) -> int:
-        """Returns the number of attention heads of a layer of `channels` channels."""
+        """Returns the number of attention heads of a layer of `channels` channels; `heads` without a `head_width`."""
         return heads if self.head_width is None else max(channels // self.head_width, 1)
 
 
