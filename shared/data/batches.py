@@ -20,13 +20,16 @@ from .windows import Windows
 class Batches:
     """Iterates over a data set without end; each epoch is a new permutation, a function of (seed, epoch).
 
+    Yields dicts `{"x0": (batch, ...)}`, with the conditions by name. The last examples of an epoch that do not fill a
+    batch are left out.
+
     Args:
         k: the examples as quantization levels or token ids, `(N, ...)`, any integer type; or `Windows`, which reads
             rows of them from a file.
         batch: number of examples in a batch.
         quantization: the real numbers that the quantization levels stand for.
-        form: how quantization levels become `x0`: `Quantization.quantized`, `Quantization.continuous` or
-            `Quantization.dequantized`.
+        form: how quantization levels become `x0`, `(quantization, k, generator) -> x0`: `Quantization.quantized`
+            (int64), `Quantization.continuous` or `Quantization.dequantized` (float32, with uniform noise).
         conditions: further tensors by name, each `(N, ...)`, such as class labels.
         seed: seed of the order and of the dequantization noise.
         shape: shape of one example, where `form` changes it.
@@ -35,7 +38,7 @@ class Batches:
 
     Attributes:
         shape: shape of one example.
-        position: number of batches returned so far.
+        position: number of batches yielded so far.
 
     Raises:
         UsageError: for a batch that is larger than the data set, or conditions of another number of examples.
@@ -92,7 +95,10 @@ class Batches:
         return state | {key: value for key, value in optional.items() if value is not None}
 
     def content(self) -> str:
-        """Returns a fingerprint of 16 of the examples and their conditions; it does not depend on the stored dtype."""
+        """Returns a fingerprint of 16 of the examples and their conditions, 16 hexadecimal digits.
+
+        It does not depend on the stored dtype.
+        """
         rows, found = torch.linspace(0, len(self.k) - 1, 16).long(), hashlib.sha256()
         for name, v in [("", self.k), *sorted(self.conditions.items())]:
             part = torch.as_tensor(v[rows])

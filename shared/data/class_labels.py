@@ -20,10 +20,11 @@ class Labels(NamedTuple):
     """The class labels of a data set.
 
     Attributes:
-        numbers: one label for each example; None where there are none that can be used.
+        numbers: one label for each example, an integer of 0 or more; None where the data set has no labels that can be
+            used.
         names: names of classes 0, 1, ..., where they have names.
-        reason: why there are no numbers, where there is a column or a folder of labels.
-        untrained: names of classes that occur in other splits than train alone.
+        reason: why `numbers` is None, where there is a column or a folder of labels; else "".
+        untrained: names of classes that occur in other splits, but not in train.
     """
 
     numbers: list[int] | None
@@ -71,7 +72,7 @@ def labels_of(values: Sequence[Any], everywhere: Iterable[Any] = ()) -> Labels:
 
 
 def is_missing(value: Any) -> bool:
-    """Returns whether a cell is empty."""
+    """Returns whether a cell of a table is empty: None, "" or NaN."""
     return value is None or value == "" or value != value
 
 
@@ -86,12 +87,17 @@ def as_integer(value: Any) -> int | None:
 
 
 def is_fraction(text: Any) -> bool:
-    """Returns whether a cell is text that is a number with a fraction."""
+    """Returns whether a cell is text that is a number with a decimal point, such as "0.5"."""
     return isinstance(text, str) and re.fullmatch(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*", text) is not None
 
 
 def class_counts(label: Tensor, names: tuple[str, ...] | None = None) -> str:
-    """Returns a text with the number of examples of each class: `3 classes: blood 400, test 402, urine 402`."""
+    """Returns a text with the number of examples of each class: `3 classes: blood 400, test 402, urine 402`.
+
+    Args:
+        label: class labels, int64 `(N,)`.
+        names: names of the classes; None to write the numbers of those that occur.
+    """
     count = torch.bincount(label, minlength=len(names or ()))
     classes = [n for n in range(len(count)) if names or count[n]]
     cells = [f"{names[n] if names else n} {int(count[n]):,}" for n in classes[:SHOWN]]
@@ -103,6 +109,11 @@ def class_counts(label: Tensor, names: tuple[str, ...] | None = None) -> str:
 
 def refuse_other_classes(labels: Labels, classes: int, name: str, split: str = "train") -> None:
     """Refuses labels that are missing, have another number of named classes, or do not lie in 0 to classes - 1.
+
+    Args:
+        labels: the labels of the split.
+        classes: number of classes of the model.
+        name, split: the data set and its split, for the message.
 
     Raises:
         UsageError: with the labels that there are, and the remedy for this split.

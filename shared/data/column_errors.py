@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def missing_column(data: Dataset, column: str, name: str) -> str:
-    """Returns the message for a column that is missing, with the columns that there are."""
+    """Returns the error message for a missing column of a data set called `name`, with the columns that it has."""
     columns = [c for c in data.column_names if c != "follow"]
     separator = next((sign for sign in (";", "\t", "|") if len(columns) == 1 and sign in columns[0]), None)
     if separator is not None:
@@ -30,7 +30,7 @@ def missing_column(data: Dataset, column: str, name: str) -> str:
 
 
 def column_without_text(data: Dataset, column: str, name: str) -> str:
-    """Returns the message for a column of another type than text, or with values of other types in some rows."""
+    """Returns the error message for a column that is not text, or has values of other types in some rows."""
     feature = data.features[column]
     wrong, first = 0, ""
     for start in range(0, len(data) if type(feature).__name__ == "Json" else 0, 1000):  # rows of several types

@@ -29,7 +29,7 @@ class Listing(NamedTuple):
 
     Attributes:
         files: names relative to the folder, in their order.
-        labels: labels of the files.
+        labels: labels of the files, in the same order.
         notes: what was left out, and why.
     """
 
@@ -39,7 +39,14 @@ class Listing(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """The files in a folder, each as the parts of its relative path, and the number of hidden files."""
+    """The files in a folder, each as the parts of its relative path, and the number of hidden files.
+
+    Attributes:
+        images: image files, by their endings.
+        metadata: files metadata.csv, .jsonl or .parquet.
+        others: all other files.
+        hidden: number of hidden files and folders.
+    """
 
     images: list[Parts]
     metadata: list[Parts]
@@ -136,7 +143,7 @@ def scan(root: Path) -> Contents:
 
 
 def split_of(name: str) -> str | None:
-    """Returns the split that a folder's name stands for, or None."""
+    """Returns the split, `train`, `validation` or `test`, that a folder's name stands for, or None."""
     return next((split for split, words in SPLITS.items() if name.lower() in words), None)
 
 
@@ -177,6 +184,12 @@ def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[
     """Returns the labels of a split, from the metadata or from the folders below the first `depth`.
 
     Names are numbered over all splits.
+
+    Args:
+        splits: the paths of the images of each split.
+        name: the split.
+        depth: number of folders in each path before those that can be classes.
+        rows: metadata of each image, from `metadata_rows`.
     """
     if not any("label" in row for row in rows.values()):
         labels = labels_of_folders({split: [parts[depth:] for parts in group] for split, group in splits.items()}, name)
@@ -195,7 +208,10 @@ def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[
 
 
 def labels_of_folders(splits: dict[str, list[Parts]], name: str) -> Labels:
-    """Returns the first folder of each image of a split as its class."""
+    """Returns the labels of the images of the split `name`: the first folder in each path is the class.
+
+    Folders that all images have in common are skipped; the paths in `splits` are those of all splits.
+    """
     every = [parts for group in splits.values() for parts in group]
     while all(len(parts) > 1 for parts in every) and len({parts[0] for parts in every}) == 1:
         splits = {split: [parts[1:] for parts in group] for split, group in splits.items()}
@@ -274,7 +290,7 @@ def metadata_rows(root: Path, found: Contents) -> dict[Parts, dict[str, Any]]:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a CSV, JSON lines or Parquet file.
+    """Returns the rows of a CSV, JSON lines or Parquet file, each as a dict by column.
 
     Raises:
         UsageError: where it cannot be read.
@@ -296,7 +312,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def left_out(found: Contents) -> list[str]:
-    """Returns notes on the files that are not read."""
+    """Returns notes on the files that are not read: other than images, and hidden ones; none if there are none."""
     notes, others = [], [printable(parts) for parts in found.others]
     if others:
         examples = f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}"

@@ -30,7 +30,7 @@ class ImageDataset(NamedTuple):
 
     Attributes:
         k: the quantization levels.
-        label: class labels, int64 `(N,)`, or None.
+        label: class labels, int64 `(N,)`, or None without usable labels (`no_labels` has the reason).
         quantization: the real numbers that the quantization levels stand for.
         names: names of the classes, where they have names.
         notes: what was left out, or changed in reading.
@@ -89,12 +89,12 @@ class ImageDataset(NamedTuple):
         conditions: Sequence[str] = (),
         seed: int = 0,
     ) -> Batches:
-        """Returns endless batches; `conditions=("label",)` adds the class labels.
+        """Returns endless batches `{"x0": (batch, C, H, W)}`; `conditions=("label",)` adds the class labels.
 
         Args:
             batch: number of images in a batch.
-            form: how quantization levels become `x0`; see `Batches`.
-            conditions: names of conditions.
+            form: how quantization levels become `x0`: by default real numbers, float32; see `Batches`.
+            conditions: names of conditions: none, or `label`.
             seed: seed of the order and of the dequantization noise.
 
         Raises:
@@ -129,10 +129,10 @@ def image_dataset(
             set on the Hub.
         split: `train`, `test`, ...
         size: height and width; the shorter side is resized and the center cropped.
-        low, high: range of the real numbers that the quantization levels stand for.
+        low, high: range of the real numbers that the quantization levels stand for, such as [-1, 1].
         classes: number of classes; labels must lie in 0 to classes - 1, which is checked before pixels are read. None
             for any labels, or none.
-        progress: how to report progress.
+        progress: `(items, total, label) -> items`, such as `bar`; reports nothing by default.
 
     Raises:
         UsageError: for a data set without images or such a split, images that cannot be read or need more memory than
@@ -151,7 +151,9 @@ def image_dataset(
 
 
 def find_images(name: str, split: str, classes: int | None) -> tuple[Files | Cells, Labels, tuple[str, ...]]:
-    """Returns the encoded images of a split, their labels, and notes on what was left out.
+    """Returns the images of a split, not yet decoded, their labels, and notes on what was left out.
+
+    For the arguments see `image_dataset`.
 
     Raises:
         UsageError: where there are none, or their labels do not lie in 0 to classes - 1.
@@ -167,7 +169,10 @@ def find_images(name: str, split: str, classes: int | None) -> tuple[Files | Cel
 
 
 def missing_test_split(name: str, classes: int | None = None) -> str:
-    """Returns one line on why a data set has no usable split `test`; an empty text where it has one."""
+    """Returns one line on why a data set has no usable split `test`; an empty text where it has one.
+
+    Usable is a split of two images or more, with labels in 0..classes-1 unless `classes` is None.
+    """
     try:
         path = str(Path(name).expanduser()) if name.startswith("~") else name
         count = len(find_images(path, "test", classes)[0])
@@ -197,7 +202,7 @@ def images_in_table(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ..
 
 
 def column_labels(name: str, split: str, rows: Dataset) -> Labels:
-    """Returns the labels in the column `label`.
+    """Returns the labels in the column `label` of the rows of a split of the data set `name`.
 
     Class names are those of the column's type, or the names in the column in their natural order in the split train.
     """
@@ -224,5 +229,8 @@ def images(
     conditions: Sequence[str] = (),
     seed: int = 0,
 ) -> Batches:
-    """Returns endless batches `{"x0": (batch, C, H, W)}`; see `image_dataset` and `ImageDataset.batches`."""
+    """Returns endless batches `{"x0": (batch, C, H, W)}` of a data set of images.
+
+    Arguments and errors are those of `image_dataset` and `ImageDataset.batches`.
+    """
     return image_dataset(name, split=split, size=size).batches(batch, form, conditions=conditions, seed=seed)

@@ -28,8 +28,8 @@ class Pixels(NamedTuple):
     Attributes:
         values: uint8 `(H, W)` for gray, `(H, W, 3)` for RGB.
         kind: `16 bits` or `floats` where its values were scaled to 8 bits, else "".
-        held: smallest and largest value before scaling.
-        transparent: whether it was laid over white.
+        held: smallest and largest value before scaling; (0, 0) for an image that was not scaled.
+        transparent: whether it has transparent parts and was laid over white.
         further: number of frames after the first, which are not read.
     """
 
@@ -52,7 +52,7 @@ def endings() -> frozenset[str]:
 
 @contextmanager
 def opened(source: Path | bytes) -> Iterator[Image]:
-    """Opens an image in a file or in memory, without reading its pixels."""
+    """Opens an image in a file (a path) or in memory (bytes), without reading its pixels, and closes it at the end."""
     from PIL import Image
 
     # Given a name, Pillow maps plain TIFFs into memory and misreads those that lie on their side.
@@ -123,7 +123,7 @@ def converted(image: Image, wide: bool = False) -> Pixels:
 
 
 def scaled(raw: np.ndarray, top: int, key: object) -> Pixels:
-    """Scales gray values from 0..top to 0..255; the value `key` is transparent.
+    """Scales gray values `(H, W)` from 0..top to 0..255; the value `key`, if it is an integer, is transparent.
 
     Raises:
         UsageError: for values outside of 0..top.
@@ -138,7 +138,13 @@ def scaled(raw: np.ndarray, top: int, key: object) -> Pixels:
 
 
 def over_white(values: np.ndarray, alpha: np.ndarray | None, premultiplied: bool = False) -> Pixels:
-    """Lays an image over white by its alpha, 0..255."""
+    """Lays an image over white by its alpha, 0..255, None for an opaque one.
+
+    Args:
+        values: `(H, W)` or `(H, W, 3)`, 0..255.
+        alpha: `(H, W)` or `(H, W, 1)`.
+        premultiplied: whether the values are already multiplied by alpha / 255.
+    """
     transparent = alpha is not None and bool((alpha < 255).any())
     if alpha is not None and transparent:
         share = alpha / 255

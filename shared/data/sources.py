@@ -20,7 +20,7 @@ HUB_TIMEOUT = 10  # seconds
 
 
 class Absent(UsageError):
-    """The error for a name that neither a file nor a folder nor a data set has."""
+    """The error for a name under which there is no file, folder or data set."""
 
 
 def bundled() -> list[str]:
@@ -39,7 +39,7 @@ def absolute(name: str, sets: Collection[str]) -> str:
 
 
 def load(name: str, split: str) -> Dataset:
-    """Loads the rows of a data set.
+    """Loads the rows of a data set, as a `datasets.Dataset`.
 
     Args:
         name: `digits`, `mnist5k` or `shakespeare`, or the name of a data set on the Hub.
@@ -47,7 +47,7 @@ def load(name: str, split: str) -> Dataset:
 
     Raises:
         Absent: where there is no such data set.
-        UsageError: where there is no such split, or it cannot be read.
+        UsageError: where there is no such split, it cannot be read, or the name is that of a file.
     """
     import datasets
 
@@ -86,13 +86,13 @@ def _is_path(name: str) -> bool:
 
 
 def of_hub(name: str, split: str) -> Dataset:
-    """Loads the rows of a data set on the Hub, or from the local cache where the Hub cannot be reached.
+    """Loads the rows of a split of a data set on the Hub, or from the local cache where the Hub cannot be reached.
 
     The Hub is first asked once whether it has the data set, because `datasets` alone repeats the question for half a
     minute.
 
     Raises:
-        Absent: where neither has it.
+        Absent: where neither the Hub nor the cache has it.
     """
     from datasets import config, load_dataset
     from huggingface_hub import HfApi

@@ -22,7 +22,7 @@ ORIENTATION = 0x0112  # a tag of EXIF; values from 5 on exchange height and widt
 
 
 class EncodedImages(Protocol):
-    """Encoded images with their names."""
+    """Encoded images with their names: iterates over `(name, path or bytes)`."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +30,7 @@ class EncodedImages(Protocol):
 
 
 class Files:
-    """Encoded images in files of a folder."""
+    """Encoded images in files of a folder; `names` are their paths relative to the folder."""
 
     def __init__(self, folder: str, names: list[str]) -> None:
         self.folder, self.names = Path(folder), names
@@ -66,7 +66,13 @@ def stacked(
 ) -> tuple[Tensor, list[str]]:
     """Returns images as one tensor, uint8 `(N, C, H, W)`, and notes on how they were converted.
 
-    C is 1 if all are gray, else 3.
+    C is 1 if all are gray, else 3. Values are 0..255.
+
+    Args:
+        pictures: the encoded images.
+        name: name of the data set, for messages.
+        size: (height, width) to which images are resized and cropped; None if all have one size.
+        progress: `(items, total, label) -> items`.
 
     Raises:
         UsageError: with the names of files, where some cannot be read or have other shapes; or where the data set does
@@ -106,7 +112,10 @@ def stacked(
 
 
 def fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns an image with its shorter side resized and its center cropped to `size` (height, width)."""
+    """Returns an image, uint8 `(H, W)` or `(H, W, 3)`, resized by box averages and center-cropped to `size`.
+
+    `size` is (height, width); no part of it is left empty.
+    """
     from PIL import Image, ImageOps
 
     height, width = size
@@ -114,7 +123,10 @@ def fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def several_shapes(pictures: EncodedImages, name: str, example: dict[tuple[int, ...], str]) -> str:
-    """Returns the message for images of several shapes, with the count and an example of each shape."""
+    """Returns the message for images of several shapes, with the count and an example of each shape.
+
+    `example` has the names of images by shape, (height, width), and is extended by further shapes.
+    """
     counts: Counter[tuple[int, ...]] = Counter()
     for file, source in pictures:
         try:
@@ -147,7 +159,7 @@ class Conversions:
         self.held: dict[str, tuple[float, float]] = {}
 
     def add(self, file: str, picture: Pixels) -> None:
-        """Counts one image."""
+        """Counts one image, called `file`."""
         self.first = self.first or file
         self.counts["color" if picture.values.ndim == 3 else "gray"] += 1
         self.counts["transparent"] += picture.transparent

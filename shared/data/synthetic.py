@@ -17,8 +17,10 @@ from ..serialization import serializable
 class MarkovChain:
     """A stationary first-order Markov chain over K tokens: `P(x_1 .. x_L) = pi(x_1) prod_i P[x_i, x_(i+1)]`.
 
+    pi is the stationary distribution; tokens are 0..K-1.
+
     Args:
-        transition: `P`, float64 `(K, K)`; each row is a distribution.
+        transition: `P`, float64 `(K, K)`; row i is the distribution of the token that follows token i.
 
     Raises:
         UsageError: for rows that are not distributions, or a chain that cannot get from every token to every other.
@@ -59,7 +61,7 @@ class MarkovChain:
         return pi / pi.sum()
 
     def entropy_rate(self) -> float:
-        """Computes the entropy rate `sum_i pi_i H(P_i)` in bits per token."""
+        """Computes the entropy rate `sum_i pi_i H(P_i)` in bits per token, with H the entropy of row i of P."""
         return float(self.stationary() @ _entropy(self.transition))
 
     def entropy(self, length: int) -> float:
@@ -70,12 +72,12 @@ class MarkovChain:
         return float(_entropy(self.stationary())) + (length - 1) * self.entropy_rate()
 
     def bits(self, windows: Tensor) -> Tensor:
-        """Computes the code length `-log2 P(x_1 .. x_L)` of windows `(N, L)`, float64 `(N,)`."""
+        """Computes the code length `-log2 P(x_1 .. x_L)` in bits of windows, int64 `(N, L)`: float64 `(N,)`."""
         first, steps = self.stationary()[windows[:, 0]], self.transition[windows[:, :-1], windows[:, 1:]]
         return -first.log2() - steps.log2().sum(1)
 
     def sample(self, count: int, length: int, generator: Source = None) -> Tensor:
-        """Samples `count` independent windows, int64 `(count, length)`, each from the stationary distribution on."""
+        """Samples `count` independent windows of the chain in its stationary state, int64 `(count, length)`."""
         out = torch.empty(count, length, dtype=torch.int64)
         p = self.stationary().expand(count, -1)
         for i in range(length):

@@ -39,7 +39,7 @@ def characters(
         split: `train`, `test`, ...; a single file has `train` alone, or a slice of it: `train[:90%]` is that share of
             its characters up to the end of a document, a line or a word, `train[:1000]` its first 1000 rows, which in a
             text file are its lines.
-        length: number of characters in an example; windows do not overlap.
+        length: L, number of characters in an example; windows do not overlap.
         column: name of the column that holds the text; in a text file it is `text`.
         crop: whether to train as D3PM: windows are blocks of 2 `length` characters, and a batch takes a random crop of
             each.
@@ -98,7 +98,7 @@ def character_batches(
 ) -> Batches:
     """Returns endless batches `{"x0": (batch, length)}` of 27 characters.
 
-    See `characters` and `TextDataset.batches` for the arguments.
+    Tokens are int64 in 0..26. See `characters` and `TextDataset.batches` for the arguments.
     """
     return characters(name, split, length).batches(batch, seed=seed)
 
@@ -117,9 +117,10 @@ def subwords(
 
     Args:
         name, split, column: as for `characters`; each row is a document.
-        length: number of tokens in an example.
+        length: L, number of tokens in an example.
         tokenizer: from `train_tokenizer` or `tokenizer_file`.
-        layout: `Packed()` (D3PM's LM1B), `Packed(ends=True)` (MDLM's OpenWebText) or `Padded()` (MDLM's LM1B).
+        layout: how documents become windows: run together, `Packed()` (D3PM's LM1B), the same with an end token at both
+            ends of a window, `Packed(ends=True)` (MDLM's OpenWebText), or one a window, `Padded()` (MDLM's LM1B).
         documents: what a document of a `.txt` file is: the whole `file` with its line breaks, its `paragraphs` between
             blank lines, or its `lines` without their breaks. None for the file, and for lines where the layout takes
             one document a window.
@@ -183,7 +184,7 @@ class Tokenized(NamedTuple):
     unit: str = "document"
 
     def summary(self, used: int, text: TextDataset) -> str:
-        """Returns one line on what was loaded and what was left out; `used` tokens are in the windows."""
+        """Returns one line on what was loaded and what was left out; `used` is the number of tokens in the windows."""
         windows = f"{_counted(len(text.windows), 'window')} of {text.length}"
         source = f"{_counted(self.read, 'character')} in {_counted(self.kept, self.unit)}"
         lines = [f"{windows} from {_counted(self.tokens.count, 'token')} of {source}"]

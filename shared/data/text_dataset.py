@@ -24,7 +24,7 @@ class Crop:
     length: int
 
     def __call__(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
-        """Returns crops `(B, length)`, int64; every offset that fits is equally likely."""
+        """Returns crops `(B, length)`, int64, of windows k `(B, M)`; every offset that fits is equally likely."""
         assert generator is None or isinstance(generator, torch.Generator), "batches draw from one generator"
         offset = torch.randint(k.shape[1] - self.length + 1, (len(k), 1), generator=generator)
         return quantization.quantized(k.gather(1, offset + torch.arange(self.length)))
@@ -47,7 +47,8 @@ class TextDataset:
             in D3PM's LM1B).
         padding: id of the padding token, where there is one.
         crop: length of the random crops that batches hold; None for whole windows.
-        framing: tokens of a window for each token of text in it; above 1 where windows have end tokens of their own.
+        framing: number of tokens in a window over the number of tokens of text in it; above 1 where each window has end
+            tokens added to it (`Packed(ends=True)`).
         lost_characters: number of characters that decoding the tokens does not return, at least; above 0, a code length
             of the tokens is not a code length of the text.
         unknown_tokens: number of tokens that stand for text which the tokenizer does not know.
@@ -125,9 +126,11 @@ class TextDataset:
         return counts / counts.sum(dtype=torch.float64)
 
     def bits_per_character(self, nats: float) -> float:
-        """Returns `nats tokens / (characters log 2)`, bits per character of a mean code length in nats per token.
+        """Returns `nats framing tokens / (characters log 2)`, the bits per character of a mean code length.
 
-        The mean leaves padding out and includes the end tokens of windows.
+        Args:
+            nats: mean code length in nats per token; the mean leaves padding out and includes the end tokens of
+                windows.
 
         Raises:
             UsageError: for a lossy tokenizer, whose tokens do not determine the text.
@@ -136,10 +139,13 @@ class TextDataset:
         return nats * self.framing * self.tokens / (self.characters * math.log(2))
 
     def perplexity_per_word(self, nats: float) -> float:
-        """Returns `exp(nats tokens / words)`, the perplexity per word of a mean code length in nats per token.
+        """Returns `exp(nats framing tokens / words)`, the perplexity per word of a mean code length.
 
-        The mean leaves padding out and includes the end tokens of windows. With a subword tokenizer the end of each
-        document is one of the words, so the figure depends on what the documents of a text are.
+        With a subword tokenizer the end of each document is one of the words, so the figure depends on what the
+        documents of a text are.
+
+        Args:
+            nats: mean code length in nats per token, as for `bits_per_character`.
 
         Raises:
             UsageError: as `bits_per_character`.
@@ -152,7 +158,7 @@ class TextDataset:
             raise UsageError(f"{self.lossy}: take a tokenizer that encodes every text, such as train_tokenizer's")
 
     def batches(self, batch: int, *, seed: int = 0) -> Batches:
-        """Returns endless batches `{"x0": (batch, L)}`, int64.
+        """Returns endless batches `{"x0": (batch, L)}` of tokens, int64 in 0..K-1.
 
         Args:
             batch: number of examples in a batch.

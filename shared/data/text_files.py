@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 
     Attributes:
         data: the rows; their column `follow`, if any, holds the character after each row in its document, "" at the
-            document's end.
+            document's end (a long document takes several rows).
         column: name of the column that holds the text.
         start: row and character of the beginning; None for all rows.
         stop: row and character of the end; None for all rows.
@@ -78,7 +78,7 @@ class Rows(NamedTuple):
             yield text[head:] if text and row == first else text, "" if ends else after
 
     def batches(self, size: int) -> Iterator[Iterator[tuple[str | None, str]]]:
-        """Yields the same for all selected rows, `size` of them at a time."""
+        """Yields, for `size` of the selected rows at a time, what `texts` yields for them."""
         data = self.select()
         for begin in range(0, len(data), size):
             batch = data[begin : begin + size]
@@ -116,7 +116,7 @@ def decoded(path: Path) -> Iterator[str]:
 
 
 def byte_order_mark(beginning: bytes) -> tuple[bytes, str]:
-    """Returns the byte order mark at the beginning of a file, and the encoding by it; `b""` and UTF-8 without one."""
+    """Returns the byte order mark at the beginning of a file, and its encoding; `b""` and `utf-8` without a mark."""
     mark = next((m for m in BYTE_ORDER_MARKS if beginning.startswith(m)), b"")
     return mark, BYTE_ORDER_MARKS.get(mark, "utf-8")
 

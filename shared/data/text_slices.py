@@ -20,12 +20,20 @@ SHORT = 64  # characters before a cut in which white space is looked for, at lea
 
 
 def in_percent(span: Span) -> bool:
-    """Returns whether a slice has no end that counts rows."""
+    """Returns whether both ends of a slice are percentages or left out, so that neither counts rows."""
     return all(end is None or end.endswith("%") for end in span)
 
 
 def places(data: Dataset, column: str, span: Span, name: str, split: str) -> tuple[Place, Place] | tuple[None, None]:
     """Returns where a slice begins and ends: numbers count rows, percentages are shares of the characters.
+
+    Both are None for a slice without ends, which stands for all rows.
+
+    Args:
+        data: the rows of the whole split.
+        column: the column that holds the text.
+        span: the two ends of the slice.
+        name, split: the data set and the slice, for the message.
 
     Raises:
         UsageError: for a slice without text.

@@ -67,6 +67,9 @@ class Tokenizer(ABC):
             documents: documents, or parts of documents.
             follows: for each part the character after it in its document, "" where the document ends there; None for
                 whole documents.
+
+        Returns:
+            One `Encoded` for each.
         """
 
     @abstractmethod
@@ -74,7 +77,7 @@ class Tokenizer(ABC):
         """Returns the text of one sequence of ids; an id outside of the vocabulary, such as a mask, becomes `_`."""
 
     def decode(self, ids: Tensor, padding: int | None = None) -> list[str]:
-        """Returns the text of each row of ids, `(B, L)`, without the `padding` token."""
+        """Returns the text of each row of ids, integers `(B, L)`, without the token whose id is `padding`."""
         return [self.detokenize([i for i in row if i != padding]) for row in ids.tolist()]
 
 
@@ -103,7 +106,7 @@ class CharacterTokenizer(Tokenizer):
         return "27 characters"
 
     def encode(self, documents: Sequence[str], follows: Sequence[str] | None = None) -> list[Encoded]:
-        """Returns documents as ids of characters, uint8."""
+        """Returns each document, or part of one, as ids of characters, uint8, in 0..26."""
         found = []
         for document, follow in zip(documents, follows or [""] * len(documents), strict=True):
             text = cleaned(document).strip()
@@ -113,7 +116,7 @@ class CharacterTokenizer(Tokenizer):
         return found
 
     def detokenize(self, ids: list[int]) -> str:
-        """Returns ids of characters as text."""
+        """Returns ids of characters as text; other ids, such as a mask, as `_`."""
         return "".join(CHARACTERS[i] if 0 <= i < self.size else UNDECODABLE for i in ids)
 
 
@@ -150,16 +153,18 @@ def character_ids(text: bytes) -> np.ndarray:
 @serializable("data.SubwordTokenizer", formerly="unnoise.shared.data.alphabets.Pieces")
 @dataclass(frozen=True)
 class SubwordTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library; each document is its tokens and one end token.
+    """A tokenizer of the `tokenizers` library; each document becomes its token ids, followed by one end token.
 
-    Words are split at white space, and the end token counts as one word.
+    No other special tokens are added, and the file's own truncation and padding are switched off. For perplexities per
+    word, words are split at white space, and each end token counts as one word. `tokenizer_file` and `train_tokenizer`
+    make one.
 
     Args:
-        json: the tokenizer, as the `tokenizers` library writes it (the content of a tokenizer.json).
-        end: the token that ends a document; `decode` writes it as a new line.
+        json: the text of a tokenizer.json, in which the `tokenizers` library stores a tokenizer.
+        end: text of the token that ends a document, such as "</s>"; `decode` writes it as a line break.
 
     Raises:
-        UsageError: where the tokenizer cannot be read or has no such token.
+        UsageError: where the library cannot read the tokenizer, or its vocabulary does not contain `end`.
     """
 
     json: str = field(repr=False)
@@ -175,11 +180,11 @@ class SubwordTokenizer(Tokenizer):
 
     @classmethod
     def of_json(cls, json: str, end: str | None = None, path: str = "this") -> SubwordTokenizer:
-        """Returns the tokenizer that a text holds; see `tokenizer_file`.
+        """Returns the tokenizer in the text of a tokenizer.json; see `tokenizer_file`.
 
         Args:
             json: the content of a tokenizer.json.
-            end: the token that ends a document; None for the first known one.
+            end: the token that ends a document; None for the first of `ENDS` that the vocabulary contains.
             path: name of the text in error messages.
         """
         if end is None:
@@ -262,7 +267,7 @@ class SubwordTokenizer(Tokenizer):
         ]
 
     def detokenize(self, ids: list[int]) -> str:
-        """Returns token ids as text."""
+        """Returns token ids as text: the end token as a line break, ids outside of the vocabulary as `_`."""
         end, parts = self._end_id, []
         for mark, run in groupby(ids, key=lambda i: "\n" if i == end else "" if 0 <= i < self.size else UNDECODABLE):
             run = list(run)

@@ -67,7 +67,7 @@ class Tokens:
         )
 
     def stream(self, start: int, out: np.ndarray) -> None:
-        """Fills `out` with the tokens of the stream from `start` on."""
+        """Fills `out` with the tokens of the stream from position `start` on, as many as `out` has room for."""
         chunk, filled = int(np.searchsorted(self._first_token, start, side="right")) - 1, 0
         start -= int(self._first_token[chunk])
         while filled < len(out):
@@ -95,10 +95,12 @@ class Tokens:
 class Windows(ABC):
     """N windows of L tokens; `windows[rows]` reads some of them, int64 `(B, L)`.
 
+    `rows` is an index (B = 1), a slice or a tensor of indices `(B,)`.
+
     Attributes:
         tokens: the tokens that the windows are cut from.
         shape: `(N, L)`.
-        kept: number of tokens of the text that lie in a window.
+        kept: number of tokens of the text that lie in some window, without added end and padding tokens.
     """
 
     tokens: Tokens
@@ -117,7 +119,7 @@ class Windows(ABC):
 
     @abstractmethod
     def read(self, row: int, out: np.ndarray) -> None:
-        """Writes one window to `out`, `(L,)`."""
+        """Writes window `row` to `out`, int64 `(L,)`."""
 
 
 class StreamWindows(Windows):
@@ -154,6 +156,11 @@ class StreamWindows(Windows):
 class DocumentWindows(Windows):
     """Windows of one document each: its first L tokens, followed by `padding` where it is shorter.
 
+    Args:
+        tokens: the documents.
+        length: L.
+        padding: id of the padding token.
+
     Raises:
         UsageError: for a length below 1, or a text without documents.
     """
@@ -168,14 +175,17 @@ class DocumentWindows(Windows):
         self.kept = int(np.minimum(tokens.lengths(), length).sum())
 
     def read(self, row: int, out: np.ndarray) -> None:
-        """Writes document `row` to `out`."""
+        """Writes document `row` to `out`, cut or padded to L tokens."""
         document = self.tokens.document(row, len(out))
         out[: len(document)] = document
         out[len(document) :] = self.padding
 
 
 class Layout(Protocol):
-    """How documents become windows."""
+    """How documents become windows, such as `Packed()` or `Padded()`.
+
+    Called with the tokens, the length L of a window and the ids of the end and the padding token; returns `Windows`.
+    """
 
     @property
     def pads(self) -> bool:
@@ -194,6 +204,8 @@ class Layout(Protocol):
 class Packed:
     """Documents with an end token after each, run together and cut every L tokens, without padding.
 
+    Called as a `Layout`; returns `StreamWindows`.
+
     Attributes:
         ends: whether every window also begins and ends with an end token, as for MDLM on OpenWebText (Sahoo et al.
             2024, appendix C.1).
@@ -208,17 +220,20 @@ class Packed:
         return 2 * self.ends
 
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
-        """Returns windows of the stream of all documents."""
+        """Returns windows of `length` tokens of the stream of all documents; `end` is the id of the end token."""
         return StreamWindows(tokens, length, end if self.ends else None)
 
 
 @dataclass(frozen=True)
 class Padded:
-    """One document in a window, cut at L tokens or filled up with a padding token that the model learns to predict."""
+    """One document in a window, cut at L tokens or filled up with a padding token that the model learns to predict.
+
+    Called as a `Layout`; returns `DocumentWindows`.
+    """
 
     pads = True
     extra = 0
 
     def __call__(self, tokens: Tokens, length: int, *, end: int, padding: int) -> Windows:
-        """Returns windows of one document each."""
+        """Returns windows of one document each, of `length` tokens; `padding` is the id of the padding token."""
         return DocumentWindows(tokens, length, padding)
