@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
         quantization: quantization of the data, if any.
         shape: shape of one example, if known.
         step: number of training steps.
-        description: the content of `checkpoint.json`.
+        description: the content of `checkpoint.json`, under today's names.
         tensors: the content of `tensors.safetensors`.
     """
 
@@ -67,6 +67,8 @@ def save(
     keep: int = 2,
 ) -> Path:
     """Writes `folder/checkpoints/STEP` in one rename, so that an interrupted save leaves earlier checkpoints intact.
+
+    Returns this folder, whose name is the step in eight digits.
 
     Args:
         folder: the run's folder.
@@ -157,12 +159,12 @@ def uncompiled(name: str) -> str:
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the parameters by name, each once."""
+    """Returns the parameters by name, without the part that `torch.compile` adds; a shared one once."""
     return {uncompiled(name): p for name, p in module.named_parameters()}
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Returns the tensors of a state dict by name.
+    """Returns the tensors of a module's state dict (parameters and buffers) by name.
 
     Raises:
         UsageError: for entries that a file of tensors cannot store.
@@ -184,7 +186,7 @@ def tensors_in(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Computes the SHA-256 of names, dtypes, shapes and contents of tensors on the CPU."""
+    """Computes the SHA-256 of names, dtypes, shapes and contents of tensors on the CPU, in hexadecimal digits."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         content = tensors[name].contiguous().reshape(-1)
@@ -206,7 +208,7 @@ def load(path: Path | str, *, network: nn.Module | None = None, device: torch.de
 
     Args:
         path: a run's folder, of which the newest checkpoint is taken, or a checkpoint's own folder.
-        network: the network, where its class is not part of this package.
+        network: the network, where its class is not part of this package; copies of it receive the saved weights.
         device: device of the weights.
 
     Raises:
@@ -338,6 +340,8 @@ def list_checkpoints(home: Path) -> list[Path]:
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Loads a state dict into a module; the module takes the precision of the state dict.
+
+    `source` is the folder of the checkpoint, for the message.
 
     Raises:
         UsageError: with the difference, where names, shapes or kinds of numbers do not match.

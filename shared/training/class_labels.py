@@ -16,6 +16,8 @@ from ..objective import Objective
 def with_checked_labels(objective: Objective, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """Returns the batches, and refuses class labels other than 0 to K - 1; the network reads label K as "no class".
 
+    K is the number of classes of the objective's network; for a network without classes nothing is checked.
+
     Labels of batches that hold all their conditions are checked at once, before the first batch; those of other batches
     one by one, where they lie on the CPU.
 
@@ -39,7 +41,7 @@ def with_checked_labels(objective: Objective, batches: Iterable[dict[str, Tensor
 
 
 def check_each(stream: Iterator[Any], classes: int) -> Iterator[Any]:
-    """Yields batches, after a check of the class labels of each."""
+    """Yields batches, after a check that the class labels of each are in 0 to classes - 1."""
     for batch in stream:
         if isinstance(batch, Mapping):
             refuse_labels(batch.get("label"), classes)
@@ -48,6 +50,8 @@ def check_each(stream: Iterator[Any], classes: int) -> Iterator[Any]:
 
 def refuse_labels(label: Any, classes: int) -> None:
     """Refuses labels outside of 0 to classes - 1; the network checks labels on an accelerator itself.
+
+    Floating-point values, None and an empty tensor are not checked.
 
     Raises:
         UsageError: with the labels and the remedy.

@@ -16,7 +16,12 @@ ABSENT = "nothing"
 
 
 def difference(stored: Any, given: Any, at: str = "") -> list[str]:
-    """Returns the differences of two descriptions, one short line each: `network.width: was 32, now 64`."""
+    """Returns the differences of two descriptions, one short line each: `network.width: was 32, now 64`.
+
+    Args:
+        stored, given: descriptions, the nested dicts and lists that `serialize` returns.
+        at: where in the whole description these two stand, for the lines.
+    """
     if isinstance(stored, dict) and isinstance(given, dict) and class_name(stored) == class_name(given):
         if {*stored, *given} == {"tensor", "dtype"} and stored.keys() == given.keys():
             return difference_of_tensors(stored, given, at.strip("."))
@@ -52,7 +57,7 @@ def difference_of_tensors(stored: Mapping[str, Any], given: Mapping[str, Any], a
 
 
 def brief(value: Any, most: int = 60) -> str:
-    """Returns a part of a description as a short text."""
+    """Returns a part of a description as a text of about `most` characters or fewer: a class by its name."""
     if isinstance(value, dict) and (name := class_name(value)) is not None:
         return str(name)
     text = str(value)

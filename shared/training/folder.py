@@ -49,7 +49,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Within it an error of the disk becomes one line that names the file.
+    """Within the block an error of the disk becomes a `UsageError` of one line that names the file.
 
     Raises:
         UsageError: in place of an OSError.
@@ -81,7 +81,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Raises:
-        UsageError: where there is none, with the remedy.
+        UsageError: where the file cannot be read or does not contain one; the message ends in `remedy`.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -111,7 +111,7 @@ def refuse_several() -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within it no other process or thread enters the block for the same folder.
+    """Within the block no other process or thread can enter it for the same folder.
 
     The operating system releases the lock of a process that dies. On operating systems and file systems without such
     locks, the block is entered without one.
@@ -170,6 +170,13 @@ class Metrics:
 
     Lines that cannot be read are left out, and a copy of the unchanged file is kept beside it.
 
+    Args:
+        folder: the run's folder.
+        step: the step that the run resumes from; 0 begins an empty file.
+
+    Attributes:
+        seconds: duration of the run so far, from the last line that is kept; 0 without one.
+
     Raises:
         UsageError: where the file cannot be read or written.
     """
@@ -202,7 +209,7 @@ class Metrics:
             ) from error
 
     def write(self, **values: Any) -> None:
-        """Appends one line."""
+        """Appends one line with these values by name."""
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -217,7 +224,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(path: Path, ending: str) -> tuple[list[float], list[float]]:
-    """Returns steps and values of the first name with that ending in a `metrics.jsonl`; where it has none, it warns.
+    """Returns the steps and values of a quantity in a `metrics.jsonl`, such as of the ending `loss`.
+
+    It is the first whose name has this ending; where there is none, both lists are empty, and a `Notice` is
+    issued as a warning.
 
     Raises:
         UsageError: where the file cannot be read.

@@ -9,7 +9,7 @@ from .config import Training
 
 
 def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.AdamW:
-    """Returns AdamW with the given settings."""
+    """Returns AdamW with the settings; its learning rate is to be set for each step, from `learning_rate`."""
     return torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
@@ -21,7 +21,10 @@ def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.A
 
 
 def learning_rate(config: Training, step: int) -> float:
-    """Returns the learning rate of step 0, 1, ...: linear warm-up, constant, linear cool-down to 0 after the last."""
+    """Returns the learning rate of step 0, 1, ...: linear warm-up, constant, linear cool-down to 0 after the last.
+
+    `rate min(1, (step + 1) / warmup) min(1, (steps - step) / cooldown)`, with the settings of `Training`.
+    """
     warmup = min(5000, config.steps // 10) if config.warmup is None else config.warmup
     rise = min(1.0, (step + 1) / max(warmup, 1))
     fall = min(1.0, (config.steps - step) / max(config.cooldown, 1))
@@ -31,7 +34,8 @@ def learning_rate(config: Training, step: int) -> float:
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
     """Scales the gradient down to norm `largest`, or to zero where its norm is not finite, and returns its norm before.
 
-    Nothing waits for the device: the gradients are scaled where they lie.
+    The norm is that of all gradients together, a scalar tensor. Nothing waits for the device: the gradients are scaled
+    where they lie.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -46,7 +50,8 @@ def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
 def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
     """Updates averaged weights: `average <- d average + (1 - d) module` with `d = min(decay, (1 + n) / (10 + n))`.
 
-    The smaller d of early steps makes the average forget the random initialization.
+    n is `step`, from 0; buffers are copied, not averaged. The smaller d of early steps makes the average forget the
+    random initialization.
     """
     d = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

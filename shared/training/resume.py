@@ -27,6 +27,8 @@ def refuse_other_model(
 ) -> list[str]:
     """Refuses an objective that is not the checkpoint's, and returns notes on what changed.
 
+    The description and the tensors are those of the checkpoint, from `checkpoint.read`.
+
     Of a network that is not part of this package only the class is known, and its module may have moved: another class
     is a note, not an error.
 
@@ -75,12 +77,14 @@ def without_classes(description: Any) -> Any:
 
 
 def first_few(lines: Sequence[str]) -> str:
-    """Returns up to four of the differences in one text."""
+    """Returns up to four of the lines in one text, separated by semicolons."""
     return f"{'; '.join(lines[:4])}{'; ...' * (len(lines) > 4)}"
 
 
 def restore_data(folder: Path, description: Mapping[str, Any], batches: Any) -> list[str]:
     """Moves the batches to the checkpoint's position, and returns notes on what changed.
+
+    Batches without `load_state_dict`, or without a saved state, start from their beginning, which is a note.
 
     Raises:
         UsageError: for other data.
@@ -134,8 +138,14 @@ def optimizer_slots(
 ) -> tuple[dict[int, dict[str, Tensor]], list[str]]:
     """Returns the optimizer's state by each parameter's index among the trained ones, and notes on what changed.
 
-    State belongs to the name of a parameter. Checkpoints of earlier versions have indices instead of names; their state
-    is taken where as many parameters of the same shapes are trained.
+    In checkpoints, state belongs to the name of a parameter. Those of earlier versions have indices instead of names;
+    their state is taken where as many parameters of the same shapes are trained.
+
+    Args:
+        folder: the folder of the checkpoint, for the message.
+        description, tensors: the checkpoint, from `checkpoint.read`.
+        objective: the objective that is trained further.
+        trained: its parameters that are trained, in the order of the optimizer.
 
     Raises:
         UsageError: for state of another shape than its parameter's.
@@ -171,12 +181,12 @@ def optimizer_slots(
 
 
 def fits(slots: Mapping[str, Tensor], parameter: nn.Parameter) -> bool:
-    """Returns whether the moments have the parameter's shape."""
+    """Returns whether AdamW's moments, all of `slots` but `step`, have the parameter's shape."""
     return all(value.shape == parameter.shape for slot, value in slots.items() if slot != "step")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Returns a few of the names and their number, as the subject of a sentence in the past."""
+    """Returns up to two of the names as the subject of a sentence: `a was`, `3 parameters (a, b, ...) were`."""
     if len(names) == 1:
         return f"{names[0]} was"
     return f"{len(names)} parameters ({', '.join(names[:2])}{', ...' * (len(names) > 2)}) were"
@@ -202,7 +212,7 @@ def other_settings(description: Mapping[str, Any], config: Training, experiment:
 
 
 def common(given: Any, other: Any) -> Any:
-    """Returns a description without the arguments that the other lacks, which another version added or removed."""
+    """Returns `given` without the entries that `other` lacks, which another version of the package added or removed."""
     if isinstance(given, dict) and isinstance(other, dict):
         return {k: common(v, other[k]) for k, v in given.items() if k in other}
     return given

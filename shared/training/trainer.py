@@ -52,12 +52,16 @@ class Trainer(Generic[Trained]):
     Generic in the objective, which `fit` returns with averaged weights.
 
     Args:
-        objective: the loss to minimize; its network is trained in place.
+        objective: the loss to minimize, moved to `config.device`; its network is trained in place.
         config: settings of the trainer.
         folder: the run's folder; None writes nothing.
         experiment: a serializable dataclass, the recipe, which the command line reads from the checkpoint.
-        progress: how to report progress.
+        progress: `(items, total, label) -> items`, such as `bar`; reports nothing by default.
         watch: called with the averaged objective and the step every `config.watch_every` steps.
+
+    Attributes:
+        average: the objective with averaged weights, which `fit` returns: in evaluation mode, frozen.
+        step: number of steps that were done.
 
     Raises:
         UsageError: for an objective that cannot be trained or saved, and in one of several processes.
@@ -230,7 +234,12 @@ class Trainer(Generic[Trained]):
 
 
 class Log:
-    """Averages the loss between lines of the log on the device, so that no step waits for it."""
+    """Averages the loss between lines of the log on the device, so that no step waits for it.
+
+    Args:
+        folder: the run's folder, to whose `metrics.jsonl` lines are appended; None writes nothing.
+        step: number of steps that were done before.
+    """
 
     def __init__(self, folder: Path | None, step: int) -> None:
         self.metrics = None if folder is None else Metrics(folder, step)
@@ -238,13 +247,13 @@ class Log:
         self.start = time.perf_counter() - (self.metrics.seconds if self.metrics else 0)
 
     def add(self, total: Tensor, parts: dict[str, Tensor], norm: Tensor) -> None:
-        """Adds the loss of one step."""
+        """Adds one step: the loss and its parts of each example, `(B,)`, and the norm of the gradient, a scalar."""
         self.rows.append(
             {"loss": total.detach().mean()} | {k: v.detach().mean() for k, v in parts.items()} | {"gradient_norm": norm}
         )
 
     def write(self, step: int, rate: float) -> None:
-        """Writes the means since the last line; steps whose gradient was not finite are only counted.
+        """Writes the means since the last line; steps whose loss or gradient was not finite are only counted.
 
         Raises:
             FloatingPointError: where no gradient since the last line was finite.
@@ -295,7 +304,7 @@ def interruption() -> Iterator[Callable[[], bool]]:
 
 
 def next_batch(stream: Iterator[Any], step: int) -> Mapping[str, Tensor]:
-    """Returns the next batch.
+    """Returns the next batch of the stream, for step `step`.
 
     Raises:
         UsageError: where there is none, or it is not a dict with x0.
