@@ -9,9 +9,10 @@ from ..errors import UsageError
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    r"""Returns the Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
+    r"""Returns the squared Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
 
-    `|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`. The trace of the square root is the sum of the singular
+    `|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`, as in FID, with the means mu and the (unbiased) covariances C
+    of the features. The trace of the square root is the sum of the singular
     values of `C_a^(1/2) C_b^(1/2)`, computed from the centered features, so that it is accurate also for fewer examples
     than features. The distance of finite sets is biased upwards: compare only distances of equal numbers of examples.
 
@@ -19,7 +20,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         a, b: features, `(N, d)` and `(M, d)`.
 
     Raises:
-        UsageError: for features that are not finite, or of different sizes.
+        UsageError: for features that are not finite or of different sizes d, or fewer than two examples.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise UsageError(

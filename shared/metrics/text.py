@@ -20,7 +20,7 @@ class NGram:
     Every token has a positive probability in every context. The first tokens of a window have shorter contexts.
 
     Args:
-        order: number of tokens in an n-gram, 1 for token frequencies.
+        order: n, the number of tokens in an n-gram, 1 for token frequencies.
         vocabulary: number K of tokens; they are 0..K-1.
 
     Raises:
@@ -57,6 +57,8 @@ class NGram:
     def bits(self, windows: Tensor) -> Tensor:
         """Returns the code length `-log2 P` of each window, float64 `(N,)`, for `(N, L)`; a stream `(L,)` is a window.
 
+        It is the sum over the window's L tokens, in bits.
+
         Raises:
             UsageError: before `fit`, or for tokens outside 0..K-1.
         """
@@ -67,7 +69,11 @@ class NGram:
         return torch.from_numpy(-np.log2(p).sum(1))
 
     def probabilities(self, contexts: Tensor) -> Tensor:
-        """Returns `P(. | h)`, float64 `(N, K)`, for contexts `(N, m)`, of which the last `order - 1` tokens count."""
+        """Returns `P(. | h)`, float64 `(N, K)`, for contexts `(N, m)`, of which the last `order - 1` tokens count.
+
+        Raises:
+            UsageError: before `fit`, or for tokens outside 0..K-1.
+        """
         count, length = contexts.shape
         tokens = torch.arange(self.vocabulary).repeat(count)[:, None]
         x = self._checked(torch.cat([contexts.repeat_interleave(self.vocabulary, 0), tokens], 1))
@@ -113,8 +119,8 @@ class PerplexityAndEntropy(NamedTuple):
     """Generative perplexity and entropy of samples, to be reported together: repetitive samples have both low.
 
     Attributes:
-        perplexity: perplexity under the judging model, per token.
-        entropy: mean unigram entropy of a sample, in bits per token.
+        perplexity: perplexity per token, under the n-gram model that judges the samples.
+        entropy: entropy of the token frequencies in one sample, in bits per token, averaged over the samples.
     """
 
     perplexity: float
@@ -125,6 +131,13 @@ def generative_perplexity(judge: NGram, samples: Tensor) -> PerplexityAndEntropy
     """Returns the perplexity `2^(bits / tokens)` of samples `(N, L)` under a model of the data, and their entropy.
 
     Both are reported together, as in Zheng et al. (2024).
+
+    Args:
+        judge: the model, after `fit` on data.
+        samples: integers in 0..K-1, K the vocabulary of the judge.
+
+    Raises:
+        UsageError: where the judge is not fitted, or for no samples or tokens outside 0..K-1.
     """
     perplexity = 2.0 ** float(judge.bits(samples).sum() / samples.numel())
     return PerplexityAndEntropy(perplexity, entropy(samples, judge.vocabulary))
@@ -149,7 +162,9 @@ def entropy(samples: Tensor, vocabulary: int) -> float:
 
 
 def distinct(samples: Tensor, n: int) -> float:
-    """Returns distinct-n (Li et al. 2016): the share of different n-grams among all of samples `(N, L)`, in (0, 1].
+    """Returns distinct-n (Li et al. 2016): the number of different n-grams divided by the number of all, in (0, 1].
+
+    The n-grams are those of all samples `(N, L)` together.
 
     Raises:
         UsageError: for n outside 1 to L.
