@@ -13,6 +13,8 @@ def save_curves(
 ) -> Path:
     """Writes a PNG with one panel for each curve, since losses of different families have different units.
 
+    Returns the path.
+
     Args:
         path: path of the PNG.
         curves: for each title, x, y and the label of the y axis, with its unit. The y axis is logarithmic.

@@ -28,6 +28,9 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
 
     Returns:
         float32 array `(rows (H + gap) - gap, columns (W + gap) - gap, 3)` in [0, 1].
+
+    Raises:
+        UsageError: for images of another number of dimensions.
     """
     if images.ndim != 4:
         raise UsageError(f"images of shape {tuple(images.shape)}: give a tensor (N, C, H, W)")
@@ -46,6 +49,11 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> Path:
     """Writes a PNG of a grid of images without axes or titles, enlarged by an integer factor to 640 pixels at most.
 
     A grid that is larger than that keeps its size.
+
+    Args:
+        path: path of the PNG, which is returned.
+        images: `(N, C, H, W)` in [0, 1].
+        columns: images in a row.
     """
     from PIL import Image
 
@@ -57,7 +65,14 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> Path:
 
 
 def save_panels(path: Path, panels: Mapping[str, Tensor], columns: int = 10, across: int = 3) -> Path:
-    """Writes a PNG of titled grids of images, `across` grids in a row."""
+    """Writes a PNG of titled grids of images, `across` grids in a row.
+
+    Args:
+        path: path of the PNG, which is returned.
+        panels: for each title, images `(N, C, H, W)` in [0, 1].
+        columns: images in a row of a grid.
+        across: grids in a row of the figure.
+    """
     down = -(-len(panels) // across)
     pages = {title: tile(images, columns) for title, images in panels.items()}
     aspect = max(page.shape[0] / page.shape[1] for page in pages.values())

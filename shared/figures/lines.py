@@ -16,7 +16,7 @@ class Lines:
 
     Attributes:
         xlabel, ylabel: labels of the axes, with their units.
-        lines: x and y of each line, by its name.
+        lines: x and y of each line, by its name, which the legend shows.
         logx, logy: whether the axes are logarithmic; with logx every x is a tick, except those close to another.
         points: texts at the points of a line, by the line's name.
     """
@@ -30,7 +30,13 @@ class Lines:
 
 
 def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path:
-    """Writes a PNG of panels side by side, each with a legend; if all have more than six lines, they share one."""
+    """Writes a PNG of panels side by side, each with a legend; if all have more than six lines, they share one.
+
+    Args:
+        path: path of the PNG, which is returned.
+        panels: the panels by their titles.
+        title: title of the figure; "" for none.
+    """
     figure = Figure(figsize=(4.6 * len(panels), 3.7), layout="constrained", dpi=120)
     if title:
         figure.suptitle(title, fontsize=12)

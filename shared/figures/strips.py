@@ -15,7 +15,7 @@ def save_strip(path: Path, strips: Mapping[str, tuple[Sequence[float], Sequence[
     """Writes a PNG of strips below each other, each a sequence of states with their times.
 
     Args:
-        path: path of the PNG.
+        path: path of the PNG, which is returned.
         strips: for each label, times `(n,)` and states, n tensors `(rows, C, H, W)` in [0, 1]; a state is a column.
         title: title of the figure.
     """
