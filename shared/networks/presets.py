@@ -100,7 +100,7 @@ def adm_imagenet64() -> UNet:
 def adm_imagenet128() -> UNet:
     """Returns ADM's U-Net for ImageNet of 128 pixels, 422 M random weights (Dhariwal & Nichol 2021).
 
-    It has four attention heads at every resolution; otherwise as `adm_imagenet64`.
+    It has four attention heads at every resolution. Labels, learned variance and time input are as in `adm_imagenet64`.
     """
     variant = replace(ADM, head_width=None)
     return UNet(
