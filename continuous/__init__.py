@@ -34,10 +34,9 @@ from .objectives import Hybrid, Variational
 from .posterior import LogInterpolated, large, learned_diagonal, learned_range, posterior, small
 from .prediction import PosteriorMean
 from .samplers import DDIM, Ancestral, encode
-from .schedules import Cosine, Shifted, resolution_shift
+from .schedules import Cosine, Shifted, Tabulated, resolution_shift, tabulate
 from .solvers import LMS, DPMSolver, DPMSolverPP, DPMSolverPPSingle, Heun, UniPC, curved, exponential, midpoint
 from .stochastic import Churned, Renoised
-from .tabulated import Tabulated, tabulate
 
 __all__ = [
     "DDIM",

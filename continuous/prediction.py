@@ -8,7 +8,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
 from .posterior import posterior_coefficients
-from .tabulated import Tabulated
+from .schedules import Tabulated
 
 
 @serializable("continuous.PosteriorMean", formerly="unnoise.continuous.prediction.PosteriorMean")

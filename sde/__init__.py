@@ -40,10 +40,10 @@ from .integrators import (
     rk4,
 )
 from .likelihood import ChangeOfVariables, ExactTrace, Hutchinson
-from .noise_levels import NoiseLevels, best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio
+from .noise_levels import best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio
 from .objectives import MaximumLikelihood
 from .predictors import EulerMaruyama, NoPredictor, ReverseDiffusion
-from .schedules import EDM, VE, VP, Straight, SubVP, vp_betas
+from .schedules import EDM, VE, VP, NoiseLevels, Straight, SubVP, vp_betas
 from .sde import SDE
 
 __all__ = [

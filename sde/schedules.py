@@ -1,18 +1,18 @@
-"""Continuous-time schedules: VP, sub-VP and VE (Song et al. 2021), EDM (Karras et al. 2022) and rectified flow."""
+"""Schedules: VP, sub-VP and VE (Song et al. 2021), EDM (Karras et al. 2022), rectified flow, and the table of NCSN."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..shared.errors import UsageError
-from ..shared.gaussian.schedule import Schedule, even_grid, karras_sigmas, refuse_no_steps
+from ..shared.gaussian.schedule import Schedule, TableSchedule, even_grid, karras_sigmas, refuse_no_steps, segment
 from ..shared.serialization import serializable
-from ..shared.tensors import exact
+from ..shared.tensors import Table, exact
 
 
 @serializable("sde.VP", formerly="unnoise.sde.schedules.VP")
@@ -237,6 +237,64 @@ class Straight(Schedule):
 
     def grid(self, steps: int) -> Tensor:
         return even_grid(steps)
+
+
+@serializable("sde.NoiseLevels", formerly="unnoise.sde.noise_levels.Levels")
+@dataclass(frozen=True)
+class NoiseLevels(TableSchedule):
+    r"""N noise levels on an unscaled signal: `alpha = 1`, `sigma_n` at t = n / N (Song & Ermon 2019, section 4.1).
+
+    n = 1..N. This is also the N-step chain of VE. Row n = 0 is the clean signal. Rows are ordered by increasing noise,
+    so the papers' sigma_1 is the last one here. Called with times; returns alpha_t and sigma_t, of their shape. Between
+    rows the log-SNR is linear in t, so sigma is geometric; for 0 < t < 1 / N sigma is `sigmas[0]`.
+
+    Attributes:
+        sigmas: `(N,)`, float64, positive and increasing, such as `geometric_sigmas(0.01, 50.0, 232)`.
+
+    Raises:
+        UsageError: for sigmas of another shape, not positive, not increasing or not finite.
+    """
+
+    sigmas: Tensor
+    _log_sigma: Table = field(init=False, repr=False, compare=False)  # rows 1..N
+
+    def __post_init__(self) -> None:
+        sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach().clone()
+        if sigmas.ndim != 1 or not len(sigmas):
+            raise UsageError(
+                f"sigmas of shape {tuple(sigmas.shape)}: give a vector of one or more, such as "
+                "geometric_sigmas(0.01, 1, 10)"
+            )
+        if not (sigmas[0] > 0 and (sigmas.diff() > 0).all() and sigmas.isfinite().all()):
+            raise UsageError(
+                f"sigmas={sigmas.tolist()}: noise levels must be positive and increase; "
+                "flip a table that starts with the largest"
+            )
+        object.__setattr__(self, "sigmas", sigmas)
+        object.__setattr__(self, "_log_sigma", Table(sigmas.log()))
+
+    @property
+    def steps(self) -> int:
+        """N, the number of noise levels."""
+        return len(self.sigmas)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        low, high, part = segment(t, self.steps)
+        log_sigma = torch.lerp(self._log_sigma[low], self._log_sigma[high], part)
+        return torch.where(t <= 0, torch.inf, -2 * log_sigma).to(t.dtype)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), (-0.5 * self.log_snr(exact(t))).exp().to(t.dtype)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        table = self._log_sigma.on(log_snr.device)
+        value = (-exact(log_snr) / 2).clamp(table[0], table[-1])
+        high = torch.searchsorted(table, value.contiguous()).clamp(1, max(self.steps - 1, 1))
+        high = high.clamp(max=self.steps - 1)  # a table of one row
+        low = (high - 1).clamp(min=0)
+        gap = table[high] - table[low]
+        part = torch.where(gap > 0, (value - table[low]) / gap, 1.0)
+        return ((low + 1 + part) / self.steps).clamp(max=1.0).to(log_snr.dtype)
 
 
 def vp_betas(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:

@@ -9,9 +9,8 @@ from helpers import Fixture, FromScore, Recorded, assert_close
 from scipy import stats
 
 from unnoise.continuous import Tabulated, linear_betas
-from unnoise.sde import VE, VP, Learned, ReverseDiffusion
+from unnoise.sde import VE, VP, Learned, NoiseLevels, ReverseDiffusion, geometric_sigmas
 from unnoise.sde.correctors import AnnealedLangevin, Langevin, batch_norms, own_norms, snr_of
-from unnoise.sde.noise_levels import NoiseLevels, geometric_sigmas
 from unnoise.sde.predictors import NoPredictor
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture

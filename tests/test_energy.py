@@ -15,14 +15,15 @@ from unnoise.sde import (
     CorrectorPredictor,
     DenoisingLoss,
     ExactTrace,
+    NoiseLevels,
     NoPredictor,
     ProbabilityFlow,
     SubVP,
     annealing,
+    geometric_sigmas,
 )
 from unnoise.sde.annealing import log_normalizing_constant
 from unnoise.sde.energy import EnergyDenoiser, Potential
-from unnoise.sde.noise_levels import NoiseLevels, geometric_sigmas
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticMixture
 from unnoise.shared.networks import MLP

@@ -61,7 +61,9 @@ def test_guidance_refuses_networks_that_have_no_null():
     network = UNet((1, 8, 8), 8, (1,), 1, classes=3, null_label=False)
     with pytest.raises(UsageError, match="this network has no value for an absent label"):
         ClassifierFree(Learned(network, VP()), w=1.0)
-    with pytest.raises(UsageError, match="ClassifierGuided is a NoisyClassifier: give a Gaussian denoiser as first argument"):
+    with pytest.raises(
+        UsageError, match="ClassifierGuided is a NoisyClassifier: give a Gaussian denoiser as first argument"
+    ):
         ClassifierGuided(NoisyClassifier(Encoder((1, 8, 8)), VP()), Learned(network, VP()))
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from helpers import Fixture, FromScore, Recorded, assert_close
 
-from unnoise.sde import SDE, VE, ReverseDiffusion
+from unnoise.sde import SDE, VE, NoiseLevels, ReverseDiffusion
 from unnoise.sde.noise_levels import (
-    NoiseLevels,
     best_epsilon,
     geometric_sigmas,
     largest_sigma,
