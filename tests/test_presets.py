@@ -271,3 +271,8 @@ def test_transformers_have_the_published_sizes(preset, millions):
     with torch.device("meta"):
         network = preset()
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
+
+
+def test_a_classifier_of_another_size_is_refused():
+    with pytest.raises(UsageError, match="size=96: ADM's classifiers are of 64, 128, 256, 512 pixels"):
+        presets.adm_classifier(96)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..errors import UsageError
 from .embeddings import Sinusoidal
 from .encoder import Encoder
 from .image_dit import ImageDiT
@@ -147,9 +148,12 @@ def adm_classifier(size: int) -> Encoder:
         size: height and width in pixels: 64, 128, 256 or 512, with 65, 43, 54 or 54 M parameters.
 
     Raises:
-        KeyError: for another size.
+        UsageError: for another size.
     """
-    multipliers = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: LARGE, 512: (0.5, *LARGE)}[size]
+    sizes = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: LARGE, 512: (0.5, *LARGE)}
+    if size not in sizes:
+        raise UsageError(f"size={size}: ADM's classifiers are of {', '.join(map(str, sizes))} pixels")
+    multipliers = sizes[size]
     attention = tuple(size // pixels for pixels in (32, 16, 8))
     return Encoder(
         (3, size, size), 1000, 128, multipliers, 4 if size == 64 else 2, attention, variant=ADM, positional=True
