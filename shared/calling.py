@@ -40,7 +40,7 @@ class HasNetwork(Protocol):
     """An object that calls a network: a denoiser, a classifier of noisy data or a dequantizer.
 
     Attributes:
-        network: `(x, time, **cond) -> out`.
+        network: `(x, time, **cond) -> out`, with time the time input, float32 `(B,)`.
     """
 
     network: nn.Module
@@ -53,13 +53,14 @@ class HasNetwork(Protocol):
 def call_network(owner: HasNetwork, x: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
     """Returns the network's output at `(x, time, **cond)`: a floating-point tensor on the device of x.
 
-    Floating-point x and conditions are cast to the dtype of the network's first parameter. The time input stays
-    float32, since half precision would round it: bfloat16 cannot represent 999. Before the first call of a network with
-    an `nn.Embedding`, the smallest and the largest time input are tried.
+    Its shape is not checked, and its dtype is the network's. Floating-point x and conditions are cast to the dtype of
+    the network's first parameter. The time input stays float32, since half precision would round it: bfloat16 cannot
+    represent 999. Before the first call of a network with an `nn.Embedding`, the smallest and the largest time input
+    are tried.
 
     Args:
         owner: the object that has the network.
-        x: `(B, ...)`.
+        x: `(B, ...)`, real numbers, or tokens as integers.
         time: the time input, float32 `(B,)`.
         cond: conditions by name.
 
@@ -89,8 +90,12 @@ def call_network(owner: HasNetwork, x: Tensor, time: Tensor, cond: dict[str, Any
 def one_per_example(v: Tensor, x: Tensor) -> Tensor:
     """Returns `v`, a scalar or `(B,)`, as float32 `(B,)` on the device of `x`, without waiting for an accelerator.
 
+    Args:
+        v: the time inputs; `(1,)` stands for all examples too.
+        x: `(B, ...)`.
+
     Raises:
-        UsageError: for another shape.
+        UsageError: for another shape of v.
     """
     if v.ndim > 1 or (v.ndim and len(v) not in (1, len(x))):
         raise UsageError(
@@ -105,7 +110,14 @@ def one_per_example(v: Tensor, x: Tensor) -> Tensor:
 def try_time_inputs(owner: HasNetwork, x: Tensor, cond: dict[str, Any]) -> None:
     """Calls a network with an embedding at the smallest and the largest time input, to find a missing row early.
 
-    Networks with an attribute `conditions` are of this package, or written for it, and are not called.
+    The call is in evaluation mode, without gradients, on two examples of zeros, and does not change the state of the
+    random number generators. Networks with an attribute `conditions` are of this package, or written for it, and are
+    not called.
+
+    Args:
+        owner: the object that has the network.
+        x: `(B, ...)`, of which only the shape, dtype and device are used.
+        cond: conditions by name; of those with a row for each example the first row is used.
 
     Raises:
         UsageError: if an embedding has no row for one of the two.
@@ -163,7 +175,7 @@ def precision(module: nn.Module) -> torch.dtype | None:
 
 
 def to_dtype(value: Any, dtype: torch.dtype, name: str = "x") -> Any:
-    """Returns a floating-point tensor in the given dtype, and other values as they are.
+    """Returns a floating-point tensor in the given dtype, and other values as they are; `name` is for the message.
 
     Raises:
         UsageError: for an array of another library.
@@ -178,8 +190,12 @@ def to_dtype(value: Any, dtype: torch.dtype, name: str = "x") -> Any:
 def refuse_non_tensor(out: Any, x: Tensor) -> Tensor:
     """Returns a network's output, and raises unless it is a floating-point tensor on the device of x.
 
+    Args:
+        out: the output.
+        x: the input that the network was called with.
+
     Raises:
-        UsageError: for anything else.
+        UsageError: for anything else, with a remedy for outputs in a tuple, a dict or an object with `sample`.
     """
     if not isinstance(out, Tensor):
         kind, returns = f"an object of type {type(out).__name__}", "the tensor in it"
@@ -210,10 +226,14 @@ def refuse_non_tensor(out: Any, x: Tensor) -> Tensor:
 
 
 def refuse_signature(network: Any) -> None:
-    """Raises for a network that does not take an input and a time, when a denoiser is built from it.
+    """Raises unless `network` is an `nn.Module` whose `forward` accepts two positional arguments, input and time.
+
+    Denoisers, classifiers of noisy data and dequantizers call it when they are constructed. Only the signature is read,
+    the network is not called. A network without parameters, which may be a placeholder, is not checked, nor is one
+    whose signature cannot be read.
 
     Raises:
-        UsageError: for such a network, and for an object that is not an `nn.Module`.
+        UsageError: for another network, and for an object that is not an `nn.Module`.
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"network={network!r} is not an nn.Module: give one, called as network(x, time, **conditions)")
@@ -224,7 +244,12 @@ def refuse_signature(network: Any) -> None:
 
 
 def missing_time_argument(signature: inspect.Signature, name: str) -> str | None:
-    """Returns the error message for a `forward` that does not take an input and a time, None if it does."""
+    """Returns the error message for a `forward` that does not take an input and a time, None if it does.
+
+    Args:
+        signature: of `forward`, without self.
+        name: the class of the network, for the message.
+    """
     try:
         signature.bind_partial(None, None)
     except TypeError:
@@ -236,7 +261,7 @@ def missing_time_argument(signature: inspect.Signature, name: str) -> str | None
 
 
 def signature_of(network: nn.Module) -> inspect.Signature | None:
-    """Returns the signature of the network's `forward`, None if it cannot be read."""
+    """Returns the signature of the network's `forward`, without self; None if it cannot be read."""
     try:
         return inspect.signature(network.forward)
     except (TypeError, ValueError):
@@ -244,7 +269,16 @@ def signature_of(network: nn.Module) -> inspect.Signature | None:
 
 
 def explanation(error: Exception, owner: HasNetwork, x: Tensor, time: Tensor, cond: dict[str, Any]) -> str | None:
-    """Returns the message for an error that the call caused, None for an error of the network itself."""
+    """Returns the message for an error that the call caused, None for an error of the network itself.
+
+    Recognized are conditions that do not fit the signature, indices that are not integers or have no row in an
+    embedding, inputs on another device than the network, and mixed precisions.
+
+    Args:
+        error: raised by `owner.network(x, time, **cond)`.
+        owner: the object that has the network.
+        x, time, cond: the arguments of the call.
+    """
     network = owner.network
     name, reported = type(network).__name__, str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, TypeError):
@@ -280,7 +314,13 @@ def explanation(error: Exception, owner: HasNetwork, x: Tensor, time: Tensor, co
 
 
 def condition_mismatch(signature: inspect.Signature | None, name: str, cond: dict[str, Any]) -> str | None:
-    """Returns the message for conditions that do not fit the signature, None if they do."""
+    """Returns the message for conditions that do not fit the signature, None if they do.
+
+    Args:
+        signature: of the network's `forward`, without self; None if unknown, for which there is no message.
+        name: the class of the network, for the message.
+        cond: conditions by name.
+    """
     if signature is None:
         return None
     if line := missing_time_argument(signature, name):
@@ -303,13 +343,16 @@ def condition_mismatch(signature: inspect.Signature | None, name: str, cond: dic
 
 
 def networks_of(denoiser: nn.Module) -> list[nn.Module]:
-    """Returns the networks that a denoiser calls, with those of the denoisers inside it."""
+    """Returns the networks that a denoiser calls, each once.
+
+    These are the attributes `network` of the denoiser and of all modules inside it: inner denoisers, classifiers.
+    """
     found = (getattr(m, "network", None) for m in denoiser.modules())
     return list(dict.fromkeys(network for network in found if isinstance(network, nn.Module)))
 
 
 def warn_in_training(denoiser: nn.Module) -> None:
-    """Warns, once for each network, if dropout or batch norm is in training mode."""
+    """Gives a `Notice`, once for each network, if a dropout or batch norm layer of it is in training mode."""
     for m in denoiser.modules():
         if m.training and (isinstance(m, _BatchNorm) or (isinstance(m, _DropoutNd) and m.p > 0)) and m not in WARNED:
             WARNED.update(denoiser.modules())
@@ -319,7 +362,7 @@ def warn_in_training(denoiser: nn.Module) -> None:
 
 @contextmanager
 def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
-    """Raises at the end of the block if a network of tokens returned NaN within it.
+    """Raises at the end of the block if a network whose input is tokens (integers) returned NaN within it.
 
     NaN logits are not visible in the tokens that are sampled from them. Whether there was one is recorded on the device
     and read once.

@@ -17,10 +17,13 @@ from .tensors import finest, per_example, refuse_unless
 class CodeLength(NamedTuple):
     """The code length of each example in nats: three terms `(B,)`, for bounds and for exact likelihoods.
 
+    A code length is a negative log-likelihood, or an upper bound on it. The terms are sums over dimensions.
+
     Attributes:
         prior: the term of x_1: for a bound `KL(q(x_1 | x_0) || p(x_1))`, for a flow `-log p(x_1)`.
         path: the terms of the steps between; for a flow minus the log-determinant of the map from x_0 to x_1.
-        data: the term of the last step, to the quantized data.
+        data: the term of the last step, to the quantized data; for a flow the term of the dequantizer,
+            `log q(u | k) - dims log(cell)`, or 0 without one.
         error: the standard error of the code length, `(B,)`; None unless it was estimated more than once an example.
     """
 
@@ -31,11 +34,11 @@ class CodeLength(NamedTuple):
 
     @property
     def nats(self) -> Tensor:
-        """The total code length, `(B,)`."""
+        """The total code length in nats, `prior + path + data`, `(B,)`."""
         return self.prior + self.path + self.data
 
     def bits_per_dim(self, dims: int) -> Tensor:
-        """Returns `nats / (dims log 2)`, `(B,)`."""
+        """Returns `nats / (dims log 2)`, `(B,)`, with `dims` the number of dimensions of one example."""
         return self.nats / (dims * math.log(2))
 
 
@@ -53,7 +56,10 @@ def refuse_nan(code: CodeLength) -> CodeLength:
 
 
 def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
-    """Returns `KL(N(mean_q, var_q) || N(mean_p, var_p))`, elementwise, in nats."""
+    """Returns `KL(N(mean_q, var_q) || N(mean_p, var_p))`, elementwise, in nats.
+
+    `var_q` and `var_p` are variances, above 0. The arguments are broadcast against each other.
+    """
     excess = (var_q - var_p) / var_p  # with log1p, accurate for variances that are nearly equal
     return 0.5 * ((mean_q - mean_p) ** 2 / var_p + excess - torch.log1p(excess))
 
@@ -61,15 +67,16 @@ def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) ->
 def discretized_gaussian(
     k: Tensor, mean: Tensor, std: Tensor, quantization: Quantization, *, tanh: bool = False
 ) -> Tensor:
-    r"""Returns `log P(k)`, elementwise, in nats: a Gaussian integrated over the bin of level k.
+    r"""Returns `log P(k)`, of the shape of k, in nats: the log of a Gaussian integrated over the bin of level k.
 
     Ho et al. 2020, eq. 13. Bins extend half a spacing to each side; the first and last bin are unbounded, so the
     probabilities of all levels sum to one.
 
     Args:
-        k: levels, int.
-        mean, std: of the Gaussian, in the units of `quantization.continuous(k)`, broadcast against k.
-        quantization: the real numbers of the levels.
+        k: quantization levels 0..K-1, int.
+        mean, std: mean and standard deviation of the Gaussian, in the units of `quantization.continuous(k)`, broadcast
+            against k.
+        quantization: the map from levels to real numbers.
         tanh: True for the published approximation `Phi(z) = (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2`, with its
             smallest probability of 1e-12, in place of the exact distribution function. It serves to reproduce published
             figures only.
@@ -92,7 +99,10 @@ def discretized_gaussian(
 
 
 def approximate_cdf(z: Tensor) -> Tensor:
-    """Returns the tanh approximation of the normal distribution function that the published DDPM code uses."""
+    """Returns `(1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2`, elementwise.
+
+    It is the approximation of the standard normal distribution function in the published DDPM code.
+    """
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 
@@ -103,13 +113,14 @@ def sampled_steps(first: int, last: int, terms: int, batch: int, generator: Sour
     unbiased, and exact with `terms = last - first + 1`, which contains every step once.
 
     Args:
-        first, last: the range of the sum.
-        terms: the number of steps for each example.
+        first, last: the range of the sum, both included.
+        terms: the number of steps for each example; above `last - first + 1` it is reduced to that.
         batch: B, the number of examples.
         generator: the source of random numbers.
 
     Returns:
-        The steps, int64 `(terms, B)`, and the weight of each term, `(last - first + 1) / terms`.
+        The steps, int64 `(terms, B)`, and the weight of each term, `(last - first + 1) / terms`: the estimate is the
+        weight times the sum of the terms.
     """
     count = last - first + 1
     terms = min(terms, count)
@@ -124,5 +135,8 @@ def total_nats(values: Tensor) -> Tensor:
 
 
 def perplexity(nats: float) -> float:
-    """Returns `exp(nats)`, or infinity where that exceeds the range of float64."""
+    """Returns `exp(nats)`, or infinity where that exceeds the range of float64.
+
+    `nats` is the mean code length of a token, or of a word for a perplexity per word.
+    """
     return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf

@@ -18,8 +18,9 @@ from .values import equal, hash_of_type, notation
 class Corruption(ABC):
     """A forward process `q(x_t | x_0)`, with the prior of `x_1` that sampling starts from.
 
-    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. A corruption is immutable, so copies of a denoiser
-    share it, and two that were constructed from equal arguments are equal.
+    `t` is a scalar or has shape `(B,)`; 0 <= s < t <= 1 everywhere. Random numbers come from `generator`, a
+    `torch.Generator`, `Streams` or None for torch's global generator. A corruption is immutable, so copies of a
+    denoiser share it, and two that were constructed from equal arguments are equal.
     """
 
     __eq__, __hash__, __repr__ = equal, hash_of_type, notation
@@ -35,19 +36,19 @@ class Corruption(ABC):
 
     @abstractmethod
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        """Samples `x_t ~ q(x_t | x_0)`, of the shape of `x0`."""
+        """Samples `x_t ~ q(x_t | x_0)`, of the shape of `x0`, `(B, ...)`; one draw for each example."""
 
     @abstractmethod
     def diffuse(self, x_s: Tensor, s: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
-        """Samples `x_t ~ q(x_t | x_s)`, s < t, for samplers that go back to a noisier time."""
+        """Samples `x_t ~ q(x_t | x_s)`, s < t, of the shape of `x_s`, for samplers that go back to a noisier time."""
 
     @abstractmethod
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
-        """Samples `x_1` from the prior."""
+        """Samples `x_1` from the prior, of the given shape `(B, ...)`, on the given device."""
 
     @abstractmethod
     def grid(self, steps: int) -> Tensor:
-        """Returns the `steps + 1` times of a sampler, float64, from 1 down to 0."""
+        """Returns the decreasing times of a sampler of that many steps, `(steps + 1,)`, float64, from 1 down to 0."""
 
     @abstractmethod
     def state(self, x: Tensor) -> Tensor:
@@ -60,19 +61,26 @@ class Corruption(ABC):
     def refuse_grid(self, grid: Tensor) -> None:  # noqa: B027
         """Raises for a grid with several times at which the process has the same distribution.
 
+        The base class refuses no grid. `grid` contains decreasing times, float64.
+
         Raises:
             UsageError: for such a grid.
         """
 
     @abstractmethod
     def training_time(self, u: Tensor) -> Tensor:
-        """Returns the training time for `u` uniform on [0, 1), float64, of the shape of u."""
+        """Returns the training time for `u` uniform on [0, 1), float64, of the shape of u.
+
+        The process thus defines how training times are distributed in [0, 1]: evenly from its smallest time to 1, on
+        the rows of a table, or log-normally.
+        """
 
 
 def table_grid(steps: int, rows: int) -> Tensor:
     """Returns the times of evenly spaced rows of a table, including its first and last row, and then 0.
 
-    The rows are those of OpenAI's respacing "N", whose index is row - 1.
+    Row n = 1..T is the time n / T; a single step goes from the last row to 0. The rows are those of OpenAI's respacing
+    "N", whose index is row - 1.
 
     Args:
         steps: of the sampler.
@@ -93,12 +101,18 @@ def table_grid(steps: int, rows: int) -> Tensor:
 
 
 def table_time(u: Tensor, rows: int) -> Tensor:
-    """Returns t = n / T, float64, with n uniform on 1..T for `u` uniform on [0, 1)."""
+    """Returns t = n / T, float64, of the shape of u, with n uniform on 1..T for `u` uniform on [0, 1); `rows` is T."""
     return (torch.floor(exact(u) * rows) + 1).clamp(max=rows) / rows
 
 
 def refuse_below_first_row(grid: Tensor, rows: int) -> None:
-    """Raises for a grid with times between 0 and the first row of a table, between which the process does not change.
+    """Raises for a grid with times strictly between 0 and 1 / T, the first row of a table of T steps.
+
+    At these times the process has the distribution of the first row.
+
+    Args:
+        grid: decreasing times, float64.
+        rows: T.
 
     Raises:
         UsageError: for such a grid.

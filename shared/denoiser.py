@@ -29,24 +29,25 @@ class Denoiser(nn.Module, ABC, Generic[C]):
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns the estimate of x_0.
+        """Returns the estimate of x_0: a mean of the shape of x_t, or log-probabilities `(B, ..., K)`.
 
         Args:
-            x_t: `(B, ...)`.
-            t: a scalar or `(B,)`.
+            x_t: `(B, ...)`, real numbers, or tokens as int64.
+            t: a scalar or `(B,)`, in [0, 1].
             cond: conditions by name, passed to the network unchanged.
         """
 
     def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """Returns the state that sampling starts from at t, `(B, ...)`, given a draw x of the corruption's prior.
 
-        That is x itself, unless the process keeps some of the data at t that the prior does not have.
+        t is a scalar, the first time of the sampler's grid. The base class returns x itself; Gaussian denoisers scale
+        it to sigma_t, and categorical ones sample the tokens that the process keeps at t and the prior does not have.
         """
         return x
 
 
 def accepted_conditions(denoiser: Denoiser, cond: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of the conditions that the denoiser takes; all of them if its network does not list its own."""
+    """Returns those of the conditions `cond` that the denoiser takes; all if its network does not list its own."""
     if denoiser.conditions is None:
         return cond
     return {name: value for name, value in cond.items() if name in denoiser.conditions}
