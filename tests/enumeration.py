@@ -1,4 +1,4 @@
-"""Laws of pairs of tokens by enumeration: the oracle of samplers, guidance and editing of tokens."""
+"""Distributions of pairs of tokens by enumeration: the oracle of samplers, guidance and editing of tokens."""
 
 import itertools
 
@@ -17,9 +17,9 @@ def pairs(k: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(k), repeat=2)))
 
 
-def joint(law: Tensor) -> Tensor:
+def joint(distribution: Tensor) -> Tensor:
     """The probabilities of the next pair from distributions of each position, `(..., 2, K)` to `(..., K * K)`."""
-    return (law[..., 0, :, None] * law[..., 1, None, :]).flatten(-2)
+    return (distribution[..., 0, :, None] * distribution[..., 1, None, :]).flatten(-2)
 
 
 def generator_of(rates: Tensor, k: int) -> Tensor:
@@ -34,22 +34,22 @@ def generator_of(rates: Tensor, k: int) -> Tensor:
     return out
 
 
-def at_time(transition, law0: Tensor, t: Tensor) -> Tensor:
+def at_time(transition, joint: Tensor, t: Tensor) -> Tensor:
     """The distribution of x_t, `(states, states)`, for data of the distribution `(levels, levels)`."""
     q = transition.pushforward(torch.eye(transition.states, dtype=torch.float64)[: transition.categories], ZERO, t)
-    return q.T @ law0 @ q
+    return q.T @ joint @ q
 
 
 class JointOracle(CleanDenoiser):
     """The exact posterior at each position of two that depend on each other."""
 
-    def __init__(self, law0: Tensor, transition) -> None:
+    def __init__(self, joint: Tensor, transition) -> None:
         super().__init__()
-        self.law0, self.corruption, self.reverse = law0, transition, Marginal()
+        self.joint, self.corruption, self.reverse = joint, transition, Marginal()
 
     def logits(self, x_t: Tensor, t: Tensor, **cond) -> Tensor:
         reach = self.corruption.likelihood(x_t, ZERO, t)[..., : self.corruption.categories]
-        both = self.law0 * reach[:, 0, :, None] * reach[:, 1, None, :]
+        both = self.joint * reach[:, 0, :, None] * reach[:, 1, None, :]
         return torch.stack([both.sum(2), both.sum(1)], 1).log()
 
 
@@ -106,10 +106,10 @@ def frequencies(x: Tensor, k: int) -> Tensor:
     return torch.bincount(x[:, 0] * k + x[:, 1], minlength=k * k).double() / len(x)
 
 
-def walk(start: Tensor, law, grid: Tensor, k: int) -> Tensor:
-    """The distribution of pairs at the end of a grid, by step distributions that `law(x, t, s)` says."""
+def walk(start: Tensor, distribution, grid: Tensor, k: int) -> Tensor:
+    """The distribution of pairs at the end of a grid, by step distributions that `distribution(x, t, s)` says."""
     for t, s in itertools.pairwise(grid):
-        start = start @ joint(torch.nan_to_num(law(pairs(k), t, s)))
+        start = start @ joint(torch.nan_to_num(distribution(pairs(k), t, s)))
     return start
 
 
@@ -119,7 +119,7 @@ def masked_start(k: int) -> Tensor:
     return start
 
 
-LAW0 = torch.tensor([[0.30, 0.05, 0.02], [0.02, 0.03, 0.25], [0.15, 0.10, 0.08]], dtype=torch.float64)
+JOINT = torch.tensor([[0.30, 0.05, 0.02], [0.02, 0.03, 0.25], [0.15, 0.10, 0.08]], dtype=torch.float64)
 
 
 def as_module(formula) -> nn.Module:

@@ -211,7 +211,7 @@ class Even(Streams):
 
 @pytest.mark.parametrize("reverse", [Product(), Marginal(), Product(eps=1e-3)], ids=str)
 @pytest.mark.parametrize("kind", RESAMPLING)
-def test_draws_follow_their_law(kind, reverse):
+def test_draws_follow_their_distribution(kind, reverse):
     """One uniform number a position.
 
     Over all of them each token comes as often as its probability, to the width of the grid.
@@ -225,14 +225,16 @@ def test_draws_follow_their_law(kind, reverse):
         ):
             x_t = torch.full((count,), x)
             drawn = denoiser.draw(x_t, at(n, 8), at(m, 8), generator=Even())
-            law = denoiser.step_distribution(x_t[:1], at(n, 8), at(m, 8))[0]
-            assert (torch.bincount(drawn, minlength=transition.states) / count - law).abs().max() < 1e-4
+            distribution = denoiser.step_distribution(x_t[:1], at(n, 8), at(m, 8))[0]
+            assert (torch.bincount(drawn, minlength=transition.states) / count - distribution).abs().max() < 1e-4
     clean, later = (torch.tensor(v, dtype=D) for v in (0.25, 0.75))
     for x in range(transition.categories):
         for draw, low in ((transition.corrupt, None), (transition.diffuse, clean)):
             drawn = draw(torch.full((count,), x), *(() if low is None else (low,)), later, generator=Even())
-            law = transition.likelihood(torch.arange(transition.states), CLEAN if low is None else low, later)[:, x]
-            assert (torch.bincount(drawn, minlength=transition.states) / count - law).abs().max() < 1e-4
+            distribution = transition.likelihood(torch.arange(transition.states), CLEAN if low is None else low, later)[
+                :, x
+            ]
+            assert (torch.bincount(drawn, minlength=transition.states) / count - distribution).abs().max() < 1e-4
     start = transition.prior((count,), generator=Even())
     assert (torch.bincount(start, minlength=transition.states) / count - transition.stationary()).abs().max() < 1e-4
 

@@ -43,7 +43,7 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.sampler import CorrectorPredictor
 
 D = torch.float64
-LAW = torch.tensor([0.7, 0.2, 0.1], dtype=D)
+SHARES = torch.tensor([0.7, 0.2, 0.1], dtype=D)
 
 
 def masking(*betas, mask=3, size=4):
@@ -76,13 +76,13 @@ class Table(torch.nn.Module):
         )
 
 
-def law_of(denoiser, grid):
+def distribution_of(denoiser, grid):
     """The distribution of one token at the end of a grid, from the sampler's start."""
     x = torch.arange(denoiser.corruption.states)[:, None]
-    law = denoiser.start_distribution(denoiser.corruption.stationary().argmax().view(1, 1), grid[0]).flatten()
+    distribution = denoiser.start_distribution(denoiser.corruption.stationary().argmax().view(1, 1), grid[0]).flatten()
     for t, s in itertools.pairwise(grid):
-        law = law @ denoiser.step_distribution(x, t, s)[:, 0].double()
-    return law
+        distribution = distribution @ denoiser.step_distribution(x, t, s)[:, 0].double()
+    return distribution
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,8 +93,8 @@ def test_a_mask_that_rounding_leaves_a_little_short_is_the_start(dtype):
     assert transition.stationary().tolist() == [0, 0, 0, 1]
     grid = torch.tensor([2 / 3, 1 / 3, 0.0], dtype=D)
     assert transition.survival(grid[0]) == pytest.approx(1 - (1 - 0.8 * 0.65), abs=1e-6)
-    oracle = AnalyticCategorical(torch.cat([LAW, torch.zeros(1)]), transition)
-    torch.testing.assert_close(law_of(oracle, grid)[:3], LAW, rtol=0, atol=1e-6)
+    oracle = AnalyticCategorical(torch.cat([SHARES, torch.zeros(1)]), transition)
+    torch.testing.assert_close(distribution_of(oracle, grid)[:3], SHARES, rtol=0, atol=1e-6)
     assert torch.isfinite(VariationalBound(oracle, steps=grid).prior(torch.tensor([[0], [1]]))).all()
 
 
@@ -105,15 +105,18 @@ def test_drawn_starts_have_the_distribution_that_the_bound_codes():
     """
     transition = Dense(masking([0.1, 0.2, 0.13], [0.7, 0.35, 0.61], [1.0, 1.0, 1.0]), categories=3)
     denoiser, t, n = (
-        AnalyticCategorical(torch.cat([LAW, torch.zeros(1)]), transition),
+        AnalyticCategorical(torch.cat([SHARES, torch.zeros(1)]), transition),
         torch.tensor(2 / 3, dtype=D),
         60000,
     )
-    law = denoiser.start_distribution(torch.tensor([[3]]), t).flatten()
+    distribution = denoiser.start_distribution(torch.tensor([[3]]), t).flatten()
     x = denoiser.start(torch.full((n, 1), 3), t, generator=torch.Generator().manual_seed(0))
     found = torch.bincount(x.flatten(), minlength=4) / n
-    assert ((found - law).abs() < 5 * (law * (1 - law) / n).sqrt()).all(), (found, law)
-    assert float(1 - law[3]) < 0.8 * transition.survival(t)
+    assert ((found - distribution).abs() < 5 * (distribution * (1 - distribution) / n).sqrt()).all(), (
+        found,
+        distribution,
+    )
+    assert float(1 - distribution[3]) < 0.8 * transition.survival(t)
 
 
 @pytest.mark.parametrize("h", [0.01, 0.05])

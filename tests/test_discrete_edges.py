@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from enumeration import LAW0, ONE, ZERO, Both, JointOracle, as_module, at_time, joint, pairs, walk
+from enumeration import JOINT, ONE, ZERO, Both, JointOracle, as_module, at_time, joint, pairs, walk
 
 from unnoise.discrete import (
     Absorbing,
@@ -147,8 +147,8 @@ def test_ratios_where_nothing_is_left_at_the_end(schedule):
     for n in (2, 10, 1000):
         s = torch.tensor(1 - 1 / n, dtype=D)
         alpha = torch.exp(-schedule.total(s))
-        law = denoiser.step_distribution(torch.tensor([[3]]), ONE, s)[0, 0]
-        close(law, torch.cat([alpha * p, 1 - alpha[None]]), 1e-9)
+        distribution = denoiser.step_distribution(torch.tensor([[3]]), ONE, s)[0, 0]
+        close(distribution, torch.cat([alpha * p, 1 - alpha[None]]), 1e-9)
     x0 = torch.multinomial(p, 4000, replacement=True, generator=torch.Generator().manual_seed(0))[:, None]
     bound = VariationalBound(denoiser, steps=10)(x0, generator=torch.Generator().manual_seed(0)).nats
     assert abs(float(bound.mean()) + float((p * p.log()).sum())) < 5 * float(bound.std()) / 4000**0.5
@@ -238,7 +238,7 @@ def test_the_bound_takes_the_exact_posterior_and_the_objective_the_smoothed_one(
     assert float(nats.mean()) > -float((p * p.log()).sum())
 
 
-def padded_law():
+def padded_distribution():
     """Texts of one or two of the tokens 0 and 1, filled up by 2."""
     return torch.tensor([[0.30, 0.05, 0.15], [0.05, 0.20, 0.25], [0.0, 0.0, 0.0]], dtype=D)
 
@@ -248,8 +248,8 @@ def padded_law():
 def test_padded_texts_are_coded(make, padding):
     """All texts' costs are a code, with their lengths sent first or with padding as a token; what is given of padding
     is known."""
-    transition, law = make(), padded_law()
-    denoiser = JointOracle(law.clamp(min=1e-12), transition)
+    transition, distribution = make(), padded_distribution()
+    denoiser = JointOracle(distribution.clamp(min=1e-12), transition)
     bound = VariationalBound(denoiser, padding=padding)
     texts = torch.tensor([[0, 2], [1, 2], [0, 0], [0, 1], [1, 0], [1, 1]])
     costs = []
@@ -265,7 +265,7 @@ def test_padded_texts_are_coded(make, padding):
         costs.append(float(total))
     costs = torch.tensor(costs, dtype=D)
     assert float(torch.exp(-costs).sum()) <= 1 + 1e-9
-    chance = law[texts[:, 0], texts[:, 1]]
+    chance = distribution[texts[:, 0], texts[:, 1]]
     assert float((chance * costs).sum()) >= -float((chance * chance.log()).sum()) - 1e-9
     if padding is not None:
         assert bound.length_nats(texts) == math.log(3)
@@ -280,7 +280,7 @@ def test_parts_are_means_over_uniform_times(power):
     """Whatever times a loss prefers, the path that it logs is the integral over all of them."""
     transition = Uniform(3, LogLinearNoise(t_min=0.05))
     denoiser = Categorical(Both(3, 3), transition)
-    x0 = torch.multinomial(LAW0.flatten(), 40_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    x0 = torch.multinomial(JOINT.flatten(), 40_000, replacement=True, generator=torch.Generator().manual_seed(0))
     x0 = torch.stack([x0 // 3, x0 % 3], 1)
     loss = ContinuousBound(denoiser, times=Stratified(power))(x0, generator=torch.Generator().manual_seed(3))
     path = VariationalBound(denoiser, terms=64)(x0, generator=torch.Generator().manual_seed(5)).path / (2 * math.log(2))
@@ -331,17 +331,17 @@ def test_every_integer_type_is_read(make, dtype):
 def test_a_grid_that_starts_below_one_starts_from_its_own_time():
     """Tokens that the process leaves at t = 0.6 are drawn with the start, and coded."""
     transition = Absorbing(3, LogLinearNoise(0.0))
-    oracle, grid = JointOracle(LAW0, transition), torch.tensor([0.6, 0.3, 0.0], dtype=D)
+    oracle, grid = JointOracle(JOINT, transition), torch.tensor([0.6, 0.3, 0.0], dtype=D)
     count = 40_000
     states = list(
         Ancestral(oracle, last=categorical).trajectory(
             shape=(count, 2), steps=grid, generator=torch.Generator().manual_seed(0)
         )
     )
-    law = at_time(transition, LAW0, 0.3 * ONE)
+    distribution = at_time(transition, JOINT, 0.3 * ONE)
     found = torch.bincount(states[0][:, 0] * 4 + states[0][:, 1], minlength=16).view(4, 4) / count
     for axis in (0, 1):  # of each token by itself: both that are left were drawn at once
-        assert (found.sum(axis) - law.sum(axis)).abs().max() < 0.01
+        assert (found.sum(axis) - distribution.sum(axis)).abs().max() < 0.01
     assert isinstance(
         VariationalBound(TopP(Categorical(Both(4, 4), transition), 0.5), steps=grid).prior(pairs(3)), torch.Tensor
     )

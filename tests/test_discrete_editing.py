@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from enumeration import LAW0, Both, Given, JointOracle, frequencies, strata
+from enumeration import JOINT, Both, Given, JointOracle, frequencies, strata
 from torch import Tensor, nn
 
 from unnoise.discrete import (
@@ -39,9 +39,9 @@ def test_where_the_known_part_lies():
 
 @pytest.mark.parametrize("name", ["ancestral", "unmasking", "hitting"])
 @pytest.mark.parametrize("place", [0, 1])
-def test_the_rest_follows_the_conditional_law(name, place):
+def test_the_rest_follows_the_conditional_distribution(name, place):
     """With the exact denoiser, over strata of the time and of the token: the other position given this one."""
-    oracle = JointOracle(LAW0, Absorbing(3, LogLinearNoise(eps=0.01)))
+    oracle = JointOracle(JOINT, Absorbing(3, LogLinearNoise(eps=0.01)))
     when, what = (torch.stack([u, u], 1) for u in strata(4, 1000))
     sampler, steps, draws = {
         "ancestral": (Ancestral(oracle, last=categorical), 1, (what,)),
@@ -52,31 +52,31 @@ def test_the_rest_follows_the_conditional_law(name, place):
         infilling = Infilling(sampler, torch.tensor([symbol, symbol]), torch.tensor([place == 0, place == 1]))
         x = infilling(torch.full((4000, 2), 3), steps=steps, generator=Given(*draws))
         assert (x[:, place] == symbol).all()
-        row = LAW0[symbol] if place == 0 else LAW0[:, symbol]
+        row = JOINT[symbol] if place == 0 else JOINT[:, symbol]
         ours = torch.bincount(x[:, 1 - place], minlength=3).double() / 4000
         torch.testing.assert_close(ours, row / row.sum(), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("last", [0, 1])
-def test_both_of_three_follow_their_joint_conditional_law(last, generator):
+def test_both_of_three_follow_their_joint_conditional_distribution(last, generator):
     """One token at a time through Infilling: two free positions have the network's own distribution in either order."""
     denoiser = Categorical(Thirds(), Absorbing(2, LogLinearNoise(eps=0)), head=carried)
     x = Infilling(FirstHitting(denoiser), torch.tensor([0, 0, last]), torch.tensor([False, False, True]))(
         shape=(60_000, 3), steps=3, generator=generator
     )
     assert (x[:, 2] == last).all()
-    law = Thirds.LAW[:, :, last] / Thirds.LAW[:, :, last].sum()
-    torch.testing.assert_close(frequencies(x[:, :2], 2), law.flatten(), rtol=0, atol=0.01)
+    distribution = Thirds.SHARES[:, :, last] / Thirds.SHARES[:, :, last].sum()
+    torch.testing.assert_close(frequencies(x[:, :2], 2), distribution.flatten(), rtol=0, atol=0.01)
 
 
 class Thirds(nn.Module):
     """The exact posterior of three positions that depend on each other; it does not depend on the time."""
 
-    LAW = torch.tensor([[[0.25, 0.05], [0.05, 0.15]], [[0.02, 0.18], [0.1, 0.2]]], dtype=torch.float64)
+    SHARES = torch.tensor([[[0.25, 0.05], [0.05, 0.15]], [[0.02, 0.18], [0.1, 0.2]]], dtype=torch.float64)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         hot = torch.cat([torch.eye(2), torch.ones(1, 2)]).double()[x]
-        each = [torch.einsum("abc,na,nb,nc->n" + out, self.LAW, hot[:, 0], hot[:, 1], hot[:, 2]) for out in "abc"]
+        each = [torch.einsum("abc,na,nb,nc->n" + out, self.SHARES, hot[:, 0], hot[:, 1], hot[:, 2]) for out in "abc"]
         return torch.stack(each, 1).log()
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from enumeration import LAW0, ONE, Both, JointOracle, at_time, pairs, walk
+from enumeration import JOINT, ONE, Both, JointOracle, at_time, pairs, walk
 from torch import Tensor, nn
 
 from unnoise.discrete import (
@@ -148,14 +148,17 @@ class Bayes:
         self.transition, self.prior = transition, torch.tensor([prior, 1 - prior], dtype=torch.float64)
 
     def __call__(self, hot: Tensor, t: Tensor, *, label: Tensor) -> Tensor:
-        each = torch.stack([at_time(self.transition, law, t) for law in (LAW0, SECOND)]) * self.prior[:, None, None]
+        each = (
+            torch.stack([at_time(self.transition, distribution, t) for distribution in (JOINT, SECOND)])
+            * self.prior[:, None, None]
+        )
         hot = hot.double()
         both = torch.einsum("bi,cij,bj->bc", hot[:, 0], each, hot[:, 1]).log().log_softmax(-1)
         return both.gather(1, label[:, None]).squeeze(1)
 
 
 def mixed() -> Tensor:
-    return 0.4 * LAW0 + 0.6 * SECOND
+    return 0.4 * JOINT + 0.6 * SECOND
 
 
 @pytest.mark.parametrize(
@@ -166,27 +169,27 @@ def test_a_perfect_classifier_is_bayes_rule(make):
     transition, t = make(), ONE * 0.5
     x = pairs(transition.states)
     guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbor)
-    for label, law in enumerate((LAW0, SECOND)):
-        of_class = JointOracle(law, transition)
+    for label, distribution in enumerate((JOINT, SECOND)):
+        of_class = JointOracle(distribution, transition)
         label = torch.full((len(x),), label)
         ours, truth = reverse_rates(guided, x, t, label=label), reverse_rates(of_class, x, t)
         torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [lambda d: d.step_distribution, lambda d: Euler(d).distribution])
-def test_guided_steps_lead_to_the_law_of_the_class(sampler):
+def test_guided_steps_lead_to_the_distribution_of_the_class(sampler):
     transition = Uniform(3, LogLinearNoise(eps=0.1))
     guided = ClassifierGuided(JointOracle(mixed(), transition), Bayes(transition), change=every_neighbor)
-    law, errors = sampler(guided), []
+    distribution, errors = sampler(guided), []
     for steps in (64, 128):
         grid = torch.linspace(1, 0.05, steps + 1, dtype=torch.float64)
         end = walk(
-            at_time(transition, LAW0, ONE).flatten(),
-            lambda x, t, s: law(x, t, s, label=torch.zeros(9, dtype=torch.int64)),
+            at_time(transition, JOINT, ONE).flatten(),
+            lambda x, t, s: distribution(x, t, s, label=torch.zeros(9, dtype=torch.int64)),
             grid,
             3,
         )
-        errors.append(float((end - at_time(transition, LAW0, grid[-1]).flatten()).abs().sum()))
+        errors.append(float((end - at_time(transition, JOINT, grid[-1]).flatten()).abs().sum()))
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.25)
     assert errors[1] < 0.05
 
@@ -218,13 +221,13 @@ def test_the_first_order_meets_small_changes(make):
 
     gaps = []
     for size in (0.1, 0.05):
-        laws = [
+        distributions = [
             ClassifierGuided(denoiser, classifier(size), change=change).step_distribution(
                 pairs(4), ONE * 0.6, ONE * 0.4
             )
             for change in (first_order, every_neighbor)
         ]
-        gaps.append(float((laws[0] - laws[1]).abs().max()))
+        gaps.append(float((distributions[0] - distributions[1]).abs().max()))
     assert 3 < gaps[0] / gaps[1] < 10
     assert gaps[1] < 1e-3
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from enumeration import (
-    LAW0,
+    JOINT,
     ONE,
     ZERO,
     Given,
@@ -47,32 +47,34 @@ from unnoise.shared.sampler import PredictorCorrector
 
 
 def uniform_oracle():
-    return JointOracle(LAW0, Uniform(3, LogLinearNoise(eps=0.1)))
+    return JointOracle(JOINT, Uniform(3, LogLinearNoise(eps=0.1)))
 
 
-def error_of(sampler_law, transition, steps: int, end: float = 0.05) -> float:
+def error_of(sampler_distribution, transition, steps: int, end: float = 0.05) -> float:
     grid = torch.linspace(1, end, steps + 1, dtype=torch.float64)
-    start = at_time(transition, LAW0, ONE).flatten()
-    law = walk(start, sampler_law, grid, transition.states)
-    return float((law - at_time(transition, LAW0, grid[-1]).flatten()).abs().sum())
+    start = at_time(transition, JOINT, ONE).flatten()
+    distribution = walk(start, sampler_distribution, grid, transition.states)
+    return float((distribution - at_time(transition, JOINT, grid[-1]).flatten()).abs().sum())
 
 
-def ordinal_law(x: Tensor, means: Tensor, most: int = 9) -> Tensor:
+def ordinal_distribution(x: Tensor, means: Tensor, most: int = 9) -> Tensor:
     """The distribution of `ordinal`, by the sums of all numbers of jumps, `(..., K)`."""
     k = means.shape[-1]
     out = torch.zeros_like(means)
-    for row, law, at in zip(means.reshape(-1, k), out.view(-1, k), x.flatten().tolist(), strict=True):
+    for row, distribution, at in zip(means.reshape(-1, k), out.view(-1, k), x.flatten().tolist(), strict=True):
         others = [y for y in range(k) if y != at]
         for counts in itertools.product(range(most), repeat=len(others)):
             chance = math.prod(
                 math.exp(-float(row[y])) * float(row[y]) ** n / math.factorial(n)
                 for y, n in zip(others, counts, strict=True)
             )
-            law[min(max(at + sum(n * (y - at) for y, n in zip(others, counts, strict=True)), 0), k - 1)] += chance
+            distribution[min(max(at + sum(n * (y - at) for y, n in zip(others, counts, strict=True)), 0), k - 1)] += (
+                chance
+            )
     return out
 
 
-@pytest.mark.parametrize("make", [uniform_oracle, lambda: JointOracle(LAW0, Absorbing(3, LogLinearNoise(eps=0.1)))])
+@pytest.mark.parametrize("make", [uniform_oracle, lambda: JointOracle(JOINT, Absorbing(3, LogLinearNoise(eps=0.1)))])
 @pytest.mark.parametrize("name", ["euler", "single"])
 def test_steps_along_rates_are_of_order_one(make, name):
     oracle = make()
@@ -80,9 +82,10 @@ def test_steps_along_rates_are_of_order_one(make, name):
     def leap(x, t, s):
         return single_jump_distribution(x, (t - s) * reverse_rates(oracle, x, t))
 
-    law = {"euler": Euler(oracle).distribution, "single": leap}[name]
+    distribution = {"euler": Euler(oracle).distribution, "single": leap}[name]
     errors = [
-        error_of(lambda x, t, s: torch.nan_to_num(law(x, t, s)), oracle.corruption, steps) for steps in (64, 128, 256)
+        error_of(lambda x, t, s: torch.nan_to_num(distribution(x, t, s)), oracle.corruption, steps)
+        for steps in (64, 128, 256)
     ]
     assert errors[-1] < 0.05
     for coarse, fine in itertools.pairwise(errors):
@@ -95,22 +98,22 @@ def test_euler_is_its_formula():
     rates = reverse_rates(oracle, x, t)
     hot, total = oracle.corruption.one_hot(x, torch.float64), rates.sum(-1, keepdim=True)
     torch.testing.assert_close(Euler(oracle).distribution(x, t, t - 0.02), hot * (1 - 0.02 * total) + 0.02 * rates)
-    far = Euler(JointOracle(LAW0, Uniform(3, GeometricNoise(low=1e-3, high=50.0)))).distribution(x, ONE, ONE * 0.5)
+    far = Euler(JointOracle(JOINT, Uniform(3, GeometricNoise(low=1e-3, high=50.0)))).distribution(x, ONE, ONE * 0.5)
     torch.testing.assert_close(far, (1 - hot) / 2, rtol=0, atol=1e-6)
 
 
 def test_ordinal_leaps_are_of_order_one():
     oracle = uniform_oracle()
 
-    def law(x, t, s):
-        return ordinal_law(x, (t - s) * reverse_rates(oracle, x, t))
+    def distribution(x, t, s):
+        return ordinal_distribution(x, (t - s) * reverse_rates(oracle, x, t))
 
-    errors = [error_of(law, oracle.corruption, steps) for steps in (32, 64)]
+    errors = [error_of(distribution, oracle.corruption, steps) for steps in (32, 64)]
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.25)
 
 
 @pytest.mark.parametrize("jumps", [single, ordinal])
-def test_leaps_have_the_law_of_their_jumps(jumps):
+def test_leaps_have_the_distribution_of_their_jumps(jumps):
     """The sampler's own step at one pair of tokens, over strata."""
     oracle = uniform_oracle()
     t, s, x = ONE * 0.8, ONE * 0.5, torch.tensor([[0, 2]])
@@ -128,7 +131,7 @@ def test_leaps_have_the_law_of_their_jumps(jumps):
             ],
             1,
         )
-        expected = ordinal_law(x, means)
+        expected = ordinal_distribution(x, means)
     y = TauLeaping(oracle, jumps).step(x.expand(len(u), 2), t, s, generator=Given(u))
     torch.testing.assert_close(frequencies(y, 3), joint(expected)[0], rtol=0, atol=0.02)
 
@@ -144,7 +147,7 @@ def test_reverse_rates_are_the_bayes_rule_of_the_forward_ones():
     """`d q_t / dt` backwards: `-q_t R_hat` is what `q_t R` adds, so the reverse chain undoes the forward one."""
     oracle = uniform_oracle()
     transition, t = oracle.corruption, ONE * 0.6
-    q = at_time(transition, LAW0, t).flatten()
+    q = at_time(transition, JOINT, t).flatten()
     back = generator_of(reverse_rates(oracle, pairs(3), t), 3)
     forth = generator_of(transition.outflow(pairs(3), t), 3)
     torch.testing.assert_close(
@@ -156,15 +159,15 @@ def test_reverse_rates_are_the_bayes_rule_of_the_forward_ones():
     "make",
     [
         uniform_oracle,
-        lambda: JointOracle(LAW0, GaussianTarget(3)),
-        lambda: JointOracle(LAW0, Absorbing(3, CosineNoise())),
+        lambda: JointOracle(JOINT, GaussianTarget(3)),
+        lambda: JointOracle(JOINT, Absorbing(3, CosineNoise())),
     ],
 )
 def test_the_corrector_keeps_its_level(make):
     """Its rates leave q_s as it is; a leap does up to the square of its length."""
     oracle = make()
     k, s = oracle.corruption.states, ONE * 0.4
-    q = at_time(oracle.corruption, LAW0, s).flatten()
+    q = at_time(oracle.corruption, JOINT, s).flatten()
     rates = torch.nan_to_num(RateCorrector(oracle, jumps=single).rates(pairs(k), s))
     assert float((q @ generator_of(rates, k)).abs().max()) < 1e-10 * float(rates.max())
     errors = [
@@ -196,7 +199,7 @@ def test_the_corrector_leaps_as_far_as_it_says_and_where():
 def test_a_corrector_mends_a_coarse_predictor(generator):
     oracle = uniform_oracle()
     grid = torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)
-    expected = at_time(oracle.corruption, LAW0, grid[-1]).flatten()
+    expected = at_time(oracle.corruption, JOINT, grid[-1]).flatten()
     errors = []
     for sampler in (
         TauLeaping(oracle, single),
@@ -209,29 +212,29 @@ def test_a_corrector_mends_a_coarse_predictor(generator):
     assert errors[1] < 0.6 * errors[0]
 
 
-def test_the_last_step_is_the_denoisers_law():
+def test_the_last_step_is_the_denoisers_distribution():
     oracle = uniform_oracle()
     t, x = ONE * 0.3, pairs(3)
-    law = oracle.step_distribution(x, t, ZERO)
+    distribution = oracle.step_distribution(x, t, ZERO)
     for make in (Ancestral, Euler, TauLeaping):
-        assert torch.equal(make(oracle).step(x, t, ZERO), law.argmax(-1))
+        assert torch.equal(make(oracle).step(x, t, ZERO), distribution.argmax(-1))
         u = torch.full((9, 2), 0.25, dtype=torch.float64)
         drawn = make(oracle, last=categorical).step(x, t, ZERO, generator=Given(u))
-        assert torch.equal(drawn, (law.cumsum(-1) < 0.75).sum(-1))
+        assert torch.equal(drawn, (distribution.cumsum(-1) < 0.75).sum(-1))
 
 
 def test_the_analytic_sampler_of_ratios_is_ancestral_and_exact(generator):
     """A network of true log-ratios, SEDD's: one step from q_t gives each position's q_s."""
     transition = Uniform(3, GeometricNoise(low=1e-3, high=8.0))
-    oracle = JointOracle(LAW0, transition)
+    oracle = JointOracle(JOINT, transition)
     denoiser = ScoreEntropyDenoiser(
         as_module(lambda x, label: oracle.ratio(x, label.double()[0] / 1000).log()), transition
     )
     t, s = ONE * 0.75, ONE * 0.5
-    after = at_time(transition, LAW0, t).flatten() @ joint(denoiser.step_distribution(pairs(3), t, s))
+    after = at_time(transition, JOINT, t).flatten() @ joint(denoiser.step_distribution(pairs(3), t, s))
     for axis in (0, 1):
         torch.testing.assert_close(
-            after.view(3, 3).sum(axis), at_time(transition, LAW0, s).sum(axis), rtol=0, atol=1e-6
+            after.view(3, 3).sum(axis), at_time(transition, JOINT, s).sum(axis), rtol=0, atol=1e-6
         )
     torch.testing.assert_close(
         reverse_rates(denoiser, pairs(3), t), reverse_rates(oracle, pairs(3), t), rtol=1e-5, atol=1e-8

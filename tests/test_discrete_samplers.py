@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from enumeration import (
-    LAW0,
+    JOINT,
     ONE,
     ZERO,
     Both,
@@ -70,7 +70,7 @@ def test_unmasking_is_ancestral(name, generator):
     assert stats.chisquare(counts[keep].numpy(), (expected[keep] * len(x)).numpy(), sum_check=False).pvalue > 1e-3
 
 
-def test_unmasking_over_strata_is_the_enumerated_law():
+def test_unmasking_over_strata_is_the_enumerated_distribution():
     """Chances that are multiples of 1/4 and 1/8: midpoints of a grid give the distribution to the last digit."""
     transition = Absorbing(3, LogLinearNoise(eps=0))
     denoiser = Categorical(Eighths(), transition, head=carried)
@@ -85,7 +85,7 @@ def test_unmasking_over_strata_is_the_enumerated_law():
     torch.testing.assert_close(frequencies(x, 4), expected, rtol=0, atol=1e-12)
 
 
-def test_first_hitting_over_strata_is_the_joint_law_in_continuous_time():
+def test_first_hitting_over_strata_is_the_joint_distribution_in_continuous_time():
     denoiser = Categorical(Eighths(), Absorbing(3, LogLinearNoise(eps=0)), head=carried)
     p = denoiser.network.table
     expected = torch.zeros(4, 4, dtype=torch.float64)
@@ -148,13 +148,13 @@ def test_remasking_keeps_the_marginals(name, cap):
     """
     transition = ABSORPTIONS[name]()
     grid = transition.grid(4)
-    sampler = Remasking(JointOracle(LAW0, transition), cap=cap)
+    sampler = Remasking(JointOracle(JOINT, transition), cap=cap)
     for t, s in itertools.pairwise(grid):
-        after = at_time(transition, LAW0, t).flatten() @ joint(torch.nan_to_num(sampler.distribution(pairs(4), t, s)))
-        expected = at_time(transition, LAW0, s)
+        after = at_time(transition, JOINT, t).flatten() @ joint(torch.nan_to_num(sampler.distribution(pairs(4), t, s)))
+        expected = at_time(transition, JOINT, s)
         for axis in (0, 1):
             torch.testing.assert_close(after.view(4, 4).sum(axis), expected.sum(axis), rtol=0, atol=1e-12)
-    alone = LAW0.sum(1, keepdim=True) * LAW0.sum(0, keepdim=True)
+    alone = JOINT.sum(1, keepdim=True) * JOINT.sum(0, keepdim=True)
     sampler = Remasking(JointOracle(alone, transition), cap=cap)
     end = walk(at_time(transition, alone, ONE).flatten(), sampler.distribution, grid, 4)
     torch.testing.assert_close(end.view(4, 4)[:3, :3], alone, rtol=0, atol=1e-12)
@@ -166,7 +166,8 @@ def test_remasking_without_a_cap_is_ancestral(name):
     denoiser = Categorical(Both(4, 4), transition, head=carried)
     for t, s in itertools.pairwise(transition.grid(4)):
         ours, chain = (
-            law(pairs(4), t, s) for law in (Remasking(denoiser, cap=0.0).distribution, denoiser.step_distribution)
+            distribution(pairs(4), t, s)
+            for distribution in (Remasking(denoiser, cap=0.0).distribution, denoiser.step_distribution)
         )
         torch.testing.assert_close(ours, chain, rtol=1e-9, atol=1e-12)
 
@@ -180,10 +181,10 @@ def test_remasking_falls_back_as_often_as_it_says():
         (Remasking(denoiser, cap=0.3), 0.3),
         (Remasking(denoiser, cap=1.0, share=0.1), 0.1),  # of the largest, min(1, 0.5 / 0.4)
     ):
-        law = sampler.distribution(x, t, s)[0]
-        assert float(law[0, 3]) == pytest.approx(sigma)
-        assert float(law[0, 1]) == pytest.approx(1 - sigma)
-        assert float(1 - law[1, 3]) == pytest.approx((0.5 - (1 - sigma) * 0.4) / 0.6)
+        distribution = sampler.distribution(x, t, s)[0]
+        assert float(distribution[0, 3]) == pytest.approx(sigma)
+        assert float(distribution[0, 1]) == pytest.approx(1 - sigma)
+        assert float(1 - distribution[1, 3]) == pytest.approx((0.5 - (1 - sigma) * 0.4) / 0.6)
 
 
 def test_unmasking_runs_the_network_only_where_a_symbol_changes(generator):

@@ -70,7 +70,7 @@ def test_the_known_part_is_at_the_level_of_the_state():
     torch.testing.assert_close(x[:, 0], 0.9 * alpha.expand(3) + sigma)
 
 
-def test_repaint_comes_closer_to_the_conditional_law(generator):
+def test_repaint_comes_closer_to_the_conditional_distribution(generator):
     """The second number given the first, of a correlated Gaussian.
 
     Replacement alone falls short of its mean, resampling reaches it.
@@ -134,7 +134,7 @@ def test_known_symbols_stay(generator):
             assert int(x.max()) <= 3
 
 
-def test_sdedit_goes_from_the_guide_to_the_law(generator):
+def test_sdedit_goes_from_the_guide_to_the_distribution(generator):
     oracle = AnalyticMixture(torch.tensor([1.0]), torch.tensor([[0.5, 0.5]]), torch.tensor([0.01]), TABLE)
     guide = torch.full((1000, 2), -0.8, dtype=torch.float64)
     distances = []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from enumeration import LAW0, ONE, Given, JointOracle, at_time, pairs, walk
+from enumeration import JOINT, ONE, Given, JointOracle, at_time, pairs, walk
 from test_discrete_processes import PROCESSES, SCHEDULES
 from torch import Tensor
 
@@ -169,14 +169,14 @@ def test_the_exact_denoiser_samples_the_data():
     """By enumeration, from q(x_1) back to the data; of dependent tokens the error falls with the number of steps."""
     own, errors = Cycle(3), []
     for steps in (64, 128, 256):
-        start, grid = at_time(own, LAW0, ONE).flatten(), torch.linspace(1, 0, steps + 1, dtype=D)
-        law = walk(start, JointOracle(LAW0, own).step_distribution, grid, 3)
-        errors.append(float((law - LAW0.flatten()).abs().sum()))
+        start, grid = at_time(own, JOINT, ONE).flatten(), torch.linspace(1, 0, steps + 1, dtype=D)
+        distribution = walk(start, JointOracle(JOINT, own).step_distribution, grid, 3)
+        errors.append(float((distribution - JOINT.flatten()).abs().sum()))
     assert errors[-1] < 0.01
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.2)
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.2)
     own, _ = table()
-    independent = torch.outer(LAW0.sum(1), LAW0.sum(0))
+    independent = torch.outer(JOINT.sum(1), JOINT.sum(0))
     oracle = JointOracle(independent, own)
     end = walk(at_time(own, independent, ONE).flatten(), oracle.step_distribution, own.grid(5), 3)
     close(end, independent.flatten())
@@ -218,7 +218,7 @@ def test_rates_of_many_categories_and_of_many_sizes():
 def test_rates_serve_samplers_objective_and_bound():
     """In continuous time: the reverse rates undo the forward ones, and the loss is that of a built-in process."""
     own = Cycle(3)
-    oracle, t = JointOracle(LAW0, own), ONE * 0.6
+    oracle, t = JointOracle(JOINT, own), ONE * 0.6
     close(own.outflow(torch.tensor([1]), t)[0, [0, 2]], torch.tensor([0.0, 1.2], dtype=D), 1e-8)
     h = 1e-5
     step = oracle.step_distribution(pairs(3), t, t - h)

@@ -283,7 +283,7 @@ def test_the_variance_is_that_of_the_conditional_half():
         torch.testing.assert_close(v, mean_and_variance(model, x, t, label=label)[1])
 
 
-def test_the_likelihood_of_a_guided_model_is_that_of_the_conditional_law(generator):
+def test_the_likelihood_of_a_guided_model_is_that_of_the_conditional_distribution(generator):
     """A perfect classifier's gradient has a divergence, which a likelihood counts."""
     schedule = sde.VP()
     label = torch.arange(12) % 3

@@ -63,7 +63,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize(("sampler", "name"), [(s, CASES[(i + j) % 4]) for i, s in enumerate(SAMPLERS) for j in (0, 2)])
-def test_samples_of_every_sampler_have_the_posterior_law(sampler, name):
+def test_samples_of_every_sampler_have_the_posterior_distribution(sampler, name):
     made, schedule = SAMPLERS[sampler]
     mean, covariance = errors(name, made, schedule(), METHODS["moment matching"])
     assert mean < 0.08

@@ -1,4 +1,4 @@
-"""Half precision around the network leaves laws and losses as they are; score entropy in closed form.
+"""Half precision around the network leaves distributions and losses as they are; score entropy in closed form.
 
 What is refused when built.
 """
@@ -72,10 +72,10 @@ def test_autocast_is_for_networks_alone(kind, reverse):
 
     def everything():
         losses = [objective(x0, generator=torch.Generator().manual_seed(2)).total for objective in objectives]
-        laws = denoiser.step_distribution(
+        distributions = denoiser.step_distribution(
             x0, torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
         )
-        return [*losses, laws]
+        return [*losses, distributions]
 
     plain = everything()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -110,10 +110,10 @@ def test_survivors_are_coded_and_drawn_alike():
     log_p = denoiser(masks, one)
     nats = -log_p.gather(-1, x0[..., None]).squeeze(-1).double()
     torch.testing.assert_close(VariationalBound(denoiser).prior(x0), 0.05 * nats.sum(1), rtol=1e-6, atol=1e-6)
-    law = torch.cat([0.05 * log_p[0, 0, :K].exp(), torch.tensor([0.95])])
+    distribution = torch.cat([0.05 * log_p[0, 0, :K].exp(), torch.tensor([0.95])])
     start = denoiser.start(torch.full((40_000, 7), K), one, generator=torch.Generator().manual_seed(0))
     found = torch.bincount(start.flatten(), minlength=K + 1) / start.numel()
-    assert ((found - law).abs() < 5 * (law / start.numel()).sqrt()).all()
+    assert ((found - distribution).abs() < 5 * (distribution / start.numel()).sqrt()).all()
     assert (process.prior((50, 50)) == K).all()
 
 

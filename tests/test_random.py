@@ -51,7 +51,7 @@ def test_draws_have_the_dtype_that_is_asked():
         assert uniform((3, 2), source, dtype=torch.float64).dtype == torch.float64
 
 
-def test_categorical_law_and_zero_classes(generator):
+def test_categorical_distribution_and_zero_classes(generator):
     p = torch.tensor([0.0, 0.2, 0.0, 0.5, 0.3, 0.0])
     for source in (generator, Streams(1, range(40_000))):
         x = categorical(3 * p.expand(40_000, -1), source)

@@ -290,7 +290,7 @@ def test_an_n_gram_by_hand():
     )
 
 
-def test_an_n_gram_is_a_law_in_every_context(generator):
+def test_an_n_gram_is_a_distribution_in_every_context(generator):
     text = torch.randint(0, 4, (3, 40), generator=generator)
     model = NGram(3, 5).fit(text)
     contexts = torch.tensor(list(itertools.product(range(5), repeat=2)))
@@ -316,12 +316,12 @@ def test_a_markov_chain_by_enumeration():
     pi = chain.stationary()
     torch.testing.assert_close(pi @ p, pi)
     assert float(pi.sum()) == pytest.approx(1.0)
-    law = {(i, j, k): float(pi[i] * p[i, j] * p[j, k]) for i, j, k in itertools.product(range(3), repeat=3)}
-    assert chain.entropy(3) == pytest.approx(-sum(q * math.log2(q) for q in law.values() if q))
+    distribution = {(i, j, k): float(pi[i] * p[i, j] * p[j, k]) for i, j, k in itertools.product(range(3), repeat=3)}
+    assert chain.entropy(3) == pytest.approx(-sum(q * math.log2(q) for q in distribution.values() if q))
     assert chain.entropy(3) - chain.entropy(2) == pytest.approx(chain.entropy_rate())
-    windows = torch.tensor([w for w, q in law.items() if q])
+    windows = torch.tensor([w for w, q in distribution.items() if q])
     torch.testing.assert_close(
-        chain.bits(windows), -torch.tensor([q for q in law.values() if q], dtype=torch.float64).log2()
+        chain.bits(windows), -torch.tensor([q for q in distribution.values() if q], dtype=torch.float64).log2()
     )
 
 

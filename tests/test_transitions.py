@@ -228,9 +228,9 @@ def test_every_structure_is_its_matrices(kind, sizes, data):
     close(transition.posterior(x, p0 / p0.sum(-1, keepdim=True), t, s), expected)
     # The product model does not divide, so any p0 will do, and on a point it is the posterior; from the first row to
     # x_0 it is p0 itself.
-    law = q.T[x] * (prior[real] @ before)
-    law = prior[real] if j == 1 and not transition.unmasked_is_clean else law
-    close(Product()(transition, x, prior[real], t, s), law / law.sum(-1, keepdim=True))
+    distribution = q.T[x] * (prior[real] @ before)
+    distribution = prior[real] if j == 1 and not transition.unmasked_is_clean else distribution
+    close(Product()(transition, x, prior[real], t, s), distribution / distribution.sum(-1, keepdim=True))
     close(
         transition.ratio(x, p0, t) / p0.sum(-1, keepdim=True),
         (prior[real] @ before @ q) / (p0.sum(-1, keepdim=True)),
@@ -326,8 +326,8 @@ def test_nearest_neighbors_and_sinkhorn():
 def test_quantiles_and_clean_distributions():
     p = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0], dtype=D)
     assert quantile(p.expand(4, -1), torch.tensor([1e-9, 0.5, 0.5 + 1e-9, 1.0], dtype=D)).tolist() == [1, 1, 3, 3]
-    law = log_clean(Absorbing(4, reciprocal(3)), torch.zeros(2, 4)).exp()
-    close(law, torch.tensor([[0.25] * 4 + [0.0]] * 2))
+    distribution = log_clean(Absorbing(4, reciprocal(3)), torch.zeros(2, 4)).exp()
+    close(distribution, torch.tensor([[0.25] * 4 + [0.0]] * 2))
 
 
 def test_heads():

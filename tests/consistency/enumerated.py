@@ -26,9 +26,9 @@ def pairs(size: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(size), repeat=2)))
 
 
-def joint(law: Tensor) -> Tensor:
+def joint(distribution: Tensor) -> Tensor:
     """The probabilities of pairs from the distributions of both positions, `(..., 2, S)` to `(..., S^2)`."""
-    return (law[..., 0, :, None] * law[..., 1, None, :]).flatten(-2)
+    return (distribution[..., 0, :, None] * distribution[..., 1, None, :]).flatten(-2)
 
 
 def q(transition, s: Tensor, t: Tensor) -> Tensor:
@@ -74,42 +74,42 @@ def kernel(transition, reverse, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
     w = torch.where(reach > 0, p0 / reach.clamp(min=1e-300), 0.0) if posterior else p0
     if transition.is_clean(s):
         first = transition.steps is not None and round(float(t) * transition.steps) == 1
-        law = p0 if first and not keeps_tokens(transition) else w * reach
-        law = torch.nn.functional.pad(law, (0, transition.states - K))
+        distribution = p0 if first and not keeps_tokens(transition) else w * reach
+        distribution = torch.nn.functional.pad(distribution, (0, transition.states - K))
     else:
-        law = (q(transition, s, t).T[x] + reverse.eps) * (w @ q(transition, ZERO, s)[:K] + reverse.eps)
-    return law / law.sum(-1, keepdim=True).clamp(min=1e-300)
+        distribution = (q(transition, s, t).T[x] + reverse.eps) * (w @ q(transition, ZERO, s)[:K] + reverse.eps)
+    return distribution / distribution.sum(-1, keepdim=True).clamp(min=1e-300)
 
 
 def ratio_kernel(transition, m: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """`p(x_s | x_t)` from ratios m `(S^2, 2, S)`: the noise undone by a linear system, then Bayes' rule."""
     x, step = pairs(transition.states), q(transition, s, t)
     before = torch.linalg.solve(step.T, m.movedim(-1, 0).flatten(1)).view(len(step), *m.shape[:-1]).movedim(0, -1)
-    law = before.clamp(min=0) * step.T[x]
+    distribution = before.clamp(min=0) * step.T[x]
     if transition.is_clean(s):
-        law[..., K:] = 0
-    return law / law.sum(-1, keepdim=True)
+        distribution[..., K:] = 0
+    return distribution / distribution.sum(-1, keepdim=True)
 
 
 def ratios(transition, data: Tensor, t: Tensor) -> Tensor:
     """`q_t(x_t with y at i) / q_t(x_t)`, `(S^2, 2, S)`."""
-    x, law = pairs(transition.states), noised(transition, data, t)
-    changed = torch.stack([law[:, x[:, 1]].T, law[x[:, 0]]], 1)
-    return changed / law[x[:, 0], x[:, 1]][:, None, None]
+    x, distribution = pairs(transition.states), noised(transition, data, t)
+    changed = torch.stack([distribution[:, x[:, 1]].T, distribution[x[:, 0]]], 1)
+    return changed / distribution[x[:, 0], x[:, 1]][:, None, None]
 
 
 def true_kernel(transition, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """`q(x_s | x_t, x_0)` of each position for one x_0 `(2,)`, `(S^2, 2, S)`; 0 where x_t cannot come from x_0."""
     x = pairs(transition.states)
-    law = q(transition, s, t).T[x] * q(transition, ZERO, s)[x0]
-    law = law / law.sum(-1, keepdim=True).clamp(min=1e-300)
-    return torch.where(law > 1e-12, law, 0.0)  # eigenvectors leave rounding where there is nothing
+    distribution = q(transition, s, t).T[x] * q(transition, ZERO, s)[x0]
+    distribution = distribution / distribution.sum(-1, keepdim=True).clamp(min=1e-300)
+    return torch.where(distribution > 1e-12, distribution, 0.0)  # eigenvectors leave rounding where there is nothing
 
 
-def divergence(transition, law: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def divergence(transition, distribution: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """`E_q(x_t | x_0) KL(q(x_s | x_t, x_0) || distribution)`, summed over both positions."""
     x, truth = pairs(transition.states), true_kernel(transition, x0, t, s)
-    kl = (torch.xlogy(truth, truth) - torch.xlogy(truth, law)).sum((1, 2))
+    kl = (torch.xlogy(truth, truth) - torch.xlogy(truth, distribution)).sum((1, 2))
     m = q(transition, ZERO, t)[x0]
     weight = m[0, x[:, 0]] * m[1, x[:, 1]]
     real = weight > 1e-12
@@ -162,11 +162,11 @@ class Free(nn.Module):
         return self.table[x[..., 0] * self.states + x[..., 1]]
 
 
-def walk(start: Tensor, denoiser: CategoricalDenoiser, grid: Tensor, law=None) -> Tensor:
-    """The distribution of pairs at the end of a grid, by `law(x, t, s)`, the denoiser's own unless it is given."""
+def walk(start: Tensor, denoiser: CategoricalDenoiser, grid: Tensor, distribution=None) -> Tensor:
+    """The distribution of pairs at the end of a grid, by `distribution(x, t, s)` or the denoiser."""
     x = pairs(denoiser.corruption.states)
     for t, s in itertools.pairwise(grid):
-        start = start @ joint(torch.nan_to_num((law or denoiser.step_distribution)(x, t, s)))
+        start = start @ joint(torch.nan_to_num((distribution or denoiser.step_distribution)(x, t, s)))
     return start
 
 
@@ -242,15 +242,15 @@ def assert_bounds(denoiser: CategoricalDenoiser, grid: Tensor, label: Tensor | N
     costs."""
     size = denoiser.corruption.states
     cond = labelled(label, size**2)
-    law = walk(
+    distribution = walk(
         start_of(denoiser, grid[0], **labelled(label, 1)),
         denoiser,
         grid,
         lambda x, t, s: denoiser.step_distribution(x, t, s, **cond),
     )
-    law = law.view(size, size)[:K, :K].flatten()
-    assert float((law.sum() - 1).abs()) < 1e-9
+    distribution = distribution.view(size, size)[:K, :K].flatten()
+    assert float((distribution.sum() - 1).abs()) < 1e-9
     bounds = torch.stack([chain_bound(denoiser, grid, x0, label) for x0 in pairs(K)])
-    assert (bounds >= -law.log() - 1e-9).all()
+    assert (bounds >= -distribution.log() - 1e-9).all()
     assert float(torch.exp(-bounds).sum()) <= 1 + 1e-9
     return bounds

@@ -111,13 +111,13 @@ def test_kernels_and_divergences_are_sums(process, reverse):
     x = pairs(transition.states)
     for grid in grids(transition):
         for t, s in itertools.pairwise(grid):
-            law = oracle_kernel(denoiser, t, s)
+            distribution = oracle_kernel(denoiser, t, s)
             possible = noised(transition, DEPENDENT, t).flatten() > 1e-12
-            close(denoiser.step_distribution(x, t, s)[possible], law[possible])
+            close(denoiser.step_distribution(x, t, s)[possible], distribution[possible])
             for x0 in pairs(K)[[0, 5, 7]]:
                 x_t, weight = seen(transition, t, x0)
                 ours = denoiser.exact_divergence(x0.expand(len(x_t), 2), x_t, t, s, dtype=D).divergence.sum(1)
-                close((weight * ours).sum(), divergence(transition, law, x0, t, s))
+                close((weight * ours).sum(), divergence(transition, distribution, x0, t, s))
 
 
 @pytest.mark.parametrize(("process", "reverse"), MODELS)
@@ -149,10 +149,10 @@ def test_rates_are_the_limit_of_kernels(process, reverse):
     transition = PROCESSES[process]()
     denoiser, x, h = wrong(transition, REVERSES[reverse]()), pairs(transition.states), 1e-6
     for t in (torch.tensor(v, dtype=D) for v in (0.1, 0.5, 0.9)):
-        law = oracle_kernel(denoiser, t, t - h) / h
+        distribution = oracle_kernel(denoiser, t, t - h) / h
         rates = torch.where(transition.inflow(x, t) > 0, transition.inflow(x, t) * denoiser.ratio(x, t), 0.0)
         own = torch.nn.functional.one_hot(x, transition.states) == 1
-        close(rates.masked_fill(own, 0.0), law.masked_fill(own, 0.0), 1e-4)
+        close(rates.masked_fill(own, 0.0), distribution.masked_fill(own, 0.0), 1e-4)
         for x0 in pairs(K)[[0, 5, 7]]:
             x_t, weight = seen(transition, t, x0)
             rate = (weight * denoiser.path_rate(x0.expand(len(x_t), 2), x_t, t, dtype=D).divergence.sum(1)).sum()
@@ -165,8 +165,8 @@ def test_ratios_are_undone_by_a_linear_system(process):
     denoiser, x = build(process, "ratios"), pairs(transition.states)
     for grid in grids(transition):
         for t, s in itertools.pairwise(grid):
-            law = ratio_kernel(transition, denoiser.ratio(x, t).detach(), t, s)
-            close(denoiser.step_distribution(x, t, s), law)
+            distribution = ratio_kernel(transition, denoiser.ratio(x, t).detach(), t, s)
+            close(denoiser.step_distribution(x, t, s), distribution)
 
 
 @pytest.mark.parametrize(("process", "reverse"), MODELS)
@@ -228,8 +228,8 @@ def test_objectives_are_the_terms_that_they_say(process, reverse):
         denoiser = Categorical(Free(transition.states, raw), transition, model)
 
         def term(s, raw=raw, t=t):
-            law = kernel(transition, model, raw.softmax(-1), t, s)
-            return sum(DEPENDENT[x0[0], x0[1]] * divergence(transition, law, x0, t, s) / 2 for x0 in pairs(K))
+            distribution = kernel(transition, model, raw.softmax(-1), t, s)
+            return sum(DEPENDENT[x0[0], x0[1]] * divergence(transition, distribution, x0, t, s) / 2 for x0 in pairs(K))
 
         s = transition.before(t) if transition.steps else t - h
         nats, step = term(ZERO), term(s)

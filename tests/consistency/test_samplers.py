@@ -58,7 +58,7 @@ def ordinal_leap(denoiser, most=6):
     """The distribution of a leap whose jumps are summed, by the numbers of jumps of each kind."""
     size = denoiser.corruption.states
 
-    def law(x, t, s):
+    def distribution(x, t, s):
         means = (t - s) * reverse_rates(denoiser, x, t)
         poisson = (
             torch.distributions.Poisson(means.clamp(min=1e-300))
@@ -72,34 +72,36 @@ def ordinal_leap(denoiser, most=6):
             out.scatter_add_(-1, at[..., None], chance[..., None])
         return out
 
-    return law
+    return distribution
 
 
-def corrected(denoiser, law):
-    """A step by `law` and the corrector's leap at the level that it ends on, as one matrix."""
+def corrected(denoiser, distribution):
+    """A step by `distribution` and the corrector's leap at the level that it ends on, as one matrix."""
     rule, x = corrector(denoiser), pairs(denoiser.corruption.states)
 
     def step(start, t, s):
-        start = start @ joint(torch.nan_to_num(law(x, t, s)))
+        start = start @ joint(torch.nan_to_num(distribution(x, t, s)))
         return start @ joint(single_jump_distribution(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, s))))
 
     return step
 
 
-def before(denoiser, law):
+def before(denoiser, distribution):
     """The corrector's leap first."""
     rule, x = corrector(denoiser), pairs(denoiser.corruption.states)
 
     def step(start, t, s):
         start = start @ joint(single_jump_distribution(x, rule.size * (t - s) * torch.nan_to_num(rule.rates(x, t))))
-        return start @ joint(torch.nan_to_num(law(x, t, s)))
+        return start @ joint(torch.nan_to_num(distribution(x, t, s)))
 
     return step
 
 
-def stepped(law):
+def stepped(distribution):
     return lambda denoiser: (
-        lambda start, t, s: start @ joint(torch.nan_to_num(law(denoiser)(pairs(denoiser.corruption.states), t, s)))
+        lambda start, t, s: (
+            start @ joint(torch.nan_to_num(distribution(denoiser)(pairs(denoiser.corruption.states), t, s)))
+        )
     )
 
 
@@ -218,8 +220,8 @@ def test_the_corrector_keeps_the_distribution_of_its_level(process, reverse):
     transition = PROCESSES[process]()
     denoiser, s = exact(transition, REVERSES[reverse]()), 0.4 * ONE
     rates = torch.nan_to_num(corrector(denoiser).rates(pairs(transition.states), s))
-    law = noised(transition, DEPENDENT, s).flatten()
-    assert float((law @ generator_of(rates, transition.states)).abs().max()) < 1e-10 * float(rates.max())
+    distribution = noised(transition, DEPENDENT, s).flatten()
+    assert float((distribution @ generator_of(rates, transition.states)).abs().max()) < 1e-10 * float(rates.max())
 
 
 @pytest.mark.parametrize(("process", "reverse"), MASKED)
@@ -231,14 +233,16 @@ def test_tokens_that_depend_on_each_other_are_exact(process, reverse, name):
     known = exact_output(transition, REVERSES[reverse](), DEPENDENT, half)  # under absorption the same at all times
     sampler = SAMPLERS[name](Timeless(transition, REVERSES[reverse](), lambda t: known))
     x = sampler(shape=(count, 2), steps=2, generator=torch.Generator().manual_seed(0))
-    law = DEPENDENT.flatten()
+    distribution = DEPENDENT.flatten()
     if name.startswith("Infilling"):
-        law = torch.zeros(K, K, dtype=D).index_copy(0, torch.tensor([2]), DEPENDENT[2:] / DEPENDENT[2].sum()).flatten()
+        distribution = (
+            torch.zeros(K, K, dtype=D).index_copy(0, torch.tensor([2]), DEPENDENT[2:] / DEPENDENT[2].sum()).flatten()
+        )
     found = torch.bincount(x[:, 0] * K + x[:, 1], minlength=K * K) / count
     # Where both tokens survive to t = 1 the start draws them at once: a probability of at most 4e-4 in time and 3e-2 on
     # the table.
     both = float(transition.survival(ONE)) ** 2
-    assert ((found - law).abs() <= 5 * (law / count).sqrt() + both).all()
+    assert ((found - distribution).abs() <= 5 * (distribution / count).sqrt() + both).all()
 
 
 @pytest.mark.parametrize(("process", "reverse"), EXACT)
@@ -300,17 +304,17 @@ def test_samplers_draw_what_their_steps_say(process, reading):
         sampler = built(name, denoiser)
         if sampler is None or "ordinal" in name:
             continue
-        law = along(STEPS[steps](denoiser), start, grid[:-1])
+        distribution = along(STEPS[steps](denoiser), start, grid[:-1])
         # At the end a corrector acts before the step, or not at all.
         last = (
             before(denoiser, denoiser.step_distribution)
             if name.startswith("Corrector")
             else STEPS["Ancestral"](denoiser)
         )
-        law = last(law, grid[-2], grid[-1])
+        distribution = last(distribution, grid[-2], grid[-1])
         x = sampler(shape=(count, 2), steps=grid, generator=torch.Generator().manual_seed(tried))
         found = torch.bincount(x[:, 0] * transition.states + x[:, 1], minlength=transition.states**2) / count
-        assert ((found - law).abs() < 5 * (law.clamp(min=0) / count).sqrt() + 1e-6).all(), name
+        assert ((found - distribution).abs() < 5 * (distribution.clamp(min=0) / count).sqrt() + 1e-6).all(), name
         tried += 1
     assert tried >= 1
 

@@ -20,15 +20,15 @@ def assert_one_model(denoiser, label=None):
     cond = labelled(label, len(x))
     for t, s in itertools.pairwise(own_grid(transition)):
         possible = noised(transition, DEPENDENT, t).flatten() > 1e-12
-        law = denoiser.step_distribution(x, t, s, **cond)[possible]
-        close(law.sum(-1), torch.ones_like(law[..., 0]))
+        distribution = denoiser.step_distribution(x, t, s, **cond)[possible]
+        close(distribution.sum(-1), torch.ones_like(distribution[..., 0]))
         count = 4000
         many = x[possible].repeat_interleave(count, 0)
         drawn = denoiser.draw(many, t, s, generator=torch.Generator().manual_seed(0), **labelled(label, len(many)))
         found = (
             torch.nn.functional.one_hot(drawn, transition.states).double().view(-1, count, 2, transition.states).mean(1)
         )
-        assert ((found - law).abs() < 5.5 * (law / count).sqrt() + 4 / count).all()
+        assert ((found - distribution).abs() < 5.5 * (distribution / count).sqrt() + 4 / count).all()
         for x0 in pairs(K)[[0, 5]]:
             x_t, _ = seen(transition, t, x0)
             rows, some = x0.expand(len(x_t), 2), labelled(label, len(x_t))

@@ -94,13 +94,13 @@ def test_matrices(case):
         )
 
 
-def test_forward_law_and_draws(case):
+def test_forward_distribution_and_draws(case):
     k, key, transition = case
     x0 = FIXTURE[f"K{k}.x_start"].long()
-    law = transition.pushforward(transition.one_hot(x0, torch.float64), torch.zeros_like(T), T)
-    assert_close(law, FIXTURE[f"{key}.q_probs"], 1e-9)
+    distribution = transition.pushforward(transition.one_hot(x0, torch.float64), torch.zeros_like(T), T)
+    assert_close(distribution, FIXTURE[f"{key}.q_probs"], 1e-9)
     noise = FIXTURE[f"K{k}.uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
-    drawn = ((law + EPS).log() - torch.log(-torch.log(noise))).argmax(-1)
+    drawn = ((distribution + EPS).log() - torch.log(-torch.log(noise))).argmax(-1)
     assert torch.equal(drawn, FIXTURE[f"{key}.x_t"].long())
 
 
@@ -125,9 +125,13 @@ def test_reverse_model_and_bound(case):
     assert_close(ce, FIXTURE[f"{key}.cross_entropy_x_start"], 1e-9)
     prior = VariationalBound(denoiser).prior(x0) / (x0[0].numel() * math.log(2))
     # The peer adds 1e-6 inside both logarithms of the prior's KL, which is nearly all there is of it.
-    law = transition.pushforward(transition.one_hot(x0, torch.float64), torch.zeros_like(T), torch.ones_like(T))
-    stationary = transition.stationary().expand_as(law)
-    leaky = (law * ((law + EPS).log() - (stationary + EPS).log())).sum(-1).mean(dim=(1, 2, 3)) / math.log(2)
+    distribution = transition.pushforward(
+        transition.one_hot(x0, torch.float64), torch.zeros_like(T), torch.ones_like(T)
+    )
+    stationary = transition.stationary().expand_as(distribution)
+    leaky = (distribution * ((distribution + EPS).log() - (stationary + EPS).log())).sum(-1).mean(
+        dim=(1, 2, 3)
+    ) / math.log(2)
     expected = FIXTURE[
         f"{key}.prior_bpd"
     ]  # 3e-16 for absorbing and 3e-8 for uniform, where the rounding of numbers near one shows
@@ -138,10 +142,12 @@ def test_reverse_model_and_bound(case):
 def test_sampling_step(case):
     k, key, transition = case
     x_t, logits = FIXTURE[f"{key}.x_t"].long(), FIXTURE[f"K{k}.x0_logits"]
-    law = Categorical(Formula(lambda x, label: logits), transition, Product(eps=EPS)).step_distribution(x_t, T, S)
+    distribution = Categorical(Formula(lambda x, label: logits), transition, Product(eps=EPS)).step_distribution(
+        x_t, T, S
+    )
     noise = FIXTURE[f"K{k}.uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
     gumbel = -torch.log(-torch.log(noise)) * (N > 1)[:, None, None, None, None]
-    assert torch.equal((law.log() + gumbel).argmax(-1), FIXTURE[f"{key}.p_sample"].long())
+    assert torch.equal((distribution.log() + gumbel).argmax(-1), FIXTURE[f"{key}.p_sample"].long())
 
 
 @pytest.mark.parametrize("k", [8, 16])

@@ -88,9 +88,9 @@ def test_draws_posterior_model_and_bound(case):
     key, transition = case
     x0, x_t = FIXTURE["x_start"].long(), FIXTURE[f"{key}.x_t"].long()
     clean = transition.one_hot(x0, torch.float64)
-    law = transition.pushforward(clean, torch.zeros_like(T), T)
+    distribution = transition.pushforward(clean, torch.zeros_like(T), T)
     noise = FIXTURE["uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
-    assert torch.equal(((law + EPS).log() - torch.log(-torch.log(noise))).argmax(-1), x_t)
+    assert torch.equal(((distribution + EPS).log() - torch.log(-torch.log(noise))).argmax(-1), x_t)
     denoiser = Categorical(Told(), transition, Product(eps=EPS), head=leaky_logistic)
     later = N > 1  # at the first step the peer's logits are those of x_0, not normalized
     truth = denoiser.reverse(transition, x_t, clean, T, S)

@@ -79,7 +79,7 @@ def test_subs(peer, state):
 
 
 def test_the_plain_rule_is_that_of_the_reference_without_the_mask(peer, state):
-    """The reference's log-softmax gives the mask a chance; ours is the same law, given that x_0 is no mask.
+    """The reference's log-softmax gives the mask a chance; ours is the same distribution, given that x_0 is no mask.
 
     The label is sigma.
     """

@@ -46,12 +46,12 @@ def test_steps_without_remasking(t):
     """The peer's distribution of a mask sums to t, and what it draws for tokens is thrown away."""
     expected = FIXTURE[f"mdlm.t{t:g}.q"] / t
     tokens = torch.nn.functional.one_hot(X, MASK + 1).double()
-    for law in (
+    for distribution in (
         Remasking(DENOISER, cap=0.0).distribution(X, t, t - STEP),
         Ancestral(DENOISER).denoiser.step_distribution(X, t, t - STEP),
     ):
-        close(law[HIDDEN], expected[HIDDEN])
-        close(law[~HIDDEN], tokens[~HIDDEN])
+        close(distribution[HIDDEN], expected[HIDDEN])
+        close(distribution[~HIDDEN], tokens[~HIDDEN])
     assert torch.equal(X.where(~HIDDEN, FIXTURE["x_drawn"]), FIXTURE[f"mdlm.t{t:g}.x_after"])
 
 
