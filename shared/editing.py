@@ -17,12 +17,13 @@ from .sampler import Sampler, Step, device_of, single_step, without_plan
 class Inpainting(Sampler):
     """Inpaints: after each step, replaces the state inside the mask by the known signal corrupted to the same time.
 
-    Song et al. 2021, appendix I.2. At the end the known part is the known signal itself. It works for continuous and
-    for categorical signals.
+    Song et al. 2021, appendix I.2. The known signal is corrupted anew after each step; after the step to t = 0 the
+    known part is the known signal itself. It works for continuous and for categorical signals.
 
     Args:
-        sampler: samples the rest.
-        known: the signal, `(B, ...)`, one row for each sample or one row for all; outside of the mask it is not used.
+        sampler: samples the entries outside of the mask; any sampler whose first step does not plan later ones.
+        known: the clean signal, `(B, ...)`, one row for each sample or one row for all; outside of the mask it is not
+            used.
         mask: broadcast against `known`, 1 or True where the signal is known.
     """
 
@@ -54,11 +55,15 @@ class RePaint(Sampler):
     Lugmayr et al. 2022, algorithm 1. With `Inpainting` alone the known part of a state influences only later states;
     adding noise and denoising again harmonizes the two parts.
 
+    The grid is cut into stretches of `jump` steps, from its first time on. The step to t = 0 is taken once, since its
+    result, the denoiser's mean, is not a sample to add noise to.
+
     Args:
         sampler: a single-step sampler.
         known, mask: as in `Inpainting`.
-        jump: the steps after which noise is added back; 10 in the paper.
-        repeats: how often each stretch is walked; 10 in the paper, 1 is `Inpainting`.
+        jump: the number of steps of a stretch, after which noise is added back; 10 in the paper.
+        repeats: how often each stretch is walked; 10 in the paper, 1 is `Inpainting`. The number of network evaluations
+            grows by about this factor.
     """
 
     def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor, *, jump: int = 10, repeats: int = 10) -> None:
@@ -105,15 +110,15 @@ def sdedit(
 
     Args:
         sampler: any sampler.
-        guide: strokes or an image, `(B, ...)`.
+        guide: strokes or an image, `(B, ...)`, in the units of the data.
         strength: how much may change, in (0, 1]; sampling starts at the first time of the grid that is not above it.
         steps: the number of steps of the whole grid, or a grid; only the part up to `strength` is walked.
         generator: the source of noise.
-        progress: how to report progress.
+        progress: a function that wraps the steps to report progress, such as `progress.bar`.
         cond: conditions by name.
 
     Returns:
-        The samples, `(B, ...)`.
+        The samples at the last time of the grid, `(B, ...)`.
 
     Raises:
         UsageError: for a strength outside of (0, 1], or below the last noisy time of the grid.
@@ -149,7 +154,9 @@ def expanded_rows(v: Tensor, x: Tensor, name: str) -> Tensor:
 
 
 def checked_mask(mask: Tensor, known: Tensor) -> Tensor:
-    """Returns a mask as booleans of the shape of the signal.
+    """Returns a mask as booleans of the shape, and on the device, of the signal `known`.
+
+    `mask` is 1 or True where the signal is known, and broadcasts to it.
 
     Raises:
         UsageError: for entries other than 0 and 1, and for a mask that does not broadcast to the signal.

@@ -33,7 +33,7 @@ def shown(value: Any, most: int = 80) -> str:
 
 @contextmanager
 def notices(say: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, passes the text of each `Notice` to `say`; other warnings are shown as before."""
+    """Within the block, passes the text of each `Notice` to the function `say`; other warnings are shown as before."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
 

@@ -16,11 +16,12 @@ from .errors import UsageError
 def gradients(*values: Any) -> Iterator[tuple[Any, ...]]:
     """Enables gradients within the block, also inside `torch.no_grad()` or `torch.inference_mode()`.
 
-    Tensors that were created in inference mode cannot be differentiated. Those among the values are returned as
-    ordinary copies, all other values as they are.
+    `with gradients(x, cond) as (x, cond)`: the block gets a tuple of the values. Tensors that were created in inference
+    mode cannot be differentiated. Those among the values are replaced by ordinary copies, all other values are passed
+    on as they are; `requires_grad` is not set.
 
     Args:
-        values: tensors, and dictionaries of tensors such as conditions; other values are returned as they are.
+        values: tensors, and dictionaries of tensors such as conditions; other values are passed on as they are.
 
     Raises:
         UsageError: if the network was built in inference mode.
@@ -38,7 +39,10 @@ def gradients(*values: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def ordinary(value: Any) -> Any:
-    """Returns a tensor, or a dictionary of tensors, with ordinary copies of those created in inference mode."""
+    """Returns a tensor, or a dictionary of tensors, with ordinary copies of those created in inference mode.
+
+    Any other value is returned as it is.
+    """
     if isinstance(value, Tensor):
         with torch.inference_mode(False):
             return value.clone() if value.is_inference() else value

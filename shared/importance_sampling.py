@@ -18,19 +18,24 @@ from .serialization import serializable
     formerly=("unnoise.shared.importance.Importance", "unnoise.continuous.objectives.Importance"),
 )
 class ImportanceSampling(ObjectiveWrapper[D]):
-    r"""Samples the step n with probability `p_n ~ sqrt(E[L_n^2])`, and multiplies the loss by `1 / (T p_n)`.
+    r"""Samples the step n = 1..T, t = n / T, with `p_n` proportional to `sqrt(E[L_n^2])`, and weights by `1 / (T p_n)`.
 
-    Nichol & Dhariwal 2021, section 3.3; for multinomial diffusion, Hoogeboom et al. 2021. `E[L_n^2]` is the mean over
-    the last `history` losses of step n. Until every step has so many losses, n is uniform. The losses are buffers, so a
-    resumed run continues with them.
+    T is the number of steps of the table. L_n is the loss of one example at step n, from the inner objective; its mean
+    over uniform steps is the mean of the weighted loss. Called with x0 `(B, ...)` and conditions by name; returns a
+    `Loss`, weighted, with one step for each example. Nichol & Dhariwal 2021, section 3.3; for multinomial diffusion,
+    Hoogeboom et al. 2021. `E[L_n^2]` is the mean over the last `history` losses of step n. Until every step has so many
+    losses, n is uniform. The losses are recorded in training mode only, in buffers, so a resumed run continues with
+    them.
 
     Args:
-        objective: on a table of steps, such as `continuous.Variational` or `discrete.D3PMLoss`.
+        objective: the inner objective, of a process on a table of steps, such as `continuous.Variational` or
+            `discrete.D3PMLoss`.
         history: the number of losses kept for each step.
-        uniform: the share of samples that are uniform.
+        uniform: the share of steps that are sampled uniformly, in (0, 1], which bounds the weights by its inverse.
 
     Raises:
-        UsageError: for an objective that samples times in a way of its own, and for a process in continuous time.
+        UsageError: for a history below 1, a share outside of (0, 1], an objective that samples times in a way of its
+            own, and for a process in continuous time.
     """
 
     squares: Tensor
@@ -60,7 +65,7 @@ class ImportanceSampling(ObjectiveWrapper[D]):
         self.register_buffer("counts", torch.zeros(self.steps, dtype=torch.int64))
 
     def probabilities(self) -> Tensor:
-        """Returns p_1..p_T, `(T,)`, float64."""
+        """Returns p_1..p_T, `(T,)`, float64, which sum to 1 and include the uniform share."""
         root = self.squares.mean(1).sqrt()
         even = torch.full_like(root, 1 / self.steps)
         return torch.where(
@@ -86,7 +91,7 @@ class ImportanceSampling(ObjectiveWrapper[D]):
     def record(self, index: Tensor, losses: Tensor) -> None:
         """Stores losses `(B,)` of the steps `index` `(B,)`, counted from 0, without waiting for the device.
 
-        Each step has a ring buffer of `history` places.
+        The losses are unweighted; their squares are stored. Each step has a ring buffer of `history` places.
         """
         earlier = (index[:, None] == index).tril(-1).sum(1)  # how often the same step came before in the batch
         later = (index[:, None] == index).triu(1).sum(1)

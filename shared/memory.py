@@ -61,6 +61,8 @@ def _in_container() -> list[int]:
 def refuse_beyond(need: int, what: str, remedy: str) -> None:
     """Raises `UsageError` if `what` needs more than the free memory.
 
+    Nothing is raised where the free memory is unknown.
+
     Args:
         need: estimate of the bytes that it needs.
         what: its name in the message, in the plural.

@@ -19,13 +19,13 @@ from .tensors import refuse_array
 
 
 class Loss(NamedTuple):
-    """The losses of a batch.
+    """The losses of a batch. Training minimizes the mean of `total`.
 
     Attributes:
-        total: the loss of each example, `(B,)`, float32 or better.
+        total: the loss of each example, `(B,)`, float32 or better; its unit is that of the objective.
         parts: quantities to log by name, `(B,)` each. Those from `Objective.forward` are weighted so that their mean is
             the mean over uniform times, also if the times were sampled from another distribution.
-        t: the times, `(B,)`.
+        t: the times in [0, 1] at which the losses were computed, `(B,)`.
     """
 
     total: Tensor
@@ -34,12 +34,18 @@ class Loss(NamedTuple):
 
 
 TimeSampling: TypeAlias = Callable[[int, Source], Tensor]
-"""Samples times, `(batch size, source) -> u` in [0, 1), float64; for other than uniform u, with `weight(u)`."""
+"""Samples numbers that the process maps to times, `(batch size B, source) -> u`, `(B,)` in [0, 1), float64.
+
+If u is not uniform, the function has an attribute `weight`: `weight(u)` is one over the density of u.
+"""
 D = TypeVar("D", bound=Denoiser, default=Denoiser, covariant=True)
 
 
 class Objective(nn.Module, ABC, Generic[D]):
     """A loss of a denoiser at random times. Generic in the denoiser.
+
+    Called with x0 `(B, ...)` and conditions by name; returns a `Loss`, with one random time and one draw of x_t for
+    each example.
 
     Attributes:
         denoiser: the denoiser that is trained.
@@ -53,12 +59,12 @@ class Objective(nn.Module, ABC, Generic[D]):
 
     @abstractmethod
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        """Returns the loss at given times.
+        """Returns the loss of each example at given times, for one draw of x_t.
 
         Args:
             x0: clean data, `(B, ...)`.
-            t: times, `(B,)`.
-            generator: the source of noise.
+            t: times in (0, 1], `(B,)`.
+            generator: the source of noise, a `torch.Generator`, `Streams` or None for torch's global generator.
             cond: conditions by name.
         """
 
@@ -75,7 +81,7 @@ class ObjectiveWrapper(Objective[D]):
     """An objective around another one, with the same denoiser and the same way to sample times.
 
     Args:
-        objective: the inner one.
+        objective: the inner objective.
     """
 
     def __init__(self, objective: Objective[D]) -> None:
@@ -91,10 +97,12 @@ class ObjectiveWrapper(Objective[D]):
 def uniform_parts(loss: Loss, times: TimeSampling, u: Tensor) -> Loss:
     """Returns the loss with its parts weighted so that their mean is that over uniform times.
 
+    `loss.total` stays as it is: the distribution of u is a part of the loss that is trained.
+
     Args:
-        loss: at the times of u.
-        times: the distribution of u; one that is not uniform has `weight(u)`, one over its density.
-        u: `(B,)`.
+        loss: the loss at the times that the process maps u to.
+        times: the function that sampled u; if u is not uniform, it has `weight(u)`, one over the density of u.
+        u: `(B,)`, in [0, 1).
     """
     weight = getattr(times, "weight", None)
     if weight is None:
@@ -104,7 +112,7 @@ def uniform_parts(loss: Loss, times: TimeSampling, u: Tensor) -> Loss:
 
 @serializable("shared.independent", formerly="unnoise.shared.objective.independent")
 def independent(batch: int, generator: Source = None) -> Tensor:
-    """Returns `batch` independent uniform numbers on [0, 1), float64, as used for DDPM and the score SDEs."""
+    """Returns independent uniform numbers on [0, 1), `(batch,)`, float64, as used for DDPM and the score SDEs."""
     return uniform((batch,), generator, dtype=torch.float64)
 
 
@@ -119,7 +127,7 @@ class Stratified:
     half of all times are nearly pure noise (sigma_t > 0.96 from t = 0.5), and contribute little to training.
 
     Attributes:
-        power: 1 for uniform times.
+        power: exponent of u, positive; 1 for uniform times.
     """
 
     power: float = 1.0
@@ -129,7 +137,7 @@ class Stratified:
             raise UsageError(f"power={self.power}: give a positive number, 1 for uniform times")
 
     def __call__(self, batch: int, generator: Source = None) -> Tensor:
-        """Returns the samples, `(batch,)`, float64."""
+        """Returns the samples in increasing order of their strata, `(batch,)`, float64, in [0, 1)."""
         u = uniform((batch,), generator, dtype=torch.float64)
         return ((torch.arange(batch, device=u.device) + u) / batch) ** self.power
 
@@ -140,7 +148,11 @@ class Stratified:
 
 @serializable("shared.antithetic", formerly="unnoise.shared.objective.antithetic")
 def antithetic(batch: int, generator: Source = None) -> Tensor:
-    """Returns u for half of the batch and 1 - u for the other half, float64 (the code of DDIM, Song et al. 2020)."""
+    """Returns u for half of the batch and 1 - u for the other half, float64 (the code of DDIM, Song et al. 2020).
+
+    u is uniform and independent for each pair. The result is `(batch,)`, in [0, 1); for an odd batch the last 1 - u is
+    left out.
+    """
     u = uniform((batch,), generator, dtype=torch.float64)[: (batch + 1) // 2]  # `Streams` has a number for each row
     return torch.cat([u, torch.nextafter(1 - u, torch.zeros_like(u))])[:batch]
 

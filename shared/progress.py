@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Wraps an iterable of `total` items, None where their number is unknown."""
+    """Called with an iterable of `total` items (None where unknown) and a label; returns an iterable of the same items.
+
+    It may report progress whenever an item is taken. `label` names the work, such as "sampling".
+    """
 
     def __call__(self, items: Iterable[T], total: int | None, label: str) -> Iterable[T]: ...
 

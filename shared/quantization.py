@@ -18,9 +18,15 @@ from .serialization import serializable
 class Quantization:
     """The map between quantization levels 0..K-1 and real numbers in [low, high].
 
+    `quantized`, `continuous` and `dequantized` have one signature, so that data can be read by any of them: k is a
+    tensor of levels of any shape, which the result has too, and `generator` is used by `dequantized` alone.
+
     Attributes:
-        levels: K; 256 for 8-bit images.
-        low, high: the range of the real numbers; [-1, 1] for DDPM, [0, 1] in other papers.
+        levels: K, the number of levels; 256 for 8-bit images.
+        low, high: the ends of the range of the real numbers; [-1, 1] for DDPM, [0, 1] in other papers.
+
+    Raises:
+        UsageError: for less than two levels, and unless low < high.
     """
 
     levels: int = 256
@@ -49,7 +55,7 @@ class Quantization:
 
     @property
     def offset_nats(self) -> float:
-        """`-log(cell)`: a code length of levels minus that of the dequantized density, in nats per dimension.
+        """`-log(cell)`, nats per dimension, added to `-log p(x)` of dequantized data to give a code length of levels.
 
         For 8-bit images on [-1, 1] it is 7 log 2 nats, or 7 bits.
         """
@@ -60,7 +66,7 @@ class Quantization:
         return k.long()
 
     def continuous(self, k: Tensor, generator: Source = None) -> Tensor:
-        """Returns `low + k spacing` for level k, float32: DDPM's `x / 127.5 - 1`."""
+        """Returns `low + k spacing` for level k, float32: for 8 bits on [-1, 1] it is DDPM's `k / 127.5 - 1`."""
         return self.low + self.spacing * k.float()
 
     def dequantized(self, k: Tensor, generator: Source = None) -> Tensor:

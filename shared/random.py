@@ -32,7 +32,7 @@ def _scrambled(x: Tensor) -> Tensor:
 
 
 def whole_seed(seed: Any) -> int:
-    """Returns a seed as an int, also from a NumPy integer or a tensor.
+    """Returns a seed as an int, also from a NumPy integer or an integer tensor of one element.
 
     Raises:
         UsageError: for anything but a whole number from -2^63 to 2^64 - 1, the range of
@@ -71,6 +71,9 @@ def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
 class Streams:
     """A source of random numbers with an independent stream for each row of a batch.
 
+    Given as `generator` in place of a `torch.Generator`. The numbers of row i depend on the seed, `indices[i]` and the
+    number of the call alone, which counts the draws of this object from 1.
+
     Args:
         seed: the run's seed.
         indices: the global indices of the samples in this batch, one for each row.
@@ -86,7 +89,11 @@ class Streams:
         self.indices, self.calls = checked_indices(indices), 0
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Returns uniform numbers on the open interval (0, 1), of shape `(len(indices), ...)`."""
+        """Returns uniform numbers on the open interval (0, 1), of the given shape `(len(indices), ...)`.
+
+        Raises:
+            UsageError: if the first size of the shape is not the number of indices.
+        """
         rows, per_row = shape[0], 1
         for size in shape[1:]:
             per_row *= size
@@ -105,7 +112,11 @@ class Streams:
         return ((_shifted(word, 64 - bits).to(real) + 0.5) / 2**bits).to(dtype).reshape(tuple(shape))
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Returns standard normal numbers, by the inverse of the distribution function."""
+        """Returns standard normal numbers of the given shape, by the inverse of the distribution function.
+
+        Raises:
+            UsageError: as `uniform` does.
+        """
         real = torch.float64 if dtype == torch.float64 else torch.float32
         return torch.special.ndtri(self.uniform(shape, real, device)).to(dtype)
 
@@ -128,6 +139,7 @@ def checked_indices(indices: Sequence[int] | Tensor) -> Tensor:
 
 
 Source: TypeAlias = torch.Generator | Streams | None
+"""A source of random numbers; None for torch's global generator."""
 
 
 def uniform(
@@ -137,9 +149,9 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Returns uniform numbers on [0, 1), from torch's global generator if there is no source.
+    """Returns uniform numbers on [0, 1) of the given shape, from torch's global generator if there is no source.
 
-    The default device is that of the source.
+    The default device is that of a `torch.Generator`, and the CPU for `Streams` and without a source.
     """
     if isinstance(source, Streams):
         return source.uniform(shape, dtype, torch.device(device or "cpu"))
@@ -154,9 +166,9 @@ def normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Returns standard normal numbers, from torch's global generator if there is no source.
+    """Returns standard normal numbers of the given shape, from torch's global generator if there is no source.
 
-    The default device is that of the source.
+    The default device is that of a `torch.Generator`, and the CPU for `Streams` and without a source.
     """
     if isinstance(source, Streams):
         return source.normal(shape, dtype, torch.device(device or "cpu"))
@@ -165,7 +177,7 @@ def normal(
 
 
 def home_of(source: Source, device: torch.device | str | None) -> torch.device:
-    """Returns the device to draw on: that of the source, or without a source the given one.
+    """Returns the device to draw on: that of the `torch.Generator`, or without a source the given one, else the CPU.
 
     Raises:
         UsageError: for an object that is not a source of random numbers.
@@ -188,7 +200,8 @@ def rademacher_like(x: Tensor, source: Source = None) -> Tensor:
 def categorical(p: Tensor, source: Source = None) -> Tensor:
     """Samples categories from `p`, shape `(..., K)`, by inverting its distribution function; p need not sum to one.
 
-    One uniform number is drawn for each position. A category of probability zero is never sampled.
+    p contains probabilities, not logits. One uniform number is drawn for each position. A category of probability zero
+    is never sampled.
 
     Returns:
         int64, shape `(...)`.
@@ -203,8 +216,8 @@ def quantile(p: Tensor, u: Tensor) -> Tensor:
     entropy of the samples (Zheng et al. 2024, for Gumbel noise).
 
     Args:
-        p: `(..., K)`; it need not sum to one.
-        u: `(...)`.
+        p: probabilities, `(..., K)`; they need not sum to one.
+        u: `(...)`, a share of the sum of p.
     """
     cumulative = exact(p).cumsum(-1).contiguous()
     target = u[..., None] * cumulative[..., -1:]

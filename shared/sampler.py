@@ -23,12 +23,16 @@ from .tensors import refuse_unless
 from .values import same
 
 Step: TypeAlias = Callable[..., Tensor]
+"""`(x_t, t, s, *, generator, **cond) -> x_s`, as `Sampler.step`."""
 D = TypeVar("D", bound=Denoiser, default=Denoiser, covariant=True)
 C = TypeVar("C", bound=Corruption, default=Corruption, covariant=True)
 
 
 class Sampler(ABC, Generic[D, C]):
     """Samples by `step`s along a grid of times. Generic in the denoiser and in the process that it reverses.
+
+    Called with `shape=(B, ...)` or a state to start from, `steps=N` or a grid of times, a generator and conditions by
+    name; returns the samples, `(B, ...)`. `steps=N` stands for N + 1 times, from 1 down to 0.
 
     Attributes:
         denoiser: estimates x_0.
@@ -52,26 +56,32 @@ class Sampler(ABC, Generic[D, C]):
 
     @abstractmethod
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns x_s given x_t.
+        """Returns x_s given x_t, of the shape of x_t.
 
         Args:
             x: x_t, `(B, ...)`.
             t, s: scalars, s < t; at s = 0 the result is the denoiser's mean (or a sample of its distribution).
-            generator: the source of noise.
-            cond: conditions for the network, by name.
+            generator: the source of noise, a `torch.Generator`, `Streams` or None for torch's global generator.
+            cond: conditions for the network, by name, with a row for each example.
         """
 
     def start(self, shape: Sequence[int], t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns the state of the given shape that a run starts from at t, the first time of its grid."""
+        """Returns the state of the given shape `(B, ...)` that a run starts from at t, the first time of its grid.
+
+        It is sampled from the process's prior, on the device of the denoiser.
+        """
         x = self.denoiser.corruption.prior(shape, generator=generator, device=device_of(self.denoiser))
         return self.denoiser.start(x, t, generator=generator, **cond)
 
     def begin(self) -> Step:
-        """Returns the step function of a new run; that of a sampler that looks back has an empty memory."""
+        """Returns the step function of a new run, called as `step` is.
+
+        The function of a multistep sampler stores the network outputs of the run's earlier steps, at first none.
+        """
         return self.step
 
     def times(self, steps: int | Tensor) -> Tensor:
-        """Returns the grid of that many steps, or the given grid, checked.
+        """Returns the grid of `steps` steps, or a given grid after a check: decreasing times, float64, on the CPU.
 
         Raises:
             UsageError: for another type, and for a grid that does not decrease within [0, 1].
@@ -101,15 +111,15 @@ class Sampler(ABC, Generic[D, C]):
         progress: Progress = silent,
         **cond: Any,
     ) -> Iterator[Tensor]:
-        """Yields the state after every step.
+        """Yields the state `(B, ...)` after every step, without gradients; the start is not yielded.
 
         Args:
             x: the state to start from, at the first time of the grid; or
             shape: the shape `(B, ...)` of a start that is sampled from the prior.
-            steps: the number of steps, or a decreasing grid of times.
-            generator: the source of noise, a `torch.Generator` or `Streams`.
-            progress: how to report progress.
-            cond: conditions for the network, by name.
+            steps: the number of steps, or a grid of decreasing times in [0, 1].
+            generator: the source of noise, a `torch.Generator`, `Streams` or None for torch's global generator.
+            progress: a function that wraps the steps to report progress, such as `progress.bar`.
+            cond: conditions for the network, by name, with a row for each example.
 
         Raises:
             UsageError: unless exactly one of x and shape is given, and for a grid that does not decrease within [0, 1].
@@ -144,7 +154,11 @@ class Sampler(ABC, Generic[D, C]):
         progress: Progress = silent,
         **cond: Any,
     ) -> Tensor:
-        """Returns the last state of `trajectory`, and raises if it contains NaN or infinity."""
+        """Returns the last state of `trajectory`, `(B, ...)`, which takes the same arguments.
+
+        Raises:
+            UsageError: as `trajectory` does, for samples with NaN or infinity, and for NaN from a network of tokens.
+        """
         with refusing_nan(self.denoiser):
             for state in self.trajectory(x, shape=shape, steps=steps, generator=generator, progress=progress, **cond):
                 last = state
@@ -163,8 +177,12 @@ class PredictorCorrector(Sampler):
     Song et al. 2021, algorithm 1; for categorical data Campbell et al. 2022, section 4.4.
 
     Args:
-        predictor: any sampler, such as `continuous.DDIM` or `discrete.TauLeaping`.
-        corrector: a sampler whose step keeps the time, such as `sde.Langevin` or `discrete.RateCorrector`.
+        predictor: a sampler, such as `continuous.DDIM` or `discrete.TauLeaping`.
+        corrector: a sampler whose step from t to s takes x_s and returns x_s, such as `sde.Langevin` or
+            `discrete.RateCorrector`; after the step to s = 0 these do nothing.
+
+    Raises:
+        UsageError: for a predictor that plans later steps, and for two processes or reverse models.
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
@@ -192,6 +210,9 @@ class CorrectorPredictor(Sampler):
 
     Args:
         predictor, corrector: as in `PredictorCorrector`; the predictor is a single-step sampler.
+
+    Raises:
+        UsageError: as `PredictorCorrector` does, and for a multistep predictor.
     """
 
     def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
@@ -217,7 +238,8 @@ def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:
     """Returns the predictor, and raises if the corrector belongs to another process or reverse model.
 
     Raises:
-        UsageError: for two processes, or two reverse models of a categorical denoiser.
+        UsageError: for two processes that are not equal, or two reverse models of categorical denoisers, which
+            determine `p(x_s | x_t)`.
     """
     if predictor.corruption != corrector.corruption:
         raise UsageError("predictor and corrector have different schedules: build both from one denoiser")
@@ -281,7 +303,7 @@ class Evaluations:
     """The number of calls of a denoiser's network.
 
     Attributes:
-        calls: the number so far.
+        calls: the number of calls so far; a batch counts as one.
     """
 
     def __init__(self) -> None:
@@ -292,7 +314,8 @@ class Evaluations:
 def counted(denoiser: Denoiser) -> Iterator[Evaluations]:
     """Counts the network evaluations (NFE) of `denoiser` inside a `with` block.
 
-    For a denoiser without a network, its own calls are counted.
+    `with counted(denoiser) as count` yields an `Evaluations`; its number remains after the block. The calls of all
+    networks inside the denoiser are added up. For a denoiser without a network, its own calls are counted.
     """
     count = Evaluations()
 

@@ -30,6 +30,8 @@ def serializable(
 ) -> Callable[[T], T]:
     """Marks a class, or a function at the top level of a module, as serializable under a name.
 
+    A decorator. The class must keep each constructor argument as an attribute of the same name.
+
     Args:
         name: its name in checkpoints, such as `"my_lab.Cosine"`. Do not change it later: files contain it.
         formerly: its names in files of earlier versions.
@@ -71,13 +73,16 @@ def earlier(name: str, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> N
 
     Args:
         name: its name in those files.
-        convert: a function from its arguments in those files ({} for a function) to today's description.
+        convert: a function from its arguments in those files, by name ({} for a function), to today's description,
+            `{"class": name, "arguments": {...}}`.
     """
     _EARLIER[name] = convert
 
 
 def serialize(value: Any, role: str = "") -> Any:
     """Returns a description of `value` in JSON types, from which `deserialize` rebuilds it.
+
+    It contains constructor arguments, not the weights of networks.
 
     Args:
         value: a serializable object; a number, string, None or tensor; or a tuple or list of these.
@@ -130,6 +135,8 @@ def refuse_moved(value: Any) -> None:
 def deserialize(description: Any, network: nn.Module | None = None) -> Any:
     """Returns the object that `serialize` described; lists become tuples.
 
+    Serializable networks get newly initialized weights, which those of the checkpoint replace afterwards.
+
     Args:
         description: from `serialize`, or from a file of an earlier version.
         network: takes the place of networks that are not serializable; each gets a copy.
@@ -177,7 +184,10 @@ def current_name(description: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def current(description: Any) -> Any:
-    """Returns a description with today's names throughout, to compare it with one written today."""
+    """Returns a description with today's names of classes, functions and arguments, in nested descriptions too.
+
+    It is for comparing a file of an earlier version with a description from today's `serialize`.
+    """
     if isinstance(description, list):
         return [current(d) for d in description]
     if not isinstance(description, Mapping):
@@ -186,10 +196,10 @@ def current(description: Any) -> Any:
 
 
 def argument(value: Any, name: str) -> Any:
-    """Returns the attribute of the same name as a constructor argument.
+    """Returns the attribute of `value` that has the name of the constructor argument `name`.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is no such attribute.
     """
     try:
         return getattr(value, name)
@@ -214,5 +224,5 @@ def name_of(thing: Any) -> str:
 
 
 def full_name(thing: Any) -> str:
-    """Returns module and qualified name of a class or function."""
+    """Returns module and qualified name of a class or function, separated by a dot."""
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"

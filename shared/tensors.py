@@ -25,7 +25,10 @@ def like(v: Tensor, x: Tensor) -> Tensor:
 
 
 def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:
-    """Reduces all axes but the first: `(B, ...)` to `(B,)`."""
+    """Reduces all axes but the first: `(B, ...)` to `(B,)`.
+
+    `reduce` is called with a tensor `(B, n)` and `dim=1`: `torch.sum`, `torch.mean`, `torch.linalg.vector_norm`, ..
+    """
     return reduce(x.reshape(len(x), -1), dim=1)
 
 
@@ -67,7 +70,7 @@ def checked_time(t: Tensor | float, rows: int | None = None) -> Tensor:
 
 
 def refuse_array(x: Tensor, what: str) -> Tensor:
-    """Returns x, and raises unless it is a tensor.
+    """Returns x, and raises unless it is a tensor; `what` is its name in the message.
 
     Raises:
         UsageError: for an array or a list.
@@ -78,7 +81,7 @@ def refuse_array(x: Tensor, what: str) -> Tensor:
 
 
 def refuse_non_float(x: Tensor, what: str) -> Tensor:
-    """Returns x, and raises unless it is a floating-point tensor.
+    """Returns x, and raises unless it is a floating-point tensor; `what` is its name in the message.
 
     Raises:
         UsageError: for other tensors, such as the integers of quantized data, and for arrays and lists.
@@ -92,7 +95,7 @@ def refuse_non_float(x: Tensor, what: str) -> Tensor:
 
 
 def as_real(x: Tensor, what: str) -> Tensor:
-    """Returns x in float32 or better, and raises unless it is a floating-point tensor.
+    """Returns x in float32, or float64 if it is that already, and raises unless it is a floating-point tensor.
 
     Raises:
         UsageError: as `refuse_non_float` does.
@@ -121,7 +124,7 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 def refuse_unless(condition: Tensor, message: str, *, wait: bool = False) -> None:
-    """Raises `UsageError(message)` unless all of `condition` is true.
+    """Raises `UsageError(message)` unless all entries of `condition`, a bool tensor, are true.
 
     On CUDA the check is asynchronous by default: it does not wait for the device, and a failure makes CUDA unusable for
     the rest of the process. That suits a training step. `wait=True` is for callers that wait for the device anyway, as
@@ -139,7 +142,16 @@ def finest(x: Tensor) -> Tensor:
 
 
 class Table:
-    """A constant tensor, in float64 if it is real, with a copy on each device where it has been used."""
+    """A constant tensor, in float64 if it is real, with a copy on each device where it has been used.
+
+    `table[index]` returns the rows at a tensor of indices, on the device of the index.
+
+    Args:
+        values: the tensor; it is copied to the CPU without its gradient.
+
+    Attributes:
+        values: the copy on the CPU.
+    """
 
     def __init__(self, values: Tensor) -> None:
         with torch.inference_mode(False):  # the table may be used outside of the mode in which it is created

@@ -27,7 +27,7 @@ TimeInput: TypeAlias = Callable[[C, Tensor], Tensor]
 
 
 def rows_of(corruption: Corruption) -> int:
-    """Returns the number of steps of a table.
+    """Returns T, the number of steps of a process on a table, whose times are t = n / T for n = 1..T.
 
     Raises:
         UsageError: for a process in continuous time.
@@ -43,7 +43,7 @@ def rows_of(corruption: Corruption) -> int:
 
 @serializable("shared.thousandths", formerly="unnoise.shared.labels.thousandths")
 def thousandths(corruption: Corruption, t: Tensor) -> Tensor:
-    """Returns `1000 t`, the default: the same for tables of any length and for continuous time."""
+    """Returns `1000 t`, the default of denoisers: the same for tables of any length and for continuous time."""
     return 1000 * t
 
 
@@ -55,9 +55,10 @@ def step_index(corruption: Corruption, t: Tensor) -> Tensor:
 
 @serializable("shared.nearest_index", formerly="unnoise.shared.labels.nearest_index")
 def nearest_index(schedule: Schedule, t: Tensor) -> Tensor:
-    """Returns the `step_index` of the row of a table whose sigma / alpha is nearest to that at t.
+    """Returns the 0-based index n - 1 of the row n of a table whose sigma / alpha is nearest to sigma_t / alpha_t.
 
-    Karras et al. (2022) evaluate networks that were trained on a table at these indices.
+    A time between two rows is thus rounded to one of them. Karras et al. (2022) evaluate networks that were trained on
+    a table at these indices.
     """
     rows, t = rows_of(schedule), exact(t)
     above = (t * rows).ceil().clamp(1, rows)
@@ -85,7 +86,9 @@ def song_vp(corruption: Corruption, t: Tensor) -> Tensor:
 @serializable("shared.LastIndex", formerly="unnoise.shared.labels.LastIndex")
 @dataclass(frozen=True)
 class LastIndex:
-    """The time input `last t`: `song_vp` for chains of another length (Karras et al. 2022, table 1: M - 1).
+    """The time input `last t`: `song_vp` for a chain of M steps, `last = M - 1` (Karras et al. 2022, table 1).
+
+    Called with (process, t); returns the time input, of the shape of t.
 
     Attributes:
         last: the time input at t = 1, which is the last 0-based index of the chain.
@@ -133,5 +136,5 @@ def reversed_index(corruption: Corruption, t: Tensor) -> Tensor:
 
 @serializable("shared.quarter_log", formerly="unnoise.shared.labels.quarter_log")
 def quarter_log(schedule: Schedule, t: Tensor) -> Tensor:
-    """Returns `ln(sigma_t / alpha_t) / 4`, the time input of Karras et al.'s (2022) networks, c_noise in table 1."""
+    """Returns `ln(sigma_t / alpha_t) / 4`, the time input of EDM networks (Karras et al. 2022, c_noise in table 1)."""
     return -schedule.log_snr(t) / 8

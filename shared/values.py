@@ -18,10 +18,10 @@ FEW = 4
 
 
 def equal(self: Any, other: object) -> bool:
-    """Is an `__eq__` by value: two objects of one class are equal if their constructor arguments are.
+    """Returns whether two objects are of one class and have equal constructor arguments; for use as `__eq__`.
 
-    Tensors are compared entry by entry. A class keeps each constructor argument as an attribute of the same name; a
-    class that does not is compared by all of its attributes.
+    Objects of different classes give NotImplemented. Tensors are compared entry by entry. A class keeps each
+    constructor argument as an attribute of the same name; a class that does not is compared by all of its attributes.
     """
     if self is other:
         return True
@@ -29,12 +29,12 @@ def equal(self: Any, other: object) -> bool:
 
 
 def hash_of_type(self: Any) -> int:
-    """Is the `__hash__` that goes with `equal`: the same for all objects of a class, since tensors cannot be hashed."""
+    """Returns the hash of the class, as tensors cannot be hashed; for use as `__hash__` beside `equal`."""
     return hash(type(self))
 
 
 def notation(self: Any) -> str:
-    """Is a `__repr__`: the class and those of its arguments that differ from their defaults."""
+    """Returns the class and those of its arguments that differ from their defaults, as text; for use as `__repr__`."""
     defaults = {name: p.default for name, p in inspect.signature(type(self).__init__).parameters.items()}
     given = {
         name: value
@@ -45,7 +45,7 @@ def notation(self: Any) -> str:
 
 
 def state_of(value: Any) -> dict[str, Any]:
-    """Returns the values that decide an object's behavior.
+    """Returns the values that decide an object's behavior, by name.
 
     These are its constructor arguments, or all of its attributes if it does not keep the arguments.
     """
@@ -63,7 +63,11 @@ def written(value: Any) -> str:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Returns whether two values are equal; tensors are if their shape, dtype and every entry are."""
+    """Returns whether two values are equal; tensors are if their shape, dtype and every entry are.
+
+    Values of different types are not. Dictionaries, lists and tuples are compared item by item, objects without an
+    `__eq__` of their own by `state_of`.
+    """
     if a is b:
         return True
     if type(a) is not type(b):
