@@ -35,8 +35,8 @@ def whole_seed(seed: Any) -> int:
     """Returns a seed as an int, also from a NumPy integer or an integer tensor of one element.
 
     Raises:
-        UsageError: for anything but a whole number from -2^63 to 2^64 - 1, the range of
-            `torch.Generator.manual_seed`; as there, a negative seed n means n + 2^64.
+        UsageError: for anything but a whole number from -2^63 to 2^64 - 1, the range of `torch.Generator.manual_seed`;
+            as there, a negative seed n means n + 2^64.
     """
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)

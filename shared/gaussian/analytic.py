@@ -19,12 +19,13 @@ from .schedule import Schedule
 class AnalyticGaussian(GaussianDenoiser):
     r"""The exact denoiser of Gaussian data `N(mean, C)` in R^d.
 
-    `E[x_0 | x_t] = mean + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha mean)`.
+    `E[x_0 | x_t] = mean + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha mean)`, alpha and sigma at the time t. Called
+    with x_t `(B, d)` and t, a scalar or `(B,)`; returns `E[x_0 | x_t]`, `(B, d)`.
 
     Args:
-        mean: `(d,)`.
-        covariance: C, `(d, d)`.
-        schedule: of the corruption.
+        mean: mean of the data, `(d,)`.
+        covariance: C, the covariance of the data, `(d, d)`.
+        schedule: the schedule, which defines alpha_t and sigma_t.
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor, schedule: Schedule) -> None:
@@ -42,13 +43,14 @@ class AnalyticGaussian(GaussianDenoiser):
 class AnalyticMixture(GaussianDenoiser):
     r"""The exact denoiser of a mixture of Gaussians `sum_m w_m N(mu_m, v_m I)` in R^d; with v = 0, of a set of points.
 
-    It takes the condition `label`, `(B,)`: the component that x_0 was sampled from.
+    Called with x_t `(B, d)`, t, a scalar or `(B,)`, and optionally the condition `label`, int64 `(B,)` from 0 to M - 1:
+    the component that x_0 was sampled from. Returns `E[x_0 | x_t]`, or `E[x_0 | x_t, label]`, `(B, d)`.
 
     Args:
-        weights: `(M,)`, summing to one.
-        means: `(M, d)`.
-        variances: `(M,)`.
-        schedule: of the corruption.
+        weights: w, `(M,)`, summing to one.
+        means: mu, `(M, d)`.
+        variances: v, `(M,)`.
+        schedule: the schedule, which defines alpha_t and sigma_t.
     """
 
     conditions = ("label",)
@@ -74,9 +76,9 @@ class AnalyticMixture(GaussianDenoiser):
         return Estimate.of_mean((log_joint.softmax(1)[..., None] * each).sum(1))
 
     def log_label(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Returns `log q(label | x_t)`, `(B, M)`: the output of a perfect classifier of noisy data."""
+        """Returns `log q(label | x_t)`, `(B, M)`, normalized: the output of a perfect classifier of noisy data."""
         return self._components(x_t, t)[0].log_softmax(1)
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Returns `log q(x_t)`, `(B,)`, in nats."""
+        """Returns the log-density `log q(x_t)` of the mixture with the noise of t, `(B,)`, in nats."""
         return self._components(x_t, t)[0].logsumexp(1)

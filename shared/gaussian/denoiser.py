@@ -26,13 +26,15 @@ ZERO, ONE = torch.tensor([0.0, 1.0], dtype=torch.float64).unbind()
 class Estimate(NamedTuple):
     """The estimate of a Gaussian denoiser as a combination `E[x_0 | x_t] = a x_t + b out`.
 
-    The coefficients are kept apart so that further combinations with x_t (the score, the noise, a velocity) add them in
-    float64: near t = 0 they are large and nearly cancel.
+    For a network with output F, `out = F`, and a and b are c_skip and c_out of its prediction. The coefficients are
+    kept apart so that further combinations with x_t (the score, the noise, a velocity) add them in float64: near t = 0
+    they are large and nearly cancel.
 
     Attributes:
-        a, b: float64, scalar or `(B,)`.
-        out: of the shape of x_t.
-        variance_output: the network's output for the reverse variance, of the shape of x_t; None if it has none.
+        a, b: the coefficients, float64, scalar or `(B,)`.
+        out: the network's output, or the mean where a = 0 and b = 1, of the shape of x_t.
+        variance_output: the network's output for the reverse variance, of the shape of x_t; None if it has none. Fixed
+            variances ignore it.
     """
 
     a: Tensor
@@ -62,6 +64,9 @@ class Estimate(NamedTuple):
 class GaussianDenoiser(Denoiser[Schedule]):
     """Estimates `E[x_0 | x_t]` under a Gaussian corruption. Subclasses define one method, `estimate`.
 
+    Called with x_t `(B, ...)`, a time t, a scalar or `(B,)`, and conditions by name; returns `E[x_0 | x_t]`. The
+    corruption is `x_t = alpha_t x_0 + sigma_t epsilon`, with standard normal noise epsilon.
+
     Attributes:
         corruption: the schedule that made x_t.
         has_variance_output: whether estimates have a variance output, from which reverse variances are computed.
@@ -72,16 +77,16 @@ class GaussianDenoiser(Denoiser[Schedule]):
 
     @abstractmethod
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        """Returns the estimate of x_0 from x_t.
+        """Returns the estimate of x_0 from x_t, as coefficients, network output and variance output.
 
         Args:
             x_t: `(B, ...)`.
-            t: a scalar or `(B,)`.
-            cond: conditions, by name.
+            t: a scalar or `(B,)`, in [0, 1].
+            cond: conditions, by name, with a row for each example.
         """
 
     def on(self, schedule: Schedule) -> Self:
-        """Returns the denoiser with the same weights, for signals corrupted by `schedule`."""
+        """Returns a copy of the denoiser with the same weights, for signals corrupted by `schedule`."""
         other = copy.copy(self)
         other.corruption = schedule
         return other
@@ -100,7 +105,10 @@ class GaussianDenoiser(Denoiser[Schedule]):
         return self.estimate(x_t, t, **cond).combined(x_t, -torch.ones_like(alpha), alpha) / like(sigma**2, x_t)
 
     def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        """Returns x of standard deviation sigma_1 scaled to sigma_t, the start of a grid whose first time is t."""
+        """Returns `(sigma_t / sigma_1) x`, the start of a grid whose first time is t.
+
+        x `(B, ...)` is a draw of the prior `N(0, sigma_1^2 I)`, and t a scalar; at t = 1 the result is x.
+        """
         (_, sigma_t), (_, sigma_1) = self.corruption(exact(t)), self.corruption(torch.ones_like(exact(t)))
         return x if t == 1 else like(sigma_t / sigma_1, x) * x
 
@@ -109,8 +117,8 @@ class TrainedOnSchedule(Protocol):
     """A denoiser or classifier of noisy data with a network.
 
     Attributes:
-        corruption: the current schedule.
-        schedule: the schedule of training.
+        corruption: the current schedule, which made x_t.
+        schedule: the schedule of training, which determines the time inputs.
     """
 
     corruption: Schedule
@@ -126,12 +134,15 @@ T = TypeVar("T", bound=TrainedOnSchedule)
 
 
 def equal_snr_time(denoiser: TrainedOnSchedule, t: Tensor) -> Tensor:
-    """Returns the time of the training schedule with the log-SNR of time t of the current schedule."""
+    """Returns the time of the training schedule with the log-SNR of time t of the current schedule, of the shape of t.
+
+    It is clamped to [t_min, 1] of the training schedule; if the two schedules are one object, it is t.
+    """
     return t if denoiser.corruption is denoiser.schedule else denoiser.schedule.time(denoiser.corruption.log_snr(t))
 
 
 def range_of_time_input(denoiser: TrainedOnSchedule) -> Tensor:
-    """Returns the time inputs at the smallest training time and at t = 1, `(2,)`."""
+    """Returns the time inputs at t_min, the smallest training time, and at t = 1 of the training schedule, `(2,)`."""
     return denoiser.time_input(denoiser.schedule, torch.tensor([denoiser.schedule.t_min, 1.0], dtype=torch.float64))
 
 
@@ -161,8 +172,8 @@ class Learned(GaussianDenoiser):
     Args:
         network: `(x, time input (B,), **cond) -> F`, of the shape of x. A network with the attribute `outputs = 2`
             returns twice the channels: F, then the variance output.
-        schedule: the schedule of training.
-        predicts: the prediction: what F stands for.
+        schedule: the schedule of training, which defines alpha_t and sigma_t.
+        predicts: the prediction, a function `(alpha_t, sigma_t) -> (c_skip, c_out)`: it defines what F stands for.
         time_input: `(schedule, t) -> time input`, for times of the training schedule.
         sigma_data: standard deviation of the data, for c_in; None for that of the prediction, or 1 if it has none.
         scaled: False for c_in = 1 under the training schedule, as for Song et al.'s (2021) networks.
@@ -292,7 +303,7 @@ class Clipped(DenoiserWrapper):
 
     Args:
         denoiser: the inner denoiser.
-        low, high: the range of the data.
+        low, high: the ends of the range of the data.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, low: float = -1.0, high: float = 1.0) -> None:
@@ -330,10 +341,10 @@ class Thresholded(DenoiserWrapper):
 
 
 def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:
-    """Raises for a prediction from which x_0 cannot be computed at t = 1.
+    """Raises for a prediction from which x_0 cannot be computed at t = 1, where alpha may be 0.
 
     Raises:
-        UsageError: for such a prediction.
+        UsageError: if c_skip or c_out is not finite there, as for noise prediction at zero SNR.
     """
     if not all(bool(torch.isfinite(c)) for c in predicts(*schedule(torch.ones((), dtype=torch.float64)))):
         name = getattr(predicts, "__name__", type(predicts).__name__)

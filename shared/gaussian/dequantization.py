@@ -24,10 +24,12 @@ from ..tensors import finest, is_integer, refuse_unless
 class Dequantizer(nn.Module, ABC):
     r"""A distribution `q(u | k)` of the position u in [0, 1] within the cells of levels k, `x = low + (k + u) cell`.
 
-    For any such distribution, `-log P(k) <= E_q[-log p(x) + log q(u | k)] - dims log(cell)`, where `P(k)` is the
-    integral of the density p over the cell (Theis et al. 2016, section 3.1, for the uniform distribution; Ho et al.
-    2019, Flow++, section 3.1, for learned ones). The right side is the code length of levels under a density. The sides
-    are equal if `q(u | k)` is proportional to p within the cell.
+    low is the lower end of the range of the real numbers and cell the width of a cell, from `quantization`; dims is the
+    number of dimensions of an example. Called with levels k; returns x and `log q(u | k) - dims log(cell)`. For any
+    such distribution, `-log P(k) <= E_q[-log p(x) + log q(u | k)] - dims log(cell)`, where `P(k)` is the integral of
+    the density p over the cell (Theis et al. 2016, section 3.1, for the uniform distribution; Ho et al. 2019, Flow++,
+    section 3.1, for learned ones). The right side is the code length of levels under a density. The sides are equal if
+    `q(u | k)` is proportional to p within the cell.
 
     Attributes:
         quantization: the levels, and the range that their cells tile.
@@ -40,7 +42,7 @@ class Dequantizer(nn.Module, ABC):
         """Samples real numbers x in the cells of levels, and returns them with the difference of the code lengths.
 
         Args:
-            k: levels, int `(B, ...)`.
+            k: quantization levels 0..K-1, int `(B, ...)`.
             generator: the source of noise.
 
         Returns:
@@ -58,7 +60,7 @@ class UniformDequantization(Dequantizer):
     """Uniform dequantization, `q(u | k) = 1`: `-dims log(cell)` is added (Theis et al. 2016, section 3.1).
 
     Args:
-        quantization: the levels of the data.
+        quantization: the quantization levels of the data, and the range that their cells tile.
     """
 
     def __init__(self, quantization: Quantization) -> None:
@@ -89,7 +91,7 @@ class VariationalDequantization(Dequantizer):
     (`shared.networks.blocks.zeroed(mlp.leave)`).
 
     Args:
-        quantization: the levels of the data.
+        quantization: the quantization levels of the data, and the range that their cells tile.
         network: `(h, i (B,)) -> (shift, scale)`, with twice the channels of the data in and out. h contains the kept
             dimensions as `2 u - 1`, then `quantization.continuous(k)`; i is the number of the coupling, in place of a
             time input. For images `UNet((2 * C, H, W))`, for vectors `MLP(2 * d)`.
@@ -121,11 +123,16 @@ class VariationalDequantization(Dequantizer):
         return within_cell(self.quantization, k, torch.sigmoid(end)), nats
 
     def time_input_range(self) -> Tensor:
-        """Returns the network's second input for the first and the last coupling, `(2,)`."""
+        """Returns the network's second input for the first and the last coupling, 0 and `couplings - 1`, `(2,)`."""
         return torch.tensor([0.0, self.couplings - 1.0])
 
     def move(self, k: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns z `(B, ...)` after all couplings, and the log-determinant of the Jacobian, `(B,)`."""
+        """Returns z `(B, ...)` after all couplings, and the log-determinant of the Jacobian, `(B,)`.
+
+        Args:
+            k: the quantization levels, int `(B, ...)`, on which the couplings depend.
+            z: the start, logits of positions, `(B, ...)`.
+        """
         log_det = total_nats(torch.zeros_like(z))
         for i in range(self.couplings):
             shift, scale = self._coupling(k, z, i)
@@ -133,7 +140,7 @@ class VariationalDequantization(Dequantizer):
         return z, log_det
 
     def log_density(self, k: Tensor, u: Tensor) -> Tensor:
-        """Returns `log q(u | k)` at any u in (0, 1), `(B,)`, by the inverses of the couplings."""
+        """Returns `log q(u | k)` at any u in (0, 1), `(B, ...)`, in nats, `(B,)`, by the inverses of the couplings."""
         end = z = torch.logit(u)
         log_det = total_nats(torch.zeros_like(z))
         for i in reversed(range(self.couplings)):
@@ -164,12 +171,14 @@ class VariationalDequantization(Dequantizer):
 class DequantizedLoss(ObjectiveWrapper[D]):
     r"""A bound on the code length of quantized data, in bits/dim, which trains a denoiser and a dequantizer together.
 
-    It is `(inner(x) + log q(u | k) - dims log(cell)) / (dims log 2)`. The gradient reaches the dequantizer through x
-    (Ho et al. 2019, section 3.1; for scores Song et al. 2021b, ScoreFlow).
+    It is `(inner(x) + log q(u | k) - dims log(cell)) / (dims log 2)`, with inner(x) the loss of the inner objective at
+    data x from the dequantizer, and cell the width of a quantization level's cell. Called with levels k, int64
+    `(B, ...)`; returns a `Loss`, with one draw of u and of the time for each example. The gradient reaches the
+    dequantizer through x (Ho et al. 2019, section 3.1; for scores Song et al. 2021b, ScoreFlow).
 
     Args:
         objective: an upper bound on `-log p(x)`, in nats summed over dimensions, such as `sde.MaximumLikelihood`.
-        dequantizer: samples x given the levels.
+        dequantizer: samples x given the levels, and is trained with the denoiser.
     """
 
     def __init__(self, objective: Objective[D], dequantizer: Dequantizer) -> None:
@@ -177,7 +186,7 @@ class DequantizedLoss(ObjectiveWrapper[D]):
         self.dequantizer = dequantizer
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        """Returns the loss at given times `(B,)`; `x0`: levels, int64 `(B, ...)`."""
+        """Returns the loss, in bits/dim, at given times `(B,)`; `x0`: quantization levels, int64 `(B, ...)`."""
         return self._bound(lambda x: self.objective.at(x, t, generator=generator, **cond), x0, generator)
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
@@ -195,7 +204,7 @@ class DequantizedLoss(ObjectiveWrapper[D]):
 def within_cell(quantization: Quantization, k: Tensor, u: Tensor) -> Tensor:
     """Returns `low + (k + u) cell` for u in [0, 1], as `Quantization.dequantized`, but in cell k despite rounding.
 
-    `quantization.cell_of` of the result is k.
+    `quantization.cell_of` of the result is k. u and the result have the shape of k.
     """
     x = quantization.low + quantization.cell * (k + u)
     margin = (

@@ -39,10 +39,12 @@ class HasNull(Protocol):
     """A network that defines what stands for no condition."""
 
     def null(self, condition: str) -> Tensor:
-        """Returns what stands for no condition of that name, for one example.
+        """Returns what stands for no condition of that name: a row of the condition's batch, without the first axis.
+
+        For a class label it is an index, `()`, such as the number of classes.
 
         Raises:
-            UsageError: if nothing does.
+            UsageError: if nothing stands for no condition of that name.
         """
         ...
 
@@ -51,23 +53,25 @@ class HasNull(Protocol):
 class ClassifierFree(DenoiserWrapper):
     r"""Classifier-free guidance, `(1 + w) E[x_0 | x_t, c] - w E[x_0 | x_t]`.
 
-    Ho & Salimans 2022, eq. 6, there for the noise, whose combination is the same. The variance output is that of the
-    conditional estimate, as in GLIDE. A call takes two network evaluations where guidance acts, and one elsewhere.
+    c is the condition. Ho & Salimans 2022, eq. 6, there for the noise, whose combination is the same. The variance
+    output is that of the conditional estimate, as in GLIDE. A call takes two network evaluations where guidance acts,
+    and one elsewhere.
 
     Args:
         denoiser: a conditional denoiser, trained with `ConditionDropout`.
-        w: the strength; the "guidance scale" s of other code is 1 + w.
-        condition: the condition to strengthen; all others are used in both estimates.
-        null: what stands for no condition, for one example, as in training. None leaves the condition out, and the
-            networks of this package then use their own null.
-        low, high: guidance acts for low < t <= high; Kynkaanniemi et al. 2024 guide neither the noisiest nor the
-            cleanest times. On another schedule the interval of log-SNR stays the same. The ends are exact up to 1e-6 of
-            log-SNR.
+        w: the strength, 0 without guidance; the "guidance scale" s of other code is 1 + w.
+        condition: the name of the condition to strengthen; all others are used in both estimates.
+        null: what stands for no condition, for one example, as in training: a number or a tensor. None leaves the
+            condition out, and the networks of this package then use their own null.
+        low, high: guidance acts for low < t <= high, with 0 <= low < high <= 1; Kynkaanniemi et al. 2024 guide neither
+            the noisiest nor the cleanest times. On another schedule the interval of log-SNR stays the same. The ends
+            are exact up to 1e-6 of log-SNR.
         rescale: phi in [0, 1], how far the guided x_0 is scaled to the standard deviation of the conditional one, for
             each example (Lin et al. 2023, section 3.4, who rescale the network's output, by 0.7).
 
     Raises:
-        UsageError: if the denoiser's network does not take the condition, or does not define its null.
+        UsageError: if the denoiser's network does not take the condition, or does not define its null, and for low,
+            high and rescale outside of their ranges. When called, if the condition is missing.
     """
 
     def __init__(
@@ -159,11 +163,18 @@ class ClassifierFree(DenoiserWrapper):
 class NoisyClassifier(Denoiser[Schedule]):
     """A classifier of noisy data: a network for `log p(label | x_t)`, `(B, K)`.
 
+    Called with x_t `(B, ...)` and a time t, a scalar or `(B,)`; returns normalized log-probabilities of the K classes,
+    float32 or better. Under a schedule other than that of training, the network is evaluated at the training time of
+    equal log-SNR. Conditions are ignored.
+
     Args:
         network: `(x_t scaled to unit variance, time input (B,)) -> logits (B, K)`, such as `Encoder`; its inputs have
             the same dtypes as those of the network in `Learned`.
         schedule: the schedule of training.
-        time_input: `(schedule, t) -> time input`, for times of the training schedule.
+        time_input: `(schedule, t) -> time input`, for times of the training schedule; 1000 t by default.
+
+    Raises:
+        UsageError: when called, if the network does not return `(B, K)`.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput[Schedule] = thousandths) -> None:
@@ -187,7 +198,7 @@ class NoisyClassifier(Denoiser[Schedule]):
         return at_least_float32(out).log_softmax(-1)
 
     def time_input_range(self) -> Tensor:
-        """Returns the time inputs at the smallest training time and at t = 1, `(2,)`."""
+        """Returns the time inputs at t_min, the smallest training time, and at t = 1, `(2,)`."""
         return range_of_time_input(self)
 
     def on(self, schedule: Schedule) -> Self:
@@ -199,9 +210,15 @@ class NoisyClassifier(Denoiser[Schedule]):
 class ClassifierLoss(Objective[NoisyClassifier]):
     """The training loss of a `NoisyClassifier`, `-log p(label | x_t)`, t uniform (Dhariwal & Nichol 2021, section 4).
 
+    Called with x0 `(B, ...)` and `label`, integers `(B,)`; returns a `Loss` in nats, with one time and one draw of x_t
+    for each example. Its part `accuracy` is 1 where the most probable class is the label, else 0.
+
     Args:
         denoiser: the classifier.
         times: samples the times of a batch.
+
+    Raises:
+        UsageError: when called without label, or with labels that are not classes.
     """
 
     def __init__(self, denoiser: NoisyClassifier, times: TimeSampling = independent) -> None:
@@ -220,7 +237,7 @@ class ClassifierLoss(Objective[NoisyClassifier]):
 
 
 def classes(label: Tensor, log_p: Tensor) -> Tensor:
-    """Returns class labels as int64 `(B,)`, checked against log_p `(B, K)`.
+    """Returns class labels as int64 `(B,)`, checked against log_p, log-probabilities `(B, K)` of the K classes.
 
     Raises:
         UsageError: for other types and shapes, and on a CPU for labels outside of 0 to K - 1.
@@ -239,18 +256,21 @@ def classes(label: Tensor, log_p: Tensor) -> Tensor:
 
 
 class ClassifierGradient:
-    """The gradient `scale grad log p(label | x_t)` of a classifier, `(x_t, t, label=...)`, of the shape of x_t.
+    """The gradient `scale grad log p(label | x_t)` of a classifier, with respect to x_t.
+
+    Called as `(x_t, t, label=...)`, with x_t `(B, ...)`, t a scalar or `(B,)`, and labels as integers `(B,)`; other
+    conditions are ignored.
 
     Args:
         classifier: `(x_t, t) -> log p(label | x_t)`, `(B, K)`, with `on(schedule)`.
-        scale: 1 for Bayes' rule; 1 to 10 in Dhariwal & Nichol (2021).
+        scale: factor of the gradient; 1 for Bayes' rule, 1 to 10 in Dhariwal & Nichol (2021).
     """
 
     def __init__(self, classifier: NoisyClassifier, scale: float = 1.0) -> None:
         self.classifier, self.scale = classifier, scale
 
     def __call__(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns the gradient of each example's log-probability of its label, of the shape of x_t."""
+        """Returns `scale` times the gradient of each example's log-probability of its label, of the shape of x_t."""
         if "label" not in cond:
             raise UsageError("classifier guidance needs class labels: give label=..., one for each sample")
         with gradients(x_t, t, cond["label"]) as (x, t, label):
@@ -267,8 +287,9 @@ class ClassifierGradient:
 
 @serializable("gaussian.ClassifierGuided", formerly="unnoise.shared.guidance.ClassifierGuided")
 class ClassifierGuided(DenoiserWrapper):
-    r"""Classifier guidance, `E[x_0 | x_t] + (sigma_t^2 / alpha_t) gradient`: the gradient is added to the score.
+    r"""Classifier guidance, `E[x_0 | x_t] + (sigma_t^2 / alpha_t) scale grad log p(label | x_t)`.
 
+    The gradient in x_t, scaled, is thereby added to the score. It takes the condition `label`, integers `(B,)`.
     Dhariwal & Nichol 2021, algorithm 2, the DDIM form. With scale 1 and a perfect classifier it is the conditional
     denoiser, by Bayes' rule. The ancestral form, which adds variance times gradient to the mean of the reverse step, is
     `Ancestral(denoiser, gradient=...)`; the two agree in the limit of small steps. The label is passed to the denoiser
@@ -276,8 +297,11 @@ class ClassifierGuided(DenoiserWrapper):
 
     Args:
         denoiser: unconditional or conditional; to clip as published, give `Clipped(denoiser)`.
-        classifier: of noisy data; it is put on the denoiser's schedule.
-        scale: of the gradient.
+        classifier: a classifier of noisy data; it is put on the denoiser's schedule.
+        scale: factor of the gradient; 1 for Bayes' rule, 1 to 10 in Dhariwal & Nichol (2021).
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR, where alpha_t = 0; when called, if the label is missing.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, classifier: NoisyClassifier, scale: float = 1.0) -> None:
@@ -304,14 +328,15 @@ class ClassifierGuided(DenoiserWrapper):
 class ConditionDropout(ObjectiveWrapper[D]):
     """An objective that drops the condition of a share p of the examples, as classifier-free guidance needs.
 
-    Ho & Salimans 2022, algorithm 1.
+    Ho & Salimans 2022, algorithm 1. For each example independently, the condition is replaced by the null with
+    probability p. Called with x0 and conditions by name; returns the `Loss` of the inner objective.
 
     Args:
-        objective: of a denoiser with a network, such as `Learned`.
-        p: the share of examples that lose their condition; 0.1 or 0.2 in the paper.
+        objective: the inner objective, of a denoiser with a network, such as `Learned`.
+        p: the expected share of examples that lose their condition, in [0, 1); 0.1 or 0.2 in the paper.
         condition: the name of the condition.
-        null: what stands for no condition; None for the network's own, `network.null(condition)`, which it also uses
-            when the condition is left out in sampling.
+        null: the number that stands for no condition; None for the network's own, `network.null(condition)`, which it
+            also uses when the condition is left out in sampling.
 
     Raises:
         UsageError: if the denoiser's network does not take the condition, or does not define its null.
@@ -351,10 +376,10 @@ class ConditionDropout(ObjectiveWrapper[D]):
 
 
 def refuse_missing_condition(denoiser: Denoiser, condition: str) -> None:
-    """Raises for a denoiser whose network does not take the condition.
+    """Raises for a denoiser whose network does not take the condition of that name.
 
     Raises:
-        UsageError: for such a denoiser.
+        UsageError: if the denoiser's `conditions` are known and do not contain it.
     """
     if denoiser.conditions is not None and condition not in denoiser.conditions:
         has = ", ".join(denoiser.conditions) or "none"
@@ -368,7 +393,7 @@ def refuse_without_null(network: Any, condition: str) -> None:
     """Raises for a network that does not define what stands for no condition.
 
     Raises:
-        UsageError: for such a network.
+        UsageError: for a network without a method `null`, or whose `null(condition)` raises.
     """
     if not hasattr(network, "null"):
         raise UsageError(NO_NULL.format(condition=condition))

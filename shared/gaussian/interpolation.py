@@ -16,8 +16,11 @@ def slerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
     the norm of such a sample. The interpolation is not defined between opposite latents.
 
     Args:
-        x, y: `(B, ...)`.
+        x, y: the latents, `(B, ...)`.
         share: a, 0 for x and 1 for y; a number or `(B,)`.
+
+    Returns:
+        The interpolated latents, `(B, ...)`, to start a deterministic sampler from.
 
     Raises:
         UsageError: for latents of different shapes.

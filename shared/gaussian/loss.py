@@ -22,14 +22,15 @@ from .weights import MinSNR, OutputError, Weight, likelihood_weight, refuse_zero
 class DenoisingLoss(Objective[GaussianDenoiser]):
     r"""The weighted squared error of x_0, `E w(t) ||D(x_t, t) - x_0||^2`, as a mean over dimensions.
 
-    D is the denoiser, and t is sampled from the schedule's training times. The constructors `simple`, `edm`, ... give
-    the losses of the papers with their equations. Any sampler can be used with a denoiser that was trained with any
-    weight.
+    D is the denoiser, `x_t = alpha_t x_0 + sigma_t epsilon`, and t is sampled from the schedule's training times.
+    Called with x0 `(B, ...)` and conditions by name; returns a `Loss`, with one time and one draw of epsilon for each
+    example, whose part `mse` is the weighted error. The constructors `simple`, `edm`, ... give the losses of the papers
+    with their equations. Any sampler can be used with a denoiser that was trained with any weight.
 
     Args:
-        denoiser: on the schedule to train with.
+        denoiser: the denoiser, on the schedule to train with.
         weight: w, the weight of the squared error of x_0: `snr` for the error of the noise, others are in
-            `gaussian.weights`; or a function `(schedule, t) -> weight`, `(B,)`.
+            `gaussian.weights`; or a function `(schedule, t) -> weight`, of the shape of t.
         times: samples the times of a batch.
 
     Raises:
@@ -53,15 +54,19 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
 
     @classmethod
     def min_snr(cls, denoiser: GaussianDenoiser, gamma: float = 5.0, times: TimeSampling = independent) -> Self:
-        """Returns the min-SNR loss, `E min(SNR, gamma) ||D(x_t, t) - x_0||^2` (Hang et al. 2023, section 3.4)."""
+        """Returns the min-SNR loss, `E min(SNR, gamma) ||D(x_t, t) - x_0||^2` (Hang et al. 2023, section 3.4).
+
+        SNR is `alpha_t^2 / sigma_t^2`.
+        """
         return cls(denoiser, MinSNR(gamma), times)
 
     @classmethod
     def score_matching(cls, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> Self:
         """Returns the denoising score matching loss, `E sigma_t^2 ||s_theta(x_t, t) - grad log q(x_t | x_0)||^2`.
 
-        Song et al. 2021, eq. 7. By Tweedie's formula it is the loss `simple`. On `NoiseLevels` it is the loss of NCSN
-        (Song & Ermon 2019, eqs. 5 and 6), which is a sum over dimensions and has a factor 1/2.
+        s_theta is the score that follows from the denoiser's estimate. Song et al. 2021, eq. 7. By Tweedie's formula it
+        is the loss `simple`. On `NoiseLevels` it is the loss of NCSN (Song & Ermon 2019, eqs. 5 and 6), which is a sum
+        over dimensions and has a factor 1/2.
         """
         return cls(denoiser, snr, times)
 
@@ -69,8 +74,10 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
     def likelihood_weighted(cls, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> Self:
         """Returns the likelihood-weighted loss, `E g(t)^2 ||s_theta(x_t, t) - grad log q(x_t | x_0)||^2`.
 
-        Song et al. 2021b, corollary 1. Half of it, summed over dimensions, bounds the negative log-likelihood up to a
-        term that does not depend on the denoiser.
+        s_theta is the score that follows from the denoiser's estimate, and g the diffusion coefficient of the SDE
+        `dx = f x dt + g dw`, `g^2 = d sigma_t^2 / dt - 2 sigma_t^2 d log alpha_t / dt`. Song et al. 2021b, corollary 1.
+        Half of it, summed over dimensions, bounds the negative log-likelihood up to a term that does not depend on the
+        denoiser.
         """
         return cls(denoiser, likelihood_weight, times)
 
@@ -102,9 +109,9 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
     def flow_matching(cls, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> Self:
         """Returns the flow matching loss, `E ||v_theta(x_t, t) - (alpha_t' x_0 + sigma_t' epsilon)||^2`.
 
-        Lipman et al. 2023, eqs. 9 and 14; v_theta is the velocity that follows from the denoiser's estimate. On
-        `sde.Straight` the target is `epsilon - x_0` (Liu et al. 2023, eq. 1, with time reversed), and v_theta is the
-        output of a network with `predicts=straight`.
+        alpha_t' and sigma_t' are derivatives in t. Lipman et al. 2023, eqs. 9 and 14; v_theta is the velocity that
+        follows from the denoiser's estimate. On `sde.Straight` the target is `epsilon - x_0` (Liu et al. 2023, eq. 1,
+        with time reversed), and v_theta is the output of a network with `predicts=straight`.
         """
         return cls(denoiser, velocity_weight, times)
 

@@ -23,30 +23,35 @@ Prediction: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @serializable("gaussian.clean", formerly="unnoise.shared.prediction.clean")
 def clean(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Is the prediction of the clean signal, F = x_0."""
+    """Returns c_skip = 0 and c_out = 1, for the prediction of the clean signal, F = x_0."""
     return torch.zeros_like(alpha), torch.ones_like(alpha)
 
 
 @serializable("gaussian.noise", formerly="unnoise.shared.prediction.noise")
 def noise(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Is the prediction of the noise, F = epsilon in `x_t = alpha x_0 + sigma epsilon` (Ho et al. 2020, eq. 9)."""
+    """Returns c_skip = 1 / alpha and c_out = -sigma / alpha, for the prediction of the noise, F = epsilon.
+
+    epsilon is the noise in `x_t = alpha x_0 + sigma epsilon` (Ho et al. 2020, eq. 9).
+    """
     return 1 / alpha, -sigma / alpha
 
 
 @serializable("gaussian.scaled_score", formerly="unnoise.shared.prediction.scaled_score")
 def scaled_score(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Is the prediction of the score times sigma, F = sigma grad log q(x_t) = -epsilon.
+    """Returns c_skip = 1 / alpha and c_out = sigma / alpha, for the prediction of the score times sigma.
 
-    It is the output of Song et al.'s (2021) VE networks before they divide by sigma.
+    F estimates `sigma grad log q(x_t)`, and its training target is -epsilon. It is the output of Song et al.'s (2021)
+    VE networks before they divide by sigma.
     """
     return 1 / alpha, sigma / alpha
 
 
 @serializable("gaussian.velocity", formerly="unnoise.shared.prediction.velocity")
 def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Is the prediction of the velocity, F = v = alpha epsilon - sigma x_0 (Salimans & Ho 2022, appendix D).
+    """Returns the coefficients for the prediction of the velocity, F = alpha epsilon - sigma x_0.
 
-    (alpha, sigma) is scaled to unit length first.
+    c_skip = alpha / r^2 and c_out = -sigma / r with `r^2 = alpha^2 + sigma^2`: in F, (alpha, sigma) is scaled to unit
+    length first (Salimans & Ho 2022, appendix D, who call F v).
     """
     square = alpha**2 + sigma**2
     return alpha / square, -sigma / square.sqrt()
@@ -54,9 +59,9 @@ def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 @serializable("gaussian.straight", formerly="unnoise.shared.prediction.straight")
 def straight(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Is the prediction F = epsilon - x_0, on the straight path alpha = 1 - t, sigma = t the velocity `dx_t / dt`.
+    """Returns c_skip = 1 / (alpha + sigma) and c_out = -sigma / (alpha + sigma), for F = epsilon - x_0.
 
-    Liu et al. 2023; Lipman et al. 2023.
+    On the straight path alpha = 1 - t, sigma = t, F is the velocity `dx_t / dt`. Liu et al. 2023; Lipman et al. 2023.
     """
     return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
@@ -66,9 +71,10 @@ def straight(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 class Preconditioned:
     r"""The preconditioning of EDM: `c_skip = s^2 / (sigma^2 + s^2)`, `c_out = sigma s / sqrt(sigma^2 + s^2)`.
 
-    Karras et al. 2022, table 1, generalized to any alpha; s is sigma_data. The training target of F then has unit
-    variance at every noise level, and errors of F are amplified as little as possible. For s = 1, F is minus the
-    velocity.
+    Karras et al. 2022, table 1, where alpha = 1; for other alpha, `c_skip = alpha s^2 / (alpha^2 s^2 + sigma^2)` and
+    `c_out = sigma s / sqrt(alpha^2 s^2 + sigma^2)`. s is sigma_data. Called with (alpha, sigma). The training target of
+    F then has unit variance at every noise level, and errors of F are amplified as little as possible. For s = 1, F is
+    minus the velocity.
 
     Attributes:
         sigma_data: s, the standard deviation of the data, as in `Learned`.

@@ -20,11 +20,12 @@ HALVINGS = 60
 class Schedule(Corruption):
     r"""A Gaussian forward process, `q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)`.
 
-    To write one, define a frozen dataclass with one method, `__call__`, of differentiable torch operations. `log_snr`,
-    its inverse `time` and the sampling grid follow from it; override them if a closed form is faster or more accurate.
+    Called with times t; returns alpha_t and sigma_t. The prior of x_1 is `N(0, sigma_1^2 I)`. To write one, define a
+    frozen dataclass with one method, `__call__`, of differentiable torch operations. `log_snr`, its inverse `time` and
+    the sampling grid follow from it; override them if a closed form is faster or more accurate.
 
     Attributes:
-        t_min: the smallest time of training and of likelihoods.
+        t_min: the smallest time that training samples, and from which likelihoods integrate.
         t_last: the last noisy time of a sampling grid; the step from there to 0 returns the denoiser's mean.
     """
 
@@ -36,12 +37,15 @@ class Schedule(Corruption):
         """Returns `alpha_t, sigma_t`, of the shape and dtype of `t`; `sigma_t / alpha_t` must increase in `t`."""
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Returns `lambda_t = log(alpha_t^2 / sigma_t^2)`, decreasing in `t` (Kingma et al. 2021, section 3.1)."""
+        """Returns the log-SNR `lambda_t = log(alpha_t^2 / sigma_t^2)`, of the shape and dtype of t.
+
+        It decreases in t. Kingma et al. 2021, section 3.1.
+        """
         alpha, sigma = self(exact(t))
         return (2 * (alpha.log() - sigma.log())).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Returns the time at which the log-SNR is `log_snr`, clamped to [t_min, 1].
+        """Returns the time at which the log-SNR is `log_snr`, of its shape and dtype, clamped to [t_min, 1].
 
         It is found by bisection; schedules with a closed form override this method.
         """
@@ -54,9 +58,10 @@ class Schedule(Corruption):
         return ((low + high) / 2).to(log_snr.dtype)
 
     def kept(self, s: Tensor, t: Tensor) -> Tensor:
-        """Returns `k = SNR_t / SNR_s` in [0, 1); s = 0 gives 0.
+        """Returns `k = SNR_t / SNR_s` in [0, 1), for times s < t; s = 0 gives 0.
 
-        `q(x_t | x_s)` has variance `sigma_t^2 (1 - k)`, and `q(x_s | x_t, x_0)` has variance `sigma_s^2 (1 - k)`.
+        SNR_t is `alpha_t^2 / sigma_t^2`. `q(x_t | x_s)` has variance `sigma_t^2 (1 - k)`, and `q(x_s | x_t, x_0)` has
+        variance `sigma_s^2 (1 - k)`.
         """
         return torch.exp(self.log_snr(t) - self.log_snr(s))
 
@@ -94,7 +99,7 @@ class TableSchedule(Schedule):
     signal.
 
     Attributes:
-        steps: T.
+        steps: T, the number of rows of the table, and of steps of the process.
     """
 
     steps: int
@@ -122,9 +127,10 @@ class TableSchedule(Schedule):
 def segment(t: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the two rows of a table between which t lies, and the position of t between them.
 
-    Row n = 1..T of the table is at t = n / T. A time on a row belongs to the segment below it, so that the derivative
-    at t is that of the step from t to s < t. Times before row 1 are treated as row 1. Times within 1e-9 of a row, in
-    units of the distance between rows, count as on it, since rounding gives `49 * (1 / 49) < 1`.
+    Row n = 1..T of the table is at t = n / T. A time on a row belongs to the segment below it, so that a derivative at
+    t is the slope of the segment that a step from t to s < t crosses. Times before row 1 are treated as row 1. Times
+    within 1e-9 of a row, in units of the distance between rows, count as on it, since rounding gives
+    `49 * (1 / 49) < 1`.
 
     Args:
         t: times.
@@ -148,15 +154,18 @@ def rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def even_grid(steps: int) -> Tensor:
-    """Returns the times N / N, .., 1 / N, 0 of N steps, float64; the grid of 2 N steps contains that of N."""
+    """Returns the times N / N, .., 1 / N, 0 of N = `steps` steps, `(N + 1,)`, float64.
+
+    The grid of 2 N steps contains the grid of N steps.
+    """
     refuse_no_steps(steps)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 
 def karras_sigmas(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:
-    """Returns `steps` noise levels from `high` down to `low` with evenly spaced powers 1 / rho, float64.
+    """Returns noise levels sigma from `high` down to `low` with evenly spaced `sigma^(1 / rho)`, float64, `(steps,)`.
 
-    Karras et al. 2022, eq. 5.
+    Karras et al. 2022, eq. 5. Both ends are included; the final 0 is not.
     """
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
@@ -173,10 +182,10 @@ def refuse_no_steps(steps: int) -> None:
 
 
 def refuse_zero_snr(schedule: Schedule) -> None:
-    """Raises for a schedule with alpha = 0 at t = 1, where the caller divides by alpha.
+    """Raises for a schedule with alpha = 0 at t = 1, for callers that divide by alpha.
 
     Raises:
-        UsageError: for such a schedule.
+        UsageError: if the log-SNR at t = 1 is not finite.
     """
     if not bool(torch.isfinite(schedule.log_snr(torch.ones((), dtype=torch.float64)))):
         raise UsageError(

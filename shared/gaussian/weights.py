@@ -26,9 +26,9 @@ Weight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
 
 @serializable("gaussian.snr", formerly=("unnoise.shared.objective.snr", "unnoise.sde.objectives.sigma_squared"))
 def snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """Returns the SNR, `(alpha / sigma)^2`: the loss is then the squared error of the noise (Ho et al. 2020, eq. 14).
+    """Returns the SNR, `(alpha_t / sigma_t)^2`: the loss is then the squared error of the noise.
 
-    That is also sigma^2 times the squared error of the score.
+    Ho et al. 2020, eq. 14. That is also sigma^2 times the squared error of the score.
     """
     alpha, sigma = schedule(exact(t))
     return (alpha / sigma) ** 2
@@ -36,19 +36,23 @@ def snr(schedule: Schedule, t: Tensor) -> Tensor:
 
 @serializable("gaussian.truncated_snr", formerly="unnoise.continuous.weights.truncated_snr")
 def truncated_snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """Returns `max(SNR, 1)`: the larger of the errors of noise and x_0 (Salimans & Ho 2022, section 4)."""
+    """Returns `max(SNR, 1)`: the loss is then the larger of the squared errors of noise and x_0.
+
+    Salimans & Ho 2022, section 4. SNR is `(alpha_t / sigma_t)^2`.
+    """
     return snr(schedule, t).clamp(min=1.0)
 
 
 @serializable("gaussian.MinSNR", formerly="unnoise.continuous.weights.MinSNR")
 @dataclass(frozen=True)
 class MinSNR:
-    """The weight `min(SNR, gamma)` (Hang et al. 2023, section 3.4).
+    """The weight `min(SNR, gamma)` (Hang et al. 2023, section 3.4), SNR = `(alpha_t / sigma_t)^2`.
 
-    As a weight of the error of the noise it is `min(gamma / SNR, 1)`, of the velocity `min(SNR, gamma) / (SNR + 1)`.
+    Called with (schedule, t); returns the weight of the squared error of x_0, of the shape of t. As a weight of the
+    error of the noise it is `min(gamma / SNR, 1)`, of the velocity `min(SNR, gamma) / (SNR + 1)`.
 
     Attributes:
-        gamma: 5 in the paper.
+        gamma: the largest weight; 5 in the paper.
     """
 
     gamma: float = 5.0
@@ -63,12 +67,13 @@ class MinSNR:
 class OutputError:
     """The weight `1 / c_out^2`: the loss is then the unweighted squared error of the network's output.
 
-    It is `snr` for `noise`, 1 for `clean`, SNR + 1 for `velocity`, and EDM's weight `SNR + 1 / s^2` for
-    `Preconditioned(s)` (Karras et al. 2022, table 1). For `PosteriorMean` the loss is the error of the mean mu of
-    `q(x_s | x_t, x_0)` (Ho et al. 2020, table 2).
+    c_out is the coefficient of the output F in `x_0 = c_skip x_t + c_out F`. Called with (schedule, t); returns the
+    weight of the squared error of x_0, of the shape of t. It is `snr` for `noise`, 1 for `clean`, SNR + 1 for
+    `velocity`, and EDM's weight `SNR + 1 / s^2` for `Preconditioned(s)` (Karras et al. 2022, table 1). For
+    `PosteriorMean` the loss is the error of the mean mu of `q(x_s | x_t, x_0)` (Ho et al. 2020, table 2).
 
     Attributes:
-        predicts: what the network predicts.
+        predicts: the prediction, `(alpha, sigma) -> (c_skip, c_out)`: what F stands for.
     """
 
     predicts: Prediction
@@ -82,7 +87,8 @@ class OutputError:
 def likelihood_weight(schedule: Schedule, t: Tensor) -> Tensor:
     """Returns `-d SNR / dt = g^2 alpha^2 / sigma^4`, the weight of the variational bound (Kingma et al. 2021, eq. 15).
 
-    As a weight of the error of the score it is `g(t)^2` (Song et al. 2021b, corollary 1). Half of the loss, summed over
+    g is the diffusion coefficient of the SDE, `g^2 = d sigma^2 / dt - 2 sigma^2 d log alpha / dt`. As a weight of the
+    squared error of the score it is `g(t)^2` (Song et al. 2021b, corollary 1). Half of the loss, summed over
     dimensions, is the part of the bound on the negative log-likelihood that depends on the denoiser.
     """
     (alpha, sigma), (d_alpha, d_sigma) = schedule(exact(t)), rates(schedule, t)
@@ -91,9 +97,10 @@ def likelihood_weight(schedule: Schedule, t: Tensor) -> Tensor:
 
 @serializable("gaussian.velocity_weight")
 def velocity_weight(schedule: Schedule, t: Tensor) -> Tensor:
-    """Returns `(alpha' - alpha sigma' / sigma)^2`, with derivatives in t: the loss is then that of flow matching.
+    """Returns `(alpha' - alpha sigma' / sigma)^2`, with derivatives in t, for the loss of flow matching.
 
-    It is the squared error of the velocity `dx_t / dt = alpha' x_0 + sigma' epsilon` (Lipman et al. 2023, eq. 14).
+    That loss is the squared error of the velocity `dx_t / dt = alpha' x_0 + sigma' epsilon` (Lipman et al. 2023, eq.
+    14).
     """
     (alpha, sigma), (d_alpha, d_sigma) = schedule(exact(t)), rates(schedule, t)
     return (d_alpha - alpha * d_sigma / sigma) ** 2

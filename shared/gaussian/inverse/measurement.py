@@ -12,12 +12,13 @@ from .operators import Operator
 
 
 class Measurement:
-    """A measurement `y = A x_0 + noise` of signals that a denoiser models.
+    """A measurement `y = A x_0 + noise` of signals that a denoiser models, checked when it is constructed.
 
     Args:
-        operator: A.
-        y: `(B, ...)`, or one row for all samples.
-        denoiser: of the signals.
+        operator: A, linear.
+        y: the measurement, `(B, ...)`, or one row for all samples, floating point.
+        denoiser: a denoiser of the signals; the number of axes and of channels of its network's signals, if known, is
+            compared with those of `A^+ y`.
 
     Raises:
         UsageError: for a y of a shape that A does not return, and for signals of other channels than the denoiser's
@@ -49,12 +50,12 @@ class Measurement:
         return self.operator.residual(self._y.on(x.device).to(x.dtype), x)
 
     def pseudo_inverse(self, x: Tensor) -> Tensor:
-        """Returns `A^+ y`, of the shape and dtype of `x`."""
+        """Returns `A^+ y`, with A^+ the pseudo-inverse of A, of the shape, dtype and device of x, `(B, ...)`."""
         self._check(x)
         return self._pulled.on(x.device).to(x.dtype).expand_as(x)
 
     def measured_part(self, x: Tensor) -> Tensor:
-        """Returns `A^+ A x`, the projection of `x` on what is measured."""
+        """Returns `A^+ A x`, of the shape of x, `(B, ...)`: its projection on the complement of the null space of A."""
         return self.operator.pseudo_inverse(self.operator(x))
 
     def _check(self, x: Tensor) -> None:

@@ -22,7 +22,10 @@ Variance: TypeAlias = Tensor | float
 
 
 class Operator(ABC):
-    """The base class of linear maps A from signals to measurements."""
+    """The base class of linear maps A from signals to measurements.
+
+    Called with signals x `(B, ...)`; returns `A x`, `(B, ...)`. A acts on each example by itself.
+    """
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -46,13 +49,13 @@ class Operator(ABC):
 
         Args:
             r: a residual, `(B, ...)`, in the space of measurements.
-            prior: variance of the signal, a number or `(B,)`.
-            noise: variance of the noise, a number or `(B,)`.
+            prior: variance of each entry of the signal, a number or `(B,)`.
+            noise: variance of each entry of the measurement's noise, a number or `(B,)`.
         """
 
     @abstractmethod
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Returns `A^+ y`, the signal of least norm among those with the least `|A x - y|`."""
+        """Returns `A^+ y`, `(B, ...)`, the signal x of least norm among those with the least `|A x - y|`."""
 
     def residual(self, y: Tensor, x: Tensor) -> Tensor:
         """Returns `y - A x`, where y or x may have a single row for all rows of the other."""
@@ -63,7 +66,7 @@ class Operator(ABC):
 class Masked(Operator):
     """The operator of inpainting: the signal where the mask is 1, and 0 elsewhere; `A A^T = I` where the mask is 1.
 
-    Entries of a measurement outside of the mask are not used.
+    A measurement has the shape of the signal; its entries outside of the mask are not used.
 
     Args:
         mask: broadcast against the signal, 1 or True where it is measured.
@@ -252,7 +255,7 @@ class MatrixOperator(Operator):
 
 
 def broadcasts(mask: torch.Size, signal: torch.Size) -> bool:
-    """Returns whether a mask broadcasts to signals of a shape; a single signal may be used with several masks."""
+    """Returns whether a mask, by its shape, broadcasts to signals of a shape; one signal may have several masks."""
     try:
         return torch.broadcast_shapes(mask, signal)[1:] == signal[1:]
     except RuntimeError:
@@ -260,5 +263,5 @@ def broadcasts(mask: torch.Size, signal: torch.Size) -> bool:
 
 
 def aligned(variance: Variance, r: Tensor) -> Tensor | float:
-    """Returns a number, or one for each example, in the shape that broadcasts against `r`."""
+    """Returns a variance, a number or `(B,)`, in the shape that broadcasts against `r`, `(B, ...)`."""
     return like(variance, r) if isinstance(variance, Tensor) else variance

@@ -4,7 +4,8 @@ If `x_0 | x_t ~ N(E[x_0 | x_t], V_t)`, the likelihood `p(y | x_t)` is Gaussian, 
 
     E[x_0 | x_t, y] = E[x_0 | x_t] + (sigma_t^2 / alpha_t) J^T A^T (A V_t A^T + sigma_y^2 I)^-1 (y - A E[x_0 | x_t]),
 
-where J is the Jacobian of the denoiser's mean. The methods differ in V_t.
+where J is the Jacobian of the denoiser's mean in x_t, A the operator, and sigma_y the standard deviation of the
+measurement's noise. The methods differ in the covariance V_t that they take for x_0 given x_t.
 """
 
 from __future__ import annotations
@@ -26,21 +27,25 @@ from .measurement import Measurement
 from .operators import Operator
 
 CovarianceProduct: TypeAlias = Callable[[Tensor], Tensor]
-"""`u -> (sigma_t^2 / alpha_t) J^T u`, of the shape of the signal u."""
+"""`u -> (sigma_t^2 / alpha_t) J^T u`, of the shape of the signal u, with J the Jacobian of `E[x_0 | x_t]` in x_t."""
 
 
 class Posterior(DenoiserWrapper):
     """The base class of denoisers `E[x_0 | x_t, y]`; subclasses define the shift of the mean by the measurement.
 
-    An estimate takes one evaluation of the network, and vector-Jacobian products through it. It is differentiable in
-    `x_t` if that requires a gradient, as for a likelihood.
+    Called with x_t `(B, ...)`, a time t and the conditions of the inner denoiser; returns `E[x_0 | x_t, y]`. An
+    estimate takes one evaluation of the network, and vector-Jacobian products through it. It is differentiable in x_t
+    if that requires a gradient, as for a likelihood.
 
     Args:
-        denoiser: of the signals, without the measurement. It should not be clipped, since clipping changes its
-            Jacobian; clip the posterior instead.
-        operator: A.
+        denoiser: a denoiser of the signals, without the measurement. It should not be clipped, since clipping changes
+            its Jacobian; clip the posterior instead.
+        operator: A, linear.
         y: the measurement, `(B, ...)`, or one row for all samples.
-        noise: sigma_y, the standard deviation of the measurement's noise, in the units of y.
+        noise: sigma_y, the standard deviation of the measurement's noise, in the units of y; 0 for none.
+
+    Raises:
+        UsageError: for a schedule that ends at zero SNR, a negative noise, and a y that does not fit A or the network.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, operator: Operator, y: Tensor, noise: float) -> None:
@@ -55,12 +60,13 @@ class Posterior(DenoiserWrapper):
     def shift(self, residual: Tensor, covariance: CovarianceProduct, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Returns the shift `(sigma_t^2 / alpha_t) J^T A^T w` of the mean, of the shape of the signal.
 
-        w is `(A V_t A^T + sigma_y^2 I)^-1` times the residual.
+        w is `(A V_t A^T + sigma_y^2 I)^-1` times the residual, J the Jacobian of `E[x_0 | x_t]` in x_t, and V_t the
+        covariance of x_0 given x_t that the subclass assumes.
 
         Args:
-            residual: `y - A E[x_0 | x_t]`.
+            residual: `y - A E[x_0 | x_t]`, of the shape of the measurement.
             covariance: maps u to `(sigma_t^2 / alpha_t) J^T u`, by one vector-Jacobian product.
-            alpha, sigma: at the time t, float64, scalar or `(B,)`.
+            alpha, sigma: alpha_t and sigma_t of the schedule, float64, scalar or `(B,)`.
         """
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
@@ -87,13 +93,14 @@ class Posterior(DenoiserWrapper):
 
 @serializable("gaussian.PseudoInverse", formerly="unnoise.shared.inverse.posterior.PseudoInverse")
 class PseudoInverse(Posterior):
-    r"""`V_t = r_t^2 I`, `r_t^2 = s^2 sigma_t^2 / (alpha_t^2 s^2 + sigma_t^2)`: Pi-GDM (Song et al. 2023).
+    r"""The posterior with `V_t = r_t^2 I`, `r_t^2 = s^2 sigma_t^2 / (alpha_t^2 s^2 + sigma_t^2)`: Pi-GDM.
 
-    It is exact for data `N(m, s^2 I)`. For Gaussian data with a correlation of 0.9 between neighbors, the samples have
-    an error of 0.1 posterior standard deviations in the mean and of 20% in the covariance if entries, channels or block
+    Song et al. 2023. V_t is the covariance taken for x_0 given x_t, and s the standard deviation of the data. It is
+    exact for data `N(m, s^2 I)`. For Gaussian data with a correlation of 0.9 between neighbors, the samples have an
+    error of 0.1 posterior standard deviations in the mean and of 20% in the covariance if entries, channels or block
     means are measured, and of 0.8 and 10% for random sums. An estimate takes one evaluation of the network and one
-    vector-Jacobian product. The shift is linear in J, which is inaccurate for a network that predicts noise where
-    alpha_t is small: clip the posterior to the range of the data.
+    vector-Jacobian product. The shift is linear in J, the Jacobian of `E[x_0 | x_t]`, which is inaccurate for a network
+    that predicts noise where alpha_t is small: clip the posterior to the range of the data.
 
     Args:
         denoiser, operator, y, noise: as in `Posterior`. The noise is part of the likelihood, so samples do not
@@ -119,17 +126,18 @@ class PseudoInverse(Posterior):
 
 @serializable("gaussian.MomentMatching", formerly="unnoise.shared.inverse.posterior.MomentMatching")
 class MomentMatching(Posterior):
-    r"""`V_t = Cov[x_0 | x_t] = (sigma_t^2 / alpha_t) J`, by the second-order Tweedie formula.
+    r"""The posterior with `V_t = Cov[x_0 | x_t] = (sigma_t^2 / alpha_t) J`, by the second-order Tweedie formula.
 
-    Boys et al. 2023; Rozet et al. 2024. The linear system is solved by conjugate gradients, as by Rozet et al.; an
-    iteration takes one vector-Jacobian product, since J is symmetric. It is exact for every Gaussian distribution if
-    there are as many iterations as `A V_t A^T` has different eigenvalues. The samples then have the error of the
-    discretization only: 11% in the covariance for 200 ancestral steps and 4% for 1600, on problems where the error of
-    `PseudoInverse` is larger. The iteration of an example ends early if a learned J is not positive along a direction,
-    and if the residual is as small as rounding errors.
+    Boys et al. 2023; Rozet et al. 2024. J is the Jacobian of `E[x_0 | x_t]` in x_t. The linear system with the matrix
+    `A V_t A^T + sigma_y^2 I` is solved by conjugate gradients, as by Rozet et al.; an iteration takes one
+    vector-Jacobian product, since J is symmetric. It is exact for every Gaussian distribution if there are as many
+    iterations as `A V_t A^T` has different eigenvalues. The samples then have the error of the discretization only: 11%
+    in the covariance for 200 ancestral steps and 4% for 1600, on problems where the error of `PseudoInverse` is larger.
+    The iteration of an example ends early if a learned J is not positive along a direction, and if the residual is as
+    small as rounding errors.
 
     Args:
-        denoiser, operator, y, noise: as in `Posterior`; noise improves the condition of the system.
+        denoiser, operator, y, noise: as in `Posterior`; noise improves the condition number of the system.
         iterations: the number of conjugate gradient iterations; 1 to 5 for images.
     """
 
@@ -164,5 +172,5 @@ class MomentMatching(Posterior):
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the inner product of each example, `(B,)`, float32 or better."""
+    """Returns the inner product of a and b, `(B, ...)`, for each example, `(B,)`, float32 or better."""
     return (at_least_float32(a) * at_least_float32(b)).flatten(1).sum(1)

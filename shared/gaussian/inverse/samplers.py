@@ -29,9 +29,10 @@ class DPS(Sampler):
 
     Args:
         sampler: a single-step sampler.
-        operator: A.
+        operator: A, linear.
         y: the measurement, `(B, ...)`, or one row for all samples.
-        zeta: the step size, in units of x_t for a unit of y. It acts at every step, so fewer steps need a larger one.
+        zeta: the step size, positive, in units of x_t^2 for a unit of y. It acts at every step, so fewer steps need a
+            larger one.
     """
 
     def __init__(self, sampler: Sampler, operator: Operator, y: Tensor, zeta: float = 1.0) -> None:
@@ -60,9 +61,10 @@ class DPS(Sampler):
 class Replacement(Sampler):
     r"""Replacement: `x <- x - A^+ A x + A^+ A (alpha_s A^+ y + sigma_s z)` after each step, with `A^+ y` at s = 0.
 
-    Song et al. 2021, appendix I. The measured part of each state is replaced by that of the measurement, corrupted to
-    the same time. For `Masked` this is `editing.Inpainting` (appendix I.2), for `Gray` their colorization (appendix
-    I.3). It takes no network evaluations besides those of the sampler.
+    A^+ is the pseudo-inverse of A, z standard normal noise, and alpha_s and sigma_s are those of the schedule. Song et
+    al. 2021, appendix I. The measured part of each state is replaced by that of the measurement, corrupted to the same
+    time. For `Masked` this is `editing.Inpainting` (appendix I.2), for `Gray` their colorization (appendix I.3). It
+    takes no network evaluations besides those of the sampler.
 
     The noise of the measurement is not an argument: at the end `A x = y` if y is in the image of A. The samples are not
     exact, because the unmeasured part is sampled given a noisy measured part, and not given y. For Gaussian data with a
@@ -71,8 +73,8 @@ class Replacement(Sampler):
     measured, and of 7 and 70% for random sums.
 
     Args:
-        sampler: samples the rest.
-        operator: A.
+        sampler: samples the part of the signal that is not measured; any Gaussian sampler.
+        operator: A, linear.
         y: the measurement, `(B, ...)`, or one row for all samples.
     """
 
