@@ -146,7 +146,7 @@ class MomentMatching(Posterior):
     ) -> None:
         super().__init__(denoiser, operator, y, noise)
         if iterations < 1:
-            raise UsageError(f"iterations={iterations}: give a differentiable number of at least 1, such as 3")
+            raise UsageError(f"iterations={iterations}: give a whole number of at least 1, such as 3")
         self.iterations = iterations
 
     def shift(self, residual: Tensor, covariance: CovarianceProduct, alpha: Tensor, sigma: Tensor) -> Tensor:
