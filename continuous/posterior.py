@@ -88,10 +88,12 @@ def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> 
 class LogInterpolated:
     """The variance `large^share small^(1 - share)` (Ho & Salimans 2022, section 3).
 
-    Called with `(schedule, t, s, v)` as `small`; v, the network's variance output, is ignored. At s = 0 it is `small`.
+    `large = sigma_t^2 (1 - k)`, `small = sigma_s^2 (1 - k)`, `k = SNR_t / SNR_s`. A call has the same arguments as one
+    of `small`, `(schedule, t, s, v)`; v, the network's variance output, is ignored. At s = 0 the result is `small`,
+    since `large` returns `small` there.
 
     Attributes:
-        share: 0 for small, 1 for large; 0.3 for ImageNet 64 and 0.2 for ImageNet 128 in the paper.
+        share: 0 for small, 1 for large; 0.3 for ImageNet 64 and 0.2 for ImageNet 128 in the paper, which calls it v.
     """
 
     share: float

@@ -171,11 +171,12 @@ class Cosine(Schedule):
 @serializable("continuous.Shifted", formerly="unnoise.continuous.schedules.Shifted")
 @dataclass(frozen=True)
 class Shifted(Schedule):
-    r"""Another schedule with `shift` added to its log-SNR, variance preserving (Hoogeboom et al. 2023, section 3.1).
+    r"""Another schedule with `shift` added to its log-SNR (Hoogeboom et al. 2023, section 3.1).
 
-    Neighboring pixels average noise away, so the noise of a schedule made for 64 x 64 pixels destroys less at d x d.
-    `Shifted(schedule, resolution_shift(64, d))` compensates for that. Called with times; returns alpha_t and sigma_t,
-    of their shape.
+    The result is variance preserving, `alpha_t^2 + sigma_t^2 = 1`, also where the other schedule is not. Neighboring
+    pixels average noise away, so for d > 64 the noise of a schedule made for 64 x 64 pixels destroys less at d x d.
+    `Shifted(schedule, resolution_shift(64, d))`, with the shift `2 log(64 / d)`, compensates for that. Called with
+    times; returns alpha_t and sigma_t, of their shape.
 
     Attributes:
         schedule: the schedule that is shifted; training times and sampling grids are the same as without the shift.

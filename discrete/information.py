@@ -26,21 +26,24 @@ EVEN = (
 def mutual_information(
     build: Callable[[NoiseSchedule], Transition], frequencies: Tensor, steps: int, among: Tensor | None = None
 ) -> NoiseSchedule:
-    r"""Returns the table of steps with `I(x_n; x_0) / H(x_0) = 1 - n / T`, where each step erases an equal share.
+    r"""Returns the noise schedule of T steps with `I(x_n; x_0) / H(x_0) = 1 - n / T`: each erases an equal share.
 
     Austin et al. 2021, appendix A. I is the mutual information of a token and its noisy state after n of T steps, and H
-    the entropy. Returned is a `TabulatedNoise` with T steps, made for this process and these frequencies. Information
-    falls with the number of events, so each row is found by bisection; for more than 256 categories it is computed at
-    numbers of events a factor of `sqrt(2)` apart and interpolated. For `Absorbing` the betas are `reciprocal(steps)`,
-    whatever the frequencies.
+    the entropy. Returned is a `TabulatedNoise`, a table of the noise events of each step, made for this process and
+    these frequencies. "Events" is the expected number of noise events of a token by time t, the integrated noise
+    (SEDD's sigma-bar). Information falls with it, so rows 1 to T - 1 are found by bisection on its logarithm; for more
+    than 256 categories the information is computed at numbers of events a factor of `sqrt(2)` apart and interpolated.
+    Row T has 1e5 events in all, after which no information is left. For `Absorbing` the betas are
+    `reciprocal(steps)`, `beta_n = 1 / (T - n + 1)`, whatever the frequencies.
 
     Args:
         build: makes a transition from a schedule, such as `lambda schedule: Uniform(27, schedule)`; called once, with a
             schedule in continuous time.
         frequencies: the distribution of a token of the data, `(categories,)`, of sum 1.
         steps: T.
-        among: indices of the tokens x_0 over which `H(x_n | x_0)` is averaged, int64; None for all, or for more than
-            256 for 32 at even quantiles of the frequencies.
+        among: indices of the tokens x_0 over which `H(x_n | x_0)` is averaged, int64, weighted by their frequencies.
+            None: all categories; with more than 256 categories, 32 of them, at even quantiles of the frequencies and
+            with equal weights.
 
     Raises:
         UsageError: for frequencies that are not a distribution, and for a process that keeps information forever.

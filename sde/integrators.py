@@ -26,9 +26,12 @@ Field: TypeAlias = Callable[[Sequence[float]], Sequence[Slope]]
 
 
 class Integrator(ABC):
-    """Solves an ordinary differential equation from one time to another, up or down.
+    """Solves an ordinary differential equation from one time to another, forward or backward in time.
 
-    Called with a field (see this module), a state and two times as numbers; returns the state at the second time.
+    Called with `(field, state, start, end)`; returns the state at `end`. `field(times)` returns a function
+    `state -> d state / dtime` for each of several times. A state is a tuple of tensors, the first of them
+    `(B, ...)`; times are Python numbers, shared by the batch. One call covers the whole interval from start to end, in
+    one step (`FixedSteps`) or many. Shapes and dtypes of the state are kept.
 
     Attributes:
         order: global order of convergence in the step size; for adaptive methods in the size of the steps they choose.
@@ -38,7 +41,7 @@ class Integrator(ABC):
 
     @abstractmethod
     def __call__(self, field: Field, state: State, start: float, end: float) -> State:
-        """Returns the state at `end`, given the state at `start`; `field`: `times -> slopes`, one for each time."""
+        """Returns the state at `end`, given the state at `start`, which may be above or below `end`."""
 
 
 @dataclass(frozen=True)

@@ -314,10 +314,14 @@ def explanation(error: Exception, owner: HasNetwork, x: Tensor, time: Tensor, co
 
 
 def condition_mismatch(signature: inspect.Signature | None, name: str, cond: dict[str, Any]) -> str | None:
-    """Returns the message for conditions that do not fit the signature, None if they do.
+    """Returns the error message for conditions that do not fit the signature, None if they fit.
+
+    Its first two parameters, x and the time, are skipped; a signature without them gives a message of its own. The
+    message names the conditions that `forward` does not take or, where there are none, those that it needs and that
+    are missing.
 
     Args:
-        signature: of the network's `forward`, without self; None if unknown, for which there is no message.
+        signature: of the network's `forward`, without self; None if it is unknown: then returns None.
         name: the class of the network, for the message.
         cond: conditions by name.
     """

@@ -17,11 +17,14 @@ C = TypeVar("C", bound=Corruption, default=Corruption, covariant=True)
 class Denoiser(nn.Module, ABC, Generic[C]):
     """Estimates x_0 from x_t: `E[x_0 | x_t]` under Gaussian corruptions, `log p(x_0 | x_t)` under categorical ones.
 
-    Generic in the corruption, so that a type checker knows the methods of `Denoiser[Schedule].corruption`.
+    Called as `denoiser(x_t, t, **cond)` with x_t `(B, ...)` and a time t in [0, 1], a scalar or `(B,)`; returns the
+    mean, of the shape of x_t, or the log-probabilities, `(B, ..., K)` for K categories. `Denoiser[C]` holds a
+    corruption of type C, so that a type checker knows the methods of `Denoiser[Schedule].corruption`.
 
     Attributes:
         corruption: the process that made x_t.
-        conditions: names of the conditions that it takes; None if its network does not list them.
+        conditions: names of the conditions that the denoiser takes, as its network lists them in its own attribute
+            `conditions`; None if the network does not list them.
     """
 
     corruption: C

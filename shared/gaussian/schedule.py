@@ -128,9 +128,9 @@ def segment(t: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the two rows of a table between which t lies, and the position of t between them.
 
     Row n = 1..T of the table is at t = n / T. A time on a row belongs to the segment below it, so that a derivative at
-    t is the slope of the segment that a step from t to s < t crosses. Times before row 1 are treated as row 1. Times
-    within 1e-9 of a row, in units of the distance between rows, count as on it, since rounding gives
-    `49 * (1 / 49) < 1`.
+    t is the slope of the segment that a step from t to s < t crosses: t = 2 / T gives 0, 1, 1.0. Times before row 1 are
+    treated as row 1 and give 0, 1, 0.0; a table of one row, T = 1, gives 0, 0, 0.0 at every time. Times within 1e-9 of
+    a row, in units of the distance between rows, count as on it, since rounding gives `49 * (1 / 49) < 1`.
 
     Args:
         t: times.

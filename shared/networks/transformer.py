@@ -119,9 +119,11 @@ class RelativeBias(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm self-attention and a GELU perceptron, both residual and without biases.
+    """Self-attention and a perceptron of two layers with a GELU, both residual, each after an RMS norm (pre-norm).
 
-    Called with states h `(B, L, width)` and the bias of the attention scores `(heads, L, L)`; returns `(B, L, width)`.
+    The linear layers have no bias terms. Called with states h `(B, L, width)` and the bias of the attention scores
+    `(heads, L, L)`, the same for all examples; returns `(B, L, width)`. There is no padding mask: every position
+    attends to all.
 
     Args:
         width: size of a state.

@@ -241,9 +241,11 @@ def curve(path: Path, ending: str) -> tuple[list[float], list[float]]:
 
 
 def parse_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
-    """Returns the lines that can be read, as bytes and as objects, and the number of lines that cannot.
+    """Returns the readable lines of a JSON lines file, a list of pairs (bytes, object), and the number of the others.
 
-    A last line that a crash left half-written is not counted.
+    Readable is a JSON object with a number `step`. Blank lines are skipped, and so is a last line without a line break
+    that cannot be read, as a crash in the middle of writing leaves: it is in neither result. A file that does not exist
+    gives `[], 0`.
 
     Raises:
         UsageError: where the file cannot be read.
