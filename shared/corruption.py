@@ -28,7 +28,7 @@ class Corruption(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in ("__eq__", "__hash__", "__repr__"):  # set on each class, or @dataclass would add its own
-            if name not in vars(cls):
+            if name not in vars(cls) and getattr(cls, name) is getattr(Corruption, name):
                 setattr(cls, name, getattr(Corruption, name))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Corruption:

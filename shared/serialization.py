@@ -39,7 +39,8 @@ def serializable(
             earlier name.
 
     Raises:
-        UsageError: for a name that another class or function has already.
+        UsageError: for a name, of today or earlier, that another class or function has already, and for an earlier name
+            of an argument that is an argument today.
     """
     if not isinstance(name, str):
         raise UsageError(
@@ -53,8 +54,16 @@ def serializable(
                 f"the name {name} for {full_name(thing)} already stands for {full_name(holder)} in checkpoints: "
                 "choose another name"
             )
-        _KNOWN[name], _NAMES[thing] = thing, name
         before = [formerly] if isinstance(formerly, str) else list(formerly)
+        for old in before:
+            if (other := _KNOWN.get(old)) is not None and full_name(other) != full_name(thing):
+                raise UsageError(
+                    f"formerly={old!r} of {full_name(thing)} is the name of {full_name(other)} in checkpoints"
+                )
+        for old in renamed or {}:
+            if isinstance(thing, type) and old in arguments_of(thing):
+                raise UsageError(f"renamed={{{old!r}: ...}} of {full_name(thing)}: {old} is an argument today")
+        _KNOWN[name], _NAMES[thing] = thing, name
         for old in [*before, *([name] if renamed else [])]:
             earlier(
                 old,

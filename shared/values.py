@@ -50,8 +50,8 @@ def state_of(value: Any) -> dict[str, Any]:
     These are its constructor arguments, or all of its attributes if it does not keep the arguments.
     """
     names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
-    own = vars(value)
-    return {name: own[name] for name in names} if all(name in own for name in names) else own
+    kept = all(hasattr(value, name) for name in names)  # also in slots
+    return {name: getattr(value, name) for name in names} if kept else vars(value)
 
 
 def written(value: Any) -> str:
@@ -65,11 +65,13 @@ def written(value: Any) -> str:
 def same(a: Any, b: Any) -> bool:
     """Returns whether two values are equal; tensors are if their shape, dtype and every entry are.
 
-    Values of different types are not. Dictionaries, lists and tuples are compared item by item, objects without an
-    `__eq__` of their own by `state_of`.
+    Values of different types are not, except for numbers such as 20 and 20.0. Dictionaries, lists and tuples are
+    compared item by item, objects without an `__eq__` of their own by `state_of`.
     """
     if a is b:
         return True
+    if isinstance(a, int | float) and isinstance(b, int | float) and bool not in (type(a), type(b)):
+        return a == b
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):

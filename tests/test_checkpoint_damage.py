@@ -16,6 +16,7 @@ from damaged_runs import CONFIG, batches, objective, refused, resume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from torch import nn
 
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.experiments import load
@@ -326,3 +327,20 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "one\n"
     refused(lambda: write_text(tmp_path / "none" / "a.txt", ""), "No such file")
+
+
+def test_weights_of_an_own_network_keep_their_names(tmp_path):
+    """Names that other classes had in earlier versions stand in own networks, too."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dequantiser = nn.Linear(3, 3)
+
+        def forward(self, x, time):
+            return self.dequantiser(x)
+
+    loss = DenoisingLoss.simple(Learned(Own(), Tabulated(linear_betas(40))))
+    Trainer(loss, Training(steps=1, warmup=1), folder=tmp_path).fit([{"x0": torch.zeros(2, 3)}])
+    found = load(tmp_path, network=Own()).objective.denoiser.network.dequantiser
+    assert torch.equal(found.weight, loss.denoiser.network.dequantiser.weight)

@@ -1,6 +1,7 @@
 """Processes that are equal where the values they were made of are equal."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from unnoise import continuous, discrete, sde
 from unnoise.continuous import DDIM, Learned, Tabulated, cosine_betas, linear_betas
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian import Schedule
+from unnoise.shared.networks import MLP
 from unnoise.shared.sampler import PredictorCorrector
 
 
@@ -116,3 +119,34 @@ def test_a_denoiser_on_an_equal_schedule_is_at_home():
 )
 def test_processes_say_what_they_were_made_of(process, expected):
     assert repr(process) == expected
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted(Schedule):
+    power: float = 1.0
+
+    def __call__(self, t):
+        return 1 - 0.9 * t**self.power, 0.9 * t**self.power
+
+
+def test_values_in_slots_are_compared_and_numbers_by_their_value():
+    assert Slotted(1.0) == Slotted(1) != Slotted(2.0)
+    assert sde.VP(beta_max=20) == sde.VP() != sde.VP(beta_max=21)
+    denoiser = continuous.Learned(MLP(2), Slotted(1.0))
+    assert denoiser.on(Slotted(3.0)).corruption.power == 3.0
+    assert denoiser.on(sde.VP()).on(Slotted(1)).corruption is denoiser.schedule
+
+
+def test_own_equality_is_inherited():
+    class Named(sde.VP):
+        def __eq__(self, other):
+            return isinstance(other, Named)
+
+        def __repr__(self):
+            return "named"
+
+    class Further(Named):
+        pass
+
+    assert Further(beta_max=3.0) == Further(beta_max=4.0)
+    assert repr(Further()) == "named"

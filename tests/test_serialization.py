@@ -13,8 +13,9 @@ import unnoise.experiments  # noqa: F401 - registers the names of all sub-packag
 from unnoise import sde
 from unnoise.shared import serialization
 from unnoise.shared.errors import UsageError
-from unnoise.shared.gaussian import ClassifierFree, ClassifierLoss, Learned, velocity
+from unnoise.shared.gaussian import ClassifierFree, ClassifierLoss, DenoisingLoss, Learned, velocity
 from unnoise.shared.networks import MLP
+from unnoise.shared.objective import independent
 from unnoise.shared.serialization import current, deserialize, earlier, serializable, serialize
 
 
@@ -244,3 +245,28 @@ def test_what_is_refused(make, words):
     with pytest.raises(UsageError, match=words) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_names_that_collide_are_refused():
+    with pytest.raises(UsageError, match=r"formerly='sde.VP' of .*Line is the name of .*VP in checkpoints"):
+        serializable("my.other_line", formerly="sde.VP")(Line)
+    with pytest.raises(UsageError, match=r"renamed=\{'rule': ...\} of .*Line: rule is an argument today"):
+        serializable("my.other_line", renamed={"rule": "other"})(Line)
+
+
+def test_a_weight_of_the_score_is_not_taken_for_one_of_x_0():
+    old = {"class": "unnoise.sde.objectives.ScoreMatching", "arguments": {"denoiser": None, "times": None}}
+    for weight, now in (("sigma_squared", "snr"), ("g_squared", "likelihood_weight")):
+        arguments = old["arguments"] | {"weight": {"function": f"unnoise.sde.objectives.{weight}"}}
+        assert current(old | {"arguments": arguments}) == {
+            "class": "gaussian.DenoisingLoss",
+            "arguments": {"denoiser": None, "times": None, "weight": {"function": f"gaussian.{now}"}},
+        }
+    own = old | {"arguments": old["arguments"] | {"weight": {"function": "my.weight"}}}
+    with pytest.raises(UsageError, match="the weight my.weight of the error of the score.* alpha.2 / sigma.4"):
+        deserialize(own)
+
+
+def test_times_are_not_taken_for_a_weight():
+    with pytest.raises(TypeError, match="positional"):
+        DenoisingLoss(Learned(Own(), sde.VP()), independent)

@@ -16,9 +16,7 @@ from .prediction import Preconditioned
 from .weights import MinSNR, OutputError, Weight, likelihood_weight, refuse_zero_weight, snr, velocity_weight
 
 
-@serializable(
-    "gaussian.DenoisingLoss", formerly=("unnoise.continuous.objectives.Simple", "unnoise.sde.objectives.ScoreMatching")
-)
+@serializable("gaussian.DenoisingLoss", formerly="unnoise.continuous.objectives.Simple")
 class DenoisingLoss(Objective[GaussianDenoiser]):
     r"""The weighted squared error of x_0, `E w(t) ||D(x_t, t) - x_0||^2`, as a mean over dimensions.
 
@@ -38,7 +36,7 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
             which this loss would not train.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, weight: Weight = snr, times: TimeSampling = independent) -> None:
+    def __init__(self, denoiser: GaussianDenoiser, *, weight: Weight = snr, times: TimeSampling = independent) -> None:
         super().__init__()
         refuse_untrained_output(denoiser)
         refuse_zero_weight(weight, denoiser.corruption)
@@ -50,7 +48,7 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
 
         epsilon_theta is the noise that follows from the denoiser's estimate, whatever its network predicts.
         """
-        return cls(denoiser, snr, times)
+        return cls(denoiser, weight=snr, times=times)
 
     @classmethod
     def min_snr(cls, denoiser: GaussianDenoiser, gamma: float = 5.0, times: TimeSampling = independent) -> Self:
@@ -58,7 +56,7 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
 
         SNR is `alpha_t^2 / sigma_t^2`.
         """
-        return cls(denoiser, MinSNR(gamma), times)
+        return cls(denoiser, weight=MinSNR(gamma), times=times)
 
     @classmethod
     def score_matching(cls, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> Self:
@@ -68,7 +66,7 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
         is the loss `simple`. On `NoiseLevels` it is the loss of NCSN (Song & Ermon 2019, eqs. 5 and 6), which is a sum
         over dimensions and has a factor 1/2.
         """
-        return cls(denoiser, snr, times)
+        return cls(denoiser, weight=snr, times=times)
 
     @classmethod
     def likelihood_weighted(cls, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> Self:
@@ -79,7 +77,7 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
         Half of it, summed over dimensions, bounds the negative log-likelihood up to a term that does not depend on the
         denoiser.
         """
-        return cls(denoiser, likelihood_weight, times)
+        return cls(denoiser, weight=likelihood_weight, times=times)
 
     @classmethod
     def edm(
@@ -103,7 +101,7 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
             raise UsageError(
                 "sigma_data=None: the denoiser has none, so give the standard deviation of the data, such as 0.5"
             )
-        return cls(denoiser, OutputError(Preconditioned(sigma_data)), times)
+        return cls(denoiser, weight=OutputError(Preconditioned(sigma_data)), times=times)
 
     @classmethod
     def flow_matching(cls, denoiser: GaussianDenoiser, times: TimeSampling = independent) -> Self:
@@ -113,7 +111,7 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
         follows from the denoiser's estimate. On `sde.Straight` the target is `epsilon - x_0` (Liu et al. 2023, eq. 1,
         with time reversed), and v_theta is the output of a network with `predicts=straight`.
         """
-        return cls(denoiser, velocity_weight, times)
+        return cls(denoiser, weight=velocity_weight, times=times)
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         schedule = self.denoiser.corruption
@@ -142,6 +140,18 @@ def _with_weight(arguments: dict[str, Any], weight: dict[str, Any]) -> dict[str,
     return {"class": "gaussian.DenoisingLoss", "arguments": kept | {"weight": weight}}
 
 
+def _of_the_score(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the description from that of `ScoreMatching`, whose weight was of the error of the score."""
+    name = arguments["weight"].get("function") or arguments["weight"].get("class")
+    if name not in ("unnoise.sde.objectives.sigma_squared", "unnoise.sde.objectives.g_squared"):
+        raise UsageError(
+            f"the checkpoint's ScoreMatching has the weight {name} of the error of the score, but weights are of the "
+            "error of x_0 now: train with DenoisingLoss(denoiser, weight=w), where w is that weight times alpha^2 / sigma^4"
+        )
+    return _with_weight(arguments, arguments["weight"])
+
+
+earlier("unnoise.sde.objectives.ScoreMatching", _of_the_score)
 earlier(
     "unnoise.sde.objectives.FlowMatching",
     lambda arguments: _with_weight(arguments, {"function": "gaussian.velocity_weight"}),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from importlib import metadata
@@ -297,16 +298,20 @@ def in_current_names(
     description: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns a checkpoint's description and tensors under today's names of classes, arguments and weights."""
+    old = OLD_DEQUANTIZED in json.dumps(description["objective"])
     description = {EARLIER.get(k, k): v if k == "batches" else current(v) for k, v in description.items()}
+    if not old:
+        return description, tensors
     if description.get("frozen"):
-        description["frozen"] = [name.replace(*EARLIER_WEIGHTS) for name in description["frozen"]]
-    return description, {name.replace(*EARLIER_WEIGHTS): value for name, value in tensors.items()}
+        description["frozen"] = [DEQUANTIZER.sub(r"\1dequantizer.", name) for name in description["frozen"]]
+    return description, {DEQUANTIZER.sub(r"\1dequantizer.", name): value for name, value in tensors.items()}
 
 
 EARLIER = {"scale": "quantization"}
 """New names of entries of a description by those in checkpoints of earlier versions."""
-EARLIER_WEIGHTS = (".dequantiser.", ".dequantizer.")
-"""A part of the names of weights in checkpoints of earlier versions, and its new name."""
+OLD_DEQUANTIZED = "unnoise.shared.dequantisation.Dequantised"
+"""The class whose attribute `dequantizer`, a part of the names of its weights, was spelled otherwise."""
+DEQUANTIZER = re.compile(r"^((?:objective\.|average\.|optimizer\.)*)dequantiser\.")
 
 
 def damaged(folder: Path, cause: str) -> UsageError:
