@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from ..shared.errors import UsageError
 from .schedules import ConstantNoise, NoiseSchedule, TabulatedNoise, check_steps
 from .transition import Transition
 
-LONGEST = 1e5  # events after which no information is left, as released
+LONGEST = 1e5  # events after which no information is left, as in D3PM's published code
 BISECTIONS = 80  # halvings of log-time
 AT_ONCE = 2**22  # numbers in memory at a time
 FEW = 256  # categories up to which H(x_n | x_0) is averaged over all of them
@@ -114,5 +113,7 @@ def _inverse(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> Tensor:
     """
     falling = np.concatenate([[True], np.diff(y) < 0])
     fine = np.linspace(x[0], x[falling][-1], 64 * len(x))
+    from scipy.interpolate import PchipInterpolator  # here, so that importing the package is fast
+
     curve = PchipInterpolator(x[falling], y[falling])(fine)
     return torch.from_numpy(np.interp(-target, -curve, fine))

@@ -16,6 +16,7 @@ from .errors import UsageError
 from .random import Source, uniform
 from .serialization import serializable
 from .tensors import refuse_array
+from .values import notation
 
 
 class Loss(NamedTuple):
@@ -73,6 +74,8 @@ class Objective(nn.Module, ABC, Generic[D]):
         if not isinstance(x0, Tensor):
             refuse_array(x0, "x0")
         u = self.times(len(x0), generator)
+        if u.shape != (len(x0),):
+            raise UsageError(f"times returned shape {tuple(u.shape)} for {len(x0)} examples: return one number for each")
         loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
         return uniform_parts(loss, self.times, u) if hasattr(self.times, "weight") else loss
 
@@ -131,6 +134,7 @@ class Stratified:
     """
 
     power: float = 1.0
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         if not self.power > 0:

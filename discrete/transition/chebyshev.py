@@ -6,7 +6,6 @@ import math
 import warnings
 
 import torch
-from scipy.special import ive
 from torch import Tensor
 
 from ...shared.tensors import Table, exact
@@ -55,6 +54,8 @@ class Chebyshev:
 
     def coefficients(self, tau: Tensor) -> Tensor:
         """Returns c_k, `(terms,)` or for tau `(B,)` `(terms, B)`, float64, as many as the largest tau needs."""
+        from scipy.special import ive  # here, so that importing the package is fast
+
         z = tau.cpu().numpy() * (self.bound / 2)
         longest = float(z.max())
         terms = 3 + int(math.sqrt(2 * (longest + 1) * -2 * math.log(DROPPED)) + 12 * math.log1p(longest) ** 0.5)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ...shared.errors import UsageError
@@ -58,6 +56,9 @@ class NearestNeighbor(GenericTransition):
         size, k = neighbors.shape
         super().__init__(size, self.noise.steps, t_min=self.noise.t_min)
         edges = torch.stack([torch.arange(size).repeat_interleave(k), neighbors.flatten()])
+        from scipy.sparse import coo_matrix  # here, so that importing the package is fast
+        from scipy.sparse.csgraph import connected_components
+
         parts, _ = connected_components(
             coo_matrix((torch.ones(size * k).numpy(), edges.numpy()), (size, size)), directed=False
         )

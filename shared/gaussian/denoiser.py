@@ -86,9 +86,15 @@ class GaussianDenoiser(Denoiser[Schedule]):
         """
 
     def on(self, schedule: Schedule) -> Self:
-        """Returns a copy of the denoiser with the same weights, for signals corrupted by `schedule`."""
-        other = copy.copy(self)
-        other.corruption = schedule
+        """Returns a copy of the denoiser with the same weights, for signals corrupted by `schedule`.
+
+        Modules in its attributes that have a method `on`, such as inner denoisers and classifiers of noisy data, are
+        put on the schedule too, also in an `nn.ModuleList` or `nn.ModuleDict`. The denoiser itself does not change.
+        """
+        other = with_modules_on(self, schedule)
+        own = getattr(type(self), "corruption", None)
+        if not isinstance(own, property) or own.fset is not None:  # else computed, from an inner denoiser
+            other.corruption = schedule
         return other
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -131,6 +137,22 @@ class TrainedOnSchedule(Protocol):
 
 
 T = TypeVar("T", bound=TrainedOnSchedule)
+M = TypeVar("M", bound=nn.Module)
+
+
+def with_modules_on(module: M, schedule: Schedule) -> M:
+    """Returns a copy of a module with the same weights, whose child modules with a method `on` are put on `schedule`.
+
+    The same holds for the children of an `nn.ModuleList` or `nn.ModuleDict`. Other children are shared.
+    """
+    other = copy.copy(module)
+    other._modules = dict(module._modules)  # a copy shares this dictionary
+    for name, child in module._modules.items():
+        if callable(move := getattr(child, "on", None)):
+            other._modules[name] = move(schedule)
+        elif isinstance(child, nn.ModuleList | nn.ModuleDict):
+            other._modules[name] = with_modules_on(child, schedule)
+    return other
 
 
 def equal_snr_time(denoiser: TrainedOnSchedule, t: Tensor) -> Tensor:
@@ -195,8 +217,12 @@ class Learned(GaussianDenoiser):
     ) -> None:
         super().__init__()
         if not isinstance(schedule, Schedule):
-            raise UsageError(f"schedule is a {type(schedule).__name__}: give Learned(network, schedule), in this order")
+            found = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
+            raise UsageError(f"schedule is {found}: give Learned(network, schedule), in this order, such as VP()")
+        if not callable(predicts):
+            raise UsageError(f"predicts={predicts!r}: give the prediction itself, such as noise, velocity or clean")
         refuse_signature(network)
+        refuse_disorder(schedule)
         own: float | None = getattr(predicts, "sigma_data", None)
         if sigma_data is None:
             sigma_data = own or 1.0
@@ -257,7 +283,9 @@ class Learned(GaussianDenoiser):
 
 
 class DenoiserWrapper(GaussianDenoiser):
-    """The base class of denoisers around another one, whose attributes it forwards. Subclasses override `estimate`.
+    """The base class of denoisers around another one. Subclasses override `estimate`.
+
+    It forwards the inner denoiser's `corruption`, `conditions`, `has_variance_output` and `sigma_data`.
 
     Args:
         denoiser: the inner denoiser.
@@ -287,14 +315,14 @@ class DenoiserWrapper(GaussianDenoiser):
         """Whether the inner denoiser has a variance output."""
         return self.denoiser.has_variance_output
 
+    @property
+    def sigma_data(self) -> float | None:
+        """The inner denoiser's standard deviation of the data; None if it does not define one."""
+        return getattr(self.denoiser, "sigma_data", None)
+
     @abstractmethod
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
         return self.denoiser.estimate(x_t, t, **cond)
-
-    def on(self, schedule: Schedule) -> Self:
-        other = copy.copy(self)
-        other._modules = {**self._modules, "denoiser": self.denoiser.on(schedule)}
-        return other
 
 
 @serializable("gaussian.Clipped", formerly="unnoise.shared.denoiser.Clipped")
@@ -340,13 +368,37 @@ class Thresholded(DenoiserWrapper):
         return Estimate.of_mean(x0.clamp(-m, m) / m, inner.variance_output)
 
 
+LARGEST = 1e6
+"""c_skip and c_out above it amplify the rounding of x_t in float32 to the size of the data."""
+LOOKED_AT = torch.linspace(0, 1, 66, dtype=torch.float64)[1:]
+"""Times at which a schedule is checked."""
+
+
+def refuse_disorder(schedule: Schedule) -> None:
+    """Raises for a schedule whose noise does not grow with time, or that is not a schedule on (0, 1].
+
+    Raises:
+        UsageError: with the time at which it goes wrong.
+    """
+    alpha, sigma = schedule(LOOKED_AT)
+    bad = ~(torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0) & (alpha >= -1e-9))
+    bad[1:] |= ~(alpha[1:] * sigma[:-1] <= alpha[:-1] * sigma[1:] * (1 + 1e-9))
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        raise UsageError(
+            f"{schedule} has alpha={float(alpha[at]):.4g}, sigma={float(sigma[at]):.4g} at t={float(LOOKED_AT[at]):.3g}: "
+            "sigma / alpha must be finite and grow from t = 0, the data, to t = 1, noise"
+        )
+
+
 def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:
     """Raises for a prediction from which x_0 cannot be computed at t = 1, where alpha may be 0.
 
     Raises:
-        UsageError: if c_skip or c_out is not finite there, as for noise prediction at zero SNR.
+        UsageError: if c_skip or c_out is not finite there, or so large that rounding of x_1 decides, as for noise
+            prediction at zero SNR.
     """
-    if not all(bool(torch.isfinite(c)) for c in predicts(*schedule(torch.ones((), dtype=torch.float64)))):
+    if not all(bool(c.abs() < LARGEST) for c in predicts(*schedule(torch.ones((), dtype=torch.float64)))):
         name = getattr(predicts, "__name__", type(predicts).__name__)
         raise UsageError(
             f"the schedule ends at zero SNR, where x_1 is pure noise and {name} prediction does not determine x_0: "

@@ -38,6 +38,10 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
 
     def __init__(self, denoiser: GaussianDenoiser, *, weight: Weight = snr, times: TimeSampling = independent) -> None:
         super().__init__()
+        if not isinstance(denoiser, GaussianDenoiser):
+            raise UsageError(
+                f"denoiser is a {type(denoiser).__name__}: give a Gaussian denoiser, such as Learned(network, schedule)"
+            )
         refuse_untrained_output(denoiser)
         refuse_zero_weight(weight, denoiser.corruption)
         self.denoiser, self.weight, self.times = denoiser, weight, times

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..serialization import serializable
 from ..tensors import exact
+from ..values import notation
 from .prediction import Prediction
 from .schedule import Schedule, rates
 
@@ -56,6 +57,7 @@ class MinSNR:
     """
 
     gamma: float = 5.0
+    __repr__ = notation
 
     def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
         """Returns the weight, of the shape of t."""
@@ -77,6 +79,7 @@ class OutputError:
     """
 
     predicts: Prediction
+    __repr__ = notation
 
     def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
         """Returns the weight, of the shape of t."""
@@ -110,9 +113,13 @@ def refuse_zero_weight(weight: Weight, schedule: Schedule) -> None:
     """Raises for a weight that is 0 at t = 1, where sampling starts: the denoiser would not be trained there.
 
     Raises:
-        UsageError: for such a weight, and for one that is NaN at t = 1.
+        UsageError: for such a weight, for one that is NaN at t = 1, and for what does not return a tensor.
     """
-    if not bool(weight(schedule, torch.ones((), dtype=torch.float64)) > 0):
+    at_one = weight(schedule, torch.ones((), dtype=torch.float64)) if callable(weight) else None
+    if not isinstance(at_one, Tensor):
+        what = f"weight={weight!r}" if at_one is None else f"the weight returned {at_one!r}"
+        raise UsageError(f"{what}: give a function (schedule, t) that returns a tensor of the shape of t, such as snr")
+    if not bool(at_one > 0):
         name = getattr(weight, "__name__", weight)
         raise UsageError(
             f"weight={name} is not positive at t = 1, so the denoiser would not be trained where sampling starts: "
