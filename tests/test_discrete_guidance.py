@@ -327,7 +327,7 @@ def test_wrappers_compose_and_sample(generator):
 
 def test_bad_wrappers_are_refused_in_one_line():
     transition = Absorbing(3, LogLinearNoise())
-    denoiser, labelled = Categorical(Both(4, 4), transition), conditional(transition)
+    denoiser, labeled = Categorical(Both(4, 4), transition), conditional(transition)
     ratios = ScoreEntropyDenoiser(Both(4, 4), transition)
     for call, words in (
         (lambda: Temperature(denoiser, 0.0), "temperature=0.0"),
@@ -335,10 +335,10 @@ def test_bad_wrappers_are_refused_in_one_line():
         (lambda: TopP(denoiser, 0.0), "p=0.0"),
         (lambda: TopP(denoiser, 1.1), "p=1.1"),
         (lambda: ClassifierFree(denoiser, 1.0), "does not define what stands for no label"),
-        (lambda: ClassifierFree(labelled, 1.0, condition="text"), "guidance by text needs a denoiser that takes it"),
-        (lambda: ClassifierFree(labelled, -1.0), "w=-1.0: give a strength above -1"),
-        (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none'"),
-        (lambda: ClassifierFree(labelled, 1.0)(pairs(4), ONE), "give label="),
+        (lambda: ClassifierFree(labeled, 1.0, condition="text"), "guidance by text needs a denoiser that takes it"),
+        (lambda: ClassifierFree(labeled, -1.0), "w=-1.0: give a strength above -1"),
+        (lambda: ClassifierFree(labeled, 1.0, null="none"), "null='none'"),
+        (lambda: ClassifierFree(labeled, 1.0)(pairs(4), ONE), "give label="),
     ):
         with pytest.raises(UsageError, match=words):
             call()

@@ -75,7 +75,7 @@ def states(schedule, t, generator):
 def test_a_perfect_classifier_turns_the_denoiser_into_the_conditional_one(name, t, generator):
     schedule = SCHEDULES[name]()
     t, oracle = torch.tensor(t, dtype=torch.float64), mixture(schedule)
-    guided = ClassifierGuided(unlabelled(schedule), Perfect(schedule))
+    guided = ClassifierGuided(unlabeled(schedule), Perfect(schedule))
     x, label = states(schedule, t, generator)
     torch.testing.assert_close(guided(x, t, label=label), oracle(x, t, label=label))
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_a_perfect_classifier_turns_the_denoiser_into_the_conditional_one(name, 
     )
 
 
-def unlabelled(schedule):
+def unlabeled(schedule):
     """The mixture as a model without labels."""
     oracle = mixture(schedule)
     oracle.conditions = ()
@@ -105,7 +105,7 @@ SAMPLERS = {
 def test_every_sampler_takes_a_guided_denoiser(sampler, generator):
     """With an exact classifier the samples are those of the chosen component, in the ancestral form too."""
     schedule = Tabulated(linear_betas(1000)) if sampler not in ("flow", "euler-maruyama") else sde.VP()
-    oracle, classifier = unlabelled(schedule), Perfect(schedule)
+    oracle, classifier = unlabeled(schedule), Perfect(schedule)
     if sampler == "ancestral form":
         made = Ancestral(oracle, small, gradient=ClassifierGradient(classifier))
     else:
@@ -288,7 +288,7 @@ def test_the_likelihood_of_a_guided_model_is_that_of_the_conditional_distributio
     schedule = sde.VP()
     label = torch.arange(12) % 3
     x0 = MEANS[label] + VARIANCES[label, None].sqrt() * torch.randn(12, 2, dtype=torch.float64, generator=generator)
-    guided = ClassifierGuided(unlabelled(schedule), Perfect(schedule))
+    guided = ClassifierGuided(unlabeled(schedule), Perfect(schedule))
     nats = sde.ChangeOfVariables(guided, trace=sde.ExactTrace())(x0, label=label).nats
     variance = VARIANCES[label]
     exact = 0.5 * ((x0 - MEANS[label]) ** 2).sum(1) / variance + torch.log(2 * math.pi * variance)
@@ -298,11 +298,11 @@ def test_the_likelihood_of_a_guided_model_is_that_of_the_conditional_distributio
 def test_the_classifier_is_read_on_the_denoisers_schedule(generator):
     t = torch.tensor(0.4, dtype=torch.float64)
     x, label = states(sde.VE(), t, generator)
-    guided = ClassifierGuided(unlabelled(sde.VE()), Perfect(sde.VP()))
+    guided = ClassifierGuided(unlabeled(sde.VE()), Perfect(sde.VP()))
     torch.testing.assert_close(guided(x, t, label=label), mixture(sde.VE())(x, t, label=label))
     table = Tabulated(linear_betas(100))
-    moved = Ancestral(unlabelled(table), small, gradient=ClassifierGradient(Perfect(sde.VP())))
-    home = Ancestral(unlabelled(table), small, gradient=ClassifierGradient(Perfect(table)))
+    moved = Ancestral(unlabeled(table), small, gradient=ClassifierGradient(Perfect(sde.VP())))
+    home = Ancestral(unlabeled(table), small, gradient=ClassifierGradient(Perfect(table)))
     x, label = states(table, t, generator)
     for a, b in zip(
         moved.distribution(x, t, t / 2, label=label), home.distribution(x, t, t / 2, label=label), strict=True
@@ -321,7 +321,7 @@ def test_the_interval_is_one_of_noise_levels():
 
 def test_wrong_guidance_is_refused_when_built():
     plain = Learned(MLP(2), sde.VP())
-    labelled = Learned(MLP(2, classes=3), sde.VP())
+    labeled = Learned(MLP(2, classes=3), sde.VP())
     to_zero = Tabulated(zero_terminal(linear_betas(100)))
     t = torch.tensor(0.5)
     for make, words in (
@@ -330,36 +330,36 @@ def test_wrong_guidance_is_refused_when_built():
             "guidance by label needs a denoiser that takes it, but this one takes none",
         ),
         (lambda: ClassifierFree(Clipped(plain), 1.0), "needs a denoiser that takes it"),
-        (lambda: ClassifierFree(labelled, 1.0, condition="tokens"), "this one takes label"),
+        (lambda: ClassifierFree(labeled, 1.0, condition="tokens"), "this one takes label"),
         (
             lambda: ClassifierFree(AnalyticGaussian(torch.zeros(1), torch.eye(1), sde.VP()), 1.0)(torch.zeros(1, 1), t),
             "give label=",
         ),
         (lambda: ClassifierFree(Learned(Recording(), sde.VP()), 1.0), "does not define what stands for no label"),
-        (lambda: ClassifierFree(labelled, 1.0, null="none"), "null='none': give what stands for no label"),
+        (lambda: ClassifierFree(labeled, 1.0, null="none"), "null='none': give what stands for no label"),
         (
-            lambda: labelled(torch.zeros(1, 2), t, label=torch.tensor([4])),
+            lambda: labeled(torch.zeros(1, 2), t, label=torch.tensor([4])),
             "label out of range: this network has classes 0 to 2, and 3 for no label",
         ),
-        (lambda: labelled(torch.zeros(1, 2), t, label=1), "label=1: give an int64 tensor"),
+        (lambda: labeled(torch.zeros(1, 2), t, label=1), "label=1: give an int64 tensor"),
         (lambda: sde.EulerMaruyama(Learned(MLP(2), to_zero, velocity)), "zero SNR"),
         (lambda: DDIM(plain)(shape=(1, 2), steps="ddim10"), "steps='ddim10': give a whole number"),
         (lambda: DDIM(plain)(shape=(1, 2), steps=2, generator=0), "generator=0: give torch.Generator"),
-        (lambda: ClassifierFree(labelled, 1.0, low=0.5, high=0.5), "give 0 <= low < high <= 1"),
+        (lambda: ClassifierFree(labeled, 1.0, low=0.5, high=0.5), "give 0 <= low < high <= 1"),
         (
-            lambda: ClassifierFree(labelled, 1.0)(torch.zeros(1, 2), t),
+            lambda: ClassifierFree(labeled, 1.0)(torch.zeros(1, 2), t),
             "guidance needs the condition label: give label=",
         ),
         (lambda: ClassifierGuided(Learned(MLP(2), to_zero, velocity), Perfect(to_zero)), "zero SNR"),
         (lambda: ClassifierGradient(Perfect(sde.VP()))(torch.zeros(1, 2), t), "give label=..., one for each sample"),
         (lambda: ConditionDropout(DenoisingLoss.simple(plain)), "needs a denoiser that takes it"),
-        (lambda: ConditionDropout(DenoisingLoss.simple(labelled), p=1.0), "p=1.0: give the share"),
+        (lambda: ConditionDropout(DenoisingLoss.simple(labeled), p=1.0), "p=1.0: give the share"),
         (
             lambda: ConditionDropout(DenoisingLoss.simple(Learned(Formula(None), sde.VP()))),
             "does not define what stands for no label",
         ),
         (
-            lambda: ConditionDropout(DenoisingLoss.simple(labelled))(torch.zeros(1, 2)),
+            lambda: ConditionDropout(DenoisingLoss.simple(labeled))(torch.zeros(1, 2)),
             "the batch has no label, which is dropped",
         ),
         (
