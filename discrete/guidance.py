@@ -1,7 +1,7 @@
 """Guidance of categorical denoisers: a guided denoiser is a denoiser, so every sampler takes it.
 
 As in `shared.gaussian.guidance`, the strength of classifier-free guidance is w, which is 0 without guidance.
-`ConditionDropout` of the same module wraps any objective to train for it.
+`ConditionDropout` of that module wraps any objective to train for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..shared.calling import precision, refuse_non_tensor, to_dtype
 from ..shared.denoiser import accepted_conditions
 from ..shared.errors import UsageError
-from ..shared.gaussian.guidance import NO_NULL, refuse_missing_condition
 from ..shared.gradients import gradients
+from ..shared.null_conditions import refuse_missing_condition, refuse_networks_without_null
 from ..shared.random import Source, categorical
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32
@@ -62,10 +62,9 @@ class ClassifierFree(CleanDenoiser):
                 f"w={w}: give a strength above -1, where 0 is the conditional model; to sample without the condition, "
                 "leave it out"
             )
-        networks = [m.network for m in denoiser.modules() if isinstance(getattr(m, "network", None), nn.Module)]
-        if null is None and not all(hasattr(network, "null") for network in networks):
-            raise UsageError(NO_NULL.format(condition=condition))
-        if not (null is None or isinstance(null, int | Tensor)):
+        if null is None:
+            refuse_networks_without_null(denoiser, condition)
+        elif not isinstance(null, int | Tensor):
             raise UsageError(
                 f"null={null!r}: give the value that means no {condition} for one example, a number or a tensor, as in "
                 "training"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
+from ..shared.values import notation
 from .transition.base import ReverseModel, Transition, as_tokens
 
 
@@ -24,11 +25,12 @@ class Product(ReverseModel):
     (Schiff et al. 2024) and Duo (Sahoo et al. 2025).
 
     Attributes:
-        eps: added to both factors before normalization, 1e-6 in the released code for images; the best p0 changes by
+        eps: added to both factors before normalization, 1e-6 in the published code for images; the best p0 changes by
             the same order. For tables only.
     """
 
     eps: float = 0.0
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         if not self.eps >= 0:
@@ -46,6 +48,7 @@ class Marginal(ReverseModel):
     `to_leave_one_out` converts such an output to the one that gives the same model with `Product`, except in the first
     row of a table, where `Product` too reads the posterior.
     """
+    __repr__ = notation
 
     def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:
         return torch.ones_like(t, dtype=torch.bool)

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
 from ..shared.tensors import Table, exact
-from ..shared.values import equal, hash_of_type, notation
+from ..shared.values import Value
 
 
-class NoiseSchedule(ABC):
+class NoiseSchedule(Value, ABC):
     r"""A noise schedule: `total(t) = int_0^t rate(r) dr`, the expected number of noise events of a token by time t.
 
     In the papers: `total` is SEDD's sigma-bar and `rate` its sigma, and `exp(-total(t))` is alpha_t of MDLM, the
@@ -36,7 +36,6 @@ class NoiseSchedule(ABC):
 
     steps: int | None = None
     t_min: float = 1e-3
-    __eq__, __hash__, __repr__ = equal, hash_of_type, notation
 
     @abstractmethod
     def total(self, t: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import UsageError
 from .random import Source, uniform
 from .serialization import serializable
+from .values import notation
 
 
 @serializable("shared.Quantization", formerly="unnoise.shared.scale.Scale")
@@ -32,6 +33,7 @@ class Quantization:
     levels: int = 256
     low: float = -1.0
     high: float = 1.0
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         if self.levels < 2 or not self.low < self.high:

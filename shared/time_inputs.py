@@ -17,6 +17,7 @@ from .corruption import Corruption
 from .errors import UsageError
 from .serialization import serializable
 from .tensors import exact
+from .values import notation
 
 if TYPE_CHECKING:
     from .gaussian.schedule import Schedule
@@ -95,6 +96,7 @@ class LastIndex:
     """
 
     last: float
+    __repr__ = notation
 
     def __call__(self, corruption: Corruption, t: Tensor) -> Tensor:
         """Returns the time input, of the shape of t."""

@@ -1,6 +1,7 @@
 """Equality by value: objects are equal if they were constructed from equal arguments.
 
-`equal`, `hash_of_type` and `notation` are the `__eq__`, `__hash__` and `__repr__` of processes and schedules.
+`equal`, `hash_of_type` and `notation` are the `__eq__`, `__hash__` and `__repr__` of processes and schedules. The
+notation is also that of other parts of a model, such as weights and time inputs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,18 @@ def notation(self: Any) -> str:
         if not same(value, defaults.get(name, inspect.Parameter.empty))
     }
     return f"{type(self).__name__}({', '.join(f'{name}={written(value)}' for name, value in given.items())})"
+
+
+class Value:
+    """A base class with equality and notation by value, for its subclasses too, dataclasses among them."""
+
+    __eq__, __hash__, __repr__ = equal, hash_of_type, notation
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("__eq__", "__hash__", "__repr__"):  # set on each class, or @dataclass would add its own
+            if name not in vars(cls):
+                setattr(cls, name, getattr(cls, name))
 
 
 def state_of(value: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from unnoise.discrete import (
 )
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ConditionDropout
+from unnoise.shared.networks import UNet
 from unnoise.shared.random import categorical
 from unnoise.shared.sampler import counted
 
@@ -342,3 +343,28 @@ def test_bad_wrappers_are_refused_in_one_line():
     ):
         with pytest.raises(UsageError, match=words):
             call()
+
+
+def test_a_network_without_a_null_for_the_condition_is_refused():
+    class Half(nn.Module):
+        """A network with a null for one of its conditions."""
+
+        conditions = ("label", "extra")
+
+        def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+            return torch.zeros(*x.shape, 3)
+
+        def null(self, condition: str) -> Tensor:
+            if condition == "extra":
+                raise UsageError("nothing stands for no extra")
+            return torch.tensor(0)
+
+    denoiser = Categorical(Half(), Uniform(3, LogLinearNoise()))
+    assert ClassifierFree(denoiser, 1.0).condition == "label"
+    with pytest.raises(UsageError, match="nothing stands for no extra"):
+        ClassifierFree(denoiser, 1.0, condition="extra")
+    assert ClassifierFree(denoiser, 1.0, condition="extra", null=1).null == 1
+
+    network = UNet((1, 4, 4), 32, (1,), 1, attention=(), classes=3, categories=3, null_label=False)
+    with pytest.raises(UsageError, match="label"):
+        ClassifierFree(Categorical(network, Uniform(3, LogLinearNoise())), 1.0)

@@ -113,7 +113,7 @@ def test_a_denoiser_on_an_equal_schedule_is_at_home():
         (Tabulated(linear_betas(100)), "Tabulated(betas=tensor of shape (100,))"),
         (
             discrete.Absorbing(5, discrete.LogLinearNoise()),
-            "Absorbing(categories=5, schedule=LogLinearNoise(eps=0.001, t_min=0.001))",
+            "Absorbing(categories=5, schedule=LogLinearNoise())",
         ),
     ],
 )

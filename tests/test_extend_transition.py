@@ -28,6 +28,7 @@ from unnoise.discrete import (
     single,
 )
 from unnoise.shared.errors import UsageError
+from unnoise.shared.networks import Transformer
 from unnoise.shared.random import categorical
 from unnoise.shared.serialization import deserialize, serializable, serialize
 from unnoise.shared.tensors import like
@@ -308,3 +309,51 @@ def test_what_cannot_be_derived_is_refused():
         Nameless().states  # noqa: B018
     with pytest.raises(UsageError, match="categories=1"):
         Masks(1)
+
+
+def test_a_dataclass_with_too_few_categories_is_refused():
+    for number in (1, 0, -3):
+        with pytest.raises(UsageError, match=f"categories={number}: categorical data need two categories or more"):
+            Cycle(number)
+    assert Cycle(2).states == 2
+
+
+@dataclass(frozen=True)
+class Ring(GenericTransition):
+    """Moves to the next token, with parts that can be made wrong."""
+
+    wrong: str = ""
+    categories: int = 5
+
+    def kept(self, v, s, t):
+        return like(torch.exp(3 * (s - t)), v)
+
+    def pushforward(self, p, s, t):
+        kept = self.kept(p, s, t)
+        moved = kept * p + (1 - kept) * p.roll(1, -1)
+        return {"sums": 2 * moved, "shape": moved[..., :3]}.get(self.wrong, moved)
+
+    def likelihood(self, x_t, s, t):
+        same = self.one_hot(x_t, torch.float64)
+        kept = torch.exp(3 * (s - t)) if self.wrong == "times" else self.kept(same, s, t)
+        if self.wrong == "times" and kept.ndim:  # times along an axis of their own
+            kept = kept[:, None, None, None]
+        return kept * same + (1 - kept) * same.roll(1 if self.wrong == "transposed" else -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("sums", "Ring.pushforward takes a point mass at 0 to numbers of sum 2 .*rows of Q must be distributions"),
+        ("shape", r"Ring.pushforward returned shape \(5, 3\) for 5 tokens: return \(5, 5\)"),
+        ("transposed", "Ring.likelihood differs from pushforward: .* is the probability of x_t given x_s = k"),
+        (
+            "times",
+            r"Ring.likelihood returned shape \(1, 3, 5\)|Ring.likelihood returned shape .* times of shape \(2,\)",
+        ),
+    ],
+)
+def test_wrong_matrices_are_refused_when_a_denoiser_is_built(wrong, words):
+    Categorical(Transformer(5, 4, width=8, depth=1, heads=2), Ring())
+    with pytest.raises(UsageError, match=words):
+        Categorical(Transformer(5, 4, width=8, depth=1, heads=2), Ring(wrong))

@@ -56,8 +56,7 @@ class Transition(Corruption):
     unmasked_is_clean: bool = False
 
     def __init__(self, categories: int, states: int, steps: int | None, t_min: float = 0.0) -> None:
-        if categories < 2:
-            raise UsageError(f"categories={categories}: categorical data need two categories or more")
+        refuse_categories(categories)
         self.categories, self.states, self.steps, self.t_min = categories, states, steps, t_min
 
     @abstractmethod
@@ -94,7 +93,7 @@ class Transition(Corruption):
         """Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))` at each position; at s = 0 it is `-log p(x_0 | x_t)`.
 
         As `Terms`, in nats, together with the cross-entropy `-log p(x_0 | x_t)`. Where the reverse model has an eps,
-        both distributions are smoothed by it, as in D3PM's released code.
+        both distributions are smoothed by it, as in D3PM's published code.
 
         Args:
             reverse: the reverse model, which reads p0.
@@ -321,6 +320,16 @@ class ReverseModel(ABC):
         """
         posterior = like(self.reads_posterior(transition, t).to(missed.device), missed)
         return torch.where(posterior, missed / (kept + missed).clamp(min=torch.finfo(missed.dtype).tiny), 1.0)
+
+
+def refuse_categories(categories: int) -> None:
+    """Raises for data of fewer than two categories.
+
+    Raises:
+        UsageError: for such a number.
+    """
+    if categories < 2:
+        raise UsageError(f"categories={categories}: categorical data need two categories or more")
 
 
 def as_tokens(x: Tensor, size: int, what: str) -> Tensor:

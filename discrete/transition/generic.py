@@ -16,12 +16,13 @@ from torch import Tensor
 from ...shared.errors import UsageError
 from ...shared.random import Source, categorical
 from ...shared.tensors import at_least_float32, exact, like, refuse_unless
-from .base import CLEAN, ReverseModel, Terms, Transition, normalized
+from .base import CLEAN, ReverseModel, Terms, Transition, normalized, refuse_categories
 
 ROUNDING = 1e-6  # a distribution with less than this outside of one token is that token
 T_MIN = 1e-3
 NOISE = 1e-14  # probabilities below it are rounding
 FIRST, SHORTER, MOVED, HALVINGS = 2.0**-9, 2.0**-8, 2.0**-7, 4  # lengths of steps from which rates are derived
+LARGEST, SOME, SLACK = 1024, 64, 1e-4  # of checks: states, tokens, and the rounding of float32
 ACCURACY, NOT_A_RATE = 1e-9, 1e-6  # of rates, as a share of their sum; a sum of rates that is 0
 
 
@@ -128,6 +129,8 @@ class GenericTransition(Transition):
     `shared.tensors` gives a function v of times the dimensions of p. `pushforward` must be linear in p, which need not
     sum to 1 and may be float32, and `likelihood` must be float64.
 
+    A dataclass with a `__post_init__` of its own calls `super().__post_init__()`, which checks the numbers.
+
     Args:
         categories: the number of categories in the data.
         steps: T of a table, or None in continuous time.
@@ -142,6 +145,10 @@ class GenericTransition(Transition):
         super().__init__(
             categories, categories if states is None else states, steps, default if t_min is None else t_min
         )
+
+    def __post_init__(self) -> None:
+        """Raises for wrong numbers of categories and states in a dataclass, which calls it when it is constructed."""
+        refuse_categories(self.categories)
 
     if not TYPE_CHECKING:
 
@@ -246,3 +253,52 @@ class GenericTransition(Transition):
         self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None
     ) -> Tensor:
         return generic_draw(self, reverse, logits, x_t, t, s, generator)
+
+    def check(self) -> None:
+        """Raises where `pushforward` and `likelihood` do not describe one transition matrix.
+
+        They are evaluated at a few times, for scalar times and times `(B,)`, with at most 64 tokens; not for more than
+        1024 states. Denoisers call it when they are constructed.
+
+        Raises:
+            UsageError: for wrong shapes, rows that are not distributions, and a `likelihood` that is not a column.
+        """
+        if self.states > LARGEST:
+            return
+        name, size = type(self).__name__, self.states
+        x = torch.arange(min(size, SOME))
+        middle = 0.5 if self.steps is None else max(self.steps // 2, 1) / self.steps
+        t = torch.tensor(middle, dtype=torch.float64)
+        s = t / 2 if self.steps is None else self.before(t)
+        for start in (CLEAN, s):
+            q = self.pushforward(self.one_hot(x, torch.float64), start, t)
+            of_x = self.likelihood(x, start, t)
+            for method, found in (("pushforward", q), ("likelihood", of_x)):
+                if found.shape != (len(x), size):
+                    raise UsageError(
+                        f"{name}.{method} returned shape {tuple(found.shape)} for {len(x)} tokens: return {(len(x), size)}"
+                    )
+            sums = q.sum(-1)
+            if bool((q < -SLACK).any()) or not bool(((sums - 1).abs() < SLACK).all()):
+                row = int((sums - 1).abs().argmax())
+                raise UsageError(
+                    f"{name}.pushforward takes a point mass at {row} to numbers of sum {float(sums[row]):.6g} and least "
+                    f"{float(q.min()):.4g}: rows of Q must be distributions"
+                )
+            if not torch.allclose(of_x[:, x].double(), q[:, x].double().T, atol=SLACK, rtol=SLACK):
+                raise UsageError(
+                    f"{name}.likelihood differs from pushforward: likelihood(x_t, s, t)[..., k] is the probability of x_t "
+                    "given x_s = k, a column of the matrix whose rows pushforward returns"
+                )
+        pairs = x[:2].repeat_interleave(3).reshape(2, 3)
+        for times in ((s, t), (s.expand(2), t.expand(2))):
+            for method, found in (
+                ("pushforward", self.pushforward(self.one_hot(pairs, torch.float64), *times)),
+                ("likelihood", self.likelihood(pairs, *times)),
+            ):
+                if found.shape != (2, 3, size):
+                    raise UsageError(
+                        f"{name}.{method} returned shape {tuple(found.shape)} for tokens (2, 3) and times of shape "
+                        f"{tuple(times[1].shape)}: return (2, 3, {size}); like(v, p) of unnoise.shared.tensors broadcasts "
+                        "a function v of the times against p"
+                    )

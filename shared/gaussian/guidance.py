@@ -7,18 +7,20 @@ gradient, 0 without guidance and 1 for Bayes' rule.
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..calling import call_network, networks_of, one_per_example, refuse_signature
+from ..calling import call_network, one_per_example, refuse_signature
 from ..denoiser import Denoiser, accepted_conditions
 from ..errors import UsageError
 from ..gradients import gradients
+from ..null_conditions import HasNull, refuse_missing_condition, refuse_networks_without_null, refuse_without_null
 from ..objective import D, Loss, Objective, ObjectiveWrapper, TimeSampling, independent
 from ..random import Source, uniform
 from ..serialization import serializable
@@ -29,24 +31,6 @@ from .schedule import Schedule, refuse_zero_snr
 
 EDGE = 1e-6
 """Tolerance of log-SNR at the ends of a guidance interval."""
-NO_NULL = (
-    "the network does not define what stands for no {condition}: give it a method null(condition), or give the same "
-    "null=... to guidance and to ConditionDropout"
-)
-
-
-class HasNull(Protocol):
-    """A network that defines what stands for no condition."""
-
-    def null(self, condition: str) -> Tensor:
-        """Returns what stands for no condition of that name: a row of the condition's batch, without the first axis.
-
-        For a class label it is an index, `()`, such as the number of classes.
-
-        Raises:
-            UsageError: if nothing stands for no condition of that name.
-        """
-        ...
 
 
 @serializable("gaussian.ClassifierFree", formerly="unnoise.shared.guidance.ClassifierFree")
@@ -88,9 +72,7 @@ class ClassifierFree(DenoiserWrapper):
         super().__init__(denoiser)
         refuse_missing_condition(denoiser, condition)
         if null is None:
-            for network in networks_of(denoiser):
-                if condition in getattr(network, "conditions", (condition,)):  # not the network of a classifier
-                    refuse_without_null(network, condition)
+            refuse_networks_without_null(denoiser, condition)
         elif not isinstance(null, int | Tensor):
             raise UsageError(
                 f"null={null!r}: give what stands for no {condition} for one example, a number or a tensor, as in "
@@ -282,7 +264,9 @@ class ClassifierGradient:
 
     def on(self, schedule: Schedule) -> ClassifierGradient:
         """Returns the gradient for signals corrupted by `schedule`."""
-        return ClassifierGradient(self.classifier.on(schedule), self.scale)
+        other = copy.copy(self)
+        other.classifier = self.classifier.on(schedule)
+        return other
 
 
 @serializable("gaussian.ClassifierGuided", formerly="unnoise.shared.guidance.ClassifierGuided")
@@ -318,10 +302,15 @@ class ClassifierGuided(DenoiserWrapper):
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
         alpha, sigma = self.corruption(exact(t))
         inner = self.denoiser.estimate(x_t, t, **accepted_conditions(self.denoiser, cond))
-        return inner._replace(out=inner.out + like(sigma**2 / (alpha * inner.b), x_t) * self.gradient(x_t, t, **cond))
+        scale = torch.where(sigma > 0, sigma**2 / (alpha * inner.b), 0.0)  # at sigma = 0, b may be 0 too
+        return inner._replace(out=inner.out + like(scale, x_t) * self.gradient(x_t, t, **cond))
 
     def on(self, schedule: Schedule) -> Self:
-        return type(self)(self.denoiser.on(schedule), self.classifier, self.scale)
+        refuse_zero_snr(schedule)
+        other = super().on(schedule)
+        other.gradient = self.gradient.on(schedule)
+        other.classifier = other.gradient.classifier
+        return other
 
 
 @serializable("gaussian.ConditionDropout", formerly="unnoise.shared.guidance.ConditionDropout")
@@ -373,28 +362,3 @@ class ConditionDropout(ObjectiveWrapper[D]):
         else:
             null = torch.full_like(value[0], self.null)
         return cond | {self.condition: torch.where(like(drop, value), null.to(value.dtype), value)}
-
-
-def refuse_missing_condition(denoiser: Denoiser, condition: str) -> None:
-    """Raises for a denoiser whose network does not take the condition of that name.
-
-    Raises:
-        UsageError: if the denoiser's `conditions` are known and do not contain it.
-    """
-    if denoiser.conditions is not None and condition not in denoiser.conditions:
-        has = ", ".join(denoiser.conditions) or "none"
-        raise UsageError(
-            f"guidance by {condition} needs a denoiser that takes it, but this one takes {has}: "
-            "build its network with the condition (classes=... for labels), or use a classifier"
-        )
-
-
-def refuse_without_null(network: Any, condition: str) -> None:
-    """Raises for a network that does not define what stands for no condition.
-
-    Raises:
-        UsageError: for a network without a method `null`, or whose `null(condition)` raises.
-    """
-    if not hasattr(network, "null"):
-        raise UsageError(NO_NULL.format(condition=condition))
-    network.null(condition)  # raises if nothing stands for no condition

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..serialization import serializable
+from ..values import notation
 
 Prediction: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """`(alpha, sigma) -> (c_skip, c_out)`, of the shape of alpha."""
@@ -81,6 +82,7 @@ class Preconditioned:
     """
 
     sigma_data: float = 0.5
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import UsageError
 from ..serialization import serializable
 from ..tensors import like
+from ..values import notation
 
 M = TypeVar("M", bound=nn.Module)
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -65,6 +66,7 @@ class GroupNormalization:
     max_groups: int = 32
     min_group_size: int = 4
     eps: float = 1e-5
+    __repr__ = notation
 
     def __call__(self, channels: int) -> nn.GroupNorm:
         """Returns the normalization layer of `channels` channels."""
@@ -268,7 +270,7 @@ class PositionalPool(nn.Module):
 
     `W softmax(q_0 k^T / sqrt(C / heads)) v` of the N + 1 rows `[mean(h), h] + p`, h = silu(norm(x)), p learned: the
     mean of the positions, put in front of them, is the query and attends to itself too, as in the classifiers that
-    Dhariwal & Nichol (2021) released.
+    Dhariwal & Nichol (2021) published.
 
     Args:
         channels: C, number of channels of the signal.

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..serialization import serializable
 from ..tensors import is_integer, refuse_unless
 from ..time_inputs import log_noise_level, thousandths
+from ..values import notation
 
 BUILT_WITH = {"label": "classes"}
 
@@ -56,6 +57,7 @@ class Sinusoidal:
     inclusive: bool = True
     time_input = staticmethod(thousandths)
     """The time input that these features suit."""
+    __repr__ = notation
 
     def build(self, width: int) -> SinusoidalFeatures:
         """Returns the layer that maps time inputs `(B,)` to `(B, width)`."""
@@ -79,6 +81,7 @@ class Fourier:
     scale: float = 16.0
     time_input = staticmethod(log_noise_level)
     """The time input that these features suit."""
+    __repr__ = notation
 
     def build(self, width: int) -> FourierFeatures:
         """Returns the layer that maps time inputs `(B,)` to `(B, 2 width)`, of `width` random frequencies."""

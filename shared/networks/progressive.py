@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..serialization import serializable
+from ..values import notation
 from .blocks import added, conv, zeroed
 from .resampling import FIR, SMOOTH, FilteredStridedConv
 
@@ -32,6 +33,7 @@ class InputSkip:
     """
 
     filter: FIR = SMOOTH
+    __repr__ = notation
 
     def layer(self, dims: int, image: int, channels: int, gain: float) -> tuple[nn.Module, int]:
         """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it.
@@ -58,6 +60,7 @@ class InputResidual:
     """
 
     filter: FIR = SMOOTH
+    __repr__ = notation
 
     def layer(self, dims: int, image: int, channels: int, gain: float) -> tuple[nn.Module, int]:
         """Returns the layer `(image, h) -> (image, h)` of a resolution, and the channels of the image after it.
@@ -83,6 +86,7 @@ class OutputSkip:
     """
 
     filter: FIR = SMOOTH
+    __repr__ = notation
 
     def layer(
         self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm
@@ -122,6 +126,7 @@ class OutputResidual:
     """
 
     filter: FIR = SMOOTH
+    __repr__ = notation
 
     def layer(
         self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..serialization import serializable
+from ..values import notation
 from .blocks import Convolution
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -44,6 +45,7 @@ class FIR:
     """
 
     taps: tuple[float, ...] = (1, 3, 3, 1)
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         if len(self.taps) % 2 or not sum(self.taps):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..serialization import serializable
+from ..values import notation
 from .blocks import Downsample, GroupNormalization, Upsample, group_norm
 from .embeddings import SINES, Fourier, Sinusoidal
 from .progressive import InputResidual, InputSkip, OutputResidual, OutputSkip
@@ -28,6 +29,7 @@ class Strided:
     """
 
     same: bool = False
+    __repr__ = notation
 
     def shrink(self, block: Block, dims: int, channels: int) -> nn.Module:
         """Returns the layer that halves the sizes, `(h, embedding) -> h`."""
@@ -53,6 +55,7 @@ class Resampled:
 
     filter: FIR = MEAN
     project: bool = False
+    __repr__ = notation
 
     def shrink(self, block: Block, dims: int, channels: int) -> nn.Module:
         """Returns the layer that halves the sizes, `(h, embedding) -> h`."""
@@ -100,6 +103,7 @@ class UNetVariant:
     wide_stem: bool = False
     progressive_input: InputSkip | InputResidual | None = None
     progressive_output: OutputSkip | OutputResidual | None = None
+    __repr__ = notation
 
     def heads(self, heads: int, channels: int) -> int:
         """Returns the number of attention heads of a layer of `channels` channels; `heads` without a `head_width`."""

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ...errors import UsageError
 from ...gradients import gradients
@@ -74,14 +75,19 @@ class Posterior(DenoiserWrapper):
         with gradients(x_t, t, cond) as (x, t, cond):
             x = x if x.requires_grad else x.detach().requires_grad_()
             inner = self.denoiser.estimate(x, t, **cond)
-            out = inner.out + self._moved_by(inner.mean(x), x, t, differentiable) / like(inner.b, x)
+            alpha, sigma = self.corruption(exact(t))
+            b = torch.where(sigma > 0, inner.b, torch.inf)  # at sigma = 0 the shift is 0, and b may be 0 too
+            out = inner.out + self._moved_by(inner.mean(x), x, alpha, sigma, differentiable) / like(b, x)
             variance_output = inner.variance_output
         if not differentiable:
             out, variance_output = out.detach(), None if variance_output is None else variance_output.detach()
         return Estimate(inner.a, inner.b, out, variance_output)
 
-    def _moved_by(self, clean: Tensor, x: Tensor, t: Tensor, differentiable: bool) -> Tensor:
-        alpha, sigma = self.corruption(exact(t))
+    def on(self, schedule: Schedule) -> Self:
+        refuse_zero_snr(schedule)
+        return super().on(schedule)
+
+    def _moved_by(self, clean: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, differentiable: bool) -> Tensor:
         gain = like(sigma**2 / alpha, x)
 
         def covariance(u: Tensor) -> Tensor:
@@ -118,10 +124,8 @@ class PseudoInverse(Posterior):
 
     def shift(self, residual: Tensor, covariance: CovarianceProduct, alpha: Tensor, sigma: Tensor) -> Tensor:
         variance = (self.deviation * sigma) ** 2 / ((alpha * self.deviation) ** 2 + sigma**2)
+        variance = torch.where(sigma > 0, variance, 1.0)  # at sigma = 0 the shift is 0 for every variance
         return covariance(self.operator.adjoint(self.operator.solve(residual, variance, self.noise**2)))
-
-    def on(self, schedule: Schedule) -> PseudoInverse:
-        return PseudoInverse(self.denoiser.on(schedule), self.operator, self.y, self.noise, self.deviation)
 
 
 @serializable("gaussian.MomentMatching", formerly="unnoise.shared.inverse.posterior.MomentMatching")
@@ -166,9 +170,6 @@ class MomentMatching(Posterior):
             turn = torch.where(going, square, 0) / torch.where(going, before, 1)
             direction = residual + like(turn, residual) * direction
         return cast(Tensor, total)  # after at least one iteration
-
-    def on(self, schedule: Schedule) -> MomentMatching:
-        return MomentMatching(self.denoiser.on(schedule), self.operator, self.y, self.noise, self.iterations)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
