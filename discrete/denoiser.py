@@ -20,7 +20,7 @@ from .heads import Head, direct, refuse_head
 from .reverse import Product, to_leave_one_out
 from .transition import ReverseModel, Transition
 from .transition.base import CLEAN, Terms, as_tokens
-from .transition.generic import categorical_kl, generic_divergence, log_clean
+from .transition.generic import GenericTransition, categorical_kl, generic_divergence, log_clean
 
 
 class CategoricalDenoiser(Denoiser[Transition]):
@@ -220,6 +220,8 @@ class Categorical(CleanDenoiser):
             raise UsageError(f"reverse={reverse!r}: give a reverse model, Product() or Marginal()")
         refuse_signature(network)
         refuse_head(head, transition)
+        if isinstance(transition, GenericTransition):
+            transition.check()
         self.network, self.transition, self.reverse, self.time_input, self.head = (
             network,
             transition,
