@@ -65,7 +65,7 @@ class EnergyDenoiser(GaussianDenoiser):
             return one number for each example.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput = thousandths) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput[Schedule] = thousandths) -> None:
         super().__init__()
         refuse_signature(network)
         self.network, self.schedule, self.time_input = network, schedule, time_input

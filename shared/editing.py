@@ -11,10 +11,10 @@ from torch import Tensor
 from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
-from .sampler import Sampler, Step, device_of, single_step, without_plan
+from .sampler import C, D, Sampler, Step, device_of, single_step, without_plan
 
 
-class Inpainting(Sampler):
+class Inpainting(Sampler[D, C]):
     """Inpaints: after each step, replaces the state inside the mask by the known signal corrupted to the same time.
 
     Song et al. 2021, appendix I.2. The known signal is corrupted anew after each step; after the step to t = 0 the
@@ -27,7 +27,7 @@ class Inpainting(Sampler):
         mask: broadcast against `known`, 1 or True where the signal is known.
     """
 
-    def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor) -> None:
+    def __init__(self, sampler: Sampler[D, C], known: Tensor, mask: Tensor) -> None:
         super().__init__(without_plan(sampler).denoiser)
         known = torch.as_tensor(known)
         self.sampler, self.known, self.mask = sampler, known, checked_mask(mask, known)
@@ -49,7 +49,7 @@ class Inpainting(Sampler):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-class RePaint(Sampler):
+class RePaint(Sampler[D, C]):
     """Inpaints with resampling: walks each stretch of `jump` steps `repeats` times, adding the noise back in between.
 
     Lugmayr et al. 2022, algorithm 1. With `Inpainting` alone the known part of a state influences only later states;
@@ -66,7 +66,9 @@ class RePaint(Sampler):
             grows by about this factor.
     """
 
-    def __init__(self, sampler: Sampler, known: Tensor, mask: Tensor, *, jump: int = 10, repeats: int = 10) -> None:
+    def __init__(
+        self, sampler: Sampler[D, C], known: Tensor, mask: Tensor, *, jump: int = 10, repeats: int = 10
+    ) -> None:
         super().__init__(sampler.denoiser)
         if jump < 1 or repeats < 1:
             raise UsageError(f"jump={jump}, repeats={repeats}: give whole numbers of at least 1")

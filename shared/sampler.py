@@ -26,6 +26,7 @@ Step: TypeAlias = Callable[..., Tensor]
 """`(x_t, t, s, *, generator, **cond) -> x_s`, as `Sampler.step`."""
 D = TypeVar("D", bound=Denoiser, default=Denoiser, covariant=True)
 C = TypeVar("C", bound=Corruption, default=Corruption, covariant=True)
+S = TypeVar("S", bound="Sampler")
 
 
 class Sampler(ABC, Generic[D, C]):
@@ -171,10 +172,11 @@ class Sampler(ABC, Generic[D, C]):
         return last
 
 
-class PredictorCorrector(Sampler):
+class PredictorCorrector(Sampler[D, C]):
     """A predictor step to the next time, then a corrector step at that time.
 
-    Song et al. 2021, algorithm 1; for categorical data Campbell et al. 2022, section 4.4.
+    Song et al. 2021, algorithm 1; for categorical data Campbell et al. 2022, section 4.4. The types
+    of its denoiser and of its process are those of the predictor.
 
     Args:
         predictor: a sampler, such as `continuous.DDIM` or `discrete.TauLeaping`.
@@ -185,7 +187,7 @@ class PredictorCorrector(Sampler):
         UsageError: for a predictor that plans later steps, and for two processes or reverse models.
     """
 
-    def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
+    def __init__(self, predictor: Sampler[D, C], corrector: Sampler) -> None:
         super().__init__(on_one_process(without_plan(predictor), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
         self.looks_back = predictor.looks_back
@@ -203,7 +205,7 @@ class PredictorCorrector(Sampler):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-class CorrectorPredictor(Sampler):
+class CorrectorPredictor(Sampler[D, C]):
     """A corrector step at the present time, then a predictor step to the next: the order of Song et al.'s (2021) code.
 
     The corrector acts at every noisy time of the grid; the last predictor step denoises.
@@ -215,7 +217,7 @@ class CorrectorPredictor(Sampler):
         UsageError: as `PredictorCorrector` does, and for a multistep predictor.
     """
 
-    def __init__(self, predictor: Sampler, corrector: Sampler) -> None:
+    def __init__(self, predictor: Sampler[D, C], corrector: Sampler) -> None:
         super().__init__(on_one_process(single_step(without_plan(predictor)), corrector).denoiser)
         self.predictor, self.corrector = predictor, corrector
 
@@ -234,7 +236,7 @@ class CorrectorPredictor(Sampler):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:
+def on_one_process(predictor: S, corrector: Sampler) -> S:
     """Returns the predictor, and raises if the corrector belongs to another process or reverse model.
 
     Raises:
@@ -252,7 +254,7 @@ def on_one_process(predictor: Sampler, corrector: Sampler) -> Sampler:
     return predictor
 
 
-def single_step(sampler: Sampler) -> Sampler:
+def single_step(sampler: S) -> S:
     """Returns the sampler, and raises if it looks back at earlier steps, between which a wrapper changes the state.
 
     Raises:
@@ -266,7 +268,7 @@ def single_step(sampler: Sampler) -> Sampler:
     return sampler
 
 
-def without_plan(sampler: Sampler) -> Sampler:
+def without_plan(sampler: S) -> S:
     """Returns the sampler, and raises if its first step decides what later steps do.
 
     Raises:

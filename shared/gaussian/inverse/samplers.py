@@ -11,11 +11,13 @@ from ...errors import UsageError
 from ...gradients import gradients
 from ...random import Source
 from ...sampler import Sampler, Step, single_step
+from ..denoiser import GaussianDenoiser
+from ..schedule import Schedule
 from .measurement import Measurement
 from .operators import Operator
 
 
-class DPS(Sampler):
+class DPS(Sampler[GaussianDenoiser, Schedule]):
     r"""Diffusion posterior sampling: `x_s <- x_s - zeta grad ||y - A E[x_0 | x_t]||` after each step.
 
     Chung et al. 2023, algorithm 1; the gradient is with respect to x_t. It is the gradient of the norm, as in the
@@ -35,7 +37,9 @@ class DPS(Sampler):
             larger one.
     """
 
-    def __init__(self, sampler: Sampler, operator: Operator, y: Tensor, zeta: float = 1.0) -> None:
+    def __init__(
+        self, sampler: Sampler[GaussianDenoiser, Schedule], operator: Operator, y: Tensor, zeta: float = 1.0
+    ) -> None:
         super().__init__(single_step(sampler).denoiser)
         if not zeta > 0:
             raise UsageError(f"zeta={zeta}: give a step size above 0, such as 1")
@@ -58,7 +62,7 @@ class DPS(Sampler):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
-class Replacement(Sampler):
+class Replacement(Sampler[GaussianDenoiser, Schedule]):
     r"""Replacement: `x <- x - A^+ A x + A^+ A (alpha_s A^+ y + sigma_s z)` after each step, with `A^+ y` at s = 0.
 
     A^+ is the pseudo-inverse of A, z standard normal noise, and alpha_s and sigma_s are those of the schedule. Song et
@@ -78,7 +82,7 @@ class Replacement(Sampler):
         y: the measurement, `(B, ...)`, or one row for all samples.
     """
 
-    def __init__(self, sampler: Sampler, operator: Operator, y: Tensor) -> None:
+    def __init__(self, sampler: Sampler[GaussianDenoiser, Schedule], operator: Operator, y: Tensor) -> None:
         super().__init__(sampler.denoiser)
         self.sampler, self.operator, self.y, self.looks_back = sampler, operator, y, sampler.looks_back
         self.measurement = Measurement(operator, y, sampler.denoiser)
