@@ -6,14 +6,20 @@ from ..shared.gaussian import (
     Learned,
     MinSNR,
     OutputError,
+    Preconditioned,
     Schedule,
     Thresholded,
+    UniformDequantization,
+    VariationalDequantization,
     clean,
+    likelihood_weight,
     noise,
     slerp,
     snr,
+    straight,
     truncated_snr,
     velocity,
+    velocity_weight,
 )
 from ..shared.importance_sampling import ImportanceSampling
 from .betas import (
@@ -35,7 +41,18 @@ from .posterior import LogInterpolated, large, learned_diagonal, learned_range, 
 from .prediction import PosteriorMean
 from .samplers import DDIM, Ancestral, encode
 from .schedules import Cosine, Shifted, Tabulated, resolution_shift, tabulate
-from .solvers import LMS, DPMSolver, DPMSolverPP, DPMSolverPPSingle, Heun, UniPC, curved, exponential, midpoint
+from .solvers import (
+    LMS,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSingle,
+    Heun,
+    Multistep,
+    UniPC,
+    curved,
+    exponential,
+    midpoint,
+)
 from .stochastic import Churned, Renoised
 
 __all__ = [
@@ -56,8 +73,10 @@ __all__ = [
     "Learned",
     "LogInterpolated",
     "MinSNR",
+    "Multistep",
     "OutputError",
     "PosteriorMean",
+    "Preconditioned",
     "RateDistortion",
     "Renoised",
     "Schedule",
@@ -65,8 +84,10 @@ __all__ = [
     "Tabulated",
     "Thresholded",
     "UniPC",
+    "UniformDequantization",
     "Variational",
     "VariationalBound",
+    "VariationalDequantization",
     "betas_of",
     "clean",
     "constant_betas",
@@ -78,6 +99,7 @@ __all__ = [
     "large",
     "learned_diagonal",
     "learned_range",
+    "likelihood_weight",
     "linear_betas",
     "log_spaced",
     "midpoint",
@@ -92,11 +114,13 @@ __all__ = [
     "slerp",
     "small",
     "snr",
+    "straight",
     "strided",
     "tabulate",
     "trailing",
     "truncated_snr",
     "velocity",
+    "velocity_weight",
     "warmup_betas",
     "zero_terminal",
 ]

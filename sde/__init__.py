@@ -4,10 +4,14 @@ Also noise-conditional score networks (NCSN), EDM, rectified flow and energy-bas
 """
 
 from ..shared.gaussian import (
+    Clipped,
     DenoisingLoss,
     Learned,
+    MinSNR,
+    OutputError,
     Preconditioned,
     Schedule,
+    Thresholded,
     UniformDequantization,
     VariationalDequantization,
     clean,
@@ -16,6 +20,7 @@ from ..shared.gaussian import (
     slerp,
     snr,
     straight,
+    truncated_snr,
     velocity,
     velocity_weight,
 )
@@ -24,11 +29,12 @@ from .annealing import NormalizingConstant, log_normalizing_constant
 from .correctors import AnnealedLangevin, Langevin, batch_norms, own_norms, snr_of
 from .energy import EnergyDenoiser, Potential
 from .flow import ProbabilityFlow
-from .flow_coordinates import angle_coordinates, time_coordinates
+from .flow_coordinates import FlowCoordinates, angle_coordinates, time_coordinates
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .integrators import (
     Adaptive,
     FixedSteps,
+    Integrator,
     SciPy,
     TorchDiffEq,
     bogacki_shampine,
@@ -39,7 +45,7 @@ from .integrators import (
     midpoint_rule,
     rk4,
 )
-from .likelihood import ChangeOfVariables, ExactTrace, Hutchinson
+from .likelihood import ChangeOfVariables, ExactTrace, Hutchinson, Trace
 from .noise_levels import best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio
 from .objectives import MaximumLikelihood
 from .predictors import EulerMaruyama, NoPredictor, ReverseDiffusion
@@ -54,20 +60,25 @@ __all__ = [
     "Adaptive",
     "AnnealedLangevin",
     "ChangeOfVariables",
+    "Clipped",
     "CorrectorPredictor",
     "DenoisingLoss",
     "EnergyDenoiser",
     "EulerMaruyama",
     "ExactTrace",
     "FixedSteps",
+    "FlowCoordinates",
     "Hutchinson",
     "ImplicitScoreMatching",
+    "Integrator",
     "Langevin",
     "Learned",
     "MaximumLikelihood",
+    "MinSNR",
     "NoPredictor",
     "NoiseLevels",
     "NormalizingConstant",
+    "OutputError",
     "Potential",
     "Preconditioned",
     "PredictorCorrector",
@@ -78,7 +89,9 @@ __all__ = [
     "SlicedScoreMatching",
     "Straight",
     "SubVP",
+    "Thresholded",
     "TorchDiffEq",
+    "Trace",
     "UniformDequantization",
     "VariationalDequantization",
     "angle_coordinates",
@@ -105,6 +118,7 @@ __all__ = [
     "snr_of",
     "straight",
     "time_coordinates",
+    "truncated_snr",
     "velocity",
     "velocity_weight",
     "vp_betas",

@@ -89,15 +89,63 @@ SAME_CONCEPT = {"Ancestral", "ClassifierFree", "ClassifierGuided", "VariationalB
 """Names that two families export for their own forms of one thing."""
 
 
+def public_names(module):
+    module = importlib.import_module(f"unnoise.{module}")
+    assert len(set(module.__all__)) == len(module.__all__)
+    return {name: getattr(module, name) for name in module.__all__}
+
+
 def test_a_name_means_one_thing():
     exported = {}
-    for family in ("continuous", "sde", "discrete"):
-        module = importlib.import_module(f"unnoise.{family}")
-        assert sorted(set(module.__all__)) == sorted(module.__all__)
-        for name in module.__all__:
-            exported.setdefault(name, []).append(getattr(module, name))
+    gatherings = (".".join(module_of(path)) for path in SOURCES if path.name == "__init__.py")
+    for module in (name for name in gatherings if name != "benchmarks" and not name.startswith("experiments")):
+        for name, thing in public_names(module).items():
+            exported.setdefault(name, []).append(thing)
     wrong = {name for name, things in exported.items() if any(thing is not things[0] for thing in things)}
     assert wrong <= SAME_CONCEPT
+
+
+GAUSSIAN_CORE = {
+    "Clipped",
+    "DenoisingLoss",
+    "Learned",
+    "MinSNR",
+    "OutputError",
+    "Preconditioned",
+    "Schedule",
+    "Thresholded",
+    "UniformDequantization",
+    "VariationalDequantization",
+    "clean",
+    "likelihood_weight",
+    "noise",
+    "slerp",
+    "snr",
+    "straight",
+    "truncated_snr",
+    "velocity",
+    "velocity_weight",
+}
+"""The part of `shared.gaussian` that both Gaussian families export."""
+
+
+@pytest.mark.parametrize("family", ["continuous", "sde"])
+def test_gaussian_families_export_one_core(family):
+    assert public_names("shared.gaussian").keys() & public_names(family).keys() == GAUSSIAN_CORE
+
+
+def test_bases_and_values_of_arguments_are_exported():
+    """A user who writes a part of her own finds its base class next to the package's own parts."""
+    assert public_names("sde").keys() >= {"FlowCoordinates", "Integrator", "Trace"}
+    assert "Multistep" in public_names("continuous")
+    shared = public_names("shared").keys()
+    assert shared >= {"Corruption", "Denoiser", "Objective", "ObjectiveWrapper", "Sampler", "TimeInput", "TimeSampling"}
+    inputs = importlib.import_module("unnoise.shared.time_inputs")
+    own = {name for name, thing in vars(inputs).items() if getattr(thing, "__module__", None) == inputs.__name__}
+    assert own - {"C", "rows_of"} <= shared
+    variants = importlib.import_module("unnoise.shared.networks.unet_variants")
+    named = {name for name, value in vars(variants).items() if isinstance(value, variants.UNetVariant)}
+    assert {"Sinusoidal", "TimesSigma", "UNetVariant", *named} <= public_names("shared.networks").keys()
 
 
 def test_serialized_names_are_not_module_paths():

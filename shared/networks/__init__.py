@@ -1,13 +1,52 @@
-"""Neural networks and their building blocks."""
+"""Neural networks and their building blocks.
 
-from .adapters import CenteredInput
+The names in capitals, such as `ADM`, are variants of the `UNet` and the `Encoder`: `UNet(..., variant=ADM)`.
+"""
+
+from .adapters import CenteredInput, TimesSigma
 from .caption_encoder import CaptionEncoder
 from .dit import DiT
+from .embeddings import Fourier, Sinusoidal
 from .encoder import Encoder
 from .image_dit import ImageDiT
 from .mlp import MLP
 from .refinenet import RefineNet
 from .transformer import Transformer
 from .unet import UNet
+from .unet_variants import (
+    ADM,
+    DDPM,
+    DDPMPP,
+    EDM_ADM,
+    IMPROVED,
+    NCSNPP,
+    NCSNPP_SKIP,
+    PLAIN,
+    SONG_DDPM,
+    UNetVariant,
+)
 
-__all__ = ["MLP", "CaptionEncoder", "CenteredInput", "DiT", "Encoder", "ImageDiT", "RefineNet", "Transformer", "UNet"]
+__all__ = [
+    "ADM",
+    "DDPM",
+    "DDPMPP",
+    "EDM_ADM",
+    "IMPROVED",
+    "MLP",
+    "NCSNPP",
+    "NCSNPP_SKIP",
+    "PLAIN",
+    "SONG_DDPM",
+    "CaptionEncoder",
+    "CenteredInput",
+    "DiT",
+    "Encoder",
+    "Fourier",
+    "ImageDiT",
+    "RefineNet",
+    "Sinusoidal",
+    "TimesSigma",
+    "Transformer",
+    "UNet",
+    "UNetVariant",
+]
