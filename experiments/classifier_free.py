@@ -107,14 +107,14 @@ class ClassifierFreeGuidance(Chain):
 
 def imagenet64() -> ClassifierFreeGuidance:
     """ImageNet 64 x 64 (table 1): FID 1.55 at w = 0.1, IS 260.2 at w = 4; 256 steps."""
-    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, style="adm")
+    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), 4, dropout=0.1, variant="adm")
     data = Data("imagenet", 2048, size=(64, 64), classes=1000, flip=True)
     return ClassifierFreeGuidance(data, network, common_settings.adm(400_000, 3e-4), 256, drop=0.1, w=0.1, share=0.3)
 
 
 def imagenet128() -> ClassifierFreeGuidance:
     """ImageNet 128 x 128 (table 2): FID 2.43 at w = 0.3, IS 421 at w = 4; 256 steps."""
-    network = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, style="adm-heads")
+    network = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, variant="adm-heads")
     data = Data("imagenet", 256, size=(128, 128), classes=1000, flip=True)
     return ClassifierFreeGuidance(data, network, common_settings.adm(2_700_000, 1e-4), 256, drop=0.2, w=0.3, share=0.2)
 

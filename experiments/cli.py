@@ -309,7 +309,7 @@ def opened(path: Path) -> tuple[Checkpoint, Experiment]:
     """
     checkpoint = load(path, device="cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint.experiment is None or checkpoint.quantization is None or checkpoint.shape is None:
-        raise UsageError(f"the checkpoint in {path} has no recipe: load it in Python with unnoise.experiments.load")
+        raise UsageError(f"the checkpoint in {path} has no recipe: load it in Python with unnoise.load")
     return checkpoint, checkpoint.experiment
 
 

@@ -77,7 +77,7 @@ class Import:
     """Converts a pretrained checkpoint to a run for `unnoise sample` and `unnoise evaluate`.
 
     Recognizes files of DDPM, improved-diffusion, guided-diffusion, score_sde, NCSNv2, EDM, MDLM and SEDD by their
-    contents, and folders of diffusers. Options are needed where neither the file nor its released name determines the
+    contents, and folders of diffusers. Options are needed where neither the file nor its published name determines the
     network and its training: an error then names the missing ones. Assumptions are printed. No code in a file is run.
     """
 

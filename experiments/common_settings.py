@@ -59,7 +59,7 @@ def smoke(**changes: Any) -> dict[str, Any]:
 
 
 def adm(steps: int, rate: float = 1e-4) -> Training:
-    """Returns the training of the released Improved DDPM and ADM: AdamW without gradient clipping or warm-up."""
+    """Returns the training of the published Improved DDPM and ADM: AdamW without gradient clipping or warm-up."""
     return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)
 
 

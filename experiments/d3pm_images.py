@@ -121,7 +121,7 @@ def cifar10() -> D3PM:
     With --head residual 8.34 and 3.975, absorbing 30.97 and 4.40, uniform 51.27 and 5.08.
     """
     training = Training(steps=1_500_000, learning_rate=2e-4, warmup=0, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, variant="ddpm")
     return D3PM(Data("uoft-cs/cifar10", 128, flip=True), network, training, 1000, head="logistic", reverse="product")
 
 

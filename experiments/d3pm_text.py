@@ -52,7 +52,9 @@ EXACT, AT_ONCE = 1024, 1000
 
 
 @serializable(
-    "experiments.D3PMText", formerly="unnoise.experiments.d3pm_text.D3PMText", renamed={"neighbours": "neighbors"}
+    "experiments.D3PMText",
+    formerly="unnoise.experiments.d3pm_text.D3PMText",
+    renamed={"neighbours": "neighbors", "budget": "seconds_per_model"},
 )
 @dataclass(frozen=True)
 class D3PMText(TextExperiment):
@@ -74,7 +76,7 @@ class D3PMText(TextExperiment):
     """Output of the network: direct is a logit for each token, residual adds 1 to the logit of x_t."""
     neighbors: int = 5
     """Number of neighbors of each token, for nearest."""
-    budget: float | None = None
+    seconds_per_model: float | None = None
     """Processor time in seconds for the training of each model by `unnoise reproduce`, such as 240.
     None trains for --training.steps."""
     measured: tuple[int, int] = (400, 200)
@@ -147,7 +149,7 @@ class D3PMText(TextExperiment):
             "UDLM": UDLM(network=self.network, **shared),
         }
         return compare(
-            models, folder, progress, seconds=self.budget, windows=self.measured[0], samples=self.measured[1]
+            models, folder, progress, seconds=self.seconds_per_model, windows=self.measured[0], samples=self.measured[1]
         )
 
 
@@ -201,12 +203,12 @@ def chain() -> D3PMText:
 
     The comparison takes four minutes on one core for each model.
     """
-    return D3PMText(**common_settings.chain(), budget=240)
+    return D3PMText(**common_settings.chain(), seconds_per_model=240)
 
 
 def shakespeare() -> D3PMText:
     """Shakespeare as 27 characters, in windows of 128; the comparison takes seven minutes of one core a model."""
-    return D3PMText(**common_settings.shakespeare(), budget=400, measured=(200, 60))
+    return D3PMText(**common_settings.shakespeare(), seconds_per_model=400, measured=(200, 60))
 
 
 def smoke() -> D3PMText:

@@ -124,19 +124,19 @@ class ImplicitModel(Chain):
 
 
 def training(steps: int, rate: float, ema: float = 0.9999) -> Training:
-    """Returns the released training: Adam without warm-up, gradients clipped to norm 1."""
+    """Returns the published training: Adam without warm-up, gradients clipped to norm 1."""
     return Training(steps=steps, learning_rate=rate, warmup=0, clip=1.0, ema=ema, watch_every=10_000)
 
 
 def cifar10() -> ImplicitModel:
     """CIFAR-10 (table 1), FID at 10, 20, 50, 100, 1000 steps: 13.36, 6.84, 4.67, 4.16, 4.04."""
-    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, variant="ddpm")
     return ImplicitModel(Data("uoft-cs/cifar10", 128, flip=True), network, training(800_000, 2e-4), 50, spacing="quad")
 
 
 def celeba64() -> ImplicitModel:
     """A folder of CelebA at 64 x 64 (table 1), FID at 10, 20, 50, 100, 1000 steps: 17.33, 13.73, 9.17, 6.53, 3.51."""
-    network = Network(128, (1, 2, 2, 2, 4), 2, (4,), 1, dropout=0.1, style="ddpm")
+    network = Network(128, (1, 2, 2, 2, 4), 2, (4,), 1, dropout=0.1, variant="ddpm")
     return ImplicitModel(
         Data("celeba", 128, size=(64, 64), flip=True), network, training(500_000, 2e-4), 50, spacing="ddim"
     )
@@ -147,7 +147,7 @@ def lsun256() -> ImplicitModel:
 
     Church 19.45, 12.47, 10.84, 10.58.
     """
-    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="ddpm")
+    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, variant="ddpm")
     return ImplicitModel(
         Data("lsun", 64, size=(256, 256)), network, training(2_400_000, 2e-5, ema=0.999), 50, spacing="ddim"
     )

@@ -1,7 +1,7 @@
 """Denoising diffusion probabilistic models (Ho, Jain, Abbeel 2020, arXiv 2006.11239).
 
 The networks are those of the paper (`networks.presets`), except for the digits, which use this package's own. Their
-time input is 1000 t = n, where the released code counts from n - 1 = 0.
+time input is 1000 t = n, where the published code counts from n - 1 = 0.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class DDPM(Chain):
 def cifar10() -> DDPM:
     """CIFAR-10 (table 1): FID 3.17, IS 9.46 at 1000 steps, bound <= 3.75 bits/dim."""
     training = Training(steps=800_000, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, variant="ddpm")
     return DDPM(Data("uoft-cs/cifar10", 128, flip=True), network, training, 1000)
 
 
@@ -135,14 +135,14 @@ def lsun256() -> DDPM:
     The paper's Cat (FID 19.75) is trained for 1.8M steps, its Bedroom (6.36) for 2.4M and without flips.
     """
     training = Training(steps=1_200_000, learning_rate=2e-5, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="ddpm")
+    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, variant="ddpm")
     return DDPM(Data("lsun", 64, size=(256, 256), flip=True), network, training, 1000, variance="small")
 
 
 def celebahq256() -> DDPM:
     """A folder of CelebA-HQ at 256 x 256; the paper shows samples and reports no FID."""
     training = Training(steps=500_000, learning_rate=2e-5, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="ddpm")
+    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, variant="ddpm")
     return DDPM(Data("celebahq", 64, size=(256, 256), flip=True), network, training, 1000, variance="small")
 
 

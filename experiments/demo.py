@@ -109,7 +109,7 @@ class Row:
 HEAD = ["model", "sampler", "bits/dim", "kind", "Fréchet", "sure", "digits", "steps", "evaluations", "seconds"]
 
 
-def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar) -> Path:
+def run(demo: Demo, write_out: Callable[[str], None] = print, progress: Progress = bar) -> Path:
     """Runs the demo and returns the path of its report."""
     start = time.perf_counter()
     folder = prepare(demo)
@@ -117,30 +117,32 @@ def run(demo: Demo, say: Callable[[str], None] = print, progress: Progress = bar
     first = experiments["ddpm"]
     train, test = first.data.load("train"), first.data.load("test")
     torch.manual_seed(demo.seed)
-    say(
+    write_out(
         f"unnoise demo: three families of diffusion models on {len(train.k)} digits of "
         f"{'x'.join(map(str, train.shape))} and {train.quantization.levels} quantization levels,"
     )
-    say(
+    write_out(
         f"each trained for {first.training.steps} steps of {first.data.batch} images, with one U-Net. Results are "
         f"written to {folder}/."
     )
     trained: dict[str, Objective] = {}
     for i, (name, experiment) in enumerate(experiments.items()):
-        say(f"\n[{i + 1}/5] training {FAMILIES[name][0]}")
+        write_out(f"\n[{i + 1}/5] training {FAMILIES[name][0]}")
         trained[name] = train_recipe(experiment, train, folder / name, progress, resume=demo.resume)
     trained_after = time.perf_counter() - start
 
-    say("\n[4/5] sampling and measuring")
+    write_out("\n[4/5] sampling and measuring")
     judge = judge_of(train, progress, steps=20 if demo.smoke else 600)
     rows, pictures = measure(demo, experiments, trained, judge, train, test, progress)
 
-    say("\n[5/5] drawing pictures and writing the report")
+    write_out("\n[5/5] drawing pictures and writing the report")
     draw_figures(folder, experiments, trained, pictures, test)
     page = write_report(demo, folder, experiments, judge, rows, test, trained_after, start)
-    say(report.table(HEAD, [row.cells() for row in rows]))
-    say(f"\ndone in {(time.perf_counter() - start) / 60:.1f} minutes. Open {page}, or read {page.with_suffix('.md')}.")
-    say(
+    write_out(report.table(HEAD, [row.cells() for row in rows]))
+    write_out(
+        f"\ndone in {(time.perf_counter() - start) / 60:.1f} minutes. Open {page}, or read {page.with_suffix('.md')}."
+    )
+    write_out(
         f"Next:  {program()} sample {folder}/ddpm --count 100 --out more.png    {program()} recipes    "
         f"{program()} train ddpm-digits --help"
     )

@@ -124,8 +124,8 @@ class ElucidatedModel(Density):
         return sweep.write("Samplers of one model", text, across=2)
 
 
-def released(images: float, batch: int, rate: float, half_life: float = 0.5, bfloat16: bool = False) -> Training:
-    """Returns the released training: Adam without clipping, with a warm-up of 10 million images.
+def published(images: float, batch: int, rate: float, half_life: float = 0.5, bfloat16: bool = False) -> Training:
+    """Returns the published training: Adam without clipping, with a warm-up of 10 million images.
 
     `images` and the half-life of the averaged weights are in millions of images.
     """
@@ -145,8 +145,8 @@ def released(images: float, batch: int, rate: float, half_life: float = 0.5, bfl
 
 def cifar10() -> ElucidatedModel:
     """CIFAR-10: FID 1.97 at 35 evaluations (table 2, configuration F, VP)."""
-    network = Network(128, (2, 2, 2), 4, (2,), 1, dropout=0.13, style="edm-ddpmpp")
-    return ElucidatedModel(Data("uoft-cs/cifar10", 512, flip=True), network, released(200, 512, 1e-3), 18)
+    network = Network(128, (2, 2, 2), 4, (2,), 1, dropout=0.13, variant="edm-ddpmpp")
+    return ElucidatedModel(Data("uoft-cs/cifar10", 512, flip=True), network, published(200, 512, 1e-3), 18)
 
 
 def cifar10_classes() -> ElucidatedModel:
@@ -157,8 +157,8 @@ def cifar10_classes() -> ElucidatedModel:
 
 def ffhq64() -> ElucidatedModel:
     """A folder of FFHQ at 64 x 64: FID 2.39 at 79 evaluations (table 2, configuration F, VP)."""
-    network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.05, style="edm-ddpmpp")
-    return ElucidatedModel(Data("ffhq", 256, (64, 64), flip=True), network, released(200, 256, 2e-4), 40)
+    network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.05, variant="edm-ddpmpp")
+    return ElucidatedModel(Data("ffhq", 256, (64, 64), flip=True), network, published(200, 256, 2e-4), 40)
 
 
 def afhqv2_64() -> ElucidatedModel:
@@ -172,9 +172,9 @@ def imagenet64() -> ElucidatedModel:
 
     The paper trains in float16, this recipe in bfloat16.
     """
-    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, style="edm-adm", null_label=False)
+    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, variant="edm-adm", null_label=False)
     data = Data("imagenet", 4096, (64, 64), 1000)
-    return ElucidatedModel(data, network, released(2500, 4096, 1e-4, half_life=50, bfloat16=True), 256, churn=40.0)
+    return ElucidatedModel(data, network, published(2500, 4096, 1e-4, half_life=50, bfloat16=True), 256, churn=40.0)
 
 
 def digits() -> ElucidatedModel:

@@ -128,7 +128,7 @@ def bend(states: Sequence[Tensor], times: Tensor) -> float:
 
 def cifar10() -> FlowMatchingModel:
     """CIFAR-10 (Lipman et al. 2023, table 3); the settings are from memory, and the published FID is not given here."""
-    network = Network(256, (1, 2, 2, 2), 2, (2,), 4, style="adm")
+    network = Network(256, (1, 2, 2, 2), 2, (2,), 4, variant="adm")
     training = Training(steps=391_000, learning_rate=5e-4, warmup=45_000, cooldown=346_000, watch_every=10_000)
     return FlowMatchingModel(Data("uoft-cs/cifar10", 256, flip=True), network, training)
 

@@ -1,7 +1,7 @@
 """ADM and classifier guidance (Dhariwal & Nichol 2021, Diffusion models beat GANs, arXiv 2105.05233).
 
 Networks and classifiers are those of the paper (`networks.presets`), with 64 channels for each head, except for the
-model of 128 pixels with its four heads, and without a null label. Their time input is 1000 t = n, where the released
+model of 128 pixels with its four heads, and without a null label. Their time input is 1000 t = n, where the published
 code counts from n - 1 = 0. ImageNet 512 is not included: its first channel multiplier is one half, and recipes have
 whole multipliers.
 """
@@ -41,12 +41,16 @@ from ..shared.serialization import serializable
 from ..shared.training import Training
 from . import common_settings
 from .experiment import at_most
-from .images import STYLES, Chain, Data, Network
+from .images import VARIANTS, Chain, Data, Network
 from .reproduce import Study, fitted, trained
 from .time_grids import spaced
 
 
-@serializable("experiments.Classifier", formerly="unnoise.experiments.guided_diffusion.Classifier")
+@serializable(
+    "experiments.Classifier",
+    formerly="unnoise.experiments.guided_diffusion.Classifier",
+    renamed={"style": "variant"},
+)
 @dataclass(frozen=True)
 class Classifier:
     """A classifier of noisy images: the encoder half of the U-Net with attention pooling, trained at uniform times.
@@ -64,14 +68,14 @@ class Classifier:
     """The settings of its training."""
     batch: int = 64
     """Number of images in a batch."""
-    style: Literal["plain", "adm"] = "plain"
-    """Architecture: this package's own (plain), or the released one (adm).
+    variant: Literal["plain", "adm"] = "plain"
+    """Architecture: this package's own (plain), or that of the paper (adm).
     adm has learned position vectors, and 64 channels for each head."""
 
     def build(self, shape: tuple[int, ...], network: Network) -> Encoder:
         """Returns the classifier that goes with the network of a model."""
         size = (self.width, network.multipliers, self.blocks, network.attention, network.heads)
-        return Encoder(shape, self.classes, *size, variant=STYLES[self.style], positional=self.style == "adm")
+        return Encoder(shape, self.classes, *size, variant=VARIANTS[self.variant], positional=self.variant == "adm")
 
 
 @serializable("experiments.GuidedDiffusion", formerly="unnoise.experiments.guided_diffusion.GuidedDiffusion")
@@ -185,12 +189,12 @@ def judge(width: int, blocks: int, steps: int, rate: float, decay: float, batch:
     training = Training(
         steps=steps, learning_rate=rate, warmup=0, cooldown=steps, clip=math.inf, weight_decay=decay, ema=0.0
     )
-    return Classifier(1000, width, blocks, training, batch, style="adm")
+    return Classifier(1000, width, blocks, training, batch, variant="adm")
 
 
 def imagenet64() -> GuidedDiffusion:
     """ImageNet 64 x 64 with class labels (table 5): FID 2.61, with dropout 2.07, unguided; cosine table."""
-    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, style="adm", null_label=False)
+    network = Network(192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, variant="adm", null_label=False)
     data = Data("imagenet", 2048, (64, 64), 1000, flip=True)
     return GuidedDiffusion(
         data,
@@ -207,7 +211,7 @@ def imagenet128() -> GuidedDiffusion:
 
     5.98 with 25 DDIM steps at scale 1.25.
     """
-    network = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, style="adm-heads", null_label=False)
+    network = Network(256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 4, variant="adm-heads", null_label=False)
     data = Data("imagenet", 256, (128, 128), 1000, flip=True)
     return GuidedDiffusion(
         data,
@@ -224,7 +228,7 @@ def imagenet256() -> GuidedDiffusion:
 
     5.44 with 25 DDIM steps at scale 2.5.
     """
-    network = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), style="adm", null_label=False)
+    network = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), variant="adm", null_label=False)
     data = Data("imagenet", 256, (256, 256), 1000, flip=True)
     return GuidedDiffusion(
         data,
@@ -238,7 +242,7 @@ def imagenet256() -> GuidedDiffusion:
 
 def lsun256() -> GuidedDiffusion:
     """LSUN Bedroom 256 x 256 (table 5): FID 1.90 at 1000 steps, 2.02 at 250 steps in sections 90,60,60,20,20."""
-    network = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), dropout=0.1, style="adm")
+    network = Network(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), dropout=0.1, variant="adm")
     data = Data("lsun", 256, (256, 256), flip=True)
     return GuidedDiffusion(data, network, common_settings.adm(500_000), 250, spacing="90,60,60,20,20")
 

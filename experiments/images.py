@@ -22,8 +22,7 @@ from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.dequantization import Dequantizer, UniformDequantization
 from ..shared.gaussian.schedule import Schedule
-from ..shared.networks import UNet
-from ..shared.networks import unet_variants as styles
+from ..shared.networks import UNet, unet_variants
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Source, uniform
@@ -87,7 +86,9 @@ def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None
 
 
 @serializable(
-    "experiments.Network", formerly=("unnoise.experiments.images.Network", "unnoise.experiments.experiment.Network")
+    "experiments.Network",
+    formerly=("unnoise.experiments.images.Network", "unnoise.experiments.experiment.Network"),
+    renamed={"style": "variant"},
 )
 @dataclass(frozen=True)
 class Network:
@@ -105,7 +106,7 @@ class Network:
     """Number of attention heads."""
     dropout: float = 0.0
     """Dropout probability in the residual blocks, from 0 to 1."""
-    style: Literal[
+    variant: Literal[
         "plain",
         "ddpm",
         "improved",
@@ -118,7 +119,7 @@ class Network:
         "edm-ddpmpp",
         "edm-adm",
     ] = "plain"
-    """Architecture of the blocks: `plain` is this package's own, the others follow a paper or its released code."""
+    """Architecture of the blocks: `plain` is this package's own, the others follow the published code of a paper."""
     null_label: bool = True
     """Whether the network has a null label beside its classes, which classifier-free guidance needs."""
 
@@ -128,26 +129,26 @@ class Network:
         `further` holds arguments of `UNet` beside the size, by name: `classes`, `categories`, `outputs`, `image`.
         """
         size = (shape, self.width, self.multipliers, self.blocks, self.attention, self.heads, self.dropout)
-        return UNet(*size, variant=STYLES[self.style], null_label=self.null_label, **further)
+        return UNet(*size, variant=VARIANTS[self.variant], null_label=self.null_label, **further)
 
     @property
     def time_input(self) -> TimeInput[Schedule]:
         """The time input of the network: 1000 t, or log sigma where random Fourier features embed it."""
-        return STYLES[self.style].time.time_input
+        return VARIANTS[self.variant].time.time_input
 
 
-STYLES = {
-    "plain": styles.PLAIN,
-    "ddpm": styles.DDPM,
-    "improved": styles.IMPROVED,
-    "improved-added": replace(styles.IMPROVED, adaptive=False),
-    "adm": styles.ADM,
-    "adm-heads": replace(styles.ADM, head_width=None),
-    "ddpmpp": styles.DDPMPP,
-    "ncsnpp": styles.NCSNPP,
-    "ncsnpp-skip": styles.NCSNPP_SKIP,
-    "edm-ddpmpp": replace(styles.DDPMPP, early_label=True),
-    "edm-adm": styles.EDM_ADM,
+VARIANTS = {
+    "plain": unet_variants.PLAIN,
+    "ddpm": unet_variants.DDPM,
+    "improved": unet_variants.IMPROVED,
+    "improved-added": replace(unet_variants.IMPROVED, adaptive=False),
+    "adm": unet_variants.ADM,
+    "adm-heads": replace(unet_variants.ADM, head_width=None),
+    "ddpmpp": unet_variants.DDPMPP,
+    "ncsnpp": unet_variants.NCSNPP,
+    "ncsnpp-skip": unet_variants.NCSNPP_SKIP,
+    "edm-ddpmpp": replace(unet_variants.DDPMPP, early_label=True),
+    "edm-adm": unet_variants.EDM_ADM,
 }
 
 

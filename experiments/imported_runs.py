@@ -49,7 +49,7 @@ Source: Karras et al. 2022, table 2.
 """
 UNTRAINED = (
     "an imported checkpoint has no recipe for training from the start: continue the training of "
-    "unnoise.experiments.load(RUN).objective with a Trainer"
+    "unnoise.load(RUN).objective with a Trainer"
 )
 
 

@@ -1,7 +1,7 @@
 """Improved denoising diffusion probabilistic models (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
 The networks are those of the paper (`networks.presets`), except for the digits, which use this package's own. Their
-time input is 1000 t for tables of any length: the rescaled step of the released code, except that steps count from 1.
+time input is 1000 t for tables of any length: the rescaled step of the published code, except that steps count from 1.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ImprovedDDPM(Chain):
     loss: Literal["hybrid", "vlb", "simple"] = "hybrid"
     """Loss: L_hybrid, L_vlb with importance sampling of the times, or L_simple with a fixed reverse variance."""
     vlb: float = 0.001
-    """Weight of the bound in L_hybrid, such as 0.001; released configurations that do not rescale it have 1 / T."""
+    """Weight of the bound in L_hybrid, such as 0.001; published configurations that do not rescale it have 1 / T."""
     bound_terms: int = 100
     """Number of terms of the bound that are evaluated for each image, stratified over the steps, such as 100."""
 
@@ -99,26 +99,26 @@ class ImprovedDDPM(Chain):
 
 def cifar10() -> ImprovedDDPM:
     """CIFAR-10: hybrid 3.17 bits/dim, FID 3.19; vlb 2.94, FID 11.47."""
-    network = Network(128, (1, 2, 2, 2), 3, (2, 4), 4, dropout=0.3, style="improved")
+    network = Network(128, (1, 2, 2, 2), 3, (2, 4), 4, dropout=0.3, variant="improved")
     return ImprovedDDPM(Data("uoft-cs/cifar10", 128), network, common_settings.adm(500_000, 1e-4), 4000)
 
 
 def imagenet64() -> ImprovedDDPM:
     """ImageNet 64 x 64, unconditional: hybrid 3.57 bits/dim, FID 19.2; vlb 3.53, FID 40.1 (1.5M iterations)."""
-    network = Network(128, (1, 2, 3, 4), 3, (4, 8), 4, style="improved")
+    network = Network(128, (1, 2, 3, 4), 3, (4, 8), 4, variant="improved")
     return ImprovedDDPM(Data("imagenet", 128, size=(64, 64)), network, common_settings.adm(1_500_000, 1e-4), 4000)
 
 
 def imagenet64_classes() -> ImprovedDDPM:
     """ImageNet 64 x 64 with class labels, the larger model: FID 2.92 at 250 steps; weight of the bound 1 / T."""
-    network = Network(192, (1, 2, 3, 4), 3, (4, 8), 4, style="improved", null_label=False)
+    network = Network(192, (1, 2, 3, 4), 3, (4, 8), 4, variant="improved", null_label=False)
     data = Data("imagenet", 2048, size=(64, 64), classes=1000)
     return ImprovedDDPM(data, network, common_settings.adm(250_000, 3e-4), 250, vlb=1 / 4000)
 
 
 def lsun256() -> ImprovedDDPM:
     """LSUN Bedroom 256 x 256, linear table of 1000 steps."""
-    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, style="improved-added")
+    network = Network(128, (1, 1, 2, 2, 4, 4), 2, (16,), 1, variant="improved-added")
     return ImprovedDDPM(
         Data("lsun", 128, size=(256, 256)),
         network,

@@ -34,6 +34,7 @@ from ..shared.gaussian.inverse import (
     PseudoInverse,
     Replacement,
 )
+from ..shared.gaussian.schedule import Schedule
 from ..shared.objective import Objective, Stratified
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
@@ -99,7 +100,7 @@ class InverseProblems(Density):
             Learned(self.network.build(shape), VP(t_last=self.t_last)), times=Stratified(self.time_power)
         )
 
-    def sampler(self, denoiser: GaussianDenoiser) -> Sampler:
+    def sampler(self, denoiser: GaussianDenoiser) -> Sampler[GaussianDenoiser, Schedule]:
         return Ancestral(Clipped(denoiser), small)
 
     def methods(self, denoiser: GaussianDenoiser, deviation: float) -> dict[str, Callable[[Operator, Tensor], Sampler]]:
@@ -259,14 +260,14 @@ def hue_error(k: Tensor, truth: Tensor) -> Tensor:
 
 def cifar10() -> InverseProblems:
     """CIFAR-10 in its own colors, with the network and training of Ho et al. (2020)."""
-    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, variant="ddpm")
     training = Training(steps=800_000, learning_rate=2e-4, warmup=5000, ema=0.9999, watch_every=10_000)
     return InverseProblems(Data("uoft-cs/cifar10", 128, flip=True), network, training, 1000)
 
 
 def celeba64() -> InverseProblems:
     """A folder of CelebA at 64 x 64, with one folder for each label; the network of Song, Meng, Ermon (2020)."""
-    network = Network(128, (1, 2, 2, 2, 4), 2, (4,), 1, dropout=0.1, style="ddpm")
+    network = Network(128, (1, 2, 2, 2, 4), 2, (4,), 1, dropout=0.1, variant="ddpm")
     training = Training(steps=500_000, learning_rate=2e-4, warmup=5000, ema=0.9999, watch_every=10_000)
     return InverseProblems(Data("celeba", 128, size=(64, 64), flip=True), network, training, 1000)
 

@@ -2,7 +2,7 @@
 
 Denoising score matching at a table of noise levels, and annealed Langevin dynamics from the largest to the smallest.
 The presets of the 2020 paper train its RefineNet, all others a U-Net. Sampling starts from Gaussian noise of the
-largest level; the released code starts from uniform noise on [0, 1], which makes no difference after that noise level.
+largest noise level; the published code starts from uniform noise on [0, 1], which makes no difference after that level.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class NCSN(Density):
     repeats: int = 5
     """Number of Langevin steps at each noise level, T of the paper."""
     epsilon: float = 9.5e-5
-    """Step size e at the smallest noise level, as in the released code: x + e s + sqrt(2 e) z, such as 6.2e-6."""
+    """Step size e at the smallest noise level, as in the published code: x + e s + sqrt(2 e) z, such as 6.2e-6."""
     denoise: bool = True
     """Whether a last step removes the noise of the smallest noise level from the samples."""
     refinenet: bool = False
@@ -162,7 +162,7 @@ def by_the_rules(images: ImageDataset, low: float, repeats: int) -> dict[str, fl
 
 
 def training(steps: int, rate: float, ema: float) -> Training:
-    """Returns the released training: Adam without gradient clipping or warm-up."""
+    """Returns the published training: Adam without gradient clipping or warm-up."""
     return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=ema, watch_every=10_000)
 
 

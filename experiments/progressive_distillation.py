@@ -155,7 +155,7 @@ def distilled(
 
 
 def teacher_of(steps: int, rate: float) -> Training:
-    """Returns the released training of the teacher: Adam with weight decay 0.001."""
+    """Returns the published training of the teacher: Adam with weight decay 0.001."""
     return Training(
         steps=steps, learning_rate=rate, weight_decay=0.001, warmup=1000, clip=1.0, ema=0.9999, watch_every=10_000
     )

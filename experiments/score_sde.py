@@ -181,7 +181,7 @@ def published(data: Data, network: Network, steps: int, ema: float, **more: Any)
 
 def cifar10() -> ScoreSDE:
     """CIFAR-10, DDPM++ cont., VP: FID 2.55 (3.93 by the flow), 3.16 bits/dim; Euler-Maruyama without corrector."""
-    network = Network(128, (1, 2, 2, 2), 4, (2,), 1, dropout=0.1, style="ddpmpp")
+    network = Network(128, (1, 2, 2, 2), 4, (2,), 1, dropout=0.1, variant="ddpmpp")
     return published(Data("uoft-cs/cifar10", 128, flip=True), network, 950_000, 0.9999, method="euler-maruyama")
 
 
@@ -193,7 +193,7 @@ def cifar10_subvp() -> ScoreSDE:
 def cifar10_ve() -> ScoreSDE:
     """CIFAR-10, NCSN++ cont., VE: FID 2.38 at 2000 evaluations of the predictor-corrector sampler."""
     ve: dict[str, Any] = {"sde": "ve", "method": "cp", "snr": 0.16, "t_last": 1e-5}
-    network = Network(128, (1, 2, 2, 2), 4, (2,), 1, dropout=0.1, style="ncsnpp")
+    network = Network(128, (1, 2, 2, 2), 4, (2,), 1, dropout=0.1, variant="ncsnpp")
     return published(Data("uoft-cs/cifar10", 128, flip=True), network, 950_000, 0.999, **ve)
 
 
@@ -220,18 +220,18 @@ def cifar10_likelihood() -> ScoreSDE:
 def celeba64_ve() -> ScoreSDE:
     """A folder of CelebA at 64 x 64, NCSN++ VE with sigma_max 90 on [0, 1]; the paper reports no FID for it.
 
-    Trained in continuous time with Fourier features; the released model has discrete noise levels, and their index as
+    Trained in continuous time with Fourier features; the published model has discrete noise levels, and their index as
     its time input.
     """
     ve: dict[str, Any] = {"sde": "ve", "sigma_max": 180.0, "method": "cp", "snr": 0.17, "t_last": 1e-5}
-    network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.1, style="ncsnpp")
+    network = Network(128, (1, 2, 2, 2), 4, (4,), 1, dropout=0.1, variant="ncsnpp")
     return published(Data("celeba", 128, size=(64, 64), flip=True), network, 1_300_000, 0.999, **ve)
 
 
 def ffhq256_ve() -> ScoreSDE:
     """A folder of FFHQ at 256 x 256, NCSN++ VE with sigma_max 348 on [0, 1], 2000 steps; the paper reports no FID."""
     ve: dict[str, Any] = {"sde": "ve", "sigma_max": 696.0, "method": "cp", "snr": 0.075, "t_last": 1e-5}
-    network = Network(128, (1, 1, 2, 2, 2, 2, 2), 2, (16,), 1, style="ncsnpp-skip")
+    network = Network(128, (1, 1, 2, 2, 2, 2, 2), 2, (16,), 1, variant="ncsnpp-skip")
     return replace(
         published(Data("ffhq", 64, size=(256, 256), flip=True), network, 2_400_000, 0.999, **ve), sampling_steps=2000
     )

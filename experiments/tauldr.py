@@ -66,7 +66,7 @@ def cifar10() -> TauLDR:
     IS 9.49, FID 3.74 with 10 corrector steps (--correctors 10).
     """
     training = Training(steps=2_000_000, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
-    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, style="ddpm")
+    network = Network(128, (1, 2, 2, 2), 2, (2,), 1, dropout=0.1, variant="ddpm")
     return TauLDR(Data("uoft-cs/cifar10", 128, flip=True), network, training, 500)
 
 

@@ -153,10 +153,10 @@ def held_out(data: Data) -> ImageDataset:
 def imagenet256() -> Upsampler:
     """ImageNet 64 to 256 (Dhariwal & Nichol 2021, table 5): FID 3.94 after a guided base model.
 
-    The released model also has class labels.
+    The published model also has class labels.
     """
     network, data = (
-        Network(192, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, style="adm-heads"),
+        Network(192, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 4, variant="adm-heads"),
         Data("imagenet", 256, size=(256, 256)),
     )
     return Upsampler(data, network, common_settings.adm(500_000, 1e-4), 250)

@@ -1,4 +1,4 @@
-"""What a user does with released checkpoints: import, sample, evaluate, train on, export."""
+"""What a user does with pretrained checkpoints: import, sample, evaluate, train on, export."""
 
 import json
 import math
@@ -286,7 +286,7 @@ def test_assumptions_name_options_and_are_printed_by_export_too(capsys, tmp_path
 
 def test_what_is_trained_here_is_written_for_diffusers(capsys, tmp_path):
     """Fed `thousandths` on a table of 100 steps, as this package's runs are by default."""
-    wide = ("--network.style", "ddpm", "--network.width", 32, "--data.classes", "None", "--training.steps", 2)
+    wide = ("--network.variant", "ddpm", "--network.width", 32, "--data.classes", "None", "--training.steps", 2)
     status, _, err = run(capsys, "train", "ddpm-smoke", *wide, "--out", tmp_path / "run")
     assert status == 0, err
     status, _, err = run(capsys, "export", tmp_path / "run", tmp_path / "out")
@@ -297,7 +297,7 @@ def test_what_is_trained_here_is_written_for_diffusers(capsys, tmp_path):
     assert run(capsys, "train", "ddpm-smoke", "--training.steps", 2, "--out", tmp_path / "plain")[0] == 0
     status, _, err = run(capsys, "export", tmp_path / "plain", tmp_path / "b")
     assert status == 2
-    assert "as after training here with --network.style ddpm --network.width 32, 64, 96" in err
+    assert "as after training here with --network.variant ddpm --network.width 32, 64, 96" in err
     assert not (tmp_path / "b").exists()
 
 

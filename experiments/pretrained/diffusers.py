@@ -301,12 +301,12 @@ def names(network: UNet) -> Names:
 
 
 def _names(layer: Layer, resolutions: int) -> Names:
-    part, level, index, role = layer.place
+    part, resolution, index, role = layer.place
     if part == "middle":
         theirs = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")[index]
     else:
         inside = {"block": f"resnets.{index}", "attention": f"attentions.{index}"}.get(role, f"{part}samplers.0")
-        theirs = f"{part}_blocks.{level if part == 'down' else resolutions - 1 - level}.{inside}"
+        theirs = f"{part}_blocks.{resolution if part == 'down' else resolutions - 1 - resolution}.{inside}"
     if role == "block":
         return block_names(layer, theirs, BLOCK)
     if role == "attention":

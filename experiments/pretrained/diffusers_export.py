@@ -22,7 +22,7 @@ from .diffusers import TIME_INPUTS, TIME_TABLE, features, indices, names
 from .diffusers_options import FIXED, NULL, PREDICTIONS
 from .weights import Converted
 
-REMEDY = "as after training here with --network.style ddpm"
+REMEDY = "as after training here with --network.variant ddpm"
 
 
 class Exported(NamedTuple):

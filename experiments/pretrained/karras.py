@@ -260,9 +260,9 @@ class Read:
     sizes: tuple[int, ...]
     song: bool
 
-    def prefix(self, part: str, level: int) -> str:
+    def prefix(self, part: str, resolution: int) -> str:
         """Returns the prefix of the names at a resolution, on the way down ("enc") or up ("dec")."""
-        return f"{part}.{self.sizes[level]}x{self.sizes[level]}"
+        return f"{part}.{self.sizes[resolution]}x{self.sizes[resolution]}"
 
 
 def built(state: Mapping[str, Any], source: str, settings: Settings, pickled: int | None) -> tuple[UNet, Read]:
@@ -271,9 +271,9 @@ def built(state: Mapping[str, Any], source: str, settings: Settings, pickled: in
     read = Read(tuple(sizes), song="out_conv.weight" not in state)
     stem, full = read.prefix("enc", 0), read.prefix("dec", 0)
     blocks = sum(re.fullmatch(rf"{stem}_block\d+\.conv0\.weight", name) is not None for name in state)
-    firsts = [f"{read.prefix('enc', level)}_block0" for level in range(len(sizes))]
+    firsts = [f"{read.prefix('enc', resolution)}_block0" for resolution in range(len(sizes))]
     head = f"{full}_aux_conv.weight" if read.song else "out_conv.weight"
-    if any(size != sizes[0] >> level for level, size in enumerate(sizes)):
+    if any(size != sizes[0] >> resolution for resolution, size in enumerate(sizes)):
         raise UsageError(
             f"{source} has the resolutions {listed([str(size) for size in sizes])}, each of which must be half of the "
             "one before: give the complete file"
@@ -281,7 +281,7 @@ def built(state: Mapping[str, Any], source: str, settings: Settings, pickled: in
     first, time = tensor(state, f"{stem}_conv.weight", 4, source), tensor(state, "map_layer0.weight", 2, source)
     channels, width = first.shape[1], len(first) if read.song else time.shape[1]
     wide = [len(tensor(state, f"{name}.conv0.weight", 4, source)) for name in firsts]
-    attention = tuple(2**level for level, name in enumerate(firsts) if f"{name}.qkv.weight" in state)
+    attention = tuple(2**resolution for resolution, name in enumerate(firsts) if f"{name}.qkv.weight" in state)
     head_width = None
     if read.song:
         settings.refuse_unused("each of its attention layers has one head", "num_head_channels")
@@ -360,8 +360,8 @@ def names(network: UNet, state: Mapping[str, Any], read: Read) -> Names:
     if "map_label.weight" in state:
         names["label.table.weight"] = labels(read.song)
     for layer in layers(network):
-        part, level, index, role = layer.place
-        theirs = read.prefix("enc" if part == "down" else "dec", level)
+        part, resolution, index, role = layer.place
+        theirs = read.prefix("enc" if part == "down" else "dec", resolution)
         if role == "attention":  # in the block before it
             theirs += f"_in{index - 1}" if part == "middle" else f"_block{index}"
             names |= attention_names(layer, theirs, ATTENTION, channels_first)
@@ -369,12 +369,12 @@ def names(network: UNet, state: Mapping[str, Any], read: Read) -> Names:
             theirs += f"_in{index // 2}" if part == "middle" else f"_block{index}"
             names |= block_names(layer, theirs, BLOCK)
         elif role == "shrink":
-            names |= block_names(layer, f"{read.prefix('enc', level + 1)}_down", BLOCK)
+            names |= block_names(layer, f"{read.prefix('enc', resolution + 1)}_down", BLOCK)
         elif role == "grow":
-            names |= block_names(layer, f"{read.prefix('dec', level - 1)}_up", BLOCK)
+            names |= block_names(layer, f"{read.prefix('dec', resolution - 1)}_up", BLOCK)
         elif role == "enter":
             residual = hasattr(layer.module, "shrink")
-            theirs = f"{read.prefix('enc', level + 1)}_aux_{'residual' if residual else 'skip'}"
+            theirs = f"{read.prefix('enc', resolution + 1)}_aux_{'residual' if residual else 'skip'}"
             names |= renamed(layer.name, "", {"shrink.conv" if residual else "conv": theirs})
         else:
             names |= renamed(f"{layer.name}.head", "", {"0": f"{theirs}_aux_norm", "2": f"{theirs}_aux_conv"})

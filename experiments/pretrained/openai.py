@@ -359,16 +359,16 @@ def names(network: UNet | Encoder, state: Mapping[str, Tensor], order: Any) -> N
             names["label.table.weight"] = "label_emb.weight"
     each = network.blocks + 1
     for layer in layers(network):
-        part, level, index, role = layer.place
+        part, resolution, index, role = layer.place
         position = int(role == "attention")
         if part == "middle":
             theirs = f"middle_block.{index}"
         elif part == "down":
-            theirs = f"input_blocks.{level * each + index + 1}.{position}"
+            theirs = f"input_blocks.{resolution * each + index + 1}.{position}"
         else:
-            number = (len(network.multipliers) - 1 - level) * each + index
+            number = (len(network.multipliers) - 1 - resolution) * each + index
             if role == "grow":  # after the last block of the resolution, and its attention
-                number, position = number - 1, 1 + (2**level in network.attention)
+                number, position = number - 1, 1 + (2**resolution in network.attention)
             theirs = f"output_blocks.{number}.{position}"
         names |= _names(layer, theirs, order)
     return names

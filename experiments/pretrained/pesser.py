@@ -221,11 +221,11 @@ def names(network: UNet) -> Names:
 
 
 def _names(layer: Layer) -> Names:
-    part, level, index, role = layer.place
+    part, resolution, index, role = layer.place
     if part == "middle":
         theirs = ("mid.block_1", "mid.attn_1", "mid.block_2")[index]
     else:
-        theirs = f"{part}.{level}." + {"block": f"block.{index}", "attention": f"attn.{index}"}.get(
+        theirs = f"{part}.{resolution}." + {"block": f"block.{index}", "attention": f"attn.{index}"}.get(
             role, f"{part}sample"
         )
     if role == "block":

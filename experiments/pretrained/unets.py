@@ -18,14 +18,14 @@ class Place(NamedTuple):
 
     Attributes:
         part: "down", "middle" or "up".
-        level: index of the resolution, 0 for full resolution.
+        resolution: index of the resolution, 0 for full resolution.
         index: index of the stage in its resolution or in the middle; for layers that resize or join, the number of
             stages.
         role: "block", "attention", "shrink", "enter", "leave" or "grow".
     """
 
     part: str
-    level: int
+    resolution: int
     index: int
     role: str
 
@@ -40,8 +40,8 @@ class Layer(NamedTuple):
 
 def layers(network: UNet | Encoder) -> Iterator[Layer]:
     """Yields the residual blocks, attention layers and resizing layers in the order of computation."""
-    for level, parts in enumerate(network.down):
-        yield from _resolution(parts, f"down.{level}", "down", level)
+    for resolution, parts in enumerate(network.down):
+        yield from _resolution(parts, f"down.{resolution}", "down", resolution)
     for index, module in enumerate(network.middle):
         yield Layer(f"middle.{index}", Place("middle", len(network.down) - 1, index, _role(module)), module)
     if isinstance(network, UNet):
@@ -49,16 +49,16 @@ def layers(network: UNet | Encoder) -> Iterator[Layer]:
             yield from _resolution(parts, f"up.{number}", "up", len(network.up) - 1 - number)
 
 
-def _resolution(parts: nn.Module, name: str, part: str, level: int) -> Iterator[Layer]:
+def _resolution(parts: nn.Module, name: str, part: str, resolution: int) -> Iterator[Layer]:
     assert isinstance(parts, nn.ModuleDict)
     stages = parts["stages"]
     assert isinstance(stages, nn.ModuleList)
     for index, stage in enumerate(stages):
         for number, module in enumerate(stage.children()):
-            yield Layer(f"{name}.stages.{index}.{number}", Place(part, level, index, _role(module)), module)
+            yield Layer(f"{name}.stages.{index}.{number}", Place(part, resolution, index, _role(module)), module)
     for role in ("shrink", "enter", "leave", "grow"):
         if role in parts:
-            yield Layer(f"{name}.{role}", Place(part, level, len(stages), role), parts[role])
+            yield Layer(f"{name}.{role}", Place(part, resolution, len(stages), role), parts[role])
 
 
 def _role(module: nn.Module) -> str:

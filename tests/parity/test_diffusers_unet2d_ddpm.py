@@ -188,8 +188,8 @@ def test_a_table_of_other_features_is_refused(tmp_path):
     refused(lambda: importer.denoiser(tmp_path), "table of time features (time_proj.weight)")
 
 
-def small(style=DDPM, shape=(3, 8, 8), multipliers=(1, 2), **options):
-    return UNet(shape, 32, multipliers, 1, **({"attention": (2,)} | options), variant=style)
+def small(variant=DDPM, shape=(3, 8, 8), multipliers=(1, 2), **options):
+    return UNet(shape, 32, multipliers, 1, **({"attention": (2,)} | options), variant=variant)
 
 
 def test_each_reason_is_said_with_what_is_expressible(tmp_path):
@@ -204,12 +204,12 @@ def test_each_reason_is_said_with_what_is_expressible(tmp_path):
             "heads have [8, 16] channels, but must all have one number",
         ),
         (
-            Learned(small(style=UNetVariant()), table),
+            Learned(small(variant=UNetVariant()), table),
             "norms have [8, 16, 24, 32] groups, but must all have one number, as after training here with "
-            "--network.style ddpm",
+            "--network.variant ddpm",
         ),
-        (Learned(small(style=DDPMPP), table), "joined as in NCSN++, DDPM++ or EDM"),
-        (Learned(small(style=NCSNPP), table), "Fourier features"),
+        (Learned(small(variant=DDPMPP), table), "joined as in NCSN++, DDPM++ or EDM"),
+        (Learned(small(variant=NCSNPP), table), "Fourier features"),
         (Learned(small(multipliers=(2, 2)), table), "its multipliers must begin with 1"),
         (Learned(small(vector=3), table), "takes vector, but can only take a class label"),
         (Learned(small(shape=(3, 8)), table), "must be images of real numbers"),
