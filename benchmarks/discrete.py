@@ -117,7 +117,7 @@ def grown(name: str, shape: tuple[int, int, int]) -> float:
 
 
 def dense_two_tables(categories: int, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns single steps and their products, `(T, K, K)` each, float32, as in D3PM's released code."""
+    """Returns single steps and their products, `(T, K, K)` each, float32, as in D3PM's published code."""
     transition = DiscretizedGaussian(categories, betas)
     one = torch.stack([transition.one(torch.tensor(n)) for n in range(1, len(betas) + 1)])
     total = [one[0]]
@@ -127,7 +127,7 @@ def dense_two_tables(categories: int, betas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense_loss(one: Tensor, total: Tensor, logits: Tensor, x0: Tensor, x_t: Tensor, n: Tensor) -> Tensor:
-    """Computes L_n of the `Product` model as in D3PM's released code, for n >= 2, with an epsilon of 1e-6."""
+    """Computes L_n of the `Product` model as in D3PM's published code, for n >= 2, with an epsilon of 1e-6."""
     rows, flat = n - 1, (len(n), -1)
     back = one.mT[like(rows, x_t), x_t]
     truth = (back + 1e-6).log() + (total[like(rows - 1, x0), x0] + 1e-6).log()

@@ -73,7 +73,7 @@ class Hybrid(Objective[GaussianDenoiser]):
     L_simple is `weight` times the squared error of x_0, mean over dimensions; at the default `snr` this is the squared
     error of the noise. `T L_(n-1)` is that of `Variational`, at the same x_t. The mean is detached there, so that this
     term trains the variance alone. Its factor is published twice: `vlb=0.001` in the paper and in runs that rescale (T
-    / 1000 in their code), `vlb=1 / T` in the released configurations that do not; at T = 1000 they agree.
+    / 1000 in their code), `vlb=1 / T` in the published configurations that do not; at T = 1000 they agree.
 
     Args:
         denoiser: on a table of steps, such as `Tabulated`, with a network of two outputs.

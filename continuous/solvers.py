@@ -183,9 +183,9 @@ def exponential(h: float, decay: float, history: History) -> Tensor:
 
 
 def curved(h: float, decay: float, history: History) -> Tensor:
-    """Returns the correction of a parabola through three outputs: "3M" as released with DPM-Solver++ and k-diffusion.
+    """Returns the correction of a parabola through three outputs: "3M" as published with DPM-Solver++ and k-diffusion.
 
-    The curvature of x_0 in lambda has the released weight, half of that of the exact integral, so the order stays 2;
+    The curvature of x_0 in lambda has the published weight, half of that of the exact integral, so the order stays 2;
     `UniPC` takes the exact weight. With two outputs it is `exponential`. For the arguments see `Correction`.
     """
     slope, curvature = divided_differences(history)

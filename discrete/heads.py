@@ -68,7 +68,7 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
 
     The output `(..., 2)` contains m and s: `mu = tanh(m + x_t)` with x_t scaled to [-1, 1], `z_k = (v_k - mu) exp(2 -
     s)` with the values v_k of the categories evenly over [-1, 1], and h is half of their spacing times the same inverse
-    scale (Austin et al. 2021, appendix B.2, as released).
+    scale (Austin et al. 2021, appendix B.2, as in the published code).
 
     Raises:
         UsageError: for an output that is not two numbers at each position.

@@ -26,12 +26,12 @@ class D3PMLoss(Objective[D]):
 
     Called with tokens x0 `(B, ...)` and conditions by name; returns a `Loss` with one number for each example, at one
     time and one sample of x_n each. `L_n = KL(q(x_(n-1) | x_n, x_0) || p(x_(n-1) | x_n))` at one uniform n; at n = 1 it
-    is `-log p(x_0 | x_1)`. As in the released code, lambda is relative to one L_n; relative to the whole bound, the sum
-    of T such terms, the same lambda would be T times as large. The cross-entropy is that of the posterior: for a
-    leave-one-out posterior (`Product`) it includes the evidence of x_t, where the released code uses the network's
+    is `-log p(x_0 | x_1)`. As in the published code, lambda is relative to one L_n; relative to the whole bound, the
+    sum of T such terms, the same lambda would be T times as large. The cross-entropy is that of the posterior: for a
+    leave-one-out posterior (`Product`) it includes the evidence of x_t, where the published code uses the network's
     output, so that both terms have the same minimum. With an eps of the reverse model both distributions of L_n are
-    smoothed, as released. The part `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the bound without
-    its prior, except for an eps, which in the bound smooths the model only.
+    smoothed, as in the published code. The part `path_and_data_bits_per_dim` is T L_n: its mean over uniform n is the
+    bound without its prior, except for an eps, which in the bound smooths the model only.
 
     Args:
         denoiser: a denoiser of a table of steps.

@@ -46,7 +46,7 @@ class ScoreEntropyDenoiser(CategoricalDenoiser):
         transition: `Uniform` or `Absorbing`, in continuous time.
         time_input: the number that the network is fed for a time; 1000 t by default, as for `Categorical`.
         offset: `(transition, t) -> ` the number added to all log-ratios at t, of the shape of t: by default
-            `scaled_by_noise` for an added mask, as released, and `unscaled` elsewhere.
+            `scaled_by_noise` for an added mask, as published, and `unscaled` elsewhere.
 
     Raises:
         UsageError: for another process, and one that leaves nothing of the data by t = 1, where all ratios are equal.
@@ -140,7 +140,7 @@ def scaled_by_noise(transition: Interpolating, t: Tensor) -> Tensor:
     r"""Returns `-log(exp(total) - 1) - log(categories)`, the scale of the ratios at masked positions.
 
     Of the shape of t; `total = total(t)` of the schedule. At a mask the ratios of all data tokens sum to
-    `kept / (1 - kept)`, `kept = exp(-total)`, whatever the data. SEDD's released code takes the logarithm of the size
+    `kept / (1 - kept)`, `kept = exp(-total)`, whatever the data. SEDD's published code takes the logarithm of the size
     of the vocabulary with the mask, less one, which is `categories`.
     """
     total = transition.noise.total(t)

@@ -160,8 +160,8 @@ class AnnealedLangevin(LangevinDynamics):
 
     Song & Ermon write `e_i = epsilon sigma_i^2 / sigma_L^2` with sigma_L the smallest sigma, since they count from the
     largest. That is `snr = sqrt(epsilon / 2) / sigma_L`, which `snr_of(epsilon, sigma_L)` returns. Epsilon here belongs
-    to steps `x + e s + sqrt(2 e) z` with the score s, as in their released code and published values; in the formula of
-    the 2019 paper, `x + alpha s / 2 + sqrt(alpha) z`, the step size alpha is 2 e. With the factor a it is also the
+    to steps `x + e s + sqrt(2 e) z` with the score s, as in their published code and values; in the formula
+    of the 2019 paper, `x + alpha s / 2 + sqrt(alpha) z`, the step size alpha is 2 e. With the factor a it is also the
     corrector "annealed Langevin dynamics" of Song et al.'s (2021) code: on VE the step size is equal; on their VP
     chain, where the code combines sigma of the continuous process with alphas of the table, theirs is larger by less
     than 1 % from t = 0.075 on, and by 9 % at t = 1e-3.

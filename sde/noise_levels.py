@@ -92,7 +92,7 @@ def variance_ratio(epsilon: float, ratio: float, repeats: int, smallest_sigma: f
 
     Args:
         epsilon: step size at the smallest noise level, for steps `x + e s + sqrt(2 e) z` as in the 2020 paper and the
-            released code.
+            published code.
         ratio: gamma, the ratio of a noise level to the next smaller one, above 1.
         repeats: T, the number of Langevin steps at each noise level.
         smallest_sigma: the smallest noise level.

@@ -1,4 +1,4 @@
-"""Distributions of pairs of tokens by enumeration: the oracle of samplers, guidance and editing of tokens."""
+"""Distributions of pairs of tokens by enumeration: what samplers, guidance and editing of tokens must give."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def generator_of(rates: Tensor, k: int) -> Tensor:
 
 
 def at_time(transition, joint: Tensor, t: Tensor) -> Tensor:
-    """The distribution of x_t, `(states, states)`, for data of the distribution `(levels, levels)`."""
+    """The distribution of x_t, `(states, states)`, for data of the distribution `(categories, categories)`."""
     q = transition.pushforward(torch.eye(transition.states, dtype=torch.float64)[: transition.categories], ZERO, t)
     return q.T @ joint @ q
 
@@ -56,11 +56,11 @@ class JointOracle(CleanDenoiser):
 class Both(nn.Module):
     """A network that is wrong in every way: its logits depend on both tokens and on the time."""
 
-    def __init__(self, states: int, levels: int, seed: int = 0) -> None:
+    def __init__(self, states: int, categories: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.table, self.slope = (
-            torch.randn(states, states, 2, levels, dtype=torch.float64, generator=generator) for _ in range(2)
+            torch.randn(states, states, 2, categories, dtype=torch.float64, generator=generator) for _ in range(2)
         )
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def edm_pickle(build, *, protocol=4, easy=False):
 
 
 def small_network(persistent):
-    """A tree that has all that the networks of released pickles have."""
+    """A tree that has all that the networks of published pickles have."""
 
     @persistent
     class Block(nn.Module):

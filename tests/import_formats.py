@@ -53,7 +53,7 @@ def song(fixed=(), path="weights.pth", **kind):
 BOOLS, STEPS = st.booleans(), st.integers(10, 40)
 BETAS = {"beta_min": Setting(numbers(0.1, 2)), "beta_max": Setting(numbers(3, 6))}
 SIZE = {"image_size": Setting(st.sampled_from([8, 12, 16]))}
-SAID = {name: Setting(BOOLS, note=f"{name}=") for name in ("centered", "skip_rescale")}
+REQUIRED = {name: Setting(BOOLS, note=f"{name}=") for name in ("centered", "skip_rescale")}
 BY_SIGMA = {"scale_by_sigma": Setting(BOOLS, note="scale_by_sigma=")}
 OF_VE = {"beta_min": (0.1,), "beta_max": (20.0,), "sde": ("vp", "subvp")}
 LARGE = (0.01, 50.0, 1000)
@@ -61,7 +61,13 @@ PATHS = [f"{path}_ddpmpp_continuous/x.pth" for path in ("vp/cifar10", "subvp/cif
 SONG = {
     "score_sde": Format(
         song({"continuous": True, "levels": (0.01, 50.0, 100)}),
-        {"sde": Setting(st.sampled_from(["vp", "subvp"])), **BETAS, **SIZE, **SAID, "fir": Setting(BOOLS, note="fir=")},
+        {
+            "sde": Setting(st.sampled_from(["vp", "subvp"])),
+            **BETAS,
+            **SIZE,
+            **REQUIRED,
+            "fir": Setting(BOOLS, note="fir="),
+        },
         more={
             "num_scales": (99,),
             "scale_by_sigma": (True,),
@@ -79,15 +85,15 @@ SONG = {
         {
             "levels": Setting(st.tuples(st.just(0.01), st.just(50.0), STEPS), error="num_scales"),
             **BETAS,
-            "centered": SAID["centered"],
+            "centered": REQUIRED["centered"],
         },
         more={"num_scales": (41,), "scale_by_sigma": (True,)},
     ),
-    "score_sde chain without levels": Format(
+    "score_sde chain without noise levels": Format(
         song({"sde": "vp", "continuous": False, "image_size": 8, "beta_min": 0.3, "beta_max": 5.0}),
         {"num_scales": Setting(STEPS)},
     ),
-    "score_sde sub-VP without levels": Format(
+    "score_sde sub-VP without noise levels": Format(
         song({"sde": "subvp", "image_size": 8, "beta_min": 0.3}),
         {"beta_max": BETAS["beta_max"]},
         more={"num_scales": (100,), "continuous": (False,)},
@@ -96,7 +102,7 @@ SONG = {
         song({"image_size": 8}, fourier=True, enters="residual"),
         {
             "levels": Setting(st.tuples(numbers(0.01, 0.5, 100), numbers(1, 60), st.just(20)), error="sigmas"),
-            **SAID,
+            **REQUIRED,
             **BY_SIGMA,
         },
         more=OF_VE | {"fir": (False,), "num_scales": (21,), "continuous": (False,)},
@@ -108,7 +114,7 @@ SONG = {
     ),
     "score_sde DDPM": Format(
         song({"sde": "subvp", "image_size": 8, "beta_min": 0.3, "beta_max": 5.0}, ddpm=True),
-        {"skip_rescale": SAID["skip_rescale"]},
+        {"skip_rescale": REQUIRED["skip_rescale"]},
         more={"fir": (True, False)},
     ),
     "score_sde published": Format(

@@ -83,8 +83,8 @@ def opened(name: str, contents: Any, source: str, flags: dict[str, Any]) -> Deno
 
 
 def answer(denoiser: Denoiser) -> dict[str, Any]:
-    """What a denoiser gives at fixed inputs and times, what its network is fed there, its noise, and what it says of
-    its data.
+    """What a denoiser gives at fixed inputs and times, what its network is fed there, its noise, and the shape and
+    quantization of its data.
     """
     shape, scale, times = tuple(denoiser.shape), denoiser.quantization, TIMES
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from unnoise.shared.errors import UsageError
 from unnoise.shared.tensors import like
 
 BETAS = {"beta_min": 0.1, "beta_max": 20.0}
-"""Of the released files of Song et al. (2021), which a path tells or a flag."""
+"""Of the published files of Song et al. (2021), which are recognized by their path or a flag."""
 
 
 def song_state(
@@ -93,7 +93,7 @@ def song_state(
 
 
 def song_file(state, seed=0):
-    """A file as released: the right weights among the averages alone, by their order, and noise in the model."""
+    """A file as published: the right weights among the averages alone, by their order, and noise in the model."""
     generator = torch.Generator().manual_seed(seed)
     buffers = ("module.sigmas", "module.all_modules.0.W")
     model = {k: v if k in buffers else torch.randn(v.shape, generator=generator) for k, v in state.items()}
@@ -152,7 +152,7 @@ def assert_scores(model, x, t, raw, score, schedule):
 
 
 def edm_file(path, state, name, head_width=None, **about):
-    """A pickle as released: the network under `ema`, in a preconditioner called `name` with attributes `about`."""
+    """A pickle as published: the network under `ema`, in a preconditioner called `name` with attributes `about`."""
 
     def build(persistent):
         @persistent

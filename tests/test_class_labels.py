@@ -174,7 +174,7 @@ def folder(path, *classes, each=3, split="train", size=8):
     return path
 
 
-def labelled(path, labels):
+def labeled(path, labels):
     """A flat folder with a label for each image in metadata.csv."""
     path.mkdir(parents=True)
     for n in range(len(labels)):
@@ -222,7 +222,7 @@ SMALL = ("--data.batch", "2", "--training.steps", "2", "--training.device", "cpu
     ],
 )
 def test_a_recipe_is_refused_a_set_with_other_classes(tmp_path, capsys, labels, classes, said):
-    path, out = labelled(tmp_path / "set", labels), tmp_path / "run"
+    path, out = labeled(tmp_path / "set", labels), tmp_path / "run"
     status, _, line = run(
         capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", classes, "--out", str(out), *SMALL
     )
@@ -281,7 +281,7 @@ def test_counts_are_printed_and_names_are_kept_and_shown(tmp_path, capsys, monke
 
 def test_a_flat_folder_says_at_once_how_to_evaluate(tmp_path, capsys):
     home = str(tmp_path / "run")
-    path = labelled(tmp_path / "set", [0, 1])
+    path = labeled(tmp_path / "set", [0, 1])
     assert (
         run(capsys, "train", "ddpm-smoke", "--data.name", str(path), "--data.classes", "2", "--out", home, *SMALL)[0]
         == 0

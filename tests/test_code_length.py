@@ -72,20 +72,20 @@ def test_codelength_units():
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 60))
-def test_sampled_levels(first, count, terms):
+def test_sampled_steps(first, count, terms):
     last = first + count - 1
-    levels, weight = sampled_steps(first, last, terms, 3, torch.Generator().manual_seed(0))
-    assert levels.min() >= first
-    assert levels.max() <= last
-    assert weight * len(levels) == pytest.approx(count)
+    steps, weight = sampled_steps(first, last, terms, 3, torch.Generator().manual_seed(0))
+    assert steps.min() >= first
+    assert steps.max() <= last
+    assert weight * len(steps) == pytest.approx(count)
     if terms >= count:
-        assert torch.equal(levels[:, 0], torch.arange(first, last + 1))
+        assert torch.equal(steps[:, 0], torch.arange(first, last + 1))
 
 
-def test_sampled_levels_are_unbiased():
-    levels, weight = sampled_steps(2, 11, 4, 20_000, torch.Generator().manual_seed(0))
+def test_sampled_steps_are_unbiased():
+    steps, weight = sampled_steps(2, 11, 4, 20_000, torch.Generator().manual_seed(0))
     values = torch.arange(12.0) ** 2
-    assert float((weight * values[levels].sum(0)).mean()) == pytest.approx(float(values[2:].sum()), rel=0.01)
+    assert float((weight * values[steps].sum(0)).mean()) == pytest.approx(float(values[2:].sum()), rel=0.01)
 
 
 def test_frechet_distance_against_the_formula(generator):

@@ -66,7 +66,7 @@ RESAMPLING = {
 
 
 def every_pair(transition, repeats=1):
-    """All (x_0, x_t) that can meet half-way, `(N,)`, and logits `(N, levels)`."""
+    """All (x_0, x_t) that can meet half-way, `(N,)`, and logits `(N, categories)`."""
     x0, x_t = torch.cartesian_prod(torch.arange(transition.categories), torch.arange(transition.states)).T.repeat(
         1, repeats
     )
@@ -242,10 +242,10 @@ def test_draws_follow_their_distribution(kind, reverse):
 class Table(torch.nn.Module):
     """A network whose logits are a table over x_t and the time: enough to be wrong in every way."""
 
-    def __init__(self, states, levels):
+    def __init__(self, states, categories):
         super().__init__()
         self.table = torch.nn.Parameter(
-            torch.randn(states, levels, dtype=D, generator=torch.Generator().manual_seed(1))
+            torch.randn(states, categories, dtype=D, generator=torch.Generator().manual_seed(1))
         )
 
     def forward(self, x, label):
@@ -369,23 +369,23 @@ def test_descriptions_rebuild_what_they_describe(make):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("levels", [2, 5])
-def test_uniform_is_multinomial_diffusion(levels):
+@pytest.mark.parametrize("categories", [2, 5])
+def test_uniform_is_multinomial_diffusion(categories):
     """Hoogeboom et al. (2021), eq. 11-17, in their logarithms: posterior from `log alpha`, `log (1 - alpha)` and
     K."""
-    steps, transition = 8, Uniform(levels, cosine(8))
+    steps, transition = 8, Uniform(categories, cosine(8))
     alpha = 1 - cosine(8)
     log_alpha, log_total = alpha.log(), alpha.log().cumsum(0)
 
     def mixed(log_x, log_keep):
-        return torch.logaddexp(log_x + log_keep, torch.log1p(-log_keep.exp()) - math.log(levels))
+        return torch.logaddexp(log_x + log_keep, torch.log1p(-log_keep.exp()) - math.log(categories))
 
-    log_hot = torch.eye(levels, dtype=D).clamp(min=1e-300).log()
-    log_p0 = torch.randn(levels, levels, dtype=D, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    x0, x_t = torch.cartesian_prod(torch.arange(levels), torch.arange(levels)).T
+    log_hot = torch.eye(categories, dtype=D).clamp(min=1e-300).log()
+    log_p0 = torch.randn(categories, categories, dtype=D, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    x0, x_t = torch.cartesian_prod(torch.arange(categories), torch.arange(categories)).T
     for n in range(2, steps + 1):
         close(
-            transition.pushforward(torch.eye(levels, dtype=D), CLEAN, at(n, steps)),
+            transition.pushforward(torch.eye(categories, dtype=D), CLEAN, at(n, steps)),
             mixed(log_hot, log_total[n - 1]).exp(),
         )
 

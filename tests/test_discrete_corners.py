@@ -62,10 +62,12 @@ def masking(*betas, mask=3, size=4):
 class Table(torch.nn.Module):
     """Logits by the token, the same at all times but for what a function of the label adds."""
 
-    def __init__(self, states, levels, of_time=None):
+    def __init__(self, states, categories, of_time=None):
         super().__init__()
         self.of_time = of_time
-        self.register_buffer("table", torch.randn(states, levels, dtype=D, generator=torch.Generator().manual_seed(1)))
+        self.register_buffer(
+            "table", torch.randn(states, categories, dtype=D, generator=torch.Generator().manual_seed(1))
+        )
 
     def forward(self, x, label):
         out = self.table[x]
@@ -266,7 +268,7 @@ def test_padded_losses_are_means_over_the_batchs_tokens(real):
     torch.testing.assert_close(loss.mean(), each[x0 != 0].mean())
 
 
-def test_a_corrector_of_all_levels_acts_at_the_noisiest():
+def test_a_corrector_of_all_times_acts_at_the_noisiest():
     denoiser = Categorical(Table(3, 3), Uniform(3, LogLinearNoise(0.1)))
     corrector = RateCorrector(denoiser, size=0.2, repeats=1, below=1.0, jumps=single)
     acted = []

@@ -100,7 +100,7 @@ TABLES = {
     "uniform": lambda: Uniform(3, BETAS),
     "mask": lambda: Absorbing(3, reciprocal(4)),
     "band": lambda: BandDiagonal(3, BETAS),
-    "neighbours": lambda: NearestNeighbor(RING, BETAS),
+    "neighbors": lambda: NearestNeighbor(RING, BETAS),
     "gaussian": lambda: DiscretizedGaussian(3, BETAS),
     "dense": lambda: Dense(torch.eye(3).expand(4, 3, 3) * 0.7 + 0.1),
 }
@@ -210,7 +210,7 @@ def test_what_changes_between_planned_steps_is_refused():
 
 def test_the_bound_takes_the_exact_posterior_and_the_objective_the_smoothed_one():
     """An eps smooths the model alone in a bound, so it stays above the entropy; in the loss it smooths both, as
-    released."""
+    published."""
     p, eps = torch.tensor([0.98, 0.015, 0.005], dtype=D), 1e-2
     transition = Uniform(3, torch.full((20,), 0.2, dtype=D))
     oracle = AnalyticCategorical(p, transition)

@@ -48,11 +48,11 @@ def test_the_rest_follows_the_conditional_distribution(name, place):
         "unmasking": (Unmasking(oracle, last=categorical), 4, (when, what, what)),
         "hitting": (FirstHitting(oracle), 1, (when, what)),
     }[name]
-    for symbol in range(3):
-        infilling = Infilling(sampler, torch.tensor([symbol, symbol]), torch.tensor([place == 0, place == 1]))
+    for token in range(3):
+        infilling = Infilling(sampler, torch.tensor([token, token]), torch.tensor([place == 0, place == 1]))
         x = infilling(torch.full((4000, 2), 3), steps=steps, generator=Given(*draws))
-        assert (x[:, place] == symbol).all()
-        row = JOINT[symbol] if place == 0 else JOINT[:, symbol]
+        assert (x[:, place] == token).all()
+        row = JOINT[token] if place == 0 else JOINT[:, token]
         ours = torch.bincount(x[:, 1 - place], minlength=3).double() / 4000
         torch.testing.assert_close(ours, row / row.sum(), rtol=0, atol=2e-3)
 
@@ -95,11 +95,11 @@ def test_known_symbols_outlast_a_network_that_doubts_them(generator):
     """Without `carried` the last step would draw every position anew."""
     doubtful = Categorical(Both(4, 4), Absorbing(3, LogLinearNoise()))
     known, mask = prefix(torch.tensor([[0]]), 2)
-    for symbol in range(3):
-        x = Infilling(Ancestral(doubtful, last=categorical), known + symbol, mask)(
+    for token in range(3):
+        x = Infilling(Ancestral(doubtful, last=categorical), known + token, mask)(
             shape=(50, 2), steps=3, generator=generator
         )
-        assert (x[:, 0] == symbol).all()
+        assert (x[:, 0] == token).all()
 
 
 def test_infilling_keeps_the_grid_of_its_sampler():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_transitions import D, close, expm, neighbors_of, seeded, to_token, towards_the_middle, walk
+from test_transitions import D, close, expm, neighbors_of, seeded, to_token, toward_the_middle, walk
 
 from unnoise.discrete import (
     Absorbing,
@@ -28,15 +28,15 @@ PROCESSES = {
     "mask": (lambda n: Absorbing(6, n), to_token(7, 6) - torch.eye(7, dtype=D)),
     "mask of the data": (lambda n: Absorbing(6, n, mask=2), to_token(6, 2) - torch.eye(6, dtype=D)),
     "neighbors": (lambda n: NearestNeighbor(neighbors_of(6), n), walk(neighbors_of(6))),
-    "target": (lambda n: GaussianTarget(6, n, reach=1.5, width=2.0), towards_the_middle(6, 1.5, 2.0)),
-    "target, odd": (lambda n: GaussianTarget(7, n, reach=1.5, width=2.0), towards_the_middle(7, 1.5, 2.0)),
+    "target": (lambda n: GaussianTarget(6, n, reach=1.5, width=2.0), toward_the_middle(6, 1.5, 2.0)),
+    "target, odd": (lambda n: GaussianTarget(7, n, reach=1.5, width=2.0), toward_the_middle(7, 1.5, 2.0)),
     "uniform+target": (
         lambda n: Mixture(GaussianTarget(6, n, reach=2.0, width=1e9), Uniform(6, n)),
-        towards_the_middle(6, 2.0, 1e9) + torch.full((6, 6), 1 / 6, dtype=D) - torch.eye(6, dtype=D),
+        toward_the_middle(6, 2.0, 1e9) + torch.full((6, 6), 1 / 6, dtype=D) - torch.eye(6, dtype=D),
     ),
     "mask+target": (
         lambda n: Mixture(GaussianTarget(6, n, reach=1.5, width=2.0), Absorbing(6, n)),
-        F.pad(towards_the_middle(6, 1.5, 2.0), (0, 1, 0, 1)) + to_token(7, 6) - torch.eye(7, dtype=D),
+        F.pad(toward_the_middle(6, 1.5, 2.0), (0, 1, 0, 1)) + to_token(7, 6) - torch.eye(7, dtype=D),
     ),
     "mask+neighbors": (
         lambda n: Mixture(NearestNeighbor(neighbors_of(6), n), Absorbing(6, n)),

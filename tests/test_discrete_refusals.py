@@ -40,9 +40,9 @@ def at(n, steps):
 class Table(torch.nn.Module):
     """A network whose logits are a table over x_t."""
 
-    def __init__(self, states, levels):
+    def __init__(self, states, categories):
         super().__init__()
-        self.table = torch.nn.Parameter(torch.randn(states, levels, generator=torch.Generator().manual_seed(1)))
+        self.table = torch.nn.Parameter(torch.randn(states, categories, generator=torch.Generator().manual_seed(1)))
 
     def forward(self, x, label):
         return self.table[x]

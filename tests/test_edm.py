@@ -96,7 +96,7 @@ def test_evaluations_are_those_of_the_paper(preset, evaluations, generator):
     assert count.calls == evaluations
 
 
-def test_the_levels_are_those_of_the_paper():
+def test_the_noise_levels_are_those_of_the_paper():
     """Equation 5, with i counted from the largest."""
     recipe = edm.cifar10()
     schedule = recipe.objective((3, 8, 8), Quantization()).denoiser.corruption
@@ -112,7 +112,7 @@ def test_presets_can_be_serialized(preset):
     assert getattr(edm, preset).__doc__
 
 
-def test_levels_come_back(generator):
+def test_noise_levels_come_back(generator):
     quantization, k = Quantization(17), torch.arange(17).expand(4, 1, 17)
     for recipe in (edm.smoke(), edm.cifar10()):
         assert torch.equal(recipe.levels(quantization, recipe.form(quantization, k, generator)), k)

@@ -86,7 +86,7 @@ def test_how_straight_a_path_is():
 
 
 def test_paths_to_a_point_are_straight(generator):
-    """Where the data are one point every path is a chord; towards a Gaussian whose mean is far they are nearly so."""
+    """Where the data are one point every path is a chord; toward a Gaussian whose mean is far they are nearly so."""
     times = torch.linspace(1, 0, 51, dtype=torch.float64)
     bends = []
     for spread in (0.0, 1.0):

@@ -58,7 +58,7 @@ def test_one_pass_is_the_definition_and_so_is_its_gradient(kind, reverse, monkey
 @pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 100])
 def test_float32_stays_finite_where_chances_vanish(reverse, n, generator):
-    """17 levels that hardly move at first: most probabilities are below the smallest float32."""
+    """17 categories that hardly move at first: most probabilities are below the smallest float32."""
     chain = DiscretizedGaussian(17, linear(100, 1e-3, 0.2))
     t, s = torch.full((16,), n / 100, dtype=torch.float64), torch.full((16,), (n - 1) / 100, dtype=torch.float64)
     logits = (8 * torch.randn(16, 64, 17, generator=generator)).requires_grad_()

@@ -142,7 +142,7 @@ def test_replacement_puts_the_measurement_at_the_level_of_the_state(name):
 def test_a_draw_of_the_measured_part_is_not_the_measurement():
     """Why replacement is not exact.
 
-    One step from x_t towards `x_0 | y` follows `x_t`'s own draw of the measured part, whatever y is.
+    One step from x_t toward `x_0 | y` follows `x_t`'s own draw of the measured part, whatever y is.
     """
     prior, operator = Shaped(*mean_and_covariance(2), sde.VP(), (2,)), Masked(torch.tensor([1, 0]))
     t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)

@@ -88,14 +88,14 @@ def test_company_of_a_large_vocabulary_is_sparse(generator):
     assert peak < 1e9  # the counts written out take 20 GB
 
 
-def test_neighbours_in_blocks(monkeypatch, generator):
+def test_neighbors_in_blocks(monkeypatch, generator):
     e = torch.randn(50, 6, dtype=D, generator=generator)
     whole = nearest(e, 3)
     monkeypatch.setattr(nearest_neighbor, "AT_ONCE", 120)
     assert torch.equal(nearest(e, 3), whole)
 
 
-def test_neighbours_of_a_large_vocabulary():
+def test_neighbors_of_a_large_vocabulary():
     """A ring: what two steps of a walk do, alone and beside absorption, without a matrix."""
     ring = torch.stack([(torch.arange(GPT2) + i) % GPT2 for i in (1, 2)], 1)
     walk = NearestNeighbor(ring, cosine(10))
@@ -160,7 +160,7 @@ def test_information_of_a_large_vocabulary():
     torch.testing.assert_close(-torch.expm1(-events), reciprocal(20), rtol=0.01, atol=0)
 
 
-LARGE = 65_536  # levels of 16 bits
+LARGE = 65_536  # quantization levels of 16 bits
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_steps_on_text_that_do_not_fit_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("transition", ["nearest", "absorbing+nearest"])
-def test_a_schedule_that_erases_all_is_refused_before_neighbours_are_sought(transition):
+def test_a_schedule_that_erases_all_is_refused_before_neighbors_are_sought(transition):
     with pytest.raises(UsageError, match="give --schedule mutual-information or cosine"):
         D3PMText(transition=transition)
 

@@ -102,7 +102,7 @@ def test_the_form_of_the_data(generator):
 
 
 def test_samples_of_an_exact_model(generator):
-    """A network that knows four images returns them through the recipe's own sampler and levels."""
+    """A network that knows four images returns them through the recipe's own sampler and noise levels."""
     from unnoise.shared.gaussian.analytic import AnalyticMixture
 
     recipe, images = ncsn.digits(), Data("digits").load()

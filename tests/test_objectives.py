@@ -202,7 +202,7 @@ DATA = {
 @pytest.mark.slow
 @pytest.mark.parametrize("data", DATA)
 def test_the_bound_stays_above_the_entropy_and_its_gap_falls_as_1_over_steps(data):
-    """Exact denoisers of five levels, and of a Gaussian rounded to 17 levels, on tables even in log-SNR.
+    """Exact denoisers of five quantization levels, and of a Gaussian rounded to 17 of them, on tables even in log-SNR.
 
     The gap is what Gaussian steps cost, in nats. On the linear table of 100 steps single steps are too coarse near the
     data for the limit.

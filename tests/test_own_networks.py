@@ -373,7 +373,7 @@ def test_a_network_says_that_it_takes_no_condition():
     continuous.DDIM(ClassifierGuided(continuous.Learned(plain, TABLE), classifier))(X, steps=2, label=label)
 
 
-class Labelled(nn.Module):
+class Labeled(nn.Module):
     """A network that looks up a condition of its own."""
 
     def __init__(self):
@@ -386,4 +386,4 @@ class Labelled(nn.Module):
 
 def test_a_condition_out_of_range_is_named():
     with pytest.raises(UsageError, match="looked up a row that does not exist.*y holds 1 to 10, and the time input"):
-        continuous.Learned(Labelled(), TABLE)(torch.zeros(2, 1, 8, 8), 0.5, y=torch.tensor([1, 10]))
+        continuous.Learned(Labeled(), TABLE)(torch.zeros(2, 1, 8, 8), 0.5, y=torch.tensor([1, 10]))

@@ -44,7 +44,7 @@ TRANSITIONS = {
     "level": Absorbing(K, reciprocal(T), mask=2),
     "gaussian": DiscretizedGaussian(K, linear(T, 0.1, 1.0)),
     "band": BandDiagonal(K, cosine(T), 2),
-    "neighbours": NearestNeighbor(NEAR, cosine(T)),
+    "neighbors": NearestNeighbor(NEAR, cosine(T)),
     "mixture": Mixture(NearestNeighbor(NEAR, cosine(T)), Absorbing(K, reciprocal(T))),
     "target": GaussianTarget(K, ConstantNoise(3.0), 2.0, 4.0),
     "masked in time": Absorbing(K, LogLinearNoise()),

@@ -1,4 +1,4 @@
-"""Every paper's network has the number of parameters of the released one, and the recipes train these networks."""
+"""Every paper's network has the number of parameters of the published one, and the recipes train these networks."""
 
 import inspect
 from dataclasses import replace
@@ -122,7 +122,7 @@ RECIPES = [
         32,
         presets.edm_cifar10_vp,
         {},
-        (-AUGMENT, {"augment"}, "the mirror alone, which the network is not told of"),
+        (-AUGMENT, {"augment"}, "the mirror alone, which is no input of the network"),
     ),
     (edm.cifar10_classes, 32, presets.edm_cifar10_vp, {"conditional": True}, (-AUGMENT, {"augment"}, "as above")),
     (edm.ffhq64, 64, presets.edm_ffhq64_vp, {}, (-AUGMENT, {"augment"}, "as above")),
@@ -166,8 +166,8 @@ RECIPES = [
     ),
 ]
 WITHOUT_RECIPE = {
-    "song_ddpm_cifar10": "for importing the released weights",
-    "ncsnpp_ffhq1024": "for importing the released weights",
+    "song_ddpm_cifar10": "for importing the pretrained weights",
+    "ncsnpp_ffhq1024": "for importing the pretrained weights",
     "adm_imagenet512": "recipes have whole multipliers",
     "edm_cifar10_ve": "the recipes train the better configuration, VP",
     "edm_ffhq64_ve": "the recipes train the better configuration, VP",
@@ -180,7 +180,7 @@ WITHOUT_PRESET = {
     "flow-matching-cifar10": "no parameter count is sourced",
     "progressive-distillation-cifar10": "the paper's blocks are not here",
     "progressive-distillation-imagenet64": "the paper's blocks are not here",
-    "upsampling-imagenet256": "the released network is told the class too",
+    "upsampling-imagenet256": "the published network has class labels too",
     "ncsn-cifar10": "a U-Net stands for NCSN's RefineNet",
     "ncsn-cifar10-v2": "a RefineNet, counted in test_refinenet.py",
     "ncsn-celeba64-v2": "a RefineNet",

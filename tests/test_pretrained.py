@@ -61,7 +61,7 @@ def diffusers(folder, name, state):
 
 
 def of_song(folder, name, state):
-    """Under the path of the release, which tells the process."""
+    """Under the path of the published file, which determines the process."""
     path = folder / "vp" / "cifar10_ddpmpp_continuous" / "checkpoint_8.pth"
     path.parent.mkdir(parents=True)
     torch.save(song_file(state), path)

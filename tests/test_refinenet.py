@@ -155,7 +155,7 @@ def test_stages_are_joined_in_order():
     assert seen == [*down, (8, 4, 3), (4, 4, 3), (4, 4, 3), (4, 8, 5), (2, 16, 10), (2, 32, 20)]
 
 
-def test_the_level_is_not_told():
+def test_the_time_input_is_ignored():
     network, x = awake(RefineNet((2, 6), 4)), torch.randn(2, 2, 6)
     assert torch.equal(network(x, torch.tensor([0.0, 900.0])), network(x, torch.tensor([5.0, 1.0])))
     assert (network.conditions, network.outputs) == ((), 1)
@@ -187,7 +187,7 @@ def test_what_no_network_is_built_from():
         RefineNet((1, 8), 2)(torch.zeros(2, 3, 8), TIME)
 
 
-def test_recentred_asks_at_twice_the_signal_less_one():
+def test_centered_input_evaluates_at_twice_the_signal_less_one():
     seen = []
     network = CenteredInput(Formula(lambda x, time: seen.append((x, time)) or 3 * x))
     x, time = torch.tensor([[0.0, 0.5, 1.0, 40.0]]), torch.tensor([7.0])
@@ -198,7 +198,7 @@ def test_recentred_asks_at_twice_the_signal_less_one():
     )  # the formula has none
 
 
-def test_recentred_says_what_its_network_says():
+def test_centered_input_has_the_properties_of_its_network():
     inner = awake(UNet((1, 4, 4), 8, (1,), 1, (), classes=3, outputs=2))
     network = CenteredInput(inner)
     assert (network.conditions, network.outputs, network.shape, int(network.null("label"))) == (

@@ -104,7 +104,7 @@ def test_a_constant_stays_what_it_is_but_near_the_ends(taps, dims):
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_means_and_nearest_neighbours(dims):
+def test_means_and_nearest_neighbors(dims):
     size = (4, 6, 2)[:dims]
     x, pool = drawn(2, 3, *size), (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
     torch.testing.assert_close(MEAN.down(dims)(x), pool(x, 2))
@@ -171,7 +171,7 @@ def test_a_strided_convolution_pads_as_its_rule_says(same, size):
 
 
 @pytest.mark.parametrize("size", [(1,), (7,), (8,), (4, 5)])
-def test_upsampling_repeats_each_neighbour_and_convolves(size):
+def test_upsampling_repeats_each_neighbor_and_convolves(size):
     torch.manual_seed(0)
     dims = len(size)
     x, layer = drawn(1, 2, *(math.ceil(n / 2) for n in size)), Upsample(dims, 2).double()
@@ -287,7 +287,7 @@ def doubled(x: Tensor, f: FIR, size: tuple[int, int]) -> Tensor:
 
 
 def by_hand(net: UNet, x: Tensor, time: Tensor, heads: int) -> Tensor:
-    """A network of two levels, one block each, with attention at half size."""
+    """A network of two resolutions, one block each, with attention at half size."""
     variant, (top, low), (rise, lift) = net.variant, net.down, net.up  # rise is the lower resolution of the way up
     size = tuple(x.shape[2:])
     e = net.time(time)
@@ -377,7 +377,7 @@ def test_a_network_of_two_resolutions_is_its_formula(variant):
 
 
 @pytest.mark.parametrize("size", [(6,), (5, 3)])
-def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
+def test_of_three_resolutions_each_halves_the_image_of_the_one_before(size):
     """With a signal of zeros, `enter` adds what it makes of the image alone, and its image becomes the next one's."""
     torch.manual_seed(0)
     dims = len(size)
@@ -401,7 +401,7 @@ def test_of_three_levels_each_halves_the_image_of_the_one_before(size):
     assert second.shrink.conv.weight.shape[:2] == (16, 8)
 
 
-def test_of_three_levels_each_prediction_is_added_to_the_doubled_one_below():
+def test_of_three_resolutions_each_prediction_is_added_to_the_doubled_one_below():
     torch.manual_seed(0)
     skip = UNet((2, 5, 7), 8, (1, 2, 1), variant=replace(PLAIN, progressive_output=OutputSkip(SMOOTH))).double()
     for p in skip.parameters():

@@ -28,11 +28,11 @@ def test_networks_spread_over_devices_are_refused():
         Trainer(objective(wrapped), CONFIG)
 
 
-@pytest.mark.parametrize("told", ["environment", "process group"])
-def test_one_of_several_processes_is_refused(tmp_path, monkeypatch, capsys, told):
+@pytest.mark.parametrize("known_from", ["environment", "process group"])
+def test_one_of_several_processes_is_refused(tmp_path, monkeypatch, capsys, known_from):
     from unnoise.experiments.cli import main
 
-    if told == "environment":
+    if known_from == "environment":
         monkeypatch.setenv("WORLD_SIZE", "2")
     else:
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -47,9 +47,9 @@ def test_one_of_several_processes_is_refused(tmp_path, monkeypatch, capsys, told
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("told", ["", "1", "many", "-3"])
-def test_one_process_alone_is_not_refused(monkeypatch, told):
-    monkeypatch.setenv("WORLD_SIZE", told)
+@pytest.mark.parametrize("world_size", ["", "1", "many", "-3"])
+def test_one_process_alone_is_not_refused(monkeypatch, world_size):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
     refuse_several()
 
 

@@ -1,6 +1,6 @@
 """What a run does with a network that is left in training mode, or gives NaN.
 
-It is said, once, and never becomes a sample.
+It is reported, once, and never becomes a sample.
 """
 
 import warnings
@@ -41,7 +41,7 @@ class Dropping(nn.Module):
         return self.layer(x) if x.is_floating_point() else self.layer(logits()(x, time))
 
 
-def said(ask):
+def notices(ask):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         ask()
@@ -64,22 +64,22 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS)
 def test_training_mode_is_said_once(run):
     denoiser = continuous.Learned(Dropping(nn.Dropout2d(0.1)), TABLE)
-    assert len(said(lambda: RUNS[run](denoiser))) == 1
-    assert said(lambda: RUNS[run](denoiser)) == []  # once for each network
-    assert said(lambda: RUNS[run](continuous.Learned(Dropping(nn.Dropout2d(0.1)), TABLE).eval())) == []
-    assert len(said(lambda: RUNS[run](continuous.Learned(Dropping(nn.BatchNorm2d(2)), TABLE)))) == 1
+    assert len(notices(lambda: RUNS[run](denoiser))) == 1
+    assert notices(lambda: RUNS[run](denoiser)) == []  # once for each network
+    assert notices(lambda: RUNS[run](continuous.Learned(Dropping(nn.Dropout2d(0.1)), TABLE).eval())) == []
+    assert len(notices(lambda: RUNS[run](continuous.Learned(Dropping(nn.BatchNorm2d(2)), TABLE)))) == 1
 
 
 def test_training_mode_without_anything_random_is_not_worth_a_word():
     for layer in (nn.Dropout(0.0), nn.Identity(), nn.GroupNorm(1, 2)):
-        assert said(lambda layer=layer: RUNS["sampler"](continuous.Learned(Dropping(layer), TABLE))) == []
+        assert notices(lambda layer=layer: RUNS["sampler"](continuous.Learned(Dropping(layer), TABLE))) == []
     assert (
-        said(lambda: continuous.DenoisingLoss.simple(continuous.Learned(Dropping(nn.Dropout(0.1)), TABLE))(X)) == []
+        notices(lambda: continuous.DenoisingLoss.simple(continuous.Learned(Dropping(nn.Dropout(0.1)), TABLE))(X)) == []
     )  # training is for it
     tokens = discrete.Categorical(Dropping(nn.Dropout(0.1)), UNIFORM)
-    assert len(said(lambda: discrete.Ancestral(tokens)(shape=(3, 7), steps=2))) == 1
+    assert len(notices(lambda: discrete.Ancestral(tokens)(shape=(3, 7), steps=2))) == 1
     tokens = discrete.Categorical(Dropping(nn.Dropout(0.1)), UNIFORM)
-    assert len(said(lambda: discrete.VariationalBound(tokens, terms=2)(TOKENS))) == 1
+    assert len(notices(lambda: discrete.VariationalBound(tokens, terms=2)(TOKENS))) == 1
 
 
 def test_classifiers_and_dequantizers_are_networks_too():
@@ -89,12 +89,14 @@ def test_classifiers_and_dequantizers_are_networks_too():
     classifier = NoisyClassifier(Dropping(nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(72, 2))), TABLE)
     label = torch.zeros(4, dtype=torch.int64)
     sampler = continuous.Ancestral(real, gradient=ClassifierGradient(classifier))
-    assert len(said(lambda: sampler(X, steps=2, label=label))) == 1
+    assert len(notices(lambda: sampler(X, steps=2, label=label))) == 1
     levels, spread = (
         torch.zeros(4, 2, 6, 6, dtype=torch.int64),
         VariationalDequantization(Quantization(17), Dropping(nn.Dropout2d(0.1))),
     )
-    assert len(said(lambda: sde.ChangeOfVariables(real.on(sde.VP()), spread, integrator=sde.FixedSteps())(levels))) == 1
+    assert (
+        len(notices(lambda: sde.ChangeOfVariables(real.on(sde.VP()), spread, integrator=sde.FixedSteps())(levels))) == 1
+    )
 
 
 def test_nan_of_a_network_does_not_become_a_sample():

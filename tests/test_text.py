@@ -353,7 +353,7 @@ def test_entropy_and_distinct():
     assert distinct(samples, 1) == 3 / 8
     assert distinct(samples, 2) == 4 / 6  # 00 01 11 22
     judged = generative_perplexity(NGram(1, 3).fit(samples), samples)
-    p = [(n + 3 * (1 / 3)) / 11 for n in (2, 2, 4)]  # T = 3 kinds among 8 symbols
+    p = [(n + 3 * (1 / 3)) / 11 for n in (2, 2, 4)]  # T = 3 kinds among 8 tokens
     assert judged.perplexity == pytest.approx((p[0] * p[1]) ** (-2 / 8) * p[2] ** (-4 / 8))
     assert judged.entropy == pytest.approx(0.5)
 

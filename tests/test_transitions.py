@@ -95,7 +95,7 @@ def walk(neighbors):
     return r - torch.diag(r.sum(1))
 
 
-def towards_the_middle(size, reach, width):
+def toward_the_middle(size, reach, width):
     """Campbell et al. (2022), appendix E: inward rates by distance, outward ones by detailed balance."""
     r = torch.zeros(size, size, dtype=D)
     pi = [math.exp(-((i + 1 - size / 2) ** 2) / (2 * width**2)) for i in range(size)]
@@ -122,7 +122,7 @@ def table(kind, size, steps):
     mask, bigger = to_token(size + 1, size), torch.eye(size + 1, dtype=D)
     rates, target, own = (
         walk(near),
-        towards_the_middle(size, 1.7, 3.0),
+        toward_the_middle(size, 1.7, 3.0),
         torch.rand(steps, size, size, dtype=D, generator=torch.Generator().manual_seed(5)),
     )
     own = own / own.sum(-1, keepdim=True)

@@ -19,7 +19,7 @@ from .spectral import Spectral, refuse_square
 class GaussianTarget(Spectral):
     r"""Rates between K ordered categories with a discretized Gaussian as stationary distribution.
 
-    Campbell et al. 2022, appendix E. Jumps towards the middle, up to the category's mirror image, have the rate
+    Campbell et al. 2022, appendix E. Jumps toward the middle, up to the category's mirror image, have the rate
     `exp(-(|i - j| - 1)^2 / reach^2)`; the rates of the opposite jumps follow from detailed balance with
     `pi_i prop. to exp(-(i + 1 - K / 2)^2 / (2 width^2))`. The rates are multiplied by the schedule's:
     `Q_(s->t) = exp((total(t) - total(s)) R)`, where R is the matrix of these rates and `total(t)` the integral of the

@@ -32,8 +32,8 @@ class Encoder(nn.Module):
         attention: down-sampling factors at which every block is followed by self-attention.
         heads: number of attention heads, where `variant.head_width` does not determine it.
         dropout: probability of dropout inside residual blocks.
-        variant: how the blocks are built; `ADM` for the released classifiers.
-        positional: whether the pooling is that of the released classifiers, which learns a vector for each position
+        variant: how the blocks are built; `ADM` for the classifiers of that paper.
+        positional: whether the pooling is that of these classifiers, which learns a vector for each position
             and therefore takes only signals of `shape`.
 
     Raises:

@@ -21,7 +21,7 @@ from .unet_stages import check_signal
 BASE = 10_000.0
 EPS = 1e-6
 STD = 0.02
-"""Standard deviation of the initial weights of the time and class embeddings, as in the released code."""
+"""Standard deviation of the initial weights of the time and class embeddings, as in the published code."""
 
 
 def position_embedding(grid: Sequence[int], width: int, device: torch.device | None = None) -> Tensor:
@@ -29,7 +29,7 @@ def position_embedding(grid: Sequence[int], width: int, device: torch.device | N
 
     Each axis has `2 m` features, `m = floor(width / 2d)`: for the patch at index p along it, counted from 0,
     `sin(p w_i)`, then `cos(p w_i)`, `w_i = 10000^(-i / m)`. The features of the last axis come first, as in the
-    released code, and the remaining `width - 2 m d` features are zero. The dtype is float64 where the device has it.
+    published code, and the remaining `width - 2 m d` features are zero. The dtype is float64 where the device has it.
     """
     m, d = width // (2 * len(grid)), len(grid)
     rates = BASE ** (-finest(torch.arange(m, device=device)) / max(m, 1))

@@ -1,9 +1,9 @@
-"""The networks of the papers: functions that build them, with the parameter counts of the released checkpoints.
+"""The networks of the papers: functions that build them, with the parameter counts of the published checkpoints.
 
 Weights are random. U-Nets and `ImageDiT`s are called as `network(x, time, **conditions)`, with x `(B, C, *size)`, the
 time inputs `(B,)` and class labels `label=...`, int64 `(B,)`; the docstrings name the time input (of
-`shared.time_inputs`) of the released weights. "A learned variance" means twice as many output channels: the prediction,
-then the variance output.
+`shared.time_inputs`) of the pretrained weights. "A learned variance" means twice as many output channels: the
+prediction, then the variance output.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def adm_imagenet512() -> UNet:
 def adm_classifier(size: int) -> Encoder:
     """Returns ADM's classifier of noisy ImageNet images, with random weights (Dhariwal & Nichol 2021).
 
-    Called with x_t `(B, 3, size, size)` and the time input, `step_index` for the released weights; returns logits
+    Called with x_t `(B, 3, size, size)` and the time input, `step_index` for the pretrained weights; returns logits
     `(B, 1000)`.
 
     Args:
@@ -206,7 +206,7 @@ def edm_cifar10_vp(conditional: bool = False) -> UNet:
     """Returns EDM's DDPM++ for CIFAR-10, 55.7 M random weights (Karras et al. 2022).
 
     Its conditions are `augment`, 9 augmentation parameters `(B, 9)` or None, and, if `conditional`, one of 10 class
-    labels or None; the embedding of None is the bias of the class layer in the released code. Time input:
+    labels or None; the embedding of None is the bias of the class layer in the published code. Time input:
     `quarter_log`.
     """
     classes = 10 if conditional else None

@@ -328,7 +328,7 @@ tokens of a vocabulary of three, and everything is enumerated in float64. {teste
 readings of a network's output.
 
 - **stationary**: the gradient of the objective at the exact denoiser is 0 (1e-8, free logits at every state), and it is
-  not 0 at an inexact one. **order eps**: it is 0 up to the eps of the released code.
+  not 0 at an inexact one. **order eps**: it is 0 up to the eps of the published code.
 - **bound**: for an inexact denoiser, prior, path and data are `E_q[log q(x_1..T | x_0) / p(x_0..T)]` by sums over all
   states (1e-9), at least `-log P(x_0)` of the samples of `Ancestral` on the same grid, and `sum_x exp(-bound) <= 1`;
   for the exact denoiser of independent tokens the bound is the entropy and `KL(q(x_1) || p(x_1))`. **limit**: chains of

@@ -200,8 +200,8 @@ def seen(transition, t: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
     return x[real], weight[real]
 
 
-class told:
-    """Within it a process draws the x_t that are given."""
+class corrupted_to:
+    """A context in which `corrupt` of a process returns the given x_t."""
 
     def __init__(self, transition, x_t: Tensor) -> None:
         self.transition, self.x_t = transition, x_t
@@ -222,17 +222,17 @@ def start_of(denoiser: CategoricalDenoiser, t: Tensor = ONE, **cond) -> Tensor:
 def chain_bound(denoiser: CategoricalDenoiser, grid: Tensor, x0: Tensor, label: Tensor | None = None) -> Tensor:
     """What `VariationalBound` adds up over a grid, each term in expectation over x_t."""
     bound, transition = VariationalBound(denoiser, steps=grid), denoiser.corruption
-    total = bound.prior(x0[None], **labelled(label, 1))[0]
+    total = bound.prior(x0[None], **label_of(label, 1))[0]
     for n in range(1, len(grid)):
         x_t, weight = seen(transition, grid[-1 - n], x0)
-        with told(transition, x_t):
-            batch, cond = x0.expand(len(x_t), 2), labelled(label, len(x_t))
+        with corrupted_to(transition, x_t):
+            batch, cond = x0.expand(len(x_t), 2), label_of(label, len(x_t))
             nats = bound.term(batch, torch.tensor(n), **cond) if n > 1 else bound.data(batch, **cond)
         total = total + (weight * nats).sum()
     return total
 
 
-def labelled(label: Tensor | None, count: int) -> dict[str, Tensor]:
+def label_of(label: Tensor | None, count: int) -> dict[str, Tensor]:
     """The class for a batch, where there is one."""
     return {} if label is None else {"label": label.expand(count)}
 
@@ -241,9 +241,9 @@ def assert_bounds(denoiser: CategoricalDenoiser, grid: Tensor, label: Tensor | N
     """Each x_0 costs at least `-log P(x_0)` of the chain's own samples, so all costs together are a code; returns the
     costs."""
     size = denoiser.corruption.states
-    cond = labelled(label, size**2)
+    cond = label_of(label, size**2)
     distribution = walk(
-        start_of(denoiser, grid[0], **labelled(label, 1)),
+        start_of(denoiser, grid[0], **label_of(label, 1)),
         denoiser,
         grid,
         lambda x, t, s: denoiser.step_distribution(x, t, s, **cond),

@@ -32,6 +32,7 @@ from enumerated import (
     K,
     assert_bounds,
     chain_bound,
+    corrupted_to,
     divergence,
     exact,
     exact_output,
@@ -45,7 +46,6 @@ from enumerated import (
     ratios,
     seen,
     start_of,
-    told,
     wrong,
 )
 
@@ -91,7 +91,7 @@ def path_integral(denoiser, x0, count=48):
 def whole_integral(denoiser, x0):
     bound, transition = VariationalBound(denoiser), denoiser.corruption
     x_t, weight = seen(transition, torch.tensor(transition.t_min, dtype=D), x0)
-    with told(transition, x_t):
+    with corrupted_to(transition, x_t):
         data = (weight * bound.data(x0.expand(len(x_t), 2))).sum()
     return bound.prior(x0[None])[0] + path_integral(denoiser, x0) + data
 
@@ -132,7 +132,7 @@ def test_slopes_of_divergences_are_those_of_the_sums(process, reverse):
         denoiser = Categorical(network, transition, model)
         for x0 in pairs(K)[[0, 5]]:
             x_t, weight = seen(transition, t, x0)
-            with told(transition, x_t):
+            with corrupted_to(transition, x_t):
                 nats = denoiser.divergence(x0.expand(len(x_t), 2), x_t, t, s, dtype=D).divergence.sum(1)
             (slope,) = torch.autograd.grad((weight * nats).sum(), network.table)
             up, down = (
@@ -191,7 +191,7 @@ def expected(objective, t):
     rows = [(x0, *seen(transition, t, x0)) for x0 in pairs(K)]
     x0 = torch.cat([x.expand(len(x_t), 2) for x, x_t, _ in rows])
     weight = torch.cat([DEPENDENT[x[0], x[1]] * w for x, _, w in rows])
-    with told(transition, torch.cat([x_t for _, x_t, _ in rows])):
+    with corrupted_to(transition, torch.cat([x_t for _, x_t, _ in rows])):
         return (weight * objective.at(x0, t.expand(len(x0))).total).sum()
 
 
@@ -338,7 +338,7 @@ def test_chains_tend_to_the_integral(process, reverse):
         seen_at = [seen(transition, t, x0) for t in grid[:-1]]
         x_t, weight = (torch.cat(parts) for parts in zip(*seen_at, strict=True))
         n = torch.cat([torch.full((len(w),), steps - i) for i, (_, w) in enumerate(seen_at)])
-        with told(transition, x_t):
+        with corrupted_to(transition, x_t):
             total = float((weight * bound.term(x0.expand(len(x_t), 2), n)).sum())
         gaps.append(total + float(bound.prior(x0[None])) - whole)
     assert abs(gaps[-1]) < 0.02 * abs(whole), (whole, gaps)

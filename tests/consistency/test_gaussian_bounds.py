@@ -6,8 +6,7 @@ import math
 import gaussian_cells as cells
 import pytest
 import torch
-from gaussian_cells import SCHEDULES, THREE
-from gaussian_oracle import (
+from gaussian_analytic import (
     CHANGES,
     ONE,
     POINTS,
@@ -28,6 +27,7 @@ from gaussian_oracle import (
     reverse_variance,
     wrong,
 )
+from gaussian_cells import SCHEDULES, THREE
 from test_gaussian_objectives import TABLES, close, rows_of, variance_output
 
 from unnoise import continuous as c

@@ -5,8 +5,7 @@ import math
 import gaussian_cells as cells
 import pytest
 import torch
-from gaussian_cells import BOUNDING, OBJECTIVES, SCHEDULES, THREE, UNUSUAL, WEIGHTS
-from gaussian_oracle import (
+from gaussian_analytic import (
     CHANGES,
     ONE,
     POINTS,
@@ -26,6 +25,7 @@ from gaussian_oracle import (
     reverse_variance,
     wrong,
 )
+from gaussian_cells import BOUNDING, OBJECTIVES, SCHEDULES, THREE, UNUSUAL, WEIGHTS
 
 from unnoise import continuous as c
 from unnoise import sde
@@ -186,7 +186,7 @@ def test_terms_of_the_variational_loss_sum_to_the_bound(variance, table):
 
 @pytest.mark.parametrize("name", BOUNDING)
 def test_the_exact_denoiser_is_a_stationary_point_of_the_path(name):
-    """Of the KL divergences of the steps; the decoder's optimum is not the mean, but what codes the levels best."""
+    """Of the KL divergences of the steps; the decoder's optimum is not the mean, but the best code of the data."""
     schedule = TABLES["3 rows"]()
     z, w = hermite(200)
     for theta, low, high in ((0.0, 0.0, 1e-9), (0.3, 1e-3, math.inf)):

@@ -7,8 +7,8 @@ import cells as categorical_cells
 import gaussian_cells as cells
 import pytest
 import torch
+from gaussian_analytic import ONE, D, coefficients, end_of, gaussian, marginal, mixture
 from gaussian_cells import BETAS, CORRECTED, OF_THE_FLOW, SCHEDULES, STOCHASTIC, WRAPPERS, ZERO_SNR
-from gaussian_oracle import ONE, D, coefficients, end_of, gaussian, marginal, mixture
 from test_gaussian_objectives import close
 
 from unnoise import continuous as c

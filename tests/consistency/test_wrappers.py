@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from cells import HEADS, PROCESSES, WRAPPERS, build, own_grid, some_of
-from enumerated import DEPENDENT, ONE, D, K, assert_bounds, labelled, noised, pairs, seen, true_kernel
+from enumerated import DEPENDENT, ONE, D, K, assert_bounds, label_of, noised, pairs, seen, true_kernel
 from test_consistency import MODELS, RATIOS, close
 from test_samplers import rates_end
 
@@ -17,21 +17,21 @@ def assert_one_model(denoiser, label=None):
     draws."""
     transition, h = denoiser.corruption, 1e-6
     x = pairs(transition.states)
-    cond = labelled(label, len(x))
+    cond = label_of(label, len(x))
     for t, s in itertools.pairwise(own_grid(transition)):
         possible = noised(transition, DEPENDENT, t).flatten() > 1e-12
         distribution = denoiser.step_distribution(x, t, s, **cond)[possible]
         close(distribution.sum(-1), torch.ones_like(distribution[..., 0]))
         count = 4000
         many = x[possible].repeat_interleave(count, 0)
-        drawn = denoiser.draw(many, t, s, generator=torch.Generator().manual_seed(0), **labelled(label, len(many)))
+        drawn = denoiser.draw(many, t, s, generator=torch.Generator().manual_seed(0), **label_of(label, len(many)))
         found = (
             torch.nn.functional.one_hot(drawn, transition.states).double().view(-1, count, 2, transition.states).mean(1)
         )
         assert ((found - distribution).abs() < 5.5 * (distribution / count).sqrt() + 4 / count).all()
         for x0 in pairs(K)[[0, 5]]:
             x_t, _ = seen(transition, t, x0)
-            rows, some = x0.expand(len(x_t), 2), labelled(label, len(x_t))
+            rows, some = x0.expand(len(x_t), 2), label_of(label, len(x_t))
             truth = true_kernel(transition, x0, t, s)[x_t[:, 0] * transition.states + x_t[:, 1]]
             model = denoiser.step_distribution(x_t, t, s, **some)
             kl = (torch.xlogy(truth, truth) - torch.xlogy(truth, model)).sum(-1)

@@ -105,7 +105,7 @@ def test_forward_distribution_and_draws(case):
 
 
 def logits_of(p, like_logits):
-    """The peer does not normalise: compare up to a constant for each position."""
+    """The peer does not normalize: compare up to a constant for each position."""
     return p.log() - p.log().logsumexp(-1, keepdim=True), like_logits - like_logits.logsumexp(-1, keepdim=True)
 
 
@@ -157,9 +157,9 @@ def test_logistic_head(k):
     inside = loc.abs() < 1  # which a tanh can be
     raw = torch.atanh(torch.where(inside, loc, 0.0)) - (2 * x.double() / (k - 1) - 1)
     ours = logistic(torch.stack([raw, scale], -1), x, KINDS["uniform"](k))
-    levels = torch.linspace(-1, 1, k, dtype=torch.float64)
+    values = torch.linspace(-1, 1, k, dtype=torch.float64)
     log_upper = torch.nn.functional.logsigmoid(
-        (levels - loc[..., None] + 1 / (k - 1)) * torch.exp(2 - scale)[..., None]
+        (values - loc[..., None] + 1 / (k - 1)) * torch.exp(2 - scale)[..., None]
     )
     leaky = log_upper + torch.log((ours - log_upper).exp() + EPS)
     assert_close(leaky[inside], FIXTURE[f"K{k}.logits_from_logistic"][inside], 1e-9)

@@ -1,6 +1,4 @@
-"""google-research d3pm/images with 256 levels and the logistic head, as its released configurations have it, in
-float64.
-"""
+"""google-research d3pm/images, 256 categories and the logistic head as in its published configurations, in float64."""
 
 import math
 
@@ -66,14 +64,14 @@ def leaky_logistic(raw, x, transition):
 
     1e-6 is added inside `log1p(-exp(b - a))`, where a is the logarithm of the upper distribution function.
     """
-    levels = torch.linspace(-1, 1, LEVELS, dtype=torch.float64)
+    values = torch.linspace(-1, 1, LEVELS, dtype=torch.float64)
     center = torch.tanh(raw[..., :1] + (x.double() / 127.5 - 1)[..., None])
-    log_upper = torch.nn.functional.logsigmoid((levels - center + 1 / 255) * torch.exp(2 - raw[..., 1:]))
+    log_upper = torch.nn.functional.logsigmoid((values - center + 1 / 255) * torch.exp(2 - raw[..., 1:]))
     return log_upper + torch.log((logistic(raw, x, transition) - log_upper).exp() + EPS)
 
 
-class Told(torch.nn.Module):
-    """A network that names the centre and the scale whatever x_t is: the head's tanh and its x_t are undone."""
+class Fixed(torch.nn.Module):
+    """A network whose output gives a fixed center and scale for every x_t: the head's tanh and its x_t are undone."""
 
     def forward(self, x, label):
         return torch.stack([torch.atanh(FIXTURE["loc"]) - (x.double() / 127.5 - 1), FIXTURE["log_scale"]], -1)
@@ -81,7 +79,7 @@ class Told(torch.nn.Module):
 
 def test_logistic_head():
     x = torch.randint(0, LEVELS, FIXTURE["loc"].shape, generator=torch.Generator().manual_seed(0))
-    assert_close(leaky_logistic(Told()(x, None), x, KINDS["uniform"]()), FIXTURE["logits_from_logistic"], 1e-9)
+    assert_close(leaky_logistic(Fixed()(x, None), x, KINDS["uniform"]()), FIXTURE["logits_from_logistic"], 1e-9)
 
 
 def test_draws_posterior_model_and_bound(case):
@@ -91,7 +89,7 @@ def test_draws_posterior_model_and_bound(case):
     distribution = transition.pushforward(clean, torch.zeros_like(T), T)
     noise = FIXTURE["uniform_noise"].clamp(min=torch.finfo(torch.float64).tiny)
     assert torch.equal(((distribution + EPS).log() - torch.log(-torch.log(noise))).argmax(-1), x_t)
-    denoiser = Categorical(Told(), transition, Product(eps=EPS), head=leaky_logistic)
+    denoiser = Categorical(Fixed(), transition, Product(eps=EPS), head=leaky_logistic)
     later = N > 1  # at the first step the peer's logits are those of x_0, not normalized
     truth = denoiser.reverse(transition, x_t, clean, T, S)
     for ours, theirs in ((denoiser.step_distribution(x_t, T, S), "p_logits"), (truth, "q_posterior_logits_from_x0")):

@@ -49,11 +49,11 @@ def test_heads_are_known_for_the_released_width_and_asked_for_elsewhere():
         "x: the weights do not determine the attention heads",
         "num_head_channels=64",
     )
-    released = stripped(STATE, "model.") | {
+    published = stripped(STATE, "model.") | {
         "map_layer0.weight": torch.zeros(64, 192)
     }  # whose columns are the network's width
     for given, expected in ((None, EDM_ADM), (32, replace(EDM_ADM, head_width=32))):
-        network, _ = built(released, "x", Settings("x", {"num_head_channels": given}), None)
+        network, _ = built(published, "x", Settings("x", {"num_head_channels": given}), None)
         assert (network.width, network.variant) == (192, expected)
     assert EDM_ADM.head_width == 64
     refused(lambda: denoiser(STATE, "x", precond="edm", num_head_channels=0), "num_head_channels=0")

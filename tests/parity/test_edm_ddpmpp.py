@@ -23,7 +23,7 @@ READS = (
     "state:.+",
 )
 STATE = peer_state("edm_ddpmpp")
-TOLD = {"precond": "edm", "sigma_data": 0.5}
+EDM_FLAGS = {"precond": "edm", "sigma_data": 0.5}
 X, SIGMA, LABEL, AUGMENT = FIXTURE["x"], FIXTURE["sigma"], FIXTURE["class_labels"].argmax(1), FIXTURE["augment_labels"]
 
 
@@ -35,7 +35,7 @@ def test_denoiser(pickled, tmp_path):
         else STATE
     )
     assert looks_like(contents)
-    model = denoiser(contents, "edm.pkl", **({} if pickled else TOLD)).eval()
+    model = denoiser(contents, "edm.pkl", **({} if pickled else EDM_FLAGS)).eval()
     assert isinstance(model.schedule, EDM)
     assert (model.quantization, model.shape, model.conditions) == (Quantization(), (3, 32, 32), ("label", "augment"))
     t = model.schedule.time(-2 * SIGMA.double().log())
@@ -90,7 +90,7 @@ def test_settings_of_a_pickled_preconditioner(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     def attempt(change, *words, **flags):
         state = {k: v for k, v in (STATE | change).items() if v is not None}
-        refused(lambda: denoiser(state, "file.pkl", **TOLD | flags), "file.pkl", *words)
+        refused(lambda: denoiser(state, "file.pkl", **EDM_FLAGS | flags), "file.pkl", *words)
 
     for name in [n for n in STATE if not n.endswith("resample_filter")][::9]:
         attempt({name: None})
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 
 def test_decoder_and_encoder_skips_are_read():
-    """No release has them, but the reference's options do; the names are those of its code."""
+    """No published file has them, but the reference's options do; the names are those of its code."""
     state = dict(STATE)
     for size in (16, 8):
         down = {"weight": torch.zeros(32, 3, 1, 1), "bias": torch.ones(32)}
@@ -142,14 +142,14 @@ def test_decoder_and_encoder_skips_are_read():
         state |= {f"model.enc.{size}x{size}_aux_down.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
         state |= {f"model.dec.{size}x{size}_aux_{k}": v for k, v in up.items()}
         state |= {f"model.dec.{2 * size}x{2 * size}_aux_up.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
-    plain, model = denoiser(STATE, "x", **TOLD), denoiser(state, "x", **TOLD)
+    plain, model = denoiser(STATE, "x", **EDM_FLAGS), denoiser(state, "x", **EDM_FLAGS)
     assert (model.network.variant.progressive_input, model.network.variant.progressive_output) == (
         InputSkip(MEAN),
         OutputSkip(MEAN),
     )
     state |= {name: torch.zeros_like(v) for name, v in state.items() if "aux_skip" in name}
     with torch.no_grad():
-        added = denoiser(state, "x", **TOLD).network(X, SIGMA) - plain.network(
+        added = denoiser(state, "x", **EDM_FLAGS).network(X, SIGMA) - plain.network(
             X, SIGMA
         )  # the predictions of 8 x 8 and 16 x 16: one each
         torch.testing.assert_close(added, torch.full_like(added, 2.0))
@@ -157,7 +157,7 @@ def test_decoder_and_encoder_skips_are_read():
 
 
 def test_the_importer_is_described():
-    model = denoiser(STATE, "x", **TOLD)
+    model = denoiser(STATE, "x", **EDM_FLAGS)
     again = deserialize(serialize(model))
     again.load_state_dict(model.state_dict())
     with torch.no_grad():

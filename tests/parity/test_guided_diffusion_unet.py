@@ -101,7 +101,7 @@ def test_sizes_are_read_from_tensors_alone(name):
         refused(lambda: openai.denoiser(state, "model.pt", **FLAGS, use_new_attention_order=False), "model.pt")
 
 
-RELEASED = {
+COMMAND_LINES = {
     # image_size, num_heads, num_head_channels, use_new_attention_order, noise_schedule, diffusion_steps,
     # rescale_timesteps; predict_xstart is False in all, and learn_sigma True but for classifiers
     "cifar10_uncond_50M_500K": (32, 4, None, False, "cosine", 4000, True),
@@ -130,9 +130,9 @@ RELEASED = {
 """From the command lines in the two projects' own instructions."""
 
 
-def test_flags_of_the_released_files():
-    assert openai_flags.PUBLISHED.keys() == RELEASED.keys()
-    for name, flags in RELEASED.items():
+def test_flags_of_the_published_files():
+    assert openai_flags.PUBLISHED.keys() == COMMAND_LINES.keys()
+    for name, flags in COMMAND_LINES.items():
         judges = "classifier" in name
         for path in (f"models/{name}.pt", f"ema_0.9999_{name}.pt"):
             assert openai.complete(openai.Flags(), path, judges) == openai.Flags(*flags, False, not judges), name

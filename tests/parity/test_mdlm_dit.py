@@ -118,7 +118,7 @@ def test_what_it_says_of_itself(peer, state):
 
 
 def test_the_hub_configuration_is_read(peer, state):
-    said = {
+    config = {
         "hidden_dim": 64,
         "model_length": 24,
         "n_heads": 4,
@@ -126,13 +126,13 @@ def test_the_hub_configuration_is_read(peer, state):
         "dropout": 0.25,
         "vocab_size": 18,
     }
-    told = {"parameterization": "subs", "noise": "loglinear"}
-    denoiser = mdlm(state, NAME, config=said, **told)
+    flags = {"parameterization": "subs", "noise": "loglinear"}
+    denoiser = mdlm(state, NAME, config=config, **flags)
     assert denoiser.shape == (24,)
     assert denoiser.network.timed
     assert denoiser.network.dropout == 0.25
     refused(
-        lambda: mdlm(state, NAME, config=said, **told, time_conditioning=False),
+        lambda: mdlm(state, NAME, config=config, **flags, time_conditioning=False),
         "time_conditioning=False, but the file specifies True",
     )
 
@@ -189,11 +189,11 @@ def test_a_sedd_trained_beside_mdlm_is_none(peer, state):
     checkpoint = {"state_dict": state, "hyper_parameters": kept}
     assert (looks_like_mdlm(checkpoint), looks_like_sedd(checkpoint)) == (False, True)
     time = time_of(peer["sigma"])
-    said = ({"parameterization": "sedd"}, {"model_type": "SEDD"})
+    configs = ({"parameterization": "sedd"}, {"model_type": "SEDD"})
     for made in (
         mdlm(checkpoint, NAME),
         sedd(checkpoint, NAME),
-        *(mdlm(state, NAME, config=config, noise="loglinear", length=24) for config in said),
+        *(mdlm(state, NAME, config=config, noise="loglinear", length=24) for config in configs),
         mdlm(state, NAME, parameterization="sedd", noise="loglinear", length=24),
     ):
         assert isinstance(made, ScoreEntropyDenoiser)
@@ -260,12 +260,18 @@ SMALL = {"noise": "loglinear", "length": 1024, "n_heads": 12, "uniform": False, 
 
 
 def test_bad_entries_of_a_configuration_are_named(state):
-    for said in ({"time_conditioning": "yes"}, {"n_heads": 4.5}, {"dropout": "much"}, {"n_heads": {}}, {"length": -1}):
+    for config in (
+        {"time_conditioning": "yes"},
+        {"n_heads": 4.5},
+        {"dropout": "much"},
+        {"n_heads": {}},
+        {"length": -1},
+    ):
         refused(
-            lambda s=said: mdlm(
+            lambda s=config: mdlm(
                 state, NAME, config={"length": 24} | s, **{k: v for k, v in TRAINED.items() if k not in s}
             ),
-            f"{next(iter(said))} ",
+            f"{next(iter(config))} ",
         )
 
 

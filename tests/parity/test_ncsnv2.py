@@ -1,4 +1,4 @@
-"""The released networks of ermongroup/ncsnv2, read from a state dict by our importer."""
+"""The published networks of ermongroup/ncsnv2, read from a state dict by our importer."""
 
 import math
 
@@ -65,9 +65,9 @@ def test_what_the_denoiser_says_of_itself():
 
 
 def foreign(network, stages, order):
-    """A state of the released form, from the order in which a network of ours computes.
+    """A state of the published form, from the order in which a network of ours computes.
 
-    The released modules are named in it.
+    It has the names of the published modules.
     """
     ours, kinds = dict(network.named_parameters()), []
     for stage in stages:
@@ -130,14 +130,14 @@ def test_each_depth_is_read_from_the_names(stages, order, multipliers, dilations
     ("depth", "levels", "largest", "size"),
     [(4, 232, 50, 32), (4, 500, 90, 64), (5, 1086, 190, 128), (6, 2311, 348, 256)],
 )
-def test_depth_and_levels_of_the_released_networks_tell_the_size(depth, levels, largest, size):
-    def told(depth, levels, largest):
+def test_depth_and_noise_levels_of_the_published_networks_determine_the_size(depth, levels, largest, size):
+    def image_size(depth, levels, largest):
         sigmas = torch.logspace(math.log10(largest), -2, levels)
         return size_of(Settings("file.pth", {}), depth, sigmas)
 
-    assert told(depth, levels, largest) == size
+    assert image_size(depth, levels, largest) == size
     for other in ((depth % 6 + 1, levels, largest), (depth, levels + 1, largest), (depth, levels, largest + 2)):
-        refused(lambda o=other: told(*o), "file.pth", "the size of the images", "image_size=32")
+        refused(lambda o=other: image_size(*o), "file.pth", "the size of the images", "image_size=32")
 
 
 def test_another_size_is_asked_for():

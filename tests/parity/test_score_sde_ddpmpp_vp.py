@@ -46,8 +46,8 @@ def test_flags_say_what_a_path_does_not():
         "beta_min=0.1, beta_max=20.0",
     )  # another file
     assert isinstance(denoiser(STATE, "weights.pth", sde="vp", continuous=True, image_size=32, **BETAS).schedule, VP)
-    told = denoiser(STATE, "weights.pth", sde="vp", continuous=False, image_size=32, **BETAS)
-    for chain in (told, denoiser(STATE, "vp/cifar10_ddpmpp/checkpoint_1.pth")):
+    by_flags = denoiser(STATE, "weights.pth", sde="vp", continuous=False, image_size=32, **BETAS)
+    for chain in (by_flags, denoiser(STATE, "vp/cifar10_ddpmpp/checkpoint_1.pth")):
         assert isinstance(chain.schedule, Tabulated)
         torch.testing.assert_close(chain.schedule.betas, vp_betas(), rtol=1e-12, atol=0)
         assert float(chain.time_input(chain.schedule, torch.tensor(0.25))) == 249

@@ -123,8 +123,8 @@ def test_gpt2_vocabularies_tell_the_graph(vocabulary, kind):
         "output_layer.adaLN_modulation.weight": (4, 1),
         "output_layer.adaLN_modulation.bias": (4,),
     }
-    told = {k: v for k, v in (UNIFORM if kind is Uniform else TEXT).items() if k != "uniform"}
-    denoiser = sedd({name: torch.ones(shape) for name, shape in network.items()}, NAME, **told)
+    flags = {k: v for k, v in (UNIFORM if kind is Uniform else TEXT).items() if k != "uniform"}
+    denoiser = sedd({name: torch.ones(shape) for name, shape in network.items()}, NAME, **flags)
     assert isinstance(denoiser.transition, kind)
     assert denoiser.quantization == Quantization(50257)
     assert denoiser.assumed[0] == f"uniform={kind is Uniform}: GPT-2 has 50257 tokens, and a mask is one more"

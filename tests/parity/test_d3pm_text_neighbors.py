@@ -33,7 +33,7 @@ def schedule(request):
     return request.param
 
 
-def test_neighbours():
+def test_neighbors():
     """By the angle, as in the peer's class with a cache; its plain class takes distances of embeddings as given."""
     embeddings = FIXTURE["embeddings"]
     assert torch.equal(nearest(embeddings, 3), FIXTURE["cached.neighbours"])

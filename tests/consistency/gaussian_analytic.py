@@ -162,7 +162,7 @@ def outputs_of(denoiser: GaussianDenoiser, x: Tensor, t: Tensor) -> tuple[Tensor
 
 @torch.no_grad()
 def chain_distribution(denoiser: GaussianDenoiser, variance: str, times: list[Tensor]) -> Tensor:
-    """Returns `P(k)` of the three levels under the chain of `Ancestral` and the decoder, by quadrature over states."""
+    """Returns `P(k)` of the three quantization levels for the chain of `Ancestral` and the decoder, by quadrature."""
     schedule = denoiser.corruption
     reach = 6.5 * max(1.0, float(coefficients(schedule, ONE)[1])) + 1
     count = int(200 * reach)
