@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -148,7 +149,8 @@ def with_modules_on(module: M, schedule: Schedule) -> M:
     other = copy.copy(module)
     other._modules = dict(module._modules)  # a copy shares this dictionary
     for name, child in module._modules.items():
-        if callable(move := getattr(child, "on", None)):
+        move: Callable[[Schedule], nn.Module] | None = getattr(child, "on", None)
+        if move is not None:
             other._modules[name] = move(schedule)
         elif isinstance(child, nn.ModuleList | nn.ModuleDict):
             other._modules[name] = with_modules_on(child, schedule)
