@@ -78,7 +78,7 @@ class GaussianDenoiser(Denoiser[Schedule]):
 
     @abstractmethod
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        """Returns the estimate of x_0 from x_t, as coefficients, network output and variance output.
+        """Returns an `Estimate`: coefficients, network output and variance output. The mean alone is `denoiser(x_t, t)`.
 
         Args:
             x_t: `(B, ...)`.
