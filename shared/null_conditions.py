@@ -46,8 +46,8 @@ def refuse_without_null(network: Any, condition: str) -> None:
     """
     if not hasattr(network, "null"):
         raise UsageError(
-            f"the network does not define what stands for no {condition}: give it a method null(name) that returns a tensor, or give "
-            "the same null=... to guidance and to ConditionDropout"
+            f"the network does not define what stands for no {condition}: give it a method null(name) that returns a "
+            "tensor, or give the same null=... to guidance and to ConditionDropout"
         )
     network.null(condition)  # raises if nothing stands for no condition
 

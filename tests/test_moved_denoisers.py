@@ -235,7 +235,7 @@ def test_networks_without_the_condition_need_no_null():
         def forward(self, x, time, label=None):
             return x
 
-    with pytest.raises(UsageError, match=r"give it a method null\(condition\)"):
+    with pytest.raises(UsageError, match=r"give it a method null\(name\)"):
         ClassifierFree(Learned(Labelled(), VP()), 1.0)
     guided = ClassifierGuided(Learned(MLP(2, classes=2), VP()), classifier())
     assert ClassifierFree(guided, 1.0).w == 1.0
