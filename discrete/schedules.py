@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
 from ..shared.tensors import Table, exact
-from ..shared.values import Value
+from ..shared.values import equal, hash_of_type, keep_inherited, notation
 
 
-class NoiseSchedule(Value, ABC):
+class NoiseSchedule(ABC):
     r"""A noise schedule: `total(t) = int_0^t rate(r) dr`, the expected number of noise events of a token by time t.
 
     In the papers: `total` is SEDD's sigma-bar and `rate` its sigma, and `exp(-total(t))` is alpha_t of MDLM, the
@@ -36,6 +37,11 @@ class NoiseSchedule(Value, ABC):
 
     steps: int | None = None
     t_min: float = 1e-3
+    __eq__, __hash__, __repr__ = equal, hash_of_type, notation
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        keep_inherited(cls)
 
     @abstractmethod
     def total(self, t: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing_extensions import Self
 
 from ..shared.calling import call_network, one_per_example, refuse_non_tensor, refuse_signature
 from ..shared.errors import UsageError
-from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser, equal_snr_time, on_schedule, range_of_time_input
+from ..shared.gaussian.change_of_schedule import equal_snr_time, on_schedule, range_of_time_input
+from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser
 from ..shared.gaussian.prediction import velocity
 from ..shared.gaussian.schedule import Schedule
 from ..shared.gradients import gradients

@@ -45,16 +45,14 @@ def notation(self: Any) -> str:
     return f"{type(self).__name__}({', '.join(f'{name}={written(value)}' for name, value in given.items())})"
 
 
-class Value:
-    """A base class with equality and notation by value, for its subclasses too, dataclasses among them."""
+def keep_inherited(cls: type) -> None:
+    """Sets the inherited equality, hash and notation on the class itself, or `@dataclass` would add its own.
 
-    __eq__, __hash__, __repr__ = equal, hash_of_type, notation
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        for name in ("__eq__", "__hash__", "__repr__"):  # set on each class, or @dataclass would add its own
-            if name not in vars(cls):
-                setattr(cls, name, getattr(cls, name))
+    For use in `__init_subclass__` of a class with `equal`, `hash_of_type` and `notation`.
+    """
+    for name in ("__eq__", "__hash__", "__repr__"):
+        if name not in vars(cls):
+            setattr(cls, name, getattr(cls, name))
 
 
 def state_of(value: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from unnoise.shared.gaussian import MinSNR, OutputError, Preconditioned, noise
 from unnoise.shared.objective import Stratified
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.time_inputs import LastIndex
-from unnoise.shared.values import Value
 
 for module in pkgutil.walk_packages(unnoise.__path__, "unnoise."):
     if module.name.split(".")[1] in ("continuous", "discrete", "sde", "shared"):
@@ -109,7 +108,7 @@ def test_values_of_a_users_dataclass():
 
 
 def test_a_notation_of_ones_own_is_inherited():
-    class Named(Value):
+    class Named(discrete.CosineNoise):
         def __repr__(self):
             return "named"
 
@@ -118,4 +117,4 @@ def test_a_notation_of_ones_own_is_inherited():
         size: int = 1
 
     assert repr(Further()) == "named"
-    assert Further(2) == Further(2) != Further(3)
+    assert Further(size=2) == Further(size=2) != Further(size=3)

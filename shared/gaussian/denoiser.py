@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self, TypeVar
+from typing_extensions import Self
 
 from ..calling import call_network, one_per_example, refuse_signature
 from ..denoiser import Denoiser
@@ -18,6 +16,7 @@ from ..random import Source
 from ..serialization import serializable
 from ..tensors import at_least_float32, checked_time, exact, like, refuse_non_float
 from ..time_inputs import TimeInput, thousandths
+from .change_of_schedule import equal_snr_time, on_schedule, range_of_time_input, with_modules_on
 from .prediction import Prediction, noise
 from .schedule import Schedule
 
@@ -78,7 +77,7 @@ class GaussianDenoiser(Denoiser[Schedule]):
 
     @abstractmethod
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        """Returns an `Estimate`: coefficients, network output and variance output. The mean alone is `denoiser(x_t, t)`.
+        """Returns the estimate: coefficients, network output and variance output. The mean alone is `denoiser(x_t, t)`.
 
         Args:
             x_t: `(B, ...)`.
@@ -118,66 +117,6 @@ class GaussianDenoiser(Denoiser[Schedule]):
         """
         (_, sigma_t), (_, sigma_1) = self.corruption(exact(t)), self.corruption(torch.ones_like(exact(t)))
         return x if t == 1 else like(sigma_t / sigma_1, x) * x
-
-
-class TrainedOnSchedule(Protocol):
-    """A denoiser or classifier of noisy data with a network.
-
-    Attributes:
-        corruption: the current schedule, which made x_t.
-        schedule: the schedule of training, which determines the time inputs.
-    """
-
-    corruption: Schedule
-    schedule: Schedule
-
-    @property
-    def time_input(self) -> TimeInput[Schedule]:
-        """`(schedule, t) -> time input`, for times of the training schedule."""
-        ...
-
-
-T = TypeVar("T", bound=TrainedOnSchedule)
-M = TypeVar("M", bound=nn.Module)
-
-
-def with_modules_on(module: M, schedule: Schedule) -> M:
-    """Returns a copy of a module with the same weights, whose child modules with a method `on` are put on `schedule`.
-
-    The same holds for the children of an `nn.ModuleList` or `nn.ModuleDict`. Other children are shared.
-    """
-    other = copy.copy(module)
-    other._modules = dict(module._modules)  # a copy shares this dictionary
-    for name, child in module._modules.items():
-        move: Callable[[Schedule], nn.Module] | None = getattr(child, "on", None)
-        if move is not None:
-            other._modules[name] = move(schedule)
-        elif isinstance(child, nn.ModuleList | nn.ModuleDict):
-            other._modules[name] = with_modules_on(child, schedule)
-    return other
-
-
-def equal_snr_time(denoiser: TrainedOnSchedule, t: Tensor) -> Tensor:
-    """Returns the time of the training schedule with the log-SNR of time t of the current schedule, of the shape of t.
-
-    It is clamped to [t_min, 1] of the training schedule; if the two schedules are one object, it is t.
-    """
-    return t if denoiser.corruption is denoiser.schedule else denoiser.schedule.time(denoiser.corruption.log_snr(t))
-
-
-def range_of_time_input(denoiser: TrainedOnSchedule) -> Tensor:
-    """Returns the time inputs at t_min, the smallest training time, and at t = 1 of the training schedule, `(2,)`."""
-    return denoiser.time_input(denoiser.schedule, torch.tensor([denoiser.schedule.t_min, 1.0], dtype=torch.float64))
-
-
-def on_schedule(denoiser: T, schedule: Schedule) -> T:
-    """Returns a copy of the denoiser on another schedule, with the same weights.
-
-    A schedule that equals the training schedule is replaced by it, so that times are not converted.
-    """
-    other = copy.copy(denoiser)
-    other.corruption = denoiser.schedule if schedule == denoiser.schedule else schedule
-    return other
 
 
 @serializable("gaussian.Learned", formerly="unnoise.shared.denoiser.Learned", renamed={"label": "time_input"})
@@ -388,7 +327,8 @@ def refuse_disorder(schedule: Schedule) -> None:
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
         raise UsageError(
-            f"{schedule} has alpha={float(alpha[at]):.4g}, sigma={float(sigma[at]):.4g} at t={float(LOOKED_AT[at]):.3g}: "
+            f"{schedule} has alpha={float(alpha[at]):.4g}, sigma={float(sigma[at]):.4g} "
+            f"at t={float(LOOKED_AT[at]):.3g}: "
             "sigma / alpha must be finite and grow from t = 0, the data, to t = 1, noise"
         )
 

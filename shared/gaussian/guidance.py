@@ -26,7 +26,8 @@ from ..random import Source, uniform
 from ..serialization import serializable
 from ..tensors import at_least_float32, checked_time, exact, is_integer, like, refuse_non_float
 from ..time_inputs import TimeInput, thousandths
-from .denoiser import DenoiserWrapper, Estimate, GaussianDenoiser, equal_snr_time, on_schedule, range_of_time_input
+from .change_of_schedule import equal_snr_time, on_schedule, range_of_time_input
+from .denoiser import DenoiserWrapper, Estimate, GaussianDenoiser
 from .schedule import Schedule, refuse_zero_snr
 
 EDGE = 1e-6
