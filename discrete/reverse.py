@@ -48,6 +48,7 @@ class Marginal(ReverseModel):
     `to_leave_one_out` converts such an output to the one that gives the same model with `Product`, except in the first
     row of a table, where `Product` too reads the posterior.
     """
+
     __repr__ = notation
 
     def reads_posterior(self, transition: Transition, t: Tensor) -> Tensor:

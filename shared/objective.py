@@ -75,7 +75,7 @@ class Objective(nn.Module, ABC, Generic[D]):
             refuse_array(x0, "x0")
         u = self.times(len(x0), generator)
         if u.shape != (len(x0),):
-            raise UsageError(f"times returned shape {tuple(u.shape)} for {len(x0)} examples: return one number for each")
+            raise UsageError(f"times returned shape {tuple(u.shape)} for {len(x0)} examples: return a number for each")
         loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
         return uniform_parts(loss, self.times, u) if hasattr(self.times, "weight") else loss
 

@@ -276,19 +276,20 @@ class GenericTransition(Transition):
             for method, found in (("pushforward", q), ("likelihood", of_x)):
                 if found.shape != (len(x), size):
                     raise UsageError(
-                        f"{name}.{method} returned shape {tuple(found.shape)} for {len(x)} tokens: return {(len(x), size)}"
+                        f"{name}.{method} returned shape {tuple(found.shape)} for {len(x)} tokens: "
+                        f"return {(len(x), size)}"
                     )
             sums = q.sum(-1)
             if bool((q < -SLACK).any()) or not bool(((sums - 1).abs() < SLACK).all()):
                 row = int((sums - 1).abs().argmax())
                 raise UsageError(
-                    f"{name}.pushforward takes a point mass at {row} to numbers of sum {float(sums[row]):.6g} and least "
-                    f"{float(q.min()):.4g}: rows of Q must be distributions"
+                    f"{name}.pushforward takes a point mass at {row} to numbers of sum {float(sums[row]):.6g} and "
+                    f"least {float(q.min()):.4g}: rows of Q must be distributions"
                 )
             if not torch.allclose(of_x[:, x].double(), q[:, x].double().T, atol=SLACK, rtol=SLACK):
                 raise UsageError(
-                    f"{name}.likelihood differs from pushforward: likelihood(x_t, s, t)[..., k] is the probability of x_t "
-                    "given x_s = k, a column of the matrix whose rows pushforward returns"
+                    f"{name}.likelihood differs from pushforward: likelihood(x_t, s, t)[..., k] is the probability of "
+                    "x_t given x_s = k, a column of the matrix whose rows pushforward returns"
                 )
         pairs = x[:2].repeat_interleave(3).reshape(2, 3)
         for times in ((s, t), (s.expand(2), t.expand(2))):
@@ -299,6 +300,6 @@ class GenericTransition(Transition):
                 if found.shape != (2, 3, size):
                     raise UsageError(
                         f"{name}.{method} returned shape {tuple(found.shape)} for tokens (2, 3) and times of shape "
-                        f"{tuple(times[1].shape)}: return (2, 3, {size}); like(v, p) of unnoise.shared.tensors broadcasts "
-                        "a function v of the times against p"
+                        f"{tuple(times[1].shape)}: return (2, 3, {size}); like(v, p) of unnoise.shared.tensors "
+                        "broadcasts a function v of the times against p"
                     )

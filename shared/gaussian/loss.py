@@ -150,7 +150,7 @@ def _of_the_score(arguments: dict[str, Any]) -> dict[str, Any]:
     if name not in ("unnoise.sde.objectives.sigma_squared", "unnoise.sde.objectives.g_squared"):
         raise UsageError(
             f"the checkpoint's ScoreMatching has the weight {name} of the error of the score, but weights are of the "
-            "error of x_0 now: train with DenoisingLoss(denoiser, weight=w), where w is that weight times alpha^2 / sigma^4"
+            "error of x_0 now: train with DenoisingLoss(denoiser, weight=w), w that weight times alpha^2 / sigma^4"
         )
     return _with_weight(arguments, arguments["weight"])
 
