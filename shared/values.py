@@ -81,10 +81,8 @@ def same(a: Any, b: Any) -> bool:
     """
     if a is b:
         return True
-    if isinstance(a, int | float) and isinstance(b, int | float) and bool not in (type(a), type(b)):
-        return a == b
     if type(a) is not type(b):
-        return False
+        return {type(a), type(b)} == {int, float} and a == b
     if isinstance(a, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
     if isinstance(a, Table):
