@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import UsageError
 from .random import Source
 from .tensors import exact
-from .values import equal, hash_of_type, notation
+from .values import equal, hash_of_type, keep_inherited, notation
 
 
 class Corruption(ABC):
@@ -27,9 +27,7 @@ class Corruption(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name in ("__eq__", "__hash__", "__repr__"):  # set on each class, or @dataclass would add its own
-            if name not in vars(cls) and getattr(cls, name) is getattr(Corruption, name):
-                setattr(cls, name, getattr(Corruption, name))
+        keep_inherited(cls)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Corruption:
         return self
