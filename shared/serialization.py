@@ -170,9 +170,10 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
     description = current_name(description)
     name = description.get("class") or description.get("function")
     if name not in _KNOWN:
-        own = str(name).split(".")[0] in ("unnoise", "experiments", "continuous", "discrete", "sde", "gaussian")
-        remedy = "load it by unnoise.load" if own else "import the module with this class or function, and then load"
-        raise UsageError(f"the checkpoint contains {name}, which no imported module defines: {remedy}")
+        raise UsageError(
+            f"the checkpoint contains {name}, which no imported module defines: load it by unnoise.load, which imports "
+            "this package's own, or for a class or function of yours import its module first"
+        )
     if "function" in description:
         return _KNOWN[name]
     arguments = {k: deserialize(v, network) for k, v in description["arguments"].items()}
