@@ -183,6 +183,25 @@ class CleanDenoiser(CategoricalDenoiser):
             return self.corruption.cross_entropy(self.reverse, logits, x0.long(), x_t.long(), t)
 
 
+class CleanDenoiserWrapper(CleanDenoiser):
+    """The base class of denoisers around another one that predicts p0. Subclasses define `logits`.
+
+    It forwards the inner denoiser's `corruption`, `reverse` and `conditions`.
+
+    Args:
+        denoiser: the inner denoiser.
+
+    Raises:
+        UsageError: for a denoiser that does not predict p0.
+    """
+
+    def __init__(self, denoiser: CleanDenoiser) -> None:
+        super().__init__()
+        refuse_without_p0(denoiser, type(self).__name__)
+        self.denoiser = denoiser
+        self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
+
+
 @serializable("discrete.Categorical", formerly="unnoise.discrete.denoiser.Categorical", renamed={"label": "time_input"})
 class Categorical(CleanDenoiser):
     """A denoiser made of a network that predicts p0.

@@ -21,7 +21,7 @@ from ..shared.null_conditions import refuse_missing_condition, refuse_networks_w
 from ..shared.random import Source, categorical
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32
-from .denoiser import CategoricalDenoiser, CleanDenoiser, divergence_from, refuse_without_p0
+from .denoiser import CategoricalDenoiser, CleanDenoiser, CleanDenoiserWrapper, divergence_from
 from .transition.base import CLEAN, Terms, normalized
 from .transition.generic import score_entropy
 
@@ -31,7 +31,7 @@ Change: TypeAlias = Callable[[LogProb, Tensor, Tensor, int, dict[str, Any]], Ten
 
 
 @serializable("discrete.ClassifierFree", formerly="unnoise.discrete.guidance.ClassifierFree")
-class ClassifierFree(CleanDenoiser):
+class ClassifierFree(CleanDenoiserWrapper):
     r"""`log p = (1 + w) log p0(x_0 | x_t, c) - w log p0(x_0 | x_t)`, normalized, at each position.
 
     A denoiser, read by the reverse model of the given one; calls and samplers take the condition c by name. It is the
@@ -54,8 +54,7 @@ class ClassifierFree(CleanDenoiser):
     def __init__(
         self, denoiser: CleanDenoiser, w: float, condition: str = "label", null: Tensor | int | None = None
     ) -> None:
-        super().__init__()
-        refuse_without_p0(denoiser, "ClassifierFree")
+        super().__init__(denoiser)
         refuse_missing_condition(denoiser, condition)
         if not w > -1:
             raise UsageError(
@@ -69,8 +68,7 @@ class ClassifierFree(CleanDenoiser):
                 f"null={null!r}: give the value that means no {condition} for one example, a number or a tensor, as in "
                 "training"
             )
-        self.denoiser, self.w, self.condition, self.null = denoiser, w, condition, null
-        self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
+        self.w, self.condition, self.null = w, condition, null
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         if self.condition not in cond:

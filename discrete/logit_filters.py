@@ -10,11 +10,11 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact
-from .denoiser import CleanDenoiser, refuse_without_p0
+from .denoiser import CleanDenoiser, CleanDenoiserWrapper
 
 
 @serializable("discrete.Temperature", formerly="unnoise.discrete.truncation.Tempered")
-class Temperature(CleanDenoiser):
+class Temperature(CleanDenoiserWrapper):
     r"""`p prop. to p0^(1 / temperature)` at each position: sharper below 1, the argmax as it goes to 0, flatter above.
 
     p0 is the output of the denoiser before the reverse model reads it (with `Product` the leave-one-out posterior); the
@@ -29,19 +29,17 @@ class Temperature(CleanDenoiser):
     """
 
     def __init__(self, denoiser: CleanDenoiser, temperature: float) -> None:
-        super().__init__()
-        refuse_without_p0(denoiser, "Temperature")
+        super().__init__(denoiser)
         if not temperature > 0:
             raise UsageError(f"temperature={temperature}: give a number above 0, where 1 changes nothing")
-        self.denoiser, self.temperature = denoiser, temperature
-        self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
+        self.temperature = temperature
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return at_least_float32(self.denoiser.logits(x_t, t, **cond)) / self.temperature
 
 
 @serializable("discrete.TopP", formerly="unnoise.discrete.truncation.Nucleus")
-class TopP(CleanDenoiser):
+class TopP(CleanDenoiserWrapper):
     """Restricts p0 to the smallest set of tokens whose total probability reaches p (Holtzman et al. 2020, eq. 2 and 3).
 
     p0 is the output of the denoiser before the reverse model reads it (with `Product` the leave-one-out posterior); the
@@ -58,12 +56,10 @@ class TopP(CleanDenoiser):
     """
 
     def __init__(self, denoiser: CleanDenoiser, p: float) -> None:
-        super().__init__()
-        refuse_without_p0(denoiser, "TopP")
+        super().__init__(denoiser)
         if not 0 < p <= 1:
             raise UsageError(f"p={p}: give the probability to keep, above 0 and up to 1, such as 0.9")
-        self.denoiser, self.p = denoiser, p
-        self.corruption, self.reverse, self.conditions = denoiser.corruption, denoiser.reverse, denoiser.conditions
+        self.p = p
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         logits = self.denoiser.logits(x_t, t, **cond)
