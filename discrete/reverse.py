@@ -10,7 +10,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
 from ..shared.values import notation
-from .transition.base import ReverseModel, Transition, as_tokens
+from .transition.base import ReverseModel, Transition, as_tokens, possible
 
 
 @serializable("discrete.Product", formerly="unnoise.discrete.reverse.Product")
@@ -81,8 +81,3 @@ def to_leave_one_out(transition: Transition, log_p: Tensor, x_t: Tensor, t: Tens
     """
     evidence = transition.log_evidence(as_tokens(x_t, transition.states, "x_t"), t).to(log_p)
     return possible(torch.where(evidence > -torch.inf, log_p - evidence, -torch.inf), evidence).log_softmax(-1)
-
-
-def possible(log_p: Tensor, evidence: Tensor) -> Tensor:
-    """Returns `log_p`, `(..., categories)`; where it is -inf for every x_0, `log q(x_t | x_0)`, the given evidence."""
-    return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence)

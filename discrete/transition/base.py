@@ -298,8 +298,7 @@ class ReverseModel(ABC):
             like(v.to(log_p0.device), log_p0) for v in (self.reads_posterior(transition, t), transition.takes_output(t))
         )
         evidence = torch.where(first | posterior & (evidence > -torch.inf), 0.0, evidence)
-        log_p = log_p0 + evidence
-        return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence).log_softmax(-1)
+        return possible(log_p0 + evidence, evidence).log_softmax(-1)
 
     def log_ratio(self, transition: Transition, x_t: Tensor, p0: Tensor, t: Tensor) -> Tensor:
         """Returns `log m`, `(..., K)`, of the model's `q_t(y) / q_t(x_t)`: `m_y = (w Q_t)[y] / (w Q_t)[x_t]`.
@@ -349,6 +348,11 @@ def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
     elif not bool(known.all()):
         raise UsageError(f"{what} has the token {int(x[~known].flatten()[0])}, outside the vocabulary 0..{size - 1}")
     return x
+
+
+def possible(log_p: Tensor, evidence: Tensor) -> Tensor:
+    """Returns `log_p`, `(..., categories)`; where it is -inf for every x_0, `log q(x_t | x_0)`, the given evidence."""
+    return torch.where((log_p > -torch.inf).any(-1, keepdim=True), log_p, evidence)
 
 
 def normalized(p: Tensor) -> Tensor:

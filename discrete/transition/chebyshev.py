@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ...shared.tensors import Table, exact
+from ...shared.tensors import exact
 
 DROPPED = 1e-13  # the size of terms that are left out
 
@@ -59,12 +59,9 @@ class Chebyshev:
         z = tau.cpu().numpy() * (self.bound / 2)
         longest = float(z.max())
         terms = 3 + int(math.sqrt(2 * (longest + 1) * -2 * math.log(DROPPED)) + 12 * math.log1p(longest) ** 0.5)
-        k = torch.arange(terms, dtype=torch.float64)
-        return Table(
-            torch.stack(
-                [(1.0 if n == 0 else 2.0) * torch.as_tensor(ive(float(n), z), dtype=torch.float64) for n in k.tolist()]
-            )
-        ).values
+        return torch.stack(
+            [(1.0 if n == 0 else 2.0) * torch.as_tensor(ive(float(n), z), dtype=torch.float64) for n in range(terms)]
+        )
 
 
 def _of(c: Tensor, each: int) -> Tensor:
