@@ -60,7 +60,7 @@ def hops(call: Callable[[], Any]) -> set[tuple[str, str]]:
         if event == "call" and PACKAGE in path.parents and not name.startswith("<"):
             found.add((str(path.relative_to(PACKAGE)), getattr(frame.f_code, "co_qualname", name)))
 
-    call()  # what is done once, such as a look at the network, is not counted
+    call()  # what is done once, such as the trial of a network's embedding, is not counted
     sys.setprofile(note)
     try:
         call()

@@ -351,7 +351,7 @@ def push(history: History, node: float, output: Tensor, count: int) -> None:
 
 
 def divided_differences(history: History) -> tuple[Tensor, Tensor | None]:
-    """Returns first and second divided differences at the newest output; the second is None for two outputs."""
+    """Returns first and second divided differences at the newest output; with two outputs the second is None."""
     (a, x), (b, y), *older = history
     slope = (x - y) / (a - b)
     if not older:

@@ -86,7 +86,7 @@ class Renoised(Sampler[GaussianDenoiser, Schedule]):
 
     Args:
         sampler: a single-step solver of the flow, such as `DDIM`, `Heun` or `DPMSolverPPSingle`.
-        eta: scale of the noise: 0 for none, 1 for that of `q(x_s | x_t, x_0)`.
+        eta: scale of the noise: 0 for the inner sampler itself, 1 for the noise of `q(x_s | x_t, x_0)`.
 
     Raises:
         UsageError: for eta outside of [0, 1], a multistep sampler, and a schedule that ends at zero SNR.

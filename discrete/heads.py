@@ -106,7 +106,7 @@ def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
 
 
 def rearranged(out: Tensor, x_t: Tensor, transition: Transition) -> str:
-    """Returns how to move the vocabulary of an output to its last axis, or "" where it is not on another axis."""
+    """Returns how to move the vocabulary of an output to its last axis, or "" if it is not on another axis."""
     sizes = (transition.categories, transition.states)
     for axis in range(1, out.ndim - 1):
         if out.shape[axis] in sizes and (*out.shape[:axis], *out.shape[axis + 1 :]) == tuple(x_t.shape):

@@ -31,7 +31,7 @@ class ClassifierFreeGuidance(Chain):
     drop: float = 0.1
     """Probability that the class label of a training example is dropped, p_uncond, such as 0.1."""
     w: float = 0.5
-    """Guidance strength w of the paper, 0 for none; the "guidance scale" of other code is 1 + w."""
+    """Guidance strength w of the paper, 0 for no guidance; the "guidance scale" of other code is 1 + w."""
     share: float = 0.3
     """Interpolation weight v of the reverse log variance, from 0 (small variance) to 1 (large), such as 0.3."""
     bound_steps: int = 256

@@ -56,7 +56,7 @@ class ElucidatedModel(Density):
     std: float = 1.2
     """Standard deviation of ln sigma in training."""
     churn: float = 0.0
-    """S_churn, such as 40: before a step the noise grows by the factor 1 + churn / --sampling-steps; 0 for none.
+    """S_churn, such as 40: before a step the noise grows by the factor 1 + churn / --sampling-steps; 0 adds no noise.
     The factor does not depend on the --steps of `unnoise sample`."""
     churn_low: float = 0.05
     """S_min: the smallest noise level with churn, such as 0.05."""

@@ -42,7 +42,7 @@ class Trace(ABC):
 
     @abstractmethod
     def error(self, estimates: Tensor) -> Tensor | None:
-        """Returns the standard error, `(B,)`, of the mean of estimates `(m, B)`; None where it is unknown."""
+        """Returns the standard error, `(B,)`, of the mean of estimates `(m, B)`; None if it is unknown."""
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def try_time_inputs(owner: HasNetwork, x: Tensor, cond: dict[str, Any]) -> None:
 
 
 def precision(module: nn.Module) -> torch.dtype | None:
-    """Returns the dtype of the module's first floating-point parameter, None without one; takes about a microsecond."""
+    """Returns the dtype of the first floating-point parameter, None if all are integers; takes about a microsecond."""
     for p in module._parameters.values():
         if p is not None and p.is_floating_point():
             return p.dtype
@@ -317,11 +317,11 @@ def condition_mismatch(signature: inspect.Signature | None, name: str, cond: dic
     """Returns the error message for conditions that do not fit the signature, None if they fit.
 
     Its first two parameters, x and the time, are skipped; a signature without them gives a message of its own. The
-    message names the conditions that `forward` does not take or, where there are none, those that it needs and that
+    message names the conditions that `forward` does not take or, if it takes all of them, those that it needs and that
     are missing.
 
     Args:
-        signature: of the network's `forward`, without self; None if it is unknown: then returns None.
+        signature: of the network's `forward`, without self; if it is None, unknown, the result is None.
         name: the class of the network, for the message.
         cond: conditions by name.
     """

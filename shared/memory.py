@@ -12,7 +12,7 @@ from .errors import UsageError
 def available() -> int | None:
     """Returns the free memory in bytes: the least of the machine's, the process limit's and the container's.
 
-    None where the system reports none of them.
+    Returns None if the system reports none of the three.
     """
     found = [_free(), _under_limit(), *_in_container()]
     return min((n for n in found if n is not None), default=None)
@@ -32,7 +32,7 @@ def _free() -> int | None:
 
 
 def _under_limit() -> int | None:
-    """Returns the bytes that remain of the limit `ulimit -v`, or None without a limit."""
+    """Returns the bytes that remain of the limit `ulimit -v`, or None if it is unlimited."""
     try:
         import resource
 
@@ -61,7 +61,7 @@ def _in_container() -> list[int]:
 def refuse_beyond(need: int, what: str, remedy: str) -> None:
     """Raises `UsageError` if `what` needs more than the free memory.
 
-    Nothing is raised where the free memory is unknown.
+    Nothing is raised if the free memory is unknown.
 
     Args:
         need: estimate of the bytes that it needs.

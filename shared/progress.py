@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Called with an iterable of `total` items (None where unknown) and a label; returns an iterable of the same items.
+    """Called with an iterable of `total` items (None if unknown) and a label; returns an iterable of the same items.
 
     It may report progress whenever an item is taken. `label` names the work, such as "sampling".
     """

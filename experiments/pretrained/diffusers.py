@@ -223,14 +223,14 @@ def scheduler_options(scheduler: Mapping[str, Any], source: str) -> dict[str, An
 
 
 def clip_of(options: Mapping[str, Any]) -> float | None:
-    """Returns the bound that estimates are clipped to; infinity without clipping, None without such a setting."""
+    """Returns the bound that estimates are clipped to; infinity if they are not, None if the setting is absent."""
     if options["thresholding"]:
         return 1.0
     return {None: None, False: math.inf, True: float(options["clip_sample_range"])}[options["clip_sample"]]
 
 
 def variance_of(options: Mapping[str, Any], network: UNet, source: str) -> ReverseVariance | None:
-    """Returns the scheduler's reverse variance; None where it has none, or the network predicts it.
+    """Returns the scheduler's reverse variance; None if it does not have one, or the network predicts it.
 
     Raises:
         UsageError: where the network has twice the channels and the scheduler does not read them, or the other way

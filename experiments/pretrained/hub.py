@@ -59,7 +59,7 @@ def push(path: Path | str, name: str, *, private: bool = False, token: str | Non
         the address of the repository.
 
     Raises:
-        UsageError: where there is no checkpoint, or the Hub refuses the upload.
+        UsageError: for a folder without a checkpoint, and if the Hub refuses the upload.
     """
     from huggingface_hub import HfApi
 
@@ -75,5 +75,5 @@ def push(path: Path | str, name: str, *, private: bool = False, token: str | Non
 
 
 def reason(error: Exception) -> str:
-    """Returns the first line of an error's message, or its type where it has no message."""
+    """Returns the first line of an error's message, or its type if it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)

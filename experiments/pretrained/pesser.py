@@ -239,7 +239,7 @@ def _names(layer: Layer) -> Names:
 
 
 def _parts(contents: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Returns the model and the averaged weights, the fifth entry of a list, or None where the file has none."""
+    """Returns the model, and the averaged weights, the fifth entry of a list, or None for a file without averages."""
     held = list(contents) if isinstance(contents, list | tuple) else [contents]
     average = stripped(held[4], PREFIX) if len(held) > 4 else None
     return stripped(held[0], PREFIX) if held else {}, average or None

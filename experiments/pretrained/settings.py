@@ -88,7 +88,7 @@ class Settings:
         self.from_file[name] = value
 
     def get(self, name: str) -> Any:
-        """Returns the value, or None where no source has one."""
+        """Returns the value, or None if no source contains it."""
         known = next((known for known in (self.from_file, self.flags, self.from_name) if name in known), None)
         if known is self.from_name:
             self.used_of_name.add(name)
@@ -157,7 +157,7 @@ class Settings:
     def note_raw_weights(self, contents: Any, average: Any) -> None:
         """Notes that a list `[model, optimizer, epoch, step, ema]` without averages gives its raw weights."""
         if isinstance(contents, list | tuple) and len(contents) > 4 and average is None:
-            self.note("the raw weights are used: the file's fifth entry, where averaged weights are stored, has none")
+            self.note("the raw weights are used: the file's fifth entry does not contain averaged weights")
 
     @contextlib.contextmanager
     def naming_file(self) -> Iterator[None]:

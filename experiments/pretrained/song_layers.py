@@ -125,7 +125,7 @@ def kind(module: Mapping[str, Any]) -> str:
 
 
 def shape(module: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Returns the shape of a tensor; empty where there is none."""
+    """Returns the shape of the tensor of that name; an empty tuple if the module has no such tensor."""
     return tuple(getattr(module.get(name), "shape", ()))
 
 

@@ -146,7 +146,7 @@ class TextConfig:
         return (name for name in names if isinstance(name, str))
 
     def kind(self) -> Any:
-        """Returns how the model was trained, such as "subs"; None where no entry contains it."""
+        """Returns how the model was trained, such as "subs"; None if no entry contains it."""
         entries = [(name, self(name)) for name in ("parameterization", "model_type")]
         kinds = [(name, kind.lower() if isinstance(kind, str) else kind) for name, kind in entries if kind is not None]
         if {kind in SEDD for _, kind in kinds if kind in (*MDLM, *SEDD)} == {False, True}:
@@ -181,7 +181,7 @@ class TextConfig:
         return float(value)
 
     def whole(self, *names: str) -> int | None:
-        """Returns an entry that is a whole number of at least 1; None where there is none."""
+        """Returns an entry that is a whole number of at least 1, or None if the configuration does not contain it."""
         value = self(*names)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31):
             raise UsageError(
@@ -217,7 +217,7 @@ def settings_from(text_config: TextConfig, source: str, *, prefixed: bool, vocab
 def published_settings(
     from_file: Mapping[str, Any], vocabulary: int, width: int, depth: int, *, prefixed: bool
 ) -> dict[str, Any]:
-    """Returns the settings of the published network of this size; empty where the file contradicts one of them."""
+    """Returns the settings of the published network of this size; an empty dict if the file contradicts one."""
     if vocabulary != GPT2 + 1 or BLOCKS.get(width) != depth or (prefixed and width != 768):
         return {}
     settings = {"noise": "loglinear", "length": 1024, "n_heads": HEADS[width], "uniform": False, "scale_by_sigma": True}
@@ -231,7 +231,7 @@ def published_settings(
 def is_uniform(vocabulary: int, source: str, text_config: TextConfig) -> bool | None:
     """Returns whether the graph is uniform, with no mask token, from its name or the number of tokens.
 
-    None where neither is given.
+    Returns None if the configuration contains neither.
     """
     kind, tokens = text_config("type", within="graph"), text_config.whole("tokens")
     if kind not in (None, "absorb", "uniform"):

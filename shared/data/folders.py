@@ -150,7 +150,7 @@ def split_of(name: str) -> str | None:
 def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str, list[Parts]], dict[str, str]]:
     """Returns the innermost folder of all images, the images of each split, and the split of each folder in it.
 
-    The last is empty where all images are one split.
+    The last is empty if all images belong to one split.
 
     Raises:
         UsageError: where folders of splits lie beside other images or folders, or two of them are the same split.
@@ -312,7 +312,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def left_out(found: Contents) -> list[str]:
-    """Returns notes on the files that are not read: other than images, and hidden ones; none if there are none."""
+    """Returns notes on files that are not read: other than images, and hidden ones; an empty list if all are read."""
     notes, others = [], [printable(parts) for parts in found.others]
     if others:
         examples = f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}"

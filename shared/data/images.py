@@ -26,11 +26,11 @@ LEVELS = {"digits": 17}  # every other data set has 256 quantization levels
 
 
 class ImageDataset(NamedTuple):
-    """Images as quantization levels, uint8 `(N, C, H, W)`, with class labels where there are any.
+    """Images as quantization levels, uint8 `(N, C, H, W)`, and their class labels, if they have labels.
 
     Attributes:
         k: the quantization levels.
-        label: class labels, int64 `(N,)`, or None without usable labels (`no_labels` has the reason).
+        label: class labels, int64 `(N,)`, or None if the labels cannot be used (`no_labels` has the reason).
         quantization: the real numbers that the quantization levels stand for.
         names: names of the classes, where they have names.
         notes: what was left out, or changed in reading.
@@ -70,12 +70,12 @@ class ImageDataset(NamedTuple):
 
     @property
     def labels(self) -> Labels:
-        """The labels as a list, the names of the classes, and the reason where there are none."""
+        """The labels as a list, the names of the classes, and the reason if labels are missing."""
         reason = self.no_labels.removeprefix("no labels").removeprefix(": ")
         return Labels(None, reason=reason) if self.label is None else Labels(self.label.tolist(), self.names)
 
     def subset(self, count: int) -> ImageDataset:
-        """Returns `count` evenly spaced images, because folders are sorted by class; all where there are no more."""
+        """Returns `count` evenly spaced images, because folders are sorted by class; all images if there are fewer."""
         if count >= len(self.k):
             return self
         rows = torch.arange(count) * len(self.k) // count
@@ -156,7 +156,7 @@ def find_images(name: str, split: str, classes: int | None) -> tuple[Files | Cel
     For the arguments see `image_dataset`.
 
     Raises:
-        UsageError: where there are none, or their labels do not lie in 0 to classes - 1.
+        UsageError: for a split without images, and labels outside of 0 to classes - 1.
     """
     if name not in bundled() and Path(name).is_dir():
         files, labels, notes = list_images(name, split)

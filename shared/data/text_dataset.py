@@ -69,7 +69,7 @@ class TextDataset:
 
     @property
     def lossy(self) -> str:
-        """A sentence on what the tokenizer loses; empty where it loses nothing."""
+        """A sentence on what the tokenizer loses, or "" if it loses nothing."""
         if not self.lost_characters:
             return ""
         share = f"{self.lost_characters:,} of {self.characters:,} characters cannot be decoded from the tokens"

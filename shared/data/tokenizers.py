@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
     """One document, or a part of one, as token ids, with the counts behind figures per character and per word.
 
     Attributes:
-        tokens: token ids; empty where nothing of the text can be encoded.
+        tokens: token ids; empty if nothing of the text can be encoded.
         characters: number of characters that the tokens stand for.
         words: number of words that the tokens stand for.
         lost_characters: number of characters that decoding the tokens does not return, at least.
@@ -228,7 +228,7 @@ class SubwordTokenizer(Tokenizer):
 
     @cached_property
     def unknown(self) -> int | None:
-        """Id of the token for text that the tokenizer does not know; None where it has none."""
+        """Id of the token for text that the tokenizer does not know; None for a tokenizer without such a token."""
         model = json.loads(self.json)["model"]
         if model.get("unk_id") is not None:
             return model["unk_id"]
@@ -341,5 +341,5 @@ def tokenizer_file(path: str | Path, end: str | None = None) -> SubwordTokenizer
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or the name of its class where it has none."""
+    """Returns the first line of an error's message, or the name of its class if it has no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -37,9 +37,9 @@ class Checkpoint(NamedTuple):
     Attributes:
         objective: the objective with raw weights.
         average: the objective with averaged weights, the ones to sample from.
-        experiment: the recipe of the run, if any.
-        quantization: quantization of the data, if any.
-        shape: shape of one example, if known.
+        experiment: the recipe of the run, or None.
+        quantization: quantization of the data, or None.
+        shape: shape of one example, or None if it is unknown.
         step: number of training steps.
         description: the content of `checkpoint.json`, under today's names.
         tensors: the content of `tensors.safetensors`.
@@ -325,7 +325,7 @@ def newest(path: Path) -> Path:
     """Returns `path` where it is a checkpoint's own folder, or the newest checkpoint of the run at `path`.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: if the run has no checkpoint.
     """
     if (path / "checkpoint.json").is_file() or (path / "tensors.safetensors").is_file():
         return path

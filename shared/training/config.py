@@ -54,7 +54,7 @@ class Training:
     log_every: int = 50
     """Number of steps between lines of metrics.jsonl."""
     watch_every: int = 0
-    """Number of steps between pictures of samples; 0 for none."""
+    """Number of steps between pictures of samples; 0 for no pictures."""
     save_every: int = 1000
     """Number of steps between checkpoints; one is also written at the end and on Ctrl-C."""
 

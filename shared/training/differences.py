@@ -39,7 +39,7 @@ def difference(stored: Any, given: Any, at: str = "") -> list[str]:
 
 
 def class_name(description: Mapping[str, Any]) -> Any:
-    """Returns the class in a description, or None where it has none."""
+    """Returns the class in a description, or None for a description without a class."""
     return next((description[k] for k in ("class", "external") if isinstance(description.get(k), str)), None)
 
 

@@ -215,7 +215,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a `metrics.jsonl` that are objects with a number `step`; none where there is no such file.
+    """Returns the lines of a `metrics.jsonl` that are objects with a number `step`; an empty list without such a file.
 
     Raises:
         UsageError: where the file cannot be read.
@@ -226,8 +226,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def curve(path: Path, ending: str) -> tuple[list[float], list[float]]:
     """Returns the steps and values of a quantity in a `metrics.jsonl`, such as of the ending `loss`.
 
-    It is the first whose name has this ending; where there is none, both lists are empty, and a `Notice` is
-    issued as a warning.
+    It is the first whose name has this ending. If no name has it, both lists are empty, and a `Notice` is issued as a
+    warning.
 
     Raises:
         UsageError: where the file cannot be read.

@@ -35,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         step: number of steps that were done.
-        folder: the folder of the checkpoint; None where nothing is saved.
+        folder: the folder of the checkpoint; None if nothing is saved.
     """
 
     def __init__(self, step: int, folder: Path | None) -> None:
@@ -307,7 +307,7 @@ def next_batch(stream: Iterator[Any], step: int) -> Mapping[str, Tensor]:
     """Returns the next batch of the stream, for step `step`.
 
     Raises:
-        UsageError: where there is none, or it is not a dict with x0.
+        UsageError: if the stream has ended, or the batch is not a dict with x0.
     """
     batch = next(stream, None)
     if batch is None:

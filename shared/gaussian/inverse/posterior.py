@@ -43,7 +43,7 @@ class Posterior(DenoiserWrapper):
             its Jacobian; clip the posterior instead.
         operator: A, linear.
         y: the measurement, `(B, ...)`, or one row for all samples.
-        noise: sigma_y, the standard deviation of the measurement's noise, in the units of y; 0 for none.
+        noise: sigma_y, the standard deviation of the measurement's noise, in the units of y; 0 for an exact y.
 
     Raises:
         UsageError: for a schedule that ends at zero SNR, a negative noise, and a y that does not fit A or the network.
@@ -53,7 +53,7 @@ class Posterior(DenoiserWrapper):
         super().__init__(denoiser)
         refuse_zero_snr(denoiser.corruption)
         if not noise >= 0:
-            raise UsageError(f"noise={noise}: give the standard deviation of the measurement's noise, 0 for none")
+            raise UsageError(f"noise={noise}: give the standard deviation of the measurement's noise, 0 for an exact y")
         self.operator, self.y, self.noise = operator, y, noise
         self.measurement = Measurement(operator, y, denoiser)
 
