@@ -13,7 +13,7 @@ from ..shared.code_length import CodeLength, refuse_nan, sampled_steps, total_na
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
-from ..shared.sampler import checked
+from ..shared.sampler import checked_grid
 from .denoiser import CategoricalDenoiser, refuse_without_integral
 from .transition.base import CLEAN, as_tokens
 from .transition.generic import categorical_kl
@@ -72,9 +72,8 @@ class VariationalBound:
         # Each step of a table, or the integral:
         self.whole = steps is None or (not isinstance(steps, Tensor) and steps == own)
         steps = own if steps is None else steps
-        self.grid = (
-            checked(steps) if isinstance(steps, Tensor) else None if steps is None else denoiser.corruption.grid(steps)
-        )
+        even = None if steps is None or isinstance(steps, Tensor) else denoiser.corruption.grid(steps)
+        self.grid = checked_grid(steps) if isinstance(steps, Tensor) else even
         if self.grid is not None and float(self.grid[-1]) > 0:
             raise UsageError(
                 f"the grid ends at t={float(self.grid[-1]):g}, and the bound codes data at t=0: end the grid at 0"
@@ -152,7 +151,7 @@ class VariationalBound:
         `(B,)`, in nats, at one sample of x_t.
 
         Raises:
-            UsageError: in continuous time, where there are no steps.
+            UsageError: in continuous time, which has no steps.
         """
         if self.grid is None:
             raise UsageError("this bound is an integral over time: give VariationalBound steps=... for one of a chain")

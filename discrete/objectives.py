@@ -169,7 +169,7 @@ def with_cross_entropy(
     parts: dict[str, Tensor],
     t: Tensor,
 ) -> Loss:
-    """Returns the loss of a bound `(B,)` plus lambda times the cross-entropy, where there is one.
+    """Returns the loss of a bound `(B,)` plus lambda times the cross-entropy, if the denoiser has one.
 
     Args:
         bound: `(B,)`, in nats per dimension.

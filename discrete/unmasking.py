@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..shared.errors import UsageError
 from ..shared.random import Source, categorical, quantile, uniform
-from ..shared.sampler import Sampler, Step, checked
+from ..shared.sampler import Sampler, Step, checked_grid
 from ..shared.tensors import exact, like
 from .denoiser import CategoricalDenoiser, CleanDenoiser
 from .samplers import Last, most_likely
@@ -134,7 +134,7 @@ class FirstHitting(Sampler[CategoricalDenoiser, Absorbing]):
             return super().times(steps)
         if steps < 1:
             raise UsageError(f"steps={steps}: a sampler needs at least one step")
-        return checked(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+        return checked_grid(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     def begin(self) -> Step:
         transition, noise = self.corruption, self.corruption.noise

@@ -15,9 +15,42 @@ from ..shared.serialization import serializable
 from ..shared.tensors import Table, exact
 
 
+@dataclass(frozen=True)
+class LinearBeta(Schedule):
+    """The base class of VP and sub-VP: `beta(t) = beta_min + t (beta_max - beta_min)`, and the alpha_t that follows.
+
+    `log alpha_t^2 = -int_0^t beta(u) du`. The attributes and errors are those of `VP`.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_last: float = 1e-3
+
+    def __post_init__(self) -> None:
+        refuse_betas(self.beta_min, self.beta_max)
+        refuse_outside(self.t_min, self.t_last)
+
+    def log_alpha2(self, t: Tensor) -> Tensor:
+        """Returns `log alpha_t^2` for times t in float64."""
+        return -0.5 * t**2 * (self.beta_max - self.beta_min) - t * self.beta_min
+
+    def limited(self, log_snr: Tensor) -> Tensor:
+        """Returns a log-SNR in float64, clamped to those of t = 1 and t_min."""
+        low, high = self.log_snr(torch.tensor([1.0, self.t_min], dtype=torch.float64)).tolist()
+        return exact(log_snr).clamp(low, high)
+
+    def time_of_alpha(self, minus_log_alpha2: Tensor) -> Tensor:
+        """Returns the time at which `-log alpha_t^2` has a value, clamped to [t_min, 1]."""
+        slope = self.beta_max - self.beta_min
+        # The positive root of slope t^2 / 2 + beta_min t = -log alpha^2, in the form without cancellation near t = 0.
+        root = (self.beta_min**2 + 2 * slope * minus_log_alpha2).sqrt()
+        return (2 * minus_log_alpha2 / (self.beta_min + root)).clamp(self.t_min, 1.0)
+
+
 @serializable("sde.VP", formerly="unnoise.sde.schedules.VP")
 @dataclass(frozen=True)
-class VP(Schedule):
+class VP(LinearBeta):
     r"""The variance-preserving SDE: `dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw` (Song et al. 2021, eq. 11).
 
     `beta(t) = beta_min + t (beta_max - beta_min)`, `log alpha_t = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, and
@@ -34,30 +67,21 @@ class VP(Schedule):
         UsageError: unless 0 < beta_min < beta_max and both times lie between 0 and 1.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-5
-    t_last: float = 1e-3
-
-    def __post_init__(self) -> None:
-        refuse_betas(self.beta_min, self.beta_max)
-        refuse_outside(self.t_min, self.t_last)
-
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        log_alpha2 = _log_alpha2(self, exact(t))
+        log_alpha2 = self.log_alpha2(exact(t))
         return (0.5 * log_alpha2).exp().to(t.dtype), (-torch.expm1(log_alpha2)).sqrt().to(t.dtype)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        log_alpha2 = _log_alpha2(self, exact(t))
+        log_alpha2 = self.log_alpha2(exact(t))
         return (log_alpha2 - torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return _time(self, F.softplus(-_limited(self, log_snr))).to(log_snr.dtype)
+        return self.time_of_alpha(F.softplus(-self.limited(log_snr))).to(log_snr.dtype)
 
 
 @serializable("sde.SubVP", formerly="unnoise.sde.schedules.SubVP")
 @dataclass(frozen=True)
-class SubVP(Schedule):
+class SubVP(LinearBeta):
     r"""The sub-VP SDE: `dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 int_0^t beta(u) du))) dw`.
 
     `beta(t) = beta_min + t (beta_max - beta_min)` and alpha_t are the same as in `VP`, and `sigma_t = 1 - alpha_t^2`,
@@ -65,36 +89,24 @@ class SubVP(Schedule):
     returns alpha_t and sigma_t, of their shape.
 
     Attributes:
-        beta_min: beta at t = 0.
-        beta_max: beta at t = 1.
-        t_min: smallest time in training and likelihoods.
-        t_last: last noisy time of a sampling grid; the step from there to 0 denoises.
+        beta_min, beta_max, t_min, t_last: as in `VP`.
 
     Raises:
         UsageError: unless 0 < beta_min < beta_max and both times lie between 0 and 1.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-5
-    t_last: float = 1e-3
-
-    def __post_init__(self) -> None:
-        refuse_betas(self.beta_min, self.beta_max)
-        refuse_outside(self.t_min, self.t_last)
-
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        log_alpha2 = _log_alpha2(self, exact(t))
+        log_alpha2 = self.log_alpha2(exact(t))
         return (0.5 * log_alpha2).exp().to(t.dtype), (-torch.expm1(log_alpha2)).to(t.dtype)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        log_alpha2 = _log_alpha2(self, exact(t))
+        log_alpha2 = self.log_alpha2(exact(t))
         return (log_alpha2 - 2 * torch.log(-torch.expm1(log_alpha2))).to(t.dtype)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        ratio = (_limited(self, log_snr) / 2).exp()  # alpha / (1 - alpha^2), a quadratic in alpha
+        ratio = (self.limited(log_snr) / 2).exp()  # alpha / (1 - alpha^2), a quadratic in alpha
         alpha = 2 * ratio / (1 + (1 + 4 * ratio**2).sqrt())
-        return _time(self, -2 * alpha.log()).to(log_snr.dtype)
+        return self.time_of_alpha(-2 * alpha.log()).to(log_snr.dtype)
 
 
 @serializable("sde.VE", formerly="unnoise.sde.schedules.VE")
@@ -342,19 +354,3 @@ def refuse_outside(t_min: float, t_last: float) -> None:
     """
     if not (0 < t_min < 1 and 0 < t_last < 1):
         raise UsageError(f"t_min={t_min}, t_last={t_last}: give times between 0 and 1, such as 1e-5 and 1e-3")
-
-
-def _log_alpha2(schedule: VP | SubVP, t: Tensor) -> Tensor:
-    return -0.5 * t**2 * (schedule.beta_max - schedule.beta_min) - t * schedule.beta_min
-
-
-def _limited(schedule: VP | SubVP, log_snr: Tensor) -> Tensor:
-    low, high = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
-    return exact(log_snr).clamp(low, high)
-
-
-def _time(schedule: VP | SubVP, minus_log_alpha2: Tensor) -> Tensor:
-    slope = schedule.beta_max - schedule.beta_min
-    # The positive root of slope t^2 / 2 + beta_min t = -log alpha^2, in the form without cancellation near t = 0.
-    root = (schedule.beta_min**2 + 2 * slope * minus_log_alpha2).sqrt()
-    return (2 * minus_log_alpha2 / (schedule.beta_min + root)).clamp(schedule.t_min, 1.0)

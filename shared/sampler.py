@@ -77,7 +77,7 @@ class Sampler(ABC, Generic[D, C]):
     def begin(self) -> Step:
         """Returns the step function of a new run, called as `step` is.
 
-        The function of a multistep sampler stores the network outputs of the run's earlier steps, at first none.
+        The function of a multistep sampler stores the network outputs of the run's earlier steps.
         """
         return self.step
 
@@ -93,7 +93,7 @@ class Sampler(ABC, Generic[D, C]):
             raise UsageError(
                 f"steps={steps!r}: give a whole number, or a grid of times such as continuous.strided(50, 1000)"
             )
-        grid = checked(steps)
+        grid = checked_grid(steps)
         self.corruption.refuse_grid(grid)
         return grid
 
@@ -175,8 +175,8 @@ class Sampler(ABC, Generic[D, C]):
 class PredictorCorrector(Sampler[D, C]):
     """A predictor step to the next time, then a corrector step at that time.
 
-    Song et al. 2021, algorithm 1; for categorical data Campbell et al. 2022, section 4.4. The types
-    of its denoiser and of its process are those of the predictor.
+    Song et al. 2021, algorithm 1; for categorical data Campbell et al. 2022, section 4.4. The types of its denoiser and
+    of its process are those of the predictor.
 
     Args:
         predictor: a sampler, such as `continuous.DDIM` or `discrete.TauLeaping`.
@@ -282,7 +282,7 @@ def without_plan(sampler: S) -> S:
     return sampler
 
 
-def checked(grid: Tensor) -> Tensor:
+def checked_grid(grid: Tensor) -> Tensor:
     """Returns a grid of times on the CPU in float64, and raises unless it decreases within [0, 1].
 
     Raises:
@@ -297,7 +297,7 @@ def checked(grid: Tensor) -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Returns the device of a module's parameters, the CPU if it has none."""
+    """Returns the device of a module's parameters, the CPU for a module without parameters."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 

@@ -33,8 +33,8 @@ class Estimate(NamedTuple):
     Attributes:
         a, b: the coefficients, float64, scalar or `(B,)`.
         out: the network's output, or the mean where a = 0 and b = 1, of the shape of x_t.
-        variance_output: the network's output for the reverse variance, of the shape of x_t; None if it has none. Fixed
-            variances ignore it.
+        variance_output: the network's output for the reverse variance, of the shape of x_t; None for a network without
+            one. Fixed variances ignore it.
     """
 
     a: Tensor
@@ -138,7 +138,8 @@ class Learned(GaussianDenoiser):
         schedule: the schedule of training, which defines alpha_t and sigma_t.
         predicts: the prediction, a function `(alpha_t, sigma_t) -> (c_skip, c_out)`: it defines what F stands for.
         time_input: `(schedule, t) -> time input`, for times of the training schedule.
-        sigma_data: standard deviation of the data, for c_in; None for that of the prediction, or 1 if it has none.
+        sigma_data: standard deviation of the data, for c_in; None for that of the prediction, if it defines one,
+            else 1.
         scaled: False for c_in = 1 under the training schedule, as for Song et al.'s (2021) networks.
 
     Raises:

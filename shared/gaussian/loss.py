@@ -98,12 +98,13 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
             times: samples the times of a batch.
 
         Raises:
-            UsageError: for sigma_data=None and a denoiser without one of its own.
+            UsageError: for sigma_data=None and a denoiser that does not define one.
         """
         sigma_data = getattr(denoiser, "sigma_data", None) if sigma_data is None else sigma_data
         if sigma_data is None:
             raise UsageError(
-                "sigma_data=None: the denoiser has none, so give the standard deviation of the data, such as 0.5"
+                "sigma_data=None, and the denoiser does not define one: give the standard deviation of the data, such "
+                "as 0.5"
             )
         return cls(denoiser, weight=OutputError(Preconditioned(sigma_data)), times=times)
 
