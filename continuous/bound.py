@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..shared.calling import warn_in_training
 from ..shared.code_length import CodeLength, discretized_gaussian, gaussian_kl, refuse_nan, sampled_steps, total_nats
+from ..shared.denoiser import refuse_other_denoiser
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import TableSchedule
@@ -207,8 +208,9 @@ def chain_of(denoiser: GaussianDenoiser) -> TableSchedule:
     """Returns the denoiser's schedule, a table of steps such as `Tabulated`.
 
     Raises:
-        UsageError: for a schedule in continuous time, which has no steps.
+        UsageError: for a schedule in continuous time, which has no steps, and a denoiser that is not Gaussian.
     """
+    refuse_other_denoiser(denoiser, GaussianDenoiser, "the bound of a chain")
     if not isinstance(denoiser.corruption, TableSchedule):
         raise UsageError(
             f"{type(denoiser.corruption).__name__} is a schedule in continuous time, and a chain of steps is needed: "

@@ -52,9 +52,8 @@ def sections(counts: Sequence[int], rows: int) -> Tensor:
                 f"ask for 1 to {size}, not {count}"
             )
         stride = torch.full((count,), (size - 1) / max(count - 1, 1), dtype=torch.float64)
-        chosen.append(
-            start + torch.round(stride.cumsum(0) - stride).long()
-        )  # summed, and halves rounded to even, as in OpenAI's code
+        # Summed, and halves rounded to even, as in OpenAI's code.
+        chosen.append(start + torch.round(stride.cumsum(0) - stride).long())
         start += size
     return _table(torch.cat(chosen), rows)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shared.denoiser import refuse_other_denoiser
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.loss import refuse_untrained_output
@@ -53,6 +54,7 @@ class Variational(Objective[GaussianDenoiser]):
         tanh: bool = False,
     ) -> None:
         super().__init__()
+        refuse_other_denoiser(denoiser, GaussianDenoiser, "Variational")
         refuse_nonuniform_times(times)
         if not reads_network(variance, denoiser):
             refuse_untrained_output(denoiser)
@@ -99,6 +101,7 @@ class Hybrid(Objective[GaussianDenoiser]):
         tanh: bool = False,
     ) -> None:
         super().__init__()
+        refuse_other_denoiser(denoiser, GaussianDenoiser, "Hybrid")
         refuse_zero_weight(weight, denoiser.corruption)
         if not reads_network(variance, denoiser):
             raise UsageError(

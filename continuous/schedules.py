@@ -11,7 +11,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.gaussian.schedule import Schedule, TableSchedule, even_grid, segment
 from ..shared.serialization import serializable
-from ..shared.tensors import Table, exact
+from ..shared.tensors import Table, as_numbers, exact
 
 
 @serializable("continuous.Tabulated", formerly="unnoise.continuous.tabulated.Tabulated")
@@ -38,7 +38,7 @@ class Tabulated(TableSchedule):
     _ends_in_noise: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        betas = torch.as_tensor(self.betas).detach().cpu().double().clone()
+        betas = as_numbers(self.betas, "betas").detach().cpu().double().clone()
         if betas.ndim != 1 or not len(betas):
             raise UsageError(
                 f"betas of shape {tuple(betas.shape)}: give a vector of one or more, such as linear_betas(1000)"
@@ -181,10 +181,20 @@ class Shifted(Schedule):
     Attributes:
         schedule: the schedule that is shifted; training times and sampling grids are the same as without the shift.
         shift: added to `log(alpha_t^2 / sigma_t^2)` at every time; below 0 for more noise.
+
+    Raises:
+        UsageError: for other than a schedule and a number.
     """
 
     schedule: Schedule
     shift: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule) or not isinstance(self.shift, int | float):
+            given = f"schedule={self.schedule!r}, shift={self.shift!r}"
+            raise UsageError(
+                f"{given}: give a schedule and a number, such as Shifted(Cosine(), resolution_shift(64, 256))"
+            )
 
     @property
     def t_min(self) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..shared.calling import warn_in_training
 from ..shared.code_length import CodeLength, refuse_nan, sampled_steps, total_nats
+from ..shared.denoiser import refuse_other_denoiser
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, uniform
@@ -59,6 +60,7 @@ class VariationalBound:
         steps: int | Tensor | None = None,
         padding: int | None = None,
     ) -> None:
+        refuse_other_denoiser(denoiser, CategoricalDenoiser, "VariationalBound")
         if terms is not None and (not isinstance(terms, int) or terms < 1):
             raise UsageError(f"terms={terms}: give a whole number, one or more")
         if not isinstance(steps, int | Tensor | None) or isinstance(steps, bool):

@@ -241,13 +241,8 @@ class Categorical(CleanDenoiser):
         refuse_head(head, transition)
         if isinstance(transition, GenericTransition):
             transition.check()
-        self.network, self.transition, self.reverse, self.time_input, self.head = (
-            network,
-            transition,
-            reverse or Product(),
-            time_input,
-            head,
-        )
+        self.network, self.transition, self.time_input, self.head = network, transition, time_input, head
+        self.reverse = reverse or Product()
         if self.reverse.eps and transition.steps is None:
             raise UsageError(
                 f"{self.reverse} adds eps at every step, which has no limit in continuous time: take Product(), or "

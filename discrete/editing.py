@@ -41,13 +41,8 @@ class Infilling(Sampler[CategoricalDenoiser, Transition]):
         super().__init__(sampler.denoiser)
         refuse_others(sampler.denoiser, "Infilling")
         known = torch.as_tensor(known)
-        self.sampler, self.known, self.mask, self.looks_back = (
-            sampler,
-            known,
-            checked_mask(mask, known),
-            sampler.looks_back,
-        )
-        self.plans = sampler.plans
+        self.sampler, self.known, self.mask = sampler, known, checked_mask(mask, known)
+        self.looks_back, self.plans = sampler.looks_back, sampler.plans
         as_tokens(torch.where(self.mask, known, 0), self.corruption.categories, "known")
 
     def times(self, steps: int | Tensor) -> Tensor:

@@ -17,9 +17,8 @@ LONGEST = 1e5  # events after which no information is left, as in D3PM's publish
 BISECTIONS = 80  # halvings of log-time
 AT_ONCE = 2**22  # numbers in memory at a time
 FEW = 256  # categories up to which H(x_n | x_0) is averaged over all of them
-EVEN = (
-    torch.arange(32, dtype=torch.float64) + 0.5
-) / 32  # quantiles of the frequencies at which some of more are taken
+EVEN = (torch.arange(32, dtype=torch.float64) + 0.5) / 32
+"""Quantiles of the frequencies at which 32 of more categories are taken."""
 
 
 def mutual_information(

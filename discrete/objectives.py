@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from ..shared.denoiser import refuse_other_denoiser
 from ..shared.errors import UsageError
 from ..shared.objective import Loss, Objective, TimeSampling, independent
 from ..shared.random import Source
@@ -53,6 +54,7 @@ class D3PMLoss(Objective[D]):
         padding: int | None = None,
     ) -> None:
         super().__init__()
+        refuse_other_denoiser(denoiser, CategoricalDenoiser, "D3PMLoss")
         if denoiser.corruption.steps is None:
             raise UsageError(
                 "this process runs in continuous time and has no L_n: train it with ContinuousBound, or give it a "
@@ -105,6 +107,7 @@ class ContinuousBound(Objective[D]):
         padding: int | None = None,
     ) -> None:
         super().__init__()
+        refuse_other_denoiser(denoiser, CategoricalDenoiser, "ContinuousBound")
         if denoiser.corruption.steps is not None:
             raise UsageError(
                 "a table of steps has no rates: train it with D3PMLoss, or give the process a schedule such as "

@@ -13,7 +13,7 @@ from ..shared.errors import UsageError
 from ..shared.gaussian.change_of_schedule import equal_snr_time, on_schedule, range_of_time_input
 from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser
 from ..shared.gaussian.prediction import velocity
-from ..shared.gaussian.schedule import Schedule
+from ..shared.gaussian.schedule import Schedule, refuse_disorder
 from ..shared.gradients import gradients
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, checked_time, exact, like, per_example, refuse_non_float
@@ -68,6 +68,7 @@ class EnergyDenoiser(GaussianDenoiser):
 
     def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput[Schedule] = thousandths) -> None:
         super().__init__()
+        refuse_disorder(schedule)
         refuse_signature(network)
         self.network, self.schedule, self.time_input = network, schedule, time_input
         self.corruption, self.conditions = schedule, getattr(network, "conditions", None)

@@ -198,9 +198,7 @@ class ChangeOfVariables:
             return v, self.trace.estimates(products)
 
         dims = x0[0].numel()
-        evaluations = iter(
-            progress(itertools.count(), None, "evaluations of the likelihood")
-        )  # their number is unknown
+        evaluations = iter(progress(itertools.count(), None, "evaluations of the likelihood"))
         low, high = (torch.tensor(t, dtype=torch.float64) for t in (schedule.t_min, 1.0))
         r0, r1 = coordinates.scale(schedule, low), coordinates.scale(schedule, high)
         start = (

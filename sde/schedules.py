@@ -12,7 +12,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.gaussian.schedule import Schedule, TableSchedule, even_grid, karras_sigmas, refuse_no_steps, segment
 from ..shared.serialization import serializable
-from ..shared.tensors import Table, exact
+from ..shared.tensors import Table, as_numbers, exact
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class NoiseLevels(TableSchedule):
     _log_sigma: Table = field(init=False, repr=False, compare=False)  # rows 1..N
 
     def __post_init__(self) -> None:
-        sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach().clone()
+        sigmas = as_numbers(self.sigmas, "sigmas").detach().clone()
         if sigmas.ndim != 1 or not len(sigmas):
             raise UsageError(
                 f"sigmas of shape {tuple(sigmas.shape)}: give a vector of one or more, such as "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from .corruption import Corruption
+from .errors import UsageError
 from .random import Source
 
 C = TypeVar("C", bound=Corruption, default=Corruption, covariant=True)
@@ -54,3 +55,27 @@ def accepted_conditions(denoiser: Denoiser, cond: dict[str, Any]) -> dict[str, A
     if denoiser.conditions is None:
         return cond
     return {name: value for name, value in cond.items() if name in denoiser.conditions}
+
+
+def refuse_other_denoiser(denoiser: Any, kind: type[Denoiser], user: str) -> None:
+    """Raises unless `denoiser` is of the kind that a sampler, objective or bound works on.
+
+    Args:
+        denoiser: what was given as the denoiser.
+        kind: `GaussianDenoiser`, `CategoricalDenoiser` or another class of denoisers.
+        user: the name of the sampler, objective or bound.
+
+    Raises:
+        UsageError: for a denoiser of another kind, for an objective, and for a network that is not wrapped.
+    """
+    if isinstance(denoiser, kind):
+        return
+    if isinstance(getattr(denoiser, "denoiser", None), Denoiser) and not isinstance(denoiser, Denoiser):
+        remedy = "give its denoiser, objective.denoiser"
+    elif isinstance(denoiser, Denoiser):
+        remedy = (
+            "the parts for categorical denoisers are in unnoise.discrete, those for Gaussian ones in the other families"
+        )
+    else:
+        remedy = "wrap a network first, as in Learned(network, schedule) or Categorical(network, transition)"
+    raise UsageError(f"{user} works on a {kind.__name__}, not on {type(denoiser).__name__}: {remedy}")

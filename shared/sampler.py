@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from operator import index
-from typing import Any, Generic, TypeAlias, cast
+from typing import Any, Generic, TypeAlias, cast, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 
 from .calling import networks_of, refusing_nan, warn_in_training
 from .corruption import Corruption
-from .denoiser import Denoiser
+from .denoiser import Denoiser, refuse_other_denoiser
 from .errors import UsageError, shown
 from .progress import Progress, silent
 from .random import Source
@@ -46,8 +46,16 @@ class Sampler(ABC, Generic[D, C]):
     order: int | None = None
     looks_back: bool = False
     plans: bool = False
+    _kind: type[Denoiser] = Denoiser
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in vars(cls).get("__orig_bases__", ()):  # the kind of denoiser that `Sampler[kind, process]` declares
+            if get_origin(base) is Sampler and isinstance(get_args(base)[0], type):
+                cls._kind = get_args(base)[0]
 
     def __init__(self, denoiser: D) -> None:
+        refuse_other_denoiser(denoiser, self._kind, type(self).__name__)
         self.denoiser = denoiser
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,6 +104,18 @@ def as_real(x: Tensor, what: str) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         refuse_non_float(x, what)
     return x if x.dtype == torch.float64 else x.float()
+
+
+def as_numbers(values: Any, what: str) -> Tensor:
+    """Returns numbers as a tensor on the CPU, float64.
+
+    Raises:
+        UsageError: for what does not hold numbers.
+    """
+    try:
+        return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"{what}={values!r}: give numbers, as a tensor or a list") from None
 
 
 def is_integer(x: Tensor) -> bool:

@@ -173,9 +173,8 @@ class Transition(Corruption):
 
     def one_hot(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns point masses at the tokens x `(...)`, `(..., K)`, 1 at the token and else 0."""
-        return torch.zeros(*x.shape, self.states, dtype=dtype, device=x.device).scatter_(
-            -1, x[..., None], 1
-        )  # F.one_hot is int64 first
+        zeros = torch.zeros(*x.shape, self.states, dtype=dtype, device=x.device)  # F.one_hot would be int64 first
+        return zeros.scatter_(-1, x[..., None], 1)
 
     def posterior(self, x_t: Tensor, p0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         r"""Returns `sum_x0 q(x_s | x_t, x_0) p0(x_0)` for any s < t, normalized, `(..., K)`.

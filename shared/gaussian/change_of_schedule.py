@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..time_inputs import TimeInput
-from .schedule import Schedule
+from .schedule import Schedule, refuse_disorder
 
 
 class TrainedOnSchedule(Protocol):
@@ -67,7 +67,11 @@ def on_schedule(denoiser: T, schedule: Schedule) -> T:
     """Returns a copy of the denoiser on another schedule, with the same weights.
 
     A schedule that equals the training schedule is replaced by it, so that times are not converted.
+
+    Raises:
+        UsageError: for what is not a schedule, and for one whose noise does not grow.
     """
+    refuse_disorder(schedule)
     other = copy.copy(denoiser)
     other.corruption = denoiser.schedule if schedule == denoiser.schedule else schedule
     return other

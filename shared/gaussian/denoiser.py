@@ -17,8 +17,8 @@ from ..serialization import serializable
 from ..tensors import at_least_float32, checked_time, exact, like, refuse_non_float
 from ..time_inputs import TimeInput, thousandths
 from .change_of_schedule import equal_snr_time, on_schedule, range_of_time_input, with_modules_on
-from .prediction import Prediction, noise
-from .schedule import Schedule
+from .prediction import Prediction, noise, refuse_uncallable
+from .schedule import Schedule, refuse_disorder
 
 ZERO, ONE = torch.tensor([0.0, 1.0], dtype=torch.float64).unbind()
 
@@ -161,8 +161,9 @@ class Learned(GaussianDenoiser):
         if not isinstance(schedule, Schedule):
             found = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
             raise UsageError(f"schedule is {found}: give Learned(network, schedule), in this order, such as VP()")
-        if not callable(predicts):
-            raise UsageError(f"predicts={predicts!r}: give the prediction itself, such as noise, velocity or clean")
+        refuse_uncallable(predicts)
+        if not callable(time_input):
+            raise UsageError(f"time_input={time_input!r}: give the function itself, such as thousandths or quarter_log")
         refuse_signature(network)
         refuse_disorder(schedule)
         own: float | None = getattr(predicts, "sigma_data", None)
@@ -200,8 +201,9 @@ class Learned(GaussianDenoiser):
         return range_of_time_input(self)
 
     def on(self, schedule: Schedule) -> Self:
+        other = on_schedule(self, schedule)
         refuse_singular(self.predicts, schedule)
-        return on_schedule(self, schedule)
+        return other
 
     def _rescaling(self, trained: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Returns the factor from x_t to the scale of the training schedule, at the training time of equal log-SNR."""
@@ -274,10 +276,15 @@ class Clipped(DenoiserWrapper):
     Args:
         denoiser: the inner denoiser.
         low, high: the ends of the range of the data.
+
+    Raises:
+        UsageError: unless low < high.
     """
 
     def __init__(self, denoiser: GaussianDenoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(denoiser)
+        if not low < high:
+            raise UsageError(f"low={low}, high={high}: give the ends of the range of the data, such as -1 and 1")
         self.low, self.high = low, high
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
@@ -312,26 +319,6 @@ class Thresholded(DenoiserWrapper):
 
 LARGEST = 1e6
 """c_skip and c_out above it amplify the rounding of x_t in float32 to the size of the data."""
-LOOKED_AT = torch.linspace(0, 1, 66, dtype=torch.float64)[1:]
-"""Times at which a schedule is checked."""
-
-
-def refuse_disorder(schedule: Schedule) -> None:
-    """Raises for a schedule whose noise does not grow with time, or that is not a schedule on (0, 1].
-
-    Raises:
-        UsageError: with the time at which it goes wrong.
-    """
-    alpha, sigma = schedule(LOOKED_AT)
-    bad = ~(torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0) & (alpha >= -1e-9))
-    bad[1:] |= ~(alpha[1:] * sigma[:-1] <= alpha[:-1] * sigma[1:] * (1 + 1e-9))
-    if bool(bad.any()):
-        at = int(bad.nonzero()[0])
-        raise UsageError(
-            f"{schedule} has alpha={float(alpha[at]):.4g}, sigma={float(sigma[at]):.4g} "
-            f"at t={float(LOOKED_AT[at]):.3g}: "
-            "sigma / alpha must be finite and grow from t = 0, the data, to t = 1, noise"
-        )
 
 
 def refuse_singular(predicts: Prediction, schedule: Schedule) -> None:

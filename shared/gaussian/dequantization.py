@@ -207,12 +207,8 @@ def within_cell(quantization: Quantization, k: Tensor, u: Tensor) -> Tensor:
     `quantization.cell_of` of the result is k. u and the result have the shape of k.
     """
     x = quantization.low + quantization.cell * (k + u)
-    margin = (
-        4
-        * torch.finfo(x.dtype).eps
-        * (quantization.levels + max(abs(quantization.low), abs(quantization.high)) / quantization.cell)
-    )
-    margin = min(margin, 0.5)
+    cells = quantization.levels + max(abs(quantization.low), abs(quantization.high)) / quantization.cell
+    margin = min(4 * torch.finfo(x.dtype).eps * cells, 0.5)
     inner = quantization.low + quantization.cell * (k + u.clamp(margin, 1 - margin))
     return torch.where(quantization.cell_of(x) == k, x, inner)
 

@@ -28,7 +28,7 @@ from ..tensors import at_least_float32, checked_time, exact, is_integer, like, r
 from ..time_inputs import TimeInput, thousandths
 from .change_of_schedule import equal_snr_time, on_schedule, range_of_time_input
 from .denoiser import DenoiserWrapper, Estimate, GaussianDenoiser
-from .schedule import Schedule, refuse_zero_snr
+from .schedule import Schedule, refuse_disorder, refuse_zero_snr
 
 EDGE = 1e-6
 """Tolerance of log-SNR at the ends of a guidance interval."""
@@ -162,6 +162,7 @@ class NoisyClassifier(Denoiser[Schedule]):
 
     def __init__(self, network: nn.Module, schedule: Schedule, time_input: TimeInput[Schedule] = thousandths) -> None:
         super().__init__()
+        refuse_disorder(schedule)
         refuse_signature(network)
         self.network, self.schedule, self.time_input, self.corruption = network, schedule, time_input, schedule
         self.conditions = ()

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
+from ..denoiser import refuse_other_denoiser
 from ..errors import UsageError
 from ..objective import Loss, Objective, TimeSampling, independent
 from ..random import Source
@@ -38,10 +39,6 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
 
     def __init__(self, denoiser: GaussianDenoiser, *, weight: Weight = snr, times: TimeSampling = independent) -> None:
         super().__init__()
-        if not isinstance(denoiser, GaussianDenoiser):
-            raise UsageError(
-                f"denoiser is a {type(denoiser).__name__}: give a Gaussian denoiser, such as Learned(network, schedule)"
-            )
         refuse_untrained_output(denoiser)
         refuse_zero_weight(weight, denoiser.corruption)
         self.denoiser, self.weight, self.times = denoiser, weight, times
@@ -130,8 +127,9 @@ def refuse_untrained_output(denoiser: GaussianDenoiser) -> None:
     """Raises for a denoiser with a variance output, which the loss would not train although samplers may use it.
 
     Raises:
-        UsageError: for such a denoiser.
+        UsageError: for such a denoiser, and for one that is not Gaussian.
     """
+    refuse_other_denoiser(denoiser, GaussianDenoiser, "this loss")
     if denoiser.has_variance_output:
         raise UsageError(
             "this loss does not train the network's variance output: build the network with outputs=1, or give "

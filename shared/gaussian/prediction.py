@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -93,3 +93,13 @@ class Preconditioned:
         data2 = self.sigma_data**2
         square = alpha**2 * data2 + sigma**2
         return alpha * data2 / square, sigma * self.sigma_data / square.sqrt()
+
+
+def refuse_uncallable(predicts: Any) -> None:
+    """Raises for a prediction that cannot be called, such as its name.
+
+    Raises:
+        UsageError: with what to give.
+    """
+    if not callable(predicts):
+        raise UsageError(f"predicts={predicts!r}: give the prediction itself, such as noise, velocity or clean")

@@ -15,6 +15,8 @@ from ..tensors import as_real, checked_time, exact, like
 
 HALVINGS = 60
 """Bisection steps that invert a log-SNR: an interval of length 1 is then shorter than the rounding error of float64."""
+LOOKED_AT = torch.linspace(0, 1, 66, dtype=torch.float64)[1:]
+"""Times at which a schedule is checked."""
 
 
 class Schedule(Corruption):
@@ -179,6 +181,26 @@ def refuse_no_steps(steps: int) -> None:
     """
     if steps < 1:
         raise UsageError(f"steps={steps}: give at least one step")
+
+
+def refuse_disorder(schedule: Schedule) -> None:
+    """Raises for a schedule whose noise does not grow with time, or that is not a schedule on (0, 1].
+
+    Raises:
+        UsageError: with the time at which it goes wrong, and for what is not a schedule.
+    """
+    if not isinstance(schedule, Schedule):
+        raise UsageError(f"schedule={schedule!r}: give a schedule, such as VP() or Tabulated(linear_betas(1000))")
+    alpha, sigma = schedule(LOOKED_AT)
+    bad = ~(torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0) & (alpha >= -1e-9))
+    bad[1:] |= ~(alpha[1:] * sigma[:-1] <= alpha[:-1] * sigma[1:] * (1 + 1e-9))
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        raise UsageError(
+            f"{schedule} has alpha={float(alpha[at]):.4g}, sigma={float(sigma[at]):.4g} "
+            f"at t={float(LOOKED_AT[at]):.3g}: "
+            "sigma / alpha must be finite and grow from t = 0, the data, to t = 1, noise"
+        )
 
 
 def refuse_zero_snr(schedule: Schedule) -> None:

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..serialization import serializable
 from ..tensors import exact
 from ..values import notation
-from .prediction import Prediction
+from .prediction import Prediction, refuse_uncallable
 from .schedule import Schedule, rates
 
 Weight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
@@ -54,10 +54,17 @@ class MinSNR:
 
     Attributes:
         gamma: the largest weight; 5 in the paper.
+
+    Raises:
+        UsageError: unless gamma > 0.
     """
 
     gamma: float = 5.0
     __repr__ = notation
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise UsageError(f"gamma={self.gamma}: give the largest weight, a positive number such as 5")
 
     def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
         """Returns the weight, of the shape of t."""
@@ -76,10 +83,16 @@ class OutputError:
 
     Attributes:
         predicts: the prediction, `(alpha, sigma) -> (c_skip, c_out)`: what F stands for.
+
+    Raises:
+        UsageError: for what cannot be called.
     """
 
     predicts: Prediction
     __repr__ = notation
+
+    def __post_init__(self) -> None:
+        refuse_uncallable(self.predicts)
 
     def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
         """Returns the weight, of the shape of t."""
