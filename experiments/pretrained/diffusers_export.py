@@ -85,7 +85,7 @@ def export(denoiser: Learned, folder: Path | str) -> Path:
 
 
 def shift(denoiser: Learned) -> float | None:
-    """Returns the time input minus diffusers' index of the step: 0 for `step_index`; None where it is not constant."""
+    """Returns the time input minus diffusers' index of the step: 0 for `step_index`; None if that is not constant."""
     assert isinstance(denoiser.schedule, Tabulated)
     steps = indices(denoiser.schedule)
     above = denoiser.time_input(denoiser.schedule, (steps + 1) / len(steps)) - steps

@@ -134,7 +134,7 @@ def of_file(path: Path, flags: dict[str, Any]) -> Opened:
 
 
 def format_of(contents: Any) -> Format | None:
-    """Returns the format of a file's contents, or None where it is unknown."""
+    """Returns the format of a file's contents, or None if it is unknown."""
     return next((f for f in FORMATS if f.looks_like(contents)), None)
 
 

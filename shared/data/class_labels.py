@@ -77,7 +77,7 @@ def is_missing(value: Any) -> bool:
 
 
 def as_integer(value: Any) -> int | None:
-    """Returns a cell as a whole number, or None where it is not one."""
+    """Returns a cell as a whole number, or None if it is not one."""
     if isinstance(value, str):
         found = re.fullmatch(r"\s*([+-]?\d{1,18})(\.0*)?\s*", value)
         return int(found[1]) if found else None

@@ -131,7 +131,7 @@ class OutputResidual:
     def layer(
         self, dims: int, first: bool, last: bool, running: int, channels: int, out: int, gain: float, norm: Norm
     ) -> nn.Module | None:
-        """Returns the layer `(stream, h) -> (stream, h)` of a resolution; None where it is the only resolution.
+        """Returns the layer `(stream, h) -> (stream, h)` of a resolution; None for the only resolution.
 
         Args:
             dims: number of spatial dimensions.
