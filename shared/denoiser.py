@@ -16,7 +16,7 @@ C = TypeVar("C", bound=Corruption, default=Corruption, covariant=True)
 
 
 class Denoiser(nn.Module, ABC, Generic[C]):
-    """Estimates x_0 from x_t: `E[x_0 | x_t]` under Gaussian corruptions, `log p(x_0 | x_t)` under categorical ones.
+    """Estimates x_0 from x_t: `E[x_0 | x_t]` under Gaussian corruptions, `log p0` under categorical ones.
 
     Called as `denoiser(x_t, t, **cond)` with x_t `(B, ...)` and a time t in [0, 1], a scalar or `(B,)`; returns the
     mean, of the shape of x_t, or the log-probabilities, `(B, ..., K)` for K categories. `Denoiser[C]` holds a
