@@ -16,10 +16,12 @@ from ..shared.gaussian.guidance import ClassifierGradient
 from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, like, refuse_non_float
 from .posterior import ReverseVariance, checked_variance, large, posterior, with_step_above
 
 
+@serializable("continuous.Ancestral")
 class Ancestral(Sampler[GaussianDenoiser, Schedule]):
     r"""Ancestral sampling: `x_s ~ N(posterior mean at E[x_0 | x_t], variance)` (Ho et al. 2020, algorithm 2).
 
@@ -79,6 +81,7 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
         return mean if self.gradient is None else mean + variance * self.gradient(x, t, **cond), variance
 
 
+@serializable("continuous.DDIM")
 class DDIM(Sampler[GaussianDenoiser, Schedule]):
     r"""DDIM: `x_s = alpha_s x_0 + sqrt(sigma_s^2 - fresh^2) epsilon + fresh z` (Song et al. 2020, eq. 12).
 

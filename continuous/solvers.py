@@ -11,10 +11,9 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,16 +22,13 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
+from ..shared.serialization import serializable
 from ..shared.tensors import exact
+from .history import History, divided_differences, integral, phi2, push, stable
 from .samplers import clean_and_noise
 
-History: TypeAlias = list[tuple[float, Tensor]]
-"""Outputs of the denoiser at earlier steps of a run, newest first, each with its lambda (for `LMS` its sigma~)."""
-POINTS, WEIGHTS = np.polynomial.legendre.leggauss(40)
-MOST_AMPLIFIED = 15.0
-"""How many times the errors of earlier outputs may be amplified before fewer of them are used."""
 
-
+@serializable("continuous.Heun")
 class Heun(Sampler[GaussianDenoiser, Schedule]):
     r"""Heun's method in `sigma~ = sigma / alpha` (Karras et al. 2022, algorithm 1): a step with the mean of two slopes.
 
@@ -63,6 +59,7 @@ class Heun(Sampler[GaussianDenoiser, Schedule]):
         return euler + width / 2 * (second - first)
 
 
+@serializable("continuous.DPMSolver")
 class DPMSolver(Sampler[GaussianDenoiser, Schedule]):
     r"""DPM-Solver-2 and DPM-Solver-3, singlestep, noise prediction (Lu et al. 2022a, algorithms 1 and 2).
 
@@ -107,6 +104,7 @@ class DPMSolver(Sampler[GaussianDenoiser, Schedule]):
         return update(1, e0, 1.5 * (e2 - e0))[0]  # 1 / r2 = 1.5
 
 
+@serializable("continuous.DPMSolverPPSingle")
 class DPMSolverPPSingle(Sampler[GaussianDenoiser, Schedule]):
     r"""DPM-Solver++(2S), singlestep: the midpoint rule for x_0 in lambda (Lu et al. 2022b, algorithm 1, r = 1/2).
 
@@ -164,6 +162,7 @@ Correction: TypeAlias = Callable[[float, float, History], Tensor]
 """
 
 
+@serializable("continuous.midpoint")
 def midpoint(h: float, decay: float, history: History) -> Tensor:
     """Returns `(1 - e^-decay) / 2 h D_1`, D_1 the last slope of x_0 in lambda: DPM-Solver++(2M).
 
@@ -173,6 +172,7 @@ def midpoint(h: float, decay: float, history: History) -> Tensor:
     return -math.expm1(-decay) / 2 * h * slope
 
 
+@serializable("continuous.exponential")
 def exponential(h: float, decay: float, history: History) -> Tensor:
     """Returns `(1 - (1 - e^-decay) / decay) h D_1`: "heun" of k-diffusion's SDE solver.
 
@@ -182,6 +182,7 @@ def exponential(h: float, decay: float, history: History) -> Tensor:
     return phi2(decay) * h * slope
 
 
+@serializable("continuous.curved")
 def curved(h: float, decay: float, history: History) -> Tensor:
     """Returns the correction of a parabola through three outputs: "3M" as published with DPM-Solver++ and k-diffusion.
 
@@ -195,6 +196,7 @@ def curved(h: float, decay: float, history: History) -> Tensor:
     return phi2(decay) * h * here - (phi2(decay) / decay - 0.5) * h**2 * curvature
 
 
+@serializable("continuous.DPMSolverPP")
 class DPMSolverPP(Multistep):
     r"""DPM-Solver++ multistep: x_0 is extrapolated from earlier outputs (Lu et al. 2022b, algorithm 2).
 
@@ -205,17 +207,23 @@ class DPMSolverPP(Multistep):
 
     Args:
         denoiser: the denoiser to sample from; under strong guidance wrap it in `Thresholded`.
-        correction: `midpoint` (2M), `exponential`, or `curved` (3M).
+        correction: `midpoint` (2M), `exponential`, or `curved` (3M); None for that of `order`.
         eta: 0 for the flow, 1 for the SDE ("2M SDE", "3M SDE").
+        order: the published name of the solver: 2 for `midpoint`, 3 for `curved`.
 
     Raises:
-        UsageError: for a negative eta.
+        UsageError: for a negative eta, and for another order.
     """
 
-    def __init__(self, denoiser: GaussianDenoiser, correction: Correction = midpoint, eta: float = 0.0) -> None:
+    def __init__(
+        self, denoiser: GaussianDenoiser, correction: Correction | None = None, eta: float = 0.0, order: int = 2
+    ) -> None:
         super().__init__(denoiser)
         if eta < 0:
             raise UsageError(f"eta={eta}: give 0 for the flow, or a positive number for the SDE, such as 1")
+        if order not in (2, 3):
+            raise UsageError(f"order={order}: give 2 for DPM-Solver++(2M) or 3 for DPM-Solver++(3M)")
+        correction = correction or (midpoint if order == 2 else curved)
         self.correction, self.eta, self.order = correction, eta, 2 if eta == 0 else None
 
     def advance(
@@ -235,6 +243,7 @@ class DPMSolverPP(Multistep):
         return x + end.sigma * math.sqrt(1 - kept**2) * z
 
 
+@serializable("continuous.UniPC")
 class UniPC(Multistep):
     r"""UniPC with data prediction: predictor and corrector share their outputs (Zhao et al. 2023, algorithms 5 to 8).
 
@@ -280,6 +289,7 @@ class UniPC(Multistep):
         return end.sigma / now.sigma * x + end.alpha * integral(now.lam, end.lam, stable(history, now.lam, end.lam))
 
 
+@serializable("continuous.LMS")
 class LMS(Multistep):
     r"""The linear multistep method in sigma~ (Adams-Bashforth): "LMS" of k-diffusion.
 
@@ -341,57 +351,3 @@ def time_point_at(schedule: Schedule, lam: float) -> TimePoint:
 def first_order_update(x: Tensor, x0: Tensor, now: TimePoint, to: TimePoint) -> Tensor:
     """Returns `(sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_0`, the flow with constant x_0: a DDIM step over h."""
     return to.sigma / now.sigma * x - to.alpha * math.expm1(now.lam - to.lam) * x0
-
-
-def push(history: History, node: float, output: Tensor, count: int) -> None:
-    """Puts an output at `node` (lambda or sigma~) first, keeps the newest `count`; skips the infinite node of SNR 0."""
-    if math.isfinite(node):
-        history.insert(0, (node, output))
-        del history[count:]
-
-
-def divided_differences(history: History) -> tuple[Tensor, Tensor | None]:
-    """Returns first and second divided differences at the newest output; with two outputs the second is None."""
-    (a, x), (b, y), *older = history
-    slope = (x - y) / (a - b)
-    if not older:
-        return slope, None
-    c, z = older[0]
-    return slope, (slope - (y - z) / (b - c)) / (a - c)
-
-
-def integral(a: float, b: float, history: History, decay: float = 1.0) -> Tensor:
-    """Returns `int_a^b e^(decay (u - b)) p(u) du`, p the polynomial through the outputs in `history`."""
-    weights = lagrange_weights([u for u, _ in history], a, b, decay)
-    return functools.reduce(torch.add, (w * output for w, (_, output) in zip(weights, history, strict=True)))
-
-
-def stable(history: History, a: float, b: float) -> History:
-    """Returns as many of the newest outputs as can be extrapolated to [a, b] without amplifying their errors too much.
-
-    The weights of the integral sum to `1 - e^(a - b)`, and errors are amplified by the sum of their absolute values
-    over that: 3.7 times for three even steps, 41 times where a grid of 10 even steps of a table jumps to its first row.
-    """
-    for count in range(len(history), 1, -1):
-        weights = lagrange_weights([u for u, _ in history[:count]], a, b, decay=1.0)
-        if sum(map(abs, weights)) <= MOST_AMPLIFIED * sum(weights):
-            return history[:count]
-    return history[:1]
-
-
-def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -> list[float]:
-    """Returns `int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes.
-
-    Computed by Gauss-Legendre quadrature, exact to rounding.
-    """
-    u = (a + b) / 2 + (b - a) / 2 * POINTS
-    mass = (b - a) / 2 * WEIGHTS * np.exp(decay * (u - b))
-    polynomials = (
-        math.prod(((u - k) / (node - k) for k in nodes if k != node), start=np.ones_like(u)) for node in nodes
-    )
-    return [float(mass @ polynomial) for polynomial in polynomials]
-
-
-def phi2(decay: float) -> float:
-    """Returns `1 - (1 - e^-decay) / decay`, the integral of `decay u e^(-decay (1 - u))` over [0, 1]."""
-    return 1 + math.expm1(-decay) / decay

@@ -14,6 +14,7 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step, single_step
+from ..shared.serialization import serializable
 from ..shared.tensors import exact, like
 from .grids import noise_ratio
 
@@ -21,6 +22,7 @@ EDGE = 1e-6
 """Relative tolerance of `Churned`'s [low, high], so that rounding does not decide about a noise level at an end."""
 
 
+@serializable("continuous.Churned")
 class Churned(Sampler[GaussianDenoiser, Schedule]):
     r"""Adds noise before each step, up to `sigma~ = (1 + gamma) sigma_t / alpha_t` (Karras et al. 2022, algorithm 2).
 
@@ -74,6 +76,7 @@ class Churned(Sampler[GaussianDenoiser, Schedule]):
         return inner(x, t, s, generator=generator, **cond)
 
 
+@serializable("continuous.Renoised")
 class Renoised(Sampler[GaussianDenoiser, Schedule]):
     r"""Steps below the next noise level and adds noise back up to it: the "ancestral" samplers of k-diffusion.
 

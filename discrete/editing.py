@@ -13,12 +13,14 @@ from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
 from ..shared.random import Source
 from ..shared.sampler import Sampler, Step, device_of
+from ..shared.serialization import serializable
 from .denoiser import CategoricalDenoiser
 from .transition import Transition
 from .transition.base import as_tokens
 from .unmasking import refuse_others
 
 
+@serializable("discrete.Infilling")
 class Infilling(Sampler[CategoricalDenoiser, Transition]):
     """Samples the unknown tokens given known ones, which stay clean in every state.
 

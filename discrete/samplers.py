@@ -11,6 +11,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.random import Source, categorical
 from ..shared.sampler import Sampler
+from ..shared.serialization import serializable
 from ..shared.tensors import like
 from .denoiser import CategoricalDenoiser
 from .transition import Transition
@@ -19,11 +20,13 @@ from .transition.base import as_tokens, normalized
 Last: TypeAlias = Callable[[Tensor, Source], Tensor]
 
 
+@serializable("discrete.most_likely")
 def most_likely(p: Tensor, generator: Source = None) -> Tensor:
     """Returns the most probable token of each distribution `p`, `(..., K)` to `(...)`; `generator` is not used."""
     return p.argmax(-1)
 
 
+@serializable("discrete.Ancestral")
 class Ancestral(Sampler[CategoricalDenoiser, Transition]):
     r"""Samples `x_s ~ p(x_s | x_t)`, the reverse chain, with exact posteriors over strides of any length.
 
@@ -49,6 +52,7 @@ class Ancestral(Sampler[CategoricalDenoiser, Transition]):
         return self.denoiser.draw(x, t, s, generator=generator, **cond)
 
 
+@serializable("discrete.Euler")
 class Euler(Sampler[CategoricalDenoiser, Transition]):
     r"""Samples Euler steps along the reverse rates, `p(x_s | x_t) = delta_(x_t) + (t - s) R_hat_t(x_t, .)`.
 

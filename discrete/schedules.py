@@ -294,6 +294,7 @@ def finite(schedule: NoiseSchedule) -> NoiseSchedule:
     return schedule
 
 
+@serializable("discrete.linear")
 def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     """Returns betas from `start` to `stop`, evenly spaced, `(T,)`, float64.
 
@@ -307,6 +308,7 @@ def linear(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     return torch.linspace(start, stop, steps, dtype=torch.float64)
 
 
+@serializable("discrete.cosine")
 def cosine(steps: int) -> Tensor:
     """Returns `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)`, `f(t) = cos((t + 0.008) / 1.008 pi/2)`, `(T,)`.
 
@@ -319,6 +321,7 @@ def cosine(steps: int) -> Tensor:
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
+@serializable("discrete.reciprocal")
 def reciprocal(steps: int) -> Tensor:
     """Returns `beta_n = 1 / (T - n + 1)`, n = 1..T, `(T,)`: each step erases 1/T of the tokens, the last one the rest.
 

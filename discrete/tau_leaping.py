@@ -11,6 +11,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.random import Source, categorical, uniform
 from ..shared.sampler import Sampler
+from ..shared.serialization import serializable
 from ..shared.tensors import exact, like
 from .denoiser import CategoricalDenoiser
 from .samplers import Last, most_likely, refuse_table, reverse_rates
@@ -36,6 +37,7 @@ def poisson_quantile(mean: Tensor, u: Tensor) -> Tensor:
     return count
 
 
+@serializable("discrete.ordinal")
 def ordinal(x: Tensor, means: Tensor, transition: Transition, generator: Source = None) -> Tensor:
     """Samples jumps of ordered categories: `x + sum_y N_y (y - x)`, `N_y ~ Poisson(means_y)`, clamped to 0..K-1.
 
@@ -60,6 +62,7 @@ def ordinal(x: Tensor, means: Tensor, transition: Transition, generator: Source 
     return (x + change.long()).clamp(0, transition.categories - 1)
 
 
+@serializable("discrete.single")
 def single(x: Tensor, means: Tensor, transition: Transition, generator: Source = None) -> Tensor:
     """Samples jumps of categories without an order: a position that would jump more than once does not change.
 
@@ -78,6 +81,7 @@ def single_jump_distribution(x: Tensor, means: Tensor) -> Tensor:
     return (means * torch.exp(-total)).scatter(-1, x[..., None], 1 - total * torch.exp(-total))
 
 
+@serializable("discrete.TauLeaping")
 class TauLeaping(Sampler[CategoricalDenoiser, Transition]):
     r"""Samples `N_y ~ Poisson((t - s) R_hat_t(x_t, y))` jumps to each y in (s, t], all at once.
 
@@ -107,6 +111,7 @@ class TauLeaping(Sampler[CategoricalDenoiser, Transition]):
         return self.jumps(x, like(t - s, rates) * rates, self.corruption, generator)
 
 
+@serializable("discrete.RateCorrector")
 class RateCorrector(Sampler[CategoricalDenoiser, Transition]):
     r"""Leaps at the time s with the rates `R_hat_s + R_s`, under which q_s is stationary.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.random import Source, categorical, quantile, uniform
 from ..shared.sampler import Sampler, Step, checked_grid
+from ..shared.serialization import serializable
 from ..shared.tensors import exact, like
 from .denoiser import CategoricalDenoiser, CleanDenoiser
 from .samplers import Last, most_likely
@@ -44,6 +45,7 @@ def planned(transition: Absorbing, x: Tensor, t: Tensor, generator: Source = Non
     return Plan(torch.where(x == transition.mask_token, -torch.log1p(-when * lost), 0.0), what)
 
 
+@serializable("discrete.Unmasking")
 class Unmasking(Sampler[CategoricalDenoiser, Absorbing]):
     r"""Samples as `Ancestral` under absorption, but runs the network only in steps in which a token is revealed.
 
@@ -98,6 +100,7 @@ class Unmasking(Sampler[CategoricalDenoiser, Absorbing]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
+@serializable("discrete.FirstHitting")
 class FirstHitting(Sampler[CategoricalDenoiser, Absorbing]):
     r"""Samples the limit of infinitely many steps with one network evaluation for each token.
 
@@ -165,6 +168,7 @@ class FirstHitting(Sampler[CategoricalDenoiser, Absorbing]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
+@serializable("discrete.Remasking")
 class Remasking(Sampler[CategoricalDenoiser, Absorbing]):
     r"""Masks some revealed tokens again in each step, so that they are sampled anew (ReMDM).
 

@@ -31,26 +31,14 @@ from .energy import EnergyDenoiser, Potential
 from .flow import ProbabilityFlow
 from .flow_coordinates import FlowCoordinates, angle_coordinates, time_coordinates
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
-from .integrators import (
-    Adaptive,
-    FixedSteps,
-    Integrator,
-    SciPy,
-    TorchDiffEq,
-    bogacki_shampine,
-    dormand_prince,
-    euler,
-    heun2,
-    heun3,
-    midpoint_rule,
-    rk4,
-)
+from .integrators import Adaptive, FixedSteps, Integrator, SciPy, TorchDiffEq
 from .likelihood import ChangeOfVariables, ExactTrace, Hutchinson, Trace
 from .noise_levels import best_epsilon, geometric_sigmas, largest_sigma, level_count, level_ratio
 from .objectives import MaximumLikelihood
 from .predictors import EulerMaruyama, NoPredictor, ReverseDiffusion
 from .schedules import EDM, VE, VP, NoiseLevels, Straight, SubVP, vp_betas
 from .sde import SDE
+from .tableaus import bogacki_shampine, dormand_prince, euler, heun2, heun3, midpoint_rule, rk4
 
 __all__ = [
     "EDM",

@@ -15,6 +15,7 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
+from ..shared.serialization import serializable
 from ..shared.tensors import exact, like, per_example
 
 FEWEST_DIMENSIONS = 16
@@ -23,6 +24,7 @@ LARGEST_RATIO = 2.0
 """Largest `||z|| / ||score||` that sets a step of `Langevin`, in units of sqrt(alpha^2 + sigma^2)."""
 
 
+@serializable("sde.own_norms")
 def own_norms(z: Tensor, score: Tensor) -> Tensor:
     """Returns `sqrt(d) / ||score||` of each example, `(B,)`, so that a sample does not depend on its batch.
 
@@ -44,6 +46,7 @@ def own_norms(z: Tensor, score: Tensor) -> Tensor:
     return z[0].numel() ** 0.5 / per_example(score, torch.linalg.vector_norm)
 
 
+@serializable("sde.batch_norms")
 def batch_norms(z: Tensor, score: Tensor) -> Tensor:
     """Returns the batch's mean `||z||` over its mean `||score||`, `(B,)`, as in Song et al.'s (2021) code.
 
@@ -110,6 +113,7 @@ class LangevinDynamics(Sampler[GaussianDenoiser, Schedule]):
         return x
 
 
+@serializable("sde.Langevin")
 class Langevin(LangevinDynamics):
     r"""The Langevin corrector, with step size `e = 2 a^2 (snr ||z|| / ||score||)^2` (Song et al. 2021, algs. 4 and 5).
 
@@ -147,6 +151,7 @@ class Langevin(LangevinDynamics):
         return self.norms(z, score).clamp(max=LARGEST_RATIO * float(torch.hypot(*self.corruption(s))))
 
 
+@serializable("sde.AnnealedLangevin")
 class AnnealedLangevin(LangevinDynamics):
     r"""Annealed Langevin dynamics, with step size `e = 2 a^2 (snr sigma_s)^2` (Song & Ermon 2019, algorithm 1).
 

@@ -17,11 +17,13 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule
 from ..shared.random import Source
 from ..shared.sampler import Sampler
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, like, refuse_non_float
 from .flow_coordinates import FlowCoefficients, FlowCoordinates, angle_coordinates
 from .integrators import Field, FixedSteps, Integrator, State
 
 
+@serializable("sde.ProbabilityFlow")
 class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
     r"""Samples along the probability flow, `dx/dt = f x - g^2 score / 2`; the last step denoises.
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..shared.gaussian.schedule import Schedule, TableSchedule, rates
+from ..shared.serialization import serializable
 
 
 class FlowCoefficients(NamedTuple):
@@ -56,6 +58,8 @@ class FlowCoordinates(ABC):
         """Returns the flow's coefficients at each of the values `taus`; solvers ask once for all stages of a step."""
 
 
+@serializable("sde.AngleCoordinates")
+@dataclass(frozen=True)
 class AngleCoordinates(FlowCoordinates):
     r"""The angle `phi = atan(sigma / alpha)` and x scaled to `z = x / sqrt(alpha^2 + sigma^2)`.
 
@@ -80,6 +84,8 @@ class AngleCoordinates(FlowCoordinates):
         return [FlowCoefficients(t, r, 1 / (math.tan(tau) * r), -1 / math.sin(tau)) for t, r, tau in found]
 
 
+@serializable("sde.TimeCoordinates")
+@dataclass(frozen=True)
 class TimeCoordinates(FlowCoordinates):
     r"""The time t and x itself, tau = t and r = 1: `dx / dt = f x - g^2 score / 2` (Song et al. 2021, eq. 13).
 

@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 from ..shared.errors import UsageError
+from ..shared.serialization import serializable
+from ..shared.values import notation
+from .tableaus import Tableau, dormand_prince, heun2
 
 State: TypeAlias = tuple[Tensor, ...]  # the tensor that moves, and integrals along its path
 Slope: TypeAlias = Callable[[State], State]
@@ -44,55 +47,7 @@ class Integrator(ABC):
         """Returns the state at `end`, given the state at `start`, which may be above or below `end`."""
 
 
-@dataclass(frozen=True)
-class Tableau:
-    """The Butcher tableau of an explicit Runge-Kutta method (Butcher 1964).
-
-    Stage i has the slope k_i at the fraction `nodes[i]` of the step and at the state `x + step sum_j rows[i][j] k_j`.
-
-    Attributes:
-        order: global order of convergence.
-        nodes: times of the stages, as fractions of the step.
-        rows: coefficients of the earlier slopes, one row for each stage.
-        weights: coefficients of all slopes in the step; None if the last stage is the end of the step, and its row has
-            the weights ("first same as last").
-        error: coefficients of all slopes in the difference to the embedded method; None for a method without one.
-    """
-
-    order: int
-    nodes: tuple[float, ...]
-    rows: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...] | None = None
-    error: tuple[float, ...] | None = None
-
-
-euler = Tableau(1, (0,), ((),), (1,))
-midpoint_rule = Tableau(2, (0, 1 / 2), ((), (1 / 2,)), (0, 1))
-heun2 = Tableau(2, (0, 1), ((), (1,)), (1 / 2, 1 / 2))
-heun3 = Tableau(3, (0, 1 / 3, 2 / 3), ((), (1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4))
-rk4 = Tableau(4, (0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
-dormand_prince = Tableau(
-    5,
-    (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
-    (
-        (),
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
-    error=(71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-)
-bogacki_shampine = Tableau(
-    3,
-    (0, 1 / 2, 3 / 4, 1),
-    ((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-    error=(-5 / 72, 1 / 12, 1 / 9, -1 / 8),
-)
-
-
+@serializable("sde.FixedSteps")
 @dataclass(frozen=True)
 class FixedSteps(Integrator):
     """A Runge-Kutta method with one step from each time of the sampler's grid to the next.
@@ -103,6 +58,8 @@ class FixedSteps(Integrator):
 
     method: Tableau = heun2
 
+    __repr__ = notation
+
     @property
     def order(self) -> int:
         """The order of the method."""
@@ -112,6 +69,7 @@ class FixedSteps(Integrator):
         return stages(self.method, field, state, start, end - start)[0]
 
 
+@serializable("sde.Adaptive")
 @dataclass(frozen=True)
 class Adaptive(Integrator):
     """An embedded Runge-Kutta pair with adaptive step size (Hairer, Norsett, Wanner 1993, section II.4).
@@ -134,6 +92,8 @@ class Adaptive(Integrator):
     atol: float = 1e-5
     evaluations: int = 10_000
     method: Tableau = dormand_prince
+
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         check_tolerances(self)
@@ -201,6 +161,7 @@ class Adaptive(Integrator):
         return math.copysign(min(100 * abs(guess), second, abs(end - start)), end - start)
 
 
+@serializable("sde.TorchDiffEq")
 @dataclass(frozen=True)
 class TorchDiffEq(Integrator):
     """A method of the package torchdiffeq (Chen 2018).
@@ -221,6 +182,8 @@ class TorchDiffEq(Integrator):
     rtol: float = 1e-5
     atol: float = 1e-5
     evaluations: int = 10_000
+
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         check_tolerances(self)
@@ -264,6 +227,7 @@ ORDERS = ADAPTIVE | {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4
 SCIPY_ORDERS = {"RK23": 3, "RK45": 5, "DOP853": 8}
 
 
+@serializable("sde.SciPy")
 @dataclass(frozen=True)
 class SciPy(Integrator):
     """A method of `scipy.integrate.solve_ivp`, on the CPU in float64, as in Song et al.'s (2021) code.
@@ -285,6 +249,8 @@ class SciPy(Integrator):
     rtol: float = 1e-5
     atol: float = 1e-5
     evaluations: int = 10_000
+
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         check_tolerances(self)

@@ -20,7 +20,9 @@ from ..shared.gaussian.dequantization import Dequantizer
 from ..shared.gradients import gradients
 from ..shared.progress import Progress, silent
 from ..shared.random import Source, rademacher_like
+from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, finest, like, refuse_array, refuse_unless
+from ..shared.values import notation
 from .flow import ProbabilityFlow
 from .flow_coordinates import FlowCoefficients, FlowCoordinates, angle_coordinates
 from .integrators import Adaptive, Integrator, State
@@ -45,6 +47,7 @@ class Trace(ABC):
         """Returns the standard error, `(B,)`, of the mean of estimates `(m, B)`; None if it is unknown."""
 
 
+@serializable("sde.Hutchinson")
 @dataclass(frozen=True)
 class Hutchinson(Trace):
     """Hutchinson's unbiased estimator: random probes with `E[e e^T] = I` (Hutchinson 1990; Song et al. 2021, app. D.2).
@@ -64,6 +67,8 @@ class Hutchinson(Trace):
     count: int = 1
     draw: Callable[[Tensor, Source], Tensor] = rademacher_like
 
+    __repr__ = notation
+
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UsageError(f"count={self.count}: give 1 probe or more, or take ExactTrace() for few dimensions")
@@ -78,6 +83,7 @@ class Hutchinson(Trace):
         return estimates.std(0) / math.sqrt(self.count) if self.count > 1 else None
 
 
+@serializable("sde.ExactTrace")
 @dataclass(frozen=True)
 class ExactTrace(Trace):
     """The exact trace, with every unit vector as a probe: one vector-Jacobian product for each dimension.

@@ -11,10 +11,12 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
+from ..shared.serialization import serializable
 from ..shared.tensors import exact, like
 from .sde import SDE
 
 
+@serializable("sde.EulerMaruyama")
 class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
     r"""The Euler-Maruyama method on the reverse SDE: `x_s = x_t - (t - s) drift + eta g sqrt(t - s) z`.
 
@@ -43,6 +45,7 @@ class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
         return x + self.eta * like((g2 * (t - s)).sqrt(), x) * normal_like(x, generator) if self.eta else x
 
 
+@serializable("sde.ReverseDiffusion")
 class ReverseDiffusion(Sampler[GaussianDenoiser, Schedule]):
     r"""The reverse diffusion sampler: `x_s = (2 - a) x_t + (1 + eta^2) / 2 G^2 score + eta G z`.
 
@@ -77,6 +80,7 @@ class ReverseDiffusion(Sampler[GaussianDenoiser, Schedule]):
         return x + self.eta * like(g2.sqrt(), x) * normal_like(x, generator) if self.eta else x
 
 
+@serializable("sde.NoPredictor")
 class NoPredictor(Sampler[GaussianDenoiser, Schedule]):
     """A predictor that leaves x unchanged except for the last step, which denoises: for correctors that work alone.
 

@@ -12,8 +12,10 @@ from .errors import UsageError
 from .progress import Progress, silent
 from .random import Source
 from .sampler import C, D, Sampler, Step, device_of, single_step, without_plan
+from .serialization import serializable
 
 
+@serializable("shared.Inpainting")
 class Inpainting(Sampler[D, C]):
     """Inpaints: after each step, replaces the state inside the mask by the known signal corrupted to the same time.
 
@@ -49,6 +51,7 @@ class Inpainting(Sampler[D, C]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
+@serializable("shared.RePaint")
 class RePaint(Sampler[D, C]):
     """Inpaints with resampling: walks each stretch of `jump` steps `repeats` times, adding the noise back in between.
 

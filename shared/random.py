@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError, shown
+from .serialization import serializable
 from .tensors import exact
 
 # Odd constants of SplitMix64 (Steele, Lea, Flood 2014) as signed 64-bit integers.
@@ -187,16 +188,19 @@ def home_of(source: Source, device: torch.device | str | None) -> torch.device:
     return torch.device(device or "cpu") if source is None else source.device
 
 
+@serializable("shared.normal_like")
 def normal_like(x: Tensor, source: Source = None) -> Tensor:
     """Returns standard normal numbers of the shape, dtype and device of `x`."""
     return normal(x.shape, source, dtype=x.dtype, device=x.device)
 
 
+@serializable("shared.rademacher_like")
 def rademacher_like(x: Tensor, source: Source = None) -> Tensor:
     """Returns signs, +1 or -1 with equal probability, of the shape, dtype and device of `x`."""
     return torch.where(uniform(x.shape, source, dtype=x.dtype, device=x.device) < 0.5, -1.0, 1.0).to(x)
 
 
+@serializable("shared.categorical")
 def categorical(p: Tensor, source: Source = None) -> Tensor:
     """Samples categories from `p`, shape `(..., K)`, by inverting its distribution function; p need not sum to one.
 

@@ -19,6 +19,7 @@ from .denoiser import Denoiser, refuse_other_denoiser
 from .errors import UsageError, shown
 from .progress import Progress, silent
 from .random import Source
+from .serialization import serializable
 from .tensors import refuse_unless
 from .values import same
 
@@ -180,6 +181,7 @@ class Sampler(ABC, Generic[D, C]):
         return last
 
 
+@serializable("shared.PredictorCorrector")
 class PredictorCorrector(Sampler[D, C]):
     """A predictor step to the next time, then a corrector step at that time.
 
@@ -213,6 +215,7 @@ class PredictorCorrector(Sampler[D, C]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
+@serializable("shared.CorrectorPredictor")
 class CorrectorPredictor(Sampler[D, C]):
     """A corrector step at the present time, then a predictor step to the next: the order of Song et al.'s (2021) code.
 

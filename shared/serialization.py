@@ -1,8 +1,9 @@
 """Objects as JSON values and back, so that a checkpoint contains what is needed to rebuild its model.
 
 A class or function marked `@serializable("family.Name")` can be written to a checkpoint under this name, which does not
-change when its module moves. A class must keep each constructor argument as an attribute of the same name. On reading,
-names are looked up among the marked classes and functions only: a file cannot cause an import or run code.
+change when its module moves. A class itself, such as a sampler's, is written as its name. For its objects to be
+written it must keep each constructor argument as an attribute of the same name. On reading, names are looked up among
+the marked classes and functions only: a file cannot cause an import or run code.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def serializable(
 ) -> Callable[[T], T]:
     """Marks a class, or a function at the top level of a module, as serializable under a name.
 
-    A decorator. The class must keep each constructor argument as an attribute of the same name.
+    A decorator. For its objects to be written, a class must keep each constructor argument as an attribute of the same
+    name.
 
     Args:
         name: its name in checkpoints, such as `"my_lab.Cosine"`. Do not change it later: files contain it.
@@ -94,7 +96,7 @@ def serialize(value: Any, role: str = "") -> Any:
     It contains constructor arguments, not the weights of networks.
 
     Args:
-        value: a serializable object; a number, string, None or tensor; or a tuple or list of these.
+        value: a serializable object, class or function; a number, string, None or tensor; or a tuple or list of these.
         role: the name of the constructor argument whose value it is. A network that is not serializable is described by
             its class alone, if its role is `network` or `inner`.
 
@@ -108,7 +110,7 @@ def serialize(value: Any, role: str = "") -> Any:
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, tuple | list):
         return [serialize(v) for v in value]
-    if inspect.isroutine(value) and value in _NAMES:
+    if (isinstance(value, type) or inspect.isroutine(value)) and value in _NAMES:
         return {"function": _NAMES[value]}
     if type(value) in _NAMES:
         refuse_moved(value)
@@ -116,8 +118,9 @@ def serialize(value: Any, role: str = "") -> Any:
         return {"class": _NAMES[type(value)], "arguments": arguments}
     if isinstance(value, nn.Module) and role in ("network", "inner"):
         return {"external": full_name(type(value))}
+    marked = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
     raise UsageError(
-        f"a checkpoint cannot contain {full_name(value if inspect.isroutine(value) else type(value))}: mark the class "
+        f"a checkpoint cannot contain {full_name(marked)}: mark the class "
         'or function with @serializable("my_project.NAME") from unnoise.shared.serialization'
     )
 

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from unnoise import sde
-from unnoise.sde import integrators
 from unnoise.sde.integrators import Adaptive, FixedSteps, SciPy, TorchDiffEq
 from unnoise.shared.errors import UsageError
 
 FIXED = ("euler", "midpoint_rule", "heun2", "heun3", "rk4")
 THEIRS = {name: name.removesuffix("_rule") for name in FIXED}  # names of torchdiffeq
 PAIRS = ("dormand_prince", "bogacki_shampine")
-TABLEAUS = {name: getattr(integrators, name) for name in (*FIXED, *PAIRS)}
+TABLEAUS = {name: getattr(sde, name) for name in (*FIXED, *PAIRS)}
 
 
 # ---- order conditions

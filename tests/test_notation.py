@@ -32,6 +32,7 @@ REQUIRED = {
     "continuous.Tabulated": {"betas": torch.tensor([0.25, 0.5])},
     "continuous.Shifted": {"schedule": sde.VP(), "shift": -1.5},
     "continuous.LogInterpolated": {"share": 0.5},
+    "sde.Tableau": {"order": 1, "nodes": (0,), "rows": ((),)},
     "sde.NoiseLevels": {"sigmas": torch.tensor([0.5, 2.0])},
 }
 WRITTEN = {"gaussian.OutputError": "predicts=noise", "shared.LastIndex": "last=999"}

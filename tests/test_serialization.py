@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-import unnoise.experiments  # noqa: F401 - registers the names of all sub-packages
-from unnoise import sde
+import unnoise.experiments  # registers the names of all sub-packages
+from unnoise import continuous, sde
 from unnoise.shared import serialization
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian import ClassifierFree, ClassifierLoss, DenoisingLoss, Learned, velocity
 from unnoise.shared.networks import MLP
 from unnoise.shared.objective import independent
+from unnoise.shared.random import categorical, normal_like, rademacher_like
+from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector, Sampler
 from unnoise.shared.serialization import current, deserialize, earlier, serializable, serialize
 
 
@@ -114,6 +116,77 @@ def test_a_class_without_init_has_no_arguments():
     for kind in (Bare, BareModule):
         assert serialize(kind()) == {"class": f"test_serialization.{kind.__name__}", "arguments": {}}
         assert type(through_json(kind())) is kind
+
+
+def test_a_class_itself_comes_back():
+    line = Line(rule=continuous.DDIM, parts=(Line, Forgets, Bare))
+    written = serialize(line)
+    assert written["arguments"]["rule"] == {"function": "continuous.DDIM"}
+    assert written["arguments"]["parts"][1] == {"function": "test_serialization.Forgets"}
+    found = through_json(line)
+    assert found.rule is continuous.DDIM
+    assert found.parts == (Line, Forgets, Bare)
+    with pytest.raises(UsageError, match=r"cannot contain test_serialization\.Unmarked: mark the class or function"):
+        serialize(Line(rule=Unmarked))
+
+
+CONSTRUCTORS = {
+    "continuous": "DDIM LMS Ancestral Churned DPMSolver DPMSolverPP DPMSolverPPSingle Heun Renoised UniPC "
+    "curved exponential midpoint",
+    "discrete": "Ancestral Euler FirstHitting RateCorrector Remasking TauLeaping Unmasking "
+    "cosine linear most_likely ordinal reciprocal single",
+    "sde": "AnnealedLangevin EulerMaruyama Langevin NoPredictor ProbabilityFlow ReverseDiffusion "
+    "Adaptive ExactTrace FixedSteps Hutchinson SciPy TorchDiffEq batch_norms own_norms",
+}
+
+
+@pytest.mark.parametrize("family", CONSTRUCTORS)
+def test_samplers_and_their_choices_have_names(family):
+    for name in CONSTRUCTORS[family].split():
+        thing = getattr(getattr(unnoise, family), name)
+        assert serialize(thing) == {"function": f"{family}.{name}"}
+        assert through_json(thing) is thing
+    for thing in (PredictorCorrector, CorrectorPredictor, categorical, normal_like, rademacher_like):
+        assert serialize(thing) == {"function": f"shared.{thing.__name__}"}
+        assert through_json(thing) is thing
+
+
+def test_every_public_sampler_has_a_name():
+    for family in (unnoise.continuous, unnoise.discrete, unnoise.sde):
+        for thing in vars(family).values():
+            if inspect.isclass(thing) and issubclass(thing, Sampler) and not inspect.isabstract(thing):
+                assert thing in serialization._NAMES, thing
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (sde.Adaptive(), "Adaptive()"),
+        (sde.Adaptive(1e-3, method=sde.bogacki_shampine), None),
+        (sde.FixedSteps(), "FixedSteps()"),
+        (sde.FixedSteps(sde.heun2), "FixedSteps()"),
+        (sde.FixedSteps(sde.rk4), None),
+        (sde.SciPy(), "SciPy()"),
+        (sde.SciPy("RK23", atol=1e-3), "SciPy(method='RK23', atol=0.001)"),
+        (sde.TorchDiffEq(evaluations=50), "TorchDiffEq(evaluations=50)"),
+        (sde.Hutchinson(), "Hutchinson()"),
+        (sde.Hutchinson(3, normal_like), "Hutchinson(count=3, draw=normal_like)"),
+        (sde.ExactTrace(), "ExactTrace()"),
+        (sde.angle_coordinates, "AngleCoordinates()"),
+        (sde.time_coordinates, "TimeCoordinates()"),
+        *(
+            (getattr(sde, name), None)
+            for name in ("bogacki_shampine", "dormand_prince", "euler", "heun2", "heun3", "midpoint_rule", "rk4")
+        ),
+    ],
+)
+def test_parts_of_the_probability_flow_come_back(part, text):
+    found = through_json(part)
+    assert type(found) is type(part)
+    assert found == part
+    assert hash(found) == hash(part)
+    assert repr(found) == repr(part)
+    assert text in (None, repr(part))
 
 
 def test_a_model_comes_back():

@@ -11,12 +11,14 @@ from ...errors import UsageError
 from ...gradients import gradients
 from ...random import Source
 from ...sampler import Sampler, Step, single_step
+from ...serialization import serializable
 from ..denoiser import GaussianDenoiser
 from ..schedule import Schedule
 from .measurement import Measurement
 from .operators import Operator
 
 
+@serializable("gaussian.DPS")
 class DPS(Sampler[GaussianDenoiser, Schedule]):
     r"""Diffusion posterior sampling: `x_s <- x_s - zeta grad ||y - A E[x_0 | x_t]||` after each step.
 
@@ -62,6 +64,7 @@ class DPS(Sampler[GaussianDenoiser, Schedule]):
         return self.begin()(x, t, s, generator=generator, **cond)
 
 
+@serializable("gaussian.Replacement")
 class Replacement(Sampler[GaussianDenoiser, Schedule]):
     r"""Replacement: `x <- x - A^+ A x + A^+ A (alpha_s A^+ y + sigma_s z)` after each step, with `A^+ y` at s = 0.
 
