@@ -22,6 +22,16 @@ from ..shared.gaussian import (
     velocity_weight,
 )
 from ..shared.importance_sampling import ImportanceSampling
+from .beta_schedules import (
+    ConstantBetas,
+    CosineBetas,
+    LinearBetas,
+    QuadraticBetas,
+    ReciprocalBetas,
+    SigmoidBetas,
+    WarmupBetas,
+    ZeroTerminal,
+)
 from .betas import (
     betas_of,
     constant_betas,
@@ -40,7 +50,7 @@ from .objectives import Hybrid, Variational
 from .posterior import LogInterpolated, large, learned_diagonal, learned_range, posterior, small
 from .prediction import PosteriorMean
 from .samplers import DDIM, Ancestral, encode
-from .schedules import Cosine, Shifted, Tabulated, resolution_shift, tabulate
+from .schedules import BetaTable, Cosine, Shifted, Tabulated, resolution_shift, tabulate
 from .solvers import (
     LMS,
     DPMSolver,
@@ -59,9 +69,12 @@ __all__ = [
     "DDIM",
     "LMS",
     "Ancestral",
+    "BetaTable",
     "Churned",
     "Clipped",
+    "ConstantBetas",
     "Cosine",
+    "CosineBetas",
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverPPSingle",
@@ -71,16 +84,20 @@ __all__ = [
     "Hybrid",
     "ImportanceSampling",
     "Learned",
+    "LinearBetas",
     "LogInterpolated",
     "MinSNR",
     "Multistep",
     "OutputError",
     "PosteriorMean",
     "Preconditioned",
+    "QuadraticBetas",
     "RateDistortion",
+    "ReciprocalBetas",
     "Renoised",
     "Schedule",
     "Shifted",
+    "SigmoidBetas",
     "Tabulated",
     "Thresholded",
     "UniPC",
@@ -88,6 +105,8 @@ __all__ = [
     "Variational",
     "VariationalBound",
     "VariationalDequantization",
+    "WarmupBetas",
+    "ZeroTerminal",
     "betas_of",
     "clean",
     "constant_betas",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from operator import index
 
 import torch
 from torch import Tensor
 
-from ..shared.errors import UsageError
+from ..shared.errors import UsageError, shown
 
 
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
@@ -20,7 +21,7 @@ def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
     Raises:
         UsageError: where a beta would reach 1, as with 20 steps or fewer at the default `stop`, and below 1 step.
     """
-    scale = _scale(steps, stop)
+    scale = _scale(steps, start=start, stop=stop)
     return torch.linspace(start, stop, steps, dtype=torch.float64) * scale
 
 
@@ -30,9 +31,12 @@ def quadratic_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tens
     T is `steps`. Ho et al. 2020, code.
 
     Raises:
-        UsageError: where a beta would reach 1, as with 20 steps or fewer at the default `stop`, and below 1 step.
+        UsageError: for a negative `start` or `stop`, where a beta would reach 1, as with 20 steps or fewer at the
+            default `stop`, and below 1 step.
     """
-    scale = _scale(steps, stop)
+    scale = _scale(steps, start=start, stop=stop)
+    if start < 0 or stop < 0:
+        raise UsageError(f"start={start}, stop={stop}: betas must lie between 0 and 1")
     return torch.linspace(start**0.5, stop**0.5, steps, dtype=torch.float64) ** 2 * scale
 
 
@@ -42,7 +46,7 @@ def constant_betas(steps: int, value: float = 0.02) -> Tensor:
     Raises:
         UsageError: where beta would reach 1, as with 20 steps or fewer at the default `value`, and below 1 step.
     """
-    return torch.full((steps,), value, dtype=torch.float64) * _scale(steps, value)
+    return torch.full((steps,), value, dtype=torch.float64) * _scale(steps, value=value)
 
 
 def sigmoid_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor:
@@ -53,7 +57,7 @@ def sigmoid_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Tensor
     Raises:
         UsageError: where a beta would reach 1, as with 20 steps or fewer at the default `stop`, and below 1 step.
     """
-    scale = _scale(steps, stop)
+    scale = _scale(steps, start=start, stop=stop)
     return (start + (stop - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()) * scale
 
 
@@ -66,9 +70,11 @@ def warmup_betas(steps: int, share: float, start: float = 1e-4, stop: float = 0.
     Raises:
         UsageError: for a share outside of [0, 1], where a beta would reach 1, and below 1 step.
     """
-    scale, rising = _scale(steps, stop), int(steps * share)
+    scale = _scale(steps, start=start, stop=stop)
+    _refuse_other(share=share)
     if not 0 <= share <= 1:
         raise UsageError(f"share={share}: give the fraction of the steps over which beta rises, from 0 to 1")
+    rising = int(steps * share)
     betas = torch.full((steps,), stop, dtype=torch.float64)
     betas[:rising] = torch.linspace(start, stop, rising, dtype=torch.float64)
     return betas * scale
@@ -84,13 +90,20 @@ def reciprocal_betas(steps: int) -> Tensor:
     return 1 / torch.arange(steps, 0, -1, dtype=torch.float64)
 
 
-def cosine_betas(steps: int) -> Tensor:
+def cosine_betas(steps: int, s: float = 0.008) -> Tensor:
     r"""Returns the cosine table of Nichol & Dhariwal (2021), `(T,)`.
 
-    `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)` with `f(t) = cos^2((t + 0.008) / 1.008 pi/2)`, n = 1..T, T = `steps`.
+    `beta_n = min(1 - f(n/T) / f((n-1)/T), 0.999)` with `f(t) = cos^2((t + s) / (1 + s) pi/2)`, n = 1..T, T = `steps`.
+    The offset s makes the first betas larger: at s = 0.008 and T = 1000 sigma at t = 1 / T is 0.0064.
+
+    Raises:
+        UsageError: for a negative s, and below 1 step.
     """
     _check(steps)
-    f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+    _refuse_other(s=s)
+    if s < 0:
+        raise UsageError(f"s={s}: give 0 or more, such as the published 0.008")
+    f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
@@ -129,16 +142,33 @@ def zero_terminal(betas: Tensor) -> Tensor:
     return betas_of(((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2)
 
 
-def _scale(steps: int, largest: float) -> float:
+def _scale(steps: int, **numbers: float) -> float:
+    """Returns 1000 / T; the last of the numbers is the largest beta before it is scaled."""
     _check(steps)
+    _refuse_other(**numbers)
+    name, largest = list(numbers.items())[-1]
     if largest * 1000 / steps >= 1:
         raise UsageError(
             f"steps={steps}: beta would reach {largest * 1000 / steps:.2g}, and must stay below 1: "
-            f"take more than {largest * 1000:g} steps, or a smaller stop"
+            f"take more than {largest * 1000:g} steps, or a smaller {name}"
         )
     return 1000 / steps
 
 
 def _check(steps: int) -> None:
+    try:
+        index(steps)
+    except TypeError:
+        raise UsageError(f"steps={shown(steps)}: give a whole number of steps, such as 1000") from None
     if steps < 1:
         raise UsageError(f"steps={steps}: a table needs at least one step")
+
+
+def _refuse_other(**numbers: float) -> None:
+    for name, number in numbers.items():
+        try:
+            finite = math.isfinite(number)
+        except TypeError:
+            finite = False
+        if not finite:
+            raise UsageError(f"{name}={shown(number)}: give a number, such as 0.02")

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
 from .posterior import posterior_coefficients
-from .schedules import Tabulated
+from .schedules import BetaTable
 
 
 @serializable("continuous.PosteriorMean", formerly="unnoise.continuous.prediction.PosteriorMean")
@@ -26,8 +26,8 @@ class PosteriorMean:
         UsageError: for a schedule that is not a table of betas.
     """
 
-    def __init__(self, schedule: Tabulated) -> None:
-        if not isinstance(schedule, Tabulated):
+    def __init__(self, schedule: BetaTable) -> None:
+        if not isinstance(schedule, BetaTable):
             raise UsageError(
                 f"schedule={type(schedule).__name__}: the posterior mean is that of a step of a table; "
                 "give a Tabulated schedule, or predict noise, velocity or clean"

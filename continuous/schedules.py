@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -14,15 +15,14 @@ from ..shared.serialization import serializable
 from ..shared.tensors import Table, as_numbers, exact
 
 
-@serializable("continuous.Tabulated", formerly="unnoise.continuous.tabulated.Tabulated")
-@dataclass(frozen=True)
-class Tabulated(TableSchedule):
-    r"""The schedule of a table of betas: `alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2`.
+class BetaTable(TableSchedule):
+    r"""The base class of schedules given by a table of betas.
 
-    Step n = 1..T is at t = n / T (Ho et al. 2020, eq. 4). Row n = 0 is the clean signal, so the first step is not a
-    special case; the index in the papers' code is n - 1. Called with times; returns alpha_t and sigma_t, of their
-    shape. Between rows the log-SNR is linear in t; for 0 < t < 1 / T it is the value of row 1. Where the last beta is
-    1, alpha falls to 0 over the last step.
+    Step n = 1..T is at t = n / T, with `alpha_n^2 = prod_(i <= n) (1 - beta_i)` and `sigma_n^2 = 1 - alpha_n^2` (Ho et
+    al. 2020, eq. 4). Row n = 0 is the clean signal, so the first step is not a special case; the index in the papers'
+    code is n - 1. Called with times; returns alpha_t and sigma_t, of their shape. Between rows the log-SNR is linear in
+    t; for 0 < t < 1 / T it is the value of row 1. Where the last beta is 1, alpha falls to 0 over the last step. A
+    subclass is a frozen dataclass of its settings with one method, `table`.
 
     Attributes:
         betas: `(T,)`, float64, each in (0, 1), beta_1 first; the last may be 1 if there are several.
@@ -33,12 +33,16 @@ class Tabulated(TableSchedule):
     """
 
     betas: Tensor
-    steps: int = field(init=False, repr=False, compare=False)
-    _log_snr: Table = field(init=False, repr=False, compare=False)  # rows 1..T
-    _ends_in_noise: bool = field(init=False, repr=False, compare=False)
+    steps: int
+    _log_snr: Table  # rows 1..T
+    _ends_in_noise: bool
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """Returns the betas, `(T,)`, from the settings; called once, when the schedule is constructed."""
 
     def __post_init__(self) -> None:
-        betas = as_numbers(self.betas, "betas").detach().cpu().double().clone()
+        betas = as_numbers(self.table(), "betas").detach().cpu().double().clone()
         if betas.ndim != 1 or not len(betas):
             raise UsageError(
                 f"betas of shape {tuple(betas.shape)}: give a vector of one or more, such as linear_betas(1000)"
@@ -46,9 +50,10 @@ class Tabulated(TableSchedule):
         allowed = (betas > 0) & (betas < 1)
         allowed[1:][-1:] |= betas[1:][-1:] == 1  # the last of several may be 1
         if not allowed.all():
-            at = int(torch.nonzero(~allowed)[0])
+            at, made_by = int(torch.nonzero(~allowed)[0]), "" if isinstance(self, Tabulated) else f"{self}: "
             raise UsageError(
-                f"betas[{at}]={float(betas[at]):g}: betas must lie between 0 and 1; only the last of several may be 1"
+                f"{made_by}betas[{at}]={float(betas[at]):g}: betas must lie between 0 and 1; only the last of several "
+                "may be 1"
             )
         log_alpha2 = torch.log1p(-betas).cumsum(0)
         log_snr = Table(log_alpha2 - torch.log(-torch.expm1(log_alpha2)))
@@ -79,7 +84,7 @@ class Tabulated(TableSchedule):
         if self._ends_in_noise:  # alpha / sigma has a slope at zero SNR, where the log-SNR has none
             low, _, part = segment(t, self.steps)
             ratio = torch.exp(0.5 * self._log_snr[low]) * (1 - part)
-            last, scale = low == self.steps - 2, (1 + ratio**2).rsqrt()
+            last, scale = (low == self.steps - 2) & (t > 0), (1 + ratio**2).rsqrt()
             alpha, sigma = torch.where(last, ratio * scale, alpha), torch.where(last, scale, sigma)
         return alpha.to(t.dtype), sigma.to(t.dtype)
 
@@ -114,6 +119,29 @@ class Tabulated(TableSchedule):
         alpha2 = self(exact(grid.flip(0)))[0] ** 2
         ratio_minus_one = torch.expm1(alpha2[1:].log() - alpha2[:-1].log())
         return Tabulated(-ratio_minus_one)
+
+
+@serializable("continuous.Tabulated", formerly="unnoise.continuous.tabulated.Tabulated")
+@dataclass(frozen=True)
+class Tabulated(BetaTable):
+    r"""The schedule of a given table of betas: `alpha_n^2 = prod_(i <= n) (1 - beta_i)`, `sigma_n^2 = 1 - alpha_n^2`.
+
+    Step n = 1..T is at t = n / T (Ho et al. 2020, eq. 4); for the times between see `BetaTable`. The published tables
+    are schedules of their own, such as `LinearBetas`.
+
+    Attributes:
+        betas: `(T,)`, float64, each in (0, 1), beta_1 first; the last may be 1 if there are several.
+        steps: T, the number of betas.
+
+    Raises:
+        UsageError: for betas of another shape or outside of this range.
+    """
+
+    betas: Tensor
+    steps: int = field(init=False, repr=False, compare=False)
+
+    def table(self) -> Tensor:
+        return self.betas
 
 
 @serializable("continuous.Cosine", formerly="unnoise.continuous.schedules.Cosine")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 import torch
@@ -24,7 +24,10 @@ from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Streams, whole_seed
 from ..shared.sampler import Sampler, counted, device_of
-from .experiment import CodeLengthOf, Experiment
+from .code_lengths import CodeLengthOf
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 SURE, CHUNK = 0.8, 300
 
@@ -126,7 +129,7 @@ class Judge:
 
 
 def draw(
-    experiment: Experiment,
+    recipe: Recipe,
     sampler: Sampler,
     shape: tuple[int, ...],
     quantization: Quantization,
@@ -138,12 +141,12 @@ def draw(
 ) -> SamplingRun:
     """Draws `count` samples of one shape, 300 at a time; sample i and its class label depend on (seed, i) alone."""
     start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
-    steps = experiment.sampling_steps if steps is None else steps
+    steps = recipe.sampling_steps if steps is None else steps
     for rows in torch.arange(count).split(CHUNK):
-        source, labels = Streams(seed, rows), experiment.conditions(rows.to(device))
+        source, labels = Streams(seed, rows), recipe.conditions(rows.to(device))
         with counted(sampler.denoiser) as evaluations:
             x = sampler(shape=(len(rows), *shape), steps=steps, generator=source, progress=progress, **labels)
-        parts.append(experiment.levels(quantization, x).cpu())
+        parts.append(recipe.levels(quantization, x).cpu())
         calls = evaluations.calls
     return SamplingRun(
         torch.cat(parts), steps if isinstance(steps, int) else len(steps) - 1, calls, time.perf_counter() - start
@@ -151,7 +154,7 @@ def draw(
 
 
 def bits_per_dim(
-    experiment: Experiment,
+    recipe: Recipe,
     denoiser: Denoiser,
     images: ImageDataset,
     *,
@@ -161,20 +164,21 @@ def bits_per_dim(
 ) -> tuple[float, float]:
     """Returns the mean code length of images in bits/dim, and its standard error over the images.
 
-    The code length is that of the experiment, or `measure`. For a conditional model the label is coded before the
+    The code length is that of the recipe, or `measure`. For a conditional model the label is coded before the
     image: its `log2(classes)` bits are included, and since `p(x) >= p(x | label) / classes` the sum is an upper bound
     on the code length of the image alone.
     """
     device = device_of(denoiser)
     generator, measure = (
         torch.Generator(device).manual_seed(whole_seed(seed)),
-        measure or experiment.code_length(denoiser, images.quantization),
+        measure or recipe.code_length_of(denoiser, images.quantization),
     )
     bits = []
     for rows in torch.arange(len(images.k)).split(CHUNK):
-        labels = {} if experiment.classes is None else {"label": labels_of(images)[rows].to(device)}
-        bits.append(measure(images.k[rows].to(device), generator, progress, **labels).bits_per_dim(images.dims))
-    of_label = math.log2(experiment.classes or 1) / images.dims
+        part = images._replace(k=images.k[rows], label=None if images.label is None else images.label[rows])
+        conditions = {name: value.to(device) for name, value in recipe.data.conditions_of(part).items()}
+        bits.append(measure(part.k.to(device), generator, progress, **conditions).bits_per_dim(images.dims))
+    of_label = math.log2(recipe.classes or 1) / images.dims
     whole = torch.cat(bits) + of_label
     return float(whole.mean()), standard_error(whole)
 
@@ -191,14 +195,14 @@ def marginal_bits_per_dim(train: ImageDataset, test: ImageDataset) -> tuple[floa
     return float(bits.mean()), standard_error(bits)
 
 
-def splits(experiment: Experiment, progress: Progress = silent) -> tuple[Any, Any]:
-    """Returns the held-out data and the training data of an experiment.
+def splits(recipe: Recipe, progress: Progress = silent) -> tuple[Any, Any]:
+    """Returns the held-out data and the training data of an recipe.
 
     Raises:
         UsageError: if they no longer exist, and as `Experiment.load`.
     """
     try:
-        return experiment.load("test", progress), experiment.load("train", progress)
+        return recipe.load("test", progress), recipe.load("train", progress)
     except Absent as error:
         raise UsageError(f"{error}; put the data of the run back, or give their new place with --data") from error
 
@@ -244,7 +248,7 @@ def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
 
 
 def evaluate_images(
-    experiment: Experiment,
+    recipe: Recipe,
     denoiser: Denoiser,
     *,
     count: int | None,
@@ -263,7 +267,7 @@ def evaluate_images(
         raise UsageError(
             f"count={count}: a standard error and a Fréchet distance need at least 2 images; give --count 2 or more"
         )
-    test, train = splits(experiment, progress)
+    test, train = splits(recipe, progress)
     if train.shape != test.shape:
         raise UsageError(
             f"the training images are {train.summary}, and the held-out images {test.summary}: give both the same size "
@@ -273,18 +277,18 @@ def evaluate_images(
         raise UsageError(
             f"the test split has {len(test.k)} image: a standard error needs at least 2, so hold out more images"
         )
-    warning = refuse_other_data(len(train.k), lambda: experiment.batches(train), trained_on)
+    warning = refuse_other_data(len(train.k), lambda: recipe.batches(train), trained_on)
     data = {"train": train.summary, "held_out": test.summary} | warning
     test = test if count is None else test.subset(count)
-    bits, error = bits_per_dim(experiment, denoiser, test, seed=seed, progress=progress)
+    bits, error = bits_per_dim(recipe, denoiser, test, seed=seed, progress=progress)
     results: dict[str, Any] = data | {
         "bits_per_dim": bits,
         "standard_error": error,
-        "kind": experiment.code_length_kind,
+        "kind": recipe.kind,
     }
     run = draw(
-        experiment,
-        experiment.sampler(denoiser),
+        recipe,
+        recipe.sampler_of(denoiser),
         test.shape,
         test.quantization,
         len(test.k),

@@ -15,9 +15,7 @@ from typing_extensions import Self
 from ..discrete import CategoricalDenoiser, VariationalBound
 from ..sde import Adaptive, ChangeOfVariables
 from ..shared.code_length import CodeLength
-from ..shared.data import Batches, ImageDataset, image_dataset
-from ..shared.data.images import missing_test_split
-from ..shared.data.sources import absolute, bundled
+from ..shared.data import Batches, ImageDataset
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.dequantization import Dequantizer, UniformDequantization
@@ -32,40 +30,7 @@ from ..shared.time_inputs import TimeInput
 from ..shared.training import Training
 from .evaluation import evaluate_images
 from .experiment import CodeLengthOf, D, Experiment
-
-
-@serializable("experiments.Data", formerly=("unnoise.experiments.images.Data", "unnoise.experiments.experiment.Data"))
-@dataclass(frozen=True)
-class Data:
-    """The images to train on."""
-
-    name: str = "digits"
-    """Name of the images: digits or mnist5k (bundled), a folder, or a set on the Hub such as uoft-cs/cifar10."""
-    batch: int = 64
-    """Number of images in a batch."""
-    size: tuple[int, int] | None = None
-    """Height and width in pixels to scale and crop images to, such as 32 32; None if all have one size."""
-    classes: int | None = None
-    """Number of class labels that the model is conditioned on, such as 10; None trains a model without labels."""
-    flip: bool = False
-    """Whether each image is mirrored left to right with probability one half."""
-    seed: int = 0
-    """Seed of the order of the images, a whole number."""
-
-    def self_contained(self) -> Data:
-        """Returns the same data with the absolute path of a folder."""
-        return replace(self, name=absolute(self.name, bundled()))
-
-    def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
-        """Loads the images of a split. The summary of `train` reports when the set has no test images.
-
-        Raises:
-            UsageError: if the labels do not match `classes`; the message lists the labels that were found.
-        """
-        images = image_dataset(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
-        if split != "train" or not (reason := missing_test_split(self.name, self.classes)):
-            return images
-        return images._replace(notes=(*images.notes, f"`unnoise evaluate` will have no images to measure on: {reason}"))
+from .image_data import Images as Data
 
 
 def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..continuous import (
+    BetaTable,
     Hybrid,
     Learned,
     OutputError,
-    Tabulated,
     noise,
 )
 from ..continuous.grids import noise_ratio
@@ -234,12 +234,13 @@ def objective(denoiser: Denoiser) -> Objective:
 
 
 def kind_of(denoiser: Denoiser) -> Kind:
-    """Returns the kind of a denoiser, by its own class or by the class of its process.
+    """Returns the kind of a denoiser, by its own class or by the class of its process, or a base class.
 
     Raises:
         UsageError: for a denoiser that is of no imported kind.
     """
-    kind = KINDS.get(type(denoiser)) or KINDS.get(type(denoiser.corruption))
+    classes = (*type(denoiser).__mro__, *type(denoiser.corruption).__mro__)
+    kind = next((KINDS[c] for c in classes if c in KINDS), None)
     if kind is None:
         raise UsageError(
             f"{type(denoiser).__name__} on {type(denoiser.corruption).__name__} cannot be imported: give a denoiser "
@@ -330,7 +331,7 @@ KINDS: dict[type, Kind] = {
         lambda d: "log p(label)",
         'in Python, ClassifierGuided(denoiser, pretrained.load("{run}"))',
     ),
-    Tabulated: Kind(
+    BetaTable: Kind(
         of_table,
         with_steps(Chains.of_denoiser, lambda d: min(50, d.corruption.steps)),
         of_noise,

@@ -17,46 +17,39 @@ from ..shared.sampler import Sampler
 from ..shared.training import Trainer, Training
 from ..shared.training.folder import writable, write_text
 from .evaluation import SamplingRun, draw, judge_of
-from .experiment import D, Experiment
-from .images import ImageExperiment
+from .recipe import D, Recipe
 from .report import table
 
 SAMPLES = 500
 Part = TypeVar("Part", bound=Objective)
 
 
-def train_recipe(
-    experiment: Experiment[D], data: Any, folder: Path, progress: Progress, *, resume: bool
-) -> Objective[D]:
+def train_recipe(recipe: Recipe[D], data: Any, folder: Path, progress: Progress, *, resume: bool) -> Objective[D]:
     """Trains one recipe into a folder and returns its averaged objective; writes samples during training."""
-    experiment = experiment.self_contained()
-    torch.manual_seed(experiment.training.seed)
-    name = Path(experiment.picture)
+    recipe = recipe.self_contained()
+    torch.manual_seed(recipe.training.seed)
+    name = Path(recipe.picture)
 
     def watch(average: Objective[Any], step: int) -> None:
         few = draw(
-            experiment,
-            experiment.sampler(average.denoiser),
+            recipe,
+            recipe.sampler_of(average.denoiser),
             data.shape,
             data.quantization,
             30,
-            min(25, experiment.sampling_steps),
+            min(25, recipe.sampling_steps),
         )
-        experiment.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.quantization, columns=10)
+        recipe.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.quantization, columns=10)
 
-    objective = experiment.objective(data.shape, data.quantization)
-    # Settings that these refuse must not show up after an hour of training.
-    experiment.sampler(objective.denoiser)
-    experiment.code_length(objective.denoiser, data.quantization)
-    trainer = Trainer(
-        objective, experiment.training, folder=folder, experiment=experiment, progress=progress, watch=watch
-    )
-    return cast("Objective[D]", trainer.fit(experiment.batches(data), resume=resume))
+    objective = recipe.objective(data.shape, data.quantization)
+    recipe.check(objective.denoiser, data.quantization)
+    trainer = Trainer(objective, recipe.training, folder=folder, experiment=recipe, progress=progress, watch=watch)
+    return cast("Objective[D]", trainer.fit(recipe.batches(data), resume=resume))
 
 
-def trained(experiment: Experiment[D], data: Any, folder: Path, progress: Progress) -> Objective[D]:
+def trained(recipe: Recipe[D], data: Any, folder: Path, progress: Progress) -> Objective[D]:
     """Returns the averaged objective of a recipe in a folder: loaded if it is finished, else trained or resumed."""
-    return train_recipe(experiment, data, folder, progress, resume=True)
+    return train_recipe(recipe, data, folder, progress, resume=True)
 
 
 def fitted(objective: Part, training: Training, batches: Any, folder: Path, progress: Progress) -> Part:
@@ -69,32 +62,32 @@ class Study:
     """Sampling runs of one data set, each measured against the training set by a classifier of real images.
 
     Args:
-        experiment: the recipe.
+        recipe: the recipe.
         folder: the folder for pictures and tables.
         progress: how to report progress.
         samples: the number of samples in each run.
     """
 
-    def __init__(self, experiment: ImageExperiment, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
-        self.experiment, self.folder, self.progress = experiment, writable(folder), progress
-        self.images, test = experiment.data.load("train", progress), experiment.data.load("test", progress)
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
+        self.recipe, self.folder, self.progress = recipe, writable(folder), progress
+        self.images, test = recipe.data.load("train", progress), recipe.data.load("test", progress)
         for images in (self.images, test):
             if images.label is None:
                 raise UsageError(
-                    f"{experiment.data.name} has {images.no_labels}, and a classifier measures the samples: take a "
+                    f"{recipe.data.name} has {images.no_labels}, and a classifier measures the samples: take a "
                     "set with labels"
                 )
-        quick = experiment.training.steps <= 100  # a smoke run
+        quick = recipe.training.steps <= 100  # a smoke run
         self.judge, self.samples = judge_of(self.images, progress, 40 if quick else 600), 20 if quick else samples
         self.real = self.judge.quality(test.k)
         self.accuracy = self.judge.accuracy(test)
 
     def run(
-        self, sampler: Sampler, steps: int | Tensor, recipe: ImageExperiment | None = None
+        self, sampler: Sampler, steps: int | Tensor, recipe: Recipe | None = None
     ) -> tuple[SamplingRun, dict[str, float]]:
         """Draws samples, of each class in turn if the recipe has labels, and measures them."""
         drawn = draw(
-            recipe or self.experiment,
+            recipe or self.recipe,
             sampler,
             self.images.shape,
             self.images.quantization,
@@ -104,7 +97,7 @@ class Study:
         )
         quality = self.judge.quality(drawn.levels)
         measured = {"frechet": quality.frechet, "sure": quality.sure, "evaluations": float(drawn.evaluations)}
-        if (recipe or self.experiment).classes is not None:
+        if (recipe or self.recipe).classes is not None:
             measured["agreement"] = self.judge.agreement(drawn.levels, torch.arange(self.samples) % self.judge.classes)
         return drawn, measured
 
@@ -149,7 +142,7 @@ class Sweep:
         cells: Sequence[str],
         sampler: Sampler,
         steps: int | Tensor,
-        recipe: ImageExperiment | None = None,
+        recipe: Recipe | None = None,
         shown: bool = True,
         part: str = "",
         **more: float,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,8 @@ from ..discrete import CategoricalDenoiser, VariationalBound
 from ..shared.code_length import perplexity
 from ..shared.data import (
     Batches,
-    CharacterTokenizer,
-    Packed,
-    Padded,
-    SubwordTokenizer,
     TextDataset,
-    characters,
-    sparse_chain,
-    subwords,
-    text8,
-    tokenizer_file,
 )
-from ..shared.data.sources import absolute, bundled
-from ..shared.errors import UsageError
 from ..shared.memory import refuse_beyond
 from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
 from ..shared.metrics.errors import standard_error
@@ -41,6 +30,7 @@ from ..shared.serialization import serializable
 from ..shared.training import Training
 from .evaluation import draw, refuse_other_data, splits
 from .experiment import CodeLengthOf, Experiment
+from .text_data import Text
 
 C = TypeVar("C", bound=CategoricalDenoiser, default=CategoricalDenoiser)
 
@@ -50,117 +40,6 @@ AT_ONCE = 2**26
 """The number of logits that are held at a time when text is coded."""
 CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}
 """The number of windows of the Markov chain in each split."""
-
-
-@serializable("experiments.Text", formerly="unnoise.experiments.texts.Text")
-@dataclass(frozen=True)
-class Text:
-    """The text to train on."""
-
-    name: str = "shakespeare"
-    """Name of the text: shakespeare, chain or text8, a file, a folder of split files, or a set on the Hub.
-    Files are text, Parquet, JSON or CSV; chain is a Markov chain whose entropy is known.
-    The last tenth of a single file is held out, from the end of a document, a line or a word:
-    its first half as the split validation, its second half as test."""
-    batch: int = 64
-    """Number of windows in a batch."""
-    length: int = 128
-    """Number of tokens in a window."""
-    column: str = "text"
-    """Name of the column that has the text, for Parquet, JSON and CSV files and sets on the Hub."""
-    tokenizer: str | None = None
-    """Path of a tokenizer.json, whose contents the run keeps; None reads text as 27 characters.
-    These are a to z, and one space for everything else."""
-    layout: Literal["packed", "ends", "padded"] = "packed"
-    """How documents fill windows: end to end (packed), also with end tokens (ends), or one in each (padded).
-    ends begins and ends every window with an end token; padded fills the rest with padding."""
-    documents: Literal["file", "paragraphs", "lines"] | None = None
-    """What one document of a .txt file is: the whole file, a paragraph, or a line without its break.
-    None takes the file, and lines in the padded layout. Perplexity per word depends on it, because the end of
-    each document counts as a word."""
-    crop: bool = False
-    """Whether training takes random windows out of blocks of twice the length, as D3PM does."""
-    seed: int = 0
-    """Seed of the order of the windows, a whole number."""
-
-    def __post_init__(self) -> None:
-        if self.tokenizer is None and self.layout != "packed":
-            raise UsageError(
-                f"layout={self.layout} needs a tokenizer, since text of 27 characters is always packed: give "
-                "--text.tokenizer tokenizer.json too"
-            )
-        if self.tokenizer is None and self.documents is not None:
-            raise UsageError(
-                f"documents={self.documents} needs a tokenizer, since text of 27 characters has no documents: give "
-                "--text.tokenizer tokenizer.json too"
-            )
-        if self.tokenizer is not None and self.crop:
-            raise UsageError(
-                "crop=True is for text of 27 characters, and cannot be used with a tokenizer: leave out --text.crop or "
-                "--text.tokenizer"
-            )
-
-    def load(self, split: str = "train") -> TextDataset:
-        """Loads a split. The summary of `train` reports when a set has no text to test on.
-
-        Raises:
-            UsageError: for a single file that is too short to have a test window, and as `characters` and `subwords`.
-        """
-        if self.name == "chain":
-            chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
-            windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
-            summary = f"{len(windows):,} windows of {self.length} tokens of a Markov chain"
-            return TextDataset(
-                windows, CharacterTokenizer(), windows.numel(), windows.numel(), windows.numel(), summary=summary
-            )
-        data = self._read(split)
-        if split != "train" or self.name in ("text8", *bundled()):
-            return data
-        try:
-            test = self._read("test")
-        except UsageError as error:
-            if Path(self.name).is_file():
-                part = f"the last twentieth of {self.name}, which is held out for tests, is shorter than a window"
-                raise UsageError(f"{part} ({error}): give more text, or a smaller --text.length") from error
-            return replace(data, summary=f"{data.summary}; `unnoise evaluate` will have no text to measure on: {error}")
-        held_out = f"{len(test.windows):,} windows for tests"
-        where = (
-            f"the last tenth of the file is held out, with {held_out}"
-            if Path(self.name).is_file()
-            else f"held out: {held_out}"
-        )
-        return replace(data, summary=f"{data.summary}; {where}")
-
-    def _read(self, split: str) -> TextDataset:
-        if self.name == "text8" and self.tokenizer is None:
-            return text8(split, self.length)
-        crop = self.crop and split == "train"
-        if Path(self.name).is_file():
-            split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
-        if self.tokenizer is not None:
-            layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
-            tokenizer = cast(SubwordTokenizer, self.read_tokenizer())
-            return subwords(
-                self.name, split, self.length, tokenizer, layout, column=self.column, documents=self.documents
-            )
-        return characters(self.name, split, self.length, column=self.column, crop=crop)
-
-    def read_tokenizer(self) -> CharacterTokenizer | SubwordTokenizer:
-        """Returns the tokenizer, read from its file or from the contents that the run keeps."""
-        if self.tokenizer is None:
-            return CharacterTokenizer()
-        return (
-            SubwordTokenizer.of_json(self.tokenizer)
-            if self.tokenizer.startswith("{")
-            else tokenizer_file(self.tokenizer)
-        )
-
-    def self_contained(self) -> Text:
-        """Returns the same text with its absolute path and the contents of its tokenizer, independent of the folder."""
-        tokenizer, path = self.read_tokenizer(), absolute(self.name, ("chain", "text8"))
-        return replace(
-            self, name=path, tokenizer=tokenizer.json if isinstance(tokenizer, SubwordTokenizer) else self.tokenizer
-        )
 
 
 @serializable("experiments.TextNetwork", formerly="unnoise.experiments.texts.TextNetwork")

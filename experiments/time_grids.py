@@ -2,13 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
-from ..continuous import quadratic, sections, strided, trailing
+from .. import continuous
+from ..continuous import sections
 from ..shared.corruption import Corruption
 from ..shared.errors import UsageError
 from ..shared.gaussian.schedule import Schedule
+from ..shared.serialization import serializable
+from ..shared.time_inputs import rows_of
+from ..shared.values import notation
+
+Spacing: TypeAlias = Callable[[int, Corruption], int | Tensor]
+"""`(steps, process) -> steps of a sampler`: their number, for the grid of the process itself, or a grid of times."""
+
+
+@serializable("experiments.even")
+def even(steps: int, corruption: Corruption) -> int | Tensor:
+    """Returns the number of steps, for the grid of the process itself."""
+    return steps
+
+
+@serializable("experiments.strided")
+def strided(steps: int, corruption: Corruption) -> int | Tensor:
+    """Returns steps of a whole stride on a table ("ddim"; Song et al. 2020)."""
+    return continuous.strided(steps, rows_of(corruption))
+
+
+@serializable("experiments.quadratic")
+def quadratic(steps: int, corruption: Corruption) -> int | Tensor:
+    """Returns quadratic steps on a table ("quad"; Song et al. 2020)."""
+    return continuous.quadratic(steps, rows_of(corruption))
+
+
+@serializable("experiments.trailing")
+def trailing(steps: int, corruption: Corruption) -> int | Tensor:
+    """Returns trailing steps on a table (Lin et al. 2023)."""
+    return continuous.trailing(steps, rows_of(corruption))
+
+
+@serializable("experiments.Sections")
+@dataclass(frozen=True)
+class Sections:
+    """Steps in equal sections of a table, for the number that they add up to; even steps for other numbers.
+
+    Called with (steps, process). Nichol & Dhariwal 2021, code.
+
+    Attributes:
+        counts: numbers of steps in the sections, from the cleanest to the noisiest, such as (90, 60, 60, 20, 20).
+    """
+
+    counts: tuple[int, ...]
+    __repr__ = notation
+
+    def __call__(self, steps: int, corruption: Corruption) -> int | Tensor:
+        return sections(list(self.counts), rows_of(corruption)) if steps == sum(self.counts) else steps
+
+
+@serializable("experiments.Karras")
+@dataclass(frozen=True)
+class Karras:
+    """Noise levels whose powers 1 / rho are evenly spaced (Karras et al. 2022, eq. 5). Called with (steps, process).
+
+    Attributes:
+        rho: 7 as published, 1 for even noise levels.
+    """
+
+    rho: float = 7.0
+    __repr__ = notation
+
+    def __call__(self, steps: int, corruption: Corruption) -> int | Tensor:
+        assert isinstance(corruption, Schedule)
+        return continuous.karras(steps, corruption, self.rho)
+
+
+@serializable("experiments.adaptive")
+def adaptive(steps: int, corruption: Corruption) -> int | Tensor:
+    """Returns the two steps of an adaptive solver, which chooses its own: to the last noisy time, and to the data."""
+    assert isinstance(corruption, Schedule)
+    return whole(corruption)
+
+
+SPACINGS = (even, strided, quadratic, trailing, Sections, Karras, adaptive)
+"""All spacings of sampling steps."""
 
 
 def spaced(spec: str, corruption: Corruption) -> int | Tensor:
@@ -28,7 +109,7 @@ def spaced(spec: str, corruption: Corruption) -> int | Tensor:
         raise UsageError(f"steps={spec}: the time of this model is continuous: give a number of steps, such as 50")
     if "," in spec and all(part.strip().isdigit() for part in spec.split(",")):
         return sections([int(part) for part in spec.split(",")], rows)
-    named = {"ddim": strided, "quad": quadratic, "trailing": trailing}
+    named = {"ddim": continuous.strided, "quad": continuous.quadratic, "trailing": continuous.trailing}
     if name not in named or not digits:
         raise UsageError(
             f"steps={spec} is unknown: give a number such as 50, one of ddim50, quad50 and trailing50, or numbers of "

@@ -1,5 +1,7 @@
 """Checkpoints of other projects: `load(path_or_hub_name)` recognizes the format and returns a ready denoiser.
 
+A model of diffusers that is in memory becomes one by `wrap(unet, scheduler)`.
+
 For each format: how it is recognized, and the settings that it does not contain. These are known where the file has
 the name, path or sizes of a checkpoint that its authors published, and are given as flags otherwise
 (docs/importing.md).
@@ -26,5 +28,6 @@ the name, path or sizes of a checkpoint that its authors published, and are give
 from .diffusers_export import export
 from .hub import push
 from .loading import load
+from .wrapping import wrap
 
-__all__ = ["export", "load", "push"]
+__all__ = ["export", "load", "push", "wrap"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...continuous import Learned, Tabulated, cosine_betas, zero_terminal
+from ...continuous import BetaTable, Learned, Tabulated, cosine_betas, zero_terminal
 from ...continuous.posterior import ReverseVariance
 from ...shared.errors import UsageError
 from ...shared.gaussian.schedule import Schedule
@@ -272,22 +272,32 @@ def table(scheduler: Mapping[str, Any], source: str) -> Tabulated:
         UsageError: for a configuration that `scheduler_options` refuses, and a table of another length than the steps.
     """
     options = scheduler_options(scheduler, source)
+    trained = options["trained_betas"]
+    if trained is not None and scheduler.get("num_train_timesteps") not in (None, len(trained)):
+        raise UsageError(
+            f"{source}: num_train_timesteps={options['num_train_timesteps']}, but trained_betas has {len(trained)} "
+            "values: correct one"
+        )
+    with naming(f"{source}: scheduler_config.json"):
+        return Tabulated(betas_of_options(options))
+
+
+def betas_of_options(options: Mapping[str, Any]) -> Tensor:
+    """Returns the betas that the options of a scheduler define, in float64, `(T,)`.
+
+    Raises:
+        UsageError: for a table of one step that is to end at zero SNR.
+    """
     steps, (low, high) = options["num_train_timesteps"], (options["beta_start"], options["beta_end"])
-    if (trained := options["trained_betas"]) is not None:
-        if scheduler.get("num_train_timesteps") not in (None, len(trained)):
-            raise UsageError(
-                f"{source}: num_train_timesteps={steps}, but trained_betas has {len(trained)} values: correct one"
-            )
-        betas = torch.tensor(trained, dtype=torch.float64)
+    if options["trained_betas"] is not None:
+        betas = torch.tensor(options["trained_betas"], dtype=torch.float64)
     elif options["beta_schedule"] == "linear":
         betas = torch.linspace(low, high, steps, dtype=torch.float64)
     elif options["beta_schedule"] == "scaled_linear":
         betas = torch.linspace(low**0.5, high**0.5, steps, dtype=torch.float64) ** 2
     else:
-        with naming(f"{source}: scheduler_config.json"):
-            betas = cosine_betas(steps)
-    with naming(f"{source}: scheduler_config.json"):
-        return Tabulated(zero_terminal(betas) if options["rescale_betas_zero_snr"] else betas)
+        betas = cosine_betas(steps)
+    return zero_terminal(betas) if options["rescale_betas_zero_snr"] else betas
 
 
 def names(network: UNet) -> Names:
@@ -326,17 +336,17 @@ def modern(name: str) -> str:
     return ".".join(parts)
 
 
-def indices(schedule: Tabulated) -> Tensor:
+def indices(schedule: BetaTable) -> Tensor:
     """Returns diffusers' indices of the steps, 0..T - 1, float64 `(T,)`."""
     return torch.arange(schedule.steps, dtype=torch.float64)
 
 
-def features(network: UNet, schedule: Tabulated, time_input: TimeInput[Schedule]) -> Tensor:
+def features(network: UNet, schedule: BetaTable, time_input: TimeInput[Schedule]) -> Tensor:
     """Returns the time features of every step, `(T, width)`."""
     return network.time.encode(time_input(schedule, (indices(schedule) + 1) / schedule.steps).float())
 
 
-def time_input_of(stored: Tensor | None, network: UNet, schedule: Tabulated, source: str) -> TimeInput[Schedule]:
+def time_input_of(stored: Tensor | None, network: UNet, schedule: BetaTable, source: str) -> TimeInput[Schedule]:
     """Returns the time input whose features a table contains."""
     for time_input in TIME_INPUTS:
         expected = features(network, schedule, time_input)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...continuous import Learned, Tabulated, large
+from ...continuous import BetaTable, Learned, large
 from ...shared.errors import UsageError
 from ...shared.networks import UNet
 from ...shared.networks.blocks import SelfAttention
@@ -30,7 +30,7 @@ class Exported(NamedTuple):
 
     denoiser: Learned
     network: UNet
-    schedule: Tabulated
+    schedule: BetaTable
     time: Sinusoidal
     resize: Strided
 
@@ -86,7 +86,7 @@ def export(denoiser: Learned, folder: Path | str) -> Path:
 
 def shift(denoiser: Learned) -> float | None:
     """Returns the time input minus diffusers' index of the step: 0 for `step_index`; None if that is not constant."""
-    assert isinstance(denoiser.schedule, Tabulated)
+    assert isinstance(denoiser.schedule, BetaTable)
     steps = indices(denoiser.schedule)
     above = denoiser.time_input(denoiser.schedule, (steps + 1) / len(steps)) - steps
     return round(float(above[0]), 6) if float(above.max() - above.min()) < 1e-6 else None
@@ -165,7 +165,7 @@ def unlike(denoiser: Learned) -> list[str]:
             "its first resolution is wider than its time features: its multipliers must begin with 1",
         ),
         (
-            not isinstance(denoiser.schedule, Tabulated),
+            not isinstance(denoiser.schedule, BetaTable),
             "its schedule must be a table of steps, as in the recipes ddpm and improved-ddpm",
         ),
         (
@@ -206,7 +206,7 @@ def head_width(network: UNet) -> int | None:
 def _exported(denoiser: Learned) -> Exported:
     network, schedule = denoiser.network, denoiser.schedule
     assert isinstance(network, UNet)
-    assert isinstance(schedule, Tabulated)
+    assert isinstance(schedule, BetaTable)
     time, resize = network.variant.time, network.variant.resize
     assert isinstance(time, Sinusoidal)
     assert isinstance(resize, Strided)

@@ -3,7 +3,7 @@
 The names in capitals, such as `ADM`, are variants of the `UNet` and the `Encoder`: `UNet(..., variant=ADM)`.
 """
 
-from .adapters import CenteredInput, TimesSigma
+from .adapters import CenteredInput, IntegerTime, TensorOutput, TimesSigma
 from .caption_encoder import CaptionEncoder
 from .dit import DiT
 from .embeddings import Fourier, Sinusoidal
@@ -43,8 +43,10 @@ __all__ = [
     "Encoder",
     "Fourier",
     "ImageDiT",
+    "IntegerTime",
     "RefineNet",
     "Sinusoidal",
+    "TensorOutput",
     "TimesSigma",
     "Transformer",
     "UNet",

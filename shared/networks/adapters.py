@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..calling import refuse_signature
 from ..serialization import serializable
 from ..tensors import like
 
@@ -90,3 +91,61 @@ class TimesSigma(NetworkAdapter):
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
         sigma = time.exp() if self.sigmas is None else self.sigmas[time.long().clamp(0, len(self.sigmas) - 1)]
         return like(sigma, x) * self.inner(x, time, **cond)
+
+
+@serializable("networks.IntegerTime")
+class IntegerTime(NetworkAdapter):
+    """Feeds the network the time input as int64, for networks that are called as `(x, t)` with integers t in 0..T-1.
+
+    This is the convention of most DDPM code. Together with `step_index` the network is fed n - 1 at step n = 1..T of a
+    table, whose time is n / T: `Learned(IntegerTime(network), schedule, time_input=step_index)`. A time between two
+    steps, as on a respaced table or another schedule, is rounded to the nearest step. The network may be any
+    `nn.Module`: it needs none of the attributes that networks of this package have.
+
+    Args:
+        inner: the network, `(x, t (B,), **cond) -> F`, with t the rounded time input.
+
+    Raises:
+        UsageError: for other than an `nn.Module` that takes x and a time.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        refuse_signature(inner)
+        super().__init__(inner)
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
+        return self.inner(x, time.round().long(), **cond)
+
+
+@serializable("networks.TensorOutput")
+class TensorOutput(NetworkAdapter):
+    """Returns the tensor in the network's output: its attribute `sample`, or the first item of a tuple or list.
+
+    Networks of diffusers return an object with `sample`, others a tuple whose first item is the output F. A tensor is
+    returned as it is.
+
+    Args:
+        inner: the network, `(x, time input (B,), **cond) -> output`.
+        outputs: number of output channels for each input channel, 2 for a network with a variance output; None for
+            the attribute of that name of the inner network, or 1 if it has none.
+
+    Raises:
+        UsageError: for other than an `nn.Module` that takes x and a time.
+    """
+
+    def __init__(self, inner: nn.Module, outputs: int | None = None) -> None:
+        refuse_signature(inner)
+        super().__init__(inner)
+        self._outputs = int(getattr(inner, "outputs", 1)) if outputs is None else outputs
+
+    @property
+    def outputs(self) -> int:
+        return self._outputs
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
+        out: Any = self.inner(x, time, **cond)
+        if isinstance(out, Tensor):
+            return out
+        tensor = out[0] if isinstance(out, tuple | list) and out else getattr(out, "sample", None)
+        # The denoiser refuses other outputs in one line.
+        return tensor if isinstance(tensor, Tensor) else cast("Tensor", out)

@@ -9,6 +9,7 @@ prediction, then the variance output.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..errors import UsageError
 from .embeddings import Sinusoidal
@@ -18,11 +19,190 @@ from .unet import UNet
 from .unet_variants import ADM, DDPM, DDPMPP, EDM_ADM, IMPROVED, NCSNPP, NCSNPP_SKIP, SONG_DDPM
 
 LARGE = (1, 1, 2, 2, 4, 4)
+UNETS: dict[str, dict[str, Any]] = {
+    "ddpm_cifar10": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 2,
+        "attention": (2,),
+        "dropout": 0.1,
+        "variant": DDPM,
+    },
+    "ddpm_lsun256": {"width": 128, "multipliers": LARGE, "blocks": 2, "attention": (16,), "variant": DDPM},
+    "ddim_celeba64": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2, 4),
+        "blocks": 2,
+        "attention": (4,),
+        "dropout": 0.1,
+        "variant": DDPM,
+    },
+    "improved_cifar10": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 3,
+        "attention": (2, 4),
+        "heads": 4,
+        "dropout": 0.3,
+        "variant": IMPROVED,
+    },
+    "improved_imagenet64": {
+        "width": 128,
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention": (4, 8),
+        "heads": 4,
+        "variant": IMPROVED,
+    },
+    "improved_imagenet64_classes": {
+        "width": 192,
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention": (4, 8),
+        "heads": 4,
+        "variant": IMPROVED,
+        "null_label": False,
+    },
+    "improved_lsun256": {
+        "width": 128,
+        "multipliers": LARGE,
+        "blocks": 2,
+        "attention": (16,),
+        "variant": replace(IMPROVED, adaptive=False),
+    },
+    "adm_imagenet64": {
+        "width": 192,
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention": (2, 4, 8),
+        "dropout": 0.1,
+        "variant": ADM,
+        "null_label": False,
+    },
+    "adm_imagenet128": {
+        "width": 256,
+        "multipliers": (1, 1, 2, 3, 4),
+        "blocks": 2,
+        "attention": (4, 8, 16),
+        "heads": 4,
+        "variant": replace(ADM, head_width=None),
+        "null_label": False,
+    },
+    "adm_imagenet256": {
+        "width": 256,
+        "multipliers": LARGE,
+        "blocks": 2,
+        "attention": (8, 16, 32),
+        "variant": ADM,
+        "null_label": False,
+    },
+    "adm_imagenet512": {
+        "width": 256,
+        "multipliers": (0.5, *LARGE),
+        "blocks": 2,
+        "attention": (16, 32, 64),
+        "variant": ADM,
+        "null_label": False,
+    },
+    "song_ddpm_cifar10": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 2,
+        "attention": (2,),
+        "dropout": 0.1,
+        "variant": SONG_DDPM,
+    },
+    "ddpmpp_cifar10": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 4,
+        "attention": (2,),
+        "dropout": 0.1,
+        "variant": DDPMPP,
+    },
+    "ncsnpp_cifar10": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 4,
+        "attention": (2,),
+        "dropout": 0.1,
+        "variant": NCSNPP,
+    },
+    "ncsnpp_lsun256": {
+        "width": 128,
+        "multipliers": (1, 1, 2, 2, 2, 2, 2),
+        "blocks": 2,
+        "attention": (16,),
+        "variant": NCSNPP_SKIP,
+    },
+    "ncsnpp_ffhq1024": {
+        "width": 16,
+        "multipliers": (1, 2, 4, 8, 16, 32, 32, 32),
+        "blocks": 1,
+        "attention": (64,),
+        "variant": NCSNPP_SKIP,
+    },
+    "edm_cifar10_vp": {
+        "width": 128,
+        "multipliers": (2, 2, 2),
+        "blocks": 4,
+        "attention": (2,),
+        "dropout": 0.13,
+        "variant": replace(DDPMPP, early_label=True),
+    },
+    "edm_cifar10_ve": {
+        "width": 128,
+        "multipliers": (2, 2, 2),
+        "blocks": 4,
+        "attention": (2,),
+        "dropout": 0.13,
+        "variant": replace(NCSNPP, early_label=True),
+    },
+    "edm_ffhq64_vp": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 4,
+        "attention": (4,),
+        "dropout": 0.05,
+        "variant": replace(DDPMPP, early_label=True),
+    },
+    "edm_ffhq64_ve": {
+        "width": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 4,
+        "attention": (4,),
+        "dropout": 0.05,
+        "variant": replace(NCSNPP, early_label=True),
+    },
+    "edm_imagenet64": {
+        "width": 192,
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention": (2, 4, 8),
+        "dropout": 0.1,
+        "variant": EDM_ADM,
+        "null_label": False,
+    },
+}
+"""The architectures of the papers' U-Nets: arguments of `UNet` by name, without those that depend on the data.
+
+Recipes and the functions below take them from here.
+"""
+
+
+def unet(name: str, size: int, **further: Any) -> UNet:
+    """Returns the U-Net of that name in `UNETS` for RGB images of `size` pixels; `further` are arguments of `UNet`."""
+    return UNet((3, size, size), **UNETS[name], **further)
+
+
+def deepened(name: str, deep: bool, **changes: Any) -> UNet:
+    """Returns a U-Net for CIFAR-10, with 8 residual blocks for each resolution if `deep`."""
+    return UNet((3, 32, 32), **UNETS[name] | ({"blocks": 8} if deep else {}) | changes)
 
 
 def ddpm_cifar10() -> UNet:
     """Returns DDPM's U-Net for CIFAR-10, 35.7 M random weights (Ho et al. 2020); time input `step_index`."""
-    return UNet((3, 32, 32), 128, (1, 2, 2, 2), 2, (2,), dropout=0.1, variant=DDPM)
+    return unet("ddpm_cifar10", 32)
 
 
 def ddpm_lsun256() -> UNet:
@@ -30,7 +210,7 @@ def ddpm_lsun256() -> UNet:
 
     Time input: `step_index`.
     """
-    return UNet((3, 256, 256), 128, LARGE, 2, (16,), variant=DDPM)
+    return unet("ddpm_lsun256", 256)
 
 
 def ddim_celeba64() -> UNet:
@@ -38,7 +218,7 @@ def ddim_celeba64() -> UNet:
 
     Time input: `step_index`.
     """
-    return UNet((3, 64, 64), 128, (1, 2, 2, 2, 4), 2, (4,), dropout=0.1, variant=DDPM)
+    return unet("ddim_celeba64", 64)
 
 
 def improved_cifar10() -> UNet:
@@ -46,7 +226,7 @@ def improved_cifar10() -> UNet:
 
     Time input: `thousandth_index`.
     """
-    return UNet((3, 32, 32), 128, (1, 2, 2, 2), 3, (2, 4), heads=4, dropout=0.3, outputs=2, variant=IMPROVED)
+    return unet("improved_cifar10", 32, outputs=2)
 
 
 def improved_imagenet64(conditional: bool = False) -> UNet:
@@ -55,19 +235,9 @@ def improved_imagenet64(conditional: bool = False) -> UNet:
     It has 121 M parameters, or 273 M if `conditional`, which needs one of 1000 class labels for each example; a learned
     variance; and the time input `thousandth_index`, or `step_index` if conditional.
     """
-    classes, width = (1000, 192) if conditional else (None, 128)
-    return UNet(
-        (3, 64, 64),
-        width,
-        (1, 2, 3, 4),
-        3,
-        (4, 8),
-        heads=4,
-        outputs=2,
-        classes=classes,
-        variant=IMPROVED,
-        null_label=False,
-    )
+    if conditional:
+        return unet("improved_imagenet64_classes", 64, outputs=2, classes=1000)
+    return unet("improved_imagenet64", 64, outputs=2, null_label=False)
 
 
 def improved_lsun256() -> UNet:
@@ -76,7 +246,7 @@ def improved_lsun256() -> UNet:
     The time embedding is added in each block, and does not scale, as in DDPM. It has a learned variance, and the time
     input `step_index`.
     """
-    return UNet((3, 256, 256), 128, LARGE, 2, (16,), outputs=2, variant=replace(IMPROVED, adaptive=False))
+    return unet("improved_lsun256", 256, outputs=2)
 
 
 def adm_imagenet64() -> UNet:
@@ -84,18 +254,7 @@ def adm_imagenet64() -> UNet:
 
     It needs one of 1000 class labels for each example, and has a learned variance and the time input `step_index`.
     """
-    return UNet(
-        (3, 64, 64),
-        192,
-        (1, 2, 3, 4),
-        3,
-        (2, 4, 8),
-        dropout=0.1,
-        outputs=2,
-        classes=1000,
-        variant=ADM,
-        null_label=False,
-    )
+    return unet("adm_imagenet64", 64, outputs=2, classes=1000)
 
 
 def adm_imagenet128() -> UNet:
@@ -103,19 +262,7 @@ def adm_imagenet128() -> UNet:
 
     It has four attention heads at every resolution. Labels, learned variance and time input are as in `adm_imagenet64`.
     """
-    variant = replace(ADM, head_width=None)
-    return UNet(
-        (3, 128, 128),
-        256,
-        (1, 1, 2, 3, 4),
-        2,
-        (4, 8, 16),
-        heads=4,
-        outputs=2,
-        classes=1000,
-        variant=variant,
-        null_label=False,
-    )
+    return unet("adm_imagenet128", 128, outputs=2, classes=1000)
 
 
 def adm_imagenet256(conditional: bool = True) -> UNet:
@@ -124,8 +271,7 @@ def adm_imagenet256(conditional: bool = True) -> UNet:
     It has 554 M parameters if `conditional`, else 553 M; the unconditional network serves for LSUN too, there with
     dropout 0.1. Labels, learned variance and time input are as in `adm_imagenet64`.
     """
-    classes = 1000 if conditional else None
-    return UNet((3, 256, 256), 256, LARGE, 2, (8, 16, 32), outputs=2, classes=classes, variant=ADM, null_label=False)
+    return unet("adm_imagenet256", 256, outputs=2, classes=1000 if conditional else None)
 
 
 def adm_imagenet512() -> UNet:
@@ -133,9 +279,7 @@ def adm_imagenet512() -> UNet:
 
     Labels, learned variance and time input are as in `adm_imagenet64`.
     """
-    return UNet(
-        (3, 512, 512), 256, (0.5, *LARGE), 2, (16, 32, 64), outputs=2, classes=1000, variant=ADM, null_label=False
-    )
+    return unet("adm_imagenet512", 512, outputs=2, classes=1000)
 
 
 def adm_classifier(size: int) -> Encoder:
@@ -165,7 +309,7 @@ def song_ddpm_cifar10() -> UNet:
 
     Time input: `song_vp` in continuous time, `step_index` on a table of steps.
     """
-    return UNet((3, 32, 32), 128, (1, 2, 2, 2), 2, (2,), dropout=0.1, variant=SONG_DDPM)
+    return unet("song_ddpm_cifar10", 32)
 
 
 def ddpmpp_cifar10(deep: bool = False) -> UNet:
@@ -173,7 +317,7 @@ def ddpmpp_cifar10(deep: bool = False) -> UNet:
 
     Time input: `song_vp` in continuous time, `step_index` on a table of steps.
     """
-    return UNet((3, 32, 32), 128, (1, 2, 2, 2), 8 if deep else 4, (2,), dropout=0.1, variant=DDPMPP)
+    return deepened("ddpmpp_cifar10", deep)
 
 
 def ncsnpp_cifar10(deep: bool = False, fourier: bool = True) -> UNet:
@@ -182,8 +326,7 @@ def ncsnpp_cifar10(deep: bool = False, fourier: bool = True) -> UNet:
     Its time input is `log_noise_level`. Without Fourier features (`fourier=False`) it has 62.7 M parameters, unless
     deep, and its time input is a step in place of a noise level.
     """
-    variant = NCSNPP if fourier else replace(NCSNPP, time=Sinusoidal())
-    return UNet((3, 32, 32), 128, (1, 2, 2, 2), 8 if deep else 4, (2,), dropout=0.1, variant=variant)
+    return deepened("ncsnpp_cifar10", deep, **({} if fourier else {"variant": replace(NCSNPP, time=Sinusoidal())}))
 
 
 def ncsnpp_lsun256() -> UNet:
@@ -191,7 +334,7 @@ def ncsnpp_lsun256() -> UNet:
 
     Time input: `log_noise_level`.
     """
-    return UNet((3, 256, 256), 128, (1, 1, 2, 2, 2, 2, 2), 2, (16,), variant=NCSNPP_SKIP)
+    return unet("ncsnpp_lsun256", 256)
 
 
 def ncsnpp_ffhq1024() -> UNet:
@@ -199,7 +342,7 @@ def ncsnpp_ffhq1024() -> UNet:
 
     Time input: `log_noise_level`.
     """
-    return UNet((3, 1024, 1024), 16, (1, 2, 4, 8, 16, 32, 32, 32), 1, (64,), variant=NCSNPP_SKIP)
+    return unet("ncsnpp_ffhq1024", 1024)
 
 
 def edm_cifar10_vp(conditional: bool = False) -> UNet:
@@ -209,9 +352,7 @@ def edm_cifar10_vp(conditional: bool = False) -> UNet:
     labels or None; the embedding of None is the bias of the class layer in the published code. Time input:
     `quarter_log`.
     """
-    classes = 10 if conditional else None
-    variant = replace(DDPMPP, early_label=True)
-    return UNet((3, 32, 32), 128, (2, 2, 2), 4, (2,), dropout=0.13, classes=classes, variant=variant, augment=9)
+    return unet("edm_cifar10_vp", 32, classes=10 if conditional else None, augment=9)
 
 
 def edm_cifar10_ve(conditional: bool = False) -> UNet:
@@ -219,9 +360,7 @@ def edm_cifar10_ve(conditional: bool = False) -> UNet:
 
     Conditions and time input are as in `edm_cifar10_vp`.
     """
-    classes = 10 if conditional else None
-    variant = replace(NCSNPP, early_label=True)
-    return UNet((3, 32, 32), 128, (2, 2, 2), 4, (2,), dropout=0.13, classes=classes, variant=variant, augment=9)
+    return unet("edm_cifar10_ve", 32, classes=10 if conditional else None, augment=9)
 
 
 def edm_ffhq64_vp() -> UNet:
@@ -230,9 +369,7 @@ def edm_ffhq64_vp() -> UNet:
     The network of AFHQv2 is the same with dropout 0.25. The condition `augment` and the time input are as in
     `edm_cifar10_vp`.
     """
-    return UNet(
-        (3, 64, 64), 128, (1, 2, 2, 2), 4, (4,), dropout=0.05, variant=replace(DDPMPP, early_label=True), augment=9
-    )
+    return unet("edm_ffhq64_vp", 64, augment=9)
 
 
 def edm_ffhq64_ve() -> UNet:
@@ -241,9 +378,7 @@ def edm_ffhq64_ve() -> UNet:
     The network of AFHQv2 is the same with dropout 0.25. The condition `augment` and the time input are as in
     `edm_cifar10_vp`.
     """
-    return UNet(
-        (3, 64, 64), 128, (1, 2, 2, 2), 4, (4,), dropout=0.05, variant=replace(NCSNPP, early_label=True), augment=9
-    )
+    return unet("edm_ffhq64_ve", 64, augment=9)
 
 
 def edm_imagenet64() -> UNet:
@@ -251,9 +386,7 @@ def edm_imagenet64() -> UNet:
 
     It needs one of 1000 class labels for each example. Time input: `quarter_log`.
     """
-    return UNet(
-        (3, 64, 64), 192, (1, 2, 3, 4), 3, (2, 4, 8), dropout=0.1, classes=1000, variant=EDM_ADM, null_label=False
-    )
+    return unet("edm_imagenet64", 64, classes=1000)
 
 
 def dit_s2() -> ImageDiT:

@@ -1,0 +1,202 @@
+"""The parts of each family by kind and name, for the notation of parts and for help.
+
+A kind is the type of an argument or of a recipe's field, by the name that its annotation has: `Schedule`, `Weight`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .. import continuous, discrete, sde
+from ..discrete.reverse import ReverseModel
+from ..discrete.schedules import NoiseSchedule
+from ..discrete.transition.base import Transition
+from ..sde.flow_coordinates import FlowCoordinates
+from ..sde.integrators import Integrator
+from ..sde.likelihood import Trace
+from ..shared import networks, objective, time_inputs
+from ..shared.errors import UsageError, shown
+from ..shared.gaussian import guidance, prediction
+from ..shared.gaussian.schedule import Schedule
+from ..shared.objective import Objective
+from ..shared.random import categorical
+from ..shared.sampler import CorrectorPredictor, PredictorCorrector, Sampler
+from . import categorical_builders, code_lengths, gaussian_builders, time_grids
+
+BUILDERS = frozenset(
+    {
+        discrete.cosine,
+        discrete.linear,
+        discrete.reciprocal,
+        gaussian_builders.churned_heun,
+        gaussian_builders.annealed_langevin,
+        gaussian_builders.geometric_noise_levels,
+        categorical_builders.context_neighbors,
+        categorical_builders.with_mutual_information,
+        categorical_builders.from_file,
+        categorical_builders.absorbing_gray,
+    }
+)
+"""Functions that construct a part from their arguments; other functions are parts themselves."""
+CONSTANTS: dict[str, Any] = {
+    **{name: getattr(networks, name) for name in networks.__all__ if name.isupper() and name not in ("MLP",)},
+    **{name: getattr(sde, name) for name in ("angle_coordinates", "time_coordinates")},
+    **{name: value for name, value in vars(sde).items() if type(value).__name__ == "Tableau"},
+}
+"""Public constants by name."""
+
+
+def classes(base: type, *modules: Any) -> list[type]:
+    """Returns the public concrete classes of the modules that derive from a class."""
+    found = [getattr(module, name) for module in modules for name in module.__all__]
+    return [
+        c for c in dict.fromkeys(found) if isinstance(c, type) and issubclass(c, base) and not inspect.isabstract(c)
+    ]
+
+
+def key_of(name: str) -> str:
+    """Returns a name in small letters without hyphens and underscores, by which names are compared."""
+    return re.sub(r"[-_]", "", name).lower()
+
+
+def builds(found: Any) -> bool:
+    """Returns whether a name without arguments stands for an object to construct: a class, or one of `BUILDERS`."""
+    return isinstance(found, type) or (inspect.isroutine(found) and found in BUILDERS)
+
+
+class Catalog:
+    """The parts of a family.
+
+    Args:
+        kinds: the parts of each kind: classes, functions and constants.
+
+    Attributes:
+        kinds: the parts of each kind by their public names.
+    """
+
+    ENDINGS = ("", "betas", "noise")
+    """Endings of names that can be left out, as in `linear` for `LinearBetas`."""
+
+    def __init__(self, kinds: Mapping[str, Iterable[Any]]) -> None:
+        self.kinds = {kind: {public_name(part): part for part in parts} for kind, parts in kinds.items()}
+
+    def find(self, name: str, kind: str) -> Any:
+        """Returns the part of a kind by its name, or of any kind for a kind without parts.
+
+        Raises:
+            UsageError: for an unknown name; the message lists the names, or suggests the nearest one.
+        """
+        within = self.kinds.get(kind) or {n: part for parts in self.kinds.values() for n, part in parts.items()}
+        for ending in self.ENDINGS:
+            found = [part for n, part in within.items() if key_of(n) == key_of(name) + ending]
+            if found:
+                return found[0]
+        if near := difflib.get_close_matches(key_of(name), map(key_of, within), n=2, cutoff=0.7):
+            hint = f"did you mean {' or '.join(n for n in within if key_of(n) in near)}?"
+        else:
+            hint = f"choose from {', '.join(within)}, or give your own as FILE.py:NAME"
+        raise UsageError(f"{shown(name)} is not a {kind or 'part'} of this family: {hint}")
+
+    def kind_of(self, parameter: inspect.Parameter) -> str:
+        """Returns the kind of an argument, by its annotation."""
+        return kind_of(parameter.annotation, self.kinds)
+
+
+def kind_of(annotation: Any, kinds: Iterable[str]) -> str:
+    """Returns the first kind whose name is in an annotation, `str` for texts and an empty text otherwise."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    words = re.findall(r"\w+", text)
+    return next((word for word in words if word in kinds), "str" if words and words[0] in ("str", "Path") else "")
+
+
+def public_name(part: Any) -> str:
+    """Returns the name of a part: of a class or function its own, of a constant that of the constant."""
+    if isinstance(part, type) or inspect.isroutine(part):
+        return part.__name__
+    return next(name for name, constant in CONSTANTS.items() if constant is part)
+
+
+def constants(kind: str) -> list[Any]:
+    """Returns the public constants of a class, by its name."""
+    return [value for value in CONSTANTS.values() if type(value).__name__ == kind]
+
+
+def of_module(module: Any, *names: str) -> list[Any]:
+    """Returns what a module defines under some names."""
+    return [getattr(module, name) for name in names]
+
+
+NETWORKS = [c for c in classes(nn.Module, networks) if c is not networks.Encoder]
+SHARED: dict[str, list[Any]] = {
+    "TimeSampling": of_module(objective, "independent", "Stratified", "antithetic"),
+    "TimeInput": of_module(
+        time_inputs,
+        *("thousandths", "step_index", "nearest_index", "thousandth_index", "song_vp", "quarter_log"),
+        *("noise_level", "log_noise_level", "log_half_noise_level", "reversed_index"),
+    ),
+    "Module": NETWORKS,
+    "UNetVariant": constants("UNetVariant"),
+}
+GAUSSIAN = Catalog(
+    SHARED
+    | {
+        "Schedule": [*classes(Schedule, continuous, sde), gaussian_builders.geometric_noise_levels],
+        "Prediction": [
+            *of_module(prediction, "noise", "clean", "velocity", "straight", "scaled_score", "Preconditioned")
+        ],
+        "Weight": of_module(
+            continuous, "snr", "truncated_snr", "MinSNR", "OutputError", "likelihood_weight", "velocity_weight"
+        ),
+        "ReverseVariance": of_module(
+            continuous, "large", "small", "learned_range", "learned_diagonal", "LogInterpolated"
+        ),
+        "Objective": classes(Objective, continuous, sde),
+        "Sampler": [
+            *classes(Sampler, continuous, sde),
+            gaussian_builders.churned_heun,
+            gaussian_builders.annealed_langevin,
+        ],
+        "DenoiserWrapper": of_module(continuous, "Clipped", "Thresholded") + [guidance.ClassifierFree],
+        "Denoiser": [continuous.Learned, sde.EnergyDenoiser],
+        "CodeLengthPart": [code_lengths.Bound, code_lengths.Exact],
+        "Spacing": time_grids.SPACINGS,
+        "Integrator": classes(Integrator, sde),
+        "Tableau": constants("Tableau"),
+        "FlowCoordinates": of_module(sde, "angle_coordinates", "time_coordinates"),
+        "Correction": of_module(continuous, "midpoint", "exponential", "curved"),
+        "Trace": classes(Trace, sde),
+        "norms": of_module(sde, "own_norms", "batch_norms"),
+    }
+)
+"""The parts of Gaussian recipes."""
+CATEGORICAL = Catalog(
+    SHARED
+    | {
+        "Transition": [
+            *classes(Transition, discrete),
+            categorical_builders.with_mutual_information,
+            categorical_builders.from_file,
+            categorical_builders.absorbing_gray,
+        ],
+        "NoiseSchedule": [*classes(NoiseSchedule, discrete), discrete.cosine, discrete.linear, discrete.reciprocal],
+        "ReverseModel": classes(ReverseModel, discrete),
+        "Head": of_module(discrete, "direct", "residual", "carried", "logistic"),
+        "Denoiser": [discrete.Categorical, discrete.ScoreEntropyDenoiser],
+        "DenoiserWrapper": [discrete.ClassifierFree, discrete.Temperature, discrete.TopP],
+        "Objective": classes(Objective, discrete),
+        "Sampler": [*classes(Sampler, discrete), PredictorCorrector, CorrectorPredictor],
+        "CodeLengthPart": [code_lengths.TokenBound],
+        "Spacing": [time_grids.even],
+        "Last": [discrete.most_likely, categorical],
+        "Jumps": [discrete.ordinal, discrete.single],
+        "Offset": [discrete.scaled_by_noise, discrete.unscaled],
+        "neighbors": [categorical_builders.context_neighbors],
+    }
+)
+"""The parts of categorical recipes."""

@@ -1,0 +1,209 @@
+"""Recipes of Gaussian diffusion: DDPM and its successors, score SDEs, EDM, flow matching."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..continuous import Ancestral, LinearBetas
+from ..continuous.posterior import ReverseVariance, large
+from ..sde import AnnealedLangevin, Langevin
+from ..shared.errors import UsageError
+from ..shared.gaussian.denoiser import Clipped, GaussianDenoiser, Learned
+from ..shared.gaussian.guidance import ConditionDropout
+from ..shared.gaussian.loss import DenoisingLoss
+from ..shared.gaussian.prediction import Prediction, noise
+from ..shared.gaussian.schedule import Schedule
+from ..shared.gaussian.weights import OutputError, Weight, snr
+from ..shared.networks import UNet
+from ..shared.objective import Objective, TimeSampling, independent
+from ..shared.quantization import Quantization
+from ..shared.random import Source
+from ..shared.sampler import Sampler
+from ..shared.serialization import serializable
+from ..shared.time_inputs import TimeInput, thousandths
+from ..shared.training import Training
+from .catalog import GAUSSIAN, Catalog
+from .code_lengths import Bound, CodeLengthOf, GaussianCodeLength
+from .image_data import Images
+from .parts import Context, Part, built, part, refuse_untaken
+from .recipe import Data, Figure, NoFigure, Recipe
+from .time_grids import Spacing, even
+
+
+@serializable("experiments.GaussianLoss")
+@dataclass(frozen=True, kw_only=True)
+class GaussianLoss:
+    """The loss of a Gaussian recipe."""
+
+    objective: Part[Objective] = part(DenoisingLoss)
+    """Objective, such as DenoisingLoss, Hybrid(vlb=0.001) or MaximumLikelihood."""
+    weight: Weight | None = snr
+    """Weight of the squared error of x_0, such as snr, the error of the noise, or MinSNR(gamma=5).
+    None for the plain squared error of the network's output."""
+    times: TimeSampling = independent
+    """Distribution of the training times, such as independent or Stratified(power=1.5)."""
+    drop_label: float = 0.0
+    """Probability that the class label of a training example is dropped, such as 0.1, for classifier-free guidance."""
+
+    def built(
+        self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance
+    ) -> Objective[GaussianDenoiser]:
+        """Returns the objective of a denoiser."""
+        weight = OutputError(getattr(denoiser, "predicts", noise)) if self.weight is None else self.weight
+        context = Context(
+            denoiser=denoiser, quantization=quantization, weight=weight, times=self.times, variance=variance
+        )
+        objective = built(self.objective, context)
+        refuse_untaken(self.objective, context, {"weight": snr, "times": independent})
+        return ConditionDropout(objective, p=self.drop_label) if self.drop_label else objective
+
+
+class GaussianRun(Recipe[GaussianDenoiser]):
+    """The base class of runs of Gaussian denoisers: how they are sampled and measured."""
+
+    catalog: ClassVar[Catalog] = GAUSSIAN
+    sampler: Part[Sampler]
+    spacing: Spacing
+    clip: Part[GaussianDenoiser] | None
+    guidance: Part[GaussianDenoiser] | None
+    variance: ReverseVariance
+    code_length: GaussianCodeLength
+    dequantize: bool
+    range: tuple[float, float] | None
+
+    @property
+    def kind(self) -> str:
+        return self.code_length.kind
+
+    def in_range(self, quantization: Quantization) -> Quantization:
+        """Returns the quantization of the data with the range of the recipe."""
+        return quantization if self.range is None else replace(quantization, low=self.range[0], high=self.range[1])
+
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        own = self.in_range(quantization)
+        return own.dequantized(k, generator) if self.dequantize else own.continuous(k, generator)
+
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
+        own = self.in_range(quantization)
+        return own.cell_of(x) if self.dequantize else own.quantize(x)
+
+    def sampler_of(self, denoiser: GaussianDenoiser) -> Sampler:
+        for wrapper in (self.guidance, self.clip):
+            denoiser = denoiser if wrapper is None else built(wrapper, Context(denoiser=denoiser))
+        context = Context(denoiser=denoiser, variance=self.variance, sampling_steps=self.sampling_steps)
+        sampler = built(self.sampler, context)
+        if isinstance(sampler, Langevin | AnnealedLangevin):
+            raise UsageError(
+                f"{self.sampler} is a corrector, which does not move in time: give "
+                f"PredictorCorrector(predictor=ReverseDiffusion(), corrector={self.sampler})"
+            )
+        return sampler
+
+    def grid(self, denoiser: GaussianDenoiser, steps: int) -> int | Tensor:
+        return self.spacing(steps, denoiser.corruption)
+
+    def code_length_of(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
+        return self.code_length.of(denoiser, self.in_range(quantization), self.variance)
+
+
+@serializable("experiments.GaussianRecipe")
+@dataclass(frozen=True, kw_only=True)
+class GaussianRecipe(GaussianRun):
+    """A model of Gaussian diffusion: how it is trained, sampled and measured."""
+
+    data: Data = field(default_factory=Images)
+    """The data."""
+    network: Part[nn.Module] = part(UNet, width=32, multipliers=(1, 2, 2), blocks=1, heads=4)
+    """Network; the data determine its shape and classes."""
+    schedule: Schedule | Part[Schedule] = LinearBetas()  # noqa: RUF009 - frozen
+    """Noise schedule, such as LinearBetas(steps=1000), Cosine or VP."""
+    predicts: Prediction = noise
+    """What the output of the network stands for, such as noise, velocity or clean."""
+    time_input: TimeInput | None = None
+    """Number that the network is fed for a time, such as thousandths; None for that of the network's time features."""
+    denoiser: Part[GaussianDenoiser] = part(Learned)
+    """Denoiser around the network."""
+    loss: GaussianLoss = GaussianLoss()  # noqa: RUF009 - frozen
+    """The loss."""
+    variance: ReverseVariance = large
+    """Variance of the reverse steps, of the sampler and of the bound, such as large, small or learned_range."""
+    sampler: Part[Sampler] = part(Ancestral)
+    """Sampler, such as Ancestral, DDIM(eta=0.5) or ProbabilityFlow."""
+    sampling_steps: int = 100
+    """Number of steps of the sampler."""
+    spacing: Spacing = even
+    """Spacing of the sampling steps, such as even, quadratic, Karras(rho=7), or adaptive for adaptive solvers."""
+    clip: Part[GaussianDenoiser] | None = None
+    """How the sampler limits estimates of x_0, such as Clipped or Thresholded(p=0.995); None for no limit."""
+    guidance: Part[GaussianDenoiser] | None = None
+    """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none."""
+    code_length: GaussianCodeLength = Bound()  # noqa: RUF009 - frozen
+    """Code length, Bound(terms=100) or Exact(tolerance=1e-5)."""
+    dequantize: bool = False
+    """Whether training data are dequantized uniformly, which the exact code length needs."""
+    range: tuple[float, float] | None = None
+    """Range of the data, such as 0 1; None for that of the data set, -1 to 1."""
+    training: Training = field(default_factory=Training)
+    """Settings of the training."""
+    figure: Figure = NoFigure()  # noqa: RUF009 - frozen
+    """Settings of the figure of the paper."""
+
+    @property
+    def loss_unit(self) -> str:
+        plain = self.loss.objective == part(DenoisingLoss) and self.loss.weight is snr
+        return "MSE of the noise" if plain else "loss"
+
+    def network_of(self, shape: tuple[int, ...]) -> nn.Module:
+        """Returns the network for examples of a shape."""
+        given: dict[str, Any] = {"classes": self.classes}
+        if needs_output(self.variance):
+            given["outputs"] = 2
+        if image := self.data.condition_channels(shape):
+            given["image"] = image
+        context = Context(shape=shape, **given)
+        network = built(self.network, context)
+        if isinstance(self.network, Part):
+            refuse_untaken(self.network, context, {"classes": None} | dict.fromkeys(given))
+        return network
+
+    def denoiser_of(self, network: nn.Module) -> GaussianDenoiser:
+        """Returns the denoiser around a network."""
+        time_input = natural_time_input(network) if self.time_input is None else self.time_input
+        context = Context(
+            network=network,
+            schedule=built(self.schedule, Context()),
+            predicts=self.predicts,
+            time_input=time_input,
+            sigma_data=getattr(self.predicts, "sigma_data", None),
+        )
+        denoiser = built(self.denoiser, context)
+        refuse_untaken(self.denoiser, context, {"predicts": noise})
+        return denoiser
+
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
+        denoiser = self.denoiser_of(self.network_of(shape))
+        return self.loss.built(denoiser, self.in_range(quantization), self.variance)
+
+    def check(self, denoiser: GaussianDenoiser, quantization: Quantization) -> None:
+        if self.guidance is not None and not self.loss.drop_label:
+            raise UsageError(
+                f"guidance={self.guidance} needs a network that was also trained without labels: give "
+                "loss.drop_label, such as 0.1"
+            )
+        super().check(denoiser, quantization)
+
+
+def needs_output(variance: ReverseVariance) -> bool:
+    """Returns whether a reverse variance needs a variance output: its argument v has no default."""
+    v = inspect.signature(variance).parameters.get("v")
+    return v is not None and v.default is inspect.Parameter.empty
+
+
+def natural_time_input(network: nn.Module) -> TimeInput:
+    """Returns the time input that suits the time features of a network; `thousandths` where it has none."""
+    features = getattr(getattr(network, "variant", None), "time", None)
+    return getattr(features, "time_input", thousandths)

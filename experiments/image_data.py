@@ -1,0 +1,183 @@
+"""Images as the data of a recipe: how they are read, conditioned on, shown and measured."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..shared.data import Batches, ImageDataset, image_dataset
+from ..shared.data.images import missing_test_split
+from ..shared.data.sources import absolute, bundled
+from ..shared.denoiser import Denoiser
+from ..shared.errors import UsageError
+from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
+from ..shared.random import Source, uniform
+from ..shared.serialization import serializable
+from ..shared.tensors import like
+from .evaluation import evaluate_images
+from .recipe import Data, Form, Recipe
+
+
+@serializable("experiments.Data", formerly=("unnoise.experiments.images.Data", "unnoise.experiments.experiment.Data"))
+@dataclass(frozen=True)
+class Images(Data):
+    """The images to train on."""
+
+    name: str = "digits"
+    """Name of the images: digits or mnist5k (bundled), a folder, or a set on the Hub such as uoft-cs/cifar10."""
+    batch: int = 64
+    """Number of images in a batch."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels to scale and crop images to, such as 32 32; None if all have one size."""
+    classes: int | None = None
+    """Number of class labels that the model is conditioned on, such as 10; None trains a model without labels."""
+    flip: bool = False
+    """Whether each image is mirrored left to right with probability one half."""
+    seed: int = 0
+    """Seed of the order of the images, a whole number."""
+    smaller: int | None = None
+    """Factor by which a condition image is smaller, such as 4 for super-resolution; None for no condition image."""
+    tint: bool = False
+    """Whether gray images are tinted by their label, in colors of equal mean."""
+
+    picture: ClassVar[str] = "samples.png"
+
+    def __post_init__(self) -> None:
+        if self.smaller is not None and (self.smaller < 2 or self.classes is not None or self.flip):
+            raise UsageError(
+                f"smaller={self.smaller}, classes={self.classes}, flip={self.flip}: give a factor of 2 or more, "
+                "classes=None and flip=False"
+            )
+
+    def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
+        """Loads the images of a split. The summary of `train` reports when the set has no test images.
+
+        Raises:
+            UsageError: if the labels do not match `classes`; the message lists the labels that were found.
+        """
+        images = image_dataset(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
+        if split == "train" and (reason := missing_test_split(self.name, self.classes)):
+            note = f"`unnoise evaluate` will have no images to measure on: {reason}"
+            images = images._replace(notes=(*images.notes, note))
+        return tinted(images) if self.tint else images
+
+    def batches(self, examples: ImageDataset, form: Form, bytes_per_logit: int) -> Batches:
+        """Returns batches of the images, with their labels or small versions if the model is conditioned on them.
+
+        Raises:
+            UsageError: if some class does not occur.
+        """
+        if self.classes is not None and examples.label is not None:
+            refuse_absent_classes(examples, self.classes, self.name)
+        form = flipped(form) if self.flip else form
+        if self.smaller is not None:
+            conditions = {
+                "image": torch.cat([self.small(examples.quantization, part) for part in examples.k.split(1000)])
+            }
+            return Batches(examples.k, self.batch, examples.quantization, form, conditions, self.seed)
+        names = () if self.classes is None else ("label",)
+        return examples.batches(self.batch, form, conditions=names, seed=self.seed)
+
+    def small(self, quantization: Quantization, k: Tensor) -> Tensor:
+        """Returns the small images, real-valued: means over squares of `smaller` x `smaller` pixels."""
+        assert self.smaller is not None
+        if any(size % self.smaller for size in k.shape[2:]):
+            raise UsageError(
+                f"smaller={self.smaller}: the size of the images, {'x'.join(map(str, k.shape[2:]))}, cannot be divided "
+                "by it: give a divisor of both"
+            )
+        return F.avg_pool2d(quantization.continuous(k), self.smaller)
+
+    def condition_channels(self, shape: tuple[int, ...]) -> int:
+        return 0 if self.smaller is None else shape[0]
+
+    def conditions(self, rows: Tensor) -> dict[str, Tensor]:
+        """Returns the conditions of samples: each class in turn, or the small versions of held-out images."""
+        if self.smaller is not None:
+            test = held_out(self)
+            return {"image": self.small(test.quantization, test.k[rows.cpu() % len(test.k)]).to(rows.device)}
+        return {} if self.classes is None else {"label": rows % self.classes}
+
+    def conditions_of(self, examples: ImageDataset) -> dict[str, Tensor]:
+        if self.smaller is not None:
+            return {"image": self.small(examples.quantization, examples.k)}
+        if self.classes is None:
+            return {}
+        if examples.label is None:
+            raise UsageError(f"these images have {examples.no_labels}: take a set with labels")
+        return {"label": examples.label}
+
+    def self_contained(self) -> Images:
+        return replace(self, name=absolute(self.name, bundled()))
+
+    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
+        from ..shared.figures import save_grid
+
+        save_grid(path, levels.float() / (quantization.levels - 1), columns=columns)
+        return "" if levels.shape[1] in (1, 3) else f"  only the first of {levels.shape[1]} channels is shown\n"
+
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+        return evaluate_images(recipe, denoiser, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def held_out(data: Images) -> ImageDataset:
+    """Returns the held-out images, which are read only once."""
+    return data.load("test")
+
+
+def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None:
+    """Raises `UsageError` for a data set that has no image of some class, since sampling uses every class."""
+    present = set([] if images.label is None else images.label.unique().tolist())
+    if absent := [n for n in range(classes) if n not in present]:
+        which = ", ".join(str(images.names[n] if images.names else n) for n in absent[:5]) + ", ..." * (len(absent) > 5)
+        remedy = (
+            f"give --data.classes {len(present)}"
+            if absent[0] == len(present)
+            else f"number the labels 0 to {len(present) - 1} and give --data.classes {len(present)}"
+        )
+        remedy = "take another set" if images.names else remedy
+        raise UsageError(
+            f"classes={classes}: {name} has no image of {which}, and samples are drawn of every class "
+            f"({images.class_counts}): {remedy}, or add images of the class"
+        )
+
+
+def flipped(form: Form) -> Form:
+    """Returns a form of images, after each was mirrored left to right with probability one half."""
+
+    def of(quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        mirror = like(uniform((len(k),), generator, device=k.device) < 0.5, k)
+        return form(quantization, torch.where(mirror, k.flip(-1), k), generator)
+
+    return of
+
+
+def palette(classes: int) -> Tensor:
+    """Returns RGB colors of evenly spaced hues, `(classes, 3)`, all of mean 1/2, so that gray images look alike."""
+    hue = 2 * math.pi * torch.arange(classes)[:, None] / classes
+    return 0.5 + 0.4 * torch.cos(hue - 2 * math.pi * torch.arange(3) / 3)
+
+
+def tinted(images: ImageDataset) -> ImageDataset:
+    """Returns gray images multiplied by the color of their label, and color images unchanged.
+
+    Raises:
+        UsageError: for gray images without labels.
+    """
+    if images.shape[0] != 1:
+        return images
+    if images.label is None:
+        raise UsageError(
+            "gray images are tinted by their label, and these have none: take a set with labels, or images in color"
+        )
+    colors = palette(len(images.names or ()) or int(images.label.max()) + 1)[images.label][:, :, None, None]
+    return images._replace(k=torch.round(images.k * colors).to(torch.uint8))

@@ -1,0 +1,80 @@
+"""Parts and recipes of one's own, from a Python file or a module that is named on the command line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..shared.errors import UsageError
+from ..shared.serialization import _NAMES, serializable
+
+
+def own_module(name: str) -> ModuleType:
+    """Imports a file `FILE.py` or a module `package.module`; what it defines can then be written to checkpoints.
+
+    Its classes and functions get the names `FILE.py:NAME` or `MODULE:NAME` in checkpoints, unless they are marked
+    `@serializable` themselves.
+
+    Raises:
+        UsageError: for a missing file or module, and for code that fails.
+    """
+    path = Path(name).expanduser()
+    try:
+        module = of_file(path) if name.endswith(".py") else importlib.import_module(name)
+    except UsageError:
+        raise
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {name}: give the path of a Python file") from error
+    except Exception as error:  # whatever the code of the user raises
+        raise UsageError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
+    for key, value in vars(module).items():
+        own = getattr(value, "__module__", None) == module.__name__
+        if own and (isinstance(value, type) or inspect.isfunction(value)) and value not in _NAMES:
+            serializable(f"{path.name if name.endswith('.py') else name}:{key}")(value)
+    return module
+
+
+def of_file(path: Path) -> ModuleType:
+    """Imports a Python file once in a process."""
+    path = path.resolve()
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    key = f"own_file_{path.stem}"
+    if key in sys.modules:
+        if Path(str(sys.modules[key].__file__)) != path:
+            raise UsageError(
+                f"{path} and {sys.modules[key].__file__} have one name, by which checkpoints name their parts: rename "
+                "one of the files"
+            )
+        return sys.modules[key]
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[key]
+        raise
+    return module
+
+
+def named_in_file(file: str, name: str) -> Any:
+    """Returns what a file or module defines under a name.
+
+    Raises:
+        UsageError: if it does not define the name; the message suggests the nearest one.
+    """
+    module = own_module(file)
+    if not hasattr(module, name):
+        own = [key for key in vars(module) if not key.startswith("_")]
+        near = difflib.get_close_matches(name, own, n=1)
+        raise UsageError(f"{file} does not define {name}" + (f": did you mean {near[0]}?" if near else ""))
+    return getattr(module, name)

@@ -1,0 +1,1 @@
+"""The papers: a module for each, with its settings as functions that return recipes, and its figure."""

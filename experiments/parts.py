@@ -1,0 +1,157 @@
+"""A part of a recipe: a class or function with some of its arguments; the recipe gives the others when it is built.
+
+`part(DDIM, eta=0.5)` is DDIM before there is a denoiser. Building it with a denoiser gives `DDIM(denoiser, eta=0.5)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ..shared.errors import UsageError
+from ..shared.serialization import serializable
+from ..shared.values import same
+
+T = TypeVar("T", covariant=True)
+
+
+class Context:
+    """Values that parts take by the names of their arguments, such as the denoiser or the shape of the data.
+
+    Args:
+        later: functions that compute values when a part takes them, by name.
+        values: the values by name.
+
+    Attributes:
+        taken: the names that some part has taken.
+    """
+
+    def __init__(self, later: Mapping[str, Callable[[], Any]] | None = None, **values: Any) -> None:
+        self._values, self._later, self.taken = values, dict(later or {}), set[str]()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values or name in self._later
+
+    def take(self, name: str) -> Any:
+        """Returns the value of that name."""
+        self.taken.add(name)
+        if name not in self._values:
+            self._values[name] = self._later[name]()
+        return self._values[name]
+
+    def untaken(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the values that no part has taken and that differ from their defaults, by name."""
+        return {
+            name: self._values[name]
+            for name, default in defaults.items()
+            if name not in self.taken and not same(self._values[name], default)
+        }
+
+
+@serializable("experiments.Part")
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """A class, or a function that returns an object, with some of its arguments.
+
+    Attributes:
+        build: the class or function.
+        arguments: the given arguments, pairs of a name and a value; a value can be a part.
+
+    Raises:
+        UsageError: for an argument that `build` does not have.
+    """
+
+    build: Callable[..., T]
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        takes = parameters_of(self.build)
+        for name, _ in self.arguments:
+            if name not in takes:
+                names = ", ".join(takes) or "no arguments"
+                raise UsageError(f"{self.name} has no argument {name}: it takes {names}")
+
+    @property
+    def name(self) -> str:
+        """The name of the class or function."""
+        return getattr(self.build, "__name__", type(self.build).__name__)
+
+    def __getitem__(self, name: str) -> Any:
+        """Returns an argument by name: the given value, or its default."""
+        given = dict(self.arguments)
+        return given[name] if name in given else parameters_of(self.build)[name].default
+
+    def changed(self, **arguments: Any) -> Part[T]:
+        """Returns the part with some of its arguments replaced or added."""
+        return Part(self.build, tuple((dict(self.arguments) | arguments).items()))
+
+    def built(self, context: Context) -> T:
+        """Returns the object. Arguments that are not given are taken from the context, where it has their names.
+
+        Raises:
+            UsageError: for an argument that is neither given, nor in the context, nor optional.
+        """
+        given, arguments = dict(self.arguments), {}
+        for name, parameter in parameters_of(self.build).items():
+            if name in given:
+                deferred = str(parameter.annotation).startswith("Part")
+                arguments[name] = given[name] if deferred else built(given[name], context)
+            elif name in context:
+                arguments[name] = context.take(name)
+            elif parameter.default is inspect.Parameter.empty:
+                raise UsageError(f"{self!r} needs {name}: write {self.name}({name}=...)")
+        return self.build(**arguments)
+
+    def constructors(self) -> Iterator[Any]:
+        """Yields the class or function of this part and of the parts in its arguments."""
+        yield self.build
+        for _, value in self.arguments:
+            if isinstance(value, Part):
+                yield from value.constructors()
+
+    def __repr__(self) -> str:
+        from .notation import write
+
+        return write(self)
+
+
+def part(build: Callable[..., T], /, **arguments: Any) -> Part[T]:
+    """Returns a class, or a function that returns an object, with some of its arguments, as a part of a recipe.
+
+    Raises:
+        UsageError: for an argument that it does not have.
+    """
+    return Part(build, tuple(arguments.items()))
+
+
+def built(value: Any, context: Context) -> Any:
+    """Returns the object of a part, and any other value as it is."""
+    return value.built(context) if isinstance(value, Part) else value
+
+
+def parameters_of(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a class or function by name, without `self`, `*args` and `**kwargs`."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if isinstance(build, type) and build.__init__ is object.__init__:
+        return {}
+    return {name: p for name, p in inspect.signature(build).parameters.items() if p.kind not in kinds}
+
+
+def refuse_untaken(given: Any, context: Context, defaults: Mapping[str, Any], what: str = "") -> None:
+    """Raises for settings of a recipe that differ from their defaults and have no effect on the built part.
+
+    Args:
+        given: the part that was built.
+        context: the context that it was built with.
+        defaults: the settings by name, with the values that need no effect.
+        what: words that follow in the message.
+
+    Raises:
+        UsageError: which names the setting.
+    """
+    for name, value in context.untaken(defaults).items():
+        from .notation import write
+
+        raise UsageError(f"{name}={write(value)} has no effect on {write(given)}{what}: leave it out, or give another")

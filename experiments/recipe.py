@@ -1,0 +1,229 @@
+"""What a run is: data, network, process, loss, sampler, code length and training, each a part that can be replaced."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+from torch import Tensor
+from typing_extensions import Self, TypeVar
+
+from ..shared.data import Batches
+from ..shared.denoiser import Denoiser
+from ..shared.errors import UsageError
+from ..shared.objective import Objective
+from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
+from ..shared.random import Source
+from ..shared.sampler import Sampler
+from ..shared.serialization import serializable
+from ..shared.training import Training
+from .catalog import Catalog
+from .code_lengths import CodeLengthOf
+
+D = TypeVar("D", bound=Denoiser, default=Any)
+Form = Callable[[Quantization, Tensor, Source], Tensor]
+"""`(quantization, levels, source of noise) -> x_0`, data in the form that a model takes."""
+
+
+class Data(ABC):
+    """The data of a recipe and how they are read, shown and measured. Concrete classes are frozen dataclasses.
+
+    Attributes:
+        batch: number of examples in a batch.
+        classes: number of class labels that the model is conditioned on, or None.
+        picture: default file name for samples.
+    """
+
+    name: str
+    batch: int
+    classes: int | None
+    picture: ClassVar[str]
+
+    @abstractmethod
+    def load(self, split: str = "train", progress: Progress = silent) -> Any:
+        """Returns a split of the data, with its `shape` and `quantization`."""
+
+    @abstractmethod
+    def batches(self, examples: Any, form: Form, bytes_per_logit: int) -> Batches:
+        """Returns batches of a split in the form that the model takes, with its conditions.
+
+        `bytes_per_logit` is the approximate memory of a training step on tokens, for each logit.
+        """
+
+    @abstractmethod
+    def conditions(self, rows: Tensor) -> dict[str, Tensor]:
+        """Returns the conditions, by name, of the samples whose numbers are `rows`."""
+
+    @abstractmethod
+    def conditions_of(self, examples: Any) -> dict[str, Tensor]:
+        """Returns the conditions, by name, of examples."""
+
+    @abstractmethod
+    def self_contained(self) -> Self:
+        """Returns the same data with absolute paths and the contents of a tokenizer, independent of the folder."""
+
+    @abstractmethod
+    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
+        """Writes samples to a file, and returns the part of them that a terminal can show."""
+
+    @abstractmethod
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+        """Measures code length and samples of a model on held-out data; for the options see `Recipe.evaluate`."""
+
+    @property
+    def padding(self) -> int | None:
+        """The padding token, which losses and code lengths leave out, or None."""
+        return None
+
+    def condition_channels(self, shape: tuple[int, ...]) -> int:
+        """Returns the number of channels of a condition image, 0 without one, for examples of a shape."""
+        return 0
+
+    def later(self) -> dict[str, Callable[[], Any]]:
+        """Returns what parts can take from the training data, by name, as functions that load it."""
+        return {}
+
+
+class Figure(ABC):
+    """The figure of a paper, drawn by `unnoise reproduce`. Concrete classes are frozen dataclasses with its settings."""
+
+    @abstractmethod
+    def draw(self, recipe: Any, folder: Path, progress: Progress = silent) -> Path:
+        """Trains the recipe into `folder` where needed, and writes a picture and a table there.
+
+        Returns:
+            The path of the table, a Markdown file.
+        """
+
+
+@serializable("experiments.NoFigure")
+@dataclass(frozen=True)
+class NoFigure(Figure):
+    """No figure."""
+
+    def draw(self, recipe: Any, folder: Path, progress: Progress = silent) -> Path:
+        """Raises, for a recipe without a figure."""
+        raise UsageError("this recipe has no figure of its own: measure its run with `unnoise evaluate`")
+
+
+class Recipe(ABC, Generic[D]):
+    """A run: its parts and what is built from them. Generic in the denoiser. Concrete classes are frozen dataclasses.
+
+    Attributes:
+        data: the data.
+        training: the settings of the training.
+        sampling_steps: the number of steps of the sampler.
+        figure: the figure of the paper.
+        catalog: the parts of the family, for the notation of parts.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    catalog: ClassVar[Catalog]
+    data: Data
+    training: Training
+    sampling_steps: int
+    figure: Figure
+    bytes_per_logit: int = 16
+
+    @property
+    def classes(self) -> int | None:
+        """The number of class labels that the model is conditioned on; None for a model without labels."""
+        return self.data.classes
+
+    @property
+    def picture(self) -> str:
+        """The default file name for samples."""
+        return self.data.picture
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """Whether the code length is an upper bound, or exact up to dequantization."""
+
+    @property
+    def loss_unit(self) -> str:
+        """The quantity and unit on the axis of the loss curve."""
+        return "loss"
+
+    def load(self, split: str = "train", progress: Progress = silent) -> Any:
+        """Returns a split of the data, with its `shape` and `quantization`."""
+        return self.data.load(split, progress)
+
+    def self_contained(self) -> Self:
+        """Returns the recipe with absolute paths and the contents of its tokenizer, independent of the folder."""
+        return replace(self, data=self.data.self_contained())
+
+    def with_data(self, name: str) -> Self:
+        """Returns the recipe with data of another name, such as a folder that was moved."""
+        return replace(self, data=replace(self.data, name=name))
+
+    def batches(self, examples: Any) -> Batches:
+        """Returns batches of a split in the form that the model takes, with its conditions."""
+        return self.data.batches(examples, self.form, self.bytes_per_logit)
+
+    def conditions(self, rows: Tensor) -> dict[str, Tensor]:
+        """Returns the conditions, by name, of the samples whose numbers are `rows`."""
+        return self.data.conditions(rows)
+
+    @abstractmethod
+    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+        """Returns quantization levels in the form that the model takes."""
+
+    @abstractmethod
+    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
+        """Returns the quantization levels, int64, of samples in the form that the model takes."""
+
+    @abstractmethod
+    def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[D]:
+        """Returns a new, untrained denoiser in its objective."""
+
+    @abstractmethod
+    def sampler_of(self, denoiser: D) -> Sampler:
+        """Returns the sampler for a denoiser."""
+
+    @abstractmethod
+    def grid(self, denoiser: D, steps: int) -> int | Tensor:
+        """Returns the times of `steps` sampling steps; their number alone where the process chooses the times."""
+
+    @abstractmethod
+    def code_length_of(self, denoiser: D, quantization: Quantization) -> CodeLengthOf:
+        """Returns the code length under a denoiser, a function of (levels, source of noise, progress, conditions)."""
+
+    def check(self, denoiser: D, quantization: Quantization) -> None:
+        """Raises before training for settings that sampling or evaluation would refuse.
+
+        Raises:
+            UsageError: with the setting.
+        """
+        if self.sampling_steps < 1:
+            raise UsageError(f"sampling_steps={self.sampling_steps}: give a whole number of at least 1")
+        sampler = self.sampler_of(denoiser)
+        sampler.times(self.grid(denoiser, self.sampling_steps))
+        self.code_length_of(denoiser, quantization)
+
+    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
+        """Writes samples to a file, and returns the part of them that a terminal can show."""
+        return self.data.show(path, levels, quantization, columns)
+
+    def evaluate(
+        self,
+        denoiser: D,
+        *,
+        count: int | None,
+        steps: int | Tensor,
+        seed: int = 0,
+        trained_on: Mapping[str, Any] | None = None,
+        progress: Progress = silent,
+    ) -> dict[str, Any]:
+        """Measures code length and samples on `count` held-out examples, None for all.
+
+        `trained_on` is what the checkpoint recorded about its training batches: where the training data are different
+        now, the held-out data may be different too.
+        """
+        return self.data.evaluate(
+            self, denoiser, count=count, steps=steps, seed=seed, trained_on=trained_on, progress=progress
+        )

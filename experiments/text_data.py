@@ -1,0 +1,300 @@
+"""Text as the data of a recipe: how it is read, shown and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor
+
+from ..shared.code_length import perplexity
+from ..shared.data import (
+    Batches,
+    CharacterTokenizer,
+    Packed,
+    Padded,
+    SubwordTokenizer,
+    TextDataset,
+    characters,
+    sparse_chain,
+    subwords,
+    text8,
+    tokenizer_file,
+)
+from ..shared.data.sources import absolute, bundled
+from ..shared.denoiser import Denoiser
+from ..shared.errors import UsageError
+from ..shared.memory import refuse_beyond
+from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
+from ..shared.metrics.errors import standard_error
+from ..shared.progress import Progress, silent
+from ..shared.quantization import Quantization
+from ..shared.random import whole_seed
+from ..shared.sampler import device_of
+from ..shared.serialization import serializable
+from .evaluation import draw, refuse_other_data, splits
+from .recipe import Data, Form, Recipe
+
+LARGEST_VOCABULARY, JUDGED = 64, 50_000
+"""An n-gram model measures samples of up to this many tokens; it is fitted to at most so many training windows."""
+AT_ONCE = 2**26
+"""The number of logits that are held at a time when text is coded."""
+CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}
+"""The number of windows of the Markov chain in each split."""
+
+
+@serializable("experiments.Text", formerly="unnoise.experiments.texts.Text")
+@dataclass(frozen=True)
+class Text(Data):
+    """The text to train on."""
+
+    name: str = "shakespeare"
+    """Name of the text: shakespeare, chain or text8, a file, a folder of split files, or a set on the Hub.
+    Files are text, Parquet, JSON or CSV; chain is a Markov chain whose entropy is known.
+    The last tenth of a single file is held out, from the end of a document, a line or a word:
+    its first half as the split validation, its second half as test."""
+    batch: int = 64
+    """Number of windows in a batch."""
+    length: int = 128
+    """Number of tokens in a window."""
+    column: str = "text"
+    """Name of the column that has the text, for Parquet, JSON and CSV files and sets on the Hub."""
+    tokenizer: str | None = None
+    """Path of a tokenizer.json, whose contents the run keeps; None reads text as 27 characters.
+    These are a to z, and one space for everything else."""
+    layout: Literal["packed", "ends", "padded"] = "packed"
+    """How documents fill windows: end to end (packed), also with end tokens (ends), or one in each (padded).
+    ends begins and ends every window with an end token; padded fills the rest with padding."""
+    documents: Literal["file", "paragraphs", "lines"] | None = None
+    """What one document of a .txt file is: the whole file, a paragraph, or a line without its break.
+    None takes the file, and lines in the padded layout. Perplexity per word depends on it, because the end of
+    each document counts as a word."""
+    crop: bool = False
+    """Whether training takes random windows out of blocks of twice the length, as D3PM does."""
+    seed: int = 0
+    """Seed of the order of the windows, a whole number."""
+
+    picture: ClassVar[str] = "samples.txt"
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is None and self.layout != "packed":
+            raise UsageError(
+                f"layout={self.layout} needs a tokenizer, since text of 27 characters is always packed: give "
+                "--data.tokenizer tokenizer.json too"
+            )
+        if self.tokenizer is None and self.documents is not None:
+            raise UsageError(
+                f"documents={self.documents} needs a tokenizer, since text of 27 characters has no documents: give "
+                "--data.tokenizer tokenizer.json too"
+            )
+        if self.tokenizer is not None and self.crop:
+            raise UsageError(
+                "crop=True is for text of 27 characters, and cannot be used with a tokenizer: leave out --data.crop or "
+                "--data.tokenizer"
+            )
+
+    def load(self, split: str = "train", progress: Progress = silent) -> TextDataset:
+        """Loads a split. The summary of `train` reports when a set has no text to test on.
+
+        Raises:
+            UsageError: for a single file that is too short to have a test window, and as `characters` and `subwords`.
+        """
+        if self.name == "chain":
+            chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
+            windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
+            summary = f"{len(windows):,} windows of {self.length} tokens of a Markov chain"
+            return TextDataset(
+                windows, CharacterTokenizer(), windows.numel(), windows.numel(), windows.numel(), summary=summary
+            )
+        data = self._read(split)
+        if split != "train" or self.name in ("text8", *bundled()):
+            return data
+        try:
+            test = self._read("test")
+        except UsageError as error:
+            if Path(self.name).is_file():
+                part = f"the last twentieth of {self.name}, which is held out for tests, is shorter than a window"
+                raise UsageError(f"{part} ({error}): give more text, or a smaller --data.length") from error
+            return replace(data, summary=f"{data.summary}; `unnoise evaluate` will have no text to measure on: {error}")
+        held_out = f"{len(test.windows):,} windows for tests"
+        where = (
+            f"the last tenth of the file is held out, with {held_out}"
+            if Path(self.name).is_file()
+            else f"held out: {held_out}"
+        )
+        return replace(data, summary=f"{data.summary}; {where}")
+
+    def _read(self, split: str) -> TextDataset:
+        if self.name == "text8" and self.tokenizer is None:
+            return text8(split, self.length)
+        crop = self.crop and split == "train"
+        if Path(self.name).is_file():
+            split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
+        if self.tokenizer is not None:
+            layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
+            tokenizer = cast(SubwordTokenizer, self.read_tokenizer())
+            return subwords(
+                self.name, split, self.length, tokenizer, layout, column=self.column, documents=self.documents
+            )
+        return characters(self.name, split, self.length, column=self.column, crop=crop)
+
+    def read_tokenizer(self) -> CharacterTokenizer | SubwordTokenizer:
+        """Returns the tokenizer, read from its file or from the contents that the run keeps."""
+        if self.tokenizer is None:
+            return CharacterTokenizer()
+        return (
+            SubwordTokenizer.of_json(self.tokenizer)
+            if self.tokenizer.startswith("{")
+            else tokenizer_file(self.tokenizer)
+        )
+
+    def self_contained(self) -> Text:
+        """Returns the same text with its absolute path and the contents of its tokenizer, independent of the folder."""
+        tokenizer, path = self.read_tokenizer(), absolute(self.name, ("chain", "text8"))
+        return replace(
+            self, name=path, tokenizer=tokenizer.json if isinstance(tokenizer, SubwordTokenizer) else self.tokenizer
+        )
+
+    @property
+    def classes(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """None: models of text have no class labels."""
+        return None
+
+    @property
+    def padding(self) -> int | None:
+        return self.read_tokenizer().size if self.tokenizer is not None and self.layout == "padded" else None
+
+    def later(self) -> dict[str, Callable[[], Any]]:
+        """Returns the training text under the name `text`."""
+        return {"text": self.load}
+
+    def batches(self, examples: TextDataset, form: Form, bytes_per_logit: int) -> Batches:
+        need = bytes_per_logit * self.batch * examples.length * examples.vocabulary
+        if not torch.cuda.is_available():
+            refuse_beyond(
+                need,
+                f"steps on {self.batch} x {examples.length} tokens of {examples.vocabulary:,}",
+                "give a smaller --data.batch or --data.length",
+            )
+        return examples.batches(self.batch, seed=self.seed)
+
+    def conditions(self, rows: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def conditions_of(self, examples: TextDataset) -> dict[str, Tensor]:
+        return {}
+
+    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
+        texts = self.read_tokenizer().decode(levels, self.padding)
+        path.write_text("\n\n".join(texts) + "\n")
+        return "".join(f"  {text}\n" for text in texts[:3])
+
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+        return evaluate_text(recipe, denoiser, **options)
+
+
+def evaluate_text(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    *,
+    count: int | None,
+    steps: int | Tensor,
+    seed: int = 0,
+    trained_on: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Measures the bound on held-out text, and the entropy and perplexity of samples; see `Recipe.evaluate`."""
+    test, train = splits(recipe, progress)
+    warning = refuse_other_data(len(train.windows), lambda: recipe.batches(train), trained_on)
+    results = code(recipe, denoiser, test, count, seed=seed, progress=progress)
+    samples = draw(
+        recipe,
+        recipe.sampler_of(denoiser),
+        test.shape,
+        test.quantization,
+        min(count or 200, 200),
+        steps,
+        seed=seed,
+        progress=progress,
+    )
+    found = judged(samples.levels, train)
+    units = {
+        "generative_perplexity": "generative_perplexity_per_token_5_gram",
+        "sample_entropy": "sample_entropy_bits",
+    }
+    named = {units.get(name, name): value for name, value in found.items()}
+    spent = {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
+    return {"train": train.summary, "held_out": test.summary} | warning | results | named | spent
+
+
+def code(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    test: TextDataset,
+    count: int | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Measures the bound on held-out windows, in bits per token and character and as perplexity per token and word.
+
+    The bound of padded windows includes their length; the figures given the padding, which papers report, are
+    returned beside it.
+    """
+    padding = recipe.data.padding
+    device, measure = device_of(denoiser), recipe.code_length_of(denoiser, test.quantization)
+    generator, parts, real = torch.Generator(device).manual_seed(whole_seed(seed)), [], []
+    windows, size = (
+        min(count or len(test.windows), len(test.windows)),
+        max(1, min(100, AT_ONCE // (test.length * test.vocabulary))),
+    )
+    for start in range(0, windows, size):
+        k = test.windows[start : min(start + size, windows)].long()
+        parts.append(torch.stack(measure(k.to(device), generator, progress)[:3]).cpu())
+        real.append((k != padding).sum(1) if padding is not None else torch.full((len(k),), test.length))
+    nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
+    whole = nats.sum(0)
+    mean = float(whole.sum() / tokens.sum())
+    # A ratio of sums, as for perplexities: long windows have a larger weight, and the standard error is that of the
+    # windows' deviations from the mean.
+    error = standard_error(whole - mean * tokens) / float(tokens.mean())
+    given = mean - windows * math.log(test.length + 1) / float(tokens.sum())
+    prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
+    of_text: dict[str, Any] = {"lossy": test.lossy}  # no figures of text that the tokens do not encode
+    if not test.lost_characters:
+        of_text = {
+            "bits_per_character": test.bits_per_character(mean),
+            "perplexity_per_word": test.perplexity_per_word(mean),
+        }
+    of_padding = {
+        "bits_per_token_given_padding": given / math.log(2),
+        "perplexity_per_token_given_padding": perplexity(given),
+    }
+    return {
+        "bits_per_token": mean / math.log(2),
+        "standard_error": error / math.log(2),
+        "bits_per_token_prior_path_data": [round(v, 6) for v in (prior, path, data)],
+        "perplexity_per_token": perplexity(mean),
+        **of_text,
+        "windows": windows,
+        "kind": recipe.kind,
+    } | (of_padding if padding is not None else {})
+
+
+def judged(samples: Tensor, train: TextDataset, order: int = 5) -> dict[str, Any]:
+    """Measures the entropy of samples and, for small vocabularies, their perplexity under an n-gram model.
+
+    The n-gram model is fitted to the training text.
+    """
+    found = {
+        "sample_entropy": entropy(samples, train.vocabulary),
+        "distinct_4": distinct(samples, min(4, samples.shape[1])),
+    }
+    if train.vocabulary > LARGEST_VOCABULARY:
+        return found
+    judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), JUDGED)])
+    return {"generative_perplexity": generative_perplexity(judge, samples).perplexity} | found
