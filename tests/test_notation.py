@@ -30,6 +30,7 @@ REQUIRED = {
     "gaussian.OutputError": {"predicts": noise},
     "shared.LastIndex": {"last": 999},
     "continuous.Tabulated": {"betas": torch.tensor([0.25, 0.5])},
+    "continuous.ZeroTerminal": {"schedule": continuous.LinearBetas()},
     "continuous.Shifted": {"schedule": sde.VP(), "shift": -1.5},
     "continuous.LogInterpolated": {"share": 0.5},
     "sde.Tableau": {"order": 1, "nodes": (0,), "rows": ((),)},
@@ -78,6 +79,8 @@ def test_a_part_is_written_without_its_defaults(name):
         (Quantization(levels=2, low=0.0), "Quantization(levels=2, low=0.0)"),
         (LastIndex(99), "LastIndex(last=99)"),
         (continuous.Cosine(), "Cosine()"),
+        (continuous.CosineBetas(s=0.01), "CosineBetas(s=0.01)"),
+        (continuous.ZeroTerminal(continuous.CosineBetas(50)), "ZeroTerminal(schedule=CosineBetas(steps=50))"),
     ],
 )
 def test_arguments_other_than_defaults_are_written(part, text):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import pickle
 
@@ -11,17 +12,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unnoise.continuous import (
+    BetaTable,
+    ConstantBetas,
     Cosine,
+    CosineBetas,
     Learned,
+    LinearBetas,
+    PosteriorMean,
+    QuadraticBetas,
+    ReciprocalBetas,
     Shifted,
+    SigmoidBetas,
     Tabulated,
+    WarmupBetas,
+    ZeroTerminal,
     clean,
+    constant_betas,
     cosine_betas,
     linear_betas,
     noise,
     posterior,
+    quadratic_betas,
     reciprocal_betas,
+    sigmoid_betas,
     velocity,
+    warmup_betas,
     zero_terminal,
 )
 from unnoise.sde import EDM, SDE, VE, VP, NoiseLevels, Straight, SubVP, geometric_sigmas, vp_betas
@@ -30,6 +45,7 @@ from unnoise.shared.gaussian.analytic import AnalyticGaussian
 from unnoise.shared.gaussian.schedule import Schedule
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
+from unnoise.shared.serialization import deserialize, serialize
 
 SCHEDULES = [
     Tabulated(linear_betas(1000)),
@@ -57,6 +73,18 @@ VALUES = {  # a schedule, its notation, and a change of one field
     "EDM": (EDM(rho=5.0, mean=-1.0), "rho=5.0, mean=-1.0", {"sigma_max": 40.0}),
     "Straight": (Straight(0.999), "end=0.999", {"end": 1.0}),
     "Cosine": (Cosine(-15), "low=-15", {"high": 15.0}),
+    "LinearBetas": (LinearBetas(stop=0.01), "stop=0.01", {"steps": 50}),
+    "QuadraticBetas": (QuadraticBetas(100), "steps=100", {"start": 1e-3}),
+    "SigmoidBetas": (SigmoidBetas(), "", {"stop": 0.01}),
+    "ConstantBetas": (ConstantBetas(30, 0.01), "steps=30, value=0.01", {"value": 0.02}),
+    "WarmupBetas": (WarmupBetas(100, 0.5), "steps=100, share=0.5", {"share": 0.1}),
+    "ReciprocalBetas": (ReciprocalBetas(), "", {"steps": 10}),
+    "CosineBetas": (CosineBetas(s=0.02), "s=0.02", {"s": 0.008}),
+    "ZeroTerminal": (
+        ZeroTerminal(LinearBetas(50, stop=0.01)),
+        "schedule=LinearBetas(steps=50, stop=0.01)",
+        {"schedule": CosineBetas(10)},
+    ),
     "Shifted": (Shifted(VP(beta_min=0.2), -1.5), "schedule=VP(beta_min=0.2), shift=-1.5", {"shift": 0.5}),
 }
 
@@ -112,6 +140,130 @@ def test_a_table_has_its_own_memory(make):
     schedule = make(given)
     given += 0.1
     assert schedule == make([0.25, 0.5])
+
+
+# ---- tables of betas by their settings
+
+BETAS = {  # a schedule, and its betas
+    "LinearBetas": (LinearBetas(), linear_betas(1000)),
+    "LinearBetas, given": (LinearBetas(40, 1e-3, 0.01), linear_betas(40, 1e-3, 0.01)),
+    "QuadraticBetas": (QuadraticBetas(), quadratic_betas(1000)),
+    "QuadraticBetas, given": (QuadraticBetas(40, 1e-3, 0.01), quadratic_betas(40, 1e-3, 0.01)),
+    "SigmoidBetas": (SigmoidBetas(), sigmoid_betas(1000)),
+    "SigmoidBetas, given": (SigmoidBetas(40, 1e-3, 0.01), sigmoid_betas(40, 1e-3, 0.01)),
+    "ConstantBetas": (ConstantBetas(), constant_betas(1000)),
+    "ConstantBetas, given": (ConstantBetas(30, 0.01), constant_betas(30, 0.01)),
+    "WarmupBetas": (WarmupBetas(), warmup_betas(1000, 0.1)),
+    "WarmupBetas, given": (WarmupBetas(40, 0.5, 1e-3, 0.01), warmup_betas(40, 0.5, 1e-3, 0.01)),
+    "ReciprocalBetas": (ReciprocalBetas(), reciprocal_betas(1000)),
+    "ReciprocalBetas, given": (ReciprocalBetas(7), reciprocal_betas(7)),
+    "CosineBetas": (CosineBetas(), cosine_betas(1000)),
+    "CosineBetas, given": (CosineBetas(30, 0.05), cosine_betas(30, 0.05)),
+    "ZeroTerminal": (ZeroTerminal(LinearBetas(40)), zero_terminal(linear_betas(40))),
+    "ZeroTerminal of a table": (
+        ZeroTerminal(Tabulated([0.1, 0.3])),
+        zero_terminal(torch.tensor([0.1, 0.3], dtype=torch.float64)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_a_table_by_its_settings_is_the_table_of_its_betas(name):
+    schedule, betas = BETAS[name]
+    table = Tabulated(betas)
+    assert isinstance(schedule, BetaTable)
+    assert schedule.steps == len(betas) == table.steps
+    assert type(schedule.steps) is int
+    t = torch.cat(
+        [torch.linspace(0, 1, 301, dtype=torch.float64), torch.arange(1, schedule.steps + 1) / schedule.steps]
+    )
+    log_snr = torch.linspace(-30, 12, 100, dtype=torch.float64)
+    grid = schedule.grid(min(schedule.steps, 5))
+    for found, expected in (
+        (schedule.betas, betas),
+        (schedule.alphas_cumprod, table.alphas_cumprod),
+        (schedule(t)[0], table(t)[0]),
+        (schedule(t)[1], table(t)[1]),
+        (schedule.log_snr(t), table.log_snr(t)),
+        (schedule.time(log_snr), table.time(log_snr)),
+        (schedule.training_time(t / 2), table.training_time(t / 2)),
+        (grid, table.grid(min(schedule.steps, 5))),
+        (schedule.respaced(grid).betas, table.respaced(grid).betas),
+    ):
+        assert torch.equal(found, expected)
+    assert (schedule.t_min, schedule.t_last) == (table.t_min, table.t_last)
+    assert type(schedule.respaced(grid)) is Tabulated
+    assert schedule != table  # the settings decide, not the numbers
+    read = deserialize(json.loads(json.dumps(serialize(schedule))))
+    assert read == schedule
+    assert torch.equal(read.betas, schedule.betas)
+
+
+def test_serialized_settings_of_tables():
+    assert serialize(ZeroTerminal(CosineBetas(10, s=0.02))) == {
+        "class": "continuous.ZeroTerminal",
+        "arguments": {"schedule": {"class": "continuous.CosineBetas", "arguments": {"steps": 10, "s": 0.02}}},
+    }
+
+
+@pytest.mark.parametrize("s", [0.008, 0.0, 0.03, 0.5])
+def test_cosine_betas_follow_their_formula(s):
+    steps = 20
+    f = [math.cos((n / steps + s) / (1 + s) * math.pi / 2) ** 2 for n in range(steps + 1)]
+    expected = [min(1 - f[n] / f[n - 1], 0.999) for n in range(1, steps + 1)]
+    torch.testing.assert_close(CosineBetas(steps, s).betas, torch.tensor(expected).double(), rtol=1e-6, atol=1e-8)
+    alpha = CosineBetas(steps, s)(torch.arange(1, steps).double() / steps)[0]  # the last beta is 0.999
+    torch.testing.assert_close(alpha**2, torch.tensor(f[1:-1]).double() / f[0], rtol=1e-6, atol=1e-8)
+
+
+def test_a_zero_terminal_table_ends_in_noise_and_keeps_its_start():
+    schedule, before = ZeroTerminal(LinearBetas(100)), LinearBetas(100)
+    alpha, sigma = schedule(torch.tensor([0.01, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(alpha[0], before(torch.tensor(0.01, dtype=torch.float64))[0])
+    assert (float(alpha[1]), float(sigma[1])) == (0.0, 1.0)
+
+
+def test_a_table_of_two_steps_to_zero_snr_starts_with_the_clean_signal():
+    alpha, sigma = ReciprocalBetas(2)(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(alpha**2, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(sigma**2, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+
+
+def test_tables_by_their_settings_are_tables_for_the_posterior_mean():
+    alpha, sigma = LinearBetas(40)(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    found, expected = (PosteriorMean(s)(alpha, sigma) for s in (LinearBetas(40), Tabulated(linear_betas(40))))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: LinearBetas(20),
+            "steps=20: beta would reach 1, and must stay below 1: take more than 20 steps, or a sma",
+        ),
+        (lambda: LinearBetas(start=-1e-4), r"LinearBetas\(start=-0.0001\): betas\[0\]=-0.0001: betas must lie between"),
+        (lambda: LinearBetas(start=0), r"LinearBetas\(start=0\): betas\[0\]=0: betas must lie between"),
+        (lambda: LinearBetas(0), "steps=0: a table needs at least one step"),
+        (lambda: LinearBetas(1000.5), "steps=1000.5: give a whole number of steps"),
+        (lambda: CosineBetas("many"), "steps=.?many.?: give a whole number of steps"),
+        (lambda: SigmoidBetas(stop="large"), "stop=.?large.?: give a number"),
+        (lambda: QuadraticBetas(start=math.nan), "start=nan: give a number"),
+        (lambda: QuadraticBetas(start=-0.1), "start=-0.1, stop=0.02: betas must lie between 0 and 1"),
+        (lambda: ConstantBetas(50, 0.06), "steps=50: beta would reach 1.2, .* more than 60 steps, or a smaller value"),
+        (lambda: ConstantBetas(value=0.0), r"ConstantBetas\(value=0.0\): betas\[0\]=0: betas must lie between"),
+        (lambda: WarmupBetas(share=1.5), "share=1.5: give the fraction of the steps over which beta rises"),
+        (lambda: WarmupBetas(share=None), "share=None: give a number"),
+        (lambda: ReciprocalBetas(1), r"ReciprocalBetas\(steps=1\): betas\[0\]=1: .* only the last of several may be 1"),
+        (lambda: CosineBetas(s=-0.1), "s=-0.1: give 0 or more, such as the published 0.008"),
+        (lambda: ZeroTerminal(VP()), r"schedule=VP\(\): give a table of betas, such as LinearBetas"),
+        (lambda: ZeroTerminal(CosineBetas(1)), "a table of one step cannot keep its first noise level"),
+    ],
+)
+def test_bad_settings_of_tables_are_refused(make, words):
+    with pytest.raises(UsageError, match=words) as error:
+        make()
+    assert "\n" not in str(error.value)
 
 
 # ---- log-SNR, and its inverse
