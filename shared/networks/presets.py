@@ -16,178 +16,8 @@ from .embeddings import Sinusoidal
 from .encoder import Encoder
 from .image_dit import ImageDiT
 from .unet import UNet
-from .unet_variants import ADM, DDPM, DDPMPP, EDM_ADM, IMPROVED, NCSNPP, NCSNPP_SKIP, SONG_DDPM
-
-LARGE = (1, 1, 2, 2, 4, 4)
-UNETS: dict[str, dict[str, Any]] = {
-    "ddpm_cifar10": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 2,
-        "attention": (2,),
-        "dropout": 0.1,
-        "variant": DDPM,
-    },
-    "ddpm_lsun256": {"width": 128, "multipliers": LARGE, "blocks": 2, "attention": (16,), "variant": DDPM},
-    "ddim_celeba64": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2, 4),
-        "blocks": 2,
-        "attention": (4,),
-        "dropout": 0.1,
-        "variant": DDPM,
-    },
-    "improved_cifar10": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 3,
-        "attention": (2, 4),
-        "heads": 4,
-        "dropout": 0.3,
-        "variant": IMPROVED,
-    },
-    "improved_imagenet64": {
-        "width": 128,
-        "multipliers": (1, 2, 3, 4),
-        "blocks": 3,
-        "attention": (4, 8),
-        "heads": 4,
-        "variant": IMPROVED,
-    },
-    "improved_imagenet64_classes": {
-        "width": 192,
-        "multipliers": (1, 2, 3, 4),
-        "blocks": 3,
-        "attention": (4, 8),
-        "heads": 4,
-        "variant": IMPROVED,
-        "null_label": False,
-    },
-    "improved_lsun256": {
-        "width": 128,
-        "multipliers": LARGE,
-        "blocks": 2,
-        "attention": (16,),
-        "variant": replace(IMPROVED, adaptive=False),
-    },
-    "adm_imagenet64": {
-        "width": 192,
-        "multipliers": (1, 2, 3, 4),
-        "blocks": 3,
-        "attention": (2, 4, 8),
-        "dropout": 0.1,
-        "variant": ADM,
-        "null_label": False,
-    },
-    "adm_imagenet128": {
-        "width": 256,
-        "multipliers": (1, 1, 2, 3, 4),
-        "blocks": 2,
-        "attention": (4, 8, 16),
-        "heads": 4,
-        "variant": replace(ADM, head_width=None),
-        "null_label": False,
-    },
-    "adm_imagenet256": {
-        "width": 256,
-        "multipliers": LARGE,
-        "blocks": 2,
-        "attention": (8, 16, 32),
-        "variant": ADM,
-        "null_label": False,
-    },
-    "adm_imagenet512": {
-        "width": 256,
-        "multipliers": (0.5, *LARGE),
-        "blocks": 2,
-        "attention": (16, 32, 64),
-        "variant": ADM,
-        "null_label": False,
-    },
-    "song_ddpm_cifar10": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 2,
-        "attention": (2,),
-        "dropout": 0.1,
-        "variant": SONG_DDPM,
-    },
-    "ddpmpp_cifar10": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 4,
-        "attention": (2,),
-        "dropout": 0.1,
-        "variant": DDPMPP,
-    },
-    "ncsnpp_cifar10": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 4,
-        "attention": (2,),
-        "dropout": 0.1,
-        "variant": NCSNPP,
-    },
-    "ncsnpp_lsun256": {
-        "width": 128,
-        "multipliers": (1, 1, 2, 2, 2, 2, 2),
-        "blocks": 2,
-        "attention": (16,),
-        "variant": NCSNPP_SKIP,
-    },
-    "ncsnpp_ffhq1024": {
-        "width": 16,
-        "multipliers": (1, 2, 4, 8, 16, 32, 32, 32),
-        "blocks": 1,
-        "attention": (64,),
-        "variant": NCSNPP_SKIP,
-    },
-    "edm_cifar10_vp": {
-        "width": 128,
-        "multipliers": (2, 2, 2),
-        "blocks": 4,
-        "attention": (2,),
-        "dropout": 0.13,
-        "variant": replace(DDPMPP, early_label=True),
-    },
-    "edm_cifar10_ve": {
-        "width": 128,
-        "multipliers": (2, 2, 2),
-        "blocks": 4,
-        "attention": (2,),
-        "dropout": 0.13,
-        "variant": replace(NCSNPP, early_label=True),
-    },
-    "edm_ffhq64_vp": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 4,
-        "attention": (4,),
-        "dropout": 0.05,
-        "variant": replace(DDPMPP, early_label=True),
-    },
-    "edm_ffhq64_ve": {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 4,
-        "attention": (4,),
-        "dropout": 0.05,
-        "variant": replace(NCSNPP, early_label=True),
-    },
-    "edm_imagenet64": {
-        "width": 192,
-        "multipliers": (1, 2, 3, 4),
-        "blocks": 3,
-        "attention": (2, 4, 8),
-        "dropout": 0.1,
-        "variant": EDM_ADM,
-        "null_label": False,
-    },
-}
-"""The architectures of the papers' U-Nets: arguments of `UNet` by name, without those that depend on the data.
-
-Recipes and the functions below take them from here.
-"""
+from .unet_settings import LARGE, UNETS
+from .unet_variants import ADM, NCSNPP
 
 
 def unet(name: str, size: int, **further: Any) -> UNet:
@@ -197,7 +27,10 @@ def unet(name: str, size: int, **further: Any) -> UNet:
 
 def deepened(name: str, deep: bool, **changes: Any) -> UNet:
     """Returns a U-Net for CIFAR-10, with 8 residual blocks for each resolution if `deep`."""
-    return UNet((3, 32, 32), **UNETS[name] | ({"blocks": 8} if deep else {}) | changes)
+    settings = UNETS[name] | changes
+    if deep:
+        settings["blocks"] = 8
+    return UNet((3, 32, 32), **settings)
 
 
 def ddpm_cifar10() -> UNet:
