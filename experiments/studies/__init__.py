@@ -1,0 +1,1 @@
+"""Studies across papers: models on the schedules of other families."""
