@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from unnoise.continuous import (
     Clipped,
+    CosineBetas,
     Hybrid,
     Learned,
     OutputError,
@@ -84,6 +85,7 @@ def test_objectives_and_samplers_are_those_of_the_process():
         (Learned(network, Tabulated(linear_betas(1000))), DenoisingLoss, Chains(), 50),
         (Learned(network, Tabulated(zero_terminal(betas)), velocity), DenoisingLoss, Chains(), 10),
         (Learned(unet(outputs=2), Tabulated(betas)), Hybrid, Chains(), 10),
+        (Learned(network, CosineBetas(10)), DenoisingLoss, Chains(), 10),
         (Learned(network, SubVP()), DenoisingLoss, Flows(), 18),
         (Learned(network, EDM(), sigma_data=0.5), DenoisingLoss, Flows(), 18),
     ):

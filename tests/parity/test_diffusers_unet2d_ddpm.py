@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from unnoise.continuous import (
     DDIM,
     Learned,
+    LinearBetas,
     Tabulated,
     cosine_betas,
     linear_betas,
@@ -178,6 +179,15 @@ def test_a_network_of_thousandths_samples_in_a_pipeline(tmp_path):
     pipeline = library.DDPMPipeline.from_pretrained(export(model, tmp_path))
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(batch_size=2, num_inference_steps=3, output_type="np").images.shape == (2, 4, 4, 1)
+
+
+def test_a_table_by_its_settings_is_written_as_its_betas(tmp_path):
+    network = UNet((1, 4, 4), 32, (1,), 1, (), variant=DDPM)
+    for name, schedule in (("settings", LinearBetas(100)), ("table", Tabulated(linear_betas(100)))):
+        export(Learned(network, schedule), tmp_path / name)
+    one, other = ((tmp_path / n / "scheduler/scheduler_config.json").read_text() for n in ("settings", "table"))
+    assert one == other
+    assert importer.denoiser(tmp_path / "settings").schedule == Tabulated(linear_betas(100))
 
 
 def test_a_table_of_other_features_is_refused(tmp_path):
