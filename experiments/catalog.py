@@ -17,7 +17,6 @@ from .. import continuous, discrete, sde
 from ..discrete.reverse import ReverseModel
 from ..discrete.schedules import NoiseSchedule
 from ..discrete.transition.base import Transition
-from ..sde.flow_coordinates import FlowCoordinates
 from ..sde.integrators import Integrator
 from ..sde.likelihood import Trace
 from ..shared import networks, objective, time_inputs
@@ -28,6 +27,7 @@ from ..shared.objective import Objective
 from ..shared.random import categorical
 from ..shared.sampler import CorrectorPredictor, PredictorCorrector, Sampler
 from . import categorical_builders, code_lengths, gaussian_builders, time_grids
+from .constants import CONSTANTS
 
 BUILDERS = frozenset(
     {
@@ -44,12 +44,6 @@ BUILDERS = frozenset(
     }
 )
 """Functions that construct a part from their arguments; other functions are parts themselves."""
-CONSTANTS: dict[str, Any] = {
-    **{name: getattr(networks, name) for name in networks.__all__ if name.isupper() and name not in ("MLP",)},
-    **{name: getattr(sde, name) for name in ("angle_coordinates", "time_coordinates")},
-    **{name: value for name, value in vars(sde).items() if type(value).__name__ == "Tableau"},
-}
-"""Public constants by name."""
 
 
 def classes(base: type, *modules: Any) -> list[type]:
@@ -162,9 +156,9 @@ GAUSSIAN = Catalog(
             gaussian_builders.churned_heun,
             gaussian_builders.annealed_langevin,
         ],
-        "DenoiserWrapper": of_module(continuous, "Clipped", "Thresholded") + [guidance.ClassifierFree],
-        "Denoiser": [continuous.Learned, sde.EnergyDenoiser],
-        "CodeLengthPart": [code_lengths.Bound, code_lengths.Exact],
+        "DenoiserWrapper": [*of_module(continuous, "Clipped", "Thresholded"), guidance.ClassifierFree],
+        "GaussianDenoiser": [continuous.Learned, sde.EnergyDenoiser],
+        "GaussianCodeLength": [code_lengths.Bound, code_lengths.Exact],
         "Spacing": time_grids.SPACINGS,
         "Integrator": classes(Integrator, sde),
         "Tableau": constants("Tableau"),
@@ -187,11 +181,11 @@ CATEGORICAL = Catalog(
         "NoiseSchedule": [*classes(NoiseSchedule, discrete), discrete.cosine, discrete.linear, discrete.reciprocal],
         "ReverseModel": classes(ReverseModel, discrete),
         "Head": of_module(discrete, "direct", "residual", "carried", "logistic"),
-        "Denoiser": [discrete.Categorical, discrete.ScoreEntropyDenoiser],
-        "DenoiserWrapper": [discrete.ClassifierFree, discrete.Temperature, discrete.TopP],
+        "CategoricalDenoiser": [discrete.Categorical, discrete.ScoreEntropyDenoiser],
+        "CleanDenoiserWrapper": [discrete.ClassifierFree, discrete.Temperature, discrete.TopP],
         "Objective": classes(Objective, discrete),
         "Sampler": [*classes(Sampler, discrete), PredictorCorrector, CorrectorPredictor],
-        "CodeLengthPart": [code_lengths.TokenBound],
+        "TokenBound": [code_lengths.TokenBound],
         "Spacing": [time_grids.even],
         "Last": [discrete.most_likely, categorical],
         "Jumps": [discrete.ordinal, discrete.single],

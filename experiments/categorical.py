@@ -21,6 +21,7 @@ from ..discrete import (
     direct,
     logistic,
 )
+from ..discrete.denoiser import CleanDenoiserWrapper
 from ..discrete.heads import Head
 from ..shared.errors import UsageError
 from ..shared.gaussian.guidance import ConditionDropout
@@ -31,6 +32,7 @@ from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
 from ..shared.training import Training
+from ..shared.values import notation
 from .catalog import CATEGORICAL, Catalog
 from .code_lengths import CodeLengthOf, TokenBound
 from .image_data import Images
@@ -49,6 +51,7 @@ class CategoricalLoss:
     """Distribution of the training times, such as independent or Stratified(power=1)."""
     drop_label: float = 0.0
     """Probability that the class label of a training example is dropped, such as 0.1, for classifier-free guidance."""
+    __repr__ = notation
 
     def built(self, denoiser: CategoricalDenoiser, padding: int | None) -> Objective[CategoricalDenoiser]:
         """Returns the objective of a denoiser; the padding token is left out."""
@@ -63,7 +66,7 @@ class CategoricalRun(Recipe[CategoricalDenoiser]):
 
     catalog: ClassVar[Catalog] = CATEGORICAL
     sampler: Part[Sampler]
-    guidance: Part[CategoricalDenoiser] | None
+    guidance: Part[CleanDenoiserWrapper] | None
     code_length: TokenBound
 
     @property
@@ -106,25 +109,27 @@ class CategoricalRecipe(CategoricalRun):
     """Transition, such as Uniform(schedule=cosine(steps=1000)), Absorbing(schedule=LogLinearNoise), or a .npy file.
     The file has one matrix (K, K), or a table (T, K, K)."""
     reverse: ReverseModel | None = None
-    """How p(x_0) gives the distribution of x_s: Product, as published with D3PM, or Marginal, exact; None for Product."""
+    """How p(x_0) gives the distribution of x_s: Product, as published with D3PM, or Marginal, exact.
+    None for Product."""
     head: Head = direct
     """What the output of the network stands for, such as direct (logits), residual, carried or logistic."""
     denoiser: Part[CategoricalDenoiser] = part(Categorical)
     """Denoiser around the network: Categorical, or ScoreEntropyDenoiser for log probability ratios."""
-    loss: CategoricalLoss = CategoricalLoss()  # noqa: RUF009 - frozen
+    loss: CategoricalLoss = CategoricalLoss()
     """The loss."""
     sampler: Part[Sampler] = part(Ancestral)
     """Sampler, such as Ancestral, TauLeaping or Unmasking."""
     sampling_steps: int = 100
     """Number of steps of the sampler."""
-    guidance: Part[CategoricalDenoiser] | None = None
+    guidance: Part[CleanDenoiserWrapper] | None = None
     """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none."""
-    code_length: TokenBound = TokenBound()  # noqa: RUF009 - frozen
+    code_length: TokenBound = TokenBound()
     """Code length, TokenBound(terms=100)."""
     training: Training = field(default_factory=Training)
     """Settings of the training."""
-    figure: Figure = NoFigure()  # noqa: RUF009 - frozen
+    figure: Figure = NoFigure()
     """Settings of the figure of the paper."""
+    __repr__ = notation
 
     @property
     def loss_unit(self) -> str:

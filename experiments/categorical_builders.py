@@ -77,14 +77,15 @@ def from_file(path: str, categories: int, schedule: Tensor | None = None) -> Den
         UsageError: for a missing file, another shape, and betas beside a table.
     """
     try:
-        matrices = torch.from_numpy(np.load(Path(path).expanduser(), allow_pickle=False)).double()
+        with Path(path).expanduser().open("rb") as file:
+            matrices = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False)).double()
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}: give a .npy file with transition matrices") from None
     except (ValueError, TypeError, EOFError) as error:
         raise UsageError(f"{path} cannot be read as .npy ({error}): save it with numpy.save") from error
     if matrices.ndim not in (2, 3) or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] < categories:
         raise UsageError(
-            f"{path} has shape {tuple(matrices.shape)}: give one matrix (K, K) or a table (T, K, K), with K of at least "
+            f"{path} has shape {tuple(matrices.shape)}: give one matrix (K, K) or a table (T, K, K), with K at least "
             f"{categories}, the categories of the data"
         )
     if matrices.ndim == 3 and schedule is not None:

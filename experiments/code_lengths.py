@@ -1,4 +1,4 @@
-"""The code lengths of recipes: the variational bound of a chain, the exact likelihood of a flow, the bound of tokens."""
+"""Code lengths of recipes: the variational bound of a chain, the exact likelihood of a flow, the bound of tokens."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from ..discrete import VariationalBound as CategoricalBound
 from ..sde import Adaptive, ChangeOfVariables
 from ..shared.code_length import CodeLength
 from ..shared.errors import UsageError
-from ..shared.gaussian.denoiser import Clipped, GaussianDenoiser
+from ..shared.gaussian.denoiser import Clipped, DenoiserWrapper, GaussianDenoiser
 from ..shared.gaussian.dequantization import Dequantizer, UniformDequantization
 from ..shared.quantization import Quantization
 from ..shared.serialization import serializable
+from ..shared.values import notation
 from .parts import Context, Part, built, part
 
 CodeLengthOf = Callable[..., CodeLength]
 """Computes code lengths from quantization levels, a source of noise, a progress reporter and conditions by name."""
 
 
-class CodeLengthPart(ABC):
-    """How the code length of a recipe is computed. Concrete classes are frozen dataclasses.
+class GaussianCodeLength(ABC):
+    """How the code length of Gaussian denoisers is computed. Concrete classes are frozen dataclasses.
 
     Attributes:
         kind: whether the code length is an upper bound, or exact up to dequantization.
     """
 
-    kind: ClassVar[str] = "upper bound"
-
-
-class GaussianCodeLength(CodeLengthPart):
-    """The code length of Gaussian denoisers."""
+    kind: ClassVar[str]
 
     @abstractmethod
     def of(self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance) -> CodeLengthOf:
@@ -58,7 +55,10 @@ class Bound(GaussianCodeLength):
 
     terms: int | None = 100
     steps: int | None = None
-    clip: Part[GaussianDenoiser] | None = part(Clipped)
+    clip: Part[DenoiserWrapper] | None = part(Clipped)
+
+    kind: ClassVar[str] = "upper bound"
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         for name in ("terms", "steps"):
@@ -96,6 +96,7 @@ class Exact(GaussianCodeLength):
     tolerance: float = 1e-5
 
     kind: ClassVar[str] = "exact up to uniform dequantization"
+    __repr__ = notation
 
     def of(self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance) -> CodeLengthOf:
         return self.under(denoiser, UniformDequantization(quantization))
@@ -108,7 +109,7 @@ class Exact(GaussianCodeLength):
 
 @serializable("experiments.TokenBound")
 @dataclass(frozen=True)
-class TokenBound(CodeLengthPart):
+class TokenBound:
     """The variational bound of tokens or quantization levels.
 
     Attributes:
@@ -116,6 +117,9 @@ class TokenBound(CodeLengthPart):
     """
 
     terms: int | None = 100
+
+    kind: ClassVar[str] = "upper bound"
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         if self.terms is not None and self.terms < 1:

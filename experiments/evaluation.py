@@ -138,12 +138,16 @@ def draw(
     *,
     seed: int = 0,
     progress: Progress = silent,
+    conditions: Callable[[Tensor], dict[str, Tensor]] | None = None,
 ) -> SamplingRun:
-    """Draws `count` samples of one shape, 300 at a time; sample i and its class label depend on (seed, i) alone."""
+    """Draws `count` samples of one shape, 300 at a time; sample i and its conditions depend on (seed, i) alone.
+
+    `conditions` returns the conditions of the samples of given numbers; None for those of the recipe.
+    """
     start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
     steps = recipe.sampling_steps if steps is None else steps
     for rows in torch.arange(count).split(CHUNK):
-        source, labels = Streams(seed, rows), recipe.conditions(rows.to(device))
+        source, labels = Streams(seed, rows), (conditions or recipe.conditions)(rows.to(device))
         with counted(sampler.denoiser) as evaluations:
             x = sampler(shape=(len(rows), *shape), steps=steps, generator=source, progress=progress, **labels)
         parts.append(recipe.levels(quantization, x).cpu())

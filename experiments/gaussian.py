@@ -12,7 +12,7 @@ from ..continuous import Ancestral, LinearBetas
 from ..continuous.posterior import ReverseVariance, large
 from ..sde import AnnealedLangevin, Langevin
 from ..shared.errors import UsageError
-from ..shared.gaussian.denoiser import Clipped, GaussianDenoiser, Learned
+from ..shared.gaussian.denoiser import DenoiserWrapper, GaussianDenoiser, Learned
 from ..shared.gaussian.guidance import ConditionDropout
 from ..shared.gaussian.loss import DenoisingLoss
 from ..shared.gaussian.prediction import Prediction, noise
@@ -26,6 +26,7 @@ from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
 from ..shared.time_inputs import TimeInput, thousandths
 from ..shared.training import Training
+from ..shared.values import notation
 from .catalog import GAUSSIAN, Catalog
 from .code_lengths import Bound, CodeLengthOf, GaussianCodeLength
 from .image_data import Images
@@ -48,6 +49,7 @@ class GaussianLoss:
     """Distribution of the training times, such as independent or Stratified(power=1.5)."""
     drop_label: float = 0.0
     """Probability that the class label of a training example is dropped, such as 0.1, for classifier-free guidance."""
+    __repr__ = notation
 
     def built(
         self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance
@@ -68,8 +70,8 @@ class GaussianRun(Recipe[GaussianDenoiser]):
     catalog: ClassVar[Catalog] = GAUSSIAN
     sampler: Part[Sampler]
     spacing: Spacing
-    clip: Part[GaussianDenoiser] | None
-    guidance: Part[GaussianDenoiser] | None
+    clip: Part[DenoiserWrapper] | None
+    guidance: Part[DenoiserWrapper] | None
     variance: ReverseVariance
     code_length: GaussianCodeLength
     dequantize: bool
@@ -91,7 +93,7 @@ class GaussianRun(Recipe[GaussianDenoiser]):
         own = self.in_range(quantization)
         return own.cell_of(x) if self.dequantize else own.quantize(x)
 
-    def sampler_of(self, denoiser: GaussianDenoiser) -> Sampler:
+    def sampler_of(self, denoiser: GaussianDenoiser) -> Sampler[GaussianDenoiser, Schedule]:
         for wrapper in (self.guidance, self.clip):
             denoiser = denoiser if wrapper is None else built(wrapper, Context(denoiser=denoiser))
         context = Context(denoiser=denoiser, variance=self.variance, sampling_steps=self.sampling_steps)
@@ -119,15 +121,15 @@ class GaussianRecipe(GaussianRun):
     """The data."""
     network: Part[nn.Module] = part(UNet, width=32, multipliers=(1, 2, 2), blocks=1, heads=4)
     """Network; the data determine its shape and classes."""
-    schedule: Schedule | Part[Schedule] = LinearBetas()  # noqa: RUF009 - frozen
+    schedule: Schedule | Part[Schedule] = LinearBetas()
     """Noise schedule, such as LinearBetas(steps=1000), Cosine or VP."""
     predicts: Prediction = noise
     """What the output of the network stands for, such as noise, velocity or clean."""
-    time_input: TimeInput | None = None
+    time_input: TimeInput[Schedule] | None = None
     """Number that the network is fed for a time, such as thousandths; None for that of the network's time features."""
     denoiser: Part[GaussianDenoiser] = part(Learned)
     """Denoiser around the network."""
-    loss: GaussianLoss = GaussianLoss()  # noqa: RUF009 - frozen
+    loss: GaussianLoss = GaussianLoss()
     """The loss."""
     variance: ReverseVariance = large
     """Variance of the reverse steps, of the sampler and of the bound, such as large, small or learned_range."""
@@ -137,11 +139,11 @@ class GaussianRecipe(GaussianRun):
     """Number of steps of the sampler."""
     spacing: Spacing = even
     """Spacing of the sampling steps, such as even, quadratic, Karras(rho=7), or adaptive for adaptive solvers."""
-    clip: Part[GaussianDenoiser] | None = None
+    clip: Part[DenoiserWrapper] | None = None
     """How the sampler limits estimates of x_0, such as Clipped or Thresholded(p=0.995); None for no limit."""
-    guidance: Part[GaussianDenoiser] | None = None
+    guidance: Part[DenoiserWrapper] | None = None
     """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none."""
-    code_length: GaussianCodeLength = Bound()  # noqa: RUF009 - frozen
+    code_length: GaussianCodeLength = Bound()
     """Code length, Bound(terms=100) or Exact(tolerance=1e-5)."""
     dequantize: bool = False
     """Whether training data are dequantized uniformly, which the exact code length needs."""
@@ -149,8 +151,9 @@ class GaussianRecipe(GaussianRun):
     """Range of the data, such as 0 1; None for that of the data set, -1 to 1."""
     training: Training = field(default_factory=Training)
     """Settings of the training."""
-    figure: Figure = NoFigure()  # noqa: RUF009 - frozen
+    figure: Figure = NoFigure()
     """Settings of the figure of the paper."""
+    __repr__ = notation
 
     @property
     def loss_unit(self) -> str:
@@ -203,7 +206,7 @@ def needs_output(variance: ReverseVariance) -> bool:
     return v is not None and v.default is inspect.Parameter.empty
 
 
-def natural_time_input(network: nn.Module) -> TimeInput:
+def natural_time_input(network: nn.Module) -> TimeInput[Schedule]:
     """Returns the time input that suits the time features of a network; `thousandths` where it has none."""
     features = getattr(getattr(network, "variant", None), "time", None)
     return getattr(features, "time_input", thousandths)

@@ -22,6 +22,7 @@ from ..shared.quantization import Quantization
 from ..shared.random import Source, uniform
 from ..shared.serialization import serializable
 from ..shared.tensors import like
+from ..shared.values import notation
 from .evaluation import evaluate_images
 from .recipe import Data, Form, Recipe
 
@@ -49,6 +50,7 @@ class Images(Data):
     """Whether gray images are tinted by their label, in colors of equal mean."""
 
     picture: ClassVar[str] = "samples.png"
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         if self.smaller is not None and (self.smaller < 2 or self.classes is not None or self.flip):

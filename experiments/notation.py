@@ -15,38 +15,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from ..shared.errors import UsageError, shown
-from ..shared.values import same, state_of, written
-from .catalog import CONSTANTS, Catalog, builds
+from ..shared.values import state_of
+from .catalog import Catalog, builds
 from .own_files import named_in_file
-from .parts import Part, parameters_of
+from .parts import Part, parameters_of, write
 
 OWN = re.compile(r"^\s*([\w./~\\-]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)\s*(\(.*\))?\s*$", re.DOTALL)
 """A part of one's own: `FILE.py:NAME` or `MODULE:NAME`, with arguments in parentheses or without."""
 PIECES = re.compile(r"""("[^"]*"|'[^']*')|(?<=[A-Za-z])-(?=[A-Za-z])""")
-
-
-def write(value: Any) -> str:
-    """Returns a value in the notation of parts."""
-    if isinstance(value, Part):
-        takes = parameters_of(value.build)
-        given = {n: v for n, v in value.arguments if n not in takes or not same(v, takes[n].default)}
-        return f"{value.name}({', '.join(f'{name}={write(v)}' for name, v in given.items())})"
-    if isinstance(value, tuple | list):
-        inner = ", ".join(map(write, value))
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if (name := constant_name(value)) is not None:
-        return name
-    return written(value) if isinstance(value, Tensor) or callable(value) else repr(value)
-
-
-def constant_name(value: Any) -> str | None:
-    """Returns the public name of a constant, such as `ADM`, or None for another value."""
-    return next(
-        (name for name, constant in CONSTANTS.items() if type(value) is type(constant) and same(value, constant)), None
-    )
 
 
 def read(text: str, catalog: Catalog, kind: str) -> Any:
@@ -182,7 +159,7 @@ def arguments_of(value: Any) -> dict[str, Any]:
     """Returns the arguments of a part, or of an object that keeps them, by name; an empty dict for a function."""
     if isinstance(value, Part):
         defaults = {n: p.default for n, p in parameters_of(value.build).items()}
-        return {n: v for n, v in (defaults | dict(value.arguments)).items()}
+        return defaults | dict(value.arguments)
     if (
         inspect.isroutine(value)
         or isinstance(value, type | str | int | float | tuple | list | Mapping)

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
-from ..shared.values import same
+from ..shared.values import same, written
+from .constants import constant_name
 
 T = TypeVar("T", covariant=True)
 
@@ -112,8 +115,6 @@ class Part(Generic[T]):
                 yield from value.constructors()
 
     def __repr__(self) -> str:
-        from .notation import write
-
         return write(self)
 
 
@@ -152,6 +153,18 @@ def refuse_untaken(given: Any, context: Context, defaults: Mapping[str, Any], wh
         UsageError: which names the setting.
     """
     for name, value in context.untaken(defaults).items():
-        from .notation import write
-
         raise UsageError(f"{name}={write(value)} has no effect on {write(given)}{what}: leave it out, or give another")
+
+
+def write(value: Any) -> str:
+    """Returns a value in the notation of parts."""
+    if isinstance(value, Part):
+        takes = parameters_of(value.build)
+        given = {n: v for n, v in value.arguments if n not in takes or not same(v, takes[n].default)}
+        return f"{value.name}({', '.join(f'{name}={write(v)}' for name, v in given.items())})"
+    if isinstance(value, tuple | list):
+        inner = ", ".join(map(write, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if (name := constant_name(value)) is not None:
+        return name
+    return written(value) if isinstance(value, Tensor) or callable(value) else repr(value)

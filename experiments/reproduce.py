@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,12 +17,22 @@ from ..shared.progress import Progress
 from ..shared.sampler import Sampler
 from ..shared.training import Trainer, Training
 from ..shared.training.folder import writable, write_text
-from .evaluation import SamplingRun, draw, judge_of
+from .evaluation import SamplingRun, bits_per_dim, draw, judge_of
 from .recipe import D, Recipe
 from .report import table
 
-SAMPLES = 500
-Part = TypeVar("Part", bound=Objective)
+if TYPE_CHECKING:
+    from ..shared.figures import Lines
+
+SAMPLES, SHOWN = 500, 40
+Fitted = TypeVar("Fitted", bound=Objective)
+COLUMNS = {
+    "evaluations": ("evaluations", ".0f"),
+    "frechet": ("Fréchet distance", ".2f"),
+    "sure": ("sure", ".3f"),
+    "agreement": ("agreement with the requested label", ".3f"),
+}
+"""Measured numbers in tables: heading and format, by their names in the results."""
 
 
 def train_recipe(recipe: Recipe[D], data: Any, folder: Path, progress: Progress, *, resume: bool) -> Objective[D]:
@@ -52,10 +63,22 @@ def trained(recipe: Recipe[D], data: Any, folder: Path, progress: Progress) -> O
     return train_recipe(recipe, data, folder, progress, resume=True)
 
 
-def fitted(objective: Part, training: Training, batches: Any, folder: Path, progress: Progress) -> Part:
-    """Returns the averaged objective of a part of a recipe, such as a classifier: loaded, resumed or trained."""
+def fitted(
+    objective: Fitted,
+    training: Training,
+    batches: Any,
+    folder: Path,
+    progress: Progress,
+    experiment: Recipe | None = None,
+) -> Fitted:
+    """Returns the averaged objective of a part of a recipe, such as a classifier: loaded, resumed or trained.
+
+    `experiment` is the recipe by which `unnoise sample` and `unnoise evaluate` read the run; None for a part that is not
+    a model of the data.
+    """
     torch.manual_seed(training.seed)
-    return cast(Part, Trainer(objective, training, folder=folder, progress=progress).fit(batches, resume=True))
+    trainer = Trainer(objective, training, folder=folder, experiment=experiment, progress=progress)
+    return cast(Fitted, trainer.fit(batches, resume=True))
 
 
 class Study:
@@ -70,8 +93,8 @@ class Study:
 
     def __init__(self, recipe: Recipe, folder: Path, progress: Progress, samples: int = SAMPLES) -> None:
         self.recipe, self.folder, self.progress = recipe, writable(folder), progress
-        self.images, test = recipe.data.load("train", progress), recipe.data.load("test", progress)
-        for images in (self.images, test):
+        self.images, self.test = recipe.load("train", progress), recipe.load("test", progress)
+        for images in (self.images, self.test):
             if images.label is None:
                 raise UsageError(
                     f"{recipe.data.name} has {images.no_labels}, and a classifier measures the samples: take a "
@@ -79,8 +102,12 @@ class Study:
                 )
         quick = recipe.training.steps <= 100  # a smoke run
         self.judge, self.samples = judge_of(self.images, progress, 40 if quick else 600), 20 if quick else samples
-        self.real = self.judge.quality(test.k)
-        self.accuracy = self.judge.accuracy(test)
+        self.real = self.judge.quality(self.test.k)
+        self.accuracy = self.judge.accuracy(self.test)
+
+    def trained(self, recipe: Recipe[D] | None = None, name: str = "") -> D:
+        """Returns the denoiser of the recipe, or of a variant of it in a folder of that name, trained where needed."""
+        return trained(recipe or self.recipe, self.images, self.folder / name, self.progress).denoiser
 
     def run(
         self, sampler: Sampler, steps: int | Tensor, recipe: Recipe | None = None
@@ -117,6 +144,44 @@ class Study:
         page = f"# {title}\n\n{text}\n\n![{title}](figure.png)\n\n{figures}\n\n{measured}\n"
         return write_text(self.folder / "table.md", page)
 
+    def compare(self, variants: Mapping[str, Recipe], what: str, title: str, text: str) -> Path:
+        """Trains variants of the recipe, and writes bits/dim and sample quality of each; the figure is their samples.
+
+        Args:
+            variants: the variants by name; each is trained in a folder of its name, the recipe itself in that of the
+                study.
+            what: the heading of the column of names.
+            title, text: title and text of the page.
+
+        Returns:
+            The path of the table.
+        """
+        sweep = Sweep(self, what, "bits/dim (bound)", measured=("frechet", "sure"))
+        for name, recipe in variants.items():
+            place = "" if recipe == self.recipe else name.replace(" + ", "-").replace(" ", "-").lower()
+            denoiser = self.trained(recipe, place)
+            bits, error = bits_per_dim(recipe, denoiser, self.test, progress=self.progress)
+            sampler, grid = recipe.sampler_of(denoiser), recipe.grid(denoiser, recipe.sampling_steps)
+            codes = {"bits_per_dim": bits, "standard_error": error}
+            sweep.run("", (name, f"{bits:.3f} ± {error:.3f}"), sampler, grid, recipe, name=name, **codes)
+        return sweep.write(title, text, plots={})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One sampling run of a sweep: its curve, its plot, the first cells of its row, its numbers by name, its samples."""
+
+    line: str
+    part: str
+    name: str
+    cells: tuple[str, ...]
+    numbers: dict[str, float]
+    images: Tensor | None
+
+    def cell(self, name: str) -> str:
+        """Returns a number as text; "-" where it was not measured."""
+        return format(self.numbers[name], COLUMNS.get(name, (name, ".2f"))[1]) if name in self.numbers else "-"
+
 
 class Sweep:
     """Sampling runs, collected as curves of Fréchet distance by evaluations, table rows, and panels of samples.
@@ -124,17 +189,17 @@ class Sweep:
     Args:
         study: runs and measures the samplers.
         head: the headings of the first columns.
+        measured: the names of the numbers in the further columns, from `COLUMNS` or from `more` of the runs.
+
+    Attributes:
+        runs: the runs in their order.
+        results: further numbers for `results.json`, by the name of a run or of a figure of their own.
     """
 
-    def __init__(self, study: Study, *head: str) -> None:
-        self.study, self.head = (
-            study,
-            [*head, "evaluations", "Fréchet distance", "sure", "agreement with the requested label"],
-        )
-        self.lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-        self.rows: list[list[str]] = []
+    def __init__(self, study: Study, *head: str, measured: Sequence[str] = tuple(COLUMNS)) -> None:
+        self.study, self.head, self.measured = study, head, measured
+        self.runs: list[Measured] = []
         self.results: dict[str, dict[str, float]] = {}
-        self.panels: dict[str, Tensor] = {}
 
     def run(
         self,
@@ -145,8 +210,9 @@ class Sweep:
         recipe: Recipe | None = None,
         shown: bool = True,
         part: str = "",
+        name: str = "",
         **more: float,
-    ) -> None:
+    ) -> dict[str, float]:
         """Adds one run: a point of a curve, a row of the table and, if `shown`, a panel of samples.
 
         Args:
@@ -156,29 +222,63 @@ class Sweep:
             recipe: the recipe of the conditions; None for that of the study.
             shown: whether its samples are shown.
             part: the name of the plot that has the curve.
+            name: the name of the run in the results and above its samples; "" for its cells and evaluations.
             more: further numbers for the results, by name.
+
+        Returns:
+            The numbers of the run by name, to which others can be added.
         """
         drawn, measured = self.study.run(sampler, steps, recipe)
-        name = ", ".join([*cells, f"{drawn.evaluations} evaluations"])
-        x, y = self.lines.setdefault(part, {}).setdefault(line, ([], []))
-        x.append(drawn.evaluations)
-        y.append(measured["frechet"])
-        self.results[name] = measured | more
-        agreement = f"{measured['agreement']:.3f}" if "agreement" in measured else "-"
-        self.rows.append(
-            [*cells, str(drawn.evaluations), f"{measured['frechet']:.2f}", f"{measured['sure']:.3f}", agreement]
-        )
-        if shown:
-            self.panels[name] = drawn.levels[:40].float() / (self.study.images.quantization.levels - 1)
+        images = drawn.levels[:SHOWN].float() / (self.study.images.quantization.levels - 1) if shown else None
+        name = name or ", ".join([*cells, f"{drawn.evaluations} evaluations"])
+        self.runs.append(Measured(line, part, name, tuple(cells), measured | more, images))
+        return self.runs[-1].numbers
 
-    def write(self, title: str, text: str, across: int) -> Path:
-        """Writes the figure, the samples, `results.json` and `table.md`, and returns the path of the table."""
+    def curves(self, x: str, y: str, part: str = "") -> dict[str, tuple[list[float], list[float]]]:
+        """Returns the curves of a plot, one number of each run by another, by their names."""
+        lines: dict[str, tuple[list[float], list[float]]] = {}
+        for run in (run for run in self.runs if run.part == part):
+            xs, ys = lines.setdefault(run.line, ([], []))
+            xs.append(run.numbers[x])
+            ys.append(run.numbers[y])
+        return lines
+
+    def trade_off(self, strength: str) -> dict[str, Lines]:
+        """Returns plots of the agreement with the label and of the Fréchet distance by a strength, and of both."""
+        from ..shared.figures import Lines
+
+        fidelity, distance = COLUMNS["agreement"][0], COLUMNS["frechet"][0]
+        by_strength = self.curves(strength, "agreement")
+        names = {line: [f"{x:g}" for x in xs] for line, (xs, _) in by_strength.items()}
+        return {
+            "fidelity": Lines(strength, fidelity, by_strength),
+            "distance": Lines(strength, distance, self.curves(strength, "frechet")),
+            f"trade-off, by {strength}": Lines(fidelity, distance, self.curves("agreement", "frechet"), points=names),
+        }
+
+    def write(self, title: str, text: str, across: int = 3, plots: Mapping[str, Lines] | None = None) -> Path:
+        """Writes the figure, the samples, `results.json` and `table.md`, and returns the path of the table.
+
+        Args:
+            title, text: title and text of the page.
+            across: the number of panels of samples in a row.
+            plots: the plots of the figure, by their titles; None for the Fréchet distance by evaluations, and an empty
+                dict for the samples as the figure.
+        """
         from ..shared.figures import Lines, save_lines, save_panels
 
-        axes = "network evaluations for each sample", "Fréchet distance"
-        save_lines(
-            self.study.folder / "figure.png",
-            {part or title: Lines(*axes, lines, True, True) for part, lines in self.lines.items()},
-        )
-        save_panels(self.study.folder / "samples.png", self.panels, columns=10, across=across)
-        return self.study.write(title, f"{text}\n\n![samples](samples.png)", self.head, self.rows, self.results)
+        if plots is None:
+            axes = "network evaluations for each sample", "Fréchet distance"
+            parts = dict.fromkeys(run.part for run in self.runs)
+            plots = {
+                part or title: Lines(*axes, self.curves("evaluations", "frechet", part), True, True) for part in parts
+            }
+        if plots:
+            save_lines(self.study.folder / "figure.png", plots)
+            text = f"{text}\n\n![samples](samples.png)"
+        panels = {run.name: run.images for run in self.runs if run.images is not None}
+        save_panels(self.study.folder / ("samples.png" if plots else "figure.png"), panels, columns=10, across=across)
+        head = [*self.head, *(COLUMNS.get(name, (name,))[0] for name in self.measured)]
+        rows = [[*run.cells, *(run.cell(name) for name in self.measured)] for run in self.runs]
+        results = {run.name: run.numbers for run in self.runs} | self.results
+        return self.study.write(title, text, head, rows, results)

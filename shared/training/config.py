@@ -11,6 +11,7 @@ import torch
 
 from ..errors import UsageError, shown
 from ..serialization import serializable
+from ..values import notation
 
 
 @serializable("training.Training", formerly="unnoise.shared.training.config.Training")
@@ -57,6 +58,7 @@ class Training:
     """Number of steps between pictures of samples; 0 for no pictures."""
     save_every: int = 1000
     """Number of steps between checkpoints; one is also written at the end and on Ctrl-C."""
+    __repr__ = notation
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():

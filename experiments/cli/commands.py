@@ -1,0 +1,132 @@
+"""The commands that take no recipe and no run of this package: demo, import, export and the lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ...shared.errors import UsageError
+from ..catalog import CATEGORICAL, GAUSSIAN
+from ..pretrained.exporting import Flags, bring, send
+from ..recipes import RECIPES
+from ..studies import demo
+from .program import program
+from .recipe_options import signature_text
+
+
+@dataclass(frozen=True)
+class Demo(demo.Demo):
+    """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html.
+
+    This takes about 9 minutes on two cores.
+    """
+
+    def execute(self) -> None:
+        """Runs the demo."""
+        demo.run(self)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Lists the recipes."""
+
+    def execute(self) -> None:
+        """Prints the names and first lines of all recipes."""
+        for name, make in RECIPES.items():
+            print(f"{name:34} {(make.__doc__ or '').strip().splitlines()[0]}")
+        print("\nTrain a recipe with `unnoise train NAME`; `unnoise train NAME --help` lists its settings.")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Lists the parts that options of recipes take, with their arguments, by kind.
+
+    A part is written as its name with those arguments that differ from their defaults, as in `min-snr(gamma=3)`.
+    Capitals, hyphens and underscores do not matter. A part of your own is FILE.py:NAME.
+    """
+
+    kind: tyro.conf.Positional[str] = ""
+    """Kind of part, such as Schedule, Sampler or Transition; empty for all."""
+
+    def execute(self) -> None:
+        """Prints the parts."""
+        kinds = {kind: c for c in (GAUSSIAN, CATEGORICAL) for kind in c.kinds}
+        if self.kind and self.kind.lower() not in {kind.lower() for kind in kinds}:
+            raise UsageError(f"there is no kind {self.kind}: choose from {', '.join(kinds)}")
+        for family, catalog in {"Gaussian": GAUSSIAN, "categorical": CATEGORICAL}.items():
+            for kind, parts in catalog.kinds.items():
+                if self.kind.lower() in ("", kind.lower()):
+                    print(f"{kind} ({family} recipes)")
+                    for part in parts.values():
+                        about = "" if part is None else (getattr(part, "__doc__", None) or "").strip().splitlines()
+                        print(f"  {signature_text(part)}\n      {about[0] if about else ''}")
+
+
+@dataclass(frozen=True)
+class PlotSchedules:
+    """Draws all noise schedules: alpha-bar, log-SNR and beta over time."""
+
+    out: Path = Path("schedules.png")
+    """File to write the picture to."""
+    steps: int = 1000
+    """Number of steps of the tables of betas."""
+
+    def execute(self) -> None:
+        """Writes the picture."""
+        from ..studies.schedules import plot
+        from .outputs import output_path
+
+        print(f"written to {plot(output_path(self.out, ('.png', '.jpg', '.webp')), self.steps)}")
+
+
+@dataclass(frozen=True)
+class Import:
+    """Converts a pretrained checkpoint to a run for `unnoise sample` and `unnoise evaluate`.
+
+    Recognizes files of DDPM, improved-diffusion, guided-diffusion, score_sde, NCSNv2, EDM, MDLM and SEDD by their
+    contents, and folders of diffusers. Options are needed where neither the file nor its published name determines the
+    network and its training: an error then names the missing ones. Assumptions are printed. No code in a file is run.
+    """
+
+    file: tyro.conf.Positional[str]
+    """A file, a folder, or a name on the Hugging Face Hub such as google/ddpm-cifar10-32 or owner/name/file.pth."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the new run, such as runs/imported."""
+    data: str | None = None
+    """Data for `unnoise evaluate`: a bundled set, a folder or a set on the Hugging Face Hub."""
+    tokenizer: Path | None = None
+    """Path of the tokenizer.json of a model of text; without it, samples are written as token ids."""
+    flags: Annotated[Flags, tyro.conf.arg(name="")] = field(default_factory=Flags)
+
+    def execute(self) -> None:
+        """Imports the checkpoint."""
+        report = bring(self.file, self.out, self.flags, self.data, self.tokenizer)
+        for key, value in report.about.items():
+            print(f"{key:12} {value}")
+        for line in report.assumed:
+            print(f"{'assumed':12} {line}")
+        next_ = report.usage.format(unnoise=program(), run=self.out, data="" if self.data else " --data NAME")
+        print(f"written to {self.out}/; next: {next_}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Converts a run, with its averaged weights, or a pretrained checkpoint to a folder of the diffusers library.
+
+    `diffusers.DDPMPipeline.from_pretrained` opens the folder.
+    """
+
+    file: tyro.conf.Positional[str]
+    """Folder of the run, or a file, folder or name that `unnoise import` reads."""
+    out: tyro.conf.Positional[Path]
+    """The new folder, such as exported."""
+    flags: Annotated[Flags, tyro.conf.arg(name="")] = field(default_factory=Flags)
+
+    def execute(self) -> None:
+        """Exports the run."""
+        for line in send(self.file, self.out, self.flags):
+            print(f"{'assumed':12} {line}")
+        print(f'written to {self.out}/: diffusers.DDPMPipeline.from_pretrained("{self.out}") opens it')

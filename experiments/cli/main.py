@@ -1,0 +1,124 @@
+"""The command `unnoise` and its sub-commands."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from ... import __version__
+from ...shared.errors import UsageError, notices
+from ...shared.training.folder import refuse_several
+from ...shared.training.trainer import Interrupted
+from ..own_files import own_module
+from ..recipes import RECIPES
+from . import commands, sampling, training
+from .program import program
+
+DESCRIPTION = (
+    """Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."""
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; bad input prints one line on stderr and returns 2, without a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with notices(lambda text: print(f"unnoise: {text}", file=sys.stderr)):
+            return run(arguments)
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # help, or options that cannot be read, which is printed already
+        return stop.code if isinstance(stop.code, int) else 0
+    except (UsageError, FloatingPointError, OSError) as error:
+        print(f"unnoise: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        again = shlex.join([program(), *arguments, *([] if "--resume" in arguments else ["--resume"])])
+        print(
+            f"\nunnoise: stopped after step {stop.step} and saved in {stop.folder}; continue with: {again}",
+            file=sys.stderr,
+        )
+        return 130
+    except KeyboardInterrupt:
+        print("\nunnoise: stopped", file=sys.stderr)
+        return 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command of the arguments."""
+    if arguments and arguments[0] in ("--version", "version"):
+        print(f"unnoise {__version__}")
+        return 0
+    arguments = list(arguments) or ["--help"]
+    for file in values_of("--module", arguments):
+        own_module(file)
+    refuse_unknown(arguments[0])
+    if arguments[0] in ("demo", "train", "reproduce"):
+        refuse_several()
+    types, rest = command_types(arguments)
+    members = tuple(Annotated[cls, tyro.conf.subcommand(name, prefix_name=False)] for name, cls in types.items())
+    command: Any = tyro.cli(Union[members], args=rest, prog="unnoise", description=DESCRIPTION)  # noqa: UP007
+    command.execute()
+    return 0
+
+
+COMMANDS: dict[str, type] = {
+    "demo": commands.Demo,
+    "train": training.Train,
+    "sample": sampling.Sample,
+    "evaluate": sampling.Evaluate,
+    "reproduce": training.Reproduce,
+    "import": commands.Import,
+    "export": commands.Export,
+    "recipes": commands.Recipes,
+    "parts": commands.Parts,
+    "plot-schedules": commands.PlotSchedules,
+}
+
+
+def command_types(arguments: list[str]) -> tuple[dict[str, type], list[str]]:
+    """Returns the classes of the commands, and the arguments that are left for them.
+
+    The options of `train`, `reproduce`, `sample` and `evaluate` are those of the recipe or run that is named.
+    """
+    name, *rest = arguments
+    if name in ("train", "reproduce") and rest and not rest[0].startswith("-"):
+        cls, rest = training.options_for(name, rest[0], rest)
+    elif name in ("sample", "evaluate") and rest and not rest[0].startswith("-"):
+        cls, rest = sampling.options_for(name, rest[0], rest)
+    else:
+        return COMMANDS, arguments
+    return COMMANDS | {name: cls}, [name, *rest]
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises for an unknown command; the message suggests the nearest one.
+
+    Raises:
+        UsageError: for an unknown command.
+    """
+    if name in COMMANDS or name.startswith("-"):
+        return
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    families = {recipe.rpartition("-")[0] for recipe in RECIPES}
+    if name in RECIPES or name in families:
+        near = [f"unnoise train {name if name in RECIPES else f'{name}-smoke'}"]
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+    raise UsageError(f"there is no command {name}: {hint}")
+
+
+def values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """Returns the values of an option in the arguments, as `--option VALUE` or `--option=VALUE`."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [
+        after if word == option else word.partition("=")[2]
+        for word, after in pairs
+        if (word == option and after) or word.startswith(f"{option}=")
+    ]

@@ -1,0 +1,100 @@
+"""Where samples are written, and how: a picture, a folder of PNGs, an .npz file or a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...shared.errors import UsageError
+from ...shared.quantization import Quantization
+from ...shared.training.folder import naming, writable
+from ..recipe import Recipe
+
+PICTURES = (".png", ".jpg", ".webp")
+FORMATS = {"picture": ".png", "folder": "", "npz": ".npz", "text": ".txt"}
+"""The formats of samples, and the ending of each."""
+
+
+def output_path(path: Path, endings: tuple[str, ...]) -> Path:
+    """Returns the path of a new file in a writable folder.
+
+    Raises:
+        UsageError: for another ending.
+    """
+    if path.suffix.lower() not in endings or path.is_dir():
+        shown = [ending or "no ending, for a folder" for ending in endings]
+        raise UsageError(f"--out {path}: give a name that ends in {' or '.join(shown)}")
+    writable(path.parent)
+    return path
+
+
+def path_for(folder: Path, recipe: Recipe, out: Path | None, form: str | None) -> Path:
+    """Returns the path for samples of a run, where nothing lies yet.
+
+    Args:
+        folder: the folder of the run, where samples are written by default, numbered from the second on.
+        recipe: the recipe of the run.
+        out: the path that the user gave, or None.
+        form: the format that the user gave, one of `FORMATS`, or None for that of the ending of `out` or of the data.
+
+    Raises:
+        UsageError: for a path that exists, for an ending that does not fit the data or the format.
+    """
+    images = Path(recipe.picture).suffix == ".png"
+    endings = (*PICTURES, ".npz", "") if images else (".txt", ".npz")
+    if form is not None:
+        endings = tuple(e for e in endings if e == FORMATS[form] or (form == "picture" and e in PICTURES))
+        if not endings:
+            raise UsageError(
+                f"--format {form}: the samples are {'images' if images else 'text'}: give "
+                f"{'picture, folder or npz' if images else 'text or npz'}"
+            )
+    if out is not None:
+        path = output_path(out, endings)
+        if path.exists():
+            raise UsageError(f"--out {out} exists already, and nothing is overwritten: give another name")
+        return path
+    name = Path(recipe.picture).with_suffix(endings[0]).name if form is not None else recipe.picture
+    stem, suffix = Path(name).stem, Path(name).suffix
+    writable(folder)
+    names = (f"{stem}{'' if n == 1 else f'-{n}'}{suffix}" for n in range(1, 1_000_000))
+    return next(folder / new for new in names if not (folder / new).exists())
+
+
+def write_samples(
+    path: Path, recipe: Recipe, levels: Tensor, quantization: Quantization, label: Tensor | None = None
+) -> str:
+    """Writes samples to a new file or folder, and returns the part of them that a terminal can show.
+
+    An .npz file has the quantization levels as `arr_0`, uint8 `(N, H, W, C)`, as other projects write them, or tokens
+    `(N, L)`, and class labels as `arr_1`. A folder has a PNG for each image.
+    """
+    with naming(path):
+        if path.suffix == ".npz":
+            arrays = {"arr_0": levels.numpy() if levels.ndim < 4 else eight_bits(levels, quantization)}
+            np.savez_compressed(path, **arrays | ({} if label is None else {"arr_1": label.cpu().numpy()}))
+            return ""
+        if path.suffix == "":
+            return as_folder(path, levels, quantization)
+        return recipe.show(path, levels, quantization, columns=max(1, round(len(levels) ** 0.5)))
+
+
+def as_folder(path: Path, levels: Tensor, quantization: Quantization) -> str:
+    """Writes a PNG for each image."""
+    from PIL import Image
+
+    path.mkdir(parents=True)
+    for n, image in enumerate(eight_bits(levels, quantization)):
+        if image.shape[-1] not in (1, 3, 4):
+            raise UsageError(f"PNG files have 1, 3 or 4 channels, and these images {image.shape[-1]}: give .npz")
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{n:06}.png")
+    return ""
+
+
+def eight_bits(levels: Tensor, quantization: Quantization) -> np.ndarray:
+    """Returns images of quantization levels `(N, C, H, W)` as uint8 `(N, H, W, C)`, from 0 to 255."""
+    scaled = torch.round(levels.double() * 255 / (quantization.levels - 1))
+    return scaled.clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous().numpy()

@@ -1,0 +1,177 @@
+"""The commands `unnoise train` and `unnoise reproduce`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ...shared.errors import UsageError
+from ...shared.progress import bar
+from ...shared.training.checkpoint import list_checkpoints, load
+from ...shared.training.folder import writable
+from ..notation import write
+from ..recipe import NoFigure, Recipe
+from ..recipes import find
+from ..reproduce import train_recipe
+from .program import program
+from .recipe_options import option, options_of, settings_of, with_options, with_parts
+
+MODULE = "A Python file or module with parts of your own, which is imported first; needed to read runs that use them."
+Modules = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=MODULE, metavar="FILE.py")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains a recipe: every part and setting of it is an option.
+
+    `unnoise recipes` lists the recipes, `unnoise train RECIPE --help` the settings of one, `unnoise parts` the parts
+    that can be chosen. A recipe of your own is FILE.py:FUNCTION or MODULE:FUNCTION, a part of your own FILE.py:NAME, as
+    in `unnoise train ddpm-digits --schedule "my_file.py:Linear(last=0.03)"`. RECIPE can also be the folder of a run,
+    whose settings are then taken.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name of a recipe such as ddpm-digits, FILE.py:FUNCTION, or the folder of a run."""
+
+    def execute(self) -> None:
+        """Raises, as the recipe is named first."""
+        raise UsageError(f"give the recipe first: {program()} train {self.recipe} [options]")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Draws the figure and the table of a paper from a recipe, which is trained first where needed.
+
+    `unnoise reproduce RECIPE --help` describes the figure and lists the settings.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name of a recipe such as ddpm-digits, or FILE.py:FUNCTION."""
+
+    def execute(self) -> None:
+        """Raises, as the recipe is named first."""
+        raise UsageError(f"give the recipe first: {program()} reproduce {self.recipe} [options]")
+
+
+def options_for(command: str, name: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
+    """Returns the class of a command with the settings of a recipe as options, and the arguments that are left.
+
+    With `--resume` the settings are those of the run in `--out`.
+    """
+    recipe, resume = recipe_named(name), command == "train" and "--resume" in arguments
+    out = folder_of(name)
+    if resume and (folder := given_out(arguments) or out) and list_checkpoints(folder / "checkpoints"):
+        recipe = recipe_named(str(folder))
+    base, without = recipe, ("figure",) if command == "train" else ()
+    recipe, rest = with_parts(recipe, arguments, without)
+    fields: list[Any] = [
+        ("recipe", tyro.conf.Positional[str], field(default=name)),
+        ("out", Annotated[Path, tyro.conf.arg(help=OUT)], field(default=out)),
+    ]
+    if command == "train":
+        fields.append(("resume", Annotated[bool, tyro.conf.arg(help=RESUME)], field(default=False)))
+    fields.append(("module", Modules, field(default=())))
+
+    def execute(options: Any) -> None:
+        chosen = with_options(recipe, options, without)
+        if command == "train":
+            train(chosen, name, options.out, base if resume else None)
+        else:
+            reproduce(chosen, options.out)
+
+    cls = make_dataclass(command.title(), [*fields, *options_of(recipe, without)], namespace={"execute": execute})
+    does = type(recipe.figure).__doc__ or ""
+    about = (find(name).__doc__ if not is_run(name) else None) or ""
+    cls.__doc__ = (
+        f"Trains {name}. {about}"
+        if command == "train"
+        else f"Draws the figure of {name}: {does.strip()} Parts that "
+        "are already trained in --out are loaded, and interrupted training is continued."
+    )
+    return cls, rest
+
+
+OUT = "Folder for checkpoints, samples and results; it must not contain another run."
+RESUME = "Whether the run in --out continues from its newest checkpoint, with its own settings and those given here."
+
+
+def is_run(name: str) -> bool:
+    """Returns whether a name is the folder of a run."""
+    return bool(list_checkpoints(Path(name) / "checkpoints"))
+
+
+def recipe_named(name: str) -> Recipe:
+    """Returns the recipe of that name, or of the run in that folder."""
+    if not is_run(name):
+        return find(name)
+    recipe = load(Path(name)).experiment
+    if not isinstance(recipe, Recipe) or recipe.training is None:
+        raise UsageError(f"the run in {name} has no recipe for training: give the name of a recipe")
+    return recipe
+
+
+def folder_of(name: str) -> Path:
+    """Returns the default folder of a run: that of the run itself, or runs/NAME."""
+    return Path(name) if is_run(name) else Path("runs") / name.rpartition(":")[2]
+
+
+def given_out(arguments: Sequence[str]) -> Path | None:
+    """Returns the value of --out in the arguments, or None."""
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--out" or word.startswith("--out="):
+            return Path(word.partition("=")[2] or after)
+    return None
+
+
+def train(recipe: Recipe, name: str, out: Path, resumed: Recipe | None) -> None:
+    """Trains a recipe into a folder; `resumed` is the recipe of the run that is continued, or None."""
+    with emptied(out) as folder:
+        if resumed is not None:
+            if not list_checkpoints(folder / "checkpoints"):
+                raise UsageError(
+                    f"there is nothing to resume in {folder}: leave out --resume, or give the folder of the run with "
+                    "--out"
+                )
+            for line in changes(resumed, recipe) or ["no setting was changed"]:
+                print(f"resuming {folder}: {line}")
+        data = recipe.load("train", bar)
+        size = "x".join(map(str, data.shape))
+        print(f"training {name} on {len(recipe.batches(data).k)} examples of {size} into {folder}/")
+        print(f"data: {data.summary}")
+        train_recipe(recipe, data, folder, bar, resume=resumed is not None)
+    print(f"done: {program()} sample {folder}    {program()} evaluate {folder}")
+
+
+def changes(before: Recipe, after: Recipe) -> list[str]:
+    """Returns the settings in which two recipes differ, a line each: `--training.steps 3000 (was 1500)`."""
+    old, new = ({s.path: s.value for s in settings_of(recipe, recipe.catalog)} for recipe in (before, after))
+    return [
+        f"{option(path)} {write(value)} (was {write(old[path])})" for path, value in new.items() if value != old[path]
+    ]
+
+
+def reproduce(recipe: Recipe, out: Path) -> None:
+    """Draws the figure of a recipe into a folder."""
+    if isinstance(recipe.figure, NoFigure):
+        recipe.figure.draw(recipe, out)  # refuses
+    with emptied(out) as folder:
+        page = recipe.figure.draw(recipe, folder, bar)
+    print(f"{page.read_text()}\nwritten to {page}, with its pictures in the same folder")
+
+
+@contextlib.contextmanager
+def emptied(path: Path) -> Iterator[Path]:
+    """Yields a folder to write to; if an error leaves it empty, it is removed with the parents created for it."""
+    new = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield writable(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # ends at the first folder that is not empty
+            for folder in new:
+                folder.rmdir()
+        raise
