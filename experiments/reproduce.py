@@ -73,8 +73,8 @@ def fitted(
 ) -> Fitted:
     """Returns the averaged objective of a part of a recipe, such as a classifier: loaded, resumed or trained.
 
-    `experiment` is the recipe by which `unnoise sample` and `unnoise evaluate` read the run; None for a part that is not
-    a model of the data.
+    `experiment` is the recipe by which `unnoise sample` and `unnoise evaluate` read the run; None for a part that is
+    not a model of the data.
     """
     torch.manual_seed(training.seed)
     trainer = Trainer(objective, training, folder=folder, experiment=experiment, progress=progress)
@@ -162,14 +162,14 @@ class Study:
             denoiser = self.trained(recipe, place)
             bits, error = bits_per_dim(recipe, denoiser, self.test, progress=self.progress)
             sampler, grid = recipe.sampler_of(denoiser), recipe.grid(denoiser, recipe.sampling_steps)
-            codes = {"bits_per_dim": bits, "standard_error": error}
-            sweep.run("", (name, f"{bits:.3f} ± {error:.3f}"), sampler, grid, recipe, name=name, **codes)
+            cells = (name, f"{bits:.3f} ± {error:.3f}")
+            sweep.run("", cells, sampler, grid, recipe, name=name, bits_per_dim=bits, standard_error=error)
         return sweep.write(title, text, plots={})
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One sampling run of a sweep: its curve, its plot, the first cells of its row, its numbers by name, its samples."""
+    """A sampling run of a sweep: its curve and plot, name, first cells of its row, numbers by name, and samples."""
 
     line: str
     part: str
