@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
 from ...shared.training import load as load_own
+from ..code_lengths import Bound
 from . import diffusers, files, hub, karras, ncsnv2, openai, pesser, song, text
+from .diffusers_options import FIXED
+from .imported import Imported
 from .settings import attach
 
 
@@ -94,9 +98,7 @@ def of_folder(folder: Path, flags: dict[str, Any]) -> Opened:
         checkpoint = load_own(folder)
         denoiser = checkpoint.average.denoiser
         attach(denoiser, quantization=checkpoint.quantization, shape=checkpoint.shape)
-        for name in ("clip", "variance"):  # of a diffusers folder's scheduler
-            if hasattr(family := getattr(checkpoint.experiment, "family", None), name):
-                setattr(denoiser, name, getattr(family, name))
+        attach(denoiser, **settings_of(checkpoint.experiment))
         return Opened(OWN, denoiser.eval())
     if diffusers.looks_like(folder):
         refuse_flags(flags, {}, "diffusers folders")

@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from ..shared.errors import UsageError
-from ..shared.gaussian.denoiser import Learned
-from ..shared.quantization import Quantization
-from ..shared.training.checkpoint import save
-from ..shared.training.folder import writable
-from . import pretrained
-from .imported_runs import ImportedText, imported, kind_of, named, noted, objective
-from .pretrained.diffusers import looks_like
-from .pretrained.hub import local
-from .pretrained.loading import OWN, Opened, opened
+from ...shared.errors import UsageError
+from ...shared.gaussian.denoiser import Learned
+from ...shared.training.checkpoint import save
+from ...shared.training.folder import writable
+from .diffusers import looks_like
+from .diffusers_export import export
+from .hub import local
+from .imported import ImportedTokens, imported, kind_of, named, noted, objective
+from .loading import OWN, Opened, opened
 
 
 @dataclass(frozen=True)
@@ -155,13 +154,6 @@ def alternatives(name: str, values: str) -> str:
     return re.sub(rf"(?<![\w.])(?!or\b){VALUE}", lambda m: f"{name} {m[0].strip(chr(39) + chr(34))}", values)
 
 
-class DataForm(NamedTuple):
-    """Quantization and shape of the data, in place of the batches that a checkpoint reads them from."""
-
-    quantization: Quantization
-    shape: tuple[int, ...]
-
-
 class ImportReport(NamedTuple):
     """The result of an import.
 
@@ -185,7 +177,7 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         source: a file, a folder or a name on the Hub.
         out: the folder of the new run, which has no checkpoint yet.
         flags: settings that the format does not contain.
-        data: the data to evaluate it on by default; see `Data.name` and `Text.name`.
+        data: the data to evaluate it on by default; see `Images.name` and `Text.name`.
         tokenizer: the path of `tokenizer.json`, for text.
 
     Raises:
@@ -199,14 +191,13 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
             f"{source} is a checkpoint of this package already: use it in `unnoise sample` and `unnoise evaluate` "
             "directly"
         )
-    denoiser, experiment = read.denoiser, imported(read.denoiser, str(source))
-    experiment = experiment if data is None else experiment.with_data(data)
+    denoiser, run = read.denoiser, imported(read.denoiser, str(source))
+    run = run if data is None else run.with_data(data)
     if tokenizer is not None:
-        if not isinstance(experiment, ImportedText):
+        if not isinstance(run, ImportedTokens):
             raise UsageError(f"--tokenizer {tokenizer}: {source} is a model of images: leave out --tokenizer")
-        experiment = replace(experiment, text=replace(experiment.text, tokenizer=str(tokenizer)))
-    experiment = experiment.self_contained()
-    both = objective(denoiser)
+        run = run.with_tokenizer(str(tokenizer))
+    run, both = run.self_contained(), objective(denoiser)
     save(
         writable(out),
         objective=both,
@@ -214,8 +205,8 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         optimizer=None,
         step=0,
         config=None,
-        experiment=experiment,
-        batches=DataForm(*noted(denoiser)),
+        experiment=run,
+        batches=noted(denoiser),
     )
     return ImportReport(about(read), assumed, kind_of(denoiser).usage)
 
@@ -243,7 +234,7 @@ def refuse_held(out: Path) -> None:
 def about(read: Opened) -> dict[str, str]:
     """Returns descriptions of an opened checkpoint, by name."""
     denoiser, kind = read.denoiser, kind_of(read.denoiser)
-    network, (quantization, shape) = cast(nn.Module, denoiser.network), noted(denoiser)
+    network, (quantization, shape, *_) = cast(nn.Module, denoiser.network), noted(denoiser)
     inner = getattr(network, "inner", None)
     name = type(network).__name__ + ("" if inner is None else f" of {type(inner).__name__}")
     return {
@@ -268,5 +259,5 @@ def send(source: str, out: Path, flags: Flags) -> tuple[str, ...]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder, and nothing is overwritten: choose another folder")
     read, assumed = named_as_options(source, flags)
-    pretrained.export(cast(Learned, read.denoiser), out)
+    export(cast(Learned, read.denoiser), out)
     return assumed
