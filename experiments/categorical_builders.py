@@ -13,7 +13,7 @@ from ..discrete import Absorbing, Dense, NoiseSchedule, Transition, cosine, mutu
 from ..shared.data import TextDataset
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
-from .parts import Context, Part, part
+from .parts import Context, Part, built, part
 
 EXACT, AT_ONCE = 1024, 1000
 """The largest vocabulary whose embeddings are not projected; the number of windows that are counted at a time."""
@@ -43,9 +43,10 @@ def with_mutual_information(
         steps: the number of steps of the diffusion, T.
     """
     context = Context(text=text, categories=categories)
+    fixed = transition.changed(**{name: built(value, context) for name, value in transition.arguments})
 
     def on(schedule: NoiseSchedule) -> Transition:
-        return transition.changed(schedule=schedule).built(context)
+        return fixed.changed(schedule=schedule).built(context)
 
     return on(mutual_information(on, text.frequencies(), steps))
 

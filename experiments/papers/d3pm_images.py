@@ -32,6 +32,7 @@ from ..categorical import CategoricalLoss, CategoricalRecipe
 from ..categorical_builders import absorbing_gray
 from ..code_lengths import TokenBound
 from ..image_data import Images
+from ..notation import write
 from ..parts import Part, part
 from ..recipe import Figure
 from ..reproduce import Study
@@ -82,8 +83,10 @@ class TransitionsOfImages(Figure):
             "Gaussian": replace(recipe, transition=gaussian(steps), head=residual),
             "Gaussian + logistic": replace(recipe, transition=gaussian(steps), head=logistic),
         }
+        objective = recipe.loss.objective
+        given = ", ".join(f"{name}={write(value)}" for name, value in objective.arguments)
         text = (
-            f"T = {steps}, {recipe.loss.objective}, {recipe.reverse or Product()} reverse model, "
+            f"T = {steps}, {objective.name}({given}), reverse model {recipe.reverse or Product()}, "
             f"{recipe.sampling_steps} sampling steps."
         )
         return study.compare(variants, "transition", "D3PM on images", text)
