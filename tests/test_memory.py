@@ -29,9 +29,10 @@ from unnoise.discrete import (
     reciprocal,
 )
 from unnoise.discrete.transition import nearest_neighbor
-from unnoise.experiments import d3pm_text
-from unnoise.experiments.d3pm_text import D3PMText, context_embeddings
-from unnoise.experiments.recipes import RECIPES
+from unnoise.experiments import categorical_builders, notation
+from unnoise.experiments.catalog import CATEGORICAL
+from unnoise.experiments.categorical_builders import context_embeddings
+from unnoise.experiments.papers import d3pm_text
 from unnoise.shared import memory
 from unnoise.shared.errors import UsageError
 
@@ -58,7 +59,7 @@ def test_company_is_counted(monkeypatch, generator):
     found, alone = text(9, 50, 12, generator), 9
     exact = token_frequencies(found)
     torch.testing.assert_close(context_embeddings(found), exact)
-    monkeypatch.setattr(d3pm_text, "AT_ONCE", 7)
+    monkeypatch.setattr(categorical_builders, "AT_ONCE", 7)
     torch.testing.assert_close(context_embeddings(found), exact)
     torch.testing.assert_close(
         context_embeddings(found, 20), token_frequencies(SimpleNamespace(windows=found.windows[:20], vocabulary=9))
@@ -72,7 +73,7 @@ def test_company_is_counted(monkeypatch, generator):
 def test_projections_keep_angles(monkeypatch, generator):
     found = text(60, 400, 40, generator)
     exact = torch.nn.functional.normalize(context_embeddings(found), dim=1)
-    monkeypatch.setattr(d3pm_text, "EXACT", 10)
+    monkeypatch.setattr(categorical_builders, "EXACT", 10)
     near = torch.nn.functional.normalize(context_embeddings(found), dim=1)
     assert near.shape == (60, 256)
     assert float((near @ near.T - exact @ exact.T).abs().mean()) < 0.06  # about 1 / sqrt(256)
@@ -179,24 +180,42 @@ def test_what_does_not_fit_is_refused_with_its_size(build, words):
     assert "\n" not in str(error.value)
 
 
+MOVES = "NearestNeighbor(neighbors=context-neighbors(count=5)"
+"""Moves between neighbors, without the end of the notation, which has the schedule."""
+
+
+def transition_of(line):
+    """Returns the transition of a line in the notation of parts."""
+    return notation.read(line, CATEGORICAL, "Transition")
+
+
 def test_steps_on_text_that_do_not_fit_are_refused(monkeypatch):
-    recipe = RECIPES["d3pm-text-smoke"]()
+    recipe = d3pm_text.smoke()
     data = recipe.load()
     recipe.batches(data)
     need = 16 * 8 * 16 * 27
     monkeypatch.setattr(memory, "available", lambda: need - 1)
-    with pytest.raises(UsageError, match="steps on 8 x 16 tokens of 27 need .* GB of memory.*smaller --text.batch"):
+    with pytest.raises(UsageError, match="steps on 8 x 16 tokens of 27 need .* GB of memory.*smaller --data.batch"):
         recipe.batches(data)
     monkeypatch.setattr(memory, "available", lambda: need)
     recipe.batches(data)
     with pytest.raises(UsageError, match="steps on"):  # walks need more
-        replace(recipe, transition="nearest", schedule="cosine").batches(data)
+        replace(recipe, transition=transition_of(f"{MOVES}, schedule=cosine(100))")).batches(data)
 
 
-@pytest.mark.parametrize("transition", ["nearest", "absorbing+nearest"])
-def test_a_schedule_that_erases_all_is_refused_before_neighbors_are_sought(transition):
-    with pytest.raises(UsageError, match="give --schedule mutual-information or cosine"):
-        D3PMText(transition=transition)
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{MOVES}, schedule=reciprocal(100))",
+        f"Mixture(moves={MOVES}, schedule=reciprocal(100)), resampling=Absorbing(schedule=reciprocal(100)))",
+    ],
+)
+def test_a_schedule_that_erases_all_is_refused_before_training(line):
+    recipe = replace(d3pm_text.smoke(), transition=transition_of(line))
+    data = recipe.load()
+    with pytest.raises(UsageError, match="take mutual_information.*, cosine") as error:
+        recipe.objective(data.shape, data.quantization)
+    assert "\n" not in str(error.value)
 
 
 def test_limits_of_a_process_are_known():

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from text_files import TOKENIZER, WORDS, refused, text_of
 
-from unnoise.experiments.texts import Text
+from unnoise.experiments.text_data import Text
 from unnoise.shared.data import characters, subwords, train_tokenizer
 from unnoise.shared.errors import UsageError
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_files import TEXT, TOKENIZER, WORDS, refused, text_of
 
-from unnoise.experiments.texts import Text
+from unnoise.experiments.text_data import Text
 from unnoise.shared.data import CharacterTokenizer, Padded, characters, documents, subwords
 from unnoise.shared.data.text_files import lines, parts
 from unnoise.shared.data.text_slices import cut, row_ends
