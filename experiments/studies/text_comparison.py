@@ -62,15 +62,8 @@ def compare(
             model = within(model, seconds, place)
         denoiser = trained(model, train, place, progress).denoiser
         found = code(model, denoiser, test, windows, progress=progress)
-        drawn = draw(
-            model,
-            model.sampler_of(denoiser),
-            test.shape,
-            test.quantization,
-            samples,
-            model.sampling_steps,
-            progress=progress,
-        )
+        sampler = model.sampler_of(denoiser)
+        drawn = draw(model, sampler, test.shape, test.quantization, samples, model.sampling_steps, progress=progress)
         results[name] = (
             found
             | judged(drawn.levels, train)
@@ -167,16 +160,11 @@ def within(model: CategoricalRecipe, seconds: float, place: Path) -> Categorical
     """Returns the model with as many training steps as fit into the time; the time of a step is measured only once."""
     note = place / "budget.json"
     if not note.exists():
-        steps = 12
-        short = replace(
-            model,
-            training=replace(model.training, steps=steps, cooldown=1, warmup=1, save_every=steps, watch_every=steps),
-        )
-        data = short.load("train")
-        objective = short.objective(data.shape, data.quantization)
+        steps, data = 12, model.load("train")
+        objective = model.objective(data.shape, data.quantization)
         optimizer = torch.optim.AdamW(objective.parameters(), fused=True)
         times = []
-        for batch in islice(short.batches(data), steps):
+        for batch in islice(model.batches(data), steps):
             start = time.process_time()
             objective(**batch).total.mean().backward()
             optimizer.step()
