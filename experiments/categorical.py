@@ -156,7 +156,7 @@ class CategoricalRecipe(CategoricalRun):
         context = Context(shape=shape, **sizes, **given)
         network = built(self.network, context)
         if isinstance(self.network, Part):
-            refuse_untaken(self.network, context, {"classes": None})
+            refuse_untaken(self.network, context, {"classes": None}, REMEDIES)
         return network
 
     def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[CategoricalDenoiser]:
@@ -168,10 +168,6 @@ class CategoricalRecipe(CategoricalRun):
         refuse_untaken(self.denoiser, context, {"reverse": None, "head": direct})
         return self.loss.built(denoiser, self.data.padding)
 
-    def check(self, denoiser: CategoricalDenoiser, quantization: Quantization) -> None:
-        if self.guidance is not None and not self.loss.drop_label:
-            raise UsageError(
-                f"guidance={self.guidance} needs a network that was also trained without labels: give "
-                "loss.drop_label, such as 0.1"
-            )
-        super().check(denoiser, quantization)
+
+REMEDIES = {"classes": "give data.classes=None, or a network with the argument classes"}
+"""What to give where a network has no argument for a setting of the recipe."""

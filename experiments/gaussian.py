@@ -170,7 +170,7 @@ class GaussianRecipe(GaussianRun):
         context = Context(shape=shape, **given)
         network = built(self.network, context)
         if isinstance(self.network, Part):
-            refuse_untaken(self.network, context, {"classes": None} | dict.fromkeys(given))
+            refuse_untaken(self.network, context, {"classes": None} | dict.fromkeys(given), REMEDIES)
         return network
 
     def denoiser_of(self, network: nn.Module) -> GaussianDenoiser:
@@ -191,13 +191,13 @@ class GaussianRecipe(GaussianRun):
         denoiser = self.denoiser_of(self.network_of(shape))
         return self.loss.built(denoiser, self.in_range(quantization), self.variance)
 
-    def check(self, denoiser: GaussianDenoiser, quantization: Quantization) -> None:
-        if self.guidance is not None and not self.loss.drop_label:
-            raise UsageError(
-                f"guidance={self.guidance} needs a network that was also trained without labels: give "
-                "loss.drop_label, such as 0.1"
-            )
-        super().check(denoiser, quantization)
+
+REMEDIES = {
+    "classes": "give data.classes=None, or a network with the argument classes",
+    "outputs": "give variance=large or small, or a network with the argument outputs",
+    "image": "give a network with the argument image",
+}
+"""What to give where a network has no argument for a setting of the recipe."""
 
 
 def needs_output(variance: ReverseVariance) -> bool:

@@ -140,20 +140,21 @@ def parameters_of(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(build).parameters.items() if p.kind not in kinds}
 
 
-def refuse_untaken(given: Any, context: Context, defaults: Mapping[str, Any], what: str = "") -> None:
+def refuse_untaken(given: Any, context: Context, defaults: Mapping[str, Any], remedies: Mapping[str, str] = {}) -> None:
     """Raises for settings of a recipe that differ from their defaults and have no effect on the built part.
 
     Args:
         given: the part that was built.
         context: the context that it was built with.
         defaults: the settings by name, with the values that need no effect.
-        what: words that follow in the message.
+        remedies: what to give instead, by the name of the setting.
 
     Raises:
         UsageError: which names the setting.
     """
     for name, value in context.untaken(defaults).items():
-        raise UsageError(f"{name}={write(value)} has no effect on {write(given)}{what}: leave it out, or give another")
+        remedy = remedies.get(name, "leave it out, or give another part")
+        raise UsageError(f"{write(given)} has no argument {name}, so {name}={write(value)} has no effect: {remedy}")
 
 
 def write(value: Any) -> str:

@@ -201,9 +201,23 @@ class Recipe(ABC, Generic[D]):
         """
         if self.sampling_steps < 1:
             raise UsageError(f"sampling_steps={self.sampling_steps}: give a whole number of at least 1")
+        self.refuse_untrained_guidance()
         sampler = self.sampler_of(denoiser)
         sampler.times(self.grid(denoiser, self.sampling_steps))
         self.code_length_of(denoiser, quantization)
+
+    def refuse_untrained_guidance(self) -> None:
+        """Raises for guidance of a network that was not trained without labels too.
+
+        Raises:
+            UsageError: for such guidance.
+        """
+        guidance, loss = getattr(self, "guidance", None), getattr(self, "loss", None)
+        if guidance is not None and loss is not None and not loss.drop_label:
+            raise UsageError(
+                f"guidance={guidance} needs a network that was also trained without labels: train with "
+                "loss.drop_label, such as 0.1"
+            )
 
     def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
         """Writes samples to a file, and returns the part of them that a terminal can show."""

@@ -112,11 +112,12 @@ def serialize(value: Any, role: str = "") -> Any:
         return [serialize(v) for v in value]
     if (isinstance(value, type) or inspect.isroutine(value)) and value in _NAMES:
         return {"function": _NAMES[value]}
-    if type(value) in _NAMES:
+    own_network = isinstance(value, nn.Module) and role in ("network", "inner")
+    if type(value) in _NAMES and not (own_network and forgets_arguments(value)):
         refuse_moved(value)
         arguments = {k: serialize(argument(value, k), k) for k in arguments_of(type(value))}
         return {"class": _NAMES[type(value)], "arguments": arguments}
-    if isinstance(value, nn.Module) and role in ("network", "inner"):
+    if own_network:
         return {"external": full_name(type(value))}
     marked = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
     raise UsageError(
@@ -172,6 +173,12 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
         return copy.deepcopy(network)  # a student and its teacher have one each
     description = current_name(description)
     name = description.get("class") or description.get("function")
+    if name not in _KNOWN and ":" in str(name):
+        file = str(name).rpartition(":")[0]
+        raise UsageError(
+            f"the checkpoint contains {name}, a part of your own, and no file is imported because a checkpoint names "
+            f"it: give --module with the path of {file}; in Python, call unnoise.experiments.own_files.own_module first"
+        )
     if name not in _KNOWN:
         raise UsageError(
             f"the checkpoint contains {name}, which no imported module defines: load it by unnoise.load, which imports "
@@ -205,6 +212,11 @@ def current(description: Any) -> Any:
     if not isinstance(description, Mapping):
         return description
     return {k: v if k == "tensor" else current(v) for k, v in current_name(description).items()}
+
+
+def forgets_arguments(value: Any) -> bool:
+    """Returns whether an object does not keep some constructor argument as an attribute."""
+    return not all(hasattr(value, name) for name in arguments_of(type(value)))
 
 
 def argument(value: Any, name: str) -> Any:

@@ -64,7 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         refuse_several()
     types, rest = command_types(arguments)
     members = tuple(Annotated[cls, tyro.conf.subcommand(name, prefix_name=False)] for name, cls in types.items())
-    command: Any = tyro.cli(Union[members], args=rest, prog="unnoise", description=DESCRIPTION)  # noqa: UP007
+    config = (tyro.conf.PositionalMetavarFromFieldName,)
+    command: Any = tyro.cli(Union[members], args=rest, prog="unnoise", description=DESCRIPTION, config=config)  # noqa: UP007
     command.execute()
     return 0
 

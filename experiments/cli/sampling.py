@@ -120,6 +120,7 @@ def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type,
 
     def execute(options: Any) -> None:
         changed = with_options(recipe, options, without)
+        changed.refuse_untrained_guidance()
         (sample if command == "sample" else evaluate)(options, checkpoint, changed)
 
     base = Sample if command == "sample" else Evaluate

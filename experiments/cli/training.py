@@ -12,7 +12,8 @@ import tyro
 
 from ...shared.errors import UsageError
 from ...shared.progress import bar
-from ...shared.training.checkpoint import list_checkpoints, load
+from ...shared.serialization import deserialize
+from ...shared.training.checkpoint import list_checkpoints, newest, read
 from ...shared.training.folder import writable
 from ..notation import write
 from ..recipe import NoFigure, Recipe
@@ -109,7 +110,7 @@ def recipe_named(name: str) -> Recipe:
     """Returns the recipe of that name, or of the run in that folder."""
     if not is_run(name):
         return find(name)
-    recipe = load(Path(name)).experiment
+    recipe = deserialize(read(newest(Path(name)))[0]["experiment"])
     if not isinstance(recipe, Recipe) or recipe.training is None:
         raise UsageError(f"the run in {name} has no recipe for training: give the name of a recipe")
     return recipe
