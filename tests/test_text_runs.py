@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from unnoise.discrete import (
 )
 from unnoise.experiments import recipes
 from unnoise.experiments.cli import main
+from unnoise.experiments.papers import d3pm_text
 from unnoise.shared.data import Packed, characters, documents, shakespeare, subwords, train_tokenizer
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierFree
@@ -143,3 +145,51 @@ def test_what_new_users_did_wrong(make, words):
 
 def test_documents_feed_a_tokenizer(corpus):
     assert train_tokenizer(documents(str(corpus)), 280).size <= 280
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seconds_per_model": -1.0}, "seconds_per_model=-1.0: give a positive number of seconds, or None"),
+        ({"seconds_per_model": 0.0}, "seconds_per_model=0.0: give a positive number"),
+        ({"measured": (0, 8)}, r"measured=\(0, 8\): give a positive number of windows"),
+        ({"measured": (8, -1)}, r"measured=\(8, -1\): give a positive number of windows"),
+    ],
+)
+def test_settings_of_the_comparison_of_texts(settings, words):
+    with pytest.raises(UsageError, match=words):
+        d3pm_text.TextComparison(**settings)
+
+
+def test_models_that_are_compared_have_the_size_and_the_training_of_the_recipe():
+    recipe = d3pm_text.smoke()
+    models = d3pm_text.TextComparison(neighbors=3).models(recipe)
+    assert [repr(model.transition) for model in models.values()] == [
+        "Absorbing(schedule=reciprocal(steps=100))",
+        "with_mutual_information(transition=NearestNeighbor(neighbors=context_neighbors(count=3)), steps=100)",
+        "with_mutual_information(transition=Uniform(), steps=100)",
+        "Absorbing(schedule=LogLinearNoise())",
+        "Absorbing(schedule=LogLinearNoise())",
+        "Uniform(schedule=LogLinearNoise())",
+    ]
+    assert [model.network.name for model in models.values()] == ["Transformer"] * 3 + ["DiT", "DiT", "Transformer"]
+    assert [model.network["timed"] for model in models.values() if model.network.name == "DiT"] == [False, True]
+    for model in models.values():
+        assert [model.network[name] for name in ("width", "depth", "heads")] == [16, 1, 2]
+        assert (model.data, model.training, model.sampling_steps, model.code_length) == (
+            recipe.data,
+            recipe.training,
+            recipe.sampling_steps,
+            recipe.code_length,
+        )
+    # In continuous time there is no T to compare tables at.
+    with pytest.raises(UsageError, match="has continuous time, and the figure compares transitions in T steps"):
+        d3pm_text.TextComparison().models(models["MDLM"])
+
+
+def test_the_comparison_takes_no_tokenizer(tmp_path):
+    """Bits per token of n-grams are not bits per character."""
+    recipe = d3pm_text.smoke()
+    recipe = replace(recipe, data=replace(recipe.data, tokenizer="tokenizer.json"))
+    with pytest.raises(UsageError, match="leave out --data.tokenizer"):
+        recipe.figure.draw(recipe, tmp_path)
