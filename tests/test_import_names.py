@@ -9,7 +9,7 @@ from import_formats import LARGE, TRAINED, edm, edm_weights, ermongroup, song, s
 from import_settings import opened
 from pretrained_helpers import BETAS, refused
 
-from unnoise.experiments.imported_runs import imported
+from unnoise.experiments.pretrained.imported import imported
 from unnoise.experiments.pretrained.pesser import settings_of
 
 VE = {"fourier": True, "enters": "residual"}
@@ -192,7 +192,7 @@ def test_settings_that_weights_do_not_contain_are_reported():
     ]
     for load, words in cases:
         assert any(sentence.startswith(words) for sentence in load({}).assumed), words
-    assert imported(ermongroup(TRAINED)({}), "x").family.variance.__name__ == "large"
+    assert imported(ermongroup(TRAINED)({}), "x").variance.__name__ == "large"
     assert not any(
         "fir_kernel" in sentence for sentence in song({"sde": "subvp", "image_size": 8, **BETAS})({}).assumed
     )

@@ -15,8 +15,8 @@ from pretrained_helpers import at_sigmas, edm_file, song_state
 from unnoise.continuous import DDIM
 from unnoise.experiments import pretrained
 from unnoise.experiments.cli import main
-from unnoise.experiments.import_export import Flags, bring
 from unnoise.experiments.pretrained import karras, ncsnv2, pesser, song
+from unnoise.experiments.pretrained.exporting import Flags, bring
 from unnoise.shared.networks.adapters import TimesSigma
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.time_inputs import LastIndex

@@ -31,9 +31,11 @@ from unnoise.continuous import (
 )
 from unnoise.experiments import load as load_run
 from unnoise.experiments import pretrained
-from unnoise.experiments.import_export import Flags, bring
-from unnoise.experiments.imported_runs import imported
+from unnoise.experiments.code_lengths import Bound
+from unnoise.experiments.parts import part
 from unnoise.experiments.pretrained import diffusers_options as options
+from unnoise.experiments.pretrained.exporting import Flags, bring
+from unnoise.experiments.pretrained.imported import imported
 from unnoise.shared.networks import UNet
 from unnoise.shared.networks.unet_variants import DDPM
 from unnoise.shared.progress import silent
@@ -107,16 +109,17 @@ def test_estimates_are_clipped_as_the_library_clips_them(tmp_path, scheduler, cl
     bring(str(folder), tmp_path / "run", Flags())
     run = load_run(tmp_path / "run")
     denoiser, x, n = pretrained.load(tmp_path / "run"), 2 * torch.randn(4, 3, 8, 8), torch.tensor([0, 10, 30, 49])
-    assert run.experiment.family.clip == clip
+    limit = None if clip == math.inf else part(Clipped, low=-clip, high=clip)
+    assert (run.experiment.clip, run.experiment.code_length) == (limit, Bound(clip=limit))
     with torch.no_grad():
-        ours = run.experiment.sampler(denoiser).denoiser(x, (n + 1).double() / 50)
+        ours = run.experiment.sampler_of(denoiser).denoiser(x, (n + 1).double() / 50)
         given = denoiser.network(x, n)
         expected = torch.cat([theirs.step(given[i : i + 1], n[i], x[i : i + 1]).pred_original_sample for i in range(4)])
     assert_samples_close(ours, expected, 1e-4)
     assert ours.abs().max() <= clip
     if clip == 0.5:
         k, code = torch.randint(0, 256, (1, 3, 8, 8)), torch.Generator().manual_seed(0)
-        measured = run.experiment.code_length(denoiser, Quantization())(k, code, silent)
+        measured = run.experiment.code_length_of(denoiser, Quantization())(k, code, silent)
         bound = VariationalBound(Clipped(denoiser, -clip, clip), Quantization(), variance=small, terms=100)
         assert torch.equal(
             measured.path, bound(Quantization().continuous(k), generator=torch.Generator().manual_seed(0)).path
@@ -131,10 +134,10 @@ def test_a_scheduler_that_does_not_say_whether_it_clips(tmp_path):
         scheduler={"_class_name": "PNDMScheduler"},
         without=("clip_sample", "clip_sample_range", "variance_type"),
     )
-    assert imported(model).family.clip is None
+    assert imported(model).clip == part(Clipped, low=-1.0, high=1.0)
     assert "estimates are clipped to [-1, 1], as a PNDMScheduler has no such setting" in model.assumed
     model = opened(tmp_path, scheduler={"_class_name": "HeunDiscreteScheduler"}, without=("clip_sample",))
-    assert imported(model).family.clip == math.inf
+    assert imported(model).clip is None
 
 
 @pytest.mark.parametrize("kind", options.SCHEDULERS)
@@ -142,7 +145,7 @@ def test_a_scheduler_that_does_not_say_its_variance(tmp_path, kind):
     """The code length depends on it, so the one that is used is reported, unless the network predicts it."""
     model = opened(tmp_path, scheduler={"_class_name": kind}, without=("variance_type",))
     reported = f"the code length uses the variance beta_t, as a {kind} has no such setting" in model.assumed
-    assert (imported(model).family.variance is large, reported) == (
+    assert (imported(model).variance is large, reported) == (
         (False, False) if kind == "DDPMScheduler" else (True, True)
     )
     assert not any(
@@ -247,7 +250,7 @@ def test_a_learned_variance_is_the_librarys(tmp_path):
 def test_the_fixed_variance_is_that_of_the_bound(tmp_path, name, variance):
     folder = written(tmp_path / "in", {"variance_type": name})
     bring(str(folder), tmp_path / "run", Flags())
-    assert load_run(tmp_path / "run").experiment.family.variance is variance
+    assert load_run(tmp_path / "run").experiment.variance is variance
     out = pretrained.export(pretrained.load(tmp_path / "run"), tmp_path / "out")
     assert json.loads((out / "scheduler/scheduler_config.json").read_text())["variance_type"] == name.removesuffix(
         "_log"
@@ -369,7 +372,8 @@ NETWORK = {
 
 def whole_answer(denoiser):
     """With how its run samples and is coded."""
-    return answer(denoiser) | {"family": imported(denoiser).family}
+    run = imported(denoiser)
+    return answer(denoiser) | {"clip": run.clip, "variance": run.variance}
 
 
 def form(settings, **fixed):

@@ -11,8 +11,8 @@ from import_settings import Format, Setting, setting_tests
 from pretrained_helpers import refused
 
 from unnoise.continuous import clean, noise
-from unnoise.experiments.imported_runs import imported, objective
 from unnoise.experiments.pretrained import openai, openai_flags
+from unnoise.experiments.pretrained.imported import imported, objective
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.tensors import exact
 

@@ -24,8 +24,8 @@ from unnoise.discrete import (
     scaled_by_noise,
     unscaled,
 )
-from unnoise.experiments.import_export import Flags, bring
 from unnoise.experiments.pretrained import text
+from unnoise.experiments.pretrained.exporting import Flags, bring
 from unnoise.experiments.pretrained.text import mdlm, sedd
 from unnoise.shared.networks import DiT
 from unnoise.shared.serialization import serialize

@@ -15,8 +15,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from unnoise.continuous import (
+    DDIM,
     Clipped,
     CosineBetas,
+    Heun,
     Hybrid,
     Learned,
     OutputError,
@@ -30,10 +32,12 @@ from unnoise.continuous import (
 from unnoise.discrete import Absorbing, Categorical, ContinuousBound, LogLinearNoise, Uniform
 from unnoise.experiments import load, pretrained
 from unnoise.experiments.cli import main
-from unnoise.experiments.import_export import Flags, as_options, bring
-from unnoise.experiments.imported_runs import Chains, Flows, imported, objective
-from unnoise.sde import EDM, DenoisingLoss, Straight, SubVP
-from unnoise.shared.errors import UsageError
+from unnoise.experiments.code_lengths import Bound, Exact
+from unnoise.experiments.parts import part
+from unnoise.experiments.pretrained.exporting import Flags, as_options, bring
+from unnoise.experiments.pretrained.imported import imported, objective
+from unnoise.experiments.time_grids import Karras, even
+from unnoise.sde import EDM, DenoisingLoss, SubVP
 from unnoise.shared.gaussian.guidance import ClassifierLoss
 from unnoise.shared.networks import DiT, UNet
 from unnoise.shared.networks.unet_variants import DDPM
@@ -77,21 +81,27 @@ def known(denoiser, scale, shape):
     return denoiser.eval()
 
 
+RANGE = part(Clipped, low=-1.0, high=1.0)
+CHAIN = part(DDIM), even, RANGE, Bound(100, clip=RANGE)
+FLOW = part(Heun), Karras(), None, Exact(1e-5)
+
+
 def test_objectives_and_samplers_are_those_of_the_process():
     betas, shape = cosine_betas(10), (3, 8, 8)
     network = unet()
-    for denoiser, loss, family, steps in (
-        (Learned(network, Tabulated(betas)), DenoisingLoss, Chains(), 10),
-        (Learned(network, Tabulated(linear_betas(1000))), DenoisingLoss, Chains(), 50),
-        (Learned(network, Tabulated(zero_terminal(betas)), velocity), DenoisingLoss, Chains(), 10),
-        (Learned(unet(outputs=2), Tabulated(betas)), Hybrid, Chains(), 10),
-        (Learned(network, CosineBetas(10)), DenoisingLoss, Chains(), 10),
-        (Learned(network, SubVP()), DenoisingLoss, Flows(), 18),
-        (Learned(network, EDM(), sigma_data=0.5), DenoisingLoss, Flows(), 18),
+    for denoiser, loss, parts, steps in (
+        (Learned(network, Tabulated(betas)), DenoisingLoss, CHAIN, 10),
+        (Learned(network, Tabulated(linear_betas(1000))), DenoisingLoss, CHAIN, 50),
+        (Learned(network, Tabulated(zero_terminal(betas)), velocity), DenoisingLoss, CHAIN, 10),
+        (Learned(unet(outputs=2), Tabulated(betas)), Hybrid, CHAIN, 10),
+        (Learned(network, CosineBetas(10)), DenoisingLoss, CHAIN, 10),
+        (Learned(network, SubVP()), DenoisingLoss, FLOW, 18),
+        (Learned(network, EDM(), sigma_data=0.5), DenoisingLoss, FLOW, 18),
     ):
         made = imported(known(denoiser, Quantization(), shape))
         assert type(objective(denoiser)) is loss
-        assert (made.family, made.sampling_steps, made.classes, made.needs) == (family, steps, None, ())
+        assert (made.sampler, made.spacing, made.clip, made.code_length) == parts
+        assert (made.sampling_steps, made.classes, made.data.needs) == (steps, None, ())
     assert objective(
         known(Learned(network, Tabulated(zero_terminal(betas)), velocity), Quantization(), shape)
     ).weight == OutputError(velocity)
@@ -103,12 +113,10 @@ def test_objectives_and_samplers_are_those_of_the_process():
             (4,),
         )
         assert type(objective(text)) is ContinuousBound
-        assert (imported(text).vocabulary, imported(text).text.length) == (transition.categories, 4)
-    with pytest.raises(UsageError, match="Learned on Straight cannot be imported"):
-        imported(known(Learned(network, Straight(end=0.999)), Quantization(), shape))
+        assert (imported(text).data.vocabulary, imported(text).data.text.length) == (transition.categories, 4)
     classified = imported(known(Learned(unet(classes=3, null_label=False), SubVP()), Quantization(), shape))
     assert classified.conditions(torch.arange(5))["label"].tolist() == [0, 1, 2, 0, 1]
-    assert classified.with_data("folder").data.classes == 3
+    assert classified.with_data("folder").data.images.classes == 3
     upsampler = imported(known(Learned(unet(image=3), SubVP()), Quantization(), shape))
     refused(lambda: upsampler.conditions(torch.arange(2)), "needs image too")
 
@@ -385,5 +393,6 @@ def test_text_with_a_tokenizer(capsys, tmp_path):
     assert status == 0, err
     found = json.loads((out / "evaluation.json").read_text())
     assert math.log2(17) - 1 < found["bits_per_token"] < 60
-    other = replace(load(out).experiment, vocabulary=18).with_data(str(tmp_path / "text.txt"))
+    run_ = load(out).experiment
+    other = replace(run_, data=replace(run_.data, vocabulary=18)).with_data(str(tmp_path / "text.txt"))
     refused(lambda: other.load("test"), "the tokenizer has 17 tokens, and the model 18")

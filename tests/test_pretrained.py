@@ -11,8 +11,8 @@ from pretrained_helpers import edm_file, refused, song_file
 from safetensors.torch import save_file
 
 from unnoise.experiments import pretrained
-from unnoise.experiments.import_export import Flags, bring
 from unnoise.experiments.pretrained import loading, openai
+from unnoise.experiments.pretrained.exporting import Flags, bring
 from unnoise.experiments.pretrained.pesser import TRAINED
 
 GUIDED = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...continuous import DDIM, Heun
 from ...discrete import Ancestral
 from ...shared.random import categorical
 from ...shared.serialization import earlier, serialize
-from typing import Any
-
 from ..code_lengths import Bound, Exact, TokenBound
 from ..parts import part
 from ..time_grids import Karras

@@ -176,8 +176,8 @@ class GivenText(GivenData):
         """
         if not self.readable and self.tokens is not None:
             raise UsageError(
-                f"the checkpoint does not contain the tokenizer of its training ({self.tokens}): evaluate it in Python, "
-                'as run_of(checkpoint).with_tokenizer("tokenizer.json").with_data(NAME)'
+                f"the checkpoint does not contain the tokenizer of its training ({self.tokens}): evaluate it in "
+                'Python, as run_of(checkpoint).with_tokenizer("tokenizer.json").with_data(NAME)'
             )
         if not self.name or not self.readable:
             raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -107,7 +107,7 @@ class ImportedTokens(CategoricalRun):
     """Number of steps of the sampler."""
     guidance: Part[CategoricalDenoiser] | None = None
     """Guidance of the sampler, such as ClassifierFree(w=0.5); None for none."""
-    code_length: TokenBound = TokenBound()  # noqa: RUF009 - frozen
+    code_length: TokenBound = TokenBound()
     """Code length, TokenBound(terms=100)."""
 
     figure = NoFigure()

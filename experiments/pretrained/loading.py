@@ -115,6 +115,14 @@ def of_folder(folder: Path, flags: dict[str, Any]) -> Opened:
     return of_file(weights[0], flags)
 
 
+def settings_of(run: Any) -> dict[str, Any]:
+    """Returns what an imported run keeps of a diffusers folder's scheduler, `clip` and `variance`, as attributes."""
+    if not isinstance(run, Imported) or not isinstance(run.code_length, Bound):
+        return {}
+    limit = math.inf if run.clip is None else run.clip["high"]
+    return {"clip": limit} | ({"variance": run.variance} if run.variance in FIXED.values() else {})
+
+
 def of_file(path: Path, flags: dict[str, Any]) -> Opened:
     """Loads the denoiser in a file."""
     contents = files.read(path)
