@@ -105,9 +105,9 @@ PUBLISHED = replace(
 def text8() -> CategoricalRecipe:
     """text8, absorbing, lambda 0.01: 1.45 bits/char at 1000 steps, 1.47 at 256, 1.56 at 20.
 
-    Uniform 1.61, nearest neighbors 1.59, with --loss.objective "D3PMLoss(ce=0)" and
-    --transition "with-mutual-information(transition=Uniform)", or
-    "with-mutual-information(transition=NearestNeighbor(neighbors=context-neighbors))".
+    Uniform 1.61, nearest neighbors 1.59. Such transitions are --transition "with-mutual-information(transition=Uniform)"
+    and "with-mutual-information(transition=NearestNeighbor(neighbors=context-neighbors))", without the cross-entropy
+    --loss.objective "D3PMLoss(ce=0)".
     """
     return replace(PUBLISHED, data=Text("text8", 512, 256))
 
