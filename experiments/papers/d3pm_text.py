@@ -105,7 +105,7 @@ PUBLISHED = replace(
 def text8() -> CategoricalRecipe:
     """text8, absorbing, lambda 0.01: 1.45 bits/char at 1000 steps, 1.47 at 256, 1.56 at 20.
 
-    Uniform 1.61, nearest neighbors 1.59. Such transitions are --transition "with-mutual-information(transition=Uniform)"
+    Uniform 1.61, nearest neighbors 1.59: --transition "with-mutual-information(transition=Uniform)"
     and "with-mutual-information(transition=NearestNeighbor(neighbors=context-neighbors))", without the cross-entropy
     --loss.objective "D3PMLoss(ce=0)".
     """
