@@ -3,25 +3,29 @@
 import inspect
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+import unnoise
 from unnoise import sde
-from unnoise.continuous import ImportanceSampling, Tabulated, large, linear_betas
-from unnoise.experiments import (
+from unnoise.continuous import CosineBetas, ImportanceSampling, LogInterpolated, Tabulated, large, linear_betas, small
+from unnoise.experiments.catalog import GAUSSIAN
+from unnoise.experiments.cli import main
+from unnoise.experiments.evaluation import draw
+from unnoise.experiments.image_data import Images, flipped
+from unnoise.experiments.notation import read
+from unnoise.experiments.papers import (
     classifier_free,
     ddim,
     ddpm,
     guided_diffusion,
     improved_ddpm,
     progressive_distillation,
-    upsampling,
 )
-from unnoise.experiments.cli import main
-from unnoise.experiments.images import flipped
-from unnoise.experiments.recipes import RECIPES, SCRIPTS
-from unnoise.experiments.time_grids import spaced
+from unnoise.experiments.recipes import PAPERS, RECIPES
+from unnoise.experiments.time_grids import Sections, quadratic, spaced
 from unnoise.shared.errors import UsageError
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
@@ -29,21 +33,21 @@ from unnoise.shared.serialization import deserialize, serialize
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_preset_can_be_serialized(name):
-    experiment = RECIPES[name]()
-    assert deserialize(json.loads(json.dumps(serialize(experiment)))) == experiment
+    recipe = RECIPES[name]()
+    assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
     assert RECIPES[name].__doc__
 
 
 def test_every_preset_of_a_script_is_a_recipe():
     """Public functions of a module without parameters are its presets."""
-    for script, presets in SCRIPTS.values():
+    for script, presets in PAPERS.values():
         found = {
             n
             for n, f in vars(script).items()
             if getattr(f, "__module__", "") == script.__name__ and callable(f) and not isinstance(f, type)
         }
         takes_nothing = {n for n in found if not inspect.signature(vars(script)[n]).parameters}
-        assert takes_nothing == set(presets)
+        assert takes_nothing == set(presets.split())
 
 
 def test_published_settings():
@@ -55,39 +59,43 @@ def test_published_settings():
         5000,
         128,
     )
-    assert (cifar.variance, cifar.steps, cifar.network.dropout, cifar.data.flip) == ("large", 1000, 0.1, True)
-    assert cifar.sampler(cifar.objective((3, 8, 8), Quantization()).denoiser).variance is large
+    assert (cifar.variance, cifar.schedule.steps, cifar.data.flip) == (large, 1000, True)
+    assert cifar.network["dropout"] == 0.1
+    assert cifar.sampler_of(cifar.objective((3, 8, 8), Quantization()).denoiser).variance is large
     improved = improved_ddpm.cifar10()
-    assert (improved.steps, improved.betas, improved.vlb, improved.training.clip) == (4000, "cosine", 1e-3, math.inf)
-    assert (improved.network.attention, improved.network.heads, improved.network.dropout) == ((2, 4), 4, 0.3)
-    assert improved_ddpm.imagenet64_classes().vlb == 1 / 4000
-    assert ddim.cifar10().spacing == "quad"
+    assert (improved.schedule, improved.training.clip) == (CosineBetas(4000), math.inf)
+    assert improved.loss.objective["vlb"] == 1e-3
+    assert [improved.network[name] for name in ("attention", "heads", "dropout")] == [(2, 4), 4, 0.3]
+    assert improved_ddpm.imagenet64_classes().loss.objective["vlb"] == 1 / 4000
+    assert ddim.cifar10().spacing is quadratic
     assert ddim.lsun256().training.ema == 0.999
     assert (ddim.celeba64().grid(improved.objective((3, 8, 8), Quantization()).denoiser, 40) * 4000)[:2].tolist() == [
         3901,
         3801,
     ]
-    assert ddpm.lsun256().variance == "small"
-    assert progressive_distillation.cifar10().last_two == 2
-    assert classifier_free.imagenet64().share == 0.3
-    assert classifier_free.imagenet128().share == 0.2
-    assert guided_diffusion.imagenet64().betas == "cosine"
-    assert guided_diffusion.lsun256().spacing == "90,60,60,20,20"
-    assert progressive_distillation.cifar10().students()[0] == 4096
-    assert progressive_distillation.cifar10().students()[-4:] == [8, 4, 2, 1]
+    assert ddpm.lsun256().variance is small
+    assert progressive_distillation.cifar10().figure.last_two == 2
+    assert classifier_free.imagenet64().variance == LogInterpolated(0.3)
+    assert classifier_free.imagenet128().variance == LogInterpolated(0.2)
+    assert [classifier_free.imagenet128().guidance["w"], classifier_free.imagenet128().loss.drop_label] == [0.3, 0.2]
+    assert guided_diffusion.imagenet64().schedule == CosineBetas(1000)
+    assert guided_diffusion.lsun256().spacing == Sections((90, 60, 60, 20, 20))
+    assert guided_diffusion.digits().loss.objective["vlb"] == 1 / guided_diffusion.digits().schedule.steps
+    distilled = progressive_distillation.cifar10()
+    students = distilled.figure.counts(distilled.sampling_steps)
+    assert students[0] == 4096
+    assert students[-4:] == [8, 4, 2, 1]
 
 
-def test_what_the_losses_of_improved_ddpm_are(tmp_path):
-    from dataclasses import replace
-
+def test_what_the_losses_of_improved_ddpm_are():
     recipe = improved_ddpm.smoke()
-    kinds = {
-        loss: replace(recipe, loss=loss).objective((1, 8, 8), Quantization(17)) for loss in ("simple", "hybrid", "vlb")
-    }
-    assert [type(o).__name__ for o in kinds.values()] == ["DenoisingLoss", "Hybrid", "ImportanceSampling"]
-    assert [o.denoiser.has_variance_output for o in kinds.values()] == [False, True, True]
-    assert isinstance(kinds["vlb"], ImportanceSampling)
-    assert recipe.sampler(kinds["simple"].denoiser).variance is large
+    variants = recipe.figure.variants(recipe)
+    made = {loss: variant.objective((1, 8, 8), Quantization(17)) for loss, variant in variants.items()}
+    assert variants["L_hybrid"] is recipe
+    assert [type(o).__name__ for o in made.values()] == ["DenoisingLoss", "Hybrid", "ImportanceSampling"]
+    assert [o.denoiser.has_variance_output for o in made.values()] == [False, True, True]
+    assert isinstance(made["L_vlb"], ImportanceSampling)
+    assert variants["L_simple"].sampler_of(made["L_simple"].denoiser).variance is large
 
 
 WITHOUT_FIGURE = ("score-sde", "multinomial", "mdlm", "sedd", "tauldr", "udlm")
@@ -97,7 +105,7 @@ REPEATED = ("ddpm", "progressive-distillation", "d3pm-text-chain")
 """All recipes keep what they trained in the same way: one model, a chain of models, and models of text."""
 
 
-@pytest.mark.parametrize("name", [n for n in SCRIPTS if n not in WITHOUT_FIGURE + DRAWN_ELSEWHERE])
+@pytest.mark.parametrize("name", [n for n in PAPERS if n not in WITHOUT_FIGURE + DRAWN_ELSEWHERE])
 def test_every_smoke_recipe_draws_its_figure(name, tmp_path, capsys):
     out = tmp_path / name
     assert main(["reproduce", f"{name}-smoke", "--out", str(out)]) == 0
@@ -155,30 +163,66 @@ def test_half_of_the_images_are_mirrored(generator):
     assert 430 < int(mirrored.sum()) < 570
 
 
+def checked(recipe):
+    objective = recipe.objective((1, 8, 8), Quantization(17))
+    recipe.check(objective.denoiser, Quantization(17))
+
+
 def test_what_cannot_be_is_refused():
+    guided, students = classifier_free.smoke(), progressive_distillation.Students(until=5)
     for make, words in (
-        (lambda: classifier_free.ClassifierFreeGuidance(), "classifier-free guidance needs labels"),
         (
-            lambda: progressive_distillation.ProgressiveDistillation(sampling_steps=48, until=5),
-            "give sampling_steps that are until times 2, 4, 8",
-        ),
-        (lambda: ddim.ImplicitModel(sampling_steps=2000), "sampling_steps=2000"),
-        (
-            lambda: guided_diffusion.GuidedDiffusion(spacing="nonsense"),
-            "steps=nonsense is unknown: give a number",
+            lambda: checked(replace(guided, data=replace(guided.data, classes=None))),
+            "guidance by label needs a denoiser that takes it",
         ),
         (
-            lambda: guided_diffusion.GuidedDiffusion(spacing="10,20", sampling_steps=40),
-            "do not add up to sampling_steps=40",
+            lambda: checked(replace(guided, loss=replace(guided.loss, drop_label=0.0))),
+            "needs a network that was also trained without labels",
         ),
-        (lambda: upsampling.Upsampler(factor=1), "factor=1"),
+        (lambda: students.counts(48), "give sampling_steps that are until times 2, 4, 8"),
+        (lambda: checked(replace(ddim.smoke(), sampling_steps=2000)), "steps=2000: this table has 100 steps"),
+        (lambda: read("nonsense", GAUSSIAN, "Spacing"), "nonsense is not a Spacing"),
+        (lambda: Images(smaller=1), "smaller=1"),
         (
-            lambda: upsampling.Upsampler(factor=3).small(Quantization(), torch.zeros(1, 1, 8, 8)),
+            lambda: Images(smaller=3).small(Quantization(), torch.zeros(1, 1, 8, 8)),
             "the size of the images, 8x8, cannot be divided",
         ),
     ):
         with pytest.raises(UsageError, match=words):
             make()
+
+
+def test_students_of_a_teacher():
+    counts = progressive_distillation.Students(until=3).counts
+    assert counts(48) == [24, 12, 6, 3]
+    for steps in (1, 3, 16, 20):
+        with pytest.raises(UsageError, match=f"sampling_steps={steps}, until=3"):
+            counts(steps)
+
+
+def test_a_student_is_a_run_of_its_own(tmp_path):
+    """Its folder has a recipe with its number of steps, by which it is sampled and measured."""
+    recipe = progressive_distillation.smoke()
+    recipe.figure.draw(recipe, tmp_path)
+    run = unnoise.load(tmp_path / "student-2")
+    own = run.experiment
+    assert (own.sampling_steps, own.training.steps, own.network["dropout"]) == (2, 4, 0.0)
+    drawn = draw(own, own.sampler_of(run.average.denoiser), run.shape, run.quantization, 3)
+    assert (drawn.levels.shape, drawn.evaluations) == ((3, 1, 8, 8), 2)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["student, 2 steps"]["evaluations"] == found["teacher, 2 steps"]["evaluations"] == 2
+
+
+def test_curves_and_rows_of_a_sweep(tmp_path):
+    """A figure by a strength: rows in their order, and the runs by their names in the results."""
+    recipe = classifier_free.smoke()
+    recipe = replace(recipe, figure=classifier_free.GuidanceStrengths((0.0, 2.0)))
+    page = recipe.figure.draw(recipe, tmp_path).read_text()
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found) == ["w = 0", "w = 2"]
+    assert [found[name]["evaluations"] for name in found] == [4, 8]
+    numbers = [f"{found['w = 2'][name]:{form}}" for name, form in (("agreement", ".3f"), ("sure", ".3f"))]
+    assert f"| 2 | 3 | {' | '.join(numbers)} | {found['w = 2']['frechet']:.2f} |" in page.splitlines()
 
 
 @pytest.mark.parametrize("name", ["d3pm-text", "multinomial", "mdlm", "sedd"])
@@ -187,7 +231,7 @@ def test_text_is_trained_sampled_and_measured(name, tmp_path, capsys, monkeypatc
     assert main(["train", f"{name}-smoke", "--out", "run"]) == 0
     assert len((tmp_path / "run" / "samples-000008.txt").read_text().split()) > 0
     assert main(["sample", "run", "--count", "3", "--steps", "3"]) == 0
-    assert (tmp_path / "samples.txt").exists()
+    assert (tmp_path / "run" / "samples.txt").exists()
     assert main(["sample", "run", "--out", "a.png"]) == 2
     assert "ends in .txt" in capsys.readouterr().err
     assert main(["evaluate", "run", "--count", "6"]) == 0

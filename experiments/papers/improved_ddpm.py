@@ -36,14 +36,18 @@ class LossComparison(Figure):
     """Bits/dim and Fréchet distance of the losses L_simple, L_hybrid and L_vlb, with the same training (table 1)."""
 
     def draw(self, recipe: GaussianRecipe, folder: Path, progress: Progress = silent) -> Path:
+        text = f"Schedule {recipe.schedule}; samples in {recipe.sampling_steps} steps of {recipe.sampler}."
+        study = Study(recipe, folder, progress)
+        return study.compare(self.variants(recipe), "loss", "The losses of Improved DDPM", text)
+
+    def variants(self, recipe: GaussianRecipe) -> dict[str, GaussianRecipe]:
+        """Returns the recipe with each loss, and the variance of the reverse steps that the loss needs."""
         own = recipe.loss.objective.build is Hybrid
-        variants = {
+        return {
             "L_simple": replace(recipe, loss=GaussianLoss(), variance=large),
             "L_hybrid": recipe if own else replace(recipe, loss=hybrid(), variance=learned_range),
             "L_vlb": replace(recipe, loss=VLB, variance=learned_range),
         }
-        text = f"Schedule {recipe.schedule}; samples in {recipe.sampling_steps} steps of {recipe.sampler}."
-        return Study(recipe, folder, progress).compare(variants, "loss", "The losses of Improved DDPM", text)
 
 
 OWN = GaussianRecipe(loss=hybrid(), variance=learned_range, clip=part(Clipped), figure=LossComparison())
