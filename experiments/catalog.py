@@ -64,6 +64,10 @@ def builds(found: Any) -> bool:
     return isinstance(found, type) or (inspect.isroutine(found) and found in BUILDERS)
 
 
+GIVEN = frozenset({"denoiser", "network", "shape", "quantization", "categories", "text", "sampling_steps"})
+"""Arguments that the recipe gives: they are left out when arguments are written in their order."""
+
+
 class Catalog:
     """The parts of a family.
 
@@ -156,7 +160,8 @@ GAUSSIAN = Catalog(
             gaussian_builders.churned_heun,
             gaussian_builders.annealed_langevin,
         ],
-        "DenoiserWrapper": [*of_module(continuous, "Clipped", "Thresholded"), guidance.ClassifierFree],
+        "DenoiserWrapper": of_module(continuous, "Clipped", "Thresholded"),
+        "ClassifierFree": [guidance.ClassifierFree],
         "GaussianDenoiser": [continuous.Learned, sde.EnergyDenoiser],
         "GaussianCodeLength": [code_lengths.Bound, code_lengths.Exact],
         "Spacing": time_grids.SPACINGS,
@@ -182,7 +187,7 @@ CATEGORICAL = Catalog(
         "ReverseModel": classes(ReverseModel, discrete),
         "Head": of_module(discrete, "direct", "residual", "carried", "logistic"),
         "CategoricalDenoiser": [discrete.Categorical, discrete.ScoreEntropyDenoiser],
-        "CleanDenoiserWrapper": [discrete.ClassifierFree, discrete.Temperature, discrete.TopP],
+        "ClassifierFree": [discrete.ClassifierFree],
         "Objective": classes(Objective, discrete),
         "Sampler": [*classes(Sampler, discrete), PredictorCorrector, CorrectorPredictor],
         "TokenBound": [code_lengths.TokenBound],

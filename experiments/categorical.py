@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from ..discrete import (
     Ancestral,
     Categorical,
     CategoricalDenoiser,
+    ClassifierFree,
     D3PMLoss,
     NearestNeighbor,
     RateCorrector,
@@ -21,7 +23,6 @@ from ..discrete import (
     direct,
     logistic,
 )
-from ..discrete.denoiser import CleanDenoiserWrapper
 from ..discrete.heads import Head
 from ..shared.errors import UsageError
 from ..shared.gaussian.guidance import ConditionDropout
@@ -65,8 +66,9 @@ class CategoricalRun(Recipe[CategoricalDenoiser]):
     """The base class of runs of categorical denoisers: how they are sampled and measured."""
 
     catalog: ClassVar[Catalog] = CATEGORICAL
+    shorthands: ClassVar[Mapping[str, str]] = {"schedule": "transition.schedule"}
     sampler: Part[Sampler]
-    guidance: Part[CleanDenoiserWrapper] | None
+    guidance: Part[ClassifierFree] | None
     code_length: TokenBound
 
     @property
@@ -121,7 +123,7 @@ class CategoricalRecipe(CategoricalRun):
     """Sampler, such as Ancestral, TauLeaping or Unmasking."""
     sampling_steps: int = 100
     """Number of steps of the sampler."""
-    guidance: Part[CleanDenoiserWrapper] | None = None
+    guidance: Part[ClassifierFree] | None = None
     """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none."""
     code_length: TokenBound = TokenBound()
     """Code length, TokenBound(terms=100)."""
@@ -149,7 +151,7 @@ class CategoricalRecipe(CategoricalRun):
         levels, states = transition.categories, transition.states
         given: dict[str, Any] = {"classes": self.classes}
         if len(shape) == 1:
-            sizes = {"vocabulary": states, "length": shape[0], "outputs": levels}
+            sizes = {"vocabulary": states, "length": shape[0], "outputs": 2 if self.head is logistic else levels}
         else:
             logits = 2 if self.head is logistic else None if states == levels else levels
             sizes = {"categories": states, "logits": logits}

@@ -13,7 +13,7 @@ from ..continuous.posterior import ReverseVariance, large
 from ..sde import AnnealedLangevin, Langevin
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import DenoiserWrapper, GaussianDenoiser, Learned
-from ..shared.gaussian.guidance import ConditionDropout
+from ..shared.gaussian.guidance import ClassifierFree, ConditionDropout
 from ..shared.gaussian.loss import DenoisingLoss
 from ..shared.gaussian.prediction import Prediction, noise
 from ..shared.gaussian.schedule import Schedule
@@ -71,7 +71,7 @@ class GaussianRun(Recipe[GaussianDenoiser]):
     sampler: Part[Sampler]
     spacing: Spacing
     clip: Part[DenoiserWrapper] | None
-    guidance: Part[DenoiserWrapper] | None
+    guidance: Part[ClassifierFree] | None
     variance: ReverseVariance
     code_length: GaussianCodeLength
     dequantize: bool
@@ -141,7 +141,7 @@ class GaussianRecipe(GaussianRun):
     """Spacing of the sampling steps, such as even, quadratic, Karras(rho=7), or adaptive for adaptive solvers."""
     clip: Part[DenoiserWrapper] | None = None
     """How the sampler limits estimates of x_0, such as Clipped or Thresholded(p=0.995); None for no limit."""
-    guidance: Part[DenoiserWrapper] | None = None
+    guidance: Part[ClassifierFree] | None = None
     """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none."""
     code_length: GaussianCodeLength = Bound()
     """Code length, Bound(terms=100) or Exact(tolerance=1e-5)."""

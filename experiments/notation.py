@@ -17,7 +17,7 @@ from typing import Any
 
 from ..shared.errors import UsageError, shown
 from ..shared.values import state_of
-from .catalog import Catalog, builds
+from .catalog import GIVEN, Catalog, builds
 from .own_files import named_in_file
 from .parts import Part, parameters_of, write
 
@@ -91,11 +91,13 @@ def constructed(found: Any, call: ast.Call | None, catalog: Catalog, text: str) 
     takes = parameters_of(found)
     arguments: dict[str, Any] = {}
     if call is not None:
-        names = [*takes]
+        names = [name for name in takes if name not in GIVEN]
         given = [(names[i] if i < len(names) else f"number {i + 1}", v) for i, v in enumerate(call.args)]
         for name, tree in given + [(str(word.arg), word.value) for word in call.keywords]:
             if name not in takes:
                 refuse_argument(found, name)
+            if name in GIVEN:
+                raise UsageError(f"{shown(text)}: the recipe gives {name} itself: leave it out")
             arguments[name] = value_of(tree, catalog, catalog.kind_of(takes[name]), text)
     return completed(Part(found, tuple(arguments.items())))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
+import torch
 from torch import Tensor
 from typing_extensions import Self, TypeVar
 
@@ -119,10 +120,12 @@ class Recipe(ABC, Generic[D]):
         sampling_steps: the number of steps of the sampler.
         figure: the figure of the paper.
         catalog: the parts of the family, for the notation of parts.
+        shorthands: settings by shorter names, for the command line.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     catalog: ClassVar[Catalog]
+    shorthands: ClassVar[Mapping[str, str]] = {}
     data: Data
     training: Training
     sampling_steps: int
@@ -193,8 +196,10 @@ class Recipe(ABC, Generic[D]):
     def code_length_of(self, denoiser: D, quantization: Quantization) -> CodeLengthOf:
         """Returns the code length under a denoiser, a function of (levels, source of noise, progress, conditions)."""
 
-    def check(self, denoiser: D, quantization: Quantization) -> None:
-        """Raises before training for settings that sampling or evaluation would refuse.
+    def check(self, objective: Objective[D], shape: tuple[int, ...], quantization: Quantization) -> None:
+        """Raises before training for settings that a training step, a sampling step or a measurement would refuse.
+
+        One example is passed through the objective and through one step of the sampler, without an effect on training.
 
         Raises:
             UsageError: with the setting.
@@ -202,9 +207,21 @@ class Recipe(ABC, Generic[D]):
         if self.sampling_steps < 1:
             raise UsageError(f"sampling_steps={self.sampling_steps}: give a whole number of at least 1")
         self.refuse_untrained_guidance()
-        sampler = self.sampler_of(denoiser)
-        sampler.times(self.grid(denoiser, self.sampling_steps))
-        self.code_length_of(denoiser, quantization)
+        sampler = self.sampler_of(objective.denoiser)
+        grid = sampler.times(self.grid(objective.denoiser, self.sampling_steps))
+        self.code_length_of(objective.denoiser, quantization)
+        training = objective.training
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            objective.eval()
+            source, conditions = torch.Generator().manual_seed(0), self.conditions(torch.arange(1))
+            k = torch.zeros((1, *shape), dtype=torch.uint8)
+            objective(self.form(quantization, k, source), generator=source, **conditions)
+            with torch.no_grad():
+                start = sampler.start((1, *shape), grid[0], generator=source, **conditions)
+                if len(grid) > 3:  # not the one step of an adaptive solver
+                    sampler.begin()(start, *sampler.path(grid)[0], generator=source, **conditions)
+            objective.train(training)
 
     def refuse_untrained_guidance(self) -> None:
         """Raises for guidance of a network that was not trained without labels too.

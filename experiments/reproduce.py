@@ -53,7 +53,7 @@ def train_recipe(recipe: Recipe[D], data: Any, folder: Path, progress: Progress,
         recipe.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.quantization, columns=10)
 
     objective = recipe.objective(data.shape, data.quantization)
-    recipe.check(objective.denoiser, data.quantization)
+    recipe.check(objective, data.shape, data.quantization)
     trainer = Trainer(objective, recipe.training, folder=folder, experiment=recipe, progress=progress, watch=watch)
     return cast("Objective[D]", trainer.fit(recipe.batches(data), resume=resume))
 
