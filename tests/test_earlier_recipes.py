@@ -1,0 +1,34 @@
+"""Recipes of version 0.2, where a paper was a class, have the same parts when they are read from a checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+from recipe_snapshots import assert_same, on_meta, snapshot
+
+import unnoise.experiments.earlier  # noqa: F401
+from unnoise.shared.serialization import deserialize, serialize
+
+HOME = Path(__file__).parent / "fixtures"
+PARTS = json.loads((HOME / "recipes.json").read_text())
+EARLIER = json.loads((HOME / "earlier_recipes.json").read_text())
+MORE = EARLIER["more"]
+
+
+def name_of(number):
+    return f"{number}-{MORE[number]['description']['class'].rsplit('.', 1)[-1]}"
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_descriptions_of_then_give_the_same_parts(name, monkeypatch):
+    on_meta(monkeypatch)
+    recipe = deserialize(EARLIER["recipes"][name])
+    assert_same(snapshot(recipe, monkeypatch), PARTS[name])
+    assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("number", range(len(MORE)), ids=name_of)
+def test_every_choice_of_then_gives_the_same_parts(number, monkeypatch):
+    """With every value that an option of then could have: other samplers, transitions, losses, networks."""
+    on_meta(monkeypatch)
+    assert_same(snapshot(deserialize(MORE[number]["description"]), monkeypatch), MORE[number]["parts"])
