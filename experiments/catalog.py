@@ -91,6 +91,8 @@ class Catalog:
             UsageError: for an unknown name; the message lists the names, or suggests the nearest one.
         """
         within = self.kinds.get(kind) or {n: part for parts in self.kinds.values() for n, part in parts.items()}
+        if name in within:
+            return within[name]
         for ending in self.ENDINGS:
             found = [part for n, part in within.items() if key_of(n) == key_of(name) + ending]
             if found:
