@@ -165,7 +165,7 @@ def test_half_of_the_images_are_mirrored(generator):
 
 def checked(recipe):
     objective = recipe.objective((1, 8, 8), Quantization(17))
-    recipe.check(objective.denoiser, Quantization(17))
+    recipe.check(objective, (1, 8, 8), Quantization(17))
 
 
 def test_what_cannot_be_is_refused():
