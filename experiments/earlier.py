@@ -120,6 +120,7 @@ def common(base: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
         found["data"] = arguments["text"]
     if isinstance(base, CategoricalRecipe):
         return found | {"code_length": TokenBound(arguments.get("bound_terms", 100))}
+    assert isinstance(base, GaussianRecipe)
     found["time_input"] = base.time_input or thousandths
     if "tolerance" in arguments:
         return found | {"code_length": Exact(arguments["tolerance"])}

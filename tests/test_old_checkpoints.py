@@ -28,9 +28,9 @@ def test_every_old_name_is_read():
 def test_old_descriptions_give_the_same_numbers(number):
     entry = OLD["entries"][number]
     rough = entry["kind"] in OF_FLOAT32
-    assert_same(numbers(entry, read(entry)), entry["gives"], rough)
+    assert_same(numbers(entry, read(entry)), entry["gives"], rough, called(entry))
     today = again(entry, read(entry))
-    assert_same(numbers(today, read(today)), entry["gives"], rough)
+    assert_same(numbers(today, read(today)), entry["gives"], rough, called(entry))
 
 
 @pytest.mark.parametrize("name", RUNS)
