@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..shared.errors import UsageError
 from ..shared.serialization import serializable
-from ..shared.values import same, written
+from ..shared.values import notation, same, state_of, written
 from .constants import constant_name
 
 T = TypeVar("T", covariant=True)
@@ -168,4 +168,6 @@ def write(value: Any) -> str:
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if (name := constant_name(value)) is not None:
         return name
+    if type(value).__repr__ is notation and state_of(value).keys() <= parameters_of(type(value)).keys():
+        return write(Part(type(value), tuple(state_of(value).items())))
     return written(value) if isinstance(value, Tensor) or callable(value) else repr(value)

@@ -2,12 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import Formula, Recorded
 
-from unnoise.experiments import edm
+from unnoise.continuous import Heun
+from unnoise.experiments.gaussian_builders import churned_heun
+from unnoise.experiments.papers import edm
+from unnoise.experiments.parts import part
 from unnoise.sde import EDM, DenoisingLoss, Learned, Preconditioned, UniformDequantization
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
@@ -72,27 +76,27 @@ def test_published_settings():
         19_531,
     )
     assert cifar.training.ema ** (500_000 / 512) == pytest.approx(0.5)
-    assert (cifar.network.dropout, cifar.training.clip, cifar.churn) == (0.13, math.inf, 0.0)
+    assert (cifar.network["dropout"], cifar.training.clip, cifar.sampler) == (0.13, math.inf, part(Heun))
     assert edm.cifar10_classes().data.classes == 10
-    assert (edm.ffhq64().network.dropout, edm.afhqv2_64().network.dropout) == (0.05, 0.25)
+    assert (edm.ffhq64().network["dropout"], edm.afhqv2_64().network["dropout"]) == (0.05, 0.25)
     large = edm.imagenet64()
-    assert (large.training.steps, large.training.warmup, large.churn, large.sampling_steps) == (
+    assert (large.training.steps, large.training.warmup, large.sampler["churn"], large.sampling_steps) == (
         610_352,
         2441,
         40.0,
         256,
     )
     assert large.training.ema ** (50e6 / 4096) == pytest.approx(0.5)
-    sampler = large.sampler(denoiser_of(Formula(lambda x, label: x)))
+    sampler = large.sampler_of(denoiser_of(Formula(lambda x, label: x)))
     assert (sampler.gamma, sampler.low, sampler.high, sampler.noise) == (40 / 256, 0.05, 50.0, 1.003)
-    assert large.churned(sampler.denoiser, 80.0, 18).gamma == math.sqrt(2) - 1
+    assert churned_heun(sampler.denoiser, 18, 80.0).gamma == math.sqrt(2) - 1
 
 
 @pytest.mark.parametrize(("preset", "evaluations"), [("cifar10", 35), ("ffhq64", 79), ("imagenet64", 511)])
 def test_evaluations_are_those_of_the_paper(preset, evaluations, generator):
     recipe, denoiser = getattr(edm, preset)(), denoiser_of(Formula(lambda x, label: -x))
     with counted(denoiser) as count:
-        recipe.sampler(denoiser)(shape=(2, 1), steps=recipe.sampling_steps, generator=generator)
+        recipe.sampler_of(denoiser)(shape=(2, 1), steps=recipe.sampling_steps, generator=generator)
     assert count.calls == evaluations
 
 
@@ -119,7 +123,7 @@ def test_noise_levels_come_back(generator):
 
 
 def test_smoke_draws_its_figure(tmp_path):
-    page = edm.smoke().reproduce(tmp_path).read_text()
+    page = edm.smoke().figure.draw(edm.smoke(), tmp_path).read_text()
     for picture in ("figure.png", "samples.png"):
         assert (tmp_path / picture).stat().st_size > 3000
         assert f"({picture})" in page
@@ -134,7 +138,7 @@ def test_smoke_is_measured(generator):
     recipe = edm.smoke()
     images = recipe.load("test")
     denoiser = recipe.objective(images.shape, images.quantization).denoiser
-    code = recipe.code_length(denoiser, images.quantization)
+    code = recipe.code_length_of(denoiser, images.quantization)
     bits = code(images.k[:4], generator, silent, label=images.label[:4]).bits_per_dim(images.dims)
     assert torch.isfinite(bits).all()
     # Untrained, F = 0: the model is a Gaussian of standard deviation sigma_data, whose code length is known.
@@ -145,6 +149,8 @@ def test_smoke_is_measured(generator):
 
 
 def test_what_is_refused():
-    for change, words in (({"churn": -1.0}, "churn=-1.0"), ({"sigma_data": 0.0}, "sigma_data=0.0")):
-        with pytest.raises(UsageError, match=words):
-            edm.ElucidatedModel(**change)
+    recipe = replace(edm.smoke(), sampler=part(churned_heun, churn=-1.0))
+    with pytest.raises(UsageError, match=r"churn=-1\.0"):
+        recipe.check(recipe.objective((1, 8, 8), Quantization(17)), (1, 8, 8), Quantization(17))
+    with pytest.raises(UsageError, match=r"sigma_data=0\.0"):
+        replace(edm.smoke(), predicts=Preconditioned(0.0))

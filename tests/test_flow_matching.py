@@ -2,16 +2,32 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import Recorded
 
 from unnoise.continuous import DDIM
-from unnoise.experiments import flow_matching
-from unnoise.experiments.flow_matching import bend
+from unnoise.experiments.catalog import GAUSSIAN
+from unnoise.experiments.notation import read
+from unnoise.experiments.papers import flow_matching
+from unnoise.experiments.papers.flow_matching import bend
+from unnoise.experiments.parts import part, write
 from unnoise.experiments.time_grids import whole
-from unnoise.sde import DenoisingLoss, Learned, Straight, straight
+from unnoise.sde import (
+    Adaptive,
+    DenoisingLoss,
+    FixedSteps,
+    Learned,
+    ProbabilityFlow,
+    Straight,
+    euler,
+    heun2,
+    midpoint_rule,
+    straight,
+    time_coordinates,
+)
 from unnoise.shared.gaussian.analytic import AnalyticGaussian
 from unnoise.shared.networks import MLP
 from unnoise.shared.progress import silent
@@ -20,6 +36,18 @@ from unnoise.shared.sampler import counted
 from unnoise.shared.serialization import deserialize, serialize
 
 RECIPE = flow_matching.smoke()
+INTEGRATORS = {
+    "euler": FixedSteps(euler),
+    "midpoint": FixedSteps(midpoint_rule),
+    "heun": FixedSteps(heun2),
+    "rk45": Adaptive(0.1, 0.1),
+}
+
+
+def flow(denoiser, solver: str) -> ProbabilityFlow:
+    """The sampler of the recipe with another solver."""
+    sampler = RECIPE.sampler.changed(integrator=INTEGRATORS[solver])
+    return replace(RECIPE, sampler=sampler).sampler_of(denoiser)
 
 
 def random_denoiser(seed: int = 0) -> Learned:
@@ -46,7 +74,7 @@ def test_the_loss_is_that_of_the_papers(generator):
 def test_euler_is_ddim(steps, generator):
     """On straight paths DDIM's step, `alpha_s x_0 + sigma_s epsilon`, is `x_t + (s - t) v`."""
     denoiser, x = random_denoiser(), torch.randn(16, 3, generator=generator)
-    by_euler, by_ddim = (sampler(x, steps=steps) for sampler in (RECIPE.flow(denoiser, "euler"), DDIM(denoiser)))
+    by_euler, by_ddim = (sampler(x, steps=steps) for sampler in (flow(denoiser, "euler"), DDIM(denoiser)))
     assert torch.allclose(by_euler, by_ddim, atol=1e-5)
     t, s = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
     f = denoiser.estimate(x, t).out
@@ -58,10 +86,10 @@ def test_solvers_agree_in_the_limit_and_cost_what_they_should(generator):
     x = torch.randn(16, 2, generator=generator)
     # All denoise at the end in the same way, from the same last time.
     grid = torch.cat([torch.linspace(1, 1e-3, 200, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    precise = flow_matching.cifar10().flow(denoiser, "rk45")(x, steps=whole(denoiser.corruption))
+    precise = flow_matching.cifar10().sampler_of(denoiser)(x, steps=whole(denoiser.corruption))
     for solver, calls, far in (("euler", 200, 0.03), ("midpoint", 399, 2e-4), ("heun", 399, 2e-4), ("rk45", None, 0.1)):
         with counted(denoiser) as count:
-            end = RECIPE.flow(denoiser, solver)(x, steps=whole(denoiser.corruption) if solver == "rk45" else grid)
+            end = flow(denoiser, solver)(x, steps=whole(denoiser.corruption) if solver == "rk45" else grid)
         assert calls is None or count.calls == calls
         assert float((end - precise).abs().max()) < far
 
@@ -92,32 +120,29 @@ def test_paths_to_a_point_are_straight(generator):
     for spread in (0.0, 1.0):
         oracle = AnalyticGaussian(torch.full((2,), 3.0), spread * torch.eye(2), Straight())
         x = torch.randn(50, 2, generator=generator)
-        bends.append(bend([x, *RECIPE.flow(oracle, "euler").trajectory(x, steps=50)], times))
+        bends.append(bend([x, *flow(oracle, "euler").trajectory(x, steps=50)], times))
     assert bends[0] < 1e-9
     assert 1e-3 < bends[1] < 0.2
 
 
 def test_published_settings():
     cifar = flow_matching.cifar10()
-    assert (cifar.data.batch, cifar.training.steps, cifar.training.learning_rate, cifar.solver) == (
-        256,
-        391_000,
-        5e-4,
-        "rk45",
-    )
+    assert (cifar.data.batch, cifar.training.steps, cifar.training.learning_rate) == (256, 391_000, 5e-4)
+    assert cifar.sampler == part(ProbabilityFlow, integrator=Adaptive(1e-5, 1e-5), coordinates=time_coordinates)
     assert cifar.training.warmup + cifar.training.cooldown == cifar.training.steps
-    assert cifar.tolerance == 1e-5
+    assert cifar.code_length.tolerance == 1e-5
 
 
 @pytest.mark.parametrize("preset", ["cifar10", "digits", "mnist", "smoke"])
 def test_presets_can_be_serialized(preset):
     recipe = getattr(flow_matching, preset)()
     assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
+    assert read(write(recipe.sampler), GAUSSIAN, "Sampler") == recipe.sampler
     assert getattr(flow_matching, preset).__doc__
 
 
 def test_smoke_draws_its_figure(tmp_path):
-    page = RECIPE.reproduce(tmp_path).read_text()
+    page = RECIPE.figure.draw(RECIPE, tmp_path).read_text()
     for picture in ("figure.png", "samples.png"):
         assert (tmp_path / picture).stat().st_size > 3000
         assert f"({picture})" in page
@@ -134,7 +159,7 @@ def test_smoke_is_measured(generator):
     assert torch.equal(RECIPE.levels(quantization, RECIPE.form(quantization, k, generator)), k)
     images = RECIPE.load("test")
     denoiser = RECIPE.objective(images.shape, images.quantization).denoiser
-    length = RECIPE.code_length(denoiser, images.quantization)(
+    length = RECIPE.code_length_of(denoiser, images.quantization)(
         images.k[:50], generator, silent, label=images.label[:50]
     )
     assert torch.isfinite(length.bits_per_dim(images.dims)).all()

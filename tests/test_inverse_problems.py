@@ -2,21 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from unnoise.experiments import inverse_problems
-from unnoise.experiments.images import Data
-from unnoise.experiments.inverse_problems import (
-    InverseProblems,
+from unnoise.experiments.image_data import Images, palette, tinted
+from unnoise.experiments.papers import inverse_problems
+from unnoise.experiments.papers.inverse_problems import (
+    Restoration,
     centered,
     hue_error,
     in_gray,
-    palette,
     problems,
     psnr,
-    tinted,
 )
 from unnoise.shared.data import ImageDataset
 from unnoise.shared.errors import UsageError
@@ -29,7 +28,7 @@ PRESETS = ("digits", "mnist", "smoke", "cifar10", "celeba64")
 
 def test_the_smoke_run_restores_every_problem_by_every_method(tmp_path):
     recipe = inverse_problems.smoke()
-    page = recipe.reproduce(tmp_path)
+    page = recipe.figure.draw(recipe, tmp_path)
     text, results = page.read_text(), json.loads((tmp_path / "results.json").read_text())
     names = [p.name for p in problems((3, 8, 8))]
     methods = ("measurement", "replacement", "DPS", "Pi-GDM", "moment matching")
@@ -42,7 +41,7 @@ def test_the_smoke_run_restores_every_problem_by_every_method(tmp_path):
         calls = [results[f"{p}, {m}"]["evaluations"] for m in methods]
         assert calls == [0, 4, 8, 4, 4]
     before = {p: p.stat().st_mtime for p in tmp_path.rglob("*.safetensors")}
-    assert recipe.reproduce(tmp_path).read_text() == text
+    assert recipe.figure.draw(recipe, tmp_path).read_text() == text
     assert before == {p: p.stat().st_mtime for p in tmp_path.rglob("*.safetensors")}
 
 
@@ -53,12 +52,13 @@ def test_presets_can_be_serialized_and_their_parts_can_be_built():
     smoke = inverse_problems.smoke()
     denoiser = smoke.objective((3, 8, 8), Quantization(17)).denoiser
     k = smoke.load("test").k[:2]
-    assert smoke.code_length(denoiser, Quantization(17))(k, torch.Generator().manual_seed(0), silent).nats.shape == (2,)
+    length = smoke.code_length_of(denoiser, Quantization(17))(k, torch.Generator().manual_seed(0), silent)
+    assert length.nats.shape == (2,)
     assert set(next(iter(smoke.batches(smoke.load())))) == {"x0"}
 
 
 def test_digits_are_tinted_by_their_label_and_look_alike_in_gray():
-    gray, colored = Data("digits").load(), inverse_problems.digits().load()
+    gray, colored = Images("digits").load(), inverse_problems.digits().load()
     assert colored.shape == (3, 8, 8)
     assert colored.k.dtype == torch.uint8
     assert int(colored.k.max()) <= 16
@@ -98,12 +98,15 @@ def test_measures():
     assert torch.equal(half[..., 4:], torch.zeros(1, 3, 8, 4))
 
 
-def test_what_cannot_be_is_refused():
+def test_what_cannot_be_is_refused(tmp_path):
+    labeled = replace(inverse_problems.smoke(), data=Images("digits", classes=10))
     unlabeled = ImageDataset(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None, Quantization(17))
     for make, words in (
-        (lambda: InverseProblems(Data("digits", classes=10)), "the model is unconditional"),
-        (lambda: InverseProblems(noise=-1.0), "noise=-1.0"),
-        (lambda: InverseProblems(count=0), "count=0"),
+        (lambda: Restoration().draw(labeled, tmp_path), "the model is unconditional"),
+        (lambda: Restoration(noise=-1.0), "noise=-1.0"),
+        (lambda: Restoration(count=0), "count=0"),
+        (lambda: Restoration(zeta=0.0), "zeta=0.0"),
+        (lambda: Restoration(iterations=0), "iterations=0"),
         (lambda: tinted(unlabeled), "tinted by their label"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -1,16 +1,22 @@
 """The script of NCSN: its presets, its loss as published, its sampler, and a smoke run of its figure."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import Formula
 
-from unnoise.experiments import ncsn
+from unnoise.experiments.catalog import GAUSSIAN
 from unnoise.experiments.evaluation import bits_per_dim, draw
-from unnoise.experiments.images import Data
-from unnoise.sde import DenoisingLoss, Learned, NoiseLevels, geometric_sigmas
+from unnoise.experiments.gaussian_builders import annealed_langevin
+from unnoise.experiments.image_data import Images
+from unnoise.experiments.notation import read
+from unnoise.experiments.papers import ncsn
+from unnoise.experiments.parts import Context, built, part, write
+from unnoise.sde import DenoisingLoss, Learned, NoiseLevels, ReverseDiffusion, geometric_sigmas
 from unnoise.shared.errors import UsageError
+from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import normal_like
 from unnoise.shared.serialization import deserialize, serialize
@@ -22,49 +28,43 @@ PRESETS = (ncsn.cifar10, ncsn.cifar10_v2, ncsn.celeba64_v2, ncsn.lsun128_v2, ncs
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__)
 def test_presets_can_be_serialized(preset):
     assert deserialize(json.loads(json.dumps(serialize(preset())))) == preset()
+    assert read(write(preset().sampler), GAUSSIAN, "Sampler") == preset().sampler
     assert preset.__doc__
+
+
+def values_of(recipe):
+    """The smallest and largest noise level and their number, the Langevin steps at each, their size, and denoising."""
+    schedule = tuple(recipe.schedule[name] for name in ("low", "high", "steps"))
+    return schedule + tuple(recipe.sampler[name] for name in ("repeats", "epsilon", "denoise"))
 
 
 def test_published_settings():
     first, second = ncsn.cifar10(), ncsn.cifar10_v2()
-    assert (first.low, first.high, first.noise_levels, first.repeats, first.epsilon, first.denoise) == (
-        0.01,
-        1.0,
-        10,
-        100,
-        2e-5,
-        False,
-    )
+    assert values_of(first) == (0.01, 1.0, 10, 100, 2e-5, False)
     assert (first.training.steps, first.training.learning_rate, first.training.ema, first.data.batch) == (
         200_000,
         1e-3,
         0.0,
         128,
     )
-    assert (second.high, second.noise_levels, second.repeats, second.epsilon, second.denoise) == (
-        50.0,
-        232,
-        5,
-        6.2e-6,
-        True,
-    )
+    assert values_of(second) == (0.01, 50.0, 232, 5, 6.2e-6, True)
     assert (second.training.steps, second.training.learning_rate, second.training.ema) == (300_000, 1e-4, 0.999)
-    assert (ncsn.celeba64_v2().high, ncsn.celeba64_v2().noise_levels, ncsn.celeba64_v2().epsilon) == (90.0, 500, 3.3e-6)
-    assert (ncsn.lsun128_v2().high, ncsn.lsun128_v2().noise_levels, ncsn.lsun128_v2().repeats) == (190.0, 1086, 3)
-    learned = ncsn.smoke().objective((1, 8, 8), Quantization(17)).denoiser
-    assert first.sampler(learned).corrector.snr == pytest.approx(0.316, abs=5e-4)
-    assert second.sampler(learned).corrector.snr == pytest.approx(0.176, abs=5e-4)
-    assert all(preset().sampling_steps == preset().noise_levels for preset in PRESETS[:-1])
+    assert values_of(ncsn.celeba64_v2()) == (0.01, 90.0, 500, 5, 3.3e-6, True)
+    assert values_of(ncsn.lsun128_v2())[1:4] == (190.0, 1086, 3)
+    for recipe, snr in ((first, 0.316), (second, 0.176)):
+        oracle = AnalyticGaussian(torch.zeros(2), torch.eye(2), built(recipe.schedule, Context()))
+        assert recipe.sampler_of(oracle).corrector.snr == pytest.approx(snr, abs=5e-4)
+    assert all(preset().sampling_steps == preset().schedule["steps"] for preset in PRESETS[:-1])
 
 
 @pytest.mark.parametrize(("preset", "low"), [(ncsn.digits, 0.02), (ncsn.mnist, 0.01)])
 def test_small_sets_follow_the_published_rules(preset, low):
     recipe = preset()
-    rules = ncsn.by_the_rules(recipe.data.load(), low, recipe.repeats)
-    assert recipe.low == low
-    assert recipe.noise_levels == rules["noise_levels"]
-    assert recipe.high == pytest.approx(rules["high"], rel=0.003)
-    assert recipe.epsilon == pytest.approx(rules["epsilon"], rel=0.01)
+    rules = ncsn.by_the_rules(recipe.data.load(), low, recipe.sampler["repeats"])
+    assert recipe.schedule["low"] == low
+    assert recipe.schedule["steps"] == rules["steps"]
+    assert recipe.schedule["high"] == pytest.approx(rules["high"], rel=0.003)
+    assert recipe.sampler["epsilon"] == pytest.approx(rules["epsilon"], rel=0.01)
 
 
 def test_the_loss_is_the_published_one(generator):
@@ -103,53 +103,58 @@ def test_the_form_of_the_data(generator):
 
 def test_samples_of_an_exact_model(generator):
     """A network that knows four images returns them through the recipe's own sampler and noise levels."""
-    from unnoise.shared.gaussian.analytic import AnalyticMixture
-
-    recipe, images = ncsn.digits(), Data("digits").load()
+    recipe, images = ncsn.digits(), Images("digits").load()
     k = images.k[:4].long()
     points = (k.flatten(1).double() + 0.5) / 17
     schedule = recipe.objective((1, 8, 8), Quantization(17)).denoiser.corruption
     oracle = AnalyticMixture(
         torch.full((4,), 0.25, dtype=torch.float64), points, torch.zeros(4, dtype=torch.float64), schedule
     )
-    found = recipe.sampler(oracle)(shape=(60, 64), steps=recipe.sampling_steps, generator=generator)
+    found = recipe.sampler_of(oracle)(shape=(60, 64), steps=recipe.sampling_steps, generator=generator)
     drawn = recipe.levels(images.quantization, found)
     which = (drawn[:, None] == k.flatten(1)).all(-1)
     assert which.any(1).all()
     assert which.any(0).all()
-    noisy = recipe.annealed(oracle, recipe.repeats, recipe.epsilon, denoise=False)(
+    epsilon = recipe.sampler["epsilon"]
+    noisy = annealed_langevin(oracle, epsilon, recipe.sampler["repeats"], denoise=False)(
         shape=(60, 64), steps=19, generator=generator
     )
     left = (noisy[:, None] - points).square().mean(-1).min(1).values.sqrt().mean()
     from unnoise.sde.noise_levels import variance_ratio
 
     ratio = (4.53 / 0.02) ** (1 / 18)
-    assert float(left) == pytest.approx(0.02 * variance_ratio(recipe.epsilon, ratio, 5, 0.02) ** 0.5, rel=0.03)
+    assert float(left) == pytest.approx(0.02 * variance_ratio(epsilon, ratio, 5, 0.02) ** 0.5, rel=0.03)
 
 
 def test_code_length_of_the_flow():
     """Finite, and close to that of noise of the largest noise level before training."""
-    recipe, images = ncsn.smoke(), Data("digits").load("test")
+    recipe, images = ncsn.smoke(), Images("digits").load("test")
     torch.manual_seed(0)
     denoiser = recipe.objective(images.shape, images.quantization).denoiser
     bits, error = bits_per_dim(recipe, denoiser, images._replace(k=images.k[:40], label=images.label[:40]))
     assert 0 < error < bits < 20
-    drawn = draw(recipe, recipe.sampler(denoiser), images.shape, images.quantization, 3)
+    drawn = draw(recipe, recipe.sampler_of(denoiser), images.shape, images.quantization, 3)
     assert (drawn.evaluations, drawn.levels.shape) == (4 * 2 + 1, (3, 1, 8, 8))
 
 
-def test_what_it_refuses():
+def test_what_it_refuses(tmp_path):
+    recipe, quantization = ncsn.digits(), Quantization(17)
     for given, words in (
-        ({"sampling_steps": 20}, "sampling_steps=20"),
-        ({"epsilon": 8e-4}, "above which the chain diverges"),
-        ({"low": 5.0}, "0 < low < high"),
+        ({"sampling_steps": 20}, "steps=20: .*19"),
+        ({"sampler": recipe.sampler.changed(epsilon=8e-4)}, "above which the chain diverges"),
+        ({"schedule": recipe.schedule.changed(low=5.0)}, "0 < low < high"),
+        ({"data": Images("digits", classes=10)} | ncsn.refinenet(), "CenteredInput.* has no argument classes"),
     ):
+        other = replace(recipe, **given)
         with pytest.raises(UsageError, match=words):
-            ncsn.NCSN(**given)
+            other.check(other.objective((1, 8, 8), quantization), (1, 8, 8), quantization)
+    other = replace(recipe, sampler=part(ReverseDiffusion))
+    with pytest.raises(UsageError, match="this figure is of annealed_langevin"):
+        other.figure.draw(other, tmp_path)
 
 
 def test_smoke_draws_the_figure(tmp_path):
-    page = ncsn.smoke().reproduce(tmp_path / "run").read_text()
+    page = ncsn.smoke().figure.draw(ncsn.smoke(), tmp_path / "run").read_text()
     for picture in ("figure.png", "samples.png"):
         assert picture in page
         assert (tmp_path / "run" / picture).stat().st_size > 3000

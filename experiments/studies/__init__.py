@@ -1,1 +1,1 @@
-"""Studies across papers: models on the schedules of other families."""
+"""Studies across papers: models on the schedules of other families, models of text, schedules, a demonstration."""
