@@ -25,7 +25,7 @@ from ..shared.time_inputs import thousandths
 from .categorical import CategoricalRecipe
 from .categorical_builders import context_neighbors, with_mutual_information
 from .code_lengths import Bound, Exact, TokenBound
-from .gaussian import GaussianLoss
+from .gaussian import GaussianLoss, GaussianRecipe
 from .gaussian_builders import annealed_langevin, churned_heun
 from .papers import (
     classifier_free,
