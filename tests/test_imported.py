@@ -173,7 +173,7 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
     assert status == 0, err
     assert "4 samples in 10 network evaluations" in out_text
     assert f"s by DDIM of the classes 0, 1, 2 in turn: {tmp_path / 'a.png'}" in out_text
-    assert "s by DDIM of the classes 0, 1: " in run(capsys, "sample", out, "--count", 2, "--out", tmp_path / "a.png")[1]
+    assert "s by DDIM of the classes 0, 1: " in run(capsys, "sample", out, "--count", 2, "--out", tmp_path / "b.png")[1]
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.mode == "RGB"
         assert min(picture.size) >= 16

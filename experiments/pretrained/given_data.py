@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import Self
 
-from ...shared.data import Batches, CharacterTokenizer, ImageDataset, TextDataset
+from ...shared.data import Batches, CharacterTokenizer, ImageDataset, SubwordTokenizer, TextDataset
 from ...shared.data.class_labels import refuse_other_classes
 from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
@@ -165,6 +165,16 @@ class GivenText(GivenData):
     def padding(self) -> int | None:
         return self.text.padding
 
+    def read_tokenizer(self) -> CharacterTokenizer | SubwordTokenizer:
+        """Returns the tokenizer.
+
+        Raises:
+            UsageError: if none is given.
+        """
+        if not self.readable:
+            raise UsageError("this model has no tokenizer: import it with --tokenizer tokenizer.json")
+        return self.text.read_tokenizer()
+
     def given(self, name: str) -> GivenText:
         return replace(self, text=replace(self.text, name=name))
 
@@ -179,6 +189,8 @@ class GivenText(GivenData):
                 f"the checkpoint does not contain the tokenizer of its training ({self.tokens}): evaluate it in "
                 'Python, as run_of(checkpoint).with_tokenizer("tokenizer.json").with_data(NAME)'
             )
+        if not self.name and self.tokens is not None:
+            raise UsageError("this checkpoint comes without data: give --data NAME, a bundled text, a file or a set")
         if not self.name or not self.readable:
             raise UsageError(
                 "this model has no text or no tokenizer: import it with --tokenizer tokenizer.json, and give the text "
@@ -186,6 +198,11 @@ class GivenText(GivenData):
             )
         data = self.text.load(split)
         self.refuse_other(data.vocabulary)
+        if self.tokens not in (None, data.tokenizer.fingerprint):
+            raise UsageError(
+                f"the tokenizer has {data.tokenizer.fingerprint}, and that of the training {self.tokens}: give the "
+                "tokenizer of the training"
+            )
         return data
 
     def batches(self, examples: TextDataset, form: Form, bytes_per_logit: int) -> Batches:
@@ -221,7 +238,12 @@ class GivenText(GivenData):
         if self.readable:
             return self.text.show(path, levels, quantization, columns)
         path.write_text("".join(" ".join(map(str, row)) + "\n" for row in levels.tolist()))
-        return "  token ids, one line for each sample; for text, import the model with --tokenizer tokenizer.json\n"
+        remedy = (
+            "for text, import the model with --tokenizer tokenizer.json"
+            if self.tokens is None
+            else f"the checkpoint does not contain their tokenizer ({self.tokens})"
+        )
+        return f"  token ids, one line for each sample; {remedy}\n"
 
     def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
         return evaluate_text(recipe, denoiser, **options)
