@@ -104,8 +104,9 @@ class Catalog:
         raise UsageError(f"{shown(name)} is not a {kind or 'part'} of this family: {hint}")
 
     def kind_of(self, parameter: inspect.Parameter) -> str:
-        """Returns the kind of an argument, by its annotation."""
-        return kind_of(parameter.annotation, self.kinds)
+        """Returns the kind of an argument, by its annotation, or by its name where that is a tensor or a function."""
+        by_name = {"schedule": "NoiseSchedule"}.get(parameter.name, parameter.name)
+        return kind_of(parameter.annotation, self.kinds) or (by_name if by_name in self.kinds else "")
 
 
 def kind_of(annotation: Any, kinds: Iterable[str]) -> str:

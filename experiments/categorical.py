@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..discrete import (
     Ancestral,
@@ -35,6 +36,7 @@ from ..shared.serialization import serializable
 from ..shared.training import Training
 from ..shared.values import notation
 from .catalog import CATEGORICAL, Catalog
+from .categorical_builders import with_absolute_paths
 from .code_lengths import CodeLengthOf, TokenBound
 from .image_data import Images
 from .parts import Context, Part, built, part, refuse_untaken
@@ -141,6 +143,9 @@ class CategoricalRecipe(CategoricalRun):
     def bytes_per_logit(self) -> int:
         """Approximate memory of a training step, in bytes for each logit; matrices of neighbors are float64."""
         return 150 if NearestNeighbor in self.transition.constructors() else 16
+
+    def self_contained(self) -> Self:
+        return replace(super().self_contained(), transition=with_absolute_paths(self.transition))
 
     def transition_of(self, quantization: Quantization) -> Transition:
         """Returns the transition between the quantization levels or tokens of the data."""

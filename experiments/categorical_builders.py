@@ -98,6 +98,14 @@ def from_file(path: str, categories: int, schedule: Tensor | None = None) -> Den
     return Dense(matrices, categories=categories)
 
 
+def with_absolute_paths(transition: Part[Transition]) -> Part[Transition]:
+    """Returns a transition whose files have absolute paths, independent of the folder."""
+    if transition.build is from_file:
+        return transition.changed(path=str(Path(transition["path"]).expanduser().resolve()))
+    inner = {name: with_absolute_paths(v) for name, v in transition.arguments if isinstance(v, Part)}
+    return transition.changed(**inner)
+
+
 def transition_file(path: str) -> Part[Transition]:
     """Returns the transition of a .npy file as a part."""
     return part(from_file, path=path)

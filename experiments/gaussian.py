@@ -32,7 +32,7 @@ from .code_lengths import Bound, CodeLengthOf, GaussianCodeLength
 from .image_data import Images
 from .parts import Context, Part, built, part, refuse_untaken
 from .recipe import Data, Figure, NoFigure, Recipe
-from .time_grids import Spacing, even
+from .time_grids import Sections, Spacing, even
 
 
 @serializable("experiments.GaussianLoss")
@@ -107,6 +107,14 @@ class GaussianRun(Recipe[GaussianDenoiser]):
 
     def grid(self, denoiser: GaussianDenoiser, steps: int) -> int | Tensor:
         return self.spacing(steps, denoiser.corruption)
+
+    def check(self, objective: Objective, shape: tuple[int, ...], quantization: Quantization) -> None:
+        if isinstance(self.spacing, Sections) and sum(self.spacing.counts) != self.sampling_steps:
+            raise UsageError(
+                f"spacing={self.spacing}: its numbers do not add up to sampling_steps={self.sampling_steps}: change "
+                "one of them"
+            )
+        super().check(objective, shape, quantization)
 
     def code_length_of(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
         return self.code_length.of(denoiser, self.in_range(quantization), self.variance)
