@@ -223,14 +223,25 @@ def arguments(network):
 
 @pytest.mark.parametrize(("recipe", "size", "preset", "options", "apart"), RECIPES, ids=name_of)
 def test_recipes_train_the_papers_networks(recipe, size, preset, options, apart, on_meta):
-    """The network that a recipe's objective trains is the preset, but for what is listed with a reason."""
+    """The network of a recipe has the published parameters and arguments, but for what is listed with a reason."""
     network = recipe().objective((3, size, size), Quantization()).denoiser.network
     with torch.device("meta"):
         paper = preset(**options)
     more, changed, _ = apart or (0, set(), "")
-    assert parameters(network) - parameters(paper) == more
+    published = next(count for made, given, count in COUNTS if (made, given) == (preset, options))
+    frequencies = network.time.encode.frequencies.numel() if preset in COUNT_FIXED else 0
+    assert parameters(network) == published + more - frequencies
     ours, theirs = arguments(network), arguments(paper)
     assert {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)} == changed
+
+
+def test_presets_and_recipes_take_their_networks_from_one_table(monkeypatch, on_meta):
+    for name, settings in presets.UNETS.items():
+        monkeypatch.setitem(presets.UNETS, name, settings | {"dropout": 0.77})
+    for recipe, _, preset, options, apart in RECIPES:
+        assert preset(**options).dropout == 0.77
+        own = apart is not None and "dropout" in apart[1]
+        assert (recipe().network["dropout"] == 0.77) != own
 
 
 @pytest.mark.parametrize(
