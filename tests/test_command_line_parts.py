@@ -105,7 +105,7 @@ ILLEGAL = {
     "score-sde-smoke --sampler AnnealedLangevin": "is a corrector",
     "score-sde-smoke --sampler annealed-langevin(1e-4)": "is for the schedule NoiseLevels",
     "d3pm-smoke --transition absorbing": "needs schedule: write Absorbing(schedule=...)",
-    "d3pm-smoke --transition missing.npy": "there is no file missing.npy",
+    "d3pm-smoke --transition missing.npy": "missing.npy: give a .npy file with transition matrices",
     "d3pm-smoke --loss.objective ContinuousBound": "a table of steps has no rates",
     "d3pm-smoke --head carried": "head=carried takes an unmasked token for x_0",
     "d3pm-smoke --schedule velocity": "velocity is not a NoiseSchedule of this family",
