@@ -17,7 +17,6 @@ from .. import continuous, discrete, sde
 from ..shared.errors import UsageError
 from ..shared.gaussian.guidance import ClassifierFree
 from ..shared.networks import DiT, Encoder, Transformer, UNet, unet_variants
-from ..shared.networks.unet_settings import ADDED, EDM_VP, FOUR_HEADS
 from ..shared.objective import Stratified, independent
 from ..shared.sampler import PredictorCorrector
 from ..shared.serialization import deserialize, earlier, serialize
@@ -54,18 +53,11 @@ from .studies import bridge
 from .time_grids import Sections, Spacing, adaptive, even, quadratic, strided, trailing
 
 VARIANTS = {
-    "plain": unet_variants.PLAIN,
-    "ddpm": unet_variants.DDPM,
-    "improved": unet_variants.IMPROVED,
-    "improved-added": ADDED,
-    "adm": unet_variants.ADM,
-    "adm-heads": FOUR_HEADS,
-    "ddpmpp": unet_variants.DDPMPP,
-    "ncsnpp": unet_variants.NCSNPP,
-    "ncsnpp-skip": unet_variants.NCSNPP_SKIP,
-    "edm-ddpmpp": EDM_VP,
-    "edm-adm": unet_variants.EDM_ADM,
+    name.lower().replace("_", "-"): constant
+    for name, constant in vars(unet_variants).items()
+    if isinstance(constant, unet_variants.UNetVariant)
 }
+"""The variants of the U-Net by their names of then, such as `adm-heads`."""
 HEADS = {"direct": discrete.direct, "residual": discrete.residual, "logistic": discrete.logistic}
 Changes = Callable[[Any], dict[str, Any]]
 RENAMED = {"style": "variant", "spread": "dequantize", "neighbours": "neighbors", "budget": "seconds_per_model"}

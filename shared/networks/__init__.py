@@ -15,10 +15,14 @@ from .transformer import Transformer
 from .unet import UNet
 from .unet_variants import (
     ADM,
+    ADM_HEADS,
     DDPM,
     DDPMPP,
     EDM_ADM,
+    EDM_DDPMPP,
+    EDM_NCSNPP,
     IMPROVED,
+    IMPROVED_ADDED,
     NCSNPP,
     NCSNPP_SKIP,
     PLAIN,
@@ -28,10 +32,14 @@ from .unet_variants import (
 
 __all__ = [
     "ADM",
+    "ADM_HEADS",
     "DDPM",
     "DDPMPP",
     "EDM_ADM",
+    "EDM_DDPMPP",
+    "EDM_NCSNPP",
     "IMPROVED",
+    "IMPROVED_ADDED",
     "MLP",
     "NCSNPP",
     "NCSNPP_SKIP",

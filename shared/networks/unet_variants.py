@@ -122,6 +122,9 @@ DDPM = UNetVariant(norm=GroupNormalization(32, 1, 1e-6), adaptive=False, resize=
 IMPROVED = UNetVariant(norm=GroupNormalization(32, 1), time=Sinusoidal(cosine_first=True, inclusive=False))
 """Nichol & Dhariwal (2021)."""
 
+IMPROVED_ADDED = replace(IMPROVED, adaptive=False)
+"""Nichol & Dhariwal (2021) for images of 256 pixels, where the time embedding is added and does not scale."""
+
 ADM = UNetVariant(
     norm=GroupNormalization(32, 1),
     time=Sinusoidal(cosine_first=True, inclusive=False),
@@ -129,7 +132,10 @@ ADM = UNetVariant(
     head_width=64,
     wide_stem=True,
 )
-"""Dhariwal & Nichol (2021); with `head_width=None` for their models with a fixed number of heads."""
+"""Dhariwal & Nichol (2021)."""
+
+ADM_HEADS = replace(ADM, head_width=None)
+"""Dhariwal & Nichol (2021), for their models with a fixed number of heads."""
 
 SONG_DDPM = UNetVariant(
     norm=GroupNormalization(32, 1, 1e-6), adaptive=False, resize=Strided(same=True), attend_once=True
@@ -149,3 +155,9 @@ NCSNPP_SKIP = replace(NCSNPP, progressive_input=InputSkip(), progressive_output=
 
 EDM_ADM = replace(ADM, norm=GroupNormalization(32, 4))
 """The variant of ADM in Karras et al. (2022)."""
+
+EDM_DDPMPP = replace(DDPMPP, early_label=True)
+"""The variant of DDPM++ in Karras et al. (2022)."""
+
+EDM_NCSNPP = replace(NCSNPP, early_label=True)
+"""The variant of NCSN++ in Karras et al. (2022)."""
