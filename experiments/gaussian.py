@@ -40,7 +40,7 @@ from .time_grids import Sections, Spacing, even
 class GaussianLoss:
     """The loss of a Gaussian recipe."""
 
-    objective: Part[Objective] = part(DenoisingLoss)
+    objective: Part[Objective[GaussianDenoiser]] = part(DenoisingLoss)
     """Objective, such as DenoisingLoss, Hybrid(vlb=0.001) or MaximumLikelihood."""
     weight: Weight | None = snr
     """Weight of the squared error of x_0, such as snr, the error of the noise, or MinSNR(gamma=5).
@@ -108,7 +108,7 @@ class GaussianRun(Recipe[GaussianDenoiser]):
     def grid(self, denoiser: GaussianDenoiser, steps: int) -> int | Tensor:
         return self.spacing(steps, denoiser.corruption)
 
-    def check(self, objective: Objective, shape: tuple[int, ...], quantization: Quantization) -> None:
+    def check(self, objective: Objective[GaussianDenoiser], shape: tuple[int, ...], quantization: Quantization) -> None:
         if isinstance(self.spacing, Sections) and sum(self.spacing.counts) != self.sampling_steps:
             raise UsageError(
                 f"spacing={self.spacing}: its numbers do not add up to sampling_steps={self.sampling_steps}: change "

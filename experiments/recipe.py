@@ -39,6 +39,7 @@ class Data(ABC):
         picture: default file name for samples.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: str
     batch: int
     classes: int | None
