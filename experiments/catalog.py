@@ -142,6 +142,7 @@ SHARED: dict[str, list[Any]] = {
         *("noise_level", "log_noise_level", "log_half_noise_level", "reversed_index"),
     ),
     "Module": NETWORKS,
+    "Encoder": [networks.Encoder],
     "UNetVariant": constants("UNetVariant"),
 }
 GAUSSIAN = Catalog(

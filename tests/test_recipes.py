@@ -1,14 +1,27 @@
 """Every recipe is made of the parts that it was made of, and can be written and read back."""
 
 import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 from recipe_snapshots import assert_same, on_meta, snapshot
 
+from unnoise.experiments.catalog import kind_of
+from unnoise.experiments.notation import read, write
+from unnoise.experiments.papers import ddpm
+from unnoise.experiments.parts import Part
 from unnoise.experiments.recipes import RECIPES, find
+from unnoise.shared.errors import UsageError
+from unnoise.shared.serialization import deserialize, serialize
 
 PARTS = json.loads((Path(__file__).parent / "fixtures" / "recipes.json").read_text())
+
+
+def own_file(folder, name, code):
+    head = "from unnoise.experiments.papers import ddpm\n"
+    (folder / f"{name}.py").write_text(head + code)
+    return folder / f"{name}.py"
 
 
 def test_no_recipe_is_missing():
@@ -34,3 +47,59 @@ def test_data_of_other_forms():
         "smoke": 2,
         "imagenet256": 4,
     }
+
+
+def settings_of(value):
+    """The fields of a recipe, of its loss, its code length and its figure, with their values."""
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if is_dataclass(part) and field.name in ("loss", "code_length", "figure"):
+            yield from settings_of(part)
+        else:
+            yield field, part
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_written_and_read(name):
+    recipe = find(name)
+    assert deserialize(json.loads(json.dumps(serialize(recipe)))) == recipe
+    for field, value in settings_of(recipe):
+        if isinstance(value, Part) or callable(value):
+            text = write(value)
+            assert repr(value) == text or not isinstance(value, Part)
+            assert write(read(text, recipe.catalog, kind_of(field.type, recipe.catalog.kinds))) == text
+
+
+def test_unknown_recipes_suggest_the_nearest():
+    with pytest.raises(UsageError, match=r"there is no recipe edm: did you mean edm-afhqv2-64 or .*edm-smoke\?"):
+        find("edm")
+    with pytest.raises(UsageError, match=r"there is no recipe dpm-digits: did you mean ddpm-digits\?"):
+        find("dpm-digits")
+    with pytest.raises(UsageError, match="`unnoise recipes` lists them"):
+        find("zzz")
+
+
+def test_functions_of_ones_own(tmp_path, monkeypatch):
+    path = own_file(tmp_path, "my_recipes", "def small():\n    return ddpm.smoke()\n")
+    assert find(f"{path}:small") == ddpm.smoke()
+    assert find("unnoise.experiments.papers.ddpm:lsun256") == ddpm.lsun256()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def small(width):\n    return ddpm.smoke()\n", "small needs width: give a function without arguments"),
+        (
+            "def small():\n    return 3\n",
+            r"small\(\) returns 3: give a function without arguments",
+        ),
+        ("small = ddpm.smoke()\n", "small is GaussianRecipe.*: give a function without arguments"),
+        ("def small():\n    return 1 / 0\n", r"small\(\) raises ZeroDivisionError: division by zero"),
+        ("def smaller():\n    return ddpm.smoke()\n", "does not define small: did you mean smaller"),
+    ],
+)
+def test_other_functions_are_refused_in_one_line(code, message, tmp_path, request):
+    path = own_file(tmp_path, f"own_{abs(hash(request.node.name))}", code)
+    with pytest.raises(UsageError, match=message) as refusal:
+        find(f"{path}:small")
+    assert "\n" not in str(refusal.value)

@@ -35,7 +35,7 @@ from . import improved_ddpm, settings
 class ClassifierGuidance(Figure):
     """Fidelity and diversity by guidance scale (figure 4), for the ancestral sampler and for DDIM."""
 
-    classifier: Part[nn.Module] = part(Encoder)
+    classifier: Part[Encoder] = part(Encoder)
     """Network of the classifier of noisy images, which is trained at uniform times; the data determine its shape."""
     classes: int = 10
     """Number of class labels of the classifier, such as 10."""
