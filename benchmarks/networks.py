@@ -20,7 +20,9 @@ from typing import cast
 import torch
 import tyro
 
-from unnoise.experiments import ddpm, report
+from unnoise.experiments import report
+from unnoise.experiments.gaussian import GaussianRecipe
+from unnoise.experiments.papers import ddpm
 from unnoise.experiments.pretrained import diffusers as importer
 from unnoise.experiments.pretrained.weights import fill
 from unnoise.shared.networks import UNet
@@ -135,7 +137,7 @@ def filters(settings: Settings, progress: Progress) -> Rows:
     return rows
 
 
-def digits(settings: Settings, progress: Progress, recipe: ddpm.DDPM, draws: int = 20) -> Rows:
+def digits(settings: Settings, progress: Progress, recipe: GaussianRecipe, draws: int = 20) -> Rows:
     """Trains the digits recipe in both precisions and compares the held-out losses of the averaged networks.
 
     Seed and number of steps are the same.

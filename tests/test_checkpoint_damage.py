@@ -301,7 +301,7 @@ def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, capsys):
     assert main(["train", "ddpm-smoke", "--training.watch-every", "0", "--resume"]) == 0
     file = tmp_path / "runs" / "ddpm-smoke" / "evaluation.json"
     file.write_text("of before")
-    monkeypatch.setattr("unnoise.experiments.images.ImageExperiment.evaluate", lambda *a, **k: {"bits_per_dim": 2.5})
+    monkeypatch.setattr("unnoise.experiments.gaussian.GaussianRecipe.evaluate", lambda *a, **k: {"bits_per_dim": 2.5})
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(folder.os, "replace", failing(None, 0))
@@ -311,7 +311,7 @@ def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, capsys):
     assert "2.5000" in out.out
     assert file.read_text() == "of before"
     assert sorted(p.name for p in file.parent.iterdir()) == ["checkpoints", "evaluation.json", "metrics.jsonl"]
-    monkeypatch.setattr("unnoise.experiments.images.ImageExperiment.show", failing(None, 0))
+    monkeypatch.setattr("unnoise.experiments.gaussian.GaussianRecipe.show", failing(None, 0))
     assert main(["sample", "runs/ddpm-smoke", "--count", "2", "--steps", "2", "--out", "x.png"]) == 2
     assert capsys.readouterr().err.endswith(f"unnoise: cannot write x.png {FULL_DISK}")
 

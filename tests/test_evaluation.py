@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unnoise.experiments import ddpm, evaluation, score_sde
-from unnoise.experiments.cli import finite
+from unnoise.experiments import evaluation
+from unnoise.experiments.cli.sampling import finite
 from unnoise.experiments.evaluation import Judge, bits_per_dim, draw, judge_of, marginal_bits_per_dim
+from unnoise.experiments.gaussian import GaussianRecipe
+from unnoise.experiments.papers import ddpm, score_sde
 from unnoise.shared.code_length import CodeLength, perplexity
 from unnoise.shared.data import image_dataset
 from unnoise.shared.errors import UsageError
@@ -26,8 +28,8 @@ def test_the_baseline(digits):
 
 @pytest.mark.parametrize("classes", [10, None])
 def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
-    experiment = ddpm.smoke()
-    experiment = replace(experiment, data=replace(experiment.data, classes=classes))
+    recipe = ddpm.smoke()
+    recipe = replace(recipe, data=replace(recipe.data, classes=classes))
     seen = []
 
     def free(self, denoiser, quantization):
@@ -37,9 +39,9 @@ def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
 
         return measure
 
-    monkeypatch.setattr(ddpm.DDPM, "code_length", free)
+    monkeypatch.setattr(GaussianRecipe, "code_length_of", free)
     test = digits[1]
-    mean, error = bits_per_dim(experiment, experiment.objective(test.shape, test.quantization).denoiser, test)
+    mean, error = bits_per_dim(recipe, recipe.objective(test.shape, test.quantization).denoiser, test)
     assert (mean, error) == (pytest.approx(math.log2(classes or 1) / 64), pytest.approx(0, abs=1e-8))
     if classes:
         assert torch.equal(torch.cat([cond["label"] for cond in seen]), test.label)
@@ -48,19 +50,19 @@ def test_the_bits_of_a_label_are_counted(digits, monkeypatch, classes):
 
 
 def test_samples_are_drawn_in_parts_without_a_trace(digits, monkeypatch):
-    experiment = score_sde.smoke()
+    recipe = score_sde.smoke()
     torch.manual_seed(0)
-    denoiser = experiment.objective(digits[1].shape, digits[1].quantization).denoiser
+    denoiser = recipe.objective(digits[1].shape, digits[1].quantization).denoiser
     for p in denoiser.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    sampler = experiment.sampler(denoiser)
-    whole = draw(experiment, sampler, digits[1].shape, digits[1].quantization, 12)
+    sampler = recipe.sampler_of(denoiser)
+    whole = draw(recipe, sampler, digits[1].shape, digits[1].quantization, 12)
     monkeypatch.setattr(evaluation, "CHUNK", 5)
-    parts = draw(experiment, sampler, digits[1].shape, digits[1].quantization, 12)
+    parts = draw(recipe, sampler, digits[1].shape, digits[1].quantization, 12)
     assert (
         whole.levels != parts.levels
     ).float().mean() < 0.01  # rounding of batched products may move a level at its edge
-    assert whole.evaluations == parts.evaluations == 2 * experiment.sampling_steps - 1
+    assert whole.evaluations == parts.evaluations == 2 * recipe.sampling_steps - 1
 
 
 def test_the_judge(digits):
@@ -100,14 +102,14 @@ def test_one_image_is_refused_before_the_judge_is_trained(digits, monkeypatch, c
 
     monkeypatch.setattr(evaluation, "judge_of", fail)
     monkeypatch.setattr(evaluation, "bits_per_dim", fail)
-    experiment = ddpm.smoke()
-    denoiser = experiment.objective(digits[0].shape, digits[0].quantization).denoiser
+    recipe = ddpm.smoke()
+    denoiser = recipe.objective(digits[0].shape, digits[0].quantization).denoiser
     with pytest.raises(UsageError, match=f"count={count}: .*at least 2"):
-        experiment.evaluate(denoiser, count=count, steps=2)
+        recipe.evaluate(denoiser, count=count, steps=2)
     one = digits[1]._replace(k=digits[1].k[:1], label=digits[1].label[:1])
-    monkeypatch.setattr(type(experiment), "load", lambda self, split="train", progress=None: one)
+    monkeypatch.setattr(type(recipe), "load", lambda self, split="train", progress=None: one)
     with pytest.raises(UsageError, match="the test split has 1 image"):
-        experiment.evaluate(denoiser, count=None, steps=2)
+        recipe.evaluate(denoiser, count=None, steps=2)
 
 
 def test_perplexities_beyond_float64_are_infinite():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_folders import put, read
 
-from unnoise.experiments.images import Data
+from unnoise.experiments.image_data import Images
 from unnoise.shared.data import image_dataset, images
 from unnoise.shared.data.class_labels import natural_order
 from unnoise.shared.data.folders import SPLITS, list_images
@@ -255,9 +255,9 @@ def test_a_folder_without_test_says_so_before_training(tmp_path):
     assert "one has 1 image, and a standard error needs at least 2: hold more images out" in missing_test_split(
         str(tmp_path / "one")
     )
-    said = Data(str(tmp_path / "held")).load().summary
+    said = Images(str(tmp_path / "held")).load().summary
     assert "; `unnoise evaluate` will have no images to measure on: the folder" in said
     assert (
         "evaluate"
-        not in Data(str(tmp_path / "two")).load().summary + Data(str(tmp_path / "held")).load("validation").summary
+        not in Images(str(tmp_path / "two")).load().summary + Images(str(tmp_path / "held")).load("validation").summary
     )

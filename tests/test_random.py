@@ -1,5 +1,7 @@
 """Sources of noise."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from unnoise.experiments.cli import main
-from unnoise.experiments.demo import Demo
+from unnoise.experiments.studies.demo import Demo
 from unnoise.shared.data import Batches, sparse_chain
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks.classifier import train_classifier
@@ -136,8 +138,11 @@ def test_indices_of_any_whole_type(generator):
     assert normal((0, 2), Streams(0, [])).shape == (0, 2)
 
 
+RUN = Path(__file__).parent / "fixtures" / "checkpoints" / "ddpm"
+
+
 @pytest.mark.parametrize(
-    "command", [("sample", "runs/none"), ("evaluate", "runs/none"), ("demo", "--smoke"), ("train", "ddpm-smoke")]
+    "command", [("sample", str(RUN)), ("evaluate", str(RUN)), ("demo", "--smoke"), ("train", "ddpm-smoke")]
 )
 def test_the_command_line_refuses_a_seed_before_anything_else(capsys, tmp_path, monkeypatch, command):
     """And a demo that stands there is not moved away for it."""

@@ -190,7 +190,7 @@ def test_other_data_are_refused(tmp_path):
 def test_another_recipe_is_said_and_another_model_refused(tmp_path):
     from dataclasses import replace
 
-    from unnoise.experiments import ddpm
+    from unnoise.experiments.papers import ddpm
 
     recipe = ddpm.smoke()
     Trainer(objective(), CONFIG, folder=tmp_path, experiment=recipe).fit(batches())
@@ -351,8 +351,8 @@ def test_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys, earlier):
     for name, pieces in (("a", tokenizer), ("b", renumbered(tokenizer)), ("c", train_tokenizer(TEXTS[1:], 270))):
         pieces.save(f"{name}.json")
     Tokenizer.from_file("a.json").save("again.json", pretty=True)
-    train = ["train", "mdlm-smoke", "--text.name", "a.txt", "--out", "run", "--training.steps"]
-    assert main([*train, "2", "--text.tokenizer", "a.json"]) == 0
+    train = ["train", "mdlm-smoke", "--data.name", "a.txt", "--out", "run", "--training.steps"]
+    assert main([*train, "2", "--data.tokenizer", "a.json"]) == 0
     home = tmp_path / "run" / "checkpoints" / "00000002" / "checkpoint.json"
     if earlier:
         description = json.loads(home.read_text())
@@ -364,7 +364,7 @@ def test_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys, earlier):
     before = home.read_text()
     for other in ("b", "c"):
         capsys.readouterr()
-        assert main([*train, "4", "--resume", "--text.tokenizer", f"{other}.json"]) == 2
+        assert main([*train, "4", "--resume", "--data.tokenizer", f"{other}.json"]) == 2
         said = capsys.readouterr().err
         assert re.search(
             r"the data differ from the checkpoint's: (examples: .*)?tokenizer: was 270 tokens \(SHA-256 (\w{8})\), now "
@@ -374,5 +374,5 @@ def test_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys, earlier):
         assert len(said) < 500
         assert [p.name for p in home.parent.parent.iterdir()] == ["00000002"]
     assert home.read_text() == before
-    assert main([*train, "4", "--resume", "--text.tokenizer", "again.json"]) == 0
+    assert main([*train, "4", "--resume", "--data.tokenizer", "again.json"]) == 0
     assert "unnoise:" not in capsys.readouterr().err

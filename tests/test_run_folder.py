@@ -11,7 +11,7 @@ import torch
 from small_runs import CONFIG, Own, batches, objective, resumed, same
 from torch import nn
 
-from unnoise.experiments import demo
+from unnoise.experiments.studies import demo
 from unnoise.shared.data import Batches
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP

@@ -297,7 +297,7 @@ def test_names_of_earlier_versions_are_known():
     from unnoise.shared.serialization import deserialize
 
     data = deserialize({"class": "unnoise.experiments.experiment.Data", "arguments": {"name": "digits", "batch": 3}})
-    assert (type(data).__module__, data.batch) == ("unnoise.experiments.images", 3)
+    assert (type(data).__module__, data.batch) == ("unnoise.experiments.image_data", 3)
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):

@@ -115,16 +115,14 @@ def with_tokenizer(description: Mapping[str, Any]) -> tuple[Any, list[str]]:
 
     Earlier versions saved the tokenizer in the recipe alone.
     """
-    state = description["batches"]
-    if (
-        not isinstance(state, dict)
-        or "tokenizer" in state
-        or "alphabet" in state
-        or "text" not in (description["experiment"] or {}).get("arguments", {})
-    ):
+    state, arguments = description["batches"], (description["experiment"] or {}).get("arguments", {})
+    data = arguments.get("data") or arguments.get("text") or {}
+    if not isinstance(state, dict) or {"tokenizer", "alphabet"} & state.keys():
+        return state, []
+    if not isinstance(data, dict) or "tokenizer" not in data.get("arguments", {}):
         return state, []
     try:
-        return state | {"tokenizer": deserialize(description["experiment"]).text.read_tokenizer().fingerprint}, []
+        return state | {"tokenizer": deserialize(data).read_tokenizer().fingerprint}, []
     except (UsageError, AttributeError) as error:
         return state, [f"the tokenizer of the run is not known ({shown(error)}), and not compared"]
 
