@@ -20,7 +20,7 @@ for module in pkgutil.walk_packages(unnoise.__path__, "unnoise."):
     if module.name.split(".")[1] in ("continuous", "discrete", "sde", "shared"):
         importlib.import_module(module.name)
 
-OTHERS = ("experiments.", "training.", "data.", "tests.")  # recipes, and what is not a part of a model
+OTHERS = ("experiments.", "training.", "data.", "test")  # recipes, and what is not a part of a model
 PARTS = {
     name: cls
     for name, cls in serialization._KNOWN.items()
