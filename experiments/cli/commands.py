@@ -24,8 +24,12 @@ class Demo(demo.Demo):
     This takes about 9 minutes on two cores.
     """
 
+    def __post_init__(self) -> None:
+        """Leaves the check of the settings to `execute`, where its message is printed as one line."""
+
     def execute(self) -> None:
         """Runs the demo."""
+        super().__post_init__()
         demo.run(self)
 
 

@@ -7,11 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Union
 
 import tyro
 
-from ... import __version__
+from unnoise import __version__
+
 from ...shared.errors import UsageError, notices
 from ...shared.training.folder import refuse_several
 from ...shared.training.trainer import Interrupted
@@ -20,9 +22,7 @@ from ..recipes import RECIPES
 from . import commands, sampling, training
 from .program import program
 
-DESCRIPTION = (
-    """Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."""
-)
+DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,17 +56,21 @@ def run(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in ("--version", "version"):
         print(f"unnoise {__version__}")
         return 0
-    arguments = list(arguments) or ["--help"]
-    for file in values_of("--module", arguments):
+    name, *rest = arguments or ["--help"]
+    for file in values_of("--module", rest):
         own_module(file)
-    refuse_unknown(arguments[0])
-    if arguments[0] in ("demo", "train", "reproduce"):
+    refuse_unknown(name)
+    if name in ("demo", "train", "reproduce"):
         refuse_several()
-    types, rest = command_types(arguments)
-    members = tuple(Annotated[cls, tyro.conf.subcommand(name, prefix_name=False)] for name, cls in types.items())
     config = (tyro.conf.PositionalMetavarFromFieldName,)
-    command: Any = tyro.cli(Union[members], args=rest, prog="unnoise", description=DESCRIPTION, config=config)  # noqa: UP007
-    command.execute()
+    if name in COMMANDS:
+        cls, rest = command_class(name, rest)
+        command: Any = tyro.cli(cls, args=rest, prog=f"unnoise {name}", config=config)
+        command.execute()
+        return 0
+    members = tuple(Annotated[cls, tyro.conf.subcommand(name, prefix_name=False)] for name, cls in COMMANDS.items())
+    every: Any = Union[members]  # noqa: UP007
+    tyro.cli(every, args=arguments or ["--help"], prog="unnoise", description=DESCRIPTION, config=config)
     return 0
 
 
@@ -84,19 +88,22 @@ COMMANDS: dict[str, type] = {
 }
 
 
-def command_types(arguments: list[str]) -> tuple[dict[str, type], list[str]]:
-    """Returns the classes of the commands, and the arguments that are left for them.
+def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
+    """Returns the class of a command, and the arguments that are left for it.
 
     The options of `train`, `reproduce`, `sample` and `evaluate` are those of the recipe or run that is named.
+
+    Raises:
+        UsageError: for such a command without the recipe or run as its first argument.
     """
-    name, *rest = arguments
-    if name in ("train", "reproduce") and rest and not rest[0].startswith("-"):
-        cls, rest = training.options_for(name, rest[0], rest)
-    elif name in ("sample", "evaluate") and rest and not rest[0].startswith("-"):
-        cls, rest = sampling.options_for(name, rest[0], rest)
-    else:
-        return COMMANDS, arguments
-    return COMMANDS | {name: cls}, [name, *rest]
+    needs = {"train": "recipe", "reproduce": "recipe", "sample": "run", "evaluate": "run"}
+    if name not in needs or (arguments and arguments[0] in ("-h", "--help")):
+        return COMMANDS[name], arguments
+    if not arguments or arguments[0].startswith("-"):
+        lists = "; `unnoise recipes` lists them" * (needs[name] == "recipe")
+        raise UsageError(f"give a {needs[name]}: unnoise {name} {needs[name].upper()} [options]{lists}")
+    module = training if needs[name] == "recipe" else sampling
+    return module.options_for(name, arguments[0], arguments)
 
 
 def refuse_unknown(name: str) -> None:
@@ -117,9 +124,8 @@ def refuse_unknown(name: str) -> None:
 
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:
     """Returns the values of an option in the arguments, as `--option VALUE` or `--option=VALUE`."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     return [
         after if word == option else word.partition("=")[2]
-        for word, after in pairs
+        for word, after in pairwise([*arguments, ""])
         if (word == option and after) or word.startswith(f"{option}=")
     ]

@@ -31,7 +31,7 @@ def output_path(path: Path, endings: tuple[str, ...]) -> Path:
     return path
 
 
-def path_for(folder: Path, recipe: Recipe, out: Path | None, form: str | None) -> Path:
+def path_for(folder: Path, recipe: Recipe, out: Path | None, form: str | None, shape: tuple[int, ...]) -> Path:
     """Returns the path for samples of a run, where nothing lies yet.
 
     Args:
@@ -39,9 +39,11 @@ def path_for(folder: Path, recipe: Recipe, out: Path | None, form: str | None) -
         recipe: the recipe of the run.
         out: the path that the user gave, or None.
         form: the format that the user gave, one of `FORMATS`, or None for that of the ending of `out` or of the data.
+        shape: shape of one example.
 
     Raises:
-        UsageError: for a path that exists, for an ending that does not fit the data or the format.
+        UsageError: for a path that exists, for an ending that does not fit the data or the format, and for a folder of
+            images that PNG files cannot have.
     """
     images = Path(recipe.picture).suffix == ".png"
     endings = (*PICTURES, ".npz", "") if images else (".txt", ".npz")
@@ -53,15 +55,23 @@ def path_for(folder: Path, recipe: Recipe, out: Path | None, form: str | None) -
                 f"{'picture, folder or npz' if images else 'text or npz'}"
             )
     if out is not None:
-        path = output_path(out, endings)
-        if path.exists():
+        if out.exists():
             raise UsageError(f"--out {out} exists already, and nothing is overwritten: give another name")
+        path = output_path(out, endings)
+        refuse_channels(path, shape)
         return path
     name = Path(recipe.picture).with_suffix(endings[0]).name if form is not None else recipe.picture
     stem, suffix = Path(name).stem, Path(name).suffix
     writable(folder)
     names = (f"{stem}{'' if n == 1 else f'-{n}'}{suffix}" for n in range(1, 1_000_000))
+    refuse_channels(Path(name), shape)
     return next(folder / new for new in names if not (folder / new).exists())
+
+
+def refuse_channels(path: Path, shape: tuple[int, ...]) -> None:
+    """Raises `UsageError` for a folder of images that have neither 1, 3 nor 4 channels, as PNG files do."""
+    if path.suffix == "" and shape[0] not in (1, 3, 4):
+        raise UsageError(f"PNG files have 1, 3 or 4 channels, and these images {shape[0]}: give --format npz")
 
 
 def write_samples(
@@ -73,9 +83,10 @@ def write_samples(
     `(N, L)`, and class labels as `arr_1`. A folder has a PNG for each image.
     """
     with naming(path):
-        if path.suffix == ".npz":
-            arrays = {"arr_0": levels.numpy() if levels.ndim < 4 else eight_bits(levels, quantization)}
-            np.savez_compressed(path, **arrays | ({} if label is None else {"arr_1": label.cpu().numpy()}))
+        if path.suffix.lower() == ".npz":
+            samples = levels.numpy() if levels.ndim < 4 else eight_bits(levels, quantization)
+            with path.open("wb") as file:
+                np.savez_compressed(file, samples, *([] if label is None else [label.cpu().numpy()]))
             return ""
         if path.suffix == "":
             return as_folder(path, levels, quantization)
@@ -88,8 +99,6 @@ def as_folder(path: Path, levels: Tensor, quantization: Quantization) -> str:
 
     path.mkdir(parents=True)
     for n, image in enumerate(eight_bits(levels, quantization)):
-        if image.shape[-1] not in (1, 3, 4):
-            raise UsageError(f"PNG files have 1, 3 or 4 channels, and these images {image.shape[-1]}: give .npz")
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{n:06}.png")
     return ""
 

@@ -213,8 +213,9 @@ def field_docs(cls: type) -> dict[str, str]:
         assert isinstance(body, ast.ClassDef)
         for line, after in zip(body.body, body.body[1:], strict=False):
             text = after.value if isinstance(after, ast.Expr) else None
-            named = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-            if named and isinstance(text, ast.Constant) and isinstance(text.value, str):
+            if not isinstance(text, ast.Constant) or not isinstance(text.value, str):
+                continue
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 found[line.target.id] = inspect.cleandoc(text.value)
     return found
 

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from ...discrete import Infilling, Temperature, TopP, prefix, sliding
-from ...discrete.denoiser import CleanDenoiser
-from ...shared.data import tokenizer_file
-from ...shared.denoiser import Denoiser
-from ...shared.editing import Inpainting
 from ...shared.errors import UsageError
 from ...shared.progress import bar
 from ...shared.quantization import Quantization
-from ...shared.random import Streams, whole_seed
-from ...shared.sampler import Sampler, device_of
+from ...shared.random import whole_seed
+from ...shared.sampler import Sampler
 from ...shared.serialization import deserialize
 from ...shared.training import Checkpoint, load
 from ...shared.training.checkpoint import newest, read
 from ...shared.training.folder import writable, write_text
-from ..evaluation import CHUNK, SamplingRun, draw
+from ..evaluation import draw
 from ..pretrained.imported import run_of
 from ..recipe import Recipe
-from ..text_data import Text
 from ..time_grids import spaced
+from .conditions import conditions_for, filtered, holding, text_for, windows
 from .outputs import path_for, write_samples
 from .recipe_options import options_of, with_options, with_parts
 from .training import Modules
@@ -83,9 +76,6 @@ class Sample:
     """Number of tokens of a text; more than the length of the network are sampled window by window."""
     module: Modules = ()
 
-    def __post_init__(self) -> None:
-        whole_seed(self.seed)
-
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -107,9 +97,6 @@ class Evaluate:
     """Seed of the samples and of the times of the bound, a whole number."""
     module: Modules = ()
 
-    def __post_init__(self) -> None:
-        whole_seed(self.seed)
-
 
 def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
     """Returns the class of a command with the sampler's settings of a run as options, and the arguments left for it."""
@@ -119,6 +106,7 @@ def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type,
     recipe, rest = with_parts(recipe, arguments, without)
 
     def execute(options: Any) -> None:
+        whole_seed(options.seed)
         changed = with_options(recipe, options, without)
         changed.refuse_untrained_guidance()
         (sample if command == "sample" else evaluate)(options, checkpoint, changed)
@@ -174,190 +162,25 @@ def finite(value: Any) -> Any:
 def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Draws samples of a run and writes them."""
     (quantization, shape), count = data_of(checkpoint, options.run), positive("count", options.count)
-    path = path_for(folder_of(options.run), recipe, options.out, options.format)
     denoiser = filtered(checkpoint.average.denoiser, options.temperature, options.top_p)
     sampler = recipe.sampler_of(denoiser)
     steps = grid_of(recipe, sampler, options.steps)
     names = (checkpoint.description["batches"] or {}).get("names")
     conditions = conditions_for(options, recipe, denoiser, names)
     text = text_for(options, recipe, shape)
+    path = path_for(folder_of(options.run), recipe, options.out, options.format, shape)
     if text is not None and text.length > shape[0]:
-        run = windows(text, sampler, recipe, shape, count, steps, options.seed)
+        run = windows(text, sampler, shape[0], count, steps, options.seed, conditions)
     else:
-        sampler = sampler if text is None else holding(text, sampler)
-        shape = shape if text is None else (text.length,)
+        size = shape if text is None else (text.length,)
+        held = holding(text, sampler)
         run = draw(
-            recipe, sampler, shape, quantization, count, steps, seed=options.seed, progress=bar, conditions=conditions
+            recipe, held, size, quantization, count, steps, seed=options.seed, progress=bar, conditions=conditions
         )
-    label = conditions(torch.arange(count)).get("label")
+    label = None if recipe.classes is None else conditions(torch.arange(count)).get("label")
     shown = write_samples(path, recipe, run.levels, quantization, label)
     by = f"{type(sampler).__name__}{of_classes(label, names)}"
     print(f"{shown}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s by {by}: {path}")
-
-
-def filtered(denoiser: Denoiser, temperature: float, top_p: float) -> Denoiser:
-    """Returns a denoiser of tokens with temperature and top-p filtering; others unchanged.
-
-    Raises:
-        UsageError: for such a setting and a denoiser that does not predict p(x_0).
-    """
-    if temperature == 1 and top_p == 1:
-        return denoiser
-    if not isinstance(denoiser, CleanDenoiser):
-        raise UsageError(
-            f"--temperature {temperature}, --top-p {top_p}: only models that predict the probabilities of tokens take "
-            "these: leave them out"
-        )
-    denoiser = denoiser if temperature == 1 else Temperature(denoiser, temperature)
-    return denoiser if top_p == 1 else TopP(denoiser, top_p)
-
-
-Conditions = Callable[[Tensor], dict[str, Tensor]]
-"""Returns the conditions, by name, of the samples whose numbers are given."""
-
-
-def conditions_for(options: Any, recipe: Recipe, denoiser: Denoiser, names: Sequence[str] | None) -> Conditions:
-    """Returns the conditions of the samples: the requested labels and caption, else those of the recipe."""
-    given: dict[str, Tensor] = {}
-    if options.labels is not None:
-        if recipe.classes is None:
-            raise UsageError("--labels: this model has no class labels: leave out --labels")
-        given["label"] = torch.tensor([label_of(text, recipe.classes, names) for text in options.labels])
-    if options.caption is not None:
-        given["tokens"] = caption_tokens(options, denoiser)
-
-    def of(rows: Tensor) -> dict[str, Tensor]:
-        own = {name: value[rows.cpu() % len(value)].to(rows.device) for name, value in given.items()}
-        return (recipe.conditions(rows) if "label" not in own else {}) | own
-
-    return of
-
-
-def label_of(text: str, classes: int, names: Sequence[str] | None) -> int:
-    """Returns the number of a class, given its number or name.
-
-    Raises:
-        UsageError: for another class.
-    """
-    if text in (names or ()):
-        return list(names or ()).index(text)
-    if text.isdecimal() and int(text) < classes:
-        return int(text)
-    known = f", or one of {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else ""
-    raise UsageError(f"--labels {text}: give numbers from 0 to {classes - 1}{known}")
-
-
-def caption_tokens(options: Any, denoiser: Denoiser) -> Tensor:
-    """Returns the tokens of the caption, `(1, L)`.
-
-    Raises:
-        UsageError: for a model without captions, or without a tokenizer.
-    """
-    if "tokens" not in (denoiser.conditions or ()):
-        raise UsageError("--caption: this model has no captions: leave out --caption")
-    if options.tokenizer is None:
-        raise UsageError("--caption needs the tokenizer of the model's captions: give --tokenizer tokenizer.json")
-    tokenizer = tokenizer_file(options.tokenizer)
-    return torch.tensor([list(tokenizer.encode([options.caption])[0].ids)])
-
-
-class GivenText(NamedTuple):
-    """Tokens that are known, `(length,)`, and a mask that is True where they are."""
-
-    known: Tensor
-    mask: Tensor
-
-    @property
-    def length(self) -> int:
-        """The number of tokens of the text."""
-        return len(self.known)
-
-
-def text_for(options: Any, recipe: Recipe, shape: tuple[int, ...]) -> GivenText | None:
-    """Returns the known tokens of a prompt, of a text with gaps, or none in a text of another length.
-
-    Raises:
-        UsageError: for images, for a prompt and a text with gaps together, and for a text that is too long.
-    """
-    if options.prompt is None and options.infill is None and options.length is None:
-        return None
-    if not isinstance(recipe.data, Text):
-        raise UsageError("--prompt, --infill and --length are for models of text: leave them out")
-    if options.prompt is not None and options.infill is not None:
-        raise UsageError("--prompt and --infill: give one of them, as a text with gaps can start with the prompt")
-    length = shape[0] if options.length is None else positive("length", options.length)
-    if options.infill is not None:
-        pieces = [tokens_of(p, recipe.data) if p[0] != "_" else torch.full((len(p),), -1) for p in gaps(options.infill)]
-        ids = torch.cat(pieces)
-        if not bool((ids < 0).any()):
-            raise UsageError(f"--infill {options.infill!r} has no gap: write an underscore for each unknown token")
-        if len(ids) > length:
-            raise UsageError(f"--infill has {len(ids)} tokens, and a text {length}: give a shorter text")
-        ids = torch.cat([ids, torch.full((length - len(ids),), -1)])
-        return GivenText(ids.clamp(min=0), ids >= 0)
-    tokens = tokens_of(options.prompt or "", recipe.data)
-    return (
-        GivenText(*prefix(tokens, length))
-        if len(tokens)
-        else GivenText(torch.zeros(length).long(), torch.zeros(length).bool())
-    )
-
-
-def gaps(text: str) -> list[str]:
-    """Returns the pieces of a text: runs of underscores, and what is between them."""
-    return re.findall(r"_+|[^_]+", text)
-
-
-def tokens_of(text: str, data: Text) -> Tensor:
-    """Returns the tokens of a text, int64."""
-    tokenizer = data.read_tokenizer()
-    return torch.as_tensor(list(tokenizer.encode([text])[0].ids) if text else [], dtype=torch.int64)
-
-
-def holding(text: GivenText, sampler: Sampler) -> Sampler:
-    """Returns a sampler that keeps the known tokens."""
-    return fill(sampler, text.known, text.mask) if bool(text.mask.any()) else sampler
-
-
-def fill(sampler: Sampler, known: Tensor, mask: Tensor) -> Sampler:
-    """Returns a sampler that keeps known tokens: clean where the process has a mask, else corrupted to each time."""
-    corruption: Any = sampler.corruption
-    return (Infilling if corruption.states > corruption.categories else Inpainting)(sampler, known, mask)
-
-
-def windows(
-    text: GivenText,
-    sampler: Sampler,
-    recipe: Recipe,
-    shape: tuple[int, ...],
-    count: int,
-    steps: int | Tensor,
-    seed: int,
-) -> SamplingRun:
-    """Samples texts longer than the network's window, window by window."""
-    window, start = shape[0], time.perf_counter()
-    known = int(text.mask.sum())
-    if not bool(text.mask[:known].all()):
-        raise UsageError(f"--length {text.length}: gaps are filled within {window} tokens, the length of the network")
-    parts = []
-    for rows in torch.arange(count).split(CHUNK):
-        parts.append(
-            sliding(
-                sampler,
-                text.length,
-                window=window,
-                overlap=window // 2,
-                batch=len(rows),
-                steps=steps,
-                generator=Streams(seed, rows),
-                progress=bar,
-                prompt=text.known[:known].to(device_of(sampler.denoiser)) if known else None,
-                fill=fill,
-            ).cpu()
-        )
-    blocks = -(-(text.length - window) // (window - window // 2)) + 1
-    number = steps if isinstance(steps, int) else len(steps) - 1
-    return SamplingRun(torch.cat(parts), number, number * blocks, time.perf_counter() - start)
 
 
 def of_classes(label: Tensor | None, names: Sequence[str] | None) -> str:

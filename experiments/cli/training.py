@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,10 +40,6 @@ class Train:
     recipe: tyro.conf.Positional[str]
     """Name of a recipe such as ddpm-digits, FILE.py:FUNCTION, or the folder of a run."""
 
-    def execute(self) -> None:
-        """Raises, as the recipe is named first."""
-        raise UsageError(f"give the recipe first: {program()} train {self.recipe} [options]")
-
 
 @dataclass(frozen=True)
 class Reproduce:
@@ -53,10 +50,6 @@ class Reproduce:
 
     recipe: tyro.conf.Positional[str]
     """Name of a recipe such as ddpm-digits, or FILE.py:FUNCTION."""
-
-    def execute(self) -> None:
-        """Raises, as the recipe is named first."""
-        raise UsageError(f"give the recipe first: {program()} reproduce {self.recipe} [options]")
 
 
 def options_for(command: str, name: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
@@ -123,7 +116,7 @@ def folder_of(name: str) -> Path:
 
 def given_out(arguments: Sequence[str]) -> Path | None:
     """Returns the value of --out in the arguments, or None."""
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in pairwise([*arguments, ""]):
         if word == "--out" or word.startswith("--out="):
             return Path(word.partition("=")[2] or after)
     return None

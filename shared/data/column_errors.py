@@ -24,7 +24,7 @@ def missing_column(data: Dataset, column: str, name: str) -> str:
     if name.lower().endswith(".txt"):
         return f"{name} has no column {column}: the only column of a text file is text"
     return (
-        f"{name} has no column {column}: its columns are {', '.join(columns)}; give one of them (--text.column, "
+        f"{name} has no column {column}: its columns are {', '.join(columns)}; give one of them (--data.column, "
         "column=)"
     )
 
@@ -41,12 +41,12 @@ def column_without_text(data: Dataset, column: str, name: str) -> str:
     if wrong:
         rows = f"{wrong:,} of {len(data):,} rows" if wrong < len(data) else f"all {len(data):,} rows"
         which = "first in" if wrong > 1 else "namely"
-        remedy = "correct or remove these rows" if wrong < len(data) else "give another column (--text.column, column=)"
+        remedy = "correct or remove these rows" if wrong < len(data) else "give another column (--data.column, column=)"
         return f"the column {column} of {name} has no text in {rows}, {which} {first}: {remedy}"
     kind = getattr(feature, "dtype", None) or type(feature).__name__
     return (
         f"the column {column} of {name} has the type {kind}, not text: the columns are {', '.join(data.column_names)}; "
-        "give one of text (--text.column, column=)"
+        "give one of text (--data.column, column=)"
     )
 
 

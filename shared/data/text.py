@@ -287,7 +287,7 @@ def _tokenized(
             and any(t and t.strip() for part in rows.batches(1000) for t, _ in part)
         ):
             held = f"{name} has {_counted(total['read'], 'character')} in the split {split}, and none of a to z"
-            remedy = "give a tokenizer (--text.tokenizer tokenizer.json; subwords(...) with train_tokenizer)"
+            remedy = "give a tokenizer (--data.tokenizer tokenizer.json; subwords(...) with train_tokenizer)"
             raise UsageError(f"{held}, the only ones that are kept without a tokenizer: {remedy}")
         where = f"the split {split}" if rows.documents else f"the column {column} of the split {split}"
         raise UsageError(f"{name} has no text in {where}: give a file with some")
