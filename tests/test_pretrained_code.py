@@ -2,10 +2,13 @@
 
 import builtins
 import collections
+import contextlib
 import copyreg
 import io
 import os
 import pickle
+import pickletools
+import random
 import sys
 
 import foreign
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 from unnoise.experiments.pretrained.files import Record, read
+from unnoise.experiments.pretrained.pickles import STEPS, Pickle
 
 
 @pytest.fixture
@@ -165,3 +169,184 @@ def test_no_code_of_a_file_is_reached(written, monkeypatch):
         monkeypatch.setattr(where, name, refuse)
     for content in contents.values():
         assert read(written(content))
+
+
+TRAP = b"ctrap\nrun\n"
+"""Names a function of a module that must not be imported."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TRAP + b"X\x01\x00\x00\x00x\x85R.",  # REDUCE
+        TRAP + b"X\x01\x00\x00\x00x\x85\x81.",  # NEWOBJ
+        TRAP + b"X\x01\x00\x00\x00x\x85}\x92.",  # NEWOBJ_EX
+        b"(X\x01\x00\x00\x00xitrap\nrun\n.",  # INST
+        b"(" + TRAP + b"X\x01\x00\x00\x00xo.",  # OBJ
+        TRAP + b")R]b.",  # BUILD
+        TRAP + b")R(K\x01K\x02e.",  # APPENDS
+        TRAP + b")R(K\x01K\x02\x90.",  # ADDITEMS
+        TRAP + b")RK\x01K\x02s.",  # SETITEM
+        TRAP + b")RN}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xs\x86b.",  # BUILD of slots
+        b"ccopy_reg\n__newobj__\n" + TRAP + b"\x85R.",
+        b"ccopy_reg\n__newobj_ex__\n" + TRAP + b")}\x87R.",
+        b"ccopy_reg\n_reconstructor\n" + TRAP + b"c__builtin__\nobject\nN\x87R.",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + TRAP + b"ctorch\nTensor\n)}tR.",
+        TRAP
+        + b")R}"
+        + b"".join(b"X" + bytes([len(n), 0, 0, 0]) + n + b"K\x01s" for n in (b"__class__", b"__dict__"))
+        + b"b.",
+        b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}(X\x0a\x00\x00\x00class_nameX\x03\x00\x00\x00run"
+        b"X\x05\x00\x00\x00stateNX\x0a\x00\x00\x00module_srcX\x08\x00\x00\x001 / 0 ()u\x85R.",
+    ],
+)
+def test_each_way_to_call_makes_a_record(written, tmp_path, monkeypatch, content):
+    marker = tmp_path / "ran"
+    (tmp_path / "trap.py").write_text(f"open({str(marker)!r}, 'w')\ndef run(*x): open({str(marker)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = read(written(b"\x80\x02" + content))
+    assert type(found) is Record
+    assert found.name == "run"
+    assert type(found.state) is dict
+    assert "trap" not in sys.modules
+    assert not marker.exists()
+
+
+def test_a_default_of_a_dictionary_is_not_called(written):
+    found = read(written(b"\x80\x02ccollections\ndefaultdict\n" + TRAP + b"\x85R."))
+    assert type(found) is dict
+    with pytest.raises(KeyError):
+        found["missing"]
+
+
+@pytest.mark.parametrize("code", [b"\x82\xf0", b"\x83\xf0\x00", b"\x84\xf0\x00\x00\x00"])
+def test_functions_in_the_cache_of_extensions_are_not_found(refusal, monkeypatch, code):
+    """`pickle.Unpickler` takes them without asking `find_class`."""
+    monkeypatch.setitem(copyreg._extension_cache, 240, os.system)
+    assert pickle.loads(b"\x80\x02" + code + b".") is os.system  # noqa: S301
+    refusal(b"\x80\x02" + code + b".", "outside of it")
+
+
+@pytest.mark.parametrize(
+    "value", [b"]", b"}", b")", b"K\x01", b"N", b"X\x01\x00\x00\x00x", b"C\x01x", b"\x8f", TRAP + b")R"]
+)
+def test_values_are_not_called(refusal, value):
+    for call in (b")R.", b")\x81.", b")}\x92."):
+        refusal(b"\x80\x05" + value + call, "calls a computed function")
+    refusal(b"\x80\x05(" + value + b"K\x01o.", "calls a computed function")
+
+
+@pytest.mark.parametrize("target", [TRAP, b")", b"K\x01", b"N", b"X\x01\x00\x00\x00x", b"C\x01x"])
+@pytest.mark.parametrize("change", [b"}b", b"K\x01a", b"(K\x01e", b"(K\x01\x90", b"K\x01K\x02s", b"(K\x01K\x02u"])
+def test_only_objects_are_changed(refusal, target, change):
+    refusal(b"\x80\x05" + target + change + b".", "damaged")
+
+
+def test_persistent_names_make_nothing(written, refusal):
+    with_source = b"\x80\x02(X\x06\x00\x00\x00module" + TRAP + b"X\x01\x00\x00\x00fX\x05\x00\x00\x001 / 0tQ."
+    head = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b".\x80\x02M\xe9\x03."
+    system = b"\x80\x02}X\x0d\x00\x00\x00little_endian\x88s."
+    found = read(written(head + system + with_source + b"\x80\x02]."))
+    assert (type(found), found.module, found.name, found.state) == (Record, "trap", "run", {})
+    refusal(foreign.zip_bytes({"a/data.pkl": with_source}), "damaged")
+    refusal(foreign.zip_bytes({"a/data.pkl": with_source.replace(b"tQ", b"K\x01tQ")}), "outside of it")
+    refusal(with_source, "outside of it")
+    assert "trap" not in sys.modules
+
+
+def test_every_instruction_is_known():
+    """The others have an argument, which they push as it is: a string, bytes or number."""
+    others = {op.name: op.arg for op in pickletools.opcodes if op.name not in STEPS}
+    assert len(STEPS) + len(others) == len(pickletools.opcodes) == 68
+    assert all(arg is not None for arg in others.values())
+    assert {name for name in others if not name.startswith(("BIN", "SHORT_BIN", "INT", "LONG"))} == {
+        "BYTEARRAY8",
+        "FLOAT",
+        "STRING",
+        "UNICODE",
+    }
+
+
+HARMLESS = {dict, list, tuple, str, bytes, int, float, bool, complex, type(None), Record, torch.Tensor}
+
+
+def test_random_programs_make_only_data(tmp_path, monkeypatch):
+    """Programs of all instructions, with names of functions of every kind, import and call nothing."""
+    watched, events = False, []
+
+    def hook(event, _):
+        if watched and event.split(".")[0] in (
+            "import",
+            "exec",
+            "compile",
+            "os",
+            "subprocess",
+            "pickle",
+            "socket",
+            "open",
+        ):
+            events.append(event)
+
+    sys.addaudithook(hook)  # which stays
+    marker, chosen = tmp_path / "ran", random.Random(0)
+    (tmp_path / "trap.py").write_text(f"open({str(marker)!r}, 'w')\ndef run(*x): open({str(marker)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = [
+        TRAP,
+        TRAP,
+        *(
+            b"c%s\n%s\n" % pair
+            for pair in (
+                (b"copy_reg", b"__newobj__"),
+                (b"copy_reg", b"_reconstructor"),
+                (b"copy_reg", b"__newobj_ex__"),
+                (b"collections", b"OrderedDict"),
+                (b"__builtin__", b"set"),
+                (b"__builtin__", b"list"),
+                (b"torch._tensor", b"_rebuild_from_type_v2"),
+                (b"torch._utils", b"_rebuild_tensor_v2"),
+                (b"numpy", b"dtype"),
+                (b"torch_utils.persistence", b"_reconstruct_persistent_obj"),
+                (b"_codecs", b"encode"),
+                (b"torch", b"device"),
+                (b"numpy.core.multiarray", b"_reconstruct"),
+                (b"__builtin__", b"bytearray"),
+                (b"unnoise.x", b"Pickle"),
+                (b"torch.storage", b"_load_from_bytes"),
+                (b"__builtin__", b"complex"),
+            )
+        ),
+    ]
+    plain = [b"]", b"}", b")", b"N", b"\x88", b"K\x01", b"K\x02", b"X\x01\x00\x00\x00x", b"C\x01x", b"\x8f", b"(", b"("]
+    moves = [b"0", b"2", b"\x85", b"\x86", b"\x87", b"t", b"l", b"d", b"\x91", b"\x94", b"h\x00", b"h\x01", b"q\x01"]
+    steps = [b"R", b"R", b"\x81", b"\x92", b"o", b"b", b"a", b"e", b"\x90", b"s", b"u", b"itrap\nrun\n"]
+    kinds, made = [names, plain, plain, moves, steps, steps], 0
+
+    def types(value, seen):
+        if id(value) not in seen:
+            seen[id(value)] = value
+            yield type(value)
+            inner = value.state if isinstance(value, Record) else value
+            for part in (
+                [*inner, *inner.values()]
+                if isinstance(inner, dict)
+                else inner
+                if isinstance(inner, list | tuple)
+                else ()
+            ):
+                yield from types(part, seen)
+
+    from unnoise.experiments.pretrained.files import VALUES
+
+    for _ in range(20_000):
+        program = b")}" + b"".join(chosen.choice(chosen.choice(kinds)) for _ in range(chosen.randint(1, 16))) + b"."
+        watched, found = True, None
+        with contextlib.suppress(Exception):
+            found = Pickle(io.BytesIO(program)).value(None, VALUES)
+            made += 1
+        watched = False
+        assert {*types(found, {})} <= HARMLESS, program
+    assert made > 500
+    assert not events
+    assert "trap" not in sys.modules
+    assert not marker.exists()

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from unnoise.experiments.pretrained.files import Record, read, state_dict
-from unnoise.experiments.pretrained.pickles import Interpreter, parsed
+from unnoise.experiments.pretrained.pickles import Pickle
 from unnoise.shared.errors import UsageError
 
 
@@ -55,7 +55,7 @@ DATA = st.recursive(
 def test_plain_data_is_what_pickle_reads(data, protocol):
     from unnoise.experiments.pretrained.files import VALUES
 
-    actual = Interpreter(None, VALUES).value(parsed(io.BytesIO(pickle.dumps(data, protocol=protocol))))
+    actual = Pickle(io.BytesIO(pickle.dumps(data, protocol=protocol))).value(None, VALUES)
     assert actual == data
     assert repr(actual) == repr(data)
 

@@ -9,9 +9,9 @@ import math
 import mmap
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ...shared.errors import UsageError
 from .pickle_names import Refused
-from .pickles import Interpreter, Persistent, Record, parsed
+from .pickles import LARGEST, LONGEST, Pickle, Record, outside
 
+Makers = Mapping[str, Callable[..., Any]]
 READ = "supported are safetensors, files of torch.save, EDM's pickles and diffusers folders"
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -95,7 +96,7 @@ def json_object(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} does not contain a JSON object: download it again")
@@ -162,39 +163,34 @@ def content(path: Path) -> Any:
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= HEADER:
             return load_file(path)
         if start.startswith(b"PK\x03\x04"):
-            return of_zip(file)
+            return of_zip(file, VALUES)
         if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-            return of_pickle(stream)
+            return of_pickle(stream, VALUES)
     raise Refused(f"has an unknown format (it begins with {start[:12]!r}): {READ}")
 
 
-def of_pickle(stream: mmap.mmap | io.BytesIO) -> Any:
+def of_pickle(stream: mmap.mmap | io.BytesIO, makers: Makers) -> Any:
     """Returns the contents of a plain pickle, or of a PyTorch file before version 1.6, which is several pickles."""
-    root = parsed(stream)
-    return of_row(stream) if type(root) is int and root == MAGIC else Interpreter(outside, VALUES).value(root)
+    pickle = Pickle(stream)
+    several = type(pickle.root) is int and pickle.root == MAGIC
+    return of_row(stream, makers) if several else pickle.value(outside, makers)
 
 
-def outside(_: Any) -> NoReturn:
-    """Refuses references to objects outside of a plain pickle."""
-    raise Refused("refers to objects outside of it, which weight files do not: get it from its authors")
-
-
-def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
+def of_row(stream: mmap.mmap | io.BytesIO, makers: Makers) -> Any:
     """Returns the contents of a PyTorch file before version 1.6.
 
     It consists of version, system, objects, the keys of the storages, and the storages in that order.
     """
-    version, system = parsed(stream), parsed(stream)
+    version, system = Pickle(stream).root, Pickle(stream).root
     if version != PROTOCOL or not system["little_endian"]:
         raise Refused(
             "has another version than PyTorch's 1001, or was written on a big-endian machine; neither is supported: "
             "save it as safetensors"
         )
-    references: list[Persistent] = []
-    root = parsed(stream, references)
-    kinds = {plain(r.key[2]): r.key[1] for r in references if r.key[0] == "storage"}
+    objects = Pickle(stream)
+    kinds = {plain(r.key[2]): r.key[1] for r in objects.references if r.key[0] == "storage"}
     storages: dict[Any, Tensor] = {}
-    for key in map(plain, parsed(stream)):
+    for key in map(plain, Pickle(stream).root):
         numel = int.from_bytes(stream.read(8), "little", signed=True)
         storages[key] = flat(stream.read(max(numel, 0) * kind_of(kinds[key]).itemsize), kinds[key], numel)
 
@@ -205,21 +201,23 @@ def of_row(stream: mmap.mmap | io.BytesIO) -> Any:
         whole = storages[plain(name)]
         if kind_of(kind) != whole.dtype or numel != whole.numel():
             raise ValueError(f"two sizes of the storage {name}")
-        return whole if view is None else strided(whole, view[1], (view[2],), (1,)).clone()
+        return whole if view is None else strided(whole, view[1], (view[2],), (1,))
 
-    return Interpreter(storage, VALUES).value(root)
+    return objects.value(storage, makers)
 
 
 def plain(key: Any) -> Any:
-    """Returns a storage's key, a string or number; looking up any other may take forever."""
-    if not isinstance(key, str | int):
+    """Returns a storage's key, a string or number; looking up or writing out any other may take forever."""
+    if not isinstance(key, str) and not (isinstance(key, int) and abs(key) <= LARGEST):
         raise ValueError("the key of a storage is neither a string nor a number")
     return key
 
 
-def of_zip(file: IO[bytes]) -> Any:
+def of_zip(file: IO[bytes], makers: Makers) -> Any:
     """Returns the contents of a PyTorch file since version 1.6: an uncompressed zip of a pickle and its storages."""
     with zipfile.ZipFile(file) as archive:
+        if sum(part.compress_size for part in archive.infolist()) > file.seek(0, io.SEEK_END):
+            raise ValueError("parts of the zip file overlap")
         names = archive.namelist()
         homes = [n.removesuffix("data.pkl") for n in names if re.fullmatch(r"[^/]+/data\.pkl", n)]
         if len(homes) != 1:
@@ -247,12 +245,12 @@ def of_zip(file: IO[bytes]) -> Any:
                 storages[name, kind.name] = flat(record(f"data/{name}"), kind, numel)
             return storages[name, kind.name]
 
-        return Interpreter(storage, VALUES).value(parsed(io.BytesIO(record("data.pkl"))))
+        return Pickle(io.BytesIO(record("data.pkl"))).value(storage, makers)
 
 
 def of_bytes(_: Any, data: Any) -> Tensor:
     """`torch.storage._load_from_bytes`: returns the storage in a PyTorch file within a pickle, as a flat tensor."""
-    storage = of_zip(io.BytesIO(data)) if data.startswith(b"PK") else of_pickle(io.BytesIO(data))
+    storage = (of_zip if data.startswith(b"PK") else of_pickle)(io.BytesIO(data), {})  # which contains no other file
     if not isinstance(storage, Tensor) or storage.ndim != 1:
         raise ValueError("a storage is not a flat tensor")
     return storage
@@ -275,21 +273,23 @@ def flat(data: bytes, kind: Any, numel: Any) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype) if numel else torch.empty(0, dtype=dtype)
 
 
-def strided(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+def strided(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     """Returns a view of a storage, after checking that it lies within the storage."""
-    if not isinstance(storage, Tensor) or storage.ndim != 1 or storage.storage_offset() or len(size) != len(stride):
+    if not isinstance(storage, Tensor) or storage.stride() != (1,):
         raise ValueError("a tensor without a storage")
-    if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
+    if not isinstance(size, tuple) or not isinstance(stride, tuple) or not len(size) == len(stride) <= LONGEST:
+        raise ValueError("a tensor without a shape")
+    if any(type(n) is not int or not 0 <= n < LARGEST for n in (offset, *size, *stride)):
         raise ValueError("a tensor's shape does not consist of whole numbers")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= storage.numel():
         raise ValueError("a tensor reaches beyond its storage")
-    return storage.as_strided(size, stride, offset if math.prod(size) else 0)
+    return storage.as_strided(size, stride, storage.storage_offset() + (offset if math.prod(size) else 0))
 
 
 def tensor(_: Any, storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor | None:
     """`torch._utils._rebuild_tensor_v2`; returns None for lazily conjugated and negated tensors."""
-    return None if any(rest[2:]) else strided(storage, offset, tuple(size), tuple(stride))
+    return None if any(rest[2:]) else strided(storage, offset, size, stride)
 
 
 def untyped(
@@ -297,7 +297,7 @@ def untyped(
 ) -> Tensor | None:
     """`torch._utils._rebuild_tensor_v3`, which has a dtype."""
     known = DTYPES.get(f"{dtype.module}.{dtype.name}")
-    return None if known is None or any(rest) else strided(storage.view(known), offset, tuple(size), tuple(stride))
+    return None if known is None or any(rest) else strided(storage.view(known), offset, size, stride)
 
 
 def encoded(_: Any, text: str, codec: str) -> bytes:
@@ -307,14 +307,11 @@ def encoded(_: Any, text: str, codec: str) -> bytes:
     return text.encode("latin-1")
 
 
-def byte_string(_: Any, data: Any = b"") -> bytes:
-    """`bytes`."""
-    return data if isinstance(data, bytes) else bytes([*data])
-
-
-def byte_array(_: Any, data: Any = b"", codec: str = "") -> bytes:
-    """`bytearray`, as bytes."""
-    return encoded(_, data, codec) if codec else data
+def byte_string(_: Any, data: Any = b"", codec: str = "") -> bytes:
+    """`bytes` and `bytearray`."""
+    if not isinstance(data, str | bytes | list | tuple):
+        raise ValueError("bytes of something else")
+    return encoded(_, data, codec) if isinstance(data, str) else bytes(data)
 
 
 def device(_: Any, kind: Any, index: Any = None) -> str:
@@ -337,13 +334,10 @@ def array(data: Any, dtype: Any, shape: Any, order: str) -> Tensor | None:
     """Returns an array of numbers as a tensor; None for an array of anything else."""
     if not isinstance(dtype, str) or not isinstance(data, bytes) or not ARRAY.fullmatch(dtype):
         return None
+    if not isinstance(shape, tuple):
+        raise ValueError("an array without a shape")
     values = np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
     return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
-
-
-def array_of_state(state: Any, *_: Any) -> Tensor | None:
-    """`numpy.ndarray`, whose contents are its state: version, shape, dtype, whether in column order, bytes."""
-    return array(state[4], state[2], state[1], "F" if state[3] else "C")
 
 
 def number(_: Any, dtype: Any, data: Any) -> Any:
@@ -352,10 +346,10 @@ def number(_: Any, dtype: Any, data: Any) -> Any:
     return None if value is None else value.item()
 
 
-VALUES: dict[str, Callable[..., Any]] = {
+VALUES: Makers = {
     "builtins.complex": lambda _, real, imaginary: complex(real, imaginary),
     "builtins.bytes": byte_string,
-    "builtins.bytearray": byte_array,
+    "builtins.bytearray": byte_string,
     "_codecs.encode": encoded,
     "torch.device": device,
     "torch.storage._load_from_bytes": of_bytes,
@@ -366,7 +360,7 @@ VALUES: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda _, data, *rest: data,
     "numpy.dtype": array_type,
     "numpy.core.multiarray.scalar": number,
-    "numpy.core.multiarray._reconstruct": array_of_state,
+    "numpy.core.multiarray._reconstruct": lambda state, *_: array(state[4], state[2], state[1], "CF"[state[3]]),
     "numpy.core.numeric._frombuffer": lambda _, data, dtype, shape, order: array(data, dtype, shape, order),
 }
 
