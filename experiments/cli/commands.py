@@ -11,9 +11,9 @@ import tyro
 from ...shared.errors import UsageError
 from ..catalog import CATEGORICAL, GAUSSIAN
 from ..pretrained.exporting import Flags, bring, send
+from ..program import program
 from ..recipes import RECIPES
 from ..studies import demo
-from .program import program
 from .recipe_options import signature_text
 
 

@@ -18,9 +18,9 @@ from ...shared.errors import UsageError, notices
 from ...shared.training.folder import refuse_several
 from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
+from ..program import program
 from ..recipes import RECIPES
 from . import commands, sampling, training
-from .program import program
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
 

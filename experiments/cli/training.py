@@ -17,10 +17,10 @@ from ...shared.serialization import deserialize
 from ...shared.training.checkpoint import list_checkpoints, newest, read
 from ...shared.training.folder import writable
 from ..notation import write
+from ..program import program
 from ..recipe import NoFigure, Recipe
 from ..recipes import find
 from ..reproduce import train_recipe
-from .program import program
 from .recipe_options import option, options_of, settings_of, with_options, with_parts
 
 MODULE = "A Python file or module with parts of your own, which is imported first; needed to read runs that use them."

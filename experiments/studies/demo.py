@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from ..evaluation import (
 )
 from ..gaussian import GaussianRecipe
 from ..papers import d3pm_images, ddpm, score_sde
+from ..program import program
 from ..recipe import Recipe
 from ..reproduce import train_recipe
 
@@ -154,11 +154,6 @@ def run(demo: Demo, write_out: Callable[[str], None] = print, progress: Progress
         f"{program()} recipes    {program()} train ddpm-digits --help"
     )
     return page
-
-
-def program() -> str:
-    """Returns the command as the user typed it, such as `.venv/bin/unnoise`, so that printed commands can be copied."""
-    return sys.argv[0] if Path(sys.argv[0]).name == "unnoise" else "unnoise"
 
 
 def prepare(demo: Demo) -> Path:
