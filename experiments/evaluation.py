@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,9 +16,8 @@ from ..shared.data import Batches, ImageDataset
 from ..shared.data.sources import Absent
 from ..shared.denoiser import Denoiser
 from ..shared.errors import Notice, UsageError, shown
-from ..shared.metrics import frechet_distance
 from ..shared.metrics.errors import standard_error
-from ..shared.networks.classifier import train_classifier
+from ..shared.metrics.judge import SampleQuality, judge_of
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Streams, whole_seed
@@ -29,21 +27,8 @@ from .code_lengths import CodeLengthOf
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-SURE, CHUNK = 0.8, 300
-
-
-@dataclass(frozen=True)
-class SampleQuality:
-    """How a set of images compares with the training set, according to a classifier trained on real images."""
-
-    frechet: float
-    """Fréchet distance between the classifier's features of these images and of the training set."""
-    sure: float
-    """Share of images that the classifier assigns to a class with p > 0.8."""
-    classes: int
-    """Number of classes that the classifier finds among the images."""
-    count: int
-    """Number of images."""
+CHUNK = 300
+"""The number of samples that are drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,78 +39,6 @@ class SamplingRun:
     steps: int
     evaluations: int
     seconds: float
-
-
-def judge_of(images: ImageDataset, progress: Progress = silent, steps: int = 600) -> Judge:
-    """Returns the judge of a data set, which is trained once in a process.
-
-    It depends on the images, their labels and the number of training steps alone.
-    """
-    content = hashlib.sha256(images.k.contiguous().numpy().data)
-    content.update(labels_of(images).contiguous().numpy().data)
-    key = (content.hexdigest(), tuple(images.k.shape), images.quantization, steps)
-    if key not in _JUDGES:
-        _JUDGES[key] = Judge(images, progress, steps)
-    return _JUDGES[key]
-
-
-_JUDGES: dict[tuple[Any, ...], Judge] = {}
-
-
-def labels_of(images: ImageDataset) -> Tensor:
-    """Returns the class labels of images, `(N,)`.
-
-    Raises:
-        UsageError: for images without labels.
-    """
-    if images.label is None:
-        raise UsageError(f"these images have {images.no_labels}: take a set with labels")
-    return images.label
-
-
-class Judge:
-    """A classifier of real images, and its features of the data set that it was trained on.
-
-    Args:
-        images: the data set, with labels.
-        progress: how to report progress.
-        steps: number of training steps.
-    """
-
-    def __init__(self, images: ImageDataset, progress: Progress = silent, steps: int = 600) -> None:
-        label = labels_of(images)
-        self.quantization, self.classes = images.quantization, int(label.max()) + 1
-        self.classifier = train_classifier(
-            images.k, label, self.classes, unit=self.unit, steps=steps, progress=progress
-        )
-        self.reference = self.features(images.k)
-
-    def unit(self, k: Tensor) -> Tensor:
-        """Returns quantization levels as real numbers in [0, 1]."""
-        return k.float() / (self.quantization.levels - 1)
-
-    def features(self, k: Tensor) -> Tensor:
-        """Returns the classifier's features of images, `(N, d)`."""
-        return torch.cat([self.classifier.embed(part) for part in self.unit(k).split(500)])
-
-    def accuracy(self, images: ImageDataset) -> float:
-        """Returns the share of images whose label the classifier predicts."""
-        return float((self._probabilities(images.k).argmax(1) == labels_of(images)).float().mean())
-
-    def agreement(self, k: Tensor, label: Tensor) -> float:
-        """Returns the share of images `(N, C, H, W)` that the classifier assigns to the class label `(N,)`."""
-        return float((self._probabilities(k).argmax(1) == label).float().mean())
-
-    def quality(self, k: Tensor) -> SampleQuality:
-        """Measures the quality of images, quantization levels `(N, C, H, W)`."""
-        p = self._probabilities(k)
-        sure = float((p.max(1).values > SURE).float().mean())
-        return SampleQuality(
-            frechet_distance(self.features(k), self.reference), sure, len(p.argmax(1).unique()), len(k)
-        )
-
-    def _probabilities(self, k: Tensor) -> Tensor:
-        return torch.cat([self.classifier(part) for part in self.unit(k).split(500)]).softmax(1)
 
 
 def draw(
@@ -185,18 +98,6 @@ def bits_per_dim(
     of_label = math.log2(recipe.classes or 1) / images.dims
     whole = torch.cat(bits) + of_label
     return float(whole.mean()), standard_error(whole)
-
-
-def marginal_bits_per_dim(train: ImageDataset, test: ImageDataset) -> tuple[float, float]:
-    """Returns the bits/dim of the test set, with a standard error, when each pixel is coded independently.
-
-    The probabilities of a pixel are its frequencies in the training set, with one added to every count.
-    """
-    levels, pixels = train.quantization.levels, train.k.flatten(1).T
-    counts = torch.stack([torch.bincount(of_one.long(), minlength=levels) for of_one in pixels]) + 1.0
-    p = counts / counts.sum(-1, keepdim=True)
-    bits = -p.log2().gather(1, test.k.flatten(1).T.long()).mean(0)
-    return float(bits.mean()), standard_error(bits)
 
 
 def splits(recipe: Recipe, progress: Progress = silent) -> tuple[Any, Any]:

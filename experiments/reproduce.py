@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..shared.errors import UsageError
+from ..shared.metrics.judge import judge_of
 from ..shared.objective import Objective
 from ..shared.progress import Progress
 from ..shared.sampler import Sampler
 from ..shared.training import Trainer, Training
 from ..shared.training.folder import writable, write_text
-from .evaluation import SamplingRun, bits_per_dim, draw, judge_of
+from .evaluation import SamplingRun, bits_per_dim, draw
 from .recipe import D, Recipe
 from .report import table
 

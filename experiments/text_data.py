@@ -29,8 +29,8 @@ from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
 from ..shared.memory import refuse_beyond
-from ..shared.metrics import NGram, distinct, entropy, generative_perplexity
 from ..shared.metrics.errors import standard_error
+from ..shared.metrics.text import judged
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import whole_seed
@@ -39,8 +39,6 @@ from ..shared.serialization import serializable
 from .evaluation import draw, refuse_other_data, splits
 from .recipe import Data, Form, Recipe
 
-LARGEST_VOCABULARY, JUDGED = 64, 50_000
-"""An n-gram model measures samples of up to this many tokens; it is fitted to at most so many training windows."""
 AT_ONCE = 2**26
 """The number of logits that are held at a time when text is coded."""
 CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}
@@ -283,18 +281,3 @@ def code(
         "windows": windows,
         "kind": recipe.kind,
     } | (of_padding if padding is not None else {})
-
-
-def judged(samples: Tensor, train: TextDataset, order: int = 5) -> dict[str, Any]:
-    """Measures the entropy of samples and, for small vocabularies, their perplexity under an n-gram model.
-
-    The n-gram model is fitted to the training text.
-    """
-    found = {
-        "sample_entropy": entropy(samples, train.vocabulary),
-        "distinct_4": distinct(samples, min(4, samples.shape[1])),
-    }
-    if train.vocabulary > LARGEST_VOCABULARY:
-        return found
-    judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), JUDGED)])
-    return {"generative_perplexity": generative_perplexity(judge, samples).perplexity} | found

@@ -8,13 +8,14 @@ import torch
 
 from unnoise.experiments import evaluation
 from unnoise.experiments.cli.sampling import finite
-from unnoise.experiments.evaluation import Judge, bits_per_dim, draw, judge_of, marginal_bits_per_dim
+from unnoise.experiments.evaluation import bits_per_dim, draw
 from unnoise.experiments.gaussian import GaussianRecipe
 from unnoise.experiments.papers import ddpm, score_sde
 from unnoise.shared.code_length import CodeLength, perplexity
 from unnoise.shared.data import image_dataset
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.errors import standard_error
+from unnoise.shared.metrics.judge import Judge, judge_of, marginal_bits_per_dim
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from ...shared.gaussian.inverse import (
     PseudoInverse,
     Replacement,
 )
+from ...shared.metrics.judge import judge_of, labels_of
 from ...shared.objective import Stratified
 from ...shared.progress import Progress, silent
 from ...shared.quantization import Quantization
@@ -43,7 +44,6 @@ from ...shared.serialization import serializable
 from ...shared.training import Training
 from ...shared.training.folder import writable, write_text
 from ..code_lengths import Exact
-from ..evaluation import judge_of, labels_of
 from ..gaussian import GaussianLoss, GaussianRecipe
 from ..image_data import Images
 from ..parts import part

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from ...continuous import LinearBetas
+from ...shared.metrics.judge import labels_of
 from ...shared.networks import ADM
 from ...shared.progress import Progress, silent
 from ...shared.serialization import serializable
 from ..code_lengths import Bound
-from ..evaluation import labels_of
 from ..gaussian import GaussianRecipe
 from ..image_data import Images
 from ..recipe import Figure

@@ -20,6 +20,7 @@ from ...shared.data import ImageDataset
 from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
 from ...shared.gaussian.denoiser import GaussianDenoiser
+from ...shared.metrics.judge import Judge, SampleQuality, judge_of, labels_of, marginal_bits_per_dim
 from ...shared.progress import Progress, bar
 from ...shared.random import Streams, whole_seed
 from ...shared.sampler import Sampler, device_of
@@ -28,14 +29,9 @@ from ...shared.training.folder import curve, locked, read_object, writable, writ
 from .. import report
 from ..code_lengths import Exact
 from ..evaluation import (
-    Judge,
-    SampleQuality,
     SamplingRun,
     bits_per_dim,
     draw,
-    judge_of,
-    labels_of,
-    marginal_bits_per_dim,
     summary,
 )
 from ..gaussian import GaussianRecipe

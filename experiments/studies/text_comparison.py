@@ -18,6 +18,7 @@ from ...shared.data import TextDataset, sparse_chain
 from ...shared.editing import Inpainting
 from ...shared.errors import UsageError
 from ...shared.metrics import NGram, entropy
+from ...shared.metrics.text import JUDGED, judged
 from ...shared.progress import Progress, silent
 from ...shared.sampler import Sampler
 from ...shared.training.folder import curve, read_object, writable
@@ -25,7 +26,7 @@ from ..categorical import CategoricalRecipe
 from ..evaluation import draw
 from ..report import table
 from ..reproduce import trained
-from ..text_data import JUDGED, code, judged
+from ..text_data import code
 
 SHOWN = 3
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import TextDataset
 from ..errors import UsageError
 from ..tensors import is_integer
 
@@ -187,3 +188,22 @@ def _found(table: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Returns the indices of codes in a sorted table, and whether each is there."""
     place = np.minimum(np.searchsorted(table, codes), len(table) - 1)
     return place, table[place] == codes
+
+
+LARGEST_VOCABULARY, JUDGED = 64, 50_000
+"""An n-gram model measures samples of up to this many tokens; it is fitted to at most so many training windows."""
+
+
+def judged(samples: Tensor, train: TextDataset, order: int = 5) -> dict[str, Any]:
+    """Measures the entropy of samples and, for small vocabularies, their perplexity under an n-gram model.
+
+    The n-gram model is fitted to the training text.
+    """
+    found = {
+        "sample_entropy": entropy(samples, train.vocabulary),
+        "distinct_4": distinct(samples, min(4, samples.shape[1])),
+    }
+    if train.vocabulary > LARGEST_VOCABULARY:
+        return found
+    judge = NGram(order, train.vocabulary).fit(train.windows[: min(len(train.windows), JUDGED)])
+    return {"generative_perplexity": generative_perplexity(judge, samples).perplexity} | found
