@@ -4,7 +4,7 @@ Importing this package imports every class that one of its checkpoints can name,
 """
 
 from ..shared.training import load
-from . import earlier, pretrained, recipes
-from .pretrained import earlier_runs
+from . import pretrained, recipes
+from .pretrained import earlier_recipes, earlier_runs
 
-__all__ = ["earlier", "earlier_runs", "load", "pretrained", "recipes"]
+__all__ = ["earlier_recipes", "earlier_runs", "load", "pretrained", "recipes"]

@@ -91,7 +91,7 @@ class Data(ABC):
 
 
 class Figure(ABC):
-    """The figure of a paper, drawn by `unnoise reproduce`. Concrete classes are frozen dataclasses with its settings."""
+    """The figure of a paper, drawn by `unnoise reproduce`. Concrete classes are frozen dataclasses of settings."""
 
     @abstractmethod
     def draw(self, recipe: Any, folder: Path, progress: Progress = silent) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from recipe_snapshots import assert_same, on_meta, snapshot
 
-import unnoise.experiments.earlier  # noqa: F401
+import unnoise.experiments.pretrained.earlier_recipes  # noqa: F401
 from unnoise.shared.serialization import deserialize, serialize
 
 HOME = Path(__file__).parent / "fixtures"

@@ -13,20 +13,20 @@ from typing import Any
 
 from torch import nn
 
-from .. import continuous, discrete, sde
-from ..shared.errors import UsageError
-from ..shared.gaussian.guidance import ClassifierFree
-from ..shared.networks import DiT, Encoder, Transformer, UNet, unet_variants
-from ..shared.objective import Stratified, independent
-from ..shared.sampler import PredictorCorrector
-from ..shared.serialization import deserialize, earlier, serialize
-from ..shared.time_inputs import thousandths
-from .categorical import CategoricalRecipe
-from .categorical_builders import context_neighbors, with_mutual_information
-from .code_lengths import Bound, Exact, TokenBound
-from .gaussian import GaussianLoss, GaussianRecipe
-from .gaussian_builders import annealed_langevin, churned_heun
-from .papers import (
+from ... import continuous, discrete, sde
+from ...shared.errors import UsageError
+from ...shared.gaussian.guidance import ClassifierFree
+from ...shared.networks import DiT, Encoder, Transformer, UNet, unet_variants
+from ...shared.objective import Stratified, independent
+from ...shared.sampler import PredictorCorrector
+from ...shared.serialization import deserialize, earlier, serialize
+from ...shared.time_inputs import thousandths
+from ..categorical import CategoricalRecipe
+from ..categorical_builders import context_neighbors, with_mutual_information
+from ..code_lengths import Bound, Exact, TokenBound
+from ..gaussian import GaussianLoss, GaussianRecipe
+from ..gaussian_builders import annealed_langevin, churned_heun
+from ..papers import (
     classifier_free,
     d3pm_images,
     d3pm_text,
@@ -47,10 +47,10 @@ from .papers import (
     udlm,
     upsampling,
 )
-from .parts import Part, part
-from .recipe import Recipe
-from .studies import bridge
-from .time_grids import Sections, Spacing, adaptive, even, quadratic, strided, trailing
+from ..parts import Part, part
+from ..recipe import Recipe
+from ..studies import bridge
+from ..time_grids import Sections, Spacing, adaptive, even, quadratic, strided, trailing
 
 VARIANTS = {
     name.lower().replace("_", "-"): constant
