@@ -73,8 +73,8 @@ class ProgressiveCoding(Figure):
         total = float(bound(x0, generator=generator, progress=progress, **cond).bits_per_dim(test.dims).mean())
         page = folder / "table.md"
         page.write_text(
-            f"# Rate and distortion\n\n{count} held-out images of {recipe.data.name}. The bound is {total:.3f} bits/dim "
-            f"in all: the rate of all steps but the last, and {total - rate[-1]:.3f} bits/dim of the last step, which "
+            f"# Rate and distortion\n\n{count} held-out images of {recipe.data.name}. The bound is {total:.3f} bits/dim"
+            f" in all: the rate of all steps but the last, and {total - rate[-1]:.3f} bits/dim of the last step, which "
             "codes the image without loss.\n\n![rate and distortion](figure.png)\n\n![decoding](decoding.png)\n\n"
             f"{report.table(['reverse steps remaining', 'rate, bits/dim', unit], rows)}\n"
         )
