@@ -2,21 +2,27 @@
 
 import ast
 import importlib
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from unnoise.experiments import cli
-from unnoise.experiments.recipes import RECIPES
+from unnoise.experiments.cli import main
+from unnoise.experiments.cli.main import COMMANDS
+from unnoise.experiments.cli.recipe_options import arguments_in, option, settings_of
+from unnoise.experiments.recipes import PAPERS, RECIPES, find
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), *sorted((DOCS / "extend").glob("*.md"))]
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+
+OWN = [page for page in PROSE if page.parent in (ROOT, DOCS, *(p.parent for p in PAGES)) and page.stem != "importing"]
 
 CODED = "\nassert bits.isfinite().all() and (bits > 0).all() and len(bits) == 8\n"
 CHECKS = {
@@ -38,11 +44,58 @@ FOREIGN = {"UNet2DModel", "DDPMPipeline", "Embedding", "Generator"}
 """Class names of other projects in the documentation."""
 
 
+FILE = re.compile(r"# (\w+\.py)\n")
+"""The first line of a Python block that is a file of the reader's."""
+
+
 def blocks(page):
-    """The Python blocks of a page, those that run and those that are marked as not run."""
-    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    """The Python blocks of a page, those that run and those that are marked as not run, without the reader's files."""
+    found = [block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S) if not FILE.match(block)]
     skipped = [block for block in found if block.startswith("# not run")]
     return [block for block in found if block not in skipped], skipped
+
+
+def write_files(page, folder):
+    """Writes the Python blocks of a page that are files of the reader's."""
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        if named := FILE.match(block):
+            (folder / named[1]).write_text(block)
+
+
+def commands(page):
+    """The words of each command line `unnoise ...` in the code blocks of a page, without the program's name."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.S | re.M)
+    code = "\n".join(text for language, text in fenced if not language).replace("\\\n", " ")
+    return [shlex.split(line, comments=True)[1:] for line in code.splitlines() if line.startswith("unnoise ")]
+
+
+def given(words, name):
+    """The value of an option in the words of a command line, or None."""
+    return words[words.index(name) + 1] if name in words else None
+
+
+def lines_of(page, folder):
+    """The command lines of a page for `doc_commands.py`, which runs those of small recipes and of their runs."""
+    lines, trained = [], dict(RUNS)
+    for words in commands(page):
+        command, *rest = words
+        name = rest[0] if rest else ""
+        if command in ("train", "reproduce"):
+            recipe = trained.get(name, (name, False))[0]
+            small = page in EXTEND or recipe.endswith("-smoke") or ".py:" in recipe
+            trained[given(words, "--out") or f"runs/{name.rpartition(':')[2]}"] = (recipe, small)
+            lines.append({"words": words, "run": small, "of": None, "folder": str(folder)})
+        elif command in ("sample", "evaluate"):
+            assert name in trained, f"{page.name} does not train {name}, and RUNS does not have it"
+            of, small = trained[name]
+            lines.append({"words": words, "run": small, "of": of, "folder": str(folder)})
+        else:
+            lines.append({"words": words, "run": False, "of": None, "folder": str(folder)})
+    return lines
+
+
+RUNS = {"runs/demo/ddpm": ("ddpm-digits", False), "runs/longer": ("ddpm-digits", False)}
+"""Runs that pages use without training them: the recipe of each, and whether the page has trained it."""
 
 
 def run(code, folder):
@@ -54,9 +107,14 @@ def run(code, folder):
     )
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)[0]], ids=lambda page: page.stem)
+EXTEND = sorted((DOCS / "extend").glob("*.md"))
+"""The pages on parts of one's own, whose code runs together with their commands."""
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)[0] and p not in EXTEND], ids=lambda page: page.stem)
 def test_code_of_a_page_runs(page, tmp_path):
-    """The blocks of a page run one after the other, as one script."""
+    """The blocks of a page run one after the other, as one script, beside the files of the page."""
+    write_files(page, tmp_path)
     result = run("\n".join(blocks(page)[0]) + CHECKS.get(page.stem, ""), tmp_path)
     assert result.returncode == 0, result.stderr
 
@@ -76,14 +134,42 @@ def test_names_in_code_that_is_not_run(page):
                 assert hasattr(importlib.import_module("unnoise.experiments.pretrained"), node.attr)
 
 
+WITH_COMMANDS = [page for page in OWN if commands(page)]
+
+
 def test_pages_on_own_parts_are_short_and_complete():
-    pages = sorted((DOCS / "extend").glob("*.md"))
-    assert {page.stem for page in pages} >= {"schedule", "loss_weight", "time_draw", "time_input"}
-    for page in pages:
+    kinds = {"schedule", "transition", "loss_weight", "time_draw", "time_input", "sampler", "own_network", "data"}
+    assert {page.stem for page in EXTEND} == kinds
+    for page in EXTEND:
         text = page.read_text()
         assert len(text.splitlines()) <= 40, page
         assert len(blocks(page)[0]) == 1, page
-        assert all(part in text for part in ("@serializable(", "Training(steps=20)", "unnoise.load(")), page
+        assert all(part in text for part in ("# my_", "Training(steps=20)", "unnoise.load(")), page
+        assert {"train", "sample", "evaluate"} <= {words[0] for words in commands(page)}, page
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_of_a_page(page, tmp_path):
+    """Commands of small recipes run with the files of the page; of all others command, recipe and options exist."""
+    write_files(page, tmp_path)
+    if page in EXTEND:
+        result = run("\n".join(blocks(page)[0]), tmp_path)
+        assert result.returncode == 0, result.stderr
+    lines = lines_of(page, tmp_path)
+    result = subprocess.run(
+        [sys.executable, Path(__file__).with_name("doc_commands.py")],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, f"{result.stdout[-1000:]}\n{result.stderr[-3000:]}"
+    if page in EXTEND:
+        evaluated = [line["words"][1] for line in lines if line["words"][0] == "evaluate"]
+        for folder in evaluated:
+            measured = json.loads((tmp_path / folder / "evaluation.json").read_text())
+            assert [value for name, value in measured.items() if name.startswith("bits_per")]
+            assert list((tmp_path / folder).glob("samples.*"))
 
 
 def test_the_two_readings_of_an_output_as_the_docs_show_them(tmp_path):
@@ -138,9 +224,6 @@ def test_class_names_in_the_text_exist(page):
     assert not missing
 
 
-OWN = [page for page in PROSE if page.parent in (ROOT, DOCS, *(p.parent for p in PAGES)) and page.stem != "importing"]
-
-
 @pytest.mark.parametrize("page", OWN, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_functions_and_attributes_in_the_text_exist(page):
     """Names with an underscore, in backquotes, occur in the sources; importing.md has those of other projects."""
@@ -170,23 +253,70 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
-def test_commands_in_the_text_exist(capsys):
-    """Commands, recipes, options and make targets."""
+def options_of_recipes(names):
+    """The options of recipes: their settings, the arguments of their parts, and shorter names."""
+    found = set()
+    for name in names:
+        recipe = find(name)
+        found |= {option(short) for short in recipe.shorthands}
+        for setting in settings_of(recipe, recipe.catalog):
+            found.add(option(setting.path))
+            inner = [path for path, _, _ in arguments_in(setting.value)]
+            found |= {option(f"{setting.path}.{path}") for path in inner}
+    return found
+
+
+def test_commands_and_options_in_the_text_exist(capsys):
+    """Commands, recipes, options and make targets that the prose names."""
     text = "\n".join(page.read_text() for page in PROSE if "results" not in page.parts)
-    text = re.sub(r"^\| command line: .*$", "", text, flags=re.M)  # the changelog names earlier options
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("| command line: "))
+    text = re.sub(r"^(\| [\w, -]+ \| )`--.*?( \| )", r"\1\2", text, flags=re.M)  # earlier options, in the changelog
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)) <= targets
-    commands = re.findall(r"^unnoise ([\w-]+)(?: ([\w-]+))?(.*)$", text, re.M)
-    for command, recipe, _ in commands:
-        assert f"  {command} " in cli.USAGE
-        assert command not in ("train", "reproduce") or recipe in RECIPES, recipe
-    help_of = {}
-    for command in (["train", "ddpm-mnist"], ["train", "mdlm-shakespeare"], ["import"], ["sample"], ["evaluate"]):
-        with pytest.raises(SystemExit):
-            cli.main([*command, "--help"])
-        help_of[command[-1]] = set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
-    named = set(re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)) - {"--check", "--help"}
-    assert not named - set().union(*help_of.values())
+    for command, recipe in re.findall(r"`unnoise ([\w-]+)(?: ([a-z][\w-]*))?[^`]*`", text):
+        assert command in COMMANDS, command
+        assert command not in ("train", "reproduce") or not recipe or recipe in RECIPES, recipe
+    options = options_of_recipes(RECIPES) | {"--check", "--help", "--version", "--out", "--resume", "--module"}
+    for command in ("demo", "import", "export", "sample", "evaluate", "plot-schedules"):
+        assert main([command, "--help"]) == 0
+        options |= set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
+    named = {name.rstrip(".") for name in re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)}
+    assert not named - options
+
+
+def changed_options():
+    """The rows of the changelog's table of options: the recipes, and the new options of each."""
+    rows = re.findall(r"^\| ([\w, -]+) \| `--.*? \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    return [(names.split(", "), re.findall(r"`(--[^`]+)`", new)) for names, new in rows]
+
+
+def test_new_options_in_the_changelog(tmp_path):
+    """Each is parsed for the smoke recipe of each paper of its row."""
+    lines = []
+    for names, options in changed_options():
+        for name in [paper for paper in PAPERS if names == ["all"] or paper in names]:
+            for words in map(shlex.split, options):
+                command = "reproduce" if "--figure" in words[0] else "train"
+                lines.append({"words": [command, f"{name}-smoke", *words], "run": False, "of": None})
+    assert len(lines) > 50
+    result = subprocess.run(
+        [sys.executable, Path(__file__).with_name("doc_commands.py")],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, f"{result.stdout[-1000:]}\n{result.stderr[-3000:]}"
+
+
+def test_recipes_in_the_makefile_exist():
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    papers = re.search(r"^PAPERS := (.*)$", text, re.M)[1].split()
+    texts = re.search(r"^TEXTS := (.*)$", text, re.M)[1].split()
+    assert {f"{paper}-digits" for paper in papers} | set(texts) <= set(RECIPES)
+    for recipe, options in re.findall(r"unnoise reproduce ([\w-]+)([^$&\n]*)", text):
+        assert recipe in RECIPES
+        assert set(re.findall(r"--[\w.-]+", options)) <= options_of_recipes([recipe]) | {"--out"}
 
 
 def test_no_page_names_a_local_path():

@@ -23,8 +23,13 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as folder:
         for page in pages:
-            code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
-            (Path(folder) / f"{page.stem}_page.py").write_text(code)
+            code = []
+            for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+                if named := re.match(r"# (\w+\.py)\n", block):  # a file of the reader's, which the page imports
+                    (Path(folder) / named[1]).write_text(block)
+                else:
+                    code.append(block)
+            (Path(folder) / f"{page.stem}_page.py").write_text("\n".join(code))
         shutil.copy2(ROOT / "tests" / "typed" / "own_network.py", folder)
         (Path(folder) / "pyrightconfig.json").write_text('{"typeCheckingMode": "basic"}')
         checker = Path(sys.executable).with_name("basedpyright")
