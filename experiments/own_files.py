@@ -34,7 +34,7 @@ def own_module(name: str) -> ModuleType:
     except Exception as error:  # whatever the code of the user raises
         raise UsageError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
     for key, value in vars(module).items():
-        own = getattr(value, "__module__", None) == module.__name__
+        own = getattr(value, "__module__", None) == module.__name__ and not module.__name__.startswith("unnoise.")
         if own and (isinstance(value, type) or inspect.isfunction(value)) and value not in _NAMES:
             serializable(f"{path.name if name.endswith('.py') else name}:{key}")(value)
     return module

@@ -13,24 +13,8 @@ from ..catalog import CATEGORICAL, GAUSSIAN
 from ..pretrained.exporting import Flags, bring, send
 from ..program import program
 from ..recipes import RECIPES
-from ..studies import demo
+from ..studies.demo import Demo as Demo
 from .recipe_options import signature_text
-
-
-@dataclass(frozen=True)
-class Demo(demo.Demo):
-    """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html.
-
-    This takes about 9 minutes on two cores.
-    """
-
-    def __post_init__(self) -> None:
-        """Leaves the check of the settings to `execute`, where its message is printed as one line."""
-
-    def execute(self) -> None:
-        """Runs the demo."""
-        super().__post_init__()
-        demo.run(self)
 
 
 @dataclass(frozen=True)

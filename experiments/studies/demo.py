@@ -70,6 +70,10 @@ class Demo:
             raise UsageError(f"steps={self.steps}: give a whole number of at least 1")
         Training(seed=whole_seed(self.seed))
 
+    def execute(self) -> None:
+        """Runs the demo."""
+        run(self)
+
     def recipes(self) -> dict[str, Recipe]:
         """Returns the three recipes, with equal training."""
         recipes = {name: (smoke if self.smoke else digits)() for name, (_, digits, smoke) in FAMILIES.items()}
