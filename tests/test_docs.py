@@ -56,8 +56,9 @@ def blocks(page):
 
 
 def write_files(page, folder):
-    """Writes the Python blocks of a page that are files of the reader's."""
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+    """Writes the Python blocks of a page that are files of the reader's; for the README those of the other pages."""
+    pages = [page] if page.name != "README.md" else sorted((DOCS / "extend").glob("*.md"))
+    for block in re.findall(r"```python\n(.*?)```", "\n".join(p.read_text() for p in pages), re.S):
         if named := FILE.match(block):
             (folder / named[1]).write_text(block)
 
