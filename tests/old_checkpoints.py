@@ -400,4 +400,4 @@ def next_step(folder, given, scratch):
 
 def drawn_by_the_command(folder):
     """`unnoise sample RUN`, into the present folder."""
-    return main(["sample", str(folder), "--count", "2", "--steps", "2"])
+    return main(["sample", str(folder), "--count", "2", "--steps", "2", "--out", "samples.npz"])
