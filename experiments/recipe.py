@@ -209,7 +209,10 @@ class Recipe(ABC, Generic[D]):
             raise UsageError(f"sampling_steps={self.sampling_steps}: give a whole number of at least 1")
         self.refuse_untrained_guidance()
         sampler = self.sampler_of(objective.denoiser)
-        grid = sampler.times(self.grid(objective.denoiser, self.sampling_steps))
+        try:
+            grid = sampler.times(self.grid(objective.denoiser, self.sampling_steps))
+        except UsageError as error:
+            raise UsageError(f"sampling_steps={self.sampling_steps}: {error}") from error
         self.code_length_of(objective.denoiser, quantization)
         training = objective.training
         with torch.random.fork_rng(devices=[]):

@@ -191,7 +191,6 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
         (("import", out, tmp_path / "other"), "is a checkpoint of this package already"),
         (("export", out, tmp_path / "out"), "is not an empty folder"),
         (("import", tiny, tmp_path / "b", "--sde", "vp"), "do not take --sde"),
-        (("import", tiny, tmp_path / "b", "--fir", "perhaps"), "--fir"),
         (("import", tiny, tmp_path / "b", "--tokenizer", "t.json"), "is a model of images"),
         (("import", tmp_path / "none", tmp_path / "b"), "there is no file"),
         (
@@ -215,6 +214,8 @@ def test_import_sample_evaluate_export(capsys, tmp_path, tiny):
     ):
         status, _, err = run(capsys, *arguments)
         assert (status, err.count("\n"), words in err) == (2, 1, True), err
+    status, _, err = run(capsys, "import", tiny, tmp_path / "b", "--fir", "perhaps")
+    assert (status, "'perhaps' for argument '--fir'" in err, "Traceback" in err) == (2, True, False)
     assert not (tmp_path / "b").exists()
 
 

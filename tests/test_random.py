@@ -74,7 +74,7 @@ TAKE_SEEDS = {
     "Streams": lambda seed: Streams(seed, range(2)),
     "Batches": lambda seed: Batches(torch.zeros(4, 2, dtype=torch.uint8), 2, Quantization(2), seed=seed),
     "Training": lambda seed: Training(seed=seed),
-    "Demo": lambda seed: Demo(seed=seed),
+    "Demo": lambda seed: Demo(seed=seed).recipes(),
     "sparse_chain": lambda seed: sparse_chain(5, seed=seed),
     "train_classifier": lambda seed: train_classifier(
         torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), 2, steps=1, batch=2, seed=seed

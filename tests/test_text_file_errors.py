@@ -36,7 +36,7 @@ def test_files_that_are_no_text_are_one_line(tmp_path):
         (path("e.jsonl", '{"text": "café"}\n'.encode("latin-1")), "byte 0xe9 at 13 is not UTF-8"),
         (
             path("f.jsonl", '{"text": 1}\n{"text": 2}\n'),
-            "the column text of .* has the type int64, not text.*--text.column",
+            "the column text of .* has the type int64, not text.*--data.column",
         ),
         (
             path("g.jsonl", '{"text": "a"\n'),
@@ -137,9 +137,9 @@ def test_text_without_the_letters_a_to_z(tmp_path):
         refused(
             lambda: characters(str(path), length=4),
             rf"a.txt has {count} characters in the split train, and none of a to z, the only ones .*: "
-            r"give a tokenizer \(--text.tokenizer",
+            r"give a tokenizer \(--data.tokenizer",
         )
-        refused(lambda: Text(str(path), length=4).load(), "none of a to z.*--text.tokenizer tokenizer.json")
+        refused(lambda: Text(str(path), length=4).load(), "none of a to z.*--data.tokenizer tokenizer.json")
         assert text_of(subwords(str(path), "train", 1, train_tokenizer([text], 300))) == text
     path.write_text(" \n\t\n" * 20)
     refused(lambda: characters(str(path), length=4), "a.txt has no text in the split train: give a file with some")

@@ -45,7 +45,7 @@ TINY = [
     "2",
     "--training.steps",
     "4",
-    "--text.length",
+    "--data.length",
     "16",
 ]
 
@@ -67,17 +67,17 @@ def test_checkpoints_of_every_recipe_can_be_loaded():
 
 
 def test_of_a_single_file_the_end_is_held_out(corpus, capsys):
-    assert main(["train", "mdlm-smoke", "--text.name", "my.txt", *TINY, "--out", "run"]) == 0
+    assert main(["train", "mdlm-smoke", "--data.name", "my.txt", *TINY, "--out", "run"]) == 0
     assert main(["evaluate", "run", "--count", "4"]) == 0
     assert json.loads(Path("run/evaluation.json").read_text())["windows"] == 4
-    assert main(["train", "mdlm-smoke", "--text.name", "my.txt", *TINY, "--resume", "--out", "nowhere"]) == 2
+    assert main(["train", "mdlm-smoke", "--data.name", "my.txt", *TINY, "--resume", "--out", "nowhere"]) == 2
     assert "nothing to resume" in capsys.readouterr().err
 
 
 def test_a_run_keeps_its_tokenizer(corpus, capsys):
     first, other = (train_tokenizer(LINES[i::2], size) for i, size in ((0, 280), (1, 290)))
     first.save("tok.json")
-    layout = ["--text.name", "my.txt", "--text.tokenizer", "tok.json", "--text.layout", "padded", "--text.batch", "4"]
+    layout = ["--data.name", "my.txt", "--data.tokenizer", "tok.json", "--data.layout", "padded", "--data.batch", "4"]
     assert main(["train", "mdlm-smoke", *layout, *TINY, "--out", "run"]) == 0
     assert main(["evaluate", "run", "--count", "4"]) == 0
     before = json.loads(Path("run/evaluation.json").read_text())
@@ -89,7 +89,7 @@ def test_a_run_keeps_its_tokenizer(corpus, capsys):
         k: v for k, v in before.items() if k != "sampling_seconds"
     }
     assert "sample_entropy_bits" in after
-    assert main(["train", "mdlm-smoke", "--text.layout", "padded", "--out", "other"]) == 2
+    assert main(["train", "mdlm-smoke", "--data.layout", "padded", "--out", "other"]) == 2
     assert "text of 27 characters is always packed" in capsys.readouterr().err
 
 

@@ -182,11 +182,11 @@ def test_training_and_evaluation_say_what_they_read(tmp_path, monkeypatch, capsy
     (tmp_path / "a.txt").write_text("\n".join([*LINES, "", "the cat sat"] * 60))
     (words() if lossy else train_tokenizer([TEXT], 270)).save("tokenizer.json")
     flags = [
-        "--text.name",
+        "--data.name",
         "a.txt",
-        "--text.tokenizer",
+        "--data.tokenizer",
         "tokenizer.json",
-        "--text.documents",
+        "--data.documents",
         "lines",
         "--training.steps",
         "2",
@@ -210,5 +210,5 @@ def test_figures_of_characters_take_no_tokenizer(tmp_path, monkeypatch, capsys):
     """Bits per token of n-grams are not bits per character."""
     monkeypatch.chdir(tmp_path)
     train_tokenizer([TEXT], 270).save("tokenizer.json")
-    assert main(["reproduce", "d3pm-text-smoke", "--text.tokenizer", "tokenizer.json", "--out", "run"]) == 2
-    assert "leave out --text.tokenizer" in capsys.readouterr().err
+    assert main(["reproduce", "d3pm-text-smoke", "--data.tokenizer", "tokenizer.json", "--out", "run"]) == 2
+    assert "leave out --data.tokenizer" in capsys.readouterr().err

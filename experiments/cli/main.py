@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import tyro
 from unnoise import __version__
 
 from ...shared.errors import UsageError, notices
+from ...shared.random import whole_seed
 from ...shared.training.folder import refuse_several
 from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
@@ -60,12 +62,15 @@ def run(arguments: Sequence[str]) -> int:
     for file in values_of("--module", rest):
         own_module(file)
     refuse_unknown(name)
+    for seed in values_of("--seed", rest):
+        whole_seed(int(seed) if re.fullmatch(r"-?\d{1,4000}", seed) else 0)  # another text is an error of its type
     if name in ("demo", "train", "reproduce"):
         refuse_several()
     config = (tyro.conf.PositionalMetavarFromFieldName,)
     if name in COMMANDS:
-        cls, rest = command_class(name, rest)
-        command: Any = tyro.cli(cls, args=rest, prog=f"unnoise {name}", config=config)
+        cls, left = command_class(name, rest)
+        prog = shlex.join(["unnoise", name, *([] if cls is COMMANDS[name] else rest[:1])])
+        command: Any = tyro.cli(cls, args=left, prog=prog, config=config)
         command.execute()
         return 0
     members = tuple(Annotated[cls, tyro.conf.subcommand(name, prefix_name=False)] for name, cls in COMMANDS.items())
@@ -103,7 +108,7 @@ def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
         lists = "; `unnoise recipes` lists them" * (needs[name] == "recipe")
         raise UsageError(f"give a {needs[name]}: unnoise {name} {needs[name].upper()} [options]{lists}")
     module = training if needs[name] == "recipe" else sampling
-    return module.options_for(name, arguments[0], arguments)
+    return module.options_for(name, arguments[0], arguments[1:])
 
 
 def refuse_unknown(name: str) -> None:

@@ -72,8 +72,9 @@ def with_parts(recipe: Recipe, arguments: Sequence[str], without: Sequence[str] 
         word = given.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         path = name.replace("-", "_")
-        if word.startswith("--") and (target := recipe.shorthands.get(path)):
-            rest.append(f"{option(target)}{equals}{value}")
+        head, dot, inner = path.partition(".")
+        if word.startswith("--") and (target := recipe.shorthands.get(head)) and head not in without:
+            rest.append(f"{option(f'{target}{dot}{inner}')}{equals}{value}")
             continue
         if not word.startswith("--") or path not in parts or not (equals or given):
             rest.append(word)

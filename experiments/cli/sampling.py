@@ -16,7 +16,6 @@ from torch import Tensor
 from ...shared.errors import UsageError
 from ...shared.progress import bar
 from ...shared.quantization import Quantization
-from ...shared.random import whole_seed
 from ...shared.sampler import Sampler
 from ...shared.serialization import deserialize
 from ...shared.training import Checkpoint, load
@@ -63,7 +62,7 @@ class Sample:
     caption: str | None = None
     """Caption of all samples, for a model with captions; None for no caption."""
     tokenizer: Path | None = None
-    """Path of the tokenizer.json of the captions, where the run does not have it."""
+    """Path of the tokenizer.json of the captions, needed with --caption."""
     temperature: float = 1.0
     """Temperature of the tokens' probabilities, such as 0.9; 1 changes nothing."""
     top_p: float = 1.0
@@ -106,15 +105,14 @@ def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type,
     recipe, rest = with_parts(recipe, arguments, without)
 
     def execute(options: Any) -> None:
-        whole_seed(options.seed)
         changed = with_options(recipe, options, without)
         changed.refuse_untrained_guidance()
         (sample if command == "sample" else evaluate)(options, checkpoint, changed)
 
     base = Sample if command == "sample" else Evaluate
-    cls = make_dataclass(
-        base.__name__, options_of(recipe, without), bases=(base,), namespace={"execute": execute}, frozen=True
-    )
+    given: Any = ("run", tyro.conf.Suppress[tyro.conf.Fixed[Path]], Path(run))
+    options = [given, *options_of(recipe, without)]
+    cls = make_dataclass(base.__name__, options, bases=(base,), namespace={"execute": execute}, frozen=True)
     cls.__doc__ = base.__doc__
     return cls, rest
 
@@ -216,7 +214,7 @@ def data_of(checkpoint: Checkpoint, run: Path) -> tuple[Quantization, tuple[int,
 
 def folder_of(run: Path) -> Path:
     """Returns the folder of a run, given it or the folder of one of its checkpoints."""
-    return run.parent.parent if run.parent.name == "checkpoints" else run
+    return run.parent.parent if run.parent.name == "checkpoints" and run.name.isdecimal() else run
 
 
 def positive(name: str, value: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from itertools import pairwise
@@ -17,9 +18,10 @@ from ...shared.serialization import deserialize
 from ...shared.training.checkpoint import list_checkpoints, newest, read
 from ...shared.training.folder import writable
 from ..notation import write
+from ..own_files import named_in_file
 from ..program import program
 from ..recipe import NoFigure, Recipe
-from ..recipes import find
+from ..recipes import RECIPES, find
 from ..reproduce import train_recipe
 from .recipe_options import option, options_of, settings_of, with_options, with_parts
 
@@ -64,7 +66,6 @@ def options_for(command: str, name: str, arguments: Sequence[str]) -> tuple[type
     base, without = recipe, ("figure",) if command == "train" else ()
     recipe, rest = with_parts(recipe, arguments, without)
     fields: list[Any] = [
-        ("recipe", tyro.conf.Positional[str], field(default=name)),
         ("out", Annotated[Path, tyro.conf.arg(help=OUT)], field(default=out)),
     ]
     if command == "train":
@@ -80,14 +81,21 @@ def options_for(command: str, name: str, arguments: Sequence[str]) -> tuple[type
 
     cls = make_dataclass(command.title(), [*fields, *options_of(recipe, without)], namespace={"execute": execute})
     does = type(recipe.figure).__doc__ or ""
-    about = (find(name).__doc__ if not is_run(name) else None) or ""
     cls.__doc__ = (
-        f"Trains {name}. {about}"
+        f"Trains {name}. {description_of(name)}"
         if command == "train"
         else f"Draws the figure of {name}: {does.strip()} Parts that "
         "are already trained in --out are loaded, and interrupted training is continued."
     )
     return cls, rest
+
+
+def description_of(name: str) -> str:
+    """Returns the docstring of the function that returns a recipe; an empty text for the folder of a run."""
+    if is_run(name):
+        return ""
+    function = RECIPES[name] if name in RECIPES else named_in_file(*name.rsplit(":", 1))
+    return inspect.getdoc(function) or ""
 
 
 OUT = "Folder for checkpoints, samples and results; it must not contain another run."
