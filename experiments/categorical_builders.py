@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from ..discrete import Absorbing, Dense, NoiseSchedule, Transition, cosine, mutual_information, nearest
@@ -118,6 +117,8 @@ def context_embeddings(text: TextDataset, windows: int = 20_000) -> Tensor:
     With more than 1024 tokens it is projected at random to 256 numbers, which hardly changes angles. A token that does
     not occur in these windows has a random embedding, and so arbitrary neighbors.
     """
+    from scipy.sparse import coo_array, csr_array  # slow to import
+
     size, count, source = text.vocabulary, min(windows, len(text.windows)), torch.Generator().manual_seed(0)
     pairs = csr_array((size, size))
     for start in range(0, count, AT_ONCE):
