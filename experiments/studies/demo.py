@@ -22,7 +22,7 @@ from ...shared.errors import UsageError
 from ...shared.gaussian.denoiser import GaussianDenoiser
 from ...shared.metrics.judge import Judge, SampleQuality, judge_of, labels_of, marginal_bits_per_dim
 from ...shared.progress import Progress, bar
-from ...shared.random import Streams, whole_seed
+from ...shared.random import Streams
 from ...shared.sampler import Sampler, device_of
 from ...shared.training import Training
 from ...shared.training.folder import curve, locked, read_object, writable, write_text
@@ -65,17 +65,18 @@ class Demo:
     seed: int = 0
     """Seed of training and sampling, a whole number."""
 
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise UsageError(f"steps={self.steps}: give a whole number of at least 1")
-        Training(seed=whole_seed(self.seed))
-
     def execute(self) -> None:
         """Runs the demo."""
         run(self)
 
     def recipes(self) -> dict[str, Recipe]:
-        """Returns the three recipes, with equal training."""
+        """Returns the three recipes, with equal training.
+
+        Raises:
+            UsageError: for fewer than one step, and a seed that is not a whole number.
+        """
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"steps={self.steps}: give a whole number of at least 1")
         recipes = {name: (smoke if self.smoke else digits)() for name, (_, digits, smoke) in FAMILIES.items()}
         return {name: replace(r, training=self._training(r)) for name, r in recipes.items()}
 
@@ -122,7 +123,7 @@ class Model(NamedTuple):
 def run(demo: Demo, write_out: Callable[[str], None] = print, progress: Progress = bar) -> Path:
     """Runs the demo and returns the path of its report."""
     start = time.perf_counter()
-    folder, recipes = prepare(demo), demo.recipes()
+    recipes, folder = demo.recipes(), prepare(demo)
     first = recipes["ddpm"]
     train, test = first.load("train"), first.load("test")
     torch.manual_seed(demo.seed)
