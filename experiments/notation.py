@@ -19,7 +19,7 @@ from ..shared.errors import UsageError, shown
 from ..shared.values import state_of
 from .catalog import GIVEN, Catalog, builds
 from .own_files import named_in_file
-from .parts import Part, parameters_of, write
+from .parts import Part, parameters_of, takes_parts, write
 
 OWN = re.compile(r"^\s*([\w./~\\-]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)\s*(\(.*\))?\s*$", re.DOTALL)
 """A part of one's own: `FILE.py:NAME` or `MODULE:NAME`, with arguments in parentheses or without."""
@@ -112,10 +112,9 @@ def refuse_argument(found: Any, name: str) -> None:
 
 def completed(given: Part[Any]) -> Any:
     """Returns the object of a class all of whose arguments are given, and any other part as it is."""
-    needs = [n for n, p in parameters_of(given.build).items() if p.default is inspect.Parameter.empty]
-    values = dict(given.arguments)
-    waiting = any(isinstance(v, Part) for v in values.values())
-    if not isinstance(given.build, type) or waiting or any(name not in values for name in needs):
+    values, takes = dict(given.arguments), parameters_of(given.build)
+    waiting = any(isinstance(v, Part) and not takes_parts(takes[name]) for name, v in values.items())
+    if not isinstance(given.build, type) or waiting or given.missing():
         return given
     try:
         return given.build(**values)

@@ -99,20 +99,28 @@ class Part(Generic[T]):
         given, arguments = dict(self.arguments), {}
         for name, parameter in parameters_of(self.build).items():
             if name in given:
-                deferred = str(parameter.annotation).startswith("Part")
-                arguments[name] = given[name] if deferred else built(given[name], context)
+                arguments[name] = given[name] if takes_parts(parameter) else built(given[name], context)
             elif name in context:
                 arguments[name] = context.take(name)
             elif parameter.default is inspect.Parameter.empty:
                 raise UsageError(f"{self!r} needs {name}: write {self.name}({name}=...)")
         return self.build(**arguments)
 
-    def constructors(self) -> Iterator[Any]:
-        """Yields the class or function of this part and of the parts in its arguments."""
-        yield self.build
+    def missing(self) -> list[str]:
+        """Returns the names of the arguments that are neither given nor optional."""
+        empty, given = inspect.Parameter.empty, dict(self.arguments)
+        return [n for n, p in parameters_of(self.build).items() if p.default is empty and n not in given]
+
+    def parts(self) -> Iterator[Part[Any]]:
+        """Yields this part and the parts in its arguments."""
+        yield self
         for _, value in self.arguments:
             if isinstance(value, Part):
-                yield from value.constructors()
+                yield from value.parts()
+
+    def constructors(self) -> Iterator[Any]:
+        """Yields the class or function of this part and of the parts in its arguments."""
+        return (inner.build for inner in self.parts())
 
     def __repr__(self) -> str:
         return write(self)
@@ -125,6 +133,11 @@ def part(build: Callable[..., T], /, **arguments: Any) -> Part[T]:
         UsageError: for an argument that it does not have.
     """
     return Part(build, tuple(arguments.items()))
+
+
+def takes_parts(parameter: inspect.Parameter) -> bool:
+    """Returns whether an argument is itself a part, by its annotation, so that it is not built with its owner."""
+    return str(parameter.annotation).startswith("Part")
 
 
 def built(value: Any, context: Context) -> Any:

@@ -97,6 +97,10 @@ def part_of(text: str, recipe: Recipe, setting: Setting) -> Any:
         raise UsageError(f"{option(setting.path)}: {error}") from error
     if setting.path == "guidance" and isinstance(found, int | float) and not isinstance(found, bool):
         return read(f"ClassifierFree(w={found})", recipe.catalog, setting.kind)
+    if isinstance(found, Part) and "Part" not in setting.type:
+        name, needs = next(((inner.name, m) for inner in found.parts() if (m := inner.missing())), (found.name, []))
+        remedy = f"{name}({', '.join(f'{n}=...' for n in needs)})"
+        raise UsageError(f"{option(setting.path)}: {name} needs {', '.join(needs)}: write {remedy}")
     if isinstance(found, str | int | float | tuple) or (found is None and "None" not in setting.type):
         raise UsageError(f"{option(setting.path)}={text}: give the name of a part, such as {write(setting.value)}")
     return found
