@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow lint types consistency bench bench-discrete bench-sde bench-networks results docs clean
+.PHONY: demo test slow smoke lint types consistency bench bench-discrete bench-sde bench-networks results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -17,6 +17,10 @@ test: $(VENV)/.ready-dev
 
 slow: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+# Every recipe in its smallest form: trained, sampled, measured, and its figure drawn. Some minutes on two cores.
+smoke: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/smoke.py
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
