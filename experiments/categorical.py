@@ -173,6 +173,7 @@ class CategoricalRecipe(CategoricalRun):
         )
         denoiser = built(self.denoiser, context)
         refuse_untaken(self.denoiser, context, {"reverse": None, "head": direct})
+        self.refuse_unfit(denoiser, quantization)
         return self.loss.built(denoiser, self.data.padding)
 
 

@@ -197,6 +197,7 @@ class GaussianRecipe(GaussianRun):
 
     def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
         denoiser = self.denoiser_of(self.network_of(shape))
+        self.refuse_unfit(denoiser, quantization)
         return self.loss.built(denoiser, self.in_range(quantization), self.variance)
 
 

@@ -70,6 +70,8 @@ class Part(Generic[T]):
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        if not callable(self.build):
+            raise UsageError(f"part({self.build!r}): give a class or a function, such as part(DDIM, eta=0.5)")
         takes = parameters_of(self.build)
         for name, _ in self.arguments:
             if name not in takes:
@@ -128,6 +130,9 @@ class Part(Generic[T]):
 
 def part(build: Callable[..., T], /, **arguments: Any) -> Part[T]:
     """Returns a class, or a function that returns an object, with some of its arguments, as a part of a recipe.
+
+    Names of arguments are checked here, and not by type checkers. `part(DDIM, eta=0.5).built(Context(denoiser=d))` is
+    `DDIM(d, eta=0.5)`.
 
     Raises:
         UsageError: for an argument that it does not have.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -14,7 +14,7 @@ from typing_extensions import Self, TypeVar
 
 from ..shared.data import Batches
 from ..shared.denoiser import Denoiser
-from ..shared.errors import UsageError
+from ..shared.errors import UsageError, shown
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
@@ -24,6 +24,7 @@ from ..shared.serialization import serializable
 from ..shared.training import Training
 from .catalog import Catalog
 from .code_lengths import CodeLengthOf
+from .parts import Part
 
 D = TypeVar("D", bound=Denoiser, default=Any)
 Form = Callable[[Quantization, Tensor, Source], Tensor]
@@ -131,7 +132,12 @@ class Recipe(ABC, Generic[D]):
     training: Training
     sampling_steps: int
     figure: Figure
+    sampler: Part[Sampler]
     bytes_per_logit: int = 16
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            refuse_other_value(f.name, getattr(self, f.name), str(f.type))
 
     @property
     def classes(self) -> int | None:
@@ -205,15 +211,7 @@ class Recipe(ABC, Generic[D]):
         Raises:
             UsageError: with the setting.
         """
-        if self.sampling_steps < 1:
-            raise UsageError(f"sampling_steps={self.sampling_steps}: give a whole number of at least 1")
-        self.refuse_untrained_guidance()
-        sampler = self.sampler_of(objective.denoiser)
-        try:
-            grid = sampler.times(self.grid(objective.denoiser, self.sampling_steps))
-        except UsageError as error:
-            raise UsageError(f"sampling_steps={self.sampling_steps}: {error}") from error
-        self.code_length_of(objective.denoiser, quantization)
+        grid, sampler = self.refuse_unfit(objective.denoiser, quantization)
         training = objective.training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -226,6 +224,22 @@ class Recipe(ABC, Generic[D]):
                 if len(grid) > 3:  # not the one step of an adaptive solver
                     sampler.begin()(start, *sampler.path(grid)[0], generator=source, **conditions)
             objective.train(training)
+
+    def refuse_unfit(self, denoiser: D, quantization: Quantization) -> tuple[Tensor, Sampler]:
+        """Returns the times of sampling and the sampler; raises for settings that do not fit the denoiser.
+
+        Raises:
+            UsageError: with the setting.
+        """
+        if self.sampling_steps < 1:
+            raise UsageError(f"sampling_steps={self.sampling_steps}: give a whole number of at least 1")
+        self.refuse_untrained_guidance()
+        sampler = self.sampler_of(denoiser)
+        if not isinstance(sampler, Sampler):
+            raise UsageError(f"sampler={self.sampler} is not a sampler: give one, such as Ancestral")
+        grid = sampler.times(self.grid(denoiser, self.sampling_steps))
+        self.code_length_of(denoiser, quantization)
+        return grid, sampler
 
     def refuse_untrained_guidance(self) -> None:
         """Raises for guidance of a network that was not trained without labels too.
@@ -262,3 +276,42 @@ class Recipe(ABC, Generic[D]):
         return self.data.evaluate(
             self, denoiser, count=count, steps=steps, seed=seed, trained_on=trained_on, progress=progress
         )
+
+
+def refuse_other_value(name: str, value: Any, annotation: str) -> None:
+    """Raises for a value that a setting of a recipe cannot have.
+
+    Args:
+        name: the name of the setting.
+        value: its value.
+        annotation: the annotation of the field, as text.
+
+    Raises:
+        UsageError: with what to give.
+    """
+    if value is None and "None" in annotation:
+        return
+    takes_part, own = "Part[" in annotation, annotation.partition("Part[")[0].strip(" |")
+    if isinstance(value, type):
+        raise UsageError(
+            f"{name} is the class {value.__name__}: give {'part(' if takes_part else ''}{value.__name__}"
+            f"{')' if takes_part else '(...)'}"
+        )
+    if takes_part and not own and not isinstance(value, Part):
+        raise UsageError(f"{name}={shown(value)}: give a part, such as part(NAME, ARGUMENT=VALUE)")
+    wanted = {"int": int, "bool": bool, "str": str}.get(annotation)
+    if wanted is not None and not isinstance(value, wanted):
+        raise UsageError(f"{name}={value!r}: give {'a whole number' if wanted is int else wanted.__name__}")
+    settings = annotation in (
+        "Data",
+        "Training",
+        "Figure",
+        "GaussianLoss",
+        "CategoricalLoss",
+        "GaussianCodeLength",
+        "TokenBound",
+    )
+    if settings and not is_dataclass(value):
+        raise UsageError(f"{name}={shown(value)}: give {annotation}(...)")
+    if not settings and wanted is None and isinstance(value, str | int | float):
+        raise UsageError(f"{name}={value!r}: give the part itself, not its name or a number")

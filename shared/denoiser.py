@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from torch import Tensor, nn
 from typing_extensions import TypeVar
@@ -30,6 +30,10 @@ class Denoiser(nn.Module, ABC, Generic[C]):
 
     corruption: C
     conditions: tuple[str, ...] | None = None
+
+    if TYPE_CHECKING:  # nn.Module declares that a call returns Any
+
+        def __call__(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor: ...
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,10 @@ class Objective(nn.Module, ABC, Generic[D]):
     denoiser: D
     times: TimeSampling
     draws_times: bool = False
+
+    if TYPE_CHECKING:  # nn.Module declares that a call returns Any
+
+        def __call__(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss: ...
 
     @abstractmethod
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:

@@ -167,7 +167,8 @@ def within(model: CategoricalRecipe, seconds: float, place: Path) -> Categorical
         times = []
         for batch in islice(model.batches(data), steps):
             start = time.process_time()
-            objective(**batch).total.mean().backward()
+            inputs: dict[str, Any] = batch
+            objective(**inputs).total.mean().backward()
             optimizer.step()
             optimizer.zero_grad()
             times.append(time.process_time() - start)

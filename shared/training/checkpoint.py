@@ -54,6 +54,12 @@ class Checkpoint(NamedTuple):
     description: dict[str, Any]
     tensors: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        """Returns one line: the step, the loss, the denoiser on its process, and the shape of the data."""
+        denoiser = self.average.denoiser
+        on = f"{type(denoiser).__name__} on {denoiser.corruption}"
+        return f"Checkpoint(step={self.step}, {type(self.objective).__name__} of {on}, shape={self.shape})"
+
 
 def save(
     folder: Path,
