@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -67,6 +68,16 @@ class Jump(Sampler):
         x0 = self.denoiser(x, t, **cond)
         (alpha, sigma), (a, b) = self.corruption(t), self.corruption(s)
         return (a * x0 + self.share * b * (x - alpha * x0) / sigma).to(x.dtype)
+
+
+def jump(denoiser, share=0.7):
+    """A sampler as a function of the denoiser."""
+    return Jump(denoiser, share)
+
+
+def scaled(by):
+    """A function that returns a weight, which checkpoints cannot contain."""
+    return lambda schedule, t: by * twice(schedule, t)
 
 
 class Net(nn.Module):
@@ -193,6 +204,9 @@ def ring():
 '''
 
 
+CALLED = ("--loss.weight", "own_parts.py:scaled(by=3)")
+
+
 def forget():
     """Forgets all files of one's own, as in a new process."""
     for key in [key for key in sys.modules if key.startswith("own_file_")]:
@@ -275,6 +289,21 @@ def test_an_own_network_that_does_not_keep_its_arguments(own, capsys):
     done(capsys, "train", "run", "--resume", "--training.steps", 3)
 
 
+def test_a_part_can_be_a_function_that_returns_it(own, capsys):
+    line = ("ddpm-smoke", "--sampler", "own_parts.py:jump", "--training.steps", 2, "--out", "run")
+    done(capsys, "train", *line)
+    recipe = read(newest(own / "run"))[0]["experiment"]["arguments"]
+    assert recipe["sampler"]["arguments"] == {"build": {"function": "own_parts.py:jump"}, "arguments": []}
+    forget()
+    by = ("--count", 2, "--format", "npz", "--module", "own_parts.py")
+    assert "by Jump" in done(capsys, "sample", "run", *by)
+    done(capsys, "sample", "run", *by, "--sampler.share", "0.1")
+    done(capsys, "sample", "run", *by, "--sampler", "own_parts.py:Jump(share=0.1)")
+    first, second, third = (np.load(own / "run" / f"samples{n}.npz")["arr_0"] for n in ("", "-2", "-3"))
+    assert (first != second).any()
+    assert (second == third).all()
+
+
 def test_own_images_in_an_own_recipe(own, capsys):
     out = done(capsys, "train", "own_parts.py:disks", "--data.radius", "3.0", "--training.steps", 2)
     assert "training own_parts.py:disks on 60 examples of 1x8x8 into runs/disks/" in out
@@ -327,6 +356,7 @@ def test_the_values_of_own_files_that_are_wrong(own, capsys):
         (r"own_parts.py does not define Sin: did you mean Sine", *train, "own_parts.py:Sin"),
         (r"Sine has no argument first: ", *train, "own_parts.py:Sine(first=1)"),
         (r"needs by: write Scaled\(by=...\)", *train[:-1], "--loss.weight", "own_parts.py:Scaled"),
+        (r"scaled is called here, and a function stands for itself", *train[:-1], *CALLED),
         (r"own_parts.py have one name", *train, "b/own_parts.py:Sine"),
         (r"there is no file none.py", "sample", "run", "--module", "none.py"),
         (r"broken.py cannot be imported", "sample", "run", "--module", "broken.py"),

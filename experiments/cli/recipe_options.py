@@ -97,13 +97,29 @@ def part_of(text: str, recipe: Recipe, setting: Setting) -> Any:
         raise UsageError(f"{option(setting.path)}: {error}") from error
     if setting.path == "guidance" and isinstance(found, int | float) and not isinstance(found, bool):
         return read(f"ClassifierFree(w={found})", recipe.catalog, setting.kind)
+    if "Part" in setting.type and inspect.isfunction(found):
+        return Part(found)  # a function of one's own that returns the object
     if isinstance(found, Part) and "Part" not in setting.type:
-        name, needs = next(((inner.name, m) for inner in found.parts() if (m := inner.missing())), (found.name, []))
-        remedy = f"{name}({', '.join(f'{n}=...' for n in needs)})"
-        raise UsageError(f"{option(setting.path)}: {name} needs {', '.join(needs)}: write {remedy}")
+        refuse_incomplete(found, option(setting.path))
     if isinstance(found, str | int | float | tuple) or (found is None and "None" not in setting.type):
         raise UsageError(f"{option(setting.path)}={text}: give the name of a part, such as {write(setting.value)}")
     return found
+
+
+def refuse_incomplete(part: Part[Any], name: str) -> None:
+    """Raises for a part in place of an object: a class without all of its arguments, or a call of a function.
+
+    Raises:
+        UsageError: with the option of that name.
+    """
+    for inner in part.parts():
+        if needs := inner.missing():
+            remedy = f"{inner.name}({', '.join(f'{n}=...' for n in needs)})"
+            raise UsageError(f"{name}: {inner.name} needs {', '.join(needs)}: write {remedy}")
+    raise UsageError(
+        f"{name}: {part.name} is called here, and a function stands for itself: write {part.name} without arguments, "
+        "or a class with these arguments and a method __call__"
+    )
 
 
 def options_of(recipe: Recipe, without: Sequence[str] = ()) -> list[tuple[str, Any, Any]]:
@@ -136,9 +152,9 @@ def as_field(name: str, kind: Any, default: Any, text: str, metavar: str | None 
 
 def arguments_in(value: Any, depth: int = 3) -> Iterator[tuple[str, Any, str]]:
     """Yields path, value and help of the arguments of a part, and of parts in its arguments."""
-    if not depth or not builds(build := value.build if isinstance(value, Part) else type(value)):
+    if not depth:
         return
-    docs, given = argument_docs(build), arguments_of(value)
+    docs, given = argument_docs(value.build if isinstance(value, Part) else type(value)), arguments_of(value)
     for name, argument in given.items():
         if argument is inspect.Parameter.empty or (name in SHARED_ARGUMENTS and not isinstance(argument, Part)):
             continue
