@@ -1,5 +1,6 @@
 """`unnoise sample`: labels, guidance, samplers, formats and places of samples, prompts and gaps, and seeds."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import unnoise
 from unnoise.continuous import DenoisingLoss, Learned, LinearBetas
+from unnoise.discrete import Absorbing, Categorical, ContinuousBound, LogLinearNoise, carried
 from unnoise.experiments.cli import main
 from unnoise.experiments.evaluation import draw
 from unnoise.experiments.pretrained.imported import run_of
-from unnoise.shared.data import Batches, train_tokenizer
-from unnoise.shared.networks import CaptionEncoder, UNet
+from unnoise.shared.data import Batches, characters, image_dataset, train_tokenizer
+from unnoise.shared.networks import CaptionEncoder, DiT, UNet
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
 
@@ -332,6 +334,32 @@ def test_captions(tmp_path, capsys):
         capsys, "none.json cannot be read", "sample", tmp_path / "run", "--caption", "a", "--tokenizer", "none.json"
     )
     refused(capsys, "shape .*or shorter", "sample", tmp_path / "run", "--caption", "a " * 9, *by)
+
+
+def test_runs_that_were_trained_in_python(tmp_path, capsys):
+    """Without a recipe: text with a prompt, and images of a class; evaluated on data that are given."""
+    transition = Absorbing(27, LogLinearNoise())
+    text = ContinuousBound(Categorical(DiT(28, 16, 16, 1, 2, outputs=27), transition, head=carried))
+    network = UNet((1, 8, 8), 8, (1,), 1, (), heads=1, classes=10)
+    images = DenoisingLoss.simple(Learned(network, LinearBetas(50)))
+    for name, objective, batches in (
+        ("text", text, characters("shakespeare", "train", 16).batches(8)),
+        ("images", images, image_dataset("digits").batches(8, conditions=("label",))),
+    ):
+        Trainer(objective, Training(steps=2, warmup=0), folder=tmp_path / name).fit(batches)
+    few = ("--count", 2, "--steps", 2)
+    assert command("sample", tmp_path / "text", *few, "--prompt", "to be ", "--length", 20, "--top-p", 0.9) == 0
+    assert [(len(t), t[:6]) for t in text_of(tmp_path / "text" / "samples.txt")] == [(20, "to be ")] * 2
+    assert command("sample", tmp_path / "images", *few, "--labels", 7, 4, "--format", "npz", "--sampler", "ddpm") == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert command("sample", tmp_path / "images", *few, "--labels", 7, 4, "--format", "npz", "--sampler.eta", 1) == 0
+    assert np.load(tmp_path / "images" / "samples.npz")["arr_1"].tolist() == [7, 4]
+    refused(capsys, "comes without data: give --data NAME", "evaluate", tmp_path / "text", *few)
+    assert command("evaluate", tmp_path / "text", *few, "--data", "shakespeare") == 0
+    found = json.loads((tmp_path / "text" / "evaluation.json").read_text())
+    checkpoint = unnoise.load(tmp_path / "text")
+    expected = run_of(checkpoint).with_data("shakespeare").evaluate(checkpoint.average.denoiser, count=2, steps=2)
+    assert found["bits_per_token"] == expected["bits_per_token"]
 
 
 def test_the_module_is_a_command():
