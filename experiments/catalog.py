@@ -68,6 +68,10 @@ GIVEN = frozenset({"denoiser", "network", "shape", "quantization", "categories",
 """Arguments that the recipe gives: they are left out when arguments are written in their order."""
 
 
+NUMBERS = frozenset({"int", "float", "bool", "int | None", "float | None"})
+"""Annotations of arguments that are numbers."""
+
+
 class Catalog:
     """The parts of a family.
 
@@ -84,19 +88,21 @@ class Catalog:
     def __init__(self, kinds: Mapping[str, Iterable[Any]]) -> None:
         self.kinds = {kind: {public_name(part): part for part in parts} for kind, parts in kinds.items()}
 
-    def find(self, name: str, kind: str) -> Any:
+    def find(self, name: str, kind: str, bare: bool = False) -> Any:
         """Returns the part of a kind by its name, or of any kind for a kind without parts.
+
+        `bare` is whether the name stands without arguments.
 
         Raises:
             UsageError: for an unknown name; the message lists the names, or suggests the nearest one.
         """
         within = self.kinds.get(kind) or {n: part for parts in self.kinds.values() for n, part in parts.items()}
-        if name in within:
+        if name in within and not (bare and within[name] in BUILDERS):
             return within[name]
-        for ending in self.ENDINGS:
-            found = [part for n, part in within.items() if key_of(n) == key_of(name) + ending]
-            if found:
-                return found[0]
+        keys = [key_of(name) + ending for ending in self.ENDINGS]
+        found = [part for key in keys for n, part in within.items() if key_of(n) == key]
+        if found:  # a name alone rather stands for a class than for a function that needs arguments
+            return next((part for part in found if isinstance(part, type)), found[0]) if bare else found[0]
         if near := difflib.get_close_matches(key_of(name), map(key_of, within), n=2, cutoff=0.7):
             hint = f"did you mean {' or '.join(n for n in within if key_of(n) in near)}?"
         else:
@@ -105,6 +111,8 @@ class Catalog:
 
     def kind_of(self, parameter: inspect.Parameter) -> str:
         """Returns the kind of an argument, by its annotation, or by its name where that is a tensor or a function."""
+        if str(parameter.annotation) in NUMBERS:
+            return "number"
         by_name = {"schedule": "NoiseSchedule"}.get(parameter.name, parameter.name)
         return kind_of(parameter.annotation, self.kinds) or (by_name if by_name in self.kinds else "")
 

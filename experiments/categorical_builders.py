@@ -78,11 +78,14 @@ def from_file(path: str, categories: int, schedule: Tensor | None = None) -> Den
     """
     try:
         with Path(path).expanduser().open("rb") as file:
-            matrices = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False)).double()
+            array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}: give a .npy file with transition matrices") from None
     except (ValueError, TypeError, EOFError) as error:
         raise UsageError(f"{path} cannot be read as .npy ({error}): save it with numpy.save") from error
+    if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(array.dtype, np.integer):
+        raise UsageError(f"{path} has numbers of type {array.dtype}: give real numbers")
+    matrices = torch.from_numpy(array).double()
     if matrices.ndim not in (2, 3) or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] < categories:
         raise UsageError(
             f"{path} has shape {tuple(matrices.shape)}: give one matrix (K, K) or a table (T, K, K), with K at least "
@@ -90,11 +93,34 @@ def from_file(path: str, categories: int, schedule: Tensor | None = None) -> Den
         )
     if matrices.ndim == 3 and schedule is not None:
         raise UsageError(f"{path} is a table of {len(matrices)} steps, which takes no schedule: leave it out")
+    if schedule is not None and not isinstance(schedule, torch.Tensor):
+        raise UsageError(
+            f"schedule={schedule}: a matrix of a file takes the betas of a table of steps, such as cosine(steps=100)"
+        )
+    refuse_bad_rows(matrices, path)
     if matrices.ndim == 2:
         betas = cosine(1000) if schedule is None else torch.as_tensor(schedule, dtype=torch.float64)
         identity = torch.eye(len(matrices), dtype=torch.float64)
         matrices = torch.lerp(identity, matrices, betas[:, None, None])
     return Dense(matrices, categories=categories)
+
+
+def refuse_bad_rows(matrices: Tensor, path: str) -> None:
+    """Raises for a matrix of a file with a row that is not a distribution.
+
+    Raises:
+        UsageError: with the row, counted from 0, and its sum.
+    """
+    sums, smallest = matrices.sum(-1), matrices.amin(-1)
+    bad = (smallest < 0) | ~((sums - 1).abs() < 1e-9)
+    if bool(bad.any()):
+        at = tuple(torch.nonzero(bad)[0].tolist())
+        row = f"row {at[-1]}" + (f" of matrix {at[0]}" if len(at) > 1 else "")
+        raise UsageError(
+            f"{path}: {row} has the sum {float(sums[at]):.10g} and the smallest entry {float(smallest[at]):.4g}: each "
+            "row must be a distribution, of entries from 0 on and of sum 1 (to 1e-9): divide rows by their sums, in "
+            "float64; transpose a matrix whose columns are distributions"
+        )
 
 
 def with_absolute_paths(transition: Part[Transition]) -> Part[Transition]:

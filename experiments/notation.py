@@ -79,7 +79,9 @@ def value_of(tree: ast.expr, catalog: Catalog, kind: str, text: str) -> Any:
         raise UsageError(f"{shown(text)}: give a number, a text in quotation marks, or a part by its name")
     if name.id in ("inf", "nan") and call is None:
         return float(name.id)
-    return constructed(catalog.find(name.id, kind), call, catalog, text)
+    if kind == "number":
+        raise UsageError(f"{shown(text)}: {name.id} stands where a number belongs: give a number")
+    return constructed(catalog.find(name.id, kind, bare=call is None), call, catalog, text)
 
 
 def constructed(found: Any, call: ast.Call | None, catalog: Catalog, text: str) -> Any:

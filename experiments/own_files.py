@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,11 +34,22 @@ def own_module(name: str) -> ModuleType:
         raise UsageError(f"there is no file {name}: give the path of a Python file") from error
     except Exception as error:  # whatever the code of the user raises
         raise UsageError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
+    if name not in IMPORTED:
+        IMPORTED.append(name)
     for key, value in vars(module).items():
         own = getattr(value, "__module__", None) == module.__name__ and not module.__name__.startswith("unnoise.")
         if own and (isinstance(value, type) or inspect.isfunction(value)) and value not in _NAMES:
             serializable(f"{path.name if name.endswith('.py') else name}:{key}")(value)
     return module
+
+
+IMPORTED: list[str] = []
+"""The files and modules of one's own that were imported, as they were named."""
+
+
+def module_options() -> str:
+    """Returns the options that import the same files again, for commands that are printed: ` --module FILE.py`."""
+    return "".join(f" --module {shlex.quote(name)}" for name in IMPORTED)
 
 
 def of_file(path: Path) -> ModuleType:

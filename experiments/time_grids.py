@@ -15,11 +15,22 @@ from ..shared.corruption import Corruption
 from ..shared.errors import UsageError
 from ..shared.gaussian.schedule import Schedule
 from ..shared.serialization import serializable
-from ..shared.time_inputs import rows_of
 from ..shared.values import notation
 
 Spacing: TypeAlias = Callable[[int, Corruption], int | Tensor]
 """`(steps, process) -> steps of a sampler`: their number, for the grid of the process itself, or a grid of times."""
+
+
+def table_rows(name: str, corruption: Corruption) -> int:
+    """Returns the number of steps of a table.
+
+    Raises:
+        UsageError: for a process in continuous time.
+    """
+    rows = getattr(corruption, "steps", None)
+    if rows is None:
+        raise UsageError(f"spacing={name} is for tables of steps, and {corruption} is in continuous time: give even")
+    return rows
 
 
 @serializable("experiments.even")
@@ -31,19 +42,19 @@ def even(steps: int, corruption: Corruption) -> int | Tensor:
 @serializable("experiments.strided")
 def strided(steps: int, corruption: Corruption) -> int | Tensor:
     """Returns steps of a whole stride on a table ("ddim"; Song et al. 2020)."""
-    return continuous.strided(steps, rows_of(corruption))
+    return continuous.strided(steps, table_rows("strided", corruption))
 
 
 @serializable("experiments.quadratic")
 def quadratic(steps: int, corruption: Corruption) -> int | Tensor:
     """Returns quadratic steps on a table ("quad"; Song et al. 2020)."""
-    return continuous.quadratic(steps, rows_of(corruption))
+    return continuous.quadratic(steps, table_rows("quadratic", corruption))
 
 
 @serializable("experiments.trailing")
 def trailing(steps: int, corruption: Corruption) -> int | Tensor:
     """Returns trailing steps on a table (Lin et al. 2023)."""
-    return continuous.trailing(steps, rows_of(corruption))
+    return continuous.trailing(steps, table_rows("trailing", corruption))
 
 
 @serializable("experiments.Sections")
@@ -61,7 +72,7 @@ class Sections:
     __repr__ = notation
 
     def __call__(self, steps: int, corruption: Corruption) -> int | Tensor:
-        return sections(list(self.counts), rows_of(corruption)) if steps == sum(self.counts) else steps
+        return sections(list(self.counts), table_rows(repr(self), corruption)) if steps == sum(self.counts) else steps
 
 
 @serializable("experiments.Karras")

@@ -150,7 +150,8 @@ def try_time_inputs(owner: HasNetwork, x: Tensor, cond: dict[str, Any]) -> None:
     modes = [(m, m.training) for m in network.modules()]
     try:
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            network.eval()(x.new_zeros(2, *x.shape[1:]), ends.float().to(x.device), **rows)
+            # not a call: hooks count those
+            network.eval().forward(x.new_zeros(2, *x.shape[1:]), ends.float().to(x.device), **rows)
     except UsageError:
         raise
     except Exception as error:  # other errors are raised again by the call itself
@@ -261,11 +262,14 @@ def missing_time_argument(signature: inspect.Signature, name: str) -> str | None
 
 
 def signature_of(network: nn.Module) -> inspect.Signature | None:
-    """Returns the signature of the network's `forward`, without self; None if it cannot be read."""
+    """Returns the signature of `forward`, of the `inner` network if it passes all conditions on; None if unreadable."""
     try:
-        return inspect.signature(network.forward)
+        signature = inspect.signature(network.forward)
     except (TypeError, ValueError):
         return None
+    passes = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    inner = getattr(network, "inner", None)
+    return signature_of(inner) if passes and isinstance(inner, nn.Module) else signature
 
 
 def explanation(error: Exception, owner: HasNetwork, x: Tensor, time: Tensor, cond: dict[str, Any]) -> str | None:

@@ -182,7 +182,8 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
     if name not in _KNOWN:
         raise UsageError(
             f"the checkpoint contains {name}, which no imported module defines: load it by unnoise.load, which imports "
-            "this package's own, or for a class or function of yours import its module first"
+            "this package's own, or for a class or function of yours import its module first (on the command line give "
+            "--module FILE.py)"
         )
     if "function" in description:
         return _KNOWN[name]

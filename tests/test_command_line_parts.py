@@ -1,4 +1,4 @@
-"""Parts and settings on the command line: legal combinations run to samples and evaluation, illegal ones are refused."""
+"""Parts on the command line: legal combinations run to samples and evaluation, illegal ones are refused."""
 
 import json
 import re
@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from unnoise import discrete
 from unnoise.experiments import evaluation
+from unnoise.experiments.categorical_builders import from_file
 from unnoise.experiments.cli import main
 from unnoise.experiments.cli.recipe_options import options_of, settings_of, with_parts
+from unnoise.experiments.notation import read as read_notation
 from unnoise.experiments.recipes import RECIPES, find
+from unnoise.shared.errors import UsageError
 from unnoise.shared.training.checkpoint import newest, read
 
 
@@ -83,7 +87,7 @@ ILLEGAL = {
     "ddpm-smoke --schedule cosin": "--schedule: cosin is not a Schedule of this family: did you mean Cosine",
     "ddpm-smoke --schedule linear(stepps=3)": "LinearBetas has no argument stepps: did you mean steps",
     "ddpm-smoke --schedule linear(steps=": "is not in the notation of parts",
-    "ddpm-smoke --schedule __import__('os').getcwd()": "give a number, a text in quotation marks, or a part by its name",
+    "ddpm-smoke --schedule __import__('os').getcwd()": "give a number, a text in quotation marks, or a part by",
     "ddpm-smoke --schedule ddim": "ddim is not a Schedule of this family: choose from",
     "ddpm-smoke --schedule None": "--schedule=None: give the name of a part",
     "ddpm-smoke --schedule 3": "--schedule=3: give the name of a part",
@@ -104,11 +108,15 @@ ILLEGAL = {
     "ddpm-smoke --sampler.variance": "--sampler.variance",
     "score-sde-smoke --sampler AnnealedLangevin": "is a corrector",
     "score-sde-smoke --sampler annealed-langevin(1e-4)": "is for the schedule NoiseLevels",
-    "d3pm-smoke --transition absorbing": "needs schedule: write Absorbing(schedule=...)",
+    "tauldr-smoke --transition absorbing": "needs schedule: write Absorbing(schedule=...)",
     "d3pm-smoke --transition missing.npy": "missing.npy: give a .npy file with transition matrices",
     "d3pm-smoke --loss.objective ContinuousBound": "a table of steps has no rates",
     "d3pm-smoke --head carried": "head=carried takes an unmasked token for x_0",
     "d3pm-smoke --schedule velocity": "velocity is not a NoiseSchedule of this family",
+    "ddpm-smoke --loss.weight min-snr(gamma=five)": "five stands where a number belongs",
+    "ddpm-smoke --spacing trailing --schedule cosine": "spacing=trailing is for tables of steps",
+    "mdlm-smoke --transition matrix.npz": "matrices are read from .npy files",
+    "mdlm-smoke --transition uniform": "head=carried takes an unmasked token",  # its schedule is kept
     "mdlm-smoke --transition Uniform(LogLinearNoise)": "head=carried takes an unmasked token",
     "mdlm-smoke --loss.objective D3PMLoss": "runs in continuous time and has no L_n",
     "sedd-smoke --head residual": "head=residual has no effect",
@@ -167,15 +175,55 @@ def test_version_and_module(capsys):
     assert re.fullmatch(r"unnoise \d+\.\d+\.\d+\n", out)
 
 
+def test_a_new_part_keeps_what_it_needs_of_the_old_one():
+    recipe, _ = with_parts(find("udlm-smoke"), ["--transition", "absorbing", "--sampler", "ancestral"])
+    assert str(recipe.transition) == "Absorbing(schedule=LogLinearNoise())"
+    recipe, rest = with_parts(find("mdlm-smoke"), ["--schedule", "cosine"])
+    assert rest == ["--transition.schedule", "cosine"]
+    assert read_notation("cosine", recipe.catalog, "NoiseSchedule") == discrete.CosineNoise()
+    assert str(read_notation("cosine(steps=5)", recipe.catalog, "NoiseSchedule")) == "cosine(steps=5)"
+    recipe, _ = with_parts(find("ddpm-smoke"), ["--clip", "none"])
+    assert recipe.clip is None
+
+
+def test_earlier_results_are_kept(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "train", "d3pm-smoke", "--out", "r", "--training.steps", 1)[0] == 0
+    for n, steps in enumerate((3, 2, 1)):
+        assert run(capsys, "evaluate", "r", "--count", 2, "--steps", steps)[0] == 0
+        assert len(list((tmp_path / "r").glob("evaluation*.json"))) == n + 1
+    found = [json.loads((tmp_path / "r" / f"evaluation{n}.json").read_text()) for n in ("-1", "-2", "")]
+    assert [results["sampling_steps"] for results in found] == [3, 2, 1]
+    assert {results["sampler"] for results in found} == {"Ancestral()"}
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        (np.full((27, 27), 1 / 26), "row 0 has the sum 1.038461538"),
+        (np.eye(27) * 2 - np.full((27, 27), 1 / 27), "smallest entry -0.03704"),
+        (np.stack([np.eye(27), np.eye(27) * 1.5]), "row 0 of matrix 1 has the sum 1.5"),
+        (np.eye(27) * (1 + 0j), "numbers of type complex128: give real numbers"),
+        (np.full((27, 27), np.nan), "has the sum nan"),
+        (np.eye(20), "K at least 27"),
+        (np.ones(27), "has shape (27,)"),
+    ],
+)
+def test_matrices_that_are_no_transition_are_refused_as_they_are_in_the_file(matrix, words, tmp_path):
+    np.save(tmp_path / "m.npy", matrix)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        from_file(str(tmp_path / "m.npy"), 27)
+
+
 def test_parts_lists_every_kind(capsys):
     status, out, _ = run(capsys, "parts")
     assert status == 0
-    for words in ("MinSNR(gamma=5.0)", "Cosine(low=-20.0, high=20.0)", "Absorbing(categories, schedule", "velocity"):
+    for words in ("MinSNR(gamma=5.0)", "Cosine(low=-20.0, high=20.0)", "Absorbing(schedule, mask=None)", "velocity"):
         assert words in out
     status, out, _ = run(capsys, "parts", "weight")
     assert "truncated_snr" in out
     assert "Cosine" not in out
-    assert "there is no kind color" in run(capsys, "parts", "color")[2]
+    assert "there is no kind and no part color" in run(capsys, "parts", "color")[2]
 
 
 def test_transition_of_a_file(capsys, tmp_path, monkeypatch):

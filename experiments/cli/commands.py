@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from ...shared.errors import UsageError
-from ..catalog import CATEGORICAL, GAUSSIAN
+from ..catalog import CATEGORICAL, GAUSSIAN, key_of
 from ..pretrained.exporting import Flags, bring, send
 from ..program import program
 from ..recipes import RECIPES
@@ -37,18 +37,21 @@ class Parts:
     """
 
     kind: tyro.conf.Positional[str] = ""
-    """Kind of part, such as Schedule, Sampler or Transition; empty for all."""
+    """Kind of part, such as Schedule, Sampler or Transition, or a part such as ddim; empty for all."""
 
     def execute(self) -> None:
         """Prints the parts."""
         kinds = {kind: c for c in (GAUSSIAN, CATEGORICAL) for kind in c.kinds}
-        if self.kind and self.kind.lower() not in {kind.lower() for kind in kinds}:
-            raise UsageError(f"there is no kind {self.kind}: choose from {', '.join(kinds)}")
+        names = {key_of(name) for catalog in (GAUSSIAN, CATEGORICAL) for of in catalog.kinds.values() for name in of}
+        wanted = key_of(self.kind)
+        if wanted and wanted not in names | {kind.lower() for kind in kinds}:
+            raise UsageError(f"there is no kind and no part {self.kind}: choose from the kinds {', '.join(kinds)}")
         for family, catalog in {"Gaussian": GAUSSIAN, "categorical": CATEGORICAL}.items():
             for kind, parts in catalog.kinds.items():
-                if self.kind.lower() in ("", kind.lower()):
+                chosen = [p for name, p in parts.items() if wanted in ("", kind.lower(), key_of(name))]
+                if chosen:
                     print(f"{kind} ({family} recipes)")
-                    for part in parts.values():
+                    for part in chosen:
                         about = "" if part is None else (getattr(part, "__doc__", None) or "").strip().splitlines()
                         print(f"  {signature_text(part)}\n      {about[0] if about else ''}")
 

@@ -125,6 +125,8 @@ def text_for(options: Any, recipe: Recipe, shape: tuple[int, ...]) -> KnownText 
         raise UsageError("--prompt, --infill and --length are for models of text: leave them out")
     if options.prompt is not None and options.infill is not None:
         raise UsageError("--prompt and --infill: give one of them, as a text with gaps can start with the prompt")
+    if options.prompt is not None and "_" in options.prompt:
+        raise UsageError(f"--prompt {shown(options.prompt)!r}: gaps are filled by --infill: give the text there")
     if options.length is not None and options.length < 1:
         raise UsageError(f"--length {options.length}: give a whole number of at least 1")
     length = shape[0] if options.length is None else options.length

@@ -19,14 +19,27 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 import tyro
 
 from ...shared.errors import UsageError
-from ..catalog import Catalog, builds, kind_of
+from ..catalog import GIVEN, Catalog, builds, kind_of
 from ..categorical_builders import transition_file
-from ..notation import arguments_of, changed, read, write
+from ..notation import arguments_of, changed, completed, read, write
 from ..parts import Part, parameters_of
 from ..recipe import Recipe
 
 SHARED_ARGUMENTS = frozenset(
-    {"variance", "weight", "times", "padding", "classes", "outputs", "image", "logits", "head"}
+    {
+        "variance",
+        "weight",
+        "times",
+        "padding",
+        "classes",
+        "outputs",
+        "image",
+        "logits",
+        "head",
+        "reverse",
+        "predicts",
+        "time_input",
+    }
 )
 """Arguments that parts take from other settings of the recipe: they have no options of their own."""
 
@@ -79,8 +92,17 @@ def with_parts(recipe: Recipe, arguments: Sequence[str], without: Sequence[str] 
         if not word.startswith("--") or path not in parts or not (equals or given):
             rest.append(word)
             continue
-        recipe = with_setting(recipe, path, part_of(value if equals else given.pop(0), recipe, parts[path]))
+        found = part_of(value if equals else given.pop(0), recipe, parts[path])
+        recipe = with_setting(recipe, path, with_kept(found, value_at(recipe, path)))
     return recipe, rest
+
+
+def with_kept(new: Any, old: Any) -> Any:
+    """Returns a part with those arguments that it needs, and that were not given, taken from the part it replaces."""
+    if not isinstance(new, Part):
+        return new
+    kept = {name: value for name, value in arguments_of(old).items() if name in new.missing() and name not in GIVEN}
+    return completed(new.changed(**{n: v for n, v in kept.items() if v not in (None, inspect.Parameter.empty)}))
 
 
 def part_of(text: str, recipe: Recipe, setting: Setting) -> Any:
@@ -91,8 +113,10 @@ def part_of(text: str, recipe: Recipe, setting: Setting) -> Any:
     """
     if setting.kind == "Transition" and text.endswith(".npy"):
         return transition_file(text)
+    if setting.kind == "Transition" and re.fullmatch(r"[\w./-]+\.(npz|csv|txt|pt|pth|safetensors)", text):
+        raise UsageError(f"{option(setting.path)} {text}: matrices are read from .npy files: write one with numpy.save")
     try:
-        found = read(text, recipe.catalog, setting.kind)
+        found = None if text.lower() == "none" else read(text, recipe.catalog, setting.kind)
     except UsageError as error:
         raise UsageError(f"{option(setting.path)}: {error}") from error
     if setting.path == "guidance" and isinstance(found, int | float) and not isinstance(found, bool):
@@ -133,7 +157,9 @@ def options_of(recipe: Recipe, without: Sequence[str] = ()) -> list[tuple[str, A
             (groups.setdefault(group, []) if group else own).append(as_field(name, str, write(s.value), takes, s.kind))
             for path, value, text in arguments_in(s.value):
                 at = f"{name}.{path}"
-                (groups.setdefault(group, []) if group else own).append(as_field(at, str, write(value), text, "VALUE"))
+                (groups.setdefault(group, []) if group else own).append(
+                    as_field(at, str, write(value), text, '"(...)"' if isinstance(value, tuple) else "VALUE")
+                )
         else:
             (groups.setdefault(group, []) if group else own).append(as_field(name, s.type, s.value, s.help))
     for group, members in groups.items():
@@ -215,6 +241,7 @@ def signature_text(part: Any) -> str:
     own = [
         f"{name}={write(p.default)}" if p.default is not inspect.Parameter.empty else name
         for name, p in parameters_of(part).items()
+        if name not in GIVEN
     ]
     return f"{part.__name__}({', '.join(own)})"
 

@@ -18,7 +18,7 @@ from ...shared.serialization import deserialize
 from ...shared.training.checkpoint import list_checkpoints, newest, read
 from ...shared.training.folder import writable
 from ..notation import write
-from ..own_files import named_in_file
+from ..own_files import module_options, named_in_file
 from ..program import program
 from ..recipe import NoFigure, Recipe
 from ..recipes import RECIPES, find
@@ -141,12 +141,19 @@ def train(recipe: Recipe, name: str, out: Path, resumed: Recipe | None) -> None:
                 )
             for line in changes(resumed, recipe) or ["no setting was changed"]:
                 print(f"resuming {folder}: {line}")
+        if (rise := recipe.training.warmup or 0) + recipe.training.cooldown > recipe.training.steps:
+            print(
+                f"note: warmup={rise} and cooldown={recipe.training.cooldown} are more than steps="
+                f"{recipe.training.steps}, so the learning rate never reaches its peak: give smaller "
+                "--training.warmup and --training.cooldown"
+            )
         data = recipe.load("train", bar)
         size = "x".join(map(str, data.shape))
         print(f"training {name} on {len(recipe.batches(data).k)} examples of {size} into {folder}/")
         print(f"data: {data.summary}")
         train_recipe(recipe, data, folder, bar, resume=resumed is not None)
-    print(f"done: {program()} sample {folder}    {program()} evaluate {folder}")
+    own = module_options()
+    print(f"done: {program()} sample {folder}{own}    {program()} evaluate {folder}{own}")
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:
