@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..continuous import Ancestral, LinearBetas
 from ..continuous.posterior import ReverseVariance, large
-from ..sde import AnnealedLangevin, Langevin
+from ..sde import AnnealedLangevin, FixedSteps, Langevin
 from ..shared.errors import UsageError
-from ..shared.gaussian.denoiser import DenoiserWrapper, GaussianDenoiser, Learned
+from ..shared.gaussian.denoiser import Clipped, DenoiserWrapper, GaussianDenoiser, Learned
 from ..shared.gaussian.guidance import ClassifierFree, ConditionDropout
 from ..shared.gaussian.loss import DenoisingLoss
 from ..shared.gaussian.prediction import Prediction, noise
@@ -30,9 +30,9 @@ from ..shared.values import notation
 from .catalog import GAUSSIAN, Catalog
 from .code_lengths import Bound, CodeLengthOf, GaussianCodeLength
 from .image_data import Images
-from .parts import Context, Part, built, part, refuse_untaken
+from .parts import Context, Part, built, parameters_of, part, refuse_untaken, write
 from .recipe import Data, Figure, NoFigure, Recipe
-from .time_grids import Sections, Spacing, even
+from .time_grids import Sections, Spacing, adaptive, even
 
 
 @serializable("experiments.GaussianLoss")
@@ -60,7 +60,8 @@ class GaussianLoss:
             denoiser=denoiser, quantization=quantization, weight=weight, times=self.times, variance=variance
         )
         objective = built(self.objective, context)
-        refuse_untaken(self.objective, context, {"weight": snr, "times": independent})
+        own = weight if self.weight is None else snr  # what has no effect unless it was given
+        refuse_untaken(self.objective, context, {"weight": own, "times": independent})
         return ConditionDropout(objective, p=self.drop_label) if self.drop_label else objective
 
 
@@ -108,13 +109,32 @@ class GaussianRun(Recipe[GaussianDenoiser]):
     def grid(self, denoiser: GaussianDenoiser, steps: int) -> int | Tensor:
         return self.spacing(steps, denoiser.corruption)
 
-    def check(self, objective: Objective[GaussianDenoiser], shape: tuple[int, ...], quantization: Quantization) -> None:
+    def refuse_unfit(self, denoiser: GaussianDenoiser, quantization: Quantization) -> tuple[Tensor, Sampler]:
         if isinstance(self.spacing, Sections) and sum(self.spacing.counts) != self.sampling_steps:
             raise UsageError(
                 f"spacing={self.spacing}: its numbers do not add up to sampling_steps={self.sampling_steps}: change "
                 "one of them"
             )
-        super().check(objective, shape, quantization)
+        if self.dequantize and isinstance(self.code_length, Bound):
+            raise UsageError(
+                f"code_length={self.code_length} is for data that are not dequantized, and dequantize=True: give "
+                "code_length=Exact(), or dequantize=False"
+            )
+        low, high = (own := self.in_range(quantization)).low, own.high
+        for clip in (self.clip, getattr(self.code_length, "clip", None)):
+            if clip is not None and clip.build is Clipped and (clip["low"], clip["high"]) != (low, high):
+                raise UsageError(
+                    f"the data are in [{low:g}, {high:g}], and estimates are limited by {clip}: give "
+                    f"Clipped(low={low}, high={high})"
+                )
+        grid, sampler = super().refuse_unfit(denoiser, quantization)
+        integrator = getattr(sampler, "integrator", None)
+        if self.spacing is adaptive and (integrator is None or isinstance(integrator, FixedSteps)):
+            raise UsageError(
+                f"spacing=adaptive is for ProbabilityFlow with an adaptive solver, such as "
+                f"ProbabilityFlow(integrator=Adaptive()), and the sampler is {self.sampler}: give spacing=even"
+            )
+        return grid, sampler
 
     def code_length_of(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
         return self.code_length.of(denoiser, self.in_range(quantization), self.variance)
@@ -194,6 +214,16 @@ class GaussianRecipe(GaussianRun):
         denoiser = built(self.denoiser, context)
         refuse_untaken(self.denoiser, context, {"predicts": noise})
         return denoiser
+
+    def refuse_unfit(self, denoiser: GaussianDenoiser, quantization: Quantization) -> tuple[Tensor, Sampler]:
+        parts = [*self.sampler.constructors(), *self.loss.objective.constructors()]
+        takes = isinstance(self.code_length, Bound) or any("variance" in parameters_of(build) for build in parts)
+        if self.variance is not large and not takes:
+            raise UsageError(
+                f"variance={write(self.variance)} has no effect on {self.sampler}, {self.loss.objective} and "
+                f"{self.code_length}: leave it out"
+            )
+        return super().refuse_unfit(denoiser, quantization)
 
     def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
         denoiser = self.denoiser_of(self.network_of(shape))

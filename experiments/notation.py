@@ -26,7 +26,7 @@ OWN = re.compile(r"^\s*([\w./~\\-]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)\s*(\(.*\
 PIECES = re.compile(r"""("[^"]*"|'[^']*')|(?<=[A-Za-z])-(?=[A-Za-z])""")
 
 
-def read(text: str, catalog: Catalog, kind: str) -> Any:
+def read(text: str, catalog: Catalog, kind: str, complete: bool = True) -> Any:
     """Returns the part, function or constant that the notation stands for.
 
     A class whose arguments are all given is constructed; one that needs a denoiser, data, ... is a `Part`.
@@ -35,6 +35,7 @@ def read(text: str, catalog: Catalog, kind: str) -> Any:
         text: the notation, such as `velocity` or `min-snr(gamma=5)`.
         catalog: the parts of a family.
         kind: the kind of the part, such as `Weight`.
+        complete: whether a class whose arguments are all given is constructed; else it stays a `Part`.
 
     Raises:
         UsageError: for an unknown name, which suggests the nearest ones, for an argument that the part does not have,
@@ -42,8 +43,8 @@ def read(text: str, catalog: Catalog, kind: str) -> Any:
     """
     if own := OWN.match(text):
         found = named_in_file(own[1], own[2])
-        return constructed(found, call_of(f"own{own[3]}", text) if own[3] else None, catalog, text)
-    return value_of(tree_of(text), catalog, kind, text)
+        return constructed(found, call_of(f"own{own[3]}", text) if own[3] else None, catalog, text, complete)
+    return value_of(tree_of(text), catalog, kind, text, complete)
 
 
 def tree_of(text: str) -> ast.expr:
@@ -65,7 +66,7 @@ def call_of(text: str, whole: str) -> ast.Call:
     return tree
 
 
-def value_of(tree: ast.expr, catalog: Catalog, kind: str, text: str) -> Any:
+def value_of(tree: ast.expr, catalog: Catalog, kind: str, text: str, complete: bool = True) -> Any:
     """Returns the value of a syntax tree: a literal, a tuple, or a part by its name."""
     try:
         return ast.literal_eval(tree)
@@ -81,10 +82,10 @@ def value_of(tree: ast.expr, catalog: Catalog, kind: str, text: str) -> Any:
         return float(name.id)
     if kind == "number":
         raise UsageError(f"{shown(text)}: {name.id} stands where a number belongs: give a number")
-    return constructed(catalog.find(name.id, kind, bare=call is None), call, catalog, text)
+    return constructed(catalog.find(name.id, kind, bare=call is None), call, catalog, text, complete)
 
 
-def constructed(found: Any, call: ast.Call | None, catalog: Catalog, text: str) -> Any:
+def constructed(found: Any, call: ast.Call | None, catalog: Catalog, text: str, complete: bool = True) -> Any:
     """Returns a named part with the arguments of a call; a function or a constant without a call as it is."""
     if not callable(found) or (call is None and not builds(found)):
         if call is not None:
@@ -101,7 +102,8 @@ def constructed(found: Any, call: ast.Call | None, catalog: Catalog, text: str) 
             if name in GIVEN:
                 raise UsageError(f"{shown(text)}: the recipe gives {name} itself: leave it out")
             arguments[name] = value_of(tree, catalog, catalog.kind_of(takes[name]), text)
-    return completed(Part(found, tuple(arguments.items())))
+    given = Part(found, tuple(arguments.items()))
+    return completed(given) if complete else given
 
 
 def refuse_argument(found: Any, name: str) -> None:
@@ -120,7 +122,9 @@ def completed(given: Part[Any]) -> Any:
         return given
     try:
         return given.build(**values)
-    except TypeError as error:
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{write(given)}: {error}") from error
 
 

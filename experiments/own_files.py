@@ -14,6 +14,8 @@ from typing import Any
 
 from ..shared.errors import UsageError
 from ..shared.serialization import _NAMES, serializable
+from .catalog import CATEGORICAL, GAUSSIAN, kind_of
+from .parts import NOT_BUILDERS
 
 
 def own_module(name: str) -> ModuleType:
@@ -26,6 +28,8 @@ def own_module(name: str) -> ModuleType:
         UsageError: for a missing file or module, and for code that fails.
     """
     path = Path(name).expanduser()
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        raise UsageError(f"{name} is a module of Python itself: give a file or module of your own")
     try:
         module = of_file(path) if name.endswith(".py") else importlib.import_module(name)
     except UsageError:
@@ -40,7 +44,16 @@ def own_module(name: str) -> ModuleType:
         own = getattr(value, "__module__", None) == module.__name__ and not module.__name__.startswith("unnoise.")
         if own and (isinstance(value, type) or inspect.isfunction(value)) and value not in _NAMES:
             serializable(f"{path.name if name.endswith('.py') else name}:{key}")(value)
+            if inspect.isfunction(value) and not returns_part(value):
+                NOT_BUILDERS.add(value)
     return module
+
+
+def returns_part(function: Any) -> bool:
+    """Returns whether a function is annotated to return a part of some kind, such as a Transition."""
+    annotation = inspect.signature(function).return_annotation
+    kinds = [*GAUSSIAN.kinds, *CATEGORICAL.kinds, "Tensor"]
+    return annotation is not inspect.Signature.empty and kind_of(annotation, kinds) in kinds
 
 
 IMPORTED: list[str] = []
@@ -70,11 +83,14 @@ def of_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module
+    sys.path.insert(0, str(path.parent))  # for what lies beside the file
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[key]
         raise
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

@@ -53,6 +53,10 @@ class Context:
         }
 
 
+NOT_BUILDERS: set[Any] = set()
+"""Functions of one's own that may not build parts, since a checkpoint could call them with any arguments."""
+
+
 @serializable("experiments.Part")
 @dataclass(frozen=True)
 class Part(Generic[T]):
@@ -72,6 +76,11 @@ class Part(Generic[T]):
     def __post_init__(self) -> None:
         if not callable(self.build):
             raise UsageError(f"part({self.build!r}): give a class or a function, such as part(DDIM, eta=0.5)")
+        if not isinstance(self.build, type) and self.build in NOT_BUILDERS:
+            raise UsageError(
+                f"{self.name} is to build a part: annotate what it returns, such as -> Transition or -> Schedule, as "
+                "checkpoints may call such functions alone"
+            )
         takes = parameters_of(self.build)
         for name, _ in self.arguments:
             if name not in takes:
@@ -106,7 +115,12 @@ class Part(Generic[T]):
                 arguments[name] = context.take(name)
             elif parameter.default is inspect.Parameter.empty:
                 raise UsageError(f"{self!r} needs {name}: write {self.name}({name}=...)")
-        return self.build(**arguments)
+        try:
+            return self.build(**arguments)
+        except UsageError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{self!r} cannot be built: {error}") from error
 
     def missing(self) -> list[str]:
         """Returns the names of the arguments that are neither given nor optional."""

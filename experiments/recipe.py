@@ -22,7 +22,7 @@ from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
 from ..shared.training import Training
-from .catalog import Catalog
+from .catalog import Catalog, kind_of
 from .code_lengths import CodeLengthOf
 from .parts import Part
 
@@ -137,7 +137,7 @@ class Recipe(ABC, Generic[D]):
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            refuse_other_value(f.name, getattr(self, f.name), str(f.type))
+            refuse_other_value(f.name, getattr(self, f.name), str(f.type), kind_of(f.type, self.catalog.kinds))
 
     @property
     def classes(self) -> int | None:
@@ -237,7 +237,10 @@ class Recipe(ABC, Generic[D]):
         sampler = self.sampler_of(denoiser)
         if not isinstance(sampler, Sampler):
             raise UsageError(f"sampler={self.sampler} is not a sampler: give one, such as Ancestral")
-        grid = sampler.times(self.grid(denoiser, self.sampling_steps))
+        try:
+            grid = sampler.times(self.grid(denoiser, self.sampling_steps))
+        except UsageError as error:
+            raise UsageError(f"sampling_steps={self.sampling_steps}: {error}") from error
         self.code_length_of(denoiser, quantization)
         return grid, sampler
 
@@ -278,13 +281,14 @@ class Recipe(ABC, Generic[D]):
         )
 
 
-def refuse_other_value(name: str, value: Any, annotation: str) -> None:
+def refuse_other_value(name: str, value: Any, annotation: str, kind: str) -> None:
     """Raises for a value that a setting of a recipe cannot have.
 
     Args:
         name: the name of the setting.
         value: its value.
         annotation: the annotation of the field, as text.
+        kind: the kind of part that the field holds, or another text.
 
     Raises:
         UsageError: with what to give.
@@ -313,5 +317,5 @@ def refuse_other_value(name: str, value: Any, annotation: str) -> None:
     )
     if settings and not is_dataclass(value):
         raise UsageError(f"{name}={shown(value)}: give {annotation}(...)")
-    if not settings and wanted is None and isinstance(value, str | int | float):
+    if kind not in ("", "str") and isinstance(value, str | int | float):
         raise UsageError(f"{name}={value!r}: give the part itself, not its name or a number")

@@ -187,6 +187,8 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
         )
     if "function" in description:
         return _KNOWN[name]
+    if not isinstance(_KNOWN[name], type):  # a file may not call a function
+        raise UsageError(f"the checkpoint contains {name} as a class, and it is a function: the file was changed")
     arguments = {k: deserialize(v, network) for k, v in description["arguments"].items()}
     try:
         return _KNOWN[name](**arguments)

@@ -15,6 +15,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import datasets  # noqa: F401 - imported once, for the processes of all lines
+import scipy.linalg  # noqa: F401
+import tokenizers  # noqa: F401
+
+import unnoise.shared.figures  # noqa: F401
 from unnoise.experiments import evaluation
 from unnoise.experiments.cli import commands, sampling, training
 from unnoise.experiments.cli.main import main, run
@@ -26,7 +31,9 @@ SMALL = ("digits", "shakespeare")
 
 
 def execute(words: list[str]) -> int:
-    """Runs a line; the classifier that measures samples is trained for a moment only."""
+    """Runs a line with few samples; the classifier that measures them is trained for a moment only."""
+    if words[0] in ("sample", "evaluate") and "--count" not in words:
+        words = [*words, "--count", "4"]
     full = evaluation.judge_of
     evaluation.judge_of = lambda images, progress, steps=600: full(images, progress, 5)
     return main(words)

@@ -9,7 +9,7 @@ from recipe_snapshots import assert_same, on_meta, snapshot
 import unnoise.experiments.pretrained.earlier_recipes  # noqa: F401
 from unnoise.shared.serialization import deserialize, serialize
 
-HOME = Path(__file__).parent / "fixtures"
+HOME = Path(__file__).parent / "snapshots"
 PARTS = json.loads((HOME / "recipes.json").read_text())
 EARLIER = json.loads((HOME / "earlier_recipes.json").read_text())
 MORE = EARLIER["more"]

@@ -70,7 +70,7 @@ class Jump(Sampler):
         return (a * x0 + self.share * b * (x - alpha * x0) / sigma).to(x.dtype)
 
 
-def jump(denoiser, share=0.7):
+def jump(denoiser, share=0.7) -> Sampler:
     """A sampler as a function of the denoiser."""
     return Jump(denoiser, share)
 
@@ -356,7 +356,7 @@ def test_the_values_of_own_files_that_are_wrong(own, capsys):
         (r"own_parts.py does not define Sin: did you mean Sine", *train, "own_parts.py:Sin"),
         (r"Sine has no argument first: ", *train, "own_parts.py:Sine(first=1)"),
         (r"needs by: write Scaled\(by=...\)", *train[:-1], "--loss.weight", "own_parts.py:Scaled"),
-        (r"scaled is called here, and a function stands for itself", *train[:-1], *CALLED),
+        (r"scaled is to build a part: annotate what it returns", *train[:-1], *CALLED),
         (r"own_parts.py have one name", *train, "b/own_parts.py:Sine"),
         (r"there is no file none.py", "sample", "run", "--module", "none.py"),
         (r"broken.py cannot be imported", "sample", "run", "--module", "broken.py"),
@@ -394,3 +394,23 @@ def test_a_file_is_imported_once(own):
     (own / "b" / "own_parts.py").write_text("")
     with pytest.raises(UsageError, match="have one name, by which checkpoints name their parts: rename one"):
         own_module("b/own_parts.py")
+
+
+def test_a_checkpoint_cannot_call_functions_of_own_files(own, capsys):
+    """A file names a class or a function that is annotated to return a part; no other function is called."""
+    (own / "side.py").write_text("def side(path):\n    open(path, 'w').write('x')\n")
+    own_module("side.py")
+    target = str(own / "written")
+    for description in (
+        {"class": "side.py:side", "arguments": {"path": target}},
+        {
+            "class": "experiments.Part",
+            "arguments": {"build": {"function": "side.py:side"}, "arguments": [["path", target]]},
+        },
+        {"class": "experiments.churned_heun", "arguments": {"denoiser": 1, "sampling_steps": 2}},
+    ):
+        with pytest.raises(UsageError, match="it is a function|is to build a part"):
+            serialization.deserialize(description)
+    assert not (own / "written").exists()
+    with pytest.raises(UsageError, match="os is a module of Python itself"):
+        own_module("os")

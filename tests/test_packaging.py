@@ -60,7 +60,8 @@ def test_packages_of_shared_are_imported_when_first_used():
 
 def test_the_source_folder_links_to_the_families():
     home = ROOT / "src" / "unnoise"
-    assert {p.name for p in home.iterdir() if p.name != "__pycache__"} == {"__init__.py", "py.typed", *FAMILIES}
+    own = {"__init__.py", "__main__.py", "py.typed"}
+    assert {p.name for p in home.iterdir() if p.name != "__pycache__"} == own | set(FAMILIES)
     for name in FAMILIES:
         assert os.readlink(home / name) == f"../../{name}"
         missing = [p.parent for p in (ROOT / name).rglob("*.py") if not (p.parent / "__init__.py").exists()]
@@ -90,7 +91,7 @@ def present_files():
 def packaged_files(home):
     """The files that a package made from a clone contains, under `unnoise/`."""
     tracked = [name for name in run("git", "ls-files", cwd=home).splitlines() if name.split("/")[0] in FAMILIES]
-    return {f"unnoise/{path}" for path in [*tracked, "__init__.py", "py.typed"]}
+    return {f"unnoise/{path}" for path in [*tracked, "__init__.py", "__main__.py", "py.typed"]}
 
 
 def test_an_installed_clone_holds_real_files(clone, tmp_path):

@@ -15,7 +15,7 @@ from unnoise.experiments.recipes import RECIPES, find
 from unnoise.shared.errors import UsageError
 from unnoise.shared.serialization import deserialize, serialize
 
-PARTS = json.loads((Path(__file__).parent / "fixtures" / "recipes.json").read_text())
+PARTS = json.loads((Path(__file__).parent / "snapshots" / "recipes.json").read_text())
 
 
 def own_file(folder, name, code):

@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unnoise: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except Interrupted as stop:
-        again = shlex.join([program(), *arguments, *([] if "--resume" in arguments else ["--resume"])])
+        resumes = "--resume" in arguments or arguments[0] == "reproduce"
+        again = shlex.join([program(), *arguments, *([] if resumes else ["--resume"])])
         print(
             f"\nunnoise: stopped after step {stop.step} and saved in {stop.folder}; continue with: {again}",
             file=sys.stderr,

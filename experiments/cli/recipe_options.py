@@ -114,9 +114,11 @@ def part_of(text: str, recipe: Recipe, setting: Setting) -> Any:
     if setting.kind == "Transition" and text.endswith(".npy"):
         return transition_file(text)
     if setting.kind == "Transition" and re.fullmatch(r"[\w./-]+\.(npz|csv|txt|pt|pth|safetensors)", text):
-        raise UsageError(f"{option(setting.path)} {text}: matrices are read from .npy files: write one with numpy.save")
+        raise UsageError(f"{option(setting.path)} {text}: matrices are read from .npy files, which numpy.save writes")
     try:
-        found = None if text.lower() == "none" else read(text, recipe.catalog, setting.kind)
+        found = (
+            None if text.lower() == "none" else read(text, recipe.catalog, setting.kind, "Part[" not in setting.type)
+        )
     except UsageError as error:
         raise UsageError(f"{option(setting.path)}: {error}") from error
     if setting.path == "guidance" and isinstance(found, int | float) and not isinstance(found, bool):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,10 @@ import torch
 import tyro
 from torch import Tensor
 
+from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
 from ...shared.progress import bar
 from ...shared.quantization import Quantization
-from ...shared.sampler import Sampler
 from ...shared.serialization import deserialize
 from ...shared.training import Checkpoint, load
 from ...shared.training.checkpoint import newest, read
@@ -25,7 +25,7 @@ from ..evaluation import draw
 from ..parts import write
 from ..pretrained.imported import run_of
 from ..recipe import Recipe
-from ..time_grids import spaced
+from ..time_grids import Sections, adaptive, quadratic, spaced, strided, trailing
 from .conditions import conditions_for, filtered, holding, text_for, windows
 from .outputs import path_for, write_samples
 from .recipe_options import options_of, with_options, with_parts
@@ -141,27 +141,30 @@ def evaluate(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     recipe = recipe if options.data is None else recipe.with_data(options.data)
     denoiser = checkpoint.average.denoiser
     count = None if options.count is None else positive("count", options.count)
-    steps = grid_of(recipe, recipe.sampler_of(denoiser), options.steps)
-    path = writable(options.run) / "evaluation.json"
+    recipe = with_steps(recipe, denoiser, options.steps)
+    quantization, _ = data_of(checkpoint, options.run)
+    recipe.refuse_unfit(denoiser, quantization)
+    steps = recipe.grid(denoiser, recipe.sampling_steps)
+    path = writable(folder_of(options.run)) / "evaluation.json"
     trained_on = checkpoint.description["batches"]
     results = recipe.evaluate(
         denoiser, count=count, steps=steps, seed=options.seed, trained_on=trained_on, progress=bar
     ) | {"step": checkpoint.step}
-    results |= settings_used(recipe, steps, options.seed)
+    results |= settings_used(recipe, options.seed)
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
-    if path.exists():  # earlier results are kept
-        number = next(n for n in range(1, 1_000_000) if not path.with_name(f"evaluation-{n}.json").exists())
-        path.rename(path.with_name(f"evaluation-{number}.json"))
+    earlier = path.read_text() if path.exists() else None
     write_text(path, json.dumps(finite(results), indent=1, allow_nan=False))
+    if earlier is not None:  # earlier results are kept
+        number = next(n for n in range(1, 1_000_000) if not path.with_name(f"evaluation-{n}.json").exists())
+        write_text(path.with_name(f"evaluation-{number}.json"), earlier)
     print(f"written to {path}")
 
 
-def settings_used(recipe: Recipe, steps: int | Tensor, seed: int) -> dict[str, Any]:
+def settings_used(recipe: Recipe, seed: int) -> dict[str, Any]:
     """Returns the settings of sampling and measurement, parts in their notation."""
-    names = [name for name in (*OPTIONS, "code_length") if hasattr(recipe, name)]
-    number = steps if isinstance(steps, int) else len(steps) - 1
-    return {name: write(getattr(recipe, name)) for name in names} | {"sampling_steps": number, "seed": seed}
+    names = [name for name in (*OPTIONS, "code_length", "sampling_steps") if hasattr(recipe, name)]
+    return {n: v if isinstance(v := getattr(recipe, n), int) else write(v) for n in names} | {"seed": seed}
 
 
 def finite(value: Any) -> Any:
@@ -177,8 +180,9 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Draws samples of a run and writes them."""
     (quantization, shape), count = data_of(checkpoint, options.run), positive("count", options.count)
     denoiser = filtered(checkpoint.average.denoiser, options.temperature, options.top_p)
-    sampler = recipe.sampler_of(denoiser)
-    steps = grid_of(recipe, sampler, options.steps)
+    recipe = with_steps(recipe, denoiser, options.steps)
+    _, sampler = recipe.refuse_unfit(denoiser, quantization)
+    steps = recipe.grid(denoiser, recipe.sampling_steps)
     names = (checkpoint.description["batches"] or {}).get("names")
     conditions = conditions_for(options, recipe, denoiser, names)
     text = text_for(options, recipe, shape)
@@ -206,12 +210,18 @@ def of_classes(label: Tensor | None, names: Sequence[str] | None) -> str:
     return f" of the class{'es' * (len(every) > 1)} {', '.join(every[:3])}{', ...' * (len(every) > 3)}{turn}"
 
 
-def grid_of(recipe: Recipe, sampler: Sampler, steps: str | None) -> int | Tensor:
-    """Returns the requested sampling steps, or those of the recipe."""
+def with_steps(recipe: Recipe, denoiser: Denoiser, steps: str | None) -> Recipe:
+    """Returns the recipe with the requested number of sampling steps, and the spacing that goes with it."""
     if steps is None:
-        return recipe.grid(sampler.denoiser, recipe.sampling_steps)
-    grid = spaced(steps, sampler.corruption)
-    return recipe.grid(sampler.denoiser, positive("steps", grid)) if isinstance(grid, int) else grid
+        return recipe
+    grid = spaced(steps, denoiser.corruption)
+    if isinstance(grid, int):
+        if getattr(recipe, "spacing", None) is adaptive:
+            raise UsageError(f"--steps {steps}: an adaptive solver chooses its own steps: leave it out")
+        return replace(recipe, sampling_steps=positive("steps", grid))
+    named = {"ddim": strided, "quad": quadratic, "trailing": trailing}.get(steps.rstrip("0123456789"))
+    counts = tuple(int(part) for part in steps.split(",")) if named is None else ()
+    return replace(recipe, sampling_steps=len(grid) - 1, spacing=named or Sections(counts))
 
 
 def data_of(checkpoint: Checkpoint, run: Path) -> tuple[Quantization, tuple[int, ...]]:

@@ -109,17 +109,18 @@ def is_run(name: str) -> bool:
 
 def recipe_named(name: str) -> Recipe:
     """Returns the recipe of that name, or of the run in that folder."""
-    if not is_run(name):
+    if name in RECIPES or not is_run(name):
         return find(name)
     recipe = deserialize(read(newest(Path(name)))[0]["experiment"])
-    if not isinstance(recipe, Recipe) or recipe.training is None:
+    if not isinstance(recipe, Recipe) or getattr(recipe, "training", None) is None:
         raise UsageError(f"the run in {name} has no recipe for training: give the name of a recipe")
     return recipe
 
 
 def folder_of(name: str) -> Path:
     """Returns the default folder of a run: that of the run itself, or runs/NAME."""
-    return Path(name) if is_run(name) else Path("runs") / name.rpartition(":")[2]
+    run = name not in RECIPES and is_run(name)
+    return Path(name) if run else Path("runs") / name.rpartition(":")[2]
 
 
 def given_out(arguments: Sequence[str]) -> Path | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ... import discrete
 from ...continuous import DDIM, Clipped, Heun, Hybrid, Learned, OutputError, noise
 from ...continuous.grids import noise_ratio
 from ...continuous.posterior import ReverseVariance, large, learned_range
@@ -20,7 +21,7 @@ from ...shared.calling import networks_of, signature_of
 from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
 from ...shared.gaussian.denoiser import DenoiserWrapper, GaussianDenoiser
-from ...shared.gaussian.guidance import ClassifierLoss, NoisyClassifier
+from ...shared.gaussian.guidance import ClassifierFree, ClassifierLoss, NoisyClassifier
 from ...shared.gaussian.schedule import Schedule, TableSchedule
 from ...shared.gaussian.weights import snr
 from ...shared.objective import Objective, Stratified
@@ -72,7 +73,7 @@ class Imported(GaussianRun):
     """Spacing of the sampling steps, such as even or Karras(rho=7)."""
     clip: Part[DenoiserWrapper] | None = None
     """How the sampler limits estimates of x_0, such as Clipped; None for no limit."""
-    guidance: Part[DenoiserWrapper] | None = None
+    guidance: Part[ClassifierFree] | None = None
     """Guidance of the sampler, such as ClassifierFree(w=0.5); None for none."""
     variance: ReverseVariance = large
     """Variance of the reverse steps, of ancestral samplers and of the bound."""
@@ -105,7 +106,7 @@ class ImportedTokens(CategoricalRun):
     """Sampler, such as Ancestral or TauLeaping."""
     sampling_steps: int = TOKEN_STEPS
     """Number of steps of the sampler."""
-    guidance: Part[CategoricalDenoiser] | None = None
+    guidance: Part[discrete.ClassifierFree] | None = None
     """Guidance of the sampler, such as ClassifierFree(w=0.5); None for none."""
     code_length: TokenBound = TokenBound()
     """Code length, TokenBound(terms=100)."""

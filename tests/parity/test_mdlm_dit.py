@@ -176,9 +176,8 @@ def test_hyper_parameters_of_a_training_checkpoint_are_read(peer, state):
     )
     refers = hyper_parameters(**TRAINED | {"noise": {"type": "loglinear"}}, model={"length": "${length}"}, length=24)
     assert mdlm({"state_dict": state, "hyper_parameters": refers}, NAME).shape == (24,)
-    read = files.of_zip(
-        io.BytesIO(foreign.omegaconf_checkpoint({k: v for k, v in state.items() if not k.endswith("inv_freq")}))
-    )
+    weights = {k: v for k, v in state.items() if not k.endswith("inv_freq")}
+    read = files.of_zip(io.BytesIO(foreign.omegaconf_checkpoint(weights)), files.VALUES)
     assert mdlm(read, NAME, config={"n_heads": 4}, **TRAINED).shape == (1024,)  # which it has in its own objects
 
 
