@@ -101,10 +101,10 @@ def bits_per_dim(
 
 
 def splits(recipe: Recipe, progress: Progress = silent) -> tuple[Any, Any]:
-    """Returns the held-out data and the training data of an recipe.
+    """Returns the held-out data and the training data of a recipe.
 
     Raises:
-        UsageError: if they no longer exist, and as `Experiment.load`.
+        UsageError: if they no longer exist, and as `Recipe.load`.
     """
     try:
         return recipe.load("test", progress), recipe.load("train", progress)

@@ -1,4 +1,4 @@
-"""Time grids of samplers, written as in published code: for the command line and the presets."""
+"""Time grids of samplers, written as in published code: for the command line and recipes."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ from unnoise.experiments import evaluation
 from unnoise.experiments.categorical_builders import from_file
 from unnoise.experiments.cli import main
 from unnoise.experiments.cli.recipe_options import options_of, settings_of, with_parts
+from unnoise.experiments.cli.sampling import settings_used, with_steps
+from unnoise.experiments.gaussian_builders import churned_heun
 from unnoise.experiments.notation import read as read_notation
+from unnoise.experiments.parts import part
 from unnoise.experiments.recipes import RECIPES, find
+from unnoise.experiments.time_grids import adaptive
 from unnoise.shared.errors import UsageError
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.training.checkpoint import newest, read
 
 
@@ -115,6 +121,13 @@ ILLEGAL = {
     "d3pm-smoke --schedule velocity": "velocity is not a NoiseSchedule of this family",
     "ddpm-smoke --loss.weight min-snr(gamma=five)": "five stands where a number belongs",
     "ddpm-smoke --spacing trailing --schedule cosine": "spacing=trailing is for tables of steps",
+    "ddpm-smoke --spacing adaptive": "spacing=adaptive is for ProbabilityFlow with an adaptive solver",
+    "ddpm-smoke --range 0 1": "the data are in [0, 1], and estimates are limited by Clipped()",
+    "score-sde-smoke --code-length bound": "is for data that are not dequantized",
+    "edm-smoke --variance small": "variance=small has no effect on Heun()",
+    "ddpm-smoke --spacing sections((2,1))": "do not add up to sampling_steps=4",
+    "ddpm-smoke --sampler ddim(eta='a')": "DDIM(eta='a') cannot be built",
+    "ddpm-smoke --network.dropout 2": "cannot be built: dropout probability has to be between 0 and 1",
     "mdlm-smoke --transition matrix.npz": "matrices are read from .npy files",
     "mdlm-smoke --transition uniform": "head=carried takes an unmasked token",  # its schedule is kept
     "mdlm-smoke --transition Uniform(LogLinearNoise)": "head=carried takes an unmasked token",
@@ -184,6 +197,23 @@ def test_a_new_part_keeps_what_it_needs_of_the_old_one():
     assert str(read_notation("cosine(steps=5)", recipe.catalog, "NoiseSchedule")) == "cosine(steps=5)"
     recipe, _ = with_parts(find("ddpm-smoke"), ["--clip", "none"])
     assert recipe.clip is None
+
+
+def test_requested_steps_are_settings_of_the_sampler():
+    """The churn of EDM is divided by the steps that are asked for, and what is recorded is what was done."""
+    recipe = replace(find("edm-smoke"), sampler=part(churned_heun, churn=2.0))
+    denoiser = recipe.objective((1, 8, 8), Quantization(17)).denoiser
+    assert recipe.sampler_of(denoiser).gamma == pytest.approx(2.0 / 4, abs=0.1)  # at most sqrt(2) - 1
+    assert with_steps(recipe, denoiser, "16").sampler_of(denoiser).gamma == pytest.approx(2.0 / 16)
+    table = find("ddpm-smoke")
+    denoiser = table.objective((1, 8, 8), Quantization(17)).denoiser
+    for text, spacing in (("ddim10", "strided"), ("quad10", "quadratic"), ("trailing10", "trailing"), ("10", "even")):
+        chosen = with_steps(table, denoiser, text)
+        assert (settings_used(chosen, 3)["spacing"], chosen.sampling_steps) == (spacing, 10)
+    assert settings_used(with_steps(table, denoiser, "5,3"), 3)["spacing"] == "Sections(counts=(5, 3))"
+    flow = replace(find("score-sde-smoke"), spacing=adaptive)
+    with pytest.raises(UsageError, match="chooses its own steps"):
+        with_steps(flow, flow.objective((1, 8, 8), Quantization(17)).denoiser, "10")
 
 
 def test_earlier_results_are_kept(capsys, tmp_path, monkeypatch):

@@ -219,9 +219,11 @@ def with_steps(recipe: Recipe, denoiser: Denoiser, steps: str | None) -> Recipe:
         if getattr(recipe, "spacing", None) is adaptive:
             raise UsageError(f"--steps {steps}: an adaptive solver chooses its own steps: leave it out")
         return replace(recipe, sampling_steps=positive("steps", grid))
-    named = {"ddim": strided, "quad": quadratic, "trailing": trailing}.get(steps.rstrip("0123456789"))
-    counts = tuple(int(part) for part in steps.split(",")) if named is None else ()
-    return replace(recipe, sampling_steps=len(grid) - 1, spacing=named or Sections(counts))
+    name = steps.rstrip("0123456789")
+    if named := {"ddim": strided, "quad": quadratic, "trailing": trailing}.get(name):
+        return replace(recipe, sampling_steps=int(steps.removeprefix(name)), spacing=named)
+    counts = tuple(int(part) for part in steps.split(","))
+    return replace(recipe, sampling_steps=sum(counts), spacing=Sections(counts))
 
 
 def data_of(checkpoint: Checkpoint, run: Path) -> tuple[Quantization, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ...continuous import LinearBetas, small
+from ...shared.errors import UsageError
 from ...shared.gaussian.denoiser import Clipped
 from ...shared.objective import Stratified
 from ...shared.progress import Progress, silent
@@ -36,9 +37,11 @@ class ProgressiveCoding(Figure):
     def draw(self, recipe: GaussianRecipe, folder: Path, progress: Progress = silent) -> Path:
         from ...shared.figures import Lines, save_lines, save_strip
 
+        if not isinstance(recipe.code_length, Bound):
+            raise UsageError(f"code_length={recipe.code_length}: this figure shows the terms of a bound: give Bound")
         images, test = recipe.load("train", progress), recipe.load("test", progress)
-        denoiser, quantization = trained(recipe, images, folder, progress).denoiser, images.quantization
-        assert isinstance(recipe.code_length, Bound)
+        denoiser = trained(recipe, images, folder, progress).denoiser
+        quantization = recipe.in_range(images.quantization)
         bound = recipe.code_length.bound(denoiser, quantization, recipe.variance)
         steps, count, device = bound.schedule.steps, min(len(test.k), 256), device_of(denoiser)
         x0, generator = quantization.continuous(test.k[:count]).to(device), torch.Generator(device).manual_seed(0)

@@ -2,7 +2,7 @@
 
 The networks are those of the paper, with 64 channels for each head of ADM. The only augmentation is mirroring, and
 networks have no input for it. The decay of the averaged weights ramps up as `(1 + n) / (10 + n)`, and the times of a
-batch are stratified. Data are not dequantized, except in the presets of small data sets.
+batch are stratified. Data are not dequantized, except in the recipes of small data sets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..code_lengths import Exact
 from ..gaussian import GaussianLoss, GaussianRecipe
 from ..gaussian_builders import churned_heun
 from ..image_data import Images
-from ..parts import Context, Part, part
+from ..parts import Context, Part, parameters_of, part
 from ..recipe import Figure
 from ..reproduce import Study, Sweep
 from . import settings
@@ -44,6 +44,8 @@ class ElucidatedSampling(Figure):
         schedule, churn = denoiser.corruption, self.churn
         if not isinstance(schedule, EDM):
             raise UsageError(f"schedule={schedule}: this figure varies the noise levels of EDM: give the schedule EDM")
+        if "churn" not in parameters_of(churn.build):
+            raise UsageError(f"churn={churn}: give churned_heun, such as churned_heun(churn=40)")
         runs: list[tuple[str, str, Sampler, int, float]] = []
         for steps in (5, 9, 18, 35):
             for rho in (schedule.rho, 1.0):

@@ -1,7 +1,7 @@
 """Noise-conditional score networks (Song & Ermon 2019, arXiv 1907.05600, and 2020, arXiv 2006.09011: NCSNv2).
 
 Denoising score matching at a table of noise levels for dequantized data in [0, 1], and annealed Langevin dynamics from
-the largest to the smallest. The presets of the 2020 paper train its RefineNet, all others a U-Net. Sampling starts from
+the largest to the smallest. The recipes of the 2020 paper train its RefineNet, all others a U-Net. Sampling starts from
 Gaussian noise of the largest noise level; the published code starts from uniform noise on [0, 1], which makes no
 difference after that level. The code length is that of the probability flow, whose prior is the noise of the largest
 noise level, and which evaluates the network between its noise levels too; the papers report none.
@@ -78,7 +78,7 @@ class AnnealedSampling(Figure):
 def by_the_rules(images: ImageDataset, low: float, repeats: int) -> dict[str, float]:
     """Returns high, steps and epsilon for a data set, by techniques 1, 2 and 4 of the 2020 paper.
 
-    `steps` is the number of noise levels. The presets of small data sets contain these numbers.
+    `steps` is the number of noise levels. The recipes of small data sets contain these numbers.
     """
     high = largest_sigma((images.k.double() + 0.5) / images.quantization.levels)
     steps = level_count(low, high, level_ratio(images.dims))
