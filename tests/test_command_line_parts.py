@@ -19,6 +19,7 @@ from unnoise.experiments.notation import read as read_notation
 from unnoise.experiments.parts import part
 from unnoise.experiments.recipes import RECIPES, find
 from unnoise.experiments.time_grids import adaptive
+from unnoise.sde import Adaptive, ProbabilityFlow
 from unnoise.shared.errors import UsageError
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training.checkpoint import newest, read
@@ -211,7 +212,7 @@ def test_requested_steps_are_settings_of_the_sampler():
         chosen = with_steps(table, denoiser, text)
         assert (settings_used(chosen, 3)["spacing"], chosen.sampling_steps) == (spacing, 10)
     assert settings_used(with_steps(table, denoiser, "5,3"), 3)["spacing"] == "Sections(counts=(5, 3))"
-    flow = replace(find("score-sde-smoke"), spacing=adaptive)
+    flow = replace(find("score-sde-smoke"), spacing=adaptive, sampler=part(ProbabilityFlow, integrator=Adaptive(0.1)))
     with pytest.raises(UsageError, match="chooses its own steps"):
         with_steps(flow, flow.objective((1, 8, 8), Quantization(17)).denoiser, "10")
 
