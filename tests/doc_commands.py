@@ -1,18 +1,20 @@
-"""Runs command lines of the documentation, or parses them, each in a process of its own.
+"""Runs command lines and code of the documentation, or parses them, each in a process of its own.
 
-`python doc_commands.py < lines.json`, in the folder with the files that the lines name. The file has a list of objects:
+Reads a request from each line of the standard input and answers with a line, the list of what failed. A request has
+`output`, the file that is written to, and `lines`, a list of objects: `folder` has the files that the line names,
 `words` are the arguments of `unnoise`, `run` states whether to run the line, and `of` is the name of the recipe of the
-run that `sample` and `evaluate` read. A line that is only parsed does everything up to its work: its recipe is built
-from its options, and tried as training tries it where the data are small.
+run that `sample` and `evaluate` read; or `code` is a file of Python code. A line that is only parsed does everything
+up to its work: its recipe is built from its options, and tried as training tries it where the data are small.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 import traceback
-from pathlib import Path
+import warnings
 from typing import Any
 
 import datasets  # noqa: F401 - imported once, for the processes of all lines
@@ -65,17 +67,29 @@ def parse(words: list[str], of: str | None) -> int:
     return run(words)
 
 
-def status(line: dict[str, Any]) -> int:
-    """Returns the exit status of a line in a process of its own."""
+def work(line: dict[str, Any]) -> int:
+    """Runs one line, a command or a file of code, in its folder."""
+    os.chdir(line["folder"])
+    if "code" not in line:
+        return execute(line["words"]) if line["run"] else parse(line["words"], line["of"])
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "`torch.jit.script`")
+    sys.path.insert(0, line["folder"])
+    runpy.run_path(line["code"], run_name="__main__")
+    return 0
+
+
+def status(line: dict[str, Any], output: str) -> int:
+    """Returns the exit status of a line in a process of its own, which writes to a file."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1
     try:
-        if "folder" in line:
-            Path(line["folder"]).mkdir(parents=True, exist_ok=True)
-            os.chdir(line["folder"])
-        code = execute(line["words"]) if line["run"] else parse(line["words"], line["of"])
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        code = work(line)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0
     except BaseException:
@@ -87,7 +101,7 @@ def status(line: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    failed = [line["words"] for line in json.load(sys.stdin) if status(line)]
-    for words in failed:
-        print("failed: unnoise", *words)
-    sys.exit(len(failed) > 0)
+    for request in sys.stdin:
+        asked = json.loads(request)
+        failed = [line for line in asked["lines"] if status(line, asked["output"])]
+        print(json.dumps([line.get("words") or line["code"] for line in failed]), flush=True)

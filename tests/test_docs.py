@@ -108,16 +108,40 @@ def run(code, folder):
     )
 
 
+@pytest.fixture(scope="session")
+def worker():
+    """A process that has imported the package and runs lines and code in processes that it forks."""
+    command = [sys.executable, Path(__file__).with_name("doc_commands.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+def done(worker, lines, folder):
+    """Runs lines, which must succeed."""
+    output = folder / "output.txt"
+    worker.stdin.write(json.dumps({"lines": lines, "output": str(output)}) + "\n")
+    worker.stdin.flush()
+    failed = json.loads(worker.stdout.readline())
+    assert not failed, f"{failed}\n{output.read_text()[-3000:]}"
+
+
+def code_of(page, folder, more=""):
+    """The blocks of a page as one file of code, as a line for `doc_commands.py`."""
+    file = folder / "code_of_the_page.py"
+    file.write_text("\n".join(blocks(page)[0]) + more)
+    return {"code": str(file), "folder": str(folder)}
+
+
 EXTEND = sorted((DOCS / "extend").glob("*.md"))
 """The pages on parts of one's own, whose code runs together with their commands."""
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)[0] and p not in EXTEND], ids=lambda page: page.stem)
-def test_code_of_a_page_runs(page, tmp_path):
+def test_code_of_a_page_runs(page, tmp_path, worker):
     """The blocks of a page run one after the other, as one script, beside the files of the page."""
     write_files(page, tmp_path)
-    result = run("\n".join(blocks(page)[0]) + CHECKS.get(page.stem, ""), tmp_path)
-    assert result.returncode == 0, result.stderr
+    done(worker, [code_of(page, tmp_path, CHECKS.get(page.stem, ""))], tmp_path)
 
 
 def test_every_check_belongs_to_a_page():
@@ -150,21 +174,11 @@ def test_pages_on_own_parts_are_short_and_complete():
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_of_a_page(page, tmp_path):
+def test_commands_of_a_page(page, tmp_path, worker):
     """Commands of small recipes run with the files of the page; of all others command, recipe and options exist."""
     write_files(page, tmp_path)
-    if page in EXTEND:
-        result = run("\n".join(blocks(page)[0]), tmp_path)
-        assert result.returncode == 0, result.stderr
     lines = lines_of(page, tmp_path)
-    result = subprocess.run(
-        [sys.executable, Path(__file__).with_name("doc_commands.py")],
-        input=json.dumps(lines),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, f"{result.stdout[-1000:]}\n{result.stderr[-3000:]}"
+    done(worker, [*([code_of(page, tmp_path)] if page in EXTEND else []), *lines], tmp_path)
     if page in EXTEND:
         evaluated = [line["words"][1] for line in lines if line["words"][0] == "evaluate"]
         for folder in evaluated:

@@ -125,7 +125,7 @@ def trained_for_a_step(recipe, shape, quantization):
     return None
 
 
-GAUSSIAN = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+GAUSSIAN = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @GAUSSIAN
