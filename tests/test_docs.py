@@ -173,7 +173,15 @@ def test_pages_on_own_parts_are_short_and_complete():
         assert {"train", "sample", "evaluate"} <= {words[0] for words in commands(page)}, page
 
 
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
+SLOW = {"time_input", "time_draw", "loss_weight", "own_network", "sampler"}
+"""Pages whose commands `make slow` runs; those on a schedule, a transition and data are run by every `make test`."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in SLOW else ()) for page in WITH_COMMANDS],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_commands_of_a_page(page, tmp_path, worker):
     """Commands of small recipes run with the files of the page; of all others command, recipe and options exist."""
     write_files(page, tmp_path)

@@ -105,7 +105,18 @@ REPEATED = ("ddpm", "progressive-distillation", "d3pm-text-chain")
 """All recipes keep what they trained in the same way: one model, a chain of models, and models of text."""
 
 
-@pytest.mark.parametrize("name", [n for n in PAPERS if n not in WITHOUT_FIGURE + DRAWN_ELSEWHERE])
+QUICK = ("ddpm", "d3pm", "classifier-free")
+"""Whose figures are drawn in every run of the tests; `make slow` and `make smoke` draw the others."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
+        for n in PAPERS
+        if n not in WITHOUT_FIGURE + DRAWN_ELSEWHERE
+    ],
+)
 def test_every_smoke_recipe_draws_its_figure(name, tmp_path, capsys):
     out = tmp_path / name
     assert main(["reproduce", f"{name}-smoke", "--out", str(out)]) == 0
