@@ -203,7 +203,6 @@ CATEGORICAL = Catalog(
         "Objective": classes(Objective, discrete),
         "Sampler": [*classes(Sampler, discrete), PredictorCorrector, CorrectorPredictor],
         "TokenBound": [code_lengths.TokenBound],
-        "Spacing": [time_grids.even],
         "Last": [discrete.most_likely, categorical],
         "Jumps": [discrete.ordinal, discrete.single],
         "Offset": [discrete.scaled_by_noise, discrete.unscaled],

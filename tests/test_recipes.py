@@ -1,18 +1,24 @@
 """Every recipe is made of the parts that it was made of, and can be written and read back."""
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from recipe_snapshots import assert_same, on_meta, snapshot
 
+from unnoise.continuous import Cosine, LinearBetas, karras, sections, small
 from unnoise.experiments.catalog import kind_of
+from unnoise.experiments.code_lengths import Bound
 from unnoise.experiments.notation import read, write
 from unnoise.experiments.papers import ddpm
 from unnoise.experiments.parts import Part
 from unnoise.experiments.recipes import RECIPES, find
+from unnoise.experiments.time_grids import Karras, Sections
+from unnoise.sde import EDM
 from unnoise.shared.errors import UsageError
+from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
 
 PARTS = json.loads((Path(__file__).parent / "snapshots" / "recipes.json").read_text())
@@ -103,3 +109,14 @@ def test_other_functions_are_refused_in_one_line(code, message, tmp_path, reques
     with pytest.raises(UsageError, match=message) as refusal:
         find(f"{path}:small")
     assert "\n" not in str(refusal.value)
+
+
+def test_defaults_of_code_lengths_and_spacings():
+    """A schedule in continuous time is bounded on a chain of 256 steps; rho and counts reach the grids."""
+    recipe = replace(ddpm.smoke(), schedule=Cosine())
+    denoiser = recipe.objective((1, 8, 8), Quantization(17)).denoiser
+    assert Bound().bound(denoiser, Quantization(17), small).schedule.steps == 256
+    assert Bound(steps=40).bound(denoiser, Quantization(17), small).schedule.steps == 40
+    assert torch.equal(Karras(5.0)(8, EDM()), karras(8, EDM(), 5.0))
+    assert not torch.equal(Karras()(8, EDM()), karras(8, EDM(), 5.0))
+    assert torch.equal(Sections((3, 2))(5, LinearBetas(100)), sections([3, 2], 100))

@@ -182,7 +182,7 @@ def test_models_that_are_compared_have_the_size_and_the_training_of_the_recipe()
             recipe.sampling_steps,
             recipe.code_length,
         )
-    # In continuous time there is no T to compare tables at.
+    # MDLM runs in continuous time and has no number of steps T.
     with pytest.raises(UsageError, match="has continuous time, and the figure compares transitions in T steps"):
         d3pm_text.TextComparison().models(models["MDLM"])
 
