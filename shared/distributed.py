@@ -1,0 +1,130 @@
+"""The processes of a run that torchrun starts, one for each device; a run in one process is the case of one rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import UsageError
+
+
+def started() -> bool:
+    """Returns whether the process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Returns the number of this process, from 0."""
+    return dist.get_rank() if started() else 0
+
+
+def world_size() -> int:
+    """Returns the number of processes."""
+    return dist.get_world_size() if started() else 1
+
+
+def is_main() -> bool:
+    """Returns whether this is the process of rank 0, which writes and prints."""
+    return rank() == 0
+
+
+def launched() -> int:
+    """Returns the number of processes that the launcher started, from its variable WORLD_SIZE; 1 without one."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if size.isdecimal() else 1
+
+
+def restarted() -> bool:
+    """Returns whether torchrun has started the processes anew, after one of them had failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+@contextmanager
+def processes(device: str = "auto") -> Iterator[None]:
+    """Within the block the processes that torchrun started are connected; for a single process nothing happens.
+
+    Each takes the GPU of its local rank. Communication is by NCCL and gloo on GPUs, by gloo on CPUs.
+
+    Args:
+        device: the setting of that name: `cpu` keeps to CPUs on a machine with GPUs.
+
+    Raises:
+        UsageError: where this build of torch has no distributed package.
+    """
+    if launched() == 1 or started():
+        yield
+        return
+    if not dist.is_available():
+        raise UsageError("this build of torch has no distributed package: start one process, without torchrun")
+    gpus = device != "cpu" and torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share(count: int, part: int, parts: int) -> range:
+    """Returns the numbers 0 to count - 1 that belong to one of several parts: contiguous, their sizes differ by 1."""
+    return range(count * part // parts, count * (part + 1) // parts)
+
+
+def own_rows(count: int) -> range:
+    """Returns the rows of this process among `count`."""
+    return share(count, rank(), world_size())
+
+
+def gather_rows(own: Tensor, count: int) -> Tensor:
+    """Returns the rows of all processes in their order, `(count, ...)`, on every process.
+
+    Args:
+        own: the rows `own_rows(count)`.
+        count: the number of rows in all.
+    """
+    if world_size() == 1:
+        return own
+    sizes = [len(share(count, r, world_size())) for r in range(world_size())]
+    padded = own.new_zeros((max(sizes), *own.shape[1:]))
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Returns the values of all processes in their order; they are Python objects, on trusted machines only."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def of_main(value: Any) -> Any:
+    """Returns the value of the process of rank 0, on every process."""
+    if world_size() == 1:
+        return value
+    found = [value]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def add_over_processes(value: Tensor) -> Tensor:
+    """Adds a tensor over all processes, in place, and returns it."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
