@@ -73,30 +73,45 @@ def processes(device: str = "auto") -> Iterator[None]:
 
 
 def share(count: int, part: int, parts: int) -> range:
-    """Returns the numbers 0 to count - 1 that belong to one of several parts: contiguous, their sizes differ by 1."""
-    return range(count * part // parts, count * (part + 1) // parts)
+    """Returns the numbers 0 to count - 1 that belong to one of several parts: contiguous, their sizes differ by 1.
+
+    The first parts are the first to have any.
+    """
+    return range(-(-count * part // parts), -(-count * (part + 1) // parts))
 
 
-def own_rows(count: int) -> range:
-    """Returns the rows of this process among `count`."""
-    return share(count, rank(), world_size())
+def own_rows(count: int, unit: int = 1) -> range:
+    """Returns the rows of this process among `count`, whole chunks of `unit` rows, of which the last may be shorter."""
+    return rows_of(count, unit, rank())
 
 
-def gather_rows(own: Tensor, count: int) -> Tensor:
-    """Returns the rows of all processes in their order, `(count, ...)`, on every process.
+def rows_of(count: int, unit: int, of: int) -> range:
+    """Returns the rows of the process of a rank, as `own_rows`."""
+    chunks = share(-(-count // unit), of, world_size())
+    return range(min(chunks.start * unit, count), min(chunks.stop * unit, count))
+
+
+def gather_rows(own: Tensor, count: int, unit: int = 1, *, to: int | None = None) -> Tensor:
+    """Returns the rows of all processes in their order, `(count, ...)`.
 
     Args:
-        own: the rows `own_rows(count)`.
+        own: the rows `own_rows(count, unit)`.
         count: the number of rows in all.
+        unit: the rows are shared in chunks of this many.
+        to: the rank of the process that receives them, while the others get their own rows back; None for all.
     """
     if world_size() == 1:
         return own
-    sizes = [len(share(count, r, world_size())) for r in range(world_size())]
+    sizes = [len(rows_of(count, unit, r)) for r in range(world_size())]
     padded = own.new_zeros((max(sizes), *own.shape[1:]))
     padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    receives = to is None or rank() == to
+    parts = [torch.empty_like(padded) for _ in sizes] if receives else None
+    if to is None:
+        dist.all_gather(parts, padded)
+    else:
+        dist.gather(padded, parts, dst=to)
+    return own if parts is None else torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def gather_objects(value: Any) -> list[Any]:
