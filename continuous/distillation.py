@@ -12,7 +12,7 @@ from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.loss import refuse_untrained_output
 from ..shared.gaussian.prediction import noise
 from ..shared.gaussian.weights import Weight, truncated_snr
-from ..shared.objective import Loss, Objective, TimeSampling, independent, uniform_parts
+from ..shared.objective import Loss, Objective, TimeSampling, independent, times_of_rows, uniform_parts
 from ..shared.random import Source
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, like, per_example, refuse_array
@@ -71,7 +71,7 @@ class Distillation(Objective[GaussianDenoiser]):
         self.steps, self.weight, self.times = steps, weight, times
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        u = self.times(len(refuse_array(x0, "x0")), generator)
+        u = times_of_rows(self.times, len(refuse_array(x0, "x0")), generator)
         n = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
         return uniform_parts(self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond), self.times, u)
 

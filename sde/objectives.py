@@ -12,7 +12,14 @@ from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.loss import refuse_untrained_output
 from ..shared.gaussian.schedule import refuse_zero_snr
-from ..shared.objective import Loss, Objective, TimeSampling, independent, refuse_nonuniform_times
+from ..shared.objective import (
+    Loss,
+    Objective,
+    TimeSampling,
+    independent,
+    refuse_nonuniform_times,
+    times_of_rows,
+)
 from ..shared.random import Source, normal_like
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, checked_time, exact, like, per_example, refuse_array, refuse_non_float
@@ -66,7 +73,9 @@ class MaximumLikelihood(Objective[GaussianDenoiser]):
         return Loss(0.5 * (self.high - self.low) * square + fixed, {"mse": square.detach() / x0[0].numel()}, t)
 
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
-        log_snr = self.high - (self.high - self.low) * exact(self.times(len(refuse_array(x0, "x0")), generator))
+        log_snr = self.high - (self.high - self.low) * exact(
+            times_of_rows(self.times, len(refuse_array(x0, "x0")), generator)
+        )
         return self.at(x0, self.denoiser.corruption.time(log_snr).to(x0.device), generator=generator, **cond)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .objective import D, Loss, Objective, ObjectiveWrapper
-from .random import Source, categorical
+from .random import Source, Streams, categorical
 from .serialization import serializable
 
 
@@ -79,7 +79,7 @@ class ImportanceSampling(ObjectiveWrapper[D]):
         p = self.probabilities()
         index = categorical(p.expand(len(x0), -1), generator)
         loss = self.at(x0, (index + 1).double() / self.steps, generator=generator, **cond)
-        if self.training:
+        if self.training and not (isinstance(generator, Streams) and generator.batch is not None):
             self.record(index, loss.total.detach().double())
         weight = 1 / (self.steps * p[index])
         return Loss(
@@ -87,6 +87,11 @@ class ImportanceSampling(ObjectiveWrapper[D]):
             {name: part * weight.to(part) for name, part in loss.parts.items()},
             loss.t,
         )
+
+    def observe(self, loss: Loss) -> None:
+        index = (loss.t * self.steps).round().long() - 1
+        unweighted = loss.total.detach().double() * self.steps * self.probabilities()[index]
+        self.record(index, unweighted)
 
     def record(self, index: Tensor, losses: Tensor) -> None:
         """Stores losses `(B,)` of the steps `index` `(B,)`, counted from 0, without waiting for the device.

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from .denoiser import Denoiser
 from .errors import UsageError
-from .random import Source, uniform
+from .random import Source, Streams, uniform
 from .serialization import serializable
 from .tensors import refuse_array
 from .values import notation
@@ -77,11 +77,34 @@ class Objective(nn.Module, ABC, Generic[D]):
         """Returns the loss at random times; for the arguments see `at`."""
         if not isinstance(x0, Tensor):
             refuse_array(x0, "x0")
-        u = self.times(len(x0), generator)
-        if u.shape != (len(x0),):
-            raise UsageError(f"times returned shape {tuple(u.shape)} for {len(x0)} examples: return a number for each")
+        u = times_of_rows(self.times, len(x0), generator)
         loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
         return uniform_parts(loss, self.times, u) if hasattr(self.times, "weight") else loss
+
+    def observe(self, loss: Loss) -> None:
+        """Takes note of the loss of a whole batch after a training step, in training by parts; does nothing here.
+
+        Objectives that adapt to their losses do so here for parts of a batch (`Streams` with `batch`), so that all
+        parts are computed in the same state; they take note of an undivided batch in `forward`.
+        """
+
+
+def times_of_rows(times: TimeSampling, count: int, source: Source) -> Tensor:
+    """Returns the numbers that `times` samples, `(count,)`; for a part of a batch those of its rows in the whole batch.
+
+    Raises:
+        UsageError: for a function that does not return a number for each example.
+    """
+    part = source if isinstance(source, Streams) and source.batch is not None else None
+    whole, size = (source, count) if part is None else (part.whole(), part.batch or count)
+    u = times(size, whole)
+    if u.shape != (size,):
+        raise UsageError(f"times returned shape {tuple(u.shape)} for {size} examples: return a number for each")
+    if part is None:
+        return u
+    assert isinstance(whole, Streams)
+    part.calls = whole.calls
+    return u[part.indices.to(u.device)]
 
 
 class ObjectiveWrapper(Objective[D]):
@@ -99,6 +122,9 @@ class ObjectiveWrapper(Objective[D]):
     def denoiser(self) -> D:
         """The denoiser of the inner objective."""
         return self.objective.denoiser
+
+    def observe(self, loss: Loss) -> None:
+        self.objective.observe(loss)
 
 
 def uniform_parts(loss: Loss, times: TimeSampling, u: Tensor) -> Loss:

@@ -78,16 +78,30 @@ class Streams:
     Args:
         seed: the run's seed.
         indices: the global indices of the samples in this batch, one for each row.
+        batch: for a part of a batch that is divided, over processes or into micro-batches, the number of examples in
+            the whole batch, of which the rows `indices` are these; None otherwise.
 
     Raises:
         UsageError: for a seed that is not a whole number of at most 64 bits, and for indices that are not a
             one-dimensional sequence of whole numbers.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:
+    def __init__(self, seed: int, indices: Sequence[int] | Tensor, batch: int | None = None) -> None:
         number = whole_seed(seed)
         self.seed = number - (1 << 64) if number >= 1 << 63 else number
-        self.indices, self.calls = checked_indices(indices), 0
+        self.indices, self.batch, self.calls = checked_indices(indices), batch, 0
+
+    def whole(self) -> Streams:
+        """Returns the source of all rows of the batch that these are a part of, at the same number of the call."""
+        assert self.batch is not None, "only a part of a batch has a whole"
+        source = Streams(self.seed, torch.arange(self.batch, device=self.indices.device))
+        source.calls = self.calls
+        return source
+
+    def keys(self) -> Tensor:
+        """Returns a hash of the seed and the index of each row, int64 `(B,)`, on the device of the indices."""
+        seed = torch.full((), self.seed, dtype=torch.int64, device=self.indices.device)
+        return _scrambled(_scrambled(seed * _GOLDEN + 1) + self.indices * _GOLDEN)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Returns uniform numbers on the open interval (0, 1), of the given shape `(len(indices), ...)`.
@@ -105,8 +119,8 @@ class Streams:
             )
         self.calls += 1
         self.indices = self.indices.to(device)
-        seed, call = (torch.full((), n, dtype=torch.int64, device=device) for n in (self.seed, self.calls))
-        key = _scrambled(_scrambled(_scrambled(seed * _GOLDEN + 1) + self.indices * _GOLDEN) + call * _GOLDEN)
+        call = torch.full((), self.calls, dtype=torch.int64, device=device)
+        key = _scrambled(self.keys() + call * _GOLDEN)
         word = _scrambled(key[:, None] + (1 + torch.arange(per_row, device=device)) * _GOLDEN)
         bits = 52 if dtype == torch.float64 else 23  # (n + 1/2) / 2^bits is then exact, and neither 0 nor 1
         real = torch.float64 if dtype == torch.float64 else torch.float32
@@ -120,6 +134,27 @@ class Streams:
         """
         real = torch.float64 if dtype == torch.float64 else torch.float32
         return torch.special.ndtri(self.uniform(shape, real, device)).to(dtype)
+
+
+def kept(keys: Tensor, number: int, shape: torch.Size, p: float) -> Tensor:
+    """Returns which values dropout keeps: each independently with probability 1 - p, bool, of the shape `(B, ...)`.
+
+    The result for row i depends on `keys[i]`, `number` and p alone. The arithmetic is that of 32-bit integers, with few
+    operations for each value: a hash of the row and one of the position in the example are combined by the first half
+    of the finalizer of MurmurHash3 (Appleby 2011).
+
+    Args:
+        keys: a hash for each row, int64 `(B,)`, from `Streams.keys`.
+        number: which of several independent results of the same rows.
+        shape: the shape of the values.
+        p: the probability that a value is dropped, in [0, 1).
+    """
+    call = torch.full((), number, dtype=torch.int64, device=keys.device) * _GOLDEN
+    places = torch.arange(shape[1:].numel(), device=keys.device) * _GOLDEN
+    rows, places = ((_scrambled(v + call) >> 32).to(torch.int32) for v in (keys, places))
+    word = (rows[:, None] ^ places) * -2048144789
+    word = (word ^ ((word >> 13) & 0x7FFFF)) * -1028477387
+    return (word >= round(p * 2**32) - 2**31).reshape(shape)
 
 
 def checked_indices(indices: Sequence[int] | Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import Notice, UsageError, shown
 from ..quantization import Quantization
-from ..random import Source, derived_seed, whole_seed
+from ..random import Source, Streams, derived_seed, whole_seed
 from .tokenizers import current_fingerprint
 from .windows import Windows
 
@@ -65,22 +65,37 @@ class Batches:
         self.k, self.batch, self.quantization, self.form = k, batch, quantization, form
         self.conditions, self.seed = conditions or {}, whole_seed(seed)
         self.shape, self.names, self.tokenizer, self.position = shape or tuple(k.shape[1:]), names, tokenizer, 0
+        self.ordered: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        generator, per_epoch, order, epoch = torch.Generator(), len(self.k) // self.batch, torch.empty(0), -1
         while True:
-            if epoch != self.position // per_epoch:
-                epoch = self.position // per_epoch
-                order = torch.randperm(
-                    len(self.k), generator=generator.manual_seed(derived_seed(self.seed, "order", epoch))
-                )
-            start = self.position % per_epoch * self.batch
-            rows = order[start : start + self.batch]
-            generator.manual_seed(derived_seed(self.seed, "dequantization", self.position))
             self.position += 1
-            yield {"x0": self.form(self.quantization, self.k[rows], generator)} | {
-                name: v[rows] for name, v in self.conditions.items()
-            }
+            yield self.at(self.position - 1, range(self.batch))
+
+    def at(self, position: int, rows: range) -> dict[str, Tensor]:
+        """Returns rows of the batch number `position`, counted from 0: all of them, or those of one process.
+
+        Noise of the form belongs to the row: it depends on (seed, position, row) alone.
+        """
+        chosen = self.order(position // self.per_epoch)[position % self.per_epoch * self.batch :][
+            rows.start : rows.stop
+        ]
+        source = Streams(derived_seed(self.seed, "dequantization", position), rows, self.batch)
+        return {"x0": self.form(self.quantization, self.k[chosen], source)} | {
+            name: v[chosen] for name, v in self.conditions.items()
+        }
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return len(self.k) // self.batch
+
+    def order(self, epoch: int) -> Tensor:
+        """Returns the order of the examples in an epoch, a permutation that is kept until the next epoch."""
+        if self.ordered[0] != epoch:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
+            self.ordered = epoch, torch.randperm(len(self.k), generator=generator)
+        return self.ordered[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps: the position, and facts that identify the data."""

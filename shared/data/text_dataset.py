@@ -11,7 +11,7 @@ from torch import Tensor
 from ..code_length import perplexity
 from ..errors import UsageError
 from ..quantization import Quantization
-from ..random import Source
+from ..random import Source, uniform
 from .batches import Batches
 from .tokenizers import Tokenizer
 from .windows import Windows
@@ -25,8 +25,8 @@ class Crop:
 
     def __call__(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
         """Returns crops `(B, length)`, int64, of windows k `(B, M)`; every offset that fits is equally likely."""
-        assert generator is None or isinstance(generator, torch.Generator), "batches draw from one generator"
-        offset = torch.randint(k.shape[1] - self.length + 1, (len(k), 1), generator=generator)
+        u = uniform((len(k), 1), generator, dtype=torch.float64, device=k.device)
+        offset = (u * (k.shape[1] - self.length + 1)).long()
         return quantization.quantized(k.gather(1, offset + torch.arange(self.length)))
 
 

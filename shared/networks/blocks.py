@@ -18,6 +18,7 @@ from ..errors import UsageError
 from ..serialization import serializable
 from ..tensors import like
 from ..values import notation
+from .dropout import Dropout
 
 M = TypeVar("M", bound=nn.Module)
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -118,7 +119,7 @@ class ResidualBlock(nn.Module):
         self.norm1, self.conv1 = norm(channels_in), conv(dims, channels_in, channels_out)
         self.modulation = nn.Linear(embedding, (1 + adaptive) * channels_out)
         self.norm2, self.conv2 = norm(channels_out), zeroed(conv(dims, channels_out, channels_out))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.skip = (
             conv(dims, channels_in, channels_out, kernel=1) if project or channels_in != channels_out else nn.Identity()
         )

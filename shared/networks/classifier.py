@@ -12,6 +12,7 @@ from ..progress import Progress, silent
 from ..random import whole_seed
 from ..serialization import serializable
 from .blocks import group_norm
+from .dropout import Dropout
 
 
 @serializable("networks.Classifier", formerly="unnoise.shared.networks.classifier.Classifier")
@@ -35,7 +36,7 @@ class Classifier(nn.Module):
         for channels_in, channels_out in ((shape[0], width), (width, 2 * width), (2 * width, 2 * width)):
             layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), group_norm(channels_out), nn.SiLU()]
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * width, features))
-        self.head = nn.Sequential(nn.SiLU(), nn.Dropout(0.2), nn.Linear(features, classes))
+        self.head = nn.Sequential(nn.SiLU(), Dropout(0.2), nn.Linear(features, classes))
 
     def embed(self, x: Tensor) -> Tensor:
         """Returns the features `(B, features)` of `x` `(B, C, H, W)` in [0, 1]."""

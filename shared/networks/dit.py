@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..serialization import serializable
 from .blocks import zeroed
+from .dropout import Dropout
 from .embeddings import Float32Buffers, LabelEmbedding, null_of, refuse_others, sinusoidal
 from .transformer import TIME_FEATURES, check_text, check_text_sizes, initialize_linear
 
@@ -68,7 +69,7 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, embedding: int) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.norm1, self.qkv = nn.LayerNorm(width, bias=False), nn.Linear(width, 3 * width, False)
         self.out, self.norm2 = nn.Linear(width, width, False), nn.LayerNorm(width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))

@@ -14,6 +14,7 @@ from ..tensors import finest
 from .blocks import differentiable_twice, zeroed
 from .caption_encoder import CaptionEncoder
 from .conditioned import Conditioned, check_conditions, check_shape
+from .dropout import Dropout
 from .embeddings import LabelEmbedding, Sinusoidal, TimeEmbedding, refuse_others
 from .transformer import TIME_FEATURES, check_text_sizes
 from .unet_stages import check_signal
@@ -84,7 +85,7 @@ class ImageDiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, context: int | None) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))

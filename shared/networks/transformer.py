@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..serialization import serializable
+from .dropout import Dropout
 from .embeddings import LabelEmbedding, TimeEmbedding, null_of, refuse_others
 
 TIME_FEATURES = 256
@@ -134,7 +135,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.norm1, self.qkv = nn.RMSNorm(width, 1e-6), nn.Linear(width, 3 * width, False)
         self.out, self.norm2 = nn.Linear(width, width, False), nn.RMSNorm(width, 1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, hidden, False), nn.GELU("tanh"), nn.Linear(hidden, width, False))
@@ -202,7 +203,7 @@ class Transformer(nn.Module):
         layers = [EncoderLayer(width, heads, hidden or 4 * width, dropout) for _ in range(depth)]
         self.layers = nn.ModuleList(layers)
         self.norm, self.head = nn.RMSNorm(width, 1e-6), nn.Linear(width, outputs or vocabulary, False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         # The head is not zeroed: from zero it learns the token frequencies first, and the layers learn little for long.
         initialize_linear(self)
         with torch.no_grad():
