@@ -19,6 +19,7 @@ from unnoise.experiments.cli.sampling import of_classes
 from unnoise.experiments.image_data import Images
 from unnoise.shared.data import Batches, ImageDataset, image_dataset
 from unnoise.shared.data.class_labels import class_counts
+from unnoise.shared.data.columns import Columns
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierGradient, ClassifierLoss, ConditionDropout, NoisyClassifier
 from unnoise.shared.networks import MLP, DiT, Encoder, ImageDiT, Transformer, UNet
@@ -358,7 +359,7 @@ def hub(monkeypatch, **splits):
         rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
         return rows if feature is None else rows.cast_column("label", feature)
 
-    monkeypatch.setattr(sys.modules["unnoise.shared.data.images"], "load", load)
+    monkeypatch.setattr(sys.modules["unnoise.shared.data.tables"], "load", load)
 
 
 def test_labels_of_sets_on_the_hub(monkeypatch):
@@ -384,13 +385,15 @@ def test_names_on_the_hub_are_numbered_as_in_training(monkeypatch):
 def test_other_columns_on_the_hub(monkeypatch):
     def load(name, split):
         held = {"img": [Image.new("RGB", (2, 2))], "fine_label": [3], "coarse_label": [1]}
-        return datasets.Dataset.from_dict(held if name == "cifar" else {"image": [[0, 1]]})
+        held |= {"other_label": held.pop("fine_label")} if name == "other" else {}
+        return datasets.Dataset.from_dict({"image": [[0, 1]]} if name == "numbers" else held)
 
-    monkeypatch.setattr(sys.modules["unnoise.shared.data.images"], "load", load)
-    assert (
-        image_dataset("cifar").summary
-        == "1 image of 3x2x2; no labels: there is no column label, and the columns fine_label, coarse_label are not "
-        "read"
-    )
+    monkeypatch.setattr(sys.modules["unnoise.shared.data.tables"], "load", load)
+    assert image_dataset("cifar").summary == "1 image of 3x2x2, 1 class: 3 1"
+    assert image_dataset("cifar", columns=Columns(label="coarse_label")).label.tolist() == [1]
+    said = "there is no column label, and the columns coarse_label, other_label are not read"
+    assert image_dataset("other").summary == f"1 image of 3x2x2; no labels: {said}"
     with pytest.raises(UsageError, match="the data set numbers has no images: its columns are image"):
         image_dataset("numbers")
+    with pytest.raises(UsageError, match=r"label_column=x: cifar has the columns img, fine_label, coarse_label: give"):
+        image_dataset("cifar", columns=Columns(label="x"))

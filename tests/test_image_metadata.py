@@ -5,10 +5,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from image_folders import put, read
 
 from unnoise.shared.data import image_dataset
 from unnoise.shared.data.class_labels import labels_of
+from unnoise.shared.data.columns import Columns, captions_of
 from unnoise.shared.errors import UsageError
 
 
@@ -34,10 +36,15 @@ def test_metadata_give_labels_and_names(tmp_path, form):
         (("class10", "class2", "class2"), [0, 0, 1], ("class2", "class10")),
     ):
         table(
-            tmp_path, form, [{"file_name": f, "label": v, "caption": "x"} for f, v in zip(files, labels, strict=True)]
+            tmp_path,
+            form,
+            [{"file_name": f, "label": v, "caption": f"a {f}", "by": "x"} for f, v in zip(files, labels, strict=True)],
         )
         assert read(tmp_path) == ([1, 0, 2], numbers, names)  # a, c, sub dir/b
-        assert "columns of the metadata that are not read: caption" in image_dataset(tmp_path).summary
+        found = image_dataset(tmp_path)
+        assert found.captions == ("a ./a.png", "a c.png", "a sub dir/b.png")
+        assert "columns of the metadata that are not read: by" in found.summary
+        assert image_dataset(tmp_path, columns=Columns(caption="by")).captions == ("x", "x", "x")
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -162,3 +169,22 @@ def test_a_class_outside_of_train_alone_is_named(tmp_path, where):
             ):
                 image_dataset(tmp_path, split=split, classes=classes)
     assert len(image_dataset(tmp_path).k) == 2
+
+
+def test_columns_of_captions():
+    assert captions_of(["a", "b"]) == (("a", "b"), "")
+    assert captions_of([["a", "b"], ["c"]]) == (("a", "c"), "")  # several captions of each image
+    assert captions_of([None, ""]) == captions_of([[], []]) == (None, "")
+    assert captions_of(["a", None, ""]) == (None, "2 of 3 are missing")
+    assert captions_of(["a", 3]) == (None, "3 is not a text")
+
+
+def test_bundled_captions():
+    train, test = (image_dataset("openmoji32", split=split) for split in ("train", "test"))
+    assert (len(train.k), len(test.k), train.shape, len(train.names)) == (2176, 280, (3, 32, 32), 11)
+    assert train.captions[5] == "grinning face with sweat"
+    assert train.names[train.label[5]] == "smileys-emotion"
+    part = train.subset(4)
+    assert part.captions == tuple(train.captions[row] for row in (0, 544, 1088, 1632))
+    assert torch.equal(part.k, train.k[::544])
+    assert train.summary.startswith("2,176 images of 3x32x32, with captions, 11 classes: activities 73, ")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UsageError
 from .class_labels import Labels, is_missing, labels_of, natural_order
+from .columns import Captions, Columns, captions_of, column_of
 from .pixels import endings
 
 SPLITS = {
@@ -30,11 +31,13 @@ class Listing(NamedTuple):
     Attributes:
         files: names relative to the folder, in their order.
         labels: labels of the files, in the same order.
+        captions: captions of the files, in the same order.
         notes: what was left out, and why.
     """
 
     files: list[str]
     labels: Labels
+    captions: Captions
     notes: tuple[str, ...]
 
 
@@ -54,7 +57,7 @@ class Contents(NamedTuple):
     hidden: int
 
 
-def list_images(folder: str, split: str) -> Listing:
+def list_images(folder: str, split: str, columns: Columns = Columns()) -> Listing:  # noqa: B008
     """Lists the images of a split of a folder.
 
     - A folder that contains nothing but one folder stands for that folder.
@@ -62,17 +65,18 @@ def list_images(folder: str, split: str) -> Listing:
       are the splits; else all images are one split, train.
     - Within a split the label is that in the column `label` of a file metadata.csv, .jsonl or .parquet with file names
       in `file_name`; or the folder that the image lies in, at any depth, if there are several and no image lies beside
-      them.
+      them. The caption is that in the column `caption` or `text` of the metadata. `columns` gives other names.
 
     Hidden files and files that are not images, by their endings, are left out, and counted in the notes.
 
     Args:
         folder: path of the folder.
         split: `train`, `test` or `validation`, or a slice such as `train[:90%]`.
+        columns: names of the columns of labels and captions in the metadata.
 
     Raises:
-        UsageError: where there are no images, no such split, several ways to read the folder, or metadata that do not
-            match the files.
+        UsageError: where there are no images, no such split or column, several ways to read the folder, or metadata
+            that do not match the files.
     """
     root = Path(folder)
     found = scan(root)
@@ -91,8 +95,13 @@ def list_images(folder: str, split: str) -> Listing:
             f"the folder {folder} has no split {split}, its {len(found.images):,} images are all the split train: move "
             f"those to hold out into a folder {split} in it and all others into a folder train, and train again"
         )
-    rows = metadata_rows(root, found)
-    labels = labels_in(splits, name, len(base) + bool(tops), rows)
+    rows = metadata_rows(root, found, columns)
+    existing = list(dict.fromkeys(column for row in rows.values() for column in row))
+    label, caption = (column_of(kind, columns, existing, f"the metadata of {folder}") for kind in ("label", "caption"))
+    labels = labels_in(splits, name, len(base) + bool(tops), rows, label)
+    captions = Captions(None)
+    if caption is not None:
+        captions = captions_of([rows.get(parts, {}).get(caption) for parts in splits[name]])
     part = slice_of(split, name, len(splits[name]))
     foreign = {(*base, top) for top, other in tops.items() if other != name}
     notes = (
@@ -101,11 +110,13 @@ def list_images(folder: str, split: str) -> Listing:
         else []
     )
     notes += left_out(found._replace(others=[parts for parts in found.others if parts[: len(base) + 1] not in foreign]))
-    unread = {column for row in rows.values() for column in row} - {"label"}
+    unread = {column for column in existing if column not in (label, caption)}
     if unread and not labels.reason.startswith(NO_LABEL_COLUMN):
         notes.append(f"columns of the metadata that are not read: {', '.join(sorted(unread))}")
     numbers = None if labels.numbers is None else labels.numbers[part]
-    return Listing(["/".join(parts) for parts in splits[name]][part], labels._replace(numbers=numbers), tuple(notes))
+    texts = None if captions.texts is None else captions.texts[part]
+    files = ["/".join(parts) for parts in splits[name]][part]
+    return Listing(files, labels._replace(numbers=numbers), captions._replace(texts=texts), tuple(notes))
 
 
 def scan(root: Path) -> Contents:
@@ -180,7 +191,9 @@ def split_folders(folder: str, images: Sequence[Parts]) -> tuple[Parts, dict[str
     return base, {"train": list(images)}, {}
 
 
-def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[Parts, dict[str, Any]]) -> Labels:
+def labels_in(
+    splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[Parts, dict[str, Any]], label: str | None
+) -> Labels:
     """Returns the labels of a split, from the metadata or from the folders below the first `depth`.
 
     Names are numbered over all splits.
@@ -190,14 +203,15 @@ def labels_in(splits: dict[str, list[Parts]], name: str, depth: int, rows: dict[
         name: the split.
         depth: number of folders in each path before those that can be classes.
         rows: metadata of each image, from `metadata_rows`.
+        label: the column of labels in them, or None.
     """
-    if not any("label" in row for row in rows.values()):
+    if label is None:
         labels = labels_of_folders({split: [parts[depth:] for parts in group] for split, group in splits.items()}, name)
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         if labels.numbers is None and not labels.reason and columns:
             return labels._replace(reason=f"{NO_LABEL_COLUMN}, their columns are {', '.join(columns)}")
         return labels
-    values = {split: [rows.get(parts, {}).get("label") for parts in group] for split, group in splits.items()}
+    values = {split: [rows.get(parts, {}).get(label) for parts in group] for split, group in splits.items()}
     gaps = [printable(parts) for parts, value in zip(splits[name], values[name], strict=True) if is_missing(value)]
     if len(gaps) == len(values[name]):
         return Labels(None, reason="the metadata have none")
@@ -253,7 +267,7 @@ def slice_of(split: str, name: str, count: int) -> slice:
     return slice(part.from_, part.to)
 
 
-def metadata_rows(root: Path, found: Contents) -> dict[Parts, dict[str, Any]]:
+def metadata_rows(root: Path, found: Contents, names: Columns) -> dict[Parts, dict[str, Any]]:
     """Returns the metadata of each image: the cells of its row in the nearest file in a folder above it.
 
     Raises:
@@ -274,7 +288,8 @@ def metadata_rows(root: Path, found: Contents) -> dict[Parts, dict[str, Any]]:
             if is_missing(image := row.pop("file_name", None)):
                 raise UsageError(f"{file} has no file_name in row {n:,}: give the name of an image in each row")
             parts = tuple(posixpath.normpath(posixpath.join(*at[:-1], str(image))).split("/"))
-            if here.setdefault(parts, row).get("label") != row.get("label"):
+            label = names.label or "label"
+            if here.setdefault(parts, row).get(label) != row.get(label):
                 raise UsageError(f"{file} gives {image} two labels: remove one of its rows")
         if absent := [parts for parts in here if parts not in images]:
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,12 @@ from ..progress import Progress, silent
 from ..quantization import Quantization
 from ..random import Source
 from .batches import Batches
-from .class_labels import NO_LABELS, Labels, class_counts, labels_of, refuse_other_classes
+from .class_labels import NO_LABELS, Labels, class_counts, refuse_other_classes
+from .columns import Captions, Columns
 from .folders import list_images
-from .sources import bundled, load
+from .sources import bundled
 from .stacking import Cells, Files, stacked
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from .tables import images_in_table
 
 LEVELS = {"digits": 17}  # every other data set has 256 quantization levels
 
@@ -34,6 +33,7 @@ class ImageDataset(NamedTuple):
         quantization: the real numbers that the quantization levels stand for.
         names: names of the classes, where they have names.
         notes: what was left out, or changed in reading.
+        captions: a text for each image, or None without captions that can be used (`no_captions` has the reason).
     """
 
     k: Tensor
@@ -41,6 +41,7 @@ class ImageDataset(NamedTuple):
     quantization: Quantization
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,6 +57,7 @@ class ImageDataset(NamedTuple):
     def summary(self) -> str:
         """One line on the data set: `1,204 images of 1x8x8, 3 classes: blood 400, ...; 2 other files left out: ...`."""
         whole = f"{len(self.k):,} image{'s' * (len(self.k) != 1)} of {'x'.join(map(str, self.shape))}"
+        whole += "" if self.captions is None else ", with captions"
         return "; ".join([whole if self.label is None else f"{whole}, {self.class_counts}", *self.notes])
 
     @property
@@ -69,6 +71,11 @@ class ImageDataset(NamedTuple):
         return next((note for note in self.notes if note.startswith("no labels")), "no labels")
 
     @property
+    def no_captions(self) -> str:
+        """A note that there are no captions, with the reason."""
+        return next((note for note in self.notes if note.startswith("no captions")), "no captions")
+
+    @property
     def labels(self) -> Labels:
         """The labels as a list, the names of the classes, and the reason if labels are missing."""
         reason = self.no_labels.removeprefix("no labels").removeprefix(": ")
@@ -79,7 +86,15 @@ class ImageDataset(NamedTuple):
         if count >= len(self.k):
             return self
         rows = torch.arange(count) * len(self.k) // count
-        return self._replace(k=self.k[rows], label=None if self.label is None else self.label[rows])
+        return self.rows(rows)
+
+    def rows(self, rows: Tensor) -> ImageDataset:
+        """Returns the images whose numbers are `rows`, int64 `(n,)`, with their labels and captions."""
+        return self._replace(
+            k=self.k[rows],
+            label=None if self.label is None else self.label[rows],
+            captions=None if self.captions is None else tuple(self.captions[row] for row in rows.tolist()),
+        )
 
     def batches(
         self,
@@ -117,6 +132,7 @@ def image_dataset(
     low: float = -1.0,
     high: float = 1.0,
     classes: int | None = None,
+    columns: Columns = Columns(),  # noqa: B008
     progress: Progress = silent,
 ) -> ImageDataset:
     """Loads images: gray or RGB, of any size, all of one size unless `size` (height, width) scales and crops them.
@@ -125,13 +141,14 @@ def image_dataset(
     or changed is counted in `ImageDataset.summary`.
 
     Args:
-        name: a bundled data set (`digits`, `mnist5k`), a folder, which is read by the rules of `list_images`, or a data
+        name: a bundled data set (`digits`, `mnist5k`, `openmoji32`), a folder, which is read by the rules of `list_images`, or a data
             set on the Hub.
         split: `train`, `test`, ...
         size: height and width; the shorter side is resized and the center cropped.
         low, high: range of the real numbers that the quantization levels stand for, such as [-1, 1].
         classes: number of classes; labels must lie in 0 to classes - 1, which is checked before pixels are read. None
             for any labels, or none.
+        columns: names of the columns of images, labels and captions.
         progress: `(items, total, label) -> items`, such as `bar`; reports nothing by default.
 
     Raises:
@@ -141,17 +158,24 @@ def image_dataset(
     if size is not None and min(size) < 1:
         raise UsageError(f"size={size}: give a height and a width of at least 1")
     name = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
-    pictures, labels, notes = find_images(name, split, classes)
+    pictures, labels, captions, notes = find_images(name, split, classes, columns)
     k, changes = stacked(pictures, name, size, progress)
     levels = LEVELS.get(name, 256)
     k = k if levels == 256 else torch.round(k.float() * (levels - 1) / 255).to(torch.uint8)
     label = None if labels.numbers is None else torch.tensor(labels.numbers)
-    no_labels = [] if label is not None else [f"no labels: {labels.reason}" if labels.reason else "no labels"]
-    return ImageDataset(k, label, Quantization(levels, low, high), labels.names, (*no_labels, *changes, *notes))
+    missing = [] if label is not None else [f"no labels: {labels.reason}" if labels.reason else "no labels"]
+    missing += [f"no captions: {captions.reason}"] if captions.reason else []
+    notes = (*missing, *changes, *notes)
+    return ImageDataset(k, label, Quantization(levels, low, high), labels.names, notes, captions.texts)
 
 
-def find_images(name: str, split: str, classes: int | None) -> tuple[Files | Cells, Labels, tuple[str, ...]]:
-    """Returns the images of a split, not yet decoded, their labels, and notes on what was left out.
+def find_images(
+    name: str,
+    split: str,
+    classes: int | None,
+    columns: Columns = Columns(),  # noqa: B008
+) -> tuple[Files | Cells, Labels, Captions, tuple[str, ...]]:
+    """Returns the images of a split, not yet decoded, their labels and captions, and notes on what was left out.
 
     For the arguments see `image_dataset`.
 
@@ -159,64 +183,28 @@ def find_images(name: str, split: str, classes: int | None) -> tuple[Files | Cel
         UsageError: for a split without images, and labels outside of 0 to classes - 1.
     """
     if name not in bundled() and Path(name).is_dir():
-        files, labels, notes = list_images(name, split)
+        files, labels, captions, notes = list_images(name, split, columns)
         pictures = Files(name, files)
     else:
-        pictures, labels, notes = images_in_table(name, split)
+        pictures, labels, captions, notes = images_in_table(name, split, columns)
     if classes is not None:
         refuse_other_classes(labels, classes, name, split)
-    return pictures, labels, notes
+    return pictures, labels, captions, notes
 
 
-def missing_test_split(name: str, classes: int | None = None) -> str:
+def missing_test_split(name: str, classes: int | None = None, columns: Columns = Columns()) -> str:  # noqa: B008
     """Returns one line on why a data set has no usable split `test`; an empty text where it has one.
 
     Usable is a split of two images or more, with labels in 0..classes-1 unless `classes` is None.
     """
     try:
         path = str(Path(name).expanduser()) if name.startswith("~") else name
-        count = len(find_images(path, "test", classes)[0])
+        count = len(find_images(path, "test", classes, columns)[0])
     except UsageError as error:
         return str(error)
     if count > 1:
         return ""
     return f"the split test of {name} has 1 image, and a standard error needs at least 2: hold more images out"
-
-
-def images_in_table(name: str, split: str) -> tuple[Cells, Labels, tuple[str, ...]]:
-    """Returns the encoded images of a bundled data set or one on the Hub, their labels, and notes.
-
-    Raises:
-        UsageError: where there is no such data set or split, or it has no images.
-    """
-    import datasets
-
-    rows = load(name, split)
-    column = next((c for c in ("image", "img") if c in rows.column_names), None)
-    if column is None or len(rows) == 0 or not isinstance(rows.features[column], datasets.Image):
-        raise UsageError(f"the data set {name} has no images: its columns are {', '.join(rows.column_names)}")
-    pictures = Cells(rows.cast_column(column, datasets.Image(decode=False))[column])
-    hides = name in bundled() and Path(name).is_dir()
-    notes = (f"the local folder {name} is not read; give ./{name} to read it",) if hides else ()
-    return pictures, column_labels(name, split, rows), notes
-
-
-def column_labels(name: str, split: str, rows: Dataset) -> Labels:
-    """Returns the labels in the column `label` of the rows of a split of the data set `name`.
-
-    Class names are those of the column's type, or the names in the column in their natural order in the split train.
-    """
-    if "label" not in rows.column_names:
-        others = [column for column in rows.column_names if "label" in column]
-        reason = f"there is no column label, and the columns {', '.join(others)} are not read" if others else ""
-        return Labels(None, reason=reason)
-    labels = labels_of(rows["label"][:])
-    if labels.names and split.split("[")[0] != "train":
-        labels = labels_of(rows["label"][:], known := load(name, "train")["label"][:])
-        if unknown := set(labels.names or ()) - set(known):
-            return Labels(None, reason=f"{min(unknown)} is not a label of the train split")
-    names = getattr(rows.features["label"], "names", None)
-    return labels if names is None or labels.numbers is None else labels._replace(names=tuple(names))
 
 
 def images(
