@@ -15,13 +15,15 @@ from torch import Tensor
 from ..shared.data import Batches, ImageDataset
 from ..shared.data.sources import Absent
 from ..shared.denoiser import Denoiser
+from ..shared.distributed import is_main
 from ..shared.errors import Notice, UsageError, shown
 from ..shared.metrics.errors import standard_error
 from ..shared.metrics.judge import SampleQuality, judge_of
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
-from ..shared.random import Streams, whole_seed
+from ..shared.random import Streams
 from ..shared.sampler import Sampler, counted, device_of
+from .chunks import in_chunks
 from .code_lengths import CodeLengthOf
 
 if TYPE_CHECKING:
@@ -52,22 +54,62 @@ def draw(
     seed: int = 0,
     progress: Progress = silent,
     conditions: Callable[[Tensor], dict[str, Tensor]] | None = None,
+    size: int | None = None,
+    shared: bool = False,
 ) -> SamplingRun:
-    """Draws `count` samples of one shape, 300 at a time; sample i and its conditions depend on (seed, i) alone.
+    """Draws `count` samples of one shape, `size` at a time; sample i and its conditions depend on (seed, i) alone.
 
-    `conditions` returns the conditions of the samples of given numbers; None for those of the recipe.
+    Args:
+        recipe: the recipe, of which the conditions, the form of samples and the default steps are taken.
+        sampler: the sampler.
+        shape: shape of one sample.
+        quantization: the quantization of the data.
+        count: the number of samples.
+        steps: the number of steps, or a grid of times; None for the steps of the recipe.
+        seed: the seed of the samples.
+        progress: how to report progress.
+        conditions: returns the conditions of the samples of given numbers; None for those of the recipe.
+        size: the number of samples that are drawn at a time; None for 300.
+        shared: whether the processes of a run share the work, as `in_chunks`.
     """
-    start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
-    steps = recipe.sampling_steps if steps is None else steps
-    for rows in torch.arange(count).split(CHUNK):
+    device, steps = device_of(sampler.denoiser), recipe.sampling_steps if steps is None else steps
+
+    def drawn(rows: Tensor) -> tuple[Tensor, int]:
         source, labels = Streams(seed, rows), (conditions or recipe.conditions)(rows.to(device))
         with counted(sampler.denoiser) as evaluations:
             x = sampler(shape=(len(rows), *shape), steps=steps, generator=source, progress=progress, **labels)
-        parts.append(recipe.levels(quantization, x).cpu())
-        calls = evaluations.calls
-    return SamplingRun(
-        torch.cat(parts), steps if isinstance(steps, int) else len(steps) - 1, calls, time.perf_counter() - start
-    )
+        return recipe.levels(quantization, x), evaluations.calls
+
+    return sampling_run(drawn, count, steps, size, shared=shared)
+
+
+def sampling_run(
+    drawn: Callable[[Tensor], tuple[Tensor, int]],
+    count: int,
+    steps: int | Tensor,
+    size: int | None = None,
+    *,
+    shared: bool = False,
+) -> SamplingRun:
+    """Returns the samples of the numbers 0 to count - 1, and their cost.
+
+    Args:
+        drawn: `(sample numbers, int64 (n,)) -> (levels (n, ...), number of network evaluations)`.
+        count: the number of samples.
+        steps: the number of steps, or the grid of times.
+        size: the number of samples that are drawn at a time; None for 300.
+        shared: whether the processes of a run share the work, as `in_chunks`.
+    """
+    start, calls = time.perf_counter(), 0
+
+    def levels(rows: Tensor) -> Tensor:
+        nonlocal calls
+        found, calls = drawn(rows)
+        return found.cpu()
+
+    found = in_chunks(levels, count, CHUNK if size is None else size, shared=shared)
+    number = steps if isinstance(steps, int) else len(steps) - 1
+    return SamplingRun(found, number, calls, time.perf_counter() - start)
 
 
 def bits_per_dim(
@@ -78,25 +120,36 @@ def bits_per_dim(
     measure: CodeLengthOf | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    size: int | None = None,
+    shared: bool = False,
 ) -> tuple[float, float]:
     """Returns the mean code length of images in bits/dim, and its standard error over the images.
 
     The code length is that of the recipe, or `measure`. For a conditional model the label is coded before the
     image: its `log2(classes)` bits are included, and since `p(x) >= p(x | label) / classes` the sum is an upper bound
-    on the code length of the image alone.
+    on the code length of the image alone. The noise of image i depends on (seed, i) alone.
+
+    Args:
+        recipe: the recipe.
+        denoiser: the denoiser.
+        images: the images to code.
+        measure: the code length; None for that of the recipe.
+        seed: the seed of the noise and of the times of a bound.
+        progress: how to report progress.
+        size: the number of images that are coded at a time; None for 300.
+        shared: whether the processes of a run share the work, as `in_chunks`; the result is that of all images on the
+            process of rank 0 alone.
     """
-    device = device_of(denoiser)
-    generator, measure = (
-        torch.Generator(device).manual_seed(whole_seed(seed)),
-        measure or recipe.code_length_of(denoiser, images.quantization),
-    )
-    bits = []
-    for rows in torch.arange(len(images.k)).split(CHUNK):
+    device, measure = device_of(denoiser), measure or recipe.code_length_of(denoiser, images.quantization)
+
+    def bits(rows: Tensor) -> Tensor:
         part = images._replace(k=images.k[rows], label=None if images.label is None else images.label[rows])
         conditions = {name: value.to(device) for name, value in recipe.data.conditions_of(part).items()}
-        bits.append(measure(part.k.to(device), generator, progress, **conditions).bits_per_dim(images.dims))
+        code = measure(part.k.to(device), Streams(seed, rows), progress, **conditions)
+        return code.bits_per_dim(images.dims).cpu()
+
     of_label = math.log2(recipe.classes or 1) / images.dims
-    whole = torch.cat(bits) + of_label
+    whole = in_chunks(bits, len(images.k), CHUNK if size is None else size, shared=shared) + of_label
     return float(whole.mean()), standard_error(whole)
 
 
@@ -161,8 +214,12 @@ def evaluate_images(
     seed: int = 0,
     trained_on: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    size: int | None = None,
 ) -> dict[str, Any]:
     """Measures bits/dim of held-out images and, if the data have labels, the quality of as many samples.
+
+    The processes of a run share the work, `size` examples at a time (None for 300); the results are those of all
+    examples on the process of rank 0, and empty on the others.
 
     Raises:
         UsageError: for fewer than two images, which have no standard error and no Fréchet distance; or for training
@@ -185,7 +242,7 @@ def evaluate_images(
     warning = refuse_other_data(len(train.k), lambda: recipe.batches(train), trained_on)
     data = {"train": train.summary, "held_out": test.summary} | warning
     test = test if count is None else test.subset(count)
-    bits, error = bits_per_dim(recipe, denoiser, test, seed=seed, progress=progress)
+    bits, error = bits_per_dim(recipe, denoiser, test, seed=seed, progress=progress, size=size, shared=True)
     results: dict[str, Any] = data | {
         "bits_per_dim": bits,
         "standard_error": error,
@@ -200,7 +257,11 @@ def evaluate_images(
         steps,
         seed=seed,
         progress=progress,
+        size=size,
+        shared=True,
     )
+    if not is_main():
+        return {}
     if train.label is not None:
         judge = judge_of(train, progress)
         results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}

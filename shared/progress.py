@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
+from .distributed import is_main
+
 T = TypeVar("T")
 
 
@@ -23,7 +25,13 @@ def silent(items: Iterable[T], total: int | None, label: str) -> Iterable[T]:
 
 
 def bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
-    """Returns the items and draws a tqdm bar with the remaining time, in a terminal or a notebook."""
+    """Returns the items and draws a tqdm bar with the remaining time, in a terminal or a notebook.
+
+    Of several processes that of rank 0 draws it.
+    """
     from tqdm.auto import tqdm
+
+    if not is_main():
+        return iter(items)
 
     return iter(tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5, delay=0.5))
