@@ -1,6 +1,7 @@
 """Data sets of images and text: batches are dicts `{"x0": ..., conditions by name}`."""
 
 from .batches import Batches
+from .captions import CaptionTokens, caption_tokens
 from .images import ImageDataset, image_dataset, images
 from .synthetic import MarkovChain, sparse_chain
 from .text import character_batches, characters, documents, shakespeare, subwords, text8
@@ -10,6 +11,7 @@ from .windows import Packed, Padded, Windows
 
 __all__ = [
     "Batches",
+    "CaptionTokens",
     "CharacterTokenizer",
     "ImageDataset",
     "MarkovChain",
@@ -19,6 +21,7 @@ __all__ = [
     "TextDataset",
     "Tokenizer",
     "Windows",
+    "caption_tokens",
     "character_batches",
     "characters",
     "documents",

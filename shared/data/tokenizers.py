@@ -285,7 +285,7 @@ def current_fingerprint(fingerprint: str) -> str:
     return fingerprint if found is None else f"{found[1]} {'tokens' if found[3] else 'characters'}{found[3] or ''}"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int = 8192) -> SubwordTokenizer:
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 8192, *, uniform_words: bool = False) -> SubwordTokenizer:
     """Learns byte-pair encoding from texts (Sennrich et al. 2016, on bytes as in GPT-2).
 
     Every text has an encoding that decodes to itself, so bits per character and perplexity per word are those of the
@@ -295,11 +295,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 8192) -> SubwordToke
     Args:
         texts: texts to learn from; see `documents`.
         vocabulary: number of tokens, including 256 bytes and the end token; a small text yields fewer.
+        uniform_words: whether a word has the same tokens in small and large letters, and at the beginning and inside of
+            a text, as suits short captions; texts then decode in small letters, after a space.
 
     Raises:
         UsageError: for a vocabulary below 257, which does not hold the bytes and the end token.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     if isinstance(texts, str):
         raise UsageError(
@@ -309,7 +311,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 8192) -> SubwordToke
     if vocabulary < 257:
         raise UsageError(f"vocabulary={vocabulary}: give 257 or more, for 256 bytes and the end token")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if uniform_words:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=uniform_words)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
