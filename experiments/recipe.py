@@ -270,14 +270,24 @@ class Recipe(ABC, Generic[D]):
         seed: int = 0,
         trained_on: Mapping[str, Any] | None = None,
         progress: Progress = silent,
+        size: int | None = None,
     ) -> dict[str, Any]:
-        """Measures code length and samples on `count` held-out examples, None for all.
+        """Measures code length and samples on held-out examples.
 
-        `trained_on` is what the checkpoint recorded about its training batches: where the training data are different
-        now, the held-out data may be different too.
+        The processes of a run share the work, and all of them must call it; that of rank 0 returns the results.
+
+        Args:
+            denoiser: the denoiser.
+            count: the number of held-out examples; None for all.
+            steps: the number of sampling steps, or a grid of times.
+            seed: the seed of the samples, and of noise and times of the code length.
+            trained_on: what the checkpoint recorded about its training batches: where the training data are different
+                now, the held-out data may be different too.
+            progress: how to report progress.
+            size: the number of examples that are computed at a time; None for a number that fits most GPUs.
         """
         return self.data.evaluate(
-            self, denoiser, count=count, steps=steps, seed=seed, trained_on=trained_on, progress=progress
+            self, denoiser, count=count, steps=steps, seed=seed, trained_on=trained_on, progress=progress, size=size
         )
 
 

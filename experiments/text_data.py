@@ -27,15 +27,17 @@ from ..shared.data import (
 )
 from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
+from ..shared.distributed import is_main
 from ..shared.errors import UsageError
 from ..shared.memory import refuse_beyond
 from ..shared.metrics.errors import standard_error
 from ..shared.metrics.text import judged
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
-from ..shared.random import whole_seed
+from ..shared.random import Streams
 from ..shared.sampler import device_of
 from ..shared.serialization import serializable
+from .chunks import in_chunks
 from .evaluation import draw, refuse_other_data, splits
 from .recipe import Data, Form, Recipe
 
@@ -204,11 +206,12 @@ def evaluate_text(
     seed: int = 0,
     trained_on: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    size: int | None = None,
 ) -> dict[str, Any]:
     """Measures the bound on held-out text, and the entropy and perplexity of samples; see `Recipe.evaluate`."""
     test, train = splits(recipe, progress)
     warning = refuse_other_data(len(train.windows), lambda: recipe.batches(train), trained_on)
-    results = code(recipe, denoiser, test, count, seed=seed, progress=progress)
+    results = code(recipe, denoiser, test, count, seed=seed, progress=progress, size=size, shared=True)
     samples = draw(
         recipe,
         recipe.sampler_of(denoiser),
@@ -218,7 +221,11 @@ def evaluate_text(
         steps,
         seed=seed,
         progress=progress,
+        size=size,
+        shared=True,
     )
+    if not is_main():
+        return {}
     found = judged(samples.levels, train)
     units = {
         "generative_perplexity": "generative_perplexity_per_token_5_gram",
@@ -237,24 +244,40 @@ def code(
     *,
     seed: int = 0,
     progress: Progress = silent,
+    size: int | None = None,
+    shared: bool = False,
 ) -> dict[str, Any]:
     """Measures the bound on held-out windows, in bits per token and character and as perplexity per token and word.
 
     The bound of padded windows includes their length; the figures given the padding, which papers report, are
-    returned beside it.
+    returned beside it. The noise of window i depends on (seed, i) alone.
+
+    Args:
+        recipe: the recipe.
+        denoiser: the denoiser.
+        test: the held-out text.
+        count: the number of windows; None for all.
+        seed: the seed of the noise and of the times of the bound.
+        progress: how to report progress.
+        size: the number of windows that are coded at a time; None for 100, or fewer for a large vocabulary.
+        shared: whether the processes of a run share the work, as `in_chunks`; the process of rank 0 returns the
+            figures, the others nothing.
     """
     padding = recipe.data.padding
     device, measure = device_of(denoiser), recipe.code_length_of(denoiser, test.quantization)
-    generator, parts, real = torch.Generator(device).manual_seed(whole_seed(seed)), [], []
-    windows, size = (
-        min(count or len(test.windows), len(test.windows)),
-        max(1, min(100, AT_ONCE // (test.length * test.vocabulary))),
-    )
-    for start in range(0, windows, size):
-        k = test.windows[start : min(start + size, windows)].long()
-        parts.append(torch.stack(measure(k.to(device), generator, progress)[:3]).cpu())
-        real.append((k != padding).sum(1) if padding is not None else torch.full((len(k),), test.length))
-    nats, tokens = torch.cat(parts, 1), torch.cat(real).double()  # (3, N) and (N,)
+    windows = min(count or len(test.windows), len(test.windows))
+    size = size or max(1, min(100, AT_ONCE // (test.length * test.vocabulary)))
+
+    def terms(rows: Tensor) -> Tensor:
+        k = test.windows[rows].long()
+        found = measure(k.to(device), Streams(seed, rows), progress)[:3]
+        real = (k != padding).sum(1) if padding is not None else torch.full((len(k),), test.length)
+        return torch.cat([torch.stack(found).cpu().double(), real.double()[None]]).T
+
+    found = in_chunks(terms, windows, size, shared=shared)
+    if shared and not is_main():
+        return {}
+    nats, tokens = found[:, :3].T, found[:, 3]  # (3, N) and (N,)
     whole = nats.sum(0)
     mean = float(whole.sum() / tokens.sum())
     # A ratio of sums, as for perplexities: long windows have a larger weight, and the standard error is that of the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from ...shared.errors import UsageError, shown
 from ...shared.progress import bar
 from ...shared.random import Streams
 from ...shared.sampler import Sampler, counted, device_of
-from ..evaluation import CHUNK, SamplingRun
+from ..evaluation import SamplingRun, sampling_run
 from ..pretrained.given_data import GivenText
 from ..recipe import Recipe
 from ..text_data import Text
@@ -187,11 +186,15 @@ def windows(
     steps: int | Tensor,
     seed: int,
     conditions: Conditions,
+    size: int | None = None,
 ) -> SamplingRun:
-    """Samples texts longer than the network's window, window by window, each half known from the one before."""
-    start, parts, calls, device = time.perf_counter(), [], 0, device_of(sampler.denoiser)
-    known = int(text.mask.sum())
-    for rows in torch.arange(count).split(CHUNK):
+    """Samples texts longer than the network's window, window by window, each half known from the one before.
+
+    The processes of a run share the work, `size` texts at a time; None for 300.
+    """
+    device, known = device_of(sampler.denoiser), int(text.mask.sum())
+
+    def drawn(rows: Tensor) -> tuple[Tensor, int]:
         with counted(sampler.denoiser) as evaluations:
             x = sliding(
                 sampler,
@@ -206,7 +209,6 @@ def windows(
                 fill=fill,
                 **conditions(rows.to(device)),
             )
-        parts.append(x.cpu())
-        calls = evaluations.calls
-    number = steps if isinstance(steps, int) else len(steps) - 1
-    return SamplingRun(torch.cat(parts), number, calls, time.perf_counter() - start)
+        return x, evaluations.calls
+
+    return sampling_run(drawn, count, steps, size, shared=True)
