@@ -40,7 +40,6 @@ NOT_COPIED = {
     "consistency": "no consistency training here, and progressive distillation is on a grid of t = n / N, not on "
     "Karras noise levels",
     "edm2_net": "no magnitude-preserving network here",
-    "ema_power": "no power-function averages here",
     "gidd": "no process here resamples from a distribution that changes with time, as GIDD's (masks, uniform) does",
     "inception_fid": "no Inception features here",
     "meanflow": "no mean flows here",
