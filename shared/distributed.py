@@ -40,6 +40,12 @@ def launched() -> int:
     return int(size) if size.isdecimal() else 1
 
 
+def launched_rank() -> int:
+    """Returns the number of this process among those that the launcher started, also where they are not connected."""
+    number = os.environ.get("RANK", "")
+    return int(number) if launched() > 1 and number.isdecimal() else 0
+
+
 def restarted() -> bool:
     """Returns whether torchrun has started the processes anew, after one of them had failed."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
@@ -143,3 +149,16 @@ def add_over_processes(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def refuse_unconnected() -> None:
+    """Refuses to run as one of several processes of a launcher that are not connected.
+
+    Raises:
+        UsageError: with the remedy.
+    """
+    if launched() > 1 and not started():
+        raise UsageError(
+            f"this is one of {launched()} processes (WORLD_SIZE) that are not connected, and each would train and "
+            "write the same run: train within `unnoise.shared.distributed.processes()`, or start one process"
+        )

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from itertools import pairwise
 from typing import Annotated, Any, Union
 
@@ -15,6 +16,7 @@ import tyro
 
 from unnoise import __version__
 
+from ...shared.distributed import launched_rank, processes
 from ...shared.errors import UsageError, notices
 from ...shared.random import whole_seed
 from ...shared.training.folder import refuse_several
@@ -22,16 +24,25 @@ from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import program
 from ..recipes import RECIPES
-from . import commands, sampling, training
+from . import commands, sampling, slurm, training
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; bad input prints one line on stderr and returns 2, without a traceback."""
+    """Runs a command; bad input prints one line on stderr and returns 2, without a traceback.
+
+    Of the processes of a launcher that of rank 0 prints; an error is printed by each process that it stops.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    number = launched_rank()
+    me = f"unnoise, process {number}" if number else "unnoise"
     try:
-        with notices(lambda text: print(f"unnoise: {text}", file=sys.stderr)):
+        with (
+            notices(lambda text: None if number else print(f"unnoise: {text}", file=sys.stderr)),
+            open(os.devnull, "w") as nowhere,
+            redirect_stdout(nowhere) if number else nullcontext(),
+        ):
             return run(arguments)
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:  # help, or options that cannot be read, which is printed already
         return stop.code if isinstance(stop.code, int) else 0
     except (UsageError, FloatingPointError, OSError) as error:
-        print(f"unnoise: {error}".replace("\n", " "), file=sys.stderr)
+        print(f"{me}: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except Interrupted as stop:
         resumes = "--resume" in arguments or arguments[0] == "reproduce"
@@ -65,21 +76,38 @@ def run(arguments: Sequence[str]) -> int:
     refuse_unknown(name)
     for seed in values_of("--seed", rest):
         whole_seed(int(seed) if re.fullmatch(r"-?\d{1,4000}", seed) else 0)  # another text is an error of its type
-    if name in ("demo", "train", "reproduce"):
+    if name in ALONE:
         refuse_several()
-    config = (tyro.conf.PositionalMetavarFromFieldName,)
+    devices = ["auto", *values_of("--device", rest)]
+    with processes(devices[-1]):
+        return run_command(name, rest, arguments)
+
+
+def run_command(name: str, rest: list[str], arguments: Sequence[str]) -> int:
+    """Runs a command, given its name and the arguments after it."""
     if name in COMMANDS:
-        cls, left = command_class(name, rest)
-        prog = shlex.join(["unnoise", name, *([] if cls is COMMANDS[name] else rest[:1])])
-        command: Any = tyro.cli(cls, args=left, prog=prog, config=config)
-        command.execute()
+        parsed(name, rest).execute()
         return 0
     members = tuple(Annotated[cls, tyro.conf.subcommand(name, prefix_name=False)] for name, cls in COMMANDS.items())
     every: Any = Union[members]  # noqa: UP007
-    tyro.cli(every, args=arguments or ["--help"], prog="unnoise", description=DESCRIPTION, config=config)
+    tyro.cli(every, args=arguments or ["--help"], prog="unnoise", description=DESCRIPTION, config=CONFIG)
     return 0
 
 
+def parsed(name: str, arguments: list[str]) -> Any:
+    """Returns the command of a name with the options of its arguments.
+
+    Raises:
+        SystemExit: for options that cannot be read, which is printed.
+    """
+    cls, left = command_class(name, arguments)
+    named = [] if cls is COMMANDS[name] or name == "submit" else arguments[:1]
+    return tyro.cli(cls, args=left, prog=shlex.join(["unnoise", name, *named]), config=CONFIG)
+
+
+CONFIG = (tyro.conf.PositionalMetavarFromFieldName,)
+ALONE = ("demo", "train", "reproduce")
+"""The commands that write a folder, and refuse to run in several processes of a launcher."""
 COMMANDS: dict[str, type] = {
     "demo": commands.Demo,
     "train": training.Train,
@@ -88,6 +116,7 @@ COMMANDS: dict[str, type] = {
     "reproduce": training.Reproduce,
     "import": commands.Import,
     "export": commands.Export,
+    "submit": slurm.Submit,
     "recipes": commands.Recipes,
     "parts": commands.Parts,
     "plot-schedules": commands.PlotSchedules,
@@ -103,8 +132,10 @@ def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
         UsageError: for such a command without the recipe or run as its first argument.
     """
     needs = {"train": "recipe", "reproduce": "recipe", "sample": "run", "evaluate": "run"}
-    if name not in needs or (arguments and arguments[0] in ("-h", "--help")):
+    if name not in (*needs, "submit") or (arguments and arguments[0] in ("-h", "--help")):
         return COMMANDS[name], arguments
+    if name == "submit":
+        return slurm.options_for(arguments, main, parsed)
     if not arguments or arguments[0].startswith("-"):
         lists = "; `unnoise recipes` lists them" * (needs[name] == "recipe")
         raise UsageError(f"give a {needs[name]}: unnoise {name} {needs[name].upper()} [options]{lists}")
