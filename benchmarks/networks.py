@@ -145,9 +145,9 @@ def digits(settings: Settings, progress: Progress, recipe: GaussianRecipe, draws
     losses = []
     images, test = recipe.data.load("train"), recipe.data.load("test")
     cooldown = settings.digits_steps // 3
-    for bfloat16 in (False, None):  # None is the trainer's automatic precision
+    for precision in ("float32", "auto"):  # auto is the trainer's automatic precision
         training = replace(
-            recipe.training, steps=settings.digits_steps, cooldown=cooldown, bfloat16=bfloat16, device="cpu"
+            recipe.training, steps=settings.digits_steps, cooldown=cooldown, precision=precision, device="cpu"
         )
         torch.manual_seed(training.seed)
         objective = recipe.objective(images.shape, images.quantization)

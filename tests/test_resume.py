@@ -124,7 +124,7 @@ def test_a_checkpoint_without_optimizer_state_says_that_it_starts_afresh(tmp_pat
         ("cooldown", 2),
         ("clip", 0.5),
         ("ema", 0.5),
-        ("bfloat16", None),
+        ("precision", "bfloat16"),
         ("seed", 3),
     ],
 )

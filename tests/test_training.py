@@ -23,7 +23,8 @@ from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.time_inputs import noise_level
 from unnoise.shared.training import Trainer, Training, precision
 from unnoise.shared.training.folder import read_metrics
-from unnoise.shared.training.optim import clip_gradients, learning_rate, update_average
+from unnoise.shared.training.averages import update_average
+from unnoise.shared.training.optim import clip_gradients, learning_rate
 
 
 def batches():
@@ -212,7 +213,7 @@ def test_clipping_learning_rate_and_average():
     a, b = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(a.weight)
     torch.nn.init.ones_(b.weight)
-    update_average(a, b, 0.5, step=0)  # min(0.5, 1 / 10)
+    update_average(a, b, 0.1)
     assert a.weight.item() == pytest.approx(0.9)
 
 
@@ -232,7 +233,7 @@ NAN, INF = float("nan"), float("inf")
         ("ema", -0.1),
         ("ema", NAN),
         ("ema", "slow"),
-        ("bfloat16", "yes"),
+        ("precision", "half"),
     ]
     + [("betas", value) for value in ((0.9,), (0.9, 0.99, 0.999), 0.9, (0.9, 1.0), (NAN, 0.9), ("a", "b"))],
 )
@@ -312,16 +313,18 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
 
 
 def test_automatic_precision_is_that_of_the_device(tmp_path, monkeypatch):
-    """`bfloat16=None`: half precision where the processor says that it multiplies such numbers, float32 elsewhere."""
+    """`precision="auto"`: half precision where the processor says that it multiplies such numbers, float32 elsewhere."""
     cpu = torch.device("cpu")
     for flags, native in (("fpu avx2 avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2 avx512f", False)):
         (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
         monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
-        assert precision.uses_bfloat16(None, cpu) is native
-        assert precision.uses_bfloat16(True, cpu)
-        assert not precision.uses_bfloat16(False, cpu)
+        chosen, why = precision.precision_of("auto", cpu)
+        assert (chosen.autocast is torch.bfloat16) is native
+        assert why.startswith(f"precision {'bfloat16' if native else 'float32'}, because cpu")
+        assert precision.precision_of("bfloat16", cpu) == (precision.PRECISIONS["bfloat16"], "")
+        assert precision.precision_of("float32", cpu)[0].autocast is None
     monkeypatch.setattr(precision, "CPUINFO", tmp_path / "none")
-    assert not precision.uses_bfloat16(None, cpu)
+    assert precision.precision_of("auto", cpu)[0].name == "float32"
     for capability, native in (((7, 5), False), ((8, 0), True), ((9, 0), True)):  # Turing, Ampere, Hopper
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert precision.uses_bfloat16(None, torch.device("cuda")) is native
+        assert (precision.precision_of("auto", torch.device("cuda"))[0].name == "bfloat16") is native

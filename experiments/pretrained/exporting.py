@@ -13,7 +13,7 @@ from torch import nn
 
 from ...shared.errors import UsageError
 from ...shared.gaussian.denoiser import Learned
-from ...shared.training.checkpoint import save
+from ...shared.training.saving import save
 from ...shared.training.folder import writable
 from .diffusers import looks_like
 from .diffusers_export import export
@@ -202,9 +202,7 @@ def bring(source: str, out: Path, flags: Flags, data: str | None = None, tokeniz
         writable(out),
         objective=both,
         average=both,
-        optimizer=None,
         step=0,
-        config=None,
         experiment=run,
         batches=noted(denoiser),
     )

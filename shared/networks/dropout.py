@@ -11,8 +11,8 @@ from ..random import Streams, kept
 class Dropout(nn.Module):
     """Sets each value to zero with probability p in training mode, and divides the others by 1 - p.
 
-    While a `Trainer` trains, the mask of an example is a function of the seed, the step, the number of the example in the
-    global batch and the layer: the same on any number of processes, for micro-batches, and when activations are
+    While a `Trainer` trains, the mask of an example is a function of the seed, the step, the number of the example in
+    the global batch and the layer: the same on any number of processes, for micro-batches, and when activations are
     recomputed in the backward pass. Otherwise it is drawn from torch's global generator, as by `nn.Dropout`.
 
     Args:

@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import UsageError, shown
 from ..serialization import serializable
 from ..values import notation
+from .parallel import own
 
 WIDEST = 12**-0.5
 """Largest relative standard deviation of a power function: that of the plain mean, whose exponent is 0."""
@@ -144,7 +145,7 @@ def std_of(exponent: float) -> float:
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Updates averaged weights, `average <- d average + (1 - d) module` with `d = decay`; buffers are copied."""
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        list(average.parameters()), list(module.parameters()), 1 - decay
+        [own(p) for p in average.parameters()], [own(p) for p in module.parameters()], 1 - decay
     )
     for a, b in zip(average.buffers(), module.buffers(), strict=True):
         a.copy_(b)

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import os
-import platform
 import re
-import shutil
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..objective import Objective
 from ..quantization import Quantization
-from ..serialization import current, deserialize, serialize
+from ..serialization import current, deserialize
+from .digests import digest, digest_of_text, groups_in, tensors_in
 from .folder import reason
+from .named import uncompiled
+from .parallel import laid_like
+from .parts import PARTS, read_parts
 
 FORMAT = 1
-GROUPS = ("objective", "average", "optimizer")
-COMPILED = "_orig_mod."
-"""The part that `torch.compile` adds to the names of a module's weights."""
 
 
 class Checkpoint(NamedTuple):
@@ -59,155 +55,6 @@ class Checkpoint(NamedTuple):
         denoiser = self.average.denoiser
         on = f"{type(denoiser).__name__} on {denoiser.corruption}"
         return f"Checkpoint(step={self.step}, {type(self.objective).__name__} of {on}, shape={self.shape})"
-
-
-def save(
-    folder: Path,
-    *,
-    objective: Objective,
-    average: Objective,
-    optimizer: torch.optim.Optimizer | None,
-    step: int,
-    config: Any,
-    experiment: Any = None,
-    batches: Any = None,
-    keep: int = 2,
-) -> Path:
-    """Writes `folder/checkpoints/STEP` in one rename, so that an interrupted save leaves earlier checkpoints intact.
-
-    Returns this folder, whose name is the step in eight digits.
-
-    Args:
-        folder: the run's folder.
-        objective: the objective with raw weights.
-        average: the objective with averaged weights.
-        optimizer: the optimizer; None for weights that were not trained here, from which a run starts a fresh one.
-        step: number of training steps.
-        config: settings of the trainer; None for weights that were not trained here.
-        experiment: the recipe of the run.
-        batches: the data; their `state_dict`, if any, is saved.
-        keep: number of checkpoints to keep; older ones are deleted.
-
-    Raises:
-        UsageError: for parts that cannot be saved in a checkpoint.
-        OSError: where it cannot be written.
-    """
-    description = description_of(
-        objective, optimizer=optimizer, step=step, config=config, experiment=experiment, batches=batches
-    )
-    tensors = {f"objective.{k}": v for k, v in weights(objective).items()} | {
-        f"average.{k}": v for k, v in weights(average).items()
-    }
-    names: dict[Tensor, str] = {p: name for name, p in parameters(objective).items()}
-    for parameter, slots in ({} if optimizer is None else optimizer.state).items():
-        tensors |= {f"optimizer.{names[parameter]}.{slot}": value for slot, value in slots.items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    digests = {group: digest(part) for group in GROUPS if (part := tensors_in(tensors, group))}
-    description["digest"] = {"description": digest_of_text(description)} | digests
-    home = folder / "checkpoints"
-    temporary, final = home / f".{step:08d}.part", home / f"{step:08d}"
-    for left in home.glob(".*.part"):  # by a killed process
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        save_file(tensors, temporary / "tensors.safetensors")
-        (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # frees disk space
-        raise error if isinstance(error, OSError) else OSError(reason(error)) from error
-    for old in list_checkpoints(home)[:-keep]:
-        shutil.rmtree(old)
-    return final
-
-
-def description_of(
-    objective: Objective,
-    *,
-    optimizer: torch.optim.Optimizer | None,
-    step: int,
-    config: Any,
-    experiment: Any,
-    batches: Any,
-) -> dict[str, Any]:
-    """Returns the content of `checkpoint.json` without its digests, as it will be read.
-
-    Raises:
-        UsageError: for parts that cannot be saved in it.
-    """
-    trained = set() if optimizer is None else {p for group in optimizer.param_groups for p in group["params"]}
-    description = {
-        "format": FORMAT,
-        "step": step,
-        "objective": serialize(objective),
-        "config": serialize(config),
-        "experiment": serialize(experiment),
-        "quantization": serialize(getattr(batches, "quantization", None)),
-        "shape": serialize(getattr(batches, "shape", None)),
-        "batches": batches.state_dict() if hasattr(batches, "state_dict") else None,
-        "frozen": None
-        if optimizer is None
-        else [name for name, p in parameters(objective).items() if p not in trained],
-        "weights": {"objective.*": "raw", "average.*": "averaged, the ones to sample from"},
-        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("unnoise", "torch")},
-    }
-    try:
-        return json.loads(json.dumps(description))
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"the batches' state_dict is not JSON ({reason(error)}): give numbers, texts, lists and dicts"
-        ) from error
-
-
-def uncompiled(name: str) -> str:
-    """Returns a weight's name without the part that `torch.compile` adds, so that compiled networks have the same."""
-    return name.replace(COMPILED, "")
-
-
-def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the parameters by name, without the part that `torch.compile` adds; a shared one once."""
-    return {uncompiled(name): p for name, p in module.named_parameters()}
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Returns the tensors of a module's state dict (parameters and buffers) by name.
-
-    Raises:
-        UsageError: for entries that a file of tensors cannot store.
-    """
-    found = {uncompiled(name): value for name, value in module.state_dict().items()}
-    for name, value in found.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-            what = "not a tensor" if not isinstance(value, Tensor) else "not a dense tensor without quantization"
-            raise UsageError(
-                f"a checkpoint cannot contain {name}, a {type(value).__name__}: it is {what}; keep it out of the state "
-                "dict"
-            )
-    return found
-
-
-def tensors_in(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
-    """Returns the tensors whose names are `group.NAME`, by NAME."""
-    return {k.removeprefix(f"{group}."): v for k, v in tensors.items() if k.startswith(f"{group}.")}
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Computes the SHA-256 of names, dtypes, shapes and contents of tensors on the CPU, in hexadecimal digits."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        content = tensors[name].contiguous().reshape(-1)
-        found.update(f"{name} {content.dtype} {tuple(tensors[name].shape)}\n".encode())
-        if len(content):
-            found.update(content.view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def digest_of_text(description: Mapping[str, Any]) -> str:
-    """Computes the SHA-256 of a description without its digests."""
-    return hashlib.sha256(
-        json.dumps({k: v for k, v in description.items() if k != "digest"}, sort_keys=True).encode()
-    ).hexdigest()
 
 
 def load(path: Path | str, *, network: nn.Module | None = None, device: torch.device | str = "cpu") -> Checkpoint:
@@ -267,8 +114,6 @@ UNREADABLE = (
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads the description and the tensors in a checkpoint's own folder, and checks them against their digests.
 
-    Checkpoints of earlier versions have no digests.
-
     Raises:
         UsageError: where it is damaged, or of another format.
     """
@@ -276,14 +121,17 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         description = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         if (found := description["format"]) != FORMAT:
             raise UsageError(f"the checkpoint {folder} has format {found}, this version reads format {FORMAT}")
-        digests = description.get("digest", {})
+        digests = description.get("digest", {})  # checkpoints of earlier versions have none
         changed = "description" in digests and digests["description"] != digest_of_text(description)
         if type(description["step"]) is not int or not isinstance(description["objective"], dict):
             raise TypeError("checkpoint.json has no step or no objective")
-        tensors = {uncompiled(name): v for name, v in load_file(folder / "tensors.safetensors").items()}
+        if (folder / PARTS).is_dir():
+            tensors = read_parts(folder / PARTS, digests.get("files", {}))
+        else:
+            tensors = {uncompiled(name): v for name, v in load_file(folder / "tensors.safetensors").items()}
         broken = [
             group
-            for group in GROUPS
+            for group in groups_in(tensors)
             if group in digests and (part := tensors_in(tensors, group)) and digests[group] != digest(part)
         ]
     except UsageError:
@@ -344,6 +192,11 @@ def newest(path: Path) -> Path:
     )
 
 
+def groups(count: int) -> list[str]:
+    """Returns the first parts of the names of averaged weights: `average`, `average1`, ..."""
+    return ["average", *(f"average{n}" for n in range(1, count))][:count]
+
+
 def list_checkpoints(home: Path) -> list[Path]:
     """Returns the checkpoints below `home`, oldest first, including damaged ones, so that none is skipped silently."""
     return sorted((p for p in home.glob("[0-9]*") if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
@@ -373,4 +226,4 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: Path) -
     for k, v in own.items():
         if v.is_floating_point() and v.dtype != state[k].dtype:
             v.data = v.data.to(state[k].dtype)
-    module.load_state_dict({name: state[uncompiled(name)] for name in module.state_dict()})
+    module.load_state_dict({n: laid_like(state[uncompiled(n)], v) for n, v in module.state_dict().items()})

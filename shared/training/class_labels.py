@@ -13,8 +13,10 @@ from ..errors import UsageError
 from ..objective import Objective
 
 
-def with_checked_labels(objective: Objective, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Returns the batches, and refuses class labels other than 0 to K - 1; the network reads label K as "no class".
+def with_checked_labels(
+    objective: Objective, batches: Iterable[dict[str, Tensor]], stream: Iterator[Any]
+) -> Iterator[Any]:
+    """Returns the stream of the batches, and refuses class labels other than 0 to K - 1; label K means "no class".
 
     K is the number of classes of the objective's network; for a network without classes nothing is checked.
 
@@ -27,7 +29,7 @@ def with_checked_labels(objective: Objective, batches: Iterable[dict[str, Tensor
     network = getattr(objective.denoiser, "network", None)
     classes = getattr(network, "classes", None)
     if not isinstance(classes, int):
-        return iter(batches)
+        return stream
     held = getattr(batches, "conditions", None)
     if isinstance(held, Mapping):
         if "label" not in held and "label" in (getattr(network, "conditions", None) or ()):
@@ -36,8 +38,8 @@ def with_checked_labels(objective: Objective, batches: Iterable[dict[str, Tensor
                 'class would be trained: give conditions=("label",), or build it without classes'
             )
         refuse_labels(held.get("label"), classes)
-        return iter(batches)
-    return check_each(iter(batches), classes)
+        return stream
+    return check_each(stream, classes)
 
 
 def check_each(stream: Iterator[Any], classes: int) -> Iterator[Any]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from ..distributed import world_size
 from ..errors import UsageError, shown
-from ..serialization import serializable
+from ..serialization import earlier, serializable, serialize
 from ..values import notation
+from .averages import Average, Decay
+from .parallel import Parallel, Replicated
+from .precision import PrecisionName
 
 
-@serializable("training.Training", formerly="unnoise.shared.training.config.Training")
+@serializable("training.Training")
 @dataclass(frozen=True)
 class Training:
     """Settings of the trainer, the same for every family."""
@@ -41,13 +45,27 @@ class Training:
     """Number of last steps over which the learning rate falls linearly to 0."""
     clip: float = 1.0
     """Largest norm of the whole gradient; a larger gradient is scaled down to it."""
-    ema: float = 0.9999
-    """Decay of the averaged weights; step n uses min(ema, (1 + n) / (10 + n))."""
-    bfloat16: bool | None = False
-    """Whether to run the network under bfloat16 autocast; losses stay float32.
+    ema: Average | float = 0.9999
+    """The averaged weights, which samples are drawn from; a number stands for Decay(NUMBER)."""
+    averages: tuple[Average, ...] = ()
+    """Further averages of the weights, such as PowerFunction(0.1), which sampling can choose."""
+    precision: PrecisionName = "float32"
+    """Arithmetic of the network; weights and losses stay float32. auto is bfloat16 where the device has it natively."""
+    micro_batch: int | None = None
+    """Number of examples that a device passes through the network at a time; the gradient is that of the whole batch.
 
-    None for autocast on devices with native bfloat16 arithmetic.
+    None for as many as fit into the memory of a GPU, which is tried before the first step; on a CPU all.
     """
+    recompute: bool = False
+    """Whether blocks of the network recompute their activations in the backward pass: less memory, a third slower."""
+    parallel: Parallel = Replicated()  # noqa: RUF009
+    """How several processes hold the weights: Replicated() whole on each, Sharded() divided among them."""
+    compile: bool = False
+    """Whether the loss is compiled by torch.compile: minutes at the start, then faster steps."""
+    channels_last: bool = False
+    """Whether images lie in memory with their channels last, which convolutions on GPUs prefer."""
+    workers: int = 0
+    """Number of processes that read and augment data ahead; 0 reads between the steps."""
     seed: int = 0
     """Seed of the noise and of the training times; the data have a seed of their own."""
     device: str = "auto"
@@ -58,13 +76,25 @@ class Training:
     """Number of steps between pictures of samples; 0 for no pictures."""
     save_every: int = 1000
     """Number of steps between checkpoints; one is also written at the end and on Ctrl-C."""
+    keep: int = 2
+    """Number of newest checkpoints that are kept; older ones are deleted."""
+    keep_every: int = 0
+    """Checkpoints of steps that this number divides are kept too, such as 100000; 0 for none."""
     __repr__ = notation
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
-            if name != "warmup" or self.warmup is not None:
+            if getattr(self, name) is not None or name not in ("warmup", "micro_batch"):
                 object.__setattr__(self, name, whole(name, getattr(self, name), least))
-        for name in ("learning_rate", "epsilon", "weight_decay", "clip", "ema"):
+        if not isinstance(self.ema, Average):
+            decay = real("ema", self.ema)
+            if not 0 <= decay < 1:
+                raise UsageError(f"ema={self.ema}: give a decay in [0, 1), or an average such as HalfLife(500_000)")
+            object.__setattr__(self, "ema", Decay(decay))
+        if not isinstance(self.averages, tuple | list) or not all(isinstance(a, Average) for a in self.averages):
+            raise UsageError(f"averages={shown(self.averages)}: give averages, such as (PowerFunction(0.1),)")
+        object.__setattr__(self, "averages", tuple(self.averages))
+        for name in ("learning_rate", "epsilon", "weight_decay", "clip"):
             object.__setattr__(self, name, real(name, getattr(self, name)))
         for name in ("learning_rate", "epsilon", "clip"):
             if not getattr(self, name) > 0 or (name != "clip" and math.isinf(getattr(self, name))):
@@ -74,19 +104,17 @@ class Training:
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
             raise UsageError(f"betas={shown(self.betas)}: give two decay rates in [0, 1), such as (0.9, 0.999)")
         object.__setattr__(self, "betas", tuple(real("betas", decay) for decay in self.betas))
-        for name, decays in (("ema", (self.ema,)), ("betas", self.betas)):
-            if not all(0 <= decay < 1 for decay in decays):
-                raise UsageError(f"{name}={getattr(self, name)}: give decay rates in [0, 1)")
+        if not all(0 <= decay < 1 for decay in self.betas):
+            raise UsageError(f"betas={self.betas}: give decay rates in [0, 1)")
         object.__setattr__(self, "device", str(self.device) if isinstance(self.device, torch.device) else self.device)
         if not isinstance(self.device, str) or self.device.startswith("meta"):
             raise UsageError(
                 f"device={shown(self.device)}: give the name of a torch device, such as cpu or cuda:0, or auto"
             )
-        if self.bfloat16 not in (True, False, None):
-            raise UsageError(
-                f"bfloat16={shown(self.bfloat16)}: give True, False, or None to use it where the device has native "
-                "bfloat16 arithmetic"
-            )
+        if self.precision not in get_args(PrecisionName):
+            raise UsageError(f"precision={shown(self.precision)}: give one of {', '.join(get_args(PrecisionName))}")
+        if not isinstance(self.parallel, Parallel):
+            raise UsageError(f"parallel={shown(self.parallel)}: give Replicated() or Sharded()")
         if self.seed >= 2**31:
             raise UsageError(f"seed={shown(self.seed)}: give a whole number from 0 to 2147483647")
 
@@ -96,8 +124,10 @@ class Training:
         Raises:
             UsageError: where this machine or this build of torch does not have it.
         """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device == "auto" or (self.device == "cuda" and world_size() > 1):  # the GPU of the local rank
+            return (
+                torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+            )
         try:
             return torch.empty(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:
@@ -106,10 +136,42 @@ class Training:
             ) from error
 
 
-LEAST = {"steps": 1, "log_every": 1, "save_every": 1, "watch_every": 0, "warmup": 0, "cooldown": 0, "seed": 0}
+LEAST = {
+    "steps": 1,
+    "log_every": 1,
+    "save_every": 1,
+    "watch_every": 0,
+    "warmup": 0,
+    "cooldown": 0,
+    "seed": 0,
+    "micro_batch": 1,
+    "workers": 0,
+    "keep": 1,
+    "keep_every": 0,
+}
 """Settings that are whole numbers, and the least value of each."""
-WITHOUT_EFFECT = ("steps", "log_every", "watch_every", "save_every", "device")
+WITHOUT_EFFECT = (
+    *("steps", "log_every", "watch_every", "save_every", "device", "keep", "keep_every"),
+    *("micro_batch", "recompute", "parallel", "compile", "channels_last", "workers"),
+)
 """Settings that do not change what one step computes, so that a resumed run may change them."""
+
+
+def in_todays_settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the description of settings of earlier versions.
+
+    They had `bfloat16` in place of `precision`, and the decay of the average as a number.
+    """
+    arguments = dict(arguments)
+    if isinstance(arguments.get("ema"), int | float):
+        arguments["ema"] = serialize(Decay(arguments["ema"]))
+    if "bfloat16" in arguments:
+        arguments["precision"] = {True: "bfloat16", False: "float32", None: "auto"}[arguments.pop("bfloat16")]
+    return {"class": "training.Training", "arguments": arguments}
+
+
+for name in ("training.Training", "unnoise.shared.training.config.Training"):
+    earlier(name, in_todays_settings)
 
 
 def whole(name: str, value: Any, least: int) -> int:

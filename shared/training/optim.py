@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Training
+from .parallel import own, whole
 
 
 def optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.AdamW:
@@ -31,31 +32,24 @@ def learning_rate(config: Training, step: int) -> float:
     return config.learning_rate * rise * fall
 
 
-def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
+def clip_gradients(parameters: list[nn.Parameter], largest: float, zero: bool = True) -> Tensor:
     """Scales the gradient down to norm `largest`, or to zero where its norm is not finite, and returns its norm before.
 
     The norm is that of all gradients together, a scalar tensor. Nothing waits for the device: the gradients are scaled
     where they lie.
+
+    Args:
+        parameters: the parameters.
+        largest: the norm.
+        zero: whether a gradient that is not finite becomes zero; otherwise it stays, and the scale of the loss for
+            float16 skips the step.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    gradients = [own(g) for g in gradients]
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-    for g in gradients:
-        g.masked_fill_(~torch.isfinite(norm), 0.0)
+    if zero:
+        for g in gradients:
+            g.masked_fill_(~torch.isfinite(norm), 0.0)
     return norm
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
-    """Updates averaged weights: `average <- d average + (1 - d) module` with `d = min(decay, (1 + n) / (10 + n))`.
-
-    n is `step`, from 0; buffers are copied, not averaged. The smaller d of early steps makes the average forget the
-    random initialization.
-    """
-    d = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        list(average.parameters()), list(module.parameters()), 1 - d
-    )
-    for a, b in zip(average.buffers(), module.buffers(), strict=True):
-        a.copy_(b)

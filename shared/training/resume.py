@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from ..errors import UsageError, shown
 from ..objective import Objective
 from ..serialization import deserialize, serialize
-from .checkpoint import parameters, tensors_in, weights
+from .averages import Average
+from .checkpoint import groups, load_weights
 from .config import WITHOUT_EFFECT, Training
 from .differences import class_name, difference
+from .digests import tensors_in
+from .named import parameters, weights
 
 COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 """The class of a compiled network in checkpoints of earlier versions."""
@@ -178,6 +181,34 @@ def optimizer_slots(
     return {here.index(name): slots[name] for name in known}, notes
 
 
+def restore_averages(
+    folder: Path,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    averages: Sequence[nn.Module],
+    laws: Sequence[Average],
+) -> list[str]:
+    """Loads averaged weights from a checkpoint, and returns notes on averages that are new or dropped.
+
+    The first average continues that of the run, whatever its decay; the others are found by their settings. A new one
+    starts from the first of the run.
+
+    Raises:
+        UsageError: where weights do not match.
+    """
+    stored = [json.dumps(serialize(deserialize(a))) for a in description.get("averages", [])] or [""]
+    given, notes = [json.dumps(serialize(law)) for law in laws], []
+    for n, average in enumerate(averages):
+        place = 0 if n == 0 else next((m for m, a in enumerate(stored) if m and a == given[n]), None)
+        place = stored.index(given[n]) if place is None and given[n] in stored else place
+        if place is None:
+            notes.append(f"the average {laws[n]} is new, and starts from the averaged weights of the run")
+        load_weights(average, tensors_in(tensors, groups(len(stored))[place or 0]), folder)
+    for description_ in (a for a in stored[1:] if a not in given):
+        notes.append(f"the average {deserialize(json.loads(description_))} is dropped")
+    return notes
+
+
 def fits(slots: Mapping[str, Tensor], parameter: nn.Parameter) -> bool:
     """Returns whether AdamW's moments, all of `slots` but `step`, have the parameter's shape."""
     return all(value.shape == parameter.shape for slot, value in slots.items() if slot != "step")
@@ -194,11 +225,11 @@ def other_settings(description: Mapping[str, Any], config: Training, experiment:
     """Returns the settings of training and of the recipe that change what steps compute, and differ from the run's."""
     lines: list[str] = []
     if description["config"] is not None:
-        stored = {f.name: f.default for f in fields(Training)} | description["config"]["arguments"]
+        stored = {f.name: serialize(getattr(Training(), f.name)) for f in fields(Training)}
+        stored |= description["config"]["arguments"]
         given = serialize(config)["arguments"]
         stored, given = (
-            {k: serialize(v) for k, v in values.items() if k in given and k not in WITHOUT_EFFECT}
-            for values in (stored, given)
+            {k: v for k, v in values.items() if k in given and k not in WITHOUT_EFFECT} for values in (stored, given)
         )
         lines += difference(stored, given)
     recipes = [json.loads(json.dumps(d)) for d in (description["experiment"], serialize(experiment)) if d is not None]

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import copy
-import signal
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from threading import current_thread, main_thread
-from typing import Any, Generic
+from typing import Any, Generic, cast
 from warnings import warn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypeVar
 
+from ..data.feeding import RandomAccess, feed
+from ..distributed import is_main, own_rows, refuse_unconnected, world_size
 from ..errors import Notice, UsageError, shown
 from ..objective import Objective
 from ..progress import Progress, silent
-from ..random import derived_seed
 from ..serialization import serialize
-from .checkpoint import description_of, list_checkpoints, load_weights, read, save, tensors_in, weights
+from .averages import Average, update_average
+from .checkpoint import list_checkpoints, load_weights, read
 from .class_labels import with_checked_labels
 from .config import Training
-from .folder import Metrics, locked, reason, refuse_several, writable
-from .optim import clip_gradients, learning_rate, optimizer, update_average
-from .precision import uses_bfloat16
-from .resume import first_few, optimizer_slots, other_settings, refuse_other_model, restore_data
+from .digests import tensors_in
+from .folder import locked, reason, writable
+from .log import Log
+from .named import parameters, weights
+from .optim import learning_rate, optimizer
+from .parallel import assembled, keep_activations, laid_like, recompute
+from .resume import (
+    first_few,
+    optimizer_slots,
+    other_settings,
+    refuse_other_model,
+    restore_averages,
+    restore_data,
+)
+from .saving import consolidate, description_of, state_of, write
+from .step import TrainingStep
+from .stopping import agreement, interruption
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,7 +72,7 @@ class Trainer(Generic[Trained]):
         watch: called with the averaged objective and the step every `config.watch_every` steps.
 
     Attributes:
-        average: the objective with averaged weights, which `fit` returns: in evaluation mode, frozen.
+        averages: the objective with averaged weights, by `config.ema` and `config.averages`.
         step: number of steps that were done.
 
     Raises:
@@ -77,39 +89,33 @@ class Trainer(Generic[Trained]):
         progress: Progress = silent,
         watch: Callable[[Trained, int], None] | None = None,
     ) -> None:
-        if not isinstance(config, Training):
-            raise UsageError(f"config={shown(config)}: give Training(steps=...)")
-        if not hasattr(objective, "denoiser"):
-            kind = type(objective).__name__
-            raise UsageError(
-                f"{kind} is not an objective: give one of a denoiser, such as DenoisingLoss.simple(Learned(network, "
-                "schedule))"
-            )
-        if any(p.is_meta for p in objective.parameters()):
-            raise UsageError(
-                "the objective lies on the device meta, which holds no weights: allocate them with "
-                "to_empty(device=...) and initialize them"
-            )
-        if not hasattr(objective.denoiser, "corruption"):
-            raise UsageError(
-                f"{type(objective.denoiser).__name__} is a network, not a denoiser: give Learned(network, schedule)"
-            )
-        refuse_several()
-        refuse_wrapped(objective)
+        refuse_untrainable(objective, config)
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
-        self.device = config.chosen_device()
+        self.laws: tuple[Average, ...] = (cast(Average, config.ema), *config.averages)
+        self.device, self.step = config.chosen_device(), 0
         self.folder = None if folder is None else writable(folder)
+        self.template = copy.deepcopy(objective) if config.parallel.sharded else objective
         if folder is not None:  # raise errors of saving now, not after an hour of training
             for part in (objective, config, experiment):
                 serialize(part)
             weights(objective)
         self.objective = objective.to(self.device)
-        self.average = copy.deepcopy(self.objective).eval().requires_grad_(False)
+        if config.channels_last:
+            self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.averages = [copy.deepcopy(self.objective).eval().requires_grad_(False) for _ in self.laws]
+        for module in (self.objective, *self.averages):
+            config.parallel.divide(module, self.device)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise UsageError("the objective has no parameter to train: set requires_grad=True for some")
         self.optimizer = optimizer(self.parameters, config)
-        self.step = 0
+        self.compute = TrainingStep(self.objective, self.optimizer, config, self.device)
+
+    @property
+    def average(self) -> Trained:
+        """The objective with averaged weights, undivided: every process calls this together."""
+        first = self.averages[0]
+        return cast(Trained, assembled(first, self.template).eval() if self.config.parallel.sharded else first)
 
     def fit(self, batches: Iterable[dict[str, Tensor]], *, resume: bool = False) -> Trained:
         """Trains to `config.steps` and returns the averaged objective.
@@ -127,38 +133,20 @@ class Trainer(Generic[Trained]):
             Interrupted: on Ctrl-C, after a checkpoint of the current step.
             FloatingPointError: where no gradient since the last line of the log was finite.
         """
-        with nullcontext() if self.folder is None else locked(self.folder):
+        with locked(self.folder) if self.folder is not None and is_main() else nullcontext():
             self._open(batches, resume)
             return self._fit(batches)
 
     def _fit(self, batches: Iterable[dict[str, Tensor]]) -> Trained:
-        config, objective, stream, log = (
-            self.config,
-            self.objective.train(),
-            with_checked_labels(self.objective, batches),
-            Log(self.folder, self.step),
-        )
-        noise, forked = torch.Generator(self.device), [self.device] if self.device.type == "cuda" else []
-        with interruption() as interrupted, torch.random.fork_rng(devices=forked):
+        config, compute, objective = self.config, self.compute, self.objective.train()
+        stream, log = self._stream(batches), Log(self.folder, self.step)
+        with self._running() as interrupted:
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
-                batch = {
-                    name: torch.as_tensor(value).to(self.device, non_blocking=True)
-                    for name, value in next_batch(stream, step).items()
-                }
-                # Dropout and noise are functions of the step, so that a resumed run draws the same.
-                torch.manual_seed(derived_seed(config.seed, "dropout", step))
-                noise.manual_seed(derived_seed(config.seed, "noise", step))
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=uses_bfloat16(config.bfloat16, self.device)
-                ):
-                    loss = objective(**batch, generator=noise)
-                loss.total.mean().backward()
-                norm = clip_gradients(self.parameters, config.clip)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                update_average(self.average, objective, config.ema, step)
+                size, batch = next(stream)
+                loss = compute.loss(batch, step, size)
+                norm = compute.update(step)
+                for average, law in zip(self.averages, self.laws, strict=True):
+                    update_average(average, objective, law.decay(step, size))
                 self.step = step + 1
                 log.add(loss.total, loss.parts, norm)
                 with self._writing():
@@ -173,11 +161,51 @@ class Trainer(Generic[Trained]):
                         self.watch(self.average, self.step)
         return self.average
 
+    @contextmanager
+    def _running(self) -> Iterator[Callable[[], bool]]:
+        """Prepares the devices, and yields whether to stop; global random numbers and settings are restored after."""
+        forked = [self.device] if self.device.type == "cuda" else []
+        again = recompute(self.objective) if self.config.recompute else []
+        try:
+            with (
+                interruption() as interrupted,
+                agreement(interrupted) as agreed,
+                torch.random.fork_rng(devices=forked),
+                self.compute.precision.products(),
+            ):
+                yield agreed
+        finally:
+            keep_activations(again)
+
+    def _stream(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Yields the number of examples in each global batch, and the rows of this process on its device."""
+        images = torch.channels_last if self.config.channels_last else torch.preserve_format
+        config, step, known = self.config, self.step, isinstance(batches, RandomAccess)
+        if known:
+            refuse_uneven(batches.batch)
+            read = feed(batches, own_rows(batches.batch), config.workers, pin=self.device.type == "cuda")
+        else:
+            read = iter(batches)
+        stream, first = with_checked_labels(self.objective, batches, read), True
+        while True:
+            batch = {k: torch.as_tensor(v) for k, v in next_batch(stream, step).items()}
+            size = batches.batch if known else len(batch["x0"])
+            if not known and world_size() > 1:
+                refuse_uneven(size)
+                batch = {k: v[own_rows(size).start : own_rows(size).stop] for k, v in batch.items()}
+            batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+            if batch["x0"].ndim == 4:
+                batch["x0"] = batch["x0"].contiguous(memory_format=images) if config.channels_last else batch["x0"]
+            if first:
+                self.compute.prepare(batch, size)
+                first = False
+            yield size, batch
+            step += 1
+
     def _open(self, batches: Any, resume: bool) -> None:
         if self.folder is None:
             return
-        # As above: the state of the batches is part of a checkpoint, too.
-        description_of(self.objective, optimizer=None, step=0, config=None, experiment=None, batches=batches)
+        self._described(batches)  # as above: the state of the batches is part of a checkpoint, too
         found = list_checkpoints(self.folder / "checkpoints")
         if not found:
             return
@@ -190,8 +218,11 @@ class Trainer(Generic[Trained]):
         notes += restore_data(self.folder, description, batches)
         slots, more = optimizer_slots(found[-1], description, tensors, self.objective, self.parameters)
         load_weights(self.objective, tensors_in(tensors, "objective"), found[-1])
-        load_weights(self.average, tensors_in(tensors, "average"), found[-1])
-        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        more += restore_averages(found[-1], description, tensors, self.averages, self.laws)
+        placed = {n: {k: laid_like(v, self.parameters[n]) for k, v in found.items()} for n, found in slots.items()}
+        self.optimizer.load_state_dict({"state": placed, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if description.get("scaler") and self.compute.scaler.is_enabled():
+            self.compute.scaler.load_state_dict(description["scaler"])
         self.step, notes = description["step"], notes + more
         if lines := other_settings(description, self.config, self.experiment):
             effect = (
@@ -200,7 +231,7 @@ class Trainer(Generic[Trained]):
             notes.append(f"other settings ({first_few(lines)}): {effect}")
         if self.step > self.config.steps:
             notes.append(f"it has {self.step} steps, more than steps={self.config.steps}, and is not trained further")
-        if notes:
+        if notes and is_main():
             warn(Notice(f"the run in {self.folder} continues at step {self.step}: {'; '.join(notes)}"), stacklevel=3)
 
     @contextmanager
@@ -219,88 +250,73 @@ class Trainer(Generic[Trained]):
                 f"({reason(error)}): {saved}; free disk space, and {then}"
             ) from error
 
-    def _save(self, batches: Any) -> None:
-        if self.folder is not None:
-            save(
-                self.folder,
-                objective=self.objective,
-                average=self.average,
-                optimizer=self.optimizer,
-                step=self.step,
-                config=self.config,
-                experiment=self.experiment,
-                batches=batches,
-            )
-
-
-class Log:
-    """Averages the loss between lines of the log on the device, so that no step waits for it.
-
-    Args:
-        folder: the run's folder, to whose `metrics.jsonl` lines are appended; None writes nothing.
-        step: number of steps that were done before.
-    """
-
-    def __init__(self, folder: Path | None, step: int) -> None:
-        self.metrics = None if folder is None else Metrics(folder, step)
-        self.rows: list[dict[str, Tensor]] = []
-        self.start = time.perf_counter() - (self.metrics.seconds if self.metrics else 0)
-
-    def add(self, total: Tensor, parts: dict[str, Tensor], norm: Tensor) -> None:
-        """Adds one step: the loss and its parts of each example, `(B,)`, and the norm of the gradient, a scalar."""
-        self.rows.append(
-            {"loss": total.detach().mean()} | {k: v.detach().mean() for k, v in parts.items()} | {"gradient_norm": norm}
+    def _described(self, batches: Any) -> dict[str, Any]:
+        """Returns the content of `checkpoint.json`, without its digests."""
+        trained = set(self.parameters)
+        return description_of(
+            self.template,
+            step=self.step,
+            config=self.config,
+            experiment=self.experiment,
+            batches=batches,
+            frozen=[name for name, p in parameters(self.objective).items() if p not in trained],
+            averages=self.laws,
+            scaler=self.compute.scaler.state_dict() if self.compute.scaler.is_enabled() else None,
         )
 
-    def write(self, step: int, rate: float) -> None:
-        """Writes the means since the last line; steps whose loss or gradient was not finite are only counted.
-
-        Raises:
-            FloatingPointError: where no gradient since the last line was finite.
-        """
-        finite = [r for r in self.rows if bool(torch.isfinite(r["gradient_norm"]) & torch.isfinite(r["loss"]))]
-        if not finite:
-            raise FloatingPointError(
-                f"no gradient of the last {len(self.rows)} steps was finite: lower the learning rate, or check the data"
-            )
-        means = {k: float(torch.stack([r[k] for r in finite]).mean()) for k in finite[0]}
-        if self.metrics is not None:
-            seconds = round(time.perf_counter() - self.start, 3)
-            self.metrics.write(
-                step=step, **means, learning_rate=rate, skipped=len(self.rows) - len(finite), seconds=seconds
-            )
-        self.rows = []
+    def _save(self, batches: Any) -> None:
+        """Writes a checkpoint; the last one of divided weights is put together to one file."""
+        if self.folder is None or not (is_main() or self.config.parallel.sharded):
+            return
+        tensors, config = state_of(self.objective, self.averages, self.optimizer), self.config
+        written = write(self.folder, self._described(batches), tensors, keep=config.keep, every=config.keep_every)
+        if config.parallel.sharded and self.step == config.steps:
+            consolidate(written)
 
 
-def refuse_wrapped(module: nn.Module) -> None:
-    """Refuses modules that distribute a network over several devices.
+def refuse_untrainable(objective: Any, config: Any) -> None:
+    """Refuses what cannot be trained.
 
     Raises:
         UsageError: with the remedy.
     """
-    for part in module.modules():
+    if not isinstance(config, Training):
+        raise UsageError(f"config={shown(config)}: give Training(steps=...)")
+    if not hasattr(objective, "denoiser"):
+        kind = type(objective).__name__
+        raise UsageError(
+            f"{kind} is not an objective: give one of a denoiser, such as DenoisingLoss.simple(Learned(network, "
+            "schedule))"
+        )
+    if any(p.is_meta for p in objective.parameters()):
+        raise UsageError(
+            "the objective lies on the device meta, which holds no weights: allocate them with "
+            "to_empty(device=...) and initialize them"
+        )
+    if not hasattr(objective.denoiser, "corruption"):
+        raise UsageError(
+            f"{type(objective.denoiser).__name__} is a network, not a denoiser: give Learned(network, schedule)"
+        )
+    for part in objective.modules():
         if (name := type(part).__name__) in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
             raise UsageError(
-                f"the network is wrapped in {name}, and training runs on one device: give the network itself, which is "
-                "its .module"
+                f"the network is wrapped in {name}, and the trainer connects the processes itself: give the network, "
+                "which is its .module"
             )
+    refuse_unconnected()
 
 
-@contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Within the block, Ctrl-C and SIGTERM only make the yielded function return True, so that a step is completed."""
-    received: list[int] = []
-    if current_thread() is not main_thread():
-        yield lambda: False
-        return
-    before = {
-        s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def refuse_uneven(size: int) -> None:
+    """Refuses a batch that cannot be divided evenly among the processes.
+
+    Raises:
+        UsageError: with the remedy.
+    """
+    if size % world_size():
+        raise UsageError(
+            f"a batch of {size} examples cannot be divided evenly among {world_size()} processes: give a batch that is "
+            "a multiple of their number"
+        )
 
 
 def next_batch(stream: Iterator[Any], step: int) -> Mapping[str, Tensor]:
