@@ -5,6 +5,7 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests need no network
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="unnoise-hf-")
+os.environ["UNNOISE_CACHE"] = tempfile.mkdtemp(prefix="unnoise-cache-")
 os.environ["MPLBACKEND"] = "agg"
 
 import pytest

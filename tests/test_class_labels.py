@@ -393,7 +393,9 @@ def test_other_columns_on_the_hub(monkeypatch):
     assert image_dataset("cifar", columns=Columns(label="coarse_label")).label.tolist() == [1]
     said = "there is no column label, and the columns coarse_label, other_label are not read"
     assert image_dataset("other").summary == f"1 image of 3x2x2; no labels: {said}"
-    with pytest.raises(UsageError, match="the data set numbers has no images: its columns are image"):
+    with pytest.raises(
+        UsageError, match="the data set numbers has no images in the column image: its columns are image; give"
+    ):
         image_dataset("numbers")
     with pytest.raises(UsageError, match=r"label_column=x: cifar has the columns img, fine_label, coarse_label: give"):
         image_dataset("cifar", columns=Columns(label="x"))

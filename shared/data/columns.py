@@ -13,9 +13,9 @@ class Columns(NamedTuple):
     """Names of the columns of a table of images; None takes the first usual name that the table has.
 
     Attributes:
-        image: column of images; usual are `image` and `img`.
-        label: column of class labels; usual are `label` and `fine_label`.
-        caption: column of captions; usual are `caption` and `text`.
+        image: column of images; usual are `image` and `img`, or the only column whose type is an image.
+        label: column of class labels; usual are `label` and `fine_label`, and `cls` in tar files.
+        caption: column of captions; usual are `caption` and `text`, and `txt` in tar files.
     """
 
     image: str | None = None
@@ -23,7 +23,11 @@ class Columns(NamedTuple):
     caption: str | None = None
 
 
-USUAL = {"image": ("image", "img"), "label": ("label", "fine_label"), "caption": ("caption", "text")}
+USUAL = {
+    "image": ("image", "img"),
+    "label": ("label", "fine_label", "cls"),
+    "caption": ("caption", "text", "txt"),
+}
 
 
 class Captions(NamedTuple):

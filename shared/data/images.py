@@ -18,7 +18,8 @@ from .class_labels import NO_LABELS, Labels, class_counts, refuse_other_classes
 from .columns import Captions, Columns
 from .folders import list_images
 from .sources import bundled
-from .stacking import Cells, Files, stacked
+from .stacking import EncodedImages, Files, stacked
+from .table_files import table_files
 from .tables import images_in_table
 
 LEVELS = {"digits": 17}  # every other data set has 256 quantization levels
@@ -141,8 +142,8 @@ def image_dataset(
     or changed is counted in `ImageDataset.summary`.
 
     Args:
-        name: a bundled data set (`digits`, `mnist5k`, `openmoji32`), a folder, which is read by the rules of `list_images`, or a data
-            set on the Hub.
+        name: a bundled data set (`digits`, `mnist5k`, `openmoji32`); a folder of images, which is read by the rules of
+            `list_images`; Parquet, Arrow, CSV, JSON or tar files, by those of `table_files`; or a data set on the Hub.
         split: `train`, `test`, ...
         size: height and width; the shorter side is resized and the center cropped.
         low, high: range of the real numbers that the quantization levels stand for, such as [-1, 1].
@@ -174,7 +175,7 @@ def find_images(
     split: str,
     classes: int | None,
     columns: Columns = Columns(),  # noqa: B008
-) -> tuple[Files | Cells, Labels, Captions, tuple[str, ...]]:
+) -> tuple[EncodedImages, Labels, Captions, tuple[str, ...]]:
     """Returns the images of a split, not yet decoded, their labels and captions, and notes on what was left out.
 
     For the arguments see `image_dataset`.
@@ -182,7 +183,7 @@ def find_images(
     Raises:
         UsageError: for a split without images, and labels outside of 0 to classes - 1.
     """
-    if name not in bundled() and Path(name).is_dir():
+    if name not in bundled() and Path(name).is_dir() and table_files(name) is None:
         files, labels, captions, notes = list_images(name, split, columns)
         pictures = Files(name, files)
     else:

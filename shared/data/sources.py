@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from .table_files import KINDS, rows_of_files, table_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,20 +30,22 @@ def bundled() -> list[str]:
 
 
 def absolute(name: str, sets: Collection[str]) -> str:
-    """Returns the absolute path of an existing file or folder; other names, and those in `sets`, stay as they are.
+    """Returns the absolute path of an existing file, folder or glob; other names, and those in `sets`, are kept.
 
     A run keeps this path, so that its data are found from any folder, and nothing else is found that lies at the same
     relative path there.
     """
     path = os.path.expanduser(name)
-    return os.path.abspath(path) if name and name not in sets and os.path.exists(path) else name
+    exists = os.path.exists(path) or (glob.has_magic(path) and glob.glob(path, recursive=True))
+    return os.path.abspath(path) if name and name not in sets and exists else name
 
 
 def load(name: str, split: str) -> Dataset:
     """Loads the rows of a data set, as a `datasets.Dataset`.
 
     Args:
-        name: `digits`, `mnist5k` or `shakespeare`, or the name of a data set on the Hub.
+        name: `digits`, `mnist5k`, `openmoji32` or `shakespeare`; a Parquet, Arrow, CSV or JSON file, a folder of them,
+            or a glob; or the name of a data set on the Hub.
         split: `train`, `test`, ...
 
     Raises:
@@ -61,8 +64,13 @@ def load(name: str, split: str) -> Dataset:
                 return datasets.load_dataset("parquet", data_files={split: files[split]}, split=split)
             finally:
                 datasets.enable_progress_bars()
+        if (files := table_files(name)) is not None:
+            return rows_of_files(files, name, split)
         if Path(name).is_file():
-            raise UsageError(f"{name} is a file: give the folder that it lies in, or the name of a data set")
+            raise UsageError(
+                f"{name} is a file: give the folder that it lies in, a table ({', '.join(KINDS)}), or the name of a "
+                "data set"
+            )
         if _is_path(name):
             raise Absent(
                 f"there is no {file_or_folder(name)} {name}: {suggestion(name, 'give the path of one that exists')}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from ..progress import Progress
 from .folders import printable
 from .pixels import Pixels, opened, pixels
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 AT_ONCE = 64  # rows of a table that are read at a time
 ORIENTATION = 0x0112  # a tag of EXIF; values from 5 on exchange height and width
 
@@ -27,6 +30,10 @@ class EncodedImages(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]: ...
+
+    def select(self, rows: Sequence[int]) -> EncodedImages:
+        """Returns the images whose numbers are `rows`."""
+        ...
 
 
 class Files:
@@ -41,24 +48,28 @@ class Files:
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
         return ((printable([name]), self.folder / name) for name in self.names)
 
+    def select(self, rows: Sequence[int]) -> Files:
+        return Files(str(self.folder), [self.names[row] for row in rows])
+
 
 class Cells:
     """Encoded images in a column of a table, each `{"bytes": ..., "path": ...}`."""
 
-    def __init__(self, cells: Any) -> None:
-        self.cells = cells
+    def __init__(self, rows: Dataset, column: str, numbers: Sequence[int] | None = None) -> None:
+        self.rows, self.column, self.numbers = rows, column, range(len(rows)) if numbers is None else numbers
 
     def __len__(self) -> int:
-        return len(self.cells)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
-        several: list[Any] = []
-        for row in range(len(self.cells)):
-            if row % AT_ONCE == 0:
-                several = self.cells[row : row + AT_ONCE]
-            cell = several[row % AT_ONCE]
-            inside = None if cell is None else cell["bytes"]
-            yield f"row {row}", Path(cell["path"]) if cell and inside is None and cell["path"] else inside or b""
+        for start in range(0, len(self), AT_ONCE):
+            cells = self.rows[start : start + AT_ONCE][self.column]
+            for number, cell in zip(self.numbers[start : start + AT_ONCE], cells, strict=True):
+                inside = None if cell is None else cell["bytes"]
+                yield f"row {number}", Path(cell["path"]) if cell and inside is None and cell["path"] else inside or b""
+
+    def select(self, rows: Sequence[int]) -> Cells:
+        return Cells(self.rows.select(rows), self.column, [self.numbers[row] for row in rows])
 
 
 def stacked(
