@@ -102,7 +102,8 @@ def parsed(name: str, arguments: list[str]) -> Any:
     """
     cls, left = command_class(name, arguments)
     named = [] if cls is COMMANDS[name] or name == "submit" else arguments[:1]
-    return tyro.cli(cls, args=left, prog=shlex.join(["unnoise", name, *named]), config=CONFIG)
+    prog = shlex.join(["unnoise", name, *named])
+    return tyro.cli(cls, args=left, prog=prog, config=CONFIG, console_outputs=launched_rank() == 0)
 
 
 CONFIG = (tyro.conf.PositionalMetavarFromFieldName,)
