@@ -14,6 +14,7 @@ import tyro
 from torch import Tensor
 
 from ...shared.denoiser import Denoiser
+from ...shared.distributed import is_main
 from ...shared.errors import UsageError
 from ...shared.progress import bar
 from ...shared.quantization import Quantization
@@ -21,11 +22,12 @@ from ...shared.serialization import deserialize
 from ...shared.training import Checkpoint, load
 from ...shared.training.checkpoint import newest, read
 from ...shared.training.folder import writable, write_text
-from ..evaluation import draw
+from ..evaluation import CHUNK, draw
 from ..parts import write
 from ..pretrained.imported import run_of
 from ..recipe import Recipe
 from ..time_grids import Sections, adaptive, quadratic, spaced, strided, trailing
+from .computing import Computing, computing, say_idle
 from .conditions import conditions_for, filtered, holding, text_for, windows
 from .outputs import path_for, write_samples
 from .recipe_options import options_of, with_options, with_parts
@@ -36,12 +38,13 @@ OPTIONS = ("sampler", "spacing", "clip", "guidance", "variance")
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Computing):
     """Draws samples of a trained run and writes them into its folder.
 
     Images are written as one picture, a folder of PNGs or an .npz file, text as a text or .npz file; earlier samples
-    are never overwritten. The samples depend on the seed, and not on how many are drawn at a time. `unnoise sample RUN
-    --help` also lists the sampler's settings of that run.
+    are never overwritten. Sample i depends on the seed and on i, not on how many are drawn at a time. `unnoise sample
+    RUN --help` also lists the sampler's settings of that run. Several GPUs share the samples: `torchrun
+    --nproc-per-node 8 -m unnoise sample RUN --count 50000`.
     """
 
     run: tyro.conf.Positional[Path]
@@ -78,14 +81,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Computing):
     """Measures the code length and the sample quality of a trained run on held-out data.
 
     Writes evaluation.json to the folder of the run, and keeps earlier results beside it. Code lengths have standard
     errors. Samples of images are compared with the training set by a small classifier of real images: `frechet` is the
     Fréchet distance of its features, `frechet_of_held_out` that of real held-out images, `sure` the share of samples
     that it assigns to a class with p > 0.8, `classes` the number of classes that it finds. These can be compared
-    between runs on the same data. `unnoise evaluate RUN --help` also lists the sampler's settings.
+    between runs on the same data. `unnoise evaluate RUN --help` also lists the sampler's settings. Several GPUs share
+    the work: `torchrun --nproc-per-node 8 -m unnoise evaluate RUN`.
     """
 
     run: tyro.conf.Positional[Path]
@@ -104,7 +108,7 @@ class Evaluate:
 
 def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
     """Returns the class of a command with the sampler's settings of a run as options, and the arguments left for it."""
-    checkpoint = load(Path(run), device="cuda" if torch.cuda.is_available() else "cpu", network=own_network(Path(run)))
+    checkpoint = load(Path(run), network=own_network(Path(run)))
     recipe = run_of(checkpoint)
     without = [f.name for f in fields(recipe) if f.name not in OPTIONS]
     recipe, rest = with_parts(recipe, arguments, without)
@@ -139,18 +143,25 @@ def own_network(run: Path) -> torch.nn.Module | None:
 def evaluate(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Measures a run and writes evaluation.json."""
     recipe = recipe if options.data is None else recipe.with_data(options.data)
-    denoiser = checkpoint.average.denoiser
     count = None if options.count is None else positive("count", options.count)
-    recipe = with_steps(recipe, denoiser, options.steps)
-    quantization, _ = data_of(checkpoint, options.run)
-    recipe.refuse_unfit(denoiser, quantization)
-    steps = recipe.grid(denoiser, recipe.sampling_steps)
-    path = writable(folder_of(options.run)) / "evaluation.json"
-    trained_on = checkpoint.description["batches"]
-    results = recipe.evaluate(
-        denoiser, count=count, steps=steps, seed=options.seed, trained_on=trained_on, progress=bar
-    ) | {"step": checkpoint.step}
-    results |= settings_used(recipe, options.seed)
+    with computing(options, checkpoint.average.denoiser) as denoiser:
+        recipe = with_steps(recipe, denoiser, options.steps)
+        quantization, _ = data_of(checkpoint, options.run)
+        recipe.refuse_unfit(denoiser, quantization)
+        steps = recipe.grid(denoiser, recipe.sampling_steps)
+        path = writable(folder_of(options.run)) / "evaluation.json"
+        results = recipe.evaluate(
+            denoiser,
+            count=count,
+            steps=steps,
+            seed=options.seed,
+            trained_on=checkpoint.description["batches"],
+            progress=bar,
+            size=options.batch,
+        )
+    if not is_main():
+        return
+    results |= {"step": checkpoint.step, "precision": options.precision} | settings_used(recipe, options.seed)
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
     earlier = path.read_text() if path.exists() else None
@@ -179,22 +190,35 @@ def finite(value: Any) -> Any:
 def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Draws samples of a run and writes them."""
     (quantization, shape), count = data_of(checkpoint, options.run), positive("count", options.count)
-    denoiser = filtered(checkpoint.average.denoiser, options.temperature, options.top_p)
-    recipe = with_steps(recipe, denoiser, options.steps)
-    _, sampler = recipe.refuse_unfit(denoiser, quantization)
-    steps = recipe.grid(denoiser, recipe.sampling_steps)
     names = (checkpoint.description["batches"] or {}).get("names")
-    conditions = conditions_for(options, recipe, denoiser, names)
-    text = text_for(options, recipe, shape)
-    path = path_for(folder_of(options.run), recipe, options.out, options.format, shape)
-    if text is not None and text.length > shape[0]:
-        run = windows(text, sampler, shape[0], count, steps, options.seed, conditions)
-    else:
-        size = shape if text is None else (text.length,)
-        held = holding(text, sampler)
-        run = draw(
-            recipe, held, size, quantization, count, steps, seed=options.seed, progress=bar, conditions=conditions
-        )
+    with computing(options, checkpoint.average.denoiser) as own:
+        denoiser = filtered(own, options.temperature, options.top_p)
+        recipe = with_steps(recipe, denoiser, options.steps)
+        _, sampler = recipe.refuse_unfit(denoiser, quantization)
+        steps = recipe.grid(denoiser, recipe.sampling_steps)
+        conditions = conditions_for(options, recipe, denoiser, names)
+        text = text_for(options, recipe, shape)
+        path = path_for(folder_of(options.run), recipe, options.out, options.format, shape)
+        say_idle(count, options.batch or CHUNK)
+        if text is not None and text.length > shape[0]:
+            run = windows(text, sampler, shape[0], count, steps, options.seed, conditions, options.batch)
+        else:
+            size = shape if text is None else (text.length,)
+            run = draw(
+                recipe,
+                holding(text, sampler),
+                size,
+                quantization,
+                count,
+                steps,
+                seed=options.seed,
+                progress=bar,
+                conditions=conditions,
+                size=options.batch,
+                shared=True,
+            )
+    if not is_main():
+        return
     label = None if recipe.classes is None else conditions(torch.arange(count)).get("label")
     shown = write_samples(path, recipe, run.levels, quantization, label)
     by = f"{type(sampler).__name__}{of_classes(label, names)}"
