@@ -35,6 +35,7 @@ from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
 from ..shared.training import Training
 from ..shared.values import notation
+from .caption_data import refuse_encoder_without_captions
 from .catalog import CATEGORICAL, Catalog
 from .categorical_builders import with_absolute_paths
 from .code_lengths import CodeLengthOf, TokenBound
@@ -54,6 +55,8 @@ class CategoricalLoss:
     """Distribution of the training times, such as independent or Stratified(power=1)."""
     drop_label: float = 0.0
     """Probability that the class label of a training example is dropped, such as 0.1, for classifier-free guidance."""
+    drop_caption: float = 0.0
+    """Probability that the caption of a training example is dropped, such as 0.1, for classifier-free guidance."""
     __repr__ = notation
 
     def built(self, denoiser: CategoricalDenoiser, padding: int | None) -> Objective[CategoricalDenoiser]:
@@ -61,7 +64,9 @@ class CategoricalLoss:
         context = Context(denoiser=denoiser, times=self.times, padding=padding)
         objective = built(self.objective, context)
         refuse_untaken(self.objective, context, {"times": independent, "padding": None})
-        return ConditionDropout(objective, p=self.drop_label) if self.drop_label else objective
+        for p, condition in ((self.drop_label, "label"), (self.drop_caption, "tokens")):
+            objective = ConditionDropout(objective, p=p, condition=condition) if p else objective
+        return objective
 
 
 class CategoricalRun(Recipe[CategoricalDenoiser]):
@@ -84,7 +89,8 @@ class CategoricalRun(Recipe[CategoricalDenoiser]):
         return x
 
     def sampler_of(self, denoiser: CategoricalDenoiser) -> Sampler:
-        guided = denoiser if self.guidance is None else built(self.guidance, Context(denoiser=denoiser))
+        context = Context(denoiser=denoiser, condition=self.data.guided_condition)
+        guided = denoiser if self.guidance is None else built(self.guidance, context)
         sampler = built(self.sampler, Context(denoiser=guided))
         if isinstance(sampler, RateCorrector):
             raise UsageError(
@@ -126,7 +132,8 @@ class CategoricalRecipe(CategoricalRun):
     sampling_steps: int = 100
     """Number of steps of the sampler."""
     guidance: Part[ClassifierFree] | None = None
-    """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none."""
+    """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none.
+    It strengthens the class label, or the caption for data with captions and without classes."""
     code_length: TokenBound = TokenBound()
     """Code length, TokenBound(terms=100)."""
     training: Training = field(default_factory=Training)
@@ -159,7 +166,8 @@ class CategoricalRecipe(CategoricalRun):
             sizes = {"vocabulary": states, "length": shape[0], "outputs": 2 if self.head is logistic else levels}
         else:
             logits = 2 if self.head is logistic else None if states == levels else levels
-            sizes = {"categories": states, "logits": logits}
+            refuse_encoder_without_captions(self.network, of_captions := self.data.caption_sizes())
+            sizes = {"categories": states, "logits": logits} | of_captions
         context = Context(shape=shape, **sizes, **given)
         network = built(self.network, context)
         if isinstance(self.network, Part):

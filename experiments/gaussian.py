@@ -28,6 +28,7 @@ from ..shared.time_inputs import TimeInput, thousandths
 from ..shared.training import Training
 from ..shared.values import notation
 from .catalog import GAUSSIAN, Catalog
+from .caption_data import refuse_encoder_without_captions
 from .code_lengths import Bound, CodeLengthOf, GaussianCodeLength
 from .image_data import Images
 from .parts import Context, Part, built, parameters_of, part, refuse_untaken, write
@@ -50,6 +51,8 @@ class GaussianLoss:
     drop_label: float = 0.0
     """Probability that the class label of a training example is dropped, such as 0.1, for classifier-free guidance."""
     __repr__ = notation
+    drop_caption: float = 0.0
+    """Probability that the caption of a training example is dropped, such as 0.1, for classifier-free guidance."""
 
     def built(
         self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance
@@ -62,7 +65,9 @@ class GaussianLoss:
         objective = built(self.objective, context)
         own = weight if self.weight is None else snr  # what has no effect unless it was given
         refuse_untaken(self.objective, context, {"weight": own, "times": independent})
-        return ConditionDropout(objective, p=self.drop_label) if self.drop_label else objective
+        for p, condition in ((self.drop_label, "label"), (self.drop_caption, "tokens")):
+            objective = ConditionDropout(objective, p=p, condition=condition) if p else objective
+        return objective
 
 
 class GaussianRun(Recipe[GaussianDenoiser]):
@@ -96,7 +101,8 @@ class GaussianRun(Recipe[GaussianDenoiser]):
 
     def sampler_of(self, denoiser: GaussianDenoiser) -> Sampler[GaussianDenoiser, Schedule]:
         for wrapper in (self.guidance, self.clip):
-            denoiser = denoiser if wrapper is None else built(wrapper, Context(denoiser=denoiser))
+            context = Context(denoiser=denoiser, condition=self.data.guided_condition)
+            denoiser = denoiser if wrapper is None else built(wrapper, context)
         context = Context(denoiser=denoiser, variance=self.variance, sampling_steps=self.sampling_steps)
         sampler = built(self.sampler, context)
         if isinstance(sampler, Langevin | AnnealedLangevin):
@@ -146,6 +152,19 @@ class GaussianRecipe(GaussianRun):
     """A model of Gaussian diffusion: how it is trained, sampled and measured."""
 
     data: Data = field(default_factory=Images)
+    def refuse_range(self) -> None:
+        """Raises for settings that real-valued data, which are neither quantized nor in a range, cannot have.
+
+        Raises:
+            UsageError: with the setting.
+        """
+        for name, none in (("clip", None), ("range", None), ("dequantize", False)):
+            if (value := getattr(self, name)) != none:
+                raise UsageError(
+                    f"{name}={value} is for quantized data, and {type(self.data).__name__} are real-valued and have no "
+                    f"range: give --{name} {none}"
+                )
+
     """The data."""
     network: Part[nn.Module] = part(UNet, width=32, multipliers=(1, 2, 2), blocks=1, heads=4)
     """Network; the data determine its shape and classes."""
@@ -170,7 +189,8 @@ class GaussianRecipe(GaussianRun):
     clip: Part[DenoiserWrapper] | None = None
     """How the sampler limits estimates of x_0, such as Clipped or Thresholded(p=0.995); None for no limit."""
     guidance: Part[ClassifierFree] | None = None
-    """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none."""
+    """Guidance of the sampler, such as ClassifierFree(w=0.5), w = 0 without guidance; None for none.
+    It strengthens the class label, or the caption for data with captions and without classes."""
     code_length: GaussianCodeLength = Bound()
     """Code length, Bound(terms=100) or Exact(tolerance=1e-5)."""
     dequantize: bool = False
@@ -195,7 +215,9 @@ class GaussianRecipe(GaussianRun):
             given["outputs"] = 2
         if image := self.data.condition_channels(shape):
             given["image"] = image
-        context = Context(shape=shape, **given)
+        sizes: dict[str, Any] = {**self.data.caption_sizes()}
+        refuse_encoder_without_captions(self.network, sizes)
+        context = Context(shape=shape, **given, **sizes)
         network = built(self.network, context)
         if isinstance(self.network, Part):
             refuse_untaken(self.network, context, {"classes": None} | dict.fromkeys(given), REMEDIES)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shared.data import Batches, ImageDataset, image_dataset
-from ..shared.data.images import missing_test_split
+from ..shared.data import Batches, CaptionTokens, ImageDataset, SubwordTokenizer, image_dataset
+from ..shared.data.images import find_images, missing_test_split
 from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
@@ -23,6 +23,14 @@ from ..shared.random import Source, uniform
 from ..shared.serialization import serializable
 from ..shared.tensors import like
 from ..shared.values import notation
+from .caption_data import (
+    VOCABULARY,
+    no_captions,
+    refuse_settings_of_captions,
+    tokenizer_of,
+    tokens_of,
+    trained_tokenizer,
+)
 from .evaluation import evaluate_images
 from .recipe import Data, Form, Recipe
 
@@ -48,11 +56,19 @@ class Images(Data):
     """Factor by which a condition image is smaller, such as 4 for super-resolution; None for no condition image."""
     tint: bool = False
     """Whether gray images are tinted by their label, in colors of equal mean."""
+    caption_length: int | None = None
+    """Number of tokens of the captions that the model is conditioned on, such as 24; None trains without captions.
+    Shorter captions are padded, longer ones are cut and counted."""
+    tokenizer: str | None = None
+    """Path of the tokenizer.json of the captions, whose contents the run keeps; None trains one on the captions."""
+    vocabulary: int | None = None
+    """Number of tokens of the tokenizer that is trained on the captions, 257 or more; None for 1,024."""
 
     picture: ClassVar[str] = "samples.png"
     __repr__ = notation
 
     def __post_init__(self) -> None:
+        refuse_settings_of_captions(self.caption_length, self.tokenizer, self.vocabulary)
         if self.smaller is not None and (self.smaller < 2 or self.classes is not None or self.flip):
             raise UsageError(
                 f"smaller={self.smaller}, classes={self.classes}, flip={self.flip}: give a factor of 2 or more, "
@@ -68,7 +84,10 @@ class Images(Data):
         images = image_dataset(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
         if split == "train" and (reason := missing_test_split(self.name, self.classes)):
             note = f"`unnoise evaluate` will have no images to measure on: {reason}"
+            note += "" if self.caption_length is None else "; samples are drawn of the captions of the split train"
             images = images._replace(notes=(*images.notes, note))
+        if self.caption_length is not None:
+            images = images._replace(notes=(*images.notes, *self.tokens(images).notes))
         return tinted(images) if self.tint else images
 
     def batches(self, examples: ImageDataset, form: Form, bytes_per_logit: int) -> Batches:
@@ -80,13 +99,9 @@ class Images(Data):
         if self.classes is not None and examples.label is not None:
             refuse_absent_classes(examples, self.classes, self.name)
         form = flipped(form) if self.flip else form
-        if self.smaller is not None:
-            conditions = {
-                "image": torch.cat([self.small(examples.quantization, part) for part in examples.k.split(1000)])
-            }
-            return Batches(examples.k, self.batch, examples.quantization, form, conditions, self.seed)
-        names = () if self.classes is None else ("label",)
-        return examples.batches(self.batch, form, conditions=names, seed=self.seed)
+        names = examples.names if self.classes is not None else None
+        conditions = self.conditions_of(examples)
+        return Batches(examples.k, self.batch, examples.quantization, form, conditions, self.seed, names=names)
 
     def small(self, quantization: Quantization, k: Tensor) -> Tensor:
         """Returns the small images, real-valued: means over squares of `smaller` x `smaller` pixels."""
@@ -101,24 +116,72 @@ class Images(Data):
     def condition_channels(self, shape: tuple[int, ...]) -> int:
         return 0 if self.smaller is None else shape[0]
 
+    def caption_sizes(self) -> dict[str, int]:
+        if self.caption_length is None:
+            return {}
+        return {"vocabulary": self.read_tokenizer().size, "length": self.caption_length}
+
+    @property
+    def guided_condition(self) -> str:
+        return "label" if self.caption_length is None or self.classes is not None else "tokens"
+
+    def read_tokenizer(self) -> SubwordTokenizer:
+        """Returns the tokenizer of the captions: that of the file or of the run, or one trained on the split train.
+
+        Raises:
+            UsageError: for data without captions.
+        """
+        if self.tokenizer is not None:
+            return tokenizer_of(self.tokenizer)
+        _, _, found, _ = find_images(self.name, "train", None)
+        if found.texts is None:
+            raise UsageError(no_captions(self.name, f"no captions: {found.reason}" if found.reason else "no captions"))
+        return trained_tokenizer(found.texts, self.vocabulary or VOCABULARY)
+
+    def tokens(self, examples: ImageDataset) -> CaptionTokens:
+        """Returns the captions of images as token ids.
+
+        Raises:
+            UsageError: for images without captions.
+        """
+        assert self.caption_length is not None
+        if examples.captions is None:
+            raise UsageError(no_captions(self.name, examples.no_captions))
+        return tokens_of(examples.captions, self.read_tokenizer(), self.caption_length)
+
     def conditions(self, rows: Tensor) -> dict[str, Tensor]:
-        """Returns the conditions of samples: each class in turn, or the small versions of held-out images."""
-        if self.smaller is not None:
-            test = held_out(self)
-            return {"image": self.small(test.quantization, test.k[rows.cpu() % len(test.k)]).to(rows.device)}
-        return {} if self.classes is None else {"label": rows % self.classes}
+        """Returns the conditions of samples: each class in turn; or small versions or captions of held-out images."""
+        if self.smaller is None and self.caption_length is None:
+            return {} if self.classes is None else {"label": rows % self.classes}
+        examples = held_out(self)
+        chosen = self.conditions_of(examples.rows(rows.cpu() % len(examples.k)))
+        return {name: value.to(rows.device) for name, value in chosen.items()}
+
+    def captions(self, rows: Tensor) -> list[str] | None:
+        if self.caption_length is None:
+            return None
+        found = held_out(self).captions
+        assert found is not None, "read with its captions"
+        return [found[row % len(found)] for row in rows.tolist()]
 
     def conditions_of(self, examples: ImageDataset) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
         if self.smaller is not None:
-            return {"image": self.small(examples.quantization, examples.k)}
-        if self.classes is None:
-            return {}
-        if examples.label is None:
-            raise UsageError(f"these images have {examples.no_labels}: take a set with labels")
-        return {"label": examples.label}
+            parts = [self.small(examples.quantization, part) for part in examples.k.split(1000)]
+            found["image"] = torch.cat(parts)
+        if self.classes is not None:
+            if examples.label is None:
+                raise UsageError(f"these images have {examples.no_labels}: take a set with labels")
+            found["label"] = examples.label
+        if self.caption_length is not None:
+            found["tokens"] = self.tokens(examples).tokens
+        return found
 
     def self_contained(self) -> Images:
-        return replace(self, name=absolute(self.name, bundled()))
+        own = replace(self, name=absolute(self.name, bundled()))
+        if self.caption_length is None:
+            return own
+        return replace(own, tokenizer=self.read_tokenizer().json, vocabulary=None)
 
     def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
         from ..shared.figures import save_grid
@@ -132,8 +195,9 @@ class Images(Data):
 
 @functools.lru_cache(maxsize=1)
 def held_out(data: Images) -> ImageDataset:
-    """Returns the held-out images, which are read only once."""
-    return data.load("test")
+    """Returns the held-out images, which are read only once; of captions without them, the training images."""
+    without = data.caption_length is not None and missing_test_split(data.name, data.classes)
+    return data.load("train" if without else "test")
 
 
 def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None:

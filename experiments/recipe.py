@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic
@@ -22,6 +22,7 @@ from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
 from ..shared.training import Training
+from .caption_data import refuse_captions_without_effect
 from .catalog import Catalog, kind_of
 from .code_lengths import CodeLengthOf
 from .parts import Part
@@ -88,6 +89,19 @@ class Data(ABC):
 
     def later(self) -> dict[str, Callable[[], Any]]:
         """Returns what parts can take from the training data, by name, as functions that load it."""
+    def caption_sizes(self) -> dict[str, int]:
+        """Returns the sizes that an encoder of the captions needs, `vocabulary` and `length`; {} without captions."""
+        return {}
+
+    @property
+    def guided_condition(self) -> str:
+        """The name of the condition that guidance strengthens where it does not name one."""
+        return "label"
+
+    def captions(self, rows: Tensor) -> list[str] | None:
+        """Returns the captions of the samples whose numbers are `rows`, as text; None for data without captions."""
+        return None
+
         return {}
 
 
@@ -219,6 +233,7 @@ class Recipe(ABC, Generic[D]):
             source, conditions = torch.Generator().manual_seed(0), self.conditions(torch.arange(1))
             k = torch.zeros((1, *shape), dtype=torch.uint8)
             objective(self.form(quantization, k, source), generator=source, **conditions)
+            refuse_captions_without_effect(objective.denoiser, conditions)
             with torch.no_grad():
                 start = sampler.start((1, *shape), grid[0], generator=source, **conditions)
                 if len(grid) > 3:  # not the one step of an adaptive solver
@@ -245,21 +260,40 @@ class Recipe(ABC, Generic[D]):
         return grid, sampler
 
     def refuse_untrained_guidance(self) -> None:
-        """Raises for guidance of a network that was not trained without labels too.
+        """Raises for guidance of a network that was not trained without labels or captions too.
 
         Raises:
             UsageError: for such guidance.
         """
         guidance, loss = getattr(self, "guidance", None), getattr(self, "loss", None)
-        if guidance is not None and loss is not None and not loss.drop_label:
+        if guidance is None or loss is None:
+            return
+        condition = dict(guidance.arguments).get("condition", self.data.guided_condition)
+        word, setting = ("captions", "drop_caption") if condition == "tokens" else ("labels", "drop_label")
+        if not getattr(loss, setting):
             raise UsageError(
-                f"guidance={guidance} needs a network that was also trained without labels: train with "
-                "loss.drop_label, such as 0.1"
+                f"guidance={guidance} needs a network that was also trained without {word}: train with "
+                f"loss.{setting}, such as 0.1"
             )
 
-    def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
-        """Writes samples to a file, and returns the part of them that a terminal can show."""
-        return self.data.show(path, levels, quantization, columns)
+    def show(
+        self,
+        path: Path,
+        levels: Tensor,
+        quantization: Quantization,
+        columns: int,
+        captions: Sequence[str] | None = None,
+    ) -> str:
+        """Writes samples to a file, and returns the part of them that a terminal can show.
+
+        Images with `captions`, one for each, are shown with these below them.
+        """
+        if captions is None:
+            return self.data.show(path, levels, quantization, columns)
+        from ..shared.figures import save_captioned
+
+        save_captioned(path, levels.float() / (quantization.levels - 1), captions, columns)
+        return ""
 
     def evaluate(
         self,

@@ -26,6 +26,7 @@ from .papers import (
     score_sde,
     sedd,
     tauldr,
+    text_to_image,
     udlm,
     upsampling,
 )
@@ -57,6 +58,7 @@ PAPERS = {
     "edm": (edm, "digits mnist smoke cifar10 cifar10_classes ffhq64 afhqv2_64 imagenet64"),
     "flow-matching": (flow_matching, "digits mnist smoke cifar10"),
     "inverse-problems": (inverse_problems, "digits mnist smoke cifar10 celeba64"),
+    "openmoji": (text_to_image, "captions groups smoke"),
     "bridge": (bridge, "digits mnist smoke"),
 }
 """The module of each paper, and the functions of the module that return recipes."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unnoise.experiments.image_data import Images
 from unnoise.shared.data import CharacterTokenizer
 from unnoise.shared.denoiser import Denoiser
 from unnoise.shared.networks import DiT, RefineNet, Transformer, UNet
@@ -22,8 +23,8 @@ IMAGES = {"uoft-cs/cifar10": (3, 32, 32), "digits": (1, 8, 8), "mnist5k": (1, 28
 GRAY = ("digits", "mnist5k")
 TOKENS = {"gpt2.json": 50257, "lm1b.json": 8192, "bert-base-uncased.json": 30522}
 """The sizes of the tokenizers of recipes, whose files are not here."""
-ADDED = ("smaller", "tint")
-"""Arguments of data that earlier versions did not have."""
+IMAGE_SETTINGS = ("batch", "classes", "flip", "name", "seed", "size")
+"""Arguments of images in the version of the snapshots."""
 
 
 def on_meta(monkeypatch):
@@ -40,7 +41,7 @@ def on_meta(monkeypatch):
 
 def of_data(data, monkeypatch):
     """Shape and quantization of the data of a recipe, which are not read."""
-    if not hasattr(data, "tokenizer"):
+    if isinstance(data, Images):
         channels = 3 if data.tint or data.name not in GRAY else 1
         shape = IMAGES[data.name] if data.size is None else (channels, *data.size)
         return (channels, *shape[1:]), Quantization(17 if data.name == "digits" else 256)
@@ -65,7 +66,7 @@ def short(value):
             numbers = {"sum": t.sum(), "first": t.flatten()[0], "last": t.flatten()[-1]}
             return {"tensor": list(t.shape)} | {key: float(x) for key, x in numbers.items()}
         if name == "experiments.Data":
-            own = {k: v for k, v in value["arguments"].items() if k not in ADDED}
+            own = {k: v for k, v in value["arguments"].items() if k in IMAGE_SETTINGS}
             return {"class": name, "arguments": short(own)}
         found = {key: short(part) for key, part in value.items()}
         return {"class": name, "arguments": used(found["arguments"])} if name == "networks.UNet" else found

@@ -31,7 +31,7 @@ def own_file(folder, name, code):
 
 
 def test_no_recipe_is_missing():
-    assert RECIPES.keys() == PARTS.keys()
+    assert RECIPES.keys() == PARTS.keys() | {"openmoji-captions", "openmoji-groups", "openmoji-smoke"}
 
 
 @pytest.mark.parametrize("name", PARTS)
