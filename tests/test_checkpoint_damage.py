@@ -24,8 +24,9 @@ from unnoise.experiments.cli import main
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
-from unnoise.shared.training import Trainer, Training, checkpoint, folder
-from unnoise.shared.training.checkpoint import digest, list_checkpoints, newest
+from unnoise.shared.training import Trainer, Training, folder, saving
+from unnoise.shared.training.checkpoint import list_checkpoints, newest
+from unnoise.shared.training.digests import digest
 from unnoise.shared.training.folder import read_metrics, write_text
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -228,15 +229,15 @@ def test_a_full_disk_ends_in_a_line_that_says_what_is_saved(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         watch = None
         if what == "tensors":
-            patch.setattr(checkpoint, "save_file", failing(checkpoint.save_file, 1))
+            patch.setattr(saving, "save_file", failing(saving.save_file, 1))
         elif what == "tensors in Rust":
             calls = []
-            real = checkpoint.save_file
-            patch.setattr(checkpoint, "save_file", lambda *a: (calls.append(1), (half if len(calls) > 1 else real)(*a)))
+            real = saving.save_file
+            patch.setattr(saving, "save_file", lambda *a: (calls.append(1), (half if len(calls) > 1 else real)(*a)))
         elif what == "description":
             patch.setattr(Path, "write_text", failing(Path.write_text, 1))
         elif what == "rename":
-            patch.setattr(checkpoint.os, "replace", failing(os.replace, 2))  # the log's, and one checkpoint's
+            patch.setattr(saving.os, "replace", failing(os.replace, 2))  # the log's, and one checkpoint's
         elif what == "log":
             patch.setattr(folder.Metrics, "write", failing(folder.Metrics.write, 3))
         else:
@@ -258,7 +259,7 @@ def test_a_full_disk_ends_in_a_line_that_says_what_is_saved(tmp_path, monkeypatc
 
 
 def test_a_disk_that_was_full_from_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "save_file", failing(None, 0))
+    monkeypatch.setattr(saving, "save_file", failing(None, 0))
     refused(
         lambda: Trainer(objective(), CONFIG, folder=tmp_path).fit(batches()),
         "no step of it is saved; free disk space, and start again",
@@ -293,7 +294,7 @@ def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, capsys):
     """And what was measured is printed before it is written; the file of before stays."""
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", failing(checkpoint.save_file, 1))
+        patch.setattr(saving, "save_file", failing(saving.save_file, 1))
         assert main(["train", "ddpm-smoke", "--training.watch-every", "0"]) == 2
         err = capsys.readouterr().err
         assert err.splitlines()[-1].startswith("unnoise: the run in runs/ddpm-smoke stopped after step 8")
