@@ -26,6 +26,7 @@ from ..shared.gaussian.schedule import Schedule
 from ..shared.objective import Objective
 from ..shared.random import categorical
 from ..shared.sampler import CorrectorPredictor, PredictorCorrector, Sampler
+from ..shared.training import averages
 from . import categorical_builders, code_lengths, gaussian_builders, time_grids
 from .constants import CONSTANTS
 
@@ -82,8 +83,8 @@ class Catalog:
         kinds: the parts of each kind by their public names.
     """
 
-    ENDINGS = ("", "betas", "noise")
-    """Endings of names that can be left out, as in `linear` for `LinearBetas`."""
+    ENDINGS = ("", "betas", "noise", "function")
+    """Endings of names that can be left out, as in `linear` for `LinearBetas` and `power` for `PowerFunction`."""
 
     def __init__(self, kinds: Mapping[str, Iterable[Any]]) -> None:
         self.kinds = {kind: {public_name(part): part for part in parts} for kind, parts in kinds.items()}
@@ -152,6 +153,7 @@ SHARED: dict[str, list[Any]] = {
     "Module": NETWORKS,
     "Encoder": [networks.Encoder],
     "UNetVariant": constants("UNetVariant"),
+    "Average": of_module(averages, "Decay", "HalfLife", "PowerFunction"),
 }
 GAUSSIAN = Catalog(
     SHARED

@@ -127,6 +127,10 @@ def part_of(text: str, recipe: Recipe, setting: Setting) -> Any:
         return Part(found)  # a function of one's own that returns the object
     if isinstance(found, Part) and "Part" not in setting.type:
         refuse_incomplete(found, option(setting.path))
+    if "tuple[" in setting.type:
+        return () if found is None else found if isinstance(found, tuple) else (found,)
+    if isinstance(found, int | float) and "float" in setting.type:
+        return found
     if isinstance(found, str | int | float | tuple) or (found is None and "None" not in setting.type):
         raise UsageError(f"{option(setting.path)}={text}: give the name of a part, such as {write(setting.value)}")
     return found
