@@ -28,6 +28,7 @@ from ...shared.progress import Progress, silent
 from ...shared.quantization import Quantization
 from ...shared.serialization import serializable
 from ...shared.training import Training
+from ...shared.training.averages import Decay
 from ..categorical import CategoricalLoss, CategoricalRecipe
 from ..categorical_builders import absorbing_gray
 from ..code_lengths import TokenBound
@@ -113,7 +114,9 @@ def cifar10() -> CategoricalRecipe:
         network=settings.unet("ddpm_cifar10"),
         reverse=Product(),
         head=logistic,
-        training=Training(steps=1_500_000, learning_rate=2e-4, warmup=0, clip=1.0, ema=0.9999, watch_every=10_000),
+        training=Training(
+            steps=1_500_000, learning_rate=2e-4, warmup=0, clip=1.0, ema=Decay(0.9999, warmup=False), watch_every=10_000
+        ),
         sampling_steps=1000,
     )
 

@@ -15,6 +15,7 @@ from ...shared.objective import antithetic
 from ...shared.progress import Progress, silent
 from ...shared.serialization import serializable
 from ...shared.training import Training
+from ...shared.training.averages import Decay
 from ..code_lengths import Bound
 from ..gaussian import GaussianLoss, GaussianRecipe
 from ..image_data import Images
@@ -64,7 +65,9 @@ OWN = GaussianRecipe(loss=GaussianLoss(times=antithetic), sampler=part(DDIM), sa
 
 def training(steps: int, rate: float, ema: float = 0.9999) -> Training:
     """Returns the published training: Adam without warm-up, gradients clipped to norm 1."""
-    return Training(steps=steps, learning_rate=rate, warmup=0, clip=1.0, ema=ema, watch_every=10_000)
+    return Training(
+        steps=steps, learning_rate=rate, warmup=0, clip=1.0, ema=Decay(ema, warmup=False), watch_every=10_000
+    )
 
 
 def cifar10() -> GaussianRecipe:

@@ -19,6 +19,7 @@ from ...shared.progress import Progress, silent
 from ...shared.sampler import device_of
 from ...shared.serialization import serializable
 from ...shared.training import Training
+from ...shared.training.averages import Decay
 from .. import report
 from ..code_lengths import Bound
 from ..gaussian import GaussianLoss, GaussianRecipe
@@ -91,7 +92,9 @@ OWN = GaussianRecipe(clip=part(Clipped), variance=small, loss=GaussianLoss(times
 
 def training(steps: int, rate: float) -> Training:
     """Returns the published training: Adam with a warm-up, gradients clipped to norm 1."""
-    return Training(steps=steps, learning_rate=rate, warmup=5000, clip=1.0, ema=0.9999, watch_every=10_000)
+    return Training(
+        steps=steps, learning_rate=rate, warmup=5000, clip=1.0, ema=Decay(0.9999, warmup=False), watch_every=10_000
+    )
 
 
 def cifar10() -> GaussianRecipe:

@@ -42,6 +42,7 @@ from ...shared.random import Streams, normal_like
 from ...shared.sampler import Sampler, counted, device_of
 from ...shared.serialization import serializable
 from ...shared.training import Training
+from ...shared.training.averages import Decay
 from ...shared.training.folder import writable, write_text
 from ..code_lengths import Exact
 from ..gaussian import GaussianLoss, GaussianRecipe
@@ -226,7 +227,7 @@ OWN = GaussianRecipe(
 
 def training(steps: int) -> Training:
     """Returns the training of Ho et al. (2020) and Song, Meng, Ermon (2020)."""
-    return Training(steps=steps, learning_rate=2e-4, warmup=5000, ema=0.9999, watch_every=10_000)
+    return Training(steps=steps, learning_rate=2e-4, warmup=5000, ema=Decay(0.9999, warmup=False), watch_every=10_000)
 
 
 def cifar10() -> GaussianRecipe:

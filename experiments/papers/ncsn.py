@@ -28,6 +28,7 @@ from ...shared.sampler import Sampler
 from ...shared.serialization import serializable
 from ...shared.time_inputs import reversed_index
 from ...shared.training import Training
+from ...shared.training.averages import Decay
 from ..code_lengths import Exact
 from ..gaussian import GaussianRecipe
 from ..gaussian_builders import annealed_langevin, geometric_noise_levels
@@ -93,7 +94,9 @@ def levels(low: float, high: float, steps: int) -> dict[str, Any]:
 
 def training(steps: int, rate: float, ema: float) -> Training:
     """Returns the published training: Adam without gradient clipping or warm-up."""
-    return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=ema, watch_every=10_000)
+    return Training(
+        steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=Decay(ema, warmup=False), watch_every=10_000
+    )
 
 
 OWN = GaussianRecipe(

@@ -18,6 +18,7 @@ from ...shared.networks import UNet
 from ...shared.progress import Progress, silent
 from ...shared.serialization import serializable
 from ...shared.training import Training
+from ...shared.training.averages import Decay
 from ..code_lengths import Bound
 from ..gaussian import GaussianLoss, GaussianRecipe
 from ..image_data import Images
@@ -103,7 +104,13 @@ class Students(Figure):
 def teacher_of(steps: int, rate: float) -> Training:
     """Returns the published training of the teacher: Adam with weight decay 0.001."""
     return Training(
-        steps=steps, learning_rate=rate, weight_decay=0.001, warmup=1000, clip=1.0, ema=0.9999, watch_every=10_000
+        steps=steps,
+        learning_rate=rate,
+        weight_decay=0.001,
+        warmup=1000,
+        clip=1.0,
+        ema=Decay(0.9999, warmup=False),
+        watch_every=10_000,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...shared.networks import Transformer, UNet, presets
 from ...shared.training import Training
+from ...shared.training.averages import Decay
 from ..code_lengths import TokenBound
 from ..image_data import Images
 from ..parts import Part, part
@@ -70,7 +71,9 @@ def unet(name: str, **changes: Any) -> Part[nn.Module]:
 
 def adm(steps: int, rate: float = 1e-4) -> Training:
     """Returns the training of the published Improved DDPM and ADM: AdamW without gradient clipping or warm-up."""
-    return Training(steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=0.9999, watch_every=10_000)
+    return Training(
+        steps=steps, learning_rate=rate, warmup=0, clip=math.inf, ema=Decay(0.9999, warmup=False), watch_every=10_000
+    )
 
 
 def chain() -> dict[str, Any]:
