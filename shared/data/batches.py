@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 from warnings import warn
 
 import torch
@@ -13,8 +13,22 @@ from torch import Tensor
 from ..errors import Notice, UsageError, shown
 from ..quantization import Quantization
 from ..random import Source, Streams, derived_seed, whole_seed
+from ..standardization import Standardization
+from .balance import balanced_order
 from .tokenizers import current_fingerprint
-from .windows import Windows
+
+
+class Examples(Protocol):
+    """Examples of which rows are read when they are needed: a tensor, or an array in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all examples, `(N, ...)`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Tensor: ...
 
 
 class Batches:
@@ -24,10 +38,11 @@ class Batches:
     batch are left out.
 
     Args:
-        k: the examples as quantization levels or token ids, `(N, ...)`, any integer type; or `Windows`, which reads
-            rows of them from a file.
+        k: the examples as quantization levels or token ids, `(N, ...)`, any integer type, or real-valued: a tensor, or
+            an array in a file such as `Windows`, of which the rows of a batch are read when needed.
         batch: number of examples in a batch.
-        quantization: the real numbers that the quantization levels stand for.
+        quantization: the real numbers that the quantization levels stand for, or mean and standard deviation of
+            real-valued data.
         form: how quantization levels become `x0`, `(quantization, k, generator) -> x0`: `Quantization.quantized`
             (int64), `Quantization.continuous` or `Quantization.dequantized` (float32, with uniform noise).
         conditions: further tensors by name, each `(N, ...)`, such as class labels.
@@ -35,26 +50,34 @@ class Batches:
         shape: shape of one example, where `form` changes it.
         names: names of the classes; a checkpoint keeps them.
         tokenizer: for token ids, the `fingerprint` of their tokenizer; a checkpoint keeps it.
+        augment: transforms `x0`, such as `Augmentation`, `(x0, generator) -> (x0, labels)`; the labels are the
+            condition `augment`. Its random numbers belong to the row, as those of `form`.
+        balanced: class labels by which examples are drawn so that each class appears equally often, int64 `(N,)`;
+            see `balanced_order`. None for each example once in an epoch.
 
     Attributes:
         shape: shape of one example.
         position: number of batches yielded so far.
+        per_epoch: number of batches in an epoch.
 
     Raises:
-        UsageError: for a batch that is larger than the data set, or conditions of another number of examples.
+        UsageError: for a batch that is larger than the data set or an epoch, or conditions of another number of
+            examples.
     """
 
     def __init__(
         self,
-        k: Tensor | Windows,
+        k: Examples,
         batch: int,
-        quantization: Quantization,
-        form: Callable[[Quantization, Tensor, Source], Tensor] = Quantization.continuous,
+        quantization: Quantization | Standardization,
+        form: Callable[[Any, Tensor, Source], Tensor] = Quantization.continuous,
         conditions: dict[str, Any] | None = None,
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
         names: tuple[str, ...] | None = None,
         tokenizer: str | None = None,
+        augment: Callable[[Tensor, Source], tuple[Tensor, Tensor]] | None = None,
+        balanced: Tensor | None = None,
     ) -> None:
         if not 1 <= batch <= len(k):
             raise UsageError(f"batch={batch}: the data set has {len(k)} examples; give a number from 1 to {len(k)}")
@@ -65,7 +88,14 @@ class Batches:
         self.k, self.batch, self.quantization, self.form = k, batch, quantization, form
         self.conditions, self.seed = conditions or {}, whole_seed(seed)
         self.shape, self.names, self.tokenizer, self.position = shape or tuple(k.shape[1:]), names, tokenizer, 0
+        self.augment, self.balanced = augment, balanced
         self.ordered: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.per_epoch = len(self.order(0)) // batch
+        if not self.per_epoch:
+            raise UsageError(
+                f"batch={batch}: an epoch in which each class appears equally often has {len(self.order(0))} examples: "
+                "give a smaller batch"
+            )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
@@ -81,18 +111,16 @@ class Batches:
             rows.start : rows.stop
         ]
         source = Streams(derived_seed(self.seed, "dequantization", position), rows, self.batch)
-        return {"x0": self.form(self.quantization, self.k[chosen], source)} | {
-            name: v[chosen] for name, v in self.conditions.items()
-        }
-
-    @property
-    def per_epoch(self) -> int:
-        """Number of batches in an epoch."""
-        return len(self.k) // self.batch
+        x0, more = self.form(self.quantization, self.k[chosen], source), {}
+        if self.augment is not None:
+            x0, more["augment"] = self.augment(x0, source)
+        return {"x0": x0} | {name: v[chosen] for name, v in self.conditions.items()} | more
 
     def order(self, epoch: int) -> Tensor:
-        """Returns the order of the examples in an epoch, a permutation that is kept until the next epoch."""
-        if self.ordered[0] != epoch:
+        """Returns the order of the examples in an epoch, which is kept until the next epoch."""
+        if self.ordered[0] != epoch and self.balanced is not None:
+            self.ordered = epoch, balanced_order(self.balanced, self.seed, epoch)
+        elif self.ordered[0] != epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
             self.ordered = epoch, torch.randperm(len(self.k), generator=generator)
         return self.ordered[1]
