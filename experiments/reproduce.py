@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from ..shared.distributed import is_main
 from ..shared.errors import UsageError
 from ..shared.metrics.judge import judge_of
 from ..shared.objective import Objective
@@ -18,6 +19,7 @@ from ..shared.progress import Progress
 from ..shared.sampler import Sampler
 from ..shared.training import Trainer, Training
 from ..shared.training.folder import writable, write_text
+from ..shared.training.held_out import HeldOut
 from .evaluation import SamplingRun, bits_per_dim, draw
 from .recipe import D, Recipe
 from .report import table
@@ -36,13 +38,24 @@ COLUMNS = {
 """Measured numbers in tables: heading and format, by their names in the results."""
 
 
-def train_recipe(recipe: Recipe[D], data: Any, folder: Path, progress: Progress, *, resume: bool) -> Objective[D]:
-    """Trains one recipe into a folder and returns its averaged objective; writes samples during training."""
+def train_recipe(
+    recipe: Recipe[D],
+    data: Any,
+    folder: Path,
+    progress: Progress,
+    *,
+    resume: bool,
+    say: Callable[[str], Any] | None = None,
+) -> Objective[D]:
+    """Trains one recipe into a folder and returns its averaged objective; writes samples during training.
+
+    `say` receives one line with an estimate of the whole run after twenty steps, and one if there are no held-out data.
+    """
     recipe = recipe.self_contained()
     torch.manual_seed(recipe.training.seed)
     name = Path(recipe.picture)
 
-    def watch(average: Objective[Any], step: int) -> None:
+    def watch(average: Objective[Any], step: int) -> Path | None:
         few = draw(
             recipe,
             recipe.sampler_of(average.denoiser),
@@ -51,12 +64,41 @@ def train_recipe(recipe: Recipe[D], data: Any, folder: Path, progress: Progress,
             30,
             min(25, recipe.sampling_steps),
         )
-        recipe.show(folder / f"{name.stem}-{step:06d}{name.suffix}", few.levels, data.quantization, columns=10)
+        path = folder / f"{name.stem}-{step:06d}{name.suffix}"
+        recipe.show(path, few.levels, data.quantization, columns=10)
+        return path if path.suffix == ".png" else None
 
     objective = recipe.objective(data.shape, data.quantization)
     recipe.check(objective, data.shape, data.quantization)
-    trainer = Trainer(objective, recipe.training, folder=folder, experiment=recipe, progress=progress, watch=watch)
+    trainer = Trainer(
+        objective,
+        recipe.training,
+        folder=folder,
+        experiment=recipe,
+        progress=progress,
+        watch=watch,
+        held_out=held_out_of(recipe, progress, say),
+        say=say,
+    )
     return cast("Objective[D]", trainer.fit(recipe.batches(data), resume=resume))
+
+
+def held_out_of(recipe: Recipe, progress: Progress, say: Callable[[str], Any] | None = None) -> HeldOut | None:
+    """Returns the held-out examples of a recipe, for their loss in the log; None where it is not asked for.
+
+    Data without a split for it give None too, with a line to `say`.
+    """
+    if not recipe.training.held_out_every:
+        return None
+    try:
+        test = recipe.load("test", progress)
+        count = len(test.k) if hasattr(test, "k") else len(test.windows)
+        few = replace(recipe, data=replace(recipe.data, batch=min(recipe.data.batch, count)))
+        return HeldOut(few.batches(test), recipe.training.held_out_count, recipe.training.seed)
+    except UsageError as error:
+        if say is not None and is_main():
+            say(f"no loss on held-out examples in the log: {error}")
+        return None
 
 
 def trained(recipe: Recipe[D], data: Any, folder: Path, progress: Progress) -> Objective[D]:

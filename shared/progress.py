@@ -35,3 +35,10 @@ def bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
         return iter(items)
 
     return iter(tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5, delay=0.5))
+
+
+def beside_bar(text: str) -> None:
+    """Prints a line above the bar of `bar`, which stays whole."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(text)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from ...shared.errors import UsageError
-from ...shared.progress import bar
+from ...shared.progress import bar, beside_bar
 from ...shared.serialization import deserialize
 from ...shared.training.checkpoint import list_checkpoints, newest, read
 from ...shared.training.folder import writable
@@ -36,7 +36,7 @@ class Train:
     `unnoise recipes` lists the recipes, `unnoise train RECIPE --help` the settings of one, `unnoise parts` the parts
     that can be chosen. A recipe of your own is FILE.py:FUNCTION or MODULE:FUNCTION, a part of your own FILE.py:NAME, as
     in `unnoise train ddpm-digits --schedule "my_file.py:Linear(last=0.03)"`. RECIPE can also be the folder of a run,
-    whose settings are then taken.
+    whose settings are then taken. `--data latents.npy` trains on real-valued arrays in a file or a folder of files.
     """
 
     recipe: tyro.conf.Positional[str]
@@ -152,7 +152,7 @@ def train(recipe: Recipe, name: str, out: Path, resumed: Recipe | None) -> None:
         size = "x".join(map(str, data.shape))
         print(f"training {name} on {len(recipe.batches(data).k)} examples of {size} into {folder}/")
         print(f"data: {data.summary}")
-        train_recipe(recipe, data, folder, bar, resume=resumed is not None)
+        train_recipe(recipe, data, folder, bar, resume=resumed is not None, say=beside_bar)
     own = module_options()
     print(f"done: {program()} sample {folder}{own}    {program()} evaluate {folder}{own}")
 

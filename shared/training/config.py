@@ -16,6 +16,7 @@ from ..values import notation
 from .averages import Average, Decay
 from .parallel import Parallel, Replicated
 from .precision import PrecisionName
+from .trackers import TrackerName, named_trackers
 
 
 @serializable("training.Training")
@@ -74,6 +75,14 @@ class Training:
     """Number of steps between lines of metrics.jsonl."""
     watch_every: int = 0
     """Number of steps between pictures of samples; 0 for no pictures."""
+    held_out_every: int = 1000
+    """Number of steps between values of the loss on held-out examples, at fixed noise; 0 for none."""
+    held_out_count: int = 256
+    """Number of held-out examples for that loss, rounded up to whole batches."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Trackers that receive the log beside metrics.jsonl: tensorboard, wandb, trackio, mlflow.
+    Each needs its extra, as in pip install 'unnoise[tensorboard]'; all write into the folder of the run.
+    """
     save_every: int = 1000
     """Number of steps between checkpoints; one is also written at the end and on Ctrl-C."""
     keep: int = 2
@@ -113,6 +122,7 @@ class Training:
             )
         if self.precision not in get_args(PrecisionName):
             raise UsageError(f"precision={shown(self.precision)}: give one of {', '.join(get_args(PrecisionName))}")
+        object.__setattr__(self, "trackers", named_trackers(self.trackers))
         if not isinstance(self.parallel, Parallel):
             raise UsageError(f"parallel={shown(self.parallel)}: give Replicated() or Sharded()")
         if self.seed >= 2**31:
@@ -141,6 +151,8 @@ LEAST = {
     "log_every": 1,
     "save_every": 1,
     "watch_every": 0,
+    "held_out_every": 0,
+    "held_out_count": 1,
     "warmup": 0,
     "cooldown": 0,
     "seed": 0,
@@ -153,6 +165,7 @@ LEAST = {
 WITHOUT_EFFECT = (
     *("steps", "log_every", "watch_every", "save_every", "device", "keep", "keep_every"),
     *("micro_batch", "recompute", "parallel", "compile", "channels_last", "workers"),
+    *("held_out_every", "held_out_count", "trackers"),
 )
 """Settings that do not change what one step computes, so that a resumed run may change them."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, cast
 from warnings import warn
@@ -24,7 +25,9 @@ from .checkpoint import list_checkpoints, load_weights, read
 from .class_labels import with_checked_labels
 from .config import Training
 from .digests import tensors_in
+from .estimate import Estimate
 from .folder import locked, reason, writable
+from .held_out import HeldOut
 from .log import Log
 from .named import parameters, weights
 from .optim import learning_rate, optimizer
@@ -40,6 +43,7 @@ from .resume import (
 from .saving import consolidate, description_of, state_of, write
 from .step import TrainingStep
 from .stopping import agreement, interruption
+from .trackers import Tracker, Trackers, flat, trackers_of
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,7 +73,11 @@ class Trainer(Generic[Trained]):
         folder: the run's folder; None writes nothing.
         experiment: a serializable dataclass, the recipe, which the command line reads from the checkpoint.
         progress: `(items, total, label) -> items`, such as `bar`; reports nothing by default.
-        watch: called with the averaged objective and the step every `config.watch_every` steps.
+        watch: called with the averaged objective and the step every `config.watch_every` steps; may return the path of
+            a picture, which trackers receive.
+        held_out: held-out examples, whose loss under averaged weights is logged every `config.held_out_every` steps.
+        trackers: trackers of your own, beside those of `config.trackers`.
+        say: receives one line with an estimate of the whole run, after twenty steps; None for no estimate.
 
     Attributes:
         averages: the objective with averaged weights, by `config.ema` and `config.averages`.
@@ -87,10 +95,14 @@ class Trainer(Generic[Trained]):
         folder: Path | str | None = None,
         experiment: Any = None,
         progress: Progress = silent,
-        watch: Callable[[Trained, int], None] | None = None,
+        watch: Callable[[Trained, int], Path | None] | None = None,
+        held_out: HeldOut | None = None,
+        trackers: Sequence[Tracker] = (),
+        say: Callable[[str], Any] | None = None,
     ) -> None:
         refuse_untrainable(objective, config)
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
+        self.held_out, self.trackers, self.say = held_out, (*trackers_of(config.trackers), *trackers), say
         self.laws: tuple[Average, ...] = (cast(Average, config.ema), *config.averages)
         self.device, self.step = config.chosen_device(), 0
         self.folder = None if folder is None else writable(folder)
@@ -139,27 +151,62 @@ class Trainer(Generic[Trained]):
 
     def _fit(self, batches: Iterable[dict[str, Tensor]]) -> Trained:
         config, compute, objective = self.config, self.compute, self.objective.train()
-        stream, log = self._stream(batches), Log(self.folder, self.step)
-        with self._running() as interrupted:
+        log = self._log()
+        stream, first_steps = self._stream(batches, log), self._estimate()
+        with closing(log), self._running() as interrupted:
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
-                size, batch = next(stream)
+                with log.waiting():
+                    size, batch = next(stream)
                 loss = compute.loss(batch, step, size)
                 norm = compute.update(step)
                 for average, law in zip(self.averages, self.laws, strict=True):
                     update_average(average, objective, law.decay(step, size))
                 self.step = step + 1
-                log.add(loss.total, loss.parts, norm)
+                log.add(loss, norm)
+                first_steps.step(self.step, log.apart)
                 with self._writing():
-                    if self.step % config.log_every == 0 or self.step == config.steps:
-                        log.write(self.step, learning_rate(config, step))
+                    if held_out := self._due(config.held_out_every) and self.held_out is not None:
+                        with log.pausing():
+                            held_out_loss = self._held_out_loss()
+                    if held_out or self._due(config.log_every):
+                        more = {"held_out_loss": held_out_loss} if held_out else {}
+                        log.write(self.step, learning_rate(config, step), **more)
                     stop = interrupted()
-                    if self.step % config.save_every == 0 or self.step == config.steps or stop:
-                        self._save(batches)
+                    if self._due(config.save_every) or stop:
+                        with log.pausing():
+                            self._save(batches)
                     if stop:
                         raise Interrupted(self.step, self.folder)
                     if self.watch and config.watch_every and self.step % config.watch_every == 0:
-                        self.watch(self.average, self.step)
+                        with log.pausing():
+                            picture = self.watch(self.average, self.step)
+                        if picture is not None:
+                            log.image(self.step, "samples", picture)
         return self.average
+
+    def _due(self, every: int) -> bool:
+        """Returns whether something is due that happens every so many steps and at the end; 0 for never."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _log(self) -> Log:
+        """Returns the log of the run, with its trackers."""
+        trackers = None
+        if self.folder is not None and is_main() and self.trackers:
+            settings = flat(serialize(self.config), "training") | flat(serialize(self.experiment), "recipe")
+            trackers = Trackers(self.trackers, self.folder, settings, self.step)
+        return Log(self.folder, self.step, self.device, self.config.clip, trackers)
+
+    def _estimate(self) -> Estimate:
+        """Returns what times the first steps."""
+        say = self.say if is_main() else None
+        tensors = partial(state_of, self.objective, self.averages, self.optimizer)
+        return Estimate(say, self.config, self.step, self.device, tensors)
+
+    def _held_out_loss(self) -> float:
+        assert self.held_out is not None
+        average: Objective[Any] = self.average if self.config.parallel.sharded else self.averages[0]
+        cast_ = partial(self.compute.precision.cast, self.device)
+        return self.held_out.loss(average.to(self.device), self.device, cast_, self.compute.micro_batch)
 
     @contextmanager
     def _running(self) -> Iterator[Callable[[], bool]]:
@@ -177,7 +224,7 @@ class Trainer(Generic[Trained]):
         finally:
             keep_activations(again)
 
-    def _stream(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def _stream(self, batches: Iterable[dict[str, Tensor]], log: Log) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yields the number of examples in each global batch, and the rows of this process on its device."""
         images = torch.channels_last if self.config.channels_last else torch.preserve_format
         config, step, known = self.config, self.step, isinstance(batches, RandomAccess)
@@ -197,6 +244,7 @@ class Trainer(Generic[Trained]):
             if batch["x0"].ndim == 4:
                 batch["x0"] = batch["x0"].contiguous(memory_format=images) if config.channels_last else batch["x0"]
             if first:
+                log.begin(self.template, batch, size, self.compute.precision.name)
                 self.compute.prepare(batch, size)
                 first = False
             yield size, batch
