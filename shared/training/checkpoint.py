@@ -192,11 +192,6 @@ def newest(path: Path) -> Path:
     )
 
 
-def groups(count: int) -> list[str]:
-    """Returns the first parts of the names of averaged weights: `average`, `average1`, ..."""
-    return ["average", *(f"average{n}" for n in range(1, count))][:count]
-
-
 def list_checkpoints(home: Path) -> list[Path]:
     """Returns the checkpoints below `home`, oldest first, including damaged ones, so that none is skipped silently."""
     return sorted((p for p in home.glob("[0-9]*") if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))

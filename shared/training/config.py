@@ -13,7 +13,7 @@ from ..distributed import world_size
 from ..errors import UsageError, shown
 from ..serialization import earlier, serializable, serialize
 from ..values import notation
-from .averages import Average, Decay
+from .averages import Average, Decay, PowerFunction
 from .parallel import Parallel, Replicated
 from .precision import PrecisionName
 from .trackers import TrackerName, named_trackers
@@ -85,6 +85,10 @@ class Training:
     """
     save_every: int = 1000
     """Number of steps between checkpoints; one is also written at the end and on Ctrl-C."""
+    snapshot_every: int = 0
+    """Number of steps between files of the power-function averages, from which those of other widths are reconstructed.
+    They are written to the folder averages of the run and kept; 0 for none.
+    """
     keep: int = 2
     """Number of newest checkpoints that are kept; older ones are deleted."""
     keep_every: int = 0
@@ -103,6 +107,11 @@ class Training:
         if not isinstance(self.averages, tuple | list) or not all(isinstance(a, Average) for a in self.averages):
             raise UsageError(f"averages={shown(self.averages)}: give averages, such as (PowerFunction(0.1),)")
         object.__setattr__(self, "averages", tuple(self.averages))
+        if self.snapshot_every and not any(isinstance(a, PowerFunction) for a in (self.ema, *self.averages)):
+            raise UsageError(
+                f"snapshot_every={self.snapshot_every}: give power functions to snapshot, such as "
+                "averages=(PowerFunction(0.05), PowerFunction(0.1))"
+            )
         for name in ("learning_rate", "epsilon", "weight_decay", "clip"):
             object.__setattr__(self, name, real(name, getattr(self, name)))
         for name in ("learning_rate", "epsilon", "clip"):
@@ -158,12 +167,13 @@ LEAST = {
     "seed": 0,
     "micro_batch": 1,
     "workers": 0,
+    "snapshot_every": 0,
     "keep": 1,
     "keep_every": 0,
 }
 """Settings that are whole numbers, and the least value of each."""
 WITHOUT_EFFECT = (
-    *("steps", "log_every", "watch_every", "save_every", "device", "keep", "keep_every"),
+    *("steps", "log_every", "watch_every", "save_every", "device", "keep", "keep_every", "snapshot_every"),
     *("micro_batch", "recompute", "parallel", "compile", "channels_last", "workers"),
     *("held_out_every", "held_out_count", "trackers"),
 )

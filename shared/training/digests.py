@@ -16,6 +16,11 @@ def tensors_in(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{group}."): v for k, v in tensors.items() if k.startswith(f"{group}.")}
 
 
+def groups(count: int) -> list[str]:
+    """Returns the first parts of the names of averaged weights: `average`, `average1`, ..."""
+    return ["average", *(f"average{n}" for n in range(1, count))][:count]
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Computes the SHA-256 of names, dtypes, shapes and contents of tensors on the CPU, in hexadecimal digits."""
     found = hashlib.sha256()

@@ -19,12 +19,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..distributed import is_main
 from ..errors import Notice, UsageError
 from ..serialization import deserialize, serialize
-from .averages import PowerFunction, exponent_of
+from .averages import Average, PowerFunction, exponent_of
+from .digests import groups
 from .folder import reason
+from .named import parameters
+from .parallel import whole
 
 YOUNG = 1e-3
 """Largest weight of the steps before an average was begun with which it counts as a power function."""
@@ -101,42 +105,50 @@ def profile_error(inputs: Sequence[Profile], output: Profile, coefficients: np.n
 
 
 def write_snapshot(
-    folder: Path, step: int, averages: Mapping[str, tuple[PowerFunction, int, Mapping[str, Tensor]]]
-) -> Path:
-    """Writes power-function averages to `folder/averages/STEP.safetensors` in one rename, and returns the file.
+    folder: Path, step: int, averages: Sequence[Average], begun: Sequence[int], modules: Sequence[nn.Module]
+) -> None:
+    """Writes the power functions of a run to `folder/averages/STEP.safetensors`, in float32 and in one rename.
+
+    Where weights are divided among processes, every process calls this.
 
     Args:
         folder: the run's folder.
         step: number of training steps.
-        averages: by the name of its group the average, the step at which it was begun, and its weights by name.
+        averages: the averages of the run.
+        begun: the step at which each was begun.
+        modules: the averaged weights of each.
 
     Raises:
         OSError: where it cannot be written.
     """
+    about, tensors = {}, {}
+    for group, average, since, module in zip(groups(len(averages)), averages, begun, modules, strict=True):
+        if not isinstance(average, PowerFunction):
+            continue
+        about[group] = {"average": serialize(average), "begun": since}
+        for name, value in parameters(module).items():
+            value = whole(value.detach())  # by all processes together
+            if is_main():
+                tensors[f"{group}.{name}"] = value.to("cpu", torch.float32).contiguous()
+    if not is_main():
+        return
     home = folder / "averages"
     home.mkdir(parents=True, exist_ok=True)
-    final, part = home / f"{step:08d}.safetensors", home / f".{step:08d}.part"
-    about = {group: {"average": serialize(average), "since": since} for group, (average, since, _) in averages.items()}
-    tensors = {
-        f"{group}.{name}": value.detach().to("cpu", torch.float32).contiguous()
-        for group, (_, _, weights) in averages.items()
-        for name, value in weights.items()
-    }
+    part = home / f".{step:08d}.part"
     try:
         save_file(tensors, part, {"step": str(step), "averages": json.dumps(about)})
-        os.replace(part, final)
+        os.replace(part, home / f"{step:08d}.safetensors")
     except SafetensorError as error:
         raise OSError(reason(error)) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-    return final
 
 
 def drop_later(folder: Path, step: int) -> None:
     """Removes the snapshots after a step, from which a run continues and writes them anew."""
     for path in (folder / "averages").glob("[0-9]*.safetensors"):
-        if path.stem.isdecimal() and int(path.stem) > step:
+        if is_main() and path.stem.isdecimal() and int(path.stem) > step:
             path.unlink()
 
 
@@ -165,7 +177,7 @@ def powers(about: Mapping[str, Mapping[str, Any]], step: int, source: Path | Map
     weight in it.
 
     Args:
-        about: by the name of the group the serialized `average`, and the step `since` which it is updated.
+        about: by the name of its group each `average`, serialized, and the step at which it was `begun`.
         step: number of training steps.
         source: the file, or the tensors by name.
     """
@@ -174,7 +186,7 @@ def powers(about: Mapping[str, Mapping[str, Any]], step: int, source: Path | Map
         average = deserialize(entry["average"])
         if not isinstance(average, PowerFunction) or step == 0:
             continue
-        if (entry["since"] / step) ** (average.exponent + 1) <= YOUNG:
+        if (entry["begun"] / step) ** (average.exponent + 1) <= YOUNG:
             found.append(Snapshot(Profile(step, average.std), source, group))
     return found
 

@@ -14,10 +14,10 @@ from ..errors import UsageError, shown
 from ..objective import Objective
 from ..serialization import deserialize, serialize
 from .averages import Average
-from .checkpoint import groups, load_weights
+from .checkpoint import load_weights
 from .config import WITHOUT_EFFECT, Training
 from .differences import class_name, difference
-from .digests import tensors_in
+from .digests import groups, tensors_in
 from .named import parameters, weights
 
 COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
@@ -187,26 +187,30 @@ def restore_averages(
     tensors: Mapping[str, Tensor],
     averages: Sequence[nn.Module],
     laws: Sequence[Average],
-) -> list[str]:
-    """Loads averaged weights from a checkpoint, and returns notes on averages that are new or dropped.
+) -> tuple[list[str], list[int]]:
+    """Loads averaged weights from a checkpoint.
 
-    The first average continues that of the run, whatever its decay; the others are found by their settings. A new one
-    starts from the first of the run.
+    Averages are found by their settings. The first one otherwise continues the first of the run, and a new one starts
+    from it.
+
+    Returns:
+        Notes on averages that are new or dropped, and the step at which each average was begun.
 
     Raises:
         UsageError: where weights do not match.
     """
-    stored = [json.dumps(serialize(deserialize(a))) for a in description.get("averages", [])] or [""]
-    given, notes = [json.dumps(serialize(law)) for law in laws], []
-    for n, average in enumerate(averages):
-        place = 0 if n == 0 else next((m for m, a in enumerate(stored) if m and a == given[n]), None)
-        place = stored.index(given[n]) if place is None and given[n] in stored else place
-        if place is None:
-            notes.append(f"the average {laws[n]} is new, and starts from the averaged weights of the run")
+    stored = [deserialize(a) for a in description.get("averages", [])] or [None]
+    since, step = description.get("begun") or [0] * len(stored), description["step"]
+    notes, begun = [], []
+    for n, (average, law) in enumerate(zip(averages, laws, strict=True)):
+        place = stored.index(law) if law in stored else None
+        begun.append(step if place is None else since[place])
+        if place is None and n:
+            notes.append(f"the average {law} is new, and starts from the averaged weights of the run")
         load_weights(average, tensors_in(tensors, groups(len(stored))[place or 0]), folder)
-    for description_ in (a for a in stored[1:] if a not in given):
-        notes.append(f"the average {deserialize(json.loads(description_))} is dropped")
-    return notes
+    replaced = laws[0] in stored  # the first one is continued otherwise
+    notes += [f"the average {law} is dropped" for law in stored[0 if replaced else 1 :] if law not in laws]
+    return notes, begun
 
 
 def fits(slots: Mapping[str, Tensor], parameter: nn.Parameter) -> bool:

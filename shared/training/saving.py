@@ -21,8 +21,8 @@ from ..distributed import barrier, is_main
 from ..errors import UsageError
 from ..objective import Objective
 from ..serialization import serialize
-from .checkpoint import FORMAT, groups, list_checkpoints, read
-from .digests import digest_of_text, digests
+from .checkpoint import FORMAT, list_checkpoints, read
+from .digests import digest_of_text, digests, groups
 from .folder import reason
 from .named import parameters, weights
 from .parts import PARTS, write_parts
@@ -148,6 +148,7 @@ def description_of(
     batches: Any = None,
     frozen: Sequence[str] | None = None,
     averages: Sequence[Any] = (),
+    begun: Sequence[int] = (),
     scaler: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the content of `checkpoint.json` without its digests, as it will be read.
@@ -160,6 +161,7 @@ def description_of(
         batches: the data; their `state_dict`, if any, is saved.
         frozen: names of the parameters that are not trained; None for weights that were not trained here.
         averages: the averages of the weights; the first is the one to sample from.
+        begun: the step at which each average was begun: 0, or that of a resumed run which added it.
         scaler: the state of the scale of the loss, for float16.
 
     Raises:
@@ -177,6 +179,7 @@ def description_of(
         "frozen": frozen,
         "weights": {"objective.*": "raw", "average.*": "averaged, the ones to sample from"},
         "averages": [serialize(average) for average in averages],
+        "begun": list(begun),
         "scaler": scaler,
         "draws": DRAWS,
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("unnoise", "torch")},

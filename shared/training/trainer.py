@@ -33,6 +33,7 @@ from .log import Log
 from .named import parameters, weights
 from .optim import learning_rate, optimizer
 from .parallel import assembled, keep_activations, laid_like, recompute
+from .posthoc import drop_later, write_snapshot
 from .resume import (
     first_few,
     optimizer_slots,
@@ -105,6 +106,7 @@ class Trainer(Generic[Trained]):
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
         self.held_out, self.trackers, self.say = held_out, (*trackers_of(config.trackers), *trackers), say
         self.laws: tuple[Average, ...] = (cast(Average, config.ema), *config.averages)
+        self.begun = [0 for _ in self.laws]
         self.device, self.step = config.chosen_device(), 0
         self.folder = None if folder is None else writable(folder)
         self.template = copy.deepcopy(objective) if config.parallel.sharded else objective
@@ -172,6 +174,9 @@ class Trainer(Generic[Trained]):
                     if held_out or self._due(config.log_every):
                         more = {"held_out_loss": held_out_loss} if held_out else {}
                         log.write(self.step, learning_rate(config, step), **more)
+                    if self._due(config.snapshot_every) and self.folder is not None:
+                        with log.pausing():
+                            write_snapshot(self.folder, self.step, self.laws, self.begun, self.averages)
                     stop = interrupted()
                     if self._due(config.save_every) or stop:
                         with log.pausing():
@@ -267,12 +272,13 @@ class Trainer(Generic[Trained]):
         notes += restore_data(self.folder, description, batches)
         slots, more = optimizer_slots(found[-1], description, tensors, self.objective, self.parameters)
         load_weights(self.objective, tensors_in(tensors, "objective"), found[-1])
-        more += restore_averages(found[-1], description, tensors, self.averages, self.laws)
+        noted, self.begun = restore_averages(found[-1], description, tensors, self.averages, self.laws)
         placed = {n: {k: laid_like(v, self.parameters[n]) for k, v in found.items()} for n, found in slots.items()}
         self.optimizer.load_state_dict({"state": placed, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if description.get("scaler") and self.compute.scaler.is_enabled():
             self.compute.scaler.load_state_dict(description["scaler"])
-        self.step, notes = description["step"], notes + more
+        self.step, notes = description["step"], [*notes, *more, *noted]
+        drop_later(self.folder, self.step)
         if lines := other_settings(description, self.config, self.experiment):
             effect = (
                 "used from now on" if self.step < self.config.steps else "without effect, because the run is finished"
@@ -310,6 +316,7 @@ class Trainer(Generic[Trained]):
             batches=batches,
             frozen=[name for name, p in parameters(self.objective).items() if p not in trained],
             averages=self.laws,
+            begun=self.begun,
             scaler=self.compute.scaler.state_dict() if self.compute.scaler.is_enabled() else None,
         )
 
