@@ -49,7 +49,8 @@ def clip_gradients(parameters: list[nn.Parameter], largest: float, zero: bool = 
     gradients = [own(g) for g in gradients]
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-    if zero:
+    wrong = ~torch.isfinite(norm)
+    if zero and (norm.device.type != "cpu" or wrong):  # a CPU has computed the norm already
         for g in gradients:
-            g.masked_fill_(~torch.isfinite(norm), 0.0)
+            g.masked_fill_(wrong, 0.0)
     return norm
