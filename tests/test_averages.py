@@ -126,15 +126,16 @@ def test_update_averages_parameters_and_copies_buffers():
 NARROW, WIDE = PowerFunction(0.05), PowerFunction(0.1)
 
 
-def write(folder, step, since=0, value=1.0, names=("w",)):
-    narrow, wide = ({name: torch.full((2,), value) for name in names} for _ in range(2))
-    return write_snapshot(folder, step, {"average": (NARROW, 0, narrow), "average1": (WIDE, since, wide)})
+def write(folder, step, begun=0, value=1.0, names=("w",), averages=(NARROW, WIDE)):
+    modules = [nn.ParameterDict({name: torch.full((2,), value) for name in names}) for _ in averages]
+    write_snapshot(folder, step, averages, [0, begun][: len(averages)], modules)
 
 
 def test_snapshots_of_a_run(tmp_path):
     assert snapshots(tmp_path) == []
     for step in (10, 20, 30):
-        assert write(tmp_path, step).name == f"{step:08d}.safetensors"
+        write(tmp_path, step)
+        assert (tmp_path / f"averages/{step:08d}.safetensors").is_file()
     assert [s.profile for s in snapshots(tmp_path, 20)] == [
         Profile(step, std) for step in (10, 20) for std in (0.05, 0.1)
     ]
@@ -146,7 +147,7 @@ def test_snapshots_of_a_run(tmp_path):
 def test_average_that_was_begun_late_is_left_out_while_it_is_young(tmp_path):
     """The weights of step 10 have the share (10 / n)^(g + 1) of it, which is below 1/1000 from n = 24 (g = 6.9)."""
     for step in (20, 23, 24):
-        write(tmp_path, step, since=10)
+        write(tmp_path, step, begun=10)
     assert [s.profile for s in snapshots(tmp_path) if s.profile.std == 0.1] == [Profile(24, 0.1)]
     assert len(snapshots(tmp_path)) == 4
 
@@ -181,7 +182,7 @@ def test_error_falls_with_the_number_of_snapshots():
 def test_impossible_reconstructions_say_what_exists(tmp_path):
     with pytest.raises(UsageError, match=r"power\(std=0.07\) cannot .*: the run has no power-function average; train"):
         reconstruct([], Profile(30, 0.07), ["w"])
-    write_snapshot(tmp_path, 30, {"average": (NARROW, 0, {"w": torch.ones(2)})})
+    write(tmp_path, 30, averages=(NARROW,))
     with pytest.raises(UsageError, match=r"has only the power function of std 0.05 at step 30"):
         reconstruct(snapshots(tmp_path), Profile(30, 0.07), ["w"])
     write(tmp_path, 40, names=("other",))

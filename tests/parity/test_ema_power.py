@@ -103,11 +103,12 @@ def test_half_life():
 
 def test_reconstruction_of_a_training(tmp_path):
     about = CONFIG["training"]
-    rows = {f"average{i}": (PowerFunction(std), averaged(PowerFunction(std))) for i, std in enumerate(about["stds"], 1)}
+    averages = [PowerFunction(std) for std in about["stds"]]
+    rows = [averaged(average) for average in averages]
     held = [
-        Snapshot(Profile(step, average.std), {f"{group}.value": values[step - 1]}, group)
+        Snapshot(Profile(step, average.std), {"average.value": values[step - 1]}, "average")
         for step in about["snapshots"]
-        for group, (average, values) in rows.items()
+        for average, values in zip(averages, rows, strict=True)
     ]
     wanted = [Profile(STEPS, std) for std in about["wanted"]]
     close(solve([snapshot.profile for snapshot in held], wanted), FIXTURE["training.coefficients"])
@@ -120,9 +121,7 @@ def test_reconstruction_of_a_training(tmp_path):
         coefficients = FIXTURE["training.coefficients"][:, i].numpy()
         assert error == pytest.approx(profile_error([s.profile for s in held], profile, coefficients))
     for step in about["snapshots"]:  # the same from files, which are in float32
-        write_snapshot(
-            tmp_path, step, {group: (average, 0, {"value": v[step - 1]}) for group, (average, v) in rows.items()}
-        )
+        write_snapshot(tmp_path, step, averages, [0, 0], [Vector(values[step - 1]) for values in rows])
     assert [s.profile for s in snapshots(tmp_path)] == [s.profile for s in held]
     found, _ = reconstruct(snapshots(tmp_path), wanted[0], ["value"])
     assert_close(found["value"], FIXTURE["training.reconstructed"][0], 1e-6)
