@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +51,16 @@ def launched_rank() -> int:
 def restarted() -> bool:
     """Returns whether torchrun has started the processes anew, after one of them had failed."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def launcher() -> str | None:
+    """Returns what identifies the torchrun that has started this process and restarts it; None without torchrun.
+
+    It is its --rdzv-id; without one, that of its process on this machine.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    own = name if name not in (None, "", "none") else f"{socket.gethostname()} {os.getppid()}"
+    return None if name is None else hashlib.sha256(own.encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import nn
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.experiments import load
 from unnoise.experiments.cli import main
-from unnoise.shared.errors import UsageError
+from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training, folder, saving
@@ -116,12 +116,12 @@ def test_weights_of_every_kind_are_looked_at(run):
         content[8 + size + held["data_offsets"][0]] ^= 1
         file.write_bytes(content)
         refused(
-            lambda: load(run),
+            lambda: load(home),
             "is damaged",
             f"{name.split('.')[0]}.* differ from those that were written",
-            "continue from 00000004",
+            "take ",
+            "00000004",
         )
-    refused(lambda: resume(run), "is damaged")
     file.write_bytes(whole)
     load(run)
 
@@ -158,7 +158,7 @@ def test_a_description_that_was_changed_by_hand_says_how_to_take_it(run):
     description["quantization"]["arguments"]["levels"] = 33
     path.write_text(json.dumps(description))
     refused(
-        lambda: load(run),
+        lambda: load(path.parent),
         "checkpoint.json differs from what was written; if you changed it yourself",
         'remove its entry "digest"',
     )
@@ -168,20 +168,20 @@ def test_a_description_that_was_changed_by_hand_says_how_to_take_it(run):
 
 
 @pytest.mark.parametrize("lost", ["checkpoint.json", "tensors.safetensors", "both"])
-def test_a_half_copied_checkpoint_is_not_passed_over(run, lost):
-    """The newest is the one that is meant; an older one is taken where it is asked for."""
+def test_a_half_copied_checkpoint_is_passed_over_with_a_line(run, lost):
+    """The newest intact one of a run is taken; a checkpoint that is asked for by its own folder is not replaced."""
     home = run / "checkpoints" / "00000006"
     for name in ("checkpoint.json", "tensors.safetensors"):
         if lost in (name, "both"):
             (home / name).unlink()
-    refused(lambda: load(run), "00000006 is damaged (No such file", "delete it to continue from 00000004")
-    refused(lambda: resume(run), "00000006 is damaged")
+    with pytest.warns(Notice, match=r"00000006 is damaged \(No such file.*\): 00000004 is used instead"):
+        assert load(run).step == 4
     if lost != "both":
-        refused(lambda: load(home), "is damaged")
-    shutil.rmtree(home)
-    assert load(run).step == 4
-    resume(run)
+        refused(lambda: load(home), "is damaged", "take ", "00000004")
+    with pytest.warns(Notice, match=r"continues at step 4: .*00000006 is damaged .* and kept as 00000006.damaged$"):
+        resume(run)
     assert load(run).step == 6
+    assert sorted(p.name for p in home.parent.iterdir()) == ["00000004", "00000006", "00000006.damaged"]
 
 
 def test_other_things_beside_the_checkpoints_are_no_checkpoints(run):

@@ -243,7 +243,7 @@ def test_train_sample_evaluate_resume(capsys, tmp_path, monkeypatch, recipe):
     assert "steps=0" in run(capsys, "sample", f"runs/{recipe}", "--steps", 0)[2]
     broken = next((folder / "checkpoints").glob("*10")) / "tensors.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
-    status, _, err = run(capsys, "sample", f"runs/{recipe}")
+    status, _, err = run(capsys, "sample", broken.parent)
     assert status == 2
     assert "is damaged" in err
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
+from warnings import warn
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import Notice, UsageError, shown
 from ..objective import Objective
 from ..quantization import Quantization
 from ..serialization import current, deserialize
@@ -57,19 +60,33 @@ class Checkpoint(NamedTuple):
         return f"Checkpoint(step={self.step}, {type(self.objective).__name__} of {on}, shape={self.shape})"
 
 
-def load(path: Path | str, *, network: nn.Module | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+def load(
+    path: Path | str,
+    *,
+    network: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    checkpoint: int | Literal["best"] | None = None,
+) -> Checkpoint:
     """Loads a checkpoint, without further settings: `load("runs/demo/ddpm").average.denoiser`.
+
+    Where the newest checkpoint of a run is damaged, the newest intact one is taken, and a `Notice` says so.
 
     Args:
         path: a run's folder, of which the newest checkpoint is taken, or a checkpoint's own folder.
         network: the network, where its class is not part of this package; copies of it receive the saved weights.
         device: device of the weights.
+        checkpoint: which of the run's checkpoints: its step, or `best`, that of the lowest held-out loss; None for the
+            newest.
 
     Raises:
         UsageError: where there is no checkpoint, it is damaged, or its weights do not match its description (with the
             difference).
     """
-    folder = newest(Path(path))
+    return first_intact(Path(path), lambda folder: load_folder(folder, network, device), checkpoint)[1]
+
+
+def load_folder(folder: Path, network: nn.Module | None, device: torch.device | str) -> Checkpoint:
+    """Loads the checkpoint in its own folder, as `load`."""
     description, tensors = read(folder)
     try:
         objective, average = (deserialize(description["objective"], copy.deepcopy(network)) for _ in range(2))
@@ -82,7 +99,7 @@ def load(path: Path | str, *, network: nn.Module | None = None, device: torch.de
     except UNREADABLE as error:
         if isinstance(error, UsageError) or "digest" in description:  # the file is intact: the fault is elsewhere
             raise
-        raise damaged(folder, reason(error)) from error
+        raise Damaged(folder, reason(error)) from error
     for name, module in (("objective", objective), ("average", average)):
         load_weights(module, tensors_in(tensors, name), folder)
     return Checkpoint(
@@ -95,6 +112,107 @@ def load(path: Path | str, *, network: nn.Module | None = None, device: torch.de
         description=description,
         tensors=tensors,
     )
+
+
+class Damaged(UsageError):
+    """Raised for a checkpoint whose files are not those that were written.
+
+    Attributes:
+        folder: the folder of the checkpoint.
+        found: what is damaged and why, without the remedy.
+    """
+
+    def __init__(self, folder: Path, cause: str) -> None:
+        others = [p for p in list_checkpoints(folder.parent) if p != folder and (p / "checkpoint.json").is_file()]
+        self.folder, self.found = folder, f"the checkpoint {folder} is damaged ({cause})"
+        super().__init__(f"{self.found}: {f'take {others[-1]}' if others else 'train again'}")
+
+
+Read = TypeVar("Read")
+
+
+def used_instead(damaged: Sequence[Damaged], folder: Path) -> None:
+    """Issues a `Notice` that a checkpoint is used in place of newer ones, which are damaged."""
+    warn(Notice(f"{'; '.join(e.found for e in damaged)}: {folder.name} is used instead"), stacklevel=2)
+
+
+def first_intact(
+    path: Path,
+    reader: Callable[[Path], Read],
+    which: int | str | None = None,
+    say: Callable[[Sequence[Damaged], Path], None] = used_instead,
+) -> tuple[Path, Read]:
+    """Reads the newest checkpoint of a run that is intact, and returns its folder and what was read.
+
+    A checkpoint that is asked for by its own folder or by `which` is read without recourse to others.
+
+    Args:
+        path: a run's folder, or a checkpoint's own folder.
+        reader: reads the checkpoint in its own folder, such as `read`.
+        which: the step of a checkpoint, or `best`; None for the newest.
+        say: is called with the errors of damaged checkpoints, if any, and the folder of the one that is used.
+
+    Raises:
+        UsageError: where there is no checkpoint, or none that is intact.
+    """
+    if which is not None or is_checkpoint(path):
+        folder = chosen(path, which)
+        return folder, reader(folder)
+    damaged: list[Damaged] = []
+    for folder in reversed(list_checkpoints(path / "checkpoints")):
+        try:
+            found = reader(folder)
+        except Damaged as error:
+            if not folder.exists():  # a run in progress has deleted it, and has newer ones
+                return first_intact(path, reader, say=say)
+            damaged.append(error)
+            continue
+        if damaged:
+            say(damaged, folder)
+        return folder, found
+    if damaged:
+        more = f", and so {'are' if len(damaged) > 2 else 'is'} {', '.join(e.folder.name for e in damaged[1:])}"
+        raise UsageError(f"{damaged[0].found}{more * (len(damaged) > 1)}: train again") from damaged[0]
+    return newest(path), reader(newest(path))  # raises, where there is no checkpoint
+
+
+def chosen(path: Path, which: int | str | None = None) -> Path:
+    """Returns the folder of a checkpoint: `path` itself, or one of the run at `path`.
+
+    Args:
+        path: a run's folder, or a checkpoint's own folder.
+        which: the step of a checkpoint, or `best`, that of the lowest held-out loss; None for the newest.
+
+    Raises:
+        UsageError: where the run does not have it.
+    """
+    if which is None:
+        return newest(path)
+    home = newest(path).parent
+    steps = ", ".join(str(int(p.name)) for p in list_checkpoints(home))
+    if which == "best":
+        if (found := best(home)) is None:
+            raise UsageError(
+                f"checkpoint=best: the checkpoints in {home} have no held-out loss; give one of their steps ({steps})"
+            )
+        return found
+    if (found := next((p for p in list_checkpoints(home) if str(int(p.name)) == str(which)), None)) is None:
+        raise UsageError(f"checkpoint={shown(which)}: {home} has those of the steps {steps}; give one of them, or best")
+    return found
+
+
+def best(home: Path) -> Path | None:
+    """Returns the checkpoint below `home` with the lowest held-out loss, the newest of equal ones; None without any."""
+    losses: dict[Path, float] = {}
+    for folder in list_checkpoints(home):
+        with suppress(OSError, ValueError, RecursionError, TypeError, AttributeError, KeyError):
+            losses[folder] = float(json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))[HELD_OUT])
+    finite = [folder for folder, loss in losses.items() if math.isfinite(loss)]
+    return min(reversed(finite), key=losses.__getitem__, default=None)
+
+
+HELD_OUT = "held_out_loss"
+"""The entry of a description with the loss of held-out examples at that step."""
 
 
 UNREADABLE = (
@@ -125,8 +243,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         changed = "description" in digests and digests["description"] != digest_of_text(description)
         if type(description["step"]) is not int or not isinstance(description["objective"], dict):
             raise TypeError("checkpoint.json has no step or no objective")
-        if (folder / PARTS).is_dir():
-            tensors = read_parts(folder / PARTS, digests.get("files", {}))
+        if "files" in digests:
+            tensors = read_parts(folder / PARTS, digests["files"])
         else:
             tensors = {uncompiled(name): v for name, v in load_file(folder / "tensors.safetensors").items()}
         broken = [
@@ -137,11 +255,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise damaged(folder, reason(error)) from error
+        raise Damaged(folder, reason(error)) from error
     if broken:
-        raise damaged(folder, f"the tensors {broken[0]}.* differ from those that were written")
+        raise Damaged(folder, f"the tensors {broken[0]}.* differ from those that were written")
     if changed:
-        raise damaged(
+        raise Damaged(
             folder,
             'checkpoint.json differs from what was written; if you changed it yourself, remove its entry "digest"',
         )
@@ -168,20 +286,13 @@ OLD_DEQUANTIZED = "unnoise.shared.dequantisation.Dequantised"
 DEQUANTIZER = re.compile(r"^((?:objective\.|average\.|optimizer\.)*)dequantiser\.")
 
 
-def damaged(folder: Path, cause: str) -> UsageError:
-    """Returns the error for a damaged checkpoint, with the remedy."""
-    others = [p for p in list_checkpoints(folder.parent) if p != folder and (p / "checkpoint.json").is_file()]
-    remedy = f"delete it to continue from {others[-1].name}" if others else "train again"
-    return UsageError(f"the checkpoint {folder} is damaged ({cause}): {remedy}")
-
-
 def newest(path: Path) -> Path:
     """Returns `path` where it is a checkpoint's own folder, or the newest checkpoint of the run at `path`.
 
     Raises:
         UsageError: if the run has no checkpoint.
     """
-    if (path / "checkpoint.json").is_file() or (path / "tensors.safetensors").is_file():
+    if is_checkpoint(path):
         return path
     if found := list_checkpoints(path / "checkpoints"):
         return found[-1]
@@ -190,6 +301,11 @@ def newest(path: Path) -> Path:
     raise UsageError(
         f"there is no checkpoint in {path}{hint}: train one with `unnoise train`, or import one with `unnoise import`"
     )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Returns whether a folder is that of a checkpoint, also of a half-copied one."""
+    return any((path / name).exists() for name in ("checkpoint.json", "tensors.safetensors"))
 
 
 def list_checkpoints(home: Path) -> list[Path]:

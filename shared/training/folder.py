@@ -60,6 +60,30 @@ def naming(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot write {path} ({reason(error)}): free disk space, or choose another place") from error
 
 
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk, so that they outlive a power failure.
+
+    Folders of systems that cannot do that are passed over.
+
+    Raises:
+        OSError: where the disk refuses a file, as when it is full.
+    """
+    folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except PermissionError:
+        if not folder:
+            raise
+        return  # Windows does not open folders
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not folder:
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> Path:
     """Writes a file in one rename, so that a full disk leaves the previous file intact.
 
@@ -70,6 +94,7 @@ def write_text(path: Path, text: str) -> Path:
     with naming(path):
         try:
             part.write_text(text, encoding="utf-8")
+            flush(part)
             os.replace(part, path)
         finally:
             with suppress(OSError):
@@ -202,6 +227,7 @@ class Metrics:
                 )
             trimmed = self.path.with_suffix(".part")
             trimmed.write_bytes(b"".join(line + b"\n" for line, _ in kept))
+            flush(trimmed)
             os.replace(trimmed, self.path)
         except OSError as error:
             raise UsageError(

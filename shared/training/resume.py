@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..distributed import is_main, launcher, of_main, restarted
 from ..errors import UsageError, shown
 from ..objective import Objective
 from ..serialization import deserialize, serialize
 from .averages import Average
-from .checkpoint import load_weights
+from .checkpoint import first_intact, load_weights, read
 from .config import WITHOUT_EFFECT, Training
 from .differences import class_name, difference
 from .digests import groups, tensors_in
@@ -23,6 +24,38 @@ from .named import parameters, weights
 COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 """The class of a compiled network in checkpoints of earlier versions."""
 OTHER_FOLDER = "or train into another folder (--out, folder=)"
+
+
+def newest_of_run(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor], list[str]]:
+    """Reads the newest intact checkpoint of a run, the same on every process.
+
+    Returns its own folder, its description and tensors, and what is damaged of newer ones.
+
+    Raises:
+        UsageError: on every process, where none is intact.
+    """
+    found, error, damage = None, None, list[str]()
+    if is_main():
+        try:
+            found = first_intact(folder, read, say=lambda errors, used: damage.extend(e.found for e in errors))
+        except UsageError as caught:
+            error = caught
+    chosen, line = of_main((found and found[0].name, error and str(error)))
+    if chosen is None:
+        raise error or UsageError(line)
+    checkpoint = folder / "checkpoints" / chosen
+    description, tensors = read(checkpoint) if found is None else found[1]
+    return checkpoint, description, tensors, damage
+
+
+def refuse_other_launch(folder: Path, description: Mapping[str, Any]) -> None:
+    """Refuses a run that is not to be resumed, except after a restart by the launcher that has started it.
+
+    Raises:
+        UsageError: with the remedy.
+    """
+    if not restarted() or description.get("launch") != launcher():
+        raise UsageError(f"{folder} already has a run: continue it (--resume, resume=True), or choose another folder")
 
 
 def refuse_other_model(
@@ -116,13 +149,17 @@ def restore_data(folder: Path, description: Mapping[str, Any], batches: Any) -> 
 def with_tokenizer(description: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Returns the state of the batches in a checkpoint, completed with the tokenizer, and notes.
 
-    Earlier versions saved the tokenizer in the recipe alone.
+    Earlier versions saved the tokenizer of texts in the recipe alone; captions of images they did not have.
     """
     state, arguments = description["batches"], (description["experiment"] or {}).get("arguments", {})
     data = arguments.get("data") or arguments.get("text") or {}
     if not isinstance(state, dict) or {"tokenizer", "alphabet"} & state.keys():
         return state, []
-    if not isinstance(data, dict) or "tokenizer" not in data.get("arguments", {}):
+    if (
+        not isinstance(data, dict)
+        or "tokenizer" not in (given := data.get("arguments", {}))
+        or "caption_length" in given
+    ):
         return state, []
     try:
         return state | {"tokenizer": deserialize(data).read_tokenizer().fingerprint}, []

@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..distributed import barrier, is_main
+from ..distributed import barrier, is_main, launcher
 from ..errors import UsageError
 from ..objective import Objective
 from ..serialization import serialize
-from .checkpoint import FORMAT, list_checkpoints, read
+from .checkpoint import FORMAT, HELD_OUT, best, list_checkpoints, read
 from .digests import digest_of_text, digests, groups
-from .folder import reason
+from .folder import flush, reason, write_text
 from .named import parameters, weights
 from .parts import PARTS, write_parts
 
@@ -77,7 +78,7 @@ def write(
         folder: the run's folder.
         description: from `description_of`.
         tensors: from `state_of`.
-        keep: number of newest checkpoints to keep; older ones are deleted.
+        keep: number of newest checkpoints to keep; older ones are deleted, except the best by held-out loss.
         every: checkpoints of steps that this number divides are kept too; 0 for none.
 
     Returns:
@@ -105,36 +106,68 @@ def write(
             save_file(tensors, temporary / "tensors.safetensors")
         if is_main():
             (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-            shutil.rmtree(final, ignore_errors=True)
+            for path in (*temporary.rglob("*"), temporary, *folder.glob("metrics.jsonl")):
+                flush(path)
+            if final.exists():
+                remove(final)
             os.replace(temporary, final)
+            flush(home)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # frees disk space
         raise error if isinstance(error, OSError) else OSError(reason(error)) from error
     if divided:
         barrier()
     if is_main():
-        for old in list_checkpoints(home)[:-keep]:
-            if not every or int(old.name) % every:
-                shutil.rmtree(old)
+        kept = {best(home), *list_checkpoints(home)[-keep:]}
+        for old in list_checkpoints(home):
+            if old not in kept and (not every or int(old.name) % every):
+                remove(old)
     return final
+
+
+def remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint after it was given another name, so that none is left of which a part is deleted.
+
+    Raises:
+        OSError: where that is not possible.
+    """
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old.part")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(checkpoint, hidden)
+    shutil.rmtree(hidden)
+
+
+def set_aside(home: Path, step: int) -> list[Path]:
+    """Renames the checkpoints below `home` that are newer than a step to `NAME.damaged`, and returns their new names.
+
+    A run that continues from an earlier checkpoint than its newest would count them among those that it keeps.
+
+    Raises:
+        OSError: where that is not possible.
+    """
+    renamed = []
+    for folder in list_checkpoints(home):
+        if int(folder.name) > step:
+            names = (folder.with_name(f"{folder.name}.damaged{f'-{n}' * (n > 1)}") for n in count(1))
+            renamed.append(folder.rename(next(name for name in names if not name.exists())))
+    return renamed
 
 
 def consolidate(folder: Path) -> Path:
     """Puts the files of several processes in a checkpoint together to the one file of a run in one process.
 
-    Does nothing where there is one file already. Every process calls this, or one of them outside of a run.
+    Does nothing where there is one file already. Every process calls this, or one of them outside of a run. A process
+    that is killed here leaves the checkpoint intact: its description says which files are its own.
     """
     barrier()
     if is_main() and (folder / PARTS).is_dir():
         description, tensors = read(folder)
-        temporary = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
         description["digest"] = digests(description, tensors)
-        save_file(tensors, temporary / "tensors.safetensors")
-        (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-        shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        save_file(tensors, folder / "tensors.safetensors")
+        flush(folder / "tensors.safetensors")
+        write_text(folder / "checkpoint.json", json.dumps(description, indent=1))
+        flush(folder)
+        shutil.rmtree(folder / PARTS)
     barrier()
     return folder
 
@@ -150,6 +183,7 @@ def description_of(
     averages: Sequence[Any] = (),
     begun: Sequence[int] = (),
     scaler: Mapping[str, Any] | None = None,
+    held_out: float | None = None,
 ) -> dict[str, Any]:
     """Returns the content of `checkpoint.json` without its digests, as it will be read.
 
@@ -163,6 +197,7 @@ def description_of(
         averages: the averages of the weights; the first is the one to sample from.
         begun: the step at which each average was begun: 0, or that of a resumed run which added it.
         scaler: the state of the scale of the loss, for float16.
+        held_out: the loss of held-out examples at this step, by which the best checkpoint is found.
 
     Raises:
         UsageError: for parts that cannot be saved in it.
@@ -181,7 +216,9 @@ def description_of(
         "averages": [serialize(average) for average in averages],
         "begun": list(begun),
         "scaler": scaler,
+        HELD_OUT: held_out,
         "draws": DRAWS,
+        "launch": launcher(),
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("unnoise", "torch")},
     }
     try:

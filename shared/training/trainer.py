@@ -15,13 +15,13 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from ..data.feeding import RandomAccess, feed
-from ..distributed import is_main, own_rows, world_size
+from ..distributed import is_main, own_rows, restarted, world_size
 from ..errors import Notice, UsageError
 from ..objective import Objective
 from ..progress import Progress, silent
 from ..serialization import serialize
 from .averages import Average, update_average
-from .checkpoint import list_checkpoints, load_weights, read
+from .checkpoint import list_checkpoints, load_weights
 from .checks import next_batch, refuse_uneven, refuse_untrainable
 from .class_labels import with_checked_labels
 from .config import Training
@@ -36,13 +36,15 @@ from .parallel import assembled, keep_activations, laid_like, recompute
 from .posthoc import drop_later, write_snapshot
 from .resume import (
     first_few,
+    newest_of_run,
     optimizer_slots,
     other_settings,
+    refuse_other_launch,
     refuse_other_model,
     restore_averages,
     restore_data,
 )
-from .saving import consolidate, description_of, state_of, write
+from .saving import consolidate, description_of, set_aside, state_of, write
 from .step import TrainingStep
 from .stopping import agreement, interruption
 from .trackers import Tracker, Trackers, flat, trackers_of
@@ -260,19 +262,21 @@ class Trainer(Generic[Trained]):
         if self.folder is None:
             return
         self._described(batches)  # as above: the state of the batches is part of a checkpoint, too
-        found = list_checkpoints(self.folder / "checkpoints")
-        if not found:
+        home = self.folder / "checkpoints"
+        if not list_checkpoints(home):
+            if restarted() and is_main():
+                warn(Notice("torchrun has restarted the processes before the first checkpoint"), stacklevel=3)
             return
+        if not (resume or restarted()):
+            refuse_other_launch(self.folder, {})
+        newest, description, tensors, damage = newest_of_run(self.folder)
         if not resume:
-            raise UsageError(
-                f"{self.folder} already has a run: continue it (--resume, resume=True), or choose another folder"
-            )
-        description, tensors = read(found[-1])
-        notes = refuse_other_model(self.folder, description, tensors, self.objective)
+            refuse_other_launch(self.folder, description)
+        notes = refuse_other_model(self.folder, description, tensors, self.template)
         notes += restore_data(self.folder, description, batches)
-        slots, more = optimizer_slots(found[-1], description, tensors, self.objective, self.parameters)
-        load_weights(self.objective, tensors_in(tensors, "objective"), found[-1])
-        noted, self.begun = restore_averages(found[-1], description, tensors, self.averages, self.laws)
+        slots, more = optimizer_slots(newest, description, tensors, self.objective, self.parameters)
+        load_weights(self.objective, tensors_in(tensors, "objective"), newest)
+        noted, self.begun = restore_averages(newest, description, tensors, self.averages, self.laws)
         placed = {n: {k: laid_like(v, self.parameters[n]) for k, v in found.items()} for n, found in slots.items()}
         self.optimizer.load_state_dict({"state": placed, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if description.get("scaler") and self.compute.scaler.is_enabled():
@@ -286,6 +290,11 @@ class Trainer(Generic[Trained]):
             notes.append(f"other settings ({first_few(lines)}): {effect}")
         if self.step > self.config.steps:
             notes.append(f"it has {self.step} steps, more than steps={self.config.steps}, and is not trained further")
+        if restarted():
+            notes.append("torchrun has restarted the processes")
+        if is_main() and damage:
+            kept = [path.name for path in set_aside(home, int(newest.name))]
+            notes.append(f"{'; '.join(damage)} and kept as {', '.join(kept)}")
         if notes and is_main():
             warn(Notice(f"the run in {self.folder} continues at step {self.step}: {'; '.join(notes)}"), stacklevel=3)
 
