@@ -23,9 +23,10 @@ from ..quantization import Quantization
 from ..serialization import current, deserialize
 from .digests import digest, digest_of_text, groups_in, tensors_in
 from .folder import reason
-from .named import uncompiled
+from .named import parameters, uncompiled
 from .parallel import laid_like
 from .parts import PARTS, read_parts
+from .posthoc import Wanted, choose
 
 FORMAT = 1
 
@@ -66,6 +67,7 @@ def load(
     network: nn.Module | None = None,
     device: torch.device | str = "cpu",
     checkpoint: int | Literal["best"] | None = None,
+    average: Wanted = None,
 ) -> Checkpoint:
     """Loads a checkpoint, without further settings: `load("runs/demo/ddpm").average.denoiser`.
 
@@ -77,15 +79,20 @@ def load(
         device: device of the weights.
         checkpoint: which of the run's checkpoints: its step, or `best`, that of the lowest held-out loss; None for the
             newest.
+        average: the weights of the checkpoint's `average`: `raw`, one of the averages of the run such as
+            `Decay(0.999)`, or a power function of any width such as `PowerFunction(0.08)`, which is reconstructed from
+            those of the run; None for the first average. `description["weights"]` names it.
 
     Raises:
-        UsageError: where there is no checkpoint, it is damaged, or its weights do not match its description (with the
-            difference).
+        UsageError: where there is no checkpoint, it is damaged, its weights do not match its description (with the
+            difference), or the run does not have the average (with those that it has).
     """
-    return first_intact(Path(path), lambda folder: load_folder(folder, network, device), checkpoint)[1]
+    return first_intact(Path(path), lambda folder: load_folder(folder, network, device, average), checkpoint)[1]
 
 
-def load_folder(folder: Path, network: nn.Module | None, device: torch.device | str) -> Checkpoint:
+def load_folder(
+    folder: Path, network: nn.Module | None, device: torch.device | str, wanted: Wanted = None
+) -> Checkpoint:
     """Loads the checkpoint in its own folder, as `load`."""
     description, tensors = read(folder)
     try:
@@ -100,8 +107,13 @@ def load_folder(folder: Path, network: nn.Module | None, device: torch.device | 
         if isinstance(error, UsageError) or "digest" in description:  # the file is intact: the fault is elsewhere
             raise
         raise Damaged(folder, reason(error)) from error
-    for name, module in (("objective", objective), ("average", average)):
+    chosen = choose(wanted, description, tensors, folder, parameters(average).keys())
+    for name, module in (("objective", objective), (chosen.group, average)):
         load_weights(module, tensors_in(tensors, name), folder)
+    for name, parameter in parameters(average).items():
+        parameter.data.copy_(chosen.parameters.get(name, parameter.data))
+    if wanted is not None:
+        description["weights"] |= {"average.*": chosen.text}
     return Checkpoint(
         objective=objective.to(device),
         average=average.to(device).eval().requires_grad_(False),

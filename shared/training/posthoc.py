@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from warnings import warn
 
 import numpy as np
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..distributed import is_main
-from ..errors import Notice, UsageError
+from ..errors import Notice, UsageError, shown
 from ..serialization import deserialize, serialize
 from .averages import Average, PowerFunction, exponent_of
 from .digests import groups
@@ -30,6 +30,10 @@ from .folder import reason
 from .named import parameters
 from .parallel import whole
 
+Wanted = Average | Literal["raw"] | None
+"""Which weights are loaded: those of an average, the raw ones, or for None those of the first average of the run."""
+TOLERATED = 0.1
+"""Relative error of a reconstructed profile above which a `Notice` is given."""
 YOUNG = 1e-3
 """Largest weight of the steps before an average was begun with which it counts as a power function."""
 
@@ -189,6 +193,62 @@ def powers(about: Mapping[str, Mapping[str, Any]], step: int, source: Path | Map
         if (entry["begun"] / step) ** (average.exponent + 1) <= YOUNG:
             found.append(Snapshot(Profile(step, average.std), source, group))
     return found
+
+
+class Chosen(NamedTuple):
+    """Weights of a checkpoint that were asked for.
+
+    Attributes:
+        group: the group of the checkpoint's tensors to load.
+        parameters: weights that then replace those of parameters, by name.
+        text: what they are, in words.
+    """
+
+    group: str
+    parameters: dict[str, Tensor]
+    text: str
+
+
+def choose(
+    wanted: Wanted, description: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, names: Collection[str]
+) -> Chosen:
+    """Returns the raw weights, an average that a run has, or a power function that is reconstructed.
+
+    Args:
+        wanted: the weights; None for the first average of the run.
+        description, tensors: the checkpoint.
+        folder: its own folder; snapshots are those of its run, up to its step.
+        names: the names of the parameters.
+
+    Raises:
+        UsageError: for an average that the run does not have, with those that it has.
+    """
+    averages, step = [deserialize(a) for a in description.get("averages") or []], description["step"]
+    if wanted is None:
+        return Chosen("average", {}, repr(averages[0]) if averages else "averaged")
+    if wanted == "raw":
+        return Chosen("objective", {}, "raw")
+    if not isinstance(wanted, Average):
+        raise UsageError(f"average={shown(wanted)}: give raw, or an average such as PowerFunction(0.08)")
+    every = groups(len(averages))
+    if wanted in averages:
+        return Chosen(every[averages.index(wanted)], {}, repr(wanted))
+    if not isinstance(wanted, PowerFunction):
+        has = ", ".join(map(repr, averages)) or "one of unknown settings"
+        raise UsageError(f"the run has no average {wanted}: give one that it has ({has}), raw, or a power function")
+    begun = description.get("begun") or [0] * len(averages)
+    about = {
+        group: {"average": average, "begun": since}
+        for group, average, since in zip(every, description.get("averages") or [], begun, strict=True)
+    }
+    run = folder.absolute().parent.parent if folder.absolute().parent.name == "checkpoints" else folder
+    inputs = [*snapshots(run, step), *powers(about, step, tensors)]
+    found, error = reconstruct(inputs, Profile(step, wanted.std), names)
+    count = len({snapshot.profile for snapshot in inputs})
+    text = f"{wanted}, reconstructed from {count} averages: its profile differs by {error:.1%}"
+    if error > TOLERATED:
+        warn(Notice(f"{text}; more snapshots, or a std nearer to those of the run, give less"), stacklevel=2)
+    return Chosen("average", found, text)
 
 
 def reconstruct(inputs: Iterable[Snapshot], wanted: Profile, names: Collection[str]) -> tuple[dict[str, Tensor], float]:

@@ -212,7 +212,8 @@ def description_of(
         "shape": serialize(getattr(batches, "shape", None)),
         "batches": batches.state_dict() if hasattr(batches, "state_dict") else None,
         "frozen": frozen,
-        "weights": {"objective.*": "raw", "average.*": "averaged, the ones to sample from"},
+        "weights": {"objective.*": "raw", "average.*": "averaged, the ones to sample from"}
+        | {f"{group}.*": repr(average) for group, average in zip(groups(len(averages)), averages, strict=True)},
         "averages": [serialize(average) for average in averages],
         "begun": list(begun),
         "scaler": scaler,
