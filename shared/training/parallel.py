@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -58,9 +59,12 @@ class Replicated(Parallel):
     def connected(self, module: nn.Module, unused: Callable[[], bool]) -> nn.Module:
         if world_size() == 1:
             return module
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=unused(), gradient_as_bucket_view=True
-        )
+        left_out = unused()
+        with warnings.catch_warnings():  # on a newer name of broadcast_buffers, which older versions do not have
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                module, broadcast_buffers=False, find_unused_parameters=left_out, gradient_as_bucket_view=True
+            )
 
     def apart(self, module: nn.Module) -> AbstractContextManager[None]:
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()

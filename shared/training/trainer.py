@@ -46,21 +46,8 @@ from .resume import (
 )
 from .saving import consolidate, description_of, set_aside, state_of, write
 from .step import TrainingStep
-from .stopping import agreement, interruption
+from .stopping import AT_ONCE, GO_ON, Interrupted, Interruption, TooLate, agreement
 from .trackers import Tracker, Trackers, flat, trackers_of
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised on Ctrl-C or SIGTERM during training, after the current step and its checkpoint.
-
-    Attributes:
-        step: number of steps that were done.
-        folder: the folder of the checkpoint; None if nothing is saved.
-    """
-
-    def __init__(self, step: int, folder: Path | None) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.step, self.folder = step, folder
 
 
 Trained = TypeVar("Trained", bound=Objective[Any])
@@ -147,7 +134,7 @@ class Trainer(Generic[Trained]):
         Raises:
             UsageError: for a folder that already has a run, unless it is resumed; a run of another model or other
                 data; a folder into which another process trains; and a full disk, with the last step that is saved.
-            Interrupted: on Ctrl-C, after a checkpoint of the current step.
+            Interrupted: on Ctrl-C and on SIGTERM, after a checkpoint of the current step where there is time for it.
             FloatingPointError: where no gradient since the last line of the log was finite.
         """
         with locked(self.folder) if self.folder is not None and is_main() else nullcontext():
@@ -158,7 +145,7 @@ class Trainer(Generic[Trained]):
         config, compute, objective = self.config, self.compute, self.objective.train()
         log = self._log()
         stream, first_steps = self._stream(batches, log), self._estimate()
-        with closing(log), self._running() as interrupted:
+        with closing(log), self._running() as (stopping, next_action):
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
                 with log.waiting():
                     size, batch = next(stream)
@@ -170,21 +157,21 @@ class Trainer(Generic[Trained]):
                 log.add(loss, norm)
                 first_steps.step(self.step, log.apart)
                 with self._writing():
-                    if held_out := self._due(config.held_out_every) and self.held_out is not None:
+                    more: dict[str, float] = {}
+                    if self._held_out_due():
                         with log.pausing():
-                            held_out_loss = self._held_out_loss()
-                    if held_out or self._due(config.log_every):
-                        more = {"held_out_loss": held_out_loss} if held_out else {}
+                            more[HELD_OUT] = self._held_out_loss()
+                    if more or self._due(config.log_every):
                         log.write(self.step, learning_rate(config, step), **more)
                     if self._due(config.snapshot_every) and self.folder is not None:
                         with log.pausing():
                             write_snapshot(self.folder, self.step, self.laws, self.begun, self.averages)
-                    stop = interrupted()
-                    if self._due(config.save_every) or stop:
-                        with log.pausing():
-                            self._save(batches)
-                    if stop:
-                        raise Interrupted(self.step, self.folder)
+                    action = next_action()
+                    if action != AT_ONCE and (self._due(config.save_every) or action != GO_ON):
+                        with log.pausing(), stopping.saving():
+                            self._save(batches, log, more.get(HELD_OUT))
+                    if action != GO_ON:
+                        raise Interrupted(self.step, self.folder, stopping.late)
                     if self.watch and config.watch_every and self.step % config.watch_every == 0:
                         with log.pausing():
                             picture = self.watch(self.average, self.step)
@@ -196,13 +183,20 @@ class Trainer(Generic[Trained]):
         """Returns whether something is due that happens every so many steps and at the end; 0 for never."""
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
+    def _held_out_due(self) -> bool:
+        """Returns whether the held-out loss is due: by its own setting, and at each checkpoint, to know the best."""
+        every = self.config.held_out_every if self.held_out is not None else 0
+        return self._due(every) or (every > 0 and self._due(self.config.save_every))
+
     def _log(self) -> Log:
         """Returns the log of the run, with its trackers."""
         trackers = None
         if self.folder is not None and is_main() and self.trackers:
             settings = flat(serialize(self.config), "training") | flat(serialize(self.experiment), "recipe")
             trackers = Trackers(self.trackers, self.folder, settings, self.step)
-        return Log(self.folder, self.step, self.device, self.config.clip, trackers)
+        log = Log(self.folder, self.step, self.device, self.config.clip, trackers)
+        log.load_state_dict(self.logged)
+        return log
 
     def _estimate(self) -> Estimate:
         """Returns what times the first steps."""
@@ -217,18 +211,24 @@ class Trainer(Generic[Trained]):
         return self.held_out.loss(average.to(self.device), self.device, cast_, self.compute.micro_batch)
 
     @contextmanager
-    def _running(self) -> Iterator[Callable[[], bool]]:
-        """Prepares the devices, and yields whether to stop; global random numbers and settings are restored after."""
+    def _running(self) -> Iterator[tuple[Interruption, Callable[[], int]]]:
+        """Prepares the devices, and yields what listens to signals, and a function that returns what to do after a step.
+
+        Global random numbers and settings are restored after the block.
+        """
         forked = [self.device] if self.device.type == "cuda" else []
         again = recompute(self.objective) if self.config.recompute else []
         try:
             with (
-                interruption() as interrupted,
-                agreement(interrupted) as agreed,
+                Interruption(self.config.deadline) as stopping,
+                agreement(stopping) as agreed,
                 torch.random.fork_rng(devices=forked),
                 self.compute.precision.products(),
             ):
-                yield agreed
+                try:
+                    yield stopping, agreed
+                except TooLate:
+                    raise Interrupted(self.step, self.folder, stopping.late) from None
         finally:
             keep_activations(again)
 
@@ -281,6 +281,7 @@ class Trainer(Generic[Trained]):
         self.optimizer.load_state_dict({"state": placed, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if description.get("scaler") and self.compute.scaler.is_enabled():
             self.compute.scaler.load_state_dict(description["scaler"])
+        self.logged = description.get("log")
         self.step, notes = description["step"], [*notes, *more, *noted]
         drop_later(self.folder, self.step)
         if lines := other_settings(description, self.config, self.experiment):
@@ -314,7 +315,7 @@ class Trainer(Generic[Trained]):
                 f"({reason(error)}): {saved}; free disk space, and {then}"
             ) from error
 
-    def _described(self, batches: Any) -> dict[str, Any]:
+    def _described(self, batches: Any, **more: Any) -> dict[str, Any]:
         """Returns the content of `checkpoint.json`, without its digests."""
         trained = set(self.parameters)
         return description_of(
