@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from itertools import pairwise
 from typing import Annotated, Any, Union
 
 import tyro
@@ -25,6 +24,7 @@ from ..own_files import own_module
 from ..program import program
 from ..recipes import RECIPES
 from . import commands, sampling, slurm, training
+from .arguments import values_of
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
 
@@ -158,12 +158,3 @@ def refuse_unknown(name: str) -> None:
         near = [f"unnoise train {name if name in RECIPES else f'{name}-smoke'}"]
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
     raise UsageError(f"there is no command {name}: {hint}")
-
-
-def values_of(option: str, arguments: Sequence[str]) -> list[str]:
-    """Returns the values of an option in the arguments, as `--option VALUE` or `--option=VALUE`."""
-    return [
-        after if word == option else word.partition("=")[2]
-        for word, after in pairwise([*arguments, ""])
-        if (word == option and after) or word.startswith(f"{option}=")
-    ]

@@ -32,13 +32,14 @@ from .conditions import conditions_for, filtered, holding, text_for, windows
 from .outputs import path_for, write_samples
 from .recipe_options import options_of, with_options, with_parts
 from .training import Modules
+from .weights import Weighted, average_in
 
 OPTIONS = ("sampler", "spacing", "clip", "guidance", "variance")
 """The settings of a run that sampling can change."""
 
 
 @dataclass(frozen=True)
-class Sample(Computing):
+class Sample(Weighted, Computing):
     """Draws samples of a trained run and writes them into its folder.
 
     Images are written as one picture, a folder of PNGs or an .npz file, text as a text or .npz file; earlier samples
@@ -81,7 +82,7 @@ class Sample(Computing):
 
 
 @dataclass(frozen=True)
-class Evaluate(Computing):
+class Evaluate(Weighted, Computing):
     """Measures the code length and the sample quality of a trained run on held-out data.
 
     Writes evaluation.json to the folder of the run, and keeps earlier results beside it. Code lengths have standard
@@ -108,7 +109,7 @@ class Evaluate(Computing):
 
 def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
     """Returns the class of a command with the sampler's settings of a run as options, and the arguments left for it."""
-    checkpoint = load(Path(run), network=own_network(Path(run)))
+    checkpoint = load(Path(run), network=own_network(Path(run)), average=average_in(arguments))
     recipe = run_of(checkpoint)
     without = [f.name for f in fields(recipe) if f.name not in OPTIONS]
     recipe, rest = with_parts(recipe, arguments, without)
@@ -161,7 +162,8 @@ def evaluate(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
         )
     if not is_main():
         return
-    results |= {"step": checkpoint.step, "precision": options.precision} | settings_used(recipe, options.seed)
+    results |= {"step": checkpoint.step, "weights": checkpoint.description["weights"]["average.*"]}
+    results |= {"precision": options.precision} | settings_used(recipe, options.seed)
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
     earlier = path.read_text() if path.exists() else None
@@ -219,6 +221,8 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
             )
     if not is_main():
         return
+    if options.average is not None:
+        print(f"weights: {checkpoint.description['weights']['average.*']}")
     label = None if recipe.classes is None else conditions(torch.arange(count)).get("label")
     shown = write_samples(path, recipe, run.levels, quantization, label)
     by = f"{type(sampler).__name__}{of_classes(label, names)}"

@@ -1,0 +1,42 @@
+"""The option `--average` of `unnoise sample` and `unnoise evaluate`: with which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...shared.errors import UsageError
+from ...shared.training.averages import Average
+from ...shared.training.posthoc import Wanted
+from ..catalog import GAUSSIAN
+from ..notation import read
+from .arguments import values_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """With which weights of a run the network is evaluated."""
+
+    average: str | None = None
+    """Weights: raw, an average of the run such as "decay(0.999)", or "power(std=0.08)" of any std from 0.01 to 0.28.
+    None takes those of --training.ema. A power function that the run does not have is reconstructed from those that it
+    has, best with --training.averages "power(0.05), power(0.1)" and --training.snapshot-every."""
+
+
+def average_in(arguments: Sequence[str]) -> Wanted:
+    """Returns the weights that `--average` names in the arguments of a command.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if not (texts := values_of("--average", arguments)) or texts[-1].lower() == "none":
+        return None
+    if texts[-1] == "raw":
+        return "raw"
+    try:
+        found = read(texts[-1], GAUSSIAN, "Average")
+    except UsageError as error:
+        raise UsageError(f"--average: {error}") from error
+    if not isinstance(found, Average):
+        raise UsageError(f'--average {texts[-1]}: give raw, or an average such as "power(std=0.08)"')
+    return found
