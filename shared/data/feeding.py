@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import multiprocessing
+from collections.abc import Generator, Iterator
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-from ..errors import UsageError
 
 
 @runtime_checkable
@@ -29,6 +28,27 @@ class RandomAccess(Protocol):
         ...
 
 
+@runtime_checkable
+class Streamed(Protocol):
+    """Batches that are read in order, such as `StreamedBatches`.
+
+    Attributes:
+        batch: number of examples in a global batch.
+        position: number of batches that were taken so far.
+    """
+
+    batch: int
+    position: int
+
+    def tasks(self, rows: range) -> Iterator[Any]:
+        """Yields the rows of one process of each batch from the present position on, encoded."""
+        ...
+
+    def reader(self) -> Dataset[dict[str, Tensor]]:
+        """Returns what turns a task into a batch: a worker process is given it alone."""
+        ...
+
+
 class Rows(Dataset[dict[str, Tensor]]):
     """The rows of one process of each batch, for a `DataLoader`.
 
@@ -44,7 +64,9 @@ class Rows(Dataset[dict[str, Tensor]]):
         return self.batches.at(position, self.rows)
 
 
-def feed(batches: RandomAccess, rows: range, workers: int = 0, pin: bool = False) -> Iterator[dict[str, Tensor]]:
+def feed(
+    batches: RandomAccess | Streamed, rows: range, workers: int = 0, pin: bool = False
+) -> Generator[dict[str, Tensor], None, None]:
     """Yields rows of each global batch from the present position on, which it advances, without end.
 
     Args:
@@ -53,19 +75,23 @@ def feed(batches: RandomAccess, rows: range, workers: int = 0, pin: bool = False
         workers: number of processes that read ahead; 0 reads in this process. The batches are the same.
         pin: whether tensors are placed in memory that GPUs read without waiting.
     """
-    start = batches.position
+    if isinstance(batches, RandomAccess):
+        reader: Dataset[dict[str, Tensor]] = Rows(batches, rows)
+        tasks: Iterator[Any] = count(batches.position)
+    else:
+        reader, tasks = batches.reader(), batches.tasks(rows)
     if workers:
         loader = DataLoader(
-            Rows(batches, rows),
+            reader,
             batch_size=None,
-            sampler=count(start),  # pyright: ignore[reportArgumentType]
+            sampler=tasks,  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             pin_memory=pin,
-            multiprocessing_context="forkserver",
+            multiprocessing_context=workers_context(),
         )
         read: Iterator[dict[str, Tensor]] = iter(loader)
     else:
-        read = (batches.at(position, rows) for position in count(start))
+        read = (reader[task] for task in tasks)
         if pin:
             read = ({k: v.pin_memory() for k, v in part.items()} for part in read)
     for part in read:
@@ -73,26 +99,10 @@ def feed(batches: RandomAccess, rows: range, workers: int = 0, pin: bool = False
         yield part
 
 
-def sliced(batches: Iterable[Any], rows: range, batch: int, step: int) -> Iterator[Any]:
-    """Yields rows of batches that are iterated in whole, of which every process reads the same.
-
-    Args:
-        batches: dicts of tensors.
-        rows: the rows of this process.
-        batch: number of examples in a global batch.
-        step: number of the first of them, for the message.
-
-    Raises:
-        UsageError: for a batch of another number of examples.
-    """
-    for number, whole in enumerate(batches, step):
-        if isinstance(whole, Mapping) and "x0" in whole and len(whole["x0"]) != batch:
-            raise UsageError(
-                f"the batch of step {number} has {len(whole['x0'])} examples, and earlier ones have {batch}: give "
-                "batches of one size, such as DataLoader(..., drop_last=True)"
-            )
-        yield (
-            {name: value[rows.start : rows.stop] for name, value in whole.items()}
-            if isinstance(whole, Mapping)
-            else whole
-        )
+def workers_context() -> Any:
+    """Returns how worker processes start: from a server that has imported this package once, where that exists."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__.rpartition(".")[0]])
+    return context
