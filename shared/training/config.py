@@ -90,9 +90,14 @@ class Training:
     They are written to the folder averages of the run and kept; 0 for none.
     """
     keep: int = 2
-    """Number of newest checkpoints that are kept; older ones are deleted."""
+    """Number of newest checkpoints that are kept; older ones are deleted, except the best by held-out loss."""
     keep_every: int = 0
     """Checkpoints of steps that this number divides are kept too, such as 100000; 0 for none."""
+    deadline: float | None = None
+    """Seconds from SIGTERM or SIGUSR1, by which a cluster announces the end, until it ends the process, such as 30.
+
+    Training then saves and stops, or stops without saving where there is no time; None always saves.
+    """
     __repr__ = notation
 
     def __post_init__(self) -> None:
@@ -117,6 +122,10 @@ class Training:
         for name in ("learning_rate", "epsilon", "clip"):
             if not getattr(self, name) > 0 or (name != "clip" and math.isinf(getattr(self, name))):
                 raise UsageError(f"{name}={getattr(self, name)}: give a positive number")
+        if self.deadline is not None:
+            object.__setattr__(self, "deadline", real("deadline", self.deadline))
+            if not self.deadline > 0:
+                raise UsageError(f"deadline={self.deadline}: give a positive number of seconds")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay={self.weight_decay}: give 0 or a positive number")
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
@@ -175,7 +184,7 @@ LEAST = {
 WITHOUT_EFFECT = (
     *("steps", "log_every", "watch_every", "save_every", "device", "keep", "keep_every", "snapshot_every"),
     *("micro_batch", "recompute", "parallel", "compile", "channels_last", "workers"),
-    *("held_out_every", "held_out_count", "trackers"),
+    *("deadline", "held_out_every", "held_out_count", "trackers"),
 )
 """Settings that do not change what one step computes, so that a resumed run may change them."""
 

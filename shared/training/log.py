@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class Log:
         self.device, self.clip, self.trackers = device, clip, trackers
         self.rows: list[Row] = []
         self.names: list[str] = []
+        self.earlier: tuple[Tensor, Tensor, Tensor] | None = None
         self.start = self.since = time.perf_counter()
         self.start -= self.metrics.seconds if self.metrics else 0
         self.size, self.unit, self.each = 0, "examples", 1
@@ -116,7 +117,8 @@ class Log:
 
     def add(self, loss: Loss, norm: Tensor) -> None:
         """Adds one step: the loss of the examples of this process, and the norm of the gradient, a scalar."""
-        self.names = ["loss", *loss.parts]
+        if (names := ["loss", *loss.parts]) != self.names:
+            self.names, self.earlier = names, None
         values = torch.stack([part.detach().float() for part in (loss.total, *loss.parts.values())])
         self.rows.append(Row(values, loss.t.detach().float(), norm))
 
@@ -131,8 +133,8 @@ class Log:
         Raises:
             FloatingPointError: where no gradient since the last line was finite.
         """
-        steps, norms = len(self.rows), torch.stack([row.norm for row in self.rows]).double().cpu()
-        sums, of_quarters = self.sums()
+        sums, of_quarters, norms = self.collected()
+        steps = len(norms)
         finite = torch.isfinite(sums[:, 0]) & torch.isfinite(norms)
         if not finite.any():
             raise FloatingPointError(
@@ -146,13 +148,34 @@ class Log:
             "skipped": steps - int(finite.sum()),
             "clipped": round(float((norms[finite] > self.clip).double().mean()), 4),
         }
-        values |= self.speed(steps) | {"seconds": round(time.perf_counter() - self.start, 3)} | more
+        values |= self.speed(len(self.rows)) | {"seconds": round(time.perf_counter() - self.start, 3)} | more
         if self.metrics is not None:
             self.metrics.write(step=step, **values)
             if self.trackers is not None:
                 self.trackers.log(step, values)
-        self.rows = []
+        self.rows, self.earlier = [], None
         self.restart()
+
+    def collected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns `sums()` and the norms of the gradient, `(S,)`, with the steps of an earlier process of the run."""
+        sums, of_quarters = self.sums()
+        own = sums, of_quarters, torch.stack([row.norm for row in self.rows]).double().cpu()
+        if self.earlier is None:
+            return own
+        first, second, third = (torch.cat(pair) for pair in zip(self.earlier, own, strict=True))
+        return first, second, third
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Returns what was collected since the last line, with which the next one is that of an uninterrupted run."""
+        if not self.rows:
+            return None
+        return {"names": self.names, "collected": [part.tolist() for part in self.collected()]}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Continues from a checkpoint; None for one that was written after a line."""
+        if state is not None:
+            first, second, third = (torch.tensor(part, dtype=torch.float64) for part in state["collected"])
+            self.names, self.earlier = state["names"], (first, second, third)
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """Returns sums over the examples of all processes for each step since the last line, float64, on the CPU.

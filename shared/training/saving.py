@@ -184,6 +184,7 @@ def description_of(
     begun: Sequence[int] = (),
     scaler: Mapping[str, Any] | None = None,
     held_out: float | None = None,
+    logged: Any = None,
 ) -> dict[str, Any]:
     """Returns the content of `checkpoint.json` without its digests, as it will be read.
 
@@ -198,6 +199,7 @@ def description_of(
         begun: the step at which each average was begun: 0, or that of a resumed run which added it.
         scaler: the state of the scale of the loss, for float16.
         held_out: the loss of held-out examples at this step, by which the best checkpoint is found.
+        logged: what the log has collected since its last line.
 
     Raises:
         UsageError: for parts that cannot be saved in it.
@@ -218,6 +220,7 @@ def description_of(
         "begun": list(begun),
         "scaler": scaler,
         HELD_OUT: held_out,
+        "log": logged,
         "draws": DRAWS,
         "launch": launcher(),
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in ("unnoise", "torch")},

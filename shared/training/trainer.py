@@ -21,7 +21,7 @@ from ..objective import Objective
 from ..progress import Progress, silent
 from ..serialization import serialize
 from .averages import Average, update_average
-from .checkpoint import list_checkpoints, load_weights
+from .checkpoint import HELD_OUT, list_checkpoints, load_weights
 from .checks import next_batch, refuse_uneven, refuse_untrainable
 from .class_labels import with_checked_labels
 from .config import Training
@@ -48,7 +48,6 @@ from .saving import consolidate, description_of, set_aside, state_of, write
 from .step import TrainingStep
 from .stopping import AT_ONCE, GO_ON, Interrupted, Interruption, TooLate, agreement
 from .trackers import Tracker, Trackers, flat, trackers_of
-
 
 Trained = TypeVar("Trained", bound=Objective[Any])
 
@@ -95,7 +94,7 @@ class Trainer(Generic[Trained]):
         self.config, self.experiment, self.progress, self.watch = config, experiment, progress, watch
         self.held_out, self.trackers, self.say = held_out, (*trackers_of(config.trackers), *trackers), say
         self.laws: tuple[Average, ...] = (cast(Average, config.ema), *config.averages)
-        self.begun = [0 for _ in self.laws]
+        self.begun, self.logged = [0 for _ in self.laws], None
         self.device, self.step = config.chosen_device(), 0
         self.folder = None if folder is None else writable(folder)
         self.template = copy.deepcopy(objective) if config.parallel.sharded else objective
@@ -212,7 +211,7 @@ class Trainer(Generic[Trained]):
 
     @contextmanager
     def _running(self) -> Iterator[tuple[Interruption, Callable[[], int]]]:
-        """Prepares the devices, and yields what listens to signals, and a function that returns what to do after a step.
+        """Prepares the devices, and yields what listens to signals and what returns the action after a step.
 
         Global random numbers and settings are restored after the block.
         """
@@ -328,13 +327,16 @@ class Trainer(Generic[Trained]):
             averages=self.laws,
             begun=self.begun,
             scaler=self.compute.scaler.state_dict() if self.compute.scaler.is_enabled() else None,
+            **more,
         )
 
-    def _save(self, batches: Any) -> None:
+    def _save(self, batches: Any, log: Log, held_out: float | None) -> None:
         """Writes a checkpoint; the last one of divided weights is put together to one file."""
+        logged = log.state_dict() if self.folder is not None else None  # by all processes together
         if self.folder is None or not (is_main() or self.config.parallel.sharded):
             return
         tensors, config = state_of(self.objective, self.averages, self.optimizer), self.config
-        written = write(self.folder, self._described(batches), tensors, keep=config.keep, every=config.keep_every)
+        description = self._described(batches, held_out=held_out, logged=logged)
+        written = write(self.folder, description, tensors, keep=config.keep, every=config.keep_every)
         if config.parallel.sharded and self.step == config.steps:
             consolidate(written)
