@@ -140,7 +140,7 @@ def write_snapshot(
     home.mkdir(parents=True, exist_ok=True)
     part = home / f".{step:08d}.part"
     try:
-        save_file(tensors, part, {"step": str(step), "averages": json.dumps(about)})
+        save_file(tensors, part, {"about": json.dumps({"step": step, "averages": about})})
         os.replace(part, home / f"{step:08d}.safetensors")
     except SafetensorError as error:
         raise OSError(reason(error)) from error
@@ -167,8 +167,8 @@ def snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
             continue
         try:
             with safe_open(path, "pt") as file:
-                about = file.metadata()
-            found += powers(json.loads(about["averages"]), int(about["step"]), path)
+                about = json.loads(file.metadata()["about"])
+            found += powers(about["averages"], about["step"], path)
         except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
             warn(Notice(f"{path} cannot be read ({reason(error)}) and is left out"), stacklevel=2)
     return found
