@@ -96,6 +96,25 @@ def test_throughput_leaves_out_pauses_and_the_first_batch_and_counts_waiting(tmp
     assert (found["seconds"], written.apart) == (158.0, 50.0)
 
 
+@pytest.mark.parametrize(
+    ("x0", "name", "each"),
+    [
+        (torch.zeros(4, 3, 8, 8), "images_per_second", 1),
+        (torch.zeros(4, 128, dtype=torch.long), "tokens_per_second", 128),
+    ],
+)
+def test_throughput_is_in_images_or_tokens(tmp_path, monkeypatch, x0, name, each):
+    clock = [0.0]
+    monkeypatch.setattr(log.time, "perf_counter", lambda: clock[0])
+    written = Log(tmp_path, 0)
+    with written.waiting():
+        written.begin(objective(Own()), {"x0": x0}, 4, "float32")
+    clock[0] += 2
+    written.add(loss([1.0], [0.5]), torch.tensor(1.0))
+    written.write(1, 1e-3)
+    assert last_line(tmp_path)[name] == 2 * each
+
+
 def test_flops_are_three_times_those_of_the_matrix_products_of_one_example():
     made, x0 = objective(Own()).train(), torch.randn(32, 6)
     random, training = torch.get_rng_state(), [m.training for m in made.modules()]

@@ -23,7 +23,7 @@ from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import program
 from ..recipes import RECIPES
-from . import commands, sampling, slurm, training
+from . import commands, doctor, sampling, slurm, training
 from .arguments import values_of
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
@@ -53,12 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{me}: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except Interrupted as stop:
+        if number:
+            return 130
         resumes = "--resume" in arguments or arguments[0] == "reproduce"
         again = shlex.join([program(), *arguments, *([] if resumes else ["--resume"])])
-        print(
-            f"\nunnoise: stopped after step {stop.step} and saved in {stop.folder}; continue with: {again}",
-            file=sys.stderr,
-        )
+        saved = f" and saved in {stop.folder}" if not stop.unsaved else f" without saving it, because {stop.unsaved}"
+        print(f"\nunnoise: stopped after step {stop.step}{saved}; continue with: {again}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("\nunnoise: stopped", file=sys.stderr)
@@ -114,6 +114,7 @@ COMMANDS: dict[str, type] = {
     "train": training.Train,
     "sample": sampling.Sample,
     "evaluate": sampling.Evaluate,
+    "doctor": doctor.Doctor,
     "reproduce": training.Reproduce,
     "import": commands.Import,
     "export": commands.Export,
