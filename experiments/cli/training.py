@@ -15,7 +15,7 @@ import tyro
 from ...shared.errors import UsageError
 from ...shared.progress import bar, beside_bar
 from ...shared.serialization import deserialize
-from ...shared.training.checkpoint import list_checkpoints, newest, read
+from ...shared.training.checkpoint import first_intact, list_checkpoints, read, silently
 from ...shared.training.folder import writable
 from ..notation import write
 from ..own_files import module_options, named_in_file
@@ -99,7 +99,7 @@ def description_of(name: str) -> str:
 
 
 OUT = "Folder for checkpoints, samples and results; it must not contain another run."
-RESUME = "Whether the run in --out continues from its newest checkpoint, with its own settings and those given here."
+RESUME = "Whether the run in --out continues from its newest intact checkpoint, with its own settings and those given here."
 
 
 def is_run(name: str) -> bool:
@@ -111,7 +111,8 @@ def recipe_named(name: str) -> Recipe:
     """Returns the recipe of that name, or of the run in that folder."""
     if name in RECIPES or not is_run(name):
         return find(name)
-    recipe = deserialize(read(newest(Path(name)))[0]["experiment"])
+    _, (description, _) = first_intact(Path(name), read, say=silently)
+    recipe = deserialize(description["experiment"])
     if not isinstance(recipe, Recipe) or getattr(recipe, "training", None) is None:
         raise UsageError(f"the run in {name} has no recipe for training: give the name of a recipe")
     return recipe

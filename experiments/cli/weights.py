@@ -1,4 +1,4 @@
-"""The option `--average` of `unnoise sample` and `unnoise evaluate`: with which weights."""
+"""The options `--average` and `--checkpoint` of `unnoise sample` and `unnoise evaluate`: with which weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ class Weighted:
     """Weights: raw, an average of the run such as "decay(0.999)", or "power(std=0.08)" of any std from 0.01 to 0.28.
     None takes those of --training.ema. A power function that the run does not have is reconstructed from those that it
     has, best with --training.averages "power(0.05), power(0.1)" and --training.snapshot-every."""
+    checkpoint: str | None = None
+    """Checkpoint of the run: its step, such as 10000, or best, that of the lowest held-out loss; None for the newest.
+    """
+
+
+def checkpoint_in(arguments: Sequence[str]) -> str | None:
+    """Returns the value of `--checkpoint` in the arguments of a command: a step or `best`; None for the newest."""
+    given = values_of("--checkpoint", arguments)
+    return None if not given or given[-1].lower() == "none" else given[-1]
 
 
 def average_in(arguments: Sequence[str]) -> Wanted:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from warnings import warn
 
 import torch
@@ -66,7 +66,7 @@ def load(
     *,
     network: nn.Module | None = None,
     device: torch.device | str = "cpu",
-    checkpoint: int | Literal["best"] | None = None,
+    checkpoint: int | str | None = None,
     average: Wanted = None,
 ) -> Checkpoint:
     """Loads a checkpoint, without further settings: `load("runs/demo/ddpm").average.denoiser`.
@@ -146,6 +146,10 @@ Read = TypeVar("Read")
 def used_instead(damaged: Sequence[Damaged], folder: Path) -> None:
     """Issues a `Notice` that a checkpoint is used in place of newer ones, which are damaged."""
     warn(Notice(f"{'; '.join(e.found for e in damaged)}: {folder.name} is used instead"), stacklevel=2)
+
+
+def silently(damaged: Sequence[Damaged], folder: Path) -> None:
+    """Says nothing: for a caller that reads the checkpoint again."""
 
 
 def first_intact(
