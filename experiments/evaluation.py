@@ -143,9 +143,9 @@ def bits_per_dim(
     device, measure = device_of(denoiser), measure or recipe.code_length_of(denoiser, images.quantization)
 
     def bits(rows: Tensor) -> Tensor:
-        part = images._replace(k=images.k[rows], label=None if images.label is None else images.label[rows])
+        part = images.rows(rows)
         conditions = {name: value.to(device) for name, value in recipe.data.conditions_of(part).items()}
-        code = measure(part.k.to(device), Streams(seed, rows), progress, **conditions)
+        code = measure(part.k[:].to(device), Streams(seed, rows), progress, **conditions)
         return code.bits_per_dim(images.dims).cpu()
 
     of_label = math.log2(recipe.classes or 1) / images.dims
@@ -246,7 +246,7 @@ def evaluate_images(
     results: dict[str, Any] = data | {
         "bits_per_dim": bits,
         "standard_error": error,
-        "kind": recipe.kind,
+        "kind": f"{recipe.kind}, given the caption" if recipe.data.caption_sizes() else recipe.kind,
     }
     run = draw(
         recipe,
@@ -257,6 +257,7 @@ def evaluate_images(
         steps,
         seed=seed,
         progress=progress,
+        conditions=captions_in_turn(recipe, test),
         size=size,
         shared=True,
     )
@@ -265,4 +266,18 @@ def evaluate_images(
     if train.label is not None:
         judge = judge_of(train, progress)
         results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}
+        if test.label is not None and recipe.data.caption_sizes():
+            results["agreement"] = judge.agreement(run.levels, test.label)
+            results["agreement_of_held_out"] = judge.accuracy(test)
     return results
+
+
+def captions_in_turn(recipe: Recipe, images: ImageDataset) -> Callable[[Tensor], dict[str, Tensor]] | None:
+    """Returns the conditions of samples drawn from the captions of these images; None for a model without captions.
+
+    Sample i has the conditions of image i.
+    """
+    if not recipe.data.caption_sizes():
+        return None
+    every = recipe.data.conditions_of(images)
+    return lambda rows: {name: value[rows.to(value.device)].to(rows.device) for name, value in every.items()}

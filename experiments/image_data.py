@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..shared.data import Batches, CaptionTokens, ImageDataset, SubwordTokenizer, image_dataset
-from ..shared.data.images import find_images, missing_test_split
+from ..shared.data.augmentation import Augmentation
+from ..shared.data.cache import Memory
+from ..shared.data.columns import Columns
+from ..shared.data.images import find_images, measured_split
 from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
@@ -41,7 +44,8 @@ class Images(Data):
     """The images to train on."""
 
     name: str = "digits"
-    """Name of the images: digits or mnist5k (bundled), a folder, or a set on the Hub such as uoft-cs/cifar10."""
+    """Name of the images: digits, mnist5k or openmoji32 (bundled), a folder, or a set on the Hub: uoft-cs/cifar10.
+    Also a Parquet, Arrow, CSV, JSON or tar file, a folder of such files, or a pattern such as "data/*.parquet"."""
     batch: int = 64
     """Number of images in a batch."""
     size: tuple[int, int] | None = None
@@ -50,6 +54,11 @@ class Images(Data):
     """Number of class labels that the model is conditioned on, such as 10; None trains a model without labels."""
     flip: bool = False
     """Whether each image is mirrored left to right with probability one half."""
+    augment: float = 0.0
+    """Probability of each transformation of EDM's augmentation, such as 0.12; 0 for none.
+    The network is told how an image was transformed, and samples are of images as they are."""
+    balanced: bool = False
+    """Whether each class appears equally often in training, for sets whose classes have different sizes."""
     seed: int = 0
     """Seed of the order of the images, a whole number."""
     smaller: int | None = None
@@ -63,6 +72,18 @@ class Images(Data):
     """Path of the tokenizer.json of the captions, whose contents the run keeps; None trains one on the captions."""
     vocabulary: int | None = None
     """Number of tokens of the tokenizer that is trained on the captions, 257 or more; None for 1,024."""
+    image_column: str | None = None
+    """Name of the column of images in a table; None for image or img."""
+    label_column: str | None = None
+    """Name of the column of class labels; None for label or fine_label, or cls in tar files."""
+    caption_column: str | None = None
+    """Name of the column of captions; None for caption or text, or txt in tar files."""
+    held_out: float | None = None
+    """Share of the images that is held out for tests, such as 0.1, or their number, such as 1000.
+    None takes the set's own split test, or validation. Which images are held out does not depend on the seed."""
+    memory: Memory = "auto"
+    """Where decoded images are: in memory, or mapped, which reads each batch from a file of the cache.
+    auto holds them in memory if they fit into half of the free memory."""
 
     picture: ClassVar[str] = "samples.png"
     __repr__ = notation
@@ -74,6 +95,13 @@ class Images(Data):
                 f"smaller={self.smaller}, classes={self.classes}, flip={self.flip}: give a factor of 2 or more, "
                 "classes=None and flip=False"
             )
+        if not 0 <= self.augment <= 1:
+            raise UsageError(f"augment={self.augment}: give a probability from 0 to 1, such as 0.12")
+        if self.augment and (self.flip or self.smaller is not None):
+            raise UsageError(
+                f"augment={self.augment}, flip={self.flip}, smaller={self.smaller}: the augmentation mirrors images "
+                "itself, and not the condition image: give flip=False and smaller=None"
+            )
 
     def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
         """Loads the images of a split. The summary of `train` reports when the set has no test images.
@@ -81,14 +109,37 @@ class Images(Data):
         Raises:
             UsageError: if the labels do not match `classes`; the message lists the labels that were found.
         """
-        images = image_dataset(self.name, split=split, size=self.size, classes=self.classes, progress=progress)
-        if split == "train" and (reason := missing_test_split(self.name, self.classes)):
+        own, reason = self.measured_split() if split in ("train", "test") else (split, "")
+        images = image_dataset(
+            self.name,
+            split=own if split == "test" else split,
+            size=self.size,
+            classes=self.classes,
+            columns=self.columns,
+            held_out=self.held_out,
+            memory=self.memory,
+            progress=progress,
+        )
+        if split == "train" and reason:
             note = f"`unnoise evaluate` will have no images to measure on: {reason}"
             note += "" if self.caption_length is None else "; samples are drawn of the captions of the split train"
             images = images._replace(notes=(*images.notes, note))
+        if split == "test" and own != "test":
+            images = images._replace(
+                notes=(*images.notes, f"the split {own}, since there is no split test to measure on")
+            )
         if self.caption_length is not None:
             images = images._replace(notes=(*images.notes, *self.tokens(images).notes))
         return tinted(images) if self.tint else images
+
+    @property
+    def columns(self) -> Columns:
+        """The names of the columns of a table of images."""
+        return Columns(self.image_column, self.label_column, self.caption_column)
+
+    def measured_split(self) -> tuple[str, str]:
+        """Returns the split that a model is measured on, and why there is none; see `measured_split` of the images."""
+        return measured_split(self.name, self.classes, self.columns, self.held_out)
 
     def batches(self, examples: ImageDataset, form: Form, bytes_per_logit: int) -> Batches:
         """Returns batches of the images, with their labels or small versions if the model is conditioned on them.
@@ -98,10 +149,28 @@ class Images(Data):
         """
         if self.classes is not None and examples.label is not None:
             refuse_absent_classes(examples, self.classes, self.name)
-        form = flipped(form) if self.flip else form
-        names = examples.names if self.classes is not None else None
-        conditions = self.conditions_of(examples)
-        return Batches(examples.k, self.batch, examples.quantization, form, conditions, self.seed, names=names)
+        if self.balanced and examples.label is None:
+            raise UsageError(f"balanced=True: {self.name} has {examples.no_labels}: leave out --data.balanced")
+        return Batches(
+            examples.k,
+            self.batch,
+            examples.quantization,
+            Flipped(form) if self.flip else form,
+            self.conditions_of(examples) if self.smaller is None else {"image": self.small_images(examples)},
+            self.seed,
+            names=examples.names if self.classes is not None else None,
+            augment=Augmentation(self.augment) if self.augment else None,
+            balanced=examples.label if self.balanced else None,
+        )
+
+    @property
+    def augment_labels(self) -> int:
+        return Augmentation.labels_size if self.augment else 0
+
+    def small_images(self, examples: ImageDataset) -> Tensor | Small:
+        """Returns the small versions of images: in memory, or made when they are needed of images in a file."""
+        small = Small(self, examples)
+        return small[:] if isinstance(examples.k, Tensor) else small
 
     def small(self, quantization: Quantization, k: Tensor) -> Tensor:
         """Returns the small images, real-valued: means over squares of `smaller` x `smaller` pixels."""
@@ -133,7 +202,7 @@ class Images(Data):
         """
         if self.tokenizer is not None:
             return tokenizer_of(self.tokenizer)
-        _, _, found, _ = find_images(self.name, "train", None)
+        found = find_images(self.name, "train", None, self.columns, self.held_out).captions
         if found.texts is None:
             raise UsageError(no_captions(self.name, f"no captions: {found.reason}" if found.reason else "no captions"))
         return trained_tokenizer(found.texts, self.vocabulary or VOCABULARY)
@@ -167,8 +236,7 @@ class Images(Data):
     def conditions_of(self, examples: ImageDataset) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if self.smaller is not None:
-            parts = [self.small(examples.quantization, part) for part in examples.k.split(1000)]
-            found["image"] = torch.cat(parts)
+            found["image"] = Small(self, examples)[:]
         if self.classes is not None:
             if examples.label is None:
                 raise UsageError(f"these images have {examples.no_labels}: take a set with labels")
@@ -196,7 +264,7 @@ class Images(Data):
 @functools.lru_cache(maxsize=1)
 def held_out(data: Images) -> ImageDataset:
     """Returns the held-out images, which are read only once; of captions without them, the training images."""
-    without = data.caption_length is not None and missing_test_split(data.name, data.classes)
+    without = data.caption_length is not None and data.measured_split()[1]
     return data.load("train" if without else "test")
 
 
@@ -217,14 +285,39 @@ def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None
         )
 
 
-def flipped(form: Form) -> Form:
-    """Returns a form of images, after each was mirrored left to right with probability one half."""
+@dataclass(frozen=True)
+class Flipped:
+    """A form of images, after each was mirrored left to right with probability one half.
 
-    def of(quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+    Attributes:
+        form: the form.
+    """
+
+    form: Form
+
+    def __call__(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
         mirror = like(uniform((len(k),), generator, device=k.device) < 0.5, k)
-        return form(quantization, torch.where(mirror, k.flip(-1), k), generator)
+        return self.form(quantization, torch.where(mirror, k.flip(-1), k), generator)
 
-    return of
+
+@dataclass(frozen=True, eq=False)
+class Small:
+    """The small versions of images as a condition; `small[rows]` makes some, float32 `(n, C, h, w)`.
+
+    Attributes:
+        data: the settings.
+        images: the images.
+    """
+
+    data: Images
+    images: ImageDataset
+
+    def __len__(self) -> int:
+        return len(self.images.k)
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        index = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows
+        return torch.cat([self.data.small(self.images.quantization, self.images.k[part]) for part in index.split(1000)])
 
 
 def palette(classes: int) -> Tensor:
@@ -246,4 +339,4 @@ def tinted(images: ImageDataset) -> ImageDataset:
             "gray images are tinted by their label, and these have none: take a set with labels, or images in color"
         )
     colors = palette(len(images.names or ()) or int(images.label.max()) + 1)[images.label][:, :, None, None]
-    return images._replace(k=torch.round(images.k * colors).to(torch.uint8))
+    return images._replace(k=torch.round(images.in_memory * colors).to(torch.uint8))

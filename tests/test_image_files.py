@@ -385,6 +385,7 @@ def test_a_set_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypa
     assert image_dataset(tmp_path).k.shape == (50, 3, 10, 20)
     for have, shape in ((50 * 200 - 1, "1x10x20"), (50 * 200 * 3 - 1, "3x10x20")):
         monkeypatch.setattr(memory, "available", lambda have=have: have)
+        monkeypatch.setenv("UNNOISE_CACHE", "none")  # else the images are read from there when needed
         with pytest.raises(
             UsageError, match=f"50 images of {shape} need .* GB of memory, and .* GB are free: give a smaller size"
         ):

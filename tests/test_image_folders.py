@@ -12,7 +12,7 @@ from unnoise.experiments.image_data import Images
 from unnoise.shared.data import image_dataset, images
 from unnoise.shared.data.class_labels import natural_order
 from unnoise.shared.data.folders import SPLITS, list_images
-from unnoise.shared.data.images import missing_test_split
+from unnoise.shared.data.images import measured_split
 from unnoise.shared.errors import UsageError
 
 WORDS = (
@@ -247,13 +247,16 @@ def test_a_folder_without_test_says_so_before_training(tmp_path):
     put(tmp_path / "held", "train/a.png", "train/b.png", "val/c.png")
     put(tmp_path / "one", "train/a.png", "test/b.png")
     put(tmp_path / "two", "train/a.png", "test/b.png", "test/c.png")
-    assert missing_test_split("digits") == missing_test_split(str(tmp_path / "two")) == ""
-    assert missing_test_split(str(tmp_path / "flat")).endswith("and all others into a folder train, and train again")
-    assert missing_test_split(str(tmp_path / "held")).endswith(
+    put(tmp_path / "validation", "train/a.png", "val/c.png", "val/d.png")
+    assert measured_split("digits") == measured_split(str(tmp_path / "two")) == ("test", "")
+    assert measured_split(str(tmp_path / "validation")) == ("validation", "")
+    assert measured_split(str(tmp_path / "flat"))[1].endswith("or hold out a share (--data.held-out 0.1)")
+    assert measured_split(str(tmp_path / "held"))[1].endswith(
         "held has no split test: its splits are train, validation; add a folder test"
     )
-    assert "one has 1 image, and a standard error needs at least 2: hold more images out" in missing_test_split(
-        str(tmp_path / "one")
+    assert (
+        "one has 1 image, and a standard error needs at least 2: hold more images out"
+        in measured_split(str(tmp_path / "one"))[1]
     )
     said = Images(str(tmp_path / "held")).load().summary
     assert "; `unnoise evaluate` will have no images to measure on: the folder" in said
@@ -261,3 +264,7 @@ def test_a_folder_without_test_says_so_before_training(tmp_path):
         "evaluate"
         not in Images(str(tmp_path / "two")).load().summary + Images(str(tmp_path / "held")).load("validation").summary
     )
+    validation = Images(str(tmp_path / "validation"))
+    assert "evaluate" not in validation.load().summary
+    assert validation.load("test").notes[-1] == "the split validation, since there is no split test to measure on"
+    assert validation.load("test").k.flatten().tolist() == [1, 2]

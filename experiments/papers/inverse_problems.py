@@ -183,7 +183,7 @@ def problems(shape: tuple[int, ...]) -> list[Problem]:
 
 def in_gray(images: ImageDataset) -> ImageDataset:
     """Returns the mean of the channels, rounded, as one channel of quantization levels."""
-    return images._replace(k=torch.round(images.k.float().mean(1, keepdim=True)).to(torch.uint8))
+    return images._replace(k=torch.round(images.in_memory.float().mean(1, keepdim=True)).to(torch.uint8))
 
 
 def centered(quantization: Quantization, k: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def centered(quantization: Quantization, k: Tensor) -> Tensor:
 
 def deviation_of(images: ImageDataset) -> float:
     """Returns the root mean square deviation from the mean image, in the units of the model."""
-    x = centered(images.quantization, images.k)
+    x = centered(images.quantization, images.in_memory)
     return float((x - x.mean(0)).square().mean().sqrt())
 
 

@@ -81,7 +81,7 @@ def by_the_rules(images: ImageDataset, low: float, repeats: int) -> dict[str, fl
 
     `steps` is the number of noise levels. The recipes of small data sets contain these numbers.
     """
-    high = largest_sigma((images.k.double() + 0.5) / images.quantization.levels)
+    high = largest_sigma((images.in_memory.double() + 0.5) / images.quantization.levels)
     steps = level_count(low, high, level_ratio(images.dims))
     epsilon = best_epsilon((high / low) ** (1 / (steps - 1)), repeats, low)
     return {"high": high, "steps": steps, "epsilon": epsilon}

@@ -93,7 +93,8 @@ def list_images(folder: str, split: str, columns: Columns = Columns()) -> Listin
             )
         raise UsageError(
             f"the folder {folder} has no split {split}, its {len(found.images):,} images are all the split train: move "
-            f"those to hold out into a folder {split} in it and all others into a folder train, and train again"
+            f"those to hold out into a folder {split} in it and all others into a folder train, and train again; or "
+            "hold out a share (--data.held-out 0.1)"
         )
     rows = metadata_rows(root, found, columns)
     existing = list(dict.fromkeys(column for row in rows.values() for column in row))

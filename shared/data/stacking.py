@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import os
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +25,9 @@ from .pixels import Pixels, opened, pixels
 if TYPE_CHECKING:
     from datasets import Dataset
 
-AT_ONCE = 64  # rows of a table that are read at a time
+AT_ONCE = 64  # rows of a table that are read, and images that are decoded, at a time
+SEVERAL = 4000  # number of images above which processes decode them
+MOST_WORKERS = 16
 ORIENTATION = 0x0112  # a tag of EXIF; values from 5 on exchange height and width
 
 
@@ -31,8 +38,8 @@ class EncodedImages(Protocol):
 
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]: ...
 
-    def select(self, rows: Sequence[int]) -> EncodedImages:
-        """Returns the images whose numbers are `rows`."""
+    def identity(self) -> Any:
+        """Returns what changes with the encoded images, for the name of a cache: numbers and texts, nested."""
         ...
 
 
@@ -48,15 +55,25 @@ class Files:
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
         return ((printable([name]), self.folder / name) for name in self.names)
 
-    def select(self, rows: Sequence[int]) -> Files:
-        return Files(str(self.folder), [self.names[row] for row in rows])
+    def identity(self) -> Any:
+        """Returns the path, size and time of change of each file."""
+        return [str(self.folder.resolve()), [(name, *stamp(self.folder / name)) for name in self.names]]
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Returns the size and the time of change of a file; (0, 0) if it does not exist."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 class Cells:
     """Encoded images in a column of a table, each `{"bytes": ..., "path": ...}`."""
 
-    def __init__(self, rows: Dataset, column: str, numbers: Sequence[int] | None = None) -> None:
-        self.rows, self.column, self.numbers = rows, column, range(len(rows)) if numbers is None else numbers
+    def __init__(self, rows: Dataset, column: str) -> None:
+        self.rows, self.column = rows, column
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,12 +81,13 @@ class Cells:
     def __iter__(self) -> Iterator[tuple[str, Path | bytes]]:
         for start in range(0, len(self), AT_ONCE):
             cells = self.rows[start : start + AT_ONCE][self.column]
-            for number, cell in zip(self.numbers[start : start + AT_ONCE], cells, strict=True):
+            for number, cell in enumerate(cells, start):
                 inside = None if cell is None else cell["bytes"]
                 yield f"row {number}", Path(cell["path"]) if cell and inside is None and cell["path"] else inside or b""
 
-    def select(self, rows: Sequence[int]) -> Cells:
-        return Cells(self.rows.select(rows), self.column, [self.numbers[row] for row in rows])
+    def identity(self) -> Any:
+        """Returns the fingerprint that `datasets` gives the rows."""
+        return [self.rows._fingerprint, len(self.rows), self.column]
 
 
 def stacked(
@@ -89,14 +107,10 @@ def stacked(
         UsageError: with the names of files, where some cannot be read or have other shapes; or where the data set does
             not fit into memory.
     """
-    count, levels, changes, broken = len(pictures), np.empty((0, 0, 0, 0), np.uint8), Conversions(), []
-    for row, (file, source) in enumerate(progress(pictures, count, f"reading {name}")):
-        try:
-            picture = pixels(source)
-        except UsageError as error:
-            broken.append(f"{file} ({error})")
+    count, levels, changes, found = len(pictures), np.empty((0, 0, 0, 0), np.uint8), Conversions(), Shapes()
+    for row, (file, picture) in enumerate(progress(decoded(pictures, size), count, f"reading {name}")):
+        if (values := found.checked(pictures, name, file, picture)) is None:
             continue
-        values = picture.values if size is None else fitted(picture.values, size)
         color = values.ndim == 3
         if not levels.size or color > (levels.shape[1] == 3):
             shape = (count, 3 if color else 1, *values.shape[:2])
@@ -106,20 +120,88 @@ def stacked(
                 "give a smaller size",
             )
             grown = np.empty(shape, np.uint8)
-            if levels.size and levels.shape[2:] == values.shape[:2]:
-                grown[:row] = levels[:row]
-            levels = grown if not levels.size or levels.shape[2:] == values.shape[:2] else levels
-        if values.shape[:2] != levels.shape[2:]:
-            raise UsageError(several_shapes(pictures, name, {levels.shape[2:]: changes.first, values.shape[:2]: file}))
+            grown[:row] = levels[:row] if levels.size else 0
+            levels = grown
         levels[row] = values.transpose(2, 0, 1) if color else values
-        changes.add(file, picture)
-    if broken:
-        more = f" and {len(broken) - 3:,} more" if len(broken) > 3 else ""
-        raise UsageError(
-            f"{len(broken):,} of {count:,} images of {name} cannot be read: {', '.join(broken[:3])}{more}: repair or "
-            "remove them"
-        )
+        assert isinstance(picture, Pixels)
+        changes.add(picture)
+    found.refuse_broken(count, name)
     return torch.from_numpy(levels), changes.notes()
+
+
+class Shapes:
+    """Checks that images can be read and have one size."""
+
+    def __init__(self) -> None:
+        self.broken: list[str] = []
+        self.size: tuple[int, ...] = ()
+        self.first = ""
+
+    def checked(self, pictures: EncodedImages, name: str, file: str, picture: Pixels | str) -> np.ndarray | None:
+        """Returns the pixels of an image, `(H, W)` or `(H, W, 3)`; None for one that cannot be read.
+
+        Raises:
+            UsageError: for an image of another size than the first.
+        """
+        if isinstance(picture, str):
+            self.broken.append(f"{file} ({picture})")
+            return None
+        size = picture.values.shape[:2]
+        if self.size not in ((), size):
+            raise UsageError(several_shapes(pictures, name, {self.size: self.first, size: file}))
+        self.size, self.first = size, self.first or file
+        return picture.values
+
+    def refuse_broken(self, count: int, name: str) -> None:
+        """Raises `UsageError` for images that cannot be read, of `count` images in all."""
+        if not self.broken:
+            return
+        more = f" and {len(self.broken) - 3:,} more" if len(self.broken) > 3 else ""
+        raise UsageError(
+            f"{len(self.broken):,} of {count:,} images of {name} cannot be read: {', '.join(self.broken[:3])}{more}: "
+            "repair or remove them"
+        )
+
+
+def read_one(source: Path | bytes, size: tuple[int, int] | None) -> Pixels | str:
+    """Returns an image, resized and cropped to `size`, or the reason why it cannot be read."""
+    try:
+        picture = pixels(source)
+    except UsageError as error:
+        return str(error)
+    return picture if size is None else picture._replace(values=fitted(picture.values, size))
+
+
+def read_some(sources: list[Path | bytes], size: tuple[int, int] | None) -> list[Pixels | str]:
+    """Returns several images; see `read_one`."""
+    return [read_one(source, size) for source in sources]
+
+
+def decoded(pictures: EncodedImages, size: tuple[int, int] | None) -> Iterator[tuple[str, Pixels | str]]:
+    """Yields the name of each image and its pixels, or the reason why it cannot be read, in order.
+
+    More than `SEVERAL` images are decoded by worker processes, one for each core, where processes can be forked.
+    """
+    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if hasattr(os, "sched_getaffinity") else 1
+    if workers < 2 or len(pictures) <= SEVERAL:
+        for file, source in pictures:
+            yield file, read_one(source, size)
+        return
+    names: deque[list[str]] = deque()
+    waiting: deque[Future[list[Pixels | str]]] = deque()
+    context, several = multiprocessing.get_context("fork"), iter(pictures)
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        while True:
+            part = list(islice(several, AT_ONCE)) if len(waiting) < 4 * workers else []
+            if part:
+                names.append([file for file, _ in part])
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # forks of a process with threads: they decode
+                    waiting.append(pool.submit(read_some, [source for _, source in part], size))
+                continue
+            if not waiting:
+                return
+            yield from zip(names.popleft(), waiting.popleft().result(), strict=True)
 
 
 def fitted(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -158,20 +240,15 @@ def several_shapes(pictures: EncodedImages, name: str, example: dict[tuple[int, 
 
 
 class Conversions:
-    """Counts how images were converted.
-
-    Attributes:
-        first: name of the first image that was read.
-    """
+    """Counts how images were converted."""
 
     def __init__(self) -> None:
-        self.first, self.further = "", 0
+        self.further = 0
         self.counts: Counter[str] = Counter()
         self.held: dict[str, tuple[float, float]] = {}
 
-    def add(self, file: str, picture: Pixels) -> None:
-        """Counts one image, called `file`."""
-        self.first = self.first or file
+    def add(self, picture: Pixels) -> None:
+        """Counts one image."""
         self.counts["color" if picture.values.ndim == 3 else "gray"] += 1
         self.counts["transparent"] += picture.transparent
         self.counts["frames"] += picture.further > 0

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UsageError, shown
 from .pixels import endings
+from .stacking import stamp
 
 PICKLES = (".pkl", ".pickle", ".pyd", ".pt", ".pth", ".joblib", ".dill")
 TEXTS = (".txt", ".cls", ".cls2", ".caption")
@@ -47,9 +48,10 @@ class Members:
             if file is not None:
                 file.close()
 
-    def select(self, rows: Sequence[int]) -> Members:
-        """Returns the images whose numbers are `rows`."""
-        return Members([self.members[row] for row in rows])
+    def identity(self) -> Any:
+        """Returns the path, size and time of change of each file, and the places of the images."""
+        files = {str(member.file.resolve()): stamp(member.file) for member in self.members}
+        return [sorted(files.items()), [(member.name, member.offset) for member in self.members]]
 
 
 class Examples(NamedTuple):

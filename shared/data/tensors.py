@@ -64,9 +64,11 @@ class TensorDataset(NamedTuple):
         """Returns `count` evenly spaced examples; all of them if there are fewer."""
         if count >= len(self.k):
             return self
-        rows = torch.arange(count) * len(self.k) // count
-        label = None if self.label is None else self.label[rows]
-        return self._replace(k=self.k[rows], label=label)
+        return self.rows(torch.arange(count) * len(self.k) // count)
+
+    def rows(self, rows: Tensor) -> TensorDataset:
+        """Returns the examples whose numbers are `rows`, int64 `(n,)`, in memory, with their labels."""
+        return self._replace(k=self.k[rows], label=None if self.label is None else self.label[rows])
 
 
 def tensor_dataset(
@@ -195,8 +197,3 @@ def pooled(x: Tensor, width: int) -> Tensor:
     for axis in range(2, x.ndim) if width > 1 else ():
         x = torch.stack([part.mean(axis) for part in x.split(width, axis)], axis)
     return x.flatten(1)
-
-
-def is_file_of_arrays(name: str) -> bool:
-    """Returns whether a name is that of an existing file with arrays."""
-    return Path(name).suffix.lower() in ENDINGS and Path(os.path.expanduser(name)).is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
+from ..data.batches import Examples
 from ..errors import UsageError
 from ..networks.classifier import train_classifier
 from ..progress import Progress, silent
 from .errors import standard_error
 from .frechet import frechet_distance
 
+AT_ONCE = 500
+"""The number of images that are classified at a time."""
 SURE = 0.8
 """The probability above which a classification counts as sure."""
 
@@ -39,7 +43,9 @@ def judge_of(images: ImageDataset, progress: Progress = silent, steps: int = 600
 
     It depends on the images, their labels and the number of training steps alone.
     """
-    content = hashlib.sha256(images.k.contiguous().numpy().data)
+    content = hashlib.sha256()
+    for start in range(0, len(images.k), AT_ONCE):
+        content.update(images.k[start : start + AT_ONCE].contiguous().numpy().data)
     content.update(labels_of(images).contiguous().numpy().data)
     key = (content.hexdigest(), tuple(images.k.shape), images.quantization, steps)
     if key not in _JUDGES:
@@ -82,19 +88,19 @@ class Judge:
         """Returns quantization levels as real numbers in [0, 1]."""
         return k.float() / (self.quantization.levels - 1)
 
-    def features(self, k: Tensor) -> Tensor:
+    def features(self, k: Examples) -> Tensor:
         """Returns the classifier's features of images, `(N, d)`."""
-        return torch.cat([self.classifier.embed(part) for part in self.unit(k).split(500)])
+        return torch.cat([self.classifier.embed(part) for part in self._parts(k)])
 
     def accuracy(self, images: ImageDataset) -> float:
         """Returns the share of images whose label the classifier predicts."""
         return float((self._probabilities(images.k).argmax(1) == labels_of(images)).float().mean())
 
-    def agreement(self, k: Tensor, label: Tensor) -> float:
+    def agreement(self, k: Examples, label: Tensor) -> float:
         """Returns the share of images `(N, C, H, W)` that the classifier assigns to the class label `(N,)`."""
         return float((self._probabilities(k).argmax(1) == label).float().mean())
 
-    def quality(self, k: Tensor) -> SampleQuality:
+    def quality(self, k: Examples) -> SampleQuality:
         """Measures the quality of images, quantization levels `(N, C, H, W)`."""
         p = self._probabilities(k)
         sure = float((p.max(1).values > SURE).float().mean())
@@ -102,8 +108,11 @@ class Judge:
             frechet_distance(self.features(k), self.reference), sure, len(p.argmax(1).unique()), len(k)
         )
 
-    def _probabilities(self, k: Tensor) -> Tensor:
-        return torch.cat([self.classifier(part) for part in self.unit(k).split(500)]).softmax(1)
+    def _probabilities(self, k: Examples) -> Tensor:
+        return torch.cat([self.classifier(part) for part in self._parts(k)]).softmax(1)
+
+    def _parts(self, k: Examples) -> Iterator[Tensor]:
+        return (self.unit(k[start : start + AT_ONCE]) for start in range(0, len(k), AT_ONCE))
 
 
 def marginal_bits_per_dim(train: ImageDataset, test: ImageDataset) -> tuple[float, float]:
@@ -111,8 +120,8 @@ def marginal_bits_per_dim(train: ImageDataset, test: ImageDataset) -> tuple[floa
 
     The probabilities of a pixel are its frequencies in the training set, with one added to every count.
     """
-    levels, pixels = train.quantization.levels, train.k.flatten(1).T
+    levels, pixels = train.quantization.levels, train.in_memory.flatten(1).T
     counts = torch.stack([torch.bincount(of_one.long(), minlength=levels) for of_one in pixels]) + 1.0
     p = counts / counts.sum(-1, keepdim=True)
-    bits = -p.log2().gather(1, test.k.flatten(1).T.long()).mean(0)
+    bits = -p.log2().gather(1, test.in_memory.flatten(1).T.long()).mean(0)
     return float(bits.mean()), standard_error(bits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from ..random import whole_seed
 from ..serialization import serializable
 from .blocks import group_norm
 from .dropout import Dropout
+
+if TYPE_CHECKING:
+    from ..data.batches import Examples
 
 
 @serializable("networks.Classifier", formerly="unnoise.shared.networks.classifier.Classifier")
@@ -48,7 +52,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    x: Tensor,
+    x: Examples,
     label: Tensor,
     classes: int,
     *,
@@ -64,7 +68,7 @@ def train_classifier(
     parameters. On another machine the same seed can give slightly different weights.
 
     Args:
-        x: images `(N, C, H, W)`, in any form that `unit` maps to [0, 1].
+        x: images `(N, C, H, W)`, in memory or in a file, in any form that `unit` maps to [0, 1].
         label: class labels, int64 `(N,)` in 0..classes-1.
         classes: number of classes.
         unit: maps a batch of x to [0, 1], so that a large data set can stay in 8 bits; the identity by default.
