@@ -6,6 +6,7 @@ stand in the JSON files alone. See fixtures/checkpoints/README.md.
 
 import hashlib
 import json
+import math
 import shutil
 from collections import Counter
 from dataclasses import is_dataclass, replace
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from unnoise.experiments import load
 from unnoise.experiments.cli import main
 from unnoise.experiments.reproduce import train_recipe
+from unnoise.shared.data import Batches
 from unnoise.shared.progress import silent
+from unnoise.shared.random import derived_seed
 from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.training import Trainer, Training
 
@@ -370,32 +373,56 @@ def run_numbers(folder, given, scratch):
 
 
 def next_step(folder, given, scratch):
-    """Goes on with a copy of the run for one step."""
+    """Goes on with a copy of the run for one step, and returns the loss and gradient of that step by the old draws.
+
+    Earlier versions drew the noise of a batch from one generator, and today's trainer draws it for each example.
+    """
     copy = shutil.copytree(folder, scratch / "run")
     checkpoint = load(copy, network=Own() if given.get("own") else None)
-    steps, experiment = checkpoint.step + 1, checkpoint.experiment
+    steps, experiment, objective = checkpoint.step + 1, checkpoint.experiment, checkpoint.objective
+    config = deserialize(checkpoint.description["config"]) or Training(warmup=0, device="cpu")
+    for name, p in objective.named_parameters():
+        p.requires_grad_(name not in (checkpoint.description["frozen"] or ()))
     if given["resumes"] == "recipe":
         assert is_dataclass(experiment)
+        batches = experiment.batches(experiment.load("train"))
+    elif "recipe" in given:
+        recipe = made(given["recipe"])
+        batches = recipe.batches(recipe.load("train"))
+    else:
+        batches = [made(given["batch"])] * steps
+    found = of_one_generator(objective.train(), batches, checkpoint, config)
+    if given["resumes"] == "recipe":
         again = replace(experiment, training=replace(experiment.training, steps=steps))
         train_recipe(again, again.load("train"), copy, silent, resume=True)
     else:
-        objective, config = (
-            checkpoint.objective,
-            deserialize(checkpoint.description["config"]) or Training(warmup=0, device="cpu"),
-        )
-        for name, p in objective.named_parameters():
-            p.requires_grad_(name not in (checkpoint.description["frozen"] or ()))
-        if "recipe" in given:
-            recipe = made(given["recipe"])
-            batches = recipe.batches(recipe.load("train"))
-        else:
-            batches = [made(given["batch"])] * steps
         trainer = Trainer(objective, replace(config, steps=steps), folder=copy, experiment=experiment)
         trainer.fit(batches, resume=True)
     assert load(copy, network=Own() if given.get("own") else None).step == steps
-    last = json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1])
     names = ("loss", "gradient_norm")
-    return {f"next {name}": {"dtype": "float32", "shape": [], "values": [last[name]]} for name in names}
+    last = json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1])
+    assert all(math.isfinite(last[name]) for name in names)
+    return {f"next {name}": {"dtype": "float32", "shape": [], "values": [found[name]]} for name in names}
+
+
+def of_one_generator(objective, batches, checkpoint, config):
+    """The loss of the next step, and the norm of its gradient, as they were computed by earlier versions."""
+    generator, step = torch.Generator(), checkpoint.step
+    if isinstance(batches, Batches):
+        position = (checkpoint.description["batches"] or {"position": 0})["position"]
+        rows = batches.order(position // batches.per_epoch)[position % batches.per_epoch * batches.batch :]
+        rows = rows[: batches.batch]
+        generator.manual_seed(derived_seed(batches.seed, "dequantization", position))
+        batch = {"x0": batches.form(batches.quantization, batches.k[rows], generator)}
+        batch |= {name: v[rows] for name, v in batches.conditions.items()}
+    else:
+        batch = batches[0]
+    torch.manual_seed(derived_seed(config.seed, "dropout", step))
+    generator.manual_seed(derived_seed(config.seed, "noise", step))
+    loss = objective(**batch, generator=generator).total.mean()
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    gradients = [g.detach() for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None]
+    return {"loss": float(loss.detach()), "gradient_norm": float(torch.nn.utils.get_total_norm(gradients))}
 
 
 def drawn_by_the_command(folder):
