@@ -22,13 +22,13 @@ CONFIG = Training(
     steps=40,
     learning_rate=1e-2,
     warmup=2,
-    ema=HalfLife(64),
+    ema=HalfLife(64, rampup=None),
     averages=(*POWERS, PowerFunction(0.15), Decay(0.9, warmup=False)),
     snapshot_every=10,
     save_every=20,
     log_every=20,
 )
-LAWS = (HalfLife(64), *CONFIG.averages)
+LAWS = (HalfLife(64, rampup=None), *CONFIG.averages)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_checkpoint_names_its_averages(run):
     description = json.loads((run[0] / "checkpoints/00000040/checkpoint.json").read_text())
     assert description["weights"] == {
         "objective.*": "raw",
-        "average.*": "HalfLife(images=64.0)",
+        "average.*": "HalfLife(images=64.0, rampup=None)",
         "average1.*": "PowerFunction()",
         "average2.*": "PowerFunction(std=0.1)",
         "average3.*": "PowerFunction(std=0.15)",
@@ -107,7 +107,7 @@ def test_averages_that_are_added_and_dropped_are_named(tmp_path):
 def test_another_first_average_continues_the_first(tmp_path):
     stopped_at_twenty(tmp_path)
     config = replace(CONFIG, ema=POWERS[1], averages=CONFIG.averages[:1], steps=21, snapshot_every=0)
-    with pytest.warns(Notice, match=r"the average HalfLife\(images=64.0\) is dropped"):
+    with pytest.warns(Notice, match=r"the average HalfLife\(images=64.0, rampup=None\) is dropped"):
         trainer = resumed(tmp_path, config=config)
     d = POWERS[1].decay(20, 8)
     old = load(tmp_path, checkpoint=20, average=POWERS[1]).average.state_dict()
