@@ -99,7 +99,7 @@ def description_of(name: str) -> str:
 
 
 OUT = "Folder for checkpoints, samples and results; it must not contain another run."
-RESUME = "Whether the run in --out continues from its newest intact checkpoint, with its own settings and those given here."
+RESUME = "Whether the run in --out continues from its newest intact checkpoint, with its settings and those given here."
 
 
 def is_run(name: str) -> bool:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ...shared.errors import UsageError
-from ...shared.training.checkpoint import newest
+from ...shared.training.checkpoint import first_intact, read
 
 PATTERNS = ["*.json", "*.safetensors", "*.bin"]
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -50,7 +50,7 @@ def push(path: Path | str, name: str, *, private: bool = False, token: str | Non
     """Uploads a checkpoint of this package, so that `load("owner/name")` gives its denoiser anywhere.
 
     Args:
-        path: the folder of a run (its newest checkpoint is uploaded) or of a checkpoint.
+        path: the folder of a run (its newest intact checkpoint is uploaded) or of a checkpoint.
         name: "owner/name" on the Hub; the repository is created where it does not exist.
         private: whether a new repository is private.
         token: access token of the Hub; None for the one that `hf auth login` stored.
@@ -63,7 +63,7 @@ def push(path: Path | str, name: str, *, private: bool = False, token: str | Non
     """
     from huggingface_hub import HfApi
 
-    folder, api = newest(Path(path)), HfApi(token=token)
+    folder, api = first_intact(Path(path), read)[0], HfApi(token=token)
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=str(folder), commit_message=f"unnoise checkpoint {folder.name}")

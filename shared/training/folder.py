@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -45,6 +46,15 @@ def reason(error: Exception) -> str:
     """Returns an error's own message in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0]
+
+
+FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
+"""Errors of a disk without space, or with a limit that is reached."""
+
+
+def remedy(error: OSError) -> str:
+    """Returns what to do about a disk that cannot be written."""
+    return "free disk space" if error.errno in FULL or error.errno is None else "make the folder writable"
 
 
 @contextmanager

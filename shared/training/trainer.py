@@ -27,7 +27,7 @@ from .class_labels import with_checked_labels
 from .config import Training
 from .digests import tensors_in
 from .estimate import Estimate
-from .folder import locked, reason, writable
+from .folder import locked, reason, remedy, writable
 from .held_out import HeldOut
 from .log import Log
 from .named import parameters, weights
@@ -311,7 +311,7 @@ class Trainer(Generic[Trained]):
             then = "continue it (--resume, resume=True)" if found else "start again"
             raise UsageError(
                 f"the run in {self.folder} stopped after step {self.step}, because the disk cannot be written "
-                f"({reason(error)}): {saved}; free disk space, and {then}"
+                f"({reason(error)}): {saved}; {remedy(error)}, and {then}"
             ) from error
 
     def _described(self, batches: Any, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""Requests to stop, deadlines, and restarts by a launcher."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+from damaged_runs import Killed, losses, names, refused, same, train
+
+from unnoise.experiments import load
+from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.training import Training, saving, stopping
+from unnoise.shared.training.stopping import AT_ONCE, GO_ON, SAVE, Interrupted, Interruption, TooLate
+
+
+def send(number):
+    return lambda average, step: os.kill(os.getpid(), number) if step == 3 else None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_between_two_lines_of_the_log_changes_nothing(tmp_path, number):
+    """The line after it has the means of all steps, of both processes."""
+    settings = {"log_every": 5, "save_every": 5, "steps": 10, "watch_every": 1}
+    train(tmp_path / "one", **settings)
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path / "two", watch=send(number), **settings)
+    assert (caught.value.step, caught.value.unsaved, load(tmp_path / "two").step) == (4, "", 4)
+    train(tmp_path / "two", resumed=True, **settings)
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    assert same(load(tmp_path / "two").objective, load(tmp_path / "one").objective)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def twice(average, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(tmp_path, watch=twice, watch_every=1)
+    assert not isinstance(caught.value, Interrupted)
+    assert names(tmp_path) == ["00000002"]
+
+
+def test_without_time_for_a_checkpoint_the_run_stops_at_once(tmp_path, monkeypatch):
+    """And the one before is used."""
+    real = saving.save_file
+    monkeypatch.setattr(saving, "save_file", lambda *a: (time.sleep(0.2), real(*a)))
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path, watch=send(signal.SIGTERM), watch_every=1, deadline=0.1)
+    assert caught.value.step == 3
+    assert re.search(r"a checkpoint 0.\d s, and deadline=0.1 seconds$", caught.value.unsaved)
+    assert names(tmp_path) == ["00000002"]
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path, resumed=True, watch=send(signal.SIGTERM), watch_every=1, deadline=30.0)
+    assert (caught.value.step, caught.value.unsaved, load(tmp_path).step) == (4, "", 4)
+
+
+def test_a_deadline_is_held_with_measured_times(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    asked = Interruption(deadline=10.0)
+    for lasts in (1.0, 1.0, 7.0, 1.0, 1.0):
+        now[0] += lasts
+        assert asked() == GO_ON
+    with asked.saving():
+        now[0] += 4.0
+    assert (asked.step, asked.save) == (1.0, 4.0)
+    asked.handle(signal.SIGTERM, None)
+    now[0] += 6.0
+    assert asked() == SAVE  # 6 + 4 seconds
+    now[0] += 0.5
+    assert asked() == AT_ONCE
+    asked = Interruption(deadline=4.5)
+    asked.steps, asked.save = [1.0], 4.0
+    with pytest.raises(TooLate):
+        asked.handle(signal.SIGTERM, None)
+    asked = Interruption(deadline=4.5)
+    asked.steps, asked.save = [1.0], 4.0
+    asked.handle(signal.SIGINT, None)  # from a person, who does not end the process
+    assert asked() == SAVE
+
+
+@pytest.mark.parametrize("value", [0, -1, "soon"])
+def test_a_deadline_is_a_positive_number(value):
+    with pytest.raises(UsageError, match=f"deadline={value}"):
+        Training(deadline=value)
+
+
+def test_a_restart_by_torchrun_continues_its_own_run(tmp_path, monkeypatch):
+    """Without --resume, and not that of another start; before the first checkpoint it starts anew."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+
+    def kill(average, step):
+        if step == 3:
+            raise Killed
+
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "run", watch=kill, watch_every=1)
+    refused(lambda: train(tmp_path / "run"), "already has a run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.warns(Notice, match="continues at step 2: torchrun has restarted the processes"):
+        train(tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    with pytest.warns(Notice, match="torchrun has restarted the processes before the first checkpoint"):
+        train(tmp_path / "fresh")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    refused(lambda: train(tmp_path / "run"), "already has a run")
+    for own in ("none", ""):  # without --rdzv-id
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", own)
+        refused(lambda: train(tmp_path / "run"), "already has a run")
