@@ -20,6 +20,8 @@ from ..shared.random import Source
 from ..shared.tensors import exact, like, per_example, refuse_unless
 from .posterior import ReverseVariance, checked_variance, large, posterior
 
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
 
 class RateDistortion(NamedTuple):
     """Rate and distortion of coding x_0 progressively, from noise to data (Ho et al. 2020, section 4.3).
@@ -51,7 +53,8 @@ class VariationalBound:
 
     Args:
         denoiser: on a table of steps, such as `Tabulated`; wrap it in `Clipped` for the published figures.
-        quantization: the quantization levels of the data.
+        quantization: the quantization levels of the data; None for real-valued data, of which L_0 is
+            `-log N(x_0; E[x_0 | x_1], variance)` and the code length a bound on `-log p(x_0)` of a density.
         variance: the variance of the reverse steps: `large`, `small`, `LogInterpolated`, `learned_range`, ..
         terms: how many of the T - 1 terms L_(n-1) to evaluate: each example gets one n from each of that many equal
             parts of 2..T, weighted so that the sum is unbiased; None for all terms.
@@ -64,7 +67,7 @@ class VariationalBound:
     def __init__(
         self,
         denoiser: GaussianDenoiser,
-        quantization: Quantization,
+        quantization: Quantization | None,
         *,
         variance: ReverseVariance = large,
         terms: int | None = None,
@@ -84,7 +87,7 @@ class VariationalBound:
         """Returns the code length of each example in nats, with one draw of x_t for each term.
 
         Args:
-            x0: `(B, ...)`, real numbers, as `quantization.continuous` gives them.
+            x0: `(B, ...)`, real numbers, for quantized data as `quantization.continuous` gives them.
             generator: the source of noise.
             progress: how to report progress.
             cond: conditions, by name.
@@ -107,9 +110,11 @@ class VariationalBound:
     ) -> RateDistortion:
         """Returns rate and distortion of `x0` `(B, ...)` at each of the T steps, with one draw of x_t for each.
 
-        Every step is evaluated: `terms` does not apply. For the arguments see `__call__`.
+        Every step is evaluated: `terms` does not apply. For the arguments see `__call__`. The errors of real-valued
+        data are in their own units.
         """
         self._check(x0)
+        spacing = 1.0 if self.quantization is None else self.quantization.spacing
         steps, dims = self.schedule.steps, x0[0].numel()
         rate, rates, errors = self.prior(x0), [], []
         times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
@@ -117,7 +122,7 @@ class VariationalBound:
             x_t = self.schedule.corrupt(x0, t, generator=generator)
             estimate, v = self._estimate(x_t, t, cond)
             rates.append(rate / (dims * math.log(2)))
-            errors.append(per_example((estimate - x0) ** 2, torch.mean).sqrt() / self.quantization.spacing)
+            errors.append(per_example((estimate - x0) ** 2, torch.mean).sqrt() / spacing)
             rate = rate + self.between(x0, x_t, estimate, v, t)
         return RateDistortion(times, torch.stack(rates), torch.stack(errors))
 
@@ -170,6 +175,11 @@ class VariationalBound:
 
     def _check(self, x0: Tensor) -> None:
         warn_in_training(self.denoiser)
+        if self.quantization is None:
+            if not isinstance(x0, Tensor) or not x0.is_floating_point():
+                found = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+                raise UsageError(f"x0 is {found}: give real numbers")
+            return
         low, high = (
             self.quantization.low - self.quantization.spacing,
             self.quantization.high + self.quantization.spacing,
@@ -197,6 +207,8 @@ class VariationalBound:
 
     def _decoder(self, x0: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
         std = like(self.variance(self.schedule, t, torch.zeros_like(t), v).double().sqrt(), x0.double())
+        if self.quantization is None:
+            return total_nats(0.5 * ((exact(x0) - exact(estimate)) / std) ** 2 + std.log() + LOG_SQRT_2PI)
         return -total_nats(
             discretized_gaussian(
                 self.quantization.quantize(x0), estimate.double(), std, self.quantization, tanh=self.tanh

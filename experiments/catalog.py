@@ -65,7 +65,7 @@ def builds(found: Any) -> bool:
     return isinstance(found, type) or (inspect.isroutine(found) and found in BUILDERS)
 
 
-GIVEN = frozenset({"denoiser", "network", "shape", "quantization", "categories", "text", "sampling_steps"})
+GIVEN = frozenset({"denoiser", "network", "shape", "features", "quantization", "categories", "text", "sampling_steps"})
 """Arguments that the recipe gives: they are left out when arguments are written in their order."""
 
 

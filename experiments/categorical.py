@@ -154,6 +154,19 @@ class CategoricalRecipe(CategoricalRun):
     def self_contained(self) -> Self:
         return replace(super().self_contained(), transition=with_absolute_paths(self.transition))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.real_valued:
+            raise UsageError(
+                f"{type(self.data).__name__} are real-valued, and a categorical model is of quantization levels or "
+                "tokens: take a Gaussian recipe, such as ddpm-digits, or other data"
+            )
+        if self.data.augment_labels:
+            raise UsageError(
+                "data.augment is for real-valued images, and a categorical model is of quantization levels: give "
+                "--data.augment 0, or take a Gaussian recipe"
+            )
+
     def transition_of(self, quantization: Quantization) -> Transition:
         """Returns the transition between the quantization levels or tokens of the data."""
         return built(self.transition, Context(self.data.later(), categories=quantization.levels))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ..continuous import VariationalBound, tabulate
 from ..continuous.posterior import ReverseVariance
@@ -16,8 +18,11 @@ from ..shared.code_length import CodeLength
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import Clipped, DenoiserWrapper, GaussianDenoiser
 from ..shared.gaussian.dequantization import Dequantizer, UniformDequantization
+from ..shared.progress import Progress
 from ..shared.quantization import Quantization
+from ..shared.random import Source
 from ..shared.serialization import serializable
+from ..shared.standardization import Standardization
 from ..shared.values import notation
 from .parts import Context, Part, built, part
 
@@ -35,9 +40,12 @@ class GaussianCodeLength(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def of(self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance) -> CodeLengthOf:
+    def of(
+        self, denoiser: GaussianDenoiser, quantization: Quantization | Standardization, variance: ReverseVariance
+    ) -> CodeLengthOf:
         """Returns the code length under a denoiser, a function of (levels, source of noise, progress, conditions).
 
+        Of real-valued data, whose scale is a `Standardization`, it is `-log p(x)` of a density in their own units.
         `variance` is the variance of the reverse steps.
         """
 
@@ -50,7 +58,8 @@ class Bound(GaussianCodeLength):
     Attributes:
         terms: number of terms of the bound that are evaluated for each image, stratified over the steps; None for all.
         steps: number of steps of the chain for a schedule in continuous time; None for 256. A table has its own steps.
-        clip: the wrapper of the denoiser that limits its estimates, such as `Clipped()`; None for no limit.
+        clip: the wrapper of the denoiser that limits its estimates, such as `Clipped()`; None for no limit. Estimates
+            of real-valued data, which have no range, are not limited.
     """
 
     terms: int | None = 100
@@ -66,20 +75,28 @@ class Bound(GaussianCodeLength):
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: give a whole number of at least 1, or None")
 
-    def of(self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance) -> CodeLengthOf:
+    def of(
+        self, denoiser: GaussianDenoiser, quantization: Quantization | Standardization, variance: ReverseVariance
+    ) -> CodeLengthOf:
         bound = self.bound(denoiser, quantization, variance)
+        if isinstance(quantization, Standardization):
+            return in_units(quantization, bound)
         return lambda k, generator, progress, **cond: bound(
             quantization.continuous(k), generator=generator, progress=progress, **cond
         )
 
     def bound(
-        self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance
+        self, denoiser: GaussianDenoiser, quantization: Quantization | Standardization, variance: ReverseVariance
     ) -> VariationalBound:
         """Returns the bound as an object, which also has the rate-distortion curve."""
         rows = getattr(denoiser.corruption, "steps", None)
         if rows is not None and self.steps not in (None, rows):
             raise UsageError(f"steps={self.steps}: the schedule is a table of {rows} steps: leave out steps")
         chain = denoiser if rows is not None else denoiser.on(tabulate(denoiser.corruption, self.steps or 256))
+        if isinstance(quantization, Standardization):
+            if self.clip not in (None, part(Clipped)):
+                raise UsageError(f"clip={self.clip} limits estimates to a range, and real-valued data have none")
+            return VariationalBound(chain, None, variance=variance, terms=self.terms)
         clipped = built(self.clip, Context(denoiser=chain)) if self.clip is not None else chain
         return VariationalBound(clipped, quantization, variance=variance, terms=self.terms)
 
@@ -98,13 +115,28 @@ class Exact(GaussianCodeLength):
     kind: ClassVar[str] = "exact up to uniform dequantization"
     __repr__ = notation
 
-    def of(self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance) -> CodeLengthOf:
+    def of(
+        self, denoiser: GaussianDenoiser, quantization: Quantization | Standardization, variance: ReverseVariance
+    ) -> CodeLengthOf:
+        if isinstance(quantization, Standardization):
+            exact = ChangeOfVariables(denoiser, integrator=Adaptive(self.tolerance, self.tolerance))
+            return in_units(quantization, exact)
         return self.under(denoiser, UniformDequantization(quantization))
 
     def under(self, denoiser: GaussianDenoiser, dequantizer: Dequantizer) -> CodeLengthOf:
         """Returns the code length under a dequantizer."""
         exact = ChangeOfVariables(denoiser, dequantizer, integrator=Adaptive(self.tolerance, self.tolerance))
         return lambda k, generator, progress, **cond: exact(k, generator=generator, progress=progress, **cond)
+
+
+def in_units(scale: Standardization, measure: VariationalBound | ChangeOfVariables) -> CodeLengthOf:
+    """Returns the code length of a density in the units of the data, from that of standardized data."""
+
+    def of(x: Tensor, generator: Source, progress: Progress, **cond: Any) -> CodeLength:
+        code = measure(scale.standardized(x), generator=generator, progress=progress, **cond)
+        return code._replace(data=code.data + scale.log_volume(tuple(x.shape[1:])))
+
+    return of
 
 
 @serializable("experiments.TokenBound")

@@ -24,11 +24,12 @@ from ..shared.quantization import Quantization
 from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
+from ..shared.standardization import Standardization
 from ..shared.time_inputs import TimeInput, thousandths
 from ..shared.training import Training
 from ..shared.values import notation
-from .catalog import GAUSSIAN, Catalog
 from .caption_data import refuse_encoder_without_captions
+from .catalog import GAUSSIAN, Catalog
 from .code_lengths import Bound, CodeLengthOf, GaussianCodeLength
 from .image_data import Images
 from .parts import Context, Part, built, parameters_of, part, refuse_untaken, write
@@ -50,9 +51,9 @@ class GaussianLoss:
     """Distribution of the training times, such as independent or Stratified(power=1.5)."""
     drop_label: float = 0.0
     """Probability that the class label of a training example is dropped, such as 0.1, for classifier-free guidance."""
-    __repr__ = notation
     drop_caption: float = 0.0
     """Probability that the caption of a training example is dropped, such as 0.1, for classifier-free guidance."""
+    __repr__ = notation
 
     def built(
         self, denoiser: GaussianDenoiser, quantization: Quantization, variance: ReverseVariance
@@ -88,14 +89,20 @@ class GaussianRun(Recipe[GaussianDenoiser]):
         return self.code_length.kind
 
     def in_range(self, quantization: Quantization) -> Quantization:
-        """Returns the quantization of the data with the range of the recipe."""
-        return quantization if self.range is None else replace(quantization, low=self.range[0], high=self.range[1])
+        """Returns the quantization of the data with the range of the recipe; real-valued data have no range."""
+        if self.range is None or isinstance(quantization, Standardization):
+            return quantization
+        return replace(quantization, low=self.range[0], high=self.range[1])
 
-    def form(self, quantization: Quantization, k: Tensor, generator: Source = None) -> Tensor:
+    def form(self, quantization: Quantization | Standardization, k: Tensor, generator: Source = None) -> Tensor:
+        if isinstance(quantization, Standardization):
+            return quantization.standardized(k)
         own = self.in_range(quantization)
         return own.dequantized(k, generator) if self.dequantize else own.continuous(k, generator)
 
-    def levels(self, quantization: Quantization, x: Tensor) -> Tensor:
+    def levels(self, quantization: Quantization | Standardization, x: Tensor) -> Tensor:
+        if isinstance(quantization, Standardization):
+            return quantization.restored(x)
         own = self.in_range(quantization)
         return own.cell_of(x) if self.dequantize else own.quantize(x)
 
@@ -126,6 +133,9 @@ class GaussianRun(Recipe[GaussianDenoiser]):
                 f"code_length={self.code_length} is for data that are not dequantized, and dequantize=True: give "
                 "code_length=Exact(), or dequantize=False"
             )
+        if isinstance(quantization, Standardization):
+            self.refuse_range()
+            return super().refuse_unfit(denoiser, quantization)
         low, high = (own := self.in_range(quantization)).low, own.high
         for clip in (self.clip, getattr(self.code_length, "clip", None)):
             if clip is not None and clip.build is Clipped and (clip["low"], clip["high"]) != (low, high):
@@ -142,6 +152,23 @@ class GaussianRun(Recipe[GaussianDenoiser]):
             )
         return grid, sampler
 
+    def refuse_range(self) -> None:
+        """Raises for settings that real-valued data, which are neither quantized nor in a range, cannot have.
+
+        Raises:
+            UsageError: with the setting.
+        """
+        for name, none, remedy in (
+            ("clip", None, "--clip None"),
+            ("range", None, "--range None"),
+            ("dequantize", False, "--no-dequantize"),
+        ):
+            if (value := getattr(self, name)) != none:
+                raise UsageError(
+                    f"{name}={value} is for quantized data, and {type(self.data).__name__} are real-valued and have no "
+                    f"range: give {name}={none} ({remedy})"
+                )
+
     def code_length_of(self, denoiser: GaussianDenoiser, quantization: Quantization) -> CodeLengthOf:
         return self.code_length.of(denoiser, self.in_range(quantization), self.variance)
 
@@ -152,19 +179,6 @@ class GaussianRecipe(GaussianRun):
     """A model of Gaussian diffusion: how it is trained, sampled and measured."""
 
     data: Data = field(default_factory=Images)
-    def refuse_range(self) -> None:
-        """Raises for settings that real-valued data, which are neither quantized nor in a range, cannot have.
-
-        Raises:
-            UsageError: with the setting.
-        """
-        for name, none in (("clip", None), ("range", None), ("dequantize", False)):
-            if (value := getattr(self, name)) != none:
-                raise UsageError(
-                    f"{name}={value} is for quantized data, and {type(self.data).__name__} are real-valued and have no "
-                    f"range: give --{name} {none}"
-                )
-
     """The data."""
     network: Part[nn.Module] = part(UNet, width=32, multipliers=(1, 2, 2), blocks=1, heads=4)
     """Network; the data determine its shape and classes."""
@@ -215,7 +229,11 @@ class GaussianRecipe(GaussianRun):
             given["outputs"] = 2
         if image := self.data.condition_channels(shape):
             given["image"] = image
+        if labels := self.data.augment_labels:
+            given["augment"] = labels
         sizes: dict[str, Any] = {**self.data.caption_sizes()}
+        if len(shape) == 1:
+            sizes["features"] = shape[0]
         refuse_encoder_without_captions(self.network, sizes)
         context = Context(shape=shape, **given, **sizes)
         network = built(self.network, context)
@@ -257,6 +275,7 @@ REMEDIES = {
     "classes": "give data.classes=None, or a network with the argument classes",
     "outputs": "give variance=large or small, or a network with the argument outputs",
     "image": "give a network with the argument image",
+    "augment": "give data.augment=0, or a network with the argument augment",
 }
 """What to give where a network has no argument for a setting of the recipe."""
 

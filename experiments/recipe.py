@@ -39,6 +39,7 @@ class Data(ABC):
         batch: number of examples in a batch.
         classes: number of class labels that the model is conditioned on, or None.
         picture: default file name for samples.
+        real_valued: whether the data are real numbers, and not quantization levels or tokens.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -46,6 +47,7 @@ class Data(ABC):
     batch: int
     classes: int | None
     picture: ClassVar[str]
+    real_valued: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, split: str = "train", progress: Progress = silent) -> Any:
@@ -87,8 +89,11 @@ class Data(ABC):
         """Returns the number of channels of a condition image, 0 without one, for examples of a shape."""
         return 0
 
-    def later(self) -> dict[str, Callable[[], Any]]:
-        """Returns what parts can take from the training data, by name, as functions that load it."""
+    @property
+    def augment_labels(self) -> int:
+        """The number of labels of an augmentation that the network takes as its condition `augment`; 0 for none."""
+        return 0
+
     def caption_sizes(self) -> dict[str, int]:
         """Returns the sizes that an encoder of the captions needs, `vocabulary` and `length`; {} without captions."""
         return {}
@@ -102,6 +107,8 @@ class Data(ABC):
         """Returns the captions of the samples whose numbers are `rows`, as text; None for data without captions."""
         return None
 
+    def later(self) -> dict[str, Callable[[], Any]]:
+        """Returns what parts can take from the training data, by name, as functions that load it."""
         return {}
 
 
@@ -231,9 +238,9 @@ class Recipe(ABC, Generic[D]):
             torch.manual_seed(0)
             objective.eval()
             source, conditions = torch.Generator().manual_seed(0), self.conditions(torch.arange(1))
+            refuse_captions_without_effect(objective.denoiser, conditions)
             k = torch.zeros((1, *shape), dtype=torch.uint8)
             objective(self.form(quantization, k, source), generator=source, **conditions)
-            refuse_captions_without_effect(objective.denoiser, conditions)
             with torch.no_grad():
                 start = sampler.start((1, *shape), grid[0], generator=source, **conditions)
                 if len(grid) > 3:  # not the one step of an adaptive solver

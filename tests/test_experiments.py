@@ -14,7 +14,7 @@ from unnoise.continuous import CosineBetas, ImportanceSampling, LogInterpolated,
 from unnoise.experiments.catalog import GAUSSIAN
 from unnoise.experiments.cli import main
 from unnoise.experiments.evaluation import draw
-from unnoise.experiments.image_data import Images, flipped
+from unnoise.experiments.image_data import Flipped, Images
 from unnoise.experiments.notation import read
 from unnoise.experiments.papers import (
     classifier_free,
@@ -166,7 +166,7 @@ def test_spacing_by_name():
 
 def test_half_of_the_images_are_mirrored(generator):
     k = torch.arange(4).repeat(1000, 1, 2, 1)
-    x = flipped(Quantization.continuous)
+    x = Flipped(Quantization.continuous)
     out = Quantization(4).quantize(x(Quantization(4), k, generator))
     mirrored = (out == k.flip(-1)).all(-1).all(-1).all(-1)
     kept = (out == k).all(-1).all(-1).all(-1)

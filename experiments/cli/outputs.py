@@ -12,10 +12,17 @@ from ...shared.errors import UsageError
 from ...shared.quantization import Quantization
 from ...shared.training.folder import naming, writable
 from ..recipe import Recipe
+from ..tensor_data import save_arrays
 
 PICTURES = (".png", ".jpg", ".webp")
-FORMATS = {"picture": ".png", "folder": "", "npz": ".npz", "text": ".txt"}
+FORMATS = {"picture": ".png", "folder": "", "npz": ".npz", "npy": ".npy", "text": ".txt"}
 """The formats of samples, and the ending of each."""
+KINDS = {
+    ".png": ("images", "picture, folder or npz"),
+    ".npz": ("arrays", "npz or npy"),
+    ".txt": ("text", "text or npz"),
+}
+"""What samples are, and their formats, by the ending of a recipe's default file."""
 
 
 def output_path(path: Path, endings: tuple[str, ...]) -> Path:
@@ -45,15 +52,13 @@ def path_for(folder: Path, recipe: Recipe, out: Path | None, form: str | None, s
         UsageError: for a path that exists, for an ending that does not fit the data or the format, and for a folder of
             images that PNG files cannot have.
     """
-    images = Path(recipe.picture).suffix == ".png"
-    endings = (*PICTURES, ".npz", "") if images else (".txt", ".npz")
+    kind = Path(recipe.picture).suffix
+    endings = {".png": (*PICTURES, ".npz", ""), ".npz": (".npz", ".npy")}.get(kind, (".txt", ".npz"))
     if form is not None:
         endings = tuple(e for e in endings if e == FORMATS[form] or (form == "picture" and e in PICTURES))
         if not endings:
-            raise UsageError(
-                f"--format {form}: the samples are {'images' if images else 'text'}: give "
-                f"{'picture, folder or npz' if images else 'text or npz'}"
-            )
+            samples, formats = KINDS.get(kind, KINDS[".txt"])
+            raise UsageError(f"--format {form}: the samples are {samples}: give {formats}")
     if out is not None:
         if out.exists():
             raise UsageError(f"--out {out} exists already, and nothing is overwritten: give another name")
@@ -80,9 +85,12 @@ def write_samples(
     """Writes samples to a new file or folder, and returns the part of them that a terminal can show.
 
     An .npz file has the quantization levels as `arr_0`, uint8 `(N, H, W, C)`, as other projects write them, or tokens
-    `(N, L)`, and class labels as `arr_1`. A folder has a PNG for each image.
+    `(N, L)`, and class labels as `arr_1`; of real-valued data it has the samples as `x`, in their own units, and the
+    labels as `label`. A folder has a PNG for each image.
     """
     with naming(path):
+        if recipe.data.real_valued:
+            return save_arrays(path, levels, label)
         if path.suffix.lower() == ".npz":
             samples = levels.numpy() if levels.ndim < 4 else eight_bits(levels, quantization)
             with path.open("wb") as file:

@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import tyro
@@ -21,10 +22,17 @@ import tyro
 from ...shared.errors import UsageError
 from ..catalog import GIVEN, Catalog, builds, kind_of
 from ..categorical_builders import transition_file
-from ..notation import arguments_of, changed, completed, read, write
+from ..image_data import Images
+from ..notation import OWN, arguments_of, changed, completed, read, write
 from ..parts import Part, parameters_of
 from ..recipe import Recipe
+from ..tensor_data import Tensors
+from ..text_data import Text
 
+DATA = Catalog({"Data": [Images, Text, Tensors]})
+"""The kinds of data that `--data` takes."""
+FLAT = (".npy", ".npz", ".safetensors")
+"""The endings of files of arrays that `--data` takes by their names; tables can have images, too."""
 SHARED_ARGUMENTS = frozenset(
     {
         "variance",
@@ -34,6 +42,7 @@ SHARED_ARGUMENTS = frozenset(
         "classes",
         "outputs",
         "image",
+        "augment",
         "logits",
         "head",
         "reverse",
@@ -86,6 +95,10 @@ def with_parts(recipe: Recipe, arguments: Sequence[str], without: Sequence[str] 
         name, equals, value = word.removeprefix("--").partition("=")
         path = name.replace("-", "_")
         head, dot, inner = path.partition(".")
+        if word.startswith("--") and path == "data" and (equals or given):
+            recipe = replace(recipe, data=data_of(value if equals else given.pop(0), recipe))
+            parts = {s.path: s for s in settings_of(recipe, recipe.catalog, without) if s.kind}
+            continue
         if word.startswith("--") and (target := recipe.shorthands.get(head)) and head not in without:
             rest.append(f"{option(f'{target}{dot}{inner}')}{equals}{value}")
             continue
@@ -95,6 +108,32 @@ def with_parts(recipe: Recipe, arguments: Sequence[str], without: Sequence[str] 
         found = part_of(value if equals else given.pop(0), recipe, parts[path])
         recipe = with_setting(recipe, path, with_kept(found, value_at(recipe, path)))
     return recipe, rest
+
+
+def data_of(text: str, recipe: Recipe) -> Any:
+    """Returns the data that `--data` names.
+
+    It is `Images(...)`, `Text(...)`, `Tensors(...)` or own data in the notation of parts, with the batch size and the
+    seed of the recipe's data where they are not given; a file of arrays, which are read as `Tensors`; or another name
+    for data of the recipe's own kind.
+
+    Raises:
+        UsageError: for arguments that the data do not have.
+    """
+    kept = {name: getattr(recipe.data, name) for name in ("batch", "seed") if hasattr(recipe.data, name)}
+    if Path(text).suffix.lower() in FLAT:
+        return Tensors(text, **kept)
+    if "(" not in text and not OWN.match(text):
+        return replace(recipe.data, name=text)
+    try:
+        found = read(text, DATA, "Data", complete=False)
+    except UsageError as error:
+        raise UsageError(f"--data: {error}") from error
+    if not isinstance(found, Part):
+        raise UsageError(f"--data {text}: give a name, or data such as Tensors(name='latents.npy')")
+    takes = parameters_of(found.build)
+    given = {name: value for name, value in kept.items() if name in takes}
+    return found.build(**given | dict(found.arguments))
 
 
 def with_kept(new: Any, old: Any) -> Any:

@@ -42,8 +42,8 @@ OPTIONS = ("sampler", "spacing", "clip", "guidance", "variance")
 class Sample(Weighted, Computing):
     """Draws samples of a trained run and writes them into its folder.
 
-    Images are written as one picture, a folder of PNGs or an .npz file, text as a text or .npz file; earlier samples
-    are never overwritten. Sample i depends on the seed and on i, not on how many are drawn at a time. `unnoise sample
+    Images are written as one picture, a folder of PNGs or an .npz file, text as a text or .npz file, arrays as an
+    .npz or .npy file; earlier samples are never overwritten. Sample i depends on the seed and on i, not on how many are drawn at a time. `unnoise sample
     RUN --help` also lists the sampler's settings of that run. Several GPUs share the samples: `torchrun
     --nproc-per-node 8 -m unnoise sample RUN --count 50000`.
     """
@@ -53,7 +53,7 @@ class Sample(Weighted, Computing):
     out: Path | None = None
     """File or folder to write the samples to; None for the folder of the run.
     A name ends in .png, .npz or .txt; without an ending it is a folder."""
-    format: Literal["picture", "folder", "npz", "text"] | None = None
+    format: Literal["picture", "folder", "npz", "npy", "text"] | None = None
     """Format of the samples; None for that of --out, or a picture for images and a text file for text."""
     count: int = 64
     """Number of samples."""
