@@ -16,8 +16,10 @@ from ..shared.data import Batches, CaptionTokens, ImageDataset, SubwordTokenizer
 from ..shared.data.augmentation import Augmentation
 from ..shared.data.cache import Memory
 from ..shared.data.columns import Columns
+from ..shared.data.image_stream import ImageStream, image_stream
 from ..shared.data.images import find_images, measured_split
 from ..shared.data.sources import absolute, bundled
+from ..shared.data.streaming import StreamedBatches
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
 from ..shared.progress import Progress, silent
@@ -84,6 +86,11 @@ class Images(Data):
     memory: Memory = "auto"
     """Where decoded images are: in memory, or mapped, which reads each batch from a file of the cache.
     auto holds them in memory if they fit into half of the free memory."""
+    streaming: bool = False
+    """Whether images are read and decoded while the model trains, in an order of blocks, and never all of them:
+    for tables, tar files and sets on the Hub that do not fit a disk."""
+    shuffle_block: int = 4096
+    """Number of encoded images of a stream that are shuffled at a time; two such blocks are held in memory."""
 
     picture: ClassVar[str] = "samples.png"
     __repr__ = notation
@@ -102,13 +109,21 @@ class Images(Data):
                 f"augment={self.augment}, flip={self.flip}, smaller={self.smaller}: the augmentation mirrors images "
                 "itself, and not the condition image: give flip=False and smaller=None"
             )
+        if self.streaming:
+            refuse_settings_of_whole_sets(self)
 
-    def load(self, split: str = "train", progress: Progress = silent) -> ImageDataset:
-        """Loads the images of a split. The summary of `train` reports when the set has no test images.
+    def load(self, split: str = "train", progress: Progress = silent) -> Any:
+        """Loads the images of a split, an `ImageDataset`, or opens the stream of the split train, an `ImageStream`.
+
+        The summary of `train` reports when the set has no test images. Of a stream's other splits the first images are
+        read.
 
         Raises:
             UsageError: if the labels do not match `classes`; the message lists the labels that were found.
         """
+        if self.streaming:
+            stream = image_stream(self.name, split=split, size=self.size, classes=self.classes, columns=self.columns)
+            return stream if split == "train" else stream.first(FIRST)
         own, reason = self.measured_split() if split in ("train", "test") else (split, "")
         images = image_dataset(
             self.name,
@@ -125,9 +140,7 @@ class Images(Data):
             note += "" if self.caption_length is None else "; samples are drawn of the captions of the split train"
             images = images._replace(notes=(*images.notes, note))
         if split == "test" and own != "test":
-            images = images._replace(
-                notes=(*images.notes, f"the split {own}, since there is no split test to measure on")
-            )
+            images = images._replace(notes=(*images.notes, f"the split {own}, since no split test can be measured on"))
         if self.caption_length is not None:
             images = images._replace(notes=(*images.notes, *self.tokens(images).notes))
         return tinted(images) if self.tint else images
@@ -141,12 +154,25 @@ class Images(Data):
         """Returns the split that a model is measured on, and why there is none; see `measured_split` of the images."""
         return measured_split(self.name, self.classes, self.columns, self.held_out)
 
-    def batches(self, examples: ImageDataset, form: Form, bytes_per_logit: int) -> Batches:
+    def batches(self, examples: Any, form: Form, bytes_per_logit: int) -> Batches | StreamedBatches:
         """Returns batches of the images, with their labels or small versions if the model is conditioned on them.
 
         Raises:
             UsageError: if some class does not occur.
         """
+        if isinstance(examples, ImageStream):
+            return StreamedBatches(
+                examples.stream,
+                examples.decode,
+                self.batch,
+                examples.quantization,
+                examples.shape,
+                Flipped(form) if self.flip else form,
+                self.shuffle_block,
+                self.seed,
+                names=examples.names,
+                augment=Augmentation(self.augment) if self.augment else None,
+            )
         if self.classes is not None and examples.label is not None:
             refuse_absent_classes(examples, self.classes, self.name)
         if self.balanced and examples.label is None:
@@ -266,6 +292,25 @@ def held_out(data: Images) -> ImageDataset:
     """Returns the held-out images, which are read only once; of captions without them, the training images."""
     without = data.caption_length is not None and data.measured_split()[1]
     return data.load("train" if without else "test")
+
+
+FIRST = 10_000
+"""The number of images of a stream's split for tests that a model is measured on."""
+
+
+def refuse_settings_of_whole_sets(data: Images) -> None:
+    """Raises for settings that need all images of a set, and streamed data.
+
+    Raises:
+        UsageError: with the setting.
+    """
+    needs = {"balanced": False, "smaller": None, "tint": False, "caption_length": None, "held_out": None}
+    for name, none in {**needs, "memory": "auto"}.items():
+        if (value := getattr(data, name)) != none:
+            raise UsageError(
+                f"streaming=True, {name}={value}: a stream is not held as a whole: give streaming=False, or leave out "
+                f"{name}"
+            )
 
 
 def refuse_absent_classes(images: ImageDataset, classes: int, name: str) -> None:

@@ -77,6 +77,9 @@ class Text(Data):
     """Whether training takes random windows out of blocks of twice the length, as D3PM does."""
     seed: int = 0
     """Seed of the order of the windows, a whole number."""
+    held_out: float | None = None
+    """Share of the documents that is held out for tests, such as 0.1, or their number, such as 100000.
+    None takes the set's own split test, or validation. Which ones are held out does not depend on the seed."""
 
     picture: ClassVar[str] = "samples.txt"
 
@@ -110,37 +113,59 @@ class Text(Data):
             return TextDataset(
                 windows, CharacterTokenizer(), windows.numel(), windows.numel(), windows.numel(), summary=summary
             )
-        data = self._read(split)
+        own = self.measured_split() if split == "test" else split
+        data = self._read(own)
+        if split == "test" and own != split:
+            return replace(data, summary=f"{data.summary}; the split {own}, since no split test can be measured on")
         if split != "train" or self.name in ("text8", *bundled()):
             return data
         try:
-            test = self._read("test")
+            test = self._read(self.measured_split())
         except UsageError as error:
-            if Path(self.name).is_file():
+            if Path(self.name).is_file() and self.held_out is None:
                 part = f"the last twentieth of {self.name}, which is held out for tests, is shorter than a window"
                 raise UsageError(f"{part} ({error}): give more text, or a smaller --data.length") from error
             return replace(data, summary=f"{data.summary}; `unnoise evaluate` will have no text to measure on: {error}")
         held_out = f"{len(test.windows):,} windows for tests"
         where = (
             f"the last tenth of the file is held out, with {held_out}"
-            if Path(self.name).is_file()
+            if Path(self.name).is_file() and self.held_out is None
             else f"held out: {held_out}"
         )
         return replace(data, summary=f"{data.summary}; {where}")
+
+    def measured_split(self) -> str:
+        """Returns the split that a model is measured on: `test`, or `validation` where it alone can be read."""
+        if self.held_out is not None or self.name in ("chain", "text8", *bundled()) or Path(self.name).is_file():
+            return "test"
+        for split in ("test", "validation"):
+            try:
+                self._read(split)
+            except UsageError:
+                continue
+            return split
+        return "test"
 
     def _read(self, split: str) -> TextDataset:
         if self.name == "text8" and self.tokenizer is None:
             return text8(split, self.length)
         crop = self.crop and split == "train"
-        if Path(self.name).is_file():
+        if Path(self.name).is_file() and self.held_out is None:
             split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
         if self.tokenizer is not None:
             layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
             tokenizer = cast(SubwordTokenizer, self.read_tokenizer())
             return subwords(
-                self.name, split, self.length, tokenizer, layout, column=self.column, documents=self.documents
+                self.name,
+                split,
+                self.length,
+                tokenizer,
+                layout,
+                column=self.column,
+                documents=self.documents,
+                held_out=self.held_out,
             )
-        return characters(self.name, split, self.length, column=self.column, crop=crop)
+        return characters(self.name, split, self.length, column=self.column, crop=crop, held_out=self.held_out)
 
     def read_tokenizer(self) -> CharacterTokenizer | SubwordTokenizer:
         """Returns the tokenizer, read from its file or from the contents that the run keeps."""

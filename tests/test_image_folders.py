@@ -266,5 +266,5 @@ def test_a_folder_without_test_says_so_before_training(tmp_path):
     )
     validation = Images(str(tmp_path / "validation"))
     assert "evaluate" not in validation.load().summary
-    assert validation.load("test").notes[-1] == "the split validation, since there is no split test to measure on"
+    assert validation.load("test").notes[-1] == "the split validation, since no split test can be measured on"
     assert validation.load("test").k.flatten().tolist() == [1, 2]

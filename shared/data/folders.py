@@ -142,7 +142,9 @@ def scan(root: Path) -> Contents:
             elif entry.name in METADATA:
                 found.metadata.append(inside)
             else:
-                picture = Path(entry.name).suffix.lower() in pictures and (entry.is_file() or entry.is_symlink())
+                picture = os.path.splitext(entry.name)[1].lower() in pictures and (
+                    entry.is_file() or entry.is_symlink()
+                )
                 (found.images if picture else found.others).append(inside)
 
     try:

@@ -57,13 +57,14 @@ class Files:
 
     def identity(self) -> Any:
         """Returns the path, size and time of change of each file."""
-        return [str(self.folder.resolve()), [(name, *stamp(self.folder / name)) for name in self.names]]
+        folder = str(self.folder.resolve())
+        return [folder, [(name, *stamp(os.path.join(folder, name))) for name in self.names]]
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def stamp(path: str) -> tuple[int, int]:
     """Returns the size and the time of change of a file; (0, 0) if it does not exist."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return 0, 0
     return found.st_size, found.st_mtime_ns

@@ -85,7 +85,7 @@ def table_files(name: str) -> TableFiles | None:
         kind = KINDS.get(path.suffix.lower())
         return None if kind is None else TableFiles(kind, {"train": [path]})
     if path.is_dir():
-        found = _in_folder(path)
+        found = in_folder(path)
         if found is None:
             return None
         root = path
@@ -113,17 +113,33 @@ def table_files(name: str) -> TableFiles | None:
     return TableFiles(next(iter(kinds)), splits, (left,) if others else ())
 
 
-def _in_folder(root: Path) -> list[Path] | None:
+def in_folder(root: Path) -> list[Path] | None:
     """Returns the table files below a folder, or None if there are none, or images."""
     found, pictures = [], endings()
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
-            if Path(file).suffix.lower() in pictures:
+            ending = os.path.splitext(file)[1].lower()
+            if ending in pictures:
                 return None
-            if not file.startswith(".") and Path(file).suffix.lower() in KINDS and file not in DESCRIPTIONS:
+            if not file.startswith(".") and ending in KINDS and file not in DESCRIPTIONS:
                 found.append(Path(folder) / file)
     return found or None
+
+
+def shards_of(name: str, split: str) -> TableFiles | None:
+    """Returns the files of text of a glob, or of a folder in the layout of the Hub: train-00000-of-00002.parquet.
+
+    Returns None for anything else, such as a folder with a file named after the split: `train.parquet`, `train.txt`.
+    """
+    path = Path(name)
+    if path.is_dir():
+        parts = [file.relative_to(path).parts for file in in_folder(path) or []]
+        exact = any(p.stem == split and p.suffix.lower() in (".txt", *KINDS) for p in path.iterdir())
+        if exact or not any(split_in(p) not in (None, Path(p[-1]).stem) for p in parts):
+            return None
+    files = None if path.is_file() else table_files(name)
+    return None if files is None or files.kind == "tar" else files
 
 
 def rows_of_files(files: TableFiles, name: str, split: str) -> Dataset:

@@ -50,7 +50,7 @@ class Members:
 
     def identity(self) -> Any:
         """Returns the path, size and time of change of each file, and the places of the images."""
-        files = {str(member.file.resolve()): stamp(member.file) for member in self.members}
+        files = {path: stamp(path) for path in {str(member.file.resolve()) for member in self.members}}
         return [sorted(files.items()), [(member.name, member.offset) for member in self.members]]
 
 

@@ -26,16 +26,22 @@ UNITS = {None: "document", "file": "document", "paragraphs": "paragraph", "lines
 
 
 def characters(
-    name: str, split: str = "train", length: int = 256, *, column: str = "text", crop: bool = False
+    name: str,
+    split: str = "train",
+    length: int = 256,
+    *,
+    column: str = "text",
+    crop: bool = False,
+    held_out: float | None = None,
 ) -> TextDataset:
     r"""Loads any text as 27 characters: a to z are 0 to 25, everything else becomes one space, 26 (text8's rule).
 
     Documents run together.
 
     Args:
-        name: a bundled data set (`shakespeare`), a text, Parquet, JSON or CSV file, a folder of files named after the
-            splits, or a data set on the Hub. Text is UTF-8, or the encoding of its byte order mark; all ends of lines
-            become `\n`.
+        name: a bundled data set (`shakespeare`); a text, Parquet, JSON or CSV file; a folder of files whose names have
+            the splits (`train.txt`, `train-00000-of-00002.parquet`); or a data set on the Hub. Text is UTF-8, or the
+            encoding of its byte order mark; all ends of lines become `\n`.
         split: `train`, `test`, ...; a single file has `train` alone, or a slice of it: `train[:90%]` is that share of
             its characters up to the end of a document, a line or a word, `train[:1000]` its first 1000 rows, which in a
             text file are its lines.
@@ -43,11 +49,14 @@ def characters(
         column: name of the column that holds the text; in a text file it is `text`.
         crop: whether to train as D3PM: windows are blocks of 2 `length` characters, and a batch takes a random crop of
             each.
+        held_out: share or number of the rows of the split train that are held out as the split test, by the rules of
+            `held_out_rows`; None for the set's own split test.
 
     Raises:
         UsageError: where there is no such data set, split or column, or less text than one window.
     """
-    return _character_windows(_tokenized(name, split, column, CharacterTokenizer()), length, crop)
+    found = _tokenized(name, split, column, CharacterTokenizer(), held_out=held_out)
+    return _character_windows(found, length, crop)
 
 
 def shakespeare(split: str = "train", length: int = 256, *, crop: bool = False) -> TextDataset:
@@ -112,11 +121,12 @@ def subwords(
     *,
     column: str = "text",
     documents: Documents | None = None,
+    held_out: float | None = None,
 ) -> TextDataset:
     r"""Loads any text through a subword tokenizer; each document ends in the end token, and blank ones are left out.
 
     Args:
-        name, split, column: as for `characters`; each row is a document.
+        name, split, column, held_out: as for `characters`; each row is a document.
         length: L, number of tokens in an example.
         tokenizer: from `train_tokenizer` or `tokenizer_file`.
         layout: how documents become windows: run together, `Packed()` (D3PM's LM1B), the same with an end token at both
@@ -130,7 +140,7 @@ def subwords(
     """
     if not isinstance(tokenizer, SubwordTokenizer):
         raise UsageError(f"tokenizer={tokenizer!r}: give train_tokenizer(...) or tokenizer_file(...)")
-    found = _tokenized(name, split, column, tokenizer, documents, "lines" if layout.pads else None)
+    found = _tokenized(name, split, column, tokenizer, documents, "lines" if layout.pads else None, held_out)
     end, padding = tokenizer.backend.token_to_id(tokenizer.end), tokenizer.size
     assert end is not None, "a SubwordTokenizer has its end token"
     windows = layout(found.tokens, length, end=end, padding=padding)
@@ -229,11 +239,12 @@ def _tokenized(
     tokenizer: Tokenizer,
     documents: Documents | None = None,
     default: Documents | None = None,
+    held_out: float | None = None,
 ) -> Tokenized:
     """Tokenizes a split; a second call with the same text and tokenizer finds the file of the first."""
     import datasets
 
-    rows = rows_of(name, split, column, documents, default)
+    rows = rows_of(name, split, column, documents, default, held_out)
     data = rows.select()
     key = json.dumps([FORMAT, rows.data._fingerprint, column, rows.start, rows.stop, serialize(tokenizer)])
     kind = "uint8" if tokenizer.size <= 1 << 8 else "uint16" if tokenizer.size <= 1 << 16 else "int32"

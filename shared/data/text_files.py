@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import UsageError
 from .column_errors import broken_line, column_without_text, missing_column
+from .held_out import held_out_rows
 from .sources import Absent, load, suggestion
+from .table_files import rows_of_files, shards_of
 from .text_slices import Place, Span, in_percent, places
 from .tokenizers import first_line
 
@@ -188,7 +190,12 @@ def _rows_of_text(path: str, stamp: tuple[int, int], documents: Documents, versi
 
 
 def rows_of(
-    name: str, split: str, column: str, documents: Documents | None = None, default: Documents | None = None
+    name: str,
+    split: str,
+    column: str,
+    documents: Documents | None = None,
+    default: Documents | None = None,
+    held_out: float | None = None,
 ) -> Rows:
     """Returns the rows of a data set with their text; see `subwords`.
 
@@ -198,12 +205,22 @@ def rows_of(
         column: the column that holds the text.
         documents: which part of a text file is a document.
         default: which part is a document where `documents` is None.
+        held_out: share or number of the rows of the split train that are the split test, by `held_out_rows`; None for
+            the set's own.
 
     Raises:
-        UsageError: where there is no such data set, split or column, or it does not hold text.
+        UsageError: where there is no such data set, split or column, or it does not hold text; and for `held_out` of a
+            text file, whose rows are not documents.
     """
-    found = file_of(name, split)
-    if found is None:
+    part = split if held_out is not None and split in ("train", "test") else None
+    split = "train" if part else split
+    matched = SLICE.fullmatch(split)
+    files = None if matched is None else shards_of(name, matched[1])
+    found = file_of(name, split) if files is None else None
+    if files is not None and matched is not None:
+        _refuse_documents(documents, name)
+        data, span = rows_of_files(files, name, matched[1]), (matched[2], matched[3])
+    elif found is None:
         _refuse_documents(documents, name)
         data, span = load(name, split), (None, None)
     else:
@@ -211,6 +228,11 @@ def rows_of(
         if path.stat().st_size == 0:
             raise UsageError(f"{path} is empty: give a file with text")
         if path.suffix.lower() == ".txt":
+            if part is not None:
+                raise UsageError(
+                    f"held_out={held_out:g} is for sets whose rows are documents, and the last tenth of {path} is held "
+                    "out already: leave out --data.held-out"
+                )
             documents = documents or default or ("file" if in_percent(span) else "lines")
             data = _text(path, documents, span)
         else:
@@ -220,6 +242,8 @@ def rows_of(
         raise UsageError(missing_column(data, column, name if found is None else str(found[0])))
     if getattr(data.features[column], "dtype", "") not in ("string", "large_string"):
         raise UsageError(column_without_text(data, column, name if found is None else str(found[0])))
+    if part is not None and held_out is not None:
+        data = data.select(held_out_rows(len(data), held_out, part).numpy())
     return Rows(data, column, *places(data, column, span, name, split), documents)
 
 
