@@ -228,10 +228,12 @@ def test_tensorboard_itself_writes_below_the_folder_of_the_run(tmp_path):
         for step in (0, 5):
             found = Trackers([TensorBoard()], tmp_path, SETTINGS, step)
             found.log(step + 5, {"loss": 0.5 + step})
+            found.log(step + 8, {"later": 1.0})  # lost: the run is killed, and resumes from step 5
             found.image(step + 5, "samples", picture(tmp_path))
             found.close()
         assert len(found.trackers) == 1
         events = EventAccumulator(str(tmp_path / "tensorboard"))
         events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(5, 0.5), (10, 5.5)]
+    assert [e.step for e in events.Scalars("later")] == [13]
     assert [(e.step, e.width, e.height) for e in events.Images("samples")] == [(5, 4, 6), (10, 4, 6)]
