@@ -17,7 +17,7 @@ from ..shared.gaussian.schedule import TableSchedule
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Source
-from ..shared.tensors import exact, like, per_example, refuse_unless
+from ..shared.tensors import exact, like, per_example, refuse_unless, times_at
 from .posterior import ReverseVariance, checked_variance, large, posterior
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -94,11 +94,11 @@ class VariationalBound:
         """
         self._check(x0)
         steps = self.schedule.steps
-        path = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        path = exact(torch.zeros(len(x0), device=x0.device))
         if steps > 1:
             chosen, weight = sampled_steps(2, steps, self.terms or steps, len(x0), generator)
             for n in progress(chosen.flip(0), len(chosen), "bound"):
-                t = n.to(x0.device).double() / steps
+                t = times_at(n.double() / steps, x0)
                 x_t = self.schedule.corrupt(x0, t, generator=generator)
                 path += weight * self._step(x0, x_t, *self._estimate(x_t, t, cond), t, t - 1 / steps)
         last = torch.full((), 1 / steps, dtype=torch.float64)
@@ -129,7 +129,7 @@ class VariationalBound:
     def prior(self, x0: Tensor) -> Tensor:
         """Returns `L_T = (alpha_T / sigma_T)^2 ||x_0||^2 / 2`, `(B,)`, in nats; alpha_T, sigma_T are those at t = 1."""
         snr_T = self.schedule.log_snr(torch.ones((), dtype=torch.float64)).exp()
-        return total_nats(0.5 * float(snr_T) * x0.double() ** 2)
+        return total_nats(0.5 * float(snr_T) * exact(x0) ** 2)
 
     def term(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """Returns L_(n-1), `(B,)`, in nats, for x0 `(B, ...)` and t = n / T, a scalar or `(B,)`, with one draw of x_t.
@@ -198,20 +198,20 @@ class VariationalBound:
         variance = self.variance(self.schedule, t, s, v)
         return total_nats(
             gaussian_kl(
-                true_mean.double(),
-                like(true_variance, x0.double()),
-                mean.double(),
-                like(variance.double(), x0.double()),
+                exact(true_mean),
+                like(true_variance, exact(x0)),
+                exact(mean),
+                like(exact(variance), exact(x0)),
             )
         )
 
     def _decoder(self, x0: Tensor, estimate: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
-        std = like(self.variance(self.schedule, t, torch.zeros_like(t), v).double().sqrt(), x0.double())
+        std = like(exact(self.variance(self.schedule, t, torch.zeros_like(t), v)).sqrt(), exact(x0))
         if self.quantization is None:
             return total_nats(0.5 * ((exact(x0) - exact(estimate)) / std) ** 2 + std.log() + LOG_SQRT_2PI)
         return -total_nats(
             discretized_gaussian(
-                self.quantization.quantize(x0), estimate.double(), std, self.quantization, tanh=self.tanh
+                self.quantization.quantize(x0), exact(estimate), std, self.quantization, tanh=self.tanh
             )
         )
 

@@ -81,6 +81,7 @@ def discretized_gaussian(
             smallest probability of 1e-12, in place of the exact distribution function. It serves to reproduce published
             figures only.
     """
+    k = k.to(mean.device)
     centered = quantization.low + quantization.spacing * k.to(mean.dtype) - mean
     upper, lower = (centered + quantization.spacing / 2) / std, (centered - quantization.spacing / 2) / std
     first, last = k == 0, k == quantization.levels - 1

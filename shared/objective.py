@@ -15,7 +15,7 @@ from .denoiser import Denoiser
 from .errors import UsageError
 from .random import Source, Streams, uniform
 from .serialization import serializable
-from .tensors import refuse_array
+from .tensors import refuse_array, times_at
 from .values import notation
 
 
@@ -78,7 +78,7 @@ class Objective(nn.Module, ABC, Generic[D]):
         if not isinstance(x0, Tensor):
             refuse_array(x0, "x0")
         u = times_of_rows(self.times, len(x0), generator)
-        loss = self.at(x0, self.denoiser.corruption.training_time(u).to(x0.device), generator=generator, **cond)
+        loss = self.at(x0, times_at(self.denoiser.corruption.training_time(u), x0), generator=generator, **cond)
         return uniform_parts(loss, self.times, u) if hasattr(self.times, "weight") else loss
 
     def observe(self, loss: Loss) -> None:

@@ -109,6 +109,8 @@ class Streams:
         Raises:
             UsageError: if the first size of the shape is not the number of indices.
         """
+        if device.type == "mps":  # it has no float64 and no inverse of the normal distribution function
+            return self.uniform(shape, dtype, torch.device("cpu")).to(device)
         rows, per_row = shape[0], 1
         for size in shape[1:]:
             per_row *= size
@@ -132,6 +134,8 @@ class Streams:
         Raises:
             UsageError: as `uniform` does.
         """
+        if device.type == "mps":
+            return self.normal(shape, dtype, torch.device("cpu")).to(device)
         real = torch.float64 if dtype == torch.float64 else torch.float32
         return torch.special.ndtri(self.uniform(shape, real, device)).to(dtype)
 

@@ -18,11 +18,13 @@ def like(v: Tensor, x: Tensor) -> Tensor:
     """Appends axes of size 1 to `v`, shape `(...)`, so that it broadcasts against `x`, shape `(..., more)`.
 
     Scalars stay scalars. The result has the dtype of `x` if both are floating point, so float64 coefficients do not
-    raise the precision of a float32 state.
+    raise the precision of a float32 state. It is on the device of `x`, unless it is a scalar of the CPU.
     """
     if x.is_floating_point() and v.is_floating_point():
         v = v.to(x.dtype)
-    return v.reshape(v.shape + (1,) * (x.ndim - v.ndim)) if v.ndim else v
+    if not v.ndim:
+        return v
+    return (v if v.device == x.device else v.to(x.device)).reshape(v.shape + (1,) * (x.ndim - v.ndim))
 
 
 def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:
@@ -34,8 +36,10 @@ def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:
 
 
 def exact(t: Tensor | float) -> Tensor:
-    """Returns `t` in float64; a number becomes a scalar tensor."""
-    return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    """Returns `t` in float64, on the CPU where its device has no float64; a number becomes a scalar tensor."""
+    if not isinstance(t, Tensor):
+        return torch.tensor(t, dtype=torch.float64)
+    return t.cpu().double() if t.device.type == "mps" else t.double()
 
 
 def checked_time(t: Tensor | float, rows: int | None = None) -> Tensor:
@@ -152,6 +156,11 @@ def refuse_unless(condition: Tensor, message: str, *, wait: bool = False) -> Non
 def finest(x: Tensor) -> Tensor:
     """Returns `x` in float64, or in float32 on a device without float64."""
     return x.float() if x.device.type == "mps" else x.double()
+
+
+def times_at(t: Tensor, x: Tensor) -> Tensor:
+    """Returns times in float64 on the device of `x`, or on the CPU where that device has no float64."""
+    return t.cpu() if x.device.type == "mps" else t.to(x.device)
 
 
 class Table:

@@ -214,6 +214,7 @@ class Transition(Corruption):
         return as_tokens(x, self.states, "x")
 
     def prior(self, shape: Sequence[int], *, generator: Source = None, device: torch.device | str = "cpu") -> Tensor:
+        refuse_single_precision(device)
         return categorical(self.stationary().to(device).expand(*shape, -1), generator)
 
     def grid(self, steps: int) -> Tensor:
@@ -330,6 +331,19 @@ def refuse_categories(categories: int) -> None:
         raise UsageError(f"categories={categories}: categorical data need two categories or more")
 
 
+def refuse_single_precision(device: torch.device | str) -> None:
+    """Raises for a device without float64, in which probabilities are computed.
+
+    Raises:
+        UsageError: for MPS.
+    """
+    if torch.device(device).type == "mps":
+        raise UsageError(
+            "mps has no float64, and categorical models compute their probabilities in it: give --device cpu, in "
+            "training --training.device cpu"
+        )
+
+
 def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
     """Returns integers of any type as int64, checked to be in 0..size-1, without waiting for an accelerator.
 
@@ -340,6 +354,7 @@ def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
     """
     if not is_integer(refuse_array(x, what)):
         raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{size - 1}")
+    refuse_single_precision(x.device)
     x = x.long()
     known = (x >= 0) & (x < size)
     if x.device.type != "cpu":

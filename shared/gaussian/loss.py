@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..objective import Loss, Objective, TimeSampling, independent
 from ..random import Source
 from ..serialization import earlier, serializable
+from ..tensors import like
 from .denoiser import GaussianDenoiser
 from .prediction import Preconditioned
 from .weights import MinSNR, OutputError, Weight, likelihood_weight, refuse_zero_weight, snr, velocity_weight
@@ -119,7 +120,8 @@ class DenoisingLoss(Objective[GaussianDenoiser]):
         schedule = self.denoiser.corruption
         x_t = schedule.corrupt(x0, t, generator=generator)
         error = (self.denoiser(x_t, t, **cond) - x0).to(x_t.dtype)
-        loss = self.weight(schedule, t).to(error.dtype) * (error**2).flatten(1).mean(1)
+        mse = (error**2).flatten(1).mean(1)
+        loss = like(self.weight(schedule, t), mse) * mse
         return Loss(loss, {"mse": loss.detach()}, t)
 
 
