@@ -17,6 +17,7 @@ from unnoise.shared.denoiser import Denoiser
 from unnoise.shared.networks import DiT, RefineNet, Transformer, UNet
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
+from unnoise.shared.training.averages import Decay
 from unnoise.shared.values import state_of
 
 IMAGES = {"uoft-cs/cifar10": (3, 32, 32), "digits": (1, 8, 8), "mnist5k": (1, 28, 28)}
@@ -25,6 +26,23 @@ TOKENS = {"gpt2.json": 50257, "lm1b.json": 8192, "bert-base-uncased.json": 30522
 """The sizes of the tokenizers of recipes, whose files are not here."""
 IMAGE_SETTINGS = ("batch", "classes", "flip", "name", "seed", "size")
 """Arguments of images in the version of the snapshots."""
+
+
+TRAINING_SETTINGS = (
+    *("betas", "clip", "cooldown", "device", "epsilon", "learning_rate", "log_every", "save_every", "seed", "steps"),
+    *("warmup", "watch_every", "weight_decay"),
+)
+"""Settings of training in the version of the snapshots that have their names and values still."""
+
+
+def training_of_then(settings):
+    """Settings of training as in the version of the snapshots, whose averages all had the warm-up of `Decay`."""
+    ema = deserialize(settings["ema"])
+    then = {
+        "bfloat16": {"float32": False, "bfloat16": True, "auto": None}[settings["precision"]],
+        "ema": ema.rate if isinstance(ema, Decay) and ema.warmup else repr(ema),
+    }
+    return {name: settings[name] for name in TRAINING_SETTINGS} | then
 
 
 def on_meta(monkeypatch):
@@ -65,6 +83,8 @@ def short(value):
             t = torch.as_tensor(value["tensor"], dtype=torch.float64)
             numbers = {"sum": t.sum(), "first": t.flatten()[0], "last": t.flatten()[-1]}
             return {"tensor": list(t.shape)} | {key: float(x) for key, x in numbers.items()}
+        if name == "training.Training":
+            return {"class": name, "arguments": short(training_of_then(value["arguments"]))}
         if name == "experiments.Data":
             own = {k: v for k, v in value["arguments"].items() if k in IMAGE_SETTINGS}
             return {"class": name, "arguments": short(own)}

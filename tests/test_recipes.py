@@ -1,5 +1,6 @@
 """Every recipe is made of the parts that it was made of, and can be written and read back."""
 
+import copy
 import json
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from unnoise.sde import EDM
 from unnoise.shared.errors import UsageError
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
+from unnoise.shared.training.averages import Decay, HalfLife
 
 PARTS = json.loads((Path(__file__).parent / "snapshots" / "recipes.json").read_text())
 
@@ -34,11 +36,34 @@ def test_no_recipe_is_missing():
     assert RECIPES.keys() == PARTS.keys() | {"openmoji-captions", "openmoji-groups", "openmoji-smoke"}
 
 
+PLAIN = Decay(0.9999, warmup=False)
+AVERAGES = {
+    **dict.fromkeys(("ddpm-cifar10", "ddpm-celebahq256", "ddpm-lsun256", "ddim-cifar10", "ddim-celeba64"), PLAIN),
+    **dict.fromkeys((f"improved-ddpm-{n}" for n in ("cifar10", "imagenet64", "imagenet64-classes", "lsun256")), PLAIN),
+    **dict.fromkeys((f"guided-diffusion-{n}" for n in ("imagenet64", "imagenet128", "imagenet256", "lsun256")), PLAIN),
+    **dict.fromkeys(("classifier-free-imagenet64", "classifier-free-imagenet128", "upsampling-imagenet256"), PLAIN),
+    **dict.fromkeys(("progressive-distillation-cifar10", "progressive-distillation-imagenet64"), PLAIN),
+    **dict.fromkeys(("d3pm-cifar10", "inverse-problems-cifar10", "inverse-problems-celeba64"), PLAIN),
+    "ddim-lsun256": Decay(0.999, warmup=False),
+    **dict.fromkeys((f"ncsn-{name}-v2" for name in ("cifar10", "celeba64", "lsun128")), Decay(0.999, warmup=False)),
+    "ncsn-cifar10": Decay(0.0, warmup=False),
+    **dict.fromkeys((f"edm-{name}" for name in ("cifar10", "cifar10-classes", "ffhq64", "afhqv2-64")), HalfLife(5e5)),
+    "edm-imagenet64": HalfLife(5e7),
+}
+"""Averages as published, where version 0.2 had a constant decay of the same rate and a warm-up in its place."""
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_recipes_have_the_same_parts(name, monkeypatch):
     """The parts of version 0.2, in which a paper was a class and its settings were options of its own."""
     on_meta(monkeypatch)
-    assert_same(snapshot(find(name), monkeypatch), PARTS[name])
+    found, expected = snapshot(find(name), monkeypatch), copy.deepcopy(PARTS[name])
+    then = expected["training"]["arguments"]["ema"]
+    if name in AVERAGES:
+        average, batch = AVERAGES[name], expected["data"]["arguments"]["batch"]
+        assert average.decay(10**9, batch) == pytest.approx(then, rel=1e-12)
+        expected["training"]["arguments"]["ema"] = repr(average)
+    assert_same(found, expected)
 
 
 def test_data_of_other_forms():
