@@ -65,7 +65,7 @@ def train_recipe(
             min(25, recipe.sampling_steps),
         )
         path = folder / f"{name.stem}-{step:06d}{name.suffix}"
-        recipe.show(path, few.levels, data.quantization, columns=10)
+        recipe.show(path, few.levels, data.quantization, 10, recipe.data.captions(torch.arange(30)))
         return path if path.suffix == ".png" else None
 
     objective = recipe.objective(data.shape, data.quantization)

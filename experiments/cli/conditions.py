@@ -1,4 +1,4 @@
-"""What samples are drawn under: class labels, a caption, a prompt or gaps in a text, temperature and top-p."""
+"""What samples are drawn under: class labels, captions, a prompt or gaps in a text, temperature and top-p."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...discrete import Infilling, Temperature, TopP, sliding
 from ...discrete.denoiser import CleanDenoiser
-from ...shared.data import CharacterTokenizer, tokenizer_file
+from ...shared.data import CharacterTokenizer
 from ...shared.data.tokenizers import character_ids, cleaned
 from ...shared.denoiser import Denoiser
 from ...shared.editing import Inpainting
@@ -23,6 +23,7 @@ from ..evaluation import SamplingRun, sampling_run
 from ..pretrained.given_data import GivenText
 from ..recipe import Recipe
 from ..text_data import Text
+from . import captions
 
 
 def filtered(denoiser: Denoiser, temperature: float, top_p: float) -> Denoiser:
@@ -47,18 +48,20 @@ Conditions = Callable[[Tensor], dict[str, Tensor]]
 
 
 def conditions_for(options: Any, recipe: Recipe, denoiser: Denoiser, names: Sequence[str] | None) -> Conditions:
-    """Returns the conditions of the samples: the requested labels and caption, else those of the recipe."""
+    """Returns the conditions of the samples: the requested labels and captions, else those of the recipe."""
     given: dict[str, Tensor] = {}
     if options.labels is not None:
         if recipe.classes is None:
             raise UsageError("--labels: this model has no class labels: leave out --labels")
         given["label"] = torch.tensor([label_of(text, recipe.classes, names) for text in options.labels])
-    if options.caption is not None:
-        given["tokens"] = caption_tokens(options, denoiser)
+    if (requested := captions.requested(options)) is not None:
+        given["tokens"] = captions.tokens_of(requested, options, recipe, denoiser)
+    others = captions.without(recipe.data) if "tokens" in given else recipe.data
 
     def of(rows: Tensor) -> dict[str, Tensor]:
         own = {name: value[rows.cpu() % len(value)].to(rows.device) for name, value in given.items()}
-        return (recipe.conditions(rows) if "label" not in own else {}) | own
+        complete = denoiser.conditions is not None and own.keys() >= set(denoiser.conditions)
+        return own if complete else others.conditions(rows) | own
 
     return of
 
@@ -75,20 +78,6 @@ def label_of(text: str, classes: int, names: Sequence[str] | None) -> int:
         return int(text)
     known = f", or one of {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else ""
     raise UsageError(f"--labels {text}: give numbers from 0 to {classes - 1}{known}")
-
-
-def caption_tokens(options: Any, denoiser: Denoiser) -> Tensor:
-    """Returns the tokens of the caption with its end token, `(1, L)`.
-
-    Raises:
-        UsageError: for a model without captions, or without a tokenizer.
-    """
-    if "tokens" not in (denoiser.conditions or ()):
-        raise UsageError("--caption: this model has no captions: leave out --caption")
-    if options.tokenizer is None:
-        raise UsageError("--caption needs the tokenizer of the model's captions: give --tokenizer tokenizer.json")
-    (found,) = tokenizer_file(options.tokenizer).encode([options.caption])
-    return torch.from_numpy(found.tokens.astype("int64"))[None]
 
 
 class KnownText(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,34 +82,45 @@ def refuse_channels(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def write_samples(
-    path: Path, recipe: Recipe, levels: Tensor, quantization: Quantization, label: Tensor | None = None
+    path: Path,
+    recipe: Recipe,
+    levels: Tensor,
+    quantization: Quantization,
+    label: Tensor | None = None,
+    captions: Sequence[str] | None = None,
 ) -> str:
     """Writes samples to a new file or folder, and returns the part of them that a terminal can show.
 
     An .npz file has the quantization levels as `arr_0`, uint8 `(N, H, W, C)`, as other projects write them, or tokens
     `(N, L)`, and class labels as `arr_1`; of real-valued data it has the samples as `x`, in their own units, and the
-    labels as `label`. A folder has a PNG for each image.
+    labels as `label`. A folder has a PNG for each image. Captions are written below the images of a picture, as
+    `captions` of an .npz file, and to the metadata.jsonl of a folder.
     """
     with naming(path):
         if recipe.data.real_valued:
             return save_arrays(path, levels, label)
         if path.suffix.lower() == ".npz":
             samples = levels.numpy() if levels.ndim < 4 else eight_bits(levels, quantization)
+            further = {} if label is None else {"arr_1": label.cpu().numpy()}
+            arrays = {"arr_0": samples} | further | ({} if captions is None else {"captions": np.array(captions)})
             with path.open("wb") as file:
-                np.savez_compressed(file, samples, *([] if label is None else [label.cpu().numpy()]))
+                np.savez_compressed(file, allow_pickle=False, **arrays)
             return ""
         if path.suffix == "":
-            return as_folder(path, levels, quantization)
-        return recipe.show(path, levels, quantization, columns=max(1, round(len(levels) ** 0.5)))
+            return as_folder(path, levels, quantization, captions)
+        return recipe.show(path, levels, quantization, max(1, round(len(levels) ** 0.5)), captions)
 
 
-def as_folder(path: Path, levels: Tensor, quantization: Quantization) -> str:
-    """Writes a PNG for each image."""
+def as_folder(path: Path, levels: Tensor, quantization: Quantization, captions: Sequence[str] | None) -> str:
+    """Writes a PNG for each image, and their captions to metadata.jsonl, as folders of images have them."""
     from PIL import Image
 
     path.mkdir(parents=True)
     for n, image in enumerate(eight_bits(levels, quantization)):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{n:06}.png")
+    if captions is not None:
+        lines = [json.dumps({"file_name": f"{n:06}.png", "caption": text}) for n, text in enumerate(captions)]
+        (path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return ""
 
 

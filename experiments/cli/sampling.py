@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...shared.denoiser import Denoiser
 from ...shared.distributed import is_main
-from ...shared.errors import UsageError
+from ...shared.errors import UsageError, shown
 from ...shared.progress import bar
 from ...shared.quantization import Quantization
 from ...shared.serialization import deserialize
@@ -27,6 +27,7 @@ from ..parts import write
 from ..pretrained.imported import run_of
 from ..recipe import Recipe
 from ..time_grids import Sections, adaptive, quadratic, spaced, strided, trailing
+from .captions import of_samples
 from .computing import Computing, computing, say_idle
 from .conditions import conditions_for, filtered, holding, text_for, windows
 from .outputs import path_for, write_samples
@@ -36,6 +37,11 @@ from .weights import Weighted, average_in
 
 OPTIONS = ("sampler", "spacing", "clip", "guidance", "variance")
 """The settings of a run that sampling can change."""
+CAPTION = (
+    'Caption of the samples, such as "red heart", for a model with captions; several are taken in turn, each after '
+    "--caption. Without one, the captions of held-out images are taken in turn; an empty one stands for no caption."
+)
+Captions = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=CAPTION, metavar="TEXT")]
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,11 @@ class Sample(Weighted, Computing):
     """Seed of the samples, a whole number."""
     labels: tuple[str, ...] | None = None
     """Class labels of the samples in turn, numbers or names, such as 3 7; None for all classes in turn."""
-    caption: str | None = None
-    """Caption of all samples, for a model with captions; None for no caption."""
+    caption: Captions = ()
+    captions: Path | None = None
+    """Text file with captions of the samples in turn, one in each line."""
     tokenizer: Path | None = None
-    """Path of the tokenizer.json of the captions, needed with --caption."""
+    """Path of the tokenizer.json of the captions, for a run that was trained in Python without it."""
     temperature: float = 1.0
     """Temperature of the tokens' probabilities, such as 0.9; 1 changes nothing."""
     top_p: float = 1.0
@@ -79,6 +86,8 @@ class Sample(Weighted, Computing):
     length: int | None = None
     """Number of tokens of a text; more than the length of the network are sampled window by window."""
     module: Modules = ()
+    weights: Annotated[Weighted, tyro.conf.arg(name="")] = field(default_factory=Weighted)
+    computing: Annotated[Computing, tyro.conf.arg(name="")] = field(default_factory=Computing)
 
 
 @dataclass(frozen=True)
@@ -88,9 +97,11 @@ class Evaluate(Weighted, Computing):
     Writes evaluation.json to the folder of the run, and keeps earlier results beside it. Code lengths have standard
     errors. Samples of images are compared with the training set by a small classifier of real images: `frechet` is the
     Fréchet distance of its features, `frechet_of_held_out` that of real held-out images, `sure` the share of samples
-    that it assigns to a class with p > 0.8, `classes` the number of classes that it finds. These can be compared
-    between runs on the same data. `unnoise evaluate RUN --help` also lists the sampler's settings. Several GPUs share
-    the work: `torchrun --nproc-per-node 8 -m unnoise evaluate RUN`.
+    that it assigns to a class with p > 0.8, `classes` the number of classes that it finds. A model with captions is
+    sampled from those of the held-out images; `agreement` is then the share of samples that the classifier assigns to
+    the class of the image with the caption, `agreement_of_held_out` that of these images. These can be compared between
+    runs on the same data. `unnoise evaluate RUN --help` also lists the sampler's settings. Several GPUs share the work:
+    `torchrun --nproc-per-node 8 -m unnoise evaluate RUN`.
     """
 
     run: tyro.conf.Positional[Path]
@@ -105,6 +116,8 @@ class Evaluate(Weighted, Computing):
     seed: int = 0
     """Seed of the samples and of the times of the bound, a whole number."""
     module: Modules = ()
+    weights: Annotated[Weighted, tyro.conf.arg(name="")] = field(default_factory=Weighted)
+    computing: Annotated[Computing, tyro.conf.arg(name="")] = field(default_factory=Computing)
 
 
 def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
@@ -224,9 +237,10 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     if options.average is not None:
         print(f"weights: {checkpoint.description['weights']['average.*']}")
     label = None if recipe.classes is None else conditions(torch.arange(count)).get("label")
-    shown = write_samples(path, recipe, run.levels, quantization, label)
-    by = f"{type(sampler).__name__}{of_classes(label, names)}"
-    print(f"{shown}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s by {by}: {path}")
+    captions = of_samples(options, recipe, count)
+    printed = write_samples(path, recipe, run.levels, quantization, label, captions)
+    by = f"{type(sampler).__name__}{of_classes(label, names)}{of_captions(captions)}"
+    print(f"{printed}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s by {by}: {path}")
 
 
 def of_classes(label: Tensor | None, names: Sequence[str] | None) -> str:
@@ -236,6 +250,15 @@ def of_classes(label: Tensor | None, names: Sequence[str] | None) -> str:
     every = [str(names[n] if names else n) for n in dict.fromkeys(label.tolist())]
     turn = " in turn" * (len(label) > len(every) or len(every) > 3)
     return f" of the class{'es' * (len(every) > 1)} {', '.join(every[:3])}{', ...' * (len(every) > 3)}{turn}"
+
+
+def of_captions(captions: Sequence[str] | None) -> str:
+    """Returns the captions of the samples in words; an empty text for a model without captions."""
+    if captions is None:
+        return ""
+    every = [repr(shown(caption, 40)) for caption in dict.fromkeys(captions)]
+    word = f"caption{'s' * (len(every) > 1)}"
+    return f" of the {word} {', '.join(every[:3])}{', ...' * (len(every) > 3)}"
 
 
 def with_steps(recipe: Recipe, denoiser: Denoiser, steps: str | None) -> Recipe:
