@@ -24,7 +24,13 @@ NO_CAPTIONS = (
 
 def tokenizer_of(text: str) -> SubwordTokenizer:
     """Returns the tokenizer in a file, or in the contents of a file that a run keeps."""
-    return SubwordTokenizer.of_json(text) if text.startswith("{") else tokenizer_file(text)
+    return tokenizer_in(text) if text.startswith("{") else tokenizer_file(text)
+
+
+@functools.lru_cache(maxsize=2)
+def tokenizer_in(json: str) -> SubwordTokenizer:
+    """Returns the tokenizer in the contents of a file."""
+    return SubwordTokenizer.of_json(json)
 
 
 @functools.lru_cache(maxsize=4)

@@ -155,7 +155,7 @@ class Images(Data):
         return measured_split(self.name, self.classes, self.columns, self.held_out)
 
     def batches(self, examples: Any, form: Form, bytes_per_logit: int) -> Batches | StreamedBatches:
-        """Returns batches of the images, with their labels or small versions if the model is conditioned on them.
+        """Returns batches of the images, with the labels, captions or small versions that the model is conditioned on.
 
         Raises:
             UsageError: if some class does not occur.
@@ -177,12 +177,15 @@ class Images(Data):
             refuse_absent_classes(examples, self.classes, self.name)
         if self.balanced and examples.label is None:
             raise UsageError(f"balanced=True: {self.name} has {examples.no_labels}: leave out --data.balanced")
+        conditions: dict[str, Any] = {**replace(self, smaller=None).conditions_of(examples)}
+        if self.smaller is not None:
+            conditions["image"] = self.small_images(examples)
         return Batches(
             examples.k,
             self.batch,
             examples.quantization,
             Flipped(form) if self.flip else form,
-            self.conditions_of(examples) if self.smaller is None else {"image": self.small_images(examples)},
+            conditions,
             self.seed,
             names=examples.names if self.classes is not None else None,
             augment=Augmentation(self.augment) if self.augment else None,
