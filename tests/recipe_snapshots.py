@@ -24,8 +24,11 @@ IMAGES = {"uoft-cs/cifar10": (3, 32, 32), "digits": (1, 8, 8), "mnist5k": (1, 28
 GRAY = ("digits", "mnist5k")
 TOKENS = {"gpt2.json": 50257, "lm1b.json": 8192, "bert-base-uncased.json": 30522}
 """The sizes of the tokenizers of recipes, whose files are not here."""
-IMAGE_SETTINGS = ("batch", "classes", "flip", "name", "seed", "size")
-"""Arguments of images in the version of the snapshots."""
+DATA_SETTINGS = {
+    "experiments.Data": ("batch", "classes", "flip", "name", "seed", "size"),
+    "experiments.Text": ("batch", "column", "crop", "documents", "layout", "length", "name", "seed", "tokenizer"),
+}
+"""Arguments of data in the version of the snapshots."""
 
 
 TRAINING_SETTINGS = (
@@ -85,8 +88,8 @@ def short(value):
             return {"tensor": list(t.shape)} | {key: float(x) for key, x in numbers.items()}
         if name == "training.Training":
             return {"class": name, "arguments": short(training_of_then(value["arguments"]))}
-        if name == "experiments.Data":
-            own = {k: v for k, v in value["arguments"].items() if k in IMAGE_SETTINGS}
+        if name in DATA_SETTINGS:
+            own = {k: v for k, v in value["arguments"].items() if k in DATA_SETTINGS[name]}
             return {"class": name, "arguments": short(own)}
         found = {key: short(part) for key, part in value.items()}
         return {"class": name, "arguments": used(found["arguments"])} if name == "networks.UNet" else found

@@ -20,6 +20,7 @@ from unnoise.shared.quantization import Quantization
 from unnoise.shared.sampler import counted
 from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.time_inputs import quarter_log
+from unnoise.shared.training.averages import HalfLife
 
 PRESETS = ("cifar10", "cifar10_classes", "ffhq64", "afhqv2_64", "imagenet64", "digits", "mnist", "smoke")
 
@@ -75,7 +76,7 @@ def test_published_settings():
         1e-3,
         19_531,
     )
-    assert cifar.training.ema ** (500_000 / 512) == pytest.approx(0.5)
+    assert cifar.training.ema == HalfLife(500_000, rampup=0.05)
     assert (cifar.network["dropout"], cifar.training.clip, cifar.sampler) == (0.13, math.inf, part(Heun))
     assert edm.cifar10_classes().data.classes == 10
     assert (edm.ffhq64().network["dropout"], edm.afhqv2_64().network["dropout"]) == (0.05, 0.25)
@@ -86,7 +87,7 @@ def test_published_settings():
         40.0,
         256,
     )
-    assert large.training.ema ** (50e6 / 4096) == pytest.approx(0.5)
+    assert large.training.ema == HalfLife(50e6, rampup=0.05)
     sampler = large.sampler_of(denoiser_of(Formula(lambda x, label: x)))
     assert (sampler.gamma, sampler.low, sampler.high, sampler.noise) == (40 / 256, 0.05, 50.0, 1.003)
     assert churned_heun(sampler.denoiser, 18, 80.0).gamma == math.sqrt(2) - 1

@@ -29,6 +29,7 @@ from unnoise.experiments.time_grids import Sections, quadratic, spaced
 from unnoise.shared.errors import UsageError
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
+from unnoise.shared.training.averages import Decay
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -68,7 +69,7 @@ def test_published_settings():
     assert [improved.network[name] for name in ("attention", "heads", "dropout")] == [(2, 4), 4, 0.3]
     assert improved_ddpm.imagenet64_classes().loss.objective["vlb"] == 1 / 4000
     assert ddim.cifar10().spacing is quadratic
-    assert ddim.lsun256().training.ema == 0.999
+    assert ddim.lsun256().training.ema == Decay(0.999, warmup=False)
     assert (ddim.celeba64().grid(improved.objective((3, 8, 8), Quantization()).denoiser, 40) * 4000)[:2].tolist() == [
         3901,
         3801,

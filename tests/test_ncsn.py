@@ -21,6 +21,7 @@ from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import normal_like
 from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.time_inputs import noise_level
+from unnoise.shared.training.averages import Decay
 
 PRESETS = (ncsn.cifar10, ncsn.cifar10_v2, ncsn.celeba64_v2, ncsn.lsun128_v2, ncsn.digits, ncsn.mnist, ncsn.smoke)
 
@@ -44,11 +45,12 @@ def test_published_settings():
     assert (first.training.steps, first.training.learning_rate, first.training.ema, first.data.batch) == (
         200_000,
         1e-3,
-        0.0,
+        Decay(0.0, warmup=False),
         128,
     )
     assert values_of(second) == (0.01, 50.0, 232, 5, 6.2e-6, True)
-    assert (second.training.steps, second.training.learning_rate, second.training.ema) == (300_000, 1e-4, 0.999)
+    assert (second.training.steps, second.training.learning_rate) == (300_000, 1e-4)
+    assert second.training.ema == Decay(0.999, warmup=False)
     assert values_of(ncsn.celeba64_v2()) == (0.01, 90.0, 500, 5, 3.3e-6, True)
     assert values_of(ncsn.lsun128_v2())[1:4] == (190.0, 1086, 3)
     for recipe, snr in ((first, 0.316), (second, 0.176)):
