@@ -20,7 +20,7 @@ from ...shared.training.precision import PrecisionName, precision_of
 D = TypeVar("D", bound=Denoiser)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Computing:
     """How a network is evaluated, which changes its numbers by rounding alone."""
 

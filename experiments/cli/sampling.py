@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from ...shared.progress import bar
 from ...shared.quantization import Quantization
 from ...shared.serialization import deserialize
 from ...shared.training import Checkpoint, load
-from ...shared.training.checkpoint import newest, read
+from ...shared.training.checkpoint import first_intact, read, silently
 from ...shared.training.folder import writable, write_text
 from ..evaluation import CHUNK, draw
 from ..parts import write
@@ -33,7 +33,7 @@ from .conditions import conditions_for, filtered, holding, text_for, windows
 from .outputs import path_for, write_samples
 from .recipe_options import options_of, with_options, with_parts
 from .training import Modules
-from .weights import Weighted, average_in
+from .weights import Weighted, average_in, checkpoint_in
 
 OPTIONS = ("sampler", "spacing", "clip", "guidance", "variance")
 """The settings of a run that sampling can change."""
@@ -45,13 +45,13 @@ Captions = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(h
 
 
 @dataclass(frozen=True)
-class Sample(Weighted, Computing):
+class Sample:
     """Draws samples of a trained run and writes them into its folder.
 
     Images are written as one picture, a folder of PNGs or an .npz file, text as a text or .npz file, arrays as an
-    .npz or .npy file; earlier samples are never overwritten. Sample i depends on the seed and on i, not on how many are drawn at a time. `unnoise sample
-    RUN --help` also lists the sampler's settings of that run. Several GPUs share the samples: `torchrun
-    --nproc-per-node 8 -m unnoise sample RUN --count 50000`.
+    .npz or .npy file; earlier samples are never overwritten. Sample i depends on the seed and on i, not on how many are
+    drawn at a time. `unnoise sample RUN --help` also lists the sampler's settings of that run. Several GPUs share the
+    samples: `torchrun --nproc-per-node 8 -m unnoise sample RUN --count 50000`.
     """
 
     run: tyro.conf.Positional[Path]
@@ -91,7 +91,7 @@ class Sample(Weighted, Computing):
 
 
 @dataclass(frozen=True)
-class Evaluate(Weighted, Computing):
+class Evaluate:
     """Measures the code length and the sample quality of a trained run on held-out data.
 
     Writes evaluation.json to the folder of the run, and keeps earlier results beside it. Code lengths have standard
@@ -122,7 +122,8 @@ class Evaluate(Weighted, Computing):
 
 def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
     """Returns the class of a command with the sampler's settings of a run as options, and the arguments left for it."""
-    checkpoint = load(Path(run), network=own_network(Path(run)), average=average_in(arguments))
+    which, average = checkpoint_in(arguments), average_in(arguments)
+    checkpoint = load(Path(run), network=own_network(Path(run), which), average=average, checkpoint=which)
     recipe = run_of(checkpoint)
     without = [f.name for f in fields(recipe) if f.name not in OPTIONS]
     recipe, rest = with_parts(recipe, arguments, without)
@@ -140,13 +141,12 @@ def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type,
     return cls, rest
 
 
-def own_network(run: Path) -> torch.nn.Module | None:
+def own_network(run: Path, which: str | None = None) -> torch.nn.Module | None:
     """Returns the network of a run whose class is not part of this package, built by its recipe; None for others.
 
-    The class must have been imported, as by `--module`.
+    The class must have been imported, as by `--module`. `which` is the checkpoint, as for `load`.
     """
-    folder = newest(run)
-    description, _ = read(folder)
+    _, (description, _) = first_intact(run, read, which, say=silently)
     if '"external"' not in json.dumps(description["objective"]) or description["experiment"] is None:
         return None
     recipe, quantization = (deserialize(description[name]) for name in ("experiment", "quantization"))
@@ -158,7 +158,7 @@ def evaluate(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Measures a run and writes evaluation.json."""
     recipe = recipe if options.data is None else recipe.with_data(options.data)
     count = None if options.count is None else positive("count", options.count)
-    with computing(options, checkpoint.average.denoiser) as denoiser:
+    with computing(options.computing, checkpoint.average.denoiser) as denoiser:
         recipe = with_steps(recipe, denoiser, options.steps)
         quantization, _ = data_of(checkpoint, options.run)
         recipe.refuse_unfit(denoiser, quantization)
@@ -171,12 +171,12 @@ def evaluate(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
             seed=options.seed,
             trained_on=checkpoint.description["batches"],
             progress=bar,
-            size=options.batch,
+            size=options.computing.batch,
         )
     if not is_main():
         return
     results |= {"step": checkpoint.step, "weights": checkpoint.description["weights"]["average.*"]}
-    results |= {"precision": options.precision} | settings_used(recipe, options.seed)
+    results |= {"precision": options.computing.precision} | settings_used(recipe, options.seed)
     for key, value in results.items():
         print(f"{key:20} {value if not isinstance(value, float) else format(value, '.4f')}")
     earlier = path.read_text() if path.exists() else None
@@ -206,7 +206,7 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Draws samples of a run and writes them."""
     (quantization, shape), count = data_of(checkpoint, options.run), positive("count", options.count)
     names = (checkpoint.description["batches"] or {}).get("names")
-    with computing(options, checkpoint.average.denoiser) as own:
+    with computing(options.computing, checkpoint.average.denoiser) as own:
         denoiser = filtered(own, options.temperature, options.top_p)
         recipe = with_steps(recipe, denoiser, options.steps)
         _, sampler = recipe.refuse_unfit(denoiser, quantization)
@@ -214,9 +214,9 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
         conditions = conditions_for(options, recipe, denoiser, names)
         text = text_for(options, recipe, shape)
         path = path_for(folder_of(options.run), recipe, options.out, options.format, shape)
-        say_idle(count, options.batch or CHUNK)
+        say_idle(count, options.computing.batch or CHUNK)
         if text is not None and text.length > shape[0]:
-            run = windows(text, sampler, shape[0], count, steps, options.seed, conditions, options.batch)
+            run = windows(text, sampler, shape[0], count, steps, options.seed, conditions, options.computing.batch)
         else:
             size = shape if text is None else (text.length,)
             run = draw(
@@ -229,12 +229,12 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
                 seed=options.seed,
                 progress=bar,
                 conditions=conditions,
-                size=options.batch,
+                size=options.computing.batch,
                 shared=True,
             )
     if not is_main():
         return
-    if options.average is not None:
+    if options.weights.average is not None:
         print(f"weights: {checkpoint.description['weights']['average.*']}")
     label = None if recipe.classes is None else conditions(torch.arange(count)).get("label")
     captions = of_samples(options, recipe, count)

@@ -13,7 +13,7 @@ from ..notation import read
 from .arguments import values_of
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Weighted:
     """With which weights of a run the network is evaluated."""
 
