@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..shared.data import Batches, ImageDataset
+from ..shared.data.image_stream import ImageStream
 from ..shared.data.sources import Absent
+from ..shared.data.streaming import StreamedBatches
 from ..shared.denoiser import Denoiser
 from ..shared.distributed import is_main
 from ..shared.errors import Notice, UsageError, shown
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 CHUNK = 300
 """The number of samples that are drawn at a time."""
+STREAMED = 50_000
+"""The number of training images of a stream that samples are compared with."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +158,20 @@ def bits_per_dim(
 
 
 def splits(recipe: Recipe, progress: Progress = silent) -> tuple[Any, Any]:
-    """Returns the held-out data and the training data of a recipe.
+    """Returns the held-out data and the training data of a recipe, of a stream its first images.
 
     Raises:
         UsageError: if they no longer exist, and as `Recipe.load`.
     """
     try:
-        return recipe.load("test", progress), recipe.load("train", progress)
+        test, train = recipe.load("test", progress), recipe.load("train", progress)
+        return test, train.first(STREAMED) if isinstance(train, ImageStream) else train
     except Absent as error:
         raise UsageError(f"{error}; put the data of the run back, or give their new place with --data") from error
 
 
 def refuse_other_data(
-    train: int, batches: Callable[[], Batches], trained_on: Mapping[str, Any] | None
+    train: int, batches: Callable[[], Batches | StreamedBatches], trained_on: Mapping[str, Any] | None
 ) -> dict[str, str]:
     """Refuses training data that are not those of the checkpoint, since held-out examples may have been trained on.
 

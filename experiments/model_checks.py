@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..shared.data import ImageDataset
+from ..shared.data.feeding import feed
 from ..shared.denoiser import Denoiser
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Streams
 from ..shared.sampler import device_of
+from ..shared.tensors import times_at
 from .doctor import Check
 from .evaluation import draw
 from .recipe import Recipe
@@ -69,9 +71,9 @@ def effect_of_conditions(denoiser: Denoiser, x0: Tensor, conditions: Mapping[str
         other = {**conditions, name: value.roll(1, 0)}
         change = 0.0
         for number, time in enumerate(TIMES):
-            source, t = Streams(number, range(len(x0))), torch.tensor(time, dtype=torch.float64)
-            x_t = denoiser.corruption.corrupt(x0, t.to(x0.device), generator=source)
-            first, second = (denoiser(x_t, t.to(x0.device), **given) for given in (conditions, other))
+            source, t = Streams(number, range(len(x0))), times_at(torch.tensor(time, dtype=torch.float64), x0)
+            x_t = denoiser.corruption.corrupt(x0, t, generator=source)
+            first, second = (denoiser(x_t, t, **given) for given in (conditions, other))
             change = max(change, relative_change(first, second, probabilities=first.ndim > x_t.ndim))
         figure = f"another {name} changes the estimate of x_0 by up to {change:.1%}"
         wrong = (
@@ -165,7 +167,7 @@ def model_checks(
     checks = [] if seen is None else [seen]
     if seen is None or not seen.wrong:  # batches refuse data without some class
         batches = recipe.batches(examples)
-        first = batches.at(0, range(min(ROWS, batches.batch)))
+        first = next(feed(batches, range(min(ROWS, batches.batch))))
         conditions = {k: torch.as_tensor(v).to(device) for k, v in first.items()}
         checks += effect_of_conditions(denoiser, conditions.pop("x0"), conditions)
     if count and isinstance(examples, ImageDataset):

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Self, TypeVar
 
 from ..shared.data import Batches
+from ..shared.data.streaming import StreamedBatches
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError, shown
 from ..shared.objective import Objective
@@ -54,7 +55,7 @@ class Data(ABC):
         """Returns a split of the data, with its `shape` and `quantization`."""
 
     @abstractmethod
-    def batches(self, examples: Any, form: Form, bytes_per_logit: int) -> Batches:
+    def batches(self, examples: Any, form: Form, bytes_per_logit: int) -> Batches | StreamedBatches:
         """Returns batches of a split in the form that the model takes, with its conditions.
 
         `bytes_per_logit` is the approximate memory of a training step on tokens, for each logit.
@@ -192,7 +193,7 @@ class Recipe(ABC, Generic[D]):
         """Returns the recipe with data of another name, such as a folder that was moved."""
         return replace(self, data=replace(self.data, name=name))
 
-    def batches(self, examples: Any) -> Batches:
+    def batches(self, examples: Any) -> Batches | StreamedBatches:
         """Returns batches of a split in the form that the model takes, with its conditions."""
         return self.data.batches(examples, self.form, self.bytes_per_logit)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from ..shared.data import Batches
 from ..shared.distributed import is_main
 from ..shared.errors import UsageError
 from ..shared.metrics.judge import judge_of
@@ -94,7 +95,7 @@ def held_out_of(recipe: Recipe, progress: Progress, say: Callable[[str], Any] | 
         test = recipe.load("test", progress)
         count = len(test.k) if hasattr(test, "k") else len(test.windows)
         few = replace(recipe, data=replace(recipe.data, batch=min(recipe.data.batch, count)))
-        return HeldOut(few.batches(test), recipe.training.held_out_count, recipe.training.seed)
+        return HeldOut(cast(Batches, few.batches(test)), recipe.training.held_out_count, recipe.training.seed)
     except UsageError as error:
         if say is not None and is_main():
             say(f"no loss on held-out examples in the log: {error}")

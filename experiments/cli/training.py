@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ...shared.data import Batches
 from ...shared.errors import UsageError
 from ...shared.progress import bar, beside_bar
 from ...shared.serialization import deserialize
@@ -151,7 +152,9 @@ def train(recipe: Recipe, name: str, out: Path, resumed: Recipe | None) -> None:
             )
         data = recipe.load("train", bar)
         size = "x".join(map(str, data.shape))
-        print(f"training {name} on {len(recipe.batches(data).k)} examples of {size} into {folder}/")
+        batches = recipe.batches(data)
+        count = f"{len(batches.k)} examples" if isinstance(batches, Batches) else "a stream of examples"
+        print(f"training {name} on {count} of {size} into {folder}/")
         print(f"data: {data.summary}")
         train_recipe(recipe, data, folder, bar, resume=resumed is not None, say=beside_bar)
     own = module_options()

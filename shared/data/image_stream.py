@@ -132,6 +132,9 @@ class ImageStream:
         """Shape of one image, `(C, H, W)`."""
         return self.decode.shape
 
+    label = None
+    no_labels = "no labels at hand, since they are streamed"
+
     @property
     def summary(self) -> str:
         """One line on the data: `a stream of images of 3x64x64 in 40 shards`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from ..data.feeding import RandomAccess, feed
+from ..data.feeding import RandomAccess, Streamed, feed
 from ..distributed import is_main, own_rows, restarted, world_size
 from ..errors import Notice, UsageError
 from ..objective import Objective
@@ -234,8 +234,9 @@ class Trainer(Generic[Trained]):
     def _stream(self, batches: Iterable[dict[str, Tensor]], log: Log) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yields the number of examples in each global batch, and the rows of this process on its device."""
         images = torch.channels_last if self.config.channels_last else torch.preserve_format
-        config, step, known = self.config, self.step, isinstance(batches, RandomAccess)
-        if known:
+        config, step = self.config, self.step
+        known = batches.batch if isinstance(batches, RandomAccess | Streamed) else None
+        if isinstance(batches, RandomAccess | Streamed):
             refuse_uneven(batches.batch)
             read = feed(batches, own_rows(batches.batch), config.workers, pin=self.device.type == "cuda")
         else:
@@ -243,8 +244,8 @@ class Trainer(Generic[Trained]):
         stream, first = with_checked_labels(self.objective, batches, read), True
         while True:
             batch = {k: torch.as_tensor(v) for k, v in next_batch(stream, step).items()}
-            size = batches.batch if known else len(batch["x0"])
-            if not known and world_size() > 1:
+            size = known or len(batch["x0"])
+            if known is None and world_size() > 1:
                 refuse_uneven(size)
                 batch = {k: v[own_rows(size).start : own_rows(size).stop] for k, v in batch.items()}
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
