@@ -103,6 +103,7 @@ class Streams:
         seed = torch.full((), self.seed, dtype=torch.int64, device=self.indices.device)
         return _scrambled(_scrambled(seed * _GOLDEN + 1) + self.indices * _GOLDEN)
 
+    @torch.compiler.disable
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Returns uniform numbers on the open interval (0, 1), of the given shape `(len(indices), ...)`.
 
@@ -140,25 +141,35 @@ class Streams:
         return torch.special.ndtri(self.uniform(shape, real, device)).to(dtype)
 
 
-def kept(keys: Tensor, number: int, shape: torch.Size, p: float) -> Tensor:
-    """Returns which values dropout keeps: each independently with probability 1 - p, bool, of the shape `(B, ...)`.
+def row_words(keys: Tensor, layers: int) -> Tensor:
+    """Returns a random word of 32 bits for each of several layers and each row, int32 `(layers, B)`.
 
-    The result for row i depends on `keys[i]`, `number` and p alone. The arithmetic is that of 32-bit integers, with few
-    operations for each value: a hash of the row and one of the position in the example are combined by the first half
-    of the finalizer of MurmurHash3 (Appleby 2011).
+    `keys` are hashes of the rows, int64 `(B,)`, from `Streams.keys`.
+    """
+    layer = torch.arange(layers, device=keys.device)[:, None] * _GOLDEN
+    return (_scrambled(keys + layer) >> 32).to(torch.int32)
+
+
+def place_words(layer: int, count: int, device: torch.device) -> Tensor:
+    """Returns a random word of 32 bits for each of `count` places in an example, int32 `(count,)`."""
+    place = torch.arange(count, device=device) + (layer << 40)
+    return (_scrambled(place * _GOLDEN) >> 32).to(torch.int32)
+
+
+def kept(rows: Tensor, places: Tensor, p: float) -> Tensor:
+    """Returns which values dropout keeps: each independently with probability 1 - p, bool, `(B, places)`.
+
+    The word of the row and that of the place are combined by the first half of the finalizer of MurmurHash3 (Appleby
+    2011): few operations for each value, in the arithmetic of 32-bit integers.
 
     Args:
-        keys: a hash for each row, int64 `(B,)`, from `Streams.keys`.
-        number: which of several independent results of the same rows.
-        shape: the shape of the values.
+        rows: a random word for each row, int32 `(B,)`, from `row_words`.
+        places: a random word for each place in an example, int32, from `place_words`.
         p: the probability that a value is dropped, in [0, 1).
     """
-    call = torch.full((), number, dtype=torch.int64, device=keys.device) * _GOLDEN
-    places = torch.arange(shape[1:].numel(), device=keys.device) * _GOLDEN
-    rows, places = ((_scrambled(v + call) >> 32).to(torch.int32) for v in (keys, places))
     word = (rows[:, None] ^ places) * -2048144789
     word = (word ^ ((word >> 13) & 0x7FFFF)) * -1028477387
-    return (word >= round(p * 2**32) - 2**31).reshape(shape)
+    return word >= round(p * 2**32) - 2**31
 
 
 def checked_indices(indices: Sequence[int] | Tensor) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 
 import processes
 from unnoise.shared.distributed import share
-from unnoise.shared.networks.dropout import Dropout, dropouts, give_keys
+from unnoise.shared.networks.dropout import Dropout, dropouts, give_rows
 from unnoise.shared.objective import Stratified, antithetic, independent, times_of_rows
-from unnoise.shared.random import Streams, kept, normal
+from unnoise.shared.random import Streams, kept, normal, place_words, row_words
 from unnoise.shared.training import load
 
 STEPS = 20
@@ -122,9 +122,12 @@ def test_times_of_a_part_are_those_of_the_whole(times):
 
 def test_dropout_keeps_each_value_with_its_probability():
     """Independently over rows, places, layers and seeds: means and pair correlations within 5 standard errors."""
-    p, shape, n = 0.3, torch.Size((64, 40, 50)), 64 * 2000
+    p, n, cpu = 0.3, 64 * 2000, torch.device("cpu")
+    words = [row_words(Streams(seed, range(64), 64).keys(), 2) for seed in (0, 1)]
     masks = [
-        kept(Streams(seed, range(64), 64).keys(), layer, shape, p).double() for seed in (0, 1) for layer in (0, 1)
+        kept(rows[layer], place_words(layer, 2000, cpu), p).reshape(64, 40, 50).double()
+        for rows in words
+        for layer in (0, 1)
     ]
     for mask in masks:
         assert abs(float(mask.mean()) - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
@@ -140,14 +143,14 @@ def test_dropout_keeps_each_value_with_its_probability():
 def test_dropout_belongs_to_the_example():
     layers = torch.nn.Sequential(Dropout(0.5), Dropout(0.5))
     x = torch.ones(6, 100)
-    give_keys(dropouts(layers), Streams(0, range(6), 6))
+    give_rows(dropouts(layers), Streams(0, range(6), 6))
     whole = layers(x)
     assert set(whole.unique().tolist()) == {0.0, 4.0}
     assert 0.15 < float((whole > 0).float().mean()) < 0.35, "the two layers have masks of their own"
-    give_keys(dropouts(layers), Streams(0, range(2, 4), 6))
+    give_rows(dropouts(layers), Streams(0, range(2, 4), 6))
     assert torch.equal(layers(x[2:4]), whole[2:4])
     assert torch.equal(layers.eval()(x), x)
-    give_keys(dropouts(layers), None)
+    give_rows(dropouts(layers), None)
     layers.train()
     torch.manual_seed(0)
     assert not torch.equal(layers(x), layers(x))

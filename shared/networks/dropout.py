@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..random import Streams, kept
+from ..random import Streams, kept, place_words, row_words
 
 
 class Dropout(nn.Module):
@@ -19,22 +20,31 @@ class Dropout(nn.Module):
         p: probability that a value is dropped, in [0, 1).
 
     Attributes:
-        keys: a hash for each example of the present part of a batch, int64 `(B,)`, or None.
+        rows: a random word for each example of the present part of a batch, int32 `(B,)`, or None.
+        places: a random word for each place in an example, int32.
         layer: the number of this layer among those of a network.
     """
 
-    keys: Tensor | None
+    rows: Tensor | None
+    places: Tensor
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        self.p, self.keys, self.layer = p, None, 0
+        self.p, self.rows, self.places, self.layer = p, None, torch.empty(0), 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if self.keys is None or len(self.keys) != len(x):  # the latter: rows are not examples here
+        if self.rows is None or len(self.rows) != len(x):  # the latter: rows are not examples here
             return F.dropout(x, self.p)
-        return x * kept(self.keys, self.layer, x.shape, self.p) / (1 - self.p)
+        if len(self.places) != x[0].numel() or self.places.device != x.device:
+            self.place(x)
+        return x * kept(self.rows, self.places, self.p).reshape(x.shape) / (1 - self.p)
+
+    @torch.compiler.disable
+    def place(self, x: Tensor) -> None:
+        """Computes the words of the places of an example, which are kept for the next batch."""
+        self.places = place_words(self.layer, x[0].numel(), x.device)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -44,12 +54,12 @@ def dropouts(module: nn.Module) -> list[Dropout]:
     """Returns the dropout layers of a module, after each has received its number."""
     found = [part for part in module.modules() if isinstance(part, Dropout)]
     for number, part in enumerate(found):
-        part.layer = number
+        part.layer, part.places = number, torch.empty(0)
     return found
 
 
-def give_keys(layers: list[Dropout], source: Streams | None) -> None:
+def give_rows(layers: list[Dropout], source: Streams | None) -> None:
     """Sets the examples that the next forward and backward pass of the layers are for; None for no particular ones."""
-    keys = None if source is None else source.keys()
-    for layer in layers:
-        layer.keys = keys
+    words = [None] * len(layers) if source is None or not layers else row_words(source.keys(), len(layers))
+    for layer, rows in zip(layers, words, strict=True):
+        layer.rows = rows

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..distributed import add_over_processes, gather_rows, own_rows, share, world_size
 from ..errors import Notice, UsageError
-from ..networks.dropout import dropouts, give_keys
+from ..networks.dropout import dropouts, give_rows
 from ..objective import Loss, Objective
 from ..random import Streams, derived_seed
 from .config import Training
@@ -135,12 +135,12 @@ class TrainingStep:
         """Adds the share of some rows of the global batch to the gradient, and returns their loss, without a graph."""
         seed, first = self.config.seed, f" from row {rows.start}" * bool(rows.start)
         index = torch.arange(rows.start, rows.stop, device=self.device)
-        give_keys(self.layers, Streams(derived_seed(seed, "dropout", step), index, size))
+        give_rows(self.layers, Streams(derived_seed(seed, "dropout", step), index, size))
         torch.manual_seed(derived_seed(seed, f"dropout{first}", step))  # for networks with random numbers of their own
         with self.precision.cast(self.device):
             loss = called(**batch, generator=Streams(derived_seed(seed, "noise", step), index, size))
         self.scaler.scale(loss.total.sum() * (world_size() / size)).backward()
-        give_keys(self.layers, None)
+        give_rows(self.layers, None)
         return Loss(loss.total.detach(), {k: v.detach() for k, v in loss.parts.items()}, loss.t)
 
     def observe(self, loss: Loss, size: int) -> None:
