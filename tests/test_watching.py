@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_runs import Own, batches, objective
 from torch import nn
+from without_float64 import DEVICE, WithoutFloat64, moved
 
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.shared.data import Batches
@@ -213,6 +214,18 @@ def test_the_held_out_loss_is_the_mean_at_fixed_noise_and_spread_times():
     with torch.no_grad():
         next(iter(made.parameters())).add_(0.1)
     assert examples.loss(made, CPU) != first
+
+
+def test_the_held_out_loss_is_the_same_on_a_device_without_float64(tmp_path):
+    made, examples = objective().eval(), HeldOut(batches(), 8)
+    known = examples.loss(made, CPU)
+    with WithoutFloat64():
+        assert examples.loss(moved(made), DEVICE) == pytest.approx(known, rel=1e-4)
+        written = Log(tmp_path, 0, DEVICE)
+        total, norm = (torch.tensor(value).to(DEVICE) for value in ([1.0, 3.0], 2.0))
+        written.add(Loss(total, {}, torch.tensor([0.1, 0.9], dtype=torch.float64)), norm)
+        written.write(1, 1e-3)
+    assert last_line(tmp_path)["loss"] == 2.0
 
 
 def test_held_out_times_are_spread_evenly():

@@ -14,6 +14,7 @@ from ..data.feeding import RandomAccess
 from ..distributed import add_over_processes, own_rows, share
 from ..objective import Objective
 from ..random import Streams, derived_seed
+from ..tensors import times_at
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -63,11 +64,11 @@ class HeldOut:
             for n in range(pieces):
                 part = share(len(rows), n, pieces)
                 index = torch.arange(rows[part.start], rows[part.start] + len(part)) + number * self.batches.batch
-                t = objective.denoiser.corruption.training_time(spread(index)).to(device)
+                t = times_at(objective.denoiser.corruption.training_time(spread(index)), batch["x0"])
                 source = Streams(derived_seed(self.seed, "held-out"), index.to(device))
                 with cast():
                     examples = {k: v[part.start : part.stop] for k, v in batch.items()}
-                    total += objective.at(t=t, generator=source, **examples).total.double().sum().cpu()
+                    total += objective.at(t=t, generator=source, **examples).total.cpu().double().sum()
         return float(add_over_processes(total)) / self.count
 
 

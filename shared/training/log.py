@@ -159,7 +159,7 @@ class Log:
     def collected(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns `sums()` and the norms of the gradient, `(S,)`, with the steps of an earlier process of the run."""
         sums, of_quarters = self.sums()
-        own = sums, of_quarters, torch.stack([row.norm for row in self.rows]).double().cpu()
+        own = sums, of_quarters, torch.stack([row.norm for row in self.rows]).cpu().double()
         if self.earlier is None:
             return own
         first, second, third = (torch.cat(pair) for pair in zip(self.earlier, own, strict=True))
