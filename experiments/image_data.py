@@ -96,7 +96,6 @@ class Images(Data):
     __repr__ = notation
 
     def __post_init__(self) -> None:
-        refuse_settings_of_captions(self.caption_length, self.tokenizer, self.vocabulary)
         if self.smaller is not None and (self.smaller < 2 or self.classes is not None or self.flip):
             raise UsageError(
                 f"smaller={self.smaller}, classes={self.classes}, flip={self.flip}: give a factor of 2 or more, "
@@ -121,6 +120,7 @@ class Images(Data):
         Raises:
             UsageError: if the labels do not match `classes`; the message lists the labels that were found.
         """
+        refuse_settings_of_captions(self.caption_length, self.tokenizer, self.vocabulary)
         if self.streaming:
             stream = image_stream(self.name, split=split, size=self.size, classes=self.classes, columns=self.columns)
             return stream if split == "train" else stream.first(FIRST)

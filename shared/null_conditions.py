@@ -34,7 +34,8 @@ def refuse_missing_condition(denoiser: Denoiser, condition: str) -> None:
         has = ", ".join(denoiser.conditions) or "none"
         raise UsageError(
             f"guidance by {condition} needs a denoiser that takes it, but this one takes {has}: "
-            "build its network with the condition (classes=... for labels), or use a classifier"
+            "build its network with the condition (classes=... for labels, tokens=CaptionEncoder(...) for captions), "
+            "or use a classifier"
         )
 
 
