@@ -23,7 +23,7 @@ from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import program
 from ..recipes import RECIPES
-from . import commands, doctor, sampling, slurm, training
+from . import check_data, commands, doctor, sampling, slurm, training
 from .arguments import values_of
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
@@ -111,6 +111,7 @@ ALONE = ("demo", "train", "reproduce")
 """The commands that write a folder, and refuse to run in several processes of a launcher."""
 COMMANDS: dict[str, type] = {
     "demo": commands.Demo,
+    "check-data": check_data.CheckData,
     "train": training.Train,
     "sample": sampling.Sample,
     "evaluate": sampling.Evaluate,
@@ -133,7 +134,7 @@ def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
     Raises:
         UsageError: for such a command without the recipe or run as its first argument.
     """
-    needs = {"train": "recipe", "reproduce": "recipe", "sample": "run", "evaluate": "run"}
+    needs = {"train": "recipe", "reproduce": "recipe", "sample": "run", "evaluate": "run", "check-data": "data"}
     if name not in (*needs, "submit") or (arguments and arguments[0] in ("-h", "--help")):
         return COMMANDS[name], arguments
     if name == "submit":
@@ -141,6 +142,8 @@ def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         lists = "; `unnoise recipes` lists them" * (needs[name] == "recipe")
         raise UsageError(f"give a {needs[name]}: unnoise {name} {needs[name].upper()} [options]{lists}")
+    if name == "check-data":
+        return check_data.options_for(arguments[0], arguments[1:])
     module = training if needs[name] == "recipe" else sampling
     return module.options_for(name, arguments[0], arguments[1:])
 
