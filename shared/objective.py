@@ -89,6 +89,7 @@ class Objective(nn.Module, ABC, Generic[D]):
         """
 
 
+@torch.compiler.disable  # as a part of a graph, each seed would be compiled anew
 def times_of_rows(times: TimeSampling, count: int, source: Source) -> Tensor:
     """Returns the numbers that `times` samples, `(count,)`; for a part of a batch those of its rows in the whole batch.
 

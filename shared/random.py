@@ -103,7 +103,7 @@ class Streams:
         seed = torch.full((), self.seed, dtype=torch.int64, device=self.indices.device)
         return _scrambled(_scrambled(seed * _GOLDEN + 1) + self.indices * _GOLDEN)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # as a part of a graph, each seed would be compiled anew
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Returns uniform numbers on the open interval (0, 1), of the given shape `(len(indices), ...)`.
 
