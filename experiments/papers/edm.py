@@ -101,7 +101,7 @@ def cifar10() -> GaussianRecipe:
     """CIFAR-10: FID 1.97 at 35 evaluations (table 2, configuration F, VP)."""
     return replace(
         OWN,
-        data=Images("uoft-cs/cifar10", 512, flip=True),
+        data=Images("uoft-cs/cifar10", 512, augment=0.12),
         network=settings.unet("edm_cifar10_vp"),
         training=training(200, 512, 1e-3),
         sampling_steps=18,
@@ -110,14 +110,14 @@ def cifar10() -> GaussianRecipe:
 
 def cifar10_classes() -> GaussianRecipe:
     """CIFAR-10 with class labels: FID 1.79 at 35 evaluations (table 2, configuration F, VP)."""
-    return replace(cifar10(), data=Images("uoft-cs/cifar10", 512, classes=10, flip=True))
+    return replace(cifar10(), data=Images("uoft-cs/cifar10", 512, classes=10, augment=0.12))
 
 
 def ffhq64() -> GaussianRecipe:
     """A folder of FFHQ at 64 x 64: FID 2.39 at 79 evaluations (table 2, configuration F, VP)."""
     return replace(
         OWN,
-        data=Images("ffhq", 256, (64, 64), flip=True),
+        data=Images("ffhq", 256, (64, 64), augment=0.15),
         network=settings.unet("edm_ffhq64_vp"),
         training=training(200, 256, 2e-4),
         sampling_steps=40,
@@ -127,7 +127,7 @@ def ffhq64() -> GaussianRecipe:
 def afhqv2_64() -> GaussianRecipe:
     """A folder of AFHQv2 at 64 x 64: FID 1.96 at 79 evaluations (table 2, configuration F, VP)."""
     network = settings.unet("edm_ffhq64_vp", dropout=0.25)
-    return replace(ffhq64(), data=Images("afhqv2", 256, (64, 64), flip=True), network=network)
+    return replace(ffhq64(), data=Images("afhqv2", 256, (64, 64), augment=0.15), network=network)
 
 
 def imagenet64() -> GaussianRecipe:
