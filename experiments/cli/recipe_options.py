@@ -124,7 +124,7 @@ def data_of(text: str, recipe: Recipe) -> Any:
     if Path(text).suffix.lower() in FLAT:
         return Tensors(text, **kept)
     if "(" not in text and not OWN.match(text):
-        return replace(recipe.data, name=text)
+        return recipe.with_data(text).data
     try:
         found = read(text, DATA, "Data", complete=False)
     except UsageError as error:
