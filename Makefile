@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow smoke lint types consistency bench bench-discrete bench-sde bench-networks results docs clean
+.PHONY: demo test slow smoke lint types consistency bench bench-discrete bench-sde bench-networks bench-training results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -60,6 +60,9 @@ bench-sde: $(VENV)/.ready-dev
 
 bench-networks: $(VENV)/.ready-parity
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.networks
+
+bench-training: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training
 
 # docs/consistency.md, from the table that tests/consistency tests.
 consistency: $(VENV)/.ready-dev

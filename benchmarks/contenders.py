@@ -47,8 +47,6 @@ class Settings:
     """Also train the digits model in float32 and in bfloat16, which takes minutes."""
     digits_steps: int = 300
     """Training steps of the digits model."""
-    compile: bool = True
-    """Compile the networks on a GPU."""
     smoke: bool = False
     """Run everything once at the smallest sizes and ignore the other options."""
 

@@ -31,13 +31,11 @@ from unnoise.shared.progress import Progress, bar, silent
 from unnoise.shared.training import Trainer
 from unnoise.shared.training.precision import native_bfloat16
 
-from .contenders import Settings, batch, channels_last, counted, diffusers_unet, ours, parameters, peers, work_of
+from .contenders import Settings, batch, channels_last, ours, parameters, peers, work_of
 
 Rows = list[list[str]]
 
 HEAD = ["", "", "ratio", "quartiles", "target", "met"]
-PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second, from NVIDIA's data sheets, by the first name that a device's name contains."""
 
 
 def turns(
@@ -166,50 +164,6 @@ def digits(settings: Settings, progress: Progress, recipe: GaussianRecipe, draws
     return [["held-out loss", who, f"{apart:.4f}", "", "0.02", "yes" if apart <= 0.02 else "no"]]
 
 
-def on_a_gpu(settings: Settings, progress: Progress, device: torch.device, steps: int = 10) -> Rows:
-    """Compares a training step of DDPM's CIFAR-10 network with that of diffusers: images a second and MFU.
-
-    Both are in bfloat16, compiled and in channels last. MFU is the share of the device's peak operations a second.
-    """
-    contenders, rows = [ours("UNet, DDPM", DDPM, settings, 0.1)], []
-    try:
-        contenders.append(diffusers_unet(settings, 0.1))
-    except Exception as error:  # as in `peers`
-        rows.append(["training step", f"diffusers is left out: {type(error).__name__}", "", "", "", ""])
-    x, t = (v.to(device) for v in batch(settings.batch, settings.size))
-    x, works, total = x.to(memory_format=torch.channels_last), {}, 0.0
-    for c in contenders:
-        channels_last(c.network.to(device))
-        total = total or counted(c.training(x, t, torch.bfloat16))
-        compiled = replace(c, call=torch.compile(c.call)) if settings.compile else c
-        works[c.name] = synchronized(compiled.training(x, t, torch.bfloat16), device, steps)
-    times = turns(works, settings, f"training step, {device}", progress)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
-    peak = next((v for k, v in PEAKS.items() if k in name), None)
-    for c in contenders:
-        each = statistics.median(times[c.name]) / steps
-        used = "" if peak is None else f", {total / each / peak:.1%} of {peak / 1e12:.0f} TFLOP/s"
-        rows.append(
-            ["training step", f"{c.name}, bfloat16, {name}: {settings.batch / each:.0f} images/s{used}", "", "", "", ""]
-        )
-    if len(contenders) > 1:
-        what = "UNet, DDPM / diffusers, bfloat16, compiled, channels last"
-        rows.append(row("training step", what, ratio(times, contenders[0].name, contenders[1].name), 1.0))
-    return rows
-
-
-def synchronized(work: Callable[[], None], device: torch.device, times: int) -> Callable[[], None]:
-    """Returns a function that calls `work` a number of times and waits for the device to finish."""
-
-    def whole() -> None:
-        for _ in range(times):
-            work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return whole
-
-
 def cpu_field(field: str) -> str:
     """Returns the value of a field of /proc/cpuinfo, or "" where it is missing."""
     path = Path("/proc/cpuinfo")
@@ -239,10 +193,7 @@ def run(settings: Settings, progress: Progress) -> str:
     rows += filters(settings, progress)
     if settings.digits:
         rows += digits(settings, progress, ddpm.digits())
-    if torch.cuda.is_available():
-        rows += on_a_gpu(replace(settings, width=128, batch=128), progress, torch.device("cuda"))
-    else:
-        notes.append("this machine has no GPU: the compiled bfloat16 training step on a GPU is left out")
+    notes.append("the compiled bfloat16 training step on a GPU: benchmarks/gpu.sh")
     return written(settings, rows, notes)
 
 
@@ -253,18 +204,17 @@ def written(settings: Settings, rows: Rows, notes: list[str]) -> str:
     return "\n\n".join([head, report.table(HEAD, rows), "\n".join(f"- {note}" for note in notes)])
 
 
-SMOKE = Settings(rounds=1, batch=1, size=8, width=32, multipliers=(1, 1), blocks=1, digits_steps=2, compile=False)
+SMOKE = Settings(rounds=1, batch=1, size=8, width=32, multipliers=(1, 1), blocks=1, digits_steps=2)
 
 
 def smoke() -> tuple[Rows, list[str]]:
-    """Runs every part with small networks, those for a GPU on the CPU, in seconds."""
+    """Runs every part with small networks, in seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         rows, notes = beside_peers(SMOKE, silent)
         rows += filters(SMOKE, silent)
         rows += digits(SMOKE, silent, ddpm.smoke(), draws=1)
-        rows += on_a_gpu(SMOKE, silent, torch.device("cpu"), 1)
     finally:
         torch.set_num_threads(before)
     return rows, notes
