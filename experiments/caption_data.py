@@ -62,8 +62,8 @@ def refuse_settings_of_captions(length: int | None, tokenizer: str | None, vocab
     if length is not None and length < 2:
         raise UsageError(f"caption_length={length}: give 2 or more, for text and an end token")
     if length is None and (tokenizer, vocabulary) != (None, None):
-        given = "tokenizer" if tokenizer is not None else f"vocabulary={vocabulary}"
-        raise UsageError(f"{given} is for captions: give --data.caption-length too, such as 24, or leave it out")
+        name = "tokenizer" if tokenizer is not None else "vocabulary"
+        raise UsageError(f"{name} is for captions: give --data.caption-length too, such as 24, or --data.{name} None")
     if tokenizer is not None and vocabulary is not None:
         raise UsageError(f"vocabulary={vocabulary} has no effect, as a tokenizer is given: leave out one of them")
     if vocabulary is not None and vocabulary < 257:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...shared.data import SubwordTokenizer, tokenizer_file
 from ...shared.data.captions import requested_tokens
+from ...shared.data.sources import Absent
 from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
 from ...shared.networks import CaptionEncoder
@@ -76,6 +77,20 @@ def of_samples(options: Any, recipe: Recipe, count: int) -> list[str] | None:
     if (captions := requested(options)) is None:
         return recipe.data.captions(torch.arange(count))
     return [captions[n % len(captions)] for n in range(count)]
+
+
+def held_out(data: Data, rows: Tensor) -> dict[str, Tensor]:
+    """Returns the conditions, by name, of the samples whose numbers are `rows`, such as captions of held-out images.
+
+    Raises:
+        UsageError: if the data no longer exist.
+    """
+    try:
+        return data.conditions(rows)
+    except Absent as error:
+        if data.caption_sizes():
+            raise UsageError(f"{error}; captions of your own need no data: give --caption") from error
+        raise
 
 
 def without(data: Data) -> Data:

@@ -61,7 +61,7 @@ def conditions_for(options: Any, recipe: Recipe, denoiser: Denoiser, names: Sequ
     def of(rows: Tensor) -> dict[str, Tensor]:
         own = {name: value[rows.cpu() % len(value)].to(rows.device) for name, value in given.items()}
         complete = denoiser.conditions is not None and own.keys() >= set(denoiser.conditions)
-        return own if complete else others.conditions(rows) | own
+        return own if complete else captions.held_out(others, rows) | own
 
     return of
 
