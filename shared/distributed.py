@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -83,11 +85,49 @@ def processes(device: str = "auto") -> Iterator[None]:
     gpus = device != "cpu" and torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, number, size = fresh_store()
+        dist.init_process_group(backend, store=store, rank=number, world_size=size)
+    else:
+        dist.init_process_group(backend)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def fresh_store() -> tuple[Any, int, int]:
+    """Returns the store of torchrun under a prefix of this start, the rank, and the number of processes.
+
+    torchrun keeps the store when it starts the processes anew, with the addresses of the dead ones, to which the new
+    ones would try to connect. So the process of rank 0 gives each of the others, which asks by a name of its own, a
+    prefix that no earlier start had, until all have it. The number of restarts does not serve as the prefix, because
+    on several nodes each counts its own.
+
+    Raises:
+        TimeoutError: where the processes do not find each other in the time of the store.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    found: tuple[Any, int, int] = next(iter(rendezvous("env://")))
+    store, number, size = found
+    name, prefix = uuid4().hex, uuid4().hex
+    if number:
+        store.set(f"start/of/{number}", name)
+        prefix = store.get(f"start/prefix/{name}").decode()
+        store.set(f"start/{prefix}/{number}", "")
+        return PrefixStore(prefix, store), number, size
+    waiting, until = set(range(1, size)), time.monotonic() + store.timeout.total_seconds()
+    while waiting and time.monotonic() < until:
+        for other in [r for r in waiting if store.check([f"start/of/{r}"])]:
+            store.set(f"start/prefix/{store.get(f'start/of/{other}').decode()}", prefix)
+        waiting = {r for r in waiting if not store.check([f"start/{prefix}/{r}"])}
+        time.sleep(0.01)
+    if waiting:
+        raise TimeoutError(f"the processes of the ranks {sorted(waiting)} do not answer")
+    return PrefixStore(prefix, store), number, size
 
 
 def share(count: int, part: int, parts: int) -> range:
