@@ -2,17 +2,22 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from small_runs import Own, batches, objective
 from torch import nn
 from without_float64 import DEVICE, WithoutFloat64, moved
 
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
+from unnoise.experiments.recipes import find
+from unnoise.experiments.reproduce import held_out_of
 from unnoise.shared.data import Batches
 from unnoise.shared.errors import UsageError
 from unnoise.shared.objective import Loss
+from unnoise.shared.progress import silent
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import Streams, derived_seed
 from unnoise.shared.training import Trainer, Training, estimate, log
@@ -244,6 +249,29 @@ def test_a_run_logs_the_held_out_loss_of_its_averages_when_it_is_due(tmp_path):
     assert lines[-1]["held_out_loss"] == examples.loss(average, CPU)
     assert all(entry["examples_per_second"] > 0 and 0 <= entry["data_wait"] <= 1 for entry in lines)
     assert said == []  # fewer than twenty steps
+
+
+def test_a_run_of_more_than_twenty_steps_is_estimated_once():
+    said = []
+    Trainer(objective(), Training(steps=30, save_every=20, keep=1), say=said.append).fit(batches())
+    (text,) = said
+    assert text.startswith("10 steps at ")
+    assert "; checkpoints 1 x " in text
+
+
+def test_the_held_out_examples_of_a_recipe(tmp_path):
+    recipe, said = find("ddpm-smoke"), []
+    found = held_out_of(recipe, silent, said.append)
+    assert 256 <= found.count < 256 + recipe.data.batch
+    off = replace(recipe, training=replace(recipe.training, held_out_every=0))
+    assert held_out_of(off, silent, said.append) is None
+    assert said == []
+    (tmp_path / "train").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "train" / "a.png")
+    without = replace(recipe, data=replace(recipe.data, name=str(tmp_path), classes=None))
+    assert held_out_of(without, silent, said.append) is None
+    assert len(said) == 1
+    assert said[0].startswith("no loss on held-out examples in the log: ")
 
 
 def test_watching_changes_no_weight(tmp_path):
