@@ -181,6 +181,7 @@ def test_the_number_of_checkpoints_is_that_which_a_run_leaves(steps):
         left = {s for s in saved if keep_every and s % keep_every == 0} | set(saved[-keep:])
         config = Training(steps=steps, save_every=save_every, keep=keep, keep_every=keep_every)
         assert kept(config) == len(left), config
+        assert kept(config, best=True) == min(len(left) + 1, len(saved)), config
 
 
 def test_the_estimate_times_steps_six_to_twenty_without_pauses(monkeypatch):

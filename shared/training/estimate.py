@@ -26,6 +26,7 @@ class Estimate:
         done: number of steps that were done before.
         device: the device of this process.
         tensors: returns the tensors of a checkpoint by name, whose size is reported.
+        best: whether the best checkpoint by held-out loss is kept too.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Estimate:
         done: int,
         device: torch.device,
         tensors: Callable[[], Mapping[str, Tensor]],
+        best: bool = False,
     ) -> None:
         self.say, self.config, self.device, self.tensors = say, config, device, tensors
-        self.done, self.since = done, 0.0
+        self.done, self.since, self.best = done, 0.0, best
 
     def step(self, done: int, paused: float = 0.0) -> None:
         """Takes note that `done` steps are done, and reports after the twentieth of this process.
@@ -54,10 +56,10 @@ class Estimate:
         elif done < self.config.steps:
             seconds = (now - self.since) / (LAST - FIRST)
             size = sum(t.numel() * t.element_size() for t in self.tensors().values())
-            self.say(line(self.config, done, seconds, size, peak_memory(self.device)))
+            self.say(line(self.config, done, seconds, size, peak_memory(self.device), self.best))
 
 
-def line(config: Training, done: int, seconds: float, size: int, memory: int | None) -> str:
+def line(config: Training, done: int, seconds: float, size: int, memory: int | None, best: bool = False) -> str:
     """Returns the estimate as text: `800,000 steps at 11.2 a second: 20 h; checkpoints 14 x 0.4 GB`.
 
     Args:
@@ -66,23 +68,24 @@ def line(config: Training, done: int, seconds: float, size: int, memory: int | N
         seconds: duration of one step.
         size: bytes of a checkpoint.
         memory: most bytes of GPU memory so far; None without a GPU.
+        best: whether the best checkpoint by held-out loss is kept too.
     """
     left, rate = config.steps - done, 1 / max(seconds, 1e-9)
     speed = f"{rate:.3g} a second" if rate >= 1 else f"{seconds:.3g} s each"
-    text = f"{left:,} steps at {speed}: {duration(left * seconds)}; checkpoints {kept(config):,} x {bytes_shown(size)}"
+    text = f"{left:,} steps at {speed}: {duration(left * seconds)}; checkpoints {kept(config, best):,} x {bytes_shown(size)}"
     return text if memory is None else f"{text}; at most {bytes_shown(memory)} of GPU memory"
 
 
-def kept(config: Training) -> int:
-    """Returns the number of checkpoints that a run leaves behind: the newest, and those that `keep_every` keeps."""
+def kept(config: Training, best: bool = False) -> int:
+    """Returns the most checkpoints that a run leaves: the newest, those that `keep_every` keeps, and the best one."""
     steps, every = config.steps, config.save_every
     saved = -(-steps // every)
     newest = [steps, *range((steps - 1) // every * every, 0, -every)][: min(config.keep, saved)]
-    if not config.keep_every:
-        return len(newest)
-    return steps // math.lcm(every, config.keep_every) + sum(
-        s % config.keep_every != 0 or (s == steps and s % every != 0) for s in newest
-    )
+    others = 0
+    if config.keep_every:
+        newest = [s for s in newest if s % config.keep_every or (s == steps and s % every)]
+        others = steps // math.lcm(every, config.keep_every)
+    return min(saved, len(newest) + others + best)
 
 
 def duration(seconds: float) -> str:

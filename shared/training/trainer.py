@@ -201,7 +201,8 @@ class Trainer(Generic[Trained]):
         """Returns what times the first steps."""
         say = self.say if is_main() else None
         tensors = partial(state_of, self.objective, self.averages, self.optimizer)
-        return Estimate(say, self.config, self.step, self.device, tensors)
+        best = self.held_out is not None and self.config.held_out_every > 0
+        return Estimate(say, self.config, self.step, self.device, tensors, best)
 
     def _held_out_loss(self) -> float:
         assert self.held_out is not None
