@@ -1,5 +1,6 @@
 """Requests to stop, deadlines, and restarts by a launcher."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -42,6 +43,24 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         train(tmp_path, watch=twice, watch_every=1)
     assert not isinstance(caught.value, Interrupted)
     assert names(tmp_path) == ["00000002"]
+
+
+def test_signals_to_the_group_of_a_run_leave_its_workers_alone(tmp_path):
+    """A launcher and a terminal send them to every process; the workers still feed the present step."""
+    seen = []
+
+    def signalled(average, step):
+        if step == 3:
+            for worker in multiprocessing.active_children():
+                seen.append(os.getpgid(worker.pid) != os.getpgid(0))
+                for number in (signal.SIGINT, signal.SIGUSR1):
+                    os.kill(worker.pid, number)
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(tmp_path, watch=signalled, watch_every=1, workers=1)
+    assert (seen, load(tmp_path).step) == ([True], 4)
 
 
 def test_without_time_for_a_checkpoint_the_run_stops_at_once(tmp_path, monkeypatch):

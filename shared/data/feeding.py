@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Generator, Iterator
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
@@ -88,6 +90,7 @@ def feed(
             num_workers=workers,
             pin_memory=pin,
             multiprocessing_context=workers_context(),
+            worker_init_fn=undisturbed,
         )
         read: Iterator[dict[str, Tensor]] = iter(loader)
     else:
@@ -97,6 +100,18 @@ def feed(
     for part in read:
         batches.position += 1
         yield part
+
+
+def undisturbed(worker: int) -> None:
+    """Shields a worker process from the signals that ask for the end of a run, so that the present step is completed.
+
+    Ctrl-C and launchers send them to all processes of a group.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def workers_context() -> Any:
