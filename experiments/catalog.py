@@ -108,7 +108,8 @@ class Catalog:
             hint = f"did you mean {' or '.join(n for n in within if key_of(n) in near)}?"
         else:
             hint = f"choose from {', '.join(within)}, or give your own as FILE.py:NAME"
-        raise UsageError(f"{shown(name)} is not a {kind or 'part'} of this family: {hint}")
+        article = "an" if kind.startswith(tuple("AEIOU")) else "a"
+        raise UsageError(f"{shown(name)} is not {article} {kind or 'part'} of this family: {hint}")
 
     def kind_of(self, parameter: inspect.Parameter) -> str:
         """Returns the kind of an argument, by its annotation, or by its name where that is a tensor or a function."""

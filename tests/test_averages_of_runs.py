@@ -195,7 +195,7 @@ def test_the_command_line_tracks_and_chooses_averages(tmp_path, capsys):
         (tmp_path / "a.npz").unlink()
     for text, said in (
         ("decay(0.5)", "the run has no average Decay(rate=0.5)"),
-        ("fast", "--average: fast is not a Average of this family"),
+        ("fast", "--average: fast is not an Average of this family"),
     ):
         assert command(*sample, tmp_path / "a.npz", "--average", text) == 2
         error = capsys.readouterr().err

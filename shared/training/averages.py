@@ -40,16 +40,18 @@ class Average(ABC):
 @serializable("training.Decay")
 @dataclass(frozen=True)
 class Decay(Average):
-    """A constant decay, with or without a warm-up: `d = min(decay, (1 + n) / (10 + n))` at step n = 0, 1, ...
+    """A constant decay, with or without a warm-up: `d = min(rate, (1 + n) / (10 + n))` at step n = 0, 1, ...
 
     The warm-up is that of TensorFlow and of torch_ema, with which score_sde (Song et al. 2021), SEDD and MDLM train.
-    Ho et al. (2020), DDIM, D3PM, improved and guided diffusion use none: `d = decay` from the first step.
+    Ho et al. (2020), DDIM, D3PM, NCSNv2, improved and guided diffusion use none: `d = rate` from the first step.
+
+    Attributes:
+        rate: the decay after the warm-up, in [0, 1); 0 for the raw weights.
+        warmup: whether early steps use the smaller (1 + n) / (10 + n), which forgets the initial weights sooner.
     """
 
     rate: float = 0.9999
-    """The decay after the warm-up, in [0, 1); 0 for the raw weights."""
     warmup: bool = True
-    """Whether early steps use the smaller (1 + n) / (10 + n), which forgets the initial weights sooner."""
     __repr__ = notation
 
     def __post_init__(self) -> None:
@@ -70,12 +72,14 @@ class HalfLife(Average):
     """A half-life in images (Karras et al. 2022): `d = 0.5^(batch / min(images, rampup * images seen))`.
 
     Images seen are those before the step, so that d is 0 at the first step.
+
+    Attributes:
+        images: number of images after which the weight of a step has halved, such as 500_000.
+        rampup: the half-life is at most this share of the images seen so far; None for a constant half-life.
     """
 
     images: float = 500_000
-    """Number of images after which the weight of a step has halved."""
     rampup: float | None = 0.05
-    """The half-life is at most this share of the images seen so far; None for a constant half-life."""
     __repr__ = notation
 
     def __post_init__(self) -> None:
@@ -101,10 +105,12 @@ class PowerFunction(Average):
     `d = (1 - 1 / t)^(gamma + 1)` at step t = n + 1 = 1, 2, ... (equation 127): the initial weights are forgotten at the
     first step, and the width of the average stays the same share of the training so far. From averages of two widths,
     saved while training, those of other widths are reconstructed afterwards: see `posthoc`.
+
+    Attributes:
+        std: width of the average: the standard deviation of its weights over time, relative to the time of training.
     """
 
     std: float = 0.05
-    """Width of the average: the standard deviation of its weights over time, relative to the time of training."""
     __repr__ = notation
 
     def __post_init__(self) -> None:

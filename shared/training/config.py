@@ -47,9 +47,11 @@ class Training:
     clip: float = 1.0
     """Largest norm of the whole gradient; a larger gradient is scaled down to it."""
     ema: Average | float = 0.9999
-    """The averaged weights, which samples are drawn from; a number stands for Decay(NUMBER)."""
+    """The averaged weights, which samples are drawn from: decay(0.999), "half-life(images=500_000)", "power(0.1)".
+    A number stands for decay(NUMBER).
+    """
     averages: tuple[Average, ...] = ()
-    """Further averages of the weights, such as PowerFunction(0.1), which sampling can choose."""
+    """Further averages of the weights, such as "power(0.05), power(0.1)"; unnoise sample --average chooses one."""
     precision: PrecisionName = "float32"
     """Arithmetic of the network; weights and losses stay float32. auto is bfloat16 where the device has it natively."""
     micro_batch: int | None = None
