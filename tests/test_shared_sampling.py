@@ -174,6 +174,18 @@ def test_options_that_are_refused(home, capsys, options, words):
     assert words in err
 
 
+def test_a_device_that_cannot_hold_the_model(home, capsys, monkeypatch):
+    def to(module, device):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype\nmore")
+
+    monkeypatch.setattr("unnoise.continuous.Learned.to", to)
+    status, err = lines_of(capsys, "sample", home / "ddpm", "--device", "cpu")
+    assert (status, err) == (
+        2,
+        "unnoise: --device cpu: Cannot convert a MPS Tensor to float64 dtype: give --device cpu\n",
+    )
+
+
 def test_other_processes_are_silent(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

@@ -42,7 +42,7 @@ def computing(options: Computing, denoiser: D) -> Iterator[D]:
     """Yields the denoiser on the chosen device; within the block it computes as chosen. It is changed in place.
 
     Raises:
-        UsageError: for a device that is not available, and a number of examples below 1.
+        UsageError: for a device that is not available or cannot hold the model, and a number of examples below 1.
     """
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"--batch {options.batch}: give a whole number of at least 1")
@@ -50,7 +50,10 @@ def computing(options: Computing, denoiser: D) -> Iterator[D]:
     precision, chosen = precision_of(options.precision, device)
     if chosen:
         warn(Notice(chosen), stacklevel=3)
-    denoiser = denoiser.to(device)
+    try:
+        denoiser = denoiser.to(device)
+    except TypeError as error:  # float64 on a device without it
+        raise UsageError(f"--device {device}: {(str(error).splitlines() or [''])[0]}: give --device cpu") from error
     if options.compile:
         replace_networks(denoiser, compiled)
     if options.cuda_graphs and device.type == "cuda":
