@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from unnoise.experiments.evaluation import bits_per_dim
 from unnoise.experiments.image_data import Images
+from unnoise.experiments.recipes import find
 from unnoise.shared import memory
 from unnoise.shared.data import cache, image_dataset, stacking
 from unnoise.shared.data.array_files import SelectedRows
 from unnoise.shared.data.mapped import ImageWriter, MappedRows
 from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.metrics.judge import Judge, marginal_bits_per_dim
 from unnoise.shared.quantization import Quantization
+from unnoise.shared.training import Trainer, Training
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +53,7 @@ def test_rows_of_the_file_are_those_of_memory(tmp_path, folder, color):
     assert mapped.k.shape == held.k.shape == (100, 3 if color else 1, 4, 6)
     assert len(mapped.k.starts) > 2
     assert mapped.summary == f"{held.summary}; read from 0.0 GB on disk when needed"
+    assert torch.equal(pickle.loads(pickle.dumps(mapped.k))[:], held.k)  # noqa: S301, of our own
     for rows in (torch.tensor([99, 0, 41, 41, 42, 43, -1]), slice(None), slice(90, None), slice(3, 50, 7), slice(0, 0)):
         assert torch.equal(mapped.k[rows], held.k[rows])
     assert list(folder.glob("*.arrow")) == [folder / mapped.k.path]
@@ -183,6 +190,10 @@ def test_auto_chooses_by_the_free_memory(tmp_path, monkeypatch):
         found = image_dataset(root)
         assert isinstance(found.k, kind)
     assert found.notes[-1] == "read from 0.0 GB on disk when needed, since 0.0 GB of memory are free"
+    monkeypatch.setattr(memory, "available", lambda: 4 * 575)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert isinstance(image_dataset(root).k, MappedRows)
+    assert image_dataset(root).notes[-1].endswith("since 0.0 GB of memory are free for 4 processes")
     half = image_dataset(root, held_out=4, split="test")
     assert isinstance(half.k, SelectedRows)
     monkeypatch.setattr(memory, "available", lambda: None)
@@ -190,6 +201,29 @@ def test_auto_chooses_by_the_free_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 287)
     with pytest.raises(UsageError, match="12 images of 1x4x6 need 0.0 GB of memory"):
         _ = found.in_memory
+
+
+def test_a_recipe_trains_and_is_measured_alike(tmp_path):
+    """The same weights, the same judge and the same code lengths, from memory and from the file."""
+    pictures(tmp_path / "a", 40, (5,), (8, 8))
+    for n, path in enumerate(sorted((tmp_path / "a").glob("*.png"))):
+        (tmp_path / "a" / f"c{n % 2}").mkdir(exist_ok=True)
+        path.rename(tmp_path / "a" / f"c{n % 2}" / path.name)
+    found = []
+    for where in ("memory", "mapped"):
+        data = Images(str(tmp_path / "a"), 8, classes=2, flip=True, held_out=10, memory=where)
+        recipe = replace(find("ddpm-smoke"), data=data)
+        train, test = data.load(), data.load("test")
+        assert isinstance(train.k, SelectedRows) == (where == "mapped")
+        objective = recipe.objective(train.shape, train.quantization)
+        torch.manual_seed(0)
+        for parameter in objective.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        trained = Trainer(objective, Training(steps=3, warmup=1)).fit(recipe.batches(train)).denoiser
+        judge = Judge(train, steps=3)
+        quality, bits = judge.quality(test.k), bits_per_dim(recipe, trained, test)
+        found.append((bits, quality, judge.accuracy(test), marginal_bits_per_dim(train, test)))
+    assert found[0] == found[1]
 
 
 def test_worker_processes_decode_the_same(tmp_path, monkeypatch):

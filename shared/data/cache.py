@@ -46,7 +46,7 @@ def pixels_of(
 
     More than `LARGE` images, and those that `memory_` does not hold, are decoded into a file of the cache, if it is
     not there yet. Its name is a hash of what identifies the encoded images and of `size`. They are read into memory
-    from it if they fit into half of the free memory.
+    from it if they fit into half of the free memory, once for each process of a launcher on the machine.
 
     Args:
         pictures: the encoded images.
@@ -60,7 +60,8 @@ def pixels_of(
     """
     folder, free = cache_folder(), memory.available()
     need = _bytes_of(pictures, size)
-    fits = memory_ == "memory" or free is None or need <= free / 2
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun on this machine
+    fits = memory_ == "memory" or free is None or need * sharing <= free / 2
     if memory_ not in ("auto", "memory", "mapped"):
         raise UsageError(f"memory={memory_}: choose from auto, memory, mapped")
     if memory_ == "mapped" and folder is None:
@@ -78,7 +79,8 @@ def pixels_of(
     notes = list(found.notes)
     if memory_ != "mapped" and fits:
         return found[:], notes
-    why = "" if free is None or memory_ == "mapped" else f", since {free / 1e9:.1f} GB of memory are free"
+    by = f" for {sharing} processes" if sharing > 1 else ""
+    why = "" if free is None or memory_ == "mapped" else f", since {free / 1e9:.1f} GB of memory are free{by}"
     return found, [*notes, f"read from {need / 1e9:.1f} GB on disk when needed{why}"]
 
 
