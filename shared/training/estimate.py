@@ -72,7 +72,8 @@ def line(config: Training, done: int, seconds: float, size: int, memory: int | N
     """
     left, rate = config.steps - done, 1 / max(seconds, 1e-9)
     speed = f"{rate:.3g} a second" if rate >= 1 else f"{seconds:.3g} s each"
-    text = f"{left:,} steps at {speed}: {duration(left * seconds)}; checkpoints {kept(config, best):,} x {bytes_shown(size)}"
+    checkpoints = f"checkpoints {kept(config, best):,} x {bytes_shown(size)}"
+    text = f"{left:,} steps at {speed}: {duration(left * seconds)}; {checkpoints}"
     return text if memory is None else f"{text}; at most {bytes_shown(memory)} of GPU memory"
 
 
