@@ -53,6 +53,7 @@ def run(folder, steps, parallel="replicated", micro_batch=None, resume=False, ki
         log_every=1,
         save_every=10,
         averages=(PowerFunction(0.1), HalfLife(100)),
+        snapshot_every=10,
         micro_batch=micro_batch,
         parallel=PARALLEL[parallel],
         device="cpu",

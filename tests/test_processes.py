@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import processes
 from unnoise.shared.distributed import share
@@ -73,6 +74,15 @@ def test_divided_weights_train_what_replicated_ones_train(trained):
     same_weights(trained / "replicated", trained / "sharded", rtol=1e-4, atol=1e-5)
     last = trained / "sharded" / "checkpoints" / f"{STEPS:08d}"
     assert sorted(p.name for p in last.iterdir()) == ["checkpoint.json", "tensors.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["replicated", "sharded", "half-sharded"])
+def test_snapshots_of_power_functions_are_whole(trained, name):
+    for step in (10, STEPS):
+        one, two = (load_file(trained / run / f"averages/{step:08d}.safetensors") for run in ("one", name))
+        assert one.keys() == two.keys() == {f"average1.{n}" for n, _ in processes.objective().named_parameters()}
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["replicated", "sharded"])
