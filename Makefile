@@ -64,6 +64,10 @@ bench-networks: $(VENV)/.ready-parity
 bench-training: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training
 
+# Kills runs at random moments, continues them and compares them with uninterrupted ones: ten minutes on two cores.
+bench-crash: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash
+
 # docs/consistency.md, from the table that tests/consistency tests.
 consistency: $(VENV)/.ready-dev
 	$(BIN)/python tests/consistency/cells.py
