@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow smoke lint types consistency bench bench-discrete bench-sde bench-networks bench-training results docs clean
+.PHONY: demo test slow smoke lint types consistency bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
