@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -140,6 +139,7 @@ def test_a_requeued_job_continues_and_an_error_ends_it():
         Job(lambda arguments: 2, TRAIN).run({})
 
 
+@pytest.mark.slow
 def test_two_processes_on_this_machine(tmp_path, capsys):
     pytest.importorskip("submitit")
     run, logs = tmp_path / "run", tmp_path / "logs"
@@ -147,5 +147,6 @@ def test_two_processes_on_this_machine(tmp_path, capsys):
     local = ["--local", "--gpus-per-node", "0", "--processes-per-node", "2", "--logs", str(logs)]
     assert main(["submit", *local, *command]) == 0
     assert list((run / "checkpoints").iterdir())
-    assert f"{run}" in capsys.readouterr().out
-    assert not list(Path(run).glob("*.pkl"))
+    assert "job " in capsys.readouterr().out
+    assert [path.name for path in logs.glob("*_1_log.out")]  # of the second process
+    assert "global_rank=1(2)" in next(logs.glob("*_1_log.out")).read_text()
