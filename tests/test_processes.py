@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import processes
 from unnoise.shared.distributed import share
 from unnoise.shared.networks.dropout import Dropout, dropouts, give_rows
 from unnoise.shared.objective import Stratified, antithetic, independent, times_of_rows
