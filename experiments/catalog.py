@@ -27,6 +27,7 @@ from ..shared.objective import Objective
 from ..shared.random import categorical
 from ..shared.sampler import CorrectorPredictor, PredictorCorrector, Sampler
 from ..shared.training import averages
+from ..shared.training.parallel import Replicated, Sharded
 from . import categorical_builders, code_lengths, gaussian_builders, time_grids
 from .constants import CONSTANTS
 
@@ -155,6 +156,7 @@ SHARED: dict[str, list[Any]] = {
     "Encoder": [networks.Encoder],
     "UNetVariant": constants("UNetVariant"),
     "Average": of_module(averages, "Decay", "HalfLife", "PowerFunction"),
+    "Parallel": [Replicated, Sharded],
 }
 GAUSSIAN = Catalog(
     SHARED

@@ -81,6 +81,8 @@ def train_recipe(
         held_out=held_out_of(recipe, progress, say),
         say=say,
     )
+    if say is not None and trainer.compute.reason:
+        say(trainer.compute.reason)
     return cast("Objective[D]", trainer.fit(recipe.batches(data), resume=resume))
 
 

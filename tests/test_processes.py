@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from unnoise.experiments.cli import main
 from unnoise.shared.distributed import share
 from unnoise.shared.networks.dropout import Dropout, dropouts, give_rows
 from unnoise.shared.objective import Stratified, antithetic, independent, times_of_rows
@@ -164,3 +165,38 @@ def test_dropout_belongs_to_the_example():
     layers.train()
     torch.manual_seed(0)
     assert not torch.equal(layers(x), layers(x))
+
+
+def test_checkpoints_are_put_together_on_demand(trained, tmp_path, capsys):
+    """By `unnoise consolidate RUN`; the tensors stay as they are."""
+    shutil.copytree(trained / "sharded", tmp_path / "run")
+    half = tmp_path / "run" / "checkpoints" / "00000010"
+    before = load(half).tensors
+    assert main(["consolidate", str(tmp_path / "run")]) == 0
+    assert f"{half}/tensors.safetensors\n" in capsys.readouterr().out
+    assert sorted(p.name for p in half.iterdir()) == ["checkpoint.json", "tensors.safetensors"]
+    after = load(half).tensors
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["replicated", "sharded"])
+def test_the_command_trains_in_two_processes(tmp_path, parallel):
+    """`torchrun ... -m unnoise train RECIPE`, with one output; then `unnoise sample` in one process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unnoise"]
+    options = ["--training.parallel", parallel, "--training.micro-batch", "16", "--out", "run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "train", "ddpm-smoke", *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("training ddpm-smoke") == 1
+    one = [sys.executable, "-m", "unnoise", "sample", "run", "--count", "2", "--steps", "2"]
+    subprocess.run(one, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()

@@ -9,6 +9,9 @@ from typing import Annotated
 import tyro
 
 from ...shared.errors import UsageError
+from ...shared.training.checkpoint import list_checkpoints, newest
+from ...shared.training.parts import PARTS
+from ...shared.training.saving import consolidate
 from ..catalog import CATEGORICAL, GAUSSIAN, key_of
 from ..pretrained.exporting import Flags, bring, send
 from ..program import program
@@ -71,6 +74,27 @@ class PlotSchedules:
         from .outputs import output_path
 
         print(f"written to {plot(output_path(self.out, ('.png', '.jpg', '.webp')), self.steps)}")
+
+
+@dataclass(frozen=True)
+class Consolidate:
+    """Puts the checkpoints of a run with divided weights together to one file each.
+
+    Runs with --training.parallel sharded write a file for each process, and one at their end. Every command reads both;
+    one file is easier to copy, and other programs read it.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run, such as runs/imagenet64, or of one checkpoint."""
+
+    def execute(self) -> None:
+        """Puts the checkpoints together, and prints their files."""
+        folder = newest(self.run)
+        folders = [folder] if folder == self.run else list_checkpoints(self.run / "checkpoints")
+        for one in folders:
+            divided = (one / PARTS).is_dir()
+            consolidate(one)
+            print(f"{one / 'tensors.safetensors'}{'' if divided else ' (was one file already)'}")
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def parsed(name: str, arguments: list[str]) -> Any:
 
 
 CONFIG = (tyro.conf.PositionalMetavarFromFieldName,)
-ALONE = ("demo", "train", "reproduce")
+ALONE = ("demo", "reproduce")
 """The commands that write a folder, and refuse to run in several processes of a launcher."""
 COMMANDS: dict[str, type] = {
     "demo": commands.Demo,
@@ -116,6 +116,7 @@ COMMANDS: dict[str, type] = {
     "sample": sampling.Sample,
     "evaluate": sampling.Evaluate,
     "doctor": doctor.Doctor,
+    "consolidate": commands.Consolidate,
     "reproduce": training.Reproduce,
     "import": commands.Import,
     "export": commands.Export,
