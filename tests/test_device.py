@@ -131,6 +131,19 @@ def test_a_compiled_step_has_the_same_losses_and_compiles_once():
     assert sum(counters["recompiles"].values()) <= 2
 
 
+def test_dropout_does_not_divide_a_compiled_step(monkeypatch):
+    from torch._dynamo.utils import counters
+
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    reference, _ = losses("cpu", steps=3)
+    counters.clear()
+    found, _ = losses("cpu", steps=3, compile=True)
+    assert torch.equal(found, reference)
+    assert counters["stats"]["unique_graphs"] <= 6
+    assert not [reason for reason in counters["graph_break"] if "Dropout" in reason]
+
+
 @ON_A_GPU
 def test_cuda_graphs_draw_the_same_samples():
     _, average = losses(DEVICE, steps=2)

@@ -67,9 +67,23 @@ class TrainingStep:
 
         self.called = self.parallel.connected(self.objective, unused)
         if self.config.compile:
+            self.place(batch, size)
             self.called.compile()
         if self.micro_batch is None and self.device.type != "cpu":
             self.micro_batch = self.largest_that_fits(batch, size)
+
+    @torch.no_grad()
+    def place(self, batch: Mapping[str, Tensor], size: int) -> None:
+        """Runs the loss of one example, so that dropout knows the shapes that it is for before it is compiled.
+
+        Within the compiler its tables would divide the graph at each layer.
+        """
+        if self.layers:
+            index = torch.zeros(1, dtype=torch.int64, device=self.device)
+            give_rows(self.layers, Streams(0, index, size))
+            with self.precision.cast(self.device):
+                self.objective(**{k: v[:1] for k, v in batch.items()}, generator=Streams(0, index, size))
+            give_rows(self.layers, None)
 
     def largest_that_fits(self, batch: Mapping[str, Tensor], size: int) -> int:
         """Returns the largest of B, B / 2, B / 4, ... examples whose loss and gradient fit into memory with the rest.
