@@ -19,8 +19,11 @@ from ..shared.figures import save_grid
 from ..shared.progress import Progress, silent
 from .image_data import Images
 from .recipe import Recipe
+from .tensor_data import Tensors
 from .text_data import Text
 
+ARRAYS = (".npy", ".npz", ".safetensors")
+"""The endings of files of arrays alone."""
 AT_ONCE = 1000
 """The number of examples that are read at a time."""
 SHOWN = 64
@@ -151,14 +154,16 @@ def digests(k: Examples, progress: Progress, label: str) -> Iterator[bytes]:
             yield hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
-def data_named(name: str) -> Images | Text:
-    """Returns data of a name with the default settings: images where it has some, or else text.
+def data_named(name: str) -> Images | Text | Tensors:
+    """Returns data of a name with the default settings: real-valued arrays, images where it has some, or else text.
 
     Raises:
         UsageError: for data that cannot be read.
     """
     if name in ("chain", "text8", "shakespeare") or name.lower().endswith(".txt"):
         return Text(name)
+    if Path(name).suffix.lower() in ARRAYS:
+        return Tensors(name)
     try:
         find_images(name, "train")
     except Absent:

@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from image_folders import put
@@ -85,6 +86,13 @@ def test_text(tmp_path, capsys):
         "10 of 10 held-out windows are in train, such as window 0, which is 0 of train; 179 of 180 training windows "
         "are equal to an earlier one"
     )
+
+
+def test_arrays(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.linspace(-3, 5, 400, dtype=np.float32).reshape(100, 4))
+    said = lines(capsys, "x.npy", "--data.batch", 16)
+    assert "examples of 4, float32" in said["train"]
+    assert said["batch: x0"].startswith("float32 (16, 4), ")
 
 
 @pytest.mark.parametrize(

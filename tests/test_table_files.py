@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unnoise.experiments.cli import main
 from unnoise.shared.data import image_dataset
 from unnoise.shared.data.columns import Columns
 from unnoise.shared.data.sources import absolute
@@ -207,6 +208,29 @@ def test_tar_files_that_are_cut_or_compressed_are_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("a"))
     with pytest.raises(UsageError, match="x.tar cannot be read .*: give an uncompressed tar file"):
         image_dataset(at)
+
+
+def test_a_run_on_a_tar_file_with_a_held_out_share(tmp_path, capsys):
+    """Trained, measured and resumed: the share is a setting of the run."""
+    members = {}
+    for n, image in enumerate(pictures(40)[1]):
+        members |= {f"{n}.png": png(image), f"{n}.json": json.dumps({"kind": "xy"[n % 2]}).encode()}
+    name, run = str(pack(tmp_path / "x.tar", members)), str(tmp_path / "run")
+    settings = ["--data.name", name, "--data.held-out", "10", "--data.classes", "None"]
+    train = ["train", "ddpm-smoke", "--out", run, *settings, "--data.batch", "8", "--training.steps", "2"]
+    assert main(train) == 0
+    out = capsys.readouterr().out
+    assert "30 images of 3x8x8; no labels" in out
+    assert "10 of 40 examples are held out (held_out=10)" in out
+    assert main([*train[:4], "--resume", "--training.steps", "3"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", run, "--count", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "10 images of 3x8x8; no labels" in out
+    assert "bits_per_dim" in out
+    pack(tmp_path / "x.tar", {name: content for name, content in members.items() if not name.startswith("39.")})
+    assert main(["evaluate", run]) == 2
+    assert "training examples now, and this run was trained on 30" in capsys.readouterr().err
 
 
 def test_splits_in_names():

@@ -13,6 +13,7 @@ from ...shared.progress import bar
 from ..check_data import check_data, data_named
 from ..image_data import Images
 from ..recipes import RECIPES, find
+from ..text_data import Text
 from .outputs import output_path
 from .recipe_options import options_of, with_options, with_parts
 from .training import is_run, recipe_named
@@ -41,7 +42,7 @@ def options_for(name: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
     else:
         column = any(word.startswith("--data.image-column") for word in arguments)
         data = Images(name) if column else data_named(name)
-        recipe = replace(find("ddpm-digits" if isinstance(data, Images) else "mdlm-shakespeare"), data=data)
+        recipe = replace(find("mdlm-shakespeare" if isinstance(data, Text) else "ddpm-digits"), data=data)
     without = tuple(f.name for f in fields(recipe) if f.name != "data")
     recipe, rest = with_parts(recipe, arguments, without)
 
