@@ -50,7 +50,7 @@ class Decay(Average):
         warmup: whether early steps use the smaller (1 + n) / (10 + n), which forgets the initial weights sooner.
     """
 
-    rate: float = 0.9999
+    rate: float
     warmup: bool = True
     __repr__ = notation
 
@@ -78,7 +78,7 @@ class HalfLife(Average):
         rampup: the half-life is at most this share of the images seen so far; None for a constant half-life.
     """
 
-    images: float = 500_000
+    images: float
     rampup: float | None = 0.05
     __repr__ = notation
 
@@ -110,7 +110,7 @@ class PowerFunction(Average):
         std: width of the average: the standard deviation of its weights over time, relative to the time of training.
     """
 
-    std: float = 0.05
+    std: float
     __repr__ = notation
 
     def __post_init__(self) -> None:

@@ -185,7 +185,7 @@ LEAST = {
 """Settings that are whole numbers, and the least value of each."""
 WITHOUT_EFFECT = (
     *("steps", "log_every", "watch_every", "save_every", "device", "keep", "keep_every", "snapshot_every"),
-    *("micro_batch", "recompute", "parallel", "compile", "channels_last", "workers"),
+    *("micro_batch", "recompute", "parallel", "compile", "channels_last", "workers", "averages"),
     *("deadline", "held_out_every", "held_out_count", "trackers"),
 )
 """Settings that do not change what one step computes, so that a resumed run may change them."""
