@@ -219,6 +219,21 @@ def test_a_process_that_is_killed_at_any_moment_of_writing_loses_one_interval_at
     assert names(home) == ["00000006"]
 
 
+def test_a_checkpoint_of_which_a_part_is_deleted_is_not_found(run, monkeypatch):
+    """A process that is killed while it deletes one leaves it under another name, and the next one deletes the rest."""
+
+    def half(path, **options):
+        next(path.iterdir()).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(saving.shutil, "rmtree", lambda path, **options: half(path) if path.exists() else None)
+        saving.remove(run / "checkpoints" / "00000004")
+    assert names(run) == [".00000004.old.part", "00000006"]
+    resume(run, config(steps=8))
+    assert names(run) == ["00000006", "00000008"]
+
+
 def test_parts_are_put_together_without_a_moment_without_a_checkpoint(run, monkeypatch, tmp_path):
     """A process that is killed while it does so leaves the parts, or the one file."""
     original = run / "checkpoints" / "00000006"

@@ -4,7 +4,10 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from damaged_runs import Killed, losses, names, refused, same, train
@@ -132,3 +135,20 @@ def test_a_restart_by_torchrun_continues_its_own_run(tmp_path, monkeypatch):
     for own in ("none", ""):  # without --rdzv-id
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", own)
         refused(lambda: train(tmp_path / "run"), "already has a run")
+
+
+def test_all_processes_of_a_run_stop_after_one_step_and_continue_from_one_checkpoint(tmp_path):
+    """Whichever of them is asked; and where none is intact, all say so."""
+    command = [sys.executable, str(Path(__file__).parent / "stopping_ranks.py"), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    lines = dict(line.split(": ", 1) for line in found.stdout.splitlines())
+    saved = int(lines["saved"])
+    assert 3 <= saved <= 5, lines
+    assert lines["one 0"] == lines["one 1"] == f"stopped after step {saved}"
+    assert lines["zero 0"] == lines["zero 1"]
+    assert lines["none 0"] == lines["none 1"]
+    assert lines["none 0"].startswith("UsageError the checkpoint ")
+    assert lines["older 0"] == lines["older 1"] == f"from step {saved}"
+    assert lines["left"] == "00000006 00000007.damaged 00000008"
