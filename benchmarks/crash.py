@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -181,9 +181,13 @@ def position(folder: Path) -> int:
     return max(steps, default=0)
 
 
-def writing(folder: Path) -> bool:
-    """Returns whether a checkpoint is being written, or was when the process was killed."""
-    return any((folder / "checkpoints").glob(".*.part"))
+def unfinished(folder: Path) -> set[tuple[str, int]]:
+    """Returns the checkpoints that are being written or deleted, or were when a process was killed: name and time."""
+    found = set[tuple[str, int]]()
+    for path in (folder / "checkpoints").glob(".*.part"):
+        with suppress(OSError):
+            found.add((path.name, path.stat().st_ctime_ns))
+    return found
 
 
 def waits_for(happens: Callable[[], bool], runs: Callable[[], bool]) -> bool:
@@ -196,8 +200,13 @@ def waits_for(happens: Callable[[], bool], runs: Callable[[], bool]) -> bool:
     return False
 
 
-def examine(folder: Path, every: int, before: int, moment: str, result: Result) -> int:
-    """Examines a folder after a kill, and returns the step of the newest checkpoint."""
+def examine(
+    folder: Path, every: int, before: int, moment: str, result: Result, left: Collection[tuple[str, int]] = ()
+) -> int:
+    """Examines a folder after a kill, and returns the step of the newest checkpoint.
+
+    `before` is that of before, and `left` are the unfinished checkpoints of before.
+    """
     damaged: list[str] = []
     saved, seen = 0, position(folder)
     if list_checkpoints(folder / "checkpoints"):
@@ -205,7 +214,7 @@ def examine(folder: Path, every: int, before: int, moment: str, result: Result) 
             folder, read, say=lambda errors, used: damaged.extend(e.found for e in errors)
         )
         saved = description["step"]
-    result.moments["while a checkpoint was written" if writing(folder) else moment] += 1
+    result.moments["while a checkpoint was written" if unfinished(folder) - set(left) else moment] += 1
     result.lost.append(max(seen - saved, 0))
     result.wrong += damaged
     if seen - saved > every:
@@ -223,7 +232,8 @@ def kill_one_process(root: Path, kills: int, every: int, files: Path | None, dra
     moments = ["at a step", "checkpoint", "at a step", "checkpoint", "during the start"]
     saved = 0
     for number in range(kills):
-        child, moment = forked(lambda: train(folder, steps, every, files, True), log), moments[number % len(moments)]
+        left, moment = unfinished(folder), moments[number % len(moments)]
+        child = forked(lambda: train(folder, steps, every, files, True), log)
         target = min(saved + draws.randint(0, 2 * every), steps - every - 1)
         status: list[int] = []
 
@@ -237,14 +247,14 @@ def kill_one_process(root: Path, kills: int, every: int, files: Path | None, dra
         else:
             waits_for(lambda target=target: position(folder) >= target, runs)
             if moment == "checkpoint":
-                waits_for(lambda: writing(folder), runs)
+                waits_for(lambda left=left: bool(unfinished(folder) - left), runs)
             time.sleep(draws.uniform(0.0, 0.02))
         if not runs():
             result.wrong.append(f"the run ended by itself before kill {number + 1}, with status {status[0]}")
             break
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        saved = examine(folder, every, saved, "at a step" if moment == "checkpoint" else moment, result)
+        saved = examine(folder, every, saved, "at a step" if moment == "checkpoint" else moment, result, left)
     for place in (folder, root / "whole"):
         child = forked(lambda place=place: train(place, steps, every, files, True), log)
         if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
@@ -267,20 +277,20 @@ def kill_ranks(root: Path, kills: int, every: int, draws: random.Random) -> Resu
         run = subprocess.Popen([*launch, *more], env=environment, stdout=file, stderr=file)
         saved = 0
         for number in range(kills):
-            pids = [folder / f"pid-{number}-{rank}" for rank in range(2)]
+            pids, left = [folder / f"pid-{number}-{rank}" for rank in range(2)], unfinished(folder)
             target = min(saved + draws.randint(0, 2 * every), steps - every - 1)
             runs = lambda: run.poll() is None  # noqa: E731
             waits_for(lambda pids=pids: all(path.exists() for path in pids), runs)
             waits_for(lambda target=target: position(folder) >= target, runs)
             if number % 2:
-                waits_for(lambda: writing(folder), runs)
+                waits_for(lambda left=left: bool(unfinished(folder) - left), runs)
             time.sleep(draws.uniform(0.0, 0.02))
             if not runs():
                 result.wrong.append(f"torchrun ended before kill {number + 1}: {cause(log)}")
                 return result
             chosen = draws.randrange(2)
             os.kill(int(pids[chosen].read_text()), signal.SIGKILL)
-            saved = examine(folder, every, saved, f"of rank {chosen}", result)
+            saved = examine(folder, every, saved, f"of rank {chosen}", result, left)
         if run.wait():
             result.wrong.append(f"torchrun ended with status {run.returncode}: {cause(log)}")
             return result
