@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
-import torch
 from torch import Tensor
 
 from ..shared.data import Batches, ImageDataset
