@@ -22,7 +22,8 @@ from pathlib import Path
 import tyro
 
 LIMITS = {"tests": 60, "training": 190, "sampling": 50, "discrete": 50, "figures": 110}
-"""The parts, functions of `gpu_parts`, in their order, with the most seconds that each may take."""
+"""The parts, functions of `gpu_parts`, in their order, with the most seconds of each in `MINUTES` minutes in all."""
+MINUTES = 7.75
 ROOT = Path(__file__).parents[1]
 
 
@@ -34,7 +35,7 @@ class Settings:
     """The page to write; pictures are written beside it, into a folder of its name."""
     parts: tuple[str, ...] = tuple(LIMITS)
     """The parts to run: tests, training, sampling, discrete, figures."""
-    minutes: float = 7.75
+    minutes: float = MINUTES
     """Minutes for all parts; what does not fit is stopped, and the page says so."""
     fashion: Path | None = None
     """Folder with train.parquet and test.parquet of Fashion-MNIST; None leaves it out."""
@@ -99,8 +100,8 @@ def run(settings: Settings) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         for name in settings.parts:
             left = settings.minutes * 60 - (time.monotonic() - begin)
-            last = name == settings.parts[-1]
-            seconds, start = left if last else min(LIMITS[name], left), time.monotonic()
+            limit = LIMITS[name] * settings.minutes / MINUTES
+            seconds, start = left if name == settings.parts[-1] else min(limit, left), time.monotonic()
             path = Path(folder) / f"{name}.md"
             command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--out", str(path)]
             command += ["--rehearse"] * settings.rehearse

@@ -27,7 +27,7 @@ fi
 
 rehearse=
 if [ "${1:-}" = rehearse ]; then
-    rehearse=--rehearse
+    rehearse="--rehearse --minutes 40"
     shift
 fi
 site=

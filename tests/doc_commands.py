@@ -23,7 +23,7 @@ import tokenizers  # noqa: F401
 
 import unnoise.shared.figures  # noqa: F401
 from unnoise.experiments import evaluation
-from unnoise.experiments.cli import commands, doctor, sampling, training
+from unnoise.experiments.cli import commands, doctor, sampling, slurm, training
 from unnoise.experiments.cli.main import main, run
 from unnoise.experiments.recipe import Recipe
 from unnoise.experiments.recipes import find
@@ -63,6 +63,7 @@ def parse(words: list[str], of: str | None) -> int:
         *((command, "execute", passed) for command in (commands.Demo, commands.Import, commands.Export)),
         *((command, "execute", passed) for command in (commands.Recipes, commands.Parts, commands.PlotSchedules)),
         (doctor.Doctor, "execute", passed),
+        (slurm, "submit", passed),
     ):
         setattr(module, name, stand_in)
     return run(words)

@@ -140,7 +140,7 @@ def test_gpu_page_keeps_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(
         gpu.subprocess, "Popen", lambda command, **k: started([sys.executable, str(script), *command[2:]], **k)
     )
-    monkeypatch.setattr(gpu, "LIMITS", dict.fromkeys(gpu.LIMITS, 2))
+    monkeypatch.setattr(gpu, "LIMITS", dict.fromkeys(gpu.LIMITS, 2 * gpu.MINUTES))  # 2 s in one minute
     begin, out = time.monotonic(), tmp_path / "page.md"
     parts = ("tests", "training", "sampling", "discrete")
     assert gpu.main(gpu.Settings(out=out, parts=parts, minutes=1, rehearse=True)) == 1

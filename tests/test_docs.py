@@ -303,8 +303,10 @@ def test_commands_and_options_in_the_text_exist(capsys):
         "--out",
         "--resume",
         "--module",
+        "--max-restarts",  # of torchrun
+        "--signal",  # of sbatch
     }
-    for command in ("demo", "import", "export", "sample", "evaluate", "plot-schedules"):
+    for command in ("demo", "import", "export", "sample", "evaluate", "submit", "plot-schedules"):
         assert main([command, "--help"]) == 0
         options |= set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
     named = {name.rstrip(".") for name in re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)}
