@@ -186,7 +186,7 @@ WITHOUT_PRESET = {
     "ncsn-celeba64-v2": "a RefineNet",
     "ncsn-lsun128-v2": "a RefineNet",
 }
-SMALL = ("digits", "mnist", "smoke")
+SMALL = ("digits", "mnist", "smoke", "captions", "groups")
 
 
 @pytest.fixture
