@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from .denoiser import Denoiser
 from .errors import UsageError
-from .random import Source, Streams, uniform
+from .random import Source, Streams, outside_graphs, uniform
 from .serialization import serializable
 from .tensors import refuse_array, times_at
 from .values import notation
@@ -89,7 +89,7 @@ class Objective(nn.Module, ABC, Generic[D]):
         """
 
 
-@torch.compiler.disable  # as a part of a graph, each seed would be compiled anew
+@outside_graphs
 def times_of_rows(times: TimeSampling, count: int, source: Source) -> Tensor:
     """Returns the numbers that `times` samples, `(count,)`; for a part of a batch those of its rows in the whole batch.
 

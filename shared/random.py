@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,14 @@ def _scrambled(x: Tensor) -> Tensor:
     x = (x ^ _shifted(x, 30)) * _MIX1
     x = (x ^ _shifted(x, 27)) * _MIX2
     return x ^ _shifted(x, 31)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def outside_graphs(function: Function) -> Function:
+    """Marks a function that `torch.compile` leaves to Python: in a graph, each seed would be compiled anew."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 def whole_seed(seed: Any) -> int:
@@ -103,7 +111,7 @@ class Streams:
         seed = torch.full((), self.seed, dtype=torch.int64, device=self.indices.device)
         return _scrambled(_scrambled(seed * _GOLDEN + 1) + self.indices * _GOLDEN)
 
-    @torch.compiler.disable  # as a part of a graph, each seed would be compiled anew
+    @outside_graphs
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Returns uniform numbers on the open interval (0, 1), of the given shape `(len(indices), ...)`.
 

@@ -38,6 +38,9 @@ class Train:
     that can be chosen. A recipe of your own is FILE.py:FUNCTION or MODULE:FUNCTION, a part of your own FILE.py:NAME, as
     in `unnoise train ddpm-digits --schedule "my_file.py:Linear(last=0.03)"`. RECIPE can also be the folder of a run,
     whose settings are then taken. `--data latents.npy` trains on real-valued arrays in a file or a folder of files.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m unnoise train RECIPE [options]; the batch of the recipe is that of
+    all GPUs together, and noise, order and losses are those of one GPU. On a Slurm cluster: unnoise submit.
     """
 
     recipe: tyro.conf.Positional[str]
@@ -83,7 +86,7 @@ def options_for(command: str, name: str, arguments: Sequence[str]) -> tuple[type
     cls = make_dataclass(command.title(), [*fields, *options_of(recipe, without)], namespace={"execute": execute})
     does = type(recipe.figure).__doc__ or ""
     cls.__doc__ = (
-        f"Trains {name}. {description_of(name)}"
+        f"Trains {name}. {description_of(name)}\n\nOn several GPUs: torchrun --nproc-per-node 8 -m unnoise train {name}"
         if command == "train"
         else f"Draws the figure of {name}: {does.strip()} Parts that "
         "are already trained in --out are loaded, and interrupted training is continued."

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..random import Streams, kept, place_words, row_words
+from ..random import Streams, kept, outside_graphs, place_words, row_words
 
 
 class Dropout(nn.Module):
@@ -41,7 +41,7 @@ class Dropout(nn.Module):
             self.place(x)
         return x * kept(self.rows, self.places, self.p).reshape(x.shape) / (1 - self.p)
 
-    @torch.compiler.disable
+    @outside_graphs
     def place(self, x: Tensor) -> None:
         """Computes the words of the places of an example, which are kept for the next batch."""
         self.places = place_words(self.layer, x[0].numel(), x.device)

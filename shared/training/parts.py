@@ -42,7 +42,7 @@ def read_parts(folder: Path, digests: Mapping[str, str]) -> dict[str, Tensor]:
         ValueError: for a file that is missing or differs from what was written.
     """
     found = file_digests(folder)
-    if broken := [name for name in digests | found if digests.get(name) != found.get(name)]:
+    if broken := [name for name in {*digests, *found} if digests.get(name) != found.get(name)]:
         raise ValueError(f"{PARTS}/{broken[0]} differs from what was written")
     dcp, _, reader = storage()
     with warnings.catch_warnings():
@@ -75,7 +75,7 @@ def storage() -> tuple[Any, Any, Any]:
     import torch.distributed.checkpoint as dcp
 
     try:
-        return dcp, dcp.HuggingFaceStorageWriter, dcp.HuggingFaceStorageReader
+        return dcp, *(getattr(dcp, f"HuggingFaceStorage{kind}") for kind in ("Writer", "Reader"))
     except AttributeError:
         raise UsageError(
             f"checkpoints of divided weights need torch 2.9 or newer, and this is {torch.__version__}: train with "
