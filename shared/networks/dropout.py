@@ -30,6 +30,8 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         self.p, self.rows, self.places, self.layer = p, None, torch.empty(0), 0
 
     def forward(self, x: Tensor) -> Tensor:
