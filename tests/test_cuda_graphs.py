@@ -185,6 +185,7 @@ def test_networks_are_replaced_once():
     assert [type(network.inner) for network in again] == [UNet]
 
 
+@pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("count", [1, 16])
