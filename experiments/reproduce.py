@@ -57,6 +57,8 @@ def train_recipe(
     name = Path(recipe.picture)
 
     def watch(average: Objective[Any], step: int) -> Path | None:
+        if not is_main():
+            return None
         few = draw(
             recipe,
             recipe.sampler_of(average.denoiser),
