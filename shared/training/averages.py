@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from ..errors import UsageError, shown
 from ..serialization import serializable
 from ..values import notation
+from .numbers import real
 from .parallel import own
 
 WIDEST = 12**-0.5
@@ -55,7 +55,7 @@ class Decay(Average):
     __repr__ = notation
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", _number("rate", self.rate))
+        object.__setattr__(self, "rate", real("rate", self.rate))
         if not 0 <= self.rate < 1:
             raise UsageError(f"rate={self.rate}: give the decay of the averaged weights, in [0, 1), such as 0.9999")
         if not isinstance(self.warmup, bool):
@@ -85,7 +85,7 @@ class HalfLife(Average):
     def __post_init__(self) -> None:
         for name in ("images", "rampup"):
             if name == "images" or self.rampup is not None:
-                object.__setattr__(self, name, _number(name, getattr(self, name)))
+                object.__setattr__(self, name, real(name, getattr(self, name)))
         if not 0 < self.images < math.inf:
             raise UsageError(f"images={self.images}: give the half-life in images, a positive number such as 500_000")
         if self.rampup is not None and not 0 < self.rampup < math.inf:
@@ -114,7 +114,7 @@ class PowerFunction(Average):
     __repr__ = notation
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "std", _number("std", self.std))
+        object.__setattr__(self, "std", real("std", self.std))
         if not 0 < self.std <= WIDEST:
             raise UsageError(
                 f"std={self.std}: give a relative standard deviation above 0 and at most 0.2886, such as 0.05 or 0.1"
@@ -155,15 +155,3 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     )
     for a, b in zip(average.buffers(), module.buffers(), strict=True):
         a.copy_(b)
-
-
-def _number(name: str, value: Any) -> float:
-    """Returns a setting as a float, also from NumPy.
-
-    Raises:
-        UsageError: for a value that is not a number.
-    """
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{name}={shown(value)}: give a number") from None

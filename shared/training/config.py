@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -14,6 +13,7 @@ from ..errors import UsageError, shown
 from ..serialization import earlier, serializable, serialize
 from ..values import notation
 from .averages import Average, Decay, PowerFunction
+from .numbers import real, whole
 from .parallel import Parallel, Replicated
 from .precision import PrecisionName
 from .trackers import TrackerName, named_trackers
@@ -206,30 +206,3 @@ def in_todays_settings(arguments: dict[str, Any]) -> dict[str, Any]:
 
 for name in ("training.Training", "unnoise.shared.training.config.Training"):
     earlier(name, in_todays_settings)
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """Returns a setting as an int, also from NumPy.
-
-    Raises:
-        UsageError: for a value that is not a whole number, or below the least.
-    """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except (TypeError, ValueError):
-        number = None
-    if number is None or number < least:
-        raise UsageError(f"{name}={shown(value)}: give a whole number of at least {least}")
-    return number
-
-
-def real(name: str, value: Any) -> float:
-    """Returns a setting as a float, also from NumPy.
-
-    Raises:
-        UsageError: for a value that is not a number.
-    """
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{name}={shown(value)}: give a number") from None
