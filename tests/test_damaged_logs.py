@@ -16,6 +16,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
+OTHER = "metrics.jsonl differs from what was written, by damage or by an editor$"
 GOOD = b'{"step": 1, "loss": 2.5, "seconds": 7.25}\n'
 BROKEN = {
     "half a line": b'{"step": 2, "lo\n',
@@ -58,16 +59,34 @@ def test_a_log_that_a_crash_cut_or_an_editor_left_without_its_end(run):
     """Neither is damage: half a line at the end was not finished, and a whole one without its line break counts."""
     shutil.rmtree(run / "checkpoints" / "00000006")
     (run / "metrics.jsonl").write_bytes(GOOD + b'{"step": 2, "lo')
-    resume(run)
+    with pytest.warns(Notice, match=OTHER):
+        resume(run)
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 5, 6]
     shutil.rmtree(run / "checkpoints" / "00000006")
     (run / "metrics.jsonl").write_bytes(GOOD + b'{"step": 2}')
-    resume(run)
+    with pytest.warns(Notice, match=OTHER):
+        resume(run)
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 5, 6]
     (run / "metrics.jsonl").unlink()
     shutil.rmtree(run / "checkpoints" / "00000006")
     resume(run)
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [5, 6]
+
+
+def test_a_figure_that_has_changed_is_noticed(run):
+    """By the digest in the checkpoint; lines that were written after it are not part of that."""
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    log = run / "metrics.jsonl"
+    content = log.read_bytes()
+    resume(run)
+    assert [line["step"] for line in read_metrics(log)] == [1, 2, 3, 4, 5, 6]
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    place = content.index(b'"loss": ') + 12
+    log.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    assert len(read_metrics(log)) == 6
+    with pytest.warns(Notice, match=OTHER):
+        resume(run)
+    resume(run)  # what was continued is what is written now
 
 
 def test_the_curve_of_a_damaged_log(tmp_path):

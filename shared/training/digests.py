@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,3 +49,11 @@ def digests(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
 def groups_in(tensors: Mapping[str, Tensor]) -> list[str]:
     """Returns the groups of tensors: `objective`, `optimizer` and those of the averages."""
     return list(dict.fromkeys(name.partition(".")[0] for name in tensors))
+
+
+def digest_of_log(path: Path, size: int | None = None) -> dict[str, Any] | None:
+    """Returns the size in bytes and the SHA-256 of a log, or of its first `size` bytes; None without a file."""
+    if not path.is_file():
+        return None
+    content = path.read_bytes()[:size]
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -18,7 +18,8 @@ from .averages import Average
 from .checkpoint import first_intact, load_weights, read
 from .config import WITHOUT_EFFECT, Training
 from .differences import class_name, difference
-from .digests import groups, tensors_in
+from .digests import digest_of_log, groups, tensors_in
+from .folder import parse_lines
 from .named import parameters, weights
 
 COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
@@ -46,6 +47,17 @@ def newest_of_run(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]
     checkpoint = folder / "checkpoints" / chosen
     description, tensors = read(checkpoint) if found is None else found[1]
     return checkpoint, description, tensors, damage
+
+
+def log_notes(folder: Path, description: Mapping[str, Any]) -> list[str]:
+    """Returns a note where a line of the log of a run is not what was written, though it can be read.
+
+    On lines that cannot be read there is a note where the log is opened.
+    """
+    path, stored = folder / "metrics.jsonl", description.get("metrics")
+    if stored is None or not path.is_file() or digest_of_log(path, stored["bytes"]) == stored or parse_lines(path)[1]:
+        return []
+    return [f"{path} differs from what was written, by damage or by an editor"]
 
 
 def refuse_other_launch(folder: Path, description: Mapping[str, Any]) -> None:

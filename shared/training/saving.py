@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..objective import Objective
 from ..serialization import serialize
 from .checkpoint import FORMAT, HELD_OUT, best, list_checkpoints, read
-from .digests import digest_of_text, digests, groups
+from .digests import digest_of_log, digest_of_text, digests, groups
 from .folder import flush, reason, write_text
 from .named import parameters, weights
 from .parts import PARTS, write_parts
@@ -95,6 +95,7 @@ def write(
             for left in home.glob(".*.part"):  # by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             temporary.mkdir(parents=True)
+        description["metrics"] = digest_of_log(folder / "metrics.jsonl")
         if divided:
             barrier()
             description |= write_parts(temporary / PARTS, tensors)

@@ -36,6 +36,7 @@ from .parallel import assembled, keep_activations, laid_like, recompute
 from .posthoc import drop_later, write_snapshot
 from .resume import (
     first_few,
+    log_notes,
     newest_of_run,
     optimizer_slots,
     other_settings,
@@ -292,6 +293,7 @@ class Trainer(Generic[Trained]):
             notes.append(f"other settings ({first_few(lines)}): {effect}")
         if self.step > self.config.steps:
             notes.append(f"it has {self.step} steps, more than steps={self.config.steps}, and is not trained further")
+        notes += log_notes(self.folder, description) if is_main() else []
         if restarted():
             notes.append("torchrun has restarted the processes")
         if is_main() and damage:
