@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import statistics
@@ -15,7 +16,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import torch
 import torch.nn.functional as F
@@ -326,15 +327,28 @@ def cross_entropy(network: nn.Module, x0: Tensor, autocast: bool) -> Callable[[]
 def tests(path: Path, sizes: Sizes) -> None:
     """Runs the tests that are marked `device`."""
     section = Section(path, "Tests on the device", ["result", "tests"], "`pytest -m device`.")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "device", "tests/test_device.py"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    counts = re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)", found.stdout)
-    for number, result in counts:
-        section.add(result, number)
-    failed = re.findall(r"^(?:FAILED|ERROR) .*$", found.stdout, re.MULTILINE)
-    for line in failed or ([] if counts else [*found.stdout.splitlines()[-3:], *found.stderr.splitlines()[-3:]]):
-        section.note(line)
-    if not counts or failed:
+    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-m", "device", "tests/test_device.py"]
+    counts, tail = dict.fromkeys(("PASSED", "FAILED", "ERROR", "SKIPPED"), 0), list[str]()
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+    ) as running:
+        for line in cast("TextIO", running.stdout):
+            tail = [*tail[-2:], line.strip()]
+            if found := re.match(r"(\S+::\S+) (PASSED|FAILED|ERROR|SKIPPED)", line):
+                counts[found[2]] += 1
+                section.rows = [[result.lower(), str(number)] for result, number in counts.items() if number]
+                section.write()
+                if found[2] in ("FAILED", "ERROR"):
+                    section.note(f"{found[2]} {found[1]}")
+    if running.returncode:
+        for line in tail if not section.rows else ():
+            section.note(line)
         raise SystemExit(1)
 
 
