@@ -23,13 +23,21 @@ from unnoise.shared.training.folder import locked, refuse_several
 def test_networks_spread_over_devices_are_refused():
     wrapped = nn.DataParallel(MLP(6, 16, 1))
     with pytest.raises(
-        UsageError, match="wrapped in DataParallel, and training runs on one device: give the network itself"
+        UsageError, match="wrapped in DataParallel, and the trainer connects the processes itself: give the network"
     ):
         Trainer(objective(wrapped), CONFIG)
 
 
+def test_one_of_several_processes_that_are_not_connected_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for place in (None, tmp_path / "run"):
+        with pytest.raises(UsageError, match=r"one of 2 processes .* that are not connected, .*: train within"):
+            Trainer(objective(), CONFIG, folder=place)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("known_from", ["environment", "process group"])
-def test_one_of_several_processes_is_refused(tmp_path, monkeypatch, capsys, known_from):
+def test_commands_of_one_process_refuse_several(tmp_path, monkeypatch, capsys, known_from):
     from unnoise.experiments.cli import main
 
     if known_from == "environment":
@@ -37,13 +45,11 @@ def test_one_of_several_processes_is_refused(tmp_path, monkeypatch, capsys, know
     else:
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    for place in (None, tmp_path / "run"):
-        with pytest.raises(UsageError, match=r"one of 2 processes .*: start one, without torchrun"):
-            Trainer(objective(), CONFIG, folder=place)
-    for command in (["train", "ddpm-smoke"], ["reproduce", "ddpm-smoke"], ["demo"]):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    for command in (["reproduce", "ddpm-smoke"], ["demo"]):
         assert main([*command, "--out", str(tmp_path / "run")]) == 2
         err = capsys.readouterr().err
-        assert re.fullmatch(r"unnoise: this is one of 2 processes.*\n", err)
+        assert re.fullmatch(r"unnoise: this is one of 2 processes .*: start one, without torchrun.*\n", err)
     assert not (tmp_path / "run").exists()
 
 
