@@ -328,21 +328,16 @@ def tests(path: Path, sizes: Sizes) -> None:
     """Runs the tests that are marked `device`."""
     section = Section(path, "Tests on the device", ["result", "tests"], "`pytest -m device`.")
     command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-m", "device", "tests/test_device.py"]
-    counts, tail = dict.fromkeys(("PASSED", "FAILED", "ERROR", "SKIPPED"), 0), list[str]()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    counts, tail, pipe = dict[str, int](), list[str](), subprocess.PIPE
+    folder, environment = Path(__file__).parents[1], os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env=environment,
+        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment
     ) as running:
         for line in cast("TextIO", running.stdout):
             tail = [*tail[-2:], line.strip()]
             if found := re.match(r"(\S+::\S+) (PASSED|FAILED|ERROR|SKIPPED)", line):
-                counts[found[2]] += 1
-                section.rows = [[result.lower(), str(number)] for result, number in counts.items() if number]
+                counts[found[2]] = counts.get(found[2], 0) + 1
+                section.rows = [[result.lower(), str(number)] for result, number in counts.items()]
                 section.write()
                 if found[2] in ("FAILED", "ERROR"):
                     section.note(f"{found[2]} {found[1]}")
