@@ -267,12 +267,12 @@ LIMITED = """
     def train(k, steps):
         images = data.ImageDataset(k, None, quantization.Quantization())
         network = UNet((3, 32, 32), width=8, multipliers=(1, 1), blocks=1)
-        Trainer(DenoisingLoss.simple(Learned(network, VP())), Training(steps=steps)).fit(images.batches(32))
+        Trainer(DenoisingLoss.simple(Learned(network, VP())), Training(steps=steps)).fit(images.batches(8))
         return images
 
     torch.set_num_threads(1)
     k, allowed = mapped_rows(Path(sys.argv[1])), int(sys.argv[2])
-    train(k[:64], 2)  # what libraries and the network take is not counted
+    train(k[:64], 8)  # what libraries and the network take is not counted
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + allowed,) * 2)
     try:
@@ -288,12 +288,14 @@ LIMITED = """
 def test_a_set_of_twelve_times_the_memory_trains(tmp_path, monkeypatch):
     """Under the limit of `ulimit -v`: what libraries and the network take, and a twelfth of the set."""
     monkeypatch.setattr("unnoise.shared.data.mapped.BLOCK", 2**20)
-    path, shape, count = tmp_path / "x.arrow", (3, 32, 32), 64_000
+    path, shape, count = tmp_path / "x.arrow", (3, 32, 32), 128_000
     image = np.arange(3 * 32 * 32, dtype=np.uint32).astype(np.uint8).reshape(shape)
     with ImageWriter(path, shape) as writer:
         for _ in range(count):
             writer.add(image)
         writer.finish([])
     command = [sys.executable, "-c", textwrap.dedent(LIMITED), str(path), str(count * image.size // 12)]
-    out = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    out = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    )
     assert out.stdout.split()[-1:] == ["12"], out.stderr[-2000:]
