@@ -22,8 +22,8 @@ from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.time_inputs import noise_level
 from unnoise.shared.training import Trainer, Training, precision
-from unnoise.shared.training.folder import read_metrics
 from unnoise.shared.training.averages import update_average
+from unnoise.shared.training.folder import read_metrics
 from unnoise.shared.training.optim import clip_gradients, learning_rate
 
 
@@ -313,7 +313,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
 
 
 def test_automatic_precision_is_that_of_the_device(tmp_path, monkeypatch):
-    """`precision="auto"`: half precision where the processor says that it multiplies such numbers, float32 elsewhere."""
+    """`precision="auto"`: half precision where the processor multiplies such numbers natively, float32 elsewhere."""
     cpu = torch.device("cpu")
     for flags, native in (("fpu avx2 avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2 avx512f", False)):
         (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")

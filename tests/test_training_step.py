@@ -48,11 +48,15 @@ def test_the_largest_micro_batch_that_fits_is_found_once(fit, found):
     network = Small(fit)
     trainer = Trainer(continuous.DenoisingLoss.simple(continuous.Learned(network, processes.TABLE)), CONFIG)
     batch = batches().at(0, range(12))
-    with pytest.warns(Notice, match=rf"micro-batches of {found} examples, because 12 do not fit.*: {12 // found} passes"):
+    with pytest.warns(
+        Notice, match=rf"micro-batches of {found} examples, because 12 do not fit.*: {12 // found} passes"
+    ):
         assert trainer.compute.largest_that_fits(batch, 12) == found
     assert all(p.grad is None for p in trainer.parameters), "the trials leave no gradient"
     network.fit = 0
-    with pytest.raises(UsageError, match=r"one example does not fit into the memory of the device: give recompute=True"):
+    with pytest.raises(
+        UsageError, match=r"one example does not fit into the memory of the device: give recompute=True"
+    ):
         trainer.compute.largest_that_fits(batch, 12)
 
 

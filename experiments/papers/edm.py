@@ -20,8 +20,8 @@ from ...shared.sampler import Sampler
 from ...shared.serialization import serializable
 from ...shared.time_inputs import quarter_log
 from ...shared.training import Training
-from ...shared.training.precision import PrecisionName
 from ...shared.training.averages import HalfLife
+from ...shared.training.precision import PrecisionName
 from ..code_lengths import Exact
 from ..gaussian import GaussianLoss, GaussianRecipe
 from ..gaussian_builders import churned_heun
@@ -80,7 +80,9 @@ OWN = GaussianRecipe(
 """The preconditioned denoiser, trained at log-normal noise levels and sampled by Heun's method."""
 
 
-def training(images: float, batch: int, rate: float, half_life: float = 0.5, precision: PrecisionName = "float32") -> Training:
+def training(
+    images: float, batch: int, rate: float, half_life: float = 0.5, precision: PrecisionName = "float32"
+) -> Training:
     """Returns the published training: Adam without clipping, with a warm-up of 10 million images.
 
     `images` and the half-life of the averaged weights are in millions of images; it grows from 0 as they are seen.

@@ -13,8 +13,8 @@ from torch import nn
 
 from ...shared.errors import UsageError
 from ...shared.gaussian.denoiser import Learned
-from ...shared.training.saving import save
 from ...shared.training.folder import writable
+from ...shared.training.saving import save
 from .diffusers import looks_like
 from .diffusers_export import export
 from .hub import local
