@@ -6,16 +6,23 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from damaged_runs import Killed, losses, names, refused, same, train
+from torch.distributed import HashStore
 
 from unnoise.experiments import load
+from unnoise.shared.distributed import fresh_store
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.training import Training, saving, stopping
 from unnoise.shared.training.stopping import AT_ONCE, GO_ON, SAVE, Interrupted, Interruption, TooLate
+
+cli = import_module("unnoise.experiments.cli.main")
 
 
 def send(number):
@@ -135,6 +142,42 @@ def test_a_restart_by_torchrun_continues_its_own_run(tmp_path, monkeypatch):
     for own in ("none", ""):  # without --rdzv-id
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", own)
         refused(lambda: train(tmp_path / "run"), "already has a run")
+
+
+@pytest.mark.parametrize(
+    ("unsaved", "line"),
+    [
+        ("", "stopped after step 5 and saved in run; "),
+        ("late", "stopped after step 5 without saving it, because late; "),
+    ],
+)
+def test_the_command_line_says_whether_the_step_is_saved(monkeypatch, capsys, unsaved, line):
+    def stop(arguments):
+        raise Interrupted(5, Path("run"), unsaved)
+
+    monkeypatch.setattr(cli, "run", stop)
+    assert cli.main(["train", "a"]) == 130
+    assert capsys.readouterr().err == f"\nunnoise: {line}continue with: unnoise train a --resume\n"
+
+
+def test_processes_that_are_started_anew_do_not_read_what_dead_ones_wrote(monkeypatch):
+    """torchrun keeps its store; each start has a prefix of its own there."""
+    store, number = HashStore(), threading.local()
+    launcher = import_module("torch.distributed.rendezvous")
+    monkeypatch.setattr(launcher, "rendezvous", lambda url: iter([(store, number.rank, 3)]))
+
+    def start(rank):
+        number.rank = rank
+        return fresh_store()
+
+    with ThreadPoolExecutor(3) as pool:
+        (first, *_), (second, *_), (third, *_) = pool.map(start, (2, 0, 1))
+        first.set("address", "of a process that is dead")
+        assert second.get("address") == third.get("address") == b"of a process that is dead"
+        again = [found[0] for found in pool.map(start, (0, 1, 2))]
+    assert not any(part.check(["address"]) for part in again)
+    again[0].set("address", "new")
+    assert [part.get("address") for part in again] == [b"new"] * 3
 
 
 def test_all_processes_of_a_run_stop_after_one_step_and_continue_from_one_checkpoint(tmp_path):
