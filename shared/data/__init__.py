@@ -1,15 +1,19 @@
 """Data sets of images and text: batches are dicts `{"x0": ..., conditions by name}`."""
 
+from .augmentation import Augmentation
 from .batches import Batches
 from .captions import CaptionTokens, caption_tokens
 from .images import ImageDataset, image_dataset, images
+from .streaming import StreamedBatches
 from .synthetic import MarkovChain, sparse_chain
+from .tensors import TensorDataset, tensor_dataset
 from .text import character_batches, characters, documents, shakespeare, subwords, text8
 from .text_dataset import TextDataset
 from .tokenizers import CharacterTokenizer, SubwordTokenizer, Tokenizer, tokenizer_file, train_tokenizer
 from .windows import Packed, Padded, Windows
 
 __all__ = [
+    "Augmentation",
     "Batches",
     "CaptionTokens",
     "CharacterTokenizer",
@@ -17,7 +21,9 @@ __all__ = [
     "MarkovChain",
     "Packed",
     "Padded",
+    "StreamedBatches",
     "SubwordTokenizer",
+    "TensorDataset",
     "TextDataset",
     "Tokenizer",
     "Windows",
@@ -30,6 +36,7 @@ __all__ = [
     "shakespeare",
     "sparse_chain",
     "subwords",
+    "tensor_dataset",
     "text8",
     "tokenizer_file",
     "train_tokenizer",
