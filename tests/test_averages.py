@@ -9,7 +9,7 @@ from torch import nn
 
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.serialization import deserialize, serialize
-from unnoise.shared.training.averages import Decay, HalfLife, PowerFunction, exponent_of, std_of, update_average
+from unnoise.shared.training.averages import Decay, HalfLife, PowerFunction, averaging, exponent_of, std_of
 from unnoise.shared.training.posthoc import (
     Profile,
     drop_later,
@@ -110,14 +110,14 @@ def test_values(average):
     assert repr(Decay(0.99)) == "Decay(rate=0.99)"
 
 
-def test_update_averages_parameters_and_copies_buffers():
+def test_averagings_parameters_and_copies_buffers():
     average, module = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     with torch.no_grad():
         average.weight.fill_(1.0)
         module.weight.fill_(3.0)
     module.get_buffer("running_mean").fill_(5.0)
     module.get_buffer("num_batches_tracked").fill_(7)
-    update_average(average, module, 0.75)
+    averaging(average, module)(0.75)
     assert average.weight.tolist() == [1.5] * 3
     assert average.get_buffer("running_mean").tolist() == [5.0] * 3
     assert average.num_batches_tracked == 7

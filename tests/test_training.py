@@ -22,7 +22,7 @@ from unnoise.shared.quantization import Quantization
 from unnoise.shared.serialization import deserialize, serialize
 from unnoise.shared.time_inputs import noise_level
 from unnoise.shared.training import Trainer, Training, precision
-from unnoise.shared.training.averages import update_average
+from unnoise.shared.training.averages import averaging
 from unnoise.shared.training.folder import read_metrics
 from unnoise.shared.training.optim import clip_gradients, learning_rate
 
@@ -213,7 +213,7 @@ def test_clipping_learning_rate_and_average():
     a, b = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(a.weight)
     torch.nn.init.ones_(b.weight)
-    update_average(a, b, 0.1)
+    averaging(a, b)(0.1)
     assert a.weight.item() == pytest.approx(0.9)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -147,11 +148,17 @@ def std_of(exponent: float) -> float:
     return math.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3)))
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Updates averaged weights, `average <- d average + (1 - d) module` with `d = decay`; buffers are copied."""
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        [own(p) for p in average.parameters()], [own(p) for p in module.parameters()], 1 - decay
-    )
-    for a, b in zip(average.buffers(), module.buffers(), strict=True):
-        a.copy_(b)
+def averaging(average: nn.Module, module: nn.Module) -> Callable[[float], None]:
+    """Returns a function of d that updates averaged weights: `average <- d average + (1 - d) module`.
+
+    Buffers are copied. Parameters are looked up once: both modules keep them while the function is used.
+    """
+    averaged, weights = ([own(p) for p in part.parameters()] for part in (average, module))
+
+    @torch.no_grad()
+    def update(decay: float) -> None:
+        torch._foreach_lerp_(averaged, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for a, b in zip(average.buffers(), module.buffers(), strict=True):
+            a.copy_(b)
+
+    return update

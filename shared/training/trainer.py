@@ -20,7 +20,7 @@ from ..errors import Notice, UsageError
 from ..objective import Objective
 from ..progress import Progress, silent
 from ..serialization import serialize
-from .averages import Average, update_average
+from .averages import Average, averaging
 from .checkpoint import HELD_OUT, list_checkpoints, load_weights
 from .checks import next_batch, refuse_uneven, refuse_untrainable
 from .class_labels import with_checked_labels
@@ -145,14 +145,15 @@ class Trainer(Generic[Trained]):
         config, compute, objective = self.config, self.compute, self.objective.train()
         log = self._log()
         stream, first_steps = self._stream(batches, log), self._estimate()
+        updates = [averaging(average, objective) for average in self.averages]
         with closing(log), self._running() as (stopping, next_action):
             for step in self.progress(range(self.step, config.steps), config.steps - self.step, "training"):
                 with log.waiting():
                     size, batch = next(stream)
                 loss = compute.loss(batch, step, size)
                 norm = compute.update(step)
-                for average, law in zip(self.averages, self.laws, strict=True):
-                    update_average(average, objective, law.decay(step, size))
+                for law, update in zip(self.laws, updates, strict=True):
+                    update(law.decay(step, size))
                 self.step = step + 1
                 log.add(loss, norm)
                 first_steps.step(self.step, log.apart)

@@ -9,7 +9,7 @@ import torch
 from helpers import Fixture, assert_close
 from torch import nn
 
-from unnoise.shared.training.averages import Decay, HalfLife, PowerFunction, exponent_of, std_of, update_average
+from unnoise.shared.training.averages import Decay, HalfLife, PowerFunction, averaging, exponent_of, std_of
 from unnoise.shared.training.posthoc import (
     Profile,
     Snapshot,
@@ -49,7 +49,7 @@ def averaged(average, shift=0):
     """The average after each step, as the trainer updates it."""
     mean, rows = Vector(WEIGHTS[0]), []
     for step in range(STEPS):
-        update_average(mean, Vector(WEIGHTS[step + 1]), average.decay(step + shift, BATCH))
+        averaging(mean, Vector(WEIGHTS[step + 1]))(average.decay(step + shift, BATCH))
         rows.append(mean.value.detach().clone())
     return torch.stack(rows)
 
