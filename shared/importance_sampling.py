@@ -96,15 +96,18 @@ class ImportanceSampling(ObjectiveWrapper[D]):
     def record(self, index: Tensor, losses: Tensor) -> None:
         """Stores losses `(B,)` of the steps `index` `(B,)`, counted from 0, without waiting for the device.
 
-        The losses are unweighted; their squares are stored. Each step has a ring buffer of `history` places.
+        The losses are unweighted; their squares are stored. Each step has a ring buffer of `history` places. A loss
+        that is not finite is left out, because no probability could be computed from it.
         """
-        earlier = (index[:, None] == index).tril(-1).sum(1)  # how often the same step came before in the batch
-        later = (index[:, None] == index).triu(1).sum(1)
+        finite = torch.isfinite(losses)
+        same = (index[:, None] == index) & finite
+        earlier = same.tril(-1).sum(1)  # how often the same step came before in the batch
+        later = same.triu(1).sum(1)
         place = (self.counts[index] + earlier) % self.history
         # If a batch has more than `history` losses of one step, only the last `history` of them are stored.
-        stays = later < self.history
+        stays = finite & (later < self.history)
         fresh = torch.where(stays, losses**2, 0.0)
         chosen = torch.zeros_like(self.squares).index_put((index, place), stays.double(), accumulate=True)
         added = torch.zeros_like(self.squares).index_put((index, place), fresh, accumulate=True)
         self.squares.copy_(torch.where(chosen > 0, added, self.squares))
-        self.counts.index_add_(0, index, torch.ones_like(index))
+        self.counts.index_add_(0, index, finite.long())

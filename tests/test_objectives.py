@@ -143,6 +143,17 @@ def test_importance_remembers_as_published(batch, generator):
     torch.testing.assert_close(again.probabilities(), objective.probabilities())
 
 
+def test_importance_leaves_out_losses_that_are_not_finite():
+    inner = DenoisingLoss.simple(Learned(MLP(2), Tabulated(constant_betas(2, 1e-3))))
+    objective, expected = ImportanceSampling(inner, history=2), ImportanceSampling(inner, history=2)
+    nan, inf = float("nan"), float("inf")
+    objective.record(torch.tensor([0, 0, 1, 1, 0, 1]), float64(1, nan, 2, inf, 3, 4))
+    expected.record(torch.tensor([0, 1, 0, 1]), float64(1, 2, 3, 4))
+    assert torch.equal(objective.probabilities(), expected.probabilities())
+    assert torch.equal(objective.counts, expected.counts)
+    assert float(objective.probabilities()[1]) > 0.5
+
+
 def test_importance_is_unbiased(generator):
     """With any probabilities, the expectation of the weighted loss is the mean over the steps."""
     chain = Tabulated(constant_betas(4, 1e-3))
