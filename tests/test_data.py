@@ -91,6 +91,11 @@ def test_batches_cover_an_epoch_and_continue():
         Batches(k, 5, Quantization(20), seed=3).load_state_dict(state)
 
 
+def test_a_data_set_of_more_examples_than_float32_can_count_has_a_fingerprint():
+    many = torch.zeros(1, 1, dtype=torch.uint8).expand(2**24 + 4, 1)
+    assert len(Batches(many, 4, Quantization(20)).state_dict()["content"]) == 16
+
+
 def test_pictures(tmp_path, generator):
     gray, color, odd = (torch.rand(7, c, 5, 4, generator=generator) for c in (1, 3, 2))
     assert tile(gray, columns=3).shape == (3 * 6 - 1, 3 * 5 - 1, 3)
