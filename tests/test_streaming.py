@@ -99,6 +99,14 @@ def test_within_a_block_the_order_is_random(folder: Path) -> None:
     assert block != sorted(block)
 
 
+def test_a_block_is_in_another_order_in_each_epoch(folder: Path) -> None:
+    one = image_stream(str(folder / "train-00000-of-00004.parquet"))
+    stream = iter(plain(one))
+    first, second = ([n for _ in range(2) for n in numbers(next(stream))] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(8))  # a single shard: the first block of each epoch
+    assert first != second
+
+
 @pytest.mark.parametrize("taken", [0, 1, 2, 5, 10, 11, 12, 17, 23])
 def test_a_resumed_stream_continues_bit_for_bit(folder: Path, taken: int) -> None:
     whole = list(islice(batches_of(image_stream(str(folder), classes=3)), taken + 4))
