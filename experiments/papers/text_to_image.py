@@ -26,9 +26,9 @@ UNET = part(UNet, width=32, multipliers=(1, 2, 4), blocks=1, attention=(4,), hea
 
 
 def captions() -> GaussianRecipe:
-    """32 x 32 icons from their captions; about half an hour on two cores."""
+    """32 x 32 icons from their captions; one to two hours on two cores."""
     training = Training(
-        steps=2000, learning_rate=1e-3, warmup=100, cooldown=600, ema=0.995, watch_every=1000, save_every=500
+        steps=6000, learning_rate=1e-3, warmup=100, cooldown=2000, ema=0.998, watch_every=1000, save_every=500
     )
     return GaussianRecipe(
         data=Images("openmoji32", batch=32, caption_length=24),
@@ -46,7 +46,7 @@ def captions() -> GaussianRecipe:
 
 
 def groups() -> GaussianRecipe:
-    """32 x 32 icons of 11 groups, such as flags and food; about half an hour on two cores."""
+    """32 x 32 icons of 11 groups, such as flags and food; one to two hours on two cores."""
     data, loss = Images("openmoji32", batch=32, classes=11), GaussianLoss(drop_label=0.1)
     return replace(captions(), data=data, network=UNET, loss=loss)
 
