@@ -13,7 +13,7 @@ from unnoise.shared.networks import MLP
 from unnoise.shared.networks.dropout import Dropout
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training, load
-from unnoise.shared.training.parallel import Sharded, blocks
+from unnoise.shared.training.parallel import Replicated, Sharded, blocks
 from unnoise.shared.training.precision import PRECISIONS, precision_of
 
 CONFIG = Training(steps=6, warmup=0, learning_rate=1e-2, log_every=1, save_every=3, device="cpu")
@@ -58,6 +58,23 @@ def test_the_largest_micro_batch_that_fits_is_found_once(fit, found):
         UsageError, match=r"one example does not fit into the memory of the device: give recompute=True"
     ):
         trainer.compute.largest_that_fits(batch, 12)
+
+
+def test_a_step_that_does_not_fit_names_the_remedy():
+    for size, remedy in ((6, "6 examples do not .* give micro_batch=3"), (1, "one example does not .* recompute=True")):
+        made = continuous.DenoisingLoss.simple(continuous.Learned(Small(0), processes.TABLE))
+        with pytest.raises(UsageError, match=remedy):
+            Trainer(made, replace(CONFIG, micro_batch=size)).fit(batches())
+
+
+@pytest.mark.parametrize(("parallel", "tried"), [(Replicated(), True), (Sharded(), False)])
+def test_the_micro_batch_of_divided_weights_is_not_tried(parallel, tried, monkeypatch):
+    """A trial would leave its gradient in the gathered weights, which the first step would add to its own."""
+    compute, tries = Trainer(objective(), CONFIG).compute, []
+    compute.parallel, compute.device = parallel, torch.device("meta")
+    monkeypatch.setattr(compute, "largest_that_fits", lambda batch, size: tries.append(size))
+    compute.prepare(batches().at(0, range(12)), 12)
+    assert tries == [12] * tried
 
 
 def test_a_given_micro_batch_bounds_what_the_network_sees():

@@ -57,7 +57,8 @@ class Training:
     micro_batch: int | None = None
     """Number of examples that a device passes through the network at a time; the gradient is that of the whole batch.
 
-    None for as many as fit into the memory of a GPU, which is tried before the first step; on a CPU all.
+    None for as many as fit into the memory of a GPU, which is tried before the first step; on a CPU, and with
+    Sharded(), all.
     """
     recompute: bool = False
     """Whether blocks of the network recompute their activations in the backward pass: less memory, a third slower."""

@@ -54,6 +54,8 @@ class TrainingStep:
     def prepare(self, batch: Mapping[str, Tensor], size: int) -> None:
         """Connects the processes, and where it is open finds the micro-batch that fits into the memory of a GPU.
 
+        Divided weights are not tried: a pass that ends in the middle leaves some gathered, and other processes waiting.
+
         Args:
             batch: the rows of this process of the first batch.
             size: number of examples in the global batch.
@@ -61,15 +63,15 @@ class TrainingStep:
 
         def unused() -> bool:
             self.backward(self.objective, {k: v[:1] for k, v in batch.items()}, 0, range(1), size)
-            left_out = any(p.grad is None for p in self.parameters)
+            left_out = torch.tensor(float(any(p.grad is None for p in self.parameters)))
             self.optimizer.zero_grad(set_to_none=True)
-            return left_out
+            return float(add_over_processes(left_out)) > 0  # the same on all processes, which connect in one way
 
         self.called = self.parallel.connected(self.objective, unused)
         if self.config.compile:
             self.place(batch, size)
             self.called.compile()
-        if self.micro_batch is None and self.device.type != "cpu":
+        if self.micro_batch is None and self.device.type != "cpu" and not self.parallel.sharded:
             self.micro_batch = self.largest_that_fits(batch, size)
 
     @torch.no_grad()
@@ -132,6 +134,9 @@ class TrainingStep:
             batch: the rows of this process, on its device.
             step: the step, from 0.
             size: number of examples in the global batch.
+
+        Raises:
+            UsageError: where the examples of one pass do not fit into memory.
         """
         rows, losses = own_rows(size), []
         pieces = -(-len(rows) // (self.micro_batch or len(rows)))
@@ -140,7 +145,13 @@ class TrainingStep:
             apart = self.parallel.apart(self.called) if n < pieces - 1 else nullcontext()
             with apart:
                 examples = {k: v[part.start : part.stop] for k, v in batch.items()}
-                losses.append(self.backward(self.called, examples, step, rows[part.start : part.stop], size))
+                try:
+                    losses.append(self.backward(self.called, examples, step, rows[part.start : part.stop], size))
+                except torch.OutOfMemoryError as error:
+                    many, fewer = f"{len(part)} examples do", f"micro_batch={len(part) // 2}"
+                    if len(part) == 1:
+                        many, fewer = "one example does", "recompute=True, or a smaller network"
+                    raise UsageError(f"{many} not fit into the memory of the device: give {fewer}") from error
         joined = losses[0] if pieces == 1 else together(losses)
         self.observe(joined, size)
         return joined
@@ -148,8 +159,9 @@ class TrainingStep:
     def backward(self, called: Any, batch: Mapping[str, Tensor], step: int, rows: range, size: int) -> Loss:
         """Adds the share of some rows of the global batch to the gradient, and returns their loss, without a graph."""
         seed, first = self.config.seed, f" from row {rows.start}" * bool(rows.start)
-        index = torch.arange(rows.start, rows.stop, device=self.device)
-        give_rows(self.layers, Streams(derived_seed(seed, "dropout", step), index, size))
+        index = torch.arange(rows.start, rows.stop)  # on the CPU, where the times are drawn: none waits for the device
+        on_device = index.to(self.device, non_blocking=True)
+        give_rows(self.layers, Streams(derived_seed(seed, "dropout", step), on_device, size))
         torch.manual_seed(derived_seed(seed, f"dropout{first}", step))  # for networks with random numbers of their own
         with self.precision.cast(self.device):
             loss = called(**batch, generator=Streams(derived_seed(seed, "noise", step), index, size))
