@@ -15,7 +15,7 @@ from ..shared.gaussian.weights import Weight, truncated_snr
 from ..shared.objective import Loss, Objective, TimeSampling, independent, times_of_rows, uniform_parts
 from ..shared.random import Source
 from ..shared.serialization import serializable
-from ..shared.tensors import at_least_float32, exact, like, per_example, refuse_array
+from ..shared.tensors import at_least_float32, exact, like, per_example, refuse_array, times_at
 from .samplers import DDIM
 
 
@@ -73,7 +73,7 @@ class Distillation(Objective[GaussianDenoiser]):
     def forward(self, x0: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         u = times_of_rows(self.times, len(refuse_array(x0, "x0")), generator)
         n = torch.floor(u * self.steps).clamp(max=self.steps - 1) + 1
-        return uniform_parts(self.at(x0, (n / self.steps).to(x0.device), generator=generator, **cond), self.times, u)
+        return uniform_parts(self.at(x0, times_at(n / self.steps, x0), generator=generator, **cond), self.times, u)
 
     def at(self, x0: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Loss:
         schedule, t = self.denoiser.corruption, exact(t)

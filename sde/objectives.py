@@ -22,7 +22,16 @@ from ..shared.objective import (
 )
 from ..shared.random import Source, normal_like
 from ..shared.serialization import serializable
-from ..shared.tensors import at_least_float32, checked_time, exact, like, per_example, refuse_array, refuse_non_float
+from ..shared.tensors import (
+    at_least_float32,
+    checked_time,
+    exact,
+    like,
+    per_example,
+    refuse_array,
+    refuse_non_float,
+    times_at,
+)
 
 
 @serializable("sde.MaximumLikelihood", formerly="unnoise.sde.objectives.MaximumLikelihood")
@@ -76,7 +85,7 @@ class MaximumLikelihood(Objective[GaussianDenoiser]):
         log_snr = self.high - (self.high - self.low) * exact(
             times_of_rows(self.times, len(refuse_array(x0, "x0")), generator)
         )
-        return self.at(x0, self.denoiser.corruption.time(log_snr).to(x0.device), generator=generator, **cond)
+        return self.at(x0, times_at(self.denoiser.corruption.time(log_snr), x0), generator=generator, **cond)
 
 
 def noise_error(denoiser: GaussianDenoiser, x0: Tensor, t: Tensor, generator: Source = None, **cond: Any) -> Tensor:

@@ -141,7 +141,8 @@ def uniform_parts(loss: Loss, times: TimeSampling, u: Tensor) -> Loss:
     weight = getattr(times, "weight", None)
     if weight is None:
         return loss
-    return loss._replace(parts={name: part * weight(u).to(part) for name, part in loss.parts.items()})
+    ahead = u.device.type == "cpu"  # a copy from there does not wait for the device
+    return loss._replace(parts={k: part * weight(u).to(part, non_blocking=ahead) for k, part in loss.parts.items()})
 
 
 @serializable("shared.independent", formerly="unnoise.shared.objective.independent")

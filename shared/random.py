@@ -98,6 +98,7 @@ class Streams:
         number = whole_seed(seed)
         self.seed = number - (1 << 64) if number >= 1 << 63 else number
         self.indices, self.batch, self.calls = checked_indices(indices), batch, 0
+        self.copies = {self.indices.device: self.indices}
 
     def whole(self) -> Streams:
         """Returns the source of all rows of the batch that these are a part of, at the same number of the call."""
@@ -106,10 +107,17 @@ class Streams:
         source.calls = self.calls
         return source
 
-    def keys(self) -> Tensor:
-        """Returns a hash of the seed and the index of each row, int64 `(B,)`, on the device of the indices."""
-        seed = torch.full((), self.seed, dtype=torch.int64, device=self.indices.device)
-        return _scrambled(_scrambled(seed * _GOLDEN + 1) + self.indices * _GOLDEN)
+    def on(self, device: torch.device) -> Tensor:
+        """Returns the indices on a device, where they are kept; nothing waits for it if they were given on the CPU."""
+        if device not in self.copies:
+            self.copies[device] = self.indices.to(device, non_blocking=self.indices.device.type == "cpu")
+        return self.copies[device]
+
+    def keys(self, device: torch.device | None = None) -> Tensor:
+        """Returns a hash of the seed and the index of each row, int64 `(B,)`; None for the device of the indices."""
+        indices = self.indices if device is None else self.on(device)
+        seed = torch.full((), self.seed, dtype=torch.int64, device=indices.device)
+        return _scrambled(_scrambled(seed * _GOLDEN + 1) + indices * _GOLDEN)
 
     @outside_graphs
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -129,9 +137,8 @@ class Streams:
                 "give one index for each row"
             )
         self.calls += 1
-        self.indices = self.indices.to(device)
         call = torch.full((), self.calls, dtype=torch.int64, device=device)
-        key = _scrambled(self.keys() + call * _GOLDEN)
+        key = _scrambled(self.keys(device) + call * _GOLDEN)
         word = _scrambled(key[:, None] + (1 + torch.arange(per_row, device=device)) * _GOLDEN)
         bits = 52 if dtype == torch.float64 else 23  # (n + 1/2) / 2^bits is then exact, and neither 0 nor 1
         real = torch.float64 if dtype == torch.float64 else torch.float32

@@ -159,8 +159,11 @@ def finest(x: Tensor) -> Tensor:
 
 
 def times_at(t: Tensor, x: Tensor) -> Tensor:
-    """Returns times in float64 on the device of `x`, or on the CPU where that device has no float64."""
-    return t.cpu() if x.device.type == "mps" else t.to(x.device)
+    """Returns times in float64 on the device of `x`, or on the CPU where that device has no float64.
+
+    A copy from the CPU does not wait for the device.
+    """
+    return t.cpu() if x.device.type == "mps" else t.to(x.device, non_blocking=t.device.type == "cpu")
 
 
 class Table:

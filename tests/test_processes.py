@@ -16,7 +16,7 @@ from unnoise.experiments.cli import main
 from unnoise.shared.distributed import share
 from unnoise.shared.networks.dropout import Dropout, dropouts, give_rows
 from unnoise.shared.objective import Stratified, antithetic, independent, times_of_rows
-from unnoise.shared.random import Streams, kept, normal, place_words, row_words
+from unnoise.shared.random import Streams, kept, normal, place_words, row_words, uniform
 from unnoise.shared.training import load
 
 STEPS = 20
@@ -129,6 +129,15 @@ def test_times_of_a_part_are_those_of_the_whole(times):
         part = Streams(3, rows, 10)
         assert torch.equal(times_of_rows(times, len(rows), part), expected[rows.start : rows.stop])
         assert torch.equal(normal((len(rows), 4), part), noise[rows.start : rows.stop])
+
+
+def test_times_of_a_part_do_not_wait_for_a_device():
+    """The device meta cannot be read, as one whose kernels are still queued can be read only after a wait."""
+    part, other = Streams(3, range(3, 8), 10), Streams(3, range(3, 8), 10)
+    assert uniform((5, 2), part, device="meta").device.type == "meta"
+    uniform((5, 2), other)
+    assert torch.equal(times_of_rows(antithetic, 5, part), times_of_rows(antithetic, 5, other))
+    assert torch.equal(normal((5, 4), part), normal((5, 4), other))
 
 
 def test_dropout_keeps_each_value_with_its_probability():
