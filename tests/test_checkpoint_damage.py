@@ -28,6 +28,7 @@ from unnoise.shared.training import Trainer, Training, folder, saving
 from unnoise.shared.training.checkpoint import list_checkpoints, newest
 from unnoise.shared.training.digests import digest
 from unnoise.shared.training.folder import read_metrics, write_text
+from unnoise.shared.training.parts import write_parts
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 FULL_DISK = "(No space left on device): free disk space, or choose another place\n"
@@ -288,6 +289,17 @@ def test_a_real_limit_of_a_files_size(tmp_path, room):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert ("after step 5" in said) == (room > 10_000)
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_full_disk_is_an_error_of_the_disk_for_divided_weights_too(tmp_path):
+    """torch.distributed.checkpoint raises one that is no OSError, and not even an Exception."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            write_parts(tmp_path / "parts", {"weight": torch.ones(2000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, capsys):

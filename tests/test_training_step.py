@@ -12,7 +12,7 @@ from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.networks import MLP
 from unnoise.shared.networks.dropout import Dropout
 from unnoise.shared.quantization import Quantization
-from unnoise.shared.training import Trainer, Training, load
+from unnoise.shared.training import Trainer, Training, config, load
 from unnoise.shared.training.parallel import Replicated, Sharded, blocks
 from unnoise.shared.training.precision import PRECISIONS, precision_of
 
@@ -58,6 +58,12 @@ def test_the_largest_micro_batch_that_fits_is_found_once(fit, found):
         UsageError, match=r"one example does not fit into the memory of the device: give recompute=True"
     ):
         trainer.compute.largest_that_fits(batch, 12)
+
+
+def test_one_gpu_is_refused_for_several_processes(monkeypatch):
+    monkeypatch.setattr(config, "world_size", lambda: 2)
+    with pytest.raises(UsageError, match="device=cuda:0: 2 processes would share one GPU: give auto"):
+        Training(device="cuda:0").chosen_device()
 
 
 def test_a_step_that_does_not_fit_names_the_remedy():

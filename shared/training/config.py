@@ -153,8 +153,14 @@ class Training:
         """Returns the torch device that `device` names.
 
         Raises:
-            UsageError: where this machine or this build of torch does not have it.
+            UsageError: where this machine or this build of torch does not have it, and for one GPU of several
+                processes.
         """
+        if world_size() > 1 and self.device.startswith("cuda:"):
+            raise UsageError(
+                f"device={self.device}: {world_size()} processes would share one GPU: give auto, which takes the GPU "
+                "of the local rank"
+            )
         if self.device == "auto" or (self.device == "cuda" and world_size() > 1):  # the GPU of the local rank
             return (
                 torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

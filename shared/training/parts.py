@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..distributed import barrier, is_main
 from ..errors import UsageError
+from .folder import reason
 
 PARTS = "parts"
 """The folder in a checkpoint's folder that has the files of the processes."""
@@ -26,11 +27,18 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Writes the part of each process, and returns the digests of the files for the checkpoint's description.
 
     Every process calls this.
+
+    Raises:
+        OSError: on every process, where one of them cannot write.
     """
     dcp, writer, _ = storage()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(dict(tensors), storage_writer=writer(str(folder), save_distributed=True))
+        try:
+            dcp.save(dict(tensors), storage_writer=writer(str(folder), save_distributed=True))
+        except dcp.CheckpointException as error:  # not an Exception
+            cause: Any = next(iter(error.failures.values()))[0]
+            raise cause if isinstance(cause, OSError) else OSError(reason(cause)) from error
     barrier()
     return {"digest": {"files": file_digests(folder)}} if is_main() else {}
 
