@@ -51,8 +51,11 @@ def launched_rank() -> int:
 
 
 def restarted() -> bool:
-    """Returns whether torchrun has started the processes anew, after one of them had failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+    """Returns whether torchrun has started the processes anew, after one of them had failed.
+
+    On several nodes only the torchrun of the node with that process counts it, so every process calls this together.
+    """
+    return any(gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")))
 
 
 def launcher() -> str | None:

@@ -17,9 +17,10 @@ from damaged_runs import Killed, losses, names, refused, same, train
 from torch.distributed import HashStore
 
 from unnoise.experiments import load
+from unnoise.shared import distributed
 from unnoise.shared.distributed import fresh_store
 from unnoise.shared.errors import Notice, UsageError
-from unnoise.shared.training import Training, saving, stopping
+from unnoise.shared.training import Training, resume, saving, stopping
 from unnoise.shared.training.stopping import AT_ONCE, GO_ON, SAVE, Interrupted, Interruption, TooLate
 
 cli = import_module("unnoise.experiments.cli.main")
@@ -142,6 +143,21 @@ def test_a_restart_by_torchrun_continues_its_own_run(tmp_path, monkeypatch):
     for own in ("none", ""):  # without --rdzv-id
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", own)
         refused(lambda: train(tmp_path / "run"), "already has a run")
+
+
+def test_a_restart_on_another_node_is_one(tmp_path, monkeypatch):
+    """The torchrun of a node on which no process failed does not count it, and has another number of its own."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    train(tmp_path / "run")
+    first = distributed.launcher()
+    monkeypatch.setattr(distributed.os, "getppid", lambda: 1)
+    assert distributed.launcher() != first
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [True, value])
+    refused(lambda: train(tmp_path / "run"), "already has a run")
+    monkeypatch.setattr(resume, "of_main", lambda value: first if isinstance(value, str) else value)
+    with pytest.warns(Notice, match="torchrun has restarted the processes"):
+        train(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

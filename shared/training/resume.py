@@ -63,10 +63,12 @@ def log_notes(folder: Path, description: Mapping[str, Any]) -> list[str]:
 def refuse_other_launch(folder: Path, description: Mapping[str, Any]) -> None:
     """Refuses a run that is not to be resumed, except after a restart by the launcher that has started it.
 
+    Every process calls this together; the launcher is that of the main process, which wrote the description.
+
     Raises:
         UsageError: with the remedy.
     """
-    if not restarted() or description.get("launch") != launcher():
+    if not restarted() or description.get("launch") != of_main(launcher()):
         raise UsageError(f"{folder} already has a run: continue it (--resume, resume=True), or choose another folder")
 
 
