@@ -1,5 +1,6 @@
 """What a training step computes: precisions, loss scaling, the micro-batch that fits, compilation."""
 
+import json
 from dataclasses import replace
 
 import processes
@@ -120,6 +121,15 @@ def test_float16_scales_the_loss_and_skips_what_overflows(tmp_path):
     assert not torch.isfinite(step.update(0))
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True)), "the step is skipped"
     assert step.scaler.get_scale() == scale / 2
+
+
+def test_steps_by_which_float16_finds_its_scale_do_not_end_the_run(tmp_path):
+    """With a line each step, of which the first overflow."""
+    trainer = Trainer(objective(), replace(CONFIG, precision="float16"), folder=tmp_path)
+    trainer.compute.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+    trainer.fit(batches())
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert 0 < first["skipped"] == first["step"] - 1
 
 
 def test_the_scale_of_the_loss_is_resumed(tmp_path):

@@ -69,6 +69,21 @@ def test_steps_that_are_not_finite_are_counted_and_left_out_of_every_mean(tmp_pa
         written.write(4, 1e-3)
 
 
+def test_a_line_waits_for_the_steps_by_which_float16_finds_its_scale(tmp_path):
+    written = Log(tmp_path, 0, patience=2)
+    for step in (1, 2):
+        written.add(loss([1.0], [0.1]), torch.tensor(float("inf")))
+        written.write(step, 1e-3)
+    assert not (tmp_path / "metrics.jsonl").read_text()
+    written.add(loss([3.0], [0.1]), torch.tensor(1.0))
+    written.write(3, 1e-3)
+    assert (last_line(tmp_path)["loss"], last_line(tmp_path)["skipped"]) == (3.0, 2)
+    for _ in range(3):
+        written.add(loss([1.0], [0.1]), torch.tensor(float("inf")))
+    with pytest.raises(FloatingPointError, match="no gradient of the last 3 steps was finite"):
+        written.write(6, 1e-3)
+
+
 def test_processes_are_added_before_means_are_taken(tmp_path, monkeypatch):
     other = torch.tensor([[5.0, 1.0, 5.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     monkeypatch.setattr(log, "add_over_processes", lambda v: v + other if v.ndim == 2 else v)

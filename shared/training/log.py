@@ -48,6 +48,8 @@ class Log:
         device: the device of this process.
         clip: the largest norm of the gradient.
         trackers: trackers that receive each line too; None for none.
+        patience: the number of steps since the last line that may all lack a finite gradient; the line then waits for
+            one that has it. 0 except for float16, which finds the scale of its loss by such steps.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Log:
         device: torch.device = CPU,
         clip: float = math.inf,
         trackers: Trackers | None = None,
+        patience: int = 0,
     ) -> None:
         self.metrics = None if folder is None or not is_main() else Metrics(folder, step)
-        self.device, self.clip, self.trackers = device, clip, trackers
+        self.device, self.clip, self.trackers, self.patience = device, clip, trackers, patience
         self.rows: list[Row] = []
         self.names: list[str] = []
         self.earlier: tuple[Tensor, Tensor, Tensor] | None = None
@@ -131,11 +134,13 @@ class Log:
             more: further numbers by name, such as the loss on held-out examples.
 
         Raises:
-            FloatingPointError: where no gradient since the last line was finite.
+            FloatingPointError: where no gradient since the last line was finite, after more steps than `patience`.
         """
         sums, of_quarters, norms = self.collected()
         steps = len(norms)
         finite = torch.isfinite(sums[:, 0]) & torch.isfinite(norms)
+        if not finite.any() and steps <= self.patience:
+            return
         if not finite.any():
             raise FloatingPointError(
                 f"no gradient of the last {steps} steps was finite: lower the learning rate, or check the data"

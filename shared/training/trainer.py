@@ -50,6 +50,8 @@ from .step import TrainingStep
 from .stopping import AT_ONCE, GO_ON, Interrupted, Interruption, TooLate, agreement
 from .trackers import Tracker, Trackers, flat, trackers_of
 
+SEARCH = 30
+"""The most steps in a row that float16 may skip while it finds the scale of the loss, which each of them halves."""
 Trained = TypeVar("Trained", bound=Objective[Any])
 
 
@@ -195,7 +197,8 @@ class Trainer(Generic[Trained]):
         if self.folder is not None and is_main() and self.trackers:
             settings = flat(serialize(self.config), "training") | flat(serialize(self.experiment), "recipe")
             trackers = Trackers(self.trackers, self.folder, settings, self.step)
-        log = Log(self.folder, self.step, self.device, self.config.clip, trackers)
+        patience = SEARCH * self.compute.scaler.is_enabled()
+        log = Log(self.folder, self.step, self.device, self.config.clip, trackers, patience)
         log.load_state_dict(self.logged)
         return log
 
