@@ -6,7 +6,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
@@ -191,6 +191,14 @@ def of_main(value: Any) -> Any:
     found = [value]
     dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def take_from_main(tensors: Iterable[Tensor]) -> None:
+    """Gives tensors the values that they have in the process of rank 0, in place."""
+    for tensor in tensors if world_size() > 1 else ():
+        value = tensor.detach().contiguous()
+        dist.broadcast(value, src=0)
+        tensor.detach().copy_(value)
 
 
 def barrier() -> None:

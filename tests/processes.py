@@ -8,7 +8,7 @@ import torch
 
 from unnoise import continuous
 from unnoise.shared.data import Batches
-from unnoise.shared.distributed import is_main, processes
+from unnoise.shared.distributed import is_main, processes, rank
 from unnoise.shared.gaussian.guidance import ConditionDropout
 from unnoise.shared.networks import UNet
 from unnoise.shared.objective import Stratified
@@ -29,7 +29,7 @@ def flipped(quantization, k, generator=None):
 
 
 def objective(kind="simple"):
-    torch.manual_seed(0)
+    torch.manual_seed(rank() if kind == "unseeded" else 0)
     network = UNet((1, 8, 8), width=8, multipliers=(1, 2), dropout=0.3, classes=4)
     denoiser = continuous.Learned(network, TABLE)
     if kind == "importance":

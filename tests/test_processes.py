@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
         {"folder": "sharded", "steps": STEPS, "parallel": "sharded", "micro_batch": 4, "keep": 9},
         {"folder": "half-replicated", "steps": STEPS, "resume": True, "micro_batch": 2},
         {"folder": "half-sharded", "steps": STEPS, "resume": True, "parallel": "sharded"},
+        {"folder": "unseeded", "steps": STEPS, "kind": "unseeded", "parallel": "sharded"},
         {"folder": "importance-two", "steps": STEPS, "kind": "importance", "micro_batch": 4},
     ]
     (home / "jobs.json").write_text(json.dumps([job | {"folder": str(home / job["folder"])} for job in jobs]))
@@ -62,7 +63,7 @@ def trained(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("name", ["replicated", "sharded", "half-replicated", "half-sharded"])
+@pytest.mark.parametrize("name", ["replicated", "sharded", "half-replicated", "half-sharded", "unseeded"])
 def test_two_processes_train_what_one_trains(trained, name):
     """Losses to 1e-5 over 20 steps, with dropout, flips, dropped conditions, several averages; also after a resume."""
     one, two = processes.losses(trained / "one"), processes.losses(trained / name)

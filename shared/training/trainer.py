@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from ..data.feeding import RandomAccess, Streamed, feed
-from ..distributed import is_main, own_rows, restarted, world_size
+from ..distributed import is_main, own_rows, restarted, take_from_main, world_size
 from ..errors import Notice, UsageError
 from ..objective import Objective
 from ..progress import Progress, silent
@@ -106,6 +106,7 @@ class Trainer(Generic[Trained]):
                 serialize(part)
             weights(objective)
         self.objective = objective.to(self.device)
+        take_from_main((*self.objective.parameters(), *self.objective.buffers()))  # without a seed they differ
         if config.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.averages = [copy.deepcopy(self.objective).eval().requires_grad_(False) for _ in self.laws]
