@@ -17,6 +17,13 @@ from torch import Tensor
 
 from .errors import UsageError
 
+GROUPS: list[Any] = []
+"""The process groups of this process, until it ends.
+
+Without it the last reference can be that of DistributedDataParallel, in the frames of an error. It frees the group with
+Python's lock held and waits for the group's threads, which can be waiting for that lock.
+"""
+
 
 def started() -> bool:
     """Returns whether the process group exists."""
@@ -94,6 +101,7 @@ def processes(device: str = "auto") -> Iterator[None]:
         dist.init_process_group(backend, store=store, rank=number, world_size=size)
     else:
         dist.init_process_group(backend)
+    GROUPS.append(dist.group.WORLD)
     try:
         yield
     finally:

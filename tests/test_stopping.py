@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from damaged_runs import Killed, losses, names, refused, same, train
@@ -211,3 +212,18 @@ def test_all_processes_of_a_run_stop_after_one_step_and_continue_from_one_checkp
     assert lines["none 0"].startswith("UsageError the checkpoint ")
     assert lines["older 0"] == lines["older 1"] == f"from step {saved}"
     assert lines["left"] == "00000006 00000007.damaged 00000008"
+
+
+def test_the_process_group_outlives_the_error_that_ends_a_run(monkeypatch):
+    """DistributedDataParallel would free it with Python's lock held, which a thread of gloo can be waiting for."""
+
+    held = SimpleNamespace()
+    groups: list[object] = []
+    monkeypatch.setattr(distributed, "launched", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *arguments, **settings: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.dist, "group", SimpleNamespace(WORLD=held))
+    monkeypatch.setattr(distributed, "GROUPS", groups)
+    with pytest.raises(Interrupted), distributed.processes("cpu"):
+        raise Interrupted(3, None)
+    assert groups == [held]
