@@ -66,7 +66,7 @@ class Recorded(Streams):
     """A source of noise that replays given draws."""
 
     def __init__(self, *draws: Tensor) -> None:
-        self.draws = list(draws)
+        self.draws, self.batch = list(draws), None
 
     def normal(self, shape, dtype, device) -> Tensor:
         draw = self.draws.pop(0)

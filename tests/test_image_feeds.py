@@ -186,7 +186,7 @@ LIMITED = """
     train(stream, 2)  # what libraries and the network take is not counted
     used, allowed = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize(), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (used + allowed,) * 2)
-    position = train(stream, 360).position
+    position = train(stream, 720).position
     try:
         stream.first(100_000)
         print("the whole set fits")
@@ -195,12 +195,13 @@ LIMITED = """
 """
 
 
+@pytest.mark.slow
 def test_a_set_of_twelve_times_the_memory_trains_as_a_stream(tmp_path: Path) -> None:
     """Under the limit of `ulimit -v`: what libraries and the network take, and a twelfth of the decoded set.
 
     The images that are trained on are more than would fit.
     """
-    value, size, shards, count = np.arange(256 * 256 * 3, dtype=np.uint32), 256, 8, 512
+    value, size, shards, count = np.arange(256 * 256 * 3, dtype=np.uint32), 256, 16, 512
     content = encoded(value.astype(np.uint8).reshape(size, size, 3))
     features = datasets.Features({"image": datasets.Image()})
     for shard in range(shards):
@@ -210,4 +211,4 @@ def test_a_set_of_twelve_times_the_memory_trains_as_a_stream(tmp_path: Path) -> 
     alone = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     command = [sys.executable, "-c", textwrap.dedent(LIMITED), str(tmp_path), str(allowed)]
     out = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone)
-    assert out.stdout.split()[-1:] == ["360"], out.stderr[-2000:]
+    assert out.stdout.split()[-1:] == ["720"], out.stderr[-2000:]

@@ -290,7 +290,7 @@ def test_an_own_network_that_does_not_keep_its_arguments(own, capsys):
 
 
 def test_a_part_can_be_a_function_that_returns_it(own, capsys):
-    line = ("ddpm-smoke", "--sampler", "own_parts.py:jump", "--training.steps", 2, "--out", "run")
+    line = ("ddpm-smoke", "--sampler", "own_parts.py:jump", "--training.steps", 30, "--out", "run")
     done(capsys, "train", *line)
     recipe = read(newest(own / "run"))[0]["experiment"]["arguments"]
     assert recipe["sampler"]["arguments"] == {"build": {"function": "own_parts.py:jump"}, "arguments": []}

@@ -103,11 +103,11 @@ def load_folder(
             description["shape"],
         )
         shape = None if shape is None else tuple(shape)
+        chosen = choose(wanted, description, tensors, folder, parameters(average).keys())
     except UNREADABLE as error:
         if isinstance(error, UsageError) or "digest" in description:  # the file is intact: the fault is elsewhere
             raise
         raise Damaged(folder, reason(error)) from error
-    chosen = choose(wanted, description, tensors, folder, parameters(average).keys())
     for name, module in (("objective", objective), (chosen.group, average)):
         load_weights(module, tensors_in(tensors, name), folder)
     for name, parameter in parameters(average).items():
