@@ -169,7 +169,9 @@ def data_named(name: str) -> Images | Text | Tensors:
     except Absent:
         raise
     except UsageError as error:
-        if "has no images" not in str(error) or Path(name).suffix.lower() in (".arrow", ".tar"):
+        columns = str(error).partition("its columns are ")[2].partition(";")[0].split(", ")
+        texts = "text" in columns or not columns[0]
+        if "has no images" not in str(error) or not texts or Path(name).suffix.lower() in (".arrow", ".tar"):
             raise
         return Text(name)
     return Images(name)

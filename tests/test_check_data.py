@@ -5,15 +5,18 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from image_folders import put
 from PIL import Image
 
-from unnoise.experiments.check_data import check_data, described
+from unnoise.experiments.check_data import check_data, data_named, described
 from unnoise.experiments.cli import main
 from unnoise.experiments.image_data import Images
 from unnoise.experiments.recipes import find
+from unnoise.shared.errors import UsageError
 
 
 def lines(capsys, *arguments):
@@ -113,3 +116,13 @@ def test_wrong_data_are_one_line(arguments, said, capsys):
 
 def test_a_tensor_in_one_line():
     assert described(torch.tensor([[1.0, 3.0]])) == "float32 (1, 2), 1 to 3, mean 2, standard deviation 1"
+
+
+def test_a_table_of_images_under_another_name_is_not_taken_for_text(tmp_path):
+    """Encoded images as a structure, which has no type of its own, in a column that is named."""
+    rows = [{"photo": {"bytes": b"", "path": None}, "kind": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    with pytest.raises(
+        UsageError, match=r"its columns are photo, kind; give the column of images \(--data.image-column"
+    ):
+        data_named(str(tmp_path / "mine.parquet"))

@@ -18,6 +18,7 @@ from damaged_runs import Killed, losses, names, refused, same, train
 from torch.distributed import HashStore
 
 from unnoise.experiments import load
+from unnoise.experiments.program import launch_line
 from unnoise.shared import distributed
 from unnoise.shared.distributed import fresh_store
 from unnoise.shared.errors import Notice, UsageError
@@ -212,6 +213,13 @@ def test_all_processes_of_a_run_stop_after_one_step_and_continue_from_one_checkp
     assert lines["none 0"].startswith("UsageError the checkpoint ")
     assert lines["older 0"] == lines["older 1"] == f"from step {saved}"
     assert lines["left"] == "00000006 00000007.damaged 00000008"
+
+
+def test_the_line_to_continue_with_starts_as_many_processes(monkeypatch):
+    assert launch_line() == ["unnoise"]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert launch_line() == ["torchrun", "--nproc-per-node", "2", "-m", "unnoise"]
 
 
 def test_the_process_group_outlives_the_error_that_ends_a_run(monkeypatch):

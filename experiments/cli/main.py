@@ -21,7 +21,7 @@ from ...shared.random import whole_seed
 from ...shared.training.folder import refuse_several
 from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
-from ..program import program
+from ..program import launch_line
 from ..recipes import RECIPES
 from . import check_data, commands, doctor, sampling, slurm, training
 from .arguments import values_of
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         if number:
             return 130
         resumes = "--resume" in arguments or arguments[0] == "reproduce"
-        again = shlex.join([program(), *arguments, *([] if resumes else ["--resume"])])
+        again = shlex.join([*launch_line(), *arguments, *([] if resumes else ["--resume"])])
         saved = f" and saved in {stop.folder}" if not stop.unsaved else f" without saving it, because {stop.unsaved}"
         print(f"\nunnoise: stopped after step {stop.step}{saved}; continue with: {again}", file=sys.stderr)
         return 130

@@ -166,7 +166,8 @@ def train(recipe: Recipe, name: str, out: Path, resumed: Recipe | None) -> None:
 
 def changes(before: Recipe, after: Recipe) -> list[str]:
     """Returns the settings in which two recipes differ, a line each: `--training.steps 3000 (was 1500)`."""
-    old, new = ({s.path: s.value for s in settings_of(recipe, recipe.catalog)} for recipe in (before, after))
+    whole = (recipe.self_contained() for recipe in (before, after))
+    old, new = ({s.path: s.value for s in settings_of(recipe, recipe.catalog)} for recipe in whole)
     return [
         f"{option(path)} {write(value)} (was {write(old[path])})" for path, value in new.items() if value != old[path]
     ]
