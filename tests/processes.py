@@ -30,7 +30,7 @@ def flipped(quantization, k, generator=None):
 
 def objective(kind="simple"):
     torch.manual_seed(rank() if kind == "unseeded" else 0)
-    network = UNet((1, 8, 8), width=8, multipliers=(1, 2), dropout=0.3, classes=4)
+    network = UNet((1, 8, 8), width=8, multipliers=(1, 2), blocks=1, dropout=0.3, classes=4)
     denoiser = continuous.Learned(network, TABLE)
     if kind == "importance":
         return continuous.ImportanceSampling(continuous.Variational(denoiser, LEVELS), history=2)
