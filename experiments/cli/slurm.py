@@ -117,7 +117,9 @@ def options_for(
     """
     start = next((i for i, word in enumerate(arguments) if word in CARRIED), None)
     if start is None:
-        raise UsageError(f"give a command to submit: unnoise submit [options] train RECIPE (or {', '.join(CARRIED)})")
+        raise UsageError(
+            f"give a command to submit, one of {', '.join(CARRIED)}, as in unnoise submit [options] train ddpm-cifar10"
+        )
     command = tuple(arguments[start:])
 
     def execute(options: Any) -> None:
