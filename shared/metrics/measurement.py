@@ -149,16 +149,19 @@ class Measurement:
         """
         try:
             own = {name: data[name] for name in ("name", "error", "unit", "better", "held_out", "note") if name in data}
-            protocol, origin = (
-                cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
-                for cls, given in ((Protocol, data["protocol"]), (Origin, data["origin"]))
-            )
+            protocol = Protocol(**chosen(Protocol, data["protocol"]))
+            origin = Origin(**chosen(Origin, data["origin"]))
             value = math.nan if data["value"] is None else float(data["value"])
             return Measurement(**own, value=value, protocol=protocol, origin=origin)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"a measurement cannot be read ({error}): measure again with `unnoise evaluate`"
             ) from error
+
+
+def chosen(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those values of a dict that are fields of a dataclass."""
+    return {f.name: given[f.name] for f in fields(cls) if f.name in given}
 
 
 class Evaluation(Mapping[str, Any]):
