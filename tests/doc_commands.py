@@ -23,7 +23,7 @@ import tokenizers  # noqa: F401
 
 import unnoise.shared.figures  # noqa: F401
 from unnoise.experiments import evaluation
-from unnoise.experiments.cli import commands, doctor, sampling, slurm, training
+from unnoise.experiments.cli import commands, doctor, evaluating, sampling, slurm, training
 from unnoise.experiments.cli.main import main, run
 from unnoise.experiments.recipe import Recipe
 from unnoise.experiments.recipes import find
@@ -56,7 +56,7 @@ def parse(words: list[str], of: str | None) -> int:
         (training, "train", tried),
         (training, "reproduce", passed),
         (sampling, "sample", passed),
-        (sampling, "evaluate", passed),
+        (evaluating, "evaluate", passed),
         (sampling, "load", passed),
         (sampling, "own_network", passed),
         (sampling, "run_of", lambda _: find(str(of))),

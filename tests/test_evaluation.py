@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unnoise.experiments import evaluation
-from unnoise.experiments.cli.sampling import finite
+from unnoise.experiments.cli.evaluating import finite
 from unnoise.experiments.evaluation import bits_per_dim, draw
 from unnoise.experiments.gaussian import GaussianRecipe
 from unnoise.experiments.papers import ddpm, score_sde

@@ -23,7 +23,7 @@ from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import launch_line
 from ..recipes import RECIPES
-from . import check_data, commands, doctor, sampling, slurm, training
+from . import check_data, commands, doctor, evaluating, sampling, slurm, training
 from .arguments import values_of
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
@@ -114,7 +114,7 @@ COMMANDS: dict[str, type] = {
     "check-data": check_data.CheckData,
     "train": training.Train,
     "sample": sampling.Sample,
-    "evaluate": sampling.Evaluate,
+    "evaluate": evaluating.Evaluate,
     "doctor": doctor.Doctor,
     "consolidate": commands.Consolidate,
     "reproduce": training.Reproduce,
@@ -145,7 +145,7 @@ def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
         raise UsageError(f"give a {needs[name]}: unnoise {name} {needs[name].upper()} [options]{lists}")
     if name == "check-data":
         return check_data.options_for(arguments[0], arguments[1:])
-    module = training if needs[name] == "recipe" else sampling
+    module = {"sample": sampling, "evaluate": evaluating}.get(name, training)
     return module.options_for(name, arguments[0], arguments[1:])
 
 
