@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
 from warnings import warn
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ..shared.distributed import gather_rows, of_main, own_rows
 from ..shared.errors import Notice, UsageError
+
+T = TypeVar("T")
 
 
 def in_chunks(compute: Callable[[Tensor], Tensor], count: int, size: int, *, shared: bool = False) -> Tensor:
@@ -29,22 +32,28 @@ def in_chunks(compute: Callable[[Tensor], Tensor], count: int, size: int, *, sha
         UsageError: where not even one row fits into memory.
     """
     rows = torch.tensor(own_rows(count, size) if shared else range(count), dtype=torch.int64)
-    parts: list[Tensor] = []
-    at_once, done = size, 0
-    while done < len(rows):
-        chunk, failed = rows[done : done + at_once], ""
-        try:
-            parts.append(compute(chunk))
-            done += len(chunk)
-        except torch.cuda.OutOfMemoryError as error:
-            failed = str(error) or "out of memory"
-        if failed:  # outside of the handler, where the tensors of the failed call are gone
-            at_once = halved(len(chunk), failed)
+    parts = [part for _, part in each_chunk(compute, rows, size)]
     if not shared:
         return torch.cat(parts)
     form, dtype = of_main((tuple(parts[0].shape[1:]), parts[0].dtype) if parts else None)
     own = torch.cat(parts) if parts else torch.zeros((0, *form), dtype=dtype)
     return gather_rows(own, count, size, to=0)
+
+
+def each_chunk(compute: Callable[[Tensor], T], rows: Tensor, size: int) -> Iterator[tuple[Tensor, T]]:
+    """Yields so many rows at a time, and `compute` of them; halved where they do not fit, as `in_chunks`."""
+    at_once, done = size, 0
+    while done < len(rows):
+        chunk, failed, found = rows[done : done + at_once], "", None
+        try:
+            found = compute(chunk)
+        except torch.cuda.OutOfMemoryError as error:
+            failed = str(error) or "out of memory"
+        if failed:  # outside of the handler, where the tensors of the failed call are gone
+            at_once = halved(len(chunk), failed)
+            continue
+        done += len(chunk)
+        yield chunk, cast(T, found)
 
 
 def halved(size: int, reason: str) -> int:

@@ -75,7 +75,28 @@ def draw(
         size: the number of samples that are drawn at a time; None for 300.
         shared: whether the processes of a run share the work, as `in_chunks`.
     """
-    device, steps = device_of(sampler.denoiser), recipe.sampling_steps if steps is None else steps
+    steps = recipe.sampling_steps if steps is None else steps
+    drawn = drawing(recipe, sampler, shape, quantization, steps, seed=seed, progress=progress, conditions=conditions)
+    return sampling_run(drawn, count, steps, size, shared=shared)
+
+
+Drawing = Callable[[Tensor], tuple[Tensor, int]]
+"""Draws the samples of given numbers, int64 `(n,)`: returns their levels `(n, ...)`, and the network evaluations."""
+
+
+def drawing(
+    recipe: Recipe,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    quantization: Quantization,
+    steps: int | Tensor,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    conditions: Callable[[Tensor], dict[str, Tensor]] | None = None,
+) -> Drawing:
+    """Returns a function that draws the samples of given numbers; for the arguments see `draw`."""
+    device = device_of(sampler.denoiser)
 
     def drawn(rows: Tensor) -> tuple[Tensor, int]:
         source, labels = Streams(seed, rows), (conditions or recipe.conditions)(rows.to(device))
@@ -83,11 +104,11 @@ def draw(
             x = sampler(shape=(len(rows), *shape), steps=steps, generator=source, progress=progress, **labels)
         return recipe.levels(quantization, x), evaluations.calls
 
-    return sampling_run(drawn, count, steps, size, shared=shared)
+    return drawn
 
 
 def sampling_run(
-    drawn: Callable[[Tensor], tuple[Tensor, int]],
+    drawn: Drawing,
     count: int,
     steps: int | Tensor,
     size: int | None = None,
@@ -97,7 +118,7 @@ def sampling_run(
     """Returns the samples of the numbers 0 to count - 1, and their cost.
 
     Args:
-        drawn: `(sample numbers, int64 (n,)) -> (levels (n, ...), number of network evaluations)`.
+        drawn: draws the samples of given numbers.
         count: the number of samples.
         steps: the number of steps, or the grid of times.
         size: the number of samples that are drawn at a time; None for 300.
