@@ -19,8 +19,11 @@ NAMES = sorted(path.stem for path in FIXTURES.glob("*.npz"))
 
 UNREAD = {
     "metrics": {
-        r"(kid|isc|prdc|cmmd|vendi)\..+": "of distances and scores of features the Frechet distance alone is here",
-        r"(real|fake)_lattice|logits": "inputs of such scores alone",
+        r"kid\.whole\.(rbf|biased|u-statistic)": "KID has the cubic kernel and the unbiased estimate",
+        r"isc\..+\.equal_parts\..+": "the splits here contain all images",
+        r"prdc\..+\.f_score\..+|prdc\.k3\.realism": "neither the mean of precision and recall nor realism is here",
+        r"prdc\.lattice\..+\.(precision|recall)\.prdc": "the border of a ball belongs to it here",
+        r"(cmmd|vendi)\..+": "neither CMMD nor the Vendi score is here",
     },
     "remdm": {
         r"forward-backward\..+": "no strategy here remasks by more than its bound",
@@ -41,7 +44,6 @@ NOT_COPIED = {
     "Karras noise levels",
     "edm2_net": "no magnitude-preserving network here",
     "gidd": "no process here resamples from a distribution that changes with time, as GIDD's (masks, uniform) does",
-    "inception_fid": "no Inception features here",
     "meanflow": "no mean flows here",
 }
 """Files of the shared folder that have no copy: name -> reason."""
