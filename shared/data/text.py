@@ -14,6 +14,8 @@ import numpy as np
 from ..errors import UsageError
 from ..serialization import serialize
 from .batches import Batches
+from .detokenizers import VERSION as RULES
+from .detokenizers import detokenizer as rules_of
 from .sources import load
 from .text_dataset import TextDataset
 from .text_files import Documents, parts, quiet, rows_of
@@ -33,6 +35,7 @@ def characters(
     column: str = "text",
     crop: bool = False,
     held_out: float | None = None,
+    detokenizer: str = "none",
 ) -> TextDataset:
     r"""Loads any text as 27 characters: a to z are 0 to 25, everything else becomes one space, 26 (text8's rule).
 
@@ -51,11 +54,12 @@ def characters(
             each.
         held_out: share or number of the rows of the split train that are held out as the split test, by the rules of
             `held_out_rows`; None for the set's own split test.
+        detokenizer: name of the rules that each row goes through first, such as `ptb`; see `DETOKENIZERS`.
 
     Raises:
-        UsageError: where there is no such data set, split or column, or less text than one window.
+        UsageError: where there is no such data set, split, column or detokenizer, or less text than one window.
     """
-    found = _tokenized(name, split, column, CharacterTokenizer(), held_out=held_out)
+    found = _tokenized(name, split, column, CharacterTokenizer(), held_out=held_out, detokenizer=detokenizer)
     return _character_windows(found, length, crop)
 
 
@@ -122,11 +126,12 @@ def subwords(
     column: str = "text",
     documents: Documents | None = None,
     held_out: float | None = None,
+    detokenizer: str = "none",
 ) -> TextDataset:
     r"""Loads any text through a subword tokenizer; each document ends in the end token, and blank ones are left out.
 
     Args:
-        name, split, column, held_out: as for `characters`; each row is a document.
+        name, split, column, held_out, detokenizer: as for `characters`; each row is a document.
         length: L, number of tokens in an example.
         tokenizer: from `train_tokenizer` or `tokenizer_file`.
         layout: how documents become windows: run together, `Packed()` (D3PM's LM1B), the same with an end token at both
@@ -140,7 +145,8 @@ def subwords(
     """
     if not isinstance(tokenizer, SubwordTokenizer):
         raise UsageError(f"tokenizer={tokenizer!r}: give train_tokenizer(...) or tokenizer_file(...)")
-    found = _tokenized(name, split, column, tokenizer, documents, "lines" if layout.pads else None, held_out)
+    default: Documents | None = "lines" if layout.pads else None
+    found = _tokenized(name, split, column, tokenizer, documents, default, held_out, detokenizer)
     end, padding = tokenizer.backend.token_to_id(tokenizer.end), tokenizer.size
     assert end is not None, "a SubwordTokenizer has its end token"
     windows = layout(found.tokens, length, end=end, padding=padding)
@@ -240,13 +246,16 @@ def _tokenized(
     documents: Documents | None = None,
     default: Documents | None = None,
     held_out: float | None = None,
+    detokenizer: str = "none",
 ) -> Tokenized:
     """Tokenizes a split; a second call with the same text and tokenizer finds the file of the first."""
     import datasets
 
+    change = rules_of(detokenizer)
     rows = rows_of(name, split, column, documents, default, held_out)
     data = rows.select()
-    key = json.dumps([FORMAT, rows.data._fingerprint, column, rows.start, rows.stop, serialize(tokenizer)])
+    rules = [] if detokenizer == "none" else [detokenizer, RULES]
+    key = json.dumps([FORMAT, rows.data._fingerprint, column, rows.start, rows.stop, serialize(tokenizer), *rules])
     kind = "uint8" if tokenizer.size <= 1 << 8 else "uint16" if tokenizer.size <= 1 << 16 else "int32"
     counts = ("read", "characters", "words", "lost_characters", "unknown_tokens", "rows")
     features = datasets.Features(
@@ -256,7 +265,8 @@ def _tokenized(
 
     def encode(batch: dict[str, Any], indices: list[int]) -> dict[str, Any]:
         texts, follows, ends, read = [], [], 0, 0
-        for text, follow in rows.texts(batch, indices):
+        for raw, follow in rows.texts(batch, indices):
+            text = change(raw) if raw else raw
             ends, read = ends + (not follow), read + len(text or "")
             if text and (text.strip() or follow):
                 held = list(parts([text]))

@@ -13,3 +13,14 @@ def standard_error(values: Tensor) -> float:
     s is their sample standard deviation, with n - 1 in the denominator. A single value gives NaN.
     """
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def ratio_of_sums(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
+    """Returns `sum(a) / sum(b)` of n independent pairs `(n,)`, and its standard error by the delta method.
+
+    The error is `s / (sqrt(n) mean(b))`, with s the sample standard deviation of `a - ratio b`: examples with large b
+    have a large weight. A single pair has the error NaN.
+    """
+    a, b = numerators.double(), denominators.double()
+    ratio = float(a.sum() / b.sum())
+    return ratio, standard_error(a - ratio * b) / float(b.mean())
