@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow smoke lint types consistency bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
+.PHONY: demo test slow smoke lint types consistency recipes bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -71,6 +71,10 @@ bench-crash: $(VENV)/.ready-dev
 # docs/consistency.md, from the table that tests/consistency tests.
 consistency: $(VENV)/.ready-dev
 	$(BIN)/python tests/consistency/cells.py
+
+# docs/recipes.md, from the ledger of experiments/ledger.
+recipes: $(VENV)/.ready
+	$(BIN)/unnoise recipes --markdown docs/recipes.md
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/pdoc --math -d google -o docs/api unnoise

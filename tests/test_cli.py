@@ -76,7 +76,7 @@ def test_wrong_input_gives_one_line_and_no_traceback(capsys, tmp_path, monkeypat
         (("train", "ddpm-digits", "--data.size", "8"), "--data.size.*'8'.*INT INT"),
         (("train", "ddpm-digits", "--data.classes", "x"), "--data.classes.*'x'"),
         (("train", "ddpm-digits", "--out"), "--out"),
-        (("recipes", "all"), "Unrecognized options: all"),
+        (("recipes", "ddpm", "all"), "Unrecognized options: all"),
     ],
 )
 def test_options_that_cannot_be_read_are_shown_with_their_help(capsys, tmp_path, monkeypatch, arguments, words):

@@ -15,20 +15,8 @@ from ...shared.training.saving import consolidate
 from ..catalog import CATEGORICAL, GAUSSIAN, key_of
 from ..pretrained.exporting import Flags, bring, send
 from ..program import program
-from ..recipes import RECIPES
 from ..studies.demo import Demo as Demo
 from .recipe_options import signature_text
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """Lists the recipes."""
-
-    def execute(self) -> None:
-        """Prints the names and first lines of all recipes."""
-        for name, make in RECIPES.items():
-            print(f"{name:34} {(make.__doc__ or '').strip().splitlines()[0]}")
-        print("\nTrain a recipe with `unnoise train NAME`; `unnoise train NAME --help` lists its settings.")
 
 
 @dataclass(frozen=True)

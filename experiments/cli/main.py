@@ -23,7 +23,7 @@ from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import launch_line
 from ..recipes import RECIPES
-from . import check_data, commands, doctor, evaluating, sampling, slurm, training
+from . import check_data, commands, doctor, evaluating, recipes, sampling, slurm, training
 from .arguments import values_of
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
@@ -121,7 +121,7 @@ COMMANDS: dict[str, type] = {
     "import": commands.Import,
     "export": commands.Export,
     "submit": slurm.Submit,
-    "recipes": commands.Recipes,
+    "recipes": recipes.Recipes,
     "parts": commands.Parts,
     "plot-schedules": commands.PlotSchedules,
 }
