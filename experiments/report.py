@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 
@@ -18,10 +18,11 @@ STYLE = """
   --link: #8ec5ff; --good: #66d9a3; --bad: #ff9c8f; --c0: #5ab4f0; --c1: #ff9d5c; --c2: #3fd0a4; --c3: #f2a3cf;
   --c4: #e0c04a; --c5: #b3adff; --c6: #ff8a80; --c7: #b4c0cc } }
 * { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: var(--text);
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: var(--text);
   background: var(--back); overflow-wrap: break-word }
-h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.2rem } a { color: var(--link) }
+p, li { max-width: 48rem } h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.2rem } a { color: var(--link) }
 .scroll { overflow: auto; max-height: 85vh; margin: 1rem 0; border: 1px solid var(--line); border-radius: 4px }
+.figure { max-height: none }
 .scroll:focus-visible, summary:focus-visible, a:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
 table { border-collapse: separate; border-spacing: 0; font-size: 13px; min-width: 100% }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; white-space: nowrap;
@@ -31,10 +32,11 @@ thead th { position: sticky; top: 0; background: var(--soft); z-index: 1 }
 tbody th { font-weight: 400 }
 .better { color: var(--good); font-weight: 600 } .worse { color: var(--bad); font-weight: 600 }
 img { max-width: 100%; height: auto; background: #fff }
-svg { display: block; width: 100%; min-width: 40rem; max-width: 60rem; height: auto }
+svg { display: block; width: 100%; min-width: 36rem; max-width: 60rem; height: auto }
 svg text { fill: currentColor; font-family: system-ui, sans-serif }
 code, pre { background: var(--soft) } pre { padding: .6rem; overflow-x: auto }
 summary { cursor: pointer; padding: .4rem 0 }
+@media (max-width: 600px) { tbody th, tbody td:nth-child(-n+3) { white-space: normal } }
 @media print { .scroll { max-height: none; overflow: visible } }
 """
 
@@ -89,12 +91,12 @@ def with_regions(section: str) -> str:
     return section.replace("<table>", start).replace("</table>", "</table>\n</div>")
 
 
-def labeled(svg: str):
+def labeled(svg: str) -> Callable[[re.Match[str]], str]:
     """Returns the replacement of an image by an SVG that scrolls within itself, with the image's text as its label."""
 
     def replace(found: re.Match[str]) -> str:
         drawn = svg.replace("<svg ", f'<svg role="img" aria-label="{found[1]}" ', 1)
-        return f'<div class="scroll" role="region" tabindex="0" aria-label="Figure">\n{drawn}</div>'
+        return f'<div class="scroll figure" role="region" tabindex="0" aria-label="Figure">\n{drawn}</div>'
 
     return replace
 

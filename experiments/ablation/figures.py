@@ -11,7 +11,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from .comparisons import Cell, direction
 from .results import Results, Run
@@ -21,7 +23,7 @@ INK, GRID, PAPER = "#1a1b1c", "#d0d1d2", "#fefefd"
 COLORS = ("#0072b2", "#c44e00", "#00805d", "#a8437f", "#7a6200", "#5b54c9", "#b3261e", "#4d5a66")
 """Colors of the levels of the main factor; more levels repeat them with other dashes."""
 DASHES = ("-", "--", ":", "-.")
-POINTS = 200
+POINTS = 100
 """A learning curve with more points is shown by means of consecutive ones."""
 
 
@@ -59,10 +61,17 @@ def finished(figure: Figure, path: Path, text: str) -> Picture:
 
 def plain(axis: Axes) -> None:
     """Sets the colors of an axis."""
-    axis.tick_params(colors=INK, labelsize=9)
+    axis.tick_params(which="both", colors=INK, labelsize=9)
     for name, spine in axis.spines.items():
         spine.set_color(INK if name in ("left", "bottom") else "none")
     axis.set_axisbelow(True)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Sets the ticks of a logarithmic axis: 1, 2 and 5 in each decade, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_locator(NullLocator())
 
 
 def save_effects(path: Path, results: Results, measure: str, cells: list[Cell], verdicts: list[str]) -> Picture:
@@ -92,6 +101,7 @@ def save_effects(path: Path, results: Results, measure: str, cells: list[Cell], 
     low, high, log = limits(values)
     if log:
         axis.set_xscale("log")
+        plain_numbers(axis.xaxis)
     axis.set_xlim(low, high)
     axis.grid(True, axis="x", color=GRID, linewidth=0.6)
     base = next((c.summary.mean for c in cells if c.levels == results.baseline), math.nan)
@@ -164,7 +174,7 @@ def effects_text(results: Results, measure: str, cells: list[Cell]) -> str:
 
 
 def thinned(curve: tuple[list[float], list[float]]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns a curve of at most 200 points, each the mean of consecutive ones, and the number of those."""
+    """Returns a curve of at most 100 points, each the mean of consecutive ones, and the number of those."""
     x, y = (np.asarray(part, dtype=np.float64) for part in curve)
     group = max(1, math.ceil(len(x) / POINTS))
     starts = np.arange(0, len(x), group)
@@ -190,7 +200,7 @@ def save_curves(path: Path, results: Results) -> Picture | None:
     plain(axis)
     axis.grid(True, which="major", color=GRID, linewidth=0.6)
     groups, shown = set(), set()
-    for (level, _), run in curves.items():
+    for (level, _), run in sorted(curves.items(), key=lambda item: item[1].seed):  # no level covers all others
         color, dashes = style(main, level)
         x, y, group = thinned(run.curve)
         groups.add(group)
@@ -200,9 +210,10 @@ def save_curves(path: Path, results: Results) -> Picture | None:
     losses = np.concatenate([np.asarray(run.curve[1], dtype=np.float64) for run in curves.values()])
     if np.all(losses[np.isfinite(losses)] > 0):
         axis.set_yscale("log")
+        plain_numbers(axis.yaxis)
     axis.set_xlabel("examples or steps seen", color=INK, fontsize=9)
     most = max(groups)
-    note = f" (each point is the mean of up to {most} recorded ones)" if most > 1 else ""
+    note = f" (means of up to {most} recorded ones)" if most > 1 else ""
     axis.set_ylabel(f"training loss{note}", color=INK, fontsize=9)
     if factors:
         legend = axis.legend(fontsize=8, labelcolor=INK, frameon=False, ncols=2)

@@ -42,8 +42,8 @@ def write(results: Results, folder: Path) -> Written:
     table = write_text(folder / "results.csv", as_csv(results))
     own = {measure: cells(results, measure) for measure in results.measures}
     pictures = {}
-    if own:
-        main = results.measures[0]
+    main = results.measures[0] if own else ""
+    if any(cell.summary.count for cell in own.get(main, [])):
         verdicts = [short(results, cell) for cell in own[main]]
         pictures["effects"] = save_effects(folder / "effects.png", results, main, own[main], verdicts)
     if (drawn := save_curves(folder / "curves.png", results)) is not None:
@@ -104,6 +104,8 @@ def image(picture: Picture) -> str:
 
 def unit_line(results: Results, measure: str) -> str:
     """Returns the unit of a measure and which numbers are better."""
+    if all(run.value(measure) is None for run in results.runs):
+        return "Not measured yet."
     unit = next((m.unit for run in results.runs if (m := run.measurement(measure)) is not None and m.unit), "")
     line = f"{f'in {unit}; ' * bool(unit)}{DIRECTIONS[direction(results, measure)]}."
     return line[0].upper() + line[1:]
@@ -119,9 +121,9 @@ def decimals(deviations: Sequence[float], values: Sequence[float]) -> int:
 
 
 def difference_cells(comparison: Comparison, digits: int) -> list[str]:
-    """Returns the difference with its sign, its interval and the verdict."""
+    """Returns the verdict, the difference with its sign, and its interval."""
     interval = f"{comparison.low:+.{digits}f} to {comparison.high:+.{digits}f}" * (comparison.pairs > 1)
-    return [f"{comparison.difference:+.{digits}f}", interval, f"{SIGNS[comparison.word]} {comparison.verdict}"]
+    return [f"{SIGNS[comparison.word]} {comparison.verdict}", f"{comparison.difference:+.{digits}f}", interval]
 
 
 def effects_table(rows: list[Effect]) -> str:
@@ -129,14 +131,13 @@ def effects_table(rows: list[Effect]) -> str:
     digits = decimals([e.comparison.deviation for e in rows], [e.comparison.difference for e in rows])
     lines = []
     for effect in rows:
-        names = [effect.factor, effect.level, effect.baseline]
-        found = ["", "", "– no runs to compare"]
+        found = ["– no runs to compare", "", ""]
         if effect.comparison.pairs:
             found = difference_cells(effect.comparison, digits)
-        used = f"{effect.used} of {effect.combinations}", str(effect.comparison.pairs)
-        lines.append([*map(pages.cell, names), *used, *found])
+        used = [effect.baseline, f"{effect.used} of {effect.combinations}", str(effect.comparison.pairs)]
+        lines.append([*map(pages.cell, [effect.factor, effect.level]), *found, *map(pages.cell, used)])
     level = next((percent(e.comparison.level) for e in rows), "")
-    head = ["factor", "level", "against", "combinations", "seeds", "difference", f"{level} interval", "verdict"]
+    head = ["factor", "level", "verdict", "difference", f"{level} interval", "against", "combinations", "seeds"]
     return pages.table(head, lines)
 
 
@@ -161,19 +162,19 @@ def cells_table(results: Results, rows: list[Cell]) -> str:
     lines = []
     for cell in rows:
         s = cell.summary
-        mean = [f"{s.mean:.{digits}f}" + f" ± {s.deviation:.{digits}f}" * (s.count > 1)] if s.count else [""]
-        mean.append(f"{s.low:.{digits}f} to {s.high:.{digits}f}" * (s.count > 1))
-        found = ["", "", f"– {cell.remark}" if cell.remark else "baseline"]
+        mean = f"{s.mean:.{digits}f}" + f" ± {s.deviation:.{digits}f}" * (s.count > 1) if s.count else ""
+        interval = f"{s.low:.{digits}f} to {s.high:.{digits}f}" * (s.count > 1)
+        found = [f"– {cell.remark}" if cell.remark else "baseline", "", ""]
         if cell.comparison is not None:
             found = difference_cells(cell.comparison, digits)
         elif cell.levels == results.baseline and not s.count:
-            found[2] = "baseline, without numbers"
+            found[0] = "baseline, without numbers"
         if failed := sum(bool(run.failure) for run in cell.runs):
-            found[2] += f" ({failed} failed)" * (cell.remark != "failed")
-        lines.append([*map(pages.cell, cell.levels.values()), str(s.count), *mean, *map(pages.cell, found)])
+            found[0] += f" ({failed} failed)" * (cell.remark != "failed")
+        lines.append([*map(pages.cell, cell.levels.values()), mean, *map(pages.cell, found), interval, str(s.count)])
     level = next((percent(c.comparison.level) for c in rows if c.comparison is not None), "corrected")
-    head = [*map(pages.cell, results.factors), "seeds", "mean ± deviation", "95 % interval of the mean"]
-    return pages.table([*head, "difference", f"{level} interval", "verdict"], lines)
+    head = [*map(pages.cell, results.factors), "mean ± deviation", "verdict", "difference", f"{level} interval"]
+    return pages.table([*head, "95 % interval of the mean", "seeds"], lines)
 
 
 def failures(results: Results) -> list[list[str]]:
@@ -250,8 +251,8 @@ def intervals(results: Results, own: dict[str, list[Cell]]) -> str:
         f"and their intervals are corrected for the number of comparisons (Bonferroni; {count} of cells), so that all "
         f"intervals of one table together contain their differences at {percent(LEVEL)}.{kind} Intervals of main "
         "effects are not moderated. Each measure has a correction of its own: a reader who picks one of several "
-        "measures has to correct for that, too. The number of seeds that would tell is the number at which a difference of the "
-        "observed size is found with probability 0.8."
+        "measures has to correct for that, too. The number of seeds that would tell is the number at which a "
+        "difference of the observed size is found with probability 0.8."
     )
 
 
