@@ -163,6 +163,9 @@ def test_nothing_evaluates_or_unpickles():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
+                tensors_alone = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+                if name == "torch.load" and tensors_alone:
+                    continue
                 assert name not in (
                     "eval",
                     "exec",

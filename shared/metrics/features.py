@@ -24,10 +24,12 @@ class Features(ABC):
     Attributes:
         name: short name, which ends the names of measures on these features, such as `inception`.
         resize: how images are resized, for the protocol.
+        size: the number d of features, where it is known without an image, else None.
     """
 
     name: str
     resize: ClassVar[str] | str
+    size: int | None = None
 
     @property
     @abstractmethod
@@ -41,6 +43,10 @@ class Features(ABC):
     def logits(self, features: Tensor) -> Tensor | None:
         """Returns the logits of classes `(N, classes)` from features; None for an extractor that has no classes."""
         return None
+
+    def with_spatial(self, k: Tensor, quantization: Quantization) -> tuple[Tensor, Tensor | None]:
+        """Returns the features, and the spatial features of sFID `(N, e)`; None for an extractor that has none."""
+        return self.of(k, quantization), None
 
     def of_all(self, k: Examples, quantization: Quantization, progress: Progress = silent) -> Tensor:
         """Returns the features of a set of images, in memory or in a file, `AT_ONCE` at a time."""

@@ -244,6 +244,7 @@ class Inception(Features):
 
     name = "inception"
     resize = f"TensorFlow 1 bilinear to {SIZE} x {SIZE}"
+    size = 2048
 
     def __init__(
         self,

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from warnings import warn
 
+import torch
 from torch import Tensor
 
+from ..data.array_files import of_npz
 from ..data.batches import Examples
+from ..data.cache import cache_folder
+from ..errors import Notice, UsageError, shown
 from ..progress import Progress, silent
 from ..quantization import Quantization
-from .features import Features
+from .features import AT_ONCE, Features, digest_of
+from .frechet import Moments
+
+VERSION = 1
+"""Version of the files in the cache; one higher where what they contain is computed in another way."""
+SPATIAL_SIZE = 2023
+"""The number of spatial features of sFID."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +36,57 @@ class Reference:
     Attributes:
         name: what the set is, for the protocol, such as `digits, train, 1437 images`.
         digest: first 12 hexadecimal digits of the SHA-256 of its content.
-        count: number of images; 0 where it is unknown.
+        count: number of images of `features`; 0 where there are none.
         features: features `(N, d)`, or None where mean and covariance alone are known.
-        moments: mean and covariance of the features.
-        spatial: those of the spatial features of sFID, or None.
+        known: mean and covariance of the features where they are known; None to compute them of `features`.
+        spatial: mean and covariance of the spatial features of sFID, or None.
     """
 
     name: str
     digest: str
     count: int
     features: Tensor | None
-    moments: object
-    spatial: object | None = None
+    known: Moments | None = None
+    spatial: Moments | None = None
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Mean and covariance of the features."""
+        if self.known is not None:
+            return self.known
+        assert self.features is not None, "a reference has features or moments"
+        return Moments.of(self.features)
 
 
 def content_hash(k: Examples) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 of images, whatever their integer type."""
-    raise NotImplementedError
+    content = hashlib.sha256(json.dumps(list(k.shape)).encode())
+    for start in range(0, len(k), AT_ONCE):
+        part = k[start : start + AT_ONCE]
+        small = part.numel() == 0 or (int(part.min()) >= 0 and int(part.max()) < 256)
+        content.update(part.to(torch.uint8 if small else torch.int64).cpu().contiguous().numpy().data)
+    return content.hexdigest()[:12]
+
+
+def features_of(
+    extractor: Features, k: Examples, quantization: Quantization, progress: Progress = silent
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the features of images `(N, d)` and their spatial features or None, on the CPU, some at a time.
+
+    Raises:
+        UsageError: for features that are infinite or NaN.
+    """
+    starts, features, spatial = range(0, len(k), AT_ONCE), [], []
+    for start in progress(starts, len(starts), f"{extractor.name} features"):
+        one, other = extractor.with_spatial(k[start : start + AT_ONCE], quantization)
+        if not bool(torch.isfinite(one).all()):
+            raise UsageError(
+                f"some {extractor.name} features of the images from number {start:,} are infinite or NaN: look for "
+                "such values among these images and in the weights of the extractor"
+            )
+        features.append(one.cpu())
+        spatial += [] if other is None else [other.cpu()]
+    return torch.cat(features), torch.cat(spatial) if spatial else None
 
 
 def reference_of(
@@ -44,17 +94,107 @@ def reference_of(
 ) -> Reference:
     """Returns the reference of a set of images, of which the features are computed once and kept in the cache.
 
-    The files lie in the folder `references` of UNNOISE_CACHE or ~/.cache/unnoise, named after the content of the set and
-    the weights of the extractor; UNNOISE_CACHE=none keeps none.
+    The files lie in the folder `references` of UNNOISE_CACHE or ~/.cache/unnoise, named after the content of the set
+    and the weights of the extractor. None are kept for UNNOISE_CACHE=none, and of an extractor without weights.
 
     Raises:
         UsageError: for fewer than two images.
     """
-    raise NotImplementedError
+    if len(k) < 2:
+        raise UsageError(f"{name}: a reference needs at least 2 images, and this set has {len(k)}")
+    digest, images = content_hash(k), cache_folder()
+    if images is None or not extractor.digest:
+        features, spatial = features_of(extractor, k, quantization, progress)
+        return Reference(name, digest, len(k), features, spatial=None if spatial is None else Moments.of(spatial))
+    key = [VERSION, digest, quantization.levels, extractor.name, extractor.resize, extractor.digest]
+    path = images.parent / "references" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
+    tensors = _cached(path, name, lambda: _computed(extractor, k, quantization, progress))
+    spatial = "spatial_mean" in tensors
+    return Reference(
+        name,
+        digest,
+        len(k),
+        tensors["features"],
+        Moments(tensors["mean"], tensors["factor"], len(k)),
+        Moments(tensors["spatial_mean"], tensors["spatial_factor"], len(k)) if spatial else None,
+    )
+
+
+def _computed(extractor: Features, k: Examples, quantization: Quantization, progress: Progress) -> dict[str, Tensor]:
+    """Returns features and moments as they stand in a file of the cache."""
+    features, spatial = features_of(extractor, k, quantization, progress)
+    moments = Moments.of(features)
+    found = {"features": features, "mean": moments.mean, "factor": moments.factor}
+    if spatial is not None:
+        other = Moments.of(spatial)
+        found |= {"spatial_mean": other.mean, "spatial_factor": other.factor}
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def _cached(path: Path, name: str, computed: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the tensors of a file of the cache, which is written if it is not there or damaged.
+
+    One process computes them, and others wait for it.
+    """
+    from filelock import FileLock
+    from safetensors import SafetensorError
+
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        warn(Notice(_not_kept(name, path, error)), stacklevel=3)
+        return computed()
+    try:
+        tensors = _read(path)
+        if tensors is None:
+            tensors = computed()
+            try:
+                _write(path, tensors)
+            except (OSError, SafetensorError) as error:
+                warn(Notice(_not_kept(name, path, error)), stacklevel=3)
+        return tensors
+    finally:
+        lock.release()
+
+
+def _not_kept(name: str, path: Path, error: Exception) -> str:
+    return (
+        f"the features of {name} are computed at every start: {path.parent} cannot be written ({shown(error)}); "
+        "set UNNOISE_CACHE"
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """Returns the tensors of a file of the cache; None where it is not there or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+        return tensors if {"features", "mean", "factor"} <= tensors.keys() else None
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError) as error:
+        warn(Notice(f"the features {path} are damaged ({shown(error)}) and computed again"), stacklevel=3)
+        return None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a file of the cache, which appears when it is whole."""
+    from safetensors.torch import save_file
+
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file(tensors, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_reference(path: Path, extractor: Features, progress: Progress = silent) -> Reference:
-    """Returns the reference in an npz file of ADM, EDM or pytorch-fid.
+    """Returns the reference in an .npz file of ADM, EDM or pytorch-fid.
 
     `mu` and `sigma` are mean and covariance of the features, `mu_s` and `sigma_s` those of the spatial features, and
     `arr_0` are images `(N, H, W, 3)`, uint8, of which the features are computed for KID and for the measures of
@@ -63,4 +203,51 @@ def read_reference(path: Path, extractor: Features, progress: Progress = silent)
     Raises:
         UsageError: for a file that cannot be read, without these arrays, or with arrays of other shapes.
     """
-    raise NotImplementedError
+    try:
+        arrays = of_npz(str(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({shown(error)}): give the .npz file of ADM, EDM or pytorch-fid, with mu and sigma"
+        ) from error
+    known = _moments(path, arrays, "mu", "sigma", extractor.size)
+    spatial = _moments(path, arrays, "mu_s", "sigma_s", SPATIAL_SIZE)
+    images = arrays.get("arr_0")
+    if known is None and images is None:
+        raise UsageError(
+            f"{path} has {', '.join(arrays) or 'no arrays'}: reference statistics are mu and sigma, or images arr_0"
+        )
+    used = {name: arrays[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in arrays}
+    if images is None:
+        return Reference(path.name, digest_of(used), 0, None, known, spatial)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) < 2:
+        raise UsageError(
+            f"arr_0 in {path} is {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}: give at "
+            "least 2 images (N, H, W, 3) of uint8"
+        )
+    of_images = reference_of(extractor, images.permute(0, 3, 1, 2), Quantization(), path.name, progress)
+    return Reference(
+        path.name,
+        digest_of(used | {"arr_0": images}),
+        len(images),
+        of_images.features,
+        known or of_images.moments,
+        spatial or of_images.spatial,
+    )
+
+
+def _moments(path: Path, arrays: dict[str, Tensor], mean: str, covariance: str, size: int | None) -> Moments | None:
+    """Returns mean and covariance by their names in a file; None where it has neither."""
+    names = [name for name in (mean, covariance) if name in arrays]
+    if not names:
+        return None
+    if len(names) == 1:
+        raise UsageError(f"{path} has {names[0]} alone: reference statistics are {mean} and {covariance}")
+    of_mean, of_covariance = arrays[mean], arrays[covariance]
+    if size is not None and of_mean.shape != (size,):
+        raise UsageError(
+            f"{mean} in {path} has the shape {tuple(of_mean.shape)}: statistics of features of size {size} are needed"
+        )
+    try:
+        return Moments.of_covariance(of_mean, of_covariance)
+    except UsageError as error:
+        raise UsageError(f"{mean} and {covariance} in {path}: {error}") from error
