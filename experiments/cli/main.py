@@ -23,7 +23,7 @@ from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import launch_line
 from ..recipes import RECIPES
-from . import check_data, commands, doctor, evaluating, recipes, sampling, slurm, training
+from . import check_data, commands, compare, doctor, evaluating, recipes, sampling, slurm, training
 from .arguments import values_of
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
@@ -115,6 +115,7 @@ COMMANDS: dict[str, type] = {
     "train": training.Train,
     "sample": sampling.Sample,
     "evaluate": evaluating.Evaluate,
+    "compare": compare.Compare,
     "doctor": doctor.Doctor,
     "consolidate": commands.Consolidate,
     "reproduce": training.Reproduce,
