@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -77,7 +78,7 @@ def _downloaded(folder: Path, progress: Progress) -> Path:
                 os.replace(part, path)
                 return path
             reasons.append(f"a file with the SHA-256 {found[:8]}...")
-        except OSError as error:  # URLError is one
+        except (OSError, HTTPException) as error:  # URLError is an OSError
             reasons.append(shown(getattr(error, "reason", None) or error))
         finally:
             part.unlink(missing_ok=True)
