@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
+from warnings import warn
 
 import torch
 from torch import Tensor
 
-from ..shared.code_length import perplexity
 from ..shared.data import (
     Batches,
     CharacterTokenizer,
@@ -25,26 +24,22 @@ from ..shared.data import (
     text8,
     tokenizer_file,
 )
+from ..shared.data.detokenizers import of_corpus
 from ..shared.data.sources import absolute, bundled
 from ..shared.denoiser import Denoiser
-from ..shared.distributed import is_main
-from ..shared.errors import UsageError
+from ..shared.errors import Notice, UsageError
 from ..shared.memory import refuse_beyond
-from ..shared.metrics.errors import standard_error
-from ..shared.metrics.text import judged
+from ..shared.metrics.measurement import Evaluation
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
-from ..shared.random import Streams
-from ..shared.sampler import device_of
 from ..shared.serialization import serializable
-from .chunks import in_chunks
-from .evaluation import draw, refuse_other_data, splits
 from .recipe import Data, Form, Recipe
+from .text_measures import evaluate_text
 
-AT_ONCE = 2**26
-"""The number of logits that are held at a time when text is coded."""
 CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}
 """The number of windows of the Markov chain in each split."""
+WHOLE = "all"
+"""The name of a file that is read whole, among splits."""
 
 
 @serializable("experiments.Text", formerly="unnoise.experiments.texts.Text")
@@ -146,12 +141,14 @@ class Text(Data):
             return split
         return "test"
 
-    def _read(self, split: str) -> TextDataset:
+    def _read(self, split: str, detokenizer: str = "none") -> TextDataset:
         if self.name == "text8" and self.tokenizer is None:
             return text8(split, self.length)
         crop = self.crop and split == "train"
         if Path(self.name).is_file() and self.held_out is None:
-            split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]"}[split]
+            split = {"train": "train[:90%]", "validation": "train[90%:95%]", "test": "train[95%:]", WHOLE: "train"}[
+                split
+            ]
         if self.tokenizer is not None:
             layout = {"packed": Packed(), "ends": Packed(ends=True), "padded": Padded()}[self.layout]
             tokenizer = cast(SubwordTokenizer, self.read_tokenizer())
@@ -164,8 +161,17 @@ class Text(Data):
                 column=self.column,
                 documents=self.documents,
                 held_out=self.held_out,
+                detokenizer=detokenizer,
             )
-        return characters(self.name, split, self.length, column=self.column, crop=crop, held_out=self.held_out)
+        return characters(
+            self.name,
+            split,
+            self.length,
+            column=self.column,
+            crop=crop,
+            held_out=self.held_out,
+            detokenizer=detokenizer,
+        )
 
     def read_tokenizer(self) -> CharacterTokenizer | SubwordTokenizer:
         """Returns the tokenizer, read from its file or from the contents that the run keeps."""
@@ -218,114 +224,37 @@ class Text(Data):
         path.write_text("\n\n".join(texts) + "\n")
         return "".join(f"  {text}\n" for text in texts[:3])
 
-    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
-        return evaluate_text(recipe, denoiser, **options)
+    def corpus(self, name: str) -> tuple[TextDataset, str]:
+        """Returns another text in the tokens and windows of this one, and what it is and how it was read, in words.
 
+        A file is read whole; of other sets the split test, or validation where there is no test.
 
-def evaluate_text(
-    recipe: Recipe,
-    denoiser: Denoiser,
-    *,
-    count: int | None,
-    steps: int | Tensor,
-    seed: int = 0,
-    trained_on: Mapping[str, Any] | None = None,
-    progress: Progress = silent,
-    size: int | None = None,
-) -> dict[str, Any]:
-    """Measures the bound on held-out text, and the entropy and perplexity of samples; see `Recipe.evaluate`."""
-    test, train = splits(recipe, progress)
-    warning = refuse_other_data(len(train.windows), lambda: recipe.batches(train), trained_on)
-    results = code(recipe, denoiser, test, count, seed=seed, progress=progress, size=size, shared=True)
-    samples = draw(
-        recipe,
-        recipe.sampler_of(denoiser),
-        test.shape,
-        test.quantization,
-        min(count or 200, 200),
-        steps,
-        seed=seed,
-        progress=progress,
-        size=size,
-        shared=True,
-    )
-    if not is_main():
-        return {}
-    found = judged(samples.levels, train)
-    units = {
-        "generative_perplexity": "generative_perplexity_per_token_5_gram",
-        "sample_entropy": "sample_entropy_bits",
-    }
-    named = {units.get(name, name): value for name, value in found.items()}
-    spent = {"sampling_evaluations": samples.evaluations, "sampling_seconds": round(samples.seconds, 2)}
-    return {"train": train.summary, "held_out": test.summary} | warning | results | named | spent
+        Args:
+            name: the text, as the setting `name`; or `DETOKENIZER:NAME`, such as `ptb:penn.txt`. Without a detokenizer
+                it is the one whose corpus the name contains, else `none`, and a `Notice` says which.
 
+        Raises:
+            UsageError: for an unknown detokenizer, and as `load`.
+        """
+        place, rules = of_corpus(name)
+        other = replace(self, name=place, held_out=None, crop=False)
+        if place in ("chain", "text8"):
+            split, found = "test", other.load("test")
+        else:
+            split = WHOLE if Path(place).is_file() else other.measured_split()
+            found = other._read(split, rules)
+        short = Path(place).name if Path(place).exists() else place
+        if place == name:
+            message = f"{short} is read with the detokenizer {rules}; another is given as in ptb:{short}"
+            warn(Notice(message), stacklevel=2)
+        return found, f"{short}, {'the whole file' if split == WHOLE else split}, detokenizer {rules}"
 
-def code(
-    recipe: Recipe,
-    denoiser: Denoiser,
-    test: TextDataset,
-    count: int | None = None,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-    size: int | None = None,
-    shared: bool = False,
-) -> dict[str, Any]:
-    """Measures the bound on held-out windows, in bits per token and character and as perplexity per token and word.
+    @property
+    def wrapping(self) -> str:
+        """How documents fill windows, in words."""
+        if self.layout == "padded":
+            return "one document in each window, cut or padded"
+        return f"documents end to end{', end tokens at both ends of each window' * (self.layout == 'ends')}"
 
-    The bound of padded windows includes their length; the figures given the padding, which papers report, are
-    returned beside it. The noise of window i depends on (seed, i) alone.
-
-    Args:
-        recipe: the recipe.
-        denoiser: the denoiser.
-        test: the held-out text.
-        count: the number of windows; None for all.
-        seed: the seed of the noise and of the times of the bound.
-        progress: how to report progress.
-        size: the number of windows that are coded at a time; None for 100, or fewer for a large vocabulary.
-        shared: whether the processes of a run share the work, as `in_chunks`; the process of rank 0 returns the
-            figures, the others nothing.
-    """
-    padding = recipe.data.padding
-    device, measure = device_of(denoiser), recipe.code_length_of(denoiser, test.quantization)
-    windows = min(count or len(test.windows), len(test.windows))
-    size = size or max(1, min(100, AT_ONCE // (test.length * test.vocabulary)))
-
-    def terms(rows: Tensor) -> Tensor:
-        k = test.windows[rows].long()
-        found = measure(k.to(device), Streams(seed, rows), progress)[:3]
-        real = (k != padding).sum(1) if padding is not None else torch.full((len(k),), test.length)
-        return torch.cat([torch.stack(found).cpu().double(), real.double()[None]]).T
-
-    found = in_chunks(terms, windows, size, shared=shared)
-    if shared and not is_main():
-        return {}
-    nats, tokens = found[:, :3].T, found[:, 3]  # (3, N) and (N,)
-    whole = nats.sum(0)
-    mean = float(whole.sum() / tokens.sum())
-    # A ratio of sums, as for perplexities: long windows have a larger weight, and the standard error is that of the
-    # windows' deviations from the mean.
-    error = standard_error(whole - mean * tokens) / float(tokens.mean())
-    given = mean - windows * math.log(test.length + 1) / float(tokens.sum())
-    prior, path, data = (float(v) / math.log(2) for v in nats.sum(1) / tokens.sum())
-    of_text: dict[str, Any] = {"lossy": test.lossy}  # no figures of text that the tokens do not encode
-    if not test.lost_characters:
-        of_text = {
-            "bits_per_character": test.bits_per_character(mean),
-            "perplexity_per_word": test.perplexity_per_word(mean),
-        }
-    of_padding = {
-        "bits_per_token_given_padding": given / math.log(2),
-        "perplexity_per_token_given_padding": perplexity(given),
-    }
-    return {
-        "bits_per_token": mean / math.log(2),
-        "standard_error": error / math.log(2),
-        "bits_per_token_prior_path_data": [round(v, 6) for v in (prior, path, data)],
-        "perplexity_per_token": perplexity(mean),
-        **of_text,
-        "windows": windows,
-        "kind": recipe.kind,
-    } | (of_padding if padding is not None else {})
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
+        return evaluate_text(recipe, denoiser, self, **options)

@@ -67,14 +67,16 @@ def evaluate(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
         recipe.refuse_unfit(denoiser, quantization)
         steps = recipe.grid(denoiser, recipe.sampling_steps)
         path = writable(folder_of(options.run)) / "evaluation.json"
-        results = recipe.evaluate(
-            denoiser,
-            count=count,
-            steps=steps,
-            seed=options.seed,
-            trained_on=checkpoint.description["batches"],
-            progress=bar,
-            size=options.computing.batch,
+        results: dict[str, Any] = dict(
+            recipe.evaluate(
+                denoiser,
+                count=count,
+                steps=steps,
+                seed=options.seed,
+                trained_on=checkpoint.description["batches"],
+                progress=bar,
+                size=options.computing.batch,
+            )
         )
     if not is_main():
         return

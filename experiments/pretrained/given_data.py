@@ -14,13 +14,15 @@ from ...shared.data import Batches, CharacterTokenizer, ImageDataset, SubwordTok
 from ...shared.data.class_labels import refuse_other_classes
 from ...shared.denoiser import Denoiser
 from ...shared.errors import UsageError
+from ...shared.metrics.measurement import Evaluation
 from ...shared.progress import Progress, silent
 from ...shared.quantization import Quantization
 from ...shared.serialization import serializable
 from ..evaluation import evaluate_images
 from ..image_data import Images
 from ..recipe import Data, Form, Recipe
-from ..text_data import Text, evaluate_text
+from ..text_data import Text
+from ..text_measures import evaluate_text
 
 
 class GivenData(Data):
@@ -245,5 +247,5 @@ class GivenText(GivenData):
         )
         return f"  token ids, one line for each sample; {remedy}\n"
 
-    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
-        return evaluate_text(recipe, denoiser, **options)
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
+        return evaluate_text(recipe, denoiser, self.text, **options)

@@ -26,7 +26,7 @@ from ..categorical import CategoricalRecipe
 from ..evaluation import draw
 from ..report import table
 from ..reproduce import trained
-from ..text_data import code
+from ..text_measures import code
 
 SHOWN = 3
 
@@ -62,7 +62,7 @@ def compare(
         if seconds is not None:
             model = within(model, seconds, place)
         denoiser = trained(model, train, place, progress).denoiser
-        found = code(model, denoiser, test, windows, progress=progress)
+        found = dict(code(model, denoiser, test, windows, progress=progress))
         sampler = model.sampler_of(denoiser)
         drawn = draw(model, sampler, test.shape, test.quantization, samples, model.sampling_steps, progress=progress)
         results[name] = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -95,6 +97,22 @@ class TextDataset:
     def quantization(self) -> Quantization:
         """The quantization whose K levels are the tokens."""
         return Quantization(self.vocabulary)
+
+    @cached_property
+    def content(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of the text: of its decoded documents, whatever the tokenizer.
+
+        For windows in memory, which have no documents, it is that of their tokens.
+        """
+        found = hashlib.sha256()
+        if isinstance(self.windows, Tensor):
+            found.update(self.windows.contiguous().numpy().data)
+            return found.hexdigest()[:12]
+        tokens = self.windows.tokens
+        for index in range(tokens.documents):
+            text = self.tokenizer.detokenize(tokens.document(index).tolist())
+            found.update(text.strip().encode("utf-8", "replace") + b"\0")
+        return found.hexdigest()[:12]
 
     def encode(self, text: str) -> Tensor:
         """Returns a text as token ids `(L,)`, int64, without an end token, such as for a prompt.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import xlogy
 from torch import Tensor
 
 from ..data import TextDataset
@@ -39,39 +41,44 @@ def divergence(samples: Tensor, reference: Tensor, n: int, padding: int | None =
         UsageError: for n outside 1 to L, or a text without n-grams.
     """
     a, b = grams(samples, n, padding), grams(reference, n, padding)
-    _, rows = torch.cat([a, b]).unique(dim=0, return_inverse=True)
-    kinds = int(rows.max()) + 1
-    p = torch.bincount(rows[: len(a)], minlength=kinds).double() / len(a)
-    q = torch.bincount(rows[len(a) :], minlength=kinds).double() / len(b)
-    mixed = (p + q) / 2
-    nats = torch.xlogy(p, p).sum() / 2 + torch.xlogy(q, q).sum() / 2 - torch.xlogy(mixed, mixed).sum()
+    _, kinds = np.unique(np.concatenate([a, b]), return_inverse=True)
+    most = int(kinds.max()) + 1
+    p, q = (np.bincount(part, minlength=most) / len(part) for part in (kinds[: len(a)], kinds[len(a) :]))
+    nats = xlogy(p, p).sum() / 2 + xlogy(q, q).sum() / 2 - xlogy((p + q) / 2, (p + q) / 2).sum()
     return max(0.0, float(nats) / float(np.log(2)))
 
 
-def counts(samples: Tensor, vocabulary: int, n: int) -> Tensor:
-    """Returns how often each n-gram occurs in each sample `(N, L)`, float32 `(N, K^n)`; features of short texts.
+def counts(samples: Iterable[Tensor], vocabulary: int, n: int) -> Tensor:
+    """Returns how often each n-gram occurs in each sample, float32 `(N, K^n)`: features of short texts.
+
+    Args:
+        samples: the tokens of each sample, 1-D, or all as `(N, L)`.
+        vocabulary: K.
+        n: the length of the n-grams.
 
     Raises:
-        UsageError: for n outside 1 to L, or `K^n` above a million.
+        UsageError: if `K^n` is above a million.
     """
     if vocabulary**n > 1_000_000:
         raise UsageError(f"n={n}: {vocabulary} tokens have {vocabulary**n:,} n-grams: give a smaller n")
-    check_length(samples, n)
-    codes = torch.zeros(len(samples), samples.shape[1] - n + 1, dtype=torch.int64)
-    for i in range(n):
-        codes = codes * vocabulary + samples[:, i : i + codes.shape[1]].long()
-    return torch.zeros(len(samples), vocabulary**n).scatter_add_(1, codes, torch.ones(codes.shape))
+    found = []
+    for sample in samples:
+        codes = torch.zeros(max(0, len(sample) - n + 1), dtype=torch.int64)
+        for i in range(n):
+            codes = codes * vocabulary + sample[i : i + len(codes)].long().cpu()
+        found.append(torch.bincount(codes, minlength=vocabulary**n).float())
+    return torch.stack(found)
 
 
-def grams(samples: Tensor, n: int, padding: int | None = None) -> Tensor:
-    """Returns the n-grams of all rows `(N, L)` that do not contain the padding token, `(n-grams, n)`.
+def grams(samples: Tensor, n: int, padding: int | None = None) -> np.ndarray:
+    """Returns the n-grams of all rows `(N, L)` that do not contain the padding token, as 64-bit hashes, 1-D uint64.
 
     Raises:
         UsageError: for n outside 1 to L, or rows without such n-grams.
     """
     check_length(samples, n)
-    found = samples.unfold(1, n, 1).reshape(-1, n).long().cpu()
-    found = found if padding is None else found[(found != padding).all(1)]
+    rows = samples.long().cpu().numpy()
+    found = hashes_of(n)(rows)[countable(rows, n, padding)]
     if not len(found):
         raise UsageError(f"n={n}: no sample has {n} tokens without padding: give a smaller n")
     return found
@@ -104,14 +111,23 @@ class Stream:
     Args:
         text: a data set, or windows `(N, L)`.
         most: number of tokens that are read, from the beginning.
+
+    Attributes:
+        length: number of tokens that are read.
+        total: number of tokens of the text.
     """
 
-    def __init__(self, text: TextDataset | Tensor, most: int) -> None:
-        windows = text.windows if isinstance(text, TextDataset) else text
-        self.successive = isinstance(windows, StreamWindows)
-        self.windows = windows
+    def __init__(self, text: TextDataset | Tensor, most: int = 1 << 60) -> None:
+        self.windows = windows = text.windows if isinstance(text, TextDataset) else text
         total = windows.tokens.count if isinstance(windows, StreamWindows) else windows.shape[0] * windows.shape[1]
         self.length, self.total = min(total, most), total
+
+    def digest(self) -> str:
+        """Returns the first 12 hexadecimal digits of the SHA-256 of the tokens."""
+        content = hashlib.sha256()
+        for part in self.parts(1):
+            content.update(np.ascontiguousarray(part, np.int64).data)
+        return content.hexdigest()[:12]
 
     def parts(self, n: int) -> Iterator[np.ndarray]:
         """Yields rows of tokens, `(rows, length)`, that contain all n-grams of the text, a few of them twice."""
@@ -127,9 +143,7 @@ class Stream:
             yield self.windows[start : min(start + size, rows)].long().numpy()
 
 
-def overlap(
-    groups: list[Tensor], text: TextDataset | Tensor, n: int, *, most: int = 1 << 60, padding: int | None = None
-) -> list[Overlap]:
+def overlap(groups: list[Tensor], stream: Stream, n: int, padding: int | None = None) -> list[Overlap]:
     """Returns how much of each group of samples occurs in a text, such as in the training text.
 
     N-grams are compared by 64-bit hashes: the probability that any of a million n-grams is found by chance in a billion
@@ -137,9 +151,8 @@ def overlap(
 
     Args:
         groups: tokens `(N, L)` of each group, such as samples and held-out text.
-        text: the text.
+        stream: the text.
         n: the length of the n-grams whose share is computed.
-        most: the number of tokens of the text that are searched, from its beginning.
         padding: a token whose n-grams are left out.
 
     Raises:
@@ -147,7 +160,7 @@ def overlap(
     """
     for group in groups:
         grams(group, n, padding)
-    arrays, stream, made = [group.long().cpu().numpy() for group in groups], Stream(text, most), []
+    arrays, made = [group.long().cpu().numpy() for group in groups], []
     for rows, found in zip(arrays, occurring(arrays, stream, n, padding), strict=True):
         share, error = ratio_of_sums(*(torch.from_numpy(x.sum(1)) for x in (found, countable(rows, n, padding))))
         made.append(Overlap(share, longest_run(rows, stream, n, found, padding), error))
