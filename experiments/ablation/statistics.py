@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import special, stats
@@ -41,8 +42,14 @@ def summary(values: Sequence[float], level: float = 0.95) -> Summary:
     if len(x) < 2:
         return Summary(float(x[0]) if len(x) else math.nan, math.nan, math.nan, math.nan, len(x))
     mean, deviation = float(x.mean()), float(x.std(ddof=1))
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * deviation / math.sqrt(len(x))
+    half = quantile(level, len(x) - 1) * deviation / math.sqrt(len(x))
     return Summary(mean, deviation, mean - half, mean + half, len(x))
+
+
+@lru_cache(1024)
+def quantile(level: float, degrees: float) -> float:
+    """Returns the quantile of Student's t distribution between whose negative and itself `level` lies."""
+    return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
 @dataclass(frozen=True)
@@ -114,17 +121,17 @@ def inverse_trigamma(y: float) -> float:
     return x
 
 
-def bootstrap_t(x: np.ndarray, level: float, generator: np.random.Generator) -> tuple[float, float]:
+def bootstrap_t(x: np.ndarray, level: float, generator: np.random.Generator, least: int = 9999) -> tuple[float, float]:
     """Returns the studentized bootstrap interval of a mean (Efron and Tibshirani 1993, section 12.5).
 
     Its ends are mean - q s / sqrt(n), where q are quantiles of (mean* - mean) / (s* / sqrt(n)) over resamples of x.
-    There are at least 9,999 resamples, and 20 beyond each end.
+    There are `least` resamples or more, at least 20 of them beyond each end.
     """
     n, tail = len(x), (1 - level) / 2
     mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(n)
     if error == 0:
         return mean, mean
-    drawn = x[generator.integers(n, size=(max(9999, math.ceil(20 / tail)), n))]
+    drawn = x[generator.integers(n, size=(max(least, math.ceil(20 / tail)), n))]
     errors = drawn.std(1, ddof=1) / math.sqrt(n)
     kept = errors > 1e-9 * error  # a resample of one value alone has no deviation
     t = (drawn.mean(1)[kept] - mean) / errors[kept]
@@ -235,5 +242,5 @@ def compare(
         return Comparison(mean, low, high, n, math.sqrt(variance), corrected, better)
     if prior is not None and (variance > 0 or mean != 0):
         variance, degrees = prior.moderated(variance, degrees)
-    half = float(stats.t.ppf((1 + corrected) / 2, degrees)) * math.sqrt(variance / n)
+    half = quantile(corrected, degrees) * math.sqrt(variance / n)
     return Comparison(mean, mean - half, mean + half, n, math.sqrt(variance), corrected, better, degrees - (n - 1))
