@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,15 +14,31 @@ from torch import Tensor
 from ..data import ImageDataset
 from ..data.batches import Examples
 from ..errors import UsageError
-from ..networks.classifier import train_classifier
+from ..networks.classifier import (
+    POOLED_SIZE,
+    Classifier,
+    PooledClassifier,
+    mirrored,
+    train_classifier,
+    train_pooled_classifier,
+)
 from ..progress import Progress, silent
+from ..quantization import Quantization
 from .errors import standard_error
+from .features import Features, digest_of
 from .frechet import frechet_distance
+from .tensor_cache import cached_tensors
 
 AT_ONCE = 500
 """The number of images that are classified at a time."""
 SURE = 0.8
 """The probability above which a classification counts as sure."""
+SMALL = 16
+"""Images of fewer pixels in height or width are classified by `Classifier`."""
+FAR = 3.0
+"""A larger ratio of the distances of held-out and training images means that the judge says nothing."""
+VERSION = 1
+"""Version of the files in the cache; one higher where a judge is trained in another way."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +56,23 @@ class SampleQuality:
 
 
 def judge_of(images: ImageDataset, progress: Progress = silent, steps: int = 600) -> Judge:
-    """Returns the judge of a data set, which is trained once in a process.
+    """Returns the judge of a data set, which is trained once and kept in the cache.
 
-    It depends on the images, their labels and the number of training steps alone.
+    It depends on the images, their labels and the number of training steps alone. The files lie in the folder `judges`
+    of UNNOISE_CACHE or ~/.cache/unnoise; none are kept for UNNOISE_CACHE=none, except in the memory of the process.
     """
-    content = hashlib.sha256()
+    content = hashlib.sha256(json.dumps([VERSION, list(images.k.shape), images.quantization.levels, steps]).encode())
     for start in range(0, len(images.k), AT_ONCE):
         content.update(images.k[start : start + AT_ONCE].contiguous().numpy().data)
-    content.update(labels_of(images).contiguous().numpy().data)
-    key = (content.hexdigest(), tuple(images.k.shape), images.quantization, steps)
+    if images.label is not None:
+        content.update(images.label.contiguous().numpy().data)
+    key = content.hexdigest()[:32]
     if key not in _JUDGES:
-        _JUDGES[key] = Judge(images, progress, steps)
+        _JUDGES[key] = Judge(images, progress, steps, key)
     return _JUDGES[key]
 
 
-_JUDGES: dict[tuple[Any, ...], Judge] = {}
+_JUDGES: dict[str, Judge] = {}
 
 
 def labels_of(images: ImageDataset) -> Tensor:
@@ -67,22 +86,71 @@ def labels_of(images: ImageDataset) -> Tensor:
     return images.label
 
 
-class Judge:
+class Judge(Features):
     """A classifier of real images, and its features of the data set that it was trained on.
 
+    Images of fewer than 16 pixels in height or width are classified by `Classifier`, which is trained on all of them,
+    and larger ones by `PooledClassifier`, which is trained to generalize. For a set without labels the classes are four
+    mirrorings of each image (none, left to right, upside down, both), and the name of the features is `mirrored`.
+
     Args:
-        images: the data set, with labels.
+        images: the data set.
         progress: how to report progress.
         steps: number of training steps.
+        key: name of the file in the cache; None to keep nothing.
     """
 
-    def __init__(self, images: ImageDataset, progress: Progress = silent, steps: int = 600) -> None:
-        label = labels_of(images)
-        self.quantization, self.classes = images.quantization, int(label.max()) + 1
-        self.classifier = train_classifier(
-            images.k, label, self.classes, unit=self.unit, steps=steps, progress=progress
+    def __init__(
+        self, images: ImageDataset, progress: Progress = silent, steps: int = 600, key: str | None = None
+    ) -> None:
+        self.name = "judge" if images.label is not None else "mirrored"
+        self.quantization, self.shape = images.quantization, tuple(images.shape)
+        self.classes = 4 if images.label is None else int(images.label.max()) + 1
+        small = min(self.shape[1:]) < SMALL
+        larger = max(self.shape[1:]) > POOLED_SIZE
+        self.resize = f"averaged to at most {POOLED_SIZE} x {POOLED_SIZE}" if larger else ""
+
+        def trained() -> dict[str, Tensor]:
+            train = train_classifier if small else train_pooled_classifier
+            self.classifier = train(
+                images.k, images.label, self.classes, unit=self.unit, steps=steps, progress=progress
+            )
+            return {"reference": self.features(images.k)} | {
+                f"classifier.{name}": value for name, value in self.classifier.state_dict().items()
+            }
+
+        network = (Classifier if small else PooledClassifier)(self.shape, self.classes)
+        self.classifier = network.eval().requires_grad_(False)
+        needed = ["reference", *(f"classifier.{name}" for name in network.state_dict())]
+        tensors = (
+            trained() if key is None else cached_tensors("judges", key, "the judge of these images", needed, trained)
         )
-        self.reference = self.features(images.k)
+        self.classifier.load_state_dict({name: tensors[f"classifier.{name}"] for name in network.state_dict()})
+        self.reference = tensors["reference"]
+        self.size = self.reference.shape[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of the weights."""
+        return digest_of(self.classifier.state_dict())
+
+    def of(self, k: Tensor, quantization: Quantization) -> Tensor:
+        """Returns the features, float32 `(N, d)`, of images of quantization levels `(N, C, H, W)`.
+
+        Raises:
+            UsageError: for images of another shape or quantization than those that the judge was trained on.
+        """
+        if tuple(k.shape[1:]) != self.shape or quantization != self.quantization:
+            own, other = (
+                f"{'x'.join(map(str, shape))} with {q.levels} quantization levels"
+                for shape, q in ((self.shape, self.quantization), (k.shape[1:], quantization))
+            )
+            raise UsageError(f"the judge was trained on images of {own}, and these are of {other}: give images alike")
+        return self.features(k)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Returns the logits of the classes `(N, classes)` from features."""
+        return self.classifier.head(features)
 
     def unit(self, k: Tensor) -> Tensor:
         """Returns quantization levels as real numbers in [0, 1]."""
@@ -93,20 +161,62 @@ class Judge:
         return torch.cat([self.classifier.embed(part) for part in self._parts(k)])
 
     def accuracy(self, images: ImageDataset) -> float:
-        """Returns the share of images whose label the classifier predicts."""
-        return float((self._probabilities(images.k).argmax(1) == labels_of(images)).float().mean())
+        """Returns the share of images whose label the classifier predicts.
+
+        Without labels, the share of images mirrored in the four ways in turn whose mirroring it recognizes.
+        """
+        if self.name == "judge":
+            return self.agreement(images.k, labels_of(images))
+        wanted = torch.arange(len(images.k)) % 4
+        parts = zip(self._parts(images.k), wanted.split(AT_ONCE), strict=True)
+        right = [self.classifier(mirrored(part, which)).argmax(1) == which for part, which in parts]
+        return float(torch.cat(right).float().mean())
 
     def agreement(self, k: Examples, label: Tensor) -> float:
         """Returns the share of images `(N, C, H, W)` that the classifier assigns to the class label `(N,)`."""
         return float((self._probabilities(k).argmax(1) == label).float().mean())
 
     def quality(self, k: Examples) -> SampleQuality:
-        """Measures the quality of images, quantization levels `(N, C, H, W)`."""
-        p = self._probabilities(k)
+        """Measures the quality of images, quantization levels `(N, C, H, W)`.
+
+        Raises:
+            UsageError: for a judge of a set without labels, which has no classes.
+        """
+        if self.name != "judge":
+            raise UsageError("the judge of a set without labels has no classes: measure the distance of its features")
+        features = self.features(k)
+        p = self.logits(features).softmax(1)
         sure = float((p.max(1).values > SURE).float().mean())
-        return SampleQuality(
-            frechet_distance(self.features(k), self.reference), sure, len(p.argmax(1).unique()), len(k)
-        )
+        return SampleQuality(frechet_distance(features, self.reference), sure, len(p.argmax(1).unique()), len(k))
+
+    def remark(self, held_out: ImageDataset) -> str:
+        """Returns why the judge says nothing about samples, by what it says about real held-out images, or "".
+
+        It says nothing if its accuracy on them is below the middle between chance and 1, or if their Fréchet distance
+        is more than `FAR` times that of random training images, of equal number, from the other training images.
+        """
+        accuracy = self.accuracy(held_out) if held_out.label is not None and self.name == "judge" else 1.0
+        if accuracy < (1 + 1 / self.classes) / 2:
+            return f"the judge says nothing here: accuracy {accuracy:.2f} on held-out images"
+        real, training = self.distances(held_out.k)
+        if real > FAR * training:
+            return (
+                f"the judge says nothing here: distance {real:.3g} of held-out images, {training:.3g} of as many "
+                "training images"
+            )
+        return ""
+
+    def distances(self, held_out: Examples) -> tuple[float, float]:
+        """Returns the Fréchet distances of held-out images, and of as many random training images.
+
+        The first is that from all training images, the second that from the other training images, averaged over 5
+        choices. At most half as many images are taken as there are training images.
+        """
+        count = min(len(held_out), len(self.reference) // 2)
+        generator = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(len(self.reference), generator=generator) for _ in range(5)]
+        training = [frechet_distance(self.reference[order[:count]], self.reference[order[count:]]) for order in orders]
+        return frechet_distance(self.features(held_out[:count]), self.reference), sum(training) / len(training)
 
     def _probabilities(self, k: Examples) -> Tensor:
         return torch.cat([self.classifier(part) for part in self._parts(k)]).softmax(1)
