@@ -65,6 +65,8 @@ class Images(Data):
     """Seed of the order of the images, a whole number."""
     smaller: int | None = None
     """Factor by which a condition image is smaller, such as 4 for super-resolution; None for no condition image."""
+    levels: int | None = None
+    """Number of quantization levels to which pixel values are rounded, such as 16; None keeps those of the set."""
     tint: bool = False
     """Whether gray images are tinted by their label, in colors of equal mean."""
     caption_length: int | None = None
@@ -143,6 +145,7 @@ class Images(Data):
             images = images._replace(notes=(*images.notes, f"the split {own}, since no split test can be measured on"))
         if self.caption_length is not None:
             images = images._replace(notes=(*images.notes, *self.tokens(images).notes))
+        images = images if self.levels is None else coarser(images, self.levels)
         return tinted(images) if self.tint else images
 
     @property
@@ -307,7 +310,8 @@ def refuse_settings_of_whole_sets(data: Images) -> None:
     Raises:
         UsageError: with the setting.
     """
-    needs = {"balanced": False, "smaller": None, "tint": False, "caption_length": None, "held_out": None}
+    needs = {"balanced": False, "smaller": None, "levels": None, "tint": False}
+    needs |= {"caption_length": None, "held_out": None}
     for name, none in {**needs, "memory": "auto"}.items():
         if (value := getattr(data, name)) != none:
             raise UsageError(
@@ -366,6 +370,21 @@ class Small:
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         index = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows
         return torch.cat([self.data.small(self.images.quantization, self.images.k[part]) for part in index.split(1000)])
+
+
+def coarser(images: ImageDataset, levels: int) -> ImageDataset:
+    """Returns images of fewer quantization levels: level k of L becomes `floor(k levels / L)`.
+
+    Raises:
+        UsageError: for fewer than 2 levels, or not fewer than the images have.
+    """
+    own = images.quantization
+    if not 2 <= levels < own.levels:
+        raise UsageError(
+            f"levels={levels}: these images have {own.levels} quantization levels: give 2 to {own.levels - 1}"
+        )
+    k = torch.div(images.in_memory.int() * levels, own.levels, rounding_mode="floor").to(torch.uint8)
+    return images._replace(k=k, quantization=replace(own, levels=levels))
 
 
 def palette(classes: int) -> Tensor:

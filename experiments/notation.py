@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..shared.errors import UsageError, shown
+from ..shared.training.averages import Average
+from ..shared.training.posthoc import Wanted
 from ..shared.values import state_of
-from .catalog import GIVEN, Catalog, builds
+from .catalog import GAUSSIAN, GIVEN, Catalog, builds
 from .own_files import named_in_file
 from .parts import Part, parameters_of, takes_parts, write
 
@@ -45,6 +47,20 @@ def read(text: str, catalog: Catalog, kind: str, complete: bool = True) -> Any:
         found = named_in_file(own[1], own[2])
         return constructed(found, call_of(f"own{own[3]}", text) if own[3] else None, catalog, text, complete)
     return value_of(tree_of(text), catalog, kind, text, complete)
+
+
+def average_named(text: str) -> Wanted:
+    """Returns the weights that a text names: `raw`, or an average in the notation of parts, such as `power(0.08)`.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if text == "raw":
+        return "raw"
+    found = read(text, GAUSSIAN, "Average")
+    if not isinstance(found, Average):
+        raise UsageError(f'{shown(text)} is not an average: give raw, or an average such as "power(std=0.08)"')
+    return found
 
 
 def tree_of(text: str) -> ast.expr:

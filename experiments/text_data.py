@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,13 @@ CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}
 """The number of windows of the Markov chain in each split."""
 WHOLE = "all"
 """The name of a file that is read whole, among splits."""
+
+
+@functools.lru_cache(maxsize=3)
+def of_chain(split: str, length: int) -> Tensor:
+    """Returns the windows of a split of the Markov chain, which are drawn once in a process."""
+    seed = {"train": 0, "validation": 1, "test": 2}[split]
+    return sparse_chain().sample(CHAIN[split], length, torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
 @serializable("experiments.Text", formerly="unnoise.experiments.texts.Text")
@@ -102,8 +110,7 @@ class Text(Data):
             UsageError: for a single file that is too short to have a test window, and as `characters` and `subwords`.
         """
         if self.name == "chain":
-            chain, seed = sparse_chain(), {"train": 0, "validation": 1, "test": 2}[split]
-            windows = chain.sample(CHAIN[split], self.length, torch.Generator().manual_seed(seed)).to(torch.uint8)
+            windows = of_chain(split, self.length)
             summary = f"{len(windows):,} windows of {self.length} tokens of a Markov chain"
             return TextDataset(
                 windows, CharacterTokenizer(), windows.numel(), windows.numel(), windows.numel(), summary=summary

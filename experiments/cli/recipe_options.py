@@ -258,6 +258,20 @@ def with_options(recipe: Recipe, options: Any, without: Sequence[str] = ()) -> R
     return result
 
 
+def with_arguments(recipe: Recipe, arguments: Sequence[str], without: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe with the settings that arguments of the command line give.
+
+    Raises:
+        UsageError: for a value that a part cannot have.
+        SystemExit: for other values that cannot be read, which is printed.
+    """
+    changed_, rest = with_parts(recipe, arguments, without)
+    if not rest:
+        return changed_
+    cls = make_dataclass("Settings", options_of(changed_, without))
+    return with_options(changed_, tyro.cli(cls, args=rest, prog="unnoise"), without)
+
+
 def with_setting(owner: Any, path: str, value: Any) -> Any:
     """Returns a dataclass with one setting replaced, by its name with dots."""
     name, _, rest = path.partition(".")

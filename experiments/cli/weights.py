@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...shared.errors import UsageError
-from ...shared.training.averages import Average
 from ...shared.training.posthoc import Wanted
-from ..catalog import GAUSSIAN
-from ..notation import read
+from ..notation import average_named
 from .arguments import values_of
 
 
@@ -40,12 +38,7 @@ def average_in(arguments: Sequence[str]) -> Wanted:
     """
     if not (texts := values_of("--average", arguments)) or texts[-1].lower() == "none":
         return None
-    if texts[-1] == "raw":
-        return "raw"
     try:
-        found = read(texts[-1], GAUSSIAN, "Average")
+        return average_named(texts[-1])
     except UsageError as error:
         raise UsageError(f"--average: {error}") from error
-    if not isinstance(found, Average):
-        raise UsageError(f'--average {texts[-1]}: give raw, or an average such as "power(std=0.08)"')
-    return found

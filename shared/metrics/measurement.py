@@ -164,6 +164,15 @@ def chosen(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: given[f.name] for f in fields(cls) if f.name in given}
 
 
+def finite(value: Any) -> Any:
+    """Returns JSON values with None in place of NaN and infinity, which JSON cannot represent."""
+    if isinstance(value, Mapping):
+        return {name: finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Evaluation(Mapping[str, Any]):
     """The measurements of one run or one set of samples, and facts about it. A mapping of all numbers by name.
 
@@ -207,8 +216,8 @@ class Evaluation(Mapping[str, Any]):
         return Evaluation(self.about | about, merged)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns all numbers by name, and the measurements as a list under `measurements`."""
-        return self._values | {"measurements": [m.as_json() for m in self.measurements]}
+        """Returns all numbers by name, and the measurements as a list under `measurements`; None for NaN and infinity."""
+        return finite(self._values | {"measurements": [m.as_json() for m in self.measurements]})
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Evaluation:
