@@ -123,7 +123,7 @@ def evaluate_text(
             own = write(getattr(recipe, "sampler", ""))
             origin = Origin(own, drawn.steps, drawn.evaluations, seed=seed, version=__version__)
             rest = [part for part in without if part in PARTS]
-            found += evaluate_texts(
+            measured = evaluate_texts(
                 drawn.levels,
                 test,
                 origin,
@@ -132,7 +132,8 @@ def evaluate_text(
                 judge_model=judge,
                 without=rest,
                 progress=progress,
-            ).measurements
+            )
+            about, found = about | measured.about, [*found, *measured.measurements]
     return Evaluation(about, found) if is_main() else Evaluation({}, [])
 
 
@@ -323,7 +324,7 @@ def protocol_of(
     whole = windows == len(text.windows)
     size = f"{text.characters:,} characters" if of_text else f"{text.tokens:,} tokens"
     context = f"windows of {text.length} tokens" if not (of_text and whole) else "windows"
-    settings = [bound, wrapping, f"{context} coded alone"]
+    settings = [bound, wrapping, f"{context}, each coded alone"]
     settings += [] if of_text and whole else [text.tokenizer.fingerprint]
     return Protocol(
         reference=f"{what}, {size}",

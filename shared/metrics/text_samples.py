@@ -29,8 +29,8 @@ SEARCHED = 100_000_000
 """The number of tokens of the training text, from its beginning, in which n-grams of samples are looked for."""
 PARTS = ("n-grams", "judge", "memorization")
 """What can be left out: distinct n-grams and their divergence; the n-gram model and MAUVE; overlap with training."""
-FEW = 1000
-"""The number of samples below which MAUVE is noted to be biased."""
+FEW, TOO_FEW = 1000, 100
+"""The numbers of samples below which MAUVE has a note that it depends on chance, and below which it is not measured."""
 
 
 def evaluate_texts(
@@ -85,7 +85,9 @@ def evaluate_texts(
     if judge is not None:
         decoded = decoded_rows(reference, rows) if isinstance(texts, Tensor) else list(texts)
         found += measures.of_causal_model(judge, decoded)
-    return Evaluation({"texts": len(rows)}, found)
+    few = min(len(rows), len(reference.windows))
+    about = {"mauve": f"not measured: {few} samples or held-out windows, fewer than {TOO_FEW}"} if few < TOO_FEW else {}
+    return Evaluation(about, found)
 
 
 def tokenized(texts: Sequence[str], like: TextDataset) -> Tensor:
@@ -133,7 +135,7 @@ class TextMeasures:
         self.progress, self.padding = progress, reference.tokenizer.size
         self.real = first_windows(reference, len(rows))
         self.unit = "characters" if isinstance(reference.tokenizer, CharacterTokenizer) else "tokens"
-        self.form = f"texts of {rows.shape[1]} of {reference.tokenizer.fingerprint}"
+        self.form = f"texts of at most {rows.shape[1]} of {reference.tokenizer.fingerprint}"
         self.longest = min(int((each != self.padding).sum(1).max()) for each in (rows, self.real))
         if not self.longest:
             raise UsageError("all texts are empty: give texts with a token or more")
@@ -186,12 +188,13 @@ class TextMeasures:
         """Returns the number of different n-grams over the number of all, of all texts together (distinct-n)."""
         own, real = (grams(rows, min(n, self.longest), self.padding) for rows in (self.rows, self.real))
         share, held_out = (len(np.unique(found)) / len(found) for found in (own, real))
-        return self.measured(f"distinct_{n}", share, self.protocol(), held_out=held_out)
+        fewer = f"held-out: of {len(self.real):,} windows, all that there are" * (len(self.real) < len(self.rows))
+        return self.measured(f"distinct_{n}", share, self.protocol(), held_out=held_out, note=fewer)
 
     def divergences(self, train: TextDataset | None) -> list[Measurement]:
         """Returns the divergence of n-gram frequencies from those of held-out text, and that of training text."""
         protocol, found = self.against_held_out("Jensen-Shannon divergence"), []
-        other = None if train is None else first_windows(train, len(self.real))
+        other = None if train is None else first_windows(train, len(self.rows))
         for n in range(1, min(4, self.longest) + 1):
             value = divergence(self.rows, self.real, n, self.padding)
             beside = None if other is None else divergence(other, self.real, n, self.padding)
@@ -224,7 +227,7 @@ class TextMeasures:
     def mauve(self, name: str, content: str, features: Callable[[Tensor], Tensor]) -> list[Measurement]:
         """Returns MAUVE on features of texts, and that of as many further held-out windows, where there are any."""
         count = len(self.real)
-        if min(len(self.rows), count) < 2:
+        if min(len(self.rows), count) < TOO_FEW:
             return []
         real, further = features(self.real), first_windows(self.reference, count, skip=count)
         found = mauve(features(self.rows), real)
