@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
 from warnings import warn
 
@@ -32,7 +32,7 @@ def in_chunks(compute: Callable[[Tensor], Tensor], count: int, size: int, *, sha
         UsageError: where not even one row fits into memory.
     """
     rows = torch.tensor(own_rows(count, size) if shared else range(count), dtype=torch.int64)
-    parts = [part for _, part in each_chunk(compute, rows, size)]
+    parts = [part for _, part in each_chunk(compute, rows.split(size), size)]
     if not shared:
         return torch.cat(parts)
     form, dtype = of_main((tuple(parts[0].shape[1:]), parts[0].dtype) if parts else None)
@@ -40,20 +40,25 @@ def in_chunks(compute: Callable[[Tensor], Tensor], count: int, size: int, *, sha
     return gather_rows(own, count, size, to=0)
 
 
-def each_chunk(compute: Callable[[Tensor], T], rows: Tensor, size: int) -> Iterator[tuple[Tensor, T]]:
-    """Yields so many rows at a time, and `compute` of them; halved where they do not fit, as `in_chunks`."""
-    at_once, done = size, 0
-    while done < len(rows):
-        chunk, failed, found = rows[done : done + at_once], "", None
-        try:
-            found = compute(chunk)
-        except torch.cuda.OutOfMemoryError as error:
-            failed = str(error) or "out of memory"
-        if failed:  # outside of the handler, where the tensors of the failed call are gone
-            at_once = halved(len(chunk), failed)
-            continue
-        done += len(chunk)
-        yield chunk, cast(T, found)
+def each_chunk(compute: Callable[[Tensor], T], chunks: Iterable[Tensor], size: int) -> Iterator[tuple[Tensor, T]]:
+    """Yields the row numbers of each chunk, and `compute` of them.
+
+    Where a chunk of `size` rows does not fit into memory, it and the later ones are halved, as in `in_chunks`.
+    """
+    at_once = size
+    for rows in chunks:
+        done = 0
+        while done < len(rows):
+            part, failed, found = rows[done : done + at_once], "", None
+            try:
+                found = compute(part)
+            except torch.cuda.OutOfMemoryError as error:
+                failed = str(error) or "out of memory"
+            if failed:  # outside of the handler, where the tensors of the failed call are gone
+                at_once = halved(len(part), failed)
+                continue
+            done += len(part)
+            yield part, cast(T, found)
 
 
 def halved(size: int, reason: str) -> int:

@@ -74,7 +74,7 @@ def sampled(tmp_path, runs, capsys):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
         assert command("sample", runs / run, "--count", 2, "--out", path, *options) == 0, capsys.readouterr().err
         with np.load(path) as arrays:
-            return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            return {name: torch.from_numpy(array) for name, array in arrays.items() if name != "origin"}
 
     return sampled
 
@@ -159,8 +159,9 @@ def test_arrays_have_the_quantization_levels_in_eight_bits(runs, sampled):
 def test_folders_and_pictures(runs, sampled, tmp_path):
     expected = sampled("d3pm")["arr_0"]
     assert command("sample", runs / "d3pm", "--count", 2, "--out", tmp_path / "new" / "folder") == 0
-    files = sorted((tmp_path / "new" / "folder").iterdir())
+    *files, labels, about = sorted((tmp_path / "new" / "folder").iterdir())
     assert [p.name for p in files] == ["000000.png", "000001.png"]
+    assert [p.name for p in (labels, about)] == ["metadata.jsonl", "samples.json"]
     for path, image in zip(files, expected, strict=True):
         with Image.open(path) as picture:
             assert (picture.mode, np.asarray(picture).tolist()) == ("L", image[..., 0].tolist())
@@ -190,7 +191,8 @@ def test_formats_and_numbers_of_results_in_the_folder_of_the_run(runs, capsys):
         "samples-2",
         "samples-3.png",
     ]
-    assert len(list((runs / "named" / "samples-2").iterdir())) == 1
+    names = sorted(p.name for p in (runs / "named" / "samples-2").iterdir())
+    assert names == ["000000.png", "metadata.jsonl", "samples.json"]  # with labels in the metadata
     assert command("sample", checkpoint, "--count", 1, "--steps", 1) == 0  # of one checkpoint, beside the others
     assert (runs / "named" / "samples-4.png").exists()
     assert (runs / "named" / "samples.png").read_bytes() == content

@@ -16,10 +16,10 @@ from ...shared.data.tokenizers import character_ids, cleaned
 from ...shared.denoiser import Denoiser
 from ...shared.editing import Inpainting
 from ...shared.errors import UsageError, shown
-from ...shared.progress import bar
+from ...shared.progress import Progress, silent
 from ...shared.random import Streams
 from ...shared.sampler import Sampler, counted, device_of
-from ..evaluation import SamplingRun, sampling_run
+from ..evaluation import Drawing
 from ..pretrained.given_data import GivenText
 from ..recipe import Recipe
 from ..text_data import Text
@@ -171,15 +171,14 @@ def windows(
     text: KnownText,
     sampler: Sampler[Any, Any],
     window: int,
-    count: int,
     steps: int | Tensor,
     seed: int,
     conditions: Conditions,
-    size: int | None = None,
-) -> SamplingRun:
-    """Samples texts longer than the network's window, window by window, each half known from the one before.
+    progress: Progress = silent,
+) -> Drawing:
+    """Returns a function that samples texts longer than the network's window, of given numbers.
 
-    The processes of a run share the work, `size` texts at a time; None for 300.
+    They are sampled window by window, each half known from the one before.
     """
     device, known = device_of(sampler.denoiser), int(text.mask.sum())
 
@@ -193,11 +192,11 @@ def windows(
                 batch=len(rows),
                 steps=steps,
                 generator=Streams(seed, rows),
-                progress=bar,
+                progress=progress,
                 prompt=text.tokens[:known].to(device) if known else None,
                 fill=fill,
                 **conditions(rows.to(device)),
             )
         return x, evaluations.calls
 
-    return sampling_run(drawn, count, steps, size, shared=True)
+    return drawn

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,29 +13,36 @@ import torch
 import tyro
 from torch import Tensor
 
+from unnoise import __version__
+
 from ...shared.denoiser import Denoiser
-from ...shared.distributed import is_main
 from ...shared.errors import UsageError, shown
-from ...shared.progress import bar
+from ...shared.metrics.features import digest_of
+from ...shared.metrics.measurement import Origin
+from ...shared.progress import Progress, bar
 from ...shared.quantization import Quantization
 from ...shared.serialization import deserialize
 from ...shared.training import Checkpoint, load
 from ...shared.training.checkpoint import first_intact, read, silently
-from ..evaluation import CHUNK, draw
+from ..evaluation import CHUNK, Drawing, drawing
 from ..parts import write
 from ..pretrained.imported import run_of
 from ..recipe import Recipe
+from ..sample_parts import Drawn, Parts, draw_parts
+from ..sample_writing import write_samples
 from ..time_grids import Sections, adaptive, quadratic, spaced, strided, trailing
 from .captions import of_samples
 from .computing import Computing, computing, say_idle
 from .conditions import conditions_for, filtered, holding, text_for, windows
-from .outputs import path_for, write_samples
+from .outputs import path_for
 from .recipe_options import options_of, with_options, with_parts
 from .training import Modules
 from .weights import Weighted, average_in, checkpoint_in
 
 OPTIONS = ("sampler", "spacing", "clip", "guidance", "variance")
 """The settings of a run that sampling can change."""
+GIVEN = ("count", "labels", "temperature", "top_p", "prompt", "infill", "length")
+"""The options that samples depend on, beside those."""
 CAPTION = (
     'Caption of the samples, such as "red heart", for a model with captions; several are taken in turn, each after '
     "--caption. Without one, the captions of held-out images are taken in turn; an empty one stands for no caption."
@@ -138,6 +146,7 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Draws samples of a run and writes them."""
     (quantization, shape), count = data_of(checkpoint, options.run), positive("count", options.count)
     names = (checkpoint.description["batches"] or {}).get("names")
+    weights = digest_of(checkpoint.average.denoiser.state_dict())
     with computing(options.computing, checkpoint.average.denoiser) as own:
         denoiser = filtered(own, options.temperature, options.top_p)
         recipe = with_steps(recipe, denoiser, options.steps)
@@ -145,34 +154,81 @@ def sample(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
         steps = recipe.grid(denoiser, recipe.sampling_steps)
         conditions = conditions_for(options, recipe, denoiser, names)
         text = text_for(options, recipe, shape)
-        path = path_for(folder_of(options.run), recipe, options.out, options.format, shape)
-        say_idle(count, options.computing.batch or CHUNK)
-        if text is not None and text.length > shape[0]:
-            run = windows(text, sampler, shape[0], count, steps, options.seed, conditions, options.computing.batch)
-        else:
-            size = shape if text is None else (text.length,)
-            run = draw(
+        captions = of_samples(options, recipe, count)
+        settings = {"weights": weights} | settings_of(options, checkpoint, recipe, captions)
+
+        def usable(path: Path) -> bool:
+            return not Parts(path, count, quantization).differences(settings)
+
+        path = path_for(folder_of(options.run), recipe, options.out, options.format, shape, usable)
+        size = options.computing.batch or CHUNK
+        say_idle(count, size)
+
+        def drawing_with(progress: Progress) -> Drawing:
+            if text is not None and text.length > shape[0]:
+                return windows(text, sampler, shape[0], steps, options.seed, conditions, progress)
+            return drawing(
                 recipe,
                 holding(text, sampler),
-                size,
+                shape if text is None else (text.length,),
                 quantization,
-                count,
                 steps,
                 seed=options.seed,
-                progress=bar,
+                progress=progress,
                 conditions=conditions,
-                size=options.computing.batch,
-                shared=True,
             )
-    if not is_main():
-        return
-    if options.weights.average is not None:
-        print(f"weights: {checkpoint.description['weights']['average.*']}")
-    label = None if recipe.classes is None else conditions(torch.arange(count)).get("label")
-    captions = of_samples(options, recipe, count)
-    printed = write_samples(path, recipe, run.levels, quantization, label, captions)
-    by = f"{type(sampler).__name__}{of_classes(label, names)}{of_captions(captions)}"
-    print(f"{printed}{count} samples in {run.evaluations} network evaluations and {run.seconds:.1f} s by {by}: {path}")
+
+        def finish(drawn: Drawn) -> None:
+            label = None if recipe.classes is None else conditions(torch.arange(count)).get("label")
+            about = about_samples(options, checkpoint, recipe, steps, drawn.evaluations)
+            printed = write_samples(parts, recipe, about, label, captions)
+            if options.weights.average is not None:
+                print(f"weights: {checkpoint.description['weights']['average.*']}")
+            by = f"{type(sampler).__name__}{of_classes(label, names)}{of_captions(captions)}"
+            now = f", {drawn.new} of them now," * (drawn.new < count)
+            spent = f"in {drawn.evaluations} network evaluations and {drawn.seconds:.1f} s"
+            print(f"{printed}{count} samples{now} {spent} by {by}: {path}")
+
+        parts = Parts(path, count, quantization)
+        draw_parts(parts, settings, drawing_with, size, finish, bar)
+
+
+def settings_of(options: Any, checkpoint: Checkpoint, recipe: Recipe, captions: Sequence[str] | None) -> dict[str, Any]:
+    """Returns all settings that samples depend on, by name: parts that were drawn with others are not continued."""
+    used = {name: value for name, value in settings_used(recipe, options.seed).items() if name != "code_length"}
+    return {
+        "checkpoint": checkpoint.step,
+        "average": checkpoint.description["weights"]["average.*"],
+        **{name: getattr(options, name) for name in GIVEN},
+        "captions": None if captions is None else sha256("\n".join(captions).encode()).hexdigest()[:12],
+        **used,
+        "precision": options.computing.precision,
+        "version": __version__,
+    }
+
+
+def about_samples(
+    options: Any, checkpoint: Checkpoint, recipe: Recipe, steps: int | Tensor, evaluations: int
+) -> dict[str, Any]:
+    """Returns what is written on samples: their origin, the run, and the settings that they were drawn with."""
+    origin = Origin(
+        sampler=write(recipe.sampler),
+        steps=steps if isinstance(steps, int) else len(steps) - 1,
+        evaluations=evaluations,
+        weights=checkpoint.description["weights"]["average.*"],
+        precision=options.computing.precision,
+        seed=options.seed,
+        version=__version__,
+    )
+    quantization = checkpoint.quantization
+    return {
+        "origin": asdict(origin),
+        "run": folder_of(options.run).resolve().name,
+        "checkpoint": checkpoint.step,
+        **{name: value for name in GIVEN if (value := getattr(options, name)) is not None},
+        "settings": settings_used(recipe, options.seed),
+        **({"quantization": asdict(quantization)} if isinstance(quantization, Quantization) else {}),
+    }
 
 
 def of_classes(label: Tensor | None, names: Sequence[str] | None) -> str:
