@@ -23,7 +23,7 @@ import tokenizers  # noqa: F401
 
 import unnoise.shared.figures  # noqa: F401
 from unnoise.experiments import evaluation
-from unnoise.experiments.cli import commands, doctor, evaluating, recipes, sampling, slurm, training
+from unnoise.experiments.cli import commands, compare, doctor, evaluating, recipes, sampling, slurm, training
 from unnoise.experiments.cli.main import main, run
 from unnoise.experiments.recipe import Recipe
 from unnoise.experiments.recipes import find
@@ -62,6 +62,7 @@ def parse(words: list[str], of: str | None) -> int:
         (sampling, "run_of", lambda _: find(str(of))),
         *((command, "execute", passed) for command in (commands.Demo, commands.Import, commands.Export)),
         *((command, "execute", passed) for command in (recipes.Recipes, commands.Parts, commands.PlotSchedules)),
+        (compare.Compare, "execute", passed),
         (doctor.Doctor, "execute", passed),
         (slurm, "submit", passed),
     ):

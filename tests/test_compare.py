@@ -79,6 +79,7 @@ def test_table_of_two_runs(two):
         (fid(11.5), fid(10.0), 1),
         (fid(10.0, better="higher"), fid(11.5, better="higher"), 1),
         (fid(1.0, better="closer"), fid(5.0, better="closer"), 0),  # distances 1 and 3 from the held-out 2
+        (fid(0.0, better="closer"), fid(2.1, better="closer"), 1),
         (fid(5.0, better="closer", held_out=None), fid(1.0, better="closer", held_out=None), None),
         (fid(1.0, better=""), fid(5.0, better=""), None),
         (fid(1.0, error=None), fid(5.0), None),

@@ -1,6 +1,7 @@
 """The code in the documentation runs, and the names and links in it lead somewhere."""
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -230,14 +231,32 @@ def test_the_readmes_table_names_what_each_package_has():
                 assert hasattr(package.DenoisingLoss, name)
 
 
+@functools.cache
+def source_files():
+    folders = ("continuous", "discrete", "sde", "shared", "experiments", "tests")
+    return {path: path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")}
+
+
+@functools.cache
+def defined_names():
+    """The classes, constants and types of the package."""
+    sources = "\n".join(text for path, text in source_files().items() if ROOT / "tests" not in path.parents)
+    found = re.findall(r"^ *(?:class (\w+)|([A-Z]\w+)\b.*=)", sources, re.M)
+    return {name for pair in found for name in pair}
+
+
+@functools.cache
+def words_of_sources():
+    """Every word of the package and its tests, and the names of their files."""
+    files = source_files()
+    return set(re.findall(r"\w+", "\n".join(files.values()))) | {path.stem for path in files}
+
+
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_class_names_in_the_text_exist(page):
     """Names of classes in backquotes are classes, constants or types of the package, or of the projects in FOREIGN."""
-    folders = ("continuous", "discrete", "sde", "shared", "experiments")
-    sources = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    defined = set(re.findall(r"^ *(?:class (\w+)|([A-Z]\w+)\b.*=)", sources, re.M))
     own = set(re.findall(r"^class (\w+)", "\n".join(p.read_text() for p in (DOCS / "extend").glob("*.md")), re.M))
-    known = {name for pair in defined for name in pair} | FOREIGN | own  # the classes of the reader's files
+    known = defined_names() | FOREIGN | own  # the classes of the reader's files
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     if page.name == "CHANGELOG.md":  # the first column of its table holds old names
         text = "\n".join(line.split(" | ", 1)[-1] for line in text.splitlines())
@@ -251,14 +270,11 @@ def test_class_names_in_the_text_exist(page):
 @pytest.mark.parametrize("page", OWN, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_functions_and_attributes_in_the_text_exist(page):
     """Names with an underscore, in backquotes, occur in the sources; importing.md has those of other projects."""
-    folders = ("continuous", "discrete", "sde", "shared", "experiments", "tests")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    known = set(re.findall(r"\w+", "\n".join(path.read_text() for path in files))) | {path.stem for path in files}
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     if page.name == "CHANGELOG.md":
         text = "\n".join(line.split(" | ", 1)[-1] for line in text.splitlines())
     quoted = " ".join(re.findall(r"`([^`]+)`", text))
-    missing = set(re.findall(r"\b[a-z]{3,}_\w+\b", quoted)) - known
+    missing = set(re.findall(r"\b[a-z]{3,}_\w+\b", quoted)) - words_of_sources()
     assert not missing
 
 
@@ -306,7 +322,7 @@ def test_commands_and_options_in_the_text_exist(capsys):
         "--max-restarts",  # of torchrun
         "--signal",  # of sbatch
     }
-    for command in ("demo", "import", "export", "sample", "evaluate", "submit", "plot-schedules"):
+    for command in ("demo", "import", "export", "sample", "evaluate", "compare", "submit", "recipes", "plot-schedules"):
         assert main([command, "--help"]) == 0
         options |= set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
     named = {name.rstrip(".") for name in re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)}
