@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 
 from .results import Results, Run
-from .statistics import Comparison, Summary, compare, prior, summary
+from .statistics import MODERATED, Comparison, Summary, compare, prior, summary
 
 LEVEL = 0.95
 """Level of the intervals."""
@@ -105,16 +105,14 @@ def cells(results: Results, measure: str, level: float = LEVEL) -> list[Cell]:
     """Returns the cells of an ablation, each compared with the baseline by the runs of equal seeds.
 
     The intervals of the differences are corrected for the number of cells beside the baseline. The variances of few
-    seeds are moderated (see `prior`) by the cells that have all seeds. Runs whose protocols differ are not compared.
+    seeds are moderated (see `prior`) by the
+    largest part of the table that has no gaps. Runs whose protocols differ are not compared.
     """
     groups, better = grouped(results), direction(results, measure)
     base = next((runs for levels, runs in groups if levels == results.baseline), [])
     found = [scores(runs, measure) for _, runs in groups]
-    most = max((len(values) for values in found), default=0)
-    seeds = Counter(tuple(sorted(values)) for values in found if len(values) == most > 1)
-    kept = seeds.most_common(1)[0][0] if seeds else ()
-    table = np.array([[values[seed] for seed in kept] for values in found if set(values) == set(kept)])
-    shared = prior(table) if kept else None
+    used, seeds = most_complete(found, MODERATED + 1)
+    shared = prior(np.array([[values[seed] for seed in seeds] for values in used])) if used else None
     order, generator = "lower" if better == "closer" else better, np.random.default_rng(0)
     out = []
     for (levels, runs), values in zip(groups, found, strict=True):
@@ -174,14 +172,17 @@ def effects(results: Results, measure: str, level: float = LEVEL) -> list[Effect
     return out
 
 
-def most_complete(differences: list[dict[int, float]]) -> tuple[list[dict[int, float]], list[int]]:
-    """Returns combinations and seeds without gaps: those with the most numbers, of two seeds or more if there are such.
+def most_complete(rows: list[dict[int, float]], least: int = 1) -> tuple[list[dict[int, float]], list[int]]:
+    """Returns rows and seeds without gaps: those with the most numbers.
 
-    Seeds are added from the most frequent one on; a combination stays as long as it has all of them.
+    Those of two seeds or more come first, then those of `least` rows or more; of equally many numbers, those with more
+    seeds. Seeds are added from the most frequent one on; a row stays as long as it has all of them.
     """
-    frequent = [seed for seed, _ in Counter(sorted(s for d in differences for s in d)).most_common()]
+    frequent = [seed for seed, _ in Counter(sorted(s for row in rows for s in row)).most_common()]
     choices = [
-        ([d for d in differences if d.keys() >= set(frequent[:n])], frequent[:n]) for n in range(1, len(frequent) + 1)
+        ([row for row in rows if row.keys() >= set(frequent[:n])], frequent[:n]) for n in range(1, len(frequent) + 1)
     ]
     full = [(used, seeds) for used, seeds in choices if used]
-    return max(full, key=lambda c: (len(c[1]) > 1, len(c[0]) * len(c[1])), default=([], []))
+    return max(
+        full, key=lambda c: (len(c[1]) > 1, len(c[0]) >= least, len(c[0]) * len(c[1]), len(c[1])), default=([], [])
+    )
