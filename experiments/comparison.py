@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -182,8 +183,8 @@ class Comparison:
         lines = []
         if any(known_error(cell) for column in self.columns for cell in column.known):
             lines.append(
-                "± is the standard error of each number alone. Numbers of the same held-out examples differ by less "
-                "than these errors suggest: their paired differences are not known here, as only means are kept."
+                "± is the standard error of each number alone. The difference of two numbers of the same held-out "
+                "examples usually has a smaller error, but paired differences are not known: only means are kept."
             )
         if any(column.best is not None for column in self.columns):
             lines.append(
@@ -195,13 +196,14 @@ class Comparison:
                 "No number is marked as the best: its differences from all others have to exceed twice their standard "
                 "error, and all numbers of the column need an error for it."
             )
+        alike: dict[str, list[str]] = {}
         for column in self.columns:
             better = next((cell.better for cell in column.known if cell.better), "")
             word = {"closer": "; closer to real data is better"}.get(better, f"; {better} is better" * bool(better))
-            notes = dict.fromkeys(cell.note for cell in column.known if cell.note)
-            remarks = "".join(f"; {note}" for note in notes)
-            lines.append(f"{column.title}: {column.protocol.short() or 'no protocol'}{word}{remarks}")
-        return lines
+            remarks = "".join(f"; {note}" for note in dict.fromkeys(cell.note for cell in column.known if cell.note))
+            how = f"{column.protocol.short() or 'no protocol'}{word}{remarks}"
+            alike.setdefault(how, []).append(column.title)
+        return [*lines, *(f"{', '.join(titles)}: {how}" for how, titles in alike.items())]
 
     def as_text(self, width: int = 100) -> str:
         """Returns the table as aligned text; columns that do not fit are continued in a further table."""
@@ -218,7 +220,8 @@ class Comparison:
         tables = [
             "\n".join("  ".join(row[n].ljust(widths[n]) for n in block).rstrip() for row in cells) for block in blocks
         ]
-        return "\n\n".join([*tables, "\n".join(self.notes())])
+        notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in self.notes()]
+        return "\n\n".join([*tables, "\n".join(notes)])
 
     def as_markdown(self) -> str:
         """Returns the table as a Markdown page."""

@@ -234,6 +234,7 @@ def test_text_is_aligned_within_100_columns(two, capsys):
     write(two / "b" / "evaluation.json", fid(15.0))
     assert main(["compare", "a", "b"]) == 0
     out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
     tables = out.split("± is")[0].rstrip().split("\n\n")
     assert len(tables) > 1
     for table in tables:
@@ -269,3 +270,8 @@ def test_files_by_their_endings(two, capsys):
 def test_notes_of_measurements_stand_below(two):
     write(two / "b" / "evaluation.json", fid(15.0, note="biased: fewer samples than features"))
     assert any("biased: fewer samples than features" in line for line in compare(["a", "b"]).notes())
+
+
+def test_measures_by_one_protocol_share_a_line(two):
+    write(two / "a" / "evaluation.json", fid(10.0), replace(fid(1.0), name="sfid"))
+    assert any(line.startswith("fid, sfid: inception #672682, ") for line in compare(["a"]).notes())
