@@ -202,13 +202,14 @@ def test_everything_public_says_what_it_is():
 
 
 def test_importing_a_family_is_light():
-    """Each family in a process of its own, forked from one that has imported torch alone."""
+    """And imports no other: each in a process of its own, forked from one that has imported torch alone."""
     code = """
         import importlib, os, sys, torch
         for family in ("continuous", "discrete", "sde"):
             if not (child := os.fork()):
                 importlib.import_module(f"unnoise.{family}")
-                heavy = ("datasets", "matplotlib", "tyro", "tokenizers")
+                others = {"continuous", "discrete", "experiments", "sde"} - {family}
+                heavy = ["datasets", "matplotlib", "tyro", "tokenizers", *(f"unnoise.{other}" for other in others)]
                 print(family, [m for m in heavy if m in sys.modules], flush=True)
                 os._exit(0)
             os.waitpid(child, 0)
