@@ -43,7 +43,7 @@ class Effect:
     Attributes:
         factor, level, baseline: the factor, its level, and the level that it is compared with.
         comparison: the difference, paired by seed.
-        used, combinations: number of combinations that could be averaged, and of all combinations.
+        used, combinations: number of combinations that could be averaged, and of those in the grid.
     """
 
     factor: str
@@ -160,15 +160,16 @@ def effects(results: Results, measure: str, level: float = LEVEL) -> list[Effect
         others = list(product(*(own for name, own in results.factors.items() if name != factor)))
         for name in levels[1:]:
             pairs = [((*o[:at], name, *o[at:]), (*o[:at], levels[0], *o[at:])) for o in others]
+            pairs = [(a, b) for a, b in pairs if a in by_cell and b in by_cell]
             differences = [
                 {s: values[a][s] - values[b][s] for s in values[a].keys() & values[b].keys()}
                 for a, b in pairs
-                if a in by_cell and b in by_cell and not protocol_difference(by_cell[a], by_cell[b], measure)
+                if not protocol_difference(by_cell[a], by_cell[b], measure)
             ]
             used, seeds = most_complete(differences)
             means = {s: float(np.mean([d[s] for d in used])) for s in seeds}
             comparison = compare(means, dict.fromkeys(means, 0.0), level, count, order, None, generator)
-            out.append(Effect(factor, name, levels[0], comparison, len(used), len(others)))
+            out.append(Effect(factor, name, levels[0], comparison, len(used), len(pairs)))
     return out
 
 
