@@ -14,7 +14,7 @@ from unnoise.shared.metrics.images import image_measures, measures_on
 from unnoise.shared.metrics.inception_score import inception_score
 from unnoise.shared.metrics.kernel import drawn_subsets, kernel_distance, kernel_distance_of_subsets
 from unnoise.shared.metrics.measurement import Origin
-from unnoise.shared.metrics.neighbors import memorized, nearest, neighbor_measures
+from unnoise.shared.metrics.neighbors import memorized, nearest_neighbors, neighbor_measures
 from unnoise.shared.metrics.pixels import Pixels
 from unnoise.shared.metrics.references import Reference, reference_of
 from unnoise.shared.metrics.resizing import tensorflow_bilinear
@@ -133,11 +133,11 @@ def test_neighbor_measures_by_loops(monkeypatch):
 
 
 def test_nearest_training_examples():
-    found, rows = nearest(FAKE, REAL, 2)
+    found, rows = nearest_neighbors(FAKE, REAL, 2)
     apart = distances(FAKE, REAL)
     assert np.array_equal(rows.numpy(), np.argsort(apart, 1)[:, :2])
     assert np.allclose(found.numpy(), np.sort(apart, 1)[:, :2], rtol=1e-12)
-    assert (nearest(1e3 + REAL, 1e3 + REAL)[0] == 0).all(), "the distance of an equal example is zero"
+    assert (nearest_neighbors(1e3 + REAL, 1e3 + REAL)[0] == 0).all(), "the distance of an equal example is zero"
 
 
 def test_memorized_share():

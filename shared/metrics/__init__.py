@@ -1,6 +1,41 @@
-"""Measures of the quality of samples."""
+"""Measures of the quality of samples, and numbers that carry how they were measured."""
 
-from .frechet import frechet_distance
+from .features import Features
+from .frechet import Moments, frechet_distance, frechet_of_moments
+from .images import image_measures
+from .inception import Inception
+from .inception_score import inception_score
+from .kernel import kernel_distance
+from .measurement import Evaluation, Origin, Protocol
+from .neighbors import memorized, nearest_neighbors, neighbor_measures
+from .pixels import Pixels
+from .references import Reference, read_reference, reference_of
 from .text import NGram, PerplexityAndEntropy, distinct, entropy, generative_perplexity
+from .transformers_features import TransformersFeatures
 
-__all__ = ["NGram", "PerplexityAndEntropy", "distinct", "entropy", "frechet_distance", "generative_perplexity"]
+__all__ = [
+    "Evaluation",
+    "Features",
+    "Inception",
+    "Moments",
+    "NGram",
+    "Origin",
+    "PerplexityAndEntropy",
+    "Pixels",
+    "Protocol",
+    "Reference",
+    "TransformersFeatures",
+    "distinct",
+    "entropy",
+    "frechet_distance",
+    "frechet_of_moments",
+    "generative_perplexity",
+    "image_measures",
+    "inception_score",
+    "kernel_distance",
+    "memorized",
+    "nearest_neighbors",
+    "neighbor_measures",
+    "read_reference",
+    "reference_of",
+]

@@ -96,7 +96,9 @@ def _squared_radii(points: Tensor, ks: Sequence[int], progress: Progress) -> Ten
     return torch.cat(parts).T.contiguous()
 
 
-def nearest(samples: Tensor, training: Tensor, k: int = 1, progress: Progress = silent) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(
+    samples: Tensor, training: Tensor, k: int = 1, progress: Progress = silent
+) -> tuple[Tensor, Tensor]:
     """Returns the distances to the k nearest training examples, float64 `(N, k)`, and their rows, int64 `(N, k)`.
 
     Distances are computed from differences, so that that of an equal example is zero.
@@ -127,7 +129,7 @@ def memorized(samples: Tensor, training: Tensor, progress: Progress = silent) ->
     Raises:
         UsageError: for fewer than two training examples.
     """
-    distances, _ = nearest(samples, training, 2, progress)
+    distances, _ = nearest_neighbors(samples, training, 2, progress)
     return float((distances[:, 0] <= MEMORIZED_RATIO * distances[:, 1]).double().mean())
 
 
