@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
+import torch
 from torch import Tensor
+
+from unnoise import __version__
 
 from ..shared.data import Batches, ImageDataset
 from ..shared.data.image_stream import ImageStream
@@ -19,13 +23,18 @@ from ..shared.denoiser import Denoiser
 from ..shared.distributed import is_main
 from ..shared.errors import Notice, UsageError, shown
 from ..shared.metrics.errors import standard_error
+from ..shared.metrics.features import Features
 from ..shared.metrics.judge import SampleQuality, judge_of
+from ..shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol
+from ..shared.metrics.references import content_hash
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Streams
 from ..shared.sampler import Sampler, counted, device_of
 from .chunks import in_chunks
 from .code_lengths import CodeLengthOf
+from .image_measures import RealImages, extractors, measure_images, refuse_without
+from .parts import write
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -227,7 +236,12 @@ def refuse_other_data(
 
 def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
     """Returns quality and cost as one flat dict, for JSON."""
-    return asdict(quality) | {"steps": run.steps, "evaluations": run.evaluations, "seconds": round(run.seconds, 2)}
+    return asdict(quality) | cost(run)
+
+
+def cost(run: SamplingRun) -> dict[str, Any]:
+    """Returns the cost of samples as a dict, for JSON."""
+    return {"steps": run.steps, "evaluations": run.evaluations, "seconds": round(run.seconds, 2)}
 
 
 def evaluate_images(
@@ -240,20 +254,30 @@ def evaluate_images(
     trained_on: Mapping[str, Any] | None = None,
     progress: Progress = silent,
     size: int | None = None,
-) -> dict[str, Any]:
-    """Measures bits/dim of held-out images and, if the data have labels, the quality of as many samples.
+    samples: int | None = None,
+    features: Sequence[str | Features] = ("judge",),
+    without: Sequence[str] = (),
+    statistics: Path | None = None,
+) -> Evaluation:
+    """Measures bits/dim of held-out images, and the quality of samples; see `Recipe.evaluate`.
 
     The processes of a run share the work, `size` examples at a time (None for 300); the results are those of all
-    examples on the process of rank 0, and empty on the others.
+    examples on the process of rank 0, and empty on the others. `without` names what is left out, of
+    `image_measures.WITHOUT`.
 
     Raises:
-        UsageError: for fewer than two images, which have no standard error and no Fréchet distance; or for training
-            images other than those of `trained_on`, a checkpoint's record of its batches.
+        UsageError: for fewer than two images, which have no standard error and no Fréchet distance; for training images
+            other than those of `trained_on`, a checkpoint's record of its batches; for unknown features; and where
+            nothing is left to measure.
     """
     if count is not None and count < 2:
         raise UsageError(
             f"count={count}: a standard error and a Fréchet distance need at least 2 images; give --count 2 or more"
         )
+    refuse_without(without, samples)
+    if {"code-length", "samples"} <= set(without):
+        raise UsageError("without code-length and samples nothing is left to measure: leave out one of the two")
+    judged, others = extractors(features, without, statistics, progress=progress) if is_main() else (False, [])
     test, train = splits(recipe, progress)
     if train.shape != test.shape:
         raise UsageError(
@@ -265,20 +289,23 @@ def evaluate_images(
             f"the test split has {len(test.k)} image: a standard error needs at least 2, so hold out more images"
         )
     warning = refuse_other_data(len(train.k), lambda: recipe.batches(train), trained_on)
-    data = {"train": train.summary, "held_out": test.summary} | warning
+    about: dict[str, Any] = {"train": train.summary, "held_out": test.summary} | warning
     test = test if count is None else test.subset(count)
-    bits, error = bits_per_dim(recipe, denoiser, test, seed=seed, progress=progress, size=size, shared=True)
-    results: dict[str, Any] = data | {
-        "bits_per_dim": bits,
-        "standard_error": error,
-        "kind": f"{recipe.kind}, given the caption" if recipe.data.caption_sizes() else recipe.kind,
-    }
+    found: list[Measurement] = []
+    real = RealImages(short_name(recipe.data), train, test, statistics)
+    if "code-length" not in without:
+        bits, error = bits_per_dim(recipe, denoiser, test, seed=seed, progress=progress, size=size, shared=True)
+        kind = f"{recipe.kind}, given the caption" if recipe.data.caption_sizes() else recipe.kind
+        about |= {"standard_error": error, "kind": kind}
+        found.append(coded(recipe, real, test, "bits_per_dim", bits, error, kind, seed))
+    if "samples" in without:
+        return Evaluation(about, found) if is_main() else Evaluation({}, [])
     run = draw(
         recipe,
         recipe.sampler_of(denoiser),
         test.shape,
         test.quantization,
-        len(test.k),
+        samples or len(test.k),
         steps,
         seed=seed,
         progress=progress,
@@ -287,22 +314,58 @@ def evaluate_images(
         shared=True,
     )
     if not is_main():
-        return {}
-    if train.label is not None:
-        judge = judge_of(train, progress)
-        results |= summary(judge.quality(run.levels), run) | {"frechet_of_held_out": judge.quality(test.k).frechet}
-        if test.label is not None and recipe.data.caption_sizes():
-            results["agreement"] = judge.agreement(run.levels, test.label)
-            results["agreement_of_held_out"] = judge.accuracy(test)
-    return results
+        return Evaluation({}, [])
+    given = test.label is not None and recipe.data.caption_sizes()
+    facts, measured = measure_images(
+        run.levels,
+        test.quantization,
+        real,
+        judge_of=judge_of if judged else None,
+        features=others,
+        without=without,
+        label=test.label[torch.arange(len(run.levels)) % len(test.k)] if given and test.label is not None else None,
+        origin=origin_of(recipe, run, seed),
+        seed=seed,
+        progress=progress,
+    )
+    return Evaluation(about | facts | cost(run), [*found, *measured])
+
+
+def origin_of(recipe: Recipe, run: SamplingRun, seed: int) -> Origin:
+    """Returns the origin of samples, without the weights and the precision."""
+    own = write(getattr(recipe, "sampler", ""))
+    return Origin(own, run.steps, run.evaluations, seed=seed, version=__version__)
+
+
+def coded(
+    recipe: Recipe, real: RealImages, test: ImageDataset, name: str, bits: float, error: float, kind: str, seed: int
+) -> Measurement:
+    """Returns a code length in bits/dim with its protocol."""
+    how = write(getattr(recipe, "code_length", ""))
+    of_label = "with the bits of the class label" * (recipe.classes is not None)
+    protocol = Protocol(
+        reference=real.described(test, "held out"),
+        reference_hash=content_hash(test.k),
+        samples=len(test.k),
+        settings=", ".join(part for part in (kind, how, of_label) if part),
+    )
+    origin = Origin(seed=seed, version=__version__)
+    return Measurement(name, bits, protocol, origin, error, "bits/dim", "lower")
+
+
+def short_name(data: Any) -> str:
+    """Returns the name of a data set for a protocol, of a file or folder the last part of its path."""
+    name = str(getattr(data, "name", "")) or str(getattr(getattr(data, "images", None), "name", "the data"))
+    return Path(name).name if Path(name).exists() else name
 
 
 def captions_in_turn(recipe: Recipe, images: ImageDataset) -> Callable[[Tensor], dict[str, Tensor]] | None:
     """Returns the conditions of samples drawn from the captions of these images; None for a model without captions.
 
-    Sample i has the conditions of image i.
+    Sample i has the conditions of image i, and where there are more samples than images, those are taken in turn.
     """
     if not recipe.data.caption_sizes():
         return None
     every = recipe.data.conditions_of(images)
-    return lambda rows: {name: value[rows.to(value.device)].to(rows.device) for name, value in every.items()}
+    count = len(images.k)
+    return lambda rows: {name: v[rows.to(v.device) % count].to(rows.device) for name, v in every.items()}

@@ -22,6 +22,7 @@ from ..shared.data.sources import absolute, bundled
 from ..shared.data.streaming import StreamedBatches
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError
+from ..shared.metrics.measurement import Evaluation
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.random import Source, uniform
@@ -289,7 +290,7 @@ class Images(Data):
         save_grid(path, levels.float() / (quantization.levels - 1), columns=columns)
         return "" if levels.shape[1] in (1, 3) else f"  only the first of {levels.shape[1]} channels is shown\n"
 
-    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
         return evaluate_images(recipe, denoiser, **options)
 
 

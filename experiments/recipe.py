@@ -16,6 +16,7 @@ from ..shared.data import Batches
 from ..shared.data.streaming import StreamedBatches
 from ..shared.denoiser import Denoiser
 from ..shared.errors import UsageError, shown
+from ..shared.metrics.measurement import Evaluation
 from ..shared.objective import Objective
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
@@ -78,7 +79,7 @@ class Data(ABC):
         """Writes samples to a file, and returns the part of them that a terminal can show."""
 
     @abstractmethod
-    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
         """Measures code length and samples of a model on held-out data; for the options see `Recipe.evaluate`."""
 
     @property
@@ -313,7 +314,8 @@ class Recipe(ABC, Generic[D]):
         trained_on: Mapping[str, Any] | None = None,
         progress: Progress = silent,
         size: int | None = None,
-    ) -> dict[str, Any]:
+        **options: Any,
+    ) -> Evaluation:
         """Measures code length and samples on held-out examples.
 
         The processes of a run share the work, and all of them must call it; that of rank 0 returns the results.
@@ -327,9 +329,21 @@ class Recipe(ABC, Generic[D]):
                 now, the held-out data may be different too.
             progress: how to report progress.
             size: the number of examples that are computed at a time; None for a number that fits most GPUs.
+            options: what the data have besides: `samples`, the number of samples (None for as many as are coded);
+                `without`, names of what is left out, such as `code-length` or `samples`; of images `features`, the
+                features that compare samples, such as `judge` or `inception`, and `statistics`, a file of reference
+                statistics; of text `judge_model` and `zero_shot`.
         """
         return self.data.evaluate(
-            self, denoiser, count=count, steps=steps, seed=seed, trained_on=trained_on, progress=progress, size=size
+            self,
+            denoiser,
+            count=count,
+            steps=steps,
+            seed=seed,
+            trained_on=trained_on,
+            progress=progress,
+            size=size,
+            **options,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -11,23 +11,30 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 from torch import Tensor
 
+from unnoise import __version__
+
 from ..shared.data import Batches
 from ..shared.data.sources import absolute
 from ..shared.data.tensors import TensorDataset, pooled, pooled_size, tensor_dataset
 from ..shared.denoiser import Denoiser
 from ..shared.distributed import is_main
 from ..shared.errors import UsageError
+from ..shared.metrics.features import digest_of
 from ..shared.metrics.frechet import frechet_distance
+from ..shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.serialization import serializable
 from ..shared.standardization import Standardization
 from ..shared.values import notation
-from .evaluation import bits_per_dim, draw, refuse_other_data, splits
+from .evaluation import bits_per_dim, cost, draw, origin_of, refuse_other_data, short_name, splits
+from .parts import write
 from .recipe import Data, Form, Recipe
 
 REFERENCE = 10_000
 """The largest number of training examples that samples are compared with, evenly spaced."""
+WITHOUT = ("code-length", "samples")
+"""What an evaluation of arrays can leave out."""
 
 
 @serializable("experiments.Tensors")
@@ -87,7 +94,7 @@ class Tensors(Data):
     def show(self, path: Path, levels: Tensor, quantization: Quantization | Standardization, columns: int) -> str:
         return save_arrays(path, levels)
 
-    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
         return evaluate_tensors(recipe, denoiser, **options)
 
 
@@ -115,7 +122,11 @@ def evaluate_tensors(
     trained_on: Mapping[str, Any] | None = None,
     progress: Progress = silent,
     size: int | None = None,
-) -> dict[str, Any]:
+    samples: int | None = None,
+    features: Sequence[Any] = (),
+    without: Sequence[str] = (),
+    statistics: Path | None = None,
+) -> Evaluation:
     """Measures the code length of held-out examples per dimension, and compares samples with training examples.
 
     The processes of a run share the work, `size` examples at a time (None for 300); the results are those of all
@@ -125,11 +136,27 @@ def evaluate_tensors(
     negative. `frechet` is the Fréchet distance of the values that the model sees, averaged over blocks of `blocks`
     along each axis after the channels, and `frechet_of_held_out` that of the held-out examples.
 
+    Args:
+        recipe: the recipe.
+        denoiser: the denoiser.
+        count: the number of held-out examples; None for all.
+        steps: the number of sampling steps, or a grid of times.
+        seed: the seed of the samples, and of noise and times of the code length.
+        trained_on: what the checkpoint recorded about its training batches.
+        progress: how to report progress.
+        size: the number of examples that are computed at a time.
+        samples: the number of samples; None for as many as are coded.
+        features: refused, except for the name `judge`: arrays are compared by blocks of their values.
+        without: what is left out, `code-length` or `samples`.
+        statistics: refused: arrays have no reference statistics.
+
     Raises:
-        UsageError: for fewer than two examples, and for data other than those of `trained_on`.
+        UsageError: for fewer than two examples, for settings without effect on arrays, and for data other than those of
+            `trained_on`.
     """
     if count is not None and count < 2:
         raise UsageError(f"count={count}: a standard error needs at least 2 examples; give --count 2 or more")
+    refuse_without_effect([f for f in features if f != "judge"], without, statistics, samples)
     test, train = splits(recipe, progress)
     if train.shape != test.shape or len(test.k) < 2:
         raise UsageError(
@@ -137,21 +164,32 @@ def evaluate_tensors(
             "examples of the shape of the others"
         )
     warning = refuse_other_data(len(train.k), lambda: recipe.batches(train), trained_on)
-    data = {"train": train.summary, "held_out": test.summary} | warning
+    about: dict[str, Any] = {"train": train.summary, "held_out": test.summary} | warning
     test = test if count is None else test.subset(count)
-    bits, error = bits_per_dim(recipe, denoiser, cast(Any, test), seed=seed, progress=progress, size=size, shared=True)
-    results: dict[str, Any] = data | {
-        "nats_per_dim_of_density": bits * math.log(2),
-        "bits_per_dim_of_density": bits,
-        "standard_error": error,
-        "kind": f"{'upper bound on' if recipe.kind == 'upper bound' else 'exact'} -log p(x) of a density",
-    }
+    name, found = short_name(recipe.data), []
+    if "code-length" not in without:
+        whole: Any = test
+        bits, error = bits_per_dim(recipe, denoiser, whole, seed=seed, progress=progress, size=size, shared=True)
+        kind = f"{'upper bound on' if recipe.kind == 'upper bound' else 'exact'} -log p(x) of a density"
+        about |= {"standard_error": error, "kind": kind}
+        protocol = Protocol(
+            reference=f"{name}, held out, {test.summary}",
+            reference_hash=content_of(test.k[:]),
+            samples=len(test.k),
+            settings=f"{kind}, {write(getattr(recipe, 'code_length', ''))}",
+        )
+        nats = math.log(2)
+        for unit, factor in (("nats", nats), ("bits", 1.0)):
+            own = f"{unit}_per_dim_of_density", bits * factor, protocol, Origin(seed=seed, version=__version__)
+            found.append(Measurement(*own, error * factor, f"{unit}/dim", "lower"))
+    if "samples" in without:
+        return Evaluation(about, found) if is_main() else Evaluation({}, [])
     run = draw(
         recipe,
         recipe.sampler_of(denoiser),
         test.shape,
         cast(Any, test.quantization),
-        len(test.k),
+        samples or len(test.k),
         steps,
         seed=seed,
         progress=progress,
@@ -159,23 +197,55 @@ def evaluate_tensors(
         shared=True,
     )
     if not is_main():
-        return {}
-    blocks = pooled_size(test.shape)
+        return Evaluation({}, [])
+    facts, distance = compared(run.levels, train, test, name)
+    return Evaluation(about | facts | cost(run), [*found, distance.of(origin_of(recipe, run, seed))])
 
-    def features(x: Tensor) -> Tensor:
-        return pooled(test.quantization.standardized(x), blocks)
 
-    reference = train.subset(REFERENCE).k[:]
-    held_out = test.k[:]
-    return results | {
-        "frechet": frechet_distance(features(run.levels), features(reference)),
-        "frechet_of_held_out": frechet_distance(features(held_out), features(reference)),
-        "blocks": blocks,
-        "sample_mean": float(run.levels.double().mean()),
-        "sample_standard_deviation": float(run.levels.double().std()),
-        "held_out_mean": float(held_out.double().mean()),
-        "held_out_standard_deviation": float(held_out.double().std()),
-        "steps": run.steps,
-        "evaluations": run.evaluations,
-        "seconds": round(run.seconds, 2),
-    }
+def compared(
+    x: Tensor, train: TensorDataset, test: TensorDataset | None, name: str
+) -> tuple[dict[str, Any], Measurement]:
+    """Returns mean and deviation of samples, and their Fréchet distance from training examples by values of blocks."""
+    blocks = pooled_size(train.shape)
+
+    def features(values: Tensor) -> Tensor:
+        return pooled(train.quantization.standardized(values), blocks)
+
+    some = train.subset(REFERENCE)
+    reference = features(some.k[:])
+    real = None if test is None else frechet_distance(features(test.k[:]), reference)
+    about: dict[str, Any] = {"count": len(x), "frechet_of_held_out": real, "blocks": blocks}
+    for of, values in ({"sample": x} | ({} if test is None else {"held_out": test.k[:]})).items():
+        values = values.double()
+        about |= {f"{of}_mean": float(values.mean()), f"{of}_standard_deviation": float(values.std())}
+    protocol = Protocol(
+        "blocks of values",
+        resize=f"averaged over {blocks} values along each axis",
+        reference=f"{name}, train, {some.summary}",
+        reference_hash=content_of(some.k[:]),
+        samples=len(x),
+    )
+    note = "biased: fewer samples than features" if len(x) < reference.shape[1] else ""
+    distance = frechet_distance(features(x), reference)
+    return about, Measurement("frechet", distance, protocol, better="lower", held_out=real, note=note)
+
+
+def content_of(x: Tensor) -> str:
+    """Returns the first 12 hexadecimal digits of the SHA-256 of arrays."""
+    return digest_of({"x": x})
+
+
+def refuse_without_effect(
+    features: Sequence[Any], without: Sequence[str], statistics: Path | None, samples: int | None
+) -> None:
+    """Raises `UsageError` for settings that have no effect on arrays, or contradict each other."""
+    if features or statistics is not None:
+        given = f"statistics={statistics}" if statistics is not None else f"features={', '.join(map(str, features))}"
+        raise UsageError(f"{given} is of images: for arrays, leave it out")
+    for part in without:
+        if part not in WITHOUT:
+            raise UsageError(f"without={part}: of arrays, choose from {', '.join(WITHOUT)}")
+    if set(WITHOUT) <= set(without):
+        raise UsageError("without code-length and samples nothing is left to measure: leave out one of the two")
+    if samples is not None and (samples < 2 or "samples" in without):
+        raise UsageError(f"samples={samples}: give 2 or more, and not without samples")

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from unnoise.experiments.parts import part
 from unnoise.shared.data import Batches, train_tokenizer
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierFree, ConditionDropout
+from unnoise.shared.metrics.judge import Judge
 from unnoise.shared.networks import CaptionEncoder, UNet
 from unnoise.shared.training import load
 
@@ -237,18 +237,12 @@ def test_samples_are_measured_against_the_class_of_their_caption(squares, monkey
         rows = torch.stack([colors[tuple(t.tolist())] for t in conditions(torch.arange(4))["tokens"]])
         return evaluation.SamplingRun(rows, 1, 1, 0.0)
 
-    class Judge(SimpleNamespace):
-        def quality(self, k):
-            return evaluation.SampleQuality(0.0, 1.0, 4, len(k))
-
+    class Colors(Judge):
         def agreement(self, k, label):
             return float((k[:, :, 0, 0] == test.k[:, :, 0, 0]).all(1).float().mean())
 
-        def accuracy(self, images):
-            return 1.0
-
     monkeypatch.setattr(evaluation, "draw", draw)
-    monkeypatch.setattr(evaluation, "judge_of", lambda *_: Judge())
+    monkeypatch.setattr(evaluation, "judge_of", lambda *_: Colors(train, steps=1))
     denoiser = recipe.objective(train.shape, train.quantization).denoiser
     found = recipe.evaluate(denoiser, count=None, steps=2)
     assert found["agreement"] == found["agreement_of_held_out"] == 1.0

@@ -128,7 +128,7 @@ class GivenImages(GivenData):
     def show(self, path: Path, levels: Tensor, quantization: Quantization, columns: int) -> str:
         return Images().show(path, levels, quantization, columns)
 
-    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> dict[str, Any]:
+    def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
         return evaluate_images(recipe, denoiser, **options)
 
 
