@@ -20,7 +20,7 @@ STYLE = """
 * { box-sizing: border-box }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: var(--text);
   background: var(--back); overflow-wrap: break-word }
-p, li { max-width: 48rem } h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.2rem } a { color: var(--link) }
+p, li { max-width: 48rem } p:has(img) { max-width: none } h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.2rem } a { color: var(--link) }
 .scroll { overflow: auto; max-height: 85vh; margin: 1rem 0; border: 1px solid var(--line); border-radius: 4px }
 .figure { max-height: none }
 .scroll:focus-visible, summary:focus-visible, a:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
@@ -36,7 +36,7 @@ svg { display: block; width: 100%; min-width: 36rem; max-width: 60rem; height: a
 svg text { fill: currentColor; font-family: system-ui, sans-serif }
 code, pre { background: var(--soft) } pre { padding: .6rem; overflow-x: auto }
 summary { cursor: pointer; padding: .4rem 0 }
-@media (max-width: 600px) { tbody th, tbody td:nth-child(-n+3) { white-space: normal } }
+@media (max-width: 600px) { tbody th, tbody td:nth-child(2) { white-space: normal } }
 @media print { .scroll { max-height: none; overflow: visible } }
 """
 

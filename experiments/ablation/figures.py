@@ -125,6 +125,8 @@ def save_effects(path: Path, results: Results, measure: str, cells: list[Cell], 
         seeds = [v for run in cell.runs if (v := run.value(measure)) is not None]
         axis.plot(seeds, [y] * len(seeds), "|", color=color, markersize=6, alpha=0.7, markeredgewidth=1)
         axis.plot(s.mean, y, "D" if hollow else "o", color=color, markersize=5.5, mfc=PAPER if hollow else color)
+    if len(factors) == 1:
+        axis.set_ylabel(factors[0], color=INK, fontsize=9, parse_math=False)
     axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     for tick, (_, cell, _) in zip(axis.get_yticklabels(), rows, strict=True):
         tick.set_fontsize(8.5)

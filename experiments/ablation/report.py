@@ -142,9 +142,8 @@ def effects_table(rows: list[Effect]) -> str:
 
 
 def percent(level: float) -> str:
-    """Returns a level in percent, such as `95 %` or `99.78 %`, with two digits of what it leaves out."""
-    digits = max(0, 1 - math.floor(math.log10(100 * (1 - level))))
-    return f"{round(100 * level, digits):.10g} %"
+    """Returns a level in percent, such as `95 %` or `99.78 %`."""
+    return f"{100 * level:.4g} %"
 
 
 def short(results: Results, cell: Cell) -> str:
