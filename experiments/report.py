@@ -20,7 +20,8 @@ STYLE = """
 * { box-sizing: border-box }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: var(--text);
   background: var(--back); overflow-wrap: break-word }
-p, li { max-width: 48rem } p:has(img) { max-width: none } h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.2rem } a { color: var(--link) }
+p, li { max-width: 48rem } p:has(img) { max-width: none }
+h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.2rem } a { color: var(--link) }
 .scroll { overflow: auto; max-height: 85vh; margin: 1rem 0; border: 1px solid var(--line); border-radius: 4px }
 .figure { max-height: none }
 .scroll:focus-visible, summary:focus-visible, a:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
