@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
@@ -45,13 +46,17 @@ class Ablate:
     `unnoise ablate ddpm-digits --vary "schedule=linear,cosine(s=0.02)" --vary predicts=noise,velocity --seeds 3` trains
     and measures every combination with every seed. NAME is a recipe, an ablation of this package (listed below), an
     ablation or recipe of your own as FILE.py:NAME, or the folder of an ablation, which is continued. Runs that differ
-    in sampling alone are trained once. What is finished is not run again; a run that fails is a row of the report. Started
-    again on the same folder, on this or another machine, it shares the runs that are left. On Slurm: `unnoise submit
-    --jobs 8 ablate NAME --out FOLDER`.
+    in sampling alone are trained once. What is finished is not run again; a run that fails is a row of the report.
+    Started again on the same folder, on this or another machine, it shares the runs that are left. On Slurm:
+    `unnoise submit --jobs 8 ablate NAME --out FOLDER`.
     """
 
     name: tyro.conf.Positional[str]
     """A recipe such as ddpm-digits, an ablation, FILE.py:NAME, or the folder of an ablation."""
+
+
+listed = "\n".join(f"- {name}: {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in ABLATIONS.items())
+Ablate.__doc__ = f"{inspect.getdoc(Ablate)}\n\nAblations of this package:\n\n{listed}"
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,10 @@ def factor_of(text: str, recipe: Recipe) -> tuple[str, dict[str, Any]]:
 def change_of(path: str, level: str, recipe: Recipe) -> Change:
     """Returns the change of a setup that gives a setting a value in the notation of parts."""
     if path == "average":
-        average_named(level)
+        try:
+            average_named(level)
+        except UsageError as error:
+            raise UsageError(f"--vary average={level}: {error}") from error
         return lambda setup: replace(setup, average=level)
     known = {s.path: s for s in settings_of(recipe, recipe.catalog, WITHOUT)}
     head = next((p for p in (*known, *recipe.shorthands) if path == p or path.startswith(f"{p}.")), None)
@@ -243,6 +251,7 @@ def negated(path: str) -> str:
 def begin(ablation: Ablation, options: Any) -> None:
     """Writes the plan of an ablation into its folder, and does its runs."""
     out = options.out
+    refuse_processes(options.processes)
     if out.is_dir() and any(out.iterdir()) and not (out / PLAN).is_file():
         raise UsageError(f"--out {out} contains something else than an ablation: give another folder")
     with emptied(out) as folder:
@@ -253,8 +262,7 @@ def begin(ablation: Ablation, options: Any) -> None:
 
 def perform(plan: Plan, options: Any) -> None:
     """Does the runs of a plan that are left, and writes the report."""
-    if options.processes is not None and options.processes < 1:
-        raise UsageError(f"--processes {options.processes}: give a whole number of at least 1")
+    refuse_processes(options.processes)
     if options.worker:
         work(plan, say=lambda line: print(line, flush=True))
         return
@@ -273,6 +281,12 @@ def perform(plan: Plan, options: Any) -> None:
         modules = [word for file in IMPORTED for word in ("--module", file)]
         work_in_processes(plan, processes, modules, bar, beside_bar)
     report(plan)
+
+
+def refuse_processes(number: int | None) -> None:
+    """Raises `UsageError` for a number of processes below 1."""
+    if number is not None and number < 1:
+        raise UsageError(f"--processes {number}: give a whole number of at least 1")
 
 
 def report(plan: Plan) -> None:

@@ -23,7 +23,7 @@ from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import launch_line
 from ..recipes import RECIPES
-from . import check_data, commands, compare, doctor, evaluating, recipes, sampling, slurm, training
+from . import ablate, check_data, commands, compare, doctor, evaluating, recipes, sampling, slurm, training
 from .arguments import values_of
 
 DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         if number:
             return 130
-        resumes = "--resume" in arguments or arguments[0] == "reproduce"
+        resumes = "--resume" in arguments or arguments[0] in ("reproduce", "ablate")
         again = shlex.join([*launch_line(), *arguments, *([] if resumes else ["--resume"])])
         saved = f" and saved in {stop.folder}" if not stop.unsaved else f" without saving it, because {stop.unsaved}"
         print(f"\nunnoise: stopped after step {stop.step}{saved}; continue with: {again}", file=sys.stderr)
@@ -107,7 +107,7 @@ def parsed(name: str, arguments: list[str]) -> Any:
 
 
 CONFIG = (tyro.conf.PositionalMetavarFromFieldName,)
-ALONE = ("demo", "reproduce")
+ALONE = ("demo", "reproduce", "ablate")
 """The commands that write a folder, and refuse to run in several processes of a launcher."""
 COMMANDS: dict[str, type] = {
     "demo": commands.Demo,
@@ -115,6 +115,7 @@ COMMANDS: dict[str, type] = {
     "train": training.Train,
     "sample": sampling.Sample,
     "evaluate": evaluating.Evaluate,
+    "ablate": ablate.Ablate,
     "compare": compare.Compare,
     "doctor": doctor.Doctor,
     "consolidate": commands.Consolidate,
@@ -137,15 +138,17 @@ def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
         UsageError: for such a command without the recipe or run as its first argument.
     """
     needs = {"train": "recipe", "reproduce": "recipe", "sample": "run", "evaluate": "run", "check-data": "data"}
+    needs |= {"ablate": "name"}
     if name not in (*needs, "submit") or (arguments and arguments[0] in ("-h", "--help")):
         return COMMANDS[name], arguments
     if name == "submit":
         return slurm.options_for(arguments, main, parsed)
     if not arguments or arguments[0].startswith("-"):
-        lists = "; `unnoise recipes` lists them" * (needs[name] == "recipe")
+        lists = {"recipe": "; `unnoise recipes` lists them", "name": "; `unnoise ablate --help` lists the ablations"}
+        lists = lists.get(needs[name], "")
         raise UsageError(f"give a {needs[name]}: unnoise {name} {needs[name].upper()} [options]{lists}")
-    if name == "check-data":
-        return check_data.options_for(arguments[0], arguments[1:])
+    if name in ("check-data", "ablate"):
+        return (check_data if name == "check-data" else ablate).options_for(arguments[0], arguments[1:])
     module = {"sample": sampling, "evaluate": evaluating}.get(name, training)
     return module.options_for(name, arguments[0], arguments[1:])
 

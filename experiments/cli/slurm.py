@@ -20,9 +20,9 @@ from ...shared.errors import UsageError
 from ...shared.training.folder import writable
 from ..program import program
 
-CARRIED = ("train", "reproduce", "sample", "evaluate")
+CARRIED = ("train", "reproduce", "sample", "evaluate", "ablate")
 """The commands that a job can run."""
-CONTINUED = ("train", "reproduce")
+CONTINUED = ("train", "reproduce", "ablate")
 """Those of them that continue where they were stopped."""
 INTERRUPTED = 130
 """Exit status of a command that was stopped by a signal."""
@@ -30,7 +30,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Submit:
-    """Submits `unnoise train`, `reproduce`, `sample` or `evaluate` as a job of Slurm: one process for each GPU.
+    """Submits `unnoise train`, `reproduce`, `sample`, `evaluate` or `ablate` as a job of Slurm: a process for each GPU.
 
     Written before the command, as in `unnoise submit --nodes 2 --gpus-per-node 8 --hours 24 train ddpm-cifar10 --out
     runs/cifar10`. Before its time ends, a job of `train` or `reproduce` saves a checkpoint, is requeued and continues;
@@ -43,6 +43,8 @@ class Submit:
     """Number of nodes."""
     gpus_per_node: int = 1
     """Number of GPUs of each node, 0 for a job on CPUs."""
+    jobs: int = 1
+    """Number of equal jobs, which share the runs of an ablation: for ablate alone, with one process each."""
     processes_per_node: int | None = None
     """Number of processes of each node; None for one for each GPU."""
     cpus_per_process: int = 8
@@ -67,7 +69,7 @@ class Submit:
     """Whether to run the processes on this machine, without Slurm, to try a command; waits for their end."""
 
     def __post_init__(self) -> None:
-        least = {"nodes": 1, "gpus_per_node": 0, "cpus_per_process": 1, "requeues": 0, "notice": 1}
+        least = {"nodes": 1, "jobs": 1, "gpus_per_node": 0, "cpus_per_process": 1, "requeues": 0, "notice": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise UsageError(f"{name}={getattr(self, name)}: give a whole number of at least {smallest}")
@@ -78,6 +80,10 @@ class Submit:
             raise UsageError(f"hours={self.hours:g}: give more than the {self.notice} s of --notice")
         if wrong := [text for text in self.slurm if not text.partition("=")[2]]:
             raise UsageError(f"slurm={wrong[0]}: give NAME=VALUE, such as qos=high")
+        if self.jobs > 1 and "ablate" not in self.command:
+            raise UsageError(f"jobs={self.jobs}: only an ablation is shared by several jobs: leave out --jobs")
+        if "ablate" in self.command and self.nodes * self.processes > 1:
+            raise UsageError("a job of an ablation has one process: give --jobs N in place of nodes, GPUs or processes")
         if self.local and self.nodes > 1:
             raise UsageError(f"nodes={self.nodes}: --local runs on this machine alone: leave out --nodes")
 
@@ -133,7 +139,7 @@ def options_for(
 
 
 def submit(options: Submit, job: Job) -> None:
-    """Submits a job, and prints its number, its log and how to stop it; a local one is waited for."""
+    """Submits the jobs, and prints their numbers, their logs and how to stop them; local ones are waited for."""
     submitit = submitit_module()
     if not options.local and shutil.which("sbatch") is None:
         raise UsageError(
@@ -141,7 +147,12 @@ def submit(options: Submit, job: Job) -> None:
         )
     executor = submitit.AutoExecutor(folder=writable(options.logs), cluster="local" if options.local else "slurm")
     executor.update_parameters(**options.parameters())
-    submitted = executor.submit(job)
+    for _ in range(options.jobs):
+        follow(executor.submit(job), options, job)
+
+
+def follow(submitted: Any, options: Submit, job: Job) -> None:
+    """Prints the number and the log of a submitted job; a local one is waited for, and its output printed."""
     log = submitted.paths.stdout
     print(f"job {submitted.job_id}: {program()} {shlex.join(job.arguments)}\nlog: {log}", flush=True)
     if not options.local:
