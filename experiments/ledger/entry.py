@@ -230,7 +230,7 @@ def bits(
     return Expected(unit, value, protocol, at, source, error, bound, recalled)
 
 
-def digits(paper: str, parameters: int, *here: Here, channels: int = 1, data: str = "digits") -> Entry:
+def digits(paper: str, parameters: int, *here: Here, channels: int = 1, data: str = "digits", note: str = "") -> Entry:
     """Returns the entry of the recipe of a paper for the bundled digits."""
     return Entry(
         recipe=f"{paper}-digits",
@@ -241,6 +241,7 @@ def digits(paper: str, parameters: int, *here: Here, channels: int = 1, data: st
         parameters=parameters,
         time="about two and a half minutes on two cores",
         here=here,
+        note=note,
     )
 
 

@@ -181,6 +181,7 @@ GUIDED = Paper(
                 fid("2.97", "guidance scale 0.5", "table 5", ADM_FID),
                 fid("5.98", "25 DDIM steps, guidance scale 1.25", "table 5", ADM_FID),
             ),
+            note="the cost is that of the model, without its classifier",
         ),
         Entry(
             "guided-diffusion-imagenet256",
@@ -193,6 +194,7 @@ GUIDED = Paper(
                 fid("9.11", "guidance scale 10", "table 4", ADM_FID),
                 fid("5.44", "25 DDIM steps, guidance scale 2.5", protocol=ADM_FID),
             ),
+            note="the cost is that of the model, without its classifier",
         ),
         Entry(
             "guided-diffusion-lsun256",
@@ -275,14 +277,14 @@ DISTILLATION = Paper(
                 fid("2.75", "teacher, velocity, truncated SNR, DDIM", "table 1"),
                 fid("2.51", "teacher of the paper, which predicts the image, DDIM", "table 1"),
             ),
-            note="the students of the paper have a teacher that predicts the image; the blocks of its network differ",
+            note="the students of the paper have a teacher that predicts the image; the cost is that of the teacher",
         ),
         Entry(
             "progressive-distillation-imagenet64",
             **folder("ImageNet", 64),
             network="U-Net of this package, 192 channels",
             parameters=277_189_059,
-            note="the paper shows figure 4, and the recipe quotes no number",
+            note="the paper shows figure 4, and the recipe quotes no number; the cost is that of the teacher",
         ),
         digits(
             "progressive-distillation",

@@ -268,6 +268,7 @@ BRIDGE = Paper(
                 "2026-11-21",
                 "DDPM by Euler-Maruyama on VP, 100 evaluations, 300 samples",
             ),
+            note="five models are trained; cost and time are those of one",
         ),
         mnist("bridge", 6_946_881),
         smoke("bridge", 12_265),
