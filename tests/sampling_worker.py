@@ -1,10 +1,11 @@
-"""Draws and measures runs by the command line and from Python, as one process or as one of several of torchrun."""
+"""Draws and measures runs by the command line and from Python, in one process or in two."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
+from two_processes import in_two_processes
 
 import unnoise
 from unnoise.experiments.cli import main
@@ -38,4 +39,4 @@ def work(home: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    work(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(not in_two_processes(lambda rank: work(Path(sys.argv[1]), Path(sys.argv[2]))))

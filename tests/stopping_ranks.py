@@ -6,13 +6,13 @@ Writes a line for each process and phase: `PHASE RANK: ...`.
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import torch
 from damaged_runs import batches, config, objective
+from two_processes import in_two_processes
 
 from unnoise.shared.distributed import processes
 from unnoise.shared.training import Trainer
@@ -21,25 +21,15 @@ from unnoise.shared.training.stopping import Interrupted
 
 def phase(name, work):
     """Runs `work(rank)` in two connected processes."""
-    children = []
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    for rank in range(2):
-        if child := os.fork():
-            children.append(child)
-            continue
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def connected(rank):
         try:
             with processes("cpu"):
                 print(f"{name} {rank}: {work(rank)}", flush=True)
         except Exception as error:
             print(f"{name} {rank}: {type(error).__name__} {error}", flush=True)
-        finally:
-            os._exit(0)
-    for child in children:
-        os.waitpid(child, 0)
+
+    in_two_processes(connected)
 
 
 def stopped(folder, asked):

@@ -19,7 +19,7 @@ from unnoise.shared.objective import Stratified, antithetic, independent, times_
 from unnoise.shared.random import Streams, kept, normal, place_words, row_words, uniform
 from unnoise.shared.training import load
 
-STEPS = 20
+STEPS, HALF = 12, 6
 
 
 def same_weights(a, b, **close):
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
     processes.run(home / "one", STEPS)
     processes.run(home / "importance", STEPS, kind="importance")
-    processes.run(home / "half", 10)
+    processes.run(home / "half", HALF)
     for name in ("half-replicated", "half-sharded"):
         shutil.copytree(home / "half", home / name)
     jobs = [
@@ -65,7 +65,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["replicated", "sharded", "half-replicated", "half-sharded", "unseeded"])
 def test_two_processes_train_what_one_trains(trained, name):
-    """Losses to 1e-5 over 20 steps, with dropout, flips, dropped conditions, several averages; also after a resume."""
+    """Losses to 1e-5 over 12 steps, with dropout, flips, dropped conditions, several averages; also after a resume."""
     one, two = processes.losses(trained / "one"), processes.losses(trained / name)
     assert len(one) == len(two) == STEPS
     assert two == pytest.approx(one, rel=1e-5)
@@ -80,7 +80,7 @@ def test_divided_weights_train_what_replicated_ones_train(trained):
 
 @pytest.mark.parametrize("name", ["replicated", "sharded", "half-sharded"])
 def test_snapshots_of_power_functions_are_whole(trained, name):
-    for step in (10, STEPS):
+    for step in (HALF, STEPS):
         one, two = (load_file(trained / run / f"averages/{step:08d}.safetensors") for run in ("one", name))
         assert one.keys() == two.keys() == {f"average1.{n}" for n, _ in processes.objective().named_parameters()}
         for key, value in one.items():
@@ -91,7 +91,7 @@ def test_snapshots_of_power_functions_are_whole(trained, name):
 def test_one_process_goes_on_from_two(trained, tmp_path, name):
     shutil.copytree(trained / name, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / f"{STEPS:08d}")
-    assert (tmp_path / "run" / "checkpoints" / "00000010" / "parts").is_dir() is (name == "sharded")
+    assert (tmp_path / "run" / "checkpoints" / f"{HALF:08d}" / "parts").is_dir() is (name == "sharded")
     processes.run(tmp_path / "run", STEPS, resume=True)
     assert processes.losses(tmp_path / "run") == pytest.approx(processes.losses(trained / "one"), rel=1e-5)
 
@@ -106,7 +106,7 @@ def test_adaptive_times_see_the_whole_batch(trained):
     assert (counts[0] >= 2).all(), "the steps are drawn by their losses at the end"
 
 
-@pytest.mark.parametrize("size", [1, 5, 6])
+@pytest.mark.parametrize("size", [1, 5])
 def test_micro_batches_train_what_one_pass_trains(trained, tmp_path, size):
     processes.run(tmp_path / "run", STEPS, micro_batch=size, recompute=size == 5)
     assert processes.losses(tmp_path / "run") == pytest.approx(processes.losses(trained / "one"), rel=1e-5)
@@ -180,7 +180,7 @@ def test_dropout_belongs_to_the_example():
 def test_checkpoints_are_put_together_on_demand(trained, tmp_path, capsys):
     """By `unnoise consolidate RUN`; the tensors stay as they are."""
     shutil.copytree(trained / "sharded", tmp_path / "run")
-    half = tmp_path / "run" / "checkpoints" / "00000010"
+    half = tmp_path / "run" / "checkpoints" / f"{HALF:08d}"
     before = load(half).tensors
     assert main(["consolidate", str(tmp_path / "run")]) == 0
     assert f"{half}/tensors.safetensors\n" in capsys.readouterr().out

@@ -47,10 +47,9 @@ def test_two_processes_equal_one(home, tmp_path, capfd):
     finally:
         torch.set_num_threads(threads)
     capfd.readouterr()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     worker = Path(__file__).with_name("sampling_worker.py")
     done = subprocess.run(
-        [*launch, worker, home, two],
+        [sys.executable, worker, home, two],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
