@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,9 @@ from unnoise.experiments import evaluation
 from unnoise.experiments.cli import main
 from unnoise.experiments.image_data import Images
 from unnoise.experiments.recipes import RECIPES
+from unnoise.experiments.studies import demo
 from unnoise.experiments.text_data import Text
+from unnoise.shared.errors import UsageError
 
 
 def run(capsys, *arguments):
@@ -250,7 +253,14 @@ def test_train_sample_evaluate_resume(capsys, tmp_path, monkeypatch, recipe):
 
 def test_ctrl_c_says_how_to_resume(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    threading.Timer(4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    log = tmp_path / "runs" / "ddpm-smoke" / "metrics.jsonl"
+
+    def interrupt_after_a_step():
+        while not (log.exists() and log.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_after_a_step, daemon=True).start()
     status, _, err = run(
         capsys,
         "train",
@@ -261,6 +271,8 @@ def test_ctrl_c_says_how_to_resume(capsys, tmp_path, monkeypatch):
         10**6,
         "--training.watch-every",
         0,
+        "--training.log-every",
+        1,
     )
     assert status == 130
     message = re.search(r"stopped after step (\d+) and saved in runs/ddpm-smoke; continue with: (.*)$", err.strip())
@@ -285,10 +297,16 @@ def test_demo_smoke(capsys, tmp_path, monkeypatch):
     results = json.loads((folder / "results.json").read_text())
     assert [r["model"] for r in results[:3]] == ["baseline: pixels alone", "real, held out", "real, training"]
     assert all(r["evaluations"] > 0 for r in results[3:])
-    assert run(capsys, "demo", "--smoke")[0] == 0  # a second run keeps the first
-    assert (tmp_path / "runs" / "demo.1" / "report.html").exists()
     assert run(capsys, "demo", "--smoke", "--resume")[0] == 0
     assert "has other settings" in run(capsys, "demo", "--smoke", "--resume", "--seed", 1)[2]
+
+    def stops(*_, **__):
+        raise UsageError("stops here")
+
+    monkeypatch.setattr(demo, "train_recipe", stops)
+    assert "stops here" in run(capsys, "demo", "--smoke")[2]  # a second run keeps the first
+    assert (tmp_path / "runs" / "demo.1" / "report.html").exists()
+    assert not (tmp_path / "runs" / "demo" / "report.html").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     assert "exists and is not a demo" in run(capsys, "demo", "--smoke", "--out", "mine")[2]

@@ -109,7 +109,7 @@ PAIRS = [
     for sampler in SAMPLERS
     if sampler in SOME.get(schedule, SAMPLERS) and schedule in THERE.get(sampler, SCHEDULES)
 ]
-COUNT, STEPS = 6000, 400
+COUNT, STEPS = 3000, 400
 
 
 def marked(pairs):

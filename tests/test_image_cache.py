@@ -248,9 +248,18 @@ def test_worker_processes_decode_the_same(tmp_path, monkeypatch):
 
 def test_processes_write_one_file(tmp_path, folder):
     root = pictures(tmp_path / "a", 40)
-    code = f"from unnoise.shared.data import image_dataset; print(len(image_dataset({str(root)!r}, memory='mapped').k))"
-    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
-    assert [p.communicate()[0] for p in running] == [b"40\n"] * 2
+    code = """
+        import os, sys
+        from unnoise.shared.data import image_dataset
+
+        parent = os.getpid()
+        children = [os.fork() for _ in range(2) if os.getpid() == parent]
+        if os.getpid() == parent:
+            raise SystemExit(max(os.waitpid(child, 0)[1] for child in children) != 0)
+        print(len(image_dataset(sys.argv[1], memory="mapped").k), flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(root)]
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout == b"40\n" * 2
     assert [p.suffix for p in sorted(folder.iterdir())] == [".arrow", ".lock"]
 
 

@@ -34,7 +34,7 @@ def seeded():
 
 
 def likelihood(network, trace=None):
-    coded = sde.ChangeOfVariables(sde.Learned(network, sde.VP()), trace=trace, integrator=sde.Adaptive(1e-2, 1e-2))
+    coded = sde.ChangeOfVariables(sde.Learned(network, sde.VP()), trace=trace, integrator=sde.Adaptive(0.1, 0.1))
     x0 = torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4)
     return coded(x0, generator=seeded(), label=torch.tensor([0, 2])).nats
 
@@ -47,7 +47,7 @@ def guided(networks):
 
 def guided_likelihood(networks):
     denoiser = ClassifierGuided(sde.Learned(networks[0], sde.VP()), NoisyClassifier(networks[1], sde.VP()), 2.0)
-    coded = sde.ChangeOfVariables(denoiser, integrator=sde.Adaptive(1e-2, 1e-2))
+    coded = sde.ChangeOfVariables(denoiser, integrator=sde.Adaptive(0.1, 0.1))
     return coded(torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4), generator=seeded(), label=torch.tensor([0, 2])).nats
 
 
