@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from ..errors import UsageError, shown
 from ..progress import Progress, silent
 from ..quantization import Quantization
+from ..training.precision import PRECISIONS
 from .features import Features, digest_of, to_bytes, to_rgb
 from .inception_weights import inception_weights
 from .resizing import tensorflow_bilinear
@@ -235,7 +236,7 @@ class Inception(Features):
 
     Args:
         weights: the state dict; None for the published weights, which are downloaded once.
-        device: where the network runs.
+        device: where the network runs; None for a GPU where there is one.
         progress: how to report the progress of the download.
 
     Raises:
@@ -249,11 +250,12 @@ class Inception(Features):
     def __init__(
         self,
         weights: Mapping[str, Tensor] | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         progress: Progress = silent,
     ) -> None:
         state = read_weights(inception_weights(progress)) if weights is None else weights
-        self.network, self.device = network_of(state).to(device), torch.device(device)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = network_of(state).to(self.device)
         self._digest = digest_of({name: value for name, value in state.items() if "num_batches" not in name})
 
     @property
@@ -273,7 +275,8 @@ class Inception(Features):
         """
         pooled, spatial = [], []
         for part in to_rgb(to_bytes(k, quantization)).split(BATCH):
-            found = self.network(part.to(self.device))
+            with PRECISIONS["float32"].products():
+                found = self.network(part.to(self.device))
             pooled.append(found["2048"].cpu())
             spatial.append(found["spatial"][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
         return torch.cat(pooled), torch.cat(spatial)
@@ -281,7 +284,7 @@ class Inception(Features):
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
         """Returns the logits of 1008 classes without their biases, as the Inception score takes them."""
-        return (features.to(self.device) @ self.network.fc.weight.T).cpu()
+        return features.cpu() @ self.network.fc.weight.T.cpu()
 
 
 def network_of(state: Mapping[str, Tensor]) -> InceptionV3:

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from ..errors import UsageError, shown
 from ..progress import Progress, silent
 from ..quantization import Quantization
+from ..training.precision import PRECISIONS
 from .features import Features, digest_of, to_bytes, to_rgb
 from .inception import Inception
 from .pixels import Pixels
@@ -60,14 +61,14 @@ class TransformersFeatures(Features):
         kind: `dinov2` or `clip`.
         model: a name on the Hub or a folder, with `config.json` and `model.safetensors`; None for the published weights
             that papers use, `facebook/dinov2-large` or `openai/clip-vit-large-patch14`.
-        device: where the network runs.
+        device: where the network runs; None for a GPU where there is one.
 
     Raises:
         UsageError: without the package transformers, or where the model cannot be loaded.
     """
 
-    def __init__(self, kind: str, model: str | None = None, device: torch.device | str = "cpu") -> None:
-        self.kind, self.device = KINDS[kind], torch.device(device)
+    def __init__(self, kind: str, model: str | None = None, device: torch.device | str | None = None) -> None:
+        self.kind, self.device = KINDS[kind], torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = loaded(self.kind, model or self.kind.model).float().eval().requires_grad_(False).to(self.device)
         self._digest, config = digest_of(self.network.state_dict()), self.network.config
         self.pixels: int = config.image_size if kind == "clip" else SIZE
@@ -85,7 +86,8 @@ class TransformersFeatures(Features):
         parts = []
         for part in to_rgb(to_bytes(k, quantization)).split(BATCH):
             x = interpolate(part.float() / 255, (self.pixels, self.pixels), mode="bicubic", antialias=True).clamp(0, 1)
-            found = self.network(pixel_values=((x - mean) / deviation).to(self.device))
+            with PRECISIONS["float32"].products():
+                found = self.network(pixel_values=((x - mean) / deviation).to(self.device))
             parts.append(found[self.kind.output].cpu())
         return torch.cat(parts)
 
@@ -115,7 +117,7 @@ def loaded(kind: Kind, model: str) -> Any:
         ) from error
 
 
-def features_named(name: str, *, device: torch.device | str = "cpu", progress: Progress = silent) -> Features:
+def features_named(name: str, *, device: torch.device | str | None = None, progress: Progress = silent) -> Features:
     """Returns the extractor of a name in `NAMED`, with published weights.
 
     Raises:

@@ -22,7 +22,7 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def inception(state) -> Inception:
-    return Inception(state)
+    return Inception(state, device="cpu")
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -54,7 +54,7 @@ def test_published_file_loads(state, inception):
         names = InceptionV3().state_dict()
     counters = {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")}
     assert len(state | counters) == 566, "the number of tensors in pt_inception-2015-12-05-6726825d.pth"
-    assert Inception(state | counters).digest == inception.digest
+    assert Inception(state | counters, device="cpu").digest == inception.digest
     for wrong in ({name: value for name, value in state.items() if name != "fc.bias"}, state | {"more": torch.ones(1)}):
         with pytest.raises(UsageError, match="not the weights of FID's Inception v3"):
             Inception(wrong)
@@ -62,13 +62,30 @@ def test_published_file_loads(state, inception):
 
 def test_spatial_features(inception):
     """Seven channels of the 1x1 branch of Mixed_6d at 17 x 17 positions, channel last, and gray images as RGB."""
-    images, branch = FIXTURE["images_32x32"][:1, :1], []
-    hook = inception.network.Mixed_6d.branch1x1.register_forward_hook(lambda *args: branch.append(args[2]))
+    images, branch, rounded = FIXTURE["images_32x32"][:1, :1], [], []
+
+    def record(network, x, out):
+        branch.append(out)
+        rounded.append(torch.backends.cudnn.allow_tf32)
+
+    hook = inception.network.Mixed_6d.branch1x1.register_forward_hook(record)
     pooled, spatial = inception.with_spatial(images.long() // 17, Quantization(16))
     hook.remove()
+    assert rounded == [False], "TF32 on a GPU would change features by 1e-3"
     assert pooled.shape == (1, 2048)
     assert spatial.shape == (1, 17 * 17 * 7)
     assert torch.equal(spatial.view(17, 17, 7)[3, 5], branch[0][0, :7, 3, 5])
     with torch.inference_mode():
         same = inception.network((images // 17 * 17).expand(-1, 3, -1, -1))
     assert torch.equal(pooled, same["2048"])
+
+
+@pytest.mark.device
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no NVIDIA GPU")
+def test_features_on_a_gpu(state):
+    inception = Inception(state)
+    assert inception.device.type == "cuda"
+    for group in GROUPS:
+        found = inception.of(FIXTURE[f"images_{group}"], Quantization())
+        assert_samples_close(found, FIXTURE[f"{group}.2048"])
+        assert_samples_close(inception.logits(found), FIXTURE[f"{group}.logits_unbiased"])
