@@ -120,7 +120,7 @@ def image_measures(
     note = ""
     if held_out is not None:
         rows, of_real = _rows(len(held_out[0]), len(k), seed), held_out[0]
-        possible = [name for name in chosen if len(rows) >= _needed(name)]
+        possible = [name for name in chosen if len(rows) >= images_needed(name)]
         if possible:
             real = _measured(features, of_real[rows], held_out[1], reference, possible, seed, progress)
         note = f"real data: {len(rows):,} images" if len(rows) < len(k) else ""
@@ -176,8 +176,8 @@ def _checked(
     return tuple(name for name in MEASURES if name in which)
 
 
-def _needed(name: str) -> int:
-    """Returns the least number of images for a measure."""
+def images_needed(name: str) -> int:
+    """Returns the least number of images for a measure; `image_measures` refuses fewer."""
     return {"inception_score": SPLITS, "memorized": 1}.get(name, BALLS + 1 if name in OF_NEIGHBORS else 2)
 
 
@@ -186,11 +186,9 @@ def _refuse_few(count: int, chosen: Sequence[str], reference: Reference) -> None
     if count == 0:
         raise UsageError("there are no images to measure: draw samples, or give a folder or file that has some")
     for name in chosen:
-        if count < _needed(name):
-            raise UsageError(
-                f"{name} needs at least {_needed(name)} images, and there {'is' if count == 1 else 'are'} {count}: "
-                "draw more"
-            )
+        if count < (least := images_needed(name)):
+            have = f"there {'is' if count == 1 else 'are'} {count}"
+            raise UsageError(f"{name} needs at least {least} images, and {have}: draw more")
         if name in OF_NEIGHBORS and reference.count <= max(BALLS, DENSITY_BALLS):
             raise UsageError(
                 f"{name} needs at least {max(BALLS, DENSITY_BALLS) + 1} reference images, and {reference.name} has "
