@@ -56,8 +56,9 @@ class Sample:
 
     Images are written as one picture, a folder of PNGs or an .npz file, text as a text or .npz file, arrays as an
     .npz or .npy file; earlier samples are never overwritten. Sample i depends on the seed and on i, not on how many are
-    drawn at a time. `unnoise sample RUN --help` also lists the sampler's settings of that run. Several GPUs share the
-    samples: `torchrun --nproc-per-node 8 -m unnoise sample RUN --count 50000`.
+    drawn at a time. Each chunk is written as soon as it is drawn: a command that was stopped goes on when it is given
+    again. `unnoise sample RUN --help` also lists the sampler's settings of that run. Several GPUs share the samples:
+    `torchrun --nproc-per-node 8 -m unnoise sample RUN --count 50000`.
     """
 
     run: tyro.conf.Positional[Path]
