@@ -45,14 +45,22 @@ class TextData(Structure):
     """What is needed of the data of a recipe of text."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the text."""
+        ...
 
-    def measured_split(self) -> str: ...
+    def measured_split(self) -> str:
+        """Returns the split that a model is measured on."""
+        ...
 
-    def corpus(self, name: str) -> tuple[TextDataset, str]: ...
+    def corpus(self, name: str) -> tuple[TextDataset, str]:
+        """Returns another text in the tokens of this one, and what it is in words."""
+        ...
 
     @property
-    def wrapping(self) -> str: ...
+    def wrapping(self) -> str:
+        """How documents fill windows, in words."""
+        ...
 
 
 def evaluate_text(

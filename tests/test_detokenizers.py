@@ -35,6 +35,7 @@ from unnoise.shared.errors import UsageError
         ("lambada", " \N{LEFT DOUBLE QUOTATION MARK}so\N{RIGHT DOUBLE QUOTATION MARK} he said \n", '\n"so" he said'),
         ("ag_news", "Reuters - a , b .", "Reuters - a , b ."),
         ("scientific_papers", "we use @-@ x , as ( a ) / b 'll", "we use-x, as (a)/b'll"),
+        ("scientific_papers", "in a N .", "in a 1."),  # WikiText's rules come first
         ("none", " a , b ", " a , b "),
     ],
 )

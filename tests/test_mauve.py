@@ -69,8 +69,21 @@ def test_features(generator):
     half = torch.cat([far[:50], a[:50]])
     assert found.area < mauve(half, a, clusters=3).area < 1
     assert mauve(a, b).clusters == 10
+    assert mauve(a, torch.cat([a, b]), clusters=2).area == pytest.approx(1)  # frequencies, whatever the sizes
     # Clusters are those of directions, since features are scaled to length one.
     assert mauve(100 * a, b, clusters=2).area == pytest.approx(1)
+
+
+def test_the_best_of_the_restarts_is_taken(generator, monkeypatch):
+    labels = torch.arange(8) % 2
+    found = iter([(labels * 0, 3.0), (labels, 1.0), (torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 2.0)])
+    monkeypatch.setattr("unnoise.shared.metrics.mauve.k_means", lambda x, number, generator: next(found))
+    x = torch.randn(4, 3, generator=generator)
+    p = [0.5, 0.5]
+    assert mauve(x, x, clusters=2, restarts=3).area == pytest.approx(area_under(curve_of(p, p)))
+    assert next(found, None) is None
+    found = iter([(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 1.0), (labels, 2.0)])
+    assert mauve(x, x, clusters=2, restarts=2).area < 0.01
 
 
 def test_components_keep_the_share_of_the_variance(generator):

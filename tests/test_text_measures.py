@@ -8,7 +8,7 @@ import torch
 
 from unnoise.experiments.papers import mdlm
 from unnoise.experiments.text_measures import code, evaluate_text, figures_of, zero_shot
-from unnoise.shared.data import CharacterTokenizer, TextDataset, characters, subwords, train_tokenizer
+from unnoise.shared.data import CharacterTokenizer, SubwordTokenizer, TextDataset, characters, subwords, train_tokenizer
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.metrics import ngrams
 from unnoise.shared.metrics.causal import CausalScore
@@ -95,6 +95,9 @@ def test_the_content_of_a_text_is_that_of_its_documents(corpus):
     assert sizes[0].content == sizes[1].content
     assert sizes[0].tokens != sizes[1].tokens
     assert sizes[0].content != subwords(str(corpus), "train[:50%]", 8, sizes[0].tokenizer).content
+    spaced = SubwordTokenizer(sizes[0].tokenizer.json.replace('"add_prefix_space":false', '"add_prefix_space":true'))
+    assert spaced.json != sizes[0].tokenizer.json
+    assert subwords(str(corpus), "train", 8, spaced).content == sizes[0].content  # which decodes with a space first
     by_line = subwords(str(corpus), "train", 8, sizes[0].tokenizer, documents="lines")
     assert sizes[0].content != by_line.content  # whose perplexity per word is another
 
@@ -206,6 +209,24 @@ def test_code_lengths_have_errors_and_protocols(model):
     assert of_text.samples == 0  # figures of a whole text are compared between tokenizers
     assert "27 characters" not in of_text.settings
     assert "27 characters" in whole.measurement("bits_per_token").protocol.settings
+
+
+def test_figures_given_the_padding(corpus, tmp_path):
+    train_tokenizer([corpus.read_text()], 270).save(tmp_path / "tokenizer.json")
+    recipe = mdlm.smoke()
+    data = replace(recipe.data, name=str(corpus), tokenizer=str(tmp_path / "tokenizer.json"), layout="padded")
+    recipe = replace(recipe, data=data)
+    test = recipe.load("test")
+    denoiser = recipe.objective(test.shape, test.quantization).denoiser.eval()
+    found = code(recipe, denoiser, test, 5)
+    tokens = int((test.windows[:5] != test.padding).sum())
+    saved = 5 * math.log2(test.length + 1) / tokens  # the bits of the length of each window
+    assert found["bits_per_token_given_padding"] == pytest.approx(found["bits_per_token"] - saved)
+    given = found.measurement("perplexity_per_token_given_padding")
+    assert given.value == pytest.approx(2 ** found["bits_per_token_given_padding"])
+    assert given.error == pytest.approx(given.value * found["standard_error"] * math.log(2))
+    assert found.measurement("bits_per_token_given_padding").unit == "bits/token"
+    assert recipe.data.wrapping == "one document in each window, cut or padded"
 
 
 def test_zero_shot_code_lengths(model, tmp_path):
