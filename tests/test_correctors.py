@@ -137,7 +137,9 @@ def test_corrector_alone_reproduces_a_gaussian(name, generator):
         assert stats.kstest(x[:, axis].numpy(), cdf).statistic < 0.035
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("ve", "table") else ()) for n in SCHEDULES]
+)
 def test_corrector_alone_reproduces_a_mixture(name, generator):
     """Its weights too, which are set at the noise levels where chains still move between the components."""
     weights = torch.tensor([0.7, 0.3], dtype=torch.float64)

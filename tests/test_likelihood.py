@@ -71,12 +71,17 @@ def test_the_code_length_is_the_negative_log_density(name, coordinates, generato
     assert not code.data.any()
 
 
+INTEGRATORS = (Adaptive(1e-9, 1e-9), TorchDiffEq("dopri5", 1e-9, 1e-9), SciPy("RK45", 1e-9, 1e-9))
+
+
 @pytest.mark.parametrize(
-    "integrator",
-    [Adaptive(1e-9, 1e-9), TorchDiffEq("dopri5", 1e-9, 1e-9), SciPy("RK45", 1e-9, 1e-9)],
-    ids=lambda i: type(i).__name__,
+    ("name", "integrator"),
+    [
+        pytest.param(name, i, id=f"{name}-{type(i).__name__}", marks=pytest.mark.slow if n and name != "vp" else ())
+        for name in ("vp", "ve", "edm", "straight", "noise-levels")
+        for n, i in enumerate(INTEGRATORS)
+    ],
 )
-@pytest.mark.parametrize("name", ["vp", "ve", "edm", "straight", "noise-levels"])
 def test_the_volume_is_that_of_the_flow(name, integrator, generator):
     """`log q_1(x_1) + log-volume = log q_min(x_0)` with the true q_1, to the integrator's precision."""
     oracle, x0 = mixture(SCHEDULES[name]()), data(8, generator)

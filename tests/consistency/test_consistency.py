@@ -120,7 +120,7 @@ def test_kernels_and_divergences_are_sums(process, reverse):
                 close((weight * ours).sum(), divergence(transition, distribution, x0, t, s))
 
 
-@pytest.mark.parametrize(("process", "reverse"), MODELS)
+@pytest.mark.parametrize(("process", "reverse"), some_of(MODELS))
 def test_slopes_of_divergences_are_those_of_the_sums(process, reverse):
     """By the network's output, along a line, of each step of a short grid; `divergence` has a backward pass of its
     own."""
@@ -314,10 +314,9 @@ def test_the_exact_denoisers_bound_is_the_entropy(process, reverse):
         close(total, entropy + gap(ONE), 1e-6)
 
 
-@pytest.mark.parametrize(("process", "reverse"), [*IN_TIME, *((p, "ratios") for p in RATIOS)])
+@pytest.mark.parametrize(("process", "reverse"), some_of([*IN_TIME, *((p, "ratios") for p in RATIOS)]))
 def test_chains_tend_to_the_integral(process, reverse):
-    """The bound of 100, 400 and 1600 steps less the integral falls by 4 and 4: at first order, for a wrong
-    denoiser."""
+    """The bound less the integral falls by 4 as steps grow by 4: at first order, for a wrong denoiser."""
     x0 = torch.tensor([0, 2])
     denoiser = (
         build(process, "ratios") if reverse == "ratios" else wrong(PROCESSES[process](), REVERSES[reverse](), seed=3)
@@ -332,7 +331,7 @@ def test_chains_tend_to_the_integral(process, reverse):
         denoiser.log_ratio = lambda x, t, dtype=None: (oracle.ratio(x, t).log() + off).scatter(-1, x[..., None], 0.0)
     whole = float(whole_integral(denoiser, x0))
     gaps = []
-    for steps in (100, 400, 1600):
+    for steps in (100, 400, 1600) if reverse == "ratios" else (50, 200, 800):
         grid = transition.grid(steps)
         bound, total = VariationalBound(denoiser, steps=grid), 0.0
         seen_at = [seen(transition, t, x0) for t in grid[:-1]]

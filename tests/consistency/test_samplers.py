@@ -268,7 +268,7 @@ def test_a_greedy_end_is_off_by_what_is_noise(process, reverse):
 # ---- wrong denoisers
 
 
-@pytest.mark.parametrize(("process", "reverse"), IN_TIME)
+@pytest.mark.parametrize(("process", "reverse"), some_of(IN_TIME))
 @pytest.mark.parametrize("name", ["Euler", "TauLeaping(single)", "TauLeaping(ordinal)"])
 def test_wrong_denoisers_draw_one_distribution_in_the_limit(process, reverse, name):
     """Steps along the rates tend to what `Ancestral` tends to, whatever the network says: so the bound is of both."""
@@ -286,7 +286,7 @@ def test_wrong_denoisers_draw_one_distribution_in_the_limit(process, reverse, na
     assert errors[1] < 1e-12 or errors[0] / errors[1] == pytest.approx(2, abs=0.5), errors
 
 
-@pytest.mark.parametrize(("process", "reading"), [*MODELS, *((p, "ratios") for p in RATIOS)])
+@pytest.mark.parametrize(("process", "reading"), some_of([*MODELS, *((p, "ratios") for p in RATIOS)]))
 def test_samplers_draw_what_their_steps_say(process, reading):
     """The distribution of whole runs, from the sampler's own start, over three steps."""
     denoiser = build(process, reading)
