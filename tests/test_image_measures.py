@@ -75,7 +75,9 @@ def test_resize_by_loops():
         assert found[0, c, y, x].item() == pytest.approx(value, abs=1e-4)
 
 
-def test_kernel_distance_by_loops():
+def test_kernel_distance_by_loops(monkeypatch):
+    """In blocks of a few rows."""
+    monkeypatch.setattr("unnoise.shared.metrics.kernel.BLOCK_BYTES", 8 * 40 * 7)
     a, b = REAL.numpy(), FAKE.numpy()
     within = [np.mean([kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
     across = np.mean([kernel(x, y) for x in a for y in b])

@@ -12,8 +12,8 @@ from ..errors import UsageError
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 """The number of subsets of KID, and the number of examples in one."""
-BLOCK = 2000
-"""The number of rows of a kernel matrix that are computed at a time."""
+BLOCK_BYTES = 100_000_000
+"""Size of the part of a kernel matrix that is computed at a time."""
 
 
 class KernelDistance(NamedTuple):
@@ -76,4 +76,5 @@ def _within(x: Tensor) -> float:
 
 def _sum(x: Tensor, y: Tensor) -> float:
     """Returns the sum of the kernel over all pairs."""
-    return float(sum((part @ y.T / x.shape[1] + 1).pow(3).sum() for part in x.split(BLOCK)))
+    rows = max(1, BLOCK_BYTES // (8 * len(y)))
+    return float(sum((part @ y.T / x.shape[1] + 1).pow(3).sum() for part in x.split(rows)))
