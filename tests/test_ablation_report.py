@@ -172,9 +172,11 @@ def test_markdown(written):
     ]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     row = next(line for line in lines[text[: text.index("## Cells")].count("\n") :] if "cosine(s=0.02) | noise" in line)
-    assert re.fullmatch(
-        r"\| cosine\(s=0.02\) \| noise \| 8\.\d+ ± 0\.\d+ \| ✓ better \| -1\.\d+ \| -\d\.\d+ to -\d\.\d+ \| .* \| 3 \|",
-        row,
+    cosine = cells(results(), "fid")[2]
+    c, mean = cosine.comparison, cosine.summary
+    assert row == (
+        f"| cosine(s=0.02) | noise | {mean.mean:.2f} ± {mean.deviation:.2f} | ✓ better | {c.difference:+.2f} | "
+        f"{c.low:+.2f} to {c.high:+.2f} | {mean.low:.2f} to {mean.high:.2f} | 3 |"
     )
     assert "| linear | noise | 10." in text
     assert "| baseline |" in text
