@@ -10,6 +10,7 @@ os.environ["MPLBACKEND"] = "agg"
 
 import pytest
 import torch
+from decoded_once import decoded_once
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
@@ -17,3 +18,9 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits_decoded_once():
+    with decoded_once("digits"):
+        yield
