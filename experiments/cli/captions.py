@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,8 @@ def tokenizer_of(options: Any, data: Data) -> SubwordTokenizer:
 def of_samples(options: Any, recipe: Recipe, count: int) -> list[str] | None:
     """Returns the caption of each of `count` samples, the requested ones in turn; None for a model without captions."""
     if (captions := requested(options)) is None:
-        return recipe.data.captions(torch.arange(count))
+        with own_captions(recipe.data):
+            return recipe.data.captions(torch.arange(count))
     return [captions[n % len(captions)] for n in range(count)]
 
 
@@ -85,8 +88,15 @@ def held_out(data: Data, rows: Tensor) -> dict[str, Tensor]:
     Raises:
         UsageError: if the data no longer exist.
     """
-    try:
+    with own_captions(data):
         return data.conditions(rows)
+
+
+@contextmanager
+def own_captions(data: Data) -> Iterator[None]:
+    """Within the block, the error for data that no longer exist names `--caption`, if they have captions."""
+    try:
+        yield
     except Absent as error:
         if data.caption_sizes():
             raise UsageError(f"{error}; captions of your own need no data: give --caption") from error
