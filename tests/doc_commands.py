@@ -20,13 +20,15 @@ from typing import Any
 import datasets  # noqa: F401 - imported once, for the processes of all lines
 import scipy.linalg  # noqa: F401
 import tokenizers  # noqa: F401
+from decoded_once import decoded_once
 
 import unnoise.shared.figures  # noqa: F401
 from unnoise.experiments import evaluation
-from unnoise.experiments.cli import commands, compare, doctor, evaluating, recipes, sampling, slurm, training
+from unnoise.experiments.cli import ablate, commands, compare, doctor, evaluating, recipes, sampling, slurm, training
 from unnoise.experiments.cli.main import main, run
 from unnoise.experiments.recipe import Recipe
 from unnoise.experiments.recipes import find
+from unnoise.shared.data import image_dataset
 
 SMALL = ("digits", "shakespeare")
 """Bundled data that are read in a moment."""
@@ -63,6 +65,7 @@ def parse(words: list[str], of: str | None) -> int:
         *((command, "execute", passed) for command in (commands.Demo, commands.Import, commands.Export)),
         *((command, "execute", passed) for command in (recipes.Recipes, commands.Parts, commands.PlotSchedules)),
         (compare.Compare, "execute", passed),
+        (ablate, "begin", passed),
         (doctor.Doctor, "execute", passed),
         (slurm, "submit", passed),
     ):
@@ -104,7 +107,10 @@ def status(line: dict[str, Any], output: str) -> int:
 
 
 if __name__ == "__main__":
-    for request in sys.stdin:
-        asked = json.loads(request)
-        failed = [line for line in asked["lines"] if status(line, asked["output"])]
-        print(json.dumps([line.get("words") or line["code"] for line in failed]), flush=True)
+    with decoded_once("digits"):
+        for split in ("train", "test"):
+            image_dataset("digits", split=split)
+        for request in sys.stdin:
+            asked = json.loads(request)
+            failed = [line for line in asked["lines"] if status(line, asked["output"])]
+            print(json.dumps([line.get("words") or line["code"] for line in failed]), flush=True)
