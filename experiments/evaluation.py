@@ -258,6 +258,7 @@ def evaluate_images(
     features: Sequence[str | Features] = ("judge",),
     without: Sequence[str] = (),
     statistics: Path | None = None,
+    **of_text: Any,
 ) -> Evaluation:
     """Measures bits/dim of held-out images, and the quality of samples; see `Recipe.evaluate`.
 
@@ -275,9 +276,12 @@ def evaluate_images(
             f"count={count}: a standard error and a Fréchet distance need at least 2 images; give --count 2 or more"
         )
     refuse_without(without, samples)
+    refuse_of_text(of_text)
     if {"code-length", "samples"} <= set(without):
         raise UsageError("without code-length and samples nothing is left to measure: leave out one of the two")
-    judged, others = extractors(features, without, statistics, progress=progress) if is_main() else (False, [])
+    judged, others = False, []
+    if is_main():  # before any work is lost
+        judged, others = extractors(features, without, statistics, device=device_of(denoiser), progress=progress)
     test, train = splits(recipe, progress)
     if train.shape != test.shape:
         raise UsageError(
@@ -331,6 +335,13 @@ def evaluate_images(
     return Evaluation(about | facts | cost(run), [*found, *measured])
 
 
+def refuse_of_text(options: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for options of an evaluation that have no effect without text."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name}={value} has no effect on these data, which are not text: leave it out")
+
+
 def origin_of(recipe: Recipe, run: SamplingRun, seed: int) -> Origin:
     """Returns the origin of samples, without the weights and the precision."""
     own = write(getattr(recipe, "sampler", ""))
@@ -354,9 +365,13 @@ def coded(
 
 
 def short_name(data: Any) -> str:
+    """Returns the name of the data of a recipe for a protocol."""
+    return name_of(getattr(data, "name", "") or getattr(getattr(data, "images", None), "name", "the data"))
+
+
+def name_of(name: str) -> str:
     """Returns the name of a data set for a protocol, of a file or folder the last part of its path."""
-    name = str(getattr(data, "name", "")) or str(getattr(getattr(data, "images", None), "name", "the data"))
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).name if Path(name).exists() else str(name)
 
 
 def captions_in_turn(recipe: Recipe, images: ImageDataset) -> Callable[[Tensor], dict[str, Tensor]] | None:

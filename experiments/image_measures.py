@@ -30,6 +30,8 @@ NAMED = ("judge", "inception", "dinov2", "clip", "pixels")
 """The features that have names."""
 OF_JUDGE = ("frechet", "kid", *OF_NEIGHBORS)
 """The measures on features of the judge."""
+KEYS = ("frechet", "agreement")
+"""The measures whose value of held-out images has a key of its own, NAME_of_held_out."""
 WITHOUT = ("code-length", "samples", "judge", "memorization", *MEASURES)
 """What an evaluation of images can leave out."""
 
@@ -179,7 +181,7 @@ def measure_images(
             seed=seed,
             progress=progress,
         )
-    about |= {f"{m.name}_of_held_out": m.held_out for m in found if m.held_out is not None}
+    about |= {f"{m.name}_of_held_out": m.held_out for m in found if m.name in KEYS and m.held_out is not None}
     return about, [m if origin is None else m.of(origin) for m in found]
 
 
@@ -206,10 +208,10 @@ def judged(
     judge = judge_of(train, progress)
     reference = Reference(real.described(train, "train"), content_hash(train.k), len(judge.reference), judge.reference)
     about: dict[str, Any] = {"judge": judge.name}
-    remark = ""
+    far = unsure = ""
     if test is not None:
         about["judge_accuracy"] = judge.accuracy(test) if judge.name == "mirrored" or test.label is not None else None
-        remark = judge.remark(test)
+        far, unsure = judge.remarks(test)
     found = image_measures(
         judge,
         k,
@@ -220,13 +222,17 @@ def judged(
         seed=seed,
         progress=progress,
     )
-    found = found[:1] + classified(judge, k, test, label) + found[1:]
+    of_classes = classified(judge, k, test, label)
     if about.get("judge_accuracy") is not None:
         known = f"accuracy of the judge {about['judge_accuracy']:.3f}"
         found = [replace(m, note=noted(m.note, known)) if m.name.startswith("frechet") else m for m in found]
-    if remark:
-        found = [replace(m, better="", note=noted(remark, m.note)) for m in found]
-    return about, found
+    found, of_classes = marked(found, far), marked(of_classes, far or unsure)
+    return about, found[:1] + of_classes + found[1:]
+
+
+def marked(found: list[Measurement], remark: str) -> list[Measurement]:
+    """Returns measurements with a remark that they say nothing, where there is one."""
+    return [replace(m, better="", note=noted(remark, m.note)) for m in found] if remark else found
 
 
 def noted(*notes: str) -> str:
@@ -239,7 +245,7 @@ def classified(judge: Judge, k: Examples, test: ImageDataset | None, label: Tens
     if judge.name != "judge":
         return []
     quality = judge.quality(k)
-    real = None if test is None else judge.quality(test.k)
+    real = None if test is None else judge.quality(test.subset(min(len(k), len(test.k))).k)
     protocol = Protocol(judge.name, judge.digest, judge.resize, samples=len(k), settings=f"p > {SURE}")
     found = [
         Measurement(

@@ -27,7 +27,7 @@ from ..shared.quantization import Quantization
 from ..shared.serialization import serializable
 from ..shared.standardization import Standardization
 from ..shared.values import notation
-from .evaluation import bits_per_dim, cost, draw, origin_of, refuse_other_data, short_name, splits
+from .evaluation import bits_per_dim, cost, draw, origin_of, refuse_of_text, refuse_other_data, short_name, splits
 from .parts import write
 from .recipe import Data, Form, Recipe
 
@@ -126,6 +126,7 @@ def evaluate_tensors(
     features: Sequence[Any] = (),
     without: Sequence[str] = (),
     statistics: Path | None = None,
+    **of_text: Any,
 ) -> Evaluation:
     """Measures the code length of held-out examples per dimension, and compares samples with training examples.
 
@@ -149,6 +150,7 @@ def evaluate_tensors(
         features: refused, except for the name `judge`: arrays are compared by blocks of their values.
         without: what is left out, `code-length` or `samples`.
         statistics: refused: arrays have no reference statistics.
+        of_text: refused: options of text.
 
     Raises:
         UsageError: for fewer than two examples, for settings without effect on arrays, and for data other than those of
@@ -156,6 +158,7 @@ def evaluate_tensors(
     """
     if count is not None and count < 2:
         raise UsageError(f"count={count}: a standard error needs at least 2 examples; give --count 2 or more")
+    refuse_of_text(of_text)
     refuse_without_effect([f for f in features if f != "judge"], without, statistics, samples)
     test, train = splits(recipe, progress)
     if train.shape != test.shape or len(test.k) < 2:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from unnoise.experiments import evaluation
-from unnoise.experiments.cli.evaluating import finite
 from unnoise.experiments.evaluation import bits_per_dim, draw
 from unnoise.experiments.gaussian import GaussianRecipe
 from unnoise.experiments.papers import ddpm, score_sde
@@ -16,6 +15,7 @@ from unnoise.shared.data import image_dataset
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.errors import standard_error
 from unnoise.shared.metrics.judge import Judge, judge_of, marginal_bits_per_dim
+from unnoise.shared.metrics.measurement import finite
 
 
 @pytest.fixture(scope="module")

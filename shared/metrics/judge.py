@@ -36,8 +36,10 @@ SURE = 0.8
 SMALL = 16
 """Images of fewer pixels in height or width are classified by `Classifier`."""
 FAR = 3.0
-"""A larger ratio of the distances of held-out and training images means that the judge says nothing."""
-VERSION = 1
+"""A larger ratio of the distances of held-out and training images means that the distances say nothing."""
+FLOOR = 1e-3
+"""What is added to the variance of each direction of the features, as a share of the mean variance."""
+VERSION = 2
 """Version of the files in the cache; one higher where a judge is trained in another way."""
 
 
@@ -90,8 +92,9 @@ class Judge(Features):
     """A classifier of real images, and its features of the data set that it was trained on.
 
     Images of fewer than 16 pixels in height or width are classified by `Classifier`, which is trained on all of them,
-    and larger ones by `PooledClassifier`, which is trained to generalize. For a set without labels the classes are four
-    mirrorings of each image (none, left to right, upside down, both), and the name of the features is `mirrored`.
+    and larger ones by `PooledClassifier`, which is trained to generalize, and whose features are whitened. For a set
+    without labels the classes are four mirrorings of each image (none, left to right, upside down, both), and the name
+    of the features is `mirrored`.
 
     Args:
         images: the data set.
@@ -115,24 +118,28 @@ class Judge(Features):
             self.classifier = train(
                 images.k, images.label, self.classes, unit=self.unit, steps=steps, progress=progress
             )
-            return {"reference": self.features(images.k)} | {
-                f"classifier.{name}": value for name, value in self.classifier.state_dict().items()
-            }
+            raw = torch.cat([self.classifier.embed(part) for part in self._parts(images.k)])
+            self.whitening = torch.zeros(raw.shape[1]), torch.eye(raw.shape[1]), torch.eye(raw.shape[1])
+            if not small:
+                self.whitening = whitening_of(raw)
+            found = dict(zip(WHITENING, self.whitening, strict=True)) | {"reference": self.whitened(raw)}
+            return found | {f"classifier.{name}": value for name, value in self.classifier.state_dict().items()}
 
         network = (Classifier if small else PooledClassifier)(self.shape, self.classes)
         self.classifier = network.eval().requires_grad_(False)
-        needed = ["reference", *(f"classifier.{name}" for name in network.state_dict())]
+        needed = ["reference", *WHITENING, *(f"classifier.{name}" for name in network.state_dict())]
         tensors = (
             trained() if key is None else cached_tensors("judges", key, "the judge of these images", needed, trained)
         )
         self.classifier.load_state_dict({name: tensors[f"classifier.{name}"] for name in network.state_dict()})
-        self.reference = tensors["reference"]
+        mean, whiten, unwhiten = (tensors[name] for name in WHITENING)
+        self.reference, self.whitening = tensors["reference"], (mean, whiten, unwhiten)
         self.size = self.reference.shape[1]
 
     @cached_property
     def digest(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the weights."""
-        return digest_of(self.classifier.state_dict())
+        return digest_of(self.classifier.state_dict() | dict(zip(WHITENING, self.whitening, strict=True)))
 
     def of(self, k: Tensor, quantization: Quantization) -> Tensor:
         """Returns the features, float32 `(N, d)`, of images of quantization levels `(N, C, H, W)`.
@@ -150,15 +157,21 @@ class Judge(Features):
 
     def logits(self, features: Tensor) -> Tensor:
         """Returns the logits of the classes `(N, classes)` from features."""
-        return self.classifier.head(features)
+        mean, _, unwhiten = self.whitening
+        return self.classifier.head(features @ unwhiten + mean)
 
     def unit(self, k: Tensor) -> Tensor:
         """Returns quantization levels as real numbers in [0, 1]."""
         return k.float() / (self.quantization.levels - 1)
 
     def features(self, k: Examples) -> Tensor:
-        """Returns the classifier's features of images, `(N, d)`."""
-        return torch.cat([self.classifier.embed(part) for part in self._parts(k)])
+        """Returns the features of images, `(N, d)`."""
+        return self.whitened(torch.cat([self.classifier.embed(part) for part in self._parts(k)]))
+
+    def whitened(self, features: Tensor) -> Tensor:
+        """Returns the features of the classifier, of `PooledClassifier` with mean 0 and covariance 1 in training."""
+        mean, whiten, _ = self.whitening
+        return (features - mean) @ whiten
 
     def accuracy(self, images: ImageDataset) -> float:
         """Returns the share of images whose label the classifier predicts.
@@ -189,22 +202,22 @@ class Judge(Features):
         sure = float((p.max(1).values > SURE).float().mean())
         return SampleQuality(frechet_distance(features, self.reference), sure, len(p.argmax(1).unique()), len(k))
 
-    def remark(self, held_out: ImageDataset) -> str:
-        """Returns why the judge says nothing about samples, by what it says about real held-out images, or "".
+    def remarks(self, held_out: ImageDataset) -> tuple[str, str]:
+        """Returns why distances, and why classes say nothing about samples, by real held-out images; or empty texts.
 
-        It says nothing if its accuracy on them is below the middle between chance and 1, or if their Fréchet distance
-        is more than `FAR` times that of random training images, of equal number, from the other training images.
+        Distances say nothing if that of held-out images is more than `FAR` times that of random training images, of
+        equal number, from the other training images; classes if the accuracy on held-out images is below the middle
+        between chance and 1.
         """
-        accuracy = self.accuracy(held_out) if held_out.label is not None and self.name == "judge" else 1.0
-        if accuracy < (1 + 1 / self.classes) / 2:
-            return f"the judge says nothing here: accuracy {accuracy:.2f} on held-out images"
         real, training = self.distances(held_out.k)
-        if real > FAR * training:
-            return (
-                f"the judge says nothing here: distance {real:.3g} of held-out images, {training:.3g} of as many "
-                "training images"
-            )
-        return ""
+        accuracy = self.accuracy(held_out) if held_out.label is not None and self.name == "judge" else 1.0
+        far = f"distance {real:.3g} of held-out images, {training:.3g} of as many training images"
+        unsure = f"accuracy {accuracy:.2f} on held-out images"
+        nothing = "the judge says nothing here: "
+        return (
+            f"{nothing}{far}" if real > FAR * training else "",
+            f"{nothing}{unsure}" if accuracy < (1 + 1 / self.classes) / 2 else "",
+        )
 
     def distances(self, held_out: Examples) -> tuple[float, float]:
         """Returns the Fréchet distances of held-out images, and of as many random training images.
@@ -223,6 +236,21 @@ class Judge(Features):
 
     def _parts(self, k: Examples) -> Iterator[Tensor]:
         return (self.unit(k[start : start + AT_ONCE]) for start in range(0, len(k), AT_ONCE))
+
+
+WHITENING = ("mean", "whiten", "unwhiten")
+"""The tensors that whiten features, by name."""
+
+
+def whitening_of(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the mean `(d,)` of features `(N, d)`, a matrix that whitens them without their mean, and its inverse.
+
+    `FLOOR` is added to the variances, so that directions of almost no variance stay small.
+    """
+    x = features.double()
+    values, vectors = torch.linalg.eigh(torch.cov(x.T) if len(x) > 1 else torch.eye(x.shape[1], dtype=x.dtype))
+    deviation = (values.clamp(min=0) + FLOOR * values.mean() + 1e-12).sqrt()
+    return x.mean(0).float(), (vectors / deviation).float(), (vectors * deviation).T.contiguous().float()
 
 
 def marginal_bits_per_dim(train: ImageDataset, test: ImageDataset) -> tuple[float, float]:
