@@ -15,6 +15,7 @@ from unnoise.shared.metrics.causal import CausalScore
 from unnoise.shared.metrics.errors import ratio_of_sums
 from unnoise.shared.metrics.measurement import Evaluation, Origin
 from unnoise.shared.metrics.ngrams import Stream, counts, divergence, overlap
+from unnoise.shared.metrics.text import NGram
 from unnoise.shared.metrics.text_samples import evaluate_texts
 
 
@@ -111,6 +112,13 @@ def test_samples_beside_real_text(corpus):
         assert real[f"ngram_divergence_{n}"] == 0 < real.measurement(f"ngram_divergence_{n}").held_out < 0.5
     code_length = real.measurement("generative_perplexity_per_token_5_gram")
     assert code_length.value == code_length.held_out
+    bits = NGram(5, 27).fit(train.windows[:].long()).bits(text.windows[:120]) / 32
+    assert code_length.value == pytest.approx(2 ** float(bits.mean()))
+    error = float((2 ** bits.mean()) * math.log(2) * bits.std()) / math.sqrt(120)
+    assert code_length.error == pytest.approx(error)
+    mauve = real.measurement("mauve_bigrams")
+    assert mauve.value == pytest.approx(1)
+    assert 0.5 < mauve.held_out < 0.999  # of other windows
     copied = evaluate_texts(train.windows[:120], text, train=train)
     assert copied["overlap_32"] == 1
     assert copied["longest_run"] == 32
