@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unnoise.experiments.image_data import Images, palette, tinted
+from unnoise.experiments.image_data import Images
 from unnoise.experiments.papers import inverse_problems
 from unnoise.experiments.papers.inverse_problems import (
     Restoration,
@@ -17,6 +17,7 @@ from unnoise.experiments.papers.inverse_problems import (
     problems,
     psnr,
 )
+from unnoise.experiments.pixel_values import palette, tinted
 from unnoise.shared.data import ImageDataset
 from unnoise.shared.errors import UsageError
 from unnoise.shared.progress import silent

@@ -1,0 +1,146 @@
+"""Ablations of the parts of a DDPM and of a D3PM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ...continuous import (
+    CosineBetas,
+    LinearBetas,
+    MinSNR,
+    clean,
+    noise,
+    snr,
+    velocity,
+)
+from ...discrete import (
+    Absorbing,
+    DiscretizedGaussian,
+    Marginal,
+    Product,
+    Uniform,
+    cosine,
+    linear,
+    residual,
+)
+from ..ablation import Ablation, Setup
+from ..categorical import CategoricalRecipe
+from ..categorical_builders import absorbing_gray
+from ..code_lengths import Bound, TokenBound
+from ..gaussian import GaussianRecipe
+from ..papers import d3pm_images, d3pm_text, ddpm
+from ..parts import Part, part
+from .ablation_settings import STEPS, digits, text
+
+
+def weight(value: Any) -> Callable[[Setup], Setup]:
+    """Returns a change of the weight of the loss."""
+
+    def change(setup: Setup) -> Setup:
+        recipe = setup.recipe
+        assert isinstance(recipe, GaussianRecipe)
+        return replace(setup, recipe=replace(recipe, loss=replace(recipe.loss, weight=value)))
+
+    return change
+
+
+def ddpm_parts() -> Ablation:
+    """Prediction x loss weight x schedule of a DDPM on digits."""
+    base = replace(
+        ddpm.OWN, **digits(300, code_length=Bound(terms=25), sampling_steps=25), schedule=LinearBetas(STEPS, 4e-4)
+    )
+    return Ablation(
+        Setup(base, count=150, samples=300),
+        {
+            "predicts": {
+                "noise": {"predicts": noise},
+                "clean": {"predicts": clean},
+                "velocity": {"predicts": velocity},
+            },
+            "weight": {"SNR": weight(snr), "own": weight(None), "min-SNR": weight(MinSNR(5.0))},
+            "schedule": {
+                "linear": {"schedule": LinearBetas(STEPS, 4e-4)},
+                "cosine": {"schedule": CosineBetas(STEPS)},
+            },
+        },
+        title="DDPM: prediction, loss weight and schedule",
+        question=(
+            "What the network predicts (noise, clean image or velocity), the weight of the squared error of x_0 (SNR, "
+            "which is the simple loss of the noise; own, the plain error of the network's output; min-SNR with gamma "
+            "5) and the noise schedule of a DDPM are varied together, on 8 x 8 digits."
+        ),
+    )
+
+
+def transition_of(build: Any, schedule: Part[Any]) -> Part[Any]:
+    """Returns a transition on a schedule."""
+    return part(build, schedule=schedule)
+
+
+def on_schedule(make: Callable[[int], Part[Any]]) -> Callable[[Setup], Setup]:
+    """Returns a change of the schedule of a transition, which keeps its kind."""
+
+    def change(setup: Setup) -> Setup:
+        recipe = setup.recipe
+        assert isinstance(recipe, CategoricalRecipe)
+        return replace(setup, recipe=replace(recipe, transition=recipe.transition.changed(schedule=make(STEPS))))
+
+    return change
+
+
+SCHEDULES: dict[str, Any] = {
+    "cosine": on_schedule(lambda steps: part(cosine, steps=steps)),
+    "linear": on_schedule(lambda steps: part(linear, steps=steps, start=0.1 / steps, stop=20 / steps)),
+}
+
+
+def reverse_and_ce(ce: float) -> dict[str, Any]:
+    """Returns the levels of the reverse model and of the weight of the cross-entropy."""
+    return {
+        "reverse": {"product": {"reverse": Product()}, "marginal": {"reverse": Marginal()}},
+        "lambda": {"0": {"loss": d3pm_images.loss(0.0)}, f"{ce:g}": {"loss": d3pm_images.loss(ce)}},
+    }
+
+
+def d3pm_parts() -> Ablation:
+    """Transition x reverse model x lambda x schedule of a D3PM on digits."""
+    base = replace(
+        d3pm_images.MODEL,
+        **digits(200, code_length=TokenBound(terms=25), sampling_steps=25),
+        transition=d3pm_images.uniform(STEPS),
+    )
+    kinds = {"uniform": Uniform, "absorbing": absorbing_gray, "Gaussian": DiscretizedGaussian}
+    transitions = {
+        name: {"transition": part(build, schedule=part(cosine, steps=STEPS)), "head": residual}
+        for name, build in kinds.items()
+    }
+    return Ablation(
+        Setup(base, count=150, samples=300),
+        {"transition": transitions, **reverse_and_ce(0.02), "schedule": SCHEDULES},
+        title="D3PM on digits: transition, reverse model, cross-entropy and schedule",
+        question=(
+            "The transition matrices, the reverse model (product, as published, or marginal, exact), the weight lambda "
+            "of the cross-entropy in the hybrid loss and the schedule of a D3PM in 100 steps are varied together, on "
+            "8 x 8 digits of 17 quantization levels."
+        ),
+    )
+
+
+def d3pm_text_parts() -> Ablation:
+    """Transition x reverse model x lambda x schedule of a D3PM on a Markov chain of known entropy."""
+    base = replace(d3pm_text.chain(), **text(300))
+    kinds = {"uniform": Uniform, "absorbing": Absorbing}
+    transitions = {n: {"transition": part(build, schedule=part(cosine, steps=STEPS))} for n, build in kinds.items()}
+    return Ablation(
+        Setup(base, count=200, samples=100),
+        {"transition": transitions, **reverse_and_ce(0.01), "schedule": SCHEDULES},
+        measures=("bits_per_token", "generative_perplexity_per_token_5_gram", "sample_entropy_bits"),
+        title="D3PM on text of known entropy",
+        question=(
+            "Transition, reverse model, weight lambda of the cross-entropy and schedule of a D3PM in 100 steps, on "
+            "windows of 64 tokens of a Markov chain on 27 tokens, whose entropy is the smallest bits/token that a "
+            "model can have."
+        ),
+    )
