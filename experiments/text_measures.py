@@ -106,7 +106,8 @@ def evaluate_text(
     refuse_without_effect(features, statistics, without, samples, judge_model)
     judge = None
     if is_main():  # before any work is lost
-        judge = CausalJudge(judge_model) if isinstance(judge_model, str | Path) else judge_model
+        named = isinstance(judge_model, str | Path)
+        judge = CausalJudge(judge_model, device=device_of(denoiser)) if named else judge_model
     other = None if zero_shot is None else data.corpus(zero_shot)
     test, train = splits(recipe, progress)
     warning = refuse_other_data(len(train.windows), lambda: recipe.batches(train), trained_on)

@@ -111,6 +111,7 @@ def test_a_model_of_transformers(folder, begin):
     judge = CausalJudge(folder, begin=begin, batch=2, device="cpu")
     assert judge.context == 16  # that of the model
     assert "float32" in judge.settings
+    assert "its tokenizer of 257 tokens (SHA-256 " in judge.settings
     assert "chunks of 16 tokens" in judge.settings
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     nats, counts = [], []

@@ -160,13 +160,23 @@ def test_texts_from_anywhere_and_a_causal_model(corpus):
         *("generative_perplexity_tiny", "sample_entropy_tiny", "mauve_tiny"),
     }
     judged = found.measurement("generative_perplexity_tiny")
-    assert judged.value == judged.held_out == pytest.approx(math.e)
+    assert judged.value == pytest.approx(judged.held_out) == pytest.approx(math.e)
     assert judged.note.startswith("at a sample entropy of 3.00 bits, of real text 3.00")
     assert (judged.protocol.features, judged.protocol.features_hash) == ("tiny", "0123456789ab")
     assert judged.protocol.settings.startswith("float32, 27 characters")
     few = evaluate_texts(["the quick"], text)
     assert few["mauve"] == "not measured: 1 samples or held-out windows, fewer than 100"
     assert few.measurement("sample_entropy_bits").error is None
+
+
+def test_held_out_windows_are_as_long_as_the_texts(corpus):
+    text = characters(str(corpus), "train[80%:]", 32)
+    found = evaluate_texts(["the", "the quick brown fox"], text)
+    lengths = [len("the"), len("the quick brown fox")]
+    rows = [row[:length] for row, length in zip(text.decode(text.windows[:2]), lengths, strict=True)]
+    own = [-sum((p := row.count(c) / len(row)) * math.log2(p) for c in set(row)) for row in rows]
+    assert found.measurement("sample_entropy_bits").held_out == pytest.approx(sum(own) / 2)
+    assert "at most 19 of 27 characters" in found.measurement("distinct_2").protocol.settings
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,8 +171,10 @@ class CausalJudge:
     def settings(self) -> str:
         """What perplexities depend on, in words: dtype, tokenizer, context and which tokens are scored."""
         first = "first token of a chunk not scored" if self.begin is None else "beginning token before each chunk"
-        kind = f"{type(self.tokenizer).__name__} of {len(self.tokenizer)} tokens"
-        return f"{self.dtype}, {kind}, chunks of {self.context} tokens coded alone, {first}"
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+        content = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:8]
+        own = f"its tokenizer of {len(vocabulary):,} tokens (SHA-256 {content})"
+        return f"{self.dtype}, {own}, chunks of {self.context} tokens coded alone, {first}"
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of texts, without added special tokens."""

@@ -120,7 +120,7 @@ def digest(rows: Tensor) -> str:
 
 
 class TextMeasures:
-    """Measures of texts beside those of as many windows of held-out text.
+    """Measures of texts beside those of as many windows of held-out text, of the same lengths.
 
     Args:
         rows: the texts as tokens `(N, L)`; the number after those of the tokenizer is padding.
@@ -133,12 +133,21 @@ class TextMeasures:
     def __init__(self, rows: Tensor, reference: TextDataset, origin: Origin, name: str, progress: Progress) -> None:
         self.rows, self.reference, self.origin, self.name = rows, reference, origin, name
         self.progress, self.padding = progress, reference.tokenizer.size
-        self.real = first_windows(reference, len(rows))
+        self.lengths = (rows != self.padding).sum(1)
+        self.real = self.windows_of(reference)
         self.unit = "characters" if isinstance(reference.tokenizer, CharacterTokenizer) else "tokens"
         self.form = f"texts of at most {rows.shape[1]} of {reference.tokenizer.fingerprint}"
         self.longest = min(int((each != self.padding).sum(1).max()) for each in (rows, self.real))
         if not self.longest:
             raise UsageError("all texts are empty: give texts with a token or more")
+
+    def windows_of(self, text: TextDataset, skip: int = 0) -> Tensor:
+        """Returns as many windows of a text as there are samples, each as long as its sample if it is not padded."""
+        windows = first_windows(text, len(self.rows), skip)[:, : self.rows.shape[1]]
+        if text.padding is not None:
+            return windows
+        beyond = torch.arange(windows.shape[1]) >= self.lengths[: len(windows), None]
+        return windows.masked_fill(beyond, self.padding)
 
     def measured(
         self,
@@ -194,7 +203,7 @@ class TextMeasures:
     def divergences(self, train: TextDataset | None) -> list[Measurement]:
         """Returns the divergence of n-gram frequencies from those of held-out text, and that of training text."""
         protocol, found = self.against_held_out("Jensen-Shannon divergence"), []
-        other = None if train is None else first_windows(train, len(self.rows))
+        other = None if train is None else self.windows_of(train)
         for n in range(1, min(4, self.longest) + 1):
             value = divergence(self.rows, self.real, n, self.padding)
             beside = None if other is None else divergence(other, self.real, n, self.padding)
@@ -229,7 +238,7 @@ class TextMeasures:
         count = len(self.real)
         if min(len(self.rows), count) < TOO_FEW:
             return []
-        real, further = features(self.real), first_windows(self.reference, count, skip=count)
+        real, further = features(self.real), self.windows_of(self.reference, skip=count)
         found = mauve(features(self.rows), real)
         beside = mauve(features(further), real).area if len(further) == count else None
         protocol = self.against_held_out(f"{found.clusters} clusters, c=5, 25 points", name, content)
@@ -258,7 +267,8 @@ class TextMeasures:
         perplexity, entropy = f"generative_perplexity_{judge.name}", f"sample_entropy_{judge.name}"
 
         def features(rows: Tensor) -> Tensor:
-            return judge.features(texts if rows is self.rows else decoded_rows(self.reference, rows), self.progress)
+            own = texts if rows is self.rows else decoded_rows(self.reference, rows)
+            return judge.features([text for text in own if text], self.progress)  # padding alone has no features
 
         return [
             self.measured(perplexity, value, protocol, error=error, held_out=held_out, note=note),
