@@ -319,7 +319,6 @@ def evaluate_images(
     )
     if not is_main():
         return Evaluation({}, [])
-    given = test.label is not None and recipe.data.caption_sizes()
     facts, measured = measure_images(
         run.levels,
         test.quantization,
@@ -327,12 +326,20 @@ def evaluate_images(
         judge_of=judge_of if judged else None,
         features=others,
         without=without,
-        label=test.label[torch.arange(len(run.levels)) % len(test.k)] if given and test.label is not None else None,
+        label=requested_labels(recipe, test, len(run.levels)),
         origin=origin_of(recipe, run, seed),
         seed=seed,
         progress=progress,
     )
     return Evaluation(about | facts | cost(run), [*found, *measured])
+
+
+def requested_labels(recipe: Recipe, test: ImageDataset, count: int) -> Tensor | None:
+    """Returns the class labels that samples have to show: those given, or of the captions given; None without any."""
+    rows = torch.arange(count)
+    if test.label is not None and recipe.data.caption_sizes():
+        return test.label[rows % len(test.k)]
+    return recipe.conditions(rows).get("label") if test.label is not None else None
 
 
 def refuse_of_text(options: Mapping[str, Any]) -> None:

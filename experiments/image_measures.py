@@ -151,7 +151,8 @@ def measure_images(
         judge_of: returns the judge of the training images; None for no judge.
         features: other feature extractors.
         without: names in `WITHOUT` that are left out.
-        label: class labels of the captions of the images `(N,)`, with which the judge's classification has to agree.
+        label: class labels that were asked for `(N,)`, by a label or a caption, with which the judge should agree; or
+            None.
         origin: where the images come from.
         seed: seed of random subsets.
         progress: how to report progress.
@@ -270,7 +271,7 @@ def classified(judge: Judge, k: Examples, test: ImageDataset | None, label: Tens
             Measurement(
                 "agreement",
                 share,
-                replace(protocol, settings="class of the image of the caption"),
+                replace(protocol, settings="class that was asked for"),
                 error=of_share(share, len(k)),
                 better="higher",
                 held_out=None if test is None or test.label is None else judge.accuracy(test),

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from torch import Tensor
-
 from ..shared.data import ImageDataset, image_dataset
 from ..shared.data.image_stream import ImageStream
 from ..shared.errors import Notice, UsageError, shown
@@ -131,6 +129,7 @@ def of_pictures(
         judge_of=evaluation.judge_of if judged else None,
         features=others,
         without=without,
+        label=samples.labels if samples.about and train.label is not None else None,
         **options,
     )
     facts = {"train": train.summary} | ({} if test is None else {"held_out": test.summary})
@@ -163,7 +162,7 @@ def of_numbers(samples: Samples, data: str, without: Sequence[str], origin: Orig
     """Measures arrays of real numbers beside those in a file."""
     if without:
         raise UsageError(f"without={without[0]}: arrays are measured by one distance: leave it out")
-    assert isinstance(samples.k, Tensor), "arrays are read whole"
+    assert samples.k is not None, "arrays are numbers"
     recipe_data = Tensors(data)
     train, test = recipe_data.load("train", progress), recipe_data.load("test", progress)
     if samples.shape != train.shape:
