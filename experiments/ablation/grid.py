@@ -45,8 +45,8 @@ class Setup:
     @staticmethod
     def of(description: Mapping[str, Any]) -> Setup:
         """Returns the setup that `described` returned."""
-        given = dict(description) | {"recipe": deserialize(description["recipe"])}
-        return Setup(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+        given: dict[str, Any] = dict(description) | {"recipe": deserialize(description["recipe"])}
+        return Setup(**given | {name: tuple(given[name]) for name in ("features", "without")})
 
     @property
     def training_key(self) -> str:
