@@ -15,6 +15,7 @@ import runpy
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import datasets  # noqa: F401 - imported once, for the processes of all lines
@@ -36,7 +37,8 @@ SMALL = ("digits", "shakespeare")
 
 def execute(words: list[str]) -> int:
     """Runs a line with few samples; the classifier that measures them is trained for a moment only."""
-    if words[0] in ("sample", "evaluate") and "--count" not in words:
+    samples = words[0] == "evaluate" and evaluating.has_samples(Path(words[1]))
+    if words[0] in ("sample", "evaluate") and "--count" not in words and not samples:
         words = [*words, "--count", "4"]
     full = evaluation.judge_of
     evaluation.judge_of = lambda images, progress, steps=600: full(images, progress, 5)
@@ -59,6 +61,7 @@ def parse(words: list[str], of: str | None) -> int:
         (training, "reproduce", passed),
         (sampling, "sample", passed),
         (evaluating, "evaluate", passed),
+        (evaluating.EvaluateSamples, "execute", passed),
         (sampling, "load", passed),
         (sampling, "own_network", passed),
         (sampling, "run_of", lambda _: find(str(of))),

@@ -90,6 +90,7 @@ def lines_of(page, folder):
         elif command in ("sample", "evaluate"):
             assert name in trained, f"{page.name} does not train {name}, and RUNS does not have it"
             of, small = trained[name]
+            trained[given(words, "--out")] = trained[name]
             lines.append({"words": words, "run": small, "of": of, "folder": str(folder)})
         else:
             lines.append({"words": words, "run": False, "of": None, "folder": str(folder)})
