@@ -46,7 +46,8 @@ class Setup:
     def of(description: Mapping[str, Any]) -> Setup:
         """Returns the setup that `described` returned."""
         given: dict[str, Any] = dict(description) | {"recipe": deserialize(description["recipe"])}
-        return Setup(**given | {name: tuple(given[name]) for name in ("features", "without")})
+        given |= {name: tuple(given[name]) for name in ("features", "without")}
+        return Setup(**given)
 
     @property
     def training_key(self) -> str:
