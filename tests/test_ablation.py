@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -272,40 +273,58 @@ def test_the_ablations_of_this_package_are_whole(name, tmp_path):
     assert all(case.setup.recipe.training.steps == 4 for case in small)
 
 
+COMMAND = ["ablate", "ddpm-smoke", "--vary", "predicts=noise,velocity", "--seeds", "2", "--count", "8"]
+COMMAND += ["--without", "judge", "memorization", "--measures", "bits_per_dim", "--training.steps", "4"]
+
+
 def test_an_ablation_from_the_command_line(tmp_path, monkeypatch, capsys):
     """A grid in this process, its report, and the same command again, which runs nothing."""
     monkeypatch.chdir(tmp_path)
-    command = [
-        "ablate",
-        "ddpm-smoke",
-        "--vary",
-        "predicts=noise,velocity",
-        "--seeds",
-        "2",
-        "--count",
-        "8",
-        "--processes",
-        "1",
-    ]
-    command += [
-        "--without",
-        "judge",
-        "--measures",
-        "bits_per_dim",
-        "--training.steps",
-        "4",
-        "--training.save-every",
-        "4",
-    ]
+    command = [*COMMAND, "--processes", "1"]
     assert main([*command]) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "runs" / "ablations" / "ddpm-smoke"
     assert "4 runs in runs/ablations/ddpm-smoke/, 0 of them finished" in out
-    page = (folder / "report.md").read_text()
-    assert "velocity" in page
+    assert "velocity" in (folder / "report.md").read_text()
     assert len((folder / "results.csv").read_text().splitlines()) == 5
-    numbers = [json.loads(path.read_text())["evaluation"]["bits_per_dim"] for path in (folder / "runs").glob("*.json")]
-    assert len(numbers) == 4
+    results = sorted((folder / "runs").glob("*.json"))
+    assert len({json.loads(path.read_text())["evaluation"]["bits_per_dim"] for path in results}) == 4
+    results[0].unlink()
+    assert main(["ablate", str(folder), "--worker"]) == 0  # as a process of several does its work
+    assert "done in" in capsys.readouterr().out
     assert main([*command]) == 0
     assert "4 of them finished" in capsys.readouterr().out
     assert main(["ablate", str(folder)]) == 0  # the folder alone
+
+
+@pytest.mark.slow
+def test_a_killed_ablation_goes_on_and_repeats_no_finished_run(tmp_path):
+    """Two processes are killed half-way, the command is given again, and then two commands at once."""
+    folder = tmp_path / "grid"
+    command = [sys.executable, "-m", "unnoise", *COMMAND, "--seeds", "4", "--processes", "2", "--out", str(folder)]
+
+    def start():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def finished():
+        return {path.name: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.json")}
+
+    first = start()
+    while len(finished()) < 3:
+        time.sleep(0.05)
+        assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)  # with its processes
+    first.communicate()
+    before = finished()
+    assert 3 <= len(before) < 8
+    both = [start(), start()]
+    output = [process.communicate()[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    after = finished()
+    assert len(after) == 8
+    assert {name: after[name] for name in before} == before
+    done = [line for path in (folder / "logs").glob("*.log") for line in path.read_text().splitlines()]
+    lines = [line.partition(": ")[2].partition(": ")[0] for line in done if line.startswith("done in")]
+    assert len(lines) == len(set(lines))  # no run was done by two processes
+    assert not list((folder / "runs").glob("*.attempts"))
+    assert "0 missing" in (folder / "report.md").read_text()

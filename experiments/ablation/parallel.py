@@ -19,6 +19,8 @@ from ...shared.progress import Progress
 from .grid import Case
 from .runs import ATTEMPTS, Plan, read_result
 
+WORKER = "--worker"
+"""The option of a process that only does runs; it is not shown in help."""
 POLL = 0.5
 """Seconds between two looks at the processes and their results."""
 
@@ -60,7 +62,7 @@ def work_in_processes(
     Raises:
         UsageError: where the processes end without doing their work.
     """
-    command = [sys.executable, "-m", "unnoise", "ablate", str(plan.folder.resolve()), "--worker", *options]
+    command = [sys.executable, "-m", "unnoise", "ablate", str(plan.folder.resolve()), WORKER, *options]
     logs = plan.folder / "logs"
     logs.mkdir(exist_ok=True)
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ from ...shared.errors import UsageError
 from ...shared.progress import bar, beside_bar
 from ..ablation import Ablation, Setup
 from ..ablation.grid import Change, split_levels
-from ..ablation.parallel import natural_processes, work_in_processes
+from ..ablation.parallel import WORKER, natural_processes, work_in_processes
 from ..ablation.runs import PLAN, Plan, work
 from ..notation import average_named
 from ..own_files import IMPORTED, named_in_file, own_module
@@ -67,8 +67,6 @@ class Running:
     """Number of processes that share the runs on this machine; None for one for each GPU, or core without GPUs."""
     retry: bool = False
     """Whether runs that failed are run again."""
-    worker: Annotated[bool, tyro.conf.Suppress] = False
-    """Whether this process only does runs, and writes no report."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Measured:
 
     vary: Vary = ()
     seeds: int = 3
-    """Number of seeds of each combination; with fewer than 3, no difference can be told."""
+    """Number of seeds of each combination; with fewer than 3, only the largest differences can be told."""
     measures: tuple[str, ...] = ()
     """Names of the numbers in the report, such as bits_per_dim frechet; the first is the main one."""
     count: int | None = None
@@ -93,7 +91,7 @@ class Measured:
 def options_for(name: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
     """Returns the class of the command with the options of an ablation, and the arguments that are left."""
     if (Path(name) / PLAN).is_file() and name not in (*ABLATIONS, *RECIPES):
-        return continued(Path(name)), list(arguments)
+        return continued(Path(name), WORKER in arguments), [word for word in arguments if word != WORKER]
     found = ablation_or_recipe(name)
     return of_ablation(found, name, arguments) if isinstance(found, Ablation) else of_recipe(found, name, arguments)
 
@@ -117,13 +115,16 @@ def ablation_or_recipe(name: str) -> Ablation | Recipe:
     return find(name)
 
 
-def continued(folder: Path) -> type:
-    """Returns the class of the command for the folder of an ablation."""
+def continued(folder: Path, worker: bool) -> type:
+    """Returns the class of the command for the folder of an ablation; a `worker` only does runs, without a report."""
 
     def execute(options: Any) -> None:
         for file in options.module:
             own_module(file)
-        perform(Plan.read(folder), options)
+        if worker:
+            work(Plan.read(folder), say=lambda line: print(line, flush=True))
+        else:
+            perform(Plan.read(folder), options)
 
     cls = make_dataclass(
         "Ablate",
@@ -263,9 +264,6 @@ def begin(ablation: Ablation, options: Any) -> None:
 def perform(plan: Plan, options: Any) -> None:
     """Does the runs of a plan that are left, and writes the report."""
     refuse_processes(options.processes)
-    if options.worker:
-        work(plan, say=lambda line: print(line, flush=True))
-        return
     again = plan.retry() if options.retry else 0
     left, total = len(plan.pending()), len(plan.cases)
     processes = min(options.processes or natural_processes(left), max(left, 1))
