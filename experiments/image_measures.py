@@ -19,7 +19,7 @@ from ..shared.metrics.features import Features
 from ..shared.metrics.images import MEASURES, OF_NEIGHBORS, image_measures, measures_on
 from ..shared.metrics.judge import SURE, Judge
 from ..shared.metrics.measurement import Measurement, Origin, Protocol
-from ..shared.metrics.neighbors import BALLS
+from ..shared.metrics.neighbors import BALLS, DENSITY_BALLS
 from ..shared.metrics.pixels import Pixels
 from ..shared.metrics.references import Reference, content_hash, read_reference, reference_of
 from ..shared.progress import Progress, silent
@@ -172,13 +172,15 @@ def measure_images(
         reference = real.reference(extractor, progress)
         which = ["memorized"] if extractor.name == "pixels" else measures_on(extractor, reference)
         which = [name for name in which if name not in without and (name != "memorized" or extractor.name == "pixels")]
+        which, left_out = enough(which, len(k), extractor.name, reference)
+        about |= left_out
         found += image_measures(
             extractor,
             k,
             quantization,
             reference,
             held_out=held_out,
-            which=enough(which, len(k), extractor.name),
+            which=which,
             seed=seed,
             progress=progress,
         )
@@ -186,12 +188,14 @@ def measure_images(
     return about, [m if origin is None else m.of(origin) for m in found]
 
 
-def enough(which: Sequence[str], count: int, name: str) -> list[str]:
-    """Returns the measures that so many images suffice for; a notice names the others."""
-    few = [measure for measure in which if measure in OF_NEIGHBORS and count <= BALLS]
-    if few:
-        warn(Notice(f"{', '.join(few)} on {name} features need at least {BALLS + 1} images: left out"), stacklevel=3)
-    return [measure for measure in which if measure not in few]
+def enough(which: Sequence[str], count: int, name: str, reference: Reference) -> tuple[list[str], dict[str, str]]:
+    """Returns the measures that so many images suffice for, and a fact that names the others."""
+    images, real = BALLS + 1, max(BALLS, DENSITY_BALLS) + 1
+    if count >= images and (reference.count == 0 or reference.count >= real):
+        return list(which), {}
+    few = [measure for measure in which if measure in OF_NEIGHBORS]
+    why = f"{', '.join(few)} need at least {images} images and {real} training images"
+    return [m for m in which if m not in few], {f"left_out_{name}": why} if few else {}
 
 
 def judged(
@@ -208,7 +212,8 @@ def judged(
     assert train is not None
     judge = judge_of(train, progress)
     reference = Reference(real.described(train, "train"), content_hash(train.k), len(judge.reference), judge.reference)
-    about: dict[str, Any] = {"judge": judge.name}
+    which, left_out = enough([name for name in OF_JUDGE if name not in without], len(k), judge.name, reference)
+    about: dict[str, Any] = {"judge": judge.name} | left_out
     far = unsure = ""
     if test is not None:
         about["judge_accuracy"] = judge.accuracy(test) if judge.name == "mirrored" or test.label is not None else None
@@ -219,7 +224,7 @@ def judged(
         train.quantization,
         reference,
         held_out=None if test is None else (test.k, test.quantization),
-        which=enough([name for name in OF_JUDGE if name not in without], len(k), judge.name),
+        which=which,
         seed=seed,
         progress=progress,
     )

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from unnoise.shared.data import image_dataset
 from unnoise.shared.data.images import ImageDataset
@@ -64,6 +65,11 @@ def test_a_damaged_judge_is_trained_again(digits, cache, monkeypatch):
     file.write_bytes(file.read_bytes()[:-100])
     monkeypatch.setattr(module, "_JUDGES", {})
     with pytest.warns(Notice, match="the judge of these images in .* is damaged .* and computed again"):
+        assert judge_of(digits[0], steps=2).digest == first.digest
+    kept = {name: value for name, value in load_file(file).items() if name != "reference"}
+    save_file(kept, file)
+    monkeypatch.setattr(module, "_JUDGES", {})
+    with pytest.warns(Notice, match="is damaged .it has no reference. and computed again"):
         assert judge_of(digits[0], steps=2).digest == first.digest
     assert [p.suffix for p in sorted(cache.iterdir())] == [".lock", ".safetensors"]
 
@@ -150,6 +156,13 @@ def test_distances_are_of_sets_of_equal_number(digits):
     assert judge.distances(digits[1].k)[1] == pytest.approx(sum(found) / 5)
     held_out = frechet_distance(judge.features(digits[1].k[:40]), judge.reference)
     assert judge.distances(digits[1].k)[0] == pytest.approx(held_out)
+
+
+def test_a_set_of_three_images_has_a_judge_without_remarks(digits):
+    few = digits[0].subset(3)
+    judge = Judge(few, steps=1)
+    assert all(d != d for d in judge.distances(few.k))
+    assert judge.remarks(few)[0] == ""
 
 
 def test_the_weights_with_the_lowest_loss_on_images_not_trained_on_are_kept(monkeypatch):

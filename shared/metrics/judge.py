@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,9 +224,11 @@ class Judge(Features):
         """Returns the Fréchet distances of held-out images, and of as many random training images.
 
         The first is that from all training images, the second that from the other training images, averaged over 5
-        choices. At most half as many images are taken as there are training images.
+        choices. At most half as many images are taken as there are training images; of less than two, NaN is returned.
         """
         count = min(len(held_out), len(self.reference) // 2)
+        if count < 2:
+            return math.nan, math.nan
         generator = torch.Generator().manual_seed(0)
         orders = [torch.randperm(len(self.reference), generator=generator) for _ in range(5)]
         training = [frechet_distance(self.reference[order[:count]], self.reference[order[count:]]) for order in orders]
