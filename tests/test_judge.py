@@ -64,7 +64,7 @@ def test_a_damaged_judge_is_trained_again(digits, cache, monkeypatch):
     (file,) = cache.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     monkeypatch.setattr(module, "_JUDGES", {})
-    with pytest.warns(Notice, match="the judge of these images in .* is damaged .* and computed again"):
+    with pytest.warns(Notice, match="the judge of these images: .* is damaged .* and computed again"):
         assert judge_of(digits[0], steps=2).digest == first.digest
     kept = {name: value for name, value in load_file(file).items() if name != "reference"}
     save_file(kept, file)

@@ -93,7 +93,7 @@ def test_damaged_features_are_computed_again(cache):
     reference_of(Means(), images(20, 0), Q, "train")
     (path,) = (cache / "references").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(Notice, match="are damaged .* and computed again"):
+    with pytest.warns(Notice, match="the features of train: .* is damaged .* and computed again"):
         reference_of(extractor := Means(), images(20, 0), Q, "train")
     assert extractor.seen == 20
     reference_of(extractor := Means(), images(20, 0), Q, "train")
@@ -103,7 +103,7 @@ def test_damaged_features_are_computed_again(cache):
 def test_no_cache(cache, monkeypatch):
     (cache.parent / "file").write_text("")
     monkeypatch.setenv("UNNOISE_CACHE", str(cache.parent / "file" / "in"))
-    with pytest.warns(Notice, match="features of train are computed at every start: .* cannot be written"):
+    with pytest.warns(Notice, match="features of train: computed at every start, because .* cannot be written"):
         found = reference_of(Means(), images(20, 0), Q, "train")
     monkeypatch.setenv("UNNOISE_CACHE", "none")
     for extractor in (Means(), Pixels()):

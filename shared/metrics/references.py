@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from warnings import warn
 
 import torch
 from torch import Tensor
 
 from ..data.array_files import of_npz
 from ..data.batches import Examples
-from ..data.cache import cache_folder
-from ..errors import Notice, UsageError, shown
+from ..errors import UsageError, shown
 from ..progress import Progress, silent
 from ..quantization import Quantization
 from .features import AT_ONCE, Features, digest_of
 from .frechet import Moments
+from .tensor_cache import cached_tensors
 
 VERSION = 1
 """Version of the files in the cache; one higher where what they contain is computed in another way."""
@@ -102,13 +99,18 @@ def reference_of(
     """
     if len(k) < 2:
         raise UsageError(f"{name}: a reference needs at least 2 images, and this set has {len(k)}")
-    digest, images = content_hash(k), cache_folder()
-    if images is None or not extractor.digest:
+    digest = content_hash(k)
+    if not extractor.digest:
         features, spatial = features_of(extractor, k, quantization, progress)
         return Reference(name, digest, len(k), features, spatial=None if spatial is None else Moments.of(spatial))
     key = [VERSION, digest, quantization.levels, extractor.name, extractor.resize, extractor.digest]
-    path = images.parent / "references" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
-    tensors = _cached(path, name, lambda: _computed(extractor, k, quantization, progress))
+    tensors = cached_tensors(
+        "references",
+        hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32],
+        f"the features of {name}",
+        ("features", "mean", "factor"),
+        lambda: _computed(extractor, k, quantization, progress),
+    )
     spatial = "spatial_mean" in tensors
     return Reference(
         name,
@@ -128,69 +130,7 @@ def _computed(extractor: Features, k: Examples, quantization: Quantization, prog
     if spatial is not None:
         other = Moments.of(spatial)
         found |= {"spatial_mean": other.mean, "spatial_factor": other.factor}
-    return {name: value.contiguous() for name, value in found.items()}
-
-
-def _cached(path: Path, name: str, computed: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the tensors of a file of the cache, which is written if it is not there or damaged.
-
-    One process computes them, and others wait for it.
-    """
-    from filelock import FileLock
-    from safetensors import SafetensorError
-
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        warn(Notice(_not_kept(name, path, error)), stacklevel=3)
-        return computed()
-    try:
-        tensors = _read(path)
-        if tensors is None:
-            tensors = computed()
-            try:
-                _write(path, tensors)
-            except (OSError, SafetensorError) as error:
-                warn(Notice(_not_kept(name, path, error)), stacklevel=3)
-        return tensors
-    finally:
-        lock.release()
-
-
-def _not_kept(name: str, path: Path, error: Exception) -> str:
-    return (
-        f"the features of {name} are computed at every start: {path.parent} cannot be written ({shown(error)}); "
-        "set UNNOISE_CACHE"
-    )
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """Returns the tensors of a file of the cache; None where it is not there or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-        return tensors if {"features", "mean", "factor"} <= tensors.keys() else None
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError) as error:
-        warn(Notice(f"the features {path} are damaged ({shown(error)}) and computed again"), stacklevel=3)
-        return None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a file of the cache, which appears when it is whole."""
-    from safetensors.torch import save_file
-
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_file(tensors, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return found
 
 
 def read_reference(path: Path, extractor: Features, progress: Progress = silent) -> Reference:

@@ -54,7 +54,7 @@ def cached_tensors(
 
 def _say_not_kept(what: str, path: Path, error: Exception) -> None:
     reason = f"{path.parent} cannot be written ({shown(error)})"
-    warn(Notice(f"{what} is computed at every start: {reason}; set UNNOISE_CACHE"), stacklevel=4)
+    warn(Notice(f"{what}: computed at every start, because {reason}; set UNNOISE_CACHE"), stacklevel=4)
 
 
 def _read(path: Path, what: str, needed: Collection[str]) -> dict[str, Tensor] | None:
@@ -70,7 +70,7 @@ def _read(path: Path, what: str, needed: Collection[str]) -> dict[str, Tensor] |
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError) as error:
-        warn(Notice(f"{what} in {path} is damaged ({shown(error)}) and computed again"), stacklevel=4)
+        warn(Notice(f"{what}: {path} is damaged ({shown(error)}) and computed again"), stacklevel=4)
         return None
 
 
