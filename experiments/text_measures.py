@@ -94,7 +94,7 @@ def evaluate_text(
         progress: how to report progress.
         size: the number of examples that are computed at a time.
         samples: the number of samples; None for as many as are coded, at most 200.
-        features: refused: measures of text have no features of images.
+        features: refused, except for the name `judge`: measures of text have no features of images.
         without: what is left out, of `WITHOUT`.
         statistics: refused: measures of text have no reference statistics.
         judge_model: a causal language model of the `transformers` library, a name or folder, that codes samples too.
@@ -154,8 +154,8 @@ def refuse_without_effect(
     judge_model: object | None,
 ) -> None:
     """Raises `UsageError` for settings that have no effect on text, or contradict each other."""
-    if features:
-        names = ", ".join(str(getattr(f, "name", f)) for f in features)
+    if others := [feature for feature in features or () if feature != "judge"]:  # the default of images
+        names = ", ".join(str(getattr(f, "name", f)) for f in others)
         raise UsageError(
             f"features={names} are of images: for text, leave them out, or give a judge model (gpt2-large)"
         )
