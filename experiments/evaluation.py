@@ -294,9 +294,10 @@ def evaluate_images(
         )
     warning = refuse_other_data(len(train.k), lambda: recipe.batches(train), trained_on)
     about: dict[str, Any] = {"train": train.summary, "held_out": test.summary} | warning
-    test = test if count is None else test.subset(count)
+    whole, test = test, test if count is None else test.subset(count)
     found: list[Measurement] = []
-    real = RealImages(short_name(recipe.data), train, test, statistics)
+    held_out = whole.subset(min(samples or len(test.k), len(whole.k)))  # as many as samples, where there are so many
+    real = RealImages(short_name(recipe.data), train, held_out, statistics)
     if "code-length" not in without:
         bits, error = bits_per_dim(recipe, denoiser, test, seed=seed, progress=progress, size=size, shared=True)
         kind = f"{recipe.kind}, given the caption" if recipe.data.caption_sizes() else recipe.kind
@@ -365,10 +366,10 @@ def coded(
         reference=real.described(test, "held out"),
         reference_hash=content_hash(test.k),
         samples=len(test.k),
-        settings=", ".join(part for part in (kind, how, of_label) if part),
+        settings=of_label,
     )
-    origin = Origin(seed=seed, version=__version__)
-    return Measurement(name, bits, protocol, origin, error, "bits/dim", "lower")
+    origin, note = Origin(seed=seed, version=__version__), ", ".join(part for part in (kind, how) if part)
+    return Measurement(name, bits, protocol, origin, error, "bits/dim", "lower", note=note)
 
 
 def short_name(data: Any) -> str:

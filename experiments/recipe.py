@@ -334,7 +334,7 @@ class Recipe(ABC, Generic[D]):
                 features that compare samples, such as `judge` or `inception`, and `statistics`, a file of reference
                 statistics; of text `judge_model` and `zero_shot`.
         """
-        return self.data.evaluate(
+        found: Mapping[str, Any] = self.data.evaluate(
             self,
             denoiser,
             count=count,
@@ -345,6 +345,7 @@ class Recipe(ABC, Generic[D]):
             size=size,
             **options,
         )
+        return found if isinstance(found, Evaluation) else Evaluation(found, [])  # data of one's own may return a dict
 
 
 def refuse_other_value(name: str, value: Any, annotation: str, kind: str) -> None:

@@ -70,9 +70,10 @@ def test_each_number_has_its_protocol_and_origin(judged, model, judge):
     bits, distance = found.measurement("bits_per_dim"), found.measurement("frechet")
     assert (bits.unit, bits.better, bits.error) == ("bits/dim", "lower", found["standard_error"])
     assert bits.protocol.short() == (
-        f"8 samples, against digits, held out, 8 images of 1x8x8 #{content_hash(test.k)[:6]}, upper bound, "
-        "Bound(terms=4), with the bits of the class label"
+        f"8 samples, against digits, held out, 8 images of 1x8x8 #{content_hash(test.k)[:6]}, "
+        "with the bits of the class label"
     )
+    assert bits.note == "upper bound, Bound(terms=4)"
     assert bits.origin.sampler == ""
     assert distance.origin.short().startswith("Ancestral(), 2 steps, 2 evaluations, seed 0, unnoise ")
     assert (distance.protocol.features, distance.protocol.features_hash) == ("judge", judge.digest)
@@ -112,7 +113,8 @@ def test_other_numbers_of_samples(judged, model):
     found = measured(model, samples=12, without=("memorization",))
     assert found["count"] == found.measurement("frechet").protocol.samples == 12
     assert found.measurement("bits_per_dim").protocol.samples == 8
-    assert "real data: 8 images" in found.measurement("precision_judge").note
+    assert "real data" not in found.measurement("precision_judge").note  # as many real images as samples
+    assert found.measurement("precision_judge").held_out is not None
     few = measured(model, samples=3, without=("memorization", "code-length"))
     assert few["left_out_judge"] == "precision, recall, density, coverage need at least 4 images and 6 training images"
     assert names(few) == ["frechet", "sure", "classes", "agreement", "kid_judge"]

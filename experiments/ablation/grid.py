@@ -27,7 +27,7 @@ class Setup:
         average: the weights that are measured, such as `raw` or `decay(0.99)`; None for those of the recipe.
         count: number of held-out examples whose code length is measured; None for all.
         samples: number of samples; None for as many as examples.
-        features: the features by which samples are compared.
+        features: the features by which samples are compared; () for those of the data.
         without: what is not measured, such as `code-length`.
     """
 
@@ -35,7 +35,7 @@ class Setup:
     average: str | None = None
     count: int | None = None
     samples: int | None = None
-    features: tuple[str, ...] = ("judge",)
+    features: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
     def described(self) -> dict[str, Any]:

@@ -248,6 +248,7 @@ def measured(setup: Setup, folder: Path, seed: int, progress: Progress) -> Evalu
     denoiser, recipe = checkpoint.average.denoiser, setup.recipe
     assert checkpoint.quantization is not None, "written by the trainer"
     recipe.refuse_unfit(denoiser, checkpoint.quantization)
+    own: dict[str, Any] = {"features": setup.features} if setup.features else {}
     found = recipe.evaluate(
         denoiser,
         count=setup.count,
@@ -256,8 +257,8 @@ def measured(setup: Setup, folder: Path, seed: int, progress: Progress) -> Evalu
         trained_on=checkpoint.description["batches"],
         progress=progress,
         samples=setup.samples,
-        features=setup.features,
         without=setup.without,
+        **own,
     )
     weights = checkpoint.description["weights"]["average.*"]
     return found.of(Origin(weights=str(weights), precision="float32", seed=seed))

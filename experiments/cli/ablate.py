@@ -82,8 +82,8 @@ class Measured:
     """Number of held-out examples whose code length is measured, such as 200; None for all."""
     samples: int | None = None
     """Number of samples of each run; None for as many as held-out examples."""
-    features: tuple[str, ...] = ("judge",)
-    """Features by which samples are compared, such as judge or inception."""
+    features: tuple[str, ...] = ()
+    """Features by which samples of images are compared, such as judge or inception; the judge by default."""
     without: tuple[str, ...] = ()
     """What is not measured, such as code-length."""
 
