@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow smoke lint types consistency recipes bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
+.PHONY: demo test slow smoke lint types consistency recipes ablations bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -47,6 +47,16 @@ results: $(VENV)/.ready
 	for text in $(TEXTS); do \
 		$(BIN)/unnoise reproduce $$text --out runs/results/$$text && mkdir -p docs/results/$$text && \
 		cp runs/results/$$text/table.md runs/results/$$text/samples.md runs/results/$$text/figure.png docs/results/$$text/ || exit 1; \
+	done
+
+# The reports of docs/results/ablations, from scratch: about an hour and a half on two cores. What is finished in
+# runs/ablations is not run again.
+ABLATIONS := three-families three-families-icons ddpm-parts d3pm-parts d3pm-text-parts samplers predictor-corrector \
+	averages guidance
+ablations: $(VENV)/.ready
+	for name in $(ABLATIONS); do \
+		$(BIN)/unnoise ablate $$name --out runs/ablations/$$name && mkdir -p docs/results/ablations/$$name && \
+		cp runs/ablations/$$name/report.md runs/ablations/$$name/*.png docs/results/ablations/$$name/ || exit 1; \
 	done
 
 bench: $(VENV)/.ready-dev
