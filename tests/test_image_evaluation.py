@@ -9,6 +9,7 @@ import torch
 
 from unnoise.experiments import evaluation
 from unnoise.experiments.cli import main
+from unnoise.experiments.cli.evaluating import has_samples
 from unnoise.experiments.evaluation import captions_in_turn
 from unnoise.experiments.image_measures import extractors
 from unnoise.experiments.papers import ddpm
@@ -266,6 +267,16 @@ def test_one_sample_and_a_folder_without_images(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["evaluate", str(tmp_path / "empty"), "--data", "digits"]) == 2
     assert "empty" in capsys.readouterr().err
+
+
+def test_runs_are_not_taken_for_samples(tmp_path):
+    for made in ("run/checkpoints/8", "started", "runs/one/checkpoints", "photos/red"):
+        (tmp_path / made).mkdir(parents=True)
+    (tmp_path / "started" / "metrics.jsonl").touch()
+    paths = [tmp_path / name for name in ("run", "run/checkpoints/8", "started", "runs", "missing")]
+    assert not any(has_samples(path) for path in paths)
+    assert has_samples(tmp_path / "photos")
+    assert has_samples(tmp_path / "missing.npz")
 
 
 def test_texts_and_arrays_in_files(tmp_path):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from ...shared.distributed import is_main
-from ...shared.metrics.measurement import Evaluation, Origin
+from ...shared.metrics.measurement import Evaluation, Origin, four_digits
 from ...shared.progress import bar
 from ...shared.training import Checkpoint
 from ...shared.training.checkpoint import is_checkpoint
@@ -138,8 +138,8 @@ def has_samples(path: Path) -> bool:
     """Returns whether a path is a file or folder of samples, and not a run."""
     if path.suffix.lower() in (".npz", ".npy", ".txt") and not path.is_dir():
         return True
-    own = is_checkpoint(path) or (path / "checkpoints").exists() or path.parent.name == "checkpoints"
-    return path.is_dir() and not own and not (path / "metrics.jsonl").exists()
+    own = is_checkpoint(path) or path.parent.name == "checkpoints" or (path / "metrics.jsonl").exists()
+    return path.is_dir() and not own and not any((*path.glob("checkpoints"), *path.glob("*/checkpoints")))
 
 
 def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
@@ -186,7 +186,7 @@ def report(found: Evaluation, path: Path) -> None:
     for measurement in found.measurements:
         print(measurement.line())
     for key, value in found.about.items():
-        print(f"{key:24} {value if not isinstance(value, float) else format(value, '.4f')}")
+        print(f"{key:24} {four_digits(value) if isinstance(value, float) else value}")
     earlier = path.read_text() if path.exists() else None
     write_text(path, json.dumps(found.as_json(), indent=1, allow_nan=False))
     if earlier is not None:  # earlier results are kept
