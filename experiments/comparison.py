@@ -317,9 +317,9 @@ def refusal(measure: str, subjects: list[Subject], found: list[list[Measurement]
     (first, a), (second, b) = next(
         (x, y) for n, x in enumerate(known) for y in known[n + 1 :] if x[1].protocol != y[1].protocol
     )
-    differing = [f.name for f in fields(Protocol) if getattr(a.protocol, f.name) != getattr(b.protocol, f.name)]
+    differing = [n for n in REMEDIES if getattr(a.protocol, n) != getattr(b.protocol, n)]
     remedy = " and ".join(dict.fromkeys(REMEDIES[name] for name in differing))
-    option = "--samples" if a.protocol.features else "--count"
+    option = "--count" if a.protocol.coded else "--samples"
     option = f" {option} {a.protocol.samples}" * ("samples" in differing)
     return (
         f"{measure} of {first.name} and {second.name} was measured in different ways and cannot stand in one column: "

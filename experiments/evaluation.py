@@ -367,6 +367,7 @@ def coded(
         reference_hash=content_hash(test.k),
         samples=len(test.k),
         settings=of_label,
+        coded=True,
     )
     origin, note = Origin(seed=seed, version=__version__), ", ".join(part for part in (kind, how) if part)
     return Measurement(name, bits, protocol, origin, error, "bits/dim", "lower", note=note)

@@ -180,6 +180,7 @@ def evaluate_tensors(
             reference_hash=content_of(test.k[:]),
             samples=len(test.k),
             settings=f"{kind}, {write(getattr(recipe, 'code_length', ''))}",
+            coded=True,
         )
         nats = math.log(2)
         for unit, factor in (("nats", nats), ("bits", 1.0)):

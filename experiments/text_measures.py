@@ -340,4 +340,5 @@ def protocol_of(
         reference_hash=text.content,
         samples=0 if of_text and whole else windows,
         settings="; ".join(filter(None, settings)),
+        coded=True,
     )

@@ -15,7 +15,7 @@ from unnoise.shared.metrics.measurement import LABELS, Evaluation, Measurement, 
 FID = Protocol(
     "inception", "6726825d0af5aa", "TensorFlow 1 bilinear to 299 x 299", "digits, train, 1437 images", "ab12cd", 500
 )
-BOUND = Protocol(reference="digits, test, 360 images", samples=360, settings="upper bound, 100 terms")
+BOUND = Protocol(reference="digits, test, 360 images", samples=360, settings="upper bound, 100 terms", coded=True)
 ORIGIN = Origin("DDIM(eta=0.5)", 50, 50, "Decay(0.999)", "float32", 0, "0.3.0")
 
 

@@ -71,7 +71,7 @@ def test_each_number_has_its_protocol_and_origin(judged, model, judge):
     bits, distance = found.measurement("bits_per_dim"), found.measurement("frechet")
     assert (bits.unit, bits.better, bits.error) == ("bits/dim", "lower", found["standard_error"])
     assert bits.protocol.short() == (
-        f"8 samples, against digits, held out, 8 images of 1x8x8 #{content_hash(test.k)[:6]}, "
+        f"8 examples, of digits, held out, 8 images of 1x8x8 #{content_hash(test.k)[:6]}, "
         "with the bits of the class label"
     )
     assert bits.note == "upper bound, Bound(terms=4)"
@@ -299,4 +299,4 @@ def test_texts_and_arrays_in_files(tmp_path):
 
 def test_lines_show_error_and_real_data():
     line = Measurement("sure", 0.5, error=0.25, held_out=1.0).line()
-    assert line.startswith("sure                     0.5000 ± 0.25 (real held-out data 1)")
+    assert line.startswith("sure                     0.5 ± 0.25 (real held-out data 1)")

@@ -33,6 +33,8 @@ class Protocol:
         reference_hash: first 12 hexadecimal digits of the SHA-256 of its content.
         samples: number of samples or of coded examples.
         settings: the settings of the measure, such as `k=3`, or `upper bound, 100 terms`.
+        coded: whether examples of the reference are coded, instead of samples compared with it; it follows from the
+            measure, and is not compared.
     """
 
     features: str = ""
@@ -42,10 +44,11 @@ class Protocol:
     reference_hash: str = ""
     samples: int = 0
     settings: str = ""
+    coded: bool = field(default=False, compare=False)
 
     def differences(self, other: Protocol) -> list[str]:
         """Returns a line for each field in which two protocols differ, `resize: none and bicubic`."""
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.compare}
         return [f"{LABELS[name]}: {a or 'none'} and {b or 'none'}" for name, (a, b) in pairs.items() if a != b]
 
     def short(self) -> str:
@@ -55,8 +58,8 @@ class Protocol:
         parts = [
             f"{self.features}{hashed}",
             self.resize,
-            f"{self.samples:,} samples" * bool(self.samples),
-            f"against {self.reference}{against}" * bool(self.reference),
+            f"{self.samples:,} {'examples' if self.coded else 'samples'}" * bool(self.samples),
+            f"{'of' if self.coded else 'against'} {self.reference}{against}" * bool(self.reference),
             self.settings,
         ]
         return ", ".join(part for part in parts if part)
@@ -132,9 +135,9 @@ class Measurement:
         """Returns the number with its error, the number of real data, and the protocol in short form."""
         error = "" if self.error is None or math.isnan(self.error) else f" ± {self.error:.2g}"
         unit = f" {self.unit}" * bool(self.unit)
-        real = "" if self.held_out is None else f" (real held-out data {self.held_out:.4g})"
+        real = "" if self.held_out is None else f" (real held-out data {four_digits(self.held_out)})"
         note = f"; {self.note}" * bool(self.note)
-        return f"{self.name:24} {self.value:.4f}{error}{unit}{real}  [{self.protocol.short()}{note}]"
+        return f"{self.name:24} {four_digits(self.value)}{error}{unit}{real}  [{self.protocol.short()}{note}]"
 
     def as_json(self) -> dict[str, Any]:
         """Returns the measurement as a dict for JSON."""
@@ -157,6 +160,11 @@ class Measurement:
             raise UsageError(
                 f"a measurement cannot be read ({error}): measure again with `unnoise evaluate`"
             ) from error
+
+
+def four_digits(value: float) -> str:
+    """Returns a number with four significant digits, and with all digits before the point: `0.001235`, `12346`."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def chosen(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,15 +216,14 @@ class Evaluation(Mapping[str, Any]):
 
     def of(self, origin: Origin, **about: Any) -> Evaluation:
         """Returns the evaluation with an origin for all of its measurements, and with more facts."""
-        own = {f.name for f in fields(Origin)}
-        merged = [
-            m.of(replace(origin, **{n: v for n in own if (v := getattr(m.origin, n)) not in ("", 0, None)}))
-            for m in self.measurements
-        ]
-        return Evaluation(self.about | about, merged)
+
+        def merged(known: Origin) -> Origin:
+            return replace(origin, **{f.name: v for f in fields(Origin) if (v := getattr(known, f.name)) != f.default})
+
+        return Evaluation(self.about | about, [m.of(merged(m.origin)) for m in self.measurements])
 
     def as_json(self) -> dict[str, Any]:
-        """Returns all numbers by name, and the measurements as a list under `measurements`; None for NaN and infinity."""
+        """Returns all numbers by name, and under `measurements` a list of all; None for NaN and infinity."""
         return finite(self._values | {"measurements": [m.as_json() for m in self.measurements]})
 
     @staticmethod

@@ -1,0 +1,41 @@
+"""Measurements: their protocol and origin in words, and what they keep through files."""
+
+import json
+
+import pytest
+
+from unnoise.shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol, four_digits
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00123456, "0.001235"),
+        (3.70704, "3.707"),
+        (123.456, "123.5"),
+        (1234567.8, "1234568"),
+        (0.0, "0"),
+        (-2e-5, "-2e-05"),
+    ],
+)
+def test_numbers_have_four_significant_digits(value, text):
+    assert four_digits(value) == text
+    assert Measurement("kid", value).line().split()[1] == text
+
+
+def test_coded_examples_are_not_called_samples():
+    given = {"reference": "digits, held out", "reference_hash": "0123456789ab", "samples": 1234}
+    coded, compared = Protocol(**given, coded=True), Protocol(**given)
+    assert coded.short() == "1,234 examples, of digits, held out #012345"
+    assert compared.short() == "1,234 samples, against digits, held out #012345"
+    assert coded == compared  # evaluations of earlier versions do not have the field
+    assert coded.differences(compared) == []
+
+
+def test_an_evaluation_keeps_the_seed_zero_of_its_samples():
+    found = Evaluation({}, [Measurement("fid", 2.0, origin=Origin("Heun()", 9, 17, seed=0))])
+    merged = found.of(Origin(steps=3, weights="raw", precision="float32", seed=5, version="1"), run="mine")
+    assert merged.measurement("fid").origin == Origin("Heun()", 9, 17, "raw", "float32", 0, "1")
+    read = Evaluation.from_json(json.loads(json.dumps(merged.as_json())))
+    assert read.measurement("fid") == merged.measurement("fid")
+    assert read["run"] == "mine"
