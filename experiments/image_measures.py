@@ -15,7 +15,7 @@ from torch import Tensor
 from ..shared.data import ImageDataset
 from ..shared.data.batches import Examples
 from ..shared.errors import Notice, UsageError
-from ..shared.metrics.features import Features
+from ..shared.metrics.features import Features, in_float32
 from ..shared.metrics.images import MEASURES, OF_NEIGHBORS, image_measures, measures_on
 from ..shared.metrics.judge import SURE, Judge
 from ..shared.metrics.measurement import Measurement, Origin, Protocol
@@ -129,6 +129,7 @@ class RealImages:
         return reference_of(features, self.train.k, self.train.quantization, name, progress)
 
 
+@in_float32()
 def measure_images(
     k: Examples,
     quantization: Quantization,

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from unnoise.experiments.image_measures import RealImages, measure_images
 from unnoise.shared.data import image_dataset
 from unnoise.shared.data.images import ImageDataset
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.metrics import judge as module
+from unnoise.shared.metrics.features import in_float32
 from unnoise.shared.metrics.frechet import frechet_distance
 from unnoise.shared.metrics.judge import Judge, judge_of, whitening_of
 from unnoise.shared.networks import classifier as networks
@@ -198,3 +200,24 @@ def test_moved_images_are_near_and_differ():
     assert ((place // 16 - 8).abs() <= 3).all()
     one = torch.ones(3, 1, 16, 16)
     torch.testing.assert_close(moved(one, torch.Generator().manual_seed(0)), one)
+
+
+def test_measures_are_exact_where_the_model_runs_under_autocast(digits, cache, monkeypatch):
+    """The judge is trained, kept and applied in float32, whatever the precision of the model that is measured."""
+    train, test = digits
+
+    def measured():
+        monkeypatch.setattr(module, "_JUDGES", {})
+        monkeypatch.setenv("UNNOISE_CACHE", "none")
+        real = RealImages("digits", train, test)
+        return measure_images(test.k[:40], test.quantization, real, judge_of=lambda k, p: judge_of(k, p, steps=2))[1]
+
+    exact = measured()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert measured() == exact
+        judge = judge_of(train, steps=2)
+        features = judge_of(train, steps=2).features(test.k[:10])
+        with in_float32():
+            assert torch.is_autocast_enabled("cpu") is False
+            assert not torch.equal(judge.features(test.k[:10]), features)
+        assert torch.is_autocast_enabled("cpu")

@@ -16,7 +16,7 @@ from ..code_length import perplexity
 from ..errors import UsageError, shown
 from ..progress import Progress, silent
 from .errors import ratio_of_sums
-from .features import digest_of
+from .features import digest_of, in_float32
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -182,6 +182,7 @@ class CausalJudge:
             warnings.simplefilter("ignore")  # on texts longer than the context, which are cut into chunks
             return [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
+    @in_float32()
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """Returns logits `(B, L, K)` of tokens `(B, L)`."""
@@ -192,6 +193,7 @@ class CausalJudge:
         ids = self.encode(texts)
         return causal_score(self, ids, context=self.context, begin=self.begin, batch=self.batch, progress=progress)
 
+    @in_float32()
     @torch.no_grad()
     def features(self, texts: Sequence[str], progress: Progress = silent) -> Tensor:
         """Returns the last hidden state at the last token of each text, cut after the context, float32 `(N, d)`.

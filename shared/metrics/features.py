@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..data.batches import Examples
-from ..progress import Progress, silent
 from ..quantization import Quantization
+from ..training.precision import PRECISIONS
 
 AT_ONCE = 100
 """The number of images whose features are computed at a time."""
@@ -48,14 +48,15 @@ class Features(ABC):
         """Returns the features, and the spatial features of sFID `(N, e)`; None for an extractor that has none."""
         return self.of(k, quantization), None
 
-    def of_all(self, k: Examples, quantization: Quantization, progress: Progress = silent) -> Tensor:
-        """Returns the features of a set of images, in memory or in a file, `AT_ONCE` at a time."""
-        starts = range(0, len(k), AT_ONCE)
-        parts = [
-            self.of(k[start : start + AT_ONCE], quantization)
-            for start in progress(starts, len(starts), f"{self.name} features")
-        ]
-        return torch.cat(parts)
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Within the block networks compute in exact float32, also where a model that is measured runs under autocast."""
+    with ExitStack() as settings, PRECISIONS["float32"].products():
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                settings.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from ..data.batches import Examples
 from ..errors import UsageError
 from ..progress import Progress, silent
 from ..quantization import Quantization
-from .features import Features
+from .features import Features, in_float32
 from .frechet import Moments, frechet_of_moments
 from .inception_score import SPLITS, inception_score
 from .kernel import SUBSET_SIZE, SUBSETS, drawn_subsets, kernel_distance_of_subsets
@@ -83,6 +83,7 @@ def measures_on(features: Features, reference: Reference) -> tuple[str, ...]:
     return tuple(name for name in MEASURES if name in allowed)
 
 
+@in_float32()
 def image_measures(
     features: Features,
     k: Examples,

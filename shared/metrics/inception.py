@@ -12,8 +12,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from ..errors import UsageError, shown
 from ..progress import Progress, silent
 from ..quantization import Quantization
-from ..training.precision import PRECISIONS
-from .features import Features, digest_of, to_bytes, to_rgb
+from .features import Features, digest_of, in_float32, to_bytes, to_rgb
 from .inception_weights import inception_weights
 from .resizing import tensorflow_bilinear
 
@@ -275,7 +274,7 @@ class Inception(Features):
         """
         pooled, spatial = [], []
         for part in to_rgb(to_bytes(k, quantization)).split(BATCH):
-            with PRECISIONS["float32"].products():
+            with in_float32():
                 found = self.network(part.to(self.device))
             pooled.append(found["2048"].cpu())
             spatial.append(found["spatial"][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())

@@ -26,7 +26,7 @@ from ..networks.classifier import (
 from ..progress import Progress, silent
 from ..quantization import Quantization
 from .errors import standard_error
-from .features import Features, digest_of
+from .features import Features, digest_of, in_float32
 from .frechet import frechet_distance
 from .tensor_cache import cached_tensors
 
@@ -58,6 +58,7 @@ class SampleQuality:
     """Number of images."""
 
 
+@in_float32()
 def judge_of(images: ImageDataset, progress: Progress = silent, steps: int = 600) -> Judge:
     """Returns the judge of a data set, which is trained once and kept in the cache.
 

@@ -16,7 +16,7 @@ from ..data.batches import Examples
 from ..errors import UsageError, shown
 from ..progress import Progress, silent
 from ..quantization import Quantization
-from .features import AT_ONCE, Features, digest_of
+from .features import AT_ONCE, Features, digest_of, in_float32
 from .frechet import Moments
 from .tensor_cache import cached_tensors
 
@@ -86,6 +86,7 @@ def features_of(
     return torch.cat(features), torch.cat(spatial) if spatial else None
 
 
+@in_float32()
 def reference_of(
     extractor: Features, k: Examples, quantization: Quantization, name: str, progress: Progress = silent
 ) -> Reference:

@@ -12,8 +12,7 @@ from torch.nn.functional import interpolate
 from ..errors import UsageError, shown
 from ..progress import Progress, silent
 from ..quantization import Quantization
-from ..training.precision import PRECISIONS
-from .features import Features, digest_of, to_bytes, to_rgb
+from .features import Features, digest_of, in_float32, to_bytes, to_rgb
 from .inception import Inception
 from .pixels import Pixels
 
@@ -82,12 +81,15 @@ class TransformersFeatures(Features):
     @torch.inference_mode()
     def of(self, k: Tensor, quantization: Quantization) -> Tensor:
         """Returns the features of images, float32 `(N, d)` on the CPU."""
-        mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (self.kind.mean, self.kind.deviation))
+        mean, deviation = (
+            torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.kind.mean, self.kind.deviation)
+        )
         parts = []
         for part in to_rgb(to_bytes(k, quantization)).split(BATCH):
-            x = interpolate(part.float() / 255, (self.pixels, self.pixels), mode="bicubic", antialias=True).clamp(0, 1)
-            with PRECISIONS["float32"].products():
-                found = self.network(pixel_values=((x - mean) / deviation).to(self.device))
+            x, size = part.to(self.device).float() / 255, (self.pixels, self.pixels)
+            x = interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+            with in_float32():
+                found = self.network(pixel_values=(x - mean) / deviation)
             parts.append(found[self.kind.output].cpu())
         return torch.cat(parts)
 
