@@ -8,11 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from unnoise.experiments.cli import main
+from unnoise.experiments.cli.evaluating import EvaluateSamples
 from unnoise.experiments.cli.main import COMMANDS
 from unnoise.experiments.cli.recipe_options import arguments_in, option, settings_of, with_parts
 from unnoise.experiments.recipes import PAPERS, RECIPES, find
@@ -322,9 +324,11 @@ def test_commands_and_options_in_the_text_exist(capsys):
         "--module",
         "--max-restarts",  # of torchrun
         "--signal",  # of sbatch
+        *(f"--{f.name}" for f in fields(EvaluateSamples)),
     }
-    for command in ("demo", "import", "export", "sample", "evaluate", "compare", "submit", "recipes", "plot-schedules"):
-        assert main([command, "--help"]) == 0
+    own = ("demo", "import", "export", "sample", "evaluate", "compare", "submit", "recipes", "plot-schedules")
+    for words in (*((command,) for command in own), ("ablate", "ddpm-smoke")):
+        assert main([*words, "--help"]) == 0
         options |= set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
     named = {name.rstrip(".") for name in re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)}
     missing = named - options
