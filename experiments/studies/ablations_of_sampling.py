@@ -15,9 +15,6 @@ from ...continuous import (
     UniPC,
 )
 from ...discrete import Ancestral as CategoricalAncestral
-from ...discrete import (
-    TauLeaping,
-)
 from ...sde import VE, EulerMaruyama, Langevin, NoPredictor, PredictorCorrector, ProbabilityFlow, ReverseDiffusion
 from ...shared.gaussian.guidance import ClassifierFree
 from ...shared.training.averages import Decay
@@ -34,7 +31,7 @@ def samplers() -> Ablation:
     """Samplers of all families by the number of network evaluations, on digits."""
     found = families(digits, 1000, 4e-4)
     gaussian: dict[str, tuple[Part[Any], int]] = {
-        "Ancestral": (part(Ancestral), 1),
+        "ancestral": (part(Ancestral), 1),
         "DDIM": (part(DDIM), 1),
         "DPM-Solver++ 2": (part(DPMSolverPP), 1),
         "UniPC 3": (part(UniPC), 1),
@@ -45,10 +42,7 @@ def samplers() -> Ablation:
         "predictor-corrector": (score_sde.pc(0.1), 2),
         "probability flow, Heun": (part(ProbabilityFlow), 2),
     }
-    categorical: dict[str, tuple[Part[Any], int]] = {
-        "D3PM ancestral": (part(CategoricalAncestral), 1),
-        "tau-leaping": (part(TauLeaping), 1),
-    }
+    categorical: dict[str, tuple[Part[Any], int]] = {"ancestral": (part(CategoricalAncestral), 1)}
     of_family = {"DDPM": gaussian, "score SDE": stochastic, "D3PM": categorical}
     levels: dict[str, Any] = {}
     cost: dict[str, int] = {}
