@@ -1,4 +1,4 @@
-"""Trains, samples, measures and reproduces every recipe whose name ends in -smoke: `make smoke`.
+"""Trains, samples, measures, resumes and reproduces every recipe whose name ends in -smoke: `make smoke`.
 
 Prints a line for each recipe, and the errors of those that fail; the exit status is 1 if one fails. The classifier that
 measures samples is trained for a moment only, so the measured numbers have no meaning.
@@ -26,8 +26,13 @@ def commands_of(name: str, out: Path) -> list[list[str]]:
     """Returns the commands for a recipe, which write into a folder."""
     run = str(out / name)
     commands = [["train", name, "--out", run], ["sample", run, "--count", "4"], ["evaluate", run, "--count", "8"]]
+    commands += [["train", name, "--out", run, "--resume", "--training.steps", str(RESUMED)]]
     figure = not isinstance(RECIPES[name]().figure, NoFigure)
     return commands + [["reproduce", name, "--out", f"{run}-figure"]] * figure
+
+
+RESUMED = 12
+"""The number of steps to which a run is continued: more than its recipe has."""
 
 
 def problem(words: list[str]) -> str:
@@ -41,13 +46,15 @@ def missing(words: list[str]) -> str:
     """Returns which result of a command is missing."""
     command, name, *rest = words
     folder = Path(rest[1]) if command in ("train", "reproduce") else Path(name)
-    results = {"train": "checkpoints/*", "sample": "samples.*", "evaluate": "evaluation.json", "reproduce": "table.md"}
+    resumed = f"checkpoints/{RESUMED:08d}" if "--resume" in words else "checkpoints/*"
+    results = {"train": resumed, "sample": "samples.*", "evaluate": "evaluation.json", "reproduce": "table.md"}
     if not list(folder.glob(results[command])):
         return f"unnoise {' '.join(words)}: no {results[command]}"
-    if command == "evaluate" and not any(
-        "bits_per" in key for key in json.loads((folder / "evaluation.json").read_text())
-    ):
-        return f"unnoise {' '.join(words)}: no code length"
+    if command == "evaluate":
+        found = json.loads((folder / "evaluation.json").read_text())
+        measured = [one["name"] for one in found["measurements"]]
+        if not any("bits_per" in name for name in measured) or len(measured) < 2:
+            return f"unnoise {' '.join(words)}: measured are only {', '.join(measured) or 'none'}"
     return ""
 
 
