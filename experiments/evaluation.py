@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -24,7 +24,7 @@ from ..shared.distributed import is_main
 from ..shared.errors import Notice, UsageError, shown
 from ..shared.metrics.errors import standard_error
 from ..shared.metrics.features import Features
-from ..shared.metrics.judge import SampleQuality, judge_of
+from ..shared.metrics.judge import judge_of
 from ..shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol
 from ..shared.metrics.references import content_hash
 from ..shared.progress import Progress, silent
@@ -33,7 +33,7 @@ from ..shared.random import Streams
 from ..shared.sampler import Sampler, counted, device_of
 from .chunks import in_chunks
 from .code_lengths import CodeLengthOf
-from .image_measures import RealImages, extractors, measure_images, refuse_without
+from .image_measures import RealImages, extractors, measure_images, refuse_without, warn_of_bias
 from .parts import write
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def draw(
     conditions: Callable[[Tensor], dict[str, Tensor]] | None = None,
     size: int | None = None,
     shared: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> SamplingRun:
     """Draws `count` samples of one shape, `size` at a time; sample i and its conditions depend on (seed, i) alone.
 
@@ -83,10 +84,11 @@ def draw(
         conditions: returns the conditions of the samples of given numbers; None for those of the recipe.
         size: the number of samples that are drawn at a time; None for 300.
         shared: whether the processes of a run share the work, as `in_chunks`.
+        dtype: type of the samples that are returned; None for that of the recipe.
     """
     steps = recipe.sampling_steps if steps is None else steps
     drawn = drawing(recipe, sampler, shape, quantization, steps, seed=seed, progress=progress, conditions=conditions)
-    return sampling_run(drawn, count, steps, size, shared=shared)
+    return sampling_run(drawn, count, steps, size, shared=shared, dtype=dtype)
 
 
 Drawing = Callable[[Tensor], tuple[Tensor, int]]
@@ -123,6 +125,7 @@ def sampling_run(
     size: int | None = None,
     *,
     shared: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> SamplingRun:
     """Returns the samples of the numbers 0 to count - 1, and their cost.
 
@@ -132,13 +135,14 @@ def sampling_run(
         steps: the number of steps, or the grid of times.
         size: the number of samples that are drawn at a time; None for 300.
         shared: whether the processes of a run share the work, as `in_chunks`.
+        dtype: type of the samples that are returned; None for that in which they are drawn.
     """
     start, calls = time.perf_counter(), 0
 
     def levels(rows: Tensor) -> Tensor:
         nonlocal calls
         found, calls = drawn(rows)
-        return found.cpu()
+        return found.to("cpu", dtype or found.dtype)
 
     found = in_chunks(levels, count, CHUNK if size is None else size, shared=shared)
     number = steps if isinstance(steps, int) else len(steps) - 1
@@ -234,11 +238,6 @@ def refuse_other_data(
     return {"warning": message}
 
 
-def summary(quality: SampleQuality, run: SamplingRun) -> dict[str, Any]:
-    """Returns quality and cost as one flat dict, for JSON."""
-    return asdict(quality) | cost(run)
-
-
 def cost(run: SamplingRun) -> dict[str, Any]:
     """Returns the cost of samples as a dict, for JSON."""
     return {"steps": run.steps, "evaluations": run.evaluations, "seconds": round(run.seconds, 2)}
@@ -298,6 +297,9 @@ def evaluate_images(
     found: list[Measurement] = []
     held_out = whole.subset(min(samples or len(test.k), len(whole.k)))  # as many as samples, where there are so many
     real = RealImages(short_name(recipe.data), train, held_out, statistics)
+    if is_main() and "samples" not in without:  # before any work is lost
+        warn_of_bias(others, samples or len(test.k))
+        real.read_statistics(others, test.shape, progress)
     if "code-length" not in without:
         bits, error = bits_per_dim(recipe, denoiser, test, seed=seed, progress=progress, size=size, shared=True)
         kind = f"{recipe.kind}, given the caption" if recipe.data.caption_sizes() else recipe.kind
@@ -317,6 +319,7 @@ def evaluate_images(
         conditions=captions_in_turn(recipe, test),
         size=size,
         shared=True,
+        dtype=torch.uint8 if test.quantization.levels <= 256 else None,  # an eighth of the memory
     )
     if not is_main():
         return Evaluation({}, [])
@@ -329,7 +332,6 @@ def evaluate_images(
         without=without,
         label=requested_labels(recipe, test, len(run.levels)),
         origin=origin_of(recipe, run, seed),
-        seed=seed,
         progress=progress,
     )
     return Evaluation(about | facts | cost(run), [*found, *measured])

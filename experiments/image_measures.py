@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -15,8 +14,9 @@ from torch import Tensor
 from ..shared.data import ImageDataset
 from ..shared.data.batches import Examples
 from ..shared.errors import Notice, UsageError
+from ..shared.metrics.errors import error_of_share
 from ..shared.metrics.features import Features, in_float32
-from ..shared.metrics.images import MEASURES, OF_NEIGHBORS, image_measures, measures_on
+from ..shared.metrics.images import MEASURES, OF_NEIGHBORS, image_measures, images_needed, measures_on
 from ..shared.metrics.judge import SURE, Judge
 from ..shared.metrics.measurement import Measurement, Origin, Protocol
 from ..shared.metrics.neighbors import BALLS, DENSITY_BALLS
@@ -80,6 +80,19 @@ def extractors(
     return judged, [one if isinstance(one, Features) else extractor_named(one, **options) for one in others]
 
 
+def warn_of_bias(features: Sequence[Features], count: int) -> None:
+    """Gives a `Notice` for each extractor that has more features than there are samples, where this is known."""
+    for one in features:
+        if one.size is not None and count < one.size:
+            warn(
+                Notice(
+                    f"{count:,} samples are fewer than the {one.size:,} features of {one.name}, so that Fréchet "
+                    f"distances are biased: --samples {one.size} or more"
+                ),
+                stacklevel=3,
+            )
+
+
 def extractor_named(name: str, **options: Any) -> Features:
     """Returns the feature extractor of a name."""
     file, colon, own = name.rpartition(":")
@@ -109,24 +122,41 @@ class RealImages:
         train: the training images, or None where statistics alone are known.
         held_out: held-out images, or None.
         statistics: a file of reference statistics, which the features of other networks are compared with.
+        references: the references that were computed or read, by extractor.
     """
 
     name: str
     train: ImageDataset | None
     held_out: ImageDataset | None = None
     statistics: Path | None = None
+    references: dict[Features, Reference] = field(default_factory=dict)
 
     def described(self, images: ImageDataset, split: str) -> str:
         """Returns a description of a split for a protocol, `digits, train, 1,500 images of 1x8x8`."""
         return f"{self.name}, {split}, {len(images.k):,} images of {'x'.join(map(str, images.shape))}"
 
-    def reference(self, features: Features, progress: Progress) -> Reference:
-        """Returns the reference on the features of a network: the statistics of the file, or the training images."""
+    def reference(self, features: Features, shape: Sequence[int], progress: Progress) -> Reference:
+        """Returns the reference on the features of a network: the statistics of the file, or the training images.
+
+        Raises:
+            UsageError: for a file that cannot be read, or has images of another height or width than `shape`.
+        """
+        if features not in self.references:
+            self.references[features] = self._reference(features, shape, progress)
+        return self.references[features]
+
+    def _reference(self, features: Features, shape: Sequence[int], progress: Progress) -> Reference:
         if self.statistics is not None and features.name != "pixels":
-            return read_reference(self.statistics, features, progress)
+            return read_reference(self.statistics, features, progress, shape=shape)
         assert self.train is not None, "looked for in measure_images"
         name = self.described(self.train, "train")
         return reference_of(features, self.train.k, self.train.quantization, name, progress)
+
+    def read_statistics(self, features: Sequence[Features], shape: Sequence[int], progress: Progress) -> None:
+        """Reads the file of reference statistics, where there is one, before samples are drawn."""
+        for one in features if self.statistics is not None else ():
+            if one.name != "pixels":
+                self.reference(one, shape, progress)
 
 
 @in_float32()
@@ -170,7 +200,7 @@ def measure_images(
     if "memorization" not in without and "memorized" not in without and real.train is not None:
         features = [*features, *([] if any(f.name == "pixels" for f in features) else [Pixels()])]
     for extractor in features:
-        reference = real.reference(extractor, progress)
+        reference = real.reference(extractor, k.shape[1:], progress)
         which = ["memorized"] if extractor.name == "pixels" else measures_on(extractor, reference)
         which = [name for name in which if name not in without and (name != "memorized" or extractor.name == "pixels")]
         which, left_out = enough(which, len(k), extractor.name, reference)
@@ -191,11 +221,11 @@ def measure_images(
 
 def enough(which: Sequence[str], count: int, name: str, reference: Reference) -> tuple[list[str], dict[str, str]]:
     """Returns the measures that so many images suffice for, and a fact that names the others."""
-    images, real = BALLS + 1, max(BALLS, DENSITY_BALLS) + 1
-    if count >= images and (reference.count == 0 or reference.count >= real):
-        return list(which), {}
-    few = [measure for measure in which if measure in OF_NEIGHBORS]
-    why = f"{', '.join(few)} need at least {images} images and {real} training images"
+    real = max(BALLS, DENSITY_BALLS) + 1
+    few = [m for m in which if count < images_needed(m) or (m in OF_NEIGHBORS and reference.count < real)]
+    least = max((images_needed(m) for m in few), default=0)
+    training = f" and {real} training images" * any(m in OF_NEIGHBORS for m in few)
+    why = f"{', '.join(few)} need at least {least} images{training}"
     return [m for m in which if m not in few], {f"left_out_{name}": why} if few else {}
 
 
@@ -259,7 +289,7 @@ def classified(judge: Judge, k: Examples, test: ImageDataset | None, label: Tens
             "sure",
             quality.sure,
             protocol,
-            error=of_share(quality.sure, len(k)),
+            error=error_of_share(quality.sure, len(k)),
             better="closer",
             held_out=None if real is None else real.sure,
         ),
@@ -278,14 +308,9 @@ def classified(judge: Judge, k: Examples, test: ImageDataset | None, label: Tens
                 "agreement",
                 share,
                 replace(protocol, settings="class that was asked for"),
-                error=of_share(share, len(k)),
+                error=error_of_share(share, len(k)),
                 better="higher",
                 held_out=None if test is None or test.label is None else judge.accuracy(test),
             )
         )
     return found
-
-
-def of_share(share: float, count: int) -> float:
-    """Returns the standard error of a share of independent images."""
-    return math.sqrt(share * (1 - share) / count)

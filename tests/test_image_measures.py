@@ -194,11 +194,12 @@ def test_all_measures_of_images(reference):
     x, real = extractor.of(k, Q), extractor.of(images(60, 0), Q)
     of_neighbors = neighbor_measures(x, real)
     rows = drawn_subsets(40, 60, torch.Generator().manual_seed(5))
+    shuffled = x[torch.randperm(40, generator=torch.Generator().manual_seed(5)), :3]
     expected = {
         "frechet_projection": frechet_distance(x, real),
         "sfid_projection": frechet_distance(k.flatten(1)[:, :4].float(), images(60, 0).flatten(1)[:, :4].float()),
         "kid_projection": kernel_distance_of_subsets(x, real, rows).mean,
-        "inception_score_projection": inception_score(x[:, :3]).mean,
+        "inception_score_projection": inception_score(shuffled).mean,
         "precision_projection": of_neighbors.precision,
         "recall_projection": of_neighbors.recall,
         "density_projection": of_neighbors.density,
@@ -214,8 +215,9 @@ def test_all_measures_of_images(reference):
         assert found[name].held_out is not None
     score = found["inception_score_projection"]
     assert score.protocol.reference == "", "it has no reference"
-    assert score.error == pytest.approx(inception_score(x[:, :3]).deviation / 3, rel=1e-9)
-    assert found["kid_projection"].protocol.settings == "100 subsets of 40"
+    assert score.error == pytest.approx(inception_score(shuffled).deviation / 3, rel=1e-9)
+    assert score.protocol.settings == "10 splits of shuffled images, seed 5"
+    assert found["kid_projection"].protocol.settings == "100 subsets of 40, seed 5"
     assert found["precision_projection"].protocol.settings == "k=3"
     assert found["coverage_projection"].protocol.settings == "k=5"
     assert found["frechet_projection"].protocol.reference == "squares, train, 60 images"

@@ -28,12 +28,8 @@ from ...shared.training import Training
 from ...shared.training.folder import curve, locked, read_object, writable, write_text
 from .. import report
 from ..code_lengths import Exact
-from ..evaluation import (
-    SamplingRun,
-    bits_per_dim,
-    draw,
-    summary,
-)
+from ..evaluation import SamplingRun, bits_per_dim, draw
+from ..evaluation import cost as cost_of
 from ..gaussian import GaussianRecipe
 from ..papers import d3pm_images, ddpm, score_sde
 from ..program import program
@@ -347,7 +343,8 @@ Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_th
 """
     results = [
         {"model": r.model, "sampler": r.sampler, "bits_per_dim": r.bits and r.bits[0], "kind": r.kind}
-        | (summary(r.quality, r.run) if r.quality and r.run else vars(r.quality) if r.quality else {})
+        | (vars(r.quality) if r.quality else {})
+        | (cost_of(r.run) if r.quality and r.run else {})
         for r in rows
     ]
     write_text(folder / "results.json", json.dumps(results, indent=1))

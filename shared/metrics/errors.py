@@ -15,6 +15,11 @@ def standard_error(values: Tensor) -> float:
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
+def error_of_share(share: float, count: int) -> float:
+    """Returns the standard error `sqrt(p (1 - p) / n)` of a share p of n independent examples."""
+    return math.sqrt(share * (1 - share) / count)
+
+
 def ratio_of_sums(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
     """Returns `sum(a) / sum(b)` of n independent pairs `(n,)`, and its standard error by the delta method.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import ClassVar
 
@@ -39,6 +39,10 @@ class Features(ABC):
     @abstractmethod
     def of(self, k: Tensor, quantization: Quantization) -> Tensor:
         """Returns the features, float32 `(N, d)`, of images of quantization levels `(N, C, H, W)`."""
+
+    def resize_of(self, shape: Sequence[int]) -> str:
+        """Returns how images of a shape `(C, H, W)` are resized, for the protocol: `resize`, whatever the shape."""
+        return self.resize
 
     def logits(self, features: Tensor) -> Tensor | None:
         """Returns the logits of classes `(N, classes)` from features; None for an extractor that has no classes."""

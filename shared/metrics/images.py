@@ -14,6 +14,7 @@ from ..data.batches import Examples
 from ..errors import UsageError
 from ..progress import Progress, silent
 from ..quantization import Quantization
+from .errors import error_of_share
 from .features import Features, in_float32
 from .frechet import Moments, frechet_of_moments
 from .inception_score import SPLITS, inception_score
@@ -48,7 +49,7 @@ NAMES = {
 }
 SETTINGS = {
     "sfid": "spatial features",
-    "inception_score": f"{SPLITS} splits",
+    "inception_score": f"{SPLITS} splits of shuffled images",
     "precision": f"k={BALLS}",
     "recall": f"k={BALLS}",
     "density": f"k={DENSITY_BALLS}",
@@ -106,7 +107,7 @@ def image_measures(
         held_out: real held-out images and their quantization, which are measured by the same protocol: a random choice
             of as many as there are samples; all of them, with a note, where they are fewer.
         which: names in `MEASURES`; None for all that `measures_on` returns.
-        seed: seed of the subsets of KID and of the choice of held-out images.
+        seed: seed of the subsets of KID, of the splits of the Inception score and of the choice of held-out images.
         origin: where the images come from; None for nothing known.
         progress: how to report progress.
 
@@ -116,6 +117,8 @@ def image_measures(
     """
     chosen = _checked(which, measures_on(features, reference), features, reference)
     _refuse_few(len(k), chosen, reference)
+    if not chosen:
+        return []
     found = _measured(features, k, quantization, reference, chosen, seed, progress)
     real: dict[str, Found] = {}
     note = ""
@@ -128,7 +131,7 @@ def image_measures(
     protocol = Protocol(
         features.name,
         features.digest,
-        features.resize,
+        features.resize_of(k.shape[1:]),
         reference.name,
         reference.digest,
         len(k),
@@ -137,7 +140,7 @@ def image_measures(
         Measurement(
             NAMES.get((name, features.name), f"{name}_{features.name}"),
             found[name].value,
-            _protocol(protocol, name, reference),
+            _protocol(protocol, name, reference, seed),
             origin or Origin(),
             found[name].error,
             better=BETTER[name],
@@ -148,13 +151,14 @@ def image_measures(
     ]
 
 
-def _protocol(protocol: Protocol, name: str, reference: Reference) -> Protocol:
+def _protocol(protocol: Protocol, name: str, reference: Reference, seed: int) -> Protocol:
     """Returns the protocol of one measure; the Inception score has no reference."""
+    drawn = f", seed {seed}" * (seed != 0)
     if name == "inception_score":
-        return replace(protocol, reference="", reference_hash="", settings=SETTINGS[name])
+        return replace(protocol, reference="", reference_hash="", settings=f"{SETTINGS[name]}{drawn}")
     if name == "kid":
         size = min(SUBSET_SIZE, protocol.samples, reference.count)
-        return replace(protocol, settings=f"{SUBSETS} subsets of {size:,}")
+        return replace(protocol, settings=f"{SUBSETS} subsets of {size:,}{drawn}")
     return replace(protocol, settings=SETTINGS.get(name, ""))
 
 
@@ -230,7 +234,8 @@ def _measured(
     if "inception_score" in chosen:
         logits = features.logits(x)
         assert logits is not None, "measures_on looked for them"
-        score = inception_score(logits)
+        # Images of folders and data sets are often sorted by class, and a split has to have all classes.
+        score = inception_score(logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))])
         found["inception_score"] = Found(
             score.mean, score.deviation / math.sqrt(SPLITS - 1), f"standard deviation over splits {score.deviation:.3g}"
         )
@@ -260,13 +265,8 @@ def _of_features(x: Tensor, real: Tensor, chosen: Sequence[str], seed: int, prog
     if any(name in chosen for name in OF_NEIGHBORS):
         measured = neighbor_measures(x, real, progress=progress)
         found |= {name: Found(getattr(measured, name)) for name in OF_NEIGHBORS}
-        found["precision"] = Found(measured.precision, _of_share(measured.precision, len(x)))
+        found["precision"] = Found(measured.precision, error_of_share(measured.precision, len(x)))
     if "memorized" in chosen:
         share = memorized(x, real, progress)
-        found["memorized"] = Found(share, _of_share(share, len(x)))
+        found["memorized"] = Found(share, error_of_share(share, len(x)))
     return found
-
-
-def _of_share(share: float, count: int) -> float:
-    """Returns the standard error of a share of independent examples."""
-    return math.sqrt(share * (1 - share) / count)

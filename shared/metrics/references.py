@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,15 +135,24 @@ def _computed(extractor: Features, k: Examples, quantization: Quantization, prog
     return found
 
 
-def read_reference(path: Path, extractor: Features, progress: Progress = silent) -> Reference:
+def read_reference(
+    path: Path, extractor: Features, progress: Progress = silent, *, shape: Sequence[int] | None = None
+) -> Reference:
     """Returns the reference in an .npz file of ADM, EDM or pytorch-fid.
 
     `mu` and `sigma` are mean and covariance of the features, `mu_s` and `sigma_s` those of the spatial features, and
     `arr_0` are images `(N, H, W, 3)`, uint8, of which the features are computed for KID and for the measures of
     neighbors; without `mu` and `sigma` these are computed from the images too.
 
+    Args:
+        path: the file.
+        extractor: the feature extractor that the statistics are of.
+        progress: how to report progress.
+        shape: shape `(C, H, W)` of the images that are compared with it; None for any.
+
     Raises:
-        UsageError: for a file that cannot be read, without these arrays, or with arrays of other shapes.
+        UsageError: for a file that cannot be read, without these arrays, with arrays of other shapes, or with images of
+            another height or width than `shape`.
     """
     try:
         arrays = of_npz(str(path))
@@ -164,6 +174,12 @@ def read_reference(path: Path, extractor: Features, progress: Progress = silent)
         raise UsageError(
             f"arr_0 in {path} is {str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}: give at "
             "least 2 images (N, H, W, 3) of uint8"
+        )
+    if shape is not None and tuple(images.shape[1:3]) != tuple(shape[1:]):
+        own, other = (" x ".join(map(str, size)) for size in (images.shape[1:3], shape[1:]))
+        raise UsageError(
+            f"{path} is of images of {own} pixels, and the images that are compared with it have {other}: give the "
+            "reference of images of the same size"
         )
     of_images = reference_of(extractor, images.permute(0, 3, 1, 2), Quantization(), path.name, progress)
     return Reference(
