@@ -195,9 +195,10 @@ def of_texts(
     if samples.kind == "tokens":
         assert samples.k is not None, "tokens are read as numbers"
         given = samples.k[:]
-        if int(given.max()) > test.tokenizer.size:
+        low, high = int(given.min()), int(given.max())
+        if low < 0 or high > test.tokenizer.size:
             raise UsageError(
-                f"{samples.path} has the token {int(given.max())}, and the tokenizer of {data} has "
+                f"{samples.path} has the token {low if low < 0 else high}, and the tokenizer of {data} has "
                 f"{test.tokenizer.size}: give the tokenizer of the samples with --tokenizer"
             )
     found = evaluate_texts(

@@ -27,7 +27,7 @@ from ..shared.progress import Progress, silent
 from ..shared.random import Streams
 from ..shared.sampler import device_of
 from .chunks import in_chunks
-from .evaluation import draw, refuse_other_data, splits
+from .evaluation import draw, name_of, refuse_other_data, splits
 from .parts import write
 from .recipe import Recipe
 
@@ -103,6 +103,8 @@ def evaluate_text(
     Raises:
         UsageError: for settings without effect on text, unknown parts, and data other than those of the training.
     """
+    if count is not None and count < 1:
+        raise UsageError(f"count={count}: give a whole number of windows of at least 1")
     refuse_without_effect(features, statistics, without, samples, judge_model)
     judge = None
     if is_main():  # before any work is lost
@@ -112,7 +114,7 @@ def evaluate_text(
     test, train = splits(recipe, progress)
     warning = refuse_other_data(len(train.windows), lambda: recipe.batches(train), trained_on)
     about: dict[str, Any] = {"train": train.summary, "held_out": test.summary} | warning
-    name = short_name(data.name)
+    name = name_of(data.name)
     found: list[Measurement] = []
     shared: dict[str, Any] = {"seed": seed, "progress": progress, "size": size, "shared": True}
     if "code-length" not in without:
@@ -169,11 +171,6 @@ def refuse_without_effect(
     if "samples" in without and (samples is not None or judge_model is not None):
         given = f"samples={samples}" if samples is not None else f"judge_model={judge_model}"
         raise UsageError(f"{given} has no effect without samples: leave out one of the two")
-
-
-def short_name(name: str) -> str:
-    """Returns the name of a text for a protocol, of a file or folder the last part of its path."""
-    return Path(name).name if Path(name).exists() else name
 
 
 def prefixed(found: Evaluation, prefix: str) -> Evaluation:
@@ -280,8 +277,8 @@ def code(
     origin = Origin(seed=seed, version=__version__)
     figures = figures_of(test, nats, error)
     if padding is not None:
-        given = nats - windows * math.log(test.length + 1) / float(tokens.sum())
-        own = {name: figures_of(test, given, error)[name] for name in ("bits_per_token", "perplexity_per_token")}
+        given = figures_of(test, *ratio_of_sums(parts.sum(0) - math.log(test.length + 1), tokens))
+        own = {name: given[name] for name in ("bits_per_token", "perplexity_per_token")}
         figures |= {f"{name}_given_padding": value for name, value in own.items()}
     if test.lost_characters:  # no figures of text that the tokens do not encode
         about["lossy"] = test.lossy

@@ -17,6 +17,8 @@ from unnoise.shared.metrics.measurement import Evaluation, Origin
 from unnoise.shared.metrics.ngrams import Stream, counts, divergence, overlap
 from unnoise.shared.metrics.text import NGram
 from unnoise.shared.metrics.text_samples import evaluate_texts
+from unnoise.shared.progress import silent
+from unnoise.shared.random import Streams
 
 
 def test_errors_of_ratios_and_perplexities_cover(generator):
@@ -185,6 +187,8 @@ def test_held_out_windows_are_as_long_as_the_texts(corpus):
         ([], {}, "there are no texts"),
         (["!?"], {}, "contains nothing that this vocabulary"),
         (torch.zeros(0, 8, dtype=torch.int64), {}, r"texts of shape \(0, 8\)"),
+        (torch.full((2, 8), -1), {}, "tokens from -1 to -1, and the tokenizer has 0 to 26 .27 is padding"),
+        (torch.full((2, 8), 28), {}, "tokens from 28 to 28, and the tokenizer has 0 to 26"),
         (["the"], {"without": ("frechet",)}, "without=frechet: of text, choose from n-grams, judge, memorization"),
     ],
 )
@@ -236,13 +240,20 @@ def test_figures_given_the_padding(corpus, tmp_path):
     recipe = replace(recipe, data=data)
     test = recipe.load("test")
     denoiser = recipe.objective(test.shape, test.quantization).denoiser.eval()
+    windows = test.windows[:5].long()
+    windows[1, 9:] = windows[3, 4:] = test.padding
+    test = replace(test, windows=windows)
     found = code(recipe, denoiser, test, 5)
     tokens = int((test.windows[:5] != test.padding).sum())
     saved = 5 * math.log2(test.length + 1) / tokens  # the bits of the length of each window
     assert found["bits_per_token_given_padding"] == pytest.approx(found["bits_per_token"] - saved)
     given = found.measurement("perplexity_per_token_given_padding")
     assert given.value == pytest.approx(2 ** found["bits_per_token_given_padding"])
-    assert given.error == pytest.approx(given.value * found["standard_error"] * math.log(2))
+    k, rows = test.windows[:5].long(), torch.arange(5)
+    terms = recipe.code_length_of(denoiser, test.quantization)(k, Streams(0, rows), silent)[:3]
+    exact = ratio_of_sums(sum(terms).double() - math.log(test.length + 1), (k != test.padding).sum(1))
+    assert given.error == pytest.approx(given.value * exact[1])
+    assert given.error != pytest.approx(given.value * found["standard_error"] * math.log(2)), "lengths vary"
     assert found.measurement("bits_per_token_given_padding").unit == "bits/token"
     assert recipe.data.wrapping == "one document in each window, cut or padded"
 
@@ -291,6 +302,7 @@ def test_an_evaluation_of_text(model, corpus):
         ({"statistics": "a.npz"}, "statistics=a.npz are of images"),
         ({"without": ("frechet",)}, "without=frechet: of text, choose from code-length, samples, n-grams"),
         ({"samples": 0}, "samples=0: give a whole number"),
+        ({"count": 0}, "count=0: give a whole number of windows of at least 1"),
         ({"samples": 3, "without": ("samples",)}, "samples=3 has no effect without samples"),
         ({"judge_model": "gpt2", "without": ("samples",)}, "judge_model=gpt2 has no effect without samples"),
         ({"zero_shot": "nowhere.txt"}, "there is no file nowhere.txt"),
@@ -299,5 +311,32 @@ def test_an_evaluation_of_text(model, corpus):
 def test_settings_without_effect_are_refused_in_one_line(model, options, words):
     recipe, denoiser = model
     with pytest.raises(UsageError, match=words) as error:
-        recipe.data.evaluate(recipe, denoiser, count=6, steps=3, **options)
+        recipe.data.evaluate(recipe, denoiser, **({"count": 6, "steps": 3} | options))
     assert re.fullmatch(".*", str(error.value))
+
+
+def test_long_texts_are_cut_and_compared_in_the_same_form(corpus):
+    """A causal model codes what the tokens decode to, of samples as of held-out text, and a fact says what was cut."""
+    text, seen = characters(str(corpus), "train[80%:]", 32), []
+
+    class Seen(Judge):
+        def score(self, texts, progress):
+            seen.append(texts)
+            return super().score(texts, progress)
+
+    long = "The QUICK brown fox jumps over 2 lazy dogs"
+    found = evaluate_texts([long, "over"], text, judge_model=Seen(), without=("judge", "memorization"))
+    assert found["cut"] == "1 of 2 texts are longer than 32 tokens, and are cut there"
+    assert seen[0] == ["the quick brown fox jumps over lazy dogs"[:32], "over"]
+    assert "cut" not in evaluate_texts(["over"], text)
+
+
+def test_n_grams_longer_than_all_texts_are_left_out(corpus):
+    text = characters(str(corpus), "train[80%:]", 32)
+    found = evaluate_texts(["the", "fox"], text)
+    assert "distinct_2" in found
+    assert "distinct_4" not in found
+    assert "ngram_divergence_4" not in found
+    assert found["n_grams"] == "not measured above n=3: the longest text or window has so many tokens"
+    assert "n_grams" not in evaluate_texts(["the fox"], text)
+    assert "mauve" not in evaluate_texts(["the fox"], text, without=("judge",))

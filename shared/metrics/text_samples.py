@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,39 +70,63 @@ def evaluate_texts(
         if part not in PARTS:
             raise UsageError(f"without={part}: of text, choose from {', '.join(PARTS)}")
     judge = CausalJudge(judge_model) if isinstance(judge_model, str | Path) else judge_model
-    rows = texts.long().cpu() if isinstance(texts, Tensor) else tokenized(texts, reference)
-    if rows.ndim != 2 or rows.numel() == 0:
-        raise UsageError(f"texts of shape {tuple(rows.shape)}: give tokens (N, L) of one text or more")
+    about: dict[str, Any] = {}
+    if isinstance(texts, Tensor):
+        rows = checked(texts.long().cpu(), reference.tokenizer.size)
+    else:
+        rows, cut = tokenized(texts, reference)
+        if cut:
+            about["cut"] = f"{cut:,} of {len(texts):,} texts are longer than {rows.shape[1]} tokens, and are cut there"
     measures = TextMeasures(rows, reference, origin, name or "the text", progress)
     found = [measures.entropy()]
     if "n-grams" not in without:
-        found += [measures.distinct(n) for n in (2, 4)]
+        found += [measures.distinct(n) for n in (2, 4) if n <= measures.longest]
         found += measures.divergences(train)
+        if measures.longest < 4:
+            about["n_grams"] = f"not measured above n={measures.longest}: the longest text or window has so many tokens"
     if "judge" not in without:
         found += measures.of_ngram_model(train)
         found += measures.of_bigrams()
     if "memorization" not in without and train is not None:
         found += measures.overlap(train)
     if judge is not None:
-        decoded = decoded_rows(reference, rows) if isinstance(texts, Tensor) else list(texts)
-        found += measures.of_causal_model(judge, decoded)
-    few = min(len(rows), len(reference.windows))
-    about = {"mauve": f"not measured: {few} samples or held-out windows, fewer than {TOO_FEW}"} if few < TOO_FEW else {}
+        found += measures.of_causal_model(judge)
+    few, small = min(len(rows), len(reference.windows)), reference.vocabulary <= LARGEST_VOCABULARY
+    if few < TOO_FEW and (judge is not None or (small and "judge" not in without)):
+        about["mauve"] = f"not measured: {few} samples or held-out windows, fewer than {TOO_FEW}"
     return Evaluation(about, found)
 
 
-def tokenized(texts: Sequence[str], like: TextDataset) -> Tensor:
+def checked(rows: Tensor, size: int) -> Tensor:
+    """Returns tokens `(N, L)` from 0 to `size`, which is padding.
+
+    Raises:
+        UsageError: for others, and for no tokens.
+    """
+    if rows.ndim != 2 or rows.numel() == 0:
+        raise UsageError(f"texts of shape {tuple(rows.shape)}: give tokens (N, L) of one text or more")
+    if int(rows.min()) < 0 or int(rows.max()) > size:
+        raise UsageError(
+            f"texts have tokens from {int(rows.min())} to {int(rows.max())}, and the tokenizer has 0 to {size - 1} "
+            f"({size} is padding): give tokens of the same tokenizer"
+        )
+    return rows
+
+
+def tokenized(texts: Sequence[str], like: TextDataset) -> tuple[Tensor, int]:
     """Returns texts as tokens of a data set's tokenizer, cut after the length of its windows, shorter ones padded.
 
-    The padding token is the number after those of the tokenizer.
+    The padding token is the number after those of the tokenizer. The second value is the number of texts that are cut.
 
     Raises:
         UsageError: for no texts, or one of which the tokenizer encodes nothing.
     """
     if not texts:
         raise UsageError("there are no texts: give one or more")
-    found = [like.encode(text)[: like.length] for text in texts]
-    return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=like.tokenizer.size)
+    found = [like.encode(text) for text in texts]
+    cut = sum(len(text) > like.length for text in found)
+    rows = [text[: like.length] for text in found]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=like.tokenizer.size), cut
 
 
 def decoded_rows(text: TextDataset, rows: Tensor) -> list[str]:
@@ -165,7 +190,7 @@ class TextMeasures:
         error = error if error is not None and math.isfinite(error) else None
         return Measurement(name, value, protocol, self.origin, error, unit, better, held_out, note)
 
-    def protocol(self, settings: str = "", **fields: str) -> Protocol:
+    def protocol(self, settings: str = "", **fields: Any) -> Protocol:
         """Returns the protocol of a measure of these texts."""
         return Protocol(samples=len(self.rows), settings="; ".join(filter(None, (settings, self.form))), **fields)
 
@@ -195,7 +220,7 @@ class TextMeasures:
 
     def distinct(self, n: int) -> Measurement:
         """Returns the number of different n-grams over the number of all, of all texts together (distinct-n)."""
-        own, real = (grams(rows, min(n, self.longest), self.padding) for rows in (self.rows, self.real))
+        own, real = (grams(rows, n, self.padding) for rows in (self.rows, self.real))
         share, held_out = (len(np.unique(found)) / len(found) for found in (own, real))
         fewer = f"held-out: of {len(self.real):,} windows, all that there are" * (len(self.real) < len(self.rows))
         return self.measured(f"distinct_{n}", share, self.protocol(), held_out=held_out, note=fewer)
@@ -257,18 +282,23 @@ class TextMeasures:
             self.measured("longest_run", run, protocol, held_out=held_out, unit=self.unit),
         ]
 
-    def of_causal_model(self, judge: CausalJudge, texts: Sequence[str]) -> list[Measurement]:
-        """Returns perplexity, entropy and MAUVE by a causal language model, in its own tokens."""
-        real = decoded_rows(self.reference, self.real)
-        own, beside = judge.score(texts, self.progress), judge.score(real, self.progress)
+    def of_causal_model(self, judge: CausalJudge) -> list[Measurement]:
+        """Returns perplexity, entropy and MAUVE by a causal language model, in its own tokens.
+
+        Texts are those that the tokens decode to, as the held-out texts are: a tokenizer of 27 characters, for one,
+        has no capital letters.
+        """
+        own, beside = (
+            judge.score(decoded_rows(self.reference, rows), self.progress) for rows in (self.rows, self.real)
+        )
         protocol = self.protocol(judge.settings, features=judge.name, features_hash=judge.digest)
         (value, error), (held_out, _) = own.perplexity, beside.perplexity
         note = f"at a sample entropy of {own.entropy:.2f} bits, of real text {beside.entropy:.2f}"
         perplexity, entropy = f"generative_perplexity_{judge.name}", f"sample_entropy_{judge.name}"
 
         def features(rows: Tensor) -> Tensor:
-            own = texts if rows is self.rows else decoded_rows(self.reference, rows)
-            return judge.features([text for text in own if text], self.progress)  # padding alone has no features
+            texts = decoded_rows(self.reference, rows)
+            return judge.features([text for text in texts if text], self.progress)  # padding alone has no features
 
         return [
             self.measured(perplexity, value, protocol, error=error, held_out=held_out, note=note),
