@@ -20,7 +20,7 @@ from ..shared.denoiser import Denoiser
 from ..shared.distributed import is_main
 from ..shared.errors import UsageError
 from ..shared.metrics.features import digest_of
-from ..shared.metrics.frechet import frechet_distance
+from ..shared.metrics.frechet import frechet_distance, remark_on_bias
 from ..shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol
 from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
@@ -168,11 +168,12 @@ def evaluate_tensors(
         )
     warning = refuse_other_data(len(train.k), lambda: recipe.batches(train), trained_on)
     about: dict[str, Any] = {"train": train.summary, "held_out": test.summary} | warning
+    whole: Any = test
     test = test if count is None else test.subset(count)
     name, found = short_name(recipe.data), []
     if "code-length" not in without:
-        whole: Any = test
-        bits, error = bits_per_dim(recipe, denoiser, whole, seed=seed, progress=progress, size=size, shared=True)
+        coded: Any = test
+        bits, error = bits_per_dim(recipe, denoiser, coded, seed=seed, progress=progress, size=size, shared=True)
         kind = f"{'upper bound on' if recipe.kind == 'upper bound' else 'exact'} -log p(x) of a density"
         about |= {"standard_error": error, "kind": kind}
         protocol = Protocol(
@@ -202,7 +203,7 @@ def evaluate_tensors(
     )
     if not is_main():
         return Evaluation({}, [])
-    facts, distance = compared(run.levels, train, test, name)
+    facts, distance = compared(run.levels, train, whole, name)
     return Evaluation(about | facts | cost(run), [*found, distance.of(origin_of(recipe, run, seed))])
 
 
@@ -217,7 +218,8 @@ def compared(
 
     some = train.subset(REFERENCE)
     reference = features(some.k[:])
-    real = None if test is None else frechet_distance(features(test.k[:]), reference)
+    alike = None if test is None else test.subset(min(len(x), len(test.k)))  # distances depend on the number
+    real = None if alike is None or len(alike.k) < 2 else frechet_distance(features(alike.k[:]), reference)
     about: dict[str, Any] = {"count": len(x), "frechet_of_held_out": real, "blocks": blocks}
     for of, values in ({"sample": x} | ({} if test is None else {"held_out": test.k[:]})).items():
         values = values.double()
@@ -229,8 +231,9 @@ def compared(
         reference_hash=content_of(some.k[:]),
         samples=len(x),
     )
-    note = "biased: fewer samples than features" if len(x) < reference.shape[1] else ""
-    distance = frechet_distance(features(x), reference)
+    fewer = "" if real is None or alike is None or len(alike.k) == len(x) else f"real data: {len(alike.k):,} examples"
+    notes = (remark_on_bias(len(x), len(reference), reference.shape[1]), fewer)
+    note, distance = "; ".join(filter(None, notes)), frechet_distance(features(x), reference)
     return about, Measurement("frechet", distance, protocol, better="lower", held_out=real, note=note)
 
 

@@ -247,7 +247,7 @@ def test_distances_of_few_samples_are_marked(reference):
     assert found.note == "biased: fewer samples than features"
     small = reference_of(Projection(), images(4, 0), Q, "four")
     (found,) = image_measures(Projection(), images(4, 1), Q, small, which=["frechet"])
-    assert found.note == "biased: fewer samples and reference images than features"
+    assert found.note == "biased: fewer samples and reference examples than features"
     (found,) = image_measures(Projection(), images(5, 1), Q, reference, which=["frechet"])
     assert found.note == ""
 

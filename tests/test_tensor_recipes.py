@@ -16,7 +16,7 @@ from unnoise.experiments.cli import main
 from unnoise.experiments.code_lengths import Bound, Exact
 from unnoise.experiments.papers import d3pm_images, ddpm, edm, flow_matching, score_sde
 from unnoise.experiments.parts import part
-from unnoise.experiments.tensor_data import Tensors
+from unnoise.experiments.tensor_data import Tensors, compared
 from unnoise.sde import VP
 from unnoise.shared.code_length import total_nats
 from unnoise.shared.data.array_files import arrays_in
@@ -173,3 +173,15 @@ def test_data_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.C
     refused("there is no folder /nowhere", "edm-smoke", "--data", "/nowhere")
     refused("Tensors has no argument foo", "edm-smoke", "--data", "Tensors('x.npy', foo=3)")
     refused("categorical model is of quantization levels or tokens", "d3pm-smoke", "--data", folder / "vectors.npy")
+
+
+def test_held_out_arrays_are_as_many_as_samples(folder: Path) -> None:
+    """The distance depends on the number of examples, so that of held-out ones is of the same number."""
+    train, test = (Tensors(str(folder / "latents.npz")).load(split) for split in ("train", "test"))
+    same = test.subset(3).k[:]
+    about, distance = compared(same, train, test, "latents")
+    assert distance.held_out == about["frechet_of_held_out"] == pytest.approx(distance.value, rel=1e-6)
+    assert distance.note == "biased: fewer samples and reference examples than features"
+    more = torch.cat([test.k[:], test.k[:]])
+    assert compared(more, train, test, "latents")[1].note.endswith(f"real data: {len(test.k)} examples")
+    assert compared(more, train, None, "latents")[1].held_out is None

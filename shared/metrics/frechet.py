@@ -111,6 +111,15 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return frechet_of_moments(Moments.of(a), Moments.of(b))
 
 
+def remark_on_bias(samples: int, reference: int, features: int) -> str:
+    """Returns a remark where samples or reference examples are fewer than features; 0 reference examples are unknown.
+
+    The Fréchet distance is then mostly bias.
+    """
+    few = ["samples"] * (samples < features) + ["reference examples"] * (0 < reference < features)
+    return f"biased: fewer {' and '.join(few)} than features" if few else ""
+
+
 def check_finite(features: Tensor) -> None:
     """Raises `UsageError` for features that are infinite or NaN."""
     if not bool(torch.isfinite(features).all()):

@@ -16,7 +16,7 @@ from ..progress import Progress, silent
 from ..quantization import Quantization
 from .errors import error_of_share
 from .features import Features, in_float32
-from .frechet import Moments, frechet_of_moments
+from .frechet import Moments, frechet_of_moments, remark_on_bias
 from .inception_score import SPLITS, inception_score
 from .kernel import SUBSET_SIZE, SUBSETS, drawn_subsets, kernel_distance_of_subsets
 from .measurement import Measurement, Origin, Protocol
@@ -246,12 +246,7 @@ def _measured(
 
 def _frechet(x: Tensor, reference: Moments) -> Found:
     """Returns the Fréchet distance, with a note where a set is smaller than the number of its features."""
-    biased = []
-    if len(x) < x.shape[1]:
-        biased.append("samples")
-    if 0 < reference.count < x.shape[1]:
-        biased.append("reference images")
-    note = f"biased: fewer {' and '.join(biased)} than features" if biased else ""
+    note = remark_on_bias(len(x), reference.count, x.shape[1])
     return Found(frechet_of_moments(Moments.of(x), reference), note=note)
 
 
