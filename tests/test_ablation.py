@@ -24,6 +24,7 @@ from unnoise.experiments.recipes import find
 from unnoise.experiments.studies.ablations import ABLATIONS
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.measurement import Evaluation, Measurement
+from unnoise.shared.training import Training
 
 BASE = find("ddpm-smoke")
 VARY = {
@@ -138,10 +139,38 @@ def test_a_run_that_raises_is_a_row_and_does_not_stop_the_others(tmp_path, count
     assert not any(run.failure for run in plan.results().runs)
 
 
-def test_a_measure_that_does_not_exist_fails_its_runs(tmp_path, counted):
-    plan = plan_in(tmp_path, measures=("bits_per_dims",))
-    work(plan, say=silent)
-    assert all("bits_per_dims was not measured; bits_per_dim, frechet was" in r.failure for r in plan.results().runs)
+def test_a_measure_that_does_not_exist_loses_no_work(tmp_path, counted):
+    """A line says so after the first run; with the right name the results that are there are reported."""
+    _, measured = counted
+    lines = []
+    work(plan_in(tmp_path, measures=("bits_per_dims", "frechet")), say=lines.append)
+    assert lines[0].endswith("bits_per_dims was not measured, frechet 1")
+    results = plan_in(tmp_path, measures=("bits_per_dim",)).results()
+    assert results.missing == 0
+    assert not any(run.failure for run in results.runs)
+    assert len(measured) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": (0, 1, 0)}, "give each seed once"),
+        ({"vary": {**VARY, "family": {"own": {}, "whole": BASE}}}, "family=whole is a whole recipe"),
+        ({"skip": lambda at: at["sampler"] == "ancestral"}, "skip leaves out the baseline"),
+        ({"measures": ()}, "name at least one measurement"),
+    ],
+)
+def test_wrong_ablations_in_python(changes, message):
+    with pytest.raises(UsageError, match=message):
+        Ablation(BASE, **{"vary": VARY} | changes)
+
+
+def test_models_are_measured_on_the_device_of_their_training(tmp_path, monkeypatch):
+    """A GPU that trains also draws the samples."""
+    monkeypatch.setattr(Training, "chosen_device", lambda self: "the GPU")
+    monkeypatch.setattr(runs, "load", lambda folder, *, device, average: (_ for _ in ()).throw(LookupError(device)))
+    with pytest.raises(LookupError, match="the GPU"):
+        runs.measured(Setup(BASE), tmp_path, 0, lambda items, *_: items)
 
 
 def test_a_stop_is_not_a_failure_and_a_process_that_dies_is_counted(tmp_path, counted, monkeypatch):
@@ -295,6 +324,31 @@ def test_an_ablation_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert main([*command]) == 0
     assert "4 of them finished" in capsys.readouterr().out
     assert main(["ablate", str(folder)]) == 0  # the folder alone
+    out = capsys.readouterr().out
+    assert "4 runs in runs/ablations/ddpm-smoke/, 4 of them finished\n" in out.replace(f"{tmp_path}/", "")
+
+
+def test_a_stop_writes_the_report_of_what_is_there(tmp_path, counted, monkeypatch, capsys):
+    """Ctrl-C loses nothing; another grid in the same folder says which runs its report leaves out."""
+    full, number = runs.measured, []
+
+    def stopped(*given):
+        number.append(1)
+        if len(number) == 3:
+            raise KeyboardInterrupt
+        return full(*given)
+
+    monkeypatch.setattr(runs, "measured", stopped)
+    command = [*COMMAND, "--processes", "1", "--out", str(tmp_path / "grid")]
+    assert main(command) == 130
+    assert "**Partial: 2 of 4 runs are missing.**" in (tmp_path / "grid" / "report.md").read_text()
+    capsys.readouterr()
+    assert main([*command, "--training.steps", "5"]) == 0
+    assert "has 2 finished runs of other settings" in capsys.readouterr().out
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "2 of them finished; 2 to do with 2 trainings in 1 process\n" in out
+    assert "has 4 finished runs of other settings" in out
 
 
 @pytest.mark.slow

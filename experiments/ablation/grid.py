@@ -128,8 +128,22 @@ class Ablation:
             raise UsageError("an ablation needs at least one factor with one level or more: give vary or --vary")
         if not self.all_seeds:
             raise UsageError(f"seeds={self.seeds}: give at least 1")
+        if len(set(self.all_seeds)) < len(self.all_seeds):
+            raise UsageError(f"seeds={self.seeds}: give each seed once")
         if not self.measures:
             raise UsageError("measures=(): name at least one measurement, such as bits_per_dim")
+        for factor, levels in list(self.vary.items())[1:]:
+            if whole := [name for name, level in levels.items() if isinstance(level, Recipe)]:
+                raise UsageError(
+                    f"{factor}={whole[0]} is a whole recipe, which replaces what the factors before it have changed: "
+                    f"make {factor} the first factor"
+                )
+        baseline = {factor: next(iter(levels)) for factor, levels in self.vary.items()}
+        if self.skip is not None and self.skip(baseline):
+            raise UsageError(
+                f"skip leaves out the baseline, {baseline}, which all other combinations are compared with: name "
+                "another level first"
+            )
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

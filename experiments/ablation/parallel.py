@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event, Thread, current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ import torch
 from ...shared.errors import UsageError
 from ...shared.progress import Progress
 from .grid import Case
-from .runs import ATTEMPTS, Plan, read_result
+from .runs import ATTEMPTS, Plan, numbers_of, read_result, work
 
 WORKER = "--worker"
 """The option of a process that only does runs; it is not shown in help."""
+PARENT = "UNNOISE_ABLATION_PARENT"
+"""The variable of the environment with the number of the process that started a worker."""
 POLL = 0.5
 """Seconds between two looks at the processes and their results."""
 
@@ -37,12 +41,65 @@ def natural_processes(runs: int) -> int:
 
 def environment(number: int, processes: int) -> dict[str, str]:
     """Returns the environment of process `number` of `processes`: its share of the cores, and one GPU in turn."""
-    threads = max(1, cores() // processes)
-    own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    share = max(1, cores() // processes)
+    own = {name: str(min(share, threads_in(name) or share)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    own[PARENT] = str(os.getpid())
     if count := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         own["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % count]
     return os.environ | own
+
+
+def threads_in(name: str) -> int:
+    """Returns the number of threads that a variable of the environment limits this process to; 0 for none."""
+    given = os.environ.get(name, "")
+    return int(given) if given.isdecimal() else 0
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within the block SIGTERM, as from `kill` or a cluster, stops as Ctrl-C does, and only the first signal counts.
+
+    A run that is stopped so is not counted as one in which the process ended, and the processes of an ablation stop
+    with the command that started them.
+    """
+
+    def stop_once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def ended_with_parent() -> Iterator[None]:
+    """Within the block this process gets SIGTERM when the process that started it has ended, also when killed."""
+    over, parent = Event(), int(os.environ.get(PARENT, os.getppid()))
+
+    def watch() -> None:
+        while not over.wait(2 * POLL):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def work_as_worker(plan: Plan) -> None:
+    """Does runs of a plan in one of several processes, until it is asked to stop or its parent has ended."""
+    with stopped_by_signals(), ended_with_parent():
+        work(plan, say=lambda line: print(line, flush=True))
 
 
 def work_in_processes(
@@ -125,7 +182,4 @@ def line_of(plan: Plan, case: Case) -> str:
     data = read_result(plan.result(case))
     if "failure" in data:
         return f"failed: {case.name}: {data['failure']}"
-    values = ", ".join(
-        f"{name} {'NaN' if (v := data['evaluation'][name]) is None else format(v, '.4g')}" for name in plan.measures
-    )
-    return f"done in {data['seconds']:.0f} s: {case.name}: {values}"
+    return f"done in {data['seconds']:.0f} s: {case.name}: {numbers_of(plan, data['evaluation'])}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from ...shared.errors import UsageError, shown
@@ -19,6 +20,7 @@ from ...shared.progress import Progress, silent
 from ...shared.training import load
 from ...shared.training.checkpoint import list_checkpoints
 from ...shared.training.folder import curve, write_text
+from ...shared.training.precision import PRECISIONS
 from ..notation import average_named
 from ..reproduce import train_recipe
 from .grid import Ablation, Case, Setup
@@ -95,6 +97,11 @@ class Plan:
     def pending(self) -> list[Case]:
         """Returns the runs without a result."""
         return [case for case in self.cases if not self.done(case)]
+
+    def left_out(self) -> int:
+        """Returns the number of runs with a result in the folder that this plan does not have."""
+        own = {self.result(case).name for case in self.cases}
+        return sum(path.name not in own for path in (self.folder / "runs").glob("*-seed*.json"))
 
     def retry(self) -> int:
         """Forgets the failures, so that failed runs are run again, and returns their number."""
@@ -203,13 +210,15 @@ def attempt(plan: Plan, case: Case, progress: Progress, say: Any) -> bool:
             if not finished(plan, case):
                 train(plan, case, progress)
         evaluation = measured(case.setup, plan.trained(case), case.seed, progress)
-        for name in plan.measures:
-            evaluation.measurement(name)
     except Exception as error:  # whatever a run raises must not end the others
         reason = shown(error, 300) if isinstance(error, UsageError) else f"{type(error).__name__}: {shown(error, 300)}"
         write_text(result.with_suffix(".log"), traceback.format_exc())
         failed(result, reason)
         say(f"failed: {case.name}: {reason}")
+        if device_is_lost():
+            counter.unlink(missing_ok=True)
+            say("the GPU cannot be used after this error by the process: start the ablation again to go on")
+            raise SystemExit(1) from error
     except BaseException:  # stopped by the user or the cluster, which is not a failure of the run
         counter.write_text(str(earlier))
         raise
@@ -218,11 +227,33 @@ def attempt(plan: Plan, case: Case, progress: Progress, say: Any) -> bool:
         written = {"levels": dict(case.levels), "seed": case.seed, "seconds": seconds}
         content = written | {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "evaluation": evaluation.as_json()}
         write_text(result, json.dumps(content, indent=1, allow_nan=False))
-        values = ", ".join(f"{name} {evaluation[name]:.4g}" for name in plan.measures)
-        say(f"done in {seconds:.0f} s: {case.name}: {values}")
+        say(f"done in {seconds:.0f} s: {case.name}: {numbers_of(plan, evaluation)}")
     with suppress(FileNotFoundError):
         counter.unlink()
     return True
+
+
+def numbers_of(plan: Plan, evaluation: Mapping[str, Any]) -> str:
+    """Returns the numbers of a run that the report has, in words."""
+
+    def shown_as(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, int | float) else "NaN" if value is None else str(value)
+
+    return ", ".join(
+        f"{name} {shown_as(evaluation[name])}" if name in evaluation else f"{name} was not measured"
+        for name in plan.measures
+    )
+
+
+def device_is_lost() -> bool:
+    """Returns whether an error has left the GPU unusable for this process, as a failed assertion in a kernel does."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def failed(result: Path, reason: str) -> None:
@@ -243,22 +274,24 @@ def train(plan: Plan, case: Case, progress: Progress) -> None:
 
 
 def measured(setup: Setup, folder: Path, seed: int, progress: Progress) -> Evaluation:
-    """Measures a trained model."""
-    checkpoint = load(folder, average=None if setup.average is None else average_named(setup.average))
-    denoiser, recipe = checkpoint.average.denoiser, setup.recipe
+    """Measures a trained model, on the device of its training and in float32."""
+    recipe, average = setup.recipe, None if setup.average is None else average_named(setup.average)
+    checkpoint = load(folder, device=recipe.training.chosen_device(), average=average)
+    denoiser = checkpoint.average.denoiser
     assert checkpoint.quantization is not None, "written by the trainer"
     recipe.refuse_unfit(denoiser, checkpoint.quantization)
     own: dict[str, Any] = {"features": setup.features} if setup.features else {}
-    found = recipe.evaluate(
-        denoiser,
-        count=setup.count,
-        steps=recipe.grid(denoiser, recipe.sampling_steps),
-        seed=seed,
-        trained_on=checkpoint.description["batches"],
-        progress=progress,
-        samples=setup.samples,
-        without=setup.without,
-        **own,
-    )
+    with PRECISIONS["float32"].products():
+        found = recipe.evaluate(
+            denoiser,
+            count=setup.count,
+            steps=recipe.grid(denoiser, recipe.sampling_steps),
+            seed=seed,
+            trained_on=checkpoint.description["batches"],
+            progress=progress,
+            samples=setup.samples,
+            without=setup.without,
+            **own,
+        )
     weights = checkpoint.description["weights"]["average.*"]
     return found.of(Origin(weights=str(weights), precision="float32", seed=seed))

@@ -15,7 +15,7 @@ from ...shared.errors import UsageError
 from ...shared.progress import bar, beside_bar
 from ..ablation import Ablation, Setup
 from ..ablation.grid import Change, split_levels
-from ..ablation.parallel import WORKER, natural_processes, work_in_processes
+from ..ablation.parallel import WORKER, natural_processes, stopped_by_signals, work_as_worker, work_in_processes
 from ..ablation.runs import PLAN, Plan, work
 from ..notation import average_named
 from ..own_files import IMPORTED, named_in_file, own_module
@@ -122,7 +122,7 @@ def continued(folder: Path, worker: bool) -> type:
         for file in options.module:
             own_module(file)
         if worker:
-            work(Plan.read(folder), say=lambda line: print(line, flush=True))
+            work_as_worker(Plan.read(folder))
         else:
             perform(Plan.read(folder), options)
 
@@ -257,6 +257,11 @@ def begin(ablation: Ablation, options: Any) -> None:
         raise UsageError(f"--out {out} contains something else than an ablation: give another folder")
     with emptied(out) as folder:
         plan = Plan.of(ablation, folder)
+        if left_out := plan.left_out():
+            print(
+                f"note: {out} has {left_out} finished run{'s' * (left_out > 1)} of other settings, which the new "
+                "report leaves out: they stay there, and are not run again when their settings are given again"
+            )
         plan.write()
         perform(plan, options)
 
@@ -268,17 +273,20 @@ def perform(plan: Plan, options: Any) -> None:
     left, total = len(plan.pending()), len(plan.cases)
     processes = min(options.processes or natural_processes(left), max(left, 1))
     models = len({plan.trained(case) for case in plan.pending()})
+    to_do = f"; {left} to do with {models} training{'s' * (models > 1)} in {processes} process{'es' * (processes > 1)}"
     print(
-        f"{total} runs in {plan.folder}/, {total - left} of them finished"
-        f"{f', {again} failed ones again' * bool(again)}; {left} to do with {models} trainings "
-        f"in {processes} process{'es' * (processes > 1)}"
+        f"{total} run{'s' * (total > 1)} in {plan.folder}/, {total - left} of them finished"
+        f"{f', {again} failed ones again' * bool(again)}{to_do * bool(left)}"
     )
-    if processes == 1:
-        work(plan, bar, say=beside_bar)
-    else:
-        modules = [word for file in IMPORTED for word in ("--module", file)]
-        work_in_processes(plan, processes, modules, bar, beside_bar)
-    report(plan)
+    try:
+        with stopped_by_signals():
+            if processes == 1:
+                work(plan, bar, say=beside_bar)
+            else:
+                modules = [word for file in IMPORTED for word in ("--module", file)]
+                work_in_processes(plan, processes, modules, bar, beside_bar)
+    finally:
+        report(plan)
 
 
 def refuse_processes(number: int | None) -> None:
