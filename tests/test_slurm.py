@@ -45,6 +45,7 @@ def test_parameters_of_a_job():
     assert "slurm_account" not in found
     assert Submit(TRAIN, gpus_per_node=0).processes == 1
     assert Submit(TRAIN, gpus_per_node=4, processes_per_node=1).processes == 1
+    assert Submit((*TRAIN, "--out", "ablate"), gpus_per_node=4).processes == 4  # a folder of this name
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_parameters_of_a_job():
         ({"hours": 0.05}, "hours=0.05: give more than the 180 s of --notice"),
         ({"slurm": ("qos",)}, "slurm=qos: give NAME=VALUE"),
         ({"nodes": 2, "local": True}, "--local runs on this machine alone"),
+        ({"jobs": 2}, "only an ablation is shared by several jobs"),
     ],
 )
 def test_options_that_no_job_can_have(options, message):
@@ -107,7 +109,13 @@ def test_a_job_is_requeued_at_the_end_of_its_time(scontrol, capsys):
     ("numbers", "arguments", "environment", "line"),
     [
         ([signal.SIGTERM], TRAIN, {"SLURM_JOB_ID": "17"}, ""),
-        ([signal.SIGUSR2], ("sample", "runs/x"), {"SLURM_JOB_ID": "17"}, "because sample starts from its beginning"),
+        (
+            [signal.SIGUSR2],
+            ("evaluate", "runs/x"),
+            {"SLURM_JOB_ID": "17"},
+            "because evaluate starts from its beginning",
+        ),
+        ([signal.SIGUSR2], ("sample", "runs/x"), {}, "under Slurm: give the command again\n"),
         ([signal.SIGUSR2], TRAIN, {}, "because it does not run under Slurm"),
         ([signal.SIGUSR2], TRAIN, {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "3"}, "because it was 3 times already"),
     ],

@@ -22,7 +22,7 @@ from ..program import program
 
 CARRIED = ("train", "reproduce", "sample", "evaluate", "ablate")
 """The commands that a job can run."""
-CONTINUED = ("train", "reproduce", "ablate")
+CONTINUED = ("train", "reproduce", "sample", "ablate")
 """Those of them that continue where they were stopped."""
 INTERRUPTED = 130
 """Exit status of a command that was stopped by a signal."""
@@ -33,8 +33,8 @@ class Submit:
     """Submits `unnoise train`, `reproduce`, `sample`, `evaluate` or `ablate` as a job of Slurm: a process for each GPU.
 
     Written before the command, as in `unnoise submit --nodes 2 --gpus-per-node 8 --hours 24 train ddpm-cifar10 --out
-    runs/cifar10`. Before its time ends, a job of `train` or `reproduce` saves a checkpoint, is requeued and continues;
-    after a node that failed it continues from the newest checkpoint. Needs submitit: pip install 'unnoise[slurm]'.
+    runs/cifar10`. Before its time ends, a job saves what it has done, is requeued and continues, except for `evaluate`;
+    after a node that failed, training continues from the newest checkpoint. Needs submitit: pip install 'unnoise[slurm]'.
     """
 
     command: tyro.conf.Positional[tuple[str, ...]]
@@ -80,9 +80,10 @@ class Submit:
             raise UsageError(f"hours={self.hours:g}: give more than the {self.notice} s of --notice")
         if wrong := [text for text in self.slurm if not text.partition("=")[2]]:
             raise UsageError(f"slurm={wrong[0]}: give NAME=VALUE, such as qos=high")
-        if self.jobs > 1 and "ablate" not in self.command:
+        ablates = self.command[:1] == ("ablate",)
+        if self.jobs > 1 and not ablates:
             raise UsageError(f"jobs={self.jobs}: only an ablation is shared by several jobs: leave out --jobs")
-        if "ablate" in self.command and self.nodes * self.processes > 1:
+        if ablates and self.nodes * self.processes > 1:
             raise UsageError("a job of an ablation has one process: give --jobs N in place of nodes, GPUs or processes")
         if self.local and self.nodes > 1:
             raise UsageError(f"nodes={self.nodes}: --local runs on this machine alone: leave out --nodes")
@@ -235,11 +236,12 @@ class Job:
         """Requeues the job where it can continue, and returns a line that says what was done and why."""
         if self.arguments[0] not in CONTINUED:
             return f"the job is not requeued, because {self.arguments[0]} starts from its beginning: give more --hours"
+        resume = " with --resume" * (self.arguments[0] == "train")
         if number is None:
-            return "the job is not requeued, because it does not run under Slurm: continue it with --resume"
+            return f"the job is not requeued, because it does not run under Slurm: give the command again{resume}"
         if restarts >= self.requeues:
-            return f"the job is not requeued, because it was {restarts} times already: submit it again with --resume"
+            return f"the job is not requeued, because it was {restarts} times already: submit it again{resume}"
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["scontrol", "requeue", number], check=True, timeout=60)
             return f"job {number} is requeued at the end of its time, for the {restarts + 1}. time"
-        return f"job {number} could not be requeued (scontrol has failed): submit it again with --resume"
+        return f"job {number} could not be requeued (scontrol has failed): submit it again{resume}"
