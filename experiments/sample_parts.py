@@ -179,7 +179,7 @@ class Parts:
         """Within the block no other command draws samples to the same place.
 
         Raises:
-            UsageError: where another one does.
+            UsageError: where another one does, or has finished since.
         """
         from filelock import FileLock, Timeout
 
@@ -195,6 +195,10 @@ class Parts:
             yield
             return
         try:
+            if self.path.exists():
+                if not self.files:
+                    self.remove()
+                raise UsageError(f"{self.path} exists already, and nothing is overwritten: give another --out")
             yield
         finally:
             with suppress(OSError):

@@ -91,15 +91,19 @@ def write_samples(
         elif ending == ".npy":
             with whole.open("wb") as file:
                 as_array(parts, first).write(file)
-            write_about(side_file(path), {"kind": kind, **about})
+            write_about(side_file(whole), {"kind": kind, **about})
         elif type(recipe.data).show in (Text.show, GivenText.show):
             printed = recipe.show(whole, first[:3], parts.quantization, 1)
             of_text = write_texts(whole, parts, recipe.data)
-            write_about(side_file(path), {**of_text, **about})
+            write_about(side_file(whole), {**of_text, **about})
         else:
             every = torch.cat([part.long() if part.dtype == torch.uint8 else part for part in parts])
             printed = recipe.show(whole, every, parts.quantization, max(1, round(parts.count**0.5)), captions)
         flush(whole)
+        if (
+            beside := side_file(whole)
+        ).exists():  # a stop before this line leaves nothing that the command would refuse
+            os.replace(beside, side_file(path))
         os.replace(whole, path)
     parts.remove()
     return printed

@@ -187,6 +187,34 @@ def test_another_command_at_the_same_place_is_refused(tmp_path):
         draw(parts, Drawing())
 
 
+def test_samples_that_another_command_has_finished_since_are_kept(tmp_path):
+    parts = Parts(tmp_path / "a.npz", COUNT, Quantization(17))
+    parts.path.write_text("of another command")  # between the choice of the path and the start of drawing
+    with pytest.raises(UsageError, match="a.npz exists already, and nothing is overwritten"):
+        draw(parts, Drawing())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("name", ["arrays.npy", "text.txt"])
+def test_a_stop_at_the_end_leaves_no_file_that_the_command_would_refuse(tmp_path, name, monkeypatch):
+    """The file beside the samples is moved with them."""
+    recipe, of = recipe_of(name.split(".")[0])
+    parts = Parts(tmp_path / name, COUNT, Quantization(17))
+    full = sample_writing.flush
+
+    def stopped(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample_writing, "flush", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        draw(parts, Drawing(of), lambda drawn: write_samples(parts, recipe, ABOUT))
+    assert [p.name for p in tmp_path.iterdir()] == [f"{name}.parts"]
+    monkeypatch.setattr(sample_writing, "flush", full)
+    with pytest.warns(Notice, match="continuing: 11 of 11"):
+        draw(parts, Drawing(of), lambda drawn: write_samples(parts, recipe, ABOUT))
+    assert {p.name for p in tmp_path.iterdir()} == {name, f"{name}.json"}
+
+
 def test_parts_that_another_node_does_not_see(tmp_path, monkeypatch):
     parts = Parts(tmp_path / "a.npz", COUNT, Quantization(17))
     monkeypatch.setattr(sample_parts, "world_size", lambda: 2)
