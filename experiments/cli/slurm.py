@@ -34,7 +34,8 @@ class Submit:
 
     Written before the command, as in `unnoise submit --nodes 2 --gpus-per-node 8 --hours 24 train ddpm-cifar10 --out
     runs/cifar10`. Before its time ends, a job saves what it has done, is requeued and continues, except for `evaluate`;
-    after a node that failed, training continues from the newest checkpoint. Needs submitit: pip install 'unnoise[slurm]'.
+    after a node that failed, training continues from its newest checkpoint. Needs submitit: pip install
+    'unnoise[slurm]'.
     """
 
     command: tyro.conf.Positional[tuple[str, ...]]
