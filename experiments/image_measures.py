@@ -71,7 +71,11 @@ def extractors(
         UsageError: for unknown names, and as the networks raise it for weights or libraries that are missing.
     """
     if "samples" in without:
+        if statistics is not None:
+            raise UsageError(f"statistics={statistics} has no effect without samples: leave out one of the two")
         return False, []
+    if statistics is not None and not Path(statistics).is_file():
+        raise UsageError(f"statistics={statistics}: there is no such file: give an .npz file with mu and sigma")
     judged = "judge" in features and "judge" not in without
     others = [feature for feature in features if feature != "judge"]
     if statistics is not None and not others:

@@ -164,6 +164,7 @@ def test_features_of_ones_own_and_statistics(judged, model, tmp_path):
     [
         ({"samples": 0}, "samples=0: .* at least 2; give 2 or more"),
         ({"samples": 5, "without": ("samples",)}, "samples=5 has no effect without samples"),
+        ({"statistics": "a.npz", "without": ("samples",)}, "statistics=a.npz has no effect without samples"),
         ({"without": ("kind",)}, "without=kind: did you mean kid. of images, choose from code-length"),
         ({"without": ("samples", "code-length")}, "nothing is left to measure"),
         ({"features": ("judgment",)}, "features=judgment: did you mean judge. choose from judge, inception"),
@@ -182,13 +183,14 @@ def test_bad_options_are_refused_before_any_work(model, monkeypatch, options, wo
     assert "\n" not in str(error.value)
 
 
-def test_statistics_bring_inception_with_them(monkeypatch):
+def test_statistics_bring_inception_with_them(tmp_path, monkeypatch):
+    (tmp_path / "a.npz").touch()
     asked = []
     monkeypatch.setattr(
         "unnoise.experiments.image_measures.extractor_named", lambda name, **_: asked.append(name) or Means()
     )
-    with pytest.warns(Notice, match=r"the statistics in a.npz are compared on Inception features"):
-        judged, others = extractors(("judge",), (), "a.npz")
+    with pytest.warns(Notice, match=r"the statistics in .*a.npz are compared on Inception features"):
+        judged, others = extractors(("judge",), (), tmp_path / "a.npz")
     assert (judged, asked, len(others)) == (True, ["inception"], 1)
     assert extractors(("judge", "clip"), ("judge",))[0] is False
     assert extractors(("inception",), ("samples",)) == (False, [])

@@ -1,9 +1,11 @@
 """Measurements: their protocol and origin in words, and what they keep through files."""
 
 import json
+import math
 
 import pytest
 
+from unnoise.shared.metrics.errors import error_of_share
 from unnoise.shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol, four_digits
 
 
@@ -39,3 +41,9 @@ def test_an_evaluation_keeps_the_seed_zero_of_its_samples():
     read = Evaluation.from_json(json.loads(json.dumps(merged.as_json())))
     assert read.measurement("fid") == merged.measurement("fid")
     assert read["run"] == "mine"
+
+
+def test_shares_of_none_or_all_have_an_error():
+    assert error_of_share(0.25, 12) == pytest.approx(math.sqrt(0.25 * 0.75 / 12))
+    for share in (0.0, 1.0):
+        assert error_of_share(share, 98) == pytest.approx(math.sqrt(0.01 * 0.99 / 98))

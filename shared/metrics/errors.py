@@ -16,7 +16,11 @@ def standard_error(values: Tensor) -> float:
 
 
 def error_of_share(share: float, count: int) -> float:
-    """Returns the standard error `sqrt(p (1 - p) / n)` of a share p of n independent examples."""
+    """Returns the standard error `sqrt(p (1 - p) / n)` of a share p of n independent examples.
+
+    Of none or all examples, which would give zero, it is that of `p = (n p + 1) / (n + 2)`.
+    """
+    share = share if 0 < share < 1 else (count * share + 1) / (count + 2)
     return math.sqrt(share * (1 - share) / count)
 
 
