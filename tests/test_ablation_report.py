@@ -150,7 +150,7 @@ def test_cells_without_numbers():
 
 def test_first_line_counts_the_runs():
     assert status(results()).startswith(
-        "**Partial: 1 of 18 runs are missing.** 6 cells, 3 seeds (0, 1, 2): 16 of 18 runs "
+        "**Partial: 1 of 18 runs is missing.** 6 cells, 3 seeds (0, 1, 2): 16 of 18 runs "
     )
     assert status(results(missing=0)).startswith("6 cells, ")
     assert "1 failed, 0 missing" in status(results(missing=0))
@@ -165,7 +165,7 @@ def test_markdown(written):
         "Varies **two**",
         "## Main effects",
         "## Cells",
-        "## Failed runs",
+        "## Failures and numbers that are missing",
         "## Training",
         "## All runs",
         "## How the",
@@ -182,6 +182,7 @@ def test_markdown(written):
     assert "| baseline |" in text
     assert r"| $x\|y\_&lt;b> | noise | 1 | ValueError: a\|b is &lt;bad> |" in lines
     assert "| ✗ worse |" in text
+    assert "(Bonferroni; 5 of cells, 3 of main effects)" in text
     assert "inconclusive" in text
     assert "In bits/dim; higher is better." in text
     assert (
@@ -278,7 +279,8 @@ def test_report_of_nothing_yet(tmp_path):
     text = made.markdown.read_text()
     assert "**Partial: 2 of 2 runs are missing.**" in text
     assert "Not measured yet." in text
-    assert "| 2 |  | – missing |" in text
+    assert "– missing" not in text  # no table without a number
+    assert "| 2 | 0 |  |  | missing |" in text
     assert made.figures == []
     assert made.page.is_file()
 
@@ -286,7 +288,14 @@ def test_report_of_nothing_yet(tmp_path):
 def test_numbers_that_are_not_finite_are_listed(tmp_path):
     runs = [measured({"a": n}, s, float("nan") if n == "y" and s else 1.0 + s) for n in "xy" for s in range(2)]
     text = write(Results("A", "", {"a": ["x", "y"]}, ["fid", "recall"], runs), tmp_path).markdown.read_text()
-    assert "| y | 1 | fid is not a finite number: left out; recall was not measured |" in text
+    assert "| y | 1 | fid is not a finite number: left out |" in text
+    assert "### recall\n\nNo run has this number." in text
+    assert "recall was not measured" not in text  # once, and not for each run
+    runs[2] = replace(
+        runs[2], evaluation=Evaluation({}, [m for m in runs[2].evaluation.measurements if m.name != "bits"])
+    )
+    text = write(Results("A", "", {"a": ["x", "y"]}, ["fid", "bits"], runs), tmp_path).markdown.read_text()
+    assert "| y | 0 | bits was not measured |" in text
     assert "| y | 1.00 | ? inconclusive: give 3 seeds or more | +0.00 |  |  | 1 |" in text
 
 

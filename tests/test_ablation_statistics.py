@@ -230,7 +230,7 @@ def test_verdicts():
     assert made(2.0, 1.0, 3.0, better="lower").verdict == "worse"
     assert made(2.0, 1.0, 3.0, better="higher").verdict == "better"
     assert made(2.0, 1.0, 3.0).verdict == "different"
-    assert made(0.01, -1.0, 1.0).verdict == "inconclusive: more than 100 more seeds"
+    assert made(0.01, -1.0, 1.0).verdict == "inconclusive: more than 100 more seeds would be needed"
     assert compare([1.0], [2.0]).verdict == "inconclusive: give 3 seeds or more"
     assert compare([], []).verdict == "inconclusive: give 3 seeds or more"
     assert compare([1.0, 2.0], [1.0, 2.0]).verdict == "equal"

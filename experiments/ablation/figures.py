@@ -127,11 +127,14 @@ def save_effects(path: Path, results: Results, measure: str, cells: list[Cell], 
         axis.plot(s.mean, y, "D" if hollow else "o", color=color, markersize=5.5, mfc=PAPER if hollow else color)
     if len(factors) == 1:
         axis.set_ylabel(factors[0], color=INK, fontsize=9, parse_math=False)
-    axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-    for tick, (_, cell, _) in zip(axis.get_yticklabels(), rows, strict=True):
+    axis.set_yticks(range(len(rows)), [label if cell else "" for label, cell, _ in rows])
+    for y, (tick, (label, cell, _)) in enumerate(zip(axis.get_yticklabels(), rows, strict=True)):
         tick.set_fontsize(8.5)
-        tick.set_fontweight("normal" if cell else "bold")
         tick.set_parse_math(False)
+        if cell is None:  # a heading in the plot, where a long one takes no room from it
+            place = {"transform": axis.get_yaxis_transform(), "va": "center", "parse_math": False}
+            under = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+            axis.text(0.01, y, label, fontsize=8.5, fontweight="bold", color=INK, bbox=under, **place)
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     wish = {"lower": "lower is better", "higher": "higher is better", "closer": "closer to real data is better"}
@@ -170,7 +173,8 @@ def effects_text(results: Results, measure: str, cells: list[Cell]) -> str:
     ends = ("best", "worst") if better in ("lower", "higher") else ("lowest", "highest")
     base = next((f"; the baseline has {c.summary.mean:.4g}" for c in found if c.levels == results.baseline), "")
     return (
-        f"Dot plot of the mean {measure} of {len(found)} cells with 95 % intervals and one tick for each seed. "
+        f"Dot plot of the mean {measure} of {len(found)} {'cells' if len(found) > 1 else 'cell'} with 95 % intervals "
+        "and one tick for each seed. "
         f"The {ends[0]} mean is that of {names[0]}, the {ends[1]} that of {names[1]}{base}."
     )
 
@@ -222,7 +226,8 @@ def save_curves(path: Path, results: Results) -> Picture | None:
         for handle in legend.get_lines():
             handle.set_linewidth(2.5)
             handle.set_alpha(1)
-    text = f"Training losses of {len(curves)} trainings over {len(results.seeds)} seeds" + (
+    seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
+    text = f"Training losses of {len(curves)} training{'s' * (len(curves) > 1)} over {seeds}" + (
         f", colored by {factors[0]}: {', '.join(sorted(shown, key=lambda n: (n not in main, n)))}." if factors else "."
     )
     return finished(figure, path, text)

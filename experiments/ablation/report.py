@@ -64,13 +64,18 @@ def markdown(results: Results, own: dict[str, list[Cell]], pictures: dict[str, P
             "Each level against the first of its factor, averaged over the combinations of the other factors.",
         ]
         for measure, rows in found.items():
-            parts += [f"### Effects on {pages.cell(measure)}", unit_line(results, measure), effects_table(rows)]
+            parts += [f"### Effects on {pages.cell(measure)}", unit_line(results, measure)]
+            parts += [effects_table(rows)] * is_measured(results, measure)
     parts.append("## Cells")
     parts += [image(pictures["effects"])] if "effects" in pictures else []
     for measure, rows in own.items():
-        parts += [f"### {pages.cell(measure)}", unit_line(results, measure), cells_table(results, rows)]
+        parts += [f"### {pages.cell(measure)}", unit_line(results, measure)]
+        parts += [cells_table(results, rows)] * is_measured(results, measure)
     if lines := failures(results):
-        parts += ["## Failed runs", pages.table([*map(pages.cell, results.factors), "seed", "failure"], lines)]
+        parts += [
+            "## Failures and numbers that are missing",
+            pages.table([*map(pages.cell, results.factors), "seed", "failure"], lines),
+        ]
     if "curves" in pictures:
         parts += ["## Training", image(pictures["curves"])]
     parts += ["## All runs", all_runs(results), "## How the numbers were measured", protocols(results)]
@@ -85,7 +90,8 @@ def status(results: Results) -> str:
     total = done + failed + results.missing
     count = len({tuple(run.levels.items()) for run in results.runs})
     seeds = ", ".join(map(str, results.seeds)) or "none"
-    partial = f"**Partial: {results.missing} of {total} runs are missing.** " * bool(results.missing)
+    verb = "is" if results.missing == 1 else "are"
+    partial = f"**Partial: {results.missing} of {plural(total, 'run')} {verb} missing.** " * bool(results.missing)
     return (
         f"{partial}{plural(count, 'cell')}, {plural(len(results.seeds), 'seed')} ({seeds}): {done} of "
         f"{plural(total, 'run')} finished, {failed} failed, {results.missing} missing."
@@ -104,11 +110,16 @@ def image(picture: Picture) -> str:
 
 def unit_line(results: Results, measure: str) -> str:
     """Returns the unit of a measure and which numbers are better."""
-    if all(run.value(measure) is None for run in results.runs):
-        return "Not measured yet."
+    if not is_measured(results, measure):
+        return "Not measured yet." if results.missing else "No run has this number."
     unit = next((m.unit for run in results.runs if (m := run.measurement(measure)) is not None and m.unit), "")
     line = f"{f'in {unit}; ' * bool(unit)}{DIRECTIONS[direction(results, measure)]}."
     return line[0].upper() + line[1:]
+
+
+def is_measured(results: Results, measure: str) -> bool:
+    """Returns whether a run has the number of a measure."""
+    return any(run.value(measure) is not None for run in results.runs)
 
 
 def decimals(deviations: Sequence[float], values: Sequence[float]) -> int:
@@ -183,7 +194,7 @@ def failures(results: Results) -> list[list[str]]:
         reasons = [run.failure] if run.failure else []
         for measure in results.measures if run.evaluation is not None else ():
             if measure not in (run.evaluation or {}):
-                reasons.append(f"{measure} was not measured")
+                reasons += [f"{measure} was not measured"] * is_measured(results, measure)
             elif run.value(measure) is None:
                 reasons.append(f"{measure} is not a finite number: left out")
         if reasons:
@@ -235,6 +246,8 @@ def intervals(results: Results, own: dict[str, list[Cell]]) -> str:
     """Returns how the intervals and verdicts are computed."""
     found = [c.comparison for rows in own.values() for c in rows if c.comparison is not None]
     count = max((len(rows) - 1 for rows in own.values()), default=0)
+    of_effects = sum(len(levels) - 1 for levels in results.factors.values()) if len(results.factors) > 1 else 0
+    counted = f"{count} of cells" + f", {of_effects} of main effects" * bool(of_effects)
     kinds = []
     if any(c.pairs >= BOOTSTRAP for c in found):
         kinds.append(f"studentized bootstrap intervals with {BOOTSTRAP} pairs or more")
@@ -245,13 +258,14 @@ def intervals(results: Results, own: dict[str, list[Cell]]) -> str:
     if any(1 < c.pairs < BOOTSTRAP and not c.degrees for c in found):
         kinds.append("Student's")
     kind = f" They are {', or '.join(kinds)}." * bool(kinds)
+    plain = " Intervals of main effects are not moderated." * bool(of_effects)
     return (
         "The interval of a mean is Student's at 95 %, and treats seeds as independent. Differences are paired by seed, "
-        f"and their intervals are corrected for the number of comparisons (Bonferroni; {count} of cells), so that all "
-        f"intervals of one table together contain their differences at {percent(LEVEL)}.{kind} Intervals of main "
-        "effects are not moderated. Each measure has a correction of its own: a reader who picks one of several "
-        "measures has to correct for that, too. The number of seeds that would tell is the number at which a "
-        "difference of the observed size is found with probability 0.8."
+        f"and their intervals are corrected for the number of comparisons (Bonferroni; {counted}), so that all "
+        f"intervals of one table together contain their differences at {percent(LEVEL)}.{kind}{plain} Each measure has "
+        "a correction of its own: a reader who picks one of several measures has to correct for that, too. The number "
+        "of seeds that would tell is the number at which a difference of the observed size is found with probability "
+        "0.8."
     )
 
 

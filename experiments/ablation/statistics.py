@@ -187,7 +187,7 @@ class Comparison:
             return "inconclusive: give 3 seeds or more"
         more = self.more_seeds()
         if more is None:
-            return f"inconclusive: more than {MOST} more seeds"
+            return f"inconclusive: more than {MOST} more seeds would be needed"
         return f"inconclusive: {more} more {'seed' if more == 1 else 'seeds'} would tell"
 
     def more_seeds(self) -> int | None:
