@@ -31,7 +31,7 @@ def three_families() -> Ablation:
 
 def three_families_icons() -> Ablation:
     """The three families on openmoji32 at 16 x 16 pixels in 16 quantization levels."""
-    found = families(icons, 600, 4e-4)
+    found = families(icons, 450, 4e-4)
     return Ablation(
         Setup(found["DDPM"], count=100, samples=250),
         {"family": found},
