@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
+from unnoise import __version__
+
 from ..shared.data import ImageDataset, image_dataset
-from ..shared.data.image_stream import ImageStream
 from ..shared.errors import Notice, UsageError, shown
 from ..shared.metrics.features import Features
 from ..shared.metrics.measurement import Evaluation, Origin
@@ -72,7 +73,9 @@ def evaluate_samples(
         if value:
             raise UsageError(f"--{name} has no effect on {samples.kind}: leave it out")
     origin = samples.origin or Origin()
-    about = {"samples": samples.summary} | {n: samples.about[n] for n in KEPT if n in samples.about}
+    about = {"samples": samples.summary, "measured_by": f"unnoise {__version__}"} | {
+        n: samples.about[n] for n in KEPT if n in samples.about
+    }
     if samples.kind == "images":
         options: dict[str, Any] = {"seed": seed, "progress": progress, "origin": origin, "without": without}
         found = of_pictures(samples, data, size, features, statistics, device, **options)
@@ -145,7 +148,7 @@ def splits_of(data: str, size: int | None, progress: Progress) -> tuple[ImageDat
     except UsageError as error:
         warn(Notice(f"no real held-out images stand beside the samples: {shown(error)}"), stacklevel=4)
         return train, None
-    if isinstance(train, ImageStream) or isinstance(test, ImageStream) or test.shape != train.shape:
+    if test.shape != train.shape:
         raise UsageError(
             f"the held-out images of {data} are of {by(test.shape)}, and the training images of {by(train.shape)}: "
             "give --size"

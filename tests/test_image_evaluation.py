@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from unnoise import __version__
 from unnoise.experiments import evaluation
 from unnoise.experiments.cli import main
 from unnoise.experiments.cli.evaluating import has_samples
@@ -237,6 +238,7 @@ def test_samples_in_files_are_measured_as_those_of_a_run(judged, judge, files, c
     assert names(found) == [*OF_JUDGE, "memorized_pixels"]
     assert found.measurement("frechet").origin == Origin("Heun()", 9, seed=4)
     assert found["run"] == "mine"
+    assert found["measured_by"] == f"unnoise {__version__}"
     exact = judge.quality(image_dataset("digits", split="test").subset(20).k)
     assert found["frechet"] == pytest.approx(exact.frechet, rel=1e-6)
     assert found["sure"] == exact.sure

@@ -187,9 +187,8 @@ def report(found: Evaluation, path: Path) -> None:
         print(measurement.line())
     for key, value in found.about.items():
         print(f"{key:24} {four_digits(value) if isinstance(value, float) else value}")
-    earlier = path.read_text() if path.exists() else None
-    write_text(path, json.dumps(found.as_json(), indent=1, allow_nan=False))
-    if earlier is not None:  # earlier results are kept
+    if path.exists():  # earlier results are kept, and written before they are replaced
         names = (path.with_name(f"{path.name.removesuffix('.json')}-{n}.json") for n in range(1, 1_000_000))
-        write_text(next(name for name in names if not name.exists()), earlier)
+        write_text(next(name for name in names if not name.exists()), path.read_text())
+    write_text(path, json.dumps(found.as_json(), indent=1, allow_nan=False))
     print(f"written to {path}")

@@ -233,7 +233,8 @@ class Judge(Features):
         generator = torch.Generator().manual_seed(0)
         orders = [torch.randperm(len(self.reference), generator=generator) for _ in range(5)]
         training = [frechet_distance(self.reference[order[:count]], self.reference[order[count:]]) for order in orders]
-        return frechet_distance(self.features(held_out[:count]), self.reference), sum(training) / len(training)
+        spread = torch.arange(count) * len(held_out) // count  # since images are often sorted by class
+        return frechet_distance(self.features(held_out[spread]), self.reference), sum(training) / len(training)
 
     def _probabilities(self, k: Examples) -> Tensor:
         return torch.cat([self.classifier(part) for part in self._parts(k)]).softmax(1)
