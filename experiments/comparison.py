@@ -44,6 +44,11 @@ class Subject:
     name: str
     evaluations: dict[str, Evaluation]
 
+    @property
+    def is_samples(self) -> bool:
+        """Whether it is a folder or file of samples, of which no more can be drawn."""
+        return any(isinstance(evaluation.about.get("samples"), str) for evaluation in self.evaluations.values())
+
     def found(self, measure: str) -> list[Measurement]:
         """Returns the measurements of a name, the newest first."""
         return [m for evaluation in self.evaluations.values() for m in evaluation.measurements if m.name == measure]
@@ -200,10 +205,18 @@ class Comparison:
         for column in self.columns:
             better = next((cell.better for cell in column.known if cell.better), "")
             word = {"closer": "; closer to real data is better"}.get(better, f"; {better} is better" * bool(better))
-            remarks = "".join(f"; {note}" for note in dict.fromkeys(cell.note for cell in column.known if cell.note))
+            remarks = "".join(f"; {remark}" for remark in self.remarks(column))
             how = f"{column.protocol.short() or 'no protocol'}{word}{remarks}"
             alike.setdefault(how, []).append(column.title)
         return [*lines, *(f"{', '.join(titles)}: {how}" for how, titles in alike.items())]
+
+    def remarks(self, column: Column) -> list[str]:
+        """Returns the remarks on the numbers of a column, with the names of those that it is true of, if not of all."""
+        of: dict[str, list[str]] = {}
+        for subject, cell in zip(self.subjects, column.cells, strict=True):
+            for remark in cell.note.split("; ") if cell is not None and cell.note else ():
+                of.setdefault(remark, []).append(subject.name)
+        return [r if len(names) == len(column.known) else f"{', '.join(names)}: {r}" for r, names in of.items()]
 
     def as_text(self, width: int = 100) -> str:
         """Returns the table as aligned text; columns that do not fit are continued in a further table."""
@@ -319,12 +332,16 @@ def refusal(measure: str, subjects: list[Subject], found: list[list[Measurement]
     )
     differing = [n for n in REMEDIES if getattr(a.protocol, n) != getattr(b.protocol, n)]
     remedy = " and ".join(dict.fromkeys(REMEDIES[name] for name in differing))
-    option = "--count" if a.protocol.coded else "--samples"
-    option = f" {option} {a.protocol.samples}" * ("samples" in differing)
+    option, again, other = "--count" if a.protocol.coded else "--samples", second, a
+    if second.is_samples and not first.is_samples:  # of a run other samples can be drawn
+        again, other = first, b
+    command = f"`unnoise evaluate {again.name}" + f" {option} {other.protocol.samples}" * ("samples" in differing) + "`"
+    if "samples" in differing and again.is_samples:
+        command = f"`unnoise sample RUN --count {other.protocol.samples}` and `unnoise evaluate` of these samples"
     return (
         f"{measure} of {first.name} and {second.name} was measured in different ways and cannot stand in one column: "
-        f"{'; '.join(a.protocol.differences(b.protocol))}: evaluate again with {remedy}, such as `unnoise evaluate "
-        f"{second.name}{option}`, or give --apart for a column for each way"
+        f"{'; '.join(a.protocol.differences(b.protocol))}: evaluate again with {remedy}, such as "
+        f"{command}, or give --apart for a column for each way"
     )
 
 

@@ -272,6 +272,14 @@ def test_notes_of_measurements_stand_below(two):
     assert any("biased: fewer samples than features" in line for line in compare(["a", "b"]).notes())
 
 
+def test_remarks_that_differ_name_their_run(two):
+    """What is true of all numbers of a column stands alone."""
+    write(two / "a" / "evaluation.json", fid(10.0, note="upper bound; 30 real images"))
+    write(two / "b" / "evaluation.json", fid(15.0, note="exact; 30 real images"))
+    line = next(line for line in compare(["a", "b"]).notes() if line.startswith("fid: "))
+    assert line.endswith("; lower is better; a: upper bound; 30 real images; b: exact")
+
+
 def test_measures_by_one_protocol_share_a_line(two):
     write(two / "a" / "evaluation.json", fid(10.0), replace(fid(1.0), name="sfid"))
     assert any(line.startswith("fid, sfid: inception #672682, ") for line in compare(["a"]).notes())

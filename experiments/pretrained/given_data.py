@@ -99,7 +99,8 @@ class GivenImages(GivenData):
             raise UsageError(
                 f"the images of {self.name} have shape {images.shape} and {images.quantization.levels} "
                 f"quantization levels, and this network needs {self.shape} and {self.quantization.levels}: give --data "
-                "with such images"
+                "with such images, or measure samples of it: `unnoise sample RUN --count 1000 --out FOLDER` and "
+                f"`unnoise evaluate FOLDER --data {self.name}`"
             )
         if self.classes is not None:
             try:
