@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from unnoise.experiments.cli.computing import Computing
 from unnoise.shared.metrics.errors import error_of_share
 from unnoise.shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol, four_digits
 
@@ -47,3 +48,10 @@ def test_shares_of_none_or_all_have_an_error():
     assert error_of_share(0.25, 12) == pytest.approx(math.sqrt(0.25 * 0.75 / 12))
     for share in (0.0, 1.0):
         assert error_of_share(share, 98) == pytest.approx(math.sqrt(0.01 * 0.99 / 98))
+
+
+@pytest.mark.parametrize(("native", "name"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_auto_is_written_as_what_it_stands_for(monkeypatch, native, name):
+    monkeypatch.setattr("unnoise.shared.training.precision.native_bfloat16", lambda device: native)
+    assert Computing(precision="auto", device="cpu").arithmetic == name
+    assert Computing(precision="tf32", device="cpu").arithmetic == "tf32"

@@ -36,6 +36,11 @@ class Computing:
     cuda_graphs: bool = False
     """Whether calls of the network are replayed as CUDA graphs, on NVIDIA GPUs: faster for small batches."""
 
+    @property
+    def arithmetic(self) -> str:
+        """The precision by its name, of `auto` the one that it stands for on the device."""
+        return precision_of(self.precision, Training(device=self.device).chosen_device())[0].name
+
 
 @contextmanager
 def computing(options: Computing, denoiser: D) -> Iterator[D]:

@@ -176,8 +176,9 @@ def evaluate(options: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     if not is_main():
         return
     weights = str(checkpoint.description["weights"]["average.*"])
-    origin = Origin(weights=weights, precision=options.computing.precision)
-    facts = {"step": checkpoint.step, "weights": weights, "precision": options.computing.precision}
+    precision = options.computing.arithmetic
+    origin = Origin(weights=weights, precision=precision)
+    facts = {"step": checkpoint.step, "weights": weights, "precision": precision}
     report(found.of(origin, **facts, **settings_used(recipe, options.seed)), path)
 
 

@@ -203,7 +203,7 @@ def settings_of(options: Any, checkpoint: Checkpoint, recipe: Recipe, captions: 
         **{name: getattr(options, name) for name in GIVEN},
         "captions": None if captions is None else sha256("\n".join(captions).encode()).hexdigest()[:12],
         **used,
-        "precision": options.computing.precision,
+        "precision": options.computing.arithmetic,
         "version": __version__,
     }
 
@@ -217,7 +217,7 @@ def about_samples(
         steps=steps if isinstance(steps, int) else len(steps) - 1,
         evaluations=evaluations,
         weights=checkpoint.description["weights"]["average.*"],
-        precision=options.computing.precision,
+        precision=options.computing.arithmetic,
         seed=options.seed,
         version=__version__,
     )
