@@ -43,6 +43,10 @@ def noisy_baseline(rng, shape):
     return np.where(np.arange(shape[1])[:, None] == 0, 4.0, np.ones(shape))
 
 
+def outliers(rng, shape):
+    return np.where(np.arange(shape[1])[:, None] >= shape[1] - 2, 400.0, np.ones(shape))
+
+
 def compared(table, better="lower", moderate=True):
     """Returns the comparisons of the rows of a table with its first."""
     shared = prior(table) if moderate else None
@@ -121,6 +125,7 @@ def test_moderated_interval():
         (5, 3, inverse_gamma, 0.05),
         (5, 3, noisy_baseline, 0.06),
         (7, 2, inverse_gamma, 0.05),
+        (12, 3, outliers, 0.06),
     ],
 )
 def test_moderated_intervals_of_a_table_cover_together(cells, seeds, variances, rate):
