@@ -82,10 +82,10 @@ def prior(table: np.ndarray) -> Prior | None:
     twenty times that of the others make the tables miss in 10 % with means, in 5 % with medians, which need half the
     length; with fewer rows medians vary too much. Differences to one baseline all contain the errors of the baseline,
     and the moments of their own variances would mistake these for agreement (in simulations of 24 cells with three
-    seeds, they then miss in 6 to 17 % of the tables instead of 5 %). The degrees of freedom d0 are at most 2 below 8 comparisons, and at most 3 otherwise. With
-    that, at least one interval of a table misses in at most 5 % of the tables with equal and with inverse-gamma
-    variances, with and without a common part of each seed, and in at most 6 % where the baseline alone has four times
-    the variance of the others.
+    seeds, they then miss in 6 to 17 % of the tables instead of 5 %). The degrees of freedom d0 are at most 2 below 8
+    comparisons, and at most 3 otherwise. With that, at least one interval of a table misses in at most 5 % of the
+    tables with equal and with inverse-gamma variances, with and without a common part of each seed, and in at most 6 %
+    where the baseline alone has four times the variance of the others.
 
     Smyth (2004), Linear models and empirical Bayes methods, section 6.2: with e = log s^2 - digamma(d / 2) + log(d /
     2), trigamma(d0 / 2) = var(e) - trigamma(d / 2) and log s0^2 = mean(e) + digamma(d0 / 2) - log(d0 / 2).
