@@ -113,6 +113,13 @@ def predictor_corrector() -> Ablation:
             "Predictors, and Langevin correctors of two signal-to-noise ratios, for a VE SDE on digits, at two numbers "
             "of steps, as in table 1 of Song et al. (2021). A corrector adds one network evaluation to each step."
         ),
+        shows=(
+            "A predictor is needed: Langevin steps alone are far worse. With few steps Euler-Maruyama is better than "
+            "reverse diffusion by the share of sure samples; at 50 steps both are alike. Each stronger corrector lowers "
+            "the mean distance of each predictor, as in the paper, by amounts that three seeds do not tell from chance. "
+            "Not shown: whether a corrector is worth its cost. It doubles the evaluations, and reverse diffusion gains "
+            "more from the step from 20 to 50 steps."
+        ),
         skip=lambda levels: levels["predictor"] == "none" and levels["corrector"] == "none",
     )
 
@@ -135,6 +142,13 @@ def averages() -> Ablation:
             "Exponential averages of the weights of one training, with decays from 0.9 to 0.999 a step (half-lives "
             "from 7 to 690 of 800 steps), beside the raw weights, for a DDPM on digits: at a constant learning rate, "
             "and with a learning rate that falls to 0 over the last third."
+        ),
+        shows=(
+            "An average that is too long for the training is worse than none: with a decay of 0.999, whose half-life is "
+            "690 of the 800 steps, it still has much of the initial weights. At a constant learning rate all shorter "
+            "averages have better means than the raw weights (2.37 bits/dim and a distance of 9.8, beside 2.24 and 3.6 "
+            "with 0.99). A cool-down of the learning rate gives the raw weights most of that gain, and the averages "
+            "nothing more. Not shown: long trainings, for which long averages are made."
         ),
     )
 
@@ -172,6 +186,13 @@ def guidance() -> Ablation:
         question=(
             "Guidance strengths w (the guidance scale of other code is 1 + w), at all times and in the middle of the "
             "times alone (Kynkaanniemi et al. 2024), for a model of digits that was trained with and without labels."
+        ),
+        shows=(
+            "Guidance of every strength makes samples agree with the requested label (0.97 of them without guidance, "
+            "all of them from w = 1 on) and moves their distribution away from that of the data: the distance grows "
+            "with w, from 3.3 to 16. Guidance in the middle of the times alone has nearly the same agreement at a "
+            "smaller distance. Not shown: the strength that is best for images; on digits samples agree already "
+            "without guidance, so little can be gained here."
         ),
         skip=lambda levels: levels["w"] == "0" and levels["interval"] != "all times",
     )
