@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +38,7 @@ from .caption_data import (
     trained_tokenizer,
 )
 from .evaluation import evaluate_images
+from .image_measures import extractors, refuse_without
 from .pixel_values import coarser, tinted
 from .recipe import Data, Form, Recipe
 
@@ -292,6 +294,10 @@ class Images(Data):
 
     def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
         return evaluate_images(recipe, denoiser, **options)
+
+    def refuse_measures(self, features: Sequence[str], without: Sequence[str], samples: int | None) -> None:
+        refuse_without(without, samples)
+        extractors(features, without)
 
 
 @functools.lru_cache(maxsize=1)

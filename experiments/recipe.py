@@ -82,6 +82,11 @@ class Data(ABC):
     def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
         """Measures code length and samples of a model on held-out data; for the options see `Recipe.evaluate`."""
 
+    def refuse_measures(  # noqa: B027 (data of one's own need not have it)
+        self, features: Sequence[str], without: Sequence[str], samples: int | None
+    ) -> None:
+        """Raises for what `evaluate` would not measure or leave out, before a model is trained; here for nothing."""
+
     @property
     def padding(self) -> int | None:
         """The padding token, which losses and code lengths leave out, or None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -35,7 +35,7 @@ from ..shared.progress import Progress, silent
 from ..shared.quantization import Quantization
 from ..shared.serialization import serializable
 from .recipe import Data, Form, Recipe
-from .text_measures import evaluate_text
+from .text_measures import evaluate_text, refuse_without_effect
 
 CHAIN = {"train": 200_000, "validation": 2_000, "test": 2_000}
 """The number of windows of the Markov chain in each split."""
@@ -265,3 +265,6 @@ class Text(Data):
 
     def evaluate(self, recipe: Recipe, denoiser: Denoiser, **options: Any) -> Evaluation:
         return evaluate_text(recipe, denoiser, self, **options)
+
+    def refuse_measures(self, features: Sequence[str], without: Sequence[str], samples: int | None) -> None:
+        refuse_without_effect(features, None, without, samples, None)

@@ -237,7 +237,7 @@ def test_bad_names_and_files(tmp_path, capsys):
         (["ddpm-cifar01"], "there is no recipe ddpm-cifar01: did you mean ddpm-cifar10?"),
         (["qqqq"], "there is no recipe qqqq: `unnoise recipes` lists them"),
         (["ddpm-digits", "--markdown", str(tmp_path / "page.md")], "leave out ddpm-digits"),
-        (["--markdown", str(tmp_path / "page.txt")], "page.txt"),
+        (["--markdown", str(tmp_path / "page.txt")], f"--markdown {tmp_path / 'page.txt'}: give a name"),
     ):
         assert main(["recipes", *words]) == 2
         error = capsys.readouterr().err

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, make_dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from ..ablation.grid import Change, split_levels
 from ..ablation.parallel import WORKER, natural_processes, stopped_by_signals, work_as_worker, work_in_processes
 from ..ablation.runs import PLAN, Plan, work
 from ..notation import average_named
-from ..own_files import IMPORTED, named_in_file, own_module
+from ..own_files import IMPORTED, module_options, named_in_file, own_module
 from ..program import program
 from ..recipe import Recipe
 from ..recipes import RECIPES, find
@@ -110,8 +112,10 @@ def ablation_or_recipe(name: str) -> Ablation | Recipe:
         if not isinstance(found, Ablation | Recipe):
             raise UsageError(f"{name} is neither an Ablation nor a recipe: give one, or a function that returns one")
         return found
-    if name not in RECIPES and (near := difflib.get_close_matches(name, [*ABLATIONS, *RECIPES], n=3, cutoff=0.5)):
-        raise UsageError(f"{name} is not an ablation, a recipe or the folder of an ablation: did you mean {near[0]}?")
+    if name not in RECIPES:
+        near = difflib.get_close_matches(Path(name).name, [*ABLATIONS, *RECIPES], n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else "`unnoise recipes` and `unnoise ablate --help` list the names"
+        raise UsageError(f"{name} is not an ablation, a recipe or the folder of an ablation: {hint}")
     return find(name)
 
 
@@ -214,10 +218,24 @@ def factor_of(text: str, recipe: Recipe) -> tuple[str, dict[str, Any]]:
     found = {level: change_of(path, level, recipe) for level in split_levels(levels)}
     for level, change in found.items():
         try:
-            change(Setup(recipe))
+            with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+                change(Setup(recipe))
         except UsageError as error:
             raise UsageError(f"--vary {path}={level}: {error}") from error
+        except SystemExit as error:  # the type of the setting does not fit
+            raise UsageError(
+                f"--vary {path}={level}: the setting does not take this value: {typed(path, recipe)}"
+            ) from error
     return path, found
+
+
+def typed(path: str, recipe: Recipe) -> str:
+    """Returns what a setting takes, in words."""
+    path = recipe.shorthands.get(path, path)
+    types = {s.path: s.type for s in settings_of(recipe, recipe.catalog, WITHOUT)}
+    return (
+        f"it takes {getattr(types[path], '__name__', types[path])}" if path in types else "see `unnoise train --help`"
+    )
 
 
 def change_of(path: str, level: str, recipe: Recipe) -> Change:
@@ -257,6 +275,7 @@ def begin(ablation: Ablation, options: Any) -> None:
         raise UsageError(f"--out {out} contains something else than an ablation: give another folder")
     with emptied(out) as folder:
         plan = Plan.of(ablation, folder)
+        refuse_measures(plan)
         if left_out := plan.left_out():
             print(
                 f"note: {out} has {left_out} finished run{'s' * (left_out > 1)} of other settings, which the new "
@@ -264,6 +283,16 @@ def begin(ablation: Ablation, options: Any) -> None:
             )
         plan.write()
         perform(plan, options)
+
+
+def refuse_measures(plan: Plan) -> None:
+    """Raises `UsageError` for what the runs of a plan cannot measure or leave out, before one is trained."""
+    known = set()
+    for setup in (case.setup for case in plan.cases):
+        data, wanted = setup.recipe.data, (setup.features, setup.without, setup.samples)
+        if (type(data), *wanted) not in known:
+            data.refuse_measures(*wanted)
+            known.add((type(data), *wanted))
 
 
 def perform(plan: Plan, options: Any) -> None:
@@ -304,4 +333,5 @@ def report(plan: Plan) -> None:
     print(f"written to {written.markdown}, {written.page} and {written.table}")
     failed = sum(bool(run.failure) for run in results.runs)
     if failed:
-        print(f"{failed} runs failed: {program()} ablate {plan.folder} --retry runs them again")
+        runs = f"{failed} run{'s' * (failed > 1)} failed"
+        print(f"{runs}: {program()} ablate {plan.folder} --retry{module_options()} runs what failed again")

@@ -21,15 +21,15 @@ KINDS = {
 """What samples are, and their formats, by the ending of a recipe's default file."""
 
 
-def output_path(path: Path, endings: tuple[str, ...]) -> Path:
-    """Returns the path of a new file in a writable folder.
+def output_path(path: Path, endings: tuple[str, ...], option: str = "--out") -> Path:
+    """Returns the path of a new file in a writable folder, which an option gives.
 
     Raises:
         UsageError: for another ending.
     """
     if path.suffix.lower() not in endings or path.is_dir():
         shown = [ending or "no ending, for a folder" for ending in endings]
-        raise UsageError(f"--out {path}: give a name that ends in {' or '.join(shown)}")
+        raise UsageError(f"{option} {path}: give a name that ends in {' or '.join(shown)}")
     writable(path.parent)
     return path
 

@@ -45,7 +45,7 @@ class Recipes:
         if self.markdown is not None:
             if self.name:
                 raise UsageError(f"--markdown writes the list of all recipes: leave out {self.name}")
-            path = output_path(self.markdown, (".md",))
+            path = output_path(self.markdown, (".md",), "--markdown")
             write_text(path, markdown())
             print(f"written to {path}")
         elif self.name and self.name not in LEDGER:
