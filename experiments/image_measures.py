@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..shared.data import ImageDataset
 from ..shared.data.batches import Examples
-from ..shared.errors import Notice, UsageError
+from ..shared.errors import Notice, UsageError, did_you_mean
 from ..shared.metrics.errors import error_of_share
 from ..shared.metrics.features import Features, in_float32
 from ..shared.metrics.images import MEASURES, OF_NEIGHBORS, image_measures, images_needed, measures_on
@@ -43,9 +42,9 @@ def refuse_without(without: Sequence[str], samples: int | None = None) -> None:
     """Raises `UsageError` for a part that an evaluation of images does not have, or a number of samples below two."""
     for part in without:
         if part not in WITHOUT:
-            near = difflib.get_close_matches(part, WITHOUT, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"without={part}: {meant}of images, choose from {', '.join(WITHOUT)}")
+            raise UsageError(
+                f"without={part}: {did_you_mean(part, WITHOUT)}of images, choose from {', '.join(WITHOUT)}"
+            )
     if samples is not None and samples < 2:
         raise UsageError(
             f"samples={samples}: a Fréchet distance needs at least 2; give 2 or more, or leave them out with "
@@ -109,9 +108,9 @@ def extractor_named(name: str, **options: Any) -> Features:
     if name == "pixels":
         return Pixels()
     if name not in NAMED:
-        near = difflib.get_close_matches(name, NAMED, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"features={name}: {meant}choose from {', '.join(NAMED)}, or give FILE.py:NAME")
+        raise UsageError(
+            f"features={name}: {did_you_mean(name, NAMED)}choose from {', '.join(NAMED)}, or give FILE.py:NAME"
+        )
     from ..shared.metrics.transformers_features import features_named
 
     return features_named(name, **options)

@@ -11,7 +11,7 @@ from warnings import warn
 from unnoise import __version__
 
 from ..shared.data import ImageDataset, image_dataset
-from ..shared.errors import Notice, UsageError, shown
+from ..shared.errors import Notice, UsageError, did_you_mean, shown
 from ..shared.metrics.features import Features
 from ..shared.metrics.measurement import Evaluation, Origin
 from ..shared.metrics.text_samples import PARTS, evaluate_texts
@@ -189,7 +189,7 @@ def of_texts(
     """Measures texts, or token ids, beside a text."""
     for part in without:
         if part not in PARTS:
-            raise UsageError(f"without={part}: of text, choose from {', '.join(PARTS)}")
+            raise UsageError(f"without={part}: {did_you_mean(part, PARTS)}of text, choose from {', '.join(PARTS)}")
     text = Text(data)
     if tokenizer is not None:
         text = replace(text, tokenizer=str(tokenizer))

@@ -18,7 +18,7 @@ from ..shared.data.sources import absolute
 from ..shared.data.tensors import TensorDataset, pooled, pooled_size, tensor_dataset
 from ..shared.denoiser import Denoiser
 from ..shared.distributed import is_main
-from ..shared.errors import UsageError
+from ..shared.errors import UsageError, did_you_mean
 from ..shared.metrics.features import digest_of
 from ..shared.metrics.frechet import frechet_distance, remark_on_bias
 from ..shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol
@@ -251,7 +251,9 @@ def refuse_without_effect(
         raise UsageError(f"{given} is of images: for arrays, leave it out")
     for part in without:
         if part not in WITHOUT:
-            raise UsageError(f"without={part}: of arrays, choose from {', '.join(WITHOUT)}")
+            raise UsageError(
+                f"without={part}: {did_you_mean(part, WITHOUT)}of arrays, choose from {', '.join(WITHOUT)}"
+            )
     if set(WITHOUT) <= set(without):
         raise UsageError("without code-length and samples nothing is left to measure: leave out one of the two")
     if samples is not None and (samples < 2 or "samples" in without):

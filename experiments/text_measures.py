@@ -18,7 +18,7 @@ from ..shared.code_length import perplexity
 from ..shared.data import TextDataset
 from ..shared.denoiser import Denoiser
 from ..shared.distributed import is_main
-from ..shared.errors import UsageError
+from ..shared.errors import UsageError, did_you_mean
 from ..shared.metrics.causal import CausalJudge
 from ..shared.metrics.errors import ratio_of_sums
 from ..shared.metrics.measurement import Evaluation, Measurement, Origin, Protocol
@@ -165,7 +165,7 @@ def refuse_without_effect(
         raise UsageError(f"statistics={statistics} are of images: for text, leave them out")
     for part in without:
         if part not in WITHOUT:
-            raise UsageError(f"without={part}: of text, choose from {', '.join(WITHOUT)}")
+            raise UsageError(f"without={part}: {did_you_mean(part, WITHOUT)}of text, choose from {', '.join(WITHOUT)}")
     if samples is not None and samples < 1:
         raise UsageError(f"samples={samples}: give a whole number of at least 1, or leave samples out (without)")
     if "samples" in without and (samples is not None or judge_model is not None):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,12 @@ class Notice(UserWarning):
 
     The command line prints it as one line.
     """
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Returns `did you mean NAME? ` with the name that is nearest to an unknown one, or an empty text."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def shown(value: Any, most: int = 80) -> str:

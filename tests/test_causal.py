@@ -1,10 +1,13 @@
 import json
 import math
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.causal import CausalJudge, causal_score
@@ -144,3 +147,11 @@ def test_models_that_cannot_be_loaded(folder, tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=f"the causal language model {name} .*{words}.*give the path") as error:
             CausalJudge(name)
         assert re.fullmatch(".*", str(error.value))
+
+
+def test_weights_in_pickle_files_are_not_read(folder, tmp_path):
+    path = Path(shutil.copytree(folder, tmp_path / "pickled"))
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"pickled cannot be read .*: give the path of a folder"):
+        CausalJudge(path)

@@ -300,7 +300,10 @@ def test_an_evaluation_of_text(model, corpus):
     [
         ({"features": ("inception",)}, "features=inception are of images"),
         ({"statistics": "a.npz"}, "statistics=a.npz are of images"),
-        ({"without": ("frechet",)}, "without=frechet: of text, choose from code-length, samples, n-grams"),
+        (
+            {"without": ("sample",)},
+            "without=sample: did you mean samples. of text, choose from code-length, samples, n-grams",
+        ),
         ({"samples": 0}, "samples=0: give a whole number"),
         ({"count": 0}, "count=0: give a whole number of windows of at least 1"),
         ({"samples": 3, "without": ("samples",)}, "samples=3 has no effect without samples"),

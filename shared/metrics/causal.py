@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..code_length import perplexity
-from ..errors import UsageError, shown
+from ..errors import UsageError
 from ..progress import Progress, silent
 from .errors import ratio_of_sums
-from .features import digest_of, in_float32
+from .features import cannot_be_loaded, digest_of, in_float32
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -231,11 +231,9 @@ def loaded(name: str) -> tuple[Any, Any]:
         ) from error
     open_as: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     try:
-        return open_as(name), AutoTokenizer.from_pretrained(name)
+        return open_as(name, use_safetensors=True), AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the library raises many kinds
-        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        what = "cannot be read" if Path(name).is_dir() else "is not a folder here, and cannot be fetched from the Hub"
         raise UsageError(
-            f"the causal language model {name} {what} ({reason}): give the path of a folder with its config.json, "
-            "model.safetensors and tokenizer.json"
+            f"the causal language model {cannot_be_loaded(name, error)}: give the path of a folder with its "
+            "config.json, model.safetensors and tokenizer.json"
         ) from error

@@ -6,11 +6,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..errors import shown
 from ..quantization import Quantization
 from ..training.precision import PRECISIONS
 
@@ -61,6 +63,13 @@ def in_float32() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 settings.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def cannot_be_loaded(name: str, error: Exception) -> str:
+    """Returns why a model of the `transformers` library, a folder or a name on the Hub, cannot be loaded, in a line."""
+    reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
+    what = "cannot be read" if Path(name).is_dir() else "is not a folder here, and cannot be fetched from the Hub"
+    return f"{name} {what} ({reason})"
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

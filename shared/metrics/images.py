@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import Examples
-from ..errors import UsageError
+from ..errors import UsageError, did_you_mean
 from ..progress import Progress, silent
 from ..quantization import Quantization
 from .errors import error_of_share
@@ -170,8 +169,7 @@ def _checked(
         return tuple(allowed)
     for name in which:
         if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
+            meant = did_you_mean(name, MEASURES)
             raise UsageError(f"{name} is not a measure of images: {meant}choose from {', '.join(MEASURES)}")
         if name not in allowed:
             raise UsageError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import CharacterTokenizer, TextDataset
-from ..errors import UsageError
+from ..errors import UsageError, did_you_mean
 from ..progress import Progress, silent
 from .causal import CausalJudge, entropy_of
 from .errors import ratio_of_sums, standard_error
@@ -68,7 +68,7 @@ def evaluate_texts(
     """
     for part in without:
         if part not in PARTS:
-            raise UsageError(f"without={part}: of text, choose from {', '.join(PARTS)}")
+            raise UsageError(f"without={part}: {did_you_mean(part, PARTS)}of text, choose from {', '.join(PARTS)}")
     judge = CausalJudge(judge_model) if isinstance(judge_model, str | Path) else judge_model
     about: dict[str, Any] = {}
     if isinstance(texts, Tensor):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..errors import UsageError, shown
+from ..errors import UsageError
 from ..progress import Progress, silent
 from ..quantization import Quantization
-from .features import Features, digest_of, in_float32, to_bytes, to_rgb
+from .features import Features, cannot_be_loaded, digest_of, in_float32, to_bytes, to_rgb
 from .inception import Inception
 from .pixels import Pixels
 
@@ -111,10 +110,8 @@ def loaded(kind: Kind, model: str) -> Any:
     try:
         return network.from_pretrained(model, use_safetensors=True)
     except Exception as error:  # the library raises errors of many kinds
-        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        what = "cannot be read" if Path(model).is_dir() else "is not a folder here, and cannot be fetched from the Hub"
         raise UsageError(
-            f"{model} {what} ({reason}): fetch it elsewhere and put its folder, with config.json and "
+            f"{cannot_be_loaded(model, error)}: fetch it elsewhere and put its folder, with config.json and "
             "model.safetensors, into the cache of the Hub (HF_HOME), or measure with --features judge"
         ) from error
 
