@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,6 +101,11 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     (tmp_path / "ablation.json").write_text('{"cases": [{}]}')
     with pytest.raises(UsageError, match="cannot be read"):
         Plan.read(tmp_path)
+    plan.write()
+    text = (tmp_path / "ablation.json").read_text().replace('"continuous.LinearBetas"', '"mine.py:Sine"')
+    (tmp_path / "ablation.json").write_text(text)
+    with pytest.raises(UsageError, match=r"mine.py:Sine, a part of your own, .* give --module with the path of mine"):
+        Plan.read(tmp_path)
 
 
 def test_finished_runs_are_not_run_again_and_models_are_trained_once(tmp_path, counted):
@@ -163,6 +169,13 @@ def test_a_measure_that_does_not_exist_loses_no_work(tmp_path, counted):
 def test_wrong_ablations_in_python(changes, message):
     with pytest.raises(UsageError, match=message):
         Ablation(BASE, **{"vary": VARY} | changes)
+
+
+def test_a_model_that_is_not_trained_to_its_end_is_not_measured(tmp_path, monkeypatch):
+    """`load` takes an earlier checkpoint where the newest one is damaged."""
+    monkeypatch.setattr(runs, "load", lambda *_, **__: SimpleNamespace(step=BASE.training.steps - 1))
+    with pytest.raises(UsageError, match="the newest checkpoint in .* is damaged: remove the folder"):
+        runs.measured(Setup(BASE), tmp_path, 0, lambda items, *_: items)
 
 
 def test_models_are_measured_on_the_device_of_their_training(tmp_path, monkeypatch):

@@ -72,6 +72,8 @@ class Plan:
             data = json.loads(path.read_text())
             cases = [Case(case["levels"], case["seed"], Setup.of(case["setup"])) for case in data.pop("cases")]
             return Plan(folder=folder, cases=cases, **data)
+        except UsageError as error:  # a part of one's own, with the option that imports it
+            raise UsageError(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} cannot be read ({shown(error)}): start the ablation again with --out") from error
 
@@ -277,6 +279,10 @@ def measured(setup: Setup, folder: Path, seed: int, progress: Progress) -> Evalu
     """Measures a trained model, on the device of its training and in float32."""
     recipe, average = setup.recipe, None if setup.average is None else average_named(setup.average)
     checkpoint = load(folder, device=recipe.training.chosen_device(), average=average)
+    if checkpoint.step < recipe.training.steps:
+        raise UsageError(
+            f"the newest checkpoint in {folder} is damaged: remove the folder, and start again with --retry"
+        )
     denoiser = checkpoint.average.denoiser
     assert checkpoint.quantization is not None, "written by the trainer"
     recipe.refuse_unfit(denoiser, checkpoint.quantization)
