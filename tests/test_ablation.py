@@ -23,6 +23,7 @@ from unnoise.experiments.cli.ablate import factor_of
 from unnoise.experiments.parts import part
 from unnoise.experiments.recipes import find
 from unnoise.experiments.studies.ablations import ABLATIONS
+from unnoise.shared import progress
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.measurement import Evaluation, Measurement
 from unnoise.shared.training import Training
@@ -175,7 +176,7 @@ def test_a_model_that_is_not_trained_to_its_end_is_not_measured(tmp_path, monkey
     """`load` takes an earlier checkpoint where the newest one is damaged."""
     monkeypatch.setattr(runs, "load", lambda *_, **__: SimpleNamespace(step=BASE.training.steps - 1))
     with pytest.raises(UsageError, match="the newest checkpoint in .* is damaged: remove the folder"):
-        runs.measured(Setup(BASE), tmp_path, 0, lambda items, *_: items)
+        runs.measured(Setup(BASE), tmp_path, 0, progress.silent)
 
 
 def test_models_are_measured_on_the_device_of_their_training(tmp_path, monkeypatch):
@@ -183,7 +184,7 @@ def test_models_are_measured_on_the_device_of_their_training(tmp_path, monkeypat
     monkeypatch.setattr(Training, "chosen_device", lambda self: "the GPU")
     monkeypatch.setattr(runs, "load", lambda folder, *, device, average: (_ for _ in ()).throw(LookupError(device)))
     with pytest.raises(LookupError, match="the GPU"):
-        runs.measured(Setup(BASE), tmp_path, 0, lambda items, *_: items)
+        runs.measured(Setup(BASE), tmp_path, 0, progress.silent)
 
 
 def test_a_stop_is_not_a_failure_and_a_process_that_dies_is_counted(tmp_path, counted, monkeypatch):
