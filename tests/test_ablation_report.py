@@ -12,7 +12,7 @@ import pytest
 from unnoise.experiments import report as pages
 from unnoise.experiments.ablation.comparisons import cells, effects, most_complete
 from unnoise.experiments.ablation.figures import limits, thinned
-from unnoise.experiments.ablation.report import decimals, markdown, percent, status, write
+from unnoise.experiments.ablation.report import decimals, markdown, percent, remarks, status, write
 from unnoise.experiments.ablation.results import Results, Run
 from unnoise.experiments.ablation.statistics import compare, summary
 from unnoise.shared.metrics import measurement
@@ -146,6 +146,37 @@ def test_cells_without_numbers():
     assert cells(replace(made, runs=others), "fid")[0].remark == "no baseline"
     apart = [replace(r, seed=9) if r.levels == made.baseline else r for r in made.runs]
     assert cells(replace(made, runs=apart), "fid")[1].remark == "no seed in common with the baseline"
+
+
+def test_closer_to_nothing_has_no_verdict():
+    runs = [
+        Run({"a": n}, s, Evaluation({}, [measurement.Measurement("sure", 0.5, better="closer")]))
+        for n in "xy"
+        for s in range(3)
+    ]
+    assert cells(Results("A", "", {"a": ["x", "y"]}, ["sure"], runs), "sure")[1].remark == (
+        "no number of real data to be close to"
+    )
+
+
+def test_remarks_are_one_for_all_runs_and_name_the_cells_of_which_alone_they_are_true():
+    def run(level, seed, note):
+        return Run({"a": level}, seed, Evaluation({}, [measurement.Measurement("kid", 1.0, note=note)]))
+
+    runs = [
+        run("x", 0, "upper bound, Bound(terms=4); deviation over subsets 2.8; real data: 1,500 images"),
+        run("x", 1, "upper bound, Bound(terms=4); deviation over subsets 10.5; real data: 1,500 images"),
+        run("y", 0, "exact; deviation over subsets 1e-05; real data: 1,500 images"),
+        *(run(level, 0, "real data: 1,500 images; {odd}") for level in ("z", "v", "w", "u")),
+    ]
+    found = remarks(Results("A", "", {"a": ["x", "y", "z", "v", "w", "u"]}, ["kid"], runs), "kid")
+    assert found == [
+        "upper bound, Bound(terms=4) (x)",
+        "deviation over subsets 1e-05 to 10.5 (x; y)",
+        "real data: 1,500 images",
+        "exact (y)",
+        "(odd) (z; v; w and 1 other cell)",
+    ]
 
 
 def test_first_line_counts_the_runs():

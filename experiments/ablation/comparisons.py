@@ -133,6 +133,8 @@ def without_verdict(runs: list[Run], base: list[Run], values: dict[int, float], 
         failed = sum(bool(run.failure) for run in runs)
         if failed:
             return "failed"
+        if any(run.value(measure) is not None for run in runs):
+            return "no number of real data to be close to"
         return "not measured" if any(run.evaluation is not None for run in runs) else "missing"
     if not base:
         return "no baseline"

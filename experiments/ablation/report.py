@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ DIRECTIONS = {
     "closer": "closer to real held-out data is better; differences are those of the distances to it",
     "": "neither direction is better",
 }
+
+
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
+"""A number in a remark."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +236,7 @@ def protocols(results: Results) -> str:
         if real:
             span = f"{real[0]:.4g}" if real[0] == real[-1] else f"{real[0]:.4g} to {real[-1]:.4g}"
             line += f"; real held-out data: {span}"
-        notes = dict.fromkeys(m.note for m in found if m.note)
-        lines.append("; ".join([line, *map(pages.cell, notes)]))
+        lines.append("; ".join([line, *map(pages.cell, remarks(results, measure))]))
     origins = [m.origin for run in results.runs if run.evaluation is not None for m in run.evaluation.measurements]
     if origins:
         names = ["sampler", "steps", "evaluations", "weights", "precision", "version"]
@@ -240,6 +244,36 @@ def protocols(results: Results) -> str:
         pairs = ", ".join(f"{name} {getattr(origins[0], name)}" for name in common)
         lines += [f"- the same in all runs: {pages.cell(pairs)}"] * bool(pairs)
     return "\n".join(lines)
+
+
+def remarks(results: Results, measure: str) -> list[str]:
+    """Returns the remarks on the numbers of a measure, one for those that differ in numbers alone.
+
+    Those that are not true of all cells name theirs.
+    """
+    found: dict[str, dict[str, list[list[str]]]] = {}
+    every = set()
+    for run in results.runs:
+        if (m := run.measurement(measure)) is None:
+            continue
+        every.add(name := ", ".join(run.levels.values()))
+        for remark in m.note.split("; ") if m.note else ():
+            in_cells = found.setdefault(NUMBER.sub("{}", remark.replace("{", "(").replace("}", ")")), {})
+            in_cells.setdefault(name, []).append(NUMBER.findall(remark))
+    lines = []
+    for pattern, in_cells in found.items():
+        numbers = zip(*(row for rows in in_cells.values() for row in rows), strict=True)
+        names = list(in_cells)
+        more = f" and {plural(len(names) - 3, 'other cell')}" * (len(names) > 3)
+        where = f" ({'; '.join(names[:3])}{more})" * (len(names) < len(every))
+        lines.append(pattern.format(*map(span, numbers)) + where)
+    return lines
+
+
+def span(numbers: Sequence[str]) -> str:
+    """Returns a number, or the least and the largest of several, such as `1.67 to 2.8`."""
+    ends = [end(numbers, key=lambda n: float(n.replace(",", ""))) for end in (min, max)]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def intervals(results: Results, own: dict[str, list[Cell]]) -> str:
