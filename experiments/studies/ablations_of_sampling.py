@@ -117,8 +117,8 @@ def predictor_corrector() -> Ablation:
             "A predictor is needed: Langevin steps alone are far worse. With few steps Euler-Maruyama is better than "
             "reverse diffusion by the share of sure samples; at 50 steps both are alike. Each stronger corrector "
             "lowers the mean distance of each predictor, as in the paper, by amounts that three seeds do not tell from "
-            "chance. Not shown: whether a corrector is worth its cost. It doubles the evaluations, and reverse diffusion "
-            "gains more from the step from 20 to 50 steps."
+            "chance. Not shown: whether a corrector is worth its cost. It doubles the evaluations, and reverse "
+            "diffusion gains more from the step from 20 to 50 steps."
         ),
         skip=lambda levels: levels["predictor"] == "none" and levels["corrector"] == "none",
     )
@@ -145,10 +145,10 @@ def averages() -> Ablation:
         ),
         shows=(
             "An average that is too long for the training is worse than none: with a decay of 0.999, whose half-life "
-            "is 690 of the 800 steps, it still has much of the initial weights. At a constant learning rate all shorter "
-            "averages have better means than the raw weights (2.37 bits/dim and a distance of 9.8, beside 2.24 and 3.6 "
-            "with 0.99). A cool-down of the learning rate gives the raw weights most of that gain, and the averages "
-            "nothing more. Not shown: long trainings, for which long averages are made."
+            "is 690 of the 800 steps, it still has much of the initial weights. At a constant learning rate all "
+            "shorter averages have better means than the raw weights (2.37 bits/dim and a distance of 9.8, beside 2.24 and "
+            "3.6 with 0.99). A cool-down of the learning rate gives the raw weights most of that gain, and the "
+            "averages nothing more. Not shown: long trainings, for which long averages are made."
         ),
     )
 
