@@ -146,8 +146,8 @@ def averages() -> Ablation:
         shows=(
             "An average that is too long for the training is worse than none: with a decay of 0.999, whose half-life "
             "is 690 of the 800 steps, it still has much of the initial weights. At a constant learning rate all "
-            "shorter averages have better means than the raw weights (2.37 bits/dim and a distance of 9.8, beside 2.24 and "
-            "3.6 with 0.99). A cool-down of the learning rate gives the raw weights most of that gain, and the "
+            "shorter averages have better means than the raw weights (2.37 bits/dim and a distance of 9.8, beside 2.24 "
+            "and 3.6 with 0.99). A cool-down of the learning rate gives the raw weights most of that gain, and the "
             "averages nothing more. Not shown: long trainings, for which long averages are made."
         ),
     )
