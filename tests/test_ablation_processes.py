@@ -13,6 +13,7 @@ from unnoise.experiments.ablation import Ablation, parallel, runs
 from unnoise.experiments.ablation.parallel import ended_with_parent, environment, stopped_by_signals
 from unnoise.experiments.ablation.runs import Plan, attempts_file, read_result, work
 from unnoise.experiments.recipes import find
+from unnoise.shared.errors import UsageError
 
 
 def test_processes_share_the_cores(monkeypatch):
@@ -90,3 +91,41 @@ def test_a_process_whose_gpu_is_lost_ends_and_its_run_alone_has_failed(tmp_path,
     assert not plan.done(second)
     monkeypatch.setattr(runs.torch.cuda, "synchronize", lambda: None)
     assert work(plan, say=lambda line: None) == 1
+
+
+class Ended:
+    """A process that has ended with a status."""
+
+    def __init__(self, returncode):
+        self.returncode = returncode
+
+    def poll(self):
+        return self.returncode
+
+
+def test_processes_that_end_are_replaced_as_long_as_runs_get_results(tmp_path, monkeypatch):
+    """Each of six runs ends its process three times, and a fault of the machine ends all of them at once."""
+    monkeypatch.setattr(parallel, "POLL", 0)
+    plan = Plan.of(Ablation(find("ddpm-smoke"), {"steps": {"own": {}, "7": {"sampling_steps": 7}}}, 3), tmp_path)
+    plan.write()
+    (tmp_path / "process-0.log").write_text("Traceback\nImportError: no torch\n")
+    started = []
+
+    def start(number):
+        started.append(number)
+        if len(started) % 4 == 0:
+            runs.failed(plan.result(plan.pending()[0]), "the process ended 3 times")
+        return Ended(1)
+
+    found = list(parallel.newly_done(plan, plan.pending(), {0: Ended(1)}, start, tmp_path))
+    assert len(found) == 6
+    assert len(started) == 24
+    plan.retry()
+    started.clear()
+    with pytest.raises(UsageError, match=r"end without doing its runs \(ImportError: no torch\)"):
+        list(
+            parallel.newly_done(plan, plan.pending(), {0: Ended(1)}, lambda n: started.append(n) or Ended(1), tmp_path)
+        )
+    assert len(started) == 4
+    with pytest.raises(UsageError, match="the processes have ended, and 6 runs have no result"):
+        list(parallel.newly_done(plan, plan.pending(), {0: Ended(0)}, start, tmp_path))

@@ -150,13 +150,14 @@ def newly_done(
     left, replaced = list(waiting), 0
     while left:
         found = [case for case in left if plan.done(case)]
+        replaced = 0 if found else replaced
         yield from found
         left = [case for case in left if case not in found]
         for number, worker in workers.items():
             if not left or worker.poll() in (None, 0):
                 continue
             replaced += 1
-            if worker.returncode == 2 or replaced > ATTEMPTS * len(waiting):
+            if worker.returncode == 2 or replaced > (ATTEMPTS + 1) * len(workers):  # and no run has a result meanwhile
                 path = logs / f"process-{number}.log"
                 last = next(iter(path.read_text(errors="replace").strip().splitlines()[-1:]), "no output")
                 raise UsageError(f"the processes of the ablation end without doing its runs ({last}): see {path}")
