@@ -295,6 +295,12 @@ def test_levels_of_the_command_line():
         (["ddpm-smoke", "--vary", "predicts=noise", "--features", "inceptoin"], "did you mean inception?"),
         (["ddpm-smoke", "--vary", "predicts=noise", "--samples", "1"], "samples=1: a Fréchet distance needs"),
         (["mdlm-smoke", "--vary", "sampling_steps=4", "--features", "inception"], "features=inception are of images"),
+        (
+            ["ddpm-smoke", "--vary", "training.seed=1,2"],
+            "--vary training.seed: all combinations are run with the seeds",
+        ),
+        (["ddpm-smoke", "--vary", "predicts=noise", "--data.seed", "5"], "--data.seed 5: the runs have the seeds 0, 1"),
+        (["ddpm-smoke", *2 * ["--vary", "predicts=noise,clean"]], "--vary predicts is given twice"),
         (["runs/my-run"], "`unnoise recipes` and `unnoise ablate --help` list the names"),
         (["ddpm-smoke", "--vary", "predicts=noise", "--seeds", "0"], "seeds=0: give at least 1"),
         (["ddpm-smoke", "--vary", "predicts=noise", "--processes", "0"], "--processes 0: give a whole number"),

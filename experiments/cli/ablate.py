@@ -28,6 +28,8 @@ from ..studies.ablations import ABLATIONS
 from .recipe_options import option, options_of, settings_of, with_arguments, with_options, with_parts
 from .training import Modules, emptied
 
+SEEDS = ("training.seed", "data.seed")
+"""The settings that differ between the runs of one combination."""
 WITHOUT = ("figure",)
 """The settings of a recipe that an ablation does not take."""
 Vary = Annotated[
@@ -171,7 +173,12 @@ def of_recipe(base: Recipe, name: str, arguments: Sequence[str]) -> tuple[type, 
     def execute(options: Any) -> None:
         chosen = with_options(recipe, options, WITHOUT)
         setup = Setup(chosen, None, options.count, options.samples, options.features, options.without)
-        vary = dict(factor_of(text, chosen) for text in options.vary)
+        refuse_other_seeds(chosen, base)
+        factors = [factor_of(text, chosen) for text in options.vary]
+        vary = dict(factors)
+        if len(vary) < len(factors):
+            twice = next(name for n, (name, _) in enumerate(factors) if name in dict(factors[:n]))
+            raise UsageError(f"--vary {twice} is given twice: give all levels of a setting in one --vary")
         if not vary:
             raise UsageError('an ablation varies something: give --vary "schedule=linear,cosine(s=0.02)"')
         measures = options.measures or measures_of(chosen)
@@ -215,6 +222,10 @@ def factor_of(text: str, recipe: Recipe) -> tuple[str, dict[str, Any]]:
     path = name.strip().removeprefix("--").replace("-", "_")
     if not equals or not levels.strip():
         raise UsageError(f"--vary {text}: give a setting and its levels, such as schedule=linear,cosine")
+    if path in SEEDS:
+        raise UsageError(
+            f"--vary {path}: all combinations are run with the seeds 0, 1, ...: give their number, --seeds"
+        )
     found = {level: change_of(path, level, recipe) for level in split_levels(levels)}
     for level, change in found.items():
         try:
@@ -227,6 +238,15 @@ def factor_of(text: str, recipe: Recipe) -> tuple[str, dict[str, Any]]:
                 f"--vary {path}={level}: the setting does not take this value: {typed(path, recipe)}"
             ) from error
     return path, found
+
+
+def refuse_other_seeds(recipe: Recipe, base: Recipe) -> None:
+    """Raises `UsageError` for a seed that the command line gives, in place of which each run has its own."""
+    for path in SEEDS:
+        owner = path.partition(".")[0]
+        given, own = (getattr(getattr(r, owner), "seed", None) for r in (recipe, base))
+        if given != own:
+            raise UsageError(f"--{path} {given}: the runs have the seeds 0, 1, ...: give their number, --seeds")
 
 
 def typed(path: str, recipe: Recipe) -> str:
