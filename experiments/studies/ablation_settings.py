@@ -9,6 +9,7 @@ from typing import Any
 from ...continuous import (
     LinearBetas,
 )
+from ...discrete import residual
 from ...sde import VP
 from ...shared.networks import UNet
 from ...shared.training import Training
@@ -72,6 +73,7 @@ def families(data: Callable[..., dict[str, Any]], steps: int, first: float) -> d
             d3pm_images.MODEL,
             **data(steps, code_length=TokenBound(terms=50)),
             transition=d3pm_images.gaussian(STEPS),
+            head=residual,
             loss=d3pm_images.loss(0.02),
         ),
         "score SDE": replace(score_sde.OWN, **data(steps, code_length=Exact(1e-3)), schedule=VP(t_last=0.01)),

@@ -17,7 +17,6 @@ from ...continuous import (
 )
 from ...discrete import (
     Absorbing,
-    DiscretizedGaussian,
     Marginal,
     Product,
     Uniform,
@@ -25,9 +24,9 @@ from ...discrete import (
     linear,
     residual,
 )
+from ...shared.data import sparse_chain
 from ..ablation import Ablation, Setup
 from ..categorical import CategoricalRecipe
-from ..categorical_builders import absorbing_gray
 from ..code_lengths import Bound, TokenBound
 from ..gaussian import GaussianRecipe
 from ..papers import d3pm_images, d3pm_text, ddpm
@@ -96,51 +95,52 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
-def reverse_and_ce(ce: float) -> dict[str, Any]:
-    """Returns the levels of the reverse model and of the weight of the cross-entropy."""
-    return {
-        "reverse": {"product": {"reverse": Product()}, "marginal": {"reverse": Marginal()}},
-        "lambda": {"0": {"loss": d3pm_images.loss(0.0)}, f"{ce:g}": {"loss": d3pm_images.loss(ce)}},
-    }
+def cross_entropy(weight: float) -> dict[str, Any]:
+    """Returns the levels of the weight lambda of the cross-entropy."""
+    return {"0": {"loss": d3pm_images.loss(0.0)}, f"{weight:g}": {"loss": d3pm_images.loss(weight)}}
 
 
 def d3pm_parts() -> Ablation:
-    """Transition x reverse model x lambda x schedule of a D3PM on digits."""
-    base = replace(
-        d3pm_images.MODEL,
-        **digits(200, code_length=TokenBound(terms=25), sampling_steps=25),
-        transition=d3pm_images.uniform(STEPS),
-    )
-    kinds = {"uniform": Uniform, "absorbing": absorbing_gray, "Gaussian": DiscretizedGaussian}
+    """Transition x reverse model x lambda of a D3PM on digits."""
     transitions = {
-        name: {"transition": part(build, schedule=part(cosine, steps=STEPS)), "head": residual}
-        for name, build in kinds.items()
+        "uniform": {"transition": d3pm_images.uniform(STEPS)},
+        "absorbing": {"transition": d3pm_images.absorbing(STEPS)},
+        "Gaussian": {"transition": d3pm_images.gaussian(STEPS)},
     }
+    settings = digits(200, code_length=TokenBound(terms=25), sampling_steps=25)
+    base = replace(d3pm_images.MODEL, **settings, head=residual)
+    reverse = {"product": {"reverse": Product()}, "marginal": {"reverse": Marginal()}}
     return Ablation(
         Setup(base, count=150, samples=300),
-        {"transition": transitions, **reverse_and_ce(0.02), "schedule": SCHEDULES},
-        title="D3PM on digits: transition, reverse model, cross-entropy and schedule",
+        {"transition": transitions, "reverse": reverse, "lambda": cross_entropy(0.02)},
+        title="D3PM on digits: transition, reverse model and cross-entropy",
         question=(
-            "The transition matrices, the reverse model (product, as published, or marginal, exact), the weight lambda "
-            "of the cross-entropy in the hybrid loss and the schedule of a D3PM in 100 steps are varied together, on "
-            "8 x 8 digits of 17 quantization levels."
+            "The transition matrices, the reverse model (product, as published, or marginal, exact) and the weight "
+            "lambda of the cross-entropy in the hybrid loss of a D3PM in 100 steps are varied together, on 8 x 8 "
+            "digits of 17 quantization levels. The schedules are those of the paper: cosine for uniform transitions, "
+            "reciprocal for absorbing ones, linear for discretized Gaussian ones."
         ),
     )
 
 
 def d3pm_text_parts() -> Ablation:
-    """Transition x reverse model x lambda x schedule of a D3PM on a Markov chain of known entropy."""
-    base = replace(d3pm_text.chain(), **text(300))
+    """Transition x lambda x schedule of a D3PM on a Markov chain of known entropy."""
+    base = replace(d3pm_text.chain(), **text(300), reverse=Marginal())
     kinds = {"uniform": Uniform, "absorbing": Absorbing}
     transitions = {n: {"transition": part(build, schedule=part(cosine, steps=STEPS))} for n, build in kinds.items()}
     return Ablation(
         Setup(base, count=200, samples=100),
-        {"transition": transitions, **reverse_and_ce(0.01), "schedule": SCHEDULES},
+        {"transition": transitions, "lambda": cross_entropy(0.01), "schedule": SCHEDULES},
         measures=("bits_per_token", "generative_perplexity_per_token_5_gram", "sample_entropy_bits"),
-        title="D3PM on text of known entropy",
+        title="D3PM on text of known entropy: transition, cross-entropy and schedule",
         question=(
-            "Transition, reverse model, weight lambda of the cross-entropy and schedule of a D3PM in 100 steps, on "
-            "windows of 64 tokens of a Markov chain on 27 tokens, whose entropy is the smallest bits/token that a "
-            "model can have."
+            "Transition, weight lambda of the cross-entropy and schedule of a D3PM in 100 steps with the exact reverse "
+            "model, on windows of 64 tokens of a Markov chain on 27 tokens. A window has "
+            f"{chain_entropy():.3f} bits/token, below which no model can be."
         ),
     )
+
+
+def chain_entropy() -> float:
+    """Returns the entropy of windows of the Markov chain, in bits for each token."""
+    return sparse_chain().entropy(64) / 64
