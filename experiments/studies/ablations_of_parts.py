@@ -74,11 +74,11 @@ def ddpm_parts() -> Ablation:
             "Code length and sample quality ask for different losses. The SNR weight with the linear schedule, which "
             "spend most on low noise, have the shortest code lengths, and there predicting noise or velocity is the "
             "same within the errors. The cosine schedule and min-SNR, which spend it on high noise, are worse in "
-            "bits/dim in every row, and have the smaller distances. Predicting the clean image with its own plain error "
-            "gives code lengths up to 21 bits/dim, since errors at low noise hardly count in its loss; with min-SNR the "
-            "same prediction has the smallest distance of all (4.7). For noise, the own weight is the SNR weight. Not "
-            "shown: long trainings, in which the predictions come closer; losses of different weights in the picture "
-            "of the training cannot be compared."
+            "bits/dim in every row, and have the smaller distances. Predicting the clean image with its own plain "
+            "error gives code lengths up to 21 bits/dim, since errors at low noise hardly count in its loss; with "
+            "min-SNR the same prediction has the smallest distance of all (4.7). For noise, the own weight is the SNR "
+            "weight. Not shown: long trainings, in which the predictions come closer; losses of different weights in "
+            "the picture of the training cannot be compared."
         ),
     )
 
