@@ -9,7 +9,7 @@ from typing import Any
 from ...continuous import (
     LinearBetas,
 )
-from ...discrete import residual
+from ...discrete import Product, residual
 from ...sde import VP
 from ...shared.networks import UNet
 from ...shared.training import Training
@@ -73,6 +73,7 @@ def families(data: Callable[..., dict[str, Any]], steps: int, first: float) -> d
             d3pm_images.MODEL,
             **data(steps, code_length=TokenBound(terms=50)),
             transition=d3pm_images.gaussian(STEPS),
+            reverse=Product(),
             head=residual,
             loss=d3pm_images.loss(0.02),
         ),
