@@ -130,6 +130,15 @@ def d3pm_parts() -> Ablation:
             "digits of 17 quantization levels. The schedules are those of the paper: cosine for uniform transitions, "
             "reciprocal for absorbing ones, linear for discretized Gaussian ones."
         ),
+        shows=(
+            "After a short training of 200 steps absorbing transitions have the shortest code lengths of digits, and "
+            "uniform ones the longest. The exact reverse model (marginal) costs uniform and Gaussian transitions about "
+            "two bits/dim, since the network itself then has to say what x_t tells of x_0; for absorbing transitions, "
+            "where a pixel is known or not, both reverse models are alike. The samples say otherwise: Gaussian "
+            "transitions with the exact reverse model have the smallest distance. The cross-entropy makes no "
+            "difference that three seeds can tell. Not shown: the order after a long training; in the paper's table, "
+            "of CIFAR-10, Gaussian transitions have the shortest code lengths, and absorbing ones are third."
+        ),
     )
 
 
