@@ -137,7 +137,7 @@ def d3pm_parts() -> Ablation:
             "where a pixel is known or not, both reverse models are alike. The samples say otherwise: Gaussian "
             "transitions with the exact reverse model have the smallest distance. The cross-entropy makes no "
             "difference that three seeds can tell. Not shown: the order after a long training; in the paper's table, "
-            "of CIFAR-10, Gaussian transitions have the shortest code lengths, and absorbing ones are third."
+            "of CIFAR-10, Gaussian transitions have the shortest code lengths, and absorbing ones follow."
         ),
     )
 
