@@ -26,6 +26,14 @@ def three_families() -> Ablation:
             "of DDPM and D3PM are upper bounds, that of the SDE is exact up to uniform dequantization, and itself an "
             "upper bound for the quantized digits: all are bits/dim of the same data."
         ),
+        shows=(
+            "At equal images, network and training the VP score SDE has the shortest code lengths, then the DDPM, then "
+            "the D3PM as published (residual head, product reverse model). By the distance of 300 samples the DDPM has "
+            "the best mean, and three seeds do not tell the families apart. Not shown: what each family is at its "
+            "best. The D3PM of the recipe `d3pm-digits`, with a direct head and the exact reverse model, came to 2.18 "
+            "+- 0.06 bits/dim and a distance of 4.5 in the same training, so that the choice of parts within a family "
+            "matters as much as the family; DDPM and D3PM are measured by bounds, and the SDE by its probability flow."
+        ),
     )
 
 
