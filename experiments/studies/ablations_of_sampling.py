@@ -70,6 +70,14 @@ def samplers() -> Ablation:
             "settings, at 50, 20 and 10 network evaluations for each sample. Heun, probability flow and "
             "predictor-corrector spend two evaluations on a step."
         ),
+        shows=(
+            "At 50 evaluations all samplers of the DDPM, Euler-Maruyama and the D3PM have distances between 3 and 6, "
+            "and three seeds tell few of them apart. At 10 evaluations ancestral sampling, DDIM, DPM-Solver++ and "
+            "UniPC of the DDPM keep their distance, and so does the D3PM (6.0); the samplers of the SDE and Heun with "
+            "only five steps do not, and predictor-corrector is the worst, since half of its evaluations do not "
+            "advance in time. Not shown: images, on which deterministic solvers gain more; the VP SDE is sampled on "
+            "its own times, evenly spaced, which is far from the best grid for few steps."
+        ),
     )
 
 
