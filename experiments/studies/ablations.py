@@ -49,6 +49,13 @@ def three_families_icons() -> Ablation:
             "in color, in 16 quantization levels, without labels, with the same U-Net, optimizer, number of images and "
             "sampling steps. All code lengths are bits/dim of the same data, as on digits."
         ),
+        shows=(
+            "After 450 steps the DDPM has the shortest code lengths (1.55 bits/dim), the score SDE follows (1.71), and "
+            "the D3PM is far behind (2.46): with 16 categories for each of 768 values it learns slowest, which was so "
+            "on digits too. By the distance of 250 samples DDPM and D3PM are alike and far from real icons (22 and 21, "
+            "beside 3 of held-out ones), and the SDE's seeds differ most (34 to 85). Not shown: trained models. All "
+            "three would need many times this budget to draw icons; what is compared is how far each comes in it."
+        ),
     )
 
 
