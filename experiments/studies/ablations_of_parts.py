@@ -157,6 +157,13 @@ def d3pm_text_parts() -> Ablation:
             "model, on windows of 64 tokens of a Markov chain on 27 tokens. A window has "
             f"{chain_entropy():.3f} bits/token, below which no model can be."
         ),
+        shows=(
+            "Absorbing transitions are nearer to the entropy than uniform ones in every row (2.02 beside 2.31 "
+            "bits/token), the cosine schedule is better than the linear one, and a cross-entropy of weight 0.01 helps "
+            "a little, uniform transitions more than absorbing ones. By the perplexity of samples under an n-gram "
+            "model three seeds tell nothing apart: its deviation between seeds is a third of its mean. Not shown: "
+            "trained models; 0.2 bits/token above the entropy are those of 300 steps."
+        ),
     )
 
 
