@@ -22,6 +22,7 @@ from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
 from unnoise.experiments import load
 from unnoise.experiments.cli import main
 from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.metrics.measurement import Evaluation, Measurement
 from unnoise.shared.networks import MLP
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training, folder, saving
@@ -314,14 +315,15 @@ def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, capsys):
     assert main(["train", "ddpm-smoke", "--training.watch-every", "0", "--resume"]) == 0
     file = tmp_path / "runs" / "ddpm-smoke" / "evaluation.json"
     file.write_text("of before")
-    monkeypatch.setattr("unnoise.experiments.gaussian.GaussianRecipe.evaluate", lambda *a, **k: {"bits_per_dim": 2.5})
+    found = Evaluation({}, [Measurement("bits_per_dim", 2.5)])
+    monkeypatch.setattr("unnoise.experiments.gaussian.GaussianRecipe.evaluate", lambda *a, **k: found)
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(folder.os, "replace", failing(None, 0))
         assert main(["evaluate", "runs/ddpm-smoke"]) == 2
         out = capsys.readouterr()
-    assert out.err.endswith(f"unnoise: cannot write runs/ddpm-smoke/evaluation.json {FULL_DISK}")
-    assert "2.5000" in out.out
+    assert out.err.endswith(f"unnoise: cannot write runs/ddpm-smoke/evaluation-1.json {FULL_DISK}")
+    assert "2.5" in out.out
     assert file.read_text() == "of before"
     assert sorted(p.name for p in file.parent.iterdir()) == ["checkpoints", "evaluation.json", "metrics.jsonl"]
     monkeypatch.setattr("unnoise.experiments.gaussian.GaussianRecipe.show", failing(None, 0))

@@ -17,6 +17,7 @@ from damaged_runs import Killed, batches, config, losses, names, objective, refu
 from unnoise.experiments import load
 from unnoise.experiments.cli import main
 from unnoise.shared.errors import Notice
+from unnoise.shared.metrics.measurement import Evaluation, Measurement
 from unnoise.shared.training import Trainer, folder, saving
 from unnoise.shared.training.checkpoint import best, list_checkpoints, read
 from unnoise.shared.training.folder import read_metrics
@@ -131,7 +132,8 @@ def test_every_command_uses_the_intact_checkpoint(from_the_command_line, tmp_pat
     shutil.copytree(from_the_command_line, run)
     first, last = list_checkpoints(run / "checkpoints")
     flip(last / "tensors.safetensors")
-    monkeypatch.setattr("unnoise.experiments.gaussian.GaussianRecipe.evaluate", lambda *a, **k: {"bits_per_dim": 2.5})
+    found = Evaluation({}, [Measurement("bits_per_dim", 2.5)])
+    monkeypatch.setattr("unnoise.experiments.gaussian.GaussianRecipe.evaluate", lambda *a, **k: found)
     few = ["--count", "2", "--steps", "2"]
     capsys.readouterr()
 
