@@ -241,7 +241,7 @@ def judged(
     seed: int,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[Measurement]]:
-    """Returns the judge's accuracy, and what it measures; if it says nothing about real images, a note says so."""
+    """Returns the accuracy of the judge and its measures; a note marks those that cannot tell real images apart."""
     train, test = real.train, real.held_out
     assert train is not None
     judge = judge_of(train, progress)

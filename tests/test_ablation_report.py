@@ -85,7 +85,7 @@ def test_cells_are_compared_with_the_baseline_by_seed():
 
 
 def test_closer_is_the_distance_to_real_data():
-    """The share alternates around 0.5, so that its mean is no measure of its distance."""
+    """The share alternates around 0.5, so that the mean of the shares is not at the mean distance."""
     cosine = cells(results(), "sure")[2]
     assert cosine.summary.mean == pytest.approx(0.5, abs=0.05)
     own, base = ([value(c.levels, s) / 100 for s in range(3)] for c in (cosine, cells(results(), "sure")[0]))

@@ -293,7 +293,7 @@ def test_a_real_limit_of_a_files_size(tmp_path, room):
 
 
 def test_a_full_disk_is_an_error_of_the_disk_for_divided_weights_too(tmp_path):
-    """torch.distributed.checkpoint raises one that is no OSError, and not even an Exception."""
+    """torch.distributed.checkpoint raises an error that is neither an OSError nor an Exception."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
