@@ -102,6 +102,8 @@ def test_prior_of_equal_variances_has_few_degrees_of_freedom():
     assert prior(table).variance == pytest.approx(2, rel=0.05)
     assert prior(table).degrees == 2
     assert prior(np.random.default_rng(0).standard_normal((9, 20000))).degrees == 3
+    robust = prior(np.random.default_rng(1).standard_normal((12, 20000)))  # with medians of the columns
+    assert robust.variance == pytest.approx(2, rel=0.02)
     assert prior(table[:4]) is None
     assert prior(table[:, :1]) is None
     assert prior(np.zeros((6, 3))) is None

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from unnoise import __version__
 from unnoise.experiments import evaluation
 from unnoise.experiments.cli import main
 from unnoise.experiments.cli.evaluating import has_samples
-from unnoise.experiments.evaluation import captions_in_turn
+from unnoise.experiments.evaluation import captions_in_turn, requested_labels
 from unnoise.experiments.image_measures import extractors
 from unnoise.experiments.papers import ddpm
 from unnoise.experiments.sample_evaluation import evaluate_samples
@@ -120,6 +121,14 @@ def test_other_numbers_of_samples(judged, model):
     few = measured(model, samples=3, without=("memorization", "code-length"))
     assert few["left_out_judge"] == "precision, recall, density, coverage need at least 4 images and 6 training images"
     assert names(few) == ["frechet", "sure", "classes", "agreement", "kid_judge"]
+
+
+def test_samples_have_to_show_the_labels_that_they_were_drawn_with():
+    """Sample i of a model with class labels has the label i mod 10; without labels there is nothing to show."""
+    recipe, test = ddpm.smoke(), image_dataset("digits", split="test")
+    assert requested_labels(recipe, test, 12).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert requested_labels(replace(recipe, data=replace(recipe.data, classes=None)), test, 3) is None
+    assert requested_labels(recipe, test._replace(label=None), 3) is None
 
 
 def test_captions_are_taken_in_turn_where_there_are_more_samples():
