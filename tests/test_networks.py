@@ -93,6 +93,12 @@ def test_sinusoidal_embedding_is_that_of_ddpm():
     torch.testing.assert_close(e[0], torch.cat([(3 * rates).sin(), (3 * rates).cos()]))
 
 
+@pytest.mark.parametrize("sizes", [(0, 8, 1), (2, 0, 1), (2, 8, -1)])
+def test_mlp_of_no_size_is_refused(sizes):
+    with pytest.raises(UsageError, match="give sizes of 1 or more, depth 0 or more"):
+        MLP(*sizes)
+
+
 def test_mlp_and_classifier_learn():
     torch.manual_seed(0)
     assert MLP(3)(torch.randn(5, 3), torch.rand(5)).shape == (5, 3)

@@ -26,7 +26,8 @@ class MLP(nn.Module):
             prediction.
 
     Raises:
-        UsageError: for a number of classes or outputs below one, or a label for a network without classes.
+        UsageError: for features, a width, classes or outputs below one, a negative depth, or a label for a network
+            without classes.
     """
 
     def __init__(
@@ -35,6 +36,10 @@ class MLP(nn.Module):
         super().__init__()
         if outputs < 1 or (classes is not None and classes < 1):
             raise UsageError(f"classes={classes}, outputs={outputs}: each must be 1 or more, or classes=None")
+        if min(features, width) < 1 or depth < 0:
+            raise UsageError(
+                f"features={features}, width={width}, depth={depth}: give sizes of 1 or more, depth 0 or more"
+            )
         self.features, self.width, self.depth, self.classes, self.outputs = features, width, depth, classes, outputs
         self.time = TimeEmbedding(64, width)
         self.label = None if classes is None else LabelEmbedding(classes, width)
