@@ -6,6 +6,7 @@ sample i of a run is the same for every batch size, world size and rank.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
 from collections.abc import Callable, Sequence
@@ -36,8 +37,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def outside_graphs(function: Function) -> Function:
-    """Marks a function that `torch.compile` leaves to Python: in a graph, each seed would be compiled anew."""
-    return cast(Function, torch.compiler.disable(function))
+    """Marks a function that `torch.compile` leaves to Python: in a graph, each seed would be compiled anew.
+
+    The compiler, which takes as long to import as torch, is imported only where something is compiled.
+    """
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def outside(*arguments: Any, **options: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return function(*arguments, **options)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*arguments, **options)
+
+    return cast(Function, outside)
 
 
 def whole_seed(seed: Any) -> int:
