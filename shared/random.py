@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
+from .blocks import row_by_row
 from .errors import UsageError, shown
 from .serialization import serializable
 from .tensors import exact
@@ -302,6 +303,10 @@ def quantile(p: Tensor, u: Tensor) -> Tensor:
         p: probabilities, `(..., K)`; they need not sum to one.
         u: `(...)`, a share of the sum of p.
     """
+    return row_by_row(_quantile, p, u)
+
+
+def _quantile(p: Tensor, u: Tensor) -> Tensor:
     cumulative = exact(p).cumsum(-1).contiguous()
-    target = u[..., None] * cumulative[..., -1:]
+    target = u[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target).squeeze(-1).clamp(max=p.shape[-1] - 1)

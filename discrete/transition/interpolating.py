@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...shared.blocks import at_rows, row_by_row
 from ...shared.random import Source, quantile, uniform
 from ...shared.tensors import at_least_float32, checked_time, exact, like
 from ..fused import cross_entropy
@@ -177,19 +178,32 @@ class Interpolating(Transition):
         The distribution is a mixture: a sample of p0 with weight `b c`, one of pi with `b (1 - c) h`, and x_t itself
         with `a w_t - b c (1 - g) p_t`, in the notation of `Pair`. Arguments as `draw`, for a reverse model without eps.
         """
-        p0 = at_least_float32(logits).softmax(-1)
-        p_t = p0.gather(-1, x_t.clamp(max=self.categories - 1)[..., None]).squeeze(-1).double() * (
-            x_t < self.categories
-        )
-        a, b, c, g, pi_t = self.pair(reverse, x_t, t, s)
+        u = 1 - uniform(x_t.shape, generator, dtype=torch.float64, device=x_t.device)
+        constants = (v.expand(x_t.shape) for v in self.pair(reverse, x_t, t, s))
+        return row_by_row(self._known_rows, logits, x_t, u, *constants)
+
+    def _known_rows(
+        self, logits: Tensor, x_t: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, g: Tensor, pi_t: Tensor
+    ) -> Tensor:
+        """Returns `known_draw` for logits `(n, categories)` and numbers `(n,)`, from uniform numbers u."""
+        p0, p_t = None, torch.zeros_like(u)
+        if not self.unmasked_is_clean:  # else p_t is 0 at a mask, and any other x_t stays
+            p0, token = at_least_float32(logits).softmax(-1), x_t.clamp(max=self.categories - 1)
+            p_t = p0.gather(-1, token[:, None]).squeeze(-1).double() * (x_t < self.categories)
         h = 1 - (1 - g) * p_t
         predicted, resampled = b * c, b * (1 - c) * h
         stays = torch.where(
             b > 0, (a * (c * g * p_t + (1 - c) * h * pi_t) - predicted * (1 - g) * p_t).clamp(min=0), 1.0
         )
-        u = (1 - uniform(x_t.shape, generator, dtype=torch.float64, device=x_t.device)) * (
-            predicted + resampled + stays
-        )
-        from_p0 = quantile(p0, (u / predicted.clamp(min=TINY)).clamp(max=1))
+        u = u * (predicted + resampled + stays)
         from_pi = self.quantile(((u - predicted) / resampled.clamp(min=TINY)).clamp(0, 1))
-        return torch.where(u <= predicted, from_p0, torch.where(u <= predicted + resampled, from_pi, x_t))
+        other = torch.where(u <= predicted + resampled, from_pi, x_t)
+        place = (u / predicted.clamp(min=TINY)).clamp(max=1)
+        if p0 is None:
+            return at_rows(u <= predicted, quantile_of_logits, other, logits, place)
+        return at_rows(u <= predicted, quantile, other, p0, place)
+
+
+def quantile_of_logits(logits: Tensor, u: Tensor) -> Tensor:
+    """Returns the category at the quantile u, `(n,)`, of the softmax of logits `(n, K)`."""
+    return quantile(at_least_float32(logits).softmax(-1), u)
