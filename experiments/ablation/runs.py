@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from ...shared.errors import UsageError, shown
 from ...shared.metrics.measurement import Evaluation, Origin
@@ -157,6 +156,8 @@ def attempts_file(result: Path) -> Path:
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Yields whether this process alone has a claim, which the operating system releases when the process ends."""
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     try:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +34,8 @@ def save_captioned(path: Path, images: Tensor, captions: Sequence[str], columns:
     Raises:
         UsageError: for another number of captions.
     """
+    from matplotlib.figure import Figure
+
     if len(captions) != len(images):
         raise UsageError(f"{len(images)} images and {len(captions)} captions: give a caption for each image")
     columns, (height, width) = min(columns, len(images)), images.shape[2:]

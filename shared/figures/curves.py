@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 
 def save_curves(
     path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str]], xlabel: str = "step"
@@ -20,6 +18,8 @@ def save_curves(
         curves: for each title, x, y and the label of the y axis, with its unit. The y axis is logarithmic.
         xlabel: label of the x axis of every panel.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.2 * len(curves), 3.0), layout="constrained", dpi=110)
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
     for axis, (title, (x, y, ylabel)) in zip(axes, curves.items(), strict=True):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..errors import UsageError
@@ -73,6 +72,8 @@ def save_panels(path: Path, panels: Mapping[str, Tensor], columns: int = 10, acr
         columns: images in a row of a grid.
         across: grids in a row of the figure.
     """
+    from matplotlib.figure import Figure
+
     down = -(-len(panels) // across)
     pages = {title: tile(images, columns) for title, images in panels.items()}
     aspect = max(page.shape[0] / page.shape[1] for page in pages.values())

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-
 
 @dataclass(frozen=True)
 class Lines:
@@ -37,6 +34,9 @@ def save_lines(path: Path, panels: Mapping[str, Lines], title: str = "") -> Path
         panels: the panels by their titles.
         title: title of the figure; "" for none.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
     figure = Figure(figsize=(4.6 * len(panels), 3.7), layout="constrained", dpi=120)
     if title:
         figure.suptitle(title, fontsize=12)

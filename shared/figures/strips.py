@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .grids import tile
@@ -19,6 +18,8 @@ def save_strip(path: Path, strips: Mapping[str, tuple[Sequence[float], Sequence[
         strips: for each label, times `(n,)` and states, n tensors `(rows, C, H, W)` in [0, 1]; a state is a column.
         title: title of the figure.
     """
+    from matplotlib.figure import Figure
+
     frames = max(len(times) for times, _ in strips.values())
     rows = next(iter(strips.values()))[1][0].shape[0]
     figure = Figure(figsize=(1.0 * frames + 1.1, (1.0 * rows + 0.5) * len(strips) + 0.5), layout="constrained", dpi=90)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import xlogy
 from torch import Tensor
 
 from ..data import TextDataset
@@ -40,6 +39,8 @@ def divergence(samples: Tensor, reference: Tensor, n: int, padding: int | None =
     Raises:
         UsageError: for n outside 1 to L, or a text without n-grams.
     """
+    from scipy.special import xlogy
+
     a, b = grams(samples, n, padding), grams(reference, n, padding)
     _, kinds = np.unique(np.concatenate([a, b]), return_inverse=True)
     most = int(kinds.max()) + 1

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -21,6 +21,10 @@ from ..distributed import world_size
 from ..errors import UsageError
 from ..serialization import serializable
 from ..values import notation
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 
 class Parallel(ABC):
@@ -141,20 +145,31 @@ def keep_activations(found: list[nn.Module]) -> None:
         del block.forward
 
 
+def is_divided(tensor: Tensor) -> TypeIs[DTensor]:
+    """Returns whether a tensor is divided among devices. Only a program that has such tensors has imported their type.
+
+    That import takes half as long as that of torch.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Returns a tensor in whole, also of one that is divided among devices: every process calls this together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_divided(tensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that this process has; they share memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_divided(tensor) else tensor
 
 
 def laid_like(value: Tensor, like: Tensor) -> Tensor:
     """Returns a tensor that every process has in whole, divided among the devices as another one of its shape is."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not is_divided(like) or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 

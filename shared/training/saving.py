@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..distributed import barrier, is_main, launcher
 from ..errors import UsageError
@@ -26,6 +25,7 @@ from .checkpoint import FORMAT, HELD_OUT, best, list_checkpoints, read
 from .digests import digest_of_log, digest_of_text, digests, groups
 from .folder import flush, reason, write_text
 from .named import parameters, weights
+from .parallel import is_divided
 from .parts import PARTS, write_parts
 
 DRAWS = 2
@@ -89,7 +89,7 @@ def write(
     """
     home, step = folder / "checkpoints", description["step"]
     temporary, final = home / f".{step:08d}.part", home / f"{step:08d}"
-    divided = any(isinstance(v, DTensor) for v in tensors.values())
+    divided = any(map(is_divided, tensors.values()))
     try:
         if is_main():
             for left in home.glob(".*.part"):  # by a killed process
