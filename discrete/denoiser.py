@@ -16,7 +16,7 @@ from ..shared.random import Source, categorical, quantile, uniform
 from ..shared.serialization import serializable
 from ..shared.tensors import checked_time, full_precision
 from ..shared.time_inputs import TimeInput, thousandths
-from .heads import Head, direct, refuse_head
+from .heads import Head, at_masks, direct, refuse_head
 from .reverse import Product, to_leave_one_out
 from .transition import ReverseModel, Transition
 from .transition.base import CLEAN, Terms, as_tokens
@@ -127,6 +127,10 @@ class CleanDenoiser(CategoricalDenoiser):
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Returns `log p0` up to a constant at each position, `(..., categories)`, without an added mask."""
 
+    def loss_logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """Returns `logits`, except at positions where they have no effect on a loss (`Transition.loss_is_of_masks`)."""
+        return self.logits(x_t, t, **cond)
+
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Returns `log p0`, `(..., K)`; the posterior `p(x_0 | x_t)` is `step_distribution` at s = 0."""
         return log_clean(self.corruption, self.logits(x_t, t, **cond))
@@ -155,7 +159,7 @@ class CleanDenoiser(CategoricalDenoiser):
         self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None, **cond: Any
     ) -> Terms:
         t, s = checked_time(t), checked_time(s)
-        logits = in_dtype(self.logits(x_t, t, **cond), dtype)
+        logits = in_dtype(self.loss_logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return self.corruption.divergence(self.reverse, logits, x0.long(), x_t.long(), t, s)
 
@@ -171,14 +175,14 @@ class CleanDenoiser(CategoricalDenoiser):
 
     def path_rate(self, x0: Tensor, x_t: Tensor, t: Tensor, *, dtype: torch.dtype | None = None, **cond: Any) -> Terms:
         t = checked_time(t)
-        logits = in_dtype(self.logits(x_t, t, **cond), dtype)
+        logits = in_dtype(self.loss_logits(x_t, t, **cond), dtype)
         with full_precision(x_t):
             return self.corruption.path_rate(self.reverse, logits, x0.long(), x_t.long(), t)
 
     def cross_entropy(self, x0: Tensor, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Returns `-log p(x_0 | x_t)` at each position, `(...)`, in nats, for the posterior that follows from p0."""
         t = checked_time(t)
-        logits = self.logits(x_t, t, **cond)
+        logits = self.loss_logits(x_t, t, **cond)
         with full_precision(x_t):
             return self.corruption.cross_entropy(self.reverse, logits, x0.long(), x_t.long(), t)
 
@@ -251,9 +255,16 @@ class Categorical(CleanDenoiser):
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self._logits(self.head, x_t, t, cond)
+
+    def loss_logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        of_masks = self.corruption.loss_is_of_masks(self.reverse)
+        return self._logits(at_masks(self.head) if of_masks else self.head, x_t, t, cond)
+
+    def _logits(self, head: Head, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
         out = call_network(self, x_t, one_per_example(self.time_input(self.corruption, checked_time(t)), x_t), cond)
-        return self.head(out, x_t, self.corruption)
+        return head(out, x_t, self.corruption)
 
     def time_input_range(self) -> Tensor:
         """Returns the time inputs at the least noisy time, t_min or 1 / T, and at t = 1, `(2,)`."""

@@ -1,33 +1,48 @@
 """Losses that are sums over the vocabulary, with backward passes by hand.
 
-Rows are processed in blocks that stay in cache, and at most one tensor of the size of the logits is kept besides them.
+Rows are processed in blocks that stay in cache. Besides the logits, one tensor of their size is kept: the gradient up
+to a factor for each row, which the first backward pass scales in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..shared.tensors import at_least_float32
 
 ON_CPU, ON_DEVICE = 2**19, 2**26  # numbers in a block: two megabytes fit a core's cache, an accelerator needs more
 
 
-def cross_entropy(logits: Tensor, x0: Tensor) -> Tensor:
-    """Returns `-log softmax(logits)[x0]`, `(...)`, float32 or better.
+def cross_entropy(logits: Tensor, x0: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Returns `-log softmax(logits)[x0]`, `(...)`, float32 or better; 0 at positions that do not count.
+
+    Logits at those positions have no effect. On a CPU they are not read either.
 
     Args:
         logits: `(..., K)`, of any precision.
         x0: `(...)`, int64.
+        counts: whether a position counts, bool, `(...)`; None where all do.
     """
-    rows = logits.reshape(-1, logits.shape[-1])
-    if logits.dtype in (torch.float32, torch.float64):
-        return F.cross_entropy(rows, x0.reshape(-1), reduction="none").view(x0.shape)
-    return cast(Tensor, _HalfCrossEntropy.apply(rows, x0.reshape(-1))).view(x0.shape)
+    rows, flat = logits.reshape(-1, logits.shape[-1]), x0.reshape(-1)
+    if plain_operations():
+        nats = F.cross_entropy(at_least_float32(rows), flat, reduction="none").view(x0.shape)
+    elif counts is None or logits.device.type != "cpu":  # to find the rows that count would wait for the device
+        nats = cast(Tensor, _CrossEntropy.apply(rows, flat, None)).view(x0.shape)
+    else:
+        return cast(Tensor, _CrossEntropy.apply(rows, flat, counts.reshape(-1).nonzero().squeeze(1))).view(x0.shape)
+    return nats if counts is None else torch.where(counts, nats, 0.0)
+
+
+def plain_operations() -> bool:
+    """Returns whether a compiler, `torch.func` or forward-mode differentiation is at work."""
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() or forward_mode or torch._C._are_functorch_transforms_active()
 
 
 def uniform_rate(
@@ -53,10 +68,11 @@ def uniform_rate(
     Returns:
         `(...)` each, float32 or better.
     """
-    constants = (v.double().expand(x0.shape).reshape(-1) for v in (odds, own, excess))
-    rows = logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1), x0.reshape(-1)
-    rate, nats = cast(tuple[Tensor, Tensor], _UniformRate.apply(*rows, *constants))
-    return rate.view(x0.shape), nats.view(x0.shape)
+    u, own, excess, live = (v[..., None] for v in (odds, own, excess, torch.ones_like(odds)))
+    same, rest = _same(u), logits.shape[-1] - 1
+    r, seen = torch.where(same, 1 / (1 + u), 1.0), torch.where(same, 0.0, u)
+    constant = rest * r * (r.log() - 1) + torch.xlogy(1 + seen, 1 + seen) - seen
+    return _uniform(logits, x_t, x0, True, u, own, excess, live, constant, -rest * r - seen, r, seen)
 
 
 def uniform_divergence(
@@ -80,248 +96,188 @@ def uniform_divergence(
     Returns:
         `(...)` each, float32 or better.
     """
-    states, live = logits.shape[-1], (~clean).to(a)
+    a, c, own, excess, clean = (v[..., None] for v in (a, c, own, excess, clean))
+    states, same, live = logits.shape[-1], _same(a), (~clean).to(a)
     b, d = (1 - a) / states, (1 - c).masked_fill(clean, states) / states
-    same, cases = (x_t == x0).to(at_least_float32(logits[:0]).dtype), []
-    for is_same in (0, 1):
-        # The masses of the true distribution at x_t, at x_0 by way of p0 and at any third token, and the terms that do
-        # not depend on the model.
-        true_t = c * is_same + d
-        z = b + a * true_t
-        q_t, seen, rho = live * (a + b) * true_t / z, live * (1 - is_same) * b * c / z, live * b * d / z
-        constant = q_t * true_t.log() - live * z.log() + (seen + (1 - is_same) * rho) * torch.log1p(c / d)
-        cases.append((q_t, seen, rho, constant, torch.log1p(excess * is_same).expand(z.shape)))
-    true = (torch.lerp(v.to(same), w.to(same), same).reshape(-1) for v, w in zip(*cases, strict=True))
-    model = (_flat(v, x0, logits) for v in (a, b, c, d, own, excess, live))
-    rows = logits.reshape(-1, states), x_t.reshape(-1), x0.reshape(-1)
-    kl, nats = cast(tuple[Tensor, Tensor], _UniformDivergence.apply(*rows, *true, *model))
-    return kl.view(x0.shape), nats.view(x0.shape)
+    # The masses of the true distribution at x_t, at x_0 by way of p0 and at any third token, and the terms that do not
+    # depend on the model.
+    true_t = c * same + d
+    z = b + a * true_t
+    q_t, rho = live * (a + b) * true_t / z, live * b * d / z
+    others = torch.where(same, 0.0, rho)
+    odds, seen = c / d, others * (c / d)
+    constant = q_t * (true_t / d).log() - live * z.log() + (seen + others) * odds.log1p()
+    return _uniform(logits, x_t, x0, False, odds, own, excess, live, constant, q_t, rho, seen, b, a * d)
 
 
-class _HalfCrossEntropy(torch.autograd.Function):
+def _same(v: Tensor) -> Tensor:
+    """Returns whether x_t = x_0 in the two cases for which constants are computed."""
+    return torch.arange(2, device=v.device) > 0
+
+
+class _Rows(NamedTuple):
+    """Values at each row of the logits, and the derivative of the first by the logits, where it was asked for.
+
+    Attributes:
+        value: the divergence or rate, `(N,)`.
+        nats: `-log p(x_0 | x_t)`, `(N,)`.
+        tilt: the derivative of `nats` by `log p_t`, `(N, 1)`.
+        slope: the derivative of `value` by the logits, `(N, K)`, or None.
+    """
+
+    value: Tensor
+    nats: Tensor
+    tilt: Tensor
+    slope: Tensor | None
+
+
+def _uniform(
+    logits: Tensor, x_t: Tensor, x0: Tensor, is_rate: bool, odds: Tensor, own: Tensor, excess: Tensor, *more: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns value and nats of `_uniform_rows` from constants `(..., 2)`, where x_t is not x_0 and where it is."""
+    gain = torch.log1p(excess * _same(excess))
+    constants = torch.broadcast_tensors(odds, own, excess, gain, *more)
+    shape = constants[0].shape[:-1]
+    table = torch.stack(constants).view(len(constants), -1)
+    cell = torch.arange(0, 2 * shape.numel(), 2, device=x0.device).view(shape) + (x_t == x0)
+    rows = logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1, 1), x0.reshape(-1, 1), cell.reshape(-1)
+    value, nats = cast(tuple[Tensor, Tensor], _Uniform.apply(*rows, table, is_rate))
+    return value.view(x0.shape), nats.view(x0.shape)
+
+
+def _uniform_rows(
+    logits: Tensor, x_t: Tensor, x0: Tensor, cell: Tensor, table: Tensor, is_rate: bool, with_slope: bool
+) -> _Rows:
+    r"""Returns the divergence or rate of uniform resampling at each row of the logits, `(N, K)`, and its derivative.
+
+    With `h = own p_t + R`, the probability `R = 1 - p_t` of all tokens but x_t, `o = odds / h` and
+    `v = 1 + own o p_t`, both are `constant + T(v) - q log v - rho S - seen log(1 + o p_0)`,
+    `S = sum_(k != x_t) log(1 + o p_k)`, with `T = live log(b + ad v)` for a divergence and `T = (K - 1 + o R) / v` for
+    a rate. For a token k other than x_t and x_0 the derivative by log p_k is `-rho f_k`, `f_k = o p_k / (1 + o p_k)`.
+    """
+    slope = torch.empty_like(logits) if with_slope else None
+    values, costs, tilts = [], [], []
+    for rows in _blocks(logits):
+        p = at_least_float32(logits[rows]).softmax(-1)
+        at_t, at_0 = x_t[rows], x0[rows]
+        odds, own, excess, gain, live, constant, q, rho, seen, *weights = table[:, cell[rows], None]
+        p_t, p_0 = p.gather(1, at_t).double(), p.gather(1, at_0).clamp_(min=torch.finfo(p.dtype).tiny).double()
+        others = p.scatter_(1, at_t, 0.0).sum(-1, keepdim=True).double()  # 1 - p_t without cancellation
+        h = torch.addcmul(others, own, p_t)
+        o = odds / h
+        o_t, o_0 = o * p_t, o * p_0
+        v = 1 + own * o_t
+        if is_rate:
+            t = (p.shape[1] - 1 + o * others) / v
+            by_v = -t / v
+        else:
+            b, ad = weights
+            w = torch.addcmul(b, ad, v)
+            t, by_v = live * w.log(), live * ad / w
+        buffer = slope[rows] if slope is not None and slope.dtype == p.dtype else torch.empty_like(p)
+        factors = torch.mul(p, o.to(p), out=buffer).add_(1)
+        value = constant + t - q * v.log() - rho * _sum_log(factors) - seen * o_0.log1p()
+        lift = excess * p_t
+        cost = lift.log1p() - gain - p_0.log()
+        cost = cost.masked_fill(logits[rows].gather(1, at_0) == -torch.inf, torch.inf)
+        tilt = lift / (1 + lift)
+        values.append(torch.where(live > 0, value, cost).to(p))
+        costs.append(cost.to(p))
+        tilts.append(tilt.to(p))
+        if slope is None:
+            continue
+        shares = factors.reciprocal_().mul_(p)  # f = o shares, and 0 at x_t
+        share, share_0 = rho * o * shares.sum(-1, keepdim=True), seen * o_0 / (1 + o_0)
+        by_h = (1 - own) * p_t / h  # that of -log h by log p_t
+        by_t = (by_v - q / v) * own * o_t * (1 + by_h) - by_h * (share + share_0) + (1 - live) * tilt
+        if is_rate:
+            by_t = by_t + (by_h * o * others - o_t) / v
+        by_0 = live - 1 - share_0
+        total = by_t + by_0 - share
+        shares.mul_((-rho * o).to(p)).addcmul_(p, total.to(p), value=-1)
+        shares.scatter_(1, at_t, (by_t - p_t * total).to(p)).scatter_add_(1, at_0, by_0.to(p))
+        if slope.dtype != p.dtype:
+            slope[rows] = shares
+    return _Rows(_joined(values).squeeze(1), _joined(costs).squeeze(1), _joined(tilts), slope)
+
+
+class _Uniform(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, x0: Tensor) -> Tensor:
-        p = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        nats = torch.empty(x0.shape, device=x0.device)
-        for rows in _blocks(logits):
-            log_p = logits[rows].float().log_softmax(-1)
-            nats[rows] = -_at(log_p, x0[rows])
-            if p is not None:
-                p[rows] = log_p.exp_()
-        ctx.save_for_backward(p, x0)
+    def forward(
+        ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, cell: Tensor, table: Tensor, is_rate: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        found = _uniform_rows(logits, x_t, x0, cell, table, is_rate, ctx.needs_input_grad[0])
+        ctx.save_for_backward(logits, x_t, x0, cell, table, found.tilt)
+        ctx.slope, ctx.is_rate = found.slope, is_rate
+        return found.value, found.nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_value: Tensor | None, of_nats: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, x_t, x0, cell, table, tilt = ctx.saved_tensors
+        if of_value is None:
+            grad = torch.zeros_like(logits)
+        else:
+            grad, ctx.slope = ctx.slope, None  # a second backward pass computes it again
+            if grad is None:
+                grad = cast(Tensor, _uniform_rows(logits, x_t, x0, cell, table, ctx.is_rate, True).slope)
+            grad.mul_(of_value[:, None].to(grad))
+        if of_nats is not None:
+            scale = of_nats[:, None]
+            up = scale * tilt
+            for rows in _blocks(logits):
+                p = at_least_float32(logits[rows]).softmax(-1)
+                grad[rows].addcmul_(p.to(grad), (scale - up)[rows].to(grad))
+            grad.scatter_add_(1, x0, -scale.to(grad)).scatter_add_(1, x_t, up.to(grad))
+        return grad, *[None] * 5
+
+
+def _cross_entropy_rows(
+    logits: Tensor, x0: Tensor, chosen: Tensor | None, with_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Returns `-log softmax(logits)[x0]` and its derivative by the logits, 0 but at the chosen rows; None for all."""
+    nats = torch.zeros(x0.shape, dtype=at_least_float32(logits[:0]).dtype, device=x0.device)
+    slope = None if not with_slope else torch.empty_like(logits) if chosen is None else torch.zeros_like(logits)
+    for rows in _blocks(logits, chosen):
+        z, at_0 = at_least_float32(logits[rows]), x0[rows][:, None]
+        p = z.softmax(-1)
+        # The largest p is one over the sum of exp(z - max z).
+        nats[rows] = (z.amax(-1) - z.gather(1, at_0).squeeze(1)).sub_(p.amax(-1).log_())
+        if slope is not None:
+            slope[rows] = p.scatter_add_(1, at_0, p.new_full((), -1.0).expand(at_0.shape)).to(slope)
+    return nats, slope
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x0: Tensor, chosen: Tensor | None) -> Tensor:
+        nats, ctx.slope = _cross_entropy_rows(logits, x0, chosen, ctx.needs_input_grad[0])
+        ctx.save_for_backward(logits, x0, chosen)
         return nats
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        p, x0 = ctx.saved_tensors
-        grad = p * g[:, None].to(p)
-        return grad.scatter_add_(1, x0[:, None], -g[:, None].to(p)), None
-
-
-class _UniformRate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        rates, costs, tilts, slope = [], [], [], None
-        for rows in _blocks(logits):
-            p = at_least_float32(logits[rows]).softmax(-1)
-            u, own, excess = (v[rows] for v in constants)
-            p_t, p_0 = _at(p, x_t[rows]), _floored(_at(p, x0[rows]))
-            others = p.scatter_(1, x_t[rows, None], 0.0).sum(-1)  # 1 - p_t without cancellation
-            p.scatter_(1, x_t[rows, None], p_t[:, None])
-            h = own * p_t + others
-            factors = _factors(p, (u / h).to(p))
-            rate, *by = _rate_from_sums(
-                _sum_log(factors).double(),
-                p_t=p_t.double(),
-                p_0=p_0.double(),
-                others=others.double(),
-                h=h.double(),
-                u=u,
-                own=own,
-                same=x_t[rows] == x0[rows],
-                states=p.shape[1],
-            )
-            cost, tilt = _posterior_nats(
-                p_t, p_0, logits[rows], x0[rows], excess.to(p), torch.log1p(excess * (x_t[rows] == x0[rows])).to(p)
-            )
-            rates.append(rate.to(p))
-            costs.append(cost)
-            tilts.append(tilt)
-            if ctx.needs_input_grad[0]:
-                by_h = ((1 - own) * p_t / h).to(p)
-                slope = _stored(
-                    slope, logits, rows, _slope(p, factors, by_h, x_t[rows], x0[rows], *(v.to(p) for v in by))
-                )
-        ctx.save_for_backward(slope, logits, x_t, x0, _joined(tilts))
-        return _joined(rates), _joined(costs)
-
-    @staticmethod
-    def backward(ctx: Any, of_rate: Tensor | None, of_cost: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (_scaled(*ctx.saved_tensors, of_kl=of_rate, of_nats=of_cost), *[None] * 5)
-
-
-class _UniformDivergence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        kls, costs, tilts, slope = [], [], [], None
-        for rows in _blocks(logits):
-            p = at_least_float32(logits[rows]).softmax(-1)
-            q_t, seen, rho, constant, gain, a, b, c, d, own, excess, live = (v[rows] for v in constants)
-            p_t, p_0 = _at(p, x_t[rows]), _floored(_at(p, x0[rows]))
-            h = own * p_t + (1 - p_t).clamp(min=0)
-            factors = _factors(p, c / (d * h))
-            cost, tilt = _posterior_nats(p_t, p_0, logits[rows], x0[rows], excess, gain)
-            kl, by = _from_sums(_sum_log(factors), p_t, p_0, h, q_t, seen, rho, constant, a, b, c, d, own, live)
-            kls.append(torch.where(live > 0, kl, cost))
-            costs.append(cost)
-            tilts.append(tilt)
-            if ctx.needs_input_grad[0]:
-                by = (by[0], by[1] + (1 - live) * tilt, by[2])
-                slope = _stored(slope, logits, rows, _slope(p, factors, (1 - own) * p_t / h, x_t[rows], x0[rows], *by))
-        ctx.save_for_backward(slope, logits, x_t, x0, _joined(tilts))
-        return _joined(kls), _joined(costs)
-
-    @staticmethod
-    def backward(ctx: Any, of_kl: Tensor | None, of_cost: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (_scaled(*ctx.saved_tensors, of_kl=of_kl, of_nats=of_cost), *[None] * 14)
-
-
-def _posterior_nats(
-    p_t: Tensor, p_0: Tensor, logits: Tensor, x0: Tensor, excess: Tensor, gain: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Returns `-log p(x_0 | x_t) = log(1 + excess p_t) - gain - log p_0` and its derivative by `log p_t`.
-
-    The former is infinite where x_0 is ruled out.
-    """
-    lift = excess * p_t
-    costs = torch.log1p(lift) - gain - p_0.log()
-    return costs.masked_fill(_at(logits, x0) == -torch.inf, torch.inf), lift / (1 + lift)
-
-
-def _rate_from_sums(
-    total: Tensor,
-    p_t: Tensor,
-    p_0: Tensor,
-    others: Tensor,
-    h: Tensor,
-    u: Tensor,
-    own: Tensor,
-    same: Tensor,
-    states: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Returns the rate from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`; float64.
-
-    `M = sum_(y != x_t) m_y = ((K - 1) h + u (1 - p_t)) / D`,
-    `L = sum_(y != x_t) log m_y = S - log(1 + u p_t / h) - (K - 1) log(D / h)`, and the rate is
-    `M - r L + (K - 1) r (log r - 1)` where x_t = x_0, else
-    `M - L - u log m_(x_0) + (1 + u) log(1 + u) - u - (K - 1)`.
-    """
-    rest, differs = states - 1, (~same).double()
-    d_t, c = h + own * u * p_t, 1 - own
-    log_d = torch.log1p(own * u * p_t / h)  # log(D / h)
-    m = (rest * h + u * others) / d_t
-    log_m = total - torch.log1p(u * p_t / h) - rest * log_d
-    log_m_0 = torch.log1p(u * p_0 / h) - log_d
-    r = torch.where(same, 1 / (1 + u), 1.0)
-    truth = rest * r * (r.log() - 1) + differs * (torch.xlogy(1 + u, 1 + u) - u)
-    rate = m - r * log_m - differs * u * log_m_0 + truth
-    # h and D depend on p_t: dh = -c, dD = own u - c. `_slope` adds the dependence of S on h.
-    by_d = (own * u - c) / d_t
-    of_m = -(rest * c + u) / d_t - m * by_d
-    of_log_m = -rest * c / h - (u - c) / (h + u * p_t) - c / h - rest * by_d
-    of_log_m_0 = -c / (h + u * p_0) - by_d
-    by_t = p_t * (of_m - r * of_log_m - differs * u * of_log_m_0)
-    return rate, -r, by_t, -differs * u * u * p_0 / (h + u * p_0)
-
-
-def _from_sums(
-    total: Tensor, p_t: Tensor, p_0: Tensor, h: Tensor,
-    q_t: Tensor, seen: Tensor, rho: Tensor, constant: Tensor,
-    a: Tensor, b: Tensor, c: Tensor, d: Tensor, own: Tensor, live: Tensor,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    r"""Returns the divergence from S and p0 at x_t and x_0, and its derivatives by S, `log p_t` and `log p_0`.
-
-    Where s = 0 the derivatives are those of `-log p0(x_0)`.
-
-    `KL = constant + log Z - q_t log w_t - (1 - q_t) log h - rho (S - log(1 + u p_t / h)) - seen log(1 + u p_0 / h)`.
-    """
-    odds, dw = c / (d * h), c * own - d * (1 - own)
-    u_t, u_0 = odds * p_t, odds * p_0
-    w_t = d * h * (1 + own * u_t)
-    z = b * h + a * w_t
-    kl = (
-        constant
-        + live * (z / h).log()
-        + q_t * (h / w_t).log()
-        - rho * (total - torch.log1p(u_t))
-        - seen * torch.log1p(u_0)
-    )
-    f_t, f_0 = u_t / (1 + u_t), u_0 / (1 + u_0)
-    by_h = (q_t - live - rho * f_t + seen * f_0) / h  # h and w_t depend on p_t
-    by_t = p_t * (live * (a * dw - b * (1 - own)) / z - q_t * dw / w_t - (1 - own) * by_h) + rho * f_t
-    return kl, (-rho, by_t, live - 1 - seen * f_0)
-
-
-def _slope(
-    p: Tensor, factors: Tensor, by_h: Tensor, x_t: Tensor, x0: Tensor, by_sum: Tensor, by_t: Tensor, by_0: Tensor
-) -> Tensor:
-    r"""Returns the gradient by the logits of `by_sum S + by_t log p_t + by_0 log p_0`, `(n, K)`, in place of `factors`.
-
-    With `f_k = u p_k / (h + u p_k)` and `F = sum_k f_k`: `dS / dp_k = f_k / p_k`, to which p_t adds `(1 - own) F / h`
-    through h; through the softmax that is `f_k - p_k (F + (1 - own) p_t F / h)`, and further terms at x_t and x_0.
-    `by_h` is `(1 - own) p_t / h`.
-    """
-    inverse = factors.reciprocal_()  # 1 - f
-    through = by_sum * (p.shape[1] - inverse.sum(-1))
-    own = by_h * through + by_t
-    grad = inverse.sub_(1).mul_(-by_sum[:, None]).addcmul_(p, (through + own + by_0)[:, None], value=-1)
-    return grad.scatter_add_(1, x_t[:, None], own[:, None]).scatter_add_(1, x0[:, None], by_0[:, None])
-
-
-def _scaled(
-    slope: Tensor, logits: Tensor, x_t: Tensor, x0: Tensor, tilt: Tensor, of_kl: Tensor | None, of_nats: Tensor | None
-) -> Tensor:
-    """Returns the gradient by the logits `(N, K)` from that of the divergence, `slope`, and that of the cost.
-
-    `tilt` is the derivative of the cost by `log p_t`; `slope` is needed where `of_kl` is given.
-    """
-    grad = torch.zeros_like(logits) if of_kl is None else slope.view(logits.shape) * of_kl.reshape(-1, 1).to(slope)
-    if of_nats is not None:
-        scale, up = of_nats.reshape(-1, 1), (of_nats * tilt).reshape(-1, 1)
-        for rows in _blocks(logits):
-            grad[rows].addcmul_(at_least_float32(logits[rows]).softmax(-1).to(grad), (scale - up)[rows].to(grad))
-        grad.scatter_add_(1, x0[:, None], -scale.to(grad)).scatter_add_(1, x_t[:, None], up.to(grad))
-    return grad
-
-
-def _stored(slope: Tensor | None, logits: Tensor, rows: slice, block: Tensor) -> Tensor:
-    """Returns the gradient with a block of rows filled in; a single block as it is."""
-    if block.shape == logits.shape:
-        return block
-    slope = torch.empty_like(logits) if slope is None else slope
-    slope[rows] = block
-    return slope
-
-
-def _floored(p: Tensor) -> Tensor:
-    return p.clamp(min=torch.finfo(p.dtype).tiny)
-
-
-def _factors(p: Tensor, odds: Tensor) -> Tensor:
-    """Returns `1 + odds p_k`, `(n, K)`."""
-    return (p * odds[:, None]).add_(1)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        logits, x0, chosen = ctx.saved_tensors
+        if torch.is_grad_enabled():  # derivatives of the gradient are wanted
+            if chosen is not None:
+                g = torch.zeros_like(g).index_copy(0, chosen, g[chosen])
+            p = at_least_float32(logits).softmax(-1)
+            grad = (p * g[:, None]).scatter_add(1, x0[:, None], -g[:, None]).to(logits)
+            return grad, None, None
+        grad, ctx.slope = ctx.slope, None  # a second backward pass computes it again
+        grad = cast(Tensor, _cross_entropy_rows(logits, x0, chosen, True)[1]) if grad is None else grad
+        return grad.mul_(g[:, None].to(grad)), None, None
 
 
 def _sum_log(x: Tensor) -> Tensor:
-    """Returns `sum_k log x_k`, `(n,)`, with half of the logarithms, as `log x + log y = log(x y)`.
+    """Returns `sum_k log x_k`, `(n, 1)`, with half of the logarithms, as `log x + log y = log(x y)`.
 
     A product overflows for x above 1e18.
     """
     half = x.shape[1] // 2
-    total = (x[:, :half] * x[:, half : 2 * half]).log_().sum(-1)
-    return total + x[:, -1].log() if x.shape[1] % 2 else total
+    total = (x[:, :half] * x[:, half : 2 * half]).log_().sum(-1, keepdim=True)
+    return total + x[:, -1:].log() if x.shape[1] % 2 else total
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -329,18 +285,12 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _at(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[:, None]).squeeze(1)
-
-
-def _flat(v: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-    """Returns `v` for each position, `(N,)`, in the precision of the sums."""
-    return v.to(at_least_float32(logits[:0])).expand(x.shape).reshape(-1)
-
-
-def _blocks(logits: Tensor) -> Iterator[slice]:
-    rows = max(1, block_size(logits) // logits.shape[1])
-    return (slice(start, start + rows) for start in range(0, len(logits), rows))
+def _blocks(logits: Tensor, chosen: Tensor | None = None) -> Iterator[Any]:
+    """Returns indices of rows, block by block: of all, as slices, or of those that are chosen."""
+    size = max(1, block_size(logits) // logits.shape[1])
+    if chosen is not None:
+        return iter(chosen.split(size)) if len(chosen) else iter(())
+    return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
 def block_size(logits: Tensor) -> int:

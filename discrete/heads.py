@@ -91,6 +91,14 @@ def logistic(out: Tensor, x_t: Tensor, transition: Transition) -> Tensor:
     )
 
 
+def at_masks(head: Head) -> Head:
+    """Returns a head with the same logits at an added mask, without work at other positions where one is known.
+
+    There `residual` and `carried` return the output as it is.
+    """
+    return direct if head is residual or head is carried else head
+
+
 def refuse_shape(out: Tensor, x_t: Tensor, transition: Transition) -> None:
     """Raises an error for an output that is not one number for each token at each position.
 

@@ -60,6 +60,9 @@ class Absorbing(Interpolating):
     def quantile(self, u: Tensor) -> Tensor:
         return torch.full(u.shape, self.mask_token, device=u.device)
 
+    def loss_is_of_masks(self, reverse: ReverseModel) -> bool:
+        return self.mask is None and not reverse.eps
+
     def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
         kept, lost = (like(c.to(m.device), m[..., 0]) for c in self.kept(s, t))
         unmasked = (
@@ -72,7 +75,7 @@ class Absorbing(Interpolating):
         if reverse.eps:
             return generic_divergence(self, reverse, logits, x0, x_t, t, s)
         if self.mask is None:  # both distributions reveal a masked position between t and s with the same probability
-            nats = self._where_masked(cross_entropy(logits, x0), x_t)
+            nats = cross_entropy(logits, x0, x_t == self.mask_token)
             before, after = (self.noise.total(exact(time).to(x_t.device)) for time in (s, t))
             revealed = (torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after)
             return Terms(self._weighed(like(revealed.to(nats), x_t), nats), nats)
@@ -113,17 +116,14 @@ class Absorbing(Interpolating):
         """
         if self.mask is not None:
             return generic_path_rate(self, reverse, logits, x0, x_t, t)
-        nats, t = self._where_masked(cross_entropy(logits, x0), x_t), exact(t).to(x_t.device)
+        nats, t = cross_entropy(logits, x0, x_t == self.mask_token), exact(t).to(x_t.device)
         weight = self.noise.rate(t) / torch.expm1(self.noise.total(t))
         return Terms(self._weighed(like(weight.to(nats), x_t), nats), nats)
 
     def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.mask is not None:
             return super().cross_entropy(reverse, logits, x0, x_t, t)
-        return self._where_masked(cross_entropy(logits, x0), x_t)
-
-    def _where_masked(self, nats: Tensor, x_t: Tensor) -> Tensor:
-        return torch.where(x_t == self.mask_token, nats, 0.0)
+        return cross_entropy(logits, x0, x_t == self.mask_token)
 
     def _weighed(self, weight: Tensor, nats: Tensor) -> Tensor:
         """Returns `weight nats`, which is 0 where the weight is 0, even for infinite nats."""

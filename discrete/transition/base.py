@@ -123,6 +123,10 @@ class Transition(Corruption):
         log_p0 = at_least_float32(logits).log_softmax(-1)
         return -reverse.log_posterior(self, log_p0, x_t, t).gather(-1, x0[..., None]).squeeze(-1)
 
+    def loss_is_of_masks(self, reverse: ReverseModel) -> bool:
+        """Returns whether losses depend only on the logits at masks: elsewhere x_t is x_0, whatever the output."""
+        return False
+
     def survival(self, t: Tensor) -> float:
         """Returns the largest probability, over x_0, that x_t is not the one token that sampling starts from.
 
@@ -356,11 +360,14 @@ def as_tokens(x: Tensor, size: int, what: str) -> Tensor:
         raise UsageError(f"{what} is {x.dtype}: categorical data are integers in 0..{size - 1}")
     refuse_single_precision(x.device)
     x = x.long()
-    known = (x >= 0) & (x < size)
     if x.device.type != "cpu":
+        known = (x >= 0) & (x < size)
         torch._assert_async(known.all(), f"{what} has a token outside 0..{size - 1}")  # pyright: ignore[reportPrivateImportUsage]
-    elif not bool(known.all()):
-        raise UsageError(f"{what} has the token {int(x[~known].flatten()[0])}, outside the vocabulary 0..{size - 1}")
+    elif x.numel():
+        low, high = (v.item() for v in torch.aminmax(x))
+        if low < 0 or high >= size:
+            token = int(x[(x < 0) | (x >= size)].flatten()[0])
+            raise UsageError(f"{what} has the token {token}, outside the vocabulary 0..{size - 1}")
     return x
 
 
