@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..shared.distributed import launched
+from ..shared.launcher import launched
 
 
 def program() -> str:

@@ -3,70 +3,71 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ..shared.errors import UsageError, shown
-from .own_files import named_in_file
-from .papers import (
-    classifier_free,
-    d3pm_images,
-    d3pm_text,
-    ddim,
-    ddpm,
-    edm,
-    flow_matching,
-    guided_diffusion,
-    improved_ddpm,
-    inverse_problems,
-    mdlm,
-    multinomial,
-    ncsn,
-    progressive_distillation,
-    score_sde,
-    sedd,
-    tauldr,
-    text_to_image,
-    udlm,
-    upsampling,
-)
-from .parts import parameters_of
-from .recipe import Recipe
-from .studies import bridge
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 PAPERS = {
-    "ddpm": (ddpm, "digits mnist smoke cifar10 celebahq256 lsun256"),
-    "improved-ddpm": (improved_ddpm, "digits mnist smoke cifar10 imagenet64 imagenet64_classes lsun256"),
-    "ddim": (ddim, "digits mnist smoke cifar10 celeba64 lsun256"),
-    "guided-diffusion": (guided_diffusion, "digits mnist smoke imagenet64 imagenet128 imagenet256 lsun256"),
-    "classifier-free": (classifier_free, "digits mnist smoke imagenet64 imagenet128"),
-    "progressive-distillation": (progressive_distillation, "digits mnist smoke cifar10 imagenet64"),
-    "upsampling": (upsampling, "digits mnist smoke imagenet256"),
-    "d3pm": (d3pm_images, "digits mnist smoke cifar10"),
-    "d3pm-text": (d3pm_text, "chain shakespeare smoke text8 lm1b"),
-    "multinomial": (multinomial, "shakespeare smoke text8"),
-    "mdlm": (mdlm, "shakespeare smoke text8 lm1b owt"),
-    "sedd": (sedd, "shakespeare smoke text8 owt"),
-    "udlm": (udlm, "chain shakespeare smoke text8"),
-    "tauldr": (tauldr, "digits smoke cifar10"),
+    "ddpm": ("papers.ddpm", "digits mnist smoke cifar10 celebahq256 lsun256"),
+    "improved-ddpm": ("papers.improved_ddpm", "digits mnist smoke cifar10 imagenet64 imagenet64_classes lsun256"),
+    "ddim": ("papers.ddim", "digits mnist smoke cifar10 celeba64 lsun256"),
+    "guided-diffusion": ("papers.guided_diffusion", "digits mnist smoke imagenet64 imagenet128 imagenet256 lsun256"),
+    "classifier-free": ("papers.classifier_free", "digits mnist smoke imagenet64 imagenet128"),
+    "progressive-distillation": ("papers.progressive_distillation", "digits mnist smoke cifar10 imagenet64"),
+    "upsampling": ("papers.upsampling", "digits mnist smoke imagenet256"),
+    "d3pm": ("papers.d3pm_images", "digits mnist smoke cifar10"),
+    "d3pm-text": ("papers.d3pm_text", "chain shakespeare smoke text8 lm1b"),
+    "multinomial": ("papers.multinomial", "shakespeare smoke text8"),
+    "mdlm": ("papers.mdlm", "shakespeare smoke text8 lm1b owt"),
+    "sedd": ("papers.sedd", "shakespeare smoke text8 owt"),
+    "udlm": ("papers.udlm", "chain shakespeare smoke text8"),
+    "tauldr": ("papers.tauldr", "digits smoke cifar10"),
     "score-sde": (
-        score_sde,
+        "papers.score_sde",
         "digits mnist smoke cifar10 cifar10_subvp cifar10_ve cifar10_subvp_deep cifar10_ve_deep cifar10_likelihood "
         "celeba64_ve ffhq256_ve",
     ),
-    "ncsn": (ncsn, "digits mnist smoke cifar10 cifar10_v2 celeba64_v2 lsun128_v2"),
-    "edm": (edm, "digits mnist smoke cifar10 cifar10_classes ffhq64 afhqv2_64 imagenet64"),
-    "flow-matching": (flow_matching, "digits mnist smoke cifar10"),
-    "inverse-problems": (inverse_problems, "digits mnist smoke cifar10 celeba64"),
-    "openmoji": (text_to_image, "captions groups smoke"),
-    "bridge": (bridge, "digits mnist smoke"),
+    "ncsn": ("papers.ncsn", "digits mnist smoke cifar10 cifar10_v2 celeba64_v2 lsun128_v2"),
+    "edm": ("papers.edm", "digits mnist smoke cifar10 cifar10_classes ffhq64 afhqv2_64 imagenet64"),
+    "flow-matching": ("papers.flow_matching", "digits mnist smoke cifar10"),
+    "inverse-problems": ("papers.inverse_problems", "digits mnist smoke cifar10 celeba64"),
+    "openmoji": ("papers.text_to_image", "captions groups smoke"),
+    "bridge": ("studies.bridge", "digits mnist smoke"),
 }
 """The module of each paper, and the functions of the module that return recipes."""
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    f"{name}-{function.replace('_', '-')}": getattr(module, function)
-    for name, (module, functions) in PAPERS.items()
-    for function in functions.split()
-}
+
+
+class Recipes(Mapping[str, "Callable[[], Recipe]"]):
+    """Functions that return recipes, by the names of the recipes. A module is imported when its recipe is looked up."""
+
+    def __init__(self, papers: Mapping[str, tuple[str, str]]) -> None:
+        self._places = {
+            f"{name}-{function.replace('_', '-')}": (module, function)
+            for name, (module, functions) in papers.items()
+            for function in functions.split()
+        }
+
+    def __getitem__(self, name: str) -> Callable[[], Recipe]:
+        module, function = self._places[name]
+        return getattr(importlib.import_module(f".{module}", __package__), function)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+RECIPES = Recipes(PAPERS)
 """The functions that return recipes, by the names of the recipes, such as `ddpm-digits`."""
 
 
@@ -89,6 +90,10 @@ def find(name: str) -> Recipe:
 
 def own_recipe(name: str) -> Recipe:
     """Returns the recipe of a function of one's own, `FILE.py:FUNCTION` or `MODULE:FUNCTION`."""
+    from .own_files import named_in_file
+    from .parts import parameters_of
+    from .recipe import Recipe
+
     function = named_in_file(*name.rsplit(":", 1))
     remedy = "give a function without arguments that returns a recipe"
     if not inspect.isfunction(function):

@@ -1,38 +1,14 @@
 """What the three families share: the interfaces of processes, denoisers, objectives and samplers, and their values.
 
-The sub-packages `data`, `figures`, `gaussian`, `metrics`, `networks` and `training` are imported when first used.
+Its modules and the sub-packages `data`, `figures`, `gaussian`, `metrics`, `networks` and `training` are imported when
+first used, so `import unnoise.shared` imports no torch.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .code_length import CodeLength
-from .corruption import Corruption
-from .denoiser import Denoiser
-from .editing import Inpainting, RePaint, sdedit
-from .errors import Notice, UsageError
-from .importance_sampling import ImportanceSampling
-from .objective import Loss, Objective, ObjectiveWrapper, Stratified, TimeSampling, antithetic, independent
-from .quantization import Quantization
-from .random import Source, Streams
-from .sampler import CorrectorPredictor, PredictorCorrector, Sampler, counted
-from .serialization import deserialize, serializable, serialize
-from .time_inputs import (
-    LastIndex,
-    TimeInput,
-    log_half_noise_level,
-    log_noise_level,
-    nearest_index,
-    noise_level,
-    quarter_log,
-    reversed_index,
-    song_vp,
-    step_index,
-    thousandth_index,
-    thousandths,
-)
+from .lazy import imported_later, lazily
 
 if TYPE_CHECKING:
     from . import data as data
@@ -41,6 +17,31 @@ if TYPE_CHECKING:
     from . import metrics as metrics
     from . import networks as networks
     from . import training as training
+    from .code_length import CodeLength
+    from .corruption import Corruption
+    from .denoiser import Denoiser
+    from .editing import Inpainting, RePaint, sdedit
+    from .errors import Notice, UsageError
+    from .importance_sampling import ImportanceSampling
+    from .objective import Loss, Objective, ObjectiveWrapper, Stratified, TimeSampling, antithetic, independent
+    from .quantization import Quantization
+    from .random import Source, Streams
+    from .sampler import CorrectorPredictor, PredictorCorrector, Sampler, counted
+    from .serialization import deserialize, serializable, serialize
+    from .time_inputs import (
+        LastIndex,
+        TimeInput,
+        log_half_noise_level,
+        log_noise_level,
+        nearest_index,
+        noise_level,
+        quarter_log,
+        reversed_index,
+        song_vp,
+        step_index,
+        thousandth_index,
+        thousandths,
+    )
 
 __all__ = [
     "CodeLength",
@@ -86,11 +87,22 @@ __all__ = [
 _PACKAGES = ("data", "figures", "gaussian", "metrics", "networks", "training")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_MODULES = {
+    "code_length": "CodeLength",
+    "corruption": "Corruption",
+    "denoiser": "Denoiser",
+    "editing": "Inpainting RePaint sdedit",
+    "errors": "Notice UsageError",
+    "importance_sampling": "ImportanceSampling",
+    "objective": "Loss Objective ObjectiveWrapper Stratified TimeSampling antithetic independent",
+    "quantization": "Quantization",
+    "random": "Source Streams",
+    "sampler": "CorrectorPredictor PredictorCorrector Sampler counted",
+    "serialization": "deserialize serializable serialize",
+    "time_inputs": "LastIndex TimeInput log_half_noise_level log_noise_level nearest_index noise_level quarter_log "
+    "reversed_index song_vp step_index thousandth_index thousandths",
+}
+"""The names that each module of this package defines for it."""
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PACKAGES})
+imported_later(*(f"{__name__}.{module}" for module in _MODULES))
+__getattr__, __dir__ = lazily(__name__, _MODULES, _PACKAGES)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import UsageError
+from .launcher import launched
 
 GROUPS: list[Any] = []
 """The process groups of this process, until it ends.
@@ -43,18 +44,6 @@ def world_size() -> int:
 def is_main() -> bool:
     """Returns whether this is the process of rank 0, which writes and prints."""
     return rank() == 0
-
-
-def launched() -> int:
-    """Returns the number of processes that the launcher started, from its variable WORLD_SIZE; 1 without one."""
-    size = os.environ.get("WORLD_SIZE", "")
-    return int(size) if size.isdecimal() else 1
-
-
-def launched_rank() -> int:
-    """Returns the number of this process among those that the launcher started, also where they are not connected."""
-    number = os.environ.get("RANK", "")
-    return int(number) if launched() > 1 and number.isdecimal() else 0
 
 
 def restarted() -> bool:

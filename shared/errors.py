@@ -1,4 +1,4 @@
-"""The exception that bad input raises, and the warning category of this package."""
+"""The exceptions of bad input and of stopped training, and the warning category of this package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -21,6 +22,22 @@ class Notice(UserWarning):
 
     The command line prints it as one line.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised where training was asked to stop, after the current step and its checkpoint.
+
+    Attributes:
+        step: number of steps that were done.
+        folder: the run's folder; None if nothing is saved.
+        unsaved: why there is no checkpoint of that step; an empty text if there is one.
+    """
+
+    def __init__(self, step: int, folder: Path | None, unsaved: str = "") -> None:
+        super().__init__(
+            f"stopped after step {step}{f' without a checkpoint of it, because {unsaved}' * bool(unsaved)}"
+        )
+        self.step, self.folder, self.unsaved = step, folder, unsaved
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

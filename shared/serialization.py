@@ -3,12 +3,14 @@
 A class or function marked `@serializable("family.Name")` can be written to a checkpoint under this name, which does not
 change when its module moves. A class itself, such as a sampler's, is written as its name. For its objects to be
 written it must keep each constructor argument as an attribute of the same name. On reading, names are looked up among
-the marked classes and functions only: a file cannot cause an import or run code.
+the marked classes and functions only: a file cannot run code, nor choose what is imported. A name that is not known
+imports further modules of this package, in an order that does not depend on the file (`lazy.imported_later`).
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .lazy import import_until
 
 T = TypeVar("T")
 
 _KNOWN: dict[str, Any] = {}  # name in checkpoints -> class or function
 _NAMES: dict[Any, str] = {}  # class or function -> name in checkpoints
-_EARLIER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # earlier name -> conversion of the arguments
+Conversion = Callable[[dict[str, Any]], dict[str, Any]]
+_EARLIER: dict[str, Conversion | str] = {}  # earlier name -> conversion of the arguments, or its module
 
 
 def serializable(
@@ -79,13 +83,14 @@ def serializable(
     return mark
 
 
-def earlier(name: str, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def earlier(name: str, convert: Conversion | str) -> None:
     """Registers how the description of a class or function in files of earlier versions is converted to today's.
 
     Args:
         name: its name in those files.
         convert: a function from its arguments in those files, by name ({} for a function), to today's description,
-            `{"class": name, "arguments": {...}}`.
+            `{"class": name, "arguments": {...}}`; or the name of the module that registers it, which is imported where
+            a file has the name.
     """
     _EARLIER[name] = convert
 
@@ -199,9 +204,14 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
 def current_name(description: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the description of one class or function with today's name and arguments."""
     name = description.get("class") or description.get("function")
+    import_until(lambda: name in _KNOWN or name in _EARLIER)
     if name not in _EARLIER:
         return description
-    today = _EARLIER[name](description.get("arguments", {}))
+    if isinstance(convert := _EARLIER[name], str):
+        importlib.import_module(convert)
+        convert = _EARLIER[name]
+    assert callable(convert)
+    today = convert(description.get("arguments", {}))
     return {"function": today["class"]} if "function" in description else today
 
 

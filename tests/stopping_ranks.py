@@ -16,7 +16,7 @@ from two_processes import in_two_processes
 
 from unnoise.shared.distributed import processes
 from unnoise.shared.training import Trainer
-from unnoise.shared.training.stopping import Interrupted
+from unnoise.shared.errors import Interrupted
 
 
 def phase(name, work):

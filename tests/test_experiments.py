@@ -1,5 +1,6 @@
 """The papers' scripts: every preset can be built and serialized, every smoke run draws its figure."""
 
+import importlib
 import inspect
 import json
 import math
@@ -41,7 +42,8 @@ def test_every_preset_can_be_serialized(name):
 
 def test_every_preset_of_a_script_is_a_recipe():
     """Public functions of a module without parameters are its presets."""
-    for script, presets in PAPERS.values():
+    for module, presets in PAPERS.values():
+        script = importlib.import_module(f"unnoise.experiments.{module}")
         found = {
             n
             for n, f in vars(script).items()

@@ -1,5 +1,6 @@
 """The ledger is true: an entry a recipe, the figures of docstrings, parameters, costs and results; the command."""
 
+import importlib
 import inspect
 import re
 from dataclasses import replace
@@ -32,7 +33,7 @@ def test_every_recipe_has_one_entry_in_the_order_of_the_papers():
     assert sum(len(paper.entries) for paper in LEDGER.values()) == len(RECIPES)
     assert list(LEDGER) == list(PAPERS)
     for name, paper in LEDGER.items():
-        assert all(PAPERS[name][0].__name__ == RECIPES[e.recipe].__module__ for e in paper.entries)
+        assert all(f"unnoise.experiments.{PAPERS[name][0]}" == RECIPES[e.recipe].__module__ for e in paper.entries)
         assert {e.recipe for e in paper.entries} == {f"{name}-{f.replace('_', '-')}" for f in PAPERS[name][1].split()}
     with pytest.raises(KeyError):
         entry_of("another")
@@ -44,11 +45,10 @@ CITED_ELSEWHERE = {"upsampling", "inverse-problems"}
 
 @pytest.mark.parametrize("name", LEDGER)
 def test_papers_are_those_of_the_modules(name):
-    paper, text = LEDGER[name], inspect.getdoc(PAPERS[name][0])
+    module = importlib.import_module(f"unnoise.experiments.{PAPERS[name][0]}")
+    paper, text = LEDGER[name], inspect.getdoc(module)
     cited = set(re.findall(r"\b\d{4}\.\d{4,5}\b", text))
-    cited |= {
-        n for f in PAPERS[name][1].split() for n in re.findall(r"\d{4}\.\d{5}", getattr(PAPERS[name][0], f).__doc__)
-    }
+    cited |= {n for f in PAPERS[name][1].split() for n in re.findall(r"\d{4}\.\d{5}", getattr(module, f).__doc__)}
     assert set(paper.arxiv) == cited or name in CITED_ELSEWHERE
     assert not paper.year or str(paper.year) in text
     for author in re.findall(r"[A-Z]\w{2,}", paper.authors):

@@ -23,7 +23,8 @@ from unnoise.shared import distributed
 from unnoise.shared.distributed import fresh_store
 from unnoise.shared.errors import Notice, UsageError
 from unnoise.shared.training import Training, resume, saving, stopping
-from unnoise.shared.training.stopping import AT_ONCE, GO_ON, SAVE, Interrupted, Interruption, TooLate
+from unnoise.shared.errors import Interrupted
+from unnoise.shared.training.stopping import AT_ONCE, GO_ON, SAVE, Interruption, TooLate
 
 cli = import_module("unnoise.experiments.cli.main")
 

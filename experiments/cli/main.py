@@ -15,11 +15,11 @@ import tyro
 
 from unnoise import __version__
 
-from ...shared.distributed import launched_rank, processes
-from ...shared.errors import UsageError, notices
+from ...shared.distributed import processes
+from ...shared.errors import Interrupted, UsageError, notices
+from ...shared.launcher import launched_rank
 from ...shared.random import whole_seed
 from ...shared.training.folder import refuse_several
-from ...shared.training.trainer import Interrupted
 from ..own_files import own_module
 from ..program import launch_line
 from ..recipes import RECIPES

@@ -25,9 +25,20 @@ the name, path or sizes of a checkpoint that its authors published, and are give
   frequencies (by `config.json`, or by sizes).
 """
 
-from .diffusers_export import export
-from .hub import push
-from .loading import load
-from .wrapping import wrap
+from typing import TYPE_CHECKING
+
+from ...shared.lazy import lazily
+
+if TYPE_CHECKING:
+    from .diffusers_export import export
+    from .hub import push
+    from .loading import load
+    from .wrapping import wrap
 
 __all__ = ["export", "load", "push", "wrap"]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {"diffusers_export": "export", "hub": "push", "loading": "load", "wrapping": "wrap"},
+    ("earlier_recipes", "earlier_runs"),
+)

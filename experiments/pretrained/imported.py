@@ -28,7 +28,7 @@ from ...shared.objective import Objective, Stratified
 from ...shared.quantization import Quantization
 from ...shared.random import categorical
 from ...shared.sampler import Sampler
-from ...shared.serialization import serializable
+from ...shared.serialization import earlier, serializable
 from ...shared.training import Checkpoint
 from ..categorical import CategoricalRun
 from ..code_lengths import Bound, CodeLengthOf, Exact, GaussianCodeLength, TokenBound
@@ -91,6 +91,9 @@ class Imported(GaussianRun):
 
     def objective(self, shape: tuple[int, ...], quantization: Quantization) -> Objective[GaussianDenoiser]:
         raise untrained()
+
+
+earlier("experiments.Imported", "unnoise.experiments.pretrained.earlier_runs")
 
 
 @serializable("experiments.ImportedTokens")

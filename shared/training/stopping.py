@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from threading import current_thread, main_thread
 from types import FrameType
@@ -24,22 +23,6 @@ GO_ON, SAVE, AT_ONCE = 0, 1, 2
 """What to do after a step; of several processes that are asked differently, all do the largest."""
 ANNOUNCED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 """The signals after which a cluster ends the process: SIGTERM, and SIGUSR1, which Slurm can send earlier."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised where training was asked to stop, after the current step and its checkpoint.
-
-    Attributes:
-        step: number of steps that were done.
-        folder: the run's folder; None if nothing is saved.
-        unsaved: why there is no checkpoint of that step; an empty text if there is one.
-    """
-
-    def __init__(self, step: int, folder: Path | None, unsaved: str = "") -> None:
-        super().__init__(
-            f"stopped after step {step}{f' without a checkpoint of it, because {unsaved}' * bool(unsaved)}"
-        )
-        self.step, self.folder, self.unsaved = step, folder, unsaved
 
 
 class TooLate(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from typing_extensions import TypeVar
 
 from ..data.feeding import RandomAccess, Streamed, feed
 from ..distributed import is_main, own_rows, restarted, take_from_main, world_size
-from ..errors import Notice, UsageError
+from ..errors import Interrupted, Notice, UsageError
 from ..objective import Objective
 from ..progress import Progress, silent
 from ..serialization import serialize
@@ -47,7 +47,7 @@ from .resume import (
 )
 from .saving import consolidate, description_of, set_aside, state_of, write
 from .step import TrainingStep
-from .stopping import AT_ONCE, GO_ON, Interrupted, Interruption, TooLate, agreement
+from .stopping import AT_ONCE, GO_ON, Interruption, TooLate, agreement
 from .trackers import Tracker, Trackers, flat, trackers_of
 
 SEARCH = 30
