@@ -1,4 +1,4 @@
-"""Outputs at earlier steps of a multistep sampler: the polynomial through them, its slopes and its integrals."""
+"""Outputs at earlier steps of a multistep sampler: the polynomial through them, as weights of the outputs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import numpy as np
-import torch
 from torch import Tensor
 
 History: TypeAlias = list[tuple[float, Tensor]]
 """Outputs of the denoiser at earlier steps of a run, newest first, each with its lambda (for `LMS` its sigma~)."""
-POINTS, WEIGHTS = np.polynomial.legendre.leggauss(40)
 MOST_AMPLIFIED = 15.0
 """How many times the errors of earlier outputs may be amplified before fewer of them are used."""
+SHORT = 1.0
+"""Below this, `moments` are a series: the recurrence would cancel."""
 
 
 def push(history: History, node: float, output: Tensor, count: int) -> None:
@@ -25,46 +24,78 @@ def push(history: History, node: float, output: Tensor, count: int) -> None:
         del history[count:]
 
 
-def divided_differences(history: History) -> tuple[Tensor, Tensor | None]:
-    """Returns first and second divided differences at the newest output; with two outputs the second is None."""
-    (a, x), (b, y), *older = history
-    slope = (x - y) / (a - b)
+def nodes_of(history: History) -> tuple[float, ...]:
+    """Returns the nodes of the outputs, newest first."""
+    return tuple(node for node, _ in history)
+
+
+def divided_differences(nodes: Sequence[float]) -> tuple[list[float], list[float] | None]:
+    """Returns the first and the second divided difference at the newest of two or three outputs, as their weights.
+
+    With two outputs the second is None.
+    """
+    a, b, *older = nodes
+    slope = [1 / (a - b), -1 / (a - b)]
     if not older:
         return slope, None
-    c, z = older[0]
-    return slope, (slope - (y - z) / (b - c)) / (a - c)
+    c = older[0]
+    return [*slope, 0.0], [v / (a - c) for v in (slope[0], slope[1] - 1 / (b - c), 1 / (b - c))]
 
 
-def integral(a: float, b: float, history: History, decay: float = 1.0) -> Tensor:
-    """Returns `int_a^b e^(decay (u - b)) p(u) du`, p the polynomial through the outputs in `history`."""
-    weights = lagrange_weights([u for u, _ in history], a, b, decay)
-    return functools.reduce(torch.add, (w * output for w, (_, output) in zip(weights, history, strict=True)))
-
-
-def stable(history: History, a: float, b: float) -> History:
-    """Returns as many of the newest outputs as can be extrapolated to [a, b] without amplifying their errors too much.
+def stable_weights(nodes: tuple[float, ...], a: float, b: float) -> list[float]:
+    """Returns `lagrange_weights` from as many of the newest outputs as do not amplify their errors too much on [a, b].
 
     The weights of the integral sum to `1 - e^(a - b)`, and errors are amplified by the sum of their absolute values
     over that: 3.7 times for three even steps, 41 times where a grid of 10 even steps of a table jumps to its first row.
     """
-    for count in range(len(history), 1, -1):
-        weights = lagrange_weights([u for u, _ in history[:count]], a, b, decay=1.0)
+    for count in range(len(nodes), 1, -1):
+        weights = lagrange_weights(nodes[:count], a, b)
         if sum(map(abs, weights)) <= MOST_AMPLIFIED * sum(weights):
-            return history[:count]
-    return history[:1]
+            return weights
+    return [-math.expm1(a - b)]
 
 
-def lagrange_weights(nodes: Sequence[float], a: float, b: float, decay: float) -> list[float]:
+@functools.lru_cache(4096)  # a second run on a grid has the same nodes
+def lagrange_weights(nodes: tuple[float, ...], a: float, b: float, decay: float = 1.0) -> list[float]:
     """Returns `int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes.
 
-    Computed by Gauss-Legendre quadrature, exact to rounding.
+    The integral of e^(decay (u - b)) p(u), p the polynomial through outputs at the nodes, is the sum of the outputs
+    with these weights. l_j is expanded in powers of `v = (u - a) / (b - a)`, whose integrals are `moments`.
     """
-    u = (a + b) / 2 + (b - a) / 2 * POINTS
-    mass = (b - a) / 2 * WEIGHTS * np.exp(decay * (u - b))
-    polynomials = (
-        math.prod(((u - k) / (node - k) for k in nodes if k != node), start=np.ones_like(u)) for node in nodes
-    )
-    return [float(mass @ polynomial) for polynomial in polynomials]
+    width = b - a
+    places, masses = [(u - a) / width for u in nodes], moments(decay * width, len(nodes))
+    weights = []
+    for j, own in enumerate(places):
+        powers = [1.0]  # coefficients of the product of (v - k) / (own - k), lowest power first
+        for i, k in enumerate(places):
+            if i != j:
+                shifted = [0.0, *powers]
+                powers = [(low - k * high) / (own - k) for low, high in zip(shifted, [*powers, 0.0], strict=True)]
+        weights.append(width * sum(c * m for c, m in zip(powers, masses, strict=True)))
+    return weights
+
+
+def moments(decay: float, count: int) -> list[float]:
+    """Returns `int_0^1 e^(-decay (1 - v)) v^k dv` for k = 0..count-1.
+
+    For a long decay by the recurrence `m_k = (1 - k m_(k-1)) / decay`, else by the series
+    `sum_n (-decay)^n k! / (k + n + 1)!`.
+    """
+    if abs(decay) < SHORT:
+        series = []
+        for k in range(count):
+            term = total = 1 / (k + 1)
+            n = k + 1
+            while abs(term) > 1e-17:
+                n += 1
+                term *= -decay / n
+                total += term
+            series.append(total)
+        return series
+    found = [-math.expm1(-decay) / decay]
+    for k in range(1, count):
+        found.append((1 - k * found[-1]) / decay)
+    return found
 
 
 def phi2(decay: float) -> float:

@@ -14,11 +14,13 @@ from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.guidance import ClassifierGradient
 from ..shared.gaussian.schedule import Schedule
+from ..shared.gaussian.time_points import TimePoint
+from ..shared.grid_values import on_grid
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
 from ..shared.serialization import serializable
-from ..shared.tensors import at_least_float32, exact, like, refuse_non_float
-from .posterior import ReverseVariance, checked_variance, large, posterior, with_step_above
+from ..shared.tensors import at_least_float32, exact, factor, like, refuse_non_float, weighted_sum
+from .posterior import ReverseVariance, checked_variance, large, posterior, posterior_coefficients, with_step_above
 
 
 @serializable("continuous.Ancestral")
@@ -54,14 +56,29 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
         above: Tensor | None = None
         if self.gradient is not None:
             warn_in_training(self.gradient.classifier)
+        fixed = self.gradient is None and not self.denoiser.has_variance_output
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             nonlocal above
+            if fixed and float(s) == 0:
+                return self.denoiser(x, t, **cond)
+            if fixed:
+                of_x0, of_x_t, deviation = on_grid(Ancestral.coefficients, self, t, s)
+                mean = self.denoiser.estimate(x, t, **cond).combined(x, of_x_t, of_x0)
+                return torch.add(mean, normal_like(x, generator), alpha=float(deviation))
             mean, variance = self.distribution(x, t, s, above=above, **cond)
             above = t
             return mean if s == 0 else mean + variance.sqrt() * normal_like(x, generator)
 
         return step
+
+    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the factors of x_0 and x_t in the mean, and the standard deviation of a variance that is fixed.
+
+        They are float64, of the shape of t, for s > 0.
+        """
+        t, s = exact(t), exact(s)
+        return *posterior_coefficients(self.corruption, t, s), self.variance(self.corruption, t, s, None).sqrt()
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         return self.begin()(x, t, s, generator=generator, **cond)
@@ -105,13 +122,21 @@ class DDIM(Sampler[GaussianDenoiser, Schedule]):
         self.eta, self.order = eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        x0, epsilon = clean_and_noise(self.denoiser, x, t, **cond)
-        alpha_s, sigma_s = self.corruption(exact(s))
-        if self.eta == 0:
-            return like(alpha_s, x) * x0 + like(sigma_s, x) * epsilon
-        fresh = self.eta * sigma_s * (1 - self.corruption.kept(exact(s), exact(t))).sqrt()
-        x = like(alpha_s, x) * x0 + like((sigma_s**2 - fresh**2).sqrt(), x) * epsilon
-        return x + like(fresh, x) * normal_like(x, generator)
+        of_x, of_x0, fresh = on_grid(DDIM.coefficients, self, t, s)
+        mean = self.denoiser.estimate(x, t, **cond).combined(x, of_x, of_x0)
+        return mean if self.eta == 0 else mean + factor(fresh, x) * normal_like(x, generator)
+
+    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the factors of x_t and x_0 in the mean, and the standard deviation `fresh`, float64, of t's shape.
+
+        With `epsilon = (x_t - alpha_t x_0) / sigma_t` and `r = sqrt(sigma_s^2 - fresh^2)` the factors are
+        `r / sigma_t` and `alpha_s - r alpha_t / sigma_t`.
+        """
+        t, s = exact(t), exact(s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.corruption(t), self.corruption(s)
+        fresh = self.eta * sigma_s * (1 - self.corruption.kept(s, t)).sqrt() if self.eta else torch.zeros_like(t)
+        of_x = (sigma_s**2 - fresh**2).sqrt() / sigma_t
+        return of_x, alpha_s - of_x * alpha_t, fresh
 
 
 @torch.no_grad()
@@ -147,6 +172,5 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
 
 def clean_and_noise(denoiser: GaussianDenoiser, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
     """Returns the estimate of x_0 and the epsilon with `x_t = alpha_t x_0 + sigma_t epsilon`, of the shape of x."""
-    x0 = denoiser(x, t, **cond)
-    alpha, sigma = denoiser.corruption(exact(t))
-    return x0, (x - like(alpha, x) * x0) / like(sigma, x)
+    now, x0 = TimePoint(denoiser.corruption, t), denoiser(x, t, **cond)
+    return x0, weighted_sum((1 / now.sigma, -now.alpha / now.sigma), (x, x0))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -20,11 +20,12 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
+from ..shared.gaussian.time_points import TimePoint, time_point_at
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
 from ..shared.serialization import serializable
-from ..shared.tensors import exact
-from .history import History, divided_differences, integral, phi2, push, stable
+from ..shared.tensors import weighted_sum
+from .history import History, divided_differences, lagrange_weights, nodes_of, phi2, push, stable_weights
 from .samplers import clean_and_noise
 
 
@@ -49,14 +50,14 @@ class Heun(Sampler[GaussianDenoiser, Schedule]):
         refuse_zero_snr(denoiser.corruption)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0:
+        if float(s) == 0:
             return self.denoiser(x, t, **cond)
         now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
         _, first = clean_and_noise(self.denoiser, x, t, **cond)
         width = end.alpha * (end.sigma_tilde - now.sigma_tilde)
-        euler = end.alpha / now.alpha * x + width * first
+        euler = weighted_sum((end.alpha / now.alpha, width), (x, first))
         _, second = clean_and_noise(self.denoiser, euler, s, **cond)
-        return euler + width / 2 * (second - first)
+        return weighted_sum((end.alpha / now.alpha, width / 2, width / 2), (x, first, second))
 
 
 @serializable("continuous.DPMSolver")
@@ -84,24 +85,25 @@ class DPMSolver(Sampler[GaussianDenoiser, Schedule]):
         self.order = order
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0:
+        if float(s) == 0:
             return self.denoiser(x, t, **cond)
         now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
         h, r1 = end.lam - now.lam, 1 / self.order
 
-        def update(r: float, epsilon: Tensor, difference: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-            """Returns the state at `lambda_t + r h`, and its time."""
+        def update(r: float, *epsilons: Tensor, difference: float = 0.0) -> tuple[Tensor, Tensor]:
+            """Returns the state at `lambda_t + r h` from epsilon and `difference` times that of two, and its time."""
             to = end if r == 1 else time_point_at(self.corruption, now.lam + r * h)
             growth = math.expm1(r * h)
-            change = growth * epsilon + (growth / (r * h) - 1) * difference
-            return to.alpha / now.alpha * x - to.sigma * change, to.t
+            slope = (growth / (r * h) - 1) * difference
+            weights = (growth - slope, slope) if len(epsilons) == 2 else (growth,)
+            return weighted_sum((to.alpha / now.alpha, *(-to.sigma * w for w in weights)), (x, *epsilons)), to.t
 
         _, e0 = clean_and_noise(self.denoiser, x, t, **cond)
         _, e1 = clean_and_noise(self.denoiser, *update(r1, e0), **cond)
         if self.order == 2:
             return update(1, e1)[0]
-        _, e2 = clean_and_noise(self.denoiser, *update(2 / 3, e0, 2 * (e1 - e0)), **cond)  # r2 / r1 = 2
-        return update(1, e0, 1.5 * (e2 - e0))[0]  # 1 / r2 = 1.5
+        _, e2 = clean_and_noise(self.denoiser, *update(2 / 3, e0, e1, difference=2), **cond)  # r2 / r1 = 2
+        return update(1, e0, e2, difference=1.5)[0]  # 1 / r2 = 1.5
 
 
 @serializable("continuous.DPMSolverPPSingle")
@@ -126,12 +128,12 @@ class DPMSolverPPSingle(Sampler[GaussianDenoiser, Schedule]):
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
-        if s == 0:
+        if float(s) == 0:
             return x0
         now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
         middle = time_point_at(self.corruption, (now.lam + end.lam) / 2)
-        x0_middle = self.denoiser(first_order_update(x, x0, now, middle), middle.t, **cond)
-        return first_order_update(x, x0_middle, now, end)
+        x0_middle = self.denoiser(weighted_sum(now.step_to(middle), (x, x0)), middle.t, **cond)
+        return weighted_sum(now.step_to(end), (x, x0_middle))
 
 
 class Multistep(Sampler[GaussianDenoiser, Schedule]):
@@ -155,45 +157,46 @@ class Multistep(Sampler[GaussianDenoiser, Schedule]):
         """Returns x_s from x_t, and puts the denoiser's output at t into `history`, which holds those of the run."""
 
 
-Correction: TypeAlias = Callable[[float, float, History], Tensor]
-"""What a `DPMSolverPP` step from t to s adds to the step with constant x_0: `(h, decay, history) -> correction`.
+Correction: TypeAlias = Callable[[float, float, Sequence[float]], Sequence[float]]
+"""What a `DPMSolverPP` step from t to s adds to the step with constant x_0: `(h, decay, nodes) -> weights`.
 
-`h = lambda_s - lambda_t`, `decay = (1 + eta) h`; the history has two or three outputs, the newest at t.
+`h = lambda_s - lambda_t`, `decay = (1 + eta) h`; the nodes are the lambdas of the last two or three estimates of x_0,
+that at t first. What is added is the sum of these estimates with the weights, times alpha_s.
 """
 
 
 @serializable("continuous.midpoint")
-def midpoint(h: float, decay: float, history: History) -> Tensor:
-    """Returns `(1 - e^-decay) / 2 h D_1`, D_1 the last slope of x_0 in lambda: DPM-Solver++(2M).
+def midpoint(h: float, decay: float, nodes: Sequence[float]) -> Sequence[float]:
+    """Returns the weights of `(1 - e^-decay) / 2 h D_1`, D_1 the last slope of x_0 in lambda: DPM-Solver++(2M).
 
-    Of the shape of x_0; for the arguments see `Correction`. Lu et al. 2022b, algorithm 2.
+    For the arguments see `Correction`. Lu et al. 2022b, algorithm 2.
     """
-    slope, _ = divided_differences(history)
-    return -math.expm1(-decay) / 2 * h * slope
+    slope, _ = divided_differences(nodes)
+    return [-math.expm1(-decay) / 2 * h * d for d in slope]
 
 
 @serializable("continuous.exponential")
-def exponential(h: float, decay: float, history: History) -> Tensor:
-    """Returns `(1 - (1 - e^-decay) / decay) h D_1`: "heun" of k-diffusion's SDE solver.
+def exponential(h: float, decay: float, nodes: Sequence[float]) -> Sequence[float]:
+    """Returns the weights of `(1 - (1 - e^-decay) / decay) h D_1`: "heun" of k-diffusion's SDE solver.
 
     It integrates D_1, the last slope of x_0 in lambda, exactly. For the arguments see `Correction`.
     """
-    slope, _ = divided_differences(history)
-    return phi2(decay) * h * slope
+    slope, _ = divided_differences(nodes)
+    return [phi2(decay) * h * d for d in slope]
 
 
 @serializable("continuous.curved")
-def curved(h: float, decay: float, history: History) -> Tensor:
-    """Returns the correction of a parabola through three outputs: "3M" as published with DPM-Solver++ and k-diffusion.
+def curved(h: float, decay: float, nodes: Sequence[float]) -> Sequence[float]:
+    """Returns the weights of a parabola through three estimates: "3M" as published with DPM-Solver++ and k-diffusion.
 
     The curvature of x_0 in lambda has the published weight, half of that of the exact integral, so the order stays 2;
-    `UniPC` takes the exact weight. With two outputs it is `exponential`. For the arguments see `Correction`.
+    `UniPC` takes the exact weight. With two estimates it is `exponential`. For the arguments see `Correction`.
     """
-    slope, curvature = divided_differences(history)
+    slope, curvature = divided_differences(nodes)
     if curvature is None:
-        return phi2(decay) * h * slope
-    here = slope + (history[0][0] - history[1][0]) * curvature
-    return phi2(decay) * h * here - (phi2(decay) / decay - 0.5) * h**2 * curvature
+        return [phi2(decay) * h * d for d in slope]
+    of_curvature = phi2(decay) * h * (nodes[0] - nodes[1]) - (phi2(decay) / decay - 0.5) * h**2
+    return [phi2(decay) * h * d + of_curvature * dd for d, dd in zip(slope, curvature, strict=True)]
 
 
 @serializable("continuous.DPMSolverPP")
@@ -230,17 +233,21 @@ class DPMSolverPP(Multistep):
         self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
-        if s == 0:
+        if float(s) == 0:
             return x0
         now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
         push(history, now.lam, x0, 3)
         h = end.lam - now.lam
         decay, kept = (1 + self.eta) * h, math.exp(-self.eta * h) if self.eta else 1.0
-        z = normal_like(x, generator) if self.eta else 0.0
-        x = end.sigma / now.sigma * kept * x - end.alpha * math.expm1(-decay) * x0
+        weights = [-math.expm1(-decay)]
         if len(history) > 1:
-            x = x + end.alpha * self.correction(h, decay, history)
-        return x + end.sigma * math.sqrt(1 - kept**2) * z
+            corrections = self.correction(h, decay, nodes_of(history))
+            weights = [weights[0] + corrections[0], *corrections[1:]]
+        outputs = [x0, *(output for _, output in history[1:])][: len(weights)]
+        mean = weighted_sum([end.sigma / now.sigma * kept, *(end.alpha * w for w in weights)], [x, *outputs])
+        if not self.eta:
+            return mean
+        return torch.add(mean, normal_like(x, generator), alpha=end.sigma * math.sqrt(1 - kept**2))
 
 
 @serializable("continuous.UniPC")
@@ -275,18 +282,28 @@ class UniPC(Multistep):
         self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
         x0 = self.denoiser(x, t, **cond)
-        if s == 0:
+        if float(s) == 0:
             return x0
         now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
+        of_x, of_x0 = now.step_to(end)
+        outputs, weights = [x0, *(output for _, output in history)], [0.0] * (1 + len(history))
+
+        def add(factor: float, new: Sequence[float], first: int = 0) -> None:
+            for i, weight in enumerate(new, first):
+                weights[i] += factor * weight
+
         if history:
-            before = history[0][0]
-            predicted = stable(history, before, now.lam)
-            corrected = [(now.lam, x0), *predicted]
-            x = x + now.alpha * (integral(before, now.lam, corrected) - integral(before, now.lam, predicted))
+            nodes = nodes_of(history)
+            predicted = stable_weights(nodes, nodes[0], now.lam)
+            corrected = lagrange_weights((now.lam, *nodes[: len(predicted)]), nodes[0], now.lam)
+            add(of_x * now.alpha, corrected)
+            add(-of_x * now.alpha, predicted, first=1)
         push(history, now.lam, x0, self.predictor_order)
-        if not history:
-            return first_order_update(x, x0, now, end)
-        return end.sigma / now.sigma * x + end.alpha * integral(now.lam, end.lam, stable(history, now.lam, end.lam))
+        if history:
+            add(end.alpha, stable_weights(nodes_of(history), now.lam, end.lam))
+        else:
+            add(of_x0, [1.0])
+        return weighted_sum([of_x, *weights], [x, *outputs])
 
 
 @serializable("continuous.LMS")
@@ -318,36 +335,10 @@ class LMS(Multistep):
         self, history: History, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any
     ) -> Tensor:
         x0, epsilon = clean_and_noise(self.denoiser, x, t, **cond)
-        if s == 0:
+        if float(s) == 0:
             return x0
         now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
         push(history, now.sigma_tilde, epsilon, self.order)
-        return end.alpha / now.alpha * x + end.alpha * integral(now.sigma_tilde, end.sigma_tilde, history, decay=0.0)
-
-
-class TimePoint:
-    """A time of a schedule with its coefficients as Python numbers, so that a step does not wait for a device.
-
-    Attributes:
-        t: the time, float64 on the CPU, where samplers keep times.
-        alpha: alpha_t.
-        sigma: sigma_t.
-        lam: `lambda_t = log(alpha_t / sigma_t)`, half of the log-SNR; -inf at zero SNR.
-        sigma_tilde: `sigma_t / alpha_t`.
-    """
-
-    def __init__(self, schedule: Schedule, t: Tensor) -> None:
-        self.t = exact(t)
-        self.alpha, self.sigma = (float(c) for c in schedule(self.t))
-        self.lam = float(schedule.log_snr(self.t)) / 2
-        self.sigma_tilde = math.exp(-self.lam) if self.lam > -700 else math.inf
-
-
-def time_point_at(schedule: Schedule, lam: float) -> TimePoint:
-    """Returns the time at which `lambda = log(alpha / sigma)` is `lam`, with its coefficients."""
-    return TimePoint(schedule, schedule.time(torch.tensor(2 * lam, dtype=torch.float64)))
-
-
-def first_order_update(x: Tensor, x0: Tensor, now: TimePoint, to: TimePoint) -> Tensor:
-    """Returns `(sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_0`, the flow with constant x_0: a DDIM step over h."""
-    return to.sigma / now.sigma * x - to.alpha * math.expm1(now.lam - to.lam) * x0
+        weights = lagrange_weights(nodes_of(history), now.sigma_tilde, end.sigma_tilde, decay=0.0)
+        outputs = [output for _, output in history]
+        return weighted_sum([end.alpha / now.alpha, *(end.alpha * w for w in weights)], [x, *outputs])

@@ -87,7 +87,7 @@ def call_network(owner: HasNetwork, x: Tensor, time: Tensor, cond: dict[str, Any
     return refuse_non_tensor(out, x)
 
 
-def one_per_example(v: Tensor, x: Tensor) -> Tensor:
+def one_per_example(v: Tensor | float, x: Tensor) -> Tensor:
     """Returns `v`, a scalar or `(B,)`, as float32 `(B,)` on the device of `x`, without waiting for an accelerator.
 
     Args:
@@ -97,6 +97,8 @@ def one_per_example(v: Tensor, x: Tensor) -> Tensor:
     Raises:
         UsageError: for another shape of v.
     """
+    if not isinstance(v, Tensor):
+        return torch.full((len(x),), v, device=x.device)
     if v.ndim > 1 or (v.ndim and len(v) not in (1, len(x))):
         raise UsageError(
             f"times of shape {tuple(v.shape)} for {len(x)} examples: "

@@ -17,6 +17,7 @@ from .calling import networks_of, refusing_nan, warn_in_training
 from .corruption import Corruption
 from .denoiser import Denoiser, refuse_other_denoiser
 from .errors import UsageError, shown
+from .grid_values import GridValues
 from .progress import Progress, silent
 from .random import Source
 from .serialization import serializable
@@ -108,9 +109,8 @@ class Sampler(ABC, Generic[D, C]):
 
     def path(self, grid: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Returns the pairs (t, s) of the steps of a run: neighboring times, unless a sampler also adds noise back."""
-        return list(pairwise(grid))
+        return list(pairwise(grid.unbind()))
 
-    @torch.no_grad()
     def trajectory(
         self,
         x: Tensor | None = None,
@@ -148,10 +148,13 @@ class Sampler(ABC, Generic[D, C]):
             x = self.corruption.state(x)
         else:
             assert shape is not None  # exactly one of the two is given
-            x = self.start(shape, grid[0], generator=generator, **cond)
+            with torch.no_grad():
+                x = self.start(shape, grid[0], generator=generator, **cond)
         step, path = self.begin(), self.path(grid)
+        values = GridValues(path)
         for t, s in progress(path, len(path), "sampling"):
-            x = step(x, t, s, generator=generator, **cond)
+            with torch.no_grad(), values:  # not at a yield: they would act on the caller
+                x = step(x, t, s, generator=generator, **cond)
             yield x
 
     def __call__(
@@ -174,7 +177,7 @@ class Sampler(ABC, Generic[D, C]):
                 last = state
         if last.is_floating_point():
             refuse_unless(
-                torch.isfinite(last),
+                torch.isfinite(last.sum(dtype=torch.float32)),
                 "the samples contain NaN or infinity: check the network's weights and the conditions",
                 wait=True,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,42 @@ def like(v: Tensor, x: Tensor) -> Tensor:
     if not v.ndim:
         return v
     return (v if v.device == x.device else v.to(x.device)).reshape(v.shape + (1,) * (x.ndim - v.ndim))
+
+
+def factor(v: Tensor | float, x: Tensor) -> Tensor | float:
+    """Returns a coefficient as a factor of x: a number as it is, a tensor as `like` returns it."""
+    return like(v, x) if isinstance(v, Tensor) else v
+
+
+def in_transform() -> bool:
+    """Returns whether a transform of `torch.func`, such as `jvp`, is being computed."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def plain_number(v: Tensor | float) -> Tensor | float:
+    """Returns a constant scalar on the CPU as a Python number, and others as they are."""
+    if not isinstance(v, Tensor) or v.ndim or v.device.type != "cpu" or v.requires_grad:
+        return v
+    return v if torch.compiler.is_compiling() or in_transform() else v.item()
+
+
+def weighted_sum(weights: Sequence[Tensor | float], tensors: Sequence[Tensor]) -> Tensor:
+    """Returns `sum_i weights_i tensors_i`, in one operation for each tensor where the weights are numbers.
+
+    Args:
+        weights: numbers, or float64 tensors, scalar or `(B,)`, which do not raise the precision.
+        tensors: `(B, ...)` each, all of one shape, dtype and device.
+    """
+    weights = [plain_number(weight) for weight in weights]
+    total, own = factor(weights[0], tensors[0]) * tensors[0], not in_transform()
+    for weight, x in zip(weights[1:], tensors[1:], strict=True):
+        if isinstance(weight, Tensor):
+            total = total + like(weight, x) * x
+        elif own and x.dtype == total.dtype and x.shape == total.shape:
+            total.add_(x, alpha=weight)
+        else:
+            total = torch.add(total, x, alpha=weight)
+    return total
 
 
 def per_example(x: Tensor, reduce: Callable[..., Tensor] = torch.sum) -> Tensor:

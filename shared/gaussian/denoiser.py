@@ -12,15 +12,14 @@ from typing_extensions import Self
 from ..calling import call_network, one_per_example, refuse_signature
 from ..denoiser import Denoiser
 from ..errors import UsageError
+from ..grid_values import on_grid
 from ..random import Source
 from ..serialization import serializable
-from ..tensors import at_least_float32, checked_time, exact, like, refuse_non_float
+from ..tensors import at_least_float32, checked_time, exact, factor, like, refuse_non_float, weighted_sum
 from ..time_inputs import TimeInput, thousandths
 from .change_of_schedule import equal_snr_time, on_schedule, range_of_time_input, with_modules_on
 from .prediction import Prediction, noise, refuse_uncallable
 from .schedule import Schedule, refuse_disorder
-
-ZERO, ONE = torch.tensor([0.0, 1.0], dtype=torch.float64).unbind()
 
 
 class Estimate(NamedTuple):
@@ -31,25 +30,26 @@ class Estimate(NamedTuple):
     they are large and nearly cancel.
 
     Attributes:
-        a, b: the coefficients, float64, scalar or `(B,)`.
+        a, b: the coefficients: numbers, or float64 tensors, scalar or `(B,)`.
         out: the network's output, or the mean where a = 0 and b = 1, of the shape of x_t.
         variance_output: the network's output for the reverse variance, of the shape of x_t; None for a network without
             one. Fixed variances ignore it.
     """
 
-    a: Tensor
-    b: Tensor
+    a: Tensor | float
+    b: Tensor | float
     out: Tensor
     variance_output: Tensor | None = None
 
     @classmethod
     def of_mean(cls, mean: Tensor, variance_output: Tensor | None = None) -> Estimate:
         """Returns the estimate of a denoiser that computes the mean itself: a = 0, b = 1."""
-        return cls(ZERO, ONE, mean, variance_output)
+        return cls(0.0, 1.0, mean, variance_output)
 
     def mean(self, x_t: Tensor) -> Tensor:
         """Returns `E[x_0 | x_t]`, of the shape of x_t."""
-        return self.out if self.b is ONE else like(self.a, x_t) * x_t + like(self.b, x_t) * self.out
+        is_mean = not isinstance(self.a, Tensor) and self.a == 0 and self.b == 1
+        return self.out if is_mean else weighted_sum((self.a, self.b), (x_t, self.out))
 
     def combined(self, x_t: Tensor, of_x: Tensor | float, of_clean: Tensor | float) -> Tensor:
         """Returns `of_x x_t + of_clean E[x_0 | x_t]`, of the shape of x_t.
@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
             x_t: `(B, ...)`.
             of_x, of_clean: the coefficients, numbers or float64 tensors, scalar or `(B,)`.
         """
-        return like(of_x + of_clean * self.a, x_t) * x_t + like(of_clean * self.b, x_t) * self.out
+        return weighted_sum((of_x + of_clean * self.a, of_clean * self.b), (x_t, self.out))
 
 
 class GaussianDenoiser(Denoiser[Schedule]):
@@ -106,9 +106,8 @@ class GaussianDenoiser(Denoiser[Schedule]):
 
         By Tweedie's formula it is `(alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`.
         """
-        t = exact(checked_time(t))
-        alpha, sigma = self.corruption(t)
-        return self.estimate(x_t, t, **cond).combined(x_t, -torch.ones_like(alpha), alpha) / like(sigma**2, x_t)
+        of_x, of_clean = on_grid(of_score, self.corruption, t)
+        return self.estimate(x_t, t, **cond).combined(x_t, of_x, of_clean)
 
     def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """Returns `(sigma_t / sigma_1) x`, the start of a grid whose first time is t.
@@ -180,21 +179,27 @@ class Learned(GaussianDenoiser):
         refuse_singular(predicts, schedule)
 
     def estimate(self, x_t: Tensor, t: Tensor, **cond: Any) -> Estimate:
-        t = exact(checked_time(t))
         if not isinstance(x_t, Tensor) or not x_t.is_floating_point() or x_t.ndim < 2:
             shape = tuple(refuse_non_float(x_t, "x_t").shape)
             raise UsageError(f"x_t of shape {shape}: give signals (B, C, ...), or vectors (B, d)")
+        time, c_in, c_skip, c_out = on_grid(Learned.coefficients, self, t)
+        same = not isinstance(c_in, Tensor) and abs(c_in - 1) < 1e-15  # as on a variance-preserving schedule
+        x_in = x_t if same else factor(c_in, x_t) * x_t
+        out, variance_output = call_network(self, x_in, one_per_example(time, x_t), cond).to(x_t.dtype), None
+        if self.has_variance_output or out.shape != x_t.shape:
+            out, variance_output = self._split(out, x_t)
+        return Estimate(c_skip, c_out, out, variance_output)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the time input, c_in, c_skip and c_out at t, float64, of the shape of t."""
+        t = exact(checked_time(t))
         trained = t if self.corruption is self.schedule else equal_snr_time(self, t)
-        time = one_per_example(self.time_input(self.schedule, trained), x_t)
         alpha, sigma = self.corruption(t)
         if self.scaled:
             c_in = (alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()
         else:
             c_in = self._rescaling(trained, alpha, sigma)
-        out, variance_output = call_network(self, like(c_in, x_t) * x_t, time, cond).to(x_t.dtype), None
-        if self.has_variance_output or out.shape != x_t.shape:
-            out, variance_output = self._split(out, x_t)
-        return Estimate(*self.predicts(alpha, sigma), out, variance_output)
+        return self.time_input(self.schedule, trained), c_in, *self.predicts(alpha, sigma)
 
     def time_input_range(self) -> Tensor:
         """Returns the time inputs at the smallest training time and at t = 1, `(2,)`."""
@@ -315,6 +320,12 @@ class Thresholded(DenoiserWrapper):
         x0 = inner.mean(x_t)
         m = like(at_least_float32(x0).flatten(1).abs().quantile(self.p, dim=1).clamp(min=1.0), x0)
         return Estimate.of_mean(x0.clamp(-m, m) / m, inner.variance_output)
+
+
+def of_score(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the factors of x_t and `E[x_0 | x_t]` in the score, `-1 / sigma_t^2` and `alpha_t / sigma_t^2`."""
+    alpha, sigma = schedule(exact(checked_time(t)))
+    return -(sigma**-2), alpha / sigma**2
 
 
 LARGEST = 1e6

@@ -76,7 +76,8 @@ class Posterior(DenoiserWrapper):
             x = x if x.requires_grad else x.detach().requires_grad_()
             inner = self.denoiser.estimate(x, t, **cond)
             alpha, sigma = self.corruption(exact(t))
-            b = torch.where(sigma > 0, inner.b, torch.inf)  # at sigma = 0 the shift is 0, and b may be 0 too
+            own = torch.as_tensor(inner.b, dtype=torch.float64, device=sigma.device)
+            b = torch.where(sigma > 0, own, torch.inf)  # at sigma = 0 the shift is 0, and b may be 0 too
             out = inner.out + self._moved_by(inner.mean(x), x, alpha, sigma, differentiable) / like(b, x)
             variance_output = inner.variance_output
         if not differentiable:

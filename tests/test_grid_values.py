@@ -1,0 +1,195 @@
+"""Coefficients that are computed once for a whole grid: the same numbers, looked up; and no wait for a device."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unnoise import continuous, sde
+from unnoise.continuous.history import lagrange_weights, moments
+from unnoise.shared.gaussian.denoiser import Clipped
+from unnoise.shared.grid_values import GridValues, on_grid
+from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
+
+BATCH = 7
+
+
+class Mixing(nn.Module):
+    """A network that depends on its time input."""
+
+    conditions = ()
+
+    def __init__(self, outputs=1):
+        super().__init__()
+        self.outputs, generator = outputs, torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(5, 5 * outputs, generator=generator, dtype=torch.float64))
+
+    def forward(self, x, time):
+        return torch.tanh(x @ self.weight + time[:, None] / 1000)
+
+
+@dataclass(frozen=True)
+class Counted(continuous.Cosine):
+    """Counts its evaluations, by the number of times in each."""
+
+    seen: list = field(default_factory=list, compare=False)
+
+    def __call__(self, t):
+        self.seen.append(t.numel())
+        return super().__call__(t)
+
+
+def learned(schedule, outputs=1):
+    return sde.Learned(Mixing(outputs), schedule, predicts=continuous.velocity).eval()
+
+
+def corrected(order):
+    return lambda d: order(sde.ReverseDiffusion(d), sde.AnnealedLangevin(d, repeats=1))
+
+
+SAMPLERS = {
+    "DDIM": continuous.DDIM,
+    "DDIM, eta 1": lambda d: continuous.DDIM(d, 1.0),
+    "clipped": lambda d: continuous.DDIM(Clipped(d)),
+    "ancestral": continuous.Ancestral,
+    "small": lambda d: continuous.Ancestral(d, continuous.small),
+    "Heun": continuous.Heun,
+    "DPM-Solver-3": lambda d: continuous.DPMSolver(d, 3),
+    "2S": continuous.DPMSolverPPSingle,
+    "2M": continuous.DPMSolverPP,
+    "3M SDE": lambda d: continuous.DPMSolverPP(d, eta=1.0, order=3),
+    "UniPC": continuous.UniPC,
+    "LMS": continuous.LMS,
+    "Euler-Maruyama": sde.EulerMaruyama,
+    "predictor-corrector": corrected(PredictorCorrector),
+    "corrector-predictor": corrected(CorrectorPredictor),
+}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("schedule", [sde.VP(), sde.VE(), continuous.Tabulated(continuous.linear_betas(50))], ids=repr)
+def test_a_run_is_its_steps(name, schedule):
+    """A run, whose coefficients are looked up, is the steps called on their own, which compute them."""
+    sampler = SAMPLERS[name](learned(schedule))
+    x = torch.randn(BATCH, 5, generator=seeded(1), dtype=torch.float64) * float(schedule(torch.ones(()))[1])
+    run, source, step, y = sampler(x, steps=6, generator=seeded()), seeded(), sampler.begin(), x
+    with torch.no_grad():
+        for t, s in sampler.path(sampler.times(6)):
+            y = step(y, t, s, generator=source)
+    torch.testing.assert_close(run, y, rtol=1e-12, atol=1e-12)
+
+
+def test_a_schedule_is_evaluated_once_for_the_grid():
+    """The number of evaluations of a schedule does not depend on the number of steps."""
+    counts = []
+    for steps in (5, 50):
+        schedule = Counted()
+        sampler = continuous.DPMSolverPP(learned(schedule))
+        schedule.seen.clear()
+        sampler(shape=(2, 5), steps=steps, generator=seeded())
+        counts.append(len(schedule.seen))
+    assert counts[0] == counts[1]
+
+
+def test_values_are_those_of_their_run():
+    """Times are recognized as objects; runs do not see each other's values, nor a caller those of a run."""
+
+    def double(owner, t):
+        seen.append(t.shape)
+        return (owner * t,)
+
+    seen, owner, grid = [], torch.tensor(2.0), torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64).unbind()
+    values = GridValues([(grid[0], grid[1]), (grid[1], grid[2])])
+    with values:
+        assert on_grid(double, owner, grid[1]) == (1.0,)
+        assert on_grid(double, owner, grid[0]) == (2.0,)
+        assert seen == [(3,)]
+        assert on_grid(double, owner, torch.tensor(0.25)) == (torch.tensor(0.5),)
+        with GridValues([(grid[1], grid[2])]):
+            assert on_grid(double, owner, grid[0]) == (torch.tensor(2.0),)
+            assert isinstance(on_grid(double, owner, grid[0])[0], torch.Tensor)
+        assert on_grid(double, owner, grid[0]) == (2.0,)
+    assert isinstance(on_grid(double, owner, grid[0])[0], torch.Tensor)
+
+
+def test_a_caller_is_not_under_the_run():
+    """Between the states of a trajectory the caller has its own mode of gradients, and no values."""
+    sampler = continuous.DDIM(learned(sde.VP()))
+    for state in sampler.trajectory(shape=(2, 5), steps=3, generator=seeded()):
+        assert torch.is_grad_enabled()
+        assert not state.requires_grad
+        t = torch.ones((), dtype=torch.float64)
+        assert isinstance(on_grid(lambda owner, t: (t,), None, t)[0], torch.Tensor)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of tensors that stand for those of an accelerator: what is computed from the state or network.
+
+    Args:
+        sources: tensors of the accelerator.
+    """
+
+    def __init__(self, *sources):
+        super().__init__()
+        self.on_device, self.reads = list(sources), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        flat = [a for a in torch.utils._pytree.tree_leaves((args, kwargs or {})) if isinstance(a, torch.Tensor)]
+        there = any((a.ndim and len(a) == BATCH) or any(a is b for b in self.on_device) for a in flat)
+        if there and func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.reads.append(func)
+        out = func(*args, **(kwargs or {}))
+        if there and isinstance(out, torch.Tensor):
+            self.on_device.append(out)
+        return out
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_does_not_wait_for_the_device(name):
+    denoiser = learned(sde.VP())
+    sampler = SAMPLERS[name](denoiser)
+    x = torch.randn(BATCH, 5, dtype=torch.float64)
+    with Waits(x, *denoiser.parameters()) as waits:
+        states = list(sampler.trajectory(x, steps=4, generator=seeded()))
+    assert len(states) == 4
+    assert not waits.reads
+    with Waits(x) as waits:  # what the mode counts
+        float(states[-1].sum())
+    assert waits.reads
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=1, max_size=5, unique_by=lambda u: round(u, 1)),
+    st.floats(-2, 2),
+    st.floats(0.05, 3),
+    st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+)
+def test_weights_are_the_integrals_of_the_lagrange_polynomials(nodes, a, width, decay):
+    """Against Gauss-Legendre quadrature of the polynomials themselves."""
+    points, masses = np.polynomial.legendre.leggauss(60)
+    u = a + width * (points + 1) / 2
+    for j, weight in enumerate(lagrange_weights(tuple(nodes), a, a + width, decay)):
+        polynomial = np.prod([(u - k) / (nodes[j] - k) for i, k in enumerate(nodes) if i != j] or [np.ones(60)], axis=0)
+        oracle = float((width / 2 * masses * np.exp(decay * (u - a - width))) @ polynomial)
+        scale = float(width * np.abs(polynomial).max())
+        assert weight == pytest.approx(oracle, abs=1e-9 * max(scale, 1))
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-8, 0.5, 0.999, 1.0, 1.001, 8.0, 60.0])
+def test_moments(decay):
+    """Against quadrature, on both sides of the change from the series to the recurrence."""
+    points, masses = np.polynomial.legendre.leggauss(80)
+    v = (points + 1) / 2
+    for k, moment in enumerate(moments(decay, 5)):
+        assert moment == pytest.approx(float(masses / 2 @ (np.exp(-decay * (1 - v)) * v**k)), rel=1e-12)
+    assert math.isclose(moments(0.0, 4)[3], 1 / 4)
