@@ -132,6 +132,26 @@ def test_a_caller_is_not_under_the_run():
         assert isinstance(on_grid(lambda owner, t: (t,), None, t)[0], torch.Tensor)
 
 
+def test_transforms_of_a_run_are_those_of_its_steps():
+    """`jvp` and `vmap` around a whole run, whose tables are made inside of the transform or before it."""
+    sampler = continuous.DPMSolverPP(learned(sde.VP()))
+    x, v = (torch.randn(3, 5, generator=seeded(i), dtype=torch.float64) for i in (1, 2))
+    times, step = sampler.times(4)[:2], 1e-6
+    y, slope = torch.func.jvp(lambda x: sampler.step(x, *times), (x,), (v,))
+    torch.testing.assert_close(y, sampler.step(x, *times))
+    difference = (sampler.step(x + step * v, *times) - sampler.step(x - step * v, *times)) / (2 * step)
+    torch.testing.assert_close(slope, difference.detach(), rtol=1e-6, atol=1e-6)
+    one_by_one = torch.vmap(lambda x: [*sampler.trajectory(x[None], steps=4)][-1][0])(x)
+    torch.testing.assert_close(one_by_one, sampler(x, steps=4), rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_denoiser_is_one_graph():
+    denoiser, x = learned(sde.VP()), torch.randn(3, 5, generator=seeded(1), dtype=torch.float64)
+    compiled = torch.compile(denoiser, backend="eager", fullgraph=True)
+    t = torch.full((3,), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(compiled(x, t), denoiser(x, t), rtol=1e-12, atol=1e-12)
+
+
 class Waits(TorchDispatchMode):
     """Counts the reads of tensors that stand for those of an accelerator: what is computed from the state or network.
 
