@@ -1,4 +1,4 @@
-"""The networks that `benchmarks.networks` compares: this package's U-Net and those of other libraries."""
+"""The networks that the suite and the figures on a GPU compare: this package's U-Net and other libraries'."""
 
 from __future__ import annotations
 
@@ -27,14 +27,12 @@ ATTENTION = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the benchmark."""
+    """Sizes of the networks and of the batch."""
 
     rounds: int = 9
-    """Measured turns of each contender."""
+    """Measured turns of each contender on a GPU."""
     batch: int = 16
-    """Images in a batch; NCSN++ gets half as many."""
-    threads: int = 1
-    """Threads of PyTorch; with more than one, wall-clock time is measured in place of CPU time."""
+    """Images in a batch."""
     size: int = 32
     """Height and width of the images, in pixels."""
     width: int = 64
@@ -43,12 +41,6 @@ class Settings:
     """Channel multiplier of each resolution; the second resolution has attention."""
     blocks: int = 2
     """Residual blocks for each resolution."""
-    digits: bool = False
-    """Also train the digits model in float32 and in bfloat16, which takes minutes."""
-    digits_steps: int = 300
-    """Training steps of the digits model."""
-    smoke: bool = False
-    """Run everything once at the smallest sizes and ignore the other options."""
 
 
 @dataclass(frozen=True)
@@ -145,19 +137,6 @@ def lucidrains_unet(settings: Settings) -> Contender:
     attends = tuple(i == 1 for i in range(len(settings.multipliers)))
     network = Unet(dim=settings.width, dim_mults=settings.multipliers, full_attn=attends)
     return Contender("denoising-diffusion-pytorch Unet", network, network)
-
-
-def peers(settings: Settings) -> tuple[dict[str, Contender], list[str]]:
-    """Returns the other libraries' networks that can be built, by package, and why the others cannot."""
-    found, missing = {}, []
-    for package, make in {"diffusers": diffusers_unet, "denoising-diffusion-pytorch": lucidrains_unet}.items():
-        try:
-            found[package] = make(settings)
-        except Exception as error:  # a library that does not fit the installed torch may raise anything
-            missing.append(
-                f"{package} is left out: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
-    return found, missing
 
 
 def work_of(c: Contender, what: str, x: Tensor, t: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], None]:

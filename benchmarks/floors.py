@@ -73,13 +73,13 @@ def ddim(points: Sequence[Point]) -> Sums:
     return found
 
 
-def one_step(sums: Sums, network: Network, x: Tensor, generator: torch.Generator) -> Tensor:
+def one_step(sums: Sums, network: Network, x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Runs a method whose steps are sums of x, the network's output and noise."""
     for of_x, of_out, of_noise in sums:
         out = network(x)
         x = torch.add(x * of_x, out, alpha=of_out)
         if of_noise:
-            x = torch.add(x, torch.randn(x.shape, generator=generator), alpha=of_noise)
+            x = torch.add(x, torch.randn(x.shape, generator=generator, device=x.device), alpha=of_noise)
     return x
 
 
@@ -165,7 +165,7 @@ def unipc(points: Sequence[Point], order: int = 3) -> list[Multistep]:
 
 
 def predictor_corrector(
-    sigmas: Sequence[float], network: Network, x: Tensor, generator: torch.Generator, snr: float = 0.16
+    sigmas: Sequence[float], network: Network, x: Tensor, generator: torch.Generator | None, snr: float = 0.16
 ) -> Tensor:
     """Runs reverse diffusion with a Langevin step after each on VE (Song et al. 2021, algorithm 4), norms by example.
 
@@ -177,8 +177,8 @@ def predictor_corrector(
             return torch.add(x, network(x), alpha=-t)
         g2 = t**2 - s**2
         x = torch.add(x, network(x), alpha=-g2 / t)
-        x = torch.add(x, torch.randn(x.shape, generator=generator), alpha=math.sqrt(g2))
-        out, z = network(x), torch.randn(x.shape, generator=generator)
+        x = torch.add(x, torch.randn(x.shape, generator=generator, device=x.device), alpha=math.sqrt(g2))
+        out, z = network(x), torch.randn(x.shape, generator=generator, device=x.device)
         norm = torch.linalg.vector_norm(out, dim=axes, keepdim=True) / s
         step = 2 * (snr * (root / norm).clamp(max=2 * math.sqrt(1 + s**2))) ** 2
         x = x + (step / -s) * out + (2 * step).sqrt() * z

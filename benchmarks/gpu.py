@@ -21,7 +21,7 @@ from pathlib import Path
 
 import tyro
 
-LIMITS = {"tests": 60, "training": 190, "sampling": 50, "discrete": 50, "figures": 110}
+LIMITS = {"tests": 60, "training": 175, "sampling": 40, "samplers": 40, "discrete": 45, "figures": 105}
 """The parts, functions of `gpu_parts`, in their order, with the most seconds of each in `MINUTES` minutes in all."""
 MINUTES = 7.75
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ class Settings:
     out: Path = ROOT / "docs/results/gpu.md"
     """The page to write; pictures are written beside it, into a folder of its name."""
     parts: tuple[str, ...] = tuple(LIMITS)
-    """The parts to run: tests, training, sampling, discrete, figures."""
+    """The parts to run: tests, training, sampling, samplers, discrete, figures."""
     minutes: float = MINUTES
     """Minutes for all parts; what does not fit is stopped, and the page says so."""
     fashion: Path | None = None
@@ -72,7 +72,7 @@ def machine() -> str:
     """Returns the device, the processor and the versions, for the head of the page."""
     import torch
 
-    from .networks import cpu, version
+    from .machine import cpu, version
 
     names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] or ["no GPU"]
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers"))
@@ -131,9 +131,9 @@ def main(settings: Settings) -> int:
         return 0 if run(settings) else 1
     from dataclasses import replace
 
-    from . import gpu_parts
+    from . import gpu_page, gpu_parts
 
-    sizes = replace(gpu_parts.REHEARSAL if settings.rehearse else gpu_parts.Sizes(), fashion=settings.fashion)
+    sizes = replace(gpu_page.REHEARSAL if settings.rehearse else gpu_page.Sizes(), fashion=settings.fashion)
     gpu_parts.PARTS[settings.part](settings.out, sizes)
     return 0
 

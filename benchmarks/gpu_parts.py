@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -23,114 +23,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unnoise.continuous import DDIM, DenoisingLoss, Learned, Tabulated, linear_betas
-from unnoise.experiments import report
 from unnoise.experiments.cli import main as unnoise
 from unnoise.experiments.papers import d3pm_text, mdlm, sedd
 from unnoise.experiments.parts import part
-from unnoise.shared.cuda_graphs import Recorder, with_cuda_graphs
+from unnoise.shared.cuda_graphs import with_cuda_graphs
 from unnoise.shared.data import Batches
 from unnoise.shared.networks import DiT
 from unnoise.shared.networks.unet_variants import DDPM
-from unnoise.shared.progress import silent
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.random import Streams
 from unnoise.shared.training import Trainer, Training
 from unnoise.shared.training.throughput import peak_of
 
-from . import contenders, networks
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the measurements."""
-
-    device: str = "cuda"
-    images: contenders.Settings = field(default_factory=lambda: contenders.Settings(rounds=9, batch=128, width=128))
-    """Network and batch of the images; the default is DDPM's network for CIFAR-10, 35.7 M parameters."""
-    steps: int = 10
-    """Steps of a turn."""
-    compile: bool = True
-    """Whether networks are also compiled."""
-    sampled: tuple[int, ...] = (1, 16, 256)
-    """Batches of samples."""
-    tokens: tuple[int, int, int] = (8, 1024, 50257)
-    """Batch, length and vocabulary of the categorical losses."""
-    text: tuple[int, int, int] = (768, 12, 12)
-    """Width, depth and heads of the network of text."""
-    trained: tuple[str, ...] = ("--training.precision", "auto")
-    """Further options of `unnoise train` for the digits and Fashion-MNIST."""
-    digits: str = "ddpm-digits"
-    """Recipe of the digits."""
-    pictures: tuple[str, ...] = ("--training.steps", "2000", "--training.cooldown", "700", "--sampling-steps", "100")
-    """Further options of `unnoise train ddpm-mnist` for Fashion-MNIST; the network of the digits for none."""
-    measured: int | None = 1000
-    """Held-out examples that are coded, and samples."""
-    fashion: Path | None = None
-    """Folder with train.parquet and test.parquet of Fashion-MNIST; None leaves it out."""
-
-
-REHEARSAL = Sizes(
-    device="cpu",
-    images=contenders.Settings(rounds=1, batch=2, size=8, width=32, multipliers=(1, 1), blocks=1),
-    steps=1,
-    compile=False,
-    sampled=(1, 2),
-    tokens=(2, 8, 50),
-    text=(16, 1, 2),
-    trained=("--training.device", "cpu"),
-    digits="ddpm-smoke",
-    pictures=(),
-    measured=8,
-)
-"""The smallest sizes, on the CPU: they show that everything runs, and measure nothing."""
-
-
-class Section:
-    """A section of the page, a file that is written again after each row.
-
-    Args:
-        path: the file.
-        title: its heading.
-        head: the heading of the columns.
-        about: what the figures mean, in a paragraph.
-    """
-
-    def __init__(self, path: Path, title: str, head: list[str], about: str = "") -> None:
-        self.path, self.title, self.head, self.about = path, title, head, about
-        self.rows, self.notes = list[list[str]](), list[str]()
-
-    def add(self, *cells: str) -> None:
-        """Adds a row."""
-        self.rows.append(list(cells))
-        self.write()
-
-    def note(self, text: str) -> None:
-        """Adds a line below the table."""
-        self.notes.append(text)
-        self.write()
-
-    def write(self) -> None:
-        """Writes the section."""
-        table = report.table(self.head, self.rows) if self.rows else ""
-        parts = (f"## {self.title}", self.about, table, "\n".join(f"- {note}" for note in self.notes))
-        self.path.write_text("\n\n".join(text for text in parts if text) + "\n")
-
-
-def waited(device: torch.device) -> None:
-    """Waits for a device to finish."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def repeated(work: Callable[[], object], device: torch.device, times: int) -> Callable[[], None]:
-    """Returns a function that calls `work` a number of times and waits for the device to finish."""
-
-    def whole() -> None:
-        for _ in range(times):
-            work()
-        waited(device)
-
-    return whole
+from . import contenders, timing
+from .categorical import FreeLogits
+from .gpu_page import Calls, Section, Sizes, in_turns, repeated, spread, waited
+from .gpu_samplers import samplers
 
 
 def training(path: Path, sizes: Sizes) -> None:
@@ -162,10 +70,10 @@ def training(path: Path, sizes: Sizes) -> None:
                 )
             call = cast("contenders.Call", torch.compile(c.call)) if compiled else c.call
             works[c.name] = repeated(replace(c, call=call).training(x, t, torch.bfloat16), device, sizes.steps)
-        times = networks.turns(works, sizes.images, "training step", silent)
+        times = in_turns(works, sizes)
         for c in found:
             each = statistics.median(times[c.name]) / sizes.steps
-            ratio = networks.ratio(times, c.name, found[-1].name) if len(found) > 1 else []
+            ratio = timing.ratios(times, c.name, found[-1].name) if len(found) > 1 else []
             section.add(*speed(c.name, compiled, each, operations, sizes, device), *spread(ratio))
         each = through_trainer(found[0].network, compiled, sizes)
         section.add(*speed("UNet, DDPM, through Trainer", compiled, each, operations, sizes, device), "", "")
@@ -177,13 +85,6 @@ def speed(name: str, compiled: bool, each: float, operations: float, sizes: Size
     used = "" if peak is None else f"{operations / each / peak:.1%} of {peak / 1e12:.0f}"
     counts = [f"{sizes.images.batch / each:.0f}", f"{operations / each / 1e12:.2f}", used]
     return [name, "yes" if compiled else "no", *counts]
-
-
-def spread(ratios: list[float]) -> list[str]:
-    """Returns the median of ratios and their quartiles, as two cells."""
-    if not ratios:
-        return ["", ""]
-    return networks.row("", "", ratios)[2:4]
 
 
 def through_trainer(network: nn.Module, compiled: bool, sizes: Sizes, blocks: int = 5) -> float:
@@ -229,13 +130,6 @@ def sampling(path: Path, sizes: Sizes) -> None:
         section.add(str(batch), *cells, f"{plain / graphs:.2f}")
 
 
-class Calls(Recorder):
-    """In place of CUDA graphs, for a rehearsal: the network is called again."""
-
-    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        return function
-
-
 def sampling_step(denoiser: Learned, shape: tuple[int, ...], device: torch.device) -> float:
     """Returns the median seconds of a sampling step."""
     sampler, found, steps = DDIM(denoiser), [], 20 if device.type == "cuda" else 2
@@ -246,24 +140,6 @@ def sampling_step(denoiser: Learned, shape: tuple[int, ...], device: torch.devic
         waited(device)
         found.append((time.perf_counter() - start) / steps)
     return statistics.median(found[1:])
-
-
-class FreeLogits(nn.Module):
-    """A network whose output is a parameter, so that a loss is measured alone.
-
-    Args:
-        vocabulary: number of tokens that it takes.
-        length: number of positions.
-        outputs: number of logits at each position.
-        batch: number of examples.
-    """
-
-    def __init__(self, vocabulary: int, length: int, outputs: int, batch: int = 1) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.randn(batch, length, outputs))
-
-    def forward(self, x: Tensor, time: Tensor | None = None, **cond: Tensor) -> Tensor:
-        return self.logits
 
 
 def discrete(path: Path, sizes: Sizes) -> None:
@@ -291,10 +167,10 @@ def discrete(path: Path, sizes: Sizes) -> None:
                 inner = cast("Any", objective.denoiser).network
                 works["cross-entropy"] = repeated(cross_entropy(inner, x0, of == "network"), device, 3)
             works[name] = repeated(loss_of(objective, x0, of == "network"), device, 3)
-        times = networks.turns(works, sizes.images, f"losses of {of}", silent)
+        times = in_turns(works, sizes)
         for name in works:
             each = statistics.median(times[name]) / 3
-            ratio = networks.ratio(times, name, "cross-entropy")
+            ratio = timing.ratios(times, name, "cross-entropy")
             section.add(name, of, f"{batch * length / each:,.0f}", *spread(ratio))
 
 
@@ -394,6 +270,7 @@ PARTS: dict[str, Callable[[Path, Sizes], None]] = {
     "tests": tests,
     "training": training,
     "sampling": sampling,
+    "samplers": samplers,
     "discrete": discrete,
     "figures": figures,
 }

@@ -22,18 +22,19 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
     "UniPC": ("UniPCMultistepScheduler", {"solver_order": 3}),
 }
 KARRAS = {"ancestral": "sample_euler_ancestral", "DDIM": "sample_euler", "DPM-Solver++ 2M": "sample_dpmpp_2m"}
+LIBRARIES = ("diffusers", "k-diffusion", "azula")
 AZULA = {"ancestral": "DDPMSampler", "DDIM": "DDIMSampler"}
 
 
-def samplers(name: str, x: Tensor, steps: int) -> dict[str, Work]:
+def samplers(name: str, x: Tensor, steps: int, only: tuple[str, ...] = LIBRARIES) -> dict[str, Work]:
     """Returns the runs of a method by the libraries that are installed and have it, by library."""
     found: dict[str, Work] = {}
-    if name in DIFFUSERS and find_spec("diffusers"):
+    if name in DIFFUSERS and "diffusers" in only and find_spec("diffusers"):
         scheduler, options = DIFFUSERS[name]
         found["diffusers"] = diffusers(scheduler, options, x, steps)
-    if name in KARRAS and find_spec("k_diffusion"):
+    if name in KARRAS and "k-diffusion" in only and find_spec("k_diffusion"):
         found["k-diffusion"] = karras(KARRAS[name], x, steps)
-    if name in AZULA and find_spec("azula"):
+    if name in AZULA and "azula" in only and find_spec("azula"):
         found["azula"] = azula(AZULA[name], x, steps)
     return found
 
@@ -46,7 +47,7 @@ def diffusers(scheduler: str, options: dict[str, Any], x: Tensor, steps: int) ->
 
     @torch.no_grad()
     def work() -> Tensor:
-        state, generator = x, torch.Generator().manual_seed(1)
+        state, generator = x, torch.Generator(x.device).manual_seed(1)
         steady.set_timesteps(steps)
         extra = {"generator": generator} if scheduler == "DDPMScheduler" else {}
         for t in steady.timesteps:

@@ -19,7 +19,7 @@ from unnoise.shared.random import Streams, normal
 from unnoise.shared.sampler import PredictorCorrector, Sampler, counted
 
 from . import floors, peers
-from .timing import Contender, Workload, asserted
+from .timing import SCALING, Contender, Workload, asserted
 
 GROUP = "sampling steps, trivial network"
 BARE = "bare arithmetic"
@@ -60,16 +60,18 @@ def on_the_table(sampler: type[Sampler]) -> Sampler:
     return sampler(Learned(Half().eval(), Tabulated(linear_betas(floors.ROWS)), noise))
 
 
-Floor = Callable[[Tensor], Callable[[Tensor], Tensor]]
-"""Grid of times to the bare method, a function of the start."""
+Method = Callable[[Tensor, torch.Generator | None], Tensor]
+"""A bare method, `(start, source of noise) -> samples`."""
+Floor = Callable[[Tensor], Method]
+"""Grid of times to the bare method."""
 
 
 def bare_one_step(sums: Callable[[list[floors.Point]], floors.Sums]) -> Floor:
     """Returns the bare arithmetic of a method with steps of its own."""
 
-    def of(grid: Tensor) -> Callable[[Tensor], Tensor]:
+    def of(grid: Tensor) -> Method:
         found = sums(floors.table_points(grid))
-        return lambda x: floors.one_step(found, half, x, seeded())
+        return lambda x, generator: floors.one_step(found, half, x, generator)
 
     return of
 
@@ -77,9 +79,9 @@ def bare_one_step(sums: Callable[[list[floors.Point]], floors.Sums]) -> Floor:
 def bare_multistep(steps: Callable[[list[floors.Point]], list[floors.Multistep]]) -> Floor:
     """Returns the bare arithmetic of a multistep method."""
 
-    def of(grid: Tensor) -> Callable[[Tensor], Tensor]:
+    def of(grid: Tensor) -> Method:
         found = steps(floors.table_points(grid))
-        return lambda x: floors.multistep(found, half, x)
+        return lambda x, generator: floors.multistep(found, half, x)
 
     return of
 
@@ -98,7 +100,8 @@ def table_step(name: str, smoke: bool, batch: int = 16, series: str | None = Non
     kind, floor, target, target_ms = METHODS[name]
     steps, x = (4, start(2, smoke)) if smoke else (50, start(batch, smoke))
     sampler = on_the_table(kind)
-    bare = no_grad(floor(sampler.times(steps)), x)
+    method = floor(sampler.times(steps))
+    bare = no_grad(lambda x: method(x, seeded()), x)
     ours = partial(sampler, x, steps=steps, generator=seeded())
 
     def equal() -> str:
@@ -108,7 +111,7 @@ def table_step(name: str, smoke: bool, batch: int = 16, series: str | None = Non
     found = {} if series else counted_peers(name, x, steps)
     return Workload(
         name=name if series is None else f"{name}, batch {batch}",
-        group=GROUP if series is None else f"scaling: {series}",
+        group=GROUP if series is None else SCALING,
         unit=unit,
         ours=Contender(ours, count),
         base=BARE,

@@ -51,7 +51,7 @@ def children_seconds(work: Work) -> float:
 
 
 def returned(work: Work) -> float:
-    """Returns what the work returns, for a work that measures itself in a fresh process: seconds, or bytes of memory."""
+    """Returns what the work returns, for a work that measures itself: seconds, or bytes of memory."""
     found = work()
     assert isinstance(found, float), f"a work that measures itself returns a float, not {found!r}"
     return found
@@ -83,7 +83,8 @@ class Workload:
         clock: how a turn is measured.
         measure: "ms" where the clock returns seconds, "MB" where it returns bytes.
         rounds: most rounds, for what is measured in fresh processes; None for those of the effort.
-        series, at: the scaling row that this is a point of, and its position, such as the batch size.
+        series, at: the line of a scaling figure that this is a point of, "LINE: PANEL", and its position, such as the
+            batch size.
         note: what else a reader must know.
     """
 
@@ -157,7 +158,7 @@ class Row:
     note: str = ""
 
 
-OURS = "ours"
+OURS, SCALING = "ours", "scaling"
 
 
 def turns(works: Mapping[str, Work], clock: Clock, effort: Effort) -> tuple[dict[str, list[float]], dict[str, int]]:

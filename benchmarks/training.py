@@ -1,30 +1,21 @@
-"""The cost of a training step through `Trainer` beside a bare loop: `make bench-training`.
-
-The bare loop trains the same objective (network, loss, times and noise) with the same optimizer, gradient clipping and
-average, on examples that lie in memory in the form that the network takes. The two take turns step by step, A B A B,
-in one process, so that other load on the machine affects both alike; a ratio is the median over the pairs of steps,
-with its quartiles. One thread and its CPU time are used. The target is 1.03. Training from a mapped file is compared
-with training from memory in the same way; the target of its throughput is 0.9.
-
-`python -m benchmarks.training --smoke` runs everything once at the smallest sizes, as a test; its ratios mean nothing.
-"""
+"""Training steps through `Trainer` beside a bare loop, averages of weights, and data from files beside memory."""
 
 from __future__ import annotations
 
-import statistics
+import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from unnoise.continuous import DenoisingLoss, Learned, Tabulated, linear_betas
-from unnoise.experiments import report
 from unnoise.experiments.image_data import Images
 from unnoise.experiments.papers import ddpm, mdlm
 from unnoise.experiments.parts import part
@@ -32,49 +23,35 @@ from unnoise.experiments.recipe import Recipe
 from unnoise.shared.data import Batches
 from unnoise.shared.data.mapped import ImageWriter, mapped_rows
 from unnoise.shared.networks import UNet
+from unnoise.shared.networks.presets import ddpm_cifar10
 from unnoise.shared.objective import Objective
 from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
+from unnoise.shared.training.averages import averaging
 
+from .timing import Contender, Work, Workload, asserted, returned
+
+GROUP = "training and averages"
 TARGET = 1.03
 """Largest ratio of the seconds of a step through `Trainer` to those of a bare loop."""
-LEAST = 0.9
-"""Smallest ratio of the throughput of training from a mapped file to that from memory."""
-FILE_HEAD = ["step from memory, ms", "throughput, file / memory", "quartiles", "target", "met"]
 LARGEST = 5000
 """Largest number of examples that the bare loop keeps in memory."""
-HEAD = ["", "bare step, ms", "Trainer / bare", "quartiles", "target", "met"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the benchmark."""
-
-    pairs: int = 100
-    """Measured pairs of steps for each network."""
-    threads: int = 1
-    """Threads of PyTorch; with more than one, wall-clock time is measured in place of CPU time."""
-    only: tuple[str, ...] = ()
-    """What to measure: digits, mnist, shakespeare, or file for training from a file; none given for all."""
-    smoke: bool = False
-    """Run everything once at the smallest sizes and ignore the other options."""
+STEPS = 10
+"""Steps of a turn."""
 
 
 def recipes(smoke: bool) -> dict[str, Recipe]:
     """Returns the recipes whose networks are measured, by name."""
-    if smoke:
-        return {"digits": ddpm.smoke(), "text": mdlm.smoke()}
     small = part(UNet, width=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), heads=4)
+    mnist = replace(ddpm.mnist(), network=small, data=Images("mnist5k", batch=16))
     return {
-        "digits, 8 x 8, U-Net of 1.2 M parameters, batch 64": ddpm.digits(),
-        "MNIST, 28 x 28, U-Net of 1.2 M parameters, batch 16": replace(
-            ddpm.mnist(), network=small, data=Images("mnist5k", batch=16)
-        ),
-        "Shakespeare, length 128, DiT of 1.2 M parameters, batch 16": mdlm.shakespeare(),
+        "digits, 8 x 8, U-Net of 1.2 M parameters, batch 64": ddpm.smoke() if smoke else ddpm.digits(),
+        "MNIST, 28 x 28, U-Net of 1.2 M parameters, batch 16": ddpm.smoke() if smoke else mnist,
+        "Shakespeare, DiT of 1.2 M parameters, batch 16": mdlm.smoke() if smoke else mdlm.shakespeare(),
     }
 
 
-def bare_step(objective: Objective[Any], examples: Any, recipe: Recipe, config: Training) -> Callable[[], None]:
+def bare_step(objective: Objective[Any], examples: Any, recipe: Recipe, config: Training) -> Work:
     """Returns a function that trains one step: draw a batch, loss, backward, clip, AdamW, average.
 
     It is written as a researcher would write it, with none of the functions of `Trainer`.
@@ -105,112 +82,139 @@ def bare_step(objective: Objective[Any], examples: Any, recipe: Recipe, config: 
     return work
 
 
-def pairs(recipe: Recipe, count: int, clock: Callable[[], float]) -> tuple[list[float], ...]:
-    """Returns the seconds of steps through `Trainer`, and those of the bare steps between them."""
+def in_turn(step: Work, count: int) -> Callable[[], float]:
+    """Returns a function that takes steps and returns the processor time of one."""
+
+    def work() -> float:
+        start = time.process_time()
+        for _ in range(count):
+            step()
+        return (time.process_time() - start) / count
+
+    return work
+
+
+def through_trainer(objective: Objective[Any], config: Training, data: Any, count: int) -> Callable[[], float]:
+    """Returns a function that trains `count` steps after a first one, and returns the processor time of one."""
+    marks = list[float]()
+    config = replace(config, steps=count + 1, save_every=10**9, watch_every=1, warmup=100, cooldown=0, device="cpu")
+    trainer = Trainer(objective, config, watch=lambda average, step: marks.append(time.process_time()))
+
+    def work() -> float:
+        marks.clear()
+        trainer.step = 0
+        trainer.fit(data)
+        return (marks[-1] - marks[0]) / count
+
+    return work
+
+
+def training_step(name: str, smoke: bool) -> Workload:
+    """Returns a step through `Trainer` beside one of a bare loop on the same objective."""
+    recipe, count = recipes(smoke)[name], 1 if smoke else STEPS
     examples = recipe.load("train")
-    warm = min(10, max(count // 10, 1))
-    config = replace(
-        recipe.training, steps=count + warm + 1, save_every=10**9, watch_every=1, warmup=100, cooldown=0, device="cpu"
-    )
-    torch.manual_seed(0)
-    bare = bare_step(recipe.objective(examples.shape, examples.quantization), examples, recipe, config)
-    trained, plain, marks = list[float](), list[float](), list[float]()
-
-    def watch(average: Objective[Any], step: int) -> None:
-        stop = clock()
-        if marks:  # a step lies between the end of this function and its next call
-            trained.append(stop - marks.pop())
-        start = clock()
-        bare()
-        plain.append(clock() - start)
-        marks.append(clock())
-
-    with tempfile.TemporaryDirectory() as folder:
+    objectives = []
+    for _ in range(2):
         torch.manual_seed(0)
-        objective = recipe.objective(examples.shape, examples.quantization)
-        Trainer(objective, config, folder=Path(folder) / "run", watch=watch).fit(recipe.batches(examples))
-    return trained[warm:], plain[warm:-1]
+        objectives.append(recipe.objective(examples.shape, examples.quantization))
+    data = recipe.batches(examples)
+
+    def equal() -> str:
+        batches = cast(Batches, data)
+        k = batches.k[:2]
+        x0 = batches.form(batches.quantization, k, torch.Generator().manual_seed(0))
+        cond = {name: value[:2] for name, value in batches.conditions.items()}
+        first, second = (o(x0, generator=torch.Generator().manual_seed(1), **cond).total for o in objectives)
+        return asserted(first, second, "losses before training", 1e-6)
+
+    bare = bare_step(objectives[1], examples, recipe, recipe.training)
+    return Workload(
+        name=f"training step, {name}",
+        group=GROUP,
+        unit="step",
+        ours=Contender(through_trainer(objectives[0], recipe.training, data, count)),
+        base="bare loop",
+        references={"bare loop": Contender(in_turn(bare, count))},
+        equal=equal,
+        target=TARGET,
+        clock=returned,
+    )
 
 
-def row(name: str, trained: list[float], bare: list[float]) -> list[str]:
-    """Returns a row of the table."""
-    ratios = [a / b for a, b in zip(trained, bare, strict=True)]
-    middle, (low, high) = statistics.median(ratios), quartiles(ratios)
-    each = f"{1000 * statistics.median(bare):.2f}"
-    met = "yes" if middle <= TARGET else "no"
-    return [name, each, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{TARGET:.2f}", met]
-
-
-def from_file(smoke: bool, count: int, clock: Callable[[], float]) -> list[str]:
-    """Compares training from a mapped file with training from memory, step by step in turns, in one `Trainer`.
-
-    Images are 3 x 32 x 32, in batches of 64 of 4,096. Returns a row of the table; its ratio is that of the throughputs.
-    """
-    number, batch = (16, 2) if smoke else (4096, 64)
+def from_a_file(smoke: bool) -> Workload:
+    """Returns training from a mapped file beside training from memory: a U-Net on 3 x 32 x 32, batch 64."""
+    number, batch, count = (16, 2, 1) if smoke else (4096, 64, 3)
     k = torch.randint(0, 256, (number, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    took, marks = list[float](), list[float]()
+    folder = tempfile.TemporaryDirectory()  # removed when the workload is
+    path = Path(folder.name) / "images.arrow"
+    with ImageWriter(path, tuple(k.shape[1:])) as writer:
+        for image in k:
+            writer.add(image.numpy())
+        writer.finish([])
+    works = []
+    for rows in (mapped_rows(path), k):
+        torch.manual_seed(0)
+        network = UNet((3, 32, 32), 8 if smoke else 16, (1, 2), 1, (), 1)
+        objective = DenoisingLoss.simple(Learned(network, Tabulated(linear_betas(1000))))
+        works.append(through_trainer(objective, Training(), Batches(rows, batch, Quantization(256)), count))
+    return Workload(
+        name="training from a file",
+        group=GROUP,
+        unit="step",
+        ours=Contender(works[0]),
+        base="from memory",
+        references={"from memory": Contender(works[1])},
+        equal=lambda: asserted(mapped_rows(path)[torch.arange(2)], k[:2], f"images of {Path(folder.name).name}", 0.0),
+        target=1 / 0.9,
+        clock=returned,
+    )
+
+
+def averages(smoke: bool) -> Workload:
+    """Returns an update of averaged weights of DDPM's network beside the same sum of one flat tensor."""
     torch.manual_seed(0)
-    network = UNet((3, 32, 32), 8 if smoke else 16, (1, 2), 1, (), 1)
-    objective = DenoisingLoss.simple(Learned(network, Tabulated(linear_betas(1000))))
-    config = Training(steps=2 * count + 5, watch_every=1, save_every=10**9, warmup=100, device="cpu")
+    network = nn.Linear(4, 4) if smoke else ddpm_cifar10()
+    average = copy.deepcopy(network).requires_grad_(False)
+    flat = torch.cat([p.detach().flatten() for p in network.parameters()])
+    other, update = flat.clone(), averaging(average, network)
 
-    def watch(average: Objective[Any], step: int) -> None:
-        took.extend([clock() - mark for mark in marks])
-        marks[:] = [clock()]
+    def equal() -> str:
+        moved = copy.deepcopy(network).requires_grad_(False)
+        with torch.no_grad():
+            for p in moved.parameters():
+                p.zero_()
+        averaging(moved, network)(0.9)
+        found = torch.cat([p.flatten() for p in moved.parameters()])
+        return asserted(found, torch.zeros_like(flat).lerp_(flat, 0.1), "averages", 1e-6)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.arrow"
-        with ImageWriter(path, tuple(k.shape[1:])) as writer:
-            for image in k:
-                writer.add(image.numpy())
-            writer.finish([])
-        sources = [Batches(rows, batch, Quantization(256)) for rows in (k, mapped_rows(path))]
-        Trainer(objective, config, watch=watch).fit(by_turns(sources))
-    first = 4  # the turns of the first steps are left out
-    memory, file = took[first + 1 :: 2], took[first::2]  # took[0] is step 2, and even steps read the file
-    ratios = [b / a for a, b in zip(file, memory, strict=False)]
-    middle, (low, high) = statistics.median(ratios), quartiles(ratios)
-    return [f"{1000 * statistics.median(memory):.2f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}"]
+    references = {"one flat tensor": Contender(lambda: other.lerp_(flat, 0.001))}
+    if find_spec("k_diffusion"):
+        from k_diffusion import utils  # pyright: ignore[reportMissingImports]
 
-
-def by_turns(sources: list[Batches]) -> Iterator[dict[str, Tensor]]:
-    """Yields a batch of each source in turn."""
-    iterators = [iter(source) for source in sources]
-    while True:
-        for iterator in iterators:
-            yield next(iterator)
-
-
-def quartiles(values: list[float]) -> tuple[float, float]:
-    """Returns the lower and the upper quartile."""
-    if len(values) < 2:
-        return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
+        shadow = copy.deepcopy(average)
+        references["k-diffusion"] = Contender(lambda: utils.ema_update(network, shadow, 0.999))
+    return Workload(
+        name=f"averages, {flat.numel() / 1e6:.1f} M parameters",
+        group=GROUP,
+        unit="update",
+        ours=Contender(lambda: update(0.999)),
+        base="one flat tensor",
+        references=references,
+        equal=equal,
+        target=1.15,
+    )
 
 
-def main(settings: Settings) -> str:
-    """Runs the benchmark and returns its tables, in Markdown."""
-    before = torch.get_num_threads()
-    threads, count = (1, 2) if settings.smoke else (settings.threads, settings.pairs)
-    torch.set_num_threads(threads)
-    clock = time.process_time if threads == 1 else time.perf_counter
-    try:
-        chosen = [*recipes(settings.smoke), "file"] if not settings.only else settings.only
-        rows = [
-            row(name, *pairs(recipe, count, clock))
-            for name, recipe in recipes(settings.smoke).items()
-            if name in chosen or name.split(",")[0].lower() in chosen
-        ]
-        tables = [report.table(HEAD, rows)] if rows else []
-        if "file" in chosen:
-            cells = from_file(settings.smoke, count, clock)
-            met = "yes" if float(cells[1]) >= LEAST else "no"
-            tables.append(report.table(FILE_HEAD, [[*cells, f"{LEAST:.2f}", met]]))
-    finally:
-        torch.set_num_threads(before)
-    return "\n\n".join(tables)
+def workloads(smoke: bool) -> dict[str, Callable[[], Workload]]:
+    """Returns the workloads of this module by name."""
+    name = next(iter(recipes(smoke)))
+    return {f"training step, {name}": partial(training_step, name, smoke), "averages": partial(averages, smoke)}
 
 
-if __name__ == "__main__":
-    print(main(tyro.cli(Settings)))
+def further(smoke: bool) -> dict[str, Callable[[], Workload]]:
+    """Returns the workloads of `--full` alone: the other networks, and data from a file."""
+    names = [*recipes(smoke)][1:]
+    return {
+        **{f"training step, {name}": partial(training_step, name, smoke) for name in names},
+        "training from a file": partial(from_a_file, smoke),
+    }
