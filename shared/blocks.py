@@ -19,6 +19,11 @@ def eager_on_cpu(x: Tensor) -> bool:
     )
 
 
+def maybe(condition: Tensor) -> bool:
+    """Returns whether a condition holds, and True where looking at it would wait for an accelerator."""
+    return not eager_on_cpu(condition) or bool(condition)
+
+
 def row_by_row(function: Callable[..., Tensor], x: Tensor, *each: Tensor) -> Tensor:
     """Returns `function(x, *each)` for a function of rows, computed in blocks of rows on the CPU.
 

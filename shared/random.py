@@ -310,3 +310,20 @@ def _quantile(p: Tensor, u: Tensor) -> Tensor:
     cumulative = exact(p).cumsum(-1).contiguous()
     target = u[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target).squeeze(-1).clamp(max=p.shape[-1] - 1)
+
+
+def row_quantile(cumulative: Tensor, row: Tensor, u: Tensor) -> Tensor:
+    """Returns `quantile(p[row], u)`, int64 `(...)`, from `p.cumsum(-1)`, without a copy of the rows, by bisection.
+
+    Args:
+        cumulative: `(n, K)`, the sums of n distributions, float64.
+        row: `(...)`, int64, which of them to draw from.
+        u: `(...)`, a share of the sum of p, in (0, 1].
+    """
+    size, flat = cumulative.shape[1], cumulative.reshape(-1)
+    start = row * size
+    target, found = u * flat[start + (size - 1)], torch.zeros_like(row)
+    for bit in reversed(range(size.bit_length())):
+        after = found + 2**bit
+        found = torch.where(flat[start + (after - 1).clamp(max=size - 1)] < target, after, found)
+    return found.clamp(max=size - 1)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...shared.blocks import eager_on_cpu
 from ...shared.memory import refuse_beyond
-from ...shared.random import Source, categorical
+from ...shared.random import Source, quantile, row_quantile, uniform
 from ...shared.serialization import serializable
 from ...shared.tensors import Table, checked_time, like
 from ..schedules import checked_betas
 from .base import as_tokens
 from .stepwise import Stepwise
+
+ROUNDING = 2.0**-24  # the relative error of factors of low rank
+LOW = 1 / 16  # of K: the largest rank with which factors are faster than a matrix
 
 
 @serializable(
@@ -63,6 +67,7 @@ class DiscretizedGaussian(Stepwise):
             torch.matmul(even[n - 1], self._fold(self._fold(one)[0].mT)[0].mT, out=even[n])
             torch.matmul(odd[n - 1], self._fold(self._fold(one)[1].mT)[1].mT, out=odd[n])
         self._even, self._odd = Table(even), Table(odd)
+        self._left: dict[int, Table | None] = {}
 
     def _fold(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """Returns p `(..., K)` in the even and odd orthonormal functions, `(..., ceil K/2)` and `(..., floor K/2)`."""
@@ -78,8 +83,10 @@ class DiscretizedGaussian(Stepwise):
         return torch.cat([e + o, even[..., pairs:], (e - o).flip(-1)], -1).clamp(min=0)
 
     def one(self, n: Tensor) -> Tensor:
-        distance = self._distance.on(n.device)
-        return torch.where(distance == 0, self._rest[n - 1][..., None], self._offsets[n - 1][..., distance])
+        w, size = self._offsets[n - 1], self.states
+        q = torch.cat([w[..., 1:].flip(-1), w], -1).unfold(-1, size, 1).flip(-2)  # w_|j - i| in row i, column j
+        q.diagonal(dim1=-2, dim2=-1).copy_(self._rest[n - 1])
+        return q
 
     def from_clean(self, p: Tensor, n: Tensor) -> Tensor:
         even, odd = self._fold(p)
@@ -93,7 +100,33 @@ class DiscretizedGaussian(Stepwise):
         return self._unfold(even @ a, odd @ b)
 
     def products(self, n: Tensor) -> Tensor:
-        return self.rows(torch.arange(self.states, device=n.device).expand(len(n), -1), n)
+        even, odd, pairs = self._even[n] * 0.5**0.5, self._odd[n] * 0.5**0.5, self.states // 2
+        first = self._unfold(even[:, :pairs], odd)
+        if self.half == pairs:
+            return torch.cat([first, first.flip(-2, -1)], 1)
+        middle = self._unfold(self._even[n][:, pairs:], torch.zeros_like(odd[:, :1]))
+        return torch.cat([first, middle, first.flip(-2, -1)], 1)
+
+    def factors(self, n: Tensor, product: Tensor) -> tuple[Tensor, Tensor] | None:
+        r"""Returns factors of low rank of `A_n = Q_1 .. Q_n`, where enough steps have made it smooth.
+
+        With the m <= n of the first few binary digits of n and the largest left singular vectors U of A_m,
+        `A_n = U U^T A_n` with an error of at most `ROUNDING min A_n` in each entry: A_n is `A_m B` with a doubly
+        stochastic B, so its error is at most that of A_m in the spectral norm, and its smallest entry at least that of
+        A_m. So `p A_n` has this relative error, for any p that is not negative.
+        """
+        size = int(n)
+        m = size >> (shift := max(0, size.bit_length() - 3)) << shift
+        if m not in self._left:
+            self._left[m] = _low_rank(self.products(torch.tensor([m]))[0])
+        table = self._left[m]
+        if table is None:
+            return None
+        left = table.values
+        right = left @ product[0]
+        # Terms of both signs cancel to the smallest entries, for which float32 may have too few digits.
+        dtype = torch.float32 if product.amax() < 8 * product.amin() else torch.float64
+        return left.to(dtype), right.to(dtype)
 
     def rows(self, x: Tensor, n: Tensor) -> Tensor:
         """Returns row x of `Q_1 .. Q_n`, which is `q(x_n | x_0 = x)`, `(..., K)`, float64; n a scalar or `(B,)`."""
@@ -120,7 +153,22 @@ class DiscretizedGaussian(Stepwise):
 
     def corrupt(self, x0: Tensor, t: Tensor, *, generator: Source = None) -> Tensor:
         x0 = as_tokens(x0, self.categories, "x_0")
-        return categorical(self.rows(x0, self.row(checked_time(t, len(x0)))), generator)
+        n, u = self.row(checked_time(t, len(x0))), uniform(x0.shape, generator, dtype=torch.float64, device=x0.device)
+        if x0[:1].numel() < self.states or not eager_on_cpu(x0):
+            return quantile(self.rows(x0, n), 1 - u)
+        # With more positions than categories, the distributions are summed once for each x_0.
+        each = zip(x0, 1 - u, n.expand(len(x0)), strict=True)
+        return torch.stack([row_quantile(self.products(m[None])[0].cumsum(-1), x, v) for x, v, m in each])
 
     def stationary(self) -> Tensor:
         return self._stationary.values
+
+
+def _low_rank(a: Tensor) -> Table | None:
+    """Returns the left singular vectors of a `(K, K)` without which no entry changes by `ROUNDING min a`, `(r, K)`.
+
+    None for more than `LOW K` of them, or entries too small to be exact in float64.
+    """
+    left, values, _ = torch.linalg.svd(a)
+    rank = int((values > ROUNDING * a.min()).sum())
+    return Table(left[:, :rank].T.contiguous()) if rank <= LOW * len(a) else None

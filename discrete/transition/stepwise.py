@@ -7,10 +7,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from ...shared.blocks import eager_on_cpu, maybe
+from ...shared.random import Source, uniform
 from ...shared.tensors import Table, at_least_float32, refuse_unless
-from ..fused_matrix import matrix_divergence
+from ..fused_matrix import StepMatrices, matrix_divergence, matrix_draw
 from .base import ReverseModel, Terms
-from .generic import GenericTransition, generic_divergence
+from .generic import GenericTransition, generic_divergence, generic_draw
 
 STRIDES_KEPT = 2**23  # numbers, 64 MiB
 
@@ -102,22 +104,59 @@ class Stepwise(GenericTransition):
     def products(self, n: Tensor) -> Tensor:
         """Returns `Q_1 .. Q_n`, `(B, K, K)`, for n `(B,)`, float64."""
 
+    def factors(self, n: Tensor, product: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns `(left, right)`, `(r, K)` each, with `Q_1 .. Q_n = left^T right` to the rounding of float32.
+
+        None where the rank is not low, or not known; n is `(1,)`, and `product` the matrix itself, `(1, K, K)`.
+        """
+        return None
+
+    def step_matrices(
+        self, reverse: ReverseModel, t: Tensor, s: Tensor, back: Tensor, dtype: torch.dtype
+    ) -> StepMatrices:
+        """Returns the matrices of steps from t to s, `(b,)` each.
+
+        Args:
+            reverse: the reverse model, without an eps.
+            t, s: `(b,)`, on the device of the tokens.
+            back: `Q_(s->t)^T`, `(b, K, K)`.
+            dtype: of the result; float64 where weights would overflow in float32.
+        """
+        reach, ahead = self.products(self.row(t)).mT, self.products(self.row(s))
+        least, clean, weights = max(1e-300, self.rounding), self.is_clean(s), None
+        posterior, output = (v[:, None, None] for v in (reverse.reads_posterior(self, t), self.takes_output(t)))
+        one_kind = eager_on_cpu(s) and not bool(clean.any()) and bool((posterior == posterior[0]).all())
+        is_whole = one_kind and bool(reach.amin() > least)  # looking at it would wait for an accelerator
+        if maybe((posterior & ~clean[:, None, None]).any()):
+            weights = torch.where(posterior, torch.where(reach > least, 1 / reach.clamp(min=least), 0.0), 1.0)
+        if maybe(posterior.any()) or not is_whole:
+            known = torch.where(posterior, (reach > least).double(), torch.where(reach > least, reach, 0.0))
+            reach = torch.where(output, 1.0, known)
+        low = self.factors(self.row(s), ahead) if len(s) == 1 and dtype == torch.float32 and eager_on_cpu(s) else None
+        back, ahead, reach = (m.to(dtype).contiguous() for m in (back, ahead, reach))
+        weights = None if weights is None else weights.to(dtype).contiguous()
+        return StepMatrices(back, ahead, weights, reach, is_whole, low)
+
     def divergence(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Terms:
         if reverse.eps or t.ndim == 0 or self.states > self.categories:
             return generic_divergence(self, reverse, logits, x0, x_t, t, s)
-        n = self.single(s, t, logits.device)
-        dtype, reach = at_least_float32(logits[:0]).dtype, self.products(n).mT
-        posterior, output = (
-            v.to(logits.device)[:, None, None] for v in (reverse.reads_posterior(self, t), self.takes_output(t))
-        )
-        possible = reach > max(1e-300, self.rounding)
-        weights = torch.where(posterior, torch.where(possible, 1 / torch.where(possible, reach, 1.0), 0.0), 1.0).to(
-            dtype
-        )
-        evidence = torch.where(
-            output, 1.0, torch.where(posterior, possible.double(), torch.where(possible, reach, 0.0))
-        ).to(dtype)
-        clean = self.is_clean(s).to(logits.device)
-        return Terms(
-            *matrix_divergence(logits, x_t, x0, self.one(n).mT, self.products(n - 1), weights, evidence, clean)
-        )
+        n, dtype = self.single(s, t, logits.device), at_least_float32(logits[:0]).dtype
+        t, s = (v.to(logits.device).expand(len(logits)) for v in (t, s))
+
+        def matrices(batch: slice) -> StepMatrices:
+            return self.step_matrices(reverse, t[batch], s[batch], self.one(n[batch]).mT, dtype)
+
+        return Terms(*matrix_divergence(logits, x_t, x0, matrices, self.is_clean(s)))
+
+    def draw(
+        self, reverse: ReverseModel, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor, generator: Source = None
+    ) -> Tensor:
+        if self.states > self.categories or self.is_clean(s):
+            return generic_draw(self, reverse, logits, x_t, t, s, generator)
+        stride = self.long_stride(s, t, x_t.device)
+        t, s = t.to(x_t.device)[None], s.to(x_t.device)[None]
+        back = self.one(self.single(s, t, x_t.device)) if stride is None else stride[None]
+        dtype = at_least_float32(logits[:0]).dtype
+        m = self.step_matrices(reverse, t, s, back.mT, dtype)
+        u = 1 - uniform(x_t.shape, generator, dtype=torch.float64, device=x_t.device)
+        return matrix_draw(logits, x_t, u, m, reverse.eps)
