@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from unnoise.experiments import evaluation
 from unnoise.experiments.evaluation import bits_per_dim, draw
 from unnoise.experiments.gaussian import GaussianRecipe
 from unnoise.experiments.papers import ddpm, score_sde
+from unnoise.experiments.studies import demo
 from unnoise.shared.code_length import CodeLength, perplexity
 from unnoise.shared.data import image_dataset
 from unnoise.shared.errors import UsageError
 from unnoise.shared.metrics.errors import standard_error
-from unnoise.shared.metrics.judge import Judge, judge_of, marginal_bits_per_dim
+from unnoise.shared.metrics.judge import Judge, SampleQuality, judge_of, marginal_bits_per_dim
 from unnoise.shared.metrics.measurement import finite
+from unnoise.shared.progress import silent
+from unnoise.shared.training import precision
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +125,35 @@ def test_perplexities_beyond_float64_are_infinite():
 def test_results_are_json_without_nan():
     found = {"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": "NaN", "e": 3, "f": None}
     assert finite(found) == {"a": None, "b": [1.0, None, {"c": None}], "d": "NaN", "e": 3, "f": None}
+
+
+def test_the_models_of_the_demo_are_trained_alike():
+    trainings = [recipe.training for recipe in demo.Demo(seed=3).recipes().values()]
+    assert trainings == [trainings[0]] * 3
+    assert (trainings[0].seed, trainings[0].precision) == (3, "auto")
+    assert trainings[0].watch_every <= trainings[0].steps // 4  # the first pictures come early
+    half = demo.Demo(steps=trainings[0].steps // 2).recipes()["ddpm"].training
+    assert (half.warmup, half.cooldown) == (trainings[0].warmup // 2, trainings[0].cooldown // 2)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_demo_rounds_networks_in_sampling_alone_and_where_bfloat16_is_native(digits, monkeypatch, native):
+    seen = []
+
+    def drawn(recipe, sampler, *_, **__):
+        seen.append(("draw", torch.is_autocast_enabled("cpu")))
+        return evaluation.SamplingRun(digits[1].k, 4, 4, 0.0)
+
+    def coded(*_, **__):
+        seen.append(("code", torch.is_autocast_enabled("cpu")))
+        return 1.0, 0.1
+
+    monkeypatch.setattr(demo, "draw", drawn)
+    monkeypatch.setattr(demo, "bits_per_dim", coded)
+    monkeypatch.setattr(precision, "native_bfloat16", lambda device: native)
+    recipe = demo.Demo().recipes()["ddpm"]
+    recipe = replace(recipe, network=ddpm.smoke().network)
+    model = demo.Model("DDPM", recipe, recipe.objective(digits[1].shape, digits[1].quantization).denoiser)
+    judge = SimpleNamespace(quality=lambda k: SampleQuality(0.0, 1.0, 10, len(k)))
+    demo.measure(demo.Demo(smoke=True), {"ddpm": model}, judge, *digits, silent)
+    assert seen == [("code", False), *[("draw", native)] * 4]
