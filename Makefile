@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow smoke lint types consistency recipes ablations bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
+.PHONY: demo test slow smoke lint types consistency recipes outlines ablations bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -85,6 +85,10 @@ consistency: $(VENV)/.ready-dev
 # docs/recipes.md, from the ledger of experiments/ledger.
 recipes: $(VENV)/.ready
 	$(BIN)/unnoise recipes --markdown docs/recipes.md
+
+# experiments/cli/outlines.json, from the commands and recipes: what help and refusals are printed from without torch.
+outlines: $(VENV)/.ready
+	$(BIN)/python -m unnoise.experiments.cli.outlining
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/pdoc --math -d google -o docs/api unnoise

@@ -18,7 +18,8 @@ def lazily(
     Args:
         package: the `__name__` of the package.
         modules: the names that each module, by its name relative to the package, defines for it, with spaces between
-            them. The package also imports them under `TYPE_CHECKING`, for editors and type checkers.
+            them. The package also imports them under `TYPE_CHECKING`, for editors and type checkers. A name that a
+            module has too is not among them, as an import of that module would take its place.
         packages: modules and sub-packages that are attributes themselves.
     """
     homes = {name: module for module, names in modules.items() for name in names.split()}

@@ -204,6 +204,8 @@ def deserialize(description: Any, network: nn.Module | None = None) -> Any:
 def current_name(description: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the description of one class or function with today's name and arguments."""
     name = description.get("class") or description.get("function")
+    if name is None:
+        return description
     import_until(lambda: name in _KNOWN or name in _EARLIER)
     if name not in _EARLIER:
         return description

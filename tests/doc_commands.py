@@ -29,6 +29,7 @@ from unnoise.experiments.cli import ablate, commands, compare, doctor, evaluatin
 from unnoise.experiments.cli.main import main, run
 from unnoise.experiments.recipe import Recipe
 from unnoise.experiments.recipes import find
+from unnoise.experiments.studies import demo
 from unnoise.shared.data import image_dataset
 
 SMALL = ("digits", "shakespeare")
@@ -65,7 +66,7 @@ def parse(words: list[str], of: str | None) -> int:
         (sampling, "load", passed),
         (sampling, "own_network", passed),
         (sampling, "run_of", lambda _: find(str(of))),
-        *((command, "execute", passed) for command in (commands.Demo, commands.Import, commands.Export)),
+        *((command, "execute", passed) for command in (demo.Demo, commands.Import, commands.Export)),
         *((command, "execute", passed) for command in (recipes.Recipes, commands.Parts, commands.PlotSchedules)),
         (compare.Compare, "execute", passed),
         (ablate, "begin", passed),

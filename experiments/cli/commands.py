@@ -1,4 +1,4 @@
-"""The commands that take no recipe and no run of this package: demo, import, export and the lists."""
+"""The commands that take no recipe and no run of this package: import, export and the lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ...shared.training.saving import consolidate
 from ..catalog import CATEGORICAL, GAUSSIAN, key_of
 from ..pretrained.exporting import Flags, bring, send
 from ..program import program
-from ..studies.demo import Demo as Demo
 from .recipe_options import signature_text
 
 

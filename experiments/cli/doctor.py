@@ -13,8 +13,7 @@ from ...shared.progress import bar
 from ...shared.training import load
 from ..doctor import CHECKS, Run, report
 from ..model_checks import model_checks
-from ..pretrained.imported import run_of
-from .sampling import data_of, folder_of, own_network
+from .sampling import data_of, folder_of, own_network, run_of
 from .training import Modules
 
 
@@ -32,8 +31,8 @@ class Doctor:
     count: int = 64
     """Number of samples to draw, whose color is compared with that of the data; 0 for none."""
     data: str | None = None
-    """Data of the run, where they have moved since training: a bundled set, a folder or a set on the Hugging Face Hub.
-    """
+    """Data of the run, where they have moved since training.
+    A bundled set, a folder or a set on the Hugging Face Hub."""
     seed: int = 0
     """Seed of the samples, a whole number."""
     module: Modules = ()

@@ -1,32 +1,24 @@
-"""The command `unnoise` and its sub-commands."""
+"""The command `unnoise` and its sub-commands.
+
+This module, and what it imports, imports no torch: help, lists and refusals are printed at once.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from typing import Annotated, Any, Union
-
-import tyro
+from pathlib import Path
 
 from unnoise import __version__
 
-from ...shared.distributed import processes
 from ...shared.errors import Interrupted, UsageError, notices
 from ...shared.launcher import launched_rank
-from ...shared.random import whole_seed
-from ...shared.training.folder import refuse_several
-from ..own_files import own_module
 from ..program import launch_line
-from ..recipes import RECIPES
-from . import ablate, check_data, commands, compare, doctor, evaluating, recipes, sampling, slurm, training
-from .arguments import values_of
-
-DESCRIPTION = "Diffusion models for research: train the recipes of the papers, or your own, sample and measure them."
+from ..recipes import RECIPES, find
+from .table import COMMANDS, NEEDS, refuse_missing, refuse_unknown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,99 +63,38 @@ def run(arguments: Sequence[str]) -> int:
         print(f"unnoise {__version__}")
         return 0
     name, *rest = arguments or ["--help"]
-    for file in values_of("--module", rest):
-        own_module(file)
-    refuse_unknown(name)
-    for seed in values_of("--seed", rest):
-        whole_seed(int(seed) if re.fullmatch(r"-?\d{1,4000}", seed) else 0)  # another text is an error of its type
-    if name in ALONE:
-        refuse_several()
-    devices = ["auto", *values_of("--device", rest)]
-    with processes(devices[-1]):
-        return run_command(name, rest, arguments)
-
-
-def run_command(name: str, rest: list[str], arguments: Sequence[str]) -> int:
-    """Runs a command, given its name and the arguments after it."""
-    if name in COMMANDS:
-        parsed(name, rest).execute()
+    if not any(word.partition("=")[0] == "--module" for word in rest):
+        refuse_unknown(name)
+        answer_from_outline(name, rest)
+    if name == "recipes" and not rest:
+        COMMANDS[name].load()().execute()
         return 0
-    members = tuple(Annotated[cls, tyro.conf.subcommand(name, prefix_name=False)] for name, cls in COMMANDS.items())
-    every: Any = Union[members]  # noqa: UP007
-    tyro.cli(every, args=arguments or ["--help"], prog="unnoise", description=DESCRIPTION, config=CONFIG)
-    return 0
+    from .running import run_command
+
+    return run_command(name, rest, main)
 
 
-def parsed(name: str, arguments: list[str]) -> Any:
-    """Returns the command of a name with the options of its arguments.
-
-    Raises:
-        SystemExit: for options that cannot be read, which is printed.
-    """
-    cls, left = command_class(name, arguments)
-    named = [] if cls is COMMANDS[name] or name == "submit" else arguments[:1]
-    prog = shlex.join(["unnoise", name, *named])
-    return tyro.cli(cls, args=left, prog=prog, config=CONFIG, console_outputs=launched_rank() == 0)
-
-
-CONFIG = (tyro.conf.PositionalMetavarFromFieldName,)
-ALONE = ("demo", "reproduce", "ablate")
-"""The commands that write a folder, and refuse to run in several processes of a launcher."""
-COMMANDS: dict[str, type] = {
-    "demo": commands.Demo,
-    "check-data": check_data.CheckData,
-    "train": training.Train,
-    "sample": sampling.Sample,
-    "evaluate": evaluating.Evaluate,
-    "ablate": ablate.Ablate,
-    "compare": compare.Compare,
-    "doctor": doctor.Doctor,
-    "consolidate": commands.Consolidate,
-    "reproduce": training.Reproduce,
-    "import": commands.Import,
-    "export": commands.Export,
-    "submit": slurm.Submit,
-    "recipes": recipes.Recipes,
-    "parts": commands.Parts,
-    "plot-schedules": commands.PlotSchedules,
-}
-
-
-def command_class(name: str, arguments: list[str]) -> tuple[type, list[str]]:
-    """Returns the class of a command, and the arguments that are left for it.
-
-    The options of `train`, `reproduce`, `sample` and `evaluate` are those of the recipe or run that is named.
+def answer_from_outline(name: str, arguments: list[str]) -> None:
+    """Prints help, or refuses options, where outlines.json suffices; otherwise returns.
 
     Raises:
-        UsageError: for such a command without the recipe or run as its first argument.
+        SystemExit: for help, and for options that cannot be read, which is printed.
+        UsageError: for a command that lacks its first argument, and an unknown recipe.
     """
-    needs = {"train": "recipe", "reproduce": "recipe", "sample": "run", "evaluate": "run", "check-data": "data"}
-    needs |= {"ablate": "name"}
-    if name not in (*needs, "submit") or (arguments and arguments[0] in ("-h", "--help")):
-        return COMMANDS[name], arguments
-    if name == "submit":
-        return slurm.options_for(arguments, main, parsed)
-    if not arguments or arguments[0].startswith("-"):
-        lists = {"recipe": "; `unnoise recipes` lists them", "name": "; `unnoise ablate --help` lists the ablations"}
-        lists = lists.get(needs[name], "")
-        raise UsageError(f"give a {needs[name]}: unnoise {name} {needs[name].upper()} [options]{lists}")
-    if name in ("check-data", "ablate"):
-        return (check_data if name == "check-data" else ablate).options_for(arguments[0], arguments[1:])
-    module = {"sample": sampling, "evaluate": evaluating}.get(name, training)
-    return module.options_for(name, arguments[0], arguments[1:])
+    asks = bool(arguments) and arguments[0] in ("-h", "--help")
+    if name in COMMANDS and not asks:
+        refuse_missing(name, arguments)
+    if NEEDS.get(name) == "recipe" and not asks:
+        recipe = arguments[0]
+        if recipe not in RECIPES and ":" not in recipe and not (Path(recipe) / "checkpoints").exists():
+            find(recipe)  # raises
+    from . import outline
 
-
-def refuse_unknown(name: str) -> None:
-    """Raises for an unknown command; the message suggests the nearest one.
-
-    Raises:
-        UsageError: for an unknown command.
-    """
-    if name in COMMANDS or name.startswith("-"):
+    if not outline.up_to_date():
         return
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    families = {recipe.rpartition("-")[0] for recipe in RECIPES}
-    if name in RECIPES or name in families:
-        near = [f"unnoise train {name if name in RECIPES else f'{name}-smoke'}"]
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-    raise UsageError(f"there is no command {name}: {hint}")
+    if name not in COMMANDS:
+        outline.read_every([name, *arguments])
+    elif asks or name not in (*NEEDS, "submit"):
+        outline.read(outline.of_command(name), arguments, shlex.join(["unnoise", name]))
+    elif name == "train" and arguments[0] in RECIPES and outline.keeps_parts(arguments[0], arguments):
+        outline.read(outline.of_recipe(arguments[0]), arguments[1:], shlex.join(["unnoise", name, arguments[0]]))

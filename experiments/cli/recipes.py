@@ -7,18 +7,17 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from ...shared.errors import UsageError
-from ...shared.training.folder import write_text
-from .. import report
 from ..ledger import LEDGER, Entry, Paper, entry_of
-from ..notation import write
 from ..program import program
-from ..recipe import NoFigure, Recipe
 from ..recipes import RECIPES, find
-from .outputs import output_path
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 COLUMNS = (35, 23, 20, 15)
 """The widths of the columns of the list: recipe, data, expected, here."""
@@ -45,6 +44,9 @@ class Recipes:
         if self.markdown is not None:
             if self.name:
                 raise UsageError(f"--markdown writes the list of all recipes: leave out {self.name}")
+            from ...shared.training.folder import write_text
+            from .outputs import output_path
+
             path = output_path(self.markdown, (".md",), "--markdown")
             write_text(path, markdown())
             print(f"written to {path}")
@@ -87,6 +89,8 @@ def in_full(name: str) -> str:
         UsageError: for an unknown name; the message suggests the nearest one.
     """
     recipe = find(name)
+    from ..parts import write
+
     if name in RECIPES:
         about = inspect.getdoc(RECIPES[name]) or ""
         paper, entry = entry_of(name)
@@ -106,6 +110,8 @@ def in_full(name: str) -> str:
 
 def of_entry(paper: Paper, entry: Entry, recipe: Recipe) -> list[str]:
     """Returns the blocks of an entry: paper, data, network, published figures, cost and results here."""
+    from ..parts import write
+
     shape = " x ".join(map(str, entry.shape))
     if len(entry.shape) == 1:
         size = f"windows of {shape} tokens, a vocabulary of {entry.levels:,}"
@@ -126,11 +132,15 @@ def of_entry(paper: Paper, entry: Entry, recipe: Recipe) -> list[str]:
 
 def network_of(recipe: Recipe) -> str:
     """Returns the network of a recipe in the notation of parts."""
+    from ..parts import write
+
     return write(getattr(recipe, "network", None))
 
 
 def commands(name: str, recipe: Recipe, entry: Entry | None) -> list[str]:
     """Returns the commands that train, sample and evaluate a recipe, and draw its figure."""
+    from ..recipe import NoFigure
+
     options = f" {entry.options}" if entry and entry.options else ""
     run = f"runs/{name.rpartition(':')[2]}"
     figure = [] if isinstance(recipe.figure, NoFigure) else [f"{program()} reproduce {name}{options}"]
@@ -158,6 +168,8 @@ def item(key: str, texts: Sequence[str]) -> str:
 
 def markdown() -> str:
     """Returns the ledger as a Markdown page, whose links are relative to the folder `docs`."""
+    from .. import report
+
     text = (
         "# Recipes\n\n"
         "`make recipes` writes this page from the ledger, the package `experiments/ledger/`. Expected figures are "

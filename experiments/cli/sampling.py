@@ -26,7 +26,6 @@ from ...shared.training import Checkpoint, load
 from ...shared.training.checkpoint import first_intact, read, silently
 from ..evaluation import CHUNK, Drawing, drawing
 from ..parts import write
-from ..pretrained.imported import run_of
 from ..recipe import Recipe
 from ..sample_parts import Drawn, Parts, draw_parts
 from ..sample_writing import write_samples
@@ -122,6 +121,15 @@ def options_of_run(
     cls = make_dataclass(base.__name__, options, bases=(base,), namespace={"execute": execute}, frozen=True)
     cls.__doc__ = base.__doc__
     return cls, rest
+
+
+def run_of(checkpoint: Checkpoint) -> Recipe:
+    """Returns the recipe of a checkpoint; for one of a training in Python, a run made from its denoiser."""
+    if checkpoint.experiment is not None:
+        return checkpoint.experiment
+    from ..pretrained import imported
+
+    return imported.run_of(checkpoint)
 
 
 def own_network(run: Path, which: str | None = None) -> torch.nn.Module | None:

@@ -20,8 +20,8 @@ class Weighted:
     None takes those of --training.ema. A power function that the run does not have is reconstructed from those that it
     has, best with --training.averages "power(0.05), power(0.1)" and --training.snapshot-every."""
     checkpoint: str | None = None
-    """Checkpoint of the run: its step, such as 10000, or best, that of the lowest held-out loss; None for the newest.
-    """
+    """Checkpoint of the run: its step, such as 10000, or best, that of the lowest held-out loss.
+    None takes the newest."""
 
 
 def checkpoint_in(arguments: Sequence[str]) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..recipe import Recipe
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 UNITS = ("bits/dim", "bits/char")
 """The measures that are units, and are written behind their value; others are written before it."""
