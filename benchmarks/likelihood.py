@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unnoise.sde import (
     VP,
@@ -30,6 +30,7 @@ from unnoise.shared.sampler import counted
 from unnoise.shared.tensors import exact, like
 
 from .floors import VPFlow
+from .samplers import Half
 from .timing import Contender, Work, Workload
 
 GROUP, BASE = "likelihood", "forward and vector-Jacobian product"
@@ -87,7 +88,7 @@ def around_a_network(smoke: bool) -> Workload:
     """Returns the likelihood of a U-Net of 1.2 M parameters on digits, and as score_sde computes it."""
     batch, tolerance = (1, 0.3) if smoke else (8, 1e-3)
     torch.manual_seed(0)
-    network = UNet((1, 8, 8), 8, (1, 2), 1, (2,), 1) if smoke else UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4)
+    network = Half() if smoke else UNet((1, 8, 8), 32, (1, 2, 2), 1, (2,), 4)
     network = network.requires_grad_(False).eval()
     x, t = torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.full((batch,), 300.0)
     integrator = Adaptive(tolerance, tolerance)
@@ -111,7 +112,7 @@ def around_a_network(smoke: bool) -> Workload:
     )
 
 
-def scipy_likelihood(network: UNet, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
+def scipy_likelihood(network: nn.Module, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
     """Integrates state and log-density by SciPy's RK45 in t on flattened batches, as score_sde does.
 
     Returns the change of the log-density, `(B,)`, and the number of evaluations.

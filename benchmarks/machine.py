@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -39,6 +42,13 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + (" + changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "none"
+
+
+def scratch() -> Path:
+    """Returns a new folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="unnoise-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def described() -> dict[str, str]:

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .machine import ROOT
 from .timing import Work
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-ROOT = Path(__file__).parents[1]
 
 
 def growth(work: Work) -> float:

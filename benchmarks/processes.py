@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
+from .machine import ROOT, scratch
 from .timing import Contender, Work, Workload, children_seconds
 
 GROUP = "whole processes"
-ROOT = Path(__file__).parents[1]
 PYTHON, TORCH = "python -c pass", "python -c 'import torch'"
 COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unnoise --help": (("--help",), 0, "train"),
@@ -71,8 +69,8 @@ def command(name: str, smoke: bool) -> Workload:
 
 def sample(smoke: bool) -> Workload:
     """Returns `unnoise sample`, one image in one step, beside the import of torch."""
-    folder = tempfile.TemporaryDirectory()
-    trained, picture = Path(folder.name) / "run", Path(folder.name) / "samples.png"
+    folder = scratch()
+    trained, picture = folder / "run", folder / "samples.png"
     done = run([sys.executable, "-m", "unnoise", "train", "ddpm-smoke", "--out", str(trained)])
     assert done.returncode == 0, done.stderr[-300:]
     words = ("sample", str(trained), "--count", "1", "--steps", "1", "--out", str(picture))
@@ -81,7 +79,7 @@ def sample(smoke: bool) -> Workload:
         done = run([sys.executable, "-m", "unnoise", *words])
         assert not done.returncode, done.stderr[-300:]
         assert picture.is_file(), f"{picture} is not written"
-        return f"a picture in {Path(folder.name).name}"
+        return "a picture"
 
     return Workload(
         name="unnoise sample, one image, one step",

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,10 +21,10 @@ from unnoise.shared.training import Training
 
 from . import categorical, samplers
 from .categorical import TARGETS, Size
+from .machine import ROOT
 from .timing import SCALING, Contender, Workload, returned, threads
 from .training import through_trainer
 
-ROOT = Path(__file__).parents[1]
 BATCHES = (1, 4, 16, 64, 256, 1024)
 VOCABULARIES = (27, 256, 2048, 8192, 32768)
 LENGTHS = (64, 256, 1024, 4096)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,6 +27,7 @@ from unnoise.shared.quantization import Quantization
 from unnoise.shared.training import Trainer, Training
 from unnoise.shared.training.averages import averaging
 
+from .machine import scratch
 from .timing import Contender, Work, Workload, asserted, returned
 
 GROUP = "training and averages"
@@ -145,8 +144,7 @@ def from_a_file(smoke: bool) -> Workload:
     """Returns training from a mapped file beside training from memory: a U-Net on 3 x 32 x 32, batch 64."""
     number, batch, count = (16, 2, 1) if smoke else (4096, 64, 3)
     k = torch.randint(0, 256, (number, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    folder = tempfile.TemporaryDirectory()  # removed when the workload is
-    path = Path(folder.name) / "images.arrow"
+    path = scratch() / "images.arrow"
     with ImageWriter(path, tuple(k.shape[1:])) as writer:
         for image in k:
             writer.add(image.numpy())
@@ -164,7 +162,7 @@ def from_a_file(smoke: bool) -> Workload:
         ours=Contender(works[0]),
         base="from memory",
         references={"from memory": Contender(works[1])},
-        equal=lambda: asserted(mapped_rows(path)[torch.arange(2)], k[:2], f"images of {Path(folder.name).name}", 0.0),
+        equal=lambda: asserted(mapped_rows(path)[torch.arange(2)], k[:2], "images", 0.0),
         target=1 / 0.9,
         clock=returned,
     )
