@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # A caller's environment must not leak into the project's own.
 export PYTHONPATH :=
 
-.PHONY: demo test slow smoke lint types consistency recipes outlines ablations bench bench-discrete bench-sde bench-networks bench-training bench-crash results docs clean
+.PHONY: demo test slow smoke lint types consistency recipes outlines ablations bench bench-full bench-crash results docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/unnoise demo
@@ -59,20 +59,14 @@ ablations: $(VENV)/.ready
 		cp runs/ablations/$$name/report.md runs/ablations/$$name/*.png docs/results/ablations/$$name/ || exit 1; \
 	done
 
+# The table, figures and JSON of docs/results/speed: less than ten minutes on two cores that do nothing else. Other
+# libraries are measured where they are installed; `python -m benchmarks --help` says how to measure some rows alone.
 bench: $(VENV)/.ready-dev
-	$(BIN)/python -m benchmarks.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-bench-discrete: $(VENV)/.ready-dev
-	$(BIN)/python -m benchmarks.discrete
-
-bench-sde: $(VENV)/.ready-dev
-	$(BIN)/python -m benchmarks.sde
-
-bench-networks: $(VENV)/.ready-parity
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.networks
-
-bench-training: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training
+# More rounds, and further rows: about an hour.
+bench-full: $(VENV)/.ready-parity
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --full
 
 # Kills runs at random moments, continues them and compares them with uninterrupted ones: ten minutes on two cores.
 bench-crash: $(VENV)/.ready-dev

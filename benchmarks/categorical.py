@@ -152,6 +152,7 @@ def loss(kind: str, size: Size, target: float | None, series: tuple[str, float] 
         references={CROSS_ENTROPY: Contender(cross_entropy(logits, x0))},
         equal=lambda: same_loss(*denoiser_of(kind, small(size)), small(size)),
         target=target,
+        rounds=3 if size.categories >= LARGE.categories else None,
         series=series[0] if series else None,
         at=series[1] if series else None,
     )
@@ -244,7 +245,8 @@ def loss_in_memory(kind: str, batch: int, length: int, categories: int) -> Work:
 def memory(kind: str, size: Size, smoke: bool, target: float | None, series: tuple[str, float] | None) -> Workload:
     """Returns the peak memory of a loss in bfloat16 beyond its logits, beside that of their gradient."""
     fresh, sizes = here if smoke else in_fresh_process, (size.batch, size.shape[0], size.categories)
-    works = {name: Contender(fresh(loss_in_memory, name, *sizes)) for name in (kind, "gradient", CROSS_ENTROPY)}
+    names = (kind, "gradient", *([CROSS_ENTROPY] if series is None else []))
+    works = {name: Contender(fresh(loss_in_memory, name, *sizes)) for name in names}
     return Workload(
         name=f"memory of {kind}, {size}, bfloat16",
         group=MEMORY if series is None else SCALING,

@@ -197,6 +197,12 @@ def workloads(smoke: bool) -> dict[str, Callable[[], Workload]]:
     return {
         f"discretized Gaussian, {IMAGES}": partial(gaussian_loss, smoke),
         f"discretized Gaussian step, {IMAGES}": partial(gaussian_step, smoke),
+    }
+
+
+def further(smoke: bool) -> dict[str, Callable[[], Workload]]:
+    """Returns the workloads of `--full` alone."""
+    return {
         "discretized Gaussian set-up": partial(gaussian_tables, smoke),
         "nearest neighbors": partial(neighbors_loss, smoke),
     }

@@ -26,8 +26,8 @@ from .timing import SCALING, Contender, Workload, returned, threads
 from .training import through_trainer
 
 BATCHES = (1, 4, 16, 64, 256, 1024)
-VOCABULARIES = (27, 256, 2048, 8192, 32768)
-LENGTHS = (64, 256, 1024, 4096)
+VOCABULARIES = (27, 512, 4096, 32768)
+LENGTHS = (64, 512, 4096)
 
 
 def by_batch(smoke: bool) -> dict[str, Callable[[], Workload]]:
@@ -55,7 +55,7 @@ def by_size(smoke: bool) -> dict[str, Callable[[], Workload]]:
 
 def by_memory(smoke: bool) -> dict[str, Callable[[], Workload]]:
     """Returns the peak memory of a loss in bfloat16 over the batch, at K = 32,768 and L = 256."""
-    sizes = [Size(1, (3,), 7)] if smoke else [Size(b, (256,), 32768) for b in (1, 2, 4, 8)]
+    sizes = [Size(1, (3,), 7)] if smoke else [Size(b, (256,), 32768) for b in (1, 2, 4)]
     return {
         f"memory of {kind}, batch {size.batch}": partial(
             categorical.memory, kind, size, smoke, None, (f"{kind}: memory over the batch", size.batch)
@@ -83,7 +83,7 @@ def ranks(smoke: bool) -> Workload:
         references={"1 rank": Contender(lambda: trained(1, batch, steps).seconds)},
         equal=equal,
         clock=returned,
-        rounds=3,
+        rounds=2,
         note="processor time of the first rank",
     )
 

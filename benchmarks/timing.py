@@ -82,7 +82,7 @@ class Workload:
         target_ms: largest number of milliseconds for each unit, on the machine for which it was stated, or None.
         clock: how a turn is measured.
         measure: "ms" where the clock returns seconds, "MB" where it returns bytes.
-        rounds: most rounds, for what is measured in fresh processes; None for those of the effort.
+        rounds: most rounds, for what takes long or is measured in fresh processes; None for those of the effort.
         series, at: the line of a scaling figure that this is a point of, "LINE: PANEL", and its position, such as the
             batch size.
         note: what else a reader must know.
@@ -116,7 +116,7 @@ class Effort:
     """
 
     turn: float = 0.02
-    seconds: float = 6.0
+    seconds: float = 2.5
     least: int = 5
     most: int = 31
 
@@ -216,7 +216,8 @@ def measured(workload: Workload, effort: Effort = QUICK) -> Row:
     same = workload.equal()
     contenders = {OURS: workload.ours, **workload.references}
     most = effort.most if workload.rounds is None else min(effort.most, workload.rounds)
-    effort = replace(effort, least=min(effort.least, most), most=most)
+    seconds = effort.seconds if workload.series is None else effort.seconds / 3  # a point of many
+    effort = replace(effort, seconds=seconds, least=min(effort.least, most), most=most)
     times, repeats = turns({name: c.work for name, c in contenders.items()}, workload.clock, effort)
     units = {name: c.units * repeats[name] for name, c in contenders.items()}
     each = {name: [took / units[name] for took in times[name]] for name in times}
