@@ -33,7 +33,8 @@ from .timing import SCALING, Contender, Work, Workload, asserted, returned
 
 LOSSES, STEPS, MEMORY = "categorical losses", "categorical steps", "memory"
 CROSS_ENTROPY, DRAW = "cross-entropy", "softmax and draw"
-ROWS = 1000
+ROWS, STRIDE = 1000, 100
+"""Steps of the tables, and those that a reverse step covers."""
 
 
 class FreeLogits(nn.Module):
@@ -171,13 +172,13 @@ def sampled_from(p: Tensor, draws: Tensor) -> str:
 
 def same_step(denoiser: Categorical, process: plain.Process | None, size: Size, n: int) -> str:
     """Compares the distribution of a step with the plain formula, and draws with it."""
-    t, s = (torch.tensor(row / ROWS, dtype=torch.float64) for row in (n, n - 1 if process else n - 100))
+    t, s = (torch.tensor(row / ROWS, dtype=torch.float64) for row in (n, n - STRIDE))
     x_t = denoiser.corruption.corrupt(tokens_of(size), t, generator=torch.Generator().manual_seed(3))
     logits = next(denoiser.parameters()).detach().double()
     if process is None:
         expected = plain.mdlm_step(logits, x_t, float(t), float(s))
     else:
-        expected = plain.d3pm_step(process, logits, x_t, n)
+        expected = plain.d3pm_step(process, logits, x_t, n, STRIDE)
     with torch.no_grad():
         found = denoiser.step_distribution(x_t, t, s)
         draws = denoiser.draw(x_t, t, s, generator=torch.Generator().manual_seed(4))
@@ -185,9 +186,9 @@ def same_step(denoiser: Categorical, process: plain.Process | None, size: Size, 
     return f"{same}, {sampled_from(expected, draws)}"
 
 
-def draws(denoiser: Categorical, size: Size, n: int, back: int) -> Work:
-    """Returns a function that takes a reverse step from row n to n - `back`."""
-    t, s = (torch.tensor(row / ROWS, dtype=torch.float64) for row in (n, n - back))
+def draws(denoiser: Categorical, size: Size, n: int) -> Work:
+    """Returns a function that takes a reverse step from row n."""
+    t, s = (torch.tensor(row / ROWS, dtype=torch.float64) for row in (n, n - STRIDE))
     x_t = denoiser.corruption.corrupt(tokens_of(size), t, generator=torch.Generator().manual_seed(3))
     source = torch.Generator().manual_seed(4)
 
@@ -216,7 +217,7 @@ def step(kind: str, size: Size, target: float | None, series: tuple[str, float] 
         name=f"{kind} step, {size}",
         group=STEPS if series is None else SCALING,
         unit="step",
-        ours=Contender(draws(denoiser, size, 500, 1 if kind != "MDLM" else 100)),
+        ours=Contender(draws(denoiser, size, 500)),
         base=DRAW,
         references={DRAW: Contender(softmax_and_draw(next(denoiser.parameters())))},
         equal=lambda: same_step(*denoiser_of(kind, small(size)), small(size), 500),

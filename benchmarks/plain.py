@@ -124,10 +124,10 @@ def d3pm_loss(process: Process, logits: Tensor, x0: Tensor, x_t: Tensor, n: Tens
     return nats.flatten(1).mean(1)
 
 
-def d3pm_step(process: Process, logits: Tensor, x_t: Tensor, n: int) -> Tensor:
-    """Returns `p(x_(n-1) | x_n)`, `(..., K)`."""
+def d3pm_step(process: Process, logits: Tensor, x_t: Tensor, n: int, stride: int = 1) -> Tensor:
+    """Returns `p(x_(n - stride) | x_n)`, `(..., K)`."""
     rows, p0 = torch.full((len(x_t),), n), padded(process, logits.softmax(-1))
-    return step(process.column(x_t, rows - 1, rows), process.rows(p0, torch.zeros_like(rows), rows - 1, x_t))
+    return step(process.column(x_t, rows - stride, rows), process.rows(p0, torch.zeros_like(rows), rows - stride, x_t))
 
 
 def mdlm_loss(logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -137,11 +137,10 @@ def no_grad(method: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tenso
 def predictor_corrector(smoke: bool) -> Workload:
     """Returns reverse diffusion with a Langevin step after each, on VE."""
     steps, x = (4, start(2, smoke)) if smoke else (50, start(16, smoke))
-    schedule = VE(0.01, 50.0)
+    schedule = VE(0.01, 1.0)  # so that half of x is a plausible noise estimate
     denoiser = LearnedSDE(Half().eval(), schedule, noise, scaled=False)
     sampler = PredictorCorrector(ReverseDiffusion(denoiser), Langevin(denoiser, snr=0.16))
-    x = 50 * x
-    sigmas = [0.01 * 5000 ** float(t) if t > 0 else 0.0 for t in sampler.times(steps)]
+    sigmas = [0.01 * 100 ** float(t) if t > 0 else 0.0 for t in sampler.times(steps)]
     bare = no_grad(lambda x: floors.predictor_corrector(sigmas, half, x, seeded()), x)
     ours = partial(sampler, x, steps=steps, generator=seeded())
 
