@@ -299,6 +299,7 @@ def test_demo_smoke(capsys, tmp_path, monkeypatch):
     results = json.loads((folder / "results.json").read_text())
     assert [r["model"] for r in results[:3]] == ["baseline: pixels alone", "real, held out", "real, training"]
     assert all(r["evaluations"] > 0 for r in results[3:])
+    monkeypatch.setattr(demo, "draw_figures", lambda *_: None)  # they are drawn already
     assert run(capsys, "demo", "--smoke", "--resume")[0] == 0
     assert "has other settings" in run(capsys, "demo", "--smoke", "--resume", "--seed", 1)[2]
 
