@@ -57,6 +57,12 @@ def cells(row: Row) -> list[str]:
     return [name, ours, f"{row.base} {base}", f"{row.ratio:.2f}", between, target(row), verdict(row), ", ".join(others)]
 
 
+def by_group(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows, but for those of scaling, with the rows of a group together."""
+    groups = list(dict.fromkeys(row.group for row in rows))
+    return sorted((row for row in rows if row.group != SCALING), key=lambda row: groups.index(row.group))
+
+
 def slopes(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     """Returns for each series its points, and the slope of the logarithm of the cost over that of the position."""
     found = dict[str, dict[str, Any]]()
@@ -77,7 +83,7 @@ def markdown(rows: Sequence[Row], about: dict[str, str], notes: Sequence[str], d
     parts = ["# Speed", ABOUT, ", ".join(f"{name} {value}" for name, value in about.items())]
     judged = [row for row in rows if row.met is not None]
     parts.append(f"{sum(bool(row.met) for row in judged)} of {len(judged)} targets are met.")
-    plain = [row for row in rows if row.group != SCALING]
+    plain = by_group(rows)
     for group, members in groupby(plain, lambda row: row.group):
         parts += [f"## {group[0].upper()}{group[1:]}", report.table(HEAD, [cells(row) for row in members])]
     if demo:
@@ -107,8 +113,9 @@ def markdown(rows: Sequence[Row], about: dict[str, str], notes: Sequence[str], d
 def ratios_figure(rows: Sequence[Row], path: Path) -> None:
     """Draws the ratio of each row with its quartiles, its target and the other libraries, colored by met or missed."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    shown = [row for row in rows if row.group != SCALING]
+    shown = by_group(rows)
     lines, y = list[tuple[float, Row]](), 0.0
     labels, heads = list[tuple[float, str]](), list[tuple[float, str]]()
     for group, members in groupby(shown, lambda row: row.group):
@@ -134,6 +141,10 @@ def ratios_figure(rows: Sequence[Row], path: Path) -> None:
         axes.annotate(f"{row.ratio:.2f}", (1.005, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.axvline(1, color="#d0d7de", linewidth=1, zorder=0)
     axes.set_xscale("log")
+    axes.set_xlim(max(0.05, min([0.2, *(0.8 * row.ratio for row in shown)])), None)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(y, -1)
     axes.set_yticks([at for at, _ in labels], [name for _, name in labels], fontsize=8)
     for at, group in heads:
