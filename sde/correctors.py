@@ -13,6 +13,8 @@ from torch import Tensor
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule
+from ..shared.gaussian.time_points import TimePoint
+from ..shared.grid_values import on_grid
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
@@ -37,13 +39,14 @@ def own_norms(z: Tensor, score: Tensor) -> Tensor:
         UsageError: below 16 dimensions, where the variance is more than an eighth too large, and steps from points
             where the score is nearly 0 are too long to be of use.
     """
-    if z[0].numel() < FEWEST_DIMENSIONS:
+    dims = math.prod(z.shape[1:])
+    if dims < FEWEST_DIMENSIONS:
         raise UsageError(
-            f"in {z[0].numel()} dimensions the norm of one score varies too much to set a step size, and the samples' "
+            f"in {dims} dimensions the norm of one score varies too much to set a step size, and the samples' "
             "variance would be too large: take AnnealedLangevin(denoiser), whose step size depends on the noise level "
             "alone, or for many samples Langevin(denoiser, norms=batch_norms)"
         )
-    return z[0].numel() ** 0.5 / per_example(score, torch.linalg.vector_norm)
+    return dims**0.5 / per_example(score, torch.linalg.vector_norm)
 
 
 @serializable("sde.batch_norms")
@@ -91,26 +94,29 @@ class LangevinDynamics(Sampler[GaussianDenoiser, Schedule]):
         self.snr, self.repeats = snr, repeats
 
     @abstractmethod
-    def ratio(self, z: Tensor, score: Tensor, s: Tensor) -> Tensor:
+    def ratio(self, z: Tensor, score: Tensor, now: TimePoint) -> Tensor | float:
         """Returns r, a value for `||z|| / ||score||`, a scalar or `(B,)`.
 
         Args:
             z: the noise of the step, `(B, ...)`.
             score: the score at s, `(B, ...)`.
-            s: the time, a scalar.
+            now: the time s, with its coefficients.
         """
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0:
+        if float(s) == 0:
             return x
-        t, s = exact(t), exact(s)
-        below = (2 * s - t).clamp(min=0)
-        a2 = (self.corruption(s)[0] / self.corruption(below)[0]) ** 2
+        now, (alpha_below,) = TimePoint(self.corruption, s), on_grid(LangevinDynamics.below, self, t, s)
+        unit = 2 * (self.snr * now.alpha / float(alpha_below)) ** 2
         for _ in range(self.repeats):
-            score, z = self.denoiser.score(x, s, **cond), normal_like(x, generator)
-            size = like(2 * like(a2, x) * (self.snr * self.ratio(z, score, s)) ** 2, x)
-            x = x + size * score + (2 * size).sqrt() * z
+            estimate, z = self.denoiser.estimate(x, s, **cond), normal_like(x, generator)
+            score = estimate.combined(x, -1 / now.sigma**2, now.alpha / now.sigma**2)
+            x = langevin_step(x, score, z, self.ratio(z, score, now), unit)
         return x
+
+    def below(self, t: Tensor, s: Tensor) -> tuple[Tensor]:
+        """Returns `alpha_(2 s - t)`, float64, of the shape of t."""
+        return (self.corruption((2 * exact(s) - exact(t)).clamp(min=0))[0],)
 
 
 @serializable("sde.Langevin")
@@ -147,8 +153,8 @@ class Langevin(LangevinDynamics):
         super().__init__(denoiser, snr, repeats)
         self.norms = norms
 
-    def ratio(self, z: Tensor, score: Tensor, s: Tensor) -> Tensor:
-        return self.norms(z, score).clamp(max=LARGEST_RATIO * float(torch.hypot(*self.corruption(s))))
+    def ratio(self, z: Tensor, score: Tensor, now: TimePoint) -> Tensor:
+        return self.norms(z, score).clamp(max=LARGEST_RATIO * math.hypot(now.alpha, now.sigma))
 
 
 @serializable("sde.AnnealedLangevin")
@@ -183,8 +189,22 @@ class AnnealedLangevin(LangevinDynamics):
     def __init__(self, denoiser: GaussianDenoiser, snr: float = 0.176, repeats: int = 5) -> None:
         super().__init__(denoiser, snr, repeats)
 
-    def ratio(self, z: Tensor, score: Tensor, s: Tensor) -> Tensor:
-        return self.corruption(s)[1]
+    def ratio(self, z: Tensor, score: Tensor, now: TimePoint) -> float:
+        return now.sigma
+
+
+def langevin_step(x: Tensor, score: Tensor, z: Tensor, ratio: Tensor | float, unit: float) -> Tensor:
+    """Returns `x + e score + sqrt(2 e) z` with the step size `e = unit ratio^2`, of the shape of x.
+
+    Args:
+        x, score, z: `(B, ...)`, of one dtype.
+        ratio: a number, or a tensor, scalar or `(B,)`.
+        unit: the step size for a ratio of 1.
+    """
+    if not isinstance(ratio, Tensor):
+        return torch.add(torch.add(x, score, alpha=unit * ratio**2), z, alpha=math.sqrt(2 * unit) * ratio)
+    ratio = like(ratio, x)
+    return torch.addcmul(torch.addcmul(x, score, ratio**2, value=unit), z, ratio, value=math.sqrt(2 * unit))
 
 
 def snr_of(epsilon: float, smallest_sigma: float) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule, refuse_zero_snr
+from ..shared.gaussian.time_points import TimePoint
+from ..shared.grid_values import on_grid
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
-from ..shared.tensors import exact, like
 from .sde import SDE
 
 
@@ -37,12 +40,13 @@ class EulerMaruyama(Sampler[GaussianDenoiser, Schedule]):
         self.sde, self.eta, self.order = SDE(denoiser.corruption), eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0:
+        if float(s) == 0:
             return self.denoiser(x, t, **cond)
-        drift = self.sde.reverse_drift(x, t, self.denoiser.score(x, t, **cond), self.eta)
-        x = x - like(t - s, x) * drift
-        g2 = self.sde.coefficients(t)[1]
-        return x + self.eta * like((g2 * (t - s)).sqrt(), x) * normal_like(x, generator) if self.eta else x
+        now, width, (f, g2) = TimePoint(self.corruption, t), float(t) - float(s), on_grid(SDE.coefficients, self.sde, t)
+        f, g2 = float(f) * width, float(g2) * width
+        weight = 0.5 * (1 + self.eta**2) * g2 / now.sigma**2
+        mean = self.denoiser.estimate(x, t, **cond).combined(x, 1 - f - weight, weight * now.alpha)
+        return torch.add(mean, normal_like(x, generator), alpha=self.eta * math.sqrt(g2)) if self.eta else mean
 
 
 @serializable("sde.ReverseDiffusion")
@@ -71,13 +75,15 @@ class ReverseDiffusion(Sampler[GaussianDenoiser, Schedule]):
         self.eta, self.order = eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0:
+        if float(s) == 0:
             return self.denoiser(x, t, **cond)
-        t, s = exact(t), exact(s)
-        schedule = self.corruption
-        a, g2 = schedule(t)[0] / schedule(s)[0], schedule(t)[1] ** 2 * (1 - schedule.kept(s, t))
-        x = like(2 - a, x) * x + like(0.5 * (1 + self.eta**2) * g2, x) * self.denoiser.score(x, t, **cond)
-        return x + self.eta * like(g2.sqrt(), x) * normal_like(x, generator) if self.eta else x
+        now, end = TimePoint(self.corruption, t), TimePoint(self.corruption, s)
+        fresh = -math.expm1(2 * (now.lam - end.lam))  # 1 - SNR_t / SNR_s
+        weight = 0.5 * (1 + self.eta**2) * fresh  # of G^2 score, which is fresh (alpha_t E[x_0 | x_t] - x_t)
+        mean = self.denoiser.estimate(x, t, **cond).combined(x, 2 - now.alpha / end.alpha - weight, weight * now.alpha)
+        if not self.eta:
+            return mean
+        return torch.add(mean, normal_like(x, generator), alpha=self.eta * now.sigma * math.sqrt(fresh))
 
 
 @serializable("sde.NoPredictor")
@@ -103,9 +109,9 @@ class NoPredictor(Sampler[GaussianDenoiser, Schedule]):
         refuse_zero_snr(denoiser.corruption)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
-        if s == 0 and self.denoise:
+        if self.denoise and float(s) == 0:
             return self.denoiser(x, t, **cond)
-        return like(self.corruption(exact(s))[0] / self.corruption(exact(t))[0], x) * x
+        return TimePoint(self.corruption, s).alpha / TimePoint(self.corruption, t).alpha * x
 
 
 def refuse_negative(eta: float) -> None:

@@ -32,6 +32,7 @@ class GridValues:
         self.rows: dict[int, dict[tuple[int, ...], int]] = {}
         self.tables: dict[tuple[Any, int], tuple[Any, list[Row]]] = {}
         self.tokens: list[Token[GridValues | None]] = []
+        self.above: GridValues | None = None
 
     def __enter__(self) -> None:
         self.tokens.append(_present.set(self))
@@ -46,7 +47,7 @@ class GridValues:
         rows = self.rows.get(len(times)) or self.rows_of(len(times))
         row = rows.get(tuple(map(id, times)))
         if row is None:
-            return function(owner, *times)
+            return function(owner, *times) if self.above is None else self.above.at(function, owner, times)
         found = self.tables.get((function, id(owner)))
         if found is None:
             columns = None if in_transform() else self.columns(function, owner, len(times))
@@ -64,6 +65,13 @@ class GridValues:
         self.times[count] = [torch.tensor([*map(float, column)], dtype=torch.float64) for column in columns]
         self.rows[count] = {tuple(map(id, times)): i for i, times in enumerate(steps)}
         return self.rows[count]
+
+    def time_above(self, t: Tensor, s: Tensor) -> Tensor:
+        """Returns 2 t - s for a step (t, s), with which `(2 t - s, t)` is looked up too."""
+        if self.above is None:
+            self.above = GridValues([(2 * t - s, t) for t, s in self.path])
+        row = self.rows.get(2, self.rows_of(2)).get((id(t), id(s)))
+        return 2 * t - s if row is None else self.above.path[row][0]
 
     @torch.no_grad()
     def columns(self, function: Callable[..., Columns], owner: Any, count: int) -> list[list[float]] | None:
@@ -88,3 +96,9 @@ def on_grid(function: Callable[..., Columns], owner: Any, *times: Tensor) -> Row
     """
     values = None if torch.compiler.is_compiling() else _present.get()
     return function(owner, *times) if values is None else values.at(function, owner, times)
+
+
+def time_above(t: Tensor, s: Tensor) -> Tensor:
+    """Returns 2 t - s, the time as far above t as s is below; during a run `on_grid` knows (2 t - s, t) as a step."""
+    values = None if torch.compiler.is_compiling() else _present.get()
+    return 2 * t - s if values is None else values.time_above(t, s)

@@ -17,7 +17,7 @@ from .calling import networks_of, refusing_nan, warn_in_training
 from .corruption import Corruption
 from .denoiser import Denoiser, refuse_other_denoiser
 from .errors import UsageError, shown
-from .grid_values import GridValues
+from .grid_values import GridValues, time_above
 from .progress import Progress, silent
 from .random import Source
 from .serialization import serializable
@@ -241,7 +241,7 @@ class CorrectorPredictor(Sampler[D, C]):
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             # A corrector acts at its second time; the first is that of the step before, here as far above t as s is
             # below.
-            x = correct(x, 2 * t - s, t, generator=generator, **cond)
+            x = correct(x, time_above(t, s), t, generator=generator, **cond)
             return predict(x, t, s, generator=generator, **cond)
 
         return step

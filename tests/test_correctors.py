@@ -14,6 +14,7 @@ from unnoise.sde.correctors import AnnealedLangevin, Langevin, batch_norms, own_
 from unnoise.sde.predictors import NoPredictor
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.analytic import AnalyticGaussian, AnalyticMixture
+from unnoise.shared.gaussian.time_points import TimePoint
 from unnoise.shared.random import Streams
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector, counted
 
@@ -227,4 +228,4 @@ def test_a_correct_score_is_not_limited(schedule):
     for t in (0.01, 0.1, 0.5, 1.0):
         x = oracle.corruption.corrupt(torch.randn(1000, 64, generator=torch.Generator().manual_seed(0)), at(t))
         z, score = torch.randn(1000, 64), oracle.score(x, at(t))
-        assert torch.equal(Langevin(oracle).ratio(z, score, at(t)), own_norms(z, score))
+        assert torch.equal(Langevin(oracle).ratio(z, score, TimePoint(oracle.corruption, at(t))), own_norms(z, score))
