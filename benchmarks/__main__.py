@@ -74,7 +74,7 @@ def line(row: Row) -> str:
 
 
 def run(settings: Settings, effort: timing.Effort) -> tuple[list[Row], list[str], bool]:
-    """Measures the rows one after the other and prints a line for each.
+    """Measures the rows one after the other and prints a line for each; Ctrl-C ends it with what is measured.
 
     Returns:
         The rows, notes of what was left out, and whether every row that ran computes what its reference does.
@@ -91,6 +91,10 @@ def run(settings: Settings, effort: timing.Effort) -> tuple[list[Row], list[str]
             notes.append(f"{name} is left out: {missing}")
             print(f"  left out: {missing}", flush=True)
             continue
+        except KeyboardInterrupt:
+            notes.append(f"**stopped at row {number} of {len(names)}, {name}**")
+            print("  stopped", flush=True)
+            break
         except AssertionError as different:
             notes.append(f"**{name} is not measured: {different}**")
             good = False
