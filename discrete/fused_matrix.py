@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..shared.blocks import eager_on_cpu, maybe, row_by_row
 from ..shared.random import quantile
@@ -107,57 +108,70 @@ class _MatrixDivergence(torch.autograd.Function):
         ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, clean: Tensor, matrices: Matrices
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        exact = at_least_float32(logits[:0]).dtype
-        kl, nats = (torch.empty(x0.shape, dtype=exact, device=x0.device) for _ in range(2))
-        slope, tiny = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, torch.finfo(exact).tiny
-        for some, m in _boxes(logits, matrices):
-            here_t, here_0, ended = x_t[some], x0[some], clean[some[0], None]
-            p = at_least_float32(logits[some]).softmax(-1)
-            posterior = None if m.is_whole else _rows(m.evidence, here_t).mul_(p.clamp(min=tiny))
-            r = p if m.weights is None else p * _rows(m.weights, here_t)
-            w, impossible = m.push(r), None
-            from_x_t, true = _rows(m.back, here_t), _rows(m.ahead, here_0)
-            q = from_x_t * true
-            if maybe(w.amin() <= 0):
-                # The cost is infinite only for an x_0 that is ruled out, and finite for one whose probability
-                # underflows.
-                impossible = ((w <= 0) & (q > 0)).any(-1) & (_at(logits[some], here_0) == -torch.inf)
-                w.clamp_(min=tiny)
-            z, true_z = (from_x_t * w).sum(-1, keepdim=True), q.sum(-1, keepdim=True).clamp_(min=tiny)
-            if posterior is None:
-                total = z if m.weights is None else torch.ones_like(z)
-            else:
-                total = posterior.sum(-1, keepdim=True).clamp_(min=tiny)
-            costs = _costs(p, m, total, logits[some], here_t, here_0)
-            ratio = true.div_(w)
-            gains = torch.clamp(ratio, min=tiny, out=w).log_().mul_(q).sum(-1)
-            here = (z / true_z).log().squeeze(-1) + gains / true_z.squeeze(-1)
-            here = here if impossible is None else here.masked_fill(impossible, torch.inf)
-            kl[some], nats[some] = torch.where(ended, costs, here), costs
-            if slope is not None:
-                # p dKL/dp, since p may be too small to be divided out of it; its sum is 0, as KL does not depend on
-                # the scale of p
-                by = m.pull(ratio.mul_(-1 / true_z).add_(1 / z).mul_(from_x_t)).mul_(r)
-                if posterior is not None and maybe(ended.any()):
-                    of_cost = posterior.div_(total).scatter_add_(-1, here_0[..., None], -torch.ones_like(p[..., :1]))
-                    by = torch.where(ended[..., None], of_cost, by)
-                slope[some] = by
-        ctx.save_for_backward(slope, logits, x_t, x0)
+        ctx.slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(logits, x_t, x0, clean)
         ctx.matrices = matrices
-        return kl, nats
+        return _divergence(logits, x_t, x0, clean, matrices, ctx.slope)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_kl: Tensor | None, of_nats: Tensor | None) -> tuple[Tensor | None, ...]:
-        slope, logits, x_t, x0 = ctx.saved_tensors
-        grad = torch.zeros_like(logits) if of_kl is None else slope * of_kl[..., None].to(slope)
-        if of_nats is not None:
-            for some, m in _boxes(logits, ctx.matrices):
-                posterior = at_least_float32(logits[some]).softmax(-1).clamp_(min=torch.finfo(of_nats.dtype).tiny)
-                posterior.mul_(_rows(m.evidence, x_t[some]))
-                posterior.div_(posterior.sum(-1, keepdim=True).clamp_(min=torch.finfo(of_nats.dtype).tiny))
-                grad[some].addcmul_(posterior.to(grad), of_nats[some][..., None].to(grad))
-            grad.scatter_add_(-1, x0[..., None], -of_nats[..., None].to(grad))
-        return grad, *[None] * 4
+        logits, x_t, x0, clean = ctx.saved_tensors
+        grad, ctx.slope = ctx.slope, None
+        if grad is None:  # the first backward pass has scaled it in place
+            grad = torch.empty_like(logits)
+            _divergence(logits, x_t, x0, clean, ctx.matrices, grad)
+        if of_nats is None:
+            return grad if of_kl is None else grad.mul_(of_kl[..., None].to(grad)), *[None] * 4
+        tiny = torch.finfo(of_nats.dtype).tiny
+        for some, m in _boxes(logits, ctx.matrices):
+            posterior = at_least_float32(logits[some]).softmax(-1).clamp_(min=tiny)
+            posterior.mul_(_rows(m.evidence, x_t[some]))
+            scale = of_nats[some][..., None] / posterior.sum(-1, keepdim=True).clamp_(min=tiny)
+            here = grad[some].zero_() if of_kl is None else grad[some].mul_(of_kl[some][..., None].to(grad))
+            here.addcmul_(posterior.to(grad), scale.to(grad))
+        return grad.scatter_add_(-1, x0[..., None], -of_nats[..., None].to(grad)), *[None] * 4
+
+
+def _divergence(
+    logits: Tensor, x_t: Tensor, x0: Tensor, clean: Tensor, matrices: Matrices, slope: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Computes `matrix_divergence` of rows, `(B, n)` each; `slope`, `(B, n, K)`, becomes its gradient by the logits."""
+    exact = at_least_float32(logits[:0]).dtype
+    kl, nats = (torch.empty(x0.shape, dtype=exact, device=x0.device) for _ in range(2))
+    tiny = torch.finfo(exact).tiny
+    for some, m in _boxes(logits, matrices):
+        here_t, here_0, ended = x_t[some], x0[some], clean[some[0], None]
+        p = at_least_float32(logits[some]).softmax(-1)
+        posterior = None if m.is_whole else _rows(m.evidence, here_t).mul_(p.clamp(min=tiny))
+        r = p if m.weights is None else p * _rows(m.weights, here_t)
+        w, impossible = m.push(r), None
+        from_x_t, true = _rows(m.back, here_t), _rows(m.ahead, here_0)
+        q = from_x_t * true
+        if m.factors is None and maybe(w.amin() <= 0):
+            # The cost is infinite only for an x_0 that is ruled out, and finite for one whose probability underflows.
+            impossible = ((w <= 0) & (q > 0)).any(-1) & (_at(logits[some], here_0) == -torch.inf)
+            w.clamp_(min=tiny)
+        z, true_z = (from_x_t * w).sum(-1, keepdim=True), q.sum(-1, keepdim=True).clamp_(min=tiny)
+        if posterior is None:
+            total = z if m.weights is None else torch.ones_like(z)
+        else:
+            total = posterior.sum(-1, keepdim=True).clamp_(min=tiny)
+        costs = _costs(p, m, total, logits[some], here_t, here_0)
+        ratio = true.div_(w)
+        gains = torch.clamp(ratio, min=tiny, out=w).log_().mul_(q).sum(-1)
+        here = (z / true_z).log().squeeze(-1) + gains / true_z.squeeze(-1)
+        here = here if impossible is None else here.masked_fill(impossible, torch.inf)
+        kl[some], nats[some] = torch.where(ended, costs, here), costs
+        if slope is not None:
+            # p dKL/dp, since p may be too small to be divided out of it; its sum is 0, as KL does not depend on the
+            # scale of p
+            by = m.pull(ratio.mul_(-1 / true_z).add_(1 / z).mul_(from_x_t)).mul_(r)
+            if posterior is not None and maybe(ended.any()):
+                of_cost = posterior.div_(total).scatter_add_(-1, here_0[..., None], -torch.ones_like(p[..., :1]))
+                by = torch.where(ended[..., None], of_cost, by)
+            slope[some] = by
+    return kl, nats
 
 
 def _costs(p: Tensor, m: StepMatrices, total: Tensor, logits: Tensor, x_t: Tensor, x0: Tensor) -> Tensor:

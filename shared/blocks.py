@@ -7,16 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .tensors import in_transform
+
 NUMBERS = 2**18  # in a block: one megabyte in float32
 
 
 def eager_on_cpu(x: Tensor) -> bool:
     """Returns whether work on x may depend on its values: on the CPU, outside of `torch.compile` and `torch.func`."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not in_transform()
 
 
 def maybe(condition: Tensor) -> bool:
