@@ -128,7 +128,10 @@ class CleanDenoiser(CategoricalDenoiser):
         """Returns `log p0` up to a constant at each position, `(..., categories)`, without an added mask."""
 
     def loss_logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns `logits`, except at positions where they have no effect on a loss (`Transition.loss_is_of_masks`)."""
+        """Returns `logits`, except at positions where they do not count in losses and steps (`Transition.loss_is_of_masks`).
+
+        t has been checked: a tensor, scalar or `(B,)`.
+        """
         return self.logits(x_t, t, **cond)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -145,7 +148,7 @@ class CleanDenoiser(CategoricalDenoiser):
         t, s = checked_time(t), checked_time(s)
         if self.corruption.is_clean(s):
             return categorical(self.step_distribution(x_t, t, s, **cond), generator)
-        logits = self.logits(x_t, t, **cond)
+        logits = self.loss_logits(x_t, t, **cond)
         with full_precision(x_t):
             return self.corruption.draw(self.reverse, logits, x_t.long(), t, s, generator)
 
@@ -255,7 +258,7 @@ class Categorical(CleanDenoiser):
         self.corruption, self.conditions = transition, getattr(network, "conditions", None)
 
     def logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self._logits(self.head, x_t, t, cond)
+        return self._logits(self.head, x_t, checked_time(t), cond)
 
     def loss_logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         of_masks = self.corruption.loss_is_of_masks(self.reverse)
@@ -263,7 +266,7 @@ class Categorical(CleanDenoiser):
 
     def _logits(self, head: Head, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         x_t = as_tokens(x_t, self.corruption.states, "x_t")
-        out = call_network(self, x_t, one_per_example(self.time_input(self.corruption, checked_time(t)), x_t), cond)
+        out = call_network(self, x_t, one_per_example(self.time_input(self.corruption, t), x_t), cond)
         return head(out, x_t, self.corruption)
 
     def time_input_range(self) -> Tensor:

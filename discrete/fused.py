@@ -6,16 +6,17 @@ to a factor for each row, which the first backward pass scales in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..shared.tensors import at_least_float32
+from ..shared.tensors import at_least_float32, in_transform
 
+SMALL = 2**17  # numbers of logits, below which calls cost more than arithmetic
 ON_CPU, ON_DEVICE = 2**19, 2**26  # numbers in a block: two megabytes fit a core's cache, an accelerator needs more
 
 
@@ -30,7 +31,7 @@ def cross_entropy(logits: Tensor, x0: Tensor, counts: Tensor | None = None) -> T
         counts: whether a position counts, bool, `(...)`; None where all do.
     """
     rows, flat = logits.reshape(-1, logits.shape[-1]), x0.reshape(-1)
-    if plain_operations():
+    if plain_operations() or logits.numel() < SMALL:
         nats = F.cross_entropy(at_least_float32(rows), flat, reduction="none").view(x0.shape)
     elif counts is None or logits.device.type != "cpu":  # to find the rows that count would wait for the device
         nats = cast(Tensor, _CrossEntropy.apply(rows, flat, None)).view(x0.shape)
@@ -41,13 +42,63 @@ def cross_entropy(logits: Tensor, x0: Tensor, counts: Tensor | None = None) -> T
 
 def plain_operations() -> bool:
     """Returns whether a compiler, `torch.func` or forward-mode differentiation is at work."""
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return torch.compiler.is_compiling() or forward_mode or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or in_transform() or torch.autograd.forward_ad._current_level >= 0
 
 
-def uniform_rate(
-    logits: Tensor, x_t: Tensor, x0: Tensor, odds: Tensor, own: Tensor, excess: Tensor
-) -> tuple[Tensor, Tensor]:
+def rate_constants(states: int, odds: Tensor, own: Tensor, excess: Tensor) -> Tensor:
+    """Returns what the rate of uniform resampling needs of each time, for `uniform_rate`, `(C, n, 2)`, float64.
+
+    The last axis is for positions where x_t is not x_0, and where it is.
+
+    Args:
+        states: K.
+        odds: u, the probability of x_t given x_0 = x_t over that given another x_0, less one; float64, `(n,)`.
+        own: `ReverseModel.own`, the factor by which the reverse model multiplies p0 at x_0 = x_t relative to other x_0;
+            1 for a leave-one-out p0. Float64, `(n,)`.
+        excess: the factor by which the evidence of x_t raises the probability of x_0 = x_t over p0, less one: u for a
+            leave-one-out p0, 0 for a posterior. Float64, `(n,)`.
+    """
+    u, own, excess = (v[:, None] for v in (odds, own, excess))
+    same, rest = _same(u), states - 1
+    r, seen = torch.where(same, 1 / (1 + u), 1.0), torch.where(same, 0.0, u)
+    constant = rest * r * (r.log() - 1) + torch.xlogy(1 + seen, 1 + seen) - seen
+    return _stacked(u, own, excess, torch.ones_like(u), constant, -rest * r - seen, r, seen)
+
+
+def divergence_constants(states: int, a: Tensor, c: Tensor, own: Tensor, excess: Tensor, clean: Tensor) -> Tensor:
+    """Returns what a step of uniform resampling needs of its times, for `uniform_divergence`, `(C, n, 2)`, float64.
+
+    The last axis is for positions where x_t is not x_0, and where it is.
+
+    Args:
+        states: K.
+        a, c: the probabilities to be kept from s to t and from 0 to s, float64, `(n,)`.
+        own, excess: as in `rate_constants`.
+        clean: whether s = 0, bool, `(n,)`.
+    """
+    a, c, own, excess, clean = (v[:, None] for v in (a, c, own, excess, clean))
+    same, live = _same(a), (~clean).to(a)
+    b, d = (1 - a) / states, (1 - c).masked_fill(clean, states) / states
+    # The masses of the true distribution at x_t, at x_0 by way of p0 and at any third token, and the terms that do not
+    # depend on the model.
+    true_t = c * same + d
+    z = b + a * true_t
+    q_t, rho = live * (a + b) * true_t / z, live * b * d / z
+    others, odds = torch.where(same, 0.0, rho), c / d
+    constant = (odds * others + others) * odds.log1p()
+    return _stacked(odds, own, excess, live, constant, q_t, rho, odds * others, b / z, a * d / z, d / true_t)
+
+
+def _same(v: Tensor) -> Tensor:
+    """Returns whether x_t = x_0 in the two cases for which constants are computed."""
+    return torch.arange(2, device=v.device) > 0
+
+
+def _stacked(odds: Tensor, own: Tensor, excess: Tensor, *more: Tensor) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(odds, own, excess, torch.log1p(excess * _same(excess)), *more))
+
+
+def uniform_rate(logits: Tensor, x_t: Tensor, x0: Tensor, constants: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     r"""Returns the rate of the path of uniform resampling divided by `rate / K`, and `-log p(x_0 | x_t)`.
 
     `rate` is that of the schedule, events per unit of time; p is p0, the softmax of the logits. The former is
@@ -58,25 +109,17 @@ def uniform_rate(
     Args:
         logits: `(..., K)`, of any precision.
         x_t, x0: `(...)`, int64.
-        odds: u, the probability of x_t given x_0 = x_t over that given another x_0, less one; float64, broadcast to
-            `(...)`.
-        own: `ReverseModel.own`, the factor by which the reverse model multiplies p0 at x_0 = x_t relative to other x_0;
-            1 for a leave-one-out p0. Float64, broadcast to `(...)`.
-        excess: the factor by which the evidence of x_t raises the probability of x_0 = x_t over p0, less one: u for a
-            leave-one-out p0, 0 for a posterior. Float64, broadcast to `(...)`.
+        constants: `rate_constants` of some times.
+        row: which of them is that of a position, int64, broadcast to `(...)`.
 
     Returns:
         `(...)` each, float32 or better.
     """
-    u, own, excess, live = (v[..., None] for v in (odds, own, excess, torch.ones_like(odds)))
-    same, rest = _same(u), logits.shape[-1] - 1
-    r, seen = torch.where(same, 1 / (1 + u), 1.0), torch.where(same, 0.0, u)
-    constant = rest * r * (r.log() - 1) + torch.xlogy(1 + seen, 1 + seen) - seen
-    return _uniform(logits, x_t, x0, True, u, own, excess, live, constant, -rest * r - seen, r, seen)
+    return _uniform(logits, x_t, x0, constants, row, True)
 
 
 def uniform_divergence(
-    logits: Tensor, x_t: Tensor, x0: Tensor, a: Tensor, c: Tensor, own: Tensor, excess: Tensor, clean: Tensor
+    logits: Tensor, x_t: Tensor, x0: Tensor, constants: Tensor, row: Tensor
 ) -> tuple[Tensor, Tensor]:
     r"""Returns `KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of uniform resampling, and `-log p(x_0 | x_t)`.
 
@@ -89,163 +132,131 @@ def uniform_divergence(
     Args:
         logits: `(..., K)`, of any precision.
         x_t, x0: `(...)`, int64.
-        a, c: the probabilities to be kept from s to t and from 0 to s, float64, broadcast to `(...)`.
-        own, excess: as in `uniform_rate`; own_k is `own` at k = x_t and else 1.
-        clean: whether s = 0, bool, broadcast to `(...)`.
+        constants: `divergence_constants` of some steps.
+        row: which of them is that of a position, int64, broadcast to `(...)`.
 
     Returns:
         `(...)` each, float32 or better.
     """
-    a, c, own, excess, clean = (v[..., None] for v in (a, c, own, excess, clean))
-    states, same, live = logits.shape[-1], _same(a), (~clean).to(a)
-    b, d = (1 - a) / states, (1 - c).masked_fill(clean, states) / states
-    # The masses of the true distribution at x_t, at x_0 by way of p0 and at any third token, and the terms that do not
-    # depend on the model.
-    true_t = c * same + d
-    z = b + a * true_t
-    q_t, rho = live * (a + b) * true_t / z, live * b * d / z
-    others = torch.where(same, 0.0, rho)
-    odds, seen = c / d, others * (c / d)
-    constant = q_t * (true_t / d).log() - live * z.log() + (seen + others) * odds.log1p()
-    return _uniform(logits, x_t, x0, False, odds, own, excess, live, constant, q_t, rho, seen, b, a * d)
-
-
-def _same(v: Tensor) -> Tensor:
-    """Returns whether x_t = x_0 in the two cases for which constants are computed."""
-    return torch.arange(2, device=v.device) > 0
-
-
-class _Rows(NamedTuple):
-    """Values at each row of the logits, and the derivative of the first by the logits, where it was asked for.
-
-    Attributes:
-        value: the divergence or rate, `(N,)`.
-        nats: `-log p(x_0 | x_t)`, `(N,)`.
-        tilt: the derivative of `nats` by `log p_t`, `(N, 1)`.
-        slope: the derivative of `value` by the logits, `(N, K)`, or None.
-    """
-
-    value: Tensor
-    nats: Tensor
-    tilt: Tensor
-    slope: Tensor | None
+    return _uniform(logits, x_t, x0, constants, row, False)
 
 
 def _uniform(
-    logits: Tensor, x_t: Tensor, x0: Tensor, is_rate: bool, odds: Tensor, own: Tensor, excess: Tensor, *more: Tensor
+    logits: Tensor, x_t: Tensor, x0: Tensor, constants: Tensor, row: Tensor, is_rate: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns value and nats of `_uniform_rows` from constants `(..., 2)`, where x_t is not x_0 and where it is."""
-    gain = torch.log1p(excess * _same(excess))
-    constants = torch.broadcast_tensors(odds, own, excess, gain, *more)
-    shape = constants[0].shape[:-1]
-    table = torch.stack(constants).view(len(constants), -1)
-    cell = torch.arange(0, 2 * shape.numel(), 2, device=x0.device).view(shape) + (x_t == x0)
-    rows = logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1, 1), x0.reshape(-1, 1), cell.reshape(-1)
-    value, nats = cast(tuple[Tensor, Tensor], _Uniform.apply(*rows, table, is_rate))
+    # A rate is a difference of large numbers.
+    constants = constants if is_rate else constants.to(at_least_float32(logits[:0]).dtype)
+    of_rows = constants.flatten(1).index_select(1, (2 * row + (x_t == x0)).view(-1))
+    rows = logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1, 1), x0.reshape(-1, 1)
+    value, nats = cast(tuple[Tensor, Tensor], _Uniform.apply(*rows, of_rows, is_rate))
     return value.view(x0.shape), nats.view(x0.shape)
 
 
-def _uniform_rows(
-    logits: Tensor, x_t: Tensor, x0: Tensor, cell: Tensor, table: Tensor, is_rate: bool, with_slope: bool
-) -> _Rows:
-    r"""Returns the divergence or rate of uniform resampling at each row of the logits, `(N, K)`, and its derivative.
+class _Uniform(torch.autograd.Function):
+    r"""The divergence or rate of uniform resampling at each row of the logits, `(N, K)`, and `-log p(x_0 | x_t)`.
 
     With `h = own p_t + R`, the probability `R = 1 - p_t` of all tokens but x_t, `o = odds / h` and
-    `v = 1 + own o p_t`, both are `constant + T(v) - q log v - rho S - seen log(1 + o p_0)`,
-    `S = sum_(k != x_t) log(1 + o p_k)`, with `T = live log(b + ad v)` for a divergence and `T = (K - 1 + o R) / v` for
-    a rate. For a token k other than x_t and x_0 the derivative by log p_k is `-rho f_k`, `f_k = o p_k / (1 + o p_k)`.
+    `v = 1 + own o p_t`, both are `constant + T(v) - rho S - seen log(1 + o p_0)`, `S = sum_(k != x_t) log(1 + o p_k)`,
+    with `T = live log(b + ad v) - q log(over v)` for a divergence, whose logarithms are small where a step is short,
+    and `T = (K - 1 + o R) / v - q log v` for a rate. Where `live` is 0 the divergence is the cost,
+    `log(1 + excess p_t) - gain - log p_0`.
+
+    The derivative by log p_k is `-rho f_k`, `f_k = o p_k / (1 + o p_k)`, for k other than x_t and x_0; that by the
+    logits is therefore `-p_k (rho / (1 / o + p_k) + total)`, with the sum `total` of all derivatives by log p_k.
     """
-    slope = torch.empty_like(logits) if with_slope else None
-    values, costs, tilts = [], [], []
-    for rows in _blocks(logits):
-        p = at_least_float32(logits[rows]).softmax(-1)
-        at_t, at_0 = x_t[rows], x0[rows]
-        odds, own, excess, gain, live, constant, q, rho, seen, *weights = table[:, cell[rows], None]
-        p_t, p_0 = p.gather(1, at_t).double(), p.gather(1, at_0).clamp_(min=torch.finfo(p.dtype).tiny).double()
-        others = p.scatter_(1, at_t, 0.0).sum(-1, keepdim=True).double()  # 1 - p_t without cancellation
-        h = torch.addcmul(others, own, p_t)
-        o = odds / h
-        o_t, o_0 = o * p_t, o * p_0
-        v = 1 + own * o_t
-        if is_rate:
-            t = (p.shape[1] - 1 + o * others) / v
-            by_v = -t / v
-        else:
-            b, ad = weights
-            w = torch.addcmul(b, ad, v)
-            t, by_v = live * w.log(), live * ad / w
-        buffer = slope[rows] if slope is not None and slope.dtype == p.dtype else torch.empty_like(p)
-        factors = torch.mul(p, o.to(p), out=buffer).add_(1)
-        value = constant + t - q * v.log() - rho * _sum_log(factors) - seen * o_0.log1p()
-        lift = excess * p_t
-        cost = lift.log1p() - gain - p_0.log()
-        cost = cost.masked_fill(logits[rows].gather(1, at_0) == -torch.inf, torch.inf)
-        tilt = lift / (1 + lift)
-        values.append(torch.where(live > 0, value, cost).to(p))
-        costs.append(cost.to(p))
-        tilts.append(tilt.to(p))
-        if slope is None:
-            continue
-        shares = factors.reciprocal_().mul_(p)  # f = o shares, and 0 at x_t
-        share, share_0 = rho * o * shares.sum(-1, keepdim=True), seen * o_0 / (1 + o_0)
-        by_h = (1 - own) * p_t / h  # that of -log h by log p_t
-        by_t = (by_v - q / v) * own * o_t * (1 + by_h) - by_h * (share + share_0) + (1 - live) * tilt
-        if is_rate:
-            by_t = by_t + (by_h * o * others - o_t) / v
-        by_0 = live - 1 - share_0
-        total = by_t + by_0 - share
-        shares.mul_((-rho * o).to(p)).addcmul_(p, total.to(p), value=-1)
-        shares.scatter_(1, at_t, (by_t - p_t * total).to(p)).scatter_add_(1, at_0, by_0.to(p))
-        if slope.dtype != p.dtype:
-            slope[rows] = shares
-    return _Rows(_joined(values).squeeze(1), _joined(costs).squeeze(1), _joined(tilts), slope)
 
-
-class _Uniform(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, cell: Tensor, table: Tensor, is_rate: bool
+        ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, constants: Tensor, is_rate: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        found = _uniform_rows(logits, x_t, x0, cell, table, is_rate, ctx.needs_input_grad[0])
-        ctx.save_for_backward(logits, x_t, x0, cell, table, found.tilt)
-        ctx.slope, ctx.is_rate = found.slope, is_rate
-        return found.value, found.nats
+        odds, own, excess, gain, live, constant, q, rho, seen, *weights = constants
+        buffer = _buffer(logits)
+        whole = torch.empty_like(logits) if ctx.needs_input_grad[0] and buffer.dtype == logits.dtype else None
+        ctx.p, sums = whole, []
+        # As odds bound o p_k, the product of four factors is below the largest float32 number.
+        eager = odds.device.type == "cpu" and not torch.compiler.is_compiling()
+        together = 4 if eager and float(odds.amax()) < 1e9 else 2
+        for rows in _blocks(logits):
+            p, p_t, p_0 = _others(logits[rows], x_t[rows], x0[rows], None if whole is None else whole[rows])
+            others = p.sum(-1, keepdim=True)  # 1 - p_t without cancellation
+            o = odds[rows, None] / torch.addcmul(others, own[rows, None], p_t)
+            factors = torch.mul(p, o.to(p), out=buffer[: len(p)]).add_(1)
+            log_factors = _sum_log(factors, together)
+            sums.append((p_t, p_0, others, log_factors, factors.reciprocal_().mul_(p).sum(-1, keepdim=True)))
+        p_t, p_0, others, log_factors, shares = (_joined(v).squeeze(1).to(odds) for v in zip(*sums, strict=True))
+        h = torch.addcmul(others, own, p_t)
+        o = odds / h
+        o_t, o_0, lift = o * p_t, o * p_0, excess * p_t
+        v = 1 + own * o_t
+        if is_rate:
+            z = (logits.shape[1] - 1 + o * others) / v
+            t, by_v = z - q * v.log(), -(z + q) / v
+        else:
+            b, ad, over = weights
+            z = torch.addcmul(b, ad, v)
+            t, by_v = live * z.log() - q * (over * v).log(), live * ad / z - q / v
+        cost = (lift.log1p() - gain - p_0.log()).masked_fill(_at(logits, x0) == -torch.inf, torch.inf)
+        value = torch.where(live > 0, constant + t - rho * log_factors - seen * o_0.log1p(), cost)
+        if ctx.needs_input_grad[0]:
+            tilt = lift / (1 + lift)  # of the cost by log p_t
+            by_h = (1 - own) * p_t / h  # of -log h by log p_t
+            share, share_0 = rho * o * shares, seen * o_0 / (1 + o_0)
+            by_t = by_v * own * o_t * (1 + by_h) - by_h * (share + share_0) + (1 - live) * tilt
+            if is_rate:
+                by_t = by_t + (by_h * o * others - o_t) / v
+            by_0 = live - 1 - share_0
+            ctx.save_for_backward(logits, x_t, x0, p_t, tilt, h / odds, rho, by_t, by_0, by_t + by_0 - share)
+        return value.to(buffer), cost.to(buffer)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_value: Tensor | None, of_nats: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, x_t, x0, cell, table, tilt = ctx.saved_tensors
-        if of_value is None:
-            grad = torch.zeros_like(logits)
-        else:
-            grad, ctx.slope = ctx.slope, None  # a second backward pass computes it again
-            if grad is None:
-                grad = cast(Tensor, _uniform_rows(logits, x_t, x0, cell, table, ctx.is_rate, True).slope)
-            grad.mul_(of_value[:, None].to(grad))
+        logits, x_t, x0, p_t, tilt, one_over_o, rho, by_t, by_0, total = ctx.saved_tensors
+        scale = at_t = at_0 = torch.zeros_like(rho)
+        if of_value is not None:
+            scale, at_t, at_0 = -of_value * total, of_value * by_t, of_value * by_0
         if of_nats is not None:
-            scale = of_nats[:, None]
-            up = scale * tilt
-            for rows in _blocks(logits):
-                p = at_least_float32(logits[rows]).softmax(-1)
-                grad[rows].addcmul_(p.to(grad), (scale - up)[rows].to(grad))
-            grad.scatter_add_(1, x0, -scale.to(grad)).scatter_add_(1, x_t, up.to(grad))
-        return grad, *[None] * 5
+            scale, at_t, at_0 = scale + of_nats * (1 - tilt), at_t + of_nats * tilt, at_0 - of_nats
+        at_t = at_t + p_t * scale
+        whole, ctx.p = ctx.p, None  # a second backward pass computes it again
+        grad, buffer = torch.empty_like(logits) if whole is None else whole, _buffer(logits)
+        for rows in _blocks(logits):
+            p = _others(logits[rows], x_t[rows], x0[rows])[0] if whole is None else whole[rows]
+            by_p = scale[rows, None].to(p)
+            if of_value is not None:
+                inverse = torch.add(p, one_over_o[rows, None].to(p), out=buffer[: len(p)]).reciprocal_()
+                by_p = inverse.mul_((-of_value * rho)[rows, None].to(p)).add_(by_p)
+            torch.mul(p, by_p, out=grad[rows]) if grad.dtype == p.dtype else grad[rows].copy_(p.mul_(by_p))
+        grad.scatter_(1, x_t, at_t[:, None].to(grad)).scatter_add_(1, x0, at_0[:, None].to(grad))
+        return grad, *[None] * 4
+
+
+def _others(logits: Tensor, x_t: Tensor, x0: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the softmax `(n, K)` with 0 at x_t, and what it is at x_t and at x_0, `(n, 1)` each."""
+    p = at_least_float32(logits).softmax(-1) if out is None else torch.softmax(logits, -1, out=out)
+    p_t, p_0 = p.gather(1, x_t), p.gather(1, x0)
+    return p.scatter_(1, x_t, 0.0), p_t, p_0.clamp_(min=torch.finfo(p.dtype).tiny)
 
 
 def _cross_entropy_rows(
     logits: Tensor, x0: Tensor, chosen: Tensor | None, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Returns `-log softmax(logits)[x0]` and its derivative by the logits, 0 but at the chosen rows; None for all."""
-    nats = torch.zeros(x0.shape, dtype=at_least_float32(logits[:0]).dtype, device=x0.device)
+    minus_one = -at_least_float32(torch.ones((), dtype=logits.dtype, device=logits.device))
+    nats = torch.zeros(x0.shape, dtype=minus_one.dtype, device=x0.device)
     slope = None if not with_slope else torch.empty_like(logits) if chosen is None else torch.zeros_like(logits)
     for rows in _blocks(logits, chosen):
-        z, at_0 = at_least_float32(logits[rows]), x0[rows][:, None]
+        at_0 = _rows(x0, rows)[:, None]
+        z = at_least_float32(_rows(logits, rows))
         p = z.softmax(-1)
-        # The largest p is one over the sum of exp(z - max z).
-        nats[rows] = (z.amax(-1) - z.gather(1, at_0).squeeze(1)).sub_(p.amax(-1).log_())
+        p_0 = p.gather(1, at_0)
+        # A p_0 that underflows has a logarithm still; to look at it would make an accelerator wait.
+        apart = p_0.device.type != "cpu" or float(p_0.amin()) < torch.finfo(p.dtype).tiny
+        log_p_0 = z.log_softmax(-1).gather(1, at_0) if apart else p_0.log()
+        _put(nats, rows, log_p_0.squeeze(1).neg_())
         if slope is not None:
-            slope[rows] = p.scatter_add_(1, at_0, p.new_full((), -1.0).expand(at_0.shape)).to(slope)
+            _put(slope, rows, p.scatter_add_(1, at_0, minus_one.expand(at_0.shape)))
     return nats, slope
 
 
@@ -270,27 +281,47 @@ class _CrossEntropy(torch.autograd.Function):
         return grad.mul_(g[:, None].to(grad)), None, None
 
 
-def _sum_log(x: Tensor) -> Tensor:
-    """Returns `sum_k log x_k`, `(n, 1)`, with half of the logarithms, as `log x + log y = log(x y)`.
+def _sum_log(x: Tensor, together: int) -> Tensor:
+    """Returns `sum_k log x_k`, `(n, 1)`, with one logarithm for the product of several x, 2 or 4 together."""
+    first, *more = x.split(-(-x.shape[1] // together), 1)
+    product = first.clone()
+    for factors in more:
+        product[:, : factors.shape[1]].mul_(factors)
+    return product.log_().sum(-1, keepdim=True)
 
-    A product overflows for x above 1e18.
-    """
-    half = x.shape[1] // 2
-    total = (x[:, :half] * x[:, half : 2 * half]).log_().sum(-1, keepdim=True)
-    return total + x[:, -1:].log() if x.shape[1] % 2 else total
+
+def _rows(x: Tensor, rows: slice | Tensor) -> Tensor:
+    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _put(x: Tensor, rows: slice | Tensor, values: Tensor) -> None:
+    if isinstance(rows, slice):
+        x[rows] = values
+    else:
+        x.index_copy_(0, rows, values.to(x.dtype))
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index).squeeze(1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Returns blocks as one tensor; a single block as it is."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _blocks(logits: Tensor, chosen: Tensor | None = None) -> Iterator[Any]:
+def _blocks(logits: Tensor, chosen: Tensor | None = None) -> Iterator[slice | Tensor]:
     """Returns indices of rows, block by block: of all, as slices, or of those that are chosen."""
     size = max(1, block_size(logits) // logits.shape[1])
     if chosen is not None:
         return iter(chosen.split(size)) if len(chosen) else iter(())
     return (slice(start, start + size) for start in range(0, len(logits), size))
+
+
+def _buffer(logits: Tensor) -> Tensor:
+    """Returns memory for one block, in the precision of the sums."""
+    rows = min(len(logits), max(1, block_size(logits) // logits.shape[1]))
+    return at_least_float32(logits[:0]).new_empty(rows, logits.shape[1])
 
 
 def block_size(logits: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .errors import UsageError
 
 SLACK = 1e-6
 """Tolerance for times outside of [0, 1], which sums and quotients round."""
+FEW = 64  # numbers that are compared faster in Python
 
 
 def like(v: Tensor, x: Tensor) -> Tensor:
@@ -101,10 +103,11 @@ def checked_time(t: Tensor | float, rows: int | None = None) -> Tensor:
             "give one time, or one for each example, (B,)"
         )
     if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-        low, high = (v.item() for v in torch.aminmax(t.detach())) if t.ndim else (t.detach().item(),) * 2
-        if not -SLACK <= low <= high <= 1 + SLACK:
+        extremes = t.reshape(-1) if t.numel() <= FEW else torch.stack(torch.aminmax(t.detach()))
+        outside = [v for v in extremes.tolist() if not -SLACK <= v <= 1 + SLACK]
+        if outside:
             raise UsageError(
-                f"t={high if high > 1 else low:g} is not from 0 (clean) to 1 (noise): "
+                f"t={outside[-1]:g} is not from 0 (clean) to 1 (noise): "
                 "step n of a table of T steps is the time t = n / T"
             )
     return t
@@ -168,12 +171,13 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Returns a context without autocast on the device of `x`.
 
     It is for the distributions and losses of a process, whose network may run in half precision.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def refuse_unless(condition: Tensor, message: str, *, wait: bool = False) -> None:

@@ -106,6 +106,7 @@ def test_closed_forms_are_the_definitions(kind, reverse, monkeypatch):
 @pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
 def test_the_closed_rate_of_the_path_is_its_definition_and_the_limit_of_divergences(kind, reverse, monkeypatch):
     monkeypatch.setattr(fused, "ON_CPU", 4)
+    monkeypatch.setattr(fused, "SMALL", 0)
     transition = RESAMPLING[kind](LogLinearNoise(eps=0.01))
     x0, x_t, logits = every_pair(transition)
     for t in (torch.tensor(0.4, dtype=D), torch.linspace(0.001, 1, len(x0), dtype=D)):
@@ -123,6 +124,7 @@ def test_the_closed_rate_of_the_path_is_its_definition_and_the_limit_of_divergen
 @pytest.mark.parametrize("kind", RESAMPLING)
 def test_gradients_of_closed_forms(kind, monkeypatch):
     monkeypatch.setattr(fused, "ON_CPU", 4)
+    monkeypatch.setattr(fused, "SMALL", 0)
     transition, process = RESAMPLING[kind](reciprocal(8)), RESAMPLING[kind](LogLinearNoise())
     x0, x_t, logits = every_pair(transition)
     logits.requires_grad_()
@@ -147,8 +149,9 @@ def test_gradients_of_closed_forms(kind, monkeypatch):
         )
         close(ours, theirs)
     own, u, excess = 0.1 + 0.9 * seeded(1, len(x0)), 5 * seeded(2, len(x0)), 5 * seeded(3, len(x0))
-    seen = x_t.clamp(max=transition.categories - 1)
-    assert torch.autograd.gradcheck(lambda v: fused.uniform_rate(v, seen, x0, u, own, excess), logits)
+    seen, constants = x_t.clamp(max=transition.categories - 1), fused.rate_constants(logits.shape[1], u, own, excess)
+    row = torch.arange(len(x0))
+    assert torch.autograd.gradcheck(lambda v: fused.uniform_rate(v, seen, x0, constants, row), logits)
     assert torch.autograd.gradcheck(lambda v: fused.cross_entropy(v, x0), logits)
     assert len(list(fused._blocks(logits))) > 1
 

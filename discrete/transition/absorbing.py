@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...shared.errors import UsageError
-from ...shared.random import Source
+from ...shared.random import Source, uniform
 from ...shared.serialization import serializable
 from ...shared.tensors import Table, at_least_float32, exact, like
 from ..fused import cross_entropy
@@ -62,6 +62,12 @@ class Absorbing(Interpolating):
 
     def loss_is_of_masks(self, reverse: ReverseModel) -> bool:
         return self.mask is None and not reverse.eps
+
+    def _hit(self, x: Tensor, s: Tensor, t: Tensor, generator: Source) -> Tensor:
+        kept = like(self.kept(s, t)[0].to(x.device), x)
+        return x.masked_fill(
+            1 - uniform(x.shape, generator, dtype=torch.float64, device=x.device) > kept, self.mask_token
+        )
 
     def undone(self, m: Tensor, s: Tensor, t: Tensor) -> Tensor:
         kept, lost = (like(c.to(m.device), m[..., 0]) for c in self.kept(s, t))

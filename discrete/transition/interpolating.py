@@ -96,8 +96,11 @@ class Interpolating(Transition):
 
         `kept = exp(total(s) - total(t))` is the probability that a token meets no event between s and t.
         """
-        before, after = self.noise.total(s), self.noise.total(t)
-        log_ratio = torch.where(before == after, 0.0, before - after)  # in the last row of a table both may be infinite
+        log_ratio = -self.noise.total(t)
+        if s is not CLEAN:
+            before = self.noise.total(s)
+            # In the last row of a table both may be infinite.
+            log_ratio = torch.where(before == -log_ratio, 0.0, before + log_ratio)
         return log_ratio.exp(), -torch.expm1(log_ratio)
 
     def pushforward(self, p: Tensor, s: Tensor, t: Tensor) -> Tensor:

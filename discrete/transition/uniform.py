@@ -8,7 +8,7 @@ from torch import Tensor
 from ...shared.random import Source
 from ...shared.serialization import serializable
 from ...shared.tensors import Table, exact, like
-from ..fused import uniform_divergence, uniform_rate
+from ..fused import divergence_constants, rate_constants, uniform_divergence, uniform_rate
 from ..schedules import NoiseSchedule
 from .base import CLEAN, ReverseModel, Terms
 from .generic import generic_divergence, generic_draw, generic_path_rate
@@ -31,6 +31,7 @@ class Uniform(Interpolating):
 
     def __init__(self, categories: int, schedule: Tensor | NoiseSchedule) -> None:
         super().__init__(categories, categories, schedule)
+        self._whole: tuple[ReverseModel, Table] | None = None  # the constants of all steps, for one reverse model
         self._stationary = Table(torch.full((categories,), 1 / categories, dtype=torch.float64))
 
     def stationary(self) -> Tensor:
@@ -49,9 +50,25 @@ class Uniform(Interpolating):
         if reverse.eps:
             return generic_divergence(self, reverse, logits, x0, x_t, t, s)
         t, s = exact(t).to(x_t.device), exact(s).to(x_t.device)
+        constants = self._step_constants(reverse, *(v.reshape(-1) for v in torch.broadcast_tensors(t, s)))
+        return Terms(*uniform_divergence(logits, x_t, x0, constants, like(_order(t), x_t)))
+
+    def _step_constants(self, reverse: ReverseModel, t: Tensor, s: Tensor) -> Tensor:
+        """Returns the `divergence_constants` of steps, `(C, n, 2)`; those of a table's own steps are computed once."""
+        if self.steps is None or t.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._constants(reverse, t, s)
+        n = self.row(t)
+        if not torch.equal(self.row(s) + 1, n):
+            return self._constants(reverse, t, s)
+        if self._whole is None or self._whole[0] is not reverse:
+            ends = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+            self._whole = reverse, Table(self._constants(reverse, ends[1:], ends[:-1]))
+        return self._whole[1].values.index_select(1, n - 1)
+
+    def _constants(self, reverse: ReverseModel, t: Tensor, s: Tensor) -> Tensor:
         before, by = self.noise.total(s), self.noise.total(t)
-        constants = torch.exp(before - by), torch.exp(-before), *self._reading(reverse, t), self.is_clean(s)
-        return Terms(*uniform_divergence(logits, x_t, x0, *(like(v, x_t) for v in constants)))
+        a, c = torch.exp(before - by), torch.exp(-before)
+        return divergence_constants(self.states, a, c, *self._reading(reverse, t)[1:], self.is_clean(s))
 
     def path_rate(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Terms:
         r"""Returns the rate of the path from the ratios in closed form, and the cross-entropy.
@@ -63,16 +80,17 @@ class Uniform(Interpolating):
         if reverse.eps:
             return generic_path_rate(self, reverse, logits, x0, x_t, t)
         t = exact(t).to(x_t.device)
-        constants = self._odds(t), *self._reading(reverse, t)
-        rate, nats = uniform_rate(logits, x_t, x0, *(like(v, x_t) for v in constants))
+        constants = rate_constants(self.states, *self._reading(reverse, t.reshape(-1)))
+        rate, nats = uniform_rate(logits, x_t, x0, constants, like(_order(t), x_t))
         return Terms(rate * like(self.noise.rate(t).to(rate) / self.states, rate), nats)
 
-    def _reading(self, reverse: ReverseModel, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `own` and `excess` of `fused.uniform_rate`, of the shape of t."""
+    def _reading(self, reverse: ReverseModel, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns `odds`, `own` and `excess` of `fused.rate_constants`, of the shape of t."""
         kept, lost = self.kept(CLEAN, t)
+        odds = kept * self.states / lost.clamp(min=TINY)
         # At t = 0, x_t is x_0 whatever the output.
-        excess = torch.where(reverse.reads_posterior(self, t) & (lost > 0), 0.0, self._odds(t))
-        return reverse.own(self, t, kept, lost / self.states), excess
+        excess = torch.where(reverse.reads_posterior(self, t) & (lost > 0), 0.0, odds)
+        return odds, reverse.own(self, t, kept, lost / self.states), excess
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         at_t, at_0 = (log_ratio.gather(-1, x[..., None]).squeeze(-1) for x in (x_t, x0))
@@ -101,3 +119,8 @@ class Uniform(Interpolating):
         if reverse.eps:
             return generic_draw(self, reverse, logits, x_t, t, s, generator)
         return self.known_draw(reverse, logits, x_t, t, s, generator)
+
+
+def _order(t: Tensor) -> Tensor:
+    """Returns the place of each time, of the shape of t: a scalar or `(B,)`."""
+    return torch.arange(t.numel(), device=t.device).view(t.shape)
