@@ -200,7 +200,9 @@ def write(folder: Path, rows: Sequence[Row], about: dict[str, str], notes: Seque
     demo = json.loads((folder / DEMO).read_text()) if (folder / DEMO).is_file() else None
     data = {"about": about, "rows": [asdict(row) for row in rows], "series": slopes(rows), "notes": list(notes)}
     (folder / "results.json").write_text(json.dumps(data, indent=1) + "\n")
-    pictures = "\n\n![ratio of each row](figure.png)\n\n![how costs grow](scaling.png)\n"
+    pictures = "\n\n![ratio of each row](figure.png)\n"
+    if slopes(rows):
+        pictures += "\n![how costs grow](scaling.png)\n"
     head, rest = markdown(rows, about, notes, demo).split("\n\n## ", 1)
     (folder / "table.md").write_text(f"{head}{pictures}\n## {rest}")
     ratios_figure(rows, folder / "figure.png")
