@@ -128,7 +128,7 @@ class CleanDenoiser(CategoricalDenoiser):
         """Returns `log p0` up to a constant at each position, `(..., categories)`, without an added mask."""
 
     def loss_logits(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """Returns `logits`, except at positions where they do not count in losses and steps (`Transition.loss_is_of_masks`).
+        """Returns `logits`, except where they do not count in losses and steps (`Transition.loss_is_of_masks`).
 
         t has been checked: a tensor, scalar or `(B,)`.
         """

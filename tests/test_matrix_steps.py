@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from unnoise.discrete import Absorbing, Dense, DiscretizedGaussian, LogLinearNoise, Marginal, Product, Uniform, linear
+from unnoise.discrete import (
+    Absorbing,
+    Categorical,
+    Dense,
+    DiscretizedGaussian,
+    LogLinearNoise,
+    Marginal,
+    Product,
+    Uniform,
+    carried,
+    linear,
+)
 from unnoise.discrete.transition import interpolating
 from unnoise.discrete.transition.generic import generic_divergence, generic_draw
 from unnoise.shared import blocks
@@ -21,6 +32,17 @@ CHAINS = {
 
 def seeded(seed=5):
     return torch.Generator().manual_seed(seed)
+
+
+class Fixed(torch.nn.Module):
+    """A network that returns the same output for every input."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = out
+
+    def forward(self, x_t, time):
+        return self.out
 
 
 @pytest.fixture
@@ -114,6 +136,17 @@ def test_draws_from_some_rows_are_those_from_all(process, reverse, small_blocks,
     fresh = process.quantile(((u - first) / parts[..., 1].clamp(min=interpolating.TINY)).clamp(0, 1))
     drawn = quantile(p0, (u / first.clamp(min=interpolating.TINY)).clamp(max=1))
     assert torch.equal(found, torch.where(u <= first, drawn, torch.where(u <= second, fresh, x_t)))
+
+
+def test_a_step_of_carried_tokens_reads_the_output_at_masks_alone(generator):
+    process, out = Absorbing(9, LogLinearNoise()), 3 * torch.randn(4, 50, 9, generator=generator)
+    t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    x_t = process.corrupt(torch.randint(0, 9, (4, 50), generator=generator), t, generator=generator)
+    denoiser = Categorical(Fixed(out), process, head=carried)
+    expected = process.draw(Product(), carried(out, x_t, process), x_t, t, s, seeded())
+    assert torch.equal(denoiser.draw(x_t, t, s, generator=seeded()), expected)
+    denoiser = Categorical(Fixed(torch.where((x_t == 9)[..., None], out, torch.nan)), process, head=carried)
+    assert torch.equal(denoiser.draw(x_t, t, s, generator=seeded()), expected)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 9])
