@@ -39,6 +39,7 @@ PAPERS = {
     "inverse-problems": ("papers.inverse_problems", "digits mnist smoke cifar10 celeba64"),
     "openmoji": ("papers.text_to_image", "captions groups smoke"),
     "bridge": ("studies.bridge", "digits mnist smoke"),
+    "fast": ("studies.fast", "digits smoke"),
 }
 """The module of each paper, and the functions of the module that return recipes."""
 

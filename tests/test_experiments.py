@@ -101,7 +101,7 @@ def test_what_the_losses_of_improved_ddpm_are():
     assert variants["L_simple"].sampler_of(made["L_simple"].denoiser).variance is large
 
 
-WITHOUT_FIGURE = ("openmoji", "score-sde", "multinomial", "mdlm", "sedd", "tauldr", "udlm")
+WITHOUT_FIGURE = ("openmoji", "fast", "score-sde", "multinomial", "mdlm", "sedd", "tauldr", "udlm")
 DRAWN_ELSEWHERE = ("edm", "flow-matching", "inverse-problems", "ncsn")
 """Whose own test files draw the figure."""
 REPEATED = ("ddpm", "progressive-distillation", "d3pm-text-chain")

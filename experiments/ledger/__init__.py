@@ -9,7 +9,7 @@ from __future__ import annotations
 from .categorical import D3PM, D3PM_TEXT, MDLM, MULTINOMIAL, SEDD, TAULDR, UDLM
 from .entry import Cost, Entry, Expected, Here, Paper
 from .gaussian import CLASSIFIER_FREE, DDIM, DDPM, DISTILLATION, GUIDED, IMPROVED, OPENMOJI, UPSAMPLING
-from .scores import BRIDGE, EDM, FLOW, INVERSE, NCSN, SCORE_SDE
+from .scores import BRIDGE, EDM, FAST, FLOW, INVERSE, NCSN, SCORE_SDE
 
 __all__ = ["LEDGER", "Cost", "Entry", "Expected", "Here", "Paper", "entry_of"]
 LEDGER: dict[str, Paper] = {
@@ -34,6 +34,7 @@ LEDGER: dict[str, Paper] = {
     "inverse-problems": INVERSE,
     "openmoji": OPENMOJI,
     "bridge": BRIDGE,
+    "fast": FAST,
 }
 """The papers with their entries, by the names of the papers as in `ddpm-digits`."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..ablation import Ablation, Setup
+from .ablation_of_minutes import fast_digits
 from .ablation_settings import digits, families, icons
 from .ablations_of_parts import d3pm_parts, d3pm_text_parts, ddpm_parts
 from .ablations_of_sampling import averages, guidance, predictor_corrector, samplers
@@ -67,6 +68,7 @@ ABLATIONS: dict[str, Callable[[], Ablation]] = {
     "predictor-corrector": predictor_corrector,
     "averages": averages,
     "guidance": guidance,
+    "fast-digits": fast_digits,
     "three-families": three_families,
     "three-families-icons": three_families_icons,
 }
