@@ -25,8 +25,9 @@ from ..program import program
 from ..recipe import Recipe
 from ..recipes import RECIPES, find
 from ..studies.ablations import ABLATIONS
+from .arguments import Modules
 from .recipe_options import option, options_of, settings_of, with_arguments, with_options, with_parts
-from .training import Modules, emptied
+from .training import emptied
 
 SEEDS = ("training.seed", "data.seed")
 """The settings that differ between the runs of one combination."""

@@ -1,9 +1,15 @@
-"""Values of options that are needed before the command line is read as a whole."""
+"""An option that many commands have, and values of options that are needed before the command line is read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
+
+import tyro
+
+MODULE = "A Python file or module with parts of your own, which is imported first; needed to read runs that use them."
+Modules = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=MODULE, metavar="FILE.py")]
 
 
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:

@@ -13,8 +13,8 @@ from ...shared.progress import bar
 from ...shared.training import load
 from ..doctor import CHECKS, Run, report
 from ..model_checks import model_checks
+from .arguments import Modules
 from .sampling import data_of, folder_of, own_network, run_of
-from .training import Modules
 
 
 @dataclass(frozen=True)

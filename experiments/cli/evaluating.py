@@ -18,9 +18,9 @@ from ...shared.training.checkpoint import is_checkpoint
 from ...shared.training.folder import writable, write_text
 from ..recipe import Recipe
 from ..sample_evaluation import evaluate_samples
+from .arguments import Modules
 from .computing import Computing, computing
 from .sampling import data_of, folder_of, options_of_run, positive, settings_used, with_steps
-from .training import Modules
 from .weights import Weighted
 
 FEATURES = ("judge",)

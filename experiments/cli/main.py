@@ -16,6 +16,7 @@ from unnoise import __version__
 
 from ...shared.errors import Interrupted, UsageError, notices
 from ...shared.launcher import launched_rank
+from ...shared.lazy import uncollected
 from ..program import launch_line
 from ..recipes import RECIPES, find
 from .table import COMMANDS, NEEDS, refuse_missing, refuse_unknown
@@ -69,7 +70,8 @@ def run(arguments: Sequence[str]) -> int:
     if name == "recipes" and not rest:
         COMMANDS[name].load()().execute()
         return 0
-    from .running import run_command
+    with uncollected():
+        from .running import run_command
 
     return run_command(name, rest, main)
 
@@ -88,13 +90,16 @@ def answer_from_outline(name: str, arguments: list[str]) -> None:
         recipe = arguments[0]
         if recipe not in RECIPES and ":" not in recipe and not (Path(recipe) / "checkpoints").exists():
             find(recipe)  # raises
+    of_command = asks or name not in (*NEEDS, "submit")
+    if not of_command and not (name == "train" and arguments[0] in RECIPES):
+        return
     from . import outline
 
     if not outline.up_to_date():
         return
     if name not in COMMANDS:
         outline.read_every([name, *arguments])
-    elif asks or name not in (*NEEDS, "submit"):
+    elif of_command:
         outline.read(outline.of_command(name), arguments, shlex.join(["unnoise", name]))
-    elif name == "train" and arguments[0] in RECIPES and outline.keeps_parts(arguments[0], arguments):
+    elif outline.keeps_parts(arguments[0], arguments):
         outline.read(outline.of_recipe(arguments[0]), arguments[1:], shlex.join(["unnoise", name, arguments[0]]))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...shared.distributed import processes
+from ...shared.lazy import uncollected
 from ...shared.random import whole_seed
 from ...shared.training.folder import refuse_several
 from ..own_files import own_module
@@ -36,7 +37,9 @@ def run_command(name: str, arguments: list[str], main: Main) -> int:
     devices = ["auto", *values_of("--device", arguments)]
     with processes(devices[-1]):
         if name in COMMANDS:
-            parsed(name, arguments, main).execute()
+            with uncollected():
+                command = parsed(name, arguments, main)
+            command.execute()
         else:
             read_every([name, *arguments], {name: command.load() for name, command in COMMANDS.items()})
         return 0

@@ -30,12 +30,12 @@ from ..recipe import Recipe
 from ..sample_parts import Drawn, Parts, draw_parts
 from ..sample_writing import write_samples
 from ..time_grids import Sections, adaptive, quadratic, spaced, strided, trailing
+from .arguments import Modules
 from .captions import of_samples
 from .computing import Computing, computing, say_idle
 from .conditions import conditions_for, filtered, holding, text_for, windows
 from .outputs import path_for
 from .recipe_options import options_of, with_options, with_parts
-from .training import Modules
 from .weights import Weighted, average_in, checkpoint_in
 
 OPTIONS = ("sampler", "spacing", "clip", "guidance", "variance")

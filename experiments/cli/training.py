@@ -24,10 +24,8 @@ from ..program import program
 from ..recipe import NoFigure, Recipe
 from ..recipes import RECIPES, find
 from ..reproduce import train_recipe
+from .arguments import Modules
 from .recipe_options import option, options_of, settings_of, with_options, with_parts
-
-MODULE = "A Python file or module with parts of your own, which is imported first; needed to read runs that use them."
-Modules = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=MODULE, metavar="FILE.py")]
 
 
 @dataclass(frozen=True)
