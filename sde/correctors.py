@@ -110,7 +110,7 @@ class LangevinDynamics(Sampler[GaussianDenoiser, Schedule]):
         unit = 2 * (self.snr * now.alpha / float(alpha_below)) ** 2
         for _ in range(self.repeats):
             estimate, z = self.denoiser.estimate(x, s, **cond), normal_like(x, generator)
-            score = estimate.combined(x, -1 / now.sigma**2, now.alpha / now.sigma**2)
+            score = estimate.score(x, now.alpha, now.sigma)
             x = langevin_step(x, score, z, self.ratio(z, score, now), unit)
         return x
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,12 +15,13 @@ from ..shared.calling import warn_in_training
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule
+from ..shared.grid_values import GridValues
 from ..shared.random import Source
 from ..shared.sampler import Sampler
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, like, refuse_non_float
 from .flow_coordinates import FlowCoefficients, FlowCoordinates, angle_coordinates
-from .integrators import Field, FixedSteps, Integrator, State
+from .integrators import Field, FixedSteps, Integrator, Slope, State
 
 
 @serializable("sde.ProbabilityFlow")
@@ -73,9 +74,20 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
         Args:
             slope: `(coefficients at tau, state) -> d state / d tau`; the state's first tensor is `z = x / r`.
         """
-        return lambda taus: [
-            functools.partial(slope, here) for here in self.coordinates.coefficients(self.corruption, taus)
-        ]
+
+        def field(taus: Sequence[float]) -> list[Slope]:
+            found = self.coordinates.coefficients(self.corruption, taus)
+            if len(found) == 1:
+                return [functools.partial(slope, found[0])]
+            values = GridValues([(here.t, here.t) for here in found])
+
+            def at(here: FlowCoefficients, state: State) -> State:
+                with values:  # what the denoiser needs at the stages of a step is computed at once
+                    return slope(here, state)
+
+            return [functools.partial(at, here) for here in found]
+
+        return field
 
     def transport(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """Returns x_s, found from x_t `(B, ...)` by following the flow from t to s > 0, scalars, up or down in time."""
@@ -83,7 +95,7 @@ class ProbabilityFlow(Sampler[GaussianDenoiser, Schedule]):
         start, end = coordinates.variable(schedule, t), coordinates.variable(schedule, s)
 
         def slope(here: FlowCoefficients, state: State) -> State:
-            x = state[0] * here.scale
+            x = state[0] if abs(here.scale - 1) < 1e-15 else state[0] * here.scale
             return (self.denoiser.estimate(x, here.t, **cond).combined(x, here.of_x, here.of_clean),)
 
         (z,) = self.integrator(self.field(slope), (x / like(coordinates.scale(schedule, t), x),), start, end)

@@ -60,6 +60,17 @@ class Estimate(NamedTuple):
         """
         return weighted_sum((of_x + of_clean * self.a, of_clean * self.b), (x_t, self.out))
 
+    def score(self, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+        """Returns the score `(alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`, of the shape of x_t.
+
+        For noise prediction `alpha_t a - 1` is 0, so it is computed before the division by sigma_t^2.
+
+        Args:
+            x_t: `(B, ...)`.
+            alpha, sigma: alpha_t and sigma_t, numbers or float64 tensors, scalar or `(B,)`.
+        """
+        return weighted_sum(((alpha * self.a - 1) / sigma**2, alpha * self.b / sigma**2), (x_t, self.out))
+
 
 class GaussianDenoiser(Denoiser[Schedule]):
     """Estimates `E[x_0 | x_t]` under a Gaussian corruption. Subclasses define one method, `estimate`.
@@ -106,8 +117,7 @@ class GaussianDenoiser(Denoiser[Schedule]):
 
         By Tweedie's formula it is `(alpha_t E[x_0 | x_t] - x_t) / sigma_t^2`.
         """
-        of_x, of_clean = on_grid(of_score, self.corruption, t)
-        return self.estimate(x_t, t, **cond).combined(x_t, of_x, of_clean)
+        return self.estimate(x_t, t, **cond).score(x_t, *on_grid(alpha_and_sigma, self.corruption, t))
 
     def start(self, x: Tensor, t: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         """Returns `(sigma_t / sigma_1) x`, the start of a grid whose first time is t.
@@ -322,10 +332,9 @@ class Thresholded(DenoiserWrapper):
         return Estimate.of_mean(x0.clamp(-m, m) / m, inner.variance_output)
 
 
-def of_score(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the factors of x_t and `E[x_0 | x_t]` in the score, `-1 / sigma_t^2` and `alpha_t / sigma_t^2`."""
-    alpha, sigma = schedule(exact(checked_time(t)))
-    return -(sigma**-2), alpha / sigma**2
+def alpha_and_sigma(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns alpha_t and sigma_t, float64, of the shape of t."""
+    return schedule(exact(checked_time(t)))
 
 
 LARGEST = 1e6
