@@ -31,7 +31,7 @@ def cross_entropy(logits: Tensor, x0: Tensor, counts: Tensor | None = None) -> T
         counts: whether a position counts, bool, `(...)`; None where all do.
     """
     rows, flat = logits.reshape(-1, logits.shape[-1]), x0.reshape(-1)
-    if plain_operations() or logits.numel() < SMALL:
+    if logits.numel() < SMALL or plain_operations():
         nats = F.cross_entropy(at_least_float32(rows), flat, reduction="none").view(x0.shape)
     elif counts is None or logits.device.type != "cpu":  # to find the rows that count would wait for the device
         nats = cast(Tensor, _CrossEntropy.apply(rows, flat, None)).view(x0.shape)
