@@ -70,7 +70,7 @@ class GridValues:
         """Returns 2 t - s for a step (t, s), with which `(2 t - s, t)` is looked up too."""
         if self.above is None:
             self.above = GridValues([(2 * t - s, t) for t, s in self.path])
-        row = self.rows.get(2, self.rows_of(2)).get((id(t), id(s)))
+        row = (self.rows.get(2) or self.rows_of(2)).get((id(t), id(s)))
         return 2 * t - s if row is None else self.above.path[row][0]
 
     @torch.no_grad()
