@@ -11,6 +11,7 @@ from small_runs import CONFIG, Own, batches, by_number, objective, resumed, same
 from unnoise.experiments import load
 from unnoise.shared.errors import UsageError
 from unnoise.shared.networks import MLP
+from unnoise.shared.random import Streams
 from unnoise.shared.training import Trainer
 from unnoise.shared.training.checkpoint import list_checkpoints
 
@@ -89,3 +90,21 @@ def test_a_run_of_a_compiled_network_of_earlier_versions_is_read(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "00000006")
     torch.manual_seed(0)
     assert same(average, resumed(tmp_path, lambda: objective(compiled(MLP(6, 16, 1)))).average)
+
+
+def test_draws_stay_outside_of_graphs():
+    """Seeds are not compiled into a graph, so another seed does not compile it anew, and numbers are as without."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def noisy(x, source):
+        return (x * 2 + source.uniform((2, 3), torch.float32, x.device)).sum(1)
+
+    compiled, x = torch.compile(noisy, backend=counting), torch.ones(2, 3)
+    for seed in range(12):
+        drawn = (function(x, Streams(seed, torch.arange(2))) for function in (compiled, noisy))
+        torch.testing.assert_close(*drawn, rtol=1e-6, atol=0)
+    assert sum(node.op.startswith("call") for graph in graphs for node in graph.graph.nodes) == 3  # of x alone
