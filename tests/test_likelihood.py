@@ -201,13 +201,15 @@ def test_an_exact_network_has_the_code_length_of_the_exact_denoiser(name, predic
     oracle, asked = mixture(schedule), []
 
     def function(x, time):
-        (alpha, sigma) = schedule(asked[-1])
+        times = asked[-1].reshape(-1)  # of all stages of a step
+        t = times[(times.float() - time[0]).abs().argmin()]
+        alpha, sigma = schedule(t)
         x = x * (0.25 * alpha**2 + sigma**2).sqrt()
         c_skip, c_out = predicts(alpha, sigma)
-        return (oracle(x, asked[-1]) - c_skip * x) / c_out
+        return (oracle(x, t) - c_skip * x) / c_out
 
     def time_input(schedule, t):
-        asked.append(t)  # the time itself, before it is rounded to float32
+        asked.append(t)  # the times themselves, before they are rounded to float32
         return t
 
     learned, x0 = sde.Learned(Formula(function), schedule, predicts, time_input, sigma_data=0.5), data(10, generator)
