@@ -73,7 +73,7 @@ def test_an_output_that_rules_out_every_neighbor_leaves_the_token(generator):
     assert torch.equal(Dense(matrices).draw(Product(), logits, x_t, t, s, generator), x_t)
 
 
-def test_products_of_low_rank_have_the_precision_of_float32(generator):
+def test_products_of_low_rank_have_the_precision_of_float32():
     ranks, precisions = [], set()
     for n in range(1, T + 1, 8):
         product = SMOOTH.products(torch.tensor([n]))
@@ -82,7 +82,7 @@ def test_products_of_low_rank_have_the_precision_of_float32(generator):
         if factors is not None:
             left, right = factors
             precisions.add(left.dtype)
-            p = (8 * torch.randn(20, 128, dtype=torch.float64, generator=generator)).softmax(-1)
+            p = torch.eye(128, dtype=torch.float64)
             found = p.to(left) @ left.T @ right
             torch.testing.assert_close(found.double(), p @ product[0], rtol=2e-6, atol=0)
     assert ranks == sorted(ranks, reverse=True)
