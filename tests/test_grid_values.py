@@ -101,6 +101,38 @@ def test_a_schedule_is_evaluated_once_for_the_grid():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("order", [PredictorCorrector, CorrectorPredictor])
+def test_a_corrected_run_evaluates_its_schedule_once_for_the_grid(order):
+    """A corrector that comes first is given `2 t - s`, which is looked up as well."""
+    counts = []
+    for steps in (5, 50):
+        schedule = Counted()
+        denoiser = learned(schedule)
+        sampler = order(sde.ReverseDiffusion(denoiser), sde.AnnealedLangevin(denoiser, repeats=1))
+        schedule.seen.clear()
+        sampler(shape=(2, 5), steps=steps, generator=seeded())
+        counts.append(len(schedule.seen))
+    assert counts[0] == counts[1]
+
+
+def test_the_stages_of_a_flow_share_one_evaluation():
+    """The denoiser's coefficients at the six stages of a step are found at once, and are those found one at a time."""
+    times = []
+
+    def time_input(schedule, t):
+        times.append(t.numel())
+        return 1000 * t
+
+    denoiser = sde.Learned(Mixing(), sde.VP(), predicts=continuous.velocity, time_input=time_input).eval()
+    flow, (t, s) = sde.ProbabilityFlow(denoiser, sde.Adaptive(1e-6, 1e-6)), torch.tensor([0.9, 0.3]).double()
+    x = torch.randn(BATCH, 5, generator=seeded(), dtype=torch.float64)
+    with torch.no_grad():
+        found = flow.transport(x, t, s)
+        assert set(times) == {1, 6}
+        singly = sde.ProbabilityFlow(denoiser, sde.SciPy(rtol=1e-10, atol=1e-10)).transport(x, t, s)
+    torch.testing.assert_close(found, singly, rtol=0, atol=1e-5)
+
+
 def test_values_are_those_of_their_run():
     """Times are recognized as objects; runs do not see each other's values, nor a caller those of a run."""
 
