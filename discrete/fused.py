@@ -6,7 +6,7 @@ to a factor for each row, which the first backward pass scales in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -173,7 +173,7 @@ class _Uniform(torch.autograd.Function):
         odds, own, excess, gain, live, constant, q, rho, seen, *weights = constants
         buffer = _buffer(logits)
         whole = torch.empty_like(logits) if ctx.needs_input_grad[0] and buffer.dtype == logits.dtype else None
-        ctx.p, sums = whole, []
+        ctx.p, sums = whole, buffer.new_empty(5, len(logits), 1)
         # As odds bound o p_k, the product of four factors is below the largest float32 number.
         eager = odds.device.type == "cpu" and not torch.compiler.is_compiling()
         together = 4 if eager and float(odds.amax()) < 1e9 else 2
@@ -183,8 +183,10 @@ class _Uniform(torch.autograd.Function):
             o = odds[rows, None] / torch.addcmul(others, own[rows, None], p_t)
             factors = torch.mul(p, o.to(p), out=buffer[: len(p)]).add_(1)
             log_factors = _sum_log(factors, together)
-            sums.append((p_t, p_0, others, log_factors, factors.reciprocal_().mul_(p).sum(-1, keepdim=True)))
-        p_t, p_0, others, log_factors, shares = (_joined(v).squeeze(1).to(odds) for v in zip(*sums, strict=True))
+            found = p_t, p_0, others, log_factors, factors.reciprocal_().mul_(p).sum(-1, keepdim=True)
+            for whole_sum, part in zip(sums, found, strict=True):  # small tensors that stay would break up memory
+                whole_sum[rows] = part
+        p_t, p_0, others, log_factors, shares = sums.squeeze(2).to(odds)
         h = torch.addcmul(others, own, p_t)
         o = odds / h
         o_t, o_0, lift = o * p_t, o * p_0, excess * p_t
@@ -228,7 +230,8 @@ class _Uniform(torch.autograd.Function):
                 inverse = torch.add(p, one_over_o[rows, None].to(p), out=buffer[: len(p)]).reciprocal_()
                 by_p = inverse.mul_((-of_value * rho)[rows, None].to(p)).add_(by_p)
             torch.mul(p, by_p, out=grad[rows]) if grad.dtype == p.dtype else grad[rows].copy_(p.mul_(by_p))
-        grad.scatter_(1, x_t, at_t[:, None].to(grad)).scatter_add_(1, x0, at_0[:, None].to(grad))
+        grad.scatter_(1, x_t, at_t[:, None].to(grad))
+        grad.scatter_(1, x0, grad.gather(1, x0) + at_0[:, None].to(grad))  # scatter_add_ would copy half precision
         return grad, *[None] * 4
 
 
@@ -303,11 +306,6 @@ def _put(x: Tensor, rows: slice | Tensor, values: Tensor) -> None:
 
 def _at(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index).squeeze(1)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Returns blocks as one tensor; a single block as it is."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _blocks(logits: Tensor, chosen: Tensor | None = None) -> Iterator[slice | Tensor]:
