@@ -229,9 +229,10 @@ class _Uniform(torch.autograd.Function):
             if of_value is not None:
                 inverse = torch.add(p, one_over_o[rows, None].to(p), out=buffer[: len(p)]).reciprocal_()
                 by_p = inverse.mul_((-of_value * rho)[rows, None].to(p)).add_(by_p)
-            torch.mul(p, by_p, out=grad[rows]) if grad.dtype == p.dtype else grad[rows].copy_(p.mul_(by_p))
-        grad.scatter_(1, x_t, at_t[:, None].to(grad))
-        grad.scatter_(1, x0, grad.gather(1, x0) + at_0[:, None].to(grad))  # scatter_add_ would copy half precision
+            block = torch.mul(p, by_p, out=grad[rows]) if grad.dtype == p.dtype else p.mul_(by_p)
+            block.scatter_(1, x_t[rows], at_t[rows, None].to(p)).scatter_add_(1, x0[rows], at_0[rows, None].to(p))
+            if grad.dtype != p.dtype:
+                grad[rows] = block
         return grad, *[None] * 4
 
 
