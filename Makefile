@@ -49,10 +49,10 @@ results: $(VENV)/.ready
 		cp runs/results/$$text/table.md runs/results/$$text/samples.md runs/results/$$text/figure.png docs/results/$$text/ || exit 1; \
 	done
 
-# The reports of docs/results/ablations, from scratch: about an hour and a half on two cores. What is finished in
+# The reports of docs/results/ablations, from scratch: about two hours on two cores. What is finished in
 # runs/ablations is not run again.
 ABLATIONS := three-families three-families-icons ddpm-parts d3pm-parts d3pm-text-parts samplers predictor-corrector \
-	averages guidance
+	averages guidance fast-digits
 ablations: $(VENV)/.ready
 	for name in $(ABLATIONS); do \
 		$(BIN)/unnoise ablate $$name --out runs/ablations/$$name && mkdir -p docs/results/ablations/$$name && \
