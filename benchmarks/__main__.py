@@ -25,10 +25,11 @@ class Settings:
     """Measures what the package costs beside the bare work and beside other libraries, in interleaved rounds.
 
     A row compares a work of the package with references: the bare arithmetic of a sampling step, a cross-entropy of the
-    same logits, a bare training loop, other libraries where they are installed. It asserts that both compute the same,
-    then they take turns in one process on one thread; the ratio is the median over the rounds, with its quartiles. Rows
-    of memory and of whole processes are measured in fresh processes. A whole run takes less than ten minutes on two
-    cores that do nothing else, and writes docs/results/speed: table.md, results.json, figure.png and scaling.png.
+    same logits, a bare training loop, other libraries where they are installed (pip install diffusers k-diffusion
+    azula). It asserts that both compute the same, then they take turns in one process on one thread; the ratio is the
+    median over the rounds, with its quartiles. Rows of memory and of whole processes are measured in fresh processes. A
+    whole run takes less than ten minutes on two cores that do nothing else, and writes docs/results/speed: table.md,
+    results.json, figure.png and scaling.png.
 
     Examples:
         python -m benchmarks --list

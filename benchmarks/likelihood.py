@@ -147,7 +147,7 @@ KINDS: dict[str, tuple[Callable[[float], Integrator], FlowCoordinates, int]] = {
 def closed_form(kind: str, smoke: bool) -> Workload:
     """Returns the likelihood around a closed-form denoiser, whose time is mostly that of the integrator."""
     (make, coordinates, probes), (denoiser, x) = KINDS[kind], gaussian(smoke)
-    integrator = make(1e-3 if smoke else 1e-5)
+    integrator = make(1e-2 if smoke else 1e-5)
     code = ChangeOfVariables(denoiser, trace=Hutchinson(probes), integrator=integrator, coordinates=coordinates)
     source, t = torch.Generator().manual_seed(1), torch.tensor(0.3, dtype=torch.float64)
     with counted(denoiser) as count:
