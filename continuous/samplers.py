@@ -172,5 +172,5 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
 
 def clean_and_noise(denoiser: GaussianDenoiser, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
     """Returns the estimate of x_0 and the epsilon with `x_t = alpha_t x_0 + sigma_t epsilon`, of the shape of x."""
-    now, x0 = TimePoint(denoiser.corruption, t), denoiser(x, t, **cond)
-    return x0, weighted_sum((1 / now.sigma, -now.alpha / now.sigma), (x, x0))
+    now, estimate = TimePoint(denoiser.corruption, t), denoiser.estimate(x, t, **cond)
+    return estimate.mean(x), estimate.combined(x, 1.0, -now.alpha) / now.sigma  # divided last: small differences stay

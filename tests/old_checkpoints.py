@@ -326,6 +326,10 @@ def packed_tensor(value):
 def assert_same(found, expected, of_float32=False, called=""):
     """Exact for integers and texts; 1e-5 for float32 and what comes from it, 1e-10 for float64.
 
+    Samples in float32 are compared to 2e-5 of their largest value: steps down from a large sigma amplify rounding. The
+    kept ones differ from those of float64 networks by up to 1.3e-5 of it (`edm`: 8.5e-5 of 7, `imported-score`: 4.1e-3
+    of 314), today's by up to 7e-6.
+
     `called` is the name of an old class, whose settings may have moved.
     """
     assert found.keys() == expected.keys()
@@ -346,6 +350,8 @@ def assert_same(found, expected, of_float32=False, called=""):
             continue
         rough = of_float32 or old["dtype"] == "float32"
         close = {"rel": 1e-5, "abs": 1e-6} if rough else {"rel": 1e-10, "abs": 1e-12}
+        if name == "samples" and rough:
+            close = {"rel": 0, "abs": 2e-5 * max(1.0, *map(abs, old["values"]))}
         assert new["values"] == pytest.approx(old["values"], nan_ok=True, **close), name
         if "sum" in old:
             close["abs"] *= torch.Size(old["shape"]).numel()
