@@ -19,7 +19,7 @@ from ..shared.grid_values import on_grid
 from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
 from ..shared.serialization import serializable
-from ..shared.tensors import at_least_float32, exact, factor, like, refuse_non_float, weighted_sum
+from ..shared.tensors import at_least_float32, exact, factor, like, refuse_non_float
 from .posterior import ReverseVariance, checked_variance, large, posterior, posterior_coefficients, with_step_above
 
 
