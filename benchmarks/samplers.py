@@ -89,7 +89,7 @@ def bare_multistep(steps: Callable[[list[floors.Point]], list[floors.Multistep]]
 METHODS: dict[str, tuple[type[Sampler], Floor, float | None, float]] = {
     "ancestral": (Ancestral, bare_one_step(floors.ancestral), 0.26 / 0.22, 0.26),
     "DDIM": (DDIM, bare_one_step(floors.ddim), 0.06 / 0.025, 0.06),
-    "DPM-Solver++ 2M": (DPMSolverPP, bare_multistep(floors.dpm_solver_pp), 0.08 / 0.025, 0.08),
+    "DPM-Solver++ 2M": (DPMSolverPP, bare_multistep(floors.dpm_solver_pp), None, 0.08),
     "UniPC": (UniPC, bare_multistep(floors.unipc), None, 0.12),
 }
 """For each method the class, its bare arithmetic, and its targets: over that arithmetic, and in milliseconds."""

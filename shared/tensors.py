@@ -53,7 +53,7 @@ def weighted_sum(weights: Sequence[Tensor | float], tensors: Sequence[Tensor]) -
         weights: numbers, or float64 tensors, scalar or `(B,)`, which do not raise the precision.
         tensors: `(B, ...)` each, all of one shape, dtype and device.
     """
-    weights = [plain_number(weight) for weight in weights]
+    weights = [plain_number(w) if isinstance(w, Tensor) else w for w in weights]
     total, own = factor(weights[0], tensors[0]) * tensors[0], not in_transform()
     for weight, x in zip(weights[1:], tensors[1:], strict=True):
         if isinstance(weight, Tensor):
