@@ -42,7 +42,7 @@ def divided_differences(nodes: Sequence[float]) -> tuple[list[float], list[float
     return [*slope, 0.0], [v / (a - c) for v in (slope[0], slope[1] - 1 / (b - c), 1 / (b - c))]
 
 
-def stable_weights(nodes: tuple[float, ...], a: float, b: float) -> list[float]:
+def stable_weights(nodes: tuple[float, ...], a: float, b: float) -> tuple[float, ...]:
     """Returns `lagrange_weights` from as many of the newest outputs as do not amplify their errors too much on [a, b].
 
     The weights of the integral sum to `1 - e^(a - b)`, and errors are amplified by the sum of their absolute values
@@ -52,11 +52,11 @@ def stable_weights(nodes: tuple[float, ...], a: float, b: float) -> list[float]:
         weights = lagrange_weights(nodes[:count], a, b)
         if sum(map(abs, weights)) <= MOST_AMPLIFIED * sum(weights):
             return weights
-    return [-math.expm1(a - b)]
+    return (-math.expm1(a - b),)
 
 
 @functools.lru_cache(4096)  # a second run on a grid has the same nodes
-def lagrange_weights(nodes: tuple[float, ...], a: float, b: float, decay: float = 1.0) -> list[float]:
+def lagrange_weights(nodes: tuple[float, ...], a: float, b: float, decay: float = 1.0) -> tuple[float, ...]:
     """Returns `int_a^b e^(decay (u - b)) l_j(u) du` for the Lagrange polynomials l_j of the nodes.
 
     The integral of e^(decay (u - b)) p(u), p the polynomial through outputs at the nodes, is the sum of the outputs
@@ -72,7 +72,7 @@ def lagrange_weights(nodes: tuple[float, ...], a: float, b: float, decay: float 
                 shifted = [0.0, *powers]
                 powers = [(low - k * high) / (own - k) for low, high in zip(shifted, [*powers, 0.0], strict=True)]
         weights.append(width * sum(c * m for c, m in zip(powers, masses, strict=True)))
-    return weights
+    return tuple(weights)
 
 
 def moments(decay: float, count: int) -> list[float]:

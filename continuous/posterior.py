@@ -201,6 +201,12 @@ def reads_network(variance: ReverseVariance, denoiser: GaussianDenoiser) -> bool
     return False
 
 
+def is_number(variance: ReverseVariance, schedule: Schedule) -> bool:
+    """Returns whether a variance that is not learned is one number for a step, not one for each channel or pixel."""
+    t = torch.full((), schedule.t_last, dtype=torch.float64)
+    return not variance(schedule, t, torch.zeros_like(t), None).ndim
+
+
 def _given(v: Tensor | None) -> Tensor:
     if v is None:
         raise UsageError(

@@ -20,7 +20,15 @@ from ..shared.random import Source, normal_like
 from ..shared.sampler import Sampler, Step
 from ..shared.serialization import serializable
 from ..shared.tensors import at_least_float32, exact, factor, like, refuse_non_float
-from .posterior import ReverseVariance, checked_variance, large, posterior, posterior_coefficients, with_step_above
+from .posterior import (
+    ReverseVariance,
+    checked_variance,
+    is_number,
+    large,
+    posterior,
+    posterior_coefficients,
+    with_step_above,
+)
 
 
 @serializable("continuous.Ancestral")
@@ -57,6 +65,7 @@ class Ancestral(Sampler[GaussianDenoiser, Schedule]):
         if self.gradient is not None:
             warn_in_training(self.gradient.classifier)
         fixed = self.gradient is None and not self.denoiser.has_variance_output
+        fixed = fixed and is_number(self.variance, self.corruption)
 
         def step(x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
             nonlocal above

@@ -98,14 +98,14 @@ def one_per_example(v: Tensor | float, x: Tensor) -> Tensor:
         UsageError: for another shape of v.
     """
     if not isinstance(v, Tensor):
-        return torch.full((len(x),), v, device=x.device)
+        return torch.full((len(x),), v, dtype=torch.float32, device=x.device)
     if v.ndim > 1 or (v.ndim and len(v) not in (1, len(x))):
         raise UsageError(
             f"times of shape {tuple(v.shape)} for {len(x)} examples: "
             f"give one time, or one for each example, ({len(x)},)"
         )
     if v.ndim == 0 and v.device.type == "cpu":
-        return torch.full((len(x),), float(v), device=x.device)
+        return torch.full((len(x),), float(v), dtype=torch.float32, device=x.device)
     return v.float().to(x.device).expand(len(x))
 
 

@@ -30,7 +30,7 @@ class GridValues:
         self.path = path  # keeps the tensors, and so their identities
         self.times: dict[int, list[Tensor]] = {}
         self.rows: dict[int, dict[tuple[int, ...], int]] = {}
-        self.tables: dict[tuple[Any, int], tuple[Any, list[Row]]] = {}
+        self.tables: dict[tuple[Any, int], tuple[Any, list[Row] | None]] = {}
         self.tokens: list[Token[GridValues | None]] = []
         self.above: GridValues | None = None
 
@@ -50,11 +50,10 @@ class GridValues:
             return function(owner, *times) if self.above is None else self.above.at(function, owner, times)
         found = self.tables.get((function, id(owner)))
         if found is None:
-            columns = None if in_transform() else self.columns(function, owner, len(times))
-            if columns is None:
+            if in_transform():
                 return function(owner, *times)
-            found = self.tables[function, id(owner)] = owner, list(zip(*columns, strict=True))
-        return found[1][row]
+            found = self.tables[function, id(owner)] = owner, self.table(function, owner, len(times))
+        return function(owner, *times) if found[1] is None else found[1][row]
 
     def rows_of(self, count: int) -> dict[tuple[int, ...], int]:
         """Returns the rows of the times (count = 1) or of the pairs (2) of the path, by their identities."""
@@ -74,12 +73,15 @@ class GridValues:
         return 2 * t - s if row is None else self.above.path[row][0]
 
     @torch.no_grad()
-    def columns(self, function: Callable[..., Columns], owner: Any, count: int) -> list[list[float]] | None:
-        """Returns the values of a function at all times, as Python numbers; None for values on an accelerator."""
+    def table(self, function: Callable[..., Columns], owner: Any, count: int) -> list[Row] | None:
+        """Returns the values of a function at all times, as Python numbers.
+
+        None for values on an accelerator, and for those that are not one number for each time.
+        """
         columns, times = function(owner, *self.times[count]), self.times[count][0]
-        if any(c.device.type != "cpu" for c in columns):
+        if any(c.device.type != "cpu" or c.shape not in (times.shape, ()) for c in columns):
             return None
-        return [c.expand(times.shape).tolist() for c in columns]
+        return list(zip(*(c.expand(times.shape).tolist() for c in columns), strict=True))
 
 
 _present: ContextVar[GridValues | None] = ContextVar("the values of the run that takes a step", default=None)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unnoise import continuous, sde
 from unnoise.continuous.history import lagrange_weights, moments
+from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.denoiser import Clipped
 from unnoise.shared.grid_values import GridValues, on_grid
 from unnoise.shared.sampler import CorrectorPredictor, PredictorCorrector
@@ -245,3 +246,40 @@ def test_moments(decay):
     for k, moment in enumerate(moments(decay, 5)):
         assert moment == pytest.approx(float(masses / 2 @ (np.exp(-decay * (1 - v)) * v**k)), rel=1e-12)
     assert math.isclose(moments(0.0, 4)[3], 1 / 4)
+
+
+def test_time_inputs_are_single_precision_during_a_run():
+    """Also those that a function returns as integers: a network is fed the same in a run as in a step on its own."""
+    seen, network = [], Mixing()
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    denoiser = sde.Learned(
+        network, continuous.LinearBetas(50), time_input=lambda schedule, t: (t * schedule.steps).round().long() - 1
+    )
+    continuous.DDIM(denoiser)(torch.zeros(2, 5, dtype=torch.float64), steps=2)
+    assert [time.dtype for time in seen] == [torch.float32] * 2
+    assert [time.tolist() for time in seen] == [[49.0] * 2, [0.0] * 2]
+
+
+def test_a_fixed_variance_for_each_channel():
+    """A variance that is not one number for a step scales the noise of its channel in a run as well."""
+    factors = torch.tensor([[0.0, 1.0, 4.0, 9.0, 16.0]], dtype=torch.float64)
+    denoiser, x = learned(continuous.Cosine()), torch.zeros(BATCH, 5, dtype=torch.float64)
+
+    def last_noise(variance):
+        *_, before, _, _ = continuous.Ancestral(denoiser, variance).trajectory(x, steps=3, generator=seeded())
+        return before
+
+    plain, without, scaled = map(
+        last_noise,
+        (
+            continuous.small,
+            lambda *given: 0 * continuous.small(*given),
+            lambda *given: factors * continuous.small(*given),
+        ),
+    )
+    torch.testing.assert_close(scaled - without, factors.sqrt() * (plain - without))
+
+
+def test_times_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match=r"times of shape \(3,\) for 2 examples"):
+        learned(continuous.Cosine())(torch.zeros(2, 5, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3]))

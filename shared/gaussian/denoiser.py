@@ -193,9 +193,10 @@ class Learned(GaussianDenoiser):
             shape = tuple(refuse_non_float(x_t, "x_t").shape)
             raise UsageError(f"x_t of shape {shape}: give signals (B, C, ...), or vectors (B, d)")
         time, c_in, c_skip, c_out = on_grid(Learned.coefficients, self, t)
+        time = one_per_example(time, x_t)
         same = not isinstance(c_in, Tensor) and abs(c_in - 1) < 1e-15  # as on a variance-preserving schedule
         x_in = x_t if same else factor(c_in, x_t) * x_t
-        out, variance_output = call_network(self, x_in, one_per_example(time, x_t), cond).to(x_t.dtype), None
+        out, variance_output = call_network(self, x_in, time, cond).to(x_t.dtype), None
         if self.has_variance_output or out.shape != x_t.shape:
             out, variance_output = self._split(out, x_t)
         return Estimate(c_skip, c_out, out, variance_output)
