@@ -117,12 +117,14 @@ def test_edm(kind):
     """
     asked = FIXTURE[f"edm.{kind}.sigma_of_each_call"]
     inner, sigmas, states = denoiser(), [], []
+    estimate = inner.estimate
 
-    def note(module, arguments):
-        states.append(arguments[0])
-        sigmas.append(WIDE(arguments[1])[1])
+    def noted(x, t):
+        states.append(x)
+        sigmas.append(WIDE(t)[1])
+        return estimate(x, t)
 
-    inner.register_forward_pre_hook(note)
+    inner.estimate = noted
     gamma = float(asked[4] / FIXTURE["edm.plain.sigma_of_each_call"][4] - 1) if kind == "churn" else 0.0
     grid = [*FIXTURE["sigmas.karras.n18_0.002_80"]]
     within = [
