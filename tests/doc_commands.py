@@ -64,7 +64,6 @@ def parse(words: list[str], of: str | None) -> int:
         (evaluating, "evaluate", passed),
         (evaluating.EvaluateSamples, "execute", passed),
         (sampling, "load", passed),
-        (sampling, "own_network", passed),
         (sampling, "run_of", lambda _: find(str(of))),
         *((command, "execute", passed) for command in (demo.Demo, commands.Import, commands.Export)),
         *((command, "execute", passed) for command in (recipes.Recipes, commands.Parts, commands.PlotSchedules)),

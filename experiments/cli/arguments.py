@@ -10,6 +10,8 @@ import tyro
 
 MODULE = "A Python file or module with parts of your own, which is imported first; needed to read runs that use them."
 Modules = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=MODULE, metavar="FILE.py")]
+UNNAMED = tyro.conf.arg(name="", help="")
+"""A group of options without a name before theirs. Its help is given, or tyro would parse source code to find it."""
 
 
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from ...shared.training.saving import consolidate
 from ..catalog import CATEGORICAL, GAUSSIAN, key_of
 from ..pretrained.exporting import Flags, bring, send
 from ..program import program
+from .arguments import UNNAMED
 from .recipe_options import signature_text
 
 
@@ -101,7 +102,7 @@ class Import:
     """Data for `unnoise evaluate`: a bundled set, a folder or a set on the Hugging Face Hub."""
     tokenizer: Path | None = None
     """Path of the tokenizer.json of a model of text; without it, samples are written as token ids."""
-    flags: Annotated[Flags, tyro.conf.arg(name="")] = field(default_factory=Flags)
+    flags: Annotated[Flags, UNNAMED] = field(default_factory=Flags)
 
     def execute(self) -> None:
         """Imports the checkpoint."""
@@ -125,7 +126,7 @@ class Export:
     """Folder of the run, or a file, folder or name that `unnoise import` reads."""
     out: tyro.conf.Positional[Path]
     """The new folder, such as exported."""
-    flags: Annotated[Flags, tyro.conf.arg(name="")] = field(default_factory=Flags)
+    flags: Annotated[Flags, UNNAMED] = field(default_factory=Flags)
 
     def execute(self) -> None:
         """Exports the run."""

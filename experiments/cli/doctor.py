@@ -10,11 +10,10 @@ import tyro
 
 from ...shared.errors import UsageError
 from ...shared.progress import bar
-from ...shared.training import load
 from ..doctor import CHECKS, Run, report
 from ..model_checks import model_checks
 from .arguments import Modules
-from .sampling import data_of, folder_of, own_network, run_of
+from .sampling import data_of, folder_of, load, run_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def examined(run: Path, count: int, data: str | None, seed: int) -> str:
     if count < 0 or count == 1:
         raise UsageError(f"count={count}: give at least 2 samples, or 0 for none")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    checkpoint, notes = load(run, device=device, network=own_network(run)), []
+    checkpoint, notes = load(run, device=device), []
     found = Run.of(folder_of(run), checkpoint)
     checks = [check for examine in CHECKS if (check := examine(found)) is not None]
     if not found.lines:

@@ -18,7 +18,7 @@ from ...shared.training.checkpoint import is_checkpoint
 from ...shared.training.folder import writable, write_text
 from ..recipe import Recipe
 from ..sample_evaluation import evaluate_samples
-from .arguments import Modules
+from .arguments import UNNAMED, Modules
 from .computing import Computing, computing
 from .sampling import data_of, folder_of, options_of_run, positive, settings_used, with_steps
 from .weights import Weighted
@@ -70,8 +70,8 @@ class Evaluate:
     seed: int = 0
     """Seed of the samples and of the times of the bound, a whole number."""
     module: Modules = ()
-    weights: Annotated[Weighted, tyro.conf.arg(name="")] = field(default_factory=Weighted)
-    computing: Annotated[Computing, tyro.conf.arg(name="")] = field(default_factory=Computing)
+    weights: Annotated[Weighted, UNNAMED] = field(default_factory=Weighted)
+    computing: Annotated[Computing, UNNAMED] = field(default_factory=Computing)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,15 +22,16 @@ from ...shared.metrics.measurement import Origin
 from ...shared.progress import Progress, bar
 from ...shared.quantization import Quantization
 from ...shared.serialization import deserialize
-from ...shared.training import Checkpoint, load
-from ...shared.training.checkpoint import first_intact, read, silently
+from ...shared.training import Checkpoint
+from ...shared.training.checkpoint import first_intact, load_folder
+from ...shared.training.posthoc import Wanted
 from ..evaluation import CHUNK, Drawing, drawing
 from ..parts import write
 from ..recipe import Recipe
 from ..sample_parts import Drawn, Parts, draw_parts
 from ..sample_writing import write_samples
 from ..time_grids import Sections, adaptive, quadratic, spaced, strided, trailing
-from .arguments import Modules
+from .arguments import UNNAMED, Modules
 from .captions import of_samples
 from .computing import Computing, computing, say_idle
 from .conditions import conditions_for, filtered, holding, text_for, windows
@@ -92,8 +93,8 @@ class Sample:
     length: int | None = None
     """Number of tokens of a text; more than the length of the network are sampled window by window."""
     module: Modules = ()
-    weights: Annotated[Weighted, tyro.conf.arg(name="")] = field(default_factory=Weighted)
-    computing: Annotated[Computing, tyro.conf.arg(name="")] = field(default_factory=Computing)
+    weights: Annotated[Weighted, UNNAMED] = field(default_factory=Weighted)
+    computing: Annotated[Computing, UNNAMED] = field(default_factory=Computing)
 
 
 def options_for(command: str, run: str, arguments: Sequence[str]) -> tuple[type, list[str]]:
@@ -105,8 +106,7 @@ def options_of_run(
     base: type, command: Callable[[Any, Checkpoint, Recipe], None], run: str, arguments: Sequence[str]
 ) -> tuple[type, list[str]]:
     """Returns a class of options with the sampler's settings of a run as options, and the arguments left for it."""
-    which, average = checkpoint_in(arguments), average_in(arguments)
-    checkpoint = load(Path(run), network=own_network(Path(run), which), average=average, checkpoint=which)
+    checkpoint = load(Path(run), checkpoint_in(arguments), average_in(arguments))
     recipe = run_of(checkpoint)
     without = [f.name for f in fields(recipe) if f.name not in OPTIONS]
     recipe, rest = with_parts(recipe, arguments, without)
@@ -132,12 +132,16 @@ def run_of(checkpoint: Checkpoint) -> Recipe:
     return imported.run_of(checkpoint)
 
 
-def own_network(run: Path, which: str | None = None) -> torch.nn.Module | None:
-    """Returns the network of a run whose class is not part of this package, built by its recipe; None for others.
+def load(run: Path, which: str | None = None, average: Wanted = None, device: str = "cpu") -> Checkpoint:
+    """Loads a checkpoint of a run, as `unnoise.load`, with a network of one's own as its recipe builds it."""
+    return first_intact(run, lambda folder: load_folder(folder, own_network, device, average), which)[1]
 
-    The class must have been imported, as by `--module`. `which` is the checkpoint, as for `load`.
+
+def own_network(description: Mapping[str, Any]) -> torch.nn.Module | None:
+    """Returns the network of a checkpoint whose class is not part of this package, built by its recipe, or None.
+
+    The class must have been imported, as by `--module`.
     """
-    _, (description, _) = first_intact(run, read, which, say=silently)
     if '"external"' not in json.dumps(description["objective"]) or description["experiment"] is None:
         return None
     recipe, quantization = (deserialize(description[name]) for name in ("experiment", "quantization"))

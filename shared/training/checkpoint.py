@@ -91,10 +91,15 @@ def load(
 
 
 def load_folder(
-    folder: Path, network: nn.Module | None, device: torch.device | str, wanted: Wanted = None
+    folder: Path,
+    network: nn.Module | Callable[[Mapping[str, Any]], nn.Module | None] | None,
+    device: torch.device | str,
+    wanted: Wanted = None,
 ) -> Checkpoint:
-    """Loads the checkpoint in its own folder, as `load`."""
+    """Loads the checkpoint in its own folder, as `load`; `network` can be a function of the description."""
     description, tensors = read(folder)
+    if network is not None and not isinstance(network, nn.Module):
+        network = network(description)
     try:
         objective, average = (deserialize(description["objective"], copy.deepcopy(network)) for _ in range(2))
         experiment, quantization, shape = (
