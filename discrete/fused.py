@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..shared.tensors import at_least_float32, in_transform
 
+LEFT_OUT = -100  # in place of a token at positions that do not count
 SMALL = 2**17  # numbers of logits, below which calls cost more than arithmetic
 ON_CPU, ON_DEVICE = 2**19, 2**26  # numbers in a block: two megabytes fit a core's cache, an accelerator needs more
 
@@ -32,12 +33,20 @@ def cross_entropy(logits: Tensor, x0: Tensor, counts: Tensor | None = None) -> T
     """
     rows, flat = logits.reshape(-1, logits.shape[-1]), x0.reshape(-1)
     if logits.numel() < SMALL or plain_operations():
-        nats = F.cross_entropy(at_least_float32(rows), flat, reduction="none").view(x0.shape)
-    elif counts is None or logits.device.type != "cpu":  # to find the rows that count would wait for the device
-        nats = cast(Tensor, _CrossEntropy.apply(rows, flat, None)).view(x0.shape)
-    else:
+        flat = flat if counts is None else torch.where(counts.reshape(-1), flat, LEFT_OUT)
+        return F.cross_entropy(at_least_float32(rows), flat, reduction="none", ignore_index=LEFT_OUT).view(x0.shape)
+    if counts is not None and logits.device.type == "cpu":
         return cast(Tensor, _CrossEntropy.apply(rows, flat, counts.reshape(-1).nonzero().squeeze(1))).view(x0.shape)
+    nats = cast(Tensor, _CrossEntropy.apply(rows, flat, None)).view(x0.shape)  # to find rows would wait for the device
     return nats if counts is None else torch.where(counts, nats, 0.0)
+
+
+def weighted(weight: Tensor, nats: Tensor) -> Tensor:
+    """Returns `weight nats`, which is 0 where the weight is 0, even for infinite nats; the weight broadcasts."""
+    product = weight.to(nats) * nats
+    if weight.device.type == "cpu" and not plain_operations() and float(weight.amin()) > 0:
+        return product
+    return torch.where(weight > 0, product, 0.0)
 
 
 def plain_operations() -> bool:

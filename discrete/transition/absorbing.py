@@ -10,7 +10,7 @@ from ...shared.errors import UsageError
 from ...shared.random import Source, uniform
 from ...shared.serialization import serializable
 from ...shared.tensors import Table, at_least_float32, exact, like
-from ..fused import cross_entropy
+from ..fused import cross_entropy, weighted
 from ..schedules import NoiseSchedule
 from .base import ReverseModel, Terms
 from .generic import generic_divergence, generic_draw, generic_path_rate, score_entropy
@@ -83,8 +83,8 @@ class Absorbing(Interpolating):
         if self.mask is None:  # both distributions reveal a masked position between t and s with the same probability
             nats = cross_entropy(logits, x0, x_t == self.mask_token)
             before, after = (self.noise.total(exact(time).to(x_t.device)) for time in (s, t))
-            revealed = (torch.exp(-before) - torch.exp(-after)) / -torch.expm1(-after)
-            return Terms(self._weighed(like(revealed.to(nats), x_t), nats), nats)
+            revealed = 1 - torch.expm1(-before) / torch.expm1(-after)
+            return Terms(weighted(like(revealed, x_t), nats), nats)
         log_p_t, log_p_0 = (-cross_entropy(logits, x) for x in (torch.full_like(x_t, self.mask), x0))
         kl, nats = (
             self._at_time(self.pair(reverse, x_t, t, time), x0, x_t, log_p_t, log_p_0)
@@ -124,16 +124,12 @@ class Absorbing(Interpolating):
             return generic_path_rate(self, reverse, logits, x0, x_t, t)
         nats, t = cross_entropy(logits, x0, x_t == self.mask_token), exact(t).to(x_t.device)
         weight = self.noise.rate(t) / torch.expm1(self.noise.total(t))
-        return Terms(self._weighed(like(weight.to(nats), x_t), nats), nats)
+        return Terms(weighted(like(weight, x_t), nats), nats)
 
     def cross_entropy(self, reverse: ReverseModel, logits: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.mask is not None:
             return super().cross_entropy(reverse, logits, x0, x_t, t)
         return cross_entropy(logits, x0, x_t == self.mask_token)
-
-    def _weighed(self, weight: Tensor, nats: Tensor) -> Tensor:
-        """Returns `weight nats`, which is 0 where the weight is 0, even for infinite nats."""
-        return torch.where(weight > 0, weight * nats, 0.0)
 
     def score_entropy(self, log_ratio: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         r"""Returns `rate (sum_y m_y - r log m_(x_0) + r (log r - 1))`, `r = alpha / (1 - alpha)`, at masks, else 0.
