@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun has told this process, by its variables of the environment."""
+"""The number of processes and the rank that a launcher such as torchrun sets in the environment."""
 
 from __future__ import annotations
 
