@@ -29,15 +29,17 @@ CHAINS = {
 
 @pytest.mark.parametrize("reverse", [Product(), Marginal()], ids=str)
 @pytest.mark.parametrize("kind", CHAINS)
-def test_one_pass_is_the_definition_and_so_is_its_gradient(kind, reverse, monkeypatch, generator):
-    monkeypatch.setattr(fused, "ON_CPU", 12)  # several blocks
+@pytest.mark.parametrize(("length", "block"), [(7, 12), (4, 2**19)], ids=["rows of one", "several examples"])
+def test_one_pass_is_the_definition_and_so_is_its_gradient(kind, reverse, length, block, monkeypatch, generator):
+    """In blocks of rows of one example, and of examples that are shorter than K, each with the matrices of its step."""
+    monkeypatch.setattr(fused, "ON_CPU", block)
     chain = CHAINS[kind]()
     n = torch.tensor([1, 2, 10, T])
     t, s = n.double() / T, (n - 1).double() / T
-    logits = torch.randn(4, 7, chain.categories, dtype=torch.float64, generator=generator, requires_grad=True)
-    x0 = torch.randint(0, chain.categories, (4, 7), generator=generator)
+    logits = torch.randn(4, length, chain.categories, dtype=torch.float64, generator=generator, requires_grad=True)
+    x0 = torch.randint(0, chain.categories, (4, length), generator=generator)
     x_t = chain.corrupt(x0, t, generator=generator)
-    weight = torch.randn(2, 4, 7, dtype=torch.float64, generator=generator)
+    weight = torch.randn(2, 4, length, dtype=torch.float64, generator=generator)
     found = []
     for terms in (
         chain.divergence(reverse, logits, x0, x_t, t, s),
