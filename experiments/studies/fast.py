@@ -35,9 +35,9 @@ OWN = GaussianRecipe(
 def digits() -> GaussianRecipe:
     """8 x 8 digits without labels: 4,400 steps of 0.3 M parameters, about four minutes of one thread.
 
-    2,000 samples have a Fréchet distance of 1.34 ± 0.32 from the training images, and the judge is sure of 0.874 ± 0.012
-    of them (three seeds); with DDIM(eta=1) 1.30 and 0.911 (two seeds). As many random training images have about 0.6
-    and 0.989. The training takes 300 to 360 s of CPU time on a busy machine; see docs/results/fast-digits.md.
+    2,000 samples have a Fréchet distance of 1.34 ± 0.32 from the training images, and the judge is sure of 0.874 ±
+    0.012 of them (three seeds); with DDIM(eta=1) 1.30 and 0.911 (two seeds). As many random training images have about
+    0.6 and 0.989. The training takes 300 to 360 s of CPU time on a busy machine; see docs/results/fast-digits.md.
     """
     training = Training(
         steps=4400,
