@@ -29,7 +29,7 @@ OWN = GaussianRecipe(
     sampling_steps=50,
     clip=part(Clipped),
 )
-"""EDM with the noise levels of small images: the least is a twelfth of the step of quantization levels."""
+"""EDM with the noise levels of small images: the least is a twelfth of a quantization step."""
 
 
 def digits() -> GaussianRecipe:
