@@ -19,11 +19,9 @@ __all__ = ["earlier_recipes", "earlier_runs", "load", "pretrained", "recipes"]
 __getattr__, __dir__ = lazily(
     __name__, {".shared.training": "load", "pretrained": "earlier_recipes earlier_runs"}, ("pretrained", "recipes")
 )
-imported_later("unnoise.continuous", "unnoise.discrete", "unnoise.sde")
+imported_later("unnoise.continuous", "unnoise.sde", f"{__name__}.gaussian", f"{__name__}.papers.ddpm")
+imported_later("unnoise.discrete")  # of which a run of the above needs nothing
 imported_later(
-    *(
-        f"{__name__}.{module}"
-        for module in ("gaussian", "categorical", "tensor_data", *(m for m, _ in PAPERS.values()))
-    ),
+    *(f"{__name__}.{module}" for module in ("categorical", "tensor_data", *(m for m, _ in PAPERS.values()))),
     *(f"{__name__}.pretrained.{module}" for module in ("imported", "text", "earlier_recipes", "earlier_runs")),
 )

@@ -1,4 +1,4 @@
-"""The parts of each family by kind and name, for the notation of parts and for help.
+"""Parts by kind and name, for the notation of parts and for help; each family has a catalog of its own.
 
 A kind is the type of an argument or of a recipe's field, by the name that its annotation has: `Schedule`, `Weight`.
 """
@@ -13,39 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from .. import continuous, discrete, sde
-from ..discrete.reverse import ReverseModel
-from ..discrete.schedules import NoiseSchedule
-from ..discrete.transition.base import Transition
-from ..sde.integrators import Integrator
-from ..sde.likelihood import Trace
 from ..shared import networks, objective, time_inputs
 from ..shared.errors import UsageError, shown
-from ..shared.gaussian import guidance, prediction
-from ..shared.gaussian.schedule import Schedule
-from ..shared.objective import Objective
-from ..shared.random import categorical
-from ..shared.sampler import CorrectorPredictor, PredictorCorrector, Sampler
 from ..shared.training import averages
 from ..shared.training.parallel import Replicated, Sharded
-from . import categorical_builders, code_lengths, gaussian_builders, time_grids
 from .constants import CONSTANTS
 
-BUILDERS = frozenset(
-    {
-        discrete.cosine,
-        discrete.linear,
-        discrete.reciprocal,
-        gaussian_builders.churned_heun,
-        gaussian_builders.annealed_langevin,
-        gaussian_builders.geometric_noise_levels,
-        categorical_builders.context_neighbors,
-        categorical_builders.with_mutual_information,
-        categorical_builders.from_file,
-        categorical_builders.absorbing_gray,
-    }
-)
-"""Functions that construct a part from their arguments; other functions are parts themselves."""
+BUILDERS: set[Any] = set()
+"""Functions that construct a part from their arguments, of each family; other functions are parts themselves."""
 
 
 def classes(base: type, *modules: Any) -> list[type]:
@@ -158,60 +133,4 @@ SHARED: dict[str, list[Any]] = {
     "Average": of_module(averages, "Decay", "HalfLife", "PowerFunction"),
     "Parallel": [Replicated, Sharded],
 }
-GAUSSIAN = Catalog(
-    SHARED
-    | {
-        "Schedule": [*classes(Schedule, continuous, sde), gaussian_builders.geometric_noise_levels],
-        "Prediction": [
-            *of_module(prediction, "noise", "clean", "velocity", "straight", "scaled_score", "Preconditioned")
-        ],
-        "Weight": of_module(
-            continuous, "snr", "truncated_snr", "MinSNR", "OutputError", "likelihood_weight", "velocity_weight"
-        ),
-        "ReverseVariance": of_module(
-            continuous, "large", "small", "learned_range", "learned_diagonal", "LogInterpolated"
-        ),
-        "Objective": classes(Objective, continuous, sde),
-        "Sampler": [
-            *classes(Sampler, continuous, sde),
-            gaussian_builders.churned_heun,
-            gaussian_builders.annealed_langevin,
-        ],
-        "DenoiserWrapper": of_module(continuous, "Clipped", "Thresholded"),
-        "ClassifierFree": [guidance.ClassifierFree],
-        "GaussianDenoiser": [continuous.Learned, sde.EnergyDenoiser],
-        "GaussianCodeLength": [code_lengths.Bound, code_lengths.Exact],
-        "Spacing": time_grids.SPACINGS,
-        "Integrator": classes(Integrator, sde),
-        "Tableau": constants("Tableau"),
-        "FlowCoordinates": of_module(sde, "angle_coordinates", "time_coordinates"),
-        "Correction": of_module(continuous, "midpoint", "exponential", "curved"),
-        "Trace": classes(Trace, sde),
-        "norms": of_module(sde, "own_norms", "batch_norms"),
-    }
-)
-"""The parts of Gaussian recipes."""
-CATEGORICAL = Catalog(
-    SHARED
-    | {
-        "Transition": [
-            *classes(Transition, discrete),
-            categorical_builders.with_mutual_information,
-            categorical_builders.from_file,
-            categorical_builders.absorbing_gray,
-        ],
-        "NoiseSchedule": [*classes(NoiseSchedule, discrete), discrete.cosine, discrete.linear, discrete.reciprocal],
-        "ReverseModel": classes(ReverseModel, discrete),
-        "Head": of_module(discrete, "direct", "residual", "carried", "logistic"),
-        "CategoricalDenoiser": [discrete.Categorical, discrete.ScoreEntropyDenoiser],
-        "ClassifierFree": [discrete.ClassifierFree],
-        "Objective": classes(Objective, discrete),
-        "Sampler": [*classes(Sampler, discrete), PredictorCorrector, CorrectorPredictor],
-        "TokenBound": [code_lengths.TokenBound],
-        "Last": [discrete.most_likely, categorical],
-        "Jumps": [discrete.ordinal, discrete.single],
-        "Offset": [discrete.scaled_by_noise, discrete.unscaled],
-        "neighbors": [categorical_builders.context_neighbors],
-    }
-)
-"""The parts of categorical recipes."""
+"""The parts of both families."""

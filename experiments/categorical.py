@@ -36,8 +36,9 @@ from ..shared.serialization import serializable
 from ..shared.training import Training
 from ..shared.values import notation
 from .caption_data import refuse_encoder_without_captions
-from .catalog import CATEGORICAL, Catalog
+from .catalog import Catalog
 from .categorical_builders import with_absolute_paths
+from .categorical_parts import CATEGORICAL
 from .code_lengths import CodeLengthOf, TokenBound
 from .image_data import Images
 from .parts import Context, Part, built, part, refuse_untaken

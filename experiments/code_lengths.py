@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from ..continuous import VariationalBound, tabulate
 from ..continuous.posterior import ReverseVariance
-from ..discrete import CategoricalDenoiser
-from ..discrete import VariationalBound as CategoricalBound
 from ..sde import Adaptive, ChangeOfVariables
 from ..shared.code_length import CodeLength
 from ..shared.errors import UsageError
@@ -25,6 +23,9 @@ from ..shared.serialization import serializable
 from ..shared.standardization import Standardization
 from ..shared.values import notation
 from .parts import Context, Part, built, part
+
+if TYPE_CHECKING:
+    from ..discrete import CategoricalDenoiser
 
 CodeLengthOf = Callable[..., CodeLength]
 """Computes code lengths from quantization levels, a source of noise, a progress reporter and conditions by name."""
@@ -159,5 +160,7 @@ class TokenBound:
 
     def of(self, denoiser: CategoricalDenoiser, padding: int | None = None) -> CodeLengthOf:
         """Returns the code length under a denoiser; the padding token is left out."""
+        from ..discrete import VariationalBound as CategoricalBound  # Gaussian recipes wait for no import of it
+
         bound = CategoricalBound(denoiser, terms=self.terms, padding=padding)
         return lambda k, generator, progress, **cond: bound(k.long(), generator=generator, progress=progress, **cond)

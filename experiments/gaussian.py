@@ -29,8 +29,9 @@ from ..shared.time_inputs import TimeInput, thousandths
 from ..shared.training import Training
 from ..shared.values import notation
 from .caption_data import refuse_encoder_without_captions
-from .catalog import GAUSSIAN, Catalog
+from .catalog import Catalog
 from .code_lengths import Bound, CodeLengthOf, GaussianCodeLength
+from .gaussian_parts import GAUSSIAN
 from .image_data import Images
 from .parts import Context, Part, built, parameters_of, part, refuse_untaken, write
 from .recipe import Data, Figure, NoFigure, Recipe

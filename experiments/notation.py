@@ -19,7 +19,8 @@ from ..shared.errors import UsageError, shown
 from ..shared.training.averages import Average
 from ..shared.training.posthoc import Wanted
 from ..shared.values import state_of
-from .catalog import GAUSSIAN, GIVEN, Catalog, builds
+from .catalog import GIVEN, Catalog, builds
+from .gaussian_parts import GAUSSIAN
 from .own_files import named_in_file
 from .parts import Part, parameters_of, takes_parts, write
 

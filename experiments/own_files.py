@@ -14,7 +14,6 @@ from typing import Any
 
 from ..shared.errors import UsageError
 from ..shared.serialization import _NAMES, serializable
-from .catalog import CATEGORICAL, GAUSSIAN, kind_of
 from .parts import NOT_BUILDERS
 
 
@@ -51,6 +50,10 @@ def own_module(name: str) -> ModuleType:
 
 def returns_part(function: Any) -> bool:
     """Returns whether a function is annotated to return a part of some kind, such as a Transition."""
+    from .catalog import kind_of  # all parts are imported for functions of one's own alone
+    from .categorical_parts import CATEGORICAL
+    from .gaussian_parts import GAUSSIAN
+
     annotation = inspect.signature(function).return_annotation
     kinds = [*GAUSSIAN.kinds, *CATEGORICAL.kinds, "Tensor"]
     return annotation is not inspect.Signature.empty and kind_of(annotation, kinds) in kinds

@@ -12,9 +12,9 @@ import torch
 import unnoise
 from unnoise import sde
 from unnoise.continuous import CosineBetas, ImportanceSampling, LogInterpolated, Tabulated, large, linear_betas, small
-from unnoise.experiments.catalog import GAUSSIAN
 from unnoise.experiments.cli import main
 from unnoise.experiments.evaluation import draw
+from unnoise.experiments.gaussian_parts import GAUSSIAN
 from unnoise.experiments.image_data import Flipped, Images
 from unnoise.experiments.notation import read
 from unnoise.experiments.papers import (

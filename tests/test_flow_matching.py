@@ -9,7 +9,7 @@ import torch
 from helpers import Recorded
 
 from unnoise.continuous import DDIM
-from unnoise.experiments.catalog import GAUSSIAN
+from unnoise.experiments.gaussian_parts import GAUSSIAN
 from unnoise.experiments.notation import read
 from unnoise.experiments.papers import flow_matching
 from unnoise.experiments.papers.flow_matching import bend

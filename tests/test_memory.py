@@ -30,8 +30,8 @@ from unnoise.discrete import (
 )
 from unnoise.discrete.transition import nearest_neighbor
 from unnoise.experiments import categorical_builders, notation
-from unnoise.experiments.catalog import CATEGORICAL
 from unnoise.experiments.categorical_builders import context_embeddings
+from unnoise.experiments.categorical_parts import CATEGORICAL
 from unnoise.experiments.papers import d3pm_text
 from unnoise.shared import memory
 from unnoise.shared.errors import UsageError

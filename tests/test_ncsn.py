@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import Formula
 
-from unnoise.experiments.catalog import GAUSSIAN
 from unnoise.experiments.evaluation import bits_per_dim, draw
 from unnoise.experiments.gaussian_builders import annealed_langevin
+from unnoise.experiments.gaussian_parts import GAUSSIAN
 from unnoise.experiments.image_data import Images
 from unnoise.experiments.notation import read
 from unnoise.experiments.papers import ncsn

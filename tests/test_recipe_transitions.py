@@ -23,8 +23,8 @@ from unnoise.discrete import (
     reciprocal,
 )
 from unnoise.experiments import notation
-from unnoise.experiments.catalog import CATEGORICAL
 from unnoise.experiments.categorical_builders import context_embeddings
+from unnoise.experiments.categorical_parts import CATEGORICAL
 from unnoise.experiments.papers import d3pm_images, d3pm_text, mdlm, multinomial, sedd, tauldr, udlm
 from unnoise.experiments.parts import Context, built
 from unnoise.experiments.text_data import Text

@@ -12,7 +12,9 @@ from ...shared.errors import UsageError
 from ...shared.training.checkpoint import list_checkpoints, newest
 from ...shared.training.parts import PARTS
 from ...shared.training.saving import consolidate
-from ..catalog import CATEGORICAL, GAUSSIAN, key_of
+from ..catalog import key_of
+from ..categorical_parts import CATEGORICAL
+from ..gaussian_parts import GAUSSIAN
 from ..pretrained.exporting import Flags, bring, send
 from ..program import program
 from .arguments import UNNAMED

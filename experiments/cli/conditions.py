@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...discrete import Infilling, Temperature, TopP, sliding
-from ...discrete.denoiser import CleanDenoiser
 from ...shared.data import CharacterTokenizer
 from ...shared.data.tokenizers import character_ids, cleaned
 from ...shared.denoiser import Denoiser
@@ -34,6 +32,9 @@ def filtered(denoiser: Denoiser, temperature: float, top_p: float) -> Denoiser:
     """
     if temperature == 1 and top_p == 1:
         return denoiser
+    from ...discrete import Temperature, TopP  # Gaussian runs wait for no import of it
+    from ...discrete.denoiser import CleanDenoiser
+
     if not isinstance(denoiser, CleanDenoiser):
         raise UsageError(
             f"--temperature {temperature}, --top-p {top_p}: only models that predict the probabilities of tokens take "
@@ -162,6 +163,8 @@ def holding(text: KnownText | None, sampler: Sampler[Any, Any]) -> Sampler:
 
 def fill(sampler: Sampler[Any, Any], known: Tensor, mask: Tensor) -> Sampler:
     """Returns a sampler that keeps known tokens: clean where the process has a mask, else corrupted to each time."""
+    from ...discrete import Infilling
+
     corruption: Any = sampler.corruption
     masked = getattr(corruption, "mask_token", None) == corruption.categories
     return (Infilling if masked else Inpainting)(sampler, known, mask)
@@ -180,6 +183,8 @@ def windows(
 
     They are sampled window by window, each half known from the one before.
     """
+    from ...discrete import sliding
+
     device, known = device_of(sampler.denoiser), int(text.mask.sum())
 
     def drawn(rows: Tensor) -> tuple[Tensor, int]:

@@ -21,7 +21,6 @@ import tyro
 
 from ...shared.errors import UsageError
 from ..catalog import GIVEN, Catalog, builds, kind_of
-from ..categorical_builders import transition_file
 from ..image_data import Images
 from ..notation import OWN, arguments_of, changed, completed, read, write
 from ..parts import Part, parameters_of
@@ -151,6 +150,8 @@ def part_of(text: str, recipe: Recipe, setting: Setting) -> Any:
         UsageError: which names the option.
     """
     if setting.kind == "Transition" and text.endswith(".npy"):
+        from ..categorical_builders import transition_file  # which imports the categorical family
+
         return transition_file(text)
     if setting.kind == "Transition" and re.fullmatch(r"[\w./-]+\.(npz|csv|txt|pt|pth|safetensors)", text):
         raise UsageError(f"{option(setting.path)} {text}: matrices are read from .npy files, which numpy.save writes")
