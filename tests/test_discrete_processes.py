@@ -104,3 +104,15 @@ def test_exponentials_by_chebyshev_are_those_by_eigenvectors():
     for b in range(6):
         close(series.push(p[b], tau[b]), exact[b])
         assert len(series.coefficients(tau[b])) < 20 + 12 * (float(tau[b]) * series.bound / 2) ** 0.5
+
+
+@pytest.mark.parametrize("mask", [None, 2])
+def test_tokens_are_masked_as_often_as_the_process_has_it(mask, generator):
+    """Under the log-linear schedule x_t is masked with the probability `0.999 t`, also on the way through x_s."""
+    process = Absorbing(6, LogLinearNoise(eps=1e-3), mask=mask)
+    t, x0 = torch.tensor([0.4, 0.9], dtype=D), torch.full((2, 20_000), 5)
+    through = process.diffuse(process.corrupt(x0, t / 2, generator=generator), t / 2, t, generator=generator)
+    for x_t in (process.corrupt(x0, t, generator=generator), through):
+        masked = (x_t == process.mask_token).double()
+        assert ((x_t == 5) | (masked > 0)).all()
+        torch.testing.assert_close(masked.mean(1), 0.999 * t, rtol=0, atol=0.015)
