@@ -6,6 +6,7 @@ to a factor for each row, which the first backward pass scales in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -155,7 +156,7 @@ def _uniform(
 ) -> tuple[Tensor, Tensor]:
     # A rate is a difference of large numbers.
     constants = constants if is_rate else constants.to(at_least_float32(logits[:0]).dtype)
-    of_rows = constants.flatten(1).index_select(1, (2 * row + (x_t == x0)).view(-1))
+    of_rows = constants.flatten(1).index_select(1, (2 * row + (x_t == x0)).view(-1))[..., None]
     rows = logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1, 1), x0.reshape(-1, 1)
     value, nats = cast(tuple[Tensor, Tensor], _Uniform.apply(*rows, of_rows, is_rate))
     return value.view(x0.shape), nats.view(x0.shape)
@@ -179,23 +180,22 @@ class _Uniform(torch.autograd.Function):
         ctx: Any, logits: Tensor, x_t: Tensor, x0: Tensor, constants: Tensor, is_rate: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        odds, own, excess, gain, live, constant, q, rho, seen, *weights = constants
+        odds, own, excess, gain, live, constant, q, rho, seen, *weights = constants.unbind()
         buffer = _buffer(logits)
         whole = torch.empty_like(logits) if ctx.needs_input_grad[0] and buffer.dtype == logits.dtype else None
         ctx.p, sums = whole, buffer.new_empty(5, len(logits), 1)
-        # As odds bound o p_k, the product of four factors is below the largest float32 number.
         eager = odds.device.type == "cpu" and not torch.compiler.is_compiling()
-        together = 4 if eager and float(odds.amax()) < 1e9 else 2
+        together = _together(float(odds.amax()), logits) if eager else 2
         for rows in _blocks(logits):
             p, p_t, p_0 = _others(logits[rows], x_t[rows], x0[rows], None if whole is None else whole[rows])
             others = p.sum(-1, keepdim=True)  # 1 - p_t without cancellation
-            o = odds[rows, None] / torch.addcmul(others, own[rows, None], p_t)
+            o = odds[rows] / torch.addcmul(others, own[rows], p_t)
             factors = torch.mul(p, o.to(p), out=buffer[: len(p)]).add_(1)
             log_factors = _sum_log(factors, together)
             found = p_t, p_0, others, log_factors, factors.reciprocal_().mul_(p).sum(-1, keepdim=True)
             for whole_sum, part in zip(sums, found, strict=True):  # small tensors that stay would break up memory
                 whole_sum[rows] = part
-        p_t, p_0, others, log_factors, shares = sums.squeeze(2).to(odds)
+        p_t, p_0, others, log_factors, shares = sums.to(odds).unbind()
         h = torch.addcmul(others, own, p_t)
         o = odds / h
         o_t, o_0, lift = o * p_t, o * p_0, excess * p_t
@@ -207,7 +207,9 @@ class _Uniform(torch.autograd.Function):
             b, ad, over = weights
             z = torch.addcmul(b, ad, v)
             t, by_v = live * z.log() - q * (over * v).log(), live * ad / z - q / v
-        cost = (lift.log1p() - gain - p_0.log()).masked_fill(_at(logits, x0) == -torch.inf, torch.inf)
+        cost = lift.log1p() - gain - p_0.log()
+        if not (eager and float(p_0.amin()) > torch.finfo(sums.dtype).tiny):
+            cost = cost.masked_fill(logits.gather(1, x0) == -torch.inf, torch.inf)
         value = torch.where(live > 0, constant + t - rho * log_factors - seen * o_0.log1p(), cost)
         if ctx.needs_input_grad[0]:
             tilt = lift / (1 + lift)  # of the cost by log p_t
@@ -234,12 +236,13 @@ class _Uniform(torch.autograd.Function):
         grad, buffer = torch.empty_like(logits) if whole is None else whole, _buffer(logits)
         for rows in _blocks(logits):
             p = _others(logits[rows], x_t[rows], x0[rows])[0] if whole is None else whole[rows]
-            by_p = scale[rows, None].to(p)
+            share, of_p = buffer[: len(p)], scale[rows].to(p)
             if of_value is not None:
-                inverse = torch.add(p, one_over_o[rows, None].to(p), out=buffer[: len(p)]).reciprocal_()
-                by_p = inverse.mul_((-of_value * rho)[rows, None].to(p)).add_(by_p)
-            block = torch.mul(p, by_p, out=grad[rows]) if grad.dtype == p.dtype else p.mul_(by_p)
-            block.scatter_(1, x_t[rows], at_t[rows, None].to(p)).scatter_add_(1, x0[rows], at_0[rows, None].to(p))
+                torch.div(p, torch.add(p, one_over_o[rows].to(p), out=share), out=share)
+            block = torch.mul(p, of_p, out=grad[rows]) if grad.dtype == p.dtype else p.mul_(of_p)
+            if of_value is not None:
+                block.addcmul_(share, (-of_value * rho)[rows].to(p))
+            block.scatter_(1, x_t[rows], at_t[rows].to(p)).scatter_add_(1, x0[rows], at_0[rows].to(p))
             if grad.dtype != p.dtype:
                 grad[rows] = block
         return grad, *[None] * 4
@@ -294,8 +297,19 @@ class _CrossEntropy(torch.autograd.Function):
         return grad.mul_(g[:, None].to(grad)), None, None
 
 
+def _together(odds: float, logits: Tensor) -> int:
+    """Returns how many factors `1 + o p_k` to multiply: as the sum of `o p_k` is below the odds, products are finite.
+
+    The product of K - 1 factors is at most `(1 + odds / (K - 1))^(K - 1)`, that of four below `(1 + odds)^4`.
+    """
+    others = logits.shape[1] - 1
+    return others + 1 if others * math.log1p(odds / others) < 80 else 4 if odds < 1e9 else 2
+
+
 def _sum_log(x: Tensor, together: int) -> Tensor:
-    """Returns `sum_k log x_k`, `(n, 1)`, with one logarithm for the product of several x, 2 or 4 together."""
+    """Returns `sum_k log x_k`, `(n, 1)`, with one logarithm for the product of several x: 2, 4 or all of them."""
+    if together >= x.shape[1]:
+        return x.prod(-1, keepdim=True).log_()
     first, *more = x.split(-(-x.shape[1] // together), 1)
     product = first.clone()
     for factors in more:
@@ -314,10 +328,6 @@ def _put(x: Tensor, rows: slice | Tensor, values: Tensor) -> None:
         x.index_copy_(0, rows, values.to(x.dtype))
 
 
-def _at(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index).squeeze(1)
-
-
 def _blocks(logits: Tensor, chosen: Tensor | None = None) -> Iterator[slice | Tensor]:
     """Returns indices of rows, block by block: of all, as slices, or of those that are chosen."""
     size = max(1, block_size(logits) // logits.shape[1])
@@ -329,7 +339,8 @@ def _blocks(logits: Tensor, chosen: Tensor | None = None) -> Iterator[slice | Te
 def _buffer(logits: Tensor) -> Tensor:
     """Returns memory for one block, in the precision of the sums."""
     rows = min(len(logits), max(1, block_size(logits) // logits.shape[1]))
-    return at_least_float32(logits[:0]).new_empty(rows, logits.shape[1])
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty(rows, logits.shape[1], dtype=dtype)
 
 
 def block_size(logits: Tensor) -> int:

@@ -176,3 +176,29 @@ def test_constants_of_a_table_are_those_of_its_steps(generator):
             expected = fused.uniform_divergence(logits, x_t, x0, torch.cat(each, 1), torch.arange(4)[:, None])
             for found, plain in zip(transition.divergence(reverse, logits, x0, x_t, t, s), expected, strict=True):
                 torch.testing.assert_close(found, plain, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("n", [2, 40, 900])
+def test_products_of_factors_stay_finite(n, generator):
+    """All factors of a position are multiplied where their product cannot overflow, as late in the chain, else a few.
+
+    Even logits have the largest product.
+    """
+    transition, x0 = Uniform(27, reciprocal(1000)), torch.randint(0, 27, (2, 8), generator=generator)
+    t = torch.tensor(n / 1000, dtype=D)
+    x_t, found = torch.randint(0, 27, (2, 8), generator=generator), []
+    for dtype in (torch.float32, D):
+        logits = torch.zeros(2, 8, 27, dtype=dtype, requires_grad=True)
+        nats = transition.divergence(Product(), logits, x0, x_t, t, transition.before(t)).divergence
+        found.append((nats.double(), torch.autograd.grad(nats.sum(), logits)[0].double()))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_a_weight_of_zero_leaves_out_infinite_nats():
+    nats = torch.tensor([[2.0, torch.inf], [3.0, torch.inf]])
+    for weight, expected in (
+        ([[0.5], [0.0]], [[1.0, torch.inf], [0.0, 0.0]]),
+        ([[1.0], [2.0]], [[2.0, torch.inf], [6.0, torch.inf]]),
+    ):
+        assert torch.equal(fused.weighted(torch.tensor(weight, dtype=D), nats), torch.tensor(expected))
