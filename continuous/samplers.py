@@ -11,7 +11,7 @@ from torch import Tensor
 from ..shared.calling import warn_in_training
 from ..shared.denoiser import accepted_conditions
 from ..shared.errors import UsageError
-from ..shared.gaussian.denoiser import GaussianDenoiser
+from ..shared.gaussian.denoiser import Estimate, GaussianDenoiser
 from ..shared.gaussian.guidance import ClassifierGradient
 from ..shared.gaussian.schedule import Schedule
 from ..shared.gaussian.time_points import TimePoint
@@ -132,7 +132,7 @@ class DDIM(Sampler[GaussianDenoiser, Schedule]):
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
         of_x, of_x0, fresh = on_grid(DDIM.coefficients, self, t, s)
-        mean = self.denoiser.estimate(x, t, **cond).combined(x, of_x, of_x0)
+        mean = estimate_through_hooks(self.denoiser, x, t, **cond).combined(x, of_x, of_x0)
         return mean if self.eta == 0 else mean + factor(fresh, x) * normal_like(x, generator)
 
     def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,5 +181,12 @@ def encode(denoiser: GaussianDenoiser, x0: Tensor, steps: int | Tensor, **cond: 
 
 def clean_and_noise(denoiser: GaussianDenoiser, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
     """Returns the estimate of x_0 and the epsilon with `x_t = alpha_t x_0 + sigma_t epsilon`, of the shape of x."""
-    now, estimate = TimePoint(denoiser.corruption, t), denoiser.estimate(x, t, **cond)
+    now, estimate = TimePoint(denoiser.corruption, t), estimate_through_hooks(denoiser, x, t, **cond)
     return estimate.mean(x), estimate.combined(x, 1.0, -now.alpha) / now.sigma  # divided last: small differences stay
+
+
+def estimate_through_hooks(denoiser: GaussianDenoiser, x: Tensor, t: Tensor, **cond: Any) -> Estimate:
+    """Returns the denoiser's estimate; of a denoiser with hooks that of a call, which runs and obeys them."""
+    if denoiser._forward_hooks or denoiser._forward_pre_hooks:
+        return Estimate.of_mean(denoiser(x, t, **cond))
+    return denoiser.estimate(x, t, **cond)

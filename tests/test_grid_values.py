@@ -185,6 +185,16 @@ def test_a_compiled_denoiser_is_one_graph():
     torch.testing.assert_close(compiled(x, t), denoiser(x, t), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["DDIM", "Heun", "DPM-Solver-3", "2S", "2M", "UniPC", "LMS"])
+def test_a_hook_of_the_denoiser_changes_its_estimate(name):
+    """Samplers whose step needs E[x_0 | x_t] call the denoiser where it has hooks."""
+    hooked, clipped = learned(sde.VP()), Clipped(learned(sde.VP()))
+    hooked.register_forward_hook(lambda module, args, out: out.clamp(-1, 1))
+    x = torch.randn(BATCH, 5, generator=seeded(1), dtype=torch.float64)
+    found, expected = (SAMPLERS[name](d)(x, steps=4) for d in (hooked, clipped))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 class Waits(TorchDispatchMode):
     """Counts the reads of tensors that stand for those of an accelerator: what is computed from the state or network.
 
