@@ -156,7 +156,7 @@ def _uniform(
 ) -> tuple[Tensor, Tensor]:
     # A rate is a difference of large numbers.
     constants = constants if is_rate else constants.to(at_least_float32(logits[:0]).dtype)
-    of_rows = constants.flatten(1).index_select(1, (2 * row + (x_t == x0)).view(-1))[..., None]
+    of_rows = constants.flatten(1).index_select(1, (2 * row + (x_t == x0)).reshape(-1))[..., None]
     rows = logits.reshape(-1, logits.shape[-1]), x_t.reshape(-1, 1), x0.reshape(-1, 1)
     value, nats = cast(tuple[Tensor, Tensor], _Uniform.apply(*rows, of_rows, is_rate))
     return value.view(x0.shape), nats.view(x0.shape)

@@ -202,3 +202,15 @@ def test_a_weight_of_zero_leaves_out_infinite_nats():
         ([[1.0], [2.0]], [[2.0, torch.inf], [6.0, torch.inf]]),
     ):
         assert torch.equal(fused.weighted(torch.tensor(weight, dtype=D), nats), torch.tensor(expected))
+
+
+def test_tokens_of_any_memory_layout(generator):
+    """Tokens that are not contiguous, such as images in the layout "channels last"."""
+    transition, t = Uniform(5, reciprocal(20)), torch.tensor([0.3, 0.6], dtype=D)
+    logits = torch.randn(2, 3, 4, 5, dtype=D, generator=generator)
+    x0, x_t = torch.randint(0, 5, (2, 2, 4, 3), generator=generator).transpose(2, 3)
+    losses = (
+        transition.divergence(Product(), logits, *tokens, t, transition.before(t)).divergence
+        for tokens in ((x0, x_t), (x0.contiguous(), x_t.contiguous()))
+    )
+    torch.testing.assert_close(*losses)
