@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 from .machine import ROOT, scratch
 from .timing import Contender, Work, Workload, children_seconds
@@ -26,9 +26,19 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
 """For each row the words of the command, its exit status, and what it prints among other things."""
 
 
+@cache
+def bytecode() -> str:
+    """Returns the folder of the bytecode of all processes."""
+    return str(scratch() / "bytecode")
+
+
 def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the project's folder on one thread, with its output as text."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    """Runs a command in the project's folder on one thread, with its output as text.
+
+    Modules are read as bytecode, as those of an installed package are: the first run writes it.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPYCACHEPREFIX": bytecode()}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
