@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..shared.blocks import maybe
 from ..shared.errors import UsageError
 from ..shared.gaussian.denoiser import GaussianDenoiser
 from ..shared.gaussian.schedule import Schedule
@@ -80,7 +81,8 @@ def large(schedule: Schedule, t: Tensor, s: Tensor, v: Tensor | None = None) -> 
     `k = SNR_t / SNR_s`. At s = 0 it is `small`, as in the published code; for the arguments see `small`. Float64, of
     the shape of t. Ho et al. 2020, section 3.2.
     """
-    return torch.where(exact(s) > 0, forward_variance(schedule, t, s), small(schedule, t, s))
+    variance, last = forward_variance(schedule, t, s), exact(s) <= 0
+    return torch.where(last, small(schedule, t, s), variance) if maybe(last.any()) else variance
 
 
 @serializable("continuous.LogInterpolated", formerly="unnoise.continuous.posterior.LogInterpolated")

@@ -131,6 +131,8 @@ class DDIM(Sampler[GaussianDenoiser, Schedule]):
         self.eta, self.order = eta, 1 if eta == 0 else None
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, *, generator: Source = None, **cond: Any) -> Tensor:
+        if self.eta == 0 and s.ndim == 0 and float(s) == 0:
+            return self.denoiser(x, t, **cond)
         of_x, of_x0, fresh = on_grid(DDIM.coefficients, self, t, s)
         mean = estimate_through_hooks(self.denoiser, x, t, **cond).combined(x, of_x, of_x0)
         return mean if self.eta == 0 else mean + factor(fresh, x) * normal_like(x, generator)
@@ -144,7 +146,7 @@ class DDIM(Sampler[GaussianDenoiser, Schedule]):
         t, s = exact(t), exact(s)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.corruption(t), self.corruption(s)
         fresh = self.eta * sigma_s * (1 - self.corruption.kept(s, t)).sqrt() if self.eta else torch.zeros_like(t)
-        of_x = (sigma_s**2 - fresh**2).sqrt() / sigma_t
+        of_x = ((sigma_s**2 - fresh**2).sqrt() if self.eta else sigma_s) / sigma_t
         return of_x, alpha_s - of_x * alpha_t, fresh
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
 
 from .errors import Notice, UsageError
 from .tensors import refuse_unless
@@ -381,16 +382,19 @@ def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
         UsageError: if there was one.
     """
     found: list[Tensor] = []
+    hooks: dict[nn.Module, RemovableHandle] = {}
 
     def note(network: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        if isinstance(out, Tensor) and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+        if isinstance(args[0], Tensor) and args[0].is_floating_point():
+            hooks[network].remove()  # its output is seen in the samples, and a hook costs time
+        elif isinstance(out, Tensor) and isinstance(args[0], Tensor):
             found[:] = [torch.isnan(out).any() | found[0] if found else torch.isnan(out).any()]
 
-    hooks = [network.register_forward_hook(note) for network in networks_of(denoiser)]
+    hooks |= {network: network.register_forward_hook(note) for network in networks_of(denoiser)}
     try:
         yield
     finally:
-        for hook in hooks:
+        for hook in hooks.values():
             hook.remove()
     if found:
         refuse_unless(

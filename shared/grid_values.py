@@ -56,13 +56,15 @@ class GridValues:
         return function(owner, *times) if found[1] is None else found[1][row]
 
     def rows_of(self, count: int) -> dict[tuple[int, ...], int]:
-        """Returns the rows of the times (count = 1) or of the pairs (2) of the path, by their identities."""
-        steps: list[tuple[Tensor, ...]] = list(self.path)
+        """Returns the rows of the times (count = 1) or of the pairs with s > 0 (2) of the path, by their identities.
+
+        The step to s = 0 is taken once, and is special in many samplers.
+        """
+        columns = [*zip(*((t, s) for t, s in self.path if count == 1 or float(s) > 0), strict=True)]
         if count == 1:
-            steps = list({id(t): (t,) for pair in self.path for t in pair}.values())
-        columns = zip(*steps, strict=True)
+            columns = [tuple({id(t): t for column in columns for t in column}.values())]
         self.times[count] = [torch.tensor([*map(float, column)], dtype=torch.float64) for column in columns]
-        self.rows[count] = {tuple(map(id, times)): i for i, times in enumerate(steps)}
+        self.rows[count] = {ids: i for i, ids in enumerate(zip(*(map(id, column) for column in columns), strict=True))}
         return self.rows[count]
 
     def time_above(self, t: Tensor, s: Tensor) -> Tensor:
