@@ -82,7 +82,8 @@ def markdown(rows: Sequence[Row], about: dict[str, str], notes: Sequence[str], d
     """Returns the table of a run."""
     parts = ["# Speed", ABOUT, ", ".join(f"{name} {value}" for name, value in about.items())]
     judged = [row for row in rows if row.met is not None]
-    parts.append(f"{sum(bool(row.met) for row in judged)} of {len(judged)} targets are met.")
+    profiles = " [Where the time of the others goes](profiles.md)." if demo else ""
+    parts.append(f"{sum(bool(row.met) for row in judged)} of {len(judged)} targets are met.{profiles}")
     plain = by_group(rows)
     for group, members in groupby(plain, lambda row: row.group):
         parts += [f"## {group[0].upper()}{group[1:]}", report.table(HEAD, [cells(row) for row in members])]

@@ -15,8 +15,8 @@ from damaged_runs import batches, config, objective
 from two_processes import in_two_processes
 
 from unnoise.shared.distributed import processes
-from unnoise.shared.training import Trainer
 from unnoise.shared.errors import Interrupted
+from unnoise.shared.training import Trainer
 
 
 def phase(name, work):

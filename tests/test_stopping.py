@@ -21,9 +21,8 @@ from unnoise.experiments import load
 from unnoise.experiments.program import launch_line
 from unnoise.shared import distributed
 from unnoise.shared.distributed import fresh_store
-from unnoise.shared.errors import Notice, UsageError
+from unnoise.shared.errors import Interrupted, Notice, UsageError
 from unnoise.shared.training import Training, resume, saving, stopping
-from unnoise.shared.errors import Interrupted
 from unnoise.shared.training.stopping import AT_ONCE, GO_ON, SAVE, Interruption, TooLate
 
 cli = import_module("unnoise.experiments.cli.main")
