@@ -98,15 +98,13 @@ def one_per_example(v: Tensor | float, x: Tensor) -> Tensor:
     Raises:
         UsageError: for another shape of v.
     """
-    if not isinstance(v, Tensor):
-        return torch.full((len(x),), v, dtype=torch.float32, device=x.device)
+    if not isinstance(v, Tensor) or (v.ndim == 0 and v.device.type == "cpu"):
+        return torch.full((len(x),), float(v), dtype=torch.float32, device=x.device)
     if v.ndim > 1 or (v.ndim and len(v) not in (1, len(x))):
         raise UsageError(
             f"times of shape {tuple(v.shape)} for {len(x)} examples: "
             f"give one time, or one for each example, ({len(x)},)"
         )
-    if v.ndim == 0 and v.device.type == "cpu":
-        return torch.full((len(x),), float(v), dtype=torch.float32, device=x.device)
     return v.float().to(x.device).expand(len(x))
 
 
@@ -373,32 +371,29 @@ def warn_in_training(denoiser: nn.Module) -> None:
 
 @contextmanager
 def refusing_nan(denoiser: nn.Module) -> Iterator[None]:
-    """Raises at the end of the block if a network whose input is tokens (integers) returned NaN within it.
-
-    NaN logits are not visible in the tokens that are sampled from them. Whether there was one is recorded on the device
-    and read once.
+    """Raises at the end of the block if a network whose input is tokens, which do not show it, returned NaN within it.
 
     Raises:
         UsageError: if there was one.
     """
     found: list[Tensor] = []
-    hooks: dict[nn.Module, RemovableHandle] = {}
 
-    def note(network: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        if isinstance(args[0], Tensor) and args[0].is_floating_point():
-            hooks[network].remove()  # its output is seen in the samples, and a hook costs time
-        elif isinstance(out, Tensor) and isinstance(args[0], Tensor):
-            found[:] = [torch.isnan(out).any() | found[0] if found else torch.isnan(out).any()]
+    def watched(network: nn.Module) -> RemovableHandle:
+        def note(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            if isinstance(args[0], Tensor) and args[0].is_floating_point():
+                handle.remove()  # its output is seen in the samples, and a hook costs time
+            elif isinstance(out, Tensor) and isinstance(args[0], Tensor):
+                found[:] = [torch.isnan(out).any() | found[0] if found else torch.isnan(out).any()]
 
-    hooks |= {network: network.register_forward_hook(note) for network in networks_of(denoiser)}
+        handle = network.register_forward_hook(note)
+        return handle
+
+    hooks = [watched(network) for network in networks_of(denoiser)]
     try:
         yield
     finally:
-        for hook in hooks.values():
+        for hook in hooks:
             hook.remove()
     if found:
-        refuse_unless(
-            ~found[0],
-            "the network returned NaN, from which no token can be sampled: check its weights and the conditions",
-            wait=True,
-        )
+        what = "the network returned NaN, from which no token can be sampled: check its weights and the conditions"
+        refuse_unless(~found[0], what, wait=True)
