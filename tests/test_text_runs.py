@@ -29,6 +29,7 @@ from unnoise.shared.data import Packed, characters, documents, shakespeare, subw
 from unnoise.shared.errors import UsageError
 from unnoise.shared.gaussian.guidance import ClassifierFree
 from unnoise.shared.networks import UNet
+from unnoise.shared.serialization import serialize
 
 LINES = [
     f"the {a} fox saw {b} dogs and {c} cats"
@@ -60,10 +61,14 @@ def corpus(tmp_path, monkeypatch):
 
 def test_checkpoints_of_every_recipe_can_be_loaded():
     """`unnoise.experiments.load` alone, in a process of its own, knows every recipe's class."""
-    names = [type(preset()).__name__ for preset in recipes.RECIPES.values()]
-    code = "from unnoise.experiments import load; from unnoise.shared.serialization import _KNOWN; print(*_KNOWN)"
-    known = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert set(names) <= {name.split(".")[-1] for name in known}
+    one_of_each = {type(preset()): preset() for preset in recipes.RECIPES.values()}
+    code = (
+        "import json, sys; from unnoise.experiments import load; from unnoise.shared.serialization import deserialize; "
+        "print(*(type(deserialize(d)).__name__ for d in json.load(sys.stdin)))"
+    )
+    described = json.dumps([serialize(recipe) for recipe in one_of_each.values()])
+    known = subprocess.run([sys.executable, "-c", code], input=described, check=True, capture_output=True, text=True)
+    assert known.stdout.split() == [cls.__name__ for cls in one_of_each]
 
 
 def test_of_a_single_file_the_end_is_held_out(corpus, capsys):

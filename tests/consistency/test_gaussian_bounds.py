@@ -114,7 +114,9 @@ def test_the_last_variance_of_a_stride_is_that_of_the_respaced_table(variance):
     v = variance_output if variance == "learned_range" else None
     for steps in (5, 250):
         grid = whole.grid(steps)
-        sampler = c.Ancestral(Perturbed(points(whole), CHANGES[2], v=v), cells.VARIANCES[variance])
+        denoiser = Perturbed(points(whole), CHANGES[2], v=v)
+        denoiser.has_variance_output = True  # so that the variance of the last step is computed
+        sampler = c.Ancestral(denoiser, cells.VARIANCES[variance])
         seen, method, x = [], sampler.distribution, torch.full((1, 1), 0.3, dtype=D)
         sampler.distribution = lambda *args, **more: seen.append(method(*args, **more)) or seen[-1]  # noqa: B023
         with torch.no_grad():
