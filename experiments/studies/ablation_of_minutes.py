@@ -61,7 +61,7 @@ def fast_digits() -> Ablation:
             "After 20 seconds of training, noise prediction on linear betas, four times the parameters, batches of 32, "
             "float32 and a constant learning rate have larger distances than the recipe. Nothing has a smaller one "
             "with certainty: the smallest mean, 9.7 beside 11.7, is that of clean prediction with min-SNR on the "
-            "cosine schedule, and batches of 128 and the raw weights cannot be told from the recipe. All are far from its "
-            "distance of 1.3 after four minutes, where the order may be another one."
+            "cosine schedule, and batches of 128 and the raw weights cannot be told from the recipe. All are far from "
+            "its distance of 1.3 after four minutes, where the order may be another one."
         ),
     )
