@@ -20,6 +20,7 @@ from unnoise.discrete import (
     cosine,
     direct,
     fused,
+    heads,
     reciprocal,
     residual,
 )
@@ -214,3 +215,14 @@ def test_tokens_of_any_memory_layout(generator):
         for tokens in ((x0, x_t), (x0.contiguous(), x_t.contiguous()))
     )
     torch.testing.assert_close(*losses)
+
+
+def test_which_losses_are_of_masks_alone():
+    """Only under an added mask, with an exact reverse model; and a head that is not known to leave masks alone stays."""
+    noise = LogLinearNoise()
+    assert Absorbing(5, noise).loss_is_of_masks(Product())
+    assert not Absorbing(5, noise).loss_is_of_masks(Product(eps=1e-3))
+    assert not Absorbing(5, noise, mask=2).loss_is_of_masks(Product())
+    assert not Uniform(5, noise).loss_is_of_masks(Product())
+    assert heads.at_masks(heads.logistic) is heads.logistic
+    assert heads.at_masks(heads.carried) is heads.direct
