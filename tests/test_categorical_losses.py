@@ -218,7 +218,7 @@ def test_tokens_of_any_memory_layout(generator):
 
 
 def test_which_losses_are_of_masks_alone():
-    """Only under an added mask, with an exact reverse model; and a head that is not known to leave masks alone stays."""
+    """Only under an added mask and without eps; a head that is not known to leave masks alone stays."""
     noise = LogLinearNoise()
     assert Absorbing(5, noise).loss_is_of_masks(Product())
     assert not Absorbing(5, noise).loss_is_of_masks(Product(eps=1e-3))
