@@ -60,7 +60,7 @@ CODES = {"ddpm": Bound(terms=25), "d3pm": TokenBound(terms=25)}
 class Demo:
     """Trains a DDPM, a D3PM and a VP score SDE on the bundled digits and writes runs/demo/report.html.
 
-    This takes about 4 minutes on two cores.
+    This takes about 6 minutes on two cores.
     """
 
     out: Path = Path("runs/demo")
