@@ -62,7 +62,7 @@ def rows_of(settings: Settings) -> dict[str, Callable[[], Workload]]:
 
 
 def asked_for(only: Sequence[str], name: str, group: str) -> bool:
-    """Returns whether a row is asked for: a text of `only` is in its name or is its group, or there is none."""
+    """Returns whether a row is measured: if its name contains a text of `only`, if its group is one, or if all are."""
     return not only or any(text.lower() in name.lower() or text.lower() == group for text in only)
 
 
